@@ -1,0 +1,20 @@
+"""Configuration of a checkpoint as frozen dataclasses.
+
+Every generation of config.json, generation_config.json, preprocessor_config.json and processor_config.json that is
+published for LFM2-VL and LFM2.5-VL is normalised here and only here: other modules see one spelling of each field.
+"""
+
+from .fields import read_json
+from .generation import GenerationConfig
+from .model import Lfm2Config, Lfm2VlConfig, Siglip2VisionConfig
+from .processor import ImageProcessorConfig, ProcessorConfig
+
+__all__ = [
+    "GenerationConfig",
+    "ImageProcessorConfig",
+    "Lfm2Config",
+    "Lfm2VlConfig",
+    "ProcessorConfig",
+    "Siglip2VisionConfig",
+    "read_json",
+]

@@ -1,0 +1,91 @@
+"""Typed reading of JSON objects: a value that makes no sense becomes a `ConfigError` with its place, name and value."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+
+MAX_SIZE = 2**24  # no dimension of a real checkpoint comes near; guards against absurd allocations
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object. Raises `ConfigError` naming the file if it is absent, not UTF-8 or not a JSON object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; a model folder needs it") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: holds {type(data).__name__} where a JSON object is expected")
+    return data
+
+
+class Fields:
+    """Typed reading of one JSON object; `where` names it in messages."""
+
+    def __init__(self, data: Mapping[str, Any], where: str):
+        self.data, self.where = data, where
+
+    def get(self, *names: str, default: Any = None) -> tuple[str, Any]:
+        """The first of `names` that is present and not null, with its name."""
+        for name in names:
+            if self.data.get(name) is not None:
+                return name, self.data[name]
+        return names[0], default
+
+    def refuse(self, name: str, value: Any, wanted: str) -> ConfigError:
+        return ConfigError(f"{self.where}: {name} is {value!r}, expected {wanted}")
+
+    def integer(self, *names: str, default: int, low: int = 1, high: int = MAX_SIZE) -> int:
+        name, value = self.get(*names, default=default)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.refuse(name, value, f"an integer from {low} to {high}")
+        return value
+
+    def number(self, *names: str, default: float, low: float = 0.0, above: bool = True) -> float:
+        name, value = self.get(*names, default=default)
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not good or value < low or (above and value == low):
+            raise self.refuse(name, value, f"a finite number {'above' if above else 'of at least'} {low:g}")
+        return float(value)
+
+    def flag(self, *names: str, default: bool) -> bool:
+        name, value = self.get(*names, default=default)
+        if not isinstance(value, bool):
+            raise self.refuse(name, value, "true or false")
+        return value
+
+    def choice(self, *names: str, default: Any, options: tuple[Any, ...]) -> Any:
+        name, value = self.get(*names, default=default)
+        if isinstance(value, bool) or value not in options:
+            raise self.refuse(name, value, "one of " + ", ".join(map(repr, options)))
+        return value
+
+    def section(self, name: str) -> dict[str, Any]:
+        value = self.data.get(name)
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise self.refuse(name, value, "an object")
+        return dict(value)
+
+    def token_id(self, name: str) -> int | None:
+        return None if self.data.get(name) is None else self.integer(name, default=0, low=0)
+
+    def token_ids(self, name: str) -> tuple[int, ...]:
+        """A token id or a list of them; empty if absent."""
+        value = self.data.get(name)
+        if value is None:
+            return ()
+        ids = value if isinstance(value, (list, tuple)) else [value]
+        if not ids or not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i <= MAX_SIZE for i in ids):
+            raise self.refuse(name, value, "a token id or a list of token ids")
+        return tuple(ids)

@@ -1,0 +1,44 @@
+"""generation_config.json: end tokens, and sampling where a checkpoint recommends any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .fields import Fields
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """End tokens, and the sampling that the checkpoint recommends (None where it recommends none)."""
+
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    do_sample: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str = "generation_config.json") -> GenerationConfig:
+        """Raises `ConfigError` for a value that makes no sense."""
+        read = Fields(data, where)
+
+        def optional(name: str, low: float = 0.0, above: bool = False) -> float | None:
+            return None if data.get(name) is None else read.number(name, default=0.0, low=low, above=above)
+
+        return cls(
+            eos_token_ids=read.token_ids("eos_token_id"),
+            bos_token_id=read.token_id("bos_token_id"),
+            pad_token_id=read.token_id("pad_token_id"),
+            do_sample=read.flag("do_sample", default=False),
+            temperature=optional("temperature"),
+            top_p=optional("top_p"),
+            top_k=None if data.get("top_k") is None else read.integer("top_k", default=0, low=0),
+            min_p=optional("min_p"),
+            repetition_penalty=optional("repetition_penalty", above=True),
+        )

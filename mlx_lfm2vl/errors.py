@@ -1,0 +1,49 @@
+"""The exceptions that the library raises. Each message is one line that names the thing and the way out.
+
+Every class is an `Lfm2VlError`, so that an app can catch them all, and also the built-in exception that the case is an
+instance of, so that code written for the reference implementation (`except ValueError`) goes on working.
+"""
+
+
+class Lfm2VlError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class ConfigError(Lfm2VlError, ValueError):
+    """A model folder's JSON files are missing, unreadable or hold a value that makes no sense."""
+
+
+class WeightsError(Lfm2VlError, ValueError):
+    """Weight files are missing or damaged, or their tensors do not fit the configuration."""
+
+
+class HubError(Lfm2VlError, OSError):
+    """A model could not be found on disk or fetched from the hub."""
+
+
+class ImageError(Lfm2VlError, ValueError):
+    """A picture cannot be read or makes no sense as a picture."""
+
+
+class TokenizerError(Lfm2VlError, ValueError):
+    """The tokenizer files are missing, damaged or lack a token that the model needs."""
+
+
+class TemplateError(Lfm2VlError, ValueError):
+    """The chat template is missing, cannot be parsed or refuses the conversation."""
+
+
+class PromptError(Lfm2VlError, ValueError):
+    """Text and pictures of a call do not belong together (count of placeholders, roles, empty prompts)."""
+
+
+class OptionError(Lfm2VlError, ValueError):
+    """An argument or option has a value outside its range; the message names it."""
+
+
+class InputError(Lfm2VlError, ValueError):
+    """The arrays given to a model do not fit each other or the configuration."""
+
+
+class OutputError(Lfm2VlError, OSError):
+    """A result cannot be written where it was asked for."""

@@ -1,0 +1,99 @@
+"""From a model's name to a folder on this disk. The only module that imports huggingface_hub.
+
+A name is `demo` (the bundled model), a folder, or a hub repository such as `LiquidAI/LFM2-VL-450M`. Downloads go
+through huggingface_hub's cache (resumed, shared with other programs, offline once complete). Only data files are
+fetched: no Python, no pickle.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from . import demo
+from .errors import HubError
+
+DATA_PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.md", "LICENSE*")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def resolve(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    patterns: tuple[str, ...] = DATA_PATTERNS,
+) -> Path:
+    """The folder that holds the model; fetches what `patterns` match if the name is a hub repository.
+
+    A folder that has no config.json but children that do (one precision each) is refused with the children's names.
+    Raises `HubError` if nothing of that name can be had.
+    """
+    name = os.fspath(path_or_repo)
+    if not name.strip():
+        raise HubError("the model's name is empty; give a folder, a hub repository or 'demo'")
+    if name == "demo":
+        return demo.path()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _with_config(folder)
+    if folder.exists():
+        raise HubError(f"{name}: is a file; give the folder that holds config.json")
+    if not _REPOSITORY.fullmatch(name):
+        raise HubError(f"{name}: no such folder, and not a hub repository name like 'LiquidAI/LFM2-VL-450M'")
+    return _with_config(_download(name, revision, token, cache_dir, local_files_only, patterns))
+
+
+def _with_config(folder: Path) -> Path:
+    if (folder / "config.json").exists():
+        return folder
+    children = sorted(child.name for child in folder.iterdir() if (child / "config.json").is_file())
+    if len(children) == 1:
+        return folder / children[0]
+    if children:
+        raise HubError(f"{folder}: holds several models; choose one of {', '.join(str(folder / c) for c in children)}")
+    raise HubError(f"{folder}: has no config.json; it is not a model folder")
+
+
+def _download(
+    repo: str,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | os.PathLike[str] | None,
+    local_files_only: bool,
+    patterns: tuple[str, ...],
+) -> Path:
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                allow_patterns=list(patterns),
+            )
+        )
+    except GatedRepoError:
+        raise HubError(
+            f"{repo}: access is restricted; accept its terms on the hub and log in with `hf auth login`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise HubError(
+            f"{repo}: no such folder here and no such repository on the hub (or it is private: log in)"
+        ) from None
+    except LocalEntryNotFoundError as error:
+        raise HubError(f"{repo}: not in the local cache and the hub cannot be reached ({_first_line(error)})") from None
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise HubError(f"{repo}: the download failed ({_first_line(error)}); run it again to resume") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
