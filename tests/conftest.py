@@ -1,0 +1,156 @@
+"""Reads tests/golden/, the reference implementation's numbers (tools/make_golden.py makes and describes them).
+
+from conftest import case_ids
+
+@pytest.mark.parametrize("case_id", case_ids("gen2", having="generated"))
+def test_greedy(case_id, golden):
+    case = golden(case_id)
+    model, processor = load(case.folder)
+    ...
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+GOLDEN = Path(__file__).parent / "golden"
+CHECKPOINTS = ("gen2", "gen25", "untied")
+_MANIFEST: dict[str, Any] = json.loads((GOLDEN / "manifest.json").read_text(encoding="utf-8"))
+_ENTRIES: dict[str, dict[str, Any]] = {entry["id"]: entry for entry in _MANIFEST["cases"]}
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One frozen call of the reference; tools/golden/stages.py describes the keys of `arrays`."""
+
+    id: str
+    checkpoint: str
+    options: dict[str, Any]  # keyword arguments of the processor's call, without padding
+    padding_side: str | None  # "left" or "right" where there are several prompts
+    picture_names: list[list[str]]  # a list a prompt
+    prompts: list[str]  # as the chat template renders them, with one <image> a picture
+    generated_text: list[str]  # of arrays["generated"], without special tokens; empty where nothing was generated
+    messages: list[list[dict[str, Any]]]  # with {"type": "image", "picture": name}
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint, in Hugging Face format."""
+        return GOLDEN / self.checkpoint
+
+    @cached_property
+    def pictures(self) -> list[list[Image.Image]]:
+        """RGB pictures, a list a prompt."""
+        return [[picture(name) for name in names] for names in self.picture_names]
+
+    @cached_property
+    def conversations(self) -> list[list[dict[str, Any]]]:
+        """The messages with the pictures themselves under "image", as `apply_chat_template` takes them."""
+        conversations = copy.deepcopy(self.messages)
+        for turn in (turn for turns in conversations for turn in turns):
+            for part in turn["content"] if isinstance(turn["content"], list) else []:
+                if part["type"] == "image":
+                    part["image"] = picture(part.pop("picture"))
+        return conversations
+
+    @cached_property
+    def call_options(self) -> dict[str, Any]:
+        """`options`, and padding where there are several prompts."""
+        return self.options | ({"padding": True, "padding_side": self.padding_side} if self.padding_side else {})
+
+    @cached_property
+    def levels(self) -> np.ndarray:
+        """(patches of all views, 768) uint8: the resized pictures, without padding."""
+        down = np.cumsum(self.arrays["pixel_deltas"], axis=1, dtype=np.uint8)
+        return np.cumsum(down, axis=2, dtype=np.uint8).reshape(-1, 768)
+
+    @cached_property
+    def pixel_values(self) -> np.ndarray:
+        """(views, max_num_patches, 768) float32: the reference's, bit for bit."""
+        mask = self.arrays["pixel_attention_mask"]
+        values = np.zeros((*mask.shape, 768), np.float32)
+        values[mask == 1] = (self.levels.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
+        return values
+
+    @cached_property
+    def inputs(self) -> dict[str, np.ndarray]:
+        """What the reference's processor returned, ready for a model: exact, whatever resizes pictures here."""
+        inputs = {key: self.arrays[key] for key in ("input_ids", "attention_mask")}
+        if self.has_pictures:
+            inputs["pixel_values"] = self.pixel_values
+            inputs |= {key: self.arrays[key] for key in ("spatial_shapes", "pixel_attention_mask")}
+        return inputs
+
+    @property
+    def has_pictures(self) -> bool:
+        return any(self.picture_names)
+
+
+def picture(name: str) -> Image.Image:
+    """The picture tests/golden/pictures/NAME.png."""
+    with Image.open(GOLDEN / "pictures" / f"{name}.png") as stored:
+        return stored.convert("RGB")
+
+
+def case_ids(*checkpoints: str, having: str | None = None) -> list[str]:
+    """Ids of the frozen cases, of some checkpoints or all, for parametrisation.
+
+    `having` keeps those with: "pictures"; "generated" (greedy tokens); "padding" (several prompts).
+    """
+    keep: dict[str | None, Callable[[dict[str, Any]], bool]] = {
+        None: lambda entry: True,
+        "pictures": lambda entry: any(entry["pictures"]),
+        "generated": lambda entry: "generated_text" in entry,
+        "padding": lambda entry: entry["padding_side"] is not None,
+    }
+    wanted = checkpoints or CHECKPOINTS
+    return [id_ for id_, entry in _ENTRIES.items() if entry["checkpoint"] in wanted and keep[having](entry)]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], GoldenCase]:
+    """Gives the frozen case of an id, e.g. golden("gen2-tiled")."""
+
+    def load_case(case_id: str) -> GoldenCase:
+        entry = _ENTRIES[case_id]
+        with np.load(GOLDEN / "cases" / f"{case_id}.npz") as stored:
+            arrays = dict(stored)
+        return GoldenCase(
+            id=case_id,
+            checkpoint=entry["checkpoint"],
+            options=entry["options"],
+            padding_side=entry["padding_side"],
+            picture_names=entry["pictures"],
+            prompts=entry["prompts"],
+            generated_text=entry.get("generated_text", []),
+            messages=entry["conversations"],
+            arrays=arrays,
+        )
+
+    return load_case
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Callable[[str], Path]:
+    """Gives the folder of a small checkpoint: golden_folder("gen2"), "gen25" or "untied"."""
+
+    def folder(name: str) -> Path:
+        if name not in CHECKPOINTS:
+            raise KeyError(name)
+        return GOLDEN / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_json() -> Callable[[str], Any]:
+    """Gives the content of tests/golden/NAME.json: "geometry", "templates" or "tokens"."""
+    return lambda name: json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))

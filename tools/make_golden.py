@@ -1,0 +1,154 @@
+"""Freezes the reference implementation's numbers into tests/golden/, so that tests need no torch.
+
+    python tools/make_golden.py              writes tests/golden/ anew
+    python tools/make_golden.py --check      makes everything again in a temporary folder and lists what differs
+
+It needs the extra `reference` (torch, torchvision, transformers 5.23). tests/golden/ then holds
+
+    gen2/ gen25/ untied/      small random checkpoints in Hugging Face format   (golden/checkpoints.py)
+    pictures/NAME.png         the pictures                                     (golden/pictures.py)
+    cases/CHECKPOINT-NAME.npz every stage of one call; the keys are described in golden/stages.py
+    manifest.json             versions, seeds, the cases with parameters and texts, and the SHA-256 of every file
+
+`--check` wants integers, texts and pictures equal and floats within --tolerance of the largest value of their array:
+another processor adds in another order. It fails, too, where a committed file is not the one of the manifest.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from golden.cases import CASES
+from golden.checkpoints import NAMES, SEEDS, write_checkpoint
+from golden.pictures import SIZES, draw
+from golden.stages import freeze, load
+from PIL import Image
+from safetensors.numpy import load_file
+
+GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
+LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "jinja2", "numpy", "pillow")
+
+
+def make(folder: Path) -> None:
+    """Writes all golden files into `folder`."""
+    torch.set_num_threads(1)  # sums in one order
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    (folder / "cases").mkdir(exist_ok=True)
+    for name in SIZES:
+        draw(name).save(folder / "pictures" / f"{name}.png", optimize=True)
+    cases = []
+    for checkpoint in NAMES:
+        write_checkpoint(checkpoint, folder / checkpoint)
+        model, processor = load(str(folder / checkpoint))
+        for case in (case for case in CASES if case.checkpoint == checkpoint):
+            arrays, texts = freeze(case, model, processor)
+            np.savez_compressed(folder / "cases" / f"{case.id}.npz", **arrays)
+            cases.append(_entry(case, texts))
+    manifest = {
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "seeds": SEEDS,
+        "files": _sums(folder),
+        "cases": cases,
+    }
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True)
+    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _entry(case: Any, texts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": case.id,
+        "checkpoint": case.checkpoint,
+        "conversations": case.conversations,
+        "pictures": case.picture_names,
+        "options": case.options,
+        "padding_side": case.padding_side,
+        **texts,
+    }
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def differences(old: Path, new: Path, tolerance: float) -> list[str]:
+    """One line for each thing in which the golden folder `old` differs from `new`."""
+    found = []
+    manifest = json.loads((old / "manifest.json").read_text(encoding="utf-8"))
+    fresh = json.loads((new / "manifest.json").read_text(encoding="utf-8"))
+    for name, stored in manifest["files"].items():
+        if not (old / name).is_file():
+            found.append(f"{name}: in the manifest but not there")
+        elif hashlib.sha256((old / name).read_bytes()).hexdigest() != stored:
+            found.append(f"{name}: not the file of the manifest")
+    found += [f"{name}: not in the manifest" for name in _sums(old).keys() - manifest["files"].keys()]
+    found += [f"manifest.json: {key} differs" for key in ("versions", "seeds", "cases") if manifest[key] != fresh[key]]
+    for name in sorted(manifest["files"].keys() ^ fresh["files"].keys()):
+        found.append(f"{name}: {'no longer made' if name in manifest['files'] else 'missing'}")
+    for name in sorted(manifest["files"].keys() & fresh["files"].keys()):
+        if (old / name).is_file():
+            found += [f"{name}: {line}" for line in _compare(old / name, new / name, tolerance)]
+    return found
+
+
+def _compare(old: Path, new: Path, tolerance: float) -> list[str]:
+    if old.read_bytes() == new.read_bytes():
+        return []
+    before, after = _arrays(old), _arrays(new)
+    if before is None or after is None:
+        return ["differs"]
+    found = [f"{key} only on one side" for key in before.keys() ^ after.keys()]
+    for key in sorted(before.keys() & after.keys()):
+        one, two = before[key], after[key]
+        if one.shape != two.shape or one.dtype != two.dtype:
+            found.append(f"{key} is {one.dtype}{one.shape}, now {two.dtype}{two.shape}")
+        elif one.dtype.kind == "f":
+            error = np.abs(one - two).max(initial=0) / max(np.abs(two).max(initial=0), 1e-30)
+            if not error <= tolerance:
+                found.append(f"{key} differs by {error:.1e} of its largest value")
+        elif not np.array_equal(one, two):
+            found.append(f"{key} differs in {np.count_nonzero(one != two)} of {one.size} values")
+    return found
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray] | None:
+    if path.suffix == ".npz":
+        with np.load(path) as stored:
+            return dict(stored)
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".png":
+        with Image.open(path) as picture:
+            return {"pixels": np.asarray(picture)}
+    return None
+
+
+def main() -> int:
+    """Command line; exit code 1 where --check finds a difference."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    parser.add_argument("--tolerance", type=float, default=1e-6, help="for floats, of the largest value (default 1e-6)")
+    parser.add_argument("--folder", type=Path, default=GOLDEN, help="default: tests/golden")
+    args = parser.parse_args()
+    if not args.check:
+        make(args.folder)
+        return 0
+    with tempfile.TemporaryDirectory() as temporary:
+        make(Path(temporary))
+        found = differences(args.folder, Path(temporary), args.tolerance)
+    print("\n".join(found) or "no differences")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
