@@ -1,0 +1,58 @@
+"""The command line.
+
+A command is a module with `SUMMARY`, `DESCRIPTION`, `add_arguments(parser)` and `run(args) -> int`; see `COMMANDS`.
+Exit codes: 0 done, 2 something the user can put right (one line on stderr), 130 interrupted, 141 the reader of stdout
+went away. A bug shows its traceback. Modules of commands import the library inside `run`, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..errors import Lfm2VlError
+from . import convert, generate
+from .options import PROGRAM, Parser, complain
+
+COMMANDS = {"generate": generate, "convert": convert}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program with `argv` (default: the process's arguments) and returns its exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a stream put in place by a caller may not be reconfigurable
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # terminals that lack a character
+    try:
+        return COMMANDS[args.command].run(args)
+    except Lfm2VlError as error:
+        complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Python would fail once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def build_parser() -> Parser:
+    """The parser of the whole program."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="Liquid AI's LFM2-VL and LFM2.5-VL vision-language models in MLX.",
+        epilog=f"`{PROGRAM} COMMAND --help` lists a command's options.",
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=module.SUMMARY, description=module.DESCRIPTION)
+        module.add_arguments(command)
+    return parser

@@ -1,0 +1,153 @@
+"""What the commands share: the parser, the options that several commands have, and how they become library arguments.
+
+Nothing here imports the library's heavy parts, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+PROGRAM = "mlx-lfm2vl"
+DEMO = "demo"
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose errors are one line, as all errors of the program are. No abbreviated options."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        complain(f"{message} (see `{self.prog} --help`)")
+        raise SystemExit(2)
+
+
+def complain(message: str) -> None:
+    """Writes the program's error line to stderr; line breaks in file names or server answers become spaces."""
+    print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def note(message: str) -> None:
+    """Writes a line to stderr that the user should know of but that stops nothing."""
+    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """An argparse type: an integer of at least `low` and at most `high`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low or (high is not None and value > high):
+            bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {bounds}")
+        return value
+
+    return parse
+
+
+def real(low: float, high: float | None = None, *, above: bool = False) -> Callable[[str], float]:
+    """An argparse type: a number from `low` (exclusive with `above`) to `high`. NaN and infinity are refused."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        good = (value > low if above else value >= low) and value <= (sys.float_info.max if high is None else high)
+        if not good:
+            bounds = f"above {low:g}" if above else f"of at least {low:g}"
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number {bounds}{'' if high is None else f' and at most {high:g}'}"
+            )
+        return value
+
+    return parse
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model and --revision, for commands that run a model."""
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="folder, hub repository such as LiquidAI/LFM2.5-VL-450M, or 'demo', the small bundled model (default)",
+    )
+    add_revision(parser)
+
+
+def add_revision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the hub repository (default: main)")
+
+
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """The picture policy; what is not given stays as the checkpoint has it."""
+    group = parser.add_argument_group("pictures", "without these, the checkpoint's own policy applies")
+    group.add_argument(
+        "--max-image-tokens",
+        type=whole(1),
+        metavar="N",
+        help="tokens that a picture or a thumbnail may take, 1 or more",
+    )
+    group.add_argument(
+        "--min-image-tokens", type=whole(1), metavar="N", help="tokens that a small picture is enlarged to, 1 or more"
+    )
+    group.add_argument(
+        "--tiling",
+        action=argparse.BooleanOptionalAction,
+        help="cut large pictures into tiles, or never: fewer tokens, less detail",
+    )
+
+
+def picture_overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the image processor that were given on the command line."""
+    given = {
+        "max_image_tokens": args.max_image_tokens,
+        "min_image_tokens": args.min_image_tokens,
+        "do_image_splitting": args.tiling,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Length, sampling and seed, as `GenerationOptions` names them."""
+    parser.add_argument(
+        "--max-tokens",
+        type=whole(1),
+        default=512,
+        metavar="N",
+        help="longest answer in tokens, 1 or more (default: 512)",
+    )
+    group = parser.add_argument_group(
+        "sampling",
+        "without these, what the model's generation_config.json recommends, else the likeliest token (greedy)",
+    )
+    group.add_argument("--temp", type=real(0), metavar="T", help="temperature, 0 or more; 0 is greedy")
+    group.add_argument("--top-p", type=real(0, 1, above=True), metavar="P", help="nucleus, above 0 to 1; 1 is off")
+    group.add_argument(
+        "--min-p", type=real(0, 1), metavar="P", help="least share of the top probability, 0 to 1; 0 is off"
+    )
+    group.add_argument("--top-k", type=whole(0), metavar="K", help="choose among the K likeliest, 0 or more; 0 is off")
+    group.add_argument(
+        "--repetition-penalty", type=real(0, above=True), metavar="R", help="above 0; 1 is off, more repeats less"
+    )
+    group.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="makes sampling repeatable, 0 or more")
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `GenerationOptions`."""
+    return {
+        "max_tokens": args.max_tokens,
+        "temperature": args.temp,
+        "top_p": args.top_p,
+        "min_p": args.min_p,
+        "top_k": args.top_k,
+        "repetition_penalty": args.repetition_penalty,
+        "seed": args.seed,
+    }
