@@ -1,8 +1,12 @@
-"""The bundled demo model: a small LFM2-VL in Hugging Face format, as package data."""
+"""The bundled demo model: a small LFM2-VL in Hugging Face format, kept beside this file as package data."""
+
+from __future__ import annotations
 
 from pathlib import Path
 
+__all__ = ["path"]
+
 
 def path() -> Path:
-    """The folder of the demo model, for `load` or any other program that reads Hugging Face folders."""
-    return Path(__file__).parent
+    """The folder of the demo model: config.json, weights, tokenizer, chat template, processor files and card."""
+    return Path(__file__).resolve().parent
