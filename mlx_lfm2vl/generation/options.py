@@ -1,0 +1,64 @@
+"""How to generate, as one frozen object."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+from ..config import GenerationConfig
+from ..errors import OptionError
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """Length and sampling of one answer. None means: what the checkpoint recommends, else off (greedy).
+
+    `max_tokens`: at most so many new tokens. `temperature`: 0 is greedy. `top_k`: sample among the k likeliest (0: off).
+    `top_p`: among the likeliest that together reach this probability (1: off). `min_p`: among those at least this
+    fraction as likely as the likeliest (0: off). `repetition_penalty`: divides positive and multiplies negative logits of
+    tokens seen in prompt or answer (1: off; Keskar et al. 2019). `seed`: makes sampling repeatable.
+
+    Filters work in the order of transformers: penalty, temperature, top-k, top-p, min-p. Raises `OptionError` naming the
+    option and its range.
+    """
+
+    max_tokens: int = 512
+    temperature: float | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check("max_tokens", self.max_tokens, 1, 2**31, whole=True)
+        self._check("temperature", self.temperature, 0, 100)
+        self._check("top_p", self.top_p, 0, 1, above=True)
+        self._check("min_p", self.min_p, 0, 1)
+        self._check("top_k", self.top_k, 0, 2**31, whole=True)
+        self._check("repetition_penalty", self.repetition_penalty, 0, 100, above=True)
+        self._check("seed", self.seed, 0, 2**64 - 1, whole=True)
+
+    @staticmethod
+    def _check(
+        name: str, value: float | None, low: float, high: float, whole: bool = False, above: bool = False
+    ) -> None:
+        if value is None and name != "max_tokens":
+            return
+        kind = "an integer" if whole else "a number"
+        good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not good or not math.isfinite(value) or not low <= value <= high or (above and value == low):  # type: ignore[arg-type]
+            start = f"above {low:g}" if above else f"from {low:g}"
+            raise OptionError(f"{name} is {value!r}, expected {kind} {start} to {high:g}")
+
+    def resolve(self, config: GenerationConfig) -> GenerationOptions:
+        """Fills what was left open from a checkpoint's recommendation. A checkpoint that says do_sample: false, or names
+        no temperature, is greedy. An explicit temperature here leaves its other recommendations in force."""
+        off = {"temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "top_k": 0, "repetition_penalty": 1.0}
+        recommended = {name: getattr(config, name) for name in off if getattr(config, name) is not None}
+        if not config.do_sample:
+            recommended = {k: v for k, v in recommended.items() if k == "repetition_penalty"}
+        chosen = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        if config.do_sample and "temperature" not in recommended:
+            recommended["temperature"] = 1.0
+        return replace(self, **{**off, **recommended, **chosen})

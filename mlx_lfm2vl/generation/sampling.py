@@ -1,0 +1,72 @@
+"""From logits to the next token, on the device: nothing is read back, so that steps can be queued ahead."""
+
+from __future__ import annotations
+
+import os
+
+import mlx.core as mx
+
+from .options import GenerationOptions
+
+
+class Sampler:
+    """Chooses next tokens for a batch. Holds the random key and which tokens were seen; use one for one generation.
+
+    `options` must be resolved (no None left but the seed).
+    """
+
+    def __init__(self, options: GenerationOptions):
+        self.options = options
+        seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(8), "little")
+        self._key = mx.random.key(seed)
+        self._seen: mx.array | None = None
+
+    def observe(self, tokens: mx.array, vocabulary: int) -> None:
+        """Counts tokens (B, L) as seen, for the repetition penalty."""
+        if self.options.repetition_penalty == 1:
+            return
+        if self._seen is None:
+            self._seen = mx.zeros((tokens.shape[0], vocabulary), mx.bool_)
+        self._seen = mx.put_along_axis(self._seen, tokens, mx.array(True), axis=1)
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        """Logits (B, vocabulary) to tokens (B,), which count as seen."""
+        options = self.options
+        penalty = options.repetition_penalty or 1.0
+        if penalty != 1 and self._seen is not None:
+            logits = penalize(logits, self._seen, penalty)
+        if not options.temperature:
+            tokens = mx.argmax(logits, axis=-1)
+        else:
+            logits = logits.astype(mx.float32) / options.temperature
+            logits = keep_likely(logits, options.top_k or 0, options.top_p or 1.0, options.min_p or 0.0)
+            self._key, use = mx.random.split(self._key)
+            tokens = mx.random.categorical(logits, key=use)
+        self.observe(tokens[:, None], logits.shape[-1])
+        return tokens
+
+
+def penalize(logits: mx.array, seen: mx.array, penalty: float) -> mx.array:
+    """Makes tokens in `seen` (B, vocabulary) less likely: positive logits divided, negative ones multiplied."""
+    return mx.where(seen, mx.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def keep_likely(logits: mx.array, top_k: int, top_p: float, min_p: float) -> mx.array:
+    """Logits (B, vocabulary) float32 with -inf at the tokens that top-k, then top-p, then min-p rule out.
+
+    The likeliest token always stays. A filter sees the probabilities that the one before has left, as transformers'
+    warpers do.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        smallest = mx.topk(logits, top_k, axis=-1).min(axis=-1, keepdims=True)
+        logits = mx.where(logits < smallest, -mx.inf, logits)
+    if top_p < 1:
+        order = mx.argsort(-logits, axis=-1)
+        probabilities = mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1)
+        before = mx.cumsum(probabilities, axis=-1) - probabilities
+        ruled_out = mx.put_along_axis(mx.zeros(logits.shape, mx.bool_), order, before >= top_p, axis=-1)
+        logits = mx.where(ruled_out & (logits < logits.max(axis=-1, keepdims=True)), -mx.inf, logits)
+    if min_p > 0:
+        floor = logits.max(axis=-1, keepdims=True) + mx.log(mx.array(min_p))
+        logits = mx.where(logits < floor, -mx.inf, logits)
+    return logits

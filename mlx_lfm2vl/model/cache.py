@@ -1,0 +1,113 @@
+"""What the backbone remembers between calls: keys and values of attention layers, the last inputs of short convolutions.
+
+Key-value buffers grow in steps, so that a token costs no copy of the past. A convolution state is the last
+`conv_L_cache - 1` gated inputs and cannot be trimmed; rewinding needs a copy of it (see `Cache.checkpoint`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ..config import Lfm2Config
+
+GROWTH_STEP = 256  # tokens
+
+
+class KeyValueCache:
+    """Keys and values (B, kv_heads, offset, head_dim) of one attention layer."""
+
+    def __init__(self) -> None:
+        self.keys: mx.array | None = None
+        self.values: mx.array | None = None
+        self.offset = 0
+
+    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Appends (B, kv_heads, L, head_dim) and returns all so far, (B, kv_heads, offset, head_dim)."""
+        end = self.offset + keys.shape[2]
+        if self.keys is None or self.values is None or end > self.keys.shape[2]:
+            self._grow(keys, values, end)
+        assert self.keys is not None and self.values is not None
+        self.keys[..., self.offset : end, :] = keys
+        self.values[..., self.offset : end, :] = values
+        self.offset = end
+        return self.keys[..., :end, :], self.values[..., :end, :]
+
+    def _grow(self, keys: mx.array, values: mx.array, end: int) -> None:
+        batch, heads, _, head_dim = keys.shape
+        room = -(-end // GROWTH_STEP) * GROWTH_STEP - self.offset
+        new_keys = mx.zeros((batch, heads, room, head_dim), keys.dtype)
+        new_values = mx.zeros((batch, heads, room, values.shape[3]), values.dtype)
+        if self.keys is None or self.values is None:
+            self.keys, self.values = new_keys, new_values
+        else:
+            self.keys = mx.concatenate([self.keys[..., : self.offset, :], new_keys], axis=2)
+            self.values = mx.concatenate([self.values[..., : self.offset, :], new_values], axis=2)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [array for array in (self.keys, self.values) if array is not None]
+
+
+class ConvCache:
+    """The last `conv_L_cache - 1` gated inputs of one short convolution, oldest first, each (B, 1, hidden)."""
+
+    def __init__(self, length: int):
+        self.length = length
+        self.inputs: tuple[mx.array, ...] = ()
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return list(self.inputs)
+
+
+@dataclass(frozen=True)
+class CacheCheckpoint:
+    """A point to which a cache can be rewound: a length in tokens and the convolution states there."""
+
+    offset: int
+    conv_inputs: tuple[tuple[mx.array, ...], ...]
+
+
+class Cache:
+    """The states of all layers of a backbone, for one batch of sequences; `offset` tokens have been seen."""
+
+    def __init__(self, config: Lfm2Config):
+        self.layers: list[KeyValueCache | ConvCache] = [
+            KeyValueCache() if kind == "full_attention" else ConvCache(config.conv_L_cache - 1)
+            for kind in config.layer_types
+        ]
+        self.offset = 0
+
+    def get_seq_length(self) -> int:
+        """Tokens seen so far (the reference's name)."""
+        return self.offset
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """All state arrays, to be evaluated together."""
+        return [array for layer in self.layers for array in layer.arrays]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays)
+
+    def checkpoint(self) -> CacheCheckpoint:
+        """Remembers this point. Costs `(conv_L_cache - 1) * hidden` numbers a convolution layer, whatever the length."""
+        copies = tuple(
+            tuple(mx.contiguous(array) for array in layer.inputs)
+            for layer in self.layers
+            if isinstance(layer, ConvCache)
+        )
+        return CacheCheckpoint(self.offset, copies)
+
+    def rewind(self, checkpoint: CacheCheckpoint) -> None:
+        """Forgets all that came after `checkpoint`, which must have been taken from this cache."""
+        states = iter(checkpoint.conv_inputs)
+        for layer in self.layers:
+            if isinstance(layer, ConvCache):
+                layer.inputs = next(states)
+            else:
+                layer.offset = checkpoint.offset
+        self.offset = checkpoint.offset

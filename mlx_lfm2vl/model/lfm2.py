@@ -1,0 +1,260 @@
+"""The LFM2 backbone: gated short convolutions and grouped-query attention in turn, each followed by a SwiGLU.
+
+Parameter names are those of transformers' `Lfm2Model`. Convolution kernels are stored as MLX has them, (hidden, K, 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..config import Lfm2Config
+from .activations import swiglu
+from .cache import Cache, ConvCache, KeyValueCache
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all layers of one call share.
+
+    `offset`: rotary position of the first token, one number or one a row (B,); `rotation`: cosines and sines (B, 1, L,
+    head_dim) instead, for positions that do not simply count up. `attention_mask`: which keys each query sees, (B, 1, L,
+    S) bool, or "causal", or None where the one query sees all. `keep`: (B, L, 1), zero at padding, for the convolutions.
+    """
+
+    offset: int | mx.array = 0
+    rotation: tuple[mx.array, mx.array] | None = None
+    attention_mask: mx.array | str | None = None
+    keep: mx.array | None = None
+
+
+def rope_frequencies(config: Lfm2Config) -> mx.array:
+    """Wavelengths over 2 pi, (head_dim / 2,) float32: position p turns pair i by the angle p / frequency i."""
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    return mx.array(np.float32(config.rope_theta) ** exponents)
+
+
+def rotation_for(position_ids: mx.array, frequencies: mx.array, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+    """Cosines and sines (B, 1, L, head_dim) for arbitrary positions (B, L)."""
+    angles = position_ids.astype(mx.float32)[:, None, :, None] / frequencies
+    angles = mx.concatenate([angles, angles], axis=-1)
+    return mx.cos(angles).astype(dtype), mx.sin(angles).astype(dtype)
+
+
+def padding_masks(attention_mask: mx.array, length: int) -> tuple[mx.array, mx.array | None]:
+    """From a padding mask (B, past + L), 1 at real tokens: the attention mask (B, 1, L, past + L) and `keep` (B, L, 1).
+
+    A padding token sees itself, so that no row of the softmax is empty; nothing real sees it. The convolutions' mask is
+    None for a single token, which is never padding (the reference's `create_recurrent_attention_mask`).
+    """
+    total = attention_mask.shape[1]
+    real = attention_mask.astype(mx.bool_)
+    queries = mx.arange(total - length, total)[:, None]
+    keys = mx.arange(total)[None, :]
+    mask = (real[:, None, None, :] & (keys <= queries)) | (keys == queries)
+    return mask, attention_mask[:, total - length :, None] if length > 1 else None
+
+
+class Lfm2Attention(nn.Module):
+    def __init__(self, config: Lfm2Config):
+        super().__init__()
+        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self._head_dim = config.head_dim
+        self._scale = config.head_dim**-0.5
+        self.q_proj = nn.Linear(config.hidden_size, self._heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, self._kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, self._kv_heads * config.head_dim, bias=False)
+        self.out_proj = nn.Linear(self._heads * config.head_dim, config.hidden_size, bias=False)
+        self.q_layernorm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.k_layernorm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        self._frequencies = rope_frequencies(config)
+
+    def __call__(
+        self, x: mx.array, context: Context, cache: KeyValueCache | None, attentions: list[mx.array] | None
+    ) -> mx.array:
+        batch, length, _ = x.shape
+
+        def heads(y: mx.array, count: int) -> mx.array:
+            return y.reshape(batch, length, count, self._head_dim)
+
+        queries = self.q_layernorm(heads(self.q_proj(x), self._heads)).transpose(0, 2, 1, 3)
+        keys = self.k_layernorm(heads(self.k_proj(x), self._kv_heads)).transpose(0, 2, 1, 3)
+        values = heads(self.v_proj(x), self._kv_heads).transpose(0, 2, 1, 3)
+        queries, keys = self._rotate(queries, context), self._rotate(keys, context)
+        if cache is not None:
+            keys, values = cache.update(keys, values)
+        if attentions is None:
+            out = mx.fast.scaled_dot_product_attention(
+                queries, keys, values, scale=self._scale, mask=context.attention_mask
+            )
+        else:
+            out, weights = _explicit_attention(queries, keys, values, self._scale, context.attention_mask)
+            attentions.append(weights)
+        return self.out_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+
+    def _rotate(self, x: mx.array, context: Context) -> mx.array:
+        if context.rotation is None:
+            return mx.fast.rope(
+                x,
+                self._head_dim,
+                traditional=False,
+                base=None,
+                scale=1.0,
+                offset=context.offset,
+                freqs=self._frequencies,
+            )
+        cos, sin = context.rotation
+        half = self._head_dim // 2
+        turned = mx.concatenate([-x[..., half:], x[..., :half]], axis=-1)
+        return x * cos + turned * sin
+
+
+def _explicit_attention(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str | None
+) -> tuple[mx.array, mx.array]:
+    """Attention with its weights (B, heads, L, S), for whoever asks to see them."""
+    groups = queries.shape[1] // keys.shape[1]
+    keys, values = mx.repeat(keys, groups, axis=1), mx.repeat(values, groups, axis=1)
+    scores = (queries @ keys.swapaxes(-1, -2)) * scale
+    if isinstance(mask, str):
+        length, total = scores.shape[-2:]
+        mask = mx.arange(total)[None, :] <= mx.arange(total - length, total)[:, None]
+    if mask is not None:
+        scores = mx.where(mask, scores, mx.array(-mx.inf, scores.dtype))
+    weights = mx.softmax(scores, axis=-1, precise=True)
+    return weights @ values, weights
+
+
+class ShortConvKernel(nn.Module):
+    """The parameters of the depthwise convolution: `weight` (hidden, K, 1) and, in some configurations, `bias`."""
+
+    def __init__(self, config: Lfm2Config):
+        super().__init__()
+        self.weight = mx.random.normal((config.hidden_size, config.conv_L_cache, 1), scale=config.conv_L_cache**-0.5)
+        if config.conv_bias:
+            self.bias = mx.zeros((config.hidden_size,))
+
+
+@partial(mx.compile, shapeless=True)
+def _weighted_sum(gate: mx.array, taps: list[mx.array], kernel: list[mx.array], bias: mx.array | None) -> mx.array:
+    """`gate * (sum of taps times their kernel column)` in one kernel."""
+    total = taps[0] * kernel[0]
+    for tap, weight in zip(taps[1:], kernel[1:], strict=True):
+        total = total + tap * weight
+    if bias is not None:
+        total = total + bias
+    return gate * total
+
+
+class Lfm2ShortConv(nn.Module):
+    """`C * conv(B * x)` with B, C, x from one projection; causal, depthwise, K taps."""
+
+    def __init__(self, config: Lfm2Config):
+        super().__init__()
+        self._length = config.conv_L_cache
+        self.in_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.conv_bias)
+        self.conv = ShortConvKernel(config)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.conv_bias)
+
+    def __call__(self, x: mx.array, context: Context, cache: ConvCache | None) -> mx.array:
+        if context.keep is not None:
+            x = x * context.keep.astype(x.dtype)
+        batch, length, hidden = x.shape
+        gate_in, gate_out, value = mx.split(self.in_proj(x), 3, axis=-1)
+        new = gate_in * value
+        past = list(cache.inputs) if cache is not None else []
+        if not past:
+            past = [mx.zeros((batch, 1, hidden), new.dtype)] * (self._length - 1)
+        if length == 1:  # the taps are whole arrays: nothing is joined or copied
+            taps = [*past, new]
+            last = taps[1:]
+        else:
+            joined = mx.concatenate([*past, new], axis=1)  # (B, K - 1 + L, hidden)
+            taps = [joined[:, k : k + length] for k in range(self._length)]
+            last = [joined[:, length + k : length + k + 1] for k in range(self._length - 1)]
+        if cache is not None:
+            cache.inputs = tuple(last)
+        kernel = [self.conv.weight[:, k, 0] for k in range(self._length)]
+        return self.out_proj(_weighted_sum(gate_out, taps, kernel, self.conv.get("bias")))
+
+
+class Lfm2MLP(nn.Module):
+    def __init__(self, config: Lfm2Config):
+        super().__init__()
+        self.w1 = nn.Linear(config.hidden_size, config.feed_forward_size, bias=False)
+        self.w3 = nn.Linear(config.hidden_size, config.feed_forward_size, bias=False)
+        self.w2 = nn.Linear(config.feed_forward_size, config.hidden_size, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.w2(swiglu(self.w1(x), self.w3(x)))
+
+
+class Lfm2DecoderLayer(nn.Module):
+    """One operator (attention or short convolution) and one feed-forward, both pre-normed with a residual."""
+
+    def __init__(self, config: Lfm2Config, kind: str):
+        super().__init__()
+        if kind == "full_attention":
+            self.self_attn = Lfm2Attention(config)
+        else:
+            self.conv = Lfm2ShortConv(config)
+        self.operator_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.ffn_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.feed_forward = Lfm2MLP(config)
+
+    def __call__(
+        self,
+        x: mx.array,
+        context: Context,
+        cache: KeyValueCache | ConvCache | None,
+        attentions: list[mx.array] | None,
+    ) -> mx.array:
+        normed = self.operator_norm(x)
+        if "conv" in self:
+            x = x + self.conv(normed, context, cache)
+        else:
+            x = x + self.self_attn(normed, context, cache, attentions)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Lfm2Model(nn.Module):
+    """Embeddings in, normed hidden states out."""
+
+    def __init__(self, config: Lfm2Config):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [Lfm2DecoderLayer(config, kind) for kind in config.layer_types]
+        self.embedding_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+
+    def __call__(
+        self,
+        inputs_embeds: mx.array,
+        context: Context | None = None,
+        cache: Cache | None = None,
+        hidden_states: list[mx.array] | None = None,
+        attentions: list[mx.array] | None = None,
+    ) -> mx.array:
+        """(B, L, hidden) -> (B, L, hidden).
+
+        Without a `context` the tokens follow those in the cache, unpadded. If given, `hidden_states` gets the input of
+        every layer and then the result (as the reference has it), `attentions` the weights of every attention layer.
+        """
+        length = inputs_embeds.shape[1]
+        if context is None:
+            context = Context(offset=cache.offset if cache else 0, attention_mask="causal" if length > 1 else None)
+        x = inputs_embeds
+        for index, layer in enumerate(self.layers):
+            if hidden_states is not None:
+                hidden_states.append(x)
+            x = layer(x, context, cache.layers[index] if cache is not None else None, attentions)
+        if cache is not None:
+            cache.offset += length
+        x = self.embedding_norm(x)
+        if hidden_states is not None:
+            hidden_states.append(x)
+        return x

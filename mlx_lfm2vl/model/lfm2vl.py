@@ -1,0 +1,297 @@
+"""The whole model: views of pictures through tower and projector, spliced into the text's embeddings, through LFM2.
+
+Arguments and names are those of transformers' `Lfm2VlModel` and `Lfm2VlForConditionalGeneration`. Arrays may be NumPy or
+MLX. Vision runs without padding: of each padded view only its `h*w` patches are kept, and views of equal grid go
+through the tower together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..config import Lfm2VlConfig
+from ..errors import InputError
+from .cache import Cache
+from .lfm2 import Context, Lfm2Model, padding_masks, rope_frequencies, rotation_for
+from .outputs import ImageFeatures, Lfm2VlCausalLMOutputWithPast, Lfm2VlModelOutputWithPast
+from .projector import Lfm2VlMultiModalProjector
+from .vision import Siglip2VisionModel
+
+Array = mx.array | np.ndarray
+PATCHES_PER_PASS = 4096  # bounds the tower's activations; four full tiles
+IGNORED_LABEL = -100
+
+
+class Lfm2VlModel(nn.Module):
+    """Vision tower, projector and backbone, without the head."""
+
+    def __init__(self, config: Lfm2VlConfig):
+        super().__init__()
+        self.config = config
+        self.vision_tower = Siglip2VisionModel(config.vision_config)
+        self.multi_modal_projector = Lfm2VlMultiModalProjector(config)
+        self.language_model = Lfm2Model(config.text_config)
+
+    def get_image_features(
+        self, pixel_values: Array, spatial_shapes: Array, pixel_attention_mask: Array | None = None
+    ) -> ImageFeatures:
+        """Image tokens of every view.
+
+        `pixel_values` (views, patches, channels*patch*patch) padded or not; `spatial_shapes` (views, 2): the grid (h, w)
+        of each. `pixel_attention_mask` is accepted as the reference has it and not needed: the grid says what is real.
+        Raises `InputError` for grids that do not fit the arrays or the downsample factor.
+        """
+        pixels, grids = self._check_views(pixel_values, spatial_shapes)
+        features: list[mx.array | None] = [None] * len(grids)
+        tokens: list[mx.array | None] = [None] * len(grids)
+        for grid in dict.fromkeys(grids):
+            patches = grid[0] * grid[1]
+            members = [index for index, other in enumerate(grids) if other == grid]
+            step = max(1, PATCHES_PER_PASS // patches)
+            for start in range(0, len(members), step):
+                part = members[start : start + step]
+                whole = len(part) == len(grids)
+                views = (pixels if whole else mx.stack([pixels[index] for index in part]))[:, :patches]
+                hidden = self.vision_tower(views, grid)
+                projected = self.multi_modal_projector(hidden, grid)
+                for row, index in enumerate(part):
+                    features[index], tokens[index] = hidden[row], projected[row]
+        return ImageFeatures(
+            last_hidden_state=[f for f in features if f is not None], pooler_output=[t for t in tokens if t is not None]
+        )
+
+    def _check_views(self, pixel_values: Array, spatial_shapes: Array) -> tuple[mx.array, list[tuple[int, int]]]:
+        vision, factor = self.config.vision_config, self.config.downsample_factor
+        pixels = mx.array(pixel_values)
+        shapes = np.array(spatial_shapes)
+        width = vision.num_channels * vision.patch_size**2
+        if pixels.ndim != 3 or pixels.shape[2] != width:
+            raise InputError(f"pixel_values has shape {tuple(pixels.shape)}, expected (views, patches, {width})")
+        if shapes.shape != (pixels.shape[0], 2):
+            raise InputError(f"spatial_shapes has shape {shapes.shape}, expected ({pixels.shape[0]}, 2)")
+        grids = [(int(h), int(w)) for h, w in shapes]
+        for height, width in grids:
+            if height < 1 or width < 1 or height * width > pixels.shape[1]:
+                raise InputError(f"spatial_shapes holds {height}x{width}, but a view has {pixels.shape[1]} patches")
+            if height % factor or width % factor:
+                raise InputError(f"spatial_shapes holds {height}x{width}; each side must be a multiple of {factor}")
+        return pixels, grids
+
+    def embed(
+        self, input_ids: Array | None, image_features: mx.array | None = None, inputs_embeds: mx.array | None = None
+    ) -> mx.array:
+        """Embeddings (B, L, hidden) of the tokens, with `image_features` (n, hidden) in the n image placeholders.
+
+        Placeholders are found by id or, where only `inputs_embeds` are given, by their embedding. Raises `InputError` if
+        the counts differ or an id lies outside the vocabulary.
+        """
+        placeholder = self.config.image_token_id
+        if input_ids is not None:
+            ids = np.array(input_ids)
+            vocabulary = self.config.text_config.vocab_size
+            if ids.ndim != 2 or ids.shape[1] == 0:
+                raise InputError(f"input_ids has shape {ids.shape}, expected (batch, length) with at least one token")
+            if ids.min() < 0 or ids.max() >= vocabulary:
+                bad = ids[(ids < 0) | (ids >= vocabulary)][0]
+                raise InputError(f"input_ids holds {bad}; the model's vocabulary has ids 0 to {vocabulary - 1}")
+            embeds = self.language_model.embed_tokens(mx.array(ids.astype(np.int32)))
+            at = ids == placeholder if image_features is not None else None
+        elif inputs_embeds is not None:
+            embeds = inputs_embeds
+            at = None
+            if image_features is not None:
+                token = self.language_model.embed_tokens(mx.array([placeholder]))[0]
+                at = np.array((embeds == token).all(axis=-1))
+        else:
+            raise InputError("give exactly one of input_ids and inputs_embeds")
+        if image_features is None or at is None:
+            return embeds
+        where = np.flatnonzero(at)
+        if len(where) != image_features.shape[0]:
+            raise InputError(
+                f"Image features and image tokens do not match: {len(where)} tokens in the text, "
+                f"{image_features.shape[0]} features from the pictures"
+            )
+        flat = embeds.reshape(-1, embeds.shape[-1])
+        flat[mx.array(where)] = image_features.astype(embeds.dtype)
+        return flat.reshape(embeds.shape)
+
+    def context(
+        self,
+        length: int,
+        past: int,
+        attention_mask: Array | None = None,
+        position_ids: Array | None = None,
+        dtype: mx.Dtype = mx.float32,
+    ) -> Context:
+        """What the layers need to know of `length` new tokens after `past` cached ones.
+
+        `attention_mask` (B, past + length), 1 at real tokens, padding on either side; `position_ids` (B or 1, length).
+        """
+        mask: mx.array | str | None = "causal" if length > 1 else None
+        keep = None
+        if attention_mask is not None:
+            real = np.array(attention_mask)
+            if real.ndim != 2 or real.shape[1] != past + length:
+                raise InputError(f"attention_mask has shape {real.shape}, expected (batch, {past + length})")
+            if not real.all():
+                mask, keep = padding_masks(mx.array(real.astype(np.int32)), length)
+        if position_ids is None:
+            return Context(offset=past, attention_mask=mask, keep=keep)
+        positions = mx.array(position_ids)
+        positions = positions[None] if positions.ndim == 1 else positions
+        if positions.ndim != 2 or positions.shape[1] != length:
+            raise InputError(f"position_ids has shape {tuple(positions.shape)}, expected (batch, {length})")
+        rotation = rotation_for(positions, rope_frequencies(self.config.text_config), dtype)
+        return Context(offset=past, rotation=rotation, attention_mask=mask, keep=keep)
+
+    def __call__(
+        self,
+        input_ids: Array | None = None,
+        attention_mask: Array | None = None,
+        position_ids: Array | None = None,
+        pixel_values: Array | None = None,
+        spatial_shapes: Array | None = None,
+        pixel_attention_mask: Array | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Array | None = None,
+        use_cache: bool | None = None,
+        cache_position: Array | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        return_dict: bool = True,
+    ) -> Lfm2VlModelOutputWithPast | tuple[Any, ...]:
+        """`input_ids` (B, L) or `inputs_embeds` (B, L, hidden); the pictures' arrays as the image processor makes them.
+
+        `cache_position` (L,) gives the positions where `position_ids` does not. The cache is made if `use_cache` is not
+        false, and continued if `past_key_values` is given. Raises `InputError`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("give exactly one of input_ids and inputs_embeds")
+        images = None
+        if pixel_values is not None:
+            if spatial_shapes is None:
+                raise InputError("pixel_values is given without spatial_shapes")
+            tokens = self.get_image_features(pixel_values, spatial_shapes, pixel_attention_mask).pooler_output
+            images = tokens[0] if len(tokens) == 1 else mx.concatenate(tokens)
+        embeds = self.embed(input_ids, images, None if inputs_embeds is None else mx.array(inputs_embeds))
+        cache = past_key_values
+        if cache is None and use_cache is not False:
+            cache = Cache(self.config.text_config)
+        positions = position_ids if position_ids is not None else cache_position
+        context = self.context(
+            embeds.shape[1], cache.offset if cache else 0, attention_mask, positions, embeds.dtype
+        )
+        states: list[mx.array] | None = [] if output_hidden_states else None
+        weights: list[mx.array] | None = [] if output_attentions else None
+        out = Lfm2VlModelOutputWithPast(
+            last_hidden_state=self.language_model(embeds, context, cache, states, weights),
+            past_key_values=cache,
+            hidden_states=None if states is None else tuple(states),
+            attentions=None if weights is None else tuple(weights),
+            image_hidden_states=images,
+        )
+        return out if return_dict else out.to_tuple()
+
+
+class Lfm2VlForConditionalGeneration(nn.Module):
+    """The model with its language-modelling head, tied to the embeddings or of its own."""
+
+    def __init__(self, config: Lfm2VlConfig):
+        super().__init__()
+        self.config = config
+        self.model = Lfm2VlModel(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+
+    def get_image_features(
+        self, pixel_values: Array, spatial_shapes: Array, pixel_attention_mask: Array | None = None
+    ) -> ImageFeatures:
+        """As `Lfm2VlModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, spatial_shapes, pixel_attention_mask)
+
+    def logits(self, hidden_states: mx.array) -> mx.array:
+        """(..., hidden) -> (..., vocabulary)."""
+        if "lm_head" in self:
+            return self.lm_head(hidden_states)
+        return self.model.language_model.embed_tokens.as_linear(hidden_states)
+
+    def __call__(
+        self,
+        input_ids: Array | None = None,
+        pixel_values: Array | None = None,
+        spatial_shapes: Array | None = None,
+        pixel_attention_mask: Array | None = None,
+        attention_mask: Array | None = None,
+        position_ids: Array | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Array | None = None,
+        labels: Array | None = None,
+        use_cache: bool | None = None,
+        cache_position: Array | None = None,
+        logits_to_keep: int | Array = 0,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        return_dict: bool = True,
+    ) -> Lfm2VlCausalLMOutputWithPast | tuple[Any, ...]:
+        """As `Lfm2VlModel.__call__`, and logits.
+
+        `logits_to_keep`: the last n positions (0: all); or positions (n,), or (B, n) of each row, or (B, L) bool, which
+        gives (number of true ones, vocabulary). `labels` (B, L): the loss is the mean cross-entropy of each next token,
+        in float32, where the label is not -100; it needs all logits.
+        """
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            pixel_values=pixel_values,
+            spatial_shapes=spatial_shapes,
+            pixel_attention_mask=pixel_attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            cache_position=cache_position,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        assert isinstance(out, Lfm2VlModelOutputWithPast)
+        logits = self.logits(_keep(out.last_hidden_state, logits_to_keep))
+        result = Lfm2VlCausalLMOutputWithPast(
+            loss=None if labels is None else next_token_loss(logits, mx.array(labels)),
+            logits=logits,
+            past_key_values=out.past_key_values,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+            image_hidden_states=out.image_hidden_states,
+        )
+        return result if return_dict else result.to_tuple()
+
+
+def _keep(hidden: mx.array, logits_to_keep: int | Array) -> mx.array:
+    """The positions that get logits: see `Lfm2VlForConditionalGeneration.__call__`."""
+    if isinstance(logits_to_keep, int):
+        if logits_to_keep < 0:
+            raise InputError(f"logits_to_keep is {logits_to_keep}, expected 0 (all) or a positive count")
+        return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
+    positions = np.array(logits_to_keep)
+    if positions.ndim == 1 and positions.dtype != bool:
+        return hidden[:, mx.array(positions)]
+    if positions.ndim == 2 and positions.dtype == bool and positions.shape == hidden.shape[:2]:
+        return hidden.reshape(-1, hidden.shape[-1])[mx.array(np.flatnonzero(positions))]
+    if positions.ndim == 2 and positions.shape[0] == hidden.shape[0]:
+        return mx.take_along_axis(hidden, mx.array(positions)[..., None], axis=1)
+    raise InputError(f"logits_to_keep has shape {positions.shape}, expected a count, (n,) or (batch, n)")
+
+
+def next_token_loss(logits: mx.array, labels: mx.array) -> mx.array:
+    """Mean cross-entropy of logits (B, L, V) at t against labels (B, L) at t + 1, labels of -100 left out."""
+    if labels.shape != logits.shape[:2]:
+        raise InputError(f"labels has shape {tuple(labels.shape)}, the logits {tuple(logits.shape[:2])}")
+    logits, labels = logits[:, :-1].astype(mx.float32), labels[:, 1:]
+    counted = labels != IGNORED_LABEL
+    losses = nn.losses.cross_entropy(logits, mx.where(counted, labels, 0))
+    return (losses * counted).sum() / counted.sum()

@@ -1,0 +1,54 @@
+"""What the models return: the reference's `ModelOutput`s, with fields by name, by index or as a tuple."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import mlx.core as mx
+
+from .cache import Cache
+
+
+class ModelOutput:
+    """Fields that are None do not count for indexing and `to_tuple`, as in transformers."""
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        values = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        return tuple(value for value in values if value is not None)
+
+    def __getitem__(self, key: int | slice | str) -> Any:
+        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
+
+
+@dataclass
+class ImageFeatures(ModelOutput):
+    """`last_hidden_state`: of each view the tower's output (h*w, vision hidden), not padded; `pooler_output`: of each view
+    the image tokens (h*w / factor^2, text hidden)."""
+
+    last_hidden_state: list[mx.array]
+    pooler_output: list[mx.array]
+
+
+@dataclass
+class Lfm2VlModelOutputWithPast(ModelOutput):
+    """`last_hidden_state` (B, L, hidden); `hidden_states`: layers + 1 of them; `attentions` (B, heads, L, S), one for each
+    attention layer; `image_hidden_states` (image tokens of the call, hidden)."""
+
+    last_hidden_state: mx.array
+    past_key_values: Cache | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+    image_hidden_states: mx.array | None = None
+
+
+@dataclass
+class Lfm2VlCausalLMOutputWithPast(ModelOutput):
+    """`loss` scalar float32; `logits` (B, L or what `logits_to_keep` asks for, vocabulary); the rest as above."""
+
+    loss: mx.array | None = None
+    logits: mx.array | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+    image_hidden_states: mx.array | None = None

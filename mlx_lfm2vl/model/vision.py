@@ -1,0 +1,107 @@
+"""The SigLIP2 NaFlex vision encoder, run without padding: every view of a call has the same grid, so no mask exists.
+
+Attention in the tower sees only a view's own patches; the reference masks the padding away, here there is none.
+Parameter names are those of transformers' `Siglip2VisionModel`.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import Siglip2VisionConfig
+from .activations import ACTIVATIONS
+from .positions import resize_table
+
+
+class Siglip2VisionEmbeddings(nn.Module):
+    def __init__(self, config: Siglip2VisionConfig):
+        super().__init__()
+        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.num_patches, config.hidden_size)
+        self._side = config.position_table_side
+
+    def __call__(self, patches: mx.array, grid: tuple[int, int]) -> mx.array:
+        """(views, h*w, channels*patch*patch) -> (views, h*w, hidden)."""
+        table: mx.array = self.position_embedding.weight
+        return self.patch_embedding(patches.astype(table.dtype)) + resize_table(table, self._side, *grid)
+
+
+class Siglip2Attention(nn.Module):
+    def __init__(self, config: Siglip2VisionConfig):
+        super().__init__()
+        self._heads = config.num_attention_heads
+        self._scale = config.head_dim**-0.5
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        views, patches, width = x.shape
+
+        def heads(y: mx.array) -> mx.array:  # (views, heads, patches, head_dim)
+            return y.reshape(views, patches, self._heads, -1).transpose(0, 2, 1, 3)
+
+        out = mx.fast.scaled_dot_product_attention(
+            heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x)), scale=self._scale
+        )
+        return self.out_proj(out.transpose(0, 2, 1, 3).reshape(views, patches, width))
+
+
+class Siglip2MLP(nn.Module):
+    def __init__(self, config: Siglip2VisionConfig):
+        super().__init__()
+        self._activation = ACTIVATIONS[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(self._activation(self.fc1(x)))
+
+
+class Siglip2EncoderLayer(nn.Module):
+    def __init__(self, config: Siglip2VisionConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = Siglip2Attention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Siglip2MLP(config)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Siglip2Encoder(nn.Module):
+    def __init__(self, config: Siglip2VisionConfig):
+        super().__init__()
+        self.layers = [Siglip2EncoderLayer(config) for _ in range(config.num_hidden_layers)]
+
+
+class Siglip2VisionModel(nn.Module):
+    """Patches of equal grid in, features out."""
+
+    def __init__(self, config: Siglip2VisionConfig):
+        super().__init__()
+        self.config = config
+        self.embeddings = Siglip2VisionEmbeddings(config)
+        self.encoder = Siglip2Encoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def __call__(
+        self, patches: mx.array, grid: tuple[int, int], hidden_states: list[mx.array] | None = None
+    ) -> mx.array:
+        """(views, h*w, channels*patch*patch), all of grid (h, w) -> (views, h*w, hidden).
+
+        Patches are in row-major order, their pixels in (y, x, channel) order. If `hidden_states` is given, the
+        embeddings and the output of every layer are appended to it.
+        """
+        x = self.embeddings(patches, grid)
+        if hidden_states is not None:
+            hidden_states.append(x)
+        for layer in self.encoder.layers:
+            x = layer(x)
+            if hidden_states is not None:
+                hidden_states.append(x)
+        return self.post_layernorm(x)

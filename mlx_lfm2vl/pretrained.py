@@ -1,0 +1,166 @@
+"""The model classes as the reference's users know them, `from_pretrained`, `save_pretrained`, `generate`, and `load`.
+
+The computation is in `model/`; here it meets files and the decode loop.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .config import GenerationConfig, read_json
+from .errors import InputError, OptionError
+from .generation.decode import Prompt, decode, prefill
+from .generation.options import GenerationOptions
+from .generation.sampling import Sampler
+from .generation.stream import generation_config, positions_left
+from .hub import resolve
+from .model import lfm2vl
+from .model.cache import Cache
+from .model.lfm2vl import Array
+from .processing.processor import Lfm2VlProcessor
+from .weights.load import load_model
+from .weights.save import save_weights, write_json
+
+
+class Lfm2VlModel(lfm2vl.Lfm2VlModel):
+    """`model.Lfm2VlModel` that can be loaded by name."""
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_repo: str | os.PathLike[str], *, dtype: str | mx.Dtype | None = None, **hub: Any
+    ) -> Lfm2VlModel:
+        """From a folder, a hub repository or `demo`; `hub` as `hub.resolve` takes it (`revision=`, `token=` ...)."""
+        return load_model(resolve(path_or_repo, **hub), dtype=dtype, model_class=cls, prefix="model.")
+
+
+class Lfm2VlForConditionalGeneration(lfm2vl.Lfm2VlForConditionalGeneration):
+    """`model.Lfm2VlForConditionalGeneration` that can be loaded by name, saved, and generates."""
+
+    generation_config: GenerationConfig
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_repo: str | os.PathLike[str], *, dtype: str | mx.Dtype | None = None, **hub: Any
+    ) -> Lfm2VlForConditionalGeneration:
+        """From a folder, a hub repository or `demo`; in the dtype of its file, or `float32`, `float16`, `bfloat16`.
+
+        `hub` as `hub.resolve` takes it (`revision=`, `token=` ...). Raises `HubError`, `ConfigError`, `WeightsError`.
+        """
+        folder = resolve(path_or_repo, **hub)
+        model = load_model(folder, dtype=dtype, model_class=cls)
+        file = folder / "generation_config.json"
+        config = GenerationConfig.from_dict(read_json(file), str(file)) if file.is_file() else GenerationConfig()
+        if not config.eos_token_ids:
+            config = replace(config, eos_token_ids=model.config.eos_token_ids)
+        model.generation_config = config
+        return model
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes weights and config.json in MLX's layout (the processor has its own `save_pretrained`)."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        save_weights(self, path)
+        write_json(path / "config.json", self.config.to_dict())
+        config = generation_config(self)
+        sampling = {
+            name: getattr(config, name)
+            for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "bos_token_id", "pad_token_id")
+            if getattr(config, name) is not None
+        }
+        ids = list(config.eos_token_ids)
+        if ids:
+            sampling["eos_token_id"] = ids[0] if len(ids) == 1 else ids
+        write_json(path / "generation_config.json", {**sampling, "do_sample": config.do_sample})
+
+    def generate(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        pixel_values: Array | None = None,
+        spatial_shapes: Array | None = None,
+        pixel_attention_mask: Array | None = None,
+        *,
+        max_new_tokens: int = 512,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        eos_token_id: int | list[int] | None = None,
+        pad_token_id: int | None = None,
+        seed: int | None = None,
+    ) -> mx.array:
+        """The reference's `generate`: what the processor returned in, (B, prompt + new) token ids out.
+
+        Rows of a batch must be padded on the left. A row that has ended is filled with `pad_token_id`; the work stops when
+        all have. Sampling as in `GenerationOptions`; `do_sample=False` is greedy whatever the checkpoint recommends.
+        """
+        ids = np.array(input_ids)
+        if ids.ndim != 2 or not ids.size:
+            raise InputError(f"input_ids has shape {ids.shape}, expected (batch, length) with at least one token")
+        config = generation_config(self)
+        if do_sample is False and temperature:
+            raise OptionError(f"do_sample is False, but temperature is {temperature}")
+        options = GenerationOptions(
+            max_tokens=max_new_tokens,
+            temperature=0.0 if do_sample is False else temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        ).resolve(replace(config, do_sample=True) if do_sample else config)
+        prompt = Prompt(ids, None if attention_mask is None else np.array(attention_mask), pixel_values, spatial_shapes)
+        ends = _ends(eos_token_id, config)
+        pad = pad_token_id if pad_token_id is not None else config.pad_token_id
+        pad = pad if pad is not None else (ends[0] if ends else 0)
+
+        cache = Cache(self.config.text_config)
+        sampler = Sampler(options)
+        sampler.observe(mx.array(ids), self.config.text_config.vocab_size)
+        limit = min(options.max_tokens, positions_left(self, prompt))
+        ended = np.zeros(len(ids), bool)
+        columns = [ids]
+        for tokens in decode(self, prompt, cache, prefill(self, prompt, cache), sampler, limit):
+            column = np.where(ended, pad, np.array(tokens))
+            columns.append(column[:, None].astype(ids.dtype))
+            ended |= np.isin(column, ends)
+            if ended.all():
+                break
+        return mx.array(np.concatenate(columns, axis=1))
+
+
+def _ends(eos_token_id: int | list[int] | None, config: GenerationConfig) -> list[int]:
+    if eos_token_id is None:
+        return list(config.eos_token_ids)
+    return [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+
+
+def load(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    dtype: str | mx.Dtype | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    **image_overrides: Any,
+) -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
+    """Model and processor of a folder, a hub repository, or `demo`.
+
+    `image_overrides` change the checkpoint's picture policy for all calls (`max_image_tokens=128`,
+    `do_image_splitting=False` ...). Raises the library's typed errors.
+    """
+    folder = resolve(path_or_repo, revision=revision, token=token, local_files_only=local_files_only)
+    processor = Lfm2VlProcessor.from_pretrained(folder, **image_overrides)
+    model = Lfm2VlForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    config = model.generation_config
+    if not config.eos_token_ids and processor.tokenizer.eos_token_id is not None:
+        model.generation_config = replace(config, eos_token_ids=(processor.tokenizer.eos_token_id,))
+    return model, processor

@@ -1,0 +1,158 @@
+"""A folder on disk to a model in memory: every public layout, checked against the configuration before anything is read.
+
+Tensors are read lazily and once; a cast or a transposition is done tensor by tensor, so that no second copy of the
+weights exists. All of them are evaluated before the model is returned: it can then be used from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ..config import Lfm2VlConfig, read_json
+from ..errors import OptionError, WeightsError
+from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from . import quantize
+from .files import TensorInfo, read_headers, weight_files
+from .names import is_conv_kernel, to_module
+
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+TOWER_LAYERS = "model.vision_tower.encoder.layers."
+M = TypeVar("M", bound=nn.Module)
+
+
+def dtype_of(name: str | mx.Dtype | None) -> mx.Dtype | None:
+    """`float32`, `float16` or `bfloat16`, as a name or as MLX's own. Raises `OptionError`."""
+    if name is None or name in DTYPES.values():
+        return name  # type: ignore[return-value]
+    if not isinstance(name, str) or name not in DTYPES:
+        raise OptionError(f"dtype is {name!r}, expected one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def load_model(
+    folder: Path,
+    *,
+    dtype: str | mx.Dtype | None = None,
+    model_class: type[M] = Lfm2VlForConditionalGeneration,  # type: ignore[assignment]
+    prefix: str = "",
+) -> M:
+    """The model of a folder, in the dtype of its file or in `dtype`.
+
+    `model_class` is built from the configuration; `prefix` is what stands before its parameters' names in the whole
+    model. Raises `ConfigError`, `WeightsError` or `OptionError`.
+    """
+    target = dtype_of(dtype)
+    config = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+    files = weight_files(folder)
+    headers = read_headers(files)
+    names = module_names(headers)
+    infos = {module: headers[name] for name, module in names.items()}
+    config = fit_config(config, infos)
+    wanted = {module: info for module, info in infos.items() if module.startswith(prefix)}
+    drop_unused(config, wanted)
+    model = model_class(config)
+    plain = {module[len(prefix) :]: info for module, info in wanted.items()}
+    quantize.prepare(model, plain, config.quantization)
+    check_shapes(model, plain)
+
+    arrays: dict[str, mx.array] = {}
+    for file in files:
+        try:
+            loaded = mx.load(str(file))
+        except RuntimeError as error:
+            raise WeightsError(f"{file}: cannot be read ({error})") from None
+        assert isinstance(loaded, dict)
+        for name, array in loaded.items():
+            module = names.get(name, "")
+            if module.startswith(prefix) and module[len(prefix) :] in plain and wanted[module].file == file:
+                arrays[module[len(prefix) :]] = adapt(module, array, target)
+    model.load_weights(list(arrays.items()), strict=True)
+    arrays.clear()
+    mx.eval(model.parameters())
+    model.eval()
+    return model
+
+
+def module_names(names: Iterable[str]) -> dict[str, str]:
+    """File names to module names. Raises `WeightsError` for a name of no known layout or two that mean one parameter."""
+    out: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    unknown = []
+    for name in names:
+        if name.endswith(".position_ids"):
+            continue
+        module = to_module(name)
+        if module is None:
+            unknown.append(name)
+        elif module in seen:
+            raise WeightsError(f"tensors {seen[module]} and {name} are the same parameter")
+        else:
+            out[name] = module
+            seen[module] = name
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise WeightsError(f"tensor {unknown[0]}{more} has a name that no LFM2-VL layout has")
+    return out
+
+
+def fit_config(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> Lfm2VlConfig:
+    """The configuration with the two numbers that published files state wrongly taken from the weights: the layers of the
+    tower (LFM2-VL-1.6B has 26, its early configurations say 27) and the width of the feed-forward."""
+    indices = {
+        int(name[len(TOWER_LAYERS) :].split(".")[0])
+        for name in tensors
+        if name.startswith(TOWER_LAYERS) and name[len(TOWER_LAYERS) :].split(".")[0].isdigit()
+    }
+    layers = len(indices)
+    if layers and indices == set(range(layers)) and layers != config.vision_config.num_hidden_layers:
+        config = replace(config, vision_config=replace(config.vision_config, num_hidden_layers=layers))
+    first = tensors.get("model.language_model.layers.0.feed_forward.w1.weight")
+    if first and len(first.shape) == 2 and first.shape[0] not in (0, config.text_config.feed_forward_size):
+        config = replace(config, text_config=config.text_config.with_feed_forward_size(first.shape[0]))
+    return config
+
+
+def drop_unused(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> None:
+    """Removes what some published files hold and the computation does not use: a LayerNorm of the projector that the
+    configuration switches off, a head that is tied to the embeddings."""
+    for name in list(tensors):
+        stale_norm = not config.projector_use_layernorm and name.startswith("model.multi_modal_projector.layer_norm.")
+        tied_head = config.tie_word_embeddings and name.startswith("lm_head.")
+        if stale_norm or tied_head:
+            del tensors[name]
+
+
+def check_shapes(model: nn.Module, tensors: dict[str, TensorInfo]) -> None:
+    """Raises `WeightsError` naming the first tensor that is missing, unknown or of another shape than the model's."""
+    expected = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
+    if missing := [name for name in expected if name not in tensors]:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise WeightsError(f"tensor {missing[0]}{more} is missing from the weight files")
+    if unknown := [name for name in tensors if name not in expected]:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise WeightsError(f"{tensors[unknown[0]].file}: tensor {unknown[0]}{more} has no place in this model")
+    for name, info in tensors.items():
+        shapes = {expected[name]}
+        if is_conv_kernel(name):  # (hidden, 1, K) is torch's orientation, (hidden, K, 1) MLX's
+            hidden, taps, one = expected[name]
+            shapes.add((hidden, one, taps))
+        if info.shape not in shapes:
+            raise WeightsError(
+                f"{info.file}: tensor {name} has shape {list(info.shape)}, the configuration asks for {list(expected[name])}"
+            )
+
+
+def adapt(name: str, array: mx.array, dtype: mx.Dtype | None) -> mx.array:
+    """The tensor as the module has it: MLX's kernel orientation, `dtype` for floating-point numbers."""
+    if is_conv_kernel(name) and array.ndim == 3 and array.shape[2] > array.shape[1]:
+        array = mx.contiguous(array.transpose(0, 2, 1))
+    if dtype is not None and mx.issubdtype(array.dtype, mx.floating):
+        array = array.astype(dtype)
+    return array

@@ -1,0 +1,64 @@
+"""Tensor names: one table of where each part of the model stands in each layout.
+
+Inside the parts the names are the same everywhere. Layouts: as the makers publish (`hub`), as transformers 5 saves a
+fresh model (`transformers`), as MLX programs write (`mlx`). The names of this package's modules are those of
+`transformers`.
+"""
+
+from __future__ import annotations
+
+PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    # module prefix, prefixes in files; the first is `hub`, the second `transformers`, the third `mlx`, others were seen
+    (
+        "model.language_model.",
+        ("model.language_model.", "model.language_model.", "language_model.model."),
+    ),
+    (
+        "model.vision_tower.",
+        ("model.vision_tower.vision_model.", "model.vision_tower.", "vision_tower.", "vision_tower.vision_model."),
+    ),
+    (
+        "model.multi_modal_projector.",
+        ("model.multi_modal_projector.", "model.multi_modal_projector.", "multi_modal_projector."),
+    ),
+    (
+        "lm_head.",
+        ("lm_head.", "lm_head.", "language_model.lm_head.", "model.lm_head.", "model.language_model.lm_head."),
+    ),
+)
+LAYOUTS = {"hub": 0, "transformers": 1, "mlx": 2}
+LEAVES = {  # feed-forward names of some older ports
+    "feed_forward.gate_proj.": "feed_forward.w1.",
+    "feed_forward.up_proj.": "feed_forward.w3.",
+    "feed_forward.down_proj.": "feed_forward.w2.",
+}
+_BY_LENGTH = sorted(
+    {(prefix, module) for module, prefixes in PARTS for prefix in prefixes}, key=lambda pair: -len(pair[0])
+)
+
+
+def to_module(name: str) -> str | None:
+    """The module parameter that a tensor of this name fills; None for a name that no layout has."""
+    for prefix, module in _BY_LENGTH:
+        if name.startswith(prefix):
+            rest = name[len(prefix) :]
+            for old, new in LEAVES.items():
+                if old in rest:
+                    rest = rest.replace(old, new)
+            return module + rest
+    return None
+
+
+def from_module(name: str, layout: str) -> str:
+    """The name of a module parameter (or of a module path) in a layout of `LAYOUTS`."""
+    for module, prefixes in PARTS:
+        if name.startswith(module):
+            return prefixes[LAYOUTS[layout]] + name[len(module) :]
+        if name + "." == module:
+            return prefixes[LAYOUTS[layout]][:-1]
+    raise KeyError(name)
+
+
+def is_conv_kernel(name: str) -> bool:
+    """Whether a module parameter is the kernel of a short convolution: (hidden, 1, K) in torch, (hidden, K, 1) in MLX."""
+    return name.endswith(".conv.conv.weight")
