@@ -8,6 +8,10 @@ It needs the extra `reference` (torch, torchvision, transformers 5.23). tests/go
     gen2/ gen25/ untied/      small random checkpoints in Hugging Face format   (golden/checkpoints.py)
     pictures/NAME.png         the pictures                                     (golden/pictures.py)
     cases/CHECKPOINT-NAME.npz every stage of one call; the keys are described in golden/stages.py
+    geometry.json             sizes of pictures and what becomes of them       (golden/geometry.py)
+    resize.npz                resized pictures, and how Pillow's differ        (golden/resize.py)
+    templates.json            chat templates rendered                          (golden/text.py)
+    tokens.json               texts encoded and decoded                        (golden/text.py)
     manifest.json             versions, seeds, the cases with parameters and texts, and the SHA-256 of every file
 
 `--check` wants integers, texts and pictures equal and floats within --tolerance of the largest value of their array:
@@ -28,8 +32,11 @@ import torch
 import transformers
 from golden.cases import CASES
 from golden.checkpoints import NAMES, SEEDS, write_checkpoint
+from golden.geometry import geometry
 from golden.pictures import SIZES, draw
+from golden.resize import resized
 from golden.stages import freeze, load
+from golden.text import templates, tokens
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -46,22 +53,26 @@ def make(folder: Path) -> None:
     (folder / "cases").mkdir(exist_ok=True)
     for name in SIZES:
         draw(name).save(folder / "pictures" / f"{name}.png", optimize=True)
-    cases = []
+    np.savez_compressed(folder / "resize.npz", **resized())
+    _write_json(folder / "geometry.json", geometry())
+    cases, processors = [], {}
     for checkpoint in NAMES:
         write_checkpoint(checkpoint, folder / checkpoint)
         model, processor = load(str(folder / checkpoint))
+        processors[checkpoint] = processor
         for case in (case for case in CASES if case.checkpoint == checkpoint):
             arrays, texts = freeze(case, model, processor)
             np.savez_compressed(folder / "cases" / f"{case.id}.npz", **arrays)
             cases.append(_entry(case, texts))
+    _write_json(folder / "templates.json", templates(processors["gen25"]))
+    _write_json(folder / "tokens.json", {name: tokens(processors[name].tokenizer) for name in ("gen2", "gen25")})
     manifest = {
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "seeds": SEEDS,
         "files": _sums(folder),
         "cases": cases,
     }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True)
-    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+    _write_json(folder / "manifest.json", manifest)
 
 
 def _entry(case: Any, texts: dict[str, Any]) -> dict[str, Any]:
@@ -74,6 +85,20 @@ def _entry(case: Any, texts: dict[str, Any]) -> dict[str, Any]:
         "padding_side": case.padding_side,
         **texts,
     }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(_on_lines(content) + "\n", encoding="utf-8")
+
+
+def _on_lines(content: Any, depth: int = 3) -> str:
+    """JSON with a line for each entry of the outer objects and of lists in them, so that a change can be read."""
+    if depth and isinstance(content, dict) and content:
+        entries = (f"{json.dumps(key)}: {_on_lines(value, depth - 1)}" for key, value in content.items())
+        return "{\n" + ",\n".join(entries) + "\n}"
+    if depth and isinstance(content, list) and content:
+        return "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in content) + "\n]"
+    return json.dumps(content, ensure_ascii=False)
 
 
 def _sums(folder: Path) -> dict[str, str]:

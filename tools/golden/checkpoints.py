@@ -4,7 +4,7 @@ gen2    LFM2-VL: `rope_theta`, `block_ff_dim` with the automatic adjustment, gro
         LayerNorm, the tower under `vision_tower.vision_model`; processor split over two files, bicubic, 16..64 tokens,
         128-pixel tiles; the tokenizer adds a BOS on its own.
 gen25   LFM2.5-VL: `rope_parameters`, `intermediate_size` without adjustment, one key-value head, no LayerNorm; the
-        processor nested in processor_config.json, bilinear, with the published limits (64..256 tokens, 512-pixel tiles);
+        processor nested in processor_config.json, bilinear, the published limits (64..256 tokens, 512-pixel tiles);
         no BOS added.
 untied  as transformers saves a fine-tune: its own output head, the tower directly under `vision_tower`, 1..10 tiles;
         and what no public checkpoint uses though the configuration allows it: biases in the short convolution, none in
