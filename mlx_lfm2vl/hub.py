@@ -76,7 +76,7 @@ def _download(
                 repo,
                 revision=revision,
                 token=token,
-                cache_dir=cache_dir,
+                cache_dir=None if cache_dir is None else os.fspath(cache_dir),
                 local_files_only=local_files_only,
                 allow_patterns=list(patterns),
             )

@@ -99,8 +99,8 @@ class Lfm2VlForConditionalGeneration(lfm2vl.Lfm2VlForConditionalGeneration):
     ) -> mx.array:
         """The reference's `generate`: what the processor returned in, (B, prompt + new) token ids out.
 
-        Rows of a batch must be padded on the left. A row that has ended is filled with `pad_token_id`; the work stops when
-        all have. Sampling as in `GenerationOptions`; `do_sample=False` is greedy whatever the checkpoint recommends.
+        Rows of a batch must be padded on the left. A row that has ended is filled with `pad_token_id`; the work stops
+        when all have. Sampling as in `GenerationOptions`; `do_sample=False` is greedy whatever the checkpoint says.
         """
         ids = np.array(input_ids)
         if ids.ndim != 2 or not ids.size:

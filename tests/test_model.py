@@ -31,7 +31,8 @@ def assert_close(ours, reference: np.ndarray, tolerance: float, what: str) -> No
 
 def patches_of(case) -> list[np.ndarray]:
     return [
-        pixels[: h * w] for pixels, (h, w) in zip(case.pixel_values, case.arrays["spatial_shapes"].tolist(), strict=True)
+        pixels[: h * w]
+        for pixels, (h, w) in zip(case.pixel_values, case.arrays["spatial_shapes"].tolist(), strict=True)
     ]
 
 
@@ -86,7 +87,10 @@ def test_attentions(case_id, golden):
         for row, keep in enumerate(real):
             assert_close(np.array(ours)[row][:, keep], reference[row][:, keep], 1e-5, "attention weights")
     assert_close(
-        np.array(out.logits)[tuple(case.arrays["token_rows"].T)], case.arrays["logits"], LOGITS, "logits beside attentions"
+        np.array(out.logits)[tuple(case.arrays["token_rows"].T)],
+        case.arrays["logits"],
+        LOGITS,
+        "logits beside attentions",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields, replace
 
 from ..config import GenerationConfig
@@ -13,13 +12,13 @@ from ..errors import OptionError
 class GenerationOptions:
     """Length and sampling of one answer. None means: what the checkpoint recommends, else off (greedy).
 
-    `max_tokens`: at most so many new tokens. `temperature`: 0 is greedy. `top_k`: sample among the k likeliest (0: off).
-    `top_p`: among the likeliest that together reach this probability (1: off). `min_p`: among those at least this
-    fraction as likely as the likeliest (0: off). `repetition_penalty`: divides positive and multiplies negative logits of
-    tokens seen in prompt or answer (1: off; Keskar et al. 2019). `seed`: makes sampling repeatable.
+    `max_tokens`: at most so many new tokens. `temperature`: 0 is greedy. `top_k`: sample among the k likeliest (0:
+    off). `top_p`: among the likeliest that together reach this probability (1: off). `min_p`: among those at least
+    this fraction as likely as the likeliest (0: off). `repetition_penalty`: divides positive and multiplies negative
+    logits of tokens seen in prompt or answer (1: off; Keskar et al. 2019). `seed`: makes sampling repeatable.
 
-    Filters work in the order of transformers: penalty, temperature, top-k, top-p, min-p. Raises `OptionError` naming the
-    option and its range.
+    Filters work in the order of transformers: penalty, temperature, top-k, top-p, min-p. Raises `OptionError` naming
+    the option and its range.
     """
 
     max_tokens: int = 512
@@ -45,15 +44,18 @@ class GenerationOptions:
     ) -> None:
         if value is None and name != "max_tokens":
             return
-        kind = "an integer" if whole else "a number"
-        good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not good or not math.isfinite(value) or not low <= value <= high or (above and value == low):  # type: ignore[arg-type]
+        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if value is None or not number or not low <= value <= high or (above and value == low):  # NaN is in no range
+            kind = "an integer" if whole else "a number"
             start = f"above {low:g}" if above else f"from {low:g}"
             raise OptionError(f"{name} is {value!r}, expected {kind} {start} to {high:g}")
 
     def resolve(self, config: GenerationConfig) -> GenerationOptions:
-        """Fills what was left open from a checkpoint's recommendation. A checkpoint that says do_sample: false, or names
-        no temperature, is greedy. An explicit temperature here leaves its other recommendations in force."""
+        """Fills what was left open from a checkpoint's recommendation.
+
+        A checkpoint that does not say do_sample: true is greedy. An explicit temperature here leaves its other
+        recommendations in force.
+        """
         off = {"temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "top_k": 0, "repetition_penalty": 1.0}
         recommended = {name: getattr(config, name) for name in off if getattr(config, name) is not None}
         if not config.do_sample:

@@ -181,5 +181,7 @@ def positions_left(model: Lfm2VlForConditionalGeneration, prompt: Prompt) -> int
     limit = model.config.text_config.max_position_embeddings
     length = prompt.input_ids.shape[1]
     if length >= limit:
-        raise PromptError(f"the prompt has {length} tokens, but the model has {limit} positions; use fewer or smaller pictures")
+        raise PromptError(
+            f"the prompt has {length} tokens, but the model has {limit} positions; use fewer or smaller pictures"
+        )
     return limit - length

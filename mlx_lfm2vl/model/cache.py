@@ -1,4 +1,4 @@
-"""What the backbone remembers between calls: keys and values of attention layers, the last inputs of short convolutions.
+"""What the backbone remembers between calls: keys and values of attention, the last inputs of short convolutions.
 
 Key-value buffers grow in steps, so that a token costs no copy of the past. A convolution state is the last
 `conv_L_cache - 1` gated inputs and cannot be trimmed; rewinding needs a copy of it (see `Cache.checkpoint`).
@@ -94,7 +94,7 @@ class Cache:
         return sum(array.nbytes for array in self.arrays)
 
     def checkpoint(self) -> CacheCheckpoint:
-        """Remembers this point. Costs `(conv_L_cache - 1) * hidden` numbers a convolution layer, whatever the length."""
+        """Remembers this point, for `(conv_L_cache - 1) * hidden` numbers a convolution layer, whatever the length."""
         copies = tuple(
             tuple(mx.contiguous(array) for array in layer.inputs)
             for layer in self.layers

@@ -22,8 +22,9 @@ class Context:
     """What all layers of one call share.
 
     `offset`: rotary position of the first token, one number or one a row (B,); `rotation`: cosines and sines (B, 1, L,
-    head_dim) instead, for positions that do not simply count up. `attention_mask`: which keys each query sees, (B, 1, L,
-    S) bool, or "causal", or None where the one query sees all. `keep`: (B, L, 1), zero at padding, for the convolutions.
+    head_dim) instead, for positions that do not simply count up. `attention_mask`: which keys each query sees, (B, 1,
+    L, S) bool, or "causal", or None where the one query sees all. `keep`: (B, L, 1), zero at padding, for the
+    convolutions.
     """
 
     offset: int | mx.array = 0
@@ -215,8 +216,10 @@ class Lfm2DecoderLayer(nn.Module):
     ) -> mx.array:
         normed = self.operator_norm(x)
         if "conv" in self:
+            assert not isinstance(cache, KeyValueCache)
             x = x + self.conv(normed, context, cache)
         else:
+            assert not isinstance(cache, ConvCache)
             x = x + self.self_attn(normed, context, cache, attentions)
         return x + self.feed_forward(self.ffn_norm(x))
 

@@ -1,7 +1,7 @@
 """The whole model: views of pictures through tower and projector, spliced into the text's embeddings, through LFM2.
 
-Arguments and names are those of transformers' `Lfm2VlModel` and `Lfm2VlForConditionalGeneration`. Arrays may be NumPy or
-MLX. Vision runs without padding: of each padded view only its `h*w` patches are kept, and views of equal grid go
+Arguments and names are those of transformers' `Lfm2VlModel` and `Lfm2VlForConditionalGeneration`. Arrays may be NumPy
+or MLX. Vision runs without padding: of each padded view only its `h*w` patches are kept, and views of equal grid go
 through the tower together.
 """
 
@@ -41,8 +41,9 @@ class Lfm2VlModel(nn.Module):
     ) -> ImageFeatures:
         """Image tokens of every view.
 
-        `pixel_values` (views, patches, channels*patch*patch) padded or not; `spatial_shapes` (views, 2): the grid (h, w)
-        of each. `pixel_attention_mask` is accepted as the reference has it and not needed: the grid says what is real.
+        `pixel_values` (views, patches, channels*patch*patch) padded or not; `spatial_shapes` (views, 2): the grid
+        (h, w) of each. `pixel_attention_mask` is accepted as the reference has it and not needed: the grid says what
+        is real.
         Raises `InputError` for grids that do not fit the arrays or the downsample factor.
         """
         pixels, grids = self._check_views(pixel_values, spatial_shapes)
@@ -86,8 +87,8 @@ class Lfm2VlModel(nn.Module):
     ) -> mx.array:
         """Embeddings (B, L, hidden) of the tokens, with `image_features` (n, hidden) in the n image placeholders.
 
-        Placeholders are found by id or, where only `inputs_embeds` are given, by their embedding. Raises `InputError` if
-        the counts differ or an id lies outside the vocabulary.
+        Placeholders are found by id or, where only `inputs_embeds` are given, by their embedding. Raises `InputError`
+        if the counts differ or an id lies outside the vocabulary.
         """
         placeholder = self.config.image_token_id
         if input_ids is not None:
@@ -183,9 +184,7 @@ class Lfm2VlModel(nn.Module):
         if cache is None and use_cache is not False:
             cache = Cache(self.config.text_config)
         positions = position_ids if position_ids is not None else cache_position
-        context = self.context(
-            embeds.shape[1], cache.offset if cache else 0, attention_mask, positions, embeds.dtype
-        )
+        context = self.context(embeds.shape[1], cache.offset if cache else 0, attention_mask, positions, embeds.dtype)
         states: list[mx.array] | None = [] if output_hidden_states else None
         weights: list[mx.array] | None = [] if output_attentions else None
         out = Lfm2VlModelOutputWithPast(

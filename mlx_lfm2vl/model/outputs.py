@@ -23,8 +23,8 @@ class ModelOutput:
 
 @dataclass
 class ImageFeatures(ModelOutput):
-    """`last_hidden_state`: of each view the tower's output (h*w, vision hidden), not padded; `pooler_output`: of each view
-    the image tokens (h*w / factor^2, text hidden)."""
+    """Of each view: `last_hidden_state`, the tower's output (h*w, vision hidden), not padded; `pooler_output`, its
+    image tokens (h*w / factor^2, text hidden)."""
 
     last_hidden_state: list[mx.array]
     pooler_output: list[mx.array]
@@ -32,8 +32,8 @@ class ImageFeatures(ModelOutput):
 
 @dataclass
 class Lfm2VlModelOutputWithPast(ModelOutput):
-    """`last_hidden_state` (B, L, hidden); `hidden_states`: layers + 1 of them; `attentions` (B, heads, L, S), one for each
-    attention layer; `image_hidden_states` (image tokens of the call, hidden)."""
+    """`last_hidden_state` (B, L, hidden); `hidden_states`: layers + 1 of them; `attentions` (B, heads, L, S), one for
+    each attention layer; `image_hidden_states` (image tokens of the call, hidden)."""
 
     last_hidden_state: mx.array
     past_key_values: Cache | None = None

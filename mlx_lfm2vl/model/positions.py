@@ -26,9 +26,7 @@ def resize_matrix(source: int, target: int) -> np.ndarray:
     last = np.minimum((centres + support + 0.5).astype(np.int64), source)  # exclusive
     samples = np.arange(source)
     distance = np.abs(samples[None, :] - centres[:, None] + 0.5) / support
-    weights = np.where(
-        (samples >= first[:, None]) & (samples < last[:, None]), np.maximum(1.0 - distance, 0.0), 0.0
-    )
+    weights = np.where((samples >= first[:, None]) & (samples < last[:, None]), np.maximum(1.0 - distance, 0.0), 0.0)
     weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     weights.flags.writeable = False  # shared between callers through the cache
     return weights

@@ -58,7 +58,7 @@ def convert(
     if spec and Lfm2VlConfig.from_dict(original, str(folder / "config.json")).quantization:
         raise OptionError(f"{folder}: is quantised already; convert from the dense original")
 
-    model = load_model(folder, dtype=dtype)
+    model: Lfm2VlForConditionalGeneration = load_model(folder, dtype=dtype)
     record = quantize.quantize(model, spec) if spec else None
     part = _beside(target)
     try:
@@ -78,8 +78,8 @@ def convert(
 def config_json(
     original: dict[str, Any], model: Lfm2VlForConditionalGeneration, record: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The source's config.json with what is true of the new weights: dtype, quantisation, layers of the tower, width of the
-    feed-forward. Code references of the source are dropped."""
+    """The source's config.json with what is true of the new weights: dtype, quantisation, layers of the tower, width of
+    the feed-forward. Code references of the source are dropped."""
     out = {key: value for key, value in original.items() if key != "auto_map"}
     name = str(model.model.vision_tower.post_layernorm.weight.dtype).removeprefix("mlx.core.")
     for section in (out, out.get("text_config"), out.get("vision_config")):

@@ -54,7 +54,7 @@ def read_headers(files: list[Path]) -> dict[str, TensorInfo]:
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file, checked: lengths, offsets within the file, shapes that fit them, no overlap."""
+    """One file's tensors. Checked: header, dtypes, shapes that fit their bytes, offsets in the file, no overlap."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -95,5 +95,7 @@ def _tensor(file: Path, name: str, entry: object, available: int) -> TensorInfo:
     if end - begin != nbytes:
         raise WeightsError(f"{file}: tensor {name} of shape {shape} and dtype {dtype} cannot take {end - begin} bytes")
     if end > available:
-        raise WeightsError(f"{file}: is truncated; tensor {name} ends {end - available} bytes behind the end of the file")
+        raise WeightsError(
+            f"{file}: is truncated; tensor {name} ends {end - available} bytes behind the end of the file"
+        )
     return TensorInfo(file, dtype, tuple(shape), nbytes)

@@ -1,4 +1,4 @@
-"""A folder on disk to a model in memory: every public layout, checked against the configuration before anything is read.
+"""A folder on disk to a model in memory: every public layout, checked against the configuration before it is read.
 
 Tensors are read lazily and once; a cast or a transposition is done tensor by tensor, so that no second copy of the
 weights exists. All of them are evaluated before the model is returned: it can then be used from any thread.
@@ -13,14 +13,13 @@ from typing import TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from ..config import Lfm2VlConfig, read_json
 from ..errors import OptionError, WeightsError
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from . import quantize
 from .files import TensorInfo, read_headers, weight_files
-from .names import is_conv_kernel, to_module
+from .names import is_conv_kernel, parameters, to_module
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 TOWER_LAYERS = "model.vision_tower.encoder.layers."
@@ -57,7 +56,7 @@ def load_model(
     config = fit_config(config, infos)
     wanted = {module: info for module, info in infos.items() if module.startswith(prefix)}
     drop_unused(config, wanted)
-    model = model_class(config)
+    model = model_class(config)  # type: ignore[call-arg]
     plain = {module[len(prefix) :]: info for module, info in wanted.items()}
     quantize.prepare(model, plain, config.quantization)
     check_shapes(model, plain)
@@ -81,7 +80,7 @@ def load_model(
 
 
 def module_names(names: Iterable[str]) -> dict[str, str]:
-    """File names to module names. Raises `WeightsError` for a name of no known layout or two that mean one parameter."""
+    """Names in files to those of modules. Raises `WeightsError` for names of no known layout or two of one tensor."""
     out: dict[str, str] = {}
     seen: dict[str, str] = {}
     unknown = []
@@ -103,8 +102,8 @@ def module_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def fit_config(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> Lfm2VlConfig:
-    """The configuration with the two numbers that published files state wrongly taken from the weights: the layers of the
-    tower (LFM2-VL-1.6B has 26, its early configurations say 27) and the width of the feed-forward."""
+    """The configuration with the two numbers that published files state wrongly taken from the weights: the layers of
+    the tower (LFM2-VL-1.6B has 26, its early configurations say 27) and the width of the feed-forward."""
     indices = {
         int(name[len(TOWER_LAYERS) :].split(".")[0])
         for name in tensors
@@ -131,7 +130,7 @@ def drop_unused(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> None:
 
 def check_shapes(model: nn.Module, tensors: dict[str, TensorInfo]) -> None:
     """Raises `WeightsError` naming the first tensor that is missing, unknown or of another shape than the model's."""
-    expected = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
+    expected = {name: tuple(array.shape) for name, array in parameters(model).items()}
     if missing := [name for name in expected if name not in tensors]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise WeightsError(f"tensor {missing[0]}{more} is missing from the weight files")
@@ -144,9 +143,8 @@ def check_shapes(model: nn.Module, tensors: dict[str, TensorInfo]) -> None:
             hidden, taps, one = expected[name]
             shapes.add((hidden, one, taps))
         if info.shape not in shapes:
-            raise WeightsError(
-                f"{info.file}: tensor {name} has shape {list(info.shape)}, the configuration asks for {list(expected[name])}"
-            )
+            wanted = f"the configuration asks for {list(expected[name])}"
+            raise WeightsError(f"{info.file}: tensor {name} has shape {list(info.shape)}, {wanted}")
 
 
 def adapt(name: str, array: mx.array, dtype: mx.Dtype | None) -> mx.array:

@@ -7,6 +7,12 @@ fresh model (`transformers`), as MLX programs write (`mlx`). The names of this p
 
 from __future__ import annotations
 
+from typing import cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
 PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     # module prefix, prefixes in files; the first is `hub`, the second `transformers`, the third `mlx`, others were seen
     (
@@ -60,5 +66,10 @@ def from_module(name: str, layout: str) -> str:
 
 
 def is_conv_kernel(name: str) -> bool:
-    """Whether a module parameter is the kernel of a short convolution: (hidden, 1, K) in torch, (hidden, K, 1) in MLX."""
+    """Whether a parameter is the kernel of a short convolution: (hidden, 1, K) in torch, (hidden, K, 1) in MLX."""
     return name.endswith(".conv.conv.weight")
+
+
+def parameters(model: nn.Module) -> dict[str, mx.array]:
+    """The parameters of a module by their names."""
+    return dict(cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())))

@@ -48,7 +48,9 @@ def recorded(quantization: Mapping[str, Any] | None, path: str) -> Quantization:
     try:
         return Quantization(int(entry["bits"]), int(entry["group_size"]), str(entry.get("mode") or "affine"))
     except (KeyError, TypeError, ValueError):
-        raise WeightsError(f"config.json: quantization of {path} is {dict(entry)!r}, expected bits and group_size") from None
+        raise WeightsError(
+            f"config.json: quantization of {path} is {dict(entry)!r}, expected bits and group_size"
+        ) from None
 
 
 def prepare(model: nn.Module, tensors: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> None:

@@ -12,16 +12,15 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
-from .names import from_module
+from .names import from_module, parameters
 
 SHARD_BYTES = 5 * 10**9
 
 
 def save_weights(model: nn.Module, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes the parameters of a whole model as `model*.safetensors` with `model.safetensors.index.json`."""
-    tensors = [(from_module(name, "mlx"), array) for name, array in tree_flatten(model.parameters())]
+    tensors = [(from_module(name, "mlx"), array) for name, array in parameters(model).items()]
     shards = list(_shards(tensors, shard_bytes))
     index: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):

@@ -1,0 +1,253 @@
+"""Folders of every public layout load to the same numbers; damaged or wrong ones are one clear error."""
+
+import json
+import shutil
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from mlx.utils import tree_flatten
+from safetensors.numpy import load_file, save_file
+
+from mlx_lfm2vl.errors import ConfigError, OptionError, WeightsError
+from mlx_lfm2vl.weights.load import load_model
+
+IDS = np.array([[1, 6, 500, 501, 502, 503, 7]])
+
+
+def edit(folder: Path, change: Callable[[dict], dict | None]) -> None:
+    """Rewrites the tensors of a folder."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file(change(tensors) or tensors, file)
+
+
+def edit_config(folder: Path, **changes) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        section = config
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return Path(shutil.copytree(GOLDEN / "gen2", tmp_path / "model"))
+
+
+def logits(folder: Path, **options) -> np.ndarray:
+    return np.array(load_model(folder, **options)(IDS, use_cache=False).logits.astype(mx.float32))
+
+
+EXPECTED = logits(GOLDEN / "gen2")
+
+
+def rename(old: str, new: str) -> Callable[[dict], dict]:
+    def change(tensors):
+        assert any(name.startswith(old) for name in tensors)
+        return {(new + name[len(old) :] if name.startswith(old) else name): t for name, t in tensors.items()}
+
+    return change
+
+
+def to_mlx_layout(tensors: dict) -> dict:
+    for old, new in (
+        ("model.language_model.", "language_model.model."),
+        ("model.vision_tower.vision_model.", "vision_tower."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+    ):
+        tensors = rename(old, new)(tensors)
+    return {
+        name: np.ascontiguousarray(t.transpose(0, 2, 1)) if name.endswith("conv.conv.weight") else t
+        for name, t in tensors.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        rename("model.vision_tower.vision_model.", "model.vision_tower."),
+        rename("model.vision_tower.vision_model.", "vision_tower.vision_model."),
+        to_mlx_layout,
+        lambda t: {**t, "lm_head.weight": t["model.language_model.embed_tokens.weight"] * 2},
+        lambda t: {**t, "model.vision_tower.vision_model.embeddings.position_ids": np.arange(256)},
+    ],
+    ids=["transformers 5", "third nesting", "mlx", "tied head that is stored", "position ids"],
+)
+def test_layouts_give_the_same_numbers(folder, change):
+    edit(folder, change)
+    np.testing.assert_array_equal(logits(folder), EXPECTED)
+
+
+def test_shards_load_and_a_stale_index_does_no_harm(folder):
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    (folder / "model.safetensors").unlink()
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        save_file({name: tensors[name] for name in part}, folder / f"model-{number:05d}-of-00002.safetensors")
+    stale = {"weight_map": dict.fromkeys(names, "pytorch_model-00001-of-00009.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(stale))
+    np.testing.assert_array_equal(logits(folder), EXPECTED)
+
+
+def test_a_tower_with_fewer_layers_than_the_config_says(folder):
+    edit_config(folder, vision_config__num_hidden_layers=4, vision_feature_layer=-2)
+    model = load_model(folder)
+    assert model.config.vision_config.num_hidden_layers == 3
+    assert len(model.model.vision_tower.encoder.layers) == 3
+
+
+def test_the_width_of_the_feed_forward_is_that_of_the_weights(folder):
+    width = load_model(folder).config.text_config.feed_forward_size
+    edit_config(folder, text_config__block_ff_dim=9999)
+    assert load_model(folder).config.text_config.feed_forward_size == width
+    np.testing.assert_array_equal(logits(folder), EXPECTED)
+
+
+def test_a_stale_layer_norm_of_the_projector_is_left_out(tmp_path):
+    folder = Path(shutil.copytree(GOLDEN / "gen25", tmp_path / "model"))
+    width = 48 * 4
+    edit(
+        folder,
+        lambda t: {
+            **t,
+            "model.multi_modal_projector.layer_norm.weight": np.full(width, 7, np.float32),
+            "model.multi_modal_projector.layer_norm.bias": np.full(width, 7, np.float32),
+        },
+    )
+    assert "layer_norm" not in load_model(folder).model.multi_modal_projector
+
+
+def quantized(tensors: dict, names: list[str], bits: int) -> dict:
+    out = {name: mx.array(t) for name, t in to_mlx_layout(tensors).items()}
+    for name in names:
+        packed, scales, biases = mx.quantize(out.pop(name + ".weight"), group_size=32, bits=bits)
+        out |= {name + ".weight": packed, name + ".scales": scales, name + ".biases": biases}
+    return out
+
+
+@pytest.mark.parametrize("projector", [False, True], ids=["dense projector", "quantised projector"])
+def test_modules_are_quantised_where_scales_are_stored(folder, projector):
+    names = ["language_model.model.layers.0.feed_forward.w1", "language_model.model.embed_tokens"]
+    names += ["multi_modal_projector.linear_1"] if projector else []
+    tensors = quantized(load_file(folder / "model.safetensors"), names, 8)
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+    edit_config(folder, quantization={"group_size": 32, "bits": 8})
+    model = load_model(folder)
+    found = {path for path, module in model.named_modules() if hasattr(module, "scales")}
+    assert len(found) == len(names)
+    assert ("model.multi_modal_projector.linear_1" in found) == projector
+    out = np.array(model(IDS).logits)
+    assert 0 < np.abs(out - EXPECTED).max() < 0.1 * np.abs(EXPECTED).max()
+
+
+def test_a_module_may_have_bits_of_its_own(folder):
+    name = "language_model.model.layers.0.feed_forward.w1"
+    tensors = quantized(load_file(folder / "model.safetensors"), [name], 4)
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+    edit_config(folder, quantization={"group_size": 64, "bits": 8, name: {"group_size": 32, "bits": 4}})
+    w1 = load_model(folder).model.language_model.layers[0].feed_forward.w1
+    assert (w1.bits, w1.group_size) == (4, 32)
+    edit_config(folder, quantization=None)
+    with pytest.raises(WeightsError, match=r"feed_forward.w1 has .scales, but config.json has no 'quantization'"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])
+def test_dtype(folder, name):
+    model = load_model(folder, dtype=name)
+    assert {str(array.dtype) for _, array in tree_flatten(model.parameters())} == {f"mlx.core.{name}"}
+    assert np.abs(logits(folder, dtype=name) - EXPECTED).max() < 0.1 * np.abs(EXPECTED).max()
+
+
+def test_an_unknown_dtype_is_refused(folder):
+    with pytest.raises(OptionError, match=r"dtype is 'int8', expected one of float32, float16, bfloat16"):
+        load_model(folder, dtype="int8")
+
+
+def test_a_loaded_model_works_in_another_thread(folder):
+    model = load_model(folder)
+    results = []
+    thread = threading.Thread(target=lambda: results.append(np.array(model(IDS, use_cache=False).logits)))
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(results[0], EXPECTED)
+
+
+def refused(folder: Path, match: str, error: type[Exception] = WeightsError) -> None:
+    with pytest.raises(error, match=match) as raised:
+        load_model(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_tensors_that_do_not_fit_are_named(folder):
+    original = (folder / "model.safetensors").read_bytes()
+    norm = "model.language_model.embedding_norm.weight"
+
+    def attempt(change, match):
+        (folder / "model.safetensors").write_bytes(original)
+        edit(folder, change)
+        refused(folder, match)
+
+    attempt(lambda t: {k: v for k, v in t.items() if k != norm}, f"tensor {norm} is missing")
+    attempt(
+        lambda t: {k: v for k, v in t.items() if "vision_tower" not in k},
+        r"model.vision_tower.embeddings.patch_embedding.weight and \d+ more is missing",
+    )
+    attempt(lambda t: {**t, "audio.weight": t[norm]}, "tensor audio.weight has a name that no LFM2-VL layout has")
+    attempt(
+        lambda t: {**t, "model.language_model.extra": t[norm]},
+        "tensor model.language_model.extra has no place in this model",
+    )
+    attempt(lambda t: {**t, norm: t[norm][:5]}, rf"tensor {norm} has shape \[5\], the configuration asks for \[64\]")
+    attempt(lambda t: {**t, "language_model.model.embedding_norm.weight": t[norm]}, "are the same parameter")
+
+
+def test_folders_without_config_or_weights(tmp_path, folder):
+    refused(tmp_path, r"config.json: no such file", ConfigError)
+    (folder / "model.safetensors").unlink()
+    refused(folder, r"has no .safetensors file")
+    (folder / "pytorch_model.bin").write_bytes(b"\x80")
+    refused(folder, r"it has pytorch_model.bin, which is not read")
+
+
+def test_damaged_files_are_named(folder):
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    length = struct.unpack("<Q", whole[:8])[0]
+    header = json.loads(whole[8 : 8 + length])
+
+    def attempt(data: bytes, match: str) -> None:
+        file.write_bytes(data)
+        refused(folder, f"model.safetensors: .*{match}")
+
+    def with_header(change: Callable[[dict], None]) -> bytes:
+        changed = json.loads(json.dumps(header))
+        change(changed)
+        text = json.dumps(changed).encode()
+        return struct.pack("<Q", len(text)) + text + whole[8 + length :]
+
+    name = "model.language_model.embedding_norm.weight"
+    attempt(b"", "truncated or not a safetensors file")
+    attempt(whole[:100], "truncated or not a safetensors file")
+    attempt(whole[:-1000], "is truncated; tensor .* behind the end")
+    attempt(b"<html>not found</html>", "truncated or not a safetensors file")
+    attempt(struct.pack("<Q", 2**62) + whole[8:], "truncated or not a safetensors file")
+    attempt(struct.pack("<Q", 4) + b"[1,2" + whole, "header cannot be read")
+    attempt(struct.pack("<Q", 5) + b"[1,2]" + whole, "header is not an object")
+    attempt(with_header(lambda h: h[name].update(shape=[2**40])), f"{name} of shape .* cannot take")
+    attempt(with_header(lambda h: h[name].update(shape=[-64])), f"{name} has shape")
+    attempt(with_header(lambda h: h[name].update(dtype="F31")), "dtype 'F31'")
+    attempt(with_header(lambda h: h[name].update(data_offsets=[0])), "data_offsets")
+    offset = header[name]["data_offsets"]
+    attempt(
+        with_header(lambda h: h[name].update(data_offsets=[offset[0] + 4, offset[1] + 4])), "overlaps|behind the end"
+    )
