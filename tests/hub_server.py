@@ -1,0 +1,185 @@
+"""A model hub on loopback: the part of the Hugging Face hub's HTTP interface that reading a repository takes.
+
+Speaks model info, tree, resolve (HEAD and GET, etags, commit headers), storage of large files behind a redirect, byte
+ranges, tokens and the hub's error codes, so that the real client runs against it over real HTTP. `requests` is the log;
+faults are switched on by fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+LARGE = (".safetensors", ".bin", ".pt", ".ckpt")  # what the hub keeps in its storage for large files
+
+
+@dataclass
+class Repository:
+    """Files of the only commit; `gated` answers 403 and `private` 401 unless the token is shown."""
+
+    files: dict[str, bytes]
+    revisions: tuple[str, ...] = ("main",)
+    gated: bool = False
+    private: bool = False
+    token: str = "hf_right"
+
+    @property
+    def commit(self) -> str:
+        listing = sorted((name, git_id(data)) for name, data in self.files.items())
+        return hashlib.sha1(repr(listing).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    path: str
+    range: str | None
+    token: str | None
+
+
+@dataclass
+class HubServer:
+    """`with HubServer({"owner/name": Repository({...})}) as hub:` serves at `hub.url` until the block ends."""
+
+    repositories: dict[str, Repository]
+    requests: list[Request] = field(default_factory=list)
+    drops: dict[str, list[int]] = field(default_factory=dict)  # path: bytes sent before each of the next broken answers
+    status: int | None = None  # answers everything with this status
+
+    def __enter__(self) -> HubServer:
+        hub = self
+
+        class Handler(_Handler):
+            server_state = hub
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.storage_url = f"http://localhost:{self._server.server_address[1]}/storage"  # for the client another host
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def fetched(self) -> list[str]:
+        """Paths of the files whose content was asked for, in order."""
+        content = re.compile(r"/(?:[^/]+/[^/]+/resolve/[^/]+|storage/[^/]+/[^/]+)/(.+)")
+        found = (content.fullmatch(r.path) for r in self.requests if r.method == "GET")
+        return [unquote(match[1]) for match in found if match]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server_state: HubServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        """The log is `HubServer.requests`."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        hub = self.server_state
+        path = urlsplit(self.path).path
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+        hub.requests.append(Request(self.command, path, self.headers.get("Range"), token))
+        if hub.status is not None:
+            self.answer(hub.status, b"the hub is unwell")
+        elif match := re.fullmatch(r"/storage/([^/]+/[^/]+)/(.+)", path):
+            self.content(unquote(match[2]), hub.repositories[match[1]].files[unquote(match[2])])
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
+            self.within(match[1], match[2] or "main", self.info, token)
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
+            self.within(match[1], match[2], self.tree, token)
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            name = unquote(match[3])
+            self.within(match[1], match[2], lambda key, repo: self.resolve(key, repo, name), token)
+        else:
+            self.refuse(404, "NotFound")
+
+    def within(self, key: str, revision: str, act: Any, token: str | None) -> None:
+        repo = self.server_state.repositories.get(key)
+        if repo is None:
+            self.refuse(404, "RepoNotFound")
+        elif repo.private and token != repo.token:
+            self.refuse(401, "RepoNotFound")
+        elif repo.gated and token != repo.token:
+            self.refuse(403, "GatedRepo")
+        elif unquote(revision) not in (*repo.revisions, repo.commit):
+            self.refuse(404, "RevisionNotFound")
+        else:
+            act(key, repo)
+
+    def info(self, key: str, repo: Repository) -> None:
+        self.json(
+            {"_id": "0", "id": key, "modelId": key, "sha": repo.commit, "private": repo.private, "tags": []}
+            | {"siblings": [{"rfilename": name} for name in sorted(repo.files)]}
+        )
+
+    def tree(self, key: str, repo: Repository) -> None:
+        entries = []
+        for name, data in sorted(repo.files.items()):
+            entry: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": git_id(data)}
+            if name.endswith(LARGE):
+                entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+            entries.append(entry)
+        self.json(entries)
+
+    def resolve(self, key: str, repo: Repository, name: str) -> None:
+        data = repo.files.get(name)
+        headers = {"X-Repo-Commit": repo.commit}
+        if data is None:
+            self.refuse(404, "EntryNotFound", headers)
+        elif name.endswith(LARGE):
+            headers |= {
+                "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"',
+                "X-Linked-Size": str(len(data)),
+                "Location": f"{self.server_state.storage_url}/{key}/{name}",
+            }
+            self.answer(302, b"", headers)
+        else:
+            self.content(name, data, headers | {"ETag": f'"{git_id(data)}"'})
+
+    def content(self, name: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+        """The bytes, or the range of them that was asked for; breaks off where `drops` says."""
+        headers = {"Accept-Ranges": "bytes", **(headers or {})}
+        start, status = 0, 200
+        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
+            start, status = int(match[1]), 206
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        left = self.server_state.drops.get(name)
+        stop = left.pop(0) if left and self.command == "GET" else None
+        self.answer(status, data[start:], headers, stop)
+
+    def json(self, value: Any) -> None:
+        self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def refuse(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
+        self.answer(status, b"", {"X-Error-Code": code, "X-Error-Message": f"{code} (test)", **(headers or {})})
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None, stop: int | None = None) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[:stop])
+        if stop is not None:
+            self.wfile.flush()
+            self.connection.close()
+            self.close_connection = True
+
+
+def git_id(data: bytes) -> str:
+    """The object id that git gives the file, which is the hub's etag of small files."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()

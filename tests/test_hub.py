@@ -1,0 +1,253 @@
+"""Names to folders: local ones, and hub repositories through the real client over HTTP against tests/hub_server.py."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import HubServer, Repository
+
+from mlx_lfm2vl import HubError, demo
+from mlx_lfm2vl.hub import resolve
+
+WEIGHTS = bytes(range(256)) * 4096  # 1 MiB
+FILES = {
+    "config.json": b'{"model_type": "lfm2_vl"}',
+    "tokenizer.json": b"{}",
+    "chat_template.jinja": b"{{ bos_token }}",
+    "README.md": b"# a model",
+    "LICENSE": b"a licence",
+    "model.safetensors": WEIGHTS,
+    "modeling_evil.py": b"raise SystemExit('executed')",
+    "pytorch_model.bin": b"a pickle",
+    "training_args.bin": b"a pickle",
+    "optimizer.pt": b"a pickle",
+    "model.pkl": b"a pickle",
+    "model.onnx": b"another program's weights",
+}
+DATA = {"config.json", "tokenizer.json", "chat_template.jinja", "README.md", "LICENSE", "model.safetensors"}
+NAME = "maker/tiny-vl"
+
+SCRIPT = """
+import json, sys
+from mlx_lfm2vl import hub, errors
+name, options = json.loads(sys.argv[1])
+try:
+    print(json.dumps({"folder": str(hub.resolve(name, **options))}))
+except errors.HubError as error:
+    print(json.dumps({"error": str(error)}))
+"""
+
+
+@pytest.fixture
+def hub():
+    with HubServer({NAME: Repository(dict(FILES))}) as server:
+        yield server
+
+
+@pytest.fixture
+def fetch(tmp_path, hub):
+    """Runs `resolve` in a process of its own, whose hub is the server and whose cache is empty at first."""
+
+    def run(name: str = NAME, environment: dict[str, str] | None = None, **options: Any) -> dict[str, str]:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+        process = subprocess.run(
+            [sys.executable, "-c", SCRIPT, json.dumps([name, options])],
+            env=clean
+            | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+            | (environment or {}),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=tmp_path,
+        )
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout)
+
+    return run
+
+
+def message(answer: dict[str, str]) -> str:
+    """The error of an answer: one line."""
+    assert set(answer) == {"error"}, answer
+    assert "\n" not in answer["error"]
+    return answer["error"]
+
+
+def test_a_repository_is_fetched_whole_and_nothing_executable_with_it(fetch, hub):
+    folder = Path(fetch()["folder"])
+    assert {path.name for path in folder.iterdir()} == DATA
+    for name in DATA:
+        assert (folder / name).read_bytes() == FILES[name]
+    assert set(hub.fetched()) == DATA
+
+
+def test_a_second_run_fetches_nothing_and_works_with_the_hub_gone(fetch, hub):
+    first = fetch()
+    hub.requests.clear()
+    assert fetch() == first
+    assert hub.fetched() == []
+    hub.requests.clear()
+    assert fetch(environment={"HF_HUB_OFFLINE": "1"}) == first
+    assert fetch(local_files_only=True) == first
+    assert hub.requests == []
+    assert fetch(environment={"HF_ENDPOINT": "http://127.0.0.1:9"}) == first
+
+
+def test_only_the_asked_patterns_are_fetched(fetch, hub):
+    folder = Path(fetch(patterns=["*.json"])["folder"])
+    assert {path.name for path in folder.iterdir()} == {"config.json", "tokenizer.json"}
+    assert set(hub.fetched()) == {"config.json", "tokenizer.json"}
+
+
+def test_what_is_missing_in_the_cache_is_fetched_later(fetch, hub):
+    fetch(patterns=["*.json"])
+    hub.requests.clear()
+    folder = Path(fetch()["folder"])
+    assert {path.name for path in folder.iterdir()} == DATA
+    assert set(hub.fetched()) == DATA - {"config.json", "tokenizer.json"}
+
+
+def test_a_connection_that_breaks_mid_file_is_taken_up_where_it_broke(fetch, hub):
+    chunk = 10 * 2**20  # what the client writes at a time
+    weights = bytes(range(256)) * (chunk * 3 // 256) + b"end"
+    hub.repositories[NAME].files["model.safetensors"] = weights
+    hub.drops["model.safetensors"] = [chunk + 5000, chunk + 7000]
+    folder = Path(fetch()["folder"])
+    assert (folder / "model.safetensors").read_bytes() == weights
+    ranges = [r.range for r in hub.requests if r.method == "GET" and r.path.endswith("model.safetensors")]
+    assert ranges == [None, f"bytes={chunk}-", f"bytes={2 * chunk}-"]
+
+
+def test_a_download_that_fails_for_good_says_so_and_the_next_run_completes_it(fetch, hub):
+    hub.drops["model.safetensors"] = [0] * 30
+    said = message(fetch())
+    assert NAME in said and "download failed" in said
+    hub.drops.clear()
+    hub.requests.clear()
+    folder = Path(fetch()["folder"])
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert "config.json" not in hub.fetched()
+
+
+def test_no_such_repository(fetch):
+    said = message(fetch("maker/nothing"))
+    assert "maker/nothing" in said and "no such repository" in said
+
+
+def test_no_such_revision(fetch, hub):
+    said = message(fetch(revision="v9"))
+    assert NAME in said and "v9" in said
+    hub.repositories[NAME].revisions = ("main", "v9")
+    assert Path(fetch(revision="v9")["folder"]).name == hub.repositories[NAME].commit
+
+
+def test_a_gated_repository_says_how_to_get_in(fetch, hub):
+    hub.repositories[NAME].gated = True
+    said = message(fetch())
+    assert NAME in said and "terms" in said and "hf auth login" in said
+    assert "folder" in fetch(token="hf_right")
+
+
+def test_a_private_repository_needs_its_token(fetch, hub):
+    hub.repositories[NAME].private = True
+    said = message(fetch())
+    assert NAME in said and "log in" in said
+    assert "log in" in message(fetch(token="hf_wrong"))
+    hub.requests.clear()
+    assert "folder" in fetch(environment={"HF_TOKEN": "hf_right"})
+    assert all((r.token is None) == r.path.startswith("/storage/") for r in hub.requests if NAME in r.path)
+
+
+def test_a_hub_that_cannot_be_reached(fetch):
+    said = message(fetch(environment={"HF_ENDPOINT": "http://127.0.0.1:9"}))
+    assert NAME in said and "cannot be reached" in said
+
+
+@pytest.mark.parametrize("status", [403, 418, 500])
+def test_a_hub_that_answers_with_an_error(fetch, hub, status):
+    hub.status = status
+    assert NAME in message(fetch())
+
+
+def test_offline_without_a_cached_copy(fetch, hub):
+    said = message(fetch(local_files_only=True))
+    assert NAME in said and "not in the local cache" in said
+    assert hub.requests == []
+
+
+def test_an_incomplete_cached_copy_is_not_taken_for_whole(fetch, hub):
+    fetch(patterns=["*.json"])
+    said = message(fetch(local_files_only=True))
+    assert NAME in said and "local cache" in said
+
+
+def test_a_repository_without_config_is_no_model(fetch, hub):
+    del hub.repositories[NAME].files["config.json"]
+    assert "has no config.json" in message(fetch())
+
+
+@pytest.mark.parametrize("name", ["maker/a--b", "maker/a..b", "maker/" + "x" * 100, "maker/x.git"])
+def test_names_that_the_hub_does_not_allow(fetch, hub, name):
+    said = message(fetch(name))
+    assert name in said
+    assert hub.requests == []
+
+
+# --- folders on this disk: no hub is asked --------------------------------------------------------------------------
+
+
+def test_demo_is_the_bundled_model():
+    assert resolve("demo") == demo.path()
+    assert demo.path().is_dir()
+
+
+def test_a_folder_is_itself(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve(tmp_path) == resolve(str(tmp_path)) == tmp_path
+
+
+def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert resolve("~/model") == tmp_path / "model"
+
+
+def test_a_folder_with_one_model_below_it_is_that_model(tmp_path):
+    (tmp_path / "8bit").mkdir()
+    (tmp_path / "8bit" / "config.json").write_text("{}")
+    assert resolve(tmp_path) == tmp_path / "8bit"
+
+
+def test_a_folder_of_precisions_asks_which(tmp_path):
+    for name in ("4bit", "8bit"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(HubError) as caught:
+        resolve(tmp_path)
+    assert str(tmp_path / "4bit") in str(caught.value) and str(tmp_path / "8bit") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "  ", "no-such-folder", "a/b/c", "../x/y", "/no/such/folder", "maker/", "ma ker/x"]
+)
+def test_what_is_neither_folder_nor_repository_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HubError, match=re.escape(name.strip()) or "empty"):
+        resolve(name)
+
+
+def test_a_file_is_not_a_model(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(HubError, match="is a file; give the folder"):
+        resolve(tmp_path / "model.safetensors")
+
+
+def test_an_empty_folder_is_not_a_model(tmp_path):
+    with pytest.raises(HubError, match=r"has no config\.json"):
+        resolve(tmp_path)
