@@ -1,0 +1,276 @@
+"""Pictures to padded patches, with the numbers of the reference's `Lfm2VlImageProcessor`.
+
+A picture becomes one view, or tiles and a thumbnail (geometry.py). Each view is resized in 8 bits with antialiasing,
+normalised to float32 and cut into patches of `encoder_patch_size` squared pixels, row by row; a patch is flattened as
+(y, x, channel). Views are padded with zeros to `max_num_patches`. Pixels agree with the reference's (torchvision, whose
+weights are coarser) within one 8-bit level, rarely two. Floats of an input array are rounded to 8 bits first, which the
+reference does not do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..config import ImageProcessorConfig, ProcessorConfig
+from ..errors import ConfigError, ImageError, OptionError
+from ..hub import resolve
+from . import geometry
+from .batch import BatchFeature, check_return_tensors
+from .geometry import ViewPlan
+from .source import DEFAULT_POLICY, SourcePolicy, load_image
+
+IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+
+
+def flatten(images: Any) -> list[Any]:
+    """The pictures of a single picture, a list, a list a sample (nested to any depth), or a batch array (4 axes)."""
+    if isinstance(images, (list, tuple)):
+        return [picture for entry in images for picture in flatten(entry)]
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+class Lfm2VlImageProcessor:
+    """Turns pictures into what the vision tower takes.
+
+    `config` or keyword overrides of `ImageProcessorConfig`'s fields set the policy; its fields read as attributes
+    (`processor.tile_size`). `source_policy` says where pictures may come from. Not changed by calls, so it is safe to
+    share between threads.
+    """
+
+    model_input_names = IMAGE_INPUTS
+
+    def __init__(
+        self,
+        config: ImageProcessorConfig | None = None,
+        *,
+        source_policy: SourcePolicy = DEFAULT_POLICY,
+        **overrides: Any,
+    ):
+        """Raises `OptionError` for an unknown override or a bad value."""
+        self.config = _overridden(config or ImageProcessorConfig(), overrides)
+        self.source_policy = source_policy
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "config" and (name == "max_num_patches" or name in ImageProcessorConfig.__dataclass_fields__):
+            return getattr(self.config, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> Lfm2VlImageProcessor:
+        """From a folder or hub repository. Raises `HubError`, `ConfigError`, `OptionError`."""
+        folder = resolve(
+            path_or_repo,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            patterns=("*.json",),
+        )
+        return cls(ProcessorConfig.from_folder(folder).image, **overrides)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes preprocessor_config.json into `folder`, which is created if need be."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        data = ProcessorConfig(image=self.config).to_dict()["image_processor"]
+        (target / "preprocessor_config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+    def smart_resize(
+        self,
+        height: int,
+        width: int,
+        downsample_factor: int | None = None,
+        min_image_tokens: int | None = None,
+        max_image_tokens: int | None = None,
+        encoder_patch_size: int | None = None,
+    ) -> tuple[int, int]:
+        """(width, height) of a picture as a single view; see `geometry.smart_resize`. None means this processor's."""
+        config = self.config
+        return geometry.smart_resize(
+            height,
+            width,
+            downsample_factor or config.downsample_factor,
+            min_image_tokens or config.min_image_tokens,
+            max_image_tokens or config.max_image_tokens,
+            encoder_patch_size or config.encoder_patch_size,
+        )
+
+    def crop_image_to_patches(
+        self,
+        image: Any,
+        min_tiles: int | None = None,
+        max_tiles: int | None = None,
+        tile_size: int | None = None,
+        use_thumbnail: bool | None = None,
+        thumbnail_size: tuple[int, int] | None = None,
+        resample: int | None = None,
+    ) -> tuple[list[np.ndarray], int, int]:
+        """Splits one picture of any size into tiles: ([tiles row by row, then the thumbnail], columns, rows), the views
+        as uint8 (height, width, 3). `thumbnail_size` is (height, width); None of the arguments means this processor's.
+        """
+        config = _overridden(
+            self.config,
+            {
+                "min_tiles": min_tiles,
+                "max_tiles": max_tiles,
+                "tile_size": tile_size,
+                "use_thumbnail": use_thumbnail,
+                "resample": resample,
+            },
+        )
+        picture = load_image(image, self.source_policy)
+        columns, rows = geometry.grid_layout(
+            picture.height, picture.width, config.min_tiles, config.max_tiles, config.tile_size
+        )
+        views = list(
+            _tiles(_resize(picture, rows * config.tile_size, columns * config.tile_size, config), rows, columns)
+        )
+        if config.use_thumbnail and rows * columns != 1:
+            if thumbnail_size is None:
+                plan = geometry.plan(picture.height, picture.width, config)
+                thumbnail_size = (plan.height, plan.width)
+            views.append(_resize(picture, *thumbnail_size, config))
+        return views, columns, rows
+
+    def __call__(
+        self,
+        images: Any,
+        *,
+        return_row_col_info: bool = False,
+        return_tensors: str | None = "np",
+        **overrides: Any,
+    ) -> BatchFeature:
+        """Patches of all views of all pictures, in order.
+
+        `images`: one picture or a (nested) list of whatever `source.load_image` reads. Keyword overrides of the policy
+        hold for this call. Returns "pixel_values" (views, max_num_patches, patch_size**2 * 3) float32,
+        "pixel_attention_mask" (views, max_num_patches) int32, "spatial_shapes" (views, 2) int64, the patch grid of each
+        view as (rows, columns); with `return_row_col_info` also "image_rows", "image_cols" (pictures,) and
+        "image_sizes" (pictures, 2), height and width of the resized picture. With `do_pad=False` all views must have as
+        many patches.
+        Raises `ImageError`, `OptionError`.
+        """
+        check_return_tensors(return_tensors)
+        features, plans = self.encode(images, **overrides)
+        if return_row_col_info:
+            info = {
+                "image_rows": [plan.rows for plan in plans],
+                "image_cols": [plan.cols for plan in plans],
+                "image_sizes": [[plan.height, plan.width] for plan in plans],
+            }
+            features.update({k: np.array(v, dtype=np.int64) for k, v in info.items()} if return_tensors else info)
+        return features
+
+    preprocess = __call__
+
+    def configured(self, **overrides: Any) -> ImageProcessorConfig:
+        """The policy with the overrides of one call. Raises `OptionError`."""
+        return _overridden(self.config, overrides)
+
+    def encode(self, images: Any, **overrides: Any) -> tuple[BatchFeature, list[ViewPlan]]:
+        """The arrays of `__call__` and each picture's plan, from which the text is expanded."""
+        config = self.configured(**overrides)
+        pictures = flatten(images)
+        if not pictures:
+            raise ImageError("there is no picture to process")
+        loaded = [load_image(picture, self.source_policy) for picture in pictures]
+        plans = [geometry.plan(picture.height, picture.width, config) for picture in loaded]
+        shapes = np.array([shape for plan in plans for shape in plan.spatial_shapes], dtype=np.int64)
+        counts = shapes.prod(axis=1)
+        length = config.max_num_patches if config.do_pad else int(counts.max())
+        if not config.do_pad and int(counts.min()) != length:
+            raise OptionError("do_pad=False needs views of equally many patches; process such pictures one at a time")
+        patch = config.encoder_patch_size
+        pixels = np.zeros((len(shapes), length, patch * patch * 3), dtype=np.float32)
+        scale = _Scale(config)
+        view = 0
+        for picture, plan in zip(loaded, plans, strict=True):
+            if plan.tiled:
+                whole = _resize(picture, plan.rows * plan.tile_size, plan.cols * plan.tile_size, config)
+                for tile in _tiles(whole, plan.rows, plan.cols):
+                    scale.write(tile, pixels[view])
+                    view += 1
+            if not plan.tiled or plan.thumbnail:
+                scale.write(_resize(picture, plan.height, plan.width, config), pixels[view])
+                view += 1
+        mask = (np.arange(length) < counts[:, None]).astype(np.int32)
+        return BatchFeature(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=shapes), plans
+
+
+Lfm2VlImageProcessorFast = Lfm2VlImageProcessor
+
+
+class _Scale:
+    """Writes 8-bit views as normalised patches, with the arithmetic of the reference: float32, rescale fused into mean
+    and deviation."""
+
+    def __init__(self, config: ImageProcessorConfig):
+        self.patch = config.encoder_patch_size
+        self.factor: np.float32 | None = None
+        self.mean: np.ndarray | None = None
+        self.deviation: np.ndarray | None = None
+        if config.do_normalize:
+            fused = np.float32(1.0 / config.rescale_factor) if config.do_rescale else np.float32(1)
+            self.mean = np.tile(np.array(config.image_mean, np.float32) * fused, self.patch**2)
+            self.deviation = np.tile(np.array(config.image_std, np.float32) * fused, self.patch**2)
+        elif config.do_rescale:
+            self.factor = np.float32(config.rescale_factor)
+
+    def write(self, view: np.ndarray, out: np.ndarray) -> None:
+        """`view` (height, width, 3) uint8 into the first rows of `out` (patches, patch**2 * 3) float32."""
+        rows, columns = view.shape[0] // self.patch, view.shape[1] // self.patch
+        cut = view.reshape(rows, self.patch, columns, self.patch, 3).transpose(0, 2, 1, 3, 4)
+        flat = cut.reshape(rows * columns, self.patch**2 * 3)
+        target = out[: rows * columns]
+        if self.mean is not None and self.deviation is not None:
+            np.subtract(flat, self.mean, out=target)
+            np.divide(target, self.deviation, out=target)
+        elif self.factor is not None:
+            np.multiply(flat, self.factor, out=target)
+        else:
+            target[:] = flat
+
+
+def _overridden(config: ImageProcessorConfig, overrides: dict[str, Any]) -> ImageProcessorConfig:
+    try:
+        return config.with_overrides(**overrides)
+    except ConfigError as error:
+        raise OptionError(str(error)) from None
+
+
+def _resize(picture: Image.Image, height: int, width: int, config: ImageProcessorConfig) -> np.ndarray:
+    """The RGB picture at that size, uint8 (height, width, 3); unchanged pixels if it has the size.
+
+    Two calls, because the order decides where 8 bits are rounded and clipped: the reference always goes along the rows
+    first, Pillow from version 13 on goes the cheaper way first (bicubic then differs by up to 23 levels).
+    """
+    resample = Image.Resampling(config.resample)
+    if picture.width != width:
+        picture = picture.resize((width, picture.height), resample)
+    if picture.height != height:
+        picture = picture.resize((width, height), resample)
+    return np.asarray(picture)
+
+
+def _tiles(image: np.ndarray, rows: int, columns: int) -> Iterable[np.ndarray]:
+    """Views of an array (height, width, 3), cut into `rows` x `columns`, row by row."""
+    for row in np.split(image, rows, axis=0):
+        yield from np.split(row, columns, axis=1)
