@@ -1,0 +1,358 @@
+"""The checkpoint's tokenizer: text to ids, ids to text, and text that streams. The only importer of `tokenizers`.
+
+Gives what transformers gives for the same files (`TokenizersBackend`). Every LFM2 tokenizer is a byte-level BPE; others
+are refused when loaded, so that decoding can be byte-exact everywhere. `clean_up_tokenization_spaces` is accepted and
+has no effect, as transformers ignores it for BPE. Ids that the tokenizer does not know decode to nothing.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, processors
+
+from ..config import read_json
+from ..errors import ConfigError, OptionError, TokenizerError
+from .batch import BatchFeature, as_array, check_return_tensors
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+IMAGE_TOKENS = {
+    "image_token": "<image>",
+    "image_start_token": "<|image_start|>",
+    "image_end_token": "<|image_end|>",
+    "image_thumbnail_token": "<|img_thumbnail|>",
+}
+PADDING_SIDES = ("left", "right")
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer with the named tokens of its model.
+
+    `bos_token`, `eos_token`, `pad_token`, `unk_token` are strings or None, `image_token`, `image_start_token`,
+    `image_end_token`, `image_thumbnail_token` always strings (the family's, if the files name none).
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, config: Mapping[str, Any] | None = None, where: str = "tokenizer"
+    ):
+        """`config` is the content of tokenizer_config.json. Raises `TokenizerError`."""
+        self.backend, self.config, self.where = backend, dict(config or {}), where
+        self.folder: Path | None = None
+        kind, decoder = type(backend.model).__name__, type(backend.decoder).__name__
+        if (kind, decoder) != ("BPE", "ByteLevel"):
+            raise TokenizerError(f"{where}: model {kind} with decoder {decoder}; LFM2 tokenizers are byte-level BPE")
+        padding = backend.padding or {}
+        backend.no_padding()
+        backend.no_truncation()
+        self.special_tokens_map = self._named_tokens(padding.get("pad_token"))
+        self.padding_side = self._choice("padding_side", padding.get("direction") or "right")
+        self.truncation_side = self._choice("truncation_side", "right")
+        self.chat_template = self.config.get("chat_template")
+        known = [token for token in self._all_named() if backend.token_to_id(token) is not None]
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in known])
+        if "add_bos_token" in self.config or "add_eos_token" in self.config:
+            backend.post_processor = self._post_processor()
+        self._special_ids = frozenset(id for id, token in backend.get_added_tokens_decoder().items() if token.special)
+        self._bytes: dict[int, bytes] = {}
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike[str]) -> Tokenizer:
+        """Reads tokenizer.json, tokenizer_config.json and special_tokens_map.json. Raises `TokenizerError`."""
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise TokenizerError(f"{path}: no such file; the model folder is incomplete without it")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust library raises plain Exception for any damage
+            raise TokenizerError(f"{path}: not a tokenizer file ({str(error).splitlines()[0]})") from None
+        config: dict[str, Any] = {}
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            try:
+                if (Path(folder) / name).is_file():
+                    config.update(read_json(Path(folder) / name))
+            except ConfigError as error:
+                raise TokenizerError(str(error)) from None
+        tokenizer = cls(backend, config, str(path))
+        tokenizer.folder = Path(folder)
+        return tokenizer
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Copies the files that the tokenizer was read from, or writes tokenizer.json and tokenizer_config.json."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        if self.folder is None:
+            self.backend.save(str(target / "tokenizer.json"))
+            (target / "tokenizer_config.json").write_text(
+                json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **self.config}, indent=2, ensure_ascii=False),
+                encoding="utf-8",
+            )
+            return
+        for name in FILES:
+            source = self.folder / name
+            if source.is_file() and source.resolve() != (target / name).resolve():
+                shutil.copyfile(source, target / name)
+
+    # Named tokens
+
+    def _named_tokens(self, pad_token: str | None) -> dict[str, str]:
+        """Token names to tokens, for templates and attributes, from every place where files keep them."""
+        found: dict[str, str] = {} if pad_token is None else {"pad_token": pad_token}
+        nested = (self.config.get(key) for key in ("extra_special_tokens", "model_specific_special_tokens"))
+        for place in (self.config, *nested):
+            if not isinstance(place, Mapping):
+                continue
+            for name, value in place.items():
+                token = value.get("content") if isinstance(value, Mapping) else value
+                is_name = name in NAMED_TOKENS or name.endswith("_token") or place is not self.config
+                if is_name and isinstance(token, str):
+                    found[name] = token
+                elif name in NAMED_TOKENS and value is not None:
+                    raise TokenizerError(f"{self.where}: {name} is {value!r}, expected a token")
+        return found
+
+    def _all_named(self) -> list[str]:
+        listed = self.config.get("extra_special_tokens") or self.config.get("additional_special_tokens")
+        more = listed if isinstance(listed, list) else []
+        texts = [token.get("content") if isinstance(token, Mapping) else token for token in more]
+        return list(dict.fromkeys([*self.special_tokens_map.values(), *(t for t in texts if isinstance(t, str))]))
+
+    def _choice(self, name: str, default: str) -> str:
+        value = self.config.get(name) or default
+        if value not in PADDING_SIDES:
+            raise TokenizerError(f"{self.where}: {name} is {value!r}, expected 'left' or 'right'")
+        return str(value)
+
+    def _post_processor(self) -> processors.TemplateProcessing:
+        """What is put around encoded text with `add_special_tokens`, where the configuration says so itself."""
+        bos = self.bos_token if self.config.get("add_bos_token") else None
+        eos = self.eos_token if self.config.get("add_eos_token") else None
+        single = " ".join([*([f"{bos}:0"] if bos else []), "$A:0", *([f"{eos}:0"] if eos else [])])
+        pair = " ".join([single, *([f"{bos}:1"] if bos else []), "$B:1", *([f"{eos}:1"] if eos else [])])
+        special = [(token, self._id(token, "token")) for token in dict.fromkeys((bos, eos)) if token]
+        return processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
+
+    def __getattr__(self, name: str) -> Any:
+        # bos_token, pad_token_id, image_token, image_start_token_id, ...
+        if not name.startswith("_") and (name.endswith("_token") or name.endswith("_token_id")):
+            base = name.removesuffix("_id")
+            token = self.special_tokens_map.get(base)
+            if token is None and base == "image_thumbnail_token":
+                token = self.special_tokens_map.get("image_thumbnail")
+            if token is None:
+                token = IMAGE_TOKENS.get(base)
+            if token is not None:
+                return token if name == base else self._id(token, base)
+            if base in NAMED_TOKENS:
+                return None
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def _id(self, token: str, name: str) -> int:
+        id = self.backend.token_to_id(token)
+        if id is None:
+            raise TokenizerError(
+                f"{self.where}: has no token {token!r}, the model's {name}; the file is of another model"
+            )
+        return int(id)
+
+    @property
+    def all_special_ids(self) -> frozenset[int]:
+        """Ids that `skip_special_tokens` leaves out."""
+        return self._special_ids
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the base vocabulary, without added tokens (as in the reference); `len()` counts all."""
+        return int(self.backend.get_vocab_size(with_added_tokens=False))
+
+    def __len__(self) -> int:
+        return int(self.backend.get_vocab_size(with_added_tokens=True))
+
+    def get_vocab(self) -> dict[str, int]:
+        return dict(self.backend.get_vocab(with_added_tokens=True))
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
+        """The id of a token, or ids of several; the unknown token's id (None without one) where there is none."""
+        if isinstance(tokens, str):
+            id = self.backend.token_to_id(tokens)
+            return self.unk_token_id if id is None else id
+        return [self.convert_tokens_to_ids(token) for token in tokens]
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """The token of an id, or the tokens of several; None where there is none."""
+        if isinstance(ids, (int, np.integer)):
+            return self.backend.id_to_token(int(ids)) if ids >= 0 else None
+        kept = (id for id in _ids(ids) if not (skip_special_tokens and id in self._special_ids))
+        return [self.convert_ids_to_tokens(id) for id in kept]
+
+    # Text to ids
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a text. `add_special_tokens` adds what the file says (for most LFM2 tokenizers a BOS)."""
+        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[tokenizers.Encoding]:
+        """The `tokenizers` encodings (ids and character offsets) of several texts."""
+        return list(self.backend.encode_batch(list(texts), add_special_tokens=add_special_tokens))
+
+    def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
+        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).tokens)
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        padding_side: str | None = None,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """ "input_ids" and "attention_mask" of a text or of several.
+
+        `padding`: False, True or "longest", or "max_length" (to `max_length`). `truncation` cuts to `max_length`.
+        With `return_tensors="np"` int64 arrays (samples, length), else lists (of a single text, its own list).
+        Raises `OptionError`, `TokenizerError`.
+        """
+        check_return_tensors(return_tensors)
+        single = isinstance(text, str)
+        texts = [text] if isinstance(text, str) else list(text)
+        if not all(isinstance(sample, str) for sample in texts):
+            raise OptionError("text must be a string or a list of strings")
+        rows = [list(encoding.ids) for encoding in self.encode_batch(texts, add_special_tokens)]
+        if truncation:
+            if max_length is None:
+                raise OptionError("truncation=True needs max_length")
+            rows = [row[:max_length] if self.truncation_side == "right" else row[-max_length:] for row in rows]
+        features = self.pad(rows, padding=padding, padding_side=padding_side, max_length=max_length)
+        if return_tensors == "np":
+            return BatchFeature({name: as_array(value, name) for name, value in features.items()})
+        return BatchFeature({name: value[0] for name, value in features.items()}) if single else features
+
+    def pad(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        padding: bool | str = True,
+        padding_side: str | None = None,
+        max_length: int | None = None,
+        fill: int | None = None,
+    ) -> BatchFeature:
+        """ "input_ids" and "attention_mask" as lists, padded with the pad token (or `fill`). Raises `OptionError`."""
+        side = padding_side or self.padding_side
+        if side not in PADDING_SIDES:
+            raise OptionError(f"padding_side is {padding_side!r}, expected 'left' or 'right'")
+        if padding not in (False, True, "longest", "max_length", "do_not_pad"):
+            raise OptionError(f"padding is {padding!r}, expected True, False, 'longest', 'max_length' or 'do_not_pad'")
+        length = 0
+        if padding == "max_length":
+            if max_length is None:
+                raise OptionError("padding='max_length' needs max_length")
+            length = max_length
+        elif padding in (True, "longest"):
+            length = max((len(row) for row in rows), default=0)
+        ids, masks = [], []
+        for row in rows:
+            missing = max(length - len(row), 0)
+            if missing and fill is None:
+                fill = self.pad_token_id
+                if fill is None:
+                    raise TokenizerError(f"{self.where}: names no pad_token, so texts cannot be padded to one length")
+            gap, blank = [fill or 0] * missing, [0] * missing
+            ids.append([*gap, *row] if side == "left" else [*row, *gap])
+            masks.append([*blank, *[1] * len(row)] if side == "left" else [*[1] * len(row), *blank])
+        return BatchFeature(input_ids=ids, attention_mask=masks)
+
+    # Ids to text
+
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> Any:
+        """The text of ids (an int, a list, an array), or a list of texts for a list of lists or a 2-axis array.
+
+        Bytes that are not UTF-8 become U+FFFD. Raises `TokenizerError` for what is not ids.
+        """
+        token_ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+        if isinstance(token_ids, (list, tuple)) and token_ids and isinstance(token_ids[0], (list, tuple, np.ndarray)):
+            return [self.decode(row, skip_special_tokens) for row in token_ids]
+        return self.backend.decode(_ids(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
+        """`decode` of each sequence, always as a list."""
+        if not hasattr(sequences, "tolist"):
+            sequences = [row.tolist() if hasattr(row, "tolist") else row for row in sequences]
+        texts = self.decode(sequences, skip_special_tokens)
+        return [texts] if isinstance(texts, str) else texts
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that an id adds to the text, before they are read as UTF-8; nothing for an unknown id."""
+        found = self._bytes.get(id)
+        if found is None:
+            token = self.convert_ids_to_tokens(id) or ""
+            try:
+                found = bytes(_BYTE_OF[character] for character in token)
+            except KeyError:  # an added token with characters outside the byte alphabet stands for itself
+                found = token.encode("utf-8")
+            self._bytes[id] = found
+        return found
+
+
+class StreamDecoder:
+    """Text of ids as they come: pieces never split a character, and together they are `decode` of all ids.
+
+    Each id costs the same however long the text is. Not for several threads at once.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True):
+        self._tokenizer = tokenizer
+        self._skipped = tokenizer.all_special_ids if skip_special_tokens else frozenset()
+        # "replace" puts one U+FFFD where the Rust decoder does: for each longest beginning of a broken character
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_ids: int | Iterable[int]) -> str:
+        """The text that these ids complete; empty while a character is unfinished."""
+        ids = [token_ids] if isinstance(token_ids, (int, np.integer)) else _ids(token_ids)
+        return self._utf8.decode(b"".join(self._tokenizer.token_bytes(int(i)) for i in ids if i not in self._skipped))
+
+    def finish(self) -> str:
+        """What is left at the end: U+FFFD for an unfinished character, else nothing. Then it starts anew."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+def _ids(token_ids: Any) -> list[int]:
+    values = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+    values = [values] if isinstance(values, int) else list(values)
+    if not all(isinstance(id, (int, np.integer)) and 0 <= id < 2**32 for id in values):
+        wrong = next(id for id in values if not (isinstance(id, (int, np.integer)) and 0 <= id < 2**32))
+        raise TokenizerError(f"{wrong!r} is not a token id")
+    return [int(id) for id in values]
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters that byte-level vocabularies write bytes with: printable Latin-1 bytes as themselves, the other 68
+    bytes as the characters from U+0100 on, in order."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    shifted = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + i): byte for i, byte in enumerate(shifted)}
+
+
+_BYTE_OF = _byte_alphabet()
