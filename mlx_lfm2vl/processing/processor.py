@@ -1,0 +1,406 @@
+"""`Lfm2VlProcessor`: messages and pictures in, `input_ids` and patches out. Joins the parts of this folder.
+
+Named after and behaving like the reference's class, with NumPy arrays by default. Deliberate differences: an unknown
+keyword is an error, a flat list of pictures is dealt out over several texts by their placeholders, and what geometry.py
+and image.py name.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..config import ImageProcessorConfig, ProcessorConfig
+from ..errors import OptionError, PromptError, TemplateError
+from ..hub import resolve
+from .batch import BatchFeature, as_array, check_return_tensors
+from .geometry import ViewPlan
+from .image import IMAGE_INPUTS, Lfm2VlImageProcessor, flatten
+from .prompt import Expanded, ImageMarkup, assign_pictures, expand, image_spans
+from .source import DEFAULT_POLICY, SourcePolicy, decode_base64
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .template import ChatTemplate
+
+_TEXT_OPTIONS = frozenset(
+    ("padding", "padding_side", "truncation", "max_length", "add_special_tokens", "use_image_special_tokens")
+)
+_OPTIONS = _TEXT_OPTIONS | frozenset(ImageProcessorConfig.__dataclass_fields__)
+
+
+class ProcessorOutput(BatchFeature):
+    """What a model takes, by name, and beside it (as attributes, not entries) where the pictures are.
+
+    `plans`: for each text the `ViewPlan` of each of its pictures; `image_spans`: for each text the (start, end) of each
+    picture in its row of `input_ids`, markers included.
+    """
+
+    plans: tuple[tuple[ViewPlan, ...], ...] = ()
+    image_spans: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+
+class Lfm2VlProcessor:
+    """Image processor, tokenizer and chat template of a checkpoint.
+
+    `notes` are remarks on what the checkpoint's files said and was not obeyed. Not changed by calls, so it is safe to
+    share between threads.
+    """
+
+    def __init__(
+        self,
+        image_processor: Lfm2VlImageProcessor,
+        tokenizer: Tokenizer,
+        chat_template: str | None = None,
+        use_image_special_tokens: bool = True,
+        notes: tuple[str, ...] = (),
+    ):
+        self.image_processor, self.tokenizer = image_processor, tokenizer
+        self.use_image_special_tokens, self.notes = use_image_special_tokens, notes
+        self._chat_template = chat_template
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        use_image_special_tokens: bool | None = None,
+        source_policy: SourcePolicy = DEFAULT_POLICY,
+        **image_overrides: Any,
+    ) -> Lfm2VlProcessor:
+        """From a folder, a hub repository or "demo". `image_overrides` replace fields of `ImageProcessorConfig`.
+
+        Raises `HubError`, `ConfigError`, `TokenizerError`, `OptionError`; a template is read when it is first needed.
+        """
+        folder = resolve(
+            path_or_repo,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            patterns=("*.json", "*.jinja", "*.txt"),
+        )
+        config = ProcessorConfig.from_folder(folder)
+        special = config.use_image_special_tokens if use_image_special_tokens is None else use_image_special_tokens
+        image_processor = Lfm2VlImageProcessor(config.image, source_policy=source_policy, **image_overrides)
+        return cls(image_processor, Tokenizer.from_folder(folder), None, special, config.notes)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes processor_config.json, the tokenizer's files and chat_template.jinja into `folder`."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        config = ProcessorConfig(self.image_processor.config, self.use_image_special_tokens)
+        (target / "processor_config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        self.tokenizer.save_pretrained(target)
+        if self.chat_template is not None:
+            (target / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+
+    # What it knows
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate:
+        """The compiled chat template. Raises `TemplateError` naming the file that is missing or damaged."""
+        return self._compiled(self._chat_template)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template's text, None if the checkpoint has none."""
+        try:
+            return self.template.source
+        except TemplateError:
+            return None
+
+    @property
+    def image_token(self) -> str:
+        return str(self.tokenizer.image_token)
+
+    @property
+    def image_token_id(self) -> int:
+        """Raises `TokenizerError` if the tokenizer does not know the image token."""
+        return int(self.tokenizer.image_token_id)
+
+    @property
+    def image_start_token(self) -> str:
+        return str(self.tokenizer.image_start_token)
+
+    @property
+    def image_end_token(self) -> str:
+        return str(self.tokenizer.image_end_token)
+
+    @property
+    def image_thumbnail_token(self) -> str:
+        return str(self.tokenizer.image_thumbnail_token)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*IMAGE_INPUTS, "input_ids", "attention_mask"]
+
+    # Text and pictures to arrays
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        padding: bool | str = False,
+        padding_side: str | None = None,
+        truncation: bool = False,
+        max_length: int | None = None,
+        add_special_tokens: bool = False,
+        use_image_special_tokens: bool | None = None,
+        return_tensors: str | None = "np",
+        **image_overrides: Any,
+    ) -> ProcessorOutput:
+        """Arrays for the model from texts with one `<image>` a picture.
+
+        `text`: a string or a list of them. `images`: None, one picture, a flat list, or a list a text. `padding`,
+        `padding_side` (default: the tokenizer's; generation needs "left"), `truncation` and `max_length` are those of
+        `Tokenizer.__call__`; `image_overrides` are fields of `ImageProcessorConfig`. Returns "input_ids" and
+        "attention_mask" (texts, length) int64, and if there are pictures "pixel_values", "pixel_attention_mask" and
+        "spatial_shapes" of all of them in order (see `Lfm2VlImageProcessor`); with `return_tensors=None` the first two
+        are lists. Raises `PromptError`, `ImageError`, `OptionError`, `TokenizerError`.
+        """
+        return self._encode(
+            images,
+            text,
+            None,
+            padding=padding,
+            padding_side=padding_side,
+            truncation=truncation,
+            max_length=max_length,
+            add_special_tokens=add_special_tokens,
+            use_image_special_tokens=use_image_special_tokens,
+            return_tensors=return_tensors,
+            **image_overrides,
+        )
+
+    def _encode(
+        self,
+        images: Any,
+        text: str | Sequence[str] | None,
+        generation_spans: Sequence[Sequence[tuple[int, int]]] | None,
+        *,
+        padding: bool | str = False,
+        padding_side: str | None = None,
+        truncation: bool = False,
+        max_length: int | None = None,
+        add_special_tokens: bool = False,
+        use_image_special_tokens: bool | None = None,
+        return_tensors: str | None = "np",
+        **image_overrides: Any,
+    ) -> ProcessorOutput:
+        """`__call__`; with `generation_spans` (characters of each text) also "assistant_masks"."""
+        check_return_tensors(return_tensors)
+        if text is None:
+            raise PromptError("text is needed; the least is one image token a picture")
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts or not all(isinstance(sample, str) for sample in texts):
+            raise PromptError("text must be a string or a list of strings, with at least one")
+        special = self.use_image_special_tokens if use_image_special_tokens is None else use_image_special_tokens
+        markup = ImageMarkup(
+            self.image_token, self.image_start_token, self.image_end_token, self.image_thumbnail_token, special
+        )
+        pictures = assign_pictures(texts, images, self.image_token)
+        output, patches, flat_plans = ProcessorOutput(), BatchFeature(), list[ViewPlan]()
+        if any(pictures):
+            patches, flat_plans = self.image_processor.encode(pictures, **image_overrides)
+        else:
+            self.image_processor.configured(**image_overrides)  # refuses bad options also where no picture is
+        plans = iter(flat_plans)
+        output.plans = tuple(tuple(next(plans) for _ in sample) for sample in pictures)
+        expanded = [expand(sample, plan, markup) for sample, plan in zip(texts, output.plans, strict=True)]
+        encodings = self.tokenizer.encode_batch([sample.text for sample in expanded], add_special_tokens)
+        rows = [list(encoding.ids) for encoding in encodings]
+        masks = [
+            _assistant_mask(encoding.offsets, sample, spans)
+            for encoding, sample, spans in zip(encodings, expanded, generation_spans or (), strict=False)
+        ]
+        if truncation:
+            if max_length is None:
+                raise OptionError("truncation=True needs max_length")
+            cut = slice(max_length) if self.tokenizer.truncation_side == "right" else slice(-max_length, None)
+            rows, masks = [row[cut] for row in rows], [mask[cut] for mask in masks]
+        options: dict[str, Any] = {"padding": padding, "padding_side": padding_side, "max_length": max_length}
+        output.update(self.tokenizer.pad(rows, **options))
+        if generation_spans is not None:
+            output["assistant_masks"] = self.tokenizer.pad(masks, fill=0, **options)["input_ids"]
+        output.image_spans = tuple(
+            image_spans(row, plan, self.image_token_id, special) if plan else ()
+            for row, plan in zip(output["input_ids"], output.plans, strict=True)
+        )
+        if return_tensors == "np":
+            output.update({name: as_array(value, name) for name, value in output.items()})
+        output.update(patches)
+        return output
+
+    # Conversations
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        return_assistant_tokens_mask: bool = False,
+        tokenize: bool = False,
+        return_tensors: str | None = "np",
+        return_dict: bool = False,
+        images: Any = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """A conversation (or a list of them) as text, as ids, or as everything the model takes.
+
+        A message is {"role", "content"}, its content a string or a list of {"type": "text", "text"} and {"type":
+        "image"} items; a picture stands in its item under "image", "url", "path" or "base64" (or OpenAI's {"type":
+        "image_url", "image_url": {"url"}}), or comes in `images`, in the order of the items that hold none. With
+        `tokenize` False: the text. With `tokenize`: `input_ids`, or with `return_dict` what `__call__` returns.
+        `return_assistant_tokens_mask` adds "assistant_masks", 1 where the template marks the assistant's words. Other
+        keywords go to the template if it has such a variable, else to `__call__`. Raises `TemplateError` and whatever
+        `__call__` raises.
+        """
+        check_return_tensors(return_tensors)
+        template = self.template if chat_template is None else self._compiled(chat_template)
+        options = {name: value for name, value in kwargs.items() if name not in template.variables}
+        options.update(processor_kwargs or {})
+        images = options.pop("images", images)
+        for name in options:
+            if name not in _OPTIONS:
+                raise OptionError(f"{name!r} is neither a variable of the chat template nor an option of the processor")
+        if return_assistant_tokens_mask and not (tokenize and return_dict):
+            raise OptionError("return_assistant_tokens_mask needs tokenize=True and return_dict=True")
+        if return_assistant_tokens_mask and continue_final_message:
+            raise OptionError("return_assistant_tokens_mask and continue_final_message exclude each other")
+        conversations, batched = _conversations(conversation)
+        variables = {name: value for name, value in kwargs.items() if name in template.variables}
+        rendered = [
+            template.render(
+                messages,
+                tools=tools,
+                documents=documents,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **variables,
+            )
+            for messages in conversations
+        ]
+        texts = [one.text for one in rendered]
+        if not tokenize:
+            return texts if batched else texts[0]
+        if return_assistant_tokens_mask and not template.marks_generation:
+            raise TemplateError(
+                f"{template.where}: has no {{% generation %}} block, so the assistant's words are unknown"
+            )
+        output = self._encode(
+            _pictures(conversations, images, self.image_processor.source_policy),
+            texts,
+            [one.generation_spans for one in rendered] if return_assistant_tokens_mask else None,
+            return_tensors=return_tensors,
+            **options,
+        )
+        if return_dict:
+            return output
+        return output["input_ids"]
+
+    def _compiled(self, source: str | None) -> ChatTemplate:
+        from .template import ChatTemplate
+
+        if source is not None:
+            return ChatTemplate(source, self.tokenizer.special_tokens_map)
+        if self.tokenizer.folder is None and self.tokenizer.chat_template is None:
+            raise TemplateError("this processor has no chat template; pass chat_template=")
+        return ChatTemplate.from_folder(
+            self.tokenizer.folder or Path(), self.tokenizer.chat_template, self.tokenizer.special_tokens_map
+        )
+
+    # Ids to text
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> Any:
+        """`Tokenizer.decode`."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens, **options)
+
+    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
+        """`Tokenizer.batch_decode`."""
+        return self.tokenizer.batch_decode(sequences, skip_special_tokens, **options)
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **options: Any
+    ) -> list[str]:
+        """The answers as text."""
+        return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens, **options)
+
+
+def _assistant_mask(offsets: Sequence[tuple[int, int]], text: Expanded, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """1 for every token that overlaps one of the spans, which count characters of the text before its expansion."""
+    mask = np.zeros(len(offsets), dtype=np.int64)
+    starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+    for start, end in spans:
+        mask |= (starts < text.position(end)) & (ends > text.position(start))
+    return [int(flag) for flag in mask]
+
+
+def _conversations(conversation: Any) -> tuple[list[list[dict[str, Any]]], bool]:
+    """A list of conversations in the reference's spelling, and whether several were given."""
+    if not isinstance(conversation, (list, tuple)) or not conversation:
+        raise PromptError("the conversation must be a list of messages, with at least one")
+    batched = isinstance(conversation[0], (list, tuple))
+    several = conversation if batched else [conversation]
+    if not all(isinstance(messages, (list, tuple)) and messages for messages in several):
+        raise PromptError("each conversation must be a list of messages, with at least one")
+    return [[_normalised(message) for message in messages] for messages in several], batched
+
+
+def _normalised(message: Any) -> dict[str, Any]:
+    """A copy without entries that are None, `image_url` items spelled as `image` items."""
+    if not isinstance(message, Mapping):
+        raise PromptError(f"a message must be a mapping with 'role' and 'content', got {type(message).__name__}")
+    plain = {name: value for name, value in message.items() if value is not None}
+    if isinstance(plain.get("content"), (list, tuple)):
+        items = []
+        for item in plain["content"]:
+            if isinstance(item, Mapping) and item.get("type") == "image_url" and "image_url" in item:
+                url = item["image_url"]
+                item = {"type": "image", "url": url.get("url", "") if isinstance(url, Mapping) else url}
+            items.append(item)
+        plain["content"] = items
+    return plain
+
+
+def _pictures(conversations: Sequence[Sequence[Mapping[str, Any]]], images: Any, policy: SourcePolicy) -> Any:
+    """The pictures of the conversations, a list each: those in their items, and in empty items those of `images`."""
+    slots: list[list[Any]] = []
+    for messages in conversations:
+        contents = [message.get("content") for message in messages]
+        items = [item for content in contents if isinstance(content, (list, tuple)) for item in content]
+        pictured = [item for item in items if isinstance(item, Mapping) and item.get("type") == "image"]
+        slots.append([source for item in pictured for source in _sources(item, policy)])
+    empty = sum(source is None for own in slots for source in own)
+    if images is None or empty == sum(map(len, slots)):
+        return [[source for source in own if source is not None] for own in slots] if images is None else images
+    given = flatten(images)
+    if len(given) != empty:
+        raise PromptError(f"{len(given)} pictures in images= for {empty} image items of the conversation without one")
+    rest = iter(given)
+    return [[next(rest) if source is None else source for source in own] for own in slots]
+
+
+def _sources(item: Mapping[str, Any], policy: SourcePolicy) -> list[Any]:
+    """What an image item holds, in the reference's order of names; [None] for an item that only marks a place."""
+    found = [item[name] for name in ("image", "url", "path") if item.get(name) is not None]
+    if item.get("base64") is not None:
+        text = str(item["base64"])
+        found.append(text if text.startswith("data:") else decode_base64(text, policy))
+    return found or [None]

@@ -1,0 +1,119 @@
+"""Placeholders and pictures: which picture belongs to which `<image>`, what it expands to, and where it ends up.
+
+A placeholder becomes, with markers, `<|image_start|>`, then for each tile `<|img_row_r_col_c|>` and its image tokens,
+then `<|img_thumbnail|>` and the thumbnail's, then `<|image_end|>`; a picture seen as one view has no inner markers. The
+counts come from the same `ViewPlan` as the pixels.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import PromptError
+from .geometry import ViewPlan
+from .image import flatten
+
+
+@dataclass(frozen=True)
+class ImageMarkup:
+    """The tokens that stand for pictures in text. `markers` False leaves the image tokens alone in the text."""
+
+    image: str = "<image>"
+    start: str = "<|image_start|>"
+    end: str = "<|image_end|>"
+    thumbnail: str = "<|img_thumbnail|>"
+    markers: bool = True
+
+    def expand(self, plan: ViewPlan) -> str:
+        """The text of one picture."""
+        whole = self.image * plan.tokens_for_image
+        if not self.markers:
+            return self.image * plan.tokens
+        if not plan.tiled:
+            return f"{self.start}{whole}{self.end}"
+        tile = self.image * plan.tokens_per_tile
+        tiles = (f"<|img_row_{r}_col_{c}|>{tile}" for r in range(1, plan.rows + 1) for c in range(1, plan.cols + 1))
+        return "".join([self.start, *tiles, *([self.thumbnail, whole] if plan.thumbnail else []), self.end])
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """A text with its placeholders expanded. `ends` are the ends of the placeholders in the original text, `gained` the
+    characters that the text before each position has grown by (one entry more than `ends`)."""
+
+    text: str
+    ends: tuple[int, ...]
+    gained: tuple[int, ...]
+
+    def position(self, character: int) -> int:
+        """Where a character of the original text stands in the expanded one."""
+        return character + self.gained[bisect.bisect_right(self.ends, character)]
+
+
+def expand(text: str, plans: Sequence[ViewPlan], markup: ImageMarkup) -> Expanded:
+    """Replaces the placeholders by the pictures' tokens, in order; `text` has as many as there are `plans`."""
+    parts = text.split(markup.image)
+    out, ends, gained, position = [parts[0]], [], [0], len(parts[0])
+    for part, plan in zip(parts[1:], plans, strict=True):
+        tokens = markup.expand(plan)
+        position += len(markup.image)
+        ends.append(position)
+        gained.append(gained[-1] + len(tokens) - len(markup.image))
+        position += len(part)
+        out += [tokens, part]
+    return Expanded("".join(out), tuple(ends), tuple(gained))
+
+
+def assign_pictures(texts: Sequence[str], images: Any, image_token: str) -> list[list[Any]]:
+    """The pictures of each text. `images` is None, one picture, a flat list, or a list a text; a flat list is dealt out
+    by the texts' placeholders. Raises `PromptError` with both counts unless every placeholder has its picture."""
+    wanted = [text.count(image_token) for text in texts]
+    nested = isinstance(images, (list, tuple)) and bool(images) and all(isinstance(i, (list, tuple)) for i in images)
+    if nested:
+        given = [flatten(entry) for entry in images]
+        if [len(entry) for entry in given] == wanted:
+            return given
+        counts: Any = [len(entry) for entry in given]
+    else:
+        pictures = [] if images is None else flatten(images)
+        if len(pictures) == sum(wanted):
+            ends = [sum(wanted[: i + 1]) for i in range(len(wanted))]
+            return [pictures[end - count : end] for end, count in zip(ends, wanted, strict=True)]
+        counts = [len(pictures)]
+    if len(wanted) == len(counts) == 1:
+        raise PromptError(
+            f"the text has {_many(wanted[0], image_token)} for {_many(counts[0], 'picture')}; one each is needed"
+        )
+    raise PromptError(
+        f"the texts have {wanted} {image_token} placeholders for {counts} pictures; each text needs one a picture"
+    )
+
+
+def image_spans(
+    input_ids: Sequence[int], plans: Sequence[ViewPlan], image_token_id: int, markers: bool
+) -> tuple[tuple[int, int], ...]:
+    """(start, end) of each picture in the ids, markers included, so that `ids[start:end]` is the picture.
+
+    Raises `PromptError` if the ids hold another number of image tokens than the plans (cut off, for instance).
+    """
+    places = [i for i, id in enumerate(input_ids) if id == image_token_id]
+    total = sum(plan.tokens for plan in plans)
+    if len(places) != total:
+        raise PromptError(
+            f"the ids hold {len(places)} image tokens where the pictures make {total}; pictures must not be cut off "
+            "(raise max_length), and the tokenizer must know the image token"
+        )
+    spans, first = [], 0
+    for plan in plans:
+        before = (1 + plan.tiled) if markers else 0
+        spans.append((places[first] - before, places[first + plan.tokens - 1] + 1 + markers))
+        first += plan.tokens
+    return tuple(spans)
+
+
+def _many(count: int, noun: str) -> str:
+    plural = f"{noun} placeholders" if noun.startswith("<") else f"{noun}s"
+    return f"{count} {plural}" if count != 1 else f"1 {noun}{' placeholder' if noun.startswith('<') else ''}"
