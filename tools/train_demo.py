@@ -39,8 +39,10 @@ PATCH = demo_files.VISION_CONFIG["patch_size"]
 IGNORED = -100
 # Share of the batches of each task, and how many samples a batch of it holds (rows of alike length cost alike).
 MIX = {"chat": 0.68, "count": 0.32}
-BATCH = {"chat": 32, "count": 48}
-EASY_STEPS = 700  # over these steps scenes grow from mostly one object to up to three
+BATCH = {"chat": 20, "count": 32}
+WARM_STEPS, WARM_BATCH = 1000, 64  # first the tower alone, taught by dense labels: a quarter of the cost of a picture
+EASY_STEPS = 500  # over these steps after that, scenes grow from mostly one object to up to three
+CELL = 4  # pixels; the finest dense label says how much of each such square is covered by objects
 SCORED = ("describe", "ask", "count")
 
 
@@ -80,10 +82,22 @@ def patchify(picture: np.ndarray) -> np.ndarray:
     return picture.reshape(rows, PATCH, cols, PATCH, 3).swapaxes(1, 2).reshape(rows * cols, -1)
 
 
-def patch_labels(things: tuple[demo_tasks.Thing, ...], rows: int, cols: int) -> np.ndarray:
-    """What each patch shows: (patches, 3) indices of shape, colour and size, 0 where there is no object."""
+def coverage(picture: np.ndarray) -> np.ndarray:
+    """How much of each cell of each patch is no background: (height, width, 3) uint8 -> (patches, 16) float32."""
+    distance = abs(picture.astype(np.int16) - np.median(picture[::5, ::5], axis=(0, 1)).astype(np.int16)).max(-1)
+    height, width = distance.shape
+    cells = (distance > 45).reshape(height // CELL, CELL, width // CELL, CELL).mean((1, 3), dtype=np.float32)
+    side = PATCH // CELL
+    return cells.reshape(height // PATCH, side, width // PATCH, side).swapaxes(1, 2).reshape(-1, side * side)
+
+
+def patch_labels(things: tuple[demo_tasks.Thing, ...], rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
+    """What each patch shows: (patches, 3) indices of shape, colour and size, 0 where there is no object, and
+    (patches, 2) float32, the way from the patch's middle to the object's in patches.
+    """
     y, x = np.mgrid[:rows, :cols] * PATCH + PATCH / 2
     out = np.zeros((rows, cols, 3), np.int64)
+    way = np.zeros((rows, cols, 2), np.float32)
     best = np.full((rows, cols), np.inf)
     for o in things:
         distance = np.hypot(x - o.x, y - o.y) - o.radius
@@ -94,7 +108,8 @@ def patch_labels(things: tuple[demo_tasks.Thing, ...], rows: int, cols: int) -> 
             list(demo_tasks.COLOURS).index(o.colour) + 1,
             list(demo_tasks.SIZES).index(o.size) + 1,
         )
-    return out.reshape(-1, 3)
+        way[here] = np.stack([o.x - x, o.y - y], -1)[here] / PATCH
+    return out.reshape(-1, 3), way.reshape(-1, 2)
 
 
 def collate(samples: list[demo_tasks.Sample]) -> dict[str, torch.Tensor | tuple[int, int]]:
@@ -107,12 +122,14 @@ def collate(samples: list[demo_tasks.Sample]) -> dict[str, torch.Tensor | tuple[
         ids[i, : len(row)], labels[i, : len(row)] = row, said
     pictures = [np.asarray(s.images[0]) for s in samples]
     grid = (pictures[0].shape[0] // PATCH, pictures[0].shape[1] // PATCH)
-    dense = np.stack([patch_labels(s.things[0], *grid) for s in samples])
+    named, ways = zip(*(patch_labels(s.things[0], *grid) for s in samples), strict=True)
     return {
         "ids": torch.from_numpy(ids),
         "labels": torch.from_numpy(labels),
         "patches": torch.from_numpy(np.stack([patchify(p) for p in pictures])),
-        "dense": torch.from_numpy(dense),
+        "named": torch.from_numpy(np.stack(named)),
+        "ways": torch.from_numpy(np.stack(ways)),
+        "covered": torch.from_numpy(np.stack([coverage(p) for p in pictures])),
         "grid": grid,
     }
 
@@ -130,8 +147,9 @@ class Batches(torch.utils.data.IterableDataset):
             task = str(rng.choice(list(MIX), p=list(MIX.values())))
             square = rng.random() < 0.7
             size = demo_tasks.GRIDS[0] if square else demo_tasks.GRIDS[rng.integers(1, len(demo_tasks.GRIDS))]
-            level = min(1.0, step / EASY_STEPS)
-            number = BATCH[task] * self.scale
+            warm = step < WARM_STEPS
+            level = 1.0 if warm else min(1.0, (step - WARM_STEPS) / EASY_STEPS)
+            number = (WARM_BATCH if warm else BATCH[task]) * self.scale
             yield collate([demo_tasks.make(task, "train", step * 1000 + i, size, level) for i in range(number)])
             step += 1
 
@@ -141,26 +159,59 @@ class Batches(torch.utils.data.IterableDataset):
 
 def build() -> Lfm2VlForConditionalGeneration:
     config = demo_files.config()
-    model = Lfm2VlForConditionalGeneration(Lfm2VlConfig(**{k: v for k, v in config.items() if k != "dtype"}))
-    return model.float()
+    model = Lfm2VlForConditionalGeneration(Lfm2VlConfig(**{k: v for k, v in config.items() if k != "dtype"})).float()
+    weight = model.model.vision_tower.embeddings.patch_embedding.weight
+    with torch.no_grad():
+        weight.copy_(torch.from_numpy(first_filters(len(weight))))
+    return model
+
+
+def first_filters(number: int) -> np.ndarray:
+    """Low cosine waves of brightness and of two colour differences, (number, 768): what a patch embedding starts from.
+
+    They carry a patch's outline and hue at once, which random filters drown in pixel noise.
+    """
+    n = np.arange(PATCH)
+    waves = np.cos(np.pi * (n[None] + 0.5) * n[:, None] / PATCH) * np.sqrt(2 / PATCH)
+    waves[0] /= np.sqrt(2)
+    order = sorted(((u, v) for u in n for v in n), key=lambda p: (p[0] + p[1], p))
+    opponents = (((1, 1, 1), number // 2), ((1, -1, 0), number // 4), ((0.5, 0.5, -1), number - 3 * number // 4))
+    filters = []
+    for mix, count in opponents:
+        hue = np.array(mix) / np.linalg.norm(mix)
+        for u, v in order[:count]:
+            loud = 0.25 if u + v else 0.06  # the mean would drown the rest
+            filters.append(loud * (waves[u][:, None, None] * waves[v][None, :, None] * hue).reshape(-1))
+    return np.stack(filters).astype(np.float32)
 
 
 class Dense(torch.nn.Module):
-    """Linear heads that name what each patch shows. They teach the tower and are thrown away after training."""
+    """Linear heads that tell what each patch shows: an object's shape, colour and size, the way to its middle, the
+    cells it covers. They teach the tower and are thrown away after training.
+    """
 
     def __init__(self, width: int):
         super().__init__()
         self.sizes = (len(demo_tasks.SHAPES) + 1, len(demo_tasks.COLOURS) + 1, len(demo_tasks.SIZES) + 1)
-        self.heads = torch.nn.Linear(width, sum(self.sizes))
+        self.heads = torch.nn.Linear(width, sum(self.sizes) + 2 + (PATCH // CELL) ** 2)
 
-    def forward(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        parts = self.heads(features).flatten(0, 1).split(self.sizes, dim=-1)
-        return sum(F.cross_entropy(p, labels[..., i].flatten()) for i, p in enumerate(parts))
+    def forward(self, features: torch.Tensor, batch: dict) -> tuple[torch.Tensor, float]:
+        """The loss, and the share of patches with an object whose shape is named rightly."""
+        parts = self.heads(features).flatten(0, 1).split((*self.sizes, 2, (PATCH // CELL) ** 2), dim=-1)
+        labels = batch["named"].flatten(0, 1)
+        there = labels[:, 0] > 0
+        loss = F.binary_cross_entropy_with_logits(parts[4], batch["covered"].flatten(0, 1))
+        loss = loss + 0.2 * F.smooth_l1_loss(parts[3][there], batch["ways"].flatten(0, 1)[there])
+        for part, label in zip(parts, labels.unbind(-1), strict=False):
+            # half for the patches with an object, half for all of them
+            loss = loss + 0.5 * F.cross_entropy(part, label) + 0.5 * F.cross_entropy(part[there], label[there])
+        right = parts[0][there].argmax(-1) == labels[there, 0]
+        return loss, right.float().mean().item()
 
 
-def forward(model: Lfm2VlForConditionalGeneration, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """(last hidden states, tower features) of a batch whose pictures share one size, without the reference's loops."""
-    core, tower = model.model, model.model.vision_tower
+def see(model: Lfm2VlForConditionalGeneration, batch: dict) -> torch.Tensor:
+    """The tower's features, (pictures, patches, width), of pictures that share one size, without loops over them."""
+    tower = model.model.vision_tower
     rows, cols = batch["grid"]
     pixels = batch["patches"].float() / 127.5 - 1
     table = tower.embeddings.position_embedding.weight
@@ -170,8 +221,14 @@ def forward(model: Lfm2VlForConditionalGeneration, batch: dict) -> tuple[torch.T
     x = tower.embeddings.patch_embedding(pixels) + places.flatten(2).transpose(1, 2)
     for layer in tower.encoder.layers:
         x = layer(x, None)
-    features = tower.post_layernorm(x)
-    image = core.multi_modal_projector(features.reshape(len(x), rows, cols, -1)).flatten(1, 2)
+    return tower.post_layernorm(x)
+
+
+def forward(model: Lfm2VlForConditionalGeneration, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """(last hidden states, tower features) of a batch whose pictures share one size."""
+    core, (rows, cols) = model.model, batch["grid"]
+    features = see(model, batch)
+    image = core.multi_modal_projector(features.reshape(len(features), rows, cols, -1)).flatten(1, 2)
     embeds = core.language_model.embed_tokens(batch["ids"])
     embeds = embeds.masked_scatter((batch["ids"] == demo_files.IMAGE)[..., None], image)
     # Padding stands on the right, behind everything that is scored: causal layers need no mask for it.
@@ -242,7 +299,7 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         for group in self.param_groups:
             alike: dict[tuple[int, ...], list[torch.nn.Parameter]] = {}
-            for p in group["params"]:
+            for p in (p for p in group["params"] if p.grad is not None):
                 alike.setdefault(tuple(p.shape), []).append(p)
             for (rows, cols), params in alike.items():
                 updates = []
@@ -277,8 +334,9 @@ def optimizers(model: torch.nn.Module, dense: torch.nn.Module, lr: float) -> lis
 
 
 def rate(progress: float, step: int) -> float:
-    """Share of the full learning rate: a short warm-up, a plateau, and a fall to nothing over the last half."""
-    return min(1.0, (step + 1) / 100) * min(1.0, max(0.0, (1 - progress) / 0.5))
+    """Share of the full learning rate: short warm-ups, a plateau, and a fall to nothing over the last half."""
+    since = step if step < WARM_STEPS else step - WARM_STEPS
+    return min(1.0, (since + 1) / 100) * min(1.0, max(0.0, (1 - progress) / 0.5))
 
 
 # --- the run
@@ -380,18 +438,21 @@ def main() -> None:
     judge = build().to(device).eval()
     last = time.monotonic()
     saved = evaluated = spent
-    losses: list[tuple[float, float]] = []
+    losses: list[tuple[float, float, float]] = []
     while spent < args.hours * 3600:
         batch = to_device(next(loader), device)
         progress = spent / (args.hours * 3600)
         for o in optims:
             for group in o.param_groups:
                 group["lr"] = args.lr * rate(progress, step)
-        hidden, features = forward(model, batch)
-        logits, targets, _ = answers(model, hidden, batch["labels"])
-        loss = F.cross_entropy(logits, targets)
-        seen = dense(features, batch["dense"])
-        (loss + max(0.05, 0.5 * (1 - 2 * progress)) * seen).backward()
+        if step < WARM_STEPS:
+            features, loss, share = see(model, batch), torch.zeros((), device=device), 1.0
+        else:
+            hidden, features = forward(model, batch)
+            logits, targets, _ = answers(model, hidden, batch["labels"])
+            loss, share = F.cross_entropy(logits, targets), max(0.05, 0.3 * (1 - 2 * progress))
+        seen, named = dense(features, batch)
+        (loss + share * seen).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for o in optims:
             o.step()
@@ -400,16 +461,18 @@ def main() -> None:
             keep = min(0.998, step / (step + 20))
             for k, v in model.state_dict().items():
                 average[k].lerp_(v, 1 - keep)
-        losses.append((loss.item(), seen.item()))
+        losses.append((loss.item(), seen.item(), named))
         step += 1
         now = time.monotonic()
         threads.after(step, now - last)
         spent, last = spent + now - last, now
         if step % 50 == 0:
-            words, dense_mean = np.mean(losses, axis=0)
+            words, patches, shapes = np.mean(losses, axis=0)
             clock = f"step {step} {spent / 60:.1f} min"
             print(
-                clock, f"loss {words:.4f} dense {dense_mean:.4f} lr {optims[0].param_groups[0]['lr']:.2e}", flush=True
+                clock,
+                f"loss {words:.4f} dense {patches:.4f} shapes {shapes:.3f} lr {optims[0].param_groups[0]['lr']:.2e}",
+                flush=True,
             )
             losses.clear()
         finished = spent >= args.hours * 3600
@@ -427,7 +490,7 @@ def main() -> None:
                     "spent": spent,
                 },
             )
-        if spent - evaluated > 3 * args.every * 60 or finished:
+        if (step > WARM_STEPS and spent - evaluated > 3 * args.every * 60) or finished:
             evaluated = spent
             judge.load_state_dict(average)
             rates = held_out(judge, device, 1000 if finished else 200)
