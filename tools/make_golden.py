@@ -22,6 +22,7 @@ import argparse
 import hashlib
 import importlib.metadata
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -165,11 +166,11 @@ def main() -> int:
     parser.add_argument("--tolerance", type=float, default=1e-6, help="for floats, of the largest value (default 1e-6)")
     parser.add_argument("--folder", type=Path, default=GOLDEN, help="default: tests/golden")
     args = parser.parse_args()
-    if not args.check:
-        make(args.folder)
-        return 0
     with tempfile.TemporaryDirectory() as temporary:
         make(Path(temporary))
+        if not args.check:
+            shutil.copytree(temporary, args.folder, dirs_exist_ok=True)
+            return 0
         found = differences(args.folder, Path(temporary), args.tolerance)
     print("\n".join(found) or "no differences")
     return 1 if found else 0

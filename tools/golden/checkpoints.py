@@ -27,7 +27,7 @@ from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration
 from golden.tokenizer import SPECIAL_IDS, write_tokenizer
 
 NAMES = ("gen2", "gen25", "untied")
-SEEDS = {"gen2": 20, "gen25": 25, "untied": 30}
+SEEDS = {"gen2": 20, "gen25": 25, "untied": 31}
 
 _VISION: dict[str, Any] = {
     "attention_dropout": 0.0,
@@ -170,12 +170,16 @@ IMAGE_PROCESSORS: dict[str, dict[str, Any]] = {
 
 
 def write_checkpoint(name: str, folder: Path) -> None:
-    """Writes checkpoint `name` (of NAMES) into `folder`: config, weights, tokenizer, template and processor files."""
+    """Writes checkpoint `name` (of NAMES) into `folder`."""
+    write_like(name, folder, CONFIGS[name], IMAGE_PROCESSORS[name], SEEDS[name])
+
+
+def write_like(name: str, folder: Path, config: dict[str, Any], image_processor: dict[str, Any], seed: int) -> None:
+    """Writes a checkpoint of any size with the layout, names, tokenizer and template of `name` (of NAMES)."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = CONFIGS[name]
     _write_json(folder / "config.json", config)
     model = Lfm2VlForConditionalGeneration(Lfm2VlConfig.from_pretrained(folder)).eval()
-    _set_weights(model, SEEDS[name])
+    _set_weights(model, seed)
     tensors = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
     if name == "untied":
         model.config.save_pretrained(folder)
@@ -186,7 +190,6 @@ def write_checkpoint(name: str, folder: Path) -> None:
     generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 7, "pad_token_id": 0}
     _write_json(folder / "generation_config.json", generation)
     write_tokenizer(name, config["text_config"]["vocab_size"], folder)
-    image_processor = IMAGE_PROCESSORS[name]
     processor: dict[str, Any] = {"processor_class": "Lfm2VlProcessor"}
     if name == "gen2":
         _write_json(folder / "preprocessor_config.json", image_processor | processor)
@@ -201,7 +204,7 @@ def _set_weights(model: torch.nn.Module, seed: int) -> None:
         for name, parameter in sorted(model.named_parameters()):
             values = rng.standard_normal(tuple(parameter.shape), np.float32)
             if name.endswith("embed_tokens.weight"):
-                values *= np.float32(0.4)
+                values *= np.float32(3.2 / math.sqrt(parameter.shape[1]))
             elif name.endswith("position_embedding.weight"):
                 values *= np.float32(0.6)
             elif parameter.ndim > 1:

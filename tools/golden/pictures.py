@@ -23,9 +23,12 @@ SIZES = {
 }
 
 
-def draw(name: str) -> Image.Image:
-    """The picture `name` as 8-bit RGB of SIZES[name]; the same bytes on every machine (integers only)."""
-    width, height = SIZES[name]
+def draw(name: str, size: tuple[int, int] | None = None) -> Image.Image:
+    """The picture `name` as 8-bit RGB, (width, height) by default SIZES[name]; the same bytes on every machine.
+
+    Another name is another picture; one that is not in SIZES needs a size.
+    """
+    width, height = size or SIZES[name]
     rng = np.random.default_rng([2, *name.encode()])
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     pixels = np.empty((height, width, 3), np.int64)

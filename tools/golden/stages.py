@@ -123,6 +123,8 @@ def _language(inputs: Any, model: Any, rng: np.random.Generator) -> dict[str, np
     labels = ids.clone()
     labels[~mask | (ids == model.config.image_token_id)] = -100
     labels[:, : ids.shape[1] // 4] = -100
+    # The first token after padding would be predicted at a padding position, where nothing is defined.
+    labels[torch.arange(len(ids)), mask.int().argmax(1)] = -100
     output = model(**inputs, labels=labels, output_hidden_states=True, output_attentions=True)
     where = mask.nonzero().numpy()  # (valid tokens, 2)
     last = [int(np.flatnonzero(where[:, 0] == prompt)[-1]) for prompt in range(len(ids))]

@@ -95,7 +95,10 @@ TEMPLATES["untied"] = TEMPLATES["gen2"]
 
 
 def write_tokenizer(name: str, vocab_size: int, folder: Path) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja for checkpoint `name` into `folder`."""
+    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja in the style of checkpoint `name`.
+
+    What `vocab_size` has above the tokens that the corpus gives decodes to words that no text encodes to.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -111,8 +114,10 @@ def write_tokenizer(name: str, vocab_size: int, folder: Path) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator([_CORPUS], trainer)
-    if tokenizer.get_vocab_size() != vocab_size:
-        raise ValueError(f"the corpus gives {tokenizer.get_vocab_size()} tokens of {vocab_size}")
+    if (learnt := tokenizer.get_vocab_size()) < vocab_size:
+        state = json.loads(tokenizer.to_str())
+        state["model"]["vocab"] |= {f"Ġw{i}": i for i in range(learnt, vocab_size)}
+        tokenizer = Tokenizer.from_str(json.dumps(state))
     if name == "gen2":
         bos = "<|startoftext|>"
         tokenizer.post_processor = processors.TemplateProcessing(
