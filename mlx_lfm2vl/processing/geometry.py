@@ -152,12 +152,13 @@ class ViewPlan:
 def plan(height: int, width: int, config: ImageProcessorConfig) -> ViewPlan:
     """The views of a picture of `height` x `width` pixels (both at least 1)."""
     factor, patch = config.downsample_factor, config.encoder_patch_size
-    wide, high = smart_resize(height, width, factor, config.min_image_tokens, config.max_image_tokens, patch)
-    high, wide = _fit(high, wide, patch * factor, config.max_num_patches // factor**2)
     cols = rows = 1
     splitting = config.do_image_splitting and config.max_tiles > 1
     if splitting and is_too_large(height, width, config.max_image_tokens, patch, factor, config.max_pixels_tolerance):
         cols, rows = grid_layout(height, width, config.min_tiles, config.max_tiles, config.tile_size)
+    wide, high = smart_resize(height, width, factor, config.min_image_tokens, config.max_image_tokens, patch)
+    if config.use_thumbnail or cols * rows == 1:  # else no view has this size
+        high, wide = _fit(high, wide, patch * factor, config.max_num_patches // factor**2)
     return ViewPlan(rows, cols, high, wide, config.tile_size, config.use_thumbnail, patch, factor)
 
 
