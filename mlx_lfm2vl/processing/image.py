@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -46,7 +46,7 @@ class Lfm2VlImageProcessor:
     share between threads.
     """
 
-    model_input_names = IMAGE_INPUTS
+    model_input_names: ClassVar[list[str]] = list(IMAGE_INPUTS)
 
     def __init__(
         self,
