@@ -87,6 +87,7 @@ _HOMES = {
     "processing.processor": ("Lfm2VlProcessor",),
     "weights.convert": ("convert",),
 }
+_COMPUTING = ("generation.stream", "pretrained", "weights.convert")  # import MLX
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
@@ -95,6 +96,8 @@ def __getattr__(name: str) -> Any:
         return import_module(".demo", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _HOME[name] in _COMPUTING:
+        import_module(".backend", __name__).require()
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value

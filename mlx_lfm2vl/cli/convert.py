@@ -43,8 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from ..errors import OptionError
-    from ..weights.convert import convert
+    from .. import OptionError, convert
 
     if not args.quantize:
         for option, value in (("--q-bits", args.q_bits), ("--q-group-size", args.q_group_size)):

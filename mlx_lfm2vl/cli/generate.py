@@ -16,7 +16,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..generation.stream import Statistics
+    from .. import Statistics
 
 SUMMARY = "answer a prompt about pictures"
 DESCRIPTION = """\
@@ -48,23 +48,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from ..errors import PromptError
-    from ..generation.options import GenerationOptions
-    from ..generation.stream import stream_generate
-    from ..pretrained import load
+    from .. import GenerationOptions, PromptError, load, stream_generate
+    from ..processing.source import load_image
 
     if args.prompt is None and not args.image:
         raise PromptError("nothing to answer: give --image, --prompt or both")
     prompt = DEFAULT_PROMPT if args.prompt is None else args.prompt
     options = GenerationOptions(**sampling_options(args))
+    pictures = [load_image(picture) for picture in args.image]  # a wrong name is said before a large model is loaded
     if args.model is None:
         note("no --model given: using the bundled demo model, which only knows simple drawings")
-    model, processor = load(args.model or DEMO, revision=args.revision, **picture_overrides(args))
+    model, processor = load(
+        DEMO if args.model is None else args.model, revision=args.revision, **picture_overrides(args)
+    )
     for line in processor.notes:
-        note(line)
+        if args.tiling is None or "do_image_splitting" not in line:  # who chose need not be told
+            note(line)
     statistics, begun = None, False
     try:
-        for piece in stream_generate(model, processor, prompt, args.image or None, system=args.system, options=options):
+        for piece in stream_generate(model, processor, prompt, pictures or None, system=args.system, options=options):
             begun = True
             print(piece.text, end="", flush=True)
             statistics = piece.statistics or statistics

@@ -1,0 +1,179 @@
+"""The package as a whole: public names, the weight of an import, a missing back end, and the built wheel."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import mlx_lfm2vl
+from mlx_lfm2vl import backend
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("mlx", "mlx_lm", "transformers", "torch", "numpy", "PIL", "tokenizers", "jinja2", "huggingface_hub", "httpx")
+
+
+def python(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *options, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules in a fresh process after `code`."""
+    done = python(f"import json, sys\n{code}\nprint(json.dumps(sorted({{n.split('.')[0] for n in sys.modules}})))")
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("name", mlx_lfm2vl.__all__)
+def test_every_public_name_resolves_and_is_documented(name):
+    value = getattr(mlx_lfm2vl, name)
+    assert value.__doc__ and value.__doc__.strip()
+    assert name in dir(mlx_lfm2vl)
+
+
+def test_star_import_and_a_name_that_does_not_exist():
+    names: dict[str, object] = {}
+    exec("from mlx_lfm2vl import *", names)
+    assert set(mlx_lfm2vl.__all__) <= set(names)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = mlx_lfm2vl.lode
+    with pytest.raises(ImportError, match="cannot import name 'lode'"):
+        exec("from mlx_lfm2vl import lode")
+
+
+def test_every_error_is_of_one_family():
+    errors = importlib.import_module("mlx_lfm2vl.errors")
+    public = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert len(public) > 10
+    for error in [*public, mlx_lfm2vl.BackendError]:
+        assert issubclass(error, mlx_lfm2vl.Lfm2VlError)
+        assert error.__name__ in mlx_lfm2vl.__all__
+
+
+@pytest.mark.parametrize(
+    "code", ["import mlx_lfm2vl", "import mlx_lfm2vl.cli", "from mlx_lfm2vl import demo, ImageError"]
+)
+def test_a_plain_import_loads_no_library(code):
+    assert not loaded_after(code) & set(HEAVY)
+
+
+def test_processing_pictures_starts_no_mlx():
+    code = "from mlx_lfm2vl import Lfm2VlImageProcessor\nLfm2VlImageProcessor()"
+    assert not loaded_after(code) & {"mlx", "mlx_lm", "transformers", "torch"}
+
+
+def test_generating_loads_neither_transformers_nor_torch_nor_mlx_lm():
+    code = "from mlx_lfm2vl import load, stream_generate, convert"
+    assert not loaded_after(code) & {"mlx_lm", "transformers", "torch", "mlx_vlm"}
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (Path(mlx_lfm2vl.__file__).parent / "py.typed").is_file()
+
+
+# --- no back end --------------------------------------------------------------------------------------------------
+
+# What `import mlx.core` does where mlx is installed without mlx-cpu or mlx-cuda: the dynamic linker's own words.
+NO_BACKEND = """
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mlx.core":
+            raise ImportError("libmlx.so: cannot open shared object file: No such file or directory")
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="on a Mac the back end comes with mlx")
+def test_without_a_back_end_the_command_line_says_in_one_line_what_to_install():
+    done = python(
+        f"{NO_BACKEND}\nfrom mlx_lfm2vl.cli import main\n"
+        f"sys.exit(main(['generate', '--image', {str(ROOT / 'tests/golden/pictures/small.png')!r}]))"
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    last = done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert last.startswith("mlx-lfm2vl: error: MLX has no back end here (libmlx.so")
+    assert "pip install 'mlx-lfm2vl[cpu]'" in last and "cuda13" in last
+
+
+def test_without_a_back_end_the_api_raises_an_import_error():
+    done = python(
+        f"{NO_BACKEND}\ntry:\n    from mlx_lfm2vl import load\nexcept ImportError as e:\n    print(type(e).__name__)"
+    )
+    assert done.stdout.strip() == "BackendError", done.stderr
+
+
+def test_the_remedy_fits_the_machine():
+    assert "Apple silicon" in backend.remedy("darwin") and "cpu" not in backend.remedy("darwin")
+    assert "mlx-lfm2vl[cpu]" in backend.remedy("linux")
+
+
+# --- the wheel ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_package_and_the_demo_model_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "mlx_lfm2vl").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert names == expected
+    assert {"mlx_lfm2vl/py.typed", "mlx_lfm2vl/demo/config.json", "mlx_lfm2vl/demo/model.safetensors"} <= names
+    assert wheel.stat().st_size < 9_000_000
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_in_a_bare_environment_answers_about_a_picture(wheel, tmp_path):
+    venv.create(tmp_path / "venv", with_pip=True)
+    folder = tmp_path / "venv" / "bin"
+    target = f"{wheel}[cpu]" if sys.platform == "linux" else str(wheel)
+    done = subprocess.run(
+        [folder / "python", "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check", target],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    picture = tmp_path / "picture.png"
+    picture.write_bytes((ROOT / "tests" / "golden" / "pictures" / "small.png").read_bytes())
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    answers = [
+        subprocess.run(
+            [*command, "generate", "--image", "picture.png", "--max-tokens", "8"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=tmp_path,
+            env=environment,
+        )
+        for command in ([folder / "mlx-lfm2vl"], [folder / "python", "-m", "mlx_lfm2vl"])
+    ]
+    for answer in answers:
+        assert answer.returncode == 0, answer.stderr
+        assert answer.stdout.strip()
+        assert "bundled demo model" in answer.stderr
+    assert answers[0].stdout == answers[1].stdout
