@@ -3,6 +3,8 @@
 import json
 import shutil
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +16,11 @@ from conftest import GOLDEN
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
+from mlx_lfm2vl.config import Lfm2VlConfig
 from mlx_lfm2vl.errors import ConfigError, OptionError, WeightsError
+from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model
+from mlx_lfm2vl.weights.save import save_weights
 
 IDS = np.array([[1, 6, 500, 501, 502, 503, 7]])
 
@@ -180,6 +185,31 @@ def test_a_loaded_model_works_in_another_thread(folder):
     thread.start()
     thread.join()
     np.testing.assert_array_equal(results[0], EXPECTED)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+def test_loading_makes_no_second_copy(dtype, tmp_path):
+    """A model of 90 MB, of which no tensor is above 4 MB, in a process of its own so that its peak is its own."""
+    text = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "vocab_size": 2048}
+    text |= {"intermediate_size": 1024, "block_auto_adjust_ff_dim": False, "full_attn_idxs": [2, 5]}
+    vision = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 192}
+    config = {"model_type": "lfm2_vl", "projector_hidden_size": 128, "text_config": text, "vision_config": vision}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_weights(Lfm2VlForConditionalGeneration(Lfm2VlConfig.from_dict(config)), tmp_path)
+    program = f"""
+import mlx.core as mx
+from pathlib import Path
+from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
+from mlx_lfm2vl.weights.load import load_model
+from mlx_lfm2vl.weights.save import save_weights
+model = load_model(Path({str(tmp_path)!r}), dtype={dtype!r})
+print(mx.get_peak_memory(), mx.get_active_memory())
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    peak, active = map(int, out.split())
+    stored = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    assert active < (1.02 if dtype is None else 0.51) * stored
+    assert peak < active + 10_000_000
 
 
 def refused(folder: Path, match: str, error: type[Exception] = WeightsError) -> None:

@@ -94,8 +94,7 @@ def _context(prompt: Prompt, cache: Cache, length: int) -> Context:
     if padding is None:
         return Context(offset=past, attention_mask="causal" if length > 1 else None)
     positions = np.arange(past + length)
-    real = (positions[None, :] >= padding[:, None]).astype(np.int32)
-    mask, keep = padding_masks(mx.array(real), length)
+    mask, keep = padding_masks(positions[None, :] >= padding[:, None], length)
     return Context(offset=mx.array(past - padding), attention_mask=mask, keep=keep)
 
 

@@ -46,18 +46,18 @@ def rotation_for(position_ids: mx.array, frequencies: mx.array, dtype: mx.Dtype)
     return mx.cos(angles).astype(dtype), mx.sin(angles).astype(dtype)
 
 
-def padding_masks(attention_mask: mx.array, length: int) -> tuple[mx.array, mx.array | None]:
-    """From a padding mask (B, past + L), 1 at real tokens: the attention mask (B, 1, L, past + L) and `keep` (B, L, 1).
+def padding_masks(real: np.ndarray, length: int) -> tuple[mx.array, mx.array | None]:
+    """From a padding mask (B, past + L), true at real tokens: the attention mask (B, 1, L, past + L) and `keep` (B, L, 1),
+    which is None if none of the L new tokens is padding.
 
-    A padding token sees itself, so that no row of the softmax is empty; nothing real sees it. The convolutions' mask is
-    None for a single token, which is never padding (the reference's `create_recurrent_attention_mask`).
+    A padding token sees itself, so that no row of the softmax is empty; nothing real sees it.
     """
-    total = attention_mask.shape[1]
-    real = attention_mask.astype(mx.bool_)
-    queries = mx.arange(total - length, total)[:, None]
-    keys = mx.arange(total)[None, :]
+    total = real.shape[1]
+    queries = np.arange(total - length, total)[:, None]
+    keys = np.arange(total)[None, :]
     mask = (real[:, None, None, :] & (keys <= queries)) | (keys == queries)
-    return mask, attention_mask[:, total - length :, None] if length > 1 else None
+    new = real[:, total - length :, None]
+    return mx.array(mask), None if new.all() else mx.array(new)
 
 
 class Lfm2Attention(nn.Module):

@@ -140,7 +140,7 @@ class Lfm2VlModel(nn.Module):
             if real.ndim != 2 or real.shape[1] != past + length:
                 raise InputError(f"attention_mask has shape {real.shape}, expected (batch, {past + length})")
             if not real.all():
-                mask, keep = padding_masks(mx.array(real.astype(np.int32)), length)
+                mask, keep = padding_masks(real.astype(bool), length)
         if position_ids is None:
             return Context(offset=past, attention_mask=mask, keep=keep)
         positions = mx.array(position_ids)

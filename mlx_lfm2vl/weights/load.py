@@ -61,6 +61,17 @@ def load_model(
     quantize.prepare(model, plain, config.quantization)
     check_shapes(model, plain)
 
+    model.load_weights(list(_read(files, names, plain, prefix, target).items()), strict=True)
+    for array in parameters(model).values():  # one by one: together, all would be read before the first is cast
+        mx.eval(array)
+    model.eval()
+    return model
+
+
+def _read(
+    files: list[Path], names: dict[str, str], wanted: dict[str, TensorInfo], prefix: str, dtype: mx.Dtype | None
+) -> dict[str, mx.array]:
+    """The wanted tensors, not yet evaluated. Only the result refers to them: what is cast is freed as it is cast."""
     arrays: dict[str, mx.array] = {}
     for file in files:
         try:
@@ -69,14 +80,10 @@ def load_model(
             raise WeightsError(f"{file}: cannot be read ({error})") from None
         assert isinstance(loaded, dict)
         for name, array in loaded.items():
-            module = names.get(name, "")
-            if module.startswith(prefix) and module[len(prefix) :] in plain and wanted[module].file == file:
-                arrays[module[len(prefix) :]] = adapt(module, array, target)
-    model.load_weights(list(arrays.items()), strict=True)
-    arrays.clear()
-    mx.eval(model.parameters())
-    model.eval()
-    return model
+            module = names.get(name)
+            if module is not None and module.startswith(prefix) and module[len(prefix) :] in wanted:
+                arrays[module[len(prefix) :]] = adapt(module, array, dtype)
+    return arrays
 
 
 def module_names(names: Iterable[str]) -> dict[str, str]:

@@ -1,0 +1,130 @@
+"""Answers as text: pieces, end, statistics, and what is refused."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, case_ids, picture
+
+from mlx_lfm2vl import GenerationOptions, generate, load, stream_generate
+from mlx_lfm2vl.errors import ImageError, OptionError, PromptError
+
+
+@cache
+def loaded(checkpoint: str):
+    return load(GOLDEN / checkpoint)
+
+
+OPTIONS = GenerationOptions(max_tokens=24)
+
+
+@pytest.mark.parametrize("case_id", [i for i in case_ids(having="generated") if "batch" not in i])
+def test_from_conversation_to_the_references_text(case_id, golden):
+    """Everything at once: pictures read and resized here, template, tokens, vision, prefill, decode, text."""
+    case = golden(case_id)
+    model, processor = loaded(case.checkpoint)
+    pieces = list(stream_generate(model, processor, case.conversations[0], options=OPTIONS, **case.options))
+    tokens = [token for piece in pieces for token in piece.tokens]
+    assert "".join(piece.text for piece in pieces) == processor.decode(tokens, skip_special_tokens=True)
+    assert tokens == case.arrays["generated"][0].tolist()
+    assert "".join(piece.text for piece in pieces) == case.generated_text[0]
+
+
+def test_the_last_piece_tells_how_it_went():
+    model, processor = loaded("gen2")
+    pieces = list(stream_generate(model, processor, "What?", picture("landscape"), options=OPTIONS))
+    assert all(piece.finish_reason is None and piece.statistics is None for piece in pieces[:-1])
+    last = pieces[-1]
+    assert last.finish_reason == "length"
+    statistics = last.statistics
+    assert statistics.generated_tokens == 24 == sum(len(piece.tokens) for piece in pieces)
+    assert statistics.image_tokens == 60
+    assert statistics.prompt_tokens > 60
+    assert 0 < statistics.time_to_first_token < 60 and statistics.tokens_per_second > 0
+    assert statistics.prompt_tokens_per_second == pytest.approx(
+        statistics.prompt_tokens / statistics.time_to_first_token
+    )
+    assert statistics.peak_memory > 0
+
+
+def test_the_end_token_stops_and_is_not_part_of_the_text():
+    model, processor = loaded("gen2")
+    free = list(stream_generate(model, processor, "Hello.", options=OPTIONS))
+    tokens = [token for piece in free for token in piece.tokens]
+    at = next(i for i in range(3, 24) if tokens[i] not in tokens[:i])
+    config = model.generation_config
+    try:
+        model.generation_config = replace(config, eos_token_ids=(7, tokens[at]))
+        pieces = list(stream_generate(model, processor, "Hello.", options=OPTIONS))
+    finally:
+        model.generation_config = config
+    assert pieces[-1].finish_reason == "stop"
+    assert [token for piece in pieces for token in piece.tokens] == tokens[:at]
+    assert pieces[-1].statistics.generated_tokens == at + 1
+
+
+def test_generate_is_the_whole_stream():
+    model, processor = loaded("gen25")
+    pictures = [picture("small"), np.asarray(picture("landscape"))]
+    text = generate(model, processor, "Compare.", pictures, system="Be brief.", options=OPTIONS)
+    pieces = stream_generate(model, processor, "Compare.", pictures, system="Be brief.", options=OPTIONS)
+    assert text == "".join(piece.text for piece in pieces)
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": p} for p in pictures] + [{"type": "text", "text": "Compare."}],
+        },
+    ]
+    assert generate(model, processor, messages, options=OPTIONS) == text
+
+
+def test_overrides_reach_the_pictures():
+    model, processor = loaded("gen2")
+
+    def image_tokens(**overrides) -> int:
+        options = GenerationOptions(max_tokens=1)
+        *_, last = stream_generate(model, processor, "?", picture("photo"), options=options, **overrides)
+        return last.statistics.image_tokens
+
+    assert image_tokens(do_image_splitting=False) < image_tokens(use_thumbnail=False) < image_tokens()
+
+
+def test_closing_the_stream_stops_the_work():
+    model, processor = loaded("gen2")
+    stream: Iterator = stream_generate(model, processor, "Hello.", options=GenerationOptions(max_tokens=10_000))
+    with closing(stream):
+        next(stream)
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_generation_ends_where_the_positions_end():
+    model, processor = loaded("gen2")
+    text_config = model.config.text_config
+    *_, short = stream_generate(model, processor, "Hello.", options=GenerationOptions(max_tokens=1))
+    limit = short.statistics.prompt_tokens + 5
+    config = model.config
+    try:
+        model.config = replace(config, text_config=replace(text_config, max_position_embeddings=limit))
+        *_, last = stream_generate(model, processor, "Hello.", options=OPTIONS)
+        assert (last.finish_reason, last.statistics.generated_tokens) == ("length", 5)
+        with pytest.raises(PromptError, match=rf"the prompt has \d+ tokens, but the model has {limit} positions"):
+            generate(model, processor, "Hello." * 50, options=OPTIONS)
+    finally:
+        model.config = config
+
+
+def test_what_is_refused(tmp_path):
+    model, processor = loaded("gen2")
+    with pytest.raises(PromptError, match="prompt is empty"):
+        generate(model, processor, "")
+    with pytest.raises(PromptError, match="prompt is a conversation"):
+        generate(model, processor, [{"role": "user", "content": "Hi"}], picture("small"))
+    with pytest.raises(ImageError, match=r"nowhere\.png"):
+        generate(model, processor, "?", tmp_path / "nowhere.png")
+    with pytest.raises(OptionError, match="max_tokens"):
+        generate(model, processor, "?", options=GenerationOptions(max_tokens=0))
