@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, case_ids, picture
+from conftest import GOLDEN, case_ids
 from PIL import Image
 
-from mlx_lfm2vl.errors import OptionError, PromptError, TemplateError
 from mlx_lfm2vl.processing.processor import Lfm2VlProcessor
 
 _LOADED: dict[str, Lfm2VlProcessor] = {}

@@ -20,10 +20,11 @@ from ..config import ImageProcessorConfig, ProcessorConfig
 from ..errors import OptionError, PromptError, TemplateError
 from ..hub import resolve
 from .batch import BatchFeature, as_array, check_return_tensors
+from .conversation import conversations_of, pictures_of
 from .geometry import ViewPlan
-from .image import IMAGE_INPUTS, Lfm2VlImageProcessor, flatten
+from .image import IMAGE_INPUTS, Lfm2VlImageProcessor
 from .prompt import Expanded, ImageMarkup, assign_pictures, expand, image_spans
-from .source import DEFAULT_POLICY, SourcePolicy, decode_base64
+from .source import DEFAULT_POLICY, SourcePolicy
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ class Lfm2VlProcessor:
             raise OptionError("return_assistant_tokens_mask needs tokenize=True and return_dict=True")
         if return_assistant_tokens_mask and continue_final_message:
             raise OptionError("return_assistant_tokens_mask and continue_final_message exclude each other")
-        conversations, batched = _conversations(conversation)
+        conversations, batched = conversations_of(conversation)
         variables = {name: value for name, value in kwargs.items() if name in template.variables}
         rendered = [
             template.render(
@@ -305,7 +306,7 @@ class Lfm2VlProcessor:
                 f"{template.where}: has no {{% generation %}} block, so the assistant's words are unknown"
             )
         output = self._encode(
-            _pictures(conversations, images, self.image_processor.source_policy),
+            pictures_of(conversations, images, self.image_processor.source_policy),
             texts,
             [one.generation_spans for one in rendered] if return_assistant_tokens_mask else None,
             return_tensors=return_tensors,
@@ -350,57 +351,3 @@ def _assistant_mask(offsets: Sequence[tuple[int, int]], text: Expanded, spans: S
     for start, end in spans:
         mask |= (starts < text.position(end)) & (ends > text.position(start))
     return [int(flag) for flag in mask]
-
-
-def _conversations(conversation: Any) -> tuple[list[list[dict[str, Any]]], bool]:
-    """A list of conversations in the reference's spelling, and whether several were given."""
-    if not isinstance(conversation, (list, tuple)) or not conversation:
-        raise PromptError("the conversation must be a list of messages, with at least one")
-    batched = isinstance(conversation[0], (list, tuple))
-    several = conversation if batched else [conversation]
-    if not all(isinstance(messages, (list, tuple)) and messages for messages in several):
-        raise PromptError("each conversation must be a list of messages, with at least one")
-    return [[_normalised(message) for message in messages] for messages in several], batched
-
-
-def _normalised(message: Any) -> dict[str, Any]:
-    """A copy without entries that are None, `image_url` items spelled as `image` items."""
-    if not isinstance(message, Mapping):
-        raise PromptError(f"a message must be a mapping with 'role' and 'content', got {type(message).__name__}")
-    plain = {name: value for name, value in message.items() if value is not None}
-    if isinstance(plain.get("content"), (list, tuple)):
-        items = []
-        for item in plain["content"]:
-            if isinstance(item, Mapping) and item.get("type") == "image_url" and "image_url" in item:
-                url = item["image_url"]
-                item = {"type": "image", "url": url.get("url", "") if isinstance(url, Mapping) else url}
-            items.append(item)
-        plain["content"] = items
-    return plain
-
-
-def _pictures(conversations: Sequence[Sequence[Mapping[str, Any]]], images: Any, policy: SourcePolicy) -> Any:
-    """The pictures of the conversations, a list each: those in their items, and in empty items those of `images`."""
-    slots: list[list[Any]] = []
-    for messages in conversations:
-        contents = [message.get("content") for message in messages]
-        items = [item for content in contents if isinstance(content, (list, tuple)) for item in content]
-        pictured = [item for item in items if isinstance(item, Mapping) and item.get("type") == "image"]
-        slots.append([source for item in pictured for source in _sources(item, policy)])
-    empty = sum(source is None for own in slots for source in own)
-    if images is None or empty == sum(map(len, slots)):
-        return [[source for source in own if source is not None] for own in slots] if images is None else images
-    given = flatten(images)
-    if len(given) != empty:
-        raise PromptError(f"{len(given)} pictures in images= for {empty} image items of the conversation without one")
-    rest = iter(given)
-    return [[next(rest) if source is None else source for source in own] for own in slots]
-
-
-def _sources(item: Mapping[str, Any], policy: SourcePolicy) -> list[Any]:
-    """What an image item holds, in the reference's order of names; [None] for an item that only marks a place."""
-    found = [item[name] for name in ("image", "url", "path") if item.get(name) is not None]
-    if item.get("base64") is not None:
-        text = str(item["base64"])
-        found.append(text if text.startswith("data:") else decode_base64(text, policy))
-    return found or [None]

@@ -10,49 +10,27 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import errno
 import io
-import ipaddress
 import os
 import re
-import socket
 import stat
-import time
+import threading
 import urllib.parse
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ..errors import ImageError
+from .fetch import DEFAULT_POLICY, SourcePolicy, fetch, short
 
-if TYPE_CHECKING:
-    import httpx
-
-MAX_REDIRECTS = 5
+_WARNINGS = threading.Lock()
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
-
-
-@dataclass(frozen=True)
-class SourcePolicy:
-    """What pictures may come from and how large they may be.
-
-    `max_pixels` is the limit on height x width (Pillow has its own at 179 million), `max_bytes` on what is downloaded
-    or inlined, `timeout` in seconds on a whole download. URLs of hosts on private or loopback addresses are refused
-    unless `allow_private_addresses`.
-    """
-
-    allow_urls: bool = True
-    allow_paths: bool = True
-    allow_private_addresses: bool = False
-    max_pixels: int = 150_000_000
-    max_bytes: int = 256 * 2**20
-    timeout: float = 30.0
-
-
-DEFAULT_POLICY = SourcePolicy()
 
 
 def load_image(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> Image.Image:
@@ -73,11 +51,11 @@ def load_image(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> Image.Ima
         scheme = _SCHEME.match(picture)
         kind = scheme.group().lower() if scheme else ""
         if kind in ("http:", "https:"):
-            return _from_bytes(_download(picture, policy), _short(picture), policy)
+            return _from_bytes(fetch(picture, policy), short(picture), policy)
         if kind == "data:":
-            return _from_bytes(_data_uri(picture, policy), _short(picture), policy)
+            return _from_bytes(_data_uri(picture, policy), short(picture), policy)
         if kind and picture[len(kind) :].startswith("//"):
-            raise ImageError(f"{_short(picture)}: only http, https and data addresses and paths can be read")
+            raise ImageError(f"{short(picture)}: only http, https and data addresses and paths can be read")
         return _from_path(picture, policy)
     if isinstance(picture, os.PathLike):
         return _from_path(os.fspath(picture), policy)
@@ -95,25 +73,28 @@ def load_array(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> np.ndarra
 def decode_base64(text: str, policy: SourcePolicy = DEFAULT_POLICY) -> bytes:
     """The bytes behind bare base64 text, as chat messages carry pictures. Raises `ImageError`."""
     if len(text) > policy.max_bytes * 4 // 3 + 4:
-        raise ImageError(f"{_short(text)}: more than {policy.max_bytes} bytes")
+        raise ImageError(f"{short(text)}: more than {policy.max_bytes} bytes")
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise ImageError(f"{_short(text)}: is not base64") from None
+        raise ImageError(f"{short(text)}: is not base64") from None
 
 
-def _short(name: str) -> str:
-    """A name for messages: one line, of bounded length."""
-    line = " ".join(name.split())
-    return line if len(line) <= 120 else line[:100] + "..."
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without Pillow's warnings (size, damaged metadata): what matters of them is checked here. The filters are the
+    whole process's, hence the lock."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _from_path(name: str, policy: SourcePolicy) -> Image.Image:
     if not policy.allow_paths:
-        raise ImageError(f"{_short(name)}: local paths are not allowed here; give the picture itself")
+        raise ImageError(f"{short(name)}: local paths are not allowed here; give the picture itself")
     if not name:
         raise ImageError("the picture's path is empty")
-    label = _short(name)
+    label = short(name)
     try:
         path = Path(name).expanduser()
         status = path.stat()
@@ -136,7 +117,9 @@ def _from_path(name: str, policy: SourcePolicy) -> Image.Image:
     ) as error:  # a name that no file can have, a loop of links, no home folder
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"{label}: cannot be opened ({error})") from None
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise ImageError(f"{label}: too long for a path; base64 text goes into a data: URI") from None
+        raise ImageError(f"{label}: cannot be opened ({short(str(error))})") from None
 
 
 def _from_bytes(data: bytes, label: str, policy: SourcePolicy) -> Image.Image:
@@ -147,8 +130,7 @@ def _from_bytes(data: bytes, label: str, policy: SourcePolicy) -> Image.Image:
 
 def _open(file: Any, label: str, policy: SourcePolicy) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # policy.max_pixels decides
+        with _quietly():
             image = Image.open(file)
     except Image.DecompressionBombError:
         raise ImageError(f"{label}: has more pixels than Pillow decodes; make it smaller") from None
@@ -163,14 +145,17 @@ def _decode(image: Image.Image, label: str, policy: SourcePolicy) -> Image.Image
     _check_size(image.width, image.height, label, policy)
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        with _quietly():
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if orientation != 1:
+            image = ImageOps.exif_transpose(image)
         return _rgb(image, label)
     except ImageError:
         raise
     except MemoryError:
         raise ImageError(f"{label}: there is not enough memory for {image.width}x{image.height} pixels") from None
     except Exception as error:  # as above: the file is damaged beyond its header
-        raise ImageError(f"{label}: damaged or truncated ({_short(str(error)) or type(error).__name__})") from None
+        raise ImageError(f"{label}: damaged or truncated ({short(str(error)) or type(error).__name__})") from None
 
 
 def _check_size(width: int, height: int, label: str, policy: SourcePolicy) -> None:
@@ -248,78 +233,10 @@ def _from_array(array: np.ndarray, policy: SourcePolicy) -> Image.Image:
 def _data_uri(uri: str, policy: SourcePolicy) -> bytes:
     head, comma, body = uri.partition(",")
     if not comma:
-        raise ImageError(f"{_short(uri)}: a data: URI needs a comma before its data")
+        raise ImageError(f"{short(uri)}: a data: URI needs a comma before its data")
     if head.lower().endswith(";base64"):
         return decode_base64(urllib.parse.unquote(body) if "%" in body else body, policy)
     data = urllib.parse.unquote_to_bytes(body)
     if len(data) > policy.max_bytes:
-        raise ImageError(f"{_short(uri)}: more than {policy.max_bytes} bytes")
+        raise ImageError(f"{short(uri)}: more than {policy.max_bytes} bytes")
     return data
-
-
-def _download(url: str, policy: SourcePolicy) -> bytes:
-    """The body behind a URL. Every hop is checked anew, and the connection goes to the address that was checked."""
-    if not policy.allow_urls:
-        raise ImageError(f"{_short(url)}: URLs are not allowed here; give the picture itself")
-    import httpx
-
-    deadline = time.monotonic() + policy.timeout
-    label, target = _short(url), url
-    try:
-        with httpx.Client(timeout=policy.timeout, follow_redirects=False) as client:
-            for _ in range(MAX_REDIRECTS + 1):
-                with client.stream("GET", **_request(target, label, policy)) as response:
-                    if response.is_redirect:
-                        target = urllib.parse.urljoin(target, response.headers["location"])
-                        continue
-                    if not response.is_success:
-                        raise ImageError(
-                            f"{label}: the server answered {response.status_code} {response.reason_phrase}"
-                        )
-                    return _body(response, label, deadline, policy)
-            raise ImageError(f"{label}: more than {MAX_REDIRECTS} redirects")
-    except httpx.TimeoutException:
-        raise ImageError(f"{label}: no answer within {policy.timeout:g} seconds") from None
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{label}: cannot be fetched ({_short(str(error)) or type(error).__name__})") from None
-
-
-def _body(response: httpx.Response, label: str, deadline: float, policy: SourcePolicy) -> bytes:
-    body = bytearray()
-    for chunk in response.iter_bytes():
-        body += chunk
-        if len(body) > policy.max_bytes:
-            raise ImageError(f"{label}: more than {policy.max_bytes} bytes")
-        if time.monotonic() > deadline:
-            raise ImageError(f"{label}: not complete within {policy.timeout:g} seconds")
-    return bytes(body)
-
-
-def _request(url: str, label: str, policy: SourcePolicy) -> dict[str, Any]:
-    """The request for one hop, addressed to the checked IP address, with the host's name where servers look for it."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ImageError(f"{label}: only http and https are followed, not {_short(url)}")
-    host, port = parts.hostname, parts.port
-    try:
-        found = socket.getaddrinfo(host, port or (443 if parts.scheme == "https" else 80), type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise ImageError(f"{label}: the host {_short(host)} is not found ({error})") from None
-    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
-    if not policy.allow_private_addresses and not all(map(_is_public, addresses)):
-        raise ImageError(f"{label}: {_short(host)} is a private address, which is not fetched from here")
-    address = f"[{addresses[0]}]" if addresses[0].version == 6 else str(addresses[0])
-    shown = f"[{host}]" if ":" in host else host
-    return {
-        "url": parts._replace(netloc=address + (f":{port}" if port else ""), fragment="").geturl(),
-        "headers": {"Host": shown + (f":{port}" if port else ""), "User-Agent": "mlx-lfm2vl", "Accept": "image/*"},
-        "extensions": {"sni_hostname": host},
-    }
-
-
-def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    return address.is_global and not address.is_multicast

@@ -26,10 +26,10 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 import jinja2.utils
-import numpy as np
 
 from ..config import read_json
 from ..errors import ConfigError, TemplateError
+from .conversation import plain
 
 MAX_STEPS = 1_000_000
 MAX_CHARACTERS = 16_000_000
@@ -129,10 +129,10 @@ class ChatTemplate:
             for piece in self._template.generate(
                 **{
                     **self.special_tokens,
-                    **_plain(variables),
+                    **plain(variables),
                     "messages": messages,
-                    "tools": _plain(tools) if tools is not None else None,
-                    "documents": _plain(documents) if documents is not None else None,
+                    "tools": plain(tools) if tools is not None else None,
+                    "documents": plain(documents) if documents is not None else None,
                     "add_generation_prompt": add_generation_prompt,
                 }
             ):
@@ -330,31 +330,11 @@ def _default(template: Any, file: Path) -> str:
 
 
 def _message(message: Any) -> dict[str, Any]:
-    plain = _plain(message)
-    if not isinstance(plain, dict):
+    data = plain(message)
+    if not isinstance(data, dict):
         raise TemplateError(f"a message must be a mapping with 'role' and 'content', got {type(message).__name__}")
-    reasoning = next((plain[name] for name in _REASONING if plain.get(name) is not None), None)
-    return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
-
-
-def _plain(value: Any) -> Any:
-    """Plain JSON types only, so that a template finds no methods to call; pictures and the like become "<type>"."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    for kind in (str, int, float):
-        if isinstance(value, kind):
-            return kind.__str__(value) if kind is str else kind(value)
-    if isinstance(value, Mapping):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value] if isinstance(value, list) else tuple(_plain(item) for item in value)
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if callable(getattr(value, "model_dump", None)):  # pydantic
-        return _plain(value.model_dump())
-    return f"<{type(value).__name__}>"
+    reasoning = next((data[name] for name in _REASONING if data.get(name) is not None), None)
+    return data if reasoning is None else {"thinking": reasoning, **data, "reasoning_content": reasoning}
 
 
 def _line(error: BaseException) -> str:
