@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -251,3 +252,29 @@ def test_a_file_is_not_a_model(tmp_path):
 def test_an_empty_folder_is_not_a_model(tmp_path):
     with pytest.raises(HubError, match=r"has no config\.json"):
         resolve(tmp_path)
+
+
+def test_generate_runs_a_model_of_the_hub_and_again_without_it(hub, tmp_path):
+    golden = Path(__file__).parent / "golden"
+    hub.repositories[NAME].files = {path.name: path.read_bytes() for path in (golden / "gen25").iterdir()}
+    words = ["generate", "--model", NAME, "--image", str(golden / "pictures" / "small.png"), "--max-tokens", "4"]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+
+    def run(endpoint: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "mlx_lfm2vl", *words],
+            env=clean | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    first = run(hub.url)
+    assert first.returncode == 0 and first.stdout.strip(), first.stderr
+    again = run("http://127.0.0.1:9")
+    assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
+    shutil.rmtree(tmp_path / "home")
+    gone = run("http://127.0.0.1:9")
+    assert (gone.returncode, gone.stdout) == (2, "")
+    assert gone.stderr.strip().splitlines()[-1].startswith(f"mlx-lfm2vl: error: {NAME}: not in the local cache")
+    assert "Traceback" not in gone.stderr
