@@ -17,8 +17,8 @@ from .config import GenerationConfig, read_json
 from .errors import InputError, OptionError
 from .generation.decode import Prompt, decode, prefill
 from .generation.options import GenerationOptions
+from .generation.run import generation_config, positions_left
 from .generation.sampling import Sampler
-from .generation.stream import generation_config, positions_left
 from .hub import resolve
 from .model import lfm2vl
 from .model.cache import Cache
@@ -125,7 +125,7 @@ class Lfm2VlForConditionalGeneration(lfm2vl.Lfm2VlForConditionalGeneration):
         cache = Cache(self.config.text_config)
         sampler = Sampler(options)
         sampler.observe(mx.array(ids), self.config.text_config.vocab_size)
-        limit = min(options.max_tokens, positions_left(self, prompt))
+        limit = min(options.max_tokens, positions_left(self, ids.shape[1]))
         ended = np.zeros(len(ids), bool)
         columns = [ids]
         for tokens in decode(self, prompt, cache, prefill(self, prompt, cache), sampler, limit):

@@ -1,4 +1,4 @@
-"""One prefill and one decode loop, for single prompts and padded batches alike.
+"""One prefill and one decode loop, for single prompts, chats and padded batches alike.
 
 The loop is one step ahead: the next step is dispatched before the last token is read, so that the device never waits
 for Python. Logits are computed for the last position only.
@@ -6,7 +6,7 @@ for Python. Logits are computed for the last position only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -16,10 +16,11 @@ from ..errors import InputError
 from ..model.cache import Cache
 from ..model.lfm2 import Context, padding_masks
 from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration
-from .sampling import Sampler
+from .features import FeatureCache, encode_views
+from .sampling import Chooser
+from .watch import Progress, Stop, check
 
 PREFILL_CHUNK = 512  # tokens; bounds the activations of a long prompt
-Progress = Callable[[int, int], None]  # tokens done, tokens in all
 
 
 @dataclass(frozen=True)
@@ -58,27 +59,30 @@ def prefill(
     *,
     chunk: int = PREFILL_CHUNK,
     progress: Progress | None = None,
+    features: FeatureCache | None = None,
+    stop: Stop | None = None,
 ) -> mx.array:
     """Runs the prompt through the model into `cache` and returns the logits (B, vocabulary) of its last position.
 
-    Pictures are encoded first and their buffers freed; the text follows in chunks, each evaluated before the next.
+    Pictures are encoded first (or found in `features`) and their buffers freed; the text follows in chunks, each
+    evaluated before the next. A single unpadded prompt may continue what the cache holds. `stop` is asked between
+    passes and chunks; what has been done by then stays in the cache. Raises `InputError` and `Cancelled`.
     """
     body = model.model
     images = None
     if prompt.pixel_values is not None:
         if prompt.spatial_shapes is None:
             raise InputError("pixel_values is given without spatial_shapes")
-        tokens = body.get_image_features(prompt.pixel_values, prompt.spatial_shapes).pooler_output
-        images = tokens[0] if len(tokens) == 1 else mx.concatenate(tokens)
-        del tokens
+        images = encode_views(model, prompt.pixel_values, prompt.spatial_shapes, features, stop)
         mx.eval(images)
     embeds = body.embed(prompt.input_ids, images)
     del images
     length = embeds.shape[1]
     hidden = embeds
     for start in range(0, length, chunk):
+        check(stop)
         part = embeds[:, start : start + chunk]
-        hidden = body.language_model(part, _context(prompt, cache, part.shape[1]), cache)
+        hidden = body.language_model(part, _context(prompt.padding, cache, part.shape[1]), cache)
         if start + chunk < length:
             mx.eval(cache.arrays)
         if progress is not None:
@@ -86,10 +90,9 @@ def prefill(
     return model.logits(hidden[:, -1:])[:, 0]
 
 
-def _context(prompt: Prompt, cache: Cache, length: int) -> Context:
+def _context(padding: np.ndarray | None, cache: Cache, length: int) -> Context:
     """Positions and masks of the next `length` tokens; padding shifts a row's positions, so that a row of a batch sees
     just what it would see alone."""
-    padding = prompt.padding
     past = cache.offset
     if padding is None:
         return Context(offset=past, attention_mask="causal" if length > 1 else None)
@@ -98,29 +101,65 @@ def _context(prompt: Prompt, cache: Cache, length: int) -> Context:
     return Context(offset=mx.array(past - padding), attention_mask=mask, keep=keep)
 
 
+class Decoding:
+    """Rows that are being decoded, one step ahead of what was read."""
+
+    def __init__(
+        self,
+        model: Lfm2VlForConditionalGeneration,
+        cache: Cache,
+        logits: mx.array,
+        choose: Chooser,
+        padding: np.ndarray | None = None,
+        logprobs: bool = False,
+    ):
+        self._model, self._cache, self._choose, self._padding = model, cache, choose, padding
+        self._logprobs = logprobs
+        self._next = self._chosen(logits)
+
+    def _chosen(self, logits: mx.array) -> tuple[mx.array, mx.array | None]:
+        tokens = self._choose(logits)
+        if not self._logprobs:
+            mx.async_eval(tokens)
+            return tokens, None
+        logits = logits.astype(mx.float32)
+        own = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
+        mx.async_eval(tokens, own)
+        return tokens, own
+
+    def step(self, last: bool = False) -> tuple[list[int], list[float] | None]:
+        """The next token of every row, and its logprob if wanted.
+
+        Unless it is the `last` step the one after is dispatched first, and the cache holds the tokens returned.
+        """
+        tokens, logprobs = self._next
+        if not last:
+            body = self._model.model
+            embeds = body.language_model.embed_tokens(tokens[:, None])
+            hidden = body.language_model(embeds, _context(self._padding, self._cache, 1), self._cache)
+            self._next = self._chosen(self._model.logits(hidden)[:, 0])
+        return tokens.tolist(), None if logprobs is None else logprobs.tolist()  # type: ignore[return-value]
+
+    def select(self, rows: list[int]) -> None:
+        """Goes on with these rows only."""
+        index = mx.array(rows)
+        tokens, logprobs = self._next
+        self._next = (tokens[index], None if logprobs is None else logprobs[index])
+        self._cache.select(index)
+        self._choose.select(rows)
+        if self._padding is not None:
+            self._padding = self._padding[rows]
+
+
 def decode(
     model: Lfm2VlForConditionalGeneration,
     prompt: Prompt,
     cache: Cache,
     logits: mx.array,
-    sampler: Sampler,
+    choose: Chooser,
     max_tokens: int,
 ) -> Iterator[list[int]]:
-    """Yields the next token of every row, at most `max_tokens` times; the caller stops when it has enough.
-
-    When a step is yielded the cache may already hold it and the device work on the one after.
-    """
-    body = model.model
-    tokens = sampler(logits)
-    mx.async_eval(tokens)
+    """Yields the next token of every row, at most `max_tokens` times; the caller stops when it has enough."""
+    steps = Decoding(model, cache, logits, choose, prompt.padding)
     for step in range(max_tokens):
-        following = None
-        if step + 1 < max_tokens:
-            embeds = body.language_model.embed_tokens(tokens[:, None])
-            hidden = body.language_model(embeds, _context(prompt, cache, 1), cache)
-            following = sampler(model.logits(hidden)[:, 0])
-            mx.async_eval(following)
-        yield tokens.tolist()  # type: ignore[misc]
-        if following is None:
-            return
-        tokens = following
+        yield steps.step(last=step + 1 == max_tokens)[0]

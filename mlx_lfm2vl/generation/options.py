@@ -10,12 +10,14 @@ from ..errors import OptionError
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Length and sampling of one answer. None means: what the checkpoint recommends, else off (greedy).
+    """Length, sampling and end of one answer. None means: what the checkpoint recommends, else off (greedy).
 
     `max_tokens`: at most so many new tokens. `temperature`: 0 is greedy. `top_k`: sample among the k likeliest (0:
     off). `top_p`: among the likeliest that together reach this probability (1: off). `min_p`: among those at least
     this fraction as likely as the likeliest (0: off). `repetition_penalty`: divides positive and multiplies negative
-    logits of tokens seen in prompt or answer (1: off; Keskar et al. 2019). `seed`: makes sampling repeatable.
+    logits of tokens seen in prompt or answer (1: off; Keskar et al. 2019). `seed`: makes sampling repeatable. `stop`:
+    texts at which the answer ends (a string or several), not part of it. `logprobs`: pieces carry the natural logarithm
+    of the probability that the model itself gave each token, before penalty, temperature and filters.
 
     Filters work in the order of transformers: penalty, temperature, top-k, top-p, min-p. Raises `OptionError` naming
     the option and its range.
@@ -28,6 +30,8 @@ class GenerationOptions:
     top_k: int | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
 
     def __post_init__(self) -> None:
         self._check("max_tokens", self.max_tokens, 1, 2**31, whole=True)
@@ -37,6 +41,12 @@ class GenerationOptions:
         self._check("top_k", self.top_k, 0, 2**31, whole=True)
         self._check("repetition_penalty", self.repetition_penalty, 0, 100, above=True)
         self._check("seed", self.seed, 0, 2**64 - 1, whole=True)
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(text, str) and text for text in stop):
+            raise OptionError(f"stop is {self.stop!r}, expected texts that are not empty")
+        object.__setattr__(self, "stop", stop)
+        if not isinstance(self.logprobs, bool):
+            raise OptionError(f"logprobs is {self.logprobs!r}, expected True or False")
 
     @staticmethod
     def _check(

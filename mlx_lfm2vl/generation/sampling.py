@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Protocol
 
 import mlx.core as mx
 
 from .options import GenerationOptions
 
 
+class Chooser(Protocol):
+    """Chooses the next token of every row of a batch."""
+
+    def observe(self, tokens: mx.array, vocabulary: int) -> None:
+        """Counts tokens (B, L) as seen, for the repetition penalty."""
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        """Logits (B, vocabulary) to tokens (B,), which count as seen."""
+
+    def select(self, rows: list[int]) -> None:
+        """Keeps these rows of the batch."""
+
+
 class Sampler:
-    """Chooses next tokens for a batch. Holds the random key and which tokens were seen; use one for one generation.
+    """Rows that are sampled alike. Holds the random key and which tokens were seen; use one for one generation.
 
     `options` must be resolved (no None left but the seed).
     """
@@ -22,7 +37,6 @@ class Sampler:
         self._seen: mx.array | None = None
 
     def observe(self, tokens: mx.array, vocabulary: int) -> None:
-        """Counts tokens (B, L) as seen, for the repetition penalty."""
         if self.options.repetition_penalty == 1:
             return
         if self._seen is None:
@@ -30,7 +44,6 @@ class Sampler:
         self._seen = mx.put_along_axis(self._seen, tokens, mx.array(True), axis=1)
 
     def __call__(self, logits: mx.array) -> mx.array:
-        """Logits (B, vocabulary) to tokens (B,), which count as seen."""
         options = self.options
         penalty = options.repetition_penalty or 1.0
         if penalty != 1 and self._seen is not None:
@@ -44,6 +57,34 @@ class Sampler:
             tokens = mx.random.categorical(logits, key=use)
         self.observe(tokens[:, None], logits.shape[-1])
         return tokens
+
+    def select(self, rows: list[int]) -> None:
+        if self._seen is not None:
+            self._seen = self._seen[mx.array(rows)]
+
+
+class RowSamplers:
+    """A sampler of its own for every row, so that a row's choices do not depend on its neighbours."""
+
+    def __init__(self, samplers: Sequence[Sampler]):
+        self._samplers = list(samplers)
+
+    def observe(self, tokens: mx.array, vocabulary: int) -> None:
+        for row, sampler in enumerate(self._samplers):
+            sampler.observe(tokens[row : row + 1], vocabulary)
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        return mx.concatenate([sampler(logits[row : row + 1]) for row, sampler in enumerate(self._samplers)])
+
+    def select(self, rows: list[int]) -> None:
+        self._samplers = [self._samplers[row] for row in rows]
+
+
+def chooser(options: Sequence[GenerationOptions]) -> Chooser:
+    """For rows with these (resolved) options: one sampler for all where nothing random or different is in them."""
+    first = options[0]
+    alike = all(other.repetition_penalty == first.repetition_penalty and not other.temperature for other in options)
+    return Sampler(first) if len(options) == 1 or alike else RowSamplers([Sampler(each) for each in options])
 
 
 def penalize(logits: mx.array, seen: mx.array, penalty: float) -> mx.array:

@@ -84,6 +84,31 @@ class Cache:
         """Tokens seen so far (the reference's name)."""
         return self.offset
 
+    def select(self, rows: mx.array) -> None:
+        """Keeps these rows (n,) of the batch, in this order."""
+        for layer in self.layers:
+            if isinstance(layer, ConvCache):
+                layer.inputs = tuple(array[rows] for array in layer.inputs)
+            elif layer.keys is not None and layer.values is not None:
+                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
+    def copy(self) -> Cache:
+        """An independent continuation of the same past; buffers are shared until one side writes."""
+        twin = Cache.__new__(Cache)
+        twin.offset, twin.layers = self.offset, []
+        for layer in self.layers:
+            if isinstance(layer, ConvCache):
+                conv = ConvCache(layer.length)
+                conv.inputs = layer.inputs
+                twin.layers.append(conv)
+            else:
+                attention = KeyValueCache()
+                attention.offset = layer.offset
+                if layer.keys is not None and layer.values is not None:
+                    attention.keys, attention.values = mx.array(layer.keys), mx.array(layer.values)
+                twin.layers.append(attention)
+        return twin
+
     @property
     def arrays(self) -> list[mx.array]:
         """All state arrays, to be evaluated together."""

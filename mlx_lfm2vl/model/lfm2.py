@@ -47,8 +47,8 @@ def rotation_for(position_ids: mx.array, frequencies: mx.array, dtype: mx.Dtype)
 
 
 def padding_masks(real: np.ndarray, length: int) -> tuple[mx.array, mx.array | None]:
-    """From a padding mask (B, past + L), true at real tokens: the attention mask (B, 1, L, past + L) and `keep` (B, L, 1),
-    which is None if none of the L new tokens is padding.
+    """From a padding mask (B, past + L), true at real tokens: the attention mask (B, 1, L, past + L) and `keep` (B, L,
+    1), which is None if none of the L new tokens is padding.
 
     A padding token sees itself, so that no row of the softmax is empty; nothing real sees it.
     """

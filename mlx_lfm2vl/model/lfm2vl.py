@@ -26,6 +26,16 @@ PATCHES_PER_PASS = 4096  # bounds the tower's activations; four full tiles
 IGNORED_LABEL = -100
 
 
+def vision_passes(grids: list[tuple[int, int]]) -> list[list[int]]:
+    """Which views (by index) go through the tower together: those of one grid, up to `PATCHES_PER_PASS` patches."""
+    passes = []
+    for grid in dict.fromkeys(grids):
+        members = [index for index, other in enumerate(grids) if other == grid]
+        step = max(1, PATCHES_PER_PASS // max(1, grid[0] * grid[1]))
+        passes += [members[start : start + step] for start in range(0, len(members), step)]
+    return passes
+
+
 class Lfm2VlModel(nn.Module):
     """Vision tower, projector and backbone, without the head."""
 
@@ -47,23 +57,17 @@ class Lfm2VlModel(nn.Module):
         Raises `InputError` for grids that do not fit the arrays or the downsample factor.
         """
         pixels, grids = self._check_views(pixel_values, spatial_shapes)
-        features: list[mx.array | None] = [None] * len(grids)
-        tokens: list[mx.array | None] = [None] * len(grids)
-        for grid in dict.fromkeys(grids):
-            patches = grid[0] * grid[1]
-            members = [index for index, other in enumerate(grids) if other == grid]
-            step = max(1, PATCHES_PER_PASS // patches)
-            for start in range(0, len(members), step):
-                part = members[start : start + step]
-                whole = len(part) == len(grids)
-                views = (pixels if whole else mx.stack([pixels[index] for index in part]))[:, :patches]
-                hidden = self.vision_tower(views, grid)
-                projected = self.multi_modal_projector(hidden, grid)
-                for row, index in enumerate(part):
-                    features[index], tokens[index] = hidden[row], projected[row]
-        return ImageFeatures(
-            last_hidden_state=[f for f in features if f is not None], pooler_output=[t for t in tokens if t is not None]
-        )
+        features: dict[int, mx.array] = {}
+        tokens: dict[int, mx.array] = {}
+        for part in vision_passes(grids):
+            grid = grids[part[0]]
+            views = pixels if len(part) == len(grids) else mx.stack([pixels[index] for index in part])
+            hidden = self.vision_tower(views[:, : grid[0] * grid[1]], grid)
+            projected = self.multi_modal_projector(hidden, grid)
+            for row, index in enumerate(part):
+                features[index], tokens[index] = hidden[row], projected[row]
+        order = range(len(grids))
+        return ImageFeatures([features[index] for index in order], [tokens[index] for index in order])
 
     def _check_views(self, pixel_values: Array, spatial_shapes: Array) -> tuple[mx.array, list[tuple[int, int]]]:
         vision, factor = self.config.vision_config, self.config.downsample_factor

@@ -1,0 +1,102 @@
+"""Pictures to image tokens, view by view, with a memory of what was encoded before.
+
+A view is known by its pixels (after resizing and normalising, so that all settings of the processor are in them) and
+its grid; two grids of the same pixels are two views.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import InputError, OptionError
+from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration, vision_passes
+from .watch import Stop, check
+
+DEFAULT_BYTES = 256 * 2**20
+
+
+class FeatureCache:
+    """Image tokens of views seen lately, for one model, at most `limit` bytes of them; the oldest go first."""
+
+    def __init__(self, limit: int = DEFAULT_BYTES):
+        if limit < 0:
+            raise OptionError(f"limit is {limit}, expected a number of bytes of at least 0")
+        self.limit = limit
+        self.nbytes = 0
+        self._entries: OrderedDict[bytes, mx.array] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: bytes) -> mx.array | None:
+        """The tokens (n, hidden) of a view, or None."""
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
+
+    def put(self, key: bytes, tokens: mx.array) -> None:
+        """Keeps the (evaluated) tokens of a view if they fit at all."""
+        with self._lock:
+            if key in self._entries or tokens.nbytes > self.limit:
+                return
+            self._entries[key] = tokens
+            self.nbytes += tokens.nbytes
+            while self.nbytes > self.limit:
+                self.nbytes -= self._entries.popitem(last=False)[1].nbytes
+
+    def clear(self) -> None:
+        with self._lock:
+            self._entries.clear()
+            self.nbytes = 0
+
+
+def view_key(pixels: np.ndarray, grid: tuple[int, int]) -> bytes:
+    """Identity of a view: of its true patches (patches, channels*patch*patch) and its grid (h, w)."""
+    digest = hashlib.blake2b(repr((grid, pixels.dtype.str)).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(pixels[: grid[0] * grid[1]]).data)
+    return digest.digest()
+
+
+def encode_views(
+    model: Lfm2VlForConditionalGeneration,
+    pixel_values: Array,
+    spatial_shapes: Array,
+    features: FeatureCache | None = None,
+    stop: Stop | None = None,
+) -> mx.array:
+    """Image tokens of all views in order, (tokens, hidden), evaluated.
+
+    `stop` is asked before each pass of the tower. Raises `InputError` and `Cancelled`.
+    """
+    shapes = np.array(spatial_shapes)
+    if shapes.ndim != 2 or shapes.shape[1] != 2 or len(shapes) != len(pixel_values) or not len(shapes):
+        raise InputError(f"spatial_shapes has shape {shapes.shape}, expected ({len(pixel_values)}, 2)")
+    grids = [(int(h), int(w)) for h, w in shapes]
+    tokens: list[mx.array | None] = [None] * len(grids)
+    keys: list[bytes] = []
+    if features is not None:
+        pixels = np.asarray(pixel_values)
+        keys = [view_key(view, grid) for view, grid in zip(pixels, grids, strict=True)]
+        tokens = [features.get(key) for key in keys]
+    missing = [index for index, known in enumerate(tokens) if known is None]
+    for part in vision_passes([grids[index] for index in missing]):
+        check(stop)
+        views = [missing[index] for index in part]
+        whole = views == list(range(len(grids)))
+        chosen = pixel_values if whole else np.asarray(pixel_values)[views]
+        made = model.get_image_features(chosen, shapes[views]).pooler_output
+        mx.eval(made)
+        for index, array in zip(views, made, strict=True):
+            tokens[index] = array
+            if features is not None:
+                features.put(keys[index], array)
+    done: Sequence[mx.array] = [array for array in tokens if array is not None]
+    return done[0] if len(done) == 1 else mx.concatenate(list(done))

@@ -1,0 +1,184 @@
+"""From a prompt that is ready to pieces of text, row by row: the one way through prefill, decode and text.
+
+Single answers, chat turns and batches all come through here. A row that has ended leaves the batch, so that the others
+do not pay for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ..config import GenerationConfig
+from ..errors import PromptError
+from ..model.cache import Cache
+from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..processing.tokenizer import Tokenizer
+from .decode import Decoding, Prompt, prefill
+from .features import FeatureCache
+from .options import GenerationOptions
+from .sampling import chooser
+from .text import RowText
+from .watch import Cancelled, Progress, Stop
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Counts in tokens, time in seconds, memory in bytes.
+
+    `prompt_tokens` counts the whole prompt, `cached_tokens` those of it that were still known from before.
+    `time_to_first_token` runs from the call, so it includes reading and resizing the pictures, vision and prefill;
+    `prompt_tokens_per_second` is the new tokens of the prompt over that time; `tokens_per_second` counts the tokens
+    after the first. `peak_memory` is MLX's since the call.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    image_tokens: int
+    generated_tokens: int
+    time_to_first_token: float
+    prompt_tokens_per_second: float
+    tokens_per_second: float
+    peak_memory: int
+
+
+@dataclass(frozen=True)
+class GenerationPiece:
+    """Some text and the tokens behind it, with their `logprobs` if asked for.
+
+    `finish_reason` is None but on the last piece: "stop" (the model ended, or a stop text came), "length" (no tokens or
+    positions were left) or "cancelled". The last piece carries the statistics.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str | None = None
+    statistics: Statistics | None = None
+    logprobs: tuple[float, ...] | None = None
+
+
+class _Row:
+    """What one row has made so far."""
+
+    def __init__(self, tokenizer: Tokenizer, options: GenerationOptions, ends: Sequence[int], limit: int):
+        self.text = RowText(tokenizer, options, ends)
+        self.ends, self.limit, self.logprobs = ends, min(options.max_tokens, limit), options.logprobs
+        self.tokens: list[int] = []  # those not yet in a piece
+        self.own: list[float] = []
+        self.count = 0
+        self.first = 0.0
+
+    def piece(self, text: str, reason: str | None = None, statistics: Statistics | None = None) -> GenerationPiece:
+        made = GenerationPiece(text, tuple(self.tokens), reason, statistics, tuple(self.own) if self.logprobs else None)
+        self.tokens, self.own = [], []
+        return made
+
+
+def run(
+    model: Lfm2VlForConditionalGeneration,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    options: Sequence[GenerationOptions],
+    *,
+    started: float,
+    cache: Cache | None = None,
+    known: np.ndarray | None = None,
+    features: FeatureCache | None = None,
+    stop: Stop | None = None,
+    progress: Progress | None = None,
+    prefilled: Callable[[], None] | None = None,
+    chosen: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, GenerationPiece]]:
+    """Yields (row, piece) until every row has ended.
+
+    `options` (resolved), one a row of the prompt. `started`: `time.perf_counter()` at the call. `cache` holds the ids
+    `known` (1, n) that the prompt continues, for a single row. `prefilled` is called once the prompt is in the cache,
+    `chosen` with each token of a single row. `stop` ends all rows with "cancelled". Raises `PromptError` and
+    `InputError` before the first piece.
+    """
+    past = 0 if known is None else known.shape[1]
+    room = positions_left(model, prompt.input_ids.shape[1] + past)
+    ends = generation_config(model).eos_token_ids
+    rows = {index: _Row(tokenizer, each, ends, room) for index, each in enumerate(options)}
+    cache = cache if cache is not None else Cache(model.config.text_config)
+    choose = chooser(options)
+    vocabulary = model.config.text_config.vocab_size
+    whole = prompt.input_ids if known is None else np.concatenate([known, prompt.input_ids], axis=1)
+    choose.observe(mx.array(whole), vocabulary)
+
+    def statistics(index: int, row: _Row) -> Statistics:
+        padding = 0 if prompt.padding is None else int(prompt.padding[index])
+        ids = whole[index][padding:]
+        now = time.perf_counter() - started
+        rest = now - row.first
+        return Statistics(
+            prompt_tokens=len(ids),
+            cached_tokens=past,
+            image_tokens=int(np.count_nonzero(ids == model.config.image_token_id)),
+            generated_tokens=row.count,
+            time_to_first_token=row.first,
+            prompt_tokens_per_second=(len(ids) - past) / row.first if row.first else 0.0,
+            tokens_per_second=(row.count - 1) / rest if row.count > 1 and rest > 0 else 0.0,
+            peak_memory=mx.get_peak_memory(),
+        )
+
+    def last(index: int, text: str, reason: str) -> tuple[int, GenerationPiece]:
+        row = rows.pop(index)
+        return index, row.piece(text, reason, statistics(index, row))
+
+    try:
+        logits = prefill(model, prompt, cache, features=features, stop=stop, progress=progress)
+        if prefilled is not None:
+            mx.eval(logits, cache.arrays)
+            prefilled()
+    except Cancelled:
+        for index in list(rows):
+            yield last(index, "", "cancelled")
+        return
+    steps = Decoding(model, cache, logits, choose, prompt.padding, any(each.logprobs for each in options))
+    del logits
+    while rows:
+        final = all(row.count + 1 >= row.limit for row in rows.values())
+        tokens, logprobs = steps.step(last=final)
+        present = list(rows)
+        for at, (index, token) in enumerate(zip(present, tokens, strict=True)):
+            row = rows[index]
+            row.count += 1
+            row.first = row.first or time.perf_counter() - started
+            if chosen is not None:
+                chosen(token)
+            text = row.text.push(token)
+            if token not in row.ends:
+                row.tokens.append(token)
+                row.own += [logprobs[at]] if logprobs else []
+            if row.text.stopped:
+                yield last(index, text, "stop")
+            elif row.count >= row.limit:
+                yield last(index, text + row.text.finish(), "length")
+            elif text:
+                yield index, row.piece(text)
+        if stop is not None and stop():
+            for index in list(rows):
+                yield last(index, rows[index].text.finish(), "cancelled")
+        if rows and len(rows) < len(present):
+            steps.select([present.index(index) for index in rows])
+
+
+def generation_config(model: Lfm2VlForConditionalGeneration) -> GenerationConfig:
+    """The checkpoint's, which `load` attaches; without one, the end tokens of config.json."""
+    attached = getattr(model, "generation_config", None)
+    return attached if attached is not None else GenerationConfig(eos_token_ids=model.config.eos_token_ids)
+
+
+def positions_left(model: Lfm2VlForConditionalGeneration, length: int) -> int:
+    """New tokens that fit behind a prompt of `length`. Raises `PromptError` if there is no room for one."""
+    limit = model.config.text_config.max_position_embeddings
+    if length >= limit:
+        raise PromptError(
+            f"the prompt has {length} tokens, but the model has {limit} positions; use fewer or smaller pictures"
+        )
+    return limit - length

@@ -1,0 +1,18 @@
+"""How a caller watches work and stops it: between passes of the vision tower, chunks of a prompt, and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[int, int], None]  # tokens of the prompt done, tokens in all
+Stop = Callable[[], bool]  # true once the work shall end
+
+
+class Cancelled(Exception):
+    """Raised inside the library when a caller's `Stop` says so; callers see the finish reason "cancelled"."""
+
+
+def check(stop: Stop | None) -> None:
+    """Raises `Cancelled` if `stop` says so."""
+    if stop is not None and stop():
+        raise Cancelled
