@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -302,9 +303,7 @@ class Lfm2VlProcessor:
         if not tokenize:
             return texts if batched else texts[0]
         if return_assistant_tokens_mask and not template.marks_generation:
-            raise TemplateError(
-                f"{template.where}: has no {{% generation %}} block, so the assistant's words are unknown"
-            )
+            warnings.warn(f"{template.where}: has no {{% generation %}} block; assistant_masks are all 0", stacklevel=2)
         output = self._encode(
             pictures_of(conversations, images, self.image_processor.source_policy),
             texts,

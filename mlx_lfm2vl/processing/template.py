@@ -31,7 +31,7 @@ from ..config import read_json
 from ..errors import ConfigError, TemplateError
 from .conversation import plain
 
-MAX_STEPS = 1_000_000
+MAX_STEPS = 200_000
 MAX_CHARACTERS = 16_000_000
 _CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names in use for a message's reasoning
@@ -231,13 +231,9 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             *tree.find_all(jinja2.nodes.Macro),
         ]
         for node in repeated:
-            step = jinja2.nodes.Call(jinja2.nodes.EnvironmentAttribute("step"), [], [], None, None)
+            step = jinja2.nodes.Filter(jinja2.nodes.Const(None), "step", [], [], None, None)
             node.body.insert(0, jinja2.nodes.ExprStmt(step).set_lineno(node.lineno))
         return tree
-
-    @staticmethod
-    def step() -> None:
-        _STATE.get().step()
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "+":
@@ -280,6 +276,11 @@ class _Namespace(jinja2.utils.Namespace):
             raise jinja2.sandbox.SecurityError(f"a namespace cannot hold {name!r}")
 
 
+@jinja2.pass_context  # so that it is not taken for a constant
+def _step(context: jinja2.runtime.Context, value: Any) -> None:
+    _STATE.get().step()
+
+
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
@@ -303,7 +304,7 @@ def tojson(
 def _compile(source: str) -> tuple[jinja2.Template, frozenset[str]]:
     """The template, and the names that it expects from outside."""
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-    environment.filters["tojson"] = tojson
+    environment.filters.update(tojson=tojson, step=_step)
     environment.globals.update(
         raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace
     )

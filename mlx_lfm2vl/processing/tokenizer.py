@@ -189,7 +189,7 @@ class Tokenizer:
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """The token of an id, or the tokens of several; None where there is none."""
         if isinstance(ids, (int, np.integer)):
-            return self.backend.id_to_token(int(ids)) if ids >= 0 else None
+            return self.backend.id_to_token(_ids(int(ids))[0])
         kept = (id for id in _ids(ids) if not (skip_special_tokens and id in self._special_ids))
         return [self.convert_ids_to_tokens(id) for id in kept]
 
@@ -197,14 +197,24 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text. `add_special_tokens` adds what the file says (for most LFM2 tokenizers a BOS)."""
-        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        return list(self.encode_batch([text], add_special_tokens)[0].ids)
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[tokenizers.Encoding]:
-        """The `tokenizers` encodings (ids and character offsets) of several texts."""
-        return list(self.backend.encode_batch(list(texts), add_special_tokens=add_special_tokens))
+        """The `tokenizers` encodings (ids and character offsets) of several texts. Raises `TokenizerError`."""
+        try:
+            return list(self.backend.encode_batch(list(texts), add_special_tokens=add_special_tokens))
+        except TypeError:
+            for text in texts:
+                if not isinstance(text, str):
+                    raise TokenizerError(f"a text must be a string, got {type(text).__name__}") from None
+                if half := next((c for c in text if "\ud800" <= c <= "\udfff"), None):
+                    raise TokenizerError(
+                        f"the text holds half a character (U+{ord(half):04X}), which is no Unicode"
+                    ) from None
+            raise
 
     def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
-        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).tokens)
+        return list(self.encode_batch([text], add_special_tokens)[0].tokens)
 
     def __call__(
         self,
@@ -226,8 +236,6 @@ class Tokenizer:
         check_return_tensors(return_tensors)
         single = isinstance(text, str)
         texts = [text] if isinstance(text, str) else list(text)
-        if not all(isinstance(sample, str) for sample in texts):
-            raise OptionError("text must be a string or a list of strings")
         rows = [list(encoding.ids) for encoding in self.encode_batch(texts, add_special_tokens)]
         if truncation:
             if max_length is None:
@@ -341,9 +349,9 @@ class StreamDecoder:
 def _ids(token_ids: Any) -> list[int]:
     values = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
     values = [values] if isinstance(values, int) else list(values)
-    if not all(isinstance(id, (int, np.integer)) and 0 <= id < 2**32 for id in values):
-        wrong = next(id for id in values if not (isinstance(id, (int, np.integer)) and 0 <= id < 2**32))
-        raise TokenizerError(f"{wrong!r} is not a token id")
+    for id in values:
+        if not isinstance(id, (int, np.integer)) or not 0 <= id < 2**32:
+            raise TokenizerError(f"{id!r} is not a token id")
     return [int(id) for id in values]
 
 

@@ -1,0 +1,265 @@
+"""Chat templates render as the reference renders them, bounded and walled in, and say what is wrong in one line."""
+
+import dataclasses
+import json
+import re
+import threading
+from enum import Enum
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_lfm2vl.errors import TemplateError
+from mlx_lfm2vl.processing import template as module
+from mlx_lfm2vl.processing.processor import Lfm2VlProcessor
+from mlx_lfm2vl.processing.template import ChatTemplate, tojson
+
+TOKENS = {"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>"}
+# m39 calls m38 twice, which calls m37 twice, ...
+DOUBLING = (
+    "{% macro m0() %}{% endmacro %}"
+    + "".join(f"{{% macro m{i}() %}}{{{{ m{i - 1}() ~ m{i - 1}() }}}}{{% endmacro %}}" for i in range(1, 40))
+    + "{{ m39() }}"
+)
+USER = [{"role": "user", "content": "Hi"}]
+_ENTRIES = json.loads((GOLDEN / "templates.json").read_text(encoding="utf-8"))
+
+
+def refused(source: str, messages=USER, **options) -> str:
+    with pytest.raises(TemplateError) as caught:
+        ChatTemplate(source, TOKENS).render(messages, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def render(source: str, messages=USER, **options) -> str:
+    return ChatTemplate(source, TOKENS).render(messages, **options).text
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return Lfm2VlProcessor.from_pretrained(GOLDEN / "gen25")
+
+
+@pytest.mark.parametrize("case", _ENTRIES["rendered"], ids=lambda case: case["name"])
+def test_renders_as_the_reference(case, processor):
+    if "error" in case:
+        with pytest.raises(TemplateError) as caught:
+            processor.apply_chat_template(case["messages"], chat_template=case["template"], **case["arguments"])
+        if case["error"] == "TemplateError":
+            assert case["message"] in str(caught.value)
+    else:
+        text = processor.apply_chat_template(case["messages"], chat_template=case["template"], **case["arguments"])
+        assert text == case["text"]
+
+
+def test_raise_exception_gives_the_templates_own_words():
+    text = refused("{% if true %}{{ raise_exception('roles must\nalternate') }}{% endif %}")
+    assert text == "chat template: roles must alternate"
+
+
+def test_generation_spans_are_the_assistants_words():
+    source = (
+        "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    messages = [*USER, {"role": "assistant", "content": "é😀"}, *USER, {"role": "assistant", "content": "two"}]
+    rendered = ChatTemplate(source).render(messages)
+    assert [rendered.text[start:end] for start, end in rendered.generation_spans] == ["é😀", "two"]
+    assert ChatTemplate(source).marks_generation
+    assert not ChatTemplate("{{ generation }}").marks_generation
+
+
+def test_one_template_in_several_threads():
+    source = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    compiled, failures = ChatTemplate(source), []
+
+    def work(size: int) -> None:
+        for _ in range(100):
+            rendered = compiled.render([{"role": "assistant", "content": "x" * size}] * 3)
+            if rendered.generation_spans != ((0, size), (size, 2 * size), (2 * size, 3 * size)):
+                failures.append(rendered)
+
+    threads = [threading.Thread(target=work, args=(size,)) for size in range(1, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_the_template_sees_plain_data_only():
+    class Colour(str, Enum):
+        RED = "red"
+
+    @dataclasses.dataclass
+    class Message:
+        role: str
+        content: object
+
+    class Model:
+        def model_dump(self):
+            return {"role": "user", "content": "from pydantic"}
+
+    image = np.zeros((2, 2, 3), np.uint8)
+    messages = [
+        Message(Colour.RED, [{"type": "image", "image": image}, {"n": np.int64(3), "b": np.bool_(False)}]),
+        Model(),
+    ]
+    text = render("{% for m in messages %}{{ m.role }}:{{ m.content | string }};{% endfor %}", messages)
+    assert text == "red:[{'type': 'image', 'image': '<ndarray>'}, {'n': 3, 'b': False}];user:from pydantic;"
+    assert "mapping" in refused("{{ messages }}", ["Hi"])
+    assert "tools: expected JSON schemas" in refused("", USER, tools=[print])
+
+
+def test_the_callers_messages_are_left_alone():
+    messages = [{"role": "assistant", "content": [{"type": "text", "text": "a"}], "thinking": "t"}]
+    before = json.dumps(messages)
+    render("{{ messages[0].content[0].text }}", messages, continue_final_message=True)
+    assert json.dumps(messages) == before
+
+
+class TestContinue:
+    SOURCE = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>{% endfor %}"
+
+    def test_the_last_message_stays_open(self):
+        messages = [*USER, {"role": "assistant", "content": "It is "}]
+        assert render(self.SOURCE, messages, continue_final_message=True) == "<user>Hi</><assistant>It is"
+        kept = self.SOURCE.replace(" | trim", "")
+        assert render(kept, messages, continue_final_message=True) == "<user>Hi</><assistant>It is "
+
+    def test_another_field(self):
+        source = "{% for m in messages %}<think>{{ m.thinking }}</think>{{ m.content }}{% endfor %}"
+        messages = [{"role": "assistant", "content": "", "thinking": "so far"}]
+        assert render(source, messages, continue_final_message="thinking") == "<think>so far"
+
+    def test_what_cannot_be_continued(self):
+        assert "exclude each other" in refused("", USER, continue_final_message=True, add_generation_prompt=True)
+        assert "no 'content' to continue" in refused("", [{"role": "user"}], continue_final_message=True)
+        assert "no text to continue" in refused(
+            "content", [{"role": "user", "content": []}], continue_final_message=True
+        )
+        assert "does not show 'content'" in refused("{{ bos_token }}", USER, continue_final_message=True)
+        assert "leaves out the end" in refused("{{ messages[0].content[:1] }}", USER, continue_final_message=True)
+
+
+class TestSources:
+    def test_the_order_of_places(self, tmp_path):
+        named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "from config"}]
+        assert ChatTemplate.from_folder(tmp_path, named).render(USER).text == "from config"
+        assert ChatTemplate.from_folder(tmp_path, "as text").render(USER).text == "as text"
+        (tmp_path / "chat_template.json").write_text('{"chat_template": "from json"}')
+        assert ChatTemplate.from_folder(tmp_path, "as text").render(USER).text == "from json"
+        (tmp_path / "chat_template.jinja").write_text("from jinja", encoding="utf-8")
+        assert ChatTemplate.from_folder(tmp_path, "as text").render(USER).text == "from jinja"
+
+    def test_missing_or_damaged(self, tmp_path):
+        with pytest.raises(TemplateError, match=r"chat_template\.jinja: no such file, and tokenizer_config\.json"):
+            ChatTemplate.from_folder(tmp_path)
+        with pytest.raises(TemplateError, match=r"no template named 'default' \(there are: rag\)"):
+            ChatTemplate.from_folder(tmp_path, [{"name": "rag", "template": "x"}])
+        (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+        with pytest.raises(TemplateError, match=r"chat_template\.jinja: cannot be read"):
+            ChatTemplate.from_folder(tmp_path)
+        (tmp_path / "chat_template.jinja").write_text("a\n{% for x in %}")
+        with pytest.raises(TemplateError, match=r"chat_template\.jinja: line 2: "):
+            ChatTemplate.from_folder(tmp_path)
+
+    def test_variables_it_expects_from_outside(self):
+        source = (
+            "{% set a = 1 %}{{ a }}{{ keep_past_thinking }}{% for m in messages %}{{ m }}{{ loop.index }}{% endfor %}"
+        )
+        assert ChatTemplate(source).variables == {"keep_past_thinking", "messages"}
+
+    def test_variables_win_over_special_tokens(self):
+        assert render("{{ bos_token }}{{ other }}", bos_token="<s>", other=1) == "<s>1"
+
+
+class TestBounds:
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "{% set r = range(90000) %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
+            "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+            DOUBLING,
+            "{% for a in range(99999) %}{{ 'x' * 99999 }}{% endfor %}",
+            "{{ 'x' * 10**9 }}",
+            "{{ 10 ** (10 ** 8) }}",
+            "{% set ns = namespace(s='ab') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+            "{{ range(10**9) | list }}",
+            "{{ " + "(" * 500 + ")" * 500 + " }}",
+        ],
+    )
+    def test_endless_templates_end(self, source):
+        refused(source)
+
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+            "{{ messages.append(1) }}",
+            "{{ self.__init__.__globals__ }}",
+            "{{ raise_exception.__globals__ }}",
+            "{{ lipsum.__globals__['os'] }}",
+            "{{ namespace.__init__.__globals__ }}",
+            "{{ cycler.__init__.__globals__ }}",
+            "{{ strftime_now.__closure__.x }}",
+            "{% set ns = namespace(__class__=1) %}",
+            "{% set ns = namespace() %}{% set ns._x = 1 %}",
+            "{{ '%s'.__format__.__self__ }}",
+            "{{ '{0.__class__.__mro__}'.format('') }}",
+            "{{ dict.__subclasses__() }}",
+            "{% include '/etc/passwd' %}",
+            "{% import 'os' as os %}",
+            "{% extends 'x' %}",
+        ],
+    )
+    def test_nothing_leads_out_of_the_sandbox(self, source):
+        try:
+            text = render(source)
+        except TemplateError as error:
+            assert "\n" not in str(error)
+        else:
+            assert re.fullmatch(r"", text), text  # undefined, which prints as nothing
+
+    def test_long_conversations_are_within_bounds(self):
+        source = "{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}"
+        messages = [{"role": "user", "content": [{"type": "text", "text": "word " * 50}] * 10}] * 2000
+        assert len(render(source, messages)) == 2000 * 10 * 250
+        assert module.MAX_STEPS > 20 * 2000
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False) | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(value=json_values, indent=st.none() | st.integers(0, 4), ascii=st.booleans())
+def test_tojson_is_json(value, indent, ascii):
+    text = render("{{ v | tojson(ensure_ascii=a, indent=i) }}", v=value, a=ascii, i=indent)
+    assert text == json.dumps(value, ensure_ascii=ascii, indent=indent)
+    assert json.loads(tojson(value)) == value
+    if ascii:
+        assert text.isascii()
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(max_size=60))
+def test_text_passes_through_unchanged(text):
+    source = "{% for m in messages %}\n[{{- m.content -}}]\n    {% endfor %}\n"
+    assert render(source, [{"role": "user", "content": text}]) == f"[{text}]\n"
+
+
+@settings(max_examples=150, deadline=None)
+@given(source=st.text(alphabet="{}%-#|~+*() \n'abcmessages.for in if endsetrange0129", max_size=40))
+def test_any_text_as_a_template_renders_or_is_refused(source):
+    try:
+        render(source)
+    except TemplateError as error:
+        assert "\n" not in str(error)

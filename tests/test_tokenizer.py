@@ -1,0 +1,262 @@
+"""Text to ids and back as the reference does it, streams that equal the whole, and errors that name what is missing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_lfm2vl.errors import OptionError, TokenizerError
+from mlx_lfm2vl.processing.tokenizer import StreamDecoder, Tokenizer
+
+GEN2, GEN25 = Tokenizer.from_folder(GOLDEN / "gen2"), Tokenizer.from_folder(GOLDEN / "gen25")
+TOKENIZERS = {"gen2": GEN2, "gen25": GEN25}
+
+
+def changed(tmp_path: Path, config: dict | None = None, tokenizer: dict | None = None, **files: str) -> Path:
+    """A copy of gen2's tokenizer files with other entries (None takes one out)."""
+    shutil.copy(GOLDEN / "gen2" / "tokenizer.json", tmp_path)
+    shutil.copy(GOLDEN / "gen2" / "tokenizer_config.json", tmp_path)
+    for name, change in (("tokenizer_config.json", config), ("tokenizer.json", tokenizer)):
+        data = json.loads((tmp_path / name).read_text(encoding="utf-8")) | (change or {})
+        kept = {key: value for key, value in data.items() if value is not None}
+        (tmp_path / name).write_text(json.dumps(kept), encoding="utf-8")
+    for name, text in files.items():
+        (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+class TestReference:
+    def test_encode(self, name, golden_json):
+        tokenizer = TOKENIZERS[name]
+        for case in golden_json("tokens")[name]["encode"]:
+            assert tokenizer.encode(case["text"], add_special_tokens=False) == case["ids"]
+            assert tokenizer.encode(case["text"]) == case["ids_with_special_tokens"]
+            assert tokenizer.tokenize(case["text"]) == case["pieces"]
+            assert tokenizer.convert_ids_to_tokens(case["ids"]) == case["pieces"]
+            assert tokenizer.convert_tokens_to_ids(case["pieces"]) == case["ids"]
+
+    def test_decode(self, name, golden_json):
+        tokenizer = TOKENIZERS[name]
+        for case in golden_json("tokens")[name]["decode"]:
+            assert tokenizer.decode(case["ids"]) == case["text"]
+            assert tokenizer.decode(case["ids"], skip_special_tokens=True) == case["text_without_special_tokens"]
+            assert tokenizer.decode(np.array(case["ids"], dtype=np.int64)) == case["text"]
+            for skip, text in ((False, case["text"]), (True, case["text_without_special_tokens"])):
+                stream = StreamDecoder(tokenizer, skip_special_tokens=skip)
+                assert "".join([stream.push(id) for id in case["ids"]]) + stream.finish() == text
+
+    def test_batch_decode(self, name, golden_json):
+        case = golden_json("tokens")[name]["batch_decode"]
+        for key, value in case.items():
+            if key != "ids":
+                skip = "without" in key
+                assert TOKENIZERS[name].batch_decode(case["ids"], skip_special_tokens=skip) == value
+                assert TOKENIZERS[name].decode(case["ids"], skip_special_tokens=skip) == value
+
+
+class TestTokens:
+    def test_named_tokens_and_ids(self):
+        assert (GEN2.bos_token, GEN2.eos_token, GEN2.pad_token) == ("<|startoftext|>", "<|im_end|>", "<|pad|>")
+        assert (GEN2.bos_token_id, GEN2.eos_token_id, GEN2.pad_token_id) == (1, 7, 0)
+        assert (GEN2.image_token, GEN2.image_token_id) == ("<image>", 396)
+        assert (GEN2.image_start_token_id, GEN2.image_end_token_id, GEN2.image_thumbnail_token_id) == (498, 499, 497)
+        assert (GEN2.unk_token, GEN2.unk_token_id) == (None, None)
+        assert len(GEN2) == 832
+        assert GEN2.get_vocab()["<image>"] == 396
+        with pytest.raises(AttributeError):
+            _ = GEN2.colour_token
+
+    @pytest.mark.parametrize("place", ["extra_special_tokens", "model_specific_special_tokens"])
+    def test_image_tokens_may_be_nested_or_objects(self, place, tmp_path):
+        nested = {
+            "image_token": "<|reserved_20|>",
+            "image_start_token": {"content": "<|reserved_21|>", "special": True},
+        }
+        flat = dict.fromkeys(("image_token", "image_start_token", "image_end_token", "image_thumbnail"))
+        tokenizer = Tokenizer.from_folder(
+            changed(tmp_path, {**flat, place: nested, "eos_token": {"__type": "AddedToken", "content": "<|pad|>"}})
+        )
+        assert (tokenizer.image_token, tokenizer.image_start_token) == ("<|reserved_20|>", "<|reserved_21|>")
+        assert (tokenizer.image_end_token, tokenizer.image_thumbnail_token) == ("<|image_end|>", "<|img_thumbnail|>")
+        assert tokenizer.eos_token == "<|pad|>"
+        assert tokenizer.special_tokens_map["image_token"] == "<|reserved_20|>"
+
+    def test_special_tokens_map_fills_what_the_configuration_leaves_out(self, tmp_path):
+        folder = changed(
+            tmp_path,
+            {"eos_token": None},
+            special_tokens_map='{"eos_token": {"content": "<|im_end|>"}, "bos_token": "<|pad|>"}',
+        )
+        tokenizer = Tokenizer.from_folder(folder)
+        assert (tokenizer.eos_token, tokenizer.bos_token) == ("<|im_end|>", "<|startoftext|>")
+
+    def test_a_configuration_can_decide_what_is_added(self, tmp_path):
+        ids = GEN2.encode("a b", add_special_tokens=False)
+        folder = changed(tmp_path, {"add_bos_token": True, "add_eos_token": True})
+        assert Tokenizer.from_folder(folder).encode("a b") == [1, *ids, 7]
+        folder = changed(tmp_path, {"add_bos_token": False})
+        assert Tokenizer.from_folder(folder).encode("a b") == ids
+
+    def test_ids_it_does_not_know_decode_to_nothing(self):
+        ids = GEN2.encode("a b", add_special_tokens=False)
+        assert GEN2.decode([*ids, 999_999]) == "a b"
+        assert GEN2.convert_ids_to_tokens([5_000, 396]) == [None, "<image>"]
+        assert GEN2.convert_ids_to_tokens(5_000) is None
+        assert GEN2.convert_tokens_to_ids("no such token") is None
+        for wrong in ([-100], ["a"], [1.5], [2**40]):
+            with pytest.raises(TokenizerError, match="is not a token id"):
+                GEN2.decode(wrong)
+
+    def test_what_is_no_text(self):
+        with pytest.raises(TokenizerError, match=r"half a character \(U\+D83D\)"):
+            GEN2.encode("a\ud83d")
+        with pytest.raises(TokenizerError, match="must be a string, got int"):
+            GEN2(["a", 3])
+
+
+class TestBatches:
+    def test_padding_on_either_side(self):
+        long, short = "one two three", "one"
+        ids = [GEN2.encode(text) for text in (long, short)]
+        gap = len(ids[0]) - len(ids[1])
+        right = GEN2([long, short], padding=True, return_tensors="np")
+        assert right["input_ids"].tolist() == [ids[0], ids[1] + [0] * gap]
+        assert right["attention_mask"].tolist() == [[1] * len(ids[0]), [1] * len(ids[1]) + [0] * gap]
+        assert right.input_ids.dtype == np.int64
+        left = GEN2([long, short], padding="longest", padding_side="left")
+        assert left["input_ids"] == [ids[0], [0] * gap + ids[1]]
+        assert left["attention_mask"] == [[1] * len(ids[0]), [0] * gap + [1] * len(ids[1])]
+
+    def test_the_side_of_the_file_is_the_default(self, tmp_path):
+        tokenizer = Tokenizer.from_folder(changed(tmp_path, {"padding_side": "left"}))
+        assert tokenizer(["a a", "a"], padding=True)["input_ids"][1][0] == 0
+
+    def test_fixed_length_and_truncation(self):
+        assert GEN2("one two", max_length=3, truncation=True)["input_ids"] == GEN2.encode("one two")[:3]
+        padded = GEN2("a", max_length=5, padding="max_length", add_special_tokens=False)
+        assert padded["attention_mask"] == [1, 0, 0, 0, 0]
+
+    def test_padding_and_truncation_baked_into_the_file_are_not_applied(self, tmp_path):
+        baked = {
+            "truncation": {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0},
+            "padding": {
+                **{"strategy": {"Fixed": 30}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0},
+                **{"pad_type_id": 0, "pad_token": "<|pad|>"},
+            },
+        }
+        tokenizer = Tokenizer.from_folder(changed(tmp_path, tokenizer=baked))
+        assert tokenizer.encode("one two three") == GEN2.encode("one two three")
+        assert tokenizer.padding_side == "left"
+
+    @pytest.mark.parametrize(
+        ("options", "match"),
+        [
+            ({"padding": "left"}, "padding is 'left'"),
+            ({"padding": True, "padding_side": "top"}, "padding_side is 'top'"),
+            ({"padding": "max_length"}, "needs max_length"),
+            ({"truncation": True}, "needs max_length"),
+            ({"return_tensors": "pt"}, "return_tensors is 'pt'"),
+            ({"return_tensors": "np"}, r"different lengths \(\d+, \d+\); pass padding=True"),
+        ],
+    )
+    def test_bad_options_are_named(self, options, match):
+        with pytest.raises(OptionError, match=match):
+            GEN2(["one two three", "a"], **options)
+
+    def test_padding_without_a_pad_token(self, tmp_path):
+        tokenizer = Tokenizer.from_folder(changed(tmp_path, {"pad_token": None}))
+        assert tokenizer.pad_token_id is None
+        with pytest.raises(TokenizerError, match="names no pad_token"):
+            tokenizer(["one two", "a"], padding=True)
+
+
+class TestFiles:
+    def test_missing_and_damaged_files(self, tmp_path):
+        with pytest.raises(TokenizerError, match=r"tokenizer\.json: no such file"):
+            Tokenizer.from_folder(tmp_path)
+        (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
+        with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a tokenizer file") as caught:
+            Tokenizer.from_folder(tmp_path)
+        assert "\n" not in str(caught.value)
+        changed(tmp_path, tokenizer_config="[1]")
+        with pytest.raises(TokenizerError, match=r"tokenizer_config\.json: holds list"):
+            Tokenizer.from_folder(tmp_path)
+
+    def test_without_a_configuration_the_familys_image_tokens_hold(self, tmp_path):
+        shutil.copy(GOLDEN / "gen2" / "tokenizer.json", tmp_path)
+        tokenizer = Tokenizer.from_folder(tmp_path)
+        assert (tokenizer.bos_token, tokenizer.image_token_id) == (None, 396)
+
+    def test_an_image_token_that_is_not_in_the_vocabulary_is_named_when_needed(self, tmp_path):
+        tokenizer = Tokenizer.from_folder(changed(tmp_path, {"image_token": "<picture>"}))
+        assert tokenizer.encode("a")
+        with pytest.raises(TokenizerError, match="no token '<picture>', the model's image_token"):
+            _ = tokenizer.image_token_id
+
+    @pytest.mark.parametrize(
+        ("config", "match"),
+        [({"eos_token": 7}, "eos_token is 7"), ({"padding_side": "middle"}, "padding_side is 'middle'")],
+    )
+    def test_values_that_make_no_sense(self, config, match, tmp_path):
+        with pytest.raises(TokenizerError, match=match):
+            Tokenizer.from_folder(changed(tmp_path, config))
+
+    def test_other_kinds_of_tokenizers_are_refused(self, tmp_path):
+        model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+        with pytest.raises(TokenizerError, match="model WordLevel with decoder ByteLevel; LFM2"):
+            Tokenizer.from_folder(changed(tmp_path, tokenizer={"model": model, "added_tokens": []}))
+
+    def test_saving_copies_the_files(self, tmp_path):
+        GEN2.save_pretrained(tmp_path / "a")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            assert (tmp_path / "a" / name).read_bytes() == (GOLDEN / "gen2" / name).read_bytes()
+        Tokenizer.from_folder(tmp_path / "a").save_pretrained(tmp_path / "a")  # onto itself
+        made = Tokenizer(GEN2.backend, {"eos_token": "<|im_end|>"})
+        made.save_pretrained(tmp_path / "b")
+        again = Tokenizer.from_folder(tmp_path / "b")
+        assert (again.eos_token_id, again.encode("é 1")) == (7, GEN2.encode("é 1"))
+
+
+ids = st.lists(st.integers(0, 900), max_size=60)
+# most tokens of a random text are whole characters; these are single bytes of all kinds, so that characters break
+byte_ids = [GEN2.convert_tokens_to_ids(piece) for piece in GEN2.tokenize("".join(map(chr, range(0x2500, 0x2600))))]
+
+
+class TestStream:
+    @settings(max_examples=400, deadline=None)
+    @given(ids=st.one_of(ids, st.lists(st.sampled_from(byte_ids), max_size=40)), skip=st.booleans(), data=st.data())
+    def test_pieces_add_up_to_the_whole(self, ids, skip, data):
+        stream, text, rest = StreamDecoder(GEN2, skip_special_tokens=skip), "", list(ids)
+        while rest:
+            size = data.draw(st.integers(1, len(rest)))
+            text += stream.push(rest[:size])
+            assert GEN2.decode(ids, skip_special_tokens=skip).startswith(text)
+            del rest[:size]
+        assert text + stream.finish() == GEN2.decode(ids, skip_special_tokens=skip)
+
+    @settings(max_examples=200, deadline=None)
+    @given(text=st.text(max_size=40))
+    def test_no_piece_splits_a_character(self, text):
+        stream = StreamDecoder(GEN2)
+        pieces = [stream.push(id) for id in GEN2.encode(text, add_special_tokens=False)]
+        assert "".join(pieces) + stream.finish() == GEN2.decode(GEN2.encode(text, add_special_tokens=False), True)
+        if "\ufffd" not in text:
+            assert not any("\ufffd" in piece for piece in pieces)
+
+    def test_can_be_used_again_after_its_end(self):
+        stream, first = StreamDecoder(GEN2), GEN2.encode("日", add_special_tokens=False)[0]
+        assert (stream.push(first), stream.finish()) == ("", "\ufffd")
+        assert stream.push(GEN2.encode("ab", add_special_tokens=False)) + stream.finish() == "ab"
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(max_size=60))
+def test_text_survives_encoding_and_decoding(text):
+    for tokenizer in TOKENIZERS.values():
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
