@@ -40,8 +40,8 @@ IGNORED = -100
 # Share of the batches of each task, and how many samples a batch of it holds (rows of alike length cost alike).
 MIX = {"chat": 0.68, "count": 0.32}
 BATCH = {"chat": 20, "count": 32}
-WARM_STEPS, WARM_BATCH = 1000, 64  # first the tower alone, taught by dense labels: a quarter of the cost of a picture
-EASY_STEPS = 500  # over these steps after that, scenes grow from mostly one object to up to three
+WARM_STEPS, WARM_BATCH = 480, 64  # first the tower alone, taught by dense labels: a quarter of the cost of a picture
+EASY_STEPS = 300  # over these steps after that, scenes grow from mostly one object to up to three
 CELL = 4  # pixels; the finest dense label says how much of each such square is covered by objects
 SCORED = ("describe", "ask", "count")
 
@@ -348,17 +348,19 @@ class Threads:
     Beside other busy processes two threads that wait for each other at every operation can be slower than one.
     """
 
-    every, trial = 80, 4  # steps between trials; steps of each choice in a trial
+    every, trial = 300, 2  # steps between trials; steps of each choice in a trial
 
     def __init__(self, most: int):
         self.choices = (1, most) if most > 1 else ()
         self.spent: dict[int, float] = {}
+        self.steps = 0
 
-    def after(self, step: int, seconds: float) -> None:
+    def after(self, seconds: float) -> None:
         """Told after each step how long it took; sets torch's thread count for the next."""
         if not self.choices:
             return
-        phase = step % self.every
+        phase = self.steps % self.every
+        self.steps += 1
         if 0 < phase <= 2 * self.trial:
             used = torch.get_num_threads()
             self.spent[used] = self.spent.get(used, 0.0) + seconds
@@ -390,6 +392,7 @@ def export(model: Lfm2VlForConditionalGeneration, folder: pathlib.Path) -> None:
         if name != "lm_head.weight"
     }
     save_file(tensors, folder / "model.safetensors.new", metadata={"format": "pt"})
+    (folder / "model.safetensors.new").chmod(0o644)
     os.replace(folder / "model.safetensors.new", folder / "model.safetensors")
     print(f"{folder}: {sum(t.numel() for t in tensors.values()):,} parameters")
 
@@ -464,7 +467,7 @@ def main() -> None:
         losses.append((loss.item(), seen.item(), named))
         step += 1
         now = time.monotonic()
-        threads.after(step, now - last)
+        threads.after(now - last)
         spent, last = spent + now - last, now
         if step % 50 == 0:
             words, patches, shapes = np.mean(losses, axis=0)
