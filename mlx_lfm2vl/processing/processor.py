@@ -147,6 +147,13 @@ class Lfm2VlProcessor:
     def model_input_names(self) -> list[str]:
         return [*IMAGE_INPUTS, "input_ids", "attention_mask"]
 
+    def markup(self, use_image_special_tokens: bool | None = None) -> ImageMarkup:
+        """The tokens that stand for pictures in this checkpoint's texts."""
+        special = self.use_image_special_tokens if use_image_special_tokens is None else use_image_special_tokens
+        return ImageMarkup(
+            self.image_token, self.image_start_token, self.image_end_token, self.image_thumbnail_token, special
+        )
+
     # Text and pictures to arrays
 
     def __call__(
@@ -208,10 +215,7 @@ class Lfm2VlProcessor:
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(sample, str) for sample in texts):
             raise PromptError("text must be a string or a list of strings, with at least one")
-        special = self.use_image_special_tokens if use_image_special_tokens is None else use_image_special_tokens
-        markup = ImageMarkup(
-            self.image_token, self.image_start_token, self.image_end_token, self.image_thumbnail_token, special
-        )
+        markup = self.markup(use_image_special_tokens)
         pictures = assign_pictures(texts, images, self.image_token)
         output, patches, flat_plans = ProcessorOutput(), BatchFeature(), list[ViewPlan]()
         if any(pictures):
@@ -237,7 +241,7 @@ class Lfm2VlProcessor:
         if generation_spans is not None:
             output["assistant_masks"] = self.tokenizer.pad(masks, fill=0, **options)["input_ids"]
         output.image_spans = tuple(
-            image_spans(row, plan, self.image_token_id, special) if plan else ()
+            image_spans(row, plan, self.image_token_id, markup.markers) if plan else ()
             for row, plan in zip(output["input_ids"], output.plans, strict=True)
         )
         if return_tensors == "np":
