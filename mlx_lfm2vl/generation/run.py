@@ -90,14 +90,16 @@ def run(
     features: FeatureCache | None = None,
     stop: Stop | None = None,
     progress: Progress | None = None,
-    prefilled: Callable[[], None] | None = None,
+    logits: mx.array | None = None,
+    prefilled: Callable[[mx.array], None] | None = None,
     chosen: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, GenerationPiece]]:
     """Yields (row, piece) until every row has ended.
 
     `options` (resolved), one a row of the prompt. `started`: `time.perf_counter()` at the call. `cache` holds the ids
-    `known` (1, n) that the prompt continues, for a single row. `prefilled` is called once the prompt is in the cache,
-    `chosen` with each token of a single row. `stop` ends all rows with "cancelled". Raises `PromptError` and
+    `known` (1, n) that the prompt continues, for a single row; `logits` (1, vocabulary) follow from them where the
+    prompt is empty. `prefilled` is called with the logits once the prompt is in the cache, `chosen` with each token of
+    a single row. `stop` ends all rows with "cancelled". Raises `PromptError` and
     `InputError` before the first piece.
     """
     past = 0 if known is None else known.shape[1]
@@ -131,10 +133,11 @@ def run(
         return index, row.piece(text, reason, statistics(index, row))
 
     try:
-        logits = prefill(model, prompt, cache, features=features, stop=stop, progress=progress)
-        if prefilled is not None:
-            mx.eval(logits, cache.arrays)
-            prefilled()
+        if logits is None:
+            logits = prefill(model, prompt, cache, features=features, stop=stop, progress=progress)
+            if prefilled is not None:
+                mx.eval(logits, cache.arrays)
+                prefilled(logits)
     except Cancelled:
         for index in list(rows):
             yield last(index, "", "cancelled")

@@ -21,6 +21,7 @@ from ..config import ImageProcessorConfig, ProcessorConfig
 from ..errors import OptionError, PromptError, TemplateError
 from ..hub import resolve
 from .batch import BatchFeature, as_array, check_return_tensors
+from .control import mark
 from .conversation import conversations_of, pictures_of
 from .geometry import ViewPlan
 from .image import IMAGE_INPUTS, Lfm2VlImageProcessor
@@ -182,7 +183,6 @@ class Lfm2VlProcessor:
         return self._encode(
             images,
             text,
-            None,
             padding=padding,
             padding_side=padding_side,
             truncation=truncation,
@@ -197,7 +197,8 @@ class Lfm2VlProcessor:
         self,
         images: Any,
         text: str | Sequence[str] | None,
-        generation_spans: Sequence[Sequence[tuple[int, int]]] | None,
+        generation_spans: Sequence[Sequence[tuple[int, int]]] | None = None,
+        marked: bool = False,
         *,
         padding: bool | str = False,
         padding_side: str | None = None,
@@ -208,7 +209,8 @@ class Lfm2VlProcessor:
         return_tensors: str | None = "np",
         **image_overrides: Any,
     ) -> ProcessorOutput:
-        """`__call__`; with `generation_spans` (characters of each text) also "assistant_masks"."""
+        """`__call__`; with `generation_spans` (characters of each text) also "assistant_masks"; with `marked`, texts in
+        which control tokens may be marked as plain text."""
         check_return_tensors(return_tensors)
         if text is None:
             raise PromptError("text is needed; the least is one image token a picture")
@@ -225,12 +227,14 @@ class Lfm2VlProcessor:
         plans = iter(flat_plans)
         output.plans = tuple(tuple(next(plans) for _ in sample) for sample in pictures)
         expanded = [expand(sample, plan, markup) for sample, plan in zip(texts, output.plans, strict=True)]
-        encodings = self.tokenizer.encode_batch([sample.text for sample in expanded], add_special_tokens)
-        rows = [list(encoding.ids) for encoding in encodings]
-        masks = [
-            _assistant_mask(encoding.offsets, sample, spans)
-            for encoding, sample, spans in zip(encodings, expanded, generation_spans or (), strict=False)
-        ]
+        masks: list[list[int]] = []
+        if marked:
+            rows = [self.tokenizer.encode_marked(sample.text) for sample in expanded]
+        else:
+            encodings = self.tokenizer.encode_batch([sample.text for sample in expanded], add_special_tokens)
+            rows = [list(encoding.ids) for encoding in encodings]
+            for encoding, sample, spans in zip(encodings, expanded, generation_spans or (), strict=False):
+                masks.append(_assistant_mask(encoding.offsets, sample, spans))
         if truncation:
             if max_length is None:
                 raise OptionError("truncation=True needs max_length")
@@ -266,6 +270,7 @@ class Lfm2VlProcessor:
         return_dict: bool = False,
         images: Any = None,
         processor_kwargs: Mapping[str, Any] | None = None,
+        sanitize_control_tokens: bool = False,
         **kwargs: Any,
     ) -> Any:
         """A conversation (or a list of them) as text, as ids, or as everything the model takes.
@@ -274,7 +279,9 @@ class Lfm2VlProcessor:
         "image"} items; a picture stands in its item under "image", "url", "path" or "base64" (or OpenAI's {"type":
         "image_url", "image_url": {"url"}}), or comes in `images`, in the order of the items that hold none. With
         `tokenize` False: the text. With `tokenize`: `input_ids`, or with `return_dict` what `__call__` returns.
-        `return_assistant_tokens_mask` adds "assistant_masks", 1 where the template marks the assistant's words. Other
+        `return_assistant_tokens_mask` adds "assistant_masks", 1 where the template marks the assistant's words.
+        `sanitize_control_tokens` makes control tokens in the caller's strings plain text (`<image>` is no placeholder,
+        `<|im_end|>` ends no turn); it needs `tokenize`. Other
         keywords go to the template if it has such a variable, else to `__call__`. Raises `TemplateError` and whatever
         `__call__` raises.
         """
@@ -292,6 +299,14 @@ class Lfm2VlProcessor:
             raise OptionError("return_assistant_tokens_mask and continue_final_message exclude each other")
         conversations, batched = conversations_of(conversation)
         variables = {name: value for name, value in kwargs.items() if name in template.variables}
+        pictures = pictures_of(conversations, images, self.image_processor.source_policy) if tokenize else None
+        if sanitize_control_tokens:
+            if not tokenize or return_assistant_tokens_mask:
+                raise OptionError("sanitize_control_tokens needs tokenize=True, without return_assistant_tokens_mask")
+            tokens = self.tokenizer.control_tokens(template.literal_text)
+            conversations, tools, documents, variables = (
+                mark(value, tokens) for value in (conversations, tools, documents, variables)
+            )
         rendered = [
             template.render(
                 messages,
@@ -309,9 +324,10 @@ class Lfm2VlProcessor:
         if return_assistant_tokens_mask and not template.marks_generation:
             warnings.warn(f"{template.where}: has no {{% generation %}} block; assistant_masks are all 0", stacklevel=2)
         output = self._encode(
-            pictures_of(conversations, images, self.image_processor.source_policy),
+            pictures,
             texts,
             [one.generation_spans for one in rendered] if return_assistant_tokens_mask else None,
+            sanitize_control_tokens,
             return_tensors=return_tensors,
             **options,
         )

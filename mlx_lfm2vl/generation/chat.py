@@ -1,0 +1,279 @@
+"""A conversation that pays for its own words only: a turn costs its new tokens, a picture is encoded once.
+
+The answer to a turn is that of a cold run of the whole conversation; the cache is an economy and never shows. Not for
+several threads at once (see `Engine` for that).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from ..errors import OutputError, PromptError
+from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..processing import geometry
+from ..processing.processor import Lfm2VlProcessor
+from ..processing.prompt import assign_pictures, expand, image_spans
+from ..processing.source import load_image
+from . import sequence
+from .decode import Prompt
+from .features import FeatureCache
+from .options import GenerationOptions
+from .run import GenerationPiece, generation_config, run
+from .stream import user_content
+from .watch import Progress, Stop
+
+FORMAT = 1  # of saved conversations
+
+
+class Chat:
+    """Turns with text and pictures, with one model.
+
+    `messages` is the conversation as the chat template takes it, pictures as RGB PIL images. `options` hold for all
+    turns that bring none of their own; `tools` are JSON schemas for the template; `image_overrides` as for
+    `Lfm2VlProcessor`.
+    """
+
+    def __init__(
+        self,
+        model: Lfm2VlForConditionalGeneration,
+        processor: Lfm2VlProcessor,
+        *,
+        system: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: GenerationOptions | None = None,
+        features: FeatureCache | None = None,
+        **image_overrides: Any,
+    ):
+        self.model, self.processor = model, processor
+        self.tools, self.options = tools, options or GenerationOptions()
+        self.features = features if features is not None else FeatureCache()
+        self.image_config = processor.image_processor.configured(**image_overrides)
+        self._overrides = image_overrides
+        self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+        self._sequence = sequence.Sequence(model.config.text_config)
+
+    # Turns
+
+    def stream(
+        self,
+        text: str,
+        images: Any = None,
+        *,
+        role: str = "user",
+        options: GenerationOptions | None = None,
+        stop: Stop | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[GenerationPiece]:
+        """Adds a turn and answers it piece by piece. `images` as in `stream_generate`; `role` "tool" brings a tool's
+        result.
+
+        Turn and answer become part of the conversation when the stream ends, is cancelled or closed, the answer as far
+        as it came; a turn that fails, or is cancelled before a word of answer, leaves the conversation as it was.
+        """
+        content: Any = user_content(text, images)
+        for item in content:
+            if item["type"] == "image":
+                item["image"] = load_image(item["image"], self.processor.image_processor.source_policy)
+        if not any(item["type"] == "image" for item in content):
+            content = text
+        yield from self._answer([*self.messages, {"role": role, "content": content}], options, stop, progress)
+
+    def ask(self, text: str, images: Any = None, **arguments: Any) -> str:
+        """The whole answer of `stream`, with the same arguments."""
+        return "".join(piece.text for piece in self.stream(text, images, **arguments))
+
+    def retry(
+        self,
+        *,
+        options: GenerationOptions | None = None,
+        stop: Stop | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[GenerationPiece]:
+        """Answers the last turn anew, in place of its answer. Raises `PromptError` if there is none."""
+        if not self.messages or self.messages[-1]["role"] != "assistant":
+            raise PromptError("there is no answer to try again")
+        yield from self._answer(self.messages[:-1], options, stop, progress)
+
+    def undo(self) -> None:
+        """Takes the last turn and its answer back. Raises `PromptError` if there is none."""
+        if not self.messages or self.messages[-1]["role"] != "assistant":
+            raise PromptError("there is no turn to take back")
+        del self.messages[-2:]
+
+    def reset(self) -> None:
+        """Begins anew; the system's text stays."""
+        self.messages = [message for message in self.messages[:1] if message["role"] == "system"]
+        self._sequence.reset()
+
+    def fork(self) -> Chat:
+        """A second conversation with the same past; neither sees what the other does from here on."""
+        twin = Chat(
+            self.model,
+            self.processor,
+            tools=self.tools,
+            options=self.options,
+            features=self.features,
+            **self._overrides,
+        )
+        twin.messages = list(self.messages)
+        twin._sequence = self._sequence.fork()
+        return twin
+
+    def _answer(
+        self,
+        messages: list[dict[str, Any]],
+        options: GenerationOptions | None,
+        stop: Stop | None,
+        progress: Progress | None,
+    ) -> Iterator[GenerationPiece]:
+        started = time.perf_counter()
+        mx.reset_peak_memory()
+        resolved = (options or self.options).resolve(generation_config(self.model))
+        ids, spans, pictures = self._encode(messages)
+        held = self._sequence
+        kept, logits = held.reuse(ids, spans)
+        chosen: list[int] = []
+        said: list[str] = []
+        finished = False
+        pieces = run(
+            self.model,
+            self.processor.tokenizer,
+            self._prompt(ids, spans, pictures, kept),
+            [resolved],
+            started=started,
+            cache=held.cache,
+            known=np.array([ids[:kept]], np.int64),
+            features=self.features,
+            stop=stop,
+            progress=progress,
+            logits=logits,
+            prefilled=held.mark,
+            chosen=chosen.append,
+        )
+        try:
+            for _, piece in pieces:
+                said.append(piece.text)
+                finished = finished or piece.finish_reason in ("stop", "length")
+                if piece.finish_reason is not None:
+                    self._commit(messages, said, finished)
+                yield piece
+        except GeneratorExit:
+            self._commit(messages, said, finished)
+            raise
+        except BaseException:
+            held.reset()  # the layers of a step that failed half-way do not agree
+            raise
+        finally:
+            pieces.close()  # type: ignore[attr-defined]
+            held.hold([*ids, *chosen], spans)
+
+    def _commit(self, messages: list[dict[str, Any]], said: list[str], finished: bool) -> None:
+        if finished or any(said):
+            self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
+
+    def _encode(
+        self, messages: list[dict[str, Any]]
+    ) -> tuple[list[int], list[sequence.PictureSpan], list[Image.Image]]:
+        """Ids of the conversation with room for its pictures, whose pixels are not touched yet."""
+        processor = self.processor
+        text = processor.apply_chat_template(messages, tools=self.tools, add_generation_prompt=True)
+        pictures = [
+            item["image"]
+            for message in messages
+            if not isinstance(message["content"], str)
+            for item in message["content"]
+            if item["type"] == "image"
+        ]
+        markup = processor.markup()
+        assign_pictures([text], pictures, markup.image)
+        plans = [geometry.plan(picture.height, picture.width, self.image_config) for picture in pictures]
+        ids = processor.tokenizer.encode(expand(text, plans, markup).text, add_special_tokens=False)
+        places = image_spans(ids, plans, processor.image_token_id, markup.markers) if plans else ()
+        spans = [
+            sequence.PictureSpan(start, end, _picture_key(picture))
+            for (start, end), picture in zip(places, pictures, strict=True)
+        ]
+        return ids, spans, pictures
+
+    def _prompt(
+        self, ids: list[int], spans: list[sequence.PictureSpan], pictures: list[Image.Image], kept: int
+    ) -> Prompt:
+        """What is left to run: the ids and the pictures behind `kept`."""
+        new = [picture for span, picture in zip(spans, pictures, strict=True) if span.start >= kept]
+        rest = np.array([ids[kept:]], np.int64)
+        if not new:
+            return Prompt(rest)
+        arrays, _ = self.processor.image_processor.encode(new, **self._overrides)
+        return Prompt(rest, None, arrays["pixel_values"], arrays["spatial_shapes"])
+
+    # On disk
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the conversation, pictures included, as one JSON file. Raises `OutputError`."""
+        target = Path(path)
+        part = target.with_name(f".{target.name}.part")
+        messages = [{**message, "content": _to_json(message["content"])} for message in self.messages]
+        try:
+            part.write_text(json.dumps({"format": FORMAT, "messages": messages}, ensure_ascii=False), encoding="utf-8")
+            part.replace(target)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Takes up a saved conversation in place of this one. Raises `PromptError` if it is not one."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            if data["format"] != FORMAT:
+                raise PromptError(f"{path}: is of format {data['format']!r}, this version reads {FORMAT}")
+            messages = [{"role": str(m["role"]), "content": _from_json(m["content"])} for m in data["messages"]]
+        except OSError as error:
+            raise PromptError(f"{path}: cannot be read ({error.strerror or error})") from None
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, PromptError):
+                raise
+            raise PromptError(f"{path}: is not a saved conversation ({error})") from None
+        self.messages = messages
+
+
+def _picture_key(picture: Image.Image) -> bytes:
+    digest = hashlib.blake2b(repr(picture.size).encode(), digest_size=16)
+    digest.update(picture.tobytes())
+    return digest.digest()
+
+
+def _to_json(content: Any) -> Any:
+    if isinstance(content, str):
+        return content
+    items = []
+    for item in content:
+        if item["type"] == "image":
+            buffer = io.BytesIO()
+            item["image"].save(buffer, "PNG")
+            item = {"type": "image", "png": base64.b64encode(buffer.getvalue()).decode()}
+        items.append(item)
+    return items
+
+
+def _from_json(content: Any) -> Any:
+    if isinstance(content, str):
+        return content
+    items = []
+    for item in content:
+        if item["type"] == "image":
+            items.append({"type": "image", "image": load_image(base64.b64decode(item["png"], validate=True))})
+        else:
+            items.append({"type": "text", "text": str(item["text"])})
+    return items
