@@ -89,6 +89,7 @@ def run(
     known: np.ndarray | None = None,
     features: FeatureCache | None = None,
     stop: Stop | None = None,
+    row_stop: Callable[[int], bool] | None = None,
     progress: Progress | None = None,
     logits: mx.array | None = None,
     prefilled: Callable[[mx.array], None] | None = None,
@@ -99,8 +100,8 @@ def run(
     `options` (resolved), one a row of the prompt. `started`: `time.perf_counter()` at the call. `cache` holds the ids
     `known` (1, n) that the prompt continues, for a single row; `logits` (1, vocabulary) follow from them where the
     prompt is empty. `prefilled` is called with the logits once the prompt is in the cache, `chosen` with each token of
-    a single row. `stop` ends all rows with "cancelled". Raises `PromptError` and
-    `InputError` before the first piece.
+    a single row. `stop` ends all rows with "cancelled"; `row_stop` is asked for each row after each token. Raises
+    `PromptError` and `InputError` before the first piece.
     """
     past = 0 if known is None else known.shape[1]
     room = positions_left(model, prompt.input_ids.shape[1] + past)
@@ -110,7 +111,7 @@ def run(
     choose = chooser(options)
     vocabulary = model.config.text_config.vocab_size
     whole = prompt.input_ids if known is None else np.concatenate([known, prompt.input_ids], axis=1)
-    choose.observe(mx.array(whole), vocabulary)
+    choose.observe(mx.array(_without_padding(whole, prompt.padding)), vocabulary)
 
     def statistics(index: int, row: _Row) -> Statistics:
         padding = 0 if prompt.padding is None else int(prompt.padding[index])
@@ -164,11 +165,19 @@ def run(
                 yield last(index, text + row.text.finish(), "length")
             elif text:
                 yield index, row.piece(text)
-        if stop is not None and stop():
-            for index in list(rows):
+        everything = stop is not None and stop()
+        for index in list(rows):
+            if everything or (row_stop is not None and row_stop(index)):
                 yield last(index, rows[index].text.finish(), "cancelled")
         if rows and len(rows) < len(present):
             steps.select([present.index(index) for index in rows])
+
+
+def _without_padding(ids: np.ndarray, padding: np.ndarray | None) -> np.ndarray:
+    """Ids (B, L) whose padding repeats the row's last token, so that padding does not count as said."""
+    if padding is None:
+        return ids
+    return np.where(np.arange(ids.shape[1]) < padding[:, None], ids[:, -1:], ids)
 
 
 def generation_config(model: Lfm2VlForConditionalGeneration) -> GenerationConfig:

@@ -1,0 +1,94 @@
+"""Rows of a batch against the same questions asked alone."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, picture
+
+from mlx_lfm2vl import GenerationOptions, load, stream_generate
+from mlx_lfm2vl.errors import ImageError, OptionError, PromptError
+from mlx_lfm2vl.generation.batch import Question, generate_batch
+
+NAMES = ("landscape", "small", "portrait", "photo", "square")
+
+
+@cache
+def loaded():
+    return load(GOLDEN / "gen2")
+
+
+def alone(question: Question) -> tuple[tuple[int, ...], str, str]:
+    pieces = list(
+        stream_generate(
+            *loaded(),
+            question.prompt,
+            question.images,
+            system=question.system,
+            options=question.options,
+            **question.image_overrides,
+        )
+    )
+    tokens = tuple(token for piece in pieces for token in piece.tokens)
+    return tokens, "".join(piece.text for piece in pieces), pieces[-1].finish_reason
+
+
+def mixed(count: int, seed: int = 0) -> list[Question]:
+    rng = np.random.default_rng(seed)
+    questions = []
+    for index in range(count):
+        images = [picture(NAMES[i]) for i in rng.integers(0, len(NAMES), rng.integers(0, 3))]
+        options = GenerationOptions(max_tokens=int(rng.integers(1, 12)))
+        overrides = {"do_image_splitting": False} if index % 4 == 1 else {}
+        text = "What is this? " * int(rng.integers(1, 6))
+        questions.append(Question(text, images or None, "Be brief." if index % 3 else None, None, options, overrides))
+    return questions
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_every_row_is_what_it_would_be_alone(batch_size):
+    questions = mixed(17)
+    answers = list(generate_batch(*loaded(), iter(questions), batch_size=batch_size))
+    assert len(answers) == 17
+    for question, answer in zip(questions, answers, strict=True):
+        assert (answer.tokens, answer.text, answer.finish_reason) == alone(question)
+        assert answer.statistics.generated_tokens == question.options.max_tokens
+        assert answer.error is None
+
+
+def test_sampling_with_a_seed_is_a_rows_own():
+    options = GenerationOptions(max_tokens=8, temperature=1.5, top_p=0.9, seed=11, repetition_penalty=1.2)
+    questions = [Question(text, picture("small"), options=options) for text in ("One.", "Another one, longer.")]
+    answers = list(generate_batch(*loaded(), questions))
+    assert [answer.tokens for answer in answers] == [alone(question)[0] for question in questions]
+
+
+def test_an_error_stays_in_its_row(tmp_path):
+    good = Question("What?", picture("small"), options=GenerationOptions(max_tokens=3))
+    questions = [good, Question("?", tmp_path / "absent.png"), Question(""), good]
+    answers = list(generate_batch(*loaded(), questions))
+    assert isinstance(answers[1].error, ImageError) and "absent.png" in str(answers[1].error)
+    assert isinstance(answers[2].error, PromptError)
+    assert [answer.finish_reason for answer in answers] == ["length", "error", "error", "length"]
+    assert answers[0].tokens == answers[3].tokens == alone(good)[0]
+
+
+def test_questions_are_read_as_they_are_needed_and_stopping_reads_no_more():
+    read = []
+
+    def questions():
+        for index in range(100):
+            read.append(index)
+            yield Question("Hello.", options=GenerationOptions(max_tokens=2))
+
+    answers = generate_batch(*loaded(), questions(), batch_size=4)
+    next(answers)
+    assert read == [0, 1, 2, 3]
+    stopped = list(generate_batch(*loaded(), questions(), batch_size=4, stop=lambda: True))
+    assert [answer.finish_reason for answer in stopped] == ["cancelled"] * 4
+
+
+def test_batch_size_is_checked():
+    for wrong in (0, True, 2.0):
+        with pytest.raises(OptionError, match="batch_size"):
+            list(generate_batch(*loaded(), [], batch_size=wrong))
