@@ -15,7 +15,7 @@ TEST_READY := $(VENV)/test-$(BACKEND).stamp
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 DEMO_PICTURE := examples/scene.png
-DEMO_QUESTION := Describe this image.
+DEMO_QUESTION := What is in this image?
 
 .PHONY: help demo test check clean
 

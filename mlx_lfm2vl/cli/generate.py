@@ -25,7 +25,7 @@ Answers a prompt about one or several pictures, or about none, and prints the an
   mlx-lfm2vl generate --image photo.jpg
   mlx-lfm2vl generate --model LiquidAI/LFM2.5-VL-450M --image a.png --image b.png --prompt "What differs?"
 """
-DEFAULT_PROMPT = "Describe this image."
+DEFAULT_PROMPT = "What is in this image?"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
