@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from . import demo
     from .backend import BackendError
     from .config import Lfm2VlConfig
+    from .conversion.convert import convert
     from .errors import (
         ConfigError,
         HubError,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from .pretrained import Lfm2VlForConditionalGeneration, Lfm2VlModel, load
     from .processing.image import Lfm2VlImageProcessor, Lfm2VlImageProcessorFast
     from .processing.processor import Lfm2VlProcessor
-    from .weights.convert import convert
 
 __all__ = [
     "BackendError",
@@ -67,6 +67,7 @@ __all__ = [
 _HOMES = {
     "backend": ("BackendError",),
     "config": ("Lfm2VlConfig",),
+    "conversion.convert": ("convert",),
     "errors": (
         "ConfigError",
         "HubError",
@@ -85,9 +86,8 @@ _HOMES = {
     "pretrained": ("Lfm2VlForConditionalGeneration", "Lfm2VlModel", "load"),
     "processing.image": ("Lfm2VlImageProcessor", "Lfm2VlImageProcessorFast"),
     "processing.processor": ("Lfm2VlProcessor",),
-    "weights.convert": ("convert",),
 }
-_COMPUTING = ("generation.stream", "pretrained", "weights.convert")  # import MLX
+_COMPUTING = ("conversion.convert", "generation.stream", "pretrained")  # import MLX
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 

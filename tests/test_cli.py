@@ -458,6 +458,11 @@ def test_the_source_is_never_its_own_target(refused, broken):
     assert files(broken) == before
 
 
-def test_a_quantised_model_is_not_quantised_again(cli, refused, tmp_path):
-    cli("convert", "--hf-path", MODEL, "--mlx-path", tmp_path / "q", "-q", "--q-group-size", 32)
-    assert "quantised already" in refused("convert", "--hf-path", tmp_path / "q", "--mlx-path", tmp_path / "qq", "-q")
+def test_what_the_user_should_know_is_said_and_stops_nothing(cli, tmp_path):
+    code, out, err = cli("convert", "--hf-path", MODEL, "--mlx-path", tmp_path / "q", "-q", "--q-group-size", 32)
+    assert (code, out) == (0, f"{tmp_path / 'q'}\n")
+    assert "8 bits chosen: the model has 0.292 million parameters" in err
+    words = ("-q", "--q-bits", 4, "--q-group-size", 32, "--q-override", "*.embed_tokens=dense")
+    code, _, err = cli("convert", "--hf-path", tmp_path / "q", "--mlx-path", tmp_path / "qq", *words)
+    assert code == 0 and "is quantised already and its losses stay" in err and "--q-recipe mixed_4_8" in err
+    assert Lfm2VlConfig.from_pretrained(tmp_path / "qq").quantization["language_model.model.embed_tokens"] is False

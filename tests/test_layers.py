@@ -23,6 +23,7 @@ LAYERS = (
     ("weights",),
     ("generation",),
     ("pretrained",),
+    ("conversion",),
     ("cli",),
     ("__main__",),
 )
@@ -38,7 +39,7 @@ OWNERS = {
 # Parts that may import a library.
 HOMES = {
     "PIL": {"processing"},
-    "mlx": {"backend", "model", "weights", "generation", "pretrained"},
+    "mlx": {"backend", "model", "weights", "generation", "pretrained", "conversion"},
     "mlx_lm": {"weights"},
     "safetensors": {"weights"},
 }

@@ -1,17 +1,21 @@
-"""`mlx-lfm2vl convert`: a Hugging Face checkpoint into an MLX folder. Options are named as mlx-lm names them."""
+"""`mlx-lfm2vl convert`: a checkpoint into an MLX folder. Options are named as mlx-lm names them, where it has them."""
 
 from __future__ import annotations
 
 import argparse
 
-from .options import add_revision, whole
+from .options import add_revision, note, whole
 
-SUMMARY = "convert a Hugging Face model to MLX, quantised if asked"
+SUMMARY = "convert a model to MLX, quantised if asked"
 DESCRIPTION = """\
-Converts a Hugging Face folder or repository into an MLX folder, complete with tokenizer, template and processor files.
+Converts a Hugging Face or MLX folder or repository into an MLX folder, complete with tokenizer, template and processor
+files.
 
   mlx-lfm2vl convert --hf-path LiquidAI/LFM2.5-VL-1.6B --mlx-path LFM2.5-VL-1.6B-8bit -q --q-bits 8
+  mlx-lfm2vl convert --hf-path LiquidAI/LFM2.5-VL-450M --mlx-path LFM2.5-VL-450M-mixed -q --q-recipe mixed_4_8
 """
+RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6", "mixed_4_8")
+QUANTISING = ("q_bits", "q_group_size", "q_mode", "q_recipe", "q_override", "q_vision")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,36 +31,91 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float16", "bfloat16", "float32"),
         help="type of the dense weights (default: as the checkpoint has them)",
     )
-    parser.add_argument("-q", "--quantize", action="store_true", help="quantise the language model")
+    parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
     parser.add_argument(
-        "--q-bits", type=whole(1), choices=(4, 8), metavar="N", help="bits a weight with -q: 4 or 8 (default: 4)"
+        "--hf",
+        action="store_true",
+        help="write the names and shapes of the makers' repositories, which transformers loads (dense models only)",
     )
-    parser.add_argument(
+    add_quantisation(parser)
+
+
+def add_quantisation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "quantisation", "vision tower and projector stay dense unless --q-vision is given"
+    )
+    group.add_argument("-q", "--quantize", action="store_true", help="quantise the language model")
+    group.add_argument(
+        "--q-bits",
+        type=whole(1),
+        choices=(2, 3, 4, 5, 6, 8),
+        metavar="N",
+        help="bits a weight: 2, 3, 4, 5, 6 or 8 (default: 8 for models below a billion parameters, else 4)",
+    )
+    group.add_argument(
         "--q-group-size",
         type=whole(1),
         choices=(32, 64, 128),
         metavar="N",
-        help="weights that share a scale with -q: 32, 64 or 128 (default: 64)",
+        help="weights that share a scale: 32, 64 or 128 (default: what the mode has, 64 for affine)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
+    group.add_argument(
+        "--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), help="how numbers are rounded (default: affine)"
+    )
+    group.add_argument(
+        "--q-recipe",
+        "--quant-predicate",
+        choices=RECIPES,
+        help="instead of --q-bits: the first number of bits, the second for embeddings and the layers it hurts most",
+    )
+    group.add_argument(
+        "--q-override",
+        action="append",
+        default=[],
+        type=override,
+        metavar="PATTERN=BITS",
+        help="bits, 'dense' or a mode for the modules that match, as 'language_model.*.w2=8'; may be given again",
+    )
+    group.add_argument("--q-vision", action="store_true", help="quantise vision tower and projector too")
+    group.add_argument("-d", "--dequantize", action="store_true", help="make a quantised model dense")
+
+
+def override(text: str) -> tuple[str, str]:
+    """An argparse type: the pattern and the value of an override."""
+    pattern, equals, value = text.rpartition("=")
+    if not equals or not pattern or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN=BITS")
+    return pattern, value
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
     from .. import OptionError, convert
+    from .progress import Bars
 
     if not args.quantize:
-        for option, value in (("--q-bits", args.q_bits), ("--q-group-size", args.q_group_size)):
-            if value is not None:
-                raise OptionError(f"{option} {value} says how to quantise; add -q")
-    folder = convert(
-        args.hf_path,
-        args.mlx_path,
-        dtype=args.dtype,
-        q_bits=(args.q_bits or 4) if args.quantize else None,
-        q_group_size=args.q_group_size or 64,
-        revision=args.revision,
-        overwrite=args.overwrite,
-    )
+        for name in QUANTISING:
+            if (value := getattr(args, name)) not in (None, [], False):
+                shown = "" if value is True else f" {value if isinstance(value, (int, str)) else '='.join(value[0])}"
+                raise OptionError(f"--{name.replace('_', '-')}{shown} says how to quantise; add -q")
+    with Bars() as bars:
+        folder = convert(
+            args.hf_path,
+            args.mlx_path,
+            dtype=args.dtype,
+            quantize=args.quantize,
+            q_bits=args.q_bits,
+            q_group_size=args.q_group_size,
+            q_mode=args.q_mode,
+            q_recipe=args.q_recipe,
+            q_overrides=args.q_override,
+            q_vision=args.q_vision,
+            dequantize=args.dequantize,
+            layout="hub" if args.hf else "mlx",
+            revision=args.revision,
+            overwrite=args.overwrite,
+            progress=bars,
+            on_note=note,
+        )
     print(folder)
     return 0

@@ -1,1 +1,1 @@
-"""From files to a model and back: names, safetensors, quantisation, loading, conversion."""
+"""From files to a model and back: names, safetensors, quantisation, loading, saving."""

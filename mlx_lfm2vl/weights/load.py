@@ -7,7 +7,7 @@ weights exists. All of them are evaluated before the model is returned: it can t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,6 +48,57 @@ def load_model(
     model. Raises `ConfigError`, `WeightsError` or `OptionError`.
     """
     target = dtype_of(dtype)
+    model, stored = open_model(folder, model_class=model_class, prefix=prefix)
+    model.load_weights(list(stored.read(target).items()), strict=True)
+    for array in parameters(model).values():  # one by one: together, all would be read before the first is cast
+        mx.eval(array)
+    model.eval()
+    return model
+
+
+@dataclass(frozen=True)
+class StoredTensors:
+    """The tensors of a folder that its model needs, checked against the configuration and not read yet.
+
+    `config` is fitted to the weights. `infos` goes by the names of the model's parameters, `names` from names in the
+    files to names of the whole model's parameters, of which `prefix` is cut off.
+    """
+
+    config: Lfm2VlConfig
+    files: tuple[Path, ...]
+    names: dict[str, str]
+    infos: dict[str, TensorInfo]
+    prefix: str = ""
+
+    def read(self, dtype: mx.Dtype | None = None) -> dict[str, mx.array]:
+        """The tensors, not yet evaluated, in MLX's orientation and cast to `dtype`. Only the result refers to them:
+        what is cast is freed as it is cast. Raises `WeightsError`."""
+        arrays: dict[str, mx.array] = {}
+        for file in self.files:
+            try:
+                loaded = mx.load(str(file))
+            except RuntimeError as error:
+                raise WeightsError(f"{file}: cannot be read ({error})") from None
+            assert isinstance(loaded, dict)
+            for name, array in loaded.items():
+                module = self.names.get(name)
+                if module is None or not module.startswith(self.prefix):
+                    continue
+                if module[len(self.prefix) :] in self.infos:
+                    arrays[module[len(self.prefix) :]] = adapt(module, array, dtype)
+        return arrays
+
+
+def open_model(
+    folder: Path,
+    *,
+    model_class: type[M] = Lfm2VlForConditionalGeneration,  # type: ignore[assignment]
+    prefix: str = "",
+) -> tuple[M, StoredTensors]:
+    """The model that a folder describes, with parameters that are never computed, and the tensors that belong in it.
+
+    Costs no memory: headers are read, tensors are not. Arguments and errors as those of `load_model`.
+    """
     config = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
     files = weight_files(folder)
     headers = read_headers(files)
@@ -60,30 +111,7 @@ def load_model(
     plain = {module[len(prefix) :]: info for module, info in wanted.items()}
     quantize.prepare(model, plain, config.quantization)
     check_shapes(model, plain)
-
-    model.load_weights(list(_read(files, names, plain, prefix, target).items()), strict=True)
-    for array in parameters(model).values():  # one by one: together, all would be read before the first is cast
-        mx.eval(array)
-    model.eval()
-    return model
-
-
-def _read(
-    files: list[Path], names: dict[str, str], wanted: dict[str, TensorInfo], prefix: str, dtype: mx.Dtype | None
-) -> dict[str, mx.array]:
-    """The wanted tensors, not yet evaluated. Only the result refers to them: what is cast is freed as it is cast."""
-    arrays: dict[str, mx.array] = {}
-    for file in files:
-        try:
-            loaded = mx.load(str(file))
-        except RuntimeError as error:
-            raise WeightsError(f"{file}: cannot be read ({error})") from None
-        assert isinstance(loaded, dict)
-        for name, array in loaded.items():
-            module = names.get(name)
-            if module is not None and module.startswith(prefix) and module[len(prefix) :] in wanted:
-                arrays[module[len(prefix) :]] = adapt(module, array, dtype)
-    return arrays
+    return model, StoredTensors(config, tuple(files), names, plain, prefix)
 
 
 def module_names(names: Iterable[str]) -> dict[str, str]:

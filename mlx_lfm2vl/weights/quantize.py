@@ -1,4 +1,5 @@
-"""Which modules are quantised, read from files and written to them. The quantisers are MLX's own."""
+"""How tensors are quantised: what MLX offers, what config.json records, and a module's tensors to and fro. The
+quantisers are MLX's own."""
 
 from __future__ import annotations
 
@@ -6,13 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import OptionError, WeightsError
-from .names import from_module, to_module
+from .names import to_module
 
-GROUP_SIZES = (32, 64, 128)
-BITS = (4, 8)
+# mode: bits, group sizes; the first group size is the default
+MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "affine": ((2, 3, 4, 5, 6, 8), (64, 32, 128)),
+    "mxfp4": ((4,), (32,)),
+    "mxfp8": ((8,), (32,)),
+    "nvfp4": ((4,), (16,)),
+}
+PARTS = ("weight", "scales", "biases")  # of a quantised module; modes other than affine have no biases
 
 
 @dataclass(frozen=True)
@@ -26,14 +34,59 @@ class Quantization:
     def to_dict(self) -> dict[str, Any]:
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
+    @classmethod
+    def checked(cls, bits: int | None, group_size: int | None, mode: str = "affine") -> Quantization:
+        """Fills what is None where the mode leaves no choice of bits. Raises `OptionError` for what is not offered."""
+        if mode not in MODES:
+            raise OptionError(f"q_mode is {mode!r}, expected one of {', '.join(MODES)}")
+        widths, groups = MODES[mode]
+        if bits is None and len(widths) == 1:
+            bits = widths[0]
+        of = "" if mode == "affine" else f" with q_mode {mode}"
+        if bits not in widths:
+            raise OptionError(f"q_bits is {bits}, expected {_one_of(widths)}{of}")
+        if group_size is not None and group_size not in groups:
+            raise OptionError(f"q_group_size is {group_size}, expected {_one_of(groups)}{of}")
+        return cls(bits, group_size or groups[0], mode)
 
-def check_options(bits: int, group_size: int) -> Quantization:
-    """Raises `OptionError` for widths that are not offered."""
-    if bits not in BITS:
-        raise OptionError(f"q_bits is {bits}, expected one of {', '.join(map(str, BITS))}")
-    if group_size not in GROUP_SIZES:
-        raise OptionError(f"q_group_size is {group_size}, expected one of {', '.join(map(str, GROUP_SIZES))}")
-    return Quantization(bits, group_size)
+
+def _one_of(values: tuple[int, ...]) -> str:
+    return str(values[0]) if len(values) == 1 else f"one of {', '.join(map(str, sorted(values)))}"
+
+
+def widths(model: nn.Module) -> dict[str, int]:
+    """Paths of the modules that can be quantised or are, with the length of their rows.
+
+    The tower's position table is not among them: it is resized, not looked up.
+    """
+    out: dict[str, int] = {}
+    for path, module in model.named_modules():
+        if path.endswith(".position_embedding"):
+            continue
+        if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+            out[path] = module.scales.shape[-1] * module.group_size
+        elif hasattr(module, "to_quantized"):
+            out[path] = module.weight.shape[-1]
+    return out
+
+
+def encode(weight: mx.array, spec: Quantization) -> dict[str, mx.array]:
+    """The tensors `weight`, `scales` and, for affine, `biases` of a quantised module; not yet evaluated."""
+    arrays = mx.quantize(weight, group_size=spec.group_size, bits=spec.bits, mode=spec.mode)
+    return dict(zip(PARTS, arrays, strict=False))
+
+
+def decode(parts: Mapping[str, mx.array], spec: Quantization, dtype: mx.Dtype) -> mx.array:
+    """The dense weight that a quantised module stands for."""
+    return mx.dequantize(
+        parts["weight"],
+        parts["scales"],
+        parts.get("biases"),
+        group_size=spec.group_size,
+        bits=spec.bits,
+        mode=spec.mode,
+        dtype=dtype,
+    )
 
 
 def recorded(quantization: Mapping[str, Any] | None, path: str) -> Quantization:
@@ -76,23 +129,3 @@ def prepare(model: nn.Module, tensors: Mapping[str, Any], quantization: Mapping[
         raise WeightsError(f"the quantisation recorded in config.json cannot be applied ({error})") from None
     if missing := sorted(specs.keys() - found):
         raise WeightsError(f"{missing[0]}.scales: the model has no such module to quantise")
-
-
-def quantize(model: nn.Module, spec: Quantization) -> dict[str, Any]:
-    """Quantises the embeddings and linear layers of the language model in place; vision tower and projector stay dense.
-
-    Returns the record for config.json, with an entry `false` for each layer left dense because its width is not a
-    multiple of the group, under the names that MLX programs use.
-    """
-    record: dict[str, Any] = spec.to_dict()
-
-    def choose(path: str, module: nn.Module) -> bool:
-        if not path.startswith(("model.language_model.", "lm_head")) or not hasattr(module, "to_quantized"):
-            return False
-        if module.weight.shape[-1] % spec.group_size:
-            record[from_module(path, "mlx")] = False
-            return False
-        return True
-
-    nn.quantize(model, group_size=spec.group_size, bits=spec.bits, mode=spec.mode, class_predicate=choose)
-    return record

@@ -1,49 +1,114 @@
-"""A model in memory to a folder in MLX's layout: shards, a true index, config.json.
+"""Tensors to a folder in the layout that MLX programs read: shards, a true index, JSON files.
 
-The names and the record of quantisation are those that mlx-vlm and mlx-lm read.
+Tensors are computed, written and freed one by one, so that writing takes the memory of the largest of them, whatever
+the model's size.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
+from ..errors import WeightsError
 from .names import from_module, parameters
 
 SHARD_BYTES = 5 * 10**9
+DTYPE_NAMES = {
+    **{mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"},
+    **{mx.uint8: "U8", mx.uint16: "U16", mx.uint32: "U32", mx.uint64: "U64"},
+    **{mx.int8: "I8", mx.int16: "I16", mx.int32: "I32", mx.int64: "I64", mx.bool_: "BOOL"},
+}
+Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
 
 def save_weights(model: nn.Module, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes the parameters of a whole model as `model*.safetensors` with `model.safetensors.index.json`."""
-    tensors = [(from_module(name, "mlx"), array) for name, array in parameters(model).items()]
+    """Writes the parameters of a whole model, which keeps them, as `write_tensors` does."""
+    tensors = {from_module(name, "mlx"): array for name, array in parameters(model).items()}
+    write_tensors(tensors, folder, shard_bytes=shard_bytes)
+
+
+def write_tensors(
+    tensors: dict[str, mx.array],
+    folder: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    file_format: str = "mlx",
+    progress: Progress | None = None,
+) -> None:
+    """Writes `model*.safetensors` with `model.safetensors.index.json`. Empties `tensors` as it goes.
+
+    `file_format` is the metadata by which readers know the orientation of kernels: `mlx`, or `pt` for torch's. Raises
+    `OSError` if the disk does.
+    """
     shards = list(_shards(tensors, shard_bytes))
+    total = sum(array.nbytes for array in tensors.values())
     index: dict[str, str] = {}
+    done = 0
     for number, shard in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        mx.save_safetensors(str(folder / file), shard, metadata={"format": "mlx"})
+        for written in _write_shard(tensors, shard, folder / file, file_format):
+            done += written
+            if progress is not None:
+                progress(done, total)
         index.update(dict.fromkeys(shard, file))
-    total = sum(array.nbytes for _, array in tensors)
     write_json(
         folder / "model.safetensors.index.json",
         {"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))},
     )
 
 
-def _shards(tensors: list[tuple[str, mx.array]], limit: int) -> Iterator[dict[str, mx.array]]:
-    shard: dict[str, mx.array] = {}
+def _shards(tensors: Mapping[str, mx.array], limit: int) -> Iterator[list[str]]:
+    shard: list[str] = []
     size = 0
-    for name, array in tensors:
+    for name, array in tensors.items():
         if shard and size + array.nbytes > limit:
             yield shard
-            shard, size = {}, 0
-        shard[name] = array
+            shard, size = [], 0
+        shard.append(name)
         size += array.nbytes
     yield shard
+
+
+def _write_shard(tensors: dict[str, mx.array], names: list[str], file: Path, file_format: str) -> Iterator[int]:
+    """One safetensors file; yields the bytes of each tensor when it is written.
+
+    In the file wider types come first, so that every tensor lies aligned; the order of the work is that of `names`,
+    in which what is computed together stands together.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": file_format}}
+    offset = 0
+    for name in sorted(names, key=lambda name: -tensors[name].dtype.size):
+        array = tensors[name]
+        if array.dtype not in DTYPE_NAMES:
+            raise WeightsError(f"{file}: tensor {name} has dtype {array.dtype}, which is not written")
+        end = offset + array.nbytes
+        header[name] = {
+            "dtype": DTYPE_NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        start = stream.tell()
+        for name in names:
+            array = mx.contiguous(tensors.pop(name))
+            mx.eval(array)
+            stream.seek(start + header[name]["data_offsets"][0])
+            stream.write(np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array, copy=False).data)
+            size = array.nbytes
+            del array
+            mx.clear_cache()
+            yield size
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

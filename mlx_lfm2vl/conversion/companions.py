@@ -1,0 +1,92 @@
+"""The files beside the weights: config.json, generation, processor, tokenizer, template and licence files.
+
+What the source has is kept byte for byte, except config.json, which must be true of the new weights, and what is
+missing is added where it can be known. Code and other people's weights are never copied.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..config import Lfm2VlConfig, ProcessorConfig, read_json
+from ..weights.save import write_json
+
+NAMES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json"),
+    *("preprocessor_config.json", "processor_config.json"),
+)
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+# What the makers recommend on their model cards, by (hidden size, layers, vocabulary) of the published models.
+_USUAL = {"do_sample": True, "temperature": 0.1, "min_p": 0.15, "repetition_penalty": 1.05}
+RECOMMENDED: dict[tuple[int, int, int], dict[str, Any]] = {
+    (1024, 16, 65536): _USUAL,  # LFM2-VL-450M, LFM2.5-VL-450M
+    (2048, 16, 65536): _USUAL,  # LFM2-VL-1.6B, LFM2.5-VL-1.6B
+    (2048, 30, 65536): _USUAL,  # LFM2-VL-3B
+    (2048, 30, 128000): {"do_sample": True, "temperature": 0.2, "top_k": 50, "repetition_penalty": 1.0},  # LFM2.5-VL-3B
+}
+SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def write_companions(source: Path, target: Path, config: Lfm2VlConfig) -> None:
+    """Copies and completes everything but config.json, weights and card."""
+    licences = [path.name for pattern in LICENCES for path in sorted(source.glob(pattern))]
+    for name in (*NAMES, *licences):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    if not any((target / name).is_file() for name in PROCESSOR_FILES):
+        write_json(target / "processor_config.json", ProcessorConfig.from_folder(source).to_dict())
+    if (generation := generation_json(source, config)) is not None:
+        write_json(target / "generation_config.json", generation)
+
+
+def generation_json(source: Path, config: Lfm2VlConfig) -> dict[str, Any] | None:
+    """generation_config.json with what the source's lacks: end tokens, and the makers' sampling for a model of theirs.
+    None if there is nothing to add."""
+    file = source / "generation_config.json"
+    before: dict[str, Any] = read_json(file) if file.is_file() else {}
+    out = dict(before)
+    text = config.text_config
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(text, name)
+        if out.get(name) is None and value is not None:
+            out[name] = list(value) if isinstance(value, tuple) else value
+    if all(out.get(name) is None for name in SAMPLING):
+        out |= RECOMMENDED.get((text.hidden_size, text.num_hidden_layers, text.vocab_size), {})
+    return out if out != before else None
+
+
+def config_json(
+    original: dict[str, Any],
+    config: Lfm2VlConfig,
+    dtype: mx.Dtype,
+    quantization: dict[str, Any] | None,
+    layout: str = "mlx",
+) -> dict[str, Any]:
+    """The source's config.json with what is true of the new weights: dtype, quantisation, layers of the tower, width of
+    the feed-forward. Code references of the source are dropped; torch's layouts get the current model type."""
+    out = {key: value for key, value in original.items() if key not in ("auto_map", "quantization_config")}
+    out.pop("quantization", None)
+    name = str(dtype).removeprefix("mlx.core.")
+    for section in (out, out.get("text_config"), out.get("vision_config")):
+        if isinstance(section, dict):
+            section.update({key: name for key in ("dtype", "torch_dtype") if key in section})
+    if "torch_dtype" not in out:
+        out["dtype"] = name
+    vision, text = dict(out.get("vision_config") or {}), dict(out.get("text_config") or {})
+    vision["num_hidden_layers"] = config.vision_config.num_hidden_layers
+    if Lfm2VlConfig.from_dict(original).text_config.feed_forward_size != config.text_config.feed_forward_size:
+        text.pop("block_ff_dim", None)
+        text.update(intermediate_size=config.text_config.feed_forward_size, block_auto_adjust_ff_dim=False)
+    out.update(vision_config=vision, text_config=text)
+    if layout != "mlx":
+        out.update(model_type="lfm2_vl", image_token_id=config.image_token_id)
+    if quantization is not None:
+        out["quantization"] = out["quantization_config"] = quantization
+    return out

@@ -1,0 +1,198 @@
+"""A Hugging Face or MLX folder or repository to an MLX folder, dense or quantised, complete with its other files.
+
+The target is written beside its place under a temporary name, checked, and renamed at the end: whatever interrupts the
+work, no folder is left that looks finished.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import read_json
+from ..errors import Lfm2VlError, OptionError, OutputError
+from ..hub import resolve
+from ..weights import quantize as q
+from ..weights.load import StoredTensors, dtype_of, open_model
+from ..weights.save import SHARD_BYTES, write_json, write_tensors
+from .check import check_result
+from .companions import config_json, write_companions
+from .plan import Plan, QuantizationOptions, make_plan
+from .stream import Widths, dense_dtype, stored_widths, translate
+
+Progress = Callable[[str, int, int], None]  # stage ("weights", in bytes), done, in all
+Note = Callable[[str], None]
+FORMATS = {"mlx": "mlx", "hub": "pt"}
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    dtype: str | mx.Dtype | None = None,
+    quantize: bool = False,
+    q_bits: int | None = None,
+    q_group_size: int | None = None,
+    q_mode: str | None = None,
+    q_recipe: str | None = None,
+    q_overrides: Sequence[tuple[str, int | str]] = (),
+    q_vision: bool = False,
+    dequantize: bool = False,
+    layout: str = "mlx",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    on_note: Note | None = None,
+) -> Path:
+    """Writes the model `source` (folder, repository or `demo`; dense or quantised) to the folder `target`, its result.
+
+    `dtype`: `float32`, `float16` or `bfloat16` for what stays dense; None keeps the source's. `quantize`, or any of
+    `q_bits` (2, 3, 4, 5, 6, 8), `q_mode` (affine, mxfp4, mxfp8, nvfp4) and `q_recipe` (see `plan`), quantises the
+    language model, in groups of `q_group_size` (32, 64, 128); `q_vision` tower and projector too. `q_overrides`: pairs
+    of a pattern over module names and bits, "dense" or a mode. A quantised source is quantised anew from what it holds,
+    or with `dequantize` made dense, or else kept. `layout`: `mlx`, or `hub` for the names and kernels of the makers'
+    repositories, which transformers reads (dense only).
+
+    An existing target is replaced only with `overwrite`. `progress` and `on_note` are told how far the work is and what
+    the user should know. Memory: the largest tensor and its source. Raises `OptionError`, `OutputError`, and what
+    loading raises.
+    """
+    asked = quantize or q_bits is not None or q_mode is not None or q_recipe is not None
+    if not asked and (q_group_size is not None or q_overrides or q_vision):
+        raise OptionError("q_group_size, q_overrides and q_vision say how to quantise; add quantize or q_bits")
+    if asked and dequantize:
+        raise OptionError("dequantize and quantising exclude each other")
+    if layout not in FORMATS:
+        raise OptionError(f"layout is {layout!r}, expected one of {', '.join(FORMATS)}")
+    if asked and layout != "mlx":
+        raise OptionError(f"layout {layout} is for dense models; leave quantising out")
+    options = QuantizationOptions(q_bits, q_group_size, q_mode or "affine", q_recipe, tuple(q_overrides), q_vision)
+    type_ = dtype_of(dtype)
+    target = Path(target).expanduser()
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target}: exists already; choose another place or overwrite it (--overwrite)")
+    folder = resolve(source, revision=revision, token=token, local_files_only=local_files_only)
+    if target.exists() and target.resolve() == folder.resolve():
+        raise OutputError(f"{target}: is the source itself; choose another place")
+
+    def tell(note: str) -> None:
+        if on_note is not None:
+            on_note(note)
+
+    model: nn.Module
+    model, stored = open_model(folder)
+    before = stored_widths(stored)
+    plan = make_plan(q.widths(model), dense_parameters(model), options) if asked else None
+    if before and layout != "mlx" and not dequantize:
+        raise OptionError(f"{folder}: is quantised; the layout {layout} is for dense models, add dequantize")
+    if dequantize and not before:
+        raise OptionError(f"{folder}: is not quantised; there is nothing to dequantise")
+    for note in plan.notes if plan else ():
+        tell(note)
+    if asked and before:
+        tell(f"{folder} is quantised already and its losses stay; the dense original would give a better model")
+    with finished(target) as part:
+        write_model(folder, stored, part, plan, dtype=type_, dequantize=dequantize, layout=layout, progress=progress)
+        for remark in check_result(part):
+            tell(remark)
+    return target
+
+
+def dense_parameters(model: nn.Module) -> int:
+    """Numbers in the model's parameters when nothing is quantised. Computes nothing."""
+    count = 0
+    for _, module in model.named_modules():
+        for name, array in module.items():
+            if not isinstance(array, mx.array) or name.startswith("_"):
+                continue
+            if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)) and name in q.PARTS:
+                count += array.size * 32 // module.bits if name == "weight" else 0
+            else:
+                count += math.prod(array.shape)
+    return count
+
+
+def write_model(
+    source: Path,
+    stored: StoredTensors,
+    target: Path,
+    plan: Plan | None,
+    *,
+    dtype: mx.Dtype | None = None,
+    dequantize: bool = False,
+    layout: str = "mlx",
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> None:
+    """Weights, config.json and all other files into the existing folder `target`."""
+    before = stored_widths(stored)
+    widths: Widths = plan.modules if plan else dict.fromkeys(before) if dequantize else {}
+    if plan:
+        # What was quantised and is not spoken of (a projector, say) stays as it is and is recorded by itself.
+        plan = Plan(plan.base, {**before, **plan.modules}, plan.notes)
+    quantization = plan.record() if plan else None if dequantize else stored.config.quantization
+    tensors = translate(stored, widths, dtype=dtype, layout=layout)
+    write_tensors(
+        tensors,
+        target,
+        shard_bytes=shard_bytes,
+        file_format=FORMATS[layout],
+        progress=None if progress is None else lambda done, total: progress("weights", done, total),
+    )
+    record = dict(quantization) if quantization else None
+    original = read_json(source / "config.json")
+    write_json(target / "config.json", config_json(original, stored.config, dense_dtype(stored, dtype), record, layout))
+    write_companions(source, target, stored.config)
+
+
+@contextmanager
+def finished(target: Path) -> Iterator[Path]:
+    """A new folder beside `target` that takes its name, and an old one's place, when the block ends well; when it does
+    not, it is removed. Raises `OutputError` for what the disk refuses."""
+    part = _beside(target)
+    try:
+        yield part
+        _put(part, target)
+    except Lfm2VlError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _beside(target: Path) -> Path:
+    """A new folder next to the target, hidden, on the same file system."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
+
+
+def _put(part: Path, target: Path) -> None:
+    """Renames `part` to `target`; an old target is moved aside first and removed last."""
+    part.chmod(0o755)
+    if not target.exists():
+        part.rename(target)
+        return
+    old = _beside(target)
+    try:
+        target.rename(old / "old")
+        try:
+            part.rename(target)
+        except OSError:
+            (old / "old").rename(target)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,68 @@
+"""The weights of one folder as those of another: renamed, turned, cast, quantised, one tensor at a time.
+
+Nothing is computed here: the arrays are recipes that `weights.save.write_tensors` evaluates, writes and frees one by
+one, so that a conversion takes the memory of the largest tensor and its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import mlx.core as mx
+
+from ..weights.load import StoredTensors
+from ..weights.names import LAYOUTS, from_module, is_conv_kernel
+from ..weights.quantize import PARTS, Quantization, decode, encode, recorded
+
+Widths = Mapping[str, Quantization | None]  # module path: quantised so, or dense; others stay as they are
+
+
+def stored_widths(stored: StoredTensors) -> dict[str, Quantization]:
+    """How the modules of a folder are quantised; empty for a dense one."""
+    return {
+        name[: -len(".scales")]: recorded(stored.config.quantization, name[: -len(".scales")])
+        for name in stored.infos
+        if name.endswith(".scales")
+    }
+
+
+def dense_dtype(stored: StoredTensors, dtype: mx.Dtype | None = None) -> mx.Dtype:
+    """The type that dense weights get: `dtype`, else that of the folder's last norm."""
+    if dtype is not None:
+        return dtype
+    names = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+    return names.get(stored.infos["model.language_model.embedding_norm.weight"].dtype, mx.float32)
+
+
+def translate(
+    stored: StoredTensors, widths: Widths, *, dtype: mx.Dtype | None = None, layout: str = "mlx"
+) -> dict[str, mx.array]:
+    """The tensors under their names in `layout` (of `LAYOUTS`), not yet evaluated.
+
+    `widths` says what becomes of modules; one that has just that width already is kept bit for bit. `dtype` casts what
+    is dense, and scales. In a layout of torch's, kernels are turned as torch has them.
+    """
+    assert layout in LAYOUTS
+    before = stored_widths(stored)
+    arrays = stored.read()
+    out: dict[str, mx.array] = {}
+    for name in list(stored.infos):
+        if name not in arrays:
+            continue  # went with its module's weight
+        path, _, leaf = name.rpartition(".")
+        now, then = widths.get(path, before.get(path)), before.get(path)
+        made = {name: arrays.pop(name)}
+        if leaf in PARTS and now != then:
+            parts = {leaf: made.pop(name)}
+            parts |= {part: arrays.pop(f"{path}.{part}") for part in PARTS if f"{path}.{part}" in arrays}
+            weight = parts["weight"] if then is None else decode(parts, then, dense_dtype(stored))
+            weight = weight if dtype is None else weight.astype(dtype)
+            made = {"weight": weight} if now is None else encode(weight, now)
+            made = {f"{path}.{part}": array for part, array in made.items()}
+        for key, array in made.items():
+            if dtype is not None and mx.issubdtype(array.dtype, mx.floating):
+                array = array.astype(dtype)
+            if layout != "mlx" and is_conv_kernel(key):
+                array = array.transpose(0, 2, 1)
+            out[from_module(key, layout)] = array
+    return out
