@@ -5,7 +5,8 @@ random generator, so a held-out picture shares no seed with any training picture
 conversation about them and the facts from which the answers were written. Pillow and NumPy only.
 
 Limits: shapes are flat, upright up to a few degrees, and at least one 16-pixel patch wide; the background is pale.
-A further task is one more function with ``@task``.
+A further task is one more function with ``@task``; demo_tasks_more.py has those that
+the bundled weights were not trained on yet, and is registered by importing it.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ PLACES = (
     "at the bottom right",
 )
 GRIDS = ((128, 128), (96, 160), (160, 96), (96, 128), (128, 96), (96, 96))  # height, width of training pictures
+LEARNT = ("describe", "ask", "chat", "count")  # tasks that the bundled weights were trained on
 DESCRIBE = ("What is in this image?", "Describe the image.", "What do you see?", "Describe this picture.")
 
 
@@ -82,10 +84,16 @@ class Sample:
     facts: dict = field(default_factory=dict)
 
     def messages(self, answers: bool = True) -> list[dict]:
-        """The conversation as chat messages, the pictures in the first; without ``answers`` only the first question."""
+        """The conversation as chat messages, the pictures in the first; without ``answers`` only the first question.
+
+        Several pictures are each introduced as "Media-1: " and so on, which is how LFM2-VL tells them apart.
+        """
         out: list[dict] = []
         for index, (question, answer) in enumerate(self.turns if answers else self.turns[:1]):
-            pictures = [{"type": "image"} for _ in self.images] if index == 0 else []
+            pictures: list[dict] = []
+            for number in range(1, len(self.images) + 1) if index == 0 else ():
+                pictures += [{"type": "text", "text": f"Media-{number}: "}] if len(self.images) > 1 else []
+                pictures.append({"type": "image"})
             out.append({"role": "user", "content": [*pictures, {"type": "text", "text": question}]})
             if answers:
                 out.append({"role": "assistant", "content": answer})
@@ -131,8 +139,11 @@ def _outline(shape: str, scale: float, turn: float) -> list[tuple[float, float]]
     return [(scale * r * math.cos(t + turn), scale * r * math.sin(t + turn)) for r, t in polar]
 
 
-def _draw(picture: Image.Image, thing: Thing, tint: tuple[int, int, int], turn: float) -> None:
-    """Draws one object with smooth edges: a mask of its box at four times the size, scaled down."""
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+
+def _draw(picture: Image.Image, thing: Thing, tint: tuple[int, int, int], turn: float) -> Box:
+    """Draws one object with smooth edges: a mask of its box at four times the size, scaled down. Gives its extent."""
     zoom = 4
     left, top = math.floor(thing.x - thing.radius) - 1, math.floor(thing.y - thing.radius) - 1
     side = math.ceil(2 * thing.radius) + 3
@@ -146,27 +157,34 @@ def _draw(picture: Image.Image, thing: Thing, tint: tuple[int, int, int], turn: 
     else:
         pen.polygon([(cx + x, cy + y) for x, y in _outline(thing.shape, r, turn)], fill=255)
     picture.paste(tint, (left, top), mask.reduce(zoom))
+    extent = mask.getbbox()
+    assert extent is not None
+    return tuple(v / zoom + start for v, start in zip(extent, (left, top, left, top), strict=True))
 
 
-def _paint(rng: np.random.Generator, size: tuple[int, int], things: tuple[Thing, ...]) -> Image.Image:
-    """The picture of some objects, on a pale background with a faint slope of light and faint noise."""
+def paint(
+    rng: np.random.Generator, size: tuple[int, int], things: tuple[Thing, ...]
+) -> tuple[Image.Image, tuple[Box, ...]]:
+    """The picture of some objects, on a pale background with a faint slope of light and faint noise; their extents."""
     height, width = size
     base = np.array(BACKGROUNDS[rng.integers(len(BACKGROUNDS))]) + rng.integers(-6, 7, 3)
     picture = Image.new("RGB", (width, height), tuple(int(v) for v in base))
+    extents = []
     for thing in things:
         tint = np.clip(np.array(COLOURS[thing.colour]) + rng.integers(-12, 13, 3), 0, 255)
-        _draw(picture, thing, tuple(int(v) for v in tint), float(rng.uniform(-0.12, 0.12)))
+        extents.append(_draw(picture, thing, tuple(int(v) for v in tint), float(rng.uniform(-0.12, 0.12))))
     slope = np.linspace(-1, 1, height)[:, None] * rng.uniform(-6, 6) + np.linspace(-1, 1, width)[None] * rng.uniform(
         -6, 6
     )
     noise = rng.integers(-5, 6, (height, width, 3), dtype=np.int8) + slope[..., None].astype(np.int8)
-    return Image.fromarray(np.clip(np.asarray(picture, dtype=np.int16) + noise, 0, 255).astype(np.uint8))
+    pixels = np.clip(np.asarray(picture, dtype=np.int16) + noise, 0, 255).astype(np.uint8)
+    return Image.fromarray(pixels), tuple(extents)
 
 
 # --- scenes of one to three objects, each in its own ninth of the picture
 
 
-def _scene(
+def scene(
     rng: np.random.Generator, size: tuple[int, int] | None, level: float
 ) -> tuple[Image.Image, tuple[Thing, ...]]:
     height, width = size or (GRIDS[0] if rng.random() < 0.7 else GRIDS[rng.integers(len(GRIDS))])
@@ -184,7 +202,7 @@ def _scene(
             shape, colour = SHAPES[rng.integers(len(SHAPES))], list(COLOURS)[rng.integers(len(COLOURS))]
             things.append(Thing(shape, colour, kind, x, y, radius, place))
     things.sort(key=lambda o: o.place)
-    return _paint(rng, (height, width), tuple(things)), tuple(things)
+    return paint(rng, (height, width), tuple(things))[0], tuple(things)
 
 
 def _within_third(rng: np.random.Generator, third: int, length: int, radius: float) -> float:
@@ -206,11 +224,11 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _article(word: str) -> str:
+def article(word: str) -> str:
     return ("an " if word[0] in "aeiou" else "a ") + word
 
 
-def _question(rng: np.random.Generator, things: tuple[Thing, ...]) -> tuple[str, str, str]:
+def ask_about(rng: np.random.Generator, things: tuple[Thing, ...]) -> tuple[str, str, str]:
     """One (kind, question, answer) about a scene; the answer is always unambiguous."""
     shapes = [o.shape for o in things]
     colours = [o.colour for o in things]
@@ -230,7 +248,7 @@ def _question(rng: np.random.Generator, things: tuple[Thing, ...]) -> tuple[str,
             if not apart:
                 continue
             one = apart[rng.integers(len(apart))]
-            return kind, f"What shape is the {one.colour} object?", _capital(_article(one.shape))
+            return kind, f"What shape is the {one.colour} object?", _capital(article(one.shape))
         if kind == "size":
             return kind, f"How big is the {one.shape}?", _capital(one.size)
         if kind == "where":
@@ -264,13 +282,13 @@ def _exists(rng: np.random.Generator, things: tuple[Thing, ...]) -> tuple[str, s
                 shape = sorted(shapes)[rng.integers(len(shapes))]
             if (shape, colour) not in have and (coloured or shape not in shapes):
                 break
-    return f"Is there {_article(f'{colour} {shape}' if coloured else shape)}?", "Yes." if yes else "No."
+    return f"Is there {article(f'{colour} {shape}' if coloured else shape)}?", "Yes." if yes else "No."
 
 
 @task
 def describe(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -> Sample:
     """One to three objects with size, colour, shape and place, told in a sentence."""
-    picture, things = _scene(rng, size, level)
+    picture, things = scene(rng, size, level)
     return Sample(
         "describe", (picture,), ((DESCRIBE[rng.integers(len(DESCRIBE))], describe_things(things)),), (things,)
     )
@@ -279,18 +297,18 @@ def describe(rng: np.random.Generator, size: tuple[int, int] | None, level: floa
 @task
 def ask(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -> Sample:
     """One question about a scene: colour, shape, size, place, presence, number, what is beside what."""
-    picture, things = _scene(rng, size, level)
-    kind, question, answer = _question(rng, things)
+    picture, things = scene(rng, size, level)
+    kind, question, answer = ask_about(rng, things)
     return Sample("ask", (picture,), ((question, answer),), (things,), {"kind": kind})
 
 
 @task
 def chat(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -> Sample:
     """Several turns about one scene: three different questions and, as a rule late, the description."""
-    picture, things = _scene(rng, size, level)
+    picture, things = scene(rng, size, level)
     turns: list[tuple[str, str]] = []
     for _ in range(3):
-        _, question, answer = _question(rng, things)
+        _, question, answer = ask_about(rng, things)
         if question not in [q for q, _ in turns]:
             turns.append((question, answer))
     where = int(rng.integers(len(turns) + 1)) if rng.random() < 0.5 else int(rng.integers(2)) * len(turns)
@@ -322,7 +340,7 @@ def count(rng: np.random.Generator, size: tuple[int, int] | None, level: float) 
         if all(math.hypot(x - o.x, y - o.y) > radius + o.radius + 2 for o in things):
             colour = plain or list(COLOURS)[rng.integers(len(COLOURS))]
             things.append(Thing(shapes[len(things)], colour, "small", x, y, radius))
-    picture = _paint(rng, (height, width), tuple(things))
+    picture, _ = paint(rng, (height, width), tuple(things))
     turns = [(f"How many {plural(target)} are there?", str(number))]
     if others or rng.random() < 0.2:
         turns.append((f"How many {plural(other)} are there?", str(others)))
