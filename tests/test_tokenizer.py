@@ -87,6 +87,13 @@ class TestTokens:
         assert tokenizer.eos_token == "<|pad|>"
         assert tokenizer.special_tokens_map["image_token"] == "<|reserved_20|>"
 
+    @pytest.mark.parametrize(
+        "config", [{"image_thumbnail": "<|reserved_22|>"}, {"image_thumbnail_token": "<|reserved_22|>"}]
+    )
+    def test_the_thumbnail_token_goes_by_two_names(self, config, tmp_path):
+        tokenizer = Tokenizer.from_folder(changed(tmp_path, {"image_thumbnail": None, **config}))
+        assert tokenizer.image_thumbnail_token == "<|reserved_22|>"
+
     def test_special_tokens_map_fills_what_the_configuration_leaves_out(self, tmp_path):
         folder = changed(
             tmp_path,

@@ -2,7 +2,7 @@
 
 A placeholder becomes, with markers, `<|image_start|>`, then for each tile `<|img_row_r_col_c|>` and its image tokens,
 then `<|img_thumbnail|>` and the thumbnail's, then `<|image_end|>`; a picture seen as one view has no inner markers. The
-counts come from the same `ViewPlan` as the pixels.
+counts come from the same `ViewPlan` as the pixels. A marked `<image>` (control.py) is text, not a placeholder.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PromptError
+from .control import unmarked
 from .geometry import ViewPlan
 from .image import flatten
 
@@ -55,7 +56,7 @@ class Expanded:
 
 def expand(text: str, plans: Sequence[ViewPlan], markup: ImageMarkup) -> Expanded:
     """Replaces the placeholders by the pictures' tokens, in order; `text` has as many as there are `plans`."""
-    parts = text.split(markup.image)
+    parts = unmarked(markup.image).split(text)
     out, ends, gained, position = [parts[0]], [], [0], len(parts[0])
     for part, plan in zip(parts[1:], plans, strict=True):
         tokens = markup.expand(plan)
@@ -70,7 +71,7 @@ def expand(text: str, plans: Sequence[ViewPlan], markup: ImageMarkup) -> Expande
 def assign_pictures(texts: Sequence[str], images: Any, image_token: str) -> list[list[Any]]:
     """The pictures of each text. `images` is None, one picture, a flat list, or a list a text; a flat list is dealt out
     by the texts' placeholders. Raises `PromptError` with both counts unless every placeholder has its picture."""
-    wanted = [text.count(image_token) for text in texts]
+    wanted = [len(unmarked(image_token).findall(text)) for text in texts]
     nested = isinstance(images, (list, tuple)) and bool(images) and all(isinstance(i, (list, tuple)) for i in images)
     if nested:
         given = [flatten(entry) for entry in images]

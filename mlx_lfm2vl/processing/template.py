@@ -55,7 +55,7 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None, where: str = "chat template"):
         self.source, self.special_tokens, self.where = source, dict(special_tokens or {}), where
         try:
-            self._template, self.variables = _compile(source)
+            self._template, self.variables, self.literal_text = _compile(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"{where}: line {error.lineno}: {_line(error)}") from None
         except (jinja2.TemplateError, RecursionError, ValueError, SyntaxError, MemoryError) as error:
@@ -301,15 +301,18 @@ def tojson(
 
 
 @functools.lru_cache(maxsize=32)
-def _compile(source: str) -> tuple[jinja2.Template, frozenset[str]]:
-    """The template, and the names that it expects from outside."""
+def _compile(source: str) -> tuple[jinja2.Template, frozenset[str], str]:
+    """The template, the names that it expects from outside, and the text that it writes itself (parted by NUL)."""
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
     environment.filters.update(tojson=tojson, step=_step)
     environment.globals.update(
         raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace
     )
-    names = jinja2.meta.find_undeclared_variables(environment.parse(source))
-    return environment.from_string(source), frozenset(names)
+    tree = environment.parse(source)
+    constants = [node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)]
+    literals = [*(node.data for node in tree.find_all(jinja2.nodes.TemplateData)), *constants]
+    names = jinja2.meta.find_undeclared_variables(tree)
+    return environment.from_string(source), frozenset(names), "\0".join(literals)
 
 
 def _default(template: Any, file: Path) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,15 +23,10 @@ from tokenizers import AddedToken, processors
 from ..config import read_json
 from ..errors import ConfigError, OptionError, TokenizerError
 from .batch import BatchFeature, as_array, check_return_tensors
+from .control import control_pattern, pieces
+from .tokens import NAMED_TOKENS, image_token, named_tokens, special_tokens
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-IMAGE_TOKENS = {
-    "image_token": "<image>",
-    "image_start_token": "<|image_start|>",
-    "image_end_token": "<|image_end|>",
-    "image_thumbnail_token": "<|img_thumbnail|>",
-}
 PADDING_SIDES = ("left", "right")
 
 
@@ -53,15 +49,21 @@ class Tokenizer:
         padding = backend.padding or {}
         backend.no_padding()
         backend.no_truncation()
-        self.special_tokens_map = self._named_tokens(padding.get("pad_token"))
+        self.special_tokens_map = named_tokens(self.config, where, padding.get("pad_token"))
         self.padding_side = self._choice("padding_side", padding.get("direction") or "right")
         self.truncation_side = self._choice("truncation_side", "right")
         self.chat_template = self.config.get("chat_template")
-        known = [token for token in self._all_named() if backend.token_to_id(token) is not None]
+        known = [
+            token
+            for token in special_tokens(self.config, self.special_tokens_map)
+            if backend.token_to_id(token) is not None
+        ]
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in known])
         if "add_bos_token" in self.config or "add_eos_token" in self.config:
             backend.post_processor = self._post_processor()
         self._special_ids = frozenset(id for id, token in backend.get_added_tokens_decoder().items() if token.special)
+        added = backend.get_added_tokens_decoder().values()
+        self._control_pattern = control_pattern(token.content for token in added)
         self._bytes: dict[int, bytes] = {}
 
     @classmethod
@@ -103,28 +105,6 @@ class Tokenizer:
 
     # Named tokens
 
-    def _named_tokens(self, pad_token: str | None) -> dict[str, str]:
-        """Token names to tokens, for templates and attributes, from every place where files keep them."""
-        found: dict[str, str] = {} if pad_token is None else {"pad_token": pad_token}
-        nested = (self.config.get(key) for key in ("extra_special_tokens", "model_specific_special_tokens"))
-        for place in (self.config, *nested):
-            if not isinstance(place, Mapping):
-                continue
-            for name, value in place.items():
-                token = value.get("content") if isinstance(value, Mapping) else value
-                is_name = name in NAMED_TOKENS or name.endswith("_token") or place is not self.config
-                if is_name and isinstance(token, str):
-                    found[name] = token
-                elif name in NAMED_TOKENS and value is not None:
-                    raise TokenizerError(f"{self.where}: {name} is {value!r}, expected a token")
-        return found
-
-    def _all_named(self) -> list[str]:
-        listed = self.config.get("extra_special_tokens") or self.config.get("additional_special_tokens")
-        more = listed if isinstance(listed, list) else []
-        texts = [token.get("content") if isinstance(token, Mapping) else token for token in more]
-        return list(dict.fromkeys([*self.special_tokens_map.values(), *(t for t in texts if isinstance(t, str))]))
-
     def _choice(self, name: str, default: str) -> str:
         value = self.config.get(name) or default
         if value not in PADDING_SIDES:
@@ -144,11 +124,7 @@ class Tokenizer:
         # bos_token, pad_token_id, image_token, image_start_token_id, ...
         if not name.startswith("_") and (name.endswith("_token") or name.endswith("_token_id")):
             base = name.removesuffix("_id")
-            token = self.special_tokens_map.get(base)
-            if token is None and base == "image_thumbnail_token":
-                token = self.special_tokens_map.get("image_thumbnail")
-            if token is None:
-                token = IMAGE_TOKENS.get(base)
+            token = self.special_tokens_map.get(base) or image_token(base, self.config, self.special_tokens_map)
             if token is not None:
                 return token if name == base else self._id(token, base)
             if base in NAMED_TOKENS:
@@ -212,6 +188,30 @@ class Tokenizer:
                         f"the text holds half a character (U+{ord(half):04X}), which is no Unicode"
                     ) from None
             raise
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of a text in which marked control tokens (control.py) are plain text. Adds no special tokens."""
+        ids: list[int] = []
+        for piece, is_text in pieces(text, self._control_pattern):
+            if not is_text:
+                ids += self.encode(piece, add_special_tokens=False)
+                continue
+            before, model = self.backend.pre_tokenizer, self.backend.model
+            splits = [split for split, _ in before.pre_tokenize_str(piece)] if before else [piece]
+            plain = [token.id for split in splits for token in model.tokenize(split)]
+            if self.backend.token_to_id(piece) in plain:
+                raise TokenizerError(f"{self.where}: {piece!r} cannot be written as plain text")
+            ids += plain
+        return ids
+
+    def control_tokens(self, template_text: str) -> re.Pattern[str]:
+        """Finds the tokens that steer a model: the special ones, and added ones that `template_text` holds (or that the
+        configuration lists as `chat_control_tokens`). Added white space is ordinary text."""
+        added = self.backend.get_added_tokens_decoder().values()
+        listed = self.config.get("chat_control_tokens")
+        if listed is None:
+            listed = [t.content for t in added if t.content in template_text and not t.content.isspace()]
+        return control_pattern(token.content for token in added if token.special or token.content in listed)
 
     def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
         return list(self.encode_batch([text], add_special_tokens)[0].tokens)
