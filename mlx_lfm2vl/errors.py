@@ -47,3 +47,11 @@ class InputError(Lfm2VlError, ValueError):
 
 class OutputError(Lfm2VlError, OSError):
     """A result cannot be written where it was asked for."""
+
+
+class QueueFullError(Lfm2VlError, RuntimeError):
+    """An engine has as many requests waiting as it may; try again later."""
+
+
+class EngineClosedError(Lfm2VlError, RuntimeError):
+    """An engine was closed."""

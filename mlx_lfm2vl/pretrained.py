@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .config import GenerationConfig, read_json
+from .config import GenerationConfig, Lfm2VlConfig, read_json
 from .errors import InputError, OptionError
 from .generation.decode import Prompt, decode, prefill
 from .generation.options import GenerationOptions
@@ -158,6 +158,7 @@ def load(
     `do_image_splitting=False` ...). Raises the library's typed errors.
     """
     folder = resolve(path_or_repo, revision=revision, token=token, local_files_only=local_files_only)
+    Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))  # first: is it one at all?
     processor = Lfm2VlProcessor.from_pretrained(folder, **image_overrides)
     model = Lfm2VlForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     config = model.generation_config

@@ -1,0 +1,344 @@
+"""A model that lives in an app: one thread owns it and every MLX call; any other thread, or asyncio, asks.
+
+Questions that wait together are answered together. A question that fails, is cancelled or runs out of time touches no
+other. `Engine.close` always returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import mlx.core as mx
+
+from ..errors import EngineClosedError, OptionError, QueueFullError
+from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..processing.processor import Lfm2VlProcessor
+from .batch import BATCH_SIZE, Prepared, Question, prepare, run_prepared
+from .chat import Chat
+from .features import DEFAULT_BYTES, FeatureCache
+from .options import GenerationOptions
+from .request import Request, Sink
+from .run import GenerationPiece
+
+Loader = Callable[[], tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]]
+T = TypeVar("T")
+CLOSE_SECONDS = 30.0
+
+
+@dataclass
+class _Job:
+    """What waits in the queue: a question (which may share a batch), or work of its own."""
+
+    request: Request
+    question: Question | None = None
+    work: Callable[[Request], None] | None = None
+
+
+class Engine:
+    """`Engine(lambda: load("demo"))`. The loader runs in the engine's thread; use it as a context manager, or `close`.
+
+    `max_queue`: requests that may wait; one more is `QueueFullError`, at once or after `wait` seconds. `max_batch`:
+    questions answered together. `cache_limit`: bytes that MLX keeps for reuse (None: its default); what it keeps is
+    given back after `idle_seconds` without work. `feature_bytes`: encoded pictures that are remembered.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        *,
+        max_queue: int = 64,
+        max_batch: int = BATCH_SIZE,
+        cache_limit: int | None = None,
+        idle_seconds: float = 5.0,
+        feature_bytes: int = DEFAULT_BYTES,
+    ):
+        for name, value in (("max_queue", max_queue), ("max_batch", max_batch)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise OptionError(f"{name} is {value!r}, expected an integer of at least 1")
+        self._loader, self._max_queue, self._max_batch = loader, max_queue, max_batch
+        self._cache_limit, self._idle_seconds = cache_limit, idle_seconds
+        self._features = FeatureCache(feature_bytes)
+        self._jobs: deque[_Job] = deque()
+        self._running: list[Request] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._ready = threading.Event()
+        self._load_error: BaseException | None = None
+        self._model: Lfm2VlForConditionalGeneration | None = None
+        self._processor: Lfm2VlProcessor | None = None
+        self._thread = threading.Thread(target=self._work, name="mlx-lfm2vl engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Asking
+
+    def wait_until_ready(self, timeout: float | None = None) -> None:
+        """Returns once the model is loaded. Raises what loading raised, or `TimeoutError`."""
+        if not self._ready.wait(timeout):
+            raise TimeoutError(f"the model is not loaded after {timeout} s")
+        if self._load_error is not None:
+            raise self._load_error
+
+    def submit(
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        images: Any = None,
+        *,
+        system: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: GenerationOptions | None = None,
+        deadline: float | None = None,
+        wait: float = 0.0,
+        sink: Sink | None = None,
+        **image_overrides: Any,
+    ) -> Request:
+        """Puts a question into the queue; arguments as for `stream_generate`.
+
+        `deadline`: seconds from now after which the answer ends as "cancelled". `wait`: seconds to wait for a place in
+        the queue. `sink` gets pieces and errors instead of the request's own reader, in the engine's thread. Raises
+        `QueueFullError` and `EngineClosedError`; what is wrong with the question itself is raised by the request.
+        """
+        question = Question(prompt, images, system, tools, options or GenerationOptions(), image_overrides)
+        request = Request(deadline, sink)
+        self._put(_Job(request, question=question), wait)
+        return request
+
+    def stream(self, *arguments: Any, **keywords: Any) -> Iterator[GenerationPiece]:
+        """Pieces of `submit`'s answer. Dropping the iterator stops the work."""
+        return iter(self.submit(*arguments, **keywords))
+
+    def generate(self, *arguments: Any, timeout: float | None = None, **keywords: Any) -> str:
+        """The text of `submit`'s answer; cancels it and raises `TimeoutError` after `timeout` seconds."""
+        request = self.submit(*arguments, **keywords)
+        try:
+            return request.result(timeout).text
+        finally:
+            request.cancel()
+
+    async def astream(self, *arguments: Any, **keywords: Any) -> AsyncIterator[GenerationPiece]:
+        """`stream` for asyncio: the event loop is never blocked; leaving the loop, or cancelling the task, stops the
+        work."""
+        loop = asyncio.get_running_loop()
+        items: asyncio.Queue[GenerationPiece | BaseException] = asyncio.Queue()
+
+        def sink(item: GenerationPiece | BaseException) -> None:
+            with contextlib.suppress(RuntimeError):  # the event loop was closed: nobody listens any more
+                loop.call_soon_threadsafe(items.put_nowait, item)
+
+        request = self.submit(*arguments, sink=sink, **keywords)
+        try:
+            while True:
+                item = await items.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            request.cancel()
+
+    def chat(self, **arguments: Any) -> EngineChat:
+        """A conversation in this engine; arguments as for `Chat` without model and processor."""
+        return EngineChat(self, self.call(lambda model, processor: Chat(model, processor, **arguments)))
+
+    def call(self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T]) -> T:
+        """Runs a function of model and processor in the engine's thread, after what waits there, and returns its
+        result or raises its error."""
+        results: list[T] = []
+
+        def work(request: Request) -> None:
+            assert self._model is not None and self._processor is not None
+            results.append(function(self._model, self._processor))
+            request.deliver(GenerationPiece("", (), "stop"))
+
+        self.enqueue(work).result()
+        return results[0]
+
+    def enqueue(self, work: Callable[[Request], None], deadline: float | None = None, wait: float = 0.0) -> Request:
+        """Puts work into the queue that delivers its own pieces to its request."""
+        request = Request(deadline)
+        self._put(_Job(request, work=work), wait)
+        return request
+
+    def warm_up(self, text: str = "Hello.") -> None:
+        """Makes the first real answer as fast as the next ones: loads, compiles and allocates by answering `text`."""
+        self.submit(text, options=GenerationOptions(max_tokens=2)).result()
+
+    def close(self, timeout: float = CLOSE_SECONDS) -> None:
+        """Cancels all requests and ends the thread. Returns after `timeout` seconds at the latest; may be repeated."""
+        with self._changed:
+            self._closing = True
+            waiting, running = list(self._jobs), list(self._running)
+            self._jobs.clear()
+            self._changed.notify_all()
+        for job in waiting:
+            job.request.deliver(EngineClosedError("the engine was closed before the request began"))
+        for request in running:
+            request.cancel()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    def _put(self, job: _Job, wait: float) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._closing or len(self._jobs) < self._max_queue, wait):
+                raise QueueFullError(f"{self._max_queue} requests wait already; try again later, or wait for a place")
+            if self._closing:
+                raise EngineClosedError("the engine is closed")
+            self._jobs.append(job)
+            self._changed.notify_all()
+
+    # The thread
+
+    def _work(self) -> None:
+        try:
+            if self._cache_limit is not None:
+                mx.set_cache_limit(self._cache_limit)
+            self._model, self._processor = self._loader()
+        except BaseException as error:  # whoever waits must hear of it, whatever it is
+            self._load_error = error
+        self._ready.set()
+        while (jobs := self._take()) is not None:
+            if self._load_error is not None:
+                for job in jobs:
+                    job.request.deliver(self._load_error)
+            elif jobs[0].question is None:
+                self._alone(jobs[0])
+            else:
+                self._together(jobs)
+            with self._changed:
+                self._running = []
+        self._model = self._processor = None
+        self._features.clear()
+        mx.clear_cache()
+
+    def _take(self) -> list[_Job] | None:
+        """The next jobs that can be done together; None once the engine closes."""
+        with self._changed:
+            while not self._changed.wait_for(lambda: self._closing or self._jobs, self._idle_seconds):
+                mx.clear_cache()
+                self._changed.wait_for(lambda: self._closing or self._jobs)
+            if self._closing:
+                return None
+            jobs = [self._jobs.popleft()]
+            while jobs[0].question and self._jobs and self._jobs[0].question and len(jobs) < self._max_batch:
+                jobs.append(self._jobs.popleft())
+            self._running = [job.request for job in jobs]
+            self._changed.notify_all()
+            return jobs
+
+    def _alone(self, job: _Job) -> None:
+        assert job.work is not None
+        if job.request.stopped():
+            job.request.give_up()
+            return
+        try:
+            job.work(job.request)
+        except BaseException as error:
+            job.request.deliver(error)
+
+    def _together(self, jobs: Sequence[_Job]) -> None:
+        assert self._model is not None and self._processor is not None
+        requests: list[Request] = []
+        rows: list[Prepared] = []
+        started = time.perf_counter()
+        for job in jobs:
+            assert job.question is not None
+            if job.request.stopped():
+                job.request.give_up()
+                continue
+            try:
+                rows.append(prepare(self._model, self._processor, job.question))
+                requests.append(job.request)
+            except Exception as error:
+                job.request.deliver(error)
+        if requests:
+            self._run(requests, rows, started)
+
+    def _run(self, requests: Sequence[Request], rows: Sequence[Prepared], started: float) -> None:
+        assert self._model is not None and self._processor is not None
+
+        def all_stopped() -> bool:
+            for request in requests:
+                if request.stopped():
+                    request.give_up()
+            return all(request.done for request in requests)
+
+        try:
+            mx.reset_peak_memory()
+            for index, piece in run_prepared(
+                self._model,
+                self._processor,
+                rows,
+                started=started,
+                features=self._features,
+                stop=all_stopped,
+                row_stop=lambda index: requests[index].done,
+            ):
+                requests[index].deliver(piece)
+        except Exception as error:
+            # Whatever failed for all may be the fault of one: those who have heard nothing yet get a run of their own.
+            for request, row in zip(requests, rows, strict=True):
+                if len(requests) > 1 and not request.started:
+                    self._run([request], [row], time.perf_counter())
+                else:
+                    request.deliver(error)
+
+
+class EngineChat:
+    """A `Chat` whose turns run in an engine's thread; methods are those of `Chat`."""
+
+    def __init__(self, engine: Engine, chat: Chat):
+        self._engine, self._chat = engine, chat
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation as it stands after the last finished turn."""
+        return list(self._chat.messages)
+
+    def submit(self, text: str, images: Any = None, *, deadline: float | None = None, **arguments: Any) -> Request:
+        """A turn as a request."""
+        return self._submit(lambda **more: self._chat.stream(text, images, **arguments, **more), deadline)
+
+    def stream(self, text: str, images: Any = None, **arguments: Any) -> Iterator[GenerationPiece]:
+        return iter(self.submit(text, images, **arguments))
+
+    def ask(self, text: str, images: Any = None, **arguments: Any) -> str:
+        return self.submit(text, images, **arguments).result().text
+
+    def retry(self, *, deadline: float | None = None, **arguments: Any) -> Iterator[GenerationPiece]:
+        return iter(self._submit(lambda **more: self._chat.retry(**arguments, **more), deadline))
+
+    def undo(self) -> None:
+        self._engine.call(lambda *_: self._chat.undo())
+
+    def reset(self) -> None:
+        self._engine.call(lambda *_: self._chat.reset())
+
+    def fork(self) -> EngineChat:
+        return EngineChat(self._engine, self._engine.call(lambda *_: self._chat.fork()))
+
+    def save(self, path: Any) -> None:
+        self._engine.call(lambda *_: self._chat.save(path))
+
+    def load(self, path: Any) -> None:
+        self._engine.call(lambda *_: self._chat.load(path))
+
+    def _submit(self, turn: Callable[..., Iterator[GenerationPiece]], deadline: float | None) -> Request:
+        def work(request: Request) -> None:
+            with contextlib.closing(turn(stop=request.stopped)) as pieces:  # type: ignore[type-var]
+                for piece in pieces:
+                    request.deliver(piece)
+
+        return self._engine.enqueue(work, deadline)

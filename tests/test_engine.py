@@ -1,0 +1,231 @@
+"""The engine from many threads and from asyncio: answers are those of single runs, whatever the neighbours do."""
+
+import asyncio
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from conftest import GOLDEN, picture
+
+from mlx_lfm2vl import GenerationOptions, load, stream_generate
+from mlx_lfm2vl.errors import ConfigError, EngineClosedError, ImageError, OptionError, QueueFullError
+from mlx_lfm2vl.generation.engine import Engine
+
+NAMES = ("landscape", "small", "portrait")
+FOREVER = GenerationOptions(max_tokens=100_000)
+SHORT = GenerationOptions(max_tokens=6)
+
+
+def loader():
+    """A model that never ends by itself."""
+    model, processor = load(GOLDEN / "gen2")
+    model.generation_config = replace(model.generation_config, eos_token_ids=())
+    return model, processor
+
+
+@cache
+def alone(text: str, name: str | None, tokens: int) -> tuple[int, ...]:
+    pieces = stream_generate(
+        *loaded(), text, picture(name) if name else None, options=GenerationOptions(max_tokens=tokens)
+    )
+    return tuple(token for piece in pieces for token in piece.tokens)
+
+
+@cache
+def loaded():
+    return loader()
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with Engine(loader) as made:
+        yield made
+
+
+def test_an_answer_from_another_thread(engine):
+    completion = engine.submit("What is this?", picture("small"), options=SHORT).result(60)
+    assert completion.tokens == alone("What is this?", "small", 6)
+    assert completion.finish_reason == "length"
+    assert engine.generate("What is this?", picture("small"), options=SHORT) == completion.text
+    pieces = list(engine.stream("What is this?", picture("small"), options=SHORT))
+    assert "".join(piece.text for piece in pieces) == completion.text
+    assert pieces[-1].statistics.image_tokens == completion.statistics.image_tokens > 0
+
+
+def test_many_threads_with_random_cancels(engine):
+    """8 threads x 12 requests; those that are not cancelled get just what they would get alone."""
+
+    def client(seed: int) -> int:
+        rng = random.Random(seed)
+        whole = 0
+        for _ in range(12):
+            text = rng.choice(["Hello.", "What is this?", "Why? " * 9])
+            name = rng.choice([*NAMES, None])
+            tokens = rng.randint(1, 9)
+            options = GenerationOptions(max_tokens=tokens)
+            request = engine.submit(text, picture(name) if name else None, options=options, wait=60)
+            expected = alone(text, name, tokens)
+            if rng.random() < 0.3:
+                time.sleep(rng.random() * 0.05)
+                request.cancel()
+                completion = request.result(60)
+                assert completion.tokens == expected[: len(completion.tokens)]
+            else:
+                assert request.result(60).tokens == expected
+                whole += 1
+        return whole
+
+    for text in ("Hello.", "What is this?", "Why? " * 9):
+        for name in (*NAMES, None):
+            longest = alone(text, name, 9)
+            for tokens in range(1, 10):
+                assert alone(text, name, tokens) == longest[:tokens]
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(client, range(8))) > 40
+
+
+def test_questions_that_wait_together_are_answered_together(engine):
+    entered, release = threading.Event(), threading.Event()
+    blocker = engine.enqueue(lambda request: (entered.set(), release.wait(30), request.give_up()))
+    entered.wait(30)
+    requests = [engine.submit(f"Question {n}.", options=SHORT) for n in range(5)]
+    release.set()
+    blocker.result(30)
+    completions = [request.result(60) for request in requests]
+    assert [c.tokens for c in completions] == [alone(f"Question {n}.", None, 6) for n in range(5)]
+    # one prefill and one decode for all: they end within one step of each other
+    assert len({c.statistics.peak_memory for c in completions}) <= 2
+
+
+def test_cancelling_ends_within_a_token(engine):
+    request = engine.submit("Tell me everything.", options=FOREVER)
+    pieces = iter(request)
+    next(pieces)
+    started = time.monotonic()
+    request.cancel()
+    *_, last = pieces
+    assert last.finish_reason == "cancelled"
+    assert time.monotonic() - started < 5
+    assert request.done
+
+
+def test_a_dropped_iterator_stops_its_work(engine):
+    stream = engine.stream("Tell me everything.", options=FOREVER)
+    next(stream)
+    del stream
+    engine.stream("Tell me everything.", options=FOREVER)  # never read, dropped at once
+    assert engine.submit("Hello.", options=SHORT).result(30).tokens == alone("Hello.", None, 6)
+
+
+def test_a_deadline_ends_the_answer(engine):
+    started = time.monotonic()
+    completion = engine.submit("Tell me everything.", options=FOREVER, deadline=0.5).result(60)
+    assert completion.finish_reason == "cancelled" and completion.tokens
+    assert time.monotonic() - started < 10
+
+
+def test_a_question_that_fails_hurts_no_other(engine, tmp_path):
+    good = [engine.submit("Hello.", options=SHORT) for _ in range(2)]
+    bad = engine.submit("?", tmp_path / "absent.png")
+    option = engine.submit("Hello.", max_image_tokens=-3)
+    good += [engine.submit("Hello.", options=SHORT)]
+    with pytest.raises(ImageError, match=r"absent\.png"):
+        bad.result(60)
+    with pytest.raises((ConfigError, OptionError), match="max_image_tokens"):
+        next(iter(option))
+    assert {request.result(60).tokens for request in good} == {alone("Hello.", None, 6)}
+
+
+def test_asyncio(engine):
+    async def ask(n: int) -> tuple[int, ...]:
+        pieces = [piece async for piece in engine.astream(f"Question {n}.", options=SHORT)]
+        return tuple(token for piece in pieces for token in piece.tokens)
+
+    async def main():
+        ticks = 0
+
+        async def tick():
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.005)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        answers = await asyncio.gather(*(ask(n) for n in range(4)))
+        assert ticks > 3  # the loop went on
+        endless = asyncio.create_task(anext(aiter(engine.astream("Tell me everything.", options=FOREVER))))
+        await endless
+        with pytest.raises(ImageError):
+            async for _ in engine.astream("?", "absent.png"):
+                pass
+        ticking.cancel()
+        return answers
+
+    assert asyncio.run(main()) == [alone(f"Question {n}.", None, 6) for n in range(4)]
+
+
+def test_a_full_queue_says_so():
+    with Engine(loader, max_queue=2) as engine:
+        entered, release = threading.Event(), threading.Event()
+        engine.enqueue(lambda request: (entered.set(), release.wait(30), request.give_up()))
+        entered.wait(30)
+        waiting = [engine.submit("Hello.", options=SHORT) for _ in range(2)]
+        with pytest.raises(QueueFullError, match="2 requests wait already"):
+            engine.submit("Hello.")
+        threading.Timer(0.2, release.set).start()
+        late = engine.submit("Hello.", options=SHORT, wait=30)
+        assert len({request.result(60).tokens for request in [*waiting, late]}) == 1
+
+
+def test_closing_ends_everything_and_returns():
+    engine = Engine(loader)
+    running = engine.submit("Tell me everything.", options=FOREVER)
+    next(iter_pieces := iter(running))
+    blocked = engine.enqueue(lambda request: request.give_up())
+    started = time.monotonic()
+    engine.close()
+    assert time.monotonic() - started < 20
+    assert list(iter_pieces)[-1].finish_reason == "cancelled"
+    with pytest.raises(EngineClosedError, match="before the request began"):
+        blocked.result(5)
+    with pytest.raises(EngineClosedError, match="the engine is closed"):
+        engine.submit("Hello.")
+    engine.close()
+    assert not any("mlx-lfm2vl engine" in thread.name and thread.is_alive() for thread in [engine._thread])
+
+
+def test_a_model_that_does_not_load_is_told_to_all_who_ask(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with Engine(lambda: load(tmp_path)) as engine:
+        with pytest.raises(ConfigError, match="model_type"):
+            engine.wait_until_ready(60)
+        with pytest.raises(ConfigError, match="model_type"):
+            engine.submit("Hello.").result(60)
+
+
+def test_chats_in_the_engine(engine):
+    engine.wait_until_ready(60)
+    engine.warm_up()
+    chat = engine.chat(options=SHORT)
+    first = chat.ask("What is this?", picture("landscape"))
+    second = chat.ask("And now?")
+    assert [message["content"] for message in chat.messages[1::2]] == [first, second]
+    assert "".join(piece.text for piece in chat.retry()) == second
+    twin = chat.fork()
+    chat.undo()
+    assert len(chat.messages) == 2 and len(twin.messages) == 4
+    assert chat.ask("And now?") == second
+    with pytest.raises(ImageError):
+        chat.ask("?", "absent.png")
+    chat.reset()
+    assert chat.messages == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_queue", 0), ("max_batch", True)])
+def test_limits_are_checked(name, value):
+    with pytest.raises(OptionError, match=name):
+        Engine(loader, **{name: value})
