@@ -157,8 +157,16 @@ def test_asyncio(engine):
         ticking = asyncio.create_task(tick())
         answers = await asyncio.gather(*(ask(n) for n in range(4)))
         assert ticks > 3  # the loop went on
-        endless = asyncio.create_task(anext(aiter(engine.astream("Tell me everything.", options=FOREVER))))
-        await endless
+        async for _ in engine.astream("Tell me everything.", options=FOREVER):
+            break  # leaving the loop stops the work
+
+        async def listen():
+            async for _ in engine.astream("Tell me everything.", options=FOREVER):
+                pass
+
+        listening = asyncio.create_task(listen())
+        await asyncio.sleep(0.3)
+        listening.cancel()  # and so does cancelling the task
         with pytest.raises(ImageError):
             async for _ in engine.astream("?", "absent.png"):
                 pass
