@@ -60,6 +60,7 @@ def fetch(tmp_path, hub):
             [sys.executable, "-c", SCRIPT, json.dumps([name, options])],
             env=clean
             | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+            | {"PYTHONPATH": str(Path(__file__).parent.parent)}
             | (environment or {}),
             capture_output=True,
             text=True,
