@@ -66,5 +66,5 @@ $(TEST_READY): $(CREATED) pyproject.toml
 	@touch $(DEMO_READY) $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) build/lib build/bdist* dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
