@@ -122,6 +122,10 @@ class TestCalls:
         with pytest.raises(error, match=match):
             processor()(**arguments)
 
+    def test_image_tokens_that_are_no_placeholders_are_refused(self):
+        with pytest.raises(PromptError, match="1 image tokens where the pictures make 0"):
+            processor()(text="\U000f0000<image>")
+
     def test_truncation_cannot_cut_a_picture(self):
         with pytest.raises(PromptError, match="must not be cut off"):
             processor()(images=grey(), text="<image> text", truncation=True, max_length=5)

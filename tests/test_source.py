@@ -266,6 +266,9 @@ class TestErrors:
         assert load_image(data).size == (10_000, 10_000)
         assert not recwarn.list
 
+    def test_postscript_is_not_run(self):
+        assert "EPS is a program" in message(encoded(Image.fromarray(RGB), "EPS"))
+
     def test_policy(self, tmp_path):
         path = tmp_path / "a.png"
         path.write_bytes(PNG)

@@ -225,6 +225,12 @@ class TestBounds:
         else:
             assert re.fullmatch(r"", text), text  # undefined, which prints as nothing
 
+    def test_conversations_nested_without_end(self):
+        deep: list = []
+        for _ in range(5000):
+            deep = [deep]
+        assert "nested too deeply" in refused("{{ messages }}", [{"role": "user", "content": deep}])
+
     def test_long_conversations_are_within_bounds(self):
         source = "{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}"
         messages = [{"role": "user", "content": [{"type": "text", "text": "word " * 50}] * 10}] * 2000

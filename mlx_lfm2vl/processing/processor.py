@@ -244,8 +244,9 @@ class Lfm2VlProcessor:
         output.update(self.tokenizer.pad(rows, **options))
         if generation_spans is not None:
             output["assistant_masks"] = self.tokenizer.pad(masks, fill=0, **options)["input_ids"]
+        image_id = self.image_token_id if flat_plans else self.tokenizer.convert_tokens_to_ids(self.image_token)
         output.image_spans = tuple(
-            image_spans(row, plan, self.image_token_id, markup.markers) if plan else ()
+            image_spans(row, plan, image_id, markup.markers)
             for row, plan in zip(output["input_ids"], output.plans, strict=True)
         )
         if return_tensors == "np":
@@ -281,9 +282,8 @@ class Lfm2VlProcessor:
         `tokenize` False: the text. With `tokenize`: `input_ids`, or with `return_dict` what `__call__` returns.
         `return_assistant_tokens_mask` adds "assistant_masks", 1 where the template marks the assistant's words.
         `sanitize_control_tokens` makes control tokens in the caller's strings plain text (`<image>` is no placeholder,
-        `<|im_end|>` ends no turn); it needs `tokenize`. Other
-        keywords go to the template if it has such a variable, else to `__call__`. Raises `TemplateError` and whatever
-        `__call__` raises.
+        `<|im_end|>` ends no turn); it needs `tokenize`. Other keywords go to the template if it has such a variable,
+        else to `__call__`. Raises `TemplateError` and whatever `__call__` raises.
         """
         check_return_tensors(return_tensors)
         template = self.template if chat_template is None else self._compiled(chat_template)
@@ -304,9 +304,12 @@ class Lfm2VlProcessor:
             if not tokenize or return_assistant_tokens_mask:
                 raise OptionError("sanitize_control_tokens needs tokenize=True, without return_assistant_tokens_mask")
             tokens = self.tokenizer.control_tokens(template.literal_text)
-            conversations, tools, documents, variables = (
-                mark(value, tokens) for value in (conversations, tools, documents, variables)
-            )
+            try:
+                conversations, tools, documents, variables = (
+                    mark(value, tokens) for value in (conversations, tools, documents, variables)
+                )
+            except RecursionError:
+                raise PromptError("the conversation is nested too deeply") from None
         rendered = [
             template.render(
                 messages,

@@ -137,6 +137,8 @@ def _open(file: Any, label: str, policy: SourcePolicy) -> Image.Image:
     except Exception as error:  # a damaged file can make a decoder raise anything
         known = "not a picture in a format that Pillow reads" if isinstance(error, OSError) else f"damaged ({error})"
         raise ImageError(f"{label}: {known}") from None
+    if image.format == "EPS":
+        raise ImageError(f"{label}: EPS is a program, which is not run here; convert it to PNG")
     return _decode(image, label, policy)
 
 

@@ -113,7 +113,18 @@ class ChatTemplate:
         or the name of another field). `variables` are given to the template and win over special tokens of that name.
         Raises `TemplateError`, with the template's own words where it refuses the conversation.
         """
-        messages = [_message(message) for message in conversation]
+        try:
+            messages = [_message(message) for message in conversation]
+            given = {
+                **self.special_tokens,
+                **plain(variables),
+                "messages": messages,
+                "tools": None if tools is None else plain(list(tools)),
+                "documents": None if documents is None else plain(list(documents)),
+                "add_generation_prompt": add_generation_prompt,
+            }
+        except RecursionError:
+            raise TemplateError("the conversation is nested too deeply") from None
         tail = ""
         if continue_final_message:
             field = continue_final_message if isinstance(continue_final_message, str) else "content"
@@ -126,16 +137,7 @@ class ChatTemplate:
         state = _State()
         token = _STATE.set(state)
         try:
-            for piece in self._template.generate(
-                **{
-                    **self.special_tokens,
-                    **plain(variables),
-                    "messages": messages,
-                    "tools": plain(tools) if tools is not None else None,
-                    "documents": plain(documents) if documents is not None else None,
-                    "add_generation_prompt": add_generation_prompt,
-                }
-            ):
+            for piece in self._template.generate(**given):
                 state.add(piece)
         except TemplateError as error:
             raise TemplateError(f"{self.where}: {error}") from None

@@ -178,7 +178,8 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[tokenizers.Encoding]:
         """The `tokenizers` encodings (ids and character offsets) of several texts. Raises `TokenizerError`."""
         try:
-            return list(self.backend.encode_batch(list(texts), add_special_tokens=add_special_tokens))
+            # one by one: the library's own batch starts threads, and then warns on stderr when the process forks
+            return [self.backend.encode(text, add_special_tokens=add_special_tokens) for text in texts]
         except TypeError:
             for text in texts:
                 if not isinstance(text, str):
