@@ -399,7 +399,7 @@ def test_a_converted_model_answers_as_the_original(cli, tmp_path):
 
 @pytest.mark.parametrize(("bits", "size"), [(4, 32), (8, 32)])
 def test_a_quantised_model_says_so_and_runs(cli, tmp_path, bits, size):
-    words = ("-q", "--q-bits", bits, "--q-group-size", size, "--dtype", "float16")
+    words = ("-q", "--q-bits", bits, "--q-group-size", size, "--dtype", "float16", "--no-verify")
     code, _, err = cli("convert", "--model", MODEL, "--mlx-path", tmp_path / "out", *words)
     assert code == 0, err
     config = Lfm2VlConfig.from_pretrained(tmp_path / "out")
@@ -459,10 +459,11 @@ def test_the_source_is_never_its_own_target(refused, broken):
 
 
 def test_what_the_user_should_know_is_said_and_stops_nothing(cli, tmp_path):
-    code, out, err = cli("convert", "--hf-path", MODEL, "--mlx-path", tmp_path / "q", "-q", "--q-group-size", 32)
+    words = ("-q", "--q-group-size", 32, "--no-verify")
+    code, out, err = cli("convert", "--hf-path", MODEL, "--mlx-path", tmp_path / "q", *words)
     assert (code, out) == (0, f"{tmp_path / 'q'}\n")
     assert "8 bits chosen: the model has 0.292 million parameters" in err
-    words = ("-q", "--q-bits", 4, "--q-group-size", 32, "--q-override", "*.embed_tokens=dense")
+    words = ("-q", "--q-bits", 4, "--q-group-size", 32, "--q-override", "*.embed_tokens=dense", "--no-verify")
     code, _, err = cli("convert", "--hf-path", tmp_path / "q", "--mlx-path", tmp_path / "qq", *words)
     assert code == 0 and "is quantised already and its losses stay" in err and "--q-recipe mixed_4_8" in err
     assert Lfm2VlConfig.from_pretrained(tmp_path / "qq").quantization["language_model.model.embed_tokens"] is False

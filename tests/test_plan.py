@@ -1,6 +1,7 @@
 """Which module gets how many bits: recipes, overrides, what is recommended for which size, and the record of it."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_lfm2vl.cli.convert import RECIPES as OFFERED
-from mlx_lfm2vl.conversion.convert import convert
+from mlx_lfm2vl.conversion.convert import convert as convert_and_measure
 from mlx_lfm2vl.conversion.plan import RECIPES, Plan, QuantizationOptions, make_plan
 from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.weights.load import load_model
 from mlx_lfm2vl.weights.names import from_module
 from mlx_lfm2vl.weights.quantize import MODES, Quantization, recorded
 
+convert = partial(convert_and_measure, verify=False)  # measuring has its own tests
 IDS = np.array([[1, 6, 500, 501, 502, 503, 7]])
 ATTENTION = (2, 5, 8, 10, 12, 14)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
 from .options import add_revision, note, whole
 
@@ -38,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the names and shapes of the makers' repositories, which transformers loads (dense models only)",
     )
     add_quantisation(parser)
+    group = parser.add_argument_group("measuring", "after quantising, both models answer questions about pictures")
+    group.add_argument("--no-verify", action="store_true", help="do not measure what quantising costs")
+    group.add_argument(
+        "--calibration",
+        metavar="FOLDER",
+        help="measure on these pictures (and prompts.txt) instead of the bundled ones",
+    )
 
 
 def add_quantisation(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +100,7 @@ def override(text: str) -> tuple[str, str]:
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
     from .. import OptionError, convert
+    from ..conversion.report import FILE, DamageReport
     from .progress import Bars
 
     if not args.quantize:
@@ -114,8 +124,12 @@ def run(args: argparse.Namespace) -> int:
             layout="hub" if args.hf else "mlx",
             revision=args.revision,
             overwrite=args.overwrite,
+            verify=not args.no_verify,
+            calibration=args.calibration,
             progress=bars,
             on_note=note,
         )
+    if (Path(folder) / FILE).is_file():
+        print(DamageReport.read(folder).table(), file=sys.stderr)
     print(folder)
     return 0

@@ -56,7 +56,8 @@ def generation_json(source: Path, config: Lfm2VlConfig) -> dict[str, Any] | None
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(text, name)
         if out.get(name) is None and value is not None:
-            out[name] = list(value) if isinstance(value, tuple) else value
+            several = isinstance(value, tuple) and len(value) > 1
+            out[name] = list(value) if several else value[0] if isinstance(value, tuple) else value
     if all(out.get(name) is None for name in SAMPLING):
         out |= RECOMMENDED.get((text.hidden_size, text.num_hidden_layers, text.vocab_size), {})
     return out if out != before else None

@@ -6,7 +6,6 @@ work, no folder is left that looks finished.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import tempfile
@@ -18,17 +17,22 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import read_json
-from ..errors import Lfm2VlError, OptionError, OutputError
+from ..errors import Lfm2VlError, OptionError, OutputError, TemplateError
 from ..hub import resolve
 from ..weights import quantize as q
 from ..weights.load import StoredTensors, dtype_of, open_model
 from ..weights.save import SHARD_BYTES, write_json, write_tensors
+from . import plot
+from .calibration import questions
+from .card import CardSource, write_card
 from .check import check_result
 from .companions import config_json, write_companions
+from .damage import measure
 from .plan import Plan, QuantizationOptions, make_plan
+from .report import DamageReport
 from .stream import Widths, dense_dtype, stored_widths, translate
 
-Progress = Callable[[str, int, int], None]  # stage ("weights", in bytes), done, in all
+Progress = Callable[[str, int, int], None]  # stage ("weights" in bytes, "measuring" in answers), done, in all
 Note = Callable[[str], None]
 FORMATS = {"mlx": "mlx", "hub": "pt"}
 
@@ -51,6 +55,8 @@ def convert(
     token: str | bool | None = None,
     local_files_only: bool = False,
     overwrite: bool = False,
+    verify: bool = True,
+    calibration: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     on_note: Note | None = None,
 ) -> Path:
@@ -63,9 +69,11 @@ def convert(
     or with `dequantize` made dense, or else kept. `layout`: `mlx`, or `hub` for the names and kernels of the makers'
     repositories, which transformers reads (dense only).
 
-    An existing target is replaced only with `overwrite`. `progress` and `on_note` are told how far the work is and what
-    the user should know. Memory: the largest tensor and its source. Raises `OptionError`, `OutputError`, and what
-    loading raises.
+    After quantising, `verify` measures the damage (see `damage`) on the bundled questions or on `calibration`, a folder
+    of pictures, and writes it to quantization_report.json and the model card. An existing target is replaced only with
+    `overwrite`. `progress` and `on_note` are told how far the work is and what the user should know. Memory: the
+    largest tensor and its source; while measuring, one model. Raises `OptionError`, `OutputError`, and what loading
+    raises.
     """
     asked = quantize or q_bits is not None or q_mode is not None or q_recipe is not None
     if not asked and (q_group_size is not None or q_overrides or q_vision):
@@ -76,6 +84,10 @@ def convert(
         raise OptionError(f"layout is {layout!r}, expected one of {', '.join(FORMATS)}")
     if asked and layout != "mlx":
         raise OptionError(f"layout {layout} is for dense models; leave quantising out")
+    if calibration is not None:
+        if not (asked and verify):
+            raise OptionError("calibration is for measuring what quantising costs; nothing is quantised or measured")
+        questions(Path(calibration).expanduser())
     options = QuantizationOptions(q_bits, q_group_size, q_mode or "affine", q_recipe, tuple(q_overrides), q_vision)
     type_ = dtype_of(dtype)
     target = Path(target).expanduser()
@@ -92,7 +104,7 @@ def convert(
     model: nn.Module
     model, stored = open_model(folder)
     before = stored_widths(stored)
-    plan = make_plan(q.widths(model), dense_parameters(model), options) if asked else None
+    plan = make_plan(q.widths(model), q.parameter_count(model), options) if asked else None
     if before and layout != "mlx" and not dequantize:
         raise OptionError(f"{folder}: is quantised; the layout {layout} is for dense models, add dequantize")
     if dequantize and not before:
@@ -103,23 +115,34 @@ def convert(
         tell(f"{folder} is quantised already and its losses stay; the dense original would give a better model")
     with finished(target) as part:
         write_model(folder, stored, part, plan, dtype=type_, dequantize=dequantize, layout=layout, progress=progress)
+        report = None
+        if plan and verify:
+            report = _measured(folder, part, calibration, progress, tell)
+        if layout == "mlx":
+            write_card(part, CardSource.of(source, folder), target.name, report)
         for remark in check_result(part):
             tell(remark)
     return target
 
 
-def dense_parameters(model: nn.Module) -> int:
-    """Numbers in the model's parameters when nothing is quantised. Computes nothing."""
-    count = 0
-    for _, module in model.named_modules():
-        for name, array in module.items():
-            if not isinstance(array, mx.array) or name.startswith("_"):
-                continue
-            if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)) and name in q.PARTS:
-                count += array.size * 32 // module.bits if name == "weight" else 0
-            else:
-                count += math.prod(array.shape)
-    return count
+def _measured(
+    dense: Path,
+    quantised: Path,
+    calibration: str | os.PathLike[str] | None,
+    progress: Progress | None,
+    tell: Note,
+) -> DamageReport | None:
+    """The damage, written beside the weights. A model that cannot be asked anything is told of and left unmeasured."""
+    where = None if calibration is None else Path(calibration).expanduser()
+    try:
+        report = measure(dense, quantised, calibration=where, progress=progress)
+    except TemplateError as error:
+        tell(f"the damage was not measured, for no question can be asked of this model: {error}")
+        return None
+    report.write(quantised)
+    if plot.available():
+        plot.plot_errors(report, quantised / plot.ERRORS_FILE)
+    return report
 
 
 def write_model(

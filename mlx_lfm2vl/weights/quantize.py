@@ -70,6 +70,18 @@ def widths(model: nn.Module) -> dict[str, int]:
     return out
 
 
+def parameter_count(model: nn.Module) -> int:
+    """Numbers in the model's parameters when nothing is quantised. Computes nothing."""
+    count = 0
+    for _, module in model.named_modules():
+        quantised = isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding))
+        for name, array in module.items():
+            if not isinstance(array, mx.array) or name.startswith("_") or (quantised and name in ("scales", "biases")):
+                continue
+            count += array.size * 32 // module.bits if quantised and name == "weight" else array.size
+    return count
+
+
 def encode(weight: mx.array, spec: Quantization) -> dict[str, mx.array]:
     """The tensors `weight`, `scales` and, for affine, `biases` of a quantised module; not yet evaluated."""
     arrays = mx.quantize(weight, group_size=spec.group_size, bits=spec.bits, mode=spec.mode)

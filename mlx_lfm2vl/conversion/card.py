@@ -1,0 +1,157 @@
+"""README.md of a converted folder: front matter that the hub understands, how to use it, what quantising cost.
+
+Licence, languages and the base model come from the source's own card, so that nothing is claimed that it does not say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..config import Lfm2VlConfig, read_json
+from .plot import ERRORS_FILE
+from .report import DamageReport
+
+LICENCE_KEYS = ("license", "license_name", "license_link")
+HOUSE = "LiquidAI/"  # whose models have the licence below, should their card not have come along
+HOUSE_LICENCE = {"license": "other", "license_name": "lfm1.0", "license_link": "LICENSE"}
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PLAIN = re.compile(r"[A-Za-z][\w./ -]*")
+_WORDS_OF_YAML = {"no", "yes", "on", "off", "true", "false", "null", "n", "y"}
+
+
+@dataclass(frozen=True)
+class CardSource:
+    """Where the weights came from: a repository's name or None, and the front matter of its card."""
+
+    repository: str | None
+    front_matter: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, source: str | os.PathLike[str], folder: Path) -> CardSource:
+        """Of what `convert` was given, resolved to `folder`."""
+        name = os.fspath(source)
+        found = _REPOSITORY.fullmatch(name) is not None and not Path(name).expanduser().is_dir()
+        readme = folder / "README.md"
+        text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+        return cls(name if found else None, front_matter(text))
+
+    @property
+    def base_model(self) -> str | None:
+        """The original: what a converted source names as its base, else the source itself."""
+        base = self.front_matter.get("base_model")
+        base = base[0] if isinstance(base, list) and base else base
+        converted = "mlx" in {self.front_matter.get("library_name"), *_items(self.front_matter.get("tags"))}
+        if isinstance(base, str) and _REPOSITORY.fullmatch(base) and (converted or self.repository is None):
+            return base
+        return self.repository
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    """The top-level strings and lists of strings of a card's YAML head; what is nested is left out."""
+    match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.S)
+    out: dict[str, Any] = {}
+    key = None
+    for line in match[1].splitlines() if match else ():
+        if entry := re.fullmatch(r"([A-Za-z_][\w-]*):\s*(.*)", line):
+            key, value = entry[1], entry[2].strip()
+            if value.startswith("["):
+                out[key] = [_scalar(item) for item in value.strip("[]").split(",") if item.strip()]
+            elif value and value[0] not in "|>{":
+                out[key] = _scalar(value)
+        elif (item := re.fullmatch(r"\s*-\s+([^:]+|\"[^\"]*\"|'[^']*')", line)) and key is not None:
+            out.setdefault(key, [])
+            if isinstance(out[key], list):
+                out[key].append(_scalar(item[1]))
+    return out
+
+
+def _scalar(text: str) -> str:
+    text = text.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text.split(" #")[0].strip()
+
+
+def _items(value: Any) -> list[str]:
+    return value if isinstance(value, list) else [value] if isinstance(value, str) else []
+
+
+def write_card(folder: Path, source: CardSource, name: str, report: DamageReport | None = None) -> None:
+    """Writes README.md for the finished weights in `folder`; `name` is how commands will call the model."""
+    config = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+    head = {
+        "library_name": "mlx",
+        "pipeline_tag": "image-text-to-text",
+        **_licence(folder, source),
+        "language": _items(source.front_matter.get("language")) or ["en"],
+        "base_model": source.base_model,
+        "base_model_relation": "quantized" if source.base_model else None,
+        "tags": ["mlx", "mlx-lfm2vl", "lfm2_vl", "vision-language", *_width_tag(config)],
+    }
+    base = source.base_model
+    origin = f"[{base}](https://huggingface.co/{base})" if base else "a local checkpoint"
+    parts = [
+        "---\n" + "".join(_yaml(key, value) for key, value in head.items() if value) + "---",
+        f"# {name}",
+        f"Converted from {origin} for Apple's MLX with mlx-lfm2vl {__version__}. {_described(config)}",
+        "## Use\n\n"
+        "```console\n$ pip install mlx-lfm2vl\n"
+        f'$ mlx-lfm2vl generate --model {name} --image photo.jpg --prompt "What is in this picture?"\n```\n\n'
+        "```python\nfrom mlx_lfm2vl import generate, load\n\n"
+        f'model, processor = load("{name}")\n'
+        'print(generate(model, processor, "What is in this picture?", images=["photo.jpg"]))\n```\n\n'
+        "The folder also loads in mlx-vlm.",
+    ]
+    if report is not None:
+        parts.append(f"## What quantising cost\n\n{report.markdown()}")
+        parts.append(
+            "Both models answered the same questions; distributions are compared on the dense model's greedy answers. "
+            "`quantization_report.json` has these numbers and every module's."
+        )
+        if (folder / ERRORS_FILE).is_file():
+            parts.append(f"![Relative weight error of each module]({ERRORS_FILE})")
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _licence(folder: Path, source: CardSource) -> dict[str, str]:
+    said = {key: source.front_matter[key] for key in LICENCE_KEYS if isinstance(source.front_matter.get(key), str)}
+    if said:
+        return said
+    if (source.base_model or "").startswith(HOUSE):
+        return HOUSE_LICENCE
+    files = sorted(path.name for pattern in ("LICENSE*", "LICENCE*") for path in folder.glob(pattern))
+    return {"license": "other", "license_link": files[0]} if files else {}
+
+
+def _width_tag(config: Lfm2VlConfig) -> list[str]:
+    bits = (config.quantization or {}).get("bits")
+    return [f"{bits}-bit"] if bits else []
+
+
+def _described(config: Lfm2VlConfig) -> str:
+    record = config.quantization
+    if not record:
+        return f"The weights are dense ({config.dtype})."
+    others = [entry for entry in record.values() if isinstance(entry, Mapping)]
+    mixed = sorted({f"{entry.get('bits')} bits" for entry in others})
+    also = f" ({len(others)} modules have {' or '.join(mixed)})" if others else ""
+    return (
+        f"Quantised to {record['bits']} bits in groups of {record['group_size']}, mode "
+        f"{record.get('mode', 'affine')}{also}; config.json records the width of every module."
+    )
+
+
+def _yaml(key: str, value: str | Sequence[str]) -> str:
+    if isinstance(value, str):
+        return f"{key}: {_quoted(value)}\n"
+    return f"{key}:\n" + "".join(f"- {_quoted(item)}\n" for item in value)
+
+
+def _quoted(text: str) -> str:
+    plain = _PLAIN.fullmatch(text) and text.lower() not in _WORDS_OF_YAML and not text.endswith(" ")
+    return text if plain else json.dumps(text, ensure_ascii=False)

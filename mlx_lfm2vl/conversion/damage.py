@@ -1,0 +1,186 @@
+"""What a quantisation costs: the dense and the quantised model run on the same questions, their weights compared.
+
+The models are loaded one after the other; the dense one's distributions wait on disk. Both get the tokens and pixels
+that the dense folder's processor makes, so that only the weights differ.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..errors import WeightsError
+from ..generation.stream import conversation
+from ..model.outputs import Lfm2VlCausalLMOutputWithPast
+from ..pretrained import Lfm2VlForConditionalGeneration, load
+from ..weights.files import weight_files
+from ..weights.load import StoredTensors, open_model
+from ..weights.names import from_module
+from ..weights.quantize import PARTS, decode, parameter_count, widths
+from .calibration import questions
+from .report import DamageReport, ModuleError
+from .stream import dense_dtype, stored_widths
+
+TOKENS = 64  # of an answer at most
+Progress = Callable[[str, int, int], None]  # "measuring", answers done, answers in all
+Inputs = dict[str, Any]
+
+
+def measure(
+    dense: Path, quantised: Path, *, calibration: Path | None = None, progress: Progress | None = None
+) -> DamageReport:
+    """Compares two folders of one model. `calibration`: a folder of pictures instead of the bundled ones.
+
+    Raises `WeightsError` if the folders hold different models, `OptionError` for a calibration folder that cannot be
+    used, and what loading and generating raise.
+    """
+    asked = questions(calibration)
+    step = _counter(progress, 2 * len(asked))
+    (one, stored), (other, restored) = _open(dense), _open(quantised)
+    same_words = stored.config.text_config.vocab_size == restored.config.text_config.vocab_size
+    if not same_words or widths(one) != widths(other):
+        raise WeightsError(f"{quantised}: is another model than {dense}; they cannot be compared")
+    errors = tuple(module_errors(dense, quantised))
+    with tempfile.TemporaryDirectory(prefix="mlx-lfm2vl-") as scratch:
+        model, processor = load(dense)
+        inputs: list[Inputs] = [
+            processor.apply_chat_template(
+                conversation(question.prompt, None if question.picture is None else str(question.picture)),
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+            )
+            for question in asked
+        ]
+        answers = []
+        for index, prompt in enumerate(inputs):
+            answers.append(greedy(model, prompt))
+            np.save(Path(scratch) / f"{index}.npy", log_probabilities(model, prompt, answers[-1]))
+            step()
+        ends = model.generation_config
+        del model
+        mx.clear_cache()
+        model, _ = load(quantised)
+        model.generation_config = ends
+        comparisons = []
+        for index, prompt in enumerate(inputs):
+            before = np.load(Path(scratch) / f"{index}.npy")
+            after = log_probabilities(model, prompt, answers[index])
+            comparisons.append(compare(before, after, answers[index], greedy(model, prompt)))
+            step()
+    return _summary(dense, quantised, "bundled set" if calibration is None else str(calibration), comparisons, errors)
+
+
+def greedy(model: Lfm2VlForConditionalGeneration, inputs: Inputs) -> np.ndarray:
+    """The likeliest tokens after a prompt, at most `TOKENS`, with the end token if it comes."""
+    out = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False, repetition_penalty=1.0)
+    return np.array(out)[0, np.array(inputs["input_ids"]).shape[1] :]
+
+
+def log_probabilities(model: Lfm2VlForConditionalGeneration, inputs: Inputs, answer: np.ndarray) -> np.ndarray:
+    """(tokens of the answer, vocabulary) float32: what the model expected at each of them."""
+    ids = np.concatenate([np.array(inputs["input_ids"]), answer[None, :-1]], axis=1)
+    pictures = {key: inputs[key] for key in ("pixel_values", "spatial_shapes") if key in inputs}
+    result = model(ids, **pictures, logits_to_keep=len(answer), use_cache=False)
+    logits = cast(mx.array, cast(Lfm2VlCausalLMOutputWithPast, result).logits)[0].astype(mx.float32)
+    out = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    mx.eval(out)
+    return np.array(out)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One question: (positions,) arrays, and how many tokens of the two greedy answers agree from the start."""
+
+    agree: np.ndarray
+    divergence: np.ndarray
+    expected: np.ndarray
+    expected_dense: np.ndarray
+    same: dict[int, bool]
+
+
+def compare(before: np.ndarray, after: np.ndarray, answer: np.ndarray, other: np.ndarray) -> Comparison:
+    """Log-probabilities (positions, vocabulary) of the dense and the quantised model on the dense model's `answer`, and
+    the quantised model's own. Divergence is KL(dense || quantised)."""
+    rows = np.arange(len(answer))
+    divergence = (np.exp(before) * (before - after)).sum(axis=-1, dtype=np.float64)
+    return Comparison(
+        agree=before.argmax(axis=-1) == after.argmax(axis=-1),
+        divergence=np.maximum(divergence, 0.0),  # rounding can leave it a hair below
+        expected=after[rows, answer].astype(np.float64),
+        expected_dense=before[rows, answer].astype(np.float64),
+        same={count: np.array_equal(answer[:count], other[:count]) for count in (32, 64)},
+    )
+
+
+def _summary(
+    dense: Path, quantised: Path, calibration: str, parts: list[Comparison], errors: tuple[ModuleError, ...]
+) -> DamageReport:
+    divergence = np.concatenate([part.divergence for part in parts])
+    stored = sum(file.stat().st_size for file in weight_files(quantised))
+    return DamageReport(
+        calibration=calibration,
+        questions=len(parts),
+        positions=len(divergence),
+        top1_agreement=float(np.concatenate([part.agree for part in parts]).mean()),
+        kl_mean=float(divergence.mean()),
+        kl_p99=float(np.quantile(divergence, 0.99)),
+        perplexity_dense=float(np.exp(-np.concatenate([part.expected_dense for part in parts]).mean())),
+        perplexity=float(np.exp(-np.concatenate([part.expected for part in parts]).mean())),
+        identical_32=float(np.mean([part.same[32] for part in parts])),
+        identical_64=float(np.mean([part.same[64] for part in parts])),
+        bytes_dense=sum(file.stat().st_size for file in weight_files(dense)),
+        bytes=stored,
+        bits_per_weight=8 * stored / parameter_count(_open(quantised)[0]),
+        modules=errors,
+    )
+
+
+def module_errors(dense: Path, quantised: Path) -> Iterator[ModuleError]:
+    """The relative change of every module that is quantised in the second folder, one at a time."""
+    model, after = _open(quantised)
+    before = _open(dense)[1]
+    specs, old = stored_widths(after), stored_widths(before)
+    arrays, originals = after.read(), before.read()
+    for path in widths(model):
+        if path not in specs:
+            continue
+        new = _weight(after, arrays, path, specs)
+        was = _weight(before, originals, path, old)
+        if was is None or new is None or was.shape != new.shape:
+            raise WeightsError(f"{quantised}: {from_module(path, 'mlx')} is another than in {dense}")
+        error = mx.linalg.norm(new - was) / mx.maximum(mx.linalg.norm(was), 1e-30)
+        yield ModuleError(from_module(path, "mlx"), specs[path].bits, specs[path].mode, float(np.array(error)))
+        del new, was
+
+
+def _open(folder: Path) -> tuple[nn.Module, StoredTensors]:
+    return open_model(folder)
+
+
+def _weight(stored: StoredTensors, arrays: dict[str, mx.array], path: str, specs: Any) -> mx.array | None:
+    """A module's dense weight in float32; its tensors leave `arrays`, so that they are freed."""
+    parts = {part: arrays.pop(f"{path}.{part}") for part in PARTS if f"{path}.{part}" in arrays}
+    if "weight" not in parts:
+        return None
+    dense = decode(parts, specs[path], dense_dtype(stored)) if path in specs else parts["weight"]
+    return dense.astype(mx.float32)
+
+
+def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress("measuring", done, total)
+
+    return step

@@ -1,0 +1,50 @@
+"""Plots of what a quantisation costs. Needs matplotlib (the extra `plot`)."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from ..errors import OptionError
+from .report import DamageReport
+
+ERRORS_FILE = "quantization_error.png"
+
+
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def plot_errors(report: DamageReport, file: Path) -> Path:
+    """The relative weight error of each kind of module over the layers, as a PNG. Raises `OptionError` without
+    matplotlib."""
+    if not available():
+        raise OptionError("plots need matplotlib; install mlx-lfm2vl[plot]")
+    from matplotlib.figure import Figure  # type: ignore[import-not-found]
+
+    lines: dict[str, list[tuple[int, float]]] = {}
+    alone: list[tuple[str, float]] = []
+    for module in report.modules:
+        parts = module.name.split(".")
+        place = next((index for index, part in enumerate(parts) if part.isdigit()), None)
+        if place is None:
+            alone.append((parts[-1], module.error))
+        else:
+            tower = "vision " if parts[0].startswith("vision") else ""
+            lines.setdefault(tower + ".".join(parts[place + 1 :]), []).append((int(parts[place]), module.error))
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for kind, points in sorted(lines.items()):
+        points.sort()
+        axes.plot([x for x, _ in points], [100 * y for _, y in points], marker="o", markersize=3, label=kind)
+    for name, error in alone:
+        axes.axhline(100 * error, linestyle=":", color="grey")
+        axes.annotate(name, (0, 100 * error), fontsize="small", color="grey")
+    axes.set_xlabel("layer")
+    axes.set_ylabel("relative weight error, %")
+    axes.set_ylim(bottom=0)
+    if lines:
+        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(file, dpi=120, metadata={"Software": None})
+    return file

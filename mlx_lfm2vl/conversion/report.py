@@ -1,0 +1,106 @@
+"""What a quantisation cost, as numbers: one frozen object, shown as a table, kept as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import read_json
+from ..errors import ConfigError
+from ..weights.save import write_json
+
+FILE = "quantization_report.json"
+
+
+@dataclass(frozen=True)
+class ModuleError:
+    """`error`: Frobenius norm of the change of a module's weight over that of the dense weight. `bits` 0: dense."""
+
+    name: str
+    bits: int
+    mode: str
+    error: float
+
+
+@dataclass(frozen=True)
+class DamageReport:
+    """A quantised model against the dense one, on the dense model's own greedy answers of at most 64 tokens.
+
+    `top1_agreement`: share of answer positions where both find the same token likeliest. `kl_mean`, `kl_p99`: of the
+    quantised distribution from the dense one, in nats a position. `perplexity`, `perplexity_dense`: on those answers.
+    `identical_32`, `identical_64`: share of questions whose greedy answers are the same for so many tokens, or to their
+    end. Sizes in bytes of weight files. `modules`: those that differ.
+    """
+
+    calibration: str
+    questions: int
+    positions: int
+    top1_agreement: float
+    kl_mean: float
+    kl_p99: float
+    perplexity_dense: float
+    perplexity: float
+    identical_32: float
+    identical_64: float
+    bytes_dense: int
+    bytes: int
+    bits_per_weight: float
+    modules: tuple[ModuleError, ...] = ()
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Labels and values, as tables show them."""
+        worst = max(self.modules, key=lambda module: module.error, default=None)
+        out = [
+            ("size", f"{size(self.bytes)} ({size(self.bytes_dense)} before), {self.bits_per_weight:.2f} bits a weight"),
+            ("top-1 agreement", f"{self.top1_agreement:.1%}"),
+            ("KL divergence, mean", f"{self.kl_mean:.2g} nats"),
+            ("KL divergence, 99th percentile", f"{self.kl_p99:.2g} nats"),
+            ("perplexity on the dense model's answers", f"{self.perplexity:.3f} ({self.perplexity_dense:.3f} dense)"),
+            ("answers identical for 32 tokens", f"{self.identical_32:.0%}"),
+            ("answers identical for 64 tokens", f"{self.identical_64:.0%}"),
+        ]
+        if worst is not None:
+            mean = math.fsum(module.error for module in self.modules) / len(self.modules)
+            out.append(("weight error, mean of modules", f"{mean:.2%}"))
+            out.append(("weight error, worst module", f"{worst.error:.2%} ({worst.name})"))
+        out.append(("measured on", f"{self.positions} tokens of {self.questions} answers ({self.calibration})"))
+        return out
+
+    def table(self) -> str:
+        """For a terminal."""
+        width = max(len(label) for label, _ in self.rows())
+        return "\n".join(f"{label:<{width}}  {value}" for label, value in self.rows())
+
+    def markdown(self) -> str:
+        """For a model card."""
+        lines = [f"| {label} | {value.replace('|', '/')} |" for label, value in self.rows()]
+        return "\n".join(["| against the dense model | |", "| --- | --- |", *lines])
+
+    def write(self, folder: Path) -> Path:
+        """Writes `quantization_report.json`."""
+        write_json(folder / FILE, asdict(self))
+        return folder / FILE
+
+    @classmethod
+    def read(cls, folder: Path) -> DamageReport:
+        """Reads it. Raises `ConfigError`."""
+        return cls.from_dict(read_json(folder / FILE), str(folder / FILE))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str = FILE) -> DamageReport:
+        try:
+            modules = tuple(ModuleError(**module) for module in data.get("modules", ()))
+            return cls(**{**data, "modules": modules})
+        except TypeError as error:
+            raise ConfigError(f"{where}: is no quantisation report ({error})") from None
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that suits them."""
+    for unit, step in (("GB", 10**9), ("MB", 10**6)):
+        if count >= step:
+            return f"{count / step:.2f} {unit}"
+    return f"{count / 1000:.1f} kB"

@@ -1,0 +1,196 @@
+"""What a quantisation costs: the numbers against their definitions, the report, its place in folder and card."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from huggingface_hub import ModelCard
+
+from mlx_lfm2vl.cli import main
+from mlx_lfm2vl.conversion import plot
+from mlx_lfm2vl.conversion.calibration import questions
+from mlx_lfm2vl.conversion.convert import convert
+from mlx_lfm2vl.conversion.damage import compare, measure, module_errors
+from mlx_lfm2vl.conversion.report import FILE, DamageReport, ModuleError
+from mlx_lfm2vl.errors import OptionError, WeightsError
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory) -> Path:
+    """Two questions, one of them about a picture."""
+    folder = tmp_path_factory.mktemp("calibration")
+    shutil.copy(GOLDEN / "pictures" / "small.png", folder)
+    (folder / "prompts.txt").write_text("small.png\tWhat is it?\n\n\tSay something.\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def measured(few, tmp_path_factory) -> tuple[Path, DamageReport, list]:
+    """gen2 at 4 bits, its report, and the progress that was told."""
+    seen: list = []
+    out = convert(
+        *(GOLDEN / "gen2", tmp_path_factory.mktemp("measured") / "out"),
+        q_bits=4,
+        q_group_size=32,
+        calibration=few,
+        progress=lambda *step: seen.append(step),
+    )
+    return out, DamageReport.read(out), seen
+
+
+def test_a_model_against_itself_is_unharmed(few):
+    report = measure(GOLDEN / "gen25", GOLDEN / "gen25", calibration=few)
+    assert (report.top1_agreement, report.identical_32, report.identical_64) == (1, 1, 1)
+    assert report.kl_mean == report.kl_p99 == 0
+    assert report.perplexity == report.perplexity_dense > 1
+    assert report.modules == () and report.bytes == report.bytes_dense
+    assert report.bits_per_weight == pytest.approx(32, rel=0.02)
+
+
+def test_more_bits_harm_less(few, measured, tmp_path):
+    four = measured[1]
+    eight = measure(
+        GOLDEN / "gen2",
+        convert(GOLDEN / "gen2", tmp_path / "8", q_bits=8, q_group_size=32, verify=False),
+        calibration=few,
+    )
+    assert 0 < eight.kl_mean < four.kl_mean and eight.kl_p99 < four.kl_p99
+    assert eight.bytes > four.bytes and eight.bytes_dense == four.bytes_dense
+    assert {m.bits for m in eight.modules} == {8} and {m.bits for m in four.modules} == {4}
+    pairs = zip(eight.modules, four.modules, strict=True)
+    assert all(a.name == b.name and 0 < a.error < 0.02 < b.error < 0.2 for a, b in pairs)
+
+
+def test_the_numbers_are_what_their_definitions_say():
+    before = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]], np.float32))
+    after = np.log(np.array([[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]], np.float32))
+    answer = np.array([0, 1])
+    found = compare(before, after, answer, np.array([0, 1, 2]))
+    assert found.agree.tolist() == [False, True]
+    np.testing.assert_allclose(found.divergence, [0.25 * np.log(2), 0], atol=1e-7)
+    np.testing.assert_allclose(np.exp(found.expected), [0.25, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(np.exp(found.expected_dense), [0.5, 0.8], rtol=1e-6)
+    assert found.same == {32: False, 64: False}
+    long = np.arange(50)
+    other = np.where(long < 40, long, 0)
+    flat = np.zeros((50, 50), np.float32)
+    assert compare(flat, flat, long, other).same == {32: True, 64: False}
+
+
+def test_the_error_of_a_module_is_that_of_its_weight(measured):
+    dense = mx.load(str(GOLDEN / "gen2" / "model.safetensors"))["model.language_model.layers.0.feed_forward.w1.weight"]
+    back = mx.dequantize(*mx.quantize(dense, group_size=32, bits=4), group_size=32, bits=4)
+    expected = np.linalg.norm(np.array(back - dense)) / np.linalg.norm(np.array(dense))
+    found = {module.name: module for module in module_errors(GOLDEN / "gen2", measured[0])}
+    assert found["language_model.model.layers.0.feed_forward.w1"].error == pytest.approx(expected, rel=1e-5)
+    assert "language_model.model.layers.0.feed_forward.w2" in found
+    assert not any("vision" in name for name in found)
+
+
+def test_another_model_is_refused(few):
+    with pytest.raises(WeightsError, match="is another model than"):
+        measure(GOLDEN / "gen2", GOLDEN / "gen25", calibration=few)
+
+
+def test_the_report_is_kept_with_the_folder_and_in_its_card(measured):
+    out, report, seen = measured
+    assert DamageReport.from_dict(json.loads((out / FILE).read_text())) == report
+    card = (out / "README.md").read_text()
+    assert report.markdown() in card and "What quantising cost" in card
+    assert [step for step in seen if step[0] == "measuring"] == [("measuring", n, 4) for n in (1, 2, 3, 4)]
+    assert f"{report.top1_agreement:.1%}" in report.table() and "nats" in report.table()
+
+
+def test_the_bundled_questions_are_whole():
+    asked = questions()
+    assert len(asked) == 8 and sum(question.picture is None for question in asked) == 2
+    assert sum(question.picture.stat().st_size for question in asked if question.picture) < 200_000
+
+
+def test_a_folder_of_pictures_is_enough_and_mistakes_are_named(tmp_path, few):
+    (tmp_path / "pictures").mkdir()
+    shutil.copy(GOLDEN / "pictures" / "small.png", tmp_path / "pictures" / "b.PNG")
+    shutil.copy(GOLDEN / "pictures" / "small.png", tmp_path / "pictures" / "a.png")
+    assert [question.picture.name for question in questions(tmp_path / "pictures")] == ["a.png", "b.PNG"]
+    (tmp_path / "pictures" / "prompts.txt").write_text("Of every picture?\na.png\tOf one?\n")
+    assert [question.prompt for question in questions(tmp_path / "pictures")] == ["Of every picture?"] * 2 + ["Of one?"]
+    (tmp_path / "pictures" / "prompts.txt").write_text("\nc.png\tWhat?\n")
+    with pytest.raises(OptionError, match=r"line 2: there is no picture c.png"):
+        questions(tmp_path / "pictures")
+    with pytest.raises(OptionError, match="is no folder"):
+        convert(GOLDEN / "gen2", tmp_path / "out", q_bits=8, calibration=tmp_path / "nowhere")
+    with pytest.raises(OptionError, match="nothing is quantised or measured"):
+        convert(GOLDEN / "gen2", tmp_path / "out", calibration=few)
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_from_the_command_line(measured, few, tmp_path, capsys):
+    words = ["verify", str(GOLDEN / "gen2"), str(measured[0]), "--calibration", str(few)]
+    assert main([*words, "--report", str(tmp_path / "report")]) == 0
+    assert capsys.readouterr().out == measured[1].table() + "\n"
+    assert DamageReport.read(tmp_path / "report") == measured[1]
+
+
+def test_the_plot_needs_matplotlib_and_says_so(tmp_path):
+    errors = tuple(
+        ModuleError(f"language_model.model.layers.{n}.feed_forward.w{k}", 4, "affine", 0.05 + 0.01 * n)
+        for n in range(4)
+        for k in (1, 2)
+    )
+    embed = ModuleError("language_model.model.embed_tokens", 8, "affine", 0.01)
+    report = DamageReport("few", 1, 1, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 10, 5, 4.5, (*errors, embed))
+    if not plot.available():
+        with pytest.raises(OptionError, match=r"mlx-lfm2vl\[plot\]"):
+            plot.plot_errors(report, tmp_path / "plot.png")
+        return
+    assert plot.plot_errors(report, tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- the card ---------------------------------------------------------------------------------------------------------
+
+
+def source_with_card(folder: Path, head: str) -> Path:
+    shutil.copytree(GOLDEN / "gen25", folder)
+    (folder / "README.md").write_text(f"---\n{head}\n---\n\n# A model\n\nlicense: not this\n")
+    return folder
+
+
+def test_the_card_is_read_by_the_hub_and_says_what_the_source_says(tmp_path):
+    head = (
+        'license: other\nlicense_name: lfm1.0\nlicense_link: LICENSE\nlanguage:\n- en\n- "no"\n- ja\n'
+        "base_model: LiquidAI/LFM2.5-VL-450M\nlibrary_name: transformers\nmodel-index:\n- name: x\n  results: []\n"
+        "tags: [liquid, 'edge']"
+    )
+    source = source_with_card(tmp_path / "source", head)
+    (source / "LICENSE").write_text("the licence")
+    out = convert(source, tmp_path / "My-8bit", q_bits=8, q_group_size=32, verify=False)
+    assert (out / "LICENSE").read_text() == "the licence"
+    data = ModelCard.load(out / "README.md").data.to_dict()
+    assert data["library_name"] == "mlx" and data["pipeline_tag"] == "image-text-to-text"
+    assert (data["license"], data["license_name"], data["license_link"]) == ("other", "lfm1.0", "LICENSE")
+    assert data["language"] == ["en", "no", "ja"]
+    assert data["base_model"] == "LiquidAI/LFM2.5-VL-450M" and data["base_model_relation"] == "quantized"
+    assert {"mlx", "8-bit"} <= set(data["tags"])
+    text = (out / "README.md").read_text()
+    assert "mlx-lfm2vl generate --model My-8bit" in text and 'load("My-8bit")' in text
+    assert "Quantised to 8 bits in groups of 32" in text
+
+
+def test_the_python_of_the_card_runs(tmp_path, monkeypatch, capsys):
+    convert(GOLDEN / "gen25", tmp_path / "model")
+    text = (tmp_path / "model" / "README.md").read_text()
+    shutil.copy(GOLDEN / "pictures" / "small.png", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(text.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_a_card_claims_no_licence_and_no_base_that_is_not_known(tmp_path):
+    out = convert(GOLDEN / "gen25", tmp_path / "out")
+    data = ModelCard.load(out / "README.md").data.to_dict()
+    assert not {"license", "base_model", "base_model_relation"} & set(data)
+    assert data["language"] == ["en"]
