@@ -102,6 +102,9 @@ class TestTokens:
         )
         tokenizer = Tokenizer.from_folder(folder)
         assert (tokenizer.eos_token, tokenizer.bos_token) == ("<|im_end|>", "<|startoftext|>")
+        config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
+        assert Tokenizer.from_folder(tmp_path).eos_token == "<|im_end|>"
 
     def test_a_configuration_can_decide_what_is_added(self, tmp_path):
         ids = GEN2.encode("a b", add_special_tokens=False)

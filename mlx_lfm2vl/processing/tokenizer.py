@@ -80,7 +80,8 @@ class Tokenizer:
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             try:
                 if (Path(folder) / name).is_file():
-                    config.update(read_json(Path(folder) / name))
+                    data = read_json(Path(folder) / name)
+                    config.update({key: value for key, value in data.items() if value is not None})
             except ConfigError as error:
                 raise TokenizerError(str(error)) from None
         tokenizer = cls(backend, config, str(path))
