@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .conversion.convert import convert
     from .errors import (
         ConfigError,
+        EngineClosedError,
         HubError,
         ImageError,
         InputError,
@@ -25,19 +26,33 @@ if TYPE_CHECKING:
         OptionError,
         OutputError,
         PromptError,
+        QueueFullError,
         TemplateError,
         TokenizerError,
+        ToolCallError,
         WeightsError,
     )
+    from .generation.batch import Answer, Question, generate_batch
+    from .generation.chat import Chat
+    from .generation.engine import Engine
+    from .generation.features import FeatureCache
     from .generation.options import GenerationOptions
+    from .generation.request import Completion, Request
     from .generation.stream import GenerationPiece, Statistics, generate, stream_generate
+    from .generation.tools import ToolCall, parse_tool_calls
     from .pretrained import Lfm2VlForConditionalGeneration, Lfm2VlModel, load
     from .processing.image import Lfm2VlImageProcessor, Lfm2VlImageProcessorFast
     from .processing.processor import Lfm2VlProcessor
 
 __all__ = [
+    "Answer",
     "BackendError",
+    "Chat",
+    "Completion",
     "ConfigError",
+    "Engine",
+    "EngineClosedError",
+    "FeatureCache",
     "GenerationOptions",
     "GenerationPiece",
     "HubError",
@@ -53,14 +68,21 @@ __all__ = [
     "OptionError",
     "OutputError",
     "PromptError",
+    "Question",
+    "QueueFullError",
+    "Request",
     "Statistics",
     "TemplateError",
     "TokenizerError",
+    "ToolCall",
+    "ToolCallError",
     "WeightsError",
     "convert",
     "demo",
     "generate",
+    "generate_batch",
     "load",
+    "parse_tool_calls",
     "stream_generate",
 ]
 
@@ -70,6 +92,7 @@ _HOMES = {
     "conversion.convert": ("convert",),
     "errors": (
         "ConfigError",
+        "EngineClosedError",
         "HubError",
         "ImageError",
         "InputError",
@@ -77,17 +100,34 @@ _HOMES = {
         "OptionError",
         "OutputError",
         "PromptError",
+        "QueueFullError",
         "TemplateError",
         "TokenizerError",
+        "ToolCallError",
         "WeightsError",
     ),
+    "generation.batch": ("Answer", "Question", "generate_batch"),
+    "generation.chat": ("Chat",),
+    "generation.engine": ("Engine",),
+    "generation.features": ("FeatureCache",),
     "generation.options": ("GenerationOptions",),
+    "generation.request": ("Completion", "Request"),
     "generation.stream": ("GenerationPiece", "Statistics", "generate", "stream_generate"),
+    "generation.tools": ("ToolCall", "parse_tool_calls"),
     "pretrained": ("Lfm2VlForConditionalGeneration", "Lfm2VlModel", "load"),
     "processing.image": ("Lfm2VlImageProcessor", "Lfm2VlImageProcessorFast"),
     "processing.processor": ("Lfm2VlProcessor",),
 }
-_COMPUTING = ("conversion.convert", "generation.stream", "pretrained")  # import MLX
+_COMPUTING = (  # import MLX
+    "conversion.convert",
+    "generation.batch",
+    "generation.chat",
+    "generation.engine",
+    "generation.features",
+    "generation.request",
+    "generation.stream",
+    "pretrained",
+)
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 

@@ -55,3 +55,7 @@ class QueueFullError(Lfm2VlError, RuntimeError):
 
 class EngineClosedError(Lfm2VlError, RuntimeError):
     """An engine was closed."""
+
+
+class ToolCallError(Lfm2VlError, ValueError):
+    """What a model wrote as a tool call cannot be read as one; the message names the place."""

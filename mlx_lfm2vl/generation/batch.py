@@ -19,7 +19,7 @@ from ..processing.processor import Lfm2VlProcessor
 from .decode import Prompt
 from .features import FeatureCache
 from .options import GenerationOptions
-from .run import GenerationPiece, Statistics, generation_config, positions_left, run
+from .run import GenerationPiece, Statistics, positions_left, resolved, run
 from .stream import conversation
 from .watch import Stop
 
@@ -40,13 +40,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a row: its text and tokens, or the error that its pictures or prompt raised."""
+    """What became of a row: text and tokens (`tool_text` as in `GenerationPiece`), or the error of its pictures or
+    prompt."""
 
     text: str = ""
     tokens: tuple[int, ...] = ()
     finish_reason: str = "error"
     statistics: Statistics | None = None
     error: Lfm2VlError | None = None
+    tool_text: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,7 @@ def prepare(model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, q
     )
     ids = inputs["input_ids"][0]
     positions_left(model, len(ids))
-    resolved = question.options.resolve(generation_config(model))
-    return Prepared(ids, inputs.get("pixel_values"), inputs.get("spatial_shapes"), resolved)
+    return Prepared(ids, inputs.get("pixel_values"), inputs.get("spatial_shapes"), resolved(model, question.options))
 
 
 def run_prepared(
@@ -178,5 +179,6 @@ def _answer(
             tuple(token for piece in made for token in piece.tokens),
             made[-1].finish_reason or "error",
             made[-1].statistics,
+            tool_text="".join(piece.tool_text for piece in made),
         )
     return [answers[index] for index in range(len(group))]

@@ -30,7 +30,7 @@ from . import sequence
 from .decode import Prompt
 from .features import FeatureCache
 from .options import GenerationOptions
-from .run import GenerationPiece, generation_config, run
+from .run import GenerationPiece, resolved, run
 from .stream import user_content
 from .watch import Progress, Stop
 
@@ -140,7 +140,6 @@ class Chat:
     ) -> Iterator[GenerationPiece]:
         started = time.perf_counter()
         mx.reset_peak_memory()
-        resolved = (options or self.options).resolve(generation_config(self.model))
         ids, spans, pictures = self._encode(messages)
         held = self._sequence
         kept, logits = held.reuse(ids, spans)
@@ -151,7 +150,7 @@ class Chat:
             self.model,
             self.processor.tokenizer,
             self._prompt(ids, spans, pictures, kept),
-            [resolved],
+            [resolved(self.model, options or self.options)],
             started=started,
             cache=held.cache,
             known=np.array([ids[:kept]], np.int64),
@@ -164,7 +163,7 @@ class Chat:
         )
         try:
             for _, piece in pieces:
-                said.append(piece.text)
+                said.append(piece.text + piece.tool_text)  # a model must find its calls in its past
                 finished = finished or piece.finish_reason in ("stop", "length")
                 if piece.finish_reason is not None:
                     self._commit(messages, said, finished)

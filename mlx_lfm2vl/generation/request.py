@@ -13,12 +13,14 @@ from .run import GenerationPiece, Statistics
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole answer. `finish_reason`: "stop", "length" or "cancelled" (then the text is what came until then)."""
+    """A whole answer. `finish_reason`: "stop", "length" or "cancelled" (then the text is what came until
+    then). `tool_text` as in `GenerationPiece`."""
 
     text: str
     tokens: tuple[int, ...]
     finish_reason: str
     statistics: Statistics | None
+    tool_text: str = ""
 
 
 Item = GenerationPiece | BaseException
@@ -80,7 +82,8 @@ class Request:
             if item.finish_reason is not None:
                 text = "".join(piece.text for piece in pieces)
                 tokens = tuple(token for piece in pieces for token in piece.tokens)
-                self._completion = Completion(text, tokens, item.finish_reason, item.statistics)
+                calls = "".join(piece.tool_text for piece in pieces)
+                self._completion = Completion(text, tokens, item.finish_reason, item.statistics, calls)
         if self._error is not None:
             raise self._error
         assert self._completion is not None

@@ -21,6 +21,7 @@ from ..processing.tokenizer import Tokenizer
 from .decode import Decoding, Prompt, prefill
 from .features import FeatureCache
 from .options import GenerationOptions
+from .recommended import recommended
 from .sampling import chooser
 from .text import RowText
 from .watch import Cancelled, Progress, Stop
@@ -51,7 +52,8 @@ class GenerationPiece:
     """Some text and the tokens behind it, with their `logprobs` if asked for.
 
     `finish_reason` is None but on the last piece: "stop" (the model ended, or a stop text came), "length" (no tokens or
-    positions were left) or "cancelled". The last piece carries the statistics.
+    positions were left) or "cancelled". The last piece carries the statistics. `tool_text`: tool calls, for
+    `parse_tool_calls`, when they are complete (on a last piece, maybe cut off); they are no part of `text`.
     """
 
     text: str
@@ -59,6 +61,7 @@ class GenerationPiece:
     finish_reason: str | None = None
     statistics: Statistics | None = None
     logprobs: tuple[float, ...] | None = None
+    tool_text: str = ""
 
 
 class _Row:
@@ -73,7 +76,8 @@ class _Row:
         self.first = 0.0
 
     def piece(self, text: str, reason: str | None = None, statistics: Statistics | None = None) -> GenerationPiece:
-        made = GenerationPiece(text, tuple(self.tokens), reason, statistics, tuple(self.own) if self.logprobs else None)
+        own = tuple(self.own) if self.logprobs else None
+        made = GenerationPiece(text, tuple(self.tokens), reason, statistics, own, self.text.take_tool_text())
         self.tokens, self.own = [], []
         return made
 
@@ -163,7 +167,7 @@ def run(
                 yield last(index, text, "stop")
             elif row.count >= row.limit:
                 yield last(index, text + row.text.finish(), "length")
-            elif text:
+            elif text or row.text.tool_text:
                 yield index, row.piece(text)
         everything = stop is not None and stop()
         for index in list(rows):
@@ -184,6 +188,11 @@ def generation_config(model: Lfm2VlForConditionalGeneration) -> GenerationConfig
     """The checkpoint's, which `load` attaches; without one, the end tokens of config.json."""
     attached = getattr(model, "generation_config", None)
     return attached if attached is not None else GenerationConfig(eos_token_ids=model.config.eos_token_ids)
+
+
+def resolved(model: Lfm2VlForConditionalGeneration, options: GenerationOptions | None) -> GenerationOptions:
+    """The options with what was left open as the checkpoint, or else the makers' card, recommends."""
+    return (options or GenerationOptions()).resolve(recommended(model.config, generation_config(model)))
 
 
 def positions_left(model: Lfm2VlForConditionalGeneration, length: int) -> int:

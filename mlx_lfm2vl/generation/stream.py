@@ -14,7 +14,7 @@ from ..processing.processor import Lfm2VlProcessor
 from .decode import Prompt
 from .features import FeatureCache
 from .options import GenerationOptions
-from .run import GenerationPiece, Statistics, generation_config, run
+from .run import GenerationPiece, Statistics, resolved, run
 from .watch import Progress, Stop
 
 __all__ = ["GenerationPiece", "Statistics", "conversation", "generate", "stream_generate"]
@@ -63,12 +63,11 @@ def stream_generate(
         spatial_shapes=inputs.get("spatial_shapes"),
     )
     del inputs
-    resolved = (options or GenerationOptions()).resolve(generation_config(model))
     for _, piece in run(
         model,
         processor.tokenizer,
         ready,
-        [resolved],
+        [resolved(model, options)],
         started=started,
         features=features,
         stop=stop,
@@ -84,7 +83,8 @@ def generate(
     images: Any = None,
     **arguments: Any,
 ) -> str:
-    """The whole answer of `stream_generate`, with the same arguments and errors."""
+    """The whole text of `stream_generate`, with the same arguments and errors. Tool calls are no text; they are in the
+    pieces of `stream_generate`."""
     return "".join(piece.text for piece in stream_generate(model, processor, prompt, images, **arguments))
 
 

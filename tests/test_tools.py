@@ -1,0 +1,177 @@
+"""Tool calls: what models write, parsed without evaluating anything, and kept out of the text that users see."""
+
+import json
+
+import pytest
+from conftest import GOLDEN
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlx_lfm2vl import Chat, GenerationOptions, Lfm2VlProcessor, ToolCall, ToolCallError, demo, load, parse_tool_calls
+from mlx_lfm2vl.generation.text import RowText
+from mlx_lfm2vl.generation.tools import END, START
+
+
+def block(text: str) -> str:
+    return f"{START}{text}{END}"
+
+
+@pytest.mark.parametrize(
+    ("written", "calls"),
+    [
+        (
+            '[f(a="x", n=3, d={"k": 1}, b=True)]',
+            [ToolCall("f", {"a": "x", "n": 3, "d": {"k": 1}, "b": True})],
+        ),
+        ("[now()]", [ToolCall("now")]),
+        ("[a(x=1), b.c(y=-2.5e3,),]", [ToolCall("a", {"x": 1}), ToolCall("b.c", {"y": -2500.0})]),
+        ("f(x=1)", [ToolCall("f", {"x": 1})]),
+        (
+            "[f(a=true, b=false, c=null, d=None, e=False)]",
+            [ToolCall("f", dict(a=True, b=False, c=None, d=None, e=False))],
+        ),
+        ("[f(a=[1, [2, []]], b={})]", [ToolCall("f", {"a": [1, [2, []]], "b": {}})]),
+        ('[flight(from="BER", class="first")]', [ToolCall("flight", {"from": "BER", "class": "first"})]),
+        (r"""[f(a='it\'s "x"', b="\u00e9\n\x41\/")]""", [ToolCall("f", {"a": 'it\'s "x"', "b": "é\nA/"})]),
+        (r'[f(a="\ud83d\ude00")]', [ToolCall("f", {"a": "😀"})]),
+        ('[f(a="line\nline")]', [ToolCall("f", {"a": "line\nline"})]),
+        (f'[f(a="{END}")]', [ToolCall("f", {"a": END})]),
+        ('[{"name": "f", "arguments": {"a": null}}, {"name": "g"}]', [ToolCall("f", {"a": None}), ToolCall("g")]),
+        ('{"name": "f", "arguments": "{\\"a\\": 1}"}', [ToolCall("f", {"a": 1})]),
+        ("[]", []),
+    ],
+)
+def test_what_models_write(written, calls):
+    assert parse_tool_calls(f"Let me see. {block(written)} One moment.") == calls
+
+
+def test_several_blocks_and_none():
+    assert parse_tool_calls(block("[a()]") + "and" + block("[b(), c()]")) == [
+        ToolCall("a"),
+        ToolCall("b"),
+        ToolCall("c"),
+    ]
+    assert parse_tool_calls("No call [f()].") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (START, r"character 19: expected the name of a function, found the end"),
+        (block("[f("), r"expected the name of a parameter"),
+        (block('[f("x")]'), r"expected the name of a parameter, found '\"x\"\)\]"),
+        (block("[f(x)]"), r"expected '=' \(arguments are given by name\)"),
+        (block("[f(x=)]"), r"character 24: expected a string, a number"),
+        (block("[f(x=open('a'))]"), r"expected a string, a number, .*found \"open"),
+        (block("[f(x=1 + 1)]"), r"expected ',' or '\)', found '\+ 1"),
+        (block("[f(x=1, x=2)]"), r"each parameter once, 'x'"),
+        (block("[f(x='a)]"), r"expected a string in quotes, closed"),
+        (block("[f(x={1: 2})]"), r"expected a string in quotes"),
+        (block("[f(x=1] )"), r"expected ',' or '\)'"),
+        (block("[f() g()]"), r"expected ',' or '\]', found 'g\(\)"),
+        (START + "[f()]", r"expected <\|tool_call_end\|>, found the end"),
+        (block("[f()]x"), r"expected <\|tool_call_end\|>, found 'x"),
+        (block('[{"arguments": {}}]'), 'expected an object with "name" and "arguments"'),
+        (block('[{"name": "f", "arguments": "{"}]'), 'expected an object with "name" and "arguments"'),
+        (block(f"[f(x={'[' * 10000}]"), "at most 64"),
+        (block(f"[f(x={'9' * 5000})]"), "at most 1000 digits"),
+        (block("[f(x=1_000__0)]"), r"expected a string, a number"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_place(text, says):
+    with pytest.raises(ToolCallError, match=says):
+        parse_tool_calls(text)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=12,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), values), st.sampled_from([repr, json.dumps]))
+def test_any_arguments_survive_in_pythons_and_in_jsons_spelling(arguments, spell):
+    inside = ", ".join(f"{name}={spell(value)}" for name, value in arguments.items())
+    assert parse_tool_calls(block(f"[f({inside})]")) == [ToolCall("f", arguments)]
+
+
+@given(st.text(alphabet="[]{}(),:=\"'\\ftrue1.e-x \n", max_size=40))
+def test_nothing_but_calls_or_the_typed_error_comes_out(inside):
+    try:
+        calls = parse_tool_calls(block(inside))
+    except ToolCallError:
+        return
+    assert all(isinstance(call, ToolCall) for call in calls)
+
+
+# --- in answers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["demo", "gen2", "gen25"])
+def tokenizer(request):
+    folder = demo.path() if request.param == "demo" else GOLDEN / request.param
+    return Lfm2VlProcessor.from_pretrained(folder).tokenizer
+
+
+def read(tokenizer, tokens, **options) -> tuple[list[tuple[str, str]], RowText]:
+    """(text, tool text) token by token, and at the end."""
+    row = RowText(tokenizer, GenerationOptions(**options), (tokenizer.eos_token_id,))
+    made = []
+    for token in tokens:
+        text = row.push(token)
+        made.append((text, row.take_tool_text()))
+        if row.stopped:
+            return made, row
+    text = row.finish()
+    return [*made, (text, row.take_tool_text())], row
+
+
+def test_calls_are_no_text_but_are_there(tokenizer):
+    call = block('[place(name="Größe 漢字", n=3)]')
+    tokens = tokenizer.encode(f"One moment.{call} Done.{call}", add_special_tokens=False)
+    assert tokens.count(10) == tokens.count(11) == 2
+    made, _ = read(tokenizer, tokens)
+    assert "".join(text for text, _ in made) == "One moment. Done."
+    assert [calls for _, calls in made if calls] == [call, call]
+    assert made[tokens.index(11)] == ("", call)
+    assert parse_tool_calls(made[tokens.index(11)][1]) == [ToolCall("place", {"name": "Größe 漢字", "n": 3})]
+
+
+def test_a_call_that_was_cut_off_is_kept_and_refused_by_the_parser(tokenizer):
+    tokens = tokenizer.encode(f"Yes.{START}[place(na", add_special_tokens=False)
+    made, _ = read(tokenizer, tokens)
+    assert made[-1] == ("", f"{START}[place(na")
+    with pytest.raises(ToolCallError, match="found the end"):
+        parse_tool_calls(made[-1][1])
+    ended, row = read(tokenizer, [*tokens, tokenizer.eos_token_id])
+    assert row.stopped and ended[-1] == ("", f"{START}[place(na")
+
+
+def test_stop_texts_look_at_the_text_only(tokenizer):
+    tokens = tokenizer.encode(f"One{block('[stop()]')} two stop three", add_special_tokens=False)
+    made, row = read(tokenizer, tokens, stop=("stop",))
+    assert row.stopped and "".join(text for text, _ in made) == "One two "
+    held, row = read(tokenizer, tokenizer.encode(f"a st{block('[f()]')}op", add_special_tokens=False), stop=("stop",))
+    assert not row.stopped and "".join(text for text, _ in held) == "a stop"
+
+
+def test_an_answer_with_a_call_is_part_of_a_conversation(monkeypatch):
+    """The model must see its own call in the next turn, and the result that a tool sends."""
+    model, processor = load(GOLDEN / "gen2")
+    call = processor.tokenizer.encode(f"Hm.{block('[now()]')}", add_special_tokens=False)
+    answers = iter([*call, 7])
+    step = "mlx_lfm2vl.generation.decode.Decoding.step"
+    schema = [{"name": "now", "description": "the time", "parameters": {}}]
+    with monkeypatch.context() as scripted:  # a random model calls nothing by itself: its tokens are given here
+        scripted.setattr(step, lambda self, last=False: ([next(answers)], None))
+        chat = Chat(model, processor, tools=schema)
+        pieces = list(chat.stream("What time is it?"))
+    assert "".join(piece.text for piece in pieces) == "Hm."
+    assert parse_tool_calls("".join(piece.tool_text for piece in pieces)) == [ToolCall("now")]
+    assert chat.messages[-1]["content"] == f"Hm.{block('[now()]')}"
+    chat = Chat(model, processor, tools=schema, options=GenerationOptions(max_tokens=3))
+    chat.messages = [{"role": "user", "content": "Time?"}, {"role": "assistant", "content": f"Hm.{block('[now()]')}"}]
+    last = list(chat.stream("12:00", role="tool"))[-1]
+    assert last.statistics.generated_tokens == 3 and chat.messages[-2] == {"role": "tool", "content": "12:00"}
