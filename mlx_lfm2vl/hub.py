@@ -66,9 +66,16 @@ def _download(
     local_files_only: bool,
     patterns: tuple[str, ...],
 ) -> Path:
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.utils import httpx  # the client that it uses itself
 
     try:
         return Path(
@@ -81,6 +88,10 @@ def _download(
                 allow_patterns=list(patterns),
             )
         )
+    except HFValidationError as error:
+        raise HubError(f"{repo}: no such folder, and not a name that the hub allows ({_first_line(error)})") from None
+    except RevisionNotFoundError:
+        raise HubError(f"{repo}: the repository has no revision {revision!r}") from None
     except GatedRepoError:
         raise HubError(
             f"{repo}: access is restricted; accept its terms on the hub and log in with `hf auth login`"

@@ -761,3 +761,9 @@ def test_an_unknown_override_is_refused_with_the_known_ones():
 def test_an_override_of_none_keeps_what_the_checkpoint_says():
     config = ImageProcessorConfig(max_tiles=6)
     assert config.with_overrides(max_tiles=None, min_tiles=3) == ImageProcessorConfig(max_tiles=6, min_tiles=3)
+
+
+def test_tiling_that_was_switched_off_here_stays_off():
+    chosen = ProcessorConfig(image=ImageProcessorConfig(do_image_splitting=False, use_thumbnail=False))
+    again = ProcessorConfig.from_dicts(processor=chosen.to_dict())
+    assert again == chosen and again.notes == ()

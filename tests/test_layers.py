@@ -34,7 +34,7 @@ OWNERS = {
     "huggingface_hub": "mlx_lfm2vl/hub.py",
     "tokenizers": "mlx_lfm2vl/processing/tokenizer.py",
     "jinja2": "mlx_lfm2vl/processing/template.py",
-    "httpx": "mlx_lfm2vl/processing/fetch.py",
+    "httpx2": "mlx_lfm2vl/processing/fetch.py",
 }
 # Parts that may import a library.
 HOMES = {

@@ -23,7 +23,7 @@ LAYER_TYPES = ("conv", "full_attention")
 
 @dataclass(frozen=True)
 class Siglip2VisionConfig:
-    """The SigLIP2 NaFlex tower: sizes in channels, `patch_size` in pixels, `num_patches` entries of the position table."""
+    """The SigLIP2 NaFlex tower: sizes in channels, `patch_size` in pixels, `num_patches` in the position table."""
 
     hidden_size: int = 768
     intermediate_size: int = 3072

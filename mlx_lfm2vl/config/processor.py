@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import ConfigError
 from .fields import Fields, read_json
 
+SPLITTING_IS_MEANT = "do_image_splitting_is_meant"
 RESAMPLE_FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which the checkpoints use
 
 
@@ -109,20 +110,22 @@ class ProcessorConfig:
         Obeyed as they stand: filters, budgets, tile limits, thumbnail. Not obeyed: `do_resize`, `max_num_patches`,
         `input_data_format`, and `do_image_splitting: false` (with the `use_thumbnail: false` that comes with it), which
         converters left in published folders although the models are made for tiling; a note says so, and whoever means
-        it passes `do_image_splitting=False`.
+        it passes `do_image_splitting=False`. What this package wrote itself is meant (see `to_dict`).
         """
         known = {f.name for f in fields(ImageProcessorConfig)}
         merged: dict[str, Any] = {}
         special: Any = None
+        meant = False
         layers = [source for source in (preprocessor, processor) if source] or [model or {}]
         for source in layers:
             nested = source.get("image_processor")
             for part in (source, nested if isinstance(nested, Mapping) else {}):
                 merged.update({key: part[key] for key in known if part.get(key) is not None})
+                meant = meant or part.get(SPLITTING_IS_MEANT) is True
                 if part.get("use_image_special_tokens") is not None:
                     special = part["use_image_special_tokens"]
         notes = []
-        if merged.get("do_image_splitting") is False:
+        if merged.get("do_image_splitting") is False and not meant:
             del merged["do_image_splitting"]
             thumbnail = merged.pop("use_thumbnail", None)
             if thumbnail is True:
@@ -152,7 +155,7 @@ class ProcessorConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """processor_config.json as transformers 5 writes it."""
+        """processor_config.json as transformers 5 writes it; a key of our own says where tiling off is meant."""
         image = asdict(self.image)
         image.update(
             image_mean=list(self.image.image_mean),
@@ -162,6 +165,8 @@ class ProcessorConfig:
             size={"height": self.image.tile_size, "width": self.image.tile_size},
             image_processor_type="Lfm2VlImageProcessor",
         )
+        if not self.image.do_image_splitting:
+            image[SPLITTING_IS_MEANT] = True
         return {
             "image_processor": image,
             "processor_class": "Lfm2VlProcessor",

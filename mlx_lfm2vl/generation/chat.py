@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import os
 import time
@@ -18,14 +17,13 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from PIL import Image
 
 from ..errors import OutputError, PromptError
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing import geometry
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
-from ..processing.source import load_image
+from ..processing.source import Picture, load_image, png_bytes
 from . import sequence
 from .decode import Prompt
 from .features import FeatureCache
@@ -182,9 +180,7 @@ class Chat:
         if finished or any(said):
             self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
 
-    def _encode(
-        self, messages: list[dict[str, Any]]
-    ) -> tuple[list[int], list[sequence.PictureSpan], list[Image.Image]]:
+    def _encode(self, messages: list[dict[str, Any]]) -> tuple[list[int], list[sequence.PictureSpan], list[Picture]]:
         """Ids of the conversation with room for its pictures, whose pixels are not touched yet."""
         processor = self.processor
         text = processor.apply_chat_template(messages, tools=self.tools, add_generation_prompt=True)
@@ -206,9 +202,7 @@ class Chat:
         ]
         return ids, spans, pictures
 
-    def _prompt(
-        self, ids: list[int], spans: list[sequence.PictureSpan], pictures: list[Image.Image], kept: int
-    ) -> Prompt:
+    def _prompt(self, ids: list[int], spans: list[sequence.PictureSpan], pictures: list[Picture], kept: int) -> Prompt:
         """What is left to run: the ids and the pictures behind `kept`."""
         new = [picture for span, picture in zip(spans, pictures, strict=True) if span.start >= kept]
         rest = np.array([ids[kept:]], np.int64)
@@ -247,7 +241,7 @@ class Chat:
         self.messages = messages
 
 
-def _picture_key(picture: Image.Image) -> bytes:
+def _picture_key(picture: Picture) -> bytes:
     digest = hashlib.blake2b(repr(picture.size).encode(), digest_size=16)
     digest.update(picture.tobytes())
     return digest.digest()
@@ -259,9 +253,7 @@ def _to_json(content: Any) -> Any:
     items = []
     for item in content:
         if item["type"] == "image":
-            buffer = io.BytesIO()
-            item["image"].save(buffer, "PNG")
-            item = {"type": "image", "png": base64.b64encode(buffer.getvalue()).decode()}
+            item = {"type": "image", "png": base64.b64encode(png_bytes(item["image"])).decode()}
         items.append(item)
     return items
 

@@ -1,4 +1,4 @@
-"""Downloads a picture's bytes, within what a `SourcePolicy` allows. httpx is imported only when a URL is fetched.
+"""Downloads a picture's bytes, within what a `SourcePolicy` allows. httpx2 is imported only when a URL is fetched.
 
 Contract: http and https only, on every hop; no host on a private or loopback address unless allowed, and the connection
 goes to the very address that was checked (a name that resolves differently a moment later gains nothing); size and time
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ImageError
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 MAX_REDIRECTS = 5
 
@@ -52,12 +52,12 @@ def fetch(url: str, policy: SourcePolicy) -> bytes:
     """The body behind a URL. Every hop is checked anew, and the connection goes to the address that was checked."""
     if not policy.allow_urls:
         raise ImageError(f"{short(url)}: URLs are not allowed here; give the picture itself")
-    import httpx
+    import httpx2
 
     deadline = time.monotonic() + policy.timeout
     label, target = short(url), url
     try:
-        with httpx.Client(timeout=policy.timeout, follow_redirects=False) as client:
+        with httpx2.Client(timeout=policy.timeout, follow_redirects=False) as client:
             for _ in range(MAX_REDIRECTS + 1):
                 with client.stream("GET", **_request(target, label, policy)) as response:
                     if response.is_redirect:
@@ -69,15 +69,15 @@ def fetch(url: str, policy: SourcePolicy) -> bytes:
                         )
                     return _body(response, label, deadline, policy)
             raise ImageError(f"{label}: more than {MAX_REDIRECTS} redirects")
-    except httpx.TimeoutException:
+    except httpx2.TimeoutException:
         raise ImageError(f"{label}: no answer within {policy.timeout:g} seconds") from None
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"{label}: cannot be fetched ({short(str(error)) or type(error).__name__})") from None
 
 
-def _body(response: httpx.Response, label: str, deadline: float, policy: SourcePolicy) -> bytes:
+def _body(response: httpx2.Response, label: str, deadline: float, policy: SourcePolicy) -> bytes:
     body = bytearray()
     for chunk in response.iter_bytes():
         body += chunk

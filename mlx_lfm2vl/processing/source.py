@@ -33,6 +33,9 @@ _WARNINGS = threading.Lock()
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
+Picture = Image.Image  # as `load_image` returns it: of mode RGB
+
+
 def load_image(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> Image.Image:
     """The picture as a PIL image of mode RGB.
 
@@ -63,6 +66,13 @@ def load_image(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> Image.Ima
         f"a picture of type {type(picture).__name__} cannot be read; give a PIL image, a NumPy array, a path, a URL, "
         "a data: URI or the bytes of a picture file"
     )
+
+
+def png_bytes(picture: Picture) -> bytes:
+    """The picture as a PNG file, without loss."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def load_array(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> np.ndarray:
