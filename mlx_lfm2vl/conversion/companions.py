@@ -71,7 +71,8 @@ def config_json(
     layout: str = "mlx",
 ) -> dict[str, Any]:
     """The source's config.json with what is true of the new weights: dtype, quantisation, layers of the tower, width of
-    the feed-forward. Code references of the source are dropped; torch's layouts get the current model type."""
+    the feed-forward. Code references of the source are dropped; torch's layouts get the current model type, MLX's the
+    widths of the text model in all of its spellings."""
     out = {key: value for key, value in original.items() if key not in ("auto_map", "quantization_config")}
     out.pop("quantization", None)
     name = str(dtype).removeprefix("mlx.core.")
@@ -85,6 +86,9 @@ def config_json(
     if Lfm2VlConfig.from_dict(original).text_config.feed_forward_size != config.text_config.feed_forward_size:
         text.pop("block_ff_dim", None)
         text.update(intermediate_size=config.text_config.feed_forward_size, block_auto_adjust_ff_dim=False)
+    if layout == "mlx":  # mlx-vlm takes the 450M's for widths that are not spelled out
+        for key in ("block_dim", "conv_dim", "conv_dim_out"):
+            text.setdefault(key, config.text_config.hidden_size)
     out.update(vision_config=vision, text_config=text)
     if layout != "mlx":
         out.update(model_type="lfm2_vl", image_token_id=config.image_token_id)

@@ -57,11 +57,12 @@ def _one_of(values: tuple[int, ...]) -> str:
 def widths(model: nn.Module) -> dict[str, int]:
     """Paths of the modules that can be quantised or are, with the length of their rows.
 
-    The tower's position table is not among them: it is resized, not looked up.
+    The tower's embeddings are not among them: the position table is resized, not looked up, and of the patches' weight
+    mlx-vlm takes the type that pixels are cast to.
     """
     out: dict[str, int] = {}
     for path, module in model.named_modules():
-        if path.endswith(".position_embedding"):
+        if path.endswith((".position_embedding", ".patch_embedding")):
             continue
         if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
             out[path] = module.scales.shape[-1] * module.group_size
