@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the names and shapes of the makers' repositories, which transformers loads (dense models only)",
     )
     add_quantisation(parser)
+    add_repair(parser)
     group = parser.add_argument_group("measuring", "after quantising, both models answer questions about pictures")
     group.add_argument("--no-verify", action="store_true", help="do not measure what quantising costs")
     group.add_argument(
@@ -47,6 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="measure on these pictures (and prompts.txt) instead of the bundled ones",
     )
+
+
+def add_repair(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("repair", "of a converted folder that another program left incomplete or wrong")
+    group.add_argument(
+        "--repair", action="store_true", help="say what is wrong with an MLX folder and write it anew, put right"
+    )
+    group.add_argument(
+        "--base", metavar="MODEL", help="original model, for missing files (default: the one that the card names)"
+    )
+    group.add_argument("--dry-run", action="store_true", help="only say what would be done")
 
 
 def add_quantisation(parser: argparse.ArgumentParser) -> None:
@@ -97,17 +109,57 @@ def override(text: str) -> tuple[str, str]:
     return pattern, value
 
 
-def run(args: argparse.Namespace) -> int:
-    """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import OptionError, convert
-    from ..conversion.report import FILE, DamageReport
-    from .progress import Bars
-
+def check_combinations(args: argparse.Namespace, error: type[Exception]) -> None:
+    """Raises `error` for an option that says nothing beside the others."""
     if not args.quantize:
         for name in QUANTISING:
             if (value := getattr(args, name)) not in (None, [], False):
                 shown = "" if value is True else f" {value if isinstance(value, (int, str)) else '='.join(value[0])}"
-                raise OptionError(f"--{name.replace('_', '-')}{shown} says how to quantise; add -q")
+                raise error(f"--{name.replace('_', '-')}{shown} says how to quantise; add -q")
+    if args.repair:
+        for name in ("quantize", "dequantize", "hf", "dtype", "no_verify", "calibration"):
+            if getattr(args, name):
+                raise error(f"--repair keeps the weights as they are; leave --{name.replace('_', '-')} out")
+    else:
+        for name in ("base", "dry_run"):
+            if getattr(args, name):
+                raise error(f"--{name.replace('_', '-')} belongs to --repair")
+
+
+def run_repair(args: argparse.Namespace) -> int:
+    from ..conversion.repair import repair
+    from .progress import Bars
+
+    with Bars() as bars:
+        findings = repair(
+            args.hf_path,
+            args.mlx_path,
+            base=args.base,
+            dry_run=args.dry_run,
+            overwrite=args.overwrite,
+            revision=args.revision,
+            progress=bars,
+            on_note=note,
+        )
+    for finding in findings:
+        print(finding)
+    if not findings:
+        note("nothing to repair; nothing written")
+    elif not args.dry_run:
+        print(args.mlx_path)
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises `Lfm2VlError` for whatever the user can put right."""
+    from .. import OptionError, convert
+
+    check_combinations(args, OptionError)
+    if args.repair:
+        return run_repair(args)
+    from ..conversion.report import FILE, DamageReport
+    from .progress import Bars
+
     with Bars() as bars:
         folder = convert(
             args.hf_path,

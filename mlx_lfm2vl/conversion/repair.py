@@ -1,0 +1,220 @@
+"""What converters leave wrong in published MLX folders: found, told, and put right in a new folder.
+
+Looked for: missing tokenizer, template and processor files; tiling switched off and a stale patch budget in the
+processor files; an index that is not true; tensors that nothing uses; counts of layers and widths in config.json that
+the weights contradict; code. What is missing comes from the base model, which the folder's card names, or the caller.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import Lfm2VlConfig, ProcessorConfig, read_json
+from ..errors import HubError, OutputError, WeightsError
+from ..hub import resolve
+from ..weights.files import read_headers, weight_files
+from ..weights.load import StoredTensors, open_model
+from ..weights.save import write_json
+from .card import CardSource
+from .check import check_index, check_result
+from .companions import PROCESSOR_FILES
+from .convert import finished, write_model
+
+TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.md")
+TEMPLATES = ("chat_template.jinja", "chat_template.json")
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with `file`, and what is done about it; `remedy` is None where nothing can be."""
+
+    file: str
+    problem: str
+    remedy: str | None
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.problem}; {self.remedy or 'cannot be repaired from here'}"
+
+
+def inspect(folder: Path, base: Path | None = None) -> list[Finding]:
+    """What is wrong with a folder. `base`: the original's folder, for what is missing. Raises what reading the weights
+    and config.json raises: damaged weights are beyond repair."""
+    _, stored = open_model(folder)
+    return [
+        *_missing(folder, base),
+        *_processor(folder),
+        *_weights(folder, stored),
+        *_config(folder, stored.config),
+    ]
+
+
+def repair(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    on_note: Note | None = None,
+) -> list[Finding]:
+    """Writes a repaired copy of `source` (folder or repository) to `target`; returns what was found.
+
+    With `dry_run`, or if nothing is wrong, nothing is written. `base`: the original model, folder or repository; None:
+    the one that the folder's card names, if it can be had. Raises `OutputError` if something cannot be repaired.
+    """
+    target = Path(target).expanduser()
+    if target.exists() and not overwrite and not dry_run:
+        raise OutputError(f"{target}: exists already; choose another place or overwrite it (--overwrite)")
+    folder = resolve(source, revision=revision, token=token)
+    if target.exists() and target.resolve() == folder.resolve():
+        raise OutputError(f"{target}: is the source itself; choose another place")
+    original = _base(folder, source, base, token, on_note) if _missing(folder, None) else None
+    findings = inspect(folder, original)
+    if dry_run or not findings:
+        return findings
+    if lost := [finding for finding in findings if finding.remedy is None]:
+        raise OutputError(f"{folder}: {lost[0]}; name the original model (--base)")
+    _, stored = open_model(folder)
+    with finished(target) as part:
+        write_model(folder, stored, part, None, progress=progress)
+        if (folder / "README.md").is_file():
+            shutil.copyfile(folder / "README.md", part / "README.md")
+        if original is not None:
+            for name in _sources_of(folder, original):
+                shutil.copyfile(original / name, part / name)
+        for name in PROCESSOR_FILES:
+            if (part / name).is_file():
+                write_json(part / name, _mended(read_json(part / name), ProcessorConfig.from_folder(part))[0])
+        for remark in check_result(part):
+            if on_note is not None:
+                on_note(remark)
+    return findings
+
+
+def _base(
+    folder: Path,
+    source: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None,
+    token: str | bool | None,
+    on_note: Note | None,
+) -> Path | None:
+    """The original's folder, with its text files at least; None if it is not named or cannot be had."""
+    if base is not None:
+        return resolve(base, token=token, patterns=TEXT_FILES)
+    named = CardSource.of(source, folder).front_matter.get("base_model")
+    name = named[0] if isinstance(named, list) and named else named
+    if not isinstance(name, str):
+        return None
+    try:
+        return resolve(name, token=token, patterns=TEXT_FILES)
+    except HubError as error:
+        if on_note is not None:
+            on_note(f"the base model cannot be had: {error}")
+        return None
+
+
+def _has_template(folder: Path) -> bool:
+    if any((folder / name).is_file() for name in TEMPLATES):
+        return True
+    file = folder / "tokenizer_config.json"
+    return file.is_file() and bool(read_json(file).get("chat_template"))
+
+
+def _sources_of(folder: Path, base: Path) -> list[str]:
+    """Files of the base that fill what the folder lacks."""
+    names = [name for name in ("tokenizer.json", "tokenizer_config.json") if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        names += PROCESSOR_FILES
+    if not _has_template(folder):
+        names += TEMPLATES
+    return [name for name in names if (base / name).is_file()]
+
+
+def _missing(folder: Path, base: Path | None) -> list[Finding]:
+    def found(file: str, have: bool, others: tuple[str, ...] = ()) -> list[Finding]:
+        if have:
+            return []
+        there = base is not None and any((base / name).is_file() for name in (file, *others))
+        return [Finding(file, "is missing", f"taken from {base}" if there else None)]
+
+    out = found("tokenizer.json", (folder / "tokenizer.json").is_file())
+    if not _has_template(folder):
+        from_config = base is not None and _has_template(base)
+        out += found("chat_template.jinja", False, (*TEMPLATES, *(("tokenizer_config.json",) if from_config else ())))
+    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        there = base is not None and any((base / name).is_file() for name in PROCESSOR_FILES)
+        remedy = f"taken from {base}" if there else "written from config.json and the defaults of these models"
+        out.append(Finding("processor_config.json", "is missing", remedy))
+    return out
+
+
+def _processor(folder: Path) -> list[Finding]:
+    out: list[Finding] = []
+    config = ProcessorConfig.from_folder(folder)
+    for name in PROCESSOR_FILES:
+        if (folder / name).is_file():
+            out += [Finding(name, *change) for change in _mended(read_json(folder / name), config)[1]]
+    return out
+
+
+def _mended(data: dict[str, Any], config: ProcessorConfig) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """A processor file with tiling on and the patch budget that follows from the policy; and what was changed."""
+    changes: list[tuple[str, str]] = []
+    out = dict(data)
+    if isinstance(out.get("image_processor"), dict):
+        out["image_processor"], changes = _mended(out["image_processor"], config)
+    if out.get("do_image_splitting") is False:
+        out["do_image_splitting"] = True
+        changes.append(("do_image_splitting is false, as converters leave it", "set to true"))
+        if out.get("use_thumbnail") is False:
+            out["use_thumbnail"] = True
+            changes.append(("use_thumbnail is false with it", "set to true"))
+    budget = config.image.max_num_patches
+    if out.get("max_num_patches") not in (None, budget):
+        changes.append((f"max_num_patches is {out['max_num_patches']}", f"set to {budget}"))
+        out["max_num_patches"] = budget
+    return out, changes
+
+
+def _weights(folder: Path, stored: StoredTensors) -> list[Finding]:
+    out: list[Finding] = []
+    unused = [
+        name
+        for name in read_headers(weight_files(folder))
+        if stored.names.get(name, "position_ids") not in stored.infos
+    ]
+    if unused:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        out.append(Finding("model.safetensors", f"{unused[0]}{more} are used by nothing", "left out"))
+    try:
+        check_index(folder)
+    except WeightsError as error:
+        problem = str(error).partition(": ")[2]
+        out.append(Finding("model.safetensors.index.json", problem, "written anew"))
+    return out
+
+
+def _config(folder: Path, fitted: Lfm2VlConfig) -> list[Finding]:
+    data = read_json(folder / "config.json")
+    said = Lfm2VlConfig.from_dict(data, str(folder / "config.json"))
+    out: list[Finding] = []
+    layers = (said.vision_config.num_hidden_layers, fitted.vision_config.num_hidden_layers)
+    if layers[0] != layers[1]:
+        out.append(Finding("config.json", f"says {layers[0]} layers of the tower", f"set to the {layers[1]} there are"))
+    widths = (said.text_config.feed_forward_size, fitted.text_config.feed_forward_size)
+    if widths[0] != widths[1]:
+        out.append(Finding("config.json", f"says a feed-forward width of {widths[0]}", f"set to {widths[1]}"))
+    code = sorted(path.name for path in folder.glob("*.py"))
+    if code or "auto_map" in json.dumps(data):
+        out.append(Finding(code[0] if code else "config.json", "brings code along, which is not needed", "left out"))
+    return out

@@ -1,0 +1,124 @@
+"""convert --repair: what converters leave wrong is found, told, and put right in a new folder; the rest stays."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from safetensors.numpy import load_file, save_file
+
+from mlx_lfm2vl.cli import main
+from mlx_lfm2vl.config import ProcessorConfig
+from mlx_lfm2vl.conversion.check import check_folder
+from mlx_lfm2vl.conversion.convert import convert
+from mlx_lfm2vl.conversion.repair import inspect, repair
+from mlx_lfm2vl.errors import OutputError, WeightsError
+from mlx_lfm2vl.weights.load import load_model
+
+IDS = np.array([[1, 6, 500, 501, 502, 503, 7]])
+
+
+def logits(folder: Path) -> np.ndarray:
+    return np.array(load_model(folder)(IDS, use_cache=False).logits.astype(mx.float32))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A sound MLX folder, 8 bits."""
+    return convert(GOLDEN / "gen25", tmp_path / "folder", q_bits=8, q_group_size=32, verify=False)
+
+
+def edit(file: Path, **changes) -> None:
+    data = json.loads(file.read_text())
+    (data.get("image_processor") or data).update(changes)
+    file.write_text(json.dumps(data))
+
+
+def test_a_sound_folder_needs_nothing_and_gets_no_copy(folder, tmp_path):
+    assert inspect(folder) == []
+    assert repair(folder, tmp_path / "out") == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_tiling_and_patch_budget(folder, tmp_path):
+    edit(folder / "processor_config.json", do_image_splitting=False, use_thumbnail=False, max_num_patches=256)
+    found = [str(finding) for finding in repair(folder, tmp_path / "out")]
+    assert found == [
+        "processor_config.json: do_image_splitting is false, as converters leave it; set to true",
+        "processor_config.json: use_thumbnail is false with it; set to true",
+        "processor_config.json: max_num_patches is 256; set to 1024",
+    ]
+    data = json.loads((tmp_path / "out" / "processor_config.json").read_text())
+    data = data.get("image_processor") or data
+    assert (data["do_image_splitting"], data["use_thumbnail"], data["max_num_patches"]) == (True, True, 1024)
+    assert ProcessorConfig.from_folder(tmp_path / "out").notes == ()
+    assert inspect(tmp_path / "out") == []
+
+
+def test_stale_tensors_and_a_stale_index(folder, tmp_path):
+    tensors = load_file(folder / "model.safetensors")
+    extra = {f"multi_modal_projector.layer_norm.{leaf}": np.ones(160, np.float32) for leaf in ("weight", "bias")}
+    save_file({**tensors, **extra}, folder / "model.safetensors", metadata={"format": "mlx"})
+    first, second = [str(finding) for finding in repair(folder, tmp_path / "out")]
+    assert "multi_modal_projector.layer_norm" in first and "1 more are used by nothing; left out" in first
+    assert second.startswith("model.safetensors.index.json: says multi_modal_projector.layer_norm")
+    assert set(mx.load(str(tmp_path / "out" / "model.safetensors"))) == set(tensors)
+    np.testing.assert_array_equal(logits(tmp_path / "out"), logits(folder))
+    assert check_folder(tmp_path / "out") == []
+
+
+def test_missing_files_come_from_the_original(folder, tmp_path):
+    for name in ("chat_template.jinja", "tokenizer.json", "processor_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(OutputError, match=r"tokenizer.json: is missing; cannot be repaired from here; name .*--base"):
+        repair(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    found = repair(folder, tmp_path / "out", base=GOLDEN / "gen25")
+    assert [finding.file for finding in found] == ["tokenizer.json", "chat_template.jinja", "processor_config.json"]
+    for name in ("chat_template.jinja", "tokenizer.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (GOLDEN / "gen25" / name).read_bytes()
+    assert ProcessorConfig.from_folder(tmp_path / "out") == ProcessorConfig.from_folder(GOLDEN / "gen25")
+
+
+def test_the_original_may_be_named_by_the_card(folder, tmp_path):
+    (folder / "chat_template.jinja").unlink()
+    (folder / "README.md").write_text(f"---\nbase_model: {GOLDEN / 'gen25'}\n---\n")
+    (finding,) = repair(folder, tmp_path / "out")
+    assert finding.remedy == f"taken from {GOLDEN / 'gen25'}"
+    assert (tmp_path / "out" / "README.md").read_bytes() == (folder / "README.md").read_bytes()
+
+
+def test_a_count_that_the_weights_contradict_and_code(tmp_path):
+    source = Path(shutil.copytree(GOLDEN / "gen2", tmp_path / "source"))
+    config = json.loads((source / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] = 4
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "modeling_lfm2_vl.py").write_text("raise SystemExit")
+    found = {finding.file: str(finding) for finding in repair(source, tmp_path / "out")}
+    assert "says 4 layers of the tower; set to the 3 there are" in found["config.json"]
+    assert "modeling_lfm2_vl.py" in found and not (tmp_path / "out" / "modeling_lfm2_vl.py").exists()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vision_config"]["num_hidden_layers"] == 3
+
+
+def test_damaged_weights_are_beyond_repair(folder, tmp_path):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-100])
+    with pytest.raises(WeightsError, match="truncated"):
+        repair(folder, tmp_path / "out")
+
+
+def test_from_the_command_line(folder, tmp_path, capsys):
+    edit(folder / "processor_config.json", max_num_patches=256)
+    words = ["convert", "--repair", "--hf-path", str(folder), "--mlx-path", str(tmp_path / "out")]
+    assert main([*words, "--dry-run"]) == 0
+    said = "processor_config.json: max_num_patches is 256; set to 1024\n"
+    assert capsys.readouterr().out == said and not (tmp_path / "out").exists()
+    assert main(words) == 0
+    assert capsys.readouterr().out == said + f"{tmp_path / 'out'}\n"
+    assert main(["convert", "--repair", "--hf-path", str(tmp_path / "out"), "--mlx-path", str(tmp_path / "x")]) == 0
+    assert capsys.readouterr().err == "mlx-lfm2vl: nothing to repair; nothing written\n"
+    assert main([*words, "-q"]) == 2
+    assert "leave --quantize out" in capsys.readouterr().err
