@@ -256,7 +256,7 @@ def test_errors_of_a_real_process_are_one_line_without_traceback(tmp_path):
         (["generate", "--max-image-tokens", "0"], r"--max-image-tokens: '0'"),
         (["generate", "--unheard-of"], r"unrecognized arguments: --unheard-of"),
         (["generate", "--max-tok", "3"], r"unrecognized arguments: --max-tok 3"),
-        (["generate", "--image"], r"--image: expected one argument"),
+        (["generate", "--image"], r"--image: expected at least one argument"),
         (["generate"], r"nothing to answer: give --image, --prompt or both"),
         (["generate", "--model", "no/such/folder", "--prompt", "x"], r"no/such/folder: no such folder"),
         (["generate", "--model", "", "--prompt", "x"], r"name is empty"),

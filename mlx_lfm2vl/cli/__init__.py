@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import Lfm2VlError
-from . import convert, generate, verify
+from . import batch, chat, convert, generate, verify
 from .options import PROGRAM, Parser, complain
 
-COMMANDS = {"generate": generate, "convert": convert, "verify": verify}
+COMMANDS = {"generate": generate, "chat": chat, "batch": batch, "convert": convert, "verify": verify}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

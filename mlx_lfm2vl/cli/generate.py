@@ -3,84 +3,123 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import json
+import sys
+from typing import TYPE_CHECKING, Any
 
-from .options import (
-    DEMO,
-    add_model,
-    add_pictures,
-    add_sampling,
-    note,
-    picture_overrides,
-    sampling_options,
-)
+from .inputs import DEFAULT_PROMPT, add_prompt, expand, read_prompt, source
+from .options import DEMO, add_model, add_pictures, add_sampling, load_model, note, sampling_options
 
 if TYPE_CHECKING:
-    from .. import Statistics
+    from .. import GenerationPiece, Lfm2VlProcessor, Statistics
 
 SUMMARY = "answer a prompt about pictures"
 DESCRIPTION = """\
 Answers a prompt about one or several pictures, or about none, and prints the answer as it comes.
 
   mlx-lfm2vl generate --image photo.jpg
-  mlx-lfm2vl generate --model LiquidAI/LFM2.5-VL-450M --image a.png --image b.png --prompt "What differs?"
+  mlx-lfm2vl generate --model LiquidAI/LFM2.5-VL-450M --image a.png b.png --prompt "What differs?"
+  mlx-lfm2vl generate --image 'scans/*.png' --prompt-file question.txt --json
+  curl -s https://example.org/a.png | mlx-lfm2vl generate --image -
 """
-DEFAULT_PROMPT = "What is in this image?"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument(
         "--image",
-        action="append",
+        nargs="+",
+        action="extend",
         default=[],
         metavar="PICTURE",
-        help="file, http(s) URL or data URI; give it again for several pictures",
+        help="file, pattern such as '*.png', http(s) URL, data URI, or - for stdin; several here, or by --image again",
     )
-    parser.add_argument(
-        "--prompt", metavar="TEXT", help=f"what to ask (default with a picture: {DEFAULT_PROMPT!r}; needed without one)"
-    )
-    parser.add_argument("--system", metavar="TEXT", help="system prompt (default: none)")
+    add_prompt(parser, f"{DEFAULT_PROMPT!r}; needed without a picture")
     parser.add_argument("--verbose", action="store_true", help="print counts, speeds and memory on stderr at the end")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object at the end: answer, tokens, counts, timings, model"
+    )
     add_sampling(parser)
     add_pictures(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import GenerationOptions, PromptError, load, stream_generate
+    from .. import GenerationOptions, PromptError, stream_generate
     from ..processing.source import load_image
+    from .interrupt import Interrupt
 
-    if args.prompt is None and not args.image:
+    prompt = read_prompt(args, args.image)
+    if prompt is None and not args.image:
         raise PromptError("nothing to answer: give --image, --prompt or both")
-    prompt = DEFAULT_PROMPT if args.prompt is None else args.prompt
+    prompt = DEFAULT_PROMPT if prompt is None else prompt
     options = GenerationOptions(**sampling_options(args))
-    pictures = [load_image(picture) for picture in args.image]  # a wrong name is said before a large model is loaded
-    if args.model is None:
-        note("no --model given: using the bundled demo model, which only knows simple drawings")
-    model, processor = load(
-        DEMO if args.model is None else args.model, revision=args.revision, **picture_overrides(args)
-    )
-    for line in processor.notes:
-        if args.tiling is None or "do_image_splitting" not in line:  # who chose need not be told
-            note(line)
-    statistics, begun = None, False
-    try:
-        for piece in stream_generate(model, processor, prompt, pictures or None, system=args.system, options=options):
-            begun = True
-            print(piece.text, end="", flush=True)
-            statistics = piece.statistics or statistics
-    finally:  # also when interrupted: what there is stays a whole line
-        if begun:
-            print(flush=True)
-    if args.verbose and statistics is not None:
+    names = expand(args.image)
+    pictures = [load_image(source(name)) for name in names]  # a wrong name is said before a large model is loaded
+    model, processor = load_model(args)
+    pieces: list[GenerationPiece] = []
+    with Interrupt() as interrupt:
+        answer = stream_generate(
+            model,
+            processor,
+            prompt,
+            pictures or None,
+            system=args.system,
+            options=options,
+            stop=interrupt,
+        )
+        try:
+            for piece in answer:
+                pieces.append(piece)
+                if not args.json:
+                    print(piece.text + piece.tool_text, end="", flush=True)
+        finally:  # also when interrupted twice: what there is stays a whole line
+            if pieces and not args.json:
+                print(flush=True)
+    statistics = pieces[-1].statistics
+    assert statistics is not None
+    if args.json:
+        images = [
+            {"source": name if len(name) <= 200 else f"{name[:200]}...", "tokens": tokens}
+            for name, tokens in zip(names, image_tokens(processor, pictures), strict=True)
+        ]
+        print(json.dumps(as_object(args.model or DEMO, pieces, images), ensure_ascii=False), flush=True)
+    if args.verbose:
         report(statistics)
-    return 0
+    return 130 if interrupt.happened else 0
+
+
+def image_tokens(processor: Lfm2VlProcessor, pictures: list[Any]) -> list[int]:
+    """How many tokens each picture took."""
+    from ..processing.geometry import plan
+
+    return [plan(picture.height, picture.width, processor.image_processor.config).tokens for picture in pictures]
+
+
+def as_object(model: str, pieces: list[GenerationPiece], images: list[dict[str, Any]]) -> dict[str, Any]:
+    """What --json prints."""
+    import dataclasses
+
+    last = pieces[-1]
+    assert last.statistics is not None
+    made: dict[str, Any] = {
+        "model": model,
+        "text": "".join(piece.text for piece in pieces),
+        "tokens": [token for piece in pieces for token in piece.tokens],
+        "finish_reason": last.finish_reason,
+        "images": images,
+        **dataclasses.asdict(last.statistics),
+    }
+    if calls := "".join(piece.tool_text for piece in pieces):
+        made["tool_text"] = calls
+    return made
 
 
 def report(statistics: Statistics) -> None:
+    """Prints what a run took, on stderr."""
+    cached = f", {statistics.cached_tokens} known from before" if statistics.cached_tokens else ""
     note(
-        f"prompt {statistics.prompt_tokens} tokens ({statistics.image_tokens} of pictures) "
+        f"prompt {statistics.prompt_tokens} tokens ({statistics.image_tokens} of pictures{cached}) "
         f"at {statistics.prompt_tokens_per_second:.1f} tokens/s"
     )
     note(
@@ -88,3 +127,4 @@ def report(statistics: Statistics) -> None:
         f"the first after {statistics.time_to_first_token:.2f} s"
     )
     note(f"peak memory {statistics.peak_memory / 1e9:.3f} GB")
+    sys.stderr.flush()

@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from .. import Lfm2VlForConditionalGeneration, Lfm2VlProcessor
 
 PROGRAM = "mlx-lfm2vl"
 DEMO = "demo"
@@ -82,6 +85,21 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_revision(parser)
 
 
+def load_model(args: argparse.Namespace) -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
+    """What `add_model` and `add_pictures` chose, with remarks on stderr that the user should know."""
+    from .. import load
+
+    if args.model is None:
+        note("no --model given: using the bundled demo model, which only knows simple drawings")
+    model, processor = load(
+        DEMO if args.model is None else args.model, revision=args.revision, **picture_overrides(args)
+    )
+    for line in processor.notes:
+        if args.tiling is None or "do_image_splitting" not in line:  # who chose need not be told
+            note(line)
+    return model, processor
+
+
 def add_revision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the hub repository (default: main)")
 
@@ -126,7 +144,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group(
         "sampling",
-        "without these, what the model's generation_config.json recommends, else the likeliest token (greedy)",
+        "without these, what the model's generation_config.json or its makers recommend, else the likeliest token "
+        "(greedy)",
     )
     group.add_argument("--temp", type=real(0), metavar="T", help="temperature, 0 or more; 0 is greedy")
     group.add_argument("--top-p", type=real(0, 1, above=True), metavar="P", help="nucleus, above 0 to 1; 1 is off")
@@ -138,6 +157,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--repetition-penalty", type=real(0, above=True), metavar="R", help="above 0; 1 is off, more repeats less"
     )
     group.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="makes sampling repeatable, 0 or more")
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end the answer before this text; may be given again",
+    )
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -150,4 +176,5 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         "top_k": args.top_k,
         "repetition_penalty": args.repetition_penalty,
         "seed": args.seed,
+        "stop": tuple(args.stop),
     }

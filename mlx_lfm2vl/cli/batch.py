@@ -1,0 +1,89 @@
+"""`mlx-lfm2vl batch`: many pictures and prompts to a file of JSON lines, which a second run goes on with."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .inputs import DEFAULT_PROMPT, add_prompt, read_prompt
+from .options import (
+    DEMO,
+    add_model,
+    add_pictures,
+    add_sampling,
+    load_model,
+    note,
+    picture_overrides,
+    sampling_options,
+    whole,
+)
+
+SUMMARY = "answer prompts about many pictures into a file"
+DESCRIPTION = """\
+Answers a prompt about each picture of a folder or pattern, or the rows of a JSONL file, and writes a line of JSON a
+row, in their order. If it is stopped, the same command goes on where it was.
+
+  mlx-lfm2vl batch photos --prompt "Describe the image." --output answers.jsonl
+  mlx-lfm2vl batch rows.jsonl --output answers.jsonl --batch-size 16
+
+A row of a JSONL file has "prompt" or a picture or both: {"id": 7, "image": "a.png", "prompt": "Why?"}. "image" may be a
+list; paths are relative to the file. "system" is the row's own system prompt. Other fields are copied to the answer.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", nargs="+", metavar="INPUT", help="folder, pattern, pictures, or one .jsonl file")
+    parser.add_argument("--output", required=True, metavar="FILE", help="JSONL file to write, or to go on with")
+    parser.add_argument("--overwrite", action="store_true", help="begin the output anew")
+    add_model(parser)
+    add_prompt(parser, f"{DEFAULT_PROMPT!r}; a row's own prompt comes first")
+    parser.add_argument(
+        "--batch-size", type=whole(1), default=8, metavar="N", help="rows answered together, 1 or more (default: 8)"
+    )
+    add_sampling(parser)
+    add_pictures(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises `Lfm2VlError` for whatever concerns more than a row."""
+    from .. import GenerationOptions, OptionError, PromptError, generate_batch
+    from .interrupt import Interrupt
+    from .progress import Bars
+    from .rows import Output, Rows, settings
+
+    options = GenerationOptions(**sampling_options(args))
+    prompt = read_prompt(args)
+    if prompt is not None and not prompt.strip():
+        raise PromptError("--prompt is empty")
+    rows = Rows(args.input, prompt, args.system, options)
+    if args.overwrite and rows.reads(args.output):
+        raise OptionError(f"--output {args.output}: is the input itself")
+    chosen: dict[str, Any] = {**sampling_options(args), **picture_overrides(args), "system": args.system}
+    with Output(args.output, args.overwrite, settings(args.model or DEMO, args.revision, chosen)) as output:
+        done = output.skip(iter(rows))
+        if done == len(rows):
+            note(f"{args.output}: all {done} rows are there already")
+            return 0
+        model, processor = load_model(args)
+        output.begin()
+        with Interrupt() as interrupt, Bars() as bars:
+            bars("rows", done, len(rows))
+            waiting = rows.after(done)
+            for answer in generate_batch(
+                model, processor, waiting.questions(), batch_size=args.batch_size, stop=interrupt
+            ):
+                if answer.finish_reason == "cancelled":
+                    break
+                for row in waiting.answered():
+                    output.write(row, answer)
+                bars("rows", output.rows, len(rows))
+            else:
+                for row in waiting.rest():
+                    output.write(row, None)
+                bars("rows", output.rows, len(rows))
+        if interrupt.happened and output.rows < len(rows):
+            note(f"stopped after {output.rows} of {len(rows)} rows; the same command goes on from there")
+            return 130
+        failed = f", {output.failed} with an error" if output.failed else ""
+        note(f"{args.output}: {output.rows} rows{failed}")
+    return 0

@@ -1,0 +1,112 @@
+"""What users name on the command line: pictures by path, pattern, URL, data URI or stdin, and prompts from files."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import ImageError, OptionError, PromptError
+
+STDIN = "-"
+DEFAULT_PROMPT = "What is in this image?"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+_ADDRESS = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]*://)", re.I)
+
+
+def add_prompt(parser: argparse.ArgumentParser, default: str) -> None:
+    """--prompt or --prompt-file, and --system."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--prompt", metavar="TEXT", help=f"what to ask (default: {default})")
+    group.add_argument("--prompt-file", metavar="FILE", help="ask what stands in this file; - is stdin")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt (default: none)")
+
+
+def read_prompt(args: argparse.Namespace, pictures: Sequence[str] = ()) -> str | None:
+    """What --prompt or --prompt-file gave, None if neither was used. Raises `PromptError`."""
+    if args.prompt_file is None:
+        return args.prompt
+    if args.prompt_file == STDIN and STDIN in pictures:
+        raise PromptError("--prompt-file - and --image - cannot both be read from stdin")
+    try:
+        data = sys.stdin.buffer.read() if args.prompt_file == STDIN else Path(args.prompt_file).read_bytes()
+        text = data.decode("utf-8").strip()
+    except OSError as error:
+        raise PromptError(f"--prompt-file {args.prompt_file}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError as error:
+        raise PromptError(f"--prompt-file {args.prompt_file}: is not UTF-8 (byte {error.start})") from None
+    if not text:
+        raise PromptError(f"--prompt-file {args.prompt_file}: is empty")
+    return text
+
+
+def expand(pictures: Sequence[str]) -> list[str]:
+    """The names with patterns replaced by the files that match, in the order of their names; others stay as they are.
+
+    A name that exists is never a pattern. Raises `ImageError` for a pattern that nothing matches, and for a second `-`.
+    """
+    if list(pictures).count(STDIN) > 1:
+        raise ImageError("-: stdin holds one picture, so - can be given once")
+    names: list[str] = []
+    for name in pictures:
+        if name == STDIN or _ADDRESS.match(name) or not glob.has_magic(name) or os.path.lexists(name):
+            names.append(name)
+            continue
+        found = sorted(path for path in glob.glob(os.path.expanduser(name), recursive=True) if os.path.isfile(path))
+        if not found:
+            raise ImageError(f"{name}: no file matches")
+        names += found
+    return names
+
+
+def source(name: str) -> str | bytes:
+    """What `load_image` reads for a name: the name, or for `-` the bytes on stdin."""
+    if name != STDIN:
+        return name
+    if sys.stdin.isatty():
+        raise ImageError("-: stdin is the keyboard; pipe a picture into it, or name a file")
+    return sys.stdin.buffer.read()
+
+
+def pictures_in(names: Sequence[str]) -> list[str]:
+    """All pictures of folders (by suffix, not of their subfolders), patterns and names. Raises `OptionError`."""
+    found: list[str] = []
+    for name in names:
+        if not os.path.isdir(name):
+            found += expand([name])
+            continue
+        inside = [entry for entry in sorted(os.listdir(name)) if entry.lower().endswith(SUFFIXES) and entry[0] != "."]
+        if not inside:
+            raise OptionError(f"{name}: there is no picture in this folder ({', '.join(s[1:] for s in SUFFIXES)})")
+        found += [os.path.join(name, entry) for entry in inside]
+    return found
+
+
+def dropped(text: str) -> list[str]:
+    """Names as a person types them or a terminal writes them when files are dropped on it: with spaces, in quotes, with
+    backslashes before spaces, or as file: addresses; several in a row. Raises `ImageError` if there is none."""
+    text = text.strip()
+    if not text:
+        raise ImageError("no picture is named")
+    if os.path.lexists(os.path.expanduser(text)):
+        return [os.path.expanduser(text)]
+    try:
+        words = shlex.split(text)
+    except ValueError:  # a quote that is not closed is part of the name
+        return [text]
+    names = [_local(word) for word in words]
+    known = [_ADDRESS.match(name) or glob.has_magic(name) or os.path.lexists(name) for name in names]
+    return names if all(known) or len(names) == 1 else [text]
+
+
+def _local(name: str) -> str:
+    if name.lower().startswith("file://"):
+        import urllib.parse
+
+        return urllib.parse.unquote(urllib.parse.urlsplit(name).path)
+    return os.path.expanduser(name)

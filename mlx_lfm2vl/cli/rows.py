@@ -1,0 +1,241 @@
+"""The rows of `batch`: read one by one from folders, patterns or JSONL, and written one by one, so that memory stays
+flat and a run that was stopped goes on at the first row that is missing.
+
+An answer's line holds the row's fields, then "settings" (a digest of model and options, so that rows of different runs
+are not mixed), and "text", "finish_reason" and counts of tokens, or "error".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .. import Answer, GenerationOptions, OptionError, OutputError, PromptError, Question
+from .inputs import DEFAULT_PROMPT, pictures_in
+from .options import note
+
+RESULT = (
+    "settings",
+    "text",
+    "tool_text",
+    "finish_reason",
+    "prompt_tokens",
+    "image_tokens",
+    "generated_tokens",
+    "error",
+)
+
+
+@dataclass
+class Row:
+    """A row's fields as they go to the output, and its question or what is wrong with it."""
+
+    fields: dict[str, Any]
+    question: Question | None = None
+    error: str | None = None
+
+
+class Rows:
+    """All rows of an input, in order; each is read when it is needed."""
+
+    def __init__(self, inputs: Sequence[str], prompt: str | None, system: str | None, options: GenerationOptions):
+        self._prompt, self._system, self._options = prompt, system, options
+        self._file: Path | None = None
+        if any(name.endswith(".jsonl") for name in inputs):
+            if len(inputs) > 1:
+                raise OptionError("a .jsonl file is the whole input; give one, or pictures")
+            self._file = Path(inputs[0])
+            self._pictures: list[str] = []
+            try:
+                with self._file.open("rb") as lines:
+                    self._length = sum(1 for line in lines if line.strip())
+            except OSError as error:
+                raise OptionError(f"{inputs[0]}: cannot be read ({error.strerror or error})") from None
+        else:
+            self._pictures = pictures_in(inputs)
+            self._length = len(self._pictures)
+        if not self._length:
+            raise OptionError(f"{inputs[0]}: has no rows")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def reads(self, path: str) -> bool:
+        """Whether `path` is what the rows come from."""
+        return any(os.path.exists(path) and os.path.samefile(path, name) for name in self._names())
+
+    def __iter__(self) -> Iterator[Row]:
+        if self._file is None:
+            for picture in self._pictures:
+                prompt = self._prompt or DEFAULT_PROMPT
+                fields = {"id": picture, "image": picture, "prompt": prompt}
+                yield Row(fields, Question(prompt, [picture], self._system, options=self._options))
+            return
+        with self._file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield self._row(line, number)
+
+    def after(self, done: int) -> Waiting:
+        """The rows that follow the first `done`."""
+        rows = iter(self)
+        for _ in range(done):
+            next(rows)
+        return Waiting(rows)
+
+    def _names(self) -> list[str]:
+        return self._pictures if self._file is None else [str(self._file)]
+
+    def _row(self, line: bytes, number: int) -> Row:
+        fields: dict[str, Any] = {"id": number}
+        try:
+            data = json.loads(line)
+            if not isinstance(data, dict):
+                raise PromptError("is not an object")
+            fields |= data
+            if clash := [name for name in RESULT if name in data]:
+                raise PromptError(f"the field {clash[0]!r} is the answer's; call it otherwise")
+            return Row(fields, self._question(data))
+        except ValueError as error:  # of json, of UTF-8, and the library's own
+            known = str(error) if isinstance(error, PromptError) else f"is not JSON ({error})"
+            kept = {name: value for name, value in fields.items() if name not in RESULT}
+            return Row(kept, error=f"line {number}: {known}")
+
+    def _question(self, data: Mapping[str, Any]) -> Question:
+        if "image" in data and "images" in data:
+            raise PromptError('has both "image" and "images"; give one of them')
+        images = data.get("image", data.get("images"))
+        images = [] if images is None else images if isinstance(images, list) else [images]
+        prompt = data.get("prompt", self._prompt or (DEFAULT_PROMPT if images else ""))
+        system = data.get("system", self._system)
+        if not all(isinstance(image, str) for image in images):
+            raise PromptError('"image" must be a path, a URL, a data URI or a list of them')
+        if not isinstance(prompt, str) or not (system is None or isinstance(system, str)):
+            raise PromptError('"prompt" and "system" must be strings')
+        assert self._file is not None
+        found = [self._source(image) for image in images]
+        return Question(prompt, found or None, system, options=self._options)
+
+    def _source(self, image: str) -> str:
+        if image.startswith("data:") or "://" in image:
+            return image
+        assert self._file is not None
+        return str(self._file.parent / Path(image).expanduser())
+
+
+@dataclass
+class Waiting:
+    """Rows on their way through a batch: those that ask nothing wait for their turn in the output."""
+
+    rows: Iterable[Row]
+    _begun: deque[Row] = field(default_factory=deque)
+
+    def questions(self) -> Iterator[Question]:
+        for row in self.rows:
+            self._begun.append(row)
+            if row.question is not None:
+                yield row.question
+
+    def answered(self) -> Iterator[Row]:
+        """The rows that are written now that the next answer is there: that answer's row is the last."""
+        while self._begun:
+            row = self._begun.popleft()
+            yield row
+            if row.question is not None:
+                return
+
+    def rest(self) -> Iterator[Row]:
+        """The rows after the last answer."""
+        while self._begun:
+            yield self._begun.popleft()
+
+
+class Output:
+    """A file of answers. What a run that was killed left behind is kept up to its last whole line.
+
+    Raises `OutputError` where it cannot be written and `OptionError` where it is of other rows or settings.
+    """
+
+    def __init__(self, path: str, overwrite: bool, settings: str):
+        self.path, self.settings, self._overwrite = path, settings, overwrite
+        self.rows = self.failed = 0
+        self._end = 0  # of the last whole line
+        try:
+            self._file = open(path, "a+b")  # noqa: SIM115  # closed by __exit__
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+        if not os.path.getsize(self.path):
+            os.unlink(self.path)  # nothing was written, so nothing is left
+
+    def skip(self, rows: Iterator[Row]) -> int:
+        """How many of the rows are there already, from the first on."""
+        self._file.seek(0)
+        for line in () if self._overwrite else self._file:
+            if not line.endswith(b"\n"):
+                note(f"{self.path}: the last line is not complete and is done again")
+                break
+            self._check(line, next(rows, None))
+            self._end += len(line)
+        if self.rows:
+            note(f"{self.path}: {self.rows} rows are there already")
+        return self.rows
+
+    def begin(self) -> None:
+        """Cuts off what is not kept: a torn last line, or all of it."""
+        self._file.truncate(self._end)
+
+    def _check(self, line: bytes, row: Row | None) -> None:
+        where = f"{self.path}: line {self.rows + 1}"
+        remedy = "choose another --output, or --overwrite"
+        try:
+            made = json.loads(line)
+            settings = made["settings"]
+        except (ValueError, KeyError, TypeError):
+            raise OptionError(f"{where} is no answer of this program; {remedy}") from None
+        if row is None or {name: value for name, value in made.items() if name not in RESULT} != row.fields:
+            raise OptionError(f"{where} is of another row than the input's; {remedy}")
+        if settings != self.settings:
+            raise OptionError(f"{where} was made with another model or other options; {remedy}")
+        self.rows += 1
+        self.failed += "error" in made
+
+    def write(self, row: Row, answer: Answer | None) -> None:
+        """Appends a row's answer, or its error, and hands it to the system."""
+        made: dict[str, Any] = {**row.fields, "settings": self.settings}
+        if row.error is not None:
+            made["error"] = row.error
+        elif answer is not None and answer.error is not None:
+            made["error"] = str(answer.error)
+        elif answer is not None and answer.statistics is not None:
+            made["text"] = answer.text
+            if answer.tool_text:
+                made["tool_text"] = answer.tool_text
+            made["finish_reason"] = answer.finish_reason
+            for name in ("prompt_tokens", "image_tokens", "generated_tokens"):
+                made[name] = getattr(answer.statistics, name)
+        try:
+            self._file.write(json.dumps(made, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written ({error.strerror or error})") from None
+        self.rows += 1
+        self.failed += "error" in made
+
+
+def settings(model: str, revision: str | None, chosen: Mapping[str, Any]) -> str:
+    """A digest of what all rows have in common."""
+    text = json.dumps([model, revision, sorted(chosen.items())])
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()

@@ -1,0 +1,238 @@
+"""`batch`: rows in, rows out, in order, whatever happens in between."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import termios
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from PIL import Image
+from test_cli import MODEL, MODULE, ROOT, cli, refused  # noqa: F401
+
+from mlx_lfm2vl import GenerationOptions, load, stream_generate
+
+PICTURES = GOLDEN / "pictures"
+FAST = ("--model", MODEL, "--max-tokens", 4)
+
+
+def draw(folder: Path, count: int) -> list[str]:
+    """Pictures of mixed shapes and formats."""
+    rng = np.random.default_rng(5)
+    names = []
+    for index in range(count):
+        height, width = rng.integers(20, 200, 2) if index % 10 else (700, 900)
+        name = f"{index:03}.{('png', 'jpg', 'webp')[index % 3]}"
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / name)
+        names.append(name)
+    return names
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@cache
+def loaded(**overrides: object):
+    return load(MODEL, **overrides)  # type: ignore[arg-type]
+
+
+def alone(prompt: str, images: list | None, system: str | None = None, **overrides: object) -> tuple[str, str, int]:
+    """Text, end and length of a single run."""
+    options = GenerationOptions(max_tokens=4)
+    pieces = list(stream_generate(*loaded(**overrides), prompt, images, system=system, options=options))
+    return "".join(piece.text for piece in pieces), pieces[-1].finish_reason, pieces[-1].statistics.prompt_tokens
+
+
+def result(row: dict) -> tuple[str, str, int]:
+    return row["text"], row["finish_reason"], row["prompt_tokens"]
+
+
+def test_thirty_mixed_pictures_are_each_as_alone_and_in_order(cli, tmp_path):  # noqa: F811
+    names = draw(tmp_path, 30)
+    code, out, err = cli("batch", tmp_path, "--output", tmp_path / "a.jsonl", "--prompt", "What?", *FAST)
+    assert (code, out) == (0, "") and err == f"mlx-lfm2vl: {tmp_path / 'a.jsonl'}: 30 rows\n"
+    rows = read(tmp_path / "a.jsonl")
+    assert [row["image"] for row in rows] == [str(tmp_path / name) for name in names]
+    assert all(row["prompt"] == "What?" and row["generated_tokens"] == 4 for row in rows)
+    for row in rows:
+        assert result(row) == alone("What?", [row["image"]])
+
+
+def test_rows_of_a_file_bring_their_own(cli, tmp_path):  # noqa: F811
+    for name in ("small", "portrait"):
+        shutil.copyfile(PICTURES / f"{name}.png", tmp_path / f"{name}.png")
+    small, portrait = (str(tmp_path / f"{name}.png") for name in ("small", "portrait"))
+    file = write(
+        tmp_path / "rows.jsonl",
+        {"id": "x", "image": "small.png", "prompt": "Why?", "label": [1, "ü"]},
+        "",
+        {"images": ["small.png", portrait], "system": "Be brief."},
+        {"prompt": "Hello."},
+        {"image": None, "prompt": "Half a character: \ud83d"},
+    )
+    assert cli("batch", file, "--output", tmp_path / "out.jsonl", "--no-tiling", *FAST)[0] == 0
+    one, two, three, four = read(tmp_path / "out.jsonl")
+    assert one["label"] == [1, "ü"] and one["image"] == "small.png"
+    assert [row["id"] for row in (one, two, three)] == ["x", 3, 4]
+    assert result(one) == alone("Why?", [small])
+    assert result(two) == alone("What is in this image?", [small, portrait], "Be brief.", do_image_splitting=False)
+    assert result(three) == alone("Hello.", None)
+    assert "half a character" in four["error"] and "text" not in four
+    assert cli("batch", file, "--output", tmp_path / "out.jsonl", "--no-tiling", *FAST)[0] == 0  # and it is known again
+
+
+def test_an_error_stays_in_its_row(cli, tmp_path):  # noqa: F811
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    good = {"image": str(PICTURES / "small.png"), "prompt": "Why?"}
+    file = write(
+        tmp_path / "rows.jsonl",
+        "{",
+        good,
+        {"image": "absent.png"},
+        {"image": "bad.png"},
+        {"prompt": "What is <image>?"},
+        {"id": 9},
+        "[1]",
+        {"prompt": 3},
+        {"image": [3]},
+        {"image": "a", "images": "b"},
+        {"text": "mine", "prompt": "Hi"},
+        good,
+        b"\xff\n".decode("latin-1").strip(),
+    )
+    code, _, err = cli("batch", file, "--output", tmp_path / "out.jsonl", "--batch-size", 3, *FAST)
+    assert code == 0 and err == f"mlx-lfm2vl: {tmp_path / 'out.jsonl'}: 13 rows, 11 with an error\n"
+    rows = read(tmp_path / "out.jsonl")
+    expected = alone("Why?", [good["image"]])
+    assert result(rows[1]) == result(rows[11]) == expected
+    says = {
+        0: "line 1: is not JSON",
+        2: "absent.png: no such picture",
+        3: "bad.png: not a picture",
+        4: "<image>",
+        5: "prompt is empty",
+        6: "line 7: is not an object",
+        7: 'line 8: "prompt" and "system" must be strings',
+        8: 'line 9: "image" must be a path',
+        9: 'line 10: has both "image" and "images"',
+        10: "line 11: the field 'text' is the answer's",
+        12: "line 13: is not JSON",
+    }
+    for index, words in says.items():
+        assert words in rows[index]["error"]
+    assert [row["id"] for row in rows] == [1, 2, 3, 4, 5, 9, 7, 8, 9, 10, 11, 12, 13]
+
+
+def test_a_second_run_goes_on_where_the_first_was_torn(cli, tmp_path):  # noqa: F811
+    draw(tmp_path, 9)
+    words = ("batch", tmp_path, "--output", tmp_path / "a.jsonl", "--batch-size", 2, *FAST)
+    assert cli(*words)[0] == 0
+    whole = (tmp_path / "a.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:-1])  # valid JSON, but was it all?
+    code, _, err = cli(*words)
+    assert code == 0 and "4 rows are there already" in err and "the last line is not complete" in err
+    assert (tmp_path / "a.jsonl").read_bytes() == whole
+    before = (tmp_path / "a.jsonl").stat().st_mtime_ns
+    code, _, err = cli(*words)
+    assert code == 0 and "all 9 rows are there already" in err
+    assert (tmp_path / "a.jsonl").stat().st_mtime_ns == before
+    assert cli(*words, "--overwrite")[0] == 0
+    assert (tmp_path / "a.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_killed_or_interrupted_and_started_again_it_ends_as_if_nothing_had_happened(tmp_path, end):
+    draw(tmp_path, 12)
+    words = [*MODULE, "batch", tmp_path, "--batch-size", 1, *FAST, "--max-tokens", 60, "--output"]
+    run = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True}
+    child = subprocess.Popen([*map(str, words), str(tmp_path / "a.jsonl")], **run)  # type: ignore[call-overload]
+    limit = time.monotonic() + 60
+    while not ((tmp_path / "a.jsonl").exists() and len((tmp_path / "a.jsonl").read_bytes().splitlines()) >= 2):
+        assert time.monotonic() < limit and child.poll() is None
+        time.sleep(0.01)
+    os.kill(child.pid, end)
+    _, err = child.communicate(timeout=60)
+    done = len((tmp_path / "a.jsonl").read_bytes().splitlines())
+    assert 2 <= done < 12
+    if end == signal.SIGINT:
+        assert child.returncode == 130
+        assert re.search(r"stopped after \d+ of 12 rows; the same command goes on from there", err)
+        assert "Traceback" not in err
+    for name in ("a", "b"):
+        again = subprocess.run([*map(str, words), str(tmp_path / f"{name}.jsonl")], timeout=120, **run)  # type: ignore[call-overload]
+        assert again.returncode == 0, again.stderr
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+
+
+def test_rows_of_other_runs_are_not_mixed(cli, refused, tmp_path):  # noqa: F811
+    draw(tmp_path, 3)
+    output = tmp_path / "a.jsonl"
+    words = ("batch", tmp_path / "*.png", "--output", output, *FAST)
+    assert cli(*words)[0] == 0
+    before = output.read_bytes()
+    assert "line 1 was made with another model or other options" in refused(*words, "--temp", 0.5)
+    assert "line 1 is of another row" in refused(*words, "--prompt", "Else?")
+    assert "is of another row" in refused("batch", tmp_path / "*.jpg", "--output", output, *FAST)
+    assert output.read_bytes() == before
+    assert "no such folder" in refused(
+        "batch", tmp_path / "*.png", "--output", output, "--model", "./no", "--overwrite"
+    )
+    assert output.read_bytes() == before
+    rows = write(tmp_path / "rows.jsonl", {"prompt": "Hi"})
+    assert "is no answer of this program" in refused("batch", rows, "--output", rows, *FAST)
+    assert "is the input itself" in refused("batch", rows, "--output", rows, "--overwrite", *FAST)
+    assert read(rows) == [{"prompt": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["nowhere/*.png"], "no file matches"),
+        (["nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+        (["a.jsonl", "b.png"], "a .jsonl file is the whole input"),
+        (["."], "there is no picture in this folder"),
+        ([str(PICTURES), "--batch-size", "0"], "--batch-size: '0' is not a whole number"),
+        ([str(PICTURES), "--prompt", " "], "--prompt is empty"),
+        ([str(PICTURES), "--output", "no/folder/x.jsonl"], "no/folder/x.jsonl: cannot be written"),
+        ([str(PICTURES), "--model", "./no"], "no such folder"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(refused, tmp_path, monkeypatch, words, says):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    assert says in refused("batch", "--output", "out.jsonl", *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_drawn_on_a_terminal_only(tmp_path):
+    draw(tmp_path, 3)
+    screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    words = [*MODULE, "batch", tmp_path, "--output", tmp_path / "a.jsonl", *FAST]
+    child = subprocess.Popen([*map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, stderr=terminal)
+    os.close(terminal)
+    drawn = b""
+    while True:
+        try:
+            drawn += os.read(screen, 4096)
+        except OSError:
+            break
+    os.close(screen)
+    assert child.wait(timeout=60) == 0 and child.stdout.read() == b""
+    assert b"rows: 100%" in drawn and b"3/3" in drawn

@@ -1,0 +1,216 @@
+"""The conversation at a terminal, driven through a pseudo-terminal as a person would, and through a pipe."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN
+from test_cli import MODEL, MODULE, ROOT
+
+from mlx_lfm2vl import Chat, GenerationOptions, load
+
+PICTURE = GOLDEN / "pictures" / "small.png"
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+PROMPT = "\n> "
+
+
+class Typist:
+    """The program on a terminal of its own; types lines and reads the screen."""
+
+    def __init__(self, home: Path, *words: object, **environment: str):
+        self.screen, slave = pty.openpty()
+        self.child = subprocess.Popen(
+            [*MODULE, "chat", *map(str, words)],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            cwd=home,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(home / "state"), "TERM": "xterm"}
+            | environment,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C is a signal
+        )
+        os.close(slave)
+        self.raw = b""
+
+    def read(self, until: str, seconds: float = 60) -> str:
+        """What appears up to and with `until`, without escape sequences."""
+        end, text = time.monotonic() + seconds, ""
+        while until not in text:
+            assert time.monotonic() < end, f"{until!r} did not appear in {text!r}"
+            if select.select([self.screen], [], [], 0.1)[0]:
+                try:
+                    self.raw += os.read(self.screen, 4096)
+                except OSError:  # the program has ended
+                    assert until in self._plain(), f"ended without {until!r}: {self._plain()!r}"
+            text = self._plain()
+        cut = text.index(until) + len(until)
+        self.raw = text[cut:].encode()
+        return text[:cut]
+
+    def _plain(self) -> str:
+        return ESCAPES.sub("", self.raw.decode("utf-8", "replace")).replace("\r\n", "\n")
+
+    def type(self, text: str) -> None:
+        os.write(self.screen, text.encode())
+
+    def say(self, line: str) -> str:
+        """What is answered to a line, up to the next prompt."""
+        self.type(line + "\n")
+        self.read(line + "\n")  # the terminal's echo
+        return self.read(PROMPT).removesuffix("> ")
+
+    def end(self) -> int:
+        code = self.child.wait(timeout=30)
+        os.close(self.screen)
+        return code
+
+
+@pytest.fixture
+def chat(tmp_path):
+    started: list[Typist] = []
+
+    def start(*words: object, **environment: str) -> Typist:
+        typist = Typist(tmp_path, "--model", MODEL, "--max-tokens", 5, *words, **environment)
+        started.append(typist)
+        typist.read(PROMPT)
+        return typist
+
+    yield start
+    for typist in started:
+        if typist.child.poll() is None:
+            typist.child.kill()
+            typist.child.wait()
+
+
+def test_a_conversation_with_all_its_commands(chat, tmp_path):
+    shutil.copyfile(PICTURE, tmp_path / "my picture.png")
+    model, processor = load(MODEL)
+    twin = Chat(model, processor, options=GenerationOptions(max_tokens=5))
+    person = chat()
+
+    assert "/retry" in person.say("/help")
+    assert "my picture.png: " in person.say("/image my\\ picture.png")
+    first = twin.ask("What is this?", PICTURE)
+    assert person.say("What is this?") == first + "\n"
+    assert person.say("/retry") == first + "\n"
+    second = twin.ask("Why?")
+    assert person.say("Why?") == second + "\n"
+    assert person.say("/undo") == "taken back; 1 turn left\n"
+    assert person.say("Why?") == second + "\n"
+    assert person.say("/save talk one.json") == "talk one.json: 2 turns\n"
+    assert person.say("/reset") == "a new conversation\n"
+    alone = Chat(model, processor, options=GenerationOptions(max_tokens=5))
+    assert person.say("Why?") == alone.ask("Why?") + "\n"
+    assert person.say("/load 'talk one.json'") == "talk one.json: 2 turns\n"
+    third = twin.ask("/usr is what?")
+    assert person.say(" /usr is what?") == third + "\n"
+    person.type("/exit\n")
+    assert person.end() == 0
+    saved = json.loads((tmp_path / "talk one.json").read_text())
+    assert [message["role"] for message in saved["messages"]] == ["user", "assistant"] * 2
+
+
+def test_what_is_wrong_is_one_line_and_the_conversation_goes_on(chat):
+    person = chat()
+    for line, says in (
+        ("/image nowhere.png", "nowhere.png: no such picture"),
+        ("/image", "no picture is named"),
+        ("/undo", "there is no turn to take back"),
+        ("/retry", "there is no answer to try again"),
+        ("/save", "/save needs the name of a file"),
+        ("/save no/folder/x.json", "no/folder/x.json: cannot be written"),
+        ("/load absent.json", "absent.json: cannot be read"),
+        ("/dance", "/dance is no command"),
+        ("What is <image>?", "<image>"),
+    ):
+        answer = person.say(line)
+        assert answer.startswith("mlx-lfm2vl: error: ") and says in answer and len(answer.splitlines()) == 1
+    assert person.say("Hello.").strip()
+    person.type("\x04")
+    assert person.end() == 0
+
+
+def test_ctrl_c_stops_the_answer_and_at_the_prompt_drops_the_line(chat):
+    person = chat("--max-tokens", 30000, "--temp", 3)
+    person.type("Tell me.\n")
+    person.read("Tell me.\n")
+    person.read("e")  # the answer streams
+    begun = time.monotonic()
+    person.type("\x03")
+    assert "(stopped)" in person.read(PROMPT) and time.monotonic() - begun < 10
+    person.type("half a li\x03")
+    person.read(PROMPT)
+    assert person.say("/undo") == "taken back; 0 turns left\n"
+    person.type("\x04")
+    assert person.end() == 0
+
+
+def test_earlier_lines_come_back_with_the_arrow(chat, tmp_path):
+    person = chat()
+    person.say("/reset")
+    person.type("/exit\n")
+    assert person.end() == 0
+    file = tmp_path / "state" / "mlx-lfm2vl" / "history"
+    assert "/reset" in file.read_text() and file.stat().st_mode & 0o077 == 0
+    again = chat()
+    again.type("\x1b[A\x1b[A\n")  # over /exit
+    assert "a new conversation" in again.read(PROMPT)
+    again.type("\x04")
+    assert again.end() == 0
+
+
+def test_colours_are_for_terminals_that_want_them(chat):
+    assert b"\x1b[1;36m" in coloured(chat())
+    assert b"\x1b[1;36m" not in coloured(chat(NO_COLOR="1"))
+
+
+def coloured(person: Typist) -> bytes:
+    person.type("/help\n")
+    end = time.monotonic() + 30
+    while b"Ctrl-C stops" not in person.raw or not person.raw.rstrip(b" \x1b[0m\x01\x02").endswith(b">"):
+        assert time.monotonic() < end, person.raw
+        if select.select([person.screen], [], [], 0.1)[0]:
+            person.raw += os.read(person.screen, 4096)
+    return person.raw
+
+
+def test_lines_through_a_pipe_are_turns_without_prompts():
+    words = [*MODULE, "chat", "--model", MODEL, "--max-tokens", "5", "--image", PICTURE]
+    done = subprocess.run(
+        [*map(str, words)],
+        input="What is this?\n\nWhy?\n/nonsense\n",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    twin = Chat(*load(MODEL), options=GenerationOptions(max_tokens=5))
+    answers = [twin.ask("What is this?", PICTURE), twin.ask("Why?")]
+    assert (done.returncode, done.stdout) == (0, "".join(answer + "\n" for answer in answers))
+    assert done.stderr.splitlines() == [
+        "mlx-lfm2vl: error: /nonsense is no command; /help lists them, and a space before it makes it a message"
+    ]
+
+
+@pytest.mark.parametrize("words", [["--image", "nowhere.png"], ["--image", "-"], ["--temp", "-1"]])
+def test_bad_arguments_end_it_before_it_begins(words):
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_lfm2vl", "chat", "--model", str(MODEL), *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1

@@ -1,0 +1,170 @@
+"""What `generate` takes and prints beyond one picture and one prompt."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN
+from test_cli import LARGE, MODEL, MODULE, PICTURE, ROOT, cli, generate, refused  # noqa: F401
+
+from mlx_lfm2vl import GenerationOptions, load, stream_generate
+from mlx_lfm2vl.cli.inputs import dropped, expand, pictures_in
+from mlx_lfm2vl.errors import ImageError, OptionError
+
+SMALL = GOLDEN / "pictures" / "small.png"
+
+
+def process(*words: object, input: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    command = [*MODULE, *map(str, words)]
+    return subprocess.run(command, input=input, capture_output=True, timeout=120, cwd=ROOT)
+
+
+def answer_in_json(cli, *words: object) -> dict:  # noqa: F811
+    code, out, err = cli(*generate("--json", *words))
+    assert (code, err) == (0, "") and len(out.splitlines()) == 1
+    return json.loads(out)
+
+
+def test_one_json_object_holds_everything(cli):  # noqa: F811
+    made = answer_in_json(cli, "--image", LARGE, SMALL, "--prompt", "Why?", "--no-tiling")
+    model, processor = load(MODEL, do_image_splitting=False)
+    pieces = list(stream_generate(model, processor, "Why?", [LARGE, SMALL], options=GenerationOptions(max_tokens=4)))
+    statistics = pieces[-1].statistics
+    assert made["model"] == str(MODEL)
+    assert made["text"] == "".join(piece.text for piece in pieces)
+    assert made["tokens"] == [token for piece in pieces for token in piece.tokens]
+    assert made["finish_reason"] == "length"
+    assert [image["source"] for image in made["images"]] == [str(LARGE), str(SMALL)]
+    assert made["images"][0]["tokens"] == 242
+    assert sum(image["tokens"] for image in made["images"]) == statistics.image_tokens == made["image_tokens"]
+    assert (made["prompt_tokens"], made["generated_tokens"]) == (statistics.prompt_tokens, 4)
+    assert made["time_to_first_token"] > 0 and made["tokens_per_second"] > 0 and made["peak_memory"] > 0
+
+
+def test_several_pictures_come_from_one_option_from_two_and_from_a_pattern(cli, tmp_path):  # noqa: F811
+    for name, picture in (("b.png", PICTURE), ("a.png", SMALL)):
+        (tmp_path / name).write_bytes(picture.read_bytes())
+    (tmp_path / "[x].png").write_bytes(SMALL.read_bytes())
+    expected = answer_in_json(cli, "--image", SMALL, PICTURE)["tokens"]
+    assert answer_in_json(cli, "--image", SMALL, "--image", PICTURE)["tokens"] == expected
+    assert answer_in_json(cli, "--image", tmp_path / "?.png")["tokens"] == expected
+    sources = [image["source"] for image in answer_in_json(cli, "--image", tmp_path / "[x].png")["images"]]
+    assert sources == [str(tmp_path / "[x].png")]
+
+
+def test_a_picture_or_the_prompt_may_come_through_stdin(tmp_path):
+    piped = process(*generate("--image", "-", "--prompt", "Why?"), input=PICTURE.read_bytes())
+    named = process(*generate("--image", PICTURE, "--prompt-file", "-"), input=b"  Why?\n")
+    (tmp_path / "question.txt").write_text("Why?\n")
+    filed = process(*generate("--image", PICTURE, "--prompt-file", tmp_path / "question.txt"))
+    assert piped.returncode == named.returncode == filed.returncode == 0, piped.stderr + named.stderr
+    assert piped.stdout == named.stdout == filed.stdout != b""
+
+
+def test_a_stop_text_ends_the_answer(cli):  # noqa: F811
+    words = ("--prompt", "Tell me.", "--max-tokens", 30)
+    whole = answer_in_json(cli, *words)["text"]
+    middle = whole[len(whole) // 2 : len(whole) // 2 + 2]
+    last = whole[-3:]
+    made = answer_in_json(cli, *words, "--stop", last, "--stop", middle)
+    assert made["text"] == whole[: min(whole.find(middle), whole.find(last))] and made["finish_reason"] == "stop"
+
+
+def test_ctrl_c_prints_the_object_so_far():
+    words = ("generate", "--model", MODEL, "--prompt", "Tell me.", "--temp", "3", "--max-tokens", "30000", "--json")
+    watch = [sys.executable, "-c", INTERRUPTED, *map(str, words)]
+    done = subprocess.run(watch, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (130, "")
+    made = json.loads(done.stdout)
+    assert made["finish_reason"] == "cancelled" and 5 <= made["generated_tokens"] < 30000
+
+
+# Sends itself a Ctrl-C at the fifth token: nothing is printed before the end, so none can be timed from outside.
+INTERRUPTED = f"""
+import os, sys
+import mlx_lfm2vl
+from mlx_lfm2vl.cli import main
+stream = mlx_lfm2vl.stream_generate
+def watched(*arguments, **keywords):
+    seen = 0
+    for piece in stream(*arguments, **keywords):
+        seen += 1
+        if seen == 5:
+            os.kill(os.getpid(), {int(signal.SIGINT)})
+        yield piece
+mlx_lfm2vl.stream_generate = watched
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--image", "nowhere/*.png"], "nowhere/*.png: no file matches"),
+        (["--image", "-", "-"], "-: stdin holds one picture"),
+        (["--image", "-", "--prompt-file", "-"], "cannot both be read from stdin"),
+        (["--prompt-file", "nowhere.txt"], "--prompt-file nowhere.txt: cannot be read (No such file"),
+        (["--prompt-file", str(PICTURE)], "is not UTF-8 (byte 0)"),
+        (["--prompt", "a", "--prompt-file", "b"], "argument --prompt-file: not allowed with argument --prompt"),
+        (["--prompt", "a", "--stop", ""], "stop is ('',), expected texts that are not empty"),
+    ],
+)
+def test_bad_input(refused, words, says):  # noqa: F811
+    assert says in refused(*generate(*words))
+
+
+def test_an_empty_stdin_is_no_picture():
+    done = process(*generate("--image", "-"), input=b"")
+    assert done.returncode == 2 and done.stderr == b"mlx-lfm2vl: error: picture bytes: there are no bytes in it\n"
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_patterns_are_sorted_and_what_exists_or_is_an_address_is_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("10.png", "9.png", "a[1].png", "deep/b.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    assert expand(["?.png", "**/b.png", "a[1].png", "https://x.org/?*.png", "data:,*", "x.png"]) == [
+        "9.png",
+        "deep/b.png",
+        "a[1].png",
+        "https://x.org/?*.png",
+        "data:,*",
+        "x.png",
+    ]
+    Path("notes.txt").touch()
+    Path(".hidden.png").touch()
+    assert pictures_in([".", "deep"]) == ["./10.png", "./9.png", "./a[1].png", "deep/b.png"]
+    Path("empty").mkdir()
+    with pytest.raises(OptionError, match="empty: there is no picture in this folder"):
+        pictures_in(["empty"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [
+        ("{d}/my picture.png", ["{d}/my picture.png"]),
+        ("  '{d}/my picture.png' ", ["{d}/my picture.png"]),
+        ('"{d}/my picture.png"', ["{d}/my picture.png"]),
+        ("{d}/my\\ picture.png ", ["{d}/my picture.png"]),
+        ("file://{d}/my%20picture.png", ["{d}/my picture.png"]),
+        ("{d}/it's.png", ["{d}/it's.png"]),
+        ("{d}/it\\'s.png '{d}/my picture.png'", ["{d}/it's.png", "{d}/my picture.png"]),
+        ("https://example.org/a.png", ["https://example.org/a.png"]),
+        ("{d}/no such picture.png", ["{d}/no such picture.png"]),
+    ],
+)
+def test_names_as_terminals_write_dropped_files(typed, names, tmp_path):
+    for name in ("my picture.png", "it's.png"):
+        (tmp_path / name).touch()
+    assert dropped(typed.format(d=tmp_path)) == [name.format(d=tmp_path) for name in names]
+
+
+def test_no_name_at_all():
+    with pytest.raises(ImageError, match="no picture is named"):
+        dropped("  ")
