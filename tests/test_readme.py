@@ -70,7 +70,7 @@ def test_console_examples_run_and_print_what_is_shown(place):
             if shown:
                 assert done.stdout.strip() == shown.strip(), command
                 checked += 1
-    assert checked >= 3
+    assert checked >= 2
 
 
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[0])
