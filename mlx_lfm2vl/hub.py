@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import demo
@@ -108,3 +109,65 @@ def _download(
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def is_repository(name: str) -> bool:
+    """Whether a name has the form of a hub repository's, `owner/name`."""
+    return _REPOSITORY.fullmatch(name) is not None
+
+
+def publish(
+    folder: Path,
+    repo: str,
+    files: Sequence[str],
+    *,
+    message: str,
+    private: bool = False,
+    token: str | bool | None = None,
+    attempts: int = 5,
+    wait: float = 1.0,
+) -> str:
+    """Creates the hub repository if it is not there, uploads `files` of `folder` in one commit, and returns its URL.
+
+    What the hub holds already is not sent again, so a broken upload goes on where it was: here, up to `attempts` times
+    with `wait` seconds before the second and twice as many before each further one, and in a later call. A new
+    repository is `private` if asked; an existing one keeps what it is. Raises `HubError`.
+    """
+    import time
+
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils import httpx
+
+    if not is_repository(repo):
+        raise HubError(f"{repo}: is not a hub repository name like 'owner/LFM2.5-VL-450M-8bit'")
+    api = HfApi(token=token)
+    for attempt in range(1, attempts + 1):
+        try:
+            api.create_repo(repo, private=private or None, exist_ok=True)
+            operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
+            return str(api.create_commit(repo, operations, commit_message=message).commit_url)
+        except HFValidationError as error:
+            raise HubError(f"{repo}: is not a name that the hub allows ({_first_line(error)})") from None
+        except (HfHubHTTPError, httpx.HTTPError, RuntimeError, ValueError, OSError) as error:
+            cause = error if not isinstance(error, RuntimeError) or error.__cause__ is None else error.__cause__
+            status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+            passing = status in (408, 429, 500, 502, 503, 504) if status else isinstance(cause, httpx.TransportError)
+            if not passing or attempt == attempts:
+                raise HubError(f"{repo}: {_why_not_uploaded(status, cause)}") from error
+            time.sleep(wait * 2 ** (attempt - 1))
+    raise AssertionError("unreachable")
+
+
+def _why_not_uploaded(status: int | None, error: BaseException) -> str:
+    reasons = {
+        401: "the hub does not know you; log in with `hf auth login`, with a token that may write",
+        403: "you may not write there; choose your own name or organisation, or a token that may write",
+        404: "no such owner, or a repository that you may not see",
+        413: "the hub refuses files of this size",
+        429: "the hub asks to come back later (too many requests)",
+        507: "the hub has no room left for you",
+    }
+    if status in reasons:
+        return f"{reasons[status]} (HTTP {status})"
+    return f"the upload failed ({_first_line(error)}); run it again to go on where it stopped"

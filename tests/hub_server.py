@@ -1,12 +1,13 @@
-"""A model hub on loopback: the part of the Hugging Face hub's HTTP interface that reading a repository takes.
+"""A model hub on loopback: the part of the Hugging Face hub's HTTP interface that reading and writing models takes.
 
 Speaks model info, tree, resolve (HEAD and GET, etags, commit headers), storage of large files behind a redirect, byte
-ranges, tokens and the hub's error codes, so that the real client runs against it over real HTTP. `requests` is the log;
-faults are switched on by fields.
+ranges, creating repositories, preupload, LFS batches and storage, commits, tokens and the hub's error codes, so that
+the real client runs against it over real HTTP. `requests` is the log; faults are switched on by fields.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -51,6 +52,11 @@ class HubServer:
     requests: list[Request] = field(default_factory=list)
     drops: dict[str, list[int]] = field(default_factory=dict)  # path: bytes sent before each of the next broken answers
     status: int | None = None  # answers everything with this status
+    writers: dict[str, str] = field(default_factory=lambda: {"hf_right": "maker"})  # token: owner it may write for
+    stored: dict[str, bytes] = field(default_factory=dict)  # large files by SHA-256, committed or not
+    commits: list[str] = field(default_factory=list)  # their messages
+    refusals: list[tuple[str, int]] = field(default_factory=list)  # (start of path, status) of the next refused writes
+    cut_uploads: int = 0  # so many uploads of large files break off in the middle
 
     def __enter__(self) -> HubServer:
         hub = self
@@ -106,6 +112,95 @@ class _Handler(BaseHTTPRequestHandler):
             self.within(match[1], match[2], lambda key, repo: self.resolve(key, repo, name), token)
         else:
             self.refuse(404, "NotFound")
+
+    def do_POST(self) -> None:
+        self.write()
+
+    def do_PUT(self) -> None:
+        self.write()
+
+    def write(self) -> None:
+        hub = self.server_state
+        path = urlsplit(self.path).path
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+        hub.requests.append(Request(self.command, path, None, token))
+        length = int(self.headers.get("Content-Length") or 0)
+        if self.command == "PUT" and hub.cut_uploads:
+            hub.cut_uploads -= 1
+            self.rfile.read(length // 2)
+            self.close_connection = True
+            self.connection.close()
+            return
+        body = self.rfile.read(length)
+        for refusal in list(hub.refusals):
+            if path.startswith(refusal[0]):
+                hub.refusals.remove(refusal)
+                return self.refuse(refusal[1], "Refused")
+        owner = hub.writers.get(token or "")
+        if match := re.fullmatch(r"/lfs/([0-9a-f]{64})", path):
+            hub.stored[hashlib.sha256(body).hexdigest()] = body
+            self.answer(200 if hashlib.sha256(body).hexdigest() == match[1] else 400, b"")
+        elif path == "/api/validate-yaml":
+            self.json({"errors": [], "warnings": []})
+        elif owner is None:
+            self.refuse(401, "Unauthorized")
+        elif path == "/api/repos/create":
+            self.create(json.loads(body), owner)
+        elif match := re.fullmatch(r"/(?:api/models/)?([^/]+/[^/]+?)(?:\.git)?/(preupload|info|commit)/(.+)", path):
+            if match[1] not in hub.repositories:
+                self.refuse(404, "RepoNotFound")
+            elif match[1].split("/")[0] != owner:
+                self.refuse(403, "Forbidden")
+            elif match[2] == "preupload":
+                self.preupload(match[1], json.loads(body))
+            elif match[2] == "info":
+                self.batch(json.loads(body))
+            else:
+                self.commit(match[1], [json.loads(line) for line in body.splitlines()])
+        else:
+            self.refuse(404, "NotFound")
+
+    def create(self, asked: dict[str, Any], owner: str) -> None:
+        hub = self.server_state
+        key = f"{asked.get('organization') or owner}/{asked['name']}"
+        if not key.startswith(owner + "/"):
+            self.refuse(403, "Forbidden")
+        elif key in hub.repositories:
+            self.answer(409, json.dumps({"error": "exists", "url": f"{hub.url}/{key}"}).encode())
+        else:
+            private = bool(asked.get("private")) or asked.get("visibility") == "private"
+            hub.repositories[key] = Repository({}, private=private)
+            self.json({"url": f"{hub.url}/{key}"})
+
+    def preupload(self, key: str, asked: dict[str, Any]) -> None:
+        files = []
+        for entry in asked["files"]:
+            mode = "lfs" if entry["path"].endswith(LARGE) else "regular"
+            data = self.server_state.repositories[key].files.get(entry["path"])
+            oid = None if data is None else hashlib.sha256(data).hexdigest() if mode == "lfs" else git_id(data)
+            files.append({"path": entry["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        self.json({"files": files})
+
+    def batch(self, asked: dict[str, Any]) -> None:
+        objects = []
+        for entry in asked["objects"]:
+            known = entry["oid"] in self.server_state.stored
+            actions = {"upload": {"href": f"{self.server_state.url}/lfs/{entry['oid']}"}}
+            objects.append({**entry} if known else {**entry, "actions": actions})
+        self.json({"transfer": "basic", "objects": objects})
+
+    def commit(self, key: str, lines: list[dict[str, Any]]) -> None:
+        hub = self.server_state
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                hub.commits.append(value["summary"])
+            elif line["key"] == "file":
+                hub.repositories[key].files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                hub.repositories[key].files[value["path"]] = hub.stored[value["oid"]]
+        oid = hub.repositories[key].commit
+        self.json({"commitUrl": f"{hub.url}/{key}/commit/{oid}", "commitOid": oid, "success": True})
 
     def within(self, key: str, revision: str, act: Any, token: str | None) -> None:
         repo = self.server_state.repositories.get(key)

@@ -14,10 +14,13 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import Lfm2VlError
-from . import batch, chat, convert, generate, verify
+from . import batch, chat, convert, generate, upload, verify
 from .options import PROGRAM, Parser, complain
 
-COMMANDS = {"generate": generate, "chat": chat, "batch": batch, "convert": convert, "verify": verify}
+COMMANDS = {
+    **{"generate": generate, "chat": chat, "batch": batch},
+    **{"convert": convert, "verify": verify, "upload": upload},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from .options import add_revision, note, whole
+from .upload import add_options, send
 
 SUMMARY = "convert a model to MLX, quantised if asked"
 DESCRIPTION = """\
@@ -41,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_quantisation(parser)
     add_repair(parser)
+    add_upload(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="with --repair or --upload-repo: only say what would be done"
+    )
     group = parser.add_argument_group("measuring", "after quantising, both models answer questions about pictures")
     group.add_argument("--no-verify", action="store_true", help="do not measure what quantising costs")
     group.add_argument(
@@ -58,7 +63,14 @@ def add_repair(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--base", metavar="MODEL", help="original model, for missing files (default: the one that the card names)"
     )
-    group.add_argument("--dry-run", action="store_true", help="only say what would be done")
+
+
+def add_upload(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("upload", "of the finished folder, once it has loaded and answered a question")
+    group.add_argument(
+        "--upload-repo", metavar="OWNER/NAME", help="hub repository to upload to, made if it is not there"
+    )
+    add_options(group)
 
 
 def add_quantisation(parser: argparse.ArgumentParser) -> None:
@@ -120,10 +132,21 @@ def check_combinations(args: argparse.Namespace, error: type[Exception]) -> None
         for name in ("quantize", "dequantize", "hf", "dtype", "no_verify", "calibration"):
             if getattr(args, name):
                 raise error(f"--repair keeps the weights as they are; leave --{name.replace('_', '-')} out")
-    else:
-        for name in ("base", "dry_run"):
-            if getattr(args, name):
-                raise error(f"--{name.replace('_', '-')} belongs to --repair")
+    for name, owners in {
+        "base": ("repair",),
+        "dry_run": ("repair", "upload_repo"),
+        "private": ("upload_repo",),
+        "commit_message": ("upload_repo",),
+    }.items():
+        if getattr(args, name) and not any(getattr(args, owner) for owner in owners):
+            wanted = " or ".join(f"--{owner.replace('_', '-')}" for owner in owners)
+            raise error(f"--{name.replace('_', '-')} belongs to {wanted}")
+
+
+def finish(args: argparse.Namespace) -> None:
+    """Uploads the finished folder, if asked."""
+    if args.upload_repo:
+        send(args.mlx_path, args.upload_repo, args)
 
 
 def run_repair(args: argparse.Namespace) -> int:
@@ -147,6 +170,7 @@ def run_repair(args: argparse.Namespace) -> int:
         note("nothing to repair; nothing written")
     elif not args.dry_run:
         print(args.mlx_path)
+        finish(args)
     return 0
 
 
@@ -178,10 +202,12 @@ def run(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             verify=not args.no_verify,
             calibration=args.calibration,
+            name=args.upload_repo,
             progress=bars,
             on_note=note,
         )
     if (Path(folder) / FILE).is_file():
         print(DamageReport.read(folder).table(), file=sys.stderr)
     print(folder)
+    finish(args)
     return 0

@@ -15,13 +15,13 @@ from typing import Any
 
 from .. import __version__
 from ..config import Lfm2VlConfig, read_json
+from ..hub import is_repository
 from .plot import ERRORS_FILE
 from .report import DamageReport
 
 LICENCE_KEYS = ("license", "license_name", "license_link")
 HOUSE = "LiquidAI/"  # whose models have the licence below, should their card not have come along
 HOUSE_LICENCE = {"license": "other", "license_name": "lfm1.0", "license_link": "LICENSE"}
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PLAIN = re.compile(r"[A-Za-z][\w./ -]*")
 _WORDS_OF_YAML = {"no", "yes", "on", "off", "true", "false", "null", "n", "y"}
 
@@ -37,7 +37,7 @@ class CardSource:
     def of(cls, source: str | os.PathLike[str], folder: Path) -> CardSource:
         """Of what `convert` was given, resolved to `folder`."""
         name = os.fspath(source)
-        found = _REPOSITORY.fullmatch(name) is not None and not Path(name).expanduser().is_dir()
+        found = is_repository(name) and not Path(name).expanduser().is_dir()
         readme = folder / "README.md"
         text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
         return cls(name if found else None, front_matter(text))
@@ -48,7 +48,7 @@ class CardSource:
         base = self.front_matter.get("base_model")
         base = base[0] if isinstance(base, list) and base else base
         converted = "mlx" in {self.front_matter.get("library_name"), *_items(self.front_matter.get("tags"))}
-        if isinstance(base, str) and _REPOSITORY.fullmatch(base) and (converted or self.repository is None):
+        if isinstance(base, str) and is_repository(base) and (converted or self.repository is None):
             return base
         return self.repository
 

@@ -57,6 +57,7 @@ def convert(
     overwrite: bool = False,
     verify: bool = True,
     calibration: str | os.PathLike[str] | None = None,
+    name: str | None = None,
     progress: Progress | None = None,
     on_note: Note | None = None,
 ) -> Path:
@@ -70,7 +71,8 @@ def convert(
     repositories, which transformers reads (dense only).
 
     After quantising, `verify` measures the damage (see `damage`) on the bundled questions or on `calibration`, a folder
-    of pictures, and writes it to quantization_report.json and the model card. An existing target is replaced only with
+    of pictures, and writes it to quantization_report.json and the model card. `name` is what the card calls the model
+    (default: the target's name). An existing target is replaced only with
     `overwrite`. `progress` and `on_note` are told how far the work is and what the user should know. Memory: the
     largest tensor and its source; while measuring, one model. Raises `OptionError`, `OutputError`, and what loading
     raises.
@@ -119,7 +121,7 @@ def convert(
         if plan and verify:
             report = _measured(folder, part, calibration, progress, tell)
         if layout == "mlx":
-            write_card(part, CardSource.of(source, folder), target.name, report)
+            write_card(part, CardSource.of(source, folder), name or target.name, report)
         for remark in check_result(part):
             tell(remark)
     return target

@@ -1,0 +1,76 @@
+"""A finished folder to the hub, after it has shown that it is whole and answers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import OutputError
+from ..generation.stream import conversation
+from ..hub import publish
+from ..pretrained import load
+from .calibration import questions
+from .check import check_folder
+
+TOKENS = 8  # that a folder must generate before it is published
+UNWANTED = (".py", ".bin", ".pt", ".pth", ".pkl", ".part", ".tmp")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What is or would be uploaded: (name, bytes) of the files, and the commit's URL, None after a dry run."""
+
+    repository: str
+    files: tuple[tuple[str, int], ...]
+    url: str | None = None
+
+
+def upload(
+    folder: str | os.PathLike[str],
+    repo: str,
+    *,
+    private: bool = False,
+    message: str | None = None,
+    dry_run: bool = False,
+    token: str | bool | None = None,
+) -> Upload:
+    """Uploads a model folder to the repository `repo` (`owner/name`), which is created if it is not there.
+
+    Before the first byte the folder is loaded and must answer a question about a picture; code, pickles and hidden
+    files stay here. After a broken connection it goes on where it was, in this call or the next. Raises `OutputError`
+    for a folder that is not fit to be published, `HubError` for what the hub refuses, and what loading raises.
+    """
+    path = Path(folder).expanduser()
+    check_publishable(path)
+    found = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    files = tuple((entry.name, entry.stat().st_size) for entry in found if entry.suffix not in UNWANTED)
+    if dry_run:
+        return Upload(repo, files)
+    names = [name for name, _ in files]
+    url = publish(path, repo, names, message=message or f"Upload {path.name}", private=private, token=token)
+    return Upload(repo, files, url)
+
+
+def check_publishable(folder: Path) -> None:
+    """Raises `OutputError`, or what loading raises, unless the folder is whole, has a card and a template, and its
+    model answers a question about a picture with finite numbers."""
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: no such folder")
+    for remark in check_folder(folder):
+        raise OutputError(f"{folder}: is not fit to be published: {remark}")
+    if not (folder / "README.md").is_file():
+        raise OutputError(f"{folder}: is not fit to be published: it has no README.md, the model card")
+    model, processor = load(folder)
+    asked = next(question for question in questions() if question.picture is not None)
+    inputs = processor.apply_chat_template(
+        conversation(asked.prompt, str(asked.picture)), add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+    pictures = {key: inputs[key] for key in ("pixel_values", "spatial_shapes")}
+    logits = model(inputs["input_ids"], **pictures, logits_to_keep=1, use_cache=False).logits  # type: ignore[union-attr]
+    if logits is None or not np.isfinite(np.array(logits.astype(mx.float32))).all():
+        raise OutputError(f"{folder}: is not fit to be published: the model computes numbers that are not finite")

@@ -1,0 +1,233 @@
+"""Folders to the hub through the real client over HTTP against tests/hub_server.py, with what goes wrong on the way."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import GOLDEN
+from hub_server import HubServer, Repository
+
+from mlx_lfm2vl.conversion.convert import convert
+from mlx_lfm2vl.conversion.upload import check_publishable, upload
+from mlx_lfm2vl.errors import Lfm2VlError, OutputError
+
+NAME = "maker/tiny-8bit"
+SCRIPT = """
+import json, sys
+from mlx_lfm2vl import errors, hub
+folder, repo, files, options = json.loads(sys.argv[1])
+from pathlib import Path
+try:
+    print(json.dumps({"url": hub.publish(Path(folder), repo, files, wait=0.01, **options)}))
+except errors.HubError as error:
+    print(json.dumps({"error": str(error)}))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    target = tmp_path_factory.mktemp("upload") / "tiny-8bit"
+    return convert(GOLDEN / "gen25", target, q_bits=8, q_group_size=32, verify=False)
+
+
+@pytest.fixture
+def hub():
+    with HubServer({}) as server:
+        yield server
+
+
+@pytest.fixture
+def run(hub, tmp_path):
+    """Runs Python in a process of its own whose hub is the server."""
+
+    def start(*command: str, token: str | None = "hf_right") -> subprocess.CompletedProcess[str]:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+        environment = {
+            **{"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            **{"HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
+            **({"HF_TOKEN": token} if token else {}),
+        }
+        return subprocess.run(
+            [sys.executable, *command], env=clean | environment, capture_output=True, text=True, timeout=180
+        )
+
+    return start
+
+
+@pytest.fixture
+def publish(run, folder):
+    """`hub.publish` of the folder."""
+
+    def start(repo: str = NAME, token: str | None = "hf_right", **options: Any) -> dict[str, str]:
+        files = sorted(path.name for path in folder.iterdir())
+        words = json.dumps([str(folder), repo, files, {"message": "Add the model", **options}])
+        process = run("-c", SCRIPT, words, token=token)
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout)
+
+    return start
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def sent(hub: HubServer) -> int:
+    """How many large files were sent."""
+    return sum(request.method == "PUT" for request in hub.requests)
+
+
+def test_a_folder_arrives_whole_in_one_commit(hub, publish, folder):
+    answer = publish()
+    assert hub.repositories[NAME].files == contents(folder)
+    assert answer == {"url": f"{hub.url}/{NAME}/commit/{hub.repositories[NAME].commit}"}
+    assert hub.commits == ["Add the model"]
+    assert not hub.repositories[NAME].private
+
+
+def test_private_is_private(hub, publish):
+    publish(private=True)
+    assert hub.repositories[NAME].private
+
+
+def test_what_the_hub_has_is_not_sent_again(hub, publish, folder):
+    publish()
+    assert sent(hub) == 1
+    hub.repositories[NAME].files["README.md"] = b"changed by hand"
+    publish(message="Again")
+    assert sent(hub) == 1
+    assert hub.repositories[NAME].files == contents(folder) and hub.commits == ["Add the model", "Again"]
+
+
+def test_an_upload_that_breaks_off_goes_on(hub, publish, folder):
+    hub.cut_uploads = 2
+    assert "url" in publish()
+    assert hub.repositories[NAME].files == contents(folder)
+
+
+def test_a_commit_that_fails_is_tried_again_without_sending_the_weights_again(hub, publish, folder):
+    hub.refusals = [
+        (f"/api/models/{NAME}/commit", 503),
+        ("/api/repos/create", 429),
+        (f"/api/models/{NAME}/commit", 500),
+    ]
+    assert "url" in publish()
+    assert sent(hub) == 1 and hub.repositories[NAME].files == contents(folder)
+
+
+def test_a_later_call_goes_on_where_the_first_gave_up(hub, publish, folder):
+    hub.refusals = [(f"/api/models/{NAME}/commit", 503)] * 2
+    error = publish(attempts=2)["error"]
+    assert error.startswith(f"{NAME}: the upload failed") and "run it again" in error
+    assert hub.repositories[NAME].files == {}
+    assert "url" in publish()
+    assert sent(hub) == 1 and hub.repositories[NAME].files == contents(folder)
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [(429, "asks to come back later"), (413, "refuses files of this size"), (507, "has no room left")],
+)
+def test_refusals_are_said_in_words(hub, publish, status, says):
+    hub.refusals = [("/api/repos/create", status)] * 5
+    error = publish(attempts=2)["error"]
+    assert says in error and f"HTTP {status}" in error and "\n" not in error
+
+
+def test_a_full_hub_ends_the_upload_and_leaves_no_commit(hub, publish):
+    hub.refusals = [("/lfs/", 507)]
+    assert "has no room left for you (HTTP 507)" in publish()["error"]
+    assert hub.commits == [] and hub.repositories[NAME].files == {}
+
+
+def test_who_may_not_write(hub, publish):
+    assert "log in with `hf auth login`" in publish(token=None)["error"]
+    assert "HTTP 401" in publish(token="hf_wrong")["error"]
+    assert "you may not write there" in publish(repo="somebody/tiny")["error"]
+    assert "is not a hub repository name" in publish(repo="tiny")["error"]
+    assert hub.repositories == {}
+
+
+def test_a_hub_that_cannot_be_reached(hub, run, folder, publish):
+    hub.url = "http://127.0.0.1:9"
+    assert "the upload failed" in publish(attempts=2)["error"]
+
+
+# --- only what is whole -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: (f / "chat_template.jinja").unlink(), "no question can be asked"),
+        (lambda f: (f / "README.md").unlink(), "no README.md"),
+        (lambda f: (f / "tokenizer.json").unlink(), "tokenizer"),
+        (lambda f: (f / "model.safetensors.index.json").unlink(), "is missing"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), "safetensors"),
+    ],
+)
+def test_a_broken_folder_is_not_published(folder, tmp_path, damage, says):
+    broken = Path(shutil.copytree(folder, tmp_path / "broken"))
+    damage(broken)
+    with pytest.raises(Lfm2VlError, match=says):
+        upload(broken, NAME)
+
+
+def test_numbers_that_are_not_finite_are_not_published(tmp_path):
+    import mlx.core as mx
+
+    out = convert(GOLDEN / "gen25", tmp_path / "out")
+    tensors = mx.load(str(out / "model.safetensors"))
+    tensors["language_model.model.embedding_norm.weight"] *= float("nan")
+    mx.save_safetensors(str(out / "model.safetensors"), tensors, metadata={"format": "mlx"})
+    with pytest.raises(OutputError, match="not finite"):
+        check_publishable(out)
+
+
+def test_a_dry_run_says_what_would_go_and_sends_nothing(folder, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "modeling.py").write_text("x")
+    (copy / ".cache").mkdir()
+    (copy / ".hidden").write_text("x")
+    planned = upload(copy, NAME, dry_run=True)
+    assert planned.url is None
+    assert dict(planned.files) == {path.name: path.stat().st_size for path in folder.iterdir()}
+
+
+def test_convert_and_upload_from_the_command_line(hub, run, tmp_path):
+    words = ["-m", "mlx_lfm2vl", "convert", "--hf-path", str(GOLDEN / "gen25"), "--mlx-path", str(tmp_path / "out")]
+    options = ["-q", "--q-bits", "8", "--q-group-size", "32", "--no-verify", "--upload-repo", NAME, "--private"]
+    planned = run(*words, *options, "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert "model.safetensors" in planned.stdout and hub.requests == []
+    done = run(*words, *options, "--overwrite", "--commit-message", "First")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{hub.url}/{NAME}/commit/{hub.repositories[NAME].commit}"
+    assert hub.commits == ["First"] and hub.repositories[NAME].private
+    assert f"--model {NAME}" in hub.repositories[NAME].files["README.md"].decode()
+    assert hub.repositories[NAME].files == contents(tmp_path / "out")
+
+
+def test_the_upload_command_goes_on_where_convert_stopped(hub, run, folder):
+    hub.refusals = [(f"/api/models/{NAME}/commit", 400)]
+    failed = run("-m", "mlx_lfm2vl", "upload", str(folder), NAME)
+    assert failed.returncode == 2 and failed.stderr.startswith(f"mlx-lfm2vl: error: {NAME}: the upload failed")
+    assert sent(hub) == 1
+    done = run("-m", "mlx_lfm2vl", "upload", str(folder), NAME)
+    assert done.returncode == 0, done.stderr
+    assert sent(hub) == 1 and hub.repositories[NAME].files == contents(folder)
+    assert hub.commits == ["Upload tiny-8bit"]
+
+
+def test_a_published_model_can_be_fetched_and_answers(hub, run, publish):
+    publish()
+    picture = str(GOLDEN / "pictures" / "small.png")
+    words = ("generate", "--model", NAME, "--image", picture, "--max-tokens", "4")
+    done = run("-m", "mlx_lfm2vl", *words)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    assert isinstance(hub.repositories[NAME], Repository)
