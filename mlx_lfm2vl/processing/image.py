@@ -1,10 +1,9 @@
 """Pictures to padded patches, with the numbers of the reference's `Lfm2VlImageProcessor`.
 
-A picture becomes one view, or tiles and a thumbnail (geometry.py). Each view is resized in 8 bits with antialiasing,
-normalised to float32 and cut into patches of `encoder_patch_size` squared pixels, row by row; a patch is flattened as
-(y, x, channel). Views are padded with zeros to `max_num_patches`. Pixels agree with the reference's (torchvision, whose
-weights are coarser) within one 8-bit level, rarely two. Floats of an input array are rounded to 8 bits first, which the
-reference does not do.
+A picture becomes one view, or tiles and a thumbnail (geometry.py). Each view is resized in 8 bits with antialiasing
+(resize.py), normalised to float32 and cut into patches of `encoder_patch_size` squared pixels, row by row; a patch is
+flattened as (y, x, channel). Views are padded with zeros to `max_num_patches`. Floats of an input array are rounded to
+8 bits first, which the reference does not do.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from ..hub import resolve
 from . import geometry
 from .batch import BatchFeature, check_return_tensors
 from .geometry import ViewPlan
+from .resize import resize
 from .source import DEFAULT_POLICY, SourcePolicy, load_image
 
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
@@ -257,17 +257,8 @@ def _overridden(config: ImageProcessorConfig, overrides: dict[str, Any]) -> Imag
 
 
 def _resize(picture: Image.Image, height: int, width: int, config: ImageProcessorConfig) -> np.ndarray:
-    """The RGB picture at that size, uint8 (height, width, 3); unchanged pixels if it has the size.
-
-    Two calls, because the order decides where 8 bits are rounded and clipped: the reference always goes along the rows
-    first, Pillow from version 13 on goes the cheaper way first (bicubic then differs by up to 23 levels).
-    """
-    resample = Image.Resampling(config.resample)
-    if picture.width != width:
-        picture = picture.resize((width, picture.height), resample)
-    if picture.height != height:
-        picture = picture.resize((width, height), resample)
-    return np.asarray(picture)
+    """The RGB picture at that size, uint8 (height, width, 3); unchanged pixels if it has the size."""
+    return resize(np.asarray(picture), height, width, config.resample)
 
 
 def _tiles(image: np.ndarray, rows: int, columns: int) -> Iterable[np.ndarray]:

@@ -2,7 +2,8 @@
 
 On a CPU with AVX2 or on ARM that is torch's 8-bit kernel (elsewhere bilinear goes through float32 and may differ by a
 level): across, then down, each pass rounded to 8 bits, with the weights of a pass in 16-bit fixed point at the highest
-precision at which the largest fits, and an axis that keeps its length left alone. Pillow differs from it in two ways:
+precision at which the largest fits, and an axis that keeps its length left alone. mlx_lfm2vl/processing/resize.py does
+the same; Pillow, which would be the obvious choice, differs in two ways:
 
 - version 13 (12 did not) begins with the pass that saves most work. Where the picture grows across and shrinks down
   that is the one down, and bicubic overshoot, cut off between the passes, then differs by 20 levels and more. Two calls
