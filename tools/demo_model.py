@@ -1,0 +1,164 @@
+"""The demo model in the reference implementation: made, run without loops over pictures, read and written.
+
+Contract: the module is transformers' own; `check_against_reference` holds the faster forward pass to it. Stored weights
+are bfloat16 under the hub's names.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+
+import demo_files
+import demo_tasks
+import numpy as np
+import reference_shim  # noqa: F401  (before transformers)
+import torch
+import torch.nn.functional as F
+from demo_batches import CELL, IGNORED, PATCH, collate, to_device
+from safetensors.torch import load_file, save_file
+from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration
+
+HUB_TOWER = "model.vision_tower.vision_model."  # the hub's repositories keep the older name of the tower
+
+
+def build() -> Lfm2VlForConditionalGeneration:
+    config = demo_files.config()
+    model = Lfm2VlForConditionalGeneration(Lfm2VlConfig(**{k: v for k, v in config.items() if k != "dtype"})).float()
+    parts = model.model.vision_tower.embeddings
+    filters, places = first_filters(len(parts.patch_embedding.weight)), first_places(parts.position_embedding_size)
+    with torch.no_grad():
+        parts.patch_embedding.weight.copy_(
+            torch.from_numpy(np.concatenate([filters, np.zeros((places.shape[1], 768))]))
+        )
+        parts.position_embedding.weight[:, -places.shape[1] :] = torch.from_numpy(places)
+    return model
+
+
+def first_places(side: int) -> np.ndarray:
+    """Slow waves over the columns and rows of the position table, (side * side, 6): what its last channels start from.
+
+    No patch filter starts in these channels, so that a patch's place cannot drown in what it shows.
+    """
+    middle = (np.arange(side) + 0.5) / side
+    y, x = np.meshgrid(middle, middle, indexing="ij")
+    waves = [math.sqrt(2) * np.cos(math.pi * k * axis) for k in (1, 2, 3) for axis in (x, y)]
+    return np.stack(waves, -1).reshape(side * side, -1).astype(np.float32)
+
+
+def first_filters(number: int) -> np.ndarray:
+    """Low cosine waves of brightness and of two colour differences, (number - 6, 768): a patch embedding's start.
+
+    They carry a patch's outline and hue at once, which random filters drown in pixel noise.
+    """
+    n = np.arange(PATCH)
+    waves = np.cos(np.pi * (n[None] + 0.5) * n[:, None] / PATCH) * np.sqrt(2 / PATCH)
+    waves[0] /= np.sqrt(2)
+    order = sorted(((u, v) for u in n for v in n), key=lambda p: (p[0] + p[1], p))
+    number -= 6
+    opponents = (((1, 1, 1), number // 2), ((1, -1, 0), number // 4), ((0.5, 0.5, -1), number - 3 * number // 4))
+    filters = []
+    for mix, count in opponents:
+        hue = np.array(mix) / np.linalg.norm(mix)
+        for u, v in order[:count]:
+            loud = 0.25 if u + v else 0.06  # the mean would drown the rest
+            filters.append(loud * (waves[u][:, None, None] * waves[v][None, :, None] * hue).reshape(-1))
+    return np.stack(filters).astype(np.float32)
+
+
+class Dense(torch.nn.Module):
+    """Linear heads that tell what each patch shows: an object's shape, colour, size and place, the way to its
+    middle, the cells it covers. They teach the tower and are thrown away after training.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        names = (demo_tasks.SHAPES, demo_tasks.COLOURS, demo_tasks.SIZES, demo_tasks.PLACES)
+        self.sizes = (*(len(kind) + 1 for kind in names), 2, (PATCH // CELL) ** 2)
+        self.heads = torch.nn.Linear(width, sum(self.sizes))
+
+    def forward(self, features: torch.Tensor, batch: dict) -> tuple[torch.Tensor, float]:
+        """The loss, and the share of patches with an object whose shape is named rightly."""
+        parts = self.heads(features).flatten(0, 1).split(self.sizes, dim=-1)
+        labels = batch["named"].flatten(0, 1)
+        there = labels[:, 0] > 0
+        loss = F.binary_cross_entropy_with_logits(parts[5], batch["covered"].flatten(0, 1))
+        loss = loss + 0.2 * F.smooth_l1_loss(parts[4][there], batch["ways"].flatten(0, 1)[there])
+        for part, label in zip(parts, labels.unbind(-1), strict=False):
+            # half for the patches with an object, half for all of them
+            loss = loss + 0.5 * F.cross_entropy(part, label) + 0.5 * F.cross_entropy(part[there], label[there])
+        right = parts[0][there].argmax(-1) == labels[there, 0]
+        return loss, right.float().mean().item()
+
+
+def see(model: Lfm2VlForConditionalGeneration, batch: dict) -> torch.Tensor:
+    """The tower's features, (pictures, patches, width), of pictures that share one size, without loops over them."""
+    tower = model.model.vision_tower
+    rows, cols = batch["grid"]
+    pixels = batch["patches"].float() / 127.5 - 1
+    table = tower.embeddings.position_embedding.weight
+    side = int(math.sqrt(table.shape[0]))
+    table = table.reshape(side, side, -1).permute(2, 0, 1)[None]
+    places = F.interpolate(table, size=(rows, cols), mode="bilinear", align_corners=False, antialias=True)
+    x = tower.embeddings.patch_embedding(pixels) + places.flatten(2).transpose(1, 2)
+    for layer in tower.encoder.layers:
+        x = layer(x, None)
+    return tower.post_layernorm(x)
+
+
+def forward(model: Lfm2VlForConditionalGeneration, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """(last hidden states, tower features) of a batch whose pictures share one size."""
+    core, (rows, cols) = model.model, batch["grid"]
+    features = see(model, batch)
+    image = core.multi_modal_projector(features.reshape(len(features), rows, cols, -1)).flatten(1, 2)
+    embeds = core.language_model.embed_tokens(batch["ids"])
+    embeds = embeds.masked_scatter((batch["ids"] == demo_files.IMAGE)[..., None], image)
+    # Padding stands on the right, behind everything that is scored: causal layers need no mask for it.
+    return core.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state, features
+
+
+def answers(model: Lfm2VlForConditionalGeneration, hidden: torch.Tensor, labels: torch.Tensor) -> tuple:
+    """Logits and targets at the positions whose next token is scored."""
+    scored = labels[:, 1:] != IGNORED
+    return model.lm_head(hidden[:, :-1][scored]), labels[:, 1:][scored], scored
+
+
+def check_against_reference(model: Lfm2VlForConditionalGeneration, device: torch.device) -> None:
+    """Raises AssertionError unless this file's forward pass equals the reference's own."""
+    for size in ((128, 128), (96, 160)):
+        batch = to_device(collate([demo_tasks.make("ask", "test", i, size) for i in range(4)]), device)
+        rows, cols = batch["grid"]
+        with torch.no_grad():
+            mine = model.lm_head(forward(model, batch)[0])
+            theirs = model(
+                input_ids=batch["ids"],
+                pixel_values=batch["patches"].float() / 127.5 - 1,
+                spatial_shapes=torch.tensor([[rows, cols]] * 4),
+                pixel_attention_mask=torch.ones(4, rows * cols, dtype=torch.int32, device=device),
+            ).logits
+        worst = float((mine - theirs).abs().max() / theirs.abs().max())
+        assert worst < 1e-4, f"the forward pass for training differs from the reference's by {worst:.2e} at {size}"
+
+
+def load_folder(model: Lfm2VlForConditionalGeneration, folder: pathlib.Path) -> None:
+    """Takes the weights that `export` wrote. Raises KeyError where one is missing."""
+    stored = load_file(folder / "model.safetensors")
+    names = {
+        name: name.replace("model.vision_tower.", HUB_TOWER) for name in model.state_dict() if "lm_head" not in name
+    }
+    model.load_state_dict({name: stored[hub].float() for name, hub in names.items()}, strict=False)  # the head is tied
+
+
+def export(model: Lfm2VlForConditionalGeneration, folder: pathlib.Path) -> None:
+    """Writes the demo folder's files and the weights, in bfloat16 under the hub's names."""
+    demo_files.write(folder)
+    tensors = {
+        name.replace("model.vision_tower.", HUB_TOWER): p.detach().to(torch.bfloat16).contiguous().cpu()
+        for name, p in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    save_file(tensors, folder / "model.safetensors.new", metadata={"format": "pt"})
+    (folder / "model.safetensors.new").chmod(0o644)
+    os.replace(folder / "model.safetensors.new", folder / "model.safetensors")
+    print(f"{folder}: {sum(t.numel() for t in tensors.values()):,} parameters")
