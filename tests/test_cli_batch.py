@@ -63,10 +63,11 @@ def result(row: dict) -> tuple[str, str, int]:
     return row["text"], row["finish_reason"], row["prompt_tokens"]
 
 
-def test_thirty_mixed_pictures_are_each_as_alone_and_in_order(cli, tmp_path):  # noqa: F811
-    names = draw(tmp_path, 30)
+@pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.slow)])
+def test_mixed_pictures_are_each_as_alone_and_in_order(cli, tmp_path, count):  # noqa: F811
+    names = draw(tmp_path, count)
     code, out, err = cli("batch", tmp_path, "--output", tmp_path / "a.jsonl", "--prompt", "What?", *FAST)
-    assert (code, out) == (0, "") and err == f"mlx-lfm2vl: {tmp_path / 'a.jsonl'}: 30 rows\n"
+    assert (code, out) == (0, "") and err == f"mlx-lfm2vl: {tmp_path / 'a.jsonl'}: {count} rows\n"
     rows = read(tmp_path / "a.jsonl")
     assert [row["image"] for row in rows] == [str(tmp_path / name) for name in names]
     assert all(row["prompt"] == "What?" and row["generated_tokens"] == 4 for row in rows)
