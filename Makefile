@@ -39,7 +39,7 @@ demo: $(DEMO_READY)
 	@echo "  $(BIN)/mlx-lfm2vl --help"
 
 test: $(TEST_READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(TEST_READY)
 	$(BIN)/ruff check

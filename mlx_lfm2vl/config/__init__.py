@@ -6,8 +6,10 @@ published for LFM2-VL and LFM2.5-VL is normalised here and only here: other modu
 
 from .fields import read_json
 from .generation import GenerationConfig
-from .model import Lfm2Config, Lfm2VlConfig, Siglip2VisionConfig
+from .model import Lfm2VlConfig
 from .processor import ImageProcessorConfig, ProcessorConfig
+from .text import Lfm2Config
+from .vision import Siglip2VisionConfig
 
 __all__ = [
     "GenerationConfig",

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError
 
+ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "gelu_new", "silu", "relu")  # names of transformers' `ACT2FN`
 MAX_SIZE = 2**24  # no dimension of a real checkpoint comes near; guards against absurd allocations
 
 

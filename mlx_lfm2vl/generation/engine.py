@@ -22,6 +22,7 @@ from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .batch import BATCH_SIZE, Prepared, Question, prepare, run_prepared
 from .chat import Chat
+from .engine_chat import EngineChat
 from .features import DEFAULT_BYTES, FeatureCache
 from .options import GenerationOptions
 from .request import Request, Sink
@@ -294,51 +295,3 @@ class Engine:
                     self._run([request], [row], time.perf_counter())
                 else:
                     request.deliver(error)
-
-
-class EngineChat:
-    """A `Chat` whose turns run in an engine's thread; methods are those of `Chat`."""
-
-    def __init__(self, engine: Engine, chat: Chat):
-        self._engine, self._chat = engine, chat
-
-    @property
-    def messages(self) -> list[dict[str, Any]]:
-        """The conversation as it stands after the last finished turn."""
-        return list(self._chat.messages)
-
-    def submit(self, text: str, images: Any = None, *, deadline: float | None = None, **arguments: Any) -> Request:
-        """A turn as a request."""
-        return self._submit(lambda **more: self._chat.stream(text, images, **arguments, **more), deadline)
-
-    def stream(self, text: str, images: Any = None, **arguments: Any) -> Iterator[GenerationPiece]:
-        return iter(self.submit(text, images, **arguments))
-
-    def ask(self, text: str, images: Any = None, **arguments: Any) -> str:
-        return self.submit(text, images, **arguments).result().text
-
-    def retry(self, *, deadline: float | None = None, **arguments: Any) -> Iterator[GenerationPiece]:
-        return iter(self._submit(lambda **more: self._chat.retry(**arguments, **more), deadline))
-
-    def undo(self) -> None:
-        self._engine.call(lambda *_: self._chat.undo())
-
-    def reset(self) -> None:
-        self._engine.call(lambda *_: self._chat.reset())
-
-    def fork(self) -> EngineChat:
-        return EngineChat(self._engine, self._engine.call(lambda *_: self._chat.fork()))
-
-    def save(self, path: Any) -> None:
-        self._engine.call(lambda *_: self._chat.save(path))
-
-    def load(self, path: Any) -> None:
-        self._engine.call(lambda *_: self._chat.load(path))
-
-    def _submit(self, turn: Callable[..., Iterator[GenerationPiece]], deadline: float | None) -> Request:
-        def work(request: Request) -> None:
-            with contextlib.closing(turn(stop=request.stopped)) as pieces:  # type: ignore[type-var]
-                for piece in pieces:
-                    request.deliver(piece)
-
-        return self._engine.enqueue(work, deadline)

@@ -1,0 +1,57 @@
+"""The vision tower's part of config.json. Defaults are those of transformers 5.23 (`Siglip2VisionConfig`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .fields import ACTIVATIONS, Fields
+
+
+@dataclass(frozen=True)
+class Siglip2VisionConfig:
+    """The SigLIP2 NaFlex tower: sizes in channels, `patch_size` in pixels, `num_patches` in the position table."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    patch_size: int = 16
+    num_patches: int = 256
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def position_table_side(self) -> int:
+        """Side of the square position table (16 for 256 entries)."""
+        return math.isqrt(self.num_patches)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str = "vision_config") -> Siglip2VisionConfig:
+        """Raises `ConfigError` for a value that makes no sense."""
+        read = Fields(data, where)
+        config = cls(
+            hidden_size=read.integer("hidden_size", default=768),
+            intermediate_size=read.integer("intermediate_size", default=3072),
+            num_hidden_layers=read.integer("num_hidden_layers", default=12, high=1024),
+            num_attention_heads=read.integer("num_attention_heads", default=12),
+            num_channels=read.choice("num_channels", default=3, options=(3,)),
+            patch_size=read.integer("patch_size", default=16, high=1024),
+            num_patches=read.integer("num_patches", default=256),
+            hidden_act=read.choice("hidden_act", default="gelu_pytorch_tanh", options=ACTIVATIONS),
+            layer_norm_eps=read.number("layer_norm_eps", default=1e-6),
+        )
+        if config.hidden_size % config.num_attention_heads:
+            raise read.refuse(
+                "num_attention_heads", config.num_attention_heads, f"a divisor of hidden_size {config.hidden_size}"
+            )
+        if config.position_table_side**2 != config.num_patches:
+            raise read.refuse("num_patches", config.num_patches, "a square number")
+        return config
