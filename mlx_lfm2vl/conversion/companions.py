@@ -12,7 +12,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..config import Lfm2VlConfig, ProcessorConfig, read_json
+from ..config import GenerationConfig, Lfm2VlConfig, ProcessorConfig, read_json
+from ..generation.recommended import recommended
 from ..weights.save import write_json
 
 NAMES = (
@@ -23,14 +24,6 @@ NAMES = (
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
-# What the makers recommend on their model cards, by (hidden size, layers, vocabulary) of the published models.
-_USUAL = {"do_sample": True, "temperature": 0.1, "min_p": 0.15, "repetition_penalty": 1.05}
-RECOMMENDED: dict[tuple[int, int, int], dict[str, Any]] = {
-    (1024, 16, 65536): _USUAL,  # LFM2-VL-450M, LFM2.5-VL-450M
-    (2048, 16, 65536): _USUAL,  # LFM2-VL-1.6B, LFM2.5-VL-1.6B
-    (2048, 30, 65536): _USUAL,  # LFM2-VL-3B
-    (2048, 30, 128000): {"do_sample": True, "temperature": 0.2, "top_k": 50, "repetition_penalty": 1.0},  # LFM2.5-VL-3B
-}
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -59,7 +52,9 @@ def generation_json(source: Path, config: Lfm2VlConfig) -> dict[str, Any] | None
             several = isinstance(value, tuple) and len(value) > 1
             out[name] = list(value) if several else value[0] if isinstance(value, tuple) else value
     if all(out.get(name) is None for name in SAMPLING):
-        out |= RECOMMENDED.get((text.hidden_size, text.num_hidden_layers, text.vocab_size), {})
+        makers = recommended(config, GenerationConfig())
+        if makers.do_sample:
+            out |= {name: getattr(makers, name) for name in SAMPLING if getattr(makers, name) is not None}
     return out if out != before else None
 
 
