@@ -170,6 +170,27 @@ def test_earlier_lines_come_back_with_the_arrow(chat, tmp_path):
     assert again.end() == 0
 
 
+def test_tab_completes_the_name_of_a_picture(chat, tmp_path):
+    shutil.copyfile(PICTURE, tmp_path / "my holiday picture.png")
+    person = chat()
+    person.type("/image my\t\n")
+    assert "my holiday picture.png: " in person.read("with your next message")
+
+
+def test_a_closed_pipe_is_no_traceback():
+    words = [*MODULE, "chat", "--model", MODEL, "--max-tokens", "30000", "--temp", "3"]
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    child = subprocess.Popen([*map(str, words)], cwd=ROOT, **pipe)
+    child.stdin.write(b"Tell me.\nTell me more.\n")
+    child.stdin.flush()
+    assert child.stdout.read(3)
+    child.stdout.close()
+    err = child.stderr.read()
+    child.stdin.close()
+    child.stderr.close()
+    assert (child.wait(timeout=60), err) == (141, b"")
+
+
 def test_colours_are_for_terminals_that_want_them(chat):
     assert b"\x1b[1;36m" in coloured(chat())
     assert b"\x1b[1;36m" not in coloured(chat(NO_COLOR="1"))

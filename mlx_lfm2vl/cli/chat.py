@@ -210,7 +210,7 @@ class Conversation:
 
 @contextlib.contextmanager
 def history() -> Iterator[None]:
-    """Line editing, and the lines of earlier conversations, kept in $XDG_STATE_HOME (~/.local/state)."""
+    """Line editing, names of files by Tab, and earlier lines, kept in $XDG_STATE_HOME (~/.local/state)."""
     try:
         import readline
     except ImportError:  # a Python without it: lines are read as the terminal gives them
@@ -221,6 +221,7 @@ def history() -> Iterator[None]:
     with contextlib.suppress(OSError):  # none yet
         readline.read_history_file(file)
     readline.set_history_length(HISTORY_LINES)
+    readline.parse_and_bind("bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete")
     try:
         yield
     finally:
