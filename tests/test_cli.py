@@ -8,7 +8,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -181,12 +180,14 @@ def test_help_names_every_option_and_its_default(cli):
     assert code == 0 and all(f"    {name} " in out for name in COMMANDS)
 
 
-def test_help_answers_at_once(tmp_path):
+def test_help_answers_at_once():
+    """In processor time, so that a busy machine does not matter."""
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = os.times()
         assert process(*MODULE, "generate", "--help", cwd=ROOT).returncode == 0
-        times.append(time.perf_counter() - start)
+        after = os.times()
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert min(times) < 0.3
 
 
