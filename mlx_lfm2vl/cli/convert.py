@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .options import add_revision, note, whole
+from .options import add_revision, note, real, whole
 from .upload import add_options, send
 
 SUMMARY = "convert a model to MLX, quantised if asked"
@@ -110,6 +110,18 @@ def add_quantisation(parser: argparse.ArgumentParser) -> None:
         help="bits, 'dense' or a mode for the modules that match, as 'language_model.*.w2=8'; may be given again",
     )
     group.add_argument("--q-vision", action="store_true", help="quantise vision tower and projector too")
+    group.add_argument(
+        "--target-size",
+        type=real(0, above=True),
+        metavar="GB",
+        help="find the bits of each module by measurement, for the best model of at most so many 10^9 bytes",
+    )
+    group.add_argument(
+        "--target-kl",
+        type=real(0, above=True),
+        metavar="X",
+        help="the same, for the smallest model with at most this mean KL divergence, in nats a token",
+    )
     group.add_argument("-d", "--dequantize", action="store_true", help="make a quantised model dense")
 
 
@@ -123,13 +135,13 @@ def override(text: str) -> tuple[str, str]:
 
 def check_combinations(args: argparse.Namespace, error: type[Exception]) -> None:
     """Raises `error` for an option that says nothing beside the others."""
-    if not args.quantize:
+    if not args.quantize and args.target_size is None and args.target_kl is None:
         for name in QUANTISING:
             if (value := getattr(args, name)) not in (None, [], False):
                 shown = "" if value is True else f" {value if isinstance(value, (int, str)) else '='.join(value[0])}"
                 raise error(f"--{name.replace('_', '-')}{shown} says how to quantise; add -q")
     if args.repair:
-        for name in ("quantize", "dequantize", "hf", "dtype", "no_verify", "calibration"):
+        for name in ("quantize", "target_size", "target_kl", "dequantize", "hf", "dtype", "no_verify", "calibration"):
             if getattr(args, name):
                 raise error(f"--repair keeps the weights as they are; leave --{name.replace('_', '-')} out")
     for name, owners in {
@@ -196,6 +208,8 @@ def run(args: argparse.Namespace) -> int:
             q_recipe=args.q_recipe,
             q_overrides=args.q_override,
             q_vision=args.q_vision,
+            target_size=args.target_size,
+            target_kl=args.target_kl,
             dequantize=args.dequantize,
             layout="hub" if args.hf else "mlx",
             revision=args.revision,

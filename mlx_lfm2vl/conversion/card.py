@@ -16,7 +16,7 @@ from typing import Any
 from .. import __version__
 from ..config import Lfm2VlConfig, read_json
 from ..hub import is_repository
-from .plot import ERRORS_FILE
+from .plot import CURVE_FILE, ERRORS_FILE
 from .report import DamageReport
 
 LICENCE_KEYS = ("license", "license_name", "license_link")
@@ -115,6 +115,11 @@ def write_card(folder: Path, source: CardSource, name: str, report: DamageReport
         )
         if (folder / ERRORS_FILE).is_file():
             parts.append(f"![Relative weight error of each module]({ERRORS_FILE})")
+    if (folder / CURVE_FILE).is_file():
+        parts.append(
+            "The bits of each module were found by measurement (`quantization_search.json`):\n\n"
+            f"![Size against divergence]({CURVE_FILE})"
+        )
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 

@@ -30,6 +30,7 @@ from .companions import config_json, write_companions
 from .damage import measure
 from .plan import Plan, QuantizationOptions, make_plan
 from .report import DamageReport
+from .search import search
 from .stream import Widths, dense_dtype, stored_widths, translate
 
 Progress = Callable[[str, int, int], None]  # stage ("weights" in bytes, "measuring" in answers), done, in all
@@ -49,6 +50,8 @@ def convert(
     q_recipe: str | None = None,
     q_overrides: Sequence[tuple[str, int | str]] = (),
     q_vision: bool = False,
+    target_size: float | None = None,
+    target_kl: float | None = None,
     dequantize: bool = False,
     layout: str = "mlx",
     revision: str | None = None,
@@ -66,7 +69,9 @@ def convert(
     `dtype`: `float32`, `float16` or `bfloat16` for what stays dense; None keeps the source's. `quantize`, or any of
     `q_bits` (2, 3, 4, 5, 6, 8), `q_mode` (affine, mxfp4, mxfp8, nvfp4) and `q_recipe` (see `plan`), quantises the
     language model, in groups of `q_group_size` (32, 64, 128); `q_vision` tower and projector too. `q_overrides`: pairs
-    of a pattern over module names and bits, "dense" or a mode. A quantised source is quantised anew from what it holds,
+    of a pattern over module names and bits, "dense" or a mode. `target_size` (10^9 bytes) or `target_kl` (nats a token)
+    instead finds the bits of each module by measurement (see `search`). A quantised source is quantised anew from what
+    it holds,
     or with `dequantize` made dense, or else kept. `layout`: `mlx`, or `hub` for the names and kernels of the makers'
     repositories, which transformers reads (dense only).
 
@@ -77,7 +82,14 @@ def convert(
     largest tensor and its source; while measuring, one model. Raises `OptionError`, `OutputError`, and what loading
     raises.
     """
-    asked = quantize or q_bits is not None or q_mode is not None or q_recipe is not None
+    searching = target_size is not None or target_kl is not None
+    asked = quantize or searching or q_bits is not None or q_mode is not None or q_recipe is not None
+    if searching and (q_bits is not None or q_mode is not None or q_recipe is not None or q_overrides or q_vision):
+        raise OptionError(
+            "target_size and target_kl find the bits themselves; of q_... only q_group_size goes with them"
+        )
+    if searching and dtype is not None:
+        raise OptionError("target_size and target_kl count the checkpoint's own dtype; leave dtype out")
     if not asked and (q_group_size is not None or q_overrides or q_vision):
         raise OptionError("q_group_size, q_overrides and q_vision say how to quantise; add quantize or q_bits")
     if asked and dequantize:
@@ -87,7 +99,7 @@ def convert(
     if asked and layout != "mlx":
         raise OptionError(f"layout {layout} is for dense models; leave quantising out")
     if calibration is not None:
-        if not (asked and verify):
+        if not (asked and verify) and not searching:
             raise OptionError("calibration is for measuring what quantising costs; nothing is quantised or measured")
         questions(Path(calibration).expanduser())
     options = QuantizationOptions(q_bits, q_group_size, q_mode or "affine", q_recipe, tuple(q_overrides), q_vision)
@@ -106,7 +118,22 @@ def convert(
     model: nn.Module
     model, stored = open_model(folder)
     before = stored_widths(stored)
-    plan = make_plan(q.widths(model), q.parameter_count(model), options) if asked else None
+    found = None
+    if searching:
+        where = None if calibration is None else Path(calibration).expanduser()
+        found = search(
+            folder,
+            target_size=target_size,
+            target_kl=target_kl,
+            group_size=q_group_size,
+            calibration=where,
+            progress=progress,
+        )
+        tell(f"{found.point.size / 1e9:.4g} GB with a KL divergence of {found.point.kl:.2g} nats a token chosen")
+    if found is not None:
+        plan: Plan | None = found.plan
+    else:
+        plan = make_plan(q.widths(model), q.parameter_count(model), options) if asked else None
     if before and layout != "mlx" and not dequantize:
         raise OptionError(f"{folder}: is quantised; the layout {layout} is for dense models, add dequantize")
     if dequantize and not before:
@@ -117,6 +144,10 @@ def convert(
         tell(f"{folder} is quantised already and its losses stay; the dense original would give a better model")
     with finished(target) as part:
         write_model(folder, stored, part, plan, dtype=type_, dequantize=dequantize, layout=layout, progress=progress)
+        if found is not None:
+            found.write(part)
+            if plot.available():
+                plot.plot_search(found, part / plot.CURVE_FILE)
         report = None
         if plan and verify:
             report = _measured(folder, part, calibration, progress, tell)

@@ -116,28 +116,33 @@ def compare(before: np.ndarray, after: np.ndarray, answer: np.ndarray, other: np
     """Log-probabilities (positions, vocabulary) of the dense and the quantised model on the dense model's `answer`, and
     the quantised model's own. Divergence is KL(dense || quantised)."""
     rows = np.arange(len(answer))
-    divergence = (np.exp(before) * (before - after)).sum(axis=-1, dtype=np.float64)
     return Comparison(
         agree=before.argmax(axis=-1) == after.argmax(axis=-1),
-        divergence=np.maximum(divergence, 0.0),  # rounding can leave it a hair below
+        divergence=divergence(before, after),
         expected=after[rows, answer].astype(np.float64),
         expected_dense=before[rows, answer].astype(np.float64),
         same={count: np.array_equal(answer[:count], other[:count]) for count in (32, 64)},
     )
 
 
+def divergence(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """KL(before || after) in nats of log-probabilities (positions, vocabulary), a number a position."""
+    found = (np.exp(before) * (before - after)).sum(axis=-1, dtype=np.float64)
+    return np.maximum(found, 0.0)  # rounding can leave it a hair below
+
+
 def _summary(
     dense: Path, quantised: Path, calibration: str, parts: list[Comparison], errors: tuple[ModuleError, ...]
 ) -> DamageReport:
-    divergence = np.concatenate([part.divergence for part in parts])
+    divergences = np.concatenate([part.divergence for part in parts])
     stored = sum(file.stat().st_size for file in weight_files(quantised))
     return DamageReport(
         calibration=calibration,
         questions=len(parts),
-        positions=len(divergence),
+        positions=len(divergences),
         top1_agreement=float(np.concatenate([part.agree for part in parts]).mean()),
-        kl_mean=float(divergence.mean()),
-        kl_p99=float(np.quantile(divergence, 0.99)),
+        kl_mean=float(divergences.mean()),
+        kl_p99=float(np.quantile(divergences, 0.99)),
         perplexity_dense=float(np.exp(-np.concatenate([part.expected_dense for part in parts]).mean())),
         perplexity=float(np.exp(-np.concatenate([part.expected for part in parts]).mean())),
         identical_32=float(np.mean([part.same[32] for part in parts])),

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from ..errors import OptionError
 from .report import DamageReport
+from .search import SearchResult
 
 ERRORS_FILE = "quantization_error.png"
+CURVE_FILE = "quantization_search.png"
 
 
 def available() -> bool:
@@ -46,5 +48,29 @@ def plot_errors(report: DamageReport, file: Path) -> Path:
     axes.set_ylim(bottom=0)
     if lines:
         axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(file, dpi=120, metadata={"Software": None})
+    return file
+
+
+def plot_search(result: SearchResult, file: Path) -> Path:
+    """Size against divergence: uniform widths, the search's curve, and what was chosen, as a PNG. Raises `OptionError`
+    without matplotlib."""
+    if not available():
+        raise OptionError("plots need matplotlib; install mlx-lfm2vl[plot]")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    uniform = [point for point in result.curve if point.label.endswith("bits")]
+    found = sorted((point for point in result.curve if point.label == "search"), key=lambda point: point.size)
+    axes.plot([p.size / 1e9 for p in uniform], [p.kl for p in uniform], marker="s", label="the same bits everywhere")
+    for point in uniform:
+        axes.annotate(point.label, (point.size / 1e9, point.kl), fontsize="small")
+    axes.plot([p.size / 1e9 for p in found], [p.kl for p in found], marker="o", label="bits by measurement")
+    axes.plot([result.point.size / 1e9], [result.point.kl], marker="*", markersize=12, linestyle="", label="chosen")
+    axes.set_yscale("log")
+    axes.set_xlabel("weights, GB")
+    axes.set_ylabel("mean KL divergence, nats a token")
+    axes.legend()
     figure.savefig(file, dpi=120, metadata={"Software": None})
     return file

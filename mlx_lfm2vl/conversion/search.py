@@ -1,0 +1,286 @@
+"""Bits for each module by measurement: the most quality in a size, or the least size for a quality.
+
+1. Each module is quantised alone to each width of `PROBES`; the KL divergence that this causes, over the last tokens of
+   every question and answer, is its sensitivity. Between the probes it is interpolated in the logarithm, above them it
+   falls with the square of the weight error, as that of small changes does.
+2. Divergences of modules are taken to add up. From the lowest width everywhere, and from the widest uniform one that
+   fits, bits are bought one module at a time where a byte saves most predicted divergence; the better of both, as
+   measured, is chosen.
+
+What is chosen, and the curve that is reported, are measured as a whole. Weights are rounded in place in the dense
+model, which gives the numbers of the quantised one up to the last digits; memory: the model twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..errors import OptionError
+from ..generation.stream import conversation
+from ..model.lfm2 import Context
+from ..pretrained import Lfm2VlForConditionalGeneration, load
+from ..weights.load import open_model
+from ..weights.names import from_module
+from ..weights.quantize import Quantization, decode, encode, widths
+from ..weights.save import write_json
+from .calibration import questions
+from .damage import divergence, greedy, measuring_dtype
+from .plan import LANGUAGE, Plan
+
+WIDTHS = (3, 4, 5, 6, 8)
+PROBES = (3, 5)
+TAIL = 64  # positions at least, at the end of a question and its answer, over which sensitivity is measured
+CURVE = 6  # points of the curve that are measured, beside the uniform widths
+FILE = "quantization_search.json"
+Assignment = dict[str, int]  # module path: bits
+Progress = Callable[[str, int, int], None]  # "searching", measurements done, measurements expected
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured assignment: bytes of all weights, mean KL divergence in nats a token."""
+
+    label: str
+    size: int
+    kl: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The chosen `plan`, its measured `point`, the measured curve with the uniform widths, and each module's divergence
+    when it alone is quantised to each of `PROBES`, by MLX's names."""
+
+    plan: Plan
+    point: Point
+    curve: tuple[Point, ...]
+    sensitivities: dict[str, list[float]]
+
+    def write(self, folder: Path) -> None:
+        """Writes `quantization_search.json`."""
+        data: dict[str, Any] = {"chosen": asdict(self.point), "curve": [asdict(point) for point in self.curve]}
+        bits = {from_module(path, "mlx"): spec.bits for path, spec in self.plan.modules.items() if spec}
+        write_json(
+            folder / FILE, {**data, "probe_bits": list(PROBES), "sensitivities": self.sensitivities, "bits": bits}
+        )
+
+
+def search(
+    folder: Path,
+    *,
+    target_size: float | None = None,
+    target_kl: float | None = None,
+    group_size: int | None = None,
+    calibration: Path | None = None,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Exactly one target: `target_size` in 10^9 bytes of weights, or `target_kl` in nats a token on the calibration
+    questions. Raises `OptionError` for a target that no assignment reaches, and what loading and generating raise."""
+    if (target_size is None) == (target_kl is None):
+        raise OptionError("give one of target_size and target_kl")
+    for name, value in (("target_size", target_size), ("target_kl", target_kl)):
+        if value is not None and not 0 < value < float("inf"):
+            raise OptionError(f"{name} is {value}, expected a number above 0")
+    bench = Bench(folder, group_size, calibration)
+    steps = max(1, len(bench.paths)).bit_length() + 1 if target_kl is not None else 2
+    bench.expect(len(PROBES) * len(bench.paths) + len(WIDTHS) + CURVE + steps, progress)
+    return bench.choose(None if target_size is None else target_size * 1e9, target_kl)
+
+
+class Bench:
+    """The dense model with its answers, in which weights are rounded and the divergence is measured."""
+
+    def __init__(self, folder: Path, group_size: int | None, calibration: Path | None):
+        self._specs = {bits: Quantization.checked(bits, group_size) for bits in WIDTHS}
+        group = self._specs[WIDTHS[0]].group_size
+        model: nn.Module
+        model, stored = open_model(folder)
+        if stored.config.quantization:
+            raise OptionError(f"{folder}: is quantised already; search from the dense original")
+        rows = {path: width for path, width in widths(model).items() if path.startswith(LANGUAGE)}
+        self._odd = [path for path, width in rows.items() if width % group]
+        self.paths = [path for path, width in rows.items() if not width % group]
+        if not self.paths:
+            raise OptionError("no module would be quantised; choose a smaller q_group_size")
+        del model
+        self._model, processor = load(folder, dtype=measuring_dtype())
+        self._modules: dict[str, Any] = dict(self._model.named_modules())
+        self._weights = {path: self._modules[path].weight for path in self.paths}
+        self._samples = [self._sample(processor, question) for question in questions(calibration)]
+        self._bytes = {path: stored.infos[f"{path}.weight"].nbytes for path in self.paths}
+        self._rest = sum(info.nbytes for info in stored.infos.values()) - sum(self._bytes.values())
+        self._tick: Callable[[], None] = lambda: None
+
+    def expect(self, total: int, progress: Progress | None) -> None:
+        done = 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress("searching", min(done, total), total)
+
+        self._tick = tick
+
+    def _sample(self, processor: Any, question: Any) -> dict[str, Any]:
+        picture = None if question.picture is None else str(question.picture)
+        inputs = processor.apply_chat_template(
+            conversation(question.prompt, picture), add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        answer = greedy(self._model, inputs)
+        images = None
+        if "pixel_values" in inputs:
+            tokens = self._model.get_image_features(inputs["pixel_values"], inputs["spatial_shapes"]).pooler_output
+            images = mx.concatenate(tokens)
+            mx.eval(images)
+        ids = np.concatenate([np.array(inputs["input_ids"]), answer[None, :-1]], axis=1)
+        sample = {"ids": ids, "images": images, "answer": answer}
+        return {**sample, "dense": _expected(self._model, sample)}
+
+    def size(self, assignment: Mapping[str, int]) -> int:
+        """Bytes of all weights with these widths; modules that are not named are dense."""
+        total = self._rest
+        for path, weight in self._weights.items():
+            if path not in assignment:
+                total += self._bytes[path]
+                continue
+            spec = self._specs[assignment[path]]
+            scales = 2 * self._bytes[path] // spec.group_size
+            total += weight.size * spec.bits // 8 + scales
+        return total
+
+    def divergence(self, assignment: Mapping[str, int]) -> float:
+        """Mean KL divergence of the answers with these widths, in nats a token."""
+        found = self._measure(assignment)
+        return float(
+            np.concatenate([row[-len(s["answer"]) :] for row, s in zip(found, self._samples, strict=True)]).mean()
+        )
+
+    def sensitivity(self, path: str, bits: int) -> float:
+        """Mean divergence over all measured positions if this module alone is quantised."""
+        return float(np.concatenate(self._measure({path: bits})).mean())
+
+    def _measure(self, assignment: Mapping[str, int]) -> list[np.ndarray]:
+        """The divergence at the last `TAIL` positions, or all of the answer's, of each question."""
+        for path, bits in assignment.items():
+            self._modules[path].weight = self._rounded(path, bits)
+        mx.eval([self._modules[path].weight for path in assignment])
+        try:
+            found = [divergence(sample["dense"], _expected(self._model, sample)) for sample in self._samples]
+        finally:
+            for path in assignment:
+                self._modules[path].weight = self._weights[path]
+        self._tick()
+        return found
+
+    def _rounded(self, path: str, bits: int) -> mx.array:
+        weight, spec = self._weights[path], self._specs[bits]
+        return decode(encode(weight, spec), spec, weight.dtype)
+
+    def _squared_error(self, path: str, bits: int) -> float:
+        change = (self._rounded(path, bits) - self._weights[path]).astype(mx.float32)
+        return float(np.array((change * change).sum()))
+
+    def choose(self, target_bytes: float | None, target_kl: float | None) -> SearchResult:
+        """See `search`."""
+        lowest, highest = (dict.fromkeys(self.paths, bits) for bits in (WIDTHS[0], WIDTHS[-1]))
+        if target_bytes is not None and self.size(lowest) > target_bytes:
+            least = f"{WIDTHS[0]} bits everywhere take {self.size(lowest) / 1e9:.4g} GB"
+            raise OptionError(f"target_size {target_bytes / 1e9:g} GB cannot be reached: {least}")
+        alone = {path: [self.sensitivity(path, bits) for bits in PROBES] for path in self.paths}
+        predicted = {path: self._predicted(path, alone[path]) for path in self.paths}
+        uniform = [self._point(f"{bits} bits", dict.fromkeys(self.paths, bits)) for bits in WIDTHS]
+        if target_kl is not None and uniform[-1].kl > target_kl:
+            raise OptionError(
+                f"target_kl {target_kl:g} cannot be reached: {WIDTHS[-1]} bits everywhere leave {uniform[-1].kl:.2g}"
+            )
+        steps = list(purchases(lowest, predicted, self.size))
+        chosen, point = highest, uniform[-1]
+        if target_bytes is not None:
+            fitting = max(bits for bits in WIDTHS if self.size(dict.fromkeys(self.paths, bits)) <= target_bytes)
+            candidates = []
+            for start in (lowest, dict.fromkeys(self.paths, fitting)):
+                *_, last = purchases(start, predicted, self.size, limit=target_bytes)
+                candidates.append((self._point("chosen", last), last))
+            point, chosen = min(candidates, key=lambda candidate: candidate[0].kl)
+        elif target_kl is not None:
+            low, high = 0, len(steps) - 1  # the last has the highest width everywhere, which is enough
+            while low < high:
+                middle = (low + high) // 2
+                candidate = self._point("chosen", steps[middle])
+                if candidate.kl <= target_kl:
+                    high, chosen, point = middle, steps[middle], candidate
+                else:
+                    low = middle + 1
+        spread = [steps[round(index)] for index in np.linspace(0, len(steps) - 1, CURVE)]
+        curve = [*uniform, *(self._point("search", step) for step in spread), Point("chosen", point.size, point.kl)]
+        return SearchResult(
+            plan=self._plan(chosen),
+            point=Point("chosen", point.size, point.kl),
+            curve=tuple(curve),
+            sensitivities={from_module(path, "mlx"): value for path, value in alone.items()},
+        )
+
+    def _predicted(self, path: str, probes: list[float]) -> list[float]:
+        """A module's divergence at each of `WIDTHS`, from those at `PROBES`."""
+        low, high = (max(value, 1e-12) for value in probes)
+        widest = self._squared_error(path, PROBES[1])
+        out = []
+        for bits in WIDTHS:
+            if bits <= PROBES[1]:
+                share = (bits - PROBES[0]) / (PROBES[1] - PROBES[0])
+                out.append(low ** (1 - share) * high**share)
+            else:
+                out.append(high * self._squared_error(path, bits) / max(widest, 1e-30))
+        return out
+
+    def _point(self, label: str, assignment: Mapping[str, int]) -> Point:
+        return Point(label, self.size(assignment), self.divergence(assignment))
+
+    def _plan(self, assignment: Assignment) -> Plan:
+        counts = list(assignment.values())
+        base = max(WIDTHS, key=lambda bits: (counts.count(bits), bits))
+        modules: dict[str, Quantization | None] = {path: self._specs[bits] for path, bits in assignment.items()}
+        return Plan(self._specs[base], {**modules, **dict.fromkeys(self._odd)})
+
+
+def purchases(
+    start: Assignment,
+    predicted: Mapping[str, Sequence[float]],
+    size: Callable[[Assignment], int],
+    limit: float | None = None,
+) -> Any:
+    """Yields `start` and then assignments with one module widened at a time, where a byte saves most predicted
+    divergence; only such as fit into `limit` bytes. `predicted`: a module's divergence at each of `WIDTHS`."""
+    state, total = dict(start), size(start)
+    yield dict(state)
+    cost = {path: [size({**start, path: bits}) - total for bits in WIDTHS] for path in start}
+    while True:
+        best: tuple[float, str, int, int] | None = None
+        for path, bits in state.items():
+            at = WIDTHS.index(bits)
+            for to in range(at + 1, len(WIDTHS)):
+                extra = cost[path][to] - cost[path][at]
+                saved = predicted[path][at] - predicted[path][to]
+                fits = limit is None or total + extra <= limit
+                if fits and (best is None or saved / extra > best[0]):
+                    best = (saved / extra, path, to, extra)
+        if best is None:
+            return
+        state[best[1]], total = WIDTHS[best[2]], total + best[3]
+        yield dict(state)
+
+
+def _expected(model: Lfm2VlForConditionalGeneration, sample: Mapping[str, Any]) -> np.ndarray:
+    """(`TAIL` or more positions at the end, vocabulary) float32 log-probabilities; pictures are encoded already."""
+    body = model.model
+    embeds = body.embed(sample["ids"], sample["images"])
+    hidden = body.language_model(embeds, Context(attention_mask="causal"), None)
+    logits = model.logits(hidden[:, -max(TAIL, len(sample["answer"])) :])[0].astype(mx.float32)
+    return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
