@@ -219,3 +219,27 @@ def test_progress_counts_the_bytes_that_are_written(tmp_path):
     assert {(stage, whole) for stage, _, whole in seen} == {("weights", total)}
     done = [step[1] for step in seen]
     assert done == sorted(set(done)) and done[-1] == total
+
+
+def test_a_disk_that_takes_no_more_leaves_nothing_behind(tmp_path):
+    """A limit on the size of files stands for the full disk: the write fails in the middle of the weights."""
+    program = f"""
+import resource, sys
+from mlx_lfm2vl.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+sys.exit(main(["convert", "--hf-path", {str(GOLDEN / "gen2")!r}, "--mlx-path", {str(tmp_path / "out")!r}]))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 2, run.stderr
+    assert run.stderr.startswith(f"mlx-lfm2vl: error: {tmp_path / 'out'}: cannot be written")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_conversion_leaves_nothing_behind(tmp_path):
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(GOLDEN / "gen2", tmp_path / "out", progress=interrupt)
+    assert list(tmp_path.iterdir()) == []

@@ -131,7 +131,12 @@ def test_a_later_call_goes_on_where_the_first_gave_up(hub, publish, folder):
 
 @pytest.mark.parametrize(
     ("status", "says"),
-    [(429, "asks to come back later"), (413, "refuses files of this size"), (507, "has no room left")],
+    [
+        (404, "no such owner"),
+        (413, "refuses files of this size"),
+        (429, "asks to come back later"),
+        (507, "has no room left"),
+    ],
 )
 def test_refusals_are_said_in_words(hub, publish, status, says):
     hub.refusals = [("/api/repos/create", status)] * 5
