@@ -206,6 +206,7 @@ def test_rows_of_other_runs_are_not_mixed(cli, refused, tmp_path):  # noqa: F811
     ("words", "says"),
     [
         (["nowhere/*.png"], "no file matches"),
+        ([str(PICTURES / "small.png"), "nowhere"], "nowhere: no such folder or picture"),
         (["nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         (["a.jsonl", "b.png"], "a .jsonl file is the whole input"),
         (["."], "there is no picture in this folder"),

@@ -78,7 +78,10 @@ def pictures_in(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         if not os.path.isdir(name):
-            found += expand([name])
+            matching = expand([name])
+            if matching == [name] and not _ADDRESS.match(name) and not os.path.exists(os.path.expanduser(name)):
+                raise OptionError(f"{name}: no such folder or picture")
+            found += matching
             continue
         inside = [entry for entry in sorted(os.listdir(name)) if entry.lower().endswith(SUFFIXES) and entry[0] != "."]
         if not inside:
