@@ -3,18 +3,20 @@
     python tools/compare_convert.py                     # random weights in the shape of LFM2.5-VL-450M
     python tools/compare_convert.py --model FOLDER --q-bits 8
 
-Needs mlx-vlm. The programs run in turn, `--runs` times, and the quickest run of each counts; memory is the highest
-resident size. Reading the source once before warms the disk's cache for both. Measuring the damage is left out: mlx-vlm
-has nothing like it.
+Needs mlx-vlm. The programs run in turn, `--runs` times, and each one's run of least processor time counts; memory is
+the highest resident size. Reading the source once before warms the disk's cache for both. Measuring the damage is left
+out: mlx-vlm has nothing like it.
 """
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "gen25"
@@ -65,16 +67,28 @@ def make_450m(folder: Path) -> None:
     (folder / "model.safetensors.index.json").unlink()
 
 
-def measured(program: str) -> tuple[float, int]:
-    """Seconds and highest resident bytes of a Python program in a process of its own."""
-    report = "\nimport resource, sys; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+@dataclass(frozen=True, order=True)
+class Run:
+    """Of a process: processor time and time on the clock in seconds, highest resident bytes."""
+
+    processor: float
+    clock: float
+    memory: int
+
+
+def measured(program: str) -> Run:
+    """A Python program in a process of its own."""
     start = time.perf_counter()
-    run = subprocess.run([sys.executable, "-c", program + report], capture_output=True, text=True)
-    seconds = time.perf_counter() - start
-    if run.returncode:
-        raise SystemExit(run.stderr)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=output, stderr=output)
+        _, status, usage = os.wait4(process.pid, 0)
+        clock = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if status:
+            output.seek(0)
+            raise SystemExit(output.read().decode(errors="replace"))
     unit = 1 if sys.platform == "darwin" else 1024
-    return seconds, int(run.stderr.split()[-1]) * unit
+    return Run(usage.ru_utime + usage.ru_stime, clock, usage.ru_maxrss * unit)
 
 
 def main() -> None:
@@ -95,17 +109,19 @@ def main() -> None:
             with file.open("rb") as stream:
                 while stream.read(2**20):
                     pass
-        best: dict[str, tuple[float, int]] = {}
+        best: dict[str, Run] = {}
         for _ in range(args.runs):
             for name, program in (("mlx-lfm2vl", OURS), ("mlx-vlm", THEIRS)):
                 target = Path(scratch) / name
                 shutil.rmtree(target, ignore_errors=True)
                 run = measured(program.format(source=str(source), target=str(target), bits=args.q_bits))
                 best[name] = min(best.get(name, run), run)
-        print(f"{'':12} {'seconds':>8} {'memory':>10} {'weights':>10}")
-        for name, (seconds, memory) in best.items():
+        print(f"{'':12} {'processor':>11} {'clock':>8} {'memory':>9} {'weights':>10}")
+        for name, run in best.items():
             size = sum(file.stat().st_size for file in (Path(scratch) / name).glob("*.safetensors"))
-            print(f"{name:12} {seconds:8.1f} {memory / 1e6:7.0f} MB {size / 1e6:7.1f} MB")
+            print(
+                f"{name:12} {run.processor:9.1f} s {run.clock:6.1f} s {run.memory / 1e6:6.0f} MB {size / 1e6:7.1f} MB"
+            )
 
 
 if __name__ == "__main__":
