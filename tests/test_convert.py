@@ -116,6 +116,7 @@ def test_what_is_wrong_in_config_json_is_put_right(tmp_path):
     source = Path(shutil.copytree(GOLDEN / "gen2", tmp_path / "source"))
     config = json.loads((source / "config.json").read_text())
     config["vision_config"]["num_hidden_layers"] = 4
+    config["vision_feature_layer"] = -2
     config["auto_map"] = {"AutoConfig": "configuration_lfm2_vl.Lfm2VlConfig"}
     (source / "config.json").write_text(json.dumps(config))
     written = json.loads((convert(source, tmp_path / "out") / "config.json").read_text())
@@ -123,18 +124,32 @@ def test_what_is_wrong_in_config_json_is_put_right(tmp_path):
     assert "auto_map" not in written
 
 
-def test_an_existing_target_is_kept_unless_overwritten(tmp_path):
-    target = tmp_path / "out"
-    target.mkdir()
-    (target / "precious.txt").write_text("mine")
+def test_only_a_model_folder_is_overwritten_and_never_the_source(tmp_path):
+    target = convert(GOLDEN / "gen2", tmp_path / "out")
+    (target / "notes.txt").write_text("of the old one")
     with pytest.raises(OutputError, match=r"out: exists already; .*--overwrite"):
-        convert(GOLDEN / "gen2", target)
-    assert (target / "precious.txt").read_text() == "mine"
-    convert(GOLDEN / "gen2", target, overwrite=True)
-    assert not (target / "precious.txt").exists()
+        convert(GOLDEN / "gen25", target)
+    assert (target / "notes.txt").exists()
+    convert(GOLDEN / "gen25", target, overwrite=True)
+    assert not (target / "notes.txt").exists()
+    assert load_model(target).config == load_model(GOLDEN / "gen25").config
     with pytest.raises(OutputError, match="is the source itself"):
         convert(target, target, overwrite=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+    photos, file, link, holder = tmp_path / "photos", tmp_path / "file", tmp_path / "link", tmp_path / "holder"
+    (photos / "sub").mkdir(parents=True)
+    (photos / "a.txt").write_text("precious")
+    file.write_text("precious")
+    link.symlink_to(target)
+    shutil.copytree(target, holder / "q8")
+    for place in (photos, file, link):
+        with pytest.raises(OutputError, match="is no model folder, so it is not overwritten"):
+            convert(GOLDEN / "gen2", place, overwrite=True)
+    with pytest.raises(OutputError, match="holds the source or lies in it"):
+        convert(holder / "q8", holder, overwrite=True)
+    assert (photos / "a.txt").read_text() == file.read_text() == "precious"
+    assert (holder / "q8" / "config.json").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "holder", "link", "out", "photos"]
 
 
 @pytest.mark.parametrize(

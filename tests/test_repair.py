@@ -95,6 +95,7 @@ def test_a_count_that_the_weights_contradict_and_code(tmp_path):
     source = Path(shutil.copytree(GOLDEN / "gen2", tmp_path / "source"))
     config = json.loads((source / "config.json").read_text())
     config["vision_config"]["num_hidden_layers"] = 4
+    config["vision_feature_layer"] = -2
     (source / "config.json").write_text(json.dumps(config))
     (source / "modeling_lfm2_vl.py").write_text("raise SystemExit")
     found = {finding.file: str(finding) for finding in repair(source, tmp_path / "out")}
