@@ -17,11 +17,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO_PICTURE := examples/scene.png
 DEMO_QUESTION := What is in this image?
 
-.PHONY: help demo test check clean
+.PHONY: help demo test soak check clean
 
 help:
 	@echo "make demo    answer a question about a picture with the bundled model"
 	@echo "make test    run the tests"
+	@echo "make soak    run the tests that take minutes"
 	@echo "make check   lint, format and type checks"
 	@echo "make clean   remove the virtual environment and caches"
 	@echo "PYTHON=...   the Python to set up with (3.10 or later; found: $(PYTHON))"
@@ -39,7 +40,10 @@ demo: $(DEMO_READY)
 	@echo "  $(BIN)/mlx-lfm2vl --help"
 
 test: $(TEST_READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not soak"
+
+soak: $(TEST_READY)
+	$(BIN)/python -m pytest -m soak
 
 check: $(TEST_READY)
 	$(BIN)/ruff check

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from .config import GenerationConfig, Lfm2VlConfig, read_json
-from .errors import InputError, OptionError
+from .errors import ConfigError, InputError, OptionError
 from .generation.decode import Prompt, decode, prefill
 from .generation.options import GenerationOptions
 from .generation.run import generation_config, positions_left
@@ -25,7 +25,7 @@ from .model.cache import Cache
 from .model.lfm2vl import Array
 from .processing.processor import Lfm2VlProcessor
 from .weights.load import load_model
-from .weights.save import save_weights, write_json
+from .weights.save import save_model
 
 
 class Lfm2VlModel(lfm2vl.Lfm2VlModel):
@@ -33,10 +33,20 @@ class Lfm2VlModel(lfm2vl.Lfm2VlModel):
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo: str | os.PathLike[str], *, dtype: str | mx.Dtype | None = None, **hub: Any
+        cls,
+        path_or_repo: str | os.PathLike[str],
+        *,
+        dtype: str | mx.Dtype | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
     ) -> Lfm2VlModel:
-        """From a folder, a hub repository or `demo`; `hub` as `hub.resolve` takes it (`revision=`, `token=` ...)."""
-        return load_model(resolve(path_or_repo, **hub), dtype=dtype, model_class=cls, prefix="model.")
+        """As `Lfm2VlForConditionalGeneration.from_pretrained`."""
+        folder = resolve(
+            path_or_repo, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        return load_model(folder, dtype=dtype, model_class=cls, prefix="model.")
 
 
 class Lfm2VlForConditionalGeneration(lfm2vl.Lfm2VlForConditionalGeneration):
@@ -46,13 +56,22 @@ class Lfm2VlForConditionalGeneration(lfm2vl.Lfm2VlForConditionalGeneration):
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo: str | os.PathLike[str], *, dtype: str | mx.Dtype | None = None, **hub: Any
+        cls,
+        path_or_repo: str | os.PathLike[str],
+        *,
+        dtype: str | mx.Dtype | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
     ) -> Lfm2VlForConditionalGeneration:
         """From a folder, a hub repository or `demo`; in the dtype of its file, or `float32`, `float16`, `bfloat16`.
 
-        `hub` as `hub.resolve` takes it (`revision=`, `token=` ...). Raises `HubError`, `ConfigError`, `WeightsError`.
+        There is no `device_map`: MLX's memory is unified. Raises `HubError`, `ConfigError`, `WeightsError`.
         """
-        folder = resolve(path_or_repo, **hub)
+        folder = resolve(
+            path_or_repo, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
         model = load_model(folder, dtype=dtype, model_class=cls)
         file = folder / "generation_config.json"
         config = GenerationConfig.from_dict(read_json(file), str(file)) if file.is_file() else GenerationConfig()
@@ -62,11 +81,8 @@ class Lfm2VlForConditionalGeneration(lfm2vl.Lfm2VlForConditionalGeneration):
         return model
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes weights and config.json in MLX's layout (the processor has its own `save_pretrained`)."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        save_weights(self, path)
-        write_json(path / "config.json", self.config.to_dict())
+        """Writes weights, config.json and generation_config.json in MLX's layout, in place of older ones in the folder
+        (the processor has its own `save_pretrained`). Raises `OutputError`."""
         config = generation_config(self)
         sampling = {
             name: getattr(config, name)
@@ -76,7 +92,7 @@ class Lfm2VlForConditionalGeneration(lfm2vl.Lfm2VlForConditionalGeneration):
         ids = list(config.eos_token_ids)
         if ids:
             sampling["eos_token_id"] = ids[0] if len(ids) == 1 else ids
-        write_json(path / "generation_config.json", {**sampling, "do_sample": config.do_sample})
+        save_model(self, Path(folder), self.config.to_dict(), {**sampling, "do_sample": config.do_sample})
 
     def generate(
         self,
@@ -158,10 +174,23 @@ def load(
     `do_image_splitting=False` ...). Raises the library's typed errors.
     """
     folder = resolve(path_or_repo, revision=revision, token=token, local_files_only=local_files_only)
-    Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))  # first: is it one at all?
+    expected = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
     processor = Lfm2VlProcessor.from_pretrained(folder, **image_overrides)
+    _check_agreement(folder, expected, processor)
     model = Lfm2VlForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     config = model.generation_config
     if not config.eos_token_ids and processor.tokenizer.eos_token_id is not None:
         model.generation_config = replace(config, eos_token_ids=(processor.tokenizer.eos_token_id,))
     return model, processor
+
+
+def _check_agreement(folder: Path, config: Lfm2VlConfig, processor: Lfm2VlProcessor) -> None:
+    """Raises `ConfigError` where the files say different things of what model and processor must share."""
+    pictures = processor.image_processor.config
+    for what, of_model, of_processor in (
+        ("the patch size", config.vision_config.patch_size, pictures.encoder_patch_size),
+        ("the downsample factor", config.downsample_factor, pictures.downsample_factor),
+        ("the image token's id", config.image_token_id, processor.image_token_id),
+    ):
+        if of_model != of_processor:
+            raise ConfigError(f"{folder}: {what} is {of_model} in config.json, {of_processor} in the processor's files")

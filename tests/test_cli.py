@@ -313,9 +313,9 @@ def test_placeholders_that_are_not_as_many_as_the_pictures(refused, prompt):
     assert "<image>" in line and "1" in line
 
 
-def test_a_budget_that_contradicts_the_checkpoint(refused):
-    line = refused(*generate("--image", PICTURE, "--max-image-tokens", 8))
-    assert "min_image_tokens" in line and "8" in line
+def test_budgets_that_contradict_each_other(refused):
+    line = refused(*generate("--image", PICTURE, "--max-image-tokens", 8, "--min-image-tokens", 9))
+    assert "min_image_tokens" in line and "9" in line and "8" in line
 
 
 def damage(name: str):
@@ -423,6 +423,9 @@ def test_an_existing_folder_is_left_alone_unless_told(cli, refused, tmp_path):
     line = refused("convert", "--hf-path", MODEL, "--mlx-path", target)
     assert "exists already" in line and "--overwrite" in line
     assert files(target) == {"mine.txt": b"keep"}
+    assert "no model folder" in refused("convert", "--hf-path", MODEL, "--mlx-path", target, "--overwrite")
+    assert files(target) == {"mine.txt": b"keep"}
+    (target / "config.json").write_text("{}")
     assert cli("convert", "--hf-path", MODEL, "--mlx-path", target, "--overwrite")[0] == 0
     assert "mine.txt" not in files(target) and "config.json" in files(target)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

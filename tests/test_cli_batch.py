@@ -63,7 +63,7 @@ def result(row: dict) -> tuple[str, str, int]:
     return row["text"], row["finish_reason"], row["prompt_tokens"]
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.soak)])
 def test_mixed_pictures_are_each_as_alone_and_in_order(cli, tmp_path, count):  # noqa: F811
     names = draw(tmp_path, count)
     code, out, err = cli("batch", tmp_path, "--output", tmp_path / "a.jsonl", "--prompt", "What?", *FAST)

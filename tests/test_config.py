@@ -763,6 +763,14 @@ def test_an_override_of_none_keeps_what_the_checkpoint_says():
     assert config.with_overrides(max_tiles=None, min_tiles=3) == ImageProcessorConfig(max_tiles=6, min_tiles=3)
 
 
+def test_a_budget_beyond_the_other_takes_it_along():
+    config = ImageProcessorConfig(min_image_tokens=64, max_image_tokens=256)
+    assert config.with_overrides(max_image_tokens=32).min_image_tokens == 32
+    assert config.with_overrides(min_image_tokens=300).max_image_tokens == 300
+    with pytest.raises(ConfigError, match="min_image_tokens is 9"):
+        config.with_overrides(min_image_tokens=9, max_image_tokens=8)
+
+
 def test_tiling_that_was_switched_off_here_stays_off():
     chosen = ProcessorConfig(image=ImageProcessorConfig(do_image_splitting=False, use_thumbnail=False))
     again = ProcessorConfig.from_dicts(processor=chosen.to_dict())

@@ -1,5 +1,6 @@
 """The prefill and the decode loop: the reference's greedy tokens, and what must not change them."""
 
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 
@@ -58,6 +59,16 @@ def test_a_prompt_in_chunks_equals_the_whole(case_id, chunk, golden):
     length = case.inputs["input_ids"].shape[1]
     assert seen == [(min(at + chunk, length), length) for at in range(0, length, chunk)]
     assert cache_.offset == length
+
+
+def test_pictures_may_be_mlx_arrays_of_any_float(golden):
+    case = golden("gen2-tiled")  # tiles and a thumbnail: two grids
+    model = model_of("gen2")
+    prompt = prompt_of(case)
+    half = replace(prompt, pixel_values=mx.array(prompt.pixel_values).astype(mx.bfloat16))
+    assert greedy(model, half, 3).shape == (1, 3)
+    whole = replace(prompt, pixel_values=mx.array(prompt.pixel_values))
+    np.testing.assert_array_equal(greedy(model, whole, 6), case.arrays["generated"][:, :6])
 
 
 def test_prompts_padded_on_the_right_are_refused(golden):

@@ -110,6 +110,13 @@ def test_a_tower_with_fewer_layers_than_the_config_says(folder):
     assert len(model.model.vision_tower.encoder.layers) == 3
 
 
+def test_any_other_number_of_tower_layers_is_an_error_that_names_the_tensor(folder):
+    edit(folder, lambda t: {k: v for k, v in t.items() if "encoder.layers.2." not in k})
+    refused(folder, r"tensor model\.vision_tower\.encoder\.layers\.2\.\S+ and \d+ more is missing")
+    edit_config(folder, vision_config__num_hidden_layers=1)
+    refused(folder, r"tensor model\.vision_tower\.encoder\.layers\.1\.\S+ and \d+ more has no place in this model")
+
+
 def test_the_width_of_the_feed_forward_is_that_of_the_weights(folder):
     width = load_model(folder).config.text_config.feed_forward_size
     edit_config(folder, text_config__block_ff_dim=9999)

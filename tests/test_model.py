@@ -199,6 +199,10 @@ def test_outputs_as_the_reference_has_them(golden):
     out = model(**case.inputs)
     assert out.loss is None and out.hidden_states is None and out.attentions is None
     assert out[0] is out.logits and out["logits"] is out.logits
+    assert "logits" in out and "loss" not in out
+    assert list(out) == out.keys() == ["logits", "past_key_values", "image_hidden_states"]
+    with pytest.raises(KeyError):
+        out["loss"]
     assert out.image_hidden_states.shape == (int(np.prod(case.arrays["spatial_shapes"])) // 4, 64)
     as_tuple = model(**case.inputs, return_dict=False)
     assert len(as_tuple) == 3 and isinstance(as_tuple[1], Cache)
@@ -247,3 +251,13 @@ def test_arrays_that_do_not_fit_are_refused_by_name(golden):
     refused("attention_mask has shape", attention_mask=np.ones((1, 3)))
     refused("position_ids has shape", position_ids=np.arange(3))
     refused("labels has shape", labels=np.zeros((1, 3), int))
+    refused("labels holds 832, expected ids 0 to 831, or -100", labels=np.full_like(ids, 832))
+    refused("labels holds -1", labels=np.full_like(ids, -1))
+    refused("logits_to_keep asks for a position outside", logits_to_keep=np.array([10**7]))
+    refused("logits_to_keep asks for a position outside", logits_to_keep=np.array([[-ids.shape[1] - 1]]))
+    refused(r"attention_mask has shape \(3, 86\), expected \(1, 86\)", attention_mask=np.ones((3, 86)))
+    refused("past_key_values is list", past_key_values=[1])
+    used = model(np.repeat(ids[:, :5], 2, axis=0)).past_key_values
+    refused("past_key_values holds 2 rows, the new tokens have 1", past_key_values=used)
+    with pytest.raises(InputError, match="inputs_embeds has shape"):
+        model(inputs_embeds=np.zeros((1, 3, 5), np.float32))

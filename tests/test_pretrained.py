@@ -1,8 +1,11 @@
 """The public classes: the reference's documentation with its imports changed, batches, saving, loading by name."""
 
 import inspect
+import json
 import re
+import shutil
 from functools import cache
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -11,7 +14,7 @@ from conftest import GOLDEN, picture
 from mlx.utils import tree_flatten
 
 from mlx_lfm2vl import Lfm2VlForConditionalGeneration, Lfm2VlModel, Lfm2VlProcessor, load
-from mlx_lfm2vl.errors import HubError, InputError, OptionError
+from mlx_lfm2vl.errors import ConfigError, HubError, InputError, OptionError, OutputError
 
 
 @cache
@@ -141,6 +144,30 @@ def test_end_tokens_come_from_where_the_checkpoint_has_them(tmp_path):
     processor.save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").unlink()
     assert load(tmp_path)[0].generation_config.eos_token_ids == (7,)
+
+
+def test_model_and_processor_must_agree(tmp_path):
+    folder = Path(shutil.copytree(GOLDEN / "gen2", tmp_path / "model"))
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "image_token_id": 397}))
+    with pytest.raises(ConfigError, match=r"the image token's id is 397 in config.json, 396 in the processor's files"):
+        load(folder)
+    with pytest.raises(ConfigError, match=r"the downsample factor is 2 in config\.json, 1 in"):
+        load(GOLDEN / "gen2", downsample_factor=1)
+
+
+def test_saving_over_an_older_model_replaces_its_shards(tmp_path):
+    model, processor = loaded("gen2")
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"old")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert load(tmp_path)[0].config == model.config
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    for saved in (model, processor):
+        with pytest.raises(OutputError, match="cannot be written"):
+            saved.save_pretrained(blocked)
 
 
 def test_what_is_refused(tmp_path):

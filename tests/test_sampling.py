@@ -64,6 +64,11 @@ def test_the_penalty_counts_prompt_and_answer():
     assert [sampler(logits).item() for _ in range(3)] == [1, 2, 3]
 
 
+def test_the_smallest_temperature_is_greedy_and_not_garbage():
+    sampler = Sampler(GenerationOptions(temperature=1e-40).resolve(GenerationConfig()))
+    assert sampler(mx.array([[3.0, 40.0, -2.0]])).item() == 1
+
+
 def test_samples_follow_the_distribution():
     sampler = Sampler(GenerationOptions(temperature=0.5, seed=3).resolve(GenerationConfig()))
     logits = mx.broadcast_to(mx.log(mx.array([0.5, 0.3, 0.2])), (20_000, 3))

@@ -134,7 +134,7 @@ def test_from_the_command_line(few, tmp_path, capsys):
     assert Lfm2VlConfig.from_pretrained(tmp_path / "out").quantization["group_size"] == 32
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_on_the_demo_model_it_beats_the_same_bits_everywhere(tmp_path):
     if not (demo.path() / "config.json").is_file():
         pytest.skip("the demo model is not in this checkout")

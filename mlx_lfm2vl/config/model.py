@@ -36,6 +36,7 @@ class Lfm2VlConfig:
 
     `vision_config` and `text_config` may be given as mappings; they are normalised. `quantization` is the MLX record of
     what is quantised (`{"group_size", "bits", "mode", <module path>: {...} | false}`), or None for a dense checkpoint.
+    `vision_feature_layer` is the first release's; -2 says that the tower's file lacks the last layer it counts.
     Raises `ConfigError` for a value that makes no sense.
     """
 
@@ -48,6 +49,7 @@ class Lfm2VlConfig:
     projector_use_layernorm: bool = True
     downsample_factor: int = 2
     tie_word_embeddings: bool = True
+    vision_feature_layer: int = -1
     quantization: Mapping[str, Any] | None = None
     dtype: str | None = None
     model_type: str = "lfm2_vl"
@@ -112,6 +114,7 @@ class Lfm2VlConfig:
             projector_use_layernorm=read.flag("projector_use_layernorm", default=True),
             downsample_factor=read.integer("downsample_factor", default=2, high=64),
             tie_word_embeddings=tied,
+            vision_feature_layer=read.choice("vision_feature_layer", default=-1, options=(-1, -2)),
             quantization=quantization,
             dtype=data.get("dtype") or data.get("torch_dtype"),
         )
@@ -136,9 +139,18 @@ class Lfm2VlConfig:
                 del text[name]
         out: dict[str, Any] = {"architectures": ["Lfm2VlForConditionalGeneration"], "model_type": "lfm2_vl"}
         for f in fields(self):
-            if f.name not in ("vision_config", "text_config", "quantization", "model_type", "dtype"):
+            if f.name not in (
+                "vision_config",
+                "text_config",
+                "vision_feature_layer",
+                "quantization",
+                "model_type",
+                "dtype",
+            ):
                 out[f.name] = getattr(self, f.name)
         out.update(text_config=text, vision_config=vision)
+        if self.vision_feature_layer != -1:
+            out["vision_feature_layer"] = self.vision_feature_layer
         if self.dtype:
             out["dtype"] = self.dtype
         if self.quantization:

@@ -81,12 +81,20 @@ class ImageProcessorConfig:
         return max(self.max_image_tokens * self.downsample_factor**2, tile)
 
     def with_overrides(self, **overrides: Any) -> ImageProcessorConfig:
-        """A copy with fields replaced. Raises `ConfigError` naming an unknown field or a bad value."""
+        """A copy with fields replaced. A budget set beyond the other one takes that along: `max_image_tokens=32` alone
+        means at most 32, whatever the checkpoint's least is. Raises `ConfigError` naming an unknown field or a bad
+        value."""
         known = {f.name for f in fields(self)}
         for name in overrides:
             if name not in known:
                 raise ConfigError(f"image processor: no option {name!r}; there are {', '.join(sorted(known))}")
-        return replace(self, **{name: value for name, value in overrides.items() if value is not None})
+        chosen = {name: value for name, value in overrides.items() if value is not None}
+        least, most = chosen.get("min_image_tokens"), chosen.get("max_image_tokens")
+        if isinstance(most, int) and least is None and most >= 1:
+            chosen["min_image_tokens"] = min(self.min_image_tokens, most)
+        elif isinstance(least, int) and most is None:
+            chosen["max_image_tokens"] = max(self.max_image_tokens, least)
+        return replace(self, **chosen)
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,8 @@ class ProcessorConfig:
                 if part.get("use_image_special_tokens") is not None:
                     special = part["use_image_special_tokens"]
         notes = []
+        if not merged:
+            notes.append("no processor file says how pictures are cut; the defaults of LFM2-VL are used (tiles of 512)")
         if merged.get("do_image_splitting") is False and not meant:
             del merged["do_image_splitting"]
             thumbnail = merged.pop("use_thumbnail", None)

@@ -7,20 +7,18 @@ work, no folder is left that looks finished.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import read_json
-from ..errors import Lfm2VlError, OptionError, OutputError, TemplateError
+from ..errors import OptionError, TemplateError
 from ..hub import resolve
 from ..weights import quantize as q
 from ..weights.load import StoredTensors, dtype_of, open_model
+from ..weights.place import check_target, finished
 from ..weights.save import SHARD_BYTES, write_json, write_tensors
 from . import plot
 from .calibration import questions
@@ -105,11 +103,9 @@ def convert(
     options = QuantizationOptions(q_bits, q_group_size, q_mode or "affine", q_recipe, tuple(q_overrides), q_vision)
     type_ = dtype_of(dtype)
     target = Path(target).expanduser()
-    if target.exists() and not overwrite:
-        raise OutputError(f"{target}: exists already; choose another place or overwrite it (--overwrite)")
+    check_target(target, None, overwrite)  # before anything is fetched
     folder = resolve(source, revision=revision, token=token, local_files_only=local_files_only)
-    if target.exists() and target.resolve() == folder.resolve():
-        raise OutputError(f"{target}: is the source itself; choose another place")
+    check_target(target, folder, overwrite)
 
     def tell(note: str) -> None:
         if on_note is not None:
@@ -209,46 +205,3 @@ def write_model(
     original = read_json(source / "config.json")
     write_json(target / "config.json", config_json(original, stored.config, dense_dtype(stored, dtype), record, layout))
     write_companions(source, target, stored.config)
-
-
-@contextmanager
-def finished(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` that takes its name, and an old one's place, when the block ends well; when it does
-    not, it is removed. Raises `OutputError` for what the disk refuses."""
-    part = _beside(target)
-    try:
-        yield part
-        _put(part, target)
-    except Lfm2VlError:
-        raise
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _beside(target: Path) -> Path:
-    """A new folder next to the target, hidden, on the same file system."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
-
-
-def _put(part: Path, target: Path) -> None:
-    """Renames `part` to `target`; an old target is moved aside first and removed last."""
-    part.chmod(0o755)
-    if not target.exists():
-        part.rename(target)
-        return
-    old = _beside(target)
-    try:
-        target.rename(old / "old")
-        try:
-            part.rename(target)
-        except OSError:
-            (old / "old").rename(target)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)

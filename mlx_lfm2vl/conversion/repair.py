@@ -20,11 +20,12 @@ from ..errors import HubError, OutputError, WeightsError
 from ..hub import resolve
 from ..weights.files import read_headers, weight_files
 from ..weights.load import StoredTensors, open_model
+from ..weights.place import check_target, finished
 from ..weights.save import write_json
 from .card import CardSource
 from .check import check_index, check_result
 from .companions import PROCESSOR_FILES
-from .convert import finished, write_model
+from .convert import write_model
 
 TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.md")
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -73,11 +74,9 @@ def repair(
     the one that the folder's card names, if it can be had. Raises `OutputError` if something cannot be repaired.
     """
     target = Path(target).expanduser()
-    if target.exists() and not overwrite and not dry_run:
-        raise OutputError(f"{target}: exists already; choose another place or overwrite it (--overwrite)")
     folder = resolve(source, revision=revision, token=token)
-    if target.exists() and target.resolve() == folder.resolve():
-        raise OutputError(f"{target}: is the source itself; choose another place")
+    if not dry_run:
+        check_target(target, folder, overwrite)
     original = _base(folder, source, base, token, on_note) if _missing(folder, None) else None
     findings = inspect(folder, original)
     if dry_run or not findings:

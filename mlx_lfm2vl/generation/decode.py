@@ -98,7 +98,7 @@ def _context(padding: np.ndarray | None, cache: Cache, length: int) -> Context:
         return Context(offset=past, attention_mask="causal" if length > 1 else None)
     positions = np.arange(past + length)
     mask, keep = padding_masks(positions[None, :] >= padding[:, None], length)
-    return Context(offset=mx.array(past - padding), attention_mask=mask, keep=keep)
+    return Context(offset=mx.array((past - padding).astype(np.int32)), attention_mask=mask, keep=keep)
 
 
 class Decoding:

@@ -83,7 +83,7 @@ def encode_views(
     tokens: list[mx.array | None] = [None] * len(grids)
     keys: list[bytes] = []
     if features is not None:
-        pixels = np.asarray(pixel_values)
+        pixels = np.array(mx.array(pixel_values).astype(mx.float32))
         keys = [view_key(view, grid) for view, grid in zip(pixels, grids, strict=True)]
         tokens = [features.get(key) for key in keys]
     missing = [index for index, known in enumerate(tokens) if known is None]
@@ -91,7 +91,9 @@ def encode_views(
         check(stop)
         views = [missing[index] for index in part]
         whole = views == list(range(len(grids)))
-        chosen = pixel_values if whole else np.asarray(pixel_values)[views]
+        chosen = (
+            pixel_values if whole else pixel_values[mx.array(views) if isinstance(pixel_values, mx.array) else views]
+        )
         made = model.get_image_features(chosen, shapes[views]).pooler_output
         mx.eval(made)
         for index, array in zip(views, made, strict=True):

@@ -51,7 +51,9 @@ class Sampler:
         if not options.temperature:
             tokens = mx.argmax(logits, axis=-1)
         else:
-            logits = logits.astype(mx.float32) / options.temperature
+            logits = logits.astype(mx.float32)
+            # the largest becomes 0 first, so that no temperature is too small for float32
+            logits = (logits - logits.max(axis=-1, keepdims=True)) / options.temperature
             logits = keep_likely(logits, options.top_k or 0, options.top_p or 1.0, options.min_p or 0.0)
             self._key, use = mx.random.split(self._key)
             tokens = mx.random.categorical(logits, key=use)

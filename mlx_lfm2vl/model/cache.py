@@ -115,6 +115,11 @@ class Cache:
         return [array for layer in self.layers for array in layer.arrays]
 
     @property
+    def batch(self) -> int | None:
+        """Rows, None before the first call."""
+        return next((array.shape[0] for array in self.arrays), None)
+
+    @property
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays)
 

@@ -107,6 +107,9 @@ class Lfm2VlModel(nn.Module):
             at = ids == placeholder if image_features is not None else None
         elif inputs_embeds is not None:
             embeds = inputs_embeds
+            hidden = self.config.text_config.hidden_size
+            if embeds.ndim != 3 or not embeds.size or embeds.shape[2] != hidden:
+                raise InputError(f"inputs_embeds has shape {tuple(embeds.shape)}, expected (batch, length, {hidden})")
             at = None
             if image_features is not None:
                 token = self.language_model.embed_tokens(mx.array([placeholder]))[0]
@@ -127,13 +130,14 @@ class Lfm2VlModel(nn.Module):
 
     def context(
         self,
+        batch: int,
         length: int,
         past: int,
         attention_mask: Array | None = None,
         position_ids: Array | None = None,
         dtype: mx.Dtype = mx.float32,
     ) -> Context:
-        """What the layers need to know of `length` new tokens after `past` cached ones.
+        """What the layers need to know of `length` new tokens in each of `batch` rows, after `past` cached ones.
 
         `attention_mask` (B, past + length), 1 at real tokens, padding on either side; `position_ids` (B or 1, length).
         """
@@ -141,16 +145,16 @@ class Lfm2VlModel(nn.Module):
         keep = None
         if attention_mask is not None:
             real = np.array(attention_mask)
-            if real.ndim != 2 or real.shape[1] != past + length:
-                raise InputError(f"attention_mask has shape {real.shape}, expected (batch, {past + length})")
+            if real.shape != (batch, past + length):
+                raise InputError(f"attention_mask has shape {real.shape}, expected ({batch}, {past + length})")
             if not real.all():
                 mask, keep = padding_masks(real.astype(bool), length)
         if position_ids is None:
             return Context(offset=past, attention_mask=mask, keep=keep)
         positions = mx.array(position_ids)
         positions = positions[None] if positions.ndim == 1 else positions
-        if positions.ndim != 2 or positions.shape[1] != length:
-            raise InputError(f"position_ids has shape {tuple(positions.shape)}, expected (batch, {length})")
+        if positions.ndim != 2 or positions.shape[0] not in (1, batch) or positions.shape[1] != length:
+            raise InputError(f"position_ids has shape {tuple(positions.shape)}, expected ({batch}, {length})")
         rotation = rotation_for(positions, rope_frequencies(self.config.text_config), dtype)
         return Context(offset=past, rotation=rotation, attention_mask=mask, keep=keep)
 
@@ -188,7 +192,13 @@ class Lfm2VlModel(nn.Module):
         if cache is None and use_cache is not False:
             cache = Cache(self.config.text_config)
         positions = position_ids if position_ids is not None else cache_position
-        context = self.context(embeds.shape[1], cache.offset if cache else 0, attention_mask, positions, embeds.dtype)
+        if cache is not None and not isinstance(cache, Cache):
+            raise InputError(f"past_key_values is {type(cache).__name__}, expected a Cache of an earlier output")
+        if cache is not None and cache.batch not in (None, embeds.shape[0]):
+            raise InputError(f"past_key_values holds {cache.batch} rows, the new tokens have {embeds.shape[0]}")
+        past = cache.offset if cache is not None else 0
+        batch, length, _ = embeds.shape
+        context = self.context(batch, length, past, attention_mask, positions, embeds.dtype)
         states: list[mx.array] | None = [] if output_hidden_states else None
         weights: list[mx.array] | None = [] if output_attentions else None
         out = Lfm2VlModelOutputWithPast(
@@ -281,6 +291,9 @@ def _keep(hidden: mx.array, logits_to_keep: int | Array) -> mx.array:
             raise InputError(f"logits_to_keep is {logits_to_keep}, expected 0 (all) or a positive count")
         return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
     positions = np.array(logits_to_keep)
+    length = hidden.shape[1]
+    if positions.dtype != bool and positions.size and not -length <= positions.min() <= positions.max() < length:
+        raise InputError(f"logits_to_keep asks for a position outside the {length} that there are")
     if positions.ndim == 1 and positions.dtype != bool:
         return hidden[:, mx.array(positions)]
     if positions.ndim == 2 and positions.dtype == bool and positions.shape == hidden.shape[:2]:
@@ -291,9 +304,14 @@ def _keep(hidden: mx.array, logits_to_keep: int | Array) -> mx.array:
 
 
 def next_token_loss(logits: mx.array, labels: mx.array) -> mx.array:
-    """Mean cross-entropy of logits (B, L, V) at t against labels (B, L) at t + 1, labels of -100 left out."""
+    """Mean cross-entropy of logits (B, L, V) at t against labels (B, L) at t + 1, labels of -100 left out (if all
+    are, it is NaN, as in the reference)."""
     if labels.shape != logits.shape[:2]:
         raise InputError(f"labels has shape {tuple(labels.shape)}, the logits {tuple(logits.shape[:2])}")
+    values, vocabulary = np.array(labels), logits.shape[-1]
+    wrong = values[(values != IGNORED_LABEL) & ((values < 0) | (values >= vocabulary))]
+    if wrong.size:
+        raise InputError(f"labels holds {wrong[0]}, expected ids 0 to {vocabulary - 1}, or {IGNORED_LABEL} to ignore")
     logits, labels = logits[:, :-1].astype(mx.float32), labels[:, 1:]
     counted = labels != IGNORED_LABEL
     losses = nn.losses.cross_entropy(logits, mx.where(counted, labels, 0))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import ImageProcessorConfig, ProcessorConfig
-from ..errors import OptionError, PromptError, TemplateError
+from ..errors import OptionError, OutputError, PromptError, TemplateError
 from ..hub import resolve
 from .batch import BatchFeature, as_array, check_return_tensors
 from .control import mark
@@ -99,14 +99,19 @@ class Lfm2VlProcessor:
         return cls(image_processor, Tokenizer.from_folder(folder), None, special, config.notes)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes processor_config.json, the tokenizer's files and chat_template.jinja into `folder`."""
+        """Writes processor_config.json, the tokenizer's files and chat_template.jinja into `folder`. Raises
+        `OutputError`."""
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
         config = ProcessorConfig(self.image_processor.config, self.use_image_special_tokens)
-        (target / "processor_config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        self.tokenizer.save_pretrained(target)
-        if self.chat_template is not None:
-            (target / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+        text = json.dumps(config.to_dict(), indent=2) + "\n"
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            (target / "processor_config.json").write_text(text, encoding="utf-8")
+            self.tokenizer.save_pretrained(target)
+            if self.chat_template is not None:
+                (target / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
 
     # What it knows
 

@@ -27,7 +27,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def dtype_of(name: str | mx.Dtype | None) -> mx.Dtype | None:
-    """`float32`, `float16` or `bfloat16`, as a name or as MLX's own. Raises `OptionError`."""
+    """`float32`, `float16` or `bfloat16`, as a name or as MLX's own; None or "auto" is that of the file. Raises
+    `OptionError`."""
+    if name == "auto":
+        return None
     if name is None or name in DTYPES.values():
         return name  # type: ignore[return-value]
     if not isinstance(name, str) or name not in DTYPES:
@@ -138,15 +141,17 @@ def module_names(names: Iterable[str]) -> dict[str, str]:
 
 def fit_config(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> Lfm2VlConfig:
     """The configuration with the two numbers that published files state wrongly taken from the weights: the layers of
-    the tower (LFM2-VL-1.6B has 26, its early configurations say 27) and the width of the feed-forward."""
+    the tower (LFM2-VL-1.6B has 26, its early configurations say 27, with or without `vision_feature_layer` -2) and the
+    width of the feed-forward."""
     indices = {
         int(name[len(TOWER_LAYERS) :].split(".")[0])
         for name in tensors
         if name.startswith(TOWER_LAYERS) and name[len(TOWER_LAYERS) :].split(".")[0].isdigit()
     }
-    layers = len(indices)
-    if layers and indices == set(range(layers)) and layers != config.vision_config.num_hidden_layers:
-        config = replace(config, vision_config=replace(config.vision_config, num_hidden_layers=layers))
+    stated = config.vision_config.num_hidden_layers
+    lacks_one = config.vision_feature_layer == -2 or stated == 27
+    if lacks_one and indices == set(range(stated - 1)):
+        config = replace(config, vision_config=replace(config.vision_config, num_hidden_layers=stated - 1))
     first = tensors.get("model.language_model.layers.0.feed_forward.w1.weight")
     if first and len(first.shape) == 2 and first.shape[0] not in (0, config.text_config.feed_forward_size):
         config = replace(config, text_config=config.text_config.with_feed_forward_size(first.shape[0]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..errors import WeightsError
+from ..errors import OutputError, WeightsError
 from .names import from_module, parameters
 
 SHARD_BYTES = 5 * 10**9
@@ -113,3 +114,23 @@ def _write_shard(tensors: dict[str, mx.array], names: list[str], file: Path, fil
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_model(model: nn.Module, folder: Path, config: Mapping[str, Any], generation_config: Mapping[str, Any]) -> None:
+    """Writes a whole model into a folder that may hold other files; older weights in it are replaced once the new ones
+    are written. Raises `OutputError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".model.", suffix=".part", dir=folder) as name:
+            part = Path(name)
+            save_weights(model, part)
+            write_json(part / "config.json", config)
+            write_json(part / "generation_config.json", generation_config)
+            new = sorted(part.iterdir())
+            for old in folder.glob("model*.safetensors"):
+                if old.name not in {file.name for file in new}:
+                    old.unlink()
+            for file in new:
+                file.replace(folder / file.name)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from None
