@@ -145,7 +145,7 @@ def test_only_a_model_folder_is_overwritten_and_never_the_source(tmp_path):
     for place in (photos, file, link):
         with pytest.raises(OutputError, match="is no model folder, so it is not overwritten"):
             convert(GOLDEN / "gen2", place, overwrite=True)
-    with pytest.raises(OutputError, match="is no model folder|holds the source"):
+    with pytest.raises(OutputError, match=r"is no model folder|holds the source"):
         convert(holder / "q8", holder, overwrite=True)
     assert (photos / "a.txt").read_text() == file.read_text() == "precious"
     assert (holder / "q8" / "config.json").exists()
