@@ -775,3 +775,8 @@ def test_tiling_that_was_switched_off_here_stays_off():
     chosen = ProcessorConfig(image=ImageProcessorConfig(do_image_splitting=False, use_thumbnail=False))
     again = ProcessorConfig.from_dicts(processor=chosen.to_dict())
     assert again == chosen and again.notes == ()
+
+
+def test_a_dtype_that_is_no_text_is_refused():
+    with pytest.raises(ConfigError, match=r"dtype is \[1\], expected a text"):
+        Lfm2VlConfig.from_dict({"model_type": "lfm2_vl", "dtype": [1]})

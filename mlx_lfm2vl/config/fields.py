@@ -70,6 +70,13 @@ class Fields:
             raise self.refuse(name, value, "one of " + ", ".join(map(repr, options)))
         return value
 
+    def word(self, *names: str) -> str | None:
+        """A text that may be absent."""
+        name, value = self.get(*names)
+        if value is not None and not isinstance(value, str):
+            raise self.refuse(name, value, "a text")
+        return value
+
     def section(self, name: str) -> dict[str, Any]:
         value = self.data.get(name)
         if value is None:

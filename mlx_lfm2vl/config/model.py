@@ -116,7 +116,7 @@ class Lfm2VlConfig:
             tie_word_embeddings=tied,
             vision_feature_layer=read.choice("vision_feature_layer", default=-1, options=(-1, -2)),
             quantization=quantization,
-            dtype=data.get("dtype") or data.get("torch_dtype"),
+            dtype=read.word("dtype", "torch_dtype"),
         )
 
     @classmethod
