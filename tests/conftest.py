@@ -11,6 +11,7 @@ def test_greedy(case_id, golden):
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -154,3 +155,12 @@ def golden_folder() -> Callable[[str], Path]:
 def golden_json() -> Callable[[str], Any]:
     """Gives the content of tests/golden/NAME.json: "geometry", "templates" or "tokens"."""
     return lambda name: json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint whose answers end only where tokens do: its end token is none that it knows."""
+    folder = Path(shutil.copytree(GOLDEN / "gen25", tmp_path_factory.mktemp("endless") / "model"))
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": 16_000_000}))
+    return folder

@@ -197,27 +197,26 @@ def test_version(cli):
 
 # --- how it ends ------------------------------------------------------------------------------------------------------
 
-ENDLESS = [*MODULE, "generate", "--model", MODEL, "--prompt", "Tell me.", "--temp", "3", "--max-tokens", "30000"]
 
-
-def begun(**options: object) -> subprocess.Popen[bytes]:
+def begun(model: Path, **options: object) -> subprocess.Popen[bytes]:
     """A long answer of which something has been printed."""
-    child = subprocess.Popen([*map(str, ENDLESS)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, **options)  # type: ignore[call-overload]
+    words = [*MODULE, "generate", "--model", model, "--prompt", "Tell me.", "--temp", "3", "--max-tokens", "30000"]
+    child = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, **options)  # type: ignore[call-overload]
     assert child.stdout.read(8)
     return child
 
 
 @pytest.mark.parametrize("attempt", range(3))
-def test_ctrl_c_ends_the_line_and_exits_with_130(attempt):
-    child = begun()
+def test_ctrl_c_ends_the_line_and_exits_with_130(endless, attempt):
+    child = begun(endless)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert (child.returncode, err) == (130, b"")
     assert out.endswith(b"\n")
 
 
-def test_a_closed_pipe_is_no_traceback():
-    child = begun()
+def test_a_closed_pipe_is_no_traceback(endless):
+    child = begun(endless)
     child.stdout.close()
     err = child.stderr.read()
     child.stderr.close()

@@ -141,15 +141,18 @@ def test_what_is_wrong_is_one_line_and_the_conversation_goes_on(chat):
     assert person.end() == 0
 
 
-def test_ctrl_c_stops_the_answer_and_at_the_prompt_drops_the_line(chat):
-    person = chat("--max-tokens", 30000, "--temp", 3)
+def test_ctrl_c_stops_the_answer_and_at_the_prompt_drops_the_line(chat, endless):
+    person = chat("--model", endless, "--max-tokens", 30000, "--temp", 3)
     person.type("Tell me.\n")
     person.read("Tell me.\n")
     person.read("e")  # the answer streams
     begun = time.monotonic()
     person.type("\x03")
     assert "(stopped)" in person.read(PROMPT) and time.monotonic() - begun < 10
-    person.type("half a li\x03")
+    person.type("half a li")
+    person.read("half a li")
+    time.sleep(0.2)  # readline misses a signal that comes while it writes
+    person.type("\x03")
     person.read(PROMPT)
     assert person.say("/undo") == "taken back; 0 turns left\n"
     person.type("\x04")
@@ -177,8 +180,8 @@ def test_tab_completes_the_name_of_a_picture(chat, tmp_path):
     assert "my holiday picture.png: " in person.read("with your next message")
 
 
-def test_a_closed_pipe_is_no_traceback():
-    words = [*MODULE, "chat", "--model", MODEL, "--max-tokens", "30000", "--temp", "3"]
+def test_a_closed_pipe_is_no_traceback(endless):
+    words = [*MODULE, "chat", "--model", endless, "--max-tokens", "30000", "--temp", "3"]
     pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     child = subprocess.Popen([*map(str, words)], cwd=ROOT, **pipe)
     child.stdin.write(b"Tell me.\nTell me more.\n")

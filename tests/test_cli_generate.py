@@ -73,8 +73,8 @@ def test_a_stop_text_ends_the_answer(cli):  # noqa: F811
     assert made["text"] == whole[: min(whole.find(middle), whole.find(last))] and made["finish_reason"] == "stop"
 
 
-def test_ctrl_c_prints_the_object_so_far():
-    words = ("generate", "--model", MODEL, "--prompt", "Tell me.", "--temp", "3", "--max-tokens", "30000", "--json")
+def test_ctrl_c_prints_the_object_so_far(endless):
+    words = ("generate", "--model", endless, "--prompt", "Tell me.", "--temp", "3", "--max-tokens", "30000", "--json")
     watch = [sys.executable, "-c", INTERRUPTED, *map(str, words)]
     done = subprocess.run(watch, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert (done.returncode, done.stderr) == (130, "")
