@@ -90,6 +90,40 @@ def test_the_loop_makes_no_more_tokens_than_asked(golden):
     assert cache_.offset == prompt.input_ids.shape[1] + 4
 
 
+def test_a_step_is_dispatched_before_the_last_token_is_read(golden):
+    case = golden("gen25-text")
+    model, prompt = model_of("gen25"), prompt_of(case)
+    cache_ = Cache(model.config.text_config)
+    steps = decode(model, prompt, cache_, prefill(model, prompt, cache_), Sampler(GREEDY), 9)
+    for count in range(1, 9):
+        next(steps)
+        assert cache_.offset == prompt.input_ids.shape[1] + count  # the token just read has been run already
+
+
+def test_logits_are_computed_for_the_last_position_only(golden, monkeypatch):
+    case = golden("gen2-several")
+    model, prompt = model_of("gen2"), prompt_of(case)
+    asked = []
+    logits = type(model).logits
+    monkeypatch.setattr(type(model), "logits", lambda self, h: (asked.append(h.shape), logits(self, h))[1])
+    greedy(model, prompt, 4)
+    assert asked == [(1, 1, model.config.text_config.hidden_size)] * 4
+
+
+def test_chunks_keep_the_peak_of_a_long_prompt_low():
+    model = model_of("gen25")
+    prompt = Prompt(np.random.default_rng(0).integers(500, 800, (1, 3000)))
+
+    def peak(chunk: int) -> int:
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        mx.eval(prefill(model, prompt, Cache(model.config.text_config), chunk=chunk))
+        return mx.get_peak_memory() - before
+
+    assert peak(128) < peak(3000) / 4
+
+
 def test_the_cache_grows_in_steps_and_stays_small(golden):
     case = golden("gen2-landscape")
     model = model_of("gen2")

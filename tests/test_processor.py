@@ -356,3 +356,14 @@ class TestControlTokens:
     def test_it_needs_tokens(self):
         with pytest.raises(OptionError, match="sanitize_control_tokens needs tokenize=True"):
             processor().apply_chat_template([{"role": "user", "content": "x"}], sanitize_control_tokens=True)
+
+
+@pytest.mark.parametrize("checkpoint", ["gen2", "gen25", "untied"])
+def test_a_rendered_prompt_has_one_bos_and_not_the_tokenizers_own_too(checkpoint):
+    processor = Lfm2VlProcessor.from_pretrained(GOLDEN / checkpoint)
+    bos = processor.tokenizer.bos_token_id
+    messages = [{"role": "user", "content": "Hello."}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    ids = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)[0].tolist()
+    assert text.count(processor.tokenizer.bos_token) == ids.count(bos) == 1
+    assert processor(text=text)["input_ids"][0].tolist() == ids
