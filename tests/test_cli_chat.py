@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import termios
@@ -24,6 +25,12 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 PROMPT = "\n> "
 
 
+def at_a_terminal() -> None:
+    """In the child: Ctrl-C is a signal, also where the tests themselves were started with it ignored."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Typist:
     """The program on a terminal of its own; types lines and reads the screen."""
 
@@ -38,7 +45,7 @@ class Typist:
             env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(home / "state"), "TERM": "xterm"}
             | environment,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C is a signal
+            preexec_fn=at_a_terminal,
         )
         os.close(slave)
         self.raw = b""
