@@ -136,8 +136,6 @@ def test_from_the_command_line(few, tmp_path, capsys):
 
 @pytest.mark.soak
 def test_on_the_demo_model_it_beats_the_same_bits_everywhere(tmp_path):
-    if not (demo.path() / "config.json").is_file():
-        pytest.skip("the demo model is not in this checkout")
     for name in ("scene", "shapes", "tall"):  # of the kind that it describes in whole sentences
         shutil.copy(GOLDEN.parent.parent / "examples" / f"{name}.png", tmp_path)
     (tmp_path / "prompts.txt").write_text("Describe the image.\n")

@@ -1,7 +1,7 @@
 """One prefill and one decode loop, for single prompts, chats and padded batches alike.
 
-The loop is one step ahead: the next step is dispatched before the last token is read, so that the device never waits
-for Python. Logits are computed for the last position only.
+The loop is one step ahead: the next step is dispatched before the last token is read, so that the device has work
+while Python has. Logits are computed for the last position only.
 """
 
 from __future__ import annotations
