@@ -30,15 +30,19 @@ def resolve(
 ) -> Path:
     """The folder that holds the model; fetches what `patterns` match if the name is a hub repository.
 
-    A folder that has no config.json but children that do (one precision each) is refused with the children's names.
-    Raises `HubError` if nothing of that name can be had.
+    A folder that has no config.json but children that do (one precision each) is refused with the children's names, and
+    so is a `revision` of a folder. Raises `HubError` if nothing of that name can be had.
     """
-    name = os.fspath(path_or_repo)
+    name = os.fspath(path_or_repo) if isinstance(path_or_repo, (str, os.PathLike)) else None
+    if not isinstance(name, str):
+        raise HubError(f"the model is {path_or_repo!r}; give a folder, a hub repository or 'demo'")
     if not name.strip():
         raise HubError("the model's name is empty; give a folder, a hub repository or 'demo'")
+    folder = Path(name).expanduser()
+    if revision is not None and (name == "demo" or folder.is_dir()):
+        raise HubError(f"{name}: is a folder on this disk, which has no revision {revision!r}; leave the revision out")
     if name == "demo":
         return demo.path()
-    folder = Path(name).expanduser()
     if folder.is_dir():
         return _with_config(folder)
     if folder.exists():

@@ -141,6 +141,20 @@ def test_no_such_repository(fetch):
     assert "maker/nothing" in said and "no such repository" in said
 
 
+def test_a_folder_has_no_revisions(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve(tmp_path) == tmp_path
+    for name in ("demo", tmp_path):
+        with pytest.raises(HubError, match="has no revision 'main'; leave the revision out"):
+            resolve(name, revision="main")
+
+
+@pytest.mark.parametrize("name", [None, 3, b"demo", ["demo"]])
+def test_a_name_is_text(name):
+    with pytest.raises(HubError, match=r"the model is .*; give a folder, a hub repository or 'demo'"):
+        resolve(name)
+
+
 def test_no_such_revision(fetch, hub):
     said = message(fetch(revision="v9"))
     assert NAME in said and "v9" in said

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from conftest import GOLDEN
 
-from mlx_lfm2vl import GenerationOptions, Lfm2VlConfig, demo, load, stream_generate
+from mlx_lfm2vl import ConfigError, GenerationOptions, Lfm2VlConfig, demo, load, stream_generate
 from mlx_lfm2vl.config import GenerationConfig
 from mlx_lfm2vl.generation.recommended import _CARDS, recommended
 from mlx_lfm2vl.generation.run import resolved
@@ -76,3 +76,12 @@ def test_answers_obey_it_but_the_references_generate_does_not(tmp_path, monkeypa
     monkeypatch.setitem(_CARDS, own, {"temperature": 5.0, "top_k": 50})
     assert answer() == explicit != greedy == answer(temperature=0)
     assert model.generate(ids, max_new_tokens=8).tolist() == reference
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", 1000), ("temperature", -1), ("top_p", 0), ("top_p", 1.5), ("min_p", 2), ("repetition_penalty", 0)],
+)
+def test_sampling_out_of_range_is_told_with_its_file(name, value):
+    with pytest.raises(ConfigError, match=rf"x/generation_config\.json: {name} is {value}.*, expected a number"):
+        GenerationConfig.from_dict({name: value, "do_sample": True}, "x/generation_config.json")

@@ -102,8 +102,17 @@ def test_options_left_open_take_the_checkpoints_recommendation():
         ("top_k", -1, "an integer from 0"),
         ("repetition_penalty", 0, "a number above 0"),
         ("seed", -1, "an integer from 0"),
+        ("seed", np.bool_(True), "an integer from 0"),
+        ("stop", 3, "texts that are not empty"),
+        ("stop", ["a", None], "texts that are not empty"),
     ],
 )
 def test_options_outside_their_range_are_refused_by_name(name, value, expected):
     with pytest.raises(OptionError, match=f"{name} is .*, expected {expected}"):
         GenerationOptions(**{name: value})
+
+
+def test_numbers_may_be_numpys_and_no_stop_may_be_none():
+    options = GenerationOptions(max_tokens=np.int64(3), temperature=np.float32(0.5), seed=np.uint8(7), stop=None)
+    assert options == GenerationOptions(max_tokens=3, temperature=0.5, seed=7)
+    assert [type(value) for value in (options.max_tokens, options.temperature, options.seed)] == [int, float, int]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from numbers import Real
+from typing import Any
 
 from ..config import GenerationConfig
 from ..errors import OptionError
@@ -16,8 +20,8 @@ class GenerationOptions:
     off). `top_p`: among the likeliest that together reach this probability (1: off). `min_p`: among those at least
     this fraction as likely as the likeliest (0: off). `repetition_penalty`: divides positive and multiplies negative
     logits of tokens seen in prompt or answer (1: off; Keskar et al. 2019). `seed`: makes sampling repeatable. `stop`:
-    texts at which the answer ends (a string or several), not part of it. `logprobs`: pieces carry the natural logarithm
-    of the probability that the model itself gave each token, before penalty, temperature and filters.
+    texts at which the answer ends (a string or several, None is none), not part of it. `logprobs`: pieces carry the
+    natural logarithm of the probability that the model itself gave each token, before penalty, temperature and filters.
 
     Filters work in the order of transformers: penalty, temperature, top-k, top-p, min-p. Raises `OptionError` naming
     the option and its range.
@@ -34,31 +38,37 @@ class GenerationOptions:
     logprobs: bool = False
 
     def __post_init__(self) -> None:
-        self._check("max_tokens", self.max_tokens, 1, 2**31, whole=True)
-        self._check("temperature", self.temperature, 0, 100)
-        self._check("top_p", self.top_p, 0, 1, above=True)
-        self._check("min_p", self.min_p, 0, 1)
-        self._check("top_k", self.top_k, 0, 2**31, whole=True)
-        self._check("repetition_penalty", self.repetition_penalty, 0, 100, above=True)
-        self._check("seed", self.seed, 0, 2**64 - 1, whole=True)
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        self._number("max_tokens", 1, 2**31, whole=True)
+        self._number("temperature", 0, 100)
+        self._number("top_p", 0, 1, above=True)
+        self._number("min_p", 0, 1)
+        self._number("top_k", 0, 2**31, whole=True)
+        self._number("repetition_penalty", 0, 100, above=True)
+        self._number("seed", 0, 2**64 - 1, whole=True)
+        given: Any = () if self.stop is None else self.stop
+        stop = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (None,)
         if not all(isinstance(text, str) and text for text in stop):
             raise OptionError(f"stop is {self.stop!r}, expected texts that are not empty")
         object.__setattr__(self, "stop", stop)
         if not isinstance(self.logprobs, bool):
             raise OptionError(f"logprobs is {self.logprobs!r}, expected True or False")
 
-    @staticmethod
-    def _check(
-        name: str, value: float | None, low: float, high: float, whole: bool = False, above: bool = False
-    ) -> None:
+    def _number(self, name: str, low: float, high: float, whole: bool = False, above: bool = False) -> None:
+        """Checks a field and makes a plain number of it (NumPy has its own)."""
+        value = getattr(self, name)
         if value is None and name != "max_tokens":
             return
-        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if value is None or not number or not low <= value <= high or (above and value == low):  # NaN is in no range
+        number: float | None = None
+        if not isinstance(value, bool):
+            try:
+                number = operator.index(value) if whole else float(value) if isinstance(value, Real) else None
+            except (TypeError, OverflowError):
+                number = None
+        if number is None or not low <= number <= high or (above and number == low):  # NaN is in no range
             kind = "an integer" if whole else "a number"
             start = f"above {low:g}" if above else f"from {low:g}"
             raise OptionError(f"{name} is {value!r}, expected {kind} {start} to {high:g}")
+        object.__setattr__(self, name, number)
 
     def resolve(self, config: GenerationConfig) -> GenerationOptions:
         """Fills what was left open from a checkpoint's recommendation.
