@@ -4,7 +4,7 @@ Every generation of config.json, generation_config.json, preprocessor_config.jso
 published for LFM2-VL and LFM2.5-VL is normalised here and only here: other modules see one spelling of each field.
 """
 
-from .fields import read_json
+from .files import parse_json, read_json, read_text, shown
 from .generation import GenerationConfig
 from .model import Lfm2VlConfig
 from .processor import ImageProcessorConfig, ProcessorConfig
@@ -18,5 +18,8 @@ __all__ = [
     "Lfm2VlConfig",
     "ProcessorConfig",
     "Siglip2VisionConfig",
+    "parse_json",
     "read_json",
+    "read_text",
+    "shown",
 ]

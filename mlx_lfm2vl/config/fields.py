@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from .files import shown
 
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "gelu_new", "silu", "relu")  # names of transformers' `ACT2FN`
+MAX_NUMBER = 1e30  # beyond it float32, in which the model computes, overflows soon
 MAX_SIZE = 2**24  # no dimension of a real checkpoint comes near; guards against absurd allocations
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object. Raises `ConfigError` naming the file if it is absent, not UTF-8 or not a JSON object."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; a model folder needs it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: holds {type(data).__name__} where a JSON object is expected")
-    return data
 
 
 class Fields:
@@ -41,7 +27,7 @@ class Fields:
         return names[0], default
 
     def refuse(self, name: str, value: Any, wanted: str) -> ConfigError:
-        return ConfigError(f"{self.where}: {name} is {value!r}, expected {wanted}")
+        return ConfigError(f"{self.where}: {name} is {shown(value)}, expected {wanted}")
 
     def integer(self, *names: str, default: int, low: int = 1, high: int = MAX_SIZE) -> int:
         name, value = self.get(*names, default=default)
@@ -53,9 +39,11 @@ class Fields:
 
     def number(self, *names: str, default: float, low: float = 0.0, above: bool = True) -> float:
         name, value = self.get(*names, default=default)
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
         if not good or value < low or (above and value == low):
-            raise self.refuse(name, value, f"a finite number {'above' if above else 'of at least'} {low:g}")
+            raise self.refuse(
+                name, value, f"a number {'above' if above else 'of at least'} {low:g} and below {MAX_NUMBER:g}"
+            )
         return float(value)
 
     def flag(self, *names: str, default: bool) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..hub import resolve
-from .fields import ACTIVATIONS, Fields, read_json
+from .fields import ACTIVATIONS, MAX_SIZE, Fields
+from .files import read_json, shown
 from .text import Lfm2Config
 from .vision import Siglip2VisionConfig
 
@@ -26,7 +27,7 @@ def _plain(value: Any) -> dict[str, Any]:
     if isinstance(value, (Siglip2VisionConfig, Lfm2Config)):
         return asdict(value)
     if not isinstance(value, Mapping):
-        raise ConfigError(f"config: expected an object for a sub-configuration, got {value!r}")
+        raise ConfigError(f"config: expected an object for a sub-configuration, got {shown(value)}")
     return dict(value)
 
 
@@ -74,6 +75,10 @@ class Lfm2VlConfig:
                 "image_token_id", self.image_token_id, f"an id below vocab_size {self.text_config.vocab_size}"
             )
 
+        merged = self.vision_config.hidden_size * self.downsample_factor**2
+        if merged > MAX_SIZE:
+            raise read.refuse("downsample_factor", self.downsample_factor, f"at most {MAX_SIZE} channels, not {merged}")
+
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The end tokens that the text configuration names; empty if it names none."""
@@ -87,7 +92,8 @@ class Lfm2VlConfig:
         model_type = data.get("model_type")
         if model_type not in MODEL_TYPES:
             raise ConfigError(
-                f"{where}: model_type is {model_type!r}; this package runs 'lfm2_vl' (LFM2-VL and LFM2.5-VL) models"
+                f"{where}: model_type is {shown(model_type)}; "
+                "this package runs 'lfm2_vl' (LFM2-VL and LFM2.5-VL) models"
             )
         if any("D1Model" in str(entry) for entry in read.section("auto_map").values()):
             raise ConfigError(

@@ -5,16 +5,17 @@ Defaults are those of transformers 5.23 (`Lfm2VlImageProcessor`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .fields import Fields, read_json
+from .fields import MAX_NUMBER, Fields
+from .files import read_json
 
 SPLITTING_IS_MEANT = "do_image_splitting_is_meant"
+MAX_PIXELS = 2**27  # of one picture after resizing, 1.6 GB as float32; the published policies make 2.6 million
 RESAMPLE_FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which the checkpoints use
 
 
@@ -57,11 +58,11 @@ class ImageProcessorConfig:
         read.number("max_pixels_tolerance", default=2.0)
         read.number("rescale_factor", default=1 / 255)
         read.choice("resample", default=2, options=tuple(RESAMPLE_FILTERS))
-        for name, low in (("image_mean", -math.inf), ("image_std", 0.0)):
+        for name, low in (("image_mean", -MAX_NUMBER), ("image_std", 0.0)):
             value = getattr(self, name)
             good = isinstance(value, (list, tuple)) and len(value) == 3
-            if not good or not all(isinstance(x, (int, float)) and math.isfinite(x) and x > low for x in value):
-                raise read.refuse(name, value, "three finite numbers" + (" above 0" if low == 0 else ""))
+            if not good or not all(isinstance(x, (int, float)) and low < x < MAX_NUMBER for x in value):
+                raise read.refuse(name, value, f"three numbers above {low:g} and below {MAX_NUMBER:g}")
             object.__setattr__(self, name, tuple(float(x) for x in value))
         if self.do_image_splitting and self.min_tiles > self.max_tiles:
             raise read.refuse("min_tiles", self.min_tiles, f"at most max_tiles {self.max_tiles}")
@@ -69,6 +70,13 @@ class ImageProcessorConfig:
             raise read.refuse(
                 "min_image_tokens", self.min_image_tokens, f"at most max_image_tokens {self.max_image_tokens}"
             )
+        side = self.downsample_factor * self.encoder_patch_size  # pixels of an image token
+        for name, count, pixels in (
+            ("max_image_tokens", self.max_image_tokens, side**2),
+            ("tile_size", self.max_tiles if self.do_image_splitting else 1, self.tile_size**2),
+        ):
+            if count * pixels > MAX_PIXELS:
+                raise read.refuse(name, getattr(self, name), f"at most {MAX_PIXELS:,} pixels of a resized picture")
         if self.tile_size % (self.encoder_patch_size * self.downsample_factor):
             raise read.refuse(
                 "tile_size", self.tile_size, f"a multiple of {self.encoder_patch_size * self.downsample_factor}"

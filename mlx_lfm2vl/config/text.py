@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .fields import Fields
+from .fields import MAX_SIZE, Fields
 
 LAYER_TYPES = ("conv", "full_attention")
 
@@ -90,8 +90,11 @@ class Lfm2Config:
             raise read.refuse("num_key_value_heads", config.num_key_value_heads, f"a divisor of {heads} heads")
         if config.head_dim % 2:
             raise read.refuse("head_dim", config.head_dim, "an even number (rotary embeddings turn pairs)")
-        if config.feed_forward_size < 1:
-            raise read.refuse("intermediate_size", config.intermediate_size, "a width that is left after adjustment")
+        if config.num_attention_heads * config.head_dim > MAX_SIZE:
+            raise read.refuse("head_dim", config.head_dim, f"at most {MAX_SIZE} with all {heads} heads together")
+        if not 1 <= config.feed_forward_size <= MAX_SIZE:
+            wanted = f"a width that is 1 to {MAX_SIZE} after adjustment"
+            raise read.refuse("intermediate_size", config.intermediate_size, wanted)
         return config
 
 
@@ -116,8 +119,11 @@ def _layer_types(read: Fields, layers: int) -> tuple[str, ...]:
         ):
             raise read.refuse("full_attn_idxs", attention, f"a list of layer numbers below {layers}")
         return tuple("full_attention" if i in attention else "conv" for i in range(layers))
-    if not isinstance(kinds, (list, tuple)) or not all(kind in LAYER_TYPES for kind in kinds):
+    if not isinstance(kinds, (list, tuple)):
         raise read.refuse("layer_types", kinds, "a list of 'conv' and 'full_attention'")
+    for kind in kinds:
+        if kind not in LAYER_TYPES:
+            raise read.refuse("an entry of layer_types", kind, "'conv' or 'full_attention'")
     if len(kinds) != layers:
         raise read.refuse("layer_types", f"{len(kinds)} entries", f"one for each of num_hidden_layers {layers}")
     return tuple(kinds)

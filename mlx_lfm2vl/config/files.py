@@ -1,0 +1,91 @@
+"""A model folder's text and JSON files, read as if a stranger had written them.
+
+Only regular files (a fifo would wait for ever, a device never end) of bounded size and in UTF-8; of JSON no key twice,
+no number or nesting that Python cannot hold, no half characters, which could not be written again. Links are followed:
+the hub's cache is made of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+
+MAX_BYTES = 16 * 2**20  # of a configuration or template; the largest published one has 0.1 MB
+AGAIN = "fetch the file again"
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor for reading. Raises `OSError`, also for what is no regular file."""
+    # without O_NONBLOCK opening a fifo that nobody writes to never returns
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("is not a regular file")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_text(path: Path, limit: int = MAX_BYTES) -> str:
+    """A text file in UTF-8. Raises `ConfigError` naming the file, what is wrong with it and the way out."""
+    try:
+        with os.fdopen(open_regular(path), "rb") as stream:
+            data = stream.read(limit + 1)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; a model folder needs it") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if len(data) > limit:
+        raise ConfigError(f"{path}: has more than {limit:,} bytes, which no such file of a model needs; {AGAIN}")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")):
+        raise ConfigError(f"{path}: begins with a byte order mark; save it as UTF-8 without one")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); {AGAIN}") from None
+
+
+def read_json(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
+    """Reads a JSON object. Raises `ConfigError` naming the file if it is absent or is none."""
+    text = read_text(path, limit)
+    try:
+        data = parse_json(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read as JSON ({error}); {AGAIN}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: holds {type(data).__name__} where a JSON object is expected; {AGAIN}")
+    return data
+
+
+def parse_json(text: str) -> Any:
+    """A JSON value. Raises `ValueError`, whose message is one line, for what is no JSON or holds a key twice."""
+    try:
+        data = json.loads(text, object_pairs_hook=_unique)
+        if "\\u" in text:
+            json.dumps(data, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a character, which is no Unicode") from None
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise ValueError(f"the key {shown(key)} stands twice")
+        made[key] = value
+    return made
+
+
+def shown(value: object, length: int = 80) -> str:
+    """A value of a file for a message: one line, not longer than `length` characters."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[: length - 4]} ..."
