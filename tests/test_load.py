@@ -1,6 +1,7 @@
 """Folders of every public layout load to the same numbers; damaged or wrong ones are one clear error."""
 
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -19,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from mlx_lfm2vl.config import Lfm2VlConfig
 from mlx_lfm2vl.errors import ConfigError, OptionError, WeightsError
 from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
-from mlx_lfm2vl.weights.load import load_model
+from mlx_lfm2vl.weights.load import load_model, open_model
 from mlx_lfm2vl.weights.save import save_weights
 
 IDS = np.array([[1, 6, 500, 501, 502, 503, 7]])
@@ -207,7 +208,7 @@ def test_loading_makes_no_second_copy(dtype, tmp_path):
 import mlx.core as mx
 from pathlib import Path
 from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
-from mlx_lfm2vl.weights.load import load_model
+from mlx_lfm2vl.weights.load import load_model, open_model
 from mlx_lfm2vl.weights.save import save_weights
 model = load_model(Path({str(tmp_path)!r}), dtype={dtype!r})
 print(mx.get_peak_memory(), mx.get_active_memory())
@@ -280,11 +281,48 @@ def test_damaged_files_are_named(folder):
     attempt(struct.pack("<Q", 2**62) + whole[8:], "truncated or not a safetensors file")
     attempt(struct.pack("<Q", 4) + b"[1,2" + whole, "header cannot be read")
     attempt(struct.pack("<Q", 5) + b"[1,2]" + whole, "header is not an object")
-    attempt(with_header(lambda h: h[name].update(shape=[2**40])), f"{name} of shape .* cannot take")
+    attempt(with_header(lambda h: h[name].update(shape=[2**30])), f"{name} of shape .* cannot take")
+    attempt(with_header(lambda h: h[name].update(shape=[2**31])), r"has shape \[2147483648\], which is none")
     attempt(with_header(lambda h: h[name].update(shape=[-64])), f"{name} has shape")
     attempt(with_header(lambda h: h[name].update(dtype="F31")), "dtype 'F31'")
     attempt(with_header(lambda h: h[name].update(data_offsets=[0])), "data_offsets")
     offset = header[name]["data_offsets"]
+    attempt(with_header(lambda h: h[name].update(data_offsets=[offset[0] + 4, offset[1] + 4])), "overlaps|behind")
+    attempt(whole + b"more", "holds 4 bytes that belong to no tensor; fetch the file again")
+    last = max(header, key=lambda key: 0 if key == "__metadata__" else header[key]["data_offsets"][1])
+    shifted = [number + 8 for number in header[last]["data_offsets"]]
     attempt(
-        with_header(lambda h: h[name].update(data_offsets=[offset[0] + 4, offset[1] + 4])), "overlaps|behind the end"
+        with_header(lambda h: h[last].update(data_offsets=shifted)) + bytes(8), "begins 8 bytes behind the one before"
     )
+    twice = whole[8 : 8 + length].rstrip()[:-1] + f',"{name}":{json.dumps(header[name])}}}'.encode()
+    attempt(struct.pack("<Q", len(twice)) + twice + whole[8 + length :], f"the key '{name}' stands twice")
+    attempt(with_header(lambda h: h.update({"two\nlines": h.pop(name)})), r"called 'two\\nlines', which is no name")
+    attempt(with_header(lambda h: h[name].update(shape=[1] * 9 + [64])), "which is none")
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.bool_, np.uint8])
+def test_weights_that_are_no_floating_point_numbers_are_refused(folder, dtype):
+    norm = "model.language_model.embedding_norm.weight"
+    edit(folder, lambda t: {**t, norm: t[norm].astype(dtype)})
+    refused(folder, rf"tensor {norm} has dtype \w+, expected BF16 or F16 or F32")
+
+
+def test_a_pipe_is_no_weight_file(folder):
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    refused(folder, "is not a regular file")
+
+
+@pytest.mark.parametrize("act", ["cut", "replaced"])
+def test_a_file_that_changes_while_it_is_read_is_said(folder, act):
+    file, other = folder / "model.safetensors", folder / "other"
+    shutil.copy(file, other)
+    _, stored = open_model(folder)
+    if act == "cut":
+        os.truncate(file, 200_000)
+        with pytest.raises(WeightsError, match=r"model\.safetensors: .*fetch the file again"):
+            list(map(mx.eval, stored.read().values()))
+    else:
+        other.replace(file)
+        with pytest.raises(WeightsError, match="was replaced or written to while it was read; load it again"):
+            stored.check_unchanged()

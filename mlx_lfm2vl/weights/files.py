@@ -1,20 +1,28 @@
-"""Safetensors on disk: which files a folder has, what their headers say, and writing them.
+"""Safetensors on disk: which files a folder has, and what their headers say.
 
 A header is checked against its file before any tensor is read, so that a truncated or lying file is a clear error
-rather than a crash later. Index files are not trusted: published ones name shards that are not there.
+rather than a crash later: as the safetensors library does (tensors lie side by side from the first byte to the last,
+of the bytes that dtype and shape need), and no name twice. Index files are not trusted: published ones name shards
+that are not there.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ..config import parse_json, shown
+from ..config.files import AGAIN, open_regular
 from ..errors import WeightsError
 
-MAX_HEADER = 100_000_000  # bytes; the bound of the safetensors library
+MAX_HEADER = 16 * 2**20  # bytes; those of these models have 0.1 MB
+MAX_NAME = 512  # characters of a tensor's name
+MAX_AXES, MAX_AXIS = 8, 2**31 - 1  # MLX's shapes are int32
 ITEM_BITS = {
     **{"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8},
     **{"I16": 16, "U16": 16, "F16": 16, "BF16": 16},
@@ -42,60 +50,85 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def state(files: Iterable[Path]) -> tuple[tuple[int, ...], ...]:
+    """What tells whether files were written to or replaced: their inodes, sizes and times. Raises `WeightsError`."""
+    found = []
+    for file in files:
+        try:
+            now = file.stat()
+        except OSError as error:
+            raise WeightsError(f"{file}: cannot be read ({error.strerror or error})") from None
+        found.append((now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns))
+    return tuple(found)
+
+
 def read_headers(files: list[Path]) -> dict[str, TensorInfo]:
     """All tensors of the files by name. Raises `WeightsError` for a damaged file or a name that stands twice."""
     tensors: dict[str, TensorInfo] = {}
     for file in files:
         for name, info in read_header(file).items():
             if name in tensors:
-                raise WeightsError(f"{file}: holds {name}, which {tensors[name].file.name} holds too")
+                other = tensors[name].file.name
+                raise WeightsError(f"{file}: holds {name}, which {other} holds too; remove the file that is left over")
             tensors[name] = info
     return tensors
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """One file's tensors. Checked: header, dtypes, shapes that fit their bytes, offsets in the file, no overlap."""
+    """One file's tensors. Checked: header, names, dtypes, shapes that fit their bytes, offsets, no overlap, no gap."""
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
+        with os.fdopen(open_regular(file), "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
             head = stream.read(8)
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
-            if not 2 <= length <= min(MAX_HEADER, size - 8):
-                raise WeightsError(f"{file}: is truncated or not a safetensors file ({size} bytes)")
-            header = json.loads(stream.read(length))
-    except (OSError, ValueError, RecursionError) as error:
+            if not 2 <= length <= size - 8:
+                raise WeightsError(f"{file}: is truncated or not a safetensors file ({size} bytes); {AGAIN}")
+            if length > MAX_HEADER:
+                raise WeightsError(f"{file}: has a header of {length:,} bytes, no model needs {MAX_HEADER:,}; {AGAIN}")
+            header = parse_json(stream.read(length).decode("utf-8"))
+    except (OSError, ValueError) as error:
         if isinstance(error, WeightsError):
             raise
-        raise WeightsError(f"{file}: its safetensors header cannot be read ({error})") from None
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        raise WeightsError(f"{file}: its safetensors header cannot be read ({reason}); {AGAIN}") from None
     if not isinstance(header, dict):
-        raise WeightsError(f"{file}: its safetensors header is not an object")
+        raise WeightsError(f"{file}: its safetensors header is not an object; {AGAIN}")
     header.pop("__metadata__", None)
-    tensors = {name: _tensor(file, name, entry, size - 8 - length) for name, entry in header.items()}
+    available = size - 8 - length
+    tensors = {name: _tensor(file, name, entry, available) for name, entry in header.items()}
     end = 0
     for begin, stop, name in sorted((e["data_offsets"][0], e["data_offsets"][1], n) for n, e in header.items()):
-        if begin < end:
-            raise WeightsError(f"{file}: tensor {name} overlaps another")
+        if begin != end:
+            fault = "overlaps another" if begin < end else f"begins {begin - end} bytes behind the one before it"
+            raise WeightsError(f"{file}: tensor {name} {fault}; {AGAIN}")
         end = stop
+    if end != available:
+        raise WeightsError(f"{file}: holds {available - end} bytes that belong to no tensor; {AGAIN}")
     return tensors
 
 
-def _tensor(file: Path, name: str, entry: object, available: int) -> TensorInfo:
+def _tensor(file: Path, name: str, entry: Any, available: int) -> TensorInfo:
     def natural(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
+    if len(name) > MAX_NAME or not name.isprintable():
+        raise WeightsError(f"{file}: has a tensor called {shown(name)}, which is no name; {AGAIN}")
     if not isinstance(entry, dict):
-        raise WeightsError(f"{file}: tensor {name} has a damaged header entry")
+        raise WeightsError(f"{file}: tensor {name} has a damaged header entry; {AGAIN}")
     shape, offsets, dtype = entry.get("shape"), entry.get("data_offsets"), entry.get("dtype")
-    if not isinstance(shape, list) or not all(map(natural, shape)) or dtype not in ITEM_BITS:
-        raise WeightsError(f"{file}: tensor {name} has shape {shape!r} and dtype {dtype!r}")
+    if not isinstance(dtype, str) or dtype not in ITEM_BITS:
+        raise WeightsError(f"{file}: tensor {name} has dtype {shown(dtype)}, which is not known; {AGAIN}")
+    if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(natural(n) and n <= MAX_AXIS for n in shape):
+        raise WeightsError(f"{file}: tensor {name} has shape {shown(shape)}, which is none; {AGAIN}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(natural, offsets)):
-        raise WeightsError(f"{file}: tensor {name} has data_offsets {offsets!r}")
+        raise WeightsError(f"{file}: tensor {name} has data_offsets {shown(offsets)}, expected begin and end; {AGAIN}")
     begin, end = offsets
     nbytes = math.prod(shape) * ITEM_BITS[dtype] // 8
     if end - begin != nbytes:
-        raise WeightsError(f"{file}: tensor {name} of shape {shape} and dtype {dtype} cannot take {end - begin} bytes")
-    if end > available:
         raise WeightsError(
-            f"{file}: is truncated; tensor {name} ends {end - available} bytes behind the end of the file"
+            f"{file}: tensor {name} of shape {shape} and dtype {dtype} cannot take {end - begin} bytes; {AGAIN}"
         )
+    if end > available:
+        missing = f"tensor {name} ends {end - available} bytes behind the end of the file"
+        raise WeightsError(f"{file}: is truncated; {missing}; {AGAIN}")
     return TensorInfo(file, dtype, tuple(shape), nbytes)

@@ -15,13 +15,16 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Lfm2VlConfig, read_json
+from ..config.files import AGAIN
 from ..errors import OptionError, WeightsError
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from . import quantize
-from .files import TensorInfo, read_headers, weight_files
+from .files import TensorInfo, read_headers, state, weight_files
 from .names import is_conv_kernel, parameters, to_module
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+FLOATING = ("BF16", "F16", "F32")
+PACKED = {mx.uint32: ("U32",), mx.uint8: ("U8",)}  # weights of quantised modules, scales of the fp4 and fp8 modes
 TOWER_LAYERS = "model.vision_tower.encoder.layers."
 M = TypeVar("M", bound=nn.Module)
 
@@ -53,8 +56,12 @@ def load_model(
     target = dtype_of(dtype)
     model, stored = open_model(folder, model_class=model_class, prefix=prefix)
     model.load_weights(list(stored.read(target).items()), strict=True)
-    for array in parameters(model).values():  # one by one: together, all would be read before the first is cast
-        mx.eval(array)
+    try:
+        for array in parameters(model).values():  # one by one: together, all would be read before the first is cast
+            mx.eval(array)
+    except RuntimeError as error:
+        raise WeightsError(f"{folder}: the weights cannot be read ({first_line(error)}); load it again") from None
+    stored.check_unchanged()
     model.eval()
     return model
 
@@ -72,6 +79,13 @@ class StoredTensors:
     names: dict[str, str]
     infos: dict[str, TensorInfo]
     prefix: str = ""
+    state: tuple[tuple[int, ...], ...] = ()  # of the files when their headers were read
+
+    def check_unchanged(self) -> None:
+        """Raises `WeightsError` if a file was written to or replaced since: what was read is neither old nor new."""
+        for file, before, now in zip(self.files, self.state, state(self.files), strict=True):
+            if before != now:
+                raise WeightsError(f"{file}: was replaced or written to while it was read; load it again")
 
     def read(self, dtype: mx.Dtype | None = None) -> dict[str, mx.array]:
         """The tensors, not yet evaluated, in MLX's orientation and cast to `dtype`. Only the result refers to them:
@@ -81,7 +95,7 @@ class StoredTensors:
             try:
                 loaded = mx.load(str(file))
             except RuntimeError as error:
-                raise WeightsError(f"{file}: cannot be read ({error})") from None
+                raise WeightsError(f"{file}: cannot be read ({first_line(error)}); {AGAIN}") from None
             assert isinstance(loaded, dict)
             for name, array in loaded.items():
                 module = self.names.get(name)
@@ -104,6 +118,7 @@ def open_model(
     """
     config = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
     files = weight_files(folder)
+    before = state(files)
     headers = read_headers(files)
     names = module_names(headers)
     infos = {module: headers[name] for name, module in names.items()}
@@ -114,7 +129,7 @@ def open_model(
     plain = {module[len(prefix) :]: info for module, info in wanted.items()}
     quantize.prepare(model, plain, config.quantization)
     check_shapes(model, plain)
-    return model, StoredTensors(config, tuple(files), names, plain, prefix)
+    return model, StoredTensors(config, tuple(files), names, plain, prefix, before)
 
 
 def module_names(names: Iterable[str]) -> dict[str, str]:
@@ -169,8 +184,10 @@ def drop_unused(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> None:
 
 
 def check_shapes(model: nn.Module, tensors: dict[str, TensorInfo]) -> None:
-    """Raises `WeightsError` naming the first tensor that is missing, unknown or of another shape than the model's."""
-    expected = {name: tuple(array.shape) for name, array in parameters(model).items()}
+    """Raises `WeightsError` naming the first tensor that is missing, unknown or of another shape or type than the
+    model's."""
+    arrays = parameters(model)
+    expected = {name: tuple(array.shape) for name, array in arrays.items()}
     if missing := [name for name in expected if name not in tensors]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise WeightsError(f"tensor {missing[0]}{more} is missing from the weight files")
@@ -185,6 +202,9 @@ def check_shapes(model: nn.Module, tensors: dict[str, TensorInfo]) -> None:
         if info.shape not in shapes:
             wanted = f"the configuration asks for {list(expected[name])}"
             raise WeightsError(f"{info.file}: tensor {name} has shape {list(info.shape)}, {wanted}")
+        types = FLOATING if mx.issubdtype(arrays[name].dtype, mx.floating) else PACKED[arrays[name].dtype]
+        if info.dtype not in types:
+            raise WeightsError(f"{info.file}: tensor {name} has dtype {info.dtype}, expected {' or '.join(types)}")
 
 
 def adapt(name: str, array: mx.array, dtype: mx.Dtype | None) -> mx.array:
@@ -194,3 +214,7 @@ def adapt(name: str, array: mx.array, dtype: mx.Dtype | None) -> mx.array:
     if dtype is not None and mx.issubdtype(array.dtype, mx.floating):
         array = array.astype(dtype)
     return array
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..config import shown
 from ..errors import OptionError, WeightsError
 from .names import to_module
 
@@ -115,7 +116,7 @@ def recorded(quantization: Mapping[str, Any] | None, path: str) -> Quantization:
         return Quantization(int(entry["bits"]), int(entry["group_size"]), str(entry.get("mode") or "affine"))
     except (KeyError, TypeError, ValueError):
         raise WeightsError(
-            f"config.json: quantization of {path} is {dict(entry)!r}, expected bits and group_size"
+            f"config.json: quantization of {path} is {shown(dict(entry))}, expected bits and group_size"
         ) from None
 
 
