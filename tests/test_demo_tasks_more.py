@@ -30,7 +30,7 @@ def drawn(picture) -> np.ndarray:
 def test_the_text_to_read_lies_wholly_in_the_picture(seed):
     sample = make("read", "test", seed)
     text = sample.turns[0][1]
-    assert 1 <= len(text) <= 8 and set(text) <= set(demo_tasks_more.LETTERS) and text == sample.facts["text"]
+    assert 3 <= len(text) <= 8 and set(text) <= set(demo_tasks_more.CHARACTERS) and text == sample.facts["text"]
     ink = drawn(sample.images[0])
     assert ink.any()
     assert not (ink[:2].any() or ink[-2:].any() or ink[:, :2].any() or ink[:, -2:].any())

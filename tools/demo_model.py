@@ -16,7 +16,8 @@ import numpy as np
 import reference_shim  # noqa: F401  (before transformers)
 import torch
 import torch.nn.functional as F
-from demo_batches import CELL, IGNORED, PATCH, collate, to_device
+from demo_batches import collate, to_device
+from demo_encoding import CELL, IGNORED, KINDS, PATCH
 from safetensors.torch import load_file, save_file
 from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration
 
@@ -68,54 +69,70 @@ def first_filters(number: int) -> np.ndarray:
 
 
 class Dense(torch.nn.Module):
-    """Linear heads that tell what each patch shows: an object's shape, colour, size and place, the way to its
-    middle, the cells it covers. They teach the tower and are thrown away after training.
+    """Linear heads that tell what each patch shows: the classes of `KINDS`, the ways to an object's middle and edges,
+    the cells it covers. They teach the tower and are thrown away after training.
     """
 
     def __init__(self, width: int):
         super().__init__()
-        names = (demo_tasks.SHAPES, demo_tasks.COLOURS, demo_tasks.SIZES, demo_tasks.PLACES)
-        self.sizes = (*(len(kind) + 1 for kind in names), 2, (PATCH // CELL) ** 2)
+        self.sizes = (*(kind + 1 for kind in KINDS), 6, (PATCH // CELL) ** 2)
         self.heads = torch.nn.Linear(width, sum(self.sizes))
 
-    def forward(self, features: torch.Tensor, batch: dict) -> tuple[torch.Tensor, float]:
-        """The loss, and the share of patches with an object whose shape is named rightly."""
-        parts = self.heads(features).flatten(0, 1).split(self.sizes, dim=-1)
+    def forward(self, features: torch.Tensor, batch: dict) -> torch.Tensor:
+        """The loss over all patches of the views, (views, patches, width)."""
+        *kinds, ways, covered = self.heads(features).flatten(0, 1).split(self.sizes, dim=-1)
         labels = batch["named"].flatten(0, 1)
+        loss = F.binary_cross_entropy_with_logits(covered, batch["covered"].flatten(0, 1))
+        for part, label in zip(kinds, labels.unbind(-1), strict=True):
+            there = label > 0
+            if there.any():  # half for the patches that show something of the kind, half for all of them
+                loss = loss + 0.5 * F.cross_entropy(part, label) + 0.5 * F.cross_entropy(part[there], label[there])
         there = labels[:, 0] > 0
-        loss = F.binary_cross_entropy_with_logits(parts[5], batch["covered"].flatten(0, 1))
-        loss = loss + 0.2 * F.smooth_l1_loss(parts[4][there], batch["ways"].flatten(0, 1)[there])
-        for part, label in zip(parts, labels.unbind(-1), strict=False):
-            # half for the patches with an object, half for all of them
-            loss = loss + 0.5 * F.cross_entropy(part, label) + 0.5 * F.cross_entropy(part[there], label[there])
-        right = parts[0][there].argmax(-1) == labels[there, 0]
-        return loss, right.float().mean().item()
+        if there.any():
+            loss = loss + 0.2 * 3 * F.smooth_l1_loss(ways[there], batch["ways"].flatten(0, 1)[there])
+        return loss
 
 
-def see(model: Lfm2VlForConditionalGeneration, batch: dict) -> torch.Tensor:
-    """The tower's features, (pictures, patches, width), of pictures that share one size, without loops over them."""
+def see(model: Lfm2VlForConditionalGeneration, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """The tower's features, (views, patches, width), of views that share one grid, without loops over them."""
     tower = model.model.vision_tower
-    rows, cols = batch["grid"]
-    pixels = batch["patches"].float() / 127.5 - 1
+    pixels = patches.float() / 127.5 - 1
     table = tower.embeddings.position_embedding.weight
     side = int(math.sqrt(table.shape[0]))
     table = table.reshape(side, side, -1).permute(2, 0, 1)[None]
-    places = F.interpolate(table, size=(rows, cols), mode="bilinear", align_corners=False, antialias=True)
+    places = F.interpolate(table, size=grid, mode="bilinear", align_corners=False, antialias=True)
     x = tower.embeddings.patch_embedding(pixels) + places.flatten(2).transpose(1, 2)
     for layer in tower.encoder.layers:
         x = layer(x, None)
     return tower.post_layernorm(x)
 
 
-def forward(model: Lfm2VlForConditionalGeneration, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """(last hidden states, tower features) of a batch whose pictures share one size."""
-    core, (rows, cols) = model.model, batch["grid"]
-    features = see(model, batch)
-    image = core.multi_modal_projector(features.reshape(len(features), rows, cols, -1)).flatten(1, 2)
+def forward(model: Lfm2VlForConditionalGeneration, batch: dict) -> tuple[torch.Tensor, dict]:
+    """(last hidden states, tower features by grid)."""
+    core = model.model
+    features = {grid: see(model, patches, grid) for grid, patches in batch["patches"].items()}
+    images = {
+        (rows, cols): core.multi_modal_projector(seen.reshape(len(seen), rows, cols, -1)).flatten(1, 2)
+        for (rows, cols), seen in features.items()
+    }
+    if len(images) == 1:
+        (image,) = images.values()
+    else:
+        image = torch.cat([images[grid][index] for grid, index in batch["views"]])
     embeds = core.language_model.embed_tokens(batch["ids"])
     embeds = embeds.masked_scatter((batch["ids"] == demo_files.IMAGE)[..., None], image)
     # Padding stands on the right, behind everything that is scored: causal layers need no mask for it.
-    return core.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state, features
+    mask = {"full_attention": apart(batch["turns"]) if batch["apart"] else None, "conv": None}
+    out = core.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
+    return out.last_hidden_state, features
+
+
+def apart(turns: torch.Tensor) -> torch.Tensor:
+    """(samples, 1, length, length), true where a token may look: back, at the pictures and at its own turn."""
+    length = turns.shape[1]
+    back = torch.ones(length, length, dtype=torch.bool, device=turns.device).tril()
+    same = turns[:, :, None] == turns[:, None, :]
+    return (back & (same | (turns == 0)[:, None, :]))[:, None]
 
 
 def answers(model: Lfm2VlForConditionalGeneration, hidden: torch.Tensor, labels: torch.Tensor) -> tuple:
@@ -126,19 +143,23 @@ def answers(model: Lfm2VlForConditionalGeneration, hidden: torch.Tensor, labels:
 
 def check_against_reference(model: Lfm2VlForConditionalGeneration, device: torch.device) -> None:
     """Raises AssertionError unless this file's forward pass equals the reference's own."""
-    for size in ((128, 128), (96, 160)):
-        batch = to_device(collate([demo_tasks.make("ask", "test", i, size) for i in range(4)]), device)
-        rows, cols = batch["grid"]
+    for task, size in (("ask", (128, 128)), ("chat", (96, 160)), ("compare", (96, 128)), ("tiled", (128, 384))):
+        samples = [demo_tasks.make(task, "validate", i, size) for i in range(3)]
+        batch = to_device(collate(samples), device) | {"apart": False}
+        views = [batch["patches"][grid][index].float() / 127.5 - 1 for grid, index in batch["views"]]
+        most = max(len(v) for v in views)
         with torch.no_grad():
             mine = model.lm_head(forward(model, batch)[0])
             theirs = model(
                 input_ids=batch["ids"],
-                pixel_values=batch["patches"].float() / 127.5 - 1,
-                spatial_shapes=torch.tensor([[rows, cols]] * 4),
-                pixel_attention_mask=torch.ones(4, rows * cols, dtype=torch.int32, device=device),
+                pixel_values=torch.stack([F.pad(v, (0, 0, 0, most - len(v))) for v in views]),
+                spatial_shapes=torch.tensor([grid for grid, _ in batch["views"]]),
+                pixel_attention_mask=torch.stack(
+                    [(torch.arange(most, device=device) < len(v)).to(torch.int32) for v in views]
+                ),
             ).logits
         worst = float((mine - theirs).abs().max() / theirs.abs().max())
-        assert worst < 1e-4, f"the forward pass for training differs from the reference's by {worst:.2e} at {size}"
+        assert worst < 1e-4, f"the forward pass for training differs from the reference's by {worst:.2e} for {task}"
 
 
 def load_folder(model: Lfm2VlForConditionalGeneration, folder: pathlib.Path) -> None:

@@ -17,64 +17,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageDraw
+from demo_drawing import COLOURS, GRIDS, PLACES, SHAPES, SIZES, Box, Thing, paint, scene
+from PIL import Image
 
-SPLITS = {"train": 0, "test": 1}
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-COLOURS = {
-    "red": (214, 40, 40),
-    "orange": (245, 135, 20),
-    "yellow": (238, 206, 30),
-    "green": (40, 150, 60),
-    "blue": (35, 85, 205),
-    "purple": (125, 45, 160),
-    "pink": (245, 130, 180),
-    "black": (25, 25, 25),
-}
-SIZES = {"small": (10.5, 13.0), "large": (19.5, 23.0)}  # radius, pixels
-BACKGROUNDS = ((246, 246, 246), (226, 226, 226), (240, 234, 220), (222, 232, 242), (224, 238, 224))
-PLACES = (
-    "at the top left",
-    "at the top",
-    "at the top right",
-    "at the left",
-    "in the centre",
-    "at the right",
-    "at the bottom left",
-    "at the bottom",
-    "at the bottom right",
-)
-GRIDS = ((128, 128), (96, 160), (160, 96), (96, 128), (128, 96), (96, 96))  # height, width of training pictures
+__all__ = ["COLOURS", "GRIDS", "PLACES", "SHAPES", "SIZES", "Box", "Sample", "Thing", "make", "paint", "scene"]
+
+SPLITS = {"train": 0, "test": 1, "validate": 2}
 LEARNT = ("describe", "ask", "chat", "count")  # tasks that the bundled weights were trained on
 DESCRIBE = ("What is in this image?", "Describe the image.", "What do you see?", "Describe this picture.")
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One drawn object: centre and radius in pixels; ``place`` is the index of its ninth of a scene, row by row."""
-
-    shape: str
-    colour: str
-    size: str
-    x: float
-    y: float
-    radius: float
-    place: int = -1
-
-    @property
-    def box(self) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) in pixels, of the circle that holds the object."""
-        return (self.x - self.radius, self.y - self.radius, self.x + self.radius, self.y + self.radius)
-
-    def __str__(self) -> str:
-        return f"a {self.size} {self.colour} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Sample:
     """Pictures, the conversation about them as (question, answer) pairs, and the facts behind the answers.
 
-    ``things`` holds one tuple of objects for each picture.
+    ``things`` and ``extents`` hold one tuple for each picture: its objects, and the boxes of their ink in pixels.
+    ``apart`` says that no answer depends on the turns before it.
     """
 
     task: str
@@ -82,6 +40,8 @@ class Sample:
     turns: tuple[tuple[str, str], ...]
     things: tuple[tuple[Thing, ...], ...] = ()
     facts: dict = field(default_factory=dict)
+    extents: tuple[tuple[Box, ...], ...] = ()
+    apart: bool = False
 
     def messages(self, answers: bool = True) -> list[dict]:
         """The conversation as chat messages, the pictures in the first; without ``answers`` only the first question.
@@ -118,99 +78,6 @@ def make(name: str, split: str, seed: int, size: tuple[int, int] | None = None, 
     """
     rng = np.random.default_rng([zlib.crc32(name.encode()), SPLITS[split], seed])
     return TASKS[name](rng, size, level)
-
-
-# --- drawing
-
-
-def _outline(shape: str, scale: float, turn: float) -> list[tuple[float, float]]:
-    """Corners of a polygon of radius ``scale`` about the origin, turned by ``turn`` radians."""
-    if shape == "square":
-        polar = [(0.98, math.pi / 4 + k * math.pi / 2) for k in range(4)]
-    elif shape == "triangle":
-        polar = [(1.0, -math.pi / 2 + k * 2 * math.pi / 3) for k in range(3)]
-    elif shape == "star":
-        polar = [(1.0 if k % 2 == 0 else 0.42, -math.pi / 2 + k * math.pi / 5) for k in range(10)]
-    else:  # a cross: twelve corners of two crossing bars
-        a, b = 0.33, 0.94
-        arm = [(-a, -b), (a, -b), (a, -a)]
-        corners = [(s * u, s * v) for s in (1, -1) for u, v in (*arm, *((-y, x) for x, y in arm))]
-        polar = [(math.hypot(x, y), math.atan2(y, x)) for x, y in corners]
-    return [(scale * r * math.cos(t + turn), scale * r * math.sin(t + turn)) for r, t in polar]
-
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
-
-
-def _draw(picture: Image.Image, thing: Thing, tint: tuple[int, int, int], turn: float) -> Box:
-    """Draws one object with smooth edges: a mask of its box at four times the size, scaled down. Gives its extent."""
-    zoom = 4
-    left, top = math.floor(thing.x - thing.radius) - 1, math.floor(thing.y - thing.radius) - 1
-    side = math.ceil(2 * thing.radius) + 3
-    mask = Image.new("L", (side * zoom, side * zoom))
-    pen = ImageDraw.Draw(mask)
-    cx, cy, r = (thing.x - left) * zoom, (thing.y - top) * zoom, thing.radius * zoom
-    if thing.shape in ("circle", "ring"):
-        pen.ellipse((cx - 0.96 * r, cy - 0.96 * r, cx + 0.96 * r, cy + 0.96 * r), fill=255)
-        if thing.shape == "ring":
-            pen.ellipse((cx - 0.56 * r, cy - 0.56 * r, cx + 0.56 * r, cy + 0.56 * r), fill=0)
-    else:
-        pen.polygon([(cx + x, cy + y) for x, y in _outline(thing.shape, r, turn)], fill=255)
-    picture.paste(tint, (left, top), mask.reduce(zoom))
-    extent = mask.getbbox()
-    assert extent is not None
-    return tuple(v / zoom + start for v, start in zip(extent, (left, top, left, top), strict=True))
-
-
-def paint(
-    rng: np.random.Generator, size: tuple[int, int], things: tuple[Thing, ...]
-) -> tuple[Image.Image, tuple[Box, ...]]:
-    """The picture of some objects, on a pale background with a faint slope of light and faint noise; their extents."""
-    height, width = size
-    base = np.array(BACKGROUNDS[rng.integers(len(BACKGROUNDS))]) + rng.integers(-6, 7, 3)
-    picture = Image.new("RGB", (width, height), tuple(int(v) for v in base))
-    extents = []
-    for thing in things:
-        tint = np.clip(np.array(COLOURS[thing.colour]) + rng.integers(-12, 13, 3), 0, 255)
-        extents.append(_draw(picture, thing, tuple(int(v) for v in tint), float(rng.uniform(-0.12, 0.12))))
-    slope = np.linspace(-1, 1, height)[:, None] * rng.uniform(-6, 6) + np.linspace(-1, 1, width)[None] * rng.uniform(
-        -6, 6
-    )
-    noise = rng.integers(-5, 6, (height, width, 3), dtype=np.int8) + slope[..., None].astype(np.int8)
-    pixels = np.clip(np.asarray(picture, dtype=np.int16) + noise, 0, 255).astype(np.uint8)
-    return Image.fromarray(pixels), tuple(extents)
-
-
-# --- scenes of one to three objects, each in its own ninth of the picture
-
-
-def scene(
-    rng: np.random.Generator, size: tuple[int, int] | None, level: float
-) -> tuple[Image.Image, tuple[Thing, ...]]:
-    height, width = size or (GRIDS[0] if rng.random() < 0.7 else GRIDS[rng.integers(len(GRIDS))])
-    weights = np.array([0.8, 0.2, 0.0]) * (1 - level) + np.array([0.2, 0.35, 0.45]) * level
-    count = int(rng.choice(3, p=weights)) + 1
-    things: list[Thing] = []
-    while len(things) < count:
-        place = int(rng.integers(9))
-        kind = "small" if rng.random() < 0.5 else "large"
-        radius = float(rng.uniform(*SIZES[kind]))
-        row, col = divmod(place, 3)
-        y, x = (_within_third(rng, third, length, radius) for third, length in ((row, height), (col, width)))
-        clear = all(math.hypot(x - o.x, y - o.y) > radius + o.radius + 3 for o in things)
-        if clear and all(o.place != place for o in things):
-            shape, colour = SHAPES[rng.integers(len(SHAPES))], list(COLOURS)[rng.integers(len(COLOURS))]
-            things.append(Thing(shape, colour, kind, x, y, radius, place))
-    things.sort(key=lambda o: o.place)
-    return paint(rng, (height, width), tuple(things))[0], tuple(things)
-
-
-def _within_third(rng: np.random.Generator, third: int, length: int, radius: float) -> float:
-    """A centre well inside one third of a side, the object wholly inside the picture."""
-    margin = 4.0
-    low = max(third * length / 3 + margin, radius + 2)
-    high = min((third + 1) * length / 3 - margin, length - radius - 2)
-    return float(rng.uniform(low, max(low, high)))
 
 
 def describe_things(things: tuple[Thing, ...]) -> str:
@@ -269,7 +136,7 @@ def ask_about(rng: np.random.Generator, things: tuple[Thing, ...]) -> tuple[str,
 
 
 def _exists(rng: np.random.Generator, things: tuple[Thing, ...]) -> tuple[str, str]:
-    """Is there ...? Yes and no equally often; half of the questions name a colour too."""
+    """Is there ...? Yes (and where the first one is) and no equally often; half of the questions name a colour too."""
     yes, coloured = rng.random() < 0.5, rng.random() < 0.5
     have = {(o.shape, o.colour) for o in things}
     shapes = {o.shape for o in things}
@@ -282,30 +149,31 @@ def _exists(rng: np.random.Generator, things: tuple[Thing, ...]) -> tuple[str, s
                 shape = sorted(shapes)[rng.integers(len(shapes))]
             if (shape, colour) not in have and (coloured or shape not in shapes):
                 break
-    return f"Is there {article(f'{colour} {shape}' if coloured else shape)}?", "Yes." if yes else "No."
+    question = f"Is there {article(f'{colour} {shape}' if coloured else shape)}?"
+    found = [o for o in things if o.shape == shape and (o.colour == colour or not coloured)]
+    return question, f"Yes, {PLACES[found[0].place]}." if found else "No."
 
 
 @task
 def describe(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -> Sample:
     """One to three objects with size, colour, shape and place, told in a sentence."""
-    picture, things = scene(rng, size, level)
-    return Sample(
-        "describe", (picture,), ((DESCRIBE[rng.integers(len(DESCRIBE))], describe_things(things)),), (things,)
-    )
+    picture, things, extents = scene(rng, size, level)
+    turns = ((DESCRIBE[rng.integers(len(DESCRIBE))], describe_things(things)),)
+    return Sample("describe", (picture,), turns, (things,), extents=(extents,))
 
 
 @task
 def ask(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -> Sample:
     """One question about a scene: colour, shape, size, place, presence, number, what is beside what."""
-    picture, things = scene(rng, size, level)
+    picture, things, extents = scene(rng, size, level)
     kind, question, answer = ask_about(rng, things)
-    return Sample("ask", (picture,), ((question, answer),), (things,), {"kind": kind})
+    return Sample("ask", (picture,), ((question, answer),), (things,), {"kind": kind}, (extents,))
 
 
 @task
 def chat(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -> Sample:
     """Several turns about one scene: three different questions and, as a rule late, the description."""
-    picture, things = scene(rng, size, level)
+    picture, things, extents = scene(rng, size, level)
     turns: list[tuple[str, str]] = []
     for _ in range(3):
         _, question, answer = ask_about(rng, things)
@@ -313,7 +181,7 @@ def chat(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -
             turns.append((question, answer))
     where = int(rng.integers(len(turns) + 1)) if rng.random() < 0.5 else int(rng.integers(2)) * len(turns)
     turns.insert(where, (DESCRIBE[rng.integers(len(DESCRIBE))], describe_things(things)))
-    return Sample("chat", (picture,), tuple(turns), (things,))
+    return Sample("chat", (picture,), tuple(turns), (things,), extents=(extents,))
 
 
 # --- counting
@@ -340,12 +208,13 @@ def count(rng: np.random.Generator, size: tuple[int, int] | None, level: float) 
         if all(math.hypot(x - o.x, y - o.y) > radius + o.radius + 2 for o in things):
             colour = plain or list(COLOURS)[rng.integers(len(COLOURS))]
             things.append(Thing(shapes[len(things)], colour, "small", x, y, radius))
-    picture, _ = paint(rng, (height, width), tuple(things))
+    picture, extents = paint(rng, (height, width), tuple(things))
     turns = [(f"How many {plural(target)} are there?", str(number))]
     if others or rng.random() < 0.2:
         turns.append((f"How many {plural(other)} are there?", str(others)))
     turns.append(("How many objects are there?", str(len(things)) if len(things) < 10 else "More than 9."))
-    return Sample("count", (picture,), tuple(turns), (tuple(things),), {"target": target, "number": number})
+    facts = {"target": target, "number": number}
+    return Sample("count", (picture,), tuple(turns), (tuple(things),), facts, (extents,))
 
 
 def plural(shape: str) -> str:
