@@ -16,7 +16,7 @@ import demo_files
 import demo_tasks
 from demo_tasks import COLOURS, GRIDS, PLACES, make
 
-NAMES = demo_tasks.LEARNT
+NAMES = demo_tasks.BASIC
 seeds = st.integers(0, 2**40)
 grids = st.sampled_from(GRIDS)
 

@@ -5,8 +5,7 @@ random generator, so a held-out picture shares no seed with any training picture
 conversation about them and the facts from which the answers were written. Pillow and NumPy only.
 
 Limits: shapes are flat, upright up to a few degrees, and at least one 16-pixel patch wide; the background is pale.
-A further task is one more function with ``@task``; demo_tasks_more.py has those that
-the bundled weights were not trained on yet, and is registered by importing it.
+A further task is one more function with ``@task``; demo_tasks_more.py has the others, and importing it registers them.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from PIL import Image
 __all__ = ["COLOURS", "GRIDS", "PLACES", "SHAPES", "SIZES", "Box", "Sample", "Thing", "make", "paint", "scene"]
 
 SPLITS = {"train": 0, "test": 1, "validate": 2}
-LEARNT = ("describe", "ask", "chat", "count")  # tasks that the bundled weights were trained on
+BASIC = ("describe", "ask", "chat", "count")  # the tasks of this module
 DESCRIBE = ("What is in this image?", "Describe the image.", "What do you see?", "Describe this picture.")
 
 

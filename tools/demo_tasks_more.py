@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 CODE = "ABCDEFGHIJKLMNPQRSTUVWXYZ0123456789"
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 WORDS = tuple((Path(__file__).parent / "demo_words.txt").read_text().split())
+FURTHER = ("read", "handwritten", "point", "compare", "tiled")  # tasks of this module that are scored
 READ = ("Read the text.", "What does it say?", "What text is this?")
 INK = ((20, 20, 20), (150, 20, 20), (20, 40, 140), (20, 90, 40))
 FONTS = ("", "DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf")  # "" is Pillow's own

@@ -1,13 +1,16 @@
 """Measures a model on the demo's held-out pictures with the shipped package (MLX), task by task.
 
     python tools/score_demo.py                       # the bundled demo, 500 pictures a task
+    python tools/score_demo.py --q-bits 8 4          # and what quantising it costs
     python tools/score_demo.py -n 50 --model FOLDER --json
 
 Contract: the pictures come from the split that training never draws; decoding is greedy and the answer is the whole
-text that the package returns. "wholly right" counts answers equal to the wanted one, to the letter; "facts" counts, for
-descriptions, each object's size, colour, shape and place, found at the object's turn in the sentence. In `chat` every
-question of a conversation is asked after the model's own earlier answers, and the rate is over all questions but the
-first.
+text that the package returns. "wholly right" counts answers equal to the wanted one, to the letter. In detail: for
+descriptions, each object's size, colour, shape and place, found at the object's turn in the sentence; for texts, one
+less the edit distance over the length; for boxes, the share of answers that are valid JSON of the asked form, the mean
+overlap (IoU) over all wanted boxes, a missing one counting 0, and the share of them met by more than half. In `chat`
+every question of a conversation is asked after the model's own earlier answers, and the rate is over all questions but
+the first.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import argparse
 import json
 import re
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +29,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 import demo_tasks
+import demo_tasks_more
+from tqdm import tqdm
 
-from mlx_lfm2vl import GenerationOptions, generate, load
+from mlx_lfm2vl import GenerationOptions, Question, convert, demo, generate_batch, load
 
 FIRST = 10_000_000  # seed of the first held-out sample
+ROWS = 16  # pictures in one batch
+SCORED = (*demo_tasks.BASIC, *demo_tasks_more.FURTHER)
 _TOLD = re.compile(r"((?:at|in) the [a-z ]+?) (?:there is )?an? (\w+) (\w+) (\w+)")
 
 
@@ -39,34 +48,125 @@ def facts(answer: str, sample: demo_tasks.Sample) -> tuple[int, int]:
     return right, 4 * max(len(told), len(wanted))
 
 
-def score(model: Any, processor: Any, task: str, number: int, size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Counts of one task: samples, questions scored, right ones, and facts where the task has them."""
+def edits(one: str, other: str) -> int:
+    """The Levenshtein distance of two texts."""
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, start=1):
+        above, row[0] = row[0], i
+        for j, b in enumerate(other, start=1):
+            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (a != b))
+    return row[-1]
+
+
+Box = list[int]
+
+
+def boxes(answer: str) -> list[Box] | None:
+    """The boxes of an answer by the recipe; None where it is no such JSON."""
+    try:
+        found = json.loads(answer)
+    except json.JSONDecodeError:
+        return None
+    whole = isinstance(found, list) and all(
+        isinstance(f, dict)
+        and set(f) == {"image_id", "bbox_2d", "label"}
+        and isinstance(f["bbox_2d"], list)
+        and len(f["bbox_2d"]) == 4
+        and all(isinstance(v, int) and 0 <= v <= 1000 for v in f["bbox_2d"])
+        for f in found
+    )
+    return [f["bbox_2d"] for f in found] if whole else None
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union."""
+    wide = min(one[2], other[2]) - max(one[0], other[0])
+    high = min(one[3], other[3]) - max(one[1], other[1])
+    common = max(0, wide) * max(0, high)
+    areas = [max(0, b[2] - b[0]) * max(0, b[3] - b[1]) for b in (one, other)]
+    return common / (sum(areas) - common) if sum(areas) > common else 0.0
+
+
+def overlaps(found: list[Box], wanted: list[Box]) -> list[float]:
+    """For each wanted box the overlap with its own found one: best pairs first, each box once."""
+    pairs = sorted(((overlap(f, w), i, j) for i, f in enumerate(found) for j, w in enumerate(wanted)), reverse=True)
+    best, used = [0.0] * len(wanted), set()
+    for value, i, j in pairs:
+        if ("found", i) not in used and ("wanted", j) not in used:
+            used |= {("found", i), ("wanted", j)}
+            best[j] = value
+    return best
+
+
+def answers(
+    model: Any, processor: Any, samples: list[demo_tasks.Sample], turns: int
+) -> Iterator[tuple[demo_tasks.Sample, int, str]]:
+    """(sample, turn, answer) of the first questions of each sample, in batches, a turn at a time."""
     options = GenerationOptions(max_tokens=128)
+    told: list[list[dict[str, Any]]] = [[] for _ in samples]
+    for turn in range(turns):
+        asked = [i for i, sample in enumerate(samples) if turn < len(sample.turns)]
+        for i in asked:
+            message = samples[i].messages()[2 * turn]
+            pictures = iter(samples[i].images)
+            content = [p if p["type"] == "text" else {**p, "image": next(pictures)} for p in message["content"]]
+            told[i].append({"role": "user", "content": content})
+        rows = generate_batch(model, processor, [Question(told[i], options=options) for i in asked], batch_size=ROWS)
+        for i, row in zip(asked, rows, strict=True):
+            if row.error:
+                raise row.error
+            told[i].append({"role": "assistant", "content": row.text})
+            yield samples[i], turn, row.text
+
+
+def score(model: Any, processor: Any, task: str, number: int, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Counts of one task: pictures, questions scored, right ones, and what else the task has."""
     row: dict[str, Any] = {"task": task, "pictures": number, "questions": 0, "right": 0}
-    for seed in range(FIRST, FIRST + number):
-        sample = demo_tasks.make(task, "test", seed, size)
-        messages: list[dict[str, Any]] = []
-        for turn, (question, wanted) in enumerate(sample.turns if task == "chat" else sample.turns[:1]):
-            pictures = [{"type": "image", "image": p} for p in sample.images] if turn == 0 else []
-            messages.append({"role": "user", "content": [*pictures, {"type": "text", "text": question}]})
-            answer = generate(model, processor, messages, options=options)
-            messages.append({"role": "assistant", "content": answer})
+
+    def add(**counts: float) -> None:
+        for name, value in counts.items():
+            row[name] = row.get(name, 0) + value
+
+    stop = FIRST + number
+    for start in tqdm(range(FIRST, stop, ROWS), desc=task, unit="batch", disable=None, leave=False):
+        samples = [demo_tasks.make(task, "test", seed, size) for seed in range(start, min(start + ROWS, stop))]
+        for sample, turn, answer in answers(model, processor, samples, 4 if task == "chat" else 1):
+            wanted = sample.turns[turn][1]
             if task != "chat" or turn > 0:
-                row["questions"] += 1
-                row["right"] += answer == wanted
+                add(questions=1, right=answer == wanted)
             if task == "describe":
-                found, all_facts = facts(answer, sample)
-                row["facts_right"] = row.get("facts_right", 0) + found
-                row["facts"] = row.get("facts", 0) + all_facts
+                right, all_facts = facts(answer, sample)
+                add(facts_right=right, facts=all_facts)
+            elif task == "read":
+                add(characters_right=max(0, len(wanted) - edits(answer, wanted)), characters=len(wanted))
+            elif task == "point":
+                found, boxed = boxes(answer), [b["bbox_2d"] for b in sample.facts["boxes"]]
+                met = overlaps(found or [], boxed)
+                add(valid=found is not None, boxes=len(boxed), iou=sum(met), met=sum(v > 0.5 for v in met))
     return row
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table of percentages."""
-    lines = ["| task | pictures | wholly right | facts |", "| --- | ---: | ---: | ---: |"]
-    for row in rows:
-        share = f"{100 * row['facts_right'] / row['facts']:.1f} %" if "facts" in row else ""
-        lines.append(f"| {row['task']} | {row['pictures']} | {100 * row['right'] / row['questions']:.1f} % | {share} |")
+def detail(row: dict[str, Any]) -> str:
+    """What a task is measured by beside answers that are wholly right."""
+    if "facts" in row:
+        return f"facts {100 * row['facts_right'] / row['facts']:.1f} %"
+    if "characters" in row:
+        return f"characters {100 * row['characters_right'] / row['characters']:.1f} %"
+    if "boxes" in row:
+        valid, iou, met = row["valid"] / row["questions"], row["iou"] / row["boxes"], row["met"] / row["boxes"]
+        return f"valid JSON {100 * valid:.1f} %, mean IoU {iou:.2f}, recall {100 * met:.1f} %"
+    return ""
+
+
+def table(columns: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: a row a task, of each model the share wholly right and the detail."""
+    lines = [
+        "| task | pictures |" + "".join(f" {name} | |" for name in columns),
+        "| --- | ---: |" + " ---: | --- |" * len(columns),
+    ]
+    for rows in zip(*columns.values(), strict=True):
+        cells = (f" {100 * row['right'] / row['questions']:.1f} % | {detail(row)} |" for row in rows)
+        lines.append(f"| {rows[0]['task']} | {rows[0]['pictures']} |" + "".join(cells))
     return "\n".join(lines)
 
 
@@ -74,21 +174,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="folder or repository (default: the bundled demo)")
     parser.add_argument("-n", type=int, default=500, help="pictures a task")
-    parser.add_argument(
-        "--task", action="append", choices=sorted(demo_tasks.TASKS), help="repeatable; default: those the demo learnt"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object a task instead of the table")
+    parser.add_argument("--task", action="append", choices=SCORED, help="repeatable; default: all")
+    parser.add_argument("--q-bits", type=int, nargs="*", default=[], help="score the model quantised to these too")
+    parser.add_argument("--json", action="store_true", help="one JSON object a model and task instead of the table")
     args = parser.parse_args()
-    model, processor = load(args.model)
-    rows = []
-    for task in args.task or demo_tasks.LEARNT:
-        started = time.monotonic()
-        rows.append(score(model, processor, task, args.n))
-        rows[-1]["seconds"] = round(time.monotonic() - started, 1)
-        if args.json:
-            print(json.dumps(rows[-1]), flush=True)
+    columns: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as work:
+        for bits in (None, *args.q_bits):
+            folder, name = args.model, "dense"
+            if bits is not None:
+                name = f"{bits} bits"
+                source = demo.path() if folder == "demo" else Path(folder)
+                folder = str(convert(source, Path(work) / str(bits), q_bits=bits, verify=False))
+            model, processor = load(folder)
+            for task in args.task or SCORED:
+                started = time.monotonic()
+                row = score(model, processor, task, args.n)
+                columns.setdefault(name, []).append(row)
+                if args.json:
+                    row = {"model": name, **row, "seconds": round(time.monotonic() - started, 1)}
+                    print(json.dumps(row), flush=True)
     if not args.json:
-        print(table(rows))
+        print(table(columns))
 
 
 if __name__ == "__main__":

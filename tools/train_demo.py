@@ -37,7 +37,7 @@ from demo_optimizers import optimizers, rate
 from transformers import Lfm2VlForConditionalGeneration
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SCORED = ("describe", "ask", "count", "read", "handwritten", "point", "compare", "tiled")
+SCORED = ("describe", "ask", "count", *demo_tasks_more.FURTHER)
 
 
 @torch.no_grad()
