@@ -185,7 +185,8 @@ def load(
 
 
 def _check_agreement(folder: Path, config: Lfm2VlConfig, processor: Lfm2VlProcessor) -> None:
-    """Raises `ConfigError` where the files say different things of what model and processor must share."""
+    """Raises `ConfigError` where the files say different things of what model and processor must share, and
+    `TokenizerError` where a token that stands around pictures is missing."""
     pictures = processor.image_processor.config
     for what, of_model, of_processor in (
         ("the patch size", config.vision_config.patch_size, pictures.encoder_patch_size),
@@ -194,3 +195,6 @@ def _check_agreement(folder: Path, config: Lfm2VlConfig, processor: Lfm2VlProces
     ):
         if of_model != of_processor:
             raise ConfigError(f"{folder}: {what} is {of_model} in config.json, {of_processor} in the processor's files")
+    if processor.use_image_special_tokens:
+        for name in ("image_start_token_id", "image_end_token_id", "image_thumbnail_token_id"):
+            getattr(processor.tokenizer, name)  # raises if there is none: it would be spelt out in letters

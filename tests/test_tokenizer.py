@@ -217,6 +217,34 @@ class TestFiles:
         with pytest.raises(TokenizerError, match=match):
             Tokenizer.from_folder(changed(tmp_path, config))
 
+    @pytest.mark.parametrize(
+        ("pattern", "long"),
+        [
+            (r"(a+)+$", True),
+            (r"(?:a|aa)*", True),
+            (r"(?:a?){60}", True),
+            (r"((a*)b?)*", True),
+            (r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", False),
+            (r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+", False),
+            (r"[!(\])+*]+(x)?|(?:\(+)?", False),
+        ],
+    )
+    def test_patterns_that_may_take_for_ever_are_refused(self, pattern, long, tmp_path):
+        steps = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}]
+        steps.append({"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False})
+        folder = changed(tmp_path, tokenizer={"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}})
+        if long:
+            with pytest.raises(TokenizerError, match="may take for ever"):
+                Tokenizer.from_folder(folder)
+        else:
+            tokenizer = Tokenizer.from_folder(folder)
+            assert tokenizer.decode(tokenizer.encode("a (b) 12345", add_special_tokens=False)) == "a (b) 12345"
+
+    def test_a_panic_of_the_library_is_an_error_like_others(self, tmp_path):
+        model = json.loads((GOLDEN / "gen2" / "tokenizer.json").read_text())["model"]
+        with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a tokenizer file .*fetch the file again"):
+            Tokenizer.from_folder(changed(tmp_path, tokenizer={"model": {**model, "continuing_subword_prefix": "##"}}))
+
     def test_other_kinds_of_tokenizers_are_refused(self, tmp_path):
         model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
         with pytest.raises(TokenizerError, match="model WordLevel with decoder ByteLevel; LFM2"):

@@ -12,7 +12,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, processors
 
-from ..config import read_json
+from ..config import read_json, read_text, shown
+from ..config.files import AGAIN
 from ..errors import ConfigError, OptionError, TokenizerError
 from .batch import BatchFeature, as_array, check_return_tensors
 from .control import control_pattern, pieces
+from .pipeline import check_normalizer, check_patterns, check_post_processor
 from .tokens import NAMED_TOKENS, image_token, named_tokens, special_tokens
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+MAX_BYTES = 128 * 2**20  # of tokenizer.json; one of 128,000 tokens has a tenth of that
 PADDING_SIDES = ("left", "right")
 
 
@@ -46,10 +50,12 @@ class Tokenizer:
         kind, decoder = type(backend.model).__name__, type(backend.decoder).__name__
         if (kind, decoder) != ("BPE", "ByteLevel"):
             raise TokenizerError(f"{where}: model {kind} with decoder {decoder}; LFM2 tokenizers are byte-level BPE")
+        self._check_pipeline()
         padding = backend.padding or {}
         backend.no_padding()
         backend.no_truncation()
-        self.special_tokens_map = named_tokens(self.config, where, padding.get("pad_token"))
+        self._config_where = str(Path(where).with_name("tokenizer_config.json"))
+        self.special_tokens_map = named_tokens(self.config, self._config_where, padding.get("pad_token"))
         self.padding_side = self._choice("padding_side", padding.get("direction") or "right")
         self.truncation_side = self._choice("truncation_side", "right")
         self.chat_template = self.config.get("chat_template")
@@ -70,12 +76,17 @@ class Tokenizer:
     def from_folder(cls, folder: str | os.PathLike[str]) -> Tokenizer:
         """Reads tokenizer.json, tokenizer_config.json and special_tokens_map.json. Raises `TokenizerError`."""
         path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
-            raise TokenizerError(f"{path}: no such file; the model folder is incomplete without it")
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
+            text = read_text(path, MAX_BYTES)
+        except ConfigError as error:
+            raise TokenizerError(str(error)) from None
+        try:
+            with _panics(f"{path}: not a tokenizer file"):
+                backend = tokenizers.Tokenizer.from_str(text)
+        except TokenizerError:
+            raise
         except Exception as error:  # the Rust library raises plain Exception for any damage
-            raise TokenizerError(f"{path}: not a tokenizer file ({str(error).splitlines()[0]})") from None
+            raise TokenizerError(f"{path}: not a tokenizer file ({_line(error)}); {AGAIN}") from None
         config: dict[str, Any] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             try:
@@ -109,8 +120,27 @@ class Tokenizer:
     def _choice(self, name: str, default: str) -> str:
         value = self.config.get(name) or default
         if value not in PADDING_SIDES:
-            raise TokenizerError(f"{self.where}: {name} is {value!r}, expected 'left' or 'right'")
+            raise TokenizerError(f"{self._config_where}: {name} is {value!r}, expected 'left' or 'right'")
         return str(value)
+
+    def _check_pipeline(self) -> None:
+        """Raises `TokenizerError` for a file whose steps could not end, could panic, or lose text."""
+
+        def state(step: Any) -> Any:
+            return None if step is None else json.loads(step.__getstate__())
+
+        model = self.backend.model
+        try:
+            check_normalizer(state(self.backend.normalizer))
+            check_patterns(state(self.backend.pre_tokenizer))
+            check_post_processor(state(self.backend.post_processor), lambda t: self.backend.token_to_id(t) is not None)
+            for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+                if getattr(model, name):
+                    raise ValueError(f"{name} is {getattr(model, name)!r}")
+            if lost := [character for character in _BYTE_OF if model.token_to_id(character) is None]:
+                raise ValueError(f"{len(lost)} of the 256 bytes have no token, {lost[0]!r} for one")
+        except ValueError as error:
+            raise TokenizerError(f"{self.where}: {error}; no LFM2 tokenizer is so, {AGAIN}") from None
 
     def _post_processor(self) -> processors.TemplateProcessing:
         """What is put around encoded text with `add_special_tokens`, where the configuration says so itself."""
@@ -179,8 +209,9 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[tokenizers.Encoding]:
         """The `tokenizers` encodings (ids and character offsets) of several texts. Raises `TokenizerError`."""
         try:
-            # one by one: the library's own batch starts threads, and then warns on stderr when the process forks
-            return [self.backend.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+            with _panics(f"{self.where}: this text cannot be encoded"):
+                # one by one: the library's own batch starts threads, and then warns on stderr when the process forks
+                return [self.backend.encode(text, add_special_tokens=add_special_tokens) for text in texts]
         except TypeError:
             for text in texts:
                 if not isinstance(text, str):
@@ -199,8 +230,9 @@ class Tokenizer:
                 ids += self.encode(piece, add_special_tokens=False)
                 continue
             before, model = self.backend.pre_tokenizer, self.backend.model
-            splits = [split for split, _ in before.pre_tokenize_str(piece)] if before else [piece]
-            plain = [token.id for split in splits for token in model.tokenize(split)]
+            with _panics(f"{self.where}: {piece!r} cannot be encoded"):
+                splits = [split for split, _ in before.pre_tokenize_str(piece)] if before else [piece]
+                plain = [token.id for split in splits for token in model.tokenize(split)]
             if self.backend.token_to_id(piece) in plain:
                 raise TokenizerError(f"{self.where}: {piece!r} cannot be written as plain text")
             ids += plain
@@ -211,6 +243,10 @@ class Tokenizer:
         configuration lists as `chat_control_tokens`). Added white space is ordinary text."""
         added = self.backend.get_added_tokens_decoder().values()
         listed = self.config.get("chat_control_tokens")
+        if listed is not None and not isinstance(listed, list):
+            raise TokenizerError(
+                f"{self._config_where}: chat_control_tokens is {shown(listed)}, expected a list of tokens"
+            )
         if listed is None:
             listed = [t.content for t in added if t.content in template_text and not t.content.isspace()]
         return control_pattern(token.content for token in added if token.special or token.content in listed)
@@ -297,7 +333,9 @@ class Tokenizer:
         token_ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         if isinstance(token_ids, (list, tuple)) and token_ids and isinstance(token_ids[0], (list, tuple, np.ndarray)):
             return [self.decode(row, skip_special_tokens) for row in token_ids]
-        return self.backend.decode(_ids(token_ids), skip_special_tokens=skip_special_tokens)
+        ids = _ids(token_ids)
+        with _panics(f"{self.where}: these ids cannot be decoded"):
+            return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def batch_decode(
         self,
@@ -346,6 +384,21 @@ class StreamDecoder:
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
+
+
+@contextmanager
+def _panics(what: str) -> Iterator[None]:
+    """A panic of the Rust library as a `TokenizerError`; it is no `Exception`, and would end a thread or an app."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"{what} (the tokenizers library gave up: {_line(error)}); {AGAIN}") from None
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _ids(token_ids: Any) -> list[int]:

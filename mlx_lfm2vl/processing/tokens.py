@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..config import shown
 from ..errors import TokenizerError
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -30,7 +31,7 @@ def named_tokens(config: Mapping[str, Any], where: str, pad_token: str | None = 
             if token is not None and (place is not config or name.endswith("_token")):
                 found[name] = token
             elif name in NAMED_TOKENS and value is not None:
-                raise TokenizerError(f"{where}: {name} is {value!r}, expected a token")
+                raise TokenizerError(f"{where}: {name} is {shown(value)}, expected a token")
     return found
 
 
