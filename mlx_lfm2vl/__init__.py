@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         EngineClosedError,
         HubError,
         ImageError,
+        ImageWarning,
         InputError,
         Lfm2VlError,
         OptionError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .generation.stream import GenerationPiece, Statistics, generate, stream_generate
     from .generation.tools import ToolCall, parse_tool_calls
     from .pretrained import Lfm2VlForConditionalGeneration, Lfm2VlModel, load
+    from .processing.fetch import SourcePolicy
     from .processing.image import Lfm2VlImageProcessor, Lfm2VlImageProcessorFast
     from .processing.processor import Lfm2VlProcessor
 
@@ -57,6 +59,7 @@ __all__ = [
     "GenerationPiece",
     "HubError",
     "ImageError",
+    "ImageWarning",
     "InputError",
     "Lfm2VlConfig",
     "Lfm2VlError",
@@ -71,6 +74,7 @@ __all__ = [
     "Question",
     "QueueFullError",
     "Request",
+    "SourcePolicy",
     "Statistics",
     "TemplateError",
     "TokenizerError",
@@ -95,6 +99,7 @@ _HOMES = {
         "EngineClosedError",
         "HubError",
         "ImageError",
+        "ImageWarning",
         "InputError",
         "Lfm2VlError",
         "OptionError",
@@ -115,6 +120,7 @@ _HOMES = {
     "generation.stream": ("GenerationPiece", "Statistics", "generate", "stream_generate"),
     "generation.tools": ("ToolCall", "parse_tool_calls"),
     "pretrained": ("Lfm2VlForConditionalGeneration", "Lfm2VlModel", "load"),
+    "processing.fetch": ("SourcePolicy",),
     "processing.image": ("Lfm2VlImageProcessor", "Lfm2VlImageProcessorFast"),
     "processing.processor": ("Lfm2VlProcessor",),
 }

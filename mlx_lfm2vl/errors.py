@@ -25,6 +25,11 @@ class ImageError(Lfm2VlError, ValueError):
     """A picture cannot be read or makes no sense as a picture."""
 
 
+class ImageWarning(UserWarning):
+    """Only a part of a picture is read (the first frame of an animation, the first page); the message names it. Issued
+    through `warnings`, as it stops nothing."""
+
+
 class TokenizerError(Lfm2VlError, ValueError):
     """The tokenizer files are missing, damaged or lack a token that the model needs."""
 
@@ -43,6 +48,10 @@ class OptionError(Lfm2VlError, ValueError):
 
 class InputError(Lfm2VlError, ValueError):
     """The arrays given to a model do not fit each other or the configuration."""
+
+
+class NotFiniteError(Lfm2VlError, ArithmeticError):
+    """A computation gave NaN or infinity; the message names the tensor or the part of the model where it begins."""
 
 
 class OutputError(Lfm2VlError, OSError):

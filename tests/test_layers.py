@@ -34,7 +34,8 @@ OWNERS = {
     "huggingface_hub": "mlx_lfm2vl/hub.py",
     "tokenizers": "mlx_lfm2vl/processing/tokenizer.py",
     "jinja2": "mlx_lfm2vl/processing/template.py",
-    "httpx2": "mlx_lfm2vl/processing/fetch.py",
+    "httpcore2": "mlx_lfm2vl/processing/transfer.py",
+    "pillow_heif": "mlx_lfm2vl/processing/formats.py",
 }
 # Parts that may import a library.
 HOMES = {
@@ -140,9 +141,9 @@ def test_every_library_that_is_imported_is_a_declared_dependency():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     declared = re.search(r"^dependencies = \[(.*?)^\]", project, re.M | re.S)
     assert declared
-    plots = re.search(r"^plot = \[(.*?)\]", project, re.M)  # the extra without which nothing but plots is missing
-    assert plots
-    entries = re.findall(r'"(.*?)"', declared[1] + plots[1])
+    extras = re.findall(r"^(?:plot|heic) = \[(.*?)\]", project, re.M)  # without which only plots or HEIC are missing
+    assert len(extras) == 2
+    entries = re.findall(r'"(.*?)"', declared[1] + "".join(extras))
     names = {re.match(r"[\w-]+", entry)[0].replace("-", "_") for entry in entries}
     modules = {"PIL" if name == "pillow" else name for name in names}
     used = set().union(*(foreign(path) for path in MODULES))

@@ -1,25 +1,34 @@
-"""Downloads a picture's bytes, within what a `SourcePolicy` allows. httpx2 is imported only when a URL is fetched.
+"""Downloads a picture's bytes, within what a `SourcePolicy` allows.
 
-Contract: http and https only, on every hop; no host on a private or loopback address unless allowed, and the connection
-goes to the very address that was checked (a name that resolves differently a moment later gains nothing); size and time
-are limited while the body streams. Each failure is an `ImageError` of one line that begins with the URL.
+Contract: http and https only, on every hop, and never from https to http; no host on a private or loopback address
+unless allowed, however the address is written, and the connection goes to the very address that was checked (a name
+that resolves differently a moment later gains nothing); names, connections, headers and bodies share one time limit,
+and size is limited while the body streams. Addresses with a user name or password are refused, so that none is sent or
+written to a log. Each failure is an `ImageError` of one line that begins with the URL.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
+import threading
 import time
 import urllib.parse
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..errors import ImageError
+from ..errors import ImageError, OptionError
 
 if TYPE_CHECKING:
-    import httpx2
+    from .transfer import Reply
 
 MAX_REDIRECTS = 5
+REDIRECTS = (301, 302, 303, 307, 308)
+_CREDENTIALS = re.compile(r"([^/?#]*//)[^/?#]*@")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+_COMPATIBLE = ipaddress.IPv6Network("::/96")
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class SourcePolicy:
 
     `max_pixels` is the limit on height x width (Pillow has its own at 179 million), `max_bytes` on what is downloaded
     or inlined, `timeout` in seconds on a whole download. URLs of hosts on private or loopback addresses are refused
-    unless `allow_private_addresses`.
+    unless `allow_private_addresses`. Raises `OptionError`.
     """
 
     allow_urls: bool = True
@@ -38,83 +47,126 @@ class SourcePolicy:
     max_bytes: int = 256 * 2**20
     timeout: float = 30.0
 
+    def __post_init__(self) -> None:
+        for name in ("max_pixels", "max_bytes", "timeout"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise OptionError(f"{name} is {value!r}, expected a number above 0")
+
 
 DEFAULT_POLICY = SourcePolicy()
 
 
 def short(name: str) -> str:
-    """A name for messages: one line, of bounded length."""
-    line = " ".join(name.split())
+    """A name for messages: one line, of bounded length, without characters that a terminal obeys."""
+    line = " ".join(name[:1000].split())
+    line = "".join(c if c.isprintable() else c.encode("ascii", "backslashreplace").decode() for c in line)
     return line if len(line) <= 120 else line[:100] + "..."
 
 
 def fetch(url: str, policy: SourcePolicy) -> bytes:
     """The body behind a URL. Every hop is checked anew, and the connection goes to the address that was checked."""
+    if found := _CREDENTIALS.match(url):
+        shown = short(f"{found[1]}...@{url[found.end() :]}")
+        raise ImageError(f"{shown}: addresses with a user name or password are not fetched; download it yourself")
+    label = short(url)
     if not policy.allow_urls:
-        raise ImageError(f"{short(url)}: URLs are not allowed here; give the picture itself")
-    import httpx2
-
+        raise ImageError(f"{label}: URLs are not allowed here; give the picture itself")
     deadline = time.monotonic() + policy.timeout
-    label, target = short(url), url
+    target = url
     try:
-        with httpx2.Client(timeout=policy.timeout, follow_redirects=False) as client:
-            for _ in range(MAX_REDIRECTS + 1):
-                with client.stream("GET", **_request(target, label, policy)) as response:
-                    if response.is_redirect:
-                        target = urllib.parse.urljoin(target, response.headers["location"])
-                        continue
-                    if not response.is_success:
-                        raise ImageError(
-                            f"{label}: the server answered {response.status_code} {response.reason_phrase}"
-                        )
-                    return _body(response, label, deadline, policy)
-            raise ImageError(f"{label}: more than {MAX_REDIRECTS} redirects")
-    except httpx2.TimeoutException:
-        raise ImageError(f"{label}: no answer within {policy.timeout:g} seconds") from None
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{label}: cannot be fetched ({short(str(error)) or type(error).__name__})") from None
+        for _ in range(MAX_REDIRECTS + 1):
+            reply = _reply(target, deadline, policy)
+            if 200 <= reply.status < 300:
+                return reply.body
+            if reply.status not in REDIRECTS or reply.location is None:
+                raise ImageError(f"the server answered {reply.status} {short(reply.reason)}".rstrip())
+            target = redirected(target, reply.location)
+        raise ImageError(f"more than {MAX_REDIRECTS} redirects; give the address that they end at")
+    except ImageError as error:
+        raise ImageError(f"{label}: {error}") from None
+    except TimeoutError:
+        raise ImageError(f"{label}: no whole answer within {policy.timeout:g} seconds") from None
 
 
-def _body(response: httpx2.Response, label: str, deadline: float, policy: SourcePolicy) -> bytes:
-    body = bytearray()
-    for chunk in response.iter_bytes():
-        body += chunk
-        if len(body) > policy.max_bytes:
-            raise ImageError(f"{label}: more than {policy.max_bytes} bytes")
-        if time.monotonic() > deadline:
-            raise ImageError(f"{label}: not complete within {policy.timeout:g} seconds")
-    return bytes(body)
-
-
-def _request(url: str, label: str, policy: SourcePolicy) -> dict[str, Any]:
-    """The request for one hop, addressed to the checked IP address, with the host's name where servers look for it."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ImageError(f"{label}: only http and https are followed, not {short(url)}")
-    host, port = parts.hostname, parts.port
+def redirected(url: str, location: str) -> str:
+    """Where a redirect leads. Raises `ImageError` where it would leave encryption."""
     try:
-        found = socket.getaddrinfo(host, port or (443 if parts.scheme == "https" else 80), type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise ImageError(f"{label}: the host {short(host)} is not found ({error})") from None
-    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+        target = urllib.parse.urljoin(url, location)
+    except ValueError:
+        raise ImageError(f"redirects to {short(location)}, which is no address") from None
+    if url.lower().startswith("https:") and target.lower().startswith("http:"):
+        raise ImageError(f"redirects from https to {short(target)}, which is not followed; give that address")
+    return target
+
+
+def _reply(url: str, deadline: float, policy: SourcePolicy) -> Reply:
+    from .transfer import Hop, Unreachable, exchange
+
+    try:
+        parts = urllib.parse.urlsplit(url)
+        scheme, host, port = parts.scheme, parts.hostname or "", parts.port
+    except ValueError as error:  # brackets, ports
+        raise ImageError(f"is no address that can be fetched ({short(str(error))})") from None
+    if scheme not in ("http", "https") or not host:
+        raise ImageError(f"only http and https are followed, not {short(url)}")
+    if parts.username is not None:
+        raise ImageError("redirects to an address with a user name, which is not followed")
+    try:
+        host = host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise ImageError(f"the host {short(host)} is not found (it is no name of a host)") from None
+    target = urllib.parse.quote(parts.path or "/", safe="%/:=&?~+!$,;'@()*[]")
+    if parts.query:
+        target += "?" + urllib.parse.quote(parts.query, safe="%/:=&?~+!$,;'@()*[]")
+    addresses = _resolved(host, port or (443 if scheme == "https" else 80), deadline)
     if not policy.allow_private_addresses and not all(map(_is_public, addresses)):
-        raise ImageError(f"{label}: {short(host)} is a private address, which is not fetched from here")
-    address = f"[{addresses[0]}]" if addresses[0].version == 6 else str(addresses[0])
-    shown = f"[{host}]" if ":" in host else host
-    return {
-        "url": parts._replace(netloc=address + (f":{port}" if port else ""), fragment="").geturl(),
-        "headers": {
-            "Host": shown + (f":{port}" if port else ""),
-            "User-Agent": "mlx-lfm2vl",
-            "Accept-Encoding": "identity",
-        },
-        "extensions": {"sni_hostname": host},
-    }
+        raise ImageError(
+            f"{short(host)} is a private address, which is not fetched from unless that is allowed "
+            "(allow_private_addresses, --allow-private-urls)"
+        )
+    failures = []
+    for address in addresses:
+        try:
+            return exchange(Hop(scheme, host, port, target, str(address)), deadline, int(policy.max_bytes))
+        except Unreachable as error:
+            failures.append(str(error))
+    raise ImageError(f"cannot be fetched ({short(failures[0])})")
 
 
-def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def _resolved(host: str, port: int, deadline: float) -> list[Address]:
+    """All addresses of a host, without repeats. The system's resolver knows no time limit, hence the thread."""
+    found: list[list[Address] | Exception] = []
+
+    def look_up() -> None:
+        try:
+            entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            names = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in entries)
+            found.append([ipaddress.ip_address(name) for name in names])
+        except (OSError, ValueError) as error:
+            found.append(error)
+
+    thread = threading.Thread(target=look_up, name="mlx-lfm2vl host name", daemon=True)
+    thread.start()
+    thread.join(max(0.0, deadline - time.monotonic()))
+    if not found:
+        raise TimeoutError
+    if isinstance(found[0], Exception):
+        raise ImageError(f"the host {short(host)} is not found ({short(str(found[0]))})")
+    return found[0]
+
+
+def _is_public(address: Address) -> bool:
+    """Whether anyone on the internet may reach it; an IPv4 address inside an IPv6 address counts as itself."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64 or address in _COMPATIBLE:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return _is_public(inner)
+        if address in _LOCAL_NAT64:
+            return False
     return address.is_global and not address.is_multicast

@@ -1,0 +1,150 @@
+"""Files of pictures to upright RGB images: every container that Pillow opens, and HEIC where pillow-heif is installed.
+
+Contract: the number of pixels is checked before anything is decoded, and again after it, since some containers say one
+size and hold another. EXIF orientation is applied. Of an animation or a file of several pages the first is read, of
+several pictures in a HEIC file the main one, and an `ImageWarning` says so. What cannot be read raises `ImageError`
+with one line that begins with the picture's label and ends with the way out. Nothing is ever executed: PostScript is
+refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
+
+from ..errors import ImageError, ImageWarning
+from .fetch import SourcePolicy, short
+from .pixels import rgb
+
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+OTHERS = (  # how files begin that people take for pictures
+    (rb"%PDF-", "not a picture but a PDF document; export the page as PNG"),
+    (
+        rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg",
+        "not a picture but an SVG drawing; export it as PNG",
+    ),
+    (rb"\s*(<!--.*?-->\s*)?<(!doctype )?html", "not a picture but a web page; give the address of the picture in it"),
+    (rb"version https://git-lfs", "not a picture but a pointer of git-lfs; fetch it with `git lfs pull`"),
+    (rb"....ftyp", "not a picture but a video, or in a format that Pillow does not read; convert it to PNG or JPEG"),
+    (rb"(\xff\x0a|....JXL )", "in the format JPEG XL, which Pillow does not read; convert it to PNG or JPEG"),
+)
+FRAMES = {  # what is said of several frames; in other formats they are no more than previews or layers of one picture
+    **dict.fromkeys(("GIF", "PNG", "WEBP", "AVIF", "FLI"), "is animated; only its first frame is read"),
+    **dict.fromkeys(("TIFF", "DCX"), "has several pages; only the first is read"),
+    "HEIF": "holds several pictures; only the main one is read",
+}
+
+# The filters of warnings are the whole process's, hence the lock; our own warnings are issued under it, lest another
+# thread's silence swallows them. Whoever receives one may read a picture in turn, hence re-entrant.
+_WARNINGS = threading.RLock()
+
+
+def open_picture(file: BinaryIO, label: str, policy: SourcePolicy) -> Image.Image:
+    """The picture in an open file. Raises `ImageError`."""
+    try:
+        with _quietly():
+            image = _opened(file, label)
+    except ImageError:
+        raise
+    except Exception as error:  # a damaged file can make a decoder raise anything
+        raise _damaged(error, label, "damaged") from None
+    picture, several = _decoded(image, label, policy)
+    if several and image.format in FRAMES:
+        with _WARNINGS:
+            warnings.warn(f"{label}: {FRAMES[image.format]}", ImageWarning, stacklevel=2)
+    return picture
+
+
+def decode(image: Image.Image, label: str, policy: SourcePolicy) -> Image.Image:
+    """An image that the caller has opened, upright and as RGB; of several frames the one that it stands at."""
+    return _decoded(image, label, policy)[0]
+
+
+def check_size(width: int, height: int, label: str, policy: SourcePolicy) -> None:
+    """Raises `ImageError` for a picture without pixels or with too many."""
+    if width < 1 or height < 1:
+        raise ImageError(f"{label}: is {width}x{height} pixels, so there is nothing to see")
+    if width * height > policy.max_pixels:
+        raise ImageError(
+            f"{label}: {width}x{height} is more than {policy.max_pixels / 1e6:g} million pixels; make it smaller"
+        )
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without Pillow's warnings (size, damaged metadata): what matters of them is checked here."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _opened(file: BinaryIO, label: str) -> Image.Image:
+    start = file.read(1000)
+    file.seek(0)
+    if re.match(rb"(\xc5\xd0\xd3\xc6|%!PS)", start):
+        raise ImageError(f"{label}: EPS is a program, which is not run here; convert it to PNG")
+    try:
+        return Image.open(file)
+    except Image.UnidentifiedImageError:
+        pass
+    file.seek(0)
+    if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
+        try:
+            import pillow_heif
+        except ImportError:
+            raise ImageError(
+                f"{label}: is HEIC, which needs pillow-heif (pip install 'mlx-lfm2vl[heic]'); or convert it to JPEG"
+            ) from None
+        return pillow_heif.HeifImageFile(file)
+    for pattern, known in OTHERS:
+        if re.match(pattern, start, re.I | re.S):
+            raise ImageError(f"{label}: {known}")
+    raise ImageError(f"{label}: not a picture in a format that Pillow reads; convert it to PNG or JPEG")
+
+
+def _decoded(image: Image.Image, label: str, policy: SourcePolicy) -> tuple[Image.Image, bool]:
+    """The pixels, upright and RGB, and whether there are more frames."""
+    check_size(image.width, image.height, label, policy)
+    try:
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_preview(image):
+            raise ImageError(f"{label}: is a camera's raw file, of which only a preview can be read; export it as JPEG")
+        several = _has_more_frames(image)
+        image.load()
+        check_size(image.width, image.height, label, policy)
+        with _quietly():
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if orientation != 1:
+            image = ImageOps.exif_transpose(image)
+        return rgb(image, label), several
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _damaged(error, label, "damaged or truncated") from None
+
+
+def _is_preview(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether the first picture of a TIFF says of itself that it is a smaller copy (NewSubfileType, TIFF 6.0, page 36),
+    as in raw files of cameras."""
+    kind: Any = image.tag_v2.get(254, 0)
+    return image.tell() == 0 and isinstance(kind, int) and bool(kind & 1)
+
+
+def _has_more_frames(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # what follows the first frame is damaged; it is not read
+        return True
+
+
+def _damaged(error: Exception, label: str, how: str) -> ImageError:
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageError(f"{label}: has more pixels than Pillow decodes; make it smaller")
+    if isinstance(error, MemoryError):
+        return ImageError(f"{label}: there is not enough memory for its pixels; make it smaller")
+    return ImageError(f"{label}: {how} ({short(str(error)) or type(error).__name__}); save or download it again")

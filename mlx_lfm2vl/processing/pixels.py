@@ -1,0 +1,94 @@
+"""Pixels of any mode or array to RGB with 8 bits a channel.
+
+Contract: transparency lies on white, rounded exactly; 16 bits of grey become 8 by rounding (of coloured pictures Pillow
+keeps the high byte); the wide modes I and F are scaled by the narrowest usual range that holds all values. What has no
+known meaning raises `ImageError` with one line that begins with the picture's label.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from ..errors import ImageError
+
+STRIP = 1 << 24  # wide values that are turned to floats at a time
+
+
+def rgb(image: Image.Image, label: str) -> Image.Image:
+    """The loaded image as mode RGB; itself if it is that already."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        # 65535 is white: 257 steps of 16 bits are one of 8
+        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        image = Image.fromarray(_scaled(np.asarray(image), image.mode, label))
+    elif image.mode == "LAB":
+        from PIL import ImageCms
+
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None  # only an in-place transform returns None
+        return converted
+    elif image.mode == "La":
+        image = image.convert("LA")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def from_array(array: np.ndarray, label: str) -> Image.Image:
+    """An array (height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 channels, of
+    uint8 or of floats in 0..1, as mode RGB. `height_width` has refused other shapes."""
+    if array.ndim == 3 and _channels_first(array.shape):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.dtype != np.uint8:
+        if not np.issubdtype(array.dtype, np.floating):
+            raise ImageError(f"{label}: expected uint8 in 0..255 or floats in 0..1")
+        low, high = float(array.min()), float(array.max())
+        if not (low >= -0.5 / 255 and high < 255.5 / 255):
+            raise ImageError(
+                f"{label}: floats must lie in 0..1, these run from {low:g} to {high:g}; give uint8 for 0..255"
+            )
+        array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+    return rgb(Image.fromarray(np.ascontiguousarray(array)), label)
+
+
+def height_width(shape: tuple[int, ...], label: str) -> tuple[int, int]:
+    """Height and width of an array of that shape. Raises `ImageError` for one that is no picture."""
+    if len(shape) == 2:
+        return shape[0], shape[1]
+    if len(shape) == 3 and _channels_first(shape):
+        return shape[1], shape[2]
+    if len(shape) == 3 and shape[2] in (1, 3, 4):
+        return shape[0], shape[1]
+    raise ImageError(
+        f"{label}: expected (height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 "
+        "channels"
+    )
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    return shape[2] not in (1, 3, 4) and shape[0] in (1, 3, 4)
+
+
+def _scaled(values: np.ndarray, mode: str, label: str) -> np.ndarray:
+    """Values of the wide modes I and F to uint8, by the narrowest usual range that holds them all: 0..1 (F only),
+    0..255, 0..65535."""
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 65535):
+        raise ImageError(
+            f"{label}: values from {low:g} to {high:g} in mode {mode} have no known scale; convert to 8 bits"
+        )
+    scale = 255.0 if mode == "F" and high <= 1 else 1.0 if high <= 255 else 1 / 257
+    scaled = np.empty(values.shape, np.uint8)
+    rows = max(1, STRIP // values.shape[1])
+    for top in range(0, len(values), rows):
+        scaled[top : top + rows] = np.rint(values[top : top + rows].astype(np.float64) * scale)
+    return scaled
