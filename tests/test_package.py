@@ -15,7 +15,19 @@ import mlx_lfm2vl
 from mlx_lfm2vl import backend
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("mlx", "mlx_lm", "transformers", "torch", "numpy", "PIL", "tokenizers", "jinja2", "huggingface_hub", "httpx2", "httpcore2")
+HEAVY = (
+    "mlx",
+    "mlx_lm",
+    "transformers",
+    "torch",
+    "numpy",
+    "PIL",
+    "tokenizers",
+    "jinja2",
+    "huggingface_hub",
+    "httpx2",
+    "httpcore2",
+)
 
 
 def python(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
