@@ -23,7 +23,7 @@ LAYERS = (
     ("weights",),
     ("generation",),
     ("pretrained",),
-    ("conversion",),
+    ("conversion", "benchmark"),
     ("cli",),
     ("__main__",),
 )
@@ -33,17 +33,17 @@ RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 OWNERS = {
     "huggingface_hub": "mlx_lfm2vl/hub.py",
     "tokenizers": "mlx_lfm2vl/processing/tokenizer.py",
-    "jinja2": "mlx_lfm2vl/processing/template.py",
+    "jinja2": "mlx_lfm2vl/processing/sandbox.py",
     "httpcore2": "mlx_lfm2vl/processing/transfer.py",
     "pillow_heif": "mlx_lfm2vl/processing/formats.py",
 }
 # Parts that may import a library.
 HOMES = {
-    "PIL": {"processing"},
-    "mlx": {"backend", "model", "weights", "generation", "pretrained", "conversion"},
+    "PIL": {"processing", "benchmark"},
+    "mlx": {"backend", "model", "weights", "generation", "pretrained", "conversion", "benchmark"},
     "mlx_lm": {"weights"},
     "safetensors": {"weights"},
-    "matplotlib": {"conversion"},
+    "matplotlib": {"conversion", "benchmark"},
 }
 NEVER = {"torch", "torchvision", "transformers", "mlx_vlm", "pickle", "requests"}
 

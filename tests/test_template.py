@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 import threading
 from enum import Enum
 
@@ -13,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_lfm2vl.errors import TemplateError
-from mlx_lfm2vl.processing import template as module
+from mlx_lfm2vl.processing import bounds
 from mlx_lfm2vl.processing.processor import Lfm2VlProcessor
-from mlx_lfm2vl.processing.template import ChatTemplate, tojson
+from mlx_lfm2vl.processing.sandbox import tojson
+from mlx_lfm2vl.processing.template import ChatTemplate
 
 TOKENS = {"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>"}
 # m39 calls m38 twice, which calls m37 twice, ...
@@ -162,7 +165,7 @@ class TestSources:
         with pytest.raises(TemplateError, match=r"no template named 'default' \(there are: rag\)"):
             ChatTemplate.from_folder(tmp_path, [{"name": "rag", "template": "x"}])
         (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
-        with pytest.raises(TemplateError, match=r"chat_template\.jinja: cannot be read"):
+        with pytest.raises(TemplateError, match=r"chat_template\.jinja: begins with a byte order mark"):
             ChatTemplate.from_folder(tmp_path)
         (tmp_path / "chat_template.jinja").write_text("a\n{% for x in %}")
         with pytest.raises(TemplateError, match=r"chat_template\.jinja: line 2: "):
@@ -195,6 +198,73 @@ class TestBounds:
     )
     def test_endless_templates_end(self, source):
         refused(source)
+
+    def test_what_would_take_all_memory_ends_before_it_does(self):
+        """In a process with little memory and time, one after the other."""
+        program = """
+import json, resource, sys
+from mlx_lfm2vl.errors import TemplateError
+from mlx_lfm2vl.processing.template import ChatTemplate
+resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
+for source in json.load(sys.stdin):
+    try:
+        text = ChatTemplate(source).render([{"role": "user", "content": "Hi"}]).text
+        print("made", len(text), source[:200])
+    except TemplateError as error:
+        assert "MemoryError" not in str(error), source
+"""
+        doubled = {  # each is written forty times behind {% set a = ... %}
+            "'xxxxxxxx'": "a ~ a",
+            "['x']": "[a, a]",
+            "('x',)": "(a, a)",
+            "{'x': 1}": "{'x': a, 'y': a}",
+            "[1]": "(a + a) | batch(1000000) | list",
+            "'x'": "dict(x=a, y=a)",
+            "'xxx'": "a.replace('x', a)",
+            "'ab'": "a.join([a, a, a])",
+            "'abc'": "'%s%s' % (a, a)",
+            "'abcd'": "'{0}{0}'.format(a)",
+            "99999": "a * a",
+            "'aaa'": "a | replace('a', a)",
+            "'aaaa'": "[a, a] | join(a)",
+            "'aaaaa'": "'%s%s' | format(a, a)",
+            "'z'": "a.ljust(a | length * 2)",
+            "[2]": "a * 2",
+        }
+        single = [
+            "{{ 'x' | center(10**9) }}",
+            "{{ ('x\\n' * 1000000) | indent(1000000) }}",
+            "{{ '%1000000000d' % 1 }}",
+            "{{ '%*d' % (1000000000, 1) }}",
+            "{{ '{:1000000000}'.format(1) }}",
+            "{{ '{:{}}'.format(1, 1000000000) }}",
+            "{{ '%1000000000d' | format(1) }}",
+            "{{ 'x'.zfill(1000000000) }}",
+            "{{ [1] | batch(1000000000, 'x') | list }}",
+            "{{ [1] | slice(1000000000) | list }}",
+            "{{ 1 | round(1000000000) }}",
+            "{{ (1).to_bytes(1000000000, 'big') }}",
+            "{{ 'aaaa'.translate({97: 'x' * 10000000}) }}",
+            "{{ ('\\t' * 1000000).expandtabs(1000000) }}",
+            "{{ range(99999) | list | tojson(indent=1000000) }}",
+            "{{ strftime_now('%Y' * 1000000) }}",
+            "{% set x %}{% for i in range(99999) %}" + "data " * 5000 + "{% endfor %}{% endset %}",
+            "{% set x %}{% for i in range(99999) %}{{ 'data ' * 5000 }}{% endfor %}{% endset %}",
+            "{% macro m() %}"
+            + "data " * 5000
+            + "{% endmacro %}{% for i in range(99999) %}{% set x = m() %}{% endfor %}",
+            "{% for i in ('x' * 16000000) | map('upper') | map('lower') | map('upper') %}{% endfor %}",
+            "x" * 2**18 + "y",
+        ]
+        doubling = [f"{{% set a = {a} %}}" + f"{{% set a = {b} %}}" * 40 + "{{ a }}" for a, b in doubled.items()]
+        run = subprocess.run(
+            [sys.executable, "-c", program],
+            input=json.dumps(single + doubling),
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert (run.returncode, run.stdout) == (0, ""), run.stdout + run.stderr[-2000:]
 
     @pytest.mark.parametrize(
         "source",
@@ -235,7 +305,7 @@ class TestBounds:
         source = "{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}"
         messages = [{"role": "user", "content": [{"type": "text", "text": "word " * 50}] * 10}] * 2000
         assert len(render(source, messages)) == 2000 * 10 * 250
-        assert module.MAX_STEPS > 20 * 2000
+        assert bounds.MAX_STEPS > 20 * 2000
 
 
 json_values = st.recursive(

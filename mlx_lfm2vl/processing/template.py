@@ -1,38 +1,23 @@
-"""Chat templates: a conversation to one string, in jinja2's sandbox. The only importer of `jinja2`.
+"""Chat templates: a conversation to one string.
 
-The environment is that of Hugging Face: blocks trimmed, loop controls, `raise_exception`, `strftime_now`, `tojson` that
-keeps order and characters, `{% generation %}` blocks. Templates come with model folders and are not trusted: they see
-plain data only, and a rendering that takes more than `MAX_STEPS` loop rounds and macro calls, or makes a text longer
-than `MAX_CHARACTERS`, ends with `TemplateError`. (Memory is not bounded beyond that.)
+Templates come with model folders and are not trusted: they run in a sandbox (sandbox.py), see plain data only, and one
+that would take too long or make a text too large (bounds.py) ends with `TemplateError`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.meta
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-import jinja2.utils
-
-from ..config import read_json
+from ..config import read_json, read_text
 from ..errors import ConfigError, TemplateError
 from .conversation import plain
+from .sandbox import Program
 
-MAX_STEPS = 200_000
-MAX_CHARACTERS = 16_000_000
 _CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names in use for a message's reasoning
 
@@ -55,11 +40,10 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None, where: str = "chat template"):
         self.source, self.special_tokens, self.where = source, dict(special_tokens or {}), where
         try:
-            self._template, self.variables, self.literal_text = _compile(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(f"{where}: line {error.lineno}: {_line(error)}") from None
-        except (jinja2.TemplateError, RecursionError, ValueError, SyntaxError, MemoryError) as error:
-            raise TemplateError(f"{where}: cannot be compiled ({_line(error)})") from None
+            self._program = Program(source)
+        except TemplateError as error:
+            raise TemplateError(f"{where}: {error}") from None
+        self.variables, self.literal_text = self._program.variables, self._program.literal_text
 
     @classmethod
     def from_folder(
@@ -76,15 +60,13 @@ class ChatTemplate:
         jinja_file, json_file = Path(folder) / "chat_template.jinja", Path(folder) / "chat_template.json"
         try:
             if jinja_file.is_file():
-                return cls(jinja_file.read_text(encoding="utf-8"), special_tokens, str(jinja_file))
+                return cls(read_text(jinja_file), special_tokens, str(jinja_file))
             if json_file.is_file():
                 return cls(
                     _default(read_json(json_file).get("chat_template"), json_file), special_tokens, str(json_file)
                 )
         except ConfigError as error:
             raise TemplateError(str(error)) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise TemplateError(f"{jinja_file}: cannot be read ({_line(error)})") from None
         config_file = Path(folder) / "tokenizer_config.json"
         if tokenizer_template is not None:
             return cls(_default(tokenizer_template, config_file), special_tokens, str(config_file))
@@ -134,25 +116,13 @@ class ChatTemplate:
         for tool in tools or ():
             if not isinstance(tool, Mapping):
                 raise TemplateError(f"tools: expected JSON schemas (mappings), got {type(tool).__name__}")
-        state = _State()
-        token = _STATE.set(state)
         try:
-            for piece in self._template.generate(**given):
-                state.add(piece)
+            text, spans = self._program.render(given)
         except TemplateError as error:
             raise TemplateError(f"{self.where}: {error}") from None
-        except jinja2.TemplateError as error:
-            raise TemplateError(f"{self.where}: {_line(error)}") from None
-        except (RecursionError, MemoryError) as error:
-            raise TemplateError(f"{self.where}: cannot be rendered ({type(error).__name__})") from None
-        except Exception as error:  # a template computes on whatever the conversation holds
-            raise TemplateError(f"{self.where}: cannot render this conversation ({_line(error)})") from None
-        finally:
-            _STATE.reset(token)
-        text = "".join(state.pieces)
         if continue_final_message:
             text = self._cut(text, tail)
-        return Rendered(text, tuple(state.spans))
+        return Rendered(text, spans)
 
     def _mark_end(self, messages: list[dict[str, Any]], field: str) -> str:
         """Puts a mark behind the last message's text and returns that text."""
@@ -180,143 +150,6 @@ class ChatTemplate:
         return kept if text.startswith(_CONTINUE, mark) else kept.rstrip()  # the template trimmed the message
 
 
-@dataclasses.dataclass
-class _State:
-    """One rendering: what came out so far, and how much work it was."""
-
-    pieces: list[str] = dataclasses.field(default_factory=list)
-    spans: list[tuple[int, int]] = dataclasses.field(default_factory=list)
-    characters: int = 0
-    steps: int = 0
-
-    def add(self, piece: str) -> None:
-        self.characters += len(piece)
-        if self.characters > MAX_CHARACTERS:
-            raise TemplateError(f"makes a text of more than {MAX_CHARACTERS:,} characters")
-        self.pieces.append(piece)
-
-    def step(self) -> None:
-        self.steps += 1
-        if self.steps > MAX_STEPS:
-            raise TemplateError(f"takes more than {MAX_STEPS:,} steps; it may never end")
-
-
-_STATE: ContextVar[_State] = ContextVar("rendering")
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %} ... {% endgeneration %}`: renders its body and notes where it stands in the text."""
-
-    tags = {"generation"}  # noqa: RUF012  # jinja2's own declaration
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_note"), [], [], body).set_lineno(line)
-
-    def _note(self, caller: Callable[[], str]) -> str:
-        state = _STATE.get()
-        text = caller()
-        state.spans.append((state.characters, state.characters + len(text)))
-        return text
-
-
-class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """jinja2's sandbox, with a count of steps and a limit on what `+` and `*` make."""
-
-    intercepted_binops = frozenset({"+", "*", "**"})
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
-        tree = super()._parse(source, name, filename)
-        repeated: list[jinja2.nodes.For | jinja2.nodes.Macro] = [
-            *tree.find_all(jinja2.nodes.For),
-            *tree.find_all(jinja2.nodes.Macro),
-        ]
-        for node in repeated:
-            step = jinja2.nodes.Filter(jinja2.nodes.Const(None), "step", [], [], None, None)
-            node.body.insert(0, jinja2.nodes.ExprStmt(step).set_lineno(node.lineno))
-        return tree
-
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "+":
-            size = sum(len(side) for side in (left, right) if isinstance(side, (str, list, tuple)))
-        elif operator == "*":
-            sides = (left, right)
-            repeated = max((len(side) for side in sides if isinstance(side, (str, list, tuple))), default=0)
-            size = repeated * max((side for side in sides if isinstance(side, int)), default=0)
-        else:
-            size = 0 if abs(left) < 2**64 and abs(right) < 256 else MAX_CHARACTERS + 1
-        if size > MAX_CHARACTERS:
-            raise TemplateError(f"makes a value larger than {MAX_CHARACTERS:,}")
-        return super().call_binop(context, operator, left, right)
-
-
-class _Dict:
-    """`dict(...)` without the class's attributes."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-
-class _Namespace(jinja2.utils.Namespace):
-    """`namespace(...)` that takes no names with a leading underscore."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        self, rest = args[0], args[1:]
-        attributes = dict(*rest, **kwargs)
-        for name in attributes:
-            _Namespace._check(name)
-        jinja2.utils.Namespace.__init__(self, attributes)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _Namespace._check(name)
-        super().__setitem__(name, value)
-
-    @staticmethod
-    def _check(name: Any) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise jinja2.sandbox.SecurityError(f"a namespace cannot hold {name!r}")
-
-
-@jinja2.pass_context  # so that it is not taken for a constant
-def _step(context: jinja2.runtime.Context, value: Any) -> None:
-    _STATE.get().step()
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
-def tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as chat templates expect it: order and characters kept, nothing escaped for HTML, ", " and ": " between."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-@functools.lru_cache(maxsize=32)
-def _compile(source: str) -> tuple[jinja2.Template, frozenset[str], str]:
-    """The template, the names that it expects from outside, and the text that it writes itself (parted by NUL)."""
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-    environment.filters.update(tojson=tojson, step=_step)
-    environment.globals.update(
-        raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace
-    )
-    tree = environment.parse(source)
-    constants = [node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)]
-    literals = [*(node.data for node in tree.find_all(jinja2.nodes.TemplateData)), *constants]
-    names = jinja2.meta.find_undeclared_variables(tree)
-    return environment.from_string(source), frozenset(names), "\0".join(literals)
-
-
 def _default(template: Any, file: Path) -> str:
     """The one template of an entry that may hold several by name."""
     if isinstance(template, str):
@@ -341,8 +174,3 @@ def _message(message: Any) -> dict[str, Any]:
         raise TemplateError(f"a message must be a mapping with 'role' and 'content', got {type(message).__name__}")
     reasoning = next((data[name] for name in _REASONING if data.get(name) is not None), None)
     return data if reasoning is None else {"thinking": reasoning, **data, "reasoning_content": reasoning}
-
-
-def _line(error: BaseException) -> str:
-    """The error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
