@@ -15,12 +15,13 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import Lfm2VlError
-from . import batch, chat, convert, generate, upload, verify
+from . import batch, bench, chat, convert, generate, upload, verify
 from .options import PROGRAM, Parser, complain
 
 COMMANDS = {
     **{"generate": generate, "chat": chat, "batch": batch},
     **{"convert": convert, "verify": verify, "upload": upload},
+    "bench": bench,
 }
 
 

@@ -1,0 +1,135 @@
+"""What a measurement was made on: machine, back end, versions, and how fast its memory is."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import mlx.core as mx
+
+from .. import __version__
+
+BANDWIDTH_BYTES = 2**28  # beyond any cache
+PACKAGES = ("mlx", "mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-lm", "numpy", "pillow", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`backend`: metal, cuda or cpu. `memory` in bytes. `blas`: file name of a BLAS loaded beside MLX's own, if the
+    system tells. `versions` by name of the package."""
+
+    name: str
+    system: str
+    backend: str
+    device: str
+    cores: int
+    memory: int
+    python: str
+    blas: str | None
+    versions: dict[str, str]
+
+
+def describe() -> Machine:
+    """The machine that this process runs on."""
+    versions = {"mlx-lfm2vl": __version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return Machine(
+        name=_processor(),
+        system=f"{_system()} {platform.machine()}",
+        backend=_backend(),
+        device=str(mx.device_info().get("device_name", "")),
+        cores=os.cpu_count() or 0,
+        memory=_memory(),
+        python=platform.python_version(),
+        blas=_blas(),
+        versions=versions,
+    )
+
+
+def memory_bandwidth(size: int = BANDWIDTH_BYTES, repeats: int = 3) -> float:
+    """Bytes a second that MLX moves here at best: of a copy (read and written), a sum and a matrix-vector product
+    (read) of a float32 array of `size` bytes the fastest, each run `repeats` times after one to warm up."""
+    array = mx.ones((size // 4 // 4096, 4096), mx.float32)
+    vector = mx.ones((4096,), mx.float32)
+    mx.eval(array, vector)
+    ways: tuple[tuple[Callable[[], mx.array], int], ...] = (
+        (lambda: array + 1, 2 * array.nbytes),
+        (lambda: array.sum(), array.nbytes),
+        (lambda: array @ vector, array.nbytes),
+    )
+    best = 0.0
+    for work, moved in ways:
+        mx.eval(work())
+        for _ in range(repeats):
+            start = time.perf_counter()
+            mx.eval(work())
+            best = max(best, moved / (time.perf_counter() - start))
+    return best
+
+
+def import_seconds() -> float:
+    """What `from mlx_lfm2vl import load, stream_generate` takes in a fresh interpreter, without starting that."""
+    program = (
+        "import time; start = time.perf_counter(); from mlx_lfm2vl import load, stream_generate; "
+        "print(time.perf_counter() - start)"
+    )
+    root = str(Path(__file__).parent.parent.parent)
+    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        start_new_session=True,  # a Ctrl-C at the terminal is for this process to handle
+    )
+    return float(done.stdout)
+
+
+def _backend() -> str:
+    if mx.default_device() == mx.Device(mx.cpu):
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def _system() -> str:
+    if sys.platform == "darwin":
+        return f"macOS {platform.mac_ver()[0]}"
+    return f"{platform.system()} {platform.release().split('-')[0]}"
+
+
+def _processor() -> str:
+    if sys.platform == "darwin":
+        done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], stdout=subprocess.PIPE, text=True)
+        if done.stdout.strip():
+            return done.stdout.strip()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _blas() -> str | None:
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return None
+    files = {Path(line.split()[-1]).name for line in maps.read_text(encoding="utf-8", errors="replace").splitlines()}
+    found = (name for name in sorted(files) if name.startswith(("libopenblas", "libmkl_rt", "libblis", "libflexiblas")))
+    return next(found, None)  # not NumPy's own, whose names differ

@@ -1,0 +1,328 @@
+"""The measurements: one question in stages, with a clock between them, and many questions at once.
+
+The stages are those of `stream_generate`, called one after the other with the same arguments, so that their sum is the
+time to the first token. Answers are greedy and never end before their number of tokens, so that every run is equally
+long. Pictures are drawn from a seed and read from JPEG files. MLX must be the process's alone: memory is counted as it
+counts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from PIL import Image
+
+from ..errors import OptionError
+from ..generation.batch import generate_batch
+from ..generation.decode import Decoding, Prompt, prefill
+from ..generation.features import encode_views
+from ..generation.options import GenerationOptions
+from ..generation.question import Question, prepare
+from ..generation.run import generation_config, positions_left
+from ..generation.sampling import Sampler
+from ..generation.watch import Cancelled, Progress, Stop, check
+from ..hub import resolve
+from ..model.cache import Cache, KeyValueCache
+from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..pretrained import load
+from ..processing.processor import Lfm2VlProcessor
+from ..processing.source import load_image
+from ..weights.names import parameters
+from .machine import describe, import_seconds, memory_bandwidth
+from .report import PARTS, Answer, Batch, Report
+
+TEXT = "text"  # in place of a size: a question without a picture
+PROMPT = "What is in this image?"
+TEXT_PROMPT = "Tell me in a few sentences how a lighthouse works."
+Size = tuple[int, int] | None  # (width, height), or None: no picture
+SIZES: tuple[Size, ...] = ((256, 256), (512, 512), (1500, 1000), None)
+BATCH_SIZES = (1, 4, 8)
+BATCH_PICTURE = (256, 256)
+GREEDY = GenerationOptions(temperature=0.0, top_p=1.0, min_p=0.0, top_k=0, repetition_penalty=1.0)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: questions of `sizes`, batches of `batch_sizes` pictures, `tokens` an answer, each `repeats`
+    times after one run to warm up. Raises `OptionError`."""
+
+    sizes: tuple[Size, ...] = SIZES
+    batch_sizes: tuple[int, ...] = BATCH_SIZES
+    tokens: int = 64
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise OptionError(f"repeats is {self.repeats}, expected at least 1")
+        if self.tokens < 2:
+            raise OptionError(f"tokens is {self.tokens}, expected at least 2: speed is counted after the first")
+        if any(size < 1 for size in self.batch_sizes):
+            raise OptionError(f"batch_sizes is {self.batch_sizes}, expected numbers of at least 1")
+        if not self.sizes and not self.batch_sizes:
+            raise OptionError("neither sizes nor batch sizes are given; there is nothing to measure")
+
+    @property
+    def steps(self) -> int:
+        """Runs in all, as `progress` counts them: those of import and loading, too."""
+        return 1 + 2 * self.repeats + (len(self.sizes) + len(self.batch_sizes)) * (self.repeats + 1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One question; see `report.Answer`. `tokens` are the answer's."""
+
+    prompt_tokens: int
+    image_tokens: int
+    tokens: tuple[int, ...]
+    parts: dict[str, float]
+    first_token: float
+    tokens_per_second: float
+    bytes_per_token: int
+    peak_memory: int
+
+
+def benchmark(
+    path_or_repo: str,
+    plan: Plan | None = None,
+    *,
+    revision: str | None = None,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
+) -> Report:
+    """Measures a model. What must be downloaded is downloaded before.
+
+    `progress` is told of the runs done; `stop` ends the work within a token, and the report holds what was measured
+    until then. Raises the library's typed errors.
+    """
+    plan = plan or Plan()
+    counter = _Counter(plan, progress, stop)
+    folder = resolve(path_or_repo, revision=revision)
+    bandwidth = memory_bandwidth()
+    counter.tick()
+    imports = statistics.median(counter.some(import_seconds))
+    loads: list[float] = []
+    while len(loads) < plan.repeats and not (loads and counter.stopped()):
+        model = processor = None  # never two models at once
+        mx.clear_cache()
+        start = time.perf_counter()
+        model, processor = load(folder)
+        loads.append(time.perf_counter() - start)
+        counter.tick()
+    assert model is not None and processor is not None
+    model.generation_config = replace(generation_config(model), eos_token_ids=())
+    before = imports + statistics.median(loads)
+    answers: list[Answer] = []
+    batches: list[Batch] = []
+    with tempfile.TemporaryDirectory(prefix="mlx-lfm2vl-") as scratch, contextlib.suppress(Cancelled):
+        for size in plan.sizes:
+            file = None if size is None else draw(size, 0, Path(scratch))
+            once = partial(ask, model, processor, file, plan.tokens, counter.stopped)
+            answers.append(_answer(size, counter.all(once), before, bandwidth))
+        for count in plan.batch_sizes:
+            files = [draw(BATCH_PICTURE, number, Path(scratch)) for number in range(count)]
+            batches.append(
+                _medians(counter.all(partial(ask_together, model, processor, files, plan.tokens, counter.stopped)))
+            )
+    return Report(
+        model=path_or_repo,
+        machine=describe(),
+        bandwidth=bandwidth,
+        weights=_weights(model),
+        repeats=plan.repeats,
+        import_seconds=imports,
+        load_seconds=statistics.median(loads),
+        answers=tuple(answers),
+        batches=tuple(batches),
+        complete=(len(answers), len(batches)) == (len(plan.sizes), len(plan.batch_sizes)),
+    )
+
+
+class _Counter:
+    """Repeats work, tells of it, and asks whether to go on."""
+
+    def __init__(self, plan: Plan, progress: Progress | None, stop: Stop | None):
+        self._plan, self._progress, self._stop = plan, progress, stop
+        self._done = 0
+
+    def tick(self) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._plan.steps)
+
+    def stopped(self) -> bool:
+        return self._stop is not None and self._stop()
+
+    def some(self, work: Callable[[], T]) -> list[T]:
+        """At least one result, and all unless it was stopped."""
+        found: list[T] = []
+        while len(found) < self._plan.repeats and not (found and self.stopped()):
+            found.append(work())
+            self.tick()
+        return found
+
+    def all(self, work: Callable[[], T]) -> list[T]:
+        """All results after the first, which warms up. Raises `Cancelled`."""
+        found: list[T] = []
+        for _ in range(self._plan.repeats + 1):
+            check(self.stopped)
+            found.append(work())
+            self.tick()
+        return found[1:]
+
+
+def draw(size: tuple[int, int], seed: int, folder: Path) -> Path:
+    """A JPEG file of (width, height) in `folder`: gradients and rectangles, as a photograph has smooth parts and edges;
+    another `seed` is another picture."""
+    width, height = size
+    rng = np.random.default_rng(seed)
+    x, y = np.linspace(0, 1, width), np.linspace(0, 1, height)[:, None]
+    start, across, down = rng.uniform(0, 255, 3), rng.uniform(-128, 128, 3), rng.uniform(-128, 128, 3)
+    pixels = start + x[None, :, None] * across + y[..., None] * down
+    for _ in range(12):
+        left, top = rng.integers(0, width), rng.integers(0, height)
+        right, bottom = left + 1 + rng.integers(0, width // 3 + 1), top + 1 + rng.integers(0, height // 3 + 1)
+        pixels[top:bottom, left:right] = rng.uniform(0, 255, 3)
+    file = folder / f"{width}x{height}-{seed}.jpg"
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file, quality=90)
+    return file
+
+
+def ask(
+    model: Lfm2VlForConditionalGeneration,
+    processor: Lfm2VlProcessor,
+    file: Path | None,
+    tokens: int,
+    stop: Stop | None = None,
+) -> Run:
+    """One question about a picture (or none), its answer `tokens` long unless positions run out. Raises `Cancelled` and
+    what `stream_generate` raises."""
+    mx.reset_peak_memory()
+    laps = [time.perf_counter()]
+    picture = None if file is None else load_image(file)
+    laps.append(time.perf_counter())
+    prepared = prepare(model, processor, Question(TEXT_PROMPT if file is None else PROMPT, picture, options=GREEDY))
+    ids = prepared.ids[None]
+    tokens = min(tokens, positions_left(model, ids.shape[1]))
+    laps.append(time.perf_counter())
+    images = None
+    if prepared.pixel_values is not None and prepared.spatial_shapes is not None:
+        images = encode_views(model, prepared.pixel_values, prepared.spatial_shapes, stop=stop)
+    del prepared, picture
+    laps.append(time.perf_counter())
+    cache = Cache(model.config.text_config)
+    choose = Sampler(GREEDY)
+    steps = Decoding(model, cache, prefill(model, Prompt(ids, images=images), cache, stop=stop), choose)
+    del images
+    answer = steps.step(last=tokens == 1)[0]
+    laps.append(time.perf_counter())
+    while len(answer) < tokens:
+        check(stop)
+        answer += steps.step(last=len(answer) + 1 == tokens)[0]
+    rest = time.perf_counter() - laps[-1]
+    return Run(
+        prompt_tokens=ids.shape[1],
+        image_tokens=int(np.count_nonzero(ids == model.config.image_token_id)),
+        tokens=tuple(answer),
+        parts={part: end - start for part, start, end in zip(PARTS, laps, laps[1:], strict=False)},
+        first_token=laps[-1] - laps[0],
+        tokens_per_second=(tokens - 1) / rest if tokens > 1 else 0.0,
+        bytes_per_token=bytes_per_token(model, cache, ids.shape[1] + tokens // 2),
+        peak_memory=mx.get_peak_memory(),
+    )
+
+
+def ask_together(
+    model: Lfm2VlForConditionalGeneration,
+    processor: Lfm2VlProcessor,
+    files: Sequence[Path],
+    tokens: int,
+    stop: Stop | None = None,
+) -> Batch:
+    """A question about each picture, all in one batch. Raises `Cancelled`."""
+    options = replace(GREEDY, max_tokens=tokens)
+    questions = [Question(PROMPT, file, options=options) for file in files]
+    start = time.perf_counter()
+    answers = list(generate_batch(model, processor, questions, batch_size=len(files), stop=stop))
+    seconds = time.perf_counter() - start
+    for answer in answers:
+        if answer.error is not None:
+            raise answer.error
+    check(stop)
+    made = sum(answer.statistics.generated_tokens for answer in answers if answer.statistics)
+    with Image.open(files[0]) as picture:
+        name = f"{picture.width}x{picture.height}"
+    return Batch(len(files), name, made, seconds, len(files) / seconds, made / seconds, mx.get_peak_memory())
+
+
+def bytes_per_token(model: Lfm2VlForConditionalGeneration, cache: Cache, length: int) -> int:
+    """What a step after `length` tokens reads: the weights of the language model and head as they are in memory (of
+    untied embeddings one row), keys and values so far, and convolution states."""
+    body = model.model.language_model
+    weights = _nbytes(body)
+    if "lm_head" in model:
+        table, head = _nbytes(body.embed_tokens), _nbytes(model.lm_head)
+        weights += head - table + table // model.config.text_config.vocab_size
+    states = 0
+    for layer in cache.layers:
+        for array in layer.arrays:
+            states += array.nbytes * length // array.shape[2] if isinstance(layer, KeyValueCache) else array.nbytes
+    return weights + states
+
+
+def _nbytes(module: nn.Module) -> int:
+    return sum(array.nbytes for array in parameters(module).values())
+
+
+def _weights(model: Lfm2VlForConditionalGeneration) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for array in parameters(model).values():
+        dtype = str(array.dtype).removeprefix("mlx.core.")
+        sizes[dtype] = sizes.get(dtype, 0) + array.nbytes
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def _answer(size: Size, runs: Sequence[Run], before: float, bandwidth: float) -> Answer:
+    def median(value: Callable[[Run], float]) -> float:
+        return statistics.median(value(run) for run in runs)
+
+    first, speed, read = (
+        median(lambda run: run.first_token),
+        median(lambda run: run.tokens_per_second),
+        runs[0].bytes_per_token,
+    )
+    return Answer(
+        picture=TEXT if size is None else f"{size[0]}x{size[1]}",
+        prompt_tokens=runs[0].prompt_tokens,
+        image_tokens=runs[0].image_tokens,
+        generated_tokens=len(runs[0].tokens),
+        parts={part: statistics.median(run.parts[part] for run in runs) for part in PARTS},
+        first_token=first,
+        from_start=before + first,
+        tokens_per_second=speed,
+        bytes_per_token=read,
+        bandwidth_share=read * speed / bandwidth,
+        peak_memory=max(run.peak_memory for run in runs),
+    )
+
+
+def _medians(runs: Sequence[Batch]) -> Batch:
+    seconds = statistics.median(run.seconds for run in runs)
+    return replace(
+        runs[0],
+        seconds=seconds,
+        pictures_per_second=runs[0].size / seconds,
+        tokens_per_second=runs[0].generated_tokens / seconds,
+        peak_memory=max(run.peak_memory for run in runs),
+    )

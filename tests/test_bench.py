@@ -1,0 +1,173 @@
+"""`mlx-lfm2vl bench`: what it says of the demo model is so."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_cli import MODULE, ROOT, cli  # noqa: F401
+
+from mlx_lfm2vl import GenerationOptions, load, stream_generate
+from mlx_lfm2vl.benchmark.measure import PROMPT, TEXT_PROMPT, Plan, ask, benchmark, draw
+from mlx_lfm2vl.benchmark.report import PARTS
+from mlx_lfm2vl.errors import OptionError
+
+QUICK = ("--tokens", "4", "--repeats", "1")
+
+
+@pytest.fixture(scope="module")
+def report():
+    return benchmark("demo", Plan(sizes=((96, 64), None), batch_sizes=(2,), tokens=5, repeats=2))
+
+
+def test_the_parts_are_the_time_to_the_first_token(report):
+    for answer in report.answers:
+        assert list(answer.parts) == list(PARTS)
+        assert all(seconds >= 0 for seconds in answer.parts.values())
+        assert sum(answer.parts.values()) == pytest.approx(answer.first_token, rel=0.3)  # medians of each
+        assert answer.from_start == pytest.approx(report.import_seconds + report.load_seconds + answer.first_token)
+    picture, text = report.answers
+    assert picture.parts["read"] > 0 and picture.parts["vision"] > 0
+    assert text.parts["vision"] < picture.parts["vision"]
+
+
+def test_one_run_is_as_long_as_its_parts_and_answers_as_the_library_does(tmp_path):
+    model, processor = load("demo")
+    for file, prompt in ((draw((96, 64), 0, tmp_path), PROMPT), (None, TEXT_PROMPT)):
+        run = ask(model, processor, file, 6)
+        options = GenerationOptions(max_tokens=6, temperature=0)
+        pieces = list(stream_generate(model, processor, prompt, file, options=options))
+        said = [token for piece in pieces for token in piece.tokens]
+        assert list(run.tokens[: len(said)]) == said and len(run.tokens) == 6
+        assert sum(run.parts.values()) == pytest.approx(run.first_token)
+        assert run.prompt_tokens == pieces[-1].statistics.prompt_tokens
+        assert run.image_tokens == pieces[-1].statistics.image_tokens
+
+
+def test_tokens_sizes_and_bytes_are_counted(report):
+    model, _ = load("demo")
+    picture, text = report.answers
+    assert (picture.picture, text.picture) == ("96x64", "text")
+    assert picture.generated_tokens == text.generated_tokens == 5
+    assert text.image_tokens == 0 < picture.image_tokens < picture.prompt_tokens
+    weights = sum(report.weights.values())
+    assert sum(array.nbytes for _, array in _arrays(model)) == weights
+    language = sum(array.nbytes for name, array in _arrays(model) if ".language_model." in name)
+    for answer in report.answers:
+        assert language < answer.bytes_per_token < 1.5 * language  # with keys, values and convolution states
+        assert answer.bandwidth_share == pytest.approx(
+            answer.bytes_per_token * answer.tokens_per_second / report.bandwidth
+        )
+        assert answer.peak_memory > weights
+    longer, shorter = sorted((picture, text), key=lambda answer: -answer.prompt_tokens)
+    assert longer.bytes_per_token > shorter.bytes_per_token  # by the keys and values of a longer past
+    (batch,) = report.batches
+    assert (batch.size, batch.generated_tokens, batch.picture) == (2, 10, "256x256")
+    assert batch.pictures_per_second == pytest.approx(2 / batch.seconds)
+    assert batch.tokens_per_second == pytest.approx(10 / batch.seconds)
+    assert report.complete and report.repeats == 2
+
+
+def _arrays(model):
+    from mlx.utils import tree_flatten
+
+    return tree_flatten(model.parameters())
+
+
+def test_the_machine_is_named(report):
+    machine = report.machine
+    assert machine.backend in ("cpu", "metal", "cuda") and machine.name and machine.cores > 0
+    assert machine.memory > 2**28 and set(machine.versions) >= {"mlx", "mlx-lfm2vl", "numpy"}
+    assert report.bandwidth > 1e7 and report.import_seconds > 0 and report.load_seconds > 0
+
+
+def test_the_table_has_a_row_of_full_width_for_each_measurement(report):
+    lines = report.table().splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert [row.split(" | ")[0] for row in rows if row[2].isdigit() or row.startswith("| text")] == [
+        *("| 96x64", "| text"),
+        "| 2 of 256x256",
+    ]
+    assert {row.count("|") for row in rows} == {13, 5}
+    assert report.machine.name in report.table() and "model demo: " in report.table()
+
+
+def test_json_has_the_reports_fields(cli):  # noqa: F811
+    code, out, err = cli("bench", "demo", "--sizes", "text", "--batch-sizes", "--json", *QUICK)
+    assert (code, err) == (0, "")
+    made = json.loads(out)
+    assert set(made) == {
+        *("model", "machine", "bandwidth", "weights", "repeats", "import_seconds", "load_seconds"),
+        *("answers", "batches", "complete"),
+    }
+    assert made["model"] == "demo" and made["batches"] == [] and len(made["answers"]) == 1
+    assert made["answers"][0]["generated_tokens"] == 4
+
+
+def test_the_plot_is_a_picture(cli, tmp_path):  # noqa: F811
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    file = tmp_path / "speed.png"
+    code, out, _ = cli("bench", "demo", "--sizes", "64x64", "--batch-sizes", "1", "--plot", file, *QUICK)
+    assert code == 0 and "| 64x64 |" in out
+    with Image.open(file) as picture:
+        assert picture.width > 500
+
+
+def test_without_a_model_the_demo_is_measured_and_said(cli):  # noqa: F811
+    code, out, err = cli("bench", "--sizes", "text", "--batch-sizes", *QUICK)
+    assert code == 0 and "model demo: " in out and "bundled demo model" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--sizes", "12"], "neither 'text' nor WIDTHxHEIGHT"),
+        (["--sizes", "0x4"], "neither 'text' nor WIDTHxHEIGHT"),
+        (["--sizes", "99999x4"], "neither 'text' nor WIDTHxHEIGHT"),
+        (["--sizes", "--batch-sizes"], "nothing to measure"),
+        (["--batch-sizes", "0"], "not a whole number"),
+        (["--tokens", "1"], "not a whole number of at least 2"),
+        (["--repeats", "0"], "not a whole number of at least 1"),
+        (["--plot", "speed.txt"], "png, pdf, svg"),
+        (["--plot", "nowhere/speed.png"], "nowhere: no such folder"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_runs(cli, words, said):  # noqa: F811
+    code, out, err = cli("bench", "demo", *words)
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1 and said in err
+
+
+def test_a_model_that_is_not_there_is_one_line(cli):  # noqa: F811
+    code, out, err = cli("bench", "nowhere", *QUICK)
+    assert (code, out) == (2, "") and "nowhere: no such folder" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("values", [{"repeats": 0}, {"tokens": 1}, {"batch_sizes": (0,)}])
+def test_a_plan_out_of_range_is_refused(values):
+    with pytest.raises(OptionError, match=next(iter(values))):
+        Plan(**values)
+
+
+def test_ctrl_c_ends_with_what_was_measured(tmp_path):
+    words = ("bench", "demo", "--sizes", "64x64", "--batch-sizes", "--tokens", "100000", "--repeats", "50", "--json")
+    process = subprocess.Popen(
+        [*MODULE, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    if out:  # it was past loading
+        assert json.loads(out)["complete"] is False
+
+
+def test_importing_the_command_line_starts_no_measurement():
+    program = (
+        "import sys, mlx_lfm2vl.cli; sys.exit(any(m.startswith(('mlx.', 'mlx_lfm2vl.bench')) for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
