@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ImageWarning,
         InputError,
         Lfm2VlError,
+        NotFiniteError,
         OptionError,
         OutputError,
         PromptError,
@@ -33,11 +34,13 @@ if TYPE_CHECKING:
         ToolCallError,
         WeightsError,
     )
-    from .generation.batch import Answer, Question, generate_batch
+    from .generation.batch import Answer, generate_batch
     from .generation.chat import Chat
     from .generation.engine import Engine
     from .generation.features import FeatureCache
     from .generation.options import GenerationOptions
+    from .generation.prefix import PrefixCache
+    from .generation.question import Question
     from .generation.request import Completion, Request
     from .generation.stream import GenerationPiece, Statistics, generate, stream_generate
     from .generation.tools import ToolCall, parse_tool_calls
@@ -68,8 +71,10 @@ __all__ = [
     "Lfm2VlImageProcessorFast",
     "Lfm2VlModel",
     "Lfm2VlProcessor",
+    "NotFiniteError",
     "OptionError",
     "OutputError",
+    "PrefixCache",
     "PromptError",
     "Question",
     "QueueFullError",
@@ -102,6 +107,7 @@ _HOMES = {
         "ImageWarning",
         "InputError",
         "Lfm2VlError",
+        "NotFiniteError",
         "OptionError",
         "OutputError",
         "PromptError",
@@ -111,11 +117,13 @@ _HOMES = {
         "ToolCallError",
         "WeightsError",
     ),
-    "generation.batch": ("Answer", "Question", "generate_batch"),
+    "generation.batch": ("Answer", "generate_batch"),
     "generation.chat": ("Chat",),
     "generation.engine": ("Engine",),
     "generation.features": ("FeatureCache",),
     "generation.options": ("GenerationOptions",),
+    "generation.prefix": ("PrefixCache",),
+    "generation.question": ("Question",),
     "generation.request": ("Completion", "Request"),
     "generation.stream": ("GenerationPiece", "Statistics", "generate", "stream_generate"),
     "generation.tools": ("ToolCall", "parse_tool_calls"),
@@ -130,6 +138,8 @@ _COMPUTING = (  # import MLX
     "generation.chat",
     "generation.engine",
     "generation.features",
+    "generation.prefix",
+    "generation.question",
     "generation.request",
     "generation.stream",
     "pretrained",

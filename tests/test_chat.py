@@ -148,8 +148,10 @@ def test_a_turn_that_fails_leaves_no_trace(tmp_path):
     before = list(chat.messages)
     with pytest.raises(ImageError, match=r"nowhere\.png"):
         chat.ask("What is this?", tmp_path / "nowhere.png")
-    with pytest.raises(PromptError, match="placeholder"):
-        chat.ask("What is <image>?")
+    with pytest.raises(PromptError, match="the text is int"):
+        chat.ask(3)
+    with pytest.raises(PromptError, match="the prompt has .* tokens, but the model has"):
+        chat.ask("Hello. " * 50_000)
     assert chat.messages == before
     assert chat.ask("Why?") == cold(chat.messages[:-1])
 

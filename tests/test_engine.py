@@ -1,6 +1,7 @@
 """The engine from many threads and from asyncio: answers are those of single runs, whatever the neighbours do."""
 
 import asyncio
+import queue
 import random
 import threading
 import time
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 
+import mlx.core as mx
 import pytest
 from conftest import GOLDEN, picture
 
@@ -121,6 +123,47 @@ def test_a_dropped_iterator_stops_its_work(engine):
     assert engine.submit("Hello.", options=SHORT).result(30).tokens == alone("Hello.", None, 6)
 
 
+def test_a_cancelled_request_tells_what_it_had_cost(engine):
+    """While it waits, while its picture is looked at, and while it is answered."""
+    entered, release = threading.Event(), threading.Event()
+    engine.enqueue(lambda request: (entered.set(), release.wait(30), request.give_up()))
+    entered.wait(30)
+    waiting = engine.submit("Hello.", options=SHORT)
+    waiting.cancel()
+    release.set()
+    assert waiting.result(60).finish_reason == "cancelled"
+    assert waiting.result().statistics.prompt_tokens == waiting.result().statistics.generated_tokens == 0
+
+    seen: list[tuple[int, int]] = []
+    prompt = "Why? " * 300
+
+    def cancel(done: int, total: int) -> None:
+        seen.append((done, total))
+        request.cancel()
+
+    submitted = threading.Event()
+    request = engine.submit(prompt, options=FOREVER, progress=lambda *at: (submitted.wait(30), cancel(*at)))
+    submitted.set()
+    completion = request.result(60)
+    assert completion.finish_reason == "cancelled" and completion.tokens == ()
+    assert completion.statistics.prompt_tokens == seen[0][1] > seen[0][0] == 512 and len(seen) == 1
+
+    request = engine.submit("Hello.", options=FOREVER)
+    pieces = iter(request)
+    said = [next(pieces)]
+    request.cancel()
+    said += list(pieces)
+    assert said[-1].finish_reason == "cancelled"
+    assert said[-1].statistics.generated_tokens == sum(len(piece.tokens) for piece in said)
+
+
+def test_progress_is_told_of_the_prompt(engine):
+    seen: list[tuple[int, int]] = []
+    completion = engine.submit("How? " * 300, options=SHORT, progress=lambda *at: seen.append(at)).result(60)
+    new = completion.statistics.prompt_tokens - completion.statistics.cached_tokens
+    assert seen[-1] == (new, new) and seen == sorted(seen) and len(seen) > 1
+
+
 def test_a_deadline_ends_the_answer(engine):
     started = time.monotonic()
     completion = engine.submit("Tell me everything.", options=FOREVER, deadline=0.5).result(60)
@@ -138,6 +181,47 @@ def test_a_question_that_fails_hurts_no_other(engine, tmp_path):
     with pytest.raises((ConfigError, OptionError), match="max_image_tokens"):
         next(iter(option))
     assert {request.result(60).tokens for request in good} == {alone("Hello.", None, 6)}
+
+
+def test_a_sink_that_fails_hurts_its_own_request_only(engine):
+    def sink(item):
+        raise ValueError("mine")
+
+    with pytest.warns(RuntimeWarning, match=r"the sink of a request failed and gets no more \(ValueError\('mine'\)\)"):
+        bad = engine.submit("Hello.", options=FOREVER, sink=sink)
+        good = [engine.submit("Hello.", options=SHORT) for _ in range(2)]
+        assert {request.result(60).tokens for request in good} == {alone("Hello.", None, 6)}
+    assert bad.done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"deadline": -1}, "deadline is -1, expected a number of seconds"),
+        ({"deadline": "soon"}, "deadline is 'soon'"),
+        ({"wait": None}, "wait is None"),
+        ({"sink": 3}, "sink is 3, expected a function"),
+    ],
+)
+def test_arguments_of_a_request_are_checked(engine, arguments, words):
+    with pytest.raises(OptionError, match=words):
+        engine.submit("Hello.", **arguments)
+
+
+def test_what_is_kept_for_reuse_is_given_back_when_idle_and_limits_when_closed():
+    before = mx.set_cache_limit(2**30)
+    try:
+        with Engine(loader, cache_limit=2**28, idle_seconds=0.2) as engine:
+            engine.submit("Hello.", picture("landscape"), options=SHORT).result(60)
+            assert mx.set_cache_limit(2**28) == 2**28
+            kept, end = mx.get_cache_memory(), time.monotonic() + 30
+            while mx.get_cache_memory() and time.monotonic() < end:
+                time.sleep(0.05)
+            assert kept > 0 == mx.get_cache_memory()
+            assert engine.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)
+        assert mx.set_cache_limit(before) == 2**30
+    finally:
+        mx.set_cache_limit(before)
 
 
 def test_asyncio(engine):
@@ -229,11 +313,29 @@ def test_chats_in_the_engine(engine):
     assert chat.ask("And now?") == second
     with pytest.raises(ImageError):
         chat.ask("?", "absent.png")
+    delivered: queue.SimpleQueue = queue.SimpleQueue()
+    request = chat.submit("And now?", sink=delivered.put, wait=1, deadline=60)
+    last = None
+    while last is None or last.finish_reason is None:
+        last = delivered.get(timeout=60)
+    assert request.done and last.statistics.cached_tokens > 0
+    again = chat.submit_retry(sink=delivered.put)
+    while not again.done:
+        time.sleep(0.01)
     chat.reset()
     assert chat.messages == []
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_queue", 0), ("max_batch", True)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_queue", 0),
+        ("max_batch", True),
+        ("cache_limit", -1),
+        ("wired_limit", 0.5),
+        ("idle_seconds", "long"),
+    ],
+)
 def test_limits_are_checked(name, value):
     with pytest.raises(OptionError, match=name):
         Engine(loader, **{name: value})

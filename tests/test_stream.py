@@ -1,5 +1,6 @@
 """Answers as text: pieces, end, statistics, and what is refused."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -9,7 +10,17 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, case_ids, picture
 
-from mlx_lfm2vl import GenerationOptions, generate, load, stream_generate
+from mlx_lfm2vl import (
+    Chat,
+    Engine,
+    GenerationOptions,
+    Lfm2VlImageProcessor,
+    Question,
+    generate,
+    generate_batch,
+    load,
+    stream_generate,
+)
 from mlx_lfm2vl.errors import ImageError, OptionError, PromptError
 
 
@@ -91,6 +102,70 @@ def test_overrides_reach_the_pictures():
         return last.statistics.image_tokens
 
     assert image_tokens(do_image_splitting=False) < image_tokens(use_thumbnail=False) < image_tokens()
+
+
+@pytest.mark.parametrize("way", ["one", "batch", "chat", "engine"])
+def test_pixels_are_let_go_before_the_first_token(way, monkeypatch):
+    """They may be many times what is kept of them."""
+    model, processor = loaded("gen2")
+    made: list[weakref.ref] = []
+    encode = Lfm2VlImageProcessor.encode
+
+    def watched(self, *arguments, **keywords):
+        output, plans = encode(self, *arguments, **keywords)
+        made.append(weakref.ref(output["pixel_values"]))
+        return output, plans
+
+    monkeypatch.setattr(Lfm2VlImageProcessor, "encode", watched)
+    forever = GenerationOptions(max_tokens=10_000)
+    questions = [Question("What?", picture(name), options=forever) for name in ("landscape", "small")]
+    alive: list[int] = []
+
+    def stop() -> bool:  # also asked after the first token
+        alive.append(sum(reference() is not None for reference in made))
+        return len(alive) > 6
+
+    if way == "one":
+        list(stream_generate(model, processor, "What?", picture("landscape"), options=forever, stop=stop))
+    elif way == "batch":
+        list(generate_batch(model, processor, questions, stop=stop))
+    elif way == "chat":
+        list(Chat(model, processor, options=forever).stream("What?", picture("landscape"), stop=stop))
+    else:
+        with Engine(lambda: (model, processor)) as engine:
+            pieces = engine.stream("What?", picture("landscape"), options=forever)
+            next(pieces)
+            alive += [1, sum(reference() is not None for reference in made)]
+    assert made and alive[-1] == 0
+    assert alive[0] > 0 or way == "batch"  # whose pixels are copied side by side first
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        (None, "prompt is NoneType, expected text or a list of messages"),
+        (b"Hello", "prompt is bytes"),
+        ({"role": "user", "content": "Hi"}, "prompt is dict"),
+        ([], "prompt is a conversation without a message"),
+        (["Hi"], r"prompt\[0\] is str, expected a message with 'role' and 'content'"),
+        ([{"content": "Hi"}], r"prompt\[0\] has the role None"),
+        ([{"role": 3, "content": "Hi"}], r"prompt\[0\] has the role 3"),
+        ([{"role": "user"}], r"prompt\[0\] has the content NoneType, expected text or a list of items"),
+        ([{"role": "user", "content": "a"}, {"role": "user", "content": 3}], r"prompt\[1\] has the content int"),
+        ([{"role": "user", "content": ["Hi"]}], "item 0 of its content, is str, expected a mapping with 'type'"),
+        ([{"role": "user", "content": [{"text": "Hi"}]}], "item 0 of its content, has the type None"),
+        ([{"role": "user", "content": [{"type": "video"}]}], "has the type 'video', expected one of text, image"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "is of type 'image' and has no 'image' or 'url'"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "is of type 'text' and has no 'text'"),
+        ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "has a text that is int"),
+    ],
+)
+def test_conversations_of_wrong_shapes_are_refused(prompt, words):
+    model, processor = loaded("gen2")
+    with pytest.raises(PromptError, match=words):
+        generate(model, processor, prompt)
+    (answer,) = generate_batch(model, processor, [Question(prompt)])
+    assert isinstance(answer.error, PromptError)
 
 
 def test_closing_the_stream_stops_the_work():

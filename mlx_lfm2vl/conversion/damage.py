@@ -17,7 +17,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import WeightsError
-from ..generation.stream import conversation
+from ..generation.question import conversation
 from ..model.outputs import Lfm2VlCausalLMOutputWithPast
 from ..pretrained import Lfm2VlForConditionalGeneration, load
 from ..weights.files import weight_files

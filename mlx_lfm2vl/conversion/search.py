@@ -23,7 +23,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import OptionError
-from ..generation.stream import conversation
+from ..generation.question import conversation
 from ..model.lfm2 import Context
 from ..pretrained import Lfm2VlForConditionalGeneration, load
 from ..weights.load import open_model

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import OutputError
-from ..generation.stream import conversation
+from ..generation.question import conversation
 from ..hub import publish
 from ..pretrained import load
 from .calibration import questions

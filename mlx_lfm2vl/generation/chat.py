@@ -19,17 +19,18 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import OutputError, PromptError
+from ..model.cache import Cache
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing import geometry
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
 from ..processing.source import Picture, load_image, png_bytes
 from . import sequence
-from .decode import Prompt
+from .decode import Prompt, prefill
 from .features import FeatureCache
 from .options import GenerationOptions
+from .question import rendered, user_content
 from .run import GenerationPiece, resolved, run
-from .stream import user_content
 from .watch import Progress, Stop
 
 FORMAT = 1  # of saved conversations
@@ -39,8 +40,8 @@ class Chat:
     """Turns with text and pictures, with one model.
 
     `messages` is the conversation as the chat template takes it, pictures as RGB PIL images. `options` hold for all
-    turns that bring none of their own; `tools` are JSON schemas for the template; `image_overrides` as for
-    `Lfm2VlProcessor`.
+    turns that bring none of their own; `tools` are JSON schemas for the template; `control_tokens` and
+    `image_overrides` as for `stream_generate`.
     """
 
     def __init__(
@@ -52,13 +53,16 @@ class Chat:
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: GenerationOptions | None = None,
         features: FeatureCache | None = None,
+        control_tokens: bool = False,
         **image_overrides: Any,
     ):
+        if not (system is None or isinstance(system, str)):
+            raise PromptError(f"system is {type(system).__name__}, expected text")
         self.model, self.processor = model, processor
         self.tools, self.options = tools, options or GenerationOptions()
         self.features = features if features is not None else FeatureCache()
         self.image_config = processor.image_processor.configured(**image_overrides)
-        self._overrides = image_overrides
+        self.control_tokens, self._overrides = control_tokens, image_overrides
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         self._sequence = sequence.Sequence(model.config.text_config)
 
@@ -123,6 +127,7 @@ class Chat:
             tools=self.tools,
             options=self.options,
             features=self.features,
+            control_tokens=self.control_tokens,
             **self._overrides,
         )
         twin.messages = list(self.messages)
@@ -140,23 +145,17 @@ class Chat:
         mx.reset_peak_memory()
         ids, spans, pictures = self._encode(messages)
         held = self._sequence
-        kept, logits = held.reuse(ids, spans)
         chosen: list[int] = []
         said: list[str] = []
         finished = False
         pieces = run(
             self.model,
             self.processor.tokenizer,
-            self._prompt(ids, spans, pictures, kept),
+            _Turn(self, ids, spans, pictures),
             [resolved(self.model, options or self.options)],
             started=started,
-            cache=held.cache,
-            known=np.array([ids[:kept]], np.int64),
-            features=self.features,
             stop=stop,
             progress=progress,
-            logits=logits,
-            prefilled=held.mark,
             chosen=chosen.append,
         )
         try:
@@ -183,7 +182,7 @@ class Chat:
     def _encode(self, messages: list[dict[str, Any]]) -> tuple[list[int], list[sequence.PictureSpan], list[Picture]]:
         """Ids of the conversation with room for its pictures, whose pixels are not touched yet."""
         processor = self.processor
-        text = processor.apply_chat_template(messages, tools=self.tools, add_generation_prompt=True)
+        text = rendered(processor, messages, self.tools, self.control_tokens)
         pictures = [
             item["image"]
             for message in messages
@@ -194,7 +193,7 @@ class Chat:
         markup = processor.markup()
         assign_pictures([text], pictures, markup.image)
         plans = [geometry.plan(picture.height, picture.width, self.image_config) for picture in pictures]
-        ids = processor.tokenizer.encode(expand(text, plans, markup).text, add_special_tokens=False)
+        ids = processor.tokenizer.encode_marked(expand(text, plans, markup).text)
         places = image_spans(ids, plans, processor.image_token_id, markup.markers) if plans else ()
         spans = [
             sequence.PictureSpan(start, end, _picture_key(picture))
@@ -202,10 +201,10 @@ class Chat:
         ]
         return ids, spans, pictures
 
-    def _prompt(self, ids: list[int], spans: list[sequence.PictureSpan], pictures: list[Picture], kept: int) -> Prompt:
+    def _prompt(self, ids: np.ndarray, spans: list[sequence.PictureSpan], pictures: list[Picture], kept: int) -> Prompt:
         """What is left to run: the ids and the pictures behind `kept`."""
         new = [picture for span, picture in zip(spans, pictures, strict=True) if span.start >= kept]
-        rest = np.array([ids[kept:]], np.int64)
+        rest = ids[:, kept:]
         if not new:
             return Prompt(rest)
         arrays, _ = self.processor.image_processor.encode(new, **self._overrides)
@@ -239,6 +238,33 @@ class Chat:
                 raise
             raise PromptError(f"{path}: is not a saved conversation ({error})") from None
         self.messages = messages
+
+
+class _Turn:
+    """The start of a turn: what is new in the conversation, behind what the chat's cache holds of it."""
+
+    padding = None
+
+    def __init__(self, chat: Chat, ids: list[int], spans: list[sequence.PictureSpan], pictures: list[Picture]):
+        self.ids, self._spans, self._pictures = np.array([ids], np.int64), spans, pictures
+        self._chat, self.cached = chat, [0]
+
+    def begin(self, stop: Stop | None, progress: Progress | None) -> tuple[Cache, mx.array]:
+        chat, held = self._chat, self._chat._sequence
+        kept, logits = held.reuse(self.ids[0].tolist(), self._spans)
+        self.cached = [kept]
+        if logits is None:
+            logits = prefill(
+                chat.model,
+                chat._prompt(self.ids, self._spans, self._pictures, kept),
+                held.cache,
+                features=chat.features,
+                stop=stop,
+                progress=progress,
+            )
+            mx.eval(logits, held.cache.arrays)
+            held.mark(logits)
+        return held.cache, logits
 
 
 def _picture_key(picture: Picture) -> bytes:

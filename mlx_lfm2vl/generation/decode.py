@@ -6,17 +6,18 @@ while Python has. Logits are computed for the last position only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, NotFiniteError
 from ..model.cache import Cache
 from ..model.lfm2 import Context, padding_masks
 from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration
 from .features import FeatureCache, encode_views
+from .finite import not_finite
 from .sampling import Chooser
 from .watch import Progress, Stop, check
 
@@ -27,13 +28,15 @@ PREFILL_CHUNK = 512  # tokens; bounds the activations of a long prompt
 class Prompt:
     """What the processor makes of one call, ready to be prefilled.
 
-    `input_ids` (B, L); `attention_mask` (B, L), 1 at real tokens, padded on the left; the pictures' arrays or None.
+    `input_ids` (B, L); `attention_mask` (B, L), 1 at real tokens, padded on the left; the pictures' arrays or None, or
+    in their place `images`, the image tokens (n, hidden) that were made of them.
     """
 
     input_ids: np.ndarray
     attention_mask: np.ndarray | None = None
     pixel_values: Array | None = None
     spatial_shapes: Array | None = None
+    images: mx.array | None = None
 
     def __post_init__(self) -> None:
         if self.attention_mask is None:
@@ -61,32 +64,39 @@ def prefill(
     progress: Progress | None = None,
     features: FeatureCache | None = None,
     stop: Stop | None = None,
+    pauses: Sequence[int] = (),
+    paused: Callable[[int], None] | None = None,
 ) -> mx.array:
     """Runs the prompt through the model into `cache` and returns the logits (B, vocabulary) of its last position.
 
     Pictures are encoded first (or found in `features`) and their buffers freed; the text follows in chunks, each
     evaluated before the next. A single unpadded prompt may continue what the cache holds. `stop` is asked between
-    passes and chunks; what has been done by then stays in the cache. Raises `InputError` and `Cancelled`.
+    passes and chunks; what has been done by then stays in the cache. A chunk ends at each of `pauses` (lengths of the
+    prompt, ascending, short of all of it), and `paused` is told. Raises `InputError`, `NotFiniteError` and `Cancelled`.
     """
     body = model.model
-    images = None
+    images = prompt.images
     if prompt.pixel_values is not None:
         if prompt.spatial_shapes is None:
             raise InputError("pixel_values is given without spatial_shapes")
         images = encode_views(model, prompt.pixel_values, prompt.spatial_shapes, features, stop)
         mx.eval(images)
     embeds = body.embed(prompt.input_ids, images)
-    del images
+    padding = prompt.padding
+    del images, prompt
     length = embeds.shape[1]
     hidden = embeds
-    for start in range(0, length, chunk):
+    ends = sorted({*range(chunk, length, chunk), *pauses, length})
+    for start, end in zip([0, *ends], ends, strict=False):
         check(stop)
-        part = embeds[:, start : start + chunk]
-        hidden = body.language_model(part, _context(prompt.padding, cache, part.shape[1]), cache)
-        if start + chunk < length:
+        part = embeds[:, start:end]
+        hidden = body.language_model(part, _context(padding, cache, part.shape[1]), cache)
+        if end < length:
             mx.eval(cache.arrays)
+        if paused is not None and end in pauses:
+            paused(end)
         if progress is not None:
-            progress(min(start + chunk, length), length)
+            progress(end, length)
     return model.logits(hidden[:, -1:])[:, 0]
 
 
@@ -104,6 +114,8 @@ def _context(padding: np.ndarray | None, cache: Cache, length: int) -> Context:
 class Decoding:
     """Rows that are being decoded, one step ahead of what was read."""
 
+    NOT_FINITE = -1  # in place of a token that no logits could be chosen by
+
     def __init__(
         self,
         model: Lfm2VlForConditionalGeneration,
@@ -118,7 +130,8 @@ class Decoding:
         self._next = self._chosen(logits)
 
     def _chosen(self, logits: mx.array) -> tuple[mx.array, mx.array | None]:
-        tokens = self._choose(logits)
+        finite = mx.isfinite(logits).all(axis=-1)
+        tokens = mx.where(finite, self._choose(logits).astype(mx.int32), self.NOT_FINITE)
         if not self._logprobs:
             mx.async_eval(tokens)
             return tokens, None
@@ -128,7 +141,7 @@ class Decoding:
         return tokens, own
 
     def step(self, last: bool = False) -> tuple[list[int], list[float] | None]:
-        """The next token of every row, and its logprob if wanted.
+        """The next token of every row (`NOT_FINITE` where its logits were not), and its logprob if wanted.
 
         Unless it is the `last` step the one after is dispatched first, and the cache holds the tokens returned.
         """
@@ -139,6 +152,10 @@ class Decoding:
             hidden = body.language_model(embeds, _context(self._padding, self._cache, 1), self._cache)
             self._next = self._chosen(self._model.logits(hidden)[:, 0])
         return tokens.tolist(), None if logprobs is None else logprobs.tolist()  # type: ignore[return-value]
+
+    def error(self, row: int) -> NotFiniteError:
+        """Why a row's logits were not finite."""
+        return not_finite(self._model, self._cache, row)
 
     def select(self, rows: list[int]) -> None:
         """Goes on with these rows only."""
@@ -159,7 +176,11 @@ def decode(
     choose: Chooser,
     max_tokens: int,
 ) -> Iterator[list[int]]:
-    """Yields the next token of every row, at most `max_tokens` times; the caller stops when it has enough."""
+    """Yields the next token of every row, at most `max_tokens` times; the caller stops when it has enough. Raises
+    `NotFiniteError`."""
     steps = Decoding(model, cache, logits, choose, prompt.padding)
     for step in range(max_tokens):
-        yield steps.step(last=step + 1 == max_tokens)[0]
+        tokens = steps.step(last=step + 1 == max_tokens)[0]
+        if steps.NOT_FINITE in tokens:
+            raise steps.error(tokens.index(steps.NOT_FINITE))
+        yield tokens

@@ -20,13 +20,19 @@ import mlx.core as mx
 from ..errors import EngineClosedError, OptionError, QueueFullError
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from .batch import BATCH_SIZE, Prepared, Question, prepare, run_prepared
+from . import features, prefix
+from .batch import BATCH_SIZE
 from .chat import Chat
 from .engine_chat import EngineChat
-from .features import DEFAULT_BYTES, FeatureCache
+from .features import FeatureCache
+from .memory import MemoryLimits
 from .options import GenerationOptions
-from .request import Request, Sink
-from .run import GenerationPiece
+from .prefix import PrefixCache
+from .question import Prepared, Question, prepare
+from .request import Request, Sink, check_seconds
+from .run import GenerationPiece, prompt_statistics
+from .stream import run_rows
+from .watch import Progress
 
 Loader = Callable[[], tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]]
 T = TypeVar("T")
@@ -39,6 +45,7 @@ class _Job:
 
     request: Request
     question: Question | None = None
+    progress: Progress | None = None
     work: Callable[[Request], None] | None = None
 
 
@@ -47,7 +54,10 @@ class Engine:
 
     `max_queue`: requests that may wait; one more is `QueueFullError`, at once or after `wait` seconds. `max_batch`:
     questions answered together. `cache_limit`: bytes that MLX keeps for reuse (None: its default); what it keeps is
-    given back after `idle_seconds` without work. `feature_bytes`: encoded pictures that are remembered.
+    given back after `idle_seconds` without work. `wired_limit`: bytes that macOS must not page out (None: what Metal
+    recommends, 0: none; without effect elsewhere). Both limits are those of the process, and as before once the engine
+    is closed. `feature_bytes`: encoded pictures that are remembered; `prefix_bytes`: beginnings of prompts that are.
+    Raises `OptionError`.
     """
 
     def __init__(
@@ -57,15 +67,20 @@ class Engine:
         max_queue: int = 64,
         max_batch: int = BATCH_SIZE,
         cache_limit: int | None = None,
+        wired_limit: int | None = None,
         idle_seconds: float = 5.0,
-        feature_bytes: int = DEFAULT_BYTES,
+        feature_bytes: int = features.DEFAULT_BYTES,
+        prefix_bytes: int = prefix.DEFAULT_BYTES,
     ):
+        if not callable(loader):
+            raise OptionError(f"loader is {loader!r}, expected a function such as `lambda: load('demo')`")
         for name, value in (("max_queue", max_queue), ("max_batch", max_batch)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise OptionError(f"{name} is {value!r}, expected an integer of at least 1")
         self._loader, self._max_queue, self._max_batch = loader, max_queue, max_batch
-        self._cache_limit, self._idle_seconds = cache_limit, idle_seconds
-        self._features = FeatureCache(feature_bytes)
+        self._limits = MemoryLimits(cache_limit, wired_limit)
+        self._idle_seconds = check_seconds("idle_seconds", idle_seconds)
+        self._features, self._prefixes = FeatureCache(feature_bytes), PrefixCache(prefix_bytes)
         self._jobs: deque[_Job] = deque()
         self._running: list[Request] = []
         self._changed = threading.Condition()
@@ -103,17 +118,21 @@ class Engine:
         deadline: float | None = None,
         wait: float = 0.0,
         sink: Sink | None = None,
+        progress: Progress | None = None,
+        control_tokens: bool = False,
         **image_overrides: Any,
     ) -> Request:
         """Puts a question into the queue; arguments as for `stream_generate`.
 
         `deadline`: seconds from now after which the answer ends as "cancelled". `wait`: seconds to wait for a place in
-        the queue. `sink` gets pieces and errors instead of the request's own reader, in the engine's thread. Raises
+        the queue. `sink` gets pieces and errors instead of the request's own reader, in the engine's thread, where
+        `progress` is called too (with the tokens of all questions that are answered together). Raises `OptionError`,
         `QueueFullError` and `EngineClosedError`; what is wrong with the question itself is raised by the request.
         """
-        question = Question(prompt, images, system, tools, options or GenerationOptions(), image_overrides)
+        chosen = options or GenerationOptions()
+        question = Question(prompt, images, system, tools, chosen, image_overrides, control_tokens)
         request = Request(deadline, sink)
-        self._put(_Job(request, question=question), wait)
+        self._put(_Job(request, question, progress), wait)
         return request
 
     def stream(self, *arguments: Any, **keywords: Any) -> Iterator[GenerationPiece]:
@@ -167,9 +186,15 @@ class Engine:
         self.enqueue(work).result()
         return results[0]
 
-    def enqueue(self, work: Callable[[Request], None], deadline: float | None = None, wait: float = 0.0) -> Request:
+    def enqueue(
+        self,
+        work: Callable[[Request], None],
+        deadline: float | None = None,
+        wait: float = 0.0,
+        sink: Sink | None = None,
+    ) -> Request:
         """Puts work into the queue that delivers its own pieces to its request."""
-        request = Request(deadline)
+        request = Request(deadline, sink)
         self._put(_Job(request, work=work), wait)
         return request
 
@@ -192,6 +217,7 @@ class Engine:
             self._thread.join(timeout)
 
     def _put(self, job: _Job, wait: float) -> None:
+        check_seconds("wait", wait)
         with self._changed:
             if not self._changed.wait_for(lambda: self._closing or len(self._jobs) < self._max_queue, wait):
                 raise QueueFullError(f"{self._max_queue} requests wait already; try again later, or wait for a place")
@@ -203,26 +229,28 @@ class Engine:
     # The thread
 
     def _work(self) -> None:
-        try:
-            if self._cache_limit is not None:
-                mx.set_cache_limit(self._cache_limit)
-            self._model, self._processor = self._loader()
-        except BaseException as error:  # whoever waits must hear of it, whatever it is
-            self._load_error = error
-        self._ready.set()
-        while (jobs := self._take()) is not None:
-            if self._load_error is not None:
-                for job in jobs:
-                    job.request.deliver(self._load_error)
-            elif jobs[0].question is None:
-                self._alone(jobs[0])
-            else:
-                self._together(jobs)
-            with self._changed:
-                self._running = []
-        self._model = self._processor = None
-        self._features.clear()
-        mx.clear_cache()
+        with contextlib.ExitStack() as limits:
+            try:
+                limits.enter_context(self._limits)
+                self._model, self._processor = self._loader()
+            except BaseException as error:  # whoever waits must hear of it, whatever it is
+                self._load_error = error
+            self._ready.set()
+            while (jobs := self._take()) is not None:
+                if self._load_error is not None:
+                    for job in jobs:
+                        job.request.deliver(self._load_error)
+                elif jobs[0].question is None:
+                    self._alone(jobs[0])
+                else:
+                    self._together(jobs)
+                del jobs  # what it holds may be large, and the next may be long in coming
+                with self._changed:
+                    self._running = []
+            self._model = self._processor = None
+            self._features.clear()
+            self._prefixes.clear()
+            mx.clear_cache()
 
     def _take(self) -> list[_Job] | None:
         """The next jobs that can be done together; None once the engine closes."""
@@ -250,48 +278,61 @@ class Engine:
             job.request.deliver(error)
 
     def _together(self, jobs: Sequence[_Job]) -> None:
+        """Answers questions in one batch; jobs that have ended, or fail before it, are left out."""
         assert self._model is not None and self._processor is not None
-        requests: list[Request] = []
+        present: list[_Job] = []
         rows: list[Prepared] = []
         started = time.perf_counter()
         for job in jobs:
             assert job.question is not None
             if job.request.stopped():
                 job.request.give_up()
+            if job.request.done:
                 continue
             try:
                 rows.append(prepare(self._model, self._processor, job.question))
-                requests.append(job.request)
+                present.append(job)
             except Exception as error:
                 job.request.deliver(error)
-        if requests:
-            self._run(requests, rows, started)
+        if present:
+            self._run(present, rows, started)
 
-    def _run(self, requests: Sequence[Request], rows: Sequence[Prepared], started: float) -> None:
+    def _run(self, jobs: Sequence[_Job], rows: list[Prepared], started: float) -> None:
         assert self._model is not None and self._processor is not None
+        requests = [job.request for job in jobs]
+        prompts = [row.ids for row in rows]
+        told = [job.progress for job in jobs if job.progress is not None]
 
-        def all_stopped() -> bool:
-            for request in requests:
+        def abandoned() -> bool:  # before the first token
+            assert self._model is not None
+            for request, ids in zip(requests, prompts, strict=True):
                 if request.stopped():
-                    request.give_up()
+                    request.give_up(prompt_statistics(self._model, ids))
             return all(request.done for request in requests)
+
+        def progress(done: int, total: int) -> None:
+            for each in told:
+                each(done, total)
 
         try:
             mx.reset_peak_memory()
-            for index, piece in run_prepared(
+            for index, piece in run_rows(
                 self._model,
                 self._processor,
                 rows,
                 started=started,
                 features=self._features,
-                stop=all_stopped,
-                row_stop=lambda index: requests[index].done,
+                prefixes=self._prefixes,
+                stop=abandoned,
+                row_stop=lambda index: requests[index].stopped(),
+                failed=lambda index, error: requests[index].deliver(error),
+                progress=progress if told else None,
             ):
                 requests[index].deliver(piece)
         except Exception as error:
             # Whatever failed for all may be the fault of one: those who have heard nothing yet get a run of their own.
-            for request, row in zip(requests, rows, strict=True):
-                if len(requests) > 1 and not request.started:
-                    self._run([request], [row], time.perf_counter())
+            for job in jobs:
+                if len(jobs) > 1 and not job.request.started:
+                    self._together([job])
                 else:
-                    request.deliver(error)
+                    job.request.deliver(error)

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .chat import Chat
-from .request import Request
+from .request import Request, Sink
 from .run import GenerationPiece
 
 T = TypeVar("T")
@@ -20,7 +20,9 @@ class Worker(Protocol):
 
     def call(self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T]) -> T: ...
 
-    def enqueue(self, work: Callable[[Request], None], deadline: float | None = None, wait: float = 0.0) -> Request: ...
+    def enqueue(
+        self, work: Callable[[Request], None], deadline: float | None, wait: float, sink: Sink | None
+    ) -> Request: ...
 
 
 class EngineChat:
@@ -34,9 +36,18 @@ class EngineChat:
         """The conversation as it stands after the last finished turn."""
         return list(self._chat.messages)
 
-    def submit(self, text: str, images: Any = None, *, deadline: float | None = None, **arguments: Any) -> Request:
-        """A turn as a request."""
-        return self._submit(lambda **more: self._chat.stream(text, images, **arguments, **more), deadline)
+    def submit(
+        self,
+        text: str,
+        images: Any = None,
+        *,
+        deadline: float | None = None,
+        wait: float = 0.0,
+        sink: Sink | None = None,
+        **arguments: Any,
+    ) -> Request:
+        """A turn as a request; `deadline`, `wait`, `sink` as for `Engine.submit`, the others as for `Chat.stream`."""
+        return self._submit(lambda **more: self._chat.stream(text, images, **arguments, **more), deadline, wait, sink)
 
     def stream(self, text: str, images: Any = None, **arguments: Any) -> Iterator[GenerationPiece]:
         return iter(self.submit(text, images, **arguments))
@@ -44,8 +55,14 @@ class EngineChat:
     def ask(self, text: str, images: Any = None, **arguments: Any) -> str:
         return self.submit(text, images, **arguments).result().text
 
-    def retry(self, *, deadline: float | None = None, **arguments: Any) -> Iterator[GenerationPiece]:
-        return iter(self._submit(lambda **more: self._chat.retry(**arguments, **more), deadline))
+    def submit_retry(
+        self, *, deadline: float | None = None, wait: float = 0.0, sink: Sink | None = None, **arguments: Any
+    ) -> Request:
+        """The last turn anew, as a request."""
+        return self._submit(lambda **more: self._chat.retry(**arguments, **more), deadline, wait, sink)
+
+    def retry(self, **arguments: Any) -> Iterator[GenerationPiece]:
+        return iter(self.submit_retry(**arguments))
 
     def undo(self) -> None:
         self._engine.call(lambda *_: self._chat.undo())
@@ -62,10 +79,12 @@ class EngineChat:
     def load(self, path: Any) -> None:
         self._engine.call(lambda *_: self._chat.load(path))
 
-    def _submit(self, turn: Callable[..., Iterator[GenerationPiece]], deadline: float | None) -> Request:
+    def _submit(
+        self, turn: Callable[..., Iterator[GenerationPiece]], deadline: float | None, wait: float, sink: Sink | None
+    ) -> Request:
         def work(request: Request) -> None:
             with contextlib.closing(turn(stop=request.stopped)) as pieces:  # type: ignore[type-var]
                 for piece in pieces:
                     request.deliver(piece)
 
-        return self._engine.enqueue(work, deadline)
+        return self._engine.enqueue(work, deadline, wait, sink)

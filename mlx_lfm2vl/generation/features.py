@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import InputError, OptionError
 from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration, vision_passes
+from .finite import check_vision
 from .watch import Stop, check
 
 DEFAULT_BYTES = 256 * 2**20
@@ -71,22 +72,26 @@ def encode_views(
     spatial_shapes: Array,
     features: FeatureCache | None = None,
     stop: Stop | None = None,
+    keys: Sequence[bytes] | None = None,
 ) -> mx.array:
     """Image tokens of all views in order, (tokens, hidden), evaluated.
 
-    `stop` is asked before each pass of the tower. Raises `InputError` and `Cancelled`.
+    `keys`: the views' `view_key`s, if they are known already; equal views are then encoded once. `stop` is asked before
+    each pass of the tower. Raises `InputError`, `NotFiniteError` and `Cancelled`.
     """
     shapes = np.array(spatial_shapes)
     if shapes.ndim != 2 or shapes.shape[1] != 2 or len(shapes) != len(pixel_values) or not len(shapes):
         raise InputError(f"spatial_shapes has shape {shapes.shape}, expected ({len(pixel_values)}, 2)")
     grids = [(int(h), int(w)) for h, w in shapes]
-    tokens: list[mx.array | None] = [None] * len(grids)
-    keys: list[bytes] = []
-    if features is not None:
+    if keys is None and features is not None:
         pixels = np.array(mx.array(pixel_values).astype(mx.float32))
         keys = [view_key(view, grid) for view, grid in zip(pixels, grids, strict=True)]
-        tokens = [features.get(key) for key in keys]
-    missing = [index for index, known in enumerate(tokens) if known is None]
+    names: Sequence[object] = keys if keys is not None else range(len(grids))
+    tokens: dict[object, mx.array] = {}
+    if features is not None and keys is not None:
+        tokens = {key: known for key in keys if (known := features.get(key)) is not None}
+    firsts = {name: index for index, name in reversed(list(enumerate(names))) if name not in tokens}
+    missing = sorted(firsts.values())
     for part in vision_passes([grids[index] for index in missing]):
         check(stop)
         views = [missing[index] for index in part]
@@ -95,10 +100,13 @@ def encode_views(
             pixel_values if whole else pixel_values[mx.array(views) if isinstance(pixel_values, mx.array) else views]
         )
         made = model.get_image_features(chosen, shapes[views]).pooler_output
-        mx.eval(made)
+        finite = mx.stack([mx.isfinite(array).all() for array in made]).all()
+        mx.eval(made, finite)
+        if not finite.item():
+            check_vision(model, chosen, shapes[views])
         for index, array in zip(views, made, strict=True):
-            tokens[index] = array
-            if features is not None:
+            tokens[names[index]] = array
+            if features is not None and keys is not None:
                 features.put(keys[index], array)
-    done: Sequence[mx.array] = [array for array in tokens if array is not None]
-    return done[0] if len(done) == 1 else mx.concatenate(list(done))
+    done = [tokens[name] for name in names]
+    return done[0] if len(done) == 1 else mx.concatenate(done)

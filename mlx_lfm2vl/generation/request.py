@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Real
 
+from ..errors import OptionError
 from .run import GenerationPiece, Statistics
 
 
@@ -30,13 +34,16 @@ Sink = Callable[[Item], None]
 class Request:
     """A submitted question. Safe to use from any thread; its pieces go to one reader.
 
-    Iterate over it for the pieces, or call `result` for all of them; both raise what went wrong.
+    Iterate over it for the pieces, or call `result` for all of them; both raise what went wrong. With a `sink` the
+    pieces go there and nowhere else.
     """
 
     def __init__(self, deadline: float | None = None, sink: Sink | None = None):
+        if sink is not None and not callable(sink):
+            raise OptionError(f"sink is {sink!r}, expected a function")
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._sink = sink or self._items.put
-        self._deadline = None if deadline is None else time.monotonic() + deadline
+        self._deadline = None if deadline is None else time.monotonic() + check_seconds("deadline", deadline)
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
         self._ended = False
@@ -103,11 +110,26 @@ class Request:
                 return
             self.started = True
             self._ended = isinstance(item, BaseException) or item.finish_reason is not None
-            self._sink(item)
+            try:
+                self._sink(item)
+            except Exception as error:  # the caller's own; it must not reach the neighbours in the batch
+                self._ended = True
+                self._cancelled.set()
+                warnings.warn(
+                    f"the sink of a request failed and gets no more ({error!r})", RuntimeWarning, stacklevel=2
+                )
 
-    def give_up(self) -> None:
-        """Delivers the end of a cancelled request."""
-        self.deliver(GenerationPiece("", (), "cancelled"))
+    def give_up(self, statistics: Statistics | None = None) -> None:
+        """Delivers the end of a cancelled request of which nothing has come; `statistics` if its prompt is known."""
+        known = statistics if statistics is not None else Statistics(0, 0, 0, 0, 0.0, 0.0, 0.0, 0)
+        self.deliver(GenerationPiece("", (), "cancelled", known))
+
+
+def check_seconds(name: str, value: float) -> float:
+    """A number of seconds of at least 0. Raises `OptionError`."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+        raise OptionError(f"{name} is {value!r}, expected a number of seconds of at least 0")
+    return float(value)
 
 
 class _Pieces(Iterator[GenerationPiece]):

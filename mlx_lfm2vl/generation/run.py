@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 
 from ..config import GenerationConfig
-from ..errors import PromptError
+from ..errors import Lfm2VlError, PromptError
 from ..model.cache import Cache
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.tokenizer import Tokenizer
-from .decode import Decoding, Prompt, prefill
-from .features import FeatureCache
+from .decode import Decoding
 from .options import GenerationOptions
 from .recommended import recommended
 from .sampling import chooser
@@ -64,6 +64,25 @@ class GenerationPiece:
     tool_text: str = ""
 
 
+class Start(Protocol):
+    """What `run` begins with."""
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The whole prompts (B, L), padded on the left."""
+
+    @property
+    def padding(self) -> np.ndarray | None:
+        """Padding tokens before each row (B,), or None if there are none."""
+
+    @property
+    def cached(self) -> Sequence[int]:
+        """Of each row, how many tokens needed no run; known once `begin` has returned."""
+
+    def begin(self, stop: Stop | None, progress: Progress | None) -> tuple[Cache, mx.array]:
+        """The cache with the prompts in it, and the logits (B, vocabulary) of their last tokens. Raises `Cancelled`."""
+
+
 class _Row:
     """What one row has made so far."""
 
@@ -85,76 +104,69 @@ class _Row:
 def run(
     model: Lfm2VlForConditionalGeneration,
     tokenizer: Tokenizer,
-    prompt: Prompt,
+    start: Start,
     options: Sequence[GenerationOptions],
     *,
     started: float,
-    cache: Cache | None = None,
-    known: np.ndarray | None = None,
-    features: FeatureCache | None = None,
     stop: Stop | None = None,
     row_stop: Callable[[int], bool] | None = None,
+    failed: Callable[[int, Lfm2VlError], None] | None = None,
     progress: Progress | None = None,
-    logits: mx.array | None = None,
-    prefilled: Callable[[mx.array], None] | None = None,
     chosen: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, GenerationPiece]]:
     """Yields (row, piece) until every row has ended.
 
-    `options` (resolved), one a row of the prompt. `started`: `time.perf_counter()` at the call. `cache` holds the ids
-    `known` (1, n) that the prompt continues, for a single row; `logits` (1, vocabulary) follow from them where the
-    prompt is empty. `prefilled` is called with the logits once the prompt is in the cache, `chosen` with each token of
-    a single row. `stop` ends all rows with "cancelled"; `row_stop` is asked for each row after each token. Raises
-    `PromptError` and `InputError` before the first piece.
+    `options` (resolved), one a row. `started`: `time.perf_counter()` at the call. `chosen` is called with each token of
+    a single row. `stop` ends all rows with "cancelled"; with `row_stop` it is asked before the first token only, and
+    `row_stop` for each row after each token. A row whose numbers are not finite ends with `failed`, without which
+    `NotFiniteError` is raised. Raises `PromptError` and `InputError` before the first piece.
     """
-    past = 0 if known is None else known.shape[1]
-    room = positions_left(model, prompt.input_ids.shape[1] + past)
+    ids, padding = start.ids, start.padding
+    gaps = [0] * len(ids) if padding is None else padding.tolist()
     ends = generation_config(model).eos_token_ids
-    rows = {index: _Row(tokenizer, each, ends, room) for index, each in enumerate(options)}
-    cache = cache if cache is not None else Cache(model.config.text_config)
+    rows = {
+        index: _Row(tokenizer, each, ends, positions_left(model, ids.shape[1] - gaps[index]))
+        for index, each in enumerate(options)
+    }
     choose = chooser(options)
-    vocabulary = model.config.text_config.vocab_size
-    whole = prompt.input_ids if known is None else np.concatenate([known, prompt.input_ids], axis=1)
-    choose.observe(mx.array(_without_padding(whole, prompt.padding)), vocabulary)
-
-    def statistics(index: int, row: _Row) -> Statistics:
-        padding = 0 if prompt.padding is None else int(prompt.padding[index])
-        ids = whole[index][padding:]
-        now = time.perf_counter() - started
-        rest = now - row.first
-        return Statistics(
-            prompt_tokens=len(ids),
-            cached_tokens=past,
-            image_tokens=int(np.count_nonzero(ids == model.config.image_token_id)),
-            generated_tokens=row.count,
-            time_to_first_token=row.first,
-            prompt_tokens_per_second=(len(ids) - past) / row.first if row.first else 0.0,
-            tokens_per_second=(row.count - 1) / rest if row.count > 1 and rest > 0 else 0.0,
-            peak_memory=mx.get_peak_memory(),
-        )
+    choose.observe(mx.array(_without_padding(ids, padding)), model.config.text_config.vocab_size)
 
     def last(index: int, text: str, reason: str) -> tuple[int, GenerationPiece]:
         row = rows.pop(index)
-        return index, row.piece(text, reason, statistics(index, row))
+        whole = ids[index][gaps[index] :]
+        now = time.perf_counter() - started
+        rest = now - row.first
+        statistics = replace(
+            prompt_statistics(model, whole),
+            cached_tokens=start.cached[index],
+            generated_tokens=row.count,
+            time_to_first_token=row.first,
+            prompt_tokens_per_second=(len(whole) - start.cached[index]) / row.first if row.first else 0.0,
+            tokens_per_second=(row.count - 1) / rest if row.count > 1 and rest > 0 else 0.0,
+        )
+        return index, row.piece(text, reason, statistics)
 
     try:
-        if logits is None:
-            logits = prefill(model, prompt, cache, features=features, stop=stop, progress=progress)
-            if prefilled is not None:
-                mx.eval(logits, cache.arrays)
-                prefilled(logits)
+        cache, logits = start.begin(stop, progress)
     except Cancelled:
         for index in list(rows):
             yield last(index, "", "cancelled")
         return
-    steps = Decoding(model, cache, logits, choose, prompt.padding, any(each.logprobs for each in options))
-    del logits
+    steps = Decoding(model, cache, logits, choose, padding, any(each.logprobs for each in options))
+    del logits, cache
     while rows:
         final = all(row.count + 1 >= row.limit for row in rows.values())
         tokens, logprobs = steps.step(last=final)
         present = list(rows)
         for at, (index, token) in enumerate(zip(present, tokens, strict=True)):
             row = rows[index]
+            if token == steps.NOT_FINITE:
+                error = steps.error(at)
+                if failed is None:
+                    raise error
+                del rows[index]
+                failed(index, error)
+                continue
             row.count += 1
             row.first = row.first or time.perf_counter() - started
             if chosen is not None:
@@ -169,12 +181,18 @@ def run(
                 yield last(index, text + row.text.finish(), "length")
             elif text or row.text.tool_text:
                 yield index, row.piece(text)
-        everything = stop is not None and stop()
+        everything = stop is not None and row_stop is None and stop()
         for index in list(rows):
             if everything or (row_stop is not None and row_stop(index)):
                 yield last(index, rows[index].text.finish(), "cancelled")
         if rows and len(rows) < len(present):
             steps.select([present.index(index) for index in rows])
+
+
+def prompt_statistics(model: Lfm2VlForConditionalGeneration, ids: np.ndarray) -> Statistics:
+    """Those of a prompt (n,) that nothing was answered to."""
+    images = int(np.count_nonzero(ids == model.config.image_token_id))
+    return Statistics(len(ids), 0, images, 0, 0.0, 0.0, 0.0, mx.get_peak_memory())
 
 
 def _without_padding(ids: np.ndarray, padding: np.ndarray | None) -> np.ndarray:

@@ -92,7 +92,7 @@ class Sequence:
         self.pictures = [picture for picture in self.pictures if picture.end <= length]
 
 
-def common_length(one: List[int], other: List[int]) -> int:
+def common_length(one: List[int] | np.ndarray, other: List[int] | np.ndarray) -> int:
     """How many ids two lists begin with alike."""
     length = min(len(one), len(other))
     differ = np.flatnonzero(np.array(one[:length], np.int64) != np.array(other[:length], np.int64))

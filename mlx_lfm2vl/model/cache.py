@@ -6,6 +6,7 @@ Key-value buffers grow in steps, so that a token costs no copy of the past. A co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -62,6 +63,12 @@ class ConvCache:
         return list(self.inputs)
 
 
+def _at_the_right(buffer: mx.array | None, used: int, length: int) -> mx.array:
+    """The used columns of a buffer (B, heads, room, dim), zeros before them, `length` in all."""
+    assert buffer is not None
+    return mx.pad(buffer[:, :, :used], [(0, 0), (0, 0), (length - used, 0), (0, 0)])
+
+
 @dataclass(frozen=True)
 class CacheCheckpoint:
     """A point to which a cache can be rewound: a length in tokens and the convolution states there."""
@@ -106,6 +113,30 @@ class Cache:
                 attention.offset = layer.offset
                 if layer.keys is not None and layer.values is not None:
                     attention.keys, attention.values = mx.array(layer.keys), mx.array(layer.values)
+                twin.layers.append(attention)
+        return twin
+
+    @classmethod
+    def joined(cls, caches: Sequence[Cache]) -> Cache:
+        """The rows of several caches of one model as one batch, in their order. Shorter pasts are moved to the right:
+        they end where the longest ends, behind columns that must be masked as padding."""
+        twin = cls.__new__(cls)
+        twin.offset, twin.layers = max(cache.offset for cache in caches), []
+        for layers in zip(*(cache.layers for cache in caches), strict=True):
+            first = layers[0]
+            if isinstance(first, ConvCache):
+                conv = ConvCache(first.length)
+                inputs = [layer.inputs for layer in layers if isinstance(layer, ConvCache)]
+                conv.inputs = tuple(mx.concatenate(list(same)) for same in zip(*inputs, strict=True))
+                twin.layers.append(conv)
+            else:
+                attention = KeyValueCache()
+                attention.offset = twin.offset
+                pasts = [layer for layer in layers if isinstance(layer, KeyValueCache)]
+                attention.keys = mx.concatenate([_at_the_right(past.keys, past.offset, twin.offset) for past in pasts])
+                attention.values = mx.concatenate(
+                    [_at_the_right(past.values, past.offset, twin.offset) for past in pasts]
+                )
                 twin.layers.append(attention)
         return twin
 

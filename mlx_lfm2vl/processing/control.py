@@ -19,8 +19,14 @@ def control_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or "(?!)")
 
 
+class Marked(str):
+    """A text in which the tokens that are meant as text are marked already: `mark` leaves it as it is."""
+
+
 def mark(value: Any, tokens: re.Pattern[str]) -> Any:
     """`value` with the tokens marked in all its strings (of lists and mappings too, but not in keys)."""
+    if isinstance(value, Marked):
+        return value
     if isinstance(value, str):
         return tokens.sub(f"{START}\\g<0>{END}", value.replace(START, "").replace(END, ""))
     if isinstance(value, Mapping):

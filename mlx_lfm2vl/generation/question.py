@@ -1,0 +1,196 @@
+"""A question as an app asks it, checked, and as arrays, ready to be prefilled.
+
+What people type is text: control tokens in it (`<image>`, `<|im_end|>`) steer nothing, unless `control_tokens` says
+that they are meant. In turns of the assistant the tokens that a model writes itself, around tool calls and thoughts, do
+count as such, so that it finds its calls in its past.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..errors import OptionError, PromptError
+from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..processing.control import Marked, control_pattern, mark
+from ..processing.processor import Lfm2VlProcessor
+from .features import view_key
+from .options import GenerationOptions
+from .run import positions_left, resolved
+from .sequence import PictureSpan
+from .tools import END, START
+
+OWN_TOKENS = frozenset((START, END, "<think>", "</think>"))
+_ITEMS = {"text": ("text",), "image": ("image", "url", "path", "base64"), "image_url": ("image_url",)}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question: what `stream_generate` takes. `image_overrides` as for `Lfm2VlProcessor`."""
+
+    prompt: str | Sequence[Mapping[str, Any]]
+    images: Any = None
+    system: str | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    options: GenerationOptions = field(default_factory=GenerationOptions)
+    image_overrides: Mapping[str, Any] = field(default_factory=dict)
+    control_tokens: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A question as arrays: `ids` (n,), and the views of its pictures or None.
+
+    `places`: (start, end) of each picture in the ids, markers included; `views`: how many views each has.
+    """
+
+    ids: np.ndarray
+    options: GenerationOptions
+    pixel_values: np.ndarray | None = None
+    spatial_shapes: np.ndarray | None = None
+    places: tuple[tuple[int, int], ...] = ()
+    views: tuple[int, ...] = ()
+
+    @cached_property
+    def keys(self) -> list[bytes]:
+        """What identifies each view."""
+        if self.pixel_values is None or self.spatial_shapes is None:
+            return []
+        pairs = zip(self.pixel_values, self.spatial_shapes, strict=True)
+        return [view_key(pixels, (int(shape[0]), int(shape[1]))) for pixels, shape in pairs]
+
+    @cached_property
+    def pictures(self) -> tuple[PictureSpan, ...]:
+        """What identifies each picture, and where it stands."""
+        keys: Iterator[bytes] = iter(self.keys)
+        return tuple(
+            PictureSpan(start, end, b"".join(next(keys) for _ in range(count)))
+            for (start, end), count in zip(self.places, self.views, strict=True)
+        )
+
+
+def prepare(model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, question: Question) -> Prepared:
+    """Reads, resizes and tokenises one question. Raises the library's typed errors."""
+    options = resolved(model, question.options)
+    messages = conversation(question.prompt, question.images, question.system)
+    if not isinstance(question.control_tokens, bool):
+        raise OptionError(f"control_tokens is {question.control_tokens!r}, expected True or False")
+    inputs = processor.apply_chat_template(
+        messages if question.control_tokens else [_spoken(message, processor) for message in messages],
+        tools=question.tools,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="np",
+        sanitize_control_tokens=not question.control_tokens,
+        **question.image_overrides,
+    )
+    ids = inputs["input_ids"][0]
+    positions_left(model, len(ids))
+    return Prepared(
+        ids,
+        options,
+        inputs.get("pixel_values"),
+        inputs.get("spatial_shapes"),
+        inputs.image_spans[0],
+        tuple(len(plan.spatial_shapes) for plan in inputs.plans[0]),
+    )
+
+
+def rendered(
+    processor: Lfm2VlProcessor,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    control_tokens: bool,
+) -> str:
+    """The text of a conversation up to its answer, in which control tokens of the caller's are marked as text (unless
+    `control_tokens`), for `Tokenizer.encode_marked`. Raises `TemplateError`."""
+    given: Any = list(messages)
+    if not control_tokens:
+        pattern = processor.tokenizer.control_tokens(processor.template.literal_text)
+        given = mark([_spoken(message, processor) for message in messages], pattern)
+        tools = mark(tools, pattern)
+    return processor.template.render(given, tools=tools, add_generation_prompt=True).text
+
+
+def _spoken(message: Mapping[str, Any], processor: Lfm2VlProcessor) -> dict[str, Any]:
+    """A message in which the assistant's own tokens will be left as they are."""
+    made = dict(message)
+    if made.get("role") != "assistant":
+        return made
+    tokens = processor.tokenizer.control_tokens(processor.template.literal_text)
+    names = (token.content for token in processor.tokenizer.backend.get_added_tokens_decoder().values())
+    others = control_pattern(name for name in names if name not in OWN_TOKENS and tokens.fullmatch(name))
+
+    def own(content: Any) -> Any:
+        return Marked(mark(content, others)) if isinstance(content, str) else content
+
+    content = made.get("content")
+    if isinstance(content, (list, tuple)):
+        made["content"] = [
+            {**item, "text": own(item["text"])} if isinstance(item, Mapping) and "text" in item else item
+            for item in content
+        ]
+    elif content is not None:
+        made["content"] = own(content)
+    return made
+
+
+def conversation(
+    prompt: str | Sequence[Mapping[str, Any]], images: Any = None, system: str | None = None
+) -> list[dict[str, Any]]:
+    """The messages of one question: the system's text if any, then the user's pictures and text; or those given, if
+    they are such. Raises `PromptError` naming what is not."""
+    if isinstance(prompt, str):
+        if not (system is None or isinstance(system, str)):
+            raise PromptError(f"system is {type(system).__name__}, expected text")
+        messages: list[dict[str, Any]] = [{"role": "user", "content": user_content(prompt, images)}]
+        return [{"role": "system", "content": system}, *messages] if system else messages
+    if not isinstance(prompt, (list, tuple)):
+        raise PromptError(f"prompt is {type(prompt).__name__}, expected text or a list of messages")
+    if images is not None or system is not None:
+        raise PromptError("prompt is a conversation; put pictures and the system's text into its messages")
+    if not prompt:
+        raise PromptError("prompt is a conversation without a message")
+    for number, message in enumerate(prompt):
+        _check_message(message, f"prompt[{number}]")
+    return [dict(message) for message in prompt]
+
+
+def _check_message(message: Any, where: str) -> None:
+    if not isinstance(message, Mapping):
+        raise PromptError(f"{where} is {type(message).__name__}, expected a message with 'role' and 'content'")
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not role:
+        raise PromptError(f"{where} has the role {role!r}, expected 'system', 'user', 'assistant' or 'tool'")
+    if isinstance(content, str) or (content is None and message.get("tool_calls")):
+        return
+    if not isinstance(content, (list, tuple)):
+        raise PromptError(f"{where} has the content {type(content).__name__}, expected text or a list of items")
+    for number, item in enumerate(content):
+        at = f"{where}, item {number} of its content,"
+        if not isinstance(item, Mapping):
+            raise PromptError(f"{at} is {type(item).__name__}, expected a mapping with 'type'")
+        kind = item.get("type")
+        fields = _ITEMS.get(kind) if isinstance(kind, str) else None
+        if fields is None:
+            raise PromptError(f"{at} has the type {kind!r}, expected one of {', '.join(_ITEMS)}")
+        if not any(item.get(name) is not None for name in fields):
+            raise PromptError(f"{at} is of type {kind!r} and has no {' or '.join(map(repr, fields))}")
+        if kind == "text" and not isinstance(item["text"], str):
+            raise PromptError(f"{at} has a text that is {type(item['text']).__name__}")
+
+
+def user_content(text: str, images: Any = None) -> list[dict[str, Any]]:
+    """A user's turn: pictures first, then the text. Raises `PromptError` if there is neither."""
+    if not isinstance(text, str):
+        raise PromptError(f"the text is {type(text).__name__}, expected str")
+    pictures = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+    if not text and not pictures:
+        raise PromptError("prompt is empty and there is no picture; give one of them")
+    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+    return [*content, {"type": "text", "text": text}] if text else content

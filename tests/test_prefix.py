@@ -1,0 +1,202 @@
+"""What prompts begin with alike is prefilled once, and no answer shows it."""
+
+from contextlib import contextmanager
+from functools import cache
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, picture
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlx_lfm2vl import Engine, GenerationOptions, PrefixCache, Question, generate_batch, load, stream_generate
+from mlx_lfm2vl.errors import OptionError
+from mlx_lfm2vl.generation.prefix import LEAST
+
+SYSTEM = "You look at pictures, say what is in them, and add nothing that is not there. " * 4
+OPTIONS = GenerationOptions(max_tokens=6)
+
+
+@cache
+def loaded():
+    return load(GOLDEN / "gen2")
+
+
+def alone(question: Question) -> tuple[int, ...]:
+    pieces = stream_generate(
+        *loaded(), question.prompt, question.images, system=question.system, options=question.options
+    )
+    return tuple(token for piece in pieces for token in piece.tokens)
+
+
+@contextmanager
+def counted(monkeypatch):
+    """Counts the tokens that go through the backbone, padding too, and the passes of the tower."""
+    model, _ = loaded()
+    seen = {"tokens": 0, "views": 0}
+    backbone, tower = type(model.model.language_model), type(model)
+    run, encode = backbone.__call__, tower.get_image_features
+
+    def count_tokens(self, embeds, *arguments, **keywords):
+        if embeds.shape[1] > 1:  # not the tokens of answers
+            seen["tokens"] += embeds.shape[0] * embeds.shape[1]
+        return run(self, embeds, *arguments, **keywords)
+
+    def count_views(self, pixels, *arguments, **keywords):
+        seen["views"] += len(pixels)
+        return encode(self, pixels, *arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone, "__call__", count_tokens)
+        patch.setattr(tower, "get_image_features", count_views)
+        yield seen
+
+
+def questions_of_one_picture(count: int) -> list[Question]:
+    return [
+        Question(f"Question {n}: what is this?", picture("landscape"), "Be brief.", options=OPTIONS)
+        for n in range(count)
+    ]
+
+
+def test_a_picture_with_many_questions_is_prefilled_once(monkeypatch):
+    questions = questions_of_one_picture(8)
+    with counted(monkeypatch) as seen:
+        answers = list(generate_batch(*loaded(), questions, batch_size=4))
+    assert [answer.tokens for answer in answers] == [alone(question) for question in questions]
+    known = [answer.statistics.cached_tokens for answer in answers]
+    lengths = [answer.statistics.prompt_tokens for answer in answers]
+    assert known[0] == 0 and all(tokens > 60 for tokens in known[1:])  # 60 image tokens, and what stands before
+    assert seen == {"tokens": sum(lengths) - sum(known), "views": 1}
+    assert seen["tokens"] < sum(lengths) / 3
+
+
+def test_a_long_system_prompt_is_prefilled_once_whatever_follows(monkeypatch):
+    names = ("landscape", "small", "portrait", None)
+    questions = [
+        Question("What is this? " * (1 + n), picture(name) if name else None, SYSTEM, options=OPTIONS)
+        for n, name in enumerate(names)
+    ]
+    with counted(monkeypatch) as seen:
+        answers = list(generate_batch(*loaded(), questions))
+    assert [answer.tokens for answer in answers] == [alone(question) for question in questions]
+    shared = min(answer.statistics.cached_tokens for answer in answers[1:])
+    assert shared >= len(loaded()[1].tokenizer.encode(SYSTEM))
+    assert seen["tokens"] == sum(a.statistics.prompt_tokens - a.statistics.cached_tokens for a in answers)
+    assert seen["views"] == 3
+
+
+def test_rows_with_and_without_a_shared_beginning_stand_side_by_side(monkeypatch):
+    questions = [
+        Question("Hello.", options=OPTIONS),
+        *questions_of_one_picture(2),
+        Question("Why? " * 5, picture("portrait"), options=OPTIONS),
+        *questions_of_one_picture(1),
+        Question("And this?", [picture("small"), picture("landscape")], options=GenerationOptions(max_tokens=3)),
+    ]
+    with counted(monkeypatch) as seen:
+        answers = list(generate_batch(*loaded(), questions))
+    assert [answer.tokens for answer in answers] == [alone(question) for question in questions]
+    assert [answer.statistics.cached_tokens > 60 for answer in answers] == [False, False, True, False, True, False]
+    assert seen["views"] == 3  # that of three rows once, although it stands elsewhere in the last
+
+
+def test_the_engine_knows_what_was_asked_before(monkeypatch):
+    questions = questions_of_one_picture(3)
+    expected = [alone(question) for question in questions]
+    with counted(monkeypatch) as seen, Engine(loaded) as engine:
+        engine.wait_until_ready(60)
+        completions = []
+        for question in questions:
+            request = engine.submit(question.prompt, question.images, system=question.system, options=question.options)
+            completions.append(request.result(60))
+    assert [completion.tokens for completion in completions] == expected
+    known = [completion.statistics.cached_tokens for completion in completions]
+    assert known[0] == 0 and known[1] == known[2] > 60
+    assert seen == {"tokens": sum(c.statistics.prompt_tokens for c in completions) - sum(known), "views": 1}
+
+
+def test_a_conversation_that_is_sent_again_and_again_costs_its_new_turns():
+    """As a stateless server sees it."""
+    prefixes = PrefixCache()
+    messages = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": [{"type": "image", "image": picture("landscape")}]},
+    ]
+    before = 0
+    for turn in range(3):
+        *_, last = stream_generate(*loaded(), messages, options=OPTIONS, prefixes=prefixes)
+        cold = tuple(t for piece in stream_generate(*loaded(), messages, options=OPTIONS) for t in piece.tokens)
+        warm = tuple(
+            t for p in stream_generate(*loaded(), messages, options=OPTIONS, prefixes=prefixes) for t in p.tokens
+        )
+        assert warm == cold
+        assert last.statistics.cached_tokens >= before
+        before = last.statistics.prompt_tokens - LEAST
+        messages += [
+            {"role": "assistant", "content": "A thing. " * 4},
+            {"role": "user", "content": f"And {turn}? " * 9},
+        ]
+    assert len(prefixes) == 1  # each continues the one before
+
+
+def test_the_same_ids_with_another_picture_share_what_stands_before_it():
+    prefixes = PrefixCache()
+    one = np.asarray(picture("landscape"))
+    for image in (one, 255 - one, one):
+        question = Question("What is this?", image, SYSTEM, options=OPTIONS)
+        pieces = list(
+            stream_generate(*loaded(), "What is this?", image, system=SYSTEM, options=OPTIONS, prefixes=prefixes)
+        )
+        assert tuple(token for piece in pieces for token in piece.tokens) == alone(question)
+
+
+def test_it_holds_no_more_bytes_than_it_may():
+    options = GenerationOptions(max_tokens=1)
+
+    def ask(prefixes: PrefixCache, n: int) -> int:
+        *_, last = stream_generate(*loaded(), "?", system=f"{n}: {SYSTEM}", options=options, prefixes=prefixes)
+        return last.statistics.cached_tokens
+
+    prefixes = PrefixCache()
+    ask(prefixes, 0)
+    room = prefixes.nbytes * 3
+    prefixes = PrefixCache(room)
+    for n in range(9):
+        assert ask(prefixes, n) == 0
+        assert 0 < prefixes.nbytes <= room
+    assert ask(prefixes, 8) > 0 and ask(prefixes, 0) == 0
+    nothing = PrefixCache(0)
+    assert ask(nothing, 0) == ask(nothing, 0) == len(nothing) == nothing.nbytes == 0
+    prefixes.clear()
+    assert ask(prefixes, 8) == 0
+    with pytest.raises(OptionError, match="limit is -1"):
+        PrefixCache(-1)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_any_questions_in_any_batches_are_answered_as_alone(data):
+    """Systems, pictures and texts that begin alike or not, in batches of any size, with one memory or little of it."""
+    systems = st.sampled_from([None, "Be brief.", SYSTEM, SYSTEM + "Be brief.", SYSTEM[:100]])
+    pictures = st.lists(st.sampled_from(["landscape", "small", "portrait"]), max_size=2)
+    texts = st.sampled_from(["Why?", "What is this? " * 3, "What is this? " * 12, "What is this? " * 12 + "Why?"])
+    asked = data.draw(st.lists(st.tuples(systems, pictures, texts, st.integers(1, 5)), min_size=1, max_size=7))
+    questions = [
+        Question(text, [picture(name) for name in names] or None, system, options=GenerationOptions(max_tokens=count))
+        for system, names, text, count in asked
+    ]
+    prefixes = PrefixCache(data.draw(st.sampled_from([2**28, 100_000])))
+    size = data.draw(st.integers(1, 5))
+    answers = list(generate_batch(*loaded(), questions, batch_size=size, prefixes=prefixes))
+    assert [answer.tokens for answer in answers] == [alone_cached(*row) for row in asked]
+
+
+@cache
+def _alone_cached(system, names, text, count):
+    images = [picture(name) for name in names] or None
+    return alone(Question(text, images, system, options=GenerationOptions(max_tokens=count)))
+
+
+def alone_cached(system, names, text, count):
+    return _alone_cached(system, tuple(names), text, count)
