@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from . import demo
 from .errors import HubError
 
 DATA_PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.md", "LICENSE*")
+Progress = Callable[[str, int, int], None]  # of what, done, in all
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -27,8 +30,12 @@ def resolve(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     patterns: tuple[str, ...] = DATA_PATTERNS,
+    progress: Progress | None = None,
 ) -> Path:
     """The folder that holds the model; fetches what `patterns` match if the name is a hub repository.
+
+    `progress` is told of "files" and of bytes ("download", whose total grows as files begin), from several threads, in
+    place of the bars that huggingface_hub draws.
 
     A folder that has no config.json but children that do (one precision each) is refused with the children's names, and
     so is a `revision` of a folder. Raises `HubError` if nothing of that name can be had.
@@ -49,7 +56,7 @@ def resolve(
         raise HubError(f"{name}: is a file; give the folder that holds config.json")
     if not _REPOSITORY.fullmatch(name):
         raise HubError(f"{name}: no such folder, and not a hub repository name like 'LiquidAI/LFM2-VL-450M'")
-    return _with_config(_download(name, revision, token, cache_dir, local_files_only, patterns))
+    return _with_config(_download(name, revision, token, cache_dir, local_files_only, patterns, progress))
 
 
 def _with_config(folder: Path) -> Path:
@@ -70,6 +77,7 @@ def _download(
     cache_dir: str | os.PathLike[str] | None,
     local_files_only: bool,
     patterns: tuple[str, ...],
+    progress: Progress | None,
 ) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -91,6 +99,7 @@ def _download(
                 cache_dir=None if cache_dir is None else os.fspath(cache_dir),
                 local_files_only=local_files_only,
                 allow_patterns=list(patterns),
+                tqdm_class=None if progress is None else _reporter(progress),
             )
         )
     except HFValidationError as error:
@@ -109,6 +118,30 @@ def _download(
         raise HubError(f"{repo}: not in the local cache and the hub cannot be reached ({_first_line(error)})") from None
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise HubError(f"{repo}: the download failed ({_first_line(error)}); run it again to resume") from error
+
+
+def _reporter(progress: Progress) -> Any:
+    """A class of progress bars that draw nothing and tell `progress`."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    lock, most = threading.Lock(), [0, 0]
+
+    class Reporter(tqdm):
+        def __init__(self, *arguments: Any, **keywords: Any):
+            self._bytes = keywords.get("unit") == "B"
+            super().__init__(*arguments, **{**keywords, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            with lock:
+                self.n += n or 0
+                if not self._bytes:
+                    progress("files", int(self.n), int(self.total or 0))
+                    return
+                # two bars count bytes, those received and those written
+                most[:] = [max(most[0], int(self.n)), max(most[1], int(self.total or 0), int(self.n))]
+                progress("download", *most)
+
+    return Reporter
 
 
 def _first_line(error: BaseException) -> str:

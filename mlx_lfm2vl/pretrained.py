@@ -19,7 +19,7 @@ from .generation.decode import Prompt, decode, prefill
 from .generation.options import GenerationOptions
 from .generation.run import generation_config, positions_left
 from .generation.sampling import Sampler
-from .hub import resolve
+from .hub import Progress, resolve
 from .model import lfm2vl
 from .model.cache import Cache
 from .model.lfm2vl import Array
@@ -64,15 +64,22 @@ class Lfm2VlForConditionalGeneration(lfm2vl.Lfm2VlForConditionalGeneration):
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
+        progress: Progress | None = None,
     ) -> Lfm2VlForConditionalGeneration:
         """From a folder, a hub repository or `demo`; in the dtype of its file, or `float32`, `float16`, `bfloat16`.
 
-        There is no `device_map`: MLX's memory is unified. Raises `HubError`, `ConfigError`, `WeightsError`.
+        `progress` as for `load`. There is no `device_map`: MLX's memory is unified. Raises `HubError`, `ConfigError`,
+        `WeightsError`.
         """
         folder = resolve(
-            path_or_repo, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+            path_or_repo,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            progress=progress,
         )
-        model = load_model(folder, dtype=dtype, model_class=cls)
+        model = load_model(folder, dtype=dtype, model_class=cls, progress=progress)
         file = folder / "generation_config.json"
         config = GenerationConfig.from_dict(read_json(file), str(file)) if file.is_file() else GenerationConfig()
         if not config.eos_token_ids:
@@ -166,18 +173,20 @@ def load(
     revision: str | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
+    progress: Progress | None = None,
     **image_overrides: Any,
 ) -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
     """Model and processor of a folder, a hub repository, or `demo`.
 
-    `image_overrides` change the checkpoint's picture policy for all calls (`max_image_tokens=128`,
-    `do_image_splitting=False` ...). Raises the library's typed errors.
+    `progress(what, done, total)` is told of "files" and bytes ("download") that are fetched, maybe from other threads,
+    and of the bytes of "weights" that are read. `image_overrides` change the checkpoint's picture policy for all calls
+    (`max_image_tokens=128`, `do_image_splitting=False` ...). Raises the library's typed errors.
     """
-    folder = resolve(path_or_repo, revision=revision, token=token, local_files_only=local_files_only)
+    folder = resolve(path_or_repo, revision=revision, token=token, local_files_only=local_files_only, progress=progress)
     expected = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
     processor = Lfm2VlProcessor.from_pretrained(folder, **image_overrides)
     _check_agreement(folder, expected, processor)
-    model = Lfm2VlForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    model = Lfm2VlForConditionalGeneration.from_pretrained(folder, dtype=dtype, progress=progress)
     config = model.generation_config
     if not config.eos_token_ids and processor.tokenizer.eos_token_id is not None:
         model.generation_config = replace(config, eos_token_ids=(processor.tokenizer.eos_token_id,))

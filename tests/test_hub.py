@@ -141,6 +141,35 @@ def test_no_such_repository(fetch):
     assert "maker/nothing" in said and "no such repository" in said
 
 
+def test_progress_is_told_and_no_bar_is_drawn(tmp_path, hub):
+    script = f"""
+import json, sys
+from mlx_lfm2vl import hub
+told = []
+hub.resolve({NAME!r}, progress=lambda *at: told.append(at))
+first = len(told)
+hub.resolve({NAME!r}, progress=lambda *at: told.append(at))
+print(json.dumps([told[:first], told[first:]]))
+"""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    root = str(Path(__file__).parent.parent)
+    process = subprocess.run(
+        [sys.executable, "-c", script],
+        env=clean | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0 and process.stderr == "", process.stderr
+    fetched, known = json.loads(process.stdout)
+    files = [at[1:] for at in fetched if at[0] == "files"]
+    assert files == [[n, len(DATA)] for n in range(1, len(DATA) + 1)]
+    size = sum(len(FILES[name]) for name in DATA)
+    written = [at[1:] for at in fetched if at[0] == "download"]
+    assert written == sorted(written) and written[-1] == [size, size]
+    assert [at for at in known if at[0] == "files"][-1] == ["files", len(DATA), len(DATA)]
+
+
 def test_a_folder_has_no_revisions(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert resolve(tmp_path) == tmp_path

@@ -184,3 +184,12 @@ def test_what_is_refused(tmp_path):
         model.generate(np.array([[1, 2, 3]]), max_new_tokens=0)
     with pytest.raises(OptionError, match=r"do_sample is False, but temperature is 0.5"):
         model.generate(np.array([[1, 2, 3]]), do_sample=False, temperature=0.5)
+
+
+def test_progress_counts_the_bytes_of_the_weights():
+    told: list[tuple[str, int, int]] = []
+    model, _ = load("demo", progress=lambda *at: told.append(at))
+    size = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    assert {what for what, _, _ in told} == {"weights"} and {total for _, _, total in told} == {size}
+    done = [count for _, count, _ in told]
+    assert done == sorted(done) and done[-1] == size and len(done) > 10

@@ -6,7 +6,7 @@ weights exists. All of them are evaluated before the model is returned: it can t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -47,18 +47,24 @@ def load_model(
     dtype: str | mx.Dtype | None = None,
     model_class: type[M] = Lfm2VlForConditionalGeneration,  # type: ignore[assignment]
     prefix: str = "",
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> M:
     """The model of a folder, in the dtype of its file or in `dtype`.
 
     `model_class` is built from the configuration; `prefix` is what stands before its parameters' names in the whole
-    model. Raises `ConfigError`, `WeightsError` or `OptionError`.
+    model. `progress` is told of the bytes of the "weights". Raises `ConfigError`, `WeightsError` or `OptionError`.
     """
     target = dtype_of(dtype)
     model, stored = open_model(folder, model_class=model_class, prefix=prefix)
     model.load_weights(list(stored.read(target).items()), strict=True)
     try:
-        for array in parameters(model).values():  # one by one: together, all would be read before the first is cast
+        arrays = parameters(model).values()
+        done, total = 0, sum(array.nbytes for array in arrays)
+        for array in arrays:  # one by one: together, all would be read before the first is cast
             mx.eval(array)
+            done += array.nbytes
+            if progress is not None:
+                progress("weights", done, total)
     except RuntimeError as error:
         raise WeightsError(f"{folder}: the weights cannot be read ({first_line(error)}); load it again") from None
     stored.check_unchanged()
