@@ -333,7 +333,7 @@ def damage(name: str):
         (length,) = struct.unpack("<Q", data[:8])
         header = json.loads(data[8 : 8 + length])
         key = next(name for name in header if name.endswith("embedding_norm.weight"))
-        del header[key]
+        header[f"{key[:-6]}bias"] = header.pop(key)
         new = json.dumps(header).encode().ljust(length)
         (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length :])
 

@@ -12,7 +12,7 @@ from mlx_lfm2vl.config import Lfm2VlConfig, ProcessorConfig
 from mlx_lfm2vl.conversion.check import check_folder, check_index
 from mlx_lfm2vl.conversion.companions import generation_json
 from mlx_lfm2vl.conversion.convert import convert
-from mlx_lfm2vl.errors import OutputError, WeightsError
+from mlx_lfm2vl.errors import ConfigError, TemplateError, TokenizerError, WeightsError
 
 
 def config(hidden: int, layers: int, vocabulary: int) -> Lfm2VlConfig:
@@ -91,10 +91,24 @@ def test_a_model_without_a_template_converts_and_the_lack_is_said(source, tmp_pa
     assert not (out / "quantization_report.json").exists()
 
 
-def test_a_folder_that_would_not_load_is_not_kept(source, tmp_path):
-    (source / "tokenizer.json").unlink()
-    with pytest.raises(OutputError, match=r"would not load, so it is not kept: .*tokenizer"):
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("tokenizer.json", None, TokenizerError),
+        ("tokenizer.json", "{", TokenizerError),
+        ("chat_template.jinja", "a\n{% if %}", TemplateError),
+        ("processor_config.json", '{"max_tiles": 0}', ConfigError),
+        ("generation_config.json", '{"eos_token_id": -1}', ConfigError),
+    ],
+)
+def test_what_is_damaged_in_the_source_is_said_of_the_source(source, tmp_path, name, content, error):
+    (source / name).unlink()
+    if content is not None:
+        (source / name).write_text(content)
+    with pytest.raises(error) as caught:
         convert(source, tmp_path / "out")
+    assert str(caught.value).startswith(f"{source}/{name}: ")
+    assert ".part" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
@@ -107,9 +121,13 @@ def test_an_index_that_is_not_true_is_found(source, tmp_path):
     index["weight_map"][name] = "model-00001-of-00002.safetensors"
     file.write_text(json.dumps(index))
     with pytest.raises(
-        WeightsError, match=rf"says {name} is in model-00001-of-00002.safetensors, the files say model."
+        WeightsError, match=rf"says '{name}' is in 'model-00001-of-00002.safetensors', the files say 'model\."
     ):
         check_index(out)
+    for content in ("[]", '{"weight_map": 3}', '{"weight_map": {"a": ["/etc/passwd"]}}'):
+        file.write_text(content)
+        with pytest.raises(WeightsError, match=r"index\.json: (holds list|has no weight_map|says 'a' is in \['/etc)"):
+            check_index(out)
     file.unlink()
-    with pytest.raises(WeightsError, match="is missing"):
+    with pytest.raises(WeightsError, match=r"index\.json: no such file"):
         check_folder(out)

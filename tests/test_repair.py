@@ -64,7 +64,7 @@ def test_stale_tensors_and_a_stale_index(folder, tmp_path):
     save_file({**tensors, **extra}, folder / "model.safetensors", metadata={"format": "mlx"})
     first, second = [str(finding) for finding in repair(folder, tmp_path / "out")]
     assert "multi_modal_projector.layer_norm" in first and "1 more are used by nothing; left out" in first
-    assert second.startswith("model.safetensors.index.json: says multi_modal_projector.layer_norm")
+    assert second.startswith("model.safetensors.index.json: says 'multi_modal_projector.layer_norm")
     assert set(mx.load(str(tmp_path / "out" / "model.safetensors"))) == set(tensors)
     np.testing.assert_array_equal(logits(tmp_path / "out"), logits(folder))
     assert check_folder(tmp_path / "out") == []

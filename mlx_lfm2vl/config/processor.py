@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from .fields import MAX_NUMBER, Fields
 from .files import read_json
 
+FILES = ("preprocessor_config.json", "processor_config.json", "config.json")
 SPLITTING_IS_MEANT = "do_image_splitting_is_meant"
 MAX_PIXELS = 2**27  # of one picture after resizing, 1.6 GB as float32; the published policies make 2.6 million
 RESAMPLE_FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which the checkpoints use
@@ -163,14 +164,13 @@ class ProcessorConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> ProcessorConfig:
-        """Reads whichever of the processor files the folder has."""
-
-        def optional(name: str) -> dict[str, Any] | None:
-            return read_json(folder / name) if (folder / name).is_file() else None
-
-        return cls.from_dicts(
-            optional("preprocessor_config.json"), optional("processor_config.json"), optional("config.json")
-        )
+        """Reads whichever of the processor files the folder has. Raises `ConfigError`."""
+        data = {name: read_json(folder / name) if (folder / name).is_file() else None for name in FILES}
+        try:
+            return cls.from_dicts(*data.values())
+        except ConfigError as error:
+            names = [name for name in FILES[:2] if data[name]] or [FILES[2]]
+            raise ConfigError(f"{folder}/{', '.join(names)}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """processor_config.json as transformers 5 writes it; a key of our own says where tiling off is meant."""

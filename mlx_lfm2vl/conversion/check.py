@@ -2,52 +2,79 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from ..errors import Lfm2VlError, OutputError, TemplateError, WeightsError
+from ..config import GenerationConfig, read_json, shown
+from ..errors import ConfigError, Lfm2VlError, OutputError, TemplateError, WeightsError
 from ..processing.processor import Lfm2VlProcessor
 from ..weights.files import read_headers, weight_files
 from ..weights.load import open_model
+
+TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
 def check_folder(folder: Path) -> list[str]:
     """Reads the folder as loading does, up to the weights' values; costs no memory. Returns remarks that stop nothing.
 
-    Checked: configuration, tensors by name and shape, recorded quantisation, the index against the files, tokenizer,
-    processor, and that the chat template places a picture. Raises the library's typed errors.
+    Checked: configuration, tensors by name and shape, recorded quantisation, the index against the files, and what
+    `check_texts` checks. Raises the library's typed errors.
     """
     open_model(folder)
     check_index(folder)
+    return check_texts(folder)
+
+
+def check_texts(folder: Path) -> list[str]:
+    """Sampling, tokenizer, processor and chat template: whether they can be read, and what is remarkable about them.
+
+    A template that is missing, or that refuses or places no picture, is a remark; one that is damaged is an error like
+    any damaged file. Raises the library's typed errors."""
+    if (file := folder / "generation_config.json").is_file():
+        GenerationConfig.from_dict(read_json(file), str(file))
     processor = Lfm2VlProcessor.from_pretrained(folder)
     remarks = list(processor.notes)
+    if not has_template(folder):
+        return [*remarks, f"no question can be asked of this model: {folder.name} has no chat template"]
+    template = processor.template
     content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
     try:
-        text = processor.template.render([{"role": "user", "content": content}], add_generation_prompt=True).text
+        text = template.render([{"role": "user", "content": content}], add_generation_prompt=True).text
     except TemplateError as error:
-        remarks.append(f"no question can be asked of this model: {error}")
-    else:
-        if text.count(processor.image_token) != 1:
-            remarks.append(f"the chat template writes {text.count(processor.image_token)} image tokens for one picture")
+        return [*remarks, f"no question can be asked of this model: {error}"]
+    if text.count(processor.image_token) != 1:
+        remarks.append(f"the chat template writes {text.count(processor.image_token)} image tokens for one picture")
     return remarks
+
+
+def has_template(folder: Path) -> bool:
+    """Whether there is a chat template in any of the places where it may be. Raises `ConfigError`."""
+    if any((folder / name).is_file() for name in TEMPLATES):
+        return True
+    file = folder / "tokenizer_config.json"
+    return file.is_file() and bool(read_json(file).get("chat_template"))
 
 
 def check_index(folder: Path) -> None:
     """Raises `WeightsError` if model.safetensors.index.json is missing, or is not true of the files."""
     file = folder / "model.safetensors.index.json"
     try:
-        index = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise WeightsError(f"{file}: is missing or cannot be read") from None
+        index = read_json(file).get("weight_map")
+    except ConfigError as error:
+        raise WeightsError(str(error)) from None
+    if not isinstance(index, dict):
+        raise WeightsError(f"{file}: has no weight_map that says which file a tensor is in")
     true = {name: info.file.name for name, info in read_headers(weight_files(folder)).items()}
-    if index != true:
-        wrong = sorted(set(true.items()) ^ set(index.items()))[0][0]
-        raise WeightsError(f"{file}: says {wrong} is in {index.get(wrong)}, the files say {true.get(wrong)}")
+    for name in sorted(true.keys() | index.keys()):
+        if index.get(name) != true.get(name):
+            said = shown(index.get(name))
+            raise WeightsError(f"{file}: says {shown(name)} is in {said}, the files say {shown(true.get(name))}")
 
 
-def check_result(folder: Path) -> list[str]:
-    """As `check_folder`, for what a conversion has just written. Raises `OutputError`."""
+def check_result(folder: Path, target: Path) -> list[str]:
+    """As `check_folder`, for what a conversion has just written and will be called `target`. Raises `OutputError`."""
     try:
-        return check_folder(folder)
+        remarks = check_folder(folder)
     except Lfm2VlError as error:
-        raise OutputError(f"the converted folder would not load, so it is not kept: {error}") from error
+        reason = str(error).replace(str(folder), str(target))
+        raise OutputError(f"the converted folder would not load, so it is not kept: {reason}") from error
+    return [remark.replace(str(folder), str(target)).replace(folder.name, target.name) for remark in remarks]

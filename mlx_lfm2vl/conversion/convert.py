@@ -14,16 +14,16 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import read_json
-from ..errors import OptionError, TemplateError
+from ..errors import OptionError, TemplateError, WeightsError
 from ..hub import resolve
 from ..weights import quantize as q
-from ..weights.load import StoredTensors, dtype_of, open_model
+from ..weights.load import StoredTensors, dtype_of, first_line, open_model
 from ..weights.place import check_target, finished
 from ..weights.save import SHARD_BYTES, write_json, write_tensors
 from . import plot
 from .calibration import questions
 from .card import CardSource, write_card
-from .check import check_result
+from .check import check_result, check_texts
 from .companions import config_json, write_companions
 from .damage import measure
 from .plan import Plan, QuantizationOptions, make_plan
@@ -113,6 +113,7 @@ def convert(
 
     model: nn.Module
     model, stored = open_model(folder)
+    check_texts(folder)  # what is damaged there is said of the source, and before the work
     before = stored_widths(stored)
     found = None
     if searching:
@@ -138,7 +139,7 @@ def convert(
         tell(note)
     if asked and before:
         tell(f"{folder} is quantised already and its losses stay; the dense original would give a better model")
-    with finished(target) as part:
+    with finished(target, overwrite) as part:
         write_model(folder, stored, part, plan, dtype=type_, dequantize=dequantize, layout=layout, progress=progress)
         if found is not None:
             found.write(part)
@@ -149,7 +150,7 @@ def convert(
             report = _measured(folder, part, calibration, progress, tell)
         if layout == "mlx":
             write_card(part, CardSource.of(source, folder), name or target.name, report)
-        for remark in check_result(part):
+        for remark in check_result(part, target):
             tell(remark)
     return target
 
@@ -193,14 +194,17 @@ def write_model(
         # What was quantised and is not spoken of (a projector, say) stays as it is and is recorded by itself.
         plan = Plan(plan.base, {**before, **plan.modules}, plan.notes)
     quantization = plan.record() if plan else None if dequantize else stored.config.quantization
-    tensors = translate(stored, widths, dtype=dtype, layout=layout)
-    write_tensors(
-        tensors,
-        target,
-        shard_bytes=shard_bytes,
-        file_format=FORMATS[layout],
-        progress=None if progress is None else lambda done, total: progress("weights", done, total),
-    )
+    try:
+        write_tensors(
+            translate(stored, widths, dtype=dtype, layout=layout),
+            target,
+            shard_bytes=shard_bytes,
+            file_format=FORMATS[layout],
+            progress=None if progress is None else lambda done, total: progress("weights", done, total),
+        )
+    except RuntimeError as error:  # MLX reads a tensor when it is computed
+        raise WeightsError(f"{source}: the weights cannot be read ({first_line(error)}); start again") from None
+    stored.check_unchanged()
     record = dict(quantization) if quantization else None
     original = read_json(source / "config.json")
     write_json(target / "config.json", config_json(original, stored.config, dense_dtype(stored, dtype), record, layout))

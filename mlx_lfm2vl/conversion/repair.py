@@ -23,12 +23,11 @@ from ..weights.load import StoredTensors, open_model
 from ..weights.place import check_target, finished
 from ..weights.save import write_json
 from .card import CardSource
-from .check import check_index, check_result
+from .check import TEMPLATES, check_index, check_result, has_template
 from .companions import PROCESSOR_FILES
 from .convert import write_model
 
 TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.md")
-TEMPLATES = ("chat_template.jinja", "chat_template.json")
 Note = Callable[[str], None]
 
 
@@ -84,7 +83,7 @@ def repair(
     if lost := [finding for finding in findings if finding.remedy is None]:
         raise OutputError(f"{folder}: {lost[0]}; name the original model (--base)")
     _, stored = open_model(folder)
-    with finished(target) as part:
+    with finished(target, overwrite) as part:
         write_model(folder, stored, part, None, progress=progress)
         if (folder / "README.md").is_file():
             shutil.copyfile(folder / "README.md", part / "README.md")
@@ -94,7 +93,7 @@ def repair(
         for name in PROCESSOR_FILES:
             if (part / name).is_file():
                 write_json(part / name, _mended(read_json(part / name), ProcessorConfig.from_folder(part))[0])
-        for remark in check_result(part):
+        for remark in check_result(part, target):
             if on_note is not None:
                 on_note(remark)
     return findings
@@ -122,19 +121,12 @@ def _base(
         return None
 
 
-def _has_template(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in TEMPLATES):
-        return True
-    file = folder / "tokenizer_config.json"
-    return file.is_file() and bool(read_json(file).get("chat_template"))
-
-
 def _sources_of(folder: Path, base: Path) -> list[str]:
     """Files of the base that fill what the folder lacks."""
     names = [name for name in ("tokenizer.json", "tokenizer_config.json") if not (folder / name).is_file()]
     if not any((folder / name).is_file() for name in PROCESSOR_FILES):
         names += PROCESSOR_FILES
-    if not _has_template(folder):
+    if not has_template(folder):
         names += TEMPLATES
     return [name for name in names if (base / name).is_file()]
 
@@ -147,8 +139,8 @@ def _missing(folder: Path, base: Path | None) -> list[Finding]:
         return [Finding(file, "is missing", f"taken from {base}" if there else None)]
 
     out = found("tokenizer.json", (folder / "tokenizer.json").is_file())
-    if not _has_template(folder):
-        from_config = base is not None and _has_template(base)
+    if not has_template(folder):
+        from_config = base is not None and has_template(base)
         out += found("chat_template.jinja", False, (*TEMPLATES, *(("tokenizer_config.json",) if from_config else ())))
     if not any((folder / name).is_file() for name in PROCESSOR_FILES):
         there = base is not None and any((base / name).is_file() for name in PROCESSOR_FILES)

@@ -1,7 +1,15 @@
-"""Folders that appear whole or not at all, and that replace only what they may replace."""
+"""Folders that appear whole or not at all, and that replace only what they may replace.
+
+The work happens in a hidden folder beside the target, `.NAME.xxxxxxxx.part`, that its process keeps locked. Whatever
+ends the process ends the lock: the next one that writes to the same target removes what was left behind, and puts an
+old target back that had been moved aside for a new one that never came. A folder that is locked is being written.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +18,9 @@ from pathlib import Path
 
 from ..errors import Lfm2VlError, OutputError
 
+_PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
+_OLD = "old"  # in a hidden folder: the target that is being replaced
+
 
 def check_target(target: Path, source: Path | None, overwrite: bool) -> None:
     """Whether a model folder may be written to `target`. Raises `OutputError`.
@@ -17,10 +28,17 @@ def check_target(target: Path, source: Path | None, overwrite: bool) -> None:
     With `overwrite` an old model folder (a folder of files with a config.json) or an empty one is replaced, nothing
     else; never the source, a folder that holds it or one inside it.
     """
+    for left in _parts(target):
+        try:
+            _unlock(_lock(left))
+        except BlockingIOError:
+            raise _being_written(target) from None
+        except FileNotFoundError:  # its process has just ended and removed it
+            pass
     if not target.exists() and not target.is_symlink():
         return
     if not overwrite:
-        raise OutputError(f"{target}: exists already; choose another place or overwrite it (--overwrite)")
+        raise _exists(target)
     if source is not None:
         place, origin = target.resolve(), source.resolve()
         if place == origin:
@@ -31,48 +49,129 @@ def check_target(target: Path, source: Path | None, overwrite: bool) -> None:
         inside = list(target.iterdir()) if target.is_dir() and not target.is_symlink() else None
     except OSError as error:
         raise OutputError(f"{target}: cannot be read ({error.strerror or error})") from None
-    model = inside is not None and not any(entry.is_dir() for entry in inside)
+    model = inside is not None and not any(entry.is_dir() and not _PART.fullmatch(entry.name) for entry in inside)
     if not model or (inside and not (target / "config.json").is_file()):
         raise OutputError(f"{target}: is no model folder, so it is not overwritten; remove it or choose another place")
 
 
 @contextmanager
-def finished(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` that takes its name, and an old one's place, when the block ends well; when it does
-    not, it is removed. Raises `OutputError` for what the disk refuses."""
-    part = _beside(target)
-    try:
+def finished(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder beside `target` that takes its name when the block ends well, on disk to its last byte, and with
+    `overwrite` an old one's place; when the block does not end well, it is removed. Raises `OutputError` for what the
+    disk refuses, and if another process is writing to the target or has just done so."""
+    with beside(target) as part:
         yield part
-        _put(part, target)
+        _to_disk(part)
+        _put(part, target, overwrite)
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A new hidden folder next to `target`, on the same file system, that is removed at the end. Raises `OutputError`
+    as `finished` does, errors of the block included."""
+    part: Path | None = None
+    lock: int | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear(target)
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        lock = _lock(part)
+        yield part
     except Lfm2VlError:
         raise
+    except BlockingIOError:
+        raise _being_written(target) from None
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+        _unlock(lock)
 
 
-def _beside(target: Path) -> Path:
-    """A new folder next to the target, hidden, on the same file system."""
+def _parts(target: Path) -> list[Path]:
+    """The hidden folders for a target that are there."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
+        return [entry for entry in target.parent.iterdir() if name.fullmatch(entry.name) and entry.is_dir()]
+    except OSError:  # no such folder, or one that may not be listed: then none of ours is in it
+        return []
 
 
-def _put(part: Path, target: Path) -> None:
+def _lock(folder: Path) -> int | None:
+    """The descriptor that holds a folder's lock until it is closed, None on a file system that knows no locks. Raises
+    `BlockingIOError` if another process holds it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _unlock(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _clear(target: Path) -> None:
+    """Removes what dead processes left of their work on a target, once an old target is back in its place. Where there
+    are no locks nobody knows whether they are dead, and their folders stay. Raises `BlockingIOError`."""
+    for left in _parts(target):
+        try:
+            lock = _lock(left)
+        except FileNotFoundError:  # its process has just ended and removed it
+            continue
+        if lock is None:
+            continue
+        try:
+            if (left / _OLD).exists() and not target.exists():
+                (left / _OLD).rename(target)
+            shutil.rmtree(left, ignore_errors=True)
+        finally:
+            _unlock(lock)
+
+
+def _to_disk(folder: Path) -> None:
+    """Waits until the files have reached the disk, so that a name never stands for less than it says."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _put(part: Path, target: Path, overwrite: bool) -> None:
     """Renames `part` to `target`; an old target is moved aside first, and removed once the new one stands."""
     part.chmod(0o755)
     if not target.exists():
         part.rename(target)
         return
-    aside = _beside(target)
-    target.rename(aside / "old")
+    if not overwrite:
+        raise _exists(target)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    lock = _lock(aside)
     try:
+        target.rename(aside / _OLD)
         part.rename(target)
-    except OSError:
-        (aside / "old").rename(target)
+    except BaseException:
+        if (aside / _OLD).exists():
+            (aside / _OLD).rename(target)
         aside.rmdir()
         raise
+    finally:
+        _unlock(lock)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exists(target: Path) -> OutputError:
+    return OutputError(f"{target}: exists already; choose another place or overwrite it (--overwrite)")
+
+
+def _being_written(target: Path) -> OutputError:
+    return OutputError(f"{target}: another process is writing it; wait for that or choose another place")

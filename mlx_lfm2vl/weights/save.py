@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import struct
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from ..errors import OutputError, WeightsError
 from .names import from_module, parameters
+from .place import beside
 
 SHARD_BYTES = 5 * 10**9
 DTYPE_NAMES = {
@@ -117,20 +117,20 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def save_model(model: nn.Module, folder: Path, config: Mapping[str, Any], generation_config: Mapping[str, Any]) -> None:
-    """Writes a whole model into a folder that may hold other files; older weights in it are replaced once the new ones
-    are written. Raises `OutputError`."""
+    """Writes a whole model into a folder that may hold other files, in place of an older model. Raises `OutputError`.
+
+    Older weights are removed once all new files are written and before the first takes its name, so that a process that
+    ends there leaves a folder that lacks weights, never one that mixes two models.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".model.", suffix=".part", dir=folder) as name:
-            part = Path(name)
-            save_weights(model, part)
-            write_json(part / "config.json", config)
-            write_json(part / "generation_config.json", generation_config)
-            new = sorted(part.iterdir())
-            for old in folder.glob("model*.safetensors"):
-                if old.name not in {file.name for file in new}:
-                    old.unlink()
-            for file in new:
-                file.replace(folder / file.name)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    with beside(folder / "model") as part:
+        save_weights(model, part)
+        write_json(part / "config.json", config)
+        write_json(part / "generation_config.json", generation_config)
+        for old in folder.glob("model*.safetensors"):
+            old.unlink()
+        for file in sorted(part.iterdir()):
+            file.replace(folder / file.name)
