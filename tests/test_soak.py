@@ -1,0 +1,152 @@
+"""Long runs: memory, open files and threads stay as they are, and the last answer is as right as the first.
+
+`make soak` runs them; their figures go to build/soak.jsonl, and the last ones are told in docs/reliability.md.
+"""
+
+import gc
+import json
+import os
+import random
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlx_lfm2vl import Engine, GenerationOptions, load, stream_generate
+
+pytestmark = pytest.mark.soak
+
+FIGURES = Path(__file__).parent.parent / "build" / "soak.jsonl"
+SHORT = GenerationOptions(max_tokens=3, logprobs=True)
+GROWTH = 1.02  # of memory, at most
+
+
+class Watch:
+    """What the process holds, sampled as the work goes on."""
+
+    def __init__(self) -> None:
+        self.samples: list[tuple[int, int, int, int]] = []
+        self.started = time.perf_counter()
+
+    def look(self) -> None:
+        gc.collect()
+        mx.clear_cache()
+        resident = int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(os.getpid())])) * 1024
+        self.samples.append((resident, mx.get_active_memory(), len(os.listdir("/dev/fd")), threading.active_count()))
+
+    def check(self, name: str, count: int) -> None:
+        """The last quarter of the samples against the first. Each sample but the first was taken after the warm-up."""
+        warm = self.samples[1:]
+        part = max(1, len(warm) // 4)
+        first, last = (np.median(np.array(some), axis=0) for some in (warm[:part], warm[-part:]))
+        figures = {
+            "test": name,
+            "count": count,
+            "seconds": round(time.perf_counter() - self.started),
+            "resident_first": int(first[0]),
+            "resident_last": int(last[0]),
+            "mlx_first": int(first[1]),
+            "mlx_last": int(last[1]),
+            "files": int(last[2]),
+            "threads": int(last[3]),
+        }
+        FIGURES.parent.mkdir(exist_ok=True)
+        with FIGURES.open("a") as file:
+            file.write(json.dumps(figures) + "\n")
+        assert last[0] < first[0] * GROWTH and last[1] <= first[1] * GROWTH, figures
+        assert last[2] <= first[2] and last[3] <= first[3], figures
+
+
+def noise(rng: np.random.Generator, largest: int) -> Image.Image:
+    height, width = rng.integers(1, largest, 2)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def answer(model, processor, text: str, picture: Image.Image | None) -> list[tuple[int, float]]:
+    """Tokens and their logprobs, to the last bit."""
+    pieces = stream_generate(model, processor, text, picture, options=SHORT)
+    return [pair for piece in pieces for pair in zip(piece.tokens, piece.logprobs, strict=True)]
+
+
+def test_a_thousand_pictures_of_any_size():
+    model, processor = load("demo")
+    rng = np.random.default_rng(0)
+    firsts = [(f"What is {n}?", noise(rng, 300)) for n in range(5)]
+    before = [answer(model, processor, *question) for question in firsts]
+    watch = Watch()
+    for number in range(1000):
+        answer(model, processor, f"What is {number}?", noise(rng, 900 if number % 20 == 7 else 260))
+        if number % 50 == 49:
+            watch.look()
+    watch.check("pictures", 1000)
+    assert [answer(model, processor, *question) for question in firsts] == before
+
+
+def test_ten_thousand_texts():
+    model, processor = load("demo")
+    rng = random.Random(0)
+    texts = [
+        " ".join(rng.choices(["red", "ring", "where", "is", "the", "small", "<image>"], k=9)) for _ in range(10_000)
+    ]
+    before = [answer(model, processor, text, None) for text in texts[:20]]
+    watch = Watch()
+    for number, text in enumerate(texts):
+        answer(model, processor, text, None)
+        if number % 250 == 249:
+            watch.look()
+    watch.check("texts", 10_000)
+    assert [answer(model, processor, text, None) for text in texts[:20]] == before
+
+
+def test_eight_threads_with_fifty_requests_each_and_random_cancels():
+    model, processor = load("demo")
+    rng = np.random.default_rng(1)
+    pictures = [None, *(noise(rng, 300) for _ in range(5)), noise(rng, 900)]
+    texts = ["Hello.", "What is this?", "Where is the red ring? " * 6]
+    longest = GenerationOptions(max_tokens=12)
+    expected = {
+        (text, at): tuple(
+            token
+            for piece in stream_generate(model, processor, text, picture, options=longest)
+            for token in piece.tokens
+        )
+        for text in texts
+        for at, picture in enumerate(pictures)
+    }
+    watch, done, lock = Watch(), [0, 0], threading.Lock()
+    with Engine(lambda: (model, processor), max_queue=8) as engine:
+        for text, at in expected:  # what it remembers of pictures and prompts is there before memory is watched
+            engine.generate(text, pictures[at], options=SHORT)
+
+        def client(seed: int) -> None:
+            choose = random.Random(seed)
+            for _ in range(50):
+                text, at, most = choose.choice(texts), choose.randrange(len(pictures)), choose.randint(1, 12)
+                options = GenerationOptions(max_tokens=most)
+                request = engine.submit(text, pictures[at], options=options, wait=600)
+                cancelled = choose.random() < 0.3
+                if cancelled:
+                    time.sleep(choose.random() * 0.1)
+                    request.cancel()
+                completion = request.result(600)
+                alone = expected[text, at][:most]
+                if completion.finish_reason == "cancelled":
+                    assert cancelled and completion.tokens == alone[: len(completion.tokens)]
+                else:
+                    assert completion.tokens == alone
+                with lock:
+                    done[0] += 1
+                    done[1] += completion.finish_reason == "cancelled"
+                    if done[0] % 25 == 0 and done[0] >= 75:  # the first sample is not counted
+                        engine.call(lambda *_: watch.look())
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(client, range(8)))
+        watch.check(f"engine, {done[1]} cancelled", done[0])
+    assert done[0] == 400 and done[1] > 40
