@@ -1,14 +1,15 @@
 """Rows of a batch against the same questions asked alone."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 from conftest import GOLDEN, picture
 
-from mlx_lfm2vl import GenerationOptions, load, stream_generate
+from mlx_lfm2vl import Chat, GenerationOptions, Question, generate_batch, load, stream_generate
 from mlx_lfm2vl.errors import ImageError, OptionError, PromptError
-from mlx_lfm2vl.generation.batch import Question, generate_batch
+from mlx_lfm2vl.generation.question import prepare
 
 NAMES = ("landscape", "small", "portrait", "photo", "square")
 
@@ -86,6 +87,32 @@ def test_questions_are_read_as_they_are_needed_and_stopping_reads_no_more():
     assert read == [0, 1, 2, 3]
     stopped = list(generate_batch(*loaded(), questions(), batch_size=4, stop=lambda: True))
     assert [answer.finish_reason for answer in stopped] == ["cancelled"] * 4
+
+
+def test_each_row_has_the_positions_that_it_would_have_alone():
+    """A long neighbour takes none of a short row's, and one that is too long is told of in its own row."""
+    model, _ = loaded()
+    config, options = model.config, GenerationOptions(max_tokens=12)
+    questions = [Question(text, options=options) for text in ("Hello.", "What is this? " * 9, "What is this? " * 30)]
+    lengths = [prepare(*loaded(), question).ids.size for question in questions]
+    limit = lengths[1] + 5
+    assert lengths[0] + 12 < limit < lengths[2]
+    try:
+        model.config = replace(config, text_config=replace(config.text_config, max_position_embeddings=limit))
+        short, long, too_long = generate_batch(*loaded(), questions)
+        assert (short.finish_reason, len(short.tokens)) == ("length", 12)
+        assert (long.finish_reason, len(long.tokens)) == ("length", 5)
+        assert isinstance(too_long.error, PromptError)
+        assert f"the prompt has {lengths[2]} tokens, but the model has {limit} positions" in str(too_long.error)
+        assert [short.tokens, long.tokens] == [alone(question)[0] for question in questions[:2]]
+        chat = Chat(*loaded(), options=options)
+        *_, last = chat.stream(questions[1].prompt)
+        assert (last.finish_reason, last.statistics.generated_tokens) == ("length", 5)
+        with pytest.raises(PromptError, match=f"but the model has {limit} positions"):
+            chat.ask("And?")
+        assert len(chat.messages) == 2
+    finally:
+        model.config = config
 
 
 def test_batch_size_is_checked():

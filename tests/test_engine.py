@@ -224,6 +224,12 @@ def test_what_is_kept_for_reuse_is_given_back_when_idle_and_limits_when_closed()
         mx.set_cache_limit(before)
 
 
+def test_the_engines_own_thread_may_call_it(engine):
+    said: queue.SimpleQueue = queue.SimpleQueue()
+    engine.submit("Hello.", options=SHORT, sink=lambda item: said.put(engine.call(lambda model, _: model)))
+    assert said.get(timeout=60) is engine.call(lambda model, _: model)
+
+
 def test_asyncio(engine):
     async def ask(n: int) -> tuple[int, ...]:
         pieces = [piece async for piece in engine.astream(f"Question {n}.", options=SHORT)]
@@ -334,8 +340,12 @@ def test_chats_in_the_engine(engine):
         ("cache_limit", -1),
         ("wired_limit", 0.5),
         ("idle_seconds", "long"),
+        ("feature_bytes", None),
+        ("prefix_bytes", -1),
+        ("loader", "demo"),
     ],
 )
 def test_limits_are_checked(name, value):
-    with pytest.raises(OptionError, match=name):
-        Engine(loader, **{name: value})
+    words = "limit" if name.endswith("_bytes") else name
+    with pytest.raises(OptionError, match=f"{words} is {value!r}, expected"):
+        Engine(**{"loader": loader, name: value})

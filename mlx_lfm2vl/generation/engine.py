@@ -174,8 +174,10 @@ class Engine:
         return EngineChat(self, self.call(lambda model, processor: Chat(model, processor, **arguments)))
 
     def call(self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T]) -> T:
-        """Runs a function of model and processor in the engine's thread, after what waits there, and returns its
-        result or raises its error."""
+        """Runs a function of model and processor in the engine's thread, after what waits there (at once, where that is
+        the thread that calls), and returns its result or raises its error."""
+        if threading.current_thread() is self._thread and self._model is not None and self._processor is not None:
+            return function(self._model, self._processor)
         results: list[T] = []
 
         def work(request: Request) -> None:

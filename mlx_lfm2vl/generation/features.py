@@ -26,8 +26,8 @@ class FeatureCache:
     """Image tokens of views seen lately, for one model, at most `limit` bytes of them; the oldest go first."""
 
     def __init__(self, limit: int = DEFAULT_BYTES):
-        if limit < 0:
-            raise OptionError(f"limit is {limit}, expected a number of bytes of at least 0")
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+            raise OptionError(f"limit is {limit!r}, expected a number of bytes of at least 0")
         self.limit = limit
         self.nbytes = 0
         self._entries: OrderedDict[bytes, mx.array] = OrderedDict()
