@@ -17,13 +17,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO_PICTURE := examples/scene.png
 DEMO_QUESTION := What is in this image?
 
-.PHONY: help demo test soak check clean
+MODEL := demo
+
+.PHONY: help demo test soak check bench clean
 
 help:
 	@echo "make demo    answer a question about a picture with the bundled model"
 	@echo "make test    run the tests"
 	@echo "make soak    run the tests that take minutes"
 	@echo "make check   lint, format and type checks"
+	@echo "make bench   measure the speed of a model (MODEL=..., now: $(MODEL)) on this machine"
 	@echo "make clean   remove the virtual environment and caches"
 	@echo "PYTHON=...   the Python to set up with (3.10 or later; found: $(PYTHON))"
 	@echo "BACKEND=...  Linux only: cpu, cuda12 or cuda13 (now: $(BACKEND))"
@@ -49,6 +52,9 @@ check: $(TEST_READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+bench: $(DEMO_READY)
+	$(BIN)/mlx-lfm2vl bench $(MODEL)
 
 # The stamps are written last, so that an interrupted set-up starts again.
 $(CREATED):

@@ -11,7 +11,7 @@ sys.path.insert(0, str(TOOLS))
 import compare_peers  # noqa: E402
 from peers.rows import HF, OURS, ROWS, VLM, Number, Row, median  # noqa: E402
 from peers.sides import PACKAGES, SIDES  # noqa: E402
-from peers.table import render, written  # noqa: E402
+from peers.table import put_in, render, written  # noqa: E402
 
 FIRST = Number("first token", median("first"), targets={VLM: 0.2, HF: 1.0})
 SPEED = Number("decoding", median("speed"), "tokens/s", less=False, targets={VLM: 2.0})
@@ -109,3 +109,14 @@ def test_a_process_is_clocked_weighed_and_ended(tmp_path):
     assert compare_peers.run([sys.executable, "-c", "import time; time.sleep(30)"], {}, 0.5) == {"timeout": 0.5}
     with pytest.raises(SystemExit, match="wrong"):
         compare_peers.run([sys.executable, "-c", "raise ValueError('wrong')"], {}, 30)
+
+
+def test_the_tables_are_put_between_a_pages_marks_again_and_again():
+    page = "A\n<!-- with OpenBLAS -->\nold\n<!-- end -->\nB\n<!-- without OpenBLAS -->\n<!-- end -->\nC\n"
+    once = put_in(page, {True: "| 1 |\n", False: "| 2 |\n"})
+    assert once == put_in(once, {True: "| 1 |\n", False: "| 2 |\n"}) and "old" not in once
+    assert (
+        once.split() == page.replace("old", "| 1 |").replace("BLAS -->\n<!-- end", "BLAS -->\n| 2 |\n<!-- end").split()
+    )
+    with pytest.raises(SystemExit, match="no marks"):
+        put_in("A page", {True: "", False: ""})

@@ -4,6 +4,7 @@
     python tools/compare_peers.py --only 256x256 batch --rounds 1
     python tools/compare_peers.py --without-blas       # what pip alone installs; the small rows
     python tools/compare_peers.py --table              # only prints what was measured
+    python tools/compare_peers.py --table --into docs/performance.md    # puts the tables into the page
 
 A row is measured A B C A B C, each measurement in a process of its own that loads, warms up and repeats; medians of
 the rounds count. Each is a line of WORK/results.jsonl, so that the same command goes on where it was stopped; `--again`
@@ -25,7 +26,7 @@ from typing import Any
 
 from peers.environments import ROOT, environment, has_openblas, python
 from peers.rows import HF, OURS, ROWS, VLM, Row
-from peers.table import render
+from peers.table import put_in, render
 
 WORKER = Path(__file__).parent / "peers" / "worker.py"
 MATERIALS = Path(__file__).parent / "peers" / "materials.py"
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--without-blas", action="store_true", help="MLX as pip installs it; the small rows")
     parser.add_argument("--again", action="store_true", help="forget what was measured of these rows")
     parser.add_argument("--table", action="store_true", help="print the tables, measure nothing")
+    parser.add_argument("--into", type=Path, metavar="PAGE", help="put the tables into a page, between its marks")
     parser.add_argument("--python", metavar="PYTHON", help="an interpreter with this package's dependencies")
     parser.add_argument("--mlx-vlm", metavar="PYTHON", help="an interpreter with mlx-vlm")
     parser.add_argument("--transformers", metavar="PYTHON", help="an interpreter with torch and transformers")
@@ -130,8 +132,7 @@ def main() -> None:
     file = work / "results.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     if args.table:
-        print("\n".join(render(lines, with_blas) for with_blas in (True, False)))
-        return
+        return show(lines, args.into)
     rows = [row for row in ROWS if row.name in (args.only or names) and (blas or row.small or args.only)]
     given = {OURS: args.python, VLM: args.mlx_vlm, HF: args.transformers}
     interpreters = {side: python(side, given[side], work) for side in given}
@@ -167,7 +168,16 @@ def main() -> None:
                 print(f"{row.name:12} {side:12} {said(row, line)}", file=sys.stderr, flush=True)
                 check_same(row, [line for line in lines if line["blas"] == blas])
         print(f"{row.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    print(render(lines, blas))
+    show(lines, args.into)
+
+
+def show(lines: list[dict[str, Any]], page: Path | None) -> None:
+    """Prints the tables, or puts them into a page."""
+    tables = {blas: render(lines, blas) for blas in (True, False)}
+    if page is None:
+        print("\n".join(tables.values()))
+    else:
+        page.write_text(put_in(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 
 def said(row: Row, line: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from .rows import HF, OURS, ROWS, VLM, Number, Row
 
 PEERS = (VLM, HF)
+MARKS = {True: "with OpenBLAS", False: "without OpenBLAS"}
 
 
 def render(lines: list[dict[str, Any]], blas: bool, rows: tuple[Row, ...] = ROWS) -> str:
@@ -27,6 +28,18 @@ def render(lines: list[dict[str, Any]], blas: bool, rows: tuple[Row, ...] = ROWS
     return "\n".join(out) + "\n"
 
 
+def put_in(page: str, tables: dict[bool, str]) -> str:
+    """The page with the tables between the marks `<!-- with OpenBLAS -->`, `<!-- without OpenBLAS -->` and the
+    `<!-- end -->` after each."""
+    for blas, table in tables.items():
+        before, mark, rest = page.partition(f"<!-- {MARKS[blas]} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not mark or not end:
+            raise SystemExit(f"the page has no marks for the table {MARKS[blas]}")
+        page = f"{before}{mark}\n{table}\n{end}{after}"
+    return page
+
+
 def heading(lines: list[dict[str, Any]], blas: bool) -> str:
     days = sorted({line["date"][:10] for line in lines})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
@@ -37,9 +50,10 @@ def heading(lines: list[dict[str, Any]], blas: bool) -> str:
     rounds = [sum(line["row"] == row and line["side"] == OURS for line in lines) for row in {x["row"] for x in lines}]
     machine = lines[-1]["machine"]
     listed = ", ".join(f"{name} {value}" for name, value in versions.items())
+    rounds_said = f"{span(rounds)} round{'' if max(rounds) == 1 else 's'}"
     return (
-        f"{when}, {machine}; {listed}; MLX {'with' if blas else 'without'} OpenBLAS. Medians of {span(rounds)} "
-        f"round{'' if max(rounds) == 1 else 's'} in turn. Processes of others that ran when a measurement began: {span(loads)}."
+        f"{when}, {machine}; {listed}; MLX {'with' if blas else 'without'} OpenBLAS. Medians of {rounds_said} in turn. "
+        f"Processes of others that ran when a measurement began: {span(loads)}."
     )
 
 
