@@ -11,12 +11,14 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from .. import __version__
-from ..errors import Lfm2VlError
+from ..errors import ImageWarning, Lfm2VlError
 from . import batch, bench, chat, convert, generate, upload, verify
-from .options import PROGRAM, Parser, complain
+from .options import PROGRAM, Parser, complain, note
 
 COMMANDS = {
     **{"generate": generate, "chat": chat, "batch": batch},
@@ -36,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(AttributeError):  # a stream put in place by a caller may not be reconfigurable
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # terminals that lack a character
     try:
-        code = COMMANDS[args.command].run(args)
+        with _warnings_as_notes():
+            code = COMMANDS[args.command].run(args)
         sys.stdout.flush()  # here a full disk can still be told
         return code
     except Lfm2VlError as error:
@@ -54,6 +57,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         _silence_stdout()
         complain("stdout cannot be written: no space left")
         return 2
+
+
+@contextlib.contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Shows what the library says of pictures that are read in part as lines of the program, each time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ImageWarning)
+        show = warnings.showwarning
+
+        def noted(message: Warning | str, category: type[Warning], *more: Any, **named: Any) -> None:
+            if issubclass(category, ImageWarning):
+                note(str(message))
+            else:
+                show(message, category, *more, **named)
+
+        warnings.showwarning = noted
+        yield
 
 
 def _silence_stdout() -> None:

@@ -11,11 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Lfm2VlError, OptionError
-from .inputs import dropped, expand, source
-from .options import add_model, add_pictures, add_sampling, complain, load_model, sampling_options
+from .inputs import dropped, expand, load_pictures
+from .options import (
+    add_model,
+    add_pictures,
+    add_sampling,
+    complain,
+    load_model,
+    one_line,
+    sampling_options,
+    source_policy,
+)
 
 if TYPE_CHECKING:
-    from .. import Chat, GenerationPiece
+    from .. import Chat, GenerationPiece, SourcePolicy
 
 SUMMARY = "talk about pictures at the terminal"
 DESCRIPTION = """\
@@ -55,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if "-" in args.image:
         raise ImageError("-: stdin is the conversation; name a file")
     options = GenerationOptions(**sampling_options(args))
-    terminal = Terminal(args.verbose)
+    terminal = Terminal(args.verbose, source_policy(args))
     waiting = terminal.pictures(expand(args.image))
     model, processor = load_model(args)
     conversation = Conversation(Chat(model, processor, system=args.system, options=options), terminal, waiting)
@@ -77,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
 class Terminal:
     """Reads lines and shows answers. Prompts, hints and colours appear only where a person sees them."""
 
-    def __init__(self, verbose: bool):
-        self.verbose = verbose
+    def __init__(self, verbose: bool, policy: SourcePolicy):
+        self.verbose, self.policy = verbose, policy
         self.interactive = sys.stdin.isatty()
         self._colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
@@ -127,11 +136,11 @@ class Terminal:
 
     def pictures(self, names: list[str]) -> list[Any]:
         """The pictures of these names, each told of. Raises `ImageError`."""
-        from ..processing.source import load_image
-
-        loaded = [load_image(source(name)) for name in names]
+        loaded = load_pictures(names, self.policy)
         for name, picture in zip(names, loaded, strict=True):
-            self.hint(f"{os.path.basename(name) or name}: {picture.width}x{picture.height}, with your next message")
+            self.hint(
+                f"{one_line(os.path.basename(name) or name)}: {picture.width}x{picture.height}, with your next message"
+            )
         return loaded
 
 

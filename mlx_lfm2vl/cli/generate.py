@@ -7,8 +7,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .inputs import DEFAULT_PROMPT, add_prompt, expand, read_prompt, source
-from .options import DEMO, add_model, add_pictures, add_sampling, load_model, note, sampling_options
+from .inputs import DEFAULT_PROMPT, add_prompt, expand, load_pictures, read_prompt
+from .options import DEMO, add_model, add_pictures, add_sampling, load_model, note, sampling_options, source_policy
 
 if TYPE_CHECKING:
     from .. import GenerationPiece, Lfm2VlProcessor, Statistics
@@ -46,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
     from .. import GenerationOptions, PromptError, stream_generate
-    from ..processing.source import load_image
     from .interrupt import Interrupt
 
     prompt = read_prompt(args, args.image)
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = DEFAULT_PROMPT if prompt is None else prompt
     options = GenerationOptions(**sampling_options(args))
     names = expand(args.image)
-    pictures = [load_image(source(name)) for name in names]  # a wrong name is said before a large model is loaded
+    pictures = load_pictures(names, source_policy(args))  # a wrong name is said before a large model is loaded
     model, processor = load_model(args)
     pieces: list[GenerationPiece] = []
     with Interrupt() as interrupt:

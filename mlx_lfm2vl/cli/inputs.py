@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import glob
 import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from ..errors import ImageError, OptionError, PromptError
+from ..errors import ImageError, ImageWarning, OptionError, PromptError
+from .options import note
+
+if TYPE_CHECKING:
+    from .. import SourcePolicy
+    from ..processing.source import Picture
 
 STDIN = "-"
 DEFAULT_PROMPT = "What is in this image?"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+MAX_PROMPT_BYTES = 16 * 2**20  # a prompt that no model can take; devices such as /dev/zero have no end
 _ADDRESS = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]*://)", re.I)
 
 
@@ -34,8 +42,14 @@ def read_prompt(args: argparse.Namespace, pictures: Sequence[str] = ()) -> str |
     if args.prompt_file == STDIN and STDIN in pictures:
         raise PromptError("--prompt-file - and --image - cannot both be read from stdin")
     try:
-        data = sys.stdin.buffer.read() if args.prompt_file == STDIN else Path(args.prompt_file).read_bytes()
-        text = data.decode("utf-8").strip()
+        if args.prompt_file == STDIN:
+            data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+        else:
+            with open(args.prompt_file, "rb") as file:
+                data = file.read(MAX_PROMPT_BYTES + 1)
+        if len(data) > MAX_PROMPT_BYTES:
+            raise PromptError(f"--prompt-file {args.prompt_file}: is larger than {MAX_PROMPT_BYTES >> 20} MiB")
+        text = data.decode("utf-8-sig").strip()
     except OSError as error:
         raise PromptError(f"--prompt-file {args.prompt_file}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
@@ -70,7 +84,43 @@ def source(name: str) -> str | bytes:
         return name
     if sys.stdin.isatty():
         raise ImageError("-: stdin is the keyboard; pipe a picture into it, or name a file")
-    return sys.stdin.buffer.read()
+    from ..processing.fetch import DEFAULT_POLICY
+
+    most = int(DEFAULT_POLICY.max_bytes)
+    data = sys.stdin.buffer.read(most + 1)
+    if len(data) > most:
+        raise ImageError(f"-: more than {most} bytes on stdin; make the picture smaller")
+    return data
+
+
+def load_pictures(names: Sequence[str], policy: SourcePolicy) -> list[Picture]:
+    """The pictures of these names. What is said of them becomes notes; what libtiff writes to stderr by itself about a
+    damaged TIFF is left out, as the error says it. Raises `ImageError`."""
+    from ..processing.source import load_image
+
+    loaded = []
+    for name in names:
+        given = source(name)
+        with warnings.catch_warnings(record=True) as remarks:
+            warnings.simplefilter("always", ImageWarning)
+            with _without_stderr():
+                loaded.append(load_image(given, policy))
+        for remark in remarks:
+            note(str(remark.message))
+    return loaded
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def pictures_in(names: Sequence[str]) -> list[str]:
@@ -83,7 +133,11 @@ def pictures_in(names: Sequence[str]) -> list[str]:
                 raise OptionError(f"{name}: no such folder or picture")
             found += matching
             continue
-        inside = [entry for entry in sorted(os.listdir(name)) if entry.lower().endswith(SUFFIXES) and entry[0] != "."]
+        try:
+            entries = sorted(os.listdir(name))
+        except OSError as error:
+            raise OptionError(f"{name}: cannot be listed ({error.strerror or error})") from None
+        inside = [entry for entry in entries if entry.lower().endswith(SUFFIXES) and entry[0] != "."]
         if not inside:
             raise OptionError(f"{name}: there is no picture in this folder ({', '.join(s[1:] for s in SUFFIXES)})")
         found += [os.path.join(name, entry) for entry in inside]

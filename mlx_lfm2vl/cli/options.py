@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from .. import Lfm2VlForConditionalGeneration, Lfm2VlProcessor
+    from .. import Lfm2VlForConditionalGeneration, Lfm2VlProcessor, SourcePolicy
 
 PROGRAM = "mlx-lfm2vl"
 DEMO = "demo"
@@ -31,13 +31,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def complain(message: str) -> None:
-    """Writes the program's error line to stderr; line breaks in file names or server answers become spaces."""
-    print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
+    """Writes the program's error line to stderr."""
+    print(f"{PROGRAM}: error: {one_line(message)}", file=sys.stderr)
 
 
 def note(message: str) -> None:
     """Writes a line to stderr that the user should know of but that stops nothing."""
-    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{PROGRAM}: {one_line(message)}", file=sys.stderr)
+
+
+def one_line(message: str) -> str:
+    """The message on one line. File names and answers of servers can hold anything: line breaks become spaces, and what
+    a terminal would obey (escape sequences, changes of direction) is shown as its number."""
+    line = " ".join(message.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -50,7 +57,7 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
             value = low - 1
         if value < low or (high is not None and value > high):
             bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {bounds}")
+            raise argparse.ArgumentTypeError(f"{text[:50]!r} is not a whole number {bounds}")
         return value
 
     return parse
@@ -68,7 +75,7 @@ def real(low: float, high: float | None = None, *, above: bool = False) -> Calla
         if not good:
             bounds = f"above {low:g}" if above else f"of at least {low:g}"
             raise argparse.ArgumentTypeError(
-                f"{text!r} is not a number {bounds}{'' if high is None else f' and at most {high:g}'}"
+                f"{text[:50]!r} is not a number {bounds}{'' if high is None else f' and at most {high:g}'}"
             )
         return value
 
@@ -92,7 +99,10 @@ def load_model(args: argparse.Namespace) -> tuple[Lfm2VlForConditionalGeneration
     if args.model is None:
         note("no --model given: using the bundled demo model, which only knows simple drawings")
     model, processor = load(
-        DEMO if args.model is None else args.model, revision=args.revision, **picture_overrides(args)
+        DEMO if args.model is None else args.model,
+        revision=args.revision,
+        source_policy=source_policy(args),
+        **picture_overrides(args),
     )
     for line in processor.notes:
         if args.tiling is None or "do_image_splitting" not in line:  # who chose need not be told
@@ -121,6 +131,18 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="cut large pictures into tiles, or never: fewer tokens, less detail",
     )
+    group.add_argument(
+        "--allow-private-urls",
+        action="store_true",
+        help="fetch pictures from this machine and its network too; without it only from public addresses",
+    )
+
+
+def source_policy(args: argparse.Namespace) -> SourcePolicy:
+    """Where pictures may come from."""
+    from ..processing.fetch import SourcePolicy
+
+    return SourcePolicy(allow_private_addresses=args.allow_private_urls)
 
 
 def picture_overrides(args: argparse.Namespace) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class Rows:
             self._file = Path(inputs[0])
             self._pictures: list[str] = []
             try:
+                if self._file.exists() and not self._file.is_file():
+                    raise OptionError(f"{inputs[0]}: is not a regular file; rows are read more than once")
                 with self._file.open("rb") as lines:
                     self._length = sum(1 for line in lines if line.strip())
             except OSError as error:
@@ -96,7 +98,7 @@ class Rows:
     def _row(self, line: bytes, number: int) -> Row:
         fields: dict[str, Any] = {"id": number}
         try:
-            data = json.loads(line)
+            data = json.loads(line.decode("utf-8-sig"), parse_constant=_no_number)
             if not isinstance(data, dict):
                 raise PromptError("is not an object")
             fields |= data
@@ -107,6 +109,8 @@ class Rows:
             known = str(error) if isinstance(error, PromptError) else f"is not JSON ({error})"
             kept = {name: value for name, value in fields.items() if name not in RESULT}
             return Row(kept, error=f"line {number}: {known}")
+        except RecursionError:
+            return Row(fields, error=f"line {number}: is nested too deeply")
 
     def _question(self, data: Mapping[str, Any]) -> Question:
         if "image" in data and "images" in data:
@@ -126,8 +130,14 @@ class Rows:
     def _source(self, image: str) -> str:
         if image.startswith("data:") or "://" in image:
             return image
+        if not image:
+            raise PromptError('"image" is empty; leave it out, or name a picture')
         assert self._file is not None
-        return str(self._file.parent / Path(image).expanduser())
+        return os.path.join(self._file.parent, os.path.expanduser(image))
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is none")
 
 
 @dataclass
@@ -167,6 +177,9 @@ class Output:
         self.path, self.settings, self._overwrite = path, settings, overwrite
         self.rows = self.failed = 0
         self._end = 0  # of the last whole line
+        if os.path.exists(path) and not os.path.isfile(path):
+            what = "a folder" if os.path.isdir(path) else "a device or pipe"
+            raise OutputError(f"{path}: cannot be written (is {what}; name a file, which a second run goes on with)")
         try:
             self._file = open(path, "a+b")  # noqa: SIM115  # closed by __exit__
         except OSError as error:

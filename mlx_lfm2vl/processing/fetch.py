@@ -60,7 +60,7 @@ DEFAULT_POLICY = SourcePolicy()
 def short(name: str) -> str:
     """A name for messages: one line, of bounded length, without characters that a terminal obeys."""
     line = " ".join(name[:1000].split())
-    line = "".join(c if c.isprintable() else c.encode("ascii", "backslashreplace").decode() for c in line)
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     return line if len(line) <= 120 else line[:100] + "..."
 
 

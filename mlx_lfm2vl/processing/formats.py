@@ -32,6 +32,7 @@ OTHERS = (  # how files begin that people take for pictures
     (rb"\s*(<!--.*?-->\s*)?<(!doctype )?html", "not a picture but a web page; give the address of the picture in it"),
     (rb"version https://git-lfs", "not a picture but a pointer of git-lfs; fetch it with `git lfs pull`"),
     (rb"....ftyp", "not a picture but a video, or in a format that Pillow does not read; convert it to PNG or JPEG"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*", "damaged at its beginning; save or download it again"),
     (rb"(\xff\x0a|....JXL )", "in the format JPEG XL, which Pillow does not read; convert it to PNG or JPEG"),
 )
 FRAMES = {  # what is said of several frames; in other formats they are no more than previews or layers of one picture
@@ -39,6 +40,10 @@ FRAMES = {  # what is said of several frames; in other formats they are no more 
     **dict.fromkeys(("TIFF", "DCX"), "has several pages; only the first is read"),
     "HEIF": "holds several pictures; only the main one is read",
 }
+
+MAX_SCANS = 200  # of a JPEG. Usual are about ten; each goes over all pixels, however few bytes it has
+
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # neither stuffed nor a restart
 
 # The filters of warnings are the whole process's, hence the lock; our own warnings are issued under it, lest another
 # thread's silence swallows them. Whoever receives one may read a picture in turn, hence re-entrant.
@@ -54,6 +59,8 @@ def open_picture(file: BinaryIO, label: str, policy: SourcePolicy) -> Image.Imag
         raise
     except Exception as error:  # a damaged file can make a decoder raise anything
         raise _damaged(error, label, "damaged") from None
+    if image.format in ("JPEG", "MPO") and _scans(file, int(policy.max_bytes)) > MAX_SCANS:
+        raise ImageError(f"{label}: has more than {MAX_SCANS} scans, which take too long to decode; save it anew")
     picture, several = _decoded(image, label, policy)
     if several and image.format in FRAMES:
         with _WARNINGS:
@@ -140,6 +147,20 @@ def _has_more_frames(image: Image.Image) -> bool:
         return bool(getattr(image, "is_animated", False))
     except Exception:  # what follows the first frame is damaged; it is not read
         return True
+
+
+def _scans(file: BinaryIO, most: int) -> int:
+    """How many scans the first picture of a JPEG file has, as far as its first `most` bytes say."""
+    file.seek(0)
+    data = file.read(most)
+    count, at = 0, 2
+    while marker := _MARKER.search(data, at):
+        kind = data[marker.start() + 1]
+        if kind == 0xD9:
+            break
+        count += kind == 0xDA
+        at = marker.end() + (int.from_bytes(data[marker.end() : marker.end() + 2], "big") if kind > 1 else 0)
+    return count
 
 
 def _damaged(error: Exception, label: str, how: str) -> ImageError:

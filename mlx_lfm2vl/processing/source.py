@@ -77,14 +77,16 @@ def load_array(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> np.ndarra
     return np.array(load_image(picture, policy))
 
 
-def decode_base64(text: str, policy: SourcePolicy = DEFAULT_POLICY) -> bytes:
-    """The bytes behind bare base64 text, as chat messages carry pictures. Raises `ImageError`."""
+def decode_base64(text: str, policy: SourcePolicy = DEFAULT_POLICY, label: str = "") -> bytes:
+    """The bytes behind bare base64 text, as chat messages carry pictures. Raises `ImageError`, which calls the text by
+    `label` or by its beginning."""
+    label = label or short(text)
     if len(text) > policy.max_bytes * 4 // 3 + 4:
-        raise ImageError(f"{short(text)}: more than {policy.max_bytes} bytes; make it smaller")
+        raise ImageError(f"{label}: more than {policy.max_bytes} bytes; make it smaller")
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise ImageError(f"{short(text)}: is not base64; encode the bytes of a picture file") from None
+        raise ImageError(f"{label}: is not base64; encode the bytes of a picture file") from None
 
 
 def _from_path(name: str | bytes, policy: SourcePolicy) -> Image.Image:
@@ -148,7 +150,7 @@ def _data_uri(uri: str, policy: SourcePolicy) -> bytes:
     if not comma:
         raise ImageError(f"{short(uri)}: a data: URI needs a comma before its data")
     if head.lower().endswith(";base64"):
-        return decode_base64(urllib.parse.unquote(body) if "%" in body else body, policy)
+        return decode_base64(urllib.parse.unquote(body) if "%" in body else body, policy, short(uri))
     data = urllib.parse.unquote_to_bytes(body)
     if len(data) > policy.max_bytes:
         raise ImageError(f"{short(uri)}: more than {policy.max_bytes} bytes; make it smaller")

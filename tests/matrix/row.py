@@ -60,6 +60,24 @@ class Gives:
 
 
 @dataclass(frozen=True)
+class Near:
+    """The act returns an array that is nowhere more than `within` from `expected`: for what loses information."""
+
+    expected: np.ndarray
+    within: int
+    warns: str = ""
+
+    def check(self, act: Callable[[], Any], bench: Bench) -> None:
+        def made() -> bool:
+            array = act()
+            assert (array.dtype, array.shape) == (self.expected.dtype, self.expected.shape)
+            assert np.abs(array.astype(int) - self.expected).max() <= self.within
+            return True
+
+        Gives(True, self.warns).check(made, bench)
+
+
+@dataclass(frozen=True)
 class Refused:
     """The act raises `error` (that class, no other) with one line: `where` it is (the file, option or address), `what`
     is wrong, and the `way` out, which is empty only where the fault names it (a value and its range, a missing file).
