@@ -21,7 +21,7 @@ from mlx_lfm2vl import (
     load,
     stream_generate,
 )
-from mlx_lfm2vl.errors import ImageError, OptionError, PromptError
+from mlx_lfm2vl.errors import ImageError, OptionError, OutputError, PromptError
 
 
 @cache
@@ -166,6 +166,35 @@ def test_conversations_of_wrong_shapes_are_refused(prompt, words):
         generate(model, processor, prompt)
     (answer,) = generate_batch(model, processor, [Question(prompt)])
     assert isinstance(answer.error, PromptError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"options": {"max_tokens": 3}}, OptionError, "options is dict, expected GenerationOptions"),
+        ({"system": 3}, PromptError, "system is int, expected text"),
+        ({"tools": 3}, OptionError, "tools must be a list of JSON schemas"),
+        ({"tools": ["f"]}, OptionError, "tools must be a list of JSON schemas"),
+        ({"images": 3}, ImageError, "a picture of type int cannot be read"),
+        ({"anything": 3}, OptionError, "'anything' is neither"),
+    ],
+)
+def test_arguments_of_wrong_types_are_refused_by_name(arguments, error, words):
+    with pytest.raises(error, match=words):
+        generate(*loaded("gen2"), "?", **arguments)
+
+
+def test_a_question_is_a_question():
+    model, processor = loaded("gen2")
+    (answer,) = generate_batch(model, processor, ["Hello."])
+    assert isinstance(answer.error, PromptError) and str(answer.error) == "a question is str, expected a Question"
+    for wrong in (None, "Hello.", Question("Hello.")):
+        with pytest.raises(OptionError, match="expected several Questions"):
+            next(generate_batch(model, processor, wrong))
+    with pytest.raises(PromptError, match="role is 3, expected 'user' or 'tool'"):
+        Chat(model, processor).ask("Hello.", role=3)
+    with pytest.raises(OutputError, match="3 is no path to write to"):
+        Chat(model, processor).save(3)
 
 
 def test_closing_the_stream_stops_the_work():

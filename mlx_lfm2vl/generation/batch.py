@@ -56,6 +56,8 @@ def generate_batch(
     """
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise OptionError(f"batch_size is {batch_size!r}, expected an integer of at least 1")
+    if not isinstance(questions, Iterable) or isinstance(questions, (str, Question)):
+        raise OptionError(f"questions is {type(questions).__name__}, expected several Questions")
     prefixes = prefixes if prefixes is not None else PrefixCache()
     group: list[Question] = []
     for question in questions:

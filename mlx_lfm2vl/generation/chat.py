@@ -29,7 +29,7 @@ from . import sequence
 from .decode import Prompt, prefill
 from .features import FeatureCache
 from .options import GenerationOptions
-from .question import rendered, user_content
+from .question import check_tools, rendered, user_content
 from .run import GenerationPiece, resolved, run
 from .watch import Progress, Stop
 
@@ -58,6 +58,7 @@ class Chat:
     ):
         if not (system is None or isinstance(system, str)):
             raise PromptError(f"system is {type(system).__name__}, expected text")
+        check_tools(tools)
         self.model, self.processor = model, processor
         self.tools, self.options = tools, options or GenerationOptions()
         self.features = features if features is not None else FeatureCache()
@@ -84,6 +85,8 @@ class Chat:
         Turn and answer become part of the conversation when the stream ends, is cancelled or closed, the answer as far
         as it came; a turn that fails, or is cancelled before a word of answer, leaves the conversation as it was.
         """
+        if not isinstance(role, str) or not role:
+            raise PromptError(f"role is {role!r}, expected 'user' or 'tool'")
         content: Any = user_content(text, images)
         for item in content:
             if item["type"] == "image":
@@ -214,6 +217,8 @@ class Chat:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the conversation, pictures included, as one JSON file. Raises `OutputError`."""
+        if not isinstance(path, (str, os.PathLike)):
+            raise OutputError(f"{path!r} is no path to write to")
         target = Path(path)
         part = target.with_name(f".{target.name}.part")
         messages = [{**message, "content": _to_json(message["content"])} for message in self.messages]

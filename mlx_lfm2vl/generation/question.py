@@ -75,7 +75,10 @@ class Prepared:
 
 def prepare(model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, question: Question) -> Prepared:
     """Reads, resizes and tokenises one question. Raises the library's typed errors."""
+    if not isinstance(question, Question):
+        raise PromptError(f"a question is {type(question).__name__}, expected a Question")
     options = resolved(model, question.options)
+    check_tools(question.tools)
     messages = conversation(question.prompt, question.images, question.system)
     if not isinstance(question.control_tokens, bool):
         raise OptionError(f"control_tokens is {question.control_tokens!r}, expected True or False")
@@ -183,6 +186,14 @@ def _check_message(message: Any, where: str) -> None:
             raise PromptError(f"{at} is of type {kind!r} and has no {' or '.join(map(repr, fields))}")
         if kind == "text" and not isinstance(item["text"], str):
             raise PromptError(f"{at} has a text that is {type(item['text']).__name__}")
+
+
+def check_tools(tools: Any) -> None:
+    """Raises `OptionError` unless `tools` is None or a list of JSON schemas."""
+    if tools is not None and not (
+        isinstance(tools, (list, tuple)) and all(isinstance(tool, Mapping) for tool in tools)
+    ):
+        raise OptionError("tools must be a list of JSON schemas (mappings), or None")
 
 
 def user_content(text: str, images: Any = None) -> list[dict[str, Any]]:

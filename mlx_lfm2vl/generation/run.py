@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import GenerationConfig
-from ..errors import Lfm2VlError, PromptError
+from ..errors import Lfm2VlError, OptionError, PromptError
 from ..model.cache import Cache
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.tokenizer import Tokenizer
@@ -209,7 +209,10 @@ def generation_config(model: Lfm2VlForConditionalGeneration) -> GenerationConfig
 
 
 def resolved(model: Lfm2VlForConditionalGeneration, options: GenerationOptions | None) -> GenerationOptions:
-    """The options with what was left open as the checkpoint, or else the makers' card, recommends."""
+    """The options with what was left open as the checkpoint, or else the makers' card, recommends. Raises
+    `OptionError`."""
+    if options is not None and not isinstance(options, GenerationOptions):
+        raise OptionError(f"options is {type(options).__name__}, expected GenerationOptions")
     return (options or GenerationOptions()).resolve(recommended(model.config, generation_config(model)))
 
 
