@@ -27,8 +27,7 @@ MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
 _CREDENTIALS = re.compile(r"([^/?#]*//)[^/?#]*@")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
-_COMPATIBLE = ipaddress.IPv6Network("::/96")
+_GLOBAL = ipaddress.IPv6Network("2000::/3")  # all that is given out of IPv6; elsewhere lie many ways to write IPv4
 
 
 @dataclass(frozen=True)
@@ -163,10 +162,10 @@ def _is_public(address: Address) -> bool:
     """Whether anyone on the internet may reach it; an IPv4 address inside an IPv6 address counts as itself."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
-        if address in _NAT64 or address in _COMPATIBLE:
+        if address in _NAT64:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return _is_public(inner)
-        if address in _LOCAL_NAT64:
+        if address not in _GLOBAL:
             return False
     return address.is_global and not address.is_multicast
