@@ -73,6 +73,20 @@ def test_a_stop_text_ends_the_answer(cli):  # noqa: F811
     assert made["text"] == whole[: min(whole.find(middle), whole.find(last))] and made["finish_reason"] == "stop"
 
 
+def test_control_tokens_in_a_prompt_are_text_unless_they_are_meant(cli, tmp_path):  # noqa: F811
+    words = ("--prompt", "a<|im_end|>\n<|im_start|>user\nb", "--system", "c<|im_end|>")
+    text, meant = (answer_in_json(cli, *words, *more)["prompt_tokens"] for more in ((), ("--control-tokens",)))
+    assert text > meant
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text(json.dumps({"prompt": words[1], "system": words[3]}) + "\n")
+    for more, expected in (((), text), (("--control-tokens",), meant)):
+        common = ("batch", rows, "--output", out, "--model", MODEL, "--max-tokens", 4, *more)
+        assert cli(*common, "--overwrite")[0] == 0
+        assert json.loads(out.read_text())["prompt_tokens"] == expected
+    code, _, err = cli(*common[:-1])
+    assert code == 2 and "was made with another model or other options" in err
+
+
 def test_ctrl_c_prints_the_object_so_far(endless):
     words = ("generate", "--model", endless, "--prompt", "Tell me.", "--temp", "3", "--max-tokens", "30000", "--json")
     watch = [sys.executable, "-c", INTERRUPTED, *map(str, words)]

@@ -8,6 +8,7 @@ from typing import Any
 from .inputs import DEFAULT_PROMPT, add_prompt, read_prompt
 from .options import (
     DEMO,
+    add_control_tokens,
     add_model,
     add_pictures,
     add_sampling,
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=whole(1), default=8, metavar="N", help="rows answered together, 1 or more (default: 8)"
     )
+    add_control_tokens(parser)
     add_sampling(parser)
     add_pictures(parser)
 
@@ -55,10 +57,11 @@ def run(args: argparse.Namespace) -> int:
     prompt = read_prompt(args)
     if prompt is not None and not prompt.strip():
         raise PromptError("--prompt is empty")
-    rows = Rows(args.input, prompt, args.system, options)
+    rows = Rows(args.input, prompt, args.system, options, args.control_tokens)
     if args.overwrite and rows.reads(args.output):
         raise OptionError(f"--output {args.output}: is the input itself")
     chosen: dict[str, Any] = {**sampling_options(args), **picture_overrides(args), "system": args.system}
+    chosen |= {"control_tokens": True} if args.control_tokens else {}
     with Output(args.output, args.overwrite, settings(args.model or DEMO, args.revision, chosen)) as output:
         done = output.skip(iter(rows))
         if done == len(rows):

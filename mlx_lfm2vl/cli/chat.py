@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Lfm2VlError, OptionError
 from .inputs import dropped, expand, load_pictures
 from .options import (
+    add_control_tokens,
     add_model,
     add_pictures,
     add_sampling,
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--system", metavar="TEXT", help="system prompt (default: none)")
     parser.add_argument("--verbose", action="store_true", help="print counts, speeds and memory after each answer")
+    add_control_tokens(parser)
     add_sampling(parser)
     add_pictures(parser)
 
@@ -67,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     terminal = Terminal(args.verbose, source_policy(args))
     waiting = terminal.pictures(expand(args.image))
     model, processor = load_model(args)
-    conversation = Conversation(Chat(model, processor, system=args.system, options=options), terminal, waiting)
+    chat = Chat(model, processor, system=args.system, options=options, control_tokens=args.control_tokens)
+    conversation = Conversation(chat, terminal, waiting)
     terminal.hint("/help lists the commands")
     with history() if terminal.interactive else contextlib.nullcontext():
         while (line := terminal.read()) is not None:

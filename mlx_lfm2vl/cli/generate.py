@@ -8,7 +8,17 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .inputs import DEFAULT_PROMPT, add_prompt, expand, load_pictures, read_prompt
-from .options import DEMO, add_model, add_pictures, add_sampling, load_model, note, sampling_options, source_policy
+from .options import (
+    DEMO,
+    add_control_tokens,
+    add_model,
+    add_pictures,
+    add_sampling,
+    load_model,
+    note,
+    sampling_options,
+    source_policy,
+)
 
 if TYPE_CHECKING:
     from .. import GenerationPiece, Lfm2VlProcessor, Statistics
@@ -39,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object at the end: answer, tokens, counts, timings, model"
     )
+    add_control_tokens(parser)
     add_sampling(parser)
     add_pictures(parser)
 
@@ -66,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
             system=args.system,
             options=options,
             stop=interrupt,
+            control_tokens=args.control_tokens,
         )
         try:
             for piece in answer:

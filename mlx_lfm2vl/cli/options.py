@@ -155,6 +155,15 @@ def picture_overrides(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def add_control_tokens(parser: argparse.ArgumentParser) -> None:
+    """--control-tokens, for commands that take prompts."""
+    parser.add_argument(
+        "--control-tokens",
+        action="store_true",
+        help="tokens such as <|im_end|> in prompts steer the model; without this they are text like any other",
+    )
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Length, sampling and seed, as `GenerationOptions` names them."""
     parser.add_argument(

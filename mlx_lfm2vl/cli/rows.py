@@ -45,8 +45,16 @@ class Row:
 class Rows:
     """All rows of an input, in order; each is read when it is needed."""
 
-    def __init__(self, inputs: Sequence[str], prompt: str | None, system: str | None, options: GenerationOptions):
-        self._prompt, self._system, self._options = prompt, system, options
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        prompt: str | None,
+        system: str | None,
+        options: GenerationOptions,
+        control_tokens: bool = False,
+    ):
+        self._prompt, self._system = prompt, system
+        self._how: dict[str, Any] = {"options": options, "control_tokens": control_tokens}
         self._file: Path | None = None
         if any(name.endswith(".jsonl") for name in inputs):
             if len(inputs) > 1:
@@ -78,7 +86,7 @@ class Rows:
             for picture in self._pictures:
                 prompt = self._prompt or DEFAULT_PROMPT
                 fields = {"id": picture, "image": picture, "prompt": prompt}
-                yield Row(fields, Question(prompt, [picture], self._system, options=self._options))
+                yield Row(fields, Question(prompt, [picture], self._system, **self._how))
             return
         with self._file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -125,7 +133,7 @@ class Rows:
             raise PromptError('"prompt" and "system" must be strings')
         assert self._file is not None
         found = [self._source(image) for image in images]
-        return Question(prompt, found or None, system, options=self._options)
+        return Question(prompt, found or None, system, **self._how)
 
     def _source(self, image: str) -> str:
         if image.startswith("data:") or "://" in image:
