@@ -78,6 +78,27 @@ def test_the_command_lines_examples_run_and_print_what_is_shown(place):
     assert shown_outputs >= 5
 
 
+def test_the_performance_pages_examples_print_tables_of_that_form(place):
+    """Measured numbers differ; the columns and what was measured do not."""
+
+    def form(text: str) -> list[str]:
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        return [re.sub(r"\| [\d.]+( GB| %)?(?= \|)", "| #", row) for row in rows]
+
+    for _, body in blocks("performance", "console"):
+        command, _, shown = body.removeprefix("$ ").partition("\n")
+        done = run(["sh", "-c", command], place)
+        assert done.returncode == 0, done.stdout
+        assert form(done.stdout) == form(shown) and len(form(shown)) > 4
+
+
+def test_every_option_of_bench_is_on_its_page():
+    parsers = next(a for a in build_parser()._actions if hasattr(a, "choices") and a.choices).choices
+    known = {option for action in parsers["bench"]._actions for option in action.option_strings} - {"-h", "--help"}
+    section = PAGES["performance"].split("## Beside")[0]
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", section)) == known
+
+
 def assert_fields(made: dict) -> None:
     """The table of --json's fields is complete, in the order of the object."""
     section = PAGES["command-line"].split("`--json` prints")[1].split("## ")[0]

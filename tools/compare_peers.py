@@ -9,7 +9,8 @@
 A row is measured A B C A B C, each measurement in a process of its own that loads, warms up and repeats; medians of
 the rounds count. Each is a line of WORK/results.jsonl, so that the same command goes on where it was stopped; `--again`
 measures the rows anew. MLX gets OpenBLAS by LD_PRELOAD (Debian: apt install libopenblas0). Where a row asks for the
-same tokens and they differ, it fails. Linux only. The rows are in peers/rows.py.
+same tokens and they differ, or a process fails, that is said and the exit code is 1, but the other rows are measured.
+Linux only. The rows are in peers/rows.py.
 """
 
 import argparse
@@ -32,9 +33,13 @@ WORKER = Path(__file__).parent / "peers" / "worker.py"
 MATERIALS = Path(__file__).parent / "peers" / "materials.py"
 
 
+class Failed(Exception):
+    """A process failed, or its answer is not ours."""
+
+
 def run(command: list[str], variables: dict[str, str], seconds: float) -> dict[str, Any]:
-    """A process's "output", "clock" (seconds) and "peak" (highest resident bytes), or "timeout". Its output is shown
-    and the program ends if it fails."""
+    """A process's "output", "clock" (seconds) and "peak" (highest resident bytes), or "timeout". Raises
+    `Failed`."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, env=variables, stdout=output, stderr=output, cwd=tempfile.gettempdir())
@@ -52,7 +57,7 @@ def run(command: list[str], variables: dict[str, str], seconds: float) -> dict[s
         output.seek(0)
         text = output.read().decode(errors="replace")
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{text}")
+        raise Failed(f"{' '.join(command)}\n{text}")
     return {"output": text, "clock": clock, "peak": usage.ru_maxrss * 1024}
 
 
@@ -72,7 +77,7 @@ def measure(row: Row, side: str, interpreter: str, work: Path, blas: bool) -> di
 
 
 def check_same(row: Row, lines: list[dict[str, Any]]) -> None:
-    """Ends the program if a side that must say the same does not."""
+    """Raises `Failed` if a side that must say the same does not."""
     said = {line["side"]: line["result"] for line in lines if line["row"] == row.name and "result" in line}
     for side in row.same:
         if side not in said or OURS not in said:
@@ -80,7 +85,7 @@ def check_same(row: Row, lines: list[dict[str, Any]]) -> None:
         ours, theirs = said[OURS], said[side]
         same = ours["text"].strip() in theirs["text"] if "text" in ours else ours["tokens"] == theirs["tokens"]
         if not same:
-            raise SystemExit(f"{row.name}: {side} answers {theirs}\nbut {OURS} {ours}")
+            raise Failed(f"{row.name}: {side} answers {theirs}\nbut {OURS} {ours}")
 
 
 def set_up(work: Path, interpreters: dict[str, str]) -> None:
@@ -147,6 +152,7 @@ def main() -> None:
     for side, interpreter in interpreters.items():
         made = run([interpreter, str(WORKER), side, '{"kind": "versions"}'], environment(side, blas), 60)
         versions[side] = json.loads(made["output"].removeprefix("RESULT "))
+    failed: list[str] = []
     for row in rows:
         start = time.perf_counter()
         for turn in range(args.rounds):
@@ -160,15 +166,22 @@ def main() -> None:
                     "busy": busy(),
                     "versions": versions[side],
                 }
-                made = measure(row, side, interpreters[side], work, blas)
-                line = {"row": row.name, "side": side, "blas": blas, **conditions, **made}
+                try:
+                    made = measure(row, side, interpreters[side], work, blas)
+                    line = {"row": row.name, "side": side, "blas": blas, **conditions, **made}
+                    check_same(row, [*(line for line in lines if line["blas"] == blas), line])
+                except Failed as error:
+                    failed.append(f"{row.name} {side}")
+                    print(error, file=sys.stderr, flush=True)
+                    continue
                 lines.append(line)
                 with file.open("a") as stream:
                     stream.write(json.dumps(line) + "\n")
                 print(f"{row.name:12} {side:12} {said(row, line)}", file=sys.stderr, flush=True)
-                check_same(row, [line for line in lines if line["blas"] == blas])
         print(f"{row.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     show(lines, args.into)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 def show(lines: list[dict[str, Any]], page: Path | None) -> None:

@@ -22,11 +22,11 @@ def main() -> None:
 
 
 def measured(side: str, task: dict[str, Any]) -> dict[str, Any]:
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
     if task["kind"] == "import":
         start = time.perf_counter()
         exec(task["program"], {})
         return {"seconds": [time.perf_counter() - start], "imported": [name for name in HEAVY if name in sys.modules]}
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
     from sides import PACKAGES, SIDES
 
     if task["kind"] == "versions":
