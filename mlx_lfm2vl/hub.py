@@ -7,9 +7,11 @@ fetched: no Python, no pickle.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,11 @@ from .errors import HubError
 
 DATA_PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.md", "LICENSE*")
 Progress = Callable[[str, int, int], None]  # of what, done, in all
+PASSING = (408, 429, 500, 502, 503, 504)  # what a hub answers that may be well again in a moment
+WAITS = (0.5, 1.0, 2.0)  # seconds before a question is put again
+LONGEST_WAIT = 60.0  # seconds, if the hub asks for more
+CLOCK_SLACK = 2.0  # seconds by which a file system's clock may be behind
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -62,7 +69,10 @@ def resolve(
 def _with_config(folder: Path) -> Path:
     if (folder / "config.json").exists():
         return folder
-    children = sorted(child.name for child in folder.iterdir() if (child / "config.json").is_file())
+    try:
+        children = sorted(child.name for child in folder.iterdir() if (child / "config.json").is_file())
+    except OSError as error:
+        raise HubError(f"{folder}: cannot be read ({error.strerror or error}); is it yours to read?") from None
     if len(children) == 1:
         return folder / children[0]
     if children:
@@ -90,7 +100,7 @@ def _download(
     )
     from huggingface_hub.utils import httpx  # the client that it uses itself
 
-    try:
+    def fetch() -> Path:
         return Path(
             snapshot_download(
                 repo,
@@ -102,6 +112,26 @@ def _download(
                 tqdm_class=None if progress is None else _reporter(progress),
             )
         )
+
+    def answer(error: BaseException) -> Any:
+        """The hub's answer behind an error, None if there was none."""
+        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+        return cause.response if isinstance(cause, HfHubHTTPError) else None
+
+    began = time.time()
+    try:
+        for wait in WAITS:  # the client itself repeats what it fetches, but not its first question
+            try:
+                folder = fetch()
+                break
+            except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+                said = answer(error)
+                if said is None or said.status_code not in PASSING:
+                    raise
+                asked = said.headers.get("Retry-After", "")
+                time.sleep(min(max(wait, float(asked) if asked.isdigit() else 0), LONGEST_WAIT))
+        else:
+            folder = fetch()
     except HFValidationError as error:
         raise HubError(f"{repo}: no such folder, and not a name that the hub allows ({_first_line(error)})") from None
     except RevisionNotFoundError:
@@ -114,10 +144,38 @@ def _download(
         raise HubError(
             f"{repo}: no such folder here and no such repository on the hub (or it is private: log in)"
         ) from None
-    except LocalEntryNotFoundError as error:
-        raise HubError(f"{repo}: not in the local cache and the hub cannot be reached ({_first_line(error)})") from None
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise HubError(f"{repo}: the download failed ({_first_line(error)}); run it again to resume") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        said = answer(error)
+        if said is None and isinstance(error, LocalEntryNotFoundError):
+            reason = f"not in the local cache and the hub cannot be reached ({_first_line(error)})"
+        elif said is not None and said.status_code == 401:
+            reason = "the hub does not know your token; log in again with `hf auth login`"
+        elif said is not None and said.status_code == 429:
+            reason = "the hub asks to come back later (too many requests); then run it again"
+        else:
+            cause = error.__cause__ if said is not None and error.__cause__ is not None else error
+            reason = f"the download failed ({_first_line(cause)}); run it again to resume"
+        raise HubError(f"{repo}: {reason}") from error
+    if not local_files_only:
+        _check_arrived(repo, folder, began)
+    return folder
+
+
+def _check_arrived(repo: str, folder: Path, began: float) -> None:
+    """Compares large files that have just come with their SHA-256, which is their name in the hub's cache (the client
+    itself compares sizes only). Raises `HubError` once the file is removed, so that the next run fetches it anew."""
+    for file in folder.iterdir():
+        blob = file.resolve()
+        if not _SHA256.fullmatch(blob.name) or blob.stat().st_mtime < began - CLOCK_SLACK:
+            continue
+        digest = hashlib.sha256()
+        with blob.open("rb") as stream:
+            while piece := stream.read(2**20):
+                digest.update(piece)
+        if digest.hexdigest() != blob.name:
+            file.unlink()
+            blob.unlink(missing_ok=True)
+            raise HubError(f"{repo}: {file.name} arrived damaged (wrong checksum) and was removed; run it again")
 
 
 def _reporter(progress: Progress) -> Any:
@@ -170,8 +228,6 @@ def publish(
     with `wait` seconds before the second and twice as many before each further one, and in a later call. A new
     repository is `private` if asked; an existing one keeps what it is. Raises `HubError`.
     """
-    import time
-
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.utils import httpx
@@ -189,7 +245,7 @@ def publish(
         except (HfHubHTTPError, httpx.HTTPError, RuntimeError, ValueError, OSError) as error:
             cause = error if not isinstance(error, RuntimeError) or error.__cause__ is None else error.__cause__
             status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-            passing = status in (408, 429, 500, 502, 503, 504) if status else isinstance(cause, httpx.TransportError)
+            passing = status in PASSING if status else isinstance(cause, httpx.TransportError)
             if not passing or attempt == attempts:
                 raise HubError(f"{repo}: {_why_not_uploaded(status, cause)}") from error
             time.sleep(wait * 2 ** (attempt - 1))

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -51,6 +52,10 @@ class HubServer:
     repositories: dict[str, Repository]
     requests: list[Request] = field(default_factory=list)
     drops: dict[str, list[int]] = field(default_factory=dict)  # path: bytes sent before each of the next broken answers
+    stalls: dict[str, list[int]] = field(default_factory=dict)  # as `drops`, but then silence instead of an end
+    lies: dict[str, bytes] = field(default_factory=dict)  # path: what is sent instead, under the true file's names
+    pace: int = 0  # bytes a second of files, 0: as fast as they go
+    busy: list[tuple[int, dict[str, str]]] = field(default_factory=list)  # status and headers of the next answers
     status: int | None = None  # answers everything with this status
     writers: dict[str, str] = field(default_factory=lambda: {"hf_right": "maker"})  # token: owner it may write for
     stored: dict[str, bytes] = field(default_factory=dict)  # large files by SHA-256, committed or not
@@ -60,6 +65,7 @@ class HubServer:
 
     def __enter__(self) -> HubServer:
         hub = self
+        self.ended = threading.Event()
 
         class Handler(_Handler):
             server_state = hub
@@ -73,6 +79,7 @@ class HubServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.ended.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -99,7 +106,10 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
         hub.requests.append(Request(self.command, path, self.headers.get("Range"), token))
-        if hub.status is not None:
+        if hub.busy:
+            status, headers = hub.busy.pop(0)
+            self.answer(status, b"later", headers)
+        elif hub.status is not None:
             self.answer(hub.status, b"the hub is unwell")
         elif match := re.fullmatch(r"/storage/([^/]+/[^/]+)/(.+)", path):
             self.content(unquote(match[2]), hub.repositories[match[1]].files[unquote(match[2])])
@@ -252,9 +262,14 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
             start, status = int(match[1]), 206
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        left = self.server_state.drops.get(name)
+        hub = self.server_state
+        data = hub.lies.get(name, data)
+        left, silent = hub.drops.get(name), hub.stalls.get(name)
         stop = left.pop(0) if left and self.command == "GET" else None
-        self.answer(status, data[start:], headers, stop)
+        if silent and self.command == "GET":
+            self.answer(status, data[start:], headers, silent.pop(0), stalls=True)
+        else:
+            self.answer(status, data[start:], headers, stop, pace=hub.pace)
 
     def json(self, value: Any) -> None:
         self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -262,13 +277,28 @@ class _Handler(BaseHTTPRequestHandler):
     def refuse(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
         self.answer(status, b"", {"X-Error-Code": code, "X-Error-Message": f"{code} (test)", **(headers or {})})
 
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None, stop: int | None = None) -> None:
+    def answer(
+        self,
+        status: int,
+        body: bytes,
+        headers: dict[str, str] | None = None,
+        stop: int | None = None,
+        stalls: bool = False,
+        pace: int = 0,
+    ) -> None:
         self.send_response(status)
         for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body[:stop])
+            step = pace // 20 or len(body) or 1
+            for at in range(0, len(body[:stop]), step):
+                self.wfile.write(body[:stop][at : at + step])
+                if pace:
+                    time.sleep(0.05)
+        if stalls:
+            self.wfile.flush()
+            self.server_state.ended.wait(60)
         if stop is not None:
             self.wfile.flush()
             self.connection.close()

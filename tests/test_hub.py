@@ -219,6 +219,54 @@ def test_a_hub_that_answers_with_an_error(fetch, hub, status):
     assert NAME in message(fetch())
 
 
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (429, "come back later (too many requests)"),
+        (502, "the download failed"),
+        (503, "the download failed"),
+        (401, "log in"),
+    ],
+)
+def test_a_hub_that_keeps_refusing_is_quoted_with_the_way_out(fetch, hub, status, says):
+    hub.status = status
+    said = message(fetch())
+    assert said.startswith(f"{NAME}: ") and says in said
+
+
+def test_a_hub_that_is_busy_for_a_while_is_waited_for(fetch, hub):
+    hub.busy = [(429, {"Retry-After": "1"}), (503, {}), (500, {})]
+    folder = Path(fetch()["folder"])
+    assert {path.name for path in folder.iterdir()} == DATA
+    assert hub.busy == []
+
+
+def test_a_connection_that_falls_silent_is_given_up_and_taken_up_again(fetch, hub):
+    weights = bytes(range(256)) * (12 * 2**20 // 256)
+    hub.repositories[NAME].files["model.safetensors"] = weights
+    hub.stalls["model.safetensors"] = [11 * 2**20]
+    folder = Path(fetch(environment={"HF_HUB_DOWNLOAD_TIMEOUT": "1"})["folder"])
+    assert (folder / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        (WEIGHTS[:-1] + b"!", "model.safetensors arrived damaged (wrong checksum) and was removed; run it again"),
+        (WEIGHTS[: 2**19], "run it again to resume"),
+        (WEIGHTS + b"more", "run it again to resume"),
+    ],
+    ids=["other bytes", "too few", "too many"],
+)
+def test_what_arrives_must_be_what_was_announced(fetch, hub, sent, says):
+    hub.lies["model.safetensors"] = sent
+    said = message(fetch())
+    assert NAME in said and says in said
+    hub.lies.clear()
+    folder = Path(fetch()["folder"])
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+
+
 def test_offline_without_a_cached_copy(fetch, hub):
     said = message(fetch(local_files_only=True))
     assert NAME in said and "not in the local cache" in said

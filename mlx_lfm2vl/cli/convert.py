@@ -188,11 +188,16 @@ def run_repair(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import OptionError, convert
+    from .. import OptionError
+    from .interrupt import terminable
 
     check_combinations(args, OptionError)
-    if args.repair:
-        return run_repair(args)
+    with terminable():
+        return run_repair(args) if args.repair else run_convert(args)
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    from .. import convert
     from ..conversion.report import FILE, DamageReport
     from .progress import Bars
 

@@ -1,9 +1,12 @@
-"""Ctrl-C that ends an answer in order, at the next token; a second one at once."""
+"""Signals that end work in order: Ctrl-C at the next token of an answer (a second one at once), a polite kill so that
+what a command has begun is cleaned away."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 
@@ -31,3 +34,22 @@ class Interrupt:
         if self.happened:
             raise KeyboardInterrupt
         self.happened = True
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """While the block runs, SIGTERM and SIGHUP end it like an exception; the exit code is 128 + its number."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    kinds = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    if threading.current_thread() is not threading.main_thread():  # only there Python allows a handler
+        yield
+        return
+    before = [(kind, signal.signal(kind, end)) for kind in kinds if signal.getsignal(kind) is not signal.SIG_IGN]
+    try:
+        yield
+    finally:
+        for kind, handler in before:
+            signal.signal(kind, handler)
