@@ -103,6 +103,50 @@ def test_questions_that_wait_together_are_answered_together(engine):
     assert len({c.statistics.peak_memory for c in completions}) <= 2
 
 
+def test_a_question_joins_those_that_are_being_answered(engine, monkeypatch):
+    """Nobody waits for the end of a long answer, and nobody's answer changes."""
+    long = engine.submit("Tell me everything.", options=GenerationOptions(max_tokens=400))
+    said = iter(long)
+    tokens = [token for _ in range(3) for token in next(said).tokens]
+    names = [*NAMES, None, "small", "landscape"]
+    joined = [
+        engine.submit(
+            f"Question {n}.", picture(name) if name else None, options=GenerationOptions(max_tokens=2 + n % 3), wait=60
+        )
+        for n, name in enumerate(names)
+    ]
+    sampled = [
+        engine.submit("Hello.", options=GenerationOptions(max_tokens=8, temperature=1.5, seed=n, logprobs=True))
+        for n in range(2)
+    ]
+    wrong = engine.submit("?", "absent.png")
+    for n, (name, request) in enumerate(zip(names, joined, strict=True)):
+        assert request.result(60).tokens == alone(f"Question {n}.", name, 2 + n % 3)
+    with pytest.raises(ImageError):
+        wrong.result(60)
+    assert not long.done
+    for n, request in enumerate(sampled):
+        options = GenerationOptions(max_tokens=8, temperature=1.5, seed=n, logprobs=True)
+        pieces = list(stream_generate(*loaded(), "Hello.", options=options))
+        assert request.result(60).tokens == tuple(token for piece in pieces for token in piece.tokens)
+    tokens += [token for piece in said for token in piece.tokens]
+    assert tuple(tokens) == alone("Tell me everything.", None, 400)
+
+
+def test_a_busy_engine_holds_no_more_than_its_rows(engine):
+    """Rows come and go without the batch ever being empty; what all have left behind is given up."""
+    requests = [engine.submit("Hello.", options=GenerationOptions(max_tokens=40))]
+    peaks = []
+    for n in range(12):
+        next(iter_pieces := iter(requests[-1]))
+        requests.append(engine.submit(f"Hello {n}.", options=GenerationOptions(max_tokens=40)))
+        for _ in iter_pieces:
+            pass
+        peaks.append(mx.get_active_memory())
+    assert requests[-1].result(60).finish_reason == "length"
+    assert max(peaks[6:]) < max(peaks[:6]) * 1.2
+
+
 def test_cancelling_ends_within_a_token(engine):
     request = engine.submit("Tell me everything.", options=FOREVER)
     pieces = iter(request)

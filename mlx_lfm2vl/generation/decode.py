@@ -18,7 +18,7 @@ from ..model.lfm2 import Context, padding_masks
 from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration
 from .features import FeatureCache, encode_views
 from .finite import not_finite
-from .sampling import Chooser
+from .sampling import Chooser, SideBySide
 from .watch import Progress, Stop, check
 
 PREFILL_CHUNK = 512  # tokens; bounds the activations of a long prompt
@@ -152,6 +152,30 @@ class Decoding:
             hidden = body.language_model(embeds, _context(self._padding, self._cache, 1), self._cache)
             self._next = self._chosen(self._model.logits(hidden)[:, 0])
         return tokens.tolist(), None if logprobs is None else logprobs.tolist()  # type: ignore[return-value]
+
+    def join(self, other: Decoding) -> None:
+        """Goes on with the rows of another, of which nothing was read yet, behind one's own. Columns that are padding
+        in all rows are given up."""
+        parts = (self, other)
+        counts = [part._next[0].shape[0] for part in parts]
+        paddings = [
+            np.zeros(count, np.int64) if part._padding is None else part._padding
+            for part, count in zip(parts, counts, strict=True)
+        ]
+        cuts = [int(padding.min()) for padding in paddings]
+        joined = Cache.joined([part._cache for part in parts], cuts)
+        moved = [padding + joined.offset - part._cache.offset for part, padding in zip(parts, paddings, strict=True)]
+        padding = np.concatenate(moved)
+        self._cache, self._padding = joined, padding if padding.any() else None
+        self._choose = SideBySide([(part._choose, count) for part, count in zip(parts, counts, strict=True)])
+        self._logprobs = self._logprobs or other._logprobs
+        own = None
+        if self._logprobs:
+            known = [part._next[1] for part in parts]
+            own = mx.concatenate(
+                [mx.zeros(count) if each is None else each for each, count in zip(known, counts, strict=True)]
+            )
+        self._next = (mx.concatenate([part._next[0] for part in parts]), own)
 
     def error(self, row: int) -> NotFiniteError:
         """Why a row's logits were not finite."""

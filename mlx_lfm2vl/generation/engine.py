@@ -1,7 +1,7 @@
 """A model that lives in an app: one thread owns it and every MLX call; any other thread, or asyncio, asks.
 
-Questions that wait together are answered together. A question that fails, is cancelled or runs out of time touches no
-other. `Engine.close` always returns.
+Questions that wait together are answered together, and later ones join them. A question that fails, is cancelled or
+runs out of time touches no other. `Engine.close` always returns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from ..errors import EngineClosedError, OptionError, QueueFullError
+from ..errors import EngineClosedError, NotFiniteError, OptionError, QueueFullError
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from . import features, prefix
@@ -30,16 +30,17 @@ from .options import GenerationOptions
 from .prefix import PrefixCache
 from .question import Prepared, Question, prepare
 from .request import Request, Sink, check_seconds
-from .run import GenerationPiece, prompt_statistics
+from .run import GenerationPiece, Joining, prompt_statistics
+from .start import RowsStart
 from .stream import run_rows
-from .watch import Progress
+from .watch import Progress, Stop
 
 Loader = Callable[[], tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]]
 T = TypeVar("T")
 CLOSE_SECONDS = 30.0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     """What waits in the queue: a question (which may share a batch), or work of its own."""
 
@@ -280,11 +281,17 @@ class Engine:
             job.request.deliver(error)
 
     def _together(self, jobs: Sequence[_Job]) -> None:
-        """Answers questions in one batch; jobs that have ended, or fail before it, are left out."""
+        """Answers questions in one batch, which others may join."""
+        started = time.perf_counter()
+        present, rows = self._prepared(jobs)
+        if present:
+            self._run(present, rows, started)
+
+    def _prepared(self, jobs: Sequence[_Job]) -> tuple[list[_Job], list[Prepared]]:
+        """The jobs that can be answered, and their questions as arrays; the others hear of their end."""
         assert self._model is not None and self._processor is not None
         present: list[_Job] = []
         rows: list[Prepared] = []
-        started = time.perf_counter()
         for job in jobs:
             assert job.question is not None
             if job.request.stopped():
@@ -296,26 +303,31 @@ class Engine:
                 present.append(job)
             except Exception as error:
                 job.request.deliver(error)
-        if present:
-            self._run(present, rows, started)
+        return present, rows
 
-    def _run(self, jobs: Sequence[_Job], rows: list[Prepared], started: float) -> None:
+    def _run(self, jobs: list[_Job], rows: list[Prepared], started: float) -> None:
         assert self._model is not None and self._processor is not None
-        requests = [job.request for job in jobs]
-        prompts = [row.ids for row in rows]
-        told = [job.progress for job in jobs if job.progress is not None]
 
-        def abandoned() -> bool:  # before the first token
+        def joining(present: int) -> Joining | None:
             assert self._model is not None
-            for request, ids in zip(requests, prompts, strict=True):
-                if request.stopped():
-                    request.give_up(prompt_statistics(self._model, ids))
-            return all(request.done for request in requests)
+            begun = time.perf_counter()
+            more, prepared = self._prepared(self._take_more(self._max_batch - present))
+            if not more:
+                return None
+            jobs.extend(more)
+            options = [row.options for row in prepared]
+            stop = self._abandoned(more, prepared)
+            start = RowsStart(self._model, prepared, self._features, self._prefixes)
+            return Joining(start, options, begun, stop, _told(more))
 
-        def progress(done: int, total: int) -> None:
-            for each in told:
-                each(done, total)
+        def failed(index: int, error: Exception) -> None:
+            job = jobs[index]
+            if isinstance(error, NotFiniteError) or job.request.started:
+                job.request.deliver(error)
+            else:
+                failures.append(job)
 
+        failures: list[_Job] = []
         try:
             mx.reset_peak_memory()
             for index, piece in run_rows(
@@ -325,16 +337,54 @@ class Engine:
                 started=started,
                 features=self._features,
                 prefixes=self._prefixes,
-                stop=abandoned,
-                row_stop=lambda index: requests[index].stopped(),
-                failed=lambda index, error: requests[index].deliver(error),
-                progress=progress if told else None,
+                stop=self._abandoned(jobs, rows),
+                row_stop=lambda index: jobs[index].request.stopped(),
+                failed=failed,
+                joining=joining,
+                progress=_told(jobs),
             ):
-                requests[index].deliver(piece)
+                jobs[index].request.deliver(piece)
         except Exception as error:
-            # Whatever failed for all may be the fault of one: those who have heard nothing yet get a run of their own.
             for job in jobs:
                 if len(jobs) > 1 and not job.request.started:
-                    self._together([job])
+                    failures.append(job)
                 else:
                     job.request.deliver(error)
+        # Whatever failed for all may be the fault of one: those who have heard nothing yet get a run of their own.
+        for job in dict.fromkeys(failures):
+            self._together([job])
+
+    def _take_more(self, room: int) -> list[_Job]:
+        """Questions that wait at the head of the queue, at most `room`."""
+        with self._changed:
+            jobs: list[_Job] = []
+            while not self._closing and len(jobs) < room and self._jobs and self._jobs[0].question:
+                jobs.append(self._jobs.popleft())
+            if jobs:
+                self._running += [job.request for job in jobs]
+                self._changed.notify_all()
+            return jobs
+
+    def _abandoned(self, jobs: Sequence[_Job], rows: Sequence[Prepared]) -> Stop:
+        """Asked before the first token: lets those go who have given up, and says whether all have."""
+        asked = [(job.request, row.ids) for job, row in zip(jobs, rows, strict=True)]
+
+        def abandoned() -> bool:
+            assert self._model is not None
+            for request, ids in asked:
+                if request.stopped():
+                    request.give_up(prompt_statistics(self._model, ids))
+            return all(request.done for request, _ in asked)
+
+        return abandoned
+
+
+def _told(jobs: Sequence[_Job]) -> Progress | None:
+    """Tells all who want to know."""
+    told = [job.progress for job in jobs if job.progress is not None]
+
+    def progress(done: int, total: int) -> None:
+        for each in told:
+            each(done, total)
+
+    return progress if told else None

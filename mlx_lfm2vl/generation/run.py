@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import GenerationConfig
-from ..errors import Lfm2VlError, OptionError, PromptError
+from ..errors import OptionError, PromptError
 from ..model.cache import Cache
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.tokenizer import Tokenizer
@@ -83,12 +83,29 @@ class Start(Protocol):
         """The cache with the prompts in it, and the logits (B, vocabulary) of their last tokens. Raises `Cancelled`."""
 
 
+@dataclass(frozen=True)
+class Joining:
+    """Rows that join others which are being answered: their start, resolved options, and when they were asked; `stop`
+    and `progress` until their first token."""
+
+    start: Start
+    options: Sequence[GenerationOptions]
+    started: float
+    stop: Stop | None = None
+    progress: Progress | None = None
+
+
 class _Row:
     """What one row has made so far."""
 
-    def __init__(self, tokenizer: Tokenizer, options: GenerationOptions, ends: Sequence[int], limit: int):
+    def __init__(
+        self, start: Start, at: int, tokenizer: Tokenizer, options: GenerationOptions, ends: Sequence[int], began: float
+    ):
+        gap = 0 if start.padding is None else int(start.padding[at])
+        self.start, self.at, self.ids = start, at, start.ids[at][gap:]
+        self.began = began
         self.text = RowText(tokenizer, options, ends)
-        self.ends, self.limit, self.logprobs = ends, min(options.max_tokens, limit), options.logprobs
+        self.ends, self.limit, self.logprobs = ends, options.max_tokens, options.logprobs
         self.tokens: list[int] = []  # those not yet in a piece
         self.own: list[float] = []
         self.count = 0
@@ -110,7 +127,8 @@ def run(
     started: float,
     stop: Stop | None = None,
     row_stop: Callable[[int], bool] | None = None,
-    failed: Callable[[int, Lfm2VlError], None] | None = None,
+    failed: Callable[[int, Exception], None] | None = None,
+    joining: Callable[[int], Joining | None] | None = None,
     progress: Progress | None = None,
     chosen: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, GenerationPiece]]:
@@ -118,57 +136,78 @@ def run(
 
     `options` (resolved), one a row. `started`: `time.perf_counter()` at the call. `chosen` is called with each token of
     a single row. `stop` ends all rows with "cancelled"; with `row_stop` it is asked before the first token only, and
-    `row_stop` for each row after each token. A row whose numbers are not finite ends with `failed`, without which
-    `NotFiniteError` is raised. Raises `PromptError` and `InputError` before the first piece.
+    `row_stop` for each row after each token. `joining` is asked before each token, with the number of rows that go on,
+    for more, which are numbered on from those before. A row whose numbers are not finite, or that cannot join, ends
+    with `failed`; without it `NotFiniteError` is raised. Raises `PromptError` and `InputError` before the first piece.
     """
-    ids, padding = start.ids, start.padding
-    gaps = [0] * len(ids) if padding is None else padding.tolist()
     ends = generation_config(model).eos_token_ids
-    rows = {
-        index: _Row(tokenizer, each, ends, positions_left(model, ids.shape[1] - gaps[index]))
-        for index, each in enumerate(options)
-    }
-    choose = chooser(options)
-    choose.observe(mx.array(_without_padding(ids, padding)), model.config.text_config.vocab_size)
+    rows: dict[int, _Row] = {}
+    entered = 0
+
+    def enter(start: Start, options: Sequence[GenerationOptions], started: float) -> list[int]:
+        nonlocal entered
+        for at, each in enumerate(options):
+            row = _Row(start, at, tokenizer, each, ends, started)
+            row.limit = min(row.limit, positions_left(model, len(row.ids)))
+            rows[entered + at] = row
+        entered += len(options)
+        return list(range(entered - len(options), entered))
+
+    def begin(start: Start, options: Sequence[GenerationOptions], stop: Stop | None, told: Progress | None) -> Decoding:
+        choose = chooser(options)
+        choose.observe(mx.array(_without_padding(start.ids, start.padding)), model.config.text_config.vocab_size)
+        cache, logits = start.begin(stop, told)
+        return Decoding(model, cache, logits, choose, start.padding, any(each.logprobs for each in options))
 
     def last(index: int, text: str, reason: str) -> tuple[int, GenerationPiece]:
         row = rows.pop(index)
-        whole = ids[index][gaps[index] :]
-        now = time.perf_counter() - started
-        rest = now - row.first
+        now = time.perf_counter() - row.began
+        rest, known = now - row.first, row.start.cached[row.at]
         statistics = replace(
-            prompt_statistics(model, whole),
-            cached_tokens=start.cached[index],
+            prompt_statistics(model, row.ids),
+            cached_tokens=known,
             generated_tokens=row.count,
             time_to_first_token=row.first,
-            prompt_tokens_per_second=(len(whole) - start.cached[index]) / row.first if row.first else 0.0,
+            prompt_tokens_per_second=(len(row.ids) - known) / row.first if row.first else 0.0,
             tokens_per_second=(row.count - 1) / rest if row.count > 1 and rest > 0 else 0.0,
         )
         return index, row.piece(text, reason, statistics)
 
     try:
-        cache, logits = start.begin(stop, progress)
+        enter(start, options, started)
+        steps = begin(start, options, stop, progress)
     except Cancelled:
         for index in list(rows):
             yield last(index, "", "cancelled")
         return
-    steps = Decoding(model, cache, logits, choose, padding, any(each.logprobs for each in options))
-    del logits, cache
     while rows:
+        if joining is not None and (more := joining(len(rows))) is not None:
+            fresh = enter(more.start, more.options, more.started)
+            try:
+                steps.join(begin(more.start, more.options, more.stop, more.progress))
+            except Cancelled:
+                for index in fresh:
+                    yield last(index, "", "cancelled")
+            except Exception as error:
+                if failed is None:
+                    raise
+                for index in fresh:
+                    del rows[index]
+                    failed(index, error)
+            del more
         final = all(row.count + 1 >= row.limit for row in rows.values())
         tokens, logprobs = steps.step(last=final)
         present = list(rows)
         for at, (index, token) in enumerate(zip(present, tokens, strict=True)):
             row = rows[index]
             if token == steps.NOT_FINITE:
-                error = steps.error(at)
                 if failed is None:
-                    raise error
+                    raise steps.error(at)
                 del rows[index]
-                failed(index, error)
+                failed(index, steps.error(at))
                 continue
             row.count += 1
-            row.first = row.first or time.perf_counter() - started
+            row.first = row.first or time.perf_counter() - row.began
             if chosen is not None:
                 chosen(token)
             text = row.text.push(token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol
 
 import mlx.core as mx
@@ -80,6 +81,33 @@ class RowSamplers:
 
     def select(self, rows: list[int]) -> None:
         self._samplers = [self._samplers[row] for row in rows]
+
+
+class SideBySide:
+    """The choosers of several batches that became one, with the number of rows of each."""
+
+    def __init__(self, parts: Sequence[tuple[Chooser, int]]):
+        self._parts = list(parts)
+
+    def observe(self, tokens: mx.array, vocabulary: int) -> None:
+        for part, rows in self._split():
+            part.observe(tokens[rows], vocabulary)
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        return mx.concatenate([part(logits[rows]) for part, rows in self._split()])
+
+    def select(self, rows: list[int]) -> None:
+        parts = []
+        for part, own in self._split():
+            kept = [row - own.start for row in rows if own.start <= row < own.stop]
+            if kept:
+                part.select(kept)
+                parts.append((part, len(kept)))
+        self._parts = parts
+
+    def _split(self) -> list[tuple[Chooser, slice]]:
+        ends = list(accumulate(count for _, count in self._parts))
+        return [(part, slice(end - count, end)) for (part, count), end in zip(self._parts, ends, strict=True)]
 
 
 def chooser(options: Sequence[GenerationOptions]) -> Chooser:

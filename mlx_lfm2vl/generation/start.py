@@ -19,6 +19,7 @@ from .decode import Prompt, prefill
 from .features import FeatureCache, encode_views
 from .prefix import LEAST, Beginning, PrefixCache, natural_points, shared_length
 from .question import Prepared
+from .run import generation_config
 from .watch import Progress, Stop, check
 
 
@@ -41,12 +42,11 @@ class RowsStart:
         self,
         model: Lfm2VlForConditionalGeneration,
         rows: list[Prepared],
-        pad_token_id: int,
-        ends: Sequence[int],
         features: FeatureCache | None = None,
         prefixes: PrefixCache | None = None,
     ):
-        self._model, self._pad, self._ends = model, pad_token_id, ends
+        config = generation_config(model)
+        self._model, self._pad, self._ends = model, config.pad_token_id or 0, config.eos_token_ids
         self._features, self._prefixes = features, prefixes
         self._rows = list(rows)
         rows.clear()

@@ -14,7 +14,7 @@ from .features import FeatureCache
 from .options import GenerationOptions
 from .prefix import PrefixCache
 from .question import Prepared, Question, prepare
-from .run import GenerationPiece, Statistics, generation_config, run
+from .run import GenerationPiece, Statistics, run
 from .start import RowsStart
 from .watch import Progress, Stop
 
@@ -75,9 +75,7 @@ def run_rows(
     """Pieces of all rows, as `run` yields them with its other `arguments`. Takes the rows out of the list, so that
     their pixels can be freed."""
     options = [row.options for row in rows]
-    ends = generation_config(model).eos_token_ids
-    start = RowsStart(model, rows, processor.tokenizer.pad_token_id or 0, ends, features, prefixes)
-    return run(model, processor.tokenizer, start, options, **arguments)
+    return run(model, processor.tokenizer, RowsStart(model, rows, features, prefixes), options, **arguments)
 
 
 def generate(

@@ -63,10 +63,10 @@ class ConvCache:
         return list(self.inputs)
 
 
-def _at_the_right(buffer: mx.array | None, used: int, length: int) -> mx.array:
+def _at_the_right(buffer: mx.array | None, used: slice, length: int) -> mx.array:
     """The used columns of a buffer (B, heads, room, dim), zeros before them, `length` in all."""
     assert buffer is not None
-    return mx.pad(buffer[:, :, :used], [(0, 0), (0, 0), (length - used, 0), (0, 0)])
+    return mx.pad(buffer[:, :, used], [(0, 0), (0, 0), (length - (used.stop - used.start), 0), (0, 0)])
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,13 @@ class Cache:
         return twin
 
     @classmethod
-    def joined(cls, caches: Sequence[Cache]) -> Cache:
+    def joined(cls, caches: Sequence[Cache], cuts: Sequence[int] | None = None) -> Cache:
         """The rows of several caches of one model as one batch, in their order. Shorter pasts are moved to the right:
-        they end where the longest ends, behind columns that must be masked as padding."""
+        they end where the longest ends, behind columns that must be masked as padding. The first `cuts` columns of each
+        cache are left out."""
+        cuts = [0] * len(caches) if cuts is None else cuts
         twin = cls.__new__(cls)
-        twin.offset, twin.layers = max(cache.offset for cache in caches), []
+        twin.offset, twin.layers = max(cache.offset - cut for cache, cut in zip(caches, cuts, strict=True)), []
         for layers in zip(*(cache.layers for cache in caches), strict=True):
             first = layers[0]
             if isinstance(first, ConvCache):
@@ -132,10 +134,14 @@ class Cache:
             else:
                 attention = KeyValueCache()
                 attention.offset = twin.offset
-                pasts = [layer for layer in layers if isinstance(layer, KeyValueCache)]
-                attention.keys = mx.concatenate([_at_the_right(past.keys, past.offset, twin.offset) for past in pasts])
+                pasts = [
+                    (layer, slice(cut, layer.offset))
+                    for layer, cut in zip(layers, cuts, strict=True)
+                    if isinstance(layer, KeyValueCache)
+                ]
+                attention.keys = mx.concatenate([_at_the_right(past.keys, used, twin.offset) for past, used in pasts])
                 attention.values = mx.concatenate(
-                    [_at_the_right(past.values, past.offset, twin.offset) for past in pasts]
+                    [_at_the_right(past.values, used, twin.offset) for past, used in pasts]
                 )
                 twin.layers.append(attention)
         return twin
