@@ -65,11 +65,11 @@ def measure(row: Row, side: str, interpreter: str, work: Path, blas: bool) -> di
     """{"result"} or {"timeout"} of one measurement."""
     task = row.task(side, str(work))
     if task["kind"] == "process":
-        made = run([interpreter, *task["command"]], environment(side, blas), row.seconds)
+        made = run([interpreter, *task["command"]], environment(side, blas, work), row.seconds)
         if "timeout" not in made:
             made = {"result": {"seconds": [made["clock"]], "peak": made["peak"], "text": made["output"]}}
         return made
-    made = run([interpreter, str(WORKER), side, json.dumps(task)], environment(side, blas), row.seconds)
+    made = run([interpreter, str(WORKER), side, json.dumps(task)], environment(side, blas, work), row.seconds)
     if "timeout" in made:
         return made
     line = next(line for line in reversed(made["output"].splitlines()) if line.startswith("RESULT "))
@@ -98,7 +98,7 @@ def set_up(work: Path, interpreters: dict[str, str]) -> None:
         if not (work / made).exists():
             print(f"making {kind}", file=sys.stderr)
             subprocess.run(
-                [interpreters[side], str(MATERIALS), kind, str(work)], env=environment(side, True), check=True
+                [interpreters[side], str(MATERIALS), kind, str(work)], env=environment(side, True, work), check=True
             )
 
 
@@ -142,15 +142,19 @@ def main() -> None:
     given = {OURS: args.python, VLM: args.mlx_vlm, HF: args.transformers}
     interpreters = {side: python(side, given[side], work) for side in given}
     for side in (OURS, VLM):
-        if has_openblas(interpreters[side], environment(side, blas)) != blas:
-            raise SystemExit(f"{side}: OpenBLAS is {'not ' if blas else ''}loaded (Debian: apt install libopenblas0)")
+        if has_openblas(side, interpreters[side], environment(side, blas, work)) != blas:
+            raise SystemExit(
+                f"{side}: OpenBLAS is not loaded (Debian: apt install libopenblas0)"
+                if blas
+                else f"{side}: has OpenBLAS"
+            )
     set_up(work, interpreters)
     if args.again:
         lines = [line for line in lines if line["blas"] != blas or line["row"] not in {row.name for row in rows}]
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     versions: dict[str, Any] = {}
     for side, interpreter in interpreters.items():
-        made = run([interpreter, str(WORKER), side, '{"kind": "versions"}'], environment(side, blas), 60)
+        made = run([interpreter, str(WORKER), side, '{"kind": "versions"}'], environment(side, blas, work), 60)
         versions[side] = json.loads(made["output"].removeprefix("RESULT "))
     failed: list[str] = []
     for row in rows:

@@ -15,7 +15,7 @@ REQUIREMENTS = {
     HF: ["torch", "torchvision", "transformers==5.23.0"],
 }
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-OPENBLAS = "libopenblas.so.0"
+OPENBLAS = ("libopenblas.so.0", "libopenblasp.so.0")
 
 
 def python(side: str, given: str | None, work: Path) -> str:
@@ -36,19 +36,28 @@ def python(side: str, given: str | None, work: Path) -> str:
     return str(program)
 
 
-def environment(side: str, blas: bool) -> dict[str, str]:
-    """Variables of a process: no network; for MLX OpenBLAS, or none that could be found."""
-    variables = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "PYTHONPATH")}
+def environment(side: str, blas: bool, work: Path) -> dict[str, str]:
+    """Variables of a process: no network; for MLX OpenBLAS, or none that could be found: empty files of its names stand
+    first in the path of libraries."""
+    left_out = ("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH")
+    variables = {name: value for name, value in os.environ.items() if name not in left_out}
     variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if side == OURS:
         variables["PYTHONPATH"] = str(ROOT)
     if side != HF and blas:
-        variables["LD_PRELOAD"] = OPENBLAS
+        variables["LD_PRELOAD"] = OPENBLAS[0]
+    if side != HF and not blas:
+        hidden = work / "without-blas"
+        hidden.mkdir(exist_ok=True)
+        for name in OPENBLAS:
+            (hidden / name).touch()
+        variables["LD_LIBRARY_PATH"] = str(hidden)
     return variables
 
 
-def has_openblas(program: str, variables: Mapping[str, str]) -> bool:
-    """Whether a process of this interpreter gets OpenBLAS loaded."""
-    code = "print(any('libopenblas' in line for line in open('/proc/self/maps')))"
-    done = subprocess.run([program, "-c", code], env=dict(variables), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+def has_openblas(side: str, program: str, variables: Mapping[str, str]) -> bool:
+    """Whether a process that imports MLX as this side does has OpenBLAS loaded (NumPy's own has another name)."""
+    start = "from mlx_lfm2vl import backend; backend.require()" if side == OURS else "import mlx.core"
+    code = f"{start}; print(any('/libopenblas' in line for line in open('/proc/self/maps')))"
+    done = subprocess.run([program, "-c", code], env=dict(variables), stdout=subprocess.PIPE, check=True)
     return done.stdout.strip() == b"True"
