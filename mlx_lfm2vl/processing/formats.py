@@ -32,7 +32,10 @@ OTHERS = (  # how files begin that people take for pictures
     (rb"\s*(<!--.*?-->\s*)?<(!doctype )?html", "not a picture but a web page; give the address of the picture in it"),
     (rb"version https://git-lfs", "not a picture but a pointer of git-lfs; fetch it with `git lfs pull`"),
     (rb"....ftyp", "not a picture but a video, or in a format that Pillow does not read; convert it to PNG or JPEG"),
-    (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*", "damaged at its beginning; save or download it again"),
+    (
+        rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*",
+        "damaged at its beginning; save or download it again",
+    ),
     (rb"(\xff\x0a|....JXL )", "in the format JPEG XL, which Pillow does not read; convert it to PNG or JPEG"),
 )
 FRAMES = {  # what is said of several frames; in other formats they are no more than previews or layers of one picture
