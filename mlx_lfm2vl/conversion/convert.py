@@ -14,10 +14,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import read_json
+from ..config.files import first_line
 from ..errors import OptionError, TemplateError, WeightsError
 from ..hub import resolve
 from ..weights import quantize as q
-from ..weights.load import StoredTensors, dtype_of, first_line, open_model
+from ..weights.load import StoredTensors, dtype_of, open_model
 from ..weights.place import check_target, finished
 from ..weights.save import SHARD_BYTES, write_json, write_tensors
 from . import plot

@@ -21,7 +21,7 @@ MAX_CHARACTERS = 16_000_000  # of the text, and of any one on the way to it
 MAX_NODES = 1_000_000  # values in a list or object, those in its inner ones included
 MAX_NUMBER = 1_000_000  # a width, a count, a precision
 MAX_BITS = 20_000  # of a whole number
-MAX_SECONDS = 30.0  # of processor time
+MAX_SECONDS = 10.0  # of processor time
 CONTAINERS = (list, tuple, dict, KeysView, ItemsView, ValuesView)
 
 

@@ -275,4 +275,5 @@ def _compile(source: str) -> tuple[jinja2.Template, frozenset[str], str]:
 
 def line(error: BaseException) -> str:
     """The error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 1000 else f"{text[:1000]} ..."

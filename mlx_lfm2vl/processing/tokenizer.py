@@ -22,7 +22,7 @@ import tokenizers
 from tokenizers import AddedToken, processors
 
 from ..config import read_json, read_text, shown
-from ..config.files import AGAIN
+from ..config.files import AGAIN, first_line
 from ..errors import ConfigError, OptionError, TokenizerError
 from .batch import BatchFeature, as_array, check_return_tensors
 from .control import control_pattern, pieces
@@ -86,7 +86,7 @@ class Tokenizer:
         except TokenizerError:
             raise
         except Exception as error:  # the Rust library raises plain Exception for any damage
-            raise TokenizerError(f"{path}: not a tokenizer file ({_line(error)}); {AGAIN}") from None
+            raise TokenizerError(f"{path}: not a tokenizer file ({first_line(error)}); {AGAIN}") from None
         config: dict[str, Any] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             try:
@@ -394,11 +394,7 @@ def _panics(what: str) -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise TokenizerError(f"{what} (the tokenizers library gave up: {_line(error)}); {AGAIN}") from None
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TokenizerError(f"{what} (the tokenizers library gave up: {first_line(error)}); {AGAIN}") from None
 
 
 def _ids(token_ids: Any) -> list[int]:

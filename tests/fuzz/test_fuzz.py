@@ -10,7 +10,7 @@ from fuzz.__main__ import campaign, entrance, execute
 NAMES = [
     found.name
     for found in pkgutil.iter_modules(fuzz.__path__)
-    if found.name not in ("__main__", "entrance", "test_fuzz")
+    if found.name not in ("__main__", "entrance", "folders", "test_fuzz")
 ]
 
 
