@@ -53,6 +53,7 @@ class Lfm2VlForConditionalGeneration(lfm2vl.Lfm2VlForConditionalGeneration):
     """`model.Lfm2VlForConditionalGeneration` that can be loaded by name, saved, and generates."""
 
     generation_config: GenerationConfig
+    load_note: str = ""  # a sentence, if the weights in memory are not those of the file
 
     @classmethod
     def from_pretrained(
@@ -66,7 +67,9 @@ class Lfm2VlForConditionalGeneration(lfm2vl.Lfm2VlForConditionalGeneration):
         local_files_only: bool = False,
         progress: Progress | None = None,
     ) -> Lfm2VlForConditionalGeneration:
-        """From a folder, a hub repository or `demo`; in the dtype of its file, or `float32`, `float16`, `bfloat16`.
+        """From a folder, a hub repository or `demo`; in `float32`, `float16`, `bfloat16`, or "auto", the dtype of its
+        file. None is "auto" on a GPU, and float32 where MLX computes on a CPU, which is fastest in it; quantised
+        weights become dense then. `load_note` says what was done.
 
         `progress` as for `load`. There is no `device_map`: MLX's memory is unified. Raises `HubError`, `ConfigError`,
         `WeightsError`.

@@ -12,7 +12,7 @@ def test_greedy(case_id, golden):
 import copy
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -164,3 +164,14 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = folder / "generation_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": 16_000_000}))
     return folder
+
+
+@pytest.fixture
+def on_cpu() -> Iterator[None]:
+    """MLX computes on the CPU, whatever else the machine has."""
+    import mlx.core as mx
+
+    before = mx.default_device()
+    mx.set_default_device(mx.Device(mx.cpu))
+    yield
+    mx.set_default_device(before)

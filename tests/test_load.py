@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_lfm2vl.config import Lfm2VlConfig
 from mlx_lfm2vl.errors import ConfigError, OptionError, WeightsError
+from mlx_lfm2vl.model import cpu
 from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model, open_model
 from mlx_lfm2vl.weights.save import save_weights
@@ -154,7 +155,7 @@ def test_modules_are_quantised_where_scales_are_stored(folder, projector):
     tensors = quantized(load_file(folder / "model.safetensors"), names, 8)
     mx.save_safetensors(str(folder / "model.safetensors"), tensors)
     edit_config(folder, quantization={"group_size": 32, "bits": 8})
-    model = load_model(folder)
+    model = load_model(folder, dtype="auto")
     found = {path for path, module in model.named_modules() if hasattr(module, "scales")}
     assert len(found) == len(names)
     assert ("model.multi_modal_projector.linear_1" in found) == projector
@@ -167,11 +168,54 @@ def test_a_module_may_have_bits_of_its_own(folder):
     tensors = quantized(load_file(folder / "model.safetensors"), [name], 4)
     mx.save_safetensors(str(folder / "model.safetensors"), tensors)
     edit_config(folder, quantization={"group_size": 64, "bits": 8, name: {"group_size": 32, "bits": 4}})
-    w1 = load_model(folder).model.language_model.layers[0].feed_forward.w1
+    w1 = load_model(folder, dtype="auto").model.language_model.layers[0].feed_forward.w1
     assert (w1.bits, w1.group_size) == (4, 32)
     edit_config(folder, quantization=None)
     with pytest.raises(WeightsError, match=r"feed_forward.w1 has .scales, but config.json has no 'quantization'"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_on_a_cpu_quantised_weights_become_float32_and_mean_the_same(folder, bits, on_cpu):
+    names = ["language_model.model.layers.0.feed_forward.w1", "language_model.model.embed_tokens"]
+    names += ["multi_modal_projector.linear_1"]
+    tensors = quantized(load_file(folder / "model.safetensors"), names, bits)
+    mx.save_safetensors(
+        str(folder / "model.safetensors"),
+        {k: v.astype(mx.bfloat16) if v.dtype == mx.float32 else v for k, v in tensors.items()},
+    )
+    edit_config(folder, quantization={"group_size": 32, "bits": bits})
+    model = load_model(folder)
+    assert {str(array.dtype) for _, array in tree_flatten(model.parameters())} == {"mlx.core.float32"}
+    assert not [path for path, module in model.named_modules() if hasattr(module, "scales")]
+    assert model.config.quantization is None and model.model.config.quantization is None
+    assert f"the {bits}-bit weights were made float32" in model.load_note
+    as_stored = load_model(folder, dtype="float32")
+    assert hasattr(as_stored.model.multi_modal_projector.linear_1, "scales") and as_stored.load_note == ""
+    expected = np.array(as_stored(IDS).logits)
+    assert np.abs(np.array(model(IDS).logits) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_on_a_cpu_16_bits_become_float32_unless_a_type_is_asked_for(folder, on_cpu):
+    edit(folder, lambda t: {name: tensor.astype(np.float16) for name, tensor in t.items()})
+    model = load_model(folder)
+    assert {str(array.dtype) for _, array in tree_flatten(model.parameters())} == {"mlx.core.float32"}
+    assert "the float16 weights were made float32" in model.load_note
+    as_stored = load_model(folder, dtype="auto")
+    assert {str(array.dtype) for _, array in tree_flatten(as_stored.parameters())} == {"mlx.core.float16"}
+    assert as_stored.load_note == ""
+    for (name, one), (_, other) in zip(
+        tree_flatten(model.parameters()), tree_flatten(as_stored.parameters()), strict=True
+    ):
+        np.testing.assert_array_equal(np.array(one), np.array(other.astype(mx.float32)), err_msg=name)
+
+
+def test_weights_that_memory_has_no_room_for_as_float32_stay_as_they_are(folder, on_cpu, monkeypatch):
+    edit(folder, lambda t: {name: tensor.astype(np.float16) for name, tensor in t.items()})
+    monkeypatch.setattr(cpu, "available_memory", lambda: 1_000_000)
+    model = load_model(folder)
+    assert {str(array.dtype) for _, array in tree_flatten(model.parameters())} == {"mlx.core.float16"}
+    assert "the float16 weights stay as they are" in model.load_note
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])

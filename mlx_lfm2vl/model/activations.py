@@ -1,4 +1,6 @@
-"""Activations by the names that configurations use (those of transformers' `ACT2FN`)."""
+"""Activations by the names that configurations use (those of transformers' `ACT2FN`).
+
+On a CPU those of `cpu` take their place."""
 
 from __future__ import annotations
 
@@ -8,16 +10,33 @@ from functools import partial
 import mlx.core as mx
 import mlx.nn as nn
 
+from . import cpu
+
+
+def gelu_tanh(x: mx.array) -> mx.array:
+    """GELU in its approximation by tanh."""
+    return cpu.gelu_tanh(x) if cpu.applies(x) else nn.gelu_approx(x)
+
+
+def silu(x: mx.array) -> mx.array:
+    """`x * sigmoid(x)`"""
+    return cpu.silu(x) if cpu.applies(x) else nn.silu(x)
+
+
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "gelu": nn.gelu,
-    "gelu_new": nn.gelu_approx,
-    "gelu_pytorch_tanh": nn.gelu_approx,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
     "relu": nn.relu,
-    "silu": nn.silu,
+    "silu": silu,
 }
 
 
 @partial(mx.compile, shapeless=True)
-def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """`silu(gate) * up` in one kernel."""
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
     return gate * mx.sigmoid(gate) * up
+
+
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """`silu(gate) * up`, in one kernel on a GPU."""
+    return cpu.swiglu(gate, up) if cpu.applies(gate) else _swiglu(gate, up)

@@ -15,6 +15,7 @@ import numpy as np
 from ..config import Lfm2Config
 from .activations import swiglu
 from .cache import Cache, ConvCache, KeyValueCache
+from .cpu import attention
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,7 @@ class Lfm2Attention(nn.Module):
         if cache is not None:
             keys, values = cache.update(keys, values)
         if attentions is None:
-            out = mx.fast.scaled_dot_product_attention(
-                queries, keys, values, scale=self._scale, mask=context.attention_mask
-            )
+            out = attention(queries, keys, values, scale=self._scale, mask=context.attention_mask)
         else:
             out, weights = _explicit_attention(queries, keys, values, self._scale, context.attention_mask)
             attentions.append(weights)

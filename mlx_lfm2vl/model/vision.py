@@ -11,6 +11,7 @@ import mlx.nn as nn
 
 from ..config import Siglip2VisionConfig
 from .activations import ACTIVATIONS
+from .cpu import attention
 from .positions import resize_table
 
 
@@ -43,9 +44,7 @@ class Siglip2Attention(nn.Module):
         def heads(y: mx.array) -> mx.array:  # (views, heads, patches, head_dim)
             return y.reshape(views, patches, self._heads, -1).transpose(0, 2, 1, 3)
 
-        out = mx.fast.scaled_dot_product_attention(
-            heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x)), scale=self._scale
-        )
+        out = attention(heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x)), scale=self._scale)
         return self.out_proj(out.transpose(0, 2, 1, 3).reshape(views, patches, width))
 
 

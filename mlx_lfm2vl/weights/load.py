@@ -15,12 +15,14 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Lfm2VlConfig, read_json
-from ..config.files import AGAIN
+from ..config.files import AGAIN, first_line
 from ..errors import OptionError, WeightsError
+from ..model import cpu
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from . import quantize
 from .files import TensorInfo, read_headers, state, weight_files
 from .names import is_conv_kernel, parameters, to_module
+from .widen import by_columns, widen
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 FLOATING = ("BF16", "F16", "F32")
@@ -49,14 +51,23 @@ def load_model(
     prefix: str = "",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> M:
-    """The model of a folder, in the dtype of its file or in `dtype`.
+    """The model of a folder, in `dtype`: "float32", "float16", "bfloat16", or "auto" for that of its file, quantised
+    where that is. None is "auto" but where MLX computes on a CPU: there the weights are made float32 and dense, if
+    memory allows; `load_note` of the model says so.
 
     `model_class` is built from the configuration; `prefix` is what stands before its parameters' names in the whole
     model. `progress` is told of the bytes of the "weights". Raises `ConfigError`, `WeightsError` or `OptionError`.
     """
     target = dtype_of(dtype)
     model, stored = open_model(folder, model_class=model_class, prefix=prefix)
-    model.load_weights(list(stored.read(target).items()), strict=True)
+    tensors, note = stored.read(target), ""
+    if cpu.is_default() and dtype is None:
+        tensors, note = widen(model, stored.config, tensors)
+    elif cpu.is_default() and target is not None and target == mx.float32:
+        tensors = by_columns(tensors)
+    model.load_note = note
+    model.load_weights(list(tensors.items()), strict=True)
+    del tensors
     try:
         arrays = parameters(model).values()
         done, total = 0, sum(array.nbytes for array in arrays)
@@ -220,7 +231,3 @@ def adapt(name: str, array: mx.array, dtype: mx.Dtype | None) -> mx.array:
     if dtype is not None and mx.issubdtype(array.dtype, mx.floating):
         array = array.astype(dtype)
     return array
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
