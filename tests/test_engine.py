@@ -337,7 +337,7 @@ def test_closing_ends_everything_and_returns():
     with pytest.raises(EngineClosedError, match="the engine is closed"):
         engine.submit("Hello.")
     engine.close()
-    assert not any("mlx-lfm2vl engine" in thread.name and thread.is_alive() for thread in [engine._thread])
+    assert not engine._worker.thread.is_alive()
 
 
 def test_a_model_that_does_not_load_is_told_to_all_who_ask(tmp_path):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from conftest import GOLDEN
 
@@ -198,15 +199,26 @@ def test_cancelling_ends_the_answer_at_once_and_the_next_question_is_answered(st
 
 
 def test_what_goes_wrong_is_said_in_the_window(start, tmp_path):
+    weights: list[mx.array] = []
+
+    def damage(model, processor):
+        weights.append(model.model.language_model.embedding_norm.weight)
+        model.model.language_model.embedding_norm.weight = weights[0] * mx.nan
+
+    def repair(model, processor):
+        model.model.language_model.embedding_norm.weight = weights[0]
+
     driven = start()
     driven.ready()
     (tmp_path / "no picture.png").write_text("words")
     driven.window.open(str(tmp_path / "no picture.png"))
     driven.run(lambda: "no picture.png: not a picture" in driven.text)
-    driven.type("What is <image>?")
+    driven.window.engine.call(damage)
+    driven.type("What is this?")
     driven.key("Return")
     driven.run(driven.ended)
-    assert "<image>" in driven.text.splitlines()[-2] and driven.window.state.cget("text") == "something went wrong"
+    assert "holds NaN" in driven.text.splitlines()[-2] and driven.window.state.cget("text") == "something went wrong"
+    driven.window.engine.call(repair)
     driven.type("Hello.")
     driven.key("Return")
     driven.run(driven.ended)

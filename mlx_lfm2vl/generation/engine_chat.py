@@ -15,7 +15,7 @@ from .run import GenerationPiece
 T = TypeVar("T")
 
 
-class Worker(Protocol):
+class Host(Protocol):
     """What a conversation needs of an engine."""
 
     def call(self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T]) -> T: ...
@@ -28,7 +28,7 @@ class Worker(Protocol):
 class EngineChat:
     """A `Chat` whose turns run in an engine's thread; methods are those of `Chat`."""
 
-    def __init__(self, engine: Worker, chat: Chat):
+    def __init__(self, engine: Host, chat: Chat):
         self._engine, self._chat = engine, chat
 
     @property
