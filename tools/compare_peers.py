@@ -159,7 +159,7 @@ def main() -> None:
     failed: list[str] = []
     for row in rows:
         start = time.perf_counter()
-        for turn in range(args.rounds):
+        for turn in range(min(args.rounds, row.rounds)):
             for side in row.sides:
                 there = (line["row"] == row.name and line["side"] == side and line["blas"] == blas for line in lines)
                 if side not in args.sides or sum(there) > turn:

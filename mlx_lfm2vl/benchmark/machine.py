@@ -123,6 +123,9 @@ def _processor() -> str:
 
 
 def _memory() -> int:
+    """The machine's; where the system does not tell, what MLX says of the device, or 0."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
+        return int(mx.device_info().get("memory_size", 0))
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

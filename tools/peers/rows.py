@@ -35,7 +35,7 @@ class Number:
 class Row:
     """`task(side, work)` is a task of `worker.py`, or {"kind": "process", "command"}. `same`: sides whose tokens must
     be ours. `seconds`: how long a process may take. `small`: measured without OpenBLAS, too, where products take a
-    hundred times as long."""
+    hundred times as long. `rounds`: at most so many, where one takes minutes."""
 
     name: str
     numbers: tuple[Number, ...]
@@ -44,6 +44,7 @@ class Row:
     same: tuple[str, ...] = ()
     seconds: float = 600.0
     small: bool = False
+    rounds: int = 5
 
 
 def median(key: str) -> Callable[[dict[str, Any]], float]:
@@ -117,6 +118,7 @@ ROWS = (
         (first({VLM: 0.03}),),
         answer("256x256.png", 1, folder="4bit", warm=()),
         (OURS, VLM),
+        rounds=2,
     ),
     Row(
         "4-bit-text",
@@ -129,6 +131,7 @@ ROWS = (
         "bfloat16",
         (first({}), speed({})),
         answer("256x256.png", 12, folder="bfloat16", warm=()),
+        rounds=2,
     ),
     Row(
         "import",
