@@ -11,7 +11,7 @@ from conftest import GOLDEN, case_ids
 
 from mlx_lfm2vl.config import GenerationConfig
 from mlx_lfm2vl.errors import InputError
-from mlx_lfm2vl.generation.decode import Prompt, decode, prefill
+from mlx_lfm2vl.generation.decode import Decoding, Prompt, decode, prefill
 from mlx_lfm2vl.generation.options import GenerationOptions
 from mlx_lfm2vl.generation.sampling import Sampler
 from mlx_lfm2vl.model.cache import Cache
@@ -98,6 +98,45 @@ def test_a_step_is_dispatched_before_the_last_token_is_read(golden):
     for count in range(1, 9):
         next(steps)
         assert cache_.offset == prompt.input_ids.shape[1] + count  # the token just read has been run already
+
+
+@pytest.mark.parametrize("before", [0, 3, 11])
+def test_rows_that_join_go_on_as_they_would_alone_and_what_others_leave_is_given_up(before, golden):
+    model = model_of("gen2")
+    prompts = [prompt_of(golden(name)) for name in ("gen2-landscape", "gen2-text", "gen2-small", "gen2-text")]
+    alone = [greedy(model, prompt, 30)[0].tolist() for prompt in prompts]
+
+    def begun(prompt: Prompt) -> Decoding:
+        cache_ = Cache(model.config.text_config)
+        return Decoding(model, cache_, prefill(model, prompt, cache_), Sampler(GREEDY))
+
+    made: list[list[int]] = [[]]
+    steps = begun(prompts[0])
+
+    def go(count: int, rows: list[int]) -> None:
+        for _ in range(count):
+            for row, token in zip(rows, steps.step()[0], strict=True):
+                made[row].append(token)
+
+    go(before, [0])
+    steps.join(begun(prompts[1]))
+    made.append([])
+    go(4, [0, 1])
+    steps.select([1])  # the long one has ended
+    steps.join(begun(prompts[2]))
+    made.append([])
+    go(5, [1, 2])
+    two = begun(prompts[3])
+    two.join(begun(prompts[1]))  # several at once
+    steps.join(two)
+    made += [[], []]
+    go(3, [1, 2, 3, 4])
+    for row, prompt in enumerate((0, 1, 2, 3, 1)):
+        assert made[row] == alone[prompt][: len(made[row])] and len(made[row]) >= 3
+    longest = max(
+        p.input_ids.shape[1] + len(m) for p, m in zip([prompts[i] for i in (1, 2, 3, 1)], made[1:], strict=True)
+    )
+    assert steps._cache.offset == longest  # not the first row's length
 
 
 def test_logits_are_computed_for_the_last_position_only(golden, monkeypatch):
