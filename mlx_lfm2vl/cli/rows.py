@@ -141,7 +141,7 @@ class Rows:
         if not image:
             raise PromptError('"image" is empty; leave it out, or name a picture')
         assert self._file is not None
-        return os.path.join(self._file.parent, os.path.expanduser(image))
+        return str(self._file.parent / os.path.expanduser(image))
 
 
 def _no_number(name: str) -> None:
@@ -206,6 +206,7 @@ class Output:
         self._file.seek(0)
         for line in () if self._overwrite else self._file:
             if not line.endswith(b"\n"):
+                self._check_torn(line, next(rows, None))
                 note(f"{self.path}: the last line is not complete and is done again")
                 break
             self._check(line, next(rows, None))
@@ -233,6 +234,15 @@ class Output:
         self.rows += 1
         self.failed += "error" in made
 
+    def _check_torn(self, line: bytes, row: Row | None) -> None:
+        """A last line without an end is cut off, so it must be the beginning of this row's answer, and not a text of
+        the user's."""
+        beginning = b"" if row is None else _encoded({**row.fields, "settings": self.settings})[:-1]
+        if not beginning or not (line.startswith(beginning) or beginning.startswith(line)):
+            raise OptionError(
+                f"{self.path}: line {self.rows + 1} is no answer of this run; choose another --output, or --overwrite"
+            )
+
     def write(self, row: Row, answer: Answer | None) -> None:
         """Appends a row's answer, or its error, and hands it to the system."""
         made: dict[str, Any] = {**row.fields, "settings": self.settings}
@@ -248,12 +258,16 @@ class Output:
             for name in ("prompt_tokens", "image_tokens", "generated_tokens"):
                 made[name] = getattr(answer.statistics, name)
         try:
-            self._file.write(json.dumps(made, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+            self._file.write(_encoded(made) + b"\n")
             self._file.flush()
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written ({error.strerror or error})") from None
         self.rows += 1
         self.failed += "error" in made
+
+
+def _encoded(made: Mapping[str, Any]) -> bytes:
+    return json.dumps(made, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def settings(model: str, revision: str | None, chosen: Mapping[str, Any]) -> str:

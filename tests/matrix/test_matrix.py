@@ -71,6 +71,11 @@ def test_row(row, tmp_path, monkeypatch, capfd):
         assert open_files(tmp_path) == []
 
 
+def test_there_are_enough_rows_of_every_kind():
+    assert {"pictures", "urls", "commands", "batches"} <= TABLES.keys()
+    assert sum(map(len, TABLES.values())) >= 250
+
+
 def test_names_are_unique_so_that_a_row_can_be_run_alone():
     for table, rows in TABLES.items():
         names = [row.name for row in rows]

@@ -170,6 +170,14 @@ WHO = [
         through_a_name([PUBLIC]),
         Gives(([PUBLIC], [("/a.png", "pictures.example.com")])),
     ),
+    *(
+        Row(
+            f"a public name on {kind}",
+            through_a_name([address]),
+            Gives(([address], [("/a.png", "pictures.example.com")])),
+        )
+        for kind, address in (("IPv6", "2606:2800:220:1::1"), ("a public address through NAT64", "64:ff9b::5db8:d822"))
+    ),
     Row(
         "a name that turns private after the check is connected where it was checked",
         through_a_name([PUBLIC, "127.0.0.1"]),

@@ -1,0 +1,5 @@
+"""Lets failed rows show what differs."""
+
+import pytest
+
+pytest.register_assert_rewrite("matrix.row")
