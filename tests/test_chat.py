@@ -12,7 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, multiple, rule
 from PIL import Image
 
 from mlx_lfm2vl import GenerationOptions, generate, load, stream_generate
-from mlx_lfm2vl.errors import ImageError, PromptError
+from mlx_lfm2vl.errors import ImageError, OutputError, PromptError
 from mlx_lfm2vl.generation.chat import Chat
 
 PICTURES = ("landscape", "small", "portrait")
@@ -183,6 +183,15 @@ def test_a_closed_stream_keeps_what_was_said():
     assert chat.ask("Go on.", options=SHORT) == cold(chat.messages[:-1])
 
 
+def test_a_conversation_that_cannot_be_written_leaves_no_file(tmp_path):
+    chat = Chat(*loaded(), system="half a character: \ud83d")
+    with pytest.raises(OutputError, match=r"talk\.json: cannot be written"):
+        chat.save(tmp_path / "talk.json")
+    with pytest.raises(OutputError, match=r"x\.json: cannot be written \(No such file"):
+        chat.save(tmp_path / "no folder" / "x.json")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_not_there_cannot_be_undone_or_loaded(tmp_path):
     chat = Chat(*loaded())
     with pytest.raises(PromptError, match="no turn to take back"):
@@ -192,6 +201,17 @@ def test_what_is_not_there_cannot_be_undone_or_loaded(tmp_path):
     for content, match in (
         ("{}", "is not a saved conversation"),
         ("[1", "is not a saved conversation"),
+        ("[" * 100_000, "is not a saved conversation"),
+        (json.dumps({"format": 1, "messages": [{"role": "user", "content": 3}]}), "is not a saved conversation"),
+        (json.dumps({"format": 1, "messages": [{"role": "user", "content": {"type": 1}}]}), "is not a saved"),
+        (
+            json.dumps({"format": 1, "messages": [{"role": "user", "content": [{"type": "image", "png": "??"}]}]}),
+            "is not",
+        ),
+        (
+            json.dumps({"format": 1, "messages": [{"role": "user", "content": [{"type": "image", "png": "aaaa"}]}]}),
+            "is not",
+        ),
         (json.dumps({"format": 99, "messages": []}), "is of format 99"),
     ):
         (tmp_path / "x.json").write_text(content)

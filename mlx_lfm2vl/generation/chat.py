@@ -6,34 +6,29 @@ several threads at once (see `Engine` for that).
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..errors import OutputError, PromptError
+from ..errors import PromptError
 from ..model.cache import Cache
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing import geometry
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
-from ..processing.source import Picture, load_image, png_bytes
-from . import sequence
+from ..processing.source import Picture, load_image
+from . import saved, sequence
 from .decode import Prompt, prefill
 from .features import FeatureCache
 from .options import GenerationOptions
 from .question import check_tools, rendered, user_content
 from .run import GenerationPiece, resolved, run
 from .watch import Progress, Stop
-
-FORMAT = 1  # of saved conversations
 
 
 class Chat:
@@ -217,32 +212,11 @@ class Chat:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the conversation, pictures included, as one JSON file. Raises `OutputError`."""
-        if not isinstance(path, (str, os.PathLike)):
-            raise OutputError(f"{path!r} is no path to write to")
-        target = Path(path)
-        part = target.with_name(f".{target.name}.part")
-        messages = [{**message, "content": _to_json(message["content"])} for message in self.messages]
-        try:
-            part.write_text(json.dumps({"format": FORMAT, "messages": messages}, ensure_ascii=False), encoding="utf-8")
-            part.replace(target)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
+        saved.write(path, self.messages)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Takes up a saved conversation in place of this one. Raises `PromptError` if it is not one."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if data["format"] != FORMAT:
-                raise PromptError(f"{path}: is of format {data['format']!r}, this version reads {FORMAT}")
-            messages = [{"role": str(m["role"]), "content": _from_json(m["content"])} for m in data["messages"]]
-        except OSError as error:
-            raise PromptError(f"{path}: cannot be read ({error.strerror or error})") from None
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, PromptError):
-                raise
-            raise PromptError(f"{path}: is not a saved conversation ({error})") from None
-        self.messages = messages
+        self.messages = saved.read(path)
 
 
 class _Turn:
@@ -276,26 +250,3 @@ def _picture_key(picture: Picture) -> bytes:
     digest = hashlib.blake2b(repr(picture.size).encode(), digest_size=16)
     digest.update(picture.tobytes())
     return digest.digest()
-
-
-def _to_json(content: Any) -> Any:
-    if isinstance(content, str):
-        return content
-    items = []
-    for item in content:
-        if item["type"] == "image":
-            item = {"type": "image", "png": base64.b64encode(png_bytes(item["image"])).decode()}
-        items.append(item)
-    return items
-
-
-def _from_json(content: Any) -> Any:
-    if isinstance(content, str):
-        return content
-    items = []
-    for item in content:
-        if item["type"] == "image":
-            items.append({"type": "image", "image": load_image(base64.b64decode(item["png"], validate=True))})
-        else:
-            items.append({"type": "text", "text": str(item["text"])})
-    return items

@@ -16,6 +16,7 @@ from ..errors import InputError, NotFiniteError
 from ..model.cache import Cache
 from ..model.lfm2 import Context, padding_masks
 from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration
+from ..weights.fit import allocations, check_question, largest_pass, number_type
 from .features import FeatureCache, encode_views
 from .finite import not_finite
 from .sampling import Chooser, SideBySide
@@ -72,32 +73,36 @@ def prefill(
     Pictures are encoded first (or found in `features`) and their buffers freed; the text follows in chunks, each
     evaluated before the next. A single unpadded prompt may continue what the cache holds. `stop` is asked between
     passes and chunks; what has been done by then stays in the cache. A chunk ends at each of `pauses` (lengths of the
-    prompt, ascending, short of all of it), and `paused` is told. Raises `InputError`, `NotFiniteError` and `Cancelled`.
+    prompt, ascending, short of all of it), and `paused` is told. Raises `InputError`, `OutOfMemoryError`,
+    `NotFiniteError` and `Cancelled`.
     """
-    body = model.model
-    images = prompt.images
-    if prompt.pixel_values is not None:
-        if prompt.spatial_shapes is None:
-            raise InputError("pixel_values is given without spatial_shapes")
-        images = encode_views(model, prompt.pixel_values, prompt.spatial_shapes, features, stop)
-        mx.eval(images)
-    embeds = body.embed(prompt.input_ids, images)
-    padding = prompt.padding
-    del images, prompt
-    length = embeds.shape[1]
-    hidden = embeds
-    ends = sorted({*range(chunk, length, chunk), *pauses, length})
-    for start, end in zip([0, *ends], ends, strict=False):
-        check(stop)
-        part = embeds[:, start:end]
-        hidden = body.language_model(part, _context(padding, cache, part.shape[1]), cache)
-        if end < length:
-            mx.eval(cache.arrays)
-        if paused is not None and end in pauses:
-            paused(end)
-        if progress is not None:
-            progress(end, length)
-    return model.logits(hidden[:, -1:])[:, 0]
+    rows, length = prompt.input_ids.shape
+    check_question(model.config, number_type(model), length, 0, largest_pass(prompt.spatial_shapes), rows)
+    with allocations(f"a prompt of {length:,} tokens"):
+        body = model.model
+        images = prompt.images
+        if prompt.pixel_values is not None:
+            if prompt.spatial_shapes is None:
+                raise InputError("pixel_values is given without spatial_shapes")
+            images = encode_views(model, prompt.pixel_values, prompt.spatial_shapes, features, stop)
+            mx.eval(images)
+        embeds = body.embed(prompt.input_ids, images)
+        padding = prompt.padding
+        del images, prompt
+        length = embeds.shape[1]
+        hidden = embeds
+        ends = sorted({*range(chunk, length, chunk), *pauses, length})
+        for start, end in zip([0, *ends], ends, strict=False):
+            check(stop)
+            part = embeds[:, start:end]
+            hidden = body.language_model(part, _context(padding, cache, part.shape[1]), cache)
+            if end < length:
+                mx.eval(cache.arrays)
+            if paused is not None and end in pauses:
+                paused(end)
+            if progress is not None:
+                progress(end, length)
+        return model.logits(hidden[:, -1:])[:, 0]
 
 
 def _context(padding: np.ndarray | None, cache: Cache, length: int) -> Context:
@@ -146,12 +151,13 @@ class Decoding:
         Unless it is the `last` step the one after is dispatched first, and the cache holds the tokens returned.
         """
         tokens, logprobs = self._next
-        if not last:
-            body = self._model.model
-            embeds = body.language_model.embed_tokens(tokens[:, None])
-            hidden = body.language_model(embeds, _context(self._padding, self._cache, 1), self._cache)
-            self._next = self._chosen(self._model.logits(hidden)[:, 0])
-        return tokens.tolist(), None if logprobs is None else logprobs.tolist()  # type: ignore[return-value]
+        with allocations("the answer's next token"):
+            if not last:
+                body = self._model.model
+                embeds = body.language_model.embed_tokens(tokens[:, None])
+                hidden = body.language_model(embeds, _context(self._padding, self._cache, 1), self._cache)
+                self._next = self._chosen(self._model.logits(hidden)[:, 0])
+            return tokens.tolist(), None if logprobs is None else logprobs.tolist()  # type: ignore[return-value]
 
     def join(self, other: Decoding) -> None:
         """Goes on with the rows of another, of which nothing was read yet, behind one's own. Columns that are padding

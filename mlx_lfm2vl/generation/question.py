@@ -18,6 +18,7 @@ from ..errors import OptionError, PromptError
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.control import Marked, control_pattern, mark
 from ..processing.processor import Lfm2VlProcessor
+from ..weights.fit import check_question, largest_pass, number_type
 from .features import view_key
 from .options import GenerationOptions
 from .run import positions_left, resolved
@@ -93,7 +94,9 @@ def prepare(model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, q
         **question.image_overrides,
     )
     ids = inputs["input_ids"][0]
-    positions_left(model, len(ids))
+    room = positions_left(model, len(ids))
+    patches = largest_pass(inputs.get("spatial_shapes"))
+    check_question(model.config, number_type(model), len(ids), min(options.max_tokens, room), patches)
     return Prepared(
         ids,
         options,
