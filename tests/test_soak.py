@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_lfm2vl import Engine, GenerationOptions, load, stream_generate
+from mlx_lfm2vl import Engine, GenerationOptions, Question, generate_batch, load, stream_generate
 
 pytestmark = pytest.mark.soak
 
@@ -102,6 +102,28 @@ def test_ten_thousand_texts():
             watch.look()
     watch.check("texts", 10_000)
     assert [answer(model, processor, text, None) for text in texts[:20]] == before
+
+
+def test_a_batch_of_two_thousand_rows(tmp_path):
+    """Pictures of any size, read from disk as they are needed, some rows wrong."""
+    model, processor = load("demo")
+    rng = np.random.default_rng(2)
+    names = [tmp_path / f"{n}.png" for n in range(50)]
+    for name in names:
+        noise(rng, 260).save(name)
+    watch, errors = Watch(), 0
+
+    def questions():
+        for n in range(2000):
+            name = tmp_path / "absent.png" if n % 40 == 3 else names[int(rng.integers(50))]
+            yield Question(f"What is {n}?", name, options=GenerationOptions(max_tokens=2))
+
+    for n, made in enumerate(generate_batch(model, processor, questions())):
+        errors += made.error is not None
+        if n % 100 == 99:
+            watch.look()
+    watch.check("batch", 2000)
+    assert errors == 50
 
 
 def test_eight_threads_with_fifty_requests_each_and_random_cancels():
