@@ -249,6 +249,15 @@ def asked(path: str) -> Callable[[Bench], Any]:
     return act
 
 
+def past_a_proxy(bench: Bench) -> Any:
+    proxy = bench.web({})
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        bench.monkeypatch.setenv(name, proxy.url)
+    pixels = served(response("200 OK", PNG))(bench)
+    assert proxy.asked == []
+    return pixels
+
+
 def closed_port(bench: Bench) -> Any:
     server: Server = bench.web({})
     server.close()
@@ -325,6 +334,7 @@ SERVERS = [
         asked("/a b é%20\x1b?q=é#part"),
         Gives(["/a%20b%20%C3%A9%20%1B?q=%C3%A9"]),
     ),
+    Row("request: past the environment's proxy", past_a_proxy, Gives(NOISE)),
     Row("request: no path", asked("?a=1"), Gives(["/?a=1"])),
     Row("request: line breaks cannot add headers", asked("/a\r\nX-More: 1"), Gives(["/aX-More:%201"])),
 ]
