@@ -16,6 +16,7 @@ from ..config import Lfm2Config
 from .activations import swiglu
 from .cache import Cache, ConvCache, KeyValueCache
 from .cpu import attention
+from .products import add_linear
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,12 @@ class Lfm2Attention(nn.Module):
         self._frequencies = rope_frequencies(config)
 
     def __call__(
-        self, x: mx.array, context: Context, cache: KeyValueCache | None, attentions: list[mx.array] | None
+        self,
+        x: mx.array,
+        residual: mx.array,
+        context: Context,
+        cache: KeyValueCache | None,
+        attentions: list[mx.array] | None,
     ) -> mx.array:
         batch, length, _ = x.shape
 
@@ -94,7 +100,7 @@ class Lfm2Attention(nn.Module):
         else:
             out, weights = _explicit_attention(queries, keys, values, self._scale, context.attention_mask)
             attentions.append(weights)
-        return self.out_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+        return add_linear(residual, out.transpose(0, 2, 1, 3).reshape(batch, length, -1), self.out_proj)
 
     def _rotate(self, x: mx.array, context: Context) -> mx.array:
         if context.rotation is None:
@@ -150,6 +156,20 @@ def _weighted_sum(gate: mx.array, taps: list[mx.array], kernel: list[mx.array], 
     return gate * total
 
 
+@partial(mx.compile, shapeless=True)
+def _gated_step(
+    gate_in: mx.array,
+    gate_out: mx.array,
+    value: mx.array,
+    past: list[mx.array],
+    kernel: list[mx.array],
+    bias: mx.array | None,
+) -> tuple[mx.array, mx.array]:
+    """Of one token: the last tap, `gate_in * value`, and the weighted sum of all taps, in one kernel."""
+    new = gate_in * value
+    return new, _weighted_sum(gate_out, [*past, new], kernel, bias)
+
+
 class Lfm2ShortConv(nn.Module):
     """`C * conv(B * x)` with B, C, x from one projection; causal, depthwise, K taps."""
 
@@ -160,26 +180,26 @@ class Lfm2ShortConv(nn.Module):
         self.conv = ShortConvKernel(config)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.conv_bias)
 
-    def __call__(self, x: mx.array, context: Context, cache: ConvCache | None) -> mx.array:
+    def __call__(self, x: mx.array, residual: mx.array, context: Context, cache: ConvCache | None) -> mx.array:
         if context.keep is not None:
             x = x * context.keep.astype(x.dtype)
         batch, length, hidden = x.shape
         gate_in, gate_out, value = mx.split(self.in_proj(x), 3, axis=-1)
-        new = gate_in * value
+        kernel, bias = [self.conv.weight[:, k, 0] for k in range(self._length)], self.conv.get("bias")
         past = list(cache.inputs) if cache is not None else []
         if not past:
-            past = [mx.zeros((batch, 1, hidden), new.dtype)] * (self._length - 1)
+            past = [mx.zeros((batch, 1, hidden), x.dtype)] * (self._length - 1)
         if length == 1:  # the taps are whole arrays: nothing is joined or copied
-            taps = [*past, new]
-            last = taps[1:]
+            new, mixed = _gated_step(gate_in, gate_out, value, past, kernel, bias)
+            last = [*past, new][1:]
         else:
-            joined = mx.concatenate([*past, new], axis=1)  # (B, K - 1 + L, hidden)
+            joined = mx.concatenate([*past, gate_in * value], axis=1)  # (B, K - 1 + L, hidden)
             taps = [joined[:, k : k + length] for k in range(self._length)]
             last = [joined[:, length + k : length + k + 1] for k in range(self._length - 1)]
+            mixed = _weighted_sum(gate_out, taps, kernel, bias)
         if cache is not None:
             cache.inputs = tuple(last)
-        kernel = [self.conv.weight[:, k, 0] for k in range(self._length)]
-        return self.out_proj(_weighted_sum(gate_out, taps, kernel, self.conv.get("bias")))
+        return add_linear(residual, mixed, self.out_proj)
 
 
 class Lfm2MLP(nn.Module):
@@ -189,12 +209,12 @@ class Lfm2MLP(nn.Module):
         self.w3 = nn.Linear(config.hidden_size, config.feed_forward_size, bias=False)
         self.w2 = nn.Linear(config.feed_forward_size, config.hidden_size, bias=False)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.w2(swiglu(self.w1(x), self.w3(x)))
+    def __call__(self, x: mx.array, residual: mx.array) -> mx.array:
+        return add_linear(residual, swiglu(self.w1(x), self.w3(x)), self.w2)
 
 
 class Lfm2DecoderLayer(nn.Module):
-    """One operator (attention or short convolution) and one feed-forward, both pre-normed with a residual."""
+    """One operator (attention or short convolution) and one feed-forward, both pre-normed, each added to its input."""
 
     def __init__(self, config: Lfm2Config, kind: str):
         super().__init__()
@@ -216,11 +236,11 @@ class Lfm2DecoderLayer(nn.Module):
         normed = self.operator_norm(x)
         if "conv" in self:
             assert not isinstance(cache, KeyValueCache)
-            x = x + self.conv(normed, context, cache)
+            x = self.conv(normed, x, context, cache)
         else:
             assert not isinstance(cache, ConvCache)
-            x = x + self.self_attn(normed, context, cache, attentions)
-        return x + self.feed_forward(self.ffn_norm(x))
+            x = self.self_attn(normed, x, context, cache, attentions)
+        return self.feed_forward(self.ffn_norm(x), x)
 
 
 class Lfm2Model(nn.Module):

@@ -65,7 +65,9 @@ class Lfm2VlModel(nn.Module):
             hidden = self.vision_tower(views[:, : grid[0] * grid[1]], grid)
             projected = self.multi_modal_projector(hidden, grid)
             for row, index in enumerate(part):
-                features[index], tokens[index] = hidden[row], projected[row]
+                features[index], tokens[index] = (
+                    array[row : row + 1].reshape(array.shape[1:]) for array in (hidden, projected)
+                )
         order = range(len(grids))
         return ImageFeatures([features[index] for index in order], [tokens[index] for index in order])
 

@@ -13,6 +13,7 @@ from ..config import Siglip2VisionConfig
 from .activations import ACTIVATIONS
 from .cpu import attention
 from .positions import resize_table
+from .products import SharedProduct
 
 
 class Siglip2VisionEmbeddings(nn.Module):
@@ -37,6 +38,18 @@ class Siglip2Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self._shared: SharedProduct | None = None
+
+    def share_product(self) -> None:
+        """Makes queries, keys and values with one product from now on, where the layers allow it."""
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        self._shared = SharedProduct(layers) if SharedProduct.possible(layers) else None
+
+    def _project(self, x: mx.array) -> list[mx.array]:
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        if self._shared is not None and not self._shared.fits(layers):
+            self._shared = None
+        return [layer(x) for layer in layers] if self._shared is None else self._shared(x)
 
     def __call__(self, x: mx.array) -> mx.array:
         views, patches, width = x.shape
@@ -44,7 +57,8 @@ class Siglip2Attention(nn.Module):
         def heads(y: mx.array) -> mx.array:  # (views, heads, patches, head_dim)
             return y.reshape(views, patches, self._heads, -1).transpose(0, 2, 1, 3)
 
-        out = attention(heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x)), scale=self._scale)
+        queries, keys, values = (heads(y) for y in self._project(x))
+        out = attention(queries, keys, values, scale=self._scale)
         return self.out_proj(out.transpose(0, 2, 1, 3).reshape(views, patches, width))
 
 
@@ -104,3 +118,8 @@ class Siglip2VisionModel(nn.Module):
             if hidden_states is not None:
                 hidden_states.append(x)
         return self.post_layernorm(x)
+
+    def share_products(self) -> None:
+        """Lets a GPU start fewer kernels: see `SharedProduct`. For weights that are loaded and stay."""
+        for layer in self.encoder.layers:
+            layer.self_attn.share_product()

@@ -19,8 +19,10 @@ from ..config.files import AGAIN, first_line
 from ..errors import OptionError, WeightsError
 from ..model import cpu
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..model.vision import Siglip2VisionModel
 from . import quantize
 from .files import TensorInfo, read_headers, state, weight_files
+from .fit import check_weights
 from .names import is_conv_kernel, parameters, to_module
 from .widen import by_columns, widen
 
@@ -56,10 +58,12 @@ def load_model(
     memory allows; `load_note` of the model says so.
 
     `model_class` is built from the configuration; `prefix` is what stands before its parameters' names in the whole
-    model. `progress` is told of the bytes of the "weights". Raises `ConfigError`, `WeightsError` or `OptionError`.
+    model. `progress` is told of the bytes of the "weights". Raises `ConfigError`, `WeightsError`,
+    `OptionError` or `OutOfMemoryError`.
     """
     target = dtype_of(dtype)
     model, stored = open_model(folder, model_class=model_class, prefix=prefix)
+    check_weights(str(folder), stored.infos, target)
     tensors, note = stored.read(target), ""
     if cpu.is_default() and dtype is None:
         tensors, note = widen(model, stored.config, tensors)
@@ -79,6 +83,10 @@ def load_model(
     except RuntimeError as error:
         raise WeightsError(f"{folder}: the weights cannot be read ({first_line(error)}); load it again") from None
     stored.check_unchanged()
+    if not cpu.is_default():
+        for module in model.modules():
+            if isinstance(module, Siglip2VisionModel):
+                module.share_products()
     model.eval()
     return model
 
