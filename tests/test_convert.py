@@ -54,7 +54,7 @@ def test_the_file_is_in_the_layout_that_mlx_programs_read(tmp_path):
 @pytest.mark.parametrize(("bits", "group"), [(8, 64), (8, 32), (6, 32), (5, 64), (4, 32), (4, 64)])
 def test_quantised(bits, group, tmp_path):
     out = convert(GOLDEN / "gen2", tmp_path / "out", q_bits=bits, q_group_size=group)
-    model = load_model(out)
+    model = load_model(out, dtype="auto")
     language = {p for p, m in model.model.language_model.named_modules() if hasattr(m, "bits")}
     assert "embed_tokens" in language and "layers.0.feed_forward.w1" in language
     assert not any("conv.conv" in path for path in language)
@@ -74,7 +74,7 @@ def test_layers_that_a_group_does_not_divide_stay_dense_and_the_record_says_so(t
     config = json.loads((out / "config.json").read_text())["quantization"]
     dense = {name for name, entry in config.items() if entry is False}
     assert dense == {f"language_model.model.layers.{n}.feed_forward.w2" for n in range(4)}
-    model = load_model(out)
+    model = load_model(out, dtype="auto")
     for path, module in model.model.language_model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding, nn.QuantizedLinear, nn.QuantizedEmbedding)):
             assert hasattr(module, "bits") == (f"language_model.model.{path}" not in dense), path
