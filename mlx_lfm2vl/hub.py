@@ -52,17 +52,18 @@ def resolve(
         raise HubError(f"the model is {path_or_repo!r}; give a folder, a hub repository or 'demo'")
     if not name.strip():
         raise HubError("the model's name is empty; give a folder, a hub repository or 'demo'")
-    folder = Path(name).expanduser()
-    if revision is not None and (name == "demo" or folder.is_dir()):
+    folder = Path(os.path.expanduser(name))  # unlike Path's own, it and os.path raise for no name
+    if revision is not None and (name == "demo" or os.path.isdir(folder)):
         raise HubError(f"{name}: is a folder on this disk, which has no revision {revision!r}; leave the revision out")
     if name == "demo":
         return demo.path()
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return _with_config(folder)
-    if folder.exists():
+    if os.path.exists(folder):
         raise HubError(f"{name}: is a file; give the folder that holds config.json")
     if not _REPOSITORY.fullmatch(name):
-        raise HubError(f"{name}: no such folder, and not a hub repository name like 'LiquidAI/LFM2-VL-450M'")
+        shown = name if len(name) <= 120 else f"{name[:100]}..."
+        raise HubError(f"{shown}: no such folder, and not a hub repository name like 'LiquidAI/LFM2-VL-450M'")
     return _with_config(_download(name, revision, token, cache_dir, local_files_only, patterns, progress))
 
 

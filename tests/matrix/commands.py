@@ -85,6 +85,10 @@ OPTIONS = [
     refused("generate", "nothing to answer", "give --image, --prompt or both"),
     refused("generate --model ./no --prompt x", "./no", "no such folder"),
     refused("generate --model _ --prompt x", "name", "is empty", "give a folder, a hub repository or 'demo'"),
+    refused(
+        "generate --prompt x --model ~no-such-user/m/o", "~no-such-user/m/o", "no such folder", "repository name like"
+    ),
+    refused("generate --prompt x --model " + "m" * 5000, "mmm...", "no such folder", "repository name like"),
     refused("generate --model text.txt --prompt x", "text.txt", "is a file", "give the folder that holds config.json"),
     refused("generate --model folder --prompt x", "folder", "has no config.json", "not a model folder"),
     refused("generate --model {model} --revision main --prompt x", "revision 'main'", "a folder on this disk", "leave"),
