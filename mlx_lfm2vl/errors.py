@@ -26,8 +26,8 @@ class ImageError(Lfm2VlError, ValueError):
 
 
 class ImageWarning(UserWarning):
-    """Only a part of a picture is read (the first frame of an animation, the first page); the message names it. Issued
-    through `warnings`, as it stops nothing."""
+    """Only a part of a picture is read (the first frame of an animation, the first page), or its orientation is not
+    known; the message names it. Issued through `warnings`, as it stops nothing."""
 
 
 class TokenizerError(Lfm2VlError, ValueError):
@@ -56,6 +56,10 @@ class NotFiniteError(Lfm2VlError, ArithmeticError):
 
 class OutputError(Lfm2VlError, OSError):
     """A result cannot be written where it was asked for."""
+
+
+class OutOfMemoryError(Lfm2VlError, MemoryError):
+    """Work will not fit into memory, or an allocation failed; the message says what would fit."""
 
 
 class QueueFullError(Lfm2VlError, RuntimeError):

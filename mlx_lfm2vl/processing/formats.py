@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from ..errors import ImageError, ImageWarning
 from .fetch import SourcePolicy, short
@@ -44,6 +44,15 @@ FRAMES = {  # what is said of several frames; in other formats they are no more 
     "HEIF": "holds several pictures; only the main one is read",
 }
 
+TURNS = {  # what puts a picture of that EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MAX_SCANS = 200  # of a JPEG. Usual are about ten; each goes over all pixels, however few bytes it has
 
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # neither stuffed nor a restart
@@ -64,16 +73,27 @@ def open_picture(file: BinaryIO, label: str, policy: SourcePolicy) -> Image.Imag
         raise _damaged(error, label, "damaged") from None
     if image.format in ("JPEG", "MPO") and _scans(file, int(policy.max_bytes)) > MAX_SCANS:
         raise ImageError(f"{label}: has more than {MAX_SCANS} scans, which take too long to decode; save it anew")
-    picture, several = _decoded(image, label, policy)
+    several = _has_more_frames(image)
+    picture = decode(image, label, policy)
     if several and image.format in FRAMES:
-        with _WARNINGS:
-            warnings.warn(f"{label}: {FRAMES[image.format]}", ImageWarning, stacklevel=2)
+        _say(f"{label}: {FRAMES[image.format]}")
     return picture
 
 
 def decode(image: Image.Image, label: str, policy: SourcePolicy) -> Image.Image:
     """An image that the caller has opened, upright and as RGB; of several frames the one that it stands at."""
-    return _decoded(image, label, policy)[0]
+    check_size(image.width, image.height, label, policy)
+    try:
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_preview(image):
+            raise ImageError(f"{label}: is a camera's raw file, of which only a preview can be read; export it as JPEG")
+        image.load()
+        check_size(image.width, image.height, label, policy)
+        turn = TURNS.get(_orientation(image, label))
+        return rgb(image if turn is None else image.transpose(turn), label)
+    except (ImageError, ImageWarning):  # the latter where warnings are errors
+        raise
+    except Exception as error:
+        raise _damaged(error, label, "damaged or truncated") from None
 
 
 def check_size(width: int, height: int, label: str, policy: SourcePolicy) -> None:
@@ -118,24 +138,18 @@ def _opened(file: BinaryIO, label: str) -> Image.Image:
     raise ImageError(f"{label}: not a picture in a format that Pillow reads; convert it to PNG or JPEG")
 
 
-def _decoded(image: Image.Image, label: str, policy: SourcePolicy) -> tuple[Image.Image, bool]:
-    """The pixels, upright and RGB, and whether there are more frames."""
-    check_size(image.width, image.height, label, policy)
+def _orientation(image: Image.Image, label: str) -> Any:
     try:
-        if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_preview(image):
-            raise ImageError(f"{label}: is a camera's raw file, of which only a preview can be read; export it as JPEG")
-        several = _has_more_frames(image)
-        image.load()
-        check_size(image.width, image.height, label, policy)
         with _quietly():
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        if orientation != 1:
-            image = ImageOps.exif_transpose(image)
-        return rgb(image, label), several
-    except ImageError:
-        raise
-    except Exception as error:
-        raise _damaged(error, label, "damaged or truncated") from None
+            return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # of the metadata, while the pixels are whole
+        _say(f"{label}: its EXIF data are damaged, so it is read as it lies")
+        return 1
+
+
+def _say(remark: str) -> None:
+    with _WARNINGS:
+        warnings.warn(remark, ImageWarning, stacklevel=2)
 
 
 def _is_preview(image: TiffImagePlugin.TiffImageFile) -> bool:

@@ -18,6 +18,7 @@ from containers import (
     BITS,
     GREY,
     NOISE,
+    RGB,
     SIDE,
     WIDE,
     Sample,
@@ -524,6 +525,19 @@ ROWS = [
     ),
     Row("orientation in TIFF", reading(with_orientation(6, "TIFF")), Gives(np.ascontiguousarray(TURNED[6]))),
     Row("orientation in WebP", lambda _: load_array(with_orientation(6, "WEBP")).shape, Gives((SIDE, SIDE, 3))),
+    *(
+        Row(
+            f"orientation in damaged EXIF data of {format}",
+            reading(encoded(Image.fromarray(NOISE), format, exif=b"Exif\0\0no TIFF header", **options)),
+            Gives(NOISE, "picture bytes: its EXIF data are damaged, so it is read as it lies"),
+        )
+        for format, options in (("PNG", {}), ("WEBP", {"lossless": True}))
+    ),
+    Row(
+        "orientation in damaged EXIF data of JPEG",
+        reading(encoded(Image.fromarray(RGB), "JPEG", quality=95, subsampling=0, exif=b"Exif\0\0no TIFF header")),
+        Near(RGB, 4),
+    ),
     Row("orientation that is none", reading(with_orientation(99, "PNG")), Gives(NOISE)),
     *SHAPES,
     *ARRAYS,
