@@ -11,7 +11,7 @@ sys.path.insert(0, str(TOOLS))
 import compare_peers  # noqa: E402
 from peers.rows import HF, OURS, ROWS, VLM, Number, Row, median  # noqa: E402
 from peers.sides import PACKAGES, SIDES  # noqa: E402
-from peers.table import put_in, render, written  # noqa: E402
+from peers.table import put_in, render, versions, written  # noqa: E402
 
 FIRST = Number("first token", median("first"), targets={VLM: 0.2, HF: 1.0})
 SPEED = Number("decoding", median("speed"), "tokens/s", less=False, targets={VLM: 2.0})
@@ -60,8 +60,14 @@ def test_the_heading_says_when_where_and_under_what_load():
         line(HF, busy=3, first=[1.0], speed=[1.0]) | {"date": "2026-01-04T10:00:00+00:00"},
     ]
     heading = render(lines, True, (ROW,)).splitlines()[0]
-    assert heading.startswith("2026-01-02 to 2026-01-04, a box, 2 cores; mlx (mlx-lfm2vl) 0.32, torch 2.13; ")
+    assert heading.startswith("2026-01-02 to 2026-01-04, a box, 2 cores; mlx 0.32, torch 2.13; ")
     assert "with OpenBLAS" in heading and "1 round in turn" in heading and heading.endswith("began: 0 to 3.")
+
+
+def test_versions_that_differ_are_named_with_their_side():
+    lines = [line(side) | {"versions": {"mlx": version}} for side, version in ((OURS, "0.32"), (VLM, "0.31"))]
+    assert versions(lines) == ["mlx 0.32 (mlx-lfm2vl)", "mlx 0.31 (mlx-vlm)"]
+    assert versions(lines[:1]) == ["mlx 0.32"]
 
 
 def test_measurements_with_and_without_openblas_are_not_mixed():

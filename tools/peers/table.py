@@ -43,13 +43,10 @@ def put_in(page: str, tables: dict[bool, str]) -> str:
 def heading(lines: list[dict[str, Any]], blas: bool) -> str:
     days = sorted({line["date"][:10] for line in lines})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    versions: dict[str, str] = {}
-    for line in lines:
-        versions |= {side_version(line["side"], name): value for name, value in line["versions"].items()}
+    listed = ", ".join(versions(lines))
     loads = [line["busy"] for line in lines]
     rounds = [sum(line["row"] == row and line["side"] == OURS for line in lines) for row in {x["row"] for x in lines}]
     machine = lines[-1]["machine"]
-    listed = ", ".join(f"{name} {value}" for name, value in versions.items())
     rounds_said = f"{span(rounds)} round{'' if max(rounds) == 1 else 's'}"
     return (
         f"{when}, {machine}; {listed}; MLX {'with' if blas else 'without'} OpenBLAS. Medians of {rounds_said} in turn. "
@@ -57,9 +54,19 @@ def heading(lines: list[dict[str, Any]], blas: bool) -> str:
     )
 
 
-def side_version(side: str, package: str) -> str:
-    """Packages that several sides have are named with the side."""
-    return package if package == side or package == "torch" else f"{package} ({side})"
+def versions(lines: list[dict[str, Any]]) -> list[str]:
+    """Each package with its version, once where all sides have the same, else with the side."""
+    found: dict[str, dict[str, str]] = {}
+    for line in lines:
+        for package, version in line["versions"].items():
+            found.setdefault(package, {})[line["side"]] = version
+    named = []
+    for package, sides in found.items():
+        if len(set(sides.values())) == 1:
+            named.append(f"{package} {next(iter(sides.values()))}")
+        else:
+            named += [f"{package} {version} ({side})" for side, version in sides.items()]
+    return named
 
 
 def span(values: list[Any]) -> str:
