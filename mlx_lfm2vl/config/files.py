@@ -36,12 +36,13 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
     """A text file in UTF-8. Raises `ConfigError` naming the file, what is wrong with it and the way out."""
     try:
         with os.fdopen(open_regular(path), "rb") as stream:
-            data = stream.read(limit + 1)
+            size = os.fstat(stream.fileno()).st_size
+            data = stream.read(size) if size <= limit else None
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; a model folder needs it") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if len(data) > limit:
+    if data is None:
         raise ConfigError(f"{path}: has more than {limit:,} bytes, which no such file of a model needs; {AGAIN}")
     if data.startswith((b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")):
         raise ConfigError(f"{path}: begins with a byte order mark; save it as UTF-8 without one")

@@ -1,0 +1,196 @@
+"""What will not fit into memory, said before the work starts, with what would fit.
+
+Counted is what cannot do without, so that nothing is refused that might have worked:
+
+- weights: the bytes of the file, or numbers x the size of the asked type, and the largest tensor once more where types
+  are changed;
+- a question of L tokens with an answer of N, beside the weights (attention's scores, which the fused kernels never
+  write down, are left out): keys and values, (L + N) rounded up to 256 x attention
+  layers x 2 x key-value heads x head size; embeddings L x hidden; the larger of one pass of the vision tower, patches x
+  (4 x hidden + MLP width), and one chunk of the prompt, min(L, 512) x (2 x hidden + 3 x feed-forward width); logits,
+  4 bytes x vocabulary. Numbers are of the weights' type, float32 or 16 bits.
+
+Memory that is free: on Metal the machine's, less what MLX holds; on a CPU what Linux calls available, within the limits
+of the control group and of RLIMIT_AS; elsewhere it is not known, and nothing is refused. MLX's CPU back end ends the
+process when the system refuses it memory; the others raise, which `allocations` makes an `OutOfMemoryError`.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..config import Lfm2VlConfig
+from ..config.files import first_line
+from ..errors import OutOfMemoryError
+from ..model.cache import GROWTH_STEP
+from ..model.lfm2vl import Lfm2VlForConditionalGeneration, vision_passes
+from .files import TensorInfo
+
+CHUNK = 512  # tokens of a prompt that are run together
+SIZES = {mx.float32: 4, mx.float16: 2, mx.bfloat16: 2}
+FLOATING = ("F32", "F16", "BF16")
+OFFERED = (8, 6, 4)  # bits that a conversion is advised to
+
+
+def free_memory() -> int | None:
+    """Bytes that may still be taken, None where that is not known."""
+    reusable = mx.get_cache_memory()
+    if mx.default_device() != mx.Device(mx.cpu):
+        size = mx.device_info().get("memory_size")
+        return None if size is None else int(size) - mx.get_active_memory()
+    known = [limit for limit in (_machine(), _group(), _process()) if limit is not None]
+    return min(known) + reusable if known else None
+
+
+def _machine() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What the control group leaves, files that the kernel could let go not counted as used."""
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+        lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        cached = next((int(size) for name, size in lines if name == "inactive_file"), 0)
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else int(limit) - used + cached
+
+
+def _process() -> int | None:
+    """What RLIMIT_AS leaves of this process's address space."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY or not sys.platform.startswith("linux"):
+        return None
+    return limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def weight_bytes(infos: Mapping[str, TensorInfo], dtype: mx.Dtype | None = None) -> int:
+    """Memory for the tensors, floating-point ones in `dtype` (None: as they are)."""
+    cast = dtype is not None
+    sizes = [_bytes(info, dtype) for info in infos.values()]
+    return sum(sizes) + (max(sizes, default=0) if cast else 0)
+
+
+def _bytes(info: TensorInfo, dtype: mx.Dtype | None) -> int:
+    if dtype is None or info.dtype not in FLOATING:
+        return info.nbytes
+    return info.nbytes // (4 if info.dtype == "F32" else 2) * SIZES[dtype]
+
+
+def quantised_bytes(infos: Mapping[str, TensorInfo], bits: int) -> int:
+    """Memory for a dense model whose language model is quantised, in groups of 64 with 4 bytes each beside them."""
+    total = 0.0
+    for name, info in infos.items():
+        language = name.startswith(("model.language_model.", "lm_head.")) and name.endswith(".weight")
+        if language and len(info.shape) == 2 and info.dtype in FLOATING:
+            total += info.nbytes // (4 if info.dtype == "F32" else 2) * (bits + 0.5) / 8
+        else:
+            total += info.nbytes
+    return int(total)
+
+
+def check_weights(where: str, infos: Mapping[str, TensorInfo], dtype: mx.Dtype | None = None) -> None:
+    """Raises `OutOfMemoryError` if the weights will not fit, naming the widths that would."""
+    free, needed = free_memory(), weight_bytes(infos, dtype)
+    if free is None or needed <= free:
+        return
+    fitting = []
+    if not any(name.endswith(".scales") for name in infos):
+        fitting = [bits for bits in OFFERED if quantised_bytes(infos, bits) <= free]
+    way = "free memory, or choose a smaller model"
+    if dtype is not None and weight_bytes(infos) <= free:
+        way = f"as they are stored, {_gb(weight_bytes(infos))}, they would fit (dtype 'auto')"
+    elif fitting:
+        size = _gb(quantised_bytes(infos, fitting[0]))
+        way = f"converted to {fitting[0]} bits they take {size} (mlx-lfm2vl convert -q --q-bits {fitting[0]})"
+    raise OutOfMemoryError(f"{where}: its weights take {_gb(needed)} and {_gb(free)} of memory are free; {way}")
+
+
+def token_bytes(config: Lfm2VlConfig, size: int) -> int:
+    """Memory for the keys and values of a token."""
+    text = config.text_config
+    return text.layer_types.count("full_attention") * 2 * text.num_key_value_heads * text.head_dim * size
+
+
+def question_bytes(config: Lfm2VlConfig, size: int, prompt: int, answer: int, patches: int = 0) -> int:
+    """Memory that a prompt of so many tokens and its answer take beside the weights. `size`: bytes of a number;
+    `patches`: of the largest pass through the vision tower."""
+    text, vision = config.text_config, config.vision_config
+    tokens = -(-(prompt + answer) // GROWTH_STEP) * GROWTH_STEP
+    tower = patches * (4 * vision.hidden_size + vision.intermediate_size)
+    chunk = min(prompt, CHUNK) * (2 * text.hidden_size + 3 * text.feed_forward_size)
+    fixed = (prompt * text.hidden_size + max(tower, chunk)) * size + 4 * text.vocab_size
+    return tokens * token_bytes(config, size) + fixed
+
+
+def check_question(
+    config: Lfm2VlConfig, dtype: mx.Dtype, prompt: int, answer: int, patches: int = 0, rows: int = 1
+) -> None:
+    """Raises `OutOfMemoryError` if `rows` questions of such a size will not fit beside the weights, saying how many
+    tokens would. `dtype`: of the model's norms."""
+    free, size = free_memory(), SIZES.get(dtype, 4)
+    needed = rows * question_bytes(config, size, prompt, answer, patches)
+    if free is None or needed <= free:
+        return
+    fixed = rows * question_bytes(config, size, min(prompt, CHUNK), 0, patches)
+    fitting = max(0, free - fixed) // (rows * (token_bytes(config, size) + config.text_config.hidden_size * size))
+    fewer = "fewer or smaller pictures (max_image_tokens, max_tiles), " if patches else ""
+    raise OutOfMemoryError(
+        f"a prompt of {prompt:,} tokens with an answer of {answer:,} takes {_gb(needed)} beside the model, and "
+        f"{_gb(free)} of memory are free, enough for about {fitting:,} tokens; use {fewer}a shorter prompt or answer "
+        "(max_tokens), or a smaller quantisation"
+    )
+
+
+def largest_pass(spatial_shapes: Any) -> int:
+    """Patches of the largest pass through the vision tower for views of these grids (views, 2), or None for none."""
+    shapes = np.zeros((0, 2)) if spatial_shapes is None else np.array(spatial_shapes)
+    if shapes.ndim != 2 or shapes.shape[1] != 2:  # what the model refuses
+        return 0
+    grids = [(int(height), int(width)) for height, width in shapes]
+    return max((sum(grids[at][0] * grids[at][1] for at in part) for part in vision_passes(grids)), default=0)
+
+
+def number_type(model: Lfm2VlForConditionalGeneration) -> mx.Dtype:
+    """The type that a model computes in: that of its last norm."""
+    dtype: mx.Dtype = model.model.language_model.embedding_norm.weight.dtype
+    return dtype
+
+
+@contextmanager
+def allocations(what: str) -> Iterator[None]:
+    """An allocation that MLX reports as failed becomes an `OutOfMemoryError` that begins with `what`."""
+    try:
+        yield
+    except MemoryError as error:
+        if isinstance(error, OutOfMemoryError):
+            raise
+        raise OutOfMemoryError(
+            f"{what}: memory ran out; use fewer or smaller pictures, or a smaller quantisation"
+        ) from None
+    except RuntimeError as error:
+        text = str(error).lower()
+        if "alloc" not in text and "out of memory" not in text:
+            raise
+        reason = first_line(error)
+        raise OutOfMemoryError(
+            f"{what}: memory ran out ({reason}); use fewer or smaller pictures, or a smaller quantisation"
+        ) from None
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.3g} GB"
