@@ -19,7 +19,6 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_lfm2vl.config import Lfm2VlConfig
 from mlx_lfm2vl.errors import ConfigError, OptionError, WeightsError
-from mlx_lfm2vl.model import cpu
 from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model, open_model
 from mlx_lfm2vl.weights.save import save_weights
@@ -212,7 +211,7 @@ def test_on_a_cpu_16_bits_become_float32_unless_a_type_is_asked_for(folder, on_c
 
 def test_weights_that_memory_has_no_room_for_as_float32_stay_as_they_are(folder, on_cpu, monkeypatch):
     edit(folder, lambda t: {name: tensor.astype(np.float16) for name, tensor in t.items()})
-    monkeypatch.setattr(cpu, "available_memory", lambda: 1_000_000)
+    monkeypatch.setattr("mlx_lfm2vl.weights.widen.free_memory", lambda: 1_000_000)
     model = load_model(folder)
     assert {str(array.dtype) for _, array in tree_flatten(model.parameters())} == {"mlx.core.float16"}
     assert "the float16 weights stay as they are" in model.load_note

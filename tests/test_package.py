@@ -91,6 +91,15 @@ def test_generating_loads_neither_transformers_nor_torch_nor_mlx_lm():
     assert not loaded_after(code) & {"mlx_lm", "transformers", "torch", "mlx_vlm"}
 
 
+def test_an_answer_about_a_picture_takes_none_of_them_and_nothing_of_the_hub():
+    code = """
+from mlx_lfm2vl import GenerationOptions, generate, load
+model, processor = load("demo")
+generate(model, processor, "What is in this image?", "examples/scene.png", options=GenerationOptions(max_tokens=2))
+"""
+    assert not loaded_after(code) & {"mlx_lm", "transformers", "torch", "mlx_vlm", "huggingface_hub", "httpx2", "scipy"}
+
+
 def test_the_package_says_that_it_is_typed():
     assert (Path(mlx_lfm2vl.__file__).parent / "py.typed").is_file()
 

@@ -86,6 +86,7 @@ def prefill(
                 raise InputError("pixel_values is given without spatial_shapes")
             images = encode_views(model, prompt.pixel_values, prompt.spatial_shapes, features, stop)
             mx.eval(images)
+            mx.clear_cache()  # the tower's buffers are of sizes that the text does not use
         embeds = body.embed(prompt.input_ids, images)
         padding = prompt.padding
         del images, prompt

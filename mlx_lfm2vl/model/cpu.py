@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -43,25 +42,6 @@ def applies(x: mx.array) -> bool:
 
 
 # Weights
-
-
-def float32_fits(numbers: int) -> bool:
-    """Whether so many numbers as float32 leave a fifth of the memory that is free; true where that is not known."""
-    free = available_memory()
-    return free is None or 4 * numbers <= 0.8 * free
-
-
-def available_memory() -> int | None:
-    """Bytes that a process may still take without swapping, on Linux: of the machine and of its control group."""
-    known = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        known.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    group = Path("/sys/fs/cgroup")
-    if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()) != "max":
-        known.append(int(limit) - int((group / "memory.current").read_text()))
-    return min(known, default=None)
 
 
 def by_columns(weight: mx.array) -> mx.array:

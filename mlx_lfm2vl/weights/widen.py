@@ -14,7 +14,10 @@ from mlx.utils import tree_unflatten
 
 from ..config import Lfm2VlConfig
 from ..model import cpu
+from .fit import free_memory
 from .quantize import PARTS, Quantization, decode, parameter_count
+
+MEMORY_SHARE = 0.8  # of what is free, for the weights; the rest is for the work
 
 
 def widen(model: nn.Module, config: Lfm2VlConfig, arrays: dict[str, mx.array]) -> tuple[dict[str, mx.array], str]:
@@ -26,9 +29,12 @@ def widen(model: nn.Module, config: Lfm2VlConfig, arrays: dict[str, mx.array]) -
     if stored == {mx.float32}:
         return by_columns(arrays), ""
     numbers = parameter_count(model)
-    kind = " and ".join(sorted(str(dtype).removeprefix("mlx.core.") for dtype in stored - {mx.uint8, mx.uint32}))
-    kind = f"{config.quantization.get('bits', '')}-bit" if config.quantization else kind
-    if not cpu.float32_fits(numbers):
+    kind = " and ".join(sorted(str(dtype).removeprefix("mlx.core.") for dtype in stored))
+    if config.quantization and any(name.endswith(".scales") for name in arrays):
+        bits = config.quantization.get("bits")
+        kind = f"{bits}-bit" if bits else "quantised"
+    free = free_memory()
+    if free is not None and 4 * numbers > MEMORY_SHARE * free:
         return arrays, f"the {kind} weights stay as they are, slow on a CPU: float32 would take {4e-9 * numbers:.1f} GB"
     out = dict(arrays)
     dense = []
