@@ -25,8 +25,8 @@ HANG_SECONDS = 60
 
 
 def entrance(name: str) -> Entrance:
-    """The entrance of that module."""
-    found: Entrance = importlib.import_module(f"fuzz.{name}").ENTRANCE
+    """The entrance of that module, of this package or (a name with a dot) of another."""
+    found: Entrance = importlib.import_module(name if "." in name else f"fuzz.{name}").ENTRANCE
     return found
 
 
@@ -68,8 +68,11 @@ def child(name: str, first: int, last: int, progress: str) -> None:
     print(json.dumps({"counts": counts}), flush=True)
 
 
-def campaign(name: str, executions: int, folder: Path, chunk: int = 2000) -> dict[str, object]:
-    """Runs up to `executions` in all, from where an earlier campaign ended, and returns its state."""
+def campaign(
+    name: str, executions: int, folder: Path, chunk: int = 2000, hang: float = HANG_SECONDS
+) -> dict[str, object]:
+    """Runs up to `executions` in all, from where an earlier campaign ended, and returns its state. One that shows no
+    progress for `hang` seconds is killed. Of a chunk that ended so, what came before counts as "uncounted"."""
     folder.mkdir(parents=True, exist_ok=True)
     file, progress = folder / f"{name}.json", folder / f"{name}.progress"
     state = json.loads(file.read_text()) if file.exists() else {"done": 0, "seconds": 0.0, "counts": {}, "findings": []}
@@ -77,7 +80,7 @@ def campaign(name: str, executions: int, folder: Path, chunk: int = 2000) -> dic
         first, last = state["done"], min(state["done"] + chunk, executions)
         progress.write_bytes(struct.pack("<Q", first))
         started = time.monotonic()
-        made, stopped = _watched(name, first, last, progress)
+        made, stopped = _watched(name, first, last, progress, hang)
         for line in made:
             if "counts" in line:
                 state["counts"] = dict(Counter(state["counts"]) + Counter(line["counts"]))
@@ -87,7 +90,7 @@ def campaign(name: str, executions: int, folder: Path, chunk: int = 2000) -> dic
         if stopped is not None:
             number = struct.unpack("<Q", progress.read_bytes())[0]
             state["findings"].append({"number": number, "outcome": stopped, "trace": ""})
-            state["counts"] = dict(Counter(state["counts"]) + Counter({stopped: 1, "refused": 0}))
+            state["counts"] = dict(Counter(state["counts"]) + Counter({stopped: 1, "uncounted": number - first}))
             state["done"] = number + 1
         state["seconds"] = round(state["seconds"] + time.monotonic() - started, 1)
         new = file.with_suffix(".new")
@@ -96,7 +99,7 @@ def campaign(name: str, executions: int, folder: Path, chunk: int = 2000) -> dic
     return state
 
 
-def _watched(name: str, first: int, last: int, progress: Path) -> tuple[list[dict], str | None]:
+def _watched(name: str, first: int, last: int, progress: Path, hang: float) -> tuple[list[dict], str | None]:
     """What a child wrote, and how it ended if not in order."""
     words = [sys.executable, "-m", "fuzz", name, "--child", str(first), str(last), str(progress)]
     path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -110,7 +113,7 @@ def _watched(name: str, first: int, last: int, progress: Path) -> tuple[list[dic
             now = struct.unpack("<Q", progress.read_bytes())[0]
             if now != at:
                 at, since = now, time.monotonic()
-            elif time.monotonic() - since > HANG_SECONDS:
+            elif time.monotonic() - since > hang:
                 running.kill()
                 running.wait()
                 stopped = "hang"
@@ -118,7 +121,7 @@ def _watched(name: str, first: int, last: int, progress: Path) -> tuple[list[dic
             code = running.returncode
             stopped = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
         out.seek(0)
-        return [json.loads(line) for line in out.read().splitlines()], stopped
+        return [json.loads(line) for line in out.read().splitlines(keepends=True) if line.endswith("\n")], stopped
 
 
 def main() -> int:
