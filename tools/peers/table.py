@@ -113,7 +113,7 @@ def ratio(number: Number, ours: float | None, theirs: float | None, bound: float
     if ours is None or (theirs is None and bound is None):
         return "-"
     amount = ours / (theirs if theirs is not None else bound)  # type: ignore[operator]
-    text = f"{amount:.2f}" if amount >= 0.1 else f"{amount:.3f}"
+    text = f"{amount:.2f}" if amount >= 0.1 else f"{amount:.2g}"
     if theirs is None:
         text = f"below {text}"
     if target is None:
