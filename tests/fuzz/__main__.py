@@ -22,6 +22,7 @@ from .entrance import Entrance
 ROOT = Path(__file__).parent.parent.parent
 ADDRESS_SPACE = 4 * 2**30
 HANG_SECONDS = 60
+STARTING = 2**64 - 1  # in place of a number, while a child imports what it needs
 
 
 def entrance(name: str) -> Entrance:
@@ -78,7 +79,7 @@ def campaign(
     state = json.loads(file.read_text()) if file.exists() else {"done": 0, "seconds": 0.0, "counts": {}, "findings": []}
     while state["done"] < executions:
         first, last = state["done"], min(state["done"] + chunk, executions)
-        progress.write_bytes(struct.pack("<Q", first))
+        progress.write_bytes(struct.pack("<Q", STARTING))
         started = time.monotonic()
         made, stopped = _watched(name, first, last, progress, hang)
         for line in made:
@@ -89,6 +90,8 @@ def campaign(
         state["done"] = last
         if stopped is not None:
             number = struct.unpack("<Q", progress.read_bytes())[0]
+            if number == STARTING:
+                raise RuntimeError(f"{name}: its child ended before the first execution ({stopped})")
             state["findings"].append({"number": number, "outcome": stopped, "trace": ""})
             state["counts"] = dict(Counter(state["counts"]) + Counter({stopped: 1, "uncounted": number - first}))
             state["done"] = number + 1
@@ -113,7 +116,7 @@ def _watched(name: str, first: int, last: int, progress: Path, hang: float) -> t
             now = struct.unpack("<Q", progress.read_bytes())[0]
             if now != at:
                 at, since = now, time.monotonic()
-            elif time.monotonic() - since > hang:
+            elif time.monotonic() - since > (HANG_SECONDS if now == STARTING else hang):
                 running.kill()
                 running.wait()
                 stopped = "hang"
