@@ -48,7 +48,8 @@ def by_columns(weight: mx.array) -> mx.array:
     """The same matrix (out, in), laid out in memory as (in, out) if it is wide."""
     if weight.ndim != 2 or weight.shape[0] < 2 * weight.shape[1]:
         return weight
-    return mx.contiguous(weight.T).T
+    blocks = [mx.contiguous(weight[at : at + 256].T) for at in range(0, weight.shape[0], 256)]  # a cache's worth each
+    return mx.concatenate(blocks, axis=1).T
 
 
 # Activations
