@@ -12,7 +12,7 @@ from mlx_lfm2vl.config import Lfm2VlConfig, ProcessorConfig
 from mlx_lfm2vl.conversion.check import check_folder, check_index
 from mlx_lfm2vl.conversion.companions import generation_json
 from mlx_lfm2vl.conversion.convert import convert
-from mlx_lfm2vl.errors import ConfigError, TemplateError, TokenizerError, WeightsError
+from mlx_lfm2vl.errors import ConfigError, OutputError, TemplateError, TokenizerError, WeightsError
 
 
 def config(hidden: int, layers: int, vocabulary: int) -> Lfm2VlConfig:
@@ -70,6 +70,21 @@ def test_tiling_is_as_the_source_has_it_and_a_doubt_is_said(source, tmp_path):
     out = convert(source, tmp_path / "out", on_note=notes.append)
     assert (out / "processor_config.json").read_bytes() == (source / "processor_config.json").read_bytes()
     assert [note for note in notes if "switches tiling off" in note]
+
+
+def test_links_of_the_hubs_cache_are_files_of_the_repository(source, tmp_path):
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "main" / "8bit", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(source.iterdir())):
+        shutil.copy(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(f"../../../blobs/{number}")
+    out = convert(snapshot, tmp_path / "out")
+    assert (out / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    assert not any(file.is_symlink() for file in out.iterdir())
+    (snapshot / "NOTICE").symlink_to(source / "config.json")
+    with pytest.raises(OutputError, match="NOTICE: is a link that leads out of the folder"):
+        convert(snapshot, tmp_path / "other")
 
 
 def test_code_and_foreign_weights_are_not_copied(source, tmp_path):

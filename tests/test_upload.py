@@ -194,6 +194,14 @@ def test_numbers_that_are_not_finite_are_not_published(tmp_path):
         check_publishable(out)
 
 
+def test_links_to_files_of_the_users_own_are_not_published(folder, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (tmp_path / "secret").write_text("precious")
+    (copy / "NOTICE").symlink_to(tmp_path / "secret")
+    with pytest.raises(OutputError, match="NOTICE: is a link that leads out of the folder; put the file itself there"):
+        upload(copy, NAME, dry_run=True)
+
+
 def test_a_dry_run_says_what_would_go_and_sends_nothing(folder, tmp_path):
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (copy / "modeling.py").write_text("x")

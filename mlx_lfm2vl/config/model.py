@@ -110,20 +110,24 @@ class Lfm2VlConfig:
             default=Fields(text, f"{where}: text_config").flag("tie_embedding", "tie_word_embeddings", default=True),
         )
         quantization = read.section("quantization") or read.section("quantization_config") or None
-        return cls(
-            vision_config=Siglip2VisionConfig.from_dict(read.section("vision_config"), f"{where}: vision_config"),
-            text_config=Lfm2Config.from_dict(text, f"{where}: text_config"),
-            image_token_id=read.integer("image_token_index", "image_token_id", default=396, low=0),
-            projector_hidden_act=read.choice("projector_hidden_act", default="gelu", options=ACTIVATIONS),
-            projector_hidden_size=read.integer("projector_hidden_size", default=2560),
-            projector_bias=read.flag("projector_bias", default=True),
-            projector_use_layernorm=read.flag("projector_use_layernorm", default=True),
-            downsample_factor=read.integer("downsample_factor", default=2, high=64),
-            tie_word_embeddings=tied,
-            vision_feature_layer=read.choice("vision_feature_layer", default=-1, options=(-1, -2)),
-            quantization=quantization,
-            dtype=read.word("dtype", "torch_dtype"),
-        )
+        try:
+            return cls(
+                vision_config=Siglip2VisionConfig.from_dict(read.section("vision_config"), f"{where}: vision_config"),
+                text_config=Lfm2Config.from_dict(text, f"{where}: text_config"),
+                image_token_id=read.integer("image_token_index", "image_token_id", default=396, low=0),
+                projector_hidden_act=read.choice("projector_hidden_act", default="gelu", options=ACTIVATIONS),
+                projector_hidden_size=read.integer("projector_hidden_size", default=2560),
+                projector_bias=read.flag("projector_bias", default=True),
+                projector_use_layernorm=read.flag("projector_use_layernorm", default=True),
+                downsample_factor=read.integer("downsample_factor", default=2, high=64),
+                tie_word_embeddings=tied,
+                vision_feature_layer=read.choice("vision_feature_layer", default=-1, options=(-1, -2)),
+                quantization=quantization,
+                dtype=read.word("dtype", "torch_dtype"),
+            )
+        except ConfigError as error:  # what the fields say together is checked by the class, which knows no file
+            said = str(error)
+            raise ConfigError(f"{where}{said[6:]}" if said.startswith("config: ") else said) from None
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, **hub: Any) -> Lfm2VlConfig:

@@ -63,7 +63,8 @@ class ImageProcessorConfig:
             value = getattr(self, name)
             good = isinstance(value, (list, tuple)) and len(value) == 3
             if not good or not all(isinstance(x, (int, float)) and low < x < MAX_NUMBER for x in value):
-                raise read.refuse(name, value, f"three numbers above {low:g} and below {MAX_NUMBER:g}")
+                listed = list(value) if isinstance(value, tuple) else value
+                raise read.refuse(name, listed, f"three numbers above {low:g} and below {MAX_NUMBER:g}")
             object.__setattr__(self, name, tuple(float(x) for x in value))
         if self.do_image_splitting and self.min_tiles > self.max_tiles:
             raise read.refuse("min_tiles", self.min_tiles, f"at most max_tiles {self.max_tiles}")

@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..config import GenerationConfig, Lfm2VlConfig, ProcessorConfig, read_json
+from ..errors import OutputError
 from ..generation.recommended import recommended
 from ..weights.save import write_json
 
@@ -27,12 +28,27 @@ PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
+def copy(file: Path, target: Path) -> None:
+    """Copies a file of a model folder. Raises `OutputError` for one that `check_own` refuses."""
+    check_own(file)
+    shutil.copyfile(file, target)
+
+
+def check_own(file: Path) -> None:
+    """Raises `OutputError` for a link that leads out of its folder (of the hub's cache: out of the repository): what is
+    copied is published one day, and a stranger's folder must not choose among the user's own files."""
+    folder, place = file.parent.resolve(), file.resolve()
+    root = next((parent.parent for parent in folder.parents if parent.name == "snapshots"), folder)
+    if root not in place.parents:
+        raise OutputError(f"{file}: is a link that leads out of the folder; put the file itself there, or remove it")
+
+
 def write_companions(source: Path, target: Path, config: Lfm2VlConfig) -> None:
     """Copies and completes everything but config.json, weights and card."""
     licences = [path.name for pattern in LICENCES for path in sorted(source.glob(pattern))]
     for name in (*NAMES, *licences):
         if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+            copy(source / name, target / name)
     if not any((target / name).is_file() for name in PROCESSOR_FILES):
         write_json(target / "processor_config.json", ProcessorConfig.from_folder(source).to_dict())
     if (generation := generation_json(source, config)) is not None:

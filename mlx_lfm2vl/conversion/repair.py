@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..weights.place import check_target, finished
 from ..weights.save import write_json
 from .card import CardSource
 from .check import TEMPLATES, check_index, check_result, has_template
-from .companions import PROCESSOR_FILES
+from .companions import PROCESSOR_FILES, copy
 from .convert import write_model
 
 TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.md")
@@ -86,10 +85,10 @@ def repair(
     with finished(target, overwrite) as part:
         write_model(folder, stored, part, None, progress=progress)
         if (folder / "README.md").is_file():
-            shutil.copyfile(folder / "README.md", part / "README.md")
+            copy(folder / "README.md", part / "README.md")
         if original is not None:
             for name in _sources_of(folder, original):
-                shutil.copyfile(original / name, part / name)
+                copy(original / name, part / name)
         for name in PROCESSOR_FILES:
             if (part / name).is_file():
                 write_json(part / name, _mended(read_json(part / name), ProcessorConfig.from_folder(part))[0])

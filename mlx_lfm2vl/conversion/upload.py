@@ -15,6 +15,7 @@ from ..hub import publish
 from ..pretrained import load
 from .calibration import questions
 from .check import check_folder
+from .companions import check_own
 
 TOKENS = 8  # that a folder must generate before it is published
 UNWANTED = (".py", ".bin", ".pt", ".pth", ".pkl", ".part", ".tmp")
@@ -47,6 +48,8 @@ def upload(
     path = Path(folder).expanduser()
     check_publishable(path)
     found = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    for entry in found:
+        check_own(entry)
     files = tuple((entry.name, entry.stat().st_size) for entry in found if entry.suffix not in UNWANTED)
     if dry_run:
         return Upload(repo, files)

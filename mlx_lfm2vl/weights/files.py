@@ -57,7 +57,7 @@ def state(files: Iterable[Path]) -> tuple[tuple[int, ...], ...]:
         try:
             now = file.stat()
         except OSError as error:
-            raise WeightsError(f"{file}: cannot be read ({error.strerror or error})") from None
+            raise WeightsError(f"{file}: cannot be read ({error.strerror or error}); {AGAIN}") from None
         found.append((now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns))
     return tuple(found)
 
