@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ..config import shown
+
 NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "ByteLevel")  # none of them makes a text longer without bound
 MAX_PIECES = 32  # of a template around a text
 _REPEATS = re.compile(r"[*+]|\{(\d*)(,?)(\d*)\}")
@@ -22,7 +24,7 @@ def check_normalizer(step: Mapping[str, Any] | None) -> None:
     """Only Unicode normal forms."""
     for one in _steps(step, "normalizers"):
         if one.get("type") not in NORMALIZERS:
-            raise ValueError(f"normalizer {one.get('type')} is none of a byte-level tokenizer")
+            raise ValueError(f"normalizer {shown(one.get('type'))} is none of a byte-level tokenizer")
 
 
 def check_patterns(step: Mapping[str, Any] | None) -> None:
@@ -46,7 +48,7 @@ def check_post_processor(step: Mapping[str, Any] | None, knows: Callable[[str], 
             for piece in pieces:
                 token = piece.get("SpecialToken", {}).get("id")
                 if token is not None and not (token in special and all(map(knows, special[token]["tokens"]))):
-                    raise ValueError(f"its template names the token {token!r}, which it does not have")
+                    raise ValueError(f"its template names the token {shown(token)}, which it does not have")
 
 
 def _steps(step: Mapping[str, Any] | None, inner: str) -> Iterator[Mapping[str, Any]]:

@@ -120,7 +120,7 @@ class Tokenizer:
     def _choice(self, name: str, default: str) -> str:
         value = self.config.get(name) or default
         if value not in PADDING_SIDES:
-            raise TokenizerError(f"{self._config_where}: {name} is {value!r}, expected 'left' or 'right'")
+            raise TokenizerError(f"{self._config_where}: {name} is {shown(value)}, expected 'left' or 'right'")
         return str(value)
 
     def _check_pipeline(self) -> None:
@@ -136,7 +136,7 @@ class Tokenizer:
             check_post_processor(state(self.backend.post_processor), lambda t: self.backend.token_to_id(t) is not None)
             for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
                 if getattr(model, name):
-                    raise ValueError(f"{name} is {getattr(model, name)!r}")
+                    raise ValueError(f"{name} is {shown(getattr(model, name))}")
             if lost := [character for character in _BYTE_OF if model.token_to_id(character) is None]:
                 raise ValueError(f"{len(lost)} of the 256 bytes have no token, {lost[0]!r} for one")
         except ValueError as error:
@@ -166,7 +166,7 @@ class Tokenizer:
         id = self.backend.token_to_id(token)
         if id is None:
             raise TokenizerError(
-                f"{self.where}: has no token {token!r}, the model's {name}; the file is of another model"
+                f"{self.where}: has no token {shown(token)}, the model's {name}; the file is of another model"
             )
         return int(id)
 

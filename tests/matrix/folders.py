@@ -436,7 +436,7 @@ TOKENIZERS = [
     ),
     step(
         "a normalizer that doubles",
-        "normalizer Replace",
+        "normalizer 'Replace'",
         normalizer={"type": "Replace", "pattern": {"String": "a"}, "content": "aa"},
     ),
     step("a pattern without an end", "which may take for ever", pre_tokenizer=split("(a+)+$")),
@@ -446,6 +446,14 @@ TOKENIZERS = [
         "a template of an unknown token",
         "names the token '<q>', which it does not have",
         post_processor=around(single=[{"SpecialToken": {"id": "<q>", "type_id": 0}}]),
+    ),
+    loading(
+        "tokenizer: a token of 5,000 letters that is not there",
+        edit("tokenizer_config.json", image_token="x" * 5000),
+        TokenizerError,
+        "tokenizer.json",
+        "has no token 'xxxxxxxxxx",
+        "xxx ..., the model's image_token; the file is of another model",
     ),
     step(
         "a template that repeats the text",
