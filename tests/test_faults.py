@@ -31,6 +31,12 @@ def logits(folder: Path) -> np.ndarray:
     return np.array(load_model(folder)(IDS, use_cache=False).logits.astype(mx.float32))
 
 
+def heeding_signals() -> None:
+    """In the child: signals mean what they mean, also where the tests themselves were started with them ignored."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(*words: object, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*MODULE, *map(str, words)],
@@ -38,6 +44,7 @@ def start(*words: object, **environment: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heeding_signals,
     )
 
 
