@@ -180,10 +180,12 @@ def test_free_memory_is_what_the_tightest_limit_leaves(monkeypatch, tmp_path):
     for name, content in {
         "memory.max": "30000000\n",
         "memory.current": "20000000\n",
-        "memory.stat": "anon 5\ninactive_file 1000000\n",
+        "memory.stat": "anon 5\ninactive_file 600000\nactive_file 400000\n",
+        "memory.swap.max": "3000\n",
+        "memory.swap.current": "1000\n",
     }.items():
         (tmp_path / name).write_text(content)
-    assert fit._group(tmp_path) == 11_000_000
+    assert fit._group(tmp_path) == 11_002_000
     (tmp_path / "memory.max").write_text("max\n")
     assert fit._group(tmp_path) is None and fit._group(tmp_path / "none") is None
     monkeypatch.setattr(fit, "_group", lambda: 40_000_000)

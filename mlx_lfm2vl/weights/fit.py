@@ -10,8 +10,8 @@ Counted is what cannot do without, so that nothing is refused that might have wo
   (4 x hidden + MLP width), and one chunk of the prompt, min(L, 512) x (2 x hidden + 3 x feed-forward width); logits,
   4 bytes x vocabulary. Numbers are of the weights' type, float32 or 16 bits.
 
-Memory that is free: on Metal the machine's, less what MLX holds; on a CPU what Linux calls available, within the limits
-of the control group and of RLIMIT_AS; elsewhere it is not known, and nothing is refused. MLX's CPU back end ends the
+Memory that is free: on Metal the machine's, less what MLX holds; on a CPU what Linux calls available, and swap, within
+the limits of the control group and of RLIMIT_AS; elsewhere it is not known, and nothing is refused. MLX's CPU back end ends the
 process when the system refuses it memory; the others raise, which `allocations` makes an `OutOfMemoryError`.
 """
 
@@ -50,24 +50,38 @@ def free_memory() -> int | None:
     return min(known) + reusable if known else None
 
 
-def _machine() -> int | None:
+def _meminfo() -> dict[str, int]:
+    """Linux's account of the machine's memory, in bytes."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
     except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+        return {}
+    return {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines if len(line) > 1}
+
+
+def _machine() -> int | None:
+    """What can be had without ending other processes, swap included."""
+    known = _meminfo()
+    return known["MemAvailable"] + known.get("SwapFree", 0) if "MemAvailable" in known else None
 
 
 def _group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What the control group leaves, files that the kernel could let go not counted as used."""
+    """What the control group leaves; files that the kernel keeps in memory and could let go count as free."""
+
+    def left(name: str) -> int | None:
+        limit = (folder / f"{name}.max").read_text().strip()
+        return None if limit == "max" else int(limit) - int((folder / f"{name}.current").read_text())
+
     try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-        lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        cached = next((int(size) for name, size in lines if name == "inactive_file"), 0)
+        lines = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        memory = left("memory")
+        swap = left("memory.swap") if (folder / "memory.swap.max").exists() else 0
     except (OSError, ValueError):
         return None
-    return None if limit == "max" else int(limit) - used + cached
+    if memory is None:
+        return None
+    files = sum(int(lines.get(name, 0)) for name in ("inactive_file", "active_file", "slab_reclaimable"))
+    return memory + files + (_meminfo().get("SwapFree", 0) if swap is None else swap)
 
 
 def _process() -> int | None:
