@@ -11,8 +11,8 @@ Counted is what cannot do without, so that nothing is refused that might have wo
   4 bytes x vocabulary. Numbers are of the weights' type, float32 or 16 bits.
 
 Memory that is free: on Metal the machine's, less what MLX holds; on a CPU what Linux calls available, and swap, within
-the limits of the control group and of RLIMIT_AS; elsewhere it is not known, and nothing is refused. MLX's CPU back end ends the
-process when the system refuses it memory; the others raise, which `allocations` makes an `OutOfMemoryError`.
+the limits of the control group and of RLIMIT_AS; elsewhere it is not known, and nothing is refused. MLX's CPU back end
+ends the process when the system refuses it memory; the others raise, which `allocations` makes an `OutOfMemoryError`.
 """
 
 from __future__ import annotations
