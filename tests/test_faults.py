@@ -272,20 +272,25 @@ def test_a_download_that_is_killed_is_never_taken_for_whole(hub, tmp_path, momen
 
 @pytest.mark.soak
 def test_a_batch_killed_at_thirty_moments_ends_as_if_nothing_had_happened(tmp_path):
-    rows = [{"prompt": f"Say {number}"} for number in range(60)]
+    rows = [{"prompt": f"Say {number}"} for number in range(90)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ("batch", tmp_path / "rows.jsonl", "--model", GOLDEN / "gen25", "--max-tokens", "40", "--batch-size", "2")
-    begun = time.monotonic()
+    words = ("batch", tmp_path / "rows.jsonl", "--model", GOLDEN / "gen25", "--max-tokens", "20", "--batch-size", "2")
     assert run(*words, "--output", tmp_path / "whole.jsonl").returncode == 0
-    lasts = time.monotonic() - begun
-    rng, before = random.Random(3), 0
+    out, rng, before, killed = tmp_path / "out.jsonl", random.Random(3), 0, 0
+
+    def done() -> int:
+        return out.read_bytes().count(b"\n") if out.exists() else 0
+
     for _ in range(30):
-        child = start(*words, "--output", tmp_path / "out.jsonl")
-        time.sleep(rng.uniform(0.3, 0.7) * lasts)
+        wanted, late = min(before + rng.randrange(4), 90), rng.uniform(0, 0.2)
+        child = start(*words, "--output", out)
+        when(lambda wanted=wanted: done() >= wanted, child)  # type: ignore[misc]
+        time.sleep(late)
         child.kill()
         child.communicate()
-        done = (tmp_path / "out.jsonl").read_bytes().count(b"\n") if (tmp_path / "out.jsonl").exists() else 0
-        assert done >= before
-        before = done
+        killed += child.returncode == -signal.SIGKILL
+        assert done() >= before
+        before = done()
+    assert killed > 20
     assert run(*words, "--output", tmp_path / "out.jsonl").returncode == 0
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
