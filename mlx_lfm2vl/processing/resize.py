@@ -3,7 +3,8 @@
 A pass across, then a pass down, each rounded to 8 bits; an axis that keeps its length is left alone. The weights of a
 pass are 16-bit fixed point, at the highest precision (at most 22 bits) at which the largest of them fits. Sums are
 matrix products over blocks of outputs, in float32 while their whole numbers fit it (below 2**24) and in float64 where
-a picture shrinks so far that they do not: exact either way.
+a picture shrinks so far that they do not: exact either way. Products are small, so that they stay in the cache and BLAS
+does each on the calling thread: its own threads would wait for each other longer than they work.
 """
 
 from __future__ import annotations
@@ -13,19 +14,16 @@ from functools import lru_cache
 
 import numpy as np
 
-BLOCK = 32  # outputs of one matrix product; its inputs are a band, so small blocks waste little
-STRIP = 1 << 21  # values that are turned to floats at a time
+BLOCK = 8  # outputs of one matrix product; its inputs are a band, so small blocks waste little
+PRODUCT = 1 << 18  # multiplications of one product at most; OpenBLAS spreads larger ones over threads
 
 
 def resize(pixels: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
     """(h, w, 3) uint8 -> (height, width, 3) uint8. `resample`: 2 is bilinear, 3 bicubic (Pillow's numbers)."""
     if pixels.shape[1] != width:
-        out = np.empty((pixels.shape[0], width, 3), np.uint8)
-        _down(pixels.transpose(1, 0, 2), _weights(pixels.shape[1], width, resample), out.transpose(1, 0, 2))
-        pixels = out
+        pixels = _across(pixels, _weights(pixels.shape[1], width, resample))
     if pixels.shape[0] != height:
-        out = np.empty((height, width, 3), np.uint8)
-        pixels = _down(pixels, _weights(pixels.shape[0], height, resample), out)
+        pixels = _down(pixels, _weights(pixels.shape[0], height, resample))
     return pixels
 
 
@@ -42,20 +40,26 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Pass:
+    """The filter of one axis; `dtype` is one in which all sums are exact."""
+
     target: int
-    dtype: type[np.floating]  # in which all sums are exact
-    precision: int
+    dtype: type[np.floating]
     blocks: tuple[_Block, ...]
 
-    def rounded(self, sums: np.ndarray) -> np.ndarray:
-        """Fixed-point sums, which are overwritten, to 8 bits."""
-        sums += 2 ** (self.precision - 1)
-        sums *= 2.0**-self.precision
-        np.clip(sums, 0, 255, out=sums)
-        return sums.astype(np.uint8)  # which cuts the fraction off
+    def strip(self, repeats: int) -> int:
+        """How many values one product may take beside the block's, if each of its matrices has `repeats` squared
+        copies."""
+        return max(1, PRODUCT // (repeats**2 * max(block.matrix.size for block in self.blocks)))
 
 
-@lru_cache(maxsize=64)
+def _rounded(sums: np.ndarray, out: np.ndarray) -> None:
+    """Sums, which are overwritten, to 8 bits: halves upwards."""
+    sums += 0.5
+    np.clip(sums, 0, 255, out=sums)
+    out[:] = sums  # which cuts the fraction off
+
+
+@lru_cache(maxsize=32)
 def _weights(source: int, target: int, resample: int) -> _Pass:
     """The filter of one axis. Half-pixel centres, support widened by the scale when shrinking, weights normalised in
     double precision and then rounded half away from zero to fixed point (torch's `upsample_*2d_aa` for uint8)."""
@@ -76,6 +80,7 @@ def _weights(source: int, target: int, resample: int) -> _Pass:
         precision += 1
     fixed = np.trunc(weights * 2**precision + np.copysign(0.5, weights))
     dtype = np.float32 if 255 * np.abs(fixed).sum(axis=1).max() + 2 ** (precision - 1) < 2**24 else np.float64
+    fixed *= 2.0**-precision  # exact, and the sums are in levels
     blocks = []
     for start in range(0, target, BLOCK):
         stop = min(start + BLOCK, target)
@@ -86,7 +91,7 @@ def _weights(source: int, target: int, resample: int) -> _Pass:
             count = int(last[output]) - at
             matrix[row, at - low : at - low + count] = fixed[output, :count]
         blocks.append(_Block(start, stop, low, high, matrix))
-    return _Pass(target, dtype, precision, tuple(blocks))
+    return _Pass(target, dtype, tuple(blocks))
 
 
 def _triangle(distance: np.ndarray) -> np.ndarray:
@@ -101,15 +106,39 @@ def _cubic(distance: np.ndarray) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-def _down(pixels: np.ndarray, filter: _Pass, out: np.ndarray) -> np.ndarray:
-    """Filters along the first axis, in strips of the second: (source, n, channels) to `out` (target, n, channels)."""
-    source, length, channels = pixels.shape
-    strip = max(1, STRIP // (source * channels))
-    for left in range(0, length, strip):
-        part = pixels[:, left : left + strip].astype(filter.dtype, order="C")
-        flat = part.reshape(source, -1)
-        sums = np.empty((filter.target, flat.shape[1]), filter.dtype)
+def _across(pixels: np.ndarray, filter: _Pass) -> np.ndarray:
+    """(rows, source, channels) to (rows, target, channels), in strips of rows. The channels stay beside each other: a
+    block's matrix gets a copy for each."""
+    rows, source, channels = pixels.shape
+    each = np.eye(channels, dtype=filter.dtype)
+    matrices = [np.kron(block.matrix.T, each) for block in filter.blocks]
+    out = np.empty((rows, filter.target * channels), np.uint8)
+    strip = min(filter.strip(channels), rows)
+    part = np.empty((strip, source * channels), filter.dtype)
+    sums = np.empty((strip, filter.target * channels), filter.dtype)
+    flat = pixels.reshape(rows, source * channels)
+    for top in range(0, rows, strip):
+        count = min(strip, rows - top)
+        part[:count] = flat[top : top + count]
+        for block, matrix in zip(filter.blocks, matrices, strict=True):
+            band = part[:count, block.first * channels : block.last * channels]
+            np.matmul(band, matrix, out=sums[:count, block.start * channels : block.stop * channels])
+        _rounded(sums[:count], out[top : top + count])
+    return out.reshape(rows, filter.target, channels)
+
+
+def _down(pixels: np.ndarray, filter: _Pass) -> np.ndarray:
+    """(source, columns, channels) to (target, columns, channels), in strips of columns."""
+    source, columns, channels = pixels.shape
+    flat = pixels.reshape(source, columns * channels)
+    out = np.empty((filter.target, columns * channels), np.uint8)
+    strip = min(filter.strip(1), columns * channels)
+    part = np.empty((source, strip), filter.dtype)
+    sums = np.empty((filter.target, strip), filter.dtype)
+    for left in range(0, columns * channels, strip):
+        count = min(strip, columns * channels - left)
+        part[:, :count] = flat[:, left : left + count]
         for block in filter.blocks:
-            np.matmul(block.matrix, flat[block.first : block.last], out=sums[block.start : block.stop])
-        out[:, left : left + strip] = filter.rounded(sums).reshape(filter.target, -1, channels)
-    return out
+            np.matmul(block.matrix, part[block.first : block.last, :count], out=sums[block.start : block.stop, :count])
+        _rounded(sums[:, :count], out[:, left : left + count])
+    return out.reshape(filter.target, columns, channels)
