@@ -148,7 +148,10 @@ def main() -> None:
     print(f"{total:,} parameters on {device}, from step {step}, {spent / 60:.0f} min", flush=True)
 
     threads = Threads(0 if args.threads or device.type == "cuda" else torch.get_num_threads())
-    loader = iter(torch.utils.data.DataLoader(Batches(step, args.scale), batch_size=None, num_workers=args.workers))
+    batches = Batches(step, args.scale)
+    loader = iter(
+        torch.utils.data.DataLoader(batches, batch_size=None, num_workers=args.workers, collate_fn=lambda batch: batch)
+    )
     judge = build().to(device).eval()
     last = time.monotonic()
     saved = evaluated = spent
