@@ -10,9 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
-from mlx_lfm2vl import Lfm2VlConfig, __version__, load
+from mlx_lfm2vl import Lfm2VlConfig, __version__, backend, load
 from mlx_lfm2vl.cli import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
@@ -107,6 +108,16 @@ def test_statistics_go_to_stderr(cli):
     assert re.search(r"prompt \d+ tokens \(\d+ of pictures\) at [\d.]+ tokens/s", err)
     assert re.search(r"answer 3 tokens at [\d.]+ tokens/s, the first after [\d.]+ s", err)
     assert re.search(r"peak memory 0\.\d+ GB", err)
+
+
+@pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="weights stay as they are on a GPU")
+def test_verbose_says_what_became_of_the_weights_and_what_computes(cli):
+    from mlx_lfm2vl import demo
+
+    code, _, err = cli("generate", "--model", str(demo.path()), "--prompt", "Hello", "--verbose", "--max-tokens", 1)
+    assert code == 0
+    assert "the bfloat16 weights were made float32, in which the CPU is fastest (0.012 GB)" in err
+    assert f"computing on the CPU with {backend.blas()}" in err
 
 
 def picture_tokens(cli, *words: object) -> int:

@@ -69,6 +69,10 @@ def run(args: argparse.Namespace) -> int:
     terminal = Terminal(args.verbose, source_policy(args))
     waiting = terminal.pictures(expand(args.image))
     model, processor = load_model(args)
+    if args.verbose:
+        from .generate import report_loading
+
+        report_loading(model)
     chat = Chat(model, processor, system=args.system, options=options, control_tokens=args.control_tokens)
     conversation = Conversation(chat, terminal, waiting)
     terminal.hint("/help lists the commands")

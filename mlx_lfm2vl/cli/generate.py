@@ -21,7 +21,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from .. import GenerationPiece, Lfm2VlProcessor, Statistics
+    from .. import GenerationPiece, Lfm2VlForConditionalGeneration, Lfm2VlProcessor, Statistics
 
 SUMMARY = "answer a prompt about pictures"
 DESCRIPTION = """\
@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     names = expand(args.image)
     pictures = load_pictures(names, source_policy(args))  # a wrong name is said before a large model is loaded
     model, processor = load_model(args)
+    if args.verbose:
+        report_loading(model)
     pieces: list[GenerationPiece] = []
     with Interrupt() as interrupt:
         answer = stream_generate(
@@ -124,6 +126,18 @@ def as_object(model: str, pieces: list[GenerationPiece], images: list[dict[str, 
     if calls := "".join(piece.tool_text for piece in pieces):
         made["tool_text"] = calls
     return made
+
+
+def report_loading(model: Lfm2VlForConditionalGeneration) -> None:
+    """Prints on stderr what the weights became in memory, and what computes with them on a CPU."""
+    import mlx.core as mx
+
+    from ..backend import blas
+
+    if model.load_note:
+        note(model.load_note)
+    if mx.default_device() == mx.Device(mx.cpu):
+        note(f"computing on the CPU with {blas()}")
 
 
 def report(statistics: Statistics) -> None:

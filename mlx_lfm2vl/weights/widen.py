@@ -35,7 +35,7 @@ def widen(model: nn.Module, config: Lfm2VlConfig, arrays: dict[str, mx.array]) -
         kind = f"{bits}-bit" if bits else "quantised"
     free = free_memory()
     if free is not None and 4 * numbers > MEMORY_SHARE * free:
-        return arrays, f"the {kind} weights stay as they are, slow on a CPU: float32 would take {4e-9 * numbers:.1f} GB"
+        return arrays, f"the {kind} weights stay as they are, slow on a CPU: float32 would take {4e-9 * numbers:.2g} GB"
     out = dict(arrays)
     dense = []
     for path, module in model.named_modules():
@@ -54,7 +54,7 @@ def widen(model: nn.Module, config: Lfm2VlConfig, arrays: dict[str, mx.array]) -
             part.config = replace(config, quantization=None)
     narrow = {name: array for name, array in out.items() if mx.issubdtype(array.dtype, mx.floating)}
     out |= {name: array.astype(mx.float32) for name, array in by_columns(narrow).items()}
-    return out, f"the {kind} weights were made float32, in which the CPU is fastest ({4e-9 * numbers:.1f} GB)"
+    return out, f"the {kind} weights were made float32, in which the CPU is fastest ({4e-9 * numbers:.2g} GB)"
 
 
 def _dequantized(module: Any, parts: dict[str, mx.array]) -> mx.array:
