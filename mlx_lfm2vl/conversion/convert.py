@@ -27,12 +27,13 @@ from .card import CardSource, write_card
 from .check import check_result, check_texts
 from .companions import config_json, write_companions
 from .damage import measure
-from .plan import Plan, QuantizationOptions, make_plan
+from .plan import Plan, QuantizationOptions, Rounding, lower_width, make_plan, to_measure
 from .report import DamageReport
+from .rounding import measure_rounding
 from .search import search
 from .stream import Widths, dense_dtype, stored_widths, translate
 
-Progress = Callable[[str, int, int], None]  # stage ("weights" in bytes, "measuring" in answers), done, in all
+Progress = Callable[[str, int, int], None]  # stage ("weights" in bytes, "measuring" in answers ...), done, in all
 Note = Callable[[str], None]
 FORMATS = {"mlx": "mlx", "hub": "pt"}
 
@@ -116,7 +117,7 @@ def convert(
     model, stored = open_model(folder)
     check_texts(folder)  # what is damaged there is said of the source, and before the work
     before = stored_widths(stored)
-    found = None
+    found, plan = None, None
     if searching:
         where = None if calibration is None else Path(calibration).expanduser()
         found = search(
@@ -129,9 +130,10 @@ def convert(
         )
         tell(f"{found.point.size / 1e9:.4g} GB with a KL divergence of {found.point.kl:.2g} nats a token chosen")
     if found is not None:
-        plan: Plan | None = found.plan
-    else:
-        plan = make_plan(q.widths(model), q.parameter_count(model), options) if asked else None
+        plan = found.plan
+    elif asked:
+        measured = _roundings(model, stored, options, type_, progress)
+        plan = make_plan(q.widths(model), q.parameter_count(model), options, measured)
     if before and layout != "mlx" and not dequantize:
         raise OptionError(f"{folder}: is quantised; the layout {layout} is for dense models, add dequantize")
     if dequantize and not before:
@@ -154,6 +156,20 @@ def convert(
         for remark in check_result(part, target):
             tell(remark)
     return target
+
+
+def _roundings(
+    model: nn.Module,
+    stored: StoredTensors,
+    options: QuantizationOptions,
+    dtype: mx.Dtype | None,
+    progress: Progress | None,
+) -> dict[str, Rounding]:
+    """What a recipe must know of the weights, nothing for other options."""
+    if options.recipe is None:
+        return {}
+    paths = to_measure(q.widths(model), options)
+    return measure_rounding(stored, paths, lower_width(options.recipe, options), dtype=dtype, progress=progress)
 
 
 def _measured(

@@ -23,10 +23,11 @@ from ..pretrained import Lfm2VlForConditionalGeneration, load
 from ..weights.files import weight_files
 from ..weights.load import StoredTensors, open_model
 from ..weights.names import from_module
-from ..weights.quantize import PARTS, decode, parameter_count, widths
+from ..weights.quantize import parameter_count, widths
 from .calibration import questions
 from .report import DamageReport, ModuleError
-from .stream import dense_dtype, stored_widths
+from .rounding import relative_error
+from .stream import dense_weight, stored_widths
 
 TOKENS = 64  # of an answer at most
 Progress = Callable[[str, int, int], None]  # "measuring", answers done, answers in all
@@ -163,26 +164,17 @@ def module_errors(dense: Path, quantised: Path) -> Iterator[ModuleError]:
     for path in widths(model):
         if path not in specs:
             continue
-        new = _weight(after, arrays, path, specs)
-        was = _weight(before, originals, path, old)
+        new = dense_weight(after, arrays, path, specs)
+        was = dense_weight(before, originals, path, old)
         if was is None or new is None or was.shape != new.shape:
             raise WeightsError(f"{quantised}: {from_module(path, 'mlx')} is another than in {dense}")
-        error = mx.linalg.norm(new - was) / mx.maximum(mx.linalg.norm(was), 1e-30)
-        yield ModuleError(from_module(path, "mlx"), specs[path].bits, specs[path].mode, float(np.array(error)))
+        error = relative_error(new, was, f"{dense} or {quantised}")
+        yield ModuleError(from_module(path, "mlx"), specs[path].bits, specs[path].mode, error)
         del new, was
 
 
 def _open(folder: Path) -> tuple[nn.Module, StoredTensors]:
     return open_model(folder)
-
-
-def _weight(stored: StoredTensors, arrays: dict[str, mx.array], path: str, specs: Any) -> mx.array | None:
-    """A module's dense weight in float32; its tensors leave `arrays`, so that they are freed."""
-    parts = {part: arrays.pop(f"{path}.{part}") for part in PARTS if f"{path}.{part}" in arrays}
-    if "weight" not in parts:
-        return None
-    dense = decode(parts, specs[path], dense_dtype(stored)) if path in specs else parts["weight"]
-    return dense.astype(mx.float32)
 
 
 def _counter(progress: Progress | None, total: int) -> Callable[[], None]:

@@ -34,6 +34,17 @@ def dense_dtype(stored: StoredTensors, dtype: mx.Dtype | None = None) -> mx.Dtyp
     return names.get(stored.infos["model.language_model.embedding_norm.weight"].dtype, mx.float32)
 
 
+def dense_weight(
+    stored: StoredTensors, arrays: dict[str, mx.array], path: str, specs: Mapping[str, Quantization]
+) -> mx.array | None:
+    """A module's dense weight, not yet evaluated; its tensors leave `arrays`, so that they are freed. `specs`: those of
+    `stored_widths`. None if the module has no weight there."""
+    parts = {part: arrays.pop(f"{path}.{part}") for part in PARTS if f"{path}.{part}" in arrays}
+    if "weight" not in parts:
+        return None
+    return decode(parts, specs[path], dense_dtype(stored)) if path in specs else parts["weight"]
+
+
 def translate(
     stored: StoredTensors, widths: Widths, *, dtype: mx.Dtype | None = None, layout: str = "mlx"
 ) -> dict[str, mx.array]:
