@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,9 +15,11 @@ from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.conversion import plot
 from mlx_lfm2vl.conversion.calibration import questions
 from mlx_lfm2vl.conversion.convert import convert
-from mlx_lfm2vl.conversion.damage import compare, measure, module_errors
-from mlx_lfm2vl.conversion.report import FILE, DamageReport, ModuleError
+from mlx_lfm2vl.conversion.damage import compare, greedy, log_probabilities, measure, module_errors
+from mlx_lfm2vl.conversion.report import FILE, DamageReport, ModuleError, escaped
 from mlx_lfm2vl.errors import OptionError, WeightsError
+from mlx_lfm2vl.generation.question import conversation
+from mlx_lfm2vl.pretrained import load
 
 
 @pytest.fixture(scope="session")
@@ -74,11 +77,13 @@ def test_the_numbers_are_what_their_definitions_say():
     np.testing.assert_allclose(found.divergence, [0.25 * np.log(2), 0], atol=1e-7)
     np.testing.assert_allclose(np.exp(found.expected), [0.25, 0.8], rtol=1e-6)
     np.testing.assert_allclose(np.exp(found.expected_dense), [0.5, 0.8], rtol=1e-6)
-    assert found.same == {32: False, 64: False}
+    assert found.same == {32: False, 64: False} and found.differs_at == 2
     long = np.arange(50)
     other = np.where(long < 40, long, 0)
     flat = np.zeros((50, 50), np.float32)
-    assert compare(flat, flat, long, other).same == {32: True, 64: False}
+    found = compare(flat, flat, long, other)
+    assert found.same == {32: True, 64: False} and found.differs_at == 40
+    assert compare(flat, flat, long, long).differs_at is None
 
 
 def test_the_error_of_a_module_is_that_of_its_weight(measured):
@@ -89,6 +94,74 @@ def test_the_error_of_a_module_is_that_of_its_weight(measured):
     assert found["language_model.model.layers.0.feed_forward.w1"].error == pytest.approx(expected, rel=1e-5)
     assert "language_model.model.layers.0.feed_forward.w2" in found
     assert not any("vision" in name for name in found)
+
+
+@pytest.fixture(scope="module")
+def coarse(tmp_path_factory) -> Path:
+    """gen2 at 2 bits: its answers are others."""
+    out = tmp_path_factory.mktemp("coarse") / "out"
+    return convert(GOLDEN / "gen2", out, q_bits=2, q_group_size=32)
+
+
+def test_an_image_token_in_an_answer_is_a_token_like_others():
+    model, processor = load(GOLDEN / "gen2", dtype="float32")
+    inputs = processor.apply_chat_template(
+        conversation("What is it?", str(GOLDEN / "pictures" / "small.png")),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+    )
+    found = log_probabilities(model, inputs, np.array([processor.image_token_id, 5, 6]))
+    assert found.shape == (3, model.config.text_config.vocab_size)
+    plain = log_probabilities(model, inputs, np.array([7, 5, 6]))
+    np.testing.assert_allclose(found[0], plain[0], atol=1e-5)
+    assert np.abs(found[1] - plain[1]).max() > 1e-3
+
+
+def test_answers_that_changed_are_kept_in_words(few, coarse):
+    report = measure(GOLDEN / "gen2", coarse, calibration=few)
+    assert report.differing == len(report.answers) == 2
+    model, processor = load(GOLDEN / "gen2", dtype="float32")
+    other, _ = load(coarse, dtype="float32")
+    for answer in report.answers:
+        inputs = processor.apply_chat_template(
+            conversation(answer.question, answer.picture and str(few / answer.picture)),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+        )
+        one, two = (greedy(each, inputs) for each in (model, other))
+        assert answer.dense == processor.decode(one, skip_special_tokens=True)
+        assert answer.quantised == processor.decode(two, skip_special_tokens=True) != answer.dense
+        at = answer.first_difference
+        assert one[:at].tolist() == two[:at].tolist() and one[at] != two[at]
+    assert {(answer.question, answer.picture) for answer in report.answers} == {
+        ("What is it?", "small.png"),
+        ("Say something.", None),
+    }
+
+
+def test_of_the_bundled_questions_the_answers_that_change_first_are_in_report_and_card(coarse):
+    report = DamageReport.read(coarse)
+    assert 5 <= report.differing <= 8 and len(report.answers) == 5
+    places = [answer.first_difference for answer in report.answers]
+    assert places == sorted(places)
+    card = (coarse / "README.md").read_text()
+    assert f"{report.differing} of 8 answers changed" in card
+    table = card.split("| question | dense | quantised |\n| --- | --- | --- |\n")[1].split("\n\n")[0]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in table.splitlines()] == [
+        escaped(answer.question) for answer in report.answers[:2]
+    ]
+
+
+def test_texts_cannot_break_the_cards_table():
+    assert escaped("a|b\nc <img src=x> `|` \\| [x](y) &lt;") == (r"a\|b<br>c \<img src=x\> \`\|\` \\\| \[x\](y) \&lt;")
+
+
+def test_of_ones_own_questions_a_conversion_publishes_no_words(measured):
+    out, report, _ = measured
+    assert report.answers == () and "answers changed" not in (out / "README.md").read_text()
+    assert "Say something" not in (out / FILE).read_text() + (out / "README.md").read_text()
 
 
 def test_another_model_is_refused(few):
@@ -131,8 +204,18 @@ def test_a_folder_of_pictures_is_enough_and_mistakes_are_named(tmp_path, few):
 def test_verify_from_the_command_line(measured, few, tmp_path, capsys):
     words = ["verify", str(GOLDEN / "gen2"), str(measured[0]), "--calibration", str(few)]
     assert main([*words, "--report", str(tmp_path / "report")]) == 0
-    assert capsys.readouterr().out == measured[1].table() + "\n"
-    assert DamageReport.read(tmp_path / "report") == measured[1]
+    report = DamageReport.read(tmp_path / "report")
+    assert replace(report, answers=()) == measured[1]
+    shown = capsys.readouterr().out
+    assert shown == report.table() + "\n" + (f"\n{report.changes()}\n" if report.differing else "")
+
+
+def test_changed_answers_are_printed_below_the_table(few, coarse, capsys):
+    assert main(["verify", str(GOLDEN / "gen2"), str(coarse), "--calibration", str(few)]) == 0
+    shown = capsys.readouterr().out
+    assert "2 of 2 answers changed" in shown and "small.png: What is it?" in shown
+    assert main(["verify", str(GOLDEN / "gen2"), str(GOLDEN / "gen2"), "--calibration", str(few)]) == 0
+    assert "changed" not in capsys.readouterr().out
 
 
 def test_the_plot_needs_matplotlib_and_says_so(tmp_path):

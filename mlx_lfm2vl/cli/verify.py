@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     with Bars() as bars:
         report = measure(resolve(args.dense), resolve(args.quantised), calibration=calibration, progress=bars)
     print(report.table())
+    if changes := report.changes():
+        print(f"\n{changes}")
     if args.report:
         folder = Path(args.report).expanduser()
         try:

@@ -113,6 +113,8 @@ def write_card(folder: Path, source: CardSource, name: str, report: DamageReport
             "Both models answered the same questions; distributions are compared on the dense model's greedy answers. "
             "`quantization_report.json` has these numbers and every module's."
         )
+        if changes := report.markdown_changes():
+            parts.append(changes)
         if (folder / ERRORS_FILE).is_file():
             parts.append(f"![Relative weight error of each module]({ERRORS_FILE})")
     if (folder / CURVE_FILE).is_file():

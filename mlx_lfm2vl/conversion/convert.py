@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -186,6 +187,8 @@ def _measured(
     except TemplateError as error:
         tell(f"the damage was not measured, for no question can be asked of this model: {error}")
         return None
+    if where is not None:
+        report = replace(report, answers=())  # the folder is made to be published, the user's questions are not
     report.write(quantised)
     if plot.available():
         plot.plot_errors(report, quantised / plot.ERRORS_FILE)

@@ -25,7 +25,7 @@ from ..weights.load import StoredTensors, open_model
 from ..weights.names import from_module
 from ..weights.quantize import parameter_count, widths
 from .calibration import questions
-from .report import DamageReport, ModuleError
+from .report import KEPT, ChangedAnswer, DamageReport, ModuleError
 from .rounding import relative_error
 from .stream import dense_weight, stored_widths
 
@@ -70,13 +70,21 @@ def measure(
         mx.clear_cache()
         model, _ = load(quantised, dtype=measuring_dtype())
         model.generation_config = ends
-        comparisons = []
+        comparisons: list[Comparison] = []
+        changed: list[ChangedAnswer] = []
         for index, prompt in enumerate(inputs):
             before = np.load(Path(scratch) / f"{index}.npy")
             after = log_probabilities(model, prompt, answers[index])
-            comparisons.append(compare(before, after, answers[index], greedy(model, prompt)))
+            found = greedy(model, prompt)
+            comparisons.append(compare(before, after, answers[index], found))
+            if (at := comparisons[-1].differs_at) is not None:
+                one, two = (processor.decode(tokens, skip_special_tokens=True) for tokens in (answers[index], found))
+                question = asked[index]
+                picture = None if question.picture is None else question.picture.name
+                changed.append(ChangedAnswer(question.prompt, picture, one, two, at))
             step()
-    return _summary(dense, quantised, "bundled set" if calibration is None else str(calibration), comparisons, errors)
+    label = "bundled set" if calibration is None else str(calibration)
+    return _summary(dense, quantised, label, comparisons, errors, changed)
 
 
 def measuring_dtype() -> mx.Dtype | None:
@@ -93,36 +101,60 @@ def greedy(model: Lfm2VlForConditionalGeneration, inputs: Inputs) -> np.ndarray:
 
 def log_probabilities(model: Lfm2VlForConditionalGeneration, inputs: Inputs, answer: np.ndarray) -> np.ndarray:
     """(tokens of the answer, vocabulary) float32: what the model expected at each of them."""
-    ids = np.concatenate([np.array(inputs["input_ids"]), answer[None, :-1]], axis=1)
-    pictures = {key: inputs[key] for key in ("pixel_values", "spatial_shapes") if key in inputs}
-    result = model(ids, **pictures, logits_to_keep=len(answer), use_cache=False)
+    images = image_features(model, inputs)
+    embeds = embedded(model, np.array(inputs["input_ids"]), images, answer)
+    result = model(inputs_embeds=embeds, logits_to_keep=len(answer), use_cache=False)
     logits = cast(mx.array, cast(Lfm2VlCausalLMOutputWithPast, result).logits)[0].astype(mx.float32)
     out = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     mx.eval(out)
     return np.array(out)
 
 
+def image_features(model: Lfm2VlForConditionalGeneration, inputs: Inputs) -> mx.array | None:
+    """(image tokens, hidden) of the pictures in `inputs`, None without one."""
+    if "pixel_values" not in inputs:
+        return None
+    return mx.concatenate(model.get_image_features(inputs["pixel_values"], inputs["spatial_shapes"]).pooler_output)
+
+
+def embedded(
+    model: Lfm2VlForConditionalGeneration, ids: np.ndarray, images: mx.array | None, answer: np.ndarray
+) -> mx.array:
+    """(1, length, hidden) of a question's `ids` (1, n) and all tokens of its answer but the last. An image token that
+    the model wrote is no place of a picture."""
+    parts = [model.model.embed(ids, images)]
+    if len(answer) > 1:
+        parts.append(model.model.embed(answer[None, :-1]))
+    return mx.concatenate(parts, axis=1)
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """One question: (positions,) arrays, and how many tokens of the two greedy answers agree from the start."""
+    """One question: (positions,) arrays; whether the two greedy answers agree for so many tokens; where they part, None
+    if nowhere."""
 
     agree: np.ndarray
     divergence: np.ndarray
     expected: np.ndarray
     expected_dense: np.ndarray
     same: dict[int, bool]
+    differs_at: int | None
 
 
 def compare(before: np.ndarray, after: np.ndarray, answer: np.ndarray, other: np.ndarray) -> Comparison:
     """Log-probabilities (positions, vocabulary) of the dense and the quantised model on the dense model's `answer`, and
     the quantised model's own. Divergence is KL(dense || quantised)."""
     rows = np.arange(len(answer))
+    both = min(len(answer), len(other))
+    parted = np.flatnonzero(answer[:both] != other[:both])
+    ends = None if len(answer) == len(other) else both
     return Comparison(
         agree=before.argmax(axis=-1) == after.argmax(axis=-1),
         divergence=divergence(before, after),
         expected=after[rows, answer].astype(np.float64),
         expected_dense=before[rows, answer].astype(np.float64),
         same={count: np.array_equal(answer[:count], other[:count]) for count in (32, 64)},
+        differs_at=int(parted[0]) if len(parted) else ends,
     )
 
 
@@ -133,7 +165,12 @@ def divergence(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def _summary(
-    dense: Path, quantised: Path, calibration: str, parts: list[Comparison], errors: tuple[ModuleError, ...]
+    dense: Path,
+    quantised: Path,
+    calibration: str,
+    parts: list[Comparison],
+    errors: tuple[ModuleError, ...],
+    changed: list[ChangedAnswer],
 ) -> DamageReport:
     divergences = np.concatenate([part.divergence for part in parts])
     stored = sum(file.stat().st_size for file in weight_files(quantised))
@@ -152,6 +189,8 @@ def _summary(
         bytes=stored,
         bits_per_weight=8 * stored / parameter_count(_open(quantised)[0]),
         modules=errors,
+        differing=len(changed),
+        answers=tuple(sorted(changed, key=lambda answer: answer.first_difference)[:KEPT]),
     )
 
 

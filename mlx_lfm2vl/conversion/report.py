@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from ..errors import ConfigError
 from ..weights.save import write_json
 
 FILE = "quantization_report.json"
+KEPT = 5  # changed answers, in a report
+SHOWN = 2  # of them, in a model card
+_MARKDOWN = re.compile(r"[\\`*_\[\]<>|#~$&]")
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,26 @@ class ModuleError:
 
 
 @dataclass(frozen=True)
+class ChangedAnswer:
+    """A question whose greedy answers differ, in words; `first_difference` is the index of the first token that does,
+    `picture` the name of the file that it is about, None without one."""
+
+    question: str
+    picture: str | None
+    dense: str
+    quantised: str
+    first_difference: int
+
+
+@dataclass(frozen=True)
 class DamageReport:
     """A quantised model against the dense one, on the dense model's own greedy answers of at most 64 tokens.
 
     `top1_agreement`: share of answer positions where both find the same token likeliest. `kl_mean`, `kl_p99`: of the
     quantised distribution from the dense one, in nats a position. `perplexity`, `perplexity_dense`: on those answers.
     `identical_32`, `identical_64`: share of questions whose greedy answers are the same for so many tokens, or to their
-    end. Sizes in bytes of weight files. `modules`: those that differ.
+    end. Sizes in bytes of weight files. `modules`: those that differ. `differing`: how many answers do;
+    `answers`: those of them that do so first, `KEPT` at most.
     """
 
     calibration: str
@@ -49,6 +66,8 @@ class DamageReport:
     bytes: int
     bits_per_weight: float
     modules: tuple[ModuleError, ...] = ()
+    differing: int = 0
+    answers: tuple[ChangedAnswer, ...] = ()
 
     def rows(self) -> list[tuple[str, str]]:
         """Labels and values, as tables show them."""
@@ -79,6 +98,28 @@ class DamageReport:
         lines = [f"| {label} | {value.replace('|', '/')} |" for label, value in self.rows()]
         return "\n".join(["| against the dense model | |", "| --- | --- |", *lines])
 
+    def changes(self) -> str:
+        """The answers that changed, for a terminal; empty if none did, or no words of them are kept."""
+        if not self.answers:
+            return ""
+        blocks = [f"{self._changed()}:"]
+        for answer in self.answers:
+            about = f"{answer.picture}: " if answer.picture else ""
+            texts = (f"  dense      {plain(answer.dense)}", f"  quantised  {plain(answer.quantised)}")
+            blocks.append("\n".join([plain(about + answer.question), *texts]))
+        return "\n\n".join(blocks)
+
+    def markdown_changes(self) -> str:
+        """The first of them for a model card; empty as `changes` is."""
+        if not self.answers:
+            return ""
+        rows = [(answer.question, answer.dense, answer.quantised) for answer in self.answers[:SHOWN]]
+        lines = ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
+        return "\n".join([f"{self._changed()}:", "", "| question | dense | quantised |", "| --- | --- | --- |", *lines])
+
+    def _changed(self) -> str:
+        return f"{self.differing} of {self.questions} answers changed within 64 tokens; those that change first"
+
     def write(self, folder: Path) -> Path:
         """Writes `quantization_report.json`."""
         write_json(folder / FILE, asdict(self))
@@ -93,9 +134,20 @@ class DamageReport:
     def from_dict(cls, data: Mapping[str, Any], where: str = FILE) -> DamageReport:
         try:
             modules = tuple(ModuleError(**module) for module in data.get("modules", ()))
-            return cls(**{**data, "modules": modules})
+            answers = tuple(ChangedAnswer(**answer) for answer in data.get("answers", ()))
+            return cls(**{**data, "modules": modules, "answers": answers})
         except TypeError as error:
             raise ConfigError(f"{where}: is no quantisation report ({error})") from None
+
+
+def plain(text: str) -> str:
+    """A text on one line of a terminal, without what would steer it."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def escaped(text: str) -> str:
+    """A text as a cell of a Markdown table shows it: no markup, no end of the cell."""
+    return "<br>".join(_MARKDOWN.sub(r"\\\g<0>", line) for line in text.strip().splitlines())
 
 
 def size(count: int) -> str:

@@ -31,7 +31,7 @@ from ..weights.names import from_module
 from ..weights.quantize import Quantization, decode, encode, widths
 from ..weights.save import write_json
 from .calibration import questions
-from .damage import divergence, greedy, measuring_dtype
+from .damage import divergence, embedded, greedy, image_features, measuring_dtype
 from .plan import LANGUAGE, Plan
 
 WIDTHS = (3, 4, 5, 6, 8)
@@ -134,13 +134,10 @@ class Bench:
             conversation(question.prompt, picture), add_generation_prompt=True, tokenize=True, return_dict=True
         )
         answer = greedy(self._model, inputs)
-        images = None
-        if "pixel_values" in inputs:
-            tokens = self._model.get_image_features(inputs["pixel_values"], inputs["spatial_shapes"]).pooler_output
-            images = mx.concatenate(tokens)
+        images = image_features(self._model, inputs)
+        if images is not None:
             mx.eval(images)
-        ids = np.concatenate([np.array(inputs["input_ids"]), answer[None, :-1]], axis=1)
-        sample = {"ids": ids, "images": images, "answer": answer}
+        sample = {"ids": np.array(inputs["input_ids"]), "images": images, "answer": answer}
         return {**sample, "dense": _expected(self._model, sample)}
 
     def size(self, assignment: Mapping[str, int]) -> int:
@@ -280,7 +277,7 @@ def purchases(
 def _expected(model: Lfm2VlForConditionalGeneration, sample: Mapping[str, Any]) -> np.ndarray:
     """(`TAIL` or more positions at the end, vocabulary) float32 log-probabilities; pictures are encoded already."""
     body = model.model
-    embeds = body.embed(sample["ids"], sample["images"])
+    embeds = embedded(model, sample["ids"], sample["images"], sample["answer"])
     hidden = body.language_model(embeds, Context(attention_mask="causal"), None)
     logits = model.logits(hidden[:, -max(TAIL, len(sample["answer"])) :])[0].astype(mx.float32)
     return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
