@@ -15,11 +15,14 @@ from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.conversion import plot
 from mlx_lfm2vl.conversion.calibration import questions
 from mlx_lfm2vl.conversion.convert import convert
-from mlx_lfm2vl.conversion.damage import compare, greedy, log_probabilities, measure, module_errors
+from mlx_lfm2vl.conversion.damage import compare, greedy, load_to_measure, log_probabilities, measure, module_errors
 from mlx_lfm2vl.conversion.report import FILE, DamageReport, ModuleError, escaped
 from mlx_lfm2vl.errors import OptionError, WeightsError
 from mlx_lfm2vl.generation.question import conversation
+from mlx_lfm2vl.model import cpu
 from mlx_lfm2vl.pretrained import load
+from mlx_lfm2vl.weights import widen
+from mlx_lfm2vl.weights.fit import number_type
 
 
 @pytest.fixture(scope="session")
@@ -116,6 +119,24 @@ def test_an_image_token_in_an_answer_is_a_token_like_others():
     plain = log_probabilities(model, inputs, np.array([7, 5, 6]))
     np.testing.assert_allclose(found[0], plain[0], atol=1e-5)
     assert np.abs(found[1] - plain[1]).max() > 1e-3
+
+
+@pytest.mark.skipif(not cpu.is_default(), reason="elsewhere the quantised products are measured themselves")
+def test_on_a_cpu_the_quantised_weights_are_measured_in_dense_float32_if_memory_allows(coarse, tmp_path, monkeypatch):
+    """Both give the numbers of the quantised products in float32."""
+    narrow = convert(coarse, tmp_path / "narrow", dtype="bfloat16")
+    exact, processor = load(narrow, dtype="float32")
+    inputs = processor.apply_chat_template(
+        conversation("Say something."), add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    answer = np.array([5, 6, 7])
+    expected = log_probabilities(exact, inputs, answer)
+    for share, quantised in ((widen.MEMORY_SHARE, False), (0.0, True)):
+        monkeypatch.setattr(widen, "MEMORY_SHARE", share)
+        model, _ = load_to_measure(narrow)
+        assert number_type(model) == mx.float32
+        assert any(hasattr(module, "bits") for module in model.modules()) == quantised
+        np.testing.assert_allclose(log_probabilities(model, inputs, answer), expected, atol=1e-4)
 
 
 def test_answers_that_changed_are_kept_in_words(few, coarse):

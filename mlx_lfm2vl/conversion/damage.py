@@ -18,9 +18,12 @@ import numpy as np
 
 from ..errors import WeightsError
 from ..generation.question import conversation
+from ..model import cpu
 from ..model.outputs import Lfm2VlCausalLMOutputWithPast
 from ..pretrained import Lfm2VlForConditionalGeneration, load
+from ..processing.processor import Lfm2VlProcessor
 from ..weights.files import weight_files
+from ..weights.fit import number_type
 from ..weights.load import StoredTensors, open_model
 from ..weights.names import from_module
 from ..weights.quantize import parameter_count, widths
@@ -50,7 +53,7 @@ def measure(
         raise WeightsError(f"{quantised}: is another model than {dense}; they cannot be compared")
     errors = tuple(module_errors(dense, quantised))
     with tempfile.TemporaryDirectory(prefix="mlx-lfm2vl-") as scratch:
-        model, processor = load(dense, dtype=measuring_dtype())
+        model, processor = load_to_measure(dense)
         inputs: list[Inputs] = [
             processor.apply_chat_template(
                 conversation(question.prompt, None if question.picture is None else str(question.picture)),
@@ -68,7 +71,7 @@ def measure(
         ends = model.generation_config
         del model
         mx.clear_cache()
-        model, _ = load(quantised, dtype=measuring_dtype())
+        model, _ = load_to_measure(quantised)
         model.generation_config = ends
         comparisons: list[Comparison] = []
         changed: list[ChangedAnswer] = []
@@ -87,10 +90,15 @@ def measure(
     return _summary(dense, quantised, label, comparisons, errors, changed)
 
 
-def measuring_dtype() -> mx.Dtype | None:
-    """float32 on the CPU, None (the checkpoint's) elsewhere: MLX's quantised products on the CPU add up in the type of
-    their input, and in 16 bits that error is larger than what 8-bit weights cost."""
-    return mx.float32 if mx.default_device() == mx.Device(mx.cpu) else None
+def load_to_measure(folder: Path) -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
+    """As `load`, but on the CPU always in float32: MLX's quantised products there add up in the type of their input,
+    and in 16 bits that error is larger than what 8-bit weights cost. Quantised weights are made dense there, with the
+    same values, which is faster; where memory does not allow that, they stay quantised."""
+    model, processor = load(folder)
+    if cpu.is_default() and number_type(model) != mx.float32:
+        del model
+        model, processor = load(folder, dtype=mx.float32)
+    return model, processor
 
 
 def greedy(model: Lfm2VlForConditionalGeneration, inputs: Inputs) -> np.ndarray:

@@ -25,13 +25,13 @@ import numpy as np
 from ..errors import OptionError
 from ..generation.question import conversation
 from ..model.lfm2 import Context
-from ..pretrained import Lfm2VlForConditionalGeneration, load
+from ..pretrained import Lfm2VlForConditionalGeneration
 from ..weights.load import open_model
 from ..weights.names import from_module
 from ..weights.quantize import Quantization, decode, encode, widths
 from ..weights.save import write_json
 from .calibration import questions
-from .damage import divergence, embedded, greedy, image_features, measuring_dtype
+from .damage import divergence, embedded, greedy, image_features, load_to_measure
 from .plan import LANGUAGE, Plan
 
 WIDTHS = (3, 4, 5, 6, 8)
@@ -109,7 +109,7 @@ class Bench:
         if not self.paths:
             raise OptionError("no module would be quantised; choose a smaller q_group_size")
         del model
-        self._model, processor = load(folder, dtype=measuring_dtype())
+        self._model, processor = load_to_measure(folder)
         self._modules: dict[str, Any] = dict(self._model.named_modules())
         self._weights = {path: self._modules[path].weight for path in self.paths}
         self._samples = [self._sample(processor, question) for question in questions(calibration)]
