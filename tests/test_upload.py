@@ -170,6 +170,9 @@ def test_a_hub_that_cannot_be_reached(hub, run, folder, publish):
     ("damage", "says"),
     [
         (lambda f: (f / "chat_template.jinja").unlink(), "no question can be asked"),
+        (lambda f: (f / "chat_template.jinja").write_text("{{ raise_exception('no!') }}"), "can be asked .*no!"),
+        (lambda f: (f / "chat_template.jinja").write_text("{{ bos_token }}"), "writes 0 image tokens for one picture"),
+        (lambda f: (f / "chat_template.jinja").write_text("{% for m"), "chat_template.jinja: line 1: unexpected end"),
         (lambda f: (f / "README.md").unlink(), "no README.md"),
         (lambda f: (f / "tokenizer.json").unlink(), "tokenizer"),
         (lambda f: (f / "model.safetensors.index.json").unlink(), "no such file"),
