@@ -207,7 +207,9 @@ def large_folder(folder: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"dtype": "float16"}, {"q_bits": 4}, {"q_bits": 8, "dtype": "bfloat16"}], ids=str
+    "options",
+    [{}, {"dtype": "float16"}, {"q_bits": 4}, {"q_bits": 8, "dtype": "bfloat16"}, {"q_recipe": "mixed_4_8"}],
+    ids=str,
 )
 def test_weights_stream_through(options, tmp_path):
     """In a process of its own, so that its peak is its own: a few of the largest tensors, never the model."""
