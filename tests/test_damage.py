@@ -179,8 +179,10 @@ def test_texts_cannot_break_the_cards_table():
     assert escaped("a|b\nc <img src=x> `|` \\| [x](y) &lt;") == (r"a\|b<br>c \<img src=x\> \`\|\` \\\| \[x\](y) \&lt;")
 
 
-def test_of_ones_own_questions_a_conversion_publishes_no_words(measured):
+def test_of_ones_own_questions_a_conversion_publishes_no_words_and_no_place(measured, few):
     out, report, _ = measured
+    assert report.calibration == few.name
+    assert str(few) not in (out / FILE).read_text() + (out / "README.md").read_text()
     assert report.answers == () and "answers changed" not in (out / "README.md").read_text()
     assert "Say something" not in (out / FILE).read_text() + (out / "README.md").read_text()
 

@@ -86,7 +86,7 @@ def measure(
                 picture = None if question.picture is None else question.picture.name
                 changed.append(ChangedAnswer(question.prompt, picture, one, two, at))
             step()
-    label = "bundled set" if calibration is None else str(calibration)
+    label = "bundled set" if calibration is None else calibration.resolve().name  # of a card that is published
     return _summary(dense, quantised, label, comparisons, errors, changed)
 
 
