@@ -40,6 +40,14 @@ def blas() -> str:
     return str(_blas)
 
 
+def cpu_note() -> str | None:
+    """What multiplies matrices where MLX computes on the CPU, as a sentence; None where it computes on a GPU."""
+    said = blas()
+    import mlx.core as mx
+
+    return f"computing on the CPU with {said}" if mx.default_device() == mx.Device(mx.cpu) else None
+
+
 def _preload(platform: str, late: bool) -> str:
     if platform != "linux":
         return "the system's BLAS"

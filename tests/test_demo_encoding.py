@@ -9,8 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
-pytest.importorskip("matplotlib", reason="four of the fonts come with matplotlib")
 
 import demo_encoding
 import demo_files

@@ -14,12 +14,12 @@ FORMATS = (".png", ".pdf", ".svg")
 def check_file(file: Path) -> None:
     """Raises what would go wrong at the end, before measuring: `OptionError` without matplotlib or for a format that it
     may not write, `OutputError` for a folder that is not there."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise OptionError("plots need matplotlib; install mlx-lfm2vl[plot]")
     if file.suffix.lower() not in FORMATS:
         raise OptionError(f"{file}: a plot is written as {', '.join(name[1:] for name in FORMATS)}, by the file's name")
     if not file.parent.is_dir():
         raise OutputError(f"{file.parent}: no such folder")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise OptionError("plots need matplotlib; install mlx-lfm2vl[plot]")
 
 
 def plot(report: Report, file: Path) -> None:

@@ -130,14 +130,11 @@ def as_object(model: str, pieces: list[GenerationPiece], images: list[dict[str, 
 
 def report_loading(model: Lfm2VlForConditionalGeneration) -> None:
     """Prints on stderr what the weights became in memory, and what computes with them on a CPU."""
-    import mlx.core as mx
+    from ..backend import cpu_note
 
-    from ..backend import blas
-
-    if model.load_note:
-        note(model.load_note)
-    if mx.default_device() == mx.Device(mx.cpu):
-        note(f"computing on the CPU with {blas()}")
+    for said in (model.load_note, cpu_note()):
+        if said:
+            note(said)
 
 
 def report(statistics: Statistics) -> None:

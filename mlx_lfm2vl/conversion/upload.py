@@ -6,10 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlx.core as mx
-import numpy as np
-
-from ..errors import OutputError
+from ..errors import NotFiniteError, OutputError
 from ..generation.question import conversation
 from ..hub import publish
 from ..pretrained import load
@@ -72,8 +69,9 @@ def check_publishable(folder: Path) -> None:
     inputs = processor.apply_chat_template(
         conversation(asked.prompt, str(asked.picture)), add_generation_prompt=True, tokenize=True, return_dict=True
     )
-    model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
-    pictures = {key: inputs[key] for key in ("pixel_values", "spatial_shapes")}
-    logits = model(inputs["input_ids"], **pictures, logits_to_keep=1, use_cache=False).logits  # type: ignore[union-attr]
-    if logits is None or not np.isfinite(np.array(logits.astype(mx.float32))).all():
-        raise OutputError(f"{folder}: is not fit to be published: the model computes numbers that are not finite")
+    try:
+        model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+    except NotFiniteError as error:
+        raise OutputError(
+            f"{folder}: is not fit to be published: the model computes numbers that are not finite ({error})"
+        ) from None

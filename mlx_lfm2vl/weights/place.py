@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import Lfm2VlError, OutputError
@@ -28,13 +28,14 @@ def check_target(target: Path, source: Path | None, overwrite: bool) -> None:
     With `overwrite` an old model folder (a folder of files with a config.json) or an empty one is replaced, nothing
     else; never the source, a folder that holds it or one inside it.
     """
-    for left in _parts(target):
-        try:
-            _unlock(_lock(left))
-        except BlockingIOError:
-            raise _being_written(target) from None
-        except FileNotFoundError:  # its process has just ended and removed it
-            pass
+    with _alone(target.parent):
+        for left in _parts(target):
+            try:
+                _unlock(_lock(left))
+            except BlockingIOError:
+                raise _being_written(target) from None
+            except FileNotFoundError:  # its process has just ended and removed it
+                pass
     if not target.exists() and not target.is_symlink():
         return
     if not overwrite:
@@ -73,9 +74,10 @@ def beside(target: Path) -> Iterator[Path]:
     lock: int | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _clear(target)
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-        lock = _lock(part)
+        with _alone(target.parent):
+            _clear(target)
+            part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+            lock = _lock(part)
         yield part
     except Lfm2VlError:
         raise
@@ -111,6 +113,23 @@ def _lock(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps the others of this program out of a folder while hidden folders are made, looked at or removed there: one
+    that is made and not yet locked would be taken for a dead process's. Waits for its turn."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # not there, or not to be read: no hidden folder is seen either
+        yield
+        return
+    try:
+        with suppress(OSError):  # a file system that knows no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _unlock(descriptor: int | None) -> None:
@@ -154,8 +173,9 @@ def _put(part: Path, target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise _exists(target)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    lock = _lock(aside)
+    with _alone(target.parent):
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        lock = _lock(aside)
     try:
         target.rename(aside / _OLD)
         part.rename(target)
