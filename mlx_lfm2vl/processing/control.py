@@ -1,46 +1,116 @@
 """Keeps control tokens that a user types (`<image>`, `<|im_end|>`) plain text, while the template's own work as such.
 
 Before a template is rendered, control tokens in the caller's strings are put between two private-use characters
-(`mark`). The rendered text is then cut at these marks (`pieces`): what stands between a pair is encoded as text, all
-else as usual. Marks that the caller's strings hold already are taken out first, so none can be forged.
+(`mark`), and a string that ends in the beginning of one gets the second of them there, so that it cannot be completed
+by the string that a template writes behind it. The rendered text is then cut at these marks (`pieces`): what stands
+between a pair is encoded as text, all else as usual. Marks that the caller's strings hold already are taken out first,
+so none can be forged. A token that a template begins itself, and a caller's string ends, is the template's.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .conversation import plain
+
 START, END = "\U000f0000", "\U000f0001"
 
 
-def control_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Finds any of the tokens, the longest first."""
-    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or "(?!)")
+class ControlTokens:
+    """Finds tokens in texts, the longest first."""
+
+    def __init__(self, tokens: frozenset[str]):
+        ordered = sorted(tokens, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, ordered)) or "(?!)")
+        self.longest = len(ordered[0]) if ordered else 0
+        self.fullmatch = self.pattern.fullmatch
+        self._anywhere = re.compile(f"(?=({self.pattern.pattern}))")
+        self._beginnings = frozenset(token[:length] for token in tokens for length in range(1, len(token)))
+
+    def ends_in_beginning(self, text: str) -> bool:
+        """Whether the text's last characters are the first ones of a token."""
+        return any(text[-length:] in self._beginnings for length in range(1, min(self.longest, len(text) + 1)))
+
+    def crosses(self, before: str, after: str) -> bool:
+        """Whether a token begins in one text and ends in the other when they are joined."""
+        left, right = before[max(0, len(before) - self.longest) :], after[: self.longest]
+        return any(
+            found.start() < len(left) < found.start() + len(found[1]) for found in self._anywhere.finditer(left + right)
+        )
+
+
+def control_pattern(tokens: Iterable[str]) -> ControlTokens:
+    """What finds any of the tokens."""
+    return _control_tokens(frozenset(tokens))
+
+
+_control_tokens = functools.lru_cache(maxsize=32)(ControlTokens)
 
 
 class Marked(str):
     """A text in which the tokens that are meant as text are marked already: `mark` leaves it as it is."""
 
 
-def mark(value: Any, tokens: re.Pattern[str]) -> Any:
-    """`value` with the tokens marked in all its strings (of lists and mappings too, but not in keys)."""
+def mark(value: Any, tokens: ControlTokens) -> Any:
+    """`value` with the tokens marked in all its strings (of lists and mappings too, and in their keys). What is no
+    plain JSON becomes so, as a template sees it."""
     if isinstance(value, Marked):
         return value
     if isinstance(value, str):
-        return tokens.sub(f"{START}\\g<0>{END}", value.replace(START, "").replace(END, ""))
+        return _marked(value, tokens)
     if isinstance(value, Mapping):
-        return {key: mark(item, tokens) for key, item in value.items()}
+        return {mark(key, tokens): mark(item, tokens) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [mark(item, tokens) for item in value]
-    return value
+        items = [mark(item, tokens) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if value is None or isinstance(value, (int, float)):
+        return value
+    return mark(plain(value), tokens)
 
 
-def pieces(text: str, tokens: re.Pattern[str]) -> list[tuple[str, bool]]:
-    """The text cut at its marks: (piece, whether it is a marked token). Lone marks, left where a template took a marked
-    token apart, vanish but still part the text, so that its sides cannot join to a token."""
-    split = re.split(f"{START}({tokens.pattern}){END}|[{START}{END}]", text)
-    return [(piece, bool(i % 2)) for i, piece in enumerate(split) if piece]
+def _marked(text: str, tokens: ControlTokens) -> str:
+    text = text.replace(START, "").replace(END, "")
+    made = tokens.pattern.sub(f"{START}\\g<0>{END}", text)
+    if tokens.ends_in_beginning(made):
+        made += END
+    words = made.rstrip()  # templates trim
+    if len(words) < len(made) and tokens.ends_in_beginning(words):
+        made = words + END + made[len(words) :]
+    return made
+
+
+def pieces(text: str, tokens: ControlTokens) -> list[tuple[str, bool]]:
+    """The text cut at its marks: (piece, whether it is a marked token). Lone marks vanish; where the sides would join
+    to a token they part them."""
+    split = re.split(f"{START}({tokens.pattern.pattern}){END}", text)
+    made: list[tuple[str, bool]] = []
+    for i, part in enumerate(split):
+        if i % 2:
+            made.append((part, True))
+            continue
+        parts = re.split(f"[{START}{END}]", part)
+        joined = parts[0]
+        for after, rest in zip(parts[1:], _rests(parts, tokens.longest), strict=True):
+            if tokens.crosses(joined, rest):
+                made.append((joined, False))
+                joined = after
+            else:
+                joined += after
+        made.append((joined, False))
+    return [(piece, is_token) for piece, is_token in made if piece]
+
+
+def _rests(parts: list[str], length: int) -> list[str]:
+    """Of each part but the first: the beginning, of this length, of what follows from it on."""
+    rests: list[str] = []
+    rest = ""
+    for part in reversed(parts[1:]):
+        rest = part[:length] + rest[: max(0, length - len(part))]
+        rests.append(rest)
+    return rests[::-1]
 
 
 def unmarked(token: str) -> re.Pattern[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from ..config import read_json, read_text, shown
 from ..config.files import AGAIN, first_line
 from ..errors import ConfigError, OptionError, TokenizerError
 from .batch import BatchFeature, as_array, check_return_tensors
-from .control import control_pattern, pieces
+from .control import ControlTokens, control_pattern, pieces
 from .pipeline import check_normalizer, check_patterns, check_post_processor
 from .tokens import NAMED_TOKENS, image_token, named_tokens, special_tokens
 
@@ -238,7 +237,7 @@ class Tokenizer:
             ids += plain
         return ids
 
-    def control_tokens(self, template_text: str) -> re.Pattern[str]:
+    def control_tokens(self, template_text: str) -> ControlTokens:
         """Finds the tokens that steer a model: the special ones, and added ones that `template_text` holds (or that the
         configuration lists as `chat_control_tokens`). Added white space is ordinary text."""
         added = self.backend.get_added_tokens_decoder().values()
