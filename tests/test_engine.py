@@ -3,6 +3,8 @@
 import asyncio
 import queue
 import random
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -393,3 +395,19 @@ def test_limits_are_checked(name, value):
     words = "limit" if name.endswith("_bytes") else name
     with pytest.raises(OptionError, match=f"{words} is {value!r}, expected"):
         Engine(**{"loader": loader, name: value})
+
+
+ENDINGS = {
+    "closed": "with Engine(lambda: load('demo')) as engine: engine.generate('Hi.', options=few)",
+    "not closed": "engine = Engine(lambda: load('demo')); engine.generate('Hi.', options=few)",
+    "while it answers": "engine = Engine(lambda: load('demo')); pieces = engine.stream('Hi.'); next(pieces)",
+    "while it loads": "engine = Engine(lambda: load('demo')); request = engine.submit('Hi.')",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_program_that_used_an_engine_exits_with_0(ending):
+    """Several at a time, since what they must not lose is a race."""
+    program = f"from mlx_lfm2vl import *; few = GenerationOptions(max_tokens=3)\n{ENDINGS[ending]}"
+    runs = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) for _ in range(5)]
+    assert [(run.communicate(timeout=120)[1], run.returncode) for run in runs] == [(b"", 0)] * 5

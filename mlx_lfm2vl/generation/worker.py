@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -25,6 +29,9 @@ from .stream import run_rows
 from .watch import Progress, Stop
 
 Loader = Callable[[], tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]]
+EXIT_SECONDS = 30.0  # that the process waits at its end for what engines have running
+LAST_SECONDS = 5.0  # that a thread may take after its last line of Python
+BLIND_SECONDS = 0.3  # waited instead where nothing tells whether a thread is there
 
 
 @dataclass(eq=False)
@@ -62,8 +69,10 @@ class Worker:
         self._load_error: BaseException | None = None
         self._model: Lfm2VlForConditionalGeneration | None = None
         self._processor: Lfm2VlProcessor | None = None
+        self._process, self._gone = os.getpid(), False
         self.thread = threading.Thread(target=self._work, name="mlx-lfm2vl engine", daemon=True)
         self.thread.start()
+        _workers.add(self)
 
     def wait_until_ready(self, timeout: float | None) -> None:
         """Returns once the model is loaded. Raises what loading raised, or `TimeoutError`."""
@@ -85,6 +94,17 @@ class Worker:
 
     def close(self, timeout: float) -> None:
         """Cancels all jobs and ends the thread. Returns after `timeout` seconds at the latest."""
+        end = time.monotonic() + timeout
+        self.begin_close()
+        if threading.current_thread() is self.thread:
+            return
+        self.thread.join(max(0.0, timeout))
+        if not self.thread.is_alive() and not self._gone:
+            _wait_until_gone(self.thread, min(LAST_SECONDS, end - time.monotonic()))
+            self._gone = True
+
+    def begin_close(self) -> None:
+        """Cancels all jobs and takes no more."""
         with self._changed:
             self._closing = True
             waiting, running = list(self._jobs), list(self._running)
@@ -94,8 +114,11 @@ class Worker:
             job.request.deliver(EngineClosedError("the engine was closed before the request began"))
         for request in running:
             request.cancel()
-        if threading.current_thread() is not self.thread:
-            self.thread.join(timeout)
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a copy in a forked process, which has no such thread."""
+        return os.getpid() != self._process
 
     # In the thread
 
@@ -262,3 +285,28 @@ def _told(jobs: Sequence[Job]) -> Progress | None:
             each(done, total)
 
     return progress if told else None
+
+
+_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Ends what was not closed: MLX must find a living interpreter when it lets go of what a thread has compiled."""
+    end = time.monotonic() + EXIT_SECONDS
+    workers = [worker for worker in _workers if not worker.inherited]
+    for worker in workers:
+        worker.begin_close()
+    for worker in workers:
+        worker.close(max(0.0, end - time.monotonic()))
+
+
+def _wait_until_gone(thread: threading.Thread, seconds: float) -> None:
+    """Python calls a thread ended before the system does; in between MLX frees what it kept for it, and needs the
+    interpreter for that, or the process aborts."""
+    tasks, end = Path("/proc/self/task"), time.monotonic() + seconds
+    if not tasks.is_dir():
+        time.sleep(max(0.0, min(seconds, BLIND_SECONDS)))
+        return
+    while (tasks / str(thread.native_id)).exists() and time.monotonic() < end:
+        time.sleep(0.001)
