@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -240,9 +241,57 @@ def test_a_sink_that_fails_hurts_its_own_request_only(engine):
     assert bad.done
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError("mine")])
+def test_what_callbacks_raise_ends_their_own_request_only(engine, error):
+    """Also where warnings are errors, and with errors that are no `Exception`."""
+
+    def fail(*_):
+        raise error
+
+    class Reader:
+        read = seek = tell = fail
+
+    entered, release = threading.Event(), threading.Event()
+    engine.enqueue(lambda request: (entered.set(), release.wait(30), request.give_up()))
+    entered.wait(30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bad = [
+            engine.submit("Hello.", options=SHORT, sink=fail),
+            engine.submit("Hello.", options=SHORT, progress=fail),
+            engine.submit("Hello.", Reader(), options=SHORT),
+            engine.enqueue(fail),
+        ]
+        good = [engine.submit("Hello.", options=SHORT) for _ in range(2)]
+        release.set()
+        assert {request.result(60).tokens for request in good} == {alone("Hello.", None, 6)}
+        for request in [bad[0], bad[1], bad[3]]:
+            with pytest.raises(type(error)):
+                request.result(60)
+        with pytest.raises((ImageError, type(error))):
+            bad[2].result(60)
+    assert engine.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)
+
+
+def test_nobody_waits_for_a_thread_that_has_died(monkeypatch):
+    with Engine(loader) as engine:
+        engine.wait_until_ready(60)
+        entered, release = threading.Event(), threading.Event()
+        engine.enqueue(lambda request: (entered.set(), release.wait(30), request.give_up()))
+        entered.wait(30)
+        waiting = engine.submit("Hello.")
+        monkeypatch.setattr(engine._worker, "_take", lambda: 1 / 0)
+        release.set()
+        with pytest.raises(EngineClosedError, match="has ended with an error: ZeroDivisionError"):
+            waiting.result(30)
+        with pytest.raises(EngineClosedError, match="has ended with an error: ZeroDivisionError"):
+            engine.generate("Hello.")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ({"deadline": 1e12}, "deadline is 1000000000000.0, expected a number of seconds"),
         ({"deadline": -1}, "deadline is -1, expected a number of seconds"),
         ({"deadline": "soon"}, "deadline is 'soon'"),
         ({"wait": None}, "wait is None"),
@@ -386,6 +435,8 @@ def test_chats_in_the_engine(engine):
         ("cache_limit", -1),
         ("wired_limit", 0.5),
         ("idle_seconds", "long"),
+        ("idle_seconds", 1e12),
+        ("idle_seconds", float("nan")),
         ("feature_bytes", None),
         ("prefix_bytes", -1),
         ("loader", "demo"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import queue
 import threading
 import time
@@ -27,6 +27,7 @@ class Completion:
     tool_text: str = ""
 
 
+MOST_SECONDS = 1e9  # what the system's clocks and locks still take
 Item = GenerationPiece | BaseException
 Sink = Callable[[Item], None]
 
@@ -112,12 +113,14 @@ class Request:
             self._ended = isinstance(item, BaseException) or item.finish_reason is not None
             try:
                 self._sink(item)
-            except Exception as error:  # the caller's own; it must not reach the neighbours in the batch
+            except BaseException as error:  # the caller's own; it must not reach the neighbours in the batch
                 self._ended = True
                 self._cancelled.set()
-                warnings.warn(
-                    f"the sink of a request failed and gets no more ({error!r})", RuntimeWarning, stacklevel=2
-                )
+                self._error = error
+                with contextlib.suppress(Exception):  # a filter may make it an error, which `result` raises anyway
+                    warnings.warn(
+                        f"the sink of a request failed and gets no more ({error!r})", RuntimeWarning, stacklevel=2
+                    )
 
     def give_up(self, statistics: Statistics | None = None) -> None:
         """Delivers the end of a cancelled request of which nothing has come; `statistics` if its prompt is known."""
@@ -126,9 +129,9 @@ class Request:
 
 
 def check_seconds(name: str, value: float) -> float:
-    """A number of seconds of at least 0. Raises `OptionError`."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
-        raise OptionError(f"{name} is {value!r}, expected a number of seconds of at least 0")
+    """A number of seconds from 0 to `MOST_SECONDS`. Raises `OptionError`."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= MOST_SECONDS:
+        raise OptionError(f"{name} is {value!r}, expected a number of seconds of at least 0, at most {MOST_SECONDS:g}")
     return float(value)
 
 

@@ -67,6 +67,7 @@ class Worker:
         self._closing = False
         self._ready = threading.Event()
         self._load_error: BaseException | None = None
+        self._error: BaseException | None = None
         self._model: Lfm2VlForConditionalGeneration | None = None
         self._processor: Lfm2VlProcessor | None = None
         self._process, self._gone = os.getpid(), False
@@ -88,7 +89,7 @@ class Worker:
             if not self._changed.wait_for(lambda: self._closing or len(self._jobs) < self._max_queue, wait):
                 raise QueueFullError(f"{self._max_queue} requests wait already; try again later, or wait for a place")
             if self._closing:
-                raise EngineClosedError("the engine is closed")
+                raise self._closed()
             self._jobs.append(job)
             self._changed.notify_all()
 
@@ -129,28 +130,53 @@ class Worker:
         return self._model, self._processor
 
     def _work(self) -> None:
-        with contextlib.ExitStack() as limits:
-            try:
-                limits.enter_context(self._limits)
-                self._model, self._processor = self._loader()
-            except BaseException as error:  # whoever waits must hear of it, whatever it is
-                self._load_error = error
-            self._ready.set()
-            while (jobs := self._take()) is not None:
-                if self._load_error is not None:
-                    for job in jobs:
-                        job.request.deliver(self._load_error)
-                elif jobs[0].question is None:
-                    self._alone(jobs[0])
-                else:
-                    self._together(jobs)
-                del jobs  # what it holds may be large, and the next may be long in coming
-                with self._changed:
-                    self._running = []
-            self._model = self._processor = None
-            self._features.clear()
-            self._prefixes.clear()
-            mx.clear_cache()
+        error: BaseException | None = None
+        try:
+            with contextlib.ExitStack() as limits:
+                try:
+                    limits.enter_context(self._limits)
+                    self._model, self._processor = self._loader()
+                except BaseException as failure:  # whoever waits must hear of it, whatever it is
+                    self._load_error = failure
+                self._ready.set()
+                self._serve()
+                self._model = self._processor = None
+                self._features.clear()
+                self._prefixes.clear()
+                mx.clear_cache()
+        except BaseException as failure:  # nobody may wait for a thread that is no more
+            error = failure
+        if error is not None:
+            self._fail(error)
+
+    def _serve(self) -> None:
+        while (jobs := self._take()) is not None:
+            if self._load_error is not None:
+                for job in jobs:
+                    job.request.deliver(self._load_error)
+            elif jobs[0].question is None:
+                self._alone(jobs[0])
+            else:
+                self._together(jobs)
+            del jobs  # what it holds may be large, and the next may be long in coming
+            with self._changed:
+                self._running = []
+
+    def _fail(self, error: BaseException) -> None:
+        """Tells all who ask, now and later, that the thread has ended with an error."""
+        self._ready.set()
+        with self._changed:
+            self._closing, self._error = True, error
+            requests = [*self._running, *(job.request for job in self._jobs)]
+            self._jobs.clear()
+            self._changed.notify_all()
+        for request in requests:
+            request.deliver(self._closed())
+
+    def _closed(self) -> EngineClosedError:
+        if self._error is None:
+            return EngineClosedError("the engine is closed")
+        return EngineClosedError(f"the engine's thread has ended with an error: {self._error!r}")
 
     def _take(self) -> list[Job] | None:
         """The next jobs that can be done together; None once the engine closes."""
@@ -198,7 +224,7 @@ class Worker:
             try:
                 rows.append(prepare(self._model, self._processor, job.question))
                 present.append(job)
-            except Exception as error:
+            except BaseException as error:  # of a picture's own reader, too
                 job.request.deliver(error)
         return present, rows
 
@@ -241,7 +267,7 @@ class Worker:
                 progress=_told(jobs),
             ):
                 jobs[index].request.deliver(piece)
-        except Exception as error:
+        except BaseException as error:
             for job in jobs:
                 if len(jobs) > 1 and not job.request.started:
                     failures.append(job)
@@ -277,12 +303,18 @@ class Worker:
 
 
 def _told(jobs: Sequence[Job]) -> Progress | None:
-    """Tells all who want to know."""
-    told = [job.progress for job in jobs if job.progress is not None]
+    """Tells all who want to know. One that fails ends its own request."""
+    told = [job for job in jobs if job.progress is not None]
 
     def progress(done: int, total: int) -> None:
-        for each in told:
-            each(done, total)
+        for job in told:
+            if job.progress is None or job.request.done:
+                continue
+            try:
+                job.progress(done, total)
+            except BaseException as error:
+                job.request.deliver(error)
+                job.request.cancel()
 
     return progress if told else None
 
