@@ -1,6 +1,7 @@
 """Chats against cold runs: whatever was done before, an answer is the one of the whole conversation from nothing."""
 
 import json
+import os
 from functools import cache
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, multiple, rule
 from PIL import Image
 
-from mlx_lfm2vl import GenerationOptions, generate, load, stream_generate
+from mlx_lfm2vl import GenerationOptions, Lfm2VlProcessor, SourcePolicy, generate, load, stream_generate
 from mlx_lfm2vl.errors import ImageError, OutputError, PromptError
 from mlx_lfm2vl.generation.chat import Chat
 
@@ -192,6 +193,75 @@ def test_a_conversation_that_cannot_be_written_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_only_saved_conversations_are_written_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chat = Chat(*loaded(), system="Be brief.")
+    (tmp_path / "mine.txt").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to mine").symlink_to("mine.txt")
+    (tmp_path / "to nothing").symlink_to("nothing")
+    for path, match in (
+        ("mine.txt", "is there already and is no saved conversation"),
+        ("to mine", "is there already and is no saved conversation"),
+        ("to nothing", "is a link to a file that is not there"),
+        ("pipe", "is a device or pipe"),
+        ("/dev/null", "is a device or pipe"),
+        (".", "is a folder"),
+        ("..", "is a folder"),
+        ("new/", "is a folder"),
+        ("", "the empty name: is no name of a file"),
+        ("a\0b", "is no name of a file"),
+        ("x" * 300, "cannot be written"),
+        (None, "None is no path"),
+    ):
+        before = sorted(entry.name for entry in tmp_path.iterdir())
+        with pytest.raises(OutputError, match=match) as refused:
+            chat.save(path)
+        assert len(str(refused.value).splitlines()) == 1
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == before
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    chat.save("talk.json")
+    (tmp_path / "latest").symlink_to("talk.json")
+    chat.messages.append({"role": "user", "content": "more"})
+    chat.save("latest")
+    assert (tmp_path / "latest").is_symlink() and "more" in (tmp_path / "talk.json").read_text()
+    (tmp_path / "empty").touch()
+    chat.save("empty")
+    assert (tmp_path / "empty").read_text() == (tmp_path / "talk.json").read_text()
+
+
+def test_only_bounded_regular_files_are_loaded_and_pictures_as_the_policy_says(tmp_path):
+    model, processor = loaded()
+    chat = Chat(model, processor, system="Be brief.")
+    kept = list(chat.messages)
+    os.mkfifo(tmp_path / "pipe")
+    with open(tmp_path / "huge", "wb") as file:
+        file.truncate(2**40)
+    (tmp_path / "latin").write_bytes(b"\xff")
+    (tmp_path / "number").write_text('{"format": ' + "9" * 10_000 + "}")
+    for path, match in (
+        (tmp_path / "pipe", "cannot be read"),
+        ("/dev/zero", "cannot be read"),
+        (tmp_path / "huge", "has more than 1 GiB"),
+        (tmp_path / "latin", r"is not a saved conversation \(not UTF-8, byte 0\)"),
+        (tmp_path / "number", "too long a number"),
+        (tmp_path, "cannot be read"),
+        ("", "is no name of a file"),
+        ("a\0b", "is no name of a file"),
+        (3, "3 is no path"),
+    ):
+        with pytest.raises(PromptError, match=match) as refused:
+            chat.load(path)
+        assert len(str(refused.value).splitlines()) == 1 and chat.messages == kept
+    chat.messages.append({"role": "user", "content": [{"type": "image", "image": picture("small").convert("RGB")}]})
+    chat.save(tmp_path / "talk.json")
+    strict = Lfm2VlProcessor.from_pretrained(GOLDEN / "gen2", source_policy=SourcePolicy(max_pixels=4))
+    careful = Chat(model, strict, system="Be brief.")
+    with pytest.raises(PromptError, match=r"talk\.json: .*message 2, a picture: .*pixels"):
+        careful.load(tmp_path / "talk.json")
+    assert careful.messages == kept
+
+
 def test_what_is_not_there_cannot_be_undone_or_loaded(tmp_path):
     chat = Chat(*loaded())
     with pytest.raises(PromptError, match="no turn to take back"):
@@ -201,6 +271,9 @@ def test_what_is_not_there_cannot_be_undone_or_loaded(tmp_path):
     for content, match in (
         ("{}", "is not a saved conversation"),
         ("[1", "is not a saved conversation"),
+        ("[1]", "has no 'format' and list of 'messages'"),
+        ('{"format": 1, "messages": [3]}', r"\(message 1 has no role\)"),
+        ('{"format": 1, "messages": [{"role": "user"}]}', r"\(message 1 has no content\)"),
         ("[" * 100_000, "is not a saved conversation"),
         (json.dumps({"format": 1, "messages": [{"role": "user", "content": 3}]}), "is not a saved conversation"),
         (json.dumps({"format": 1, "messages": [{"role": "user", "content": {"type": 1}}]}), "is not a saved"),

@@ -137,6 +137,9 @@ def test_what_is_wrong_is_one_line_and_the_conversation_goes_on(chat):
         ("/retry", "there is no answer to try again"),
         ("/save", "/save needs the name of a file"),
         ("/save no/folder/x.json", "no/folder/x.json: cannot be written"),
+        ("/save .", ".: is a folder"),
+        ("/save /dev/full", "/dev/full: is a device or pipe"),
+        ("/load /dev/zero", "/dev/zero: cannot be read"),
         ("/load absent.json", "absent.json: cannot be read"),
         ("/dance", "/dance is no command"),
     ):

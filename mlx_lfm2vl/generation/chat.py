@@ -211,12 +211,14 @@ class Chat:
     # On disk
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the conversation, pictures included, as one JSON file. Raises `OutputError`."""
+        """Writes the conversation, pictures included, as one JSON file; over a saved conversation, never over
+        another file. Raises `OutputError`."""
         saved.write(path, self.messages)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Takes up a saved conversation in place of this one. Raises `PromptError` if it is not one."""
-        self.messages = saved.read(path)
+        """Takes up a saved conversation in place of this one, which stays where that fails. Raises `PromptError`
+        if it is none, or holds a picture that the processor's `SourcePolicy` refuses."""
+        self.messages = saved.read(path, self.processor.image_processor.source_policy)
 
 
 class _Turn:

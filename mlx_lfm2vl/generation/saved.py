@@ -1,49 +1,114 @@
-"""Conversations on disk, pictures included, as one JSON file."""
+"""Conversations on disk, pictures included, as one JSON file.
+
+Only regular files are read and written. A file that is there is replaced only if it is a saved conversation or empty;
+a link to one is followed. What is read is bounded, and its pictures come under the processor's `SourcePolicy`.
+"""
 
 from __future__ import annotations
 
 import base64
+import binascii
+import contextlib
 import json
 import os
+import re
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError, PromptError
+from ..config.files import open_regular
+from ..errors import ImageError, OutputError, PromptError
+from ..processing.fetch import DEFAULT_POLICY, SourcePolicy, short
 from ..processing.source import load_image, png_bytes
 
 FORMAT = 1
+MAX_BYTES = 2**30
+_BEGINNING = re.compile(rb'\s*\{\s*"format"\s*:\s*\d+\s*,\s*"messages"\s*:')
 
 
 def write(path: str | os.PathLike[str], messages: Sequence[Mapping[str, Any]]) -> None:
-    """Writes messages whose pictures are RGB PIL images; the file appears whole or not at all. Raises `OutputError`."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise OutputError(f"{path!r} is no path to write to")
-    target = Path(path)
-    part = target.with_name(f".{target.name}.part")
+    """Writes messages whose pictures are RGB PIL images; the file appears whole or not at all. Raises `OutputError`,
+    also for a path at which something else stands than a saved conversation."""
+    target = _target(path)
+    part = target.with_name(f".{secrets.token_hex(8)}.part")
     plain = [{**message, "content": _to_json(message["content"])} for message in messages]
     try:
-        part.write_text(json.dumps({"format": FORMAT, "messages": plain}, ensure_ascii=False), encoding="utf-8")
+        with open(part, "xb") as file:
+            data = json.dumps({"format": FORMAT, "messages": plain}, ensure_ascii=False).encode()
+            if len(data) > MAX_BYTES:
+                raise OutputError(f"{path}: cannot be written (the conversation has more than {MAX_BYTES >> 30} GiB)")
+            file.write(data)
         part.replace(target)
-    except (OSError, UnicodeEncodeError) as error:  # half a character has no UTF-8
-        part.unlink(missing_ok=True)
-        raise OutputError(f"{target}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    except (OSError, UnicodeEncodeError) as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if isinstance(error, OutputError):
+            raise
+        reason = error.strerror or error if isinstance(error, OSError) else "half a character has no UTF-8"
+        raise OutputError(f"{path}: cannot be written ({reason})") from None
 
 
-def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The messages of a file. Raises `PromptError` if it holds none."""
+def _target(path: Any) -> Path:
+    """The file to write, links followed. Raises `OutputError` where none can be or another one is."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise OutputError(f"{path!r} is no path to write to")
+    name = os.fsdecode(path)
+    if not name or "\0" in name:
+        raise OutputError(f"{short(name) or 'the empty name'}: is no name of a file")
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        if data["format"] != FORMAT:
-            raise PromptError(f"{path}: is of format {data['format']!r}, this version reads {FORMAT}")
-        messages = [{"role": str(m["role"]), "content": _from_json(m["content"])} for m in data["messages"]]
+        target = Path(os.path.realpath(name))
+        if target.is_dir() or name.endswith(os.sep):
+            raise OutputError(f"{name}: is a folder; name a file")
+        if not target.exists():
+            if os.path.islink(name):
+                raise OutputError(f"{name}: is a link to a file that is not there; name the file")
+            return target
+        if not target.is_file():
+            raise OutputError(f"{name}: is a device or pipe; name a file")
+        with os.fdopen(open_regular(target), "rb") as file:
+            beginning = file.read(200)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"{name}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    if beginning and not _BEGINNING.match(beginning):
+        raise OutputError(f"{name}: is there already and is no saved conversation; choose another name")
+    return target
+
+
+def read(path: str | os.PathLike[str], policy: SourcePolicy = DEFAULT_POLICY) -> list[dict[str, Any]]:
+    """The messages of a file. Raises `PromptError` if it holds none, or a picture that `policy` refuses."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise PromptError(f"{path!r} is no path to read from")
+    name = os.fsdecode(path)
+    if not name or "\0" in name:
+        raise PromptError(f"{short(name) or 'the empty name'}: is no name of a file")
+    try:
+        with os.fdopen(open_regular(Path(name)), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            text = file.read(size) if size <= MAX_BYTES else None
     except OSError as error:
-        raise PromptError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except PromptError:
-        raise
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise PromptError(f"{path}: is not a saved conversation ({error})") from None
-    return messages
+        raise PromptError(f"{name}: cannot be read ({error.strerror or error})") from None
+    if text is None:
+        raise PromptError(f"{name}: is no saved conversation (has more than {MAX_BYTES >> 30} GiB)")
+    try:
+        data = json.loads(text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{name}: is not a saved conversation (not UTF-8, byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise PromptError(f"{name}: is not a saved conversation (no JSON from character {error.pos} on)") from None
+    except (ValueError, RecursionError):  # numbers and nesting that Python cannot hold
+        raise PromptError(f"{name}: is not a saved conversation (too long a number, or nested too deeply)") from None
+    del text
+    if not isinstance(data, dict) or "format" not in data or not isinstance(data.get("messages"), list):
+        raise PromptError(f"{name}: is not a saved conversation (it has no 'format' and list of 'messages')")
+    if data["format"] != FORMAT:
+        raise PromptError(f"{name}: is of format {short(repr(data['format']))}, this version reads {FORMAT}")
+    return [
+        _message(message, policy, f"{name}: is not a saved conversation (message {number}")
+        for number, message in enumerate(data["messages"], 1)
+    ]
 
 
 def _to_json(content: Any) -> Any:
@@ -57,13 +122,29 @@ def _to_json(content: Any) -> Any:
     return items
 
 
-def _from_json(content: Any) -> Any:
+def _message(message: Any, policy: SourcePolicy, where: str) -> dict[str, Any]:
+    """A message as the file has it; `where` begins what is said of another."""
+    role = message.get("role") if isinstance(message, dict) else None
+    if not isinstance(role, str) or not role:
+        raise PromptError(f"{where} has no role)")
+    content = message.get("content")
     if isinstance(content, str):
-        return content
-    items = []
-    for item in content:
-        if item["type"] == "image":
-            items.append({"type": "image", "image": load_image(base64.b64decode(item["png"], validate=True))})
-        else:
-            items.append({"type": "text", "text": str(item["text"])})
-    return items
+        return {"role": role, "content": content}
+    if not isinstance(content, list):
+        raise PromptError(f"{where} has no content)")
+    return {"role": role, "content": [_item(item, policy, where) for item in content]}
+
+
+def _item(item: Any, policy: SourcePolicy, where: str) -> dict[str, Any]:
+    kind = item.get("type") if isinstance(item, dict) else None
+    if kind == "text" and isinstance(item.get("text"), str):
+        return {"type": "text", "text": item["text"]}
+    if kind != "image" or not isinstance(item.get("png"), str):
+        raise PromptError(f"{where} has an item that is neither text nor picture)")
+    try:
+        if len(item["png"]) > policy.max_bytes * 4 // 3 + 4:
+            raise ImageError(f"more than {policy.max_bytes} bytes")
+        return {"type": "image", "image": load_image(base64.b64decode(item["png"], validate=True), policy)}
+    except (ImageError, binascii.Error, ValueError) as error:
+        reason = str(error) if isinstance(error, ImageError) else "is not base64"
+        raise PromptError(f"{where}, a picture: {reason})") from None
