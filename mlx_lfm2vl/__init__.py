@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .errors import (
         ConfigError,
         EngineClosedError,
+        EngineThreadError,
         HubError,
         ImageError,
         ImageWarning,
@@ -58,6 +59,7 @@ __all__ = [
     "ConfigError",
     "Engine",
     "EngineClosedError",
+    "EngineThreadError",
     "FeatureCache",
     "GenerationOptions",
     "GenerationPiece",
@@ -104,6 +106,7 @@ _HOMES = {
     "errors": (
         "ConfigError",
         "EngineClosedError",
+        "EngineThreadError",
         "HubError",
         "ImageError",
         "ImageWarning",

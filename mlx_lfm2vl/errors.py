@@ -70,5 +70,9 @@ class EngineClosedError(Lfm2VlError, RuntimeError):
     """An engine was closed."""
 
 
+class EngineThreadError(Lfm2VlError, RuntimeError):
+    """An engine's own thread was to wait for an answer that it makes itself."""
+
+
 class ToolCallError(Lfm2VlError, ValueError):
     """What a model wrote as a tool call cannot be read as one; the message names the place."""

@@ -17,7 +17,7 @@ import pytest
 from conftest import GOLDEN, picture
 
 from mlx_lfm2vl import GenerationOptions, load, stream_generate
-from mlx_lfm2vl.errors import ConfigError, EngineClosedError, ImageError, OptionError, QueueFullError
+from mlx_lfm2vl.errors import ConfigError, EngineClosedError, EngineThreadError, ImageError, OptionError, QueueFullError
 from mlx_lfm2vl.generation.engine import Engine
 
 NAMES = ("landscape", "small", "portrait")
@@ -323,6 +323,39 @@ def test_the_engines_own_thread_may_call_it(engine):
     said: queue.SimpleQueue = queue.SimpleQueue()
     engine.submit("Hello.", options=SHORT, sink=lambda item: said.put(engine.call(lambda model, _: model)))
     assert said.get(timeout=60) is engine.call(lambda model, _: model)
+
+
+def test_what_has_come_is_kept_for_every_reader(engine):
+    delivered: queue.SimpleQueue = queue.SimpleQueue()
+    request = engine.submit("Hello.", options=SHORT, sink=delivered.put)
+    pieces = list(request)
+    assert list(request) == pieces == [delivered.get() for _ in pieces]
+    assert request.result(1) is not None and request.result(1).tokens == alone("Hello.", None, 6)
+    request = engine.submit("Hello.", options=SHORT)
+    with ThreadPoolExecutor(4) as pool:
+        results = [pool.submit(request.result, 60) for _ in range(2)]
+        read = [pool.submit(list, request) for _ in range(2)]
+        assert {result.result().tokens for result in results} == {alone("Hello.", None, 6)}
+        assert read[0].result() == read[1].result() == list(request)
+    failing = engine.submit("?", "absent.png")
+    for _ in range(2):
+        with pytest.raises(ImageError):
+            list(failing)
+        with pytest.raises(ImageError):
+            failing.result(1)
+    late = engine.submit("Tell me everything.", options=FOREVER)
+    with pytest.raises(TimeoutError):
+        late.result(0.2)
+    late.cancel()
+    assert late.result(60).finish_reason == "cancelled"
+
+
+def test_the_engines_own_thread_does_not_wait_for_itself(engine):
+    with pytest.raises(EngineThreadError, match="has to make itself"):
+        engine.call(lambda *_: engine.generate("Hello.", options=SHORT))
+    with pytest.raises(EngineThreadError, match="has to make itself"):
+        engine.call(lambda *_: next(engine.stream("Hello.", options=SHORT)))
+    assert engine.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)
 
 
 def test_asyncio(engine):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 import time
 import warnings
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Real
 
-from ..errors import OptionError
+from ..errors import EngineThreadError, OptionError
 from .run import GenerationPiece, Statistics
 
 
@@ -33,24 +32,25 @@ Sink = Callable[[Item], None]
 
 
 class Request:
-    """A submitted question. Safe to use from any thread; its pieces go to one reader.
+    """A submitted question. Safe to use from any thread, by several readers; what has come is kept.
 
-    Iterate over it for the pieces, or call `result` for all of them; both raise what went wrong. With a `sink` the
-    pieces go there and nowhere else.
+    Iterate over it for the pieces, or call `result` for all of them, as often as you like; both raise what went wrong,
+    and `EngineThreadError` in the engine's own thread while the answer is still to come. A `sink` gets each piece as it
+    comes.
     """
 
     def __init__(self, deadline: float | None = None, sink: Sink | None = None):
         if sink is not None and not callable(sink):
             raise OptionError(f"sink is {sink!r}, expected a function")
-        self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self._sink = sink or self._items.put
-        self._deadline = None if deadline is None else time.monotonic() + check_seconds("deadline", deadline)
+        self._sink = sink
+        self.deadline = None if deadline is None else time.monotonic() + check_seconds("deadline", deadline)
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
+        self._items: list[Item] = []
+        self._news = threading.Condition()
         self._ended = False
-        self._completion: Completion | None = None
-        self._error: BaseException | None = None
         self.started = False
+        self.maker: threading.Thread | None = None
 
     # For those who wait
 
@@ -64,68 +64,86 @@ class Request:
         return self._ended
 
     def __iter__(self) -> Iterator[GenerationPiece]:
-        """The pieces as they come. Dropping the iterator cancels the work."""
+        """The pieces from the first on, as they come. Dropping the iterator cancels the work."""
         return _Pieces(self)
 
-    def take(self) -> Item:
-        """Waits for the next piece or error."""
-        return self._items.get()
+    def take(self, number: int, timeout: float | None = None) -> Item:
+        """Waits for a piece, or the error that came instead; they are numbered from 0. Raises `TimeoutError`,
+        `EngineThreadError`, and `StopIteration` behind the last."""
+        with self._news:
+            if len(self._items) <= number and not self._ended and threading.current_thread() is self.maker:
+                raise EngineThreadError("the engine's own thread would wait for an answer that it has to make itself")
+            if not self._news.wait_for(lambda: len(self._items) > number or self._ended, timeout):
+                raise TimeoutError
+            if len(self._items) <= number:
+                raise StopIteration
+            return self._items[number]
 
     def result(self, timeout: float | None = None) -> Completion:
         """Waits for the whole answer. Raises `TimeoutError` after `timeout` seconds (the work goes on), or what went
-        wrong. Not to be mixed with iterating."""
+        wrong."""
         end = None if timeout is None else time.monotonic() + timeout
         pieces: list[GenerationPiece] = []
-        while self._completion is None and self._error is None:
+        while not pieces or pieces[-1].finish_reason is None:
             try:
-                item = self._items.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
-            except queue.Empty:
-                for piece in pieces:  # for the next call
-                    self._items.put(piece)
+                item = self.take(len(pieces), None if end is None else max(0.0, end - time.monotonic()))
+            except TimeoutError:
                 raise TimeoutError(f"no whole answer after {timeout} s") from None
             if isinstance(item, BaseException):
-                self._error = item
-                break
+                raise item
             pieces.append(item)
-            if item.finish_reason is not None:
-                text = "".join(piece.text for piece in pieces)
-                tokens = tuple(token for piece in pieces for token in piece.tokens)
-                calls = "".join(piece.tool_text for piece in pieces)
-                self._completion = Completion(text, tokens, item.finish_reason, item.statistics, calls)
-        if self._error is not None:
-            raise self._error
-        assert self._completion is not None
-        return self._completion
+        last = pieces[-1]
+        assert last.finish_reason is not None
+        return Completion(
+            "".join(piece.text for piece in pieces),
+            tuple(token for piece in pieces for token in piece.tokens),
+            last.finish_reason,
+            last.statistics,
+            "".join(piece.tool_text for piece in pieces),
+        )
 
     # For the worker
 
     def stopped(self) -> bool:
         """Whether the work shall end: cancelled, or past its deadline."""
-        late = self._deadline is not None and time.monotonic() > self._deadline
+        late = self.deadline is not None and time.monotonic() >= self.deadline
         return late or self._cancelled.is_set()
 
     def deliver(self, item: Item) -> None:
-        """Hands a piece or an error to the reader. Nothing follows a last piece or an error."""
+        """Hands a piece or an error to the readers. Nothing follows a last piece or an error."""
         with self._lock:
-            if self._ended:
-                return
-            self.started = True
-            self._ended = isinstance(item, BaseException) or item.finish_reason is not None
-            try:
-                self._sink(item)
-            except BaseException as error:  # the caller's own; it must not reach the neighbours in the batch
-                self._ended = True
-                self._cancelled.set()
-                self._error = error
-                with contextlib.suppress(Exception):  # a filter may make it an error, which `result` raises anyway
-                    warnings.warn(
-                        f"the sink of a request failed and gets no more ({error!r})", RuntimeWarning, stacklevel=2
-                    )
+            self._deliver(item)
+
+    def _deliver(self, item: Item) -> None:
+        if self._ended:
+            return
+        self.started = True
+        last = isinstance(item, BaseException) or item.finish_reason is not None
+        self._keep(item, last)
+        if self._sink is None:
+            return
+        try:
+            self._sink(item)
+        except BaseException as error:  # the caller's own; it must not reach the neighbours in the batch
+            self._cancelled.set()
+            self._keep(error, True, instead=last)
+            with contextlib.suppress(Exception):  # a filter may make it an error, which `result` raises anyway
+                warnings.warn(
+                    f"the sink of a request failed and gets no more ({error!r})", RuntimeWarning, stacklevel=3
+                )
+
+    def _keep(self, item: Item, last: bool, instead: bool = False) -> None:
+        with self._news:
+            self._items[len(self._items) - instead :] = [item]
+            self._ended = last
+            self._news.notify_all()
 
     def give_up(self, statistics: Statistics | None = None) -> None:
-        """Delivers the end of a cancelled request of which nothing has come; `statistics` if its prompt is known."""
+        """Delivers the end of a cancelled request, if nothing has come of it; `statistics` if its prompt is known."""
         known = statistics if statistics is not None else Statistics(0, 0, 0, 0, 0.0, 0.0, 0.0, 0)
-        self.deliver(GenerationPiece("", (), "cancelled", known))
+        with self._lock:
+            if not self.started:
+                self._deliver(GenerationPiece("", (), "cancelled", known))
 
 
 def check_seconds(name: str, value: float) -> float:
@@ -140,12 +158,14 @@ class _Pieces(Iterator[GenerationPiece]):
 
     def __init__(self, request: Request):
         self._request = request
+        self._number = 0
         self._ended = False
 
     def __next__(self) -> GenerationPiece:
         if self._ended:
             raise StopIteration
-        item = self._request.take()
+        item = self._request.take(self._number)
+        self._number += 1
         self._ended = isinstance(item, BaseException) or item.finish_reason is not None
         if isinstance(item, BaseException):
             raise item

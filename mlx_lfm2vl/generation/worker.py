@@ -90,6 +90,7 @@ class Worker:
                 raise QueueFullError(f"{self._max_queue} requests wait already; try again later, or wait for a place")
             if self._closing:
                 raise self._closed()
+            job.request.maker = self.thread
             self._jobs.append(job)
             self._changed.notify_all()
 
