@@ -188,7 +188,7 @@ def test_rows_of_other_runs_are_not_mixed(cli, refused, tmp_path):  # noqa: F811
     words = ("batch", tmp_path / "*.png", "--output", output, *FAST)
     assert cli(*words)[0] == 0
     before = output.read_bytes()
-    assert "line 1 was made with another model or other options" in refused(*words, "--temp", 0.5)
+    assert "line 1 was made with another model, prompt or other options" in refused(*words, "--temp", 0.5)
     assert "line 1 is of another row" in refused(*words, "--prompt", "Else?")
     assert "is of another row" in refused("batch", tmp_path / "*.jpg", "--output", output, *FAST)
     assert output.read_bytes() == before
@@ -200,6 +200,38 @@ def test_rows_of_other_runs_are_not_mixed(cli, refused, tmp_path):  # noqa: F811
     assert "is no answer of this program" in refused("batch", rows, "--output", rows, *FAST)
     assert "is the input itself" in refused("batch", rows, "--output", rows, "--overwrite", *FAST)
     assert read(rows) == [{"prompt": "Hi"}]
+
+
+def test_rows_of_another_prompt_or_a_changed_model_are_not_mixed(cli, refused, tmp_path):  # noqa: F811
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "gen2", folder)
+    picture = str(PICTURES / "small.png")
+    rows = write(tmp_path / "rows.jsonl", {"image": picture, "prompt": "Why?"}, {"image": picture})
+    output = tmp_path / "out.jsonl"
+    words = ("batch", rows, "--output", output, "--model", folder, "--max-tokens", 3)
+    assert cli(*words, "--prompt", "What?")[0] == 0
+    assert cli(*words, "--prompt", "What?")[0] == 0
+    assert "line 2 was made with another model, prompt" in refused(*words, "--prompt", "Else?")
+    assert "line 2 was made with another model, prompt" in refused(*words)
+    config = folder / "generation_config.json"
+    made = config.read_text()
+    config.write_text(made.replace("{", '{"min_p": 0.5, ', 1))
+    assert "line 1 was made with another model" in refused(*words, "--prompt", "What?")
+    config.write_text(made)
+    assert cli(*words, "--prompt", "What?")[0] == 0
+
+
+def test_a_second_run_tells_of_rows_that_failed(cli, tmp_path):  # noqa: F811
+    rows = write(tmp_path / "rows.jsonl", {"prompt": "Hi"}, '{"prompt": "Hi", "n": 1e400}', {"image": "absent.png"})
+    output = tmp_path / "out.jsonl"
+    words = ("batch", rows, "--output", output, *FAST)
+    assert cli(*words)[2] == f"mlx-lfm2vl: {output}: 3 rows, 2 with an error\n"
+    assert "1e400 is too large a number" in read(output)[1]["error"] and "Infinity" not in output.read_text()
+    told = f"{output}: 2 of these rows have an error, the first in line 2; to try them again, cut the file off"
+    code, _, err = cli(*words)
+    assert code == 0 and told in err and "all 3 rows are there already" in err
+    output.write_text(output.read_text().splitlines(keepends=True)[0])
+    assert cli(*words)[2].splitlines()[-1] == f"mlx-lfm2vl: {output}: 3 rows, 2 with an error"
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_control_tokens_in_a_prompt_are_text_unless_they_are_meant(cli, tmp_path
         assert cli(*common, "--overwrite")[0] == 0
         assert json.loads(out.read_text())["prompt_tokens"] == expected
     code, _, err = cli(*common[:-1])
-    assert code == 2 and "was made with another model or other options" in err
+    assert code == 2 and "was made with another model, prompt or other options" in err
 
 
 def test_ctrl_c_prints_the_object_so_far(endless):

@@ -1,15 +1,18 @@
 """The rows of `batch`: read one by one from folders, patterns or JSONL, and written one by one, so that memory stays
 flat and a run that was stopped goes on at the first row that is missing.
 
-An answer's line holds the row's fields, then "settings" (a digest of model and options, so that rows of different runs
-are not mixed), and "text", "finish_reason" and counts of tokens, or "error".
+An answer's line holds the row's fields, then "settings" (a digest of model, options and, where the row has no prompt of
+its own, the prompt, so that rows of different runs are not mixed), and "text", "finish_reason" and counts of tokens, or
+"error".
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +24,7 @@ from .. import Answer, GenerationOptions, OptionError, OutputError, PromptError,
 from .inputs import DEFAULT_PROMPT, pictures_in
 from .options import note
 
+SMALL_FILE = 16 * 2**20
 RESULT = (
     "settings",
     "text",
@@ -35,11 +39,13 @@ RESULT = (
 
 @dataclass
 class Row:
-    """A row's fields as they go to the output, and its question or what is wrong with it."""
+    """A row's fields as they go to the output, and its question or what is wrong with it. `prompt` is what it is asked
+    where its fields do not say it."""
 
     fields: dict[str, Any]
     question: Question | None = None
     error: str | None = None
+    prompt: str | None = None
 
 
 class Rows:
@@ -106,13 +112,14 @@ class Rows:
     def _row(self, line: bytes, number: int) -> Row:
         fields: dict[str, Any] = {"id": number}
         try:
-            data = json.loads(line.decode("utf-8-sig"), parse_constant=_no_number)
+            data = json.loads(line.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_number)
             if not isinstance(data, dict):
                 raise PromptError("is not an object")
             fields |= data
             if clash := [name for name in RESULT if name in data]:
                 raise PromptError(f"the field {clash[0]!r} is the answer's; call it otherwise")
-            return Row(fields, self._question(data))
+            question = self._question(data)
+            return Row(fields, question, prompt=None if "prompt" in data else str(question.prompt))
         except ValueError as error:  # of json, of UTF-8, and the library's own
             known = str(error) if isinstance(error, PromptError) else f"is not JSON ({error})"
             kept = {name: value for name, value in fields.items() if name not in RESULT}
@@ -146,6 +153,13 @@ class Rows:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is none")
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):  # would be written as what is no JSON
+        raise ValueError(f"{text[:50]} is too large a number")
+    return value
 
 
 @dataclass
@@ -184,6 +198,7 @@ class Output:
     def __init__(self, path: str, overwrite: bool, settings: str):
         self.path, self.settings, self._overwrite = path, settings, overwrite
         self.rows = self.failed = 0
+        self.first_failed = 0  # the number of its line, 0 if none has
         self._end = 0  # of the last whole line
         if os.path.exists(path) and not os.path.isfile(path):
             what = "a folder" if os.path.isdir(path) else "a device or pipe"
@@ -213,6 +228,11 @@ class Output:
             self._end += len(line)
         if self.rows:
             note(f"{self.path}: {self.rows} rows are there already")
+        if self.failed:
+            note(
+                f"{self.path}: {self.failed} of these rows have an error, the first in line {self.first_failed}; "
+                "to try them again, cut the file off before that line, or --overwrite"
+            )
         return self.rows
 
     def begin(self) -> None:
@@ -229,15 +249,23 @@ class Output:
             raise OptionError(f"{where} is no answer of this program; {remedy}") from None
         if row is None or {name: value for name, value in made.items() if name not in RESULT} != row.fields:
             raise OptionError(f"{where} is of another row than the input's; {remedy}")
-        if settings != self.settings:
-            raise OptionError(f"{where} was made with another model or other options; {remedy}")
+        if settings != self._settings(row):
+            raise OptionError(f"{where} was made with another model, prompt or other options; {remedy}")
+        self._count(made)
+
+    def _count(self, made: Mapping[str, Any]) -> None:
         self.rows += 1
-        self.failed += "error" in made
+        if "error" in made:
+            self.failed += 1
+            self.first_failed = self.first_failed or self.rows
+
+    def _settings(self, row: Row) -> str:
+        return self.settings if row.prompt is None else _digest([self.settings, row.prompt])
 
     def _check_torn(self, line: bytes, row: Row | None) -> None:
         """A last line without an end is cut off, so it must be the beginning of this row's answer, and not a text of
         the user's."""
-        beginning = b"" if row is None else _encoded({**row.fields, "settings": self.settings})[:-1]
+        beginning = b"" if row is None else _encoded({**row.fields, "settings": self._settings(row)})[:-1]
         if not beginning or not (line.startswith(beginning) or beginning.startswith(line)):
             raise OptionError(
                 f"{self.path}: line {self.rows + 1} is no answer of this run; choose another --output, or --overwrite"
@@ -245,7 +273,7 @@ class Output:
 
     def write(self, row: Row, answer: Answer | None) -> None:
         """Appends a row's answer, or its error, and hands it to the system."""
-        made: dict[str, Any] = {**row.fields, "settings": self.settings}
+        made: dict[str, Any] = {**row.fields, "settings": self._settings(row)}
         if row.error is not None:
             made["error"] = row.error
         elif answer is not None and answer.error is not None:
@@ -262,8 +290,7 @@ class Output:
             self._file.flush()
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written ({error.strerror or error})") from None
-        self.rows += 1
-        self.failed += "error" in made
+        self._count(made)
 
 
 def _encoded(made: Mapping[str, Any]) -> bytes:
@@ -271,6 +298,28 @@ def _encoded(made: Mapping[str, Any]) -> bytes:
 
 
 def settings(model: str, revision: str | None, chosen: Mapping[str, Any]) -> str:
-    """A digest of what all rows have in common."""
-    text = json.dumps([model, revision, sorted(chosen.items())])
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    """A digest of what all rows have in common. Of a model in a folder its files count: of small ones what they hold,
+    of the others their sizes and times."""
+    return _digest([model, revision, sorted(chosen.items()), *_files(Path(model))])
+
+
+def _files(folder: Path) -> list[list[Any]]:
+    found: list[list[Any]] = []
+    try:
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode) or path.suffix not in (".json", ".jinja", ".txt", ".safetensors"):
+                continue
+            small = status.st_size <= SMALL_FILE
+            found.append([path.name, status.st_size, _hash(path.read_bytes()) if small else status.st_mtime_ns])
+    except OSError as error:
+        raise OptionError(f"--model {folder}: cannot be read ({error.strerror or error})") from None
+    return found
+
+
+def _digest(what: Any) -> str:
+    return _hash(json.dumps(what).encode())
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=6).hexdigest()
