@@ -15,7 +15,7 @@ from demo_drawing import GRIDS
 from demo_encoding import IGNORED, encode_sample, patch_labels, patchify, views
 
 # Share of the batches of each task, and how many samples a batch of it holds (a batch of each costs about alike).
-MIX = {"quiz": 0.40, "chat": 0.06, "count": 0.14, "read": 0.22, "digit": 0.04, "compare": 0.08, "tiled": 0.06}
+MIX = {"quiz": 0.34, "chat": 0.05, "count": 0.20, "read": 0.20, "digit": 0.03, "compare": 0.12, "tiled": 0.06}
 BATCH = {"quiz": 12, "chat": 18, "count": 28, "read": 36, "digit": 32, "compare": 14, "tiled": 6}
 # First the tower alone, taught by dense labels: a quarter of the cost of a picture.
 WARM_STEPS, WARM_BATCH, WARM_TASKS = 480, 56, ("describe", "count", "read", "read", "digit")
