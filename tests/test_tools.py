@@ -67,6 +67,11 @@ def test_several_blocks_and_none():
         (block("[f(x=1, x=2)]"), r"each parameter once, 'x'"),
         (block("[f(x='a)]"), r"expected a string in quotes, closed"),
         (block("[f(x={1: 2})]"), r"expected a string in quotes"),
+        (
+            block('{"name": "f", "arguments": "' + "[" * 100_000 + '"}'),
+            r'expected an object with "name" and "arguments"',
+        ),
+        (block("[f(x=" + "[" * 100_000), r"at most 64 lists and dictionaries"),
         (block("[f(x=1] )"), r"expected ',' or '\)'"),
         (block("[f() g()]"), r"expected ',' or '\]', found 'g\(\)"),
         (START + "[f()]", r"expected <\|tool_call_end\|>, found the end"),

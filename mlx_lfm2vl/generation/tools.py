@@ -97,7 +97,7 @@ class _Reader:
         if isinstance(arguments, str):  # some models write the object as a string of JSON
             try:
                 arguments = json.loads(arguments)
-            except ValueError:
+            except (ValueError, RecursionError):
                 arguments = None
         if not isinstance(made.get("name"), str) or not isinstance(arguments, dict):
             self.at = start
