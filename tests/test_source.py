@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from mlx_lfm2vl.errors import ImageError, ImageWarning
+from mlx_lfm2vl import Lfm2VlProcessor, load
+from mlx_lfm2vl.errors import ImageError, ImageWarning, OptionError
 from mlx_lfm2vl.processing.fetch import fetch
 from mlx_lfm2vl.processing.source import SourcePolicy, decode_base64, load_array, load_image
 
@@ -422,3 +423,17 @@ class TestUrls:
     def test_the_host_name_is_sent(self, server):
         localhost = server.replace("127.0.0.1", "localhost")
         assert fetch(localhost + "/host", OPEN).decode() == localhost.removeprefix("http://")
+
+
+@pytest.mark.parametrize("name", ["allow_urls", "allow_paths", "allow_private_addresses"])
+@pytest.mark.parametrize("value", ["no", 0, None])
+def test_a_policy_takes_true_and_false_only(name, value):
+    with pytest.raises(OptionError, match=f"{name} is {value!r}, expected True or False"):
+        SourcePolicy(**{name: value})
+
+
+@pytest.mark.parametrize("policy", [{"allow_urls": False}, None, SourcePolicy])
+def test_what_is_no_policy_is_refused_at_once(policy):
+    for loader in (load, Lfm2VlProcessor.from_pretrained):
+        with pytest.raises(OptionError, match=f"source_policy is {type(policy).__name__}, expected a SourcePolicy"):
+            loader("demo", source_policy=policy)

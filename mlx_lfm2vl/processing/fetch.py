@@ -47,6 +47,9 @@ class SourcePolicy:
     timeout: float = 30.0
 
     def __post_init__(self) -> None:
+        for name in ("allow_urls", "allow_paths", "allow_private_addresses"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name} is {getattr(self, name)!r}, expected True or False")
         for name in ("max_pixels", "max_bytes", "timeout"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):

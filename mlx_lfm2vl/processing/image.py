@@ -56,6 +56,8 @@ class Lfm2VlImageProcessor:
         **overrides: Any,
     ):
         """Raises `OptionError` for an unknown override or a bad value."""
+        if not isinstance(source_policy, SourcePolicy):
+            raise OptionError(f"source_policy is {type(source_policy).__name__}, expected a SourcePolicy")
         self.config = _overridden(config or ImageProcessorConfig(), overrides)
         self.source_policy = source_policy
 
