@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ..errors import OptionError
+from ..errors import OptionError, QueueFullError
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from . import features, prefix
@@ -31,6 +32,7 @@ from .worker import Job, Loader, Worker
 
 T = TypeVar("T")
 CLOSE_SECONDS = 30.0
+PLACE_SECONDS = 0.02  # between looks for a place in the queue, in asyncio
 
 
 class Engine:
@@ -101,9 +103,16 @@ class Engine:
         """Puts a question into the queue; arguments as for `stream_generate`.
 
         `deadline`: seconds from now after which the answer ends as "cancelled". `wait`: seconds to wait for a place in
-        the queue. `sink` gets pieces and errors instead of the request's own reader, in the engine's thread, where
-        `progress` is called too (with the tokens of all questions that are answered together). Raises `OptionError`,
-        `QueueFullError` and `EngineClosedError`; what is wrong with the question itself is raised by the request.
+        the queue. `sink` gets pieces and errors as they come, in the engine's thread (the end of a request that was
+        cancelled before its turn in another one of the engine's), where `progress` is called too (with the tokens of
+        all questions that are answered together).
+
+        Pictures are read and text is tokenised in the engine's thread, one question after the other: a request that is
+        cancelled, or too late, meanwhile is answered at once, but the next one begins only when that is done.
+        Leave arrays, PIL images and messages as they are until the first piece.
+
+        Raises `OptionError`, `QueueFullError` and `EngineClosedError`; what is wrong with the question itself is raised
+        by the request.
         """
         chosen = options or GenerationOptions()
         question = Question(prompt, images, system, tools, chosen, image_overrides, control_tokens)
@@ -123,7 +132,9 @@ class Engine:
         finally:
             request.cancel()
 
-    async def astream(self, *arguments: Any, **keywords: Any) -> AsyncIterator[GenerationPiece]:
+    async def astream(
+        self, *arguments: Any, wait: float = 0.0, deadline: float | None = None, **keywords: Any
+    ) -> AsyncIterator[GenerationPiece]:
         """`stream` for asyncio: the event loop is never blocked; leaving the loop, or cancelling the task, stops the
         work."""
         loop = asyncio.get_running_loop()
@@ -133,7 +144,18 @@ class Engine:
             with contextlib.suppress(RuntimeError):  # the event loop was closed: nobody listens any more
                 loop.call_soon_threadsafe(items.put_nowait, item)
 
-        request = self.submit(*arguments, sink=sink, **keywords)
+        begun = time.monotonic()
+        end = begun + check_seconds("wait", wait)
+        left = None if deadline is None else check_seconds("deadline", deadline)
+        while True:
+            try:
+                request = self.submit(*arguments, sink=sink, deadline=left, **keywords)
+                break
+            except QueueFullError:
+                if time.monotonic() >= end:
+                    raise
+                await asyncio.sleep(PLACE_SECONDS)
+                left = None if deadline is None else max(0.0, begun + deadline - time.monotonic())
         try:
             while True:
                 item = await items.get()

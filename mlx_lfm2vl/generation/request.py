@@ -51,12 +51,16 @@ class Request:
         self._ended = False
         self.started = False
         self.maker: threading.Thread | None = None
+        self.given_up: Callable[[], None] | None = None
 
     # For those who wait
 
     def cancel(self) -> None:
-        """Ends the work within a token, also in prefill and vision. Harmless once it has ended."""
+        """Ends the work within a token, also in prefill and vision; while the request waits, or its pictures and text
+        are being read, it is answered at once. Harmless once it has ended."""
         self._cancelled.set()
+        if self.given_up is not None and not self._ended:
+            self.given_up()
 
     @property
     def done(self) -> bool:

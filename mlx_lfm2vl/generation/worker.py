@@ -18,6 +18,7 @@ import mlx.core as mx
 from ..errors import EngineClosedError, NotFiniteError, QueueFullError
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
+from .attendant import Attendant
 from .features import FeatureCache
 from .memory import MemoryLimits
 from .prefix import PrefixCache
@@ -63,6 +64,7 @@ class Worker:
         self._features, self._prefixes = features, prefixes
         self._jobs: deque[Job] = deque()
         self._running: list[Request] = []
+        self._preparing: list[Request] = []
         self._changed = threading.Condition()
         self._closing = False
         self._ready = threading.Event()
@@ -72,8 +74,9 @@ class Worker:
         self._processor: Lfm2VlProcessor | None = None
         self._process, self._gone = os.getpid(), False
         self.thread = threading.Thread(target=self._work, name="mlx-lfm2vl engine", daemon=True)
-        self.thread.start()
+        self._attendant = Attendant(self._let_go)
         _workers.add(self)
+        self.thread.start()
 
     def wait_until_ready(self, timeout: float | None) -> None:
         """Returns once the model is loaded. Raises what loading raised, or `TimeoutError`."""
@@ -90,9 +93,11 @@ class Worker:
                 raise QueueFullError(f"{self._max_queue} requests wait already; try again later, or wait for a place")
             if self._closing:
                 raise self._closed()
-            job.request.maker = self.thread
+            job.request.maker, job.request.given_up = self.thread, self._attendant.poke
             self._jobs.append(job)
             self._changed.notify_all()
+        if job.request.deadline is not None or job.request.stopped():
+            self._attendant.poke()
 
     def close(self, timeout: float) -> None:
         """Cancels all jobs and ends the thread. Returns after `timeout` seconds at the latest."""
@@ -102,6 +107,7 @@ class Worker:
             return
         self.thread.join(max(0.0, timeout))
         if not self.thread.is_alive() and not self._gone:
+            self._attendant.close(end - time.monotonic())
             _wait_until_gone(self.thread, min(LAST_SECONDS, end - time.monotonic()))
             self._gone = True
 
@@ -116,6 +122,21 @@ class Worker:
             job.request.deliver(EngineClosedError("the engine was closed before the request began"))
         for request in running:
             request.cancel()
+        self._attendant.close()
+
+    def _let_go(self) -> float | None:
+        """Answers those who have given up before their turn and frees their places; the next deadline of the others."""
+        with self._changed:
+            gone = [job for job in self._jobs if job.request.stopped()]
+            for job in gone:
+                self._jobs.remove(job)
+            if gone:
+                self._changed.notify_all()
+            requests = [job.request for job in gone] + [each for each in self._preparing if each.stopped()]
+            staying = [*(job.request for job in self._jobs), *self._preparing]
+        for request in requests:
+            request.give_up()
+        return min((each.deadline for each in staying if each.deadline is not None and not each.done), default=None)
 
     @property
     def inherited(self) -> bool:
@@ -171,6 +192,7 @@ class Worker:
             requests = [*self._running, *(job.request for job in self._jobs)]
             self._jobs.clear()
             self._changed.notify_all()
+        self._attendant.close()
         for request in requests:
             request.deliver(self._closed())
 
@@ -216,6 +238,10 @@ class Worker:
         assert self._model is not None and self._processor is not None
         present: list[Job] = []
         rows: list[Prepared] = []
+        with self._changed:
+            self._preparing = [job.request for job in jobs]
+        if any(job.request.deadline is not None for job in jobs):
+            self._attendant.poke()
         for job in jobs:
             assert job.question is not None
             if job.request.stopped():
@@ -227,6 +253,8 @@ class Worker:
                 present.append(job)
             except BaseException as error:  # of a picture's own reader, too
                 job.request.deliver(error)
+        with self._changed:
+            self._preparing = []
         return present, rows
 
     def _run(self, jobs: list[Job], rows: list[Prepared], started: float) -> None:
