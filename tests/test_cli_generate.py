@@ -1,6 +1,8 @@
 """What `generate` takes and prints beyond one picture and one prompt."""
 
 import json
+import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -186,3 +188,29 @@ def test_names_as_terminals_write_dropped_files(typed, names, tmp_path):
 def test_no_name_at_all():
     with pytest.raises(ImageError, match="no picture is named"):
         dropped("  ")
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        ("generate --prompt Hi >&-", 2, "stdout is closed"),
+        ("generate --image - <&-", 2, "stdin is closed"),
+        ("generate --prompt-file - <&-", 2, "stdin is closed"),
+        ("chat <&-", 2, "stdin is closed"),
+        ("chat <&- >&- 2>&-", 2, ""),
+        ("generate --nonsense 2>&-", 2, ""),
+        ("generate --image nowhere.png 2>&-", 2, ""),
+        (f"generate --image '{PICTURE}' --model '{MODEL}' --max-tokens 1 2>&- <&-", 0, ""),
+        ("--help >&-", 0, ""),
+    ],
+)
+def test_closed_streams_are_no_traceback(tmp_path, command, code, says):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = f"{shlex.join(MODULE)} {command}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+    assert done.returncode == code and "Traceback" not in done.stderr
+    if says:
+        (said,) = done.stderr.splitlines()
+        assert said.startswith(f"mlx-lfm2vl: error: {says}") and done.stdout == ""
+    if "2>&-" in command and code:
+        assert (done.stdout, done.stderr) == ("", "")

@@ -2,11 +2,13 @@
 
 A command is a module with `SUMMARY`, `DESCRIPTION`, `add_arguments(parser)` and `run(args) -> int`; see `COMMANDS`.
 Exit codes: 0 done, 2 something the user can put right (one line on stderr), 130 interrupted, 141 the reader of stdout
-went away. A bug shows its traceback. Modules of commands import the library inside `run`, so that `--help` is quick.
+went away. Streams that are closed at the start count as /dev/null, but a command that lives of one says so. A bug shows
+its traceback. Modules of commands import the library inside `run`, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import os
@@ -29,6 +31,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program with `argv` (default: the process's arguments) and returns its exit code."""
+    closed = _open_closed_streams()
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.command is None:
@@ -37,6 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a stream put in place by a caller may not be reconfigurable
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # terminals that lack a character
+    if "stdin" in closed and (args.command == "chat" or "-" in (*_named(args, "image"), *_named(args, "prompt_file"))):
+        complain("stdin is closed, so nothing can be read from it")
+        return 2
+    if "stdout" in closed and args.command in ("generate", "chat", "verify"):
+        complain("stdout is closed, so the answer cannot be printed")
+        return 2
     try:
         with _warnings_as_notes():
             code = COMMANDS[args.command].run(args)
@@ -57,6 +66,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         _silence_stdout()
         complain("stdout cannot be written: no space left")
         return 2
+
+
+def _open_closed_streams() -> list[str]:
+    """Puts /dev/null in place of the standard streams that are closed, so that no file that is opened later takes their
+    numbers and gets what is meant for them, and returns their names."""
+    closed = []
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        closed.append(name)
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+        setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+    return closed
+
+
+def _named(args: argparse.Namespace, option: str) -> list[str]:
+    """What an option names, if the command has it."""
+    value = getattr(args, option, None)
+    return value if isinstance(value, list) else [value] if isinstance(value, str) else []
 
 
 @contextlib.contextmanager
