@@ -18,8 +18,17 @@ import pytest
 from conftest import GOLDEN, picture
 
 from mlx_lfm2vl import GenerationOptions, load, stream_generate
-from mlx_lfm2vl.errors import ConfigError, EngineClosedError, EngineThreadError, ImageError, OptionError, QueueFullError
+from mlx_lfm2vl.errors import (
+    ConfigError,
+    EngineClosedError,
+    EngineThreadError,
+    ImageError,
+    OptionError,
+    PromptError,
+    QueueFullError,
+)
 from mlx_lfm2vl.generation.engine import Engine
+from mlx_lfm2vl.generation.question import Question, longest_token, prepare
 
 NAMES = ("landscape", "small", "portrait")
 FOREVER = GenerationOptions(max_tokens=100_000)
@@ -347,6 +356,22 @@ def test_what_has_come_is_kept_for_every_reader(engine):
         late.result(0.2)
     late.cancel()
     assert late.result(60).finish_reason == "cancelled"
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised():
+    """By a bound that no text which fits can pass: its longest token, as often as there are positions."""
+    model, processor = load("demo")
+    positions, longest = model.config.text_config.max_position_embeddings, longest_token(processor.tokenizer)
+    assert longest == max(len(token) for token in processor.tokenizer.get_vocab())
+    started = time.perf_counter()
+    with pytest.raises(PromptError, match=rf"characters, so at least \d+ tokens, but the model has {positions} pos"):
+        prepare(model, processor, Question("the quick fox " * 300_000))
+    assert time.perf_counter() - started < 1
+    with pytest.raises(PromptError, match=r"the prompt has \d+ tokens, but"):
+        prepare(model, processor, Question("a " * positions))
+    golden, files = loaded()
+    assert longest_token(files.tokenizer) is not None
+    assert len(prepare(golden, files, Question("Hello. " * 400)).ids) > 400
 
 
 def test_the_engines_own_thread_does_not_wait_for_itself(engine):

@@ -7,6 +7,8 @@ count as such, so that it finds its calls in its past.
 
 from __future__ import annotations
 
+import re
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +20,7 @@ from ..errors import OptionError, PromptError
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.control import Marked, control_pattern, mark
 from ..processing.processor import Lfm2VlProcessor
+from ..processing.tokenizer import Tokenizer
 from ..weights.fit import check_question, largest_pass, number_type
 from .features import view_key
 from .options import GenerationOptions
@@ -27,6 +30,8 @@ from .tools import END, START
 
 OWN_TOKENS = frozenset((START, END, "<think>", "</think>"))
 _ITEMS = {"text": ("text",), "image": ("image", "url", "path", "base64"), "image_url": ("image_url",)}
+_WHOLE = {"Sequence", "Split", "ByteLevel", "Digits"}  # steps that keep every character
+_longest: weakref.WeakKeyDictionary[Tokenizer, int | None] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ def prepare(model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, q
     messages = conversation(question.prompt, question.images, question.system)
     if not isinstance(question.control_tokens, bool):
         raise OptionError(f"control_tokens is {question.control_tokens!r}, expected True or False")
+    _check_characters(model, processor, messages, question.tools)
     inputs = processor.apply_chat_template(
         messages if question.control_tokens else [_spoken(message, processor) for message in messages],
         tools=question.tools,
@@ -105,6 +111,52 @@ def prepare(model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, q
         inputs.image_spans[0],
         tuple(len(plan.spatial_shapes) for plan in inputs.plans[0]),
     )
+
+
+def _check_characters(
+    model: Lfm2VlForConditionalGeneration,
+    processor: Lfm2VlProcessor,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+) -> None:
+    """Refuses texts that cannot fit, however well they tokenise, before much time goes into tokenising them. Raises
+    `PromptError`."""
+    positions = model.config.text_config.max_position_embeddings
+    if _characters(messages) < positions or (longest := longest_token(processor.tokenizer)) is None:
+        return
+    if _characters(messages) < positions * longest:
+        return
+    # a template may leave texts out
+    length = len(processor.template.render(messages, tools=tools, add_generation_prompt=True).text)
+    if length >= positions * longest:
+        raise PromptError(
+            f"the prompt has {length} characters, so at least {-(-length // longest)} tokens, but the model has "
+            f"{positions} positions; use a shorter text"
+        )
+
+
+def _characters(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Those in the texts of messages."""
+    total = 0
+    for message in messages:
+        content = message.get("content")
+        items = content if isinstance(content, (list, tuple)) else [{"text": content}]
+        texts = (item.get("text") for item in items)
+        total += sum(len(text) for text in texts if isinstance(text, str))
+    return total
+
+
+def longest_token(tokenizer: Tokenizer) -> int | None:
+    """The most characters of a text that a token can stand for; None where the tokenizer drops or merges characters
+    before it looks for tokens. A byte-level token has a letter for each byte, and each character at least one byte."""
+    if tokenizer not in _longest:
+        backend = tokenizer.backend
+        steps = "" if backend.pre_tokenizer is None else backend.pre_tokenizer.__getstate__().decode()
+        strips = any(token.lstrip or token.rstrip for token in backend.get_added_tokens_decoder().values())
+        whole = set(re.findall(r'"type": *"(\w+)"', steps)) <= _WHOLE and "Removed" not in steps
+        bounded = backend.normalizer is None and whole and not strips
+        _longest[tokenizer] = max(map(len, tokenizer.get_vocab())) if bounded else None
+    return _longest[tokenizer]
 
 
 def rendered(
