@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import cache
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from conftest import GOLDEN, picture
 
@@ -372,6 +373,21 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised():
     golden, files = loaded()
     assert longest_token(files.tokenizer) is not None
     assert len(prepare(golden, files, Question("Hello. " * 400)).ids) > 400
+
+
+def test_arrays_and_messages_may_be_changed_once_they_are_submitted(engine):
+    array = np.array(picture("small"))
+    talk = engine.chat()
+    messages = [{"role": "user", "content": [{"type": "image", "image": array}, {"type": "text", "text": "What?"}]}]
+    entered, release = threading.Event(), threading.Event()
+    engine.enqueue(lambda request: (entered.set(), release.wait(30), request.give_up()))
+    entered.wait(30)
+    requests = [engine.submit("What?", array, options=SHORT), engine.submit(messages, options=SHORT)]
+    requests.append(talk.submit("What?", [array], options=SHORT))
+    array[:] = 0
+    messages[0]["content"].clear()
+    release.set()
+    assert {request.result(60).tokens for request in requests} == {alone("What?", "small", 6)}
 
 
 def test_the_engines_own_thread_does_not_wait_for_itself(engine):

@@ -24,7 +24,7 @@ from .features import FeatureCache
 from .memory import MemoryLimits
 from .options import GenerationOptions
 from .prefix import PrefixCache
-from .question import Question
+from .question import Question, snapshot
 from .request import Request, Sink, check_seconds
 from .run import GenerationPiece
 from .watch import Progress
@@ -109,13 +109,16 @@ class Engine:
 
         Pictures are read and text is tokenised in the engine's thread, one question after the other: a request that is
         cancelled, or too late, meanwhile is answered at once, but the next one begins only when that is done.
-        Leave arrays, PIL images and messages as they are until the first piece.
+        NumPy arrays, messages and tools are copied at once; leave PIL images and files as they are until the first
+        piece.
 
         Raises `OptionError`, `QueueFullError` and `EngineClosedError`; what is wrong with the question itself is raised
         by the request.
         """
         chosen = options or GenerationOptions()
-        question = Question(prompt, images, system, tools, chosen, image_overrides, control_tokens)
+        question = Question(
+            snapshot(prompt), snapshot(images), system, snapshot(tools), chosen, image_overrides, control_tokens
+        )
         request = Request(deadline, sink)
         self._worker.put(Job(request, question, progress), wait)
         return request

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .chat import Chat
+from .question import snapshot
 from .request import Request, Sink
 from .run import GenerationPiece
 
@@ -47,7 +48,8 @@ class EngineChat:
         **arguments: Any,
     ) -> Request:
         """A turn as a request; `deadline`, `wait`, `sink` as for `Engine.submit`, the others as for `Chat.stream`."""
-        return self._submit(lambda **more: self._chat.stream(text, images, **arguments, **more), deadline, wait, sink)
+        kept = snapshot(images)
+        return self._submit(lambda **more: self._chat.stream(text, kept, **arguments, **more), deadline, wait, sink)
 
     def stream(self, text: str, images: Any = None, **arguments: Any) -> Iterator[GenerationPiece]:
         return iter(self.submit(text, images, **arguments))

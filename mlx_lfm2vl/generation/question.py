@@ -113,6 +113,16 @@ def prepare(model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, q
     )
 
 
+def snapshot(value: Any) -> Any:
+    """Pictures or messages whose lists, mappings and NumPy arrays are the caller's no longer, for work that comes
+    later. What it holds of other types stays as it is."""
+    if isinstance(value, (np.ndarray, bytearray)):
+        return value.copy()
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(snapshot, value)) if type(value) in (list, tuple) else value
+    return {key: snapshot(item) for key, item in value.items()} if type(value) is dict else value
+
+
 def _check_characters(
     model: Lfm2VlForConditionalGeneration,
     processor: Lfm2VlProcessor,
