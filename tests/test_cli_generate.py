@@ -2,10 +2,13 @@
 
 import json
 import os
+import pty
+import re
 import shlex
 import signal
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -214,3 +217,29 @@ def test_closed_streams_are_no_traceback(tmp_path, command, code, says):
         assert said.startswith(f"mlx-lfm2vl: error: {says}") and done.stdout == ""
     if "2>&-" in command and code:
         assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_no_terminal_obeys_what_a_model_says(endless, more):
+    words = ["generate", "--model", endless, "--prompt", "Hi", "--temp", 5, "--seed", 3, "--max-tokens", 600, *more]
+    command = [*MODULE, *map(str, words)]
+    piped = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=60, check=True).stdout.decode()
+    text = json.loads(piped)["text"] if more else piped
+    assert "\x1b" in text  # random words of a small byte-level model
+    screen, terminal = pty.openpty()
+    child = subprocess.Popen(command, cwd=ROOT, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(screen, 4096)
+        except OSError:
+            break
+    os.close(screen)
+    assert child.wait(timeout=60) == 0
+    seen = shown.decode().replace("\r\n", "\n")
+    assert not [c for c in seen if unicodedata.category(c) == "Cc" and c not in "\n\t"] and "\\u001b" in seen
+    if more:
+        assert json.loads(seen)["text"] == text
+    else:
+        assert seen.count("\\u001b") == text.count("\x1b") and re.sub(r"\\u[0-9a-f]{4}", "", seen).strip()

@@ -122,7 +122,7 @@ class Terminal:
 
     def show(self, answer: Callable[..., Iterator[GenerationPiece]]) -> None:
         """Prints `answer(stop=...)` as it comes. Ctrl-C stops it; where nobody types, the program too."""
-        from .generate import report
+        from .generate import for_stdout, report
         from .interrupt import Interrupt
 
         begun, last = False, None
@@ -130,7 +130,7 @@ class Terminal:
             try:
                 for last in answer(stop=interrupt):
                     begun = True
-                    print(last.text + last.tool_text, end="", flush=True)
+                    print(for_stdout(last.text + last.tool_text), end="", flush=True)
             finally:
                 if begun:
                     print(flush=True)
@@ -201,13 +201,13 @@ class Conversation:
     def save(self, argument: str) -> None:
         path = self._file(argument, "/save")
         self.chat.save(path)
-        self.terminal.hint(f"{path}: {self._length()}")
+        self.terminal.hint(f"{one_line(path)}: {self._length()}")
 
     def load(self, argument: str) -> None:
         path = self._file(argument, "/load")
         self.chat.load(path)
         self.waiting = []
-        self.terminal.hint(f"{path}: {self._length()}")
+        self.terminal.hint(f"{one_line(path)}: {self._length()}")
 
     def help(self, argument: str) -> None:
         print(HELP, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from .options import (
 if TYPE_CHECKING:
     from .. import GenerationPiece, Lfm2VlForConditionalGeneration, Lfm2VlProcessor, Statistics
 
+_OBEYED = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 SUMMARY = "answer a prompt about pictures"
 DESCRIPTION = """\
 Answers a prompt about one or several pictures, or about none, and prints the answer as it comes.
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             for piece in answer:
                 pieces.append(piece)
                 if not args.json:
-                    print(piece.text + piece.tool_text, end="", flush=True)
+                    print(for_stdout(piece.text + piece.tool_text), end="", flush=True)
         finally:  # also when interrupted twice: what there is stays a whole line
             if pieces and not args.json:
                 print(flush=True)
@@ -96,10 +98,16 @@ def run(args: argparse.Namespace) -> int:
             {"source": name if len(name) <= 200 else f"{name[:200]}...", "tokens": tokens}
             for name, tokens in zip(names, image_tokens(processor, pictures), strict=True)
         ]
-        print(json.dumps(as_object(args.model or DEMO, pieces, images), ensure_ascii=False), flush=True)
+        print(for_stdout(json.dumps(as_object(args.model or DEMO, pieces, images), ensure_ascii=False)), flush=True)
     if args.verbose:
         report(statistics)
     return 130 if interrupt.happened else 0
+
+
+def for_stdout(text: str) -> str:
+    """What a model said, as stdout gets it: on a terminal, what that would obey (escape sequences, changes of
+    direction) is shown as its number, in JSON's spelling; a pipe or file gets the text itself."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) if sys.stdout.isatty() else text
 
 
 def image_tokens(processor: Lfm2VlProcessor, pictures: list[Any]) -> list[int]:
