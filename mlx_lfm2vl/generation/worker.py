@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.core as mx
 
@@ -19,6 +15,7 @@ from ..errors import EngineClosedError, NotFiniteError, QueueFullError
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .attendant import Attendant
+from .ending import close_at_exit, wait_until_gone
 from .features import FeatureCache
 from .memory import MemoryLimits
 from .prefix import PrefixCache
@@ -30,9 +27,6 @@ from .stream import run_rows
 from .watch import Progress, Stop
 
 Loader = Callable[[], tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]]
-EXIT_SECONDS = 30.0  # that the process waits at its end for what engines have running
-LAST_SECONDS = 5.0  # that a thread may take after its last line of Python
-BLIND_SECONDS = 0.3  # waited instead where nothing tells whether a thread is there
 
 
 @dataclass(eq=False)
@@ -72,10 +66,10 @@ class Worker:
         self._error: BaseException | None = None
         self._model: Lfm2VlForConditionalGeneration | None = None
         self._processor: Lfm2VlProcessor | None = None
-        self._process, self._gone = os.getpid(), False
+        self._gone = False
         self.thread = threading.Thread(target=self._work, name="mlx-lfm2vl engine", daemon=True)
         self._attendant = Attendant(self._let_go)
-        _workers.add(self)
+        close_at_exit(self)
         self.thread.start()
 
     def wait_until_ready(self, timeout: float | None) -> None:
@@ -108,7 +102,7 @@ class Worker:
         self.thread.join(max(0.0, timeout))
         if not self.thread.is_alive() and not self._gone:
             self._attendant.close(end - time.monotonic())
-            _wait_until_gone(self.thread, min(LAST_SECONDS, end - time.monotonic()))
+            wait_until_gone(self.thread, end - time.monotonic())
             self._gone = True
 
     def begin_close(self) -> None:
@@ -137,11 +131,6 @@ class Worker:
         for request in requests:
             request.give_up()
         return min((each.deadline for each in staying if each.deadline is not None and not each.done), default=None)
-
-    @property
-    def inherited(self) -> bool:
-        """Whether this is a copy in a forked process, which has no such thread."""
-        return os.getpid() != self._process
 
     # In the thread
 
@@ -346,28 +335,3 @@ def _told(jobs: Sequence[Job]) -> Progress | None:
                 job.request.cancel()
 
     return progress if told else None
-
-
-_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    """Ends what was not closed: MLX must find a living interpreter when it lets go of what a thread has compiled."""
-    end = time.monotonic() + EXIT_SECONDS
-    workers = [worker for worker in _workers if not worker.inherited]
-    for worker in workers:
-        worker.begin_close()
-    for worker in workers:
-        worker.close(max(0.0, end - time.monotonic()))
-
-
-def _wait_until_gone(thread: threading.Thread, seconds: float) -> None:
-    """Python calls a thread ended before the system does; in between MLX frees what it kept for it, and needs the
-    interpreter for that, or the process aborts."""
-    tasks, end = Path("/proc/self/task"), time.monotonic() + seconds
-    if not tasks.is_dir():
-        time.sleep(max(0.0, min(seconds, BLIND_SECONDS)))
-        return
-    while (tasks / str(thread.native_id)).exists() and time.monotonic() < end:
-        time.sleep(0.001)
