@@ -119,21 +119,17 @@ def test_a_turn_costs_its_own_tokens_and_a_picture_is_encoded_once(monkeypatch):
     assert views == [1]
 
 
-def test_a_second_turn_about_a_tiled_picture_starts_five_times_sooner_than_a_cold_run():
+def test_a_second_turn_about_a_tiled_picture_runs_its_own_tokens_only():
+    """How much sooner its first token comes is a benchmark's to tell: tools/bench_chat.py."""
     model, processor = load("demo")
     large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1000, 1400, 3), dtype=np.uint8))
-    one = GenerationOptions(max_tokens=1)
-    warm, cold = [], []
-    for _ in range(3):
-        chat = Chat(model, processor, options=one)
-        chat.ask("What is in this image?", large)
-        *_, turn = chat.stream("Where is the ring?")
-        *_, whole = stream_generate(model, processor, chat.messages[:-1], options=one)
-        assert turn.tokens == whole.tokens and turn.statistics.prompt_tokens == whole.statistics.prompt_tokens
-        warm.append(turn.statistics.time_to_first_token)
-        cold.append(whole.statistics.time_to_first_token)
+    chat = Chat(model, processor, options=GenerationOptions(max_tokens=1))
+    chat.ask("What is in this image?", large)
+    *_, turn = chat.stream("Where is the ring?")
+    *_, whole = stream_generate(model, processor, chat.messages[:-1], options=GenerationOptions(max_tokens=1))
+    assert turn.tokens == whole.tokens and turn.statistics.prompt_tokens == whole.statistics.prompt_tokens
     assert whole.statistics.image_tokens > 64  # which one view may not have
-    assert min(cold) > 5 * min(warm), (cold, warm)
+    assert turn.statistics.prompt_tokens - turn.statistics.cached_tokens < 25 < whole.statistics.prompt_tokens
 
 
 def test_the_same_ids_with_another_picture_are_another_prompt():
