@@ -157,7 +157,7 @@ def test_of_two_conversions_to_one_place_the_second_is_told(large, tmp_path):
     words = ("convert", "--hf-path", large, "--mlx-path", tmp_path / "out")
     first = start(*words)
     try:
-        assert when(STAGES["folder"](tmp_path), first)
+        assert when(STAGES["first weights"](tmp_path), first)
         first.send_signal(signal.SIGSTOP)
         second = run(*words)
         assert second.returncode == 2
