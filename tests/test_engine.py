@@ -30,6 +30,7 @@ from mlx_lfm2vl.errors import (
 )
 from mlx_lfm2vl.generation.engine import Engine
 from mlx_lfm2vl.generation.question import Question, longest_token, prepare
+from mlx_lfm2vl.generation.waiting import READERS
 
 NAMES = ("landscape", "small", "portrait")
 FOREVER = GenerationOptions(max_tokens=100_000)
@@ -106,7 +107,7 @@ def test_many_threads_with_random_cancels(engine):
 
 def test_questions_that_wait_together_are_answered_together(engine):
     entered, release = threading.Event(), threading.Event()
-    blocker = engine.enqueue(lambda request: (entered.set(), release.wait(30), request.give_up()))
+    blocker = engine.enqueue(lambda request, _: (entered.set(), release.wait(30), request.give_up()))
     entered.wait(30)
     requests = [engine.submit(f"Question {n}.", options=SHORT) for n in range(5)]
     release.set()
@@ -184,7 +185,7 @@ def test_a_dropped_iterator_stops_its_work(engine):
 def test_a_cancelled_request_tells_what_it_had_cost(engine):
     """While it waits, while its picture is looked at, and while it is answered."""
     entered, release = threading.Event(), threading.Event()
-    engine.enqueue(lambda request: (entered.set(), release.wait(30), request.give_up()))
+    engine.enqueue(lambda request, _: (entered.set(), release.wait(30), request.give_up()))
     entered.wait(30)
     waiting = engine.submit("Hello.", options=SHORT)
     waiting.cancel()
@@ -263,7 +264,7 @@ def test_what_callbacks_raise_ends_their_own_request_only(engine, error):
         __fspath__ = fail
 
     entered, release = threading.Event(), threading.Event()
-    engine.enqueue(lambda request: (entered.set(), release.wait(30), request.give_up()))
+    engine.enqueue(lambda request, _: (entered.set(), release.wait(30), request.give_up()))
     entered.wait(30)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -286,7 +287,7 @@ def test_nobody_waits_for_a_thread_that_has_died(monkeypatch):
     with Engine(loader) as engine:
         engine.wait_until_ready(60)
         entered, release = threading.Event(), threading.Event()
-        engine.enqueue(lambda request: (entered.set(), release.wait(30), request.give_up()))
+        engine.enqueue(lambda request, _: (entered.set(), release.wait(30), request.give_up()))
         entered.wait(30)
         waiting = engine.submit("Hello.")
         monkeypatch.setattr(engine._worker, "_take", lambda: 1 / 0)
@@ -380,7 +381,7 @@ def test_arrays_and_messages_may_be_changed_once_they_are_submitted(engine):
     talk = engine.chat()
     messages = [{"role": "user", "content": [{"type": "image", "image": array}, {"type": "text", "text": "What?"}]}]
     entered, release = threading.Event(), threading.Event()
-    engine.enqueue(lambda request: (entered.set(), release.wait(30), request.give_up()))
+    engine.enqueue(lambda request, _: (entered.set(), release.wait(30), request.give_up()))
     entered.wait(30)
     requests = [engine.submit("What?", array, options=SHORT), engine.submit(messages, options=SHORT)]
     requests.append(talk.submit("What?", [array], options=SHORT))
@@ -437,7 +438,7 @@ def test_asyncio(engine):
 def test_a_full_queue_says_so():
     with Engine(loader, max_queue=2) as engine:
         entered, release = threading.Event(), threading.Event()
-        engine.enqueue(lambda request: (entered.set(), release.wait(30), request.give_up()))
+        engine.enqueue(lambda request, _: (entered.set(), release.wait(30), request.give_up()))
         entered.wait(30)
         waiting = [engine.submit("Hello.", options=SHORT) for _ in range(2)]
         with pytest.raises(QueueFullError, match="2 requests wait already"):
@@ -451,7 +452,7 @@ def test_who_gives_up_before_its_turn_is_answered_at_once():
     """And leaves its place to others, while the engine's thread is busy."""
     with Engine(loader, max_queue=3) as engine:
         entered, release = threading.Event(), threading.Event()
-        blocker = engine.enqueue(lambda request: (entered.set(), release.wait(30), request.give_up()))
+        blocker = engine.enqueue(lambda request, _: (entered.set(), release.wait(30), request.give_up()))
         entered.wait(30)
         cancelled, late, dropped = engine.submit("1"), engine.submit("2", deadline=0.2), engine.stream("3")
         with pytest.raises(QueueFullError):
@@ -488,10 +489,102 @@ def test_who_gives_up_while_its_picture_is_read_is_answered_at_once(engine, argu
     assert engine.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)
 
 
+class SlowPath(os.PathLike):
+    """A picture's path that tells when it is asked for, and comes when it is let."""
+
+    def __init__(self, path):
+        self.path, self.asked, self.release = path, threading.Event(), threading.Event()
+
+    def __fspath__(self):
+        self.asked.set()
+        assert self.release.wait(60)
+        return str(self.path)
+
+
+@pytest.fixture
+def slow_path(tmp_path):
+    picture("small").save(tmp_path / "small.png")
+    made = SlowPath(tmp_path / "small.png")
+    yield made
+    made.release.set()
+
+
+def test_a_picture_that_is_slow_to_come_holds_up_its_own_question_only(engine, slow_path):
+    slow = engine.submit("What is this?", slow_path, options=SHORT)
+    talk = engine.chat(options=SHORT)
+    slow_turn = talk.submit("What is this?", slow_path)
+    assert slow_path.asked.wait(60)
+    assert engine.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)
+    assert engine.submit("What is this?", picture("portrait"), options=SHORT).result(60).tokens
+    assert engine.chat(options=SHORT).ask("Hello.")
+    assert not slow.done and not slow_turn.done
+    slow_path.release.set()
+    assert slow.result(60).tokens == slow_turn.result(60).tokens == alone("What is this?", "small", 6)
+
+
+def test_the_turns_of_a_chat_keep_their_order(engine, slow_path):
+    """Also where the first one's picture comes last, and with what is no turn between them."""
+    expected = engine.chat(options=SHORT)
+    answers = [expected.ask("What is this?", picture("small")), expected.ask("And now?")]
+    talk = engine.chat(options=SHORT)
+    first, second = talk.submit("What is this?", slow_path), talk.submit("And now?")
+    with ThreadPoolExecutor(1) as pool:
+        undone = pool.submit(talk.undo)
+        assert slow_path.asked.wait(60)
+        assert engine.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)
+        assert not second.done and not undone.done()
+        slow_path.release.set()
+        undone.result(60)
+    assert [first.result(60).text, second.result(60).text] == answers
+    assert [message["content"] for message in talk.messages[1:]] == answers[:1]
+
+
+def test_no_more_is_read_ahead_than_is_soon_needed(tmp_path):
+    """Pixels take room: of all pictures that wait only some are opened, and nothing that reads is left behind."""
+    picture("small").save(tmp_path / "small.png")
+    opened = []
+
+    class Noted(os.PathLike):
+        def __fspath__(self):
+            opened.append(threading.current_thread().name)
+            return str(tmp_path / "small.png")
+
+    with Engine(loader, max_batch=2) as engine:
+        entered, release = threading.Event(), threading.Event()
+        engine.enqueue(lambda request, _: (entered.set(), release.wait(60), request.give_up()))
+        assert entered.wait(60)
+        requests = [engine.submit("What is this?", Noted(), options=SHORT) for _ in range(20)]
+        end = time.monotonic() + 30
+        while (len(opened) < READERS or named_threads("reader")) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert opened == ["mlx-lfm2vl reader"] * READERS
+        release.set()
+        assert {request.result(60).tokens for request in requests} == {alone("What is this?", "small", 6)}
+        assert opened == ["mlx-lfm2vl reader"] * 20
+        while named_threads("reader") and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not named_threads("reader")
+
+
+def named_threads(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == f"mlx-lfm2vl {name}"]
+
+
+def test_closing_does_not_wait_for_a_picture(slow_path):
+    engine = Engine(loader)
+    request = engine.submit("What is this?", slow_path)
+    assert slow_path.asked.wait(60)
+    started = time.monotonic()
+    engine.close()
+    assert time.monotonic() - started < 10 and not engine._worker.thread.is_alive()
+    with pytest.raises(EngineClosedError, match="before the request began"):
+        request.result(5)
+
+
 def test_waiting_for_a_place_does_not_block_the_event_loop():
     with Engine(loader, max_queue=1) as engine:
         entered, release = threading.Event(), threading.Event()
-        engine.enqueue(lambda request: (entered.set(), release.wait(30), request.give_up()))
+        engine.enqueue(lambda request, _: (entered.set(), release.wait(30), request.give_up()))
         entered.wait(30)
         waiting = engine.submit("Hello.", options=SHORT)
 
@@ -514,7 +607,7 @@ def test_closing_ends_everything_and_returns():
     engine = Engine(loader)
     running = engine.submit("Tell me everything.", options=FOREVER)
     next(iter_pieces := iter(running))
-    blocked = engine.enqueue(lambda request: request.give_up())
+    blocked = engine.enqueue(lambda request, _: request.give_up())
     started = time.monotonic()
     engine.close()
     assert time.monotonic() - started < 20

@@ -101,7 +101,7 @@ def _answer(
                 model,
                 processor,
                 rows,
-                started=started,
+                started=[started] * len(rows),
                 features=features,
                 prefixes=prefixes,
                 stop=stop,

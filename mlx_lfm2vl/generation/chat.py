@@ -151,7 +151,7 @@ class Chat:
             self.processor.tokenizer,
             _Turn(self, ids, spans, pictures),
             [resolved(self.model, options or self.options)],
-            started=started,
+            started=[started],
             stop=stop,
             progress=progress,
             chosen=chosen.append,

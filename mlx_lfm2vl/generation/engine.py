@@ -1,13 +1,15 @@
 """A model that lives in an app: one thread owns it and every MLX call; any other thread, or asyncio, asks.
 
-Questions that wait together are answered together, and later ones join them. A question that fails, is cancelled or
-runs out of time touches no other. `Engine.close` always returns.
+Questions that wait together are answered together, and later ones join them. Pictures and texts are read by further
+threads meanwhile. A question that fails, is cancelled or runs out of time, or whose picture is slow to come, touches no
+other. `Engine.close` always returns.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -24,11 +26,12 @@ from .features import FeatureCache
 from .memory import MemoryLimits
 from .options import GenerationOptions
 from .prefix import PrefixCache
-from .question import Question, snapshot
+from .question import Question, prepare, snapshot
 from .request import Request, Sink, check_seconds
 from .run import GenerationPiece
+from .waiting import Job
 from .watch import Progress
-from .worker import Job, Loader, Worker
+from .worker import Loader, Worker
 
 T = TypeVar("T")
 CLOSE_SECONDS = 30.0
@@ -103,14 +106,13 @@ class Engine:
         """Puts a question into the queue; arguments as for `stream_generate`.
 
         `deadline`: seconds from now after which the answer ends as "cancelled". `wait`: seconds to wait for a place in
-        the queue. `sink` gets pieces and errors as they come, in the engine's thread (the end of a request that was
-        cancelled before its turn in another one of the engine's), where `progress` is called too (with the tokens of
-        all questions that are answered together).
+        the queue. `sink` gets pieces and errors as they come, in the engine's thread (what is wrong with the question,
+        and the end of a request that was cancelled before its turn, in another one of the engine's), where `progress`
+        is called too (with the tokens of all questions that are answered together).
 
-        Pictures are read and text is tokenised in the engine's thread, one question after the other: a request that is
-        cancelled, or too late, meanwhile is answered at once, but the next one begins only when that is done.
-        NumPy arrays, messages and tools are copied at once; leave PIL images and files as they are until the first
-        piece.
+        Pictures are read and text is tokenised in other threads of the engine, a few questions at a time, while it
+        answers; a question whose picture is slow to come is overtaken by others. NumPy arrays, messages and tools are
+        copied at once; leave PIL images and files as they are until the first piece.
 
         Raises `OptionError`, `QueueFullError` and `EngineClosedError`; what is wrong with the question itself is raised
         by the request.
@@ -120,7 +122,8 @@ class Engine:
             snapshot(prompt), snapshot(images), system, snapshot(tools), chosen, image_overrides, control_tokens
         )
         request = Request(deadline, sink)
-        self._worker.put(Job(request, question, progress), wait)
+        read = functools.partial(prepare, question=question)
+        self._worker.put(Job(request, read, progress=progress), wait)
         return request
 
     def stream(self, *arguments: Any, **keywords: Any) -> Iterator[GenerationPiece]:
@@ -174,30 +177,37 @@ class Engine:
         """A conversation in this engine; arguments as for `Chat` without model and processor."""
         return EngineChat(self, self.call(lambda model, processor: Chat(model, processor, **arguments)))
 
-    def call(self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T]) -> T:
-        """Runs a function of model and processor in the engine's thread, after what waits there (at once, where that is
-        the thread that calls), and returns its result or raises its error."""
+    def call(
+        self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T], *, line: object = None
+    ) -> T:
+        """Runs a function of model and processor in the engine's thread, after what waits for it there (at once, where
+        that is the thread that calls), and returns its result or raises its error. `line` as for `enqueue`."""
         if threading.current_thread() is self._worker.thread:
             return function(*self._worker.loaded)
         results: list[T] = []
 
-        def work(request: Request) -> None:
+        def work(request: Request, _: None) -> None:
             results.append(function(*self._worker.loaded))
             request.deliver(GenerationPiece("", (), "stop"))
 
-        self.enqueue(work).result()
+        self.enqueue(work, line=line).result()
         return results[0]
 
     def enqueue(
         self,
-        work: Callable[[Request], None],
+        work: Callable[[Request, Any], None],
         deadline: float | None = None,
         wait: float = 0.0,
         sink: Sink | None = None,
+        *,
+        read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], Any] | None = None,
+        line: object = None,
     ) -> Request:
-        """Puts work into the queue that delivers its own pieces to its request."""
+        """Puts work into the queue that delivers its own pieces to its request, which it is called with. What `read`
+        (of model and processor, called before its turn in another thread) returns comes as its second argument. Work
+        of one `line` is done in the order in which it was put there."""
         request = Request(deadline, sink)
-        self._worker.put(Job(request, work=work), wait)
+        self._worker.put(Job(request, read, work, line=line), wait)
         return request
 
     def warm_up(self, text: str = "Hello.") -> None:

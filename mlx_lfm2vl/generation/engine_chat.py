@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
+from ..processing.source import Picture, load_image
 from .chat import Chat
-from .question import snapshot
+from .question import listed, snapshot
 from .request import Request, Sink
 from .run import GenerationPiece
 
@@ -19,15 +21,23 @@ T = TypeVar("T")
 class Host(Protocol):
     """What a conversation needs of an engine."""
 
-    def call(self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T]) -> T: ...
+    def call(self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T], *, line: object) -> T: ...
 
     def enqueue(
-        self, work: Callable[[Request], None], deadline: float | None, wait: float, sink: Sink | None
+        self,
+        work: Callable[[Request, Any], None],
+        deadline: float | None,
+        wait: float,
+        sink: Sink | None,
+        *,
+        read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], Any] | None,
+        line: object,
     ) -> Request: ...
 
 
 class EngineChat:
-    """A `Chat` whose turns run in an engine's thread; methods are those of `Chat`."""
+    """A `Chat` whose turns run in an engine's thread, in the order in which they are asked for; methods are those of
+    `Chat`. Pictures are read before, in another thread of the engine."""
 
     def __init__(self, engine: Host, chat: Chat):
         self._engine, self._chat = engine, chat
@@ -48,8 +58,10 @@ class EngineChat:
         **arguments: Any,
     ) -> Request:
         """A turn as a request; `deadline`, `wait`, `sink` as for `Engine.submit`, the others as for `Chat.stream`."""
-        kept = snapshot(images)
-        return self._submit(lambda **more: self._chat.stream(text, kept, **arguments, **more), deadline, wait, sink)
+        read = None if images is None else functools.partial(_read, snapshot(images))
+        return self._submit(
+            lambda pictures, **more: self._chat.stream(text, pictures, **arguments, **more), deadline, wait, sink, read
+        )
 
     def stream(self, text: str, images: Any = None, **arguments: Any) -> Iterator[GenerationPiece]:
         return iter(self.submit(text, images, **arguments))
@@ -61,32 +73,45 @@ class EngineChat:
         self, *, deadline: float | None = None, wait: float = 0.0, sink: Sink | None = None, **arguments: Any
     ) -> Request:
         """The last turn anew, as a request."""
-        return self._submit(lambda **more: self._chat.retry(**arguments, **more), deadline, wait, sink)
+        return self._submit(lambda _, **more: self._chat.retry(**arguments, **more), deadline, wait, sink)
 
     def retry(self, **arguments: Any) -> Iterator[GenerationPiece]:
         return iter(self.submit_retry(**arguments))
 
     def undo(self) -> None:
-        self._engine.call(lambda *_: self._chat.undo())
+        self._call(self._chat.undo)
 
     def reset(self) -> None:
-        self._engine.call(lambda *_: self._chat.reset())
+        self._call(self._chat.reset)
 
     def fork(self) -> EngineChat:
-        return EngineChat(self._engine, self._engine.call(lambda *_: self._chat.fork()))
+        return EngineChat(self._engine, self._call(self._chat.fork))
 
     def save(self, path: Any) -> None:
-        self._engine.call(lambda *_: self._chat.save(path))
+        self._call(lambda: self._chat.save(path))
 
     def load(self, path: Any) -> None:
-        self._engine.call(lambda *_: self._chat.load(path))
+        self._call(lambda: self._chat.load(path))
+
+    def _call(self, function: Callable[[], T]) -> T:
+        return self._engine.call(lambda *_: function(), line=self._chat)
 
     def _submit(
-        self, turn: Callable[..., Iterator[GenerationPiece]], deadline: float | None, wait: float, sink: Sink | None
+        self,
+        turn: Callable[..., Iterator[GenerationPiece]],
+        deadline: float | None,
+        wait: float,
+        sink: Sink | None,
+        read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], Any] | None = None,
     ) -> Request:
-        def work(request: Request) -> None:
-            with contextlib.closing(turn(stop=request.stopped)) as pieces:  # type: ignore[type-var]
+        def work(request: Request, pictures: Any) -> None:
+            with contextlib.closing(turn(pictures, stop=request.stopped)) as pieces:  # type: ignore[type-var]
                 for piece in pieces:
                     request.deliver(piece)
 
-        return self._engine.enqueue(work, deadline, wait, sink)
+        return self._engine.enqueue(work, deadline, wait, sink, read=read, line=self._chat)
+
+
+def _read(images: Any, _: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor) -> list[Picture]:
+    policy = processor.image_processor.source_policy
+    return [load_image(picture, policy) for picture in listed(images)]

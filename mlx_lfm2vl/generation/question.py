@@ -261,11 +261,16 @@ def check_tools(tools: Any) -> None:
         raise OptionError("tools must be a list of JSON schemas (mappings), or None")
 
 
+def listed(images: Any) -> list[Any]:
+    """The pictures of an `images` argument: several, one, or none."""
+    return [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+
+
 def user_content(text: str, images: Any = None) -> list[dict[str, Any]]:
     """A user's turn: pictures first, then the text. Raises `PromptError` if there is neither."""
     if not isinstance(text, str):
         raise PromptError(f"the text is {type(text).__name__}, expected str")
-    pictures = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+    pictures = listed(images)
     if not text and not pictures:
         raise PromptError("prompt is empty and there is no picture; give one of them")
     content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]

@@ -85,12 +85,12 @@ class Start(Protocol):
 
 @dataclass(frozen=True)
 class Joining:
-    """Rows that join others which are being answered: their start, resolved options, and when they were asked; `stop`
+    """Rows that join others which are being answered: their start, resolved options, and when they were begun; `stop`
     and `progress` until their first token."""
 
     start: Start
     options: Sequence[GenerationOptions]
-    started: float
+    started: Sequence[float]
     stop: Stop | None = None
     progress: Progress | None = None
 
@@ -124,7 +124,7 @@ def run(
     start: Start,
     options: Sequence[GenerationOptions],
     *,
-    started: float,
+    started: Sequence[float],
     stop: Stop | None = None,
     row_stop: Callable[[int], bool] | None = None,
     failed: Callable[[int, Exception], None] | None = None,
@@ -134,20 +134,21 @@ def run(
 ) -> Iterator[tuple[int, GenerationPiece]]:
     """Yields (row, piece) until every row has ended.
 
-    `options` (resolved), one a row. `started`: `time.perf_counter()` at the call. `chosen` is called with each token of
-    a single row. `stop` ends all rows with "cancelled"; with `row_stop` it is asked before the first token only, and
-    `row_stop` for each row after each token. `joining` is asked before each token, with the number of rows that go on,
-    for more, which are numbered on from those before. A row whose numbers are not finite, or that cannot join, ends
-    with `failed`; without it `NotFiniteError` is raised. Raises `PromptError` and `InputError` before the first piece.
+    `options` (resolved) and `started` (`time.perf_counter()` when it began): one a row. `chosen` is called with each
+    token of a single row. `stop` ends all rows with "cancelled"; with `row_stop` it is asked before the first token
+    only, and `row_stop` for each row after each token. `joining` is asked before each token, with the number of rows
+    that go on, for more, which are numbered on from those before. A row whose numbers are not finite, or that cannot
+    join, ends with `failed`; without it `NotFiniteError` is raised. Raises `PromptError` and `InputError` before the
+    first piece.
     """
     ends = generation_config(model).eos_token_ids
     rows: dict[int, _Row] = {}
     entered = 0
 
-    def enter(start: Start, options: Sequence[GenerationOptions], started: float) -> list[int]:
+    def enter(start: Start, options: Sequence[GenerationOptions], started: Sequence[float]) -> list[int]:
         nonlocal entered
-        for at, each in enumerate(options):
-            row = _Row(start, at, tokenizer, each, ends, started)
+        for at, (each, began) in enumerate(zip(options, started, strict=True)):
+            row = _Row(start, at, tokenizer, each, ends, began)
             row.limit = min(row.limit, positions_left(model, len(row.ids)))
             rows[entered + at] = row
         entered += len(options)

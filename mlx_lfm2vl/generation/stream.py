@@ -57,7 +57,7 @@ def stream_generate(
     rows = [prepare(model, processor, question)]
     del question
     answering = run_rows(
-        model, processor, rows, started=started, features=features, prefixes=prefixes, stop=stop, progress=progress
+        model, processor, rows, started=[started], features=features, prefixes=prefixes, stop=stop, progress=progress
     )
     for _, piece in answering:
         yield piece

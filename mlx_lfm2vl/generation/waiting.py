@@ -1,0 +1,190 @@
+"""The jobs that wait for an engine's thread, and the threads that read their pictures and texts meanwhile.
+
+A job is taken once it is read, in the order in which jobs came; one that takes long to read (an address that is slow to
+answer) holds up none but those of its own line. No more is read ahead than is soon needed, since pixels take room. The
+readers never call MLX, and none is there while there is nothing to read.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import QueueFullError
+from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..processing.processor import Lfm2VlProcessor
+from .request import Request, check_seconds
+from .watch import Progress
+
+READERS = 4  # pictures and texts that are read at a time
+Loaded = tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]
+
+
+@dataclass(eq=False)
+class Job:
+    """What waits: a question, or `work` of its own, which is called with the request and what was read.
+
+    `read` is called with model and processor in a reader's thread; None where there is nothing to read. Jobs of one
+    `line` are done in their order.
+    """
+
+    request: Request
+    read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], Any] | None = None
+    work: Callable[[Request, Any], None] | None = None
+    progress: Progress | None = None
+    line: object = None
+    begun: bool = False  # to be read
+    ready: bool = False
+    made: Any = None  # what was read
+    seconds: float = 0.0  # that it took
+
+
+class Waiting:
+    """At most `most` jobs, and the requests of those that were taken last. Safe to use from any thread.
+
+    Up to `ahead` jobs are read before their turn.
+    """
+
+    def __init__(self, most: int, ahead: int):
+        self._most, self._ahead = most, max(ahead, READERS)
+        self._changed = threading.Condition()
+        self._jobs: list[Job] = []
+        self._running: list[Request] = []
+        self._loaded: Loaded | None = None
+        self._all_ready = False
+        self._readers = 0
+        self.closed = False
+
+    def put(self, job: Job, wait: float) -> bool:
+        """Adds a job, after at most `wait` seconds; False where the queue is closed. Raises `QueueFullError`."""
+        check_seconds("wait", wait)
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.closed or len(self._jobs) < self._most, wait):
+                raise QueueFullError(f"{self._most} requests wait already; try again later, or wait for a place")
+            if self.closed:
+                return False
+            job.ready = job.read is None
+            self._jobs.append(job)
+            self._news()
+        return True
+
+    def begin(self, loaded: Loaded | None) -> None:
+        """Lets readers begin. With None, where no model is there, every job counts as ready."""
+        with self._changed:
+            self._loaded, self._all_ready = loaded, loaded is None
+            self._news()
+
+    def take(self, most: int, idle_seconds: float, idle: Callable[[], None]) -> list[Job] | None:
+        """Waits for jobs that can be done together, at most `most`: one with work of its own, or questions. None once
+        the queue is closed. Calls `idle` when nothing has come for `idle_seconds`."""
+        with self._changed:
+            while not self._changed.wait_for(lambda: self.closed or self._next(1), idle_seconds):
+                idle()
+                self._changed.wait_for(lambda: self.closed or self._next(1))
+            jobs = [] if self.closed else self._next(most)
+            self._running = [job.request for job in jobs]
+            self._remove(jobs)
+            return jobs or None
+
+    def take_more(self, room: int) -> list[Job]:
+        """Questions whose turn it is, at most `room`, to join those that were taken."""
+        with self._changed:
+            jobs = [] if self.closed or not room else self._next(room)
+            if not jobs or jobs[0].work is not None:
+                return []
+            self._running += [job.request for job in jobs]
+            self._remove(jobs)
+            return jobs
+
+    def done(self) -> None:
+        """What was taken has ended."""
+        with self._changed:
+            self._running = []
+
+    def take_stopped(self) -> tuple[list[Request], float | None]:
+        """Takes out those who have given up; also the next deadline of the others."""
+        with self._changed:
+            gone = [job for job in self._jobs if job.request.stopped()]
+            self._remove(gone)
+            deadlines = [job.request.deadline for job in self._jobs if job.request.deadline is not None]
+            return [job.request for job in gone], min(deadlines, default=None)
+
+    def close(self) -> tuple[list[Request], list[Request]]:
+        """Takes all out and no more in; the requests that waited, and those that run."""
+        with self._changed:
+            self.closed, self._loaded = True, None
+            waiting, self._jobs = [job.request for job in self._jobs], []
+            self._changed.notify_all()
+            return waiting, list(self._running)
+
+    # With the lock held
+
+    def _next(self, most: int) -> list[Job]:
+        """The first job that can be done, and as many questions as can be done with it before other work."""
+        found: list[Job] = []
+        lines: list[object] = []
+        for job in self._jobs:
+            if any(job.line is line for line in lines):
+                continue
+            if job.line is not None:
+                lines.append(job.line)
+            if not (job.ready or self._all_ready):
+                continue
+            if job.work is not None:
+                return found or [job]
+            found.append(job)
+            if len(found) == most:
+                break
+        return found
+
+    def _remove(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self._jobs.remove(job)
+        if jobs:
+            self._news()
+
+    def _news(self) -> None:
+        """Tells all who wait, and starts a reader if there is need of one."""
+        self._changed.notify_all()
+        if self._readers < READERS and self._unread() is not None:
+            self._readers += 1
+            threading.Thread(target=self._read, name="mlx-lfm2vl reader", daemon=True).start()
+
+    def _unread(self) -> Job | None:
+        """The next job to read, if one may be."""
+        if self._loaded is None or sum(job.begun for job in self._jobs) >= self._ahead:
+            return None
+        return next((job for job in self._jobs if job.read is not None and not job.begun), None)
+
+    # In a reader's thread
+
+    def _read(self) -> None:
+        while True:
+            with self._changed:
+                job = self._unread()
+                if job is None or self._loaded is None:
+                    self._readers -= 1
+                    return
+                job.begun, loaded = True, self._loaded
+                if self._unread() is not None:
+                    self._news()
+            self._read_one(job, loaded)
+            del job, loaded  # what they hold may be large
+
+    def _read_one(self, job: Job, loaded: Loaded) -> None:
+        assert job.read is not None
+        started = time.perf_counter()
+        try:
+            job.made = job.read(*loaded)
+        except BaseException as error:  # of a picture's own reader, too
+            with self._changed:
+                if job in self._jobs:
+                    self._remove([job])
+            job.request.deliver(error)
+            return
+        with self._changed:
+            job.seconds, job.ready = time.perf_counter() - started, True
+            self._changed.notify_all()
