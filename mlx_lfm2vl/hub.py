@@ -13,6 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ PASSING = (408, 429, 500, 502, 503, 504)  # what a hub answers that may be well 
 WAITS = (0.5, 1.0, 2.0)  # seconds before a question is put again
 LONGEST_WAIT = 60.0  # seconds, if the hub asks for more
 CLOCK_SLACK = 2.0  # seconds by which a file system's clock may be behind
+_XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})\b.*")  # in what hf_xet raises
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -145,7 +147,7 @@ def _download(
         raise HubError(
             f"{repo}: no such folder here and no such repository on the hub (or it is private: log in)"
         ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError) as error:
         said = answer(error)
         if said is None and isinstance(error, LocalEntryNotFoundError):
             reason = f"not in the local cache and the hub cannot be reached ({_first_line(error)})"
@@ -154,6 +156,7 @@ def _download(
         elif said is not None and said.status_code == 429:
             reason = "the hub asks to come back later (too many requests); then run it again"
         else:
+            # a RuntimeError is of Xet's client, which has tried what may pass for minutes by itself
             cause = error.__cause__ if said is not None and error.__cause__ is not None else error
             reason = f"the download failed ({_first_line(cause)}); run it again to resume"
         raise HubError(f"{repo}: {reason}") from error
@@ -163,19 +166,22 @@ def _download(
 
 
 def _check_arrived(repo: str, folder: Path, began: float) -> None:
-    """Compares large files that have just come with their SHA-256, which is their name in the hub's cache (the client
-    itself compares sizes only). Raises `HubError` once the file is removed, so that the next run fetches it anew."""
+    """Compares large files that have just come with their SHA-256 (the client itself compares sizes only, or what Xet
+    calls a hash). Raises `HubError` once the file is removed, so that the next run fetches it anew."""
+    if not folder.is_dir():
+        raise HubError(f"{repo}: the repository is empty, or holds nothing that a model is made of")
     for file in folder.iterdir():
-        blob = file.resolve()
-        if not _SHA256.fullmatch(blob.name) or blob.stat().st_mtime < began - CLOCK_SLACK:
+        # The first link's name is the SHA-256; it may lead on to a store that repositories share, with other names.
+        link, blob = Path(os.readlink(file)) if file.is_symlink() else file, file.resolve()
+        if not _SHA256.fullmatch(link.name) or blob.stat().st_mtime < began - CLOCK_SLACK:
             continue
         digest = hashlib.sha256()
         with blob.open("rb") as stream:
             while piece := stream.read(2**20):
                 digest.update(piece)
-        if digest.hexdigest() != blob.name:
-            file.unlink()
-            blob.unlink(missing_ok=True)
+        if digest.hexdigest() != link.name:
+            for damaged in {file, file.parent / link, blob}:
+                damaged.unlink(missing_ok=True)
             raise HubError(f"{repo}: {file.name} arrived damaged (wrong checksum) and was removed; run it again")
 
 
@@ -236,17 +242,32 @@ def publish(
     if not is_repository(repo):
         raise HubError(f"{repo}: is not a hub repository name like 'owner/LFM2.5-VL-450M-8bit'")
     api = HfApi(token=token)
+    plain = False  # whether the hub has no Xet storage, which the client does not find out
     for attempt in range(1, attempts + 1):
         try:
             api.create_repo(repo, private=private or None, exist_ok=True)
-            operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
-            return str(api.create_commit(repo, operations, commit_message=message).commit_url)
+            with ExitStack() as opened:
+                # what is given as an open file goes the older way, which every hub knows
+                sources = [
+                    opened.enter_context((folder / name).open("rb")) if plain else folder / name for name in files
+                ]
+                operations = [
+                    CommitOperationAdd(path_in_repo=name, path_or_fileobj=source)
+                    for name, source in zip(files, sources, strict=True)
+                ]
+                return str(api.create_commit(repo, operations, commit_message=message).commit_url)
         except HFValidationError as error:
             raise HubError(f"{repo}: is not a name that the hub allows ({_first_line(error)})") from None
         except (HfHubHTTPError, httpx.HTTPError, RuntimeError, ValueError, OSError) as error:
             cause = error if not isinstance(error, RuntimeError) or error.__cause__ is None else error.__cause__
-            status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-            passing = status in PASSING if status else isinstance(cause, httpx.TransportError)
+            response = cause.response if isinstance(cause, HfHubHTTPError) else None
+            of_xet = None if response is not None else _XET_STATUS.search(_first_line(cause))
+            if of_xet and of_xet[1] == "404" and "xet-write-token" in of_xet[0] and not plain and attempt < attempts:
+                plain = True
+                continue
+            status = int(of_xet[1]) if of_xet else None if response is None else response.status_code
+            # what Xet's client has been refused it has tried again by itself, for minutes
+            passing = not of_xet and (status in PASSING if status else isinstance(cause, httpx.TransportError))
             if not passing or attempt == attempts:
                 raise HubError(f"{repo}: {_why_not_uploaded(status, cause)}") from error
             time.sleep(wait * 2 ** (attempt - 1))

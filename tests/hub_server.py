@@ -61,13 +61,14 @@ class HubServer:
     stored: dict[str, bytes] = field(default_factory=dict)  # large files by SHA-256, committed or not
     commits: list[str] = field(default_factory=list)  # their messages
     refusals: list[tuple[str, int]] = field(default_factory=list)  # (start of path, status) of the next refused writes
+    large: tuple[str, ...] = LARGE  # how the names of large files end
     cut_uploads: int = 0  # so many uploads of large files break off in the middle
 
     def __enter__(self) -> HubServer:
         hub = self
         self.ended = threading.Event()
 
-        class Handler(_Handler):
+        class Handler(self.handler()):  # type: ignore[misc]
             server_state = hub
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -83,6 +84,10 @@ class HubServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def handler(self) -> type[_Handler]:
+        """What answers the requests."""
+        return _Handler
 
     def fetched(self) -> list[str]:
         """Paths of the files whose content was asked for, in order."""
@@ -185,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
     def preupload(self, key: str, asked: dict[str, Any]) -> None:
         files = []
         for entry in asked["files"]:
-            mode = "lfs" if entry["path"].endswith(LARGE) else "regular"
+            mode = "lfs" if entry["path"].endswith(self.server_state.large) else "regular"
             data = self.server_state.repositories[key].files.get(entry["path"])
             oid = None if data is None else hashlib.sha256(data).hexdigest() if mode == "lfs" else git_id(data)
             files.append({"path": entry["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
@@ -232,20 +237,21 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def tree(self, key: str, repo: Repository) -> None:
-        entries = []
-        for name, data in sorted(repo.files.items()):
-            entry: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": git_id(data)}
-            if name.endswith(LARGE):
-                entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
-            entries.append(entry)
-        self.json(entries)
+        self.json([self.entry(name, data) for name, data in sorted(repo.files.items())])
+
+    def entry(self, name: str, data: bytes) -> dict[str, Any]:
+        """A file as listings show it."""
+        entry: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": git_id(data)}
+        if name.endswith(self.server_state.large):
+            entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+        return entry
 
     def resolve(self, key: str, repo: Repository, name: str) -> None:
         data = repo.files.get(name)
         headers = {"X-Repo-Commit": repo.commit}
         if data is None:
             self.refuse(404, "EntryNotFound", headers)
-        elif name.endswith(LARGE):
+        elif name.endswith(self.server_state.large):
             headers |= {
                 "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"',
                 "X-Linked-Size": str(len(data)),

@@ -284,6 +284,13 @@ def test_a_repository_without_config_is_no_model(fetch, hub):
     assert "has no config.json" in message(fetch())
 
 
+def test_an_empty_repository_is_no_model(fetch, hub):
+    hub.repositories[NAME].files.clear()
+    assert message(fetch()).startswith(f"{NAME}: the repository is empty")
+    hub.repositories[NAME].files["model.onnx"] = b"another program's weights"
+    assert "holds nothing that a model is made of" in message(fetch())
+
+
 @pytest.mark.parametrize("name", ["maker/a--b", "maker/a..b", "maker/" + "x" * 100, "maker/x.git"])
 def test_names_that_the_hub_does_not_allow(fetch, hub, name):
     said = message(fetch(name))

@@ -35,11 +35,13 @@ def copy(file: Path, target: Path) -> None:
 
 
 def check_own(file: Path) -> None:
-    """Raises `OutputError` for a link that leads out of its folder (of the hub's cache: out of the repository): what is
-    copied is published one day, and a stranger's folder must not choose among the user's own files."""
+    """Raises `OutputError` for a link that leads out of its folder (of the hub's cache: out of the repository and of
+    the store that repositories share): what is copied is published one day, and a stranger's folder must not choose
+    among the user's own files."""
     folder, place = file.parent.resolve(), file.resolve()
-    root = next((parent.parent for parent in folder.parents if parent.name == "snapshots"), folder)
-    if root not in place.parents:
+    repository = next((parent.parent for parent in folder.parents if parent.name == "snapshots"), None)
+    allowed = {folder} if repository is None else {repository, repository.parent / "blobs"}
+    if allowed.isdisjoint(place.parents):
         raise OutputError(f"{file}: is a link that leads out of the folder; put the file itself there, or remove it")
 
 
