@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -89,19 +90,72 @@ def test_mlx_vlm_asks_our_folders_as_we_do(name, tmp_path):
     assert theirs(model, found) == ours(our_model, inputs)
 
 
-@pytest.mark.parametrize("options", [{}, {"quantize": True, "q_bits": 4, "q_group_size": 32}], ids=["dense", "4 bits"])
-def test_folders_of_mlx_vlm_load_here(options, tmp_path):
-    """gen2 only: its convert cannot load a configuration that leaves block_dim out, whose value is not the 450M's."""
+# The configurations of the public checkpoints: folder with the weights, keys of config.json and of its text_config that
+# change (None: left out). mlx-vlm cannot load one whose block_dim and conv_dim are left out and are not the 450M's.
+_WIDTHS_SPELLED_OUT = {"block_dim": 64, "conv_dim": 64, "conv_dim_out": 64, "block_use_swiglu": True}
+LAYOUTS: dict[str, tuple[str, dict, dict]] = {
+    "LFM2-VL, first release": (
+        "gen2",
+        {"model_type": "lfm2-vl", "image_token_id": None, "image_token_index": 396, "vision_feature_layer": -1},
+        {},
+    ),
+    "LFM2-VL": ("gen2", {}, {}),
+    "LFM2.5-VL-450M and 1.6B": (
+        "gen25",
+        {"eos_token_id": None},
+        # 88 is what is adjusted to; both spellings of the width
+        {"block_auto_adjust_ff_dim": True, "block_multiple_of": 8, "block_ff_dim": 132, "intermediate_size": 132}
+        | _WIDTHS_SPELLED_OUT,
+    ),
+    "LFM2.5-VL-3B": ("gen25", {}, _WIDTHS_SPELLED_OUT),
+}
+THEIR_WIDTHS = {
+    "dense": {},
+    "4 bits": {"quantize": True, "q_bits": 4, "q_group_size": 32},
+    "8 bits": {"quantize": True, "q_bits": 8, "q_group_size": 32},
+}
+
+
+def laid_out(layout: str, folder: Path) -> Path:
+    """A folder in the layout of a public checkpoint."""
+    name, top, text = LAYOUTS[layout]
+    shutil.copytree(GOLDEN / name, folder)
+    config = json.loads((folder / "config.json").read_text())
+    for part, changes in ((config, top), (config["text_config"], text)):
+        part.update(changes)
+        for key in [key for key, value in part.items() if value is None]:
+            del part[key]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("width", THEIR_WIDTHS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_folders_of_mlx_vlm_load_here(layout, width, tmp_path):
+    """What its convert writes gives its tokens here, and what is converted of that gives them in both."""
     from mlx_vlm.convert import convert as their_convert
     from mlx_vlm.utils import load_model
 
-    out = tmp_path / "out"
-    their_convert(str(GOLDEN / "gen2"), str(out), trust_remote_code=False, **options)
+    source, out = laid_out(layout, tmp_path / "source"), tmp_path / "out"
+    their_convert(str(source), str(out), trust_remote_code=False, **THEIR_WIDTHS[width])
+    assert ("quantization" in json.loads((out / "config.json").read_text())) == (width != "dense")
     model, processor = load(out)
     inputs = inputs_for(processor, GOLDEN / "pictures" / "landscape.png")
-    assert ours(model, inputs) == theirs(load_model(out), inputs)
+    expected = theirs(load_model(out), inputs)
+    assert ours(model, inputs) == expected
     again = convert(out, tmp_path / "again")
-    assert ours(load(again)[0], inputs) == ours(model, inputs)
+    assert ours(load(again)[0], inputs) == theirs(load_model(again), inputs) == expected
+
+
+@pytest.mark.parametrize("width", ["dense", "4 bits", "8 bits"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_our_folders_of_every_layout_give_the_same_tokens_in_mlx_vlm(layout, width, tmp_path):
+    from mlx_vlm.utils import load_model
+
+    out = convert(laid_out(layout, tmp_path / "source"), tmp_path / "out", **WIDTHS[width])
+    model, processor = load(out)
+    inputs = inputs_for(processor, GOLDEN / "pictures" / "landscape.png")
+    assert theirs(load_model(out), inputs) == ours(model, inputs)
 
 
 @pytest.mark.parametrize("width", ["dense", "mixed, with vision", "dense layers"])
