@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import warnings
+from contextlib import nullcontext
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,8 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlx.utils import tree_flatten
 
+from mlx_lfm2vl.config import Lfm2Config
 from mlx_lfm2vl.model import cpu
+from mlx_lfm2vl.model.lfm2 import Lfm2Model, _step
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -20,15 +25,90 @@ def normal(*shape: int, seed: int = 0) -> mx.array:
 
 
 def test_it_applies_to_float32_on_a_cpu_only():
-    assert cpu.applies(mx.zeros((1,)))
+    assert cpu.applies(mx.zeros((1,)), mx.zeros((2, 2)))
+    assert not cpu.applies(mx.zeros((1,)), mx.zeros((1,), mx.bfloat16))
     assert not cpu.applies(mx.zeros((1,), mx.bfloat16)) and not cpu.applies(mx.zeros((1,), mx.float16))
 
 
-def test_exp_is_right_to_the_last_bits_over_its_whole_range():
-    x = np.linspace(-86, 86, 1_000_001, dtype=np.float32)
-    wanted = np.exp(x.astype(np.float64))
-    assert np.abs(np.array(cpu.exp(mx.array(x))) / wanted - 1).max() < 1.25e-7
-    assert cpu.exp(mx.zeros((1,))).item() == 1
+@pytest.mark.parametrize("shape", [(1, 1, 48), (2, 3, 48), (7, 48), (0, 48), (1, 4, 2, 48)])
+@pytest.mark.parametrize("wide", [False, True])
+def test_products_are_mlx_s_whatever_the_layout(shape, wide):
+    x, weight, bias = normal(*shape), normal(96, 48, seed=1), normal(96, seed=2)
+    layout = cpu.by_columns(weight) if wide else weight
+    for rows in (x, normal(48, shape[0], *shape[1:-1]).transpose(*range(1, len(shape)), 0)):  # as it lies, and strided
+        wanted = np.array(rows) @ np.array(weight).T
+        np.testing.assert_allclose(np.array(cpu.product(rows, layout)), wanted, rtol=1e-5, atol=1e-5)
+        residual = normal(*wanted.shape, seed=3)
+        for added in (bias, residual):
+            made = cpu.add_product(added, rows, layout)
+            np.testing.assert_allclose(np.array(made), wanted + np.array(added), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(
+        np.array(residual), np.array(normal(*wanted.shape, seed=3)), "its input is not changed"
+    )
+
+
+def test_rms_norm_is_mlx_s():
+    x, weight = normal(2, 3, 4, 16) * 100, normal(16, seed=1)
+    np.testing.assert_allclose(
+        np.array(cpu.rms_norm(x, weight, 1e-5)), np.array(mx.fast.rms_norm(x, weight, 1e-5)), rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(("rows", "taps"), [(1, 3), (3, 3), (2, 5)])
+def test_a_step_of_the_convolution_is_mlx_s(rows, taps, inference):
+    projected, kernel = normal(rows, 1, 24), normal(8, taps, 1, seed=1)
+    past = [normal(rows, 1, 8, seed=seed) for seed in range(2, 1 + taps)]
+    wanted = _step(projected, kernel, *past)
+    with cpu.no_gradients() if inference else nullcontext():
+        got = cpu.conv_step(_step, projected, past, kernel)
+    for ours, theirs in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_computed_here_has_mlx_s_gradients(monkeypatch):
+    """Of a layer of each kind, through products, norms, convolution, activations and attention."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+    kinds = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2, "vocab_size": 7}
+    model = Lfm2Model(Lfm2Config.from_dict({**sizes, **kinds}))
+    x = normal(2, 150, 32)
+
+    def gradients() -> dict[str, np.ndarray]:
+        loss = lambda model: (model(x) ** 3).sum()  # noqa: E731
+        return {name: np.array(of) for name, of in tree_flatten(nn.value_and_grad(model, loss)(model)[1])}
+
+    ours = gradients()
+    monkeypatch.setattr(cpu, "is_default", lambda: False)
+    theirs = gradients()
+    assert ours.keys() == theirs.keys() and len(ours) > 15
+    for name, wanted in theirs.items():
+        np.testing.assert_allclose(ours[name], wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max(), err_msg=name)
+
+
+def test_gelu_and_a_step_of_the_convolution_have_mlx_s_gradients_too():
+    x, kernel = normal(2, 1, 24), normal(8, 3, 1, seed=1)
+    past = [normal(2, 1, 8, seed=seed) for seed in (2, 3)]
+    for ours, theirs in (
+        (lambda x: cpu.gelu_tanh(x).sum(), lambda x: nn.gelu_approx(x).sum()),
+        (lambda x: cpu.silu(x).sum(), lambda x: nn.silu(x).sum()),
+        (
+            lambda x: sum(y.sum() for y in cpu.conv_step(_step, x, past, kernel)),
+            lambda x: sum(y.sum() for y in _step(x, kernel, *past)),
+        ),
+    ):
+        np.testing.assert_allclose(np.array(mx.grad(ours)(x)), np.array(mx.grad(theirs)(x)), rtol=1e-4, atol=1e-5)
+
+
+def test_compiling_through_it_is_refused_and_not_wrong():
+    with pytest.raises(ValueError, match="compile"):
+        mx.compile(lambda x: cpu.silu(x))(mx.ones((3,)))
+
+
+def test_numbers_beyond_floats_warn_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cpu.gelu_tanh(mx.array([-1e30, 1e30, -200.0])).tolist() == [0, pytest.approx(1e30), 0]
+        assert np.isnan(cpu.silu(mx.array([float("nan")])).item())
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(cpu.gelu_tanh, nn.gelu_approx), (cpu.silu, nn.silu)])

@@ -225,7 +225,7 @@ def test_the_tied_head_is_the_embedding_and_the_untied_is_not(checkpoint):
     model = model_of(checkpoint)
     hidden = mx.ones((1, model.config.text_config.hidden_size))
     tied = model.model.language_model.embed_tokens.as_linear(hidden)
-    assert mx.allclose(model.logits(hidden), tied).item() == (checkpoint != "untied")
+    assert mx.allclose(model.logits(hidden), tied, atol=1e-4).item() == (checkpoint != "untied")
 
 
 def test_arrays_that_do_not_fit_are_refused_by_name(golden):

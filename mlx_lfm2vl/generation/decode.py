@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import InputError, NotFiniteError
 from ..model.cache import Cache
+from ..model.cpu import no_gradients
 from ..model.lfm2 import Context, padding_masks
 from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration
 from ..weights.fit import allocations, check_question, largest_pass, number_type
@@ -78,7 +79,7 @@ def prefill(
     """
     rows, length = prompt.input_ids.shape
     check_question(model.config, number_type(model), length, 0, largest_pass(prompt.spatial_shapes), rows)
-    with allocations(f"a prompt of {length:,} tokens"):
+    with allocations(f"a prompt of {length:,} tokens"), no_gradients():
         body = model.model
         images = prompt.images
         if prompt.pixel_values is not None:
@@ -152,7 +153,7 @@ class Decoding:
         Unless it is the `last` step the one after is dispatched first, and the cache holds the tokens returned.
         """
         tokens, logprobs = self._next
-        with allocations("the answer's next token"):
+        with allocations("the answer's next token"), no_gradients():
             if not last:
                 body = self._model.model
                 embeds = body.language_model.embed_tokens(tokens[:, None])

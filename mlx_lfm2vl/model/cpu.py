@@ -1,34 +1,35 @@
-"""What is done differently where MLX computes on a CPU, all of it in this file (OpenBLAS apart: see `backend`).
+"""What is done differently where MLX computes on a CPU, all of it in this file.
 
 It applies where the default device is a CPU: on Metal and CUDA everything is MLX's own.
 
 - Weights are made float32 when they are loaded, quantised ones too, if nobody asked for a type and memory allows:
   MLX's products in other types are 30 to 60 times slower there. Wide ones lie in memory by columns, (in, out), which
-  OpenBLAS reads faster when there is one row to multiply.
-- Computing in float32, exponentials are polynomials that a compiler vectorises (MLX takes them from the C library one
-  by one), and attention runs in blocks that fit a core's cache. Results differ from MLX's by rounding, 1e-7 relative.
+  OpenBLAS reads faster when there are a few rows to multiply.
+- Computing in float32, products of linear layers, attention and activations are NumPy's. Its wheels bring an OpenBLAS
+  with them, which reads a matrix for a single row two to three times as fast as MLX, whose every product is an `sgemm`,
+  and its exponentials are vectorised, which MLX takes from the C library one by one. Memory is shared on the way in and
+  copied on the way out. Results differ from MLX's by rounding.
+
+Such functions compute when they are called, not when their result is asked for. Gradients go through them (they are
+those of MLX's functions); `mx.compile` and `mx.vmap` cannot, and say so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache, partial
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-BLOCK = 2**16  # numbers that are worked on at a time: 256 KiB, which stays in a core's cache
-QUERY_ROWS = 256
+BLOCK = 2**15  # numbers that are worked on at a time: 128 KiB, so that several arrays of them stay in a core's cache
+SCORES = 2**18  # of attention that are worked on at a time
 SMALL = 2**14  # attention of fewer scores goes MLX's way, which takes fewer steps
 _CPU = mx.Device(mx.cpu)
-
-LIMIT = 86.0  # e^-86 is 5e-38, the smallest power that is still normal in float32
-LOG2_E = 1.4426950408889634
-LN_2_HIGH, LN_2_LOW = 0.693359375, -2.12194440e-4  # their sum is ln 2, the first has few digits: n * it is exact
-ROUNDER = 12582912.0  # 1.5 * 2^23: the sum with it has the nearest integer in its lowest bits
-TAYLOR = (1.0, 1.0, 5.0000001201e-1, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.987569150e-4)
-
-_kernel = partial(mx.compile, shapeless=True)
+_inference = ContextVar("_inference", default=False)
 
 
 def is_default() -> bool:
@@ -36,12 +37,9 @@ def is_default() -> bool:
     return mx.default_device() == _CPU
 
 
-def applies(x: mx.array) -> bool:
-    """Whether arrays like `x` are computed here."""
-    return x.dtype == mx.float32 and is_default()
-
-
-# Weights
+def applies(*arrays: mx.array) -> bool:
+    """Whether arrays like these are computed here."""
+    return all(array.dtype == mx.float32 for array in arrays) and is_default()
 
 
 def by_columns(weight: mx.array) -> mx.array:
@@ -52,86 +50,140 @@ def by_columns(weight: mx.array) -> mx.array:
     return mx.concatenate(blocks, axis=1).T
 
 
+def _like(of_mlx: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Makes a function of NumPy's arrays one of MLX's that has the gradients of `of_mlx`. Results are one or a tuple
+    of as many as those of `of_mlx`."""
+
+    def made(function: Callable[..., Any]) -> Callable[..., Any]:
+        def computed(*arrays: mx.array) -> Any:
+            with np.errstate(all="ignore"):  # what is not finite is found where an answer is
+                results = function(*(np.array(array, copy=False) for array in arrays))
+            return tuple(map(mx.array, results)) if isinstance(results, tuple) else mx.array(results)
+
+        def gradients(primals: Any, cotangents: Any, _: Any) -> list[mx.array]:
+            given, wanted = ([x] if isinstance(x, mx.array) else list(x) for x in (primals, cotangents))
+            return mx.vjp(of_mlx, given, wanted)[1]
+
+        custom = mx.custom_function(computed)
+        custom.vjp(gradients)
+        return lambda *arrays: (computed if _inference.get() else custom)(*arrays)
+
+    return made
+
+
+@contextmanager
+def no_gradients() -> Iterator[None]:
+    """While a `with` block runs, what is computed here costs a little less and has no gradients."""
+    before = _inference.set(True)
+    try:
+        yield
+    finally:
+        _inference.reset(before)
+
+
+# Products
+
+
+def _product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    rows = x.reshape(-1, x.shape[-1])
+    made = (weight @ rows[0])[None] if len(rows) == 1 else rows @ weight.T
+    return made.reshape(*x.shape[:-1], len(weight))
+
+
+@_like(lambda x, weight: x @ weight.T)
+def product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """(..., in) by (out, in) -> (..., out)."""
+    return _product(x, weight)
+
+
+@_like(lambda added, x, weight: mx.addmm(added, x, weight.T))
+def add_product(added: np.ndarray, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """`product(x, weight)` and a bias (out,) or a residual (..., out)."""
+    made = _product(x, weight)
+    made += added
+    return made
+
+
+# Norms, convolutions
+
+
+def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
+    """`mx.fast.rms_norm`"""
+
+    def norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        made = x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + np.float32(eps))
+        made *= weight
+        return made
+
+    return _like(partial(mx.fast.rms_norm, eps=eps))(norm)(x, weight)
+
+
+def conv_step(of_mlx: Callable[..., Any], projected: mx.array, past: Sequence[mx.array], kernel: mx.array) -> Any:
+    """Of one token, B, C and x beside each other (B, 1, 3 * hidden): B * x, the last tap, and C * (sum of the taps
+    times their columns of the kernel (hidden, K, 1)), which `of_mlx` makes of the same arguments."""
+
+    def step(projected: np.ndarray, kernel: np.ndarray, *past: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        gate_in, gate_out, value = np.split(projected, 3, axis=-1)
+        new = gate_in * value
+        total = new * kernel[:, -1, 0]
+        for tap, column in zip(past, kernel[..., 0].T, strict=False):
+            total += tap * column
+        total *= gate_out
+        return new, total
+
+    return _like(of_mlx)(step)(projected, kernel, *past)
+
+
 # Activations
 
 
-@_kernel
-def _rounded(x: mx.array) -> mx.array:
-    return x * LOG2_E + ROUNDER
+def _in_blocks(function: Callable[..., None], *arrays: np.ndarray) -> np.ndarray:
+    """What an elementwise function writes into its last argument, a block at a time."""
+    flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
+    made = np.empty_like(flat[0])
+    for at in range(0, made.size, BLOCK):
+        function(*(array[at : at + BLOCK] for array in (*flat, made)))
+    return made.reshape(arrays[0].shape)
 
 
-@_kernel
-def _power_bits(rounded: mx.array) -> mx.array:
-    return (rounded << 23) + (127 << 23)
+def _gelu_tanh(x: np.ndarray, made: np.ndarray) -> None:
+    np.multiply(x, x, out=made)
+    made *= -0.07135481282687
+    made -= 1.5957691216057308
+    made *= x
+    np.exp(made, out=made)
+    made += 1.0
+    np.divide(x, made, out=made)
 
 
-@_kernel
-def _scaled_polynomial(x: mx.array, rounded: mx.array, power: mx.array) -> mx.array:
-    n = rounded - ROUNDER
-    r = (x - n * LN_2_HIGH) - n * LN_2_LOW
-    square = r * r
-    c = TAYLOR
-    high = (c[4] + c[5] * r) + square * (c[6] + c[7] * r)
-    return ((c[0] + r) + square * ((c[2] + c[3] * r) + square * high)) * power
+def _silu(x: np.ndarray, made: np.ndarray) -> None:
+    np.negative(x, out=made)
+    np.exp(made, out=made)
+    made += 1.0
+    np.divide(x, made, out=made)
 
 
-def exp(x: mx.array) -> mx.array:
-    """e^x for x in -86..86, float32, to 1.2e-7 relative.
-
-    x is n ln 2 + r with |r| <= ln(2) / 2; e^r is the minimax polynomial of Cephes' `expf`, 2^n is built from its bits.
-    """
-    rounded = _rounded(x)
-    power = _power_bits(rounded.view(mx.int32)).view(mx.float32)
-    return _scaled_polynomial(x, rounded, power)
+def _swiglu(gate: np.ndarray, up: np.ndarray, made: np.ndarray) -> None:
+    _silu(gate, made)
+    made *= up
 
 
-@_kernel
-def _minus(x: mx.array) -> mx.array:
-    return mx.minimum(mx.maximum(-x, -LIMIT), LIMIT)
-
-
-@_kernel
-def _tanh_argument(x: mx.array) -> mx.array:
-    """-2 sqrt(2 / pi) (x + 0.044715 x^3)"""
-    y = x * (-1.5957691216057308 - 0.07135481282687 * (x * x))
-    return mx.minimum(mx.maximum(y, -LIMIT), LIMIT)
-
-
-@_kernel
-def _gated(x: mx.array, e: mx.array) -> mx.array:
-    return x / (1.0 + e)
-
-
-@_kernel
-def _gated_product(x: mx.array, e: mx.array, y: mx.array) -> mx.array:
-    return x * y / (1.0 + e)
-
-
-def _in_blocks(function: Callable[..., mx.array], *arrays: mx.array) -> mx.array:
-    """An elementwise function of arrays of one shape (..., width), a block of rows at a time."""
-    shape = arrays[0].shape
-    width = shape[-1]
-    rows, step = arrays[0].size // max(1, width), max(1, BLOCK // width)
-    if rows <= step:
-        return function(*arrays)
-    flat = [array.reshape(rows, width) for array in arrays]
-    parts = [function(*(array[at : at + step] for array in flat)) for at in range(0, rows, step)]
-    return mx.concatenate(parts).reshape(shape)
-
-
-def gelu_tanh(x: mx.array) -> mx.array:
+@_like(lambda x: x * mx.sigmoid(x * (1.5957691216057308 + 0.07135481282687 * (x * x))))
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
     """GELU in its approximation by tanh: x / (1 + e^-2u) with u = sqrt(2 / pi) (x + 0.044715 x^3)."""
-    return _in_blocks(lambda x: _gated(x, exp(_tanh_argument(x))), x)
+    return _in_blocks(_gelu_tanh, x)
 
 
-def silu(x: mx.array) -> mx.array:
+@_like(lambda x: x * mx.sigmoid(x))
+def silu(x: np.ndarray) -> np.ndarray:
     """x / (1 + e^-x)"""
-    return _in_blocks(lambda x: _gated(x, exp(_minus(x))), x)
+    return _in_blocks(_silu, x)
 
 
-def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+@_like(lambda gate, up: gate * mx.sigmoid(gate) * up)
+def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     """`silu(gate) * up`"""
-    return _in_blocks(lambda gate, up: _gated_product(gate, exp(_minus(gate)), up), gate, up)
+    return _in_blocks(_swiglu, gate, up)
 
 
 # Attention
@@ -153,44 +205,40 @@ def attention(
     `mask` is "causal", or (B, 1, L, S) bool, which must leave every query a key. Blocks of queries see only the keys
     that they may.
     """
+    of_mlx = partial(mx.fast.scaled_dot_product_attention, scale=scale, mask=mask)
+    _, heads, length, _ = queries.shape
+    if heads * length * keys.shape[2] < SMALL or not applies(queries):
+        return of_mlx(queries, keys, values)
+    seen = np.array(mask) if isinstance(mask, mx.array) else mask
+    made = _like(of_mlx)(partial(_attention, scale=scale, mask=seen))(queries, keys, values)
+    return made
+
+
+def _attention(
+    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float, mask: np.ndarray | str | None
+) -> np.ndarray:
     batch, heads, length, depth = queries.shape
     kv_heads, total = keys.shape[1:3]
-    if heads * length * total < SMALL or not applies(queries):
-        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
-    group = heads // kv_heads
-    queries = (queries * scale).reshape(batch, kv_heads, group, length, depth)
-    rows: list[mx.array] = []
-    for start in range(0, length, QUERY_ROWS):
-        end = min(start + QUERY_ROWS, length)
+    step = min(length, max(1, SCORES // total))
+    made = np.empty((batch, length, heads, depth), np.float32)  # as the next product wants it
+    scores = np.empty(step * total, np.float32)
+    for start in range(0, length, step):
+        end = min(start + step, length)
         seen = total - length + end if isinstance(mask, str) else total
-        step = max(1, BLOCK // (group * (end - start) * seen))
-        parts: list[mx.array] = []
+        block = scores[: (end - start) * seen].reshape(end - start, seen)
         for row in range(batch):
-            bias: mx.array | None = None
-            if isinstance(mask, mx.array):
-                bias = mx.where(mask[min(row, len(mask) - 1) :][:1, 0, start:end], 0.0, -1e30)
+            bias = None
+            if isinstance(mask, np.ndarray):
+                bias = np.where(mask[min(row, len(mask) - 1), 0, start:end], np.float32(0), np.float32(-1e30))
             elif mask is not None and length > 1:
-                bias = mx.array(_causal(end - start, seen))
-            for head in range(0, kv_heads, step):
-                here = (slice(row, row + 1), slice(head, head + step))
-                parts.append(
-                    _block(
-                        queries[(*here, ..., slice(start, end), slice(None))],
-                        keys[(*here, slice(0, seen))],
-                        values[(*here, slice(0, seen))],
-                        bias,
-                    )
-                )
-        joined = parts[0] if len(parts) == 1 else mx.concatenate([part.reshape(-1, *part.shape[-2:]) for part in parts])
-        rows.append(joined.reshape(batch, heads, end - start, depth))
-    return rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=2)
-
-
-def _block(queries: mx.array, keys: mx.array, values: mx.array, bias: mx.array | None) -> mx.array:
-    """Queries (1, k, group, rows, D), already scaled, against keys and values (1, k, S, D): (1, k, group * rows, D)."""
-    _, heads, group, rows, depth = queries.shape
-    scores = queries.reshape(1, heads, group * rows, depth) @ keys.swapaxes(-1, -2)
-    if bias is not None:
-        scores = (scores.reshape(1, heads, group, rows, -1) + bias).reshape(scores.shape)
-    weights = exp(mx.maximum(scores - scores.max(axis=-1, keepdims=True), -LIMIT))
-    return (weights @ values) / weights.sum(axis=-1, keepdims=True)
+                bias = _causal(end - start, seen)
+            for head in range(heads):
+                source = head * kv_heads // heads
+                np.matmul(queries[row, head, start:end] * np.float32(scale), keys[row, source, :seen].T, out=block)
+                if bias is not None:
+                    block += bias
+                block -= block.max(axis=1, keepdims=True)
+                np.exp(block, out=block)
+                sums = block.sum(axis=1, keepdims=True)
+                np.divide(block @ values[row, source, :seen], sums, out=made[row, start:end, head])
+    return made.transpose(0, 2, 1, 3)

@@ -13,10 +13,10 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import Lfm2Config
+from . import cpu
 from .activations import swiglu
 from .cache import Cache, ConvCache, KeyValueCache
-from .cpu import attention
-from .products import add_linear
+from .products import add_linear, linear, rms_norm
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ class Lfm2Attention(nn.Module):
         def heads(y: mx.array, count: int) -> mx.array:
             return y.reshape(batch, length, count, self._head_dim)
 
-        queries = self.q_layernorm(heads(self.q_proj(x), self._heads)).transpose(0, 2, 1, 3)
-        keys = self.k_layernorm(heads(self.k_proj(x), self._kv_heads)).transpose(0, 2, 1, 3)
-        values = heads(self.v_proj(x), self._kv_heads).transpose(0, 2, 1, 3)
+        queries = rms_norm(self.q_layernorm, heads(linear(self.q_proj, x), self._heads)).transpose(0, 2, 1, 3)
+        keys = rms_norm(self.k_layernorm, heads(linear(self.k_proj, x), self._kv_heads)).transpose(0, 2, 1, 3)
+        values = heads(linear(self.v_proj, x), self._kv_heads).transpose(0, 2, 1, 3)
         queries, keys = self._rotate(queries, context), self._rotate(keys, context)
         if cache is not None:
             keys, values = cache.update(keys, values)
         if attentions is None:
-            out = attention(queries, keys, values, scale=self._scale, mask=context.attention_mask)
+            out = cpu.attention(queries, keys, values, scale=self._scale, mask=context.attention_mask)
         else:
             out, weights = _explicit_attention(queries, keys, values, self._scale, context.attention_mask)
             attentions.append(weights)
@@ -170,6 +170,13 @@ def _gated_step(
     return new, _weighted_sum(gate_out, [*past, new], kernel, bias)
 
 
+def _step(projected: mx.array, kernel: mx.array, *past: mx.array) -> tuple[mx.array, mx.array]:
+    """What `cpu.conv_step` makes, without a bias."""
+    gate_in, gate_out, value = mx.split(projected, 3, axis=-1)
+    columns = [kernel[:, k, 0] for k in range(kernel.shape[1])]
+    return _gated_step(gate_in, gate_out, value, list(past), columns, None)
+
+
 class Lfm2ShortConv(nn.Module):
     """`C * conv(B * x)` with B, C, x from one projection; causal, depthwise, K taps."""
 
@@ -184,12 +191,16 @@ class Lfm2ShortConv(nn.Module):
         if context.keep is not None:
             x = x * context.keep.astype(x.dtype)
         batch, length, hidden = x.shape
-        gate_in, gate_out, value = mx.split(self.in_proj(x), 3, axis=-1)
-        kernel, bias = [self.conv.weight[:, k, 0] for k in range(self._length)], self.conv.get("bias")
+        projected, bias = linear(self.in_proj, x), self.conv.get("bias")
         past = list(cache.inputs) if cache is not None else []
         if not past:
             past = [mx.zeros((batch, 1, hidden), x.dtype)] * (self._length - 1)
-        if length == 1:  # the taps are whole arrays: nothing is joined or copied
+        gate_in, gate_out, value = mx.split(projected, 3, axis=-1)
+        kernel = [self.conv.weight[:, k, 0] for k in range(self._length)]
+        if length == 1 and bias is None and cpu.applies(projected, self.conv.weight, *past):
+            new, mixed = cpu.conv_step(_step, projected, past, self.conv.weight)
+            last = [*past, new][1:]
+        elif length == 1:  # the taps are whole arrays: nothing is joined or copied
             new, mixed = _gated_step(gate_in, gate_out, value, past, kernel, bias)
             last = [*past, new][1:]
         else:
@@ -210,7 +221,7 @@ class Lfm2MLP(nn.Module):
         self.w2 = nn.Linear(config.feed_forward_size, config.hidden_size, bias=False)
 
     def __call__(self, x: mx.array, residual: mx.array) -> mx.array:
-        return add_linear(residual, swiglu(self.w1(x), self.w3(x)), self.w2)
+        return add_linear(residual, swiglu(linear(self.w1, x), linear(self.w3, x)), self.w2)
 
 
 class Lfm2DecoderLayer(nn.Module):
@@ -233,14 +244,14 @@ class Lfm2DecoderLayer(nn.Module):
         cache: KeyValueCache | ConvCache | None,
         attentions: list[mx.array] | None,
     ) -> mx.array:
-        normed = self.operator_norm(x)
+        normed = rms_norm(self.operator_norm, x)
         if "conv" in self:
             assert not isinstance(cache, KeyValueCache)
             x = self.conv(normed, x, context, cache)
         else:
             assert not isinstance(cache, ConvCache)
             x = self.self_attn(normed, x, context, cache, attentions)
-        return self.feed_forward(self.ffn_norm(x), x)
+        return self.feed_forward(rms_norm(self.ffn_norm, x), x)
 
 
 class Lfm2Model(nn.Module):
@@ -276,7 +287,7 @@ class Lfm2Model(nn.Module):
             x = layer(x, context, cache.layers[index] if cache is not None else None, attentions)
         if cache is not None:
             cache.offset += length
-        x = self.embedding_norm(x)
+        x = rms_norm(self.embedding_norm, x)
         if hidden_states is not None:
             hidden_states.append(x)
         return x

@@ -18,6 +18,7 @@ from ..errors import InputError
 from .cache import Cache
 from .lfm2 import Context, Lfm2Model, padding_masks, rope_frequencies, rotation_for
 from .outputs import ImageFeatures, Lfm2VlCausalLMOutputWithPast, Lfm2VlModelOutputWithPast
+from .products import as_linear, linear
 from .projector import Lfm2VlMultiModalProjector
 from .vision import Siglip2VisionModel
 
@@ -232,8 +233,8 @@ class Lfm2VlForConditionalGeneration(nn.Module):
     def logits(self, hidden_states: mx.array) -> mx.array:
         """(..., hidden) -> (..., vocabulary)."""
         if "lm_head" in self:
-            return self.lm_head(hidden_states)
-        return self.model.language_model.embed_tokens.as_linear(hidden_states)
+            return linear(self.lm_head, hidden_states)
+        return as_linear(self.model.language_model.embed_tokens, hidden_states)
 
     def __call__(
         self,

@@ -1,7 +1,7 @@
-"""Matrix products that take along what stands beside them, so that a GPU starts fewer kernels.
+"""Products of dense layers: on a CPU as `cpu` makes them, on a GPU with fewer kernels.
 
-A residual is added by the product itself; projections of one input share one product. Both keep modules and parameter
-names as they are.
+A residual is added by the product itself; projections of one input share one product. All keep modules and parameter
+names as they are, and call layers of other kinds (quantised ones, adapters) as they are.
 """
 
 from __future__ import annotations
@@ -11,12 +11,35 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
+from . import cpu
+
+
+def linear(layer: nn.Module, x: mx.array) -> mx.array:
+    """`layer(x)`"""
+    if type(layer) is nn.Linear and cpu.applies(x, layer.weight):
+        return cpu.add_product(layer.bias, x, layer.weight) if "bias" in layer else cpu.product(x, layer.weight)
+    return layer(x)
+
+
+def as_linear(embedding: nn.Module, x: mx.array) -> mx.array:
+    """`embedding.as_linear(x)`: the head that is tied to it."""
+    if type(embedding) is nn.Embedding and cpu.applies(x, embedding.weight):
+        return cpu.product(x, embedding.weight)
+    return embedding.as_linear(x)
+
 
 def add_linear(residual: mx.array, x: mx.array, layer: nn.Module) -> mx.array:
     """`residual + layer(x)`, one kernel if the layer is dense and has no bias."""
     if type(layer) is nn.Linear and "bias" not in layer:
+        if cpu.applies(residual, x, layer.weight):
+            return cpu.add_product(residual, x, layer.weight)
         return mx.addmm(residual, x, layer.weight.T)
-    return residual + layer(x)
+    return residual + linear(layer, x)
+
+
+def rms_norm(layer: nn.RMSNorm, x: mx.array) -> mx.array:
+    """`layer(x)`"""
+    return cpu.rms_norm(x, layer.weight, layer.eps) if cpu.applies(x, layer.weight) else layer(x)
 
 
 class SharedProduct:

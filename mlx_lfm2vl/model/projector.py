@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from ..config import Lfm2VlConfig
 from .activations import ACTIVATIONS
+from .products import linear
 
 
 def pixel_unshuffle(features: mx.array, grid: tuple[int, int], factor: int) -> mx.array:
@@ -38,4 +39,4 @@ class Lfm2VlMultiModalProjector(nn.Module):
         x = pixel_unshuffle(features, grid, self._factor)
         if "layer_norm" in self:
             x = self.layer_norm(x)
-        return self.linear_2(self._activation(self.linear_1(x)))
+        return linear(self.linear_2, self._activation(linear(self.linear_1, x)))

@@ -13,7 +13,7 @@ from ..config import Siglip2VisionConfig
 from .activations import ACTIVATIONS
 from .cpu import attention
 from .positions import resize_table
-from .products import SharedProduct
+from .products import SharedProduct, linear
 
 
 class Siglip2VisionEmbeddings(nn.Module):
@@ -26,7 +26,7 @@ class Siglip2VisionEmbeddings(nn.Module):
     def __call__(self, patches: mx.array, grid: tuple[int, int]) -> mx.array:
         """(views, h*w, channels*patch*patch) -> (views, h*w, hidden)."""
         table: mx.array = self.position_embedding.weight
-        return self.patch_embedding(patches.astype(table.dtype)) + resize_table(table, self._side, *grid)
+        return linear(self.patch_embedding, patches.astype(table.dtype)) + resize_table(table, self._side, *grid)
 
 
 class Siglip2Attention(nn.Module):
@@ -49,7 +49,7 @@ class Siglip2Attention(nn.Module):
         layers = (self.q_proj, self.k_proj, self.v_proj)
         if self._shared is not None and not self._shared.fits(layers):
             self._shared = None
-        return [layer(x) for layer in layers] if self._shared is None else self._shared(x)
+        return [linear(layer, x) for layer in layers] if self._shared is None else self._shared(x)
 
     def __call__(self, x: mx.array) -> mx.array:
         views, patches, width = x.shape
@@ -59,7 +59,7 @@ class Siglip2Attention(nn.Module):
 
         queries, keys, values = (heads(y) for y in self._project(x))
         out = attention(queries, keys, values, scale=self._scale)
-        return self.out_proj(out.transpose(0, 2, 1, 3).reshape(views, patches, width))
+        return linear(self.out_proj, out.transpose(0, 2, 1, 3).reshape(views, patches, width))
 
 
 class Siglip2MLP(nn.Module):
@@ -70,7 +70,7 @@ class Siglip2MLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(self._activation(self.fc1(x)))
+        return linear(self.fc2, self._activation(linear(self.fc1, x)))
 
 
 class Siglip2EncoderLayer(nn.Module):
