@@ -17,12 +17,13 @@ from mlx_lfm2vl.conversion.calibration import questions
 from mlx_lfm2vl.conversion.convert import convert
 from mlx_lfm2vl.conversion.damage import compare, greedy, load_to_measure, log_probabilities, measure, module_errors
 from mlx_lfm2vl.conversion.report import FILE, DamageReport, ModuleError, escaped
-from mlx_lfm2vl.errors import OptionError, WeightsError
+from mlx_lfm2vl.errors import OptionError, OutOfMemoryError, WeightsError
 from mlx_lfm2vl.generation.question import conversation
 from mlx_lfm2vl.model import cpu
 from mlx_lfm2vl.pretrained import load
-from mlx_lfm2vl.weights import widen
+from mlx_lfm2vl.weights import fit, widen
 from mlx_lfm2vl.weights.fit import number_type
+from mlx_lfm2vl.weights.load import open_model
 
 
 @pytest.fixture(scope="session")
@@ -300,3 +301,53 @@ def test_a_card_claims_no_licence_and_no_base_that_is_not_known(tmp_path):
     data = ModelCard.load(out / "README.md").data.to_dict()
     assert not {"license", "base_model", "base_model_relation"} & set(data)
     assert data["language"] == ["en"]
+
+
+def with_free(monkeypatch, size: float) -> None:
+    monkeypatch.setattr(fit, "free_memory", lambda: int(size))
+
+
+def test_what_cannot_be_measured_is_said_before_anything_is_written(few, monkeypatch, tmp_path, capsys):
+    _, stored = open_model(GOLDEN / "gen25")
+    with_free(monkeypatch, 0.5 * fit.weight_bytes(stored.infos))
+    words = ["convert", "--hf-path", str(GOLDEN / "gen25"), "--mlx-path", str(tmp_path / "out")]
+    options = ["-q", "--q-bits", "4", "--q-group-size", "32"]
+    assert main([*words, *options]) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert line.startswith("mlx-lfm2vl: error: measuring what quantising costs takes 0.0") and out == ""
+    assert line.endswith("GB of memory are free; with --no-verify a model of any size is converted")
+    assert list(tmp_path.iterdir()) == []
+    assert main([*words, "--target-kl", "0.1"]) == 2
+    assert "with --q-bits or --q-recipe and --no-verify a model of any size" in capsys.readouterr().err
+    assert main([*words, *options, "--no-verify"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
+    assert main(["verify", str(GOLDEN / "gen25"), str(tmp_path / "out")]) == 2
+    assert "or compare them where there is more" in capsys.readouterr().err
+
+
+def test_memory_that_others_took_meanwhile_costs_the_measurement_and_not_the_conversion(few, monkeypatch, tmp_path):
+    told: list[str] = []
+
+    def taken(stage: str, done: int, total: int) -> None:
+        if stage == "weights":
+            with_free(monkeypatch, 1000)
+
+    out = convert(
+        *(GOLDEN / "gen25", tmp_path / "out"),
+        q_bits=4,
+        q_group_size=32,
+        calibration=few,
+        progress=taken,
+        on_note=told.append,
+    )
+    assert any(note.startswith("the damage was not measured: measuring what quantising costs takes") for note in told)
+    assert not (out / FILE).exists() and "What quantising cost" not in (out / "README.md").read_text()
+
+
+def test_a_search_needs_room_for_two(monkeypatch, few, tmp_path):
+    _, stored = open_model(GOLDEN / "gen2")
+    with_free(monkeypatch, 1.2 * fit.weight_bytes(stored.infos, mx.float32))
+    with pytest.raises(OutOfMemoryError, match="finding bits by measurement takes"):
+        convert(GOLDEN / "gen2", tmp_path / "out", target_kl=0.1, q_group_size=32, calibration=few)
+    convert(GOLDEN / "gen2", tmp_path / "out", q_bits=8, q_group_size=32, calibration=few)

@@ -16,7 +16,7 @@ import mlx.nn as nn
 
 from ..config import read_json
 from ..config.files import first_line
-from ..errors import OptionError, TemplateError, WeightsError
+from ..errors import OptionError, OutOfMemoryError, TemplateError, WeightsError
 from ..hub import resolve
 from ..weights import quantize as q
 from ..weights.load import StoredTensors, dtype_of, open_model
@@ -27,7 +27,7 @@ from .calibration import questions
 from .card import CardSource, write_card
 from .check import check_result, check_texts
 from .companions import config_json, write_companions
-from .damage import measure
+from .damage import check_memory, measure
 from .plan import Plan, QuantizationOptions, Rounding, lower_width, make_plan, to_measure
 from .report import DamageReport
 from .rounding import measure_rounding
@@ -72,16 +72,15 @@ def convert(
     language model, in groups of `q_group_size` (32, 64, 128); `q_vision` tower and projector too. `q_overrides`: pairs
     of a pattern over module names and bits, "dense" or a mode. `target_size` (10^9 bytes) or `target_kl` (nats a token)
     instead finds the bits of each module by measurement (see `search`). A quantised source is quantised anew from what
-    it holds,
-    or with `dequantize` made dense, or else kept. `layout`: `mlx`, or `hub` for the names and kernels of the makers'
-    repositories, which transformers reads (dense only).
+    it holds, or with `dequantize` made dense, or else kept. `layout`: `mlx`, or `hub` for the names and kernels of the
+    makers' repositories, which transformers reads (dense only).
 
     After quantising, `verify` measures the damage (see `damage`) on the bundled questions or on `calibration`, a folder
     of pictures, and writes it to quantization_report.json and the model card. `name` is what the card calls the model
-    (default: the target's name). An existing target is replaced only with
-    `overwrite`. `progress` and `on_note` are told how far the work is and what the user should know. Memory: the
-    largest tensor and its source; while measuring, one model. Raises `OptionError`, `OutputError`, and what loading
-    raises.
+    (default: the target's name). An existing target is replaced only with `overwrite`. `progress` and `on_note` are
+    told how far the work is and what the user should know. Memory: the largest tensor and its source; while measuring,
+    one model, on a CPU in float32; while searching, two. Raises `OptionError`, `OutputError`, `OutOfMemoryError` before
+    the work if measuring will not fit, and what loading raises.
     """
     searching = target_size is not None or target_kl is not None
     asked = quantize or searching or q_bits is not None or q_mode is not None or q_recipe is not None
@@ -117,6 +116,10 @@ def convert(
     model: nn.Module
     model, stored = open_model(folder)
     check_texts(folder)  # what is damaged there is said of the source, and before the work
+    if searching or (asked and verify):
+        # said now: converting fits nearly everywhere, and measuring comes last
+        way = "with --q-bits or --q-recipe and --no-verify" if searching else "with --no-verify"
+        check_memory(stored, f"{way} a model of any size is converted", searching)
     before = stored_widths(stored)
     found, plan = None, None
     if searching:
@@ -186,6 +189,9 @@ def _measured(
         report = measure(dense, quantised, calibration=where, progress=progress)
     except TemplateError as error:
         tell(f"the damage was not measured, for no question can be asked of this model: {error}")
+        return None
+    except OutOfMemoryError as error:
+        tell(f"the damage was not measured: {error}")
         return None
     if where is not None:
         report = replace(report, answers=())  # the folder is made to be published, the user's questions are not

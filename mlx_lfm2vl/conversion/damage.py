@@ -16,18 +16,20 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..errors import WeightsError
+from ..errors import OutOfMemoryError, WeightsError
 from ..generation.question import conversation
 from ..model import cpu
 from ..model.outputs import Lfm2VlCausalLMOutputWithPast
 from ..pretrained import Lfm2VlForConditionalGeneration, load
 from ..processing.processor import Lfm2VlProcessor
+from ..weights import fit
 from ..weights.files import weight_files
 from ..weights.fit import number_type
 from ..weights.load import StoredTensors, open_model
 from ..weights.names import from_module
 from ..weights.quantize import parameter_count, widths
 from .calibration import questions
+from .plan import LANGUAGE
 from .report import KEPT, ChangedAnswer, DamageReport, ModuleError
 from .rounding import relative_error
 from .stream import dense_weight, stored_widths
@@ -43,7 +45,7 @@ def measure(
     """Compares two folders of one model. `calibration`: a folder of pictures instead of the bundled ones.
 
     Raises `WeightsError` if the folders hold different models, `OptionError` for a calibration folder that cannot be
-    used, and what loading and generating raise.
+    used, `OutOfMemoryError` before anything is loaded, and what loading and generating raise.
     """
     asked = questions(calibration)
     step = _counter(progress, 2 * len(asked))
@@ -51,6 +53,8 @@ def measure(
     same_words = stored.config.text_config.vocab_size == restored.config.text_config.vocab_size
     if not same_words or widths(one) != widths(other):
         raise WeightsError(f"{quantised}: is another model than {dense}; they cannot be compared")
+    for each in (stored, restored):
+        check_memory(each, "free memory, or compare them where there is more")
     errors = tuple(module_errors(dense, quantised))
     with tempfile.TemporaryDirectory(prefix="mlx-lfm2vl-") as scratch:
         model, processor = load_to_measure(dense)
@@ -88,6 +92,27 @@ def measure(
             step()
     label = "bundled set" if calibration is None else calibration.resolve().name  # of a card that is published
     return _summary(dense, quantised, label, comparisons, errors, changed)
+
+
+def check_memory(stored: StoredTensors, way: str, search: bool = False) -> None:
+    """Raises `OutOfMemoryError`, which ends with `way`, if the weights do not fit in the form in which `measure` loads
+    them: on a CPU float32, elsewhere as they are. `search`: with a second copy of the language model, as a search for
+    bits has it."""
+    kind = mx.float32 if cpu.is_default() else None
+    needed = fit.weight_bytes(stored.infos, kind)
+    if search:
+        needed += fit.weight_bytes(
+            {name: info for name, info in stored.infos.items() if name.startswith(LANGUAGE)}, kind
+        )
+    free = fit.free_memory()
+    if free is None or needed <= free:
+        return
+    what = "finding bits by measurement" if search else "measuring what quantising costs"
+    form = " in float32, as a CPU computes" if kind is not None else ""
+    raise OutOfMemoryError(
+        f"{what} takes {needed / 1e9:.3g} GB for the whole model{form}, and {free / 1e9:.3g} GB of memory are free; "
+        f"{way}"
+    )
 
 
 def load_to_measure(folder: Path) -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
