@@ -50,3 +50,13 @@ def test_large_pictures_are_done_in_strips_with_the_same_result():
     np.testing.assert_array_equal(whole, half[:, :, ::-1])
     turned = resize(pixels.transpose(1, 0, 2), 2000, 300, 3)  # one axis only: the same filter in either direction
     np.testing.assert_array_equal(turned.transpose(1, 0, 2), resize(pixels, 300, 2000, 3))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1100, 1000), (1000, 1100), (2200, 30), (500, 500)])
+def test_a_large_picture_is_resized_by_several_threads_to_the_same_pixels(height, width, monkeypatch):
+    pixels = np.random.default_rng(5).integers(0, 256, (1100, 1000, 3), np.uint8)
+    made = []
+    for threads in (1, 3):
+        monkeypatch.setattr("mlx_lfm2vl.processing.resize.THREADS", threads)
+        made.append(resize(pixels, height, width, 2))
+    np.testing.assert_array_equal(made[0], made[1])

@@ -26,6 +26,7 @@ from .geometry import ViewPlan
 from .resize import resize
 from .source import DEFAULT_POLICY, SourcePolicy, load_image
 
+STRIP = 1 << 19  # pixels that are taken from a picture at a time
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 
 
@@ -142,14 +143,14 @@ class Lfm2VlImageProcessor:
         columns, rows = geometry.grid_layout(
             picture.height, picture.width, config.min_tiles, config.max_tiles, config.tile_size
         )
-        views = list(
-            _tiles(_resize(picture, rows * config.tile_size, columns * config.tile_size, config), rows, columns)
-        )
+        array = _array(picture)
+        whole = resize(array, rows * config.tile_size, columns * config.tile_size, config.resample)
+        views = list(_tiles(whole, rows, columns))
         if config.use_thumbnail and rows * columns != 1:
             if thumbnail_size is None:
                 plan = geometry.plan(picture.height, picture.width, config)
                 thumbnail_size = (plan.height, plan.width)
-            views.append(_resize(picture, *thumbnail_size, config))
+            views.append(resize(array, *thumbnail_size, config.resample))
         return views, columns, rows
 
     def __call__(
@@ -205,13 +206,14 @@ class Lfm2VlImageProcessor:
         scale = _Scale(config)
         view = 0
         for picture, plan in zip(loaded, plans, strict=True):
+            array = _array(picture)
             if plan.tiled:
-                whole = _resize(picture, plan.rows * plan.tile_size, plan.cols * plan.tile_size, config)
+                whole = resize(array, plan.rows * plan.tile_size, plan.cols * plan.tile_size, config.resample)
                 for tile in _tiles(whole, plan.rows, plan.cols):
                     scale.write(tile, pixels[view])
                     view += 1
             if not plan.tiled or plan.thumbnail:
-                scale.write(_resize(picture, plan.height, plan.width, config), pixels[view])
+                scale.write(resize(array, plan.height, plan.width, config.resample), pixels[view])
                 view += 1
         mask = (np.arange(length) < counts[:, None]).astype(np.int32)
         return BatchFeature(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=shapes), plans
@@ -258,9 +260,17 @@ def _overridden(config: ImageProcessorConfig, overrides: dict[str, Any]) -> Imag
         raise OptionError(str(error)) from None
 
 
-def _resize(picture: Image.Image, height: int, width: int, config: ImageProcessorConfig) -> np.ndarray:
-    """The RGB picture at that size, uint8 (height, width, 3); unchanged pixels if it has the size."""
-    return resize(np.asarray(picture), height, width, config.resample)
+def _array(picture: Image.Image) -> np.ndarray:
+    """The RGB picture as uint8 (height, width, 3), each channel a plane of the memory: what Pillow hands over faster
+    and `resize` wants."""
+    width, height = picture.size
+    planes = np.empty((3, height, width), np.uint8)
+    rows = max(1, STRIP // width)  # a cache's worth at a time: Pillow copies several times
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        for plane, band in zip(planes, picture.crop((0, top, width, bottom)).split(), strict=True):
+            plane[top:bottom] = np.asarray(band)
+    return planes.transpose(1, 2, 0)
 
 
 def _tiles(image: np.ndarray, rows: int, columns: int) -> Iterable[np.ndarray]:
