@@ -3,9 +3,8 @@
 1. Each module is quantised alone to each width of `PROBES`; the KL divergence that this causes, over the last tokens of
    every question and answer, is its sensitivity. Between the probes it is interpolated in the logarithm, above them it
    falls with the square of the weight error, as that of small changes does.
-2. Divergences of modules are taken to add up. From the lowest width everywhere, and from the widest uniform one that
-   fits, bits are bought one module at a time where a byte saves most predicted divergence; the better of both, as
-   measured, is chosen.
+2. Divergences of modules are taken to add up. From each uniform width that fits, bits are bought one module at a time
+   where a byte saves most predicted divergence; the best of these, as measured over all of those positions, is chosen.
 
 What is chosen, and the curve that is reported, are measured as a whole. Weights are rounded in place in the dense
 model, which gives the numbers of the quantised one up to the last digits; memory: the model twice.
@@ -88,7 +87,11 @@ def search(
         if value is not None and not 0 < value < float("inf"):
             raise OptionError(f"{name} is {value}, expected a number above 0")
     bench = Bench(folder, group_size, calibration)
-    steps = max(1, len(bench.paths)).bit_length() + 1 if target_kl is not None else 2
+    if target_size is None:
+        steps = max(1, len(bench.paths)).bit_length() + 1
+    else:
+        everywhere = [dict.fromkeys(bench.paths, bits) for bits in WIDTHS]
+        steps = 1 + sum(bench.size(assignment) <= target_size * 1e9 for assignment in everywhere)
     bench.expect(len(PROBES) * len(bench.paths) + len(WIDTHS) + CURVE + steps, progress)
     return bench.choose(None if target_size is None else target_size * 1e9, target_kl)
 
@@ -115,6 +118,7 @@ class Bench:
         self._samples = [self._sample(processor, question) for question in questions(calibration)]
         self._bytes = {path: stored.infos[f"{path}.weight"].nbytes for path in self.paths}
         self._rest = sum(info.nbytes for info in stored.infos.values()) - sum(self._bytes.values())
+        self._predictions: dict[str, list[float]] = {}
         self._tick: Callable[[], None] = lambda: None
 
     def expect(self, total: int, progress: Progress | None) -> None:
@@ -154,10 +158,12 @@ class Bench:
 
     def divergence(self, assignment: Mapping[str, int]) -> float:
         """Mean KL divergence of the answers with these widths, in nats a token."""
+        return float(np.concatenate(self.divergences(assignment)).mean())
+
+    def divergences(self, assignment: Mapping[str, int]) -> list[np.ndarray]:
+        """The KL divergence at every token of each question's answer with these widths, in nats."""
         found = self._measure(assignment)
-        return float(
-            np.concatenate([row[-len(s["answer"]) :] for row, s in zip(found, self._samples, strict=True)]).mean()
-        )
+        return [row[-len(sample["answer"]) :] for row, sample in zip(found, self._samples, strict=True)]
 
     def sensitivity(self, path: str, bits: int) -> float:
         """Mean divergence over all measured positions if this module alone is quantised."""
@@ -190,22 +196,16 @@ class Bench:
         if target_bytes is not None and self.size(lowest) > target_bytes:
             least = f"{WIDTHS[0]} bits everywhere take {self.size(lowest) / 1e9:.4g} GB"
             raise OptionError(f"target_size {target_bytes / 1e9:g} GB cannot be reached: {least}")
-        alone = {path: [self.sensitivity(path, bits) for bits in PROBES] for path in self.paths}
-        predicted = {path: self._predicted(path, alone[path]) for path in self.paths}
+        alone = self.probe()
         uniform = [self._point(f"{bits} bits", dict.fromkeys(self.paths, bits)) for bits in WIDTHS]
         if target_kl is not None and uniform[-1].kl > target_kl:
             raise OptionError(
                 f"target_kl {target_kl:g} cannot be reached: {WIDTHS[-1]} bits everywhere leave {uniform[-1].kl:.2g}"
             )
-        steps = list(purchases(lowest, predicted, self.size))
+        steps = list(purchases(lowest, self._predictions, self.size))
         chosen, point = highest, uniform[-1]
         if target_bytes is not None:
-            fitting = max(bits for bits in WIDTHS if self.size(dict.fromkeys(self.paths, bits)) <= target_bytes)
-            candidates = []
-            for start in (lowest, dict.fromkeys(self.paths, fitting)):
-                *_, last = purchases(start, predicted, self.size, limit=target_bytes)
-                candidates.append((self._point("chosen", last), last))
-            point, chosen = min(candidates, key=lambda candidate: candidate[0].kl)
+            chosen, point = self.fit(target_bytes)
         elif target_kl is not None:
             low, high = 0, len(steps) - 1  # the last has the highest width everywhere, which is enough
             while low < high:
@@ -223,6 +223,27 @@ class Bench:
             curve=tuple(curve),
             sensitivities={from_module(path, "mlx"): value for path, value in alone.items()},
         )
+
+    def probe(self) -> dict[str, list[float]]:
+        """Each module's divergence when it alone is quantised to each of `PROBES`; `fit` goes by them."""
+        alone = {path: [self.sensitivity(path, bits) for bits in PROBES] for path in self.paths}
+        self._predictions = {path: self._predicted(path, alone[path]) for path in self.paths}
+        return alone
+
+    def fit(self, target_bytes: float) -> tuple[Assignment, Point]:
+        """The best widths of at most so many bytes, which the least width everywhere must fit into, and what they cost.
+
+        Compared over all measured positions: the answers alone may be too few tokens to choose by.
+        """
+        candidates: list[Assignment] = []
+        for bits in WIDTHS:
+            start = dict.fromkeys(self.paths, bits)
+            if self.size(start) <= target_bytes:
+                *_, last = purchases(start, self._predictions, self.size, limit=target_bytes)
+                candidates.append(last)
+        found = [self._measure(candidate) for candidate in candidates]
+        best = min(range(len(found)), key=lambda index: float(np.concatenate(found[index]).mean()))
+        return candidates[best], self._point("chosen", candidates[best])
 
     def _predicted(self, path: str, probes: list[float]) -> list[float]:
         """A module's divergence at each of `WIDTHS`, from those at `PROBES`."""
