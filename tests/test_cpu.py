@@ -15,7 +15,8 @@ from mlx.utils import tree_flatten
 
 from mlx_lfm2vl.config import Lfm2Config
 from mlx_lfm2vl.model import cpu
-from mlx_lfm2vl.model.lfm2 import Lfm2Model, _step
+from mlx_lfm2vl.model.convolution import _step
+from mlx_lfm2vl.model.lfm2 import Lfm2Model
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 

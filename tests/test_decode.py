@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, case_ids
 
-from mlx_lfm2vl.config import GenerationConfig
+from mlx_lfm2vl.config import GenerationConfig, Lfm2Config
 from mlx_lfm2vl.errors import InputError
-from mlx_lfm2vl.generation.decode import Decoding, Prompt, decode, prefill
+from mlx_lfm2vl.generation.decode import Decoding, Prompt, _context, decode, prefill
 from mlx_lfm2vl.generation.options import GenerationOptions
 from mlx_lfm2vl.generation.sampling import Sampler
 from mlx_lfm2vl.model.cache import Cache
+from mlx_lfm2vl.model.lfm2 import Lfm2Model
 from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model
 
@@ -204,3 +205,28 @@ def test_a_likeliest_of_one_is_greedy(golden):
         cache_ = Cache(model.config.text_config)
         tokens = list(decode(model, prompt, cache_, prefill(model, prompt, cache_), sampler, 24))
         np.testing.assert_array_equal(np.array(tokens).T, case.arrays["generated"])
+
+
+@pytest.mark.parametrize("padding", [None, (0, 3)])
+@pytest.mark.parametrize("length", [1, 2, 4, 5, 6, 30])
+@pytest.mark.parametrize("taps", [3, 4])
+@pytest.mark.parametrize("kinds", ["ca", "cac", "acacc", "cc", "aaccc"])
+def test_the_last_row_alone_and_the_caches_are_those_of_all_rows(kinds, taps, length, padding):
+    layers = ["conv" if kind == "c" else "full_attention" for kind in kinds]
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+    config = Lfm2Config.from_dict(
+        {**sizes, "layer_types": layers, "num_hidden_layers": len(layers), "vocab_size": 7, "conv_L_cache": taps}
+    )
+    body = Lfm2Model(config)
+    embeds = mx.random.normal((2, 9 + length, 32), key=mx.random.key(3))
+    made = []
+    for last_only in (False, True):
+        cache_ = Cache(config)
+        for part in (embeds[:, :9], embeds[:, 9:]):
+            shift = None if padding is None else np.array(padding)
+            hidden = body(part, _context(shift, cache_, part.shape[1]), cache_, last_only=last_only)
+        made.append((hidden, cache_.arrays))
+    assert made[1][0].shape == (2, 1, 32)
+    np.testing.assert_allclose(np.array(made[1][0]), np.array(made[0][0][:, -1:]), rtol=1e-4, atol=1e-5)
+    for ours, wanted in zip(made[1][1], made[0][1], strict=True):
+        np.testing.assert_allclose(np.array(ours), np.array(wanted), rtol=1e-4, atol=1e-5)

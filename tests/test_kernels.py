@@ -103,6 +103,17 @@ def test_flops_of_a_picture_are_those_of_its_true_patches(height, width):
     assert picture(model, height, width, padded=1024).flops == tower + projector
 
 
+def test_flops_of_a_prompt_leave_out_what_its_answer_does_not_depend_on():
+    """Behind the last attention only the last token and the two before it, which its convolution takes. (Counted are
+    attention and the products that add the residual.)"""
+    model = model_of(TEXT, VISION, 2560)
+    model.set_dtype(mx.bfloat16)
+    n, d, ff, rest = 40, 1024, 4608, 3
+    made = Count(lambda: prefill(model, Prompt(np.ones((1, n), np.int32)), Cache(model.config.text_config)))
+    layer = 2 * d * ff + 2 * d * d
+    assert made.flops == (14 * n + 2 * rest) * layer + (5 * n + rest) * 4 * n * d
+
+
 # The way of a GPU
 
 

@@ -97,7 +97,7 @@ def prefill(
         for start, end in zip([0, *ends], ends, strict=False):
             check(stop)
             part = embeds[:, start:end]
-            hidden = body.language_model(part, _context(padding, cache, part.shape[1]), cache)
+            hidden = body.language_model(part, _context(padding, cache, part.shape[1]), cache, last_only=True)
             if end < length:
                 mx.eval(cache.arrays)
             if paused is not None and end in pauses:

@@ -1,12 +1,11 @@
 """The LFM2 backbone: gated short convolutions and grouped-query attention in turn, each followed by a SwiGLU.
 
-Parameter names are those of transformers' `Lfm2Model`. Convolution kernels are stored as MLX has them, (hidden, K, 1).
+Parameter names are those of transformers' `Lfm2Model`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,6 +15,7 @@ from ..config import Lfm2Config
 from . import cpu
 from .activations import swiglu
 from .cache import Cache, ConvCache, KeyValueCache
+from .convolution import Lfm2ShortConv
 from .products import add_linear, linear, rms_norm
 
 
@@ -33,6 +33,17 @@ class Context:
     rotation: tuple[mx.array, mx.array] | None = None
     attention_mask: mx.array | str | None = None
     keep: mx.array | None = None
+
+    def last(self, rows: int, length: int) -> Context:
+        """Of the last `rows` of `length` tokens."""
+        mask, rotation = self.attention_mask, self.rotation
+        return replace(
+            self,
+            offset=self.offset + (length - rows),
+            rotation=rotation and (rotation[0][..., -rows:, :], rotation[1][..., -rows:, :]),
+            attention_mask=mask[:, :, -rows:] if isinstance(mask, mx.array) else mask,
+            keep=None if self.keep is None else self.keep[:, -rows:],
+        )
 
 
 def rope_frequencies(config: Lfm2Config) -> mx.array:
@@ -83,24 +94,29 @@ class Lfm2Attention(nn.Module):
         context: Context,
         cache: KeyValueCache | None,
         attentions: list[mx.array] | None,
+        asking: Context | None = None,
     ) -> mx.array:
+        """(B, L, hidden) and the residual, of the same shape or only its last rows: the queries are then only the last
+        ones, too, and `asking` is their context."""
         batch, length, _ = x.shape
+        asked, asking = residual.shape[1], asking or context
 
         def heads(y: mx.array, count: int) -> mx.array:
-            return y.reshape(batch, length, count, self._head_dim)
+            return y.reshape(batch, -1, count, self._head_dim)
 
-        queries = rms_norm(self.q_layernorm, heads(linear(self.q_proj, x), self._heads)).transpose(0, 2, 1, 3)
+        last = x if asked == length else x[:, -asked:]
+        queries = rms_norm(self.q_layernorm, heads(linear(self.q_proj, last), self._heads)).transpose(0, 2, 1, 3)
         keys = rms_norm(self.k_layernorm, heads(linear(self.k_proj, x), self._kv_heads)).transpose(0, 2, 1, 3)
         values = heads(linear(self.v_proj, x), self._kv_heads).transpose(0, 2, 1, 3)
-        queries, keys = self._rotate(queries, context), self._rotate(keys, context)
+        queries, keys = self._rotate(queries, asking), self._rotate(keys, context)
         if cache is not None:
             keys, values = cache.update(keys, values)
         if attentions is None:
-            out = cpu.attention(queries, keys, values, scale=self._scale, mask=context.attention_mask)
+            out = cpu.attention(queries, keys, values, scale=self._scale, mask=asking.attention_mask)
         else:
-            out, weights = _explicit_attention(queries, keys, values, self._scale, context.attention_mask)
+            out, weights = _explicit_attention(queries, keys, values, self._scale, asking.attention_mask)
             attentions.append(weights)
-        return add_linear(residual, out.transpose(0, 2, 1, 3).reshape(batch, length, -1), self.out_proj)
+        return add_linear(residual, out.transpose(0, 2, 1, 3).reshape(batch, asked, -1), self.out_proj)
 
     def _rotate(self, x: mx.array, context: Context) -> mx.array:
         if context.rotation is None:
@@ -135,84 +151,6 @@ def _explicit_attention(
     return weights @ values, weights
 
 
-class ShortConvKernel(nn.Module):
-    """The parameters of the depthwise convolution: `weight` (hidden, K, 1) and, in some configurations, `bias`."""
-
-    def __init__(self, config: Lfm2Config):
-        super().__init__()
-        self.weight = mx.random.normal((config.hidden_size, config.conv_L_cache, 1), scale=config.conv_L_cache**-0.5)
-        if config.conv_bias:
-            self.bias = mx.zeros((config.hidden_size,))
-
-
-@partial(mx.compile, shapeless=True)
-def _weighted_sum(gate: mx.array, taps: list[mx.array], kernel: list[mx.array], bias: mx.array | None) -> mx.array:
-    """`gate * (sum of taps times their kernel column)` in one kernel."""
-    total = taps[0] * kernel[0]
-    for tap, weight in zip(taps[1:], kernel[1:], strict=True):
-        total = total + tap * weight
-    if bias is not None:
-        total = total + bias
-    return gate * total
-
-
-@partial(mx.compile, shapeless=True)
-def _gated_step(
-    gate_in: mx.array,
-    gate_out: mx.array,
-    value: mx.array,
-    past: list[mx.array],
-    kernel: list[mx.array],
-    bias: mx.array | None,
-) -> tuple[mx.array, mx.array]:
-    """Of one token: the last tap, `gate_in * value`, and the weighted sum of all taps, in one kernel."""
-    new = gate_in * value
-    return new, _weighted_sum(gate_out, [*past, new], kernel, bias)
-
-
-def _step(projected: mx.array, kernel: mx.array, *past: mx.array) -> tuple[mx.array, mx.array]:
-    """What `cpu.conv_step` makes, without a bias."""
-    gate_in, gate_out, value = mx.split(projected, 3, axis=-1)
-    columns = [kernel[:, k, 0] for k in range(kernel.shape[1])]
-    return _gated_step(gate_in, gate_out, value, list(past), columns, None)
-
-
-class Lfm2ShortConv(nn.Module):
-    """`C * conv(B * x)` with B, C, x from one projection; causal, depthwise, K taps."""
-
-    def __init__(self, config: Lfm2Config):
-        super().__init__()
-        self._length = config.conv_L_cache
-        self.in_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.conv_bias)
-        self.conv = ShortConvKernel(config)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.conv_bias)
-
-    def __call__(self, x: mx.array, residual: mx.array, context: Context, cache: ConvCache | None) -> mx.array:
-        if context.keep is not None:
-            x = x * context.keep.astype(x.dtype)
-        batch, length, hidden = x.shape
-        projected, bias = linear(self.in_proj, x), self.conv.get("bias")
-        past = list(cache.inputs) if cache is not None else []
-        if not past:
-            past = [mx.zeros((batch, 1, hidden), x.dtype)] * (self._length - 1)
-        gate_in, gate_out, value = mx.split(projected, 3, axis=-1)
-        kernel = [self.conv.weight[:, k, 0] for k in range(self._length)]
-        if length == 1 and bias is None and cpu.applies(projected, self.conv.weight, *past):
-            new, mixed = cpu.conv_step(_step, projected, past, self.conv.weight)
-            last = [*past, new][1:]
-        elif length == 1:  # the taps are whole arrays: nothing is joined or copied
-            new, mixed = _gated_step(gate_in, gate_out, value, past, kernel, bias)
-            last = [*past, new][1:]
-        else:
-            joined = mx.concatenate([*past, gate_in * value], axis=1)  # (B, K - 1 + L, hidden)
-            taps = [joined[:, k : k + length] for k in range(self._length)]
-            last = [joined[:, length + k : length + k + 1] for k in range(self._length - 1)]
-            mixed = _weighted_sum(gate_out, taps, kernel, bias)
-        if cache is not None:
-            cache.inputs = tuple(last)
-        return add_linear(residual, mixed, self.out_proj)
-
-
 class Lfm2MLP(nn.Module):
     def __init__(self, config: Lfm2Config):
         super().__init__()
@@ -243,14 +181,17 @@ class Lfm2DecoderLayer(nn.Module):
         context: Context,
         cache: KeyValueCache | ConvCache | None,
         attentions: list[mx.array] | None,
+        asking: Context | None = None,
+        asked: int = 0,
     ) -> mx.array:
+        """With `asked` an attention layer makes only that many last rows; `asking` is their context."""
         normed = rms_norm(self.operator_norm, x)
         if "conv" in self:
             assert not isinstance(cache, KeyValueCache)
-            x = self.conv(normed, x, context, cache)
+            x = self.conv(normed, x, context.keep, cache)
         else:
             assert not isinstance(cache, ConvCache)
-            x = self.self_attn(normed, x, context, cache, attentions)
+            x = self.self_attn(normed, x[:, -asked:] if asked else x, context, cache, attentions, asking)
         return self.feed_forward(rms_norm(self.ffn_norm, x), x)
 
 
@@ -263,6 +204,8 @@ class Lfm2Model(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Lfm2DecoderLayer(config, kind) for kind in config.layer_types]
         self.embedding_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        attention = [index for index, kind in enumerate(config.layer_types) if kind == "full_attention"]
+        self._last_attention = attention[-1] if attention else None
 
     def __call__(
         self,
@@ -271,8 +214,10 @@ class Lfm2Model(nn.Module):
         cache: Cache | None = None,
         hidden_states: list[mx.array] | None = None,
         attentions: list[mx.array] | None = None,
+        last_only: bool = False,
     ) -> mx.array:
-        """(B, L, hidden) -> (B, L, hidden).
+        """(B, L, hidden) -> (B, L, hidden); with `last_only` (B, 1, hidden), the last of them: from the last attention
+        on, whose keys and values are those of all tokens, only what it depends on is computed.
 
         Without a `context` the tokens follow those in the cache, unpadded. If given, `hidden_states` gets the input of
         every layer and then the result (as the reference has it), `attentions` the weights of every attention layer.
@@ -281,13 +226,30 @@ class Lfm2Model(nn.Module):
         if context is None:
             context = Context(offset=cache.offset if cache else 0, attention_mask="causal" if length > 1 else None)
         x = inputs_embeds
+        asked = self._needed(length) if last_only and hidden_states is None and attentions is None else 0
         for index, layer in enumerate(self.layers):
             if hidden_states is not None:
                 hidden_states.append(x)
-            x = layer(x, context, cache.layers[index] if cache is not None else None, attentions)
+            state = cache.layers[index] if cache is not None else None
+            if asked and index == self._last_attention:
+                asking = context.last(asked, length)
+                x, context = layer(x, context, state, None, asking, asked), asking
+            else:
+                x = layer(x, context, state, attentions)
+        if last_only:
+            x = x[:, -1:]
         if cache is not None:
             cache.offset += length
         x = rms_norm(self.embedding_norm, x)
         if hidden_states is not None:
             hidden_states.append(x)
         return x
+
+    def _needed(self, length: int) -> int:
+        """Rows behind the last attention on which the last one's result depends: itself and, for each convolution, the
+        taps before. 0 if there are no fewer than `length`."""
+        if self._last_attention is None:
+            return 0
+        convolutions = self.config.num_hidden_layers - 1 - self._last_attention
+        rows = 1 + convolutions * (self.config.conv_L_cache - 1)
+        return rows if rows < length else 0
