@@ -218,6 +218,19 @@ def is_repository(name: str) -> bool:
     return _REPOSITORY.fullmatch(name) is not None
 
 
+def check_new_name(repo: str) -> None:
+    """Raises `HubError` unless the hub allows a repository of this name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if not is_repository(repo):
+        raise HubError(f"{repo}: is not a hub repository name like 'owner/LFM2.5-VL-450M-8bit'")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise HubError(f"{repo}: is not a name that the hub allows ({_first_line(error)})") from None
+
+
 def publish(
     folder: Path,
     repo: str,
@@ -236,11 +249,10 @@ def publish(
     repository is `private` if asked; an existing one keeps what it is. Raises `HubError`.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import httpx
 
-    if not is_repository(repo):
-        raise HubError(f"{repo}: is not a hub repository name like 'owner/LFM2.5-VL-450M-8bit'")
+    check_new_name(repo)
     api = HfApi(token=token)
     plain = False  # whether the hub has no Xet storage, which the client does not find out
     for attempt in range(1, attempts + 1):
@@ -256,8 +268,6 @@ def publish(
                     for name, source in zip(files, sources, strict=True)
                 ]
                 return str(api.create_commit(repo, operations, commit_message=message).commit_url)
-        except HFValidationError as error:
-            raise HubError(f"{repo}: is not a name that the hub allows ({_first_line(error)})") from None
         except (HfHubHTTPError, httpx.HTTPError, RuntimeError, ValueError, OSError) as error:
             cause = error if not isinstance(error, RuntimeError) or error.__cause__ is None else error.__cause__
             response = cause.response if isinstance(cause, HfHubHTTPError) else None

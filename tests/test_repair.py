@@ -1,13 +1,17 @@
 """convert --repair: what converters leave wrong is found, told, and put right in a new folder; the rest stays."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from hub_server import HubServer, Repository
 from safetensors.numpy import load_file, save_file
 
 from mlx_lfm2vl.cli import main
@@ -109,6 +113,53 @@ def test_damaged_weights_are_beyond_repair(folder, tmp_path):
     (folder / "model.safetensors").write_bytes(data[:-100])
     with pytest.raises(WeightsError, match="truncated"):
         repair(folder, tmp_path / "out")
+
+
+def test_an_index_that_names_other_files_is_written_anew(folder, tmp_path):
+    """As of a sharded original that a converter copied over its own."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"] = dict.fromkeys(index["weight_map"], "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (finding,) = repair(folder, tmp_path / "out")
+    assert finding.file == "model.safetensors.index.json" and finding.remedy == "written anew"
+    assert check_folder(tmp_path / "out") == []
+    (folder / "model.safetensors.index.json").unlink()
+    (finding,) = repair(folder, tmp_path / "out", overwrite=True)
+    assert finding.file == "model.safetensors.index.json"
+    assert check_folder(tmp_path / "out") == []
+
+
+def test_repositories_are_repaired_with_the_texts_of_the_original_that_their_card_names(folder, tmp_path):
+    (folder / "chat_template.jinja").unlink()
+    (folder / "tokenizer.json").unlink()
+    (folder / "README.md").write_text("---\nlibrary_name: mlx\nbase_model: maker/original\n---\n")
+    edit(folder / "processor_config.json", do_image_splitting=False, use_thumbnail=False)
+    repositories = {
+        "someone/broken": Repository({path.name: path.read_bytes() for path in folder.iterdir()}),
+        "maker/original": Repository({path.name: path.read_bytes() for path in (GOLDEN / "gen25").iterdir()}),
+    }
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    words = ["convert", "--repair", "--hf-path", "someone/broken", "--mlx-path", str(tmp_path / "out")]
+    with HubServer(repositories) as hub:
+        done = subprocess.run(
+            [sys.executable, "-m", "mlx_lfm2vl", *words],
+            env=clean | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"},
+            cwd=GOLDEN.parent.parent,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        fetched = [request.path for request in hub.requests if request.method == "GET"]
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    assert [line.split(": ")[0] for line in told[:-1]] == [
+        *("tokenizer.json", "chat_template.jinja", "processor_config.json", "processor_config.json")
+    ]
+    assert told[-1] == str(tmp_path / "out")
+    assert not any("maker/original" in path and path.endswith(".safetensors") for path in fetched)
+    for name in ("chat_template.jinja", "tokenizer.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (GOLDEN / "gen25" / name).read_bytes()
+    assert inspect(tmp_path / "out") == []
 
 
 def test_from_the_command_line(folder, tmp_path, capsys):

@@ -12,9 +12,10 @@ import pytest
 from conftest import GOLDEN
 from hub_server import HubServer, Repository
 
+from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.conversion.convert import convert
 from mlx_lfm2vl.conversion.upload import check_publishable, upload
-from mlx_lfm2vl.errors import Lfm2VlError, OutputError
+from mlx_lfm2vl.errors import HubError, Lfm2VlError, OutputError
 
 NAME = "maker/tiny-8bit"
 SCRIPT = """
@@ -213,6 +214,16 @@ def test_a_dry_run_says_what_would_go_and_sends_nothing(folder, tmp_path):
     planned = upload(copy, NAME, dry_run=True)
     assert planned.url is None
     assert dict(planned.files) == {path.name: path.stat().st_size for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["tiny", "maker/ti ny", "maker/a--b", "maker/x.git", "a/b/c", ""])
+def test_a_name_that_the_hub_does_not_allow_is_refused_before_the_work(folder, name, tmp_path, capsys):
+    words = ["convert", "--hf-path", str(GOLDEN / "gen25"), "--mlx-path", str(tmp_path / "out"), "--no-verify"]
+    assert main([*words, "--upload-repo", name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mlx-lfm2vl: error: {name}: is not a ") and not (tmp_path / "out").exists()
+    with pytest.raises(HubError, match="is not a"):
+        upload(folder, name, dry_run=True)
 
 
 def test_convert_and_upload_from_the_command_line(hub, run, tmp_path):

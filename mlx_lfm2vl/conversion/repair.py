@@ -27,6 +27,7 @@ from .companions import PROCESSOR_FILES, copy
 from .convert import write_model
 
 TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.md")
+LOST = "cannot be repaired from here; name the original model (--base)"
 Note = Callable[[str], None]
 
 
@@ -39,7 +40,7 @@ class Finding:
     remedy: str | None
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.problem}; {self.remedy or 'cannot be repaired from here'}"
+        return f"{self.file}: {self.problem}; {self.remedy or LOST}"
 
 
 def inspect(folder: Path, base: Path | None = None) -> list[Finding]:
@@ -80,7 +81,7 @@ def repair(
     if dry_run or not findings:
         return findings
     if lost := [finding for finding in findings if finding.remedy is None]:
-        raise OutputError(f"{folder}: {lost[0]}; name the original model (--base)")
+        raise OutputError(f"{folder}: {lost[0]}")
     _, stored = open_model(folder)
     with finished(target, overwrite) as part:
         write_model(folder, stored, part, None, progress=progress)

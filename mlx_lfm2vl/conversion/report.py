@@ -118,7 +118,8 @@ class DamageReport:
         return "\n".join([f"{self._changed()}:", "", "| question | dense | quantised |", "| --- | --- | --- |", *lines])
 
     def _changed(self) -> str:
-        return f"{self.differing} of {self.questions} answers changed within 64 tokens; those that change first"
+        told = f"{self.differing} of {self.questions} answers changed within 64 tokens"
+        return told if self.differing == 1 else f"{told}; those that change first"
 
     def write(self, folder: Path) -> Path:
         """Writes `quantization_report.json`."""

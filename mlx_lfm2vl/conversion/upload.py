@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import NotFiniteError, OutputError
 from ..generation.question import conversation
-from ..hub import publish
+from ..hub import check_new_name, publish
 from ..pretrained import load
 from .calibration import questions
 from .check import check_folder
@@ -43,6 +43,7 @@ def upload(
     for a folder that is not fit to be published, `HubError` for what the hub refuses, and what loading raises.
     """
     path = Path(folder).expanduser()
+    check_new_name(repo)
     check_publishable(path)
     found = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
     for entry in found:
