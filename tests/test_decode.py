@@ -14,6 +14,7 @@ from mlx_lfm2vl.errors import InputError
 from mlx_lfm2vl.generation.decode import Decoding, Prompt, _context, decode, prefill
 from mlx_lfm2vl.generation.options import GenerationOptions
 from mlx_lfm2vl.generation.sampling import Sampler
+from mlx_lfm2vl.model import cpu
 from mlx_lfm2vl.model.cache import Cache
 from mlx_lfm2vl.model.lfm2 import Lfm2Model
 from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
@@ -162,6 +163,31 @@ def test_chunks_keep_the_peak_of_a_long_prompt_low():
         return mx.get_peak_memory() - before
 
     assert peak(128) < peak(3000) / 4
+
+
+@pytest.mark.parametrize("way", ["as on a GPU", "as here"])
+def test_the_tower_s_buffers_are_freed_before_the_text(way, golden, monkeypatch):
+    """What MLX holds when the text begins, beside the weights: the image tokens, and no buffers to reuse."""
+    if way == "as on a GPU":
+        monkeypatch.setattr(cpu, "is_default", lambda: False)
+    case = golden("gen25-tiled")
+    model, prompt = model_of(case.checkpoint), prompt_of(case)
+    held = []
+
+    def stop() -> bool:
+        held.append((mx.get_active_memory() - before, mx.get_cache_memory()))
+        return False
+
+    for _ in range(2):  # the first run leaves buffers for reuse
+        mx.synchronize()
+        held.clear()
+        before = mx.get_active_memory()
+        prefill(model, prompt, Cache(model.config.text_config), stop=stop, chunk=10_000)
+    tokens = int((prompt.input_ids == model.config.image_token_id).sum())
+    active, kept = held[-1]
+    assert kept == 0
+    assert 0 < active <= 1.1 * tokens * model.config.text_config.hidden_size * 4
+    assert mx.get_peak_memory() - before > 5 * active, "which is little beside what the tower takes"
 
 
 def test_the_cache_grows_in_steps_and_stays_small(golden):
