@@ -87,6 +87,33 @@ def test_links_of_the_hubs_cache_are_files_of_the_repository(source, tmp_path):
         convert(snapshot, tmp_path / "other")
 
 
+def test_links_through_the_store_that_repositories_share_are_followed_and_no_further(source, tmp_path):
+    """What came through Xet: the repository's blob is itself a link, to the cache's own store."""
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "main", tmp_path / "models--a--b" / "blobs"
+    store = tmp_path / "blobs" / "a8"
+    for place in (snapshot, blobs, store):
+        place.mkdir(parents=True)
+    for number, file in enumerate(sorted(source.iterdir())):
+        shutil.copy(file, store / str(number))
+        (blobs / f"etag-{number}").symlink_to(f"../../blobs/a8/{number}")
+        (snapshot / file.name).symlink_to(f"../../blobs/etag-{number}")
+    out = convert(snapshot, tmp_path / "out")
+    assert (out / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    (tmp_path / "precious").write_text("a key")
+    (snapshot / "NOTICE").symlink_to("../../../precious")
+    with pytest.raises(OutputError, match="NOTICE: is a link that leads out of the folder"):
+        convert(snapshot, tmp_path / "other")
+
+
+def test_a_folder_that_is_called_snapshots_opens_nothing_beside_it(source, tmp_path):
+    folder = tmp_path / "home" / "snapshots" / "model"
+    shutil.copytree(source, folder)
+    (tmp_path / "home" / "key").write_text("precious")
+    (folder / "NOTICE").symlink_to("../../key")
+    with pytest.raises(OutputError, match="NOTICE: is a link that leads out of the folder"):
+        convert(folder, tmp_path / "out")
+
+
 def test_code_and_foreign_weights_are_not_copied(source, tmp_path):
     for name in ("modeling_x.py", "pytorch_model.bin", "training_args.bin", "notes.md"):
         (source / name).write_text("x")

@@ -39,7 +39,8 @@ def check_own(file: Path) -> None:
     the store that repositories share): what is copied is published one day, and a stranger's folder must not choose
     among the user's own files."""
     folder, place = file.parent.resolve(), file.resolve()
-    repository = next((parent.parent for parent in folder.parents if parent.name == "snapshots"), None)
+    places = (parent.parent for parent in folder.parents if parent.name == "snapshots")
+    repository = next((place for place in places if place.name.startswith("models--")), None)
     allowed = {folder} if repository is None else {repository, repository.parent / "blobs"}
     if allowed.isdisjoint(place.parents):
         raise OutputError(f"{file}: is a link that leads out of the folder; put the file itself there, or remove it")
