@@ -15,6 +15,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from .. import __version__
+from ..model import cpu
 
 BANDWIDTH_BYTES = 2**28  # beyond any cache
 PACKAGES = ("mlx", "mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-lm", "numpy", "pillow", "tokenizers")
@@ -58,15 +59,16 @@ def describe() -> Machine:
 
 
 def memory_bandwidth(size: int = BANDWIDTH_BYTES, repeats: int = 3) -> float:
-    """Bytes a second that MLX moves here at best: of a copy (read and written), a sum and a matrix-vector product
-    (read) of a float32 array of `size` bytes the fastest, each run `repeats` times after one to warm up."""
+    """Bytes a second that are moved here at best: of a copy (read and written), a sum and a matrix-vector product
+    as the model makes it (read) of a float32 array of `size` bytes the fastest, each run `repeats` times after one to
+    warm up."""
     array = mx.ones((size // 4 // 4096, 4096), mx.float32)
     vector = mx.ones((4096,), mx.float32)
     mx.eval(array, vector)
     ways: tuple[tuple[Callable[[], mx.array], int], ...] = (
         (lambda: array + 1, 2 * array.nbytes),
         (lambda: array.sum(), array.nbytes),
-        (lambda: array @ vector, array.nbytes),
+        (lambda: cpu.product(vector, array) if cpu.applies(array) else array @ vector, array.nbytes),
     )
     best = 0.0
     for work, moved in ways:

@@ -210,17 +210,19 @@ def attention(
     if heads * length * keys.shape[2] < SMALL or not applies(queries):
         return of_mlx(queries, keys, values)
     seen = np.array(mask) if isinstance(mask, mx.array) else mask
-    made = _like(of_mlx)(partial(_attention, scale=scale, mask=seen))(queries, keys, values)
-    return made
+    of_tokens = _like(lambda *given: of_mlx(*given).transpose(0, 2, 1, 3))
+    made: mx.array = of_tokens(partial(_attention, scale=scale, mask=seen))(queries, keys, values)
+    return made.transpose(0, 2, 1, 3)
 
 
 def _attention(
     queries: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float, mask: np.ndarray | str | None
 ) -> np.ndarray:
+    """(B, L, H, D): all heads of a token beside each other, as the next product takes them."""
     batch, heads, length, depth = queries.shape
     kv_heads, total = keys.shape[1:3]
     step = min(length, max(1, SCORES // total))
-    made = np.empty((batch, length, heads, depth), np.float32)  # as the next product wants it
+    made = np.empty((batch, length, heads, depth), np.float32)
     scores = np.empty(step * total, np.float32)
     for start in range(0, length, step):
         end = min(start + step, length)
@@ -241,4 +243,4 @@ def _attention(
                 np.exp(block, out=block)
                 sums = block.sum(axis=1, keepdims=True)
                 np.divide(block @ values[row, source, :seen], sums, out=made[row, start:end, head])
-    return made.transpose(0, 2, 1, 3)
+    return made
