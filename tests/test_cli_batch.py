@@ -227,11 +227,85 @@ def test_a_second_run_tells_of_rows_that_failed(cli, tmp_path):  # noqa: F811
     words = ("batch", rows, "--output", output, *FAST)
     assert cli(*words)[2] == f"mlx-lfm2vl: {output}: 3 rows, 2 with an error\n"
     assert "1e400 is too large a number" in read(output)[1]["error"] and "Infinity" not in output.read_text()
-    told = f"{output}: 2 of these rows have an error, the first in line 2; to try them again, cut the file off"
+    told = f"{output}: 2 of these rows have an error, the first in line 2; --retry-failed does them again"
     code, _, err = cli(*words)
     assert code == 0 and told in err and "all 3 rows are there already" in err
     output.write_text(output.read_text().splitlines(keepends=True)[0])
     assert cli(*words)[2].splitlines()[-1] == f"mlx-lfm2vl: {output}: 3 rows, 2 with an error"
+
+
+def failing(folder: Path, count: int) -> tuple[Path, Path, list[str]]:
+    """Rows of which every third has a picture that is not there yet; also the names of these."""
+    names = [f"{number}.png" if number % 3 == 1 else None for number in range(count)]
+    rows = [{"prompt": f"Why {n}?", **({"image": name} if name else {})} for n, name in enumerate(names)]
+    return write(folder / "rows.jsonl", *rows), folder / "out.jsonl", [name for name in names if name]
+
+
+def test_failed_rows_are_done_again_in_their_places(cli, refused, tmp_path):  # noqa: F811
+    rows, output, names = failing(tmp_path, 8)
+    words = ("batch", rows, "--output", output, *FAST)
+    assert "8 rows, 3 with an error" in cli(*words)[2]
+    before = read(output)
+    (tmp_path / names[0]).write_bytes((PICTURES / "small.png").read_bytes())
+    output.chmod(0o640)
+    code, _, err = cli(*words, "--retry-failed")
+    assert code == 0 and "8 rows, 2 with an error" in err and "--retry-failed" not in err
+    after = read(output)
+    assert [row for row in after if row["id"] != 2] == [row for row in before if row["id"] != 2]
+    assert after[1]["text"] == alone("Why 1?", [PICTURES / "small.png"])[0] and "error" in before[1]
+    for name in names:
+        (tmp_path / name).write_bytes((PICTURES / "small.png").read_bytes())
+    # together with rows that are missing
+    output.write_bytes(b"".join(output.read_bytes().splitlines(keepends=True)[:6]))
+    assert "8 rows\n" in cli(*words, "--retry-failed")[2]
+    assert cli("batch", rows, "--output", tmp_path / "fresh.jsonl", *FAST)[0] == 0
+    assert output.read_bytes() == (tmp_path / "fresh.jsonl").read_bytes()
+    assert output.stat().st_mode & 0o777 == 0o640
+    assert "all 8 rows are there already" in cli(*words, "--retry-failed")[2]
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
+    assert "give one of them" in refused(*words, "--retry-failed", "--overwrite")
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_doing_failed_rows_again_may_be_stopped(tmp_path, end):
+    rows, output, names = failing(tmp_path, 25)
+    words = [*map(str, [*MODULE, "batch", rows, "--output", output, "--batch-size", 1, *FAST, "--max-tokens", 60])]
+    run = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True}
+    assert "25 rows, 8 with an error" in subprocess.run(words, timeout=120, **run).stderr  # type: ignore[call-overload]
+    before = output.read_bytes()
+    for name in names:
+        (tmp_path / name).write_bytes((PICTURES / "small.png").read_bytes())
+    child = subprocess.Popen([*words, "--retry-failed"], **run)  # type: ignore[call-overload]
+    limit = time.monotonic() + 60
+    made = tmp_path / "out.jsonl.retry"
+    while not (made.exists() and len(made.read_bytes().splitlines()) >= 2):
+        assert time.monotonic() < limit and child.poll() is None, child.communicate()
+        time.sleep(0.01)
+    os.kill(child.pid, end)
+    _, err = child.communicate(timeout=60)
+    done = len(made.read_bytes().splitlines())
+    assert 2 <= done < 8 and output.read_bytes() == before
+    if end == signal.SIGINT:
+        assert child.returncode == 130
+        assert f"stopped after {done} of 8 failed rows; the same command goes on from there" in err
+    again = subprocess.run([*words, "--retry-failed"], timeout=120, **run)  # type: ignore[call-overload]
+    assert re.search(r"out\.jsonl\.retry: \d+ rows are there already", again.stderr), again.stderr
+    assert again.returncode == 0 and not made.exists() and not any("error" in row for row in read(output))
+    kept = [line for line in before.splitlines() if b'"error"' not in line]
+    assert [line for line in output.read_bytes().splitlines() if b'"image": ' not in line] == kept
+
+
+def test_what_a_killed_run_left_of_other_failed_rows_is_not_taken(cli, refused, tmp_path):  # noqa: F811
+    rows, output, names = failing(tmp_path, 8)
+    words = ("batch", rows, "--output", output, *FAST)
+    assert cli(*words)[0] == 0
+    (tmp_path / names[0]).write_bytes((PICTURES / "small.png").read_bytes())
+    beside = tmp_path / "out.jsonl.retry"
+    beside.write_bytes(output.read_bytes().splitlines(keepends=True)[4])
+    assert "8 rows, 2 with an error" in cli(*words, "--retry-failed")[2] and not beside.exists()
+    beside.write_text("my notes\n")
+    assert "out.jsonl.retry: line 1 is no answer of this program" in refused(*words, "--retry-failed")
+    assert beside.read_text() == "my notes\n"
 
 
 @pytest.mark.parametrize(

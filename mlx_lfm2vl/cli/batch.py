@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", nargs="+", metavar="INPUT", help="folder, pattern, pictures, or one .jsonl file")
     parser.add_argument("--output", required=True, metavar="FILE", help="JSONL file to write, or to go on with")
     parser.add_argument("--overwrite", action="store_true", help="begin the output anew")
+    parser.add_argument("--retry-failed", action="store_true", help="also do again the rows that ended with an error")
     add_model(parser)
     add_prompt(parser, f"{DEFAULT_PROMPT!r}; a row's own prompt comes first")
     parser.add_argument(
@@ -49,44 +50,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever concerns more than a row."""
     from .. import GenerationOptions, OptionError, PromptError, generate_batch
+    from .answers import Output, settings
     from .interrupt import Interrupt
     from .progress import Bars
-    from .rows import Output, Rows, settings
+    from .rows import Rows, Waiting
 
     options = GenerationOptions(**sampling_options(args))
     prompt = read_prompt(args)
     if prompt is not None and not prompt.strip():
         raise PromptError("--prompt is empty")
+    if args.overwrite and args.retry_failed:
+        raise OptionError("--overwrite does all rows again, --retry-failed some; give one of them")
     rows = Rows(args.input, prompt, args.system, options, args.control_tokens)
     if args.overwrite and rows.reads(args.output):
         raise OptionError(f"--output {args.output}: is the input itself")
     chosen: dict[str, Any] = {**sampling_options(args), **picture_overrides(args), "system": args.system}
     chosen |= {"control_tokens": True} if args.control_tokens else {}
-    with Output(args.output, args.overwrite, settings(args.model or DEMO, args.revision, chosen)) as output:
+    digest = settings(args.model or DEMO, args.revision, chosen)
+    with Output(args.output, args.overwrite, digest) as output, Interrupt() as interrupt, Bars() as bars:
         done = output.skip(iter(rows))
-        if done == len(rows):
+        again = tuple(output.failed) if args.retry_failed else ()
+        if output.failed and not again:
+            note(
+                f"{args.output}: {len(output.failed)} of these rows have an error, the first in line "
+                f"{output.failed[0]}; --retry-failed does them again"
+            )
+        if done == len(rows) and not again:
             note(f"{args.output}: all {done} rows are there already")
             return 0
         model, processor = load_model(args)
-        output.begin()
-        with Interrupt() as interrupt, Bars() as bars:
-            bars("rows", done, len(rows))
-            waiting = rows.after(done)
-            for answer in generate_batch(
-                model, processor, waiting.questions(), batch_size=args.batch_size, stop=interrupt
-            ):
-                if answer.finish_reason == "cancelled":
-                    break
+
+        def answer(waiting: Waiting, into: Output, total: int, stage: str) -> bool:
+            """Writes each row as it is answered. False where Ctrl-C came before the last."""
+            into.begin()
+            bars(stage, into.rows, total)
+            questions = waiting.questions()
+            for made in generate_batch(model, processor, questions, batch_size=args.batch_size, stop=interrupt):
+                if made.finish_reason == "cancelled":
+                    return False
                 for row in waiting.answered():
-                    output.write(row, answer)
-                bars("rows", output.rows, len(rows))
-            else:
-                for row in waiting.rest():
-                    output.write(row, None)
-                bars("rows", output.rows, len(rows))
-        if interrupt.happened and output.rows < len(rows):
-            note(f"stopped after {output.rows} of {len(rows)} rows; the same command goes on from there")
+                    into.write(row, made)
+                bars(stage, into.rows, total)
+            for row in waiting.rest():
+                into.write(row, None)
+            bars(stage, into.rows, total)
+            return into.rows == total
+
+        others: Output | None = None
+        finished = answer(rows.after(done), output, len(rows), "rows")
+        if finished and again:
+            # Beside the output until all are there, so that a run which is stopped in between loses none.
+            with output.beside(lambda: rows.only(again)) as others:
+                waiting = rows.after(others.rows, rows.only(again))
+                finished = answer(waiting, others, len(again), "failed rows")
+            if finished:
+                output.take_over(again, others)
+        if not finished:
+            of = f"{others.rows} of {len(again)} failed rows" if others else f"{output.rows} of {len(rows)} rows"
+            note(f"stopped after {of}; the same command goes on from there")
             return 130
-        failed = f", {output.failed} with an error" if output.failed else ""
+        failed = f", {len(output.failed)} with an error" if output.failed else ""
         note(f"{args.output}: {output.rows} rows{failed}")
     return 0
