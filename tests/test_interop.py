@@ -20,6 +20,7 @@ mlx_vlm = pytest.importorskip("mlx_vlm", reason="mlx-vlm is not installed")
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
 convert = partial(convert_and_measure, verify=False)
 TOKENS = 24
+SCENE = Path(__file__).parent.parent / "examples" / "scene.png"
 WIDTHS = {
     "dense": {},
     "8 bits": {"q_bits": 8, "q_group_size": 32},
@@ -66,7 +67,9 @@ def test_our_folders_give_the_same_tokens_in_mlx_vlm(name, width, tmp_path):
 
     out = convert(source(name), tmp_path / "out", **WIDTHS[width])
     model, processor = load(out)
-    inputs = inputs_for(processor, GOLDEN / "pictures" / "landscape.png")
+    # Of what the demo has not learned the likeliest tokens lie closer together than bfloat16, theirs, rounds.
+    asked = (SCENE, "What is in this image?") if name == "demo" else (GOLDEN / "pictures" / "landscape.png",)
+    inputs = inputs_for(processor, *asked)
     assert theirs(load_model(out), inputs) == ours(model, inputs)
 
 
