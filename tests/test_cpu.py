@@ -1,7 +1,5 @@
 """What the CPU back end computes in its own way, against MLX's and float64."""
 
-import subprocess
-import sys
 import warnings
 from contextlib import nullcontext
 
@@ -161,24 +159,3 @@ def test_a_matrix_by_columns_is_the_same_matrix():
     turned = cpu.by_columns(wide)
     np.testing.assert_array_equal(np.array(turned), np.array(wide))
     assert cpu.by_columns(wide.T).shape == (16, 64)
-
-
-def openblas_is_installed() -> bool:
-    program = "import ctypes; ctypes.CDLL('libopenblas.so.0')"
-    return subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="a Mac's BLAS is its own")
-def test_openblas_is_bound_where_there_is_one_and_said_where_not_or_too_late():
-    program = (
-        "import mlx_lfm2vl.backend as b, ctypes; print(b.blas(), hasattr(ctypes.CDLL(None), 'openblas_get_config'))"
-    )
-
-    def said(code: str) -> str:
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-
-    if openblas_is_installed():
-        assert said(program) in ("libopenblasp.so.0 True", "libopenblas.so.0 True")
-    else:
-        assert said(program).startswith("MLX's own BLAS, which is slow; install OpenBLAS")
-    assert said(f"import mlx.core\n{program}").startswith("the BLAS that MLX was imported with")

@@ -138,11 +138,12 @@ def as_object(model: str, pieces: list[GenerationPiece], images: list[dict[str, 
 
 def report_loading(model: Lfm2VlForConditionalGeneration) -> None:
     """Prints on stderr what the weights became in memory, and what computes with them on a CPU."""
-    from ..backend import cpu_note
+    from ..model import cpu
 
-    for said in (model.load_note, cpu_note()):
-        if said:
-            note(said)
+    if model.load_note:
+        note(model.load_note)
+    if cpu.is_default():
+        note("computing on the CPU (products in float32 are NumPy's)")
 
 
 def report(statistics: Statistics) -> None:
