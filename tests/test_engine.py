@@ -313,6 +313,15 @@ def test_arguments_of_a_request_are_checked(engine, arguments, words):
         engine.submit("Hello.", **arguments)
 
 
+@pytest.mark.parametrize("timeout", [1e12, -1, "soon", float("nan")])
+def test_times_to_wait_are_checked(engine, timeout):
+    request = engine.submit("Hello.", options=SHORT)
+    for wait in (request.result, engine.wait_until_ready, engine.close):
+        with pytest.raises(OptionError, match=f"timeout is {timeout!r}, expected a number of seconds"):
+            wait(timeout)
+    assert request.result(60).tokens == alone("Hello.", None, 6)
+
+
 def test_what_is_kept_for_reuse_is_given_back_when_idle_and_limits_when_closed():
     before = mx.set_cache_limit(2**30)
     try:

@@ -86,7 +86,7 @@ class Engine:
 
     def wait_until_ready(self, timeout: float | None = None) -> None:
         """Returns once the model is loaded. Raises what loading raised, or `TimeoutError`."""
-        self._worker.wait_until_ready(timeout)
+        self._worker.wait_until_ready(None if timeout is None else check_seconds("timeout", timeout))
 
     def submit(
         self,
@@ -215,5 +215,6 @@ class Engine:
         self.submit(text, options=GenerationOptions(max_tokens=2)).result()
 
     def close(self, timeout: float = CLOSE_SECONDS) -> None:
-        """Cancels all requests and ends the thread. Returns after `timeout` seconds at the latest; may be repeated."""
-        self._worker.close(timeout)
+        """Cancels all requests and ends the thread. Returns after `timeout` seconds at the latest; may be repeated.
+        Raises `OptionError`."""
+        self._worker.close(check_seconds("timeout", timeout))

@@ -85,8 +85,8 @@ class Request:
 
     def result(self, timeout: float | None = None) -> Completion:
         """Waits for the whole answer. Raises `TimeoutError` after `timeout` seconds (the work goes on), or what went
-        wrong."""
-        end = None if timeout is None else time.monotonic() + timeout
+        wrong, or `OptionError`."""
+        end = None if timeout is None else time.monotonic() + check_seconds("timeout", timeout)
         pieces: list[GenerationPiece] = []
         while not pieces or pieces[-1].finish_reason is None:
             try:
