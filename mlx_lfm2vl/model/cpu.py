@@ -190,11 +190,11 @@ def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
 # Attention
 
 
-@lru_cache(maxsize=64)
-def _causal(rows: int, total: int) -> np.ndarray:
-    """(rows, total) float32 to add to scores: the last of `rows` queries sees all of `total` keys, each one before it
+@lru_cache(maxsize=4)  # of at most 1 MiB each; all layers ask for the same
+def _causal(rows: int) -> np.ndarray:
+    """(rows, rows) float32 to add to the scores of the last keys: the last query sees all of them, each one before it
     one key less."""
-    return np.triu(np.full((rows, total), -1e30, np.float32), k=total - rows + 1)
+    return np.triu(np.full((rows, rows), -1e30, np.float32), k=1)
 
 
 def attention(
@@ -230,16 +230,16 @@ def _attention(
         seen = total - length + end if isinstance(mask, str) else total
         block = scores[: (end - start) * seen].reshape(end - start, seen)
         for row in range(batch):
-            bias = None
+            bias, hidden = None, block
             if isinstance(mask, np.ndarray):
                 bias = np.where(mask[min(row, len(mask) - 1), 0, start:end], np.float32(0), np.float32(-1e30))
             elif mask is not None and length > 1:
-                bias = _causal(end - start, seen)
+                bias, hidden = _causal(end - start), block[:, seen - (end - start) :]
             for head in range(heads):
                 source = head * kv_heads // heads
                 np.matmul(queries[row, head, start:end] * np.float32(scale), keys[row, source, :seen].T, out=block)
                 if bias is not None:
-                    block += bias
+                    hidden += bias
                 block -= block.max(axis=1, keepdims=True)
                 np.exp(block, out=block)
                 sums = block.sum(axis=1, keepdims=True)
