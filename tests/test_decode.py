@@ -92,12 +92,14 @@ def test_the_loop_makes_no_more_tokens_than_asked(golden):
     assert cache_.offset == prompt.input_ids.shape[1] + 4
 
 
-def test_a_step_is_dispatched_before_the_last_token_is_read(golden):
+def test_the_first_token_waits_for_no_step_and_each_after_it_is_read_once_the_next_is_dispatched(golden):
     case = golden("gen25-text")
     model, prompt = model_of("gen25"), prompt_of(case)
     cache_ = Cache(model.config.text_config)
     steps = decode(model, prompt, cache_, prefill(model, prompt, cache_), Sampler(GREEDY), 9)
-    for count in range(1, 9):
+    next(steps)
+    assert cache_.offset == prompt.input_ids.shape[1]
+    for count in range(2, 9):
         next(steps)
         assert cache_.offset == prompt.input_ids.shape[1] + count  # the token just read has been run already
 

@@ -1,7 +1,8 @@
 """One prefill and one decode loop, for single prompts, chats and padded batches alike.
 
-The loop is one step ahead: the next step is dispatched before the last token is read, so that the device has work
-while Python has. Logits are computed for the last position only.
+After the first token, which is told as soon as it is known, the loop is one step ahead: the next step is dispatched
+before the last token is read, so that the device has work while Python has. Logits are computed for the last position
+only.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def _context(padding: np.ndarray | None, cache: Cache, length: int) -> Context:
 
 
 class Decoding:
-    """Rows that are being decoded, one step ahead of what was read."""
+    """Rows that are being decoded, one step ahead of what was read once the first tokens were."""
 
     NOT_FINITE = -1  # in place of a token that no logits could be chosen by
 
@@ -135,6 +136,7 @@ class Decoding:
         self._model, self._cache, self._choose, self._padding = model, cache, choose, padding
         self._logprobs = logprobs
         self._next = self._chosen(logits)
+        self._first, self._read = True, False  # `_read`: `_next` was returned, and the step after it not dispatched
 
     def _chosen(self, logits: mx.array) -> tuple[mx.array, mx.array | None]:
         finite = mx.isfinite(logits).all(axis=-1)
@@ -147,24 +149,36 @@ class Decoding:
         mx.async_eval(tokens, own)
         return tokens, own
 
+    def _dispatch(self) -> None:
+        """Runs the model over the tokens of `_next`, and makes it those that follow them."""
+        body = self._model.model
+        embeds = body.language_model.embed_tokens(self._next[0][:, None])
+        hidden = body.language_model(embeds, _context(self._padding, self._cache, 1), self._cache)
+        self._next, self._read = self._chosen(self._model.logits(hidden)[:, 0]), False
+
     def step(self, last: bool = False) -> tuple[list[int], list[float] | None]:
         """The next token of every row (`NOT_FINITE` where its logits were not), and its logprob if wanted.
 
-        Unless it is the `last` step the one after is dispatched first, and the cache holds the tokens returned.
+        Unless it is the first or the `last` step the one after is dispatched first, and the cache holds the tokens
+        returned.
         """
-        tokens, logprobs = self._next
         with allocations("the answer's next token"), no_gradients():
-            if not last:
-                body = self._model.model
-                embeds = body.language_model.embed_tokens(tokens[:, None])
-                hidden = body.language_model(embeds, _context(self._padding, self._cache, 1), self._cache)
-                self._next = self._chosen(self._model.logits(hidden)[:, 0])
+            if self._read:
+                self._dispatch()
+            tokens, logprobs = self._next
+            if last or self._first:
+                self._first, self._read = False, True
+            else:
+                self._dispatch()
             return tokens.tolist(), None if logprobs is None else logprobs.tolist()  # type: ignore[return-value]
 
     def join(self, other: Decoding) -> None:
-        """Goes on with the rows of another, of which nothing was read yet, behind one's own. Columns that are padding
-        in all rows are given up."""
+        """Goes on with the rows of another behind one's own. Columns that are padding in all rows are given up."""
         parts = (self, other)
+        with allocations("the answer's next token"), no_gradients():
+            for part in parts:
+                if part._read:
+                    part._dispatch()
         counts = [part._next[0].shape[0] for part in parts]
         paddings = [
             np.zeros(count, np.int64) if part._padding is None else part._padding
@@ -183,7 +197,7 @@ class Decoding:
             own = mx.concatenate(
                 [mx.zeros(count) if each is None else each for each, count in zip(known, counts, strict=True)]
             )
-        self._next = (mx.concatenate([part._next[0] for part in parts]), own)
+        self._next, self._first = (mx.concatenate([part._next[0] for part in parts]), own), False
 
     def error(self, row: int) -> NotFiniteError:
         """Why a row's logits were not finite."""
