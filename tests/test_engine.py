@@ -1,6 +1,7 @@
 """The engine from many threads and from asyncio: answers are those of single runs, whatever the neighbours do."""
 
 import asyncio
+import gc
 import os
 import queue
 import random
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -146,6 +148,23 @@ def test_a_question_joins_those_that_are_being_answered(engine, monkeypatch):
         assert request.result(60).tokens == tuple(token for piece in pieces for token in piece.tokens)
     tokens += [token for piece in said for token in piece.tokens]
     assert tuple(tokens) == alone("Tell me everything.", None, 400)
+
+
+def test_what_has_been_answered_is_let_go_while_others_are_still_being_answered(engine):
+    """A batch that others join may go on for days."""
+    running = engine.submit("Hello.", options=FOREVER)
+    running.take(0, 60)
+    held = []
+    for _ in range(25):
+        image = picture("small").copy()
+        request = engine.submit("What is this?", image, options=SHORT)
+        assert len(request.result(60).tokens) == 6
+        held += [weakref.ref(image), weakref.ref(request)]
+        del image, request
+    gc.collect()
+    assert not running.done
+    running.cancel()
+    assert sum(each() is not None for each in held) <= 4  # the last ones, at most
 
 
 def test_a_busy_engine_holds_no_more_than_its_rows(engine):

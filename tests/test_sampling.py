@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mlx_lfm2vl.config import GenerationConfig
 from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.generation.options import GenerationOptions
-from mlx_lfm2vl.generation.sampling import Sampler, keep_likely, penalize
+from mlx_lfm2vl.generation.sampling import Sampler, SideBySide, keep_likely, penalize
 
 logit_rows = st.lists(st.integers(-40, 40), min_size=2, max_size=40, unique=True).map(lambda xs: np.array(xs) / 4)
 
@@ -49,6 +49,16 @@ def test_rows_of_a_batch_do_not_touch_each_other():
     together = np.array(keep_likely(mx.array(rows), 10, 0.8, 0.05))
     for row, ours in zip(rows, together, strict=True):
         np.testing.assert_array_equal(ours, np.array(keep_likely(mx.array(row[None]), 10, 0.8, 0.05))[0])
+
+
+def test_a_row_that_two_thousand_others_join_and_leave_is_chosen_as_alone():
+    long = SideBySide([(Sampler(GenerationOptions(temperature=1.0, seed=3)), 1)])
+    alone = Sampler(GenerationOptions(temperature=1.0, seed=3))
+    for _ in range(2000):
+        long = SideBySide([(long, 1), (Sampler(GenerationOptions(temperature=0.0)), 1)])
+        long.select([0])
+    logits = mx.array(np.random.default_rng(0).normal(size=(20, 50)).astype(np.float32))
+    assert [long(row[None]).item() for row in logits] == [alone(row[None]).item() for row in logits]
 
 
 def test_penalty():

@@ -87,7 +87,9 @@ class SideBySide:
     """The choosers of several batches that became one, with the number of rows of each."""
 
     def __init__(self, parts: Sequence[tuple[Chooser, int]]):
-        self._parts = list(parts)
+        self._parts = [  # flat, however often batches are joined
+            own for part, count in parts for own in (part._parts if isinstance(part, SideBySide) else [(part, count)])
+        ]
 
     def observe(self, tokens: mx.array, vocabulary: int) -> None:
         for part, rows in self._split():

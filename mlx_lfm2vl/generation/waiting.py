@@ -95,6 +95,7 @@ class Waiting:
             jobs = [] if self.closed or not room else self._next(room)
             if not jobs or jobs[0].work is not None:
                 return []
+            self._running = [request for request in self._running if not request.done]
             self._running += [job.request for job in jobs]
             self._remove(jobs)
             return jobs

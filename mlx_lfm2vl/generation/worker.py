@@ -194,21 +194,25 @@ class Worker:
             started.append(begun)
         return present, rows, started
 
-    def _run(self, jobs: list[Job], rows: list[Prepared], started: Sequence[float]) -> None:
+    def _run(self, jobs: Sequence[Job], rows: list[Prepared], started: Sequence[float]) -> None:
         model, processor = self.loaded
+        present = dict(enumerate(jobs))  # those not yet answered: a batch that others join may go on for days
+        entered = len(jobs)
 
-        def joining(present: int) -> Joining | None:
-            more, prepared, begun = self._begun(self._waiting.take_more(self._max_batch - present))
+        def joining(going_on: int) -> Joining | None:
+            nonlocal entered
+            more, prepared, begun = self._begun(self._waiting.take_more(self._max_batch - going_on))
             if not more:
                 return None
-            jobs.extend(more)
+            present.update(enumerate(more, start=entered))
+            entered += len(more)
             options = [row.options for row in prepared]
             stop = self._abandoned(more, prepared)
             start = RowsStart(model, prepared, self._features, self._prefixes)
             return Joining(start, options, begun, stop, _told(more))
 
         def failed(index: int, error: Exception) -> None:
-            job = jobs[index]
+            job = present.pop(index)
             if isinstance(error, NotFiniteError) or job.request.started:
                 job.request.deliver(error)
             else:
@@ -225,15 +229,17 @@ class Worker:
                 features=self._features,
                 prefixes=self._prefixes,
                 stop=self._abandoned(jobs, rows),
-                row_stop=lambda index: jobs[index].request.stopped(),
+                row_stop=lambda index: present[index].request.stopped(),
                 failed=failed,
                 joining=joining,
                 progress=_told(jobs),
             ):
-                jobs[index].request.deliver(piece)
+                present[index].request.deliver(piece)
+                if piece.finish_reason is not None:
+                    present.pop(index).read = None  # it holds the pictures
         except BaseException as error:
-            for job in jobs:
-                if len(jobs) > 1 and not job.request.started:
+            for job in present.values():
+                if entered > 1 and not job.request.started:
                     failures.append(job)
                 else:
                     job.request.deliver(error)
