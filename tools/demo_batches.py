@@ -15,8 +15,17 @@ from demo_drawing import GRIDS
 from demo_encoding import IGNORED, encode_sample, patch_labels, patchify, views
 
 # Share of the batches of each task, and how many samples a batch of it holds (a batch of each costs about alike).
-MIX = {"quiz": 0.34, "chat": 0.05, "count": 0.20, "read": 0.20, "digit": 0.03, "compare": 0.12, "tiled": 0.06}
-BATCH = {"quiz": 12, "chat": 18, "count": 28, "read": 36, "digit": 32, "compare": 14, "tiled": 6}
+MIX = {
+    "quiz": 0.27,
+    "chat": 0.04,
+    "count": 0.14,
+    "read": 0.21,
+    "digit": 0.06,
+    "point": 0.10,
+    "compare": 0.12,
+    "tiled": 0.06,
+}
+BATCH = {"quiz": 12, "chat": 18, "count": 28, "read": 36, "digit": 32, "point": 14, "compare": 12, "tiled": 6}
 # First the tower alone, taught by dense labels: a quarter of the cost of a picture.
 WARM_STEPS, WARM_BATCH, WARM_TASKS = 480, 56, ("describe", "count", "read", "read", "digit")
 EASY_STEPS = 1200  # over these steps after that, scenes and texts grow from mostly one object or letter to all of them
@@ -27,7 +36,8 @@ def collate(samples: list[demo_tasks.Sample]) -> dict:
 
     ``ids``, ``labels``, ``turns``: (samples, length). ``apart``: whether each turn is to see only the pictures and
     itself. ``patches``: grid -> (views, patches, 768) uint8; ``views``: (grid, index there) of each view in the order
-    of the text. ``named``, ``ways``, ``covered``: the dense labels, (views, patches, ...), unless pictures are cut.
+    of the text. ``pictures``: the number of the picture that each image token belongs to, of all of them in a row.
+    ``named``, ``ways``, ``edges``, ``covered``: the dense labels, (views, patches, ...), unless pictures are cut.
     """
     rows = [encode_sample(s) for s in samples]
     length = max(len(row.ids) for row in rows)
@@ -55,10 +65,11 @@ def collate(samples: list[demo_tasks.Sample]) -> dict:
         "apart": samples[0].apart,
         "patches": {grid: torch.from_numpy(np.stack(several)) for grid, several in patches.items()},
         "views": order,
+        "pictures": torch.from_numpy((ids == demo_files.IMAGE_START).cumsum(1)[ids == demo_files.IMAGE] - 1),
     }
     if not cut:
         dense = [patch_labels(s, i) for s in samples for i in range(len(s.images))]
-        for name, parts in zip(("named", "ways", "covered"), zip(*dense, strict=True), strict=True):
+        for name, parts in zip(("named", "ways", "edges", "covered"), zip(*dense, strict=True), strict=True):
             batch[name] = torch.from_numpy(np.stack(parts))
     return batch
 

@@ -21,6 +21,7 @@ from demo_encoding import CELL, IGNORED, KINDS, PATCH
 from safetensors.torch import load_file, save_file
 from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration
 
+EDGES = (11,) * 4 + (10,) * 4  # classes of the hundreds and of the tens of four edges
 HUB_TOWER = "model.vision_tower.vision_model."  # the hub's repositories keep the older name of the tower
 
 
@@ -70,17 +71,24 @@ def first_filters(number: int) -> np.ndarray:
 
 class Dense(torch.nn.Module):
     """Linear heads that tell what each patch shows: the classes of `KINDS`, the ways to an object's middle and edges,
-    the cells it covers. They teach the tower and are thrown away after training.
+    where these edges lie, the cells it covers; and to which picture an image token of the text model belongs. They
+    teach the tower and the text model's first attention, and are thrown away after training.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, text_width: int):
         super().__init__()
-        self.sizes = (*(kind + 1 for kind in KINDS), 6, (PATCH // CELL) ** 2)
+        self.sizes = (*(kind + 1 for kind in KINDS), *EDGES, 6, (PATCH // CELL) ** 2)
         self.heads = torch.nn.Linear(width, sum(self.sizes))
+        self.picture = torch.nn.Linear(text_width, 3)
+
+    def which(self, hidden: torch.Tensor, batch: dict) -> torch.Tensor:
+        """The loss over all image tokens, (image tokens, text width), of samples of several pictures."""
+        return F.cross_entropy(self.picture(hidden), batch["pictures"])
 
     def forward(self, features: torch.Tensor, batch: dict) -> torch.Tensor:
         """The loss over all patches of the views, (views, patches, width)."""
         *kinds, ways, covered = self.heads(features).flatten(0, 1).split(self.sizes, dim=-1)
+        kinds, edges = kinds[: len(KINDS)], kinds[len(KINDS) :]
         labels = batch["named"].flatten(0, 1)
         loss = F.binary_cross_entropy_with_logits(covered, batch["covered"].flatten(0, 1))
         for part, label in zip(kinds, labels.unbind(-1), strict=True):
@@ -90,6 +98,8 @@ class Dense(torch.nn.Module):
         there = labels[:, 0] > 0
         if there.any():
             loss = loss + 0.2 * 3 * F.smooth_l1_loss(ways[there], batch["ways"].flatten(0, 1)[there])
+            for part, label in zip(edges, batch["edges"].flatten(0, 1)[there].unbind(-1), strict=True):
+                loss = loss + F.cross_entropy(part[there], label) / len(edges)
         return loss
 
 
@@ -107,8 +117,8 @@ def see(model: Lfm2VlForConditionalGeneration, patches: torch.Tensor, grid: tupl
     return tower.post_layernorm(x)
 
 
-def forward(model: Lfm2VlForConditionalGeneration, batch: dict) -> tuple[torch.Tensor, dict]:
-    """(last hidden states, tower features by grid)."""
+def forward(model: Lfm2VlForConditionalGeneration, batch: dict) -> tuple[torch.Tensor, dict, torch.Tensor]:
+    """(last hidden states, tower features by grid, the image tokens' states behind the first attention)."""
     core = model.model
     features = {grid: see(model, patches, grid) for grid, patches in batch["patches"].items()}
     images = {
@@ -123,8 +133,12 @@ def forward(model: Lfm2VlForConditionalGeneration, batch: dict) -> tuple[torch.T
     embeds = embeds.masked_scatter((batch["ids"] == demo_files.IMAGE)[..., None], image)
     # Padding stands on the right, behind everything that is scored: causal layers need no mask for it.
     mask = {"full_attention": apart(batch["turns"]) if batch["apart"] else None, "conv": None}
+    early = []
+    first = core.config.text_config.layer_types.index("full_attention")
+    hook = core.language_model.layers[first].register_forward_hook(lambda layer, given, made: early.append(made))
     out = core.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
-    return out.last_hidden_state, features
+    hook.remove()
+    return out.last_hidden_state, features, early[0][batch["ids"] == demo_files.IMAGE]
 
 
 def apart(turns: torch.Tensor) -> torch.Tensor:

@@ -55,7 +55,7 @@ def optimizers(model: torch.nn.Module, dense: torch.nn.Module, lr: float) -> lis
     return [Muon(inner, lr), torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def rate(progress: float, step: int) -> float:
+def rate(progress: float, step: int, begun: int = 0) -> float:
     """Share of the full learning rate: short warm-ups, a plateau, and a fall to nothing over the last half."""
-    since = step if step < WARM_STEPS else step - WARM_STEPS
+    since = step - begun if step < WARM_STEPS or begun > WARM_STEPS else step - WARM_STEPS
     return min(1.0, (since + 1) / 100) * min(1.0, max(0.0, (1 - progress) / 0.5))

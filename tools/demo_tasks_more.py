@@ -30,6 +30,9 @@ TILED = ((256, 256), (128, 384), (384, 128))
 FIRST_TEST_DIGIT = 1437  # of the 1,797 handwritten digits the last 360 are never trained on: other hands wrote them
 
 
+_BICUBIC = Image.Resampling.BICUBIC
+
+
 @functools.lru_cache(maxsize=256)
 def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     if not name:
@@ -83,12 +86,16 @@ def read(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -
     return Sample("read", (picture,), turns, ((),), {"text": text, "glyphs": glyphs}, ((),))
 
 
-def _digit(rng: np.random.Generator, size: tuple[int, int] | None, first: int, stop: int) -> Sample:
+def _digit(rng: np.random.Generator, size: tuple[int, int] | None, first: int, stop: int, lean: float = 0.0) -> Sample:
     height, width = size or GRIDS[rng.integers(len(GRIDS))]
     pictures, digits = handwriting()
     number = int(rng.integers(first, stop))
     side = int(rng.integers(56, min(height, width) - 3))
-    ink = Image.fromarray(pictures[number]).resize((side, side), Image.Resampling.BICUBIC)
+    ink = Image.fromarray(pictures[number]).resize((side, side), _BICUBIC)
+    if lean:  # any matrix near the identity, about the middle
+        a, b, c, d = np.eye(2).reshape(-1) + rng.uniform(-lean, lean, 4) * (0.6, 1, 1, 0.6)
+        shifts = (side / 2 * (1 - a - b), side / 2 * (1 - c - d))
+        ink = ink.transform(ink.size, Image.Transform.AFFINE, (a, b, shifts[0], c, d, shifts[1]), _BICUBIC)
     picture, _ = paint(rng, (height, width), ())
     x, y = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
     picture.paste(INK[rng.integers(len(INK))], (x, y), ink)
@@ -100,8 +107,8 @@ def _digit(rng: np.random.Generator, size: tuple[int, int] | None, first: int, s
 
 @task
 def digit(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -> Sample:
-    """One handwritten digit, among those of training."""
-    return _digit(rng, size, 0, FIRST_TEST_DIGIT)
+    """One handwritten digit, among those of training, leaning as other hands might write it."""
+    return _digit(rng, size, 0, FIRST_TEST_DIGIT, lean=0.25)
 
 
 @task
@@ -130,16 +137,18 @@ def boxes(rng: np.random.Generator, things: tuple[Thing, ...], extents: tuple[Bo
 
 @task
 def point(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -> Sample:
-    """The boxes of a kind of object as JSON, by LFM2.5-VL-3B's recipe: image_id, bbox_2d in 0 to 1000, label."""
+    """The boxes of a kind of object as JSON, by LFM2.5-VL-3B's recipe: image_id, bbox_2d in 0 to 1000, label; further
+    turns ask for others."""
     height, width = size or GRIDS[rng.integers(len(GRIDS))]
     picture, things, extents = scene(rng, (height, width), level)
     question, answer, found = boxes(rng, things, extents, (height, width))
-    return Sample("point", (picture,), ((question, answer),), (things,), {"boxes": found}, (extents,))
+    turns = [(question, answer), *(boxes(rng, things, extents, (height, width))[:2] for _ in range(3))]
+    return Sample("point", (picture,), tuple(dict.fromkeys(turns)), (things,), {"boxes": found}, (extents,), apart=True)
 
 
 @task
 def compare(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -> Sample:
-    """Two or three pictures, each of one object; a question for each of them, which exactly that one answers."""
+    """Two or three pictures; for each a question that exactly that one answers, and after these what each shows."""
     size = size or GRIDS[0]
     number = 3 if level > 0.5 and rng.random() < 0.5 else 2
     shown: list[tuple[Image.Image, tuple[Thing, ...], tuple[Box, ...]]] = []
@@ -151,6 +160,8 @@ def compare(rng: np.random.Generator, size: tuple[int, int] | None, level: float
     for right in rng.permutation(number):
         one = shown[right][1][0]
         turns.append((f"Which image shows {article(f'{one.colour} {one.shape}')}?", f"Media-{right + 1}."))
+    for number, (_, things, _) in enumerate(shown, start=1):
+        turns.append((f"What does Media-{number} show?", describe_things(things)))
     pictures, kept, drawn = zip(*shown, strict=True)
     return Sample("compare", pictures, tuple(turns), kept, {"image": int(turns[0][1][-2]) - 1}, drawn, apart=True)
 

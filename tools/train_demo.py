@@ -31,12 +31,13 @@ import demo_tasks_more
 import numpy as np
 import torch
 import torch.nn.functional as F
-from demo_batches import WARM_STEPS, Batches, collate, to_device
+from demo_batches import EASY_STEPS, WARM_STEPS, Batches, collate, to_device
 from demo_model import Dense, answers, build, check_against_reference, export, forward, load_folder, see
 from demo_optimizers import optimizers, rate
 from transformers import Lfm2VlForConditionalGeneration
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+WIDTH, TEXT_WIDTH = demo_files.VISION_CONFIG["hidden_size"], demo_files.TEXT_CONFIG["hidden_size"]
 SCORED = ("describe", "ask", "count", *demo_tasks_more.FURTHER)
 
 
@@ -125,7 +126,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, dense = build().to(device), Dense(demo_files.VISION_CONFIG["hidden_size"]).to(device)
+    model, dense = build().to(device), Dense(WIDTH, TEXT_WIDTH).to(device)
     if args.export:
         model.load_state_dict(torch.load(path, map_location=device)["average"])
         export(model, args.out)
@@ -133,9 +134,10 @@ def main() -> None:
     check_against_reference(model.eval(), device)
     optims = optimizers(model, dense, args.lr)
     step, spent = 0, 0.0
-    if args.start:  # the tower can see already, but the dense heads are new: a warm phase of half length
+    if args.start:  # the model knows its tasks already: neither the warm phase nor the easy one
         load_folder(model, args.start)
-        step = WARM_STEPS // 2
+        step = WARM_STEPS + EASY_STEPS
+    begun = step
     average = {k: v.clone() for k, v in model.state_dict().items()}
     if args.resume:
         state = torch.load(path, map_location=device)
@@ -143,7 +145,7 @@ def main() -> None:
         dense.load_state_dict(state["dense"])
         for o, s in zip(optims, state["optims"], strict=True):
             o.load_state_dict(s)
-        average, step, spent = state["average"], state["step"], state["spent"]
+        average, step, spent, begun = state["average"], state["step"], state["spent"], state["begun"]
     total = sum(p.numel() for p in model.parameters())
     print(f"{total:,} parameters on {device}, from step {step}, {spent / 60:.0f} min", flush=True)
 
@@ -161,17 +163,19 @@ def main() -> None:
         progress = spent / (args.hours * 3600)
         for o in optims:
             for group in o.param_groups:
-                group["lr"] = args.lr * rate(progress, step) * group.get("share", 1.0)
+                group["lr"] = args.lr * rate(progress, step, begun) * group.get("share", 1.0)
         if step < WARM_STEPS:
             features = {grid: see(model, patches, grid) for grid, patches in batch["patches"].items()}
             loss, share = torch.zeros((), device=device), 1.0
         else:
-            hidden, features = forward(model, batch)
+            hidden, features, images = forward(model, batch)
             logits, targets, _ = answers(model, hidden, batch["labels"])
             loss, share = F.cross_entropy(logits, targets), 0.5
         seen = torch.zeros((), device=device)
         if "named" in batch:  # no picture is cut: one grid
             seen = dense(*features.values(), batch)
+        if batch["task"] == "compare":
+            seen = seen + dense.which(images, batch)
         (loss + share * seen).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for o in optims:
@@ -204,6 +208,7 @@ def main() -> None:
                     "average": average,
                     "step": step,
                     "spent": spent,
+                    "begun": begun,
                 },
             )
         if (step > WARM_STEPS and spent - evaluated > 3 * args.every * 60) or finished:
