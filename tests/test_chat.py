@@ -162,6 +162,8 @@ def test_a_turn_that_fails_leaves_no_trace(tmp_path):
     before = list(chat.messages)
     with pytest.raises(ImageError, match=r"nowhere\.png"):
         chat.ask("What is this?", tmp_path / "nowhere.png")
+    with pytest.raises(PromptError, match=r"images\[1\] is None, expected a picture"):
+        chat.ask("What is it?", [picture("small"), None])
     with pytest.raises(PromptError, match="the text is int"):
         chat.ask(3)
     with pytest.raises(PromptError, match=r"the prompt has \d+ tokens, but the model has"):

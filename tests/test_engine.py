@@ -325,6 +325,7 @@ def test_nobody_waits_for_a_thread_that_has_died(monkeypatch):
         ({"deadline": "soon"}, "deadline is 'soon'"),
         ({"wait": None}, "wait is None"),
         ({"sink": 3}, "sink is 3, expected a function"),
+        ({"progress": 5}, "progress is 5, expected a function"),
     ],
 )
 def test_arguments_of_a_request_are_checked(engine, arguments, words):
@@ -700,8 +701,7 @@ def test_chats_in_the_engine(engine):
     ],
 )
 def test_limits_are_checked(name, value):
-    words = "limit" if name.endswith("_bytes") else name
-    with pytest.raises(OptionError, match=f"{words} is {value!r}, expected"):
+    with pytest.raises(OptionError, match=f"{name} is {value!r}, expected"):
         Engine(**{"loader": loader, name: value})
 
 

@@ -100,7 +100,7 @@ class TestArrays:
         assert "1, 3 or 4 channels" in message(np.zeros((5, 5, 2), np.uint8))
         assert "1, 3 or 4 channels" in message(np.zeros((2, 5, 5, 3), np.uint8))
         assert "nothing to see" in message(np.zeros((0, 5, 3), np.uint8))
-        assert "million pixels" in message(RGB, SourcePolicy(max_pixels=53))
+        assert "more than 53 pixels" in message(RGB, SourcePolicy(max_pixels=53))
 
     def test_other_types_are_refused(self):
         for thing in (None, 3, object(), {"url": "x"}):
@@ -253,8 +253,8 @@ class TestErrors:
             started = time.monotonic()
             assert "pixels" in message(bomb)
             assert time.monotonic() - started < 1
-        assert "9x6 is more than 5e-05 million pixels" in message(PNG, SourcePolicy(max_pixels=50))
-        assert "million pixels" in message(Image.new("RGB", (100, 100)), SourcePolicy(max_pixels=50))
+        assert "9x6 is more than 50 pixels" in message(PNG, SourcePolicy(max_pixels=50))
+        assert "more than 50 pixels" in message(Image.new("RGB", (100, 100)), SourcePolicy(max_pixels=50))
 
     def test_100_megapixels_are_read_without_a_warning(self, recwarn):
         data = encoded(Image.new("L", (10_000, 10_000)), compress_level=1)

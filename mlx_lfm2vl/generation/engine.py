@@ -23,7 +23,7 @@ from .batch import BATCH_SIZE
 from .chat import Chat
 from .engine_chat import EngineChat
 from .features import FeatureCache
-from .memory import MemoryLimits
+from .memory import MemoryLimits, check_bytes
 from .options import GenerationOptions
 from .prefix import PrefixCache
 from .question import Question, prepare, snapshot
@@ -72,8 +72,8 @@ class Engine:
             max_batch,
             MemoryLimits(cache_limit, wired_limit),
             check_seconds("idle_seconds", idle_seconds),
-            FeatureCache(feature_bytes),
-            PrefixCache(prefix_bytes),
+            FeatureCache(check_bytes("feature_bytes", feature_bytes)),
+            PrefixCache(check_bytes("prefix_bytes", prefix_bytes)),
         )
 
     def __enter__(self) -> Engine:
@@ -117,6 +117,8 @@ class Engine:
         Raises `OptionError`, `QueueFullError` and `EngineClosedError`; what is wrong with the question itself is raised
         by the request.
         """
+        if progress is not None and not callable(progress):
+            raise OptionError(f"progress is {progress!r}, expected a function")
         chosen = options or GenerationOptions()
         question = Question(
             snapshot(prompt), snapshot(images), system, snapshot(tools), chosen, image_overrides, control_tokens

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from ..errors import InputError, OptionError
+from ..errors import InputError
 from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration, vision_passes
 from .finite import check_vision
+from .memory import check_bytes
 from .watch import Stop, check
 
 DEFAULT_BYTES = 256 * 2**20
@@ -26,9 +27,7 @@ class FeatureCache:
     """Image tokens of views seen lately, for one model, at most `limit` bytes of them; the oldest go first."""
 
     def __init__(self, limit: int = DEFAULT_BYTES):
-        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
-            raise OptionError(f"limit is {limit!r}, expected a number of bytes of at least 0")
-        self.limit = limit
+        self.limit = check_bytes("limit", limit)
         self.nbytes = 0
         self._entries: OrderedDict[bytes, mx.array] = OrderedDict()
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Limits on what MLX may hold, in force while a `with` block runs. They are the process's, not a model's."""
+"""What may be held, in bytes: limits on MLX, in force while a `with` block runs. They are the process's, not a model's."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import mlx.core as mx
 from ..errors import OptionError
 
 
+def check_bytes(name: str, value: int) -> int:
+    """A number of bytes as it is. Raises `OptionError` where it is none."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise OptionError(f"{name} is {value!r}, expected a number of bytes of at least 0")
+    return value
+
+
 class MemoryLimits:
     """`cache_limit`: bytes of freed buffers that MLX keeps for reuse (None: as it is). `wired_limit`: bytes that macOS
     must keep resident, so that weights are not paged out between answers (None: the working set that Metal recommends
     for the device, 0: none; only Metal has such a limit). At the end both are as before. Raises `OptionError`."""
 
     def __init__(self, cache_limit: int | None = None, wired_limit: int | None = None):
-        for name, value in (("cache_limit", cache_limit), ("wired_limit", wired_limit)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-                raise OptionError(f"{name} is {value!r}, expected a number of bytes of at least 0")
-        self._cache, self._wired = cache_limit, wired_limit
+        self._cache = None if cache_limit is None else check_bytes("cache_limit", cache_limit)
+        self._wired = None if wired_limit is None else check_bytes("wired_limit", wired_limit)
         self._before: tuple[int | None, int | None] = (None, None)
 
     def __enter__(self) -> MemoryLimits:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import OptionError
 from ..model.cache import Cache, CacheCheckpoint
+from .memory import check_bytes
 from .sequence import PictureSpan, common_length
 
 DEFAULT_BYTES = 256 * 2**20
@@ -53,9 +53,7 @@ class PrefixCache:
     in it changes no answer."""
 
     def __init__(self, limit: int = DEFAULT_BYTES):
-        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
-            raise OptionError(f"limit is {limit!r}, expected a number of bytes of at least 0")
-        self.limit = limit
+        self.limit = check_bytes("limit", limit)
         self.nbytes = 0
         self._held: OrderedDict[int, Beginning] = OrderedDict()
         self._lock = threading.Lock()

@@ -267,10 +267,13 @@ def listed(images: Any) -> list[Any]:
 
 
 def user_content(text: str, images: Any = None) -> list[dict[str, Any]]:
-    """A user's turn: pictures first, then the text. Raises `PromptError` if there is neither."""
+    """A user's turn: pictures first, then the text. Raises `PromptError` if there is neither, or None for a picture."""
     if not isinstance(text, str):
         raise PromptError(f"the text is {type(text).__name__}, expected str")
     pictures = listed(images)
+    for number, picture in enumerate(pictures):
+        if picture is None:
+            raise PromptError(f"images[{number}] is None, expected a picture; leave it out")
     if not text and not pictures:
         raise PromptError("prompt is empty and there is no picture; give one of them")
     content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]

@@ -102,7 +102,7 @@ def check_size(width: int, height: int, label: str, policy: SourcePolicy) -> Non
         raise ImageError(f"{label}: is {width}x{height} pixels, so there is nothing to see")
     if width * height > policy.max_pixels:
         raise ImageError(
-            f"{label}: {width}x{height} is more than {policy.max_pixels / 1e6:g} million pixels; make it smaller"
+            f"{label}: {width}x{height} is more than {policy.max_pixels:,} pixels; make it smaller"
         )
 
 

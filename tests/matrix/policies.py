@@ -106,7 +106,7 @@ ROWS = [
         Row(
             f"too many pixels, {ask.__name__.replace('_', ' ')}",
             lambda _, ask=ask: ask(Image.new("RGB", (40, 40))),
-            Refused(ImageError, "PIL image RGB", "40x40 is more than 0.001 million pixels", "make it smaller"),
+            Refused(ImageError, "PIL image RGB", "40x40 is more than 1,000 pixels", "make it smaller"),
         )
         for ask in (asked_by_generate, asked_by_message, asked_by_chat, asked_by_batch, asked_by_engine)
     ),
