@@ -42,6 +42,8 @@ demo: $(DEMO_READY)
 	@echo "  $(BIN)/mlx-lfm2vl generate --model LiquidAI/LFM2.5-VL-450M --image PICTURE --prompt QUESTION"
 	@echo "  $(BIN)/mlx-lfm2vl --help"
 
+# One process a core: more threads would only wait for each other.
+test: export OPENBLAS_NUM_THREADS = 1
 test: $(TEST_READY)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not soak"
 

@@ -358,6 +358,18 @@ def test_what_is_kept_for_reuse_is_given_back_when_idle_and_limits_when_closed()
         mx.set_cache_limit(before)
 
 
+def test_what_is_remembered_is_forgotten_when_asked_and_answers_stay_the_same(engine):
+    question = ("What is this?", picture("landscape"))
+    first = engine.submit(*question, options=SHORT).result(60)
+    again = engine.submit(*question, options=SHORT).result(60)
+    held = mx.get_active_memory()
+    engine.clear_caches()
+    assert mx.get_active_memory() < held and mx.get_cache_memory() == 0
+    after = engine.submit(*question, options=SHORT).result(60)
+    assert first.tokens == again.tokens == after.tokens
+    assert again.statistics.cached_tokens > 0 == after.statistics.cached_tokens
+
+
 def test_the_engines_own_thread_may_call_it(engine):
     said: queue.SimpleQueue = queue.SimpleQueue()
     engine.submit("Hello.", options=SHORT, sink=lambda item: said.put(engine.call(lambda model, _: model)))

@@ -195,6 +195,12 @@ class Engine:
         self.enqueue(work, line=line).result()
         return results[0]
 
+    def clear_caches(self) -> None:
+        """Forgets encoded pictures and beginnings of prompts, and gives back the memory that MLX keeps for reuse: for
+        when the system is short of it. Done once what was asked before is answered; the answers after it are the same.
+        Conversations keep what they hold. Raises `QueueFullError` and `EngineClosedError`."""
+        self.call(lambda *_: self._worker.clear_caches())
+
     def enqueue(
         self,
         work: Callable[[Request, Any], None],

@@ -104,6 +104,12 @@ class Worker:
         assert self._loaded is not None
         return self._loaded
 
+    def clear_caches(self) -> None:
+        """Forgets what is remembered of pictures and prompts, and gives back what MLX keeps for reuse."""
+        self._features.clear()
+        self._prefixes.clear()
+        mx.clear_cache()
+
     def _work(self) -> None:
         error: BaseException | None = None
         try:
@@ -117,9 +123,7 @@ class Worker:
                 self._ready.set()
                 self._serve()
                 self._loaded = None
-                self._features.clear()
-                self._prefixes.clear()
-                mx.clear_cache()
+                self.clear_caches()
         except BaseException as failure:  # nobody may wait for a thread that is no more
             error = failure
         if error is not None:
