@@ -1,4 +1,4 @@
-"""What may be held, in bytes: limits on MLX, in force while a `with` block runs. They are the process's, not a model's."""
+"""What may be held, in bytes: limits on MLX, the process's and not a model's, in force while a `with` block runs."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class SideBySide:
     """The choosers of several batches that became one, with the number of rows of each."""
 
     def __init__(self, parts: Sequence[tuple[Chooser, int]]):
-        self._parts = [  # flat, however often batches are joined
+        self._parts: list[tuple[Chooser, int]] = [  # flat, however often batches are joined
             own for part, count in parts for own in (part._parts if isinstance(part, SideBySide) else [(part, count)])
         ]
 
