@@ -101,9 +101,7 @@ def check_size(width: int, height: int, label: str, policy: SourcePolicy) -> Non
     if width < 1 or height < 1:
         raise ImageError(f"{label}: is {width}x{height} pixels, so there is nothing to see")
     if width * height > policy.max_pixels:
-        raise ImageError(
-            f"{label}: {width}x{height} is more than {policy.max_pixels:,} pixels; make it smaller"
-        )
+        raise ImageError(f"{label}: {width}x{height} is more than {policy.max_pixels:,} pixels; make it smaller")
 
 
 @contextlib.contextmanager
