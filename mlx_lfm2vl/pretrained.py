@@ -19,6 +19,7 @@ from .generation.decode import Prompt, decode, prefill
 from .generation.options import GenerationOptions
 from .generation.run import generation_config, positions_left
 from .generation.sampling import Sampler
+from .generation.watch import check_callable
 from .hub import Progress, resolve
 from .model import lfm2vl
 from .model.cache import Cache
@@ -185,6 +186,7 @@ def load(
     and of the bytes of "weights" that are read. `image_overrides` change the checkpoint's picture policy for all calls
     (`max_image_tokens=128`, `do_image_splitting=False` ...). Raises the library's typed errors.
     """
+    check_callable("progress", progress)
     folder = resolve(path_or_repo, revision=revision, token=token, local_files_only=local_files_only, progress=progress)
     expected = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
     processor = Lfm2VlProcessor.from_pretrained(folder, **image_overrides)

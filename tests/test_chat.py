@@ -13,7 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, multiple, rule
 from PIL import Image
 
 from mlx_lfm2vl import GenerationOptions, Lfm2VlProcessor, SourcePolicy, generate, load, stream_generate
-from mlx_lfm2vl.errors import ImageError, OutputError, PromptError
+from mlx_lfm2vl.errors import ImageError, OptionError, OutputError, PromptError
 from mlx_lfm2vl.generation.chat import Chat
 
 PICTURES = ("landscape", "small", "portrait")
@@ -48,15 +48,23 @@ class AnyConversation(RuleBasedStateMachine):
         answer = chat.ask(text, [picture(name) for name in pictures])
         assert answer == chat.messages[-1]["content"] == cold(chat.messages[:-1])
 
+    @rule(chat=chats, text=st.sampled_from(TEXTS))
+    def turn_left_open(self, chat, text):
+        self.open = chat.stream(text)  # the one before may be dropped by it
+        next(self.open)
+
     @rule(chat=chats)
     def retry(self, chat):
+        chat.fork()  # the stream that may be open becomes part of the conversation
         if chat.messages and chat.messages[-1]["role"] == "assistant":
             before = chat.messages
-            assert "".join(piece.text for piece in chat.retry()) == before[-1]["content"]
-            assert chat.messages == before
+            answer = "".join(piece.text for piece in chat.retry())
+            assert answer == chat.messages[-1]["content"] == cold(before[:-1])
+            assert chat.messages[:-1] == before[:-1]
 
     @rule(chat=chats)
     def undo(self, chat):
+        chat.fork()
         if chat.messages and chat.messages[-1]["role"] == "assistant":
             before = list(chat.messages)
             chat.undo()
@@ -64,6 +72,7 @@ class AnyConversation(RuleBasedStateMachine):
 
     @rule(chat=chats, after=st.integers(0, 6))
     def cancel(self, chat, after):
+        chat.fork()
         asked = iter(range(100))
         before = chat.messages
         pieces = list(chat.stream("Tell me.", picture("small"), stop=lambda: next(asked) >= after))
@@ -130,6 +139,59 @@ def test_a_second_turn_about_a_tiled_picture_runs_its_own_tokens_only():
     assert turn.tokens == whole.tokens and turn.statistics.prompt_tokens == whole.statistics.prompt_tokens
     assert whole.statistics.image_tokens > 64  # which one view may not have
     assert turn.statistics.prompt_tokens - turn.statistics.cached_tokens < 25 < whole.statistics.prompt_tokens
+
+
+@pytest.mark.parametrize("shift", range(3))
+def test_a_turn_cancelled_within_a_picture_leaves_nothing_of_it(shift):
+    """The prompt is run in chunks, whose ends may lie within a picture or before its end marker."""
+    model, processor = load("demo")
+    options = GenerationOptions(max_tokens=4, logprobs=True)
+
+    def pictures(shade):
+        return [Image.fromarray(np.full((256, 256, 3), shade + n, np.uint8)) for n in range(8)]
+
+    chat, told = Chat(model, processor, options=options), []
+    text = "What is this?" + " Say." * shift
+    assert list(chat.stream(text, pictures(9), stop=lambda: bool(told), progress=lambda *n: told.append(n)))
+    assert 0 < told[0][0] < told[0][1] and chat.messages == []
+    turn = [piece.logprobs for piece in chat.stream(text, pictures(99))]
+    whole = [piece.logprobs for piece in Chat(model, processor, options=options).stream(text, pictures(99))]
+    for one, other in zip(turn, whole, strict=True):
+        assert np.allclose(one, other, atol=1e-4)
+
+
+def test_another_turn_closes_the_stream_that_is_open():
+    chat = Chat(*loaded(), options=SHORT)
+    first = chat.stream("Hello.", picture("small"))
+    said = next(first).text
+    answer = chat.ask("And that?")
+    assert [message["content"] for message in chat.messages][1:] == [said, "And that?", answer]
+    assert list(first) == [] and answer == cold(chat.messages[:-1])
+    assert chat.ask("Why?") == cold(chat.messages[:-1])
+    left = chat.stream("What is this?")
+    next(left)
+    chat.undo()
+    left.close()
+    assert len(chat.messages) == 6
+    with pytest.raises(PromptError, match="the conversation is answering"):
+        list(chat.stream("Hello.", progress=lambda *_: chat.ask("Why?")))
+    assert len(chat.messages) == 6 and chat.ask("Compare them, please.") == cold(chat.messages[:-1])
+
+
+def test_arguments_of_a_chat_are_checked():
+    model, processor = loaded()
+    for wrong, words in (
+        ({"options": {}}, "options is dict, expected GenerationOptions"),
+        ({"features": 3}, "features is int, expected a FeatureCache"),
+        ({"control_tokens": "x"}, "control_tokens is 'x', expected True or False"),
+    ):
+        with pytest.raises(OptionError, match=words):
+            Chat(model, processor, **wrong)
+    with pytest.raises(PromptError, match="role is 'pirate', expected 'user' or 'tool'"):
+        Chat(model, processor).ask("Hello.", role="pirate")
+    for name in ("stop", "progress"):
+        with pytest.raises(OptionError, match=f"{name} is 3, expected a function"):
+            Chat(model, processor).ask("Hello.", **{name: 3})
 
 
 def test_the_same_ids_with_another_picture_are_another_prompt():

@@ -1,6 +1,7 @@
 """The engine from many threads and from asyncio: answers are those of single runs, whatever the neighbours do."""
 
 import asyncio
+import base64
 import gc
 import os
 import queue
@@ -9,18 +10,20 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import GOLDEN, picture
 
-from mlx_lfm2vl import GenerationOptions, load, stream_generate
+from mlx_lfm2vl import GenerationOptions, SourcePolicy, load, stream_generate
 from mlx_lfm2vl.errors import (
     ConfigError,
     EngineClosedError,
@@ -30,9 +33,11 @@ from mlx_lfm2vl.errors import (
     PromptError,
     QueueFullError,
 )
+from mlx_lfm2vl.generation import waiting
 from mlx_lfm2vl.generation.engine import Engine
 from mlx_lfm2vl.generation.question import Question, longest_token, prepare
 from mlx_lfm2vl.generation.waiting import READERS
+from mlx_lfm2vl.processing.source import png_bytes
 
 NAMES = ("landscape", "small", "portrait")
 FOREVER = GenerationOptions(max_tokens=100_000)
@@ -563,6 +568,100 @@ def test_a_picture_that_is_slow_to_come_holds_up_its_own_question_only(engine, s
     assert slow.result(60).tokens == slow_turn.result(60).tokens == alone("What is this?", "small", 6)
 
 
+@pytest.fixture
+def slow_server():
+    """The address of a picture that does not come until it is let."""
+    release = threading.Event()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self):
+            release.wait(60)
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/picture.png"
+    release.set()
+    server.shutdown()
+
+
+def test_slow_addresses_hold_up_other_addresses_at_most(slow_server):
+    def private():
+        return load(GOLDEN / "gen2", source_policy=SourcePolicy(allow_private_addresses=True))
+
+    item = {"type": "image_url", "image_url": {"url": slow_server}}
+    with Engine(private) as engine:
+        slow = [engine.submit("What is this?", slow_server) for _ in range(READERS)]
+        slow += [engine.submit([{"role": "user", "content": [item]}]) for _ in range(READERS)]
+        talk = engine.chat(options=SHORT)
+        turns = [
+            talk.submit("What is this?", slow_server),
+            *(talk.submit("And now?", picture("small")) for _ in "12345678"),
+        ]
+        for quick in (None, picture("portrait")):
+            assert engine.submit("Hello.", quick, options=SHORT).result(60).finish_reason != "cancelled"
+        late = [engine.submit("What is this?", slow_server, deadline=0.1) for _ in range(READERS)]
+        assert [request.result(60).finish_reason for request in late] == ["cancelled"] * READERS
+        for request in slow:
+            request.cancel()
+        data = "data:image/png;base64," + base64.b64encode(png_bytes(picture("small"))).decode()
+        assert engine.submit("What is this?", data, options=SHORT).result(60).finish_reason != "cancelled"
+        assert not any(request.done for request in turns)
+
+
+def test_questions_join_before_work_that_waits_but_not_for_long(engine, monkeypatch):
+    running = engine.submit("Hello.", options=FOREVER)
+    running.take(0, 60)
+    called = threading.Thread(target=engine.call, args=(lambda *_: None,))
+    called.start()
+    while len(engine._worker._waiting._jobs) < 1:
+        time.sleep(0.01)
+    assert engine.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)
+    assert called.is_alive() and not running.done
+    monkeypatch.setattr(waiting, "PATIENCE", 0.0)
+    after = engine.submit("Hello.", options=SHORT)
+    with pytest.raises(TimeoutError):
+        after.result(0.5)
+    running.cancel()
+    called.join(60)
+    assert after.result(60).tokens == alone("Hello.", None, 6)
+
+
+def test_a_turn_whose_wait_is_interrupted_is_cancelled(engine):
+    talk = engine.chat(options=SHORT)
+    refused: queue.SimpleQueue = queue.SimpleQueue()
+
+    def sink(item):
+        try:
+            refused.put(talk.ask("And now?"))  # in the engine's own thread nobody can wait for it
+        except EngineThreadError as error:
+            refused.put(error)
+
+    assert talk.submit("Hello.", sink=sink).result(60)
+    assert isinstance(refused.get(timeout=60), EngineThreadError)
+    talk.ask("Why?")
+    assert [message["content"] for message in talk.messages if message["role"] == "user"] == ["Hello.", "Why?"]
+
+
+def test_waiting_for_a_place_ends_at_the_deadline(engine):
+    with Engine(loader, max_queue=1) as small:
+        running = small.submit("Hello.", options=FOREVER, wait=60)
+        running.take(0, 60)
+        caller = threading.Thread(target=lambda: small.call(lambda *_: None))
+        caller.start()
+        while len(small._worker._waiting._jobs) < 1:
+            time.sleep(0.01)
+        begun = time.monotonic()
+        with pytest.raises(QueueFullError):
+            small.submit("Hello.", deadline=0.2, wait=30)
+        assert time.monotonic() - begun < 10
+        running.cancel()
+        caller.join(60)
+
+
 def test_the_turns_of_a_chat_keep_their_order(engine, slow_path):
     """Also where the first one's picture comes last, and with what is no turn between them."""
     expected = engine.chat(options=SHORT)
@@ -668,6 +767,12 @@ def test_a_model_that_does_not_load_is_told_to_all_who_ask(tmp_path):
             engine.wait_until_ready(60)
         with pytest.raises(ConfigError, match="model_type"):
             engine.submit("Hello.").result(60)
+        lengths = []
+        for _ in range(5):
+            with pytest.raises(ConfigError) as raised:
+                engine.wait_until_ready(60)
+            lengths.append(len(traceback.extract_tb(raised.value.__traceback__)))
+        assert len(set(lengths)) == 1
 
 
 def test_chats_in_the_engine(engine):

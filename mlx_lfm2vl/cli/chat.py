@@ -96,7 +96,8 @@ class Terminal:
     def __init__(self, verbose: bool, policy: SourcePolicy):
         self.verbose, self.policy = verbose, policy
         self.interactive = sys.stdin.isatty()
-        self._colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._colour, self._dim = sys.stdout.isatty() and colours, sys.stderr.isatty() and colours
 
     def read(self) -> str | None:
         """The next line, None at the end of input. Ctrl-C at the prompt drops the line that was begun."""
@@ -118,7 +119,7 @@ class Terminal:
 
     def hint(self, text: str) -> None:
         if self.interactive:
-            print(f"\033[2m{text}\033[0m" if self._colour else text, flush=True)
+            print(f"\033[2m{text}\033[0m" if self._dim else text, file=sys.stderr, flush=True)
 
     def show(self, answer: Callable[..., Iterator[GenerationPiece]]) -> None:
         """Prints `answer(stop=...)` as it comes. Ctrl-C stops it; where nobody types, the program too."""
@@ -163,8 +164,10 @@ class Conversation:
         if not line.strip():
             return True
         if not line.startswith("/"):
+            before = len(self.chat.messages)
             self.terminal.show(lambda **more: self.chat.stream(line.strip(), self.waiting or None, **more))
-            self.waiting = []
+            if len(self.chat.messages) > before:  # a turn that was stopped before its first word is none
+                self.waiting = []
             return True
         command, _, argument = line.strip().partition(" ")
         if command in ("/exit", "/quit"):
@@ -221,7 +224,7 @@ class Conversation:
         if not argument:
             raise OptionError(f"{command} needs the name of a file")
         names = dropped(argument)
-        return names[0] if len(names) == 1 else argument
+        return os.path.expanduser(names[0] if len(names) == 1 else argument)
 
 
 @contextlib.contextmanager

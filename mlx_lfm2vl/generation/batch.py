@@ -14,12 +14,12 @@ import mlx.core as mx
 from ..errors import Lfm2VlError, OptionError
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from .features import FeatureCache
-from .prefix import PrefixCache
+from .features import FeatureCache, check_features
+from .prefix import PrefixCache, check_prefixes
 from .question import Prepared, Question, prepare
 from .run import GenerationPiece, Statistics
 from .stream import run_rows
-from .watch import Stop
+from .watch import Stop, check_callable
 
 BATCH_SIZE = 8
 
@@ -58,6 +58,9 @@ def generate_batch(
         raise OptionError(f"batch_size is {batch_size!r}, expected an integer of at least 1")
     if not isinstance(questions, Iterable) or isinstance(questions, (str, Question)):
         raise OptionError(f"questions is {type(questions).__name__}, expected several Questions")
+    check_features(features)
+    check_prefixes(prefixes)
+    check_callable("stop", stop)
     prefixes = prefixes if prefixes is not None else PrefixCache()
     group: list[Question] = []
     for question in questions:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..errors import PromptError
+from ..errors import OptionError, PromptError
 from ..model.cache import Cache
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing import geometry
@@ -24,7 +24,7 @@ from ..processing.prompt import assign_pictures, expand, image_spans
 from ..processing.source import Picture, load_image
 from . import saved, sequence
 from .decode import Prompt, prefill
-from .features import FeatureCache
+from .features import FeatureCache, check_features
 from .options import GenerationOptions
 from .question import check_tools, rendered, user_content
 from .run import GenerationPiece, resolved, run
@@ -53,14 +53,19 @@ class Chat:
     ):
         if not (system is None or isinstance(system, str)):
             raise PromptError(f"system is {type(system).__name__}, expected text")
+        if not isinstance(control_tokens, bool):
+            raise OptionError(f"control_tokens is {control_tokens!r}, expected True or False")
         check_tools(tools)
+        check_features(features)
+        resolved(model, options)
         self.model, self.processor = model, processor
-        self.tools, self.options = tools, options or GenerationOptions()
+        self.tools, self.options = tools, GenerationOptions() if options is None else options
         self.features = features if features is not None else FeatureCache()
         self.image_config = processor.image_processor.configured(**image_overrides)
         self.control_tokens, self._overrides = control_tokens, image_overrides
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         self._sequence = sequence.Sequence(model.config.text_config)
+        self._close: Callable[[], None] | None = None  # ends the answer that is open
 
     # Turns
 
@@ -78,10 +83,12 @@ class Chat:
         result.
 
         Turn and answer become part of the conversation when the stream ends, is cancelled or closed, the answer as far
-        as it came; a turn that fails, or is cancelled before a word of answer, leaves the conversation as it was.
+        as it came; a turn that fails, or is cancelled before a word of answer, leaves the conversation as it was. Any
+        other call closes the stream that is open. Raises `PromptError` within `stop` or `progress` of another turn.
         """
-        if not isinstance(role, str) or not role:
+        if role not in ("user", "tool"):
             raise PromptError(f"role is {role!r}, expected 'user' or 'tool'")
+        self._end_open()
         content: Any = user_content(text, images)
         for item in content:
             if item["type"] == "image":
@@ -102,23 +109,27 @@ class Chat:
         progress: Progress | None = None,
     ) -> Iterator[GenerationPiece]:
         """Answers the last turn anew, in place of its answer. Raises `PromptError` if there is none."""
+        self._end_open()
         if not self.messages or self.messages[-1]["role"] != "assistant":
             raise PromptError("there is no answer to try again")
         yield from self._answer(self.messages[:-1], options, stop, progress)
 
     def undo(self) -> None:
         """Takes the last turn and its answer back. Raises `PromptError` if there is none."""
+        self._end_open()
         if not self.messages or self.messages[-1]["role"] != "assistant":
             raise PromptError("there is no turn to take back")
         del self.messages[-2:]
 
     def reset(self) -> None:
         """Begins anew; the system's text stays."""
+        self._end_open()
         self.messages = [message for message in self.messages[:1] if message["role"] == "system"]
         self._sequence.reset()
 
     def fork(self) -> Chat:
         """A second conversation with the same past; neither sees what the other does from here on."""
+        self._end_open()
         twin = Chat(
             self.model,
             self.processor,
@@ -156,22 +167,38 @@ class Chat:
             progress=progress,
             chosen=chosen.append,
         )
+
+        def close() -> None:
+            if pieces.gi_running:  # type: ignore[attr-defined]
+                raise PromptError("the conversation is answering; a turn cannot begin within another one's callbacks")
+            self._close = None
+            pieces.close()  # type: ignore[attr-defined]
+            self._commit(messages, said, finished)
+            held.hold([*ids, *chosen], spans)
+
+        self._close = close
         try:
             for _, piece in pieces:
                 said.append(piece.text + piece.tool_text)  # a model must find its calls in its past
                 finished = finished or piece.finish_reason in ("stop", "length")
                 if piece.finish_reason is not None:
-                    self._commit(messages, said, finished)
+                    close()
                 yield piece
+                if self._close is not close:
+                    return
         except GeneratorExit:
-            self._commit(messages, said, finished)
+            if self._close is close:
+                close()
             raise
         except BaseException:
+            self._close = None
             held.reset()  # the layers of a step that failed half-way do not agree
             raise
-        finally:
-            pieces.close()  # type: ignore[attr-defined]
-            held.hold([*ids, *chosen], spans)
+
+    def _end_open(self) -> None:
+        """Ends the answer that is open, as closing its stream does. Raises `PromptError` from within it."""
+        if self._close is not None:
+            self._close()
 
     def _commit(self, messages: list[dict[str, Any]], said: list[str], finished: bool) -> None:
         if finished or any(said):
@@ -213,11 +240,13 @@ class Chat:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the conversation, pictures included, as one JSON file; over a saved conversation, never over
         another file. Raises `OutputError`."""
+        self._end_open()
         saved.write(path, self.messages)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Takes up a saved conversation in place of this one, which stays where that fails. Raises `PromptError`
         if it is none, or holds a picture that the processor's `SourcePolicy` refuses."""
+        self._end_open()
         self.messages = saved.read(path, self.processor.image_processor.source_policy)
 
 

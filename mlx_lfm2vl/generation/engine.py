@@ -26,11 +26,11 @@ from .features import FeatureCache
 from .memory import MemoryLimits, check_bytes
 from .options import GenerationOptions
 from .prefix import PrefixCache
-from .question import Question, prepare, snapshot
+from .question import Question, is_remote_question, prepare, snapshot
 from .request import Request, Sink, check_seconds
 from .run import GenerationPiece
 from .waiting import Job
-from .watch import Progress
+from .watch import Progress, check_callable
 from .worker import Loader, Worker
 
 T = TypeVar("T")
@@ -111,21 +111,22 @@ class Engine:
         is called too (with the tokens of all questions that are answered together).
 
         Pictures are read and text is tokenised in other threads of the engine, a few questions at a time, while it
-        answers; a question whose picture is slow to come is overtaken by others. NumPy arrays, messages and tools are
-        copied at once; leave PIL images and files as they are until the first piece.
+        answers; a question whose picture is slow to come is overtaken by others. Questions join those that are being
+        answered, also before a turn of a conversation or another `call` that waits, for the first 5 seconds. NumPy
+        arrays, messages and tools are copied at once; leave PIL images and files as they are until the first piece.
 
         Raises `OptionError`, `QueueFullError` and `EngineClosedError`; what is wrong with the question itself is raised
         by the request.
         """
-        if progress is not None and not callable(progress):
-            raise OptionError(f"progress is {progress!r}, expected a function")
-        chosen = options or GenerationOptions()
+        check_callable("progress", progress)
+        chosen = GenerationOptions() if options is None else options
         question = Question(
             snapshot(prompt), snapshot(images), system, snapshot(tools), chosen, image_overrides, control_tokens
         )
         request = Request(deadline, sink)
         read = functools.partial(prepare, question=question)
-        self._worker.put(Job(request, read, progress=progress), wait)
+        remote = is_remote_question(question.prompt, question.images)
+        self._worker.put(Job(request, read, progress=progress, remote=remote), wait)
         return request
 
     def stream(self, *arguments: Any, **keywords: Any) -> Iterator[GenerationPiece]:
@@ -209,13 +210,14 @@ class Engine:
         sink: Sink | None = None,
         *,
         read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], Any] | None = None,
+        remote: bool = False,
         line: object = None,
     ) -> Request:
         """Puts work into the queue that delivers its own pieces to its request, which it is called with. What `read`
-        (of model and processor, called before its turn in another thread) returns comes as its second argument. Work
-        of one `line` is done in the order in which it was put there."""
+        (of model and processor, called before its turn in another thread) returns comes as its second argument;
+        `remote` says that it may wait for the network. Work of one `line` is done in the order in which it came."""
         request = Request(deadline, sink)
-        self._worker.put(Job(request, read, work, line=line), wait)
+        self._worker.put(Job(request, read, work, line=line, remote=remote), wait)
         return request
 
     def warm_up(self, text: str = "Hello.") -> None:

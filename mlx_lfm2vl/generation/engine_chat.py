@@ -11,7 +11,7 @@ from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.source import Picture, load_image
 from .chat import Chat
-from .question import listed, snapshot
+from .question import is_remote_question, listed, snapshot
 from .request import Request, Sink
 from .run import GenerationPiece
 
@@ -31,6 +31,7 @@ class Host(Protocol):
         sink: Sink | None,
         *,
         read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], Any] | None,
+        remote: bool,
         line: object,
     ) -> Request: ...
 
@@ -60,14 +61,24 @@ class EngineChat:
         """A turn as a request; `deadline`, `wait`, `sink` as for `Engine.submit`, the others as for `Chat.stream`."""
         read = None if images is None else functools.partial(_read, snapshot(images))
         return self._submit(
-            lambda pictures, **more: self._chat.stream(text, pictures, **arguments, **more), deadline, wait, sink, read
+            lambda pictures, **more: self._chat.stream(text, pictures, **arguments, **more),
+            deadline,
+            wait,
+            sink,
+            read,
+            is_remote_question(None, images),
         )
 
     def stream(self, text: str, images: Any = None, **arguments: Any) -> Iterator[GenerationPiece]:
         return iter(self.submit(text, images, **arguments))
 
     def ask(self, text: str, images: Any = None, **arguments: Any) -> str:
-        return self.submit(text, images, **arguments).result().text
+        """The whole answer; what interrupts the wait for it cancels it."""
+        request = self.submit(text, images, **arguments)
+        try:
+            return request.result().text
+        finally:
+            request.cancel()
 
     def submit_retry(
         self, *, deadline: float | None = None, wait: float = 0.0, sink: Sink | None = None, **arguments: Any
@@ -103,13 +114,14 @@ class EngineChat:
         wait: float,
         sink: Sink | None,
         read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], Any] | None = None,
+        remote: bool = False,
     ) -> Request:
         def work(request: Request, pictures: Any) -> None:
             with contextlib.closing(turn(pictures, stop=request.stopped)) as pieces:  # type: ignore[type-var]
                 for piece in pieces:
                     request.deliver(piece)
 
-        return self._engine.enqueue(work, deadline, wait, sink, read=read, line=self._chat)
+        return self._engine.enqueue(work, deadline, wait, sink, read=read, remote=remote, line=self._chat)
 
 
 def _read(images: Any, _: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor) -> list[Picture]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, OptionError
 from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration, vision_passes
 from .finite import check_vision
 from .memory import check_bytes
@@ -43,10 +43,11 @@ class FeatureCache:
             return self._entries.get(key)
 
     def put(self, key: bytes, tokens: mx.array) -> None:
-        """Keeps the (evaluated) tokens of a view if they fit at all."""
+        """Keeps the tokens of a view if they fit at all."""
         with self._lock:
             if key in self._entries or tokens.nbytes > self.limit:
                 return
+            mx.eval(tokens)
             self._entries[key] = tokens
             self.nbytes += tokens.nbytes
             while self.nbytes > self.limit:
@@ -56,6 +57,12 @@ class FeatureCache:
         with self._lock:
             self._entries.clear()
             self.nbytes = 0
+
+
+def check_features(features: FeatureCache | None) -> None:
+    """Raises `OptionError` for what is no `FeatureCache`."""
+    if not (features is None or isinstance(features, FeatureCache)):
+        raise OptionError(f"features is {type(features).__name__}, expected a FeatureCache")
 
 
 def view_key(pixels: np.ndarray, grid: tuple[int, int]) -> bytes:
@@ -106,6 +113,7 @@ def encode_views(
         for index, array in zip(views, made, strict=True):
             tokens[names[index]] = array
             if features is not None and keys is not None:
-                features.put(keys[index], array)
+                # a view of its pass would keep all of the pass
+                features.put(keys[index], array * 1 if len(views) > 1 else array)
     done = [tokens[name] for name in names]
     return done[0] if len(done) == 1 else mx.concatenate(done)

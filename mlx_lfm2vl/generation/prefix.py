@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import OptionError
 from ..model.cache import Cache, CacheCheckpoint
 from .memory import check_bytes
 from .sequence import PictureSpan, common_length
@@ -99,6 +100,12 @@ class PrefixCache:
 
     def _drop(self, key: int) -> None:
         self.nbytes -= self._held.pop(key).nbytes
+
+
+def check_prefixes(prefixes: PrefixCache | None) -> None:
+    """Raises `OptionError` for what is no `PrefixCache`."""
+    if not (prefixes is None or isinstance(prefixes, PrefixCache)):
+        raise OptionError(f"prefixes is {type(prefixes).__name__}, expected a PrefixCache")
 
 
 def shared_length(

@@ -20,6 +20,7 @@ from ..errors import OptionError, PromptError
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.control import Marked, control_pattern, mark
 from ..processing.processor import Lfm2VlProcessor
+from ..processing.source import is_remote
 from ..processing.tokenizer import Tokenizer
 from ..weights.fit import check_question, largest_pass, number_type
 from .features import view_key
@@ -264,6 +265,17 @@ def check_tools(tools: Any) -> None:
 def listed(images: Any) -> list[Any]:
     """The pictures of an `images` argument: several, one, or none."""
     return [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def is_remote_question(prompt: Any, images: Any) -> bool:
+    """Whether pictures of a question, which need not have been checked, are at http(s) addresses."""
+    values = listed(images)
+    for message in prompt if isinstance(prompt, (list, tuple)) else ():
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for item in content if isinstance(content, (list, tuple)) else ():
+            values += item.values() if isinstance(item, Mapping) else ()
+    values += [inner for value in values if isinstance(value, Mapping) for inner in value.values()]
+    return any(is_remote(value) for value in values)
 
 
 def user_content(text: str, images: Any = None) -> list[dict[str, Any]]:

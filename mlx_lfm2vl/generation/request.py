@@ -12,6 +12,7 @@ from numbers import Real
 
 from ..errors import EngineThreadError, OptionError
 from .run import GenerationPiece, Statistics
+from .watch import check_callable
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,7 @@ class Request:
     """
 
     def __init__(self, deadline: float | None = None, sink: Sink | None = None):
-        if sink is not None and not callable(sink):
-            raise OptionError(f"sink is {sink!r}, expected a function")
+        check_callable("sink", sink)
         self._sink = sink
         self.deadline = None if deadline is None else time.monotonic() + check_seconds("deadline", deadline)
         self._cancelled = threading.Event()

@@ -24,7 +24,7 @@ from .options import GenerationOptions
 from .recommended import recommended
 from .sampling import chooser
 from .text import RowText
-from .watch import Cancelled, Progress, Stop
+from .watch import Cancelled, Progress, Stop, check_callable
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Statistics:
     """Counts in tokens, time in seconds, memory in bytes.
 
     `prompt_tokens` counts the whole prompt, `cached_tokens` those of it that were still known from before.
-    `time_to_first_token` runs from the call, so it includes reading and resizing the pictures, vision and prefill;
-    `prompt_tokens_per_second` is the new tokens of the prompt over that time; `tokens_per_second` counts the tokens
-    after the first. `peak_memory` is MLX's since the call.
+    `time_to_first_token` runs from the call, so it includes reading and resizing the pictures, vision and prefill (in
+    an `Engine` the time until its turn came is left out); `prompt_tokens_per_second` is the new tokens of the prompt
+    over that time; `tokens_per_second` counts the tokens after the first. `peak_memory` is MLX's since the call.
     """
 
     prompt_tokens: int
@@ -141,6 +141,8 @@ def run(
     join, ends with `failed`; without it `NotFiniteError` is raised. Raises `PromptError` and `InputError` before the
     first piece.
     """
+    check_callable("stop", stop)
+    check_callable("progress", progress)
     ends = generation_config(model).eos_token_ids
     rows: dict[int, _Row] = {}
     entered = 0

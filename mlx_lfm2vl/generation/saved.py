@@ -40,10 +40,10 @@ def write(path: str | os.PathLike[str], messages: Sequence[Mapping[str, Any]]) -
                 raise OutputError(f"{path}: cannot be written (the conversation has more than {MAX_BYTES >> 30} GiB)")
             file.write(data)
         part.replace(target)
-    except (OSError, UnicodeEncodeError) as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        if isinstance(error, OutputError):
+        if isinstance(error, OutputError) or not isinstance(error, (OSError, UnicodeEncodeError)):
             raise
         reason = error.strerror or error if isinstance(error, OSError) else "half a character has no UTF-8"
         raise OutputError(f"{path}: cannot be written ({reason})") from None

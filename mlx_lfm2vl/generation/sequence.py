@@ -76,8 +76,10 @@ class Sequence:
         return kept, self._points[-1].logits if kept == len(ids) else None
 
     def hold(self, ids: List[int], pictures: List[PictureSpan]) -> None:
-        """Notes that the cache now holds the beginning of `ids`, as far as it reaches."""
-        self.ids = list(ids[: self.cache.offset])
+        """Notes that the cache now holds the beginning of `ids`, as far as it reaches; of a picture that it ends in,
+        nothing, as its ids do not tell which one it is."""
+        cut = (picture.start for picture in pictures if picture.start < self.cache.offset < picture.end)
+        self.ids = list(ids[: next(cut, self.cache.offset)])
         self.pictures = [picture for picture in pictures if picture.end <= self.cache.offset]
 
     def fork(self) -> Sequence:

@@ -10,9 +10,9 @@ import mlx.core as mx
 
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from .features import FeatureCache
+from .features import FeatureCache, check_features
 from .options import GenerationOptions
-from .prefix import PrefixCache
+from .prefix import PrefixCache, check_prefixes
 from .question import Prepared, Question, prepare
 from .run import GenerationPiece, Statistics, run
 from .start import RowsStart
@@ -53,7 +53,10 @@ def stream_generate(
     """
     started = time.perf_counter()
     mx.reset_peak_memory()
-    question = Question(prompt, images, system, tools, options or GenerationOptions(), image_overrides, control_tokens)
+    check_features(features)
+    check_prefixes(prefixes)
+    chosen = GenerationOptions() if options is None else options
+    question = Question(prompt, images, system, tools, chosen, image_overrides, control_tokens)
     rows = [prepare(model, processor, question)]
     del question
     answering = run_rows(

@@ -42,6 +42,8 @@ def parse_tool_calls(text: str) -> list[ToolCall]:
     Takes a `tool_text`, or a whole answer decoded with its special tokens. Raises `ToolCallError` naming the place and
     what is wrong there, also for a call that was cut off.
     """
+    if not isinstance(text, str):
+        raise ToolCallError(f"the text of tool calls is {type(text).__name__}, expected str")
     calls: list[ToolCall] = []
     at = 0
     while (at := text.find(START, at)) >= 0:

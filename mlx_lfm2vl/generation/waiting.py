@@ -1,8 +1,9 @@
 """The jobs that wait for an engine's thread, and the threads that read their pictures and texts meanwhile.
 
 A job is taken once it is read, in the order in which jobs came; one that takes long to read (an address that is slow to
-answer) holds up none but those of its own line. No more is read ahead than is soon needed, since pixels take room. The
-readers never call MLX, and none is there while there is nothing to read.
+answer) holds up none but those of its own line, and other addresses where `READERS` of them are slow at a time. No more
+is read ahead than is soon needed, since pixels take room. The readers never call MLX, and none is there while there is
+nothing to read.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from ..processing.processor import Lfm2VlProcessor
 from .request import Request, check_seconds
 from .watch import Progress
 
-READERS = 4  # pictures and texts that are read at a time
+READERS = 4  # questions with addresses that are read at a time, and as many others
+MOST_READERS = 32  # with those whose questions have been given up while an address was slow
+PATIENCE = 5.0  # seconds that work of its own lets questions go before it, to join those that are being answered
 Loaded = tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]
 
 
@@ -36,6 +39,8 @@ class Job:
     work: Callable[[Request, Any], None] | None = None
     progress: Progress | None = None
     line: object = None
+    remote: bool = False  # `read` may wait for the network
+    since: float = 0.0  # `time.monotonic()` when it came
     begun: bool = False  # to be read
     ready: bool = False
     made: Any = None  # what was read
@@ -55,6 +60,7 @@ class Waiting:
         self._running: list[Request] = []
         self._loaded: Loaded | None = None
         self._all_ready = False
+        self._reading: list[Job] = []  # what readers are at and somebody still wants
         self._readers = 0
         self.closed = False
 
@@ -66,7 +72,7 @@ class Waiting:
                 raise QueueFullError(f"{self._most} requests wait already; try again later, or wait for a place")
             if self.closed:
                 return False
-            job.ready = job.read is None
+            job.ready, job.since = job.read is None, time.monotonic()
             self._jobs.append(job)
             self._news()
         return True
@@ -90,10 +96,11 @@ class Waiting:
             return jobs or None
 
     def take_more(self, room: int) -> list[Job]:
-        """Questions whose turn it is, at most `room`, to join those that were taken."""
+        """Questions, at most `room`, to join those that were taken: those whose turn it is, and those behind work that
+        has not waited for long."""
         with self._changed:
-            jobs = [] if self.closed or not room else self._next(room)
-            if not jobs or jobs[0].work is not None:
+            jobs = [] if self.closed or not room else self._next(room, time.monotonic() - PATIENCE)
+            if not jobs:
                 return []
             self._running = [request for request in self._running if not request.done]
             self._running += [job.request for job in jobs]
@@ -123,8 +130,9 @@ class Waiting:
 
     # With the lock held
 
-    def _next(self, most: int) -> list[Job]:
-        """The first job that can be done, and as many questions as can be done with it before other work."""
+    def _next(self, most: int, before: float | None = None) -> list[Job]:
+        """The first job that can be done, and as many questions as can be done with it before other work; or, with
+        `before`, questions only, of which work that came after that time holds up none."""
         found: list[Job] = []
         lines: list[object] = []
         for job in self._jobs:
@@ -133,6 +141,10 @@ class Waiting:
             if job.line is not None:
                 lines.append(job.line)
             if not (job.ready or self._all_ready):
+                continue
+            if job.work is not None and before is not None:
+                if job.since < before:
+                    break
                 continue
             if job.work is not None:
                 return found or [job]
@@ -144,21 +156,33 @@ class Waiting:
     def _remove(self, jobs: list[Job]) -> None:
         for job in jobs:
             self._jobs.remove(job)
+            if job in self._reading:
+                self._reading.remove(job)
         if jobs:
             self._news()
 
     def _news(self) -> None:
         """Tells all who wait, and starts a reader if there is need of one."""
         self._changed.notify_all()
-        if self._readers < READERS and self._unread() is not None:
+        if self._readers < MOST_READERS and self._unread() is not None:
             self._readers += 1
             threading.Thread(target=self._read, name="mlx-lfm2vl reader", daemon=True).start()
 
     def _unread(self) -> Job | None:
-        """The next job to read, if one may be."""
-        if self._loaded is None or sum(job.begun for job in self._jobs) >= self._ahead:
+        """The next job to read, if one may be: of each line one ahead."""
+        slow = sum(job.remote for job in self._reading)
+        if self._loaded is None or sum(job.begun for job in self._jobs) - slow >= self._ahead:
             return None
-        return next((job for job in self._jobs if job.read is not None and not job.begun), None)
+        lines: list[object] = []
+        for job in self._jobs:
+            if any(job.line is line for line in lines):
+                continue
+            if job.line is not None:
+                lines.append(job.line)
+            alike = sum(other.remote == job.remote for other in self._reading)
+            if job.read is not None and not job.begun and alike < READERS:
+                return job
+        return None
 
     # In a reader's thread
 
@@ -170,6 +194,7 @@ class Waiting:
                     self._readers -= 1
                     return
                 job.begun, loaded = True, self._loaded
+                self._reading.append(job)
                 if self._unread() is not None:
                     self._news()
             self._read_one(job, loaded)
@@ -188,4 +213,6 @@ class Waiting:
             return
         with self._changed:
             job.seconds, job.ready = time.perf_counter() - started, True
+            if job in self._reading:
+                self._reading.remove(job)
             self._changed.notify_all()

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from types import TracebackType
 
 import mlx.core as mx
 
@@ -16,6 +17,7 @@ from .features import FeatureCache
 from .memory import MemoryLimits
 from .prefix import PrefixCache
 from .question import Prepared
+from .request import check_seconds
 from .run import Joining, prompt_statistics
 from .start import RowsStart
 from .stream import run_rows
@@ -45,6 +47,7 @@ class Worker:
         self._waiting = Waiting(max_queue, max_batch)
         self._ready = threading.Event()
         self._load_error: BaseException | None = None
+        self._load_traceback: TracebackType | None = None
         self._error: BaseException | None = None
         self._loaded: Loaded | None = None
         self._gone = False
@@ -58,11 +61,14 @@ class Worker:
         if not self._ready.wait(timeout):
             raise TimeoutError(f"the model is not loaded after {timeout} s")
         if self._load_error is not None:
-            raise self._load_error
+            raise self._load_error.with_traceback(self._load_traceback)  # that of each raise is not added to it
 
     def put(self, job: Job, wait: float) -> None:
         """Queues a job, after at most `wait` seconds. Raises `QueueFullError` and `EngineClosedError`."""
         job.request.maker, job.request.given_up = self.thread, self._attendant.poke
+        check_seconds("wait", wait)
+        if job.request.deadline is not None:
+            wait = max(0.0, min(wait, job.request.deadline - time.monotonic()))
         if not self._waiting.put(job, wait):
             raise self._closed()
         if job.request.deadline is not None or job.request.stopped():
@@ -118,7 +124,7 @@ class Worker:
                     limits.enter_context(self._limits)
                     self._loaded = self._loader()
                 except BaseException as failure:  # whoever waits must hear of it, whatever it is
-                    self._load_error = failure
+                    self._load_error, self._load_traceback = failure, failure.__traceback__
                 self._waiting.begin(self._loaded)
                 self._ready.set()
                 self._serve()

@@ -50,7 +50,7 @@ def load_image(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> Image.Ima
     if isinstance(picture, str):
         scheme = _SCHEME.match(picture)
         kind = scheme.group().lower() if scheme else ""
-        if kind in ("http:", "https:"):
+        if is_remote(picture):
             return _from_bytes(fetch(picture, policy), short(picture), policy)
         if kind == "data:":
             return _from_bytes(_data_uri(picture, policy), short(picture), policy)
@@ -63,6 +63,12 @@ def load_image(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> Image.Ima
         f"a picture of type {type(picture).__name__} cannot be read; give a PIL image, a NumPy array, a path, a URL, "
         "a data: URI or the bytes of a picture file"
     )
+
+
+def is_remote(picture: Any) -> bool:
+    """Whether a picture is an http(s) address, which may be slow to answer."""
+    scheme = _SCHEME.match(picture) if isinstance(picture, str) else None
+    return scheme is not None and scheme.group().lower() in ("http:", "https:")
 
 
 def png_bytes(picture: Picture) -> bytes:
