@@ -3,6 +3,7 @@
 import json
 import os
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,6 +251,16 @@ def test_a_conversation_that_cannot_be_written_leaves_no_file(tmp_path):
         chat.save(tmp_path / "talk.json")
     with pytest.raises(OutputError, match=r"x\.json: cannot be written \(No such file"):
         chat.save(tmp_path / "no folder" / "x.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_conversation_whose_writing_is_interrupted_leaves_no_file(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Chat(*loaded(), system="Be brief.").save(tmp_path / "talk.json")
     assert list(tmp_path.iterdir()) == []
 
 

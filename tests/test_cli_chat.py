@@ -18,7 +18,8 @@ import pytest
 from conftest import GOLDEN
 from test_cli import MODEL, MODULE, ROOT
 
-from mlx_lfm2vl import Chat, GenerationOptions, load
+from mlx_lfm2vl import Chat, GenerationOptions, SourcePolicy, load
+from mlx_lfm2vl.cli.chat import Conversation, Terminal
 
 PICTURE = GOLDEN / "pictures" / "small.png"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -252,3 +253,28 @@ def test_bad_arguments_end_it_before_it_begins(words):
         timeout=60,
     )
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+
+
+def test_pictures_of_a_message_that_was_stopped_before_its_first_word_wait_for_the_next(capsys):
+    class Impatient(Terminal):
+        patience = 0
+
+        def show(self, answer):
+            asked = iter(range(self.patience))
+            list(answer(stop=lambda: next(asked, None) is None))
+
+    terminal = Impatient(False, SourcePolicy())
+    chat = Chat(*load(MODEL), options=GenerationOptions(max_tokens=3))
+    conversation = Conversation(chat, terminal, terminal.pictures([str(PICTURE)]))
+    conversation.take("What is this?")
+    assert chat.messages == [] and len(conversation.waiting) == 1
+    terminal.patience = 1000
+    conversation.take("What is this?")
+    assert conversation.waiting == [] and chat.messages[0]["content"][0]["type"] == "image"
+
+
+def test_a_home_is_meant_by_its_sign_also_before_a_name_with_spaces(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    conversation = Conversation(Chat(*load(MODEL)), Terminal(False, SourcePolicy()), [])
+    conversation.take("/save ~/my talk.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["my talk.json"]

@@ -3,14 +3,17 @@
 from contextlib import contextmanager
 from functools import cache
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import GOLDEN, picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mlx_lfm2vl import Engine, GenerationOptions, PrefixCache, Question, generate_batch, load, stream_generate
 from mlx_lfm2vl.errors import OptionError
+from mlx_lfm2vl.generation.features import FeatureCache, encode_views
 from mlx_lfm2vl.generation.prefix import LEAST
 
 SYSTEM = "You look at pictures, say what is in them, and add nothing that is not there. " * 4
@@ -200,3 +203,19 @@ def _alone_cached(system, names, text, count):
 
 def alone_cached(system, names, text, count):
     return _alone_cached(system, tuple(names), text, count)
+
+
+def test_remembered_pictures_hold_what_they_count_and_no_more():
+    """Several views are encoded in one pass; those that are forgotten must not be held by those that are not."""
+    model, processor = load("demo")
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)) for _ in range(12)]
+    arrays = processor.image_processor(pictures)
+    one = 16 * model.config.text_config.hidden_size * 4
+    kept = FeatureCache(2 * one)
+    mx.eval(encode_views(model, arrays["pixel_values"], arrays["spatial_shapes"]))
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    encode_views(model, arrays["pixel_values"], arrays["spatial_shapes"], kept)
+    assert kept.nbytes == 2 * one and len(kept) == 2
+    assert mx.get_active_memory() - before <= 3 * one

@@ -197,6 +197,26 @@ def test_a_question_is_a_question():
         Chat(model, processor).save(3)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"options": {}}, "options is dict, expected GenerationOptions"),
+        ({"stop": 3}, "stop is 3, expected a function"),
+        ({"progress": 3}, "progress is 3, expected a function"),
+        ({"features": 3}, "features is int, expected a FeatureCache"),
+        ({"prefixes": 3}, "prefixes is int, expected a PrefixCache"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_by_name(arguments, words):
+    with pytest.raises(OptionError, match=words):
+        generate(*loaded("gen2"), "Hello.", **arguments)
+
+
+def test_a_progress_that_is_no_function_is_refused_before_loading():
+    with pytest.raises(OptionError, match="progress is 3, expected a function"):
+        load(GOLDEN / "gen2", progress=3)
+
+
 def test_closing_the_stream_stops_the_work():
     model, processor = loaded("gen2")
     stream: Iterator = stream_generate(model, processor, "Hello.", options=GenerationOptions(max_tokens=10_000))

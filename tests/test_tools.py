@@ -52,6 +52,8 @@ def test_several_blocks_and_none():
         ToolCall("c"),
     ]
     assert parse_tool_calls("No call [f()].") == []
+    with pytest.raises(ToolCallError, match="the text of tool calls is int, expected str"):
+        parse_tool_calls(5)
 
 
 @pytest.mark.parametrize(
