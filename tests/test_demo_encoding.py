@@ -67,11 +67,13 @@ def test_labels_are_the_answers_and_each_turn_has_its_number(name, seed):
 @settings(max_examples=60, deadline=None)
 def test_a_patch_at_an_objects_middle_is_labelled_with_it(seed):
     sample = make("describe", "train", seed)
-    named, ways, covered = demo_encoding.patch_labels(sample, 0)
+    named, ways, edges, covered = demo_encoding.patch_labels(sample, 0)
+    sides = np.array([*sample.images[0].size] * 2)
     cols = sample.images[0].width // 16
     for o, box in zip(sample.things[0], sample.extents[0], strict=True):
         row, col = int(o.y // 16), int(o.x // 16)
         patch = row * cols + col
+        assert abs(100 * edges[patch, :4] + 10 * edges[patch, 4:] + 5 - 1000 * np.array(box) / sides).max() <= 5.5
         assert named[patch].tolist() == [
             SHAPES.index(o.shape) + 1,
             list(COLOURS).index(o.colour) + 1,
@@ -91,7 +93,7 @@ def test_a_patch_at_an_objects_middle_is_labelled_with_it(seed):
 @settings(max_examples=60, deadline=None)
 def test_printed_characters_are_labelled_in_the_order_of_the_text(seed):
     sample = make("read", "train", seed)
-    named, _, _ = demo_encoding.patch_labels(sample, 0)
+    named, *_ = demo_encoding.patch_labels(sample, 0)
     rows, cols = sample.images[0].height // 16, sample.images[0].width // 16
     halves = named.reshape(rows, cols, 7)[..., 4:6].reshape(rows, cols * 2)
     text = sample.facts["text"]
