@@ -148,7 +148,8 @@ def point(rng: np.random.Generator, size: tuple[int, int] | None, level: float) 
 
 @task
 def compare(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -> Sample:
-    """Two or three pictures; for each a question that exactly that one answers, and after these what each shows."""
+    """Two or three pictures; questions that exactly one of them answers, and what one of them shows, in an order from
+    which no answer can be guessed."""
     size = size or GRIDS[0]
     number = 3 if level > 0.5 and rng.random() < 0.5 else 2
     shown: list[tuple[Image.Image, tuple[Thing, ...], tuple[Box, ...]]] = []
@@ -157,11 +158,13 @@ def compare(rng: np.random.Generator, size: tuple[int, int] | None, level: float
         if all((o.shape, o.colour) != (p.shape, p.colour) for o in things for _, other, _ in shown for p in other):
             shown.append((picture, things, extents))
     turns = []
-    for right in rng.permutation(number):
+    for right in rng.integers(number, size=4):
         one = shown[right][1][0]
         turns.append((f"Which image shows {article(f'{one.colour} {one.shape}')}?", f"Media-{right + 1}."))
-    for number, (_, things, _) in enumerate(shown, start=1):
-        turns.append((f"What does Media-{number} show?", describe_things(things)))
+    for asked in rng.integers(number, size=4):
+        turns.append((f"What does Media-{asked + 1} show?", describe_things(shown[asked][1])))
+    turns[1:] = [turns[i] for i in 1 + rng.permutation(len(turns) - 1)]
+    turns = list(dict.fromkeys(turns))
     pictures, kept, drawn = zip(*shown, strict=True)
     return Sample("compare", pictures, tuple(turns), kept, {"image": int(turns[0][1][-2]) - 1}, drawn, apart=True)
 
