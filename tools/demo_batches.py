@@ -16,16 +16,16 @@ from demo_encoding import IGNORED, encode_sample, patch_labels, patchify, views
 
 # Share of the batches of each task, and how many samples a batch of it holds (a batch of each costs about alike).
 MIX = {
-    "quiz": 0.27,
-    "chat": 0.04,
-    "count": 0.14,
-    "read": 0.21,
-    "digit": 0.06,
+    "quiz": 0.22,
+    "chat": 0.03,
+    "count": 0.22,
+    "read": 0.17,
+    "digit": 0.04,
     "point": 0.10,
-    "compare": 0.12,
+    "compare": 0.16,
     "tiled": 0.06,
 }
-BATCH = {"quiz": 12, "chat": 18, "count": 28, "read": 36, "digit": 32, "point": 14, "compare": 12, "tiled": 6}
+BATCH = {"quiz": 12, "chat": 18, "count": 28, "read": 36, "digit": 32, "point": 14, "compare": 10, "tiled": 6}
 # First the tower alone, taught by dense labels: a quarter of the cost of a picture.
 WARM_STEPS, WARM_BATCH, WARM_TASKS = 480, 56, ("describe", "count", "read", "read", "digit")
 EASY_STEPS = 1200  # over these steps after that, scenes and texts grow from mostly one object or letter to all of them
