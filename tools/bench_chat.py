@@ -3,20 +3,25 @@
     python tools/bench_chat.py [--model MODEL] [--picture PICTURE] [--rounds N]
 
 Prints a table: seconds to the first token, the median of the rounds. `cold` answers the same conversation, picture and
-first answer included, with `stream_generate`. On two CPU cores that other work shares, MLX 0.32:
+first answer included, with `stream_generate`. On two idle CPU cores with MLX 0.32.4, 2026-11-22, the last row being
+LFM2.5-VL-450M's shape with random weights (`--model FOLDER`), in float32:
 
     model      picture  prompt  image   new  1st turn  2nd turn  2nd cold  faster
-    demo       128x128      65     16    17     0.190     0.028     0.271     9.7
-    demo       256x256     129     80    15     3.160     0.148     3.534    23.9
-    gen25     1056x540     823    754    40     7.844     0.084     8.520   101.6
+    demo       128x128      65     16    17     0.038     0.027     0.045     1.7
+    demo       256x256     134     80    17     0.072     0.031     0.078     2.5
+    gen25     1056x540     823    754    40     0.260     0.027     0.252     9.2
+    float32   1056x540     908    754   126    12.657     0.871    13.636    15.7
 
-The second and third picture are cut into tiles.
+All pictures but the first are cut into tiles. The smaller the model, the more of a turn is what every step costs.
 """
 
 import argparse
 import statistics
+import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 from PIL import Image
 
