@@ -173,12 +173,12 @@ class Decoding:
             return tokens.tolist(), None if logprobs is None else logprobs.tolist()  # type: ignore[return-value]
 
     def join(self, other: Decoding) -> None:
-        """Goes on with the rows of another behind one's own. Columns that are padding in all rows are given up."""
+        """Goes on with the rows of another, of which nothing was read yet, behind one's own. Columns that are padding
+        in all rows are given up."""
         parts = (self, other)
-        with allocations("the answer's next token"), no_gradients():
-            for part in parts:
-                if part._read:
-                    part._dispatch()
+        if self._read:
+            with allocations("the answer's next token"), no_gradients():
+                self._dispatch()
         counts = [part._next[0].shape[0] for part in parts]
         paddings = [
             np.zeros(count, np.int64) if part._padding is None else part._padding

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import QueueFullError
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from .request import Request, check_seconds
+from .request import Request
 from .watch import Progress
 
 READERS = 4  # questions with addresses that are read at a time, and as many others
@@ -66,7 +66,6 @@ class Waiting:
 
     def put(self, job: Job, wait: float) -> bool:
         """Adds a job, after at most `wait` seconds; False where the queue is closed. Raises `QueueFullError`."""
-        check_seconds("wait", wait)
         with self._changed:
             if not self._changed.wait_for(lambda: self.closed or len(self._jobs) < self._most, wait):
                 raise QueueFullError(f"{self._most} requests wait already; try again later, or wait for a place")
@@ -134,12 +133,7 @@ class Waiting:
         """The first job that can be done, and as many questions as can be done with it before other work; or, with
         `before`, questions only, of which work that came after that time holds up none."""
         found: list[Job] = []
-        lines: list[object] = []
-        for job in self._jobs:
-            if any(job.line is line for line in lines):
-                continue
-            if job.line is not None:
-                lines.append(job.line)
+        for job in self._firsts():
             if not (job.ready or self._all_ready):
                 continue
             if job.work is not None and before is not None:
@@ -152,6 +146,16 @@ class Waiting:
             if len(found) == most:
                 break
         return found
+
+    def _firsts(self) -> Iterator[Job]:
+        """The jobs that stand behind none of their line."""
+        lines: list[object] = []
+        for job in self._jobs:
+            if any(job.line is line for line in lines):
+                continue
+            if job.line is not None:
+                lines.append(job.line)
+            yield job
 
     def _remove(self, jobs: list[Job]) -> None:
         for job in jobs:
@@ -173,12 +177,7 @@ class Waiting:
         slow = sum(job.remote for job in self._reading)
         if self._loaded is None or sum(job.begun for job in self._jobs) - slow >= self._ahead:
             return None
-        lines: list[object] = []
-        for job in self._jobs:
-            if any(job.line is line for line in lines):
-                continue
-            if job.line is not None:
-                lines.append(job.line)
+        for job in self._firsts():
             alike = sum(other.remote == job.remote for other in self._reading)
             if job.read is not None and not job.begun and alike < READERS:
                 return job
