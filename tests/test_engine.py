@@ -155,6 +155,33 @@ def test_a_question_joins_those_that_are_being_answered(engine, monkeypatch):
     assert tuple(tokens) == alone("Tell me everything.", None, 400)
 
 
+def test_answers_go_on_and_can_be_cancelled_while_a_long_prompt_joins_them(engine):
+    said: list[object] = []
+    tokens_at: list[int] = []
+    wild = GenerationOptions(max_tokens=100_000, temperature=1.5, seed=1)
+    running = engine.submit("Tell me everything.", options=wild, sink=said.append)
+    doomed = engine.submit("Tell me nothing.", options=FOREVER)
+    readers = iter(running), iter(doomed)
+    for reader in readers:
+        next(reader)
+
+    def progress(done: int, total: int) -> None:
+        tokens_at.append(sum(len(piece.tokens) for piece in said))
+        if len(tokens_at) == 2:
+            doomed.cancel()
+        if len(tokens_at) == 3:
+            assert doomed.done
+
+    text = "One after the other. " * 500
+    joined = engine.submit(text, options=SHORT, progress=progress)
+    assert joined.result(60).tokens == alone(text, None, 6)
+    assert doomed.result(60).finish_reason == "cancelled"
+    assert len(tokens_at) > 8
+    # one token for each piece of the prompt; a few of them wait for the rest of their character
+    assert tokens_at[-1] - tokens_at[0] >= len(tokens_at) / 2
+    running.cancel()
+
+
 def test_what_has_been_answered_is_let_go_while_others_are_still_being_answered(engine):
     """A batch that others join may go on for days."""
     running = engine.submit("Hello.", options=FOREVER)

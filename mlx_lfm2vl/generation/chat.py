@@ -23,12 +23,12 @@ from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
 from ..processing.source import Picture, load_image
 from . import saved, sequence
-from .decode import Prompt, prefill
+from .decode import Prompt, prefill_in_pieces
 from .features import FeatureCache, check_features
 from .options import GenerationOptions
 from .question import check_tools, rendered, user_content
 from .run import GenerationPiece, resolved, run
-from .watch import Progress, Stop
+from .watch import Pieces, Progress, Stop
 
 
 class Chat:
@@ -259,12 +259,12 @@ class _Turn:
         self.ids, self._spans, self._pictures = np.array([ids], np.int64), spans, pictures
         self._chat, self.cached = chat, [0]
 
-    def begin(self, stop: Stop | None, progress: Progress | None) -> tuple[Cache, mx.array]:
+    def begin(self, stop: Stop | None, progress: Progress | None) -> Pieces[tuple[Cache, mx.array]]:
         chat, held = self._chat, self._chat._sequence
         kept, logits = held.reuse(self.ids[0].tolist(), self._spans)
         self.cached = [kept]
         if logits is None:
-            logits = prefill(
+            logits = yield from prefill_in_pieces(
                 chat.model,
                 chat._prompt(self.ids, self._spans, self._pictures, kept),
                 held.cache,

@@ -19,10 +19,10 @@ from ..model.cpu import no_gradients
 from ..model.lfm2 import Context, padding_masks
 from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration
 from ..weights.fit import allocations, check_question, largest_pass, number_type
-from .features import FeatureCache, encode_views
+from .features import FeatureCache, encode_views_in_pieces
 from .finite import not_finite
 from .sampling import Chooser, SideBySide
-from .watch import Progress, Stop, check
+from .watch import Pieces, Progress, Stop, T, check, whole
 
 PREFILL_CHUNK = 512  # tokens; bounds the activations of a long prompt
 
@@ -78,34 +78,78 @@ def prefill(
     prompt, ascending, short of all of it), and `paused` is told. Raises `InputError`, `OutOfMemoryError`,
     `NotFiniteError` and `Cancelled`.
     """
+    return whole(prefill_in_pieces(model, prompt, cache, chunk, progress, features, stop, pauses, paused))
+
+
+def prefill_in_pieces(
+    model: Lfm2VlForConditionalGeneration,
+    prompt: Prompt,
+    cache: Cache,
+    chunk: int = PREFILL_CHUNK,
+    progress: Progress | None = None,
+    features: FeatureCache | None = None,
+    stop: Stop | None = None,
+    pauses: Sequence[int] = (),
+    paused: Callable[[int], None] | None = None,
+) -> Pieces[mx.array]:
+    """`prefill`, a pass of the vision tower or a chunk of the text at a time."""
     rows, length = prompt.input_ids.shape
     check_question(model.config, number_type(model), length, 0, largest_pass(prompt.spatial_shapes), rows)
-    with allocations(f"a prompt of {length:,} tokens"), no_gradients():
-        body = model.model
-        images = prompt.images
-        if prompt.pixel_values is not None:
-            if prompt.spatial_shapes is None:
-                raise InputError("pixel_values is given without spatial_shapes")
-            images = encode_views(model, prompt.pixel_values, prompt.spatial_shapes, features, stop)
-            mx.eval(images)
-            mx.clear_cache()  # the tower's buffers are of sizes that the text does not use
-        embeds = body.embed(prompt.input_ids, images)
-        padding = prompt.padding
-        del images, prompt
-        length = embeds.shape[1]
-        hidden = embeds
-        ends = sorted({*range(chunk, length, chunk), *pauses, length})
-        for start, end in zip([0, *ends], ends, strict=False):
-            check(stop)
-            part = embeds[:, start:end]
-            hidden = body.language_model(part, _context(padding, cache, part.shape[1]), cache, last_only=True)
-            if end < length:
-                mx.eval(cache.arrays)
-            if paused is not None and end in pauses:
-                paused(end)
-            if progress is not None:
-                progress(end, length)
-        return model.logits(hidden[:, -1:])[:, 0]
+    running = _prefill(model, prompt, cache, chunk, progress, features, stop, pauses, paused)
+    del prompt
+    return (yield from guarded(running, f"a prompt of {length:,} tokens"))
+
+
+def guarded(pieces: Pieces[T], what: str) -> Pieces[T]:
+    """The same pieces, computed without gradients; memory that runs out in one is an `OutOfMemoryError` that begins
+    with `what`. Between them neither holds, as other work may be done there."""
+    while True:
+        with allocations(what), no_gradients():
+            try:
+                next(pieces)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+        yield
+
+
+def _prefill(
+    model: Lfm2VlForConditionalGeneration,
+    prompt: Prompt,
+    cache: Cache,
+    chunk: int,
+    progress: Progress | None,
+    features: FeatureCache | None,
+    stop: Stop | None,
+    pauses: Sequence[int],
+    paused: Callable[[int], None] | None,
+) -> Pieces[mx.array]:
+    body = model.model
+    images = prompt.images
+    if prompt.pixel_values is not None:
+        if prompt.spatial_shapes is None:
+            raise InputError("pixel_values is given without spatial_shapes")
+        images = yield from encode_views_in_pieces(model, prompt.pixel_values, prompt.spatial_shapes, features, stop)
+        mx.eval(images)
+        mx.clear_cache()  # the tower's buffers are of sizes that the text does not use
+    embeds = body.embed(prompt.input_ids, images)
+    padding = prompt.padding
+    del images, prompt
+    length = embeds.shape[1]
+    hidden = embeds
+    ends = sorted({*range(chunk, length, chunk), *pauses, length})
+    for start, end in zip([0, *ends], ends, strict=False):
+        check(stop)
+        part = embeds[:, start:end]
+        hidden = body.language_model(part, _context(padding, cache, part.shape[1]), cache, last_only=True)
+        if end < length:
+            mx.eval(cache.arrays)
+        if paused is not None and end in pauses:
+            paused(end)
+        if progress is not None:
+            progress(end, length)
+        if end < length:
+            yield
+    return model.logits(hidden[:, -1:])[:, 0]
 
 
 def _context(padding: np.ndarray | None, cache: Cache, length: int) -> Context:

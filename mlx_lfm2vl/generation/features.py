@@ -18,7 +18,7 @@ from ..errors import InputError, OptionError
 from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration, vision_passes
 from .finite import check_vision
 from .memory import check_bytes
-from .watch import Stop, check
+from .watch import Pieces, Stop, check, whole
 
 DEFAULT_BYTES = 256 * 2**20
 
@@ -85,6 +85,18 @@ def encode_views(
     `keys`: the views' `view_key`s, if they are known already; equal views are then encoded once. `stop` is asked before
     each pass of the tower. Raises `InputError`, `NotFiniteError` and `Cancelled`.
     """
+    return whole(encode_views_in_pieces(model, pixel_values, spatial_shapes, features, stop, keys))
+
+
+def encode_views_in_pieces(
+    model: Lfm2VlForConditionalGeneration,
+    pixel_values: Array,
+    spatial_shapes: Array,
+    features: FeatureCache | None = None,
+    stop: Stop | None = None,
+    keys: Sequence[bytes] | None = None,
+) -> Pieces[mx.array]:
+    """`encode_views`, a pass of the tower at a time."""
     shapes = np.array(spatial_shapes)
     if shapes.ndim != 2 or shapes.shape[1] != 2 or len(shapes) != len(pixel_values) or not len(shapes):
         raise InputError(f"spatial_shapes has shape {shapes.shape}, expected ({len(pixel_values)}, 2)")
@@ -115,5 +127,6 @@ def encode_views(
             if features is not None and keys is not None:
                 # a view of its pass would keep all of the pass
                 features.put(keys[index], array * 1 if len(views) > 1 else array)
+        yield
     done = [tokens[name] for name in names]
     return done[0] if len(done) == 1 else mx.concatenate(done)

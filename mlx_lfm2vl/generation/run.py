@@ -24,7 +24,7 @@ from .options import GenerationOptions
 from .recommended import recommended
 from .sampling import chooser
 from .text import RowText
-from .watch import Cancelled, Progress, Stop, check_callable
+from .watch import Cancelled, Pieces, Progress, Stop, check_callable
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Start(Protocol):
     def cached(self) -> Sequence[int]:
         """Of each row, how many tokens needed no run; known once `begin` has returned."""
 
-    def begin(self, stop: Stop | None, progress: Progress | None) -> tuple[Cache, mx.array]:
+    def begin(self, stop: Stop | None, progress: Progress | None) -> Pieces[tuple[Cache, mx.array]]:
         """The cache with the prompts in it, and the logits (B, vocabulary) of their last tokens. Raises `Cancelled`."""
 
 
@@ -137,33 +137,30 @@ def run(
     `options` (resolved) and `started` (`time.perf_counter()` when it began): one a row. `chosen` is called with each
     token of a single row. `stop` ends all rows with "cancelled"; with `row_stop` it is asked before the first token
     only, and `row_stop` for each row after each token. `joining` is asked before each token, with the number of rows
-    that go on, for more, which are numbered on from those before. A row whose numbers are not finite, or that cannot
+    that go on, for more, which are numbered on from those before; while their prompts are run, each piece of them is
+    followed by a token of the others. A row whose numbers are not finite, or that cannot
     join, ends with `failed`; without it `NotFiniteError` is raised. Raises `PromptError` and `InputError` before the
     first piece.
     """
     check_callable("stop", stop)
     check_callable("progress", progress)
     ends = generation_config(model).eos_token_ids
-    rows: dict[int, _Row] = {}
+    rows: dict[int, _Row] = {}  # that are decoded
+    coming: dict[int, _Row] = {}  # whose prompts are run
+    steps: Decoding | None = None
     entered = 0
 
-    def enter(start: Start, options: Sequence[GenerationOptions], started: Sequence[float]) -> list[int]:
+    def begin(more: Joining) -> Pieces[Decoding]:
         nonlocal entered
-        for at, (each, began) in enumerate(zip(options, started, strict=True)):
+        start, entered = more.start, entered + len(more.options)
+        for at, (each, began) in enumerate(zip(more.options, more.started, strict=True)):
             row = _Row(start, at, tokenizer, each, ends, began)
             row.limit = min(row.limit, positions_left(model, len(row.ids)))
-            rows[entered + at] = row
-        entered += len(options)
-        return list(range(entered - len(options), entered))
-
-    def begin(start: Start, options: Sequence[GenerationOptions], stop: Stop | None, told: Progress | None) -> Decoding:
-        choose = chooser(options)
-        choose.observe(mx.array(_without_padding(start.ids, start.padding)), model.config.text_config.vocab_size)
-        cache, logits = start.begin(stop, told)
-        return Decoding(model, cache, logits, choose, start.padding, any(each.logprobs for each in options))
+            coming[entered - len(more.options) + at] = row
+        return _begun(model, more)
 
     def last(index: int, text: str, reason: str) -> tuple[int, GenerationPiece]:
-        row = rows.pop(index)
+        row = rows.pop(index) if index in rows else coming.pop(index)
         now = time.perf_counter() - row.began
         rest, known = now - row.first, row.start.cached[row.at]
         statistics = replace(
@@ -176,28 +173,34 @@ def run(
         )
         return index, row.piece(text, reason, statistics)
 
-    try:
-        enter(start, options, started)
-        steps = begin(start, options, stop, progress)
-    except Cancelled:
-        for index in list(rows):
-            yield last(index, "", "cancelled")
-        return
-    while rows:
-        if joining is not None and (more := joining(len(rows))) is not None:
-            fresh = enter(more.start, more.options, more.started)
+    prompts = begin(Joining(start, options, started, stop, progress))
+    del start
+    while rows or coming:
+        if not coming and joining is not None and (more := joining(len(rows))) is not None:
+            prompts = begin(more)
+            del more
+        if coming:
             try:
-                steps.join(begin(more.start, more.options, more.stop, more.progress))
+                next(prompts)
+            except StopIteration as end:
+                if rows and steps is not None:
+                    steps.join(end.value)
+                else:
+                    steps = end.value
+                rows, coming = {**rows, **coming}, {}
+                del end
             except Cancelled:
-                for index in fresh:
+                for index in list(coming):
                     yield last(index, "", "cancelled")
             except Exception as error:
-                if failed is None:
+                if failed is None or steps is None:
                     raise
-                for index in fresh:
-                    del rows[index]
+                for index in list(coming):
+                    del coming[index]
                     failed(index, error)
-            del more
+        if not rows:
+            continue
+        assert steps is not None
         final = all(row.count + 1 >= row.limit for row in rows.values())
         tokens, logprobs = steps.step(last=final)
         present = list(rows)
@@ -229,6 +232,14 @@ def run(
                 yield last(index, rows[index].text.finish(), "cancelled")
         if rows and len(rows) < len(present):
             steps.select([present.index(index) for index in rows])
+
+
+def _begun(model: Lfm2VlForConditionalGeneration, more: Joining) -> Pieces[Decoding]:
+    """Runs the prompts, a piece at a time."""
+    start, choose = more.start, chooser(more.options)
+    choose.observe(mx.array(_without_padding(start.ids, start.padding)), model.config.text_config.vocab_size)
+    cache, logits = yield from start.begin(more.stop, more.progress)
+    return Decoding(model, cache, logits, choose, start.padding, any(each.logprobs for each in more.options))
 
 
 def prompt_statistics(model: Lfm2VlForConditionalGeneration, ids: np.ndarray) -> Statistics:

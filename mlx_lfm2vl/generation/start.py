@@ -15,12 +15,12 @@ import numpy as np
 
 from ..model.cache import Cache, CacheCheckpoint
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
-from .decode import Prompt, prefill
-from .features import FeatureCache, encode_views
+from .decode import Prompt, guarded, prefill_in_pieces
+from .features import FeatureCache, encode_views_in_pieces
 from .prefix import LEAST, Beginning, PrefixCache, natural_points, shared_length
 from .question import Prepared
 from .run import generation_config
-from .watch import Progress, Stop, check
+from .watch import Pieces, Progress, Stop, check
 
 
 @dataclass
@@ -55,10 +55,10 @@ class RowsStart:
         self.ids, self.padding = self._side_by_side(range(len(self._ids)))
         self.cached: list[int] = [0] * len(self._ids)
 
-    def begin(self, stop: Stop | None, progress: Progress | None) -> tuple[Cache, mx.array]:
+    def begin(self, stop: Stop | None, progress: Progress | None) -> Pieces[tuple[Cache, mx.array]]:
         plans = self._plans()
         self.cached = [plan.known for plan in plans]
-        images = self._encode(plans, stop)
+        images = yield from guarded(self._encode(plans, stop), "the pictures")
         told = _Told(progress)
         together = [index for index, plan in enumerate(plans) if not plan.alone]
         alone = [index for index, plan in enumerate(plans) if plan.alone]
@@ -72,10 +72,13 @@ class RowsStart:
             found = [images[index] for index in together if images[index] is not None]
             prompt = Prompt(ids, mask, images=_concatenated(found))  # type: ignore[arg-type]
             caches.append(Cache(self._model.config.text_config))
-            logits.append(prefill(self._model, prompt, caches[-1], stop=stop, progress=told.part()))
+            last = yield from prefill_in_pieces(self._model, prompt, caches[-1], stop=stop, progress=told.part())
+            logits.append(last)
         made: dict[int, Beginning] = {}
         for index in alone:
-            cache, last = self._alone(index, plans[index], images[index], made, stop, told.part())
+            if caches:
+                yield
+            cache, last = yield from self._alone(index, plans[index], images[index], made, stop, told.part())
             mx.async_eval(last, cache.arrays)
             caches.append(cache)
             logits.append(last)
@@ -116,7 +119,7 @@ class RowsStart:
                 plan.points.update(natural_points(self._ids[index], self._pictures[index], self._ends, plan.known))
         return plans
 
-    def _encode(self, plans: Sequence[_Plan], stop: Stop | None) -> list[mx.array | None]:
+    def _encode(self, plans: Sequence[_Plan], stop: Stop | None) -> Pieces[list[mx.array | None]]:
         """The image tokens (n, hidden) that each row still needs; the pixels are not held any longer."""
         pixels: list[np.ndarray] = []
         shapes: list[np.ndarray] = []
@@ -138,8 +141,10 @@ class RowsStart:
             return [None] * len(counts)
         values, grids = _padded(pixels, shapes), np.concatenate(shapes)
         del pixels
-        tokens_of_all = encode_views(self._model, values, grids, self._features, stop, keys if remember else None)
+        encoding = encode_views_in_pieces(self._model, values, grids, self._features, stop, keys if remember else None)
         del values
+        tokens_of_all = yield from encoding
+        del encoding
         mx.eval(tokens_of_all)
         ends = np.cumsum(counts).tolist()
         return [tokens_of_all[end - count : end] if count else None for end, count in zip(ends, counts, strict=True)]
@@ -152,7 +157,7 @@ class RowsStart:
         made: dict[int, Beginning],
         stop: Stop | None,
         progress: Progress | None,
-    ) -> tuple[Cache, mx.array]:
+    ) -> Pieces[tuple[Cache, mx.array]]:
         """Runs one row from where it parts from its source, and keeps its points for others."""
         ids, pictures = self._ids[index], self._pictures[index]
         source = made[plan.source] if isinstance(plan.source, int) else plan.source
@@ -184,7 +189,7 @@ class RowsStart:
 
         if plan.points and not points:
             keep()
-        logits = prefill(
+        logits = yield from prefill_in_pieces(
             self._model,
             Prompt(ids[None, plan.known :], images=images),
             cache,

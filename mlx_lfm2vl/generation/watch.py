@@ -1,13 +1,17 @@
-"""How a caller watches work and stops it: between passes of the vision tower, chunks of a prompt, and tokens."""
+"""How a caller watches work, stops it, and does other work meanwhile: between passes of the vision tower, chunks of a
+prompt, and tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from typing import TypeVar
 
 from ..errors import OptionError
 
 Progress = Callable[[int, int], None]  # tokens of the prompt done, tokens in all
 Stop = Callable[[], bool]  # true once the work shall end
+T = TypeVar("T")
+Pieces = Generator[None, None, T]  # work that yields between its pieces and returns its result
 
 
 class Cancelled(Exception):
@@ -18,6 +22,15 @@ def check_callable(name: str, value: object) -> None:
     """Raises `OptionError` for what is neither a function nor None."""
     if value is not None and not callable(value):
         raise OptionError(f"{name} is {value!r}, expected a function")
+
+
+def whole(pieces: Pieces[T]) -> T:
+    """The result of all pieces, one after the other."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
 
 def check(stop: Stop | None) -> None:
