@@ -2,7 +2,7 @@
 
 import sys
 
-from mlx_lfm2vl.cli import main
+from mlx_lfm2vl.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["convert", *sys.argv[1:]]))

@@ -226,6 +226,32 @@ def test_ctrl_c_ends_the_line_and_exits_with_130(endless, attempt):
     assert out.endswith(b"\n")
 
 
+@pytest.mark.parametrize("module", ["mlx_lfm2vl.cli", "mlx_lfm2vl.cli.batch"])
+def test_ctrl_c_while_the_program_is_imported_shows_no_traceback(module):
+    code = f"""
+import importlib.abc, os, signal, sys
+class Interrupting(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupting())
+from mlx_lfm2vl.__main__ import main
+sys.exit(main(["--version"]))
+"""
+    done = process(sys.executable, "-c", code, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_an_error_that_nobody_reads_still_exits_with_2():
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [*MODULE, "generate", "--image", "absent.png", "--prompt", "Hi"]
+    done = subprocess.run(list(map(str, words)), stdout=subprocess.PIPE, stderr=writer, cwd=ROOT)
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
 def test_a_closed_pipe_is_no_traceback(endless):
     child = begun(endless)
     child.stdout.close()
@@ -257,7 +283,10 @@ def test_errors_of_a_real_process_are_one_line_without_traceback(tmp_path):
         (["generate", "--max-tokens", "many"], r"--max-tokens: 'many' is not a whole number"),
         (["generate", "--temp", "-1"], r"--temp: '-1' is not a number of at least 0"),
         (["generate", "--temp", "nan"], r"--temp: 'nan' is not a number"),
-        (["generate", "--prompt", "x", "--temp", "1e9"], r"temperature is 1000000000\.0, expected .* to 100"),
+        (
+            ["generate", "--prompt", "x", "--temp", "1e9"],
+            r"argument --temp: '1e9' is not a number of at least 0 and at most 100",
+        ),
         (["generate", "--top-p", "1.5"], r"--top-p: '1\.5' is not a number above 0 and at most 1"),
         (["generate", "--top-p", "0"], r"--top-p: '0' is not a number above 0"),
         (["generate", "--min-p", "2"], r"--min-p: '2' is not a number of at least 0 and at most 1"),

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,20 @@ def test_a_conversation_with_all_its_commands(chat, tmp_path):
     assert person.end() == 0
     saved = json.loads((tmp_path / "talk one.json").read_text())
     assert [message["role"] for message in saved["messages"]] == ["user", "assistant"] * 2
+
+
+def test_retry_with_a_seed_takes_the_next_seed(chat):
+    model, processor = load(MODEL)
+    options = GenerationOptions(max_tokens=5, temperature=1.5, seed=7)
+    twin = Chat(model, processor, options=options)
+    person = chat("--temp", 1.5, "--seed", 7)
+    assert person.say("Why?") == seen(twin.ask("Why?")) + "\n"
+    for seed in (8, 9):
+        again = "".join(piece.text for piece in twin.retry(options=replace(options, seed=seed)))
+        assert person.say("/retry") == seen(again) + "\n"
+    assert person.say("So?") == seen(twin.ask("So?")) + "\n"
+    again = "".join(piece.text for piece in twin.retry(options=replace(options, seed=8)))
+    assert person.say("/retry") == seen(again) + "\n"
 
 
 def test_what_is_wrong_is_one_line_and_the_conversation_goes_on(chat):

@@ -802,6 +802,15 @@ def test_a_model_that_does_not_load_is_told_to_all_who_ask(tmp_path):
         assert len(set(lengths)) == 1
 
 
+@pytest.mark.parametrize("made", [5, (1, 2), None])
+def test_what_a_loader_returns_is_checked(made):
+    with Engine(lambda: made) as engine:
+        with pytest.raises(OptionError, match=r"the loader returned .*, expected \(model, processor\)"):
+            engine.wait_until_ready(30)
+        with pytest.raises(OptionError, match="the loader returned"):
+            engine.generate("Hi.")
+
+
 def test_chats_in_the_engine(engine):
     engine.wait_until_ready(60)
     engine.warm_up()

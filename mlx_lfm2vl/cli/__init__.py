@@ -1,9 +1,9 @@
 """The command line.
 
 A command is a module with `SUMMARY`, `DESCRIPTION`, `add_arguments(parser)` and `run(args) -> int`; see `COMMANDS`.
-Exit codes: 0 done, 2 something the user can put right (one line on stderr), 130 interrupted, 141 the reader of stdout
-went away. Streams that are closed at the start count as /dev/null, but a command that lives of one says so. A bug shows
-its traceback. Modules of commands import the library inside `run`, so that `--help` is quick.
+Exit codes: 0 done, 2 something the user can put right (one line on stderr), 130 interrupted (see `__main__`), 141 the
+reader of stdout went away. Streams that are closed at the start count as /dev/null, but a command that lives of one
+says so. A bug shows its traceback. Modules of commands import the library inside `run`, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program with `argv` (default: the process's arguments) and returns its exit code."""
+    """Runs the program with `argv` (default: the process's arguments) and returns its exit code. Raises
+    `KeyboardInterrupt`."""
     closed = _open_closed_streams()
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -54,8 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Lfm2VlError as error:
         complain(str(error))
         return 2
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         # Python would fail once more when it flushes stdout at exit.
         _silence_stdout()

@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from .options import (
     one_line,
     sampling_options,
     source_policy,
+    tell,
 )
 
 if TYPE_CHECKING:
@@ -119,7 +121,7 @@ class Terminal:
 
     def hint(self, text: str) -> None:
         if self.interactive:
-            print(f"\033[2m{text}\033[0m" if self._dim else text, file=sys.stderr, flush=True)
+            tell(f"\033[2m{text}\033[0m" if self._dim else text)
 
     def show(self, answer: Callable[..., Iterator[GenerationPiece]]) -> None:
         """Prints `answer(stop=...)` as it comes. Ctrl-C stops it; where nobody types, the program too."""
@@ -158,6 +160,7 @@ class Conversation:
     def __init__(self, chat: Chat, terminal: Terminal, pictures: list[Any]):
         self.chat, self.terminal = chat, terminal
         self.waiting = pictures  # those of the next message
+        self._retries = 0  # of the last turn
 
     def take(self, line: str) -> bool:
         """Does what a line says; False ends the program. Raises `Lfm2VlError`, and then nothing has changed."""
@@ -167,7 +170,7 @@ class Conversation:
             before = len(self.chat.messages)
             self.terminal.show(lambda **more: self.chat.stream(line.strip(), self.waiting or None, **more))
             if len(self.chat.messages) > before:  # a turn that was stopped before its first word is none
-                self.waiting = []
+                self.waiting, self._retries = [], 0
             return True
         command, _, argument = line.strip().partition(" ")
         if command in ("/exit", "/quit"):
@@ -190,7 +193,10 @@ class Conversation:
         self.waiting += self.terminal.pictures(expand(dropped(argument)))
 
     def retry(self, argument: str) -> None:
-        self.terminal.show(self.chat.retry)
+        seed = self.chat.options.seed
+        self._retries += 1  # the same seed would give the same answer
+        options = self.chat.options if seed is None else replace(self.chat.options, seed=(seed + self._retries) % 2**63)
+        self.terminal.show(lambda **more: self.chat.retry(options=options, **more))
 
     def undo(self, argument: str) -> None:
         self.chat.undo()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from .options import add_revision, note, real, whole
+from .options import add_revision, note, real, tell, whole
 from .upload import add_options, send
 
 SUMMARY = "convert a model to MLX, quantised if asked"
@@ -229,7 +228,7 @@ def run_convert(args: argparse.Namespace) -> int:
             on_note=note,
         )
     if (Path(folder) / FILE).is_file():
-        print(DamageReport.read(folder).table(), file=sys.stderr)
+        tell(DamageReport.read(folder).table())
     print(folder)
     finish(args)
     return 0

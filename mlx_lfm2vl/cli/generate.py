@@ -158,4 +158,3 @@ def report(statistics: Statistics) -> None:
         f"the first after {statistics.time_to_first_token:.2f} s"
     )
     note(f"peak memory {statistics.peak_memory / 1e9:.3f} GB")
-    sys.stderr.flush()

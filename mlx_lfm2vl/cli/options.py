@@ -6,6 +6,7 @@ Nothing here imports the library's heavy parts, so that `--help` answers at once
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -30,14 +31,22 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def tell(text: str) -> None:
+    """Writes to stderr. That nobody reads there, or a full disk, stops nothing."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 def complain(message: str) -> None:
     """Writes the program's error line to stderr."""
-    print(f"{PROGRAM}: error: {one_line(message)}", file=sys.stderr)
+    tell(f"{PROGRAM}: error: {one_line(message)}")
 
 
 def note(message: str) -> None:
     """Writes a line to stderr that the user should know of but that stops nothing."""
-    print(f"{PROGRAM}: {one_line(message)}", file=sys.stderr)
+    tell(f"{PROGRAM}: {one_line(message)}")
 
 
 def one_line(message: str) -> str:
@@ -178,14 +187,17 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "without these, what the model's generation_config.json or its makers recommend, else the likeliest token "
         "(greedy)",
     )
-    group.add_argument("--temp", type=real(0), metavar="T", help="temperature, 0 or more; 0 is greedy")
+    group.add_argument("--temp", type=real(0, 100), metavar="T", help="temperature, 0 to 100; 0 is greedy")
     group.add_argument("--top-p", type=real(0, 1, above=True), metavar="P", help="nucleus, above 0 to 1; 1 is off")
     group.add_argument(
         "--min-p", type=real(0, 1), metavar="P", help="least share of the top probability, 0 to 1; 0 is off"
     )
     group.add_argument("--top-k", type=whole(0), metavar="K", help="choose among the K likeliest, 0 or more; 0 is off")
     group.add_argument(
-        "--repetition-penalty", type=real(0, above=True), metavar="R", help="above 0; 1 is off, more repeats less"
+        "--repetition-penalty",
+        type=real(0, 100, above=True),
+        metavar="R",
+        help="above 0 to 100; 1 is off, more repeats less",
     )
     group.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="makes sampling repeatable, 0 or more")
     parser.add_argument(

@@ -10,7 +10,9 @@ from types import TracebackType
 
 import mlx.core as mx
 
-from ..errors import EngineClosedError, NotFiniteError
+from ..errors import EngineClosedError, NotFiniteError, OptionError
+from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..processing.processor import Lfm2VlProcessor
 from .attendant import Attendant
 from .ending import close_at_exit, wait_until_gone
 from .features import FeatureCache
@@ -122,7 +124,7 @@ class Worker:
             with contextlib.ExitStack() as limits:
                 try:
                     limits.enter_context(self._limits)
-                    self._loaded = self._loader()
+                    self._loaded = _checked(self._loader())
                 except BaseException as failure:  # whoever waits must hear of it, whatever it is
                     self._load_error, self._load_traceback = failure, failure.__traceback__
                 self._waiting.begin(self._loaded)
@@ -268,6 +270,14 @@ class Worker:
             return all(request.done for request, _ in asked)
 
         return abandoned
+
+
+def _checked(loaded: Loaded) -> Loaded:
+    """What a loader returned. Raises `OptionError` unless it is a model and its processor."""
+    types = (Lfm2VlForConditionalGeneration, Lfm2VlProcessor)
+    if not (isinstance(loaded, tuple) and len(loaded) == 2 and all(map(isinstance, loaded, types))):
+        raise OptionError(f"the loader returned {loaded!r:.100}, expected (model, processor) as `load` returns them")
+    return loaded
 
 
 def _told(jobs: Sequence[Job]) -> Progress | None:
