@@ -13,10 +13,13 @@ Counted is what cannot do without, so that nothing is refused that might have wo
 Memory that is free: on Metal the machine's, less what MLX holds; on a CPU what Linux calls available, and swap, within
 the limits of the control group and of RLIMIT_AS; elsewhere it is not known, and nothing is refused. MLX's CPU back end
 ends the process when the system refuses it memory; the others raise, which `allocations` makes an `OutOfMemoryError`.
+As only RLIMIT_AS makes Linux refuse memory, a good part of what it leaves is kept free, for the address space that
+threads and allocators reserve and for the activations that are not counted above.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from collections.abc import Iterator, Mapping
@@ -37,6 +40,7 @@ from .files import TensorInfo
 CHUNK = 512  # tokens of a prompt that are run together
 SIZES = {mx.float32: 4, mx.float16: 2, mx.bfloat16: 2}
 FLOATING = ("F32", "F16", "BF16")
+RESERVED, RESERVED_A_CORE = 384 * 2**20, 128 * 2**20  # of the address space; half of it was found to be too little
 OFFERED = (8, 6, 4)  # bits that a conversion is advised to
 
 
@@ -47,7 +51,7 @@ def free_memory() -> int | None:
         size = mx.device_info().get("memory_size")
         return None if size is None else int(size) - mx.get_active_memory()
     known = [limit for limit in (_machine(), _group(), _process()) if limit is not None]
-    return min(known) + reusable if known else None
+    return max(0, min(known)) + reusable if known else None
 
 
 def _meminfo() -> dict[str, int]:
@@ -85,11 +89,12 @@ def _group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 
 def _process() -> int | None:
-    """What RLIMIT_AS leaves of this process's address space."""
+    """What RLIMIT_AS leaves of this process's address space, less a reserve that grows with the number of cores."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY or not sys.platform.startswith("linux"):
         return None
-    return limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return limit - used - RESERVED - RESERVED_A_CORE * (os.cpu_count() or 1)
 
 
 def weight_bytes(infos: Mapping[str, TensorInfo], dtype: mx.Dtype | None = None) -> int:
