@@ -29,6 +29,7 @@ CLOCK_SLACK = 2.0  # seconds by which a file system's clock may be behind
 _XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})\b.*")  # in what hf_xet raises
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FOLDER = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 def resolve(
@@ -41,13 +42,15 @@ def resolve(
     patterns: tuple[str, ...] = DATA_PATTERNS,
     progress: Progress | None = None,
 ) -> Path:
-    """The folder that holds the model; fetches what `patterns` match if the name is a hub repository.
+    """The folder that holds the model; fetches what `patterns` match if the name is a hub repository, `owner/name`, or
+    a folder of one, `owner/name/folder`.
 
     `progress` is told of "files" and of bytes ("download", whose total grows as files begin), from several threads, in
     place of the bars that huggingface_hub draws.
 
-    A folder that has no config.json but children that do (one precision each) is refused with the children's names, and
-    so is a `revision` of a folder. Raises `HubError` if nothing of that name can be had.
+    A folder or repository that has no config.json but children that do (one precision each) is refused with the
+    children's names unless there is only one, before any weights are fetched; so is a `revision` of a folder. Raises
+    `HubError` if nothing of that name can be had.
     """
     name = os.fspath(path_or_repo) if isinstance(path_or_repo, (str, os.PathLike)) else None
     if not isinstance(name, str):
@@ -63,24 +66,46 @@ def resolve(
         return _with_config(folder)
     if os.path.exists(folder):
         raise HubError(f"{name}: is a file; give the folder that holds config.json")
-    if not _REPOSITORY.fullmatch(name):
+    repo, _, child = name.partition("/")[2].partition("/")
+    repo = f"{name.partition('/')[0]}/{repo}"
+    if not (_REPOSITORY.fullmatch(repo) and (_FOLDER.fullmatch(child) or repo == name)):
         shown = name if len(name) <= 120 else f"{name[:100]}..."
         raise HubError(f"{shown}: no such folder, and not a hub repository name like 'LiquidAI/LFM2-VL-450M'")
-    return _with_config(_download(name, revision, token, cache_dir, local_files_only, patterns, progress))
+
+    def fetch(folder: str, wanted: tuple[str, ...]) -> Path:
+        """What is wanted of one folder of the repository."""
+        within = tuple(f"{folder}{pattern}" for pattern in wanted)
+        return _download(repo, revision, token, cache_dir, local_files_only, within, (f"{folder}*/*",), progress)
+
+    if not child:
+        root = fetch("", patterns)
+        if (root / "config.json").exists():
+            return root
+        root = fetch("*/", ("config.json",))
+        if not root.is_dir():
+            raise HubError(f"{repo}: the repository is empty, or holds nothing that a model is made of")
+        child = _only_child(root, name)
+    folder = fetch(f"{child}/", patterns) / child
+    if not (folder / "config.json").exists():
+        raise HubError(f"{name}: the repository has no folder {child!r} with a config.json")
+    return folder
 
 
 def _with_config(folder: Path) -> Path:
-    if (folder / "config.json").exists():
-        return folder
+    return folder if (folder / "config.json").exists() else folder / _only_child(folder, str(folder))
+
+
+def _only_child(folder: Path, name: str) -> str:
+    """The folder below that holds a model. Raises `HubError` unless there is just one."""
     try:
         children = sorted(child.name for child in folder.iterdir() if (child / "config.json").is_file())
     except OSError as error:
-        raise HubError(f"{folder}: cannot be read ({error.strerror or error}); is it yours to read?") from None
-    if len(children) == 1:
-        return folder / children[0]
-    if children:
-        raise HubError(f"{folder}: holds several models; choose one of {', '.join(str(folder / c) for c in children)}")
-    raise HubError(f"{folder}: has no config.json; it is not a model folder")
+        raise HubError(f"{name}: cannot be read ({error.strerror or error}); is it yours to read?") from None
+    if not children:
+        raise HubError(f"{name}: has no config.json; it is not a model folder")
+    if len(children) > 1:
+        raise HubError(f"{name}: holds several models; choose one of {', '.join(f'{name}/{c}' for c in children)}")
+    return children[0]
 
 
 def _download(
@@ -90,6 +115,7 @@ def _download(
     cache_dir: str | os.PathLike[str] | None,
     local_files_only: bool,
     patterns: tuple[str, ...],
+    ignored: tuple[str, ...],
     progress: Progress | None,
 ) -> Path:
     from huggingface_hub import snapshot_download
@@ -112,6 +138,7 @@ def _download(
                 cache_dir=None if cache_dir is None else os.fspath(cache_dir),
                 local_files_only=local_files_only,
                 allow_patterns=list(patterns),
+                ignore_patterns=list(ignored),
                 tqdm_class=None if progress is None else _reporter(progress),
             )
         )
@@ -168,9 +195,7 @@ def _download(
 def _check_arrived(repo: str, folder: Path, began: float) -> None:
     """Compares large files that have just come with their SHA-256 (the client itself compares sizes only, or what Xet
     calls a hash). Raises `HubError` once the file is removed, so that the next run fetches it anew."""
-    if not folder.is_dir():
-        raise HubError(f"{repo}: the repository is empty, or holds nothing that a model is made of")
-    for file in folder.iterdir():
+    for file in folder.glob("**/*"):
         # The first link's name is the SHA-256; it may lead on to a store that repositories share, with other names.
         link, blob = Path(os.readlink(file)) if file.is_symlink() else file, file.resolve()
         if not _SHA256.fullmatch(link.name) or blob.stat().st_mtime < began - CLOCK_SLACK:

@@ -284,6 +284,44 @@ def test_a_repository_without_config_is_no_model(fetch, hub):
     assert "has no config.json" in message(fetch())
 
 
+PRECISIONS = {f"{width}/{name}": data for width in ("4bit", "8bit") for name, data in FILES.items()}
+
+
+def test_of_a_repository_of_precisions_only_the_chosen_one_is_fetched(fetch, hub, tmp_path):
+    hub.repositories[NAME].files = {"README.md": b"# models", **PRECISIONS, "8bit/more/model.safetensors": WEIGHTS}
+    said = message(fetch())
+    assert said == f"{NAME}: holds several models; choose one of {NAME}/4bit, {NAME}/8bit"
+    assert not any("safetensors" in path for path in hub.fetched())
+    folder = Path(fetch(f"{NAME}/8bit")["folder"])
+    assert folder.name == "8bit" and {path.name for path in folder.iterdir()} == DATA
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert not any("4bit" in path and "safetensors" in path for path in hub.fetched())
+    offline = fetch(f"{NAME}/8bit", local_files_only=True)
+    assert Path(offline["folder"]) == folder
+    assert message(fetch(f"{NAME}/16bit")) == f"{NAME}/16bit: the repository has no folder '16bit' with a config.json"
+
+
+def test_a_file_of_a_folder_that_arrives_damaged_is_removed(fetch, hub):
+    hub.repositories[NAME].files = dict(PRECISIONS)
+    hub.lies["8bit/model.safetensors"] = WEIGHTS[:-1] + b"!"
+    assert "model.safetensors arrived damaged (wrong checksum) and was removed" in message(fetch(f"{NAME}/8bit"))
+    hub.lies.clear()
+    folder = Path(fetch(f"{NAME}/8bit")["folder"])
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_repository_with_one_model_below_it_is_that_model(fetch, hub):
+    hub.repositories[NAME].files = {f"8bit/{name}": data for name, data in FILES.items()}
+    folder = Path(fetch()["folder"])
+    assert folder.name == "8bit" and {path.name for path in folder.iterdir()} == DATA
+
+
+def test_folders_beside_a_model_are_not_fetched(fetch, hub):
+    hub.repositories[NAME].files = {**FILES, "onnx/config.json": b"{}", "onnx/model.safetensors": WEIGHTS}
+    folder = Path(fetch()["folder"])
+    assert {path.name for path in folder.iterdir()} == DATA
+
+
 def test_an_empty_repository_is_no_model(fetch, hub):
     hub.repositories[NAME].files.clear()
     assert message(fetch()).startswith(f"{NAME}: the repository is empty")
@@ -334,7 +372,7 @@ def test_a_folder_of_precisions_asks_which(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "  ", "no-such-folder", "a/b/c", "../x/y", "/no/such/folder", "maker/", "ma ker/x"]
+    "name", ["", "  ", "no-such-folder", "a/b/c/d", "a/b/", "a/b/..", "../x/y", "/no/such/folder", "maker/", "ma ker/x"]
 )
 def test_what_is_neither_folder_nor_repository_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
