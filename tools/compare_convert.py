@@ -19,7 +19,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "gen25"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(1, str(ROOT))
+GOLDEN = ROOT / "tests" / "golden" / "gen25"
 TEXT_450M = {
     **{"model_type": "lfm2", "hidden_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 16},
     **{"num_key_value_heads": 8, "vocab_size": 65536, "intermediate_size": 6656, "block_ff_dim": 6656},
@@ -78,9 +80,10 @@ class Run:
 
 def measured(program: str) -> Run:
     """A Python program in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     start = time.perf_counter()
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen([sys.executable, "-c", program], stdout=output, stderr=output)
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=output, stderr=output, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
         clock = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -102,7 +105,7 @@ def main() -> None:
         return make_450m(Path(args.make))
     # This process stays small: on Linux the highest resident size of a child begins at its parent's.
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(args.model) if args.model else Path(scratch) / "source"
+        source = Path(args.model).resolve() if args.model else Path(scratch) / "source"
         if not args.model:
             subprocess.run([sys.executable, __file__, "--make", str(source)], check=True)
         for file in source.glob("*.safetensors"):
