@@ -2,9 +2,11 @@
 
 import json
 import os
+import time
 from functools import cache
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import GOLDEN, picture
@@ -13,9 +15,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, multiple, rule
 from PIL import Image
 
-from mlx_lfm2vl import GenerationOptions, Lfm2VlProcessor, SourcePolicy, generate, load, stream_generate
-from mlx_lfm2vl.errors import ImageError, OptionError, OutputError, PromptError
+from mlx_lfm2vl import (
+    GenerationOptions,
+    Lfm2VlProcessor,
+    Question,
+    SourcePolicy,
+    generate,
+    generate_batch,
+    load,
+    stream_generate,
+)
+from mlx_lfm2vl.errors import ImageError, OptionError, OutOfMemoryError, OutputError, PromptError
+from mlx_lfm2vl.generation import chat as generation_chat
 from mlx_lfm2vl.generation.chat import Chat
+from mlx_lfm2vl.processing.source import load_image
 
 PICTURES = ("landscape", "small", "portrait")
 TEXTS = ("What is this?", "And that?", "Compare them, please.", "Why?", "ünïcode 漢字")
@@ -204,6 +217,43 @@ def test_the_same_ids_with_another_picture_are_another_prompt():
     chat.undo()
     chat.ask("What is this?", other)
     assert chat.messages[-1]["content"] == cold(chat.messages[:-1])
+
+
+def test_a_conversation_keeps_its_own_copy_of_a_picture():
+    chat, given = Chat(*loaded(), options=SHORT), picture("small").copy()
+    chat.ask("What is this?", given)
+    given.paste((0, 0, 0), (0, 0, *given.size))
+    twin = Chat(*loaded(), options=SHORT)
+    twin.ask("What is this?", picture("small"))
+    assert chat.ask("And now?") == twin.ask("And now?")
+    assert chat.messages[0]["content"][0]["image"].tobytes() == picture("small").convert("RGB").tobytes()
+
+
+def test_the_time_to_the_first_token_includes_reading_the_pictures(monkeypatch):
+    def slow(*arguments):
+        time.sleep(0.3)
+        return load_image(*arguments)
+
+    monkeypatch.setattr(generation_chat, "load_image", slow)
+    *_, last = Chat(*loaded(), options=SHORT).stream("What is this?", picture("small"))
+    assert last.statistics.time_to_first_token > 0.3
+
+
+@pytest.mark.parametrize("ask", ["generate", "chat", "batch"])
+def test_memory_that_runs_out_at_the_first_evaluation_is_a_typed_error(monkeypatch, ask):
+    """As lazy back ends have it: the text's only chunk is computed when its last logits are."""
+    model, processor = loaded()
+
+    def fail(*_):
+        raise RuntimeError("[metal::malloc] Attempting to allocate 99 bytes which is greater than the maximum")
+
+    monkeypatch.setattr(mx, "async_eval", fail)
+    if ask == "batch":
+        answers = list(generate_batch(model, processor, [Question("Hi."), Question("Why?")]))
+        assert all(isinstance(answer.error, OutOfMemoryError) for answer in answers)
+        return
+    with pytest.raises(OutOfMemoryError):
+        generate(model, processor, "Hi.") if ask == "generate" else Chat(*loaded(), options=SHORT).ask("Hi.")
 
 
 def test_saved_conversations_go_on(tmp_path):

@@ -29,7 +29,9 @@ from mlx_lfm2vl.errors import (
     EngineClosedError,
     EngineThreadError,
     ImageError,
+    NotFiniteError,
     OptionError,
+    OutOfMemoryError,
     PromptError,
     QueueFullError,
 )
@@ -37,6 +39,7 @@ from mlx_lfm2vl.generation import waiting
 from mlx_lfm2vl.generation.engine import Engine
 from mlx_lfm2vl.generation.question import Question, longest_token, prepare
 from mlx_lfm2vl.generation.waiting import READERS
+from mlx_lfm2vl.model.cache import Cache
 from mlx_lfm2vl.processing.source import png_bytes
 
 NAMES = ("landscape", "small", "portrait")
@@ -180,6 +183,138 @@ def test_answers_go_on_and_can_be_cancelled_while_a_long_prompt_joins_them(engin
     # one token for each piece of the prompt; a few of them wait for the rest of their character
     assert tokens_at[-1] - tokens_at[0] >= len(tokens_at) / 2
     running.cancel()
+
+
+@pytest.fixture
+def fragile(monkeypatch):
+    """An engine whose vision tower does what `blank` says at a picture of one colour."""
+    model, processor = loader()
+    see, blank = model.get_image_features, []
+
+    def seeing(pixels, shapes):
+        flat = [float(np.std(np.array(view)[: h * w])) < 1e-6 for view, (h, w) in zip(pixels, shapes, strict=True)]
+        made = see(pixels, shapes)
+        if any(flat) and blank[0] == "memory":
+            raise RuntimeError("[malloc] unable to allocate")
+        if any(flat):
+            tokens = [array * np.nan if bad else array for array, bad in zip(made.pooler_output, flat, strict=True)]
+            return replace(made, pooler_output=tokens)
+        return made
+
+    monkeypatch.setattr(model, "get_image_features", seeing)
+    with Engine(lambda: (model, processor)) as engine:
+        yield engine, blank
+
+
+def held(engine: Engine, options: GenerationOptions):
+    """An answer that goes on, and what lets the engine's thread go on after its first piece: those who come meanwhile
+    join it together."""
+    entered, release = threading.Event(), threading.Event()
+
+    def sink(_: object) -> None:
+        entered.set()
+        release.wait(30)
+
+    request = engine.submit("Tell me everything.", options=options, sink=sink)
+    assert entered.wait(30)
+    return request, release
+
+
+@pytest.mark.parametrize(("what", "error"), [("memory", OutOfMemoryError), ("nan", NotFiniteError)])
+def test_what_joins_beside_a_picture_that_fails_is_answered(fragile, what, error):
+    engine, blank = fragile
+    blank.append(what)
+    long, release = held(engine, FOREVER)
+    good = engine.submit("Question.", picture("small"), options=SHORT)
+    bad = engine.submit("Question.", np.full((64, 64, 3), 200, np.uint8), options=SHORT)
+    late = engine.submit("Question.", np.full((64, 64, 3), 200, np.uint8), options=SHORT, deadline=0.0)
+    time.sleep(0.5)  # they are read
+    release.set()
+    assert good.result(60).tokens == alone("Question.", "small", 6)
+    with pytest.raises(error):
+        bad.result(60)
+    assert late.result(60).finish_reason == "cancelled"
+    assert not long.done, "nobody waits for the end of another's answer"
+    long.cancel()
+
+
+def test_an_answer_goes_on_where_those_that_would_join_it_find_no_room(engine, monkeypatch):
+    long, release = held(engine, GenerationOptions(max_tokens=40))
+    joiner = engine.submit("Question.", options=SHORT)
+    time.sleep(0.3)
+
+    def refused(*_: object) -> None:
+        raise RuntimeError("[malloc] unable to allocate")
+
+    with monkeypatch.context() as short:
+        short.setattr(Cache, "joined", refused)
+        release.set()
+        with pytest.raises(OutOfMemoryError):
+            joiner.result(60)
+        assert long.result(60).tokens == alone("Tell me everything.", None, 40)
+    assert engine.submit("Question.", options=SHORT).result(60).tokens == alone("Question.", None, 6)
+
+
+def test_a_failed_question_that_is_kept_keeps_no_memory_of_the_model(fragile):
+    engine, blank = fragile
+    blank.append("nan")
+
+    def used() -> int:
+        engine.clear_caches()
+        gc.collect()
+        return mx.get_active_memory()
+
+    before, kept = used(), []
+    for side in (64, 96, 128):
+        kept.append(engine.submit("word " * 300, [picture("small"), np.full((side, side, 3), 200, np.uint8)]))
+        with pytest.raises(NotFiniteError):
+            kept[-1].result(60)
+    assert used() <= before + 2**16
+
+
+@pytest.mark.parametrize("call", ["save", "fork", "undo", "reset"])
+def test_a_turn_that_its_own_sink_closes_ends(engine, tmp_path, call):
+    talk = engine.chat()
+    talk.ask("Hello.", options=SHORT)
+
+    def sink(item: object) -> None:
+        if getattr(item, "finish_reason", "error") is None:
+            getattr(talk, call)(*([tmp_path / "talk.json"] if call == "save" else []))
+
+    request = talk.submit("Tell me everything.", options=replace(FOREVER, temperature=1.5, seed=1), sink=sink)
+    assert request.result(30).finish_reason == "cancelled"
+
+
+def test_a_turn_may_have_a_stop_of_its_own(engine):
+    talk = engine.chat(options=FOREVER)
+    asked = []
+    request = talk.submit("Tell me everything.", stop=lambda: asked.append(0) or len(asked) > 20)
+    assert request.result(30).finish_reason == "cancelled" and len(asked) > 20
+    assert engine.submit("Question.", options=SHORT).result(30).finish_reason == "length"
+
+
+def test_conversations_of_an_engine_share_encoded_pictures(engine):
+    engine.clear_caches()
+    features = engine._worker.features
+    for _ in range(3):
+        engine.chat(options=SHORT).ask("What is this?", picture("small"))
+        assert len(features) == 1
+
+
+def test_where_no_thread_can_be_had_the_engine_reads_by_itself(engine, monkeypatch):
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if "reader" in thread.name:
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    with monkeypatch.context() as short:
+        short.setattr(threading.Thread, "start", start)
+        for _ in range(waiting.MOST_READERS + 1):
+            request = engine.submit("Question.", picture("small"), options=SHORT)
+            assert request.result(60).tokens == alone("Question.", "small", 6)
+    assert engine.submit("Question.", options=SHORT).result(60).tokens == alone("Question.", None, 6)
 
 
 def test_what_has_been_answered_is_let_go_while_others_are_still_being_answered(engine):

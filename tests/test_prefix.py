@@ -14,7 +14,7 @@ from PIL import Image
 from mlx_lfm2vl import Engine, GenerationOptions, PrefixCache, Question, generate_batch, load, stream_generate
 from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.generation.features import FeatureCache, encode_views
-from mlx_lfm2vl.generation.prefix import LEAST
+from mlx_lfm2vl.generation.prefix import LEAST, natural_points
 
 SYSTEM = "You look at pictures, say what is in them, and add nothing that is not there. " * 4
 OPTIONS = GenerationOptions(max_tokens=6)
@@ -219,3 +219,14 @@ def test_remembered_pictures_hold_what_they_count_and_no_more():
     encode_views(model, arrays["pixel_values"], arrays["spatial_shapes"], kept)
     assert kept.nbytes == 2 * one and len(kept) == 2
     assert mx.get_active_memory() - before <= 3 * one
+
+
+def test_a_long_conversation_is_not_run_in_tiny_pieces():
+    """Each point ends a pass; the likely places to part are kept: after the system's text and the last turns."""
+    end = 7
+    ids = np.ones(4000, np.int64)
+    ids[39::40] = end
+    points = natural_points(ids, (), (end,), known=0)
+    assert len(points) <= 4000 // 256 + 3
+    assert points[0] == 40 and points[-1] == 3960
+    assert min(np.diff([0, *points])) >= 32

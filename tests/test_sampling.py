@@ -110,7 +110,7 @@ def test_options_left_open_take_the_checkpoints_recommendation():
         ("top_p", 1.1, "a number above 0 to 1"),
         ("min_p", float("inf"), "a number from 0 to 1"),
         ("top_k", -1, "an integer from 0"),
-        ("repetition_penalty", 0, "a number above 0"),
+        ("repetition_penalty", 0, "a number from 0.01 to 100"),
         ("seed", -1, "an integer from 0"),
         ("seed", np.bool_(True), "an integer from 0"),
         ("stop", 3, "texts that are not empty"),
@@ -126,3 +126,10 @@ def test_numbers_may_be_numpys_and_no_stop_may_be_none():
     options = GenerationOptions(max_tokens=np.int64(3), temperature=np.float32(0.5), seed=np.uint8(7), stop=None)
     assert options == GenerationOptions(max_tokens=3, temperature=0.5, seed=7)
     assert [type(value) for value in (options.max_tokens, options.temperature, options.seed)] == [int, float, int]
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-46, 1e-38, 1e-20])
+def test_the_least_temperatures_are_greedy(temperature):
+    options = GenerationOptions(temperature=temperature, seed=1).resolve(GenerationConfig(do_sample=True))
+    logits = mx.array([[0.5, 3.0, 2.99, -1e4], [7.0, -2.0, 0.0, 6.999]])
+    assert Sampler(options)(logits).tolist() == [1, 0]

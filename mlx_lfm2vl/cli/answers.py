@@ -139,7 +139,7 @@ class Output:
         """Puts the lines of another output in place of those with these numbers. Whatever happens, the file is as
         before or as after."""
         path, wanted = os.path.realpath(self.path), set(numbers)
-        new = f"{path}.new"
+        new = f"{os.path.realpath(others.path)}.new"
         try:
             with open(path, "rb") as lines, open(others.path, "rb") as instead, open(new, "wb") as file:
                 for number, line in enumerate(lines, 1):

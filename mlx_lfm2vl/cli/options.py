@@ -130,7 +130,8 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
         "--max-image-tokens",
         type=whole(1),
         metavar="N",
-        help="tokens that a picture or a thumbnail may take, 1 or more",
+        help="tokens that a picture or a thumbnail may take, 1 or more; a picture of more than about twice as many is cut "
+        "into tiles unless --no-tiling is given",
     )
     group.add_argument(
         "--min-image-tokens", type=whole(1), metavar="N", help="tokens that a small picture is enlarged to, 1 or more"
@@ -195,9 +196,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-k", type=whole(0), metavar="K", help="choose among the K likeliest, 0 or more; 0 is off")
     group.add_argument(
         "--repetition-penalty",
-        type=real(0, 100, above=True),
+        type=real(0.01, 100),
         metavar="R",
-        help="above 0 to 100; 1 is off, more repeats less",
+        help="0.01 to 100; 1 is off, more repeats less",
     )
     group.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="makes sampling repeatable, 0 or more")
     parser.add_argument(

@@ -28,10 +28,10 @@ class GenerationConfig:
         """Raises `ConfigError` for a value that makes no sense."""
         read = Fields(data, where)
 
-        def optional(name: str, high: float, above: bool = False) -> float | None:
+        def optional(name: str, high: float, low: float = 0.0, above: bool = False) -> float | None:
             if data.get(name) is None:
                 return None
-            value = read.number(name, default=0.0, low=0.0, above=above)
+            value = read.number(name, default=0.0, low=low, above=above)
             if value > high:
                 raise read.refuse(name, value, f"a number up to {high:g}")
             return value
@@ -45,5 +45,5 @@ class GenerationConfig:
             top_p=optional("top_p", 1, above=True),
             top_k=None if data.get("top_k") is None else read.integer("top_k", default=0, low=0),
             min_p=optional("min_p", 1),
-            repetition_penalty=optional("repetition_penalty", 100, above=True),
+            repetition_penalty=optional("repetition_penalty", 100, low=0.01),
         )

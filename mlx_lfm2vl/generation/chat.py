@@ -89,13 +89,17 @@ class Chat:
         if role not in ("user", "tool"):
             raise PromptError(f"role is {role!r}, expected 'user' or 'tool'")
         self._end_open()
+        started = time.perf_counter()
         content: Any = user_content(text, images)
         for item in content:
             if item["type"] == "image":
-                item["image"] = load_image(item["image"], self.processor.image_processor.source_policy)
+                given = item["image"]
+                item["image"] = load_image(given, self.processor.image_processor.source_policy)
+                if item["image"] is given:  # the caller's own, who may go on drawing in it
+                    item["image"] = given.copy()
         if not any(item["type"] == "image" for item in content):
             content = text
-        yield from self._answer([*self.messages, {"role": role, "content": content}], options, stop, progress)
+        yield from self._answer([*self.messages, {"role": role, "content": content}], started, options, stop, progress)
 
     def ask(self, text: str, images: Any = None, **arguments: Any) -> str:
         """The whole answer of `stream`, with the same arguments."""
@@ -112,7 +116,7 @@ class Chat:
         self._end_open()
         if not self.messages or self.messages[-1]["role"] != "assistant":
             raise PromptError("there is no answer to try again")
-        yield from self._answer(self.messages[:-1], options, stop, progress)
+        yield from self._answer(self.messages[:-1], time.perf_counter(), options, stop, progress)
 
     def undo(self) -> None:
         """Takes the last turn and its answer back. Raises `PromptError` if there is none."""
@@ -146,11 +150,11 @@ class Chat:
     def _answer(
         self,
         messages: list[dict[str, Any]],
+        started: float,
         options: GenerationOptions | None,
         stop: Stop | None,
         progress: Progress | None,
     ) -> Iterator[GenerationPiece]:
-        started = time.perf_counter()
         mx.reset_peak_memory()
         ids, spans, pictures = self._encode(messages)
         held = self._sequence

@@ -22,7 +22,7 @@ from ..weights.fit import allocations, check_question, largest_pass, number_type
 from .features import FeatureCache, encode_views_in_pieces
 from .finite import not_finite
 from .sampling import Chooser, SideBySide
-from .watch import Pieces, Progress, Stop, T, check, whole
+from .watch import Pieces, Progress, Stop, T, advance, check, whole
 
 PREFILL_CHUNK = 512  # tokens; bounds the activations of a long prompt
 
@@ -105,10 +105,9 @@ def guarded(pieces: Pieces[T], what: str) -> Pieces[T]:
     with `what`. Between them neither holds, as other work may be done there."""
     while True:
         with allocations(what), no_gradients():
-            try:
-                next(pieces)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
+            result = advance(pieces)
+        if result is not None:
+            return result
         yield
 
 
@@ -149,7 +148,9 @@ def _prefill(
             progress(end, length)
         if end < length:
             yield
-    return model.logits(hidden[:, -1:])[:, 0]
+    logits = model.logits(hidden[:, -1:])[:, 0]
+    mx.async_eval(logits, cache.arrays)  # where memory is short, it is here that this shows
+    return logits
 
 
 def _context(padding: np.ndarray | None, cache: Cache, length: int) -> Context:
@@ -179,7 +180,8 @@ class Decoding:
     ):
         self._model, self._cache, self._choose, self._padding = model, cache, choose, padding
         self._logprobs = logprobs
-        self._next = self._chosen(logits)
+        with allocations("the answer's first token"), no_gradients():
+            self._next = self._chosen(logits)
         self._first, self._read = True, False  # `_read`: `_next` was returned, and the step after it not dispatched
 
     def _chosen(self, logits: mx.array) -> tuple[mx.array, mx.array | None]:
@@ -218,7 +220,7 @@ class Decoding:
 
     def join(self, other: Decoding) -> None:
         """Goes on with the rows of another, of which nothing was read yet, behind one's own. Columns that are padding
-        in all rows are given up."""
+        in all rows are given up. Goes on without them where it raises `OutOfMemoryError`."""
         parts = (self, other)
         if self._read:
             with allocations("the answer's next token"), no_gradients():
@@ -229,7 +231,9 @@ class Decoding:
             for part, count in zip(parts, counts, strict=True)
         ]
         cuts = [int(padding.min()) for padding in paddings]
-        joined = Cache.joined([part._cache for part in parts], cuts)
+        with allocations("the answers side by side"):
+            joined = Cache.joined([part._cache for part in parts], cuts)
+            mx.eval(joined.arrays)
         moved = [padding + joined.offset - part._cache.offset for part, padding in zip(parts, paddings, strict=True)]
         padding = np.concatenate(moved)
         self._cache, self._padding = joined, padding if padding.any() else None

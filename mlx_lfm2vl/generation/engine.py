@@ -177,7 +177,9 @@ class Engine:
             request.cancel()
 
     def chat(self, **arguments: Any) -> EngineChat:
-        """A conversation in this engine; arguments as for `Chat` without model and processor."""
+        """A conversation in this engine; arguments as for `Chat` without model and processor. Encoded pictures are
+        shared with the engine's other questions unless `features` says otherwise."""
+        arguments.setdefault("features", self._worker.features)
         return EngineChat(self, self.call(lambda model, processor: Chat(model, processor, **arguments)))
 
     def call(

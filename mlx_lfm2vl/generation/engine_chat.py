@@ -14,6 +14,7 @@ from .chat import Chat
 from .question import is_remote_question, listed, snapshot
 from .request import Request, Sink
 from .run import GenerationPiece
+from .watch import Stop, check_callable
 
 T = TypeVar("T")
 
@@ -56,15 +57,18 @@ class EngineChat:
         deadline: float | None = None,
         wait: float = 0.0,
         sink: Sink | None = None,
+        stop: Stop | None = None,
         **arguments: Any,
     ) -> Request:
-        """A turn as a request; `deadline`, `wait`, `sink` as for `Engine.submit`, the others as for `Chat.stream`."""
+        """A turn as a request; `deadline`, `wait`, `sink` as for `Engine.submit`, the others as for `Chat.stream` (a
+        `stop` of one's own is asked in the engine's thread)."""
         read = None if images is None else functools.partial(_read, snapshot(images))
         return self._submit(
             lambda pictures, **more: self._chat.stream(text, pictures, **arguments, **more),
             deadline,
             wait,
             sink,
+            stop,
             read,
             is_remote_question(None, images),
         )
@@ -81,10 +85,16 @@ class EngineChat:
             request.cancel()
 
     def submit_retry(
-        self, *, deadline: float | None = None, wait: float = 0.0, sink: Sink | None = None, **arguments: Any
+        self,
+        *,
+        deadline: float | None = None,
+        wait: float = 0.0,
+        sink: Sink | None = None,
+        stop: Stop | None = None,
+        **arguments: Any,
     ) -> Request:
         """The last turn anew, as a request."""
-        return self._submit(lambda _, **more: self._chat.retry(**arguments, **more), deadline, wait, sink)
+        return self._submit(lambda _, **more: self._chat.retry(**arguments, **more), deadline, wait, sink, stop)
 
     def retry(self, **arguments: Any) -> Iterator[GenerationPiece]:
         return iter(self.submit_retry(**arguments))
@@ -113,11 +123,17 @@ class EngineChat:
         deadline: float | None,
         wait: float,
         sink: Sink | None,
+        stop: Stop | None,
         read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], Any] | None = None,
         remote: bool = False,
     ) -> Request:
+        check_callable("stop", stop)
+
         def work(request: Request, pictures: Any) -> None:
-            with contextlib.closing(turn(pictures, stop=request.stopped)) as pieces:  # type: ignore[type-var]
+            def stopped() -> bool:
+                return request.stopped() or (stop is not None and stop())
+
+            with contextlib.closing(turn(pictures, stop=stopped)) as pieces:  # type: ignore[type-var]
                 for piece in pieces:
                     request.deliver(piece)
 

@@ -43,7 +43,7 @@ class GenerationOptions:
         self._number("top_p", 0, 1, above=True)
         self._number("min_p", 0, 1)
         self._number("top_k", 0, 2**31, whole=True)
-        self._number("repetition_penalty", 0, 100, above=True)
+        self._number("repetition_penalty", 0.01, 100)
         self._number("seed", 0, 2**64 - 1, whole=True)
         given: Any = () if self.stop is None else self.stop
         stop = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (None,)

@@ -21,6 +21,7 @@ from .sequence import PictureSpan, common_length
 
 DEFAULT_BYTES = 256 * 2**20
 LEAST = 32  # tokens; a shorter beginning is not worth a pass of its own
+APART = 256  # tokens between points within a long conversation
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,10 +134,11 @@ def _alike(one: np.ndarray, pictures: Sequence[PictureSpan], other: np.ndarray, 
 
 def natural_points(ids: np.ndarray, pictures: Sequence[PictureSpan], ends: Sequence[int], known: int) -> list[int]:
     """Where another prompt may part from this one: after pictures and after turns (their end tokens), each at least
-    `LEAST` tokens after the one before and after what is `known`."""
-    candidates = {int(at) + 1 for at in np.flatnonzero(np.isin(ids, ends))} | {picture.end for picture in pictures}
+    `LEAST` tokens after the one before and after what is `known`; turns between the first and the last two, `APART`."""
+    turns = [int(at) + 1 for at in np.flatnonzero(np.isin(ids, ends))]
+    likely = {picture.end for picture in pictures}.union(turns[:1], turns[-2:])
     points: list[int] = []
-    for at in sorted(candidates):
-        if at < len(ids) and at - (points[-1] if points else known) >= LEAST:
+    for at in sorted(likely.union(turns)):
+        if at < len(ids) and at - (points[-1] if points else known) >= (LEAST if at in likely else APART):
             points.append(at)
     return points

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Real
 
-from ..errors import EngineThreadError, OptionError
+from ..errors import EngineThreadError, Lfm2VlError, OptionError
 from .run import GenerationPiece, Statistics
 from .watch import check_callable
 
@@ -27,6 +27,7 @@ class Completion:
     tool_text: str = ""
 
 
+_NOTHING = Statistics(0, 0, 0, 0, 0.0, 0.0, 0.0, 0)
 MOST_SECONDS = 1e9  # what the system's clocks and locks still take
 Item = GenerationPiece | BaseException
 Sink = Callable[[Item], None]
@@ -123,6 +124,8 @@ class Request:
             return
         self.started = True
         last = isinstance(item, BaseException) or item.finish_reason is not None
+        if isinstance(item, Lfm2VlError):
+            _let_go(item)
         self._keep(item, last)
         if self._sink is None:
             return
@@ -142,12 +145,28 @@ class Request:
             self._ended = last
             self._news.notify_all()
 
+    def end(self) -> None:
+        """Delivers the end of a request whose work was ended without one, if it has none."""
+        with self._lock:
+            self._deliver(GenerationPiece("", (), "cancelled", _NOTHING))
+
     def give_up(self, statistics: Statistics | None = None) -> None:
         """Delivers the end of a cancelled request, if nothing has come of it; `statistics` if its prompt is known."""
-        known = statistics if statistics is not None else Statistics(0, 0, 0, 0, 0.0, 0.0, 0.0, 0)
+        known = statistics if statistics is not None else _NOTHING
         with self._lock:
             if not self.started:
                 self._deliver(GenerationPiece("", (), "cancelled", known))
+
+
+def _let_go(error: BaseException) -> None:
+    """Takes away the frames behind an error, which hold the arrays of its batch for as long as the request is kept; the
+    library's own errors say all that there is to know."""
+    seen: set[int] = set()
+    behind: BaseException | None = error
+    while behind is not None and id(behind) not in seen:
+        seen.add(id(behind))
+        behind.__traceback__ = None
+        behind = behind.__cause__ or behind.__context__
 
 
 def check_seconds(name: str, value: float) -> float:

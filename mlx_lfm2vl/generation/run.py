@@ -24,7 +24,7 @@ from .options import GenerationOptions
 from .recommended import recommended
 from .sampling import chooser
 from .text import RowText
-from .watch import Cancelled, Pieces, Progress, Stop, check_callable
+from .watch import Cancelled, Pieces, Progress, Stop, advance, check_callable
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def run(
     rows: dict[int, _Row] = {}  # that are decoded
     coming: dict[int, _Row] = {}  # whose prompts are run
     steps: Decoding | None = None
+    answering = False  # the first have begun
     entered = 0
 
     def begin(more: Joining) -> Pieces[Decoding]:
@@ -181,26 +182,24 @@ def run(
             del more
         if coming:
             try:
-                next(prompts)
-            except StopIteration as end:
-                if rows and steps is not None:
-                    steps.join(end.value)
-                else:
-                    steps = end.value
-                rows, coming = {**rows, **coming}, {}
-                del end
+                if (begun := advance(prompts)) is not None:
+                    if steps is not None:
+                        steps.join(begun)
+                    else:
+                        steps = begun
+                    rows, coming, answering = {**rows, **coming}, {}, True
+                del begun
             except Cancelled:
                 for index in list(coming):
                     yield last(index, "", "cancelled")
             except Exception as error:
-                if failed is None or steps is None:
+                if failed is None or not answering:
                     raise
                 for index in list(coming):
                     del coming[index]
                     failed(index, error)
-        if not rows:
+        if not rows or steps is None:
             continue
-        assert steps is not None
         final = all(row.count + 1 >= row.limit for row in rows.values())
         tokens, logprobs = steps.step(last=final)
         present = list(rows)
@@ -230,12 +229,14 @@ def run(
         for index in list(rows):
             if everything or (row_stop is not None and row_stop(index)):
                 yield last(index, rows[index].text.finish(), "cancelled")
-        if rows and len(rows) < len(present):
+        if not rows:
+            steps = None  # what it holds may be large, and others may be coming
+        elif len(rows) < len(present):
             steps.select([present.index(index) for index in rows])
 
 
 def _begun(model: Lfm2VlForConditionalGeneration, more: Joining) -> Pieces[Decoding]:
-    """Runs the prompts, a piece at a time."""
+    """Runs the prompts, so that their rows can be decoded."""
     start, choose = more.start, chooser(more.options)
     choose.observe(mx.array(_without_padding(start.ids, start.padding)), model.config.text_config.vocab_size)
     cache, logits = yield from start.begin(more.stop, more.progress)

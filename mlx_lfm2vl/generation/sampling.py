@@ -11,6 +11,8 @@ import mlx.core as mx
 
 from .options import GenerationOptions
 
+LEAST_TEMPERATURE = 1e-30  # float32 makes 0 of what is much smaller; long before, only the likeliest is left
+
 
 class Chooser(Protocol):
     """Chooses the next token of every row of a batch."""
@@ -49,12 +51,13 @@ class Sampler:
         penalty = options.repetition_penalty or 1.0
         if penalty != 1 and self._seen is not None:
             logits = penalize(logits, self._seen, penalty)
-        if not options.temperature:
+        temperature = options.temperature or 0.0
+        if temperature < LEAST_TEMPERATURE:
             tokens = mx.argmax(logits, axis=-1)
         else:
             logits = logits.astype(mx.float32)
             # the largest becomes 0 first, so that no temperature is too small for float32
-            logits = (logits - logits.max(axis=-1, keepdims=True)) / options.temperature
+            logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
             logits = keep_likely(logits, options.top_k or 0, options.top_p or 1.0, options.min_p or 0.0)
             self._key, use = mx.random.split(self._key)
             tokens = mx.random.categorical(logits, key=use)

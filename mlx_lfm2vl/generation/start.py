@@ -79,7 +79,6 @@ class RowsStart:
             if caches:
                 yield
             cache, last = yield from self._alone(index, plans[index], images[index], made, stop, told.part())
-            mx.async_eval(last, cache.arrays)
             caches.append(cache)
             logits.append(last)
         if len(caches) == 1:

@@ -41,6 +41,7 @@ class Job:
     line: object = None
     remote: bool = False  # `read` may wait for the network
     since: float = 0.0  # `time.monotonic()` when it came
+    alone: bool = False  # to be begun with no other
     begun: bool = False  # to be read
     ready: bool = False
     made: Any = None  # what was read
@@ -73,6 +74,18 @@ class Waiting:
                 return False
             job.ready, job.since = job.read is None, time.monotonic()
             self._jobs.append(job)
+            self._news()
+        return True
+
+    def put_back(self, job: Job) -> bool:
+        """Puts a question that was taken before all others, to be begun with no other; False where the queue is
+        closed."""
+        with self._changed:
+            if self.closed:
+                return False
+            job.alone, job.begun, job.ready, job.made = True, False, job.read is None, None
+            self._jobs.insert(0, job)
+            self._running = [request for request in self._running if request is not job.request]
             self._news()
         return True
 
@@ -140,7 +153,7 @@ class Waiting:
                 if job.since < before:
                     break
                 continue
-            if job.work is not None:
+            if job.work is not None or job.alone:
                 return found or [job]
             found.append(job)
             if len(found) == most:
@@ -170,7 +183,13 @@ class Waiting:
         self._changed.notify_all()
         if self._readers < MOST_READERS and self._unread() is not None:
             self._readers += 1
-            threading.Thread(target=self._read, name="mlx-lfm2vl reader", daemon=True).start()
+            try:
+                threading.Thread(target=self._read, name="mlx-lfm2vl reader", daemon=True).start()
+            except RuntimeError:  # the system gives no more threads: what waits is read when it is taken
+                self._readers -= 1
+                if not self._readers:
+                    for job in self._jobs:
+                        job.ready = job.ready or not job.begun
 
     def _unread(self) -> Job | None:
         """The next job to read, if one may be: of each line one ahead."""

@@ -24,13 +24,20 @@ def check_callable(name: str, value: object) -> None:
         raise OptionError(f"{name} is {value!r}, expected a function")
 
 
+def advance(pieces: Pieces[T]) -> T | None:
+    """Does the next piece; the result if it was the last one."""
+    try:
+        next(pieces)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    return None
+
+
 def whole(pieces: Pieces[T]) -> T:
     """The result of all pieces, one after the other."""
-    while True:
-        try:
-            next(pieces)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+    while (result := advance(pieces)) is None:
+        pass
+    return result
 
 
 def check(stop: Stop | None) -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 
 import mlx.core as mx
 
-from ..errors import EngineClosedError, NotFiniteError, OptionError
+from ..errors import EngineClosedError, OptionError
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .attendant import Attendant
@@ -45,7 +45,7 @@ class Worker:
     ):
         self._loader, self._max_batch = loader, max_batch
         self._limits, self._idle_seconds = limits, idle_seconds
-        self._features, self._prefixes = features, prefixes
+        self.features, self._prefixes = features, prefixes
         self._waiting = Waiting(max_queue, max_batch)
         self._ready = threading.Event()
         self._load_error: BaseException | None = None
@@ -114,7 +114,7 @@ class Worker:
 
     def clear_caches(self) -> None:
         """Forgets what is remembered of pictures and prompts, and gives back what MLX keeps for reuse."""
-        self._features.clear()
+        self.features.clear()
         self._prefixes.clear()
         mx.clear_cache()
 
@@ -174,6 +174,7 @@ class Worker:
         made, job.made = job.made, None
         try:
             job.work(job.request, made)
+            job.request.end()  # work that another call has ended, a conversation's by its own sink, delivers none
         except BaseException as error:
             job.request.deliver(error)
 
@@ -210,27 +211,30 @@ class Worker:
         model, processor = self.loaded
         present = dict(enumerate(jobs))  # those not yet answered: a batch that others join may go on for days
         entered = len(jobs)
+        jobs[0].alone = jobs[0].alone or entered == 1
 
         def joining(going_on: int) -> Joining | None:
             nonlocal entered
             more, prepared, begun = self._begun(self._waiting.take_more(self._max_batch - going_on))
             if not more:
                 return None
+            if len(more) == 1:
+                more[0].alone = True
             present.update(enumerate(more, start=entered))
             entered += len(more)
             options = [row.options for row in prepared]
             stop = self._abandoned(more, prepared)
-            start = RowsStart(model, prepared, self._features, self._prefixes)
+            start = RowsStart(model, prepared, self.features, self._prefixes)
             return Joining(start, options, begun, stop, _told(more))
 
-        def failed(index: int, error: Exception) -> None:
+        def failed(index: int, error: BaseException) -> None:
+            """What fails for several may be the fault of one: each that has heard nothing yet begins again by itself,
+            before others."""
             job = present.pop(index)
-            if isinstance(error, NotFiniteError) or job.request.started:
+            if job.request.started or job.alone or not self._waiting.put_back(job):
                 job.request.deliver(error)
-            else:
-                failures.append(job)
+            self._attendant.poke()
 
-        failures: list[Job] = []
         try:
             mx.reset_peak_memory()
             for index, piece in run_rows(
@@ -238,7 +242,7 @@ class Worker:
                 processor,
                 rows,
                 started=started,
-                features=self._features,
+                features=self.features,
                 prefixes=self._prefixes,
                 stop=self._abandoned(jobs, rows),
                 row_stop=lambda index: present[index].request.stopped(),
@@ -250,14 +254,8 @@ class Worker:
                 if piece.finish_reason is not None:
                     present.pop(index).read = None  # it holds the pictures
         except BaseException as error:
-            for job in present.values():
-                if entered > 1 and not job.request.started:
-                    failures.append(job)
-                else:
-                    job.request.deliver(error)
-        # Whatever failed for all may be the fault of one: those who have heard nothing yet get a run of their own.
-        for job in dict.fromkeys(failures):
-            self._together([job])
+            for index in reversed(list(present)):
+                failed(index, error)
 
     def _abandoned(self, jobs: Sequence[Job], rows: Sequence[Prepared]) -> Stop:
         """Asked before the first token: lets those go who have given up, and says whether all have."""
