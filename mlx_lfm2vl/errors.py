@@ -5,8 +5,18 @@ instance of, so that code written for the reference implementation (`except Valu
 """
 
 
+def one_line(message: str) -> str:
+    """The message on one line. File names and answers of servers can hold anything: line breaks become spaces, and what
+    a terminal would obey (escape sequences, changes of direction) is shown as its number."""
+    line = " ".join(message.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 class Lfm2VlError(Exception):
     """Base of all errors that this package raises on purpose."""
+
+    def __init__(self, *arguments: object):
+        super().__init__(*(one_line(each) if isinstance(each, str) else each for each in arguments))
 
 
 class ConfigError(Lfm2VlError, ValueError):

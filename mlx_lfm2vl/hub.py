@@ -7,7 +7,6 @@ fetched: no Python, no pickle.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import demo
+from .arrivals import Arrivals
 from .errors import HubError
 
 DATA_PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.md", "LICENSE*")
@@ -25,9 +25,7 @@ Progress = Callable[[str, int, int], None]  # of what, done, in all
 PASSING = (408, 429, 500, 502, 503, 504)  # what a hub answers that may be well again in a moment
 WAITS = (0.5, 1.0, 2.0)  # seconds before a question is put again
 LONGEST_WAIT = 60.0  # seconds, if the hub asks for more
-CLOCK_SLACK = 2.0  # seconds by which a file system's clock may be behind
 _XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})\b.*")  # in what hf_xet raises
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FOLDER = re.compile(r"[A-Za-z0-9][\w.-]*")
 
@@ -75,7 +73,10 @@ def resolve(
     def fetch(folder: str, wanted: tuple[str, ...]) -> Path:
         """What is wanted of one folder of the repository."""
         within = tuple(f"{folder}{pattern}" for pattern in wanted)
-        return _download(repo, revision, token, cache_dir, local_files_only, within, (f"{folder}*/*",), progress)
+        with Arrivals(repo, _cached(repo, cache_dir), downloading=not local_files_only) as arrivals:
+            found = _download(repo, revision, token, cache_dir, local_files_only, within, (f"{folder}*/*",), progress)
+            arrivals.check(found)
+        return found
 
     if not child:
         root = fetch("", patterns)
@@ -148,7 +149,6 @@ def _download(
         cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
         return cause.response if isinstance(cause, HfHubHTTPError) else None
 
-    began = time.time()
     try:
         for wait in WAITS:  # the client itself repeats what it fetches, but not its first question
             try:
@@ -187,27 +187,15 @@ def _download(
             cause = error.__cause__ if said is not None and error.__cause__ is not None else error
             reason = f"the download failed ({_first_line(cause)}); run it again to resume"
         raise HubError(f"{repo}: {reason}") from error
-    if not local_files_only:
-        _check_arrived(repo, folder, began)
     return folder
 
 
-def _check_arrived(repo: str, folder: Path, began: float) -> None:
-    """Compares large files that have just come with their SHA-256 (the client itself compares sizes only, or what Xet
-    calls a hash). Raises `HubError` once the file is removed, so that the next run fetches it anew."""
-    for file in folder.glob("**/*"):
-        # The first link's name is the SHA-256; it may lead on to a store that repositories share, with other names.
-        link, blob = Path(os.readlink(file)) if file.is_symlink() else file, file.resolve()
-        if not _SHA256.fullmatch(link.name) or blob.stat().st_mtime < began - CLOCK_SLACK:
-            continue
-        digest = hashlib.sha256()
-        with blob.open("rb") as stream:
-            while piece := stream.read(2**20):
-                digest.update(piece)
-        if digest.hexdigest() != link.name:
-            for damaged in {file, file.parent / link, blob}:
-                damaged.unlink(missing_ok=True)
-            raise HubError(f"{repo}: {file.name} arrived damaged (wrong checksum) and was removed; run it again")
+def _cached(repo: str, cache_dir: str | os.PathLike[str] | None) -> Path:
+    """Where huggingface_hub keeps a repository."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(HF_HUB_CACHE if cache_dir is None else cache_dir) / repo_folder_name(repo_id=repo, repo_type="model")
 
 
 def _reporter(progress: Progress) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from huggingface_hub import ModelCard
 from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.conversion import plot
 from mlx_lfm2vl.conversion.calibration import questions
+from mlx_lfm2vl.conversion.card import CardSource, front_matter
 from mlx_lfm2vl.conversion.convert import convert
 from mlx_lfm2vl.conversion.damage import compare, greedy, load_to_measure, log_probabilities, measure, module_errors
 from mlx_lfm2vl.conversion.report import FILE, DamageReport, ModuleError, escaped
-from mlx_lfm2vl.errors import OptionError, OutOfMemoryError, WeightsError
+from mlx_lfm2vl.errors import OptionError, OutOfMemoryError, OutputError, WeightsError
 from mlx_lfm2vl.generation.question import conversation
 from mlx_lfm2vl.model import cpu
 from mlx_lfm2vl.pretrained import load
@@ -351,3 +353,33 @@ def test_a_search_needs_room_for_two(monkeypatch, few, tmp_path):
     with pytest.raises(OutOfMemoryError, match="finding bits by measurement takes"):
         convert(GOLDEN / "gen2", tmp_path / "out", target_kl=0.1, q_group_size=32, calibration=few)
     convert(GOLDEN / "gen2", tmp_path / "out", q_bits=8, q_group_size=32, calibration=few)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---" + "\n" * 10**6,
+        "---\n-" + " " * 10**6 + ":\n---\n",
+        "---\n" + "a" * 10**6,
+        "---\na:" + " " * 10**6 + "\n---\n",
+    ],
+)
+def test_the_head_of_a_card_is_read_in_one_go(text):
+    started = time.process_time()
+    assert front_matter(text) in ({}, {"a": ""})
+    assert time.process_time() - started < 5
+
+
+def test_a_card_that_lies_elsewhere_is_not_read(tmp_path):
+    (tmp_path / "private.md").write_text("---\nlicense: my-private-words\n---\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "README.md").symlink_to(tmp_path / "private.md")
+    with pytest.raises(OutputError, match=r"README.md: is a link that leads out of the folder"):
+        CardSource.of(tmp_path / "model", tmp_path / "model")
+
+
+def test_only_the_beginning_of_a_card_is_read(tmp_path):
+    with (tmp_path / "README.md").open("wb") as file:
+        file.write(b"---\nlicense: mit\n---\n")
+        file.truncate(20 * 2**30)
+    assert CardSource.of(tmp_path, tmp_path).front_matter == {"license": "mit"}

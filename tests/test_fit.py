@@ -196,10 +196,17 @@ def test_free_memory_is_what_the_tightest_limit_leaves(monkeypatch, tmp_path):
         "memory.swap.current": "1000\n",
     }.items():
         (tmp_path / name).write_text(content)
-    assert fit._group(tmp_path) == 11_002_000
+    assert fit._group(tmp_path) == fit._groups(tmp_path, tmp_path / "none") == 11_002_000
     (tmp_path / "memory.max").write_text("max\n")
     assert fit._group(tmp_path) is None and fit._group(tmp_path / "none") is None
-    monkeypatch.setattr(fit, "_group", lambda: 40_000_000)
+    old = tmp_path / "memory" / "user" / "mine"
+    old.mkdir(parents=True)
+    (old / "memory.limit_in_bytes").write_text("5000000\n")
+    (old / "memory.usage_in_bytes").write_text("4000000\n")
+    (old / "memory.stat").write_text("cache 9\ninactive_file 1\ntotal_inactive_file 300000\n")
+    (tmp_path / "own").write_text("3:cpu,cpuacct:/user/mine/job\n2:memory:/user/mine/job\n0::/\n")
+    assert fit._groups(tmp_path, tmp_path / "own") == 1_300_000
+    monkeypatch.setattr(fit, "_groups", lambda: 40_000_000)
     assert fit.free_memory() == 40_000_007
     monkeypatch.setattr(resource, "getrlimit", lambda _: (2**40, 2**40))
     assert 2**39 < fit._process() < 2**40 - fit.RESERVED

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,20 @@ def hub():
         yield server
 
 
+def surroundings(hub: HubServer, folder: Path) -> dict[str, str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return clean | own | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
 @pytest.fixture
 def fetch(tmp_path, hub):
     """Runs `resolve` in a process of its own, whose hub is the server and whose cache is empty at first."""
 
     def run(name: str = NAME, environment: dict[str, str] | None = None, **options: Any) -> dict[str, str]:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         process = subprocess.run(
             [sys.executable, "-c", SCRIPT, json.dumps([name, options])],
-            env=clean
-            | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-            | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-            | (environment or {}),
+            env=surroundings(hub, tmp_path) | (environment or {}),
             capture_output=True,
             text=True,
             timeout=120,
@@ -265,6 +268,30 @@ def test_what_arrives_must_be_what_was_announced(fetch, hub, sent, says):
     hub.lies.clear()
     folder = Path(fetch()["folder"])
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_wrong_bytes_of_a_download_that_was_killed_are_found_by_the_next(fetch, hub, tmp_path):
+    hub.lies["model.safetensors"] = WEIGHTS[:-1] + b"!"
+    hub.stalls["README.md"] = [0] * 50
+    words = [sys.executable, "-c", SCRIPT, json.dumps([NAME, {}])]
+    with subprocess.Popen(words, env=surroundings(hub, tmp_path), cwd=tmp_path) as child:
+        end = time.monotonic() + 60
+        while not any(tmp_path.glob("**/snapshots/*/model.safetensors")):
+            assert time.monotonic() < end and child.poll() is None
+            time.sleep(0.05)
+        child.kill()
+    hub.lies.clear(), hub.stalls.clear()
+    time.sleep(2.5)  # more than clocks may differ by
+    assert "local cache" in message(fetch(local_files_only=True))
+    assert "arrived damaged (wrong checksum) and was removed" in message(fetch())
+    folder = Path(fetch()["folder"])
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert not any(tmp_path.glob("**/.mlx-lfm2vl-*")), "nothing of ours is left in the cache"
+
+
+def test_a_repository_that_is_not_there_leaves_nothing_in_the_cache(fetch, tmp_path):
+    assert "no such repository" in message(fetch("maker/absent"))
+    assert not any(tmp_path.glob("**/models--maker--absent*"))
 
 
 def test_offline_without_a_cached_copy(fetch, hub):

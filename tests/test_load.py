@@ -21,6 +21,7 @@ from mlx_lfm2vl.config import Lfm2VlConfig
 from mlx_lfm2vl.errors import ConfigError, OptionError, WeightsError
 from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model, open_model
+from mlx_lfm2vl.weights.quantize import recorded
 from mlx_lfm2vl.weights.save import save_weights
 
 IDS = np.array([[1, 6, 500, 501, 502, 503, 7]])
@@ -160,6 +161,32 @@ def test_modules_are_quantised_where_scales_are_stored(folder, projector):
     assert ("model.multi_modal_projector.linear_1" in found) == projector
     out = np.array(model(IDS).logits)
     assert 0 < np.abs(out - EXPECTED).max() < 0.1 * np.abs(EXPECTED).max()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"bits": 4, "group_size": 0},
+        {"bits": float("inf"), "group_size": 64},
+        {"bits": 4, "group_size": 2**40},
+        {"bits": 2**70, "group_size": 64},
+        {"bits": 4.5, "group_size": 64},
+        {"bits": True, "group_size": 64},
+        {"bits": 4, "group_size": 64, "mode": "x\ny"},
+        {"bits": 4, "group_size": 64, "mode": ["affine"] * 300},
+        {"bits": 4, "group_size": 64, "mode": {"a": 1}},
+        {"bits": 7, "group_size": 64},
+        {"group_size": 64},
+        {"bits": 4, "group_size": 32, "mode": "nvfp4"},
+        {"model.layers.0": {"bits": 4, "group_size": 64}},
+    ],
+)
+def test_a_record_of_quantisation_that_makes_no_sense_is_refused(entry):
+    with pytest.raises(
+        WeightsError, match=r"config.json: quantization of a\.b is .*convert the original again"
+    ) as caught:
+        recorded(entry, "a.b")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
 def test_a_module_may_have_bits_of_its_own(folder):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 import venv
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import mlx_lfm2vl
-from mlx_lfm2vl import backend
+from mlx_lfm2vl import backend, errors
 
 ROOT = Path(__file__).parent.parent
 HEAVY = (
@@ -198,3 +199,10 @@ def test_the_wheel_alone_in_a_bare_environment_answers_about_a_picture(wheel, tm
         assert answer.stdout.strip()
         assert "bundled demo model" in answer.stderr
     assert answers[0].stdout == answers[1].stdout
+
+
+@pytest.mark.parametrize("name", sorted(n for n in dir(errors) if n.endswith("Error") and n[0].isupper()))
+def test_every_error_is_one_line_that_a_terminal_may_show(name):
+    error = getattr(errors, name)("a\n\x1b[31mEVIL.safetensors: is\tdamaged \u202e")
+    assert str(error) == "a \\x1b[31mEVIL.safetensors: is damaged \\u202e"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

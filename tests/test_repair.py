@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.config import ProcessorConfig
+from mlx_lfm2vl.conversion import repair as conversion_repair
 from mlx_lfm2vl.conversion.check import check_folder
 from mlx_lfm2vl.conversion.convert import convert
 from mlx_lfm2vl.conversion.repair import inspect, repair
@@ -87,12 +88,24 @@ def test_missing_files_come_from_the_original(folder, tmp_path):
     assert ProcessorConfig.from_folder(tmp_path / "out") == ProcessorConfig.from_folder(GOLDEN / "gen25")
 
 
-def test_the_original_may_be_named_by_the_card(folder, tmp_path):
+@pytest.mark.parametrize("base", [GOLDEN / "gen25", "attacker/track-me"])
+def test_a_card_opens_neither_a_folder_nor_a_strangers_repository(folder, tmp_path, monkeypatch, base):
+    """Whoever wrote the card would choose what is read here, or learn who repairs."""
     (folder / "chat_template.jinja").unlink()
-    (folder / "README.md").write_text(f"---\nbase_model: {GOLDEN / 'gen25'}\n---\n")
-    (finding,) = repair(folder, tmp_path / "out")
-    assert finding.remedy == f"taken from {GOLDEN / 'gen25'}"
-    assert (tmp_path / "out" / "README.md").read_bytes() == (folder / "README.md").read_bytes()
+    (folder / "README.md").write_text(f"---\nbase_model: {base}\n---\n")
+    monkeypatch.setattr(conversion_repair, "resolve", lambda name, **_: Path(name) if name == folder else asked(name))
+
+    def asked(name):
+        raise AssertionError(f"{name} was asked for")
+
+    notes = []
+    (finding,) = repair(folder, tmp_path / "out", dry_run=True, on_note=notes.append)
+    assert finding.remedy is None
+    assert notes == (
+        [f"its card names {base} as the base model; give it as the base (--base) to take files from there"]
+        if base == "attacker/track-me"
+        else []
+    )
 
 
 def test_a_count_that_the_weights_contradict_and_code(tmp_path):
@@ -132,11 +145,11 @@ def test_an_index_that_names_other_files_is_written_anew(folder, tmp_path):
 def test_repositories_are_repaired_with_the_texts_of_the_original_that_their_card_names(folder, tmp_path):
     (folder / "chat_template.jinja").unlink()
     (folder / "tokenizer.json").unlink()
-    (folder / "README.md").write_text("---\nlibrary_name: mlx\nbase_model: maker/original\n---\n")
+    (folder / "README.md").write_text("---\nlibrary_name: mlx\nbase_model: LiquidAI/original\n---\n")
     edit(folder / "processor_config.json", do_image_splitting=False, use_thumbnail=False)
     repositories = {
         "someone/broken": Repository({path.name: path.read_bytes() for path in folder.iterdir()}),
-        "maker/original": Repository({path.name: path.read_bytes() for path in (GOLDEN / "gen25").iterdir()}),
+        "LiquidAI/original": Repository({path.name: path.read_bytes() for path in (GOLDEN / "gen25").iterdir()}),
     }
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     words = ["convert", "--repair", "--hf-path", "someone/broken", "--mlx-path", str(tmp_path / "out")]
@@ -156,7 +169,7 @@ def test_repositories_are_repaired_with_the_texts_of_the_original_that_their_car
         *("tokenizer.json", "chat_template.jinja", "processor_config.json", "processor_config.json")
     ]
     assert told[-1] == str(tmp_path / "out")
-    assert not any("maker/original" in path and path.endswith(".safetensors") for path in fetched)
+    assert not any("LiquidAI/original" in path and path.endswith(".safetensors") for path in fetched)
     for name in ("chat_template.jinja", "tokenizer.json"):
         assert (tmp_path / "out" / name).read_bytes() == (GOLDEN / "gen25" / name).read_bytes()
     assert inspect(tmp_path / "out") == []

@@ -194,6 +194,10 @@ class TestBounds:
             "{% set ns = namespace(s='ab') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
             "{{ range(10**9) | list }}",
             "{{ " + "(" * 500 + ")" * 500 + " }}",
+            "{% set a = range(50000)|list %}{{ a|select('in', a)|list|length }}",
+            "{% set s = 'a' * 15999990 %}{% set l = [s] * 1000000 %}{{ (s ~ 'b') in l }}",
+            "{% set s = 'a' * 15999990 %}{% set l = [s] * 1000000 %}{{ l.count(s ~ 'b') }}",
+            "{% for i in range(20000) %}{% set x = [0] * 1000000 %}{% endfor %}",
         ],
     )
     def test_endless_templates_end(self, source):
@@ -247,6 +251,10 @@ for source in json.load(sys.stdin):
             "{{ 'aaaa'.translate({97: 'x' * 10000000}) }}",
             "{{ ('\\t' * 1000000).expandtabs(1000000) }}",
             "{{ range(99999) | list | tojson(indent=1000000) }}",
+            "{% set n = namespace(l=[]) %}{% for i in range(1000) %}"
+            "{% set n.l = n.l + [('\U0001d11e' * 15999000) ~ i] %}{% endfor %}",
+            "{{ ('\u0101' * 15999990) | list | length }}",
+            "{{ ('a ' * 7999990).split() | length }}",
             "{{ strftime_now('%Y' * 1000000) }}",
             "{% set x %}{% for i in range(99999) %}" + "data " * 5000 + "{% endfor %}{% endset %}",
             "{% set x %}{% for i in range(99999) %}{{ 'data ' * 5000 }}{% endfor %}{% endset %}",

@@ -10,7 +10,8 @@ from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_lfm2vl.errors import OptionError, TokenizerError
+from mlx_lfm2vl.errors import OptionError, OutputError, TokenizerError
+from mlx_lfm2vl.processing.image import Lfm2VlImageProcessor
 from mlx_lfm2vl.processing.tokenizer import StreamDecoder, Tokenizer
 
 GEN2, GEN25 = Tokenizer.from_folder(GOLDEN / "gen2"), Tokenizer.from_folder(GOLDEN / "gen25")
@@ -298,3 +299,37 @@ class TestStream:
 def test_text_survives_encoding_and_decoding(text):
     for tokenizer in TOKENIZERS.values():
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+def test_an_added_token_of_great_length_is_refused(tmp_path):
+    data = json.loads((GOLDEN / "gen2" / "tokenizer.json").read_text(encoding="utf-8"))
+    token = {**data["added_tokens"][-1], "id": 10**6, "content": "x" * 100_000, "special": False}
+    folder = changed(tmp_path, tokenizer={"added_tokens": [*data["added_tokens"], token]})
+    with pytest.raises(TokenizerError, match="an added token has 100,000 characters"):
+        Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize("token", [":", " ", "a b", "$", "$A", "$B:1", "x:0"])
+def test_tokens_that_cannot_be_put_around_texts_are_refused(tmp_path, token):
+    folder = changed(tmp_path, config={"bos_token": token, "add_bos_token": True})
+    with pytest.raises(TokenizerError, match=r"tokenizer_config.json|cannot be put around|is not in"):
+        Tokenizer.from_folder(folder)
+
+
+def test_saving_copies_no_file_that_a_link_leads_to_elsewhere(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("PRIVATE KEY")
+    (tmp_path / "model").mkdir()
+    folder = changed(tmp_path / "model")
+    (folder / "added_tokens.json").symlink_to(secret)
+    with pytest.raises(OutputError, match="is a link that leads out of the folder"):
+        Tokenizer.from_folder(folder).save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out" / "added_tokens.json").exists()
+
+
+@pytest.mark.parametrize("target", ["/dev/null/x", "/proc/x"])
+def test_a_place_that_cannot_be_written_is_named(target):
+    with pytest.raises(OutputError, match=f"{target}: cannot be written"):
+        GEN2.save_pretrained(target)
+    with pytest.raises(OutputError, match=f"{target}: cannot be written"):
+        Lfm2VlImageProcessor().save_pretrained(target)

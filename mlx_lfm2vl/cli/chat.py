@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Lfm2VlError, OptionError
+from ..errors import Lfm2VlError, OptionError, one_line
 from .inputs import dropped, expand, load_pictures
 from .options import (
     add_control_tokens,
@@ -20,7 +20,6 @@ from .options import (
     add_sampling,
     complain,
     load_model,
-    one_line,
     sampling_options,
     source_policy,
     tell,

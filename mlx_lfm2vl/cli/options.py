@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ..errors import one_line
+
 if TYPE_CHECKING:
     from .. import Lfm2VlForConditionalGeneration, Lfm2VlProcessor, SourcePolicy
 
@@ -47,13 +49,6 @@ def complain(message: str) -> None:
 def note(message: str) -> None:
     """Writes a line to stderr that the user should know of but that stops nothing."""
     tell(f"{PROGRAM}: {one_line(message)}")
-
-
-def one_line(message: str) -> str:
-    """The message on one line. File names and answers of servers can hold anything: line breaks become spaces, and what
-    a terminal would obey (escape sequences, changes of direction) is shown as its number."""
-    line = " ".join(message.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -130,8 +125,8 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
         "--max-image-tokens",
         type=whole(1),
         metavar="N",
-        help="tokens that a picture or a thumbnail may take, 1 or more; a picture of more than about twice as many is cut "
-        "into tiles unless --no-tiling is given",
+        help="tokens that a picture or a thumbnail may take, 1 or more; a picture of more than about twice as many is "
+        "cut into tiles unless --no-tiling is given",
     )
     group.add_argument(
         "--min-image-tokens", type=whole(1), metavar="N", help="tokens that a small picture is enlarged to, 1 or more"

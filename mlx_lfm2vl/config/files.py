@@ -7,13 +7,15 @@ the hub's cache is made of them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, OutputError
 
 MAX_BYTES = 16 * 2**20  # of a configuration or template; the largest published one has 0.1 MB
 AGAIN = "fetch the file again"
@@ -30,6 +32,31 @@ def open_regular(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def check_own(file: Path) -> None:
+    """Raises `OutputError` for a link that leads out of its folder (of the hub's cache: out of the repository and of
+    the store that repositories share): what is copied is published one day, and a stranger's folder must not choose
+    among the user's own files."""
+    folder, place = file.parent.resolve(), file.resolve()
+    places = (parent.parent for parent in folder.parents if parent.name == "snapshots")
+    repository = next((place for place in places if place.name.startswith("models--")), None)
+    allowed = {folder} if repository is None else {repository, repository.parent / "blobs"}
+    if allowed.isdisjoint(place.parents):
+        raise OutputError(f"{file}: is a link that leads out of the folder; put the file itself there, or remove it")
+
+
+@contextlib.contextmanager
+def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """The folder, made if need be, into which a `with` block writes. Raises `OutputError` where that fails."""
+    target = Path(folder).expanduser()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        yield target
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
 
 
 def read_text(path: Path, limit: int = MAX_BYTES) -> str:

@@ -114,8 +114,10 @@ def _layer_types(read: Fields, layers: int) -> tuple[str, ...]:
     _, kinds = read.get("layer_types")
     if kinds is None:
         _, attention = read.get("full_attn_idxs", default=list(range(layers)))
-        if not isinstance(attention, (list, tuple)) or not all(
-            isinstance(i, int) and not isinstance(i, bool) and 0 <= i < layers for i in attention
+        if (
+            not isinstance(attention, (list, tuple))
+            or len(attention) > layers
+            or not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < layers for i in attention)
         ):
             raise read.refuse("full_attn_idxs", attention, f"a list of layer numbers below {layers}")
         return tuple("full_attention" if i in attention else "conv" for i in range(layers))

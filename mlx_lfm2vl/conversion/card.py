@@ -5,6 +5,7 @@ Licence, languages and the base model come from the source's own card, so that n
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from typing import Any
 
 from .. import __version__
 from ..config import Lfm2VlConfig, read_json
+from ..config.files import check_own, open_regular
+from ..errors import OutputError
 from ..hub import is_repository
 from .plot import CURVE_FILE, ERRORS_FILE
 from .report import DamageReport
@@ -22,6 +25,8 @@ from .report import DamageReport
 LICENCE_KEYS = ("license", "license_name", "license_link")
 HOUSE = "LiquidAI/"  # whose models have the licence below, should their card not have come along
 HOUSE_LICENCE = {"license": "other", "license_name": "lfm1.0", "license_link": "LICENSE"}
+_KEY = re.compile(r"[A-Za-z_][\w-]*")
+MOST_OF_A_CARD = 2**20  # bytes that are looked at; the head stands at the beginning
 _PLAIN = re.compile(r"[A-Za-z][\w./ -]*")
 _WORDS_OF_YAML = {"no", "yes", "on", "off", "true", "false", "null", "n", "y"}
 
@@ -35,12 +40,10 @@ class CardSource:
 
     @classmethod
     def of(cls, source: str | os.PathLike[str], folder: Path) -> CardSource:
-        """Of what `convert` was given, resolved to `folder`."""
+        """Of what `convert` was given, resolved to `folder`. Raises `OutputError` for a card that lies elsewhere."""
         name = os.fspath(source)
         found = is_repository(name) and not Path(name).expanduser().is_dir()
-        readme = folder / "README.md"
-        text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
-        return cls(name if found else None, front_matter(text))
+        return cls(name if found else None, front_matter(_beginning(folder / "README.md")))
 
     @property
     def base_model(self) -> str | None:
@@ -55,21 +58,36 @@ class CardSource:
 
 def front_matter(text: str) -> dict[str, Any]:
     """The top-level strings and lists of strings of a card's YAML head; what is nested is left out."""
-    match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.S)
+    first, *lines = text.splitlines() or [""]
+    head = list(itertools.takewhile(lambda line: line.rstrip() != "---", lines))
     out: dict[str, Any] = {}
     key = None
-    for line in match[1].splitlines() if match else ():
-        if entry := re.fullmatch(r"([A-Za-z_][\w-]*):\s*(.*)", line):
-            key, value = entry[1], entry[2].strip()
+    for line in head if first.rstrip() == "---" and len(head) < len(lines) else ():
+        name, colon, value = line.partition(":")
+        item = line.strip()
+        if colon and _KEY.fullmatch(name):
+            key, value = name, value.strip()
             if value.startswith("["):
                 out[key] = [_scalar(item) for item in value.strip("[]").split(",") if item.strip()]
             elif value and value[0] not in "|>{":
                 out[key] = _scalar(value)
-        elif (item := re.fullmatch(r"\s*-\s+([^:]+|\"[^\"]*\"|'[^']*')", line)) and key is not None:
-            out.setdefault(key, [])
-            if isinstance(out[key], list):
-                out[key].append(_scalar(item[1]))
+        elif item.startswith("- ") and key is not None:
+            item = item[2:].strip()
+            quoted = len(item) > 1 and item[0] in "\"'" and item[-1] == item[0] and item[0] not in item[1:-1]
+            if (quoted or ":" not in item) and isinstance(out.setdefault(key, []), list):
+                out[key].append(_scalar(item))
     return out
+
+
+def _beginning(readme: Path) -> str:
+    if not readme.is_file():
+        return ""
+    check_own(readme)
+    try:
+        with os.fdopen(open_regular(readme), "rb") as stream:
+            return stream.read(MOST_OF_A_CARD).decode("utf-8", "replace")
+    except OSError as error:
+        raise OutputError(f"{readme}: cannot be read ({error.strerror or error})") from None
 
 
 def _scalar(text: str) -> str:
@@ -147,8 +165,10 @@ def _described(config: Lfm2VlConfig) -> str:
     others = [entry for entry in record.values() if isinstance(entry, Mapping)]
     mixed = sorted({f"{entry.get('bits')} bits" for entry in others})
     also = f" ({len(others)} modules have {' or '.join(mixed)})" if others else ""
+    if "bits" not in record:
+        return f"{len(others)} modules are quantised to {' or '.join(mixed)}; config.json records the width of each."
     return (
-        f"Quantised to {record['bits']} bits in groups of {record['group_size']}, mode "
+        f"Quantised to {record['bits']} bits in groups of {record.get('group_size')}, mode "
         f"{record.get('mode', 'affine')}{also}; config.json records the width of every module."
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..config import GenerationConfig, Lfm2VlConfig, ProcessorConfig, read_json
-from ..errors import OutputError
+from ..config.files import check_own
 from ..generation.recommended import recommended
 from ..weights.save import write_json
 
@@ -32,18 +32,6 @@ def copy(file: Path, target: Path) -> None:
     """Copies a file of a model folder. Raises `OutputError` for one that `check_own` refuses."""
     check_own(file)
     shutil.copyfile(file, target)
-
-
-def check_own(file: Path) -> None:
-    """Raises `OutputError` for a link that leads out of its folder (of the hub's cache: out of the repository and of
-    the store that repositories share): what is copied is published one day, and a stranger's folder must not choose
-    among the user's own files."""
-    folder, place = file.parent.resolve(), file.resolve()
-    places = (parent.parent for parent in folder.parents if parent.name == "snapshots")
-    repository = next((place for place in places if place.name.startswith("models--")), None)
-    allowed = {folder} if repository is None else {repository, repository.parent / "blobs"}
-    if allowed.isdisjoint(place.parents):
-        raise OutputError(f"{file}: is a link that leads out of the folder; put the file itself there, or remove it")
 
 
 def write_companions(source: Path, target: Path, config: Lfm2VlConfig) -> None:

@@ -16,12 +16,12 @@ from typing import Any
 
 from ..config import Lfm2VlConfig, ProcessorConfig, read_json
 from ..errors import HubError, OutputError, WeightsError
-from ..hub import resolve
+from ..hub import is_repository, resolve
 from ..weights.files import read_headers, weight_files
 from ..weights.load import StoredTensors, open_model
 from ..weights.place import check_target, finished
 from ..weights.save import write_json
-from .card import CardSource
+from .card import HOUSE, CardSource
 from .check import TEMPLATES, check_index, check_result, has_template
 from .companions import PROCESSOR_FILES, copy
 from .convert import write_model
@@ -70,7 +70,8 @@ def repair(
     """Writes a repaired copy of `source` (folder or repository) to `target`; returns what was found.
 
     With `dry_run`, or if nothing is wrong, nothing is written. `base`: the original model, folder or repository; None:
-    the one that the folder's card names, if it can be had. Raises `OutputError` if something cannot be repaired.
+    the one of Liquid AI's that the folder's card names, if it can be had. Raises `OutputError` if something cannot be
+    repaired.
     """
     target = Path(target).expanduser()
     folder = resolve(source, revision=revision, token=token)
@@ -111,7 +112,11 @@ def _base(
         return resolve(base, token=token, patterns=TEXT_FILES)
     named = CardSource.of(source, folder).front_matter.get("base_model")
     name = named[0] if isinstance(named, list) and named else named
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not is_repository(name):
+        return None
+    if not name.startswith(HOUSE):  # a stranger's card must not choose what is asked of the network
+        if on_note is not None:
+            on_note(f"its card names {name} as the base model; give it as the base (--base) to take files from there")
         return None
     try:
         return resolve(name, token=token, patterns=TEXT_FILES)

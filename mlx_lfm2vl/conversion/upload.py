@@ -6,13 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config.files import check_own
 from ..errors import NotFiniteError, OutputError
 from ..generation.question import conversation
 from ..hub import check_new_name, publish
 from ..pretrained import load
 from .calibration import questions
 from .check import check_folder
-from .companions import check_own
 
 TOKENS = 8  # that a folder must generate before it is published
 UNWANTED = (".py", ".bin", ".pt", ".pth", ".pkl", ".part", ".tmp")

@@ -19,6 +19,7 @@ MAX_STEPS = 200_000  # loop rounds and macro calls
 MAX_CALLS = 500_000  # of filters, functions and methods
 MAX_CHARACTERS = 16_000_000  # of the text, and of any one on the way to it
 MAX_NODES = 1_000_000  # values in a list or object, those in its inner ones included
+MAX_MADE = 16  # times as many characters and values that may be made in all, since all may be kept
 MAX_NUMBER = 1_000_000  # a width, a count, a precision
 MAX_BITS = 20_000  # of a whole number
 MAX_SECONDS = 10.0  # of processor time
@@ -35,6 +36,8 @@ class Work:
     printed: int = 0
     steps: int = 0
     calls: int = 0
+    characters_made: int = 0
+    nodes_made: int = 0
     started: float = dataclasses.field(default_factory=time.thread_time)
 
     def add(self, piece: str) -> None:
@@ -57,6 +60,16 @@ class Work:
         if self.calls > MAX_CALLS:
             raise TemplateError(f"makes more than {MAX_CALLS:,} calls; it may never end")
         self._check_time()
+
+    def made(self, value: Any) -> Any:
+        """A value that something made, if it may be so large, and if not too much was made before."""
+        if isinstance(value, str):
+            self.characters_made += len(value)
+        elif isinstance(value, CONTAINERS):
+            self.nodes_made += len(value)
+        if self.characters_made > MAX_MADE * MAX_CHARACTERS or self.nodes_made > MAX_MADE * MAX_NODES:
+            raise TemplateError(f"makes more than {MAX_MADE * MAX_CHARACTERS:,} characters or values on the way")
+        return kept(value)
 
     def show(self, value: Any) -> Any:
         """A value that is printed, into the text or into a block or macro on the way to it."""
@@ -109,7 +122,7 @@ def text_size(value: Any) -> int:
 
 
 def kept(value: Any) -> Any:
-    """A value that something made, if it may be so large."""
+    """A value, if it may be so large."""
     if isinstance(value, str):
         _text(len(value))
     elif isinstance(value, bool) or value is None:
@@ -117,7 +130,7 @@ def kept(value: Any) -> Any:
     elif isinstance(value, int):
         _bits(value.bit_length())
     elif isinstance(value, CONTAINERS):
-        measure(value)
+        _text(measure(value)[1])
     return value
 
 
@@ -167,7 +180,11 @@ def check_replace(text: str, old: str, new: str) -> None:
 def check_method(owner: Any, name: str, values: Sequence[Any]) -> None:
     """A call of a method of a text or number with positional and named `values`."""
     if not isinstance(owner, (str, bytes, int, float)):
+        for value in (owner, *values):  # which may be compared with one another
+            kept(value)
         return
+    if isinstance(owner, str) and name in ("split", "rsplit", "splitlines"):
+        check_split(owner, values)
     for value in values:
         check_number(value)
     if name == "join" and values:
@@ -176,6 +193,14 @@ def check_method(owner: Any, name: str, values: Sequence[Any]) -> None:
         check_replace(owner, str(values[0]), str(values[1]))
     elif name == "format" and isinstance(owner, str):
         check_format(owner, values)
+
+
+def check_split(text: str, values: Sequence[Any]) -> None:
+    """`text.split(...)`: how many parts there may be."""
+    between = values[0] if values and isinstance(values[0], str) and values[0] else None
+    parts = text.count(between) if between else sum(map(text.count, " \t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"))
+    if parts >= MAX_NODES:
+        raise TemplateError(f"makes a list or object of more than {MAX_NODES:,} values")
 
 
 def check_join(items: list[Any], between: Any) -> None:
@@ -216,8 +241,20 @@ def _replace(value: Any, old: Any, new: Any, count: Any = None) -> None:
     check_replace(str(value), str(old), str(new))
 
 
+def _each(value: Any, *_: Any, **__: Any) -> None:
+    if isinstance(value, str) and len(value) > MAX_NODES:
+        raise TemplateError(f"goes over the letters of a text of more than {MAX_NODES:,}")
+
+
+def _each_in_groups(value: Any, *arguments: Any, **named: Any) -> None:
+    _each(value)
+    _numbers(value, *arguments, **named)
+
+
 FILTERS: dict[str, Callable[..., None]] = {  # what filters that can make much of little are asked before
-    **{"batch": _numbers, "center": _numbers, "slice": _numbers, "truncate": _numbers},
+    **{"batch": _each_in_groups, "center": _numbers, "slice": _each_in_groups, "truncate": _numbers},
+    **dict.fromkeys(("groupby", "list", "map", "max", "min", "reject", "rejectattr", "reverse", "select"), _each),
+    **dict.fromkeys(("selectattr", "sort", "unique"), _each),
     **{"format": _printf, "indent": _indent, "replace": _replace, "round": _precision, "sum": _sum},
 }
 # They work in steps of their own that nothing can count, on texts of any length; no chat template needs them.

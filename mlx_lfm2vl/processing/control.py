@@ -9,6 +9,7 @@ so none can be forged. A token that a template begins itself, and a caller's str
 
 from __future__ import annotations
 
+import bisect
 import functools
 import re
 from collections.abc import Iterable, Mapping
@@ -28,11 +29,16 @@ class ControlTokens:
         self.longest = len(ordered[0]) if ordered else 0
         self.fullmatch = self.pattern.fullmatch
         self._anywhere = re.compile(f"(?=({self.pattern.pattern}))")
-        self._beginnings = frozenset(token[:length] for token in tokens for length in range(1, len(token)))
+        self._sorted = sorted(tokens)
 
     def ends_in_beginning(self, text: str) -> bool:
         """Whether the text's last characters are the first ones of a token."""
-        return any(text[-length:] in self._beginnings for length in range(1, min(self.longest, len(text) + 1)))
+        return any(self._begins(text[-length:]) for length in range(1, min(self.longest, len(text) + 1)))
+
+    def _begins(self, text: str) -> bool:
+        """Whether a token begins with the text and goes on."""
+        at = bisect.bisect_right(self._sorted, text)  # behind the text itself, before all that go on from it
+        return at < len(self._sorted) and self._sorted[at].startswith(text)
 
     def crosses(self, before: str, after: str) -> bool:
         """Whether a token begins in one text and ends in the other when they are joined."""

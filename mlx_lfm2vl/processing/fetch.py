@@ -27,6 +27,14 @@ MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
 _CREDENTIALS = re.compile(r"([^/?#]*//)[^/?#]*@")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_SPECIAL = tuple(  # IANA's special-purpose registries, of which Python's `is_global` lacks some in some versions
+    ipaddress.ip_network(text)
+    for text in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+        *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
+        *("203.0.113.0/24", "240.0.0.0/4", "2001::/23", "2001:db8::/32", "3fff::/20", "5f00::/16"),
+    )
+)
 _GLOBAL = ipaddress.IPv6Network("2000::/3")  # all that is given out of IPv6; elsewhere lie many ways to write IPv4
 
 
@@ -171,4 +179,5 @@ def _is_public(address: Address) -> bool:
             return _is_public(inner)
         if address not in _GLOBAL:
             return False
-    return address.is_global and not address.is_multicast
+    special = any(address in network for network in _SPECIAL if network.version == address.version)
+    return address.is_global and not address.is_multicast and not special

@@ -10,6 +10,8 @@ refused.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import mmap
 import re
 import threading
 import warnings
@@ -55,6 +57,7 @@ TURNS = {  # what puts a picture of that EXIF orientation upright
 }
 MAX_SCANS = 200  # of a JPEG. Usual are about ten; each goes over all pixels, however few bytes it has
 
+_SCAN = re.compile(rb"\xff\xda")
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # neither stuffed nor a restart
 
 # The filters of warnings are the whole process's, hence the lock; our own warnings are issued under it, lest another
@@ -71,7 +74,7 @@ def open_picture(file: BinaryIO, label: str, policy: SourcePolicy) -> Image.Imag
         raise
     except Exception as error:  # a damaged file can make a decoder raise anything
         raise _damaged(error, label, "damaged") from None
-    if image.format in ("JPEG", "MPO") and _scans(file, int(policy.max_bytes)) > MAX_SCANS:
+    if _scans(file, image) > MAX_SCANS:
         raise ImageError(f"{label}: has more than {MAX_SCANS} scans, which take too long to decode; save it anew")
     several = _has_more_frames(image)
     picture = decode(image, label, policy)
@@ -83,6 +86,8 @@ def open_picture(file: BinaryIO, label: str, policy: SourcePolicy) -> Image.Imag
 def decode(image: Image.Image, label: str, policy: SourcePolicy) -> Image.Image:
     """An image that the caller has opened, upright and as RGB; of several frames the one that it stands at."""
     check_size(image.width, image.height, label, policy)
+    if image.format == "EPS":
+        raise ImageError(f"{label}: EPS is a program, which is not run here; convert it to PNG")
     try:
         if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_preview(image):
             raise ImageError(f"{label}: is a camera's raw file, of which only a preview can be read; export it as JPEG")
@@ -164,10 +169,21 @@ def _has_more_frames(image: Image.Image) -> bool:
         return True
 
 
-def _scans(file: BinaryIO, most: int) -> int:
-    """How many scans the first picture of a JPEG file has, as far as its first `most` bytes say."""
+def _scans(file: BinaryIO, image: Image.Image) -> int:
+    """How many scans the first JPEG picture in a file has; of containers that hold several, the most that any may
+    have."""
+    inside = image.format in ("BLP", "FPX", "MIC") or "jpeg" in str(image.info.get("compression"))
+    if not inside and image.format not in ("JPEG", "MPO"):
+        return 0
     file.seek(0)
-    data = file.read(most)
+    try:
+        data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # no file of the system's
+        data = file.read()
+    if inside:
+        starts = [found.start() for found in re.finditer(rb"\xff\xd8\xff", data)]
+        cuts = itertools.pairwise([*starts, len(data)])
+        return max((sum(1 for _ in _SCAN.finditer(data, start, end)) for start, end in cuts), default=0)
     count, at = 0, 2
     while marker := _MARKER.search(data, at):
         kind = data[marker.start() + 1]

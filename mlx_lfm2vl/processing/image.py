@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 from ..config import ImageProcessorConfig, ProcessorConfig
+from ..config.files import writing
 from ..errors import ConfigError, ImageError, OptionError
 from ..hub import resolve
 from . import geometry
@@ -28,12 +28,16 @@ from .source import DEFAULT_POLICY, SourcePolicy, load_image
 
 STRIP = 1 << 19  # pixels that are taken from a picture at a time
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+MAX_DEPTH = 32  # of lists of pictures
 
 
-def flatten(images: Any) -> list[Any]:
-    """The pictures of a single picture, a list, a list a sample (nested to any depth), or a batch array (4 axes)."""
+def flatten(images: Any, depth: int = 0) -> list[Any]:
+    """The pictures of a single picture, a list, a list a sample (nested to some depth), or a batch array (4 axes).
+    Raises `ImageError`."""
+    if depth > MAX_DEPTH:
+        raise ImageError(f"pictures are nested in more than {MAX_DEPTH} lists; give a list of pictures")
     if isinstance(images, (list, tuple)):
-        return [picture for entry in images for picture in flatten(entry)]
+        return [picture for entry in images for picture in flatten(entry, depth + 1)]
     if isinstance(images, np.ndarray) and images.ndim == 4:
         return list(images)
     return [images]
@@ -90,11 +94,10 @@ class Lfm2VlImageProcessor:
         return cls(ProcessorConfig.from_folder(folder).image, **overrides)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes preprocessor_config.json into `folder`, which is created if need be."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
+        """Writes preprocessor_config.json into `folder`, which is created if need be. Raises `OutputError`."""
         data = ProcessorConfig(image=self.config).to_dict()["image_processor"]
-        (target / "preprocessor_config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        with writing(folder) as target:
+            (target / "preprocessor_config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
     def smart_resize(
         self,

@@ -113,6 +113,14 @@ class _Measured(jinja2.visitor.NodeTransformer):
             return node
         return jinja2.nodes.Filter(node, "measured", [], [], None, None, lineno=node.lineno)
 
+    def visit_Compare(self, node: jinja2.nodes.Compare) -> jinja2.nodes.Node:
+        """Comparing takes as long as its sides are large."""
+        self.generic_visit(node)
+        sides: list[Any] = [node, *node.ops]
+        for side in sides:
+            side.expr = jinja2.nodes.Filter(side.expr, "weighed", [], [], None, None, lineno=node.lineno)
+        return node
+
     visit_List = visit_Tuple = visit_Dict = _literal
 
 
@@ -131,14 +139,14 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
         bounds.check_operator(operator, left, right)
-        return super().call_binop(context, operator, left, right)
+        return _WORK.get().made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # as jinja2 names them
         _WORK.get().call()
         method = getattr(__obj, "__wrapped__", __obj)  # str.format comes wrapped
         name = getattr(method, "__name__", "")
         bounds.check_method(getattr(method, "__self__", None), name, (*args, *kwargs.values()))
-        return bounds.kept(super().call(__context, __obj, *args, **kwargs))
+        return _WORK.get().made(super().call(__context, __obj, *args, **kwargs))
 
 
 class _Dict:
@@ -183,11 +191,17 @@ def _step(context: jinja2.runtime.Context, literal: int) -> None:
 def _concat(context: jinja2.runtime.Context, parts: list[Any]) -> str:
     """`~`."""
     bounds.check_join(parts, "")
-    return "".join(map(str, parts))
+    text: str = _WORK.get().made("".join(map(str, parts)))
+    return text
 
 
 @jinja2.pass_context
 def _measured(context: jinja2.runtime.Context, value: Any) -> Any:
+    return _WORK.get().made(value)
+
+
+@jinja2.pass_context
+def _weighed(context: jinja2.runtime.Context, value: Any) -> Any:
     return bounds.kept(value)
 
 
@@ -218,7 +232,21 @@ def _bounded(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
             bounds.kept(value)
         if check is not None:
             check(value, *args, **kwargs)
-        return bounds.kept(original(*given(context), value, *args, **kwargs))
+        return _WORK.get().made(original(*given(context), value, *args, **kwargs))
+
+    return run
+
+
+def _counted(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A test (`is`, `select('in', ...)`) that counts as a call, on values that are not too large to be compared."""
+    wants = getattr(original, "jinja_pass_arg", None)
+
+    @functools.wraps(original)  # which keeps what it wants to be passed
+    def run(*args: Any, **kwargs: Any) -> Any:
+        _WORK.get().call()
+        for value in args[1:] if wants else args:
+            bounds.kept(value)
+        return original(*args, **kwargs)
 
     return run
 
@@ -261,7 +289,10 @@ def _compile(source: str) -> tuple[jinja2.Template, frozenset[str], str]:
         step=_step,
         concat=_concat,
         measured=_measured,
+        weighed=_weighed,
     )
+    tests: dict[str, Any] = environment.tests
+    tests.update({name: _counted(test) for name, test in tests.items()})
     del environment.globals["lipsum"]
     environment.globals.update(
         raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace

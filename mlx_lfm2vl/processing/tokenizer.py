@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import tokenizers
 from tokenizers import AddedToken, processors
 
 from ..config import read_json, read_text, shown
-from ..config.files import AGAIN, first_line
+from ..config.files import AGAIN, check_own, first_line, writing
 from ..errors import ConfigError, OptionError, TokenizerError
 from .batch import BatchFeature, as_array, check_return_tensors
 from .control import ControlTokens, control_pattern, pieces
@@ -29,6 +30,8 @@ from .pipeline import check_normalizer, check_patterns, check_post_processor
 from .tokens import NAMED_TOKENS, image_token, named_tokens, special_tokens
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+MAX_ADDED = 256  # characters of an added token; the longest published ones have some 30
+_PIECE = re.compile(r"[^\s:$][^\s:]*")  # what the tokenizers library takes for a token in a post-processor
 MAX_BYTES = 128 * 2**20  # of tokenizer.json; one of 128,000 tokens has a tenth of that
 PADDING_SIDES = ("left", "right")
 
@@ -99,20 +102,21 @@ class Tokenizer:
         return tokenizer
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Copies the files that the tokenizer was read from, or writes tokenizer.json and tokenizer_config.json."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        if self.folder is None:
-            self.backend.save(str(target / "tokenizer.json"))
-            (target / "tokenizer_config.json").write_text(
-                json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **self.config}, indent=2, ensure_ascii=False),
-                encoding="utf-8",
-            )
-            return
-        for name in FILES:
-            source = self.folder / name
-            if source.is_file() and source.resolve() != (target / name).resolve():
-                shutil.copyfile(source, target / name)
+        """Copies the files that the tokenizer was read from, or writes tokenizer.json and tokenizer_config.json. Raises
+        `OutputError`."""
+        with writing(folder) as target:
+            if self.folder is None:
+                config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.config}
+                (target / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+                (target / "tokenizer_config.json").write_text(
+                    json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8"
+                )
+                return
+            for name in FILES:
+                source = self.folder / name
+                if source.is_file() and source.resolve() != (target / name).resolve():
+                    check_own(source)
+                    shutil.copyfile(source, target / name)
 
     # Named tokens
 
@@ -133,6 +137,9 @@ class Tokenizer:
             check_normalizer(state(self.backend.normalizer))
             check_patterns(state(self.backend.pre_tokenizer))
             check_post_processor(state(self.backend.post_processor), lambda t: self.backend.token_to_id(t) is not None)
+            added = [token.content for token in self.backend.get_added_tokens_decoder().values()]
+            if longest := max((token for token in added if len(token) > MAX_ADDED), key=len, default=None):
+                raise ValueError(f"an added token has {len(longest):,} characters")
             for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
                 if getattr(model, name):
                     raise ValueError(f"{name} is {shown(getattr(model, name))}")
@@ -145,6 +152,9 @@ class Tokenizer:
         """What is put around encoded text with `add_special_tokens`, where the configuration says so itself."""
         bos = self.bos_token if self.config.get("add_bos_token") else None
         eos = self.eos_token if self.config.get("add_eos_token") else None
+        for token in (bos, eos):
+            if token and not _PIECE.fullmatch(token):
+                raise TokenizerError(f"{self._config_where}: {shown(token)} cannot be put around texts; {AGAIN}")
         single = " ".join([*([f"{bos}:0"] if bos else []), "$A:0", *([f"{eos}:0"] if eos else [])])
         pair = " ".join([single, *([f"{bos}:1"] if bos else []), "$B:1", *([f"{eos}:1"] if eos else [])])
         special = [(token, self._id(token, "token")) for token in dict.fromkeys((bos, eos)) if token]

@@ -11,14 +11,15 @@ Counted is what cannot do without, so that nothing is refused that might have wo
   4 bytes x vocabulary. Numbers are of the weights' type, float32 or 16 bits.
 
 Memory that is free: on Metal the machine's, less what MLX holds; on a CPU what Linux calls available, and swap, within
-the limits of the control group and of RLIMIT_AS; elsewhere it is not known, and nothing is refused. MLX's CPU back end
-ends the process when the system refuses it memory; the others raise, which `allocations` makes an `OutOfMemoryError`.
-As only RLIMIT_AS makes Linux refuse memory, a good part of what it leaves is kept free, for the address space that
-threads and allocators reserve and for the activations that are not counted above.
+the limits of the control groups, of RLIMIT_AS and RLIMIT_DATA, and of a system that promises no more than it has;
+elsewhere it is not known, and nothing is refused. MLX's CPU back end ends the process when the system refuses it
+memory; the others raise, which `allocations` makes an `OutOfMemoryError`. Of the last three limits, at which Linux
+refuses, a good part is kept free, for what threads and allocators reserve and for activations that are not counted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
@@ -50,7 +51,7 @@ def free_memory() -> int | None:
     if mx.default_device() != mx.Device(mx.cpu):
         size = mx.device_info().get("memory_size")
         return None if size is None else int(size) - mx.get_active_memory()
-    known = [limit for limit in (_machine(), _group(), _process()) if limit is not None]
+    known = [limit for limit in (_machine(), _groups(), _process()) if limit is not None]
     return max(0, min(known)) + reusable if known else None
 
 
@@ -64,37 +65,72 @@ def _meminfo() -> dict[str, int]:
 
 
 def _machine() -> int | None:
-    """What can be had without ending other processes, swap included."""
+    """What can be had without ending other processes, swap included; less where the system promises no more than it
+    has (vm.overcommit_memory is 2)."""
     known = _meminfo()
-    return known["MemAvailable"] + known.get("SwapFree", 0) if "MemAvailable" in known else None
+    if "MemAvailable" not in known:
+        return None
+    free = known["MemAvailable"] + known.get("SwapFree", 0)
+    with contextlib.suppress(OSError, KeyError):
+        if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
+            free = min(free, known["CommitLimit"] - known["Committed_AS"] - _reserve())
+    return free
 
 
-def _group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What the control group leaves; files that the kernel keeps in memory and could let go count as free."""
+def _groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """What the process's control groups leave, the tightest of them: its own and those above, of either version."""
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        lines = []
+    paths = [(root, path) for _, kinds, path in lines if not kinds]
+    paths += [(root / "memory", path) for _, kinds, path in lines if "memory" in kinds.split(",")]
+    folders = {top for top, _ in paths} | {root}  # in a container its own group is the top
+    for top, path in paths:
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        folders |= {top.joinpath(*parts[:length]) for length in range(1, len(parts) + 1)}
+    known = [left for folder in folders if (left := _group(folder)) is not None]
+    return min(known, default=None)
 
-    def left(name: str) -> int | None:
-        limit = (folder / f"{name}.max").read_text().strip()
-        return None if limit == "max" else int(limit) - int((folder / f"{name}.current").read_text())
+
+def _group(folder: Path) -> int | None:
+    """What a control group leaves; files that the kernel keeps in memory and could let go count as free."""
+
+    def number(*names: str) -> int:
+        text = next((folder / name).read_text().strip() for name in names if (folder / name).exists())
+        return 2**63 if text == "max" else int(text)
 
     try:
         lines = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        memory = left("memory")
-        swap = left("memory.swap") if (folder / "memory.swap.max").exists() else 0
-    except (OSError, ValueError):
+        limit = number("memory.max", "memory.limit_in_bytes")
+        memory = limit - number("memory.current", "memory.usage_in_bytes")
+        swap = 0
+        if (folder / "memory.swap.max").exists():
+            most = number("memory.swap.max")
+            swap = _meminfo().get("SwapFree", 0) if most == 2**63 else most - number("memory.swap.current")
+    except (OSError, ValueError, StopIteration):
         return None
-    if memory is None:
+    if limit >= 2**62:
         return None
-    files = sum(int(lines.get(name, 0)) for name in ("inactive_file", "active_file", "slab_reclaimable"))
-    return memory + files + (_meminfo().get("SwapFree", 0) if swap is None else swap)
+    names = ("inactive_file", "active_file", "slab_reclaimable")
+    return memory + swap + sum(int(lines.get(f"total_{name}", lines.get(name, 0))) for name in names)
 
 
 def _process() -> int | None:
-    """What RLIMIT_AS leaves of this process's address space, less a reserve that grows with the number of cores."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit == resource.RLIM_INFINITY or not sys.platform.startswith("linux"):
+    """What RLIMIT_AS and RLIMIT_DATA leave of this process's address space, less a reserve."""
+    if not sys.platform.startswith("linux"):
         return None
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    return limit - used - RESERVED - RESERVED_A_CORE * (os.cpu_count() or 1)
+    pages = Path("/proc/self/statm").read_text().split()
+    left = []
+    for kind, used in ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5])):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            left.append(limit - int(used) * resource.getpagesize() - _reserve())
+    return min(left, default=None)
+
+
+def _reserve() -> int:
+    return RESERVED + RESERVED_A_CORE * (os.cpu_count() or 1)
 
 
 def weight_bytes(infos: Mapping[str, TensorInfo], dtype: mx.Dtype | None = None) -> int:

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import shown
+from ..config.files import first_line
 from ..errors import OptionError, WeightsError
 from .names import to_module
 
@@ -112,12 +113,14 @@ def recorded(quantization: Mapping[str, Any] | None, path: str) -> Quantization:
     for key, value in quantization.items():
         if isinstance(value, Mapping) and (key == path or to_module(key + ".") == path + "."):
             entry = {**{k: v for k, v in quantization.items() if not isinstance(v, Mapping)}, **value}
-    try:
-        return Quantization(int(entry["bits"]), int(entry["group_size"]), str(entry.get("mode") or "affine"))
-    except (KeyError, TypeError, ValueError):
+    bits, group_size, mode = entry.get("bits"), entry.get("group_size"), entry.get("mode") or "affine"
+    widths, groups = MODES.get(mode, ((), ())) if isinstance(mode, str) else ((), ())
+    if type(bits) is not int or type(group_size) is not int or bits not in widths or group_size not in groups:
         raise WeightsError(
-            f"config.json: quantization of {path} is {shown(dict(entry))}, expected bits and group_size"
-        ) from None
+            f"config.json: quantization of {path} is {shown(dict(entry))}, expected bits, group_size and mode that MLX "
+            "has; convert the original again"
+        )
+    return Quantization(bits, group_size, mode)
 
 
 def prepare(model: nn.Module, tensors: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> None:
@@ -140,6 +143,8 @@ def prepare(model: nn.Module, tensors: Mapping[str, Any], quantization: Mapping[
     try:
         nn.quantize(model, class_predicate=choose)
     except ValueError as error:  # a group size that does not divide the width, a mode that MLX does not know
-        raise WeightsError(f"the quantisation recorded in config.json cannot be applied ({error})") from None
+        raise WeightsError(
+            f"the quantisation recorded in config.json cannot be applied ({first_line(error)})"
+        ) from None
     if missing := sorted(specs.keys() - found):
         raise WeightsError(f"{missing[0]}.scales: the model has no such module to quantise")

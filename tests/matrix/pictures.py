@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import struct
@@ -35,6 +36,7 @@ from PIL import Image
 
 from mlx_lfm2vl import Lfm2VlImageProcessor, SourcePolicy
 from mlx_lfm2vl.errors import ImageError, OptionError
+from mlx_lfm2vl.processing.image import flatten
 from mlx_lfm2vl.processing.source import load_array, load_image
 
 from .bench import Bench
@@ -241,6 +243,22 @@ def bmp_header(side: int) -> bytes:
     )
 
 
+def blp(jpeg: bytes, side: int) -> bytes:
+    """A BLP1 picture around a JPEG: magic, compression, alpha, sizes, two more numbers, places and lengths of 16
+    levels, the length of a common head."""
+    head = b"BLP1" + struct.pack("<iIIIii", 0, 0, side, side, 0, 0)
+    start = len(head) + 16 * 8 + 4
+    places = struct.pack("<16I", start, *[0] * 15) + struct.pack("<16I", len(jpeg), *[0] * 15)
+    return head + places + struct.pack("<I", 0) + jpeg
+
+
+def nested(depth: int) -> list:
+    lists: list = []
+    for _ in range(depth):
+        lists = [lists]
+    return lists
+
+
 def jpeg_scans(side: int, scans: int) -> bytes:
     """A progressive JPEG whose scans hold nothing but "no more" for all blocks, in a few bytes each."""
 
@@ -320,6 +338,21 @@ BOMBS = [
         reading(jpeg_scans(64, 1000)),
         Refused(ImageError, "picture bytes", "has more than 200 scans", "save it anew"),
         seconds=5,
+    ),
+    Row(
+        "bomb: a BLP of a JPEG of a thousand scans",
+        reading(blp(jpeg_scans(64, 1000), 64)),
+        Refused(ImageError, "picture bytes", "has more than 200 scans", "save it anew"),
+    ),
+    Row(
+        "a program: an EPS that was opened before",
+        lambda _: load_image(Image.open(io.BytesIO(encoded(Image.new("RGB", (4, 4)), "EPS")))),
+        Refused(ImageError, "PIL image RGB", "EPS is a program, which is not run here", "convert it to PNG"),
+    ),
+    Row(
+        "a list of lists without end",
+        lambda _: flatten(nested(5000)),
+        Refused(ImageError, "pictures are nested", "in more than 32 lists", "give a list of pictures"),
     ),
     Row("a JPEG of many scans that end", reading(jpeg_scans(64, 100)), Gives(np.full((64, 64, 3), 128, np.uint8))),
     Row(

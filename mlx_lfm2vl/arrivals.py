@@ -1,0 +1,95 @@
+"""Whether large files that came from the hub are what it announced, also where a download was interrupted.
+
+The hub's client compares sizes only, or what Xet calls a hash. While a download runs, a file in the cache's folder of
+the repository says when it began; it is removed once all that came has been compared with its SHA-256. One that is left
+there, by a process that was killed, makes the next look, online or offline, compare what has come since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import time
+import uuid
+from pathlib import Path
+
+from .errors import HubError
+
+NOTE = ".mlx-lfm2vl-unchecked-"
+CLOCK_SLACK = 2.0  # seconds that a file system's clock may be behind
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_OPEN: set[str] = set()  # notes of this process whose downloads go on
+
+
+class Arrivals:
+    """Notes, while a `with` block runs, that a download into a repository's folder of the cache goes on."""
+
+    def __init__(self, repo: str, repository: Path, downloading: bool):
+        self._repo, self._repository = repo, repository
+        self._others = [note for note in repository.glob(f"{NOTE}*") if _is_left(note)]
+        began = [note.stat().st_mtime for note in self._others]
+        self._own: Path | None = None
+        if downloading:
+            began.append(time.time())
+            self._own = repository / f"{NOTE}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._began = min(began, default=None)
+
+    def __enter__(self) -> Arrivals:
+        if self._own is not None:
+            _OPEN.add(self._own.name)
+            with contextlib.suppress(OSError):  # a cache that cannot be written: nothing comes there either
+                self._repository.mkdir(parents=True, exist_ok=True)
+                self._own.touch()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._own is None:
+            return
+        _OPEN.discard(self._own.name)
+        if not (self._repository / "blobs").is_dir():  # nothing has come
+            self._own.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._repository.rmdir()
+
+    def check(self, folder: Path) -> None:
+        """Compares the files in a snapshot that have come since with their SHA-256. Raises `HubError` once one that
+        differs is removed, so that the next run fetches it anew."""
+        if self._began is None:
+            return
+        for file in folder.glob("**/*"):
+            # The first link's name is the SHA-256; it may lead on to a store that repositories share, with other names.
+            link, blob = Path(os.readlink(file)) if file.is_symlink() else file, file.resolve()
+            if not _SHA256.fullmatch(link.name) or blob.stat().st_mtime < self._began - CLOCK_SLACK:
+                continue
+            if _digest(blob) != link.name:
+                for damaged in {file, file.parent / link, blob}:
+                    damaged.unlink(missing_ok=True)
+                raise HubError(
+                    f"{self._repo}: {file.name} arrived damaged (wrong checksum) and was removed; run it again"
+                )
+        for note in (*self._others, *([self._own] if self._own is not None else [])):
+            note.unlink(missing_ok=True)
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while piece := stream.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _is_left(note: Path) -> bool:
+    """Whether the download that wrote a note has ended without a check; one that goes on checks for itself."""
+    process = note.name.removeprefix(NOTE).split("-")[0]
+    if process == str(os.getpid()):
+        return note.name not in _OPEN
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return True
+    except OSError:  # another user's
+        return False
+    return False
