@@ -60,7 +60,7 @@ def add_repair(parser: argparse.ArgumentParser) -> None:
         "--repair", action="store_true", help="say what is wrong with an MLX folder and write it anew, put right"
     )
     group.add_argument(
-        "--base", metavar="MODEL", help="original model, for missing files (default: the one that the card names)"
+        "--base", metavar="MODEL", help="original model, for missing files (default: Liquid AI's that the card names)"
     )
 
 
