@@ -18,6 +18,7 @@ from PIL import Image
 from mlx_lfm2vl import (
     GenerationOptions,
     Lfm2VlProcessor,
+    PrefixCache,
     Question,
     SourcePolicy,
     generate,
@@ -33,6 +34,7 @@ from mlx_lfm2vl.processing.source import load_image
 PICTURES = ("landscape", "small", "portrait")
 TEXTS = ("What is this?", "And that?", "Compare them, please.", "Why?", "ünïcode 漢字")
 SHORT = GenerationOptions(max_tokens=5)
+PREFIXES = PrefixCache()
 
 
 @cache
@@ -54,6 +56,10 @@ class AnyConversation(RuleBasedStateMachine):
     @rule(target=chats, system=st.sampled_from([None, "Be brief."]))
     def begin(self, system):
         return Chat(*loaded(), system=system, options=SHORT)
+
+    @rule(target=chats, system=st.sampled_from([None, "Look well. " * 12]))
+    def begin_with_what_others_know(self, system):
+        return Chat(*loaded(), system=system, options=SHORT, prefixes=PREFIXES)
 
     @rule(chat=chats, text=st.sampled_from(TEXTS), pictures=st.lists(st.sampled_from(PICTURES), max_size=2))
     def turn(self, chat, text, pictures):
@@ -217,6 +223,22 @@ def test_the_same_ids_with_another_picture_are_another_prompt():
     chat.undo()
     chat.ask("What is this?", other)
     assert chat.messages[-1]["content"] == cold(chat.messages[:-1])
+
+
+def test_conversations_that_begin_alike_share_their_beginning():
+    prefixes, system = PrefixCache(), "Look well. " * 40
+    cached = []
+    for text in ("What is this?", "Why?", "What is this?"):
+        chat = Chat(*loaded(), system=system, options=SHORT, prefixes=prefixes)
+        *_, last = chat.stream(text, picture("landscape"))
+        assert chat.messages[-1]["content"] == cold(chat.messages[:-1])
+        assert chat.ask("And now?") == cold(chat.messages[:-1])
+        cached.append(last.statistics.cached_tokens)
+    rest = last.statistics.prompt_tokens - cached[1]
+    assert cached[0] == 0 and cached[1] == cached[2] and rest < 45, "the picture is behind the system's text"
+    smaller = Chat(*loaded(), system=system, options=SHORT, prefixes=prefixes, max_image_tokens=40)
+    *_, last = smaller.stream("Why?", picture("landscape"))
+    assert 0 < last.statistics.cached_tokens < cached[1], "the system's text only: the picture is seen otherwise"
 
 
 def test_a_conversation_keeps_its_own_copy_of_a_picture():

@@ -15,8 +15,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..config import ImageProcessorConfig
 from ..errors import OptionError, PromptError
-from ..model.cache import Cache
+from ..model.cache import Cache, CacheCheckpoint
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing import geometry
 from ..processing.processor import Lfm2VlProcessor
@@ -26,8 +27,9 @@ from . import saved, sequence
 from .decode import Prompt, prefill_in_pieces
 from .features import FeatureCache, check_features
 from .options import GenerationOptions
+from .prefix import Growth, PrefixCache, check_prefixes, natural_points
 from .question import check_tools, rendered, user_content
-from .run import GenerationPiece, resolved, run
+from .run import GenerationPiece, generation_config, resolved, run
 from .watch import Pieces, Progress, Stop
 
 
@@ -35,8 +37,8 @@ class Chat:
     """Turns with text and pictures, with one model.
 
     `messages` is the conversation as the chat template takes it, pictures as RGB PIL images. `options` hold for all
-    turns that bring none of their own; `tools` are JSON schemas for the template; `control_tokens` and
-    `image_overrides` as for `stream_generate`.
+    turns that bring none of their own; `tools` are JSON schemas for the template; `features`, `prefixes` (of
+    conversations that begin alike), `control_tokens` and `image_overrides` as for `stream_generate`.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Chat:
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: GenerationOptions | None = None,
         features: FeatureCache | None = None,
+        prefixes: PrefixCache | None = None,
         control_tokens: bool = False,
         **image_overrides: Any,
     ):
@@ -57,10 +60,12 @@ class Chat:
             raise OptionError(f"control_tokens is {control_tokens!r}, expected True or False")
         check_tools(tools)
         check_features(features)
+        check_prefixes(prefixes)
         resolved(model, options)
         self.model, self.processor = model, processor
         self.tools, self.options = tools, GenerationOptions() if options is None else options
         self.features = features if features is not None else FeatureCache()
+        self.prefixes = prefixes
         self.image_config = processor.image_processor.configured(**image_overrides)
         self.control_tokens, self._overrides = control_tokens, image_overrides
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
@@ -140,6 +145,7 @@ class Chat:
             tools=self.tools,
             options=self.options,
             features=self.features,
+            prefixes=self.prefixes,
             control_tokens=self.control_tokens,
             **self._overrides,
         )
@@ -225,7 +231,7 @@ class Chat:
         ids = processor.tokenizer.encode_marked(expand(text, plans, markup).text)
         places = image_spans(ids, plans, processor.image_token_id, markup.markers) if plans else ()
         spans = [
-            sequence.PictureSpan(start, end, _picture_key(picture))
+            sequence.PictureSpan(start, end, _picture_key(picture, self.image_config))
             for (start, end), picture in zip(places, pictures, strict=True)
         ]
         return ids, spans, pictures
@@ -266,6 +272,10 @@ class _Turn:
     def begin(self, stop: Stop | None, progress: Progress | None) -> Pieces[tuple[Cache, mx.array]]:
         chat, held = self._chat, self._chat._sequence
         kept, logits = held.reuse(self.ids[0].tolist(), self._spans)
+        growth = None
+        if kept == 0 and chat.prefixes is not None:
+            growth = self._shared(held, chat.prefixes)
+            kept = held.cache.offset
         self.cached = [kept]
         if logits is None:
             logits = yield from prefill_in_pieces(
@@ -275,13 +285,28 @@ class _Turn:
                 features=chat.features,
                 stop=stop,
                 progress=progress,
+                pauses=growth.pauses if growth is not None else (),
+                paused=growth.paused if growth is not None else None,
             )
             mx.eval(logits, held.cache.arrays)
             held.mark(logits)
         return held.cache, logits
 
+    def _shared(self, held: sequence.Sequence, prefixes: PrefixCache) -> Growth:
+        """Begins with what another conversation began with, if it is known, and keeps the rest for others."""
+        ids, ends = self.ids[0], generation_config(self._chat.model).eos_token_ids
+        source, point = prefixes.find(ids, self._spans)
+        earlier: list[CacheCheckpoint] = []
+        if source is not None and point is not None:
+            held.cache = source.at(point)
+            held.hold(ids.tolist(), self._spans)
+            earlier = [before for before in source.points if before.offset <= point.offset]
+        known = held.cache.offset
+        points = natural_points(ids, self._spans, ends, known)
+        return Growth(ids, self._spans, held.cache, known, points, earlier, prefixes.put)
 
-def _picture_key(picture: Picture) -> bytes:
-    digest = hashlib.blake2b(repr(picture.size).encode(), digest_size=16)
+
+def _picture_key(picture: Picture, config: ImageProcessorConfig) -> bytes:
+    digest = hashlib.blake2b(repr((picture.size, config)).encode(), digest_size=16)
     digest.update(picture.tobytes())
     return digest.digest()

@@ -177,10 +177,10 @@ class Engine:
             request.cancel()
 
     def chat(self, **arguments: Any) -> EngineChat:
-        """A conversation in this engine; arguments as for `Chat` without model and processor. Encoded pictures are
-        shared with the engine's other questions unless `features` says otherwise."""
-        arguments.setdefault("features", self._worker.features)
-        return EngineChat(self, self.call(lambda model, processor: Chat(model, processor, **arguments)))
+        """A conversation in this engine; arguments as for `Chat` without model and processor. What the engine remembers
+        of pictures and of beginnings of prompts serves it too, unless `features` or `prefixes` are given."""
+        shared: dict[str, Any] = {"features": self._worker.features, "prefixes": self._worker.prefixes}
+        return EngineChat(self, self.call(lambda model, processor: Chat(model, processor, **{**shared, **arguments})))
 
     def call(
         self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T], *, line: object = None

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import mlx.core as mx
 import numpy as np
 
 from ..errors import OptionError
@@ -48,6 +49,38 @@ class Beginning:
         cache = self.cache.copy()
         cache.rewind(point)
         return cache
+
+
+class Growth:
+    """The points of a prompt that is run into `cache`, behind its first `known` tokens with the points `earlier`:
+    `pauses` and `paused` are for `prefill`, and `done` is told of the whole beginning at the last one."""
+
+    def __init__(
+        self,
+        ids: np.ndarray,
+        pictures: Sequence[PictureSpan],
+        cache: Cache,
+        known: int,
+        points: Iterable[int],
+        earlier: Iterable[CacheCheckpoint],
+        done: Callable[[Beginning], None],
+    ):
+        self._ids, self._pictures, self._cache, self._done = ids, pictures, cache, done
+        self._points = list(earlier)
+        self.pauses = [at - known for at in sorted(points) if at > known]
+
+    def paused(self, at: int) -> None:
+        point = self._cache.checkpoint()
+        mx.eval([array for layer in point.conv_inputs for array in layer])
+        self._points.append(point)
+        if at == self.pauses[-1]:
+            self._done(self.beginning())
+
+    def beginning(self) -> Beginning:
+        """What the cache holds now."""
+        length = self._cache.offset
+        pictures = tuple(picture for picture in self._pictures if picture.end <= length)
+        return Beginning(self._ids[:length], pictures, self._cache.copy(), tuple(self._points))
 
 
 class PrefixCache:

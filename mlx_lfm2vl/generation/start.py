@@ -17,7 +17,7 @@ from ..model.cache import Cache, CacheCheckpoint
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from .decode import Prompt, guarded, prefill_in_pieces
 from .features import FeatureCache, encode_views_in_pieces
-from .prefix import LEAST, Beginning, PrefixCache, natural_points, shared_length
+from .prefix import LEAST, Beginning, Growth, PrefixCache, natural_points, shared_length
 from .question import Prepared
 from .run import generation_config
 from .watch import Pieces, Progress, Stop, check
@@ -167,35 +167,23 @@ class RowsStart:
             assert point is not None and point.offset == plan.known
             cache = source.at(point)
             earlier = [before for before in source.points if before.offset <= plan.known]
-        points = sorted(at for at in plan.points if at > plan.known)
-        fresh: list[CacheCheckpoint] = []
 
-        def paused(at: int) -> None:
-            fresh.append(cache.checkpoint())
-            mx.eval([array for layer in fresh[-1].conv_inputs for array in layer])
-            if plan.known + at == points[-1]:
-                keep()
+        def keep(beginning: Beginning) -> None:
+            made[index] = beginning
+            if self._prefixes is not None:
+                self._prefixes.put(beginning)
 
-        def keep() -> None:
-            made[index] = Beginning(
-                ids[: cache.offset],
-                tuple(picture for picture in pictures if picture.end <= cache.offset),
-                cache.copy(),
-                (*earlier, *fresh),
-            )
-            if fresh and self._prefixes is not None:
-                self._prefixes.put(made[index])
-
-        if plan.points and not points:
-            keep()
+        growth = Growth(ids, pictures, cache, plan.known, plan.points, earlier, keep)
+        if plan.points and not growth.pauses:
+            made[index] = growth.beginning()
         logits = yield from prefill_in_pieces(
             self._model,
             Prompt(ids[None, plan.known :], images=images),
             cache,
             stop=stop,
             progress=progress,
-            pauses=[at - plan.known for at in points],
-            paused=paused,
+            pauses=growth.pauses,
+            paused=growth.paused,
         )
         return cache, logits
 

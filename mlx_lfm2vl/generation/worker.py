@@ -45,7 +45,7 @@ class Worker:
     ):
         self._loader, self._max_batch = loader, max_batch
         self._limits, self._idle_seconds = limits, idle_seconds
-        self.features, self._prefixes = features, prefixes
+        self.features, self.prefixes = features, prefixes
         self._waiting = Waiting(max_queue, max_batch)
         self._ready = threading.Event()
         self._load_error: BaseException | None = None
@@ -115,7 +115,7 @@ class Worker:
     def clear_caches(self) -> None:
         """Forgets what is remembered of pictures and prompts, and gives back what MLX keeps for reuse."""
         self.features.clear()
-        self._prefixes.clear()
+        self.prefixes.clear()
         mx.clear_cache()
 
     def _work(self) -> None:
@@ -224,7 +224,7 @@ class Worker:
             entered += len(more)
             options = [row.options for row in prepared]
             stop = self._abandoned(more, prepared)
-            start = RowsStart(model, prepared, self.features, self._prefixes)
+            start = RowsStart(model, prepared, self.features, self.prefixes)
             return Joining(start, options, begun, stop, _told(more))
 
         def failed(index: int, error: BaseException) -> None:
@@ -243,7 +243,7 @@ class Worker:
                 rows,
                 started=started,
                 features=self.features,
-                prefixes=self._prefixes,
+                prefixes=self.prefixes,
                 stop=self._abandoned(jobs, rows),
                 row_stop=lambda index: present[index].request.stopped(),
                 failed=failed,
