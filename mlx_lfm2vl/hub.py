@@ -193,9 +193,8 @@ def _download(
 def _cached(repo: str, cache_dir: str | os.PathLike[str] | None) -> Path:
     """Where huggingface_hub keeps a repository."""
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.file_download import repo_folder_name
 
-    return Path(HF_HUB_CACHE if cache_dir is None else cache_dir) / repo_folder_name(repo_id=repo, repo_type="model")
+    return Path(HF_HUB_CACHE if cache_dir is None else cache_dir) / f"models--{repo.replace('/', '--')}"
 
 
 def _reporter(progress: Progress) -> Any:
