@@ -205,3 +205,13 @@ def test_special_tokens_have_the_ids_of_the_published_family(tokenizer):
 def test_json_of_boxes_is_short(tokenizer):
     boxes = json.dumps([{"image_id": 0, "bbox_2d": [12, 345, 678, 901], "label": "red circle"}])
     assert len(tokenizer.encode(boxes, add_special_tokens=False).ids) < 28
+
+
+def test_a_coordinate_is_one_token_and_no_other_number_is(tokenizer):
+    for number in range(0, 1001, 10):
+        box = json.dumps([number, 10, number, number])
+        ids = tokenizer.encode(box, add_special_tokens=False).ids
+        assert len(ids) == 9 and ids[1] == ids[5] == ids[7] and tokenizer.decode(ids) == box
+        alone = tokenizer.encode(str(number), add_special_tokens=False).ids
+        assert len(alone) == len(str(number)), "texts that are read are spelled"
+    assert len(tokenizer.encode("[123, 45]", add_special_tokens=False).ids) == 8

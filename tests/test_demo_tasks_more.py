@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import demo_files
 import demo_tasks_more
-from demo_tasks import make
+from demo_drawing import PLACES
+from demo_tasks import describe_things, make
 
 from mlx_lfm2vl import Lfm2VlProcessor
 
@@ -44,17 +45,16 @@ def test_easy_texts_are_one_character():
 @settings(max_examples=60, deadline=None)
 def test_boxes_hold_their_objects_tightly(seed):
     sample = make("point", "test", seed)
-    boxes = json.loads(sample.turns[0][1])
+    told, exact = json.loads(sample.turns[0][1]), sample.facts["boxes"]
     height, width = np.asarray(sample.images[0]).shape[:2]
     label = sample.turns[0][0].removeprefix("Provide bounding boxes for the ").removesuffix(".")
     wanted = [o for o in sample.things[0] if label in (o.shape, f"{o.colour} {o.shape}")]
-    assert len(boxes) == len(wanted)
+    assert len(told) == len(exact) == len(wanted)
     ink = drawn(sample.images[0])
-    for o, box in zip(wanted, boxes, strict=True):
+    for o, box, edges in zip(wanted, told, exact, strict=True):
         assert set(box) == {"image_id", "bbox_2d", "label"} and box["image_id"] == 0 and box["label"] == label
-        left, top, right, bottom = (
-            v * side / 1000 for v, side in zip(box["bbox_2d"], (width, height) * 2, strict=True)
-        )
+        assert all(v % 10 == 0 and abs(v - edge) <= 5 for v, edge in zip(box["bbox_2d"], edges, strict=True))
+        left, top, right, bottom = (v * side / 1000 for v, side in zip(edges, (width, height) * 2, strict=True))
         assert left < o.x < right and top < o.y < bottom
         y, x = np.mgrid[:height, :width]
         near = np.hypot(x - o.x, y - o.y) < o.radius + 1.5  # objects stand 3 pixels apart
@@ -76,6 +76,18 @@ def test_exactly_one_picture_shows_what_is_asked_for(seed):
         f"Media-{i}: " for i in range(1, len(sample.images) + 1)
     ]
     assert sum(c["type"] == "image" for c in content) == len(sample.images)
+    for question, answer in sample.turns:
+        named = question.rstrip("?").split()[-2:]
+        if question.startswith(("Which", "Where")):
+            (at,) = [i for i, things in enumerate(sample.things) if any([o.colour, o.shape] == named for o in things)]
+            assert answer.endswith(f"Media-{at + 1}.")
+            place = answer.removesuffix(f"Media-{at + 1}.").removesuffix(" of ").lower()
+            assert not place or any(
+                [o.colour, o.shape] == named and PLACES[o.place] == place for o in sample.things[at]
+            )
+        else:
+            at = int(named[0].removeprefix("Media-")) - 1
+            assert answer == describe_things(sample.things[at])
 
 
 @pytest.mark.parametrize("size", demo_tasks_more.TILED)

@@ -17,15 +17,18 @@ from demo_encoding import IGNORED, encode_sample, patch_labels, patchify, views
 # Share of the batches of each task, and how many samples a batch of it holds (a batch of each costs about alike).
 MIX = {
     "quiz": 0.22,
-    "chat": 0.03,
-    "count": 0.22,
-    "read": 0.17,
+    "chat": 0.02,
+    "count": 0.24,
+    "read": 0.20,
     "digit": 0.04,
-    "point": 0.10,
-    "compare": 0.16,
+    "point": 0.09,
+    "compare": 0.13,
     "tiled": 0.06,
 }
 BATCH = {"quiz": 12, "chat": 18, "count": 28, "read": 36, "digit": 32, "point": 14, "compare": 10, "tiled": 6}
+# How much an answer's token counts. Which picture is meant is one token of many in answers about several pictures, the
+# others being easy: its gradients would drown in those of the other tasks.
+WEIGHT = {"compare": 6.0, "point": 2.0}
 # First the tower alone, taught by dense labels: a quarter of the cost of a picture.
 WARM_STEPS, WARM_BATCH, WARM_TASKS = 480, 56, ("describe", "count", "read", "read", "digit")
 EASY_STEPS = 1200  # over these steps after that, scenes and texts grow from mostly one object or letter to all of them

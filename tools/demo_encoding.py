@@ -115,16 +115,16 @@ KINDS = (len(SHAPES), len(COLOURS), len(SIZES), 9, len(CHARACTERS), len(CHARACTE
 
 def patch_labels(sample: Sample, picture: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Of one picture that is a single view: (patches, 7) class indices; (patches, 6) float32, the way from the patch's
-    middle to the object's and to the left, top, right and bottom of its ink, in patches; (patches, 8) int64, the
-    hundreds of those four edges in thousandths of the sides, 0 to 10, then their tens; (patches, 16) float32, the share
-    of each cell that is no background.
+    middle to the object's and to the left, top, right and bottom of its ink, in patches; (patches, 4) int64, where
+    those four edges lie, as indices into `demo_files.COORDINATES`; (patches, 16) float32, the share of each cell that
+    is no background.
     """
     pixels = np.asarray(sample.images[picture])
     rows, cols = pixels.shape[0] // PATCH, pixels.shape[1] // PATCH
     y, x = np.mgrid[:rows, :cols] * PATCH + PATCH / 2
     named = np.zeros((rows, cols, len(KINDS)), np.int64)
     ways = np.zeros((rows, cols, 6), np.float32)
-    edges = np.zeros((rows, cols, 8), np.int64)
+    edges = np.zeros((rows, cols, 4), np.int64)
     best = np.full((rows, cols), np.inf)
     for o, (left, top, right, bottom) in zip(sample.things[picture], sample.extents[picture], strict=True):
         distance = np.hypot(x - o.x, y - o.y) - o.radius
@@ -136,11 +136,8 @@ def patch_labels(sample: Sample, picture: int) -> tuple[np.ndarray, np.ndarray, 
             list(SIZES).index(o.size) + 1,
             3 * int(3 * o.y / (rows * PATCH)) + int(3 * o.x / (cols * PATCH)) + 1,
         )
-        thousandths = [
-            round(1000 * v / (PATCH * n))
-            for v, n in zip((left, top, right, bottom), (cols, rows, cols, rows), strict=True)
-        ]
-        edges[here] = [v // 100 for v in thousandths] + [v // 10 % 10 for v in thousandths]
+        sides = (cols, rows, cols, rows)
+        edges[here] = [round(100 * v / (PATCH * n)) for v, n in zip((left, top, right, bottom), sides, strict=True)]
         ways[here] = (np.stack([o.x - x, o.y - y, left - x, top - y, right - x, bottom - y], -1) / PATCH)[here]
     for character, (left, top, right, bottom) in sample.facts.get("glyphs", ()):
         beside = (y > top - 4) & (y < bottom + 4)
@@ -149,7 +146,7 @@ def patch_labels(sample: Sample, picture: int) -> tuple[np.ndarray, np.ndarray, 
     if "box" in sample.facts:
         left, top, right, bottom = sample.facts["box"]
         named[(x > left) & (x < right) & (y > top) & (y < bottom), 6] = int(sample.facts["digit"]) + 1
-    return named.reshape(-1, len(KINDS)), ways.reshape(-1, 6), edges.reshape(-1, 8), coverage(pixels)
+    return named.reshape(-1, len(KINDS)), ways.reshape(-1, 6), edges.reshape(-1, 4), coverage(pixels)
 
 
 def coverage(picture: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 Contract: ``write(folder)`` is deterministic; training and export use the same files, so a checkpoint that was trained
 with them stays valid as long as they do not change. Special-token ids are those of the 65k family (pad 0, bos 1,
 im_end 7, image 396, tile markers 397 to 496, thumbnail 497, image start and end 498 and 499). Digits and capitals are
-one token each; any text encodes, through bytes where no word is known.
+one token each, and so are the coordinates of boxes; any text encodes, through bytes where no word is known.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ import pathlib
 from demo_tasks import COLOURS, DESCRIBE, PLACES, SHAPES, SIZES, plural
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-VOCAB_SIZE = 1280
+# Coordinates of boxes, in thousandths of a side, are told in tens: 0 to 1000. Those of several digits come last in the
+# vocabulary.
+COORDINATES = tuple(str(10 * n) for n in range(101))
+WORDS_SIZE = 1280
+VOCAB_SIZE = WORDS_SIZE + len(COORDINATES) - 1
 PAD, BOS, IM_START, IM_END, IMAGE, IMAGE_START, IMAGE_END = 0, 1, 6, 7, 396, 498, 499
 
 TEXT_CONFIG = {
@@ -211,26 +215,35 @@ def special_tokens() -> list[str]:
     return [*named, "<|img_thumbnail|>", "<|image_start|>", "<|image_end|>"]
 
 
+def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
 def tokenizer() -> Tokenizer:
-    """A byte-level BPE: JSON keys and separators in one piece, digits apart, words with the space before them."""
-    pattern = r'(?:, \{|, |\[?\{)?"[\p{L}\p{N}_]+": ?|"?[\]}](?=,)|\p{N}|, (?=\p{N})| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+'
+    """A byte-level BPE: JSON keys and separators in one piece, digits apart but within brackets, words with the space
+    before them.
+    """
+    keys, ends = r'(?:, \{|, |\[?\{)?"[\p{L}\p{N}_]+": ?', r'"?[\]}](?=,)'
+    words = r"\p{N}|, (?=\p{N})| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"
     tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tok.pre_tokenizer = _split(rf"{keys}|{ends}|{words}")
     tok.decoder = decoders.ByteLevel()
     specials = [AddedToken(s, special=True, normalized=False) for s in special_tokens()]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=WORDS_SIZE,
         min_frequency=1,
         special_tokens=specials,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tok.train_from_iterator(_corpus(), trainer)
+    state = json.loads(tok.to_str())
+    state["model"]["vocab"] |= {number: WORDS_SIZE + n for n, number in enumerate(COORDINATES[1:])}
+    state["model"]["ignore_merges"] = True  # a piece that is in the vocabulary is one token
+    tok = Tokenizer.from_str(json.dumps(state))
+    coordinate = r"(?<=\[|, )[1-9]\p{N}*0(?=[,\]])"
+    tok.pre_tokenizer = _split(rf"{keys}|{ends}|{coordinate}|{words}")
     tok.post_processor = processors.TemplateProcessing(
         single="<|startoftext|> $A", pair="<|startoftext|> $A $B", special_tokens=[("<|startoftext|>", BOS)]
     )

@@ -17,11 +17,11 @@ import reference_shim  # noqa: F401  (before transformers)
 import torch
 import torch.nn.functional as F
 from demo_batches import collate, to_device
-from demo_encoding import CELL, IGNORED, KINDS, PATCH
+from demo_encoding import CELL, IGNORED, KINDS, PATCH, encode
 from safetensors.torch import load_file, save_file
 from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration
 
-EDGES = (11,) * 4 + (10,) * 4  # classes of the hundreds and of the tens of four edges
+SPREAD = 0.8  # of the targets of a coordinate over its neighbours, in steps of ten thousandths of a side
 HUB_TOWER = "model.vision_tower.vision_model."  # the hub's repositories keep the older name of the tower
 
 
@@ -35,7 +35,16 @@ def build() -> Lfm2VlForConditionalGeneration:
             torch.from_numpy(np.concatenate([filters, np.zeros((places.shape[1], 768))]))
         )
         parts.position_embedding.weight[:, -places.shape[1] :] = torch.from_numpy(places)
+        words = model.model.language_model.embed_tokens.weight
+        words[demo_files.WORDS_SIZE :] = first_coordinates(words.shape[1], float(words.std()))
     return model
+
+
+def first_coordinates(width: int, scale: float) -> torch.Tensor:
+    """Slow waves along the numbers, each in a direction by lot, (100, width): neighbours begin alike."""
+    n = torch.arange(1, len(demo_files.COORDINATES))[:, None] / len(demo_files.COORDINATES)
+    waves = torch.cos(math.pi * n * torch.arange(12))
+    return torch.randn(waves.shape[1], width).T.mul(scale / math.sqrt(6)).matmul(waves.T).T
 
 
 def first_places(side: int) -> np.ndarray:
@@ -77,7 +86,7 @@ class Dense(torch.nn.Module):
 
     def __init__(self, width: int, text_width: int):
         super().__init__()
-        self.sizes = (*(kind + 1 for kind in KINDS), *EDGES, 6, (PATCH // CELL) ** 2)
+        self.sizes = (*(kind + 1 for kind in KINDS), *(len(demo_files.COORDINATES),) * 4, 6, (PATCH // CELL) ** 2)
         self.heads = torch.nn.Linear(width, sum(self.sizes))
         self.picture = torch.nn.Linear(text_width, 3)
 
@@ -99,8 +108,31 @@ class Dense(torch.nn.Module):
         if there.any():
             loss = loss + 0.2 * 3 * F.smooth_l1_loss(ways[there], batch["ways"].flatten(0, 1)[there])
             for part, label in zip(edges, batch["edges"].flatten(0, 1)[there].unbind(-1), strict=True):
-                loss = loss + F.cross_entropy(part[there], label) / len(edges)
+                loss = loss + near(part[there], label).mean() / len(edges)
         return loss
+
+
+def near(scores: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
+    """Cross entropies with targets that lie mostly on a coordinate and a little on its neighbours.
+
+    ``scores``: (places, 101) over all coordinates; ``coordinates``: (places,) indices.
+    """
+    away = torch.arange(scores.shape[-1], device=scores.device) - coordinates[:, None]
+    return -(torch.softmax(-((away / SPREAD) ** 2) / 2, -1) * scores.log_softmax(-1)).sum(-1)
+
+
+def answer_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The mean cross entropy over the answers' tokens; coordinates of several digits count as `near` does."""
+    placed = targets >= demo_files.WORDS_SIZE
+    if not placed.any():
+        return F.cross_entropy(logits, targets)
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    digit = encode(demo_files.COORDINATES[0])
+    numbers = [*digit, *range(demo_files.WORDS_SIZE, demo_files.VOCAB_SIZE)]
+    others = logits[placed].logsumexp(-1) - logits[placed][:, numbers].logsumexp(-1)
+    return losses.masked_scatter(
+        placed, others + near(logits[placed][:, numbers], targets[placed] - demo_files.WORDS_SIZE + 1)
+    ).mean()
 
 
 def see(model: Lfm2VlForConditionalGeneration, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

@@ -86,7 +86,7 @@ def describe_things(things: tuple[Thing, ...]) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
@@ -108,17 +108,17 @@ def ask_about(rng: np.random.Generator, things: tuple[Thing, ...]) -> tuple[str,
         one = single[rng.integers(len(single))] if single else things[0]
         if kind == "colour":
             word = "colour" if rng.random() < 0.7 else "color"
-            return kind, f"What {word} is the {one.shape}?", _capital(one.colour)
+            return kind, f"What {word} is the {one.shape}?", capital(one.colour)
         if kind == "shape":
             apart = [o for o in things if colours.count(o.colour) == 1]
             if not apart:
                 continue
             one = apart[rng.integers(len(apart))]
-            return kind, f"What shape is the {one.colour} object?", _capital(article(one.shape))
+            return kind, f"What shape is the {one.colour} object?", capital(article(one.shape))
         if kind == "size":
-            return kind, f"How big is the {one.shape}?", _capital(one.size)
+            return kind, f"How big is the {one.shape}?", capital(one.size)
         if kind == "where":
-            return kind, f"Where is the {one.shape}?", _capital(PLACES[one.place])
+            return kind, f"Where is the {one.shape}?", capital(PLACES[one.place])
         if kind == "exists":
             return kind, *_exists(rng, things)
         if kind == "many":
@@ -126,12 +126,12 @@ def ask_about(rng: np.random.Generator, things: tuple[Thing, ...]) -> tuple[str,
         if kind == "place":
             place = things[rng.integers(len(things))].place if rng.random() < 0.75 else int(rng.integers(9))
             there = [o for o in things if o.place == place]
-            return kind, f"What is {PLACES[place]}?", _capital(str(there[0])) if there else "Nothing."
+            return kind, f"What is {PLACES[place]}?", capital(str(there[0])) if there else "Nothing."
         word, axis, sign = (("left of", 1, -1), ("right of", 1, 1), ("above", 0, -1), ("below", 0, 1))[rng.integers(4)]
         beside = [o for o in things if sign * (divmod(o.place, 3)[axis] - divmod(one.place, 3)[axis]) > 0]
         if len(beside) > 1 or (not beside and rng.random() < 0.6):
             continue
-        return kind, f"What is {word} the {one.shape}?", _capital(str(beside[0])) if beside else "Nothing."
+        return kind, f"What is {word} the {one.shape}?", capital(str(beside[0])) if beside else "Nothing."
 
 
 def _exists(rng: np.random.Generator, things: tuple[Thing, ...]) -> tuple[str, str]:

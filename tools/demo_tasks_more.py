@@ -14,8 +14,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from demo_drawing import GRIDS, SHAPES, Box, Thing, paint, scene
-from demo_tasks import DESCRIBE, Sample, article, ask_about, describe_things, task
+from demo_drawing import GRIDS, PLACES, SHAPES, Box, Thing, paint, scene
+from demo_tasks import DESCRIBE, Sample, article, ask_about, capital, describe_things, task
 from PIL import Image, ImageDraw, ImageFont
 
 CODE = "ABCDEFGHIJKLMNPQRSTUVWXYZ0123456789"
@@ -118,7 +118,10 @@ def handwritten(rng: np.random.Generator, size: tuple[int, int] | None, level: f
 
 
 def boxes(rng: np.random.Generator, things: tuple[Thing, ...], extents: tuple[Box, ...], size: tuple[int, int]):
-    """(question, answer, boxes) for one label; in 15 of 100 cases nothing of that label is there."""
+    """(question, answer, boxes) for one label; in 15 of 100 cases nothing of that label is there.
+
+    The answer tells coordinates in tens, as 10 of 1000 are about one pixel; the boxes are exact.
+    """
     height, width = size
     kinds = [(o.shape, o.colour) for o in things]
     absent = rng.random() < 0.15
@@ -126,13 +129,14 @@ def boxes(rng: np.random.Generator, things: tuple[Thing, ...], extents: tuple[Bo
     if absent:
         shape = next(s for s in SHAPES if s not in [k for k, _ in kinds])
     label = shape if rng.random() < 0.5 else f"{colour} {shape}"
-    found = []
-    for o, extent in zip(things, extents, strict=True):
-        if label in (o.shape, f"{o.colour} {o.shape}"):
-            sides = (width, height, width, height)
-            box = [round(1000 * v / side) for v, side in zip(extent, sides, strict=True)]
-            found.append({"image_id": 0, "bbox_2d": box, "label": label})
-    return f"Provide bounding boxes for the {label}.", json.dumps(found), found
+    sides = (width, height, width, height)
+    found = [
+        [1000 * v / side for v, side in zip(extent, sides, strict=True)]
+        for o, extent in zip(things, extents, strict=True)
+        if label in (o.shape, f"{o.colour} {o.shape}")
+    ]
+    told = [{"image_id": 0, "bbox_2d": [10 * round(v / 10) for v in box], "label": label} for box in found]
+    return f"Provide bounding boxes for the {label}.", json.dumps(told), found
 
 
 @task
@@ -148,8 +152,8 @@ def point(rng: np.random.Generator, size: tuple[int, int] | None, level: float) 
 
 @task
 def compare(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -> Sample:
-    """Two or three pictures; questions that exactly one of them answers, and what one of them shows, in an order from
-    which no answer can be guessed."""
+    """Two or three pictures; questions that exactly one of them answers, where its object is, and what one of them
+    shows, in an order from which no answer can be guessed."""
     size = size or GRIDS[0]
     number = 3 if level > 0.5 and rng.random() < 0.5 else 2
     shown: list[tuple[Image.Image, tuple[Thing, ...], tuple[Box, ...]]] = []
@@ -157,14 +161,16 @@ def compare(rng: np.random.Generator, size: tuple[int, int] | None, level: float
         picture, things, extents = scene(rng, size, 0.0)
         if all((o.shape, o.colour) != (p.shape, p.colour) for o in things for _, other, _ in shown for p in other):
             shown.append((picture, things, extents))
-    turns = []
-    for right in rng.integers(number, size=4):
+    which, where = [], []
+    for right in rng.integers(number, size=3):
         one = shown[right][1][0]
-        turns.append((f"Which image shows {article(f'{one.colour} {one.shape}')}?", f"Media-{right + 1}."))
-    for asked in rng.integers(number, size=4):
-        turns.append((f"What does Media-{asked + 1} show?", describe_things(shown[asked][1])))
-    turns[1:] = [turns[i] for i in 1 + rng.permutation(len(turns) - 1)]
-    turns = list(dict.fromkeys(turns))
+        which.append((f"Which image shows {article(f'{one.colour} {one.shape}')}?", f"Media-{right + 1}."))
+    for right in rng.integers(number, size=2):
+        one = shown[right][1][0]
+        where.append((f"Where is the {one.colour} {one.shape}?", capital(f"{PLACES[one.place]} of Media-{right + 1}")))
+    what = [(f"What does Media-{i + 1} show?", describe_things(shown[i][1])) for i in rng.integers(number, size=2)]
+    others = [*which[1:], *where, *what]
+    turns = [which[0], *(others[i] for i in rng.permutation(len(others)))]
     pictures, kept, drawn = zip(*shown, strict=True)
     return Sample("compare", pictures, tuple(turns), kept, {"image": int(turns[0][1][-2]) - 1}, drawn, apart=True)
 

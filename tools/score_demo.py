@@ -140,7 +140,7 @@ def score(model: Any, processor: Any, task: str, number: int, size: tuple[int, i
             elif task == "read":
                 add(characters_right=max(0, len(wanted) - edits(answer, wanted)), characters=len(wanted))
             elif task == "point":
-                found, boxed = boxes(answer), [b["bbox_2d"] for b in sample.facts["boxes"]]
+                found, boxed = boxes(answer), sample.facts["boxes"]
                 met = overlaps(found or [], boxed)
                 add(valid=found is not None, boxes=len(boxed), iou=sum(met), met=sum(v > 0.5 for v in met))
     return row

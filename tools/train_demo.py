@@ -30,9 +30,8 @@ import demo_tasks
 import demo_tasks_more
 import numpy as np
 import torch
-import torch.nn.functional as F
-from demo_batches import EASY_STEPS, WARM_STEPS, Batches, collate, to_device
-from demo_model import Dense, answers, build, check_against_reference, export, forward, load_folder, see
+from demo_batches import EASY_STEPS, WARM_STEPS, WEIGHT, Batches, collate, to_device
+from demo_model import Dense, answer_loss, answers, build, check_against_reference, export, forward, load_folder, see
 from demo_optimizers import optimizers, rate
 from transformers import Lfm2VlForConditionalGeneration
 
@@ -170,13 +169,13 @@ def main() -> None:
         else:
             hidden, features, images = forward(model, batch)
             logits, targets, _ = answers(model, hidden, batch["labels"])
-            loss, share = F.cross_entropy(logits, targets), 0.5
+            loss, share = answer_loss(logits, targets), 0.5
         seen = torch.zeros((), device=device)
         if "named" in batch:  # no picture is cut: one grid
             seen = dense(*features.values(), batch)
         if batch["task"] == "compare":
             seen = seen + dense.which(images, batch)
-        (loss + share * seen).backward()
+        (WEIGHT.get(batch["task"], 1.0) * loss + share * seen).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for o in optims:
             o.step()
