@@ -74,7 +74,9 @@ def resolve(
         """What is wanted of one folder of the repository."""
         within = tuple(f"{folder}{pattern}" for pattern in wanted)
         with Arrivals(repo, _cached(repo, cache_dir), downloading=not local_files_only) as arrivals:
-            found = _download(repo, revision, token, cache_dir, local_files_only, within, (f"{folder}*/*",), progress)
+            found = _download(
+                name, repo, revision, token, cache_dir, local_files_only, within, (f"{folder}*/*",), progress
+            )
             arrivals.check(found)
         return found
 
@@ -110,6 +112,7 @@ def _only_child(folder: Path, name: str) -> str:
 
 
 def _download(
+    name: str,
     repo: str,
     revision: str | None,
     token: str | bool | None,
@@ -163,21 +166,21 @@ def _download(
         else:
             folder = fetch()
     except HFValidationError as error:
-        raise HubError(f"{repo}: no such folder, and not a name that the hub allows ({_first_line(error)})") from None
+        raise HubError(f"{name}: no such folder, and not a name that the hub allows ({_first_line(error)})") from None
     except RevisionNotFoundError:
-        raise HubError(f"{repo}: the repository has no revision {revision!r}") from None
+        raise HubError(f"{name}: the repository has no revision {revision!r}") from None
     except GatedRepoError:
         raise HubError(
-            f"{repo}: access is restricted; accept its terms on the hub and log in with `hf auth login`"
+            f"{name}: access is restricted; accept its terms on the hub and log in with `hf auth login`"
         ) from None
     except RepositoryNotFoundError:
         raise HubError(
-            f"{repo}: no such folder here and no such repository on the hub (or it is private: log in)"
+            f"{name}: no such folder here and no such repository on the hub (or it is private: log in)"
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError) as error:
         said = answer(error)
         if said is None and isinstance(error, LocalEntryNotFoundError):
-            reason = f"not in the local cache and the hub cannot be reached ({_first_line(error)})"
+            reason = f"no such folder, not in the local cache, and the hub cannot be reached ({_first_line(error)})"
         elif said is not None and said.status_code == 401:
             reason = "the hub does not know your token; log in again with `hf auth login`"
         elif said is not None and said.status_code == 429:
@@ -186,7 +189,7 @@ def _download(
             # a RuntimeError is of Xet's client, which has tried what may pass for minutes by itself
             cause = error.__cause__ if said is not None and error.__cause__ is not None else error
             reason = f"the download failed ({_first_line(cause)}); run it again to resume"
-        raise HubError(f"{repo}: {reason}") from error
+        raise HubError(f"{name}: {reason}") from error
     return folder
 
 

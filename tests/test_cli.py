@@ -116,7 +116,7 @@ def test_verbose_says_what_became_of_the_weights_and_what_computes(cli):
 
     code, _, err = cli("generate", "--model", str(demo.path()), "--prompt", "Hello", "--verbose", "--max-tokens", 1)
     assert code == 0
-    assert "the bfloat16 weights were made float32, in which the CPU is fastest (0.012 GB)" in err
+    assert "the bfloat16 weights were made float32, in which the CPU is fastest (0.013 GB)" in err
     assert "computing on the CPU (products in float32 are NumPy's)" in err
 
 
@@ -291,7 +291,7 @@ def test_errors_of_a_real_process_are_one_line_without_traceback(tmp_path):
         (["generate", "--top-p", "0"], r"--top-p: '0' is not a number above 0"),
         (["generate", "--min-p", "2"], r"--min-p: '2' is not a number of at least 0 and at most 1"),
         (["generate", "--top-k", "-3"], r"--top-k: '-3' is not a whole number of at least 0"),
-        (["generate", "--repetition-penalty", "0"], r"--repetition-penalty: '0' is not a number above 0"),
+        (["generate", "--repetition-penalty", "0"], r"--repetition-penalty: '0' is not a number of at least 0.01"),
         (["generate", "--seed", "1.5"], r"--seed: '1\.5' is not a whole number"),
         (["generate", "--max-image-tokens", "0"], r"--max-image-tokens: '0'"),
         (["generate", "--unheard-of"], r"unrecognized arguments: --unheard-of"),

@@ -440,5 +440,7 @@ def test_generate_runs_a_model_of_the_hub_and_again_without_it(hub, tmp_path):
     shutil.rmtree(tmp_path / "home")
     gone = run("http://127.0.0.1:9")
     assert (gone.returncode, gone.stdout) == (2, "")
-    assert gone.stderr.strip().splitlines()[-1].startswith(f"mlx-lfm2vl: error: {NAME}: not in the local cache")
+    assert (
+        gone.stderr.strip().splitlines()[-1].startswith(f"mlx-lfm2vl: error: {NAME}: no such folder, not in the local")
+    )
     assert "Traceback" not in gone.stderr
