@@ -138,9 +138,8 @@ def run(
     token of a single row. `stop` ends all rows with "cancelled"; with `row_stop` it is asked before the first token
     only, and `row_stop` for each row after each token. `joining` is asked before each token, with the number of rows
     that go on, for more, which are numbered on from those before; while their prompts are run, each piece of them is
-    followed by a token of the others. A row whose numbers are not finite, or that cannot
-    join, ends with `failed`; without it `NotFiniteError` is raised. Raises `PromptError` and `InputError` before the
-    first piece.
+    followed by a token of the others. A row whose numbers are not finite, or that cannot join, ends with `failed`;
+    without it `NotFiniteError` is raised. Raises `PromptError` and `InputError` before the first piece.
     """
     check_callable("stop", stop)
     check_callable("progress", progress)
