@@ -53,15 +53,17 @@ class Arrivals:
             with contextlib.suppress(OSError):
                 self._repository.rmdir()
 
-    def check(self, folder: Path) -> None:
-        """Compares the files in a snapshot that have come since with their SHA-256. Raises `HubError` once one that
+    def check(self) -> None:
+        """Compares the files of all revisions that have come since with their SHA-256. Raises `HubError` once one that
         differs is removed, so that the next run fetches it anew."""
         if self._began is None:
             return
-        for file in folder.glob("**/*"):
+        for file in (self._repository / "snapshots").glob("**/*"):
             # The first link's name is the SHA-256; it may lead on to a store that repositories share, with other names.
             link, blob = Path(os.readlink(file)) if file.is_symlink() else file, file.resolve()
-            if not _SHA256.fullmatch(link.name) or blob.stat().st_mtime < self._began - CLOCK_SLACK:
+            if not _SHA256.fullmatch(link.name) or not blob.is_file():
+                continue
+            if blob.stat().st_mtime < self._began - CLOCK_SLACK:
                 continue
             if _digest(blob) != link.name:
                 for damaged in {file, file.parent / link, blob}:

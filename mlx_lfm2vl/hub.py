@@ -27,7 +27,7 @@ WAITS = (0.5, 1.0, 2.0)  # seconds before a question is put again
 LONGEST_WAIT = 60.0  # seconds, if the hub asks for more
 _XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})\b.*")  # in what hf_xet raises
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_FOLDER = re.compile(r"[A-Za-z0-9][\w.-]*")
+_REPOSITORY_OR_FOLDER = re.compile(rf"({_REPOSITORY.pattern})(?:/([A-Za-z0-9][\w.-]*))?")
 
 
 def resolve(
@@ -64,11 +64,11 @@ def resolve(
         return _with_config(folder)
     if os.path.exists(folder):
         raise HubError(f"{name}: is a file; give the folder that holds config.json")
-    repo, _, child = name.partition("/")[2].partition("/")
-    repo = f"{name.partition('/')[0]}/{repo}"
-    if not (_REPOSITORY.fullmatch(repo) and (_FOLDER.fullmatch(child) or repo == name)):
+    parts = _REPOSITORY_OR_FOLDER.fullmatch(name)
+    if parts is None:
         shown = name if len(name) <= 120 else f"{name[:100]}..."
         raise HubError(f"{shown}: no such folder, and not a hub repository name like 'LiquidAI/LFM2-VL-450M'")
+    repo, child = parts[1], parts[2]
 
     def fetch(folder: str, wanted: tuple[str, ...]) -> Path:
         """What is wanted of one folder of the repository."""
@@ -77,7 +77,7 @@ def resolve(
             found = _download(
                 name, repo, revision, token, cache_dir, local_files_only, within, (f"{folder}*/*",), progress
             )
-            arrivals.check(found)
+            arrivals.check()
         return found
 
     if not child:

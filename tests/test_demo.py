@@ -80,8 +80,7 @@ def test_a_picture_beyond_the_budget_is_tiled():
 
 
 # Chance: a description at most 1 in 864 (size, colour, shape and place of one object), a count 1 in 10, a choice
-# between pictures 1 in 2 or 3; always the commonest answer ("Yes.") gets about an eighth of the questions. The rates of
-# the card are of 500 pictures; of 30, all but a few samples in a million lie above these.
+# between pictures 1 in 2 or 3; always the commonest answer ("Yes.") gets about an eighth of the questions.
 @pytest.mark.parametrize(
     ("task", "least"),
     [

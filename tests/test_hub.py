@@ -14,6 +14,7 @@ import pytest
 from hub_server import HubServer, Repository
 
 from mlx_lfm2vl import HubError, demo
+from mlx_lfm2vl.arrivals import NOTE
 from mlx_lfm2vl.hub import resolve
 
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB
@@ -287,6 +288,22 @@ def test_wrong_bytes_of_a_download_that_was_killed_are_found_by_the_next(fetch, 
     folder = Path(fetch()["folder"])
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert not any(tmp_path.glob("**/.mlx-lfm2vl-*")), "nothing of ours is left in the cache"
+
+
+def test_wrong_bytes_of_another_revision_are_found_too(fetch, hub, tmp_path):
+    """What a killed download left is looked at once, whichever revision is asked for next."""
+    good = Path(fetch()["folder"])
+    repository = good.parents[1]
+    blob = (good / "model.safetensors").resolve()
+    other = repository / "snapshots" / ("0" * 40)
+    other.mkdir()
+    (other / "other.safetensors").symlink_to(blob)
+    (other / "gone.safetensors").symlink_to(repository / "blobs" / ("1" * 64))
+    (repository / f"{NOTE}99999999-gone").touch()
+    blob.chmod(0o644)
+    blob.write_bytes(WEIGHTS[:-1] + b"!")
+    assert "arrived damaged" in message(fetch())
+    assert (Path(fetch()["folder"]) / "model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_a_repository_that_is_not_there_leaves_nothing_in_the_cache(fetch, tmp_path):

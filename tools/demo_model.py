@@ -21,7 +21,7 @@ from demo_encoding import CELL, IGNORED, KINDS, PATCH, encode
 from safetensors.torch import load_file, save_file
 from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration
 
-SPREAD = 0.8  # of the targets of a coordinate over its neighbours, in steps of ten thousandths of a side
+SPREAD = 0.8  # standard deviation of a coordinate's targets over its neighbours, in steps between coordinates
 HUB_TOWER = "model.vision_tower.vision_model."  # the hub's repositories keep the older name of the tower
 
 

@@ -22,7 +22,7 @@ from ..weights.fit import allocations, check_question, largest_pass, number_type
 from .features import FeatureCache, encode_views_in_pieces
 from .finite import not_finite
 from .sampling import Chooser, SideBySide
-from .watch import Pieces, Progress, Stop, T, advance, check, whole
+from .watch import Pieces, Progress, Stop, T, advance, check, completed
 
 PREFILL_CHUNK = 512  # tokens; bounds the activations of a long prompt
 
@@ -58,7 +58,7 @@ class Prompt:
         return self.input_ids.shape[1] - np.asarray(self.attention_mask).sum(axis=1)
 
 
-def prefill(
+def prefill_in_pieces(
     model: Lfm2VlForConditionalGeneration,
     prompt: Prompt,
     cache: Cache,
@@ -69,8 +69,9 @@ def prefill(
     stop: Stop | None = None,
     pauses: Sequence[int] = (),
     paused: Callable[[int], None] | None = None,
-) -> mx.array:
-    """Runs the prompt through the model into `cache` and returns the logits (B, vocabulary) of its last position.
+) -> Pieces[mx.array]:
+    """Runs the prompt through the model into `cache` and returns the logits (B, vocabulary) of its last position; a
+    pass of the vision tower, or a chunk of the text, at a time.
 
     Pictures are encoded first (or found in `features`) and their buffers freed; the text follows in chunks, each
     evaluated before the next. A single unpadded prompt may continue what the cache holds. `stop` is asked between
@@ -78,26 +79,14 @@ def prefill(
     prompt, ascending, short of all of it), and `paused` is told. Raises `InputError`, `OutOfMemoryError`,
     `NotFiniteError` and `Cancelled`.
     """
-    return whole(prefill_in_pieces(model, prompt, cache, chunk, progress, features, stop, pauses, paused))
-
-
-def prefill_in_pieces(
-    model: Lfm2VlForConditionalGeneration,
-    prompt: Prompt,
-    cache: Cache,
-    chunk: int = PREFILL_CHUNK,
-    progress: Progress | None = None,
-    features: FeatureCache | None = None,
-    stop: Stop | None = None,
-    pauses: Sequence[int] = (),
-    paused: Callable[[int], None] | None = None,
-) -> Pieces[mx.array]:
-    """`prefill`, a pass of the vision tower or a chunk of the text at a time."""
     rows, length = prompt.input_ids.shape
     check_question(model.config, number_type(model), length, 0, largest_pass(prompt.spatial_shapes), rows)
     running = _prefill(model, prompt, cache, chunk, progress, features, stop, pauses, paused)
     del prompt
     return (yield from guarded(running, f"a prompt of {length:,} tokens"))
+
+
+prefill = completed(prefill_in_pieces)
 
 
 def guarded(pieces: Pieces[T], what: str) -> Pieces[T]:

@@ -18,7 +18,7 @@ from ..errors import InputError, OptionError
 from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration, vision_passes
 from .finite import check_vision
 from .memory import check_bytes
-from .watch import Pieces, Stop, check, whole
+from .watch import Pieces, Stop, check, completed
 
 DEFAULT_BYTES = 256 * 2**20
 
@@ -72,22 +72,6 @@ def view_key(pixels: np.ndarray, grid: tuple[int, int]) -> bytes:
     return digest.digest()
 
 
-def encode_views(
-    model: Lfm2VlForConditionalGeneration,
-    pixel_values: Array,
-    spatial_shapes: Array,
-    features: FeatureCache | None = None,
-    stop: Stop | None = None,
-    keys: Sequence[bytes] | None = None,
-) -> mx.array:
-    """Image tokens of all views in order, (tokens, hidden), evaluated.
-
-    `keys`: the views' `view_key`s, if they are known already; equal views are then encoded once. `stop` is asked before
-    each pass of the tower. Raises `InputError`, `NotFiniteError` and `Cancelled`.
-    """
-    return whole(encode_views_in_pieces(model, pixel_values, spatial_shapes, features, stop, keys))
-
-
 def encode_views_in_pieces(
     model: Lfm2VlForConditionalGeneration,
     pixel_values: Array,
@@ -96,7 +80,11 @@ def encode_views_in_pieces(
     stop: Stop | None = None,
     keys: Sequence[bytes] | None = None,
 ) -> Pieces[mx.array]:
-    """`encode_views`, a pass of the tower at a time."""
+    """Image tokens of all views in order, (tokens, hidden), evaluated; a pass of the tower at a time.
+
+    `keys`: the views' `view_key`s, if they are known already; equal views are then encoded once. `stop` is asked before
+    each pass of the tower. Raises `InputError`, `NotFiniteError` and `Cancelled`.
+    """
     shapes = np.array(spatial_shapes)
     if shapes.ndim != 2 or shapes.shape[1] != 2 or len(shapes) != len(pixel_values) or not len(shapes):
         raise InputError(f"spatial_shapes has shape {shapes.shape}, expected ({len(pixel_values)}, 2)")
@@ -130,3 +118,6 @@ def encode_views_in_pieces(
         yield
     done = [tokens[name] for name in names]
     return done[0] if len(done) == 1 else mx.concatenate(done)
+
+
+encode_views = completed(encode_views_in_pieces)

@@ -3,14 +3,16 @@ prompt, and tokens."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from ..errors import OptionError
 
 Progress = Callable[[int, int], None]  # tokens of the prompt done, tokens in all
 Stop = Callable[[], bool]  # true once the work shall end
 T = TypeVar("T")
+P = ParamSpec("P")
 Pieces = Generator[None, None, T]  # work that yields between its pieces and returns its result
 
 
@@ -38,6 +40,16 @@ def whole(pieces: Pieces[T]) -> T:
     while (result := advance(pieces)) is None:
         pass
     return result
+
+
+def completed(work: Callable[P, Pieces[T]]) -> Callable[P, T]:
+    """The same work, done as a whole."""
+
+    @functools.wraps(work)
+    def run(*arguments: P.args, **named: P.kwargs) -> T:
+        return whole(work(*arguments, **named))
+
+    return run
 
 
 def check(stop: Stop | None) -> None:

@@ -18,7 +18,7 @@ import urllib.parse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import ImageError, OptionError
+from ..errors import ImageError, OptionError, one_line
 
 if TYPE_CHECKING:
     from .transfer import Reply
@@ -69,8 +69,7 @@ DEFAULT_POLICY = SourcePolicy()
 
 def short(name: str) -> str:
     """A name for messages: one line, of bounded length, without characters that a terminal obeys."""
-    line = " ".join(name[:1000].split())
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    line = one_line(name[:1000])
     return line if len(line) <= 120 else line[:100] + "..."
 
 
