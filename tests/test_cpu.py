@@ -1,5 +1,7 @@
 """What the CPU back end computes in its own way, against MLX's and float64."""
 
+import threading
+import time
 import warnings
 from contextlib import nullcontext
 
@@ -9,12 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from mlx_lfm2vl.config import Lfm2Config
+from mlx_lfm2vl.config import Lfm2Config, Siglip2VisionConfig
 from mlx_lfm2vl.model import cpu
 from mlx_lfm2vl.model.convolution import _step
-from mlx_lfm2vl.model.lfm2 import Lfm2Model
+from mlx_lfm2vl.model.cpu.threads import cores, together
+from mlx_lfm2vl.model.lfm2 import Lfm2MLP, Lfm2Model
+from mlx_lfm2vl.model.vision import Siglip2EncoderLayer
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -96,6 +101,71 @@ def test_gelu_and_a_step_of_the_convolution_have_mlx_s_gradients_too():
         ),
     ):
         np.testing.assert_allclose(np.array(mx.grad(ours)(x)), np.array(mx.grad(theirs)(x)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("patches", [4, 96, 300, 1100])
+@pytest.mark.parametrize("views", [1, 3])
+def test_a_layer_of_the_tower_as_a_whole_is_that_of_its_parts(views, patches):
+    sizes = {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 200, "num_hidden_layers": 1}
+    config = Siglip2VisionConfig.from_dict({**sizes, "layer_norm_eps": 1e-3})
+    layer = Siglip2EncoderLayer(config)
+    shapes = {name: array.shape for name, array in tree_flatten(layer.parameters())}
+    layer.update(tree_unflatten([(name, normal(*shape, seed=len(name)) / 8) for name, shape in shapes.items()]))
+    x = normal(views, patches, 96, seed=1)
+    wanted = np.array(layer(x))
+    with cpu.no_gradients():
+        np.testing.assert_allclose(np.array(layer(x)), wanted, rtol=1e-4, atol=1e-4)
+        layer.mlp.fc1 = nn.QuantizedLinear.from_linear(nn.Linear(96, 200, bias=True), group_size=32)
+        assert layer(x).shape == x.shape, "a layer of another kind goes its own way"
+    np.testing.assert_array_equal(np.array(x), np.array(normal(views, patches, 96, seed=1)), "its input is not changed")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 300])
+def test_a_feed_forward_as_a_whole_is_that_of_its_parts(rows):
+    config = Lfm2Config.from_dict({"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8})
+    layer, x, residual = Lfm2MLP(config), normal(2, rows, 64), normal(2, rows, 64, seed=1)
+    wanted = np.array(layer(x, residual))
+    with cpu.no_gradients():
+        np.testing.assert_allclose(np.array(layer(x, residual)), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(np.array(residual), np.array(normal(2, rows, 64, seed=1)), "nothing is written to")
+
+
+def blas_threads() -> list[int]:
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+def test_openblas_keeps_to_one_thread_while_work_is_shared_and_has_its_own_again_afterwards():
+    with threadpool_limits(2, "blas"):
+        seen, names = [], set()
+
+        def work(start: int, end: int) -> None:
+            seen.append((start, end, blas_threads()))
+            names.add(threading.current_thread().name)
+            with cores:
+                pass
+            assert set(blas_threads()) == {1}, "nor where a part of it asks for the same"
+
+        together(work, 7)
+        assert sorted((start, end) for start, end, _ in seen) == [(0, 3), (3, 7)] and len(names) == 2
+        assert all(set(numbers) == {1} for *_, numbers in seen)
+        together(work, 7, least=4)
+        assert seen[-1][:2] == (0, 7), "too little for two"
+        assert set(blas_threads()) == {2}
+
+
+def test_what_fails_in_a_thread_is_told_when_all_have_ended():
+    ended = []
+
+    def work(start: int, end: int) -> None:
+        if start:
+            raise MemoryError("no more")
+        time.sleep(0.05)
+        ended.append(end)
+
+    with threadpool_limits(2, "blas"):
+        with pytest.raises(MemoryError, match="no more"):
+            together(work, 2)
+        assert ended == [1] and set(blas_threads()) == {2}
 
 
 def test_compiling_through_it_is_refused_and_not_wrong():

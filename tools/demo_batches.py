@@ -16,14 +16,14 @@ from demo_encoding import IGNORED, encode_sample, patch_labels, patchify, views
 
 # Share of the batches of each task, and how many samples a batch of it holds (a batch of each costs about alike).
 MIX = {
-    "quiz": 0.22,
+    "quiz": 0.18,
     "chat": 0.02,
-    "count": 0.24,
-    "read": 0.20,
-    "digit": 0.04,
-    "point": 0.09,
-    "compare": 0.13,
-    "tiled": 0.06,
+    "count": 0.34,
+    "read": 0.26,
+    "digit": 0.03,
+    "point": 0.06,
+    "compare": 0.07,
+    "tiled": 0.04,
 }
 BATCH = {"quiz": 12, "chat": 18, "count": 28, "read": 36, "digit": 32, "point": 14, "compare": 10, "tiled": 6}
 # How much an answer's token counts. Which picture is meant is one token of many in answers about several pictures, the

@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError, OptionError
+from ..model.cpu import no_gradients
 from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration, vision_passes
 from .finite import check_vision
 from .memory import check_bytes
@@ -105,7 +106,8 @@ def encode_views_in_pieces(
         chosen = (
             pixel_values if whole else pixel_values[mx.array(views) if isinstance(pixel_values, mx.array) else views]
         )
-        made = model.get_image_features(chosen, shapes[views]).pooler_output
+        with no_gradients():
+            made = model.get_image_features(chosen, shapes[views]).pooler_output
         finite = mx.stack([mx.isfinite(array).all() for array in made]).all()
         mx.eval(made, finite)
         if not finite.item():

@@ -16,7 +16,7 @@ from . import cpu
 from .activations import swiglu
 from .cache import Cache, ConvCache, KeyValueCache
 from .convolution import Lfm2ShortConv
-from .products import add_linear, linear, rms_norm
+from .products import add_linear, fuses, linear, rms_norm
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,8 @@ class Lfm2MLP(nn.Module):
         self.w2 = nn.Linear(config.feed_forward_size, config.hidden_size, bias=False)
 
     def __call__(self, x: mx.array, residual: mx.array) -> mx.array:
+        if fuses(x, self.w1, self.w3, self.w2):
+            return cpu.feed_forward(residual, x, self.w1.weight, self.w3.weight, self.w2.weight)
         return add_linear(residual, swiglu(linear(self.w1, x), linear(self.w3, x)), self.w2)
 
 

@@ -14,6 +14,11 @@ import mlx.nn as nn
 from . import cpu
 
 
+def fuses(x: mx.array, *layers: nn.Module) -> bool:
+    """Whether `cpu` computes what lies between these layers of `x` together with them."""
+    return all(type(layer) is nn.Linear for layer in layers) and cpu.fuses(x, *(layer.weight for layer in layers))
+
+
 def linear(layer: nn.Module, x: mx.array) -> mx.array:
     """`layer(x)`"""
     if type(layer) is nn.Linear and cpu.applies(x, layer.weight):

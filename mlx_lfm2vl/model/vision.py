@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from ..config import Siglip2VisionConfig
-from .activations import ACTIVATIONS
-from .cpu import attention
+from . import cpu
+from .activations import ACTIVATIONS, gelu_tanh
 from .positions import resize_table
-from .products import SharedProduct, linear
+from .products import SharedProduct, fuses, linear
 
 
 class Siglip2VisionEmbeddings(nn.Module):
@@ -32,7 +33,7 @@ class Siglip2VisionEmbeddings(nn.Module):
 class Siglip2Attention(nn.Module):
     def __init__(self, config: Siglip2VisionConfig):
         super().__init__()
-        self._heads = config.num_attention_heads
+        self.heads = config.num_attention_heads
         self._scale = config.head_dim**-0.5
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -55,22 +56,22 @@ class Siglip2Attention(nn.Module):
         views, patches, width = x.shape
 
         def heads(y: mx.array) -> mx.array:  # (views, heads, patches, head_dim)
-            return y.reshape(views, patches, self._heads, -1).transpose(0, 2, 1, 3)
+            return y.reshape(views, patches, self.heads, -1).transpose(0, 2, 1, 3)
 
         queries, keys, values = (heads(y) for y in self._project(x))
-        out = attention(queries, keys, values, scale=self._scale)
+        out = cpu.attention(queries, keys, values, scale=self._scale)
         return linear(self.out_proj, out.transpose(0, 2, 1, 3).reshape(views, patches, width))
 
 
 class Siglip2MLP(nn.Module):
     def __init__(self, config: Siglip2VisionConfig):
         super().__init__()
-        self._activation = ACTIVATIONS[config.hidden_act]
+        self.activation = ACTIVATIONS[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return linear(self.fc2, self._activation(linear(self.fc1, x)))
+        return linear(self.fc2, self.activation(linear(self.fc1, x)))
 
 
 class Siglip2EncoderLayer(nn.Module):
@@ -82,6 +83,11 @@ class Siglip2EncoderLayer(nn.Module):
         self.mlp = Siglip2MLP(config)
 
     def __call__(self, x: mx.array) -> mx.array:
+        attention, mlp = self.self_attn, self.mlp
+        layers = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, mlp.fc1, mlp.fc2)
+        if mlp.activation is gelu_tanh and fuses(x, *layers):
+            norms = self.layer_norm1.eps, self.layer_norm2.eps
+            return cpu.encoder_layer(x, attention.heads, norms, dict(tree_flatten(self.parameters())))
         x = x + self.self_attn(self.layer_norm1(x))
         return x + self.mlp(self.layer_norm2(x))
 

@@ -1,0 +1,74 @@
+"""Work shared between the cores of a CPU by threads of its own, beside which OpenBLAS keeps still.
+
+OpenBLAS's threads wait for the next product at full speed, for up to 27 ms, in the way of any other thread or process;
+and they help with products alone. Here all work is shared, and each product takes the core of the thread that calls it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextvars import copy_context
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+
+@cache
+def _libraries() -> list[Any]:
+    """NumPy's OpenBLAS, and MLX's where it has one. None if they use something else (Accelerate on a Mac)."""
+    from threadpoolctl import ThreadpoolController  # 40 ms, which nobody should wait for on a GPU
+
+    return [*ThreadpoolController().select(user_api="blas").lib_controllers]
+
+
+class Cores:
+    """While a `with` block runs, in whatever thread, OpenBLAS keeps to the thread that calls it. It gives the number of
+    threads that OpenBLAS has otherwise, which is that of the cores unless somebody set another."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._threads: list[int] = []
+
+    def __enter__(self) -> int:
+        with self._lock:
+            if not self._inside:
+                self._threads = [library.num_threads for library in _libraries()]
+                for library in _libraries():
+                    library.set_num_threads(1)
+            self._inside += 1
+            return max(self._threads, default=1)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                for library, threads in zip(_libraries(), self._threads, strict=True):
+                    library.set_num_threads(threads)
+
+
+cores = Cores()
+
+
+@cache
+def _helpers(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "mlx_lfm2vl")
+
+
+def together(work: Callable[[int, int], None], units: int, least: int = 1) -> None:
+    """`work(start, end)` of ranges that make up `range(units)`, each in a thread: as many as OpenBLAS has, if each gets
+    at least `least` units. Such work must not share its own: it would wait for a thread that waits for it."""
+    with cores as threads:
+        parts = max(1, min(threads, units // max(1, least)))
+        edges = [units * part // parts for part in range(parts + 1)]
+        others = [
+            _helpers(threads - 1).submit(copy_context().run, work, start, end) for start, end in pairwise(edges[1:])
+        ]
+        try:
+            work(*edges[:2])
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
