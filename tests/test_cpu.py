@@ -17,9 +17,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from mlx_lfm2vl.config import Lfm2Config, Siglip2VisionConfig
 from mlx_lfm2vl.model import cpu
 from mlx_lfm2vl.model.convolution import _step
-from mlx_lfm2vl.model.cpu.threads import cores, together
 from mlx_lfm2vl.model.lfm2 import Lfm2MLP, Lfm2Model
 from mlx_lfm2vl.model.vision import Siglip2EncoderLayer
+from mlx_lfm2vl.threads import cores, together
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 

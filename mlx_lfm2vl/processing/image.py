@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..config import ImageProcessorConfig, ProcessorConfig
 from ..config.files import writing
 from ..errors import ConfigError, ImageError, OptionError
 from ..hub import resolve
+from ..threads import together
 from . import geometry
 from .batch import BatchFeature, check_return_tensors
 from .geometry import ViewPlan
@@ -207,17 +208,17 @@ class Lfm2VlImageProcessor:
         patch = config.encoder_patch_size
         pixels = np.zeros((len(shapes), length, patch * patch * 3), dtype=np.float32)
         scale = _Scale(config)
-        view = 0
+        first = 0
         for picture, plan in zip(loaded, plans, strict=True):
             array = _array(picture)
+            views: list[np.ndarray] = []
             if plan.tiled:
                 whole = resize(array, plan.rows * plan.tile_size, plan.cols * plan.tile_size, config.resample)
-                for tile in _tiles(whole, plan.rows, plan.cols):
-                    scale.write(tile, pixels[view])
-                    view += 1
+                views += _tiles(whole, plan.rows, plan.cols)
             if not plan.tiled or plan.thumbnail:
-                scale.write(resize(array, plan.height, plan.width, config.resample), pixels[view])
-                view += 1
+                views.append(resize(array, plan.height, plan.width, config.resample))
+            scale.write(views, pixels[first : first + len(views)])
+            first += len(views)
         mask = (np.arange(length) < counts[:, None]).astype(np.int32)
         return BatchFeature(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=shapes), plans
 
@@ -241,8 +242,19 @@ class _Scale:
         elif config.do_rescale:
             self.factor = np.float32(config.rescale_factor)
 
-    def write(self, view: np.ndarray, out: np.ndarray) -> None:
-        """`view` (height, width, 3) uint8 into the first rows of `out` (patches, patch**2 * 3) float32."""
+    def write(self, views: Sequence[np.ndarray], out: np.ndarray) -> None:
+        """`views` (height, width, 3) uint8 into the first rows of each of `out` (views, patches, patch**2 * 3)."""
+
+        def several(start: int, end: int) -> None:
+            for view, patches in zip(views[start:end], out[start:end], strict=True):
+                self._write(view, patches)
+
+        if len(views) > 1:
+            together(several, len(views))
+        else:
+            several(0, len(views))
+
+    def _write(self, view: np.ndarray, out: np.ndarray) -> None:
         rows, columns = view.shape[0] // self.patch, view.shape[1] // self.patch
         cut = view.reshape(rows, self.patch, columns, self.patch, 3).transpose(0, 2, 1, 3, 4)
         flat = cut.reshape(rows * columns, self.patch**2 * 3)

@@ -3,24 +3,26 @@
 A pass across, then a pass down, each rounded to 8 bits; an axis that keeps its length is left alone. The weights of a
 pass are 16-bit fixed point, at the highest precision (at most 22 bits) at which the largest of them fits. Sums are
 matrix products over blocks of outputs, in float32 while their whole numbers fit it (below 2**24) and in float64 where
-a picture shrinks so far that they do not: exact either way. Products are small, so that they stay in the cache and BLAS
-does each on the calling thread: its own threads would wait for each other longer than they work. Large pictures are
-shared among threads of ours.
+a picture shrinks so far that they do not: exact either way. Products are small, so that OpenBLAS does each on the
+calling thread: its own threads would wait for each other longer than they work. Large pictures are shared among threads
+of ours.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from ..threads import together
+
 BLOCK = 16  # outputs of one matrix product; its inputs are a band, so small blocks waste little
-PRODUCT = 1 << 18  # multiplications of one product at most; OpenBLAS spreads larger ones over threads
-LARGE = 1 << 20  # numbers of a plane that are worth several threads
-THREADS = min(4, os.cpu_count() or 1)
+PRODUCT = 1 << 18  # multiplications of one product at most; OpenBLAS spreads larger ones over threads if it may
+LARGE = 1 << 20  # numbers of a plane that are worth several threads, which take larger products, too: fewer calls
+LARGE_PRODUCT = 1 << 20
+SHARE = 64  # rows or columns of a large picture that a thread gets at least
 
 
 def resize(pixels: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
@@ -35,7 +37,7 @@ def resize(pixels: np.ndarray, height: int, width: int, resample: int) -> np.nda
 
 
 def _passed(
-    work: Callable[[np.ndarray, _Pass, np.ndarray], None],
+    work: Callable[[np.ndarray, _Pass, int, np.ndarray], None],
     planes: np.ndarray,
     filter: _Pass,
     shape: tuple[int, int],
@@ -43,20 +45,16 @@ def _passed(
 ) -> np.ndarray:
     """What a pass makes of planes (channels, h, w): of that shape, cut along `axis`, in which it works row by row."""
     out = np.empty((len(planes), *shape), np.uint8)
-    parts = THREADS if planes[0].size >= LARGE else 1
-    cuts = [
-        (source, filter, target)
-        for plane, made in zip(planes, out, strict=True)
-        for source, target in zip(np.array_split(plane, parts, axis), np.array_split(made, parts, axis), strict=True)
-    ]
-    if parts == 1:
-        for cut in cuts:
-            work(*cut)
-    else:
-        from concurrent.futures import ThreadPoolExecutor  # takes 10 ms to import, and few pictures are large
+    large = planes[0].size >= LARGE
 
-        with ThreadPoolExecutor(parts) as threads:
-            list(threads.map(lambda cut: work(*cut), cuts))
+    def part(start: int, end: int) -> None:
+        cut = (slice(None),) * (1 + axis) + (slice(start, end),)
+        work(planes[cut], filter, filter.strip(LARGE_PRODUCT if large else PRODUCT), out[cut])
+
+    if large:
+        together(part, shape[axis], SHARE)
+    else:
+        part(0, shape[axis])
     return out
 
 
@@ -73,23 +71,24 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Pass:
-    """The filter of one axis; `dtype` is one in which all sums are exact."""
+    """The filter of one axis; `dtype` is one in which all sums are exact, `overshoots`: they may leave 0..255."""
 
     target: int
     dtype: type[np.floating]
+    overshoots: bool
     blocks: tuple[_Block, ...]
 
-    @property
-    def strip(self) -> int:
-        """How many values one product may take beside the block's."""
-        return max(1, PRODUCT // max(block.matrix.size for block in self.blocks))
+    def strip(self, product: int) -> int:
+        """How many values a product of so many multiplications takes beside the block's."""
+        return max(1, product // max(block.matrix.size for block in self.blocks))
 
 
-def _rounded(sums: np.ndarray, out: np.ndarray) -> None:
+def _rounded(sums: np.ndarray, filter: _Pass, out: np.ndarray) -> None:
     """Sums, which are overwritten, to 8 bits: halves upwards."""
     sums += 0.5
-    np.clip(sums, 0, 255, out=sums)
-    out[:] = sums  # which cuts the fraction off
+    if filter.overshoots:
+        np.clip(sums, 0, 255, out=sums)
+    np.copyto(out, sums, casting="unsafe")  # which cuts the fraction off
 
 
 @lru_cache(maxsize=32)
@@ -114,6 +113,7 @@ def _weights(source: int, target: int, resample: int) -> _Pass:
     fixed = np.trunc(weights * 2**precision + np.copysign(0.5, weights))
     dtype = np.float32 if 255 * np.abs(fixed).sum(axis=1).max() + 2 ** (precision - 1) < 2**24 else np.float64
     fixed *= 2.0**-precision  # exact, and the sums are in levels
+    overshoots = bool(fixed.min() < 0 or 255 * fixed.sum(axis=1).max() + 0.5 >= 256)
     blocks = []
     for start in range(0, target, BLOCK):
         stop = min(start + BLOCK, target)
@@ -124,7 +124,7 @@ def _weights(source: int, target: int, resample: int) -> _Pass:
             count = int(last[output]) - at
             matrix[row, at - low : at - low + count] = fixed[output, :count]
         blocks.append(_Block(start, stop, low, high, matrix))
-    return _Pass(target, dtype, tuple(blocks))
+    return _Pass(target, dtype, overshoots, tuple(blocks))
 
 
 def _triangle(distance: np.ndarray) -> np.ndarray:
@@ -139,30 +139,33 @@ def _cubic(distance: np.ndarray) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-def _across(plane: np.ndarray, filter: _Pass, out: np.ndarray) -> None:
-    """(rows, source) to `out` (rows, target), in strips of rows."""
-    rows, source = plane.shape
-    strip = min(filter.strip, rows)
+def _across(planes: np.ndarray, filter: _Pass, strip: int, out: np.ndarray) -> None:
+    """(channels, rows, source) to `out` (channels, rows, target), in strips of rows."""
+    _, rows, source = planes.shape
+    strip = min(strip, rows)
     part = np.empty((strip, source), filter.dtype)
     sums = np.empty((strip, filter.target), filter.dtype)
-    for top in range(0, rows, strip):
-        count = min(strip, rows - top)
-        part[:count] = plane[top : top + count]
-        for block in filter.blocks:
-            band = part[:count, block.first : block.last]
-            np.matmul(band, block.matrix.T, out=sums[:count, block.start : block.stop])
-        _rounded(sums[:count], out[top : top + count])
+    for plane, made in zip(planes, out, strict=True):
+        for top in range(0, rows, strip):
+            count = min(strip, rows - top)
+            part[:count] = plane[top : top + count]
+            for block in filter.blocks:
+                band = part[:count, block.first : block.last]
+                np.matmul(band, block.matrix.T, out=sums[:count, block.start : block.stop])
+            _rounded(sums[:count], filter, made[top : top + count])
 
 
-def _down(plane: np.ndarray, filter: _Pass, out: np.ndarray) -> None:
-    """(source, columns) to `out` (target, columns), in strips of columns."""
-    source, columns = plane.shape
-    strip = min(filter.strip, columns)
+def _down(planes: np.ndarray, filter: _Pass, strip: int, out: np.ndarray) -> None:
+    """(channels, source, columns) to `out` (channels, target, columns), in strips of columns."""
+    _, source, columns = planes.shape
+    strip = min(strip, columns)
     part = np.empty((source, strip), filter.dtype)
     sums = np.empty((filter.target, strip), filter.dtype)
-    for left in range(0, columns, strip):
-        count = min(strip, columns - left)
-        part[:, :count] = plane[:, left : left + count]
-        for block in filter.blocks:
-            np.matmul(block.matrix, part[block.first : block.last, :count], out=sums[block.start : block.stop, :count])
-        _rounded(sums[:, :count], out[:, left : left + count])
+    for plane, made in zip(planes, out, strict=True):
+        for left in range(0, columns, strip):
+            count = min(strip, columns - left)
+            part[:, :count] = plane[:, left : left + count]
+            for block in filter.blocks:
+                band = part[block.first : block.last, :count]
+                np.matmul(block.matrix, band, out=sums[block.start : block.stop, :count])
+            _rounded(sums[:, :count], filter, made[:, left : left + count])

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .threads import cores, together
+from ...threads import cores, together
 
 BLOCK = 2**15  # numbers of an elementwise function at a time: 128 KiB, so that several arrays stay in a core's cache
 FEW = 3  # rows of which each alone is multiplied faster than all together

@@ -6,6 +6,7 @@ and they help with products alone. Here all work is shared, and each product tak
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -25,7 +26,8 @@ def _libraries() -> list[Any]:
 
 class Cores:
     """While a `with` block runs, in whatever thread, OpenBLAS keeps to the thread that calls it. It gives the number of
-    threads that OpenBLAS has otherwise, which is that of the cores unless somebody set another."""
+    threads that OpenBLAS has otherwise, which is that of the cores unless somebody set another; without one, that of
+    the cores."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -39,7 +41,7 @@ class Cores:
                 for library in _libraries():
                     library.set_num_threads(1)
             self._inside += 1
-            return max(self._threads, default=1)
+            return max(self._threads, default=os.cpu_count() or 1)
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
@@ -57,9 +59,9 @@ def _helpers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "mlx_lfm2vl")
 
 
-def together(work: Callable[[int, int], None], units: int, least: int = 1) -> None:
-    """`work(start, end)` of ranges that make up `range(units)`, each in a thread: as many as OpenBLAS has, if each gets
-    at least `least` units. Such work must not share its own: it would wait for a thread that waits for it."""
+def together(work: Callable[[int, int], object], units: int, least: int = 1) -> None:
+    """`work(start, end)` of ranges that make up `range(units)`, each in a thread: as many as there are cores, if each
+    gets at least `least` units. Such work must not share its own: it would wait for a thread that waits for it."""
     with cores as threads:
         parts = max(1, min(threads, units // max(1, least)))
         edges = [units * part // parts for part in range(parts + 1)]
