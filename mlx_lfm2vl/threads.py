@@ -15,6 +15,8 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
+_CORES = os.cpu_count() or 1
+
 
 @cache
 def _libraries() -> list[Any]:
@@ -41,7 +43,7 @@ class Cores:
                 for library in _libraries():
                     library.set_num_threads(1)
             self._inside += 1
-            return max(self._threads, default=os.cpu_count() or 1)
+            return max(self._threads, default=_CORES)
 
     def __exit__(self, *_: object) -> None:
         with self._lock:

@@ -3,7 +3,6 @@
 import threading
 import time
 import warnings
-from contextlib import nullcontext
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,8 +15,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from mlx_lfm2vl.config import Lfm2Config, Siglip2VisionConfig
 from mlx_lfm2vl.model import cpu
-from mlx_lfm2vl.model.convolution import _step
-from mlx_lfm2vl.model.lfm2 import Lfm2MLP, Lfm2Model
+from mlx_lfm2vl.model.cache import Cache
+from mlx_lfm2vl.model.lfm2 import Lfm2Model
 from mlx_lfm2vl.model.vision import Siglip2EncoderLayer
 from mlx_lfm2vl.threads import cores, together
 
@@ -58,18 +57,6 @@ def test_rms_norm_is_mlx_s():
     )
 
 
-@pytest.mark.parametrize("inference", [False, True])
-@pytest.mark.parametrize(("rows", "taps"), [(1, 3), (3, 3), (2, 5)])
-def test_a_step_of_the_convolution_is_mlx_s(rows, taps, inference):
-    projected, kernel = normal(rows, 1, 24), normal(8, taps, 1, seed=1)
-    past = [normal(rows, 1, 8, seed=seed) for seed in range(2, 1 + taps)]
-    wanted = _step(projected, kernel, *past)
-    with cpu.no_gradients() if inference else nullcontext():
-        got = cpu.conv_step(_step, projected, past, kernel)
-    for ours, theirs in zip(got, wanted, strict=True):
-        np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-5, atol=1e-6)
-
-
 def test_what_is_computed_here_has_mlx_s_gradients(monkeypatch):
     """Of a layer of each kind, through products, norms, convolution, activations and attention."""
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
@@ -89,16 +76,11 @@ def test_what_is_computed_here_has_mlx_s_gradients(monkeypatch):
         np.testing.assert_allclose(ours[name], wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max(), err_msg=name)
 
 
-def test_gelu_and_a_step_of_the_convolution_have_mlx_s_gradients_too():
-    x, kernel = normal(2, 1, 24), normal(8, 3, 1, seed=1)
-    past = [normal(2, 1, 8, seed=seed) for seed in (2, 3)]
+def test_activations_have_mlx_s_gradients_too():
+    x = normal(2, 1, 24)
     for ours, theirs in (
         (lambda x: cpu.gelu_tanh(x).sum(), lambda x: nn.gelu_approx(x).sum()),
         (lambda x: cpu.silu(x).sum(), lambda x: nn.silu(x).sum()),
-        (
-            lambda x: sum(y.sum() for y in cpu.conv_step(_step, x, past, kernel)),
-            lambda x: sum(y.sum() for y in _step(x, kernel, *past)),
-        ),
     ):
         np.testing.assert_allclose(np.array(mx.grad(ours)(x)), np.array(mx.grad(theirs)(x)), rtol=1e-4, atol=1e-5)
 
@@ -120,14 +102,30 @@ def test_a_layer_of_the_tower_as_a_whole_is_that_of_its_parts(views, patches):
     np.testing.assert_array_equal(np.array(x), np.array(normal(views, patches, 96, seed=1)), "its input is not changed")
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 300])
-def test_a_feed_forward_as_a_whole_is_that_of_its_parts(rows):
-    config = Lfm2Config.from_dict({"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8})
-    layer, x, residual = Lfm2MLP(config), normal(2, rows, 64), normal(2, rows, 64, seed=1)
-    wanted = np.array(layer(x, residual))
-    with cpu.no_gradients():
-        np.testing.assert_allclose(np.array(layer(x, residual)), wanted, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(np.array(residual), np.array(normal(2, rows, 64, seed=1)), "nothing is written to")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("taps", [2, 3, 5])
+def test_layers_of_the_backbone_as_a_whole_are_those_of_their_parts(taps, bias):
+    """A prompt, then single tokens: outputs and what is remembered. Biases go the way of the parts."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 96}
+    kinds = {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3, "vocab_size": 7}
+    config = Lfm2Config.from_dict({**sizes, **kinds, "conv_L_cache": taps, "conv_bias": bias, "norm_eps": 1e-3})
+    model = Lfm2Model(config)
+    x = normal(2, 130, 64)
+
+    def made(last_only: bool) -> list[np.ndarray]:
+        cache, found = Cache(config), []
+        for start, end in ((0, 120), (120, 121), (121, 122), (122, 130)):
+            found.append(np.array(model(x[:, start:end], cache=cache, last_only=last_only)))
+        return [*found, *(np.array(array) for array in cache.arrays)]
+
+    for last_only in (False, True):
+        wanted = made(last_only)
+        with cpu.no_gradients():
+            got = made(last_only)
+        assert len(got) == len(wanted) > 4
+        for ours, theirs in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(np.array(x), np.array(normal(2, 130, 64)), "its input is not changed")
 
 
 def blas_threads() -> list[int]:

@@ -11,7 +11,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Lfm2Config
-from . import cpu
 from .cache import ConvCache
 from .products import add_linear, linear
 
@@ -51,13 +50,6 @@ def _gated_step(
     return new, _weighted_sum(gate_out, [*past, new], kernel, bias)
 
 
-def _step(projected: mx.array, kernel: mx.array, *past: mx.array) -> tuple[mx.array, mx.array]:
-    """What `cpu.conv_step` makes, without a bias."""
-    gate_in, gate_out, value = mx.split(projected, 3, axis=-1)
-    columns = [kernel[:, k, 0] for k in range(kernel.shape[1])]
-    return _gated_step(gate_in, gate_out, value, list(past), columns, None)
-
-
 class Lfm2ShortConv(nn.Module):
     """`C * conv(B * x)` with B, C, x from one projection; causal, depthwise, K taps."""
 
@@ -68,20 +60,21 @@ class Lfm2ShortConv(nn.Module):
         self.conv = ShortConvKernel(config)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.conv_bias)
 
+    def past(self, x: mx.array, cache: ConvCache | None) -> list[mx.array]:
+        """The K - 1 taps before those of `x`, oldest first, (B, 1, hidden) each."""
+        if cache is not None and cache.inputs:
+            return list(cache.inputs)
+        return [mx.zeros((x.shape[0], 1, x.shape[2]), x.dtype)] * (self._length - 1)
+
     def __call__(self, x: mx.array, residual: mx.array, keep: mx.array | None, cache: ConvCache | None) -> mx.array:
         if keep is not None:
             x = x * keep.astype(x.dtype)
-        batch, length, hidden = x.shape
+        length = x.shape[1]
         projected, bias = linear(self.in_proj, x), self.conv.get("bias")
-        past = list(cache.inputs) if cache is not None else []
-        if not past:
-            past = [mx.zeros((batch, 1, hidden), x.dtype)] * (self._length - 1)
+        past = self.past(x, cache)
         gate_in, gate_out, value = mx.split(projected, 3, axis=-1)
         kernel = [self.conv.weight[:, k, 0] for k in range(self._length)]
-        if length == 1 and bias is None and cpu.applies(projected, self.conv.weight, *past):
-            new, mixed = cpu.conv_step(_step, projected, past, self.conv.weight)
-            last = [*past, new][1:]
-        elif length == 1:  # the taps are whole arrays: nothing is joined or copied
+        if length == 1:  # the taps are whole arrays: nothing is joined or copied
             new, mixed = _gated_step(gate_in, gate_out, value, past, kernel, bias)
             last = [*past, new][1:]
         else:

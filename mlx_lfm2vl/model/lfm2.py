@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from ..config import Lfm2Config
 from . import cpu
@@ -76,13 +77,13 @@ def padding_masks(real: np.ndarray, length: int) -> tuple[mx.array, mx.array | N
 class Lfm2Attention(nn.Module):
     def __init__(self, config: Lfm2Config):
         super().__init__()
-        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._head_dim = config.head_dim
         self._scale = config.head_dim**-0.5
-        self.q_proj = nn.Linear(config.hidden_size, self._heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, self._kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, self._kv_heads * config.head_dim, bias=False)
-        self.out_proj = nn.Linear(self._heads * config.head_dim, config.hidden_size, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, self.heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * config.head_dim, bias=False)
+        self.out_proj = nn.Linear(self.heads * config.head_dim, config.hidden_size, bias=False)
         self.q_layernorm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
         self.k_layernorm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
         self._frequencies = rope_frequencies(config)
@@ -99,15 +100,33 @@ class Lfm2Attention(nn.Module):
         """(B, L, hidden) and the residual, of the same shape or only its last rows: the queries are then only the last
         ones, too, and `asking` is their context."""
         batch, length, _ = x.shape
-        asked, asking = residual.shape[1], asking or context
+        asked = residual.shape[1]
 
         def heads(y: mx.array, count: int) -> mx.array:
             return y.reshape(batch, -1, count, self._head_dim)
 
         last = x if asked == length else x[:, -asked:]
-        queries = rms_norm(self.q_layernorm, heads(linear(self.q_proj, last), self._heads)).transpose(0, 2, 1, 3)
-        keys = rms_norm(self.k_layernorm, heads(linear(self.k_proj, x), self._kv_heads)).transpose(0, 2, 1, 3)
-        values = heads(linear(self.v_proj, x), self._kv_heads).transpose(0, 2, 1, 3)
+        queries = rms_norm(self.q_layernorm, heads(linear(self.q_proj, last), self.heads))
+        keys = rms_norm(self.k_layernorm, heads(linear(self.k_proj, x), self.kv_heads))
+        values = heads(linear(self.v_proj, x), self.kv_heads)
+        out = self.attend(queries, keys, values, context, cache, attentions, asking)
+        return add_linear(residual, out, self.out_proj)
+
+    def attend(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        context: Context,
+        cache: KeyValueCache | None,
+        attentions: list[mx.array] | None,
+        asking: Context | None = None,
+    ) -> mx.array:
+        """Rotates and remembers: (B, asked, heads, head_dim) and twice (B, L, kv_heads, head_dim) -> (B, asked, heads *
+        head_dim)."""
+        batch, asked = queries.shape[:2]
+        asking = asking or context
+        queries, keys, values = (y.transpose(0, 2, 1, 3) for y in (queries, keys, values))
         queries, keys = self._rotate(queries, asking), self._rotate(keys, context)
         if cache is not None:
             keys, values = cache.update(keys, values)
@@ -116,7 +135,7 @@ class Lfm2Attention(nn.Module):
         else:
             out, weights = _explicit_attention(queries, keys, values, self._scale, asking.attention_mask)
             attentions.append(weights)
-        return add_linear(residual, out.transpose(0, 2, 1, 3).reshape(batch, asked, -1), self.out_proj)
+        return out.transpose(0, 2, 1, 3).reshape(batch, asked, -1)
 
     def _rotate(self, x: mx.array, context: Context) -> mx.array:
         if context.rotation is None:
@@ -159,8 +178,6 @@ class Lfm2MLP(nn.Module):
         self.w2 = nn.Linear(config.feed_forward_size, config.hidden_size, bias=False)
 
     def __call__(self, x: mx.array, residual: mx.array) -> mx.array:
-        if fuses(x, self.w1, self.w3, self.w2):
-            return cpu.feed_forward(residual, x, self.w1.weight, self.w3.weight, self.w2.weight)
         return add_linear(residual, swiglu(linear(self.w1, x), linear(self.w3, x)), self.w2)
 
 
@@ -169,6 +186,7 @@ class Lfm2DecoderLayer(nn.Module):
 
     def __init__(self, config: Lfm2Config, kind: str):
         super().__init__()
+        self._biased = kind != "full_attention" and config.conv_bias
         if kind == "full_attention":
             self.self_attn = Lfm2Attention(config)
         else:
@@ -187,6 +205,8 @@ class Lfm2DecoderLayer(nn.Module):
         asked: int = 0,
     ) -> mx.array:
         """With `asked` an attention layer makes only that many last rows; `asking` is their context."""
+        if not self._biased and attentions is None and context.keep is None and fuses(x, *self._linears()):
+            return self._on_a_cpu(x, context, cache, asking, asked)
         normed = rms_norm(self.operator_norm, x)
         if "conv" in self:
             assert not isinstance(cache, KeyValueCache)
@@ -195,6 +215,35 @@ class Lfm2DecoderLayer(nn.Module):
             assert not isinstance(cache, ConvCache)
             x = self.self_attn(normed, x[:, -asked:] if asked else x, context, cache, attentions, asking)
         return self.feed_forward(rms_norm(self.ffn_norm, x), x)
+
+    def _linears(self) -> list[nn.Module]:
+        ffn = self.feed_forward
+        if "conv" in self:
+            return [self.conv.in_proj, self.conv.out_proj, ffn.w1, ffn.w3, ffn.w2]
+        of = self.self_attn
+        return [of.q_proj, of.k_proj, of.v_proj, of.out_proj, ffn.w1, ffn.w3, ffn.w2]
+
+    def _on_a_cpu(
+        self,
+        x: mx.array,
+        context: Context,
+        cache: KeyValueCache | ConvCache | None,
+        asking: Context | None,
+        asked: int,
+    ) -> mx.array:
+        """The same, of dense layers without biases: what lies between them is computed with them."""
+        parameters, eps = dict(tree_flatten(self.parameters())), self.operator_norm.eps
+        if "conv" in self:
+            assert not isinstance(cache, KeyValueCache)
+            made, taps = cpu.conv_layer(x, self.conv.past(x, cache), eps, parameters)
+            if cache is not None:
+                cache.inputs = taps
+            return made
+        assert not isinstance(cache, ConvCache)
+        of, asked = self.self_attn, asked or x.shape[1]
+        projected = cpu.attention_inputs(x, asked, of.heads, of.kv_heads, eps, parameters)
+        mixed = of.attend(*projected, context, cache, None, asking)
+        return cpu.attention_output(x[:, -asked:], mixed, eps, parameters)
 
 
 class Lfm2Model(nn.Module):

@@ -16,7 +16,7 @@ from . import cpu
 
 def fuses(x: mx.array, *layers: nn.Module) -> bool:
     """Whether `cpu` computes what lies between these layers of `x` together with them."""
-    return all(type(layer) is nn.Linear for layer in layers) and cpu.fuses(x, *(layer.weight for layer in layers))
+    return cpu.fuses(x) and all(type(layer) is nn.Linear and layer.weight.dtype == x.dtype for layer in layers)
 
 
 def linear(layer: nn.Module, x: mx.array) -> mx.array:

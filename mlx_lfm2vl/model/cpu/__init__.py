@@ -29,6 +29,7 @@ import numpy as np
 from . import arrays
 
 SMALL = 2**14  # attention of fewer scores goes MLX's way, which takes fewer steps
+Parameters = dict[str, mx.array]  # of a layer, by their names in it
 _CPU = mx.Device(mx.cpu)
 _inference = ContextVar("_inference", default=False)
 
@@ -110,12 +111,6 @@ def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
     return _like(partial(mx.fast.rms_norm, eps=eps))(partial(arrays.rms_norm, eps=eps))(x, weight)
 
 
-def conv_step(of_mlx: Callable[..., Any], projected: mx.array, past: Sequence[mx.array], kernel: mx.array) -> Any:
-    """Of one token, B, C and x beside each other (B, 1, 3 * hidden): B * x, the last tap, and C * (sum of the taps
-    times their columns of the kernel (hidden, K, 1)), which `of_mlx` makes of the same arguments."""
-    return _like(of_mlx)(arrays.conv_step)(projected, kernel, *past)
-
-
 @_like(lambda x: x * mx.sigmoid(x * (1.5957691216057308 + 0.07135481282687 * (x * x))))
 def gelu_tanh(x: np.ndarray) -> np.ndarray:
     """GELU in its approximation by tanh."""
@@ -161,15 +156,43 @@ def fuses(*given: mx.array) -> bool:
     return _inference.get() and applies(*given)
 
 
-def encoder_layer(x: mx.array, heads: int, eps: tuple[float, float], parameters: dict[str, mx.array]) -> mx.array:
-    """(views, patches, hidden) -> the same shape: see `arrays.encoder_layer`."""
-    layer = partial(arrays.encoder_layer, heads=heads, eps=eps)
-    return _without_gradients(lambda x, *rest: layer(x, parameters=dict(zip(parameters, rest, strict=True))))(
-        x, *parameters.values()
-    )
-
-
-def feed_forward(residual: mx.array, x: mx.array, gate: mx.array, up: mx.array, down: mx.array) -> mx.array:
-    """`residual + (silu(x gate') * (x up')) down'`, weights (out, in)."""
-    made: mx.array = _without_gradients(arrays.feed_forward)(residual, x, gate, up, down)
+def encoder_layer(x: mx.array, heads: int, eps: tuple[float, float], parameters: Parameters) -> mx.array:
+    """`arrays.encoder_layer`"""
+    (made,) = _whole(arrays.encoder_layer, (x,), parameters, heads=heads, eps=eps)
     return made
+
+
+def conv_layer(
+    x: mx.array, past: Sequence[mx.array], eps: float, parameters: Parameters
+) -> tuple[mx.array, tuple[mx.array, ...]]:
+    """`arrays.conv_layer`: what becomes of `x`, and the last taps."""
+    layer = lambda x, *past, **given: arrays.conv_layer(x, past, **given)  # noqa: E731
+    made, *taps = _whole(layer, (x, *past), parameters, eps=eps)
+    return made, tuple(taps)
+
+
+def attention_inputs(
+    x: mx.array, asked: int, heads: int, kv_heads: int, eps: float, parameters: Parameters
+) -> tuple[mx.array, mx.array, mx.array]:
+    """`arrays.attention_inputs`"""
+    made = _whole(arrays.attention_inputs, (x,), parameters, asked=asked, heads=heads, kv_heads=kv_heads, eps=eps)
+    queries, keys, values = made
+    return queries, keys, values
+
+
+def attention_output(residual: mx.array, mixed: mx.array, eps: float, parameters: Parameters) -> mx.array:
+    """`arrays.attention_output`"""
+    (made,) = _whole(arrays.attention_output, (residual, mixed), parameters, eps=eps)
+    return made
+
+
+def _whole(function: Callable[..., Any], given: Sequence[mx.array], parameters: Parameters, **options: Any) -> Any:
+    """The results of a function of arrays and of parameters by name, as a tuple."""
+    count = len(given)
+
+    def computed(*all_arrays: np.ndarray) -> Any:
+        named = dict(zip(parameters, all_arrays[count:], strict=True))
+        made = function(*all_arrays[:count], parameters=named, **options)
+        return made if isinstance(made, tuple) else (made,)
+
+    return _without_gradients(computed)(*given, *parameters.values())

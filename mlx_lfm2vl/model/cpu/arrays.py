@@ -48,7 +48,8 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     """Of the last axis."""
-    made: np.ndarray = x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + np.float32(eps))
+    squares = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
+    made: np.ndarray = x / np.sqrt(squares + np.float32(eps))
     made *= weight
     return made
 
@@ -109,21 +110,6 @@ def silu(x: np.ndarray) -> np.ndarray:
 def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     """`silu(gate) * up`"""
     return _elementwise(_swiglu, gate, up)
-
-
-# Convolution
-
-
-def conv_step(projected: np.ndarray, kernel: np.ndarray, *past: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of one token, B, C and x beside each other (B, 1, 3 * hidden): B * x, the last tap, and C * (sum of the taps
-    times their columns of the kernel (hidden, K, 1))."""
-    gate_in, gate_out, value = np.split(projected, 3, axis=-1)
-    new = gate_in * value
-    total = new * kernel[:, -1, 0]
-    for tap, column in zip(past, kernel[..., 0].T, strict=False):
-        total += tap * column
-    total *= gate_out
-    return new, total
 
 
 # Attention
@@ -217,8 +203,51 @@ def encoder_layer(x: np.ndarray, heads: int, eps: tuple[float, float], parameter
     return made.reshape(x.shape)
 
 
-def feed_forward(residual: np.ndarray, x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """`residual + (silu(x gate') * (x up')) down'`, weights (out, in)."""
-    inner = product(x, gate)
-    _in_blocks(_swiglu, inner, inner, product(x, up))
-    return product(inner, down, residual)
+def conv_layer(
+    x: np.ndarray, past: tuple[np.ndarray, ...], eps: float, parameters: dict[str, np.ndarray]
+) -> tuple[np.ndarray, ...]:
+    """A layer of the backbone with a convolution of K taps: (B, L, width) and the K - 1 taps before, (B, 1, width) each
+    -> the same shape, and the last taps. Parameters by their names in `Lfm2DecoderLayer`."""
+    length, of = x.shape[1], parameters
+    projected = product(rms_norm(x, of["operator_norm.weight"], eps), of["conv.in_proj.weight"])
+    gate_in, gate_out, value = np.split(projected, 3, axis=-1)
+    taps = np.concatenate([*past, gate_in * value], axis=1)
+    columns = np.ascontiguousarray(of["conv.conv.weight"][..., 0].T)  # (K, width)
+    mixed = taps[:, :length] * columns[0]
+    for k, column in enumerate(columns[1:], 1):
+        mixed += taps[:, k : k + length] * column
+    mixed *= gate_out
+    made = feed_forward(product(mixed, of["conv.out_proj.weight"], x), eps, of)
+    return made, *np.split(taps[:, length:], len(past), axis=1)
+
+
+def attention_inputs(
+    x: np.ndarray, asked: int, heads: int, kv_heads: int, eps: float, parameters: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of a layer with attention: queries (B, asked, heads, dim), of the last tokens, keys and values (B, L, kv_heads,
+    dim)."""
+    of, batch = parameters, len(x)
+    normed = rms_norm(x, of["operator_norm.weight"], eps)
+
+    def made(kind: str, tokens: np.ndarray, count: int) -> np.ndarray:
+        return product(tokens, of[f"self_attn.{kind}_proj.weight"]).reshape(batch, tokens.shape[1], count, -1)
+
+    queries = rms_norm(made("q", normed[:, -asked:], heads), of["self_attn.q_layernorm.weight"], eps)
+    keys = rms_norm(made("k", normed, kv_heads), of["self_attn.k_layernorm.weight"], eps)
+    return queries, keys, made("v", normed, kv_heads)
+
+
+def attention_output(
+    residual: np.ndarray, mixed: np.ndarray, eps: float, parameters: dict[str, np.ndarray]
+) -> np.ndarray:
+    """The rest of that layer: (B, asked, width) and what the heads made of the last tokens, (B, asked, heads * dim)."""
+    return feed_forward(product(mixed, parameters["self_attn.out_proj.weight"], residual), eps, parameters)
+
+
+def feed_forward(x: np.ndarray, eps: float, parameters: dict[str, np.ndarray]) -> np.ndarray:
+    """The second half of a layer of the backbone."""
+    of = parameters
+    normed = rms_norm(x, of["ffn_norm.weight"], eps)
+    inner = product(normed, of["feed_forward.w1.weight"])
+    _in_blocks(_swiglu, inner, inner, product(normed, of["feed_forward.w3.weight"]))
+    return product(inner, of["feed_forward.w2.weight"], x)
