@@ -218,7 +218,7 @@ def conv_layer(
         mixed += taps[:, k : k + length] * column
     mixed *= gate_out
     made = feed_forward(product(mixed, of["conv.out_proj.weight"], x), eps, of)
-    return made, *np.split(taps[:, length:], len(past), axis=1)
+    return made, *(taps[:, at : at + 1] for at in range(length, taps.shape[1]))
 
 
 def attention_inputs(
