@@ -905,6 +905,11 @@ def test_waiting_for_a_place_does_not_block_the_event_loop():
         assert asyncio.run(main()) == alone("Hello.", None, 6) == waiting.result(60).tokens
 
 
+def test_a_model_in_place_of_its_loader_is_refused():
+    with pytest.raises(OptionError, match="loader is Lfm2VlForConditionalGeneration, expected a function"):
+        Engine(load("demo")[0])
+
+
 def test_closing_ends_everything_and_returns():
     engine = Engine(loader)
     running = engine.submit("Tell me everything.", options=FOREVER)
@@ -920,6 +925,31 @@ def test_closing_ends_everything_and_returns():
         engine.submit("Hello.")
     engine.close()
     assert not engine._worker.thread.is_alive()
+
+
+@pytest.mark.parametrize("way", ["close", "exit"])
+def test_a_sink_that_waits_for_the_thread_that_closes_does_not_hold_it_up(way):
+    """A bounded queue whose reader is the thread that closes."""
+    script = f"""
+import queue, threading, time
+from mlx_lfm2vl import Engine, load
+begun = threading.Event()
+names = set()
+items = queue.Queue(maxsize=2)
+engine = Engine(lambda: (begun.wait(60), load("demo"))[1])
+def sink(item):
+    names.add(threading.current_thread().name)
+    items.put(item)
+for _ in range(12):
+    engine.submit("Hello.", sink=sink)
+threading.Timer(0.5, begun.set).start()
+if {way == "close"}:
+    engine.close(timeout=5)
+    assert "MainThread" not in names and names, names
+print("here", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "here\n", "")
 
 
 def test_a_model_that_does_not_load_is_told_to_all_who_ask(tmp_path):

@@ -252,3 +252,14 @@ def test_what_is_refused(tmp_path):
         generate(model, processor, "?", tmp_path / "nowhere.png")
     with pytest.raises(OptionError, match="max_tokens"):
         generate(model, processor, "?", options=GenerationOptions(max_tokens=0))
+
+
+def test_model_and_processor_in_the_wrong_order_are_told_apart():
+    model, processor = load("demo")
+    wrong = "model is Lfm2VlProcessor, expected Lfm2VlForConditionalGeneration; `load` returns model and processor"
+    with pytest.raises(OptionError, match=wrong):
+        generate(processor, model, "Hello.")
+    with pytest.raises(OptionError, match=wrong):
+        Chat(processor, model)
+    with pytest.raises(OptionError, match="processor is NoneType, expected Lfm2VlProcessor"):
+        list(generate_batch(model, None, [Question("Hello.")]))

@@ -16,7 +16,7 @@ from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .features import FeatureCache, check_features
 from .prefix import PrefixCache, check_prefixes
-from .question import Prepared, Question, prepare
+from .question import Prepared, Question, check_pair, prepare
 from .run import GenerationPiece, Statistics
 from .stream import run_rows
 from .watch import Stop, check_callable
@@ -54,6 +54,7 @@ def generate_batch(
     are wrong becomes an `Answer` with the error and hurts no other. `stop` ends the batch in hand with "cancelled" and
     reads no further. Raises `OptionError`.
     """
+    check_pair(model, processor)
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise OptionError(f"batch_size is {batch_size!r}, expected an integer of at least 1")
     if not isinstance(questions, Iterable) or isinstance(questions, (str, Question)):

@@ -28,7 +28,7 @@ from .decode import Prompt, prefill_in_pieces
 from .features import FeatureCache, check_features
 from .options import GenerationOptions
 from .prefix import Growth, PrefixCache, check_prefixes, natural_points
-from .question import check_tools, rendered, user_content
+from .question import check_pair, check_tools, rendered, user_content
 from .run import GenerationPiece, generation_config, resolved, run
 from .watch import Pieces, Progress, Stop
 
@@ -54,6 +54,7 @@ class Chat:
         control_tokens: bool = False,
         **image_overrides: Any,
     ):
+        check_pair(model, processor)
         if not (system is None or isinstance(system, str)):
             raise PromptError(f"system is {type(system).__name__}, expected text")
         if not isinstance(control_tokens, bool):

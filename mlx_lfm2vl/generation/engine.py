@@ -61,8 +61,9 @@ class Engine:
         feature_bytes: int = features.DEFAULT_BYTES,
         prefix_bytes: int = prefix.DEFAULT_BYTES,
     ):
-        if not callable(loader):
-            raise OptionError(f"loader is {loader!r}, expected a function such as `lambda: load('demo')`")
+        if not callable(loader) or isinstance(loader, Lfm2VlForConditionalGeneration):
+            given = type(loader).__name__ if callable(loader) else repr(loader)
+            raise OptionError(f"loader is {given}, expected a function such as `lambda: load('demo')`")
         for name, value in (("max_queue", max_queue), ("max_batch", max_batch)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise OptionError(f"{name} is {value!r}, expected an integer of at least 1")

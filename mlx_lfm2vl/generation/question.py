@@ -80,6 +80,18 @@ class Prepared:
         )
 
 
+def check_pair(model: object, processor: object) -> None:
+    """Raises `OptionError` unless they are a model and a processor."""
+    for name, value, kind in (
+        ("model", model, Lfm2VlForConditionalGeneration),
+        ("processor", processor, Lfm2VlProcessor),
+    ):
+        if not isinstance(value, kind):
+            raise OptionError(
+                f"{name} is {type(value).__name__}, expected {kind.__name__}; `load` returns model and processor"
+            )
+
+
 def prepare(model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, question: Question) -> Prepared:
     """Reads, resizes and tokenises one question. Raises the library's typed errors."""
     if not isinstance(question, Question):

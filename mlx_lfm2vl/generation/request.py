@@ -57,8 +57,9 @@ class Request:
     # For those who wait
 
     def cancel(self) -> None:
-        """Ends the work within a token, also in prefill and vision; while the request waits, or its pictures and text
-        are being read, it is answered at once. Harmless once it has ended."""
+        """Ends the work before the next token, the next 512 tokens of a prompt or the next pass of the vision tower;
+        while the request waits, or its pictures and text are being read, it is answered at once. Harmless once it has
+        ended."""
         self._cancelled.set()
         if self.given_up is not None and not self._ended:
             self.given_up()
@@ -108,6 +109,10 @@ class Request:
         )
 
     # For the worker
+
+    @property
+    def has_sink(self) -> bool:
+        return self._sink is not None
 
     def stopped(self) -> bool:
         """Whether the work shall end: cancelled, or past its deadline."""

@@ -13,7 +13,7 @@ from ..processing.processor import Lfm2VlProcessor
 from .features import FeatureCache, check_features
 from .options import GenerationOptions
 from .prefix import PrefixCache, check_prefixes
-from .question import Prepared, Question, prepare
+from .question import Prepared, Question, check_pair, prepare
 from .run import GenerationPiece, Statistics, run
 from .start import RowsStart
 from .watch import Progress, Stop
@@ -53,6 +53,7 @@ def stream_generate(
     """
     started = time.perf_counter()
     mx.reset_peak_memory()
+    check_pair(model, processor)
     check_features(features)
     check_prefixes(prefixes)
     chosen = GenerationOptions() if options is None else options

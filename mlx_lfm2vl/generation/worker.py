@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 
 import mlx.core as mx
@@ -19,7 +19,7 @@ from .features import FeatureCache
 from .memory import MemoryLimits
 from .prefix import PrefixCache
 from .question import Prepared
-from .request import check_seconds
+from .request import Request, check_seconds
 from .run import Joining, prompt_statistics
 from .start import RowsStart
 from .stream import run_rows
@@ -27,6 +27,11 @@ from .waiting import Job, Loaded, Waiting
 from .watch import Progress, Stop
 
 Loader = Callable[[], Loaded]
+
+
+def _refuse(requests: Iterable[Request]) -> None:
+    for request in requests:
+        request.deliver(EngineClosedError("the engine was closed before the request began"))
 
 
 class Worker:
@@ -91,8 +96,10 @@ class Worker:
     def begin_close(self) -> None:
         """Cancels all jobs and takes no more."""
         waiting, running = self._waiting.close()
-        for request in waiting:
-            request.deliver(EngineClosedError("the engine was closed before the request began"))
+        listened = [request for request in waiting if request.has_sink]
+        if listened:  # a sink may wait for the thread that closes
+            threading.Thread(target=_refuse, args=(listened,), name="mlx-lfm2vl closing", daemon=True).start()
+        _refuse(request for request in waiting if not request.has_sink)
         for request in running:
             request.cancel()
         self._attendant.close()
