@@ -9,6 +9,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from functools import cache
@@ -346,3 +347,18 @@ def test_progress_is_drawn_on_a_terminal_only(tmp_path):
     os.close(screen)
     assert child.wait(timeout=60) == 0 and child.stdout.read() == b""
     assert b"rows: 100%" in drawn and b"3/3" in drawn
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_an_output_that_can_grow_no_further_is_named(tmp_path, limit):
+    """Of 0 and 1 blocks of 1,024 bytes: nothing is left of none, and all whole lines of the other are kept."""
+    out = tmp_path / "answers.jsonl"
+    line = f"ulimit -f {limit}; exec {sys.executable} -m mlx_lfm2vl batch examples examples --model demo --output {out}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == f"mlx-lfm2vl: error: {out}: cannot be written (File too large)"
+    if limit:
+        *rows, torn = out.read_bytes().split(b"\n")
+        assert len(rows) > 1 and all("text" in json.loads(row) for row in rows) and torn
+    else:
+        assert not out.exists()

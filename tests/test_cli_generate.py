@@ -243,3 +243,9 @@ def test_no_terminal_obeys_what_a_model_says(endless, more):
         assert json.loads(seen)["text"] == text
     else:
         assert seen.count("\\u001b") == text.count("\x1b") and re.sub(r"\\u[0-9a-f]{4}", "", seen).strip()
+
+
+def test_a_stdout_that_can_grow_no_further_is_one_line(tmp_path):
+    line = f"ulimit -f 0; exec {sys.executable} -m mlx_lfm2vl generate --model demo --prompt Hi > {tmp_path / 'out'}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (2, "mlx-lfm2vl: error: stdout cannot be written (File too large)\n")

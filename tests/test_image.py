@@ -1,17 +1,21 @@
 """The image processor: the reference's pixels, layout of patches, options, and errors."""
 
 import json
+import struct
 
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from containers import png, png_chunk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from mlx_lfm2vl.config import ImageProcessorConfig, ProcessorConfig
 from mlx_lfm2vl.errors import ImageError, OptionError
+from mlx_lfm2vl.processing.fetch import SourcePolicy
 from mlx_lfm2vl.processing.image import Lfm2VlImageProcessor, Lfm2VlImageProcessorFast
+from mlx_lfm2vl.processing.source import load_image
 
 SMALL = ImageProcessorConfig(tile_size=64, min_image_tokens=1, max_image_tokens=4)
 
@@ -202,3 +206,46 @@ def test_one_colour_stays_one_colour_at_every_size(height, width, resample):
     seen = np.rint(output["pixel_values"][mask].reshape(-1, 3) * 127.5 + 127.5)
     assert (seen == (10, 200, 77)).all()
     assert (mask.sum(axis=1) == output["spatial_shapes"].prod(axis=1)).all()
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "value", "clear", "wanted"),
+    [
+        (16, 0, 0x1234, 0x1234, 255),
+        (16, 0, 0, 0, 255),
+        (16, 0, 0x1235, 0x1234, 18),
+        (16, 2, 0x8000, 0x8000, 255),
+        (16, 2, 0x8000, 0x1234, 128),
+        (2, 0, 1, 1, 255),
+        (2, 0, 1, 2, 85),
+        (4, 0, 1, 1, 255),
+        (4, 0, 1, 17, 17),
+        (8, 0, 85, 85, 255),
+        (8, 0, 85, 1, 85),
+        (1, 0, 0, 0, 255),
+    ],
+)
+def test_the_transparent_colour_of_a_png_is_white_whatever_its_depth(depth, colour, value, clear, wanted):
+    samples = 3 if colour == 2 else 1
+    row = struct.pack(">H", value) * samples if depth == 16 else bytes([value << (8 - depth)])
+    tone = struct.pack(">H", clear) * samples
+    picture = png(1, 1, depth, colour, b"\0" + row, png_chunk(b"tRNS", tone))
+    assert load_image(picture).getpixel((0, 0)) == (wanted,) * 3
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "L"])
+def test_the_transparent_grey_of_an_image_is_white_too(mode):
+    image = Image.new(mode, (2, 1), 7)
+    image.putpixel((1, 0), 9)
+    image.info["transparency"] = 7
+    assert load_image(image).getpixel((0, 0)) == (255,) * 3 != load_image(image).getpixel((1, 0))
+    assert image.info == {"transparency": 7} and image.mode == mode, "the caller's is not changed"
+
+
+def test_a_picture_in_an_icon_is_measured_before_it_is_decoded():
+    picture = png(1100, 1000, 8, 0, b"")  # without any pixels: decoding would say so
+    icon = struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(picture), 22) + picture
+    with pytest.raises(ImageError, match="1100x1000 is more than 1,000,000 pixels"):
+        load_image(icon, SourcePolicy(max_pixels=1_000_000))
+    with pytest.raises(ImageError, match="damaged"):
+        load_image(icon)

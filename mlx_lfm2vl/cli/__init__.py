@@ -22,6 +22,7 @@ from ..errors import ImageWarning, Lfm2VlError
 from . import batch, bench, chat, convert, generate, upload, verify
 from .options import PROGRAM, Parser, complain, note
 
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # of a stdout that takes no more
 COMMANDS = {
     **{"generate": generate, "chat": chat, "batch": batch},
     **{"convert": convert, "verify": verify, "upload": upload},
@@ -60,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _silence_stdout()
         return 141
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in _FULL:
             raise
         _silence_stdout()
-        complain("stdout cannot be written: no space left")
+        complain(f"stdout cannot be written ({os.strerror(error.errno)})")
         return 2
 
 

@@ -51,9 +51,15 @@ class Output:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
+        failure: OSError | None = None
+        try:
+            self._file.close()
+        except OSError as caught:  # of what `write` could not write either
+            failure = caught
         if not os.path.getsize(self.path):
             os.unlink(self.path)  # nothing was written, so nothing is left
+        if failure is not None and error is None:
+            raise OutputError(f"{self.path}: cannot be written ({failure.strerror or failure})")
 
     def skip(self, rows: Iterator[Row]) -> int:
         """How many of the rows are there already, from the first on. Raises `OptionError` where they are others."""

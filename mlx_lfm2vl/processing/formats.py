@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import mmap
 import re
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def open_picture(file: BinaryIO, label: str, policy: SourcePolicy) -> Image.Imag
     """The picture in an open file. Raises `ImageError`."""
     try:
         with _quietly():
-            image = _opened(file, label)
+            image = _opened(file, label, policy)
     except ImageError:
         raise
     except Exception as error:  # a damaged file can make a decoder raise anything
@@ -91,14 +92,28 @@ def decode(image: Image.Image, label: str, policy: SourcePolicy) -> Image.Image:
     try:
         if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_preview(image):
             raise ImageError(f"{label}: is a camera's raw file, of which only a preview can be read; export it as JPEG")
+        clear = _transparent(image)
         image.load()
         check_size(image.width, image.height, label, policy)
         turn = TURNS.get(_orientation(image, label))
-        return rgb(image if turn is None else image.transpose(turn), label)
+        return rgb(image if turn is None else image.transpose(turn), label, clear)
     except (ImageError, ImageWarning):  # the latter where warnings are errors
         raise
     except Exception as error:
         raise _damaged(error, label, "damaged or truncated") from None
+
+
+def _transparent(image: Image.Image) -> Any:
+    """The colour of an opened image that is transparent, if one is, as the loaded pixels have it: Pillow keeps that of
+    a PNG file in the file's own depth, of which it makes 8 bits."""
+    clear = image.info.get("transparency")
+    tiles: Any = getattr(image, "tile", None)
+    mode = tiles[0][3] if image.format == "PNG" and tiles else None
+    if isinstance(clear, int) and mode in ("L;2", "L;4"):
+        return clear * {"L;2": 85, "L;4": 17}[mode]
+    if isinstance(clear, tuple) and mode == "RGB;16B":
+        return tuple(value >> 8 for value in clear)
+    return clear
 
 
 def check_size(width: int, height: int, label: str, policy: SourcePolicy) -> None:
@@ -117,11 +132,15 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _opened(file: BinaryIO, label: str) -> Image.Image:
+def _opened(file: BinaryIO, label: str, policy: SourcePolicy) -> Image.Image:
     start = file.read(1000)
     file.seek(0)
     if re.match(rb"(\xc5\xd0\xd3\xc6|%!PS)", start):
         raise ImageError(f"{label}: EPS is a program, which is not run here; convert it to PNG")
+    if start.startswith(b"\0\0\1\0"):
+        for width, height in _icons(file):
+            check_size(width, height, label, policy)
+        file.seek(0)
     try:
         return Image.open(file)
     except Image.UnidentifiedImageError:
@@ -139,6 +158,20 @@ def _opened(file: BinaryIO, label: str) -> Image.Image:
         if re.match(pattern, start, re.I | re.S):
             raise ImageError(f"{label}: {known}")
     raise ImageError(f"{label}: not a picture in a format that Pillow reads; convert it to PNG or JPEG")
+
+
+def _icons(file: BinaryIO) -> Iterator[tuple[int, int]]:
+    """Width and height of the pictures in an icon, which may be others than the icon says and are decoded when it is
+    opened."""
+    (count,) = struct.unpack("<4xH", file.read(6))
+    for entry in struct.iter_unpack("<12xI", file.read(16 * count)):
+        file.seek(entry[0])
+        head = file.read(24)
+        if head.startswith(b"\x89PNG"):
+            yield struct.unpack(">16xII", head)
+        else:
+            width, height = struct.unpack_from("<ii", head, 4)
+            yield abs(width), abs(height) // 2  # with its mask below it
 
 
 def _orientation(image: Image.Image, label: str) -> Any:

@@ -7,6 +7,8 @@ known meaning raises `ImageError` with one line that begins with the picture's l
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -15,25 +17,34 @@ from ..errors import ImageError
 STRIP = 1 << 24  # wide values that are turned to floats at a time
 
 
-def rgb(image: Image.Image, label: str) -> Image.Image:
-    """The loaded image as mode RGB; itself if it is that already."""
-    if image.mode == "RGB" and "transparency" not in image.info:
+def rgb(image: Image.Image, label: str, clear: Any = None) -> Image.Image:
+    """The loaded image as mode RGB; itself if it is that already. `clear`: the colour that is transparent, or the
+    palette's entries, as Pillow's `info["transparency"]`; where it is None that holds."""
+    clear = image.info.get("transparency") if clear is None else clear
+    if image.mode == "RGB" and clear is None:
         return image
-    if image.mode.startswith("I;16"):
-        # 65535 is white: 257 steps of 16 bits are one of 8
-        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        image = Image.fromarray(_scaled(np.asarray(image), image.mode, label))
-    elif image.mode == "LAB":
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image)
+        if image.mode in ("I", "F"):
+            grey = _scaled(values, image.mode, label)
+        else:
+            grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 257 steps of 16 bits are one of 8
+        if isinstance(clear, int):
+            grey = np.where(values == clear, np.uint8(255), grey)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode == "LAB":
         from PIL import ImageCms
 
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
         assert converted is not None  # only an in-place transform returns None
         return converted
-    elif image.mode == "La":
+    if image.mode == "La":
         image = image.convert("LA")
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+    if clear is not None and image.info.get("transparency") != clear:
+        image = image.copy()
+        image.info["transparency"] = clear
+    if "A" in image.getbands() or "a" in image.getbands() or clear is not None:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(image, mask=image.getchannel("A"))
