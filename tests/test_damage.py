@@ -282,11 +282,24 @@ def test_the_card_is_read_by_the_hub_and_says_what_the_source_says(tmp_path):
     assert data["library_name"] == "mlx" and data["pipeline_tag"] == "image-text-to-text"
     assert (data["license"], data["license_name"], data["license_link"]) == ("other", "lfm1.0", "LICENSE")
     assert data["language"] == ["en", "no", "ja"]
-    assert data["base_model"] == "LiquidAI/LFM2.5-VL-450M" and data["base_model_relation"] == "quantized"
+    assert data["base_model"] == "LiquidAI/LFM2.5-VL-450M" and "base_model_relation" not in data, (
+        "the source's own base"
+    )
     assert {"mlx", "8-bit"} <= set(data["tags"])
     text = (out / "README.md").read_text()
+    assert "Converted from a local checkpoint, which was made from [LiquidAI/LFM2.5-VL-450M](" in text
+    again = convert(out, tmp_path / "My-4bit", q_bits=4, q_group_size=32, verify=False)
+    data = ModelCard.load(again / "README.md").data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ("LiquidAI/LFM2.5-VL-450M", "quantized")
     assert "mlx-lfm2vl generate --model My-8bit" in text and 'load("My-8bit")' in text
     assert "Quantised to 8 bits in groups of 32" in text
+
+
+def test_a_licence_that_did_not_come_along_is_not_linked(tmp_path):
+    head = "license: other\nlicense_name: lfm1.0\nlicense_link: LICENSE"
+    out = convert(source_with_card(tmp_path / "source", head), tmp_path / "out")
+    data = ModelCard.load(out / "README.md").data.to_dict()
+    assert (data["license"], data["license_name"], data.get("license_link")) == ("other", "lfm1.0", None)
 
 
 def test_the_python_of_the_card_runs(tmp_path, monkeypatch, capsys):

@@ -187,3 +187,35 @@ def test_from_the_command_line(folder, tmp_path, capsys):
     assert capsys.readouterr().err == "mlx-lfm2vl: nothing to repair; nothing written\n"
     assert main([*words, "-q"]) == 2
     assert "leave --quantize out" in capsys.readouterr().err
+
+
+def test_a_policy_that_is_stated_nowhere_and_a_tokenizer_s_configuration_come_from_the_base(tmp_path):
+    """In the first layout one file says how pictures are cut, and the other is there without it."""
+    folder = convert(GOLDEN / "gen2", tmp_path / "model")
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    assert (folder / "processor_config.json").is_file()
+    with pytest.raises(OutputError, match=r"tokenizer_config.json: is missing; .*--base"):
+        repair(folder, tmp_path / "out")
+    found = repair(folder, tmp_path / "out", base=GOLDEN / "gen2")
+    assert [(finding.file, finding.problem) for finding in found] == [
+        ("tokenizer_config.json", "is missing"),
+        ("preprocessor_config.json", "does not say how pictures are cut"),
+    ]
+    wanted = ProcessorConfig.from_folder(GOLDEN / "gen2")
+    assert ProcessorConfig.from_folder(tmp_path / "out") == wanted and wanted.image.tile_size == 128
+    text = (tmp_path / "out" / "tokenizer_config.json").read_text()
+    assert text == (GOLDEN / "gen2" / "tokenizer_config.json").read_text()
+
+
+def test_references_to_code_and_a_false_total_are_found(tmp_path):
+    folder = convert(GOLDEN / "gen25", tmp_path / "model")
+    edit(folder / "processor_config.json", auto_map={"AutoProcessor": "processing.Processor"})
+    edit(folder / "model.safetensors.index.json", metadata={"total_size": 3})
+    found = repair(folder, tmp_path / "out")
+    assert {(finding.file, finding.remedy) for finding in found} == {
+        ("processor_config.json", "left out"),
+        ("model.safetensors.index.json", "written anew"),
+    }
+    assert repair(tmp_path / "out", tmp_path / "again", dry_run=True) == []
+    assert "auto_map" not in (tmp_path / "out" / "processor_config.json").read_text()

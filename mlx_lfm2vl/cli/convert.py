@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_revision, note, real, tell, whole
+from .options import PROGRAM, add_revision, note, real, tell, whole
 from .upload import add_options, send
 
 SUMMARY = "convert a model to MLX, quantised if asked"
@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_repair(parser)
     add_upload(parser)
     parser.add_argument(
-        "--dry-run", action="store_true", help="with --repair or --upload-repo: only say what would be done"
+        "--dry-run",
+        action="store_true",
+        help="with --repair: only say what would be done; with --upload-repo: convert and check, but send nothing",
     )
     group = parser.add_argument_group("measuring", "after quantising, both models answer questions about pictures")
     group.add_argument("--no-verify", action="store_true", help="do not measure what quantising costs")
@@ -143,6 +145,8 @@ def check_combinations(args: argparse.Namespace, error: type[Exception]) -> None
         for name in ("quantize", "target_size", "target_kl", "dequantize", "hf", "dtype", "no_verify", "calibration"):
             if getattr(args, name):
                 raise error(f"--repair keeps the weights as they are; leave --{name.replace('_', '-')} out")
+    if args.hf and args.upload_repo:
+        raise error("--upload-repo publishes MLX folders; leave --hf out")
     for name, owners in {
         "base": ("repair",),
         "dry_run": ("repair", "upload_repo"),
@@ -161,6 +165,7 @@ def finish(args: argparse.Namespace) -> None:
 
 
 def run_repair(args: argparse.Namespace) -> int:
+    from .. import OptionError
     from ..conversion.repair import repair
     from .progress import Bars
 
@@ -179,6 +184,9 @@ def run_repair(args: argparse.Namespace) -> int:
         print(finding)
     if not findings:
         note("nothing to repair; nothing written")
+        if args.upload_repo and not args.dry_run:
+            way = f"{PROGRAM} upload {args.hf_path} {args.upload_repo}"
+            raise OptionError(f"nothing was uploaded either; to publish it as it is: {way}")
     elif not args.dry_run:
         print(args.mlx_path)
         finish(args)

@@ -114,6 +114,7 @@ class ProcessorConfig:
     image: ImageProcessorConfig = field(default_factory=ImageProcessorConfig)
     use_image_special_tokens: bool = True
     notes: tuple[str, ...] = ()
+    is_stated: bool = True  # whether any file says how pictures are cut
 
     @classmethod
     def from_dicts(
@@ -143,7 +144,8 @@ class ProcessorConfig:
                 if part.get("use_image_special_tokens") is not None:
                     special = part["use_image_special_tokens"]
         notes = []
-        if not merged:
+        stated = bool(merged)
+        if not stated:
             notes.append("no processor file says how pictures are cut; the defaults of LFM2-VL are used (tiles of 512)")
         if merged.get("do_image_splitting") is False and not meant:
             del merged["do_image_splitting"]
@@ -161,7 +163,9 @@ class ProcessorConfig:
         special = Fields({"use_image_special_tokens": special}, "processor").flag(
             "use_image_special_tokens", default=True
         )
-        return cls(image=ImageProcessorConfig(**merged), use_image_special_tokens=special, notes=tuple(notes))
+        return cls(
+            image=ImageProcessorConfig(**merged), use_image_special_tokens=special, notes=tuple(notes), is_stated=stated
+        )
 
     @classmethod
     def from_folder(cls, folder: Path) -> ProcessorConfig:

@@ -47,13 +47,22 @@ class CardSource:
 
     @property
     def base_model(self) -> str | None:
-        """The original: what a converted source names as its base, else the source itself."""
+        """The original: what a converted source names as its base, else the source itself. Of a folder that is not
+        converted, and so has no name, what its card says that it was made from."""
         base = self.front_matter.get("base_model")
         base = base[0] if isinstance(base, list) and base else base
-        converted = "mlx" in {self.front_matter.get("library_name"), *_items(self.front_matter.get("tags"))}
-        if isinstance(base, str) and is_repository(base) and (converted or self.repository is None):
+        if isinstance(base, str) and is_repository(base) and (self.is_converted or self.repository is None):
             return base
         return self.repository
+
+    @property
+    def is_converted(self) -> bool:
+        return "mlx" in {self.front_matter.get("library_name"), *_items(self.front_matter.get("tags"))}
+
+    @property
+    def is_base(self) -> bool:
+        """Whether `base_model` is what was converted, and not what that was made from."""
+        return self.base_model is not None and (self.is_converted or self.repository is not None)
 
 
 def front_matter(text: str) -> dict[str, Any]:
@@ -108,11 +117,13 @@ def write_card(folder: Path, source: CardSource, name: str, report: DamageReport
         **_licence(folder, source),
         "language": _items(source.front_matter.get("language")) or ["en"],
         "base_model": source.base_model,
-        "base_model_relation": "quantized" if source.base_model else None,
+        "base_model_relation": "quantized" if source.is_base and config.quantization else None,
         "tags": ["mlx", "mlx-lfm2vl", "lfm2_vl", "vision-language", *_width_tag(config)],
     }
     base = source.base_model
-    origin = f"[{base}](https://huggingface.co/{base})" if base else "a local checkpoint"
+    linked = f"[{base}](https://huggingface.co/{base})"
+    made_from = f", which was made from {linked}," if base else ""
+    origin = linked if source.is_base else f"a local checkpoint{made_from}"
     parts = [
         "---\n" + "".join(_yaml(key, value) for key, value in head.items() if value) + "---",
         f"# {name}",
@@ -146,7 +157,9 @@ def write_card(folder: Path, source: CardSource, name: str, report: DamageReport
 def _licence(folder: Path, source: CardSource) -> dict[str, str]:
     said = {key: source.front_matter[key] for key in LICENCE_KEYS if isinstance(source.front_matter.get(key), str)}
     if said:
-        return said
+        link = said.get("license_link", "")
+        there = "://" in link or (folder / link).is_file()
+        return said if there else {key: value for key, value in said.items() if key != "license_link"}
     if (source.base_model or "").startswith(HOUSE):
         return HOUSE_LICENCE
     files = sorted(path.name for pattern in ("LICENSE*", "LICENCE*") for path in folder.glob(pattern))

@@ -58,16 +58,21 @@ def check_index(folder: Path) -> None:
     """Raises `WeightsError` if model.safetensors.index.json is missing, or is not true of the files."""
     file = folder / "model.safetensors.index.json"
     try:
-        index = read_json(file).get("weight_map")
+        data = read_json(file)
     except ConfigError as error:
         raise WeightsError(str(error)) from None
+    index, metadata = data.get("weight_map"), data.get("metadata")
     if not isinstance(index, dict):
         raise WeightsError(f"{file}: has no weight_map that says which file a tensor is in")
-    true = {name: info.file.name for name, info in read_headers(weight_files(folder)).items()}
+    headers = read_headers(weight_files(folder))
+    true = {name: info.file.name for name, info in headers.items()}
     for name in sorted(true.keys() | index.keys()):
         if index.get(name) != true.get(name):
             said = shown(index.get(name))
             raise WeightsError(f"{file}: says {shown(name)} is in {said}, the files say {shown(true.get(name))}")
+    size = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if size is not None and size != (total := sum(info.nbytes for info in headers.values())):
+        raise WeightsError(f"{file}: says that all tensors are {shown(size)} bytes, the files say {total}")
 
 
 def check_result(folder: Path, target: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """The files beside the weights: config.json, generation, processor, tokenizer, template and licence files.
 
-What the source has is kept byte for byte, except config.json, which must be true of the new weights, and what is
-missing is added where it can be known. Code and other people's weights are never copied.
+What the source has is kept byte for byte, except config.json, which must be true of the new weights, and references to
+code; what is missing is added where it can be known. Code and other people's weights are never copied.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ NAMES = (
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
+CODE = "auto_map"  # the key by which a file names classes in a repository's code
+CODE_NAMERS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -40,10 +42,19 @@ def write_companions(source: Path, target: Path, config: Lfm2VlConfig) -> None:
     for name in (*NAMES, *licences):
         if (source / name).is_file():
             copy(source / name, target / name)
+    for name in CODE_NAMERS:
+        if (target / name).is_file() and (data := read_json(target / name)) != (plain := without_code(data)):
+            write_json(target / name, plain)
     if not any((target / name).is_file() for name in PROCESSOR_FILES):
         write_json(target / "processor_config.json", ProcessorConfig.from_folder(source).to_dict())
     if (generation := generation_json(source, config)) is not None:
         write_json(target / "generation_config.json", generation)
+
+
+def without_code(data: dict[str, Any]) -> dict[str, Any]:
+    """The same without the names of classes that a repository's code would have."""
+    inner = ((key, without_code(value) if isinstance(value, dict) else value) for key, value in data.items())
+    return {key: value for key, value in inner if key != CODE}
 
 
 def generation_json(source: Path, config: Lfm2VlConfig) -> dict[str, Any] | None:
@@ -75,7 +86,7 @@ def config_json(
     """The source's config.json with what is true of the new weights: dtype, quantisation, layers of the tower, width of
     the feed-forward. Code references of the source are dropped; torch's layouts get the current model type, MLX's the
     widths of the text model in all of its spellings."""
-    out = {key: value for key, value in original.items() if key not in ("auto_map", "quantization_config")}
+    out = {key: value for key, value in original.items() if key not in (CODE, "quantization_config")}
     out.pop("quantization", None)
     name = str(dtype).removeprefix("mlx.core.")
     for section in (out, out.get("text_config"), out.get("vision_config")):

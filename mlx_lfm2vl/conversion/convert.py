@@ -88,6 +88,8 @@ def convert(
         raise OptionError(
             "target_size and target_kl find the bits themselves; of q_... only q_group_size goes with them"
         )
+    if target_size is not None and target_kl is not None:
+        raise OptionError("give one of target_size and target_kl")
     if searching and dtype is not None:
         raise OptionError("target_size and target_kl count the checkpoint's own dtype; leave dtype out")
     if not asked and (q_group_size is not None or q_overrides or q_vision):

@@ -7,7 +7,6 @@ the weights contradict; code. What is missing comes from the base model, which t
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +22,10 @@ from ..weights.place import check_target, finished
 from ..weights.save import write_json
 from .card import HOUSE, CardSource
 from .check import TEMPLATES, check_index, check_result, has_template
-from .companions import PROCESSOR_FILES, copy
+from .companions import CODE_NAMERS, PROCESSOR_FILES, copy, without_code
 from .convert import write_model
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.md")
 LOST = "cannot be repaired from here; name the original model (--base)"
 Note = Callable[[str], None]
@@ -128,9 +128,9 @@ def _base(
 
 def _sources_of(folder: Path, base: Path) -> list[str]:
     """Files of the base that fill what the folder lacks."""
-    names = [name for name in ("tokenizer.json", "tokenizer_config.json") if not (folder / name).is_file()]
-    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
-        names += PROCESSOR_FILES
+    names = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
+    if not ProcessorConfig.from_folder(folder).is_stated or not _has_processor(folder):
+        names += [name for name in PROCESSOR_FILES if not (folder / name).is_file()]
     if not has_template(folder):
         names += TEMPLATES
     return [name for name in names if (base / name).is_file()]
@@ -143,15 +143,26 @@ def _missing(folder: Path, base: Path | None) -> list[Finding]:
         there = base is not None and any((base / name).is_file() for name in (file, *others))
         return [Finding(file, "is missing", f"taken from {base}" if there else None)]
 
-    out = found("tokenizer.json", (folder / "tokenizer.json").is_file())
+    out: list[Finding] = []
+    for name in TOKENIZER_FILES:
+        out += found(name, (folder / name).is_file())
     if not has_template(folder):
         from_config = base is not None and has_template(base)
         out += found("chat_template.jinja", False, (*TEMPLATES, *(("tokenizer_config.json",) if from_config else ())))
-    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
-        there = base is not None and any((base / name).is_file() for name in PROCESSOR_FILES)
-        remedy = f"taken from {base}" if there else "written from config.json and the defaults of these models"
-        out.append(Finding("processor_config.json", "is missing", remedy))
+    lacking = [name for name in PROCESSOR_FILES if not (folder / name).is_file()]
+    remedy = None
+    if base is not None and any((base / name).is_file() for name in lacking):
+        remedy = f"taken from {base}"
+    if not _has_processor(folder):
+        made = "written from config.json and the defaults of these models"
+        out.append(Finding("processor_config.json", "is missing", remedy or made))
+    elif not ProcessorConfig.from_folder(folder).is_stated:
+        out.append(Finding((lacking or PROCESSOR_FILES)[0], "does not say how pictures are cut", remedy))
     return out
+
+
+def _has_processor(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in PROCESSOR_FILES)
 
 
 def _processor(folder: Path) -> list[Finding]:
@@ -211,6 +222,9 @@ def _config(folder: Path, fitted: Lfm2VlConfig) -> list[Finding]:
     if widths[0] != widths[1]:
         out.append(Finding("config.json", f"says a feed-forward width of {widths[0]}", f"set to {widths[1]}"))
     code = sorted(path.name for path in folder.glob("*.py"))
-    if code or "auto_map" in json.dumps(data):
-        out.append(Finding(code[0] if code else "config.json", "brings code along, which is not needed", "left out"))
+    for name in ("config.json", *CODE_NAMERS):
+        if (folder / name).is_file() and read_json(folder / name) != without_code(read_json(folder / name)):
+            code.append(name)
+    if code:
+        out.append(Finding(code[0], "brings code along, which is not needed", "left out"))
     return out
