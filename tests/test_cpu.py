@@ -94,11 +94,12 @@ def test_a_layer_of_the_tower_as_a_whole_is_that_of_its_parts(views, patches):
     shapes = {name: array.shape for name, array in tree_flatten(layer.parameters())}
     layer.update(tree_unflatten([(name, normal(*shape, seed=len(name)) / 8) for name, shape in shapes.items()]))
     x = normal(views, patches, 96, seed=1)
-    wanted = np.array(layer(x))
+    groups = [(views, patches)]
+    wanted = np.array(layer(x, groups))
     with cpu.no_gradients():
-        np.testing.assert_allclose(np.array(layer(x)), wanted, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(np.array(layer(x, groups)), wanted, rtol=1e-4, atol=1e-4)
         layer.mlp.fc1 = nn.QuantizedLinear.from_linear(nn.Linear(96, 200, bias=True), group_size=32)
-        assert layer(x).shape == x.shape, "a layer of another kind goes its own way"
+        assert layer(x, groups).shape == x.shape, "a layer of another kind goes its own way"
     np.testing.assert_array_equal(np.array(x), np.array(normal(views, patches, 96, seed=1)), "its input is not changed")
 
 

@@ -1,5 +1,6 @@
 """Every stage of the model against the reference's frozen numbers, and the invariants of its arguments."""
 
+from contextlib import nullcontext
 from functools import cache
 
 import mlx.core as mx
@@ -8,6 +9,7 @@ import pytest
 from conftest import CHECKPOINTS, GOLDEN, case_ids
 
 from mlx_lfm2vl.errors import InputError
+from mlx_lfm2vl.model import cpu
 from mlx_lfm2vl.model.cache import Cache
 from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.model.positions import resize_table
@@ -47,7 +49,7 @@ def test_vision_stages(case_id, golden):
         table = tower.embeddings.position_embedding.weight
         positions.append(np.array(resize_table(table, tower.config.position_table_side, *grid)))
         layers: list[mx.array] = []
-        outputs.append(np.array(tower(mx.array(patches)[None], grid, layers)[0]))
+        outputs.append(np.array(tower(mx.array(patches)[None], [grid], layers)[0]))
         states.append(np.stack([np.array(layer[0]) for layer in layers]))
     rows = case.arrays["patch_rows"]
     assert_close(np.concatenate(positions)[rows], case.arrays["positions"], 3e-6, "positions")
@@ -60,6 +62,33 @@ def test_vision_stages(case_id, golden):
     features = model.get_image_features(case.pixel_values, case.arrays["spatial_shapes"])
     tokens = np.concatenate([np.array(view) for view in features.pooler_output])
     assert_close(tokens[case.arrays["feature_rows"]], case.arrays["image_features"], STAGES, "projector")
+
+
+@pytest.mark.parametrize("way", ["as on a GPU", "as here", "as here, without gradients"])
+def test_views_of_all_sizes_go_through_the_tower_together_and_are_what_each_is_alone(way, monkeypatch):
+    model = model_of("gen2")
+    if way == "as on a GPU":
+        monkeypatch.setattr(cpu, "is_default", lambda: False)
+    grids = [(8, 8), (4, 16), (2, 2), (8, 8), (6, 4), (16, 4), (40, 60), (44, 40)]
+    width = 3 * model.config.vision_config.patch_size**2
+    pixels = np.random.default_rng(0).normal(size=(len(grids), 2400, width)).astype(np.float32)
+    passes = []
+    tower = type(model.model.vision_tower).__call__
+    monkeypatch.setattr(
+        type(model.model.vision_tower), "__call__", lambda *args: (passes.append(args[1].shape), tower(*args))[1]
+    )
+    with cpu.no_gradients() if "without" in way else nullcontext():
+        together = model.get_image_features(pixels, np.array(grids))
+        assert passes == [(1, 2 * 64 + 64 + 4 + 24 + 64 + 2400, width), (1, 1760, width)]
+        for index, grid in enumerate(grids):
+            alone = model.get_image_features(pixels[index : index + 1], np.array([grid]))
+            for ours, wanted in zip(
+                (together.pooler_output[index], together.last_hidden_state[index]),
+                (alone.pooler_output[0], alone.last_hidden_state[0]),
+                strict=True,
+            ):
+                assert ours.shape == wanted.shape
+                assert_close(ours, np.array(wanted), 2e-5, f"view {index}")
 
 
 @pytest.mark.parametrize("case_id", case_ids())

@@ -1,4 +1,4 @@
-"""Many questions at once: views of one size through the tower together, one padded prefill, one decode.
+"""Many questions at once: pictures of all sizes through the tower together, one padded prefill, one decode.
 
 A row's answer is the one it would have alone: padding is masked in attention and convolutions and shifts no position.
 """

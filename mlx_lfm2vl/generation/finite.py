@@ -43,7 +43,7 @@ def check_vision(model: Lfm2VlForConditionalGeneration, pixel_values: Array, spa
     for view, (height, width) in zip(pixels, spatial_shapes, strict=True):
         states: list[mx.array] = []
         grid = (int(height), int(width))
-        states.append(model.model.vision_tower(view[None, : grid[0] * grid[1]], grid, states))
+        states.append(model.model.vision_tower(view[None, : grid[0] * grid[1]], [grid], states))
         for index, state in enumerate(states):
             if not mx.isfinite(state).all().item():
                 layers = len(states) - 2

@@ -1,7 +1,7 @@
 """The whole model: views of pictures through tower and projector, spliced into the text's embeddings, through LFM2.
 
 Arguments and names are those of transformers' `Lfm2VlModel` and `Lfm2VlForConditionalGeneration`. Arrays may be NumPy
-or MLX. Vision runs without padding: of each padded view only its `h*w` patches are kept, and views of equal grid go
+or MLX. Vision runs without padding: of each padded view only its `h*w` patches are kept, and views of all grids go
 through the tower together.
 """
 
@@ -28,12 +28,17 @@ IGNORED_LABEL = -100
 
 
 def vision_passes(grids: list[tuple[int, int]]) -> list[list[int]]:
-    """Which views (by index) go through the tower together: those of one grid, up to `PATCHES_PER_PASS` patches."""
-    passes = []
+    """Which views (by index) go through the tower together: up to `PATCHES_PER_PASS` patches, those of one grid beside
+    each other."""
+    passes: list[list[int]] = []
+    room = 0
     for grid in dict.fromkeys(grids):
-        members = [index for index, other in enumerate(grids) if other == grid]
-        step = max(1, PATCHES_PER_PASS // max(1, grid[0] * grid[1]))
-        passes += [members[start : start + step] for start in range(0, len(members), step)]
+        for index in (index for index, other in enumerate(grids) if other == grid):
+            if not passes or grid[0] * grid[1] > room:
+                passes.append([])
+                room = PATCHES_PER_PASS
+            passes[-1].append(index)
+            room -= grid[0] * grid[1]
     return passes
 
 
@@ -61,14 +66,23 @@ class Lfm2VlModel(nn.Module):
         features: dict[int, mx.array] = {}
         tokens: dict[int, mx.array] = {}
         for part in vision_passes(grids):
-            grid = grids[part[0]]
-            views = pixels if len(part) == len(grids) else mx.stack([pixels[index] for index in part])
-            hidden = self.vision_tower(views[:, : grid[0] * grid[1]], grid)
-            projected = self.multi_modal_projector(hidden, grid)
+            chosen = [grids[index] for index in part]
+            counts = [height * width for height, width in chosen]
+            if len(set(chosen)) == 1:
+                views = pixels if len(part) == len(grids) else mx.stack([pixels[index] for index in part])
+                patches = views[:, : counts[0]]
+            else:
+                rows = [pixels[index, :count] for index, count in zip(part, counts, strict=True)]
+                patches = mx.concatenate(rows)[None]
+            hidden = self.vision_tower(patches, chosen)
+            projected = self.multi_modal_projector(hidden, chosen)
             for row, index in enumerate(part):
-                features[index], tokens[index] = (
-                    array[row : row + 1].reshape(array.shape[1:]) for array in (hidden, projected)
-                )
+                for made, array in ((features, hidden), (tokens, projected)):
+                    if len(set(chosen)) == 1:
+                        made[index] = array[row : row + 1].reshape(array.shape[1:])
+                    else:
+                        share = hidden.shape[1] // array.shape[1]  # patches of a token
+                        made[index] = array[0, sum(counts[:row]) // share : sum(counts[: row + 1]) // share]
         order = range(len(grids))
         return ImageFeatures([features[index] for index in order], [tokens[index] for index in order])
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Lfm2VlConfig
 from .activations import ACTIVATIONS
 from .products import linear
+from .vision import Grids
 
 
 def pixel_unshuffle(features: mx.array, grid: tuple[int, int], factor: int) -> mx.array:
@@ -34,9 +37,15 @@ class Lfm2VlMultiModalProjector(nn.Module):
             config.projector_hidden_size, config.text_config.hidden_size, bias=config.projector_bias
         )
 
-    def __call__(self, features: mx.array, grid: tuple[int, int]) -> mx.array:
-        """(views, h*w, vision hidden) -> (views, image tokens, text hidden)."""
-        x = pixel_unshuffle(features, grid, self._factor)
+    def __call__(self, features: mx.array, grids: Grids) -> mx.array:
+        """(views, h*w, vision hidden) -> (views, image tokens, text hidden), or both (1, all of them, ...) of several
+        grids."""
+        if len(set(grids)) == 1:
+            x = pixel_unshuffle(features, grids[0], self._factor)
+        else:
+            ends = list(accumulate(height * width for height, width in grids))
+            parts = zip(mx.split(features, ends[:-1], axis=1), grids, strict=True)
+            x = mx.concatenate([pixel_unshuffle(part, grid, self._factor) for part, grid in parts], axis=1)
         if "layer_norm" in self:
             x = self.layer_norm(x)
         return linear(self.linear_2, self._activation(linear(self.linear_1, x)))

@@ -157,9 +157,11 @@ def fuses(*given: mx.array) -> bool:
     return _inference.get() and applies(*given)
 
 
-def encoder_layer(x: mx.array, heads: int, eps: tuple[float, float], parameters: Parameters) -> mx.array:
+def encoder_layer(
+    x: mx.array, groups: Sequence[tuple[int, int]], heads: int, eps: tuple[float, float], parameters: Parameters
+) -> mx.array:
     """`arrays.encoder_layer`"""
-    (made,) = _whole(arrays.encoder_layer, (x,), parameters, heads=heads, eps=eps)
+    (made,) = _whole(arrays.encoder_layer, (x,), parameters, groups=groups, heads=heads, eps=eps)
     return made
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 
@@ -168,12 +168,18 @@ def _in_rows(work: Callable[[slice], None], rows: int, multiplications: int) -> 
     together(several, rows, max(ROWS, PRODUCT // multiplications))
 
 
-def encoder_layer(x: np.ndarray, heads: int, eps: tuple[float, float], parameters: dict[str, np.ndarray]) -> np.ndarray:
-    """A layer of the vision tower with GELU by tanh: (views, patches, width) -> the same shape. Parameters by their
-    names in `Siglip2EncoderLayer`."""
-    views, patches, width = x.shape
-    rows, made = x.reshape(-1, width), np.empty((views * patches, width), np.float32)
-    queries, keys, values = (np.empty_like(rows) for _ in range(3))
+def encoder_layer(
+    x: np.ndarray,
+    groups: Sequence[tuple[int, int]],
+    heads: int,
+    eps: tuple[float, float],
+    parameters: dict[str, np.ndarray],
+) -> np.ndarray:
+    """A layer of the vision tower with GELU by tanh: (..., patches, width) -> the same shape. `groups`: how many views,
+    of how many patches, that lie there one after another. Parameters by their names in `Siglip2EncoderLayer`."""
+    width = x.shape[-1]
+    rows = x.reshape(-1, width)
+    made, queries, keys, values = (np.empty_like(rows) for _ in range(4))
     of = parameters
 
     def multiply(x: np.ndarray, name: str, out: np.ndarray | None = None) -> np.ndarray:
@@ -197,8 +203,12 @@ def encoder_layer(x: np.ndarray, heads: int, eps: tuple[float, float], parameter
         out += multiply(inner, "mlp.fc2")
 
     _in_rows(project, len(rows), 3 * width**2)
-    q, k, v = (y.reshape(views, patches, heads, -1).transpose(0, 2, 1, 3) for y in (queries, keys, values))
-    mixed = attention(q, k, v, (width // heads) ** -0.5).reshape(-1, width)
+    found, at = [], 0
+    for views, patches in groups:
+        some = slice(at, at := at + views * patches)
+        q, k, v = (y[some].reshape(views, patches, heads, -1).transpose(0, 2, 1, 3) for y in (queries, keys, values))
+        found.append(attention(q, k, v, (width // heads) ** -0.5).reshape(-1, width))
+    mixed = found[0] if len(found) == 1 else np.concatenate(found)
     _in_rows(finish, len(rows), width**2 + 2 * of["mlp.fc1.weight"].size)
     return made.reshape(x.shape)
 
