@@ -20,10 +20,8 @@ from . import demo
 from .arrivals import Arrivals
 from .errors import HubError
 
-DATA_PATTERNS = (
-    *("*.json", "*.jinja", "*.safetensors", "*.txt", "*.md"),
-    *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"),
-)
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+DATA_PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.md", *LICENCES)
 Progress = Callable[[str, int, int], None]  # of what, done, in all
 PASSING = (408, 429, 500, 502, 503, 504)  # what a hub answers that may be well again in a moment
 WAITS = (0.5, 1.0, 2.0)  # seconds before a question is put again

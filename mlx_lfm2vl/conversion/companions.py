@@ -15,6 +15,7 @@ import mlx.core as mx
 from ..config import GenerationConfig, Lfm2VlConfig, ProcessorConfig, read_json
 from ..config.files import check_own
 from ..generation.recommended import recommended
+from ..hub import LICENCES
 from ..weights.save import write_json
 
 NAMES = (
@@ -22,7 +23,6 @@ NAMES = (
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json"),
     *("preprocessor_config.json", "processor_config.json"),
 )
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 CODE = "auto_map"  # the key by which a file names classes in a repository's code

@@ -10,7 +10,7 @@ It applies where the default device is a CPU: on Metal and CUDA everything is ML
   and its exponentials are vectorised, which MLX takes from the C library one by one. Memory is shared on the way in and
   copied on the way out. Results differ from MLX's by rounding.
 - Where nobody wants gradients, a whole layer goes to NumPy and back at once. One of the vision tower is shared between
-  as many threads as OpenBLAS has, all of it and not its products alone (`..threads`).
+  as many threads as OpenBLAS has, all of it and not its products alone (`mlx_lfm2vl.threads`).
 
 Such functions compute when they are called, not when their result is asked for. Gradients go through them (they are
 those of MLX's functions); `mx.compile` and `mx.vmap` cannot, and say so.
