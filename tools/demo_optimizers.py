@@ -1,9 +1,8 @@
-"""Optimisers for the demo's training: Muon for the matrices inside the layers, AdamW for the rest, and their rate."""
+"""Optimisers for the demo's training: Muon for the matrices inside the layers, AdamW for the rest."""
 
 from __future__ import annotations
 
 import torch
-from demo_batches import WARM_STEPS
 
 
 class Muon(torch.optim.Optimizer):
@@ -53,9 +52,3 @@ def optimizers(model: torch.nn.Module, dense: torch.nn.Module, lr: float) -> lis
         (patch if "patch_embedding.weight" in name else inner if layered else outer).append(p)
     groups = [{"params": outer, "share": 1.0}, {"params": patch, "share": 0.1}]
     return [Muon(inner, lr), torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), weight_decay=0.0)]
-
-
-def rate(progress: float, step: int, begun: int = 0) -> float:
-    """Share of the full learning rate: short warm-ups, a plateau, and a fall to nothing over the last half."""
-    since = step - begun if step < WARM_STEPS or begun > WARM_STEPS else step - WARM_STEPS
-    return min(1.0, (since + 1) / 100) * min(1.0, max(0.0, (1 - progress) / 0.5))

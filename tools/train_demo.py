@@ -1,8 +1,10 @@
 """Trains the demo model with the reference implementation (torch and transformers), on pictures that it draws itself.
 
-    python tools/train_demo.py --hours 2                 # from nothing; the same line with --resume goes on
+    python tools/train_demo.py                           # from nothing to a demo folder; with --resume it goes on
     python tools/train_demo.py --hours 2 --start DIR     # from the weights of a demo folder, e.g. mlx_lfm2vl/demo
-    python tools/train_demo.py --export                  # writes mlx_lfm2vl/demo from the last checkpoint
+    python tools/train_demo.py --export                  # only writes the folder, from the last checkpoint
+
+When the held-out rates stand, the learning rate falls to nothing; then the folder is written (``--out``).
 
 Contract: the model is the reference's own module. All pictures of a batch have one size, so the forward pass here
 calls the reference's layers without its loops over pictures; at the start both ways are compared and must agree.
@@ -32,7 +34,8 @@ import numpy as np
 import torch
 from demo_batches import EASY_STEPS, WARM_STEPS, WEIGHT, Batches, collate, to_device
 from demo_model import Dense, answer_loss, answers, build, check_against_reference, export, forward, load_folder, see
-from demo_optimizers import optimizers, rate
+from demo_optimizers import optimizers
+from demo_schedule import Schedule
 from transformers import Lfm2VlForConditionalGeneration
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -107,7 +110,7 @@ def save(path: pathlib.Path, state: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build" / "demo-training", help="checkpoint folder")
-    parser.add_argument("--hours", type=float, default=2.0, help="length of the schedule, all runs together")
+    parser.add_argument("--hours", type=float, default=24.0, help="the longest it may take, all runs together")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: one or all, by trial)")
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--scale", type=int, default=1, help="multiplies the batch (for a GPU)")
@@ -116,11 +119,11 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--start", type=pathlib.Path, help="begin with the weights of this folder")
     parser.add_argument("--export", action="store_true", help="write the demo folder from the last checkpoint and stop")
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "mlx_lfm2vl" / "demo")
+    parser.add_argument("--out", type=pathlib.Path, help="the folder to write (default: demo in the checkpoint folder)")
     args = parser.parse_args()
 
     args.work.mkdir(parents=True, exist_ok=True)
-    path = args.work / "checkpoint.pt"
+    path, out = args.work / "checkpoint.pt", args.out or args.work / "demo"
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -128,11 +131,11 @@ def main() -> None:
     model, dense = build().to(device), Dense(WIDTH, TEXT_WIDTH).to(device)
     if args.export:
         model.load_state_dict(torch.load(path, map_location=device)["average"])
-        export(model, args.out)
+        export(model, out)
         return
     check_against_reference(model.eval(), device)
     optims = optimizers(model, dense, args.lr)
-    step, spent = 0, 0.0
+    schedule, step, spent = Schedule(args.hours), 0, 0.0
     if args.start:  # the model knows its tasks already: neither the warm phase nor the easy one
         load_folder(model, args.start)
         step = WARM_STEPS + EASY_STEPS
@@ -145,6 +148,7 @@ def main() -> None:
         for o, s in zip(optims, state["optims"], strict=True):
             o.load_state_dict(s)
         average, step, spent, begun = state["average"], state["step"], state["spent"], state["begun"]
+        schedule = Schedule(args.hours, **state["schedule"])
     total = sum(p.numel() for p in model.parameters())
     print(f"{total:,} parameters on {device}, from step {step}, {spent / 60:.0f} min", flush=True)
 
@@ -157,25 +161,25 @@ def main() -> None:
     last = time.monotonic()
     saved = evaluated = spent
     losses: dict[str, list[float]] = {}
-    while spent < args.hours * 3600:
+    while not schedule.over(spent):
         batch = to_device(next(loader), device)
-        progress = spent / (args.hours * 3600)
+        share = schedule.share(spent, step - (WARM_STEPS if begun < WARM_STEPS <= step else begun))
         for o in optims:
             for group in o.param_groups:
-                group["lr"] = args.lr * rate(progress, step, begun) * group.get("share", 1.0)
+                group["lr"] = args.lr * share * group.get("share", 1.0)
         if step < WARM_STEPS:
             features = {grid: see(model, patches, grid) for grid, patches in batch["patches"].items()}
-            loss, share = torch.zeros((), device=device), 1.0
+            loss, dense_share = torch.zeros((), device=device), 1.0
         else:
             hidden, features, images = forward(model, batch)
             logits, targets, _ = answers(model, hidden, batch["labels"])
-            loss, share = answer_loss(logits, targets), 0.5
+            loss, dense_share = answer_loss(logits, targets), 0.5
         seen = torch.zeros((), device=device)
         if "named" in batch:  # no picture is cut: one grid
             seen = dense(*features.values(), batch)
         if batch["task"] == "compare":
             seen = seen + dense.which(images, batch)
-        (WEIGHT.get(batch["task"], 1.0) * loss + share * seen).backward()
+        (WEIGHT.get(batch["task"], 1.0) * loss + dense_share * seen).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for o in optims:
             o.step()
@@ -194,30 +198,32 @@ def main() -> None:
             told = " ".join(f"{task} {np.mean(several):.4f}" for task, several in sorted(losses.items()))
             print(f"step {step} {spent / 60:.1f} min lr {optims[0].param_groups[0]['lr']:.2e} loss: {told}", flush=True)
             losses.clear()
-        finished = spent >= args.hours * 3600
-        if spent - saved > args.every * 60 or finished:
-            saved = spent
-            states = [o.state_dict() for o in optims]
-            save(
-                path,
-                {
-                    "model": model.state_dict(),
-                    "dense": dense.state_dict(),
-                    "optims": states,
-                    "average": average,
-                    "step": step,
-                    "spent": spent,
-                    "begun": begun,
-                },
-            )
+        finished = schedule.over(spent)
         if (step > WARM_STEPS and spent - evaluated > 3 * args.every * 60) or finished:
             evaluated = spent
             judge.load_state_dict(average)
             rates = held_out(judge, device, 1000 if finished else 200)
             print("held out, wholly right:", " ".join(f"{k} {v:.3f}" for k, v in rates.items()), flush=True)
-            if all(v >= 0.995 for v in rates.values()):
-                print("the held-out rates stand; stopping", flush=True)
-                break
+            if step > WARM_STEPS + EASY_STEPS and schedule.saw(rates, spent):
+                print("the held-out rates stand; from here the learning rate falls", flush=True)
+        if spent - saved > args.every * 60 or finished:
+            saved = spent
+            save(
+                path,
+                {
+                    "model": model.state_dict(),
+                    "dense": dense.state_dict(),
+                    "optims": [o.state_dict() for o in optims],
+                    "average": average,
+                    "step": step,
+                    "spent": spent,
+                    "begun": begun,
+                    "schedule": schedule.state(),
+                },
+            )
+    model.load_state_dict(average)
+    export(model, out)
+    print(f"measure it with: python tools/score_demo.py --model {out}", flush=True)
 
 
 if __name__ == "__main__":
