@@ -97,7 +97,7 @@ class AnyConversation(RuleBasedStateMachine):
             chat.undo()
             assert chat.messages == before[:-2]
 
-    @rule(chat=chats, after=st.integers(0, 6))
+    @rule(chat=chats, after=st.integers(0, 30))
     def cancel(self, chat, after):
         chat.fork()
         asked = iter(range(100))
@@ -186,6 +186,36 @@ def test_a_turn_cancelled_within_a_picture_leaves_nothing_of_it(shift):
     whole = [piece.logprobs for piece in Chat(model, processor, options=options).stream(text, pictures(99))]
     for one, other in zip(turn, whole, strict=True):
         assert np.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("images", [(), ("landscape",)])
+def test_a_turn_can_be_stopped_after_each_layer_and_leaves_nothing_of_it(images):
+    """The answer is "cancelled" at the very question that says so, be it asked in the tower, the prompt or the answer;
+    the next turn is as if nothing had been."""
+    model, processor = loaded()
+    layers = model.config.text_config.num_hidden_layers
+    layers += model.config.vision_config.num_hidden_layers if images else 0
+    expected, asked, stopped = None, 0, 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > stopped
+
+    while True:
+        chat = Chat(model, processor, options=SHORT)
+        chat.ask("Hello.")
+        asked = 0
+        pieces = list(chat.stream("What is this?", [picture(name) for name in images], stop=stop))
+        assert pieces[-1].finish_reason == "cancelled" and asked == stopped + 1
+        if pieces[-1].statistics.generated_tokens:
+            break
+        assert len(chat.messages) == 2
+        answer = said(chat.stream("And that?"))
+        expected = expected or answer
+        assert answer == expected == cold(chat.messages[:-1])
+        stopped += 1
+    assert stopped >= layers
 
 
 def test_another_turn_closes_the_stream_that_is_open():

@@ -191,9 +191,9 @@ def fragile(monkeypatch):
     model, processor = loader()
     see, blank = model.get_image_features, []
 
-    def seeing(pixels, shapes):
+    def seeing(pixels, shapes, **named):
         flat = [float(np.std(np.array(view)[: h * w])) < 1e-6 for view, (h, w) in zip(pixels, shapes, strict=True)]
-        made = see(pixels, shapes)
+        made = see(pixels, shapes, **named)
         if any(flat) and blank[0] == "memory":
             raise RuntimeError("[malloc] unable to allocate")
         if any(flat):

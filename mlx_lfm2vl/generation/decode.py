@@ -16,13 +16,13 @@ import numpy as np
 from ..errors import InputError, NotFiniteError
 from ..model.cache import Cache
 from ..model.cpu import no_gradients
-from ..model.lfm2 import Context, padding_masks
+from ..model.lfm2 import Context, Lfm2Model, padding_masks
 from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration
 from ..weights.fit import allocations, check_question, largest_pass, number_type
 from .features import FeatureCache, encode_views_in_pieces
 from .finite import not_finite
 from .sampling import Chooser, SideBySide
-from .watch import Pieces, Progress, Stop, T, advance, check, completed
+from .watch import Cancelled, Pieces, Progress, Stop, T, advance, between_layers, check, completed
 
 PREFILL_CHUNK = 512  # tokens; bounds the activations of a long prompt
 
@@ -74,10 +74,10 @@ def prefill_in_pieces(
     pass of the vision tower, or a chunk of the text, at a time.
 
     Pictures are encoded first (or found in `features`) and their buffers freed; the text follows in chunks, each
-    evaluated before the next. A single unpadded prompt may continue what the cache holds. `stop` is asked between
-    passes and chunks; what has been done by then stays in the cache. A chunk ends at each of `pauses` (lengths of the
-    prompt, ascending, short of all of it), and `paused` is told. Raises `InputError`, `OutOfMemoryError`,
-    `NotFiniteError` and `Cancelled`.
+    evaluated before the next. A single unpadded prompt may continue what the cache holds. `stop` is asked before each
+    pass and chunk and after each of their layers; the chunks that were done by then stay in the cache. A chunk ends at
+    each of `pauses` (lengths of the prompt, ascending, short of all of it), and `paused` is told. Raises `InputError`,
+    `OutOfMemoryError`, `NotFiniteError` and `Cancelled`.
     """
     rows, length = prompt.input_ids.shape
     check_question(model.config, number_type(model), length, 0, largest_pass(prompt.spatial_shapes), rows)
@@ -128,7 +128,7 @@ def _prefill(
     for start, end in zip([0, *ends], ends, strict=False):
         check(stop)
         part = embeds[:, start:end]
-        hidden = body.language_model(part, _context(padding, cache, part.shape[1]), cache, last_only=True)
+        hidden = _run_chunk(body.language_model, part, _context(padding, cache, part.shape[1]), cache, stop)
         if end < length:
             mx.eval(cache.arrays)
         if paused is not None and end in pauses:
@@ -140,6 +140,16 @@ def _prefill(
     logits = model.logits(hidden[:, -1:])[:, 0]
     mx.async_eval(logits, cache.arrays)  # where memory is short, it is here that this shows
     return logits
+
+
+def _run_chunk(text_model: Lfm2Model, embeds: mx.array, context: Context, cache: Cache, stop: Stop | None) -> mx.array:
+    """The last hidden state (B, 1, hidden). Raises `Cancelled`, with the cache as it was."""
+    begun = cache.checkpoint()
+    try:
+        return text_model(embeds, context, cache, last_only=True, between=between_layers(stop))
+    except Cancelled:
+        cache.rewind(begun)
+        raise
 
 
 def _context(padding: np.ndarray | None, cache: Cache, length: int) -> Context:

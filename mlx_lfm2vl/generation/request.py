@@ -57,9 +57,9 @@ class Request:
     # For those who wait
 
     def cancel(self) -> None:
-        """Ends the work before the next token, the next 512 tokens of a prompt or the next pass of the vision tower;
-        while the request waits, or its pictures and text are being read, it is answered at once. Harmless once it has
-        ended."""
+        """Ends the work before the next token, or the next layer of the model while a prompt is run or pictures are
+        encoded; while the request waits, or its pictures and text are being read, it is answered at once. Harmless once
+        it has ended."""
         self._cancelled.set()
         if self.given_up is not None and not self._ended:
             self.given_up()

@@ -1,5 +1,5 @@
 """How a caller watches work, stops it, and does other work meanwhile: between passes of the vision tower, chunks of a
-prompt, and tokens."""
+prompt, and tokens. It can stop between layers, too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import functools
 from collections.abc import Callable, Generator
 from typing import ParamSpec, TypeVar
 
+import mlx.core as mx
+
 from ..errors import OptionError
+from ..model.outputs import Between
 
 Progress = Callable[[int, int], None]  # tokens of the prompt done, tokens in all
 Stop = Callable[[], bool]  # true once the work shall end
@@ -56,3 +59,23 @@ def check(stop: Stop | None) -> None:
     """Raises `Cancelled` if `stop` says so."""
     if stop is not None and stop():
         raise Cancelled
+
+
+def between_layers(stop: Stop | None) -> Between | None:
+    """Asks `stop` after each layer of a pass or chunk, and raises `Cancelled` if it says so. None without a `stop`.
+
+    A layer of a full chunk computes about as long as a token of an answer takes. So that the device always has work,
+    the next layer is dispatched before the last one is waited for.
+    """
+    if stop is None:
+        return None
+    dispatched: list[mx.array] = []
+
+    def between(made: mx.array) -> None:
+        mx.async_eval(made)
+        dispatched.append(made)
+        if len(dispatched) > 1:
+            mx.eval(dispatched.pop(0))
+        check(stop)
+
+    return between

@@ -17,6 +17,7 @@ from . import cpu
 from .activations import swiglu
 from .cache import Cache, ConvCache, KeyValueCache
 from .convolution import Lfm2ShortConv
+from .outputs import Between
 from .products import add_linear, fuses, linear, rms_norm
 
 
@@ -266,12 +267,14 @@ class Lfm2Model(nn.Module):
         hidden_states: list[mx.array] | None = None,
         attentions: list[mx.array] | None = None,
         last_only: bool = False,
+        between: Between | None = None,
     ) -> mx.array:
         """(B, L, hidden) -> (B, L, hidden); with `last_only` (B, 1, hidden), the last of them: from the last attention
         on, whose keys and values are those of all tokens, only what it depends on is computed.
 
         Without a `context` the tokens follow those in the cache, unpadded. If given, `hidden_states` gets the input of
         every layer and then the result (as the reference has it), `attentions` the weights of every attention layer.
+        If `between` raises, the cache is in no state to go on from but by `Cache.rewind`.
         """
         length = inputs_embeds.shape[1]
         if context is None:
@@ -287,6 +290,8 @@ class Lfm2Model(nn.Module):
                 x, context = layer(x, context, state, None, asking, asked), asking
             else:
                 x = layer(x, context, state, attentions)
+            if between is not None:
+                between(x)
         if last_only:
             x = x[:, -1:]
         if cache is not None:

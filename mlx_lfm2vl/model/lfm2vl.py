@@ -17,7 +17,7 @@ from ..config import Lfm2VlConfig
 from ..errors import InputError
 from .cache import Cache
 from .lfm2 import Context, Lfm2Model, padding_masks, rope_frequencies, rotation_for
-from .outputs import ImageFeatures, Lfm2VlCausalLMOutputWithPast, Lfm2VlModelOutputWithPast
+from .outputs import Between, ImageFeatures, Lfm2VlCausalLMOutputWithPast, Lfm2VlModelOutputWithPast
 from .products import as_linear, linear
 from .projector import Lfm2VlMultiModalProjector
 from .vision import Siglip2VisionModel
@@ -53,13 +53,17 @@ class Lfm2VlModel(nn.Module):
         self.language_model = Lfm2Model(config.text_config)
 
     def get_image_features(
-        self, pixel_values: Array, spatial_shapes: Array, pixel_attention_mask: Array | None = None
+        self,
+        pixel_values: Array,
+        spatial_shapes: Array,
+        pixel_attention_mask: Array | None = None,
+        between: Between | None = None,
     ) -> ImageFeatures:
         """Image tokens of every view.
 
         `pixel_values` (views, patches, channels*patch*patch) padded or not; `spatial_shapes` (views, 2): the grid
         (h, w) of each. `pixel_attention_mask` is accepted as the reference has it and not needed: the grid says what
-        is real.
+        is real. `between` is called after each layer of the tower.
         Raises `InputError` for grids that do not fit the arrays or the downsample factor.
         """
         pixels, grids = self._check_views(pixel_values, spatial_shapes)
@@ -74,7 +78,7 @@ class Lfm2VlModel(nn.Module):
             else:
                 rows = [pixels[index, :count] for index, count in zip(part, counts, strict=True)]
                 patches = mx.concatenate(rows)[None]
-            hidden = self.vision_tower(patches, chosen)
+            hidden = self.vision_tower(patches, chosen, between=between)
             projected = self.multi_modal_projector(hidden, chosen)
             for row, index in enumerate(part):
                 for made, array in ((features, hidden), (tokens, projected)):
@@ -239,10 +243,14 @@ class Lfm2VlForConditionalGeneration(nn.Module):
             self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
 
     def get_image_features(
-        self, pixel_values: Array, spatial_shapes: Array, pixel_attention_mask: Array | None = None
+        self,
+        pixel_values: Array,
+        spatial_shapes: Array,
+        pixel_attention_mask: Array | None = None,
+        between: Between | None = None,
     ) -> ImageFeatures:
         """As `Lfm2VlModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values, spatial_shapes, pixel_attention_mask)
+        return self.model.get_image_features(pixel_values, spatial_shapes, pixel_attention_mask, between)
 
     def logits(self, hidden_states: mx.array) -> mx.array:
         """(..., hidden) -> (..., vocabulary)."""

@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 from ..config import Siglip2VisionConfig
 from . import cpu
 from .activations import ACTIVATIONS, gelu_tanh
+from .outputs import Between
 from .positions import resize_table
 from .products import SharedProduct, fuses, linear
 
@@ -126,7 +127,13 @@ class Siglip2VisionModel(nn.Module):
         self.encoder = Siglip2Encoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def __call__(self, patches: mx.array, grids: Grids, hidden_states: list[mx.array] | None = None) -> mx.array:
+    def __call__(
+        self,
+        patches: mx.array,
+        grids: Grids,
+        hidden_states: list[mx.array] | None = None,
+        between: Between | None = None,
+    ) -> mx.array:
         """(views, h*w, channels*patch*patch) -> (views, h*w, hidden), or both (1, all patches, ...) of several grids.
 
         Patches are in row-major order, their pixels in (y, x, channel) order. If `hidden_states` is given, the
@@ -137,6 +144,8 @@ class Siglip2VisionModel(nn.Module):
             hidden_states.append(x)
         for layer in self.encoder.layers:
             x = layer(x, groups)
+            if between is not None:
+                between(x)
             if hidden_states is not None:
                 hidden_states.append(x)
         return self.post_layernorm(x)
