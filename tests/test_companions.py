@@ -72,6 +72,17 @@ def test_tiling_is_as_the_source_has_it_and_a_doubt_is_said(source, tmp_path):
     assert [note for note in notes if "switches tiling off" in note]
 
 
+def test_a_patch_budget_that_is_too_small_does_not_come_along(source, tmp_path):
+    """Published copies say 256, with which transformers would cut tiles short; the limits beside it say 1024."""
+    file = source / "processor_config.json"
+    data = json.loads(file.read_text())
+    image = data["image_processor"]
+    assert image["max_num_patches"] == 1024
+    file.write_text(json.dumps({**data, "image_processor": {**image, "max_num_patches": 256}}))
+    out = convert(source, tmp_path / "out")
+    assert json.loads((out / "processor_config.json").read_text()) == data
+
+
 def test_links_of_the_hubs_cache_are_files_of_the_repository(source, tmp_path):
     snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "main" / "8bit", tmp_path / "models--a--b" / "blobs"
     snapshot.mkdir(parents=True)

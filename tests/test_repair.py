@@ -63,6 +63,16 @@ def test_tiling_and_patch_budget(folder, tmp_path):
     assert inspect(tmp_path / "out") == []
 
 
+def test_the_patch_budget_is_the_one_of_pictures_in_tiles(folder, tmp_path):
+    """Without tiles fewer patches would do; the budget that the makers wrote stays true."""
+    edit(folder / "processor_config.json", do_image_splitting=False, max_image_tokens=64, min_image_tokens=16)
+    (found,) = repair(folder, tmp_path / "out")
+    assert found.problem.startswith("do_image_splitting is false")
+    data = json.loads((tmp_path / "out" / "processor_config.json").read_text())
+    assert (data.get("image_processor") or data)["max_num_patches"] == 1024
+    assert inspect(tmp_path / "out") == []
+
+
 def test_stale_tensors_and_a_stale_index(folder, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     extra = {f"multi_modal_projector.layer_norm.{leaf}": np.ones(160, np.float32) for leaf in ("weight", "bias")}

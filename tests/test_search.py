@@ -130,6 +130,12 @@ def test_targets_that_cannot_be_kept_are_refused(options, says, few, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_size_that_no_bits_reach_is_said_before_the_model_is_loaded(few, monkeypatch):
+    monkeypatch.setattr("mlx_lfm2vl.conversion.search.load_to_measure", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(OptionError, match="cannot be reached"):
+        search(GOLDEN / "gen2", target_size=0.0001, group_size=32, calibration=few)
+
+
 def test_from_the_command_line(few, tmp_path, capsys):
     words = ["convert", "--hf-path", str(GOLDEN / "gen2"), "--mlx-path", str(tmp_path / "out"), "--target-kl", "0.1"]
     assert main([*words, "--q-group-size", "32", "--calibration", str(few), "--no-verify"]) == 0

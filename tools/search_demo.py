@@ -29,6 +29,7 @@ from mlx_lfm2vl import demo
 from mlx_lfm2vl.conversion.plan import RECIPES, QuantizationOptions, lower_width, make_plan, to_measure
 from mlx_lfm2vl.conversion.rounding import measure_rounding
 from mlx_lfm2vl.conversion.search import Assignment, Bench
+from mlx_lfm2vl.conversion.sizes import Sizes
 from mlx_lfm2vl.weights.load import open_model
 from mlx_lfm2vl.weights.quantize import parameter_count, widths
 
@@ -55,7 +56,7 @@ def recipes(model: Path, held: Path) -> None:
     print("\n| recipe, groups of | weights, MB | by place | measured |\n| --- | --- | --- | --- |")
     module, stored = open_model(model)
     for group in (32, 64):
-        bench = Bench(model, group, held)
+        bench = Bench(model, Sizes(model, group), held)
         for recipe in ("mixed_3_6", "mixed_4_8"):
             options = QuantizationOptions(group_size=group, recipe=recipe)
             paths = to_measure(widths(module), options)
@@ -78,7 +79,7 @@ def interval(one: list[np.ndarray], other: list[np.ndarray]) -> tuple[float, flo
 
 def searches(model: Path, group: int, calibrations: dict[str, Path | None], held: Path) -> None:
     """The search at the sizes of the same bits everywhere, measured on the questions it used and on others."""
-    bench = Bench(model, group, held)
+    bench = Bench(model, Sizes(model, group), held)
     everywhere: dict[int, Assignment] = {bits: dict.fromkeys(bench.paths, bits) for bits in (3, 4, 5, 6)}
     uniform = {bits: bench.divergences(assignment) for bits, assignment in everywhere.items()}
     count, tokens = len(uniform[4]), sum(map(len, uniform[4]))
@@ -87,7 +88,7 @@ def searches(model: Path, group: int, calibrations: dict[str, Path | None], held
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, folder in calibrations.items():
         began = time.perf_counter()
-        own = Bench(model, group, folder)
+        own = Bench(model, Sizes(model, group), folder)
         own.probe()
         for bits, assignment in everywhere.items():
             size = bench.size(assignment)

@@ -1,7 +1,8 @@
 """The files beside the weights: config.json, generation, processor, tokenizer, template and licence files.
 
-What the source has is kept byte for byte, except config.json, which must be true of the new weights, and references to
-code; what is missing is added where it can be known. Code and other people's weights are never copied.
+What the source has is kept byte for byte, except config.json, which must be true of the new weights, references to
+code, and a patch budget too small for the views that the limits beside it allow; what is missing is added where it can
+be known. Code and other people's weights are never copied.
 """
 
 from __future__ import annotations
@@ -45,6 +46,12 @@ def write_companions(source: Path, target: Path, config: Lfm2VlConfig) -> None:
     for name in CODE_NAMERS:
         if (target / name).is_file() and (data := read_json(target / name)) != (plain := without_code(data)):
             write_json(target / name, plain)
+    processor = ProcessorConfig.from_folder(target)
+    for name in PROCESSOR_FILES:
+        if (target / name).is_file() and (data := read_json(target / name)) != (
+            enough := with_budget(data, processor, only_raise=True)
+        ):
+            write_json(target / name, enough)
     if not any((target / name).is_file() for name in PROCESSOR_FILES):
         write_json(target / "processor_config.json", ProcessorConfig.from_folder(source).to_dict())
     if (generation := generation_json(source, config)) is not None:
@@ -55,6 +62,18 @@ def without_code(data: dict[str, Any]) -> dict[str, Any]:
     """The same without the names of classes that a repository's code would have."""
     inner = ((key, without_code(value) if isinstance(value, dict) else value) for key, value in data.items())
     return {key: value for key, value in inner if key != CODE}
+
+
+def with_budget(data: dict[str, Any], config: ProcessorConfig, only_raise: bool = False) -> dict[str, Any]:
+    """A processor file with the `max_num_patches` that follows from its limits, where it has another (`only_raise`: a
+    smaller one)."""
+    out, budget = dict(data), config.image.max_num_patches
+    if isinstance(out.get("image_processor"), dict):
+        out["image_processor"] = with_budget(out["image_processor"], config, only_raise)
+    stated = out.get("max_num_patches")
+    if stated is not None and not (only_raise and isinstance(stated, int) and stated >= budget):
+        out["max_num_patches"] = budget
+    return out
 
 
 def generation_json(source: Path, config: Lfm2VlConfig) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..weights.place import check_target, finished
 from ..weights.save import write_json
 from .card import HOUSE, CardSource
 from .check import TEMPLATES, check_index, check_result, has_template
-from .companions import CODE_NAMERS, PROCESSOR_FILES, copy, without_code
+from .companions import CODE_NAMERS, PROCESSOR_FILES, copy, with_budget, without_code
 from .convert import write_model
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -93,7 +93,7 @@ def repair(
                 copy(original / name, part / name)
         for name in PROCESSOR_FILES:
             if (part / name).is_file():
-                write_json(part / name, _mended(read_json(part / name), ProcessorConfig.from_folder(part))[0])
+                write_json(part / name, _mended(read_json(part / name), _in_tiles(part))[0])
         for remark in check_result(part, target):
             if on_note is not None:
                 on_note(remark)
@@ -167,29 +167,33 @@ def _has_processor(folder: Path) -> bool:
 
 def _processor(folder: Path) -> list[Finding]:
     out: list[Finding] = []
-    config = ProcessorConfig.from_folder(folder)
+    config = _in_tiles(folder)
     for name in PROCESSOR_FILES:
         if (folder / name).is_file():
             out += [Finding(name, *change) for change in _mended(read_json(folder / name), config)[1]]
     return out
 
 
+def _in_tiles(folder: Path) -> ProcessorConfig:
+    """The folder's processor with tiling on, as it will be."""
+    config = ProcessorConfig.from_folder(folder)
+    return replace(config, image=replace(config.image, do_image_splitting=True))
+
+
 def _mended(data: dict[str, Any], config: ProcessorConfig) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """A processor file with tiling on and the patch budget that follows from the policy; and what was changed."""
     changes: list[tuple[str, str]] = []
-    out = dict(data)
+    out = with_budget(data, config)
     if isinstance(out.get("image_processor"), dict):
-        out["image_processor"], changes = _mended(out["image_processor"], config)
+        out["image_processor"], changes = _mended(data["image_processor"], config)
     if out.get("do_image_splitting") is False:
         out["do_image_splitting"] = True
         changes.append(("do_image_splitting is false, as converters leave it", "set to true"))
         if out.get("use_thumbnail") is False:
             out["use_thumbnail"] = True
             changes.append(("use_thumbnail is false with it", "set to true"))
-    budget = config.image.max_num_patches
-    if out.get("max_num_patches") not in (None, budget):
-        changes.append((f"max_num_patches is {out['max_num_patches']}", f"set to {budget}"))
-        out["max_num_patches"] = budget
+    if (budget := out.get("max_num_patches")) != (stale := data.get("max_num_patches")):
+        changes.append((f"max_num_patches is {stale}", f"set to {budget}"))
     return out, changes
 
 

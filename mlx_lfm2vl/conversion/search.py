@@ -18,22 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from ..errors import OptionError
 from ..generation.question import conversation
 from ..model.lfm2 import Context
 from ..pretrained import Lfm2VlForConditionalGeneration
-from ..weights.load import open_model
 from ..weights.names import from_module
-from ..weights.quantize import Quantization, decode, encode, widths
+from ..weights.quantize import Quantization, decode, encode
 from ..weights.save import write_json
 from .calibration import questions
 from .damage import divergence, embedded, greedy, image_features, load_to_measure
-from .plan import LANGUAGE, Plan
+from .plan import Plan
+from .sizes import WIDTHS, Sizes
 
-WIDTHS = (3, 4, 5, 6, 8)
 PROBES = (3, 5)
 TAIL = 64  # positions at least, at the end of a question and its answer, over which sensitivity is measured
 CURVE = 6  # points of the curve that are measured, beside the uniform widths
@@ -86,12 +84,16 @@ def search(
     for name, value in (("target_size", target_size), ("target_kl", target_kl)):
         if value is not None and not 0 < value < float("inf"):
             raise OptionError(f"{name} is {value}, expected a number above 0")
-    bench = Bench(folder, group_size, calibration)
+    sizes = Sizes(folder, group_size)
     if target_size is None:
-        steps = max(1, len(bench.paths)).bit_length() + 1
+        steps = max(1, len(sizes.paths)).bit_length() + 1
     else:
-        everywhere = [dict.fromkeys(bench.paths, bits) for bits in WIDTHS]
-        steps = 1 + sum(bench.size(assignment) <= target_size * 1e9 for assignment in everywhere)
+        everywhere = [sizes.size(dict.fromkeys(sizes.paths, bits)) for bits in WIDTHS]
+        if everywhere[0] > target_size * 1e9:
+            least = f"{WIDTHS[0]} bits everywhere take {everywhere[0] / 1e9:.4g} GB"
+            raise OptionError(f"target_size {target_size:g} GB cannot be reached: {least}")
+        steps = 1 + sum(size <= target_size * 1e9 for size in everywhere)
+    bench = Bench(folder, sizes, calibration)
     bench.expect(len(PROBES) * len(bench.paths) + len(WIDTHS) + CURVE + steps, progress)
     return bench.choose(None if target_size is None else target_size * 1e9, target_kl)
 
@@ -99,25 +101,12 @@ def search(
 class Bench:
     """The dense model with its answers, in which weights are rounded and the divergence is measured."""
 
-    def __init__(self, folder: Path, group_size: int | None, calibration: Path | None):
-        self._specs = {bits: Quantization.checked(bits, group_size) for bits in WIDTHS}
-        group = self._specs[WIDTHS[0]].group_size
-        model: nn.Module
-        model, stored = open_model(folder)
-        if stored.config.quantization:
-            raise OptionError(f"{folder}: is quantised already; search from the dense original")
-        rows = {path: width for path, width in widths(model).items() if path.startswith(LANGUAGE)}
-        self._odd = [path for path, width in rows.items() if width % group]
-        self.paths = [path for path, width in rows.items() if not width % group]
-        if not self.paths:
-            raise OptionError("no module would be quantised; choose a smaller q_group_size")
-        del model
+    def __init__(self, folder: Path, sizes: Sizes, calibration: Path | None):
+        self._specs, self._odd, self.paths, self.size = sizes.specs, sizes.odd, sizes.paths, sizes.size
         self._model, processor = load_to_measure(folder)
         self._modules: dict[str, Any] = dict(self._model.named_modules())
         self._weights = {path: self._modules[path].weight for path in self.paths}
         self._samples = [self._sample(processor, question) for question in questions(calibration)]
-        self._bytes = {path: stored.infos[f"{path}.weight"].nbytes for path in self.paths}
-        self._rest = sum(info.nbytes for info in stored.infos.values()) - sum(self._bytes.values())
         self._predictions: dict[str, list[float]] = {}
         self._tick: Callable[[], None] = lambda: None
 
@@ -143,18 +132,6 @@ class Bench:
             mx.eval(images)
         sample = {"ids": np.array(inputs["input_ids"]), "images": images, "answer": answer}
         return {**sample, "dense": _expected(self._model, sample)}
-
-    def size(self, assignment: Mapping[str, int]) -> int:
-        """Bytes of all weights with these widths; modules that are not named are dense."""
-        total = self._rest
-        for path, weight in self._weights.items():
-            if path not in assignment:
-                total += self._bytes[path]
-                continue
-            spec = self._specs[assignment[path]]
-            scales = 2 * self._bytes[path] // spec.group_size
-            total += weight.size * spec.bits // 8 + scales
-        return total
 
     def divergence(self, assignment: Mapping[str, int]) -> float:
         """Mean KL divergence of the answers with these widths, in nats a token."""
@@ -193,9 +170,6 @@ class Bench:
     def choose(self, target_bytes: float | None, target_kl: float | None) -> SearchResult:
         """See `search`."""
         lowest, highest = (dict.fromkeys(self.paths, bits) for bits in (WIDTHS[0], WIDTHS[-1]))
-        if target_bytes is not None and self.size(lowest) > target_bytes:
-            least = f"{WIDTHS[0]} bits everywhere take {self.size(lowest) / 1e9:.4g} GB"
-            raise OptionError(f"target_size {target_bytes / 1e9:g} GB cannot be reached: {least}")
         alone = self.probe()
         uniform = [self._point(f"{bits} bits", dict.fromkeys(self.paths, bits)) for bits in WIDTHS]
         if target_kl is not None and uniform[-1].kl > target_kl:
