@@ -82,6 +82,7 @@ def load_model(
                 progress("weights", done, total)
     except RuntimeError as error:
         raise WeightsError(f"{folder}: the weights cannot be read ({first_line(error)}); load it again") from None
+    mx.clear_cache()  # what was read and cast
     stored.check_unchanged()
     if not cpu.is_default():
         for module in model.modules():

@@ -38,8 +38,8 @@ def python(side: str, given: str | None, work: Path) -> str:
 
 def environment(side: str, blas: bool, work: Path) -> dict[str, str]:
     """Variables of a process: no network; for MLX OpenBLAS, or none that could be found: empty files of its names stand
-    first in the path of libraries."""
-    left_out = ("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH")
+    first in the path of libraries. Nobody's modules are compiled anew in each process."""
+    left_out = ("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
     variables = {name: value for name, value in os.environ.items() if name not in left_out}
     variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if side == OURS:
