@@ -91,6 +91,8 @@ def test_a_picture_beyond_the_budget_is_tiled():
 def test_held_out_pictures_are_answered_far_above_chance(loaded, task, least):
     row = score_demo.score(*loaded, task, 30)
     assert row["right"] / row["questions"] >= least
+    if task == "tiled":
+        assert row["right_untiled"] < row["right"]
 
 
 def test_boxes_lie_on_their_objects(loaded):

@@ -99,9 +99,10 @@ def overlaps(found: list[Box], wanted: list[Box]) -> list[float]:
 
 
 def answers(
-    model: Any, processor: Any, samples: list[demo_tasks.Sample], turns: int
+    model: Any, processor: Any, samples: list[demo_tasks.Sample], turns: int, **overrides: Any
 ) -> Iterator[tuple[demo_tasks.Sample, int, str]]:
-    """(sample, turn, answer) of the first questions of each sample, in batches, a turn at a time."""
+    """(sample, turn, answer) of the first questions of each sample, in batches, a turn at a time; `overrides` as for
+    the processor."""
     options = GenerationOptions(max_tokens=128)
     told: list[list[dict[str, Any]]] = [[] for _ in samples]
     for turn in range(turns):
@@ -111,7 +112,8 @@ def answers(
             pictures = iter(samples[i].images)
             content = [p if p["type"] == "text" else {**p, "image": next(pictures)} for p in message["content"]]
             told[i].append({"role": "user", "content": content})
-        rows = generate_batch(model, processor, [Question(told[i], options=options) for i in asked], batch_size=ROWS)
+        questions = [Question(told[i], options=options, image_overrides=overrides) for i in asked]
+        rows = generate_batch(model, processor, questions, batch_size=ROWS)
         for i, row in zip(asked, rows, strict=True):
             if row.error:
                 raise row.error
@@ -137,6 +139,9 @@ def score(model: Any, processor: Any, task: str, number: int, size: tuple[int, i
             if task == "describe":
                 right, all_facts = facts(answer, sample)
                 add(facts_right=right, facts=all_facts)
+            elif task == "tiled":
+                ((_, _, answer),) = answers(model, processor, [sample], 1, do_image_splitting=False)
+                add(right_untiled=answer == wanted)
             elif task == "read":
                 add(characters_right=max(0, len(wanted) - edits(answer, wanted)), characters=len(wanted))
             elif task == "point":
@@ -152,6 +157,8 @@ def detail(row: dict[str, Any]) -> str:
         return f"facts {100 * row['facts_right'] / row['facts']:.1f} %"
     if "characters" in row:
         return f"characters {100 * row['characters_right'] / row['characters']:.1f} %"
+    if "right_untiled" in row:
+        return f"the same pictures without tiles {100 * row['right_untiled'] / row['questions']:.1f} %"
     if "boxes" in row:
         valid, iou, met = row["valid"] / row["questions"], row["iou"] / row["boxes"], row["met"] / row["boxes"]
         return f"valid JSON {100 * valid:.1f} %, mean IoU {iou:.2f}, recall {100 * met:.1f} %"
