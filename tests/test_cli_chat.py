@@ -243,7 +243,7 @@ def test_lines_through_a_pipe_are_turns_without_prompts():
     words = [*MODULE, "chat", "--model", MODEL, "--max-tokens", "5", "--image", PICTURE]
     done = subprocess.run(
         [*map(str, words)],
-        input="What is this?\n\nWhy?\n/nonsense\n",
+        input="What is this?\n\n/nonsense\n/image -\nWhy?\n",
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -251,9 +251,10 @@ def test_lines_through_a_pipe_are_turns_without_prompts():
     )
     twin = Chat(*load(MODEL), options=GenerationOptions(max_tokens=5))
     answers = [twin.ask("What is this?", PICTURE), twin.ask("Why?")]
-    assert (done.returncode, done.stdout) == (0, "".join(answer + "\n" for answer in answers))
+    assert (done.returncode, done.stdout) == (2, "".join(answer + "\n" for answer in answers))
     assert done.stderr.splitlines() == [
-        "mlx-lfm2vl: error: /nonsense is no command; /help lists them, and a space before it makes it a message"
+        "mlx-lfm2vl: error: /nonsense is no command; /help lists them, and a space before it makes it a message",
+        "mlx-lfm2vl: error: -: stdin is the conversation; name a file",
     ]
 
 

@@ -139,7 +139,7 @@ def test_an_empty_stdin_is_no_picture():
     done = process(*generate("--image", "-"), input=b"")
     assert done.returncode == 2
     assert (
-        done.stderr.startswith(b"mlx-lfm2vl: error: picture bytes: there are no bytes in it")
+        done.stderr.startswith(b"mlx-lfm2vl: error: - (stdin): there are no bytes in it")
         and done.stderr.count(b"\n") == 1
     )
 

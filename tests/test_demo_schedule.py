@@ -66,6 +66,7 @@ def test_a_resumed_training_goes_on_alike_and_ends_within_its_hours(means, cut, 
     assert whole.over(hours * 3600)
 
 
-def test_chance_alone_is_not_taken_for_a_gain():
-    level = [0.9, 0.9 + GAIN, 0.9 - GAIN, 0.9] * 2
-    assert told(Schedule(hours=100), level) == 600.0 * 2 * LOOK
+@pytest.mark.parametrize(("share", "stands"), [(0.9, True), (1.1, False)])
+def test_a_gain_within_chance_is_none(share, stands):
+    gained = [0.8] * LOOK + [0.8 + share * GAIN] * LOOK
+    assert (told(Schedule(hours=100), gained) == 600.0 * 2 * LOOK) is stands

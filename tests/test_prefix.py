@@ -1,5 +1,7 @@
 """What prompts begin with alike is prefilled once, and no answer shows it."""
 
+import gc
+import threading
 from contextlib import contextmanager
 from functools import cache
 
@@ -13,8 +15,10 @@ from PIL import Image
 
 from mlx_lfm2vl import Engine, GenerationOptions, PrefixCache, Question, generate_batch, load, stream_generate
 from mlx_lfm2vl.errors import OptionError
+from mlx_lfm2vl.generation import question as question_module
 from mlx_lfm2vl.generation.features import FeatureCache, encode_views
 from mlx_lfm2vl.generation.prefix import LEAST, natural_points
+from mlx_lfm2vl.model.cache import Cache
 
 SYSTEM = "You look at pictures, say what is in them, and add nothing that is not there. " * 4
 OPTIONS = GenerationOptions(max_tokens=6)
@@ -230,3 +234,47 @@ def test_a_long_conversation_is_not_run_in_tiny_pieces():
     assert len(points) <= 4000 // 256 + 3
     assert points[0] == 40 and points[-1] == 3960
     assert min(np.diff([0, *points])) >= 32
+
+
+# Held in 16 bits, where MLX computes lazily as on a GPU: what is cut from an array keeps all of it
+
+
+@pytest.fixture
+def lazy():
+    return load(GOLDEN / "gen2", dtype="bfloat16")
+
+
+def held_since(before: int) -> int:
+    gc.collect()
+    mx.clear_cache()
+    return mx.get_active_memory() - before
+
+
+def test_a_checkpoint_holds_its_numbers_and_nothing_else(lazy):
+    model, _ = lazy
+    cache = Cache(model.config.text_config)
+    before = held_since(0)
+    model.model.language_model(model.model.embed(np.full((1, 800), 7)), cache=cache)
+    mx.eval(cache.arrays)
+    point = cache.checkpoint()
+    del cache
+    numbers = sum(array.nbytes for layer in point.conv_inputs for array in layer)
+    assert 0 < numbers <= held_since(before) <= 1.1 * numbers + 1000
+
+
+def test_what_is_remembered_holds_no_more_than_it_counts(lazy):
+    prefixes = PrefixCache()
+    before = held_since(0)
+    list(stream_generate(*lazy, "Why? " * 300, system=SYSTEM, options=OPTIONS, prefixes=prefixes))
+    assert prefixes.nbytes > 0 and held_since(before) <= 1.05 * prefixes.nbytes
+
+
+def test_the_engine_s_own_thread_does_not_look_through_pictures(monkeypatch):
+    """Their keys are made where they are read, so that others are answered meanwhile."""
+    threads, whole = set(), question_module.view_key
+    monkeypatch.setattr(
+        question_module, "view_key", lambda *given: (threads.add(threading.current_thread().name), whole(*given))[1]
+    )
+    with Engine(loaded) as engine:
+        engine.submit("What is this?", picture("landscape"), options=OPTIONS).result(60)
+    assert threads == {"mlx-lfm2vl reader"}

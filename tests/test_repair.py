@@ -14,6 +14,7 @@ from conftest import GOLDEN
 from hub_server import HubServer, Repository
 from safetensors.numpy import load_file, save_file
 
+from mlx_lfm2vl import Lfm2VlProcessor
 from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.config import ProcessorConfig
 from mlx_lfm2vl.conversion import repair as conversion_repair
@@ -210,12 +211,28 @@ def test_a_policy_that_is_stated_nowhere_and_a_tokenizer_s_configuration_come_fr
     found = repair(folder, tmp_path / "out", base=GOLDEN / "gen2")
     assert [(finding.file, finding.problem) for finding in found] == [
         ("tokenizer_config.json", "is missing"),
-        ("preprocessor_config.json", "does not say how pictures are cut"),
+        ("processor_config.json", "does not say how pictures are cut"),
     ]
     wanted = ProcessorConfig.from_folder(GOLDEN / "gen2")
     assert ProcessorConfig.from_folder(tmp_path / "out") == wanted and wanted.image.tile_size == 128
     text = (tmp_path / "out" / "tokenizer_config.json").read_text()
     assert text == (GOLDEN / "gen2" / "tokenizer_config.json").read_text()
+
+
+def test_a_processor_file_that_says_nothing_is_replaced_by_that_of_the_base(folder, tmp_path):
+    (folder / "processor_config.json").write_text('{"processor_class": "Lfm2VlProcessor"}')
+    with pytest.raises(OutputError, match=r"processor_config.json: does not say how pictures are cut; .*--base"):
+        repair(folder, tmp_path / "out")
+    (found,) = repair(folder, tmp_path / "out", base=GOLDEN / "gen25")
+    assert str(found) == f"processor_config.json: does not say how pictures are cut; taken from {GOLDEN / 'gen25'}"
+    assert ProcessorConfig.from_folder(tmp_path / "out") == ProcessorConfig.from_folder(GOLDEN / "gen25")
+    assert inspect(tmp_path / "out") == []
+
+
+def test_tiling_that_is_off_on_purpose_stays_off(folder, tmp_path):
+    """As this package writes it for whoever passed `do_image_splitting=False`."""
+    Lfm2VlProcessor.from_pretrained(folder, do_image_splitting=False).save_pretrained(folder)
+    assert inspect(folder) == []
 
 
 def test_references_to_code_and_a_false_total_are_found(tmp_path):

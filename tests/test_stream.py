@@ -177,6 +177,7 @@ def test_conversations_of_wrong_shapes_are_refused(prompt, words):
         ({"tools": ["f"]}, OptionError, "tools must be a list of JSON schemas"),
         ({"images": 3}, ImageError, "a picture of type int cannot be read"),
         ({"anything": 3}, OptionError, "'anything' is neither"),
+        ({"max_tokens": 3}, OptionError, r"max_tokens is for the answer; give it as options=GenerationOptions\("),
     ],
 )
 def test_arguments_of_wrong_types_are_refused_by_name(arguments, error, words):

@@ -158,6 +158,22 @@ def main() -> None:
         torch.utils.data.DataLoader(batches, batch_size=None, num_workers=args.workers, collate_fn=lambda batch: batch)
     )
     judge = build().to(device).eval()
+
+    def keep_state() -> None:
+        save(
+            path,
+            {
+                "model": model.state_dict(),
+                "dense": dense.state_dict(),
+                "optims": [o.state_dict() for o in optims],
+                "average": average,
+                "step": step,
+                "spent": spent,
+                "begun": begun,
+                "schedule": schedule.state(),
+            },
+        )
+
     last = time.monotonic()
     saved = evaluated = spent
     losses: dict[str, list[float]] = {}
@@ -199,6 +215,9 @@ def main() -> None:
             print(f"step {step} {spent / 60:.1f} min lr {optims[0].param_groups[0]['lr']:.2e} loss: {told}", flush=True)
             losses.clear()
         finished = schedule.over(spent)
+        if spent - saved > args.every * 60 or finished:
+            saved = spent
+            keep_state()
         if (step > WARM_STEPS and spent - evaluated > 3 * args.every * 60) or finished:
             evaluated = spent
             judge.load_state_dict(average)
@@ -206,21 +225,7 @@ def main() -> None:
             print("held out, wholly right:", " ".join(f"{k} {v:.3f}" for k, v in rates.items()), flush=True)
             if step > WARM_STEPS + EASY_STEPS and schedule.saw(rates, spent):
                 print("the held-out rates stand; from here the learning rate falls", flush=True)
-        if spent - saved > args.every * 60 or finished:
-            saved = spent
-            save(
-                path,
-                {
-                    "model": model.state_dict(),
-                    "dense": dense.state_dict(),
-                    "optims": [o.state_dict() for o in optims],
-                    "average": average,
-                    "step": step,
-                    "spent": spent,
-                    "begun": begun,
-                    "schedule": schedule.state(),
-                },
-            )
+                keep_state()
     model.load_state_dict(average)
     export(model, out)
     print(f"measure it with: python tools/score_demo.py --model {out}", flush=True)

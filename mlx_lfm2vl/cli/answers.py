@@ -39,6 +39,8 @@ class Output:
         self.rows = 0
         self.failed: list[int] = []  # numbers of the rows, and lines, that have an error
         self._end = 0  # of the last whole line
+        if path == "-":
+            raise OutputError("-: answers are not written to stdout; name a file, which a second run goes on with")
         if os.path.exists(path) and not os.path.isfile(path):
             what = "a folder" if os.path.isdir(path) else "a device or pipe"
             raise OutputError(f"{path}: cannot be written (is {what}; name a file, which a second run goes on with)")

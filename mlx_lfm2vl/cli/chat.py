@@ -61,11 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Raises `Lfm2VlError` for what is wrong before the conversation begins."""
-    from .. import Chat, GenerationOptions, ImageError
+    """Raises `Lfm2VlError` for what is wrong before the conversation begins; what is wrong in it, where nobody sees and
+    mends it at once, ends in exit code 2."""
+    from .. import Chat, GenerationOptions
 
-    if "-" in args.image:
-        raise ImageError("-: stdin is the conversation; name a file")
     options = GenerationOptions(**sampling_options(args))
     terminal = Terminal(args.verbose, source_policy(args))
     waiting = terminal.pictures(expand(args.image))
@@ -77,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     chat = Chat(model, processor, system=args.system, options=options, control_tokens=args.control_tokens)
     conversation = Conversation(chat, terminal, waiting)
     terminal.hint("/help lists the commands")
+    failed = False
     with history() if terminal.interactive else contextlib.nullcontext():
         while (line := terminal.read()) is not None:
             try:
@@ -84,11 +84,12 @@ def run(args: argparse.Namespace) -> int:
                     break
             except Lfm2VlError as error:
                 complain(str(error))
+                failed = not terminal.interactive
             except KeyboardInterrupt:  # not between the tokens of an answer, where it is expected
                 if not terminal.interactive:
                     raise
                 terminal.hint("(stopped)")
-    return 0
+    return 2 if failed else 0
 
 
 class Terminal:
@@ -145,6 +146,10 @@ class Terminal:
 
     def pictures(self, names: list[str]) -> list[Any]:
         """The pictures of these names, each told of. Raises `ImageError`."""
+        from .. import ImageError
+
+        if "-" in names:
+            raise ImageError("-: stdin is the conversation; name a file")
         loaded = load_pictures(names, self.policy)
         for name, picture in zip(names, loaded, strict=True):
             self.hint(

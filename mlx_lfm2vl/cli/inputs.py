@@ -103,8 +103,13 @@ def load_pictures(names: Sequence[str], policy: SourcePolicy) -> list[Picture]:
         given = source(name)
         with warnings.catch_warnings(record=True) as remarks:
             warnings.simplefilter("always", ImageWarning)
-            with _without_stderr():
-                loaded.append(load_image(given, policy))
+            try:
+                with _without_stderr():
+                    loaded.append(load_image(given, policy))
+            except ImageError as error:
+                if name != STDIN:
+                    raise
+                raise ImageError(str(error).replace("picture bytes", "- (stdin)", 1)) from None
         for remark in remarks:
             note(str(remark.message))
     return loaded

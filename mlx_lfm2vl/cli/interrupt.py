@@ -1,5 +1,5 @@
-"""Signals that end work in order: Ctrl-C at the next token of an answer (a second one at once), a polite kill so that
-what a command has begun is cleaned away."""
+"""Signals that end work in order: Ctrl-C at the next token of an answer, or at the next layer before its first one (a
+second Ctrl-C at once), a polite kill so that what a command has begun is cleaned away."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def repair(
                 copy(original / name, part / name)
         for name in PROCESSOR_FILES:
             if (part / name).is_file():
-                write_json(part / name, _mended(read_json(part / name), _in_tiles(part))[0])
+                write_json(part / name, _mended(read_json(part / name), ProcessorConfig.from_folder(part))[0])
         for remark in check_result(part, target):
             if on_note is not None:
                 on_note(remark)
@@ -127,10 +127,10 @@ def _base(
 
 
 def _sources_of(folder: Path, base: Path) -> list[str]:
-    """Files of the base that fill what the folder lacks."""
+    """Files of the base that fill what the folder lacks, or stand in place of those that say nothing."""
     names = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
-    if not ProcessorConfig.from_folder(folder).is_stated or not _has_processor(folder):
-        names += [name for name in PROCESSOR_FILES if not (folder / name).is_file()]
+    if not _says_how_to_cut(folder) and _says_how_to_cut(base):
+        names += PROCESSOR_FILES
     if not has_template(folder):
         names += TEMPLATES
     return [name for name in names if (base / name).is_file()]
@@ -149,15 +149,15 @@ def _missing(folder: Path, base: Path | None) -> list[Finding]:
     if not has_template(folder):
         from_config = base is not None and has_template(base)
         out += found("chat_template.jinja", False, (*TEMPLATES, *(("tokenizer_config.json",) if from_config else ())))
-    lacking = [name for name in PROCESSOR_FILES if not (folder / name).is_file()]
     remedy = None
-    if base is not None and any((base / name).is_file() for name in lacking):
+    if base is not None and _says_how_to_cut(base):
         remedy = f"taken from {base}"
     if not _has_processor(folder):
         made = "written from config.json and the defaults of these models"
-        out.append(Finding("processor_config.json", "is missing", remedy or made))
-    elif not ProcessorConfig.from_folder(folder).is_stated:
-        out.append(Finding((lacking or PROCESSOR_FILES)[0], "does not say how pictures are cut", remedy))
+        out.append(Finding(PROCESSOR_FILES[0], "is missing", remedy or made))
+    elif not _says_how_to_cut(folder):
+        silent = next(name for name in PROCESSOR_FILES if (folder / name).is_file())
+        out.append(Finding(silent, "does not say how pictures are cut", remedy))
     return out
 
 
@@ -165,28 +165,27 @@ def _has_processor(folder: Path) -> bool:
     return any((folder / name).is_file() for name in PROCESSOR_FILES)
 
 
+def _says_how_to_cut(folder: Path) -> bool:
+    return _has_processor(folder) and ProcessorConfig.from_folder(folder).is_stated
+
+
 def _processor(folder: Path) -> list[Finding]:
     out: list[Finding] = []
-    config = _in_tiles(folder)
+    config = ProcessorConfig.from_folder(folder)
     for name in PROCESSOR_FILES:
         if (folder / name).is_file():
             out += [Finding(name, *change) for change in _mended(read_json(folder / name), config)[1]]
     return out
 
 
-def _in_tiles(folder: Path) -> ProcessorConfig:
-    """The folder's processor with tiling on, as it will be."""
-    config = ProcessorConfig.from_folder(folder)
-    return replace(config, image=replace(config.image, do_image_splitting=True))
-
-
 def _mended(data: dict[str, Any], config: ProcessorConfig) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """A processor file with tiling on and the patch budget that follows from the policy; and what was changed."""
+    """A processor file with tiling on, unless it says that off is meant, and the patch budget that follows from the
+    policy; and what was changed."""
     changes: list[tuple[str, str]] = []
     out = with_budget(data, config)
     if isinstance(out.get("image_processor"), dict):
         out["image_processor"], changes = _mended(data["image_processor"], config)
-    if out.get("do_image_splitting") is False:
+    if out.get("do_image_splitting") is False and config.image.do_image_splitting:
         out["do_image_splitting"] = True
         changes.append(("do_image_splitting is false, as converters leave it", "set to true"))
         if out.get("use_thumbnail") is False:

@@ -71,6 +71,7 @@ class Chat:
         self.control_tokens, self._overrides = control_tokens, image_overrides
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         self._sequence = sequence.Sequence(model.config.text_config)
+        self._keys: dict[int, tuple[Picture, bytes]] = {}  # of the last turn's pictures, by their identity
         self._close: Callable[[], None] | None = None  # ends the answer that is open
 
     # Turns
@@ -135,6 +136,7 @@ class Chat:
         """Begins anew; the system's text stays."""
         self._end_open()
         self.messages = [message for message in self.messages[:1] if message["role"] == "system"]
+        self._keys = {}
         self._sequence.reset()
 
     def fork(self) -> Chat:
@@ -151,7 +153,7 @@ class Chat:
             **self._overrides,
         )
         twin.messages = list(self.messages)
-        twin._sequence = self._sequence.fork()
+        twin._sequence, twin._keys = self._sequence.fork(), dict(self._keys)
         return twin
 
     def _answer(
@@ -231,10 +233,13 @@ class Chat:
         plans = [geometry.plan(picture.height, picture.width, self.image_config) for picture in pictures]
         ids = processor.tokenizer.encode_marked(expand(text, plans, markup).text)
         places = image_spans(ids, plans, processor.image_token_id, markup.markers) if plans else ()
-        spans = [
-            sequence.PictureSpan(start, end, _picture_key(picture, self.image_config))
-            for (start, end), picture in zip(places, pictures, strict=True)
+        known = [self._keys.get(id(picture)) for picture in pictures]
+        keys = [
+            entry[1] if entry is not None else _picture_key(picture, self.image_config)
+            for picture, entry in zip(pictures, known, strict=True)
         ]
+        self._keys = {id(picture): (picture, key) for picture, key in zip(pictures, keys, strict=True)}
+        spans = [sequence.PictureSpan(*place, key) for place, key in zip(places, keys, strict=True)]
         return ids, spans, pictures
 
     def _prompt(self, ids: np.ndarray, spans: list[sequence.PictureSpan], pictures: list[Picture], kept: int) -> Prompt:

@@ -26,7 +26,7 @@ from .features import FeatureCache
 from .memory import MemoryLimits, check_bytes
 from .options import GenerationOptions
 from .prefix import PrefixCache
-from .question import Question, is_remote_question, prepare, snapshot
+from .question import Prepared, Question, is_remote_question, prepare, snapshot
 from .request import Request, Sink, check_seconds
 from .run import GenerationPiece
 from .waiting import Job
@@ -36,6 +36,11 @@ from .worker import Loader, Worker
 T = TypeVar("T")
 CLOSE_SECONDS = 30.0
 PLACE_SECONDS = 0.02  # between looks for a place in the queue, in asyncio
+
+
+def _read(model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, question: Question) -> Prepared:
+    """All of a question that needs no MLX."""
+    return prepare(model, processor, question).identified()
 
 
 class Engine:
@@ -125,7 +130,7 @@ class Engine:
             snapshot(prompt), snapshot(images), system, snapshot(tools), chosen, image_overrides, control_tokens
         )
         request = Request(deadline, sink)
-        read = functools.partial(prepare, question=question)
+        read = functools.partial(_read, question=question)
         remote = is_remote_question(question.prompt, question.images)
         self._worker.put(Job(request, read, progress=progress, remote=remote), wait)
         return request

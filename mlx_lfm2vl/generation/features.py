@@ -84,7 +84,7 @@ def encode_views_in_pieces(
     """Image tokens of all views in order, (tokens, hidden), evaluated; a pass of the tower at a time.
 
     `keys`: the views' `view_key`s, if they are known already; equal views are then encoded once. `stop` is asked before
-    each pass of the tower, and in it after each layer. Raises `InputError`, `NotFiniteError` and `Cancelled`.
+    each pass of the tower and between its layers. Raises `InputError`, `NotFiniteError` and `Cancelled`.
     """
     shapes = np.array(spatial_shapes)
     if shapes.ndim != 2 or shapes.shape[1] != 2 or len(shapes) != len(pixel_values) or not len(shapes):
@@ -106,8 +106,9 @@ def encode_views_in_pieces(
         chosen = (
             pixel_values if whole else pixel_values[mx.array(views) if isinstance(pixel_values, mx.array) else views]
         )
+        between = between_layers(stop, int(shapes[views].prod(axis=1).sum()))
         with no_gradients():
-            made = model.get_image_features(chosen, shapes[views], between=between_layers(stop)).pooler_output
+            made = model.get_image_features(chosen, shapes[views], between=between).pooler_output
         finite = mx.stack([mx.isfinite(array).all() for array in made]).all()
         mx.eval(made, finite)
         if not finite.item():

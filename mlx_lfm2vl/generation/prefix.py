@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import mlx.core as mx
 import numpy as np
 
 from ..errors import OptionError
@@ -70,17 +69,16 @@ class Growth:
         self.pauses = [at - known for at in sorted(points) if at > known]
 
     def paused(self, at: int) -> None:
-        point = self._cache.checkpoint()
-        mx.eval([array for layer in point.conv_inputs for array in layer])
-        self._points.append(point)
+        self._points.append(self._cache.checkpoint())
         if at == self.pauses[-1]:
             self._done(self.beginning())
 
     def beginning(self) -> Beginning:
-        """What the cache holds now."""
-        length = self._cache.offset
+        """What the cache holds now, at the last of the points."""
+        length, cache = self._cache.offset, self._cache.copy()
+        cache.rewind(self._points[-1])  # whose arrays are its own; the cache's are cut from larger ones
         pictures = tuple(picture for picture in self._pictures if picture.end <= length)
-        return Beginning(self._ids[:length], pictures, self._cache.copy(), tuple(self._points))
+        return Beginning(self._ids[:length], pictures, cache, tuple(self._points))
 
 
 class PrefixCache:

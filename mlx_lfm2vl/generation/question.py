@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,7 @@ from .tools import END, START
 
 OWN_TOKENS = frozenset((START, END, "<think>", "</think>"))
 _ITEMS = {"text": ("text",), "image": ("image", "url", "path", "base64"), "image_url": ("image_url",)}
+_OF_THE_ANSWER = frozenset(option.name for option in fields(GenerationOptions))
 _WHOLE = {"Sequence", "Split", "ByteLevel", "Digits"}  # steps that keep every character
 _longest: weakref.WeakKeyDictionary[Tokenizer, int | None] = weakref.WeakKeyDictionary()
 
@@ -79,6 +80,11 @@ class Prepared:
             for (start, end), count in zip(self.places, self.views, strict=True)
         )
 
+    def identified(self) -> Prepared:
+        """Itself, once all that identifies its pictures is known, for which all pixels are gone through."""
+        assert len(self.pictures) == len(self.places)
+        return self
+
 
 def check_pair(model: object, processor: object) -> None:
     """Raises `OptionError` unless they are a model and a processor."""
@@ -96,6 +102,8 @@ def prepare(model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, q
     """Reads, resizes and tokenises one question. Raises the library's typed errors."""
     if not isinstance(question, Question):
         raise PromptError(f"a question is {type(question).__name__}, expected a Question")
+    for name in _OF_THE_ANSWER.intersection(question.image_overrides):
+        raise OptionError(f"{name} is for the answer; give it as options=GenerationOptions({name}=...)")
     options = resolved(model, question.options)
     check_tools(question.tools)
     messages = conversation(question.prompt, question.images, question.system)

@@ -14,6 +14,7 @@ from ..model.outputs import Between
 
 Progress = Callable[[int, int], None]  # tokens of the prompt done, tokens in all
 Stop = Callable[[], bool]  # true once the work shall end
+SOON = 64  # rows
 T = TypeVar("T")
 P = ParamSpec("P")
 Pieces = Generator[None, None, T]  # work that yields between its pieces and returns its result
@@ -61,13 +62,14 @@ def check(stop: Stop | None) -> None:
         raise Cancelled
 
 
-def between_layers(stop: Stop | None) -> Between | None:
-    """Asks `stop` after each layer of a pass or chunk, and raises `Cancelled` if it says so. None without a `stop`.
+def between_layers(stop: Stop | None, rows: int) -> Between | None:
+    """Asks `stop` after each layer of a pass or chunk of so many patches or tokens, and raises `Cancelled` if it says
+    so. None without a `stop`, and for fewer than `SOON` rows, which all layers have soon computed.
 
     A layer of a full chunk computes about as long as a token of an answer takes. So that the device always has work,
     the next layer is dispatched before the last one is waited for.
     """
-    if stop is None:
+    if stop is None or rows < SOON:
         return None
     dispatched: list[mx.array] = []
 

@@ -167,6 +167,7 @@ class Cache:
             for layer in self.layers
             if isinstance(layer, ConvCache)
         )
+        mx.eval(copies)  # unevaluated they would hold all of what they are cut from
         return CacheCheckpoint(self.offset, copies)
 
     def rewind(self, checkpoint: CacheCheckpoint) -> None:

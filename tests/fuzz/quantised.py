@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import random
@@ -51,7 +52,7 @@ def change(data: bytes, rng: random.Random) -> bytes:
         record = config.get(key)
         kind = rng.randrange(6)
         if kind == 0:
-            config[key] = rng.choice(ODD)
+            config[key] = copy.deepcopy(rng.choice(ODD))
         elif kind == 1:
             config.pop(key, None)
         elif isinstance(record, dict):
@@ -59,10 +60,10 @@ def change(data: bytes, rng: random.Random) -> bytes:
             entry = record.get(rng.choice(names))
             at = entry if isinstance(entry, dict) and rng.random() < 0.5 else record
             if kind == 2:
-                at[rng.choice(names)] = rng.choice((*ODD, True, False, {"bits": 4, "group_size": 32}))
+                at[rng.choice(names)] = copy.deepcopy(rng.choice((*ODD, True, False, {"bits": 4, "group_size": 32})))
             else:
                 name, values = rng.choice((("bits", WIDTHS), ("group_size", GROUPS), ("mode", MODES)))
-                at[name] = rng.choice((*values, *values, *ODD))
+                at[name] = copy.deepcopy(rng.choice((*values, *values, *ODD)))
     return json.dumps(config).encode("utf-8", "surrogatepass")
 
 
