@@ -14,6 +14,7 @@ from mlx_lfm2vl.errors import InputError
 from mlx_lfm2vl.generation.decode import Decoding, Prompt, _context, decode, prefill
 from mlx_lfm2vl.generation.options import GenerationOptions
 from mlx_lfm2vl.generation.sampling import Sampler
+from mlx_lfm2vl.generation.watch import between_layers
 from mlx_lfm2vl.model import cpu
 from mlx_lfm2vl.model.cache import Cache
 from mlx_lfm2vl.model.lfm2 import Lfm2Model
@@ -259,3 +260,14 @@ def test_the_last_row_alone_and_the_caches_are_those_of_all_rows(kinds, taps, le
     np.testing.assert_allclose(np.array(made[1][0]), np.array(made[0][0][:, -1:]), rtol=1e-4, atol=1e-5)
     for ours, wanted in zip(made[1][1], made[0][1], strict=True):
         np.testing.assert_allclose(np.array(ours), np.array(wanted), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_are_dispatched_before_the_next_question_to_stop():
+    """What nothing has asked for yet is being computed, so that a stop waits for a layer and not for all of them."""
+    between = between_layers(lambda: False, 1000)
+    made = mx.ones((512, 512)) + 1  # 1 MiB once it is computed
+    before = mx.get_active_memory()
+    between(made)
+    mx.synchronize()
+    assert mx.get_active_memory() - before > 2**19
+    assert between_layers(None, 1000) is None
