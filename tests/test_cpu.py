@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from mlx_lfm2vl.config import Lfm2Config, Siglip2VisionConfig
+from mlx_lfm2vl.generation.decode import _context
 from mlx_lfm2vl.model import cpu
 from mlx_lfm2vl.model.cache import Cache
 from mlx_lfm2vl.model.lfm2 import Lfm2Model
@@ -127,6 +128,30 @@ def test_layers_of_the_backbone_as_a_whole_are_those_of_their_parts(taps, bias):
         for ours, theirs in zip(got, wanted, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(np.array(x), np.array(normal(2, 130, 64)), "its input is not changed")
+
+
+@pytest.mark.parametrize("padding", [None, (0, 3), (5, 0)])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 2), (4, 4)])
+def test_the_attention_of_single_tokens_is_that_of_its_parts(padding, heads, kv_heads):
+    """Rows whose prompts differ in length stand at positions of their own and do not see their padding."""
+    sizes = {"hidden_size": 64, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "intermediate_size": 96}
+    kinds = {"layer_types": ["full_attention", "full_attention"], "num_hidden_layers": 2, "vocab_size": 7}
+    config = Lfm2Config.from_dict({**sizes, **kinds})
+    model, x = Lfm2Model(config), normal(2, 300, 64)
+    gaps = None if padding is None else np.array(padding)
+
+    def made() -> list[np.ndarray]:
+        cache, found = Cache(config), []
+        for start, end in ((0, 250), *((at, at + 1) for at in range(250, 260))):  # the buffers grow once
+            part = x[:, start:end]
+            found.append(np.array(model(part, _context(gaps, cache, end - start), cache))[:, -1])
+        return [*found, *(np.array(array) for array in cache.arrays)]
+
+    wanted = made()
+    with cpu.no_gradients():
+        got = made()
+    for ours, theirs in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def blas_threads() -> list[int]:

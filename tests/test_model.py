@@ -75,7 +75,9 @@ def test_views_of_all_sizes_go_through_the_tower_together_and_are_what_each_is_a
     passes = []
     tower = type(model.model.vision_tower).__call__
     monkeypatch.setattr(
-        type(model.model.vision_tower), "__call__", lambda *args: (passes.append(args[1].shape), tower(*args))[1]
+        type(model.model.vision_tower),
+        "__call__",
+        lambda *args, **named: (passes.append(args[1].shape), tower(*args, **named))[1],
     )
     with cpu.no_gradients() if "without" in way else nullcontext():
         together = model.get_image_features(pixels, np.array(grids))

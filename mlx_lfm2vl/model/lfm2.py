@@ -242,6 +242,12 @@ class Lfm2DecoderLayer(nn.Module):
             return made
         assert not isinstance(cache, ConvCache)
         of, asked = self.self_attn, asked or x.shape[1]
+        if x.shape[1] == 1 and cache is not None and cache.offset and context.rotation is None:
+            place = cache.offset, context.offset, context.attention_mask, of._frequencies
+            made, key, value = cpu.attention_step(x, cache.arrays, *place, of.heads, of.kv_heads, eps, parameters)
+            cache.update(key, value)
+            mx.async_eval(cache.arrays)  # so that the next token need not wait for them
+            return made
         projected = cpu.attention_inputs(x, asked, of.heads, of.kv_heads, eps, parameters)
         mixed = of.attend(*projected, context, cache, None, asking)
         return cpu.attention_output(x[:, -asked:], mixed, eps, parameters)

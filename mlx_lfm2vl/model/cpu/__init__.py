@@ -9,8 +9,9 @@ It applies where the default device is a CPU: on Metal and CUDA everything is ML
   with them, which reads a matrix for a single row two to three times as fast as MLX, whose every product is an `sgemm`,
   and its exponentials are vectorised, which MLX takes from the C library one by one. Memory is shared on the way in and
   copied on the way out. Results differ from MLX's by rounding.
-- Where nobody wants gradients, a whole layer goes to NumPy and back at once. One of the vision tower is shared between
-  as many threads as OpenBLAS has, all of it and not its products alone (`mlx_lfm2vl.threads`).
+- Where nobody wants gradients, a whole layer goes to NumPy and back at once, its attention too where it is that of one
+  token. One of the vision tower is shared between as many threads as OpenBLAS has, all of it and not its products alone
+  (`mlx_lfm2vl.threads`).
 
 Such functions compute when they are called, not when their result is asked for. Gradients go through them (they are
 those of MLX's functions); `mx.compile` and `mx.vmap` cannot, and say so.
@@ -27,7 +28,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from . import arrays
+from . import arrays, layers
 
 SMALL = 2**14  # attention of fewer scores goes MLX's way, which takes fewer steps
 Parameters = dict[str, mx.array]  # of a layer, by their names in it
@@ -160,16 +161,16 @@ def fuses(*given: mx.array) -> bool:
 def encoder_layer(
     x: mx.array, groups: Sequence[tuple[int, int]], heads: int, eps: tuple[float, float], parameters: Parameters
 ) -> mx.array:
-    """`arrays.encoder_layer`"""
-    (made,) = _whole(arrays.encoder_layer, (x,), parameters, groups=groups, heads=heads, eps=eps)
+    """`layers.encoder_layer`"""
+    (made,) = _whole(layers.encoder_layer, (x,), parameters, groups=groups, heads=heads, eps=eps)
     return made
 
 
 def conv_layer(
     x: mx.array, past: Sequence[mx.array], eps: float, parameters: Parameters
 ) -> tuple[mx.array, tuple[mx.array, ...]]:
-    """`arrays.conv_layer`: what becomes of `x`, and the last taps."""
-    layer = lambda x, *past, **given: arrays.conv_layer(x, past, **given)  # noqa: E731
+    """`layers.conv_layer`: what becomes of `x`, and the last taps."""
+    layer = lambda x, *past, **given: layers.conv_layer(x, past, **given)  # noqa: E731
     made, *taps = _whole(layer, (x, *past), parameters, eps=eps)
     return made, tuple(taps)
 
@@ -177,16 +178,44 @@ def conv_layer(
 def attention_inputs(
     x: mx.array, asked: int, heads: int, kv_heads: int, eps: float, parameters: Parameters
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """`arrays.attention_inputs`"""
-    made = _whole(arrays.attention_inputs, (x,), parameters, asked=asked, heads=heads, kv_heads=kv_heads, eps=eps)
+    """`layers.attention_inputs`"""
+    made = _whole(layers.attention_inputs, (x,), parameters, asked=asked, heads=heads, kv_heads=kv_heads, eps=eps)
     queries, keys, values = made
     return queries, keys, values
 
 
 def attention_output(residual: mx.array, mixed: mx.array, eps: float, parameters: Parameters) -> mx.array:
-    """`arrays.attention_output`"""
-    (made,) = _whole(arrays.attention_output, (residual, mixed), parameters, eps=eps)
+    """`layers.attention_output`"""
+    (made,) = _whole(layers.attention_output, (residual, mixed), parameters, eps=eps)
     return made
+
+
+def attention_step(
+    x: mx.array,
+    keys_and_values: Sequence[mx.array],
+    past: int,
+    offset: int | mx.array,
+    mask: mx.array | str | None,
+    frequencies: mx.array,
+    heads: int,
+    kv_heads: int,
+    eps: float,
+    parameters: Parameters,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """`layers.attention_step`; one token sees all before it, "causal" or not."""
+    made, key, value = _whole(
+        layers.attention_step,
+        (x, *keys_and_values),
+        parameters,
+        past=past,
+        offset=np.array(offset),
+        mask=np.array(mask) if isinstance(mask, mx.array) else None,
+        frequencies=np.array(frequencies),
+        heads=heads,
+        kv_heads=kv_heads,
+        eps=eps,
+    )
+    return made, key, value
 
 
 def _whole(function: Callable[..., Any], given: Sequence[mx.array], parameters: Parameters, **options: Any) -> Any:
