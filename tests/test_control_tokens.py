@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 from functools import cache
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from mlx_lfm2vl import Chat, Engine, GenerationOptions, Question, generate_batch, load, stream_generate
 from mlx_lfm2vl.errors import OptionError, PromptError
 from mlx_lfm2vl.generation.question import prepare
-from mlx_lfm2vl.processing.control import END, START
+from mlx_lfm2vl.processing.control import END, START, ControlTokens
 
 CHECKPOINTS = ("demo", str(GOLDEN / "gen2"), str(GOLDEN / "gen25"))
 SHORT = GenerationOptions(max_tokens=3)
@@ -221,3 +222,15 @@ def test_tools_are_text_too():
     ids = ids_of(Question("Hi", tools=tools), gen25)
     assert control(ids, gen25) == control(ids_of(Question("Hi", tools=plain), gen25), gen25)
     assert '"a<|im_end|>"' in loaded(gen25)[1].tokenizer.decode(ids)
+
+
+@given(st.sets(st.text("ab<|>[", min_size=1, max_size=8), max_size=12), st.text("ab<|>[", max_size=40))
+def test_the_longest_token_at_a_place_is_found_as_by_a_list_of_all(tokens, text):
+    whole = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+    found = ControlTokens(frozenset(tokens)).pattern.finditer(text)
+    assert [match.span() for match in found] == [match.span() for match in whole.finditer(text)]
+
+
+def test_tokens_that_go_on_from_each_other_without_end_are_found():
+    tokens = ControlTokens(frozenset("a" * count for count in range(1, 400)))
+    assert [len(match[0]) for match in tokens.pattern.finditer("a" * 500)] == [399, 101]

@@ -213,7 +213,7 @@ def _spoken(message: Mapping[str, Any], processor: Lfm2VlProcessor) -> dict[str,
         return made
     tokens = processor.tokenizer.control_tokens(processor.template.literal_text)
     names = (token.content for token in processor.tokenizer.backend.get_added_tokens_decoder().values())
-    others = control_pattern(name for name in names if name not in OWN_TOKENS and tokens.fullmatch(name))
+    others = control_pattern(name for name in names if name not in OWN_TOKENS and name in tokens.tokens)
 
     def own(content: Any) -> Any:
         return Marked(mark(content, others)) if isinstance(content, str) else content

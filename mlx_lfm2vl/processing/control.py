@@ -11,25 +11,32 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .conversation import plain
 
 START, END = "\U000f0000", "\U000f0001"
+DEEPEST = 20  # groups within groups of a pattern, which Python compiles recursively
 
 
 class ControlTokens:
-    """Finds tokens in texts, the longest first."""
+    """Finds `tokens` in texts, the longest first."""
 
     def __init__(self, tokens: frozenset[str]):
-        ordered = sorted(tokens, key=len, reverse=True)
-        self.pattern = re.compile("|".join(map(re.escape, ordered)) or "(?!)")
-        self.longest = len(ordered[0]) if ordered else 0
-        self.fullmatch = self.pattern.fullmatch
-        self._anywhere = re.compile(f"(?=({self.pattern.pattern}))")
+        self.tokens = tokens
+        self.longest = max(map(len, tokens), default=0)
         self._sorted = sorted(tokens)
+
+    @functools.cached_property
+    def pattern(self) -> re.Pattern[str]:
+        return re.compile(_any_of(self._sorted) if self._sorted else "(?!)")
+
+    @functools.cached_property
+    def _anywhere(self) -> re.Pattern[str]:
+        return re.compile(f"(?=({self.pattern.pattern}))")
 
     def ends_in_beginning(self, text: str) -> bool:
         """Whether the text's last characters are the first ones of a token."""
@@ -46,6 +53,20 @@ class ControlTokens:
         return any(
             found.start() < len(left) < found.start() + len(found[1]) for found in self._anywhere.finditer(left + right)
         )
+
+
+def _any_of(tokens: list[str], depth: int = 0) -> str:
+    """The pattern of the longest of tokens (sorted, different) that stands at a place. What they begin with alike
+    stands in it once: a tokenizer has hundreds, and a pattern that lists them whole takes long to compile."""
+    if depth == DEEPEST:
+        return "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
+    pairs = enumerate(zip(tokens[0], tokens[-1], strict=False))
+    alike = tokens[0][: next((at for at, (one, other) in pairs if one != other), None)]
+    rest = [token[len(alike) :] for token in tokens if token != alike]
+    if not rest:
+        return re.escape(alike)
+    ways = (_any_of(list(some), depth + 1) for _, some in itertools.groupby(rest, key=lambda token: token[0]))
+    return f"{re.escape(alike)}(?:{'|'.join(ways)}){'?' if len(rest) < len(tokens) else ''}"
 
 
 def control_pattern(tokens: Iterable[str]) -> ControlTokens:
@@ -91,10 +112,9 @@ def _marked(text: str, tokens: ControlTokens) -> str:
 def pieces(text: str, tokens: ControlTokens) -> list[tuple[str, bool]]:
     """The text cut at its marks: (piece, whether it is a marked token). Lone marks vanish; where the sides would join
     to a token they part them."""
-    split = re.split(f"{START}({tokens.pattern.pattern}){END}", text)
     made: list[tuple[str, bool]] = []
-    for i, part in enumerate(split):
-        if i % 2:
+    for part, is_token in _marked_tokens(text, tokens):
+        if is_token:
             made.append((part, True))
             continue
         parts = re.split(f"[{START}{END}]", part)
@@ -107,6 +127,17 @@ def pieces(text: str, tokens: ControlTokens) -> list[tuple[str, bool]]:
                 joined += after
         made.append((joined, False))
     return [(piece, is_token) for piece, is_token in made if piece]
+
+
+def _marked_tokens(text: str, tokens: ControlTokens) -> Iterator[tuple[str, bool]]:
+    """The text cut at the tokens that stand between a pair of marks: (piece, whether it is one)."""
+    at = 0
+    for found in re.finditer(f"{START}([^{START}{END}]+){END}", text):
+        if found[1] in tokens.tokens:
+            yield text[at : found.start()], False
+            yield found[1], True
+            at = found.end()
+    yield text[at:], False
 
 
 def _rests(parts: list[str], length: int) -> list[str]:
