@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from ..threads import together
 
 BLOCK = 16  # outputs of one matrix product; its inputs are a band, so small blocks waste little
+GROUP = 12  # products of one call, during which other threads have Python's lock
 PRODUCT = 1 << 18  # multiplications of one product at most; OpenBLAS spreads larger ones over threads if it may
-LARGE = 1 << 20  # numbers of a plane that are worth several threads, which take larger products, too: fewer calls
+LARGE = 1 << 20  # numbers of a plane that are worth several threads, and larger products in the pass down
 LARGE_PRODUCT = 1 << 20
 SHARE = 64  # rows or columns of a large picture that a thread gets at least
 
@@ -49,7 +51,7 @@ def _passed(
 
     def part(start: int, end: int) -> None:
         cut = (slice(None),) * (1 + axis) + (slice(start, end),)
-        work(planes[cut], filter, filter.strip(LARGE_PRODUCT if large else PRODUCT), out[cut])
+        work(planes[cut], filter, filter.strip(LARGE_PRODUCT if large and axis == 1 else PRODUCT), out[cut])
 
     if large:
         together(part, shape[axis], SHARE)
@@ -59,14 +61,24 @@ def _passed(
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Outputs [start, stop) come from inputs [first, last) by `matrix` (stop - start, last - first)."""
+class _Group:
+    """Neighbouring blocks of outputs, of equally many each, from `start` on: block n comes from as many inputs as
+    `matrices` (blocks, outputs, inputs) has, from `first + n * stride` on."""
 
     start: int
-    stop: int
     first: int
-    last: int
-    matrix: np.ndarray
+    stride: int
+    matrices: np.ndarray
+
+    @property
+    def outputs(self) -> slice:
+        return slice(self.start, self.start + self.matrices.shape[0] * self.matrices.shape[1])
+
+    @property
+    def reach(self) -> int:
+        """Inputs up to here are multiplied, if only by zero."""
+        blocks, _, inputs = self.matrices.shape
+        return self.first + (blocks - 1) * self.stride + inputs
 
 
 @dataclass(frozen=True)
@@ -76,11 +88,15 @@ class _Pass:
     target: int
     dtype: type[np.floating]
     overshoots: bool
-    blocks: tuple[_Block, ...]
+    groups: tuple[_Group, ...]
 
     def strip(self, product: int) -> int:
-        """How many values a product of so many multiplications takes beside the block's."""
-        return max(1, product // max(block.matrix.size for block in self.blocks))
+        """How many values a product of so many multiplications takes beside a block's."""
+        return max(1, product // max(group.matrices[0].size for group in self.groups))
+
+    @property
+    def reach(self) -> int:
+        return max(group.reach for group in self.groups)
 
 
 def _rounded(sums: np.ndarray, filter: _Pass, out: np.ndarray) -> None:
@@ -114,17 +130,22 @@ def _weights(source: int, target: int, resample: int) -> _Pass:
     dtype = np.float32 if 255 * np.abs(fixed).sum(axis=1).max() + 2 ** (precision - 1) < 2**24 else np.float64
     fixed *= 2.0**-precision  # exact, and the sums are in levels
     overshoots = bool(fixed.min() < 0 or 255 * fixed.sum(axis=1).max() + 0.5 >= 256)
-    blocks = []
-    for start in range(0, target, BLOCK):
-        stop = min(start + BLOCK, target)
-        low, high = int(first[start]), int(last[start:stop].max())
-        matrix = np.zeros((stop - start, high - low), dtype)
-        for row, output in enumerate(range(start, stop)):
-            at = int(first[output])
-            count = int(last[output]) - at
-            matrix[row, at - low : at - low + count] = fixed[output, :count]
-        blocks.append(_Block(start, stop, low, high, matrix))
-    return _Pass(target, dtype, overshoots, tuple(blocks))
+    groups = []
+    whole = target - target % BLOCK
+    for start in [*range(0, whole, GROUP * BLOCK), *([whole] if whole < target else [])]:
+        height = min(BLOCK, target - start)
+        starts = np.arange(start, min(start + GROUP * BLOCK, whole) if start < whole else target, height)
+        steps = first[starts[1:]] - first[start]
+        stride = int((steps // np.arange(1, len(starts))).min(initial=source))
+        lows = first[start] + stride * np.arange(len(starts))
+        ends = last[np.minimum(starts[:, None] + np.arange(height), target - 1)].max(axis=1)
+        matrices = np.zeros((len(starts), height, int((ends - lows).max())), dtype)
+        for output in range(start, start + len(starts) * height):
+            block, row = divmod(output - start, height)
+            at, count = int(first[output] - lows[block]), int(last[output] - first[output])
+            matrices[block, row, at : at + count] = fixed[output, :count]
+        groups.append(_Group(start, int(first[start]), stride, matrices))
+    return _Pass(target, dtype, overshoots, tuple(groups))
 
 
 def _triangle(distance: np.ndarray) -> np.ndarray:
@@ -143,15 +164,18 @@ def _across(planes: np.ndarray, filter: _Pass, strip: int, out: np.ndarray) -> N
     """(channels, rows, source) to `out` (channels, rows, target), in strips of rows."""
     _, rows, source = planes.shape
     strip = min(strip, rows)
-    part = np.empty((strip, source), filter.dtype)
+    part = np.zeros((strip, max(source, filter.reach)), filter.dtype)
     sums = np.empty((strip, filter.target), filter.dtype)
+    down, right = part.strides
     for plane, made in zip(planes, out, strict=True):
         for top in range(0, rows, strip):
             count = min(strip, rows - top)
-            part[:count] = plane[top : top + count]
-            for block in filter.blocks:
-                band = part[:count, block.first : block.last]
-                np.matmul(band, block.matrix.T, out=sums[:count, block.start : block.stop])
+            part[:count, :source] = plane[top : top + count]
+            for group in filter.groups:
+                blocks, height, inputs = group.matrices.shape
+                bands = as_strided(part[:, group.first :], (blocks, count, inputs), (group.stride * right, down, right))
+                into = sums[:count, group.outputs].reshape(count, blocks, height).transpose(1, 0, 2)
+                np.matmul(bands, group.matrices.transpose(0, 2, 1), out=into)
             _rounded(sums[:count], filter, made[top : top + count])
 
 
@@ -159,13 +183,16 @@ def _down(planes: np.ndarray, filter: _Pass, strip: int, out: np.ndarray) -> Non
     """(channels, source, columns) to `out` (channels, target, columns), in strips of columns."""
     _, source, columns = planes.shape
     strip = min(strip, columns)
-    part = np.empty((source, strip), filter.dtype)
+    part = np.zeros((max(source, filter.reach), strip), filter.dtype)
     sums = np.empty((filter.target, strip), filter.dtype)
+    down, right = part.strides
     for plane, made in zip(planes, out, strict=True):
         for left in range(0, columns, strip):
             count = min(strip, columns - left)
-            part[:, :count] = plane[:, left : left + count]
-            for block in filter.blocks:
-                band = part[block.first : block.last, :count]
-                np.matmul(block.matrix, band, out=sums[block.start : block.stop, :count])
+            part[:source, :count] = plane[:, left : left + count]
+            for group in filter.groups:
+                blocks, height, inputs = group.matrices.shape
+                bands = as_strided(part[group.first :], (blocks, inputs, count), (group.stride * down, down, right))
+                into = sums[group.outputs].reshape(blocks, height, strip)[:, :, :count]
+                np.matmul(group.matrices, bands, out=into)
             _rounded(sums[:, :count], filter, made[:, left : left + count])
