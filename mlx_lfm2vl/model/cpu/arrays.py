@@ -11,7 +11,7 @@ import numpy as np
 
 from ...threads import cores, together
 
-BLOCK = 2**15  # numbers of an elementwise function at a time: 128 KiB, so that several arrays stay in a core's cache
+BLOCK = 2**17  # numbers of an elementwise function at a time: 512 KiB stay in a core's cache, and take a while
 FEW = 3  # rows of which each alone is multiplied faster than all together
 WEIGHTS, PRODUCT = 2**18, 2**24  # OpenBLAS multiplies a row with fewer weights, or fewer numbers in all, in one thread
 # The least that a thread of ours is begun for, some tenths of a millisecond, and how much it works on at a time

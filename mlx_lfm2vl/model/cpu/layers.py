@@ -10,7 +10,7 @@ import numpy as np
 from ...threads import together
 from .arrays import PRODUCT, attention, gelu_tanh_into, in_blocks, layer_norm, product, rms_norm, swiglu_into
 
-ROWS, HEIGHT = 64, 256  # the least rows that a thread is begun for, and how many it works on at a time
+ROWS, HEIGHT = 64, 512  # the least rows that a thread is begun for, and how many it works on at a time
 
 
 def _in_rows(work: Callable[[slice], None], rows: int, multiplications: int) -> None:
