@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
     options = GenerationOptions(**sampling_options(args))
     terminal = Terminal(args.verbose, source_policy(args))
-    waiting = terminal.pictures(expand(args.image))
+    waiting = terminal.pictures(args.image)
     model, processor = load_model(args)
     if args.verbose:
         from .generate import report_loading
@@ -145,11 +145,12 @@ class Terminal:
             report(last.statistics)
 
     def pictures(self, names: list[str]) -> list[Any]:
-        """The pictures of these names, each told of. Raises `ImageError`."""
+        """The pictures of these names and patterns, each told of. Raises `ImageError`."""
         from .. import ImageError
 
         if "-" in names:
             raise ImageError("-: stdin is the conversation; name a file")
+        names = expand(names)
         loaded = load_pictures(names, self.policy)
         for name, picture in zip(names, loaded, strict=True):
             self.hint(
@@ -194,7 +195,7 @@ class Conversation:
         return True
 
     def image(self, argument: str) -> None:
-        self.waiting += self.terminal.pictures(expand(dropped(argument)))
+        self.waiting += self.terminal.pictures(dropped(argument))
 
     def retry(self, argument: str) -> None:
         seed = self.chat.options.seed

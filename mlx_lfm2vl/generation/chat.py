@@ -36,7 +36,8 @@ from .watch import Pieces, Progress, Stop
 class Chat:
     """Turns with text and pictures, with one model.
 
-    `messages` is the conversation as the chat template takes it, pictures as RGB PIL images. `options` hold for all
+    `messages` is the conversation as the chat template takes it, pictures as RGB PIL images, in which nobody may draw:
+    a picture is known by what it was in its first turn. `options` hold for all
     turns that bring none of their own; `tools` are JSON schemas for the template; `features`, `prefixes` (of
     conversations that begin alike), `control_tokens` and `image_overrides` as for `stream_generate`.
     """
@@ -131,6 +132,7 @@ class Chat:
         if not self.messages or self.messages[-1]["role"] != "assistant":
             raise PromptError("there is no turn to take back")
         del self.messages[-2:]
+        self._keys = {}
 
     def reset(self) -> None:
         """Begins anew; the system's text stays."""
@@ -264,6 +266,7 @@ class Chat:
         if it is none, or holds a picture that the processor's `SourcePolicy` refuses."""
         self._end_open()
         self.messages = saved.read(path, self.processor.image_processor.source_policy)
+        self._keys = {}
 
 
 class _Turn:

@@ -242,7 +242,8 @@ class Lfm2DecoderLayer(nn.Module):
             return made
         assert not isinstance(cache, ConvCache)
         of, asked = self.self_attn, asked or x.shape[1]
-        if x.shape[1] == 1 and cache is not None and cache.offset and context.rotation is None:
+        step = x.shape[1] == 1 and context.rotation is None
+        if step and cache is not None and cache.offset and cpu.applies(*cache.arrays):
             place = cache.offset, context.offset, context.attention_mask, of._frequencies
             made, key, value = cpu.attention_step(x, cache.arrays, *place, of.heads, of.kv_heads, eps, parameters)
             cache.update(key, value)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -132,9 +133,11 @@ def _weights(source: int, target: int, resample: int) -> _Pass:
     overshoots = bool(fixed.min() < 0 or 255 * fixed.sum(axis=1).max() + 0.5 >= 256)
     groups = []
     whole = target - target % BLOCK
-    for start in [*range(0, whole, GROUP * BLOCK), *([whole] if whole < target else [])]:
-        height = min(BLOCK, target - start)
-        starts = np.arange(start, min(start + GROUP * BLOCK, whole) if start < whole else target, height)
+    # the first block's inputs are cut off at the edge: with others it would widen theirs
+    edges = sorted({0, *range(BLOCK, whole, GROUP * BLOCK), whole, target})
+    for start, end in pairwise(edges):
+        height = min(BLOCK, end - start)
+        starts = np.arange(start, end, height)
         steps = first[starts[1:]] - first[start]
         stride = int((steps // np.arange(1, len(starts))).min(initial=source))
         lows = first[start] + stride * np.arange(len(starts))
