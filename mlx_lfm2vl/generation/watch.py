@@ -66,8 +66,8 @@ def between_layers(stop: Stop | None, rows: int) -> Between | None:
     """Asks `stop` after each layer of a pass or chunk of so many patches or tokens, and raises `Cancelled` if it says
     so. None without a `stop`, and for fewer than `SOON` rows, which all layers have soon computed.
 
-    A layer of a full chunk computes about as long as a token of an answer takes. So that the device always has work,
-    the next layer is dispatched before the last one is waited for.
+    A stop waits for one layer, not for all of them. So that the device always has work, the next layer is dispatched
+    before the last one is waited for.
     """
     if stop is None or rows < SOON:
         return None
