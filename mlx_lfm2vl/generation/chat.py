@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,9 +38,9 @@ class Chat:
     """Turns with text and pictures, with one model.
 
     `messages` is the conversation as the chat template takes it, pictures as RGB PIL images, in which nobody may draw:
-    a picture is known by what it was in its first turn. `options` hold for all
-    turns that bring none of their own; `tools` are JSON schemas for the template; `features`, `prefixes` (of
-    conversations that begin alike), `control_tokens` and `image_overrides` as for `stream_generate`.
+    a picture is known by what it was in its first turn. `options` hold for all turns that bring none of their own;
+    `tools` are JSON schemas for the template; `features`, `prefixes` (of conversations that begin alike),
+    `control_tokens` and `image_overrides` as for `stream_generate`.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Chat:
         self.control_tokens, self._overrides = control_tokens, image_overrides
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         self._sequence = sequence.Sequence(model.config.text_config)
-        self._keys: dict[int, tuple[Picture, bytes]] = {}  # of the last turn's pictures, by their identity
+        self._keys: dict[int, tuple[weakref.ref[Picture], bytes]] = {}  # of the last turn's pictures, by their `id`
         self._close: Callable[[], None] | None = None  # ends the answer that is open
 
     # Turns
@@ -132,13 +133,11 @@ class Chat:
         if not self.messages or self.messages[-1]["role"] != "assistant":
             raise PromptError("there is no turn to take back")
         del self.messages[-2:]
-        self._keys = {}
 
     def reset(self) -> None:
         """Begins anew; the system's text stays."""
         self._end_open()
         self.messages = [message for message in self.messages[:1] if message["role"] == "system"]
-        self._keys = {}
         self._sequence.reset()
 
     def fork(self) -> Chat:
@@ -235,14 +234,14 @@ class Chat:
         plans = [geometry.plan(picture.height, picture.width, self.image_config) for picture in pictures]
         ids = processor.tokenizer.encode_marked(expand(text, plans, markup).text)
         places = image_spans(ids, plans, processor.image_token_id, markup.markers) if plans else ()
-        known = [self._keys.get(id(picture)) for picture in pictures]
-        keys = [
-            entry[1] if entry is not None else _picture_key(picture, self.image_config)
-            for picture, entry in zip(pictures, known, strict=True)
-        ]
-        self._keys = {id(picture): (picture, key) for picture, key in zip(pictures, keys, strict=True)}
+        keys = [self._key(picture) for picture in pictures]
+        self._keys = {id(picture): (weakref.ref(picture), key) for picture, key in zip(pictures, keys, strict=True)}
         spans = [sequence.PictureSpan(*place, key) for place, key in zip(places, keys, strict=True)]
         return ids, spans, pictures
+
+    def _key(self, picture: Picture) -> bytes:
+        known, key = self._keys.get(id(picture), (None, b""))
+        return key if known is not None and known() is picture else _picture_key(picture, self.image_config)
 
     def _prompt(self, ids: np.ndarray, spans: list[sequence.PictureSpan], pictures: list[Picture], kept: int) -> Prompt:
         """What is left to run: the ids and the pictures behind `kept`."""
@@ -266,7 +265,6 @@ class Chat:
         if it is none, or holds a picture that the processor's `SourcePolicy` refuses."""
         self._end_open()
         self.messages = saved.read(path, self.processor.image_processor.source_policy)
-        self._keys = {}
 
 
 class _Turn:

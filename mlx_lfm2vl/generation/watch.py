@@ -14,7 +14,7 @@ from ..model.outputs import Between
 
 Progress = Callable[[int, int], None]  # tokens of the prompt done, tokens in all
 Stop = Callable[[], bool]  # true once the work shall end
-SOON = 64  # rows
+SOON = 16  # rows
 T = TypeVar("T")
 P = ParamSpec("P")
 Pieces = Generator[None, None, T]  # work that yields between its pieces and returns its result
@@ -64,7 +64,7 @@ def check(stop: Stop | None) -> None:
 
 def between_layers(stop: Stop | None, rows: int) -> Between | None:
     """Asks `stop` after each layer of a pass or chunk of so many patches or tokens, and raises `Cancelled` if it says
-    so. None without a `stop`, and for fewer than `SOON` rows, which all layers have soon computed.
+    so. None without a `stop`, and for fewer than `SOON` rows, which are soon run.
 
     A stop waits for one layer, not for all of them. So that the device always has work, the next layer is dispatched
     before the last one is waited for.

@@ -7,6 +7,7 @@ through the tower together.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import mlx.core as mx
@@ -80,13 +81,11 @@ class Lfm2VlModel(nn.Module):
                 patches = mx.concatenate(rows)[None]
             hidden = self.vision_tower(patches, chosen, between=between)
             projected = self.multi_modal_projector(hidden, chosen)
-            for row, index in enumerate(part):
-                for made, array in ((features, hidden), (tokens, projected)):
-                    if len(set(chosen)) == 1:
-                        made[index] = array[row : row + 1].reshape(array.shape[1:])
-                    else:
-                        share = hidden.shape[1] // array.shape[1]  # patches of a token
-                        made[index] = array[0, sum(counts[:row]) // share : sum(counts[: row + 1]) // share]
+            for made, array in ((features, hidden), (tokens, projected)):
+                flat = array.reshape(-1, array.shape[2])
+                share = sum(counts) // len(flat)  # patches of a row
+                for index, count, end in zip(part, counts, accumulate(counts), strict=True):
+                    made[index] = flat[(end - count) // share : end // share]
         order = range(len(grids))
         return ImageFeatures([features[index] for index in order], [tokens[index] for index in order])
 

@@ -141,7 +141,7 @@ def _weights(source: int, target: int, resample: int) -> _Pass:
         steps = first[starts[1:]] - first[start]
         stride = int((steps // np.arange(1, len(starts))).min(initial=source))
         lows = first[start] + stride * np.arange(len(starts))
-        ends = last[np.minimum(starts[:, None] + np.arange(height), target - 1)].max(axis=1)
+        ends = last[starts[:, None] + np.arange(height)].max(axis=1)
         matrices = np.zeros((len(starts), height, int((ends - lows).max())), dtype)
         for output in range(start, start + len(starts) * height):
             block, row = divmod(output - start, height)
