@@ -1,4 +1,5 @@
-"""Work shared between the cores of a CPU by threads of its own, beside which OpenBLAS keeps still.
+"""Work shared between the cores of a CPU by threads of its own, beside which OpenBLAS keeps still; and how it is broken
+off.
 
 OpenBLAS's threads wait for the next product at full speed, for up to 27 ms, in the way of any other thread or process;
 and they help with products alone. Here all work is shared, and each product takes the core of the thread that calls it.
@@ -8,9 +9,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextvars import copy_context
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -54,6 +56,45 @@ class Cores:
 
 
 cores = Cores()
+
+
+class _Question:
+    """What breaks work off by raising. It is put in its own thread only; in those that help, `ask` follows it."""
+
+    def __init__(self, question: Callable[[], object]):
+        self._question, self._thread = question, threading.get_ident()
+        self._ended = False
+
+    def __call__(self) -> None:
+        if threading.get_ident() != self._thread:
+            if self._ended:
+                raise RuntimeError("the work was broken off")  # which nobody hears: its thread raises the cause
+            return
+        try:
+            self._question()
+        except BaseException:
+            self._ended = True
+            raise
+
+
+_asked: ContextVar[_Question | None] = ContextVar("_asked", default=None)
+
+
+@contextmanager
+def asking(question: Callable[[], object]) -> Iterator[None]:
+    """While a `with` block runs, `ask` calls `question`, which raises to break off what is computed."""
+    before = _asked.set(_Question(question))
+    try:
+        yield
+    finally:
+        _asked.reset(before)
+
+
+def ask() -> None:
+    """Asks the question of the block that this runs in, if it runs in one. To be called some tens of times a second."""
+    question = _asked.get()
+    if question is not None:
+        question()
 
 
 @cache

@@ -19,7 +19,7 @@ from mlx_lfm2vl.model import cpu
 from mlx_lfm2vl.model.cache import Cache
 from mlx_lfm2vl.model.lfm2 import Lfm2Model
 from mlx_lfm2vl.model.vision import Siglip2EncoderLayer
-from mlx_lfm2vl.threads import cores, together
+from mlx_lfm2vl.threads import ask, asking, cores, together
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -190,6 +190,60 @@ def test_what_fails_in_a_thread_is_told_when_all_have_ended():
         with pytest.raises(MemoryError, match="no more"):
             together(work, 2)
         assert ended == [1] and set(blas_threads()) == {2}
+
+
+def test_a_question_breaks_shared_work_off_in_all_threads():
+    """Asked in the thread that began it alone, as it may be anybody's function."""
+    done, asked = [], []
+
+    def question() -> None:
+        asked.append(threading.get_ident())
+        if len(asked) == 20:
+            raise KeyError("enough")
+
+    def work(start: int, end: int) -> None:
+        for unit in range(start, end):
+            ask()
+            time.sleep(0.001)
+            done.append(unit)
+
+    with threadpool_limits(2, "blas"):
+        with asking(question), pytest.raises(KeyError, match="enough"):
+            together(work, 10_000)
+        assert done and len(done) < 1000 and set(asked) == {threading.get_ident()}
+        together(work, 4)
+        assert len(asked) == 20, "no longer asked"
+
+
+def test_long_layers_ask_within_them():
+    """In 4,096 patches, or 1,024 tokens, a layer of the real shapes takes longer than a token."""
+    rng = np.random.default_rng(0)
+
+    def given(shapes: dict[str, tuple[int, ...]]) -> dict[str, mx.array]:
+        return {name: mx.array(rng.standard_normal(shape).astype(np.float32) / 8) for name, shape in shapes.items()}
+
+    tower = {f"layer_norm{n}.{kind}": (64,) for n in (1, 2) for kind in ("weight", "bias")}
+    for name, shape in {
+        **{f"self_attn.{kind}_proj": (64, 64) for kind in ("q", "k", "v", "out")},
+        "mlp.fc1": (128, 64),
+        "mlp.fc2": (64, 128),
+    }.items():
+        tower |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    text = {"operator_norm.weight": (64,), "ffn_norm.weight": (64,), "conv.conv.weight": (64, 3, 1)}
+    text |= {"conv.in_proj.weight": (192, 64), "conv.out_proj.weight": (64, 64)}
+    text |= {
+        "feed_forward.w1.weight": (128, 64),
+        "feed_forward.w3.weight": (128, 64),
+        "feed_forward.w2.weight": (64, 128),
+    }
+    parameters = given(tower), given(text)
+    x, past = given({"x": (4, 1024, 64), "past": (1, 1, 64)}).values()
+    asked: list[int] = []
+    with asking(lambda: asked.append(1)):
+        cpu.encoder_layer(x, [(4, 1024)], 2, (1e-6, 1e-6), parameters[0])
+        vision = len(asked)
+        cpu.conv_layer(x[:1], [past, past], 1e-6, parameters[1])
+    assert vision >= 10 and len(asked) - vision >= 10
 
 
 def test_compiling_through_it_is_refused_and_not_wrong():

@@ -38,6 +38,7 @@ from mlx_lfm2vl.errors import (
 from mlx_lfm2vl.generation import waiting
 from mlx_lfm2vl.generation.engine import Engine
 from mlx_lfm2vl.generation.question import Question, longest_token, prepare
+from mlx_lfm2vl.generation.request import Request
 from mlx_lfm2vl.generation.waiting import READERS
 from mlx_lfm2vl.model.cache import Cache
 from mlx_lfm2vl.processing.source import png_bytes
@@ -183,6 +184,39 @@ def test_answers_go_on_and_can_be_cancelled_while_a_long_prompt_joins_them(engin
     # one token for each piece of the prompt; a few of them wait for the rest of their character
     assert tokens_at[-1] - tokens_at[0] >= len(tokens_at) / 2
     running.cancel()
+
+
+@pytest.mark.parametrize("leaving", [1, 2])
+def test_answers_are_cancelled_while_another_s_picture_is_encoded(leaving, monkeypatch):
+    """Not only after the pass of the tower or the piece of the prompt; the others go on as if nothing had been."""
+    model, processor = loader()
+    layers = model.model.vision_tower.encoder.layers
+    run_layer = type(layers[0]).__call__
+    answering: list[Request] = []
+    done: list[bool] = []
+
+    def running_layer(layer, *given):
+        if layer is layers[1]:
+            for request in answering[:leaving]:
+                request.cancel()
+        if layer is layers[-1]:
+            done.extend(request.done for request in answering)
+        return run_layer(layer, *given)
+
+    monkeypatch.setattr(type(layers[0]), "__call__", running_layer)
+    texts = ("Tell me everything.", "Tell me nothing.")
+    with Engine(lambda: (model, processor)) as engine:
+        answering += [engine.submit(text, options=GenerationOptions(max_tokens=400)) for text in texts]
+        for request in answering:
+            request.take(0, 60)
+        joined = engine.submit("What is this?", picture("landscape"), options=SHORT)
+        assert joined.result(60).tokens == alone("What is this?", "landscape", 6)
+        assert done == [True, leaving == 2]
+        for at, request in enumerate(answering):
+            completion = request.result(60)
+            assert completion.finish_reason == ("cancelled" if at < leaving else "length")
+            assert completion.statistics.generated_tokens == len(completion.tokens) > 0
+            assert completion.tokens == alone(texts[at], None, 400)[: len(completion.tokens)]
 
 
 @pytest.fixture

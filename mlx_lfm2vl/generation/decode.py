@@ -22,7 +22,7 @@ from ..weights.fit import allocations, check_question, largest_pass, number_type
 from .features import FeatureCache, encode_views_in_pieces
 from .finite import not_finite
 from .sampling import Chooser, SideBySide
-from .watch import Cancelled, Pieces, Progress, Stop, T, advance, between_layers, check, completed
+from .watch import Cancelled, Pieces, Progress, Stop, T, advance, check, completed, heeding
 
 PREFILL_CHUNK = 512  # tokens; bounds the activations of a long prompt
 
@@ -75,7 +75,7 @@ def prefill_in_pieces(
 
     Pictures are encoded first (or found in `features`) and their buffers freed; the text follows in chunks, each
     evaluated before the next. A single unpadded prompt may continue what the cache holds. `stop` is asked before each
-    pass and chunk and between their layers; the chunks that were done by then stay in the cache. A chunk ends at
+    pass and chunk and while they run; the chunks that were done by then stay in the cache. A chunk ends at
     each of `pauses` (lengths of the prompt, ascending, short of all of it), and `paused` is told. Raises `InputError`,
     `OutOfMemoryError`, `NotFiniteError` and `Cancelled`.
     """
@@ -144,12 +144,10 @@ def _prefill(
 
 def _run_chunk(text_model: Lfm2Model, embeds: mx.array, context: Context, cache: Cache, stop: Stop | None) -> mx.array:
     """The last hidden state (B, 1, hidden). Raises `Cancelled`, with the cache as it was."""
-    between = between_layers(stop, embeds.shape[0] * embeds.shape[1])
-    if between is None:
-        return text_model(embeds, context, cache, last_only=True)
     begun = cache.checkpoint()
     try:
-        return text_model(embeds, context, cache, last_only=True, between=between)
+        with heeding(stop, embeds.shape[0] * embeds.shape[1]) as between:
+            return text_model(embeds, context, cache, last_only=True, between=between)
     except Cancelled:
         cache.rewind(begun)
         raise

@@ -19,7 +19,7 @@ from ..model.cpu import no_gradients
 from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration, vision_passes
 from .finite import check_vision
 from .memory import check_bytes
-from .watch import Pieces, Stop, between_layers, check, completed
+from .watch import Pieces, Stop, check, completed, heeding
 
 DEFAULT_BYTES = 256 * 2**20
 
@@ -84,7 +84,7 @@ def encode_views_in_pieces(
     """Image tokens of all views in order, (tokens, hidden), evaluated; a pass of the tower at a time.
 
     `keys`: the views' `view_key`s, if they are known already; equal views are then encoded once. `stop` is asked before
-    each pass of the tower and between its layers. Raises `InputError`, `NotFiniteError` and `Cancelled`.
+    each pass of the tower and while it runs. Raises `InputError`, `NotFiniteError` and `Cancelled`.
     """
     shapes = np.array(spatial_shapes)
     if shapes.ndim != 2 or shapes.shape[1] != 2 or len(shapes) != len(pixel_values) or not len(shapes):
@@ -106,8 +106,7 @@ def encode_views_in_pieces(
         chosen = (
             pixel_values if whole else pixel_values[mx.array(views) if isinstance(pixel_values, mx.array) else views]
         )
-        between = between_layers(stop, int(shapes[views].prod(axis=1).sum()))
-        with no_gradients():
+        with no_gradients(), heeding(stop, int(shapes[views].prod(axis=1).sum())) as between:
             made = model.get_image_features(chosen, shapes[views], between=between).pooler_output
         finite = mx.stack([mx.isfinite(array).all() for array in made]).all()
         mx.eval(made, finite)

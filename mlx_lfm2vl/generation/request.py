@@ -58,8 +58,8 @@ class Request:
 
     def cancel(self) -> None:
         """Ends the work before the next token, or the next layer of the model while a prompt is run or pictures are
-        encoded; while the request waits, or its pictures and text are being read, it is answered at once. Harmless once
-        it has ended."""
+        encoded (its own or another's that is to be answered beside it); while the request waits, or its pictures and
+        text are being read, it is answered at once. Harmless once it has ended."""
         self._cancelled.set()
         if self.given_up is not None and not self._ended:
             self.given_up()

@@ -127,6 +127,7 @@ def run(
     started: Sequence[float],
     stop: Stop | None = None,
     row_stop: Callable[[int], bool] | None = None,
+    left: Callable[[int, GenerationPiece], None] | None = None,
     failed: Callable[[int, Exception], None] | None = None,
     joining: Callable[[int], Joining | None] | None = None,
     progress: Progress | None = None,
@@ -138,8 +139,10 @@ def run(
     token of a single row. `stop` ends all rows with "cancelled"; with `row_stop` it is asked before the first token
     only, and `row_stop` for each row after each token. `joining` is asked before each token, with the number of rows
     that go on, for more, which are numbered on from those before; while their prompts are run, each piece of them is
-    followed by a token of the others. A row whose numbers are not finite, or that cannot join, ends with `failed`;
-    without it `NotFiniteError` is raised. Raises `PromptError` and `InputError` before the first piece.
+    followed by a token of the others. The last piece of a row that `row_stop` ends within such a piece is given to
+    `left`, as nothing can be yielded then; without it, that waits for the piece's end. A row whose numbers are not
+    finite, or that cannot join, ends with `failed`; without it `NotFiniteError` is raised. Raises `PromptError` and
+    `InputError` before the first piece.
     """
     check_callable("stop", stop)
     check_callable("progress", progress)
@@ -147,6 +150,7 @@ def run(
     rows: dict[int, _Row] = {}  # that are decoded
     coming: dict[int, _Row] = {}  # whose prompts are run
     steps: Decoding | None = None
+    held: list[int] = []  # the rows of `steps`, in its order
     answering = False  # the first have begun
     entered = 0
 
@@ -157,7 +161,12 @@ def run(
             row = _Row(start, at, tokenizer, each, ends, began)
             row.limit = min(row.limit, positions_left(model, len(row.ids)))
             coming[entered - len(more.options) + at] = row
-        return _begun(model, more)
+
+        def stopped() -> bool:
+            leave()
+            return more.stop is not None and more.stop()
+
+        return _begun(model, more if left is None else replace(more, stop=stopped))
 
     def last(index: int, text: str, reason: str) -> tuple[int, GenerationPiece]:
         row = rows.pop(index) if index in rows else coming.pop(index)
@@ -173,6 +182,21 @@ def run(
         )
         return index, row.piece(text, reason, statistics)
 
+    def leave() -> None:
+        """Asks those that are being answered while prompts of others are run."""
+        if left is not None and row_stop is not None:
+            for index in [index for index in rows if row_stop(index)]:
+                left(*last(index, rows[index].text.finish(), "cancelled"))
+
+    def settle() -> None:
+        """Goes on with the rows that have not ended."""
+        nonlocal steps, held
+        if not rows:
+            steps = None  # what it holds may be large, and others may be coming
+        elif steps is not None and len(rows) < len(held):
+            steps.select([held.index(index) for index in rows])
+        held = list(rows)
+
     prompts = begin(Joining(start, options, started, stop, progress))
     del start
     while rows or coming:
@@ -181,12 +205,15 @@ def run(
             del more
         if coming:
             try:
-                if (begun := advance(prompts)) is not None:
+                begun = advance(prompts)
+                settle()
+                if begun is not None:
                     if steps is not None:
                         steps.join(begun)
                     else:
                         steps = begun
                     rows, coming, answering = {**rows, **coming}, {}, True
+                    held = list(rows)
                 del begun
             except Cancelled:
                 for index in list(coming):
@@ -197,12 +224,12 @@ def run(
                 for index in list(coming):
                     del coming[index]
                     failed(index, error)
-        if not rows or steps is None:
+        settle()
+        if steps is None:
             continue
         final = all(row.count + 1 >= row.limit for row in rows.values())
         tokens, logprobs = steps.step(last=final)
-        present = list(rows)
-        for at, (index, token) in enumerate(zip(present, tokens, strict=True)):
+        for at, (index, token) in enumerate(zip(held, tokens, strict=True)):
             row = rows[index]
             if token == steps.NOT_FINITE:
                 if failed is None:
@@ -228,10 +255,7 @@ def run(
         for index in list(rows):
             if everything or (row_stop is not None and row_stop(index)):
                 yield last(index, rows[index].text.finish(), "cancelled")
-        if not rows:
-            steps = None  # what it holds may be large, and others may be coming
-        elif len(rows) < len(present):
-            steps.select([present.index(index) for index in rows])
+        settle()
 
 
 def _begun(model: Lfm2VlForConditionalGeneration, more: Joining) -> Pieces[Decoding]:

@@ -39,11 +39,11 @@ def stream_generate(
 ) -> Iterator[GenerationPiece]:
     """Answers a question about pictures, or one without any.
 
-    `prompt`: the user's text, or a conversation as the chat template takes it (then pictures stand in its messages,
-    and `images` and `system` must be left out). `images`: one picture or several, each a PIL image, NumPy array, path,
-    URL, data URI or bytes; they come before the text. `tools`: for the template, JSON schemas of functions.
-    `features`: where encoded pictures are kept for the next call; `prefixes`: where beginnings of prompts are. `stop`:
-    asked between tokens and, before the first, between layers; true ends the answer with "cancelled". `progress`: told
+    `prompt`: the user's text, or a conversation as the chat template takes it (then pictures stand in its messages, and
+    `images` and `system` must be left out). `images`: one picture or several, each a PIL image, NumPy array, path, URL,
+    data URI or bytes; they come before the text. `tools`: for the template, JSON schemas of functions. `features`:
+    where encoded pictures are kept for the next call; `prefixes`: where beginnings of prompts are. `stop`: asked
+    between tokens and, before the first, many times a second; true ends the answer with "cancelled". `progress`: told
     of the tokens of the prompt. `control_tokens`: tokens such as `<|im_end|>` in the texts are what they are for the
     model; without it they are text like any other. `image_overrides`: as for `Lfm2VlProcessor` (`max_image_tokens`
     ...). Generation ends at the model's end token, at a stop text, at `options.max_tokens`, or when the model's

@@ -1,16 +1,18 @@
 """How a caller watches work, stops it, and does other work meanwhile: between passes of the vision tower, chunks of a
-prompt, and tokens. It can stop between layers, too."""
+prompt, and tokens. It can stop between and within layers, too."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import mlx.core as mx
 
 from ..errors import OptionError
 from ..model.outputs import Between
+from ..threads import asking
 
 Progress = Callable[[int, int], None]  # tokens of the prompt done, tokens in all
 Stop = Callable[[], bool]  # true once the work shall end
@@ -62,15 +64,18 @@ def check(stop: Stop | None) -> None:
         raise Cancelled
 
 
-def between_layers(stop: Stop | None, rows: int) -> Between | None:
-    """Asks `stop` after each layer of a pass or chunk of so many patches or tokens, and raises `Cancelled` if it says
-    so. None without a `stop`, and for fewer than `SOON` rows, which are soon run.
+@contextmanager
+def heeding(stop: Stop | None, rows: int) -> Iterator[Between | None]:
+    """While a pass or chunk of so many patches or tokens is run in a `with` block, with the `Between` that it gives,
+    `stop` is asked after each layer, and on a CPU within them; `Cancelled` is raised if it says so. None without a
+    `stop`, and for fewer than `SOON` rows, which are soon run.
 
     A stop waits for one layer, not for all of them. So that the device always has work, the next layer is dispatched
     before the last one is waited for.
     """
     if stop is None or rows < SOON:
-        return None
+        yield None
+        return
     dispatched: list[mx.array] = []
 
     def between(made: mx.array) -> None:
@@ -80,4 +85,5 @@ def between_layers(stop: Stop | None, rows: int) -> Between | None:
             mx.eval(dispatched.pop(0))
         check(stop)
 
-    return between
+    with asking(lambda: check(stop)):
+        yield between

@@ -20,7 +20,7 @@ from .memory import MemoryLimits
 from .prefix import PrefixCache
 from .question import Prepared
 from .request import Request, check_seconds
-from .run import Joining, prompt_statistics
+from .run import GenerationPiece, Joining, prompt_statistics
 from .start import RowsStart
 from .stream import run_rows
 from .waiting import Job, Loaded, Waiting
@@ -242,6 +242,11 @@ class Worker:
                 job.request.deliver(error)
             self._attendant.poke()
 
+        def told(index: int, piece: GenerationPiece) -> None:
+            present[index].request.deliver(piece)
+            if piece.finish_reason is not None:
+                present.pop(index).read = None  # it holds the pictures
+
         try:
             mx.reset_peak_memory()
             for index, piece in run_rows(
@@ -253,13 +258,12 @@ class Worker:
                 prefixes=self.prefixes,
                 stop=self._abandoned(jobs, rows),
                 row_stop=lambda index: present[index].request.stopped(),
+                left=told,
                 failed=failed,
                 joining=joining,
                 progress=_told(jobs),
             ):
-                present[index].request.deliver(piece)
-                if piece.finish_reason is not None:
-                    present.pop(index).read = None  # it holds the pictures
+                told(index, piece)
         except BaseException as error:
             for index in reversed(list(present)):
                 failed(index, error)

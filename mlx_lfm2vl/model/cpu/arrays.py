@@ -9,10 +9,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from ...threads import cores, together
+from ...threads import ask, cores, together
 
 BLOCK = 2**17  # numbers of an elementwise function at a time: 512 KiB stay in a core's cache, and take a while
 FEW = 3  # rows of which each alone is multiplied faster than all together
+HEIGHT = 512  # rows of a product at a time, some tens of milliseconds
 WEIGHTS, PRODUCT = 2**18, 2**24  # OpenBLAS multiplies a row with fewer weights, or fewer numbers in all, in one thread
 # The least that a thread of ours is begun for, some tenths of a millisecond, and how much it works on at a time
 SHARE, SCORES = 2**17, 2**18  # scores of attention
@@ -26,7 +27,13 @@ def product(x: np.ndarray, weight: np.ndarray, *added: np.ndarray) -> np.ndarray
     rows = x.reshape(-1, x.shape[-1])
     small = weight.size < WEIGHTS if len(rows) <= FEW else rows.size * len(weight) < PRODUCT
     with cores if small else nullcontext():
-        made = np.stack([weight @ row for row in rows]) if 1 <= len(rows) <= FEW else rows @ weight.T
+        if 1 <= len(rows) <= FEW:
+            made = np.stack([weight @ row for row in rows])
+        else:
+            made = np.empty((len(rows), len(weight)), np.float32)
+            for at in range(0, len(rows), HEIGHT):
+                ask()
+                np.matmul(rows[at : at + HEIGHT], weight.T, out=made[at : at + HEIGHT])
     made = made.reshape(*x.shape[:-1], len(weight))
     for other in added:
         made += other
@@ -138,6 +145,7 @@ def attention(
         for row, head in (divmod(unit, heads) for unit in range(start, end)):
             source = head * kv_heads // heads
             for first in range(0, length, step):
+                ask()
                 last = min(first + step, length)
                 seen = total - length + last if isinstance(mask, str) else total
                 block = scores[: (last - first) * seen].reshape(last - first, seen)

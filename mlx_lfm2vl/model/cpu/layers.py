@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ...threads import together
-from .arrays import PRODUCT, attention, gelu_tanh_into, in_blocks, layer_norm, product, rms_norm, swiglu_into
+from ...threads import ask, together
+from .arrays import HEIGHT, PRODUCT, attention, gelu_tanh_into, in_blocks, layer_norm, product, rms_norm, swiglu_into
 
-ROWS, HEIGHT = 64, 512  # the least rows that a thread is begun for, and how many it works on at a time
+ROWS = 64  # the least that a thread is begun for
 
 
 def _in_rows(work: Callable[[slice], None], rows: int, multiplications: int) -> None:
@@ -38,6 +38,7 @@ def encoder_layer(
     of = parameters
 
     def multiply(x: np.ndarray, name: str, out: np.ndarray | None = None) -> np.ndarray:
+        ask()
         out = np.matmul(x, of[f"{name}.weight"].T, out=out)
         out += of[f"{name}.bias"]
         return out

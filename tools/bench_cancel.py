@@ -1,0 +1,93 @@
+"""How long after `Request.cancel` an engine is free for the next question, beside what a token takes.
+
+    python tools/bench_cancel.py MODEL [--picture PICTURE] [--rounds N]
+
+Prints a table in milliseconds: the median and the longest of the rounds. Each is cancelled at a moment drawn from a
+seed: while a prompt of 1,500 words is run, while a picture (a large one unless given) is encoded, and while a token is
+made; and the first two also for an answer beside which they happen.
+"""
+
+import argparse
+import random
+import statistics
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+
+from mlx_lfm2vl import Engine, GenerationOptions, load
+from mlx_lfm2vl.generation.request import Request
+
+LARGE = Path(__file__).parent.parent / "examples" / "large.png"
+LONG = GenerationOptions(max_tokens=100_000, temperature=0)
+
+
+def until_free(engine: Engine, request: Request) -> float:
+    begun = time.perf_counter()
+    request.cancel()
+    assert request.result().finish_reason == "cancelled"
+    engine.call(lambda *_: None)
+    return time.perf_counter() - begun
+
+
+def until_told(request: Request) -> float:
+    begun = time.perf_counter()
+    request.cancel()
+    assert request.result().finish_reason == "cancelled"
+    return time.perf_counter() - begun
+
+
+def whole(engine: Engine, *question: object) -> float:
+    """Seconds from a question to its first token."""
+    begun = time.perf_counter()
+    engine.submit(*question, options=GenerationOptions(max_tokens=1)).result()
+    return time.perf_counter() - begun
+
+
+def row(what: str, times: list[float]) -> None:
+    print(f"{what:<50} {1e3 * statistics.median(times):>7.1f} {1e3 * max(times):>8.1f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder, hub repository or demo")
+    parser.add_argument("--picture", type=Path, default=LARGE)
+    parser.add_argument("--rounds", type=int, default=12)
+    args = parser.parse_args()
+    moments = random.Random(0)
+    model, processor = load(args.model)
+    print(f"{'milliseconds':<50} {'median':>7} {'longest':>8}")
+    with Engine(lambda: (model, processor)) as engine:
+        engine.warm_up()
+        request = engine.submit("Hello.", options=LONG)
+        tokens = []
+        for number in range(args.rounds + 1):
+            request.take(number)
+            tokens.append(time.perf_counter())
+        row("a token", [later - sooner for sooner, later in pairwise(tokens)])
+        request.cancel()
+        questions = {"a prompt": ("word " * 1500, None), "a picture": ("?", args.picture)}
+        for what, question in questions.items():
+            took = whole(engine, *question)
+            for beside in (False, True):
+                times = []
+                for _ in range(args.rounds):
+                    engine.clear_caches()
+                    other = engine.submit("Hello.", options=LONG) if beside else None
+                    if other is not None:
+                        other.take(0)
+                    request = engine.submit(*question, options=LONG)
+                    time.sleep(took * moments.uniform(0.2, 0.8))
+                    if other is not None:
+                        times.append(until_told(other))
+                        request.cancel()
+                        request.result()
+                    else:
+                        times.append(until_free(engine, request))
+                row(f"an answer beside {what}, told" if beside else f"{what}, until the engine is free", times)
+
+
+if __name__ == "__main__":
+    main()
