@@ -70,11 +70,14 @@ class _Question:
             if self._ended:
                 raise RuntimeError("the work was broken off")  # which nobody hears: its thread raises the cause
             return
+        asking = _asked.set(None)  # what the question computes itself is its own
         try:
             self._question()
         except BaseException:
             self._ended = True
             raise
+        finally:
+            _asked.reset(asking)
 
 
 _asked: ContextVar[_Question | None] = ContextVar("_asked", default=None)

@@ -20,7 +20,8 @@ from conftest import GOLDEN
 from test_cli import MODEL, MODULE, ROOT
 
 from mlx_lfm2vl import Chat, GenerationOptions, SourcePolicy, load
-from mlx_lfm2vl.cli.chat import Conversation, Terminal
+from mlx_lfm2vl.cli.chat import COMMANDS, Conversation, Terminal, completions
+from mlx_lfm2vl.cli.inputs import dropped
 
 PICTURE = GOLDEN / "pictures" / "small.png"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -206,8 +207,57 @@ def test_earlier_lines_come_back_with_the_arrow(chat, tmp_path):
 def test_tab_completes_the_name_of_a_picture(chat, tmp_path):
     shutil.copyfile(PICTURE, tmp_path / "my holiday picture.png")
     person = chat()
-    person.type("/image my\t\n")
+    person.type("/im\t my\t\n")
     assert "my holiday picture.png: " in person.read("with your next message")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "a-p",
+        "su",
+        "sub/on",
+        "./sub/o",
+        "{}/a-",
+        "{}/su",
+        "'my ho",
+        "my\\ ho",
+        "my holiday p",
+        "two w",
+        "two words/on",
+        "'two words/on",
+        "two\\ words/on",
+        "a-pic.png sub/on",
+        "~/a-",
+    ],
+)
+def test_tab_completes_names_however_they_are_typed(typed, tmp_path, monkeypatch):
+    """As readline asks: what is offered stands in the place of the last word, and is taken for the file it names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a-pic.png", "sub/one.png", "my holiday picture.png", "two words/one.png", "only.txt", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    line = "/image " + typed.format(tmp_path)
+    while not line.rstrip("'").endswith(".png") or line.endswith("/"):
+        begin = line.rfind(" ") + 1
+        (offered,) = completions(line, begin)
+        assert len(offered) > len(line) - begin
+        line = line[:begin] + offered
+    names = dropped(line.removeprefix("/image ") + ("'" if "'" in line else ""))
+    assert names and all(os.path.isfile(name) for name in names)
+
+
+def test_tab_offers_commands_and_what_is_not_hidden(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.png", "a.png", ".hidden"):
+        (tmp_path / name).touch()
+    assert list(completions("/", 0)) == list(COMMANDS)
+    assert list(completions("/re", 0)) == ["/retry", "/reset"]
+    assert list(completions("/image ", 7)) == ["a.png", "b.png"]
+    assert list(completions("/image .h", 7)) == [".hidden"]
+    for line in ("What is a", "/undo a", "a", "/image missing/a", "/image c"):
+        assert list(completions(line, line.rfind(" ") + 1)) == []
 
 
 def test_a_closed_pipe_is_no_traceback(endless):

@@ -162,7 +162,7 @@ def test_a_question_joins_those_that_are_being_answered(engine, monkeypatch):
 def test_answers_go_on_and_can_be_cancelled_while_a_long_prompt_joins_them(engine):
     said: list[object] = []
     tokens_at: list[int] = []
-    wild = GenerationOptions(max_tokens=100_000, temperature=1.5, seed=1)
+    wild = GenerationOptions(max_tokens=100_000, temperature=1.5, seed=2)
     running = engine.submit("Tell me everything.", options=wild, sink=said.append)
     doomed = engine.submit("Tell me nothing.", options=FOREVER)
     readers = iter(running), iter(doomed)

@@ -11,15 +11,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import importlib
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .. import __version__
+from .. import __version__, backend
 from ..errors import ImageWarning, Lfm2VlError
 from . import batch, bench, chat, convert, generate, upload, verify
+from .interrupt import held
 from .options import PROGRAM, Parser, complain, note
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # of a stdout that takes no more
@@ -49,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("stdout is closed, so the answer cannot be printed")
         return 2
     try:
+        with held():
+            backend.require()
+            importlib.import_module("numpy")
         with _warnings_as_notes():
             code = COMMANDS[args.command].run(args)
         sys.stdout.flush()  # here a full disk can still be told

@@ -65,9 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import backend
-
-    backend.require()
     from ..benchmark import plot
     from ..benchmark.measure import Plan, benchmark
     from .interrupt import Interrupt

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ HELP = """\
 /exit           end (as does Ctrl-D)
 Ctrl-C stops an answer and keeps what was said. A line that begins with a space is never a command."""
 HISTORY_LINES = 1000
+COMMANDS = ("/image", "/retry", "/undo", "/reset", "/save", "/load", "/help", "/exit")
+FILE_COMMANDS = ("/image", "/save", "/load")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -238,9 +241,36 @@ class Conversation:
         return os.path.expanduser(names[0] if len(names) == 1 else argument)
 
 
+def completions(line: str, begin: int) -> Iterator[str]:
+    """What may stand in the place of `line[begin:]`, its last word: commands, and behind one that takes a file, names,
+    with their folders, as they were begun (with spaces, in quotes, with backslashes before spaces)."""
+    command, space, argument = line.partition(" ")
+    if not space:
+        yield from (known for known in COMMANDS if known.startswith(command) and line.startswith("/"))
+    if command not in FILE_COMMANDS:
+        return
+    word = line[begin:]
+    for typed in dict.fromkeys((argument.lstrip(), word)):  # a name with spaces, or one of several
+        quote = typed[:1] if typed[:1] in ("'", '"') else ""
+        escaped = not quote and "\\ " in typed
+        name = typed[len(quote) :].replace("\\ ", " ") if escaped else typed[len(quote) :]
+        folder, start = name[: name.rfind("/") + 1], name[name.rfind("/") + 1 :]
+        found = []
+        with contextlib.suppress(OSError), os.scandir(os.path.expanduser(folder) or ".") as entries:
+            found = sorted(entry.name + "/" * entry.is_dir() for entry in entries if entry.name.startswith(start))
+        for entry in found:
+            if entry.startswith(".") and not start:
+                continue
+            whole = folder + entry
+            whole = quote + (whole.replace(" ", "\\ ") if escaped else whole)
+            yield whole[len(typed) - len(word) :]
+        if found:
+            return
+
+
 @contextlib.contextmanager
 def history() -> Iterator[None]:
-    """Line editing, names of files by Tab, and earlier lines, kept in $XDG_STATE_HOME (~/.local/state)."""
+    """Line editing, commands and names of files by Tab, and earlier lines, kept in $XDG_STATE_HOME (~/.local/state)."""
     try:
         import readline
     except ImportError:  # a Python without it: lines are read as the terminal gives them
@@ -251,6 +281,13 @@ def history() -> Iterator[None]:
     with contextlib.suppress(OSError):  # none yet
         readline.read_history_file(file)
     readline.set_history_length(HISTORY_LINES)
+    readline.set_completer_delims(" \t\n")
+
+    def offered(_: str, number: int) -> str | None:
+        line = readline.get_line_buffer()[: readline.get_endidx()]
+        return next(islice(completions(line, readline.get_begidx()), number, None), None)
+
+    readline.set_completer(offered)
     readline.parse_and_bind("bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete")
     try:
         yield

@@ -1,5 +1,5 @@
 """Signals that end work in order: Ctrl-C at the next token of an answer, or at the next layer before its first one (a
-second Ctrl-C at once), a polite kill so that what a command has begun is cleaned away."""
+second Ctrl-C at once), a polite kill so that what a command has begun is cleaned away; and Ctrl-C that waits."""
 
 from __future__ import annotations
 
@@ -34,6 +34,17 @@ class Interrupt:
         if self.happened:
             raise KeyboardInterrupt
         self.happened = True
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """While the block runs, Ctrl-C waits for its end: for the imports of compiled modules, which make an `ImportError`
+    of it, or end the process, or go on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -36,9 +36,6 @@ def run(args: argparse.Namespace) -> int:
 
 def send(folder: str, repo: str, args: argparse.Namespace) -> None:
     """Uploads, or with `args.dry_run` lists, and prints the commit's address or the files."""
-    from .. import backend
-
-    backend.require()
     from ..conversion.report import size
     from ..conversion.upload import upload
 

@@ -27,12 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import OutputError, backend
-    from ..hub import resolve
-
-    backend.require()
+    from .. import OutputError
     from ..conversion import plot
     from ..conversion.damage import measure
+    from ..hub import resolve
     from .progress import Bars
 
     calibration = Path(args.calibration).expanduser() if args.calibration else None

@@ -6,7 +6,6 @@ several threads at once (see `Engine` for that).
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 import weakref
@@ -14,24 +13,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
-from ..config import ImageProcessorConfig
 from ..errors import OptionError, PromptError
-from ..model.cache import Cache, CacheCheckpoint
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing import geometry
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
 from ..processing.source import Picture, load_image
 from . import saved, sequence
-from .decode import Prompt, prefill_in_pieces
 from .features import FeatureCache, check_features
 from .options import GenerationOptions
-from .prefix import Growth, PrefixCache, check_prefixes, natural_points
-from .question import check_pair, check_tools, rendered, user_content
-from .run import GenerationPiece, generation_config, resolved, run
-from .watch import Pieces, Progress, Stop
+from .prefix import PrefixCache, check_prefixes
+from .question import check_pair, check_tools, checked_pictures, rendered, user_content
+from .run import GenerationPiece, resolved, run
+from .turn import ReadPictures, Turn, picture_key
+from .watch import Progress, Stop
 
 
 class Chat:
@@ -88,8 +84,8 @@ class Chat:
         stop: Stop | None = None,
         progress: Progress | None = None,
     ) -> Iterator[GenerationPiece]:
-        """Adds a turn and answers it piece by piece. `images` as in `stream_generate`; `role` "tool" brings a tool's
-        result.
+        """Adds a turn and answers it piece by piece. `images` as in `stream_generate`, or what `read` made of them;
+        `role` "tool" brings a tool's result.
 
         Turn and answer become part of the conversation when the stream ends, is cancelled or closed, the answer as far
         as it came; a turn that fails, or is cancelled before a word of answer, leaves the conversation as it was. Any
@@ -99,16 +95,25 @@ class Chat:
             raise PromptError(f"role is {role!r}, expected 'user' or 'tool'")
         self._end_open()
         started = time.perf_counter()
-        content: Any = user_content(text, images)
-        for item in content:
-            if item["type"] == "image":
-                given = item["image"]
-                item["image"] = load_image(given, self.processor.image_processor.source_policy)
-                if item["image"] is given:  # the caller's own, who may go on drawing in it
-                    item["image"] = given.copy()
-        if not any(item["type"] == "image" for item in content):
-            content = text
-        yield from self._answer([*self.messages, {"role": role, "content": content}], started, options, stop, progress)
+        read = images if isinstance(images, ReadPictures) else self.read(images)
+        del images
+        content = user_content(text, read.pictures)
+        self._keys |= {id(own): (weakref.ref(own), key) for own, key in zip(read.pictures, read.keys, strict=True)}
+        messages = [*self.messages, {"role": role, "content": content if read.pictures else text}]
+        yield from self._answer(messages, started, options, stop, progress, read)
+
+    def read(self, images: Any) -> ReadPictures:
+        """All of a turn's pictures that needs neither the model nor the conversation; in any thread. `images` as in
+        `stream_generate`."""
+        processor = self.processor.image_processor
+        pictures = []
+        for given in checked_pictures(images):
+            picture = load_image(given, processor.source_policy)
+            pictures.append(picture.copy() if picture is given else picture)  # the caller may go on drawing in it
+        if not pictures:
+            return ReadPictures([], [], None)
+        keys = [picture_key(picture, self.image_config) for picture in pictures]
+        return ReadPictures(pictures, keys, processor.encode(pictures, **self._overrides)[0])
 
     def ask(self, text: str, images: Any = None, **arguments: Any) -> str:
         """The whole answer of `stream`, with the same arguments."""
@@ -164,6 +169,7 @@ class Chat:
         options: GenerationOptions | None,
         stop: Stop | None,
         progress: Progress | None,
+        read: ReadPictures | None = None,
     ) -> Iterator[GenerationPiece]:
         mx.reset_peak_memory()
         ids, spans, pictures = self._encode(messages)
@@ -174,7 +180,7 @@ class Chat:
         pieces = run(
             self.model,
             self.processor.tokenizer,
-            _Turn(self, ids, spans, pictures),
+            Turn(self, ids, spans, pictures, read),
             [resolved(self.model, options or self.options)],
             started=[started],
             stop=stop,
@@ -241,16 +247,7 @@ class Chat:
 
     def _key(self, picture: Picture) -> bytes:
         known, key = self._keys.get(id(picture), (None, b""))
-        return key if known is not None and known() is picture else _picture_key(picture, self.image_config)
-
-    def _prompt(self, ids: np.ndarray, spans: list[sequence.PictureSpan], pictures: list[Picture], kept: int) -> Prompt:
-        """What is left to run: the ids and the pictures behind `kept`."""
-        new = [picture for span, picture in zip(spans, pictures, strict=True) if span.start >= kept]
-        rest = ids[:, kept:]
-        if not new:
-            return Prompt(rest)
-        arrays, _ = self.processor.image_processor.encode(new, **self._overrides)
-        return Prompt(rest, None, arrays["pixel_values"], arrays["spatial_shapes"])
+        return key if known is not None and known() is picture else picture_key(picture, self.image_config)
 
     # On disk
 
@@ -265,55 +262,3 @@ class Chat:
         if it is none, or holds a picture that the processor's `SourcePolicy` refuses."""
         self._end_open()
         self.messages = saved.read(path, self.processor.image_processor.source_policy)
-
-
-class _Turn:
-    """The start of a turn: what is new in the conversation, behind what the chat's cache holds of it."""
-
-    padding = None
-
-    def __init__(self, chat: Chat, ids: list[int], spans: list[sequence.PictureSpan], pictures: list[Picture]):
-        self.ids, self._spans, self._pictures = np.array([ids], np.int64), spans, pictures
-        self._chat, self.cached = chat, [0]
-
-    def begin(self, stop: Stop | None, progress: Progress | None) -> Pieces[tuple[Cache, mx.array]]:
-        chat, held = self._chat, self._chat._sequence
-        kept, logits = held.reuse(self.ids[0].tolist(), self._spans)
-        growth = None
-        if kept == 0 and chat.prefixes is not None:
-            growth = self._shared(held, chat.prefixes)
-            kept = held.cache.offset
-        self.cached = [kept]
-        if logits is None:
-            logits = yield from prefill_in_pieces(
-                chat.model,
-                chat._prompt(self.ids, self._spans, self._pictures, kept),
-                held.cache,
-                features=chat.features,
-                stop=stop,
-                progress=progress,
-                pauses=growth.pauses if growth is not None else (),
-                paused=growth.paused if growth is not None else None,
-            )
-            mx.eval(logits, held.cache.arrays)
-            held.mark(logits)
-        return held.cache, logits
-
-    def _shared(self, held: sequence.Sequence, prefixes: PrefixCache) -> Growth:
-        """Begins with what another conversation began with, if it is known, and keeps the rest for others."""
-        ids, ends = self.ids[0], generation_config(self._chat.model).eos_token_ids
-        source, point = prefixes.find(ids, self._spans)
-        earlier: list[CacheCheckpoint] = []
-        if source is not None and point is not None:
-            held.cache = source.at(point)
-            held.hold(ids.tolist(), self._spans)
-            earlier = [before for before in source.points if before.offset <= point.offset]
-        known = held.cache.offset
-        points = natural_points(ids, self._spans, ends, known)
-        return Growth(ids, self._spans, held.cache, known, points, earlier, prefixes.put)
-
-
-def _picture_key(picture: Picture, config: ImageProcessorConfig) -> bytes:
-    digest = hashlib.blake2b(repr((picture.size, config)).encode(), digest_size=16)
-    digest.update(picture.tobytes())
-    return digest.digest()

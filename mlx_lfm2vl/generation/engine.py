@@ -67,7 +67,7 @@ class Engine:
         prefix_bytes: int = prefix.DEFAULT_BYTES,
     ):
         if not callable(loader) or isinstance(loader, Lfm2VlForConditionalGeneration):
-            given = type(loader).__name__ if callable(loader) else repr(loader)
+            given = type(loader).__name__ if callable(loader) else f"{loader!r:.60}"
             raise OptionError(f"loader is {given}, expected a function such as `lambda: load('demo')`")
         for name, value in (("max_queue", max_queue), ("max_batch", max_batch)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

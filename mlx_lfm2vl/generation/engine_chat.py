@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from ..processing.source import Picture, load_image
 from .chat import Chat
-from .question import is_remote_question, listed, snapshot
+from .question import is_remote_question, snapshot
 from .request import Request, Sink
 from .run import GenerationPiece
 from .watch import Stop, check_callable
@@ -39,7 +37,7 @@ class Host(Protocol):
 
 class EngineChat:
     """A `Chat` whose turns run in an engine's thread, in the order in which they are asked for; methods are those of
-    `Chat`. Pictures are read before, in another thread of the engine."""
+    `Chat`. Pictures are read, resized and cut before, in another thread of the engine."""
 
     def __init__(self, engine: Host, chat: Chat):
         self._engine, self._chat = engine, chat
@@ -62,7 +60,8 @@ class EngineChat:
     ) -> Request:
         """A turn as a request; `deadline`, `wait`, `sink` as for `Engine.submit`, the others as for `Chat.stream` (a
         `stop` of one's own is asked in the engine's thread)."""
-        read = None if images is None else functools.partial(_read, snapshot(images))
+        given = None if images is None else snapshot(images)
+        read = None if images is None else lambda *_: self._chat.read(given)
         return self._submit(
             lambda pictures, **more: self._chat.stream(text, pictures, **arguments, **more),
             deadline,
@@ -138,8 +137,3 @@ class EngineChat:
                     request.deliver(piece)
 
         return self._engine.enqueue(work, deadline, wait, sink, read=read, remote=remote, line=self._chat)
-
-
-def _read(images: Any, _: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor) -> list[Picture]:
-    policy = processor.image_processor.source_policy
-    return [load_image(picture, policy) for picture in listed(images)]

@@ -287,6 +287,15 @@ def listed(images: Any) -> list[Any]:
     return [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
 
 
+def checked_pictures(images: Any) -> list[Any]:
+    """Those of an `images` argument. Raises `PromptError` for None among several."""
+    pictures = listed(images)
+    for number, picture in enumerate(pictures):
+        if picture is None:
+            raise PromptError(f"images[{number}] is None, expected a picture; leave it out")
+    return pictures
+
+
 def is_remote_question(prompt: Any, images: Any) -> bool:
     """Whether pictures of a question, which need not have been checked, are at http(s) addresses."""
     values = listed(images)
@@ -302,10 +311,7 @@ def user_content(text: str, images: Any = None) -> list[dict[str, Any]]:
     """A user's turn: pictures first, then the text. Raises `PromptError` if there is neither, or None for a picture."""
     if not isinstance(text, str):
         raise PromptError(f"the text is {type(text).__name__}, expected str")
-    pictures = listed(images)
-    for number, picture in enumerate(pictures):
-        if picture is None:
-            raise PromptError(f"images[{number}] is None, expected a picture; leave it out")
+    pictures = checked_pictures(images)
     if not text and not pictures:
         raise PromptError("prompt is empty and there is no picture; give one of them")
     content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]

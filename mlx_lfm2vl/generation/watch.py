@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from ..errors import OptionError
 from ..model.outputs import Between
-from ..threads import asking
+from ..threads import ask, asking
 
 Progress = Callable[[int, int], None]  # tokens of the prompt done, tokens in all
 Stop = Callable[[], bool]  # true once the work shall end
@@ -83,7 +83,7 @@ def heeding(stop: Stop | None, rows: int) -> Iterator[Between | None]:
         dispatched.append(made)
         if len(dispatched) > 1:
             mx.eval(dispatched.pop(0))
-        check(stop)
+        ask()
 
     with asking(lambda: check(stop)):
         yield between
