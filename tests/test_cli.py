@@ -294,7 +294,7 @@ def test_errors_of_a_real_process_are_one_line_without_traceback(tmp_path):
         (["generate", "--repetition-penalty", "0"], r"--repetition-penalty: '0' is not a number of at least 0.01"),
         (["generate", "--seed", "1.5"], r"--seed: '1\.5' is not a whole number"),
         (["generate", "--max-image-tokens", "0"], r"--max-image-tokens: '0'"),
-        (["generate", "--unheard-of"], r"unrecognized arguments: --unheard-of"),
+        (["generate", "--unheard-of"], r"unrecognized arguments: --unheard-of \(see `mlx-lfm2vl generate --help`\)"),
         (["generate", "--max-tok", "3"], r"unrecognized arguments: --max-tok 3"),
         (["generate", "--image"], r"--image: expected at least one argument"),
         (["generate"], r"nothing to answer: give --image, --prompt or both"),

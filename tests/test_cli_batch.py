@@ -190,7 +190,7 @@ def test_rows_of_other_runs_are_not_mixed(cli, refused, tmp_path):  # noqa: F811
     assert cli(*words)[0] == 0
     before = output.read_bytes()
     assert "line 1 was made with another model, prompt or other options" in refused(*words, "--temp", 0.5)
-    assert "line 1 is of another row" in refused(*words, "--prompt", "Else?")
+    assert "line 1 is of another row than the input's (prompt)" in refused(*words, "--prompt", "Else?")
     assert "is of another row" in refused("batch", tmp_path / "*.jpg", "--output", output, *FAST)
     assert output.read_bytes() == before
     assert "no such folder" in refused(

@@ -215,6 +215,21 @@ def test_a_question_breaks_shared_work_off_in_all_threads():
         assert len(asked) == 20, "no longer asked"
 
 
+def test_what_a_question_computes_is_not_asked_about():
+    asked = []
+
+    def question() -> None:
+        asked.append(1)
+        ask()
+        together(lambda *_: ask(), 4)
+
+    with asking(question):
+        ask()
+        assert asked == [1]
+        ask()
+    assert asked == [1, 1]
+
+
 def test_long_layers_ask_within_them():
     """In 4,096 patches, or 1,024 tokens, a layer of the real shapes takes longer than a token."""
     rng = np.random.default_rng(0)

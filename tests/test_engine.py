@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, picture
 
-from mlx_lfm2vl import GenerationOptions, SourcePolicy, load, stream_generate
+from mlx_lfm2vl import GenerationOptions, SourcePolicy, generate, load, stream_generate
 from mlx_lfm2vl.errors import (
     ConfigError,
     EngineClosedError,
@@ -217,6 +217,32 @@ def test_answers_are_cancelled_while_another_s_picture_is_encoded(leaving, monke
             assert completion.finish_reason == ("cancelled" if at < leaving else "length")
             assert completion.statistics.generated_tokens == len(completion.tokens) > 0
             assert completion.tokens == alone(texts[at], None, 400)[: len(completion.tokens)]
+
+
+def test_a_sink_that_hears_of_a_cancel_may_compute(monkeypatch):
+    """In the engine's thread, in the midst of a layer of the prompt that is cancelled."""
+    model, processor = loader()
+    layer = type(model.model.language_model.layers[0])
+    run_layer = layer.__call__
+    answers: list[str] = []
+
+    def sink(item: object) -> None:
+        if item.finish_reason == "cancelled":
+            answers.append(engine.call(lambda *loaded: generate(*loaded, "What is this? " * 9, options=SHORT)))
+
+    def running_layer(self, x, *given):
+        if x.shape[1] > 300:
+            request.cancel()
+        return run_layer(self, x, *given)
+
+    with Engine(lambda: (model, processor)) as engine:
+        monkeypatch.setattr(layer, "__call__", running_layer)
+        request = Request(sink=sink)
+        monkeypatch.setattr("mlx_lfm2vl.generation.engine.Request", lambda *_: request)
+        assert engine.submit("One after the other. " * 500, options=SHORT) is request
+        assert request.result(60).finish_reason == "cancelled"
+        monkeypatch.undo()
+        assert answers == [engine.generate("What is this? " * 9, options=SHORT, timeout=60)]
 
 
 @pytest.fixture

@@ -37,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     `KeyboardInterrupt`."""
     closed = _open_closed_streams()
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        about = PROGRAM if args.command is None else f"{PROGRAM} {args.command}"
+        complain(f"unrecognized arguments: {' '.join(unknown)} (see `{about} --help`)")
+        return 2
     if args.command is None:
         parser.print_help(sys.stderr)
         return 2

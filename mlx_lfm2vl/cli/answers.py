@@ -89,8 +89,11 @@ class Output:
             settings = made["settings"]
         except (ValueError, KeyError, TypeError):
             raise OptionError(f"{where} is no answer of this program; {remedy}") from None
-        if row is None or {name: value for name, value in made.items() if name not in RESULT} != row.fields:
-            raise OtherRowsError(f"{where} is of another row than the input's; {remedy}")
+        fields = {name: value for name, value in made.items() if name not in RESULT}
+        if row is None or fields != row.fields:
+            other = {} if row is None else row.fields
+            names = [name for name in {**fields, **other} if fields.get(name) != other.get(name)]
+            raise OtherRowsError(f"{where} is of another row than the input's ({', '.join(names)}); {remedy}")
         if settings != self._settings(row):
             raise OtherRowsError(f"{where} was made with another model, prompt or other options; {remedy}")
         self._count(made)

@@ -149,10 +149,8 @@ def report_loading(model: Lfm2VlForConditionalGeneration) -> None:
 def report(statistics: Statistics) -> None:
     """Prints what a run took, on stderr."""
     cached = f", {statistics.cached_tokens} known from before" if statistics.cached_tokens else ""
-    note(
-        f"prompt {statistics.prompt_tokens} tokens ({statistics.image_tokens} of pictures{cached}) "
-        f"at {statistics.prompt_tokens_per_second:.1f} tokens/s"
-    )
+    speed = f" at {rate:.1f} tokens/s" if (rate := statistics.prompt_tokens_per_second) else ""
+    note(f"prompt {statistics.prompt_tokens} tokens ({statistics.image_tokens} of pictures{cached}){speed}")
     note(
         f"answer {statistics.generated_tokens} tokens at {statistics.tokens_per_second:.1f} tokens/s, "
         f"the first after {statistics.time_to_first_token:.2f} s"
