@@ -6,10 +6,17 @@ nothing and a program that only processes pictures never starts MLX.
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if sys.platform == "linux":
+    # NumPy's OpenBLAS reads it once: how long its threads wait for the next product at full speed, 2^24 cycles and not
+    # 2^28, a tenth of a second in the way of our own threads. Theirs to say who set it, or imported NumPy before.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "24")
 
 if TYPE_CHECKING:
     from . import demo

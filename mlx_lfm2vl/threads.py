@@ -1,8 +1,9 @@
 """Work shared between the cores of a CPU by threads of its own, beside which OpenBLAS keeps still; and how it is broken
 off.
 
-OpenBLAS's threads wait for the next product at full speed, for up to 27 ms, in the way of any other thread or process;
-and they help with products alone. Here all work is shared, and each product takes the core of the thread that calls it.
+OpenBLAS's threads wait for the next product at full speed, in the way of any other thread or process (for a tenth of a
+second; for some milliseconds where this package was imported before NumPy); and they help with products alone. Here all
+work is shared, and each product takes the core of the thread that calls it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """What the CPU back end computes in its own way, against MLX's and float64."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -175,6 +178,23 @@ def test_openblas_keeps_to_one_thread_while_work_is_shared_and_has_its_own_again
         together(work, 7, least=4)
         assert seen[-1][:2] == (0, 7), "too little for two"
         assert set(blas_threads()) == {2}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have another BLAS")
+def test_openblas_does_not_wait_long_at_full_speed_for_its_next_product():
+    """In a process that does nothing else, it would for a tenth of a second."""
+    code = """
+import time, mlx_lfm2vl, numpy as np
+matrix = np.ones((1024, 1024), np.float32)
+matrix @ matrix
+before = time.process_time()
+time.sleep(0.2)
+print(time.process_time() - before)
+"""
+    variables = {**os.environ, "OPENBLAS_NUM_THREADS": "2"}
+    variables.pop("OPENBLAS_THREAD_TIMEOUT", None)  # which this process, its parent, has set
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.04
 
 
 def test_what_fails_in_a_thread_is_told_when_all_have_ended():
