@@ -95,7 +95,8 @@ def asking(question: Callable[[], object]) -> Iterator[None]:
 
 
 def ask() -> None:
-    """Asks the question of the block that this runs in, if it runs in one. To be called some tens of times a second."""
+    """Asks the question of the block that this runs in, if it runs in one. To be called between parts of the work that
+    take milliseconds."""
     question = _asked.get()
     if question is not None:
         question()

@@ -254,6 +254,7 @@ def test_tab_offers_commands_and_what_is_not_hidden(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     assert list(completions("/", 0)) == list(COMMANDS)
     assert list(completions("/re", 0)) == ["/retry", "/reset"]
+    assert list(completions("/image", 0)) == ["/image"]
     assert list(completions("/image ", 7)) == ["a.png", "b.png"]
     assert list(completions("/image .h", 7)) == [".hidden"]
     for line in ("What is a", "/undo a", "a", "/image missing/a", "/image c"):

@@ -1,10 +1,10 @@
-"""How long after `Request.cancel` an engine is free for the next question, beside what a token takes.
+"""How long after `Request.cancel` an engine is free again, or an answer ends, beside what a token takes.
 
     python tools/bench_cancel.py MODEL [--picture PICTURE] [--rounds N]
 
-Prints a table in milliseconds: the median and the longest of the rounds. Each is cancelled at a moment drawn from a
-seed: while a prompt of 1,500 words is run, while a picture (a large one unless given) is encoded, and while a token is
-made; and the first two also for an answer beside which they happen.
+Prints a table in milliseconds: the median and the longest of the rounds. A question is cancelled at a moment drawn from
+a seed, while its prompt of 1,500 words is run or its picture (a large one unless given) is encoded; then an answer
+beside which that happens. For models whose answer to a greeting does not end soon, as with random weights.
 """
 
 import argparse

@@ -91,8 +91,10 @@ class Output:
             raise OptionError(f"{where} is no answer of this program; {remedy}") from None
         fields = {name: value for name, value in made.items() if name not in RESULT}
         if row is None or fields != row.fields:
-            other = {} if row is None else row.fields
-            names = [name for name in {**fields, **other} if fields.get(name) != other.get(name)]
+            if row is None:
+                raise OtherRowsError(f"{where} is of another row than the input's, which has fewer; {remedy}")
+            both = {**fields, **row.fields}
+            names = [name for name in both if fields.get(name, ...) != row.fields.get(name, ...)]
             raise OtherRowsError(f"{where} is of another row than the input's ({', '.join(names)}); {remedy}")
         if settings != self._settings(row):
             raise OtherRowsError(f"{where} was made with another model, prompt or other options; {remedy}")

@@ -247,6 +247,7 @@ def completions(line: str, begin: int) -> Iterator[str]:
     command, space, argument = line.partition(" ")
     if not space:
         yield from (known for known in COMMANDS if known.startswith(command) and line.startswith("/"))
+        return
     if command not in FILE_COMMANDS:
         return
     word = line[begin:]

@@ -1,4 +1,4 @@
-"""Signals that end work in order: Ctrl-C at the next token of an answer, or at the next layer before its first one (a
+"""Signals that end work in order: Ctrl-C at the next token of an answer, or before its first one in the next layer (a
 second Ctrl-C at once), a polite kill so that what a command has begun is cleaned away; and Ctrl-C that waits."""
 
 from __future__ import annotations

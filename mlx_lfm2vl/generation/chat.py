@@ -94,8 +94,11 @@ class Chat:
         if role not in ("user", "tool"):
             raise PromptError(f"role is {role!r}, expected 'user' or 'tool'")
         self._end_open()
-        started = time.perf_counter()
+        begun = time.perf_counter()
+        if not isinstance(images, ReadPictures):
+            user_content(text, images)  # what is wrong with them is said before they are read
         read = images if isinstance(images, ReadPictures) else self.read(images)
+        started = min(begun, time.perf_counter() - read.seconds)  # it may have been read before
         del images
         content = user_content(text, read.pictures)
         self._keys |= {id(own): (weakref.ref(own), key) for own, key in zip(read.pictures, read.keys, strict=True)}
@@ -105,15 +108,16 @@ class Chat:
     def read(self, images: Any) -> ReadPictures:
         """All of a turn's pictures that needs neither the model nor the conversation; in any thread. `images` as in
         `stream_generate`."""
-        processor = self.processor.image_processor
+        processor, begun = self.processor.image_processor, time.perf_counter()
         pictures = []
         for given in checked_pictures(images):
             picture = load_image(given, processor.source_policy)
             pictures.append(picture.copy() if picture is given else picture)  # the caller may go on drawing in it
         if not pictures:
-            return ReadPictures([], [], None)
+            return ReadPictures([], [], None, 0.0)
         keys = [picture_key(picture, self.image_config) for picture in pictures]
-        return ReadPictures(pictures, keys, processor.encode(pictures, **self._overrides)[0])
+        views, _ = processor.encode(pictures, **self._overrides)
+        return ReadPictures(pictures, keys, views, time.perf_counter() - begun)
 
     def ask(self, text: str, images: Any = None, **arguments: Any) -> str:
         """The whole answer of `stream`, with the same arguments."""

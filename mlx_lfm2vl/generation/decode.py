@@ -144,6 +144,8 @@ def _prefill(
 
 def _run_chunk(text_model: Lfm2Model, embeds: mx.array, context: Context, cache: Cache, stop: Stop | None) -> mx.array:
     """The last hidden state (B, 1, hidden). Raises `Cancelled`, with the cache as it was."""
+    if stop is None:
+        return text_model(embeds, context, cache, last_only=True)
     begun = cache.checkpoint()
     try:
         with heeding(stop, embeds.shape[0] * embeds.shape[1]) as between:

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
 
 from ..config import ImageProcessorConfig
 from ..model.cache import Cache, CacheCheckpoint
+from ..model.lfm2vl import Lfm2VlForConditionalGeneration
 from ..processing.batch import BatchFeature
+from ..processing.processor import Lfm2VlProcessor
 from ..processing.source import Picture
 from . import sequence
 from .decode import Prompt, prefill_in_pieces
+from .features import FeatureCache
 from .prefix import Growth, PrefixCache, natural_points
 from .run import generation_config
 from .watch import Pieces, Progress, Stop
 
-if TYPE_CHECKING:
-    from .chat import Chat
-
 
 class ReadPictures:
-    """The pictures of a turn, as `Chat.read` makes them: RGB, with what identifies each, and their views, which can be
-    taken once."""
+    """The pictures of a turn, as `Chat.read` makes them: RGB, with what identifies each, the `seconds` that it took,
+    and their views, which can be taken once."""
 
-    def __init__(self, pictures: list[Picture], keys: list[bytes], views: BatchFeature | None):
-        self.pictures, self.keys, self._views = pictures, keys, views
+    def __init__(self, pictures: list[Picture], keys: list[bytes], views: BatchFeature | None, seconds: float):
+        self.pictures, self.keys, self._views, self.seconds = pictures, keys, views, seconds
 
     def take(self, wanted: Sequence[Picture]) -> BatchFeature | None:
         """The views, if they are those of the pictures wanted; they are not kept in any case."""
@@ -43,6 +43,17 @@ def picture_key(picture: Picture, config: ImageProcessorConfig) -> bytes:
     return digest.digest()
 
 
+class Conversation(Protocol):
+    """What a turn needs of a `Chat`."""
+
+    model: Lfm2VlForConditionalGeneration
+    processor: Lfm2VlProcessor
+    features: FeatureCache
+    prefixes: PrefixCache | None
+    _sequence: sequence.Sequence
+    _overrides: dict[str, Any]
+
+
 class Turn:
     """The start of a turn: what is new in the conversation, behind what the chat's cache holds of it."""
 
@@ -50,7 +61,7 @@ class Turn:
 
     def __init__(
         self,
-        chat: Chat,
+        chat: Conversation,
         ids: list[int],
         spans: list[sequence.PictureSpan],
         pictures: list[Picture],
@@ -80,6 +91,8 @@ class Turn:
             )
             mx.eval(logits, held.cache.arrays)
             held.mark(logits)
+        elif self._read is not None:
+            self._read.take(())
         return held.cache, logits
 
     def _prompt(self, kept: int) -> Prompt:
