@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if sys.platform == "linux":
-    # NumPy's OpenBLAS reads it once: how long its threads wait for the next product at full speed, 2^24 cycles and not
-    # 2^28, a tenth of a second in the way of our own threads. Theirs to say who set it, or imported NumPy before.
+    # How long the threads of NumPy's OpenBLAS wait for the next product at full speed: 2^24 cycles, not 2^28, which is
+    # a tenth of a second in the way of ours. OpenBLAS reads it when NumPy is first imported.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "24")
 
 if TYPE_CHECKING:

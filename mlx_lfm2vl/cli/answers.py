@@ -90,9 +90,9 @@ class Output:
         except (ValueError, KeyError, TypeError):
             raise OptionError(f"{where} is no answer of this program; {remedy}") from None
         fields = {name: value for name, value in made.items() if name not in RESULT}
-        if row is None or fields != row.fields:
-            if row is None:
-                raise OtherRowsError(f"{where} is of another row than the input's, which has fewer; {remedy}")
+        if row is None:
+            raise OtherRowsError(f"{where} is of another row than the input's, which has fewer; {remedy}")
+        if fields != row.fields:
             both = {**fields, **row.fields}
             names = [name for name in both if fields.get(name, ...) != row.fields.get(name, ...)]
             raise OtherRowsError(f"{where} is of another row than the input's ({', '.join(names)}); {remedy}")

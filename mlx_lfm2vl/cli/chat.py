@@ -47,7 +47,7 @@ HELP = """\
 /exit           end (as does Ctrl-D)
 Ctrl-C stops an answer and keeps what was said. A line that begins with a space is never a command."""
 HISTORY_LINES = 1000
-COMMANDS = ("/image", "/retry", "/undo", "/reset", "/save", "/load", "/help", "/exit")
+COMMANDS = tuple(line.split()[0] for line in HELP.splitlines() if line.startswith("/"))
 FILE_COMMANDS = ("/image", "/save", "/load")
 
 
