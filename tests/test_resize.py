@@ -44,6 +44,46 @@ def test_is_pillows_picture_within_a_level_a_pass(h, w, height, width, seed):
     assert distance.max() <= passes
 
 
+def in_whole_numbers(pixels: np.ndarray, target: int, resample: int) -> np.ndarray:
+    """(source, ...) uint8 -> (target, ...) by the definition, one output after the other, in 64-bit integers."""
+    scale = len(pixels) / target
+    stretch = max(scale, 1.0)
+    support = (resample - 1) * stretch
+    taps = []
+    for output in range(target):
+        centre = scale * (output + 0.5)
+        first, last = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), len(pixels))
+        x = np.abs((np.arange(first, last) - centre + 0.5) / stretch)
+        if resample == 2:
+            weights = np.maximum(1 - x, 0)
+        else:
+            weights = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * (x**3 - 5 * x**2 + 8 * x - 4)) * (x < 2)
+        taps.append((first, last, weights / weights.sum()))
+    largest = max(weights.max() for *_, weights in taps)
+    precision = max(bits for bits in range(23) if int(0.5 + largest * 2**bits) < 2**15)
+    made = []
+    for first, last, weights in taps:
+        fixed = np.trunc(weights * 2**precision + np.copysign(0.5, weights)).astype(np.int64)
+        sums = np.tensordot(fixed, pixels[first:last].astype(np.int64), 1)
+        made.append(np.clip((sums + 2 ** (precision - 1)) >> precision, 0, 255))
+    return np.array(made, np.uint8)
+
+
+LEVELS = {"all": list(range(256)), "ends": [0, 255], "nearly black": [0] * 19 + [1], "nearly white": [254] + [255] * 9}
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@settings(max_examples=150)
+@given(st.integers(5, 40), st.floats(0.5, 12), filters, st.integers(0, 2**32 - 1))
+def test_sums_are_exact_at_every_scale(levels, target, scale, resample, seed):
+    """Whatever type they are computed in: at scales from 4 to 8 levels are centred, or whole numbers would not fit."""
+    pixels = np.random.default_rng(seed).choice(LEVELS[levels], (int(target * scale) + 1, 7, 3)).astype(np.uint8)
+    expected = in_whole_numbers(pixels, target, resample)
+    np.testing.assert_array_equal(resize(pixels, target, 7, resample), expected)
+    across = resize(pixels.transpose(1, 0, 2), 7, target, resample)
+    np.testing.assert_array_equal(across.transpose(1, 0, 2), expected)
+
+
 def test_large_pictures_are_done_in_strips_with_the_same_result():
     pixels = np.random.default_rng(0).integers(0, 256, (300, 9000, 3), dtype=np.uint8)
     whole = resize(pixels, 64, 2000, 3)

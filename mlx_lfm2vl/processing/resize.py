@@ -2,10 +2,10 @@
 
 A pass across, then a pass down, each rounded to 8 bits; an axis that keeps its length is left alone. The weights of a
 pass are 16-bit fixed point, at the highest precision (at most 22 bits) at which the largest of them fits. Sums are
-matrix products over blocks of outputs, in float32 while their whole numbers fit it (below 2**24) and in float64 where
-a picture shrinks so far that they do not: exact either way. Products are small, so that OpenBLAS does each on the
-calling thread: its own threads would wait for each other longer than they work. Large pictures are shared among threads
-of ours.
+matrix products over blocks of outputs, in float32 while their whole numbers fit it (up to 2**24), where that helps with
+levels from -128 to 127, and in float64 where a picture shrinks so far that they do not: exact either way. Products are
+small, so that OpenBLAS does each on the calling thread: its own threads would wait for each other longer than they
+work. Large pictures are shared among threads of ours.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from ..threads import together
 BLOCK = 16  # outputs of one matrix product; its inputs are a band, so small blocks waste little
 GROUP = 12  # products of one call, during which other threads have Python's lock
 PRODUCT = 1 << 18  # multiplications of one product at most; OpenBLAS spreads larger ones over threads if it may
-LARGE = 1 << 20  # numbers of a plane that are worth several threads, and larger products in the pass down
-LARGE_PRODUCT = 1 << 20
+LARGE = 1 << 20  # numbers of a plane that are worth several threads
 SHARE = 64  # rows or columns of a large picture that a thread gets at least
 
 
@@ -40,7 +39,7 @@ def resize(pixels: np.ndarray, height: int, width: int, resample: int) -> np.nda
 
 
 def _passed(
-    work: Callable[[np.ndarray, _Pass, int, np.ndarray], None],
+    work: Callable[[np.ndarray, _Pass, np.ndarray], None],
     planes: np.ndarray,
     filter: _Pass,
     shape: tuple[int, int],
@@ -48,13 +47,12 @@ def _passed(
 ) -> np.ndarray:
     """What a pass makes of planes (channels, h, w): of that shape, cut along `axis`, in which it works row by row."""
     out = np.empty((len(planes), *shape), np.uint8)
-    large = planes[0].size >= LARGE
 
     def part(start: int, end: int) -> None:
         cut = (slice(None),) * (1 + axis) + (slice(start, end),)
-        work(planes[cut], filter, filter.strip(LARGE_PRODUCT if large and axis == 1 else PRODUCT), out[cut])
+        work(planes[cut], filter, out[cut])
 
-    if large:
+    if planes[0].size >= LARGE:
         together(part, shape[axis], SHARE)
     else:
         part(0, shape[axis])
@@ -84,28 +82,44 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Pass:
-    """The filter of one axis; `dtype` is one in which all sums are exact, `overshoots`: they may leave 0..255."""
+    """The filter of one axis; `dtype` is one in which all sums are exact, if `centred` those of levels less 128.
+    `shift` (target,) is added to sums before what is behind the point is cut off. `overshoots`: they may leave the
+    levels."""
 
     target: int
     dtype: type[np.floating]
+    centred: bool
+    shift: np.ndarray
     overshoots: bool
     groups: tuple[_Group, ...]
 
-    def strip(self, product: int) -> int:
-        """How many values a product of so many multiplications takes beside a block's."""
-        return max(1, product // max(group.matrices[0].size for group in self.groups))
+    @property
+    def strip(self) -> int:
+        """How many rows or columns a product takes."""
+        return max(1, PRODUCT // max(group.matrices[0].size for group in self.groups))
 
     @property
     def reach(self) -> int:
         return max(group.reach for group in self.groups)
 
 
-def _rounded(sums: np.ndarray, filter: _Pass, out: np.ndarray) -> None:
-    """Sums, which are overwritten, to 8 bits: halves upwards."""
-    sums += 0.5
+def _levels(pixels: np.ndarray, filter: _Pass) -> np.ndarray:
+    """8-bit levels as the filter takes them."""
+    return (pixels ^ 128).view(np.int8) if filter.centred else pixels
+
+
+def _rounded(sums: np.ndarray, filter: _Pass, shift: np.ndarray, out: np.ndarray) -> None:
+    """Sums, which are overwritten, to 8 bits: halves upwards. `shift`: the filter's, as it lies beside them."""
+    sums += shift
     if filter.overshoots:
-        np.clip(sums, 0, 255, out=sums)
-    np.copyto(out, sums, casting="unsafe")  # which cuts the fraction off
+        low, high = (-128, 127) if filter.centred else (0, 255)
+        np.clip(sums, low, high, out=sums)
+    if filter.centred:
+        np.floor(sums, out=sums)
+        np.copyto(out.view(np.int8), sums, casting="unsafe")
+        out ^= 128
+    else:
+        np.copyto(out, sums, casting="unsafe")  # which cuts the fraction off
 
 
 @lru_cache(maxsize=32)
@@ -128,8 +142,11 @@ def _weights(source: int, target: int, resample: int) -> _Pass:
     while precision < 22 and int(0.5 + largest * 2 ** (precision + 1)) < 2**15:
         precision += 1
     fixed = np.trunc(weights * 2**precision + np.copysign(0.5, weights))
-    dtype = np.float32 if 255 * np.abs(fixed).sum(axis=1).max() + 2 ** (precision - 1) < 2**24 else np.float64
+    dtype, centred = _arithmetic(fixed, precision)
     fixed *= 2.0**-precision  # exact, and the sums are in levels
+    shift = np.full(target, 0.5, dtype)
+    if centred:
+        shift += 128 * (fixed.sum(axis=1) - 1).astype(dtype)  # what rounded weights are more than 1
     overshoots = bool(fixed.min() < 0 or 255 * fixed.sum(axis=1).max() + 0.5 >= 256)
     groups = []
     whole = target - target % BLOCK
@@ -148,7 +165,21 @@ def _weights(source: int, target: int, resample: int) -> _Pass:
             at, count = int(first[output] - lows[block]), int(last[output] - first[output])
             matrices[block, row, at : at + count] = fixed[output, :count]
         groups.append(_Group(start, int(first[start]), stride, matrices))
-    return _Pass(target, dtype, overshoots, tuple(groups))
+    return _Pass(target, dtype, centred, shift, overshoots, tuple(groups))
+
+
+def _arithmetic(fixed: np.ndarray, precision: int) -> tuple[type[np.floating], bool]:
+    """In what the sums of such whole weights (target, taps) are exact: the type, and whether of levels less 128."""
+    total, half = np.abs(fixed).sum(axis=1).max(), 2 ** (precision - 1)
+    if 255 * total + half < 2**24:
+        return np.float32, False
+    # Weights that add up to 2**17 may be rounded to a little more. Without negative ones a sum below -2**24 then means
+    # that the levels themselves come to less than three times what is over; it is rounded, once a tap at most, and is
+    # black before and after.
+    over = 128 * total - 2**24
+    if over <= 0 or (fixed.min() >= 0 and 3 * over + 2 * fixed.shape[1] < half):
+        return np.float32, True
+    return np.float64, False
 
 
 def _triangle(distance: np.ndarray) -> np.ndarray:
@@ -163,39 +194,39 @@ def _cubic(distance: np.ndarray) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-def _across(planes: np.ndarray, filter: _Pass, strip: int, out: np.ndarray) -> None:
+def _across(planes: np.ndarray, filter: _Pass, out: np.ndarray) -> None:
     """(channels, rows, source) to `out` (channels, rows, target), in strips of rows."""
     _, rows, source = planes.shape
-    strip = min(strip, rows)
+    strip = min(filter.strip, rows)
     part = np.zeros((strip, max(source, filter.reach)), filter.dtype)
     sums = np.empty((strip, filter.target), filter.dtype)
     down, right = part.strides
     for plane, made in zip(planes, out, strict=True):
         for top in range(0, rows, strip):
             count = min(strip, rows - top)
-            part[:count, :source] = plane[top : top + count]
+            part[:count, :source] = _levels(plane[top : top + count], filter)
             for group in filter.groups:
                 blocks, height, inputs = group.matrices.shape
                 bands = as_strided(part[:, group.first :], (blocks, count, inputs), (group.stride * right, down, right))
                 into = sums[:count, group.outputs].reshape(count, blocks, height).transpose(1, 0, 2)
                 np.matmul(bands, group.matrices.transpose(0, 2, 1), out=into)
-            _rounded(sums[:count], filter, made[top : top + count])
+            _rounded(sums[:count], filter, filter.shift, made[top : top + count])
 
 
-def _down(planes: np.ndarray, filter: _Pass, strip: int, out: np.ndarray) -> None:
+def _down(planes: np.ndarray, filter: _Pass, out: np.ndarray) -> None:
     """(channels, source, columns) to `out` (channels, target, columns), in strips of columns."""
     _, source, columns = planes.shape
-    strip = min(strip, columns)
+    strip = min(filter.strip, columns)
     part = np.zeros((max(source, filter.reach), strip), filter.dtype)
     sums = np.empty((filter.target, strip), filter.dtype)
     down, right = part.strides
     for plane, made in zip(planes, out, strict=True):
         for left in range(0, columns, strip):
             count = min(strip, columns - left)
-            part[:source, :count] = plane[:, left : left + count]
+            part[:source, :count] = _levels(plane[:, left : left + count], filter)
             for group in filter.groups:
                 blocks, height, inputs = group.matrices.shape
                 bands = as_strided(part[group.first :], (blocks, inputs, count), (group.stride * down, down, right))
                 into = sums[group.outputs].reshape(blocks, height, strip)[:, :, :count]
                 np.matmul(group.matrices, bands, out=into)
-            _rounded(sums[:, :count], filter, made[:, left : left + count])
+            _rounded(sums[:, :count], filter, filter.shift[:, None], made[:, left : left + count])
