@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -249,3 +251,23 @@ def test_a_picture_in_an_icon_is_measured_before_it_is_decoded():
         load_image(icon, SourcePolicy(max_pixels=1_000_000))
     with pytest.raises(ImageError, match="damaged"):
         load_image(icon)
+
+
+def test_large_files_are_held_one_at_a_time_and_never_twice(tmp_path):
+    """12 megapixels are 48 MB in Pillow; what is made of them (7 views of floats, and before those of bytes) is 28."""
+    Image.new("RGB", (4000, 3000), (10, 90, 200)).save(tmp_path / "a.jpg")
+    code = """
+import resource, sys
+from mlx_lfm2vl import Lfm2VlImageProcessor
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+process = Lfm2VlImageProcessor()
+process(sys.argv[1])
+one = peak()
+process([sys.argv[1]] * 6)
+print((peak() - one) / 5)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.jpg")], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 40

@@ -24,10 +24,9 @@ from ..threads import together
 from . import geometry
 from .batch import BatchFeature, check_return_tensors
 from .geometry import ViewPlan
-from .resize import resize
+from .resize import resize_rows
 from .source import DEFAULT_POLICY, SourcePolicy, load_image
 
-STRIP = 1 << 19  # pixels that are taken from a picture at a time
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 MAX_DEPTH = 32  # of lists of pictures
 
@@ -147,14 +146,14 @@ class Lfm2VlImageProcessor:
         columns, rows = geometry.grid_layout(
             picture.height, picture.width, config.min_tiles, config.max_tiles, config.tile_size
         )
-        array = _array(picture)
-        whole = resize(array, rows * config.tile_size, columns * config.tile_size, config.resample)
-        views = list(_tiles(whole, rows, columns))
+        sizes = [(rows * config.tile_size, columns * config.tile_size)]
         if config.use_thumbnail and rows * columns != 1:
             if thumbnail_size is None:
                 plan = geometry.plan(picture.height, picture.width, config)
                 thumbnail_size = (plan.height, plan.width)
-            views.append(resize(array, *thumbnail_size, config.resample))
+            sizes.append(thumbnail_size)
+        views = _resized(picture, sizes, config.resample)
+        views[:1] = _tiles(views[0], rows, columns)
         return views, columns, rows
 
     def __call__(
@@ -198,29 +197,31 @@ class Lfm2VlImageProcessor:
         pictures = flatten(images)
         if not pictures:
             raise ImageError("there is no picture to process")
-        loaded = [load_image(picture, self.source_policy) for picture in pictures]
-        plans = [geometry.plan(picture.height, picture.width, config) for picture in loaded]
+        made = [self._views(picture, config) for picture in pictures]
+        plans = [plan for _, plan in made]
         shapes = np.array([shape for plan in plans for shape in plan.spatial_shapes], dtype=np.int64)
         counts = shapes.prod(axis=1)
         length = config.max_num_patches if config.do_pad else int(counts.max())
         if not config.do_pad and int(counts.min()) != length:
             raise OptionError("do_pad=False needs views of equally many patches; process such pictures one at a time")
-        patch = config.encoder_patch_size
-        pixels = np.zeros((len(shapes), length, patch * patch * 3), dtype=np.float32)
-        scale = _Scale(config)
-        first = 0
-        for picture, plan in zip(loaded, plans, strict=True):
-            array = _array(picture)
-            views: list[np.ndarray] = []
-            if plan.tiled:
-                whole = resize(array, plan.rows * plan.tile_size, plan.cols * plan.tile_size, config.resample)
-                views += _tiles(whole, plan.rows, plan.cols)
-            if not plan.tiled or plan.thumbnail:
-                views.append(resize(array, plan.height, plan.width, config.resample))
-            scale.write(views, pixels[first : first + len(views)])
-            first += len(views)
+        pixels = np.zeros((len(shapes), length, config.encoder_patch_size**2 * 3), dtype=np.float32)
+        _Scale(config).write([view for views, _ in made for view in views], pixels)
         mask = (np.arange(length) < counts[:, None]).astype(np.int32)
         return BatchFeature(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=shapes), plans
+
+    def _views(self, source: Any, config: ImageProcessorConfig) -> tuple[list[np.ndarray], ViewPlan]:
+        """The resized views (height, width, 3) of a picture, whose own pixels are given back when they are made."""
+        picture = load_image(source, self.source_policy)
+        plan = geometry.plan(picture.height, picture.width, config)
+        sizes = []
+        if plan.tiled:
+            sizes.append((plan.rows * plan.tile_size, plan.cols * plan.tile_size))
+        if not plan.tiled or plan.thumbnail:
+            sizes.append((plan.height, plan.width))
+        views = _resized(picture, sizes, config.resample)
+        if plan.tiled:
+            views[:1] = _tiles(views[0], plan.rows, plan.cols)
+        return views, plan
 
 
 Lfm2VlImageProcessorFast = Lfm2VlImageProcessor
@@ -275,17 +276,15 @@ def _overridden(config: ImageProcessorConfig, overrides: dict[str, Any]) -> Imag
         raise OptionError(str(error)) from None
 
 
-def _array(picture: Image.Image) -> np.ndarray:
-    """The RGB picture as uint8 (height, width, 3), each channel a plane of the memory: what Pillow hands over faster
-    and `resize` wants."""
+def _resized(picture: Image.Image, sizes: Sequence[tuple[int, int]], resample: int) -> list[np.ndarray]:
+    """The RGB picture in each size (height, width)."""
     width, height = picture.size
-    planes = np.empty((3, height, width), np.uint8)
-    rows = max(1, STRIP // width)  # a cache's worth at a time: Pillow copies several times
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        for plane, band in zip(planes, picture.crop((0, top, width, bottom)).split(), strict=True):
-            plane[top:bottom] = np.asarray(band)
-    return planes.transpose(1, 2, 0)
+
+    def take(top: int, bottom: int) -> list[np.ndarray]:
+        bands = picture.crop((0, top, width, bottom)).split()  # which Pillow hands over faster than its pixels
+        return [np.asarray(band) for band in bands]
+
+    return resize_rows(take, (height, width, 3), sizes, resample)
 
 
 def _tiles(image: np.ndarray, rows: int, columns: int) -> Iterable[np.ndarray]:

@@ -10,7 +10,7 @@ work. Large pictures are shared among threads of ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -24,39 +24,72 @@ BLOCK = 16  # outputs of one matrix product; its inputs are a band, so small blo
 GROUP = 12  # products of one call, during which other threads have Python's lock
 PRODUCT = 1 << 18  # multiplications of one product at most; OpenBLAS spreads larger ones over threads if it may
 LARGE = 1 << 20  # numbers of a plane that are worth several threads
+STRIP = 1 << 19  # pixels that a thread takes from a picture at a time
 SHARE = 64  # rows or columns of a large picture that a thread gets at least
 
 
 def resize(pixels: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
-    """(h, w, channels) uint8 -> (height, width, channels) uint8, fastest if the channels are planes of the memory.
-    `resample`: 2 is bilinear, 3 bicubic (Pillow's numbers)."""
-    planes = pixels.transpose(2, 0, 1)
-    if pixels.shape[1] != width:
-        planes = _passed(_across, planes, _weights(pixels.shape[1], width, resample), (pixels.shape[0], width), 0)
-    if pixels.shape[0] != height:
-        planes = _passed(_down, planes, _weights(pixels.shape[0], height, resample), (height, width), 1)
+    """(h, w, channels) uint8 -> (height, width, channels) uint8. `resample`: 2 is bilinear, 3 bicubic (Pillow's
+    numbers)."""
+
+    def take(top: int, bottom: int) -> list[np.ndarray]:
+        return list(pixels[top:bottom].transpose(2, 0, 1))
+
+    return resize_rows(take, pixels.shape, [(height, width)], resample)[0]
+
+
+def resize_rows(
+    take: Callable[[int, int], Sequence[np.ndarray]],
+    shape: tuple[int, ...],
+    sizes: Sequence[tuple[int, int]],
+    resample: int,
+) -> list[np.ndarray]:
+    """A picture of `shape` (h, w, channels) in each of `sizes` (height, width), as `resize` makes it.
+
+    `take(top, bottom)` gives rows, a uint8 (bottom - top, w) of each channel; it is asked from several threads, for few
+    rows at a time, so that no second copy of a large picture is held.
+    """
+    rows, source, channels = shape
+    filters = [_weights(source, width, resample) if width != source else None for _, width in sizes]
+    passed = [np.empty((channels, rows, width), np.uint8) for _, width in sizes]
+    strip = max(1, min(STRIP // source, *(filter.strip for filter in filters if filter is not None), rows))
+
+    def across(start: int, end: int) -> None:
+        works = [None if filter is None else _Across(filter, source, strip) for filter in filters]
+        for top in range(start, end, strip):
+            bottom = min(top + strip, end)
+            for channel, plane in enumerate(take(top, bottom)):
+                for work, out in zip(works, passed, strict=True):
+                    if work is None:
+                        out[channel, top:bottom] = plane
+                    else:
+                        work(plane, out[channel, top:bottom])
+
+    _shared(across, rows, rows * source)
+    return [_finished(planes, height, resample) for planes, (height, _) in zip(passed, sizes, strict=True)]
+
+
+def _finished(planes: np.ndarray, height: int, resample: int) -> np.ndarray:
+    """(channels, h, w) -> (height, w, channels), by the pass down."""
+    channels, rows, columns = planes.shape
+    if rows != height:
+        filter = _weights(rows, height, resample)
+        out = np.empty((channels, height, columns), np.uint8)
+
+        def down(start: int, end: int) -> None:
+            _down(planes[:, :, start:end], filter, out[:, :, start:end])
+
+        _shared(down, columns, rows * columns)
+        planes = out
     return planes.transpose(1, 2, 0)
 
 
-def _passed(
-    work: Callable[[np.ndarray, _Pass, np.ndarray], None],
-    planes: np.ndarray,
-    filter: _Pass,
-    shape: tuple[int, int],
-    axis: int,
-) -> np.ndarray:
-    """What a pass makes of planes (channels, h, w): of that shape, cut along `axis`, in which it works row by row."""
-    out = np.empty((len(planes), *shape), np.uint8)
-
-    def part(start: int, end: int) -> None:
-        cut = (slice(None),) * (1 + axis) + (slice(start, end),)
-        work(planes[cut], filter, out[cut])
-
-    if planes[0].size >= LARGE:
-        together(part, shape[axis], SHARE)
+def _shared(work: Callable[[int, int], None], units: int, numbers: int) -> None:
+    """`work` of all units, by several threads if a plane has so many numbers that it is worth them."""
+    if numbers >= LARGE:
+        together(work, units, SHARE)
     else:
-        part(0, shape[axis])
-    return out
+        work(0, units)
 
 
 @dataclass(frozen=True)
@@ -194,23 +227,26 @@ def _cubic(distance: np.ndarray) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-def _across(planes: np.ndarray, filter: _Pass, out: np.ndarray) -> None:
-    """(channels, rows, source) to `out` (channels, rows, target), in strips of rows."""
-    _, rows, source = planes.shape
-    strip = min(filter.strip, rows)
-    part = np.zeros((strip, max(source, filter.reach)), filter.dtype)
-    sums = np.empty((strip, filter.target), filter.dtype)
-    down, right = part.strides
-    for plane, made in zip(planes, out, strict=True):
-        for top in range(0, rows, strip):
-            count = min(strip, rows - top)
-            part[:count, :source] = _levels(plane[top : top + count], filter)
-            for group in filter.groups:
-                blocks, height, inputs = group.matrices.shape
-                bands = as_strided(part[:, group.first :], (blocks, count, inputs), (group.stride * right, down, right))
-                into = sums[:count, group.outputs].reshape(count, blocks, height).transpose(1, 0, 2)
-                np.matmul(bands, group.matrices.transpose(0, 2, 1), out=into)
-            _rounded(sums[:count], filter, filter.shift, made[top : top + count])
+class _Across:
+    """A pass over rows, at most so many at a time."""
+
+    def __init__(self, filter: _Pass, source: int, rows: int):
+        self.filter, self.source = filter, source
+        self.part = np.zeros((rows, max(source, filter.reach)), filter.dtype)
+        self.sums = np.empty((rows, filter.target), filter.dtype)
+
+    def __call__(self, plane: np.ndarray, out: np.ndarray) -> None:
+        """(rows, source) to `out` (rows, target)."""
+        rows, filter = len(plane), self.filter
+        part, sums = self.part[:rows], self.sums[:rows]
+        down, right = part.strides
+        part[:, : self.source] = _levels(plane, filter)
+        for group in filter.groups:
+            blocks, height, inputs = group.matrices.shape
+            bands = as_strided(part[:, group.first :], (blocks, rows, inputs), (group.stride * right, down, right))
+            into = sums[:, group.outputs].reshape(rows, blocks, height).transpose(1, 0, 2)
+            np.matmul(bands, group.matrices.transpose(0, 2, 1), out=into)
+        _rounded(sums, filter, filter.shift, out)
 
 
 def _down(planes: np.ndarray, filter: _Pass, out: np.ndarray) -> None:
