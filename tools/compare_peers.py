@@ -103,9 +103,11 @@ def set_up(work: Path, interpreters: dict[str, str]) -> None:
 
 
 def machine() -> str:
+    """The machine, and what its environment tells libraries about it."""
     cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")), "")
-    return f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    told = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(("OPENBLAS_", "MKL_")))
+    return ", ".join([model, f"{os.cpu_count()} cores", f"{platform.system()} {platform.machine()}", *told])
 
 
 def busy() -> int:

@@ -27,10 +27,11 @@ def product(x: np.ndarray, weight: np.ndarray, *added: np.ndarray) -> np.ndarray
     rows = x.reshape(-1, x.shape[-1])
     small = weight.size < WEIGHTS if len(rows) <= FEW else rows.size * len(weight) < PRODUCT
     with cores if small else nullcontext():
-        if 1 <= len(rows) <= FEW:
-            made = np.stack([weight @ row for row in rows])
+        made = np.empty((len(rows), len(weight)), np.float32)
+        if len(rows) <= FEW:
+            for row, out in zip(rows, made, strict=True):
+                np.dot(weight, row, out=out)
         else:
-            made = np.empty((len(rows), len(weight)), np.float32)
             for at in range(0, len(rows), HEIGHT):
                 ask()
                 np.matmul(rows[at : at + HEIGHT], weight.T, out=made[at : at + HEIGHT])

@@ -74,9 +74,9 @@ def conv_layer(
 ) -> tuple[np.ndarray, ...]:
     """A layer of the backbone with a convolution of K taps: (B, L, width) and the K - 1 taps before, (B, 1, width) each
     -> the same shape, and the last taps. Parameters by their names in `Lfm2DecoderLayer`."""
-    length, of = x.shape[1], parameters
+    (_, length, width), of = x.shape, parameters
     projected = product(rms_norm(x, of["operator_norm.weight"], eps), of["conv.in_proj.weight"])
-    gate_in, gate_out, value = np.split(projected, 3, axis=-1)
+    gate_in, gate_out, value = (projected[..., at * width : (at + 1) * width] for at in range(3))
     taps = np.concatenate([*past, gate_in * value], axis=1)
     columns = np.ascontiguousarray(of["conv.conv.weight"][..., 0].T)  # (K, width)
     mixed = taps[:, :length] * columns[0]
@@ -153,7 +153,8 @@ def _rotated(x: np.ndarray, offset: np.ndarray, frequencies: np.ndarray) -> np.n
     """(B, 1, heads, dim) at rotary positions `offset`, as `mx.fast.rope` turns them."""
     angles = offset.astype(np.float32).reshape(-1, 1, 1, 1) * (np.float32(1) / frequencies)
     cos, sin = np.cos(angles), np.sin(angles)
-    first, second = np.split(x, 2, axis=3)
+    half = x.shape[3] // 2
+    first, second = x[..., :half], x[..., half:]
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=3)
 
 
