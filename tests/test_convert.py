@@ -1,6 +1,7 @@
 """convert: complete folders, the same numbers where nothing is lost, nothing half-written where something fails."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -216,14 +217,15 @@ def test_weights_stream_through(options, tmp_path):
     size = large_folder(tmp_path / "source")
     assert size > 90_000_000
     program = f"""
-import mlx.core as mx, resource
+import mlx.core as mx
 from mlx_lfm2vl.conversion.convert import convert
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from peak import peak_memory
+before = peak_memory()
 convert({str(tmp_path / "source")!r}, {str(tmp_path / "out")!r}, verify=False, **{options!r})
-scale = 1 if __import__("sys").platform == "darwin" else 1024
-print(mx.get_peak_memory(), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * scale)
+print(mx.get_peak_memory(), peak_memory() - before)
 """
-    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=here).stdout
     peak, resident = map(int, out.split())
     assert peak < 20_000_000
     assert resident < 60_000_000  # with the tokenizer and the libraries that the check loads

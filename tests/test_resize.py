@@ -44,43 +44,61 @@ def test_is_pillows_picture_within_a_level_a_pass(h, w, height, width, seed):
     assert distance.max() <= passes
 
 
-def in_whole_numbers(pixels: np.ndarray, target: int, resample: int) -> np.ndarray:
-    """(source, ...) uint8 -> (target, ...) by the definition, one output after the other, in 64-bit integers."""
-    scale = len(pixels) / target
+def whole_weights(source: int, target: int, resample: int) -> tuple[list[tuple[int, np.ndarray]], int]:
+    """By the definition, one output after the other: its first input and its weights (taps,) int64, and how many bits
+    of them lie behind the point."""
+    scale = source / target
     stretch = max(scale, 1.0)
     support = (resample - 1) * stretch
     taps = []
     for output in range(target):
         centre = scale * (output + 0.5)
-        first, last = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), len(pixels))
+        first, last = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), source)
         x = np.abs((np.arange(first, last) - centre + 0.5) / stretch)
         if resample == 2:
             weights = np.maximum(1 - x, 0)
         else:
             weights = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * (x**3 - 5 * x**2 + 8 * x - 4)) * (x < 2)
-        taps.append((first, last, weights / weights.sum()))
-    largest = max(weights.max() for *_, weights in taps)
+        taps.append((first, weights / weights.sum()))
+    largest = max(weights.max() for _, weights in taps)
     precision = max(bits for bits in range(23) if int(0.5 + largest * 2**bits) < 2**15)
-    made = []
-    for first, last, weights in taps:
-        fixed = np.trunc(weights * 2**precision + np.copysign(0.5, weights)).astype(np.int64)
-        sums = np.tensordot(fixed, pixels[first:last].astype(np.int64), 1)
-        made.append(np.clip((sums + 2 ** (precision - 1)) >> precision, 0, 255))
-    return np.array(made, np.uint8)
+    fixed = [(first, np.trunc(w * 2**precision + np.copysign(0.5, w)).astype(np.int64)) for first, w in taps]
+    return fixed, precision
 
 
-LEVELS = {"all": list(range(256)), "ends": [0, 255], "nearly black": [0] * 19 + [1], "nearly white": [254] + [255] * 9}
+def nearly_half(
+    taps: list[tuple[int, np.ndarray]], precision: int, source: int, rng: np.random.Generator
+) -> np.ndarray:
+    """(source,) uint8 that bring one output as close as may be to where it is rounded the other way."""
+    pixels = rng.integers(0, 256, source)
+    first, weights = taps[rng.integers(len(taps))]
+    own = pixels[first : first + len(weights)]
+    over = own @ weights - (rng.integers(255) << precision) - 2 ** (precision - 1) - rng.integers(-2, 3)
+    for tap in np.argsort(-weights)[: (weights > 0).sum()]:  # the heaviest first, the lightest make it exact
+        changed = np.clip(own[tap] - int(over / weights[tap]), 0, 255)
+        over -= (own[tap] - changed) * weights[tap]
+        own[tap] = changed
+    return pixels.astype(np.uint8)
 
 
-@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("content", ["any", "black and white", "nearly black", "nearly white", "nearly half a level"])
 @settings(max_examples=150)
 @given(st.integers(5, 40), st.floats(0.5, 12), filters, st.integers(0, 2**32 - 1))
-def test_sums_are_exact_at_every_scale(levels, target, scale, resample, seed):
-    """Whatever type they are computed in: at scales from 4 to 8 levels are centred, or whole numbers would not fit."""
-    pixels = np.random.default_rng(seed).choice(LEVELS[levels], (int(target * scale) + 1, 7, 3)).astype(np.uint8)
-    expected = in_whole_numbers(pixels, target, resample)
-    np.testing.assert_array_equal(resize(pixels, target, 7, resample), expected)
-    across = resize(pixels.transpose(1, 0, 2), 7, target, resample)
+def test_sums_are_exact_at_every_scale(content, target, scale, resample, seed):
+    """Whatever they are computed in: in float32, bilinear at scales of about 4 to 9 and bicubic of 2 to 4 of levels
+    less 128, beyond them in float64."""
+    rng, source = np.random.default_rng(seed), int(target * scale) + 1
+    taps, precision = whole_weights(source, target, resample)
+    if content == "nearly half a level":
+        pixels = np.stack([nearly_half(taps, precision, source, rng) for _ in range(24)], 1).reshape(source, 8, 3)
+    else:
+        levels = {"any": range(256), "black and white": (0, 255)}
+        levels |= {"nearly black": [0] * 19 + [1], "nearly white": [254] + [255] * 9}
+        pixels = rng.choice(list(levels[content]), (source, 8, 3)).astype(np.uint8)
+    sums = [np.tensordot(w, pixels[first : first + len(w)].astype(np.int64), 1) for first, w in taps]
+    expected = np.clip((np.array(sums) + 2 ** (precision - 1)) >> precision, 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(resize(pixels, target, 8, resample), expected)
+    across = resize(pixels.transpose(1, 0, 2), 8, target, resample)
     np.testing.assert_array_equal(across.transpose(1, 0, 2), expected)
 
 

@@ -106,7 +106,9 @@ def machine() -> str:
     """The machine, and what its environment tells libraries about it."""
     cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")), "")
-    told = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(("OPENBLAS_", "MKL_")))
+    told = sorted(
+        f"{name}={value}" for name, value in os.environ.items() if name.startswith(("OPENBLAS_", "OMP_", "MKL_"))
+    )
     return ", ".join([model, f"{os.cpu_count()} cores", f"{platform.system()} {platform.machine()}", *told])
 
 

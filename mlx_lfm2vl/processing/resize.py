@@ -3,9 +3,9 @@
 A pass across, then a pass down, each rounded to 8 bits; an axis that keeps its length is left alone. The weights of a
 pass are 16-bit fixed point, at the highest precision (at most 22 bits) at which the largest of them fits. Sums are
 matrix products over blocks of outputs, in float32 while their whole numbers fit it (up to 2**24), where that helps with
-levels from -128 to 127, and in float64 where a picture shrinks so far that they do not: exact either way. Products are
-small, so that OpenBLAS does each on the calling thread: its own threads would wait for each other longer than they
-work. Large pictures are shared among threads of ours.
+levels from -128 to 127, and in float64 where a picture shrinks so far that they do not: the result is exact either way.
+Products are small, so that OpenBLAS does each on the calling thread: its own threads would wait for each other longer
+than they work. Large pictures are shared among threads of ours.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Pass:
-    """The filter of one axis; `dtype` is one in which all sums are exact, if `centred` those of levels less 128.
+    """The filter of one axis; `dtype` is one in which sums give exact levels, if `centred` those of levels less 128.
     `shift` (target,) is added to sums before what is behind the point is cut off. `overshoots`: they may leave the
     levels."""
 
@@ -202,13 +202,15 @@ def _weights(source: int, target: int, resample: int) -> _Pass:
 
 
 def _arithmetic(fixed: np.ndarray, precision: int) -> tuple[type[np.floating], bool]:
-    """In what the sums of such whole weights (target, taps) are exact: the type, and whether of levels less 128."""
+    """In what the sums of such whole weights (target, taps) give exact levels: the type, and whether of levels less
+    128."""
     total, half = np.abs(fixed).sum(axis=1).max(), 2 ** (precision - 1)
     if 255 * total + half < 2**24:
         return np.float32, False
-    # Weights that add up to 2**17 may be rounded to a little more. Without negative ones a sum below -2**24 then means
-    # that the levels themselves come to less than three times what is over; it is rounded, once a tap at most, and is
-    # black before and after.
+    # Weights that should add up to 2**17 may, each rounded, come to a little more. Without negative ones, a sum of some
+    # taps below -2**24 then means that their levels come to less than what is over, and those of the other taps, whose
+    # weights are at most over / 128, to less than twice that. So the output is black, and is so too when a unit or two
+    # are lost with every tap.
     over = 128 * total - 2**24
     if over <= 0 or (fixed.min() >= 0 and 3 * over + 2 * fixed.shape[1] < half):
         return np.float32, True

@@ -7,7 +7,6 @@ import importlib
 import json
 import mmap
 import os
-import re
 import resource
 import signal
 import struct
@@ -17,6 +16,8 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
+
+from peak import peak_memory
 
 from .entrance import Entrance
 
@@ -51,14 +52,6 @@ def execute(chosen: Entrance, number: int) -> tuple[str, str]:
     if (grown := (peak_memory() - before) / 2**20) > chosen.megabytes:
         outcome, trace = "memory", f"{grown:.0f} MB more"
     return outcome, trace and f"seed {seed}\n{trace}"
-
-
-def peak_memory() -> int:
-    """Bytes. Linux lets a child begin with its parent's figure in `getrusage`, so that growth below it is not seen."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def child(name: str, first: int, last: int, progress: str) -> None:
