@@ -256,7 +256,8 @@ def test_a_picture_in_an_icon_is_measured_before_it_is_decoded():
 
 
 def test_large_files_are_held_one_at_a_time_and_never_twice(tmp_path):
-    """12 megapixels are 48 MB in Pillow, 36 as RGB, and 27 of views in the end; a thread takes 5 for its rows."""
+    """12 megapixels are 48 MB in Pillow, and 27 of views in the end; a thread takes 5 for its rows. A second copy would
+    be 36 more."""
     Image.new("RGB", (4000, 3000), (10, 90, 200)).save(tmp_path / "large.jpg")
     Image.new("RGB", (64, 64)).save(tmp_path / "small.jpg")
     program = """

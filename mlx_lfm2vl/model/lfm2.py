@@ -244,7 +244,7 @@ class Lfm2DecoderLayer(nn.Module):
         asked: int,
     ) -> mx.array:
         """The same, of dense layers without biases: what lies between them is computed with them."""
-        # named one by one: to walk their tree takes three times as long, in each layer of each token
+        # named one by one: to walk their tree takes two to three times as long, in each layer of each token
         parameters = {f"{name}.weight": module["weight"] for name, module in (linears | self._others()).items()}
         eps = self.operator_norm.eps
         if "conv" in self:

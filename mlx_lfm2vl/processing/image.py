@@ -146,15 +146,11 @@ class Lfm2VlImageProcessor:
         columns, rows = geometry.grid_layout(
             picture.height, picture.width, config.min_tiles, config.max_tiles, config.tile_size
         )
-        sizes = [(rows * config.tile_size, columns * config.tile_size)]
+        thumbnail = None
         if config.use_thumbnail and rows * columns != 1:
-            if thumbnail_size is None:
-                plan = geometry.plan(picture.height, picture.width, config)
-                thumbnail_size = (plan.height, plan.width)
-            sizes.append(thumbnail_size)
-        views = _resized(picture, sizes, config.resample)
-        views[:1] = _tiles(views[0], rows, columns)
-        return views, columns, rows
+            plan = geometry.plan(picture.height, picture.width, config)
+            thumbnail = thumbnail_size or (plan.height, plan.width)
+        return _cut(picture, (rows, columns), thumbnail, config), columns, rows
 
     def __call__(
         self,
@@ -213,15 +209,9 @@ class Lfm2VlImageProcessor:
         """The resized views (height, width, 3) of a picture, whose own pixels are given back when they are made."""
         picture = load_image(source, self.source_policy)
         plan = geometry.plan(picture.height, picture.width, config)
-        sizes = []
-        if plan.tiled:
-            sizes.append((plan.rows * plan.tile_size, plan.cols * plan.tile_size))
-        if not plan.tiled or plan.thumbnail:
-            sizes.append((plan.height, plan.width))
-        views = _resized(picture, sizes, config.resample)
-        if plan.tiled:
-            views[:1] = _tiles(views[0], plan.rows, plan.cols)
-        return views, plan
+        grid = (plan.rows, plan.cols) if plan.tiled else None
+        whole = (plan.height, plan.width) if not plan.tiled or plan.thumbnail else None
+        return _cut(picture, grid, whole, config), plan
 
 
 Lfm2VlImageProcessorFast = Lfm2VlImageProcessor
@@ -276,15 +266,24 @@ def _overridden(config: ImageProcessorConfig, overrides: dict[str, Any]) -> Imag
         raise OptionError(str(error)) from None
 
 
-def _resized(picture: Image.Image, sizes: Sequence[tuple[int, int]], resample: int) -> list[np.ndarray]:
-    """The RGB picture in each size (height, width)."""
+def _cut(
+    picture: Image.Image, grid: tuple[int, int] | None, whole: tuple[int, int] | None, config: ImageProcessorConfig
+) -> list[np.ndarray]:
+    """Views of the RGB picture: the tiles of a grid (rows, columns), row by row, then all of it at a size (height,
+    width)."""
     width, height = picture.size
+    sizes = [] if whole is None else [whole]
+    if grid is not None:
+        sizes.insert(0, (grid[0] * config.tile_size, grid[1] * config.tile_size))
 
     def take(top: int, bottom: int) -> list[np.ndarray]:
         bands = picture.crop((0, top, width, bottom)).split()  # which Pillow hands over faster than its pixels
         return [np.asarray(band) for band in bands]
 
-    return resize_rows(take, (height, width, 3), sizes, resample)
+    views = resize_rows(take, (height, width, 3), sizes, config.resample)
+    if grid is not None:
+        views[:1] = _tiles(views[0], *grid)
+    return views
 
 
 def _tiles(image: np.ndarray, rows: int, columns: int) -> Iterable[np.ndarray]:
