@@ -12,6 +12,13 @@ def one_line(message: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
+def first_line(error: BaseException, length: int = 200) -> str:
+    """What a library says of a file, for a message: its first line, printable, not longer than `length` characters."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return text if len(text) <= length else f"{text[: length - 4]} ..."
+
+
 class Lfm2VlError(Exception):
     """Base of all errors that this package raises on purpose."""
 

@@ -1,6 +1,6 @@
 """The model classes as the reference's users know them, `from_pretrained`, `save_pretrained`, `generate`, and `load`.
 
-The computation is in `model/`; here it meets files and the decode loop.
+The computation is in `models/`; here it meets files and the decode loop.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from .backends import Backend
+from .backends.memory import WiredLimit
 from .config import GenerationConfig, Lfm2VlConfig, read_json
 from .errors import ConfigError, InputError, OptionError
 from .generation.decode import Prompt, decode, prefill
@@ -21,16 +23,16 @@ from .generation.run import generation_config, positions_left
 from .generation.sampling import Sampler
 from .generation.watch import check_callable
 from .hub import Progress, resolve
-from .model import lfm2vl
-from .model.cache import Cache
-from .model.lfm2vl import Array
+from .models import lfm2_vl
+from .models.cache import Cache
+from .models.lfm2_vl import Array
 from .processing.processor import Lfm2VlProcessor
 from .weights.load import load_model
 from .weights.save import save_model
 
 
-class Lfm2VlModel(lfm2vl.Lfm2VlModel):
-    """`model.Lfm2VlModel` that can be loaded by name."""
+class Lfm2VlModel(lfm2_vl.Lfm2VlModel):
+    """`models.Lfm2VlModel` that can be loaded by name."""
 
     @classmethod
     def from_pretrained(
@@ -38,6 +40,7 @@ class Lfm2VlModel(lfm2vl.Lfm2VlModel):
         path_or_repo: str | os.PathLike[str],
         *,
         dtype: str | mx.Dtype | None = None,
+        backend: str | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -47,14 +50,15 @@ class Lfm2VlModel(lfm2vl.Lfm2VlModel):
         folder = resolve(
             path_or_repo, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
-        return load_model(folder, dtype=dtype, model_class=cls, prefix="model.")
+        return load_model(folder, dtype=dtype, backend=backend, model_class=cls, prefix="model.")
 
 
-class Lfm2VlForConditionalGeneration(lfm2vl.Lfm2VlForConditionalGeneration):
-    """`model.Lfm2VlForConditionalGeneration` that can be loaded by name, saved, and generates."""
+class Lfm2VlForConditionalGeneration(lfm2_vl.Lfm2VlForConditionalGeneration):
+    """`models.Lfm2VlForConditionalGeneration` that can be loaded by name, saved, and generates."""
 
     generation_config: GenerationConfig
     load_note: str = ""  # a sentence, if the weights in memory are not those of the file
+    backend: Backend  # what computes it, "mlx" or "numpy"
 
     @classmethod
     def from_pretrained(
@@ -62,6 +66,7 @@ class Lfm2VlForConditionalGeneration(lfm2vl.Lfm2VlForConditionalGeneration):
         path_or_repo: str | os.PathLike[str],
         *,
         dtype: str | mx.Dtype | None = None,
+        backend: str | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -69,8 +74,8 @@ class Lfm2VlForConditionalGeneration(lfm2vl.Lfm2VlForConditionalGeneration):
         progress: Progress | None = None,
     ) -> Lfm2VlForConditionalGeneration:
         """From a folder, a hub repository or `demo`; in `float32`, `float16`, `bfloat16`, or "auto", the dtype of its
-        file. None is "auto" on a GPU, and float32 where MLX computes on a CPU, which is fastest in it; quantised
-        weights become dense then. `load_note` says what was done.
+        file. None is "auto", but float32 on the backend numpy, which computes in it alone; quantised weights become
+        dense then. `load_note` says what was done. `backend` as for `load`.
 
         `progress` as for `load`. There is no `device_map`: MLX's memory is unified. Raises `HubError`, `ConfigError`,
         `WeightsError`.
@@ -83,7 +88,7 @@ class Lfm2VlForConditionalGeneration(lfm2vl.Lfm2VlForConditionalGeneration):
             local_files_only=local_files_only,
             progress=progress,
         )
-        model = load_model(folder, dtype=dtype, model_class=cls, progress=progress)
+        model = load_model(folder, dtype=dtype, backend=backend, model_class=cls, progress=progress)
         file = folder / "generation_config.json"
         config = GenerationConfig.from_dict(read_json(file), str(file)) if file.is_file() else GenerationConfig()
         if not config.eos_token_ids:
@@ -144,7 +149,8 @@ class Lfm2VlForConditionalGeneration(lfm2vl.Lfm2VlForConditionalGeneration):
             repetition_penalty=repetition_penalty,
             seed=seed,
         ).resolve(replace(config, do_sample=True) if do_sample else config)
-        prompt = Prompt(ids, None if attention_mask is None else np.array(attention_mask), pixel_values, spatial_shapes)
+        mask = None if attention_mask is None else np.array(attention_mask)
+        prompt = Prompt(ids, mask, pixel_values, spatial_shapes, answer=options.max_tokens)
         ends = _ends(eos_token_id, config)
         pad = pad_token_id if pad_token_id is not None else config.pad_token_id
         pad = pad if pad is not None else (ends[0] if ends else 0)
@@ -155,12 +161,13 @@ class Lfm2VlForConditionalGeneration(lfm2vl.Lfm2VlForConditionalGeneration):
         limit = min(options.max_tokens, positions_left(self, ids.shape[1]))
         ended = np.zeros(len(ids), bool)
         columns = [ids]
-        for tokens in decode(self, prompt, cache, prefill(self, prompt, cache), sampler, limit):
-            column = np.where(ended, pad, np.array(tokens))
-            columns.append(column[:, None].astype(ids.dtype))
-            ended |= np.isin(column, ends)
-            if ended.all():
-                break
+        with WiredLimit():
+            for tokens in decode(self, prompt, cache, prefill(self, prompt, cache), sampler, limit):
+                column = np.where(ended, pad, np.array(tokens))
+                columns.append(column[:, None].astype(ids.dtype))
+                ended |= np.isin(column, ends)
+                if ended.all():
+                    break
         return mx.array(np.concatenate(columns, axis=1))
 
 
@@ -174,6 +181,7 @@ def load(
     path_or_repo: str | os.PathLike[str],
     *,
     dtype: str | mx.Dtype | None = None,
+    backend: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
@@ -182,16 +190,30 @@ def load(
 ) -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
     """Model and processor of a folder, a hub repository, or `demo`.
 
-    `progress(what, done, total)` is told of "files" and bytes ("download") that are fetched, maybe from other threads,
-    and of the bytes of "weights" that are read. `image_overrides` change the checkpoint's picture policy for all calls
-    (`max_image_tokens=128`, `do_image_splitting=False` ...). Raises the library's typed errors.
+    Args:
+        path_or_repo: the folder, the repository, or `demo`.
+        dtype: "float32", "float16", "bfloat16" or "auto", the dtype of the file. None is "auto", but float32 on the
+            backend numpy.
+        backend: "mlx" computes by MLX's own functions on its default device; "numpy" is faster where that is a CPU,
+            and for inference only; "auto" is numpy on a CPU and mlx elsewhere. None is what the environment's
+            `MLX_LFM2VL_BACKEND` says, or "auto".
+        revision: branch, tag or commit of the repository.
+        token: for the hub.
+        local_files_only: never ask the hub.
+        progress: `progress(what, done, total)` is told of "files" and bytes ("download") that are fetched, maybe from
+            other threads, and of the bytes of "weights" that are read.
+        image_overrides: change the checkpoint's picture policy for all calls (`max_image_tokens=128`,
+            `do_image_splitting=False` ...).
+
+    Raises:
+        Lfm2VlError: one of the library's typed errors.
     """
     check_callable("progress", progress)
     folder = resolve(path_or_repo, revision=revision, token=token, local_files_only=local_files_only, progress=progress)
     expected = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
     processor = Lfm2VlProcessor.from_pretrained(folder, **image_overrides)
     _check_agreement(folder, expected, processor)
-    model = Lfm2VlForConditionalGeneration.from_pretrained(folder, dtype=dtype, progress=progress)
+    model = Lfm2VlForConditionalGeneration.from_pretrained(folder, dtype=dtype, backend=backend, progress=progress)
     config = model.generation_config
     if not config.eos_token_ids and processor.tokenizer.eos_token_id is not None:
         model.generation_config = replace(config, eos_token_ids=(processor.tokenizer.eos_token_id,))

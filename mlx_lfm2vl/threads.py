@@ -1,9 +1,8 @@
-"""Work shared between the cores of a CPU by threads of its own, beside which OpenBLAS keeps still; and how it is broken
-off.
+"""NumPy's work, shared between the cores of a CPU, and how it is cancelled.
 
-OpenBLAS's threads wait for the next product at full speed, in the way of any other thread or process (for a tenth of a
-second; for some milliseconds where this package was imported before NumPy); and they help with products alone. Here all
-work is shared, and each product takes the core of the thread that calls it.
+OpenBLAS's own threads wait for the next product at full speed, in the way of any other thread or process (for a tenth
+of a second; for some milliseconds where this package was imported before NumPy), and they help with products alone.
+`parallel_for` shares all of the work, and each product takes the core of the thread that calls it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def _libraries() -> list[Any]:
     return [*ThreadpoolController().select(user_api="blas").lib_controllers]
 
 
-class Cores:
+class OneBlasThread:
     """While a `with` block runs, in whatever thread, OpenBLAS keeps to the thread that calls it. It gives the number of
     threads that OpenBLAS has otherwise, which is that of the cores unless somebody set another; without one, that of
     the cores."""
@@ -56,50 +55,50 @@ class Cores:
                     library.set_num_threads(threads)
 
 
-cores = Cores()
+blas_on_one_thread = OneBlasThread()
 
 
-class _Question:
-    """What breaks work off by raising. It is put in its own thread only; in those that help, `ask` follows it."""
+class _Cancellation:
+    """The check of a `cancellation` block. It runs in the block's own thread only; the helping threads follow it."""
 
-    def __init__(self, question: Callable[[], object]):
-        self._question, self._thread = question, threading.get_ident()
-        self._ended = False
+    def __init__(self, check: Callable[[], object]):
+        self._check, self._thread = check, threading.get_ident()
+        self._cancelled = False
 
     def __call__(self) -> None:
         if threading.get_ident() != self._thread:
-            if self._ended:
-                raise RuntimeError("the work was broken off")  # which nobody hears: its thread raises the cause
+            if self._cancelled:
+                raise RuntimeError("the work was cancelled")  # nobody sees it: the block's thread raises the cause
             return
-        asking = _asked.set(None)  # what the question computes itself is its own
+        current = _current.set(None)  # work that the check does itself is not cancelled by it
         try:
-            self._question()
+            self._check()
         except BaseException:
-            self._ended = True
+            self._cancelled = True
             raise
         finally:
-            _asked.reset(asking)
+            _current.reset(current)
 
 
-_asked: ContextVar[_Question | None] = ContextVar("_asked", default=None)
+_current: ContextVar[_Cancellation | None] = ContextVar("_current", default=None)
 
 
 @contextmanager
-def asking(question: Callable[[], object]) -> Iterator[None]:
-    """While a `with` block runs, `ask` calls `question`, which raises to break off what is computed."""
-    before = _asked.set(_Question(question))
+def cancellation(check: Callable[[], object]) -> Iterator[None]:
+    """While a `with` block runs, `check_cancelled` calls `check`, which raises to cancel the work."""
+    before = _current.set(_Cancellation(check))
     try:
         yield
     finally:
-        _asked.reset(before)
+        _current.reset(before)
 
 
-def ask() -> None:
-    """Asks the question of the block that this runs in, if it runs in one. To be called between parts of the work that
-    take milliseconds."""
-    question = _asked.get()
-    if question is not None:
-        question()
+def check_cancelled() -> None:
+    """Calls the check of the `cancellation` block that this runs in, if there is one. For places between parts of the
+    work that take milliseconds."""
+    current = _current.get()
+    if current is not None:
+        current()
 
 
 @cache
@@ -107,11 +106,14 @@ def _helpers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "mlx_lfm2vl")
 
 
-def together(work: Callable[[int, int], object], units: int, least: int = 1) -> None:
-    """`work(start, end)` of ranges that make up `range(units)`, each in a thread: as many as there are cores, if each
-    gets at least `least` units. Such work must not share its own: it would wait for a thread that waits for it."""
-    with cores as threads:
-        parts = max(1, min(threads, units // max(1, least)))
+def parallel_for(work: Callable[[int, int], object], units: int, minimum: int = 1) -> None:
+    """Calls `work(start, end)` for ranges that make up `range(units)`, each in a thread of its own.
+
+    There are as many threads as cores, if each gets at least `minimum` units. Such work must not call `parallel_for`:
+    it would wait for a thread that waits for it.
+    """
+    with blas_on_one_thread as threads:
+        parts = max(1, min(threads, units // max(1, minimum)))
         edges = [units * part // parts for part in range(parts + 1)]
         others = [
             _helpers(threads - 1).submit(copy_context().run, work, start, end) for start, end in pairwise(edges[1:])

@@ -1,4 +1,8 @@
-"""Reads tests/golden/, the reference implementation's numbers (tools/make_golden.py makes and describes them).
+"""Reads tests/golden/, the reference implementation's numbers (tools/make_golden.py makes and describes them), and
+chooses the backend of each test.
+
+Models run on the backend mlx, as on a Mac; tests marked `backends` run on those that they name. The summary counts the
+tests whose process ran a decoder layer on each.
 
 from conftest import case_ids
 
@@ -10,18 +14,29 @@ def test_greedy(case_id, golden):
 """
 
 import copy
+import functools
 import json
+import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("MLX_ENABLE_TF32", "0")  # some GPUs multiply float32 with 10 bits of mantissa otherwise
+
+import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
 
+from mlx_lfm2vl import backends
+from mlx_lfm2vl.backends.cpu.layers import CpuDecoderLayer
+from mlx_lfm2vl.models.lfm2 import Lfm2DecoderLayer
+
+BACKENDS = ("mlx", "numpy")
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = ("gen2", "gen25", "untied")
 _MANIFEST: dict[str, Any] = json.loads((GOLDEN / "manifest.json").read_text(encoding="utf-8"))
@@ -169,9 +184,68 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def on_cpu() -> Iterator[None]:
     """MLX computes on the CPU, whatever else the machine has."""
-    import mlx.core as mx
-
     before = mx.default_device()
     mx.set_default_device(mx.Device(mx.cpu))
     yield
     mx.set_default_device(before)
+
+
+# Backends
+
+_ran: set[str] = set()  # backends whose decoder layers the running test has called
+_counts: Counter[str] = Counter()
+
+
+def cache_by_backend(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`functools.cache` for functions that load models: a result for each backend."""
+    cached = functools.cache(lambda backend, *arguments, **named: function(*arguments, **named))
+    return functools.wraps(function)(
+        lambda *arguments, **named: cached(os.environ[backends.VARIABLE], *arguments, **named)
+    )
+
+
+def _count_calls(layer: type, backend: str) -> None:
+    call = layer.__call__
+
+    @functools.wraps(call)
+    def counted(*arguments: Any, **named: Any) -> Any:
+        _ran.add(backend)
+        return call(*arguments, **named)
+
+    layer.__call__ = counted  # type: ignore[method-assign]
+
+
+_count_calls(Lfm2DecoderLayer, "mlx")
+_count_calls(CpuDecoderLayer, "numpy")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("backends")
+    if marker is not None:
+        metafunc.parametrize("backend", marker.args, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The backend of models that the test loads, here and in other processes."""
+    name: str = getattr(request, "param", os.environ.get(backends.VARIABLE, "mlx"))
+    monkeypatch.setenv(backends.VARIABLE, name)
+    if name == "numpy":
+        request.getfixturevalue("on_cpu")
+    _ran.clear()
+    yield name
+    request.node.user_properties.append(("backends", sorted(_ran)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault(backends.VARIABLE, "mlx")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "teardown":
+        _counts.update(dict(report.user_properties).get("backends", ()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    ran = ", ".join(f"{_counts[name]} on {name}" for name in BACKENDS)
+    terminalreporter.write_line(f"tests that ran a decoder layer: {ran}")

@@ -1,11 +1,10 @@
 """Rows of a batch against the same questions asked alone."""
 
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, picture
+from conftest import GOLDEN, cache_by_backend, picture
 
 from mlx_lfm2vl import Chat, GenerationOptions, Question, generate_batch, load, stream_generate
 from mlx_lfm2vl.errors import ImageError, OptionError, PromptError
@@ -14,7 +13,7 @@ from mlx_lfm2vl.generation.question import prepare
 NAMES = ("landscape", "small", "portrait", "photo", "square")
 
 
-@cache
+@cache_by_backend
 def loaded():
     return load(GOLDEN / "gen2")
 

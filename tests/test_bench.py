@@ -77,7 +77,12 @@ def _arrays(model):
 
 def test_the_machine_is_named(report):
     machine = report.machine
-    assert machine.backend in ("cpu", "metal", "cuda") and machine.name and machine.cores > 0
+    assert (
+        machine.device_type in ("cpu", "metal", "cuda")
+        and machine.backend == "mlx"
+        and machine.name
+        and machine.cores > 0
+    )
     assert machine.memory > 2**28 and set(machine.versions) >= {"mlx", "mlx-lfm2vl", "numpy"}
     assert report.bandwidth > 1e7 and report.import_seconds > 0 and report.load_seconds > 0
 
@@ -154,8 +159,8 @@ def test_a_plan_out_of_range_is_refused(values):
 # Sends itself a Ctrl-C with the third question: nothing is printed before the end, so none can be timed from outside.
 INTERRUPTED = f"""
 import os, sys
-from mlx_lfm2vl import backend
-backend.require()
+from mlx_lfm2vl import backends
+backends.require()
 from mlx_lfm2vl.benchmark import measure
 from mlx_lfm2vl.cli import main
 ask, calls = measure.ask, []

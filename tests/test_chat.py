@@ -4,13 +4,12 @@ import json
 import os
 import tempfile
 import time
-from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, picture
+from conftest import GOLDEN, cache_by_backend, picture
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, multiple, rule
@@ -29,6 +28,7 @@ from mlx_lfm2vl import (
 )
 from mlx_lfm2vl.errors import ImageError, OptionError, OutOfMemoryError, OutputError, PromptError
 from mlx_lfm2vl.generation import chat as generation_chat
+from mlx_lfm2vl.generation import passes
 from mlx_lfm2vl.generation.chat import Chat
 from mlx_lfm2vl.processing.source import load_image
 
@@ -38,7 +38,7 @@ SHORT = GenerationOptions(max_tokens=5)
 PREFIXES = PrefixCache()
 
 
-@cache
+@cache_by_backend
 def loaded():
     return load(GOLDEN / "gen2")
 
@@ -141,8 +141,9 @@ def test_a_turn_costs_its_own_tokens_and_a_picture_is_encoded_once(monkeypatch):
     first = statistics(list(chat.stream("What is this?", picture("landscape"))))
     assert first.cached_tokens == 0 and first.image_tokens == 60
     views = []
-    encode = type(model).get_image_features
-    monkeypatch.setattr(type(model), "get_image_features", lambda *a, **k: (views.append(1), encode(*a, **k))[1])
+    embeddings = type(model.model.vision_tower.embeddings)
+    embed = embeddings.__call__
+    monkeypatch.setattr(embeddings, "__call__", lambda *given: (views.append(1), embed(*given))[1])
     second = statistics(list(chat.stream("And now?")))
     assert second.cached_tokens >= first.prompt_tokens
     assert second.prompt_tokens - second.cached_tokens < 30
@@ -188,15 +189,15 @@ def test_a_turn_cancelled_within_a_picture_leaves_nothing_of_it(shift):
         assert np.allclose(one, other, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [None, "bfloat16"])  # in float32 a CPU computes at once, as no other back end does
-@pytest.mark.parametrize("images", [(), ("landscape",)])
-def test_a_turn_can_be_stopped_after_each_layer_and_leaves_nothing_of_it(images, dtype):
-    """The answer is "cancelled" at the very question that says so, be it asked in the tower, the prompt or the answer;
-    the next turn is to the last digit as if nothing had been."""
-    model, processor = load(GOLDEN / "gen2", dtype=dtype)
+@pytest.mark.backends("mlx", "numpy")
+@pytest.mark.parametrize("images", [(), ("landscape", "portrait")])
+def test_a_turn_that_is_stopped_anywhere_leaves_nothing_of_it(images, backend, monkeypatch):
+    """The answer is "cancelled" at the very question that says so, whether it is asked in the tower, the prompt or the
+    answer; the next turn is to the last digit as if nothing had been. MLX is asked between small pieces of work, NumPy
+    also within them."""
+    monkeypatch.setattr(passes, "PIECE_FLOPS", 1.0)
+    model, processor = load(GOLDEN / "gen2")
     options = GenerationOptions(max_tokens=5, logprobs=True)
-    layers = model.config.text_config.num_hidden_layers
-    layers += model.config.vision_config.num_hidden_layers if images else 0
     asked, stopped = 0, 0
 
     def stop() -> bool:
@@ -222,7 +223,10 @@ def test_a_turn_can_be_stopped_after_each_layer_and_leaves_nothing_of_it(images,
             break
         assert len(chat.messages) == 2 and answer(chat) == expected
         stopped += 1
-    assert stopped >= layers
+    layers = model.config.vision_config.num_hidden_layers
+    prompt = pieces[-1].statistics.prompt_tokens - pieces[-1].statistics.cached_tokens
+    pieces_of_work = len(images) * layers + -(-prompt // passes.GRANULE)
+    assert stopped >= pieces_of_work * (2 if backend == "numpy" else 1)
 
 
 def test_a_picture_is_looked_through_in_the_turn_that_brings_it_only(monkeypatch):

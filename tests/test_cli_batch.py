@@ -12,12 +12,11 @@ import subprocess
 import sys
 import termios
 import time
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, cache_by_backend
 from PIL import Image
 from test_cli import MODEL, MODULE, ROOT, cli, refused  # noqa: F401
 
@@ -48,7 +47,7 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@cache
+@cache_by_backend
 def loaded(**overrides: object):
     return load(MODEL, **overrides)  # type: ignore[arg-type]
 

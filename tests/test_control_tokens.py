@@ -7,7 +7,7 @@ import re
 from functools import cache
 
 import pytest
-from conftest import GOLDEN, picture
+from conftest import GOLDEN, cache_by_backend, picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +28,7 @@ class Enumerated:
     enum: str
 
 
-@cache
+@cache_by_backend
 def loaded(checkpoint: str = CHECKPOINTS[1]):
     return load(checkpoint)
 

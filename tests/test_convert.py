@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_lfm2vl.config import Lfm2VlConfig
 from mlx_lfm2vl.conversion.convert import convert as convert_and_measure
 from mlx_lfm2vl.errors import HubError, OptionError, OutputError, WeightsError
-from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
+from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model
 from mlx_lfm2vl.weights.save import save_weights
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import GOLDEN
 from huggingface_hub import ModelCard
 
+from mlx_lfm2vl.backends.cpu import weights
 from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.conversion import plot
 from mlx_lfm2vl.conversion.calibration import questions
@@ -21,9 +22,8 @@ from mlx_lfm2vl.conversion.damage import compare, greedy, load_to_measure, log_p
 from mlx_lfm2vl.conversion.report import FILE, DamageReport, ModuleError, escaped
 from mlx_lfm2vl.errors import OptionError, OutOfMemoryError, OutputError, WeightsError
 from mlx_lfm2vl.generation.question import conversation
-from mlx_lfm2vl.model import cpu
 from mlx_lfm2vl.pretrained import load
-from mlx_lfm2vl.weights import fit, widen
+from mlx_lfm2vl.weights import fit
 from mlx_lfm2vl.weights.fit import number_type
 from mlx_lfm2vl.weights.load import open_model
 
@@ -124,7 +124,7 @@ def test_an_image_token_in_an_answer_is_a_token_like_others():
     assert np.abs(found[1] - plain[1]).max() > 1e-3
 
 
-@pytest.mark.skipif(not cpu.is_default(), reason="elsewhere the quantised products are measured themselves")
+@pytest.mark.backends("numpy")
 def test_on_a_cpu_the_quantised_weights_are_measured_in_dense_float32_if_memory_allows(coarse, tmp_path, monkeypatch):
     """Both give the numbers of the quantised products in float32."""
     narrow = convert(coarse, tmp_path / "narrow", dtype="bfloat16")
@@ -134,9 +134,9 @@ def test_on_a_cpu_the_quantised_weights_are_measured_in_dense_float32_if_memory_
     )
     answer = np.array([5, 6, 7])
     expected = log_probabilities(exact, inputs, answer)
-    for share, quantised in ((widen.MEMORY_SHARE, False), (0.0, True)):
-        monkeypatch.setattr(widen, "MEMORY_SHARE", share)
-        model, _ = load_to_measure(narrow)
+    for share, quantised in ((weights.MEMORY_SHARE, False), (0.0, True)):
+        monkeypatch.setattr(weights, "MEMORY_SHARE", share)
+        model, _ = load_to_measure(narrow, mx.float32)
         assert number_type(model) == mx.float32
         assert any(hasattr(module, "bits") for module in model.modules()) == quantised
         np.testing.assert_allclose(log_probabilities(model, inputs, answer), expected, atol=1e-4)

@@ -1,30 +1,30 @@
 """The prefill and the decode loop: the reference's greedy tokens, and what must not change them."""
 
 from dataclasses import replace
-from functools import cache
 from itertools import islice
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, case_ids
+from conftest import GOLDEN, cache_by_backend, case_ids
 
 from mlx_lfm2vl.config import GenerationConfig, Lfm2Config
 from mlx_lfm2vl.errors import InputError
 from mlx_lfm2vl.generation.decode import Decoding, Prompt, _context, decode, prefill
 from mlx_lfm2vl.generation.options import GenerationOptions
 from mlx_lfm2vl.generation.sampling import Sampler
-from mlx_lfm2vl.generation.watch import heeding
-from mlx_lfm2vl.model import cpu
-from mlx_lfm2vl.model.cache import Cache
-from mlx_lfm2vl.model.lfm2 import Lfm2Model
-from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
+from mlx_lfm2vl.models.cache import Cache
+from mlx_lfm2vl.models.lfm2 import Lfm2Model
+from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model
 
 GREEDY = GenerationOptions().resolve(GenerationConfig())
 
 
-@cache
+pytestmark = pytest.mark.backends("mlx", "numpy")
+
+
+@cache_by_backend
 def model_of(checkpoint: str) -> Lfm2VlForConditionalGeneration:
     return load_model(GOLDEN / checkpoint)
 
@@ -154,8 +154,8 @@ def test_logits_are_computed_for_the_last_position_only(golden, monkeypatch):
     assert asked == [(1, 1, model.config.text_config.hidden_size)] * 4
 
 
-def test_chunks_keep_the_peak_of_a_long_prompt_low(monkeypatch):
-    monkeypatch.setattr(cpu, "is_default", lambda: False)  # computed as on a GPU, whose memory is all MLX's
+@pytest.mark.backends("mlx")  # whose memory is all MLX's
+def test_chunks_keep_the_peak_of_a_long_prompt_low():
     model = model_of("gen25")
     prompt = Prompt(np.random.default_rng(0).integers(500, 800, (1, 3000)))
 
@@ -169,11 +169,8 @@ def test_chunks_keep_the_peak_of_a_long_prompt_low(monkeypatch):
     assert peak(128) < peak(3000) / 4
 
 
-@pytest.mark.parametrize("way", ["as on a GPU", "as here"])
-def test_the_tower_s_buffers_are_freed_before_the_text(way, golden, monkeypatch):
+def test_the_tower_s_buffers_are_freed_before_the_text(golden, monkeypatch):
     """What MLX holds when the text begins, beside the weights: the image tokens, and no buffers to reuse."""
-    if way == "as on a GPU":
-        monkeypatch.setattr(cpu, "is_default", lambda: False)
     case = golden("gen25-tiled")
     model, prompt = model_of(case.checkpoint), prompt_of(case)
     held: list[tuple[int, int]] = []
@@ -261,15 +258,3 @@ def test_the_last_row_alone_and_the_caches_are_those_of_all_rows(kinds, taps, le
     np.testing.assert_allclose(np.array(made[1][0]), np.array(made[0][0][:, -1:]), rtol=1e-4, atol=1e-5)
     for ours, wanted in zip(made[1][1], made[0][1], strict=True):
         np.testing.assert_allclose(np.array(ours), np.array(wanted), rtol=1e-4, atol=1e-5)
-
-
-def test_layers_are_dispatched_before_the_next_question_to_stop():
-    """What nothing has asked for yet is being computed, so that a stop waits for a layer and not for all of them."""
-    with heeding(lambda: False, 1000) as between:
-        made = mx.ones((512, 512)) + 1  # 1 MiB once it is computed
-        before = mx.get_active_memory()
-        between(made)
-        mx.synchronize()
-        assert mx.get_active_memory() - before > 2**19
-    with heeding(None, 1000) as between:
-        assert between is None

@@ -15,13 +15,12 @@ import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, picture
+from conftest import GOLDEN, cache_by_backend, picture
 
 from mlx_lfm2vl import GenerationOptions, SourcePolicy, generate, load, stream_generate
 from mlx_lfm2vl.errors import (
@@ -35,12 +34,13 @@ from mlx_lfm2vl.errors import (
     PromptError,
     QueueFullError,
 )
-from mlx_lfm2vl.generation import waiting
+from mlx_lfm2vl.generation import passes, waiting
 from mlx_lfm2vl.generation.engine import Engine
 from mlx_lfm2vl.generation.question import Question, longest_token, prepare
 from mlx_lfm2vl.generation.request import Request
 from mlx_lfm2vl.generation.waiting import READERS
-from mlx_lfm2vl.model.cache import Cache
+from mlx_lfm2vl.models.cache import Cache
+from mlx_lfm2vl.models.lfm2_vl import split_views
 from mlx_lfm2vl.processing.source import png_bytes
 
 NAMES = ("landscape", "small", "portrait")
@@ -55,7 +55,7 @@ def loader():
     return model, processor
 
 
-@cache
+@cache_by_backend
 def alone(text: str, name: str | None, tokens: int) -> tuple[int, ...]:
     pieces = stream_generate(
         *loaded(), text, picture(name) if name else None, options=GenerationOptions(max_tokens=tokens)
@@ -63,7 +63,7 @@ def alone(text: str, name: str | None, tokens: int) -> tuple[int, ...]:
     return tuple(token for piece in pieces for token in piece.tokens)
 
 
-@cache
+@cache_by_backend
 def loaded():
     return loader()
 
@@ -186,9 +186,11 @@ def test_answers_go_on_and_can_be_cancelled_while_a_long_prompt_joins_them(engin
     running.cancel()
 
 
+@pytest.mark.backends("mlx", "numpy")
 @pytest.mark.parametrize("leaving", [1, 2])
 def test_answers_are_cancelled_while_another_s_picture_is_encoded(leaving, monkeypatch):
     """Not only after the pass of the tower or the piece of the prompt; the others go on as if nothing had been."""
+    monkeypatch.setattr(passes, "PIECE_FLOPS", 1.0)
     model, processor = loader()
     layers = model.model.vision_tower.encoder.layers
     run_layer = type(layers[0]).__call__
@@ -220,7 +222,7 @@ def test_answers_are_cancelled_while_another_s_picture_is_encoded(leaving, monke
 
 
 def test_a_sink_that_hears_of_a_cancel_may_compute(monkeypatch):
-    """In the engine's thread, in the midst of a layer of the prompt that is cancelled."""
+    """In the engine's thread, while the prompt that is cancelled is run."""
     model, processor = loader()
     layer = type(model.model.language_model.layers[0])
     run_layer = layer.__call__
@@ -230,10 +232,10 @@ def test_a_sink_that_hears_of_a_cancel_may_compute(monkeypatch):
         if item.finish_reason == "cancelled":
             answers.append(engine.call(lambda *loaded: generate(*loaded, "What is this? " * 9, options=SHORT)))
 
-    def running_layer(self, x, *given):
+    def running_layer(self, x, *given, **named):
         if x.shape[1] > 300:
             request.cancel()
-        return run_layer(self, x, *given)
+        return run_layer(self, x, *given, **named)
 
     with Engine(lambda: (model, processor)) as engine:
         monkeypatch.setattr(layer, "__call__", running_layer)
@@ -249,19 +251,19 @@ def test_a_sink_that_hears_of_a_cancel_may_compute(monkeypatch):
 def fragile(monkeypatch):
     """An engine whose vision tower does what `blank` says at a picture of one colour."""
     model, processor = loader()
-    see, blank = model.get_image_features, []
+    embeddings = type(model.model.vision_tower.embeddings)
+    embed, blank = embeddings.__call__, []
 
-    def seeing(pixels, shapes, **named):
-        flat = [float(np.std(np.array(view)[: h * w])) < 1e-6 for view, (h, w) in zip(pixels, shapes, strict=True)]
-        made = see(pixels, shapes, **named)
+    def embedding(self, patches, grids):
+        views = split_views(patches, grids)
+        flat = [float(np.std(np.array(view))) < 1e-6 for view in views]
         if any(flat) and blank[0] == "memory":
-            raise RuntimeError("[malloc] unable to allocate")
-        if any(flat):
-            tokens = [array * np.nan if bad else array for array, bad in zip(made.pooler_output, flat, strict=True)]
-            return replace(made, pooler_output=tokens)
-        return made
+            raise RuntimeError("[malloc] Unable to allocate 9 bytes.")
+        made = embed(self, patches, grids)
+        scale = [mx.full((len(view), 1), np.nan if bad else 1.0) for view, bad in zip(views, flat, strict=True)]
+        return made * mx.concatenate(scale).reshape(*made.shape[:2], 1)
 
-    monkeypatch.setattr(model, "get_image_features", seeing)
+    monkeypatch.setattr(embeddings, "__call__", embedding)
     with Engine(lambda: (model, processor)) as engine:
         yield engine, blank
 

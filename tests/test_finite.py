@@ -1,11 +1,9 @@
 """Numbers that are none are an error with the name of their source, in the row where they are, never text."""
 
-from functools import cache
-
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, picture
+from conftest import GOLDEN, cache_by_backend, picture
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_lfm2vl import Chat, Engine, GenerationOptions, NotFiniteError, Question, generate, generate_batch, load
@@ -15,7 +13,7 @@ TEXT_PART = "model.language_model.layers.2.feed_forward.w2.weight"
 VISION_PART = "model.vision_tower.encoder.layers.1.mlp.fc2.weight"
 
 
-@cache
+@cache_by_backend
 def loaded():
     return load(GOLDEN / "gen2")
 

@@ -12,11 +12,11 @@ from conftest import GOLDEN
 from test_cli import ROOT
 from test_convert import large_folder
 
+from mlx_lfm2vl.backends import memory
 from mlx_lfm2vl.config import Lfm2VlConfig
 from mlx_lfm2vl.errors import Lfm2VlError, OutOfMemoryError
 from mlx_lfm2vl.generation.decode import Prompt, prefill
-from mlx_lfm2vl.model import cpu
-from mlx_lfm2vl.model.cache import Cache
+from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.weights import fit
 from mlx_lfm2vl.weights.load import load_model, open_model
 
@@ -52,7 +52,6 @@ for dtype in (None, mx.float16):
 
 @pytest.mark.parametrize("length", [600, 3000])
 def test_a_question_is_counted_below_what_it_takes(model, length, monkeypatch):
-    monkeypatch.setattr(cpu, "is_default", lambda: False)  # computed as on a GPU, whose memory is all MLX's
     ids = np.full((1, length), 500)
     mx.synchronize()
     before = mx.get_active_memory()
@@ -115,7 +114,7 @@ def test_a_question_that_does_not_fit_is_refused_with_the_tokens_that_would(mode
         fit.check_question(config, mx.float32, 5000, 9000, 1024)
     assert "fewer or smaller pictures (max_image_tokens, max_tiles)" in str(caught.value)
     said = int(str(caught.value).split("enough for about ")[1].split(" tokens")[0].replace(",", ""))
-    fit.check_question(config, mx.float32, said - fit.CHUNK - 256, 0, 1024)
+    fit.check_question(config, mx.float32, said - fit.LONGEST_CHUNK - 256, 0, 1024)
     with pytest.raises(OutOfMemoryError) as text:
         fit.check_question(config, mx.float32, 5000, 1000, 0, rows=2)
     assert "pictures" not in str(text.value)
@@ -141,11 +140,11 @@ def test_a_prompt_that_does_not_fit_is_refused_before_it_is_run(model, monkeypat
 def test_a_failed_allocation_is_the_same_error(error):
     with (
         pytest.raises(OutOfMemoryError, match=r"the work: memory ran out.*quantisation") as caught,
-        fit.allocations("the work"),
+        memory.allocations("the work"),
     ):
         raise error
     assert isinstance(caught.value, (Lfm2VlError, MemoryError))
-    with pytest.raises(RuntimeError, match="other"), fit.allocations("the work"):
+    with pytest.raises(RuntimeError, match="other"), memory.allocations("the work"):
         raise RuntimeError("other")
 
 
@@ -188,7 +187,7 @@ def test_a_limit_that_loading_or_answering_would_meet_half_way_is_told_before(tm
 @LINUX
 def test_free_memory_is_what_the_tightest_limit_leaves(monkeypatch, tmp_path):
     monkeypatch.setattr(mx, "get_cache_memory", lambda: 7)
-    machine = fit.free_memory()
+    machine = memory.free_memory()
     assert machine is not None and machine > 50_000_000
     for name, content in {
         "memory.max": "30000000\n",
@@ -198,20 +197,20 @@ def test_free_memory_is_what_the_tightest_limit_leaves(monkeypatch, tmp_path):
         "memory.swap.current": "1000\n",
     }.items():
         (tmp_path / name).write_text(content)
-    assert fit._group(tmp_path) == fit._groups(tmp_path, tmp_path / "none") == 11_002_000
+    assert memory._group(tmp_path) == memory._groups(tmp_path, tmp_path / "none") == 11_002_000
     (tmp_path / "memory.max").write_text("max\n")
-    assert fit._group(tmp_path) is None and fit._group(tmp_path / "none") is None
+    assert memory._group(tmp_path) is None and memory._group(tmp_path / "none") is None
     old = tmp_path / "memory" / "user" / "mine"
     old.mkdir(parents=True)
     (old / "memory.limit_in_bytes").write_text("5000000\n")
     (old / "memory.usage_in_bytes").write_text("4000000\n")
     (old / "memory.stat").write_text("cache 9\ninactive_file 1\ntotal_inactive_file 300000\n")
     (tmp_path / "own").write_text("3:cpu,cpuacct:/user/mine/job\n2:memory:/user/mine/job\n0::/\n")
-    assert fit._groups(tmp_path, tmp_path / "own") == 1_300_000
-    monkeypatch.setattr(fit, "_groups", lambda: 40_000_000)
-    assert fit.free_memory() == 40_000_007
+    assert memory._groups(tmp_path, tmp_path / "own") == 1_300_000
+    monkeypatch.setattr(memory, "_groups", lambda: 40_000_000)
+    assert memory.free_memory() == 40_000_007
     monkeypatch.setattr(resource, "getrlimit", lambda _: (2**40, 2**40))
-    assert 2**39 < fit._process() < 2**40 - fit.RESERVED
+    assert 2**39 < memory._process() < 2**40 - memory.RESERVED
 
 
 def test_published_sizes():

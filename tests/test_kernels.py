@@ -14,9 +14,8 @@ from mlx.utils import tree_flatten
 
 from mlx_lfm2vl.config import Lfm2VlConfig
 from mlx_lfm2vl.generation.decode import Prompt, prefill
-from mlx_lfm2vl.model import cpu
-from mlx_lfm2vl.model.cache import Cache
-from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
+from mlx_lfm2vl.models.cache import Cache
+from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model
 
 ATTENTION = (2, 5, 8, 10, 12, 14)
@@ -86,7 +85,7 @@ def test_kernels_of_a_picture(narrow):
     """Ten a layer: two norms, one product for queries, keys and values, attention, three products, GELU, two sums.
     (What the count cannot see: a GPU copies once to gather the patches of a token.)"""
     model = narrow
-    model.model.vision_tower.share_products()
+    model.fuse()
     count = picture(model, 256, 256)
     assert count.total == 127, count.kernels
     assert picture(model, 384, 512).total == 131, "and four to resize the table of positions"
@@ -120,9 +119,8 @@ def test_flops_of_a_prompt_leave_out_what_its_answer_does_not_depend_on():
 @pytest.mark.parametrize("case_id", [*case_ids("gen2")[:2], *case_ids("gen25")[:2], *case_ids("untied")[:1]])
 def test_mlx_s_own_functions_give_the_references_logits_in_float32_too(case_id, golden, monkeypatch):
     case = golden(case_id)
-    monkeypatch.setattr(cpu, "is_default", lambda: False)  # loads, shares products and computes as on a GPU
     model = load_model(GOLDEN / case.checkpoint)
-    assert model.model.vision_tower.encoder.layers[0].self_attn._shared is not None
+    assert model.model.vision_tower.encoder.layers[0].self_attn._fused is not None
     logits = np.array(model(**case.inputs).logits)[tuple(case.arrays["token_rows"].T)]
     assert np.abs(logits - case.arrays["logits"]).max() < 2e-5 * np.abs(case.arrays["logits"]).max()
 
@@ -133,7 +131,7 @@ def test_a_shared_product_keeps_names_and_numbers_and_holds_nothing_twice(golden
     before = {name: np.array(array) for name, array in tree_flatten(model.parameters())}
     expected = np.array(model.get_image_features(case.pixel_values, case.arrays["spatial_shapes"]).pooler_output[0])
     held = mx.get_active_memory()
-    model.model.vision_tower.share_products()
+    model.fuse()
     assert mx.get_active_memory() < held + 100_000
     after = dict(tree_flatten(model.parameters()))
     assert after.keys() == before.keys()
@@ -149,7 +147,7 @@ def test_a_weight_that_is_replaced_counts(golden):
     for share in (False, True):
         model = load_model(GOLDEN / "gen2")
         if share:
-            model.model.vision_tower.share_products()
+            model.fuse()
         attention = model.model.vision_tower.encoder.layers[0].self_attn
         attention.q_proj.weight = attention.q_proj.weight * 2
         results.append(model.get_image_features(case.pixel_values, case.arrays["spatial_shapes"]).pooler_output[0])

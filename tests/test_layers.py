@@ -16,14 +16,16 @@ MODULES = sorted(path.relative_to(ROOT) for path in PACKAGE.rglob("*.py"))
 # Lowest first. A part imports only from lower ones; parts of one line never import each other.
 LAYERS = (
     ("errors",),
-    ("backend", "demo", "arrivals", "threads"),
+    ("demo", "arrivals", "threads"),
     ("hub",),
     ("config",),
-    ("processing", "model"),
+    ("processing", "models"),
+    ("backends",),
     ("weights",),
     ("generation",),
     ("pretrained",),
     ("conversion", "benchmark"),
+    ("doctor",),
     ("cli",),
     ("__main__",),
 )
@@ -40,7 +42,7 @@ OWNERS = {
 # Parts that may import a library.
 HOMES = {
     "PIL": {"processing", "benchmark"},
-    "mlx": {"backend", "model", "weights", "generation", "pretrained", "conversion", "benchmark"},
+    "mlx": {"models", "backends", "weights", "generation", "pretrained", "conversion", "benchmark", "doctor"},
     "mlx_lm": {"weights"},
     "safetensors": {"weights"},
     "matplotlib": {"conversion", "benchmark"},
@@ -49,7 +51,7 @@ NEVER = {"torch", "torchvision", "transformers", "mlx_vlm", "pickle", "requests"
 
 
 def part_of(module: str) -> str:
-    """`mlx_lfm2vl.model.cache` -> `model`; the package itself -> `` (the lazy public names and the version)."""
+    """`mlx_lfm2vl.models.cache` -> `models`; the package itself -> `` (the lazy public names and the version)."""
     return module.split(".")[1] if "." in module else ""
 
 
@@ -149,6 +151,15 @@ def test_every_library_that_is_imported_is_a_declared_dependency():
     modules = {"PIL" if name == "pillow" else name for name in names}
     used = set().union(*(foreign(path) for path in MODULES))
     assert used <= modules
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if part_of(name_of(path)) == "models"], ids=str)
+def test_models_name_no_device_and_no_backend(path):
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    names = (getattr(node, field, None) for node in ast.walk(tree) for field in ("id", "attr", "arg", "name", "module"))
+    named = {name for name in names if isinstance(name, str)}
+    words = re.compile(r"device|backend|metal|cuda|cpu|gpu", re.I)
+    assert not [name for name in named if words.search(name)]
 
 
 def test_no_grab_bag_modules():

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_lfm2vl.config import Lfm2VlConfig
 from mlx_lfm2vl.errors import ConfigError, OptionError, WeightsError
-from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
+from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model, open_model
 from mlx_lfm2vl.weights.quantize import recorded
 from mlx_lfm2vl.weights.save import save_weights
@@ -201,8 +201,9 @@ def test_a_module_may_have_bits_of_its_own(folder):
         load_model(folder)
 
 
+@pytest.mark.backends("numpy")
 @pytest.mark.parametrize("bits", [4, 8])
-def test_on_a_cpu_quantised_weights_become_float32_and_mean_the_same(folder, bits, on_cpu):
+def test_on_a_cpu_quantised_weights_become_float32_and_mean_the_same(folder, bits):
     names = ["language_model.model.layers.0.feed_forward.w1", "language_model.model.embed_tokens"]
     names += ["multi_modal_projector.linear_1"]
     tensors = quantized(load_file(folder / "model.safetensors"), names, bits)
@@ -222,7 +223,8 @@ def test_on_a_cpu_quantised_weights_become_float32_and_mean_the_same(folder, bit
     assert np.abs(np.array(model(IDS).logits) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-def test_on_a_cpu_16_bits_become_float32_unless_a_type_is_asked_for(folder, on_cpu):
+@pytest.mark.backends("numpy")
+def test_on_a_cpu_16_bits_become_float32_unless_a_type_is_asked_for(folder):
     edit(folder, lambda t: {name: tensor.astype(np.float16) for name, tensor in t.items()})
     model = load_model(folder)
     assert {str(array.dtype) for _, array in tree_flatten(model.parameters())} == {"mlx.core.float32"}
@@ -236,9 +238,10 @@ def test_on_a_cpu_16_bits_become_float32_unless_a_type_is_asked_for(folder, on_c
         np.testing.assert_array_equal(np.array(one), np.array(other.astype(mx.float32)), err_msg=name)
 
 
-def test_weights_that_memory_has_no_room_for_as_float32_stay_as_they_are(folder, on_cpu, monkeypatch):
+@pytest.mark.backends("numpy")
+def test_weights_that_memory_has_no_room_for_as_float32_stay_as_they_are(folder, monkeypatch):
     edit(folder, lambda t: {name: tensor.astype(np.float16) for name, tensor in t.items()})
-    monkeypatch.setattr("mlx_lfm2vl.weights.widen.free_memory", lambda: 1_000_000)
+    monkeypatch.setattr("mlx_lfm2vl.backends.cpu.weights.free_memory", lambda: 1_000_000)
     model = load_model(folder)
     assert {str(array.dtype) for _, array in tree_flatten(model.parameters())} == {"mlx.core.float16"}
     assert "the float16 weights stay as they are" in model.load_note
@@ -277,7 +280,7 @@ def test_loading_makes_no_second_copy(dtype, tmp_path):
     program = f"""
 import mlx.core as mx
 from pathlib import Path
-from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
+from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model, open_model
 from mlx_lfm2vl.weights.save import save_weights
 model = load_model(Path({str(tmp_path)!r}), dtype={dtype!r})

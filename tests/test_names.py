@@ -4,7 +4,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_lfm2vl.config import Lfm2VlConfig
-from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
+from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.names import LAYOUTS, from_module, to_module
 
 SIXTEEN, THIRTY = [2, 5, 8, 10, 12, 14], [2, 5, 9, 13, 17, 21, 24, 27]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import mlx_lfm2vl
-from mlx_lfm2vl import backend, errors
+from mlx_lfm2vl import backends, errors
 
 ROOT = Path(__file__).parent.parent
 HEAVY = (
@@ -139,8 +139,8 @@ def test_without_a_back_end_the_api_raises_an_import_error():
 
 
 def test_the_remedy_fits_the_machine():
-    assert "Apple silicon" in backend.remedy("darwin") and "cpu" not in backend.remedy("darwin")
-    assert "mlx-lfm2vl[cpu]" in backend.remedy("linux")
+    assert "Apple silicon" in backends.remedy("darwin") and "cpu" not in backends.remedy("darwin")
+    assert "mlx-lfm2vl[cpu]" in backends.remedy("linux")
 
 
 # --- the wheel ------------------------------------------------------------------------------------------------------

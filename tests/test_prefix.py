@@ -3,12 +3,11 @@
 import gc
 import threading
 from contextlib import contextmanager
-from functools import cache
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, picture
+from conftest import GOLDEN, cache_by_backend, picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,13 +17,14 @@ from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.generation import question as question_module
 from mlx_lfm2vl.generation.features import FeatureCache, encode_views
 from mlx_lfm2vl.generation.prefix import LEAST, natural_points
-from mlx_lfm2vl.model.cache import Cache
+from mlx_lfm2vl.models.cache import Cache
+from mlx_lfm2vl.weights.fit import number_type
 
 SYSTEM = "You look at pictures, say what is in them, and add nothing that is not there. " * 4
 OPTIONS = GenerationOptions(max_tokens=6)
 
 
-@cache
+@cache_by_backend
 def loaded():
     return load(GOLDEN / "gen2")
 
@@ -41,21 +41,21 @@ def counted(monkeypatch):
     """Counts the tokens that go through the backbone, padding too, and the passes of the tower."""
     model, _ = loaded()
     seen = {"tokens": 0, "views": 0}
-    backbone, tower = type(model.model.language_model), type(model)
-    run, encode = backbone.__call__, tower.get_image_features
+    backbone, embeddings = type(model.model.language_model), type(model.model.vision_tower.embeddings)
+    run, embed = backbone.__call__, embeddings.__call__
 
     def count_tokens(self, embeds, *arguments, **keywords):
         if embeds.shape[1] > 1:  # not the tokens of answers
             seen["tokens"] += embeds.shape[0] * embeds.shape[1]
         return run(self, embeds, *arguments, **keywords)
 
-    def count_views(self, pixels, *arguments, **keywords):
-        seen["views"] += len(pixels)
-        return encode(self, pixels, *arguments, **keywords)
+    def count_views(self, patches, grids):
+        seen["views"] += len(grids)
+        return embed(self, patches, grids)
 
     with monkeypatch.context() as patch:
         patch.setattr(backbone, "__call__", count_tokens)
-        patch.setattr(tower, "get_image_features", count_views)
+        patch.setattr(embeddings, "__call__", count_views)
         yield seen
 
 
@@ -199,7 +199,7 @@ def test_any_questions_in_any_batches_are_answered_as_alone(data):
     assert [answer.tokens for answer in answers] == [alone_cached(*row) for row in asked]
 
 
-@cache
+@cache_by_backend
 def _alone_cached(system, names, text, count):
     images = [picture(name) for name in names] or None
     return alone(Question(text, images, system, options=GenerationOptions(max_tokens=count)))
@@ -215,7 +215,7 @@ def test_remembered_pictures_hold_what_they_count_and_no_more():
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)) for _ in range(12)]
     arrays = processor.image_processor(pictures)
-    one = 16 * model.config.text_config.hidden_size * 4
+    one = 16 * model.config.text_config.hidden_size * number_type(model).size
     kept = FeatureCache(2 * one)
     mx.eval(encode_views(model, arrays["pixel_values"], arrays["spatial_shapes"]))
     mx.clear_cache()

@@ -4,20 +4,19 @@ import inspect
 import json
 import re
 import shutil
-from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, picture
+from conftest import GOLDEN, cache_by_backend, picture
 from mlx.utils import tree_flatten
 
 from mlx_lfm2vl import Lfm2VlForConditionalGeneration, Lfm2VlModel, Lfm2VlProcessor, load
 from mlx_lfm2vl.errors import ConfigError, HubError, InputError, OptionError, OutputError
 
 
-@cache
+@cache_by_backend
 def loaded(checkpoint: str):
     return load(GOLDEN / checkpoint)
 

@@ -96,7 +96,7 @@ def test_one_template_in_several_threads():
 
 
 def test_the_template_sees_plain_data_only():
-    class Colour(str, Enum):
+    class Colour(str, Enum):  # noqa: UP042  # `str` of a `StrEnum` is another
         RED = "red"
 
     @dataclasses.dataclass

@@ -169,7 +169,7 @@ def main() -> None:
                 if side not in args.sides or sum(there) > turn:
                     continue
                 conditions = {
-                    "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                     "machine": machine(),
                     "busy": busy(),
                     "versions": versions[side],

@@ -13,9 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 
-from .. import __version__
-from ..model import cpu
+from .. import __version__, backends
+from ..backends.cpu.layers import CpuLinear
 
 BANDWIDTH_BYTES = 2**28  # beyond any cache
 PACKAGES = ("mlx", "mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-lm", "numpy", "pillow", "tokenizers")
@@ -23,11 +24,12 @@ PACKAGES = ("mlx", "mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-lm
 
 @dataclass(frozen=True)
 class Machine:
-    """`backend`: metal, cuda or cpu. `memory` in bytes. `blas`: file name of a BLAS loaded beside MLX's own, if the
-    system tells. `versions` by name of the package."""
+    """`device_type`: metal, cuda or cpu. `backend`: what computes a model, mlx or numpy. `memory` in bytes. `blas`:
+    file name of a BLAS loaded beside MLX's own, if the system tells. `versions` by name of the package."""
 
     name: str
     system: str
+    device_type: str
     backend: str
     device: str
     cores: int
@@ -48,7 +50,8 @@ def describe() -> Machine:
     return Machine(
         name=_processor(),
         system=f"{_system()} {platform.machine()}",
-        backend=_backend(),
+        device_type=_device_type(),
+        backend=backends.choose(),
         device=str(mx.device_info().get("device_name", "")),
         cores=os.cpu_count() or 0,
         memory=_memory(),
@@ -65,10 +68,12 @@ def memory_bandwidth(size: int = BANDWIDTH_BYTES, repeats: int = 3) -> float:
     array = mx.ones((size // 4 // 4096, 4096), mx.float32)
     vector = mx.ones((4096,), mx.float32)
     mx.eval(array, vector)
+    linear = (CpuLinear if backends.choose() == "numpy" else nn.Linear)(1, 1, bias=False)
+    linear.weight = array
     ways: tuple[tuple[Callable[[], mx.array], int], ...] = (
         (lambda: array + 1, 2 * array.nbytes),
         (lambda: array.sum(), array.nbytes),
-        (lambda: cpu.product(vector, array) if cpu.applies(array) else array @ vector, array.nbytes),
+        (lambda: linear(vector), array.nbytes),
     )
     best = 0.0
     for work, moved in ways:
@@ -99,7 +104,7 @@ def import_seconds() -> float:
     return float(done.stdout)
 
 
-def _backend() -> str:
+def _device_type() -> str:
     if mx.default_device() == mx.Device(mx.cpu):
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"

@@ -33,8 +33,8 @@ from ..generation.run import generation_config, positions_left
 from ..generation.sampling import Sampler
 from ..generation.watch import Cancelled, Progress, Stop, check
 from ..hub import resolve
-from ..model.cache import Cache, KeyValueCache
-from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..models.cache import Cache, KeyValueCache
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..pretrained import load
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.source import load_image

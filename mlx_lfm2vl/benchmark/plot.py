@@ -55,7 +55,7 @@ def plot(report: Report, file: Path) -> None:
         batches.set_ylabel("pictures/s")
         batches.set_ylim(bottom=0)
     machine = report.machine
-    figure.suptitle(f"{report.model} on {machine.name} ({machine.backend})", fontsize="medium")
+    figure.suptitle(f"{report.model} on {machine.name} ({machine.device_type}, {machine.backend})", fontsize="medium")
     try:
         figure.savefig(file, dpi=120, metadata={"Software": None} if file.suffix.lower() == ".png" else None)
     except OSError as error:

@@ -89,13 +89,15 @@ class Report:
 
     def _heading(self) -> list[str]:
         machine = self.machine
-        device = f" on {machine.device}" if machine.backend != "cpu" else f", {machine.blas}" if machine.blas else ""
+        device = (
+            f" on {machine.device}" if machine.device_type != "cpu" else f", {machine.blas}" if machine.blas else ""
+        )
         held = ", ".join(f"{size / 1e9:.3f} GB {dtype}" for dtype, size in self.weights.items())
         versions = f"mlx-lfm2vl {machine.versions['mlx-lfm2vl']}, MLX {machine.versions.get('mlx', '?')}"
         tokens = max((answer.generated_tokens for answer in self.answers), default=0)
         counted = f", {tokens} tokens an answer" if tokens else ""
         return [
-            f"{versions} {machine.backend}{device}, Python {machine.python}",
+            f"{versions} {machine.device_type}{device}, backend {machine.backend}, Python {machine.python}",
             f"{machine.name}, {machine.cores} cores, {machine.memory / 2**30:.0f} GiB, {machine.system}; "
             f"memory {self.bandwidth / 1e9:.1f} GB/s",
             f"model {self.model}: {held}",

@@ -138,12 +138,10 @@ def as_object(model: str, pieces: list[GenerationPiece], images: list[dict[str, 
 
 def report_loading(model: Lfm2VlForConditionalGeneration) -> None:
     """Prints on stderr what the weights became in memory, and what computes with them on a CPU."""
-    from ..model import cpu
-
     if model.load_note:
         note(model.load_note)
-    if cpu.is_default():
-        note("computing on the CPU (products in float32 are NumPy's)")
+    if model.backend == "numpy":
+        note("computing on the CPU by NumPy (backend numpy; MLX_LFM2VL_BACKEND=mlx has MLX compute)")
 
 
 def report(statistics: Statistics) -> None:

@@ -15,10 +15,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import read_json
-from ..config.files import first_line
-from ..errors import OptionError, OutOfMemoryError, TemplateError, WeightsError
+from ..errors import OptionError, OutOfMemoryError, TemplateError
 from ..hub import resolve
 from ..weights import quantize as q
+from ..weights.files import reading
 from ..weights.load import StoredTensors, dtype_of, open_model
 from ..weights.place import check_target, finished
 from ..weights.save import SHARD_BYTES, write_json, write_tensors
@@ -222,7 +222,7 @@ def write_model(
         # What was quantised and is not spoken of (a projector, say) stays as it is and is recorded by itself.
         plan = Plan(plan.base, {**before, **plan.modules}, plan.notes)
     quantization = plan.record() if plan else None if dequantize else stored.config.quantization
-    try:
+    with reading(source, "start again"):
         write_tensors(
             translate(stored, widths, dtype=dtype, layout=layout),
             target,
@@ -230,8 +230,6 @@ def write_model(
             file_format=FORMATS[layout],
             progress=None if progress is None else lambda done, total: progress("weights", done, total),
         )
-    except RuntimeError as error:  # MLX reads a tensor when it is computed
-        raise WeightsError(f"{source}: the weights cannot be read ({first_line(error)}); start again") from None
     stored.check_unchanged()
     record = dict(quantization) if quantization else None
     original = read_json(source / "config.json")

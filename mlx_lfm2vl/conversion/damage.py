@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +16,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from .. import backends
 from ..errors import OutOfMemoryError, WeightsError
 from ..generation.question import conversation
-from ..model import cpu
-from ..model.outputs import Lfm2VlCausalLMOutputWithPast
+from ..models.outputs import Lfm2VlCausalLMOutputWithPast
 from ..pretrained import Lfm2VlForConditionalGeneration, load
 from ..processing.processor import Lfm2VlProcessor
 from ..weights import fit
@@ -53,11 +53,12 @@ def measure(
     same_words = stored.config.text_config.vocab_size == restored.config.text_config.vocab_size
     if not same_words or widths(one) != widths(other):
         raise WeightsError(f"{quantised}: is another model than {dense}; they cannot be compared")
-    for each in (stored, restored):
-        check_memory(each, "free memory, or compare them where there is more")
+    way = "free memory, or compare them where there is more"
+    chosen = [check_memory(each, way) for each in (stored, restored)]
+    dtype = None if any(each is None for each in chosen) else mx.float32  # both in the same one
     errors = tuple(module_errors(dense, quantised))
     with tempfile.TemporaryDirectory(prefix="mlx-lfm2vl-") as scratch:
-        model, processor = load_to_measure(dense)
+        model, processor = load_to_measure(dense, dtype)
         inputs: list[Inputs] = [
             processor.apply_chat_template(
                 conversation(question.prompt, None if question.picture is None else str(question.picture)),
@@ -72,10 +73,10 @@ def measure(
             answers.append(greedy(model, prompt))
             np.save(Path(scratch) / f"{index}.npy", log_probabilities(model, prompt, answers[-1]))
             step()
-        ends = model.generation_config
+        ends, computed = model.generation_config, str(number_type(model)).removeprefix("mlx.core.")
         del model
         mx.clear_cache()
-        model, _ = load_to_measure(quantised)
+        model, _ = load_to_measure(quantised, dtype)
         model.generation_config = ends
         comparisons: list[Comparison] = []
         changed: list[ChangedAnswer] = []
@@ -91,36 +92,43 @@ def measure(
                 changed.append(ChangedAnswer(question.prompt, picture, one, two, at))
             step()
     label = "bundled set" if calibration is None else calibration.resolve().name  # of a card that is published
-    return _summary(dense, quantised, label, comparisons, errors, changed)
+    return replace(_summary(dense, quantised, label, comparisons, errors, changed), dtype=computed)
 
 
-def check_memory(stored: StoredTensors, way: str, search: bool = False) -> None:
-    """Raises `OutOfMemoryError`, which ends with `way`, if the weights do not fit in the form in which `measure` loads
-    them: on a CPU float32, elsewhere as they are. `search`: with a second copy of the language model, as a search for
-    bits has it."""
-    kind = mx.float32 if cpu.is_default() else None
-    needed = fit.weight_bytes(stored.infos, kind)
-    if search:
-        needed += fit.weight_bytes(
-            {name: info for name, info in stored.infos.items() if name.startswith(LANGUAGE)}, kind
-        )
-    free = fit.free_memory()
-    if free is None or needed <= free:
-        return
+def check_memory(stored: StoredTensors, way: str, search: bool = False) -> mx.Dtype | None:
+    """Chooses the dtype to measure in: float32 where the weights fit in it, else None, that of the files.
+
+    What 8 bits cost is less than what rounding to 16 bits costs, so other dtypes measure the latter. The backend numpy
+    computes in float32 only.
+
+    Args:
+        stored: the tensors of the folder.
+        way: ends the message of the error.
+        search: count a second copy of the language model, which a search for bits holds.
+
+    Raises:
+        OutOfMemoryError: if the weights do not fit.
+    """
+    free, needed = fit.free_memory(), 0
+    language = {name: info for name, info in stored.infos.items() if name.startswith(LANGUAGE)}
+    dtypes = (mx.float32,) if backends.choose() == "numpy" else (mx.float32, None)
+    for dtype in dtypes:
+        needed = fit.weight_bytes(stored.infos, dtype) + (fit.weight_bytes(language, dtype) if search else 0)
+        if free is None or needed <= free:
+            return dtype
     what = "finding bits by measurement" if search else "measuring what quantising costs"
-    form = " in float32, as a CPU computes" if kind is not None else ""
-    raise OutOfMemoryError(
-        f"{what} takes {needed / 1e9:.3g} GB for the whole model{form}, and {free / 1e9:.3g} GB of memory are free; "
-        f"{way}"
-    )
+    form = " in float32, as NumPy computes" if len(dtypes) == 1 else ""
+    found = f"{(free or 0) / 1e9:.3g} GB of memory are free"
+    raise OutOfMemoryError(f"{what} takes {needed / 1e9:.3g} GB for the whole model{form}, and {found}; {way}")
 
 
-def load_to_measure(folder: Path) -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
-    """As `load`, but on the CPU always in float32: MLX's quantised products there add up in the type of their input,
-    and in 16 bits that error is larger than what 8-bit weights cost. Quantised weights are made dense there, with the
-    same values, which is faster; where memory does not allow that, they stay quantised."""
+def load_to_measure(folder: Path, dtype: mx.Dtype | None) -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
+    """As `load`, in a dtype that `check_memory` has chosen. On the backend numpy quantised weights are made dense, with
+    the same values, if memory allows."""
+    if backends.choose() == "mlx":
+        return load(folder, dtype=dtype)
     model, processor = load(folder)
-    if cpu.is_default() and number_type(model) != mx.float32:
+    if number_type(model) != mx.float32:
         del model
         model, processor = load(folder, dtype=mx.float32)
     return model, processor

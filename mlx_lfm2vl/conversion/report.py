@@ -49,7 +49,8 @@ class DamageReport:
     quantised distribution from the dense one, in nats a position. `perplexity`, `perplexity_dense`: on those answers.
     `identical_32`, `identical_64`: share of questions whose greedy answers are the same for so many tokens, or to their
     end. Sizes in bytes of weight files. `modules`: those that differ. `differing`: how many answers do;
-    `answers`: those of them that do so first, `KEPT` at most.
+    `answers`: those of them that do so first, `KEPT` at most. `dtype`: what both models computed in ("" in reports that
+    do not say).
     """
 
     calibration: str
@@ -68,6 +69,7 @@ class DamageReport:
     modules: tuple[ModuleError, ...] = ()
     differing: int = 0
     answers: tuple[ChangedAnswer, ...] = ()
+    dtype: str = ""
 
     def rows(self) -> list[tuple[str, str]]:
         """Labels and values, as tables show them."""
@@ -85,7 +87,9 @@ class DamageReport:
             mean = math.fsum(module.error for module in self.modules) / len(self.modules)
             out.append(("weight error, mean of modules", f"{mean:.2%}"))
             out.append(("weight error, worst module", f"{worst.error:.2%} ({worst.name})"))
-        out.append(("measured on", f"{self.positions} tokens of {self.questions} answers ({self.calibration})"))
+        computed = f", computed in {self.dtype}" if self.dtype else ""
+        where = f"{self.positions} tokens of {self.questions} answers ({self.calibration})"
+        out.append(("measured on", where + computed))
         return out
 
     def table(self) -> str:

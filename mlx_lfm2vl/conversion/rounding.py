@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import numpy as np
 
-from ..config.files import first_line
-from ..errors import WeightsError
+from ..weights.files import reading
 from ..weights.load import StoredTensors
 from ..weights.quantize import Quantization, decode, encode
 from .plan import Rounding
@@ -48,8 +47,6 @@ def measure_rounding(
 def relative_error(new: mx.array, old: mx.array, where: str) -> float:
     """Frobenius norm of the difference over that of `old`, in float32. Raises `WeightsError` if `where` ends early."""
     old = old.astype(mx.float32)
-    try:
+    with reading(where, "start again"):
         error = mx.linalg.norm(new.astype(mx.float32) - old) / mx.maximum(mx.linalg.norm(old), 1e-30)
         return float(np.array(error))
-    except RuntimeError as failure:  # MLX reads a tensor when it is computed
-        raise WeightsError(f"{where}: the weights cannot be read ({first_line(failure)}); start again") from None

@@ -22,13 +22,13 @@ import numpy as np
 
 from ..errors import OptionError
 from ..generation.question import conversation
-from ..model.lfm2 import Context
 from ..pretrained import Lfm2VlForConditionalGeneration
+from ..weights.load import open_model
 from ..weights.names import from_module
 from ..weights.quantize import Quantization, decode, encode
 from ..weights.save import write_json
 from .calibration import questions
-from .damage import divergence, embedded, greedy, image_features, load_to_measure
+from .damage import check_memory, divergence, embedded, greedy, image_features, load_to_measure
 from .plan import Plan
 from .sizes import WIDTHS, Sizes
 
@@ -93,7 +93,9 @@ def search(
             least = f"{WIDTHS[0]} bits everywhere take {everywhere[0] / 1e9:.4g} GB"
             raise OptionError(f"target_size {target_size:g} GB cannot be reached: {least}")
         steps = 1 + sum(size <= target_size * 1e9 for size in everywhere)
-    bench = Bench(folder, sizes, calibration)
+    way = "free memory, or choose a width (--q-bits)"
+    dtype = check_memory(open_model(folder)[1], way, search=True)
+    bench = Bench(folder, sizes, calibration, dtype)
     bench.expect(len(PROBES) * len(bench.paths) + len(WIDTHS) + CURVE + steps, progress)
     return bench.choose(None if target_size is None else target_size * 1e9, target_kl)
 
@@ -101,9 +103,9 @@ def search(
 class Bench:
     """The dense model with its answers, in which weights are rounded and the divergence is measured."""
 
-    def __init__(self, folder: Path, sizes: Sizes, calibration: Path | None):
+    def __init__(self, folder: Path, sizes: Sizes, calibration: Path | None, dtype: mx.Dtype | None):
         self._specs, self._odd, self.paths, self.size = sizes.specs, sizes.odd, sizes.paths, sizes.size
-        self._model, processor = load_to_measure(folder)
+        self._model, processor = load_to_measure(folder, dtype)
         self._modules: dict[str, Any] = dict(self._model.named_modules())
         self._weights = {path: self._modules[path].weight for path in self.paths}
         self._samples = [self._sample(processor, question) for question in questions(calibration)]
@@ -273,6 +275,6 @@ def _expected(model: Lfm2VlForConditionalGeneration, sample: Mapping[str, Any]) 
     """(`TAIL` or more positions at the end, vocabulary) float32 log-probabilities; pictures are encoded already."""
     body = model.model
     embeds = embedded(model, sample["ids"], sample["images"], sample["answer"])
-    hidden = body.language_model(embeds, Context(attention_mask="causal"), None)
+    hidden = body.language_model(embeds)
     logits = model.logits(hidden[:, -max(TAIL, len(sample["answer"])) :])[0].astype(mx.float32)
     return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))

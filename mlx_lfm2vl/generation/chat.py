@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import OptionError, PromptError
-from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing import geometry
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans

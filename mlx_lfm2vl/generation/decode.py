@@ -13,18 +13,17 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from ..backends.memory import allocations
 from ..errors import InputError, NotFiniteError
-from ..model.cache import Cache
-from ..model.cpu import no_gradients
-from ..model.lfm2 import Context, Lfm2Model, padding_masks
-from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration
-from ..weights.fit import allocations, check_question, largest_pass, number_type
+from ..models.cache import GROWTH_STEP, Cache
+from ..models.lfm2 import Context, Lfm2Model, padding_masks
+from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
+from ..weights.fit import check_question, largest_pass, number_type
 from .features import FeatureCache, encode_views_in_pieces
 from .finite import not_finite
+from .passes import prefill_chunk
 from .sampling import Chooser, SideBySide
-from .watch import Cancelled, Pieces, Progress, Stop, T, advance, check, completed, heeding
-
-PREFILL_CHUNK = 512  # tokens; bounds the activations of a long prompt
+from .watch import Cancelled, Pieces, Progress, Stop, T, advance, cancellable, check, completed
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Prompt:
     """What the processor makes of one call, ready to be prefilled.
 
     `input_ids` (B, L); `attention_mask` (B, L), 1 at real tokens, padded on the left; the pictures' arrays or None, or
-    in their place `images`, the image tokens (n, hidden) that were made of them.
+    in their place `images`, the image tokens (n, hidden) that were made of them. `answer`: tokens that may follow, for
+    which there must be memory, too.
     """
 
     input_ids: np.ndarray
@@ -40,6 +40,7 @@ class Prompt:
     pixel_values: Array | None = None
     spatial_shapes: Array | None = None
     images: mx.array | None = None
+    answer: int = 0
 
     def __post_init__(self) -> None:
         if self.attention_mask is None:
@@ -63,7 +64,7 @@ def prefill_in_pieces(
     prompt: Prompt,
     cache: Cache,
     *,
-    chunk: int = PREFILL_CHUNK,
+    chunk: int | None = None,
     progress: Progress | None = None,
     features: FeatureCache | None = None,
     stop: Stop | None = None,
@@ -74,13 +75,14 @@ def prefill_in_pieces(
     pass of the vision tower, or a chunk of the text, at a time.
 
     Pictures are encoded first (or found in `features`) and their buffers freed; the text follows in chunks, each
-    evaluated before the next. A single unpadded prompt may continue what the cache holds. `stop` is asked before each
-    pass and chunk and while they run; the chunks that were done by then stay in the cache. A chunk ends at
-    each of `pauses` (lengths of the prompt, ascending, short of all of it), and `paused` is told. Raises `InputError`,
-    `OutOfMemoryError`, `NotFiniteError` and `Cancelled`.
+    evaluated before the next; `passes.prefill_chunk` chooses their length where `chunk` is None. A single unpadded
+    prompt may continue what the cache holds. `stop` is asked before each piece of work; the chunks that were done by
+    then stay in the cache. A chunk ends at each of `pauses` (lengths of the prompt, ascending, short of all of it), and
+    `paused` is told. Raises `InputError`, `OutOfMemoryError`, `NotFiniteError` and `Cancelled`.
     """
     rows, length = prompt.input_ids.shape
-    check_question(model.config, number_type(model), length, 0, largest_pass(prompt.spatial_shapes), rows)
+    answer = max(0, min(prompt.answer, model.config.text_config.max_position_embeddings - length))
+    check_question(model.config, number_type(model), length, answer, largest_pass(prompt.spatial_shapes), rows)
     running = _prefill(model, prompt, cache, chunk, progress, features, stop, pauses, paused)
     del prompt
     return (yield from guarded(running, f"a prompt of {length:,} tokens"))
@@ -90,10 +92,10 @@ prefill = completed(prefill_in_pieces)
 
 
 def guarded(pieces: Pieces[T], what: str) -> Pieces[T]:
-    """The same pieces, computed without gradients; memory that runs out in one is an `OutOfMemoryError` that begins
-    with `what`. Between them neither holds, as other work may be done there."""
+    """The same pieces; memory that runs out in one is an `OutOfMemoryError` that begins with `what`. Other work may be
+    done between them."""
     while True:
-        with allocations(what), no_gradients():
+        with allocations(what):
             result = advance(pieces)
         if result is not None:
             return result
@@ -104,7 +106,7 @@ def _prefill(
     model: Lfm2VlForConditionalGeneration,
     prompt: Prompt,
     cache: Cache,
-    chunk: int,
+    chunk: int | None,
     progress: Progress | None,
     features: FeatureCache | None,
     stop: Stop | None,
@@ -124,13 +126,17 @@ def _prefill(
     del images, prompt
     length = embeds.shape[1]
     hidden = embeds
-    ends = sorted({*range(chunk, length, chunk), *pauses, length})
-    for start, end in zip([0, *ends], ends, strict=False):
+    end = 0
+    while end < length:
         check(stop)
+        start, before = end, cache.offset
+        end = min(start + (chunk or prefill_chunk(model.config.text_config, embeds.shape[0], before)), length)
+        end = min((pause for pause in pauses if start < pause < end), default=end)
         part = embeds[:, start:end]
         hidden = _run_chunk(body.language_model, part, _context(padding, cache, part.shape[1]), cache, stop)
         if end < length:
             mx.eval(cache.arrays)
+            clear_outgrown(cache, before)
         if paused is not None and end in pauses:
             paused(end)
         if progress is not None:
@@ -144,15 +150,20 @@ def _prefill(
 
 def _run_chunk(text_model: Lfm2Model, embeds: mx.array, context: Context, cache: Cache, stop: Stop | None) -> mx.array:
     """The last hidden state (B, 1, hidden). Raises `Cancelled`, with the cache as it was."""
-    if stop is None:
-        return text_model(embeds, context, cache, last_only=True)
-    begun = cache.checkpoint()
+    begun = cache.checkpoint(detach=False)
     try:
-        with heeding(stop, embeds.shape[0] * embeds.shape[1]) as between:
-            return text_model(embeds, context, cache, last_only=True, between=between)
+        with cancellable(stop):
+            return text_model(embeds, context, cache, last_only=True)
     except Cancelled:
         cache.rewind(begun)
         raise
+
+
+def clear_outgrown(cache: Cache, before: int) -> None:
+    """Frees what MLX keeps for reuse if the key-value buffers have grown since `before` tokens: the outgrown ones fit
+    nothing that comes later."""
+    if -(-before // GROWTH_STEP) < -(-cache.offset // GROWTH_STEP):
+        mx.clear_cache()
 
 
 def _context(padding: np.ndarray | None, cache: Cache, length: int) -> Context:
@@ -160,10 +171,10 @@ def _context(padding: np.ndarray | None, cache: Cache, length: int) -> Context:
     just what it would see alone."""
     past = cache.offset
     if padding is None:
-        return Context(offset=past, attention_mask="causal" if length > 1 else None)
+        return Context.following(length, past)
     positions = np.arange(past + length)
-    mask, keep = padding_masks(positions[None, :] >= padding[:, None], length)
-    return Context(offset=mx.array((past - padding).astype(np.int32)), attention_mask=mask, keep=keep)
+    mask, conv_mask = padding_masks(positions[None, :] >= padding[:, None], length)
+    return Context(length, mx.array((past - padding).astype(np.int32)), attention_mask=mask, conv_mask=conv_mask)
 
 
 class Decoding:
@@ -182,7 +193,7 @@ class Decoding:
     ):
         self._model, self._cache, self._choose, self._padding = model, cache, choose, padding
         self._logprobs = logprobs
-        with allocations("the answer's first token"), no_gradients():
+        with allocations("the answer's first token"):
             self._next = self._chosen(logits)
         self._first, self._read = True, False  # `_read`: `_next` was returned, and the step after it not dispatched
 
@@ -199,10 +210,11 @@ class Decoding:
 
     def _dispatch(self) -> None:
         """Runs the model over the tokens of `_next`, and makes it those that follow them."""
-        body = self._model.model
+        body, before = self._model.model, self._cache.offset
         embeds = body.language_model.embed_tokens(self._next[0][:, None])
         hidden = body.language_model(embeds, _context(self._padding, self._cache, 1), self._cache)
         self._next, self._read = self._chosen(self._model.logits(hidden)[:, 0]), False
+        clear_outgrown(self._cache, before)
 
     def step(self, last: bool = False) -> tuple[list[int], list[float] | None]:
         """The next token of every row (`NOT_FINITE` where its logits were not), and its logprob if wanted.
@@ -210,7 +222,7 @@ class Decoding:
         Unless it is the first or the `last` step the one after is dispatched first, and the cache holds the tokens
         returned.
         """
-        with allocations("the answer's next token"), no_gradients():
+        with allocations("the answer's next token"):
             if self._read:
                 self._dispatch()
             tokens, logprobs = self._next
@@ -225,7 +237,7 @@ class Decoding:
         in all rows are given up. Goes on without them where it raises `OutOfMemoryError`."""
         parts = (self, other)
         if self._read:
-            with allocations("the answer's next token"), no_gradients():
+            with allocations("the answer's next token"):
                 self._dispatch()
         counts = [part._next[0].shape[0] for part in parts]
         paddings = [

@@ -15,15 +15,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from ..backends.memory import CacheLimit, WiredLimit, check_bytes
 from ..errors import OptionError, QueueFullError
-from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from . import features, prefix
 from .batch import BATCH_SIZE
 from .chat import Chat
 from .engine_chat import EngineChat
 from .features import FeatureCache
-from .memory import MemoryLimits, check_bytes
 from .options import GenerationOptions
 from .prefix import PrefixCache
 from .question import Prepared, Question, is_remote_question, prepare, snapshot
@@ -76,7 +76,7 @@ class Engine:
             loader,
             max_queue,
             max_batch,
-            MemoryLimits(cache_limit, wired_limit),
+            (CacheLimit(cache_limit), WiredLimit(wired_limit)),
             check_seconds("idle_seconds", idle_seconds),
             FeatureCache(check_bytes("feature_bytes", feature_bytes)),
             PrefixCache(check_bytes("prefix_bytes", prefix_bytes)),

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
+from ..backends.memory import check_bytes
 from ..errors import InputError, OptionError
-from ..model.cpu import no_gradients
-from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration, vision_passes
+from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration, pack_views, split_views, vision_passes
+from ..models.siglip2 import groups_of
 from .finite import check_vision
-from .memory import check_bytes
-from .watch import Pieces, Stop, check, completed, heeding
+from .passes import layers_per_piece, patches_per_pass
+from .watch import Pieces, Stop, cancellable, check, completed
 
 DEFAULT_BYTES = 256 * 2**20
 
@@ -81,17 +82,17 @@ def encode_views_in_pieces(
     stop: Stop | None = None,
     keys: Sequence[bytes] | None = None,
 ) -> Pieces[mx.array]:
-    """Image tokens of all views in order, (tokens, hidden), evaluated; a pass of the tower at a time.
+    """Image tokens of all views in order, (tokens, hidden), evaluated; some views through some layers at a time.
 
     `keys`: the views' `view_key`s, if they are known already; equal views are then encoded once. `stop` is asked before
-    each pass of the tower and while it runs. Raises `InputError`, `NotFiniteError` and `Cancelled`.
+    each piece of work. Raises `InputError`, `NotFiniteError` and `Cancelled`.
     """
     shapes = np.array(spatial_shapes)
     if shapes.ndim != 2 or shapes.shape[1] != 2 or len(shapes) != len(pixel_values) or not len(shapes):
         raise InputError(f"spatial_shapes has shape {shapes.shape}, expected ({len(pixel_values)}, 2)")
     grids = [(int(h), int(w)) for h, w in shapes]
     if keys is None and features is not None:
-        pixels = np.array(mx.array(pixel_values).astype(mx.float32))
+        pixels = pixel_values if isinstance(pixel_values, np.ndarray) else np.array(pixel_values.astype(mx.float32))
         keys = [view_key(view, grid) for view, grid in zip(pixels, grids, strict=True)]
     names: Sequence[object] = keys if keys is not None else range(len(grids))
     tokens: dict[object, mx.array] = {}
@@ -99,15 +100,15 @@ def encode_views_in_pieces(
         tokens = {key: known for key in keys if (known := features.get(key)) is not None}
     firsts = {name: index for index, name in reversed(list(enumerate(names))) if name not in tokens}
     missing = sorted(firsts.values())
-    for part in vision_passes([grids[index] for index in missing]):
+    room = patches_per_pass(model.config.vision_config, [grids[index] for index in missing])
+    for part in vision_passes([grids[index] for index in missing], room):
         check(stop)
         views = [missing[index] for index in part]
         whole = views == list(range(len(grids)))
         chosen = (
             pixel_values if whole else pixel_values[mx.array(views) if isinstance(pixel_values, mx.array) else views]
         )
-        with no_gradients(), heeding(stop, int(shapes[views].prod(axis=1).sum())) as between:
-            made = model.get_image_features(chosen, shapes[views], between=between).pooler_output
+        made = yield from _encode_pass(model, chosen, shapes[views], stop)
         finite = mx.stack([mx.isfinite(array).all() for array in made]).all()
         mx.eval(made, finite)
         if not finite.item():
@@ -120,6 +121,27 @@ def encode_views_in_pieces(
         yield
     done = [tokens[name] for name in names]
     return done[0] if len(done) == 1 else mx.concatenate(done)
+
+
+def _encode_pass(
+    model: Lfm2VlForConditionalGeneration, pixel_values: Array, spatial_shapes: np.ndarray, stop: Stop | None
+) -> Pieces[list[mx.array]]:
+    """The image tokens of each view, not evaluated; as `get_image_features`, some layers at a time."""
+    body = model.model
+    pixels, grids = body.check_views(pixel_values, spatial_shapes)
+    tower, groups = body.vision_tower, groups_of(grids)
+    depth, step = model.config.vision_config.num_hidden_layers, layers_per_piece(model.config.vision_config, grids)
+    with cancellable(stop):
+        hidden = tower.embeddings(pack_views(pixels, grids), grids)
+    for first in range(0, depth, step):
+        with cancellable(stop):
+            hidden = tower.encoder(hidden, groups, slice(first, first + step))
+        if first + step < depth:
+            mx.eval(hidden)
+            yield
+            check(stop)
+    with cancellable(stop):
+        return split_views(body.multi_modal_projector(tower.post_layernorm(hidden), grids), grids)
 
 
 encode_views = completed(encode_views_in_pieces)

@@ -10,8 +10,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..errors import NotFiniteError
-from ..model.cache import Cache, KeyValueCache
-from ..model.lfm2vl import Array, Lfm2VlForConditionalGeneration
+from ..models.cache import Cache, KeyValueCache
+from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
 
 REMEDY = "the weights are damaged, or their dtype is too small for them (try dtype float32)"
 

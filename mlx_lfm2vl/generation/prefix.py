@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..backends.memory import check_bytes
 from ..errors import OptionError
-from ..model.cache import Cache, CacheCheckpoint
-from .memory import check_bytes
+from ..models.cache import Cache, CacheCheckpoint
 from .sequence import PictureSpan, common_length
 
 DEFAULT_BYTES = 256 * 2**20

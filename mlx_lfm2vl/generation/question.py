@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import OptionError, PromptError
-from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.control import Marked, control_pattern, mark
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.source import is_remote
 from ..processing.tokenizer import Tokenizer
-from ..weights.fit import check_question, largest_pass, number_type
 from .features import view_key
 from .options import GenerationOptions
 from .run import positions_left, resolved
@@ -121,9 +120,7 @@ def prepare(model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, q
         **question.image_overrides,
     )
     ids = inputs["input_ids"][0]
-    room = positions_left(model, len(ids))
-    patches = largest_pass(inputs.get("spatial_shapes"))
-    check_question(model.config, number_type(model), len(ids), min(options.max_tokens, room), patches)
+    positions_left(model, len(ids))  # raises if there is no room for an answer
     return Prepared(
         ids,
         options,

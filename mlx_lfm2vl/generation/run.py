@@ -14,10 +14,11 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
+from ..backends.memory import wired
 from ..config import GenerationConfig
 from ..errors import OptionError, PromptError
-from ..model.cache import Cache
-from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..models.cache import Cache
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.tokenizer import Tokenizer
 from .decode import Decoding
 from .options import GenerationOptions
@@ -118,6 +119,7 @@ class _Row:
         return made
 
 
+@wired
 def run(
     model: Lfm2VlForConditionalGeneration,
     tokenizer: Tokenizer,

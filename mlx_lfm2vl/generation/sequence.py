@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import Lfm2Config
-from ..model.cache import Cache, CacheCheckpoint
+from ..models.cache import Cache, CacheCheckpoint
 
 
 @dataclass(frozen=True)

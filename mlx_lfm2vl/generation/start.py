@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
-from ..model.cache import Cache, CacheCheckpoint
-from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..models.cache import Cache, CacheCheckpoint
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from .decode import Prompt, guarded, prefill_in_pieces
 from .features import FeatureCache, encode_views_in_pieces
 from .prefix import LEAST, Beginning, Growth, PrefixCache, natural_points, shared_length
@@ -51,6 +51,7 @@ class RowsStart:
         self._rows = list(rows)
         rows.clear()
         self._ids = [row.ids for row in self._rows]
+        self._answers = [row.options.max_tokens for row in self._rows]
         self._pictures = [row.pictures if prefixes is not None else () for row in self._rows]
         self.ids, self.padding = self._side_by_side(range(len(self._ids)))
         self.cached: list[int] = [0] * len(self._ids)
@@ -70,7 +71,8 @@ class RowsStart:
             told.total += ids.shape[1]
             mask = None if padding is None else (np.arange(ids.shape[1]) >= padding[:, None]).astype(np.int64)
             found = [images[index] for index in together if images[index] is not None]
-            prompt = Prompt(ids, mask, images=_concatenated(found))  # type: ignore[arg-type]
+            answer = max(self._answers[index] for index in together)
+            prompt = Prompt(ids, mask, images=_concatenated(found), answer=answer)  # type: ignore[arg-type]
             caches.append(Cache(self._model.config.text_config))
             last = yield from prefill_in_pieces(self._model, prompt, caches[-1], stop=stop, progress=told.part())
             logits.append(last)
@@ -178,7 +180,7 @@ class RowsStart:
             made[index] = growth.beginning()
         logits = yield from prefill_in_pieces(
             self._model,
-            Prompt(ids[None, plan.known :], images=images),
+            Prompt(ids[None, plan.known :], images=images, answer=self._answers[index]),
             cache,
             stop=stop,
             progress=progress,

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .features import FeatureCache, check_features
 from .options import GenerationOptions

@@ -10,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import ImageProcessorConfig
-from ..model.cache import Cache, CacheCheckpoint
-from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..models.cache import Cache, CacheCheckpoint
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.batch import BatchFeature
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.source import Picture

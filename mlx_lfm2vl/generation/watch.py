@@ -1,5 +1,5 @@
 """How a caller watches work, stops it, and does other work meanwhile: between passes of the vision tower, chunks of a
-prompt, and tokens. It can stop between and within layers, too."""
+prompt, and tokens."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
-import mlx.core as mx
-
 from ..errors import OptionError
-from ..model.outputs import Between
-from ..threads import ask, asking
+from ..threads import cancellation
 
 Progress = Callable[[int, int], None]  # tokens of the prompt done, tokens in all
 Stop = Callable[[], bool]  # true once the work shall end
-SOON = 16  # rows
 T = TypeVar("T")
 P = ParamSpec("P")
 Pieces = Generator[None, None, T]  # work that yields between its pieces and returns its result
@@ -65,25 +61,11 @@ def check(stop: Stop | None) -> None:
 
 
 @contextmanager
-def heeding(stop: Stop | None, rows: int) -> Iterator[Between | None]:
-    """While a pass or chunk of so many patches or tokens is run in a `with` block, with the `Between` that it gives,
-    `stop` is asked after each layer, and on a CPU within them; `Cancelled` is raised if it says so. None without a
-    `stop`, and for fewer than `SOON` rows, which are soon run.
-
-    A stop waits for one layer, not for all of them. So that the device always has work, the next layer is dispatched
-    before the last one is waited for.
-    """
-    if stop is None or rows < SOON:
-        yield None
+def cancellable(stop: Stop | None) -> Iterator[None]:
+    """While a `with` block runs, a backend that computes when it is called may ask `stop` within a layer, and raise
+    `Cancelled`. MLX's own functions return at once, so that there nothing is asked."""
+    if stop is None:
+        yield
         return
-    dispatched: list[mx.array] = []
-
-    def between(made: mx.array) -> None:
-        mx.async_eval(made)
-        dispatched.append(made)
-        if len(dispatched) > 1:
-            mx.eval(dispatched.pop(0))
-        ask()
-
-    with asking(lambda: check(stop)):
-        yield between
+    with cancellation(lambda: check(stop)):
+        yield

@@ -10,13 +10,13 @@ from types import TracebackType
 
 import mlx.core as mx
 
+from ..backends.memory import CacheLimit, WiredLimit
 from ..errors import EngineClosedError, OptionError
-from ..model.lfm2vl import Lfm2VlForConditionalGeneration
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .attendant import Attendant
 from .ending import close_at_exit, wait_until_gone
 from .features import FeatureCache
-from .memory import MemoryLimits
 from .prefix import PrefixCache
 from .question import Prepared
 from .request import Request, check_seconds
@@ -43,7 +43,7 @@ class Worker:
         loader: Loader,
         max_queue: int,
         max_batch: int,
-        limits: MemoryLimits,
+        limits: Sequence[CacheLimit | WiredLimit],
         idle_seconds: float,
         features: FeatureCache,
         prefixes: PrefixCache,
@@ -130,7 +130,8 @@ class Worker:
         try:
             with contextlib.ExitStack() as limits:
                 try:
-                    limits.enter_context(self._limits)
+                    for limit in self._limits:
+                        limits.enter_context(limit)
                     self._loaded = _checked(self._loader())
                 except BaseException as failure:  # whoever waits must hear of it, whatever it is
                     self._load_error, self._load_traceback = failure, failure.__traceback__

@@ -20,7 +20,7 @@ from ..config import ImageProcessorConfig, ProcessorConfig
 from ..config.files import writing
 from ..errors import ConfigError, ImageError, OptionError
 from ..hub import resolve
-from ..threads import together
+from ..threads import parallel_for
 from . import geometry
 from .batch import BatchFeature, check_return_tensors
 from .geometry import ViewPlan
@@ -241,7 +241,7 @@ class _Scale:
                 self._write(view, patches)
 
         if len(views) > 1:
-            together(several, len(views))
+            parallel_for(several, len(views))
         else:
             several(0, len(views))
 

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from ..threads import together
+from ..threads import parallel_for
 
 BLOCK = 16  # outputs of one matrix product; its inputs are a band, so small blocks waste little
 GROUP = 12  # products of one call, during which other threads have Python's lock
@@ -87,7 +87,7 @@ def _finished(planes: np.ndarray, height: int, resample: int) -> np.ndarray:
 def _shared(work: Callable[[int, int], None], units: int, numbers: int) -> None:
     """`work` of all units, by several threads if a plane has so many numbers that it is worth them."""
     if numbers >= LARGE:
-        together(work, units, SHARE)
+        parallel_for(work, units, SHARE)
     else:
         work(0, units)
 

@@ -22,8 +22,8 @@ import tokenizers
 from tokenizers import AddedToken, processors
 
 from ..config import read_json, read_text, shown
-from ..config.files import AGAIN, check_own, first_line, writing
-from ..errors import ConfigError, OptionError, TokenizerError
+from ..config.files import AGAIN, check_own, writing
+from ..errors import ConfigError, OptionError, TokenizerError, first_line
 from .batch import BatchFeature, as_array, check_return_tensors
 from .control import ControlTokens, control_pattern, pieces
 from .pipeline import check_normalizer, check_patterns, check_post_processor

@@ -11,14 +11,16 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..backends.memory import allocations
 from ..config import parse_json, shown
 from ..config.files import AGAIN, open_regular
-from ..errors import WeightsError
+from ..errors import WeightsError, first_line
 
 MAX_HEADER = 16 * 2**20  # bytes; those of these models have 0.1 MB
 MAX_NAME = 512  # characters of a tensor's name
@@ -132,3 +134,18 @@ def _tensor(file: Path, name: str, entry: Any, available: int) -> TensorInfo:
         missing = f"tensor {name} ends {end - available} bytes behind the end of the file"
         raise WeightsError(f"{file}: is truncated; {missing}; {AGAIN}")
     return TensorInfo(file, dtype, tuple(shape), nbytes)
+
+
+@contextmanager
+def reading(where: object, remedy: str = "load it again") -> Iterator[None]:
+    """Names the file or folder where MLX cannot read a tensor, which it does when the tensor is computed.
+
+    Raises `WeightsError` for what cannot be read and `OutOfMemoryError` where memory ran out. Other errors pass.
+    """
+    with allocations(f"{where}: the weights", "free memory, or choose a smaller quantisation"):
+        try:
+            yield
+        except RuntimeError as error:
+            if not str(error).startswith(("[read]", "[load")):
+                raise
+            raise WeightsError(f"{where}: the weights cannot be read ({first_line(error)}); {remedy}") from None

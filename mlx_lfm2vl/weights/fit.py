@@ -9,128 +9,27 @@ Counted is what cannot do without, so that nothing is refused that might have wo
   layers x 2 x key-value heads x head size; embeddings L x hidden; the larger of one pass of the vision tower, patches x
   (4 x hidden + MLP width), and one chunk of the prompt, min(L, 512) x (2 x hidden + 3 x feed-forward width); logits,
   4 bytes x vocabulary. Numbers are of the weights' type, float32 or 16 bits.
-
-Memory that is free: on Metal the machine's, less what MLX holds; on a CPU what Linux calls available, and swap, within
-the limits of the control groups, of RLIMIT_AS and RLIMIT_DATA, and of a system that promises no more than it has;
-elsewhere it is not known, and nothing is refused. MLX's CPU back end ends the process when the system refuses it
-memory; the others raise, which `allocations` makes an `OutOfMemoryError`. Of the last three limits, at which Linux
-refuses, a good part is kept free, for what threads and allocators reserve and for activations that are not counted.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import resource
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from ..backends.memory import free_memory
 from ..config import Lfm2VlConfig
-from ..config.files import first_line
 from ..errors import OutOfMemoryError
-from ..model.cache import GROWTH_STEP
-from ..model.lfm2vl import Lfm2VlForConditionalGeneration, vision_passes
+from ..models.cache import GROWTH_STEP
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration, vision_passes
 from .files import TensorInfo
 
-CHUNK = 512  # tokens of a prompt that are run together
+LONGEST_CHUNK = 512  # tokens of a prompt that are run together
 SIZES = {mx.float32: 4, mx.float16: 2, mx.bfloat16: 2}
 FLOATING = ("F32", "F16", "BF16")
-RESERVED, RESERVED_A_CORE = 384 * 2**20, 128 * 2**20  # of the address space; half of it was found to be too little
 OFFERED = (8, 6, 4)  # bits that a conversion is advised to
-
-
-def free_memory() -> int | None:
-    """Bytes that may still be taken, None where that is not known."""
-    reusable = mx.get_cache_memory()
-    if mx.default_device() != mx.Device(mx.cpu):
-        size = mx.device_info().get("memory_size")
-        return None if size is None else int(size) - mx.get_active_memory()
-    known = [limit for limit in (_machine(), _groups(), _process()) if limit is not None]
-    return max(0, min(known)) + reusable if known else None
-
-
-def _meminfo() -> dict[str, int]:
-    """Linux's account of the machine's memory, in bytes."""
-    try:
-        lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
-    except OSError:
-        return {}
-    return {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines if len(line) > 1}
-
-
-def _machine() -> int | None:
-    """What can be had without ending other processes, swap included; less where the system promises no more than it
-    has (vm.overcommit_memory is 2)."""
-    known = _meminfo()
-    if "MemAvailable" not in known:
-        return None
-    free = known["MemAvailable"] + known.get("SwapFree", 0)
-    with contextlib.suppress(OSError, KeyError):
-        if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
-            free = min(free, known["CommitLimit"] - known["Committed_AS"] - _reserve())
-    return free
-
-
-def _groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
-    """What the process's control groups leave, the tightest of them: its own and those above, of either version."""
-    try:
-        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
-    except OSError:
-        lines = []
-    paths = [(root, path) for _, kinds, path in lines if not kinds]
-    paths += [(root / "memory", path) for _, kinds, path in lines if "memory" in kinds.split(",")]
-    folders = {top for top, _ in paths} | {root}  # in a container its own group is the top
-    for top, path in paths:
-        parts = [part for part in path.split("/") if part not in ("", "..")]
-        folders |= {top.joinpath(*parts[:length]) for length in range(1, len(parts) + 1)}
-    known = [left for folder in folders if (left := _group(folder)) is not None]
-    return min(known, default=None)
-
-
-def _group(folder: Path) -> int | None:
-    """What a control group leaves; files that the kernel keeps in memory and could let go count as free."""
-
-    def number(*names: str) -> int:
-        text = next((folder / name).read_text().strip() for name in names if (folder / name).exists())
-        return 2**63 if text == "max" else int(text)
-
-    try:
-        lines = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        limit = number("memory.max", "memory.limit_in_bytes")
-        memory = limit - number("memory.current", "memory.usage_in_bytes")
-        swap = 0
-        if (folder / "memory.swap.max").exists():
-            most = number("memory.swap.max")
-            swap = _meminfo().get("SwapFree", 0) if most == 2**63 else most - number("memory.swap.current")
-    except (OSError, ValueError, StopIteration):
-        return None
-    if limit >= 2**62:
-        return None
-    names = ("inactive_file", "active_file", "slab_reclaimable")
-    return memory + swap + sum(int(lines.get(f"total_{name}", lines.get(name, 0))) for name in names)
-
-
-def _process() -> int | None:
-    """What RLIMIT_AS and RLIMIT_DATA leave of this process's address space, less a reserve."""
-    if not sys.platform.startswith("linux"):
-        return None
-    pages = Path("/proc/self/statm").read_text().split()
-    left = []
-    for kind, used in ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5])):
-        limit = resource.getrlimit(kind)[0]
-        if limit != resource.RLIM_INFINITY:
-            left.append(limit - int(used) * resource.getpagesize() - _reserve())
-    return min(left, default=None)
-
-
-def _reserve() -> int:
-    return RESERVED + RESERVED_A_CORE * (os.cpu_count() or 1)
 
 
 def weight_bytes(infos: Mapping[str, TensorInfo], dtype: mx.Dtype | None = None) -> int:
@@ -187,7 +86,7 @@ def question_bytes(config: Lfm2VlConfig, size: int, prompt: int, answer: int, pa
     text, vision = config.text_config, config.vision_config
     tokens = -(-(prompt + answer) // GROWTH_STEP) * GROWTH_STEP
     tower = patches * (4 * vision.hidden_size + vision.intermediate_size)
-    chunk = min(prompt, CHUNK) * (2 * text.hidden_size + 3 * text.feed_forward_size)
+    chunk = min(prompt, LONGEST_CHUNK) * (2 * text.hidden_size + 3 * text.feed_forward_size)
     fixed = (prompt * text.hidden_size + max(tower, chunk)) * size + 4 * text.vocab_size
     return tokens * token_bytes(config, size) + fixed
 
@@ -201,7 +100,7 @@ def check_question(
     needed = rows * question_bytes(config, size, prompt, answer, patches)
     if free is None or needed <= free:
         return
-    fixed = rows * question_bytes(config, size, min(prompt, CHUNK), 0, patches)
+    fixed = rows * question_bytes(config, size, min(prompt, LONGEST_CHUNK), 0, patches)
     fitting = max(0, free - fixed) // (rows * (token_bytes(config, size) + config.text_config.hidden_size * size))
     fewer = "fewer or smaller pictures (max_image_tokens, max_tiles), " if patches else ""
     raise OutOfMemoryError(
@@ -224,27 +123,6 @@ def number_type(model: Lfm2VlForConditionalGeneration) -> mx.Dtype:
     """The type that a model computes in: that of its last norm."""
     dtype: mx.Dtype = model.model.language_model.embedding_norm.weight.dtype
     return dtype
-
-
-@contextmanager
-def allocations(what: str) -> Iterator[None]:
-    """An allocation that MLX reports as failed becomes an `OutOfMemoryError` that begins with `what`."""
-    try:
-        yield
-    except MemoryError as error:
-        if isinstance(error, OutOfMemoryError):
-            raise
-        raise OutOfMemoryError(
-            f"{what}: memory ran out; use fewer or smaller pictures, or a smaller quantisation"
-        ) from None
-    except RuntimeError as error:
-        text = str(error).lower()
-        if "alloc" not in text and "out of memory" not in text:
-            raise
-        reason = first_line(error)
-        raise OutOfMemoryError(
-            f"{what}: memory ran out ({reason}); use fewer or smaller pictures, or a smaller quantisation"
-        ) from None
 
 
 def _gb(size: float) -> str:

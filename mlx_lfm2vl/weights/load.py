@@ -14,23 +14,22 @@ from typing import TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from .. import backends
+from ..backends import cpu
 from ..config import Lfm2VlConfig, read_json
-from ..config.files import AGAIN, first_line
-from ..errors import OptionError, WeightsError
-from ..model import cpu
-from ..model.lfm2vl import Lfm2VlForConditionalGeneration
-from ..model.vision import Siglip2VisionModel
+from ..config.files import AGAIN
+from ..errors import OptionError, WeightsError, first_line
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration, Lfm2VlModel
 from . import quantize
-from .files import TensorInfo, read_headers, state, weight_files
+from .files import TensorInfo, read_headers, reading, state, weight_files
 from .fit import check_weights
 from .names import is_conv_kernel, parameters, to_module
-from .widen import by_columns, widen
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 FLOATING = ("BF16", "F16", "F32")
 PACKED = {mx.uint32: ("U32",), mx.uint8: ("U8",)}  # weights of quantised modules, scales of the fp4 and fp8 modes
 TOWER_LAYERS = "model.vision_tower.encoder.layers."
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound=Lfm2VlModel | Lfm2VlForConditionalGeneration)
 
 
 def dtype_of(name: str | mx.Dtype | None) -> mx.Dtype | None:
@@ -49,47 +48,58 @@ def load_model(
     folder: Path,
     *,
     dtype: str | mx.Dtype | None = None,
+    backend: str | None = None,
     model_class: type[M] = Lfm2VlForConditionalGeneration,  # type: ignore[assignment]
     prefix: str = "",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> M:
-    """The model of a folder, in `dtype`: "float32", "float16", "bfloat16", or "auto" for that of its file, quantised
-    where that is. None is "auto" but where MLX computes on a CPU: there the weights are made float32 and dense, if
-    memory allows; `load_note` of the model says so.
+    """The model of a folder.
 
-    `model_class` is built from the configuration; `prefix` is what stands before its parameters' names in the whole
-    model. `progress` is told of the bytes of the "weights". Raises `ConfigError`, `WeightsError`,
-    `OptionError` or `OutOfMemoryError`.
+    Args:
+        folder: with config.json and safetensors files, of any public layout.
+        dtype: "float32", "float16", "bfloat16", or "auto" for that of the file, quantised where that is. None is
+            "auto", but on the backend numpy: there the weights are made float32 and dense, if memory allows;
+            `load_note` of the model says so.
+        backend: what computes it, see `backends.choose`.
+        model_class: built from the configuration.
+        prefix: what stands before its parameters' names in the whole model.
+        progress: told of the bytes of the "weights".
+
+    Raises:
+        ConfigError, WeightsError, OptionError, OutOfMemoryError
     """
-    target = dtype_of(dtype)
+    target, chosen = dtype_of(dtype), backends.choose(backend)
     model, stored = open_model(folder, model_class=model_class, prefix=prefix)
     check_weights(str(folder), stored.infos, target)
     tensors, note = stored.read(target), ""
-    if cpu.is_default() and dtype is None:
-        tensors, note = widen(model, stored.config, tensors)
-    elif cpu.is_default() and target is not None and target == mx.float32:
-        tensors = by_columns(tensors)
-    model.load_note = note
+    if chosen == "numpy":
+        if dtype is None:
+            tensors, note = cpu.widen(model, tensors)
+        tensors = cpu.by_columns(tensors)
+    model.load_note, model.backend = note, chosen
     model.load_weights(list(tensors.items()), strict=True)
     del tensors
-    try:
-        arrays = parameters(model).values()
-        done, total = 0, sum(array.nbytes for array in arrays)
-        for array in arrays:  # one by one: together, all would be read before the first is cast
-            mx.eval(array)
-            done += array.nbytes
-            if progress is not None:
-                progress("weights", done, total)
-    except RuntimeError as error:
-        raise WeightsError(f"{folder}: the weights cannot be read ({first_line(error)}); load it again") from None
-    mx.clear_cache()  # what was read and cast
+    _evaluate(model, folder, progress)
     stored.check_unchanged()
-    if not cpu.is_default():
-        for module in model.modules():
-            if isinstance(module, Siglip2VisionModel):
-                module.share_products()
+    if chosen == "numpy":
+        cpu.accelerate(model)
+    else:
+        model.fuse()
+    mx.clear_cache()  # what was read, cast and fused
     model.eval()
     return model
+
+
+def _evaluate(model: nn.Module, folder: Path, progress: Callable[[str, int, int], None] | None) -> None:
+    """Reads and casts all parameters, one by one: together, all would be read before the first is cast."""
+    arrays = parameters(model).values()
+    done, total = 0, sum(array.nbytes for array in arrays)
+    for array in arrays:
+        with reading(folder):
+            mx.eval(array)
+        done += array.nbytes
+        if progress is not None:
+            progress("weights", done, total)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import shown
-from ..config.files import first_line
-from ..errors import OptionError, WeightsError
+from ..errors import OptionError, WeightsError, first_line
 from .names import to_module
 
 # mode: bits, group sizes; the first group size is the default

@@ -57,7 +57,7 @@ def environment(side: str, blas: bool, work: Path) -> dict[str, str]:
 
 def has_openblas(side: str, program: str, variables: Mapping[str, str]) -> bool:
     """Whether a process that imports MLX as this side does has OpenBLAS loaded (NumPy's own has another name)."""
-    start = "from mlx_lfm2vl import backend; backend.require()" if side == OURS else "import mlx.core"
+    start = "from mlx_lfm2vl import backends; backends.require()" if side == OURS else "import mlx.core"
     code = f"{start}; print(any('/libopenblas' in line for line in open('/proc/self/maps')))"
     done = subprocess.run([program, "-c", code], env=dict(variables), stdout=subprocess.PIPE, check=True)
     return done.stdout.strip() == b"True"

@@ -1,5 +1,4 @@
-"""Whole layers on NumPy's arrays, float32: to and from MLX once, in threads that do as much as they can before they
-wait for each other."""
+"""Whole layers on NumPy's arrays, float32, in threads that do as much as they can before they wait for each other."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ...threads import ask, together
+from ...threads import check_cancelled, parallel_for
 from .arrays import HEIGHT, PRODUCT, attention, gelu_tanh_into, in_blocks, layer_norm, product, rms_norm, swiglu_into
 
 ROWS = 64  # the least that a thread is begun for
@@ -20,7 +19,7 @@ def _in_rows(work: Callable[[slice], None], rows: int, multiplications: int) -> 
         for at in range(start, end, HEIGHT):
             work(slice(at, min(at + HEIGHT, end)))
 
-    together(several, rows, max(ROWS, PRODUCT // multiplications))
+    parallel_for(several, rows, max(ROWS, PRODUCT // multiplications))
 
 
 def encoder_layer(
@@ -38,7 +37,7 @@ def encoder_layer(
     of = parameters
 
     def multiply(x: np.ndarray, name: str, out: np.ndarray | None = None) -> np.ndarray:
-        ask()
+        check_cancelled()
         out = np.matmul(x, of[f"{name}.weight"].T, out=out)
         out += of[f"{name}.bias"]
         return out
@@ -70,12 +69,20 @@ def encoder_layer(
 
 
 def conv_layer(
-    x: np.ndarray, past: tuple[np.ndarray, ...], eps: float, parameters: dict[str, np.ndarray]
+    x: np.ndarray,
+    past: tuple[np.ndarray, ...],
+    eps: float,
+    parameters: dict[str, np.ndarray],
+    mask: np.ndarray | None = None,
 ) -> tuple[np.ndarray, ...]:
-    """A layer of the backbone with a convolution of K taps: (B, L, width) and the K - 1 taps before, (B, 1, width) each
-    -> the same shape, and the last taps. Parameters by their names in `Lfm2DecoderLayer`."""
+    """A layer of the backbone with a convolution of K taps: (B, L, width), the K - 1 taps before, (B, 1, width) each,
+    and `mask` (B, L, 1), false at padding -> the same shape, and the last taps. Parameters by their names in
+    `Lfm2DecoderLayer`."""
     (_, length, width), of = x.shape, parameters
-    projected = product(rms_norm(x, of["operator_norm.weight"], eps), of["conv.in_proj.weight"])
+    normed = rms_norm(x, of["operator_norm.weight"], eps)
+    if mask is not None:
+        normed *= mask
+    projected = product(normed, of["conv.in_proj.weight"])
     gate_in, gate_out, value = (projected[..., at * width : (at + 1) * width] for at in range(3))
     taps = np.concatenate([*past, gate_in * value], axis=1)
     columns = np.ascontiguousarray(of["conv.conv.weight"][..., 0].T)  # (K, width)
@@ -88,17 +95,17 @@ def conv_layer(
 
 
 def attention_inputs(
-    x: np.ndarray, asked: int, heads: int, kv_heads: int, eps: float, parameters: dict[str, np.ndarray]
+    x: np.ndarray, num_queries: int, heads: int, kv_heads: int, eps: float, parameters: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of a layer with attention: queries (B, asked, heads, dim), of the last tokens, keys and values (B, L, kv_heads,
-    dim)."""
+    """Of a layer with attention: queries (B, num_queries, heads, dim) of the last tokens, keys and values (B, L,
+    kv_heads, dim)."""
     of, batch = parameters, len(x)
     normed = rms_norm(x, of["operator_norm.weight"], eps)
 
     def made(kind: str, tokens: np.ndarray, count: int) -> np.ndarray:
         return product(tokens, of[f"self_attn.{kind}_proj.weight"]).reshape(batch, tokens.shape[1], count, -1)
 
-    queries = rms_norm(made("q", normed[:, -asked:], heads), of["self_attn.q_layernorm.weight"], eps)
+    queries = rms_norm(made("q", normed[:, -num_queries:], heads), of["self_attn.q_layernorm.weight"], eps)
     keys = rms_norm(made("k", normed, kv_heads), of["self_attn.k_layernorm.weight"], eps)
     return queries, keys, made("v", normed, kv_heads)
 
@@ -106,7 +113,7 @@ def attention_inputs(
 def attention_output(
     residual: np.ndarray, mixed: np.ndarray, eps: float, parameters: dict[str, np.ndarray]
 ) -> np.ndarray:
-    """The rest of that layer: (B, asked, width) and what the heads made of the last tokens, (B, asked, heads * dim)."""
+    """The rest of that layer: (B, queries, width) and the output of the heads, (B, queries, heads * dim)."""
     return feed_forward(product(mixed, parameters["self_attn.out_proj.weight"], residual), eps, parameters)
 
 

@@ -18,29 +18,53 @@ from ..config import Lfm2VlConfig
 from ..errors import InputError
 from .cache import Cache
 from .lfm2 import Context, Lfm2Model, padding_masks, rope_frequencies, rotation_for
-from .outputs import Between, ImageFeatures, Lfm2VlCausalLMOutputWithPast, Lfm2VlModelOutputWithPast
-from .products import as_linear, linear
+from .outputs import ImageFeatures, Lfm2VlCausalLMOutputWithPast, Lfm2VlModelOutputWithPast
 from .projector import Lfm2VlMultiModalProjector
-from .vision import Siglip2VisionModel
+from .siglip2 import Grids, Siglip2VisionModel
 
 Array = mx.array | np.ndarray
 PATCHES_PER_PASS = 4096  # bounds the tower's activations; four full tiles
 IGNORED_LABEL = -100
 
 
-def vision_passes(grids: list[tuple[int, int]]) -> list[list[int]]:
-    """Which views (by index) go through the tower together: up to `PATCHES_PER_PASS` patches, those of one grid beside
-    each other."""
+def vision_passes(grids: Grids, patches: int = PATCHES_PER_PASS) -> list[list[int]]:
+    """Which views (by index) go through the tower together: up to so many patches, or a single view; those of one grid
+    beside each other."""
     passes: list[list[int]] = []
     room = 0
     for grid in dict.fromkeys(grids):
         for index in (index for index, other in enumerate(grids) if other == grid):
             if not passes or grid[0] * grid[1] > room:
                 passes.append([])
-                room = PATCHES_PER_PASS
+                room = patches
             passes[-1].append(index)
             room -= grid[0] * grid[1]
     return passes
+
+
+def pack_views(pixels: mx.array, grids: Grids) -> mx.array:
+    """The true patches of padded views, as the tower takes them.
+
+    Args:
+        pixels: (views, most patches, channels*patch*patch).
+        grids: (h, w) of each view.
+
+    Returns:
+        (views, h*w, ...) of one grid, or (1, all patches, ...) of several.
+    """
+    counts = [height * width for height, width in grids]
+    if len(set(grids)) == 1:
+        return pixels[:, : counts[0]]
+    return mx.concatenate([view[:count] for view, count in zip(pixels, counts, strict=True)])[None]
+
+
+def split_views(array: mx.array, grids: Grids) -> list[mx.array]:
+    """What the tower or the projector made of `pack_views`, view by view: (rows of the view, width) each."""
+    flat = array.reshape(-1, array.shape[2])
+    counts = [height * width for height, width in grids]
+    share = sum(counts) // len(flat)  # patches of a row
+    ends = accumulate(counts)
+    return [flat[(end - count) // share : end // share] for count, end in zip(counts, ends, strict=True)]
 
 
 class Lfm2VlModel(nn.Module):
@@ -54,42 +78,33 @@ class Lfm2VlModel(nn.Module):
         self.language_model = Lfm2Model(config.text_config)
 
     def get_image_features(
-        self,
-        pixel_values: Array,
-        spatial_shapes: Array,
-        pixel_attention_mask: Array | None = None,
-        between: Between | None = None,
+        self, pixel_values: Array, spatial_shapes: Array, pixel_attention_mask: Array | None = None
     ) -> ImageFeatures:
         """Image tokens of every view.
 
-        `pixel_values` (views, patches, channels*patch*patch) padded or not; `spatial_shapes` (views, 2): the grid
-        (h, w) of each. `pixel_attention_mask` is accepted as the reference has it and not needed: the grid says what
-        is real. `between` is called after each layer of the tower.
-        Raises `InputError` for grids that do not fit the arrays or the downsample factor.
+        Args:
+            pixel_values: (views, patches, channels*patch*patch), padded or not.
+            spatial_shapes: (views, 2), the grid (h, w) of each.
+            pixel_attention_mask: accepted as the reference has it and not needed; the grid says what is real.
+
+        Raises:
+            InputError: for grids that do not fit the arrays or the downsample factor.
         """
-        pixels, grids = self._check_views(pixel_values, spatial_shapes)
-        features: dict[int, mx.array] = {}
-        tokens: dict[int, mx.array] = {}
+        pixels, grids = self.check_views(pixel_values, spatial_shapes)
+        features: list[mx.array] = [pixels] * len(grids)
+        tokens: list[mx.array] = [pixels] * len(grids)
         for part in vision_passes(grids):
             chosen = [grids[index] for index in part]
-            counts = [height * width for height, width in chosen]
-            if len(set(chosen)) == 1:
-                views = pixels if len(part) == len(grids) else mx.stack([pixels[index] for index in part])
-                patches = views[:, : counts[0]]
-            else:
-                rows = [pixels[index, :count] for index, count in zip(part, counts, strict=True)]
-                patches = mx.concatenate(rows)[None]
-            hidden = self.vision_tower(patches, chosen, between=between)
+            views = pixels if len(part) == len(grids) else mx.stack([pixels[index] for index in part])
+            hidden = self.vision_tower(pack_views(views, chosen), chosen)
             projected = self.multi_modal_projector(hidden, chosen)
-            for made, array in ((features, hidden), (tokens, projected)):
-                flat = array.reshape(-1, array.shape[2])
-                share = sum(counts) // len(flat)  # patches of a row
-                for index, count, end in zip(part, counts, accumulate(counts), strict=True):
-                    made[index] = flat[(end - count) // share : end // share]
-        order = range(len(grids))
-        return ImageFeatures([features[index] for index in order], [tokens[index] for index in order])
+            for out, array in ((features, hidden), (tokens, projected)):
+                for index, view in zip(part, split_views(array, chosen), strict=True):
+                    out[index] = view
+        return ImageFeatures(features, tokens)
 
-    def _check_views(self, pixel_values: Array, spatial_shapes: Array) -> tuple[mx.array, list[tuple[int, int]]]:
+    def check_views(self, pixel_values: Array, spatial_shapes: Array) -> tuple[mx.array, list[tuple[int, int]]]:
+        """The views as an array, and their grids. Raises `InputError`, as `get_image_features`."""
         vision, factor = self.config.vision_config, self.config.downsample_factor
         pixels = mx.array(pixel_values)
         shapes = np.array(spatial_shapes)
@@ -162,21 +177,30 @@ class Lfm2VlModel(nn.Module):
         `attention_mask` (B, past + length), 1 at real tokens, padding on either side; `position_ids` (B or 1, length).
         """
         mask: mx.array | str | None = "causal" if length > 1 else None
-        keep = None
+        conv_mask = None
         if attention_mask is not None:
             real = np.array(attention_mask)
             if real.shape != (batch, past + length):
                 raise InputError(f"attention_mask has shape {real.shape}, expected ({batch}, {past + length})")
             if not real.all():
-                mask, keep = padding_masks(real.astype(bool), length)
+                mask, conv_mask = padding_masks(real.astype(bool), length)
         if position_ids is None:
-            return Context(offset=past, attention_mask=mask, keep=keep)
+            return Context(length, past, attention_mask=mask, conv_mask=conv_mask)
         positions = mx.array(position_ids)
         positions = positions[None] if positions.ndim == 1 else positions
         if positions.ndim != 2 or positions.shape[0] not in (1, batch) or positions.shape[1] != length:
             raise InputError(f"position_ids has shape {tuple(positions.shape)}, expected ({batch}, {length})")
         rotation = rotation_for(positions, rope_frequencies(self.config.text_config), dtype)
-        return Context(offset=past, rotation=rotation, attention_mask=mask, keep=keep)
+        return Context(length, past, rotation, mask, conv_mask)
+
+    def fuse(self) -> None:
+        """Lets a GPU start fewer kernels for each token and picture. For weights that are loaded and stay; one that is
+        replaced later counts."""
+        for encoder_layer in self.vision_tower.encoder.layers:
+            encoder_layer.self_attn.fuse()
+        for layer in self.language_model.layers:
+            if "conv" in layer:
+                layer.conv.conv.fuse()
 
     def __call__(
         self,
@@ -242,20 +266,20 @@ class Lfm2VlForConditionalGeneration(nn.Module):
             self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
 
     def get_image_features(
-        self,
-        pixel_values: Array,
-        spatial_shapes: Array,
-        pixel_attention_mask: Array | None = None,
-        between: Between | None = None,
+        self, pixel_values: Array, spatial_shapes: Array, pixel_attention_mask: Array | None = None
     ) -> ImageFeatures:
         """As `Lfm2VlModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values, spatial_shapes, pixel_attention_mask, between)
+        return self.model.get_image_features(pixel_values, spatial_shapes, pixel_attention_mask)
+
+    def fuse(self) -> None:
+        """As `Lfm2VlModel.fuse`."""
+        self.model.fuse()
 
     def logits(self, hidden_states: mx.array) -> mx.array:
         """(..., hidden) -> (..., vocabulary)."""
         if "lm_head" in self:
-            return linear(self.lm_head, hidden_states)
-        return as_linear(self.model.language_model.embed_tokens, hidden_states)
+            return self.lm_head(hidden_states)
+        return self.model.language_model.embed_tokens.as_linear(hidden_states)
 
     def __call__(
         self,

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ...threads import ask, cores, together
+from ...threads import blas_on_one_thread, check_cancelled, parallel_for
 
 BLOCK = 2**17  # numbers of an elementwise function at a time: 512 KiB stay in a core's cache, and take a while
 FEW = 3  # rows of which each alone is multiplied faster than all together
@@ -26,14 +26,14 @@ def product(x: np.ndarray, weight: np.ndarray, *added: np.ndarray) -> np.ndarray
     """(..., in) by (out, in) -> (..., out), and what is added to it: biases (out,), residuals (..., out)."""
     rows = x.reshape(-1, x.shape[-1])
     small = weight.size < WEIGHTS if len(rows) <= FEW else rows.size * len(weight) < PRODUCT
-    with cores if small else nullcontext():
+    with blas_on_one_thread if small else nullcontext():
         made = np.empty((len(rows), len(weight)), np.float32)
         if len(rows) <= FEW:
             for row, out in zip(rows, made, strict=True):
                 np.dot(weight, row, out=out)
         else:
             for at in range(0, len(rows), HEIGHT):
-                ask()
+                check_cancelled()
                 np.matmul(rows[at : at + HEIGHT], weight.T, out=made[at : at + HEIGHT])
     made = made.reshape(*x.shape[:-1], len(weight))
     for other in added:
@@ -76,14 +76,8 @@ def in_blocks(function: Callable[..., None], made: np.ndarray, *given: np.ndarra
         made[at : at + BLOCK] = part
 
 
-def _elementwise(function: Callable[..., None], *given: np.ndarray) -> np.ndarray:
-    contiguous = [np.ascontiguousarray(array) for array in given]
-    made = np.empty_like(contiguous[0])
-    in_blocks(function, made, *contiguous)
-    return made
-
-
 def gelu_tanh_into(x: np.ndarray, made: np.ndarray) -> None:
+    """GELU approximated by tanh: x / (1 + e^-2u) with u = sqrt(2 / pi) (x + 0.044715 x^3)."""
     np.multiply(x, x, out=made)
     made *= -0.07135481282687
     made -= 1.5957691216057308
@@ -93,7 +87,8 @@ def gelu_tanh_into(x: np.ndarray, made: np.ndarray) -> None:
     np.divide(x, made, out=made)
 
 
-def _silu(x: np.ndarray, made: np.ndarray) -> None:
+def silu_into(x: np.ndarray, made: np.ndarray) -> None:
+    """x / (1 + e^-x)"""
     np.negative(x, out=made)
     np.exp(made, out=made)
     made += 1.0
@@ -101,23 +96,9 @@ def _silu(x: np.ndarray, made: np.ndarray) -> None:
 
 
 def swiglu_into(gate: np.ndarray, up: np.ndarray, made: np.ndarray) -> None:
-    _silu(gate, made)
-    made *= up
-
-
-def gelu_tanh(x: np.ndarray) -> np.ndarray:
-    """GELU in its approximation by tanh: x / (1 + e^-2u) with u = sqrt(2 / pi) (x + 0.044715 x^3)."""
-    return _elementwise(gelu_tanh_into, x)
-
-
-def silu(x: np.ndarray) -> np.ndarray:
-    """x / (1 + e^-x)"""
-    return _elementwise(_silu, x)
-
-
-def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     """`silu(gate) * up`"""
-    return _elementwise(swiglu_into, gate, up)
+    silu_into(gate, made)
+    made *= up
 
 
 # Attention
@@ -146,7 +127,7 @@ def attention(
         for row, head in (divmod(unit, heads) for unit in range(start, end)):
             source = head * kv_heads // heads
             for first in range(0, length, step):
-                ask()
+                check_cancelled()
                 last = min(first + step, length)
                 seen = total - length + last if isinstance(mask, str) else total
                 block = scores[: (last - first) * seen].reshape(last - first, seen)
@@ -160,5 +141,5 @@ def attention(
                 sums = block.sum(axis=1, keepdims=True)
                 np.divide(block @ values[row, source, :seen], sums, out=made[row, first:last, head])
 
-    together(work, batch * heads, -(-SHARE // (length * total)))
+    parallel_for(work, batch * heads, -(-SHARE // (length * total)))
     return made

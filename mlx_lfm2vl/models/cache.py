@@ -100,7 +100,8 @@ class Cache:
                 layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
     def copy(self) -> Cache:
-        """An independent continuation of the same past; buffers are shared until one side writes."""
+        """An independent continuation of the same past, for any thread; buffers are shared until one side writes."""
+        mx.eval(self.arrays)  # what is not computed yet belongs to the thread that asked for it
         twin = Cache.__new__(Cache)
         twin.offset, twin.layers = self.offset, []
         for layer in self.layers:
@@ -112,7 +113,7 @@ class Cache:
                 attention = KeyValueCache()
                 attention.offset = layer.offset
                 if layer.keys is not None and layer.values is not None:
-                    attention.keys, attention.values = mx.array(layer.keys), mx.array(layer.values)
+                    attention.keys, attention.values = layer.keys[...], layer.values[...]  # aliases, not copies
                 twin.layers.append(attention)
         return twin
 
@@ -160,15 +161,17 @@ class Cache:
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays)
 
-    def checkpoint(self) -> CacheCheckpoint:
-        """Remembers this point, for `(conv_L_cache - 1) * hidden` numbers a convolution layer, whatever the length."""
-        copies = tuple(
-            tuple(mx.contiguous(array) for array in layer.inputs)
-            for layer in self.layers
-            if isinstance(layer, ConvCache)
-        )
-        mx.eval(copies)  # unevaluated they would hold all of what they are cut from
-        return CacheCheckpoint(self.offset, copies)
+    def checkpoint(self, *, detach: bool = True) -> CacheCheckpoint:
+        """Remembers this point, for `(conv_L_cache - 1) * hidden` numbers a convolution layer, whatever the length.
+
+        Without `detach` nothing is computed, and the states may hold the larger arrays that they are cut from: for a
+        point that is soon forgotten.
+        """
+        states = tuple(layer.inputs for layer in self.layers if isinstance(layer, ConvCache))
+        if detach:
+            states = tuple(tuple(mx.contiguous(array) for array in inputs) for inputs in states)
+            mx.eval(states)
+        return CacheCheckpoint(self.offset, states)
 
     def rewind(self, checkpoint: CacheCheckpoint) -> None:
         """Forgets all that came after `checkpoint`, which must have been taken from this cache."""

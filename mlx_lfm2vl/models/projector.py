@@ -8,9 +8,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Lfm2VlConfig
-from .activations import ACTIVATIONS
-from .products import linear
-from .vision import Grids
+from .layers import ACTIVATIONS
+from .siglip2 import Grids
 
 
 def pixel_unshuffle(features: mx.array, grid: tuple[int, int], factor: int) -> mx.array:
@@ -28,8 +27,8 @@ class Lfm2VlMultiModalProjector(nn.Module):
     def __init__(self, config: Lfm2VlConfig):
         super().__init__()
         width = config.vision_config.hidden_size * config.downsample_factor**2
-        self._factor = config.downsample_factor
-        self._activation = ACTIVATIONS[config.projector_hidden_act]
+        self.factor = config.downsample_factor
+        self.hidden_act = config.projector_hidden_act
         if config.projector_use_layernorm:
             self.layer_norm = nn.LayerNorm(width, eps=1e-5)  # torch.nn.LayerNorm's default, as in the reference
         self.linear_1 = nn.Linear(width, config.projector_hidden_size, bias=config.projector_bias)
@@ -41,11 +40,11 @@ class Lfm2VlMultiModalProjector(nn.Module):
         """(views, h*w, vision hidden) -> (views, image tokens, text hidden), or both (1, all of them, ...) of several
         grids."""
         if len(set(grids)) == 1:
-            x = pixel_unshuffle(features, grids[0], self._factor)
+            x = pixel_unshuffle(features, grids[0], self.factor)
         else:
             ends = list(accumulate(height * width for height, width in grids))
             parts = zip(mx.split(features, ends[:-1], axis=1), grids, strict=True)
-            x = mx.concatenate([pixel_unshuffle(part, grid, self._factor) for part, grid in parts], axis=1)
+            x = mx.concatenate([pixel_unshuffle(part, grid, self.factor) for part, grid in parts], axis=1)
         if "layer_norm" in self:
             x = self.layer_norm(x)
-        return linear(self.linear_2, self._activation(linear(self.linear_1, x)))
+        return self.linear_2(ACTIVATIONS[self.hidden_act](self.linear_1(x)))

@@ -1,17 +1,14 @@
-"""What the models return: the reference's `ModelOutput`s, with fields by name, by index or as a tuple. And `Between`,
-which sees what they make on the way."""
+"""What the models return: the reference's `ModelOutput`s, with fields by name, by index or as a tuple."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
 import mlx.core as mx
 
 from .cache import Cache
-
-Between = Callable[[mx.array], None]  # called after each layer with what it made; may raise
 
 
 class ModelOutput:

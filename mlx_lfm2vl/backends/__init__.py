@@ -1,0 +1,64 @@
+"""What depends on the machine: which functions compute a model, and how much memory it may take.
+
+`mlx` computes everything by MLX's own functions, on any device. `numpy` is for MLX on a CPU: once a model is loaded,
+`cpu.accelerate` swaps layers of it for subclasses that NumPy computes. `models/` does not know either.
+
+On Linux `mlx` alone cannot compute: its import fails until `mlx-cpu` or `mlx-cuda-*` is installed beside it, which
+the extras of this package do.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Literal
+
+from ..errors import Lfm2VlError, OptionError
+
+VARIABLE = "MLX_LFM2VL_BACKEND"
+NAMES = ("auto", "mlx", "numpy")
+Backend = Literal["mlx", "numpy"]
+
+
+class BackendError(Lfm2VlError, ImportError):
+    """MLX cannot be imported on this machine; the message says what to install."""
+
+
+def require() -> None:
+    """Imports `mlx.core`. Raises `BackendError` (an `ImportError`) that names the extra to install if that fails."""
+    try:
+        import mlx.core  # noqa: F401
+    except ImportError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackendError(f"MLX has no back end here ({reason}); {remedy(sys.platform)}") from error
+
+
+def remedy(platform: str) -> str:
+    """What to do about a missing back end on `platform` (a value of `sys.platform`)."""
+    if platform == "darwin":
+        return "on a Mac it needs Apple silicon, macOS 14 or later and an arm64 Python: pip install --upgrade mlx"
+    return "install one: pip install 'mlx-lfm2vl[cpu]', or [cuda12] or [cuda13] for an NVIDIA GPU"
+
+
+def choose(name: str | None = None) -> Backend:
+    """The backend of a model that is loaded now.
+
+    Args:
+        name: "mlx", "numpy", or "auto", which is numpy where MLX's default device is a CPU and mlx elsewhere. None is
+            the environment's `MLX_LFM2VL_BACKEND`, and "auto" without it.
+
+    Raises:
+        OptionError: for another name, and for "numpy" where the default device is a GPU.
+    """
+    import mlx.core as mx
+
+    said = "backend" if name is not None else VARIABLE
+    name = name if name is not None else os.environ.get(VARIABLE) or "auto"
+    if name not in NAMES:
+        raise OptionError(f"{said} is {name!r}, expected one of {', '.join(NAMES)}")
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    if name == "auto":
+        return "numpy" if on_cpu else "mlx"
+    if name == "numpy" and not on_cpu:
+        raise OptionError(f"{said} is 'numpy', which computes on a CPU, but MLX's device is a GPU; use 'mlx' or 'auto'")
+    return "numpy" if name == "numpy" else "mlx"

@@ -1,0 +1,227 @@
+"""Memory: how much of it is free, how a device says that it ran out, and what MLX may hold.
+
+Free memory is, on Metal, the working set that the system recommends for the device, less what MLX holds; on CUDA what
+the device has left; on a CPU what Linux calls available, and swap, within the limits of the control groups, of
+RLIMIT_AS and RLIMIT_DATA, and of a system that promises no more than it has. MLX's CPU back end ends the process when
+the system refuses it memory; the others raise. Of the last three limits, at which Linux refuses, a good part is kept
+free, for what threads and allocators reserve and for activations that are not counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, ParamSpec, TypeVar
+
+import mlx.core as mx
+
+from ..errors import OptionError, OutOfMemoryError, first_line
+
+P = ParamSpec("P")
+T = TypeVar("T")
+RESERVED, RESERVED_A_CORE = 384 * 2**20, 128 * 2**20  # of the address space; half of it was found to be too little
+# What MLX's allocators and Metal's command buffers say, in small letters.
+OUT_OF_MEMORY = (
+    "insufficient memory",
+    "outofmemory",
+    "out of memory",
+    "unable to allocate",
+    "attempting to allocate",
+    "bad_alloc",
+    "[metal::malloc]",
+)
+
+
+def free_memory() -> int | None:
+    """Bytes that may still be taken, None where that is not known. What MLX keeps for reuse counts as free."""
+    if mx.default_device() != mx.Device(mx.cpu):
+        info = mx.device_info()
+        if "max_recommended_working_set_size" in info:
+            return max(0, int(info["max_recommended_working_set_size"]) - mx.get_active_memory())
+        return int(info["free_memory"]) + mx.get_cache_memory() if "free_memory" in info else None
+    known = [limit for limit in (_machine(), _groups(), _process()) if limit is not None]
+    return max(0, min(known)) + mx.get_cache_memory() if known else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
+
+
+@contextmanager
+def allocations(what: str, remedy: str = "use fewer or smaller pictures, or a smaller quantisation") -> Iterator[None]:
+    """Turns an allocation that failed within a `with` block into an `OutOfMemoryError` that begins with `what`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
+            raise
+        reason = f" ({first_line(error)})" if str(error) else ""
+        raise OutOfMemoryError(f"{what}: memory ran out{reason}; {remedy}") from None
+
+
+def check_bytes(name: str, value: int) -> int:
+    """A number of bytes as it is. Raises `OptionError` where it is none."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise OptionError(f"{name} is {value!r}, expected a number of bytes of at least 0")
+    return value
+
+
+class WiredLimit:
+    """Keeps weights resident while a `with` block runs, so that macOS does not page them out between answers.
+
+    Args:
+        limit: bytes; 0 is none. None is what a block around this one has, or else the working set that Metal recommends
+            for the device. Only Metal has such a limit.
+
+    The limit is the process's. Of several blocks at once the largest counts, and the last one that ends sets back what
+    was before the first. Raises `OptionError`.
+    """
+
+    _lock = threading.Lock()
+    _held: ClassVar[list[int]] = []
+    _before = 0
+
+    def __init__(self, limit: int | None = None):
+        self._limit = None if limit is None else check_bytes("wired_limit", limit)
+        self._own: int | None = None
+
+    def __enter__(self) -> WiredLimit:
+        if mx.metal.is_available():
+            most = int(mx.device_info().get("max_recommended_working_set_size", 0))
+            own = most if self._limit is None else min(self._limit, most)
+            with WiredLimit._lock:
+                if self._limit is None and WiredLimit._held:
+                    own = max(WiredLimit._held)
+                before = mx.set_wired_limit(max([own, *WiredLimit._held]))
+                if not WiredLimit._held:
+                    WiredLimit._before = before
+                WiredLimit._held.append(own)
+            self._own = own
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._own is None:
+            return
+        mx.synchronize()  # the limit must not change under work that runs
+        with WiredLimit._lock:
+            WiredLimit._held.remove(self._own)
+            mx.set_wired_limit(max(WiredLimit._held, default=WiredLimit._before))
+        self._own = None
+
+
+def wired(work: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
+    """Makes a generator function hold a `WiredLimit` while it runs."""
+
+    @wraps(work)
+    def run(*arguments: P.args, **named: P.kwargs) -> Iterator[T]:
+        with WiredLimit():
+            yield from work(*arguments, **named)
+
+    return run
+
+
+class CacheLimit:
+    """Bounds the freed buffers that MLX keeps for reuse while a `with` block runs. `limit` in bytes; None leaves it as
+    it is. Raises `OptionError`."""
+
+    def __init__(self, limit: int | None = None):
+        self._limit = None if limit is None else check_bytes("cache_limit", limit)
+        self._before: int | None = None
+
+    def __enter__(self) -> CacheLimit:
+        self._before = None if self._limit is None else mx.set_cache_limit(self._limit)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._before is not None:
+            mx.set_cache_limit(self._before)
+
+
+def _meminfo() -> dict[str, int]:
+    """Linux's account of the machine's memory, in bytes."""
+    try:
+        lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
+    except OSError:
+        return {}
+    return {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines if len(line) > 1}
+
+
+def _machine() -> int | None:
+    """What can be had without ending other processes, swap included; less where the system promises no more than it
+    has (vm.overcommit_memory is 2)."""
+    known = _meminfo()
+    if "MemAvailable" not in known:
+        return None
+    free = known["MemAvailable"] + known.get("SwapFree", 0)
+    with contextlib.suppress(OSError, KeyError):
+        if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
+            free = min(free, known["CommitLimit"] - known["Committed_AS"] - _reserve())
+    return free
+
+
+def _groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """What the process's control groups leave, the tightest of them: its own and those above, of either version."""
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        lines = []
+    paths = [(root, path) for _, kinds, path in lines if not kinds]
+    paths += [(root / "memory", path) for _, kinds, path in lines if "memory" in kinds.split(",")]
+    folders = {top for top, _ in paths} | {root}  # in a container its own group is the top
+    for top, path in paths:
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        folders |= {top.joinpath(*parts[:length]) for length in range(1, len(parts) + 1)}
+    known = [left for folder in folders if (left := _group(folder)) is not None]
+    return min(known, default=None)
+
+
+def _group(folder: Path) -> int | None:
+    """What a control group leaves; files that the kernel keeps in memory and could let go count as free."""
+
+    def number(*names: str) -> int:
+        text = next((folder / name).read_text().strip() for name in names if (folder / name).exists())
+        return 2**63 if text == "max" else int(text)
+
+    try:
+        lines = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        limit = number("memory.max", "memory.limit_in_bytes")
+        memory = limit - number("memory.current", "memory.usage_in_bytes")
+        swap = 0
+        if (folder / "memory.swap.max").exists():
+            most = number("memory.swap.max")
+            swap = _meminfo().get("SwapFree", 0) if most == 2**63 else most - number("memory.swap.current")
+    except (OSError, ValueError, StopIteration):
+        return None
+    if limit >= 2**62:
+        return None
+    names = ("inactive_file", "active_file", "slab_reclaimable")
+    return memory + swap + sum(int(lines.get(f"total_{name}", lines.get(name, 0))) for name in names)
+
+
+def _process() -> int | None:
+    """What RLIMIT_AS and RLIMIT_DATA leave of this process's address space, less a reserve."""
+    if not sys.platform.startswith("linux"):
+        return None
+    pages = Path("/proc/self/statm").read_text().split()
+    left = []
+    for kind, used in ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5])):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            left.append(limit - int(used) * resource.getpagesize() - _reserve())
+    return min(left, default=None)
+
+
+def _reserve() -> int:
+    return RESERVED + RESERVED_A_CORE * (os.cpu_count() or 1)

@@ -1,0 +1,181 @@
+"""The SigLIP2 NaFlex vision encoder, run without padding, so that no mask exists.
+
+Views of one grid are the rows of an array (views, h*w, ...). Views of several grids lie one after another in a single
+row, (1, all patches, ...). Everything but attention treats patches alike; attention sees only a view's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import groupby
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..config import Siglip2VisionConfig
+from .layers import ACTIVATIONS, FusedQKV
+
+Grids = Sequence[tuple[int, int]]  # (h, w) of each view
+Groups = Sequence[tuple[int, int]]  # neighbours of equally many patches: how many views, of how many patches
+
+
+def groups_of(grids: Grids) -> Groups:
+    """The views that attention can take together."""
+    return [(len(list(alike)), patches) for patches, alike in groupby(height * width for height, width in grids)]
+
+
+@lru_cache(maxsize=512)
+def resize_matrix(source: int, target: int) -> np.ndarray:
+    """Weights (target, source) float32 of an antialiased bilinear resize of `source` samples to `target`.
+
+    Triangle filter with half-pixel centres, widened by the scale when shrinking, each row normalised to 1 (the rule of
+    PyTorch's `upsample_bilinear2d_aa` and of Pillow).
+    """
+    scale = source / target
+    support = max(scale, 1.0)
+    centres = (np.arange(target) + 0.5) * scale
+    first = np.maximum((centres - support + 0.5).astype(np.int64), 0)
+    last = np.minimum((centres + support + 0.5).astype(np.int64), source)  # exclusive
+    samples = np.arange(source)
+    distance = np.abs(samples[None, :] - centres[:, None] + 0.5) / support
+    weights = np.where((samples >= first[:, None]) & (samples < last[:, None]), np.maximum(1.0 - distance, 0.0), 0.0)
+    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    weights.flags.writeable = False  # shared between callers through the cache
+    return weights
+
+
+def resize_table(table: mx.array, side: int, height: int, width: int) -> mx.array:
+    """Resizes a position table (side*side, d) to (height*width, d), in float32 and back to the table's dtype.
+
+    The reference uses `torch.nn.functional.interpolate(mode="bilinear", antialias=True, align_corners=False)`. That is
+    linear and separable, so it is two small matrices: `A_h @ table @ A_w.T`.
+    """
+    channels = table.shape[-1]
+    if height == side and width == side:
+        return table
+    rows = mx.array(resize_matrix(side, height)) @ table.astype(mx.float32).reshape(side, side * channels)
+    grid = mx.array(resize_matrix(side, width)) @ rows.reshape(height, side, channels)
+    return grid.reshape(height * width, channels).astype(table.dtype)
+
+
+class Siglip2VisionEmbeddings(nn.Module):
+    def __init__(self, config: Siglip2VisionConfig):
+        super().__init__()
+        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.num_patches, config.hidden_size)
+        self._side = config.position_table_side
+
+    def __call__(self, patches: mx.array, grids: Grids) -> mx.array:
+        """(views, h*w, channels*patch*patch) -> (views, h*w, hidden)."""
+        table: mx.array = self.position_embedding.weight
+        several = grids if len(set(grids)) > 1 else grids[:1]
+        tables = [resize_table(table, self._side, *grid) for grid in several]
+        positions = tables[0] if len(tables) == 1 else mx.concatenate(tables)
+        return self.patch_embedding(patches.astype(table.dtype)) + positions
+
+
+class Siglip2Attention(nn.Module):
+    def __init__(self, config: Siglip2VisionConfig):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self._scale = config.head_dim**-0.5
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self._fused: FusedQKV | None = None
+
+    def fuse(self) -> None:
+        """Makes queries, keys and values with one product from now on, where the layers allow it."""
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        self._fused = FusedQKV(layers) if FusedQKV.possible(layers) else None
+
+    def _project(self, x: mx.array) -> list[mx.array]:
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        if self._fused is not None and self._fused.fits(layers):
+            return self._fused(x)
+        return [layer(x) for layer in layers]
+
+    def __call__(self, x: mx.array, groups: Groups) -> mx.array:
+        """(views, patches, hidden) -> the same shape."""
+        projected, outputs, start = self._project(x), [], 0
+        for views, patches in groups:
+            end = start + views * patches
+            parts = projected if len(groups) == 1 else [y[:, start:end] for y in projected]
+            # (views, heads, patches, head_dim)
+            queries, keys, values = (y.reshape(views, patches, self.num_heads, -1).transpose(0, 2, 1, 3) for y in parts)
+            out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self._scale)
+            outputs.append(out.transpose(0, 2, 1, 3))
+            start = end
+        if len(outputs) > 1:
+            outputs = [mx.concatenate([out.reshape(1, -1, x.shape[2]) for out in outputs], axis=1)]
+        return self.out_proj(outputs[0].reshape(x.shape))
+
+
+class Siglip2MLP(nn.Module):
+    def __init__(self, config: Siglip2VisionConfig):
+        super().__init__()
+        self.hidden_act = config.hidden_act
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(ACTIVATIONS[self.hidden_act](self.fc1(x)))
+
+
+class Siglip2EncoderLayer(nn.Module):
+    def __init__(self, config: Siglip2VisionConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = Siglip2Attention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Siglip2MLP(config)
+
+    def __call__(self, x: mx.array, groups: Groups) -> mx.array:
+        x = x + self.self_attn(self.layer_norm1(x), groups)
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Siglip2Encoder(nn.Module):
+    def __init__(self, config: Siglip2VisionConfig):
+        super().__init__()
+        self.layers = [Siglip2EncoderLayer(config) for _ in range(config.num_hidden_layers)]
+
+    def __call__(self, x: mx.array, groups: Groups, layers: slice = slice(None)) -> mx.array:
+        """(views, patches, hidden) -> the same shape, through some of the layers or all."""
+        for layer in self.layers[layers]:
+            x = layer(x, groups)
+        return x
+
+
+class Siglip2VisionModel(nn.Module):
+    """Patches in, features out."""
+
+    def __init__(self, config: Siglip2VisionConfig):
+        super().__init__()
+        self.config = config
+        self.embeddings = Siglip2VisionEmbeddings(config)
+        self.encoder = Siglip2Encoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def __call__(self, patches: mx.array, grids: Grids, hidden_states: list[mx.array] | None = None) -> mx.array:
+        """Features of every patch.
+
+        Args:
+            patches: (views, h*w, channels*patch*patch) of one grid, or (1, all patches, ...) of several. Patches are in
+                row-major order, their pixels in (y, x, channel) order.
+            grids: (h, w) of each view.
+            hidden_states: if given, gets the embeddings and the output of every layer.
+
+        Returns:
+            (views, h*w, hidden), or (1, all patches, hidden).
+        """
+        x, groups = self.embeddings(patches, grids), groups_of(grids)
+        if hidden_states is None:
+            return self.post_layernorm(self.encoder(x, groups))
+        hidden_states.append(x)
+        for layer in self.encoder.layers:
+            hidden_states.append(layer(hidden_states[-1], groups))
+        return self.post_layernorm(hidden_states[-1])
