@@ -20,9 +20,10 @@ if sys.platform == "linux":
 
 if TYPE_CHECKING:
     from . import demo
-    from .backend import BackendError
+    from .backends import BackendError
     from .config import Lfm2VlConfig
     from .conversion.convert import convert
+    from .doctor.checks import diagnose
     from .errors import (
         ConfigError,
         EngineClosedError,
@@ -99,6 +100,7 @@ __all__ = [
     "WeightsError",
     "convert",
     "demo",
+    "diagnose",
     "generate",
     "generate_batch",
     "load",
@@ -107,9 +109,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "backend": ("BackendError",),
+    "backends": ("BackendError",),
     "config": ("Lfm2VlConfig",),
     "conversion.convert": ("convert",),
+    "doctor.checks": ("diagnose",),
     "errors": (
         "ConfigError",
         "EngineClosedError",
@@ -147,6 +150,7 @@ _HOMES = {
 }
 _COMPUTING = (  # import MLX
     "conversion.convert",
+    "doctor.checks",
     "generation.batch",
     "generation.chat",
     "generation.engine",
@@ -166,7 +170,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if _HOME[name] in _COMPUTING:
-        import_module(".backend", __name__).require()
+        import_module(".backends", __name__).require()
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value

@@ -194,11 +194,16 @@ def _download(
     return folder
 
 
-def _cached(repo: str, cache_dir: str | os.PathLike[str] | None) -> Path:
-    """Where huggingface_hub keeps a repository."""
+def cache_folder() -> Path:
+    """Where huggingface_hub keeps all repositories, unless it is told otherwise."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return Path(HF_HUB_CACHE if cache_dir is None else cache_dir) / f"models--{repo.replace('/', '--')}"
+    return Path(HF_HUB_CACHE)
+
+
+def _cached(repo: str, cache_dir: str | os.PathLike[str] | None) -> Path:
+    """Where huggingface_hub keeps a repository."""
+    return Path(cache_folder() if cache_dir is None else cache_dir) / f"models--{repo.replace('/', '--')}"
 
 
 def _reporter(progress: Progress) -> Any:

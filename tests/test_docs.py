@@ -116,15 +116,16 @@ def test_the_python_of_a_page_is_one_program_that_runs(page, place):
     assert "cancelled\n" in done.stdout and "[ToolCall(name='place_of', arguments={'name': 'ring'})]" in done.stdout
 
 
-def test_every_option_of_the_three_commands_is_on_the_page():
+def test_every_option_of_these_commands_is_on_the_page():
     parsers = next(a for a in build_parser()._actions if hasattr(a, "choices") and a.choices).choices
-    for command in ("generate", "chat", "batch"):
+    commands = ("generate", "chat", "batch", "doctor")
+    for command in commands:
         for action in parsers[command]._actions:
             for option in action.option_strings:
                 if option not in ("-h", "--help"):
                     assert f"{option}" in PAGES["command-line"], f"{command} {option}"
     for option in set(re.findall(r"(?<![\w-])--[a-z][\w-]+", PAGES["command-line"])) - {"--help"}:
-        assert any(option in parsers[c]._option_string_actions for c in ("generate", "chat", "batch")), option
+        assert any(option in parsers[c]._option_string_actions for c in commands), option
 
 
 def test_every_chat_command_is_on_the_page():

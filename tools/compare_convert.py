@@ -54,7 +54,7 @@ def make_450m(folder: Path) -> None:
     import mlx.core as mx
 
     from mlx_lfm2vl.config import Lfm2VlConfig
-    from mlx_lfm2vl.model.lfm2vl import Lfm2VlForConditionalGeneration
+    from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
     from mlx_lfm2vl.weights.names import from_module, is_conv_kernel, parameters
     from mlx_lfm2vl.weights.save import write_tensors
 

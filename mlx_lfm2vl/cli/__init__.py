@@ -1,9 +1,10 @@
 """The command line.
 
 A command is a module with `SUMMARY`, `DESCRIPTION`, `add_arguments(parser)` and `run(args) -> int`; see `COMMANDS`.
-Exit codes: 0 done, 2 something the user can put right (one line on stderr), 130 interrupted (see `__main__`), 141 the
-reader of stdout went away. Streams that are closed at the start count as /dev/null, but a command that lives of one
-says so. A bug shows its traceback. Modules of commands import the library inside `run`, so that `--help` is quick.
+Exit codes: 0 done, 1 `doctor` found numbers out of bounds, 2 something the user can put right (one line on stderr),
+130 interrupted (see `__main__`), 141 the reader of stdout went away. Streams that are closed at the start count as
+/dev/null, but a command that lives of one says so. A bug shows its traceback. Modules of commands import the library
+inside `run`, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .. import __version__, backend
+from .. import __version__, backends
 from ..errors import ImageWarning, Lfm2VlError
-from . import batch, bench, chat, convert, generate, upload, verify
+from . import batch, bench, chat, convert, doctor, generate, upload, verify
 from .interrupt import held
 from .options import PROGRAM, Parser, complain, note
 
@@ -28,7 +29,7 @@ _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # of a stdout that
 COMMANDS = {
     **{"generate": generate, "chat": chat, "batch": batch},
     **{"convert": convert, "verify": verify, "upload": upload},
-    "bench": bench,
+    **{"bench": bench, "doctor": doctor},
 }
 
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         with held():
-            backend.require()
+            backends.require()
             importlib.import_module("numpy")
         with _warnings_as_notes():
             code = COMMANDS[args.command].run(args)

@@ -19,6 +19,8 @@ feature_rows, image_features which projector outputs, in the order of the image 
 token_rows                   (rows, 2): prompt and position; padding is never among them
 hidden_states                (layers + 1, rows, hidden): the reference's tuple, the last one after the final norm
 logits                       (rows, vocab)
+logits_bfloat16              (rows, vocab) float32: the same with weights and activations in bfloat16, on the CPU, with
+                             transformers' usual attention (sdpa); of the checkpoints of ROUNDED only
 attentions                   (attention layers, B, heads, T, T), where T <= 48
 labels, loss                 (B, T) int64 with -100 where ignored; scalar
 generated                    (B, 24) int64: greedy tokens;  margins (B, 24): how far the second best logit was below
@@ -33,6 +35,7 @@ from transformers import AutoProcessor, Lfm2VlForConditionalGeneration
 from golden.cases import Case
 from golden.pictures import draw
 
+ROUNDED = ("gen2", "gen25")  # checkpoints that are run in bfloat16 too
 NEW_TOKENS = 24
 MOST_ROWS = 24
 MOST_TOKENS_FOR_ATTENTIONS = 48
@@ -41,17 +44,27 @@ SMALLEST_MARGIN = 1e-3  # a smaller one could turn with the order of a sum
 
 def load(folder: str) -> tuple[Any, Any]:
     """The reference's model (float32, eager attention, so that it returns attentions) and processor of `folder`."""
+    return load_as(folder, torch.float32, "eager"), AutoProcessor.from_pretrained(folder)
+
+
+def load_as(folder: str, dtype: torch.dtype, attention: str) -> Any:
+    """The reference's model of `folder` in `dtype`, with transformers' `attn_implementation`."""
     model, report = Lfm2VlForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
     )
     if any(report.values()):
         raise ValueError(f"the reference does not take the weights of {folder} as they are: {report}")
-    return model.eval(), AutoProcessor.from_pretrained(folder)
+    return model.eval()
 
 
 @torch.no_grad()
-def freeze(case: Case, model: Any, processor: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What the reference makes of `case`: arrays (see above), and texts {"prompts": [...], "generated_text": [...]}."""
+def freeze(
+    case: Case, model: Any, processor: Any, rounded: Any | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What the reference makes of `case`: arrays (see above), and texts {"prompts": [...], "generated_text": [...]}.
+
+    `rounded` is the model in bfloat16, where its logits are wanted.
+    """
     rng = np.random.default_rng([3, *case.id.encode()])
     pictures = [[draw(name) for name in names] for names in case.picture_names]
     prompts = [processor.apply_chat_template(turns, add_generation_prompt=True) for turns in case.conversations]
@@ -64,6 +77,10 @@ def freeze(case: Case, model: Any, processor: Any) -> tuple[dict[str, np.ndarray
         arrays |= _pictures(inputs, pictures, processor, case.options)
         arrays |= _vision(inputs, model, rng)
     arrays |= _language(inputs, model, rng)
+    if rounded is not None:
+        prompt, position = arrays["token_rows"].T
+        # Pixels stay float32: the tower casts them itself.
+        arrays["logits_bfloat16"] = rounded(**inputs).logits[prompt, position].float().numpy()
     if case.padding_side != "right":
         arrays |= _greedy(inputs, model, case.id)
     texts: dict[str, Any] = {"prompts": prompts}

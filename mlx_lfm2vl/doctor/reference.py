@@ -1,0 +1,63 @@
+"""The reference's frozen numbers in data/; tools/make_doctor.py makes and describes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+DATA = Path(__file__).resolve().parent / "data"
+PICTURE = DATA / "scene.png"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Rows of the reference's logits or features: `exact` (rows, values) of its float32 model, `rounded` of its
+    bfloat16 model where that was run. `rows`: which they are of all positions."""
+
+    rows: np.ndarray
+    exact: np.ndarray
+    rounded: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class RandomNumbers:
+    """Of the random checkpoint: logits of its two prompts, and image tokens."""
+
+    picture: Numbers
+    text: Numbers
+    image: Numbers
+
+
+@dataclass(frozen=True)
+class DemoNumbers:
+    """Of the demo model and `PICTURE`; `answers` and `logits` by width, "float32", "bfloat16", "8 bits" or "4 bits"."""
+
+    question: str
+    prompt: np.ndarray
+    answers: dict[str, np.ndarray]
+    logits: dict[str, np.ndarray]
+
+
+def random_numbers() -> RandomNumbers:
+    """Reads data/random.npz."""
+    with np.load(DATA / "random.npz") as stored:
+        picture, text = (
+            Numbers(stored[f"{name}/rows"], stored[f"{name}/logits"], stored[f"{name}/logits_bfloat16"])
+            for name in ("picture", "text")
+        )
+        image = Numbers(stored["image/rows"], stored["image/features"], stored["image/features_bfloat16"])
+    return RandomNumbers(picture, text, image)
+
+
+def demo_numbers() -> DemoNumbers:
+    """Reads data/demo.npz."""
+    with np.load(DATA / "demo.npz") as stored:
+        widths = [name.removesuffix("/answer") for name in stored if name.endswith("/answer")]
+        return DemoNumbers(
+            question=str(stored["question"]),
+            prompt=stored["prompt"],
+            answers={width: stored[f"{width}/answer"] for width in widths},
+            logits={width: stored[f"{width}/logits"] for width in widths},
+        )

@@ -1,0 +1,124 @@
+"""What a diagnosis found: JSON, and Markdown of at most 100 columns to paste."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .system import System
+
+COLUMNS = 100
+STAGES = ("image", "prompt", "steps", "batch")  # of the table, where a row has them
+HEADINGS = ("model", "weights", "by", *STAGES, "answer", "bound", "result")
+OF_LARGEST, OF_ROUNDING = "largest value", "reference's own error"  # units of distances
+LEGEND = (
+    "Distances from transformers' numbers: the largest difference, of the largest value; with an x, the root mean "
+    "square, of what bfloat16 costs transformers. image: tokens of pictures; prompt: logits of a pass over a prompt; "
+    "steps: of single tokens behind it; batch: of two prompts, one padded."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in one width.
+
+    Args:
+        model: "random" or "demo".
+        weights: the width, such as "bfloat16" or "4 bits".
+        backend: what computed it, "mlx" or "numpy".
+        distances: from the reference's numbers, by stage.
+        bound: the largest distance that a right implementation has.
+        unit: what distances are measured in, `OF_LARGEST` or `OF_ROUNDING`.
+        answer: whether the greedy answer is the reference's; None where none was made.
+        failure: the error that ended the row, None if it ended well.
+        seconds: how long it took.
+    """
+
+    model: str
+    weights: str
+    backend: str
+    distances: dict[str, float]
+    bound: float
+    unit: str
+    answer: bool | None = None
+    failure: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """As in "random, 4 bits (mlx)"."""
+        return f"{self.model}, {self.weights} ({self.backend})"
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is out of bounds, one phrase each."""
+        if self.failure is not None:
+            return (self.failure,)
+        far = {stage: value for stage, value in self.distances.items() if not value <= self.bound}
+        found = [f"{stage} {self.shown(value)}" for stage, value in far.items()]
+        return (*found, *(("another answer",) if self.answer is False else ()))
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+    def shown(self, value: float) -> str:
+        """A distance as text: "2.8e-06" or "1.17x"."""
+        return f"{value:.2f}x" if self.unit == OF_ROUNDING else f"{value:.1e}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for `json.dumps`; a distance that is not finite is None."""
+        finite = {stage: value if math.isfinite(value) else None for stage, value in self.distances.items()}
+        return {**asdict(self), "distances": finite, "ok": self.ok}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The machine, and a row for each model and width that was run."""
+
+    system: System
+    rows: tuple[Row, ...]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether every row is within its bound."""
+        return all(row.ok for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for `json.dumps`."""
+        rows = [row.to_dict() for row in self.rows]
+        return {"ok": self.ok, "system": asdict(self.system), "rows": rows, "seconds": self.seconds}
+
+    def table(self) -> str:
+        """Markdown that can be read as it is."""
+        lines = [line for fact in self.system.facts() for line in _wrapped(f"- {fact}", indent="  ")]
+        lines += ["", *_aligned([HEADINGS, *map(_cells, self.rows)]), "", *_wrapped(LEGEND), ""]
+        bad = [row for row in self.rows if not row.ok]
+        for row in bad:
+            found = f"- out of bounds: {row.name}: {', '.join(row.faults)}; bound {row.shown(row.bound)}"
+            lines += _wrapped(found, indent="  ")
+        verdict = f"{len(bad)} of {len(self.rows)} rows out of" if bad else f"All {len(self.rows)} rows within"
+        lines.append(f"{verdict} bounds; {self.seconds:.1f} s.")
+        return "\n".join(lines)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    stages = (row.shown(row.distances[stage]) if stage in row.distances else "" for stage in STAGES)
+    answer = "" if row.answer is None else "same" if row.answer else "differs"
+    result = "ok" if row.ok else "failed" if row.failure is not None else "OUT"
+    return (row.model, row.weights, row.backend, *stages, answer, row.shown(row.bound), result)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown's table of rows, the first of them headings."""
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, sizes)) + " |" for row in rows]
+    return [lines[0], "| " + " | ".join("-" * size for size in sizes) + " |", *lines[1:]]
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
