@@ -1,54 +1,344 @@
-"""The filters against their definitions, written out plainly in NumPy for one row."""
+"""Filters, choice and state against their definitions, written out plainly in NumPy for one row.
+
+Tests with `device` run twice: as on a CPU, and as on a GPU, where a step is compiled and the largest scores are found
+by a tournament. (MLX's CPU back end runs compiled functions too, by a C++ compiler.)
+"""
+
+import threading
+from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_lfm2vl.config import GenerationConfig
 from mlx_lfm2vl.errors import OptionError
+from mlx_lfm2vl.generation import sampling
 from mlx_lfm2vl.generation.options import GenerationOptions
-from mlx_lfm2vl.generation.sampling import Sampler, SideBySide, keep_likely, penalize
+from mlx_lfm2vl.generation.sampling import (
+    NOT_FINITE,
+    Chooser,
+    Kind,
+    Sampler,
+    SideBySide,
+    choose,
+    chooser,
+    filter_logits,
+    gumbel,
+    largest,
+    penalize,
+    random_bits,
+)
 
-logit_rows = st.lists(st.integers(-40, 40), min_size=2, max_size=40, unique=True).map(lambda xs: np.array(xs) / 4)
+# The sampling that the makers recommend, and others that together use every option
+FAMILY = {"temperature": 0.1, "min_p": 0.15, "repetition_penalty": 1.05}
+LARGE = {"temperature": 0.2, "top_k": 50}
+NUCLEUS = {"temperature": 0.7, "top_p": 0.9}
+EVERYTHING = {"temperature": 0.9, "top_k": 20, "top_p": 0.8, "min_p": 0.05, "repetition_penalty": 1.3}
+PENALTY = {"temperature": 0.0, "repetition_penalty": 1.2}
+GREEDY = {"temperature": 0.0}
+ALL = (FAMILY, LARGE, NUCLEUS, EVERYTHING, PENALTY, GREEDY)
+
+both_devices = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+logit_rows = st.lists(st.integers(-40, 40), min_size=2, max_size=40).map(lambda xs: np.array(xs) / 4)
+top_ks = st.integers(0, 45)
+top_ps = st.sampled_from([1.0, 0.95, 0.71, 0.3, 0.01])
+min_ps = st.sampled_from([0.0, 0.07, 0.4, 1.0])
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def device(request, monkeypatch, tmp_path_factory) -> str:
+    monkeypatch.setattr(sampling, "on_gpu", lambda: request.param == "gpu")
+    compiled = tmp_path_factory.getbasetemp() / "compiled"  # another process could read what this one is writing
+    compiled.mkdir(exist_ok=True)
+    monkeypatch.setenv("TMPDIR", str(compiled))
+    return request.param
+
+
+def options(seed: int | None = None, **given) -> GenerationOptions:
+    return GenerationOptions(seed=seed, **given).resolve(GenerationConfig(do_sample=True))
+
+
+def some_logits(*shape: int, seed: int = 0) -> mx.array:
+    return mx.array(np.random.default_rng(seed).normal(size=shape).astype(np.float32) * 4)
+
+
+def tokens_of(choose: Chooser, logits: mx.array, steps: int) -> list[list[int]]:
+    """Tokens (steps, B) for the same logits, which the penalty changes."""
+    return [choose(logits).tolist() for _ in range(steps)]
+
+
+# The choice
 
 
 def allowed(logits: np.ndarray, top_k: int, top_p: float, min_p: float) -> set[int]:
-    """Ids that stay, each filter on the renormalised rest of the one before."""
-    ids = sorted(range(len(logits)), key=lambda i: -logits[i])
+    """Ids that stay, each filter on the renormalised rest of the one before. Equal logits stay or go together."""
+    p = np.exp(logits - logits.max())
+    ids = np.arange(len(logits))
     if top_k:
-        ids = ids[:top_k]
+        ids = ids[logits >= np.sort(logits)[-top_k:][0]]
     if top_p < 1:
-        p = np.exp(logits[ids] - logits.max())
-        p /= p.sum()
-        ids = [i for i, before in zip(ids, np.concatenate([[0], np.cumsum(p)[:-1]]), strict=True) if before < top_p]
-    if min_p > 0:
-        p = np.exp(logits - logits.max())
-        ids = [i for i in ids if p[i] >= min_p]
-    return set(ids)
+        total = p[ids].sum()
+        ids = np.array([i for i in ids if p[ids][logits[ids] > logits[i]].sum() / total < top_p])
+    return {int(i) for i in ids if p[i] >= min_p}
 
 
-@settings(max_examples=200)
+def kind_and_numbers(top_k: int, top_p: float, min_p: float, temperature: float = 1.0) -> tuple[Kind, dict]:
+    given = options(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    return Kind.of(given), sampling._numbers(Kind.of(given), [given])
+
+
+@both_devices
+@given(logit_rows, top_ks, top_ps, min_ps, st.sampled_from([1.0, 0.5, 1.7]))
+def test_filters(device, row, top_k, top_p, min_p, temperature):
+    kind, numbers = kind_and_numbers(top_k, top_p, min_p, temperature)
+    filtered, top = filter_logits(kind, mx.array(row[None].astype(np.float32)), numbers)
+    kept = np.array(filtered)[0]
+    ids = set(np.flatnonzero(np.isfinite(kept)).tolist())
+    scaled = (row - row.max()) / temperature
+    assert ids == allowed(scaled, top_k, top_p, min_p)
+    assert top.item() == row.max()
+    np.testing.assert_allclose(kept[sorted(ids)], scaled[sorted(ids)], rtol=1e-6)
+
+
+def test_tokens_as_likely_as_the_last_of_top_k_stay_and_count_for_top_p(device):
+    """Of six that stay, the first has e / (e + 5) = 35%, less than half; of two it would have 73%."""
+    kind, numbers = kind_and_numbers(2, 0.5, 0.0)
+    filtered, _ = filter_logits(kind, mx.array([[1.0, 0, 0, 0, 0, 0, -9]]), numbers)
+    assert np.isfinite(np.array(filtered)).tolist() == [[True] * 6 + [False]]
+
+
+def test_filters_of_a_row_do_not_depend_on_the_others(device):
+    kind, numbers = kind_and_numbers(10, 0.8, 0.05)
+    rows = some_logits(5, 30)
+    together = np.array(filter_logits(kind, rows, numbers)[0])
+    for row, ours in zip(rows, together, strict=True):
+        np.testing.assert_array_equal(ours, np.array(filter_logits(kind, row[None], numbers)[0])[0])
+
+
+@both_devices
 @given(
     logit_rows,
-    st.integers(0, 45),
-    st.sampled_from([1.0, 0.95, 0.71, 0.3, 0.01]),
-    st.sampled_from([0.0, 0.07, 0.4, 1.0]),
+    st.fixed_dictionaries(
+        {
+            "temperature": st.sampled_from([0.0, 0.1, 1.0]),
+            "top_k": top_ks,
+            "top_p": top_ps,
+            "min_p": min_ps,
+            "repetition_penalty": st.sampled_from([1.0, 1.05, 0.5]),
+        }
+    ),
+    st.lists(st.integers(0, 100), max_size=5),
+    st.integers(0, 2**64 - 1),
 )
-def test_filters(row, top_k, top_p, min_p):
-    logits = mx.array(row[None].astype(np.float32))
-    kept = np.array(keep_likely(logits, top_k, top_p, min_p))[0]
-    ids = set(np.flatnonzero(np.isfinite(kept)).tolist())
-    assert ids == allowed(row, top_k, top_p, min_p)
-    np.testing.assert_array_equal(kept[sorted(ids)], row[sorted(ids)].astype(np.float32))
+def test_the_token_is_that_of_the_definition(device, row, given_, seen_ids, key):
+    given = options(**given_)
+    kind = Kind.of(given)
+    seen = np.isin(np.arange(len(row)), seen_ids)
+    scores = row.astype(np.float32)  # in which a penalised score may equal another
+    if kind.penalty:
+        penalty = np.float32(given_["repetition_penalty"])
+        scores = np.where(seen, np.where(scores > 0, scores / penalty, scores * penalty), scores)
+    scores = scores.astype(np.float64)
+    keys = mx.array(np.array([key], np.uint64).view(np.uint32)[None])
+    if kind.greedy:
+        expected = int(scores.argmax())
+    else:
+        noise = np.array(gumbel(random_bits(keys, len(row))))[0].astype(np.float64)
+        scaled = (scores - scores.max()) / given_["temperature"]
+        ids = sorted(allowed(scaled, given_["top_k"], given_["top_p"], given_["min_p"]))
+        expected = ids[int((scaled + noise)[ids].argmax())]
+    tokens, now_seen = choose_on(device)(
+        kind,
+        mx.array(row[None].astype(np.float32)),
+        sampling._numbers(kind, [given]),
+        None if kind.greedy else keys,
+        mx.array(seen[None]) if kind.penalty else None,
+        mx.array([NOT_FINITE]) if kind.penalty else None,
+    )
+    assert tokens.tolist() == [expected] and tokens.dtype == mx.int32
+    if kind.penalty:
+        np.testing.assert_array_equal(np.array(now_seen)[0], seen)
 
 
-def test_rows_of_a_batch_do_not_touch_each_other():
-    rows = np.random.default_rng(0).normal(size=(5, 30)).astype(np.float32)
-    together = np.array(keep_likely(mx.array(rows), 10, 0.8, 0.05))
-    for row, ours in zip(rows, together, strict=True):
-        np.testing.assert_array_equal(ours, np.array(keep_likely(mx.array(row[None]), 10, 0.8, 0.05))[0])
+def choose_on(device: str) -> Callable[..., tuple[mx.array, mx.array | None]]:
+    return choose if device == "cpu" else lambda kind, *arrays: sampling._compiled(kind)(*arrays)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("given", ALL, ids=str)
+def test_compiled_steps_choose_the_same_tokens(given, dtype, monkeypatch, tmp_path_factory):
+    logits = some_logits(3, 5000).astype(dtype)
+    answers = []
+    for gpu in (False, True):
+        monkeypatch.setattr(sampling, "on_gpu", lambda gpu=gpu: gpu)
+        monkeypatch.setenv("TMPDIR", str(tmp_path_factory.getbasetemp()))
+        sampler = Sampler(options(3, **given))
+        sampler.observe(mx.array([[1, 2], [3, 4], [5, 5]]), 5000)
+        answers.append(tokens_of(sampler, logits, 6))
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("given", ALL, ids=str)
+def test_a_row_that_is_not_finite_has_no_token_and_its_neighbours_have_theirs(given, value, device):
+    good = np.array(some_logits(1, 5000))
+    for place in (0, 2500, 4999):
+        bad = good.copy()
+        bad[0, place] = value
+        both = [chooser([options(1, **given), options(2, **given)]) for _ in range(2)]
+        expected = both[0](mx.array(np.concatenate([good, good]))).tolist()
+        assert both[1](mx.array(np.concatenate([good, bad]))).tolist() == [expected[0], NOT_FINITE]
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_logits_of_16_bits_are_penalised_in_32(dtype, device):
+    """As transformers does. 1.05 is 1.047 in bfloat16, and 10.5 / 1.05 has few bits."""
+    sampler = Sampler(options(temperature=0.0, repetition_penalty=1.05))
+    sampler.observe(mx.array([[0, 1]]), 3)
+    assert sampler(mx.array([[10.5, 2.0, 9.9375]]).astype(dtype)).item() == 0
+    sampler = Sampler(options(temperature=0.0, repetition_penalty=1.05))
+    sampler.observe(mx.array([[0, 1]]), 3)
+    assert sampler(mx.array([[10.5, 2.0, 10.0625]]).astype(dtype)).item() == 2
+
+
+# The largest scores
+
+
+@both_devices
+@given(st.data())
+def test_the_largest_scores_are_those_of_a_sort(device, data):
+    size = data.draw(st.integers(1, 400))
+    count = data.draw(st.integers(1, size))
+    values = data.draw(st.integers(1, 2000))  # few of them have ties
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    block = data.draw(st.sampled_from([16, 64, 2048]))
+    shift = data.draw(st.sampled_from([-values, 0]))
+    scores = np.random.default_rng(seed).integers(-values, values, (2, size)).astype(np.float32) + shift
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "BLOCK", block)
+        found = np.array(largest(mx.array(scores), count))
+    np.testing.assert_array_equal(found, np.sort(scores)[:, -count:])
+
+
+@pytest.mark.parametrize(("size", "count"), [(65536, 50), (128000, 50), (64400, 1000), (49999, 64), (65536, 1200)])
+def test_the_largest_scores_of_real_vocabularies(size, count, device, monkeypatch):
+    sizes: list[int] = []
+    sort = mx.sort
+    monkeypatch.setattr(mx, "sort", lambda x, axis: sizes.append(x.shape[axis]) or sort(x, axis=axis))
+    scores = some_logits(2, size)
+    np.testing.assert_array_equal(np.array(largest(scores, count)), np.sort(np.array(scores))[:, -count:])
+    if device == "gpu" and count < 1000:  # else blocks hardly shrink
+        assert max(sizes) <= sampling.BLOCK
+
+
+# Randomness
+
+
+def test_noise_is_finite_whatever_the_bits():
+    noise = np.array(gumbel(mx.array([0, 1, 2**31, 2**32 - 2, 2**32 - 1], mx.uint32)))
+    assert np.isfinite(noise).all() and (np.diff(noise) >= 0).all()
+    np.testing.assert_allclose(noise[[0, 2]], [-np.log(33 * np.log(2)), -np.log(np.log(2))], rtol=1e-6)
+
+
+def test_noise_follows_gumbels_distribution():
+    keys = mx.array(np.arange(8, dtype=np.uint32).reshape(4, 2))
+    noise = np.sort(np.array(gumbel(random_bits(keys, 50_001))), axis=None)
+    expected = np.exp(-np.exp(-noise))
+    assert np.abs(np.arange(1, noise.size + 1) / noise.size - expected).max() < 1.63 / noise.size**0.5  # Kolmogorov
+
+
+def test_random_bits_of_a_key_do_not_depend_on_the_others():
+    keys = mx.array(np.random.default_rng(0).integers(0, 2**32, (3, 2), np.uint32))
+    for size in (6, 7):
+        together = random_bits(keys, size)
+        assert together.shape == (3, size)
+        for row, key in zip(together, keys, strict=True):
+            assert row.tolist() == random_bits(key[None], size)[0].tolist()
+
+
+def test_a_seed_repeats_itself_and_differs_from_others(device):
+    logits = some_logits(2, 300) / 8
+    answers = [tokens_of(Sampler(options(seed, temperature=1.0)), logits, 10) for seed in (5, 5, 6, 2**64 - 1, None)]
+    assert answers[0] == answers[1]
+    assert len({str(answer) for answer in answers}) == 4
+    first, second = zip(*answers[0], strict=True)
+    assert first != tuple(tokens_of(Sampler(options(5, temperature=1.0)), logits[1:], 10)) and first != second
+
+
+def test_rows_sampled_alike_differ():
+    """A batch of one prompt has as many answers as rows."""
+    logits = mx.broadcast_to(some_logits(1, 300) / 8, (4, 300))
+    rows = list(zip(*tokens_of(Sampler(options(5, temperature=1.0)), logits, 10), strict=True))
+    assert len(set(rows)) == 4
+
+
+# Batches
+
+
+def alone(given: list[GenerationOptions], prompts: list[list[int]], logits: list[np.ndarray]) -> list[list[int]]:
+    """What each row chooses by itself, its logits (B, vocabulary) a step."""
+    rows = []
+    for row, (each, prompt) in enumerate(zip(given, prompts, strict=True)):
+        sampler = Sampler(each)
+        sampler.observe(mx.array([prompt]), logits[0].shape[1])
+        rows.append([sampler(mx.array(step[row : row + 1])).item() for step in logits])
+    return rows
+
+
+def test_a_row_of_a_batch_chooses_what_it_would_choose_alone(device):
+    """Rows of all kinds that join, leave and change places."""
+    rng = np.random.default_rng(0)
+    given = [options(seed, **{**each, "temperature": each["temperature"] * (1 + seed / 10)})
+             for seed, each in enumerate(ALL * 2)]  # fmt: skip
+    prompts = rng.integers(0, 60, (12, 4)).tolist()
+    logits = [(rng.normal(size=(12, 60)) * 3).astype(np.float32) for _ in range(12)]
+    expected = alone(given, prompts, logits)
+
+    def begun(rows: list[int]) -> Chooser:
+        part = chooser([given[row] for row in rows])
+        part.observe(mx.array([prompts[row] for row in rows]), 60)
+        return part
+
+    done = [0] * 12  # tokens of each row
+
+    def step(batch: Chooser, rows: list[int]) -> None:
+        tokens = batch(mx.array(np.stack([logits[done[row]][row] for row in rows]))).tolist()
+        assert tokens == [expected[row][done[row]] for row in rows]
+        for row in rows:
+            done[row] += 1
+
+    first, second = begun([3, 0, 1, 2]), begun([4, 5, 6])
+    step(first, [3, 0, 1, 2])
+    for _ in range(2):
+        step(second, [4, 5, 6])
+    batch, rows = SideBySide([(first, 4), (second, 3)]), [3, 0, 1, 2, 4, 5, 6]
+    step(batch, rows)
+    batch.select([6, 1, 5, 0, 2])
+    rows = [6, 0, 5, 3, 1]
+    for _ in range(3):
+        step(batch, rows)
+    batch = SideBySide([(batch, 5), (begun([7]), 1), (begun([8, 9, 10, 11]), 4)])
+    rows += [7, 8, 9, 10, 11]
+    for _ in range(3):
+        step(batch, rows)
+    batch.select([9, 3])
+    rows = [11, 3]
+    step(batch, rows)
+    batch.select([1])
+    step(batch, [3])
+
+
+def test_rows_of_one_kind_are_one_computation():
+    given = [
+        options(seed, **{**FAMILY, "temperature": 0.1 + seed / 10, "min_p": 0.01 * (seed + 1)}) for seed in range(9)
+    ]
+    batch = chooser(given)
+    assert isinstance(batch, SideBySide) and len(batch._parts) == 1
+    mixed = chooser([*given, options(**GREEDY), options(**LARGE), options(**GREEDY)])
+    assert isinstance(mixed, SideBySide) and [rows for _, rows in mixed._parts] == [list(range(9)), [9, 11], [10]]
 
 
 def test_a_row_that_two_thousand_others_join_and_leave_is_chosen_as_alone():
@@ -59,6 +349,66 @@ def test_a_row_that_two_thousand_others_join_and_leave_is_chosen_as_alone():
         long.select([0])
     logits = mx.array(np.random.default_rng(0).normal(size=(20, 50)).astype(np.float32))
     assert [long(row[None]).item() for row in logits] == [alone(row[None]).item() for row in logits]
+
+
+# Threads
+
+
+@pytest.mark.parametrize("evaluated", [True, False], ids=["state", "tokens"])
+def test_every_step_may_run_in_another_thread(device, evaluated):
+    """With what the loop evaluates after a step: the state too, or only the tokens, which depend on it."""
+    logits = [some_logits(3, 200, seed=seed) for seed in range(7)]
+    given = [options(seed, **FAMILY) for seed in range(2)]
+
+    def run() -> Iterator[list[int]]:
+        batch = chooser(given)
+        batch.observe(mx.array([[1, 2], [3, 4]]), 200)
+        yield []
+        for n, step in enumerate(logits):
+            if n == 3:
+                other = Sampler(options(7, **EVERYTHING))
+                other.observe(mx.array([[5]]), 200)
+                yield []
+                mx.eval(other(step[2:]))
+                yield []
+                batch = SideBySide([(batch, 2), (other, 1)])
+                mx.eval(batch.state)
+                yield []
+            if n == 5:
+                batch.select([2, 0])
+                mx.eval(batch.state)
+                yield []
+            tokens = batch(step[: 2 if n < 3 or n > 4 else 3])
+            mx.eval(tokens, batch.state if evaluated else [])
+            yield tokens.tolist()
+
+    expected = list(run())
+    steps, found, errors = run(), [], []
+
+    def advance() -> None:
+        try:
+            found.append(next(steps))
+        except Exception as error:
+            errors.append(error)
+
+    for _ in expected:
+        thread = threading.Thread(target=advance)
+        thread.start()
+        thread.join()
+    assert not errors
+    assert found == expected
+
+
+def test_a_samplers_state_is_what_it_has_seen():
+    sampler = Sampler(options(**FAMILY))
+    assert sampler.state == []
+    sampler.observe(mx.array([[1, 2]]), 50)
+    sampler(some_logits(1, 50))
+    assert [(array.shape, array.dtype) for array in sampler.state] == [((1, 50), mx.bool_), ((1,), mx.int32)]
+    assert Sampler(options(**LARGE)).state == []
+
+
+# Penalty and options
 
 
 def test_penalty():

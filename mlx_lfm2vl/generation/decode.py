@@ -22,7 +22,7 @@ from ..weights.fit import check_question, largest_pass, number_type
 from .features import FeatureCache, encode_views_in_pieces
 from .finite import not_finite
 from .passes import prefill_chunk
-from .sampling import Chooser, SideBySide
+from .sampling import NOT_FINITE, Chooser, SideBySide
 from .watch import Cancelled, Pieces, Progress, Stop, T, advance, cancellable, check, completed
 
 
@@ -180,8 +180,6 @@ def _context(padding: np.ndarray | None, cache: Cache, length: int) -> Context:
 class Decoding:
     """Rows that are being decoded, one step ahead of what was read once the first tokens were."""
 
-    NOT_FINITE = -1  # in place of a token that no logits could be chosen by
-
     def __init__(
         self,
         model: Lfm2VlForConditionalGeneration,
@@ -198,14 +196,13 @@ class Decoding:
         self._first, self._read = True, False  # `_read`: `_next` was returned, and the step after it not dispatched
 
     def _chosen(self, logits: mx.array) -> tuple[mx.array, mx.array | None]:
-        finite = mx.isfinite(logits).all(axis=-1)
-        tokens = mx.where(finite, self._choose(logits).astype(mx.int32), self.NOT_FINITE)
+        tokens = self._choose(logits)
         if not self._logprobs:
-            mx.async_eval(tokens)
+            mx.async_eval(tokens, self._choose.state)
             return tokens, None
         logits = logits.astype(mx.float32)
         own = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
-        mx.async_eval(tokens, own)
+        mx.async_eval(tokens, own, self._choose.state)
         return tokens, own
 
     def _dispatch(self) -> None:
@@ -260,6 +257,7 @@ class Decoding:
                 [mx.zeros(count) if each is None else each for each, count in zip(known, counts, strict=True)]
             )
         self._next, self._first = (mx.concatenate([part._next[0] for part in parts]), own), False
+        self._evaluate()
 
     def error(self, row: int) -> NotFiniteError:
         """Why a row's logits were not finite."""
@@ -274,6 +272,12 @@ class Decoding:
         self._choose.select(rows)
         if self._padding is not None:
             self._padding = self._padding[rows]
+        self._evaluate()
+
+    def _evaluate(self) -> None:
+        """Dispatches all that the next step starts from, so that it may run in another thread."""
+        with allocations("the answer's next token"):
+            mx.async_eval(self._next, self._cache.arrays, self._choose.state)
 
 
 def decode(
@@ -289,6 +293,6 @@ def decode(
     steps = Decoding(model, cache, logits, choose, prompt.padding)
     for step in range(max_tokens):
         tokens = steps.step(last=step + 1 == max_tokens)[0]
-        if steps.NOT_FINITE in tokens:
-            raise steps.error(tokens.index(steps.NOT_FINITE))
+        if NOT_FINITE in tokens:
+            raise steps.error(tokens.index(NOT_FINITE))
         yield tokens

@@ -23,7 +23,7 @@ from ..processing.tokenizer import Tokenizer
 from .decode import Decoding
 from .options import GenerationOptions
 from .recommended import recommended
-from .sampling import chooser
+from .sampling import NOT_FINITE, chooser
 from .text import RowText
 from .watch import Cancelled, Pieces, Progress, Stop, advance, check_callable
 
@@ -233,7 +233,7 @@ def run(
         tokens, logprobs = steps.step(last=final)
         for at, (index, token) in enumerate(zip(held, tokens, strict=True)):
             row = rows[index]
-            if token == steps.NOT_FINITE:
+            if token == NOT_FINITE:
                 if failed is None:
                     raise steps.error(at)
                 del rows[index]
