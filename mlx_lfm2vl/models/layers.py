@@ -18,8 +18,9 @@ def gelu_tanh(x: mx.array) -> mx.array:
 
 @partial(mx.compile, shapeless=True)
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """`silu(gate) * up` in one kernel."""
-    return gate * mx.sigmoid(gate) * up
+    """`silu(gate) * up` in one kernel, in float32."""
+    wide = gate.astype(mx.float32)
+    return (wide * mx.sigmoid(wide) * up.astype(mx.float32)).astype(gate.dtype)
 
 
 # By the names that configurations use, those of transformers' `ACT2FN`.

@@ -215,13 +215,13 @@ class ShortConvKernel(nn.Module):
 
 @partial(mx.compile, shapeless=True)
 def _weighted_sum(gate: mx.array, taps: list[mx.array], kernel: list[mx.array], bias: mx.array | None) -> mx.array:
-    """`gate * (sum of taps times their kernel column)` in one kernel."""
-    total = taps[0] * kernel[0]
+    """`gate * (sum of taps times their kernel column)` in one kernel, in float32."""
+    total = taps[0].astype(mx.float32) * kernel[0].astype(mx.float32)
     for tap, weight in zip(taps[1:], kernel[1:], strict=True):
-        total = total + tap * weight
+        total = total + tap.astype(mx.float32) * weight.astype(mx.float32)
     if bias is not None:
-        total = total + bias
-    return gate * total
+        total = total + bias.astype(mx.float32)
+    return (gate.astype(mx.float32) * total).astype(gate.dtype)
 
 
 @partial(mx.compile, shapeless=True)
