@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image, ImageTk
 
-from mlx_lfm2vl import Engine, GenerationOptions, GenerationPiece, Lfm2VlError, Request, load
+from mlx_lfm2vl import Engine, GenerationOptions, GenerationResponse, Lfm2VlError, Request, load
 from mlx_lfm2vl.processing.source import load_image
 
 POLL_MILLISECONDS = 15
@@ -127,7 +127,7 @@ class Window:
         self._say(f"{text}\n", "question")
         arrived = self._arrived
 
-        def sink(item: GenerationPiece | BaseException) -> None:  # in the engine's thread
+        def sink(item: GenerationResponse | BaseException) -> None:  # in the engine's thread
             arrived.put(("answer", None, item))
 
         try:
@@ -182,7 +182,7 @@ class Window:
         assert self.picture is not None
         self._show_state(f"{self.picture.width} x {self.picture.height} pixels")
 
-    def _answered(self, item: GenerationPiece | BaseException) -> None:
+    def _answered(self, item: GenerationResponse | BaseException) -> None:
         if isinstance(item, BaseException):
             self._say(f"{item}\n\n", "error")
             self._end("something went wrong")

@@ -44,15 +44,16 @@ if TYPE_CHECKING:
         ToolCallError,
         WeightsError,
     )
-    from .generation.batch import Answer, generate_batch
+    from .generation.batch import generate_batch
     from .generation.chat import Chat
     from .generation.engine import Engine
     from .generation.features import FeatureCache
     from .generation.options import GenerationOptions
     from .generation.prefix import PrefixCache
     from .generation.question import Question
-    from .generation.request import Completion, Request
-    from .generation.stream import GenerationPiece, Statistics, generate, stream_generate
+    from .generation.request import Request
+    from .generation.response import Completion, GenerationResponse, Statistics
+    from .generation.stream import generate, stream_generate
     from .generation.tools import ToolCall, parse_tool_calls
     from .pretrained import Lfm2VlForConditionalGeneration, Lfm2VlModel, load
     from .processing.fetch import SourcePolicy
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
     from .processing.processor import Lfm2VlProcessor
 
 __all__ = [
-    "Answer",
     "BackendError",
     "Chat",
     "Completion",
@@ -70,7 +70,7 @@ __all__ = [
     "EngineThreadError",
     "FeatureCache",
     "GenerationOptions",
-    "GenerationPiece",
+    "GenerationResponse",
     "HubError",
     "ImageError",
     "ImageWarning",
@@ -133,15 +133,16 @@ _HOMES = {
         "ToolCallError",
         "WeightsError",
     ),
-    "generation.batch": ("Answer", "generate_batch"),
+    "generation.batch": ("generate_batch",),
     "generation.chat": ("Chat",),
     "generation.engine": ("Engine",),
     "generation.features": ("FeatureCache",),
     "generation.options": ("GenerationOptions",),
     "generation.prefix": ("PrefixCache",),
     "generation.question": ("Question",),
-    "generation.request": ("Completion", "Request"),
-    "generation.stream": ("GenerationPiece", "Statistics", "generate", "stream_generate"),
+    "generation.request": ("Request",),
+    "generation.response": ("Completion", "GenerationResponse", "Statistics"),
+    "generation.stream": ("generate", "stream_generate"),
     "generation.tools": ("ToolCall", "parse_tool_calls"),
     "pretrained": ("Lfm2VlForConditionalGeneration", "Lfm2VlModel", "load"),
     "processing.fetch": ("SourcePolicy",),
@@ -158,6 +159,7 @@ _COMPUTING = (  # import MLX
     "generation.prefix",
     "generation.question",
     "generation.request",
+    "generation.response",
     "generation.stream",
     "pretrained",
 )

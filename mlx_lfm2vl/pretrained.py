@@ -18,8 +18,8 @@ from .backends.memory import WiredLimit
 from .config import GenerationConfig, Lfm2VlConfig, read_json
 from .errors import ConfigError, InputError, OptionError
 from .generation.decode import Prompt, decode, prefill
+from .generation.defaults import generation_config, positions_left
 from .generation.options import GenerationOptions
-from .generation.run import generation_config, positions_left
 from .generation.sampling import Sampler
 from .generation.watch import check_callable
 from .hub import Progress, resolve

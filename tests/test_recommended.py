@@ -9,8 +9,8 @@ from conftest import GOLDEN
 
 from mlx_lfm2vl import ConfigError, GenerationOptions, Lfm2VlConfig, demo, load, stream_generate
 from mlx_lfm2vl.config import GenerationConfig
+from mlx_lfm2vl.generation.defaults import resolved
 from mlx_lfm2vl.generation.recommended import _CARDS, recommended
-from mlx_lfm2vl.generation.run import resolved
 
 EMPTY = GenerationConfig(eos_token_ids=(7,), bos_token_id=1, pad_token_id=0)
 

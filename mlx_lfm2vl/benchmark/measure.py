@@ -26,10 +26,10 @@ from PIL import Image
 from ..errors import OptionError
 from ..generation.batch import generate_batch
 from ..generation.decode import Decoding, Prompt, prefill
+from ..generation.defaults import generation_config, positions_left
 from ..generation.features import encode_views
 from ..generation.options import GenerationOptions
 from ..generation.question import Question, prepare
-from ..generation.run import generation_config, positions_left
 from ..generation.sampling import Sampler
 from ..generation.watch import Cancelled, Progress, Stop, check
 from ..hub import resolve

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .. import Answer, OptionError, OutputError
+from .. import Completion, OptionError, OutputError
 from .options import note
 from .rows import RESULT, Row
 
@@ -117,7 +117,7 @@ class Output:
                 f"{self.path}: line {self.rows + 1} is no answer of this run; choose another --output, or --overwrite"
             )
 
-    def write(self, row: Row, answer: Answer | None) -> None:
+    def write(self, row: Row, answer: Completion | None) -> None:
         """Appends a row's answer, or its error, and hands it to the system."""
         made: dict[str, Any] = {**row.fields, "settings": self._settings(row)}
         if row.error is not None:

@@ -27,7 +27,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from .. import Chat, GenerationPiece, SourcePolicy
+    from .. import Chat, GenerationResponse, SourcePolicy
 
 SUMMARY = "talk about pictures at the terminal"
 DESCRIPTION = """\
@@ -126,7 +126,7 @@ class Terminal:
         if self.interactive:
             tell(f"\033[2m{text}\033[0m" if self._dim else text)
 
-    def show(self, answer: Callable[..., Iterator[GenerationPiece]]) -> None:
+    def show(self, answer: Callable[..., Iterator[GenerationResponse]]) -> None:
         """Prints `answer(stop=...)` as it comes. Ctrl-C stops it; where nobody types, the program too."""
         from .generate import for_stdout, report
         from .interrupt import Interrupt

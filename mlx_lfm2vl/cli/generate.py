@@ -22,7 +22,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from .. import GenerationPiece, Lfm2VlForConditionalGeneration, Lfm2VlProcessor, Statistics
+    from .. import GenerationResponse, Lfm2VlForConditionalGeneration, Lfm2VlProcessor, Statistics
 
 _OBEYED = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 SUMMARY = "answer a prompt about pictures"
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load_model(args)
     if args.verbose:
         report_loading(model)
-    pieces: list[GenerationPiece] = []
+    pieces: list[GenerationResponse] = []
     with Interrupt() as interrupt:
         answer = stream_generate(
             model,
@@ -117,7 +117,7 @@ def image_tokens(processor: Lfm2VlProcessor, pictures: list[Any]) -> list[int]:
     return [plan(picture.height, picture.width, processor.image_processor.config).tokens for picture in pictures]
 
 
-def as_object(model: str, pieces: list[GenerationPiece], images: list[dict[str, Any]]) -> dict[str, Any]:
+def as_object(model: str, pieces: list[GenerationResponse], images: list[dict[str, Any]]) -> dict[str, Any]:
     """What --json prints."""
     import dataclasses
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import mlx.core as mx
 
@@ -17,24 +16,12 @@ from ..processing.processor import Lfm2VlProcessor
 from .features import FeatureCache, check_features
 from .prefix import PrefixCache, check_prefixes
 from .question import Prepared, Question, check_pair, prepare
-from .run import GenerationPiece, Statistics
-from .stream import run_rows
+from .response import Completion, GenerationResponse
+from .scheduler import Scheduler, drive
+from .start import RowsStart
 from .watch import Stop, check_callable
 
 BATCH_SIZE = 8
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of a row: text and tokens (`tool_text` as in `GenerationPiece`), or the error of its pictures or
-    prompt."""
-
-    text: str = ""
-    tokens: tuple[int, ...] = ()
-    finish_reason: str = "error"
-    statistics: Statistics | None = None
-    error: Lfm2VlError | None = None
-    tool_text: str = ""
 
 
 def generate_batch(
@@ -46,13 +33,13 @@ def generate_batch(
     features: FeatureCache | None = None,
     prefixes: PrefixCache | None = None,
     stop: Stop | None = None,
-) -> Iterator[Answer]:
+) -> Iterator[Completion]:
     """Answers in the order of the questions, `batch_size` of them at a time; questions are read as they are needed.
 
     What questions begin with alike (a system prompt, a picture) is prefilled once, within a batch and from one to the
     next; `prefixes`: where such beginnings are kept (one of its own, unless given). A question whose pictures or prompt
-    are wrong becomes an `Answer` with the error and hurts no other. `stop` ends the batch in hand with "cancelled" and
-    reads no further. Raises `OptionError`.
+    are wrong becomes a `Completion` with the error and hurts no other. `stop` ends the batch in hand with "cancelled"
+    and reads no further. Raises `OptionError`.
     """
     check_pair(model, processor)
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
@@ -82,48 +69,34 @@ def _answer(
     features: FeatureCache | None,
     prefixes: PrefixCache,
     stop: Stop | None,
-) -> list[Answer]:
+) -> list[Completion]:
     started = time.perf_counter()
     mx.reset_peak_memory()
-    answers: dict[int, Answer] = {}
+    answers: dict[int, Completion] = {}
     present: list[int] = []
-    rows: list[Prepared] = []
+    prepared: list[Prepared] = []
     for index, question in enumerate(group):
         try:
-            rows.append(prepare(model, processor, question))
+            prepared.append(prepare(model, processor, question))
             present.append(index)
         except Lfm2VlError as error:
-            answers[index] = Answer(error=error)
-    pieces: dict[int, list[GenerationPiece]] = {index: [] for index in present}
-
-    def failed(at: int, error: Lfm2VlError) -> None:
-        answers[present[at]] = Answer(error=error)
-
-    if rows:
-        try:
-            for at, piece in run_rows(
-                model,
-                processor,
-                rows,
-                started=[started] * len(rows),
-                features=features,
-                prefixes=prefixes,
-                stop=stop,
-                failed=failed,
-            ):
-                pieces[present[at]].append(piece)
-        except Lfm2VlError as error:
-            if len(group) == 1:
-                return [Answer(error=error)]
-            # Whatever failed for all may be the fault of one.
-            return [_answer(model, processor, [each], features, prefixes, stop)[0] for each in group]
-    for index, made in pieces.items():
-        if index not in answers:
-            answers[index] = Answer(
-                "".join(piece.text for piece in made),
-                tuple(token for piece in made for token in piece.tokens),
-                made[-1].finish_reason or "error",
-                made[-1].statistics,
-                tool_text="".join(piece.tool_text for piece in made),
-            )
+            answers[index] = Completion(error=error)
+    if prepared:
+        scheduler = Scheduler(model, processor.tokenizer)
+        options = [each.options for each in prepared]
+        start = RowsStart(model, prepared, features, prefixes)
+        rows = scheduler.add(start, options, started=[started] * len(options), stop=stop)
+        responses: dict[int, list[GenerationResponse]] = {index: [] for index in present}
+        for at, item in drive(scheduler, rows, stop):
+            if isinstance(item, GenerationResponse):
+                responses[present[at]].append(item)
+            elif not isinstance(item, Lfm2VlError):
+                raise item
+            elif responses[present[at]] or len(group) == 1:
+                answers[present[at]] = Completion(error=item)
+            else:  # what failed for several may be the fault of one
+                answers[present[at]] = _answer(model, processor, [group[present[at]]], features, prefixes, stop)[0]
+        for index, made in responses.items():
+            if index not in answers:
+                answers[index] = Completion.of(made)
     return [answers[index] for index in range(len(group))]

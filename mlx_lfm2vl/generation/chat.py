@@ -21,11 +21,13 @@ from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
 from ..processing.source import Picture, load_image
 from . import saved, sequence
+from .defaults import resolved
 from .features import FeatureCache, check_features
 from .options import GenerationOptions
 from .prefix import PrefixCache, check_prefixes
 from .question import check_pair, check_tools, checked_pictures, rendered, user_content
-from .run import GenerationPiece, resolved, run
+from .response import GenerationResponse
+from .scheduler import Scheduler, drive
 from .turn import ReadPictures, Turn, picture_key
 from .watch import Progress, Stop
 
@@ -83,7 +85,7 @@ class Chat:
         options: GenerationOptions | None = None,
         stop: Stop | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[GenerationPiece]:
+    ) -> Iterator[GenerationResponse]:
         """Adds a turn and answers it piece by piece. `images` as in `stream_generate`, or what `read` made of them;
         `role` "tool" brings a tool's result.
 
@@ -129,7 +131,7 @@ class Chat:
         options: GenerationOptions | None = None,
         stop: Stop | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[GenerationPiece]:
+    ) -> Iterator[GenerationResponse]:
         """Answers the last turn anew, in place of its answer. Raises `PromptError` if there is none."""
         self._end_open()
         if not self.messages or self.messages[-1]["role"] != "assistant":
@@ -174,23 +176,16 @@ class Chat:
         stop: Stop | None,
         progress: Progress | None,
         read: ReadPictures | None = None,
-    ) -> Iterator[GenerationPiece]:
+    ) -> Iterator[GenerationResponse]:
         mx.reset_peak_memory()
         ids, spans, pictures = self._encode(messages)
         held = self._sequence
-        chosen: list[int] = []
         said: list[str] = []
         finished = False
-        pieces = run(
-            self.model,
-            self.processor.tokenizer,
-            Turn(self, ids, spans, pictures, read),
-            [resolved(self.model, options or self.options)],
-            started=[started],
-            stop=stop,
-            progress=progress,
-            chosen=chosen.append,
-        )
+        scheduler = Scheduler(self.model, self.processor.tokenizer)
+        turn, chosen = Turn(self, ids, spans, pictures, read), [resolved(self.model, options or self.options)]
+        rows = scheduler.add(turn, chosen, started=[started], stop=stop, progress=progress)
+        pieces = drive(scheduler, rows, stop)
 
         def close() -> None:
             if pieces.gi_running:  # type: ignore[attr-defined]
@@ -198,11 +193,13 @@ class Chat:
             self._close = None
             pieces.close()  # type: ignore[attr-defined]
             self._commit(messages, said, finished)
-            held.hold([*ids, *chosen], spans)
+            held.hold([*ids, *rows[0].generated], spans)
 
         self._close = close
         try:
             for _, piece in pieces:
+                if isinstance(piece, Exception):
+                    raise piece
                 said.append(piece.text + piece.tool_text)  # a model must find its calls in its past
                 finished = finished or piece.finish_reason in ("stop", "length")
                 if piece.finish_reason is not None:

@@ -28,7 +28,7 @@ from .options import GenerationOptions
 from .prefix import PrefixCache
 from .question import Prepared, Question, is_remote_question, prepare, snapshot
 from .request import Request, Sink, check_seconds
-from .run import GenerationPiece
+from .response import GenerationResponse
 from .waiting import Job
 from .watch import Progress, check_callable
 from .worker import Loader, Worker
@@ -135,7 +135,7 @@ class Engine:
         self._worker.put(Job(request, read, progress=progress, remote=remote), wait)
         return request
 
-    def stream(self, *arguments: Any, **keywords: Any) -> Iterator[GenerationPiece]:
+    def stream(self, *arguments: Any, **keywords: Any) -> Iterator[GenerationResponse]:
         """Pieces of `submit`'s answer. Dropping the iterator stops the work."""
         return iter(self.submit(*arguments, **keywords))
 
@@ -149,13 +149,13 @@ class Engine:
 
     async def astream(
         self, *arguments: Any, wait: float = 0.0, deadline: float | None = None, **keywords: Any
-    ) -> AsyncIterator[GenerationPiece]:
+    ) -> AsyncIterator[GenerationResponse]:
         """`stream` for asyncio: the event loop is never blocked; leaving the loop, or cancelling the task, stops the
         work."""
         loop = asyncio.get_running_loop()
-        items: asyncio.Queue[GenerationPiece | BaseException] = asyncio.Queue()
+        items: asyncio.Queue[GenerationResponse | BaseException] = asyncio.Queue()
 
-        def sink(item: GenerationPiece | BaseException) -> None:
+        def sink(item: GenerationResponse | BaseException) -> None:
             with contextlib.suppress(RuntimeError):  # the event loop was closed: nobody listens any more
                 loop.call_soon_threadsafe(items.put_nowait, item)
 
@@ -199,7 +199,7 @@ class Engine:
 
         def work(request: Request, _: None) -> None:
             results.append(function(*self._worker.loaded))
-            request.deliver(GenerationPiece("", (), "stop"))
+            request.deliver(GenerationResponse("", (), "stop"))
 
         self.enqueue(work, line=line).result()
         return results[0]

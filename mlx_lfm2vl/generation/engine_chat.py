@@ -11,7 +11,7 @@ from ..processing.processor import Lfm2VlProcessor
 from .chat import Chat
 from .question import is_remote_question, snapshot
 from .request import Request, Sink
-from .run import GenerationPiece
+from .response import GenerationResponse
 from .watch import Stop, check_callable
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class EngineChat:
             is_remote_question(None, images),
         )
 
-    def stream(self, text: str, images: Any = None, **arguments: Any) -> Iterator[GenerationPiece]:
+    def stream(self, text: str, images: Any = None, **arguments: Any) -> Iterator[GenerationResponse]:
         return iter(self.submit(text, images, **arguments))
 
     def ask(self, text: str, images: Any = None, **arguments: Any) -> str:
@@ -95,7 +95,7 @@ class EngineChat:
         """The last turn anew, as a request."""
         return self._submit(lambda _, **more: self._chat.retry(**arguments, **more), deadline, wait, sink, stop)
 
-    def retry(self, **arguments: Any) -> Iterator[GenerationPiece]:
+    def retry(self, **arguments: Any) -> Iterator[GenerationResponse]:
         return iter(self.submit_retry(**arguments))
 
     def undo(self) -> None:
@@ -118,7 +118,7 @@ class EngineChat:
 
     def _submit(
         self,
-        turn: Callable[..., Iterator[GenerationPiece]],
+        turn: Callable[..., Iterator[GenerationResponse]],
         deadline: float | None,
         wait: float,
         sink: Sink | None,

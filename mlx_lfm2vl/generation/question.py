@@ -22,9 +22,9 @@ from ..processing.control import Marked, control_pattern, mark
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.source import is_remote
 from ..processing.tokenizer import Tokenizer
+from .defaults import positions_left, resolved
 from .features import view_key
 from .options import GenerationOptions
-from .run import positions_left, resolved
 from .sequence import PictureSpan
 from .tools import END, START
 

@@ -7,29 +7,15 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from numbers import Real
 
 from ..errors import EngineThreadError, Lfm2VlError, OptionError
-from .run import GenerationPiece, Statistics
+from .response import NOTHING, Completion, GenerationResponse, Statistics
 from .watch import check_callable
 
-
-@dataclass(frozen=True)
-class Completion:
-    """A whole answer. `finish_reason`: "stop", "length" or "cancelled" (then the text is what came until
-    then). `tool_text` as in `GenerationPiece`."""
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: str
-    statistics: Statistics | None
-    tool_text: str = ""
-
-
-_NOTHING = Statistics(0, 0, 0, 0, 0.0, 0.0, 0.0, 0)
 MOST_SECONDS = 1e9  # what the system's clocks and locks still take
-Item = GenerationPiece | BaseException
+Item = GenerationResponse | BaseException
 Sink = Callable[[Item], None]
 
 
@@ -53,6 +39,7 @@ class Request:
         self.started = False
         self.maker: threading.Thread | None = None
         self.given_up: Callable[[], None] | None = None
+        self.so_far: Callable[[], Statistics] | None = None  # known while the request is answered
 
     # For those who wait
 
@@ -69,7 +56,7 @@ class Request:
         """Whether the last piece, or an error, has been delivered."""
         return self._ended
 
-    def __iter__(self) -> Iterator[GenerationPiece]:
+    def __iter__(self) -> Iterator[GenerationResponse]:
         """The pieces from the first on, as they come. Dropping the iterator cancels the work."""
         return _Pieces(self)
 
@@ -89,7 +76,7 @@ class Request:
         """Waits for the whole answer. Raises `TimeoutError` after `timeout` seconds (the work goes on), or what went
         wrong, or `OptionError`."""
         end = None if timeout is None else time.monotonic() + check_seconds("timeout", timeout)
-        pieces: list[GenerationPiece] = []
+        pieces: list[GenerationResponse] = []
         while not pieces or pieces[-1].finish_reason is None:
             try:
                 item = self.take(len(pieces), None if end is None else max(0.0, end - time.monotonic()))
@@ -98,15 +85,7 @@ class Request:
             if isinstance(item, BaseException):
                 raise item
             pieces.append(item)
-        last = pieces[-1]
-        assert last.finish_reason is not None
-        return Completion(
-            "".join(piece.text for piece in pieces),
-            tuple(token for piece in pieces for token in piece.tokens),
-            last.finish_reason,
-            last.statistics,
-            "".join(piece.tool_text for piece in pieces),
-        )
+        return Completion.of(pieces)
 
     # For the worker
 
@@ -153,14 +132,24 @@ class Request:
     def end(self) -> None:
         """Delivers the end of a request whose work was ended without one, if it has none."""
         with self._lock:
-            self._deliver(GenerationPiece("", (), "cancelled", _NOTHING))
+            self._deliver(GenerationResponse("", (), "cancelled", NOTHING))
+
+    def cut_off(self) -> None:
+        """Delivers the end of a cancelled request that is being answered, without waiting for the step that runs. A sink
+        is called in the engine's thread, and so waits for it."""
+        if self.so_far is None or self._sink is not None:
+            return
+        statistics = self.so_far()
+        with self._lock:
+            tokens = sum(len(item.tokens) for item in self._items if isinstance(item, GenerationResponse))
+            self._deliver(GenerationResponse("", (), "cancelled", replace(statistics, generated_tokens=tokens)))
 
     def give_up(self, statistics: Statistics | None = None) -> None:
         """Delivers the end of a cancelled request, if nothing has come of it; `statistics` if its prompt is known."""
-        known = statistics if statistics is not None else _NOTHING
+        known = statistics if statistics is not None else NOTHING
         with self._lock:
             if not self.started:
-                self._deliver(GenerationPiece("", (), "cancelled", known))
+                self._deliver(GenerationResponse("", (), "cancelled", known))
 
 
 def _let_go(error: BaseException) -> None:
@@ -181,7 +170,7 @@ def check_seconds(name: str, value: float) -> float:
     return float(value)
 
 
-class _Pieces(Iterator[GenerationPiece]):
+class _Pieces(Iterator[GenerationResponse]):
     """A reader that cancels its request when nobody holds it any more, read or not."""
 
     def __init__(self, request: Request):
@@ -189,7 +178,7 @@ class _Pieces(Iterator[GenerationPiece]):
         self._number = 0
         self._ended = False
 
-    def __next__(self) -> GenerationPiece:
+    def __next__(self) -> GenerationResponse:
         if self._ended:
             raise StopIteration
         item = self._request.take(self._number)

@@ -16,10 +16,10 @@ import numpy as np
 from ..models.cache import Cache, CacheCheckpoint
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from .decode import Prompt, guarded, prefill_in_pieces
+from .defaults import generation_config
 from .features import FeatureCache, encode_views_in_pieces
 from .prefix import LEAST, Beginning, Growth, PrefixCache, natural_points, shared_length
 from .question import Prepared
-from .run import generation_config
 from .watch import Pieces, Progress, Stop, check
 
 

@@ -13,12 +13,11 @@ from ..processing.processor import Lfm2VlProcessor
 from .features import FeatureCache, check_features
 from .options import GenerationOptions
 from .prefix import PrefixCache, check_prefixes
-from .question import Prepared, Question, check_pair, prepare
-from .run import GenerationPiece, Statistics, run
+from .question import Question, check_pair, prepare
+from .response import GenerationResponse
+from .scheduler import Scheduler, drive
 from .start import RowsStart
 from .watch import Progress, Stop
-
-__all__ = ["GenerationPiece", "Statistics", "generate", "stream_generate"]
 
 
 def stream_generate(
@@ -36,7 +35,7 @@ def stream_generate(
     progress: Progress | None = None,
     control_tokens: bool = False,
     **image_overrides: Any,
-) -> Iterator[GenerationPiece]:
+) -> Iterator[GenerationResponse]:
     """Answers a question about pictures, or one without any.
 
     `prompt`: the user's text, or a conversation as the chat template takes it (then pictures stand in its messages, and
@@ -58,28 +57,16 @@ def stream_generate(
     check_prefixes(prefixes)
     chosen = GenerationOptions() if options is None else options
     question = Question(prompt, images, system, tools, chosen, image_overrides, control_tokens)
-    rows = [prepare(model, processor, question)]
+    prepared = [prepare(model, processor, question)]
     del question
-    answering = run_rows(
-        model, processor, rows, started=[started], features=features, prefixes=prefixes, stop=stop, progress=progress
-    )
-    for _, piece in answering:
-        yield piece
-
-
-def run_rows(
-    model: Lfm2VlForConditionalGeneration,
-    processor: Lfm2VlProcessor,
-    rows: list[Prepared],
-    *,
-    features: FeatureCache | None = None,
-    prefixes: PrefixCache | None = None,
-    **arguments: Any,
-) -> Iterator[tuple[int, GenerationPiece]]:
-    """Pieces of all rows, as `run` yields them with its other `arguments`. Takes the rows out of the list, so that
-    their pixels can be freed."""
-    options = [row.options for row in rows]
-    return run(model, processor.tokenizer, RowsStart(model, rows, features, prefixes), options, **arguments)
+    scheduler = Scheduler(model, processor.tokenizer)
+    resolved = [each.options for each in prepared]
+    start = RowsStart(model, prepared, features, prefixes)
+    rows = scheduler.add(start, resolved, started=[started], stop=stop, progress=progress)
+    for _, item in drive(scheduler, rows, stop):
+        if isinstance(item, Exception):
+            raise item
+        yield item
 
 
 def generate(

@@ -17,9 +17,9 @@ from ..processing.processor import Lfm2VlProcessor
 from ..processing.source import Picture
 from . import sequence
 from .decode import Prompt, prefill_in_pieces
+from .defaults import generation_config
 from .features import FeatureCache
 from .prefix import Growth, PrefixCache, natural_points
-from .run import generation_config
 from .watch import Pieces, Progress, Stop
 
 

@@ -124,13 +124,17 @@ class Waiting:
         with self._changed:
             self._running = []
 
-    def take_stopped(self) -> tuple[list[Request], float | None]:
-        """Takes out those who have given up; also the next deadline of the others."""
+    def take_stopped(self) -> tuple[list[Request], list[Request], float | None]:
+        """Takes out the requests that were cancelled before their turn; also those that were cancelled while they are
+        answered, and the next deadline of the others."""
         with self._changed:
             gone = [job for job in self._jobs if job.request.stopped()]
             self._remove(gone)
-            deadlines = [job.request.deadline for job in self._jobs if job.request.deadline is not None]
-            return [job.request for job in gone], min(deadlines, default=None)
+            running = [request for request in self._running if not request.done]
+            cut = [request for request in running if request.stopped()]
+            others = [job.request for job in self._jobs] + [request for request in running if request not in cut]
+            deadlines = [request.deadline for request in others if request.deadline is not None]
+            return [job.request for job in gone], cut, min(deadlines, default=None)
 
     def close(self) -> tuple[list[Request], list[Request]]:
         """Takes all out and no more in; the requests that waited, and those that run."""

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 
 import mlx.core as mx
@@ -20,9 +21,8 @@ from .features import FeatureCache
 from .prefix import PrefixCache
 from .question import Prepared
 from .request import Request, check_seconds
-from .run import GenerationPiece, Joining, prompt_statistics
+from .scheduler import Scheduler, prompt_statistics
 from .start import RowsStart
-from .stream import run_rows
 from .waiting import Job, Loaded, Waiting
 from .watch import Progress, Stop
 
@@ -105,10 +105,12 @@ class Worker:
         self._attendant.close()
 
     def _let_go(self) -> float | None:
-        """Answers those who have given up before their turn; the next deadline of the others."""
-        gone, deadline = self._waiting.take_stopped()
+        """Ends the requests that were cancelled, or are past their deadline; the next deadline of the others."""
+        gone, cut, deadline = self._waiting.take_stopped()
         for request in gone:
             request.give_up()
+        for request in cut:
+            request.cut_off()
         return deadline
 
     # In the thread
@@ -146,19 +148,47 @@ class Worker:
             self._fail(error)
 
     def _serve(self) -> None:
-        while (jobs := self._take()) is not None:
-            if self._load_error is not None:
+        """Takes what waits and steps, until the queue is closed. A question joins those that are answered; work of its
+        own waits until they are."""
+        if self._loaded is None:
+            while jobs := self._take():
                 for job in jobs:
+                    assert self._load_error is not None
                     job.request.deliver(self._load_error)
-            elif jobs[0].work is not None:
+            return
+        scheduler = Scheduler(self._loaded[0], self._loaded[1].tokenizer)
+        present: dict[int, Job] = {}
+        while True:
+            jobs = self._waiting.take_more(self._max_batch - len(present)) if present else self._take()
+            if jobs is None:
+                return
+            if jobs and jobs[0].work is not None:
                 self._alone(jobs[0])
-            else:
-                self._together(jobs)
+            elif jobs:
+                present.update(self._add(scheduler, jobs))
             del jobs  # what it holds may be large, and the next may be long in coming
-            self._waiting.done()
+            for id, job in present.items():
+                if job.request.stopped():
+                    scheduler.cancel(id)
+            for id, item in scheduler.step():
+                if isinstance(item, Exception):
+                    self._failed(present.pop(id), item)
+                else:
+                    present[id].request.deliver(item)
+                    if item.finish_reason is not None:
+                        present.pop(id).read = None  # it holds the pictures
+            if not present:
+                self._waiting.done()
 
     def _take(self) -> list[Job] | None:
         return self._waiting.take(self._max_batch, self._idle_seconds, mx.clear_cache)
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        """What fails for several may be the fault of one: each that has heard nothing yet begins again by itself,
+        before others."""
+        if job.request.started or job.alone or not self._waiting.put_back(job):
+            job.request.deliver(error)
+        self._attendant.poke()
 
     def _fail(self, error: BaseException) -> None:
         """Tells all who ask, now and later, that the thread has ended with an error."""
@@ -186,11 +216,25 @@ class Worker:
         except BaseException as error:
             job.request.deliver(error)
 
-    def _together(self, jobs: Sequence[Job]) -> None:
-        """Answers questions in one batch, which others may join."""
-        present, rows, started = self._begun(jobs)
-        if present:
-            self._run(present, rows, started)
+    def _add(self, scheduler: Scheduler, jobs: Sequence[Job]) -> dict[int, Job]:
+        """Begins to answer questions; those that are taken together are prefilled together. Their jobs by id."""
+        present, prepared, started = self._begun(jobs)
+        if not present:
+            return {}
+        present[0].alone = present[0].alone or len(present) == 1
+        if len(scheduler) == 0:
+            mx.reset_peak_memory()
+        options, stop = [row.options for row in prepared], self._abandoned(present, prepared)
+        start = RowsStart(self.loaded[0], prepared, self.features, self.prefixes)
+        try:
+            rows = scheduler.add(start, options, started=started, stop=stop, progress=_told(present))
+        except Exception as error:
+            for job in reversed(present):
+                self._failed(job, error)
+            return {}
+        for row, job in zip(rows, present, strict=True):
+            job.request.so_far = partial(row.statistics, self.loaded[0].config.image_token_id)
+        return {row.id: job for row, job in zip(rows, present, strict=True)}
 
     def _begun(self, jobs: Sequence[Job]) -> tuple[list[Job], list[Prepared], list[float]]:
         """Those of the jobs that are still wanted, their questions as arrays, and when they would have begun if they
@@ -215,60 +259,6 @@ class Worker:
             started.append(begun)
         return present, rows, started
 
-    def _run(self, jobs: Sequence[Job], rows: list[Prepared], started: Sequence[float]) -> None:
-        model, processor = self.loaded
-        present = dict(enumerate(jobs))  # those not yet answered: a batch that others join may go on for days
-        entered = len(jobs)
-        jobs[0].alone = jobs[0].alone or entered == 1
-
-        def joining(going_on: int) -> Joining | None:
-            nonlocal entered
-            more, prepared, begun = self._begun(self._waiting.take_more(self._max_batch - going_on))
-            if not more:
-                return None
-            if len(more) == 1:
-                more[0].alone = True
-            present.update(enumerate(more, start=entered))
-            entered += len(more)
-            options = [row.options for row in prepared]
-            stop = self._abandoned(more, prepared)
-            start = RowsStart(model, prepared, self.features, self.prefixes)
-            return Joining(start, options, begun, stop, _told(more))
-
-        def failed(index: int, error: BaseException) -> None:
-            """What fails for several may be the fault of one: each that has heard nothing yet begins again by itself,
-            before others."""
-            job = present.pop(index)
-            if job.request.started or job.alone or not self._waiting.put_back(job):
-                job.request.deliver(error)
-            self._attendant.poke()
-
-        def told(index: int, piece: GenerationPiece) -> None:
-            present[index].request.deliver(piece)
-            if piece.finish_reason is not None:
-                present.pop(index).read = None  # it holds the pictures
-
-        try:
-            mx.reset_peak_memory()
-            for index, piece in run_rows(
-                model,
-                processor,
-                rows,
-                started=started,
-                features=self.features,
-                prefixes=self.prefixes,
-                stop=self._abandoned(jobs, rows),
-                row_stop=lambda index: present[index].request.stopped(),
-                left=told,
-                failed=failed,
-                joining=joining,
-                progress=_told(jobs),
-            ):
-                told(index, piece)
-        except BaseException as error:
-            for index in reversed(list(present)):
-                failed(index, error)
-
     def _abandoned(self, jobs: Sequence[Job], rows: Sequence[Prepared]) -> Stop:
         """Asked before the first token: lets those go who have given up, and says whether all have."""
         asked = [(job.request, row.ids) for job, row in zip(jobs, rows, strict=True)]
@@ -276,7 +266,7 @@ class Worker:
         def abandoned() -> bool:
             for request, ids in asked:
                 if request.stopped():
-                    request.give_up(prompt_statistics(self.loaded[0], ids))
+                    request.give_up(prompt_statistics(ids, self.loaded[0].config.image_token_id))
             return all(request.done for request, _ in asked)
 
         return abandoned

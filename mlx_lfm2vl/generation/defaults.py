@@ -1,0 +1,33 @@
+"""What a checkpoint says of generation: its end tokens, its recommended sampling, and the room of its context."""
+
+from __future__ import annotations
+
+from ..config import GenerationConfig
+from ..errors import OptionError, PromptError
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from .options import GenerationOptions
+from .recommended import recommended
+
+
+def generation_config(model: Lfm2VlForConditionalGeneration) -> GenerationConfig:
+    """The checkpoint's, which `load` attaches; without one, the end tokens of config.json."""
+    attached = getattr(model, "generation_config", None)
+    return attached if attached is not None else GenerationConfig(eos_token_ids=model.config.eos_token_ids)
+
+
+def resolved(model: Lfm2VlForConditionalGeneration, options: GenerationOptions | None) -> GenerationOptions:
+    """The options with what was left open as the checkpoint, or else the makers' card, recommends. Raises
+    `OptionError`."""
+    if options is not None and not isinstance(options, GenerationOptions):
+        raise OptionError(f"options is {type(options).__name__}, expected GenerationOptions")
+    return (options or GenerationOptions()).resolve(recommended(model.config, generation_config(model)))
+
+
+def positions_left(model: Lfm2VlForConditionalGeneration, length: int) -> int:
+    """New tokens that fit behind a prompt of `length`. Raises `PromptError` if there is no room for one."""
+    limit = model.config.text_config.max_position_embeddings
+    if length >= limit:
+        raise PromptError(
+            f"the prompt has {length} tokens, but the model has {limit} positions; use fewer or smaller pictures"
+        )
+    return limit - length

@@ -1,0 +1,74 @@
+"""What comes of a request: pieces of text with their tokens, the whole answer, and what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Counts in tokens, time in seconds, memory in bytes.
+
+    `prompt_tokens` counts the whole prompt, `cached_tokens` those of it that were still known from before.
+    `time_to_first_token` runs from the call, so it includes reading and resizing the pictures, vision and prefill (in
+    an `Engine` the time until its turn came is left out); `prompt_tokens_per_second` is the new tokens of the prompt
+    over that time; `tokens_per_second` counts the tokens after the first. `peak_memory` is MLX's since the call.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    image_tokens: int
+    generated_tokens: int
+    time_to_first_token: float
+    prompt_tokens_per_second: float
+    tokens_per_second: float
+    peak_memory: int
+
+
+NOTHING = Statistics(0, 0, 0, 0, 0.0, 0.0, 0.0, 0)
+
+
+@dataclass(frozen=True)
+class GenerationResponse:
+    """Some text and the tokens behind it, with their `logprobs` if asked for.
+
+    `finish_reason` is None but on the last response: "stop" (the model ended, or a stop text came), "length" (no tokens
+    or positions were left) or "cancelled". The last response carries the statistics. `tool_text`: tool calls, for
+    `parse_tool_calls`, when they are complete (on a last response, maybe cut off); they are no part of `text`.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str | None = None
+    statistics: Statistics | None = None
+    logprobs: tuple[float, ...] | None = None
+    tool_text: str = ""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer, or the error in its place.
+
+    `finish_reason`: "stop", "length", "cancelled" (then the text is what came until then), or "error" (then `error`
+    says what is wrong, and nothing was answered). `tool_text` as in `GenerationResponse`.
+    """
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    finish_reason: str = "error"
+    statistics: Statistics | None = None
+    tool_text: str = ""
+    error: Exception | None = None
+
+    @classmethod
+    def of(cls, responses: Sequence[GenerationResponse]) -> Completion:
+        """The whole of all responses of a request; the last one carries the reason."""
+        last = responses[-1]
+        return cls(
+            "".join(response.text for response in responses),
+            tuple(token for response in responses for token in response.tokens),
+            last.finish_reason or "error",
+            last.statistics,
+            "".join(response.tool_text for response in responses),
+        )
