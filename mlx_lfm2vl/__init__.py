@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .config import Lfm2VlConfig
     from .conversion.convert import convert
     from .doctor.checks import diagnose
+    from .engine.engine import Engine
+    from .engine.handle import Request
     from .errors import (
         ConfigError,
         EngineClosedError,
@@ -46,15 +48,13 @@ if TYPE_CHECKING:
     )
     from .generation.batch import generate_batch
     from .generation.chat import Chat
-    from .generation.engine import Engine
-    from .generation.features import FeatureCache
     from .generation.options import GenerationOptions
-    from .generation.prefix import PrefixCache
-    from .generation.question import Question
-    from .generation.request import Request
+    from .generation.prompt_cache import PromptCache
+    from .generation.request import GenerationRequest
     from .generation.response import Completion, GenerationResponse, Statistics
     from .generation.stream import generate, stream_generate
     from .generation.tools import ToolCall, parse_tool_calls
+    from .generation.vision_cache import VisionCache
     from .pretrained import Lfm2VlForConditionalGeneration, Lfm2VlModel, load
     from .processing.fetch import SourcePolicy
     from .processing.image import Lfm2VlImageProcessor, Lfm2VlImageProcessorFast
@@ -68,8 +68,8 @@ __all__ = [
     "Engine",
     "EngineClosedError",
     "EngineThreadError",
-    "FeatureCache",
     "GenerationOptions",
+    "GenerationRequest",
     "GenerationResponse",
     "HubError",
     "ImageError",
@@ -86,9 +86,8 @@ __all__ = [
     "OptionError",
     "OutOfMemoryError",
     "OutputError",
-    "PrefixCache",
+    "PromptCache",
     "PromptError",
-    "Question",
     "QueueFullError",
     "Request",
     "SourcePolicy",
@@ -97,6 +96,7 @@ __all__ = [
     "TokenizerError",
     "ToolCall",
     "ToolCallError",
+    "VisionCache",
     "WeightsError",
     "convert",
     "demo",
@@ -135,12 +135,12 @@ _HOMES = {
     ),
     "generation.batch": ("generate_batch",),
     "generation.chat": ("Chat",),
-    "generation.engine": ("Engine",),
-    "generation.features": ("FeatureCache",),
+    "engine.engine": ("Engine",),
+    "generation.vision_cache": ("VisionCache",),
     "generation.options": ("GenerationOptions",),
-    "generation.prefix": ("PrefixCache",),
-    "generation.question": ("Question",),
-    "generation.request": ("Request",),
+    "generation.prompt_cache": ("PromptCache",),
+    "engine.handle": ("Request",),
+    "generation.request": ("GenerationRequest",),
     "generation.response": ("Completion", "GenerationResponse", "Statistics"),
     "generation.stream": ("generate", "stream_generate"),
     "generation.tools": ("ToolCall", "parse_tool_calls"),
@@ -154,10 +154,10 @@ _COMPUTING = (  # import MLX
     "doctor.checks",
     "generation.batch",
     "generation.chat",
-    "generation.engine",
-    "generation.features",
-    "generation.prefix",
-    "generation.question",
+    "engine.engine",
+    "generation.vision_cache",
+    "generation.prompt_cache",
+    "engine.handle",
     "generation.request",
     "generation.response",
     "generation.stream",

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, cache_by_backend, picture
 
-from mlx_lfm2vl import Chat, GenerationOptions, Question, generate_batch, load, stream_generate
+from mlx_lfm2vl import Chat, GenerationOptions, GenerationRequest, generate_batch, load, stream_generate
 from mlx_lfm2vl.errors import ImageError, OptionError, PromptError
-from mlx_lfm2vl.generation.question import prepare
+from mlx_lfm2vl.generation.request import encode
 
 NAMES = ("landscape", "small", "portrait", "photo", "square")
 
@@ -18,7 +18,7 @@ def loaded():
     return load(GOLDEN / "gen2")
 
 
-def alone(question: Question) -> tuple[tuple[int, ...], str, str]:
+def alone(question: GenerationRequest) -> tuple[tuple[int, ...], str, str]:
     pieces = list(
         stream_generate(
             *loaded(),
@@ -33,7 +33,7 @@ def alone(question: Question) -> tuple[tuple[int, ...], str, str]:
     return tokens, "".join(piece.text for piece in pieces), pieces[-1].finish_reason
 
 
-def mixed(count: int, seed: int = 0) -> list[Question]:
+def mixed(count: int, seed: int = 0) -> list[GenerationRequest]:
     rng = np.random.default_rng(seed)
     questions = []
     for index in range(count):
@@ -41,7 +41,9 @@ def mixed(count: int, seed: int = 0) -> list[Question]:
         options = GenerationOptions(max_tokens=int(rng.integers(1, 12)))
         overrides = {"do_image_splitting": False} if index % 4 == 1 else {}
         text = "What is this? " * int(rng.integers(1, 6))
-        questions.append(Question(text, images or None, "Be brief." if index % 3 else None, None, options, overrides))
+        questions.append(
+            GenerationRequest(text, images or None, "Be brief." if index % 3 else None, None, options, overrides)
+        )
     return questions
 
 
@@ -58,14 +60,16 @@ def test_every_row_is_what_it_would_be_alone(batch_size):
 
 def test_sampling_with_a_seed_is_a_rows_own():
     options = GenerationOptions(max_tokens=8, temperature=1.5, top_p=0.9, seed=11, repetition_penalty=1.2)
-    questions = [Question(text, picture("small"), options=options) for text in ("One.", "Another one, longer.")]
+    questions = [
+        GenerationRequest(text, picture("small"), options=options) for text in ("One.", "Another one, longer.")
+    ]
     answers = list(generate_batch(*loaded(), questions))
     assert [answer.tokens for answer in answers] == [alone(question)[0] for question in questions]
 
 
 def test_an_error_stays_in_its_row(tmp_path):
-    good = Question("What?", picture("small"), options=GenerationOptions(max_tokens=3))
-    questions = [good, Question("?", tmp_path / "absent.png"), Question(""), good]
+    good = GenerationRequest("What?", picture("small"), options=GenerationOptions(max_tokens=3))
+    questions = [good, GenerationRequest("?", tmp_path / "absent.png"), GenerationRequest(""), good]
     answers = list(generate_batch(*loaded(), questions))
     assert isinstance(answers[1].error, ImageError) and "absent.png" in str(answers[1].error)
     assert isinstance(answers[2].error, PromptError)
@@ -79,7 +83,7 @@ def test_questions_are_read_as_they_are_needed_and_stopping_reads_no_more():
     def questions():
         for index in range(100):
             read.append(index)
-            yield Question("Hello.", options=GenerationOptions(max_tokens=2))
+            yield GenerationRequest("Hello.", options=GenerationOptions(max_tokens=2))
 
     answers = generate_batch(*loaded(), questions(), batch_size=4)
     next(answers)
@@ -92,8 +96,10 @@ def test_each_row_has_the_positions_that_it_would_have_alone():
     """A long neighbour takes none of a short row's, and one that is too long is told of in its own row."""
     model, _ = loaded()
     config, options = model.config, GenerationOptions(max_tokens=12)
-    questions = [Question(text, options=options) for text in ("Hello.", "What is this? " * 9, "What is this? " * 30)]
-    lengths = [prepare(*loaded(), question).ids.size for question in questions]
+    questions = [
+        GenerationRequest(text, options=options) for text in ("Hello.", "What is this? " * 9, "What is this? " * 30)
+    ]
+    lengths = [encode(*loaded(), question).ids.size for question in questions]
     limit = lengths[1] + 5
     assert lengths[0] + 12 < limit < lengths[2]
     try:

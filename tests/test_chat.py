@@ -17,9 +17,9 @@ from PIL import Image
 
 from mlx_lfm2vl import (
     GenerationOptions,
+    GenerationRequest,
     Lfm2VlProcessor,
-    PrefixCache,
-    Question,
+    PromptCache,
     SourcePolicy,
     generate,
     generate_batch,
@@ -27,7 +27,7 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.errors import ImageError, OptionError, OutOfMemoryError, OutputError, PromptError
-from mlx_lfm2vl.generation import chat as generation_chat
+from mlx_lfm2vl.generation import conversation as conversation_module
 from mlx_lfm2vl.generation import passes
 from mlx_lfm2vl.generation.chat import Chat
 from mlx_lfm2vl.processing.source import load_image
@@ -35,7 +35,7 @@ from mlx_lfm2vl.processing.source import load_image
 PICTURES = ("landscape", "small", "portrait")
 TEXTS = ("What is this?", "And that?", "Compare them, please.", "Why?", "ünïcode 漢字")
 SHORT = GenerationOptions(max_tokens=5)
-PREFIXES = PrefixCache()
+PREFIXES = PromptCache()
 
 
 @cache_by_backend
@@ -66,7 +66,7 @@ class AnyConversation(RuleBasedStateMachine):
 
     @rule(target=chats, system=st.sampled_from([None, "Look well. " * 12]))
     def begin_with_what_others_know(self, system):
-        return Chat(*loaded(), system=system, options=SHORT, prefixes=PREFIXES)
+        return Chat(*loaded(), system=system, options=SHORT, prompt_cache=PREFIXES)
 
     @rule(chat=chats, text=st.sampled_from(TEXTS), pictures=st.lists(st.sampled_from(PICTURES), max_size=2))
     def turn(self, chat, text, pictures):
@@ -151,8 +151,8 @@ def test_a_turn_costs_its_own_tokens_and_a_picture_is_encoded_once(monkeypatch):
     assert again.cached_tokens == again.prompt_tokens == second.prompt_tokens
     chat.reset()
     anew = statistics(list(chat.stream("What is this?", picture("landscape"))))
-    assert anew.cached_tokens == 0
-    assert views == []  # its features were kept
+    assert anew.cached_tokens == anew.prompt_tokens == first.prompt_tokens
+    assert views == []
     chat.ask("What is this?", picture("portrait"))
     assert views == [1]
 
@@ -263,7 +263,7 @@ def test_arguments_of_a_chat_are_checked():
     model, processor = loaded()
     for wrong, words in (
         ({"options": {}}, "options is dict, expected GenerationOptions"),
-        ({"features": 3}, "features is int, expected a FeatureCache"),
+        ({"vision_cache": 3}, "vision_cache is int, expected a VisionCache"),
         ({"control_tokens": "x"}, "control_tokens is 'x', expected True or False"),
     ):
         with pytest.raises(OptionError, match=words):
@@ -287,17 +287,18 @@ def test_the_same_ids_with_another_picture_are_another_prompt():
 
 
 def test_conversations_that_begin_alike_share_their_beginning():
-    prefixes, system = PrefixCache(), "Look well. " * 40
+    prefixes, system = PromptCache(), "Look well. " * 40
     cached = []
     for text in ("What is this?", "Why?", "What is this?"):
-        chat = Chat(*loaded(), system=system, options=SHORT, prefixes=prefixes)
+        chat = Chat(*loaded(), system=system, options=SHORT, prompt_cache=prefixes)
         *_, last = chat.stream(text, picture("landscape"))
         assert chat.messages[-1]["content"] == cold(chat.messages[:-1])[0]
         assert chat.ask("And now?") == cold(chat.messages[:-1])[0]
         cached.append(last.statistics.cached_tokens)
     rest = last.statistics.prompt_tokens - cached[1]
-    assert cached[0] == 0 and cached[1] == cached[2] and rest < 45, "the picture is behind the system's text"
-    smaller = Chat(*loaded(), system=system, options=SHORT, prefixes=prefixes, max_image_tokens=40)
+    assert cached[0] == 0 and rest < 45, "the picture is behind the system's text"
+    assert cached[2] == last.statistics.prompt_tokens, "the same turn as the first one's"
+    smaller = Chat(*loaded(), system=system, options=SHORT, prompt_cache=prefixes, max_image_tokens=40)
     *_, last = smaller.stream("Why?", picture("landscape"))
     assert 0 < last.statistics.cached_tokens < cached[1], "the system's text only: the picture is seen otherwise"
 
@@ -317,7 +318,7 @@ def test_the_time_to_the_first_token_includes_reading_the_pictures(monkeypatch):
         time.sleep(0.3)
         return load_image(*arguments)
 
-    monkeypatch.setattr(generation_chat, "load_image", slow)
+    monkeypatch.setattr(conversation_module, "load_image", slow)
     *_, last = Chat(*loaded(), options=SHORT).stream("What is this?", picture("small"))
     assert last.statistics.time_to_first_token > 0.3
 
@@ -332,7 +333,7 @@ def test_memory_that_runs_out_at_the_first_evaluation_is_a_typed_error(monkeypat
 
     monkeypatch.setattr(mx, "async_eval", fail)
     if ask == "batch":
-        answers = list(generate_batch(model, processor, [Question("Hi."), Question("Why?")]))
+        answers = list(generate_batch(model, processor, [GenerationRequest("Hi."), GenerationRequest("Why?")]))
         assert all(isinstance(answer.error, OutOfMemoryError) for answer in answers)
         return
     with pytest.raises(OutOfMemoryError):

@@ -21,7 +21,7 @@ from mlx_lfm2vl.conversion.convert import convert
 from mlx_lfm2vl.conversion.damage import compare, greedy, load_to_measure, log_probabilities, measure, module_errors
 from mlx_lfm2vl.conversion.report import FILE, DamageReport, ModuleError, escaped
 from mlx_lfm2vl.errors import OptionError, OutOfMemoryError, OutputError, WeightsError
-from mlx_lfm2vl.generation.question import conversation
+from mlx_lfm2vl.generation.request import conversation
 from mlx_lfm2vl.pretrained import load
 from mlx_lfm2vl.weights import fit
 from mlx_lfm2vl.weights.fit import number_type

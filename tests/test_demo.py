@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import cache_by_backend
 from safetensors import safe_open
 
 from mlx_lfm2vl import GenerationOptions, Lfm2VlProcessor, demo, generate, load
@@ -28,9 +29,14 @@ WRITTEN = (
 )
 
 
-@pytest.fixture(scope="module")
-def loaded():
+@cache_by_backend
+def load_demo():
     return load("demo")
+
+
+@pytest.fixture
+def loaded():
+    return load_demo()
 
 
 def test_the_folder_is_complete_and_small():
@@ -108,6 +114,7 @@ def examples() -> list[tuple[str, str, str]]:
     return [(picture.strip("`"), prompt, answer) for picture, prompt, answer in rows]
 
 
+@pytest.mark.backends("mlx", "numpy")
 @pytest.mark.parametrize(("picture", "prompt", "answer"), examples())
 def test_the_examples_are_answered_as_their_table_says(loaded, picture, prompt, answer):
     assert generate(*loaded, prompt, images=[ROOT / "examples" / picture]) == answer

@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,7 +23,11 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, cache_by_backend, picture
 
-from mlx_lfm2vl import GenerationOptions, SourcePolicy, generate, load, stream_generate
+from mlx_lfm2vl import GenerationOptions, GenerationRequest, SourcePolicy, generate, load, stream_generate
+from mlx_lfm2vl.engine import queue as waiting
+from mlx_lfm2vl.engine.engine import Engine
+from mlx_lfm2vl.engine.handle import Request
+from mlx_lfm2vl.engine.queue import READERS, Job
 from mlx_lfm2vl.errors import (
     ConfigError,
     EngineClosedError,
@@ -34,11 +39,8 @@ from mlx_lfm2vl.errors import (
     PromptError,
     QueueFullError,
 )
-from mlx_lfm2vl.generation import passes, waiting
-from mlx_lfm2vl.generation.engine import Engine
-from mlx_lfm2vl.generation.question import Question, longest_token, prepare
-from mlx_lfm2vl.generation.request import Request
-from mlx_lfm2vl.generation.waiting import READERS
+from mlx_lfm2vl.generation import passes
+from mlx_lfm2vl.generation.request import encode, longest_token
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.lfm2_vl import split_views
 from mlx_lfm2vl.processing.source import png_bytes
@@ -116,10 +118,23 @@ def test_many_threads_with_random_cancels(engine):
         assert sum(pool.map(client, range(8))) > 40
 
 
-def test_questions_that_wait_together_are_answered_together(engine):
+def enqueued(engine: Engine, work: Callable[[], object]) -> Request:
+    """Work of its own that waits for the engine's thread."""
+    request = Request()
+    engine._worker.put(Job(request, work=work), 0.0)
+    return request
+
+
+def occupied(engine: Engine) -> tuple[Request, threading.Event]:
+    """Work that keeps the engine's thread until the event is set."""
     entered, release = threading.Event(), threading.Event()
-    blocker = engine.enqueue(lambda request, _: (entered.set(), release.wait(30), request.give_up()))
-    entered.wait(30)
+    request = enqueued(engine, lambda: (entered.set(), release.wait(60)))
+    assert entered.wait(60)
+    return request, release
+
+
+def test_questions_that_wait_together_are_answered_together(engine):
+    blocker, release = occupied(engine)
     requests = [engine.submit(f"Question {n}.", options=SHORT) for n in range(5)]
     release.set()
     blocker.result(30)
@@ -137,7 +152,10 @@ def test_a_question_joins_those_that_are_being_answered(engine, monkeypatch):
     names = [*NAMES, None, "small", "landscape"]
     joined = [
         engine.submit(
-            f"Question {n}.", picture(name) if name else None, options=GenerationOptions(max_tokens=2 + n % 3), wait=60
+            f"Question {n}.",
+            picture(name) if name else None,
+            options=GenerationOptions(max_tokens=2 + n % 3),
+            wait=60,
         )
         for n, name in enumerate(names)
     ]
@@ -202,6 +220,9 @@ def test_answers_are_cancelled_while_another_s_picture_is_encoded(leaving, monke
             for request in answering[:leaving]:
                 request.cancel()
         if layer is layers[-1]:
+            end = time.monotonic() + 10
+            while not all(request.done for request in answering[:leaving]) and time.monotonic() < end:
+                time.sleep(0.001)
             done.extend(request.done for request in answering)
         return run_layer(layer, *given)
 
@@ -240,7 +261,7 @@ def test_a_sink_that_hears_of_a_cancel_may_compute(monkeypatch):
     with Engine(lambda: (model, processor)) as engine:
         monkeypatch.setattr(layer, "__call__", running_layer)
         request = Request(sink=sink)
-        monkeypatch.setattr("mlx_lfm2vl.generation.engine.Request", lambda *_: request)
+        monkeypatch.setattr("mlx_lfm2vl.engine.engine.Request", lambda *_: request)
         assert engine.submit("One after the other. " * 500, options=SHORT) is request
         assert request.result(60).finish_reason == "cancelled"
         monkeypatch.undo()
@@ -357,7 +378,7 @@ def test_a_turn_may_have_a_stop_of_its_own(engine):
 
 def test_conversations_of_an_engine_share_encoded_pictures(engine):
     engine.clear_caches()
-    features = engine._worker.features
+    features = engine._worker.vision_cache
     for _ in range(3):
         engine.chat(options=SHORT).ask("What is this?", picture("small"))
         assert len(features) == 1
@@ -432,9 +453,7 @@ def test_a_dropped_iterator_stops_its_work(engine):
 
 def test_a_cancelled_request_tells_what_it_had_cost(engine):
     """While it waits, while its picture is looked at, and while it is answered."""
-    entered, release = threading.Event(), threading.Event()
-    engine.enqueue(lambda request, _: (entered.set(), release.wait(30), request.give_up()))
-    entered.wait(30)
+    _, release = occupied(engine)
     waiting = engine.submit("Hello.", options=SHORT)
     waiting.cancel()
     release.set()
@@ -511,16 +530,14 @@ def test_what_callbacks_raise_ends_their_own_request_only(engine, error):
     class Reader(os.PathLike):
         __fspath__ = fail
 
-    entered, release = threading.Event(), threading.Event()
-    engine.enqueue(lambda request, _: (entered.set(), release.wait(30), request.give_up()))
-    entered.wait(30)
+    _, release = occupied(engine)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         bad = [
             engine.submit("Hello.", options=SHORT, sink=fail),
-            engine.submit("Hello.", options=SHORT, progress=fail),
+            engine.submit(f"Not yet asked: {error!r}", options=SHORT, progress=fail),
             engine.submit("Hello.", Reader(), options=SHORT),
-            engine.enqueue(fail),
+            enqueued(engine, fail),
         ]
         good = [engine.submit("Hello.", options=SHORT) for _ in range(2)]
         release.set()
@@ -534,9 +551,7 @@ def test_what_callbacks_raise_ends_their_own_request_only(engine, error):
 def test_nobody_waits_for_a_thread_that_has_died(monkeypatch):
     with Engine(loader) as engine:
         engine.wait_until_ready(60)
-        entered, release = threading.Event(), threading.Event()
-        engine.enqueue(lambda request, _: (entered.set(), release.wait(30), request.give_up()))
-        entered.wait(30)
+        _, release = occupied(engine)
         waiting = engine.submit("Hello.")
         monkeypatch.setattr(engine._worker, "_take", lambda: 1 / 0)
         release.set()
@@ -637,22 +652,20 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised():
     assert longest == max(len(token) for token in processor.tokenizer.get_vocab())
     started = time.perf_counter()
     with pytest.raises(PromptError, match=rf"characters, so at least \d+ tokens, but the model has {positions} pos"):
-        prepare(model, processor, Question("the quick fox " * 300_000))
+        encode(model, processor, GenerationRequest("the quick fox " * 300_000))
     assert time.perf_counter() - started < 1
     with pytest.raises(PromptError, match=r"the prompt has \d+ tokens, but"):
-        prepare(model, processor, Question("a " * positions))
+        encode(model, processor, GenerationRequest("a " * positions))
     golden, files = loaded()
     assert longest_token(files.tokenizer) is not None
-    assert len(prepare(golden, files, Question("Hello. " * 400)).ids) > 400
+    assert len(encode(golden, files, GenerationRequest("Hello. " * 400)).ids) > 400
 
 
 def test_arrays_and_messages_may_be_changed_once_they_are_submitted(engine):
     array = np.array(picture("small"))
     talk = engine.chat()
     messages = [{"role": "user", "content": [{"type": "image", "image": array}, {"type": "text", "text": "What?"}]}]
-    entered, release = threading.Event(), threading.Event()
-    engine.enqueue(lambda request, _: (entered.set(), release.wait(30), request.give_up()))
-    entered.wait(30)
+    _, release = occupied(engine)
     requests = [engine.submit("What?", array, options=SHORT), engine.submit(messages, options=SHORT)]
     requests.append(talk.submit("What?", [array], options=SHORT))
     array[:] = 0
@@ -707,9 +720,7 @@ def test_asyncio(engine):
 
 def test_a_full_queue_says_so():
     with Engine(loader, max_queue=2) as engine:
-        entered, release = threading.Event(), threading.Event()
-        engine.enqueue(lambda request, _: (entered.set(), release.wait(30), request.give_up()))
-        entered.wait(30)
+        _, release = occupied(engine)
         waiting = [engine.submit("Hello.", options=SHORT) for _ in range(2)]
         with pytest.raises(QueueFullError, match="2 requests wait already"):
             engine.submit("Hello.")
@@ -721,9 +732,7 @@ def test_a_full_queue_says_so():
 def test_who_gives_up_before_its_turn_is_answered_at_once():
     """And leaves its place to others, while the engine's thread is busy."""
     with Engine(loader, max_queue=3) as engine:
-        entered, release = threading.Event(), threading.Event()
-        blocker = engine.enqueue(lambda request, _: (entered.set(), release.wait(30), request.give_up()))
-        entered.wait(30)
+        blocker, release = occupied(engine)
         cancelled, late, dropped = engine.submit("1"), engine.submit("2", deadline=0.2), engine.stream("3")
         with pytest.raises(QueueFullError):
             engine.submit("4")
@@ -887,19 +896,19 @@ def test_waiting_for_a_place_ends_at_the_deadline(engine):
 
 
 def test_the_turns_of_a_chat_keep_their_order(engine, slow_path):
-    """Also where the first one's picture comes last, and with what is no turn between them."""
+    """Also where the first one's picture comes last. What changes a conversation does not wait for them."""
     expected = engine.chat(options=SHORT)
     answers = [expected.ask("What is this?", picture("small")), expected.ask("And now?")]
     talk = engine.chat(options=SHORT)
     first, second = talk.submit("What is this?", slow_path), talk.submit("And now?")
-    with ThreadPoolExecutor(1) as pool:
-        undone = pool.submit(talk.undo)
-        assert slow_path.asked.wait(60)
-        assert engine.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)
-        assert not second.done and not undone.done()
-        slow_path.release.set()
-        undone.result(60)
+    assert slow_path.asked.wait(60)
+    with pytest.raises(PromptError, match="no turn to take back"):
+        talk.undo()
+    assert engine.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)
+    assert not first.done and not second.done
+    slow_path.release.set()
     assert [first.result(60).text, second.result(60).text] == answers
+    talk.undo()
     assert [message["content"] for message in talk.messages[1:]] == answers[:1]
 
 
@@ -914,9 +923,7 @@ def test_no_more_is_read_ahead_than_is_soon_needed(tmp_path):
             return str(tmp_path / "small.png")
 
     with Engine(loader, max_batch=2) as engine:
-        entered, release = threading.Event(), threading.Event()
-        engine.enqueue(lambda request, _: (entered.set(), release.wait(60), request.give_up()))
-        assert entered.wait(60)
+        _, release = occupied(engine)
         requests = [engine.submit("What is this?", Noted(), options=SHORT) for _ in range(20)]
         end = time.monotonic() + 30
         while (len(opened) < READERS or named_threads("reader")) and time.monotonic() < end:
@@ -947,9 +954,7 @@ def test_closing_does_not_wait_for_a_picture(slow_path):
 
 def test_waiting_for_a_place_does_not_block_the_event_loop():
     with Engine(loader, max_queue=1) as engine:
-        entered, release = threading.Event(), threading.Event()
-        engine.enqueue(lambda request, _: (entered.set(), release.wait(30), request.give_up()))
-        entered.wait(30)
+        _, release = occupied(engine)
         waiting = engine.submit("Hello.", options=SHORT)
 
         async def ask(wait: float) -> tuple[int, ...]:
@@ -976,7 +981,7 @@ def test_closing_ends_everything_and_returns():
     engine = Engine(loader)
     running = engine.submit("Tell me everything.", options=FOREVER)
     next(iter_pieces := iter(running))
-    blocked = engine.enqueue(lambda request, _: request.give_up())
+    blocked = enqueued(engine, lambda: None)
     started = time.monotonic()
     engine.close()
     assert time.monotonic() - started < 20
@@ -1075,8 +1080,8 @@ def test_chats_in_the_engine(engine):
         ("idle_seconds", "long"),
         ("idle_seconds", 1e12),
         ("idle_seconds", float("nan")),
-        ("feature_bytes", None),
-        ("prefix_bytes", -1),
+        ("vision_cache_bytes", None),
+        ("prompt_cache_bytes", -1),
         ("loader", "demo"),
     ],
 )

@@ -6,7 +6,16 @@ import pytest
 from conftest import GOLDEN, cache_by_backend, picture
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_lfm2vl import Chat, Engine, GenerationOptions, NotFiniteError, Question, generate, generate_batch, load
+from mlx_lfm2vl import (
+    Chat,
+    Engine,
+    GenerationOptions,
+    GenerationRequest,
+    NotFiniteError,
+    generate,
+    generate_batch,
+    load,
+)
 
 SHORT = GenerationOptions(max_tokens=4)
 TEXT_PART = "model.language_model.layers.2.feed_forward.w2.weight"
@@ -33,7 +42,7 @@ def spoil():
     model.update(tree_unflatten(list(before.items())))
 
 
-def answers_of(*questions: Question):
+def answers_of(*questions: GenerationRequest):
     return list(generate_batch(*loaded(), questions))
 
 
@@ -63,10 +72,10 @@ def test_an_overflow_is_told_with_the_part_where_it_begins(spoil, name, place):
 
 
 def test_the_other_rows_are_answered_when_a_picture_fails(spoil):
-    good = [Question(text, options=SHORT) for text in ("Hello.", "What is this? Why?")]
+    good = [GenerationRequest(text, options=SHORT) for text in ("Hello.", "What is this? Why?")]
     expected = [answer.tokens for answer in answers_of(*good)]
     spoil("model.vision_tower.post_layernorm.weight", float("nan"))
-    one, two, three = answers_of(good[0], Question("What?", picture("small"), options=SHORT), good[1])
+    one, two, three = answers_of(good[0], GenerationRequest("What?", picture("small"), options=SHORT), good[1])
     assert isinstance(two.error, NotFiniteError) and not two.text
     assert [one.tokens, three.tokens] == expected
 
@@ -74,12 +83,12 @@ def test_the_other_rows_are_answered_when_a_picture_fails(spoil):
 def test_the_other_rows_are_answered_when_a_word_fails():
     """The embedding of one token is infinite; the head has weights of its own."""
     model, processor = load(GOLDEN / "untied")
-    good = [Question(text, options=SHORT) for text in ("Hello.", "What is this? Why?")]
+    good = [GenerationRequest(text, options=SHORT) for text in ("Hello.", "What is this? Why?")]
     expected = [answer.tokens for answer in generate_batch(model, processor, good)]
     (word,) = processor.tokenizer.encode("~", add_special_tokens=False)
     assert not any(word in tokens for tokens in expected)
     model.model.language_model.embed_tokens.weight[word] = mx.inf
-    bad = Question("What is ~?", options=SHORT)
+    bad = GenerationRequest("What is ~?", options=SHORT)
     one, two, three = generate_batch(model, processor, [good[0], bad, good[1]])
     assert isinstance(two.error, NotFiniteError) and two.finish_reason == "error"
     assert [one.tokens, three.tokens] == expected

@@ -23,6 +23,7 @@ LAYERS = (
     ("backends",),
     ("weights",),
     ("generation",),
+    ("engine",),
     ("pretrained",),
     ("conversion", "benchmark"),
     ("doctor",),
@@ -42,7 +43,7 @@ OWNERS = {
 # Parts that may import a library.
 HOMES = {
     "PIL": {"processing", "benchmark"},
-    "mlx": {"models", "backends", "weights", "generation", "pretrained", "conversion", "benchmark", "doctor"},
+    "mlx": {"models", "backends", "weights", "generation", "engine", "pretrained", "conversion", "benchmark", "doctor"},
     "mlx_lm": {"weights"},
     "safetensors": {"weights"},
     "matplotlib": {"conversion", "benchmark"},

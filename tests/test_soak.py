@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_lfm2vl import Engine, GenerationOptions, Question, generate_batch, load, stream_generate
+from mlx_lfm2vl import Engine, GenerationOptions, GenerationRequest, generate_batch, load, stream_generate
 
 pytestmark = pytest.mark.soak
 
@@ -121,7 +121,7 @@ def test_a_batch_of_two_thousand_rows(tmp_path):
             name = tmp_path / f"{n}.png"
             if n % 40 != 3:
                 noise(rng, 260).save(name)
-            yield Question(f"What is {n}?", name, options=GenerationOptions(max_tokens=2))
+            yield GenerationRequest(f"What is {n}?", name, options=GenerationOptions(max_tokens=2))
 
     for n, made in enumerate(generate_batch(model, processor, questions())):
         errors += made.error is not None

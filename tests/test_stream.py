@@ -14,8 +14,8 @@ from mlx_lfm2vl import (
     Chat,
     Engine,
     GenerationOptions,
+    GenerationRequest,
     Lfm2VlImageProcessor,
-    Question,
     generate,
     generate_batch,
     load,
@@ -118,7 +118,7 @@ def test_pixels_are_let_go_before_the_first_token(way, monkeypatch):
 
     monkeypatch.setattr(Lfm2VlImageProcessor, "encode", watched)
     forever = GenerationOptions(max_tokens=10_000)
-    questions = [Question("What?", picture(name), options=forever) for name in ("landscape", "small")]
+    questions = [GenerationRequest("What?", picture(name), options=forever) for name in ("landscape", "small")]
     alive: list[int] = []
 
     def stop() -> bool:  # also asked after the first token
@@ -164,7 +164,7 @@ def test_conversations_of_wrong_shapes_are_refused(prompt, words):
     model, processor = loaded("gen2")
     with pytest.raises(PromptError, match=words):
         generate(model, processor, prompt)
-    (answer,) = generate_batch(model, processor, [Question(prompt)])
+    (answer,) = generate_batch(model, processor, [GenerationRequest(prompt)])
     assert isinstance(answer.error, PromptError)
 
 
@@ -188,9 +188,11 @@ def test_arguments_of_wrong_types_are_refused_by_name(arguments, error, words):
 def test_a_question_is_a_question():
     model, processor = loaded("gen2")
     (answer,) = generate_batch(model, processor, ["Hello."])
-    assert isinstance(answer.error, PromptError) and str(answer.error) == "a question is str, expected a Question"
-    for wrong in (None, "Hello.", Question("Hello.")):
-        with pytest.raises(OptionError, match="expected several Questions"):
+    assert (
+        isinstance(answer.error, PromptError) and str(answer.error) == "a request is str, expected a GenerationRequest"
+    )
+    for wrong in (None, "Hello.", GenerationRequest("Hello.")):
+        with pytest.raises(OptionError, match="expected several GenerationRequests"):
             next(generate_batch(model, processor, wrong))
     with pytest.raises(PromptError, match="role is 3, expected 'user' or 'tool'"):
         Chat(model, processor).ask("Hello.", role=3)
@@ -204,8 +206,8 @@ def test_a_question_is_a_question():
         ({"options": {}}, "options is dict, expected GenerationOptions"),
         ({"stop": 3}, "stop is 3, expected a function"),
         ({"progress": 3}, "progress is 3, expected a function"),
-        ({"features": 3}, "features is int, expected a FeatureCache"),
-        ({"prefixes": 3}, "prefixes is int, expected a PrefixCache"),
+        ({"vision_cache": 3}, "vision_cache is int, expected a VisionCache"),
+        ({"prompt_cache": 3}, "prompt_cache is int, expected a PromptCache"),
     ],
 )
 def test_arguments_of_another_type_are_refused_by_name(arguments, words):
@@ -263,4 +265,4 @@ def test_model_and_processor_in_the_wrong_order_are_told_apart():
     with pytest.raises(OptionError, match=wrong):
         Chat(processor, model)
     with pytest.raises(OptionError, match="processor is NoneType, expected Lfm2VlProcessor"):
-        list(generate_batch(model, None, [Question("Hello.")]))
+        list(generate_batch(model, None, [GenerationRequest("Hello.")]))

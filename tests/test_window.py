@@ -17,7 +17,7 @@ import mlx.core as mx
 import pytest
 from conftest import GOLDEN
 
-from mlx_lfm2vl import Engine, GenerationOptions, Question, generate, generate_batch, load
+from mlx_lfm2vl import Engine, GenerationOptions, GenerationRequest, generate, generate_batch, load
 
 tk = pytest.importorskip("tkinter", reason="this Python has no tkinter")
 
@@ -193,7 +193,7 @@ def test_cancelling_ends_the_answer_at_once_and_the_next_question_is_answered(st
     driven.window.options = GenerationOptions(max_tokens=3)
     driven.window.ask_button.invoke()
     driven.run(driven.ended)
-    question = Question("What is in this image?", options=driven.window.options)
+    question = GenerationRequest("What is in this image?", options=driven.window.options)
     expected = next(generate_batch(*load(GOLDEN / "gen25"), [question])).text
     assert driven.text.endswith(f"What is in this image?\n{expected}\n\n")
 

@@ -32,7 +32,7 @@ import demo_tasks
 import demo_tasks_more
 from tqdm import tqdm
 
-from mlx_lfm2vl import GenerationOptions, Question, convert, demo, generate_batch, load
+from mlx_lfm2vl import GenerationOptions, GenerationRequest, convert, demo, generate_batch, load
 
 FIRST = 10_000_000  # seed of the first held-out sample
 ROWS = 16  # pictures in one batch
@@ -112,7 +112,7 @@ def answers(
             pictures = iter(samples[i].images)
             content = [p if p["type"] == "text" else {**p, "image": next(pictures)} for p in message["content"]]
             told[i].append({"role": "user", "content": content})
-        questions = [Question(told[i], options=options, image_overrides=overrides) for i in asked]
+        questions = [GenerationRequest(told[i], options=options, image_overrides=overrides) for i in asked]
         rows = generate_batch(model, processor, questions, batch_size=ROWS)
         for i, row in zip(asked, rows, strict=True):
             if row.error:

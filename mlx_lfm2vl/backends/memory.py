@@ -114,11 +114,13 @@ class WiredLimit:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._own is None:
             return
-        mx.synchronize()  # the limit must not change under work that runs
-        with WiredLimit._lock:
-            WiredLimit._held.remove(self._own)
-            mx.set_wired_limit(max(WiredLimit._held, default=WiredLimit._before))
-        self._own = None
+        try:
+            mx.synchronize()  # the limit must not change under work that runs
+        finally:
+            with WiredLimit._lock:
+                WiredLimit._held.remove(self._own)
+                mx.set_wired_limit(max(WiredLimit._held, default=WiredLimit._before))
+            self._own = None
 
 
 def wired(work: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:

@@ -27,10 +27,10 @@ from ..errors import OptionError
 from ..generation.batch import generate_batch
 from ..generation.decode import Decoding, Prompt, prefill
 from ..generation.defaults import generation_config, positions_left
-from ..generation.features import encode_views
 from ..generation.options import GenerationOptions
-from ..generation.question import Question, prepare
+from ..generation.request import GenerationRequest, encode
 from ..generation.sampling import Sampler
+from ..generation.vision_cache import encode_views
 from ..generation.watch import Cancelled, Progress, Stop, check
 from ..hub import resolve
 from ..models.cache import Cache, KeyValueCache
@@ -215,14 +215,16 @@ def ask(
     laps = [time.perf_counter()]
     picture = None if file is None else load_image(file)
     laps.append(time.perf_counter())
-    prepared = prepare(model, processor, Question(TEXT_PROMPT if file is None else PROMPT, picture, options=GREEDY))
-    ids = prepared.ids[None]
+    request = GenerationRequest(TEXT_PROMPT if file is None else PROMPT, picture, options=GREEDY)
+    prompt = encode(model, processor, request)
+    ids = prompt.ids[None]
     tokens = min(tokens, positions_left(model, ids.shape[1]))
     laps.append(time.perf_counter())
     images = None
-    if prepared.pixel_values is not None and prepared.spatial_shapes is not None:
-        images = encode_views(model, prepared.pixel_values, prepared.spatial_shapes, stop=stop)
-    del prepared, picture
+    if prompt.pictures:
+        (encoded,) = prompt.pictures
+        images = encode_views(model, encoded.take(), encoded.spatial_shapes, stop=stop)
+    del prompt, request, picture
     laps.append(time.perf_counter())
     cache = Cache(model.config.text_config)
     choose = Sampler(GREEDY)
@@ -255,7 +257,7 @@ def ask_together(
 ) -> Batch:
     """A question about each picture, all in one batch. Raises `Cancelled`."""
     options = replace(GREEDY, max_tokens=tokens)
-    questions = [Question(PROMPT, file, options=options) for file in files]
+    questions = [GenerationRequest(PROMPT, file, options=options) for file in files]
     start = time.perf_counter()
     answers = list(generate_batch(model, processor, questions, batch_size=len(files), stop=stop))
     seconds = time.perf_counter() - start

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import GenerationOptions, OptionError, PromptError, Question
+from .. import GenerationOptions, GenerationRequest, OptionError, PromptError
 from .inputs import DEFAULT_PROMPT, pictures_in
 
 RESULT = (
@@ -32,7 +32,7 @@ class Row:
     where its fields do not say it."""
 
     fields: dict[str, Any]
-    question: Question | None = None
+    question: GenerationRequest | None = None
     error: str | None = None
     prompt: str | None = None
 
@@ -81,7 +81,7 @@ class Rows:
             for picture in self._pictures:
                 prompt = self._prompt or DEFAULT_PROMPT
                 fields = {"id": picture, "image": picture, "prompt": prompt}
-                yield Row(fields, Question(prompt, [picture], self._system, **self._how))
+                yield Row(fields, GenerationRequest(prompt, [picture], self._system, **self._how))
             return
         with self._file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -120,7 +120,7 @@ class Rows:
         except RecursionError:
             return Row(fields, error=f"line {number}: is nested too deeply")
 
-    def _question(self, data: Mapping[str, Any]) -> Question:
+    def _question(self, data: Mapping[str, Any]) -> GenerationRequest:
         if "image" in data and "images" in data:
             raise PromptError('has both "image" and "images"; give one of them')
         images = data.get("image", data.get("images"))
@@ -133,7 +133,7 @@ class Rows:
             raise PromptError('"prompt" and "system" must be strings')
         assert self._file is not None
         found = [self._source(image) for image in images]
-        return Question(prompt, found or None, system, **self._how)
+        return GenerationRequest(prompt, found or None, system, **self._how)
 
     def _source(self, image: str) -> str:
         if image.startswith("data:") or "://" in image:
@@ -162,7 +162,7 @@ class Waiting:
     rows: Iterable[Row]
     _begun: deque[Row] = field(default_factory=deque)
 
-    def questions(self) -> Iterator[Question]:
+    def questions(self) -> Iterator[GenerationRequest]:
         for row in self.rows:
             self._begun.append(row)
             if row.question is not None:

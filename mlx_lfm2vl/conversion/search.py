@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import OptionError
-from ..generation.question import conversation
+from ..generation.request import conversation
 from ..pretrained import Lfm2VlForConditionalGeneration
 from ..weights.load import open_model
 from ..weights.names import from_module

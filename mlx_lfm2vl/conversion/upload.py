@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..config.files import check_own
 from ..errors import NotFiniteError, OutputError
-from ..generation.question import conversation
+from ..generation.request import conversation
 from ..hub import check_new_name, publish
 from ..pretrained import load
 from .calibration import questions

@@ -8,21 +8,22 @@ only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
 from ..backends.memory import allocations
-from ..errors import InputError, NotFiniteError
+from ..errors import InputError, NotFiniteError, OutOfMemoryError
 from ..models.cache import GROWTH_STEP, Cache
 from ..models.lfm2 import Context, Lfm2Model, padding_masks
 from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
 from ..weights.fit import check_question, largest_pass, number_type
-from .features import FeatureCache, encode_views_in_pieces
 from .finite import not_finite
 from .passes import prefill_chunk
 from .sampling import NOT_FINITE, Chooser, SideBySide
+from .vision_cache import VisionCache, encode_views_in_pieces
 from .watch import Cancelled, Pieces, Progress, Stop, T, advance, cancellable, check, completed
 
 
@@ -66,7 +67,7 @@ def prefill_in_pieces(
     *,
     chunk: int | None = None,
     progress: Progress | None = None,
-    features: FeatureCache | None = None,
+    vision_cache: VisionCache | None = None,
     stop: Stop | None = None,
     pauses: Sequence[int] = (),
     paused: Callable[[int], None] | None = None,
@@ -74,7 +75,7 @@ def prefill_in_pieces(
     """Runs the prompt through the model into `cache` and returns the logits (B, vocabulary) of its last position; a
     pass of the vision tower, or a chunk of the text, at a time.
 
-    Pictures are encoded first (or found in `features`) and their buffers freed; the text follows in chunks, each
+    Pictures are encoded first (or found in `vision_cache`) and their buffers freed; the text follows in chunks, each
     evaluated before the next; `passes.prefill_chunk` chooses their length where `chunk` is None. A single unpadded
     prompt may continue what the cache holds. `stop` is asked before each piece of work; the chunks that were done by
     then stay in the cache. A chunk ends at each of `pauses` (lengths of the prompt, ascending, short of all of it), and
@@ -83,7 +84,7 @@ def prefill_in_pieces(
     rows, length = prompt.input_ids.shape
     answer = max(0, min(prompt.answer, model.config.text_config.max_position_embeddings - length))
     check_question(model.config, number_type(model), length, answer, largest_pass(prompt.spatial_shapes), rows)
-    running = _prefill(model, prompt, cache, chunk, progress, features, stop, pauses, paused)
+    running = _prefill(model, prompt, cache, chunk, progress, vision_cache, stop, pauses, paused)
     del prompt
     return (yield from guarded(running, f"a prompt of {length:,} tokens"))
 
@@ -108,7 +109,7 @@ def _prefill(
     cache: Cache,
     chunk: int | None,
     progress: Progress | None,
-    features: FeatureCache | None,
+    vision_cache: VisionCache | None,
     stop: Stop | None,
     pauses: Sequence[int],
     paused: Callable[[int], None] | None,
@@ -118,7 +119,9 @@ def _prefill(
     if prompt.pixel_values is not None:
         if prompt.spatial_shapes is None:
             raise InputError("pixel_values is given without spatial_shapes")
-        images = yield from encode_views_in_pieces(model, prompt.pixel_values, prompt.spatial_shapes, features, stop)
+        images = yield from encode_views_in_pieces(
+            model, prompt.pixel_values, prompt.spatial_shapes, vision_cache, stop
+        )
         mx.eval(images)
         mx.clear_cache()  # the tower's buffers are of sizes that the text does not use
     embeds = body.embed(prompt.input_ids, images)
@@ -263,6 +266,14 @@ class Decoding:
         """Why a row's logits were not finite."""
         return not_finite(self._model, self._cache, row)
 
+    def row_cache(self, row: int) -> Cache:
+        """What the cache holds of a row, which goes on no longer. Of the only row it is the cache itself."""
+        padding = 0 if self._padding is None else int(self._padding[row])
+        if self._next[0].shape[0] == 1 and not padding:
+            mx.eval(self._cache.arrays)
+            return self._cache
+        return self._cache.row(row, padding)
+
     def select(self, rows: list[int]) -> None:
         """Goes on with these rows only."""
         index = mx.array(rows)
@@ -275,8 +286,9 @@ class Decoding:
         self._evaluate()
 
     def _evaluate(self) -> None:
-        """Dispatches all that the next step starts from, so that it may run in another thread."""
-        with allocations("the answer's next token"):
+        """Dispatches all that the next step starts from, so that it may run in another thread. Where memory runs out,
+        that step will say so."""
+        with suppress(OutOfMemoryError), allocations("the answer's next token"):
             mx.async_eval(self._next, self._cache.arrays, self._choose.state)
 
 

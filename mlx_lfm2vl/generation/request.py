@@ -1,195 +1,336 @@
-"""One piece of work that waits for, or runs in, an engine's thread, seen from the threads that want its result."""
+"""A question as an app asks it, checked, and as arrays, ready to be prefilled.
+
+What people type is text: control tokens in it (`<image>`, `<|im_end|>`) steer nothing, unless `control_tokens` says
+that they are meant. In turns of the assistant the tokens that a model writes itself, around tool calls and thoughts, do
+count as such, so that it finds its calls in its past.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from numbers import Real
+import re
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
 
-from ..errors import EngineThreadError, Lfm2VlError, OptionError
-from .response import NOTHING, Completion, GenerationResponse, Statistics
-from .watch import check_callable
+import numpy as np
 
-MOST_SECONDS = 1e9  # what the system's clocks and locks still take
-Item = GenerationResponse | BaseException
-Sink = Callable[[Item], None]
+from ..errors import OptionError, PromptError
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from ..processing.control import Marked, control_pattern, mark
+from ..processing.processor import Lfm2VlProcessor
+from ..processing.source import is_remote as is_remote_source
+from ..processing.tokenizer import Tokenizer
+from .defaults import positions_left, resolved
+from .options import GenerationOptions
+from .prompt_cache import PictureSpan
+from .tools import END, START
+from .vision_cache import view_key
+
+OWN_TOKENS = frozenset((START, END, "<think>", "</think>"))
+_ITEMS = {"text": ("text",), "image": ("image", "url", "path", "base64"), "image_url": ("image_url",)}
+_OF_THE_ANSWER = frozenset(option.name for option in fields(GenerationOptions))
+_WHOLE = {"Sequence", "Split", "ByteLevel", "Digits"}  # steps that keep every character
+_longest: weakref.WeakKeyDictionary[Tokenizer, int | None] = weakref.WeakKeyDictionary()
 
 
-class Request:
-    """A submitted question. Safe to use from any thread, by several readers; what has come is kept.
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One question and how to answer it: what `stream_generate` takes. `image_overrides` as for `Lfm2VlProcessor`."""
 
-    Iterate over it for the pieces, or call `result` for all of them, as often as you like; both raise what went wrong,
-    and `EngineThreadError` in the engine's own thread while the answer is still to come. A `sink` gets each piece as it
-    comes.
-    """
+    prompt: str | Sequence[Mapping[str, Any]]
+    images: Any = None
+    system: str | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    options: GenerationOptions = field(default_factory=GenerationOptions)
+    image_overrides: Mapping[str, Any] = field(default_factory=dict)
+    control_tokens: bool = False
 
-    def __init__(self, deadline: float | None = None, sink: Sink | None = None):
-        check_callable("sink", sink)
-        self._sink = sink
-        self.deadline = None if deadline is None else time.monotonic() + check_seconds("deadline", deadline)
-        self._cancelled = threading.Event()
-        self._lock = threading.Lock()
-        self._items: list[Item] = []
-        self._news = threading.Condition()
-        self._ended = False
-        self.started = False
-        self.maker: threading.Thread | None = None
-        self.given_up: Callable[[], None] | None = None
-        self.so_far: Callable[[], Statistics] | None = None  # known while the request is answered
 
-    # For those who wait
+class EncodedPicture:
+    """A picture of a prompt: the grids of its views, `spatial_shapes` (views, 2), and their patches (views, patches,
+    channels*patch*patch) until these are taken. `encode` makes the patches again, where they can be needed again."""
 
-    def cancel(self) -> None:
-        """Ends the work before the next token, or the next layer of the model while a prompt is run or pictures are
-        encoded (its own or another's that is to be answered beside it); while the request waits, or its pictures and
-        text are being read, it is answered at once. Harmless once it has ended."""
-        self._cancelled.set()
-        if self.given_up is not None and not self._ended:
-            self.given_up()
+    def __init__(self, spatial_shapes: np.ndarray, pixels: np.ndarray, encode: Callable[[], np.ndarray] | None = None):
+        self.spatial_shapes = spatial_shapes
+        self._pixels: np.ndarray | None = pixels
+        self._encode = encode
 
-    @property
-    def done(self) -> bool:
-        """Whether the last piece, or an error, has been delivered."""
-        return self._ended
-
-    def __iter__(self) -> Iterator[GenerationResponse]:
-        """The pieces from the first on, as they come. Dropping the iterator cancels the work."""
-        return _Pieces(self)
-
-    def take(self, number: int, timeout: float | None = None) -> Item:
-        """Waits for a piece, or the error that came instead; they are numbered from 0. Raises `TimeoutError`,
-        `EngineThreadError`, and `StopIteration` behind the last."""
-        with self._news:
-            if len(self._items) <= number and not self._ended and threading.current_thread() is self.maker:
-                raise EngineThreadError("the engine's own thread would wait for an answer that it has to make itself")
-            if not self._news.wait_for(lambda: len(self._items) > number or self._ended, timeout):
-                raise TimeoutError
-            if len(self._items) <= number:
-                raise StopIteration
-            return self._items[number]
-
-    def result(self, timeout: float | None = None) -> Completion:
-        """Waits for the whole answer. Raises `TimeoutError` after `timeout` seconds (the work goes on), or what went
-        wrong, or `OptionError`."""
-        end = None if timeout is None else time.monotonic() + check_seconds("timeout", timeout)
-        pieces: list[GenerationResponse] = []
-        while not pieces or pieces[-1].finish_reason is None:
-            try:
-                item = self.take(len(pieces), None if end is None else max(0.0, end - time.monotonic()))
-            except TimeoutError:
-                raise TimeoutError(f"no whole answer after {timeout} s") from None
-            if isinstance(item, BaseException):
-                raise item
-            pieces.append(item)
-        return Completion.of(pieces)
-
-    # For the worker
+    @cached_property
+    def keys(self) -> tuple[bytes, ...]:
+        """What identifies each view. To be asked for before the patches are taken."""
+        assert self._pixels is not None
+        grids = [(int(height), int(width)) for height, width in self.spatial_shapes]
+        return tuple(view_key(view, grid) for view, grid in zip(self._pixels, grids, strict=True))
 
     @property
-    def has_sink(self) -> bool:
-        return self._sink is not None
+    def key(self) -> bytes:
+        """What identifies the picture."""
+        return b"".join(self.keys)
 
-    def stopped(self) -> bool:
-        """Whether the work shall end: cancelled, or past its deadline."""
-        late = self.deadline is not None and time.monotonic() >= self.deadline
-        return late or self._cancelled.is_set()
+    def take(self) -> np.ndarray:
+        """The patches, which are not kept."""
+        pixels, self._pixels = self._pixels, None
+        if pixels is None:
+            assert self._encode is not None, "the patches were taken before"
+            pixels = self._encode()
+        return pixels
 
-    def deliver(self, item: Item) -> None:
-        """Hands a piece or an error to the readers. Nothing follows a last piece or an error."""
-        with self._lock:
-            self._deliver(item)
-
-    def _deliver(self, item: Item) -> None:
-        if self._ended:
-            return
-        self.started = True
-        last = isinstance(item, BaseException) or item.finish_reason is not None
-        if isinstance(item, Lfm2VlError):
-            _let_go(item)
-        self._keep(item, last)
-        if self._sink is None:
-            return
-        try:
-            self._sink(item)
-        except BaseException as error:  # the caller's own; it must not reach the neighbours in the batch
-            self._cancelled.set()
-            self._keep(error, True, instead=last)
-            with contextlib.suppress(Exception):  # a filter may make it an error, which `result` raises anyway
-                warnings.warn(
-                    f"the sink of a request failed and gets no more ({error!r})", RuntimeWarning, stacklevel=3
-                )
-
-    def _keep(self, item: Item, last: bool, instead: bool = False) -> None:
-        with self._news:
-            self._items[len(self._items) - instead :] = [item]
-            self._ended = last
-            self._news.notify_all()
-
-    def end(self) -> None:
-        """Delivers the end of a request whose work was ended without one, if it has none."""
-        with self._lock:
-            self._deliver(GenerationResponse("", (), "cancelled", NOTHING))
-
-    def cut_off(self) -> None:
-        """Delivers the end of a cancelled request that is being answered, without waiting for the step that runs. A sink
-        is called in the engine's thread, and so waits for it."""
-        if self.so_far is None or self._sink is not None:
-            return
-        statistics = self.so_far()
-        with self._lock:
-            tokens = sum(len(item.tokens) for item in self._items if isinstance(item, GenerationResponse))
-            self._deliver(GenerationResponse("", (), "cancelled", replace(statistics, generated_tokens=tokens)))
-
-    def give_up(self, statistics: Statistics | None = None) -> None:
-        """Delivers the end of a cancelled request, if nothing has come of it; `statistics` if its prompt is known."""
-        known = statistics if statistics is not None else NOTHING
-        with self._lock:
-            if not self.started:
-                self._deliver(GenerationResponse("", (), "cancelled", known))
+    def drop(self) -> None:
+        """Lets the patches go."""
+        self._pixels = None
 
 
-def _let_go(error: BaseException) -> None:
-    """Takes away the frames behind an error, which hold the arrays of its batch for as long as the request is kept; the
-    library's own errors say all that there is to know."""
-    seen: set[int] = set()
-    behind: BaseException | None = error
-    while behind is not None and id(behind) not in seen:
-        seen.add(id(behind))
-        behind.__traceback__ = None
-        behind = behind.__cause__ or behind.__context__
+@dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+    """A request as arrays, made without MLX, in any thread: `ids` (n,), resolved options, the pictures, and the place
+    (start, end) of each in the ids, markers included."""
+
+    ids: np.ndarray
+    options: GenerationOptions
+    pictures: tuple[EncodedPicture, ...] = ()
+    places: tuple[tuple[int, int], ...] = ()
+
+    @cached_property
+    def spans(self) -> tuple[PictureSpan, ...]:
+        """The pictures by place and key, for which all their patches are gone through once."""
+        pairs = zip(self.places, self.pictures, strict=True)
+        return tuple(PictureSpan(*place, picture.key) for place, picture in pairs)
 
 
-def check_seconds(name: str, value: float) -> float:
-    """A number of seconds from 0 to `MOST_SECONDS`. Raises `OptionError`."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= MOST_SECONDS:
-        raise OptionError(f"{name} is {value!r}, expected a number of seconds of at least 0, at most {MOST_SECONDS:g}")
-    return float(value)
+def split_pictures(arrays: Mapping[str, Any], counts: Sequence[int]) -> list[EncodedPicture]:
+    """The pictures of a call of the image processor; `counts`: the views of each."""
+    ends = np.cumsum(counts).tolist()
+    return [
+        EncodedPicture(arrays["spatial_shapes"][end - count : end], arrays["pixel_values"][end - count : end])
+        for count, end in zip(counts, ends, strict=True)
+    ]
 
 
-class _Pieces(Iterator[GenerationResponse]):
-    """A reader that cancels its request when nobody holds it any more, read or not."""
+def check_pair(model: object, processor: object) -> None:
+    """Raises `OptionError` unless they are a model and a processor."""
+    for name, value, kind in (
+        ("model", model, Lfm2VlForConditionalGeneration),
+        ("processor", processor, Lfm2VlProcessor),
+    ):
+        if not isinstance(value, kind):
+            raise OptionError(
+                f"{name} is {type(value).__name__}, expected {kind.__name__}; `load` returns model and processor"
+            )
 
-    def __init__(self, request: Request):
-        self._request = request
-        self._number = 0
-        self._ended = False
 
-    def __next__(self) -> GenerationResponse:
-        if self._ended:
-            raise StopIteration
-        item = self._request.take(self._number)
-        self._number += 1
-        self._ended = isinstance(item, BaseException) or item.finish_reason is not None
-        if isinstance(item, BaseException):
-            raise item
-        return item
+def encode(
+    model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, request: GenerationRequest
+) -> EncodedPrompt:
+    """Reads, resizes and tokenises one request. Raises the library's typed errors."""
+    if not isinstance(request, GenerationRequest):
+        raise PromptError(f"a request is {type(request).__name__}, expected a GenerationRequest")
+    for name in _OF_THE_ANSWER.intersection(request.image_overrides):
+        raise OptionError(f"{name} is for the answer; give it as options=GenerationOptions({name}=...)")
+    options = resolved(model, request.options)
+    check_tools(request.tools)
+    messages = conversation(request.prompt, request.images, request.system)
+    if not isinstance(request.control_tokens, bool):
+        raise OptionError(f"control_tokens is {request.control_tokens!r}, expected True or False")
+    _check_characters(model, processor, messages, request.tools)
+    inputs = processor.apply_chat_template(
+        messages if request.control_tokens else [_spoken(message, processor) for message in messages],
+        tools=request.tools,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="np",
+        sanitize_control_tokens=not request.control_tokens,
+        **request.image_overrides,
+    )
+    ids = inputs["input_ids"][0]
+    positions_left(model, len(ids))  # raises if there is no room for an answer
+    if "pixel_values" not in inputs:
+        return EncodedPrompt(ids, options)
+    counts = [len(plan.spatial_shapes) for plan in inputs.plans[0]]
+    return EncodedPrompt(ids, options, tuple(split_pictures(inputs, counts)), inputs.image_spans[0])
 
-    def close(self) -> None:
-        """Cancels the work, as dropping the reader does."""
-        self._request.cancel()
 
-    __del__ = close
+def snapshot(value: Any) -> Any:
+    """Pictures or messages whose lists, mappings and NumPy arrays are the caller's no longer, for work that comes
+    later. What it holds of other types stays as it is."""
+    if isinstance(value, (np.ndarray, bytearray)):
+        return value.copy()
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(snapshot, value)) if type(value) in (list, tuple) else value
+    return {key: snapshot(item) for key, item in value.items()} if type(value) is dict else value
+
+
+def _check_characters(
+    model: Lfm2VlForConditionalGeneration,
+    processor: Lfm2VlProcessor,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+) -> None:
+    """Refuses texts that cannot fit, however well they tokenise, before much time goes into tokenising them. Raises
+    `PromptError`."""
+    positions = model.config.text_config.max_position_embeddings
+    if _characters(messages) < positions or (longest := longest_token(processor.tokenizer)) is None:
+        return
+    if _characters(messages) < positions * longest:
+        return
+    # a template may leave texts out
+    length = len(processor.template.render(messages, tools=tools, add_generation_prompt=True).text)
+    if length >= positions * longest:
+        raise PromptError(
+            f"the prompt has {length} characters, so at least {-(-length // longest)} tokens, but the model has "
+            f"{positions} positions; use a shorter text"
+        )
+
+
+def _characters(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Those in the texts of messages."""
+    total = 0
+    for message in messages:
+        content = message.get("content")
+        items = content if isinstance(content, (list, tuple)) else [{"text": content}]
+        texts = (item.get("text") for item in items)
+        total += sum(len(text) for text in texts if isinstance(text, str))
+    return total
+
+
+def longest_token(tokenizer: Tokenizer) -> int | None:
+    """The most characters of a text that a token can stand for; None where the tokenizer drops or merges characters
+    before it looks for tokens. A byte-level token has a letter for each byte, and each character at least one byte."""
+    if tokenizer not in _longest:
+        backend = tokenizer.backend
+        steps = "" if backend.pre_tokenizer is None else backend.pre_tokenizer.__getstate__().decode()
+        strips = any(token.lstrip or token.rstrip for token in backend.get_added_tokens_decoder().values())
+        whole = set(re.findall(r'"type": *"(\w+)"', steps)) <= _WHOLE and "Removed" not in steps
+        bounded = backend.normalizer is None and whole and not strips
+        _longest[tokenizer] = max(map(len, tokenizer.get_vocab())) if bounded else None
+    return _longest[tokenizer]
+
+
+def rendered(
+    processor: Lfm2VlProcessor,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    control_tokens: bool,
+) -> str:
+    """The text of a conversation up to its answer, in which control tokens of the caller's are marked as text (unless
+    `control_tokens`), for `Tokenizer.encode_marked`. Raises `TemplateError`."""
+    given: Any = list(messages)
+    if not control_tokens:
+        pattern = processor.tokenizer.control_tokens(processor.template.literal_text)
+        given = mark([_spoken(message, processor) for message in messages], pattern)
+        tools = mark(tools, pattern)
+    return processor.template.render(given, tools=tools, add_generation_prompt=True).text
+
+
+def _spoken(message: Mapping[str, Any], processor: Lfm2VlProcessor) -> dict[str, Any]:
+    """A message in which the assistant's own tokens will be left as they are."""
+    made = dict(message)
+    if made.get("role") != "assistant":
+        return made
+    tokens = processor.tokenizer.control_tokens(processor.template.literal_text)
+    names = (token.content for token in processor.tokenizer.backend.get_added_tokens_decoder().values())
+    others = control_pattern(name for name in names if name not in OWN_TOKENS and name in tokens.tokens)
+
+    def own(content: Any) -> Any:
+        return Marked(mark(content, others)) if isinstance(content, str) else content
+
+    content = made.get("content")
+    if isinstance(content, (list, tuple)):
+        made["content"] = [
+            {**item, "text": own(item["text"])} if isinstance(item, Mapping) and "text" in item else item
+            for item in content
+        ]
+    elif content is not None:
+        made["content"] = own(content)
+    return made
+
+
+def conversation(
+    prompt: str | Sequence[Mapping[str, Any]], images: Any = None, system: str | None = None
+) -> list[dict[str, Any]]:
+    """The messages of one question: the system's text if any, then the user's pictures and text; or those given, if
+    they are such. Raises `PromptError` naming what is not."""
+    if isinstance(prompt, str):
+        if not (system is None or isinstance(system, str)):
+            raise PromptError(f"system is {type(system).__name__}, expected text")
+        messages: list[dict[str, Any]] = [{"role": "user", "content": user_content(prompt, images)}]
+        return [{"role": "system", "content": system}, *messages] if system else messages
+    if not isinstance(prompt, (list, tuple)):
+        raise PromptError(f"prompt is {type(prompt).__name__}, expected text or a list of messages")
+    if images is not None or system is not None:
+        raise PromptError("prompt is a conversation; put pictures and the system's text into its messages")
+    if not prompt:
+        raise PromptError("prompt is a conversation without a message")
+    for number, message in enumerate(prompt):
+        _check_message(message, f"prompt[{number}]")
+    return [dict(message) for message in prompt]
+
+
+def _check_message(message: Any, where: str) -> None:
+    if not isinstance(message, Mapping):
+        raise PromptError(f"{where} is {type(message).__name__}, expected a message with 'role' and 'content'")
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not role:
+        raise PromptError(f"{where} has the role {role!r}, expected 'system', 'user', 'assistant' or 'tool'")
+    if isinstance(content, str) or (content is None and message.get("tool_calls")):
+        return
+    if not isinstance(content, (list, tuple)):
+        raise PromptError(f"{where} has the content {type(content).__name__}, expected text or a list of items")
+    for number, item in enumerate(content):
+        at = f"{where}, item {number} of its content,"
+        if not isinstance(item, Mapping):
+            raise PromptError(f"{at} is {type(item).__name__}, expected a mapping with 'type'")
+        kind = item.get("type")
+        fields = _ITEMS.get(kind) if isinstance(kind, str) else None
+        if fields is None:
+            raise PromptError(f"{at} has the type {kind!r}, expected one of {', '.join(_ITEMS)}")
+        if not any(item.get(name) is not None for name in fields):
+            raise PromptError(f"{at} is of type {kind!r} and has no {' or '.join(map(repr, fields))}")
+        if kind == "text" and not isinstance(item["text"], str):
+            raise PromptError(f"{at} has a text that is {type(item['text']).__name__}")
+
+
+def check_tools(tools: Any) -> None:
+    """Raises `OptionError` unless `tools` is None or a list of JSON schemas."""
+    if tools is not None and not (
+        isinstance(tools, (list, tuple)) and all(isinstance(tool, Mapping) for tool in tools)
+    ):
+        raise OptionError("tools must be a list of JSON schemas (mappings), or None")
+
+
+def listed(images: Any) -> list[Any]:
+    """The pictures of an `images` argument: several, one, or none."""
+    return [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def checked_pictures(images: Any) -> list[Any]:
+    """Those of an `images` argument. Raises `PromptError` for None among several."""
+    pictures = listed(images)
+    for number, picture in enumerate(pictures):
+        if picture is None:
+            raise PromptError(f"images[{number}] is None, expected a picture; leave it out")
+    return pictures
+
+
+def is_remote(prompt: Any, images: Any) -> bool:
+    """Whether pictures of a question, which need not have been checked, are at http(s) addresses."""
+    values = listed(images)
+    for message in prompt if isinstance(prompt, (list, tuple)) else ():
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for item in content if isinstance(content, (list, tuple)) else ():
+            values += item.values() if isinstance(item, Mapping) else ()
+    values += [inner for value in values if isinstance(value, Mapping) for inner in value.values()]
+    return any(is_remote_source(value) for value in values)
+
+
+def user_content(text: str, images: Any = None) -> list[dict[str, Any]]:
+    """A user's turn: pictures first, then the text. Raises `PromptError` if there is neither, or None for a picture."""
+    if not isinstance(text, str):
+        raise PromptError(f"the text is {type(text).__name__}, expected str")
+    pictures = checked_pictures(images)
+    if not text and not pictures:
+        raise PromptError("prompt is empty and there is no picture; give one of them")
+    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+    return [*content, {"type": "text", "text": text}] if text else content

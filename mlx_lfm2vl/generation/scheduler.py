@@ -12,42 +12,26 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as List
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 
-from ..backends.memory import wired
-from ..models.cache import Cache
+from ..backends.memory import allocations, wired
+from ..errors import OutOfMemoryError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.tokenizer import Tokenizer
 from .decode import Decoding
 from .defaults import generation_config, positions_left
-from .options import GenerationOptions
+from .prefill import prefill_rows
+from .prompt_cache import PromptCache, Recorder
+from .request import EncodedPrompt
 from .response import GenerationResponse, Statistics
 from .sampling import NOT_FINITE, chooser
 from .text import RowText
+from .vision_cache import VisionCache
 from .watch import Cancelled, Pieces, Progress, Stop, advance, check_callable
-
-
-class Start(Protocol):
-    """Prompts that are prefilled together."""
-
-    @property
-    def ids(self) -> np.ndarray:
-        """The whole prompts (B, L), padded on the left."""
-
-    @property
-    def padding(self) -> np.ndarray | None:
-        """Padding tokens before each row (B,), or None if there are none."""
-
-    @property
-    def cached(self) -> List[int]:
-        """Of each row, how many tokens needed no run; known once `begin` has returned."""
-
-    def begin(self, stop: Stop | None, progress: Progress | None) -> Pieces[tuple[Cache, mx.array]]:
-        """The cache with the prompts in it, and the logits (B, vocabulary) of their last tokens. Raises `Cancelled`."""
 
 
 class Sequence:
@@ -56,16 +40,15 @@ class Sequence:
     `generated` has every token, the end token too. `ids` (n,) is the prompt.
     """
 
-    def __init__(
-        self, id: int, start: Start, at: int, tokenizer: Tokenizer, options: GenerationOptions, ends: List[int]
-    ):
-        gap = 0 if start.padding is None else int(start.padding[at])
-        self.id, self.start, self.at, self.ids = id, start, at, start.ids[at][gap:]
-        self.options, self.ends, self.limit = options, ends, options.max_tokens
-        self.detokenizer = RowText(tokenizer, options, ends)
+    def __init__(self, id: int, prompt: EncodedPrompt, tokenizer: Tokenizer, ends: List[int], began: float):
+        self.id, self.ids, self.options = id, prompt.ids, prompt.options
+        self.ends, self.limit = ends, prompt.options.max_tokens
+        self.detokenizer = RowText(tokenizer, prompt.options, ends)
         self.generated: list[int] = []
+        self.cached = 0  # tokens of the prompt that needed no run
+        self.recorder: Recorder | None = None  # of what others may begin with
         self.cancelled = False
-        self.began, self.first = 0.0, 0.0
+        self.began, self.first = began, 0.0
         self._tokens: list[int] = []  # those not yet in a response
         self._logprobs: list[float] = []
 
@@ -89,14 +72,13 @@ class Sequence:
 
     def statistics(self, image_token: int) -> Statistics:
         """What the row took until now."""
-        rest, cached = time.perf_counter() - self.began - self.first, self.start.cached[self.at]
-        count = len(self.generated)
+        rest, count = time.perf_counter() - self.began - self.first, len(self.generated)
         return replace(
             prompt_statistics(self.ids, image_token),
-            cached_tokens=cached,
+            cached_tokens=self.cached,
             generated_tokens=count,
             time_to_first_token=self.first,
-            prompt_tokens_per_second=(len(self.ids) - cached) / self.first if self.first else 0.0,
+            prompt_tokens_per_second=(len(self.ids) - self.cached) / self.first if self.first else 0.0,
             tokens_per_second=(count - 1) / rest if count > 1 and rest > 0 else 0.0,
         )
 
@@ -112,7 +94,7 @@ class _Prefill:
     """Rows whose prompts are run together, and the work that is left."""
 
     rows: list[Sequence]
-    work: Pieces[Decoding]
+    work: Pieces[Decoding]  # returns the batch that they begin
 
 
 Output = tuple[int, GenerationResponse | Exception]
@@ -122,8 +104,16 @@ class Scheduler:
     """Rows of one model. `step` gives (id, response) pairs; the last response of a row has a `finish_reason`, and an
     error ends it."""
 
-    def __init__(self, model: Lfm2VlForConditionalGeneration, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        model: Lfm2VlForConditionalGeneration,
+        tokenizer: Tokenizer,
+        *,
+        vision_cache: VisionCache | None = None,
+        prompt_cache: PromptCache | None = None,
+    ):
         self._model, self._tokenizer = model, tokenizer
+        self._vision_cache, self._prompt_cache = vision_cache, prompt_cache
         self._image_token = model.config.image_token_id
         self._prefilling: deque[_Prefill] = deque()
         self._running: list[Sequence] = []  # in the order of `_batch`
@@ -132,8 +122,7 @@ class Scheduler:
 
     def add(
         self,
-        start: Start,
-        options: List[GenerationOptions],
+        prompts: List[EncodedPrompt],
         *,
         started: List[float],
         stop: Stop | None = None,
@@ -142,8 +131,7 @@ class Scheduler:
         """Takes prompts that are prefilled together.
 
         Args:
-            start: the prompts.
-            options: resolved, for each row.
+            prompts: whose pictures' patches are taken when they are encoded.
             started: `time.perf_counter()` when each row began.
             stop: asked until their first tokens whether all of these rows are cancelled.
             progress: told of the tokens of these prompts.
@@ -155,16 +143,16 @@ class Scheduler:
         check_callable("progress", progress)
         ends = generation_config(self._model).eos_token_ids
         rows = []
-        for at, (each, began) in enumerate(zip(options, started, strict=True)):
-            row = Sequence(self._count + at, start, at, self._tokenizer, each, ends)
-            row.began, row.limit = began, min(row.limit, positions_left(self._model, len(row.ids)))
+        for at, (prompt, began) in enumerate(zip(prompts, started, strict=True)):
+            row = Sequence(self._count + at, prompt, self._tokenizer, ends, began)
+            row.limit = min(row.limit, positions_left(self._model, len(row.ids)))
             rows.append(row)
         self._count += len(rows)
 
         def stopped() -> bool:
             return all(row.cancelled for row in rows) or (stop is not None and stop())
 
-        self._prefilling.append(_Prefill(rows, _prefill(self._model, start, options, stopped, progress)))
+        self._prefilling.append(_Prefill(rows, self._prefill(rows, list(prompts), stopped, progress)))
         return rows
 
     def cancel(self, id: int) -> None:
@@ -188,6 +176,21 @@ class Scheduler:
         """Forgets all rows."""
         self._prefilling.clear()
         self._keep([])
+
+    def _prefill(
+        self, rows: List[Sequence], prompts: list[EncodedPrompt], stop: Stop, progress: Progress | None
+    ) -> Pieces[Decoding]:
+        """Runs prompts, so that their rows can be decoded."""
+        made = yield from prefill_rows(
+            self._model, prompts, self._vision_cache, self._prompt_cache, stop=stop, progress=progress
+        )
+        for row, cached, recorder in zip(rows, made.cached, made.recorders, strict=True):
+            row.cached, row.recorder = cached, recorder
+        options = [row.options for row in rows]
+        choose = chooser(options)
+        choose.observe(mx.array(_right_aligned(rows)), self._model.config.text_config.vocab_size)
+        logprobs = any(each.logprobs for each in options)
+        return Decoding(self._model, made.cache, made.logits, choose, made.padding, logprobs)
 
     def _step_prefill(self) -> Iterator[Output]:
         if not self._prefilling:
@@ -215,6 +218,7 @@ class Scheduler:
         cancelled = [row for row in self._running if row.cancelled]
         for row in cancelled:
             yield self._last(row, row.detokenizer.finish(), "cancelled")
+            self._remember(row)
         self._keep([row for row in self._running if row not in cancelled])
 
     def _step_batch(self) -> Iterator[Output]:
@@ -235,13 +239,25 @@ class Scheduler:
             text = row.push(token, logprobs[at] if logprobs else None)
             if row.detokenizer.stopped:
                 yield self._last(row, text, "stop")
+                self._remember(row)
             elif len(row.generated) >= row.limit:
                 yield self._last(row, text + row.detokenizer.finish(), "length")
+                self._remember(row)
             else:
                 going_on.append(row)
                 if text or row.detokenizer.tool_text:
                     yield row.id, row.respond(text)
         self._keep(going_on)
+
+    def _remember(self, row: Sequence) -> None:
+        """Gives the states of a row that has finished to the prompt cache, its answer included; nothing where memory
+        runs out."""
+        if row.recorder is None or self._batch is None or self._prompt_cache is None:
+            return
+        with suppress(OutOfMemoryError), allocations("the prompt cache"):
+            cache = self._batch.row_cache(self._running.index(row))
+            row.recorder.take(cache)
+            self._prompt_cache.put(row.recorder.entry(cache, row.generated))
 
     def _last(self, row: Sequence, text: str, reason: str) -> Output:
         return row.id, row.respond(text, reason, row.statistics(self._image_token))
@@ -255,25 +271,10 @@ class Scheduler:
         self._running = rows
 
 
-def _prefill(
-    model: Lfm2VlForConditionalGeneration,
-    start: Start,
-    options: List[GenerationOptions],
-    stop: Stop,
-    progress: Progress | None,
-) -> Pieces[Decoding]:
-    """Runs prompts, so that their rows can be decoded."""
-    choose = chooser(options)
-    choose.observe(mx.array(_without_padding(start.ids, start.padding)), model.config.text_config.vocab_size)
-    cache, logits = yield from start.begin(stop, progress)
-    return Decoding(model, cache, logits, choose, start.padding, any(each.logprobs for each in options))
-
-
-def _without_padding(ids: np.ndarray, padding: np.ndarray | None) -> np.ndarray:
-    """Ids (B, L) whose padding repeats the row's last token, so that padding does not count as said."""
-    if padding is None:
-        return ids
-    return np.where(np.arange(ids.shape[1]) < padding[:, None], ids[:, -1:], ids)
+def _right_aligned(rows: List[Sequence]) -> np.ndarray:
+    """The prompts (B, L); shorter ones repeat their last token before them, so that padding does not count as said."""
+    length = max(len(row.ids) for row in rows)
+    return np.stack([np.concatenate([np.full(length - len(row.ids), row.ids[-1]), row.ids]) for row in rows])
 
 
 @wired

@@ -10,13 +10,12 @@ import mlx.core as mx
 
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from .features import FeatureCache, check_features
 from .options import GenerationOptions
-from .prefix import PrefixCache, check_prefixes
-from .question import Question, check_pair, prepare
+from .prompt_cache import PromptCache, check_prompt_cache
+from .request import GenerationRequest, check_pair, encode
 from .response import GenerationResponse
 from .scheduler import Scheduler, drive
-from .start import RowsStart
+from .vision_cache import VisionCache, check_vision_cache
 from .watch import Progress, Stop
 
 
@@ -29,8 +28,8 @@ def stream_generate(
     system: str | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     options: GenerationOptions | None = None,
-    features: FeatureCache | None = None,
-    prefixes: PrefixCache | None = None,
+    vision_cache: VisionCache | None = None,
+    prompt_cache: PromptCache | None = None,
     stop: Stop | None = None,
     progress: Progress | None = None,
     control_tokens: bool = False,
@@ -40,8 +39,8 @@ def stream_generate(
 
     `prompt`: the user's text, or a conversation as the chat template takes it (then pictures stand in its messages, and
     `images` and `system` must be left out). `images`: one picture or several, each a PIL image, NumPy array, path, URL,
-    data URI or bytes; they come before the text. `tools`: for the template, JSON schemas of functions. `features`:
-    where encoded pictures are kept for the next call; `prefixes`: where beginnings of prompts are. `stop`: asked
+    data URI or bytes; they come before the text. `tools`: for the template, JSON schemas of functions. `vision_cache`:
+    where encoded pictures are kept for the next call; `prompt_cache`: where beginnings of prompts are. `stop`: asked
     between tokens and, before the first, many times a second; true ends the answer with "cancelled". `progress`: told
     of the tokens of the prompt. `control_tokens`: tokens such as `<|im_end|>` in the texts are what they are for the
     model; without it they are text like any other. `image_overrides`: as for `Lfm2VlProcessor` (`max_image_tokens`
@@ -53,16 +52,15 @@ def stream_generate(
     started = time.perf_counter()
     mx.reset_peak_memory()
     check_pair(model, processor)
-    check_features(features)
-    check_prefixes(prefixes)
+    check_vision_cache(vision_cache)
+    check_prompt_cache(prompt_cache)
     chosen = GenerationOptions() if options is None else options
-    question = Question(prompt, images, system, tools, chosen, image_overrides, control_tokens)
-    prepared = [prepare(model, processor, question)]
-    del question
-    scheduler = Scheduler(model, processor.tokenizer)
-    resolved = [each.options for each in prepared]
-    start = RowsStart(model, prepared, features, prefixes)
-    rows = scheduler.add(start, resolved, started=[started], stop=stop, progress=progress)
+    request = GenerationRequest(prompt, images, system, tools, chosen, image_overrides, control_tokens)
+    prompts = [encode(model, processor, request)]
+    del request
+    scheduler = Scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
+    rows = scheduler.add(prompts, started=[started], stop=stop, progress=progress)
+    del prompts
     for _, item in drive(scheduler, rows, stop):
         if isinstance(item, Exception):
             raise item

@@ -99,6 +99,27 @@ class Cache:
             elif layer.keys is not None and layer.values is not None:
                 layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
+    def row(self, index: int, padding: int = 0, *, states_only: bool = False) -> Cache:
+        """One row as a cache of its own, without the first `padding` columns. With `states_only` the keys and values
+        are left out: for a checkpoint."""
+        twin = Cache.__new__(Cache)
+        twin.offset, twin.layers = self.offset - padding, []
+        for layer in self.layers:
+            if isinstance(layer, ConvCache):
+                conv = ConvCache(layer.length)
+                conv.inputs = tuple(array[index : index + 1] for array in layer.inputs)
+                twin.layers.append(conv)
+                continue
+            attention = KeyValueCache()
+            attention.offset = layer.offset - padding
+            if not states_only and layer.keys is not None and layer.values is not None:
+                row, columns = slice(index, index + 1), slice(padding, layer.offset)
+                attention.keys = mx.contiguous(layer.keys[row, :, columns])
+                attention.values = mx.contiguous(layer.values[row, :, columns])
+            twin.layers.append(attention)
+        mx.eval(twin.arrays)
+        return twin
+
     def copy(self) -> Cache:
         """An independent continuation of the same past, for any thread; buffers are shared until one side writes."""
         mx.eval(self.arrays)  # what is not computed yet belongs to the thread that asked for it

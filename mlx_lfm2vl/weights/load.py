@@ -84,7 +84,8 @@ def load_model(
     if chosen == "numpy":
         cpu.accelerate(model)
     else:
-        model.fuse()
+        with reading(folder):
+            model.fuse()
     mx.clear_cache()  # what was read, cast and fused
     model.eval()
     return model

@@ -10,7 +10,7 @@ from typing import Any
 from containers import NOISE, encoded
 from PIL import Image
 
-from mlx_lfm2vl import Chat, Engine, GenerationOptions, Question, SourcePolicy, generate, generate_batch, load
+from mlx_lfm2vl import Chat, Engine, GenerationOptions, GenerationRequest, SourcePolicy, generate, generate_batch, load
 from mlx_lfm2vl.errors import ImageError
 
 from .bench import MODEL, Bench
@@ -50,7 +50,7 @@ def asked_by_chat(picture: Any) -> Any:
 
 
 def asked_by_batch(picture: Any) -> Any:
-    (answer,) = generate_batch(*loaded(), [Question("What?", [picture], options=ONE)])
+    (answer,) = generate_batch(*loaded(), [GenerationRequest("What?", [picture], options=ONE)])
     if answer.error is not None:
         raise answer.error
     return answer.text

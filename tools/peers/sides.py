@@ -39,7 +39,9 @@ class Ours:
         return Timed(last.statistics.time_to_first_token, (len(said) - 1) / speed if speed else 0.0, said)
 
     def answers(self, pictures: list[str], prompt: str, tokens: int) -> list[list[int]]:
-        questions = [self.library.Question(prompt, picture, options=self._options(tokens)) for picture in pictures]
+        questions = [
+            self.library.GenerationRequest(prompt, picture, options=self._options(tokens)) for picture in pictures
+        ]
         made = self.library.generate_batch(self.model, self.processor, questions, batch_size=len(questions))
         return [list(answer.tokens) for answer in made]
 

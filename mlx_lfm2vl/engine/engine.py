@@ -17,20 +17,20 @@ from typing import Any, TypeVar
 
 from ..backends.memory import CacheLimit, WiredLimit, check_bytes
 from ..errors import OptionError, QueueFullError
+from ..generation import prompt_cache, vision_cache
+from ..generation.batch import BATCH_SIZE
+from ..generation.conversation import Conversation
+from ..generation.options import GenerationOptions
+from ..generation.prompt_cache import PromptCache
+from ..generation.request import EncodedPrompt, GenerationRequest, encode, is_remote, snapshot
+from ..generation.response import GenerationResponse
+from ..generation.vision_cache import VisionCache
+from ..generation.watch import Progress, check_callable
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from . import features, prefix
-from .batch import BATCH_SIZE
-from .chat import Chat
-from .engine_chat import EngineChat
-from .features import FeatureCache
-from .options import GenerationOptions
-from .prefix import PrefixCache
-from .question import Prepared, Question, is_remote_question, prepare, snapshot
-from .request import Request, Sink, check_seconds
-from .response import GenerationResponse
-from .waiting import Job
-from .watch import Progress, check_callable
+from .chat import EngineChat
+from .handle import Request, Sink, check_seconds
+from .queue import Job
 from .worker import Loader, Worker
 
 T = TypeVar("T")
@@ -38,9 +38,13 @@ CLOSE_SECONDS = 30.0
 PLACE_SECONDS = 0.02  # between looks for a place in the queue, in asyncio
 
 
-def _read(model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, question: Question) -> Prepared:
-    """All of a question that needs no MLX."""
-    return prepare(model, processor, question).identified()
+def _read(
+    model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, request: GenerationRequest
+) -> EncodedPrompt:
+    """All of a request that needs no MLX."""
+    prompt = encode(model, processor, request)
+    _ = prompt.spans  # goes through all patches
+    return prompt
 
 
 class Engine:
@@ -50,8 +54,8 @@ class Engine:
     questions answered together. `cache_limit`: bytes that MLX keeps for reuse (None: its default); what it keeps is
     given back after `idle_seconds` without work. `wired_limit`: bytes that macOS must not page out (None: what Metal
     recommends, 0: none; without effect elsewhere). Both limits are those of the process, and as before once the engine
-    is closed. `feature_bytes`: encoded pictures that are remembered; `prefix_bytes`: beginnings of prompts that are.
-    Raises `OptionError`.
+    is closed. `vision_cache_bytes`: encoded pictures that are kept; `prompt_cache_bytes`: states of prompts and answers
+    that are. Raises `OptionError`.
     """
 
     def __init__(
@@ -63,8 +67,8 @@ class Engine:
         cache_limit: int | None = None,
         wired_limit: int | None = None,
         idle_seconds: float = 5.0,
-        feature_bytes: int = features.DEFAULT_BYTES,
-        prefix_bytes: int = prefix.DEFAULT_BYTES,
+        vision_cache_bytes: int = vision_cache.DEFAULT_BYTES,
+        prompt_cache_bytes: int = prompt_cache.DEFAULT_BYTES,
     ):
         if not callable(loader) or isinstance(loader, Lfm2VlForConditionalGeneration):
             given = type(loader).__name__ if callable(loader) else f"{loader!r:.60}"
@@ -78,8 +82,8 @@ class Engine:
             max_batch,
             (CacheLimit(cache_limit), WiredLimit(wired_limit)),
             check_seconds("idle_seconds", idle_seconds),
-            FeatureCache(check_bytes("feature_bytes", feature_bytes)),
-            PrefixCache(check_bytes("prefix_bytes", prefix_bytes)),
+            VisionCache(check_bytes("vision_cache_bytes", vision_cache_bytes)),
+            PromptCache(check_bytes("prompt_cache_bytes", prompt_cache_bytes)),
         )
 
     def __enter__(self) -> Engine:
@@ -126,12 +130,12 @@ class Engine:
         """
         check_callable("progress", progress)
         chosen = GenerationOptions() if options is None else options
-        question = Question(
+        question = GenerationRequest(
             snapshot(prompt), snapshot(images), system, snapshot(tools), chosen, image_overrides, control_tokens
         )
         request = Request(deadline, sink)
-        read = functools.partial(_read, question=question)
-        remote = is_remote_question(question.prompt, question.images)
+        read = functools.partial(_read, request=question)
+        remote = is_remote(question.prompt, question.images)
         self._worker.put(Job(request, read, progress=progress, remote=remote), wait)
         return request
 
@@ -183,50 +187,35 @@ class Engine:
             request.cancel()
 
     def chat(self, **arguments: Any) -> EngineChat:
-        """A conversation in this engine; arguments as for `Chat` without model and processor. What the engine remembers
-        of pictures and of beginnings of prompts serves it too, unless `features` or `prefixes` are given."""
-        shared: dict[str, Any] = {"features": self._worker.features, "prefixes": self._worker.prefixes}
-        return EngineChat(self, self.call(lambda model, processor: Chat(model, processor, **{**shared, **arguments})))
+        """A conversation in this engine; arguments as for `Chat` without model, processor and caches, which are the
+        engine's. Waits until the model is loaded, for nothing else."""
+        self._worker.wait_until_ready(None)
+        return EngineChat(self, Conversation(*self._worker.loaded, **arguments))
 
-    def call(
-        self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T], *, line: object = None
-    ) -> T:
-        """Runs a function of model and processor in the engine's thread, after what waits for it there (at once, where
-        that is the thread that calls), and returns its result or raises its error. `line` as for `enqueue`."""
+    def put(
+        self, request: Request, read: Callable[[], EncodedPrompt], wait: float, *, remote: bool, line: object
+    ) -> None:
+        """Puts a request into the queue. `read` is called in another thread; `remote` says that it may wait for the
+        network. Requests of one `line` are answered one after the other. Raises `QueueFullError` and
+        `EngineClosedError`."""
+        self._worker.put(Job(request, lambda *_: read(), remote=remote, line=line), wait)
+
+    def call(self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T]) -> T:
+        """Runs a function of model and processor in the engine's thread, after the answers that wait for it there (at
+        once, where that is the thread that calls), and returns its result or raises its error."""
         if threading.current_thread() is self._worker.thread:
             return function(*self._worker.loaded)
         results: list[T] = []
-
-        def work(request: Request, _: None) -> None:
-            results.append(function(*self._worker.loaded))
-            request.deliver(GenerationResponse("", (), "stop"))
-
-        self.enqueue(work, line=line).result()
+        request = Request()
+        self._worker.put(Job(request, work=lambda: results.append(function(*self._worker.loaded))), 0.0)
+        request.result()
         return results[0]
 
     def clear_caches(self) -> None:
         """Forgets encoded pictures and beginnings of prompts, and gives back the memory that MLX keeps for reuse: for
         when the system is short of it. Done once what was asked before is answered; the answers after it are the same.
-        Conversations keep what they hold. Raises `QueueFullError` and `EngineClosedError`."""
+        Raises `QueueFullError` and `EngineClosedError`."""
         self.call(lambda *_: self._worker.clear_caches())
-
-    def enqueue(
-        self,
-        work: Callable[[Request, Any], None],
-        deadline: float | None = None,
-        wait: float = 0.0,
-        sink: Sink | None = None,
-        *,
-        read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], Any] | None = None,
-        remote: bool = False,
-        line: object = None,
-    ) -> Request:
-        """Puts work into the queue that delivers its own pieces to its request, which it is called with. What `read`
-        (of model and processor, called before its turn in another thread) returns comes as its second argument;
-        `remote` says that it may wait for the network. Work of one `line` is done in the order in which it came."""
-        request = Request(deadline, sink)
-        self._worker.put(Job(request, read, work, line=line, remote=remote), wait)
-        return request
 
     def warm_up(self, text: str = "Hello.") -> None:
         """Makes the first real answer as fast as the next ones: loads, compiles and allocates by answering `text`."""

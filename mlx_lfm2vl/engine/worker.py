@@ -13,18 +13,18 @@ import mlx.core as mx
 
 from ..backends.memory import CacheLimit, WiredLimit
 from ..errors import EngineClosedError, OptionError
+from ..generation.prompt_cache import PromptCache
+from ..generation.request import EncodedPrompt
+from ..generation.response import GenerationResponse
+from ..generation.scheduler import Scheduler, prompt_statistics
+from ..generation.vision_cache import VisionCache
+from ..generation.watch import Progress, Stop
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from .attendant import Attendant
-from .ending import close_at_exit, wait_until_gone
-from .features import FeatureCache
-from .prefix import PrefixCache
-from .question import Prepared
-from .request import Request, check_seconds
-from .scheduler import Scheduler, prompt_statistics
-from .start import RowsStart
-from .waiting import Job, Loaded, Waiting
-from .watch import Progress, Stop
+from .handle import Request, check_seconds
+from .queue import Job, Loaded, Waiting
+from .shutdown import close_at_exit, wait_until_gone
+from .timeouts import Attendant
 
 Loader = Callable[[], Loaded]
 
@@ -45,12 +45,12 @@ class Worker:
         max_batch: int,
         limits: Sequence[CacheLimit | WiredLimit],
         idle_seconds: float,
-        features: FeatureCache,
-        prefixes: PrefixCache,
+        vision_cache: VisionCache,
+        prompt_cache: PromptCache,
     ):
         self._loader, self._max_batch = loader, max_batch
         self._limits, self._idle_seconds = limits, idle_seconds
-        self.features, self.prefixes = features, prefixes
+        self.vision_cache, self.prompt_cache = vision_cache, prompt_cache
         self._waiting = Waiting(max_queue, max_batch)
         self._ready = threading.Event()
         self._load_error: BaseException | None = None
@@ -111,6 +111,8 @@ class Worker:
             request.give_up()
         for request in cut:
             request.cut_off()
+        if cut:
+            self._waiting.settle()
         return deadline
 
     # In the thread
@@ -123,8 +125,8 @@ class Worker:
 
     def clear_caches(self) -> None:
         """Forgets what is remembered of pictures and prompts, and gives back what MLX keeps for reuse."""
-        self.features.clear()
-        self.prefixes.clear()
+        self.vision_cache.clear()
+        self.prompt_cache.clear()
         mx.clear_cache()
 
     def _work(self) -> None:
@@ -156,7 +158,10 @@ class Worker:
                     assert self._load_error is not None
                     job.request.deliver(self._load_error)
             return
-        scheduler = Scheduler(self._loaded[0], self._loaded[1].tokenizer)
+        model, processor = self._loaded
+        scheduler = Scheduler(
+            model, processor.tokenizer, vision_cache=self.vision_cache, prompt_cache=self.prompt_cache
+        )
         present: dict[int, Job] = {}
         while True:
             jobs = self._waiting.take_more(self._max_batch - len(present)) if present else self._take()
@@ -168,8 +173,9 @@ class Worker:
                 present.update(self._add(scheduler, jobs))
             del jobs  # what it holds may be large, and the next may be long in coming
             for id, job in present.items():
-                if job.request.stopped():
+                if job.request.ask_to_stop():
                     scheduler.cancel(id)
+            before = len(present)
             for id, item in scheduler.step():
                 if isinstance(item, Exception):
                     self._failed(present.pop(id), item)
@@ -177,8 +183,8 @@ class Worker:
                     present[id].request.deliver(item)
                     if item.finish_reason is not None:
                         present.pop(id).read = None  # it holds the pictures
-            if not present:
-                self._waiting.done()
+            if len(present) < before or not present:
+                self._waiting.settle()
 
     def _take(self) -> list[Job] | None:
         return self._waiting.take(self._max_batch, self._idle_seconds, mx.clear_cache)
@@ -209,25 +215,42 @@ class Worker:
         if job.request.stopped():
             job.request.give_up()
             return
-        made, job.made = job.made, None
         try:
-            job.work(job.request, made)
-            job.request.end()  # work that another call has ended, a conversation's by its own sink, delivers none
+            job.work()
+            job.request.deliver(GenerationResponse("", (), "stop"))
         except BaseException as error:
             job.request.deliver(error)
 
     def _add(self, scheduler: Scheduler, jobs: Sequence[Job]) -> dict[int, Job]:
-        """Begins to answer questions; those that are taken together are prefilled together. Their jobs by id."""
-        present, prepared, started = self._begun(jobs)
+        """Begins to answer requests; those that are taken together are prefilled together. Their jobs by id."""
+        present: list[Job] = []
+        prompts: list[EncodedPrompt] = []
+        started: list[float] = []
+        for job in jobs:
+            if job.request.stopped():
+                job.request.give_up()
+            if job.request.done:
+                continue
+            begun = time.perf_counter() - job.seconds  # it was read before its turn
+            try:
+                assert job.read is not None
+                prompts.append(
+                    job.made if job.made is not None else job.read(*self.loaded)
+                )  # a second time, if need be
+            except BaseException as error:
+                job.request.deliver(error)
+                continue
+            job.made, job.seconds = None, 0.0  # patches are freed when they are encoded
+            present.append(job)
+            started.append(begun)
         if not present:
             return {}
         present[0].alone = present[0].alone or len(present) == 1
         if len(scheduler) == 0:
             mx.reset_peak_memory()
-        options, stop = [row.options for row in prepared], self._abandoned(present, prepared)
-        start = RowsStart(self.loaded[0], prepared, self.features, self.prefixes)
         try:
-            rows = scheduler.add(start, options, started=started, stop=stop, progress=_told(present))
+            stop, progress = self._abandoned(present, prompts), _told(present)
+            rows = scheduler.add(prompts, started=started, stop=stop, progress=progress)
         except Exception as error:
             for job in reversed(present):
                 self._failed(job, error)
@@ -236,36 +259,13 @@ class Worker:
             job.request.so_far = partial(row.statistics, self.loaded[0].config.image_token_id)
         return {row.id: job for row, job in zip(rows, present, strict=True)}
 
-    def _begun(self, jobs: Sequence[Job]) -> tuple[list[Job], list[Prepared], list[float]]:
-        """Those of the jobs that are still wanted, their questions as arrays, and when they would have begun if they
-        had not been read before; a job that is answered a second time is read a second time."""
-        present: list[Job] = []
-        rows: list[Prepared] = []
-        started: list[float] = []
-        for job in jobs:
-            if job.request.stopped():
-                job.request.give_up()
-            if job.request.done:
-                continue
-            begun = time.perf_counter() - job.seconds
-            try:
-                assert job.read is not None
-                rows.append(job.made if job.made is not None else job.read(*self.loaded))
-            except BaseException as error:
-                job.request.deliver(error)
-                continue
-            job.made, job.seconds = None, 0.0  # pixels are freed when they are encoded
-            present.append(job)
-            started.append(begun)
-        return present, rows, started
-
-    def _abandoned(self, jobs: Sequence[Job], rows: Sequence[Prepared]) -> Stop:
+    def _abandoned(self, jobs: Sequence[Job], prompts: Sequence[EncodedPrompt]) -> Stop:
         """Asked before the first token: lets those go who have given up, and says whether all have."""
-        asked = [(job.request, row.ids) for job, row in zip(jobs, rows, strict=True)]
+        asked = [(job.request, prompt.ids) for job, prompt in zip(jobs, prompts, strict=True)]
 
         def abandoned() -> bool:
             for request, ids in asked:
-                if request.stopped():
+                if request.ask_to_stop():
                     request.give_up(prompt_statistics(ids, self.loaded[0].config.image_token_id))
             return all(request.done for request, _ in asked)
 

@@ -25,7 +25,7 @@ from .watch import Pieces, Stop, cancellable, check, completed
 DEFAULT_BYTES = 256 * 2**20
 
 
-class FeatureCache:
+class VisionCache:
     """Image tokens of views seen lately, for one model, at most `limit` bytes of them; the oldest go first."""
 
     def __init__(self, limit: int = DEFAULT_BYTES):
@@ -61,10 +61,10 @@ class FeatureCache:
             self.nbytes = 0
 
 
-def check_features(features: FeatureCache | None) -> None:
-    """Raises `OptionError` for what is no `FeatureCache`."""
-    if not (features is None or isinstance(features, FeatureCache)):
-        raise OptionError(f"features is {type(features).__name__}, expected a FeatureCache")
+def check_vision_cache(vision_cache: VisionCache | None) -> None:
+    """Raises `OptionError` for what is no `VisionCache`."""
+    if not (vision_cache is None or isinstance(vision_cache, VisionCache)):
+        raise OptionError(f"vision_cache is {type(vision_cache).__name__}, expected a VisionCache")
 
 
 def view_key(pixels: np.ndarray, grid: tuple[int, int]) -> bytes:
@@ -78,7 +78,7 @@ def encode_views_in_pieces(
     model: Lfm2VlForConditionalGeneration,
     pixel_values: Array,
     spatial_shapes: Array,
-    features: FeatureCache | None = None,
+    vision_cache: VisionCache | None = None,
     stop: Stop | None = None,
     keys: Sequence[bytes] | None = None,
 ) -> Pieces[mx.array]:
@@ -91,13 +91,13 @@ def encode_views_in_pieces(
     if shapes.ndim != 2 or shapes.shape[1] != 2 or len(shapes) != len(pixel_values) or not len(shapes):
         raise InputError(f"spatial_shapes has shape {shapes.shape}, expected ({len(pixel_values)}, 2)")
     grids = [(int(h), int(w)) for h, w in shapes]
-    if keys is None and features is not None:
+    if keys is None and vision_cache is not None:
         pixels = pixel_values if isinstance(pixel_values, np.ndarray) else np.array(pixel_values.astype(mx.float32))
         keys = [view_key(view, grid) for view, grid in zip(pixels, grids, strict=True)]
     names: Sequence[object] = keys if keys is not None else range(len(grids))
     tokens: dict[object, mx.array] = {}
-    if features is not None and keys is not None:
-        tokens = {key: known for key in keys if (known := features.get(key)) is not None}
+    if vision_cache is not None and keys is not None:
+        tokens = {key: known for key in keys if (known := vision_cache.get(key)) is not None}
     firsts = {name: index for index, name in reversed(list(enumerate(names))) if name not in tokens}
     missing = sorted(firsts.values())
     room = patches_per_pass(model.config.vision_config, [grids[index] for index in missing])
@@ -115,9 +115,9 @@ def encode_views_in_pieces(
             check_vision(model, chosen, shapes[views])
         for index, array in zip(views, made, strict=True):
             tokens[names[index]] = array
-            if features is not None and keys is not None:
+            if vision_cache is not None and keys is not None:
                 # a view of its pass would keep all of the pass
-                features.put(keys[index], array * 1 if len(views) > 1 else array)
+                vision_cache.put(keys[index], array * 1 if len(views) > 1 else array)
         yield
     done = [tokens[name] for name in names]
     return done[0] if len(done) == 1 else mx.concatenate(done)

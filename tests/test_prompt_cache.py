@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mlx_lfm2vl import Engine, GenerationOptions, PrefixCache, Question, generate_batch, load, stream_generate
+from mlx_lfm2vl import Engine, GenerationOptions, GenerationRequest, PromptCache, generate_batch, load, stream_generate
 from mlx_lfm2vl.errors import OptionError
-from mlx_lfm2vl.generation import question as question_module
-from mlx_lfm2vl.generation.features import FeatureCache, encode_views
-from mlx_lfm2vl.generation.prefix import LEAST, natural_points
+from mlx_lfm2vl.generation import request as request_module
+from mlx_lfm2vl.generation.prompt_cache import SHORTEST_PASS, checkpoint_places
+from mlx_lfm2vl.generation.vision_cache import VisionCache, encode_views
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.weights.fit import number_type
 
@@ -29,7 +29,7 @@ def loaded():
     return load(GOLDEN / "gen2")
 
 
-def alone(question: Question) -> tuple[int, ...]:
+def alone(question: GenerationRequest) -> tuple[int, ...]:
     pieces = stream_generate(
         *loaded(), question.prompt, question.images, system=question.system, options=question.options
     )
@@ -59,9 +59,9 @@ def counted(monkeypatch):
         yield seen
 
 
-def questions_of_one_picture(count: int) -> list[Question]:
+def questions_of_one_picture(count: int) -> list[GenerationRequest]:
     return [
-        Question(f"Question {n}: what is this?", picture("landscape"), "Be brief.", options=OPTIONS)
+        GenerationRequest(f"Question {n}: what is this?", picture("landscape"), "Be brief.", options=OPTIONS)
         for n in range(count)
     ]
 
@@ -81,7 +81,7 @@ def test_a_picture_with_many_questions_is_prefilled_once(monkeypatch):
 def test_a_long_system_prompt_is_prefilled_once_whatever_follows(monkeypatch):
     names = ("landscape", "small", "portrait", None)
     questions = [
-        Question("What is this? " * (1 + n), picture(name) if name else None, SYSTEM, options=OPTIONS)
+        GenerationRequest("What is this? " * (1 + n), picture(name) if name else None, SYSTEM, options=OPTIONS)
         for n, name in enumerate(names)
     ]
     with counted(monkeypatch) as seen:
@@ -95,11 +95,13 @@ def test_a_long_system_prompt_is_prefilled_once_whatever_follows(monkeypatch):
 
 def test_rows_with_and_without_a_shared_beginning_stand_side_by_side(monkeypatch):
     questions = [
-        Question("Hello.", options=OPTIONS),
+        GenerationRequest("Hello.", options=OPTIONS),
         *questions_of_one_picture(2),
-        Question("Why? " * 5, picture("portrait"), options=OPTIONS),
+        GenerationRequest("Why? " * 5, picture("portrait"), options=OPTIONS),
         *questions_of_one_picture(1),
-        Question("And this?", [picture("small"), picture("landscape")], options=GenerationOptions(max_tokens=3)),
+        GenerationRequest(
+            "And this?", [picture("small"), picture("landscape")], options=GenerationOptions(max_tokens=3)
+        ),
     ]
     with counted(monkeypatch) as seen:
         answers = list(generate_batch(*loaded(), questions))
@@ -125,35 +127,35 @@ def test_the_engine_knows_what_was_asked_before(monkeypatch):
 
 def test_a_conversation_that_is_sent_again_and_again_costs_its_new_turns():
     """As a stateless server sees it."""
-    prefixes = PrefixCache()
+    prefixes = PromptCache()
     messages = [
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": [{"type": "image", "image": picture("landscape")}]},
     ]
     before = 0
     for turn in range(3):
-        *_, last = stream_generate(*loaded(), messages, options=OPTIONS, prefixes=prefixes)
+        *_, last = stream_generate(*loaded(), messages, options=OPTIONS, prompt_cache=prefixes)
         cold = tuple(t for piece in stream_generate(*loaded(), messages, options=OPTIONS) for t in piece.tokens)
         warm = tuple(
-            t for p in stream_generate(*loaded(), messages, options=OPTIONS, prefixes=prefixes) for t in p.tokens
+            t for p in stream_generate(*loaded(), messages, options=OPTIONS, prompt_cache=prefixes) for t in p.tokens
         )
         assert warm == cold
         assert last.statistics.cached_tokens >= before
-        before = last.statistics.prompt_tokens - LEAST
+        before = last.statistics.prompt_tokens - SHORTEST_PASS
         messages += [
             {"role": "assistant", "content": "A thing. " * 4},
             {"role": "user", "content": f"And {turn}? " * 9},
         ]
-    assert len(prefixes) == 1  # each continues the one before
+    assert len(prefixes) == 3  # an answer of its own each, which the conversation does not have
 
 
 def test_the_same_ids_with_another_picture_share_what_stands_before_it():
-    prefixes = PrefixCache()
+    prefixes = PromptCache()
     one = np.asarray(picture("landscape"))
     for image in (one, 255 - one, one):
-        question = Question("What is this?", image, SYSTEM, options=OPTIONS)
+        question = GenerationRequest("What is this?", image, SYSTEM, options=OPTIONS)
         pieces = list(
-            stream_generate(*loaded(), "What is this?", image, system=SYSTEM, options=OPTIONS, prefixes=prefixes)
+            stream_generate(*loaded(), "What is this?", image, system=SYSTEM, options=OPTIONS, prompt_cache=prefixes)
         )
         assert tuple(token for piece in pieces for token in piece.tokens) == alone(question)
 
@@ -161,24 +163,24 @@ def test_the_same_ids_with_another_picture_share_what_stands_before_it():
 def test_it_holds_no_more_bytes_than_it_may():
     options = GenerationOptions(max_tokens=1)
 
-    def ask(prefixes: PrefixCache, n: int) -> int:
-        *_, last = stream_generate(*loaded(), "?", system=f"{n}: {SYSTEM}", options=options, prefixes=prefixes)
+    def ask(prefixes: PromptCache, n: int) -> int:
+        *_, last = stream_generate(*loaded(), "?", system=f"{n}: {SYSTEM}", options=options, prompt_cache=prefixes)
         return last.statistics.cached_tokens
 
-    prefixes = PrefixCache()
+    prefixes = PromptCache()
     ask(prefixes, 0)
     room = prefixes.nbytes * 3
-    prefixes = PrefixCache(room)
+    prefixes = PromptCache(room)
     for n in range(9):
         assert ask(prefixes, n) == 0
         assert 0 < prefixes.nbytes <= room
     assert ask(prefixes, 8) > 0 and ask(prefixes, 0) == 0
-    nothing = PrefixCache(0)
+    nothing = PromptCache(0)
     assert ask(nothing, 0) == ask(nothing, 0) == len(nothing) == nothing.nbytes == 0
     prefixes.clear()
     assert ask(prefixes, 8) == 0
     with pytest.raises(OptionError, match="limit is -1"):
-        PrefixCache(-1)
+        PromptCache(-1)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -190,19 +192,21 @@ def test_any_questions_in_any_batches_are_answered_as_alone(data):
     texts = st.sampled_from(["Why?", "What is this? " * 3, "What is this? " * 12, "What is this? " * 12 + "Why?"])
     asked = data.draw(st.lists(st.tuples(systems, pictures, texts, st.integers(1, 5)), min_size=1, max_size=7))
     questions = [
-        Question(text, [picture(name) for name in names] or None, system, options=GenerationOptions(max_tokens=count))
+        GenerationRequest(
+            text, [picture(name) for name in names] or None, system, options=GenerationOptions(max_tokens=count)
+        )
         for system, names, text, count in asked
     ]
-    prefixes = PrefixCache(data.draw(st.sampled_from([2**28, 100_000])))
+    prefixes = PromptCache(data.draw(st.sampled_from([2**28, 100_000])))
     size = data.draw(st.integers(1, 5))
-    answers = list(generate_batch(*loaded(), questions, batch_size=size, prefixes=prefixes))
+    answers = list(generate_batch(*loaded(), questions, batch_size=size, prompt_cache=prefixes))
     assert [answer.tokens for answer in answers] == [alone_cached(*row) for row in asked]
 
 
 @cache_by_backend
 def _alone_cached(system, names, text, count):
     images = [picture(name) for name in names] or None
-    return alone(Question(text, images, system, options=GenerationOptions(max_tokens=count)))
+    return alone(GenerationRequest(text, images, system, options=GenerationOptions(max_tokens=count)))
 
 
 def alone_cached(system, names, text, count):
@@ -216,7 +220,7 @@ def test_remembered_pictures_hold_what_they_count_and_no_more():
     pictures = [Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)) for _ in range(12)]
     arrays = processor.image_processor(pictures)
     one = 16 * model.config.text_config.hidden_size * number_type(model).size
-    kept = FeatureCache(2 * one)
+    kept = VisionCache(2 * one)
     mx.eval(encode_views(model, arrays["pixel_values"], arrays["spatial_shapes"]))
     mx.clear_cache()
     before = mx.get_active_memory()
@@ -230,7 +234,7 @@ def test_a_long_conversation_is_not_run_in_tiny_pieces():
     end = 7
     ids = np.ones(4000, np.int64)
     ids[39::40] = end
-    points = natural_points(ids, (), (end,), known=0)
+    points = checkpoint_places(ids, (), (end,), known=0)
     assert len(points) <= 4000 // 256 + 3
     assert points[0] == 40 and points[-1] == 3960
     assert min(np.diff([0, *points])) >= 32
@@ -263,17 +267,17 @@ def test_a_checkpoint_holds_its_numbers_and_nothing_else(lazy):
 
 
 def test_what_is_remembered_holds_no_more_than_it_counts(lazy):
-    prefixes = PrefixCache()
+    prefixes = PromptCache()
     before = held_since(0)
-    list(stream_generate(*lazy, "Why? " * 300, system=SYSTEM, options=OPTIONS, prefixes=prefixes))
+    list(stream_generate(*lazy, "Why? " * 300, system=SYSTEM, options=OPTIONS, prompt_cache=prefixes))
     assert prefixes.nbytes > 0 and held_since(before) <= 1.05 * prefixes.nbytes
 
 
 def test_the_engine_s_own_thread_does_not_look_through_pictures(monkeypatch):
     """Their keys are made where they are read, so that others are answered meanwhile."""
-    threads, whole = set(), question_module.view_key
+    threads, whole = set(), request_module.view_key
     monkeypatch.setattr(
-        question_module, "view_key", lambda *given: (threads.add(threading.current_thread().name), whole(*given))[1]
+        request_module, "view_key", lambda *given: (threads.add(threading.current_thread().name), whole(*given))[1]
     )
     with Engine(loaded) as engine:
         engine.submit("What is this?", picture("landscape"), options=OPTIONS).result(60)

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import QueueFullError
+from ..generation.request import EncodedPrompt
+from ..generation.watch import Progress
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from .request import Request
-from .watch import Progress
+from .handle import Request
 
 READERS = 4  # questions with addresses that are read at a time, and as many others
 MOST_READERS = 32  # with those whose questions have been given up while an address was slow
@@ -28,15 +29,15 @@ Loaded = tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]
 
 @dataclass(eq=False)
 class Job:
-    """What waits: a question, or `work` of its own, which is called with the request and what was read.
+    """What waits: a request, or `work` that is done while none is answered.
 
     `read` is called with model and processor in a reader's thread; None where there is nothing to read. Jobs of one
     `line` are done in their order.
     """
 
     request: Request
-    read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], Any] | None = None
-    work: Callable[[Request, Any], None] | None = None
+    read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], EncodedPrompt] | None = None
+    work: Callable[[], None] | None = None
     progress: Progress | None = None
     line: object = None
     remote: bool = False  # `read` may wait for the network
@@ -58,7 +59,7 @@ class Waiting:
         self._most, self._ahead = most, max(ahead, READERS)
         self._changed = threading.Condition()
         self._jobs: list[Job] = []
-        self._running: list[Request] = []
+        self._running: list[Job] = []
         self._loaded: Loaded | None = None
         self._all_ready = False
         self._reading: list[Job] = []  # what readers are at and somebody still wants
@@ -85,7 +86,7 @@ class Waiting:
                 return False
             job.alone, job.begun, job.ready, job.made = True, False, job.read is None, None
             self._jobs.insert(0, job)
-            self._running = [request for request in self._running if request is not job.request]
+            self._running = [other for other in self._running if other is not job]
             self._news()
         return True
 
@@ -103,7 +104,7 @@ class Waiting:
                 idle()
                 self._changed.wait_for(lambda: self.closed or self._next(1))
             jobs = [] if self.closed else self._next(most)
-            self._running = [job.request for job in jobs]
+            self._running = list(jobs)
             self._remove(jobs)
             return jobs or None
 
@@ -114,15 +115,15 @@ class Waiting:
             jobs = [] if self.closed or not room else self._next(room, time.monotonic() - PATIENCE)
             if not jobs:
                 return []
-            self._running = [request for request in self._running if not request.done]
-            self._running += [job.request for job in jobs]
+            self._running += jobs
             self._remove(jobs)
             return jobs
 
-    def done(self) -> None:
-        """What was taken has ended."""
+    def settle(self) -> None:
+        """Takes note of those that have ended: the next of their lines may be read."""
         with self._changed:
-            self._running = []
+            self._running = [job for job in self._running if not job.request.done]
+            self._news()
 
     def take_stopped(self) -> tuple[list[Request], list[Request], float | None]:
         """Takes out the requests that were cancelled before their turn; also those that were cancelled while they are
@@ -130,7 +131,7 @@ class Waiting:
         with self._changed:
             gone = [job for job in self._jobs if job.request.stopped()]
             self._remove(gone)
-            running = [request for request in self._running if not request.done]
+            running = [job.request for job in self._running if not job.request.done]
             cut = [request for request in running if request.stopped()]
             others = [job.request for job in self._jobs] + [request for request in running if request not in cut]
             deadlines = [request.deadline for request in others if request.deadline is not None]
@@ -142,7 +143,7 @@ class Waiting:
             self.closed, self._loaded = True, None
             waiting, self._jobs = [job.request for job in self._jobs], []
             self._changed.notify_all()
-            return waiting, list(self._running)
+            return waiting, [job.request for job in self._running]
 
     # With the lock held
 
@@ -165,8 +166,8 @@ class Waiting:
         return found
 
     def _firsts(self) -> Iterator[Job]:
-        """The jobs that stand behind none of their line."""
-        lines: list[object] = []
+        """The jobs that stand behind none of their line, be it waiting or being answered."""
+        lines = [job.line for job in self._running if job.line is not None and not job.request.done]
         for job in self._jobs:
             if any(job.line is line for line in lines):
                 continue

@@ -1,0 +1,124 @@
+"""A conversation whose turns are requests of an engine, answered beside all others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Protocol
+
+from ..generation.conversation import Conversation, Turn
+from ..generation.request import EncodedPrompt, is_remote, snapshot, user_content
+from ..generation.response import GenerationResponse
+from ..generation.watch import Stop
+from .handle import Request, Sink
+
+
+class Host(Protocol):
+    """What a conversation needs of an engine."""
+
+    def put(
+        self,
+        request: Request,
+        read: Callable[[], EncodedPrompt],
+        wait: float,
+        *,
+        remote: bool,
+        line: object,
+    ) -> None: ...
+
+
+class EngineChat:
+    """A `Chat` in an engine; methods are those of `Chat`. Its turns are answered in the order in which they are asked
+    for, beside other requests. All methods may be called from any thread, and none but `ask` waits for an answer: one
+    that changes the conversation ends the turn that is being answered, as it stands."""
+
+    def __init__(self, engine: Host, conversation: Conversation):
+        self._engine, self._conversation = engine, conversation
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation as it stands after the last finished turn."""
+        return list(self._conversation.messages)
+
+    def submit(
+        self,
+        text: str,
+        images: Any = None,
+        *,
+        deadline: float | None = None,
+        wait: float = 0.0,
+        sink: Sink | None = None,
+        stop: Stop | None = None,
+        **arguments: Any,
+    ) -> Request:
+        """A turn as a request; `deadline`, `wait`, `sink` as for `Engine.submit`, the others as for `Chat.stream` (a
+        `stop` of one's own is asked in threads of the engine)."""
+        given = None if images is None else snapshot(images)
+
+        def begin(cancel: Callable[[], None]) -> tuple[Turn, EncodedPrompt]:
+            user_content(text, given)
+            return self._conversation.ask(text, self._conversation.read(given), cancel=cancel, **arguments)
+
+        return self._submit(Request(deadline, sink, stop), begin, wait, is_remote(None, images))
+
+    def stream(self, text: str, images: Any = None, **arguments: Any) -> Iterator[GenerationResponse]:
+        return iter(self.submit(text, images, **arguments))
+
+    def ask(self, text: str, images: Any = None, **arguments: Any) -> str:
+        """The whole answer; what interrupts the wait for it cancels it."""
+        request = self.submit(text, images, **arguments)
+        try:
+            return request.result().text
+        finally:
+            request.cancel()
+
+    def submit_retry(
+        self,
+        *,
+        deadline: float | None = None,
+        wait: float = 0.0,
+        sink: Sink | None = None,
+        stop: Stop | None = None,
+        **arguments: Any,
+    ) -> Request:
+        """The last turn anew, as a request."""
+        begin = partial(self._conversation.ask_again, **arguments)
+        return self._submit(Request(deadline, sink, stop), lambda cancel: begin(cancel=cancel), wait, remote=False)
+
+    def retry(self, **arguments: Any) -> Iterator[GenerationResponse]:
+        return iter(self.submit_retry(**arguments))
+
+    def undo(self) -> None:
+        self._conversation.undo()
+
+    def reset(self) -> None:
+        self._conversation.reset()
+
+    def fork(self) -> EngineChat:
+        return EngineChat(self._engine, self._conversation.fork())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        self._conversation.save(path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        self._conversation.load(path)
+
+    def _submit(
+        self,
+        request: Request,
+        begin: Callable[[Callable[[], None]], tuple[Turn, EncodedPrompt]],
+        wait: float,
+        remote: bool,
+    ) -> Request:
+        begun: list[EncodedPrompt] = []
+
+        def read() -> EncodedPrompt:
+            if not begun:  # a turn that is answered a second time goes on
+                request.turn, prompt = begin(request.cancel)
+                _ = prompt.spans  # goes through all patches
+                begun.append(prompt)
+            return begun[0]
+
+        self._engine.put(request, read, wait, remote=remote, line=self._conversation)
+        return request
