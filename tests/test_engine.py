@@ -368,6 +368,44 @@ def test_a_turn_that_its_own_sink_closes_ends(engine, tmp_path, call):
     assert request.result(30).finish_reason == "cancelled"
 
 
+def test_two_conversations_and_a_question_are_answered_together(engine):
+    """All have their first tokens while none has ended; each answer is the one that it would be alone."""
+    talks = [engine.chat(), engine.chat()]
+    texts = ["Tell me everything.", "Tell me nothing."]
+    long = GenerationOptions(max_tokens=300)
+    requests = [talk.submit(text, options=long) for talk, text in zip(talks, texts, strict=True)]
+    requests.append(engine.submit("What is this?", options=long))
+    for request in requests:
+        request.take(0, 60)
+    assert not any(request.done for request in requests)
+    for request, text in zip(requests, [*texts, "What is this?"], strict=True):
+        assert request.result(60).tokens == alone(text, None, 300)
+    for talk, text, request in zip(talks, texts, requests, strict=False):
+        assert talk.messages[0]["content"] == text
+        *_, last = talk.stream("And now?", options=SHORT)
+        assert last.statistics.cached_tokens >= request.result().statistics.prompt_tokens
+
+
+@pytest.mark.parametrize("call", ["undo", "reset", "fork", "save", "load"])
+def test_nothing_but_an_answer_waits_for_an_answer(engine, tmp_path, call):
+    """The engine's thread is held all the while."""
+    talk = engine.chat()
+    talk.ask("Hello.", options=SHORT)
+    talk.save(tmp_path / "talk.json")
+    _, release = occupied(engine)
+    pending = talk.submit("And now?", options=SHORT)
+    started = time.monotonic()
+    other = engine.chat(system="Be brief.")
+    arguments = [tmp_path / "talk.json"] if call in ("save", "load") else []
+    made = getattr(talk, call)(*arguments)
+    assert time.monotonic() - started < 5 and not pending.done
+    release.set()
+    assert pending.result(60).finish_reason in ("stop", "length", "cancelled")
+    assert other.ask("Hello.", options=SHORT)
+    if call == "fork":
+        assert len(made.messages) == 2 and made.ask("And now?", options=SHORT)
+
+
 def test_a_turn_may_have_a_stop_of_its_own(engine):
     talk = engine.chat(options=FOREVER)
     asked = []

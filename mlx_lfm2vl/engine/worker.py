@@ -119,8 +119,9 @@ class Worker:
 
     @property
     def loaded(self) -> Loaded:
-        """Model and processor."""
-        assert self._loaded is not None
+        """Model and processor. Raises `EngineClosedError`."""
+        if self._loaded is None:
+            raise self._closed()
         return self._loaded
 
     def clear_caches(self) -> None:

@@ -1,0 +1,235 @@
+"""The one loop: who gets a chunk, who gets a token, and what a row that leaves does to the others."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, cache_by_backend, picture
+
+from mlx_lfm2vl import GenerationOptions, GenerationRequest, PromptCache, generate_batch, load, stream_generate
+from mlx_lfm2vl.errors import NotFiniteError, OutOfMemoryError
+from mlx_lfm2vl.generation import passes
+from mlx_lfm2vl.generation import scheduler as scheduler_module
+from mlx_lfm2vl.generation.decode import Decoding
+from mlx_lfm2vl.generation.request import encode
+from mlx_lfm2vl.generation.response import Completion, GenerationResponse
+from mlx_lfm2vl.generation.scheduler import Scheduler, Sequence
+
+GREEDY = GenerationOptions(max_tokens=12)
+
+
+@cache_by_backend
+def loaded():
+    return load(GOLDEN / "gen2")
+
+
+@cache_by_backend
+def alone(text: str, name: str | None = None, options: GenerationOptions = GREEDY) -> tuple[int, ...]:
+    pictures = None if name is None else picture(name)
+    responses = stream_generate(*loaded(), text, pictures, options=options)
+    return tuple(token for response in responses for token in response.tokens)
+
+
+class Driven:
+    """A scheduler, and what each of its steps gave."""
+
+    def __init__(self, prompt_cache: PromptCache | None = None):
+        model, processor = loaded()
+        self.scheduler = Scheduler(model, processor.tokenizer, prompt_cache=prompt_cache)
+        self.steps: list[list[int]] = []
+        self.items: dict[int, list[GenerationResponse | Exception]] = {}
+        self.rows: dict[int, Sequence] = {}
+
+    def add(self, text: str, name: str | None = None, options: GenerationOptions = GREEDY) -> int:
+        request = GenerationRequest(text, None if name is None else picture(name), options=options)
+        (row,) = self.scheduler.add([encode(*loaded(), request)], started=[0.0])
+        self.rows[row.id] = row
+        return row.id
+
+    def step(self, count: int = 1) -> None:
+        for _ in range(count):
+            output = self.scheduler.step()
+            self.steps.append([id for id, _ in output])
+            for id, item in output:
+                self.items.setdefault(id, []).append(item)
+
+    def finish(self) -> None:
+        while len(self.scheduler):
+            self.step()
+
+    def tokens(self, id: int) -> tuple[int, ...]:
+        return Completion.of(self.items[id]).tokens  # type: ignore[arg-type]
+
+    def first(self, id: int) -> int:
+        """The number of steps until the row's first response."""
+        return next(number for number, ids in enumerate(self.steps, 1) if id in ids)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """A piece of work is 32 tokens."""
+    monkeypatch.setattr(passes, "PIECE_FLOPS", 1.0)
+
+
+def test_prompts_take_turns_chunk_by_chunk(small_chunks):
+    """Nobody waits for more than one chunk of each other's prompt between two of its own."""
+    driven = Driven()
+    texts = ["Why? " * 200, "What? " * 200, "Hello."]
+    long, other, short = (driven.add(text) for text in texts)
+    chunks = [-(-len(encode(*loaded(), GenerationRequest(text)).ids) // 32) for text in texts]
+    driven.finish()
+    assert chunks[0] > 10 and chunks[1] > 10 and chunks[2] < 4
+    own = chunks[2] + 1  # a text without pictures begins with an empty piece
+    assert driven.first(short) <= 3 * own
+    assert abs(driven.first(long) - driven.first(other)) <= 2 * abs(chunks[0] - chunks[1]) + 2
+    for id, text in zip((long, other, short), texts, strict=True):
+        assert driven.tokens(id) == alone(text)
+
+
+def test_answers_go_on_beside_a_prompt(small_chunks):
+    """A token after each chunk, and the same tokens."""
+    driven = Driven()
+    first = driven.add("Tell me everything.", options=GenerationOptions(max_tokens=60))
+    driven.step(6)
+    prompt = driven.add("Why? " * 200)
+    before, chunks = len(driven.rows[first].generated), 0
+    while not driven.rows[prompt].generated:
+        driven.step()
+        chunks += 1
+    assert chunks > 10 and len(driven.rows[first].generated) == before + chunks
+    driven.finish()
+    assert driven.tokens(first) == alone("Tell me everything.", None, GenerationOptions(max_tokens=60))
+    assert driven.tokens(prompt) == alone("Why? " * 200)
+
+
+@pytest.mark.parametrize("at", range(0, 40, 3))
+def test_a_cancel_at_any_step_leaves_the_others_alone(small_chunks, at):
+    driven = Driven(PromptCache())
+    ids = [driven.add("What is this?", "landscape"), driven.add("Why? " * 60), driven.add("And this?", "small")]
+    driven.step(at)
+    driven.scheduler.cancel(ids[1])
+    driven.finish()
+    assert driven.tokens(ids[0]) == alone("What is this?", "landscape")
+    assert driven.tokens(ids[2]) == alone("And this?", "small")
+    cut = driven.tokens(ids[1])
+    assert cut == alone("Why? " * 60)[: len(cut)]
+    assert driven.items[ids[1]][-1].finish_reason in ("cancelled", "length")
+    driven.scheduler.cancel(ids[1])  # harmless
+    again = driven.add("Why? " * 60)
+    driven.finish()
+    assert driven.tokens(again) == alone("Why? " * 60)
+
+
+def test_a_row_that_is_not_finite_leaves_the_others(monkeypatch):
+    driven = Driven()
+    ids = [driven.add("Hello."), driven.add("Why?"), driven.add("What?")]
+    driven.step(5)
+    step = Decoding.step
+
+    def damaged(self, last=False):
+        tokens, logprobs = step(self, last)
+        return [token if at != 1 else -1 for at, token in enumerate(tokens)], logprobs
+
+    with monkeypatch.context() as once:
+        once.setattr(Decoding, "step", damaged)
+        driven.step()
+    driven.finish()
+    assert isinstance(driven.items[ids[1]][-1], NotFiniteError)
+    for id, text in ((ids[0], "Hello."), (ids[2], "What?")):
+        assert driven.tokens(id) == alone(text)
+
+
+def test_memory_that_runs_out_for_a_prompt_leaves_those_that_are_answered(monkeypatch):
+    driven = Driven()
+    first = driven.add("Tell me everything.", options=GenerationOptions(max_tokens=30))
+    driven.step(4)
+
+    def fail(*_, **__):
+        raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUOutOfMemory)")
+        yield
+
+    with monkeypatch.context() as short:
+        short.setattr(scheduler_module, "prefill_rows", fail)
+        second = driven.add("Why?")
+        driven.step(2)
+    driven.finish()
+    assert isinstance(driven.items[second][-1], (OutOfMemoryError, RuntimeError))
+    assert driven.tokens(first) == alone("Tell me everything.", None, GenerationOptions(max_tokens=30))
+
+
+def test_padding_does_not_count_for_the_penalty():
+    """Shorter prompts stand behind padding, whose token the answer may hold."""
+    options = GenerationOptions(max_tokens=10, repetition_penalty=1.8)
+    texts = ["Hello.", "What is this? " * 9, "Why? " * 3]
+    answers = list(generate_batch(*loaded(), [GenerationRequest(text, options=options) for text in texts]))
+    assert [answer.tokens for answer in answers] == [alone(text, None, options) for text in texts]
+    model, _ = loaded()
+    pad = model.generation_config.pad_token_id or 0
+    assert any(pad != token for answer in answers for token in answer.tokens)
+
+
+def test_each_row_keeps_its_own_sampler_when_others_leave():
+    """Whichever of the rows end first."""
+    for lengths in itertools.permutations((2, 5, 9)):
+        every = [
+            GenerationOptions(max_tokens=length, temperature=1.5 + n, seed=7 * n, repetition_penalty=1.1 + n / 10)
+            for n, length in enumerate(lengths)
+        ]
+        requests = [GenerationRequest("Tell me.", options=options) for options in every]
+        answers = list(generate_batch(*loaded(), requests))
+        assert [answer.tokens for answer in answers] == [alone("Tell me.", None, options) for options in every]
+
+
+def test_speeds_count_from_the_first_token(monkeypatch):
+    """A clock that goes on by one second each time a step begins."""
+    now = 100.0
+    monkeypatch.setattr(scheduler_module.time, "perf_counter", lambda: now)
+    model, processor = loaded()
+    scheduler = Scheduler(model, processor.tokenizer)
+    prompt = encode(model, processor, GenerationRequest("Hello.", options=GenerationOptions(max_tokens=6)))
+    scheduler.add([prompt], started=[98.0])
+    items = []
+    while len(scheduler):
+        items += scheduler.step()
+        now += 1.0
+    statistics = items[-1][1].statistics
+    steps_before = statistics.time_to_first_token - 2.0
+    assert statistics.generated_tokens == 6
+    assert statistics.tokens_per_second == pytest.approx(5 / 5)
+    assert statistics.prompt_tokens_per_second == pytest.approx(len(prompt.ids) / (2.0 + steps_before))
+
+
+def test_a_finished_row_gives_its_answer_to_the_next_turn():
+    """In a batch with others too, whatever their lengths."""
+    cache = PromptCache()
+    driven = Driven(cache)
+    texts = ["Hello.", "What is this? " * 20, "Why?"]
+    ids = [driven.add(text) for text in texts]
+    driven.finish()
+    model, processor = loaded()
+    for id, text in zip(ids, texts, strict=True):
+        said = "".join(item.text for item in driven.items[id])
+        messages = [
+            {"role": "user", "content": [{"type": "text", "text": text}]},
+            {"role": "assistant", "content": said},
+            {"role": "user", "content": "Go on."},
+        ]
+        warm = list(stream_generate(model, processor, messages, options=GREEDY, prompt_cache=cache))
+        cold = list(stream_generate(model, processor, messages, options=GREEDY))
+        assert Completion.of(warm).tokens == Completion.of(cold).tokens
+        prompt = encode(model, processor, GenerationRequest(text)).ids
+        assert warm[-1].statistics.cached_tokens >= len(prompt)
+
+
+def test_a_prompt_that_was_answered_is_answered_again_without_a_run():
+    cache = PromptCache()
+    for expected in (0, None):
+        *_, last = stream_generate(*loaded(), "Hello.", picture("small"), options=GREEDY, prompt_cache=cache)
+        known = last.statistics.prompt_tokens if expected is None else expected
+        assert last.statistics.cached_tokens == known
+        assert last.statistics.prompt_tokens == len(
+            encode(*loaded(), GenerationRequest("Hello.", picture("small"))).ids
+        )
+    assert np.isfinite(last.statistics.time_to_first_token)
