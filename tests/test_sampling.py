@@ -483,3 +483,19 @@ def test_the_least_temperatures_are_greedy(temperature):
     options = GenerationOptions(temperature=temperature, seed=1).resolve(GenerationConfig(do_sample=True))
     logits = mx.array([[0.5, 3.0, 2.99, -1e4], [7.0, -2.0, 0.0, 6.999]])
     assert Sampler(options)(logits).tolist() == [1, 0]
+
+
+def test_rows_may_be_kept_in_another_order():
+    """Each goes on with its own seed."""
+    each = [options(temperature=1.5, seed=seed) for seed in range(3)]
+    logits = mx.array(np.random.default_rng(0).normal(size=(1, 500)).astype(np.float32))
+    expected = []
+    for one in each:
+        own = chooser([one])
+        expected.append([own(logits).item() for _ in range(4)])
+    choose = chooser(each)
+    first = choose(mx.repeat(logits, 3, axis=0)).tolist()
+    choose.select([2, 0])
+    rest = [choose(mx.repeat(logits, 2, axis=0)).tolist() for _ in range(3)]
+    assert first == [tokens[0] for tokens in expected]
+    assert rest == [[expected[2][step], expected[0][step]] for step in (1, 2, 3)]

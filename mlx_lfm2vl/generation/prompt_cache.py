@@ -110,11 +110,9 @@ class Recorder:
 
     def entry(self, cache: Cache, generated: Sequence[int] = ()) -> Entry | None:
         """What `cache`, which nobody writes to any more, holds of the prompt and of the tokens that followed it. None
-        if it ends within a picture, whose ids do not tell which one it is, or holds nothing."""
+        if that is nothing. Where it ends within a picture no span is noted, so that nothing continues from there."""
         ids = np.concatenate([self._ids, np.array(generated, self._ids.dtype)])[: cache.offset]
         if len(ids) < cache.offset or not len(ids):
-            return None
-        if any(picture.start < cache.offset < picture.end for picture in self._pictures):
             return None
         pictures = tuple(picture for picture in self._pictures if picture.end <= cache.offset)
         return Entry(ids, pictures, cache, tuple(self.checkpoints))
@@ -153,7 +151,7 @@ class PromptCache:
         points = {point.offset for point in entry.checkpoints}
         with self._lock:
             for key, held in list(self._entries.items()):
-                alike = _alike(held.ids, held.pictures, entry.ids, entry.pictures)
+                alike = shared_length(held.ids, held.pictures, entry.ids, entry.pictures)
                 if all(point.offset <= alike and point.offset in points for point in held.checkpoints):
                     self._drop(key)
             self._entries[id(entry)] = entry
@@ -187,15 +185,7 @@ def common_length(one: Sequence[int] | np.ndarray, other: Sequence[int] | np.nda
 def shared_length(
     one: np.ndarray, pictures: Sequence[PictureSpan], other: np.ndarray, others: Sequence[PictureSpan]
 ) -> int:
-    """How many tokens two prompts begin with alike, outside pictures."""
-    limit = _alike(one, pictures, other, others)
-    for picture in others:
-        if picture.start < limit < picture.end:
-            limit = picture.start
-    return limit
-
-
-def _alike(one: np.ndarray, pictures: Sequence[PictureSpan], other: np.ndarray, others: Sequence[PictureSpan]) -> int:
+    """How many tokens two prompts begin with alike. Pictures are alike by place and key."""
     limit = common_length(one, other)
     for ours, theirs in zip(pictures, others, strict=False):
         if ours != theirs:
