@@ -32,6 +32,8 @@ COMMANDS = {
     **{"bench": bench, "doctor": doctor},
 }
 
+MEASURING = ("bench", "convert", "verify", "doctor")  # whose numbers are to be those of float32
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program with `argv` (default: the process's arguments) and returns its exit code. Raises
@@ -55,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "stdout" in closed and args.command in ("generate", "chat", "verify"):
         complain("stdout is closed, so the answer cannot be printed")
         return 2
+    if args.command in MEASURING:
+        os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 as TF32 has 10 bits; MLX reads it when it multiplies
     try:
         with held():
             backends.require()

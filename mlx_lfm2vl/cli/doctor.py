@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
 SUMMARY = "check this machine's numbers; attach its output to a bug report"
 DESCRIPTION = """\
@@ -29,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    os.environ.setdefault("MLX_ENABLE_TF32", "0")  # MLX reads it when it first multiplies
     from ..doctor.checks import diagnose
     from .progress import Bars
 

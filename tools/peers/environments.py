@@ -41,7 +41,7 @@ def environment(side: str, blas: bool, work: Path) -> dict[str, str]:
     first in the path of libraries. Nobody's modules are compiled anew in each process."""
     left_out = ("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
     variables = {name: value for name, value in os.environ.items() if name not in left_out}
-    variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MLX_ENABLE_TF32": "0"}
     if side == OURS:
         variables["PYTHONPATH"] = str(ROOT)
     if side != HF and blas:
