@@ -4,6 +4,8 @@ Shapes of kernels do not matter for their number, so the graphs are of LFM2.5-VL
 bits the CPU computes as a GPU does, by MLX's own functions.
 """
 
+import copy
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -152,3 +154,32 @@ def test_a_weight_that_is_replaced_counts(golden):
         attention.q_proj.weight = attention.q_proj.weight * 2
         results.append(model.get_image_features(case.pixel_values, case.arrays["spatial_shapes"]).pooler_output[0])
     np.testing.assert_allclose(np.array(results[0]), np.array(results[1]), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_those_before_fusing(golden):
+    """Training takes the backend mlx, and may begin with a model that was loaded for inference."""
+    case = golden("gen2-landscape")
+    fused = load_model(GOLDEN / "gen2")
+    plain = copy.deepcopy(fused)
+    for layer in plain.model.language_model.layers:
+        if "conv" in layer:
+            layer.conv.conv._columns = None
+    found = []
+    for model in (fused, plain):
+        loss = lambda model: model(**case.inputs, labels=case.arrays["labels"]).loss  # noqa: E731
+        found.append(dict(tree_flatten(nn.value_and_grad(model, loss)(model)[1])))
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 60
+    for name, gradient in found[1].items():
+        wanted = np.array(gradient)
+        assert np.abs(wanted).max() > 0 or "position_embedding" in name, name
+        np.testing.assert_allclose(np.array(found[0][name]), wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max() + 1e-9)
+
+
+def test_a_kernel_that_is_replaced_counts():
+    """Its columns are cut once, at loading."""
+    model = load_model(GOLDEN / "gen2")
+    ids = np.array([[1, 6, 500, 501]])
+    before = np.array(model(ids).logits)
+    conv = model.model.language_model.layers[0].conv.conv
+    conv.weight = conv.weight * 2
+    assert np.abs(np.array(model(ids).logits) - before).max() > 1e-3

@@ -62,6 +62,7 @@ def test_the_example_of_the_references_documentation():
     assert outputs.shape == (1, inputs["input_ids"].shape[1] + 64)
 
 
+@pytest.mark.backends("mlx", "numpy")
 @pytest.mark.parametrize(
     "case_id", ["gen2-tiled", "gen2-batch-left", "gen2-batch-text", "gen2-batch-tiled", "gen25-turns"]
 )

@@ -32,6 +32,8 @@ def loaded(checkpoint: str):
 OPTIONS = GenerationOptions(max_tokens=24)
 
 
+@pytest.mark.backends("mlx", "numpy")
+@pytest.mark.backends("mlx", "numpy")
 @pytest.mark.parametrize("case_id", [i for i in case_ids(having="generated") if "batch" not in i])
 def test_from_conversation_to_the_references_text(case_id, golden):
     """Everything at once: pictures read and resized here, template, tokens, vision, prefill, decode, text."""

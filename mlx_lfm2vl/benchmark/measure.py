@@ -23,6 +23,7 @@ import mlx.nn as nn
 import numpy as np
 from PIL import Image
 
+from ..backends.memory import WiredLimit
 from ..errors import OptionError
 from ..generation.batch import generate_batch
 from ..generation.decode import Decoding, Prompt, prefill
@@ -125,7 +126,8 @@ def benchmark(
     before = imports + statistics.median(loads)
     asked: list[tuple[Size, list[Run]]] = []
     batches: list[Batch] = []
-    with tempfile.TemporaryDirectory(prefix="mlx-lfm2vl-") as scratch, contextlib.suppress(Cancelled):
+    scratch_folder = tempfile.TemporaryDirectory(prefix="mlx-lfm2vl-")
+    with scratch_folder as scratch, WiredLimit(), contextlib.suppress(Cancelled):
         for size in plan.sizes:
             file = None if size is None else draw(size, 0, Path(scratch))
             once = partial(ask, model, processor, file, plan.tokens, counter.stopped)
