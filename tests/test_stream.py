@@ -4,11 +4,10 @@ import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, case_ids, picture
+from conftest import GOLDEN, cache_by_backend, case_ids, picture
 
 from mlx_lfm2vl import (
     Chat,
@@ -24,7 +23,7 @@ from mlx_lfm2vl import (
 from mlx_lfm2vl.errors import ImageError, OptionError, OutputError, PromptError
 
 
-@cache
+@cache_by_backend
 def loaded(checkpoint: str):
     return load(GOLDEN / checkpoint)
 
