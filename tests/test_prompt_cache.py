@@ -282,3 +282,15 @@ def test_the_engine_s_own_thread_does_not_look_through_pictures(monkeypatch):
     with Engine(loaded) as engine:
         engine.submit("What is this?", picture("landscape"), options=OPTIONS).result(60)
     assert threads == {"mlx-lfm2vl reader"}
+
+
+def test_states_of_another_model_are_refused():
+    prompts, views = PromptCache(), VisionCache()
+    caches = {"prompt_cache": prompts, "vision_cache": views}
+    list(stream_generate(*loaded(), "Hello.", picture("small"), options=OPTIONS, **caches))
+    other = load(GOLDEN / "gen2")
+    for name in caches:
+        with pytest.raises(OptionError, match=f"{name} holds what another model made"):
+            list(stream_generate(*other, "Hello.", options=OPTIONS, **{name: caches[name]}))
+    prompts.clear()
+    list(stream_generate(*other, "Hello.", options=OPTIONS, prompt_cache=prompts))

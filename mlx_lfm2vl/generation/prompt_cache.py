@@ -9,6 +9,7 @@ is told apart by its key.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -127,6 +128,14 @@ class PromptCache:
         self.nbytes = 0
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._lock = threading.Lock()
+        self._model: weakref.ref[object] | None = None
+
+    def bind(self, model: object) -> None:
+        """Takes note of the model whose states it holds. Raises `OptionError` if it holds those of another."""
+        with self._lock:
+            if self._entries and self._model is not None and self._model() is not model:
+                raise OptionError("prompt_cache holds what another model made; use one for each model, or clear it")
+            self._model = weakref.ref(model)
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -112,6 +112,9 @@ class Scheduler:
         vision_cache: VisionCache | None = None,
         prompt_cache: PromptCache | None = None,
     ):
+        for cache in (vision_cache, prompt_cache):
+            if cache is not None:
+                cache.bind(model)
         self._model, self._tokenizer = model, tokenizer
         self._vision_cache, self._prompt_cache = vision_cache, prompt_cache
         self._image_token = model.config.image_token_id
