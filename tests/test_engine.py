@@ -406,6 +406,12 @@ def test_nothing_but_an_answer_waits_for_an_answer(engine, tmp_path, call):
         assert len(made.messages) == 2 and made.ask("And now?", options=SHORT)
 
 
+def test_a_turn_tells_of_its_prompt(engine):
+    told: list[tuple[int, int]] = []
+    engine.chat().submit("Never asked before.", options=SHORT, progress=lambda *at: told.append(at)).result(60)
+    assert told and told[-1][0] == told[-1][1] > 0
+
+
 def test_a_turn_may_have_a_stop_of_its_own(engine):
     talk = engine.chat(options=FOREVER)
     asked = []
@@ -555,7 +561,8 @@ def test_a_sink_that_fails_hurts_its_own_request_only(engine):
         bad = engine.submit("Hello.", options=FOREVER, sink=sink)
         good = [engine.submit("Hello.", options=SHORT) for _ in range(2)]
         assert {request.result(60).tokens for request in good} == {alone("Hello.", None, 6)}
-    assert bad.done
+        with pytest.raises(ValueError, match="mine"):
+            bad.result(60)
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError("mine")])

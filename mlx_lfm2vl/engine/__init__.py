@@ -1,5 +1,4 @@
-"""A model that lives in an app: requests come in from any thread, responses go out as they come.
+"""A model that lives in an app: one thread steps a scheduler and owns every MLX call; others read and end requests.
 
-One thread steps a scheduler and owns every MLX call; others read pictures and texts, and end requests that were
-cancelled. The only folder with threads of its own.
+In: requests, from any thread. Out: responses as they come, to any thread or a sink.
 """

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ..generation.conversation import Conversation, Turn
 from ..generation.request import EncodedPrompt, is_remote, snapshot, user_content
 from ..generation.response import GenerationResponse
-from ..generation.watch import Stop
+from ..generation.watch import Progress, Stop, check_callable
 from .handle import Request, Sink
 
 
@@ -23,6 +23,7 @@ class Host(Protocol):
         read: Callable[[], EncodedPrompt],
         wait: float,
         *,
+        progress: Progress | None,
         remote: bool,
         line: object,
     ) -> None: ...
@@ -31,7 +32,7 @@ class Host(Protocol):
 class EngineChat:
     """A `Chat` in an engine; methods are those of `Chat`. Its turns are answered in the order in which they are asked
     for, beside other requests. All methods may be called from any thread, and none but `ask` waits for an answer: one
-    that changes the conversation ends the turn that is being answered, as it stands."""
+    that changes the conversation ends the turn that is being answered, as it stands, and leaves turns that wait."""
 
     def __init__(self, engine: Host, conversation: Conversation):
         self._engine, self._conversation = engine, conversation
@@ -50,17 +51,18 @@ class EngineChat:
         wait: float = 0.0,
         sink: Sink | None = None,
         stop: Stop | None = None,
+        progress: Progress | None = None,
         **arguments: Any,
     ) -> Request:
-        """A turn as a request; `deadline`, `wait`, `sink` as for `Engine.submit`, the others as for `Chat.stream` (a
-        `stop` of one's own is asked in threads of the engine)."""
+        """A turn as a request; `deadline`, `wait`, `sink`, `progress` as for `Engine.submit`, the others as for
+        `Chat.stream` (a `stop` of one's own is asked in the engine's thread). It is asked after the turns that wait."""
         given = None if images is None else snapshot(images)
 
         def begin(cancel: Callable[[], None]) -> tuple[Turn, EncodedPrompt]:
             user_content(text, given)
             return self._conversation.ask(text, self._conversation.read(given), cancel=cancel, **arguments)
 
-        return self._submit(Request(deadline, sink, stop), begin, wait, is_remote(None, images))
+        return self._submit(Request(deadline, sink, stop), begin, wait, progress, is_remote(None, images))
 
     def stream(self, text: str, images: Any = None, **arguments: Any) -> Iterator[GenerationResponse]:
         return iter(self.submit(text, images, **arguments))
@@ -80,11 +82,13 @@ class EngineChat:
         wait: float = 0.0,
         sink: Sink | None = None,
         stop: Stop | None = None,
+        progress: Progress | None = None,
         **arguments: Any,
     ) -> Request:
         """The last turn anew, as a request."""
         begin = partial(self._conversation.ask_again, **arguments)
-        return self._submit(Request(deadline, sink, stop), lambda cancel: begin(cancel=cancel), wait, remote=False)
+        request = Request(deadline, sink, stop)
+        return self._submit(request, lambda cancel: begin(cancel=cancel), wait, progress, remote=False)
 
     def retry(self, **arguments: Any) -> Iterator[GenerationResponse]:
         return iter(self.submit_retry(**arguments))
@@ -109,8 +113,10 @@ class EngineChat:
         request: Request,
         begin: Callable[[Callable[[], None]], tuple[Turn, EncodedPrompt]],
         wait: float,
+        progress: Progress | None,
         remote: bool,
     ) -> Request:
+        check_callable("progress", progress)
         begun: list[EncodedPrompt] = []
 
         def read() -> EncodedPrompt:
@@ -120,5 +126,5 @@ class EngineChat:
                 begun.append(prompt)
             return begun[0]
 
-        self._engine.put(request, read, wait, remote=remote, line=self._conversation)
+        self._engine.put(request, read, wait, progress=progress, remote=remote, line=self._conversation)
         return request

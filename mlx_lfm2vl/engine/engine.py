@@ -122,8 +122,8 @@ class Engine:
 
         Pictures are read and text is tokenised in other threads of the engine, a few questions at a time, while it
         answers; a question whose picture is slow to come is overtaken by others. Questions join those that are being
-        answered, also before a turn of a conversation or another `call` that waits, for the first 5 seconds. NumPy
-        arrays, messages and tools are copied at once; leave PIL images and files as they are until the first piece.
+        answered, also before a `call` that waits, for the first 5 seconds. NumPy arrays, messages and tools are copied
+        at once; leave PIL images and files as they are until the first response.
 
         Raises `OptionError`, `QueueFullError` and `EngineClosedError`; what is wrong with the question itself is raised
         by the request.
@@ -193,12 +193,19 @@ class Engine:
         return EngineChat(self, Conversation(*self._worker.loaded, **arguments))
 
     def put(
-        self, request: Request, read: Callable[[], EncodedPrompt], wait: float, *, remote: bool, line: object
+        self,
+        request: Request,
+        read: Callable[[], EncodedPrompt],
+        wait: float,
+        *,
+        progress: Progress | None,
+        remote: bool,
+        line: object,
     ) -> None:
         """Puts a request into the queue. `read` is called in another thread; `remote` says that it may wait for the
         network. Requests of one `line` are answered one after the other. Raises `QueueFullError` and
         `EngineClosedError`."""
-        self._worker.put(Job(request, lambda *_: read(), remote=remote, line=line), wait)
+        self._worker.put(Job(request, lambda *_: read(), progress=progress, remote=remote, line=line), wait)
 
     def call(self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T]) -> T:
         """Runs a function of model and processor in the engine's thread, after the answers that wait for it there (at

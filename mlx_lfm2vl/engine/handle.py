@@ -47,9 +47,8 @@ class Request:
     # For those who wait
 
     def cancel(self) -> None:
-        """Ends the work before the next token, or the next layer of the model while a prompt is run or pictures are
-        encoded (its own or another's that is to be answered beside it); while the request waits, or its pictures and
-        text are being read, it is answered at once. Harmless once it has ended."""
+        """Ends the request at once; one with a sink, while it is answered, after the step that runs. Harmless once it
+        has ended."""
         self._cancelled.set()
         if self.given_up is not None and not self._ended:
             self.given_up()

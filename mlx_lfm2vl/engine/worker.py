@@ -24,7 +24,7 @@ from ..processing.processor import Lfm2VlProcessor
 from .handle import Request, check_seconds
 from .queue import Job, Loaded, Waiting
 from .shutdown import close_at_exit, wait_until_gone
-from .timeouts import Attendant
+from .timeouts import TimeoutThread
 
 Loader = Callable[[], Loaded]
 
@@ -59,7 +59,7 @@ class Worker:
         self._loaded: Loaded | None = None
         self._gone = False
         self.thread = threading.Thread(target=self._work, name="mlx-lfm2vl engine", daemon=True)
-        self._attendant = Attendant(self._let_go)
+        self._timeouts = TimeoutThread(self._expire)
         close_at_exit(self)
         self.thread.start()
 
@@ -72,14 +72,14 @@ class Worker:
 
     def put(self, job: Job, wait: float) -> None:
         """Queues a job, after at most `wait` seconds. Raises `QueueFullError` and `EngineClosedError`."""
-        job.request.maker, job.request.given_up = self.thread, self._attendant.poke
+        job.request.maker, job.request.given_up = self.thread, self._timeouts.notify
         check_seconds("wait", wait)
         if job.request.deadline is not None:
             wait = max(0.0, min(wait, job.request.deadline - time.monotonic()))
         if not self._waiting.put(job, wait):
             raise self._closed()
         if job.request.deadline is not None or job.request.stopped():
-            self._attendant.poke()
+            self._timeouts.notify()
 
     def close(self, timeout: float) -> None:
         """Cancels all jobs and ends the thread. Returns after `timeout` seconds at the latest."""
@@ -89,7 +89,7 @@ class Worker:
             return
         self.thread.join(max(0.0, timeout))
         if not self.thread.is_alive() and not self._gone:
-            self._attendant.close(end - time.monotonic())
+            self._timeouts.close(end - time.monotonic())
             wait_until_gone(self.thread, end - time.monotonic())
             self._gone = True
 
@@ -102,9 +102,9 @@ class Worker:
         _refuse(request for request in waiting if not request.has_sink)
         for request in running:
             request.cancel()
-        self._attendant.close()
+        self._timeouts.close()
 
-    def _let_go(self) -> float | None:
+    def _expire(self) -> float | None:
         """Ends the requests that were cancelled, or are past their deadline; the next deadline of the others."""
         gone, cut, deadline = self._waiting.take_stopped()
         for request in gone:
@@ -195,14 +195,14 @@ class Worker:
         before others."""
         if job.request.started or job.alone or not self._waiting.put_back(job):
             job.request.deliver(error)
-        self._attendant.poke()
+        self._timeouts.notify()
 
     def _fail(self, error: BaseException) -> None:
         """Tells all who ask, now and later, that the thread has ended with an error."""
         self._ready.set()
         self._error = error
         waiting, running = self._waiting.close()
-        self._attendant.close()
+        self._timeouts.close()
         for request in running + waiting:
             request.deliver(self._closed())
 

@@ -47,7 +47,8 @@ def stream_generate(
     ...). Generation ends at the model's end token, at a stop text, at `options.max_tokens`, or when the model's
     positions are used up. Closing the iterator stops the work.
 
-    Raises the library's typed errors, all before the first piece.
+    Raises the library's typed errors: those of the request before the first response, `NotFiniteError` and
+    `OutOfMemoryError` also later.
     """
     started = time.perf_counter()
     mx.reset_peak_memory()
