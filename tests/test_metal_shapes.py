@@ -1,4 +1,4 @@
-"""Heads as the published models have them, 64 and 72 wide, and 128: sizes that fused attention of a GPU is made for, and
+"""Heads as the published models have them, 64 and 72 wide, and 128: sizes that fused attention of a GPU is made for and
 that the small checkpoints never reach. Each backend is held against a plain computation in float64.
 
 Lengths: a GPU has one kernel for up to 8 queries and one for more, and buffers of keys grow at 256.
@@ -6,14 +6,15 @@ Lengths: a GPU has one kernel for up to 8 queries and one for more, and buffers 
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import GOLDEN, cache_by_backend
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from conftest import GOLDEN
+from mlx.utils import tree_map
 
 from mlx_lfm2vl import generate, load
 from mlx_lfm2vl.backends import cpu
@@ -22,6 +23,7 @@ from mlx_lfm2vl.generation.decode import _context
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.lfm2 import Lfm2Model
 from mlx_lfm2vl.models.siglip2 import Siglip2Encoder, groups_of
+from mlx_lfm2vl.weights.names import parameters
 
 pytestmark = pytest.mark.backends("mlx", "numpy")
 
@@ -137,21 +139,21 @@ def randomised(module: nn.Module, dtype: mx.Dtype) -> Weights:
             numbers *= 1.5 * shape[1] ** -0.5
         return mx.array(numbers.astype(np.float32)).astype(dtype)
 
-    made = [(name, drawn(name, array.shape)) for name, array in tree_flatten(module.parameters())]
-    module.update(tree_unflatten(made))
+    made = {name: drawn(name, array.shape) for name, array in parameters(module).items()}
+    module.load_weights(list(made.items()))
     mx.eval(module.parameters())
-    return {name: np.array(array.astype(mx.float32)).astype(np.float64) for name, array in made}
+    return {name: np.array(array.astype(mx.float32)).astype(np.float64) for name, array in made.items()}
 
 
-@cache_by_backend
-def text_of(dim: int, dtype: mx.Dtype) -> tuple[Lfm2Model, Weights]:
+@cache
+def text_of(dim: int, dtype: mx.Dtype, backend: str) -> tuple[Lfm2Model, Weights]:
     heads, kv_heads = HEADS[dim]
     sizes = {"hidden_size": HIDDEN, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": dim}
     kinds = ["conv", "full_attention", "full_attention", "conv"]
     config = {"layer_types": kinds, "num_hidden_layers": 4, "vocab_size": 8, "intermediate_size": 96}
     model = Lfm2Model(Lfm2Config.from_dict({**sizes, **config, "block_auto_adjust_ff_dim": False}))
     weights = randomised(model, dtype)
-    if backend_now() == "numpy":
+    if backend == "numpy":
         cpu.accelerate(model)
     else:
         for layer in model.layers:
@@ -160,13 +162,13 @@ def text_of(dim: int, dtype: mx.Dtype) -> tuple[Lfm2Model, Weights]:
     return model, weights
 
 
-@cache_by_backend
-def tower_of(dim: int, dtype: mx.Dtype) -> tuple[Siglip2Encoder, Siglip2VisionConfig, Weights]:
+@cache
+def tower_of(dim: int, dtype: mx.Dtype, backend: str) -> tuple[Siglip2Encoder, Siglip2VisionConfig, Weights]:
     sizes = {"hidden_size": 2 * dim, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 200}
     config = Siglip2VisionConfig.from_dict(sizes)
     encoder = Siglip2Encoder(config)
     weights = randomised(encoder, dtype)
-    if backend_now() == "numpy":
+    if backend == "numpy":
         cpu.accelerate(encoder)
     else:
         for layer in encoder.layers:
@@ -174,29 +176,271 @@ def tower_of(dim: int, dtype: mx.Dtype) -> tuple[Siglip2Encoder, Siglip2VisionCo
     return encoder, config, weights
 
 
-def backend_now() -> str:
-    import os
-
-    from mlx_lfm2vl import backends
-
-    return os.environ[backends.VARIABLE]
-
-
-def inputs(*shape: int, dtype: mx.Dtype) -> tuple[mx.array, np.ndarray]:
+def inputs(*shape: int, dtype: mx.Dtype = mx.float32) -> tuple[mx.array, np.ndarray]:
     """Random numbers, as MLX's and in float64."""
-    made = mx.array(np.random.default_rng(11).normal(size=shape).astype(np.float32)).astype(dtype)
+    made = mx.array(np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)).astype(dtype)
     return made, np.array(made.astype(mx.float32)).astype(np.float64)
 
 
-@cache_by_backend
-def expected_text(dim: int, dtype: mx.Dtype, rows: int) -> np.ndarray:
-    """Of the oracle (rows, LONGEST, hidden)."""
-    model, weights = text_of(dim, dtype)
-    _, exact = inputs(rows, LONGEST, HIDDEN, dtype=dtype)
-    return np.stack([text_oracle(model.config, weights, row) for row in exact])
-
-
-def assert_close(made: mx.array, expected: np.ndarray, dtype: mx.Dtype, what: str = "") -> None:
-    assert made.dtype == dtype, "numbers keep their type"
+def assert_close(made: mx.array, expected: np.ndarray, what: object = "") -> None:
+    bound = CLOSE[made.dtype]
+    assert made.shape == expected.shape, what
     difference = np.abs(np.array(made.astype(mx.float32)) - expected).max() / np.abs(expected).max()
-    assert difference < CLOSE[dtype], f"{what}: {difference:.1e}"
+    assert difference < bound, f"{what}: {difference:.1e}"
+
+
+# Attention alone
+
+
+@pytest.mark.parametrize("dim", [64, 72, 128])
+@pytest.mark.parametrize("keys", [255, 256, 257])
+@pytest.mark.parametrize("queries", [1, 2, 8, 9, 33, 255])
+def test_attention_sees_what_its_mask_says(dim, keys, queries, backend):
+    """A causal mask of fewer queries than keys belongs to the last keys; a mask may be one for all rows."""
+    model, _ = text_of(dim, mx.float32, backend)
+    heads, kv_heads = HEADS[dim]
+    q, exact_q = inputs(2, heads, queries, dim)
+    k, exact_k = inputs(2, kv_heads, keys, dim)
+    v, exact_v = k[:, :, ::-1] * 2, exact_k[:, :, ::-1] * 2
+    places = np.arange(keys - queries, keys)[:, None]
+    causal = np.arange(keys)[None] <= places
+    holes = np.random.default_rng(3).random((2, 1, queries, keys)) < 0.3
+    holes[..., 0] = True
+    seen: dict[str, tuple[Any, np.ndarray]] = {
+        "causal": ("causal", causal[None, None]),
+        "rows of their own": (mx.array(holes), holes),
+        "one for all": (mx.array(holes[:1]), holes[:1]),
+    }
+    if queries == 1:
+        seen["none"] = (None, np.ones((1, 1, 1, keys), bool))
+    group = heads // kv_heads
+    scores = exact_q @ exact_k.repeat(group, axis=1).swapaxes(2, 3) / np.sqrt(dim)
+    for name, (mask, true) in seen.items():
+        made = model.layers[1].self_attn.scaled_dot_product_attention(q, k, v, mask)
+        expected = softmax(np.where(true, scores, -np.inf)) @ exact_v.repeat(group, axis=1)
+        assert_close(made, expected, name)
+
+
+# The backbone
+
+CHUNKS = {
+    "whole": [LONGEST],
+    "in equal chunks": [90, 90, 90],
+    "in small chunks": [1, 2, 7, 8, 9, 16, 33, 64, 130],
+    "then single tokens": [254, 1, 1, 1, 1, 1, 1, 10],
+}
+
+
+def run(model: Lfm2Model, x: mx.array, chunks: Sequence[int], padding: np.ndarray | None = None) -> mx.array:
+    """The hidden states of all tokens, which come in chunks."""
+    cache, made, start = Cache(model.config), [], 0
+    for length in chunks:
+        part = x[:, start : start + length]
+        made.append(model(part, _context(padding, cache, length), cache))
+        start += length
+    assert {array.dtype for array in cache.arrays} == {x.dtype}
+    return mx.concatenate(made, axis=1)
+
+
+@cache
+def expected_text(dim: int, dtype: mx.Dtype, gap: int = 0) -> np.ndarray:
+    """The oracle's hidden states of a row behind so much padding."""
+    _, exact = inputs(1, LONGEST, HIDDEN, dtype=dtype)
+    model, weights = text_of(dim, dtype, "mlx")
+    return text_oracle(model.config, weights, exact[0, gap:])
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+def test_a_prompt_is_the_plain_computations(dim, chunks, backend):
+    model, _ = text_of(dim, mx.float32, backend)
+    x, _ = inputs(1, LONGEST, HIDDEN)
+    assert_close(run(model, x, chunks)[0], expected_text(dim, mx.float32))
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+@pytest.mark.parametrize("gaps", [(0, 5, 200), (3, 8)], ids=str)
+def test_padded_rows_are_the_plain_computations(dim, chunks, gaps, backend):
+    """Each row behind its padding; whole chunks may be padding."""
+    model, _ = text_of(dim, mx.float32, backend)
+    x, _ = inputs(1, LONGEST, HIDDEN)
+    made = run(model, mx.repeat(x, len(gaps), axis=0), chunks, np.array(gaps))
+    for row, gap in enumerate(gaps):
+        assert_close(made[row, gap:], expected_text(dim, mx.float32, gap), f"behind {gap}")
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("gaps", [None, (0, 5, 200)], ids=str)
+def test_the_last_token_alone_is_the_plain_computations(dim, gaps, backend):
+    """As in a prefill: from the last attention on, only what it depends on is computed."""
+    model, _ = text_of(dim, mx.float32, backend)
+    x, _ = inputs(1, LONGEST, HIDDEN)
+    rows = gaps or (0,)
+    cache, padding = Cache(model.config), None if gaps is None else np.array(gaps)
+    for start, end in ((0, 250), (250, LONGEST)):
+        part = mx.repeat(x, len(rows), axis=0)[:, start:end]
+        made = model(part, _context(padding, cache, end - start), cache, last_only=True)
+        for row, gap in enumerate(rows):
+            assert_close(made[row, 0], expected_text(dim, mx.float32, gap)[end - 1 - gap], (gap, end))
+
+
+@pytest.mark.backends("mlx")
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+def test_prompts_in_16_bits_are_the_plain_computations(dim, dtype, chunks):
+    """Of the same rounded weights and inputs. Padded and not."""
+    model, _ = text_of(dim, dtype, "mlx")
+    x, _ = inputs(1, LONGEST, HIDDEN, dtype=dtype)
+    assert_close(run(model, x, chunks)[0], expected_text(dim, dtype))
+    gaps = (0, 200)
+    made = run(model, mx.repeat(x, 2, axis=0), chunks, np.array(gaps))
+    for row, gap in enumerate(gaps):
+        assert_close(made[row, gap:], expected_text(dim, dtype, gap), f"behind {gap}")
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("gaps", [None, (0, 5, 200)], ids=str)
+def test_the_text_of_both_backends_agrees(dim, gaps):
+    padding = None if gaps is None else np.array(gaps)
+    x, _ = inputs(3, LONGEST, HIDDEN)
+    ours, theirs = (
+        run(text_of(dim, mx.float32, name)[0], x, CHUNKS["then single tokens"], padding) for name in ("numpy", "mlx")
+    )
+    for row, gap in enumerate(gaps or (0, 0, 0)):  # what padding gives is nobody's
+        assert_close(ours[row, gap:], np.array(theirs[row, gap:]))
+
+
+# The tower
+
+VIEWS = {
+    "one view": [(16, 16)],
+    "views of one grid": [(16, 16)] * 3,
+    "views of many grids": [(2, 2), (10, 18), (18, 10), (17, 17), (2, 2)],
+    "a large view": [(32, 24)],
+}
+
+
+@pytest.mark.parametrize("dim", [64, 72])
+@pytest.mark.parametrize("grids", VIEWS.values(), ids=VIEWS)
+def test_views_are_the_plain_computations(dim, grids, backend):
+    check_views(dim, grids, mx.float32, backend)
+
+
+@pytest.mark.backends("mlx")
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("dim", [64, 72])
+def test_views_in_16_bits_are_the_plain_computations(dim, dtype):
+    check_views(dim, VIEWS["views of many grids"], dtype, "mlx")
+
+
+def check_views(dim: int, grids: list[tuple[int, int]], dtype: mx.Dtype, backend: str) -> None:
+    encoder, config, weights = tower_of(dim, dtype, backend)
+    counts = [height * width for height, width in grids]
+    x, exact = inputs(sum(counts), 2 * dim, dtype=dtype)
+    shape = (len(grids), counts[0], -1) if len(set(grids)) == 1 else (1, sum(counts), -1)
+    made = encoder(x.reshape(shape), groups_of(grids)).reshape(sum(counts), -1)
+    for end, count in zip(np.cumsum(counts), counts, strict=True):
+        view = slice(int(end) - count, int(end))
+        assert_close(made[view], tower_oracle(config, weights, exact[view]), f"{count} patches")
+
+
+# Copies of models
+
+FOLDERS = {"gen2": GOLDEN / "gen2", "gen25": GOLDEN / "gen25", "untied": GOLDEN / "untied", "demo": "demo"}
+IDS = np.array([[1, 6, 500, 501, 502, 503, 7]])
+
+
+def numbers_of(model: Any) -> list[np.ndarray]:
+    """Logits of a text, and image tokens of a picture."""
+    grid = np.array([[4, 6]])
+    pixels = np.random.default_rng(0).normal(size=(1, 24, 768)).astype(np.float32)
+    made = [model(IDS).logits, *model.get_image_features(pixels, grid).pooler_output]
+    return [np.array(array.astype(mx.float32)) for array in made]
+
+
+def alike(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    """But for another order of adding."""
+    return all(np.abs(a - b).max() < 2e-5 * np.abs(b).max() for a, b in zip(one, other, strict=True))
+
+
+def held_more(work: Callable[[], Any], size: int) -> Any:
+    """The result of some work, which leaves at most so many bytes more with MLX, and what it rounds up."""
+    mx.synchronize()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    result = work()
+    mx.synchronize()
+    assert mx.get_active_memory() - before <= 1.02 * size + 150_000
+    return result
+
+
+def nbytes(model: nn.Module) -> int:
+    return sum(array.nbytes for array in parameters(model).values())
+
+
+@pytest.fixture(params=list(FOLDERS.values()), ids=list(FOLDERS))
+def model(request) -> Any:
+    return load(request.param)[0]
+
+
+def test_a_deep_copy_is_the_same_model_and_holds_its_weights_once(model, backend):
+    expected = numbers_of(model)
+    twin = held_more(lambda: copy.deepcopy(model), nbytes(model))
+    assert type(twin) is type(model) and twin.backend == backend and twin.config == model.config
+    assert [type(module) for module in twin.modules()] == [type(module) for module in model.modules()]
+    assert alike(numbers_of(twin), expected)
+
+
+def test_weights_of_a_deep_copy_are_its_own(model):
+    """Replaced, cast or written into: the original's stay, and what the copy had before is not held as well."""
+    expected, twin = numbers_of(model), copy.deepcopy(model)
+
+    def replace() -> None:
+        twin.update(tree_map(lambda array: array * 1.5, twin.parameters()))
+        mx.eval(twin.parameters())
+
+    held_more(replace, nbytes(model))
+    plain = type(model)(model.config)  # in which nothing was ever fused
+    plain.load_weights(list(parameters(twin).items()))
+    changed = numbers_of(twin)
+    assert alike(changed, numbers_of(plain)) and not alike(changed[:1], expected[:1]) and not alike(changed, expected)
+    twin.model.language_model.embedding_norm.weight[:] = 0
+    twin.model.vision_tower.encoder.layers[0].self_attn.q_proj.weight[0] = 0
+    assert not numbers_of(twin)[0].any()
+    for ours, theirs in zip(numbers_of(model), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_weights_of_the_original_are_not_the_copys(model):
+    expected, twin = numbers_of(model), copy.deepcopy(model)
+    model.model.language_model.embedding_norm.weight[:] = 0
+    model.update(tree_map(lambda array: array * 0, model.parameters()))
+    assert alike(numbers_of(twin), expected)
+
+
+def test_a_deep_copy_answers_as_the_original():
+    model, processor = load("demo")
+    twin = copy.deepcopy(model)
+    assert generate(twin, processor, "What is this?") == generate(model, processor, "What is this?")
+
+
+def test_a_deep_copy_holds_nothing_of_the_original():
+    size = nbytes(load("demo")[0])
+
+    def work() -> Any:
+        twin = copy.deepcopy(load("demo")[0])
+        twin.update(tree_map(lambda array: array * 1.5, twin.parameters()))
+        mx.eval(twin.parameters())
+        return twin
+
+    assert nbytes(held_more(work, size)) == size
+
+
+@pytest.mark.backends("mlx")
+def test_a_deep_copy_may_be_fused_again(model):
+    expected, twin = numbers_of(model), copy.deepcopy(model)
+    held_more(twin.fuse, nbytes(model))
+    assert alike(numbers_of(twin), expected)

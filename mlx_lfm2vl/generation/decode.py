@@ -211,7 +211,7 @@ class Decoding:
     def _dispatch(self) -> None:
         """Runs the model over the tokens of `_next`, and makes it those that follow them."""
         body, before = self._model.model, self._cache.offset
-        embeds = body.language_model.embed_tokens(self._next[0][:, None])
+        embeds = body.language_model.embed(self._next[0][:, None])
         hidden = body.language_model(embeds, _context(self._padding, self._cache, 1), self._cache)
         self._next, self._read = self._chosen(self._model.logits(hidden)[:, 0]), False
         clear_outgrown(self._cache, before)

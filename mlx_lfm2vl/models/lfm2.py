@@ -333,6 +333,11 @@ class Lfm2Model(nn.Module):
         attention = [index for index, kind in enumerate(config.layer_types) if kind == "full_attention"]
         self._last_attention = attention[-1] if attention else None
 
+    def embed(self, ids: mx.array) -> mx.array:
+        """(B, L) -> (B, L, hidden), of the type that the layers compute in: MLX makes bfloat16 of some quantised
+        modes, whatever that is."""
+        return self.embed_tokens(ids).astype(self.embedding_norm.weight.dtype)
+
     def __call__(
         self,
         inputs_embeds: mx.array,

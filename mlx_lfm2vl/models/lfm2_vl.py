@@ -138,7 +138,7 @@ class Lfm2VlModel(nn.Module):
             if ids.min() < 0 or ids.max() >= vocabulary:
                 bad = ids[(ids < 0) | (ids >= vocabulary)][0]
                 raise InputError(f"input_ids holds {bad}; the model's vocabulary has ids 0 to {vocabulary - 1}")
-            embeds = self.language_model.embed_tokens(mx.array(ids.astype(np.int32)))
+            embeds = self.language_model.embed(mx.array(ids.astype(np.int32)))
             at = ids == placeholder if image_features is not None else None
         elif inputs_embeds is not None:
             embeds = inputs_embeds
@@ -147,7 +147,7 @@ class Lfm2VlModel(nn.Module):
                 raise InputError(f"inputs_embeds has shape {tuple(embeds.shape)}, expected (batch, length, {hidden})")
             at = None
             if image_features is not None:
-                token = self.language_model.embed_tokens(mx.array([placeholder]))[0]
+                token = self.language_model.embed(mx.array([placeholder]))[0]
                 at = np.array((embeds == token).all(axis=-1))
         else:
             raise InputError("give exactly one of input_ids and inputs_embeds")
