@@ -81,10 +81,10 @@ def model_and_processor(endless) -> tuple[Any, Any]:
 
 
 def said(pieces: Any) -> tuple[str, tuple[int, ...], tuple[float, ...]]:
-    """Text, tokens and logprobs of an answer, these without the digits that the number of OpenBLAS's threads decides."""
+    """Text, tokens and logprobs of an answer, without the digits that the number of OpenBLAS's threads decides."""
     pieces = list(pieces)
     tokens = tuple(token for piece in pieces for token in piece.tokens)
-    logprobs = tuple(round(number, 3) for piece in pieces for number in piece.logprobs or ())
+    logprobs = tuple(round(number, 2) for piece in pieces for number in piece.logprobs or ())
     return "".join(piece.text for piece in pieces), tokens, logprobs
 
 
