@@ -1,9 +1,13 @@
 """The pages of docs/ do what they say: examples run as printed, tables name what there is.
 
 A page's examples run in order in one folder, its Python as one program. Where output is shown it must be that, but for
-numbers that a digest or the model's tokenizer decides.
+numbers that a digest or the model's tokenizer decides. A table of arguments, fields, methods or errors has those of the
+code, in its order, with its defaults.
 """
 
+import ast
+import dataclasses
+import inspect
 import json
 import os
 import re
@@ -11,7 +15,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +26,7 @@ from mlx_lfm2vl.cli import build_parser
 from mlx_lfm2vl.cli.chat import HELP
 
 ROOT = Path(__file__).parent.parent
+OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 SCENE = ROOT / "examples" / "scene.png"
 
@@ -133,19 +140,125 @@ def test_every_chat_command_is_on_the_page():
     assert table == re.findall(r"^(/\w+)", HELP, re.M)
 
 
+def anchors(page: Path) -> set[str]:
+    """What a link to a heading of the page is called."""
+    titles = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", title).replace(" ", "-").lower() for title in titles}
+
+
 def test_the_links_lead_somewhere():
-    for page, text in PAGES.items():
-        for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
+    for page in (*(ROOT / "docs").glob("*.md"), *(ROOT / name for name in OUTSIDE)):
+        for link in re.findall(r"\]\((?!http)([^)\s]+)\)", page.read_text(encoding="utf-8")):
             path, _, anchor = link.partition("#")
-            if path:
-                assert (ROOT / "docs" / path).exists(), f"{page}: {link}"
-            else:
-                titles = [
-                    re.sub(r"[^\w -]", "", t).replace(" ", "-").lower() for t in re.findall(r"^#+ (.*)", text, re.M)
-                ]
-                assert anchor in titles, f"{page}: {link}"
+            target = page.parent / path if path else page
+            assert target.exists(), f"{page}: {link}"
+            assert not anchor or anchor in anchors(target), f"{page}: {link}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tests_that_a_page_names_exist(page):
+    for name in re.findall(r"\b(test_\w+\.py)\b", PAGES[page]):
+        assert list((ROOT / "tests").rglob(name)), f"{page}: {name}"
 
 
 def test_the_names_that_the_api_page_imports_are_public():
     for names in re.findall(r"^from mlx_lfm2vl import (.*)$", PAGES["python"], re.M):
         assert set(names.split(", ")) <= set(mlx_lfm2vl.__all__)
+
+
+@pytest.mark.parametrize("name", mlx_lfm2vl.__all__)
+def test_every_public_name_is_on_the_api_page(name):
+    assert re.search(rf"(?<![\w.]){name}\b", "\n".join(re.findall(r"`[^`\n]+`|^\|.*\|$", PAGES["python"], re.M))), name
+
+
+def table(head: str) -> list[tuple[list[str], str]]:
+    """Of each row of the table whose head begins so: the names in its first cell, and its second cell."""
+    found = re.search(rf"^\| {re.escape(head)} \|.*\n\| ---.*\n((?:\|.*\n)+)", PAGES["python"], re.M)
+    assert found, f"no table of {head}"
+    rows = [re.split(r"(?<!\\) \| ", line.strip("| \n") + " | ") for line in found[1].splitlines()]
+    return [(re.findall(r"`\**(\w+)[^`]*`", row[0]), row[1].strip()) for row in rows]
+
+
+def names_of(head: str) -> list[str]:
+    return [name for names, _ in table(head) for name in names]
+
+
+def assert_defaults(head: str, defaults: dict[str, object]) -> None:
+    """What a table's second column says as a literal is so."""
+    for names, cell in table(head):
+        try:
+            said = ast.literal_eval(cell.strip("`"))
+        except (SyntaxError, ValueError):
+            continue
+        for name in names:
+            assert said == defaults[name], f"{head}: {name} is {defaults[name]!r}, not {said!r}"
+
+
+def arguments(function: Callable[..., Any]) -> dict[str, Any]:
+    """Arguments and their defaults."""
+    return {name: each.default for name, each in inspect.signature(function).parameters.items() if name != "self"}
+
+
+@pytest.mark.parametrize("name", ["load", "stream_generate", "Chat", "generate_batch", "Engine"])
+def test_tables_of_arguments_are_those_of_the_code(name):
+    known = arguments(getattr(mlx_lfm2vl, name))
+    assert names_of(f"argument of `{name}`") == list(known)
+    assert_defaults(f"argument of `{name}`", known)
+
+
+def test_an_engines_request_has_the_arguments_of_a_stream_and_its_own():
+    head, known = "argument of `Engine.submit`", arguments(mlx_lfm2vl.Engine.submit)
+    without = {"model", "processor", "vision_cache", "prompt_cache", "stop"}
+    assert set(known) == (set(arguments(mlx_lfm2vl.stream_generate)) - without) | set(names_of(head))
+    assert_defaults(head, known)
+    assert list(arguments(mlx_lfm2vl.GenerationRequest)) == [
+        name for name in arguments(mlx_lfm2vl.GenerationRequest) if f"`{name}`" in PAGES["python"]
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["SourcePolicy", "GenerationResponse", "Statistics", "GenerationOptions", "Completion"]
+)
+def test_tables_of_fields_are_those_of_the_code(name):
+    fields = dataclasses.fields(getattr(mlx_lfm2vl, name))
+    assert names_of(f"field of `{name}`") == [field.name for field in fields]
+    if name in ("SourcePolicy", "GenerationOptions"):
+        assert_defaults(f"field of `{name}`", {field.name: field.default for field in fields})
+
+
+def test_tables_of_methods_are_those_of_the_code():
+    for kind, own in ((mlx_lfm2vl.Chat, set()), (mlx_lfm2vl.Engine, {"put"})):  # `put` is for the engine's own parts
+        public = {name for name, value in vars(kind).items() if callable(value) and not name.startswith("_")}
+        assert set(names_of(f"method of `{kind.__name__}`")) == public - own
+    assert set(names_of("method of `Request`")) <= set(vars(mlx_lfm2vl.Request))
+
+
+def test_the_sizes_of_caches_are_those_of_the_code():
+    for name in ("PromptCache", "VisionCache"):
+        (size,) = re.findall(rf"^\| `{name}` \|.*\| (\d+ [GM]iB) \|$", PAGES["python"], re.M)
+        number, unit = size.split()
+        assert arguments(getattr(mlx_lfm2vl, name))["limit"] == int(number) * {"GiB": 2**30, "MiB": 2**20}[unit]
+        argument = {"PromptCache": "prompt_cache_bytes", "VisionCache": "vision_cache_bytes"}[name]
+        assert dict((names[0], cell) for names, cell in table("argument of `Engine`"))[argument] == size
+
+
+def test_the_table_of_errors_is_that_of_the_code():
+    errors = [name for name in mlx_lfm2vl.__all__ if name.endswith("Error") and name != "Lfm2VlError"]
+    rows = table("error")
+    assert sorted(names[0] for names, _ in rows) == sorted(errors)
+    for (name,), also in rows:
+        assert also.strip("`") in [base.__name__ for base in getattr(mlx_lfm2vl, name).__bases__], name
+
+
+def test_the_changelog_renames_what_is_gone_to_what_is_there():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    renames = re.findall(r"^\| `(\w+)`.* \| `(\w+)`.* \|$", text, re.M)
+    assert len(renames) > 3
+    for old, new in renames:
+        assert old not in mlx_lfm2vl.__all__ and new in mlx_lfm2vl.__all__
+    options = re.findall(r"^\| `(\w+)=` \| `(\w+)=` \|$", text, re.M)
+    assert len(options) == 2
+    for old, new in options:
+        assert old not in arguments(mlx_lfm2vl.stream_generate) and new in arguments(mlx_lfm2vl.stream_generate)
+    for module in re.findall(r"^\| .* \| `mlx_lfm2vl\.(\w+)` \|$", text, re.M):
+        assert (ROOT / "mlx_lfm2vl" / module).is_dir(), module

@@ -1,10 +1,6 @@
-"""What depends on the machine: which functions compute a model, and how much memory it may take.
+"""What depends on the machine: which functions compute a model, and how much memory there is.
 
-`mlx` computes everything by MLX's own functions, on any device. `numpy` is for MLX on a CPU: once a model is loaded,
-`cpu.accelerate` swaps layers of it for subclasses that NumPy computes. `models/` does not know either.
-
-On Linux `mlx` alone cannot compute: its import fails until `mlx-cpu` or `mlx-cuda-*` is installed beside it, which
-the extras of this package do.
+In: a backend's name, the device, a loaded model. Out: "mlx" or "numpy"; free memory; the model with NumPy's layers.
 """
 
 from __future__ import annotations

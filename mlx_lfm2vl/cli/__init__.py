@@ -1,10 +1,6 @@
-"""The command line.
+"""The command line; a command is a module, see `COMMANDS` and docs/architecture.md.
 
-A command is a module with `SUMMARY`, `DESCRIPTION`, `add_arguments(parser)` and `run(args) -> int`; see `COMMANDS`.
-Exit codes: 0 done, 1 `doctor` found numbers out of bounds, 2 something the user can put right (one line on stderr),
-130 interrupted (see `__main__`), 141 the reader of stdout went away. Streams that are closed at the start count as
-/dev/null, but a command that lives of one says so. A bug shows its traceback. Modules of commands import the library
-inside `run`, so that `--help` is quick.
+In: the process's arguments. Out: the answer on stdout, everything else on stderr, an exit code.
 """
 
 from __future__ import annotations

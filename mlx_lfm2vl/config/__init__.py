@@ -1,7 +1,6 @@
-"""Configuration of a checkpoint as frozen dataclasses.
+"""Configuration of a checkpoint; the only place that knows how published generations spell it.
 
-Every generation of config.json, generation_config.json, preprocessor_config.json and processor_config.json that is
-published for LFM2-VL and LFM2.5-VL is normalised here and only here: other modules see one spelling of each field.
+In: JSON files of a folder, of any generation. Out: frozen dataclasses with one spelling of each field.
 """
 
 from .files import parse_json, read_json, read_text, shown

@@ -1,4 +1,7 @@
-"""The bundled demo model: a small LFM2-VL in Hugging Face format, kept beside this file as package data."""
+"""The bundled demo model: a small LFM2-VL in Hugging Face format, package data beside this file.
+
+In: nothing. Out: the path of its folder.
+"""
 
 from __future__ import annotations
 

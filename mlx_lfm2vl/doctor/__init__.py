@@ -1,4 +1,4 @@
-"""How this machine does: what it is, and how far its numbers are from the reference's.
+"""Whether this machine computes the right numbers.
 
-In go nothing but this machine and the frozen numbers in data/; out comes a `Report`. Nothing is printed.
+In: this machine, and the reference's frozen numbers in data/. Out: a `Report`; nothing is printed.
 """

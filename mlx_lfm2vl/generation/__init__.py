@@ -1,1 +1,4 @@
-"""From loaded objects to text: options, sampling, one prefill, one decode loop, pieces of text."""
+"""From a request to text: encoding, prefill, decoding, sampling, the scheduler, caches, chats and batches.
+
+In: model, processor, `GenerationRequest`. Out: `GenerationResponse`, piece by piece. No thread starts here.
+"""

@@ -1,4 +1,4 @@
-"""The networks in MLX. Arrays go in and come out; names are those of transformers' modelling files.
+"""The networks in MLX, named as in transformers. They know no device, backend, file, text or picture.
 
-Nothing here knows a device, a backend, a file, a text or a picture.
+In: arrays: token ids, patches and grids, a cache. Out: arrays: hidden states, image tokens, logits.
 """

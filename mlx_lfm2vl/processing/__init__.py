@@ -1,6 +1,4 @@
-"""From messages and pictures to the arrays that the model takes: decoding, tiling, patches, chat template, tokens.
+"""From messages and pictures to the arrays that a model takes, and from ids to text; NumPy and Pillow, no MLX.
 
-NumPy and Pillow only; nothing here knows MLX. The submodules, each importing only those before it: transfer, fetch,
-pixels, formats, source, geometry, batch, resize, image, control, tokens, tokenizer, conversation, template, prompt,
-processor.
+In: messages, pictures from anywhere, tokenizer and template files. Out: ids, patches, grids; text.
 """
