@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image, ImageTk
 
 from mlx_lfm2vl import Engine, GenerationOptions, GenerationResponse, Lfm2VlError, Request, load
-from mlx_lfm2vl.processing.source import load_image
+from mlx_lfm2vl.processing.load_image import load_image
 
 POLL_MILLISECONDS = 15
 PREVIEW = 320  # pixels a side, at most

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ PASSING = (408, 429, 500, 502, 503, 504)  # what a hub answers that may be well 
 WAITS = (0.5, 1.0, 2.0)  # seconds before a question is put again
 LONGEST_WAIT = 60.0  # seconds, if the hub asks for more
 _XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})\b.*")  # in what hf_xet raises
+_ANCHOR = re.compile(r"(?<![A-Za-z0-9])&[\w-]")  # by which a few bytes of YAML stand for gigabytes
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REPOSITORY_OR_FOLDER = re.compile(rf"({_REPOSITORY.pattern})(?:/([A-Za-z0-9][\w.-]*))?")
 
@@ -303,6 +304,35 @@ def publish(
                 raise HubError(f"{repo}: {_why_not_uploaded(status, cause)}") from error
             time.sleep(wait * 2 ** (attempt - 1))
     raise AssertionError("unreachable")
+
+
+def card_metadata(text: str) -> dict[str, Any]:
+    """The metadata of a model card by its keys, read by safe YAML.
+
+    Args:
+        text: the beginning of the card. Its length bounds the work: YAML takes about 10 seconds a megabyte.
+
+    Returns:
+        What the card's head says. Empty for a card without a head, or with one that is damaged or has anchors.
+    """
+    from huggingface_hub import RepoCard
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    head = REGEX_YAML_BLOCK.search(text)
+    if head is None or _ANCHOR.search(head[0]):
+        return {}
+    try:
+        # ModelCard would also read evaluation results, and warn of those that it cannot read
+        return dict(RepoCard(head[0]).data.to_dict())
+    except Exception:  # errors of YAML, of numbers and dates, of keys that are no names
+        return {}
+
+
+def write_model_card(file: Path, metadata: Mapping[str, Any], text: str) -> None:
+    """Writes a model card of metadata and Markdown. Raises `OSError` if the disk does."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{text}").save(file)
 
 
 def _why_not_uploaded(status: int | None, error: BaseException) -> str:

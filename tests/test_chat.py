@@ -30,7 +30,7 @@ from mlx_lfm2vl.errors import ImageError, OptionError, OutOfMemoryError, OutputE
 from mlx_lfm2vl.generation import conversation as conversation_module
 from mlx_lfm2vl.generation import passes
 from mlx_lfm2vl.generation.chat import Chat
-from mlx_lfm2vl.processing.source import load_image
+from mlx_lfm2vl.processing.load_image import load_image
 
 PICTURES = ("landscape", "small", "portrait")
 TEXTS = ("What is this?", "And that?", "Compare them, please.", "Why?", "ünïcode 漢字")

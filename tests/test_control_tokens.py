@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mlx_lfm2vl import Chat, Engine, GenerationOptions, GenerationRequest, generate_batch, load, stream_generate
 from mlx_lfm2vl.errors import OptionError, PromptError
 from mlx_lfm2vl.generation.request import encode
-from mlx_lfm2vl.processing.control import END, START, ControlTokens
+from mlx_lfm2vl.processing.control_tokens import END, START, ControlTokens
 
 CHECKPOINTS = ("demo", str(GOLDEN / "gen2"), str(GOLDEN / "gen25"))
 SHORT = GenerationOptions(max_tokens=3)

@@ -43,7 +43,7 @@ from mlx_lfm2vl.generation import passes
 from mlx_lfm2vl.generation.request import encode, longest_token
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.lfm2_vl import split_views
-from mlx_lfm2vl.processing.source import png_bytes
+from mlx_lfm2vl.processing.load_image import png_bytes
 
 NAMES = ("landscape", "small", "portrait")
 FOREVER = GenerationOptions(max_tokens=100_000)
@@ -355,14 +355,14 @@ def test_a_failed_question_that_is_kept_keeps_no_memory_of_the_model(fragile):
     assert used() <= before + 2**16
 
 
-@pytest.mark.parametrize("call", ["save", "fork", "undo", "reset"])
-def test_a_turn_that_its_own_sink_closes_ends(engine, tmp_path, call):
+@pytest.mark.parametrize("call", ["undo", "reset"])
+def test_a_turn_that_its_own_sink_closes_ends(engine, call):
     talk = engine.chat()
     talk.ask("Hello.", options=SHORT)
 
     def sink(item: object) -> None:
         if getattr(item, "finish_reason", "error") is None:
-            getattr(talk, call)(*([tmp_path / "talk.json"] if call == "save" else []))
+            getattr(talk, call)()
 
     request = talk.submit("Tell me everything.", options=replace(FOREVER, temperature=1.5, seed=1), sink=sink)
     assert request.result(30).finish_reason == "cancelled"
@@ -410,6 +410,80 @@ def test_a_turn_tells_of_its_prompt(engine):
     told: list[tuple[int, int]] = []
     engine.chat().submit("Never asked before.", options=SHORT, progress=lambda *at: told.append(at)).result(60)
     assert told and told[-1][0] == told[-1][1] > 0
+
+
+def test_a_stop_that_fails_ends_its_own_request(engine):
+    bad = engine.chat().submit("Hello.", options=FOREVER, stop=lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bad.result(60)
+    assert engine.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)
+
+
+def test_a_turn_that_is_cancelled_while_it_is_read_touches_no_other(engine, slow_path):
+    talk = engine.chat()
+    first = talk.submit("What is this?", slow_path, options=SHORT)
+    assert slow_path.asked.wait(60)
+    first.cancel()
+    second = talk.submit("Hello.", options=GenerationOptions(max_tokens=60))
+    second.take(0, 60)
+    slow_path.release.set()
+    assert second.result(60).tokens == alone("Hello.", None, 60)
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"]
+
+
+def test_undo_takes_back_the_turn_that_waits_for_its_first_word(engine):
+    talk = engine.chat()
+    talk.ask("Hello.", options=SHORT)
+    _, release = occupied(engine)
+    pending = talk.submit("And now?", options=SHORT)
+    end = time.monotonic() + 30
+    while pending.turn is None and time.monotonic() < end:
+        time.sleep(0.001)
+    talk.undo()
+    release.set()
+    assert pending.result(60).finish_reason == "cancelled" and len(talk.messages) == 2
+    talk.undo()
+    assert talk.messages == []
+
+
+@pytest.mark.parametrize("call", ["save", "fork"])
+def test_what_only_reads_a_conversation_ends_no_answer(engine, tmp_path, call):
+    talk = engine.chat()
+    running = talk.submit("Tell me everything.", options=GenerationOptions(max_tokens=200))
+    running.take(0, 60)
+    getattr(talk, call)(*([tmp_path / "talk.json"] if call == "save" else []))
+    assert running.result(60).tokens == alone("Tell me everything.", None, 200)
+
+
+def test_a_turn_whose_sink_fails_is_no_part_of_its_conversation(engine):
+    talk = engine.chat()
+
+    def sink(_: object) -> None:
+        raise ValueError("mine")
+
+    warned = pytest.warns(RuntimeWarning, match="the sink of a request failed")
+    with warned, pytest.raises(ValueError, match="mine"):
+        talk.submit("Hello.", options=FOREVER, sink=sink).result(60)
+    assert talk.messages == [] and talk.fork().messages == []
+
+
+def test_a_finished_request_keeps_no_states(engine):
+    request = engine.submit("Hello.", options=SHORT)
+    request.result(60)
+    assert request.so_far is None
+
+
+def test_a_short_question_does_not_wait_for_a_long_prompt(engine):
+    """Though both were taken together."""
+    _, release = occupied(engine)
+    seen: list[int] = []
+    long = engine.submit("Why? " * 4000, options=SHORT, progress=lambda done, _: seen.append(done))
+    short = engine.submit("Hello.", options=SHORT, sink=lambda _: seen.append(-1))
+    time.sleep(0.5)  # they are read
+    release.set()
+    assert short.result(60).tokens == alone("Hello.", None, 6)
+    assert long.result(60).tokens == alone("Why? " * 4000, None, 6)
+    assert sum(done > 0 for done in seen[: seen.index(-1)]) <= 8 < sum(done > 0 for done in seen) - 4
 
 
 def test_a_turn_may_have_a_stop_of_its_own(engine):

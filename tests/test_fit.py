@@ -82,9 +82,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_widths_that_do(monkeypatch
         fit.check_weights("here", stored.infos)
     with_free(monkeypatch, None)
     fit.check_weights("here", stored.infos)
-    infos = {
-        name: fit.TensorInfo(info.file, "BF16", info.shape, info.nbytes // 2) for name, info in stored.infos.items()
-    }
+    infos = {name: fit.TensorInfo(info.file, "BF16", info.shape) for name, info in stored.infos.items()}
     with_free(monkeypatch, 0.75 * needed)
     with pytest.raises(OutOfMemoryError, match=r"as they are stored, .* they would fit \(dtype 'auto'\)"):
         fit.check_weights("here", infos, mx.float32)

@@ -19,7 +19,7 @@ from mlx_lfm2vl.config import ImageProcessorConfig, ProcessorConfig
 from mlx_lfm2vl.errors import ImageError, OptionError
 from mlx_lfm2vl.processing.fetch import SourcePolicy
 from mlx_lfm2vl.processing.image import Lfm2VlImageProcessor, Lfm2VlImageProcessorFast
-from mlx_lfm2vl.processing.source import load_image
+from mlx_lfm2vl.processing.load_image import load_image
 
 SMALL = ImageProcessorConfig(tile_size=64, min_image_tokens=1, max_image_tokens=4)
 

@@ -294,3 +294,8 @@ def test_states_of_another_model_are_refused():
             list(stream_generate(*other, "Hello.", options=OPTIONS, **{name: caches[name]}))
     prompts.clear()
     list(stream_generate(*other, "Hello.", options=OPTIONS, prompt_cache=prompts))
+    empty = PromptCache()
+    begun = stream_generate(*loaded(), "Hello.", options=OPTIONS, prompt_cache=empty)
+    next(begun)
+    with pytest.raises(OptionError, match="what another model made"):
+        next(stream_generate(*other, "Hello.", options=OPTIONS, prompt_cache=empty))

@@ -51,7 +51,7 @@ class Driven:
     def step(self, count: int = 1) -> None:
         for _ in range(count):
             output = self.scheduler.step()
-            self.steps.append([id for id, _ in output])
+            self.steps.append([id for id, row in self.rows.items() if row.generated])
             for id, item in output:
                 self.items.setdefault(id, []).append(item)
 
@@ -63,7 +63,7 @@ class Driven:
         return Completion.of(self.items[id]).tokens  # type: ignore[arg-type]
 
     def first(self, id: int) -> int:
-        """The number of steps until the row's first response."""
+        """The number of steps until the row's first token."""
         return next(number for number, ids in enumerate(self.steps, 1) if id in ids)
 
 
@@ -242,3 +242,50 @@ def test_a_prompt_that_was_answered_is_answered_again_without_a_run():
             encode(*loaded(), GenerationRequest("Hello.", picture("small"))).ids
         )
     assert np.isfinite(last.statistics.time_to_first_token)
+
+
+def test_memory_that_runs_out_at_a_join_changes_no_answer(monkeypatch):
+    """The step that a join begins with fails for the row that would join, and is done again for the other."""
+    options = GenerationOptions(max_tokens=20, logprobs=True)
+    model, join, calls = type(loaded()[0]), Decoding.join, []
+
+    def fail(*_):
+        calls.append(1)
+        raise MemoryError
+
+    def joining(self, other):
+        with monkeypatch.context() as short:
+            short.setattr(model, "logits", fail)
+            join(self, other)
+
+    monkeypatch.setattr(Decoding, "join", joining)
+    driven = Driven()
+    first, second = driven.add("Tell me everything.", options=options), driven.add("Why?")
+    driven.finish()
+    assert calls and isinstance(driven.items[second][-1], OutOfMemoryError)
+    monkeypatch.undo()
+    expected = list(stream_generate(*loaded(), "Tell me everything.", options=options))
+    made, wanted = ([n for item in items for n in item.logprobs] for items in (driven.items[first], expected))
+    np.testing.assert_allclose(made, wanted, atol=1e-4)
+
+
+def test_columns_of_a_long_row_that_has_left_are_given_up():
+    driven = Driven()
+    long = driven.add("Why? " * 300, options=GenerationOptions(max_tokens=2))
+    short = driven.add("Hello.", options=GenerationOptions(max_tokens=40))
+    while not driven.rows[long].generated or not driven.rows[short].generated:
+        driven.step()
+    driven.step(3)
+    assert long not in driven.scheduler._rows and driven.scheduler._batch._cache.offset < 100
+    driven.finish()
+    assert driven.tokens(short) == alone("Hello.", None, GenerationOptions(max_tokens=40))
+
+
+def test_a_cancel_from_within_a_step_counts():
+    driven = Driven()
+    request = GenerationRequest("Why? " * 100, options=GenerationOptions(max_tokens=50))
+    scheduler = driven.scheduler
+    rows = scheduler.add([encode(*loaded(), request)], started=[0.0], progress=lambda *_: scheduler.cancel(rows[0].id))
+    driven.finish()
+    assert driven.items[rows[0].id][-1].finish_reason == "cancelled"
+    assert Completion.of(driven.items[rows[0].id]).tokens == ()

@@ -1,4 +1,4 @@
-"""Text to ids and back as the reference does it, streams that equal the whole, and errors that name what is missing."""
+"""Text to ids and back as the reference does it, and errors that name what is missing."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlx_lfm2vl.errors import OptionError, OutputError, TokenizerError
 from mlx_lfm2vl.processing.image import Lfm2VlImageProcessor
-from mlx_lfm2vl.processing.tokenizer import StreamDecoder, Tokenizer
+from mlx_lfm2vl.processing.tokenizer import Tokenizer
 
 GEN2, GEN25 = Tokenizer.from_folder(GOLDEN / "gen2"), Tokenizer.from_folder(GOLDEN / "gen25")
 TOKENIZERS = {"gen2": GEN2, "gen25": GEN25}
@@ -48,9 +48,6 @@ class TestReference:
             assert tokenizer.decode(case["ids"]) == case["text"]
             assert tokenizer.decode(case["ids"], skip_special_tokens=True) == case["text_without_special_tokens"]
             assert tokenizer.decode(np.array(case["ids"], dtype=np.int64)) == case["text"]
-            for skip, text in ((False, case["text"]), (True, case["text_without_special_tokens"])):
-                stream = StreamDecoder(tokenizer, skip_special_tokens=skip)
-                assert "".join([stream.push(id) for id in case["ids"]]) + stream.finish() == text
 
     def test_batch_decode(self, name, golden_json):
         case = golden_json("tokens")[name]["batch_decode"]
@@ -260,38 +257,6 @@ class TestFiles:
         made.save_pretrained(tmp_path / "b")
         again = Tokenizer.from_folder(tmp_path / "b")
         assert (again.eos_token_id, again.encode("é 1")) == (7, GEN2.encode("é 1"))
-
-
-ids = st.lists(st.integers(0, 900), max_size=60)
-# most tokens of a random text are whole characters; these are single bytes of all kinds, so that characters break
-byte_ids = [GEN2.convert_tokens_to_ids(piece) for piece in GEN2.tokenize("".join(map(chr, range(0x2500, 0x2600))))]
-
-
-class TestStream:
-    @settings(max_examples=400, deadline=None)
-    @given(ids=st.one_of(ids, st.lists(st.sampled_from(byte_ids), max_size=40)), skip=st.booleans(), data=st.data())
-    def test_pieces_add_up_to_the_whole(self, ids, skip, data):
-        stream, text, rest = StreamDecoder(GEN2, skip_special_tokens=skip), "", list(ids)
-        while rest:
-            size = data.draw(st.integers(1, len(rest)))
-            text += stream.push(rest[:size])
-            assert GEN2.decode(ids, skip_special_tokens=skip).startswith(text)
-            del rest[:size]
-        assert text + stream.finish() == GEN2.decode(ids, skip_special_tokens=skip)
-
-    @settings(max_examples=200, deadline=None)
-    @given(text=st.text(max_size=40))
-    def test_no_piece_splits_a_character(self, text):
-        stream = StreamDecoder(GEN2)
-        pieces = [stream.push(id) for id in GEN2.encode(text, add_special_tokens=False)]
-        assert "".join(pieces) + stream.finish() == GEN2.decode(GEN2.encode(text, add_special_tokens=False), True)
-        if "\ufffd" not in text:
-            assert not any("\ufffd" in piece for piece in pieces)
-
-    def test_can_be_used_again_after_its_end(self):
-        stream, first = StreamDecoder(GEN2), GEN2.encode("日", add_special_tokens=False)[0]
-        assert (stream.push(first), stream.finish()) == ("", "\ufffd")
-        assert stream.push(GEN2.encode("ab", add_special_tokens=False)) + stream.finish() == "ab"
 
 
 @settings(max_examples=300, deadline=None)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_lfm2vl import Chat, GenerationOptions, Lfm2VlProcessor, ToolCall, ToolCallError, demo, load, parse_tool_calls
-from mlx_lfm2vl.generation.text import RowText
+from mlx_lfm2vl.generation.detokenizer import Detokenizer
 from mlx_lfm2vl.generation.tools import END, START
 
 
@@ -122,9 +122,9 @@ def tokenizer(request):
     return Lfm2VlProcessor.from_pretrained(folder).tokenizer
 
 
-def read(tokenizer, tokens, **options) -> tuple[list[tuple[str, str]], RowText]:
+def read(tokenizer, tokens, **options) -> tuple[list[tuple[str, str]], Detokenizer]:
     """(text, tool text) token by token, and at the end."""
-    row = RowText(tokenizer, GenerationOptions(**options), (tokenizer.eos_token_id,))
+    row = Detokenizer(tokenizer, GenerationOptions(**options), (tokenizer.eos_token_id,))
     made = []
     for token in tokens:
         text = row.push(token)

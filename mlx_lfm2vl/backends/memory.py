@@ -136,19 +136,30 @@ def wired(work: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
 
 class CacheLimit:
     """Bounds the freed buffers that MLX keeps for reuse while a `with` block runs. `limit` in bytes; None leaves it as
-    it is. Raises `OptionError`."""
+    it is. Of several blocks at once the smallest limit counts, and the last one that ends sets back what was before the
+    first. Raises `OptionError`."""
+
+    _lock = threading.Lock()
+    _held: ClassVar[list[int]] = []
+    _before = 0
 
     def __init__(self, limit: int | None = None):
         self._limit = None if limit is None else check_bytes("cache_limit", limit)
-        self._before: int | None = None
 
     def __enter__(self) -> CacheLimit:
-        self._before = None if self._limit is None else mx.set_cache_limit(self._limit)
+        if self._limit is not None:
+            with CacheLimit._lock:
+                before = mx.set_cache_limit(min([self._limit, *CacheLimit._held]))
+                if not CacheLimit._held:
+                    CacheLimit._before = before
+                CacheLimit._held.append(self._limit)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._before is not None:
-            mx.set_cache_limit(self._before)
+        if self._limit is not None:
+            with CacheLimit._lock:
+                CacheLimit._held.remove(self._limit)
+                mx.set_cache_limit(min(CacheLimit._held, default=CacheLimit._before))
 
 
 def _meminfo() -> dict[str, int]:

@@ -37,8 +37,8 @@ from ..hub import resolve
 from ..models.cache import Cache, KeyValueCache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..pretrained import load
+from ..processing.load_image import load_image
 from ..processing.processor import Lfm2VlProcessor
-from ..processing.source import load_image
 from ..weights.names import parameters
 from .machine import describe, import_seconds, memory_bandwidth
 from .report import PARTS, Answer, Batch, Report

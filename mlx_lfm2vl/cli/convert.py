@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
+from ..weights.choices import DTYPES, MODES, RECIPES
 from .options import PROGRAM, add_revision, note, real, tell, whole
 from .upload import add_options, send
 
@@ -16,7 +18,7 @@ files.
   mlx-lfm2vl convert --hf-path LiquidAI/LFM2.5-VL-1.6B --mlx-path LFM2.5-VL-1.6B-8bit -q --q-bits 8
   mlx-lfm2vl convert --hf-path LiquidAI/LFM2.5-VL-450M --mlx-path LFM2.5-VL-450M-mixed -q --q-recipe mixed_4_8
 """
-RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6", "mixed_4_8")
+BITS, GROUP_SIZES = map(sorted, MODES["affine"])
 QUANTISING = ("q_bits", "q_group_size", "q_mode", "q_recipe", "q_override", "q_vision")
 
 
@@ -30,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_revision(parser)
     parser.add_argument(
         "--dtype",
-        choices=("float16", "bfloat16", "float32"),
+        choices=DTYPES,
         help="type of the dense weights (default: as the checkpoint has them)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
@@ -82,25 +84,23 @@ def add_quantisation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--q-bits",
         type=whole(1),
-        choices=(2, 3, 4, 5, 6, 8),
+        choices=BITS,
         metavar="N",
-        help="bits a weight: 2, 3, 4, 5, 6 or 8 (default: 8 for models below a billion parameters, else 4)",
+        help=f"bits a weight: {listed(BITS)} (default: 8 for models below a billion parameters, else 4)",
     )
     group.add_argument(
         "--q-group-size",
         type=whole(1),
-        choices=(32, 64, 128),
+        choices=GROUP_SIZES,
         metavar="N",
-        help="weights that share a scale: 32, 64 or 128 (default: what the mode has, 64 for affine)",
+        help=f"weights that share a scale: {listed(GROUP_SIZES)} (default: what the mode has, 64 for affine)",
     )
-    group.add_argument(
-        "--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), help="how numbers are rounded (default: affine)"
-    )
+    group.add_argument("--q-mode", choices=tuple(MODES), help="how numbers are rounded (default: affine)")
     group.add_argument(
         "--q-recipe",
         "--quant-predicate",
-        choices=RECIPES,
-        help="instead of --q-bits: the first number of bits, the second for embeddings and the layers it hurts most",
+        choices=tuple(RECIPES),
+        help="instead of --q-bits: the first number of bits, the second for what rounding hurts most",
     )
     group.add_argument(
         "--q-override",
@@ -124,6 +124,11 @@ def add_quantisation(parser: argparse.ArgumentParser) -> None:
         help="the same, for the smallest model with at most this mean KL divergence, in nats a token",
     )
     group.add_argument("-d", "--dequantize", action="store_true", help="make a quantised model dense")
+
+
+def listed(values: Iterable[int]) -> str:
+    *most, last = map(str, values)
+    return f"{', '.join(most)} or {last}"
 
 
 def override(text: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from .options import note
 
 if TYPE_CHECKING:
     from .. import SourcePolicy
-    from ..processing.source import Picture
+    from ..processing.load_image import Picture
 
 STDIN = "-"
 DEFAULT_PROMPT = "What is in this image?"
@@ -96,7 +96,7 @@ def source(name: str) -> str | bytes:
 def load_pictures(names: Sequence[str], policy: SourcePolicy) -> list[Picture]:
     """The pictures of these names. What is said of them becomes notes; what libtiff writes to stderr by itself about a
     damaged TIFF is left out, as the error says it. Raises `ImageError`."""
-    from ..processing.source import load_image
+    from ..processing.load_image import load_image
 
     loaded = []
     for name in names:

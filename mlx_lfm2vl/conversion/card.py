@@ -1,15 +1,14 @@
-"""README.md of a converted folder: front matter that the hub understands, how to use it, what quantising cost.
+"""README.md of a converted folder: metadata that the hub understands, how to use it, what quantising cost.
 
 Licence, languages and the base model come from the source's own card, so that nothing is claimed that it does not say.
+huggingface_hub reads and writes the metadata. A stranger's card costs little: only its beginning is read, and a head
+that cannot be read says nothing.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,14 @@ from .. import __version__
 from ..config import Lfm2VlConfig, read_json
 from ..config.files import check_own, open_regular
 from ..errors import OutputError
-from ..hub import is_repository
+from ..hub import card_metadata, is_repository, write_model_card
 from .plot import CURVE_FILE, ERRORS_FILE
 from .report import DamageReport
 
 LICENCE_KEYS = ("license", "license_name", "license_link")
 HOUSE = "LiquidAI/"  # whose models have the licence below, should their card not have come along
 HOUSE_LICENCE = {"license": "other", "license_name": "lfm1.0", "license_link": "LICENSE"}
-_KEY = re.compile(r"[A-Za-z_][\w-]*")
-MOST_OF_A_CARD = 2**20  # bytes that are looked at; the head stands at the beginning
-_PLAIN = re.compile(r"[A-Za-z][\w./ -]*")
-_WORDS_OF_YAML = {"no", "yes", "on", "off", "true", "false", "null", "n", "y"}
+MOST_OF_A_CARD = 2**16  # bytes that are looked at; the head stands at the beginning
 
 
 @dataclass(frozen=True)
@@ -49,11 +45,13 @@ class CardSource:
     def base_model(self) -> str | None:
         """The original: what a converted source names as its base, else the source itself. Of a folder that is not
         converted, and so has no name, what its card says that it was made from."""
-        base = self.front_matter.get("base_model")
-        base = base[0] if isinstance(base, list) and base else base
-        if isinstance(base, str) and is_repository(base) and (self.is_converted or self.repository is None):
-            return base
-        return self.repository
+        return (self.named_base if self.is_converted or self.repository is None else None) or self.repository
+
+    @property
+    def named_base(self) -> str | None:
+        """The repository that the card names first as the base model."""
+        base = next(iter(_items(self.front_matter.get("base_model"))), "")
+        return base if is_repository(base) else None
 
     @property
     def is_converted(self) -> bool:
@@ -66,25 +64,13 @@ class CardSource:
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The top-level strings and lists of strings of a card's YAML head; what is nested is left out."""
-    first, *lines = text.splitlines() or [""]
-    head = list(itertools.takewhile(lambda line: line.rstrip() != "---", lines))
+    """The strings and lists of strings of a card's metadata; what is nested is left out."""
     out: dict[str, Any] = {}
-    key = None
-    for line in head if first.rstrip() == "---" and len(head) < len(lines) else ():
-        name, colon, value = line.partition(":")
-        item = line.strip()
-        if colon and _KEY.fullmatch(name):
-            key, value = name, value.strip()
-            if value.startswith("["):
-                out[key] = [_scalar(item) for item in value.strip("[]").split(",") if item.strip()]
-            elif value and value[0] not in "|>{":
-                out[key] = _scalar(value)
-        elif item.startswith("- ") and key is not None:
-            item = item[2:].strip()
-            quoted = len(item) > 1 and item[0] in "\"'" and item[-1] == item[0] and item[0] not in item[1:-1]
-            if (quoted or ":" not in item) and isinstance(out.setdefault(key, []), list):
-                out[key].append(_scalar(item))
+    for key, value in card_metadata(text).items():
+        items = value if isinstance(value, list) else [value]
+        texts = ["no" if item is False else item for item in items]  # YAML takes the code of Norwegian for false
+        if texts := [item for item in texts if isinstance(item, str)]:
+            out[key] = texts if isinstance(value, list) else texts[0]
     return out
 
 
@@ -97,11 +83,6 @@ def _beginning(readme: Path) -> str:
             return stream.read(MOST_OF_A_CARD).decode("utf-8", "replace")
     except OSError as error:
         raise OutputError(f"{readme}: cannot be read ({error.strerror or error})") from None
-
-
-def _scalar(text: str) -> str:
-    text = text.strip()
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text.split(" #")[0].strip()
 
 
 def _items(value: Any) -> list[str]:
@@ -125,7 +106,6 @@ def write_card(folder: Path, source: CardSource, name: str, report: DamageReport
     made_from = f", which was made from {linked}," if base else ""
     origin = linked if source.is_base else f"a local checkpoint{made_from}"
     parts = [
-        "---\n" + "".join(_yaml(key, value) for key, value in head.items() if value) + "---",
         f"# {name}",
         f"Converted from {origin} for Apple's MLX with mlx-lfm2vl {__version__}. {_described(config)}",
         "## Use\n\n"
@@ -151,14 +131,14 @@ def write_card(folder: Path, source: CardSource, name: str, report: DamageReport
             "The bits of each module were found by measurement (`quantization_search.json`):\n\n"
             f"![Size against divergence]({CURVE_FILE})"
         )
-    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_model_card(folder / "README.md", head, "\n\n".join(parts) + "\n")
 
 
 def _licence(folder: Path, source: CardSource) -> dict[str, str]:
     said = {key: source.front_matter[key] for key in LICENCE_KEYS if isinstance(source.front_matter.get(key), str)}
     if said:
         link = said.get("license_link", "")
-        there = "://" in link or (folder / link).is_file()
+        there = "://" in link or os.path.isfile(folder / link)  # unlike Path's own, it raises for no name
         return said if there else {key: value for key, value in said.items() if key != "license_link"}
     if (source.base_model or "").startswith(HOUSE):
         return HOUSE_LICENCE
@@ -184,14 +164,3 @@ def _described(config: Lfm2VlConfig) -> str:
         f"Quantised to {record['bits']} bits in groups of {record.get('group_size')}, mode "
         f"{record.get('mode', 'affine')}{also}; config.json records the width of every module."
     )
-
-
-def _yaml(key: str, value: str | Sequence[str]) -> str:
-    if isinstance(value, str):
-        return f"{key}: {_quoted(value)}\n"
-    return f"{key}:\n" + "".join(f"- {_quoted(item)}\n" for item in value)
-
-
-def _quoted(text: str) -> str:
-    plain = _PLAIN.fullmatch(text) and text.lower() not in _WORDS_OF_YAML and not text.endswith(" ")
-    return text if plain else json.dumps(text, ensure_ascii=False)

@@ -21,16 +21,15 @@ from ..weights import quantize as q
 from ..weights.files import reading
 from ..weights.load import StoredTensors, dtype_of, open_model
 from ..weights.place import check_target, finished
-from ..weights.save import SHARD_BYTES, write_json, write_tensors
+from ..weights.save import write_json, write_tensors
 from . import plot
 from .calibration import questions
 from .card import CardSource, write_card
 from .check import check_result, check_texts
 from .companions import config_json, write_companions
 from .damage import check_memory, measure
-from .plan import Plan, QuantizationOptions, Rounding, lower_width, make_plan, to_measure
+from .plan import Plan, QuantizationOptions, make_plan
 from .report import DamageReport
-from .rounding import measure_rounding
 from .search import search
 from .stream import Widths, dense_dtype, stored_widths, translate
 
@@ -65,22 +64,42 @@ def convert(
     progress: Progress | None = None,
     on_note: Note | None = None,
 ) -> Path:
-    """Writes the model `source` (folder, repository or `demo`; dense or quantised) to the folder `target`, its result.
+    """Writes a model into a new MLX folder, dense or quantised, complete with its other files.
 
-    `dtype`: `float32`, `float16` or `bfloat16` for what stays dense; None keeps the source's. `quantize`, or any of
-    `q_bits` (2, 3, 4, 5, 6, 8), `q_mode` (affine, mxfp4, mxfp8, nvfp4) and `q_recipe` (see `plan`), quantises the
-    language model, in groups of `q_group_size` (32, 64, 128); `q_vision` tower and projector too. `q_overrides`: pairs
-    of a pattern over module names and bits, "dense" or a mode. `target_size` (10^9 bytes) or `target_kl` (nats a token)
-    instead finds the bits of each module by measurement (see `search`). A quantised source is quantised anew from what
-    it holds, or with `dequantize` made dense, or else kept. `layout`: `mlx`, or `hub` for the names and kernels of the
-    makers' repositories, which transformers reads (dense only).
+    Memory: the largest tensor and its source; while measuring, one model, on a CPU in float32; while searching, two.
 
-    After quantising, `verify` measures the damage (see `damage`) on the bundled questions or on `calibration`, a folder
-    of pictures, and writes it to quantization_report.json and the model card. `name` is what the card calls the model
-    (default: the target's name). An existing target is replaced only with `overwrite`. `progress` and `on_note` are
-    told how far the work is and what the user should know. Memory: the largest tensor and its source; while measuring,
-    one model, on a CPU in float32; while searching, two. Raises `OptionError`, `OutputError`, `OutOfMemoryError` before
-    the work if measuring will not fit, and what loading raises.
+    Args:
+        source: folder, hub repository or `demo`; dense or quantised. A quantised one is quantised anew from what it
+            holds, or with `dequantize` made dense, or else kept.
+        target: the folder to write.
+        dtype: "float32", "float16" or "bfloat16" for what stays dense. None keeps the source's.
+        quantize: quantise the language model; so do `q_bits`, `q_mode` and `q_recipe`.
+        q_bits: 2, 3, 4, 5, 6 or 8. None is what suits the model's size.
+        q_group_size: weights that share a scale: 32, 64 or 128. None is the mode's.
+        q_mode: "affine", "mxfp4", "mxfp8" or "nvfp4". None is "affine".
+        q_recipe: two widths instead of `q_bits`, see `conversion.plan`.
+        q_overrides: pairs of a pattern over module names and bits, "dense" or a mode.
+        q_vision: quantise tower and projector too.
+        target_size: find the bits of each module by measurement, for at most so many 10^9 bytes.
+        target_kl: the same, for at most so many nats a token.
+        dequantize: make a quantised source dense.
+        layout: "mlx", or "hub" for the names and kernels of the makers' repositories, which transformers reads.
+        revision: branch, tag or commit of the repository.
+        token: of the hub.
+        local_files_only: ask no hub.
+        overwrite: replace an old model folder.
+        verify: after quantising, measure the damage; it goes into quantization_report.json and the model card.
+        calibration: a folder of pictures to measure on, instead of the bundled questions.
+        name: what the card calls the model. None is the target's name.
+        progress: told of a stage, how much of it is done, and how much there is in all.
+        on_note: told what the user should know.
+
+    Returns:
+        The folder `target`.
+
+    Raises:
+        OptionError, OutputError, HubError, and what loading raises. `OutOfMemoryError` comes before the work, if
+        measuring will not fit.
     """
     searching = target_size is not None or target_kl is not None
     asked = quantize or searching or q_bits is not None or q_mode is not None or q_recipe is not None
@@ -100,10 +119,11 @@ def convert(
         raise OptionError(f"layout is {layout!r}, expected one of {', '.join(FORMATS)}")
     if asked and layout != "mlx":
         raise OptionError(f"layout {layout} is for dense models; leave quantising out")
-    if calibration is not None:
+    pictures = None if calibration is None else Path(calibration).expanduser()
+    if pictures is not None:
         if not (asked and verify) and not searching:
             raise OptionError("calibration is for measuring what quantising costs; nothing is quantised or measured")
-        questions(Path(calibration).expanduser())
+        questions(pictures)
     options = QuantizationOptions(q_bits, q_group_size, q_mode or "affine", q_recipe, tuple(q_overrides), q_vision)
     type_ = dtype_of(dtype)
     target = Path(target).expanduser()
@@ -111,10 +131,7 @@ def convert(
     folder = resolve(source, revision=revision, token=token, local_files_only=local_files_only)
     check_target(target, folder, overwrite)
 
-    def tell(note: str) -> None:
-        if on_note is not None:
-            on_note(note)
-
+    tell = on_note or (lambda note: None)
     model: nn.Module
     model, stored = open_model(folder)
     check_texts(folder)  # what is damaged there is said of the source, and before the work
@@ -125,21 +142,18 @@ def convert(
     before = stored_widths(stored)
     found, plan = None, None
     if searching:
-        where = None if calibration is None else Path(calibration).expanduser()
         found = search(
             folder,
             target_size=target_size,
             target_kl=target_kl,
             group_size=q_group_size,
-            calibration=where,
+            calibration=pictures,
             progress=progress,
         )
-        tell(f"{found.point.size / 1e9:.4g} GB with a KL divergence of {found.point.kl:.2g} nats a token chosen")
-    if found is not None:
         plan = found.plan
+        tell(f"{found.point.size / 1e9:.4g} GB with a KL divergence of {found.point.kl:.2g} nats a token chosen")
     elif asked:
-        measured = _roundings(model, stored, options, type_, progress)
-        plan = make_plan(q.widths(model), q.parameter_count(model), options, measured)
+        plan = make_plan(q.widths(model), q.parameter_count(model), options)
     if before and layout != "mlx" and not dequantize:
         raise OptionError(f"{folder}: is quantised; the layout {layout} is for dense models, add dequantize")
     if dequantize and not before:
@@ -154,9 +168,7 @@ def convert(
             found.write(part)
             if plot.available():
                 plot.plot_search(found, part / plot.CURVE_FILE)
-        report = None
-        if plan and verify:
-            report = _measured(folder, part, calibration, progress, tell)
+        report = _measured(folder, part, pictures, progress, tell) if plan and verify else None
         if layout == "mlx":
             write_card(part, CardSource.of(source, folder), name or target.name, report)
         for remark in check_result(part, target):
@@ -164,38 +176,23 @@ def convert(
     return target
 
 
-def _roundings(
-    model: nn.Module,
-    stored: StoredTensors,
-    options: QuantizationOptions,
-    dtype: mx.Dtype | None,
-    progress: Progress | None,
-) -> dict[str, Rounding]:
-    """What a recipe must know of the weights, nothing for other options."""
-    if options.recipe is None:
-        return {}
-    paths = to_measure(q.widths(model), options)
-    return measure_rounding(stored, paths, lower_width(options.recipe, options), dtype=dtype, progress=progress)
-
-
 def _measured(
     dense: Path,
     quantised: Path,
-    calibration: str | os.PathLike[str] | None,
+    calibration: Path | None,
     progress: Progress | None,
     tell: Note,
 ) -> DamageReport | None:
     """The damage, written beside the weights. A model that cannot be asked anything is told of and left unmeasured."""
-    where = None if calibration is None else Path(calibration).expanduser()
     try:
-        report = measure(dense, quantised, calibration=where, progress=progress)
+        report = measure(dense, quantised, calibration=calibration, progress=progress)
     except TemplateError as error:
         tell(f"the damage was not measured, for no question can be asked of this model: {error}")
         return None
     except OutOfMemoryError as error:
         tell(f"the damage was not measured: {error}")
         return None
-    if where is not None:
+    if calibration is not None:
         report = replace(report, answers=())  # the folder is made to be published, the user's questions are not
     report.write(quantised)
     if plot.available():
@@ -212,7 +209,6 @@ def write_model(
     dtype: mx.Dtype | None = None,
     dequantize: bool = False,
     layout: str = "mlx",
-    shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> None:
     """Weights, config.json and all other files into the existing folder `target`."""
@@ -226,7 +222,6 @@ def write_model(
         write_tensors(
             translate(stored, widths, dtype=dtype, layout=layout),
             target,
-            shard_bytes=shard_bytes,
             file_format=FORMATS[layout],
             progress=None if progress is None else lambda done, total: progress("weights", done, total),
         )

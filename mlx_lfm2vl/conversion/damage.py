@@ -23,15 +23,14 @@ from ..models.outputs import Lfm2VlCausalLMOutputWithPast
 from ..pretrained import Lfm2VlForConditionalGeneration, load
 from ..processing.processor import Lfm2VlProcessor
 from ..weights import fit
-from ..weights.files import weight_files
+from ..weights.files import reading, weight_files
 from ..weights.fit import number_type
 from ..weights.load import StoredTensors, open_model
 from ..weights.names import from_module
 from ..weights.quantize import parameter_count, widths
-from .calibration import questions
+from .calibration import Question, questions
 from .plan import LANGUAGE
 from .report import KEPT, ChangedAnswer, DamageReport, ModuleError
-from .rounding import relative_error
 from .stream import dense_weight, stored_widths
 
 TOKENS = 64  # of an answer at most
@@ -49,7 +48,9 @@ def measure(
     """
     asked = questions(calibration)
     step = _counter(progress, 2 * len(asked))
-    (one, stored), (other, restored) = _open(dense), _open(quantised)
+    one: nn.Module
+    other: nn.Module
+    (one, stored), (other, restored) = open_model(dense), open_model(quantised)
     same_words = stored.config.text_config.vocab_size == restored.config.text_config.vocab_size
     if not same_words or widths(one) != widths(other):
         raise WeightsError(f"{quantised}: is another model than {dense}; they cannot be compared")
@@ -59,15 +60,7 @@ def measure(
     errors = tuple(module_errors(dense, quantised))
     with tempfile.TemporaryDirectory(prefix="mlx-lfm2vl-") as scratch:
         model, processor = load_to_measure(dense, dtype)
-        inputs: list[Inputs] = [
-            processor.apply_chat_template(
-                conversation(question.prompt, None if question.picture is None else str(question.picture)),
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-            )
-            for question in asked
-        ]
+        inputs = [encoded(processor, question) for question in asked]
         answers = []
         for index, prompt in enumerate(inputs):
             answers.append(greedy(model, prompt))
@@ -86,10 +79,10 @@ def measure(
             found = greedy(model, prompt)
             comparisons.append(compare(before, after, answers[index], found))
             if (at := comparisons[-1].differs_at) is not None:
-                one, two = (processor.decode(tokens, skip_special_tokens=True) for tokens in (answers[index], found))
+                was, now = (processor.decode(tokens, skip_special_tokens=True) for tokens in (answers[index], found))
                 question = asked[index]
                 picture = None if question.picture is None else question.picture.name
-                changed.append(ChangedAnswer(question.prompt, picture, one, two, at))
+                changed.append(ChangedAnswer(question.prompt, picture, was, now, at))
             step()
     label = "bundled set" if calibration is None else calibration.resolve().name  # of a card that is published
     return replace(_summary(dense, quantised, label, comparisons, errors, changed), dtype=computed)
@@ -132,6 +125,12 @@ def load_to_measure(folder: Path, dtype: mx.Dtype | None) -> tuple[Lfm2VlForCond
         del model
         model, processor = load(folder, dtype=mx.float32)
     return model, processor
+
+
+def encoded(processor: Lfm2VlProcessor, question: Question) -> Inputs:
+    """The tokens and pixels of a question."""
+    messages = conversation(question.prompt, None if question.picture is None else str(question.picture))
+    return dict(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True))
 
 
 def greedy(model: Lfm2VlForConditionalGeneration, inputs: Inputs) -> np.ndarray:
@@ -215,6 +214,7 @@ def _summary(
 ) -> DamageReport:
     divergences = np.concatenate([part.divergence for part in parts])
     stored = sum(file.stat().st_size for file in weight_files(quantised))
+    model: nn.Module = open_model(quantised)[0]
     return DamageReport(
         calibration=calibration,
         questions=len(parts),
@@ -228,7 +228,7 @@ def _summary(
         identical_64=float(np.mean([part.same[64] for part in parts])),
         bytes_dense=sum(file.stat().st_size for file in weight_files(dense)),
         bytes=stored,
-        bits_per_weight=8 * stored / parameter_count(_open(quantised)[0]),
+        bits_per_weight=8 * stored / parameter_count(model),
         modules=errors,
         differing=len(changed),
         answers=tuple(sorted(changed, key=lambda answer: answer.first_difference)[:KEPT]),
@@ -237,8 +237,9 @@ def _summary(
 
 def module_errors(dense: Path, quantised: Path) -> Iterator[ModuleError]:
     """The relative change of every module that is quantised in the second folder, one at a time."""
-    model, after = _open(quantised)
-    before = _open(dense)[1]
+    model: nn.Module
+    model, after = open_model(quantised)
+    before = open_model(dense)[1]
     specs, old = stored_widths(after), stored_widths(before)
     arrays, originals = after.read(), before.read()
     for path in widths(model):
@@ -253,8 +254,12 @@ def module_errors(dense: Path, quantised: Path) -> Iterator[ModuleError]:
         del new, was
 
 
-def _open(folder: Path) -> tuple[nn.Module, StoredTensors]:
-    return open_model(folder)
+def relative_error(new: mx.array, old: mx.array, where: str) -> float:
+    """Frobenius norm of the difference over that of `old`, in float32. Raises `WeightsError` if `where` ends early."""
+    old = old.astype(mx.float32)
+    with reading(where, "start again"):
+        error = mx.linalg.norm(new.astype(mx.float32) - old) / mx.maximum(mx.linalg.norm(old), 1e-30)
+        return float(np.array(error))
 
 
 def _counter(progress: Progress | None, total: int) -> Callable[[], None]:

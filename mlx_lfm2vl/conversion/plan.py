@@ -3,11 +3,9 @@
 Names are those that MLX programs use (`language_model.model.layers.0.feed_forward.w2`). Vision tower and projector stay
 dense unless asked for. What wins, weakest first: the uniform width, the recipe, the overrides in their order.
 
-Recipes spend a few more bits where rounding hurts most: on the embeddings, which are the head too in all public models,
-and so shape every logit; on keys and values, which are narrow; and on the modules that measure worst, whose weights the
-lower width changes most, relative to their norm. There is room for as many weights as `feed_forward.w2` and `out_proj`
-have in the first and the last eighth of the layers and in every third between, so that the size of a recipe is known
-before anything is measured; these are chosen where nothing is.
+Recipes spend a few more bits where rounding hurts most. These are the embeddings, which are the head too in all public
+models and so shape every logit; keys and values, which are narrow; and `feed_forward.w2` and `out_proj` of the first
+and the last eighth of the layers and of every third between.
 """
 
 from __future__ import annotations
@@ -16,20 +14,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from types import MappingProxyType
 from typing import Any
 
 from ..errors import OptionError
+from ..weights.choices import MODES, RECIPES
 from ..weights.names import from_module
-from ..weights.quantize import MODES, Quantization
+from ..weights.quantize import Quantization
 
-RECIPES = {  # name: bits of most modules, bits of those that hurt most
-    "mixed_2_6": (2, 6),
-    "mixed_3_4": (3, 4),
-    "mixed_3_6": (3, 6),
-    "mixed_4_6": (4, 6),
-    "mixed_4_8": (4, 8),
-}
 SMALL = 1_000_000_000  # parameters; models below are kept from 4 bits unless they are asked for
 LANGUAGE = ("model.language_model.", "lm_head")
 VISION = ("vision_tower.", "multi_modal_projector.")
@@ -99,49 +90,25 @@ class Plan:
         return out
 
 
-@dataclass(frozen=True)
-class Rounding:
-    """What a width does to a module: `error`, Frobenius norm of its weight's change over that of the weight; `weights`,
-    how many numbers the weight has."""
+def make_plan(widths: Mapping[str, int], parameters: int, options: QuantizationOptions) -> Plan:
+    """The width of every module that the options reach. Modules whose rows no group divides stay dense.
 
-    error: float
-    weights: int
+    Args:
+        widths: row lengths of all modules that can be quantised, by path.
+        parameters: how many numbers the whole dense model has.
+        options: what is asked for.
 
-
-def to_measure(widths: Mapping[str, int], options: QuantizationOptions) -> list[str]:
-    """The modules among which the recipe chooses by what `lower_width` does to them; none without a recipe."""
-    if options.recipe is None:
-        return []
-    group = lower_width(options.recipe, options).group_size
-    return [path for path, width in widths.items() if not _always_wide(path) and not width % group]
-
-
-def lower_width(recipe: str, options: QuantizationOptions) -> Quantization:
-    """What a recipe gives to most modules."""
-    return Quantization.checked(RECIPES[recipe][0], options.group_size)
-
-
-def make_plan(
-    widths: Mapping[str, int],
-    parameters: int,
-    options: QuantizationOptions,
-    measured: Mapping[str, Rounding] = MappingProxyType({}),
-) -> Plan:
-    """`widths`: row lengths of all modules that can be quantised; `parameters`: numbers in the whole dense model;
-    `measured`: what the recipe's lower width does to each module of `to_measure`.
-
-    Modules whose rows no group divides stay dense. Raises `OptionError` for a pattern without a match, or one that asks
-    for what a module's rows do not allow.
+    Raises:
+        OptionError: for a pattern without a match, or one that asks for what a module's rows do not allow.
     """
     base, notes = _base(parameters, options)
-    wide = _wide(widths, measured) if options.recipe is not None else set()
+    wide = None if options.recipe is None else Quantization.checked(RECIPES[options.recipe][1], options.group_size)
+    layers = 1 + max((_layer(path) for path in widths), default=0)
     modules: dict[str, Quantization | None] = {}
     for path, width in widths.items():
         if not (options.vision or path.startswith(LANGUAGE)):
             continue
-        spec = base
-        if options.recipe is not None and path in wide:
-            spec = Quantization.checked(RECIPES[options.recipe][1], options.group_size)
+        spec = wide if wide is not None and _is_wide(path, layers) else base
         modules[path] = None if width % spec.group_size else spec
     for pattern, value in options.overrides:
         reachable = [path for path in widths if path.startswith(LANGUAGE) or options.vision or _names_vision(pattern)]
@@ -165,7 +132,7 @@ def make_plan(
 def _base(parameters: int, options: QuantizationOptions) -> tuple[Quantization, tuple[str, ...]]:
     """The uniform width, and what to tell about it."""
     if options.recipe is not None:
-        return lower_width(options.recipe, options), ()
+        return Quantization.checked(RECIPES[options.recipe][0], options.group_size), ()
     small = parameters < SMALL
     size = f"the model has {parameters / 1e6:.3g} million parameters, and below a billion answers drift at 4 bits"
     if options.bits is None and options.mode == "affine":
@@ -190,24 +157,11 @@ def _layer(path: str) -> int:
     return int(rest.split(".")[0]) if not head and rest else -1
 
 
-def _always_wide(path: str) -> bool:
-    """Embeddings, head, keys and values; tower and projector where they are quantised at all."""
-    return _layer(path) < 0 or path.endswith((".k_proj", ".v_proj"))
-
-
-def _wide(widths: Mapping[str, int], measured: Mapping[str, Rounding]) -> set[str]:
-    """The modules to which a recipe gives its higher width (see the module's docstring)."""
-    layers = 1 + max((_layer(path) for path in widths), default=0)
-    usual = {path for path in widths if path.endswith((".w2", ".out_proj")) and _outer_or_third(path, layers)}
-    out = {path for path in widths if _always_wide(path)} | (usual - measured.keys())
-    room = sum(found.weights for path, found in measured.items() if path in usual)
-    for path, found in sorted(measured.items(), key=lambda item: (-item[1].error, item[0] not in usual)):
-        if found.weights <= room:
-            out.add(path)
-            room -= found.weights
-    return out
-
-
-def _outer_or_third(path: str, layers: int) -> bool:
+def _is_wide(path: str, layers: int) -> bool:
+    """Whether a recipe gives a module its higher width: as said above, and tower and projector where they are quantised
+    at all."""
     layer, eighth = _layer(path), layers // 8
-    return layer < eighth or layer >= layers - eighth or (layer - eighth) % 3 == 2
+    if layer < 0 or path.endswith((".k_proj", ".v_proj")):
+        return True
+    placed = layer < eighth or layer >= layers - eighth or (layer - eighth) % 3 == 2
+    return placed and path.endswith((".w2", ".out_proj"))

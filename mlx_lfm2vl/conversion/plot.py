@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from ..errors import OptionError
 from .report import DamageReport
@@ -18,13 +19,19 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def plot_errors(report: DamageReport, file: Path) -> Path:
-    """The relative weight error of each kind of module over the layers, as a PNG. Raises `OptionError` without
-    matplotlib."""
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches, and its axes."""
     if not available():
         raise OptionError("plots need matplotlib; install mlx-lfm2vl[plot]")
     from matplotlib.figure import Figure  # type: ignore[import-not-found]
 
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def plot_errors(report: DamageReport, file: Path) -> Path:
+    """The relative weight error of each kind of module over the layers, as a PNG. Raises `OptionError` without
+    matplotlib."""
     lines: dict[str, list[tuple[int, float]]] = {}
     alone: list[tuple[str, float]] = []
     for module in report.modules:
@@ -35,8 +42,7 @@ def plot_errors(report: DamageReport, file: Path) -> Path:
         else:
             tower = "vision " if parts[0].startswith("vision") else ""
             lines.setdefault(tower + ".".join(parts[place + 1 :]), []).append((int(parts[place]), module.error))
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(8, 4.5)
     for kind, points in sorted(lines.items()):
         points.sort()
         axes.plot([x for x, _ in points], [100 * y for _, y in points], marker="o", markersize=3, label=kind)
@@ -55,12 +61,7 @@ def plot_errors(report: DamageReport, file: Path) -> Path:
 def plot_search(result: SearchResult, file: Path) -> Path:
     """Size against divergence: uniform widths, the search's curve, and what was chosen, as a PNG. Raises `OptionError`
     without matplotlib."""
-    if not available():
-        raise OptionError("plots need matplotlib; install mlx-lfm2vl[plot]")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(6, 4)
     uniform = [point for point in result.curve if point.label.endswith("bits")]
     found = sorted((point for point in result.curve if point.label == "search"), key=lambda point: point.size)
     axes.plot([p.size / 1e9 for p in uniform], [p.kl for p in uniform], marker="s", label="the same bits everywhere")

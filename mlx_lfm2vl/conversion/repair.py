@@ -15,7 +15,7 @@ from typing import Any
 
 from ..config import Lfm2VlConfig, ProcessorConfig, read_json
 from ..errors import HubError, OutputError, WeightsError
-from ..hub import is_repository, resolve
+from ..hub import resolve
 from ..weights.files import read_headers, weight_files
 from ..weights.load import StoredTensors, open_model
 from ..weights.place import check_target, finished
@@ -63,21 +63,34 @@ def repair(
     dry_run: bool = False,
     overwrite: bool = False,
     revision: str | None = None,
-    token: str | bool | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     on_note: Note | None = None,
 ) -> list[Finding]:
-    """Writes a repaired copy of `source` (folder or repository) to `target`; returns what was found.
+    """Writes a repaired copy of a folder. If nothing is wrong, nothing is written.
 
-    With `dry_run`, or if nothing is wrong, nothing is written. `base`: the original model, folder or repository; None:
-    the one of Liquid AI's that the folder's card names, if it can be had. Raises `OutputError` if something cannot be
-    repaired.
+    Args:
+        source: folder or hub repository.
+        target: the folder to write.
+        base: the original model, folder or repository. None is the one of Liquid AI's that the folder's card names, if
+            it can be had.
+        dry_run: write nothing.
+        overwrite: replace an old model folder.
+        revision: branch, tag or commit of the repository.
+        progress: told of a stage, how much of it is done, and how much there is in all.
+        on_note: told what the user should know.
+
+    Returns:
+        What was found.
+
+    Raises:
+        OutputError: if something cannot be repaired; and what loading raises.
     """
+    tell = on_note or (lambda note: None)
     target = Path(target).expanduser()
-    folder = resolve(source, revision=revision, token=token)
+    folder = resolve(source, revision=revision)
     if not dry_run:
         check_target(target, folder, overwrite)
-    original = _base(folder, source, base, token, on_note) if _missing(folder, None) else None
+    original = _base(folder, source, base, tell) if _missing(folder, None) else None
     findings = inspect(folder, original)
     if dry_run or not findings:
         return findings
@@ -95,8 +108,7 @@ def repair(
             if (part / name).is_file():
                 write_json(part / name, _mended(read_json(part / name), ProcessorConfig.from_folder(part))[0])
         for remark in check_result(part, target):
-            if on_note is not None:
-                on_note(remark)
+            tell(remark)
     return findings
 
 
@@ -104,25 +116,21 @@ def _base(
     folder: Path,
     source: str | os.PathLike[str],
     base: str | os.PathLike[str] | None,
-    token: str | bool | None,
-    on_note: Note | None,
+    tell: Note,
 ) -> Path | None:
     """The original's folder, with its text files at least; None if it is not named or cannot be had."""
     if base is not None:
-        return resolve(base, token=token, patterns=TEXT_FILES)
-    named = CardSource.of(source, folder).front_matter.get("base_model")
-    name = named[0] if isinstance(named, list) and named else named
-    if not isinstance(name, str) or not is_repository(name):
+        return resolve(base, patterns=TEXT_FILES)
+    name = CardSource.of(source, folder).named_base
+    if name is None:
         return None
     if not name.startswith(HOUSE):  # a stranger's card must not choose what is asked of the network
-        if on_note is not None:
-            on_note(f"its card names {name} as the base model; give it as the base (--base) to take files from there")
+        tell(f"its card names {name} as the base model; give it as the base (--base) to take files from there")
         return None
     try:
-        return resolve(name, token=token, patterns=TEXT_FILES)
+        return resolve(name, patterns=TEXT_FILES)
     except HubError as error:
-        if on_note is not None:
-            on_note(f"the base model cannot be had: {error}")
+        tell(f"the base model cannot be had: {error}")
         return None
 
 

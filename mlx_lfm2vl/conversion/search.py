@@ -21,14 +21,14 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import OptionError
-from ..generation.request import conversation
 from ..pretrained import Lfm2VlForConditionalGeneration
+from ..processing.processor import Lfm2VlProcessor
 from ..weights.load import open_model
 from ..weights.names import from_module
 from ..weights.quantize import Quantization, decode, encode
 from ..weights.save import write_json
-from .calibration import questions
-from .damage import check_memory, divergence, embedded, greedy, image_features, load_to_measure
+from .calibration import Question, questions
+from .damage import check_memory, divergence, embedded, encoded, greedy, image_features, load_to_measure
 from .plan import Plan
 from .sizes import WIDTHS, Sizes
 
@@ -103,7 +103,7 @@ def search(
 class Bench:
     """The dense model with its answers, in which weights are rounded and the divergence is measured."""
 
-    def __init__(self, folder: Path, sizes: Sizes, calibration: Path | None, dtype: mx.Dtype | None):
+    def __init__(self, folder: Path, sizes: Sizes, calibration: Path | None, dtype: mx.Dtype | None = mx.float32):
         self._specs, self._odd, self.paths, self.size = sizes.specs, sizes.odd, sizes.paths, sizes.size
         self._model, processor = load_to_measure(folder, dtype)
         self._modules: dict[str, Any] = dict(self._model.named_modules())
@@ -123,11 +123,8 @@ class Bench:
 
         self._tick = tick
 
-    def _sample(self, processor: Any, question: Any) -> dict[str, Any]:
-        picture = None if question.picture is None else str(question.picture)
-        inputs = processor.apply_chat_template(
-            conversation(question.prompt, picture), add_generation_prompt=True, tokenize=True, return_dict=True
-        )
+    def _sample(self, processor: Lfm2VlProcessor, question: Question) -> dict[str, Any]:
+        inputs = encoded(processor, question)
         answer = greedy(self._model, inputs)
         images = image_features(self._model, inputs)
         if images is not None:

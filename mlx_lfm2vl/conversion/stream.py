@@ -10,28 +10,24 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 
+from ..weights.files import DTYPES
 from ..weights.load import StoredTensors
 from ..weights.names import LAYOUTS, from_module, is_conv_kernel
-from ..weights.quantize import PARTS, Quantization, decode, encode, recorded
+from ..weights.quantize import PARTS, Quantization, all_recorded, decode, encode
 
 Widths = Mapping[str, Quantization | None]  # module path: quantised so, or dense; others stay as they are
 
 
 def stored_widths(stored: StoredTensors) -> dict[str, Quantization]:
     """How the modules of a folder are quantised; empty for a dense one."""
-    return {
-        name[: -len(".scales")]: recorded(stored.config.quantization, name[: -len(".scales")])
-        for name in stored.infos
-        if name.endswith(".scales")
-    }
+    return all_recorded(stored.config.quantization, stored.infos)
 
 
 def dense_dtype(stored: StoredTensors, dtype: mx.Dtype | None = None) -> mx.Dtype:
     """The type that dense weights get: `dtype`, else that of the folder's last norm."""
     if dtype is not None:
         return dtype
-    names = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
-    return names.get(stored.infos["model.language_model.embedding_norm.weight"].dtype, mx.float32)
+    return DTYPES[stored.infos["model.language_model.embedding_norm.weight"].dtype]
 
 
 def dense_weight(

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ..config.files import check_own
 from ..errors import NotFiniteError, OutputError
-from ..generation.request import conversation
 from ..hub import check_new_name, publish
 from ..pretrained import load
 from .calibration import questions
 from .check import check_folder
+from .damage import encoded
 
 TOKENS = 8  # that a folder must generate before it is published
 UNWANTED = (".py", ".bin", ".pt", ".pth", ".pkl", ".part", ".tmp")
@@ -36,11 +36,22 @@ def upload(
     dry_run: bool = False,
     token: str | bool | None = None,
 ) -> Upload:
-    """Uploads a model folder to the repository `repo` (`owner/name`), which is created if it is not there.
+    """Uploads a model folder to a hub repository, once it has loaded and answered a question about a picture.
 
-    Before the first byte the folder is loaded and must answer a question about a picture; code, pickles and hidden
-    files stay here. After a broken connection it goes on where it was, in this call or the next. Raises `OutputError`
-    for a folder that is not fit to be published, `HubError` for what the hub refuses, and what loading raises.
+    Code, pickles and hidden files stay here. After a broken connection it goes on where it was, in this call or the
+    next.
+
+    Args:
+        folder: as `convert` writes it.
+        repo: `owner/name`, made if it is not there.
+        private: make a new repository private.
+        message: of the commit.
+        dry_run: check the folder, and send nothing.
+        token: of the hub.
+
+    Raises:
+        OutputError: for a folder that is not fit to be published.
+        HubError: for what the hub refuses; and what loading raises.
     """
     path = Path(folder).expanduser()
     check_new_name(repo)
@@ -67,11 +78,8 @@ def check_publishable(folder: Path) -> None:
         raise OutputError(f"{folder}: is not fit to be published: it has no README.md, the model card")
     model, processor = load(folder)
     asked = next(question for question in questions() if question.picture is not None)
-    inputs = processor.apply_chat_template(
-        conversation(asked.prompt, str(asked.picture)), add_generation_prompt=True, tokenize=True, return_dict=True
-    )
     try:
-        model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+        model.generate(**encoded(processor, asked), max_new_tokens=TOKENS, do_sample=False)
     except NotFiniteError as error:
         raise OutputError(
             f"{folder}: is not fit to be published: the model computes numbers that are not finite ({error})"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from ..generation.conversation import Conversation, Turn
+from ..errors import PromptError
+from ..generation.conversation import Conversation, ReadPictures, Turn
 from ..generation.request import EncodedPrompt, is_remote, snapshot, user_content
 from ..generation.response import GenerationResponse
 from ..generation.watch import Progress, Stop, check_callable
 from .handle import Request, Sink
+
+T = TypeVar("T")
 
 
 class Host(Protocol):
@@ -58,11 +60,14 @@ class EngineChat:
         `Chat.stream` (a `stop` of one's own is asked in the engine's thread). It is asked after the turns that wait."""
         given = None if images is None else snapshot(images)
 
-        def begin(cancel: Callable[[], None]) -> tuple[Turn, EncodedPrompt]:
+        def read() -> ReadPictures:
             user_content(text, given)
-            return self._conversation.ask(text, self._conversation.read(given), cancel=cancel, **arguments)
+            return self._conversation.read(given)
 
-        return self._submit(Request(deadline, sink, stop), begin, wait, progress, is_remote(None, images))
+        def begin(pictures: ReadPictures, cancel: Callable[[], None]) -> tuple[Turn, EncodedPrompt]:
+            return self._conversation.ask(text, pictures, cancel=cancel, **arguments)
+
+        return self._submit(Request(deadline, sink, stop), read, begin, wait, progress, is_remote(None, images))
 
     def stream(self, text: str, images: Any = None, **arguments: Any) -> Iterator[GenerationResponse]:
         return iter(self.submit(text, images, **arguments))
@@ -86,9 +91,11 @@ class EngineChat:
         **arguments: Any,
     ) -> Request:
         """The last turn anew, as a request."""
-        begin = partial(self._conversation.ask_again, **arguments)
-        request = Request(deadline, sink, stop)
-        return self._submit(request, lambda cancel: begin(cancel=cancel), wait, progress, remote=False)
+
+        def begin(_: None, cancel: Callable[[], None]) -> tuple[Turn, EncodedPrompt]:
+            return self._conversation.ask_again(cancel=cancel, **arguments)
+
+        return self._submit(Request(deadline, sink, stop), lambda: None, begin, wait, progress, remote=False)
 
     def retry(self, **arguments: Any) -> Iterator[GenerationResponse]:
         return iter(self.submit_retry(**arguments))
@@ -111,7 +118,8 @@ class EngineChat:
     def _submit(
         self,
         request: Request,
-        begin: Callable[[Callable[[], None]], tuple[Turn, EncodedPrompt]],
+        read: Callable[[], T],
+        begin: Callable[[T, Callable[[], None]], tuple[Turn, EncodedPrompt]],
         wait: float,
         progress: Progress | None,
         remote: bool,
@@ -119,12 +127,19 @@ class EngineChat:
         check_callable("progress", progress)
         begun: list[EncodedPrompt] = []
 
-        def read() -> EncodedPrompt:
-            if not begun:  # a turn that is answered a second time goes on
-                request.turn, prompt = begin(request.cancel)
-                _ = prompt.spans  # goes through all patches
-                begun.append(prompt)
-            return begun[0]
+        def encode() -> EncodedPrompt:
+            if begun:  # a turn that is answered a second time goes on
+                return begun[0]
+            pictures = read()
+            with self._conversation.lock:
+                if request.stopped() or request.done:  # another turn may have begun since
+                    raise PromptError("the turn was cancelled before it began")
+                request.turn, prompt = begin(pictures, request.cancel)
+            _ = prompt.spans  # goes through all patches
+            begun.append(prompt)
+            if request.done:
+                request.turn.fail()
+            return prompt
 
-        self._engine.put(request, read, wait, progress=progress, remote=remote, line=self._conversation)
+        self._engine.put(request, encode, wait, progress=progress, remote=remote, line=self._conversation)
         return request

@@ -101,8 +101,14 @@ class Request:
         return late or self._cancelled.is_set()
 
     def ask_to_stop(self) -> bool:
-        """Whether the request shall end: as `stopped`, or because its own `stop` says so, which may compute."""
-        return self.stopped() or (self._stop is not None and self._stop())
+        """Whether the request shall end: as `stopped`, or because its own `stop` says so, which may compute. One that
+        fails ends its own request."""
+        try:
+            return self.stopped() or (self._stop is not None and bool(self._stop()))
+        except BaseException as error:
+            self.deliver(error)
+            self._cancelled.set()
+            return True
 
     def deliver(self, item: Item) -> None:
         """Hands a piece or an error to the readers. Nothing follows a last piece or an error."""
@@ -125,6 +131,8 @@ class Request:
             self._sink(item)
         except BaseException as error:  # the caller's own; it must not reach the neighbours in the batch
             self._cancelled.set()
+            if self.turn is not None:
+                self.turn.fail()
             self._keep(error, True, instead=last)
             with contextlib.suppress(Exception):  # a filter may make it an error, which `result` raises anyway
                 warnings.warn(
@@ -135,6 +143,8 @@ class Request:
         with self._news:
             self._items[len(self._items) - instead :] = [item]
             self._ended = last
+            if last:
+                self.so_far = None  # it holds the states of the row
             self._news.notify_all()
 
     def end(self) -> None:
@@ -145,9 +155,10 @@ class Request:
     def cut_off(self) -> None:
         """Delivers the end of a cancelled request that is being answered, without waiting for the step that runs. One
         with a sink waits for it: sinks are called in the engine's thread."""
-        if self.so_far is None or self._sink is not None:
+        so_far = self.so_far
+        if so_far is None or self._sink is not None:
             return
-        statistics = self.so_far()
+        statistics = so_far()
         with self._lock:
             tokens = sum(len(item.tokens) for item in self._items if isinstance(item, GenerationResponse))
             self._deliver(GenerationResponse("", (), "cancelled", replace(statistics, generated_tokens=tokens)))

@@ -108,7 +108,10 @@ class Worker:
         """Ends the requests that were cancelled, or are past their deadline; the next deadline of the others."""
         gone, cut, deadline = self._waiting.take_stopped()
         for request in gone:
-            request.give_up()
+            if request.has_sink:  # it may take long, or wait for this thread
+                threading.Thread(target=request.give_up, name="mlx-lfm2vl sink", daemon=True).start()
+            else:
+                request.give_up()
         for request in cut:
             request.cut_off()
         if cut:

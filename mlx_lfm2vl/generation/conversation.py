@@ -18,9 +18,9 @@ import numpy as np
 from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing import geometry
+from ..processing.load_image import Picture, load_image
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
-from ..processing.source import Picture, load_image
 from . import saved
 from .defaults import positions_left, resolved
 from .options import GenerationOptions
@@ -195,9 +195,14 @@ class Conversation:
                 self._turn.close()
 
     def undo(self) -> None:
-        """Takes the last turn and its answer back. Raises `PromptError` if there is none."""
+        """Takes the last turn and its answer back, or the one that is being answered. Raises `PromptError` if there is
+        none."""
         with self.lock:
-            self.end_open()
+            if self._turn is not None:
+                before = self.messages
+                self.end_open()
+                if self.messages is before:  # without a word of answer it is no part of the conversation
+                    return
             if not self.messages or self.messages[-1]["role"] != "assistant":
                 raise PromptError("there is no turn to take back")
             self.messages = self.messages[:-2]
@@ -209,9 +214,8 @@ class Conversation:
             self.messages = [message for message in self.messages[:1] if message["role"] == "system"]
 
     def fork(self) -> Conversation:
-        """A second conversation with the same past; neither sees what the other does from here on."""
+        """A second conversation with the past as it stands; neither sees what the other does from here on."""
         with self.lock:
-            self.end_open()
             twin = Conversation(
                 self.model,
                 self.processor,
@@ -226,10 +230,9 @@ class Conversation:
     # On disk
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the conversation, pictures included, as one JSON file; over a saved conversation, never over another
-        file. Raises `OutputError`."""
+        """Writes the conversation as it stands, pictures included, as one JSON file; over a saved conversation, never
+        over another file. Raises `OutputError`."""
         with self.lock:
-            self.end_open()
             messages = list(self.messages)
         saved.write(path, messages)
 

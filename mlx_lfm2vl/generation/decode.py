@@ -237,8 +237,13 @@ class Decoding:
         in all rows are given up. Goes on without them where it raises `OutOfMemoryError`."""
         parts = (self, other)
         if self._read:
-            with allocations("the answer's next token"):
-                self._dispatch()
+            begun = self._cache.checkpoint(detach=False)
+            try:
+                with allocations("the answer's next token"):
+                    self._dispatch()
+            except BaseException:
+                self._cache.rewind(begun)  # the rows go on from where they were
+                raise
         counts = [part._next[0].shape[0] for part in parts]
         paddings = [
             np.zeros(count, np.int64) if part._padding is None else part._padding
@@ -282,7 +287,10 @@ class Decoding:
         self._cache.select(index)
         self._choose.select(rows)
         if self._padding is not None:
-            self._padding = self._padding[rows]
+            padding = self._padding[rows]
+            if (cut := int(padding.min())) >= GROWTH_STEP:  # the longest has left, with most of the columns
+                self._cache, padding = Cache.joined([self._cache], [cut]), padding - cut
+            self._padding = padding if padding.any() else None
         self._evaluate()
 
     def _evaluate(self) -> None:

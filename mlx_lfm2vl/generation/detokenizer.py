@@ -1,33 +1,46 @@
 """Tokens of one row to pieces of text: whole characters, special tokens left out, cut at a stop text.
 
-Tool calls are no text: what stands between their tokens is kept apart.
+Tool calls are no text. What stands between their tokens is kept apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..processing.tokenizer import StreamDecoder, Tokenizer
+from ..processing.tokenizer import Tokenizer
 from .options import GenerationOptions
 from .tools import END, START
 
+MAX_HELD = 16  # tokens without a whole character; a character has at most four
 
-class RowText:
-    """The text of one answer as its tokens come. Pieces joined are the decoded answer, up to a stop text."""
+
+class Detokenizer:
+    """The text of one answer as its tokens come. Pieces joined are the decoded answer, up to a stop text.
+
+    `tool_text` holds the tool calls, with their tokens, that are complete or at the end cut off. `stopped` says whether
+    an end token or a stop text has come.
+    """
 
     def __init__(self, tokenizer: Tokenizer, options: GenerationOptions, ends: Iterable[int]):
-        self._decoder = StreamDecoder(tokenizer)
+        """Without text so far.
+
+        Args:
+            tokenizer: the model's.
+            options: those of the answer, for its stop texts.
+            ends: ids of the tokens that end an answer.
+        """
+        self._tokenizer = tokenizer
         self._stop = options.stop
         self._ends = frozenset(ends)
-        self._pending = ""  # text that may be the beginning of a stop text
         self._call_start, self._call_end = tokenizer.backend.token_to_id(START), tokenizer.backend.token_to_id(END)
-        self._calling: list[int] | None = None  # tokens of the tool call that is being written
-        self._tokenizer = tokenizer
-        self.tool_text = ""  # tool calls that were completed, or at the end cut off, with their tokens
+        self._call: list[int] = []  # tokens of the tool call that is being written
+        self._pending = ""  # text that may be the beginning of a stop text
+        self._start([])
+        self.tool_text = ""
         self.stopped = False
 
     def take_tool_text(self) -> str:
-        """Empties `tool_text`."""
+        """Empties `tool_text` and returns what it held."""
         text, self.tool_text = self.tool_text, ""
         return text
 
@@ -36,30 +49,56 @@ class RowText:
         if token in self._ends:
             self.stopped = True
             return self.finish()
-        if self._calling is not None:
-            self._calling.append(token)
+        if self._call:
+            self._call.append(token)
             if token == self._call_end:
                 self._end_call()
             return ""
         if token == self._call_start:
             text = self.finish()
-            self._calling = None if self.stopped else [token]
+            self._call = [] if self.stopped else [token]
             return text
-        self._pending += self._decoder.push([token])
+        self._pending += self._decode(token)
         return self._release()
 
     def finish(self) -> str:
         """The rest, when no token follows."""
-        if self._calling:
+        if self._call:
             self._end_call()
-        self._pending += self._decoder.finish()
+        self._pending += self._text(self._held)
+        self._start([])
         text = self._release()
         text, self._pending = text + self._pending, ""
         return text
 
+    def _start(self, held: list[int]) -> None:
+        """Decodes anew, from tokens on that make no whole character yet."""
+        self._stream, self._held = self._tokenizer.decode_stream(held), held
+
+    def _text(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _decode(self, token: int) -> str:
+        if not self._text([token]):
+            return ""
+        self._held.append(token)
+        text = self._stream.step(self._tokenizer.backend, token)
+        if text is not None:
+            self._held.clear()
+        elif len(self._held) >= MAX_HELD:
+            # DecodeStream holds bytes that are no UTF-8 back until a character follows, and decodes all of them at
+            # each token. So they are released up to where a character may begin.
+            whole = self._text(self._held)
+            for at in (-1, -2, -3):
+                text, held = self._text(self._held[:at]), self._held[at:]
+                if text + self._text(held) == whole:
+                    self._start(held)
+                    return text
+        return text or ""
+
     def _end_call(self) -> None:
-        self.tool_text += self._tokenizer.decode(self._calling)
-        self._calling = None
+        self.tool_text += self._tokenizer.decode(self._call)
+        self._call = []
 
     def _release(self) -> str:
         found = [at for stop in self._stop if (at := self._pending.find(stop)) >= 0]

@@ -131,9 +131,10 @@ class PromptCache:
         self._model: weakref.ref[object] | None = None
 
     def bind(self, model: object) -> None:
-        """Takes note of the model whose states it holds. Raises `OptionError` if it holds those of another."""
+        """Takes note of the model whose states it holds, until it is cleared. Raises `OptionError` for another."""
         with self._lock:
-            if self._entries and self._model is not None and self._model() is not model:
+            bound = None if self._model is None else self._model()
+            if bound is not None and bound is not model:
                 raise OptionError("prompt_cache holds what another model made; use one for each model, or clear it")
             self._model = weakref.ref(model)
 
@@ -172,7 +173,7 @@ class PromptCache:
         """Forgets everything."""
         with self._lock:
             self._entries.clear()
-            self.nbytes = 0
+            self.nbytes, self._model = 0, None
 
     def _drop(self, key: int) -> None:
         self.nbytes -= self._entries.pop(key).nbytes

@@ -18,9 +18,9 @@ import numpy as np
 
 from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
-from ..processing.control import Marked, control_pattern, mark
+from ..processing.control_tokens import Marked, control_pattern, mark
+from ..processing.load_image import is_remote as is_remote_source
 from ..processing.processor import Lfm2VlProcessor
-from ..processing.source import is_remote as is_remote_source
 from ..processing.tokenizer import Tokenizer
 from .defaults import positions_left, resolved
 from .options import GenerationOptions

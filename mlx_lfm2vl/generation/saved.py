@@ -20,7 +20,7 @@ from typing import Any
 from ..config.files import open_regular
 from ..errors import ImageError, OutputError, PromptError
 from ..processing.fetch import DEFAULT_POLICY, SourcePolicy, short
-from ..processing.source import load_image, png_bytes
+from ..processing.load_image import load_image, png_bytes
 
 FORMAT = 1
 MAX_BYTES = 2**30

@@ -24,12 +24,13 @@ from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.tokenizer import Tokenizer
 from .decode import Decoding
 from .defaults import generation_config, positions_left
+from .detokenizer import Detokenizer
+from .passes import prefill_chunk
 from .prefill import prefill_rows
-from .prompt_cache import PromptCache, Recorder
+from .prompt_cache import SHORTEST_PASS, PromptCache, Recorder, shared_length
 from .request import EncodedPrompt
 from .response import GenerationResponse, Statistics
 from .sampling import NOT_FINITE, chooser
-from .text import RowText
 from .vision_cache import VisionCache
 from .watch import Cancelled, Pieces, Progress, Stop, advance, check_callable
 
@@ -43,7 +44,7 @@ class Sequence:
     def __init__(self, id: int, prompt: EncodedPrompt, tokenizer: Tokenizer, ends: List[int], began: float):
         self.id, self.ids, self.options = id, prompt.ids, prompt.options
         self.ends, self.limit = ends, prompt.options.max_tokens
-        self.detokenizer = RowText(tokenizer, prompt.options, ends)
+        self.detokenizer = Detokenizer(tokenizer, prompt.options, ends)
         self.generated: list[int] = []
         self.cached = 0  # tokens of the prompt that needed no run
         self.recorder: Recorder | None = None  # of what others may begin with
@@ -118,6 +119,7 @@ class Scheduler:
         self._model, self._tokenizer = model, tokenizer
         self._vision_cache, self._prompt_cache = vision_cache, prompt_cache
         self._image_token = model.config.image_token_id
+        self._rows: dict[int, Sequence] = {}  # those that have not finished
         self._prefilling: deque[_Prefill] = deque()
         self._running: list[Sequence] = []  # in the order of `_batch`
         self._batch: Decoding | None = None
@@ -151,25 +153,43 @@ class Scheduler:
             row.limit = min(row.limit, positions_left(self._model, len(row.ids)))
             rows.append(row)
         self._count += len(rows)
+        for group in self._groups(prompts):
+            self._begin([rows[at] for at in group], [prompts[at] for at in group], stop, progress)
+        return rows
 
+    def _groups(self, prompts: List[EncodedPrompt]) -> list[list[int]]:
+        """Which prompts (by index) are prefilled together: those that begin alike, of which the beginning is run once,
+        and those of one chunk. Nobody waits for a longer prompt of others."""
+        groups: list[list[int]] = []
+        chunk = prefill_chunk(self._model.config.text_config, 1, 0)
+        for index, prompt in enumerate(prompts):
+            for group in groups:
+                others = [prompts[at] for at in group]
+                short = all(len(each.ids) <= chunk for each in (prompt, *others))
+                if short or (self._prompt_cache is not None and any(_alike(prompt, each) for each in others)):
+                    group.append(index)
+                    break
+            else:
+                groups.append([index])
+        return groups
+
+    def _begin(
+        self, rows: list[Sequence], prompts: list[EncodedPrompt], stop: Stop | None, progress: Progress | None
+    ) -> None:
         def stopped() -> bool:
             return all(row.cancelled for row in rows) or (stop is not None and stop())
 
-        self._prefilling.append(_Prefill(rows, self._prefill(rows, list(prompts), stopped, progress)))
-        return rows
+        self._rows |= {row.id: row for row in rows}
+        self._prefilling.append(_Prefill(rows, self._prefill(rows, prompts, stopped, progress)))
 
     def cancel(self, id: int) -> None:
         """Ends a row at the next step. May be called from any thread; an id that has finished is nothing."""
-        for row in self.sequences():
-            if row.id == id:
-                row.cancelled = True
-
-    def sequences(self) -> list[Sequence]:
-        """The rows that have not finished."""
-        return [*self._running, *(row for prefill in list(self._prefilling) for row in prefill.rows)]
+        row = self._rows.get(id)
+        if row is not None:
+            row.cancelled = True
 
     def __len__(self) -> int:
-        return len(self.sequences())
+        return len(self._rows)
 
     def step(self) -> list[Output]:
         """Runs a chunk of the prompt whose turn it is, and a token of every running row."""
@@ -178,6 +198,7 @@ class Scheduler:
     def close(self) -> None:
         """Forgets all rows."""
         self._prefilling.clear()
+        self._rows.clear()
         self._keep([])
 
     def _prefill(
@@ -213,7 +234,7 @@ class Scheduler:
                 yield self._last(row, "", "cancelled")
         except Exception as error:
             for row in prefill.rows:
-                yield row.id, error
+                yield self._failed(row, error)
         else:
             self._running += prefill.rows
 
@@ -232,12 +253,12 @@ class Scheduler:
             tokens, logprobs = self._batch.step(last=final)
         except Exception as error:  # memory that ran out: the states of the rows no longer agree
             self._keep([])
-            yield from ((row.id, error) for row in rows)
+            yield from (self._failed(row, error) for row in rows)
             return
         going_on = []
         for at, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if token == NOT_FINITE:
-                yield row.id, self._batch.error(at)
+                yield self._failed(row, self._batch.error(at))
                 continue
             text = row.push(token, logprobs[at] if logprobs else None)
             if row.detokenizer.stopped:
@@ -261,9 +282,15 @@ class Scheduler:
             cache = self._batch.row_cache(self._running.index(row))
             row.recorder.take(cache)
             self._prompt_cache.put(row.recorder.entry(cache, row.generated))
+        row.recorder = None  # its checkpoints are the entry's now
 
     def _last(self, row: Sequence, text: str, reason: str) -> Output:
+        self._rows.pop(row.id, None)
         return row.id, row.respond(text, reason, row.statistics(self._image_token))
+
+    def _failed(self, row: Sequence, error: Exception) -> Output:
+        self._rows.pop(row.id, None)
+        return row.id, error
 
     def _keep(self, rows: list[Sequence]) -> None:
         """Goes on with these of the running rows, in their order."""
@@ -272,6 +299,11 @@ class Scheduler:
         elif self._batch is not None and len(rows) < len(self._running):
             self._batch.select([self._running.index(row) for row in rows])
         self._running = rows
+
+
+def _alike(one: EncodedPrompt, other: EncodedPrompt) -> bool:
+    """Whether two prompts begin with enough alike to be worth a pass of its own."""
+    return shared_length(one.ids, one.spans, other.ids, other.spans) >= SHORTEST_PASS
 
 
 def _right_aligned(rows: List[Sequence]) -> np.ndarray:

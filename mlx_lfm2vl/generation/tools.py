@@ -7,8 +7,10 @@ and dictionaries with string keys. Unlike in Python a parameter may be called `f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -19,11 +21,9 @@ MAX_DEPTH = 64  # of lists and dictionaries in each other
 MAX_DIGITS = 1000
 _SPACE = re.compile(r"\s*")
 _NAME = re.compile(r"[^\W\d][\w.-]*")
-_NUMBER = re.compile(r"[+-]?(\d+(_\d+)*)?(\.\d*)?([eE][+-]?\d+)?(?![\w.])")
-_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"|\'((?:[^\'\\]|\\.)*)\'', re.S)
-_PAIR = r"u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # two halves of a character beyond 16 bits
-_LONG = r"U00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4}"
-_ESCAPE = re.compile(rf"\\({_PAIR}|u[0-9a-fA-F]{{4}}|{_LONG}|x[0-9a-fA-F]{{2}}|.)", re.S)
+_NUMBER = re.compile(r"[+-]?\.?\d[\w.]*(?:(?<=[eE])[+-]\d+)?(?![\w.])")  # int and float say whether it is one
+_STRING = re.compile(r"""(["'])((?:(?!\1)[^\\]|\\.)*)\1""", re.S)
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|U00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.S)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
 _WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 
@@ -37,10 +37,14 @@ class ToolCall:
 
 
 def parse_tool_calls(text: str) -> list[ToolCall]:
-    """All calls in a text, in order; what stands outside the two tokens is passed over.
+    """All calls in a text, in order.
 
-    Takes a `tool_text`, or a whole answer decoded with its special tokens. Raises `ToolCallError` naming the place and
-    what is wrong there, also for a call that was cut off.
+    Args:
+        text: a `tool_text`, or a whole answer decoded with its special tokens. What stands outside the two tokens is
+            passed over.
+
+    Raises:
+        ToolCallError: a call cannot be read or is cut off. It names the place, and what is wrong there.
     """
     if not isinstance(text, str):
         raise ToolCallError(f"the text of tool calls is {type(text).__name__}, expected str")
@@ -60,36 +64,29 @@ class _Reader:
         self.text, self.at = text, at
 
     def calls(self) -> list[ToolCall]:
-        listed = self._take("[")
-        calls: list[ToolCall] = []
-        while not (listed and self._take("]")):
-            calls.append(self._call())
-            if not self._take(",") and not (listed and self._ahead("]")):
-                if listed:
-                    self._fail("',' or ']'")
-                break
-        if not self._take(END):
-            self._fail(END)
+        if self._take("["):
+            calls = [self._call() for _ in self._until("]")]
+        else:
+            calls = [self._call()]
+            while self._take(","):
+                calls.append(self._call())
+        self._expect(END, END)
         return calls
 
     def _call(self) -> ToolCall:
         if self._ahead("{"):
             return self._object()
         name = self._match(_NAME, "the name of a function")
-        if not self._take("("):
-            self._fail("'('")
+        self._expect("(", "'('")
         arguments: dict[str, Any] = {}
-        while not self._take(")"):
+        for _ in self._until(")"):
             start = self._skip()
             parameter = self._match(_NAME, "the name of a parameter")
-            if not self._take("="):
-                self._fail("'=' (arguments are given by name)")
+            self._expect("=", "'=' (arguments are given by name)")
             if parameter in arguments:
                 self.at = start
                 self._fail(f"each parameter once, {parameter!r} is there already")
             arguments[parameter] = self._value(0)
-            if not self._take(",") and not self._ahead(")"):
-                self._fail("',' or ')'")
         return ToolCall(name, arguments)
 
     def _object(self) -> ToolCall:
@@ -109,45 +106,35 @@ class _Reader:
     def _value(self, depth: int) -> Any:
         if depth > MAX_DEPTH:
             self._fail(f"at most {MAX_DEPTH} lists and dictionaries in each other")
-        self._skip()
         if self._take("["):
-            items = []
-            while not self._take("]"):
-                items.append(self._value(depth + 1))
-                if not self._take(",") and not self._ahead("]"):
-                    self._fail("',' or ']'")
-            return items
+            return [self._value(depth + 1) for _ in self._until("]")]
         if self._take("{"):
             entries: dict[str, Any] = {}
-            while not self._take("}"):
+            for _ in self._until("}"):
                 key = self._string()
-                if not self._take(":"):
-                    self._fail("':'")
+                self._expect(":", "':'")
                 entries[key] = self._value(depth + 1)
-                if not self._take(",") and not self._ahead("}"):
-                    self._fail("',' or '}'")
             return entries
-        if self.text[self.at : self.at + 1] in ("'", '"'):
+        if self._ahead('"') or self._ahead("'"):
             return self._string()
         if (word := _NAME.match(self.text, self.at)) and word[0] in _WORDS:
             self.at = word.end()
             return _WORDS[word[0]]
-        number = _NUMBER.match(self.text, self.at)
-        if number and (number[1] or (number[3] or "").strip(".")):
-            digits = number[0].replace("_", "")
-            if len(digits) > MAX_DIGITS:
+        if number := _NUMBER.match(self.text, self.at):
+            if len(number[0]) > MAX_DIGITS:
                 self._fail(f"a number of at most {MAX_DIGITS} digits")
-            self.at = number.end()
-            return float(digits) if number[3] or number[4] else int(digits)
+            for kind in (int, float):
+                with contextlib.suppress(ValueError):
+                    value = kind(number[0])
+                    self.at = number.end()
+                    return value
         self._fail("a string, a number, true, false, null, a list or a dictionary")
 
     def _string(self) -> str:
-        self._skip()
-        found = _STRING.match(self.text, self.at)
-        if not found:
-            self._fail("a string in quotes, closed")
-        self.at = found.end()
-        return _ESCAPE.sub(_unescape, found[1] if found[1] is not None else found[2])
+        quoted = self._match(_STRING, "a string in quotes, closed")
+        text = _ESCAPE.sub(_unescape, quoted[1:-1])
+        # two escapes of 16 bits may make one character
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
     # Steps
 
@@ -162,6 +149,17 @@ class _Reader:
         there = self._ahead(what)
         self.at += len(what) * there
         return there
+
+    def _expect(self, what: str, called: str) -> None:
+        if not self._take(what):
+            self._fail(called)
+
+    def _until(self, bracket: str) -> Iterator[None]:
+        """Once for each item before a closing bracket. A comma may stand behind the last one."""
+        while not self._take(bracket):
+            yield
+            if not self._take(",") and not self._ahead(bracket):
+                self._fail(f"',' or {bracket!r}")
 
     def _match(self, pattern: re.Pattern[str], what: str) -> str:
         found = pattern.match(self.text, self._skip())
@@ -178,8 +176,4 @@ class _Reader:
 
 def _unescape(found: re.Match[str]) -> str:
     code = found[1]
-    if code[0] in "uUx" and len(code) > 1:
-        if "\\" in code:
-            return json.loads(f'"\\{code}"')  # type: ignore[no-any-return]
-        return chr(int(code[1:], 16))
-    return _ESCAPED.get(code, code)
+    return chr(int(code[1:], 16)) if len(code) > 1 else _ESCAPED.get(code, code)

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import PromptError
 from .fetch import SourcePolicy
 from .image import flatten
-from .source import decode_base64
+from .load_image import decode_base64
 
 
 def conversations_of(conversation: Any) -> tuple[list[list[dict[str, Any]]], bool]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from ..errors import ImageError, OptionError, one_line
 
 if TYPE_CHECKING:
-    from .transfer import Reply
+    from .http_get import Response
 
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -85,12 +85,12 @@ def fetch(url: str, policy: SourcePolicy) -> bytes:
     target = url
     try:
         for _ in range(MAX_REDIRECTS + 1):
-            reply = _reply(target, deadline, policy)
-            if 200 <= reply.status < 300:
-                return reply.body
-            if reply.status not in REDIRECTS or reply.location is None:
-                raise ImageError(f"the server answered {reply.status} {short(reply.reason)}".rstrip())
-            target = redirected(target, reply.location)
+            response = _get(target, deadline, policy)
+            if 200 <= response.status < 300:
+                return response.body
+            if response.status not in REDIRECTS or response.location is None:
+                raise ImageError(f"the server answered {response.status} {short(response.reason)}".rstrip())
+            target = redirected(target, response.location)
         raise ImageError(f"more than {MAX_REDIRECTS} redirects; give the address that they end at")
     except ImageError as error:
         raise ImageError(f"{label}: {error}") from None
@@ -109,8 +109,8 @@ def redirected(url: str, location: str) -> str:
     return target
 
 
-def _reply(url: str, deadline: float, policy: SourcePolicy) -> Reply:
-    from .transfer import Hop, Unreachable, exchange
+def _get(url: str, deadline: float, policy: SourcePolicy) -> Response:
+    from .http_get import Request, Unreachable, http_get
 
     try:
         parts = urllib.parse.urlsplit(url)
@@ -137,7 +137,7 @@ def _reply(url: str, deadline: float, policy: SourcePolicy) -> Reply:
     failures = []
     for address in addresses:
         try:
-            return exchange(Hop(scheme, host, port, target, str(address)), deadline, int(policy.max_bytes))
+            return http_get(Request(scheme, host, port, target, str(address)), deadline, int(policy.max_bytes))
         except Unreachable as error:
             failures.append(str(error))
     raise ImageError(f"cannot be fetched ({short(failures[0])})")

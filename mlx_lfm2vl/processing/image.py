@@ -22,10 +22,10 @@ from ..errors import ConfigError, ImageError, OptionError
 from ..hub import resolve
 from ..threads import parallel_for
 from . import geometry
-from .batch import BatchFeature, check_return_tensors
+from .batch_feature import BatchFeature, check_return_tensors
 from .geometry import ViewPlan
+from .load_image import DEFAULT_POLICY, SourcePolicy, load_image
 from .resize import resize_rows
-from .source import DEFAULT_POLICY, SourcePolicy, load_image
 
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 MAX_DEPTH = 32  # of lists of pictures
@@ -63,8 +63,9 @@ class Lfm2VlImageProcessor:
         """Raises `OptionError` for an unknown override or a bad value."""
         if not isinstance(source_policy, SourcePolicy):
             raise OptionError(f"source_policy is {type(source_policy).__name__}, expected a SourcePolicy")
-        self.config = _overridden(config or ImageProcessorConfig(), overrides)
         self.source_policy = source_policy
+        self.config = config or ImageProcessorConfig()
+        self.config = self.configured(**overrides)
 
     def __getattr__(self, name: str) -> Any:
         if name != "config" and (name == "max_num_patches" or name in ImageProcessorConfig.__dataclass_fields__):
@@ -132,15 +133,12 @@ class Lfm2VlImageProcessor:
         """Splits one picture of any size into tiles: ([tiles row by row, then the thumbnail], columns, rows), the views
         as uint8 (height, width, 3). `thumbnail_size` is (height, width); None of the arguments means this processor's.
         """
-        config = _overridden(
-            self.config,
-            {
-                "min_tiles": min_tiles,
-                "max_tiles": max_tiles,
-                "tile_size": tile_size,
-                "use_thumbnail": use_thumbnail,
-                "resample": resample,
-            },
+        config = self.configured(
+            min_tiles=min_tiles,
+            max_tiles=max_tiles,
+            tile_size=tile_size,
+            use_thumbnail=use_thumbnail,
+            resample=resample,
         )
         picture = load_image(image, self.source_policy)
         columns, rows = geometry.grid_layout(
@@ -162,7 +160,7 @@ class Lfm2VlImageProcessor:
     ) -> BatchFeature:
         """Patches of all views of all pictures, in order.
 
-        `images`: one picture or a (nested) list of whatever `source.load_image` reads. Keyword overrides of the policy
+        `images`: one picture or a (nested) list of whatever `load_image` reads. Keyword overrides of the policy
         hold for this call. Returns "pixel_values" (views, max_num_patches, patch_size**2 * 3) float32,
         "pixel_attention_mask" (views, max_num_patches) int32, "spatial_shapes" (views, 2) int64, the patch grid of each
         view as (rows, columns); with `return_row_col_info` also "image_rows", "image_cols" (pictures,) and
@@ -185,7 +183,10 @@ class Lfm2VlImageProcessor:
 
     def configured(self, **overrides: Any) -> ImageProcessorConfig:
         """The policy with the overrides of one call. Raises `OptionError`."""
-        return _overridden(self.config, overrides)
+        try:
+            return self.config.with_overrides(**overrides)
+        except ConfigError as error:
+            raise OptionError(str(error)) from None
 
     def encode(self, images: Any, **overrides: Any) -> tuple[BatchFeature, list[ViewPlan]]:
         """The arrays of `__call__` and each picture's plan, from which the text is expanded."""
@@ -257,13 +258,6 @@ class _Scale:
             np.multiply(flat, self.factor, out=target)
         else:
             target[:] = flat
-
-
-def _overridden(config: ImageProcessorConfig, overrides: dict[str, Any]) -> ImageProcessorConfig:
-    try:
-        return config.with_overrides(**overrides)
-    except ConfigError as error:
-        raise OptionError(str(error)) from None
 
 
 def _cut(

@@ -12,6 +12,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +21,33 @@ import numpy as np
 from ..config import ImageProcessorConfig, ProcessorConfig
 from ..errors import OptionError, OutputError, PromptError, TemplateError
 from ..hub import resolve
-from .batch import BatchFeature, as_array, check_return_tensors
-from .control import mark
+from .batch_feature import BatchFeature, as_array, check_return_tensors
+from .control_tokens import mark
 from .conversation import conversations_of, pictures_of
 from .geometry import ViewPlan
 from .image import IMAGE_INPUTS, Lfm2VlImageProcessor
+from .load_image import DEFAULT_POLICY, SourcePolicy
 from .prompt import Expanded, ImageMarkup, assign_pictures, expand, image_spans
-from .source import DEFAULT_POLICY, SourcePolicy
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .template import ChatTemplate
 
-_TEXT_OPTIONS = frozenset(
-    ("padding", "padding_side", "truncation", "max_length", "add_special_tokens", "use_image_special_tokens")
-)
+
+@dataclass(frozen=True)
+class _TextOptions:
+    """How texts become ids: the keywords of `Lfm2VlProcessor.__call__`."""
+
+    padding: bool | str = False
+    padding_side: str | None = None
+    truncation: bool = False
+    max_length: int | None = None
+    add_special_tokens: bool = False
+    use_image_special_tokens: bool | None = None
+    return_tensors: str | None = "np"
+
+
+_TEXT_OPTIONS = frozenset(_TextOptions.__dataclass_fields__) - {"return_tensors"}
 _OPTIONS = _TEXT_OPTIONS | frozenset(ImageProcessorConfig.__dataclass_fields__)
 
 
@@ -178,51 +191,46 @@ class Lfm2VlProcessor:
     ) -> ProcessorOutput:
         """Arrays for the model from texts with one `<image>` a picture.
 
-        `text`: a string or a list of them. `images`: None, one picture, a flat list, or a list a text. `padding`,
-        `padding_side` (default: the tokenizer's; generation needs "left"), `truncation` and `max_length` are those of
-        `Tokenizer.__call__`; `image_overrides` are fields of `ImageProcessorConfig`. Returns "input_ids" and
-        "attention_mask" (texts, length) int64, and if there are pictures "pixel_values", "pixel_attention_mask" and
-        "spatial_shapes" of all of them in order (see `Lfm2VlImageProcessor`); with `return_tensors=None` the first two
-        are lists. Raises `PromptError`, `ImageError`, `OptionError`, `TokenizerError`.
+        Args:
+            images: None, one picture, a flat list, or a list a text.
+            text: a string or a list of them.
+            padding, padding_side, truncation, max_length: as for `Tokenizer.__call__`. Generation needs the side
+                "left"; the default is the tokenizer's.
+            add_special_tokens: whether the tokenizer adds its own, which chat templates write themselves.
+            use_image_special_tokens: whether markers stand around pictures; None means as the checkpoint says.
+            return_tensors: "np", or None for ids and masks as lists.
+            image_overrides: fields of `ImageProcessorConfig`.
+
+        Returns:
+            "input_ids" and "attention_mask" (texts, length) int64. If there are pictures, also "pixel_values",
+            "pixel_attention_mask" and "spatial_shapes" of all of them in order (see `Lfm2VlImageProcessor`).
+
+        Raises:
+            PromptError, ImageError, OptionError, TokenizerError: naming what is wrong.
         """
-        return self._encode(
-            images,
-            text,
-            padding=padding,
-            padding_side=padding_side,
-            truncation=truncation,
-            max_length=max_length,
-            add_special_tokens=add_special_tokens,
-            use_image_special_tokens=use_image_special_tokens,
-            return_tensors=return_tensors,
-            **image_overrides,
+        options = _TextOptions(
+            padding, padding_side, truncation, max_length, add_special_tokens, use_image_special_tokens, return_tensors
         )
+        return self._encode(images, text, options, image_overrides)
 
     def _encode(
         self,
         images: Any,
         text: str | Sequence[str] | None,
+        options: _TextOptions,
+        image_overrides: Mapping[str, Any],
         generation_spans: Sequence[Sequence[tuple[int, int]]] | None = None,
         marked: bool = False,
-        *,
-        padding: bool | str = False,
-        padding_side: str | None = None,
-        truncation: bool = False,
-        max_length: int | None = None,
-        add_special_tokens: bool = False,
-        use_image_special_tokens: bool | None = None,
-        return_tensors: str | None = "np",
-        **image_overrides: Any,
     ) -> ProcessorOutput:
         """`__call__`; with `generation_spans` (characters of each text) also "assistant_masks"; with `marked`, texts in
         which control tokens may be marked as plain text."""
-        check_return_tensors(return_tensors)
+        check_return_tensors(options.return_tensors)
         if text is None:
             raise PromptError("text is needed; the least is one image token a picture")
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(sample, str) for sample in texts):
             raise PromptError("text must be a string or a list of strings, with at least one")
-        markup = self.markup(use_image_special_tokens)
+        markup = self.markup(options.use_image_special_tokens)
         pictures = assign_pictures(texts, images, self.image_token)
         output, patches, flat_plans = ProcessorOutput(), BatchFeature(), list[ViewPlan]()
         if any(pictures):
@@ -236,25 +244,27 @@ class Lfm2VlProcessor:
         if marked:
             rows = [self.tokenizer.encode_marked(sample.text) for sample in expanded]
         else:
-            encodings = self.tokenizer.encode_batch([sample.text for sample in expanded], add_special_tokens)
+            encodings = self.tokenizer.encode_batch([sample.text for sample in expanded], options.add_special_tokens)
             rows = [list(encoding.ids) for encoding in encodings]
             for encoding, sample, spans in zip(encodings, expanded, generation_spans or (), strict=False):
                 masks.append(_assistant_mask(encoding.offsets, sample, spans))
-        if truncation:
-            if max_length is None:
-                raise OptionError("truncation=True needs max_length")
-            cut = slice(max_length) if self.tokenizer.truncation_side == "right" else slice(-max_length, None)
-            rows, masks = [row[cut] for row in rows], [mask[cut] for mask in masks]
-        options: dict[str, Any] = {"padding": padding, "padding_side": padding_side, "max_length": max_length}
-        output.update(self.tokenizer.pad(rows, **options))
+        if options.truncation:
+            rows, masks = (self.tokenizer.truncate(each, options.max_length) for each in (rows, masks))
+        pad = functools.partial(
+            self.tokenizer.pad,
+            padding=options.padding,
+            padding_side=options.padding_side,
+            max_length=options.max_length,
+        )
+        output.update(pad(rows))
         if generation_spans is not None:
-            output["assistant_masks"] = self.tokenizer.pad(masks, fill=0, **options)["input_ids"]
+            output["assistant_masks"] = pad(masks, fill=0)["input_ids"]
         image_id = self.image_token_id if flat_plans else self.tokenizer.convert_tokens_to_ids(self.image_token)
         output.image_spans = tuple(
             image_spans(row, plan, image_id, markup.markers)
             for row, plan in zip(output["input_ids"], output.plans, strict=True)
         )
-        if return_tensors == "np":
+        if options.return_tensors == "np":
             output.update({name: as_array(value, name) for name, value in output.items()})
         output.update(patches)
         return output
@@ -281,14 +291,28 @@ class Lfm2VlProcessor:
     ) -> Any:
         """A conversation (or a list of them) as text, as ids, or as everything the model takes.
 
-        A message is {"role", "content"}, its content a string or a list of {"type": "text", "text"} and {"type":
-        "image"} items; a picture stands in its item under "image", "url", "path" or "base64" (or OpenAI's {"type":
-        "image_url", "image_url": {"url"}}), or comes in `images`, in the order of the items that hold none. With
-        `tokenize` False: the text. With `tokenize`: `input_ids`, or with `return_dict` what `__call__` returns.
-        `return_assistant_tokens_mask` adds "assistant_masks", 1 where the template marks the assistant's words.
-        `sanitize_control_tokens` makes control tokens in the caller's strings plain text (`<image>` is no placeholder,
-        `<|im_end|>` ends no turn); it needs `tokenize`. Other keywords go to the template if it has such a variable,
-        else to `__call__`. Raises `TemplateError` and whatever `__call__` raises.
+        Args:
+            conversation: messages {"role", "content"}. A content is a string or a list of {"type": "text", "text"} and
+                {"type": "image"} items. A picture stands in its item under "image", "url", "path" or "base64", or as
+                OpenAI's {"type": "image_url", "image_url": {"url"}}.
+            chat_template: a template in place of the checkpoint's.
+            tools, documents, add_generation_prompt, continue_final_message: as for `ChatTemplate.render`.
+            return_assistant_tokens_mask: adds "assistant_masks", 1 where the template marks the assistant's words.
+            tokenize: whether to make ids of the text.
+            return_tensors: as for `__call__`.
+            return_dict: whether to return all that `__call__` returns, not the ids alone.
+            images: the pictures of items that hold none, in their order.
+            processor_kwargs: more keywords of `__call__`.
+            sanitize_control_tokens: makes control tokens in the caller's strings plain text: `<image>` is no
+                placeholder, `<|im_end|>` ends no turn. It needs `tokenize`.
+            kwargs: variables of the template if it has such, else keywords of `__call__`.
+
+        Returns:
+            The text; with `tokenize` "input_ids", or with `return_dict` all of it.
+
+        Raises:
+            TemplateError: the template is missing, damaged, or refuses the conversation.
+            PromptError, ImageError, OptionError, TokenizerError: as `__call__`.
         """
         check_return_tensors(return_tensors)
         template = self.template if chat_template is None else self._compiled(chat_template)
@@ -331,13 +355,14 @@ class Lfm2VlProcessor:
             return texts if batched else texts[0]
         if return_assistant_tokens_mask and not template.marks_generation:
             warnings.warn(f"{template.where}: has no {{% generation %}} block; assistant_masks are all 0", stacklevel=2)
+        text_options = {name: options.pop(name) for name in _TEXT_OPTIONS & options.keys()}
         output = self._encode(
             pictures,
             texts,
+            _TextOptions(**text_options, return_tensors=return_tensors),
+            options,
             [one.generation_spans for one in rendered] if return_assistant_tokens_mask else None,
             sanitize_control_tokens,
-            return_tensors=return_tensors,
-            **options,
         )
         if return_dict:
             return output

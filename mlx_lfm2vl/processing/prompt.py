@@ -2,7 +2,7 @@
 
 A placeholder becomes, with markers, `<|image_start|>`, then for each tile `<|img_row_r_col_c|>` and its image tokens,
 then `<|img_thumbnail|>` and the thumbnail's, then `<|image_end|>`; a picture seen as one view has no inner markers. The
-counts come from the same `ViewPlan` as the pixels. A marked `<image>` (control.py) is text, not a placeholder.
+counts come from the same `ViewPlan` as the pixels. A marked `<image>` (control_tokens.py) is text, not a placeholder.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PromptError
-from .control import unmarked
+from .control_tokens import unmarked
 from .geometry import ViewPlan
 from .image import flatten
 

@@ -1,8 +1,8 @@
-"""jinja2's sandbox with bounds: a template's text to something that renders. The only importer of `jinja2`.
+"""jinja2's sandbox with limits: a template's text to something that renders. The only importer of `jinja2`.
 
 The environment is that of Hugging Face: blocks trimmed, loop controls, `raise_exception`, `strftime_now`, `tojson` that
-keeps order and characters, `{% generation %}` blocks. Templates are not trusted: they see plain data only, nothing of
-Python, and are measured as they work (bounds.py). A few filters of jinja2's that cannot be measured are left out.
+keeps order and characters, `{% generation %}` blocks. Templates are not trusted. They see plain data, the filters and
+methods that are listed here, and nothing else of Python. Their work is metered (limits.py).
 """
 
 from __future__ import annotations
@@ -12,243 +12,199 @@ import json
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
-import jinja2.ext
-import jinja2.meta
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-import jinja2.utils
-import jinja2.visitor
+from jinja2 import ext, meta, nodes, sandbox, utils, visitor
+from jinja2.parser import Parser
+from jinja2.runtime import Context
 
-from ..errors import TemplateError
-from . import bounds
-from .bounds import Work
+from ..errors import TemplateError, one_line
+from . import limits
+from .limits import Meter
 
 MAX_SOURCE = 2**18  # characters of a template; the longest published ones have some ten thousand
-_WORK: ContextVar[Work] = ContextVar("rendering")
+TEXT_FILTERS = str.split(
+    "abs attr capitalize center count d default e escape filesizeformat first float forceescape format indent int"
+    " items last length lower random replace round safe string tojson trim truncate upper"
+)
+ITEM_FILTERS = str.split(  # these cut a text into letters or words
+    "batch dictsort groupby join list map max min reject rejectattr reverse select selectattr slice sort sum title"
+    " unique urlencode wordcount"
+)
+METHODS = str.split(  # of Python's own types
+    "capitalize casefold center copy count endswith find format get index isalnum isalpha isascii isdecimal isdigit"
+    " isidentifier islower isnumeric isprintable isspace istitle isupper items join keys ljust lower lstrip"
+    " partition removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines"
+    " startswith strip swapcase title upper values zfill"
+)
+_METER: ContextVar[Meter] = ContextVar("meter of the rendering")
 
 
-class Program:
+class Rendered(NamedTuple):
+    """A rendered conversation. `generation_spans`: (start, end) in characters of each `{% generation %}` block."""
+
+    text: str
+    generation_spans: tuple[tuple[int, int], ...] = ()
+
+
+class Program(NamedTuple):
     """A compiled template. Safe to share between threads.
 
     `variables` are the names that it expects from outside, `literal_text` the text that it writes itself (parted by
-    NUL). Raises `TemplateError` for what is no template.
+    NUL).
     """
 
-    def __init__(self, source: str):
-        if len(source) > MAX_SOURCE:
-            raise TemplateError(f"has more than {MAX_SOURCE:,} characters")
-        try:
-            self._template, self.variables, self.literal_text = _compile(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(f"line {error.lineno}: {line(error)}") from None
-        except (jinja2.TemplateError, RecursionError, ValueError, SyntaxError, MemoryError) as error:
-            raise TemplateError(f"cannot be compiled ({line(error)})") from None
+    template: jinja2.Template
+    variables: frozenset[str]
+    literal_text: str
 
-    def render(self, variables: Mapping[str, Any]) -> tuple[str, tuple[tuple[int, int], ...]]:
-        """The text, and where in it `{% generation %}` blocks stand. Raises `TemplateError`, with the template's own
-        words where it refuses."""
-        work = Work()
-        token = _WORK.set(work)
+    def render(self, variables: Mapping[str, Any]) -> Rendered:
+        """Raises `TemplateError`, with the template's own words where it refuses."""
+        meter, pieces = Meter(), []
+        token = _METER.set(meter)
         try:
-            for piece in self._template.generate(**variables):
-                work.add(piece)
+            for piece in self.template.generate(**variables):
+                meter.count("characters", len(piece))
+                pieces.append(piece)
         except TemplateError:
             raise
         except jinja2.TemplateError as error:
-            raise TemplateError(line(error)) from None
-        except (RecursionError, MemoryError) as error:
-            raise TemplateError(f"cannot be rendered ({type(error).__name__})") from None
+            raise TemplateError(_line(error)) from None
         except Exception as error:  # a template computes on whatever the conversation holds
-            raise TemplateError(f"cannot render this conversation ({line(error)})") from None
+            raise TemplateError(f"cannot render this conversation ({type(error).__name__}: {_line(error)})") from None
         finally:
-            _WORK.reset(token)
-        return "".join(work.pieces), tuple(work.spans)
+            _METER.reset(token)
+        return Rendered("".join(pieces), tuple(meter.spans))
 
 
-class _Generation(jinja2.ext.Extension):
+class _Generation(ext.Extension):
     """`{% generation %} ... {% endgeneration %}`: renders its body and notes where it stands in the text."""
 
     tags = {"generation"}  # noqa: RUF012  # jinja2's own declaration
 
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+    def parse(self, parser: Parser) -> nodes.Node:
         lineno = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_note"), [], [], body).set_lineno(lineno)
+        return nodes.CallBlock(self.call_method("_note"), [], [], body).set_lineno(lineno)
 
     def _note(self, caller: Callable[[], str]) -> str:
-        work = _WORK.get()
-        text = caller()
-        work.spans.append((work.characters, work.characters + len(text)))
+        text, meter = caller(), _METER.get()
+        meter.spans.append((meter["characters"], meter["characters"] + len(text)))
         return text
 
 
-class _Measured(jinja2.visitor.NodeTransformer):
-    """Puts the counting of steps into loops and macros, and a measure around what builds values without a call."""
+class _Metering(visitor.NodeTransformer):
+    """Meters what makes values or takes time without a call: loops, macros, literals, comparisons, keys, parts, `~`."""
 
-    def visit_For(self, node: jinja2.nodes.For) -> jinja2.nodes.Node:
-        return self._counted(node)
+    def generic_visit(self, node: nodes.Node, *_: Any, **__: Any) -> nodes.Node:
+        def filtered(value: nodes.Node, name: str) -> nodes.Filter:
+            return nodes.Filter(value, name, [], [], None, None, lineno=node.lineno)
 
-    def visit_Macro(self, node: jinja2.nodes.Macro) -> jinja2.nodes.Node:
-        return self._counted(node)
-
-    def _counted(self, node: jinja2.nodes.For | jinja2.nodes.Macro) -> jinja2.nodes.Node:
-        literal = sum(len(data.data) for data in node.find_all(jinja2.nodes.TemplateData))
-        self.generic_visit(node)
-        step = jinja2.nodes.Filter(jinja2.nodes.Const(literal), "step", [], [], None, None)
-        node.body.insert(0, jinja2.nodes.ExprStmt(step).set_lineno(node.lineno))
+        super().generic_visit(node)
+        if isinstance(node, (nodes.For, nodes.Macro)):
+            literal = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+            node.body.insert(0, nodes.ExprStmt(filtered(nodes.Const(literal), "step"), lineno=node.lineno))
+            if isinstance(node, nodes.For) and node.test is not None:  # which rounds are left out
+                node.test = filtered(node.test, "made")
+        elif isinstance(node, nodes.Getitem) and not isinstance(node.arg, (nodes.Const, nodes.Slice)):
+            node.arg = filtered(node.arg, "made")  # a large key takes long to hash
+        elif isinstance(node, nodes.Concat):
+            return filtered(nodes.List(node.nodes, lineno=node.lineno), "join")
+        elif (
+            isinstance(node, (nodes.List, nodes.Tuple, nodes.Dict, nodes.Compare))
+            or (isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice))
+        ) and getattr(node, "ctx", "load") == "load":
+            return filtered(node, "made")
         return node
 
-    def visit_Concat(self, node: jinja2.nodes.Concat) -> jinja2.nodes.Node:
-        self.generic_visit(node)
-        parts = jinja2.nodes.List(node.nodes, lineno=node.lineno)
-        return jinja2.nodes.Filter(parts, "concat", [], [], None, None, lineno=node.lineno)
 
-    def _literal(self, node: jinja2.nodes.Expr) -> jinja2.nodes.Node:
-        self.generic_visit(node)
-        if getattr(node, "ctx", "load") != "load":
-            return node
-        return jinja2.nodes.Filter(node, "measured", [], [], None, None, lineno=node.lineno)
-
-    def visit_Compare(self, node: jinja2.nodes.Compare) -> jinja2.nodes.Node:
-        """Comparing takes as long as its sides are large."""
-        self.generic_visit(node)
-        sides: list[Any] = [node, *node.ops]
-        for side in sides:
-            side.expr = jinja2.nodes.Filter(side.expr, "weighed", [], [], None, None, lineno=node.lineno)
-        return node
-
-    visit_List = visit_Tuple = visit_Dict = _literal
-
-
-class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """jinja2's sandbox, measured."""
+class _Sandbox(sandbox.ImmutableSandboxedEnvironment):
+    """jinja2's sandbox, metered."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
-        tree: jinja2.nodes.Template = _Measured().visit(super()._parse(source, name, filename))
-        tree.set_environment(self)
-        return tree
+    def __init__(self) -> None:
+        extensions = [_Generation, ext.loopcontrols]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, finalize=_show, extensions=extensions)
+        filters = {**self.filters, "tojson": tojson}
+        self.filters = {name: _metered(name, filters[name]) for name in TEXT_FILTERS + ITEM_FILTERS}
+        self.filters.update(step=_step, made=lambda value: _METER.get().made(value))
+        tests: Mapping[str, Any] = self.tests
+        self.tests = {name: _metered(name, test) for name, test in tests.items()}
+        del self.globals["lipsum"]
+        self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=_Namespace)
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        return attr not in bounds.UNSAFE_METHODS and super().is_safe_attribute(obj, attr, value)
-
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        bounds.check_operator(operator, left, right)
-        return _WORK.get().made(super().call_binop(context, operator, left, right))
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        limits.foresee(operator, left, right)
+        return _METER.get().made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # as jinja2 names them
-        _WORK.get().call()
+        _METER.get().count("calls")
         method = getattr(__obj, "__wrapped__", __obj)  # str.format comes wrapped
-        name = getattr(method, "__name__", "")
-        bounds.check_method(getattr(method, "__self__", None), name, (*args, *kwargs.values()))
-        return _WORK.get().made(super().call(__context, __obj, *args, **kwargs))
+        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        limits.measure([args, kwargs])
+        if owner is not None and type(owner).__module__ in ("builtins", "markupsafe"):
+            if name not in METHODS:
+                raise sandbox.SecurityError(f"the method {name!r} is not for templates")
+            if name == "join":
+                args = (list(args[0]),)
+                limits.foresee(name, args[0], owner)
+            else:
+                limits.foresee(".format" if name == "format" else name, owner, *args, **kwargs)
+        return _METER.get().made(super().call(__context, __obj, *args, **kwargs))
 
 
-class _Dict:
-    """`dict(...)` without the class's attributes."""
+class _Namespace(utils.Namespace):
+    """`namespace(...)` without names that begin with an underscore, as in the reference. It prints nothing that it
+    holds."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-
-class _Namespace(jinja2.utils.Namespace):
-    """`namespace(...)` that takes no names with a leading underscore, and prints nothing of what it holds."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        self, rest = args[0], args[1:]
-        attributes = dict(*rest, **kwargs)
-        for name in attributes:
-            _Namespace._check(name)
-        jinja2.utils.Namespace.__init__(self, attributes)
+    def __init__(*args: Any, **kwargs: Any) -> None:  # any name may be a keyword, `self` too
+        self, *rest = args
+        utils.Namespace.__init__(self)
+        for name, value in dict(*rest, **kwargs).items():
+            self[name] = value
 
     def __setitem__(self, name: str, value: Any) -> None:
-        _Namespace._check(name)
+        if str(name).startswith("_"):
+            raise sandbox.SecurityError(f"a namespace cannot hold {name!r}")
         super().__setitem__(name, value)
 
     def __repr__(self) -> str:
         return "<Namespace>"
 
-    @staticmethod
-    def _check(name: Any) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise jinja2.sandbox.SecurityError(f"a namespace cannot hold {name!r}")
 
+def _metered(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter or test that counts as a call and is measured before and after. While a template is compiled there is no
+    meter, so that jinja2 computes nothing beforehand."""
+    skipped = int(hasattr(original, "jinja_pass_arg"))  # a context or the like comes first
 
-# Filters take the context so that jinja2 never takes one of a constant for a constant, at compile time and unmeasured.
-
-
-@jinja2.pass_context
-def _step(context: jinja2.runtime.Context, literal: int) -> None:
-    _WORK.get().step(literal)
-
-
-@jinja2.pass_context
-def _concat(context: jinja2.runtime.Context, parts: list[Any]) -> str:
-    """`~`."""
-    bounds.check_join(parts, "")
-    text: str = _WORK.get().made("".join(map(str, parts)))
-    return text
-
-
-@jinja2.pass_context
-def _measured(context: jinja2.runtime.Context, value: Any) -> Any:
-    return _WORK.get().made(value)
-
-
-@jinja2.pass_context
-def _weighed(context: jinja2.runtime.Context, value: Any) -> Any:
-    return bounds.kept(value)
-
-
-@jinja2.pass_context
-def _show(context: jinja2.runtime.Context, value: Any) -> Any:
-    """Every value that is printed comes through here."""
-    return _WORK.get().show(value)
-
-
-def _bounded(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that is measured before and after."""
-    wants = getattr(original, "jinja_pass_arg", None)
-    places = {
-        "context": lambda c: (c,),
-        "eval_context": lambda c: (c.eval_ctx,),
-        "environment": lambda c: (c.environment,),
-    }
-    given: Callable[[Any], tuple[Any, ...]] = places[wants.name] if wants else lambda _: ()
-    check = bounds.FILTERS.get(name)
-
-    @jinja2.pass_context
-    def run(context: jinja2.runtime.Context, value: Any, *args: Any, **kwargs: Any) -> Any:
-        _WORK.get().call()
+    @functools.wraps(original)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        meter = _METER.get()
+        meter.count("calls")
+        value, given = args[skipped], args[skipped + 1 :]
+        if isinstance(value, str) and len(value) > limits.MAX_VALUES and name in ITEM_FILTERS:
+            raise TemplateError(f"gives a text of more than {limits.MAX_VALUES:,} characters to {name!r}")
         if name == "join":
             value = list(value)
-            bounds.check_join(value, args[0] if args else kwargs.get("d", ""))
-        elif isinstance(value, (int, *bounds.CONTAINERS)):
-            bounds.kept(value)
-        if check is not None:
-            check(value, *args, **kwargs)
-        return _WORK.get().made(original(*given(context), value, *args, **kwargs))
+        limits.foresee(name, value, *given, **kwargs)
+        return meter.made(original(*args[:skipped], value, *given, **kwargs))
 
     return run
 
 
-def _counted(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A test (`is`, `select('in', ...)`) that counts as a call, on values that are not too large to be compared."""
-    wants = getattr(original, "jinja_pass_arg", None)
+@jinja2.pass_context
+def _show(context: Context, value: Any) -> Any:
+    """Every value that is printed comes through here."""
+    _METER.get().count("printed characters", limits.size(value))
+    return value
 
-    @functools.wraps(original)  # which keeps what it wants to be passed
-    def run(*args: Any, **kwargs: Any) -> Any:
-        _WORK.get().call()
-        for value in args[1:] if wants else args:
-            bounds.kept(value)
-        return original(*args, **kwargs)
 
-    return run
+def _step(literal: int) -> None:
+    """A loop round or macro call that prints so many characters of the template's own."""
+    _METER.get().count("steps")
+    _METER.get().count("printed characters", literal)
 
 
 def _raise_exception(message: str) -> None:
@@ -262,49 +218,37 @@ def _strftime_now(format: str) -> str:
 
 
 def tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """JSON as chat templates expect it: order and characters kept, nothing escaped for HTML, ", " and ": " between."""
+    characters, values, depth = limits.measure(value)
     width = len(indent) if isinstance(indent, str) else indent or 0
-    nodes, characters, depth = bounds.measure(value)
-    widest = max([2, *map(len, separators or ())])
-    if width > 100 or characters + nodes * (depth * width + widest) > bounds.MAX_CHARACTERS:
-        raise TemplateError(f"makes JSON of more than {bounds.MAX_CHARACTERS:,} characters")
+    limits.check_size(characters + values * (depth * width + max([2, *map(len, separators or ())])))
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+_SANDBOX = _Sandbox()
+
+
 @functools.lru_cache(maxsize=32)
-def _compile(source: str) -> tuple[jinja2.Template, frozenset[str], str]:
-    environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, finalize=_show, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    filters = {**environment.filters, "tojson": tojson}
-    environment.filters.clear()
-    environment.filters.update(
-        {name: _bounded(name, filters[name]) for name in filters if name not in bounds.LEFT_OUT},
-        step=_step,
-        concat=_concat,
-        measured=_measured,
-        weighed=_weighed,
-    )
-    tests: dict[str, Any] = environment.tests
-    tests.update({name: _counted(test) for name, test in tests.items()})
-    del environment.globals["lipsum"]
-    environment.globals.update(
-        raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace
-    )
-    tree = environment.parse(source)
-    constants = [node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)]
-    literals = [*(node.data for node in tree.find_all(jinja2.nodes.TemplateData)), *constants]
-    names = jinja2.meta.find_undeclared_variables(tree)
-    return environment.from_string(source), frozenset(names), "\0".join(literals)
+def compiled(source: str) -> Program:
+    """Raises `TemplateError` for what is no template."""
+    if len(source) > MAX_SOURCE:
+        raise TemplateError(f"has more than {MAX_SOURCE:,} characters")
+    try:
+        tree = _SANDBOX.parse(source)
+        names = meta.find_undeclared_variables(tree)
+        constants = [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+        literals = [*(node.data for node in tree.find_all(nodes.TemplateData)), *constants]
+        metered = _Metering().visit(tree)
+        metered.set_environment(_SANDBOX)
+        return Program(_SANDBOX.from_string(metered), frozenset(names), "\0".join(literals))
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"line {error.lineno}: {_line(error)}") from None
+    except (jinja2.TemplateError, RecursionError, ValueError, SyntaxError, MemoryError) as error:
+        raise TemplateError(f"cannot be compiled ({type(error).__name__}: {_line(error)})") from None
 
 
-def line(error: BaseException) -> str:
+def _line(error: BaseException) -> str:
     """The error in one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) < 1000 else f"{text[:1000]} ..."
+    return one_line(str(error)[:1000])[:1000]

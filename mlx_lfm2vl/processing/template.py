@@ -1,12 +1,11 @@
 """Chat templates: a conversation to one string.
 
-Templates come with model folders and are not trusted: they run in a sandbox (sandbox.py), see plain data only, and one
-that would take too long or make a text too large (bounds.py) ends with `TemplateError`.
+Templates come with model folders and are not trusted. They run in a sandbox (sandbox.py) and see plain data only. One
+that takes too long or makes too large a text (limits.py) ends with `TemplateError`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,18 +15,10 @@ from typing import Any
 from ..config import read_json, read_text
 from ..errors import ConfigError, TemplateError
 from .conversation import plain
-from .sandbox import Program
+from .sandbox import Rendered, compiled
 
 _CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names in use for a message's reasoning
-
-
-@dataclasses.dataclass(frozen=True)
-class Rendered:
-    """A rendered conversation. `generation_spans`: (start, end) in characters of each `{% generation %}` block."""
-
-    text: str
-    generation_spans: tuple[tuple[int, int], ...] = ()
 
 
 class ChatTemplate:
@@ -40,7 +31,7 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None, where: str = "chat template"):
         self.source, self.special_tokens, self.where = source, dict(special_tokens or {}), where
         try:
-            self._program = Program(source)
+            self._program = compiled(source)
         except TemplateError as error:
             raise TemplateError(f"{where}: {error}") from None
         self.variables, self.literal_text = self._program.variables, self._program.literal_text
@@ -52,10 +43,16 @@ class ChatTemplate:
         tokenizer_template: Any = None,
         special_tokens: Mapping[str, str] | None = None,
     ) -> ChatTemplate:
-        """The template of a model folder: chat_template.jinja, else chat_template.json, else `tokenizer_template`, the
-        entry of tokenizer_config.json (a text, or a list of {"name", "template"} with one named "default").
+        """The template of a model folder: chat_template.jinja, else chat_template.json, else `tokenizer_template`.
 
-        Raises `TemplateError` if there is none.
+        Args:
+            folder: the model folder.
+            tokenizer_template: the entry of tokenizer_config.json: a text, or a list of {"name", "template"} with one
+                named "default".
+            special_tokens: names such as "bos_token", and their tokens.
+
+        Raises:
+            TemplateError: there is none, or it is no template.
         """
         jinja_file, json_file = Path(folder) / "chat_template.jinja", Path(folder) / "chat_template.json"
         try:
@@ -89,11 +86,19 @@ class ChatTemplate:
         continue_final_message: bool | str = False,
         **variables: Any,
     ) -> Rendered:
-        """Renders a list of messages (mappings with "role" and "content").
+        """The conversation as one text.
 
-        `tools` are JSON schemas. `continue_final_message` leaves the last message open at its end (True: its "content";
-        or the name of another field). `variables` are given to the template and win over special tokens of that name.
-        Raises `TemplateError`, with the template's own words where it refuses the conversation.
+        Args:
+            conversation: messages, mappings with "role" and "content".
+            tools: JSON schemas.
+            documents: mappings, as the template wants them.
+            add_generation_prompt: whether the text ends in the beginning of an answer.
+            continue_final_message: leaves the last message open at its end. True means its "content", a name another
+                field of it.
+            variables: more for the template. They win over special tokens of that name.
+
+        Raises:
+            TemplateError: with the template's own words where it refuses the conversation.
         """
         try:
             messages = [_message(message) for message in conversation]

@@ -7,12 +7,11 @@ has no effect, as transformers ignores it for BPE. Ids that the tokenizer does n
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,16 @@ from typing import Any
 import numpy as np
 import tokenizers
 from tokenizers import AddedToken, processors
+from tokenizers.decoders import DecodeStream
+from tokenizers.pre_tokenizers import ByteLevel
 
 from ..config import read_json, read_text, shown
 from ..config.files import AGAIN, check_own, writing
 from ..errors import ConfigError, OptionError, TokenizerError, first_line
-from .batch import BatchFeature, as_array, check_return_tensors
-from .control import ControlTokens, control_pattern, pieces
-from .pipeline import check_normalizer, check_patterns, check_post_processor
-from .tokens import NAMED_TOKENS, image_token, named_tokens, special_tokens
+from .batch_feature import BatchFeature, as_array, check_return_tensors
+from .control_tokens import ControlTokens, control_pattern, pieces
+from .special_tokens import NAMED_TOKENS, image_token, named_tokens, special_tokens
+from .tokenizer_checks import check_normalizer, check_patterns, check_post_processor
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 MAX_ADDED = 256  # characters of an added token; the longest published ones have some 30
@@ -39,6 +40,7 @@ PADDING_SIDES = ("left", "right")
 class Tokenizer:
     """A byte-level BPE tokenizer with the named tokens of its model.
 
+    `all_special_ids` are the ids that `skip_special_tokens` leaves out.
     `bos_token`, `eos_token`, `pad_token`, `unk_token` are strings or None, `image_token`, `image_start_token`,
     `image_end_token`, `image_thumbnail_token` always strings (the family's, if the files name none).
     """
@@ -69,10 +71,9 @@ class Tokenizer:
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in known])
         if "add_bos_token" in self.config or "add_eos_token" in self.config:
             backend.post_processor = self._post_processor()
-        self._special_ids = frozenset(id for id, token in backend.get_added_tokens_decoder().items() if token.special)
-        added = backend.get_added_tokens_decoder().values()
-        self._control_pattern = control_pattern(token.content for token in added)
-        self._bytes: dict[int, bytes] = {}
+        added = backend.get_added_tokens_decoder()
+        self.all_special_ids = frozenset(id for id, token in added.items() if token.special)
+        self._control_pattern = control_pattern(token.content for token in added.values())
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Tokenizer:
@@ -143,7 +144,7 @@ class Tokenizer:
             for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
                 if getattr(model, name):
                     raise ValueError(f"{name} is {shown(getattr(model, name))}")
-            if lost := [character for character in _BYTE_OF if model.token_to_id(character) is None]:
+            if lost := [character for character in ByteLevel.alphabet() if model.token_to_id(character) is None]:
                 raise ValueError(f"{len(lost)} of the 256 bytes have no token, {lost[0]!r} for one")
         except ValueError as error:
             raise TokenizerError(f"{self.where}: {error}; no LFM2 tokenizer is so, {AGAIN}") from None
@@ -180,11 +181,6 @@ class Tokenizer:
         return int(id)
 
     @property
-    def all_special_ids(self) -> frozenset[int]:
-        """Ids that `skip_special_tokens` leaves out."""
-        return self._special_ids
-
-    @property
     def vocab_size(self) -> int:
         """Entries of the base vocabulary, without added tokens (as in the reference); `len()` counts all."""
         return int(self.backend.get_vocab_size(with_added_tokens=False))
@@ -206,7 +202,7 @@ class Tokenizer:
         """The token of an id, or the tokens of several; None where there is none."""
         if isinstance(ids, (int, np.integer)):
             return self.backend.id_to_token(_ids(int(ids))[0])
-        kept = (id for id in _ids(ids) if not (skip_special_tokens and id in self._special_ids))
+        kept = (id for id in _ids(ids) if not (skip_special_tokens and id in self.all_special_ids))
         return [self.convert_ids_to_tokens(id) for id in kept]
 
     # Text to ids
@@ -232,7 +228,7 @@ class Tokenizer:
             raise
 
     def encode_marked(self, text: str) -> list[int]:
-        """Ids of a text in which marked control tokens (control.py) are plain text. Adds no special tokens."""
+        """Ids of a text in which marked control tokens (control_tokens.py) are plain text. Adds no special tokens."""
         ids: list[int] = []
         for piece, is_text in pieces(text, self._control_pattern):
             if not is_text:
@@ -285,13 +281,18 @@ class Tokenizer:
         texts = [text] if isinstance(text, str) else list(text)
         rows = [list(encoding.ids) for encoding in self.encode_batch(texts, add_special_tokens)]
         if truncation:
-            if max_length is None:
-                raise OptionError("truncation=True needs max_length")
-            rows = [row[:max_length] if self.truncation_side == "right" else row[-max_length:] for row in rows]
+            rows = self.truncate(rows, max_length)
         features = self.pad(rows, padding=padding, padding_side=padding_side, max_length=max_length)
         if return_tensors == "np":
             return BatchFeature({name: as_array(value, name) for name, value in features.items()})
         return BatchFeature({name: value[0] for name, value in features.items()}) if single else features
+
+    def truncate(self, rows: Sequence[list[int]], max_length: int | None) -> list[list[int]]:
+        """The rows without what is beyond `max_length`, on the side that the file says. Raises `OptionError`."""
+        if max_length is None:
+            raise OptionError("truncation=True needs max_length")
+        cut = slice(max_length) if self.truncation_side == "right" else slice(-max_length, None)
+        return [row[cut] for row in rows]
 
     def pad(
         self,
@@ -358,41 +359,10 @@ class Tokenizer:
         texts = self.decode(sequences, skip_special_tokens)
         return [texts] if isinstance(texts, str) else texts
 
-    def token_bytes(self, id: int) -> bytes:
-        """The bytes that an id adds to the text, before they are read as UTF-8; nothing for an unknown id."""
-        found = self._bytes.get(id)
-        if found is None:
-            token = self.convert_ids_to_tokens(id) or ""
-            try:
-                found = bytes(_BYTE_OF[character] for character in token)
-            except KeyError:  # an added token with characters outside the byte alphabet stands for itself
-                found = token.encode("utf-8")
-            self._bytes[id] = found
-        return found
-
-
-class StreamDecoder:
-    """Text of ids as they come: pieces never split a character, and together they are `decode` of all ids.
-
-    Each id costs the same however long the text is. Not for several threads at once.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True):
-        self._tokenizer = tokenizer
-        self._skipped = tokenizer.all_special_ids if skip_special_tokens else frozenset()
-        # "replace" puts one U+FFFD where the Rust decoder does: for each longest beginning of a broken character
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token_ids: int | Iterable[int]) -> str:
-        """The text that these ids complete; empty while a character is unfinished."""
-        ids = [token_ids] if isinstance(token_ids, (int, np.integer)) else _ids(token_ids)
-        return self._utf8.decode(b"".join(self._tokenizer.token_bytes(int(i)) for i in ids if i not in self._skipped))
-
-    def finish(self) -> str:
-        """What is left at the end: U+FFFD for an unfinished character, else nothing. Then it starts anew."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return rest
+    def decode_stream(self, token_ids: Sequence[int] = ()) -> DecodeStream:
+        """A stream of text that `step(backend, id)` goes on with, special tokens left out. Text of `token_ids` comes
+        with the next step if they make no whole character."""
+        return DecodeStream(list(token_ids), skip_special_tokens=True)
 
 
 @contextmanager
@@ -413,14 +383,3 @@ def _ids(token_ids: Any) -> list[int]:
         if not isinstance(id, (int, np.integer)) or not 0 <= id < 2**32:
             raise TokenizerError(f"{id!r} is not a token id")
     return [int(id) for id in values]
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The characters that byte-level vocabularies write bytes with: printable Latin-1 bytes as themselves, the other 68
-    bytes as the characters from U+0100 on, in order."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    shifted = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(0x100 + i): byte for i, byte in enumerate(shifted)}
-
-
-_BYTE_OF = _byte_alphabet()

@@ -1,45 +1,55 @@
-"""Safetensors on disk: which files a folder has, and what their headers say.
+"""Safetensors on disk: the files of a folder, and what their headers say.
 
-A header is checked against its file before any tensor is read, so that a truncated or lying file is a clear error
-rather than a crash later: as the safetensors library does (tensors lie side by side from the first byte to the last,
-of the bytes that dtype and shape need), and no name twice. Index files are not trusted: published ones name shards
-that are not there.
+The safetensors library reads a header and holds it to its file: tensors lie side by side from the first byte to the
+last, and each has the bytes that its dtype and shape need. Our own bounds stand beside it: the size of a header, names,
+axes, dtypes that MLX reads, no name twice. A truncated or lying file is a clear error before any tensor is read. Index
+files are not trusted: published ones name shards that are not there.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ..backends.memory import allocations
+import mlx.core as mx
+from safetensors import SafetensorError, safe_open
+
+from ..backends.memory import allocations, free_memory
 from ..config import parse_json, shown
 from ..config.files import AGAIN, open_regular
-from ..errors import WeightsError, first_line
+from ..errors import OutOfMemoryError, WeightsError, first_line
 
 MAX_HEADER = 16 * 2**20  # bytes; those of these models have 0.1 MB
 MAX_NAME = 512  # characters of a tensor's name
 MAX_AXES, MAX_AXIS = 8, 2**31 - 1  # MLX's shapes are int32
-ITEM_BITS = {
-    **{"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8},
-    **{"I16": 16, "U16": 16, "F16": 16, "BF16": 16},
-    **{"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64},
+DTYPES = {  # safetensors' names of the dtypes that MLX reads; the last of two names is the one that is written
+    **{"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "C64": mx.complex64, "BOOL": mx.bool_},
+    **{"I8": mx.int8, "I16": mx.int16, "I32": mx.int32, "I64": mx.int64},
+    **{"F8_E4M3": mx.uint8, "U8": mx.uint8, "U16": mx.uint16, "U32": mx.uint32, "U64": mx.uint64},
 }
+FLOATING = ("BF16", "F16", "F32")  # of weights that are not packed
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of a tensor: its file, its safetensors dtype (`BF16` ...) and its shape."""
+    """What a header says of a tensor: its file, its safetensors dtype (a name of `DTYPES`) and its shape."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
-    nbytes: int
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * DTYPES[self.dtype].size
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -77,63 +87,48 @@ def read_headers(files: list[Path]) -> dict[str, TensorInfo]:
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """One file's tensors. Checked: header, names, dtypes, shapes that fit their bytes, offsets, no overlap, no gap."""
+    """One file's tensors by name, in the header's order, none of them read.
+
+    Raises:
+        WeightsError: for a file that is truncated, that its header is not true of, or that exceeds a bound.
+        OutOfMemoryError: where the address space has no room for the file.
+    """
     try:
         with os.fdopen(open_regular(file), "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
-            head = stream.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
-            if not 2 <= length <= size - 8:
-                raise WeightsError(f"{file}: is truncated or not a safetensors file ({size} bytes); {AGAIN}")
-            if length > MAX_HEADER:
-                raise WeightsError(f"{file}: has a header of {length:,} bytes, no model needs {MAX_HEADER:,}; {AGAIN}")
-            header = parse_json(stream.read(length).decode("utf-8"))
+            length = int.from_bytes(stream.read(8), "little")
+            if 2 <= length <= min(size - 8, MAX_HEADER):
+                header = parse_json(stream.read(length).decode("utf-8"))  # refuses a name twice; the library takes it
     except (OSError, ValueError) as error:
-        if isinstance(error, WeightsError):
-            raise
         reason = error.strerror or error if isinstance(error, OSError) else error
         raise WeightsError(f"{file}: its safetensors header cannot be read ({reason}); {AGAIN}") from None
-    if not isinstance(header, dict):
-        raise WeightsError(f"{file}: its safetensors header is not an object; {AGAIN}")
-    header.pop("__metadata__", None)
-    available = size - 8 - length
-    tensors = {name: _tensor(file, name, entry, available) for name, entry in header.items()}
-    end = 0
-    for begin, stop, name in sorted((e["data_offsets"][0], e["data_offsets"][1], n) for n, e in header.items()):
-        if begin != end:
-            fault = "overlaps another" if begin < end else f"begins {begin - end} bytes behind the one before it"
-            raise WeightsError(f"{file}: tensor {name} {fault}; {AGAIN}")
-        end = stop
-    if end != available:
-        raise WeightsError(f"{file}: holds {available - end} bytes that belong to no tensor; {AGAIN}")
-    return tensors
+    if not 2 <= length <= size - 8:
+        raise WeightsError(f"{file}: is truncated or not a safetensors file ({size} bytes); {AGAIN}")
+    if length > MAX_HEADER:
+        raise WeightsError(f"{file}: has a header of {length:,} bytes, no model needs {MAX_HEADER:,}; {AGAIN}")
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            parts = {name: opened.get_slice(name) for name in header if name != "__metadata__"}
+            return {name: _tensor(file, name, part.get_dtype(), part.get_shape()) for name, part in parts.items()}
+    except MemoryError:  # the library maps the whole file, which a limit of the address space may forbid
+        needed, free = size / 1e9, (free_memory() or 0) / 1e9
+        raise OutOfMemoryError(
+            f"{file.parent}: its weights take {needed:.3g} GB and {free:.3g} GB of memory are free; free memory, or "
+            "choose a smaller model"
+        ) from None
+    except (SafetensorError, OSError) as error:
+        reason = first_line(error).removeprefix("Error while deserializing header: ")
+        raise WeightsError(f"{file}: is truncated or its safetensors header is not true ({reason}); {AGAIN}") from None
 
 
-def _tensor(file: Path, name: str, entry: Any, available: int) -> TensorInfo:
-    def natural(value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
+def _tensor(file: Path, name: str, dtype: str, shape: list[int]) -> TensorInfo:
     if len(name) > MAX_NAME or not name.isprintable():
         raise WeightsError(f"{file}: has a tensor called {shown(name)}, which is no name; {AGAIN}")
-    if not isinstance(entry, dict):
-        raise WeightsError(f"{file}: tensor {name} has a damaged header entry; {AGAIN}")
-    shape, offsets, dtype = entry.get("shape"), entry.get("data_offsets"), entry.get("dtype")
-    if not isinstance(dtype, str) or dtype not in ITEM_BITS:
-        raise WeightsError(f"{file}: tensor {name} has dtype {shown(dtype)}, which is not known; {AGAIN}")
-    if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(natural(n) and n <= MAX_AXIS for n in shape):
+    if dtype not in DTYPES:
+        raise WeightsError(f"{file}: tensor {name} has dtype {dtype}, which MLX does not read; {AGAIN}")
+    if len(shape) > MAX_AXES or max(shape, default=0) > MAX_AXIS:
         raise WeightsError(f"{file}: tensor {name} has shape {shown(shape)}, which is none; {AGAIN}")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(natural, offsets)):
-        raise WeightsError(f"{file}: tensor {name} has data_offsets {shown(offsets)}, expected begin and end; {AGAIN}")
-    begin, end = offsets
-    nbytes = math.prod(shape) * ITEM_BITS[dtype] // 8
-    if end - begin != nbytes:
-        raise WeightsError(
-            f"{file}: tensor {name} of shape {shape} and dtype {dtype} cannot take {end - begin} bytes; {AGAIN}"
-        )
-    if end > available:
-        missing = f"tensor {name} ends {end - available} bytes behind the end of the file"
-        raise WeightsError(f"{file}: is truncated; {missing}; {AGAIN}")
-    return TensorInfo(file, dtype, tuple(shape), nbytes)
+    return TensorInfo(file, dtype, tuple(shape))
 
 
 @contextmanager

@@ -24,11 +24,9 @@ from ..config import Lfm2VlConfig
 from ..errors import OutOfMemoryError
 from ..models.cache import GROWTH_STEP
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration, vision_passes
-from .files import TensorInfo
+from .files import FLOATING, TensorInfo
 
 LONGEST_CHUNK = 512  # tokens of a prompt that are run together
-SIZES = {mx.float32: 4, mx.float16: 2, mx.bfloat16: 2}
-FLOATING = ("F32", "F16", "BF16")
 OFFERED = (8, 6, 4)  # bits that a conversion is advised to
 
 
@@ -42,7 +40,7 @@ def weight_bytes(infos: Mapping[str, TensorInfo], dtype: mx.Dtype | None = None)
 def _bytes(info: TensorInfo, dtype: mx.Dtype | None) -> int:
     if dtype is None or info.dtype not in FLOATING:
         return info.nbytes
-    return info.nbytes // (4 if info.dtype == "F32" else 2) * SIZES[dtype]
+    return info.size * dtype.size
 
 
 def quantised_bytes(infos: Mapping[str, TensorInfo], bits: int) -> int:
@@ -51,7 +49,7 @@ def quantised_bytes(infos: Mapping[str, TensorInfo], bits: int) -> int:
     for name, info in infos.items():
         language = name.startswith(("model.language_model.", "lm_head.")) and name.endswith(".weight")
         if language and len(info.shape) == 2 and info.dtype in FLOATING:
-            total += info.nbytes // (4 if info.dtype == "F32" else 2) * (bits + 0.5) / 8
+            total += info.size * (bits + 0.5) / 8
         else:
             total += info.nbytes
     return int(total)
@@ -96,7 +94,7 @@ def check_question(
 ) -> None:
     """Raises `OutOfMemoryError` if `rows` questions of such a size will not fit beside the weights, saying how many
     tokens would. `dtype`: of the model's norms."""
-    free, size = free_memory(), SIZES.get(dtype, 4)
+    free, size = free_memory(), dtype.size
     needed = rows * question_bytes(config, size, prompt, answer, patches)
     if free is None or needed <= free:
         return

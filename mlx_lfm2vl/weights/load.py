@@ -20,13 +20,12 @@ from ..config import Lfm2VlConfig, read_json
 from ..config.files import AGAIN
 from ..errors import OptionError, WeightsError, first_line
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration, Lfm2VlModel
-from . import quantize
-from .files import TensorInfo, read_headers, reading, state, weight_files
+from . import choices, quantize
+from .files import FLOATING, TensorInfo, read_headers, reading, state, weight_files
 from .fit import check_weights
 from .names import is_conv_kernel, parameters, to_module
 
-DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-FLOATING = ("BF16", "F16", "F32")
+DTYPES: dict[str, mx.Dtype] = {name: getattr(mx, name) for name in choices.DTYPES}
 PACKED = {mx.uint32: ("U32",), mx.uint8: ("U8",)}  # weights of quantised modules, scales of the fp4 and fp8 modes
 TOWER_LAYERS = "model.vision_tower.encoder.layers."
 M = TypeVar("M", bound=Lfm2VlModel | Lfm2VlForConditionalGeneration)

@@ -1,9 +1,9 @@
-"""How tensors are quantised: what MLX offers, what config.json records, and a module's tensors to and fro. The
-quantisers are MLX's own."""
+"""How tensors are quantised: a width, what config.json records, and a module's tensors to and fro. The quantisers are
+MLX's own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,9 @@ import mlx.nn as nn
 
 from ..config import shown
 from ..errors import OptionError, WeightsError, first_line
+from .choices import MODES
 from .names import to_module
 
-# mode: bits, group sizes; the first group size is the default
-MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "affine": ((2, 3, 4, 5, 6, 8), (64, 32, 128)),
-    "mxfp4": ((4,), (32,)),
-    "mxfp8": ((8,), (32,)),
-    "nvfp4": ((4,), (16,)),
-}
 PARTS = ("weight", "scales", "biases")  # of a quantised module; modes other than affine have no biases
 
 
@@ -122,13 +116,15 @@ def recorded(quantization: Mapping[str, Any] | None, path: str) -> Quantization:
     return Quantization(bits, group_size, mode)
 
 
-def prepare(model: nn.Module, tensors: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> None:
-    """Turns those modules into quantised ones whose `.scales` are among `tensors` (module names); no others."""
-    specs = {
-        name[: -len(".scales")]: recorded(quantization, name[: -len(".scales")])
-        for name in tensors
-        if name.endswith(".scales")
-    }
+def all_recorded(quantization: Mapping[str, Any] | None, names: Iterable[str]) -> dict[str, Quantization]:
+    """How the modules are quantised whose `.scales` are among the `names` of parameters, as `recorded` says it."""
+    paths = (name.removesuffix(".scales") for name in names if name.endswith(".scales"))
+    return {path: recorded(quantization, path) for path in paths}
+
+
+def prepare(model: nn.Module, names: Iterable[str], quantization: Mapping[str, Any] | None) -> None:
+    """Turns those modules into quantised ones whose `.scales` are among the `names` of parameters; no others."""
+    specs = all_recorded(quantization, names)
     found: set[str] = set()
 
     def choose(path: str, module: nn.Module) -> bool | dict[str, Any]:

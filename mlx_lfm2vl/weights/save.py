@@ -1,7 +1,7 @@
 """Tensors to a folder in the layout that MLX programs read: shards, a true index, JSON files.
 
-Tensors are computed, written and freed one by one, so that writing takes the memory of the largest of them, whatever
-the model's size.
+Tensors are computed, written and freed one by one. So writing takes the memory of the largest tensor, whatever the
+model's size. The writers of MLX and of the safetensors library need all tensors of a file in memory at once.
 """
 
 from __future__ import annotations
@@ -17,15 +17,12 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import OutputError, WeightsError
+from .files import DTYPES
 from .names import from_module, parameters
 from .place import beside
 
 SHARD_BYTES = 5 * 10**9
-DTYPE_NAMES = {
-    **{mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"},
-    **{mx.uint8: "U8", mx.uint16: "U16", mx.uint32: "U32", mx.uint64: "U64"},
-    **{mx.int8: "I8", mx.int16: "I16", mx.int32: "I32", mx.int64: "I64", mx.bool_: "BOOL"},
-}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
 

@@ -65,6 +65,18 @@ LINES = (
         "base_model: https://example.org/a",
         "é: é",
         "license: " + "x" * 3000,
+        'license_link: "' + "x" * 3000 + '"',
+        'license: "\\ud800\\0"',
+        "license: &a " + "x" * 100,
+        "language: [*a, *a]",
+        "<<: [*a, *a]",
+        "- no",
+        "- 2001-13-45",
+        "license: 1:00:00.5",
+        "license: !!python/object/apply:os.getcwd []",
+        "ignore_metadata_errors: true",
+        "? [a]",
+        "language: " + "[" * 2000,
     ),
 )
 

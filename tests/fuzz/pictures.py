@@ -11,7 +11,7 @@ import numpy as np
 from containers import heic, samples
 
 from mlx_lfm2vl.errors import ImageError
-from mlx_lfm2vl.processing.source import SourcePolicy, load_array
+from mlx_lfm2vl.processing.load_image import SourcePolicy, load_array
 
 from .entrance import Entrance
 

@@ -42,6 +42,18 @@ PIECES = (
         "endif",
         "loop.index",
     ),
+    *(
+        "a[1:]",
+        ".encode()",
+        "namespace(x=a)",
+        "{0.x}",
+        "varargs",
+        ".items()",
+        ".mapping",
+        "| string",
+        "loop",
+        "self.b()",
+    ),
     *("set a = a ~ a", "set a = [a, a]", "set a = a + a", "set a = a * a", "{% set a = 'ab' %}", "{{ a }}", "a ** 9"),
     *(
         "macro f()",

@@ -6,7 +6,9 @@ import functools
 import json
 
 from mlx_lfm2vl.errors import TokenizerError
-from mlx_lfm2vl.processing.tokenizer import StreamDecoder, Tokenizer
+from mlx_lfm2vl.generation.detokenizer import Detokenizer
+from mlx_lfm2vl.generation.options import GenerationOptions
+from mlx_lfm2vl.processing.tokenizer import Tokenizer
 
 from .folders import DEMO, GOLDEN, SPLIT, FolderEntrance, change_json, place
 
@@ -38,8 +40,10 @@ def run(data: bytes) -> int:
         for text in TEXTS:
             ids = tokenizer.encode(text)
             count += len(ids)
-            stream = StreamDecoder(tokenizer, skip_special_tokens=False)
-            assert isinstance(tokenizer.decode(ids), str) and isinstance(stream.push(ids) + stream.finish(), str)
+            stream = Detokenizer(tokenizer, GenerationOptions(), ())
+            pieces = [*map(stream.push, ids), stream.finish()]
+            assert isinstance(tokenizer.decode(ids), str)
+            assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
             tokenizer.encode_marked(text)
         tokenizer.control_tokens("<|im_start|>")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id", "image_token_id", "image_start_token_id"):

@@ -17,7 +17,7 @@ from PIL import Image
 from mlx_lfm2vl import SourcePolicy
 from mlx_lfm2vl.errors import ImageError
 from mlx_lfm2vl.processing.fetch import fetch, redirected
-from mlx_lfm2vl.processing.source import load_array, load_image
+from mlx_lfm2vl.processing.load_image import load_array, load_image
 
 from .bench import Bench
 from .row import Gives, Refused, Row

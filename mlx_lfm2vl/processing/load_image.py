@@ -1,8 +1,8 @@
 """Any picture to RGB: PIL images, NumPy arrays, paths, http(s) URLs, `data:` URIs and bytes of a picture file.
 
-Contract: the result is what a person sees (formats.py and pixels.py say how), or one line of `ImageError` that names
-the picture and the way out. `SourcePolicy` says what a caller may reach and how large pictures may be: an app that
-passes on strangers' messages forbids URLs and paths. Only regular files are opened.
+The result is what a person sees (formats.py and pixels.py say how), or one line of `ImageError` that names the picture
+and the way out. `SourcePolicy` says what a caller may reach and how large pictures may be. An app that passes on
+strangers' messages forbids URLs and paths. Only regular files are opened.
 """
 
 from __future__ import annotations
@@ -35,10 +35,15 @@ Picture = Image.Image  # as `load_image` returns it: of mode RGB
 def load_image(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> Image.Image:
     """The picture as a PIL image of mode RGB.
 
-    `picture` is a PIL image, an array (height, width), (height, width, channels) or (channels, height, width) with 1, 3
-    or 4 channels, of uint8 or of floats in 0..1, a path, an http(s) URL, a `data:` URI, or the bytes of a picture file.
-    Of an array that could be either, the last axis is the channels; a PIL image is read at the frame where it stands.
-    Of a file with several frames the first is read, with an `ImageWarning`. Raises `ImageError`.
+    Args:
+        picture: a PIL image, an array, a path, an http(s) URL, a `data:` URI, or the bytes of a picture file. An array
+            is (height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 channels, of uint8
+            or of floats in 0..1. Where both readings fit, the last axis is the channels. A PIL image is read at the
+            frame where it stands, a file at its first frame, with an `ImageWarning` if there are more.
+        policy: what may be reached, and how large it may be.
+
+    Raises:
+        ImageError: it cannot be read, or may not.
     """
     if isinstance(picture, Image.Image):
         name = f"PIL image {short(str(getattr(picture, 'filename', '') or picture.mode))}"

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms
 from mlx_lfm2vl import Lfm2VlProcessor, load
 from mlx_lfm2vl.errors import ImageError, ImageWarning, OptionError
 from mlx_lfm2vl.processing.fetch import fetch
-from mlx_lfm2vl.processing.source import SourcePolicy, decode_base64, load_array, load_image
+from mlx_lfm2vl.processing.load_image import SourcePolicy, decode_base64, load_array, load_image
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)

@@ -1,8 +1,8 @@
-"""One HTTP exchange with one address, under a deadline. The one file that imports httpcore2; imported only to fetch.
+"""One HTTP GET from one address, under a deadline. The one file that imports httpcore2; imported only to fetch.
 
-Contract: the connection goes to the address that is given, directly (proxies of the environment are not used), and
-everything together (connecting, TLS, headers, body) ends by the deadline, however slowly a server drips. A body is
-taken as it is sent, never decompressed, and not beyond its limit. Failures raise `ImageError`.
+The connection goes to the address that is given, directly: proxies of the environment are not used. Connecting, TLS,
+headers and body together end by the deadline, however slowly a server drips. A body is taken as it is sent, never
+decompressed, and not beyond its limit. Failures raise `ImageError`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ..errors import ImageError
 
 
 @dataclass(frozen=True)
-class Hop:
-    """Where a request goes: `target` is path and query, percent-encoded; `host` is the name in ASCII that servers and
+class Request:
+    """Where a request goes. `target` is path and query, percent-encoded. `host` is the name in ASCII that servers and
     certificates are asked for, `address` the IP address that is connected."""
 
     scheme: str
@@ -31,7 +31,7 @@ class Hop:
 
 
 @dataclass(frozen=True)
-class Reply:
+class Response:
     """A body where `status` is of a success, else none. `location` is where a redirect points."""
 
     status: int
@@ -44,24 +44,32 @@ class Unreachable(Exception):
     """No connection came about, so that another address of the host may be tried."""
 
 
-def exchange(hop: Hop, deadline: float, limit: int) -> Reply:
-    """Asks for `hop.target` and reads at most `limit` bytes, until `deadline` (of `time.monotonic`).
+def http_get(request: Request, deadline: float, limit: int) -> Response:
+    """Asks for `request.target` and reads the answer.
 
-    Raises `Unreachable`, `TimeoutError`, and `ImageError` without the picture's name.
+    Args:
+        request: where it goes.
+        deadline: of `time.monotonic`.
+        limit: bytes of the body at most.
+
+    Raises:
+        Unreachable: no connection came about.
+        TimeoutError: the deadline passed.
+        ImageError: of anything else, without the picture's name.
     """
-    shown = f"[{hop.host}]" if ":" in hop.host else hop.host
+    shown = f"[{request.host}]" if ":" in request.host else request.host
     headers: dict[bytes | str, bytes | str] = {
-        "Host": shown if hop.port is None else f"{shown}:{hop.port}",
+        "Host": shown if request.port is None else f"{shown}:{request.port}",
         "User-Agent": "mlx-lfm2vl",
         "Accept": "image/*,*/*;q=0.8",
         "Accept-Encoding": "identity",
         "Connection": "close",
     }
-    url = httpcore2.URL(scheme=hop.scheme, host=hop.address, port=hop.port, target=hop.target)
+    url = httpcore2.URL(scheme=request.scheme, host=request.address, port=request.port, target=request.target)
     try:
         with (
             httpcore2.ConnectionPool(network_backend=_Network(deadline)) as pool,
-            pool.stream("GET", url, headers=headers, extensions={"sni_hostname": hop.host}) as response,
+            pool.stream("GET", url, headers=headers, extensions={"sni_hostname": request.host}) as response,
         ):
             return _read(response, limit)
     except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
@@ -76,12 +84,12 @@ def exchange(hop: Hop, deadline: float, limit: int) -> Reply:
         raise ImageError(f"cannot be fetched ({error or type(error).__name__})") from None
 
 
-def _read(response: httpcore2.Response, limit: int) -> Reply:
+def _read(response: httpcore2.Response, limit: int) -> Response:
     fields = {name.lower(): value.decode("utf-8", "replace") for name, value in response.headers}
     status = response.status
     reason = response.extensions.get("reason_phrase", b"").decode("ascii", "replace")
     if not 200 <= status < 300:
-        return Reply(status, reason, fields.get(b"location"), b"")
+        return Response(status, reason, fields.get(b"location"), b"")
     coding = fields.get(b"content-encoding", "identity").strip().lower()
     if coding not in ("", "identity"):
         raise ImageError(f"the server sends it compressed ({coding}), though asked not to; download it and give a file")
@@ -92,7 +100,7 @@ def _read(response: httpcore2.Response, limit: int) -> Reply:
         body += chunk
         if len(body) > limit:
             raise ImageError(f"more than {limit} bytes")
-    return Reply(status, reason, None, bytes(body))
+    return Response(status, reason, None, bytes(body))
 
 
 class _Stream(httpcore2.NetworkStream):

@@ -1,0 +1,150 @@
+"""README.md of a converted folder, and what is read of the source's: claims, strangers' heads, links, sizes."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN
+from huggingface_hub import ModelCard
+
+from mlx_lfm2vl.conversion.card import MOST_OF_A_CARD, CardSource, front_matter, write_card
+from mlx_lfm2vl.conversion.convert import convert
+from mlx_lfm2vl.errors import OutputError
+
+
+def source_with_card(folder: Path, head: str) -> Path:
+    shutil.copytree(GOLDEN / "gen25", folder)
+    (folder / "README.md").write_text(f"---\n{head}\n---\n\n# A model\n\nlicense: not this\n")
+    return folder
+
+
+def test_the_card_is_read_by_the_hub_and_says_what_the_source_says(tmp_path):
+    head = (
+        'license: other\nlicense_name: lfm1.0\nlicense_link: LICENSE\nlanguage:\n- en\n- "no"\n- ja\n'
+        "base_model: LiquidAI/LFM2.5-VL-450M\nlibrary_name: transformers\nmodel-index:\n- name: x\n  results: []\n"
+        "tags: [liquid, 'edge']"
+    )
+    source = source_with_card(tmp_path / "source", head)
+    (source / "LICENSE").write_text("the licence")
+    out = convert(source, tmp_path / "My-8bit", q_bits=8, q_group_size=32, verify=False)
+    assert (out / "LICENSE").read_text() == "the licence"
+    data = ModelCard.load(out / "README.md").data.to_dict()
+    assert data["library_name"] == "mlx" and data["pipeline_tag"] == "image-text-to-text"
+    assert (data["license"], data["license_name"], data["license_link"]) == ("other", "lfm1.0", "LICENSE")
+    assert data["language"] == ["en", "no", "ja"]
+    assert data["base_model"] == "LiquidAI/LFM2.5-VL-450M" and "base_model_relation" not in data, (
+        "the source's own base"
+    )
+    assert {"mlx", "8-bit"} <= set(data["tags"])
+    text = (out / "README.md").read_text()
+    assert "Converted from a local checkpoint, which was made from [LiquidAI/LFM2.5-VL-450M](" in text
+    again = convert(out, tmp_path / "My-4bit", q_bits=4, q_group_size=32, verify=False)
+    data = ModelCard.load(again / "README.md").data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ("LiquidAI/LFM2.5-VL-450M", "quantized")
+    assert "mlx-lfm2vl generate --model My-8bit" in text and 'load("My-8bit")' in text
+    assert "Quantised to 8 bits in groups of 32" in text
+
+
+def test_a_licence_that_did_not_come_along_is_not_linked(tmp_path):
+    head = "license: other\nlicense_name: lfm1.0\nlicense_link: LICENSE"
+    out = convert(source_with_card(tmp_path / "source", head), tmp_path / "out")
+    data = ModelCard.load(out / "README.md").data.to_dict()
+    assert (data["license"], data["license_name"], data.get("license_link")) == ("other", "lfm1.0", None)
+
+
+def test_the_python_of_the_card_runs(tmp_path, monkeypatch, capsys):
+    convert(GOLDEN / "gen25", tmp_path / "model")
+    text = (tmp_path / "model" / "README.md").read_text()
+    shutil.copy(GOLDEN / "pictures" / "small.png", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(text.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_a_card_claims_no_licence_and_no_base_that_is_not_known(tmp_path):
+    out = convert(GOLDEN / "gen25", tmp_path / "out")
+    data = ModelCard.load(out / "README.md").data.to_dict()
+    assert not {"license", "base_model", "base_model_relation"} & set(data)
+    assert data["language"] == ["en"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---" + "\n" * 10**6,
+        "---\n-" + " " * 10**6 + ":\n---\n",
+        "---\n" + "a" * 10**6,
+        "---\na:" + " " * 10**6 + "\n---\n",
+    ],
+)
+def test_the_head_of_a_card_is_read_in_one_go(text):
+    started = time.process_time()
+    assert front_matter(text) in ({}, {"a": ""})
+    assert time.process_time() - started < 5
+
+
+def test_a_card_that_lies_elsewhere_is_not_read(tmp_path):
+    (tmp_path / "private.md").write_text("---\nlicense: my-private-words\n---\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "README.md").symlink_to(tmp_path / "private.md")
+    with pytest.raises(OutputError, match=r"README.md: is a link that leads out of the folder"):
+        CardSource.of(tmp_path / "model", tmp_path / "model")
+
+
+def test_only_the_beginning_of_a_card_is_read(tmp_path):
+    with (tmp_path / "README.md").open("wb") as file:
+        file.write(b"---\nlicense: mit\n---\n")
+        file.truncate(20 * 2**30)
+    assert CardSource.of(tmp_path, tmp_path).front_matter == {"license": "mit"}
+
+
+def test_what_is_no_text_is_left_out_and_norwegian_stays():
+    text = "---\nlanguage:\n- en\n- no\n- {a: b}\nlicense: mit\nlicense_name: 3\nextra:\n  a: b\n---\n# x\n"
+    assert front_matter(text) == {"language": ["en", "no"], "license": "mit"}
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "license: mit: it\n",
+        "- license\n",
+        "license: mit\n3: x\n",
+        "license: mit\nself: x\n",
+        "license: !!python/object/apply:os.getcwd []\n",
+        "license: 1" + ":00" * 20_000 + ".5\n",
+        "license: 2001-13-45\n",
+        "license: " + "9" * 60_000 + "\n",
+        "license: " + "[" * 60_000 + "\n",
+        "license: &a mit\nlanguage: [*a]\n",
+        "k0: &k0 {a: 1}\n" + "".join(f"k{n + 1}: &k{n + 1} {{<<: [*k{n}, *k{n}]}}\n" for n in range(40)),
+    ],
+    ids=range(11),
+)
+def test_a_head_that_cannot_be_read_says_nothing_and_costs_little(head, capfd):
+    started = time.process_time()
+    assert front_matter(f"---\n{head}---\n") == {}
+    assert time.process_time() - started < 5
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_the_source_says_ends_neither_the_card_nor_its_head(tmp_path):
+    shutil.copy(GOLDEN / "gen25" / "config.json", tmp_path)
+    license = "a\n---\n# no \ud800\0 \x1b"
+    write_card(tmp_path, CardSource(None, {"license": license, "language": ["no", "'", "- x", "#"]}), "name")
+    data = ModelCard.load(tmp_path / "README.md").data.to_dict()
+    assert data["license"] == license and data["language"] == ["no", "'", "- x", "#"]
+    assert (tmp_path / "README.md").read_text().count("\n---\n") == 1
+    link = "x" * 3000
+    write_card(tmp_path, CardSource(None, {"license": "other", "license_link": link}), "name")
+    assert "license_link" not in ModelCard.load(tmp_path / "README.md").data.to_dict()
+
+
+def test_a_card_longer_than_its_bound_says_nothing(tmp_path):
+    head = "---\nlicense: mit\n" + "# filler\n" * (MOST_OF_A_CARD // 9) + "---\n"
+    (tmp_path / "README.md").write_text(head)
+    assert CardSource.of(tmp_path, tmp_path).front_matter == {}
+    (tmp_path / "README.md").unlink()
+    os.mkfifo(tmp_path / "README.md")
+    assert CardSource.of(tmp_path, tmp_path).front_matter == {}

@@ -1,0 +1,37 @@
+"""Declared dependencies and imported libraries are the same. Reads the imports of every module."""
+
+import re
+import tomllib
+from importlib.util import find_spec
+
+import pytest
+from test_layers import MODULES, ROOT, foreign
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+MODULE = {"pillow": "PIL"}  # of the packages that are imported by another name
+OPTIONAL = ("plot", "heic")  # extras without which only plots or HEIC are missing
+UNUSED = {"mlx_lm": "adapters and calibrated quantisers will use it lazily"}
+IMPORTED = frozenset().union(*map(foreign, MODULES))
+
+
+def modules(requirements: list[str]) -> set[str]:
+    names = [re.match(r"[\w-]+", requirement)[0].replace("-", "_") for requirement in requirements]
+    return {MODULE.get(name, name) for name in names}
+
+
+DECLARED = modules(PROJECT["dependencies"])
+
+
+@pytest.mark.parametrize("module", sorted(DECLARED - UNUSED.keys()))
+def test_every_declared_dependency_is_imported(module):
+    assert module in IMPORTED
+    assert find_spec(module)
+
+
+def test_every_library_that_is_imported_is_a_declared_dependency():
+    extras = [modules(PROJECT["optional-dependencies"][extra]) for extra in OPTIONAL]
+    assert DECLARED.union(*extras) >= IMPORTED
+
+
+def test_an_exception_is_declared_and_not_imported():
+    assert UNUSED.keys() <= DECLARED - IMPORTED
