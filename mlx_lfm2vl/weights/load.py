@@ -39,7 +39,7 @@ def dtype_of(name: str | mx.Dtype | None) -> mx.Dtype | None:
     if name is None or name in DTYPES.values():
         return name  # type: ignore[return-value]
     if not isinstance(name, str) or name not in DTYPES:
-        raise OptionError(f"dtype is {name!r}, expected one of {', '.join(DTYPES)}")
+        raise OptionError(f"dtype is {name!r}, expected one of {', '.join(DTYPES)}, auto")
     return DTYPES[name]
 
 
