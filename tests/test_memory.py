@@ -348,6 +348,22 @@ def the_references_generate() -> None:
     model.generate(**processor(text="<image>What?", images=[picture("small")]), max_new_tokens=3)
 
 
+class Refusal:
+    """Memory that runs out once, at the evaluation that `left` counts down to."""
+
+    left = 0
+
+    def evaluate(self, evaluation: Callable[..., None], *arrays: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError(REFUSALS[-1])
+        evaluation(*arrays)
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        for name in ("eval", "async_eval"):
+            patch.setattr(mx, name, partial(self.evaluate, getattr(mx, name)))
+
+
 @pytest.mark.parametrize(
     "work",
     [lambda: load_model(GOLDEN / "gen2"), one_answer, a_batch, conversations, the_references_generate],
@@ -356,24 +372,15 @@ def the_references_generate() -> None:
 def test_memory_may_run_out_at_any_evaluation(work, monkeypatch):
     """Whichever it is, of those that wait and those that do not: it is the typed error, or the work goes on."""
     loaded()
-    done, count, left = False, 0, 0
-
-    def refusing(evaluate: Callable[..., None], *arrays: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise RuntimeError(REFUSALS[-1])
-        evaluate(*arrays)
-
+    done, count, refusal = False, 0, Refusal()
     while not done:
         count += 1
-        left = count
+        refusal.left = count
         with monkeypatch.context() as patch:
-            for name in ("eval", "async_eval"):
-                patch.setattr(mx, name, partial(refusing, getattr(mx, name)))
+            refusal.install(patch)
             try:
                 work()
-                done = left > 0
+                done = refusal.left > 0
             except OutOfMemoryError as error:
                 assert "memory ran out" in str(error)
     assert count > 5
@@ -381,17 +388,8 @@ def test_memory_may_run_out_at_any_evaluation(work, monkeypatch):
 
 def test_an_engine_goes_on_wherever_memory_runs_out(monkeypatch):
     """Of three requests that are answered together, each is answered or gets the typed error; the next is answered."""
-    done, count, left = False, 0, 0
-
-    def refusing(evaluate: Callable[..., None], *arrays: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise RuntimeError(REFUSALS[-1])
-        evaluate(*arrays)
-
-    for name in ("eval", "async_eval"):
-        monkeypatch.setattr(mx, name, partial(refusing, getattr(mx, name)))
+    done, count, refusal = False, 0, Refusal()
+    refusal.install(monkeypatch)
     while not done:
         count += 1
         with Engine(loaded) as engine, ThreadPoolExecutor(1) as thread:
@@ -399,14 +397,14 @@ def test_an_engine_goes_on_wherever_memory_runs_out(monkeypatch):
             thread.submit(engine.call, lambda *_, gate=gate: gate.wait(60))
             requests = [engine.submit("What?", options=GenerationOptions(max_tokens=3 * n)) for n in (1, 2, 3)]
             time.sleep(0.05)  # so that all of them are read and wait
-            left = count
+            refusal.left = count
             gate.set()
             for request in requests:
                 try:
                     assert request.result(60).finish_reason in ("stop", "length")
                 except OutOfMemoryError as error:
                     assert "memory ran out" in str(error)
-            done, left = left > 0, 0
+            done, refusal.left = refusal.left > 0, 0
             assert engine.submit("Hello?", options=SHORT).result(60).finish_reason in ("stop", "length")
     assert count > 10
 

@@ -1,4 +1,4 @@
-"""What depends on the machine: which functions compute a model, and how much memory there is.
+"""The parts that depend on the machine: which functions compute a model, and how much memory there is.
 
 In: a backend's name, the device, a loaded model. Out: "mlx" or "numpy"; free memory; the model with NumPy's layers.
 """
@@ -30,7 +30,7 @@ def require() -> None:
 
 
 def remedy(platform: str) -> str:
-    """What to do about a missing back end on `platform` (a value of `sys.platform`)."""
+    """The advice for a missing back end on `platform` (a value of `sys.platform`)."""
     if platform == "darwin":
         return "on a Mac it needs Apple silicon, macOS 14 or later and an arm64 Python: pip install --upgrade mlx"
     return "install one: pip install 'mlx-lfm2vl[cpu]', or [cuda12] or [cuda13] for an NVIDIA GPU"

@@ -27,8 +27,8 @@ from ..errors import OptionError, OutOfMemoryError, first_line
 
 P = ParamSpec("P")
 T = TypeVar("T")
-RESERVED, RESERVED_A_CORE = 384 * 2**20, 128 * 2**20  # of the address space; half of it was found to be too little
-# What MLX's allocators and Metal's command buffers say, in small letters.
+RESERVED, RESERVED_A_CORE = 384 * 2**20, 128 * 2**20  # bytes of the address space
+# Parts of the messages of MLX's allocators and Metal's command buffers, in small letters.
 OUT_OF_MEMORY = (
     "insufficient memory",
     "outofmemory",

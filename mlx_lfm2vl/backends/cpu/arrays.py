@@ -45,7 +45,7 @@ def product(x: np.ndarray, weight: np.ndarray, *added: np.ndarray) -> np.ndarray
 
 
 def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
-    """Of rows (n, width)."""
+    """The layer norm of rows (n, width)."""
     made = x - x.mean(axis=1, keepdims=True)
     variance = np.einsum("ij,ij->i", made, made)[:, None] / np.float32(x.shape[1])
     made *= 1 / np.sqrt(variance + np.float32(eps))
@@ -55,7 +55,7 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) 
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """Of the last axis."""
+    """The RMS norm over the last axis of (..., width)."""
     squares = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
     made: np.ndarray = x / np.sqrt(squares + np.float32(eps))
     made *= weight

@@ -97,8 +97,8 @@ def conv_layer(
 def attention_inputs(
     x: np.ndarray, num_queries: int, heads: int, kv_heads: int, eps: float, parameters: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of a layer with attention: queries (B, num_queries, heads, dim) of the last tokens, keys and values (B, L,
-    kv_heads, dim)."""
+    """An attention layer's queries (B, num_queries, heads, dim) of the last tokens, and keys and values (B, L,
+    kv_heads, dim) of all."""
     of, batch = parameters, len(x)
     normed = rms_norm(x, of["operator_norm.weight"], eps)
 
