@@ -69,7 +69,7 @@ def test_the_table_can_be_pasted(report):
     for name, version in report.system.machine.versions.items():
         assert f"{name} {version}" in text
     assert f"backend {report.system.machine.backend} on {report.system.machine.device_type}" in text
-    assert "TF32 off, set in the environment: MLX_ENABLE_TF32=0" in text and "hub cache" in text
+    assert "TF32 off; environment: MLX_ENABLE_TF32=0" in text and "hub cache" in text
     assert lines[-1].startswith(f"All {len(report.rows)} rows within bounds;")
 
 
@@ -215,7 +215,7 @@ def test_an_environment_with_tf32_is_named(quick, monkeypatch, cli):  # noqa: F8
     quick({})
     monkeypatch.setenv("MLX_ENABLE_TF32", "1")
     code, out, _ = cli("doctor")
-    assert code == 0 and "- TF32 on, set in the environment: MLX_ENABLE_TF32=1" in out
+    assert code == 0 and "- TF32 on; environment: MLX_ENABLE_TF32=1" in out
     assert "run with MLX_ENABLE_TF32=0" in out
 
 

@@ -59,7 +59,7 @@ class System:
             wired = "" if self.wired_limit_mb is None else f"; iogpu.wired_limit_mb {self.wired_limit_mb}"
             size = _size(self.device_info["max_recommended_working_set_size"])
             lines.append(f"recommended working set {size}, wired while an answer is made{wired}")
-        lines.append(f"TF32 {'on' if self.tf32 else 'off'}, set in the environment: {chosen}")
+        lines.append(f"TF32 {'on' if self.tf32 else 'off'}; environment: {chosen}")
         if self.tf32:
             lines.append(f"float32 rows may be out of bounds where the device has TF32: run with {TF32}=0")
         lines.append(f"hub cache {self.hub_cache}, {_size(self.hub_cache_bytes)}")
