@@ -66,7 +66,8 @@ def convert(
 ) -> Path:
     """Writes a model into a new MLX folder, dense or quantised, complete with its other files.
 
-    Memory: the largest tensor and its source; while measuring, one model, on a CPU in float32; while searching, two.
+    Memory: the largest tensor and its source; while measuring, one model, in float32 where it fits; while
+    searching, two.
 
     Args:
         source: folder, hub repository or `demo`; dense or quantised. A quantised one is quantised anew from what it
