@@ -146,8 +146,8 @@ class CpuDecoderLayer(Lfm2DecoderLayer):
         return self._attend(x, context, cache, query_context or context, parameters)
 
     def _parts(self) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-        """The linear layers and the others with a weight, by their names here. Named one by one: to walk their tree
-        takes two to three times as long, in each layer of each token."""
+        """The linear layers and the others with a weight, by their names here. Named one by one: `named_modules`
+        takes four to six times as long (8 us against 30 to 50), in each layer of each token."""
         if "conv" in self:
             name, kinds, others = "conv", CONV_LINEARS, CONV_OTHERS
         else:
