@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import demo
-from .arrivals import Arrivals
+from .download_check import DownloadCheck
 from .errors import HubError
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -75,11 +75,11 @@ def resolve(
     def fetch(folder: str, wanted: tuple[str, ...]) -> Path:
         """What is wanted of one folder of the repository."""
         within = tuple(f"{folder}{pattern}" for pattern in wanted)
-        with Arrivals(repo, _cached(repo, cache_dir), downloading=not local_files_only) as arrivals:
+        with DownloadCheck(repo, _cached(repo, cache_dir), downloading=not local_files_only) as check:
             found = _download(
                 name, repo, revision, token, cache_dir, local_files_only, within, (f"{folder}*/*",), progress
             )
-            arrivals.check()
+            check.check()
         return found
 
     if not child:

@@ -20,7 +20,7 @@ from .errors import ConfigError, InputError, OptionError
 from .generation.decode import Prompt, decode, prefill
 from .generation.defaults import generation_config, positions_left
 from .generation.options import GenerationOptions
-from .generation.sampling import Sampler
+from .generation.sampling import UniformSampler
 from .generation.watch import check_callable
 from .hub import Progress, resolve
 from .models import lfm2_vl
@@ -156,7 +156,7 @@ class Lfm2VlForConditionalGeneration(lfm2_vl.Lfm2VlForConditionalGeneration):
         pad = pad if pad is not None else (ends[0] if ends else 0)
 
         cache = Cache(self.config.text_config)
-        sampler = Sampler(options)
+        sampler = UniformSampler(options)
         sampler.observe(mx.array(ids), self.config.text_config.vocab_size)
         limit = min(options.max_tokens, positions_left(self, ids.shape[1]))
         ended = np.zeros(len(ids), bool)

@@ -417,7 +417,7 @@ def damage(name: str):
         ("nonsense pictures", "max_tiles is 0"),
     ],
 )
-def test_damaged_model_folders(refused, broken, name, says):
+def test_quantization_errord_model_folders(refused, broken, name, says):
     damage(name)(broken)
     assert says in refused(*generate("--image", PICTURE, model=broken))
 

@@ -10,9 +10,9 @@ from conftest import GOLDEN, cache_by_backend, case_ids
 
 from mlx_lfm2vl.config import GenerationConfig, Lfm2Config
 from mlx_lfm2vl.errors import InputError
-from mlx_lfm2vl.generation.decode import Decoding, Prompt, _context, decode, prefill
+from mlx_lfm2vl.generation.decode import GenerationBatch, Prompt, _context, decode, prefill
 from mlx_lfm2vl.generation.options import GenerationOptions
-from mlx_lfm2vl.generation.sampling import Sampler
+from mlx_lfm2vl.generation.sampling import UniformSampler
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.lfm2 import Lfm2Model
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
@@ -38,7 +38,7 @@ def greedy(model, prompt: Prompt, count: int, **prefill_options) -> np.ndarray:
     """(B, count) greedy tokens."""
     cache_ = Cache(model.config.text_config)
     logits = prefill(model, prompt, cache_, **prefill_options)
-    return np.array(list(decode(model, prompt, cache_, logits, Sampler(GREEDY), count))).T
+    return np.array(list(decode(model, prompt, cache_, logits, UniformSampler(GREEDY), count))).T
 
 
 @pytest.mark.parametrize("case_id", case_ids(having="generated"))
@@ -87,7 +87,7 @@ def test_the_loop_makes_no_more_tokens_than_asked(golden):
     model = model_of("gen25")
     cache_ = Cache(model.config.text_config)
     prompt = prompt_of(case)
-    steps = decode(model, prompt, cache_, prefill(model, prompt, cache_), Sampler(GREEDY), 5)
+    steps = decode(model, prompt, cache_, prefill(model, prompt, cache_), UniformSampler(GREEDY), 5)
     assert len(list(steps)) == 5
     # the last token is never run through the model
     assert cache_.offset == prompt.input_ids.shape[1] + 4
@@ -97,7 +97,7 @@ def test_the_first_token_waits_for_no_step_and_each_after_it_is_read_once_the_ne
     case = golden("gen25-text")
     model, prompt = model_of("gen25"), prompt_of(case)
     cache_ = Cache(model.config.text_config)
-    steps = decode(model, prompt, cache_, prefill(model, prompt, cache_), Sampler(GREEDY), 9)
+    steps = decode(model, prompt, cache_, prefill(model, prompt, cache_), UniformSampler(GREEDY), 9)
     next(steps)
     assert cache_.offset == prompt.input_ids.shape[1]
     for count in range(2, 9):
@@ -111,9 +111,9 @@ def test_rows_that_join_go_on_as_they_would_alone_and_what_others_leave_is_given
     prompts = [prompt_of(golden(name)) for name in ("gen2-landscape", "gen2-text", "gen2-small", "gen2-text")]
     alone = [greedy(model, prompt, 30)[0].tolist() for prompt in prompts]
 
-    def begun(prompt: Prompt) -> Decoding:
+    def begun(prompt: Prompt) -> GenerationBatch:
         cache_ = Cache(model.config.text_config)
-        return Decoding(model, cache_, prefill(model, prompt, cache_), Sampler(GREEDY))
+        return GenerationBatch(model, cache_, prefill(model, prompt, cache_), UniformSampler(GREEDY))
 
     made: list[list[int]] = [[]]
     steps = begun(prompts[0])
@@ -124,16 +124,16 @@ def test_rows_that_join_go_on_as_they_would_alone_and_what_others_leave_is_given
                 made[row].append(token)
 
     go(before, [0])
-    steps.join(begun(prompts[1]))
+    steps.extend(begun(prompts[1]))
     made.append([])
     go(4, [0, 1])
-    steps.select([1])  # the long one has ended
-    steps.join(begun(prompts[2]))
+    steps.filter([1])  # the long one has ended
+    steps.extend(begun(prompts[2]))
     made.append([])
     go(5, [1, 2])
     two = begun(prompts[3])
-    two.join(begun(prompts[1]))  # several at once
-    steps.join(two)
+    two.extend(begun(prompts[1]))  # several at once
+    steps.extend(two)
     made += [[], []]
     go(3, [1, 2, 3, 4])
     for row, prompt in enumerate((0, 1, 2, 3, 1)):
@@ -197,7 +197,7 @@ def test_the_cache_grows_in_steps_and_stays_small(golden):
     model = model_of("gen2")
     cache_ = Cache(model.config.text_config)
     prompt = prompt_of(case)
-    for _ in islice(decode(model, prompt, cache_, prefill(model, prompt, cache_), Sampler(GREEDY), 200), 200):
+    for _ in islice(decode(model, prompt, cache_, prefill(model, prompt, cache_), UniformSampler(GREEDY), 200), 200):
         pass
     tokens, config = 512, model.config.text_config  # 86 + 200 in steps of 256
     attention = config.layer_types.count("full_attention")
@@ -212,7 +212,7 @@ def test_sampling_is_repeatable_with_a_seed_and_differs_without(golden):
     prompt = prompt_of(case)
 
     def sampled(**options) -> list:
-        sampler = Sampler(GenerationOptions(temperature=1.5, **options).resolve(GenerationConfig()))
+        sampler = UniformSampler(GenerationOptions(temperature=1.5, **options).resolve(GenerationConfig()))
         cache_ = Cache(model.config.text_config)
         return list(decode(model, prompt, cache_, prefill(model, prompt, cache_), sampler, 30))
 
@@ -229,7 +229,7 @@ def test_a_likeliest_of_one_is_greedy(golden):
     model = model_of("gen2")
     prompt = prompt_of(case)
     for options in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
-        sampler = Sampler(GenerationOptions(temperature=2.0, **options).resolve(GenerationConfig()))
+        sampler = UniformSampler(GenerationOptions(temperature=2.0, **options).resolve(GenerationConfig()))
         cache_ = Cache(model.config.text_config)
         tokens = list(decode(model, prompt, cache_, prefill(model, prompt, cache_), sampler, 24))
         np.testing.assert_array_equal(np.array(tokens).T, case.arrays["generated"])

@@ -330,7 +330,7 @@ def test_an_answer_goes_on_where_those_that_would_join_it_find_no_room(engine, m
         raise RuntimeError("[malloc] unable to allocate")
 
     with monkeypatch.context() as short:
-        short.setattr(Cache, "joined", refused)
+        short.setattr(Cache, "merge", refused)
         release.set()
         with pytest.raises(OutOfMemoryError):
             joiner.result(60)

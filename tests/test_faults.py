@@ -20,8 +20,8 @@ from test_cli import MODULE, ROOT
 from test_convert import large_folder
 
 from mlx_lfm2vl.errors import OutputError
+from mlx_lfm2vl.weights.atomic_folder import check_target, finished
 from mlx_lfm2vl.weights.load import load_model
-from mlx_lfm2vl.weights.place import check_target, finished
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "RUST_BACKTRACE": "0"}
 IDS = np.array([[1, 6, 500, 501, 502, 503, 7]])

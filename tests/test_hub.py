@@ -14,7 +14,7 @@ import pytest
 from hub_server import HubServer, Repository
 
 from mlx_lfm2vl import HubError, demo
-from mlx_lfm2vl.arrivals import NOTE
+from mlx_lfm2vl.download_check import NOTE
 from mlx_lfm2vl.hub import resolve
 
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB

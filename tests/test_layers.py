@@ -16,7 +16,7 @@ MODULES = sorted(path.relative_to(ROOT) for path in PACKAGE.rglob("*.py"))
 # Lowest first. A part imports only from lower ones; parts of one line never import each other.
 LAYERS = (
     ("errors",),
-    ("demo", "arrivals", "threads"),
+    ("demo", "download_check", "threads"),
     ("hub",),
     ("config",),
     ("processing", "models"),

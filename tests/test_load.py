@@ -331,7 +331,7 @@ def test_folders_without_config_or_weights(tmp_path, folder):
     refused(folder, r"it has pytorch_model.bin, which is not read")
 
 
-def test_damaged_files_are_named(folder):
+def test_quantization_errord_files_are_named(folder):
     file = folder / "model.safetensors"
     whole = file.read_bytes()
     length = struct.unpack("<Q", whole[:8])[0]

@@ -278,7 +278,7 @@ class TestErrors:
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_damaged_files_give_a_picture_or_an_image_error(data):
+def test_quantization_errord_files_give_a_picture_or_an_image_error(data):
     format = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM"]))
     original = bytearray(encoded(Image.fromarray(RGB), format))
     for _ in range(data.draw(st.integers(1, 8))):

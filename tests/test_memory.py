@@ -24,7 +24,7 @@ from mlx_lfm2vl.config import GenerationConfig, Lfm2Config, Lfm2VlConfig
 from mlx_lfm2vl.errors import OutOfMemoryError, WeightsError
 from mlx_lfm2vl.generation import decode as decoding
 from mlx_lfm2vl.generation.decode import Prompt, decode, prefill
-from mlx_lfm2vl.generation.sampling import Sampler
+from mlx_lfm2vl.generation.sampling import UniformSampler
 from mlx_lfm2vl.models.cache import Cache, ConvCache
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.files import reading
@@ -192,7 +192,7 @@ def kept_while_decoding(tokens: int) -> tuple[list[int], int]:
     model = model_of(2, 2, 32)
     cache = Cache(model.config.text_config)
     prompt = Prompt(np.array([[1, 2, 4]]))
-    greedy = Sampler(GenerationOptions(temperature=0.0).resolve(GenerationConfig()))
+    greedy = UniformSampler(GenerationOptions(temperature=0.0).resolve(GenerationConfig()))
     kept = []
     for _ in decode(model, prompt, cache, prefill(model, prompt, cache), greedy, tokens):
         kept.append(mx.get_cache_memory())

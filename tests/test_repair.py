@@ -132,7 +132,7 @@ def test_a_count_that_the_weights_contradict_and_code(tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vision_config"]["num_hidden_layers"] == 3
 
 
-def test_damaged_weights_are_beyond_repair(folder, tmp_path):
+def test_quantization_errord_weights_are_beyond_repair(folder, tmp_path):
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[:-100])
     with pytest.raises(WeightsError, match="truncated"):

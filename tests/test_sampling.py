@@ -19,17 +19,17 @@ from mlx_lfm2vl.generation import sampling
 from mlx_lfm2vl.generation.options import GenerationOptions
 from mlx_lfm2vl.generation.sampling import (
     NOT_FINITE,
-    Chooser,
-    Kind,
+    BatchedSampler,
     Sampler,
-    SideBySide,
-    choose,
-    chooser,
+    SamplingKind,
+    UniformSampler,
     filter_logits,
     gumbel,
     largest,
+    make_sampler,
     penalize,
     random_bits,
+    sample,
 )
 
 # The sampling that the makers recommend, and others that together use every option
@@ -65,9 +65,9 @@ def some_logits(*shape: int, seed: int = 0) -> mx.array:
     return mx.array(np.random.default_rng(seed).normal(size=shape).astype(np.float32) * 4)
 
 
-def tokens_of(choose: Chooser, logits: mx.array, steps: int) -> list[list[int]]:
+def tokens_of(sampler: Sampler, logits: mx.array, steps: int) -> list[list[int]]:
     """Tokens (steps, B) for the same logits, which the penalty changes."""
-    return [choose(logits).tolist() for _ in range(steps)]
+    return [sampler(logits).tolist() for _ in range(steps)]
 
 
 # The choice
@@ -85,9 +85,9 @@ def allowed(logits: np.ndarray, top_k: int, top_p: float, min_p: float) -> set[i
     return {int(i) for i in ids if p[i] >= min_p}
 
 
-def kind_and_numbers(top_k: int, top_p: float, min_p: float, temperature: float = 1.0) -> tuple[Kind, dict]:
+def kind_and_numbers(top_k: int, top_p: float, min_p: float, temperature: float = 1.0) -> tuple[SamplingKind, dict]:
     given = options(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    return Kind.of(given), sampling._numbers(Kind.of(given), [given])
+    return SamplingKind.of(given), sampling._numbers(SamplingKind.of(given), [given])
 
 
 @both_devices
@@ -135,7 +135,7 @@ def test_filters_of_a_row_do_not_depend_on_the_others(device):
 )
 def test_the_token_is_that_of_the_definition(device, row, given_, seen_ids, key):
     given = options(**given_)
-    kind = Kind.of(given)
+    kind = SamplingKind.of(given)
     seen = np.isin(np.arange(len(row)), seen_ids)
     scores = row.astype(np.float32)  # in which a penalised score may equal another
     if kind.penalty:
@@ -150,7 +150,7 @@ def test_the_token_is_that_of_the_definition(device, row, given_, seen_ids, key)
         scaled = (scores - scores.max()) / given_["temperature"]
         ids = sorted(allowed(scaled, given_["top_k"], given_["top_p"], given_["min_p"]))
         expected = ids[int((scaled + noise)[ids].argmax())]
-    tokens, now_seen = choose_on(device)(
+    tokens, now_seen = sample_on(device)(
         kind,
         mx.array(row[None].astype(np.float32)),
         sampling._numbers(kind, [given]),
@@ -163,8 +163,8 @@ def test_the_token_is_that_of_the_definition(device, row, given_, seen_ids, key)
         np.testing.assert_array_equal(np.array(now_seen)[0], seen)
 
 
-def choose_on(device: str) -> Callable[..., tuple[mx.array, mx.array | None]]:
-    return choose if device == "cpu" else lambda kind, *arrays: sampling._compiled(kind)(*arrays)
+def sample_on(device: str) -> Callable[..., tuple[mx.array, mx.array | None]]:
+    return sample if device == "cpu" else lambda kind, *arrays: sampling._compiled(kind)(*arrays)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
@@ -175,7 +175,7 @@ def test_compiled_steps_choose_the_same_tokens(given, dtype, monkeypatch, tmp_pa
     for gpu in (False, True):
         monkeypatch.setattr(sampling, "on_gpu", lambda gpu=gpu: gpu)
         monkeypatch.setenv("TMPDIR", str(tmp_path_factory.getbasetemp()))
-        sampler = Sampler(options(3, **given))
+        sampler = UniformSampler(options(3, **given))
         sampler.observe(mx.array([[1, 2], [3, 4], [5, 5]]), 5000)
         answers.append(tokens_of(sampler, logits, 6))
     assert answers[0] == answers[1]
@@ -188,7 +188,7 @@ def test_a_row_that_is_not_finite_has_no_token_and_its_neighbours_have_theirs(gi
     for place in (0, 2500, 4999):
         bad = good.copy()
         bad[0, place] = value
-        both = [chooser([options(1, **given), options(2, **given)]) for _ in range(2)]
+        both = [make_sampler([options(1, **given), options(2, **given)]) for _ in range(2)]
         expected = both[0](mx.array(np.concatenate([good, good]))).tolist()
         assert both[1](mx.array(np.concatenate([good, bad]))).tolist() == [expected[0], NOT_FINITE]
 
@@ -196,10 +196,10 @@ def test_a_row_that_is_not_finite_has_no_token_and_its_neighbours_have_theirs(gi
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 def test_logits_of_16_bits_are_penalised_in_32(dtype, device):
     """As transformers does. 1.05 is 1.047 in bfloat16, and 10.5 / 1.05 has few bits."""
-    sampler = Sampler(options(temperature=0.0, repetition_penalty=1.05))
+    sampler = UniformSampler(options(temperature=0.0, repetition_penalty=1.05))
     sampler.observe(mx.array([[0, 1]]), 3)
     assert sampler(mx.array([[10.5, 2.0, 9.9375]]).astype(dtype)).item() == 0
-    sampler = Sampler(options(temperature=0.0, repetition_penalty=1.05))
+    sampler = UniformSampler(options(temperature=0.0, repetition_penalty=1.05))
     sampler.observe(mx.array([[0, 1]]), 3)
     assert sampler(mx.array([[10.5, 2.0, 10.0625]]).astype(dtype)).item() == 2
 
@@ -261,17 +261,19 @@ def test_random_bits_of_a_key_do_not_depend_on_the_others():
 
 def test_a_seed_repeats_itself_and_differs_from_others(device):
     logits = some_logits(2, 300) / 8
-    answers = [tokens_of(Sampler(options(seed, temperature=1.0)), logits, 10) for seed in (5, 5, 6, 2**64 - 1, None)]
+    answers = [
+        tokens_of(UniformSampler(options(seed, temperature=1.0)), logits, 10) for seed in (5, 5, 6, 2**64 - 1, None)
+    ]
     assert answers[0] == answers[1]
     assert len({str(answer) for answer in answers}) == 4
     first, second = zip(*answers[0], strict=True)
-    assert first != tuple(tokens_of(Sampler(options(5, temperature=1.0)), logits[1:], 10)) and first != second
+    assert first != tuple(tokens_of(UniformSampler(options(5, temperature=1.0)), logits[1:], 10)) and first != second
 
 
 def test_rows_sampled_alike_differ():
     """A batch of one prompt has as many answers as rows."""
     logits = mx.broadcast_to(some_logits(1, 300) / 8, (4, 300))
-    rows = list(zip(*tokens_of(Sampler(options(5, temperature=1.0)), logits, 10), strict=True))
+    rows = list(zip(*tokens_of(UniformSampler(options(5, temperature=1.0)), logits, 10), strict=True))
     assert len(set(rows)) == 4
 
 
@@ -282,7 +284,7 @@ def alone(given: list[GenerationOptions], prompts: list[list[int]], logits: list
     """What each row chooses by itself, its logits (B, vocabulary) a step."""
     rows = []
     for row, (each, prompt) in enumerate(zip(given, prompts, strict=True)):
-        sampler = Sampler(each)
+        sampler = UniformSampler(each)
         sampler.observe(mx.array([prompt]), logits[0].shape[1])
         rows.append([sampler(mx.array(step[row : row + 1])).item() for step in logits])
     return rows
@@ -297,14 +299,14 @@ def test_a_row_of_a_batch_chooses_what_it_would_choose_alone(device):
     logits = [(rng.normal(size=(12, 60)) * 3).astype(np.float32) for _ in range(12)]
     expected = alone(given, prompts, logits)
 
-    def begun(rows: list[int]) -> Chooser:
-        part = chooser([given[row] for row in rows])
+    def begun(rows: list[int]) -> Sampler:
+        part = make_sampler([given[row] for row in rows])
         part.observe(mx.array([prompts[row] for row in rows]), 60)
         return part
 
     done = [0] * 12  # tokens of each row
 
-    def step(batch: Chooser, rows: list[int]) -> None:
+    def step(batch: Sampler, rows: list[int]) -> None:
         tokens = batch(mx.array(np.stack([logits[done[row]][row] for row in rows]))).tolist()
         assert tokens == [expected[row][done[row]] for row in rows]
         for row in rows:
@@ -314,20 +316,20 @@ def test_a_row_of_a_batch_chooses_what_it_would_choose_alone(device):
     step(first, [3, 0, 1, 2])
     for _ in range(2):
         step(second, [4, 5, 6])
-    batch, rows = SideBySide([(first, 4), (second, 3)]), [3, 0, 1, 2, 4, 5, 6]
+    batch, rows = BatchedSampler([(first, 4), (second, 3)]), [3, 0, 1, 2, 4, 5, 6]
     step(batch, rows)
-    batch.select([6, 1, 5, 0, 2])
+    batch.filter([6, 1, 5, 0, 2])
     rows = [6, 0, 5, 3, 1]
     for _ in range(3):
         step(batch, rows)
-    batch = SideBySide([(batch, 5), (begun([7]), 1), (begun([8, 9, 10, 11]), 4)])
+    batch = BatchedSampler([(batch, 5), (begun([7]), 1), (begun([8, 9, 10, 11]), 4)])
     rows += [7, 8, 9, 10, 11]
     for _ in range(3):
         step(batch, rows)
-    batch.select([9, 3])
+    batch.filter([9, 3])
     rows = [11, 3]
     step(batch, rows)
-    batch.select([1])
+    batch.filter([1])
     step(batch, [3])
 
 
@@ -335,18 +337,18 @@ def test_rows_of_one_kind_are_one_computation():
     given = [
         options(seed, **{**FAMILY, "temperature": 0.1 + seed / 10, "min_p": 0.01 * (seed + 1)}) for seed in range(9)
     ]
-    batch = chooser(given)
-    assert isinstance(batch, SideBySide) and len(batch._parts) == 1
-    mixed = chooser([*given, options(**GREEDY), options(**LARGE), options(**GREEDY)])
-    assert isinstance(mixed, SideBySide) and [rows for _, rows in mixed._parts] == [list(range(9)), [9, 11], [10]]
+    batch = make_sampler(given)
+    assert isinstance(batch, BatchedSampler) and len(batch._parts) == 1
+    mixed = make_sampler([*given, options(**GREEDY), options(**LARGE), options(**GREEDY)])
+    assert isinstance(mixed, BatchedSampler) and [rows for _, rows in mixed._parts] == [list(range(9)), [9, 11], [10]]
 
 
 def test_a_row_that_two_thousand_others_join_and_leave_is_chosen_as_alone():
-    long = SideBySide([(Sampler(GenerationOptions(temperature=1.0, seed=3)), 1)])
-    alone = Sampler(GenerationOptions(temperature=1.0, seed=3))
+    long = BatchedSampler([(UniformSampler(GenerationOptions(temperature=1.0, seed=3)), 1)])
+    alone = UniformSampler(GenerationOptions(temperature=1.0, seed=3))
     for _ in range(2000):
-        long = SideBySide([(long, 1), (Sampler(GenerationOptions(temperature=0.0)), 1)])
-        long.select([0])
+        long = BatchedSampler([(long, 1), (UniformSampler(GenerationOptions(temperature=0.0)), 1)])
+        long.filter([0])
     logits = mx.array(np.random.default_rng(0).normal(size=(20, 50)).astype(np.float32))
     assert [long(row[None]).item() for row in logits] == [alone(row[None]).item() for row in logits]
 
@@ -361,21 +363,21 @@ def test_every_step_may_run_in_another_thread(device, evaluated):
     given = [options(seed, **FAMILY) for seed in range(2)]
 
     def run() -> Iterator[list[int]]:
-        batch = chooser(given)
+        batch = make_sampler(given)
         batch.observe(mx.array([[1, 2], [3, 4]]), 200)
         yield []
         for n, step in enumerate(logits):
             if n == 3:
-                other = Sampler(options(7, **EVERYTHING))
+                other = UniformSampler(options(7, **EVERYTHING))
                 other.observe(mx.array([[5]]), 200)
                 yield []
                 mx.eval(other(step[2:]))
                 yield []
-                batch = SideBySide([(batch, 2), (other, 1)])
+                batch = BatchedSampler([(batch, 2), (other, 1)])
                 mx.eval(batch.state)
                 yield []
             if n == 5:
-                batch.select([2, 0])
+                batch.filter([2, 0])
                 mx.eval(batch.state)
                 yield []
             tokens = batch(step[: 2 if n < 3 or n > 4 else 3])
@@ -400,12 +402,12 @@ def test_every_step_may_run_in_another_thread(device, evaluated):
 
 
 def test_a_samplers_state_is_what_it_has_seen():
-    sampler = Sampler(options(**FAMILY))
+    sampler = UniformSampler(options(**FAMILY))
     assert sampler.state == []
     sampler.observe(mx.array([[1, 2]]), 50)
     sampler(some_logits(1, 50))
     assert [(array.shape, array.dtype) for array in sampler.state] == [((1, 50), mx.bool_), ((1,), mx.int32)]
-    assert Sampler(options(**LARGE)).state == []
+    assert UniformSampler(options(**LARGE)).state == []
 
 
 # Penalty and options
@@ -418,19 +420,19 @@ def test_penalty():
 
 
 def test_the_penalty_counts_prompt_and_answer():
-    sampler = Sampler(GenerationOptions(repetition_penalty=100.0).resolve(GenerationConfig()))
+    sampler = UniformSampler(GenerationOptions(repetition_penalty=100.0).resolve(GenerationConfig()))
     logits = mx.array([[5.0, 4.0, 3.0, 2.0]])
     sampler.observe(mx.array([[0, 0]]), 4)
     assert [sampler(logits).item() for _ in range(3)] == [1, 2, 3]
 
 
 def test_the_smallest_temperature_is_greedy_and_not_garbage():
-    sampler = Sampler(GenerationOptions(temperature=1e-40).resolve(GenerationConfig()))
+    sampler = UniformSampler(GenerationOptions(temperature=1e-40).resolve(GenerationConfig()))
     assert sampler(mx.array([[3.0, 40.0, -2.0]])).item() == 1
 
 
 def test_samples_follow_the_distribution():
-    sampler = Sampler(GenerationOptions(temperature=0.5, seed=3).resolve(GenerationConfig()))
+    sampler = UniformSampler(GenerationOptions(temperature=0.5, seed=3).resolve(GenerationConfig()))
     logits = mx.broadcast_to(mx.log(mx.array([0.5, 0.3, 0.2])), (20_000, 3))
     counts = np.bincount(np.array(sampler(logits)), minlength=3) / 20_000
     np.testing.assert_allclose(counts, np.array([0.25, 0.09, 0.04]) / 0.38, atol=0.015)
@@ -482,7 +484,7 @@ def test_numbers_may_be_numpys_and_no_stop_may_be_none():
 def test_the_least_temperatures_are_greedy(temperature):
     options = GenerationOptions(temperature=temperature, seed=1).resolve(GenerationConfig(do_sample=True))
     logits = mx.array([[0.5, 3.0, 2.99, -1e4], [7.0, -2.0, 0.0, 6.999]])
-    assert Sampler(options)(logits).tolist() == [1, 0]
+    assert UniformSampler(options)(logits).tolist() == [1, 0]
 
 
 def test_rows_may_be_kept_in_another_order():
@@ -491,11 +493,11 @@ def test_rows_may_be_kept_in_another_order():
     logits = mx.array(np.random.default_rng(0).normal(size=(1, 500)).astype(np.float32))
     expected = []
     for one in each:
-        own = chooser([one])
+        own = make_sampler([one])
         expected.append([own(logits).item() for _ in range(4)])
-    choose = chooser(each)
-    first = choose(mx.repeat(logits, 3, axis=0)).tolist()
-    choose.select([2, 0])
-    rest = [choose(mx.repeat(logits, 2, axis=0)).tolist() for _ in range(3)]
+    sampler = make_sampler(each)
+    first = sampler(mx.repeat(logits, 3, axis=0)).tolist()
+    sampler.filter([2, 0])
+    rest = [sampler(mx.repeat(logits, 2, axis=0)).tolist() for _ in range(3)]
     assert first == [tokens[0] for tokens in expected]
     assert rest == [[expected[2][step], expected[0][step]] for step in (1, 2, 3)]

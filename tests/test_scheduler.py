@@ -12,7 +12,7 @@ from mlx_lfm2vl import GenerationOptions, GenerationRequest, PromptCache, genera
 from mlx_lfm2vl.errors import NotFiniteError, OutOfMemoryError
 from mlx_lfm2vl.generation import passes
 from mlx_lfm2vl.generation import scheduler as scheduler_module
-from mlx_lfm2vl.generation.decode import Decoding
+from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.generation.response import Completion, GenerationResponse
 from mlx_lfm2vl.generation.scheduler import Scheduler, Sequence
@@ -138,14 +138,14 @@ def test_a_row_that_is_not_finite_leaves_the_others(monkeypatch):
     driven = Driven()
     ids = [driven.add("Hello."), driven.add("Why?"), driven.add("What?")]
     driven.step(5)
-    step = Decoding.step
+    step = GenerationBatch.step
 
     def damaged(self, last=False):
         tokens, logprobs = step(self, last)
         return [token if at != 1 else -1 for at, token in enumerate(tokens)], logprobs
 
     with monkeypatch.context() as once:
-        once.setattr(Decoding, "step", damaged)
+        once.setattr(GenerationBatch, "step", damaged)
         driven.step()
     driven.finish()
     assert isinstance(driven.items[ids[1]][-1], NotFiniteError)
@@ -247,7 +247,7 @@ def test_a_prompt_that_was_answered_is_answered_again_without_a_run():
 def test_memory_that_runs_out_at_a_join_changes_no_answer(monkeypatch):
     """The step that a join begins with fails for the row that would join, and is done again for the other."""
     options = GenerationOptions(max_tokens=20, logprobs=True)
-    model, join, calls = type(loaded()[0]), Decoding.join, []
+    model, join, calls = type(loaded()[0]), GenerationBatch.extend, []
 
     def fail(*_):
         calls.append(1)
@@ -258,7 +258,7 @@ def test_memory_that_runs_out_at_a_join_changes_no_answer(monkeypatch):
             short.setattr(model, "logits", fail)
             join(self, other)
 
-    monkeypatch.setattr(Decoding, "join", joining)
+    monkeypatch.setattr(GenerationBatch, "extend", joining)
     driven = Driven()
     first, second = driven.add("Tell me everything.", options=options), driven.add("Why?")
     driven.finish()

@@ -16,9 +16,9 @@ from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.config import Lfm2VlConfig
 from mlx_lfm2vl.conversion import plot
 from mlx_lfm2vl.conversion.convert import convert
-from mlx_lfm2vl.conversion.damage import measure
-from mlx_lfm2vl.conversion.report import DamageReport
-from mlx_lfm2vl.conversion.search import FILE, WIDTHS, purchases, search
+from mlx_lfm2vl.conversion.quantization_error import measure
+from mlx_lfm2vl.conversion.report import QuantizationReport
+from mlx_lfm2vl.conversion.search import FILE, WIDTHS, greedy_upgrades, search
 from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.weights.names import from_module
 
@@ -35,7 +35,7 @@ def few(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uniform(few, tmp_path_factory) -> tuple[int, DamageReport]:
+def uniform(few, tmp_path_factory) -> tuple[int, QuantizationReport]:
     """gen2 at 4 bits everywhere: bytes of its tensors, and its report."""
     out = convert(GOLDEN / "gen2", tmp_path_factory.mktemp("uniform") / "out", q_bits=4, q_group_size=32, verify=False)
     index = json.loads((out / "model.safetensors.index.json").read_text())
@@ -58,19 +58,19 @@ def test_purchases_widen_step_by_step_and_keep_to_the_limit(parts, room):
         return sum(weights[name] * bits for name, bits in assignment.items())
 
     start = dict.fromkeys(weights, WIDTHS[0])
-    steps = list(purchases(start, predicted, size))
+    steps = list(greedy_upgrades(start, predicted, size))
     assert steps[0] == start and steps[-1] == dict.fromkeys(weights, WIDTHS[-1])
     for before, after in itertools.pairwise(steps):
         changed = [name for name in before if before[name] != after[name]]
         assert len(changed) == 1 and after[changed[0]] > before[changed[0]]
     limit = room * size(start)
-    *_, last = purchases(start, predicted, size, limit=limit)
+    *_, last = greedy_upgrades(start, predicted, size, limit=limit)
     assert size(last) <= limit
 
 
 def test_the_module_that_saves_most_is_widened_first():
     predicted = {"a": [1.0, 0.9, 0.8, 0.7, 0.6], "b": [1.0, 0.1, 0.05, 0.02, 0.01]}
-    _, first, *_ = purchases({"a": 3, "b": 3}, predicted, lambda state: sum(state.values()))
+    _, first, *_ = greedy_upgrades({"a": 3, "b": 3}, predicted, lambda state: sum(state.values()))
     assert first == {"a": 3, "b": 4}
 
 
@@ -88,8 +88,8 @@ def test_a_size_is_kept_and_better_used_than_with_the_same_bits_everywhere(few, 
     assert index["metadata"]["total_size"] <= total
     found = json.loads((out / FILE).read_text())
     assert found["chosen"]["size"] == index["metadata"]["total_size"]
-    assert DamageReport.read(out).kl_mean < report.kl_mean
-    assert DamageReport.read(out).kl_mean == pytest.approx(found["chosen"]["kl"], rel=0.05)
+    assert QuantizationReport.read(out).kl_mean < report.kl_mean
+    assert QuantizationReport.read(out).kl_mean == pytest.approx(found["chosen"]["kl"], rel=0.05)
     assert {point["label"] for point in found["curve"]} == {*(f"{bits} bits" for bits in WIDTHS), "search", "chosen"}
     searched = [step for step in told if step[0] == "searching"]
     assert searched == sorted(searched) and searched[-1][1] == searched[-1][2]

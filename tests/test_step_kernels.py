@@ -1,4 +1,4 @@
-"""Kernels of a whole step of the decode loop, as `Decoding` dispatches it: the model, the choice of a token, the check
+"""Kernels of a whole step of the decode loop, as `GenerationBatch` dispatches it: the model, the sampler, the check
 for numbers that are not finite. What counts as a kernel stands in `kernels.py`.
 
 The model is that of LFM2.5-VL-450M with small widths: 195 kernels in 16 bits, 227 with quantised layers, whose products
@@ -25,10 +25,10 @@ from test_kernels import NARROW_TEXT, NARROW_VISION, TEXT, VISION, model_of
 
 from mlx_lfm2vl.config import GenerationConfig, Lfm2VlConfig
 from mlx_lfm2vl.generation import sampling
-from mlx_lfm2vl.generation.decode import Decoding, Prompt, prefill
+from mlx_lfm2vl.generation.decode import GenerationBatch, Prompt, prefill
 from mlx_lfm2vl.generation.options import GenerationOptions
 from mlx_lfm2vl.generation.recommended import recommended
-from mlx_lfm2vl.generation.sampling import chooser
+from mlx_lfm2vl.generation.sampling import make_sampler
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 
@@ -61,11 +61,11 @@ def narrow(vocabulary: int = 65536, quantised: bool = False) -> Lfm2VlForConditi
 def step_of(model: Lfm2VlForConditionalGeneration, *given: dict, logprobs: bool = False) -> Count:
     """The third step of rows with these options: the loop is one step ahead then."""
     options = [GenerationOptions(seed=1, **each).resolve(GenerationConfig(do_sample=True)) for each in given]
-    choose = chooser(options)
+    sampler = make_sampler(options)
     ids = np.array([[1, 2, 3, 4]] * len(given))
-    choose.observe(mx.array(ids), model.config.text_config.vocab_size)
+    sampler.observe(mx.array(ids), model.config.text_config.vocab_size)
     cache = Cache(model.config.text_config)
-    steps = Decoding(model, cache, prefill(model, Prompt(ids), cache), choose, logprobs=logprobs)
+    steps = GenerationBatch(model, cache, prefill(model, Prompt(ids), cache), sampler, logprobs=logprobs)
     steps.step()
     steps.step()
 

@@ -27,8 +27,8 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.config import GenerationConfig
-from mlx_lfm2vl.generation.decode import Decoding, Prompt, prefill
-from mlx_lfm2vl.generation.sampling import chooser
+from mlx_lfm2vl.generation.decode import GenerationBatch, Prompt, prefill
+from mlx_lfm2vl.generation.sampling import make_sampler
 from mlx_lfm2vl.models.cache import Cache
 
 pytestmark = pytest.mark.backends("mlx", "numpy")
@@ -125,11 +125,11 @@ def test_rows_leave_and_join_in_new_threads(model_and_processor):
     model, _ = model_and_processor
     ids = np.random.default_rng(0).integers(500, 800, (4, 20))
 
-    def begun(rows: np.ndarray, *options: GenerationOptions) -> Decoding:
-        choose = chooser([each.resolve(GenerationConfig(do_sample=True)) for each in options])
-        choose.observe(mx.array(rows), model.config.text_config.vocab_size)
+    def begun(rows: np.ndarray, *options: GenerationOptions) -> GenerationBatch:
+        sampler = make_sampler([each.resolve(GenerationConfig(do_sample=True)) for each in options])
+        sampler.observe(mx.array(rows), model.config.text_config.vocab_size)
         cache = Cache(model.config.text_config)
-        return Decoding(model, cache, prefill(model, Prompt(rows), cache), choose, logprobs=True)
+        return GenerationBatch(model, cache, prefill(model, Prompt(rows), cache), sampler, logprobs=True)
 
     def numbers(run: Callable[[Callable[[], Any]], Any]) -> list[Any]:
         made = []
@@ -137,9 +137,9 @@ def test_rows_leave_and_join_in_new_threads(model_and_processor):
         for rows in (None, [0, 1], [1], None):
             made += [run(steps.step) for _ in range(3)]
             if rows is not None:
-                run(lambda rows=rows: steps.select(rows))
+                run(lambda rows=rows: steps.filter(rows))
         other = run(lambda: begun(ids[3:], SAMPLED))
-        run(lambda: steps.join(other))
+        run(lambda: steps.extend(other))
         return [*made, *(run(steps.step) for _ in range(3))]
 
     assert numbers(elsewhere) == numbers(lambda work: work())

@@ -169,7 +169,7 @@ def test_an_answer_with_a_call_is_part_of_a_conversation(monkeypatch):
     model, processor = load(GOLDEN / "gen2")
     call = processor.tokenizer.encode(f"Hm.{block('[now()]')}", add_special_tokens=False)
     answers = iter([*call, 7])
-    step = "mlx_lfm2vl.generation.decode.Decoding.step"
+    step = "mlx_lfm2vl.generation.decode.GenerationBatch.step"
     schema = [{"name": "now", "description": "the time", "parameters": {}}]
     with monkeypatch.context() as scripted:  # a random model calls nothing by itself: its tokens are given here
         scripted.setattr(step, lambda self, last=False: ([next(answers)], None))

@@ -4,7 +4,7 @@
     python tools/compare_convert.py --model FOLDER --q-bits 8
 
 Needs mlx-vlm. The programs run in turn, `--runs` times, and each one's run of least processor time counts; memory is
-the highest resident size. Reading the source once before warms the disk's cache for both. Measuring the damage is left
+the highest resident size. Reading the source once before warms the disk's cache for both. Measuring the error is left
 out: mlx-vlm has nothing like it.
 """
 

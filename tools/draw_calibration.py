@@ -1,4 +1,4 @@
-"""Draws the pictures by which the damage of a quantisation is measured (mlx_lfm2vl/conversion/calibration/).
+"""Draws the pictures by which the error of a quantisation is measured (mlx_lfm2vl/conversion/calibration/).
 
     python tools/draw_calibration.py mlx_lfm2vl/conversion/calibration
 

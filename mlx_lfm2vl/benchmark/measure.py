@@ -26,11 +26,11 @@ from PIL import Image
 from ..backends.memory import WiredLimit
 from ..errors import OptionError
 from ..generation.batch import generate_batch
-from ..generation.decode import Decoding, Prompt, prefill
+from ..generation.decode import GenerationBatch, Prompt, prefill
 from ..generation.defaults import generation_config, positions_left
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest, encode
-from ..generation.sampling import Sampler
+from ..generation.sampling import UniformSampler
 from ..generation.vision_cache import encode_views
 from ..generation.watch import Cancelled, Progress, Stop, check
 from ..hub import resolve
@@ -229,8 +229,8 @@ def ask(
     del prompt, request, picture
     laps.append(time.perf_counter())
     cache = Cache(model.config.text_config)
-    choose = Sampler(GREEDY)
-    steps = Decoding(model, cache, prefill(model, Prompt(ids, images=images), cache, stop=stop), choose)
+    sampler = UniformSampler(GREEDY)
+    steps = GenerationBatch(model, cache, prefill(model, Prompt(ids, images=images), cache, stop=stop), sampler)
     del images
     answer = steps.step(last=tokens == 1)[0]
     laps.append(time.perf_counter())

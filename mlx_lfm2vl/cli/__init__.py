@@ -18,8 +18,8 @@ from typing import Any
 from .. import __version__, backends
 from ..errors import ImageWarning, Lfm2VlError
 from . import batch, bench, chat, convert, doctor, generate, upload, verify
-from .interrupt import held
-from .options import PROGRAM, Parser, complain, note
+from .interrupt import defer_sigint
+from .options import PROGRAM, Parser, note, print_error
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # of a stdout that takes no more
 COMMANDS = {
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         about = PROGRAM if args.command is None else f"{PROGRAM} {args.command}"
-        complain(f"unrecognized arguments: {' '.join(unknown)} (see `{about} --help`)")
+        print_error(f"unrecognized arguments: {' '.join(unknown)} (see `{about} --help`)")
         return 2
     if args.command is None:
         parser.print_help(sys.stderr)
@@ -48,15 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(AttributeError):  # a stream put in place by a caller may not be reconfigurable
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # terminals that lack a character
     if "stdin" in closed and (args.command == "chat" or "-" in (*_named(args, "image"), *_named(args, "prompt_file"))):
-        complain("stdin is closed, so nothing can be read from it")
+        print_error("stdin is closed, so nothing can be read from it")
         return 2
     if "stdout" in closed and args.command in ("generate", "chat", "verify"):
-        complain("stdout is closed, so the answer cannot be printed")
+        print_error("stdout is closed, so the answer cannot be printed")
         return 2
     if args.command in MEASURING:
         os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 as TF32 has 10 bits; MLX reads it when it multiplies
     try:
-        with held():
+        with defer_sigint():
             backends.require()
             importlib.import_module("numpy")
         with _warnings_as_notes():
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here a full disk can still be told
         return code
     except Lfm2VlError as error:
-        complain(str(error))
+        print_error(str(error))
         return 2
     except BrokenPipeError:
         # Python would fail once more when it flushes stdout at exit.
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in _FULL:
             raise
         _silence_stdout()
-        complain(f"stdout cannot be written ({os.strerror(error.errno)})")
+        print_error(f"stdout cannot be written ({os.strerror(error.errno)})")
         return 2
 
 

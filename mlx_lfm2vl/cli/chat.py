@@ -19,11 +19,11 @@ from .options import (
     add_model,
     add_pictures,
     add_sampling,
-    complain,
     load_model,
+    print_error,
+    print_stderr,
     sampling_options,
     source_policy,
-    tell,
 )
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
                 if not conversation.take(line):
                     break
             except Lfm2VlError as error:
-                complain(str(error))
+                print_error(str(error))
                 failed = not terminal.interactive
             except KeyboardInterrupt:  # not between the tokens of an answer, where it is expected
                 if not terminal.interactive:
@@ -124,7 +124,7 @@ class Terminal:
 
     def hint(self, text: str) -> None:
         if self.interactive:
-            tell(f"\033[2m{text}\033[0m" if self._dim else text)
+            print_stderr(f"\033[2m{text}\033[0m" if self._dim else text)
 
     def show(self, answer: Callable[..., Iterator[GenerationResponse]]) -> None:
         """Prints `answer(stop=...)` as it comes. Ctrl-C stops it; where nobody types, the program too."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..weights.choices import DTYPES, MODES, RECIPES
-from .options import PROGRAM, add_revision, note, real, tell, whole
+from .options import PROGRAM, add_revision, note, print_stderr, real, whole
 from .upload import add_options, send
 
 SUMMARY = "convert a model to MLX, quantised if asked"
@@ -213,7 +213,7 @@ def run(args: argparse.Namespace) -> int:
 
 def run_convert(args: argparse.Namespace) -> int:
     from .. import convert
-    from ..conversion.report import FILE, DamageReport
+    from ..conversion.report import FILE, QuantizationReport
     from .progress import Bars
 
     with Bars() as bars:
@@ -241,7 +241,7 @@ def run_convert(args: argparse.Namespace) -> int:
             on_note=note,
         )
     if (Path(folder) / FILE).is_file():
-        tell(DamageReport.read(folder).table())
+        print_stderr(QuantizationReport.read(folder).table())
     print(folder)
     finish(args)
     return 0

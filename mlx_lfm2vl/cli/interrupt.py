@@ -37,7 +37,7 @@ class Interrupt:
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def defer_sigint() -> Iterator[None]:
     """While the block runs, Ctrl-C waits for its end: for the imports of compiled modules, which make an `ImportError`
     of it, or end the process, or go on."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -29,11 +29,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        complain(f"{message} (see `{self.prog} --help`)")
+        print_error(f"{message} (see `{self.prog} --help`)")
         raise SystemExit(2)
 
 
-def tell(text: str) -> None:
+def print_stderr(text: str) -> None:
     """Writes to stderr. That nobody reads there, or a full disk, stops nothing."""
     try:
         print(text, file=sys.stderr, flush=True)
@@ -41,14 +41,14 @@ def tell(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """Writes the program's error line to stderr."""
-    tell(f"{PROGRAM}: error: {one_line(message)}")
+    print_stderr(f"{PROGRAM}: error: {one_line(message)}")
 
 
 def note(message: str) -> None:
     """Writes a line to stderr that the user should know of but that stops nothing."""
-    tell(f"{PROGRAM}: {one_line(message)}")
+    print_stderr(f"{PROGRAM}: {one_line(message)}")
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
     from .. import OutputError
     from ..conversion import plot
-    from ..conversion.damage import measure
+    from ..conversion.quantization_error import measure
     from ..hub import resolve
     from .progress import Bars
 

@@ -19,10 +19,10 @@ from ..config.files import check_own, open_regular
 from ..errors import OutputError
 from ..hub import card_metadata, is_repository, write_model_card
 from .plot import CURVE_FILE, ERRORS_FILE
-from .report import DamageReport
+from .report import QuantizationReport
 
 LICENCE_KEYS = ("license", "license_name", "license_link")
-HOUSE = "LiquidAI/"  # whose models have the licence below, should their card not have come along
+DEFAULT_ORGANISATION = "LiquidAI/"  # whose models have the licence below, should their card not have come along
 HOUSE_LICENCE = {"license": "other", "license_name": "lfm1.0", "license_link": "LICENSE"}
 MOST_OF_A_CARD = 2**16  # bytes that are looked at; the head stands at the beginning
 
@@ -89,7 +89,7 @@ def _items(value: Any) -> list[str]:
     return value if isinstance(value, list) else [value] if isinstance(value, str) else []
 
 
-def write_card(folder: Path, source: CardSource, name: str, report: DamageReport | None = None) -> None:
+def write_card(folder: Path, source: CardSource, name: str, report: QuantizationReport | None = None) -> None:
     """Writes README.md for the finished weights in `folder`; `name` is how commands will call the model."""
     config = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
     head = {
@@ -140,7 +140,7 @@ def _licence(folder: Path, source: CardSource) -> dict[str, str]:
         link = said.get("license_link", "")
         there = "://" in link or os.path.isfile(folder / link)  # unlike Path's own, it raises for no name
         return said if there else {key: value for key, value in said.items() if key != "license_link"}
-    if (source.base_model or "").startswith(HOUSE):
+    if (source.base_model or "").startswith(DEFAULT_ORGANISATION):
         return HOUSE_LICENCE
     files = sorted(path.name for pattern in ("LICENSE*", "LICENCE*") for path in folder.glob(pattern))
     return {"license": "other", "license_link": files[0]} if files else {}

@@ -18,18 +18,18 @@ from ..config import read_json
 from ..errors import OptionError, OutOfMemoryError, TemplateError
 from ..hub import resolve
 from ..weights import quantize as q
+from ..weights.atomic_folder import check_target, finished
 from ..weights.files import reading
 from ..weights.load import StoredTensors, dtype_of, open_model
-from ..weights.place import check_target, finished
 from ..weights.save import write_json, write_tensors
 from . import plot
 from .calibration import questions
 from .card import CardSource, write_card
 from .check import check_result, check_texts
-from .companions import config_json, write_companions
-from .damage import check_memory, measure
+from .config_files import config_json, write_config_files
 from .plan import Plan, QuantizationOptions, make_plan
-from .report import DamageReport
+from .quantization_error import check_memory, measure
+from .report import QuantizationReport
 from .search import search
 from .stream import Widths, dense_dtype, stored_widths, translate
 
@@ -89,7 +89,7 @@ def convert(
         token: of the hub.
         local_files_only: ask no hub.
         overwrite: replace an old model folder.
-        verify: after quantising, measure the damage; it goes into quantization_report.json and the model card.
+        verify: after quantising, measure the error; it goes into quantization_report.json and the model card.
         calibration: a folder of pictures to measure on, instead of the bundled questions.
         name: what the card calls the model. None is the target's name.
         progress: told of a stage, how much of it is done, and how much there is in all.
@@ -132,7 +132,7 @@ def convert(
     folder = resolve(source, revision=revision, token=token, local_files_only=local_files_only)
     check_target(target, folder, overwrite)
 
-    tell = on_note or (lambda note: None)
+    on_note = on_note or (lambda note: None)
     model: nn.Module
     model, stored = open_model(folder)
     check_texts(folder)  # what is damaged there is said of the source, and before the work
@@ -152,7 +152,7 @@ def convert(
             progress=progress,
         )
         plan = found.plan
-        tell(f"{found.point.size / 1e9:.4g} GB with a KL divergence of {found.point.kl:.2g} nats a token chosen")
+        on_note(f"{found.point.size / 1e9:.4g} GB with a KL divergence of {found.point.kl:.2g} nats a token chosen")
     elif asked:
         plan = make_plan(q.widths(model), q.parameter_count(model), options)
     if before and layout != "mlx" and not dequantize:
@@ -160,20 +160,20 @@ def convert(
     if dequantize and not before:
         raise OptionError(f"{folder}: is not quantised; there is nothing to dequantise")
     for note in plan.notes if plan else ():
-        tell(note)
+        on_note(note)
     if asked and before:
-        tell(f"{folder} is quantised already and its losses stay; the dense original would give a better model")
+        on_note(f"{folder} is quantised already and its losses stay; the dense original would give a better model")
     with finished(target, overwrite) as part:
         write_model(folder, stored, part, plan, dtype=type_, dequantize=dequantize, layout=layout, progress=progress)
         if found is not None:
             found.write(part)
             if plot.available():
                 plot.plot_search(found, part / plot.CURVE_FILE)
-        report = _measured(folder, part, pictures, progress, tell) if plan and verify else None
+        report = _measured(folder, part, pictures, progress, on_note) if plan and verify else None
         if layout == "mlx":
             write_card(part, CardSource.of(source, folder), name or target.name, report)
         for remark in check_result(part, target):
-            tell(remark)
+            on_note(remark)
     return target
 
 
@@ -182,16 +182,16 @@ def _measured(
     quantised: Path,
     calibration: Path | None,
     progress: Progress | None,
-    tell: Note,
-) -> DamageReport | None:
-    """The damage, written beside the weights. A model that cannot be asked anything is told of and left unmeasured."""
+    on_note: Note,
+) -> QuantizationReport | None:
+    """The quantization error, written beside the weights. None, with a note, of a model that answers no question."""
     try:
         report = measure(dense, quantised, calibration=calibration, progress=progress)
     except TemplateError as error:
-        tell(f"the damage was not measured, for no question can be asked of this model: {error}")
+        on_note(f"the quantization error was not measured, for no question can be asked of this model: {error}")
         return None
     except OutOfMemoryError as error:
-        tell(f"the damage was not measured: {error}")
+        on_note(f"the quantization error was not measured: {error}")
         return None
     if calibration is not None:
         report = replace(report, answers=())  # the folder is made to be published, the user's questions are not
@@ -230,4 +230,4 @@ def write_model(
     record = dict(quantization) if quantization else None
     original = read_json(source / "config.json")
     write_json(target / "config.json", config_json(original, stored.config, dense_dtype(stored, dtype), record, layout))
-    write_companions(source, target, stored.config)
+    write_config_files(source, target, stored.config)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError
-from .report import DamageReport
+from .report import QuantizationReport
 from .search import SearchResult
 
 ERRORS_FILE = "quantization_error.png"
@@ -29,7 +29,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def plot_errors(report: DamageReport, file: Path) -> Path:
+def plot_errors(report: QuantizationReport, file: Path) -> Path:
     """The relative weight error of each kind of module over the layers, as a PNG. Raises `OptionError` without
     matplotlib."""
     lines: dict[str, list[tuple[int, float]]] = {}

@@ -16,13 +16,13 @@ from typing import Any
 from ..config import Lfm2VlConfig, ProcessorConfig, read_json
 from ..errors import HubError, OutputError, WeightsError
 from ..hub import resolve
+from ..weights.atomic_folder import check_target, finished
 from ..weights.files import read_headers, weight_files
 from ..weights.load import StoredTensors, open_model
-from ..weights.place import check_target, finished
 from ..weights.save import write_json
-from .card import HOUSE, CardSource
+from .card import DEFAULT_ORGANISATION, CardSource
 from .check import TEMPLATES, check_index, check_result, has_template
-from .companions import CODE_NAMERS, PROCESSOR_FILES, copy, with_budget, without_code
+from .config_files import CODE_NAMERS, PROCESSOR_FILES, copy, with_budget, without_code
 from .convert import write_model
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -85,12 +85,12 @@ def repair(
     Raises:
         OutputError: if something cannot be repaired; and what loading raises.
     """
-    tell = on_note or (lambda note: None)
+    on_note = on_note or (lambda note: None)
     target = Path(target).expanduser()
     folder = resolve(source, revision=revision)
     if not dry_run:
         check_target(target, folder, overwrite)
-    original = _base(folder, source, base, tell) if _missing(folder, None) else None
+    original = _base(folder, source, base, on_note) if _missing(folder, None) else None
     findings = inspect(folder, original)
     if dry_run or not findings:
         return findings
@@ -108,7 +108,7 @@ def repair(
             if (part / name).is_file():
                 write_json(part / name, _mended(read_json(part / name), ProcessorConfig.from_folder(part))[0])
         for remark in check_result(part, target):
-            tell(remark)
+            on_note(remark)
     return findings
 
 
@@ -116,7 +116,7 @@ def _base(
     folder: Path,
     source: str | os.PathLike[str],
     base: str | os.PathLike[str] | None,
-    tell: Note,
+    on_note: Note,
 ) -> Path | None:
     """The original's folder, with its text files at least; None if it is not named or cannot be had."""
     if base is not None:
@@ -124,13 +124,13 @@ def _base(
     name = CardSource.of(source, folder).named_base
     if name is None:
         return None
-    if not name.startswith(HOUSE):  # a stranger's card must not choose what is asked of the network
-        tell(f"its card names {name} as the base model; give it as the base (--base) to take files from there")
+    if not name.startswith(DEFAULT_ORGANISATION):  # a stranger's card must not choose what is asked of the network
+        on_note(f"its card names {name} as the base model; give it as the base (--base) to take files from there")
         return None
     try:
         return resolve(name, patterns=TEXT_FILES)
     except HubError as error:
-        tell(f"the base model cannot be had: {error}")
+        on_note(f"the base model cannot be had: {error}")
         return None
 
 

@@ -42,7 +42,7 @@ class ChangedAnswer:
 
 
 @dataclass(frozen=True)
-class DamageReport:
+class QuantizationReport:
     """A quantised model against the dense one, on the dense model's own greedy answers of at most 64 tokens.
 
     `top1_agreement`: share of answer positions where both find the same token likeliest. `kl_mean`, `kl_p99`: of the
@@ -131,12 +131,12 @@ class DamageReport:
         return folder / FILE
 
     @classmethod
-    def read(cls, folder: Path) -> DamageReport:
+    def read(cls, folder: Path) -> QuantizationReport:
         """Reads it. Raises `ConfigError`."""
         return cls.from_dict(read_json(folder / FILE), str(folder / FILE))
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], where: str = FILE) -> DamageReport:
+    def from_dict(cls, data: Mapping[str, Any], where: str = FILE) -> QuantizationReport:
         try:
             modules = tuple(ModuleError(**module) for module in data.get("modules", ()))
             answers = tuple(ChangedAnswer(**answer) for answer in data.get("answers", ()))

@@ -28,8 +28,8 @@ from ..weights.names import from_module
 from ..weights.quantize import Quantization, decode, encode
 from ..weights.save import write_json
 from .calibration import Question, questions
-from .damage import check_memory, divergence, embedded, encoded, greedy, image_features, load_to_measure
 from .plan import Plan
+from .quantization_error import check_memory, divergence, embedded, encoded, greedy, image_features, load_to_measure
 from .sizes import WIDTHS, Sizes
 
 PROBES = (3, 5)
@@ -104,7 +104,7 @@ class Bench:
     """The dense model with its answers, in which weights are rounded and the divergence is measured."""
 
     def __init__(self, folder: Path, sizes: Sizes, calibration: Path | None, dtype: mx.Dtype | None = mx.float32):
-        self._specs, self._odd, self.paths, self.size = sizes.specs, sizes.odd, sizes.paths, sizes.size
+        self._specs, self._unsupported, self.paths, self.size = sizes.specs, sizes.unsupported, sizes.paths, sizes.size
         self._model, processor = load_to_measure(folder, dtype)
         self._modules: dict[str, Any] = dict(self._model.named_modules())
         self._weights = {path: self._modules[path].weight for path in self.paths}
@@ -175,7 +175,7 @@ class Bench:
             raise OptionError(
                 f"target_kl {target_kl:g} cannot be reached: {WIDTHS[-1]} bits everywhere leave {uniform[-1].kl:.2g}"
             )
-        steps = list(purchases(lowest, self._predictions, self.size))
+        steps = list(greedy_upgrades(lowest, self._predictions, self.size))
         chosen, point = highest, uniform[-1]
         if target_bytes is not None:
             chosen, point = self.fit(target_bytes)
@@ -212,7 +212,7 @@ class Bench:
         for bits in WIDTHS:
             start = dict.fromkeys(self.paths, bits)
             if self.size(start) <= target_bytes:
-                *_, last = purchases(start, self._predictions, self.size, limit=target_bytes)
+                *_, last = greedy_upgrades(start, self._predictions, self.size, limit=target_bytes)
                 candidates.append(last)
         found = [self._measure(candidate) for candidate in candidates]
         best = min(range(len(found)), key=lambda index: float(np.concatenate(found[index]).mean()))
@@ -238,10 +238,10 @@ class Bench:
         counts = list(assignment.values())
         base = max(WIDTHS, key=lambda bits: (counts.count(bits), bits))
         modules: dict[str, Quantization | None] = {path: self._specs[bits] for path, bits in assignment.items()}
-        return Plan(self._specs[base], {**modules, **dict.fromkeys(self._odd)})
+        return Plan(self._specs[base], {**modules, **dict.fromkeys(self._unsupported)})
 
 
-def purchases(
+def greedy_upgrades(
     start: Assignment,
     predicted: Mapping[str, Sequence[float]],
     size: Callable[[Assignment], int],

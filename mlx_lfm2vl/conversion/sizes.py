@@ -18,7 +18,7 @@ WIDTHS = (3, 4, 5, 6, 8)  # bits that a search chooses from
 
 class Sizes:
     """What the language model's modules take in each of `WIDTHS`, from the weights' headers alone. `paths`: those that
-    can be quantised; `odd`: those whose rows the groups do not divide. Raises `OptionError`."""
+    can be quantised; `unsupported`: those whose rows the groups do not divide. Raises `OptionError`."""
 
     def __init__(self, folder: Path, group_size: int | None = None):
         self.specs = {bits: Quantization.checked(bits, group_size) for bits in WIDTHS}
@@ -28,7 +28,7 @@ class Sizes:
         if stored.config.quantization:
             raise OptionError(f"{folder}: is quantised already; search from the dense original")
         rows = {path: width for path, width in widths(model).items() if path.startswith(LANGUAGE)}
-        self.odd = [path for path, width in rows.items() if width % group]
+        self.unsupported = [path for path, width in rows.items() if width % group]
         self.paths = [path for path, width in rows.items() if not width % group]
         if not self.paths:
             raise OptionError("no module would be quantised; choose a smaller q_group_size")

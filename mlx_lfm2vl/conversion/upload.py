@@ -12,7 +12,7 @@ from ..hub import check_new_name, publish
 from ..pretrained import load
 from .calibration import questions
 from .check import check_folder
-from .damage import encoded
+from .quantization_error import encoded
 
 TOKENS = 8  # that a folder must generate before it is published
 UNWANTED = (".py", ".bin", ".pt", ".pth", ".pkl", ".part", ".tmp")

@@ -121,7 +121,7 @@ class Request:
         self.started = True
         last = isinstance(item, BaseException) or item.finish_reason is not None
         if isinstance(item, Lfm2VlError):
-            _let_go(item)
+            _drop_frames(item)
         if self.turn is not None:
             self.turn.fail() if isinstance(item, BaseException) else self.turn.hear(item)
         self._keep(item, last)
@@ -171,7 +171,7 @@ class Request:
                 self._deliver(GenerationResponse("", (), "cancelled", known))
 
 
-def _let_go(error: BaseException) -> None:
+def _drop_frames(error: BaseException) -> None:
     """Takes away the frames behind an error, which hold the arrays of its batch for as long as the request is kept; the
     library's own errors say all that there is to know."""
     seen: set[int] = set()

@@ -22,7 +22,7 @@ from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
 from ..weights.fit import check_question, largest_pass, number_type
 from .finite import not_finite
 from .passes import prefill_chunk
-from .sampling import NOT_FINITE, Chooser, SideBySide
+from .sampling import NOT_FINITE, BatchedSampler, Sampler
 from .vision_cache import VisionCache, encode_views_in_pieces
 from .watch import Cancelled, Pieces, Progress, Stop, T, advance, cancellable, check, completed
 
@@ -180,7 +180,7 @@ def _context(padding: np.ndarray | None, cache: Cache, length: int) -> Context:
     return Context(length, mx.array((past - padding).astype(np.int32)), attention_mask=mask, conv_mask=conv_mask)
 
 
-class Decoding:
+class GenerationBatch:
     """Rows that are being decoded, one step ahead of what was read once the first tokens were."""
 
     def __init__(
@@ -188,24 +188,24 @@ class Decoding:
         model: Lfm2VlForConditionalGeneration,
         cache: Cache,
         logits: mx.array,
-        choose: Chooser,
+        sampler: Sampler,
         padding: np.ndarray | None = None,
         logprobs: bool = False,
     ):
-        self._model, self._cache, self._choose, self._padding = model, cache, choose, padding
+        self._model, self._cache, self._sampler, self._padding = model, cache, sampler, padding
         self._logprobs = logprobs
         with allocations("the answer's first token"):
             self._next = self._chosen(logits)
         self._first, self._read = True, False  # `_read`: `_next` was returned, and the step after it not dispatched
 
     def _chosen(self, logits: mx.array) -> tuple[mx.array, mx.array | None]:
-        tokens = self._choose(logits)
+        tokens = self._sampler(logits)
         if not self._logprobs:
-            mx.async_eval(tokens, self._choose.state)
+            mx.async_eval(tokens, self._sampler.state)
             return tokens, None
         logits = logits.astype(mx.float32)
         own = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
-        mx.async_eval(tokens, own, self._choose.state)
+        mx.async_eval(tokens, own, self._sampler.state)
         return tokens, own
 
     def _dispatch(self) -> None:
@@ -232,7 +232,7 @@ class Decoding:
                 self._dispatch()
             return tokens.tolist(), None if logprobs is None else logprobs.tolist()  # type: ignore[return-value]
 
-    def join(self, other: Decoding) -> None:
+    def extend(self, other: GenerationBatch) -> None:
         """Goes on with the rows of another, of which nothing was read yet, behind one's own. Columns that are padding
         in all rows are given up. Goes on without them where it raises `OutOfMemoryError`."""
         parts = (self, other)
@@ -251,12 +251,12 @@ class Decoding:
         ]
         cuts = [int(padding.min()) for padding in paddings]
         with allocations("the answers side by side"):
-            joined = Cache.joined([part._cache for part in parts], cuts)
-            mx.eval(joined.arrays)
-        moved = [padding + joined.offset - part._cache.offset for part, padding in zip(parts, paddings, strict=True)]
+            merged = Cache.merge([part._cache for part in parts], cuts)
+            mx.eval(merged.arrays)
+        moved = [padding + merged.offset - part._cache.offset for part, padding in zip(parts, paddings, strict=True)]
         padding = np.concatenate(moved)
-        self._cache, self._padding = joined, padding if padding.any() else None
-        self._choose = SideBySide([(part._choose, count) for part, count in zip(parts, counts, strict=True)])
+        self._cache, self._padding = merged, padding if padding.any() else None
+        self._sampler = BatchedSampler([(part._sampler, count) for part, count in zip(parts, counts, strict=True)])
         self._logprobs = self._logprobs or other._logprobs
         own = None
         if self._logprobs:
@@ -279,17 +279,17 @@ class Decoding:
             return self._cache
         return self._cache.row(row, padding)
 
-    def select(self, rows: list[int]) -> None:
+    def filter(self, rows: list[int]) -> None:
         """Goes on with these rows only."""
         index = mx.array(rows)
         tokens, logprobs = self._next
         self._next = (tokens[index], None if logprobs is None else logprobs[index])
-        self._cache.select(index)
-        self._choose.select(rows)
+        self._cache.filter(index)
+        self._sampler.filter(rows)
         if self._padding is not None:
             padding = self._padding[rows]
             if (cut := int(padding.min())) >= GROWTH_STEP:  # the longest has left, with most of the columns
-                self._cache, padding = Cache.joined([self._cache], [cut]), padding - cut
+                self._cache, padding = Cache.merge([self._cache], [cut]), padding - cut
             self._padding = padding if padding.any() else None
         self._evaluate()
 
@@ -297,7 +297,7 @@ class Decoding:
         """Dispatches all that the next step starts from, so that it may run in another thread. Where memory runs out,
         that step will say so."""
         with suppress(OutOfMemoryError), allocations("the answer's next token"):
-            mx.async_eval(self._next, self._cache.arrays, self._choose.state)
+            mx.async_eval(self._next, self._cache.arrays, self._sampler.state)
 
 
 def decode(
@@ -305,12 +305,12 @@ def decode(
     prompt: Prompt,
     cache: Cache,
     logits: mx.array,
-    choose: Chooser,
+    sampler: Sampler,
     max_tokens: int,
 ) -> Iterator[list[int]]:
     """Yields the next token of every row, at most `max_tokens` times; the caller stops when it has enough. Raises
     `NotFiniteError`."""
-    steps = Decoding(model, cache, logits, choose, prompt.padding)
+    steps = GenerationBatch(model, cache, logits, sampler, prompt.padding)
     for step in range(max_tokens):
         tokens = steps.step(last=step + 1 == max_tokens)[0]
         if NOT_FINITE in tokens:

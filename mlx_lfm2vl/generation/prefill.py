@@ -194,10 +194,10 @@ class _Run:
         recorders = tuple(self._recorders)
         if len(caches) == 1:
             return Prefilled(caches[0], logits[0], padding, cached, recorders)
-        joined = Cache.joined(caches)
+        merged = Cache.merge(caches)
         order = mx.array(np.argsort([*together, *alone]))
-        joined.select(order)
-        return Prefilled(joined, mx.concatenate(logits)[order], padding, cached, recorders)
+        merged.filter(order)
+        return Prefilled(merged, mx.concatenate(logits)[order], padding, cached, recorders)
 
     def _record(self, rows: Sequence[int], padding: np.ndarray | None, cache: Cache, logits: mx.array) -> None:
         """Takes a checkpoint of each row at the end of its prompt, where there is a prompt cache."""

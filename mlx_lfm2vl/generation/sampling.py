@@ -23,7 +23,7 @@ NOT_FINITE = -1  # in place of a token that no logits could be chosen by
 BLOCK = 2048  # values of 32 bits that a GPU sorts in one kernel; more take a kernel and two for each doubling
 
 
-class Chooser(Protocol):
+class Sampler(Protocol):
     """Chooses the next token of every row of a batch."""
 
     def observe(self, tokens: mx.array, vocabulary: int) -> None:
@@ -32,17 +32,17 @@ class Chooser(Protocol):
     def __call__(self, logits: mx.array) -> mx.array:
         """Logits (B, vocabulary) to tokens (B,) int32, which count as seen; `NOT_FINITE` where logits are not."""
 
-    def select(self, rows: list[int]) -> None:
+    def filter(self, rows: list[int]) -> None:
         """Keeps these rows of the batch, in this order."""
 
     @property
     def state(self) -> list[mx.array]:
         """What the next call starts from. Once it is evaluated, that call may be in another thread: after a call its
-        tokens depend on all of it, after `select` it is lazy."""
+        tokens depend on all of it, after `filter` it is lazy."""
 
 
 @dataclass(frozen=True)
-class Kind:
+class SamplingKind:
     """The options that shape the computation. Rows of one kind share it, with numbers of their own."""
 
     greedy: bool
@@ -52,7 +52,7 @@ class Kind:
     min_p: bool = False
 
     @classmethod
-    def of(cls, options: GenerationOptions) -> Kind:
+    def of(cls, options: GenerationOptions) -> SamplingKind:
         penalty = (options.repetition_penalty or 1.0) != 1
         if (options.temperature or 0.0) < LEAST_TEMPERATURE:
             return cls(True, penalty)
@@ -72,7 +72,7 @@ class _Row:
         return int(self._generator.random_raw())
 
 
-class Sampler:
+class UniformSampler:
     """Rows of one kind: as many as the first call has, sampled alike, or one, which others are joined to.
 
     Holds each row's random generator and which tokens it has seen; use one for one generation. `options` must be
@@ -80,7 +80,7 @@ class Sampler:
     """
 
     def __init__(self, options: GenerationOptions):
-        self.kind = Kind.of(options)
+        self.kind = SamplingKind.of(options)
         self._options = options
         self._rows: list[_Row] = []
         self._numbers: dict[str, mx.array] = {}
@@ -105,20 +105,20 @@ class Sampler:
 
     def __call__(self, logits: mx.array) -> mx.array:
         self.begin(logits.shape[0])
-        step = _compiled(self.kind) if on_gpu() else partial(choose, self.kind)
+        step = _compiled(self.kind) if on_gpu() else partial(sample, self.kind)
         seen, last = self._history(logits.shape[1]) if self.kind.penalty else (None, None)
         tokens, self._seen = step(logits, self._numbers, self._keys(), seen, last)
         self._last = tokens if self.kind.penalty else None
         return tokens
 
-    def select(self, rows: list[int]) -> None:
+    def filter(self, rows: list[int]) -> None:
         if self._rows:
             self._set_rows([self._rows[row] for row in rows])
             index = mx.array(rows)
             self._seen = None if self._seen is None else self._seen[index]
             self._last = None if self._last is None else self._last[index]
 
-    def extend(self, other: Sampler) -> None:
+    def extend(self, other: UniformSampler) -> None:
         """Adds the rows of another sampler of the same kind. The other must not be used any more."""
         known = [part._seen.shape[1] for part in (self, other) if part._seen is not None]
         if known:
@@ -143,28 +143,28 @@ class Sampler:
         return mx.array(np.array([row.key() for row in self._rows], np.uint64).view(np.uint32).reshape(-1, 2))
 
 
-class SideBySide:
+class BatchedSampler:
     """The choosers of several batches that became one, with the number of rows of each. The parts must not be used any
     more."""
 
-    def __init__(self, parts: Sequence[tuple[Chooser, int]]):
-        self._parts: list[tuple[Chooser, list[int]]] = []  # each with the rows of the batch that are its own
+    def __init__(self, parts: Sequence[tuple[Sampler, int]]):
+        self._parts: list[tuple[Sampler, list[int]]] = []  # each with the rows of the batch that are its own
         start = 0
         for part, count in parts:
-            for chooser, rows in part._parts if isinstance(part, SideBySide) else [(part, list(range(count)))]:
-                self._add(chooser, [start + row for row in rows])
+            for sampler, rows in part._parts if isinstance(part, BatchedSampler) else [(part, list(range(count)))]:
+                self._add(sampler, [start + row for row in rows])
             start += count
 
-    def _add(self, chooser: Chooser, rows: list[int]) -> None:
+    def _add(self, sampler: Sampler, rows: list[int]) -> None:
         """Adds a part, or its rows to the part of their kind."""
-        if isinstance(chooser, Sampler):
-            chooser.begin(len(rows))
+        if isinstance(sampler, UniformSampler):
+            sampler.begin(len(rows))
             for part, own in self._parts:
-                if isinstance(part, Sampler) and part.kind == chooser.kind:
-                    part.extend(chooser)
+                if isinstance(part, UniformSampler) and part.kind == sampler.kind:
+                    part.extend(sampler)
                     own += rows
                     return
-        self._parts.append((chooser, rows))
+        self._parts.append((sampler, rows))
 
     @property
     def state(self) -> list[mx.array]:
@@ -181,19 +181,23 @@ class SideBySide:
         tokens = mx.concatenate([part(logits[mx.array(rows)]) for part, rows in self._parts])
         return tokens[mx.array(np.argsort(order))]
 
-    def select(self, rows: list[int]) -> None:
+    def filter(self, rows: list[int]) -> None:
         parts = []
         for part, own in self._parts:
             kept = [row for row in rows if row in own]
             if kept:
-                part.select([own.index(row) for row in kept])
+                part.filter([own.index(row) for row in kept])
                 parts.append((part, [rows.index(row) for row in kept]))
         self._parts = parts
 
 
-def chooser(options: Sequence[GenerationOptions]) -> Chooser:
+def make_sampler(options: Sequence[GenerationOptions]) -> Sampler:
     """For rows with these (resolved) options."""
-    return Sampler(options[0]) if len(options) == 1 else SideBySide([(Sampler(each), 1) for each in options])
+    return (
+        UniformSampler(options[0])
+        if len(options) == 1
+        else BatchedSampler([(UniformSampler(each), 1) for each in options])
+    )
 
 
 def on_gpu() -> bool:
@@ -203,12 +207,12 @@ def on_gpu() -> bool:
 
 
 @cache
-def _compiled(kind: Kind) -> Callable[..., tuple[mx.array, mx.array | None]]:
-    return mx.compile(partial(choose, kind))
+def _compiled(kind: SamplingKind) -> Callable[..., tuple[mx.array, mx.array | None]]:
+    return mx.compile(partial(sample, kind))
 
 
-def choose(
-    kind: Kind,
+def sample(
+    kind: SamplingKind,
     logits: mx.array,
     numbers: dict[str, mx.array],
     keys: mx.array | None,
@@ -245,7 +249,7 @@ def choose(
     return mx.where(mx.isfinite(top[:, 0]), tokens, NOT_FINITE), seen
 
 
-def _numbers(kind: Kind, options: Sequence[GenerationOptions]) -> dict[str, mx.array]:
+def _numbers(kind: SamplingKind, options: Sequence[GenerationOptions]) -> dict[str, mx.array]:
     """The numbers that a kind needs, (B, 1) float32 each."""
     columns: dict[str, list[float]] = {}
     if kind.penalty:
@@ -264,7 +268,7 @@ def penalize(logits: mx.array, seen: mx.array, penalty: float | mx.array) -> mx.
     return mx.where(seen, mx.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def filter_logits(kind: Kind, scores: mx.array, numbers: dict[str, mx.array]) -> tuple[mx.array, mx.array]:
+def filter_logits(kind: SamplingKind, scores: mx.array, numbers: dict[str, mx.array]) -> tuple[mx.array, mx.array]:
     """Scores (B, vocabulary) float32 less their largest and divided by the temperature, -inf at the tokens that top-k,
     then top-p, then min-p rule out; and the largest of each row (B, 1) before.
 

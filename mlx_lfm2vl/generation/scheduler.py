@@ -22,7 +22,7 @@ from ..backends.memory import allocations, wired
 from ..errors import OutOfMemoryError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.tokenizer import Tokenizer
-from .decode import Decoding
+from .decode import GenerationBatch
 from .defaults import generation_config, positions_left
 from .detokenizer import Detokenizer
 from .passes import prefill_chunk
@@ -30,7 +30,7 @@ from .prefill import prefill_rows
 from .prompt_cache import SHORTEST_PASS, PromptCache, Recorder, shared_length
 from .request import EncodedPrompt
 from .response import GenerationResponse, Statistics
-from .sampling import NOT_FINITE, chooser
+from .sampling import NOT_FINITE, make_sampler
 from .vision_cache import VisionCache
 from .watch import Cancelled, Pieces, Progress, Stop, advance, check_callable
 
@@ -95,7 +95,7 @@ class _Prefill:
     """Rows whose prompts are run together, and the work that is left."""
 
     rows: list[Sequence]
-    work: Pieces[Decoding]  # returns the batch that they begin
+    work: Pieces[GenerationBatch]  # returns the batch that they begin
 
 
 Output = tuple[int, GenerationResponse | Exception]
@@ -122,7 +122,7 @@ class Scheduler:
         self._rows: dict[int, Sequence] = {}  # those that have not finished
         self._prefilling: deque[_Prefill] = deque()
         self._running: list[Sequence] = []  # in the order of `_batch`
-        self._batch: Decoding | None = None
+        self._batch: GenerationBatch | None = None
         self._count = 0
 
     def add(
@@ -203,7 +203,7 @@ class Scheduler:
 
     def _prefill(
         self, rows: List[Sequence], prompts: list[EncodedPrompt], stop: Stop, progress: Progress | None
-    ) -> Pieces[Decoding]:
+    ) -> Pieces[GenerationBatch]:
         """Runs prompts, so that their rows can be decoded."""
         made = yield from prefill_rows(
             self._model, prompts, self._vision_cache, self._prompt_cache, stop=stop, progress=progress
@@ -211,10 +211,10 @@ class Scheduler:
         for row, cached, recorder in zip(rows, made.cached, made.recorders, strict=True):
             row.cached, row.recorder = cached, recorder
         options = [row.options for row in rows]
-        choose = chooser(options)
-        choose.observe(mx.array(_right_aligned(rows)), self._model.config.text_config.vocab_size)
+        sampler = make_sampler(options)
+        sampler.observe(mx.array(_right_aligned(rows)), self._model.config.text_config.vocab_size)
         logprobs = any(each.logprobs for each in options)
-        return Decoding(self._model, made.cache, made.logits, choose, made.padding, logprobs)
+        return GenerationBatch(self._model, made.cache, made.logits, sampler, made.padding, logprobs)
 
     def _step_prefill(self) -> Iterator[Output]:
         if not self._prefilling:
@@ -228,7 +228,7 @@ class Scheduler:
             if self._batch is None:
                 self._batch = batch
             else:
-                self._batch.join(batch)
+                self._batch.extend(batch)
         except Cancelled:
             for row in prefill.rows:
                 yield self._last(row, "", "cancelled")
@@ -297,7 +297,7 @@ class Scheduler:
         if not rows:
             self._batch = None  # what it holds may be large
         elif self._batch is not None and len(rows) < len(self._running):
-            self._batch.select([self._running.index(row) for row in rows])
+            self._batch.filter([self._running.index(row) for row in rows])
         self._running = rows
 
 

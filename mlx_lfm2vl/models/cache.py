@@ -91,7 +91,7 @@ class Cache:
         """Tokens seen so far (the reference's name)."""
         return self.offset
 
-    def select(self, rows: mx.array) -> None:
+    def filter(self, rows: mx.array) -> None:
         """Keeps these rows (n,) of the batch, in this order."""
         for layer in self.layers:
             if isinstance(layer, ConvCache):
@@ -139,7 +139,7 @@ class Cache:
         return twin
 
     @classmethod
-    def joined(cls, caches: Sequence[Cache], cuts: Sequence[int] | None = None) -> Cache:
+    def merge(cls, caches: Sequence[Cache], cuts: Sequence[int] | None = None) -> Cache:
         """The rows of several caches of one model as one batch, in their order. Shorter pasts are moved to the right:
         they end where the longest ends, behind columns that must be masked as padding. The first `cuts` columns of each
         cache are left out."""

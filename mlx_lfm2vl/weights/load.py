@@ -73,7 +73,7 @@ def load_model(
     tensors, note = stored.read(target), ""
     if chosen == "numpy":
         if dtype is None:
-            tensors, note = cpu.widen(model, tensors)
+            tensors, note = cpu.dequantize(model, tensors)
         tensors = cpu.by_columns(tensors)
     model.load_note, model.backend = note, chosen
     model.load_weights(list(tensors.items()), strict=True)

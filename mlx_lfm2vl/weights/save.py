@@ -17,9 +17,9 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import OutputError, WeightsError
+from .atomic_folder import beside
 from .files import DTYPES
 from .names import from_module, parameters
-from .place import beside
 
 SHARD_BYTES = 5 * 10**9
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}

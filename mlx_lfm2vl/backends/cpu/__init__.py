@@ -7,6 +7,6 @@ It is for inference: gradients, `mx.compile` and `mx.vmap` through it are errors
 """
 
 from .layers import accelerate
-from .weights import by_columns, widen
+from .weights import by_columns, dequantize
 
-__all__ = ["accelerate", "by_columns", "widen"]
+__all__ = ["accelerate", "by_columns", "dequantize"]

@@ -17,7 +17,7 @@ MEMORY_SHARE = 0.8  # of what is free, for the weights; the rest is for the work
 COLUMNS = 256  # rows that are turned at a time: a core's cache holds them
 
 
-def widen(model: nn.Module, arrays: dict[str, mx.array]) -> tuple[dict[str, mx.array], str]:
+def dequantize(model: nn.Module, arrays: dict[str, mx.array]) -> tuple[dict[str, mx.array], str]:
     """Makes the parameters of a model float32, and its quantised modules dense.
 
     Args:

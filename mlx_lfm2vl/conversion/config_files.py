@@ -37,7 +37,7 @@ def copy(file: Path, target: Path) -> None:
     shutil.copyfile(file, target)
 
 
-def write_companions(source: Path, target: Path, config: Lfm2VlConfig) -> None:
+def write_config_files(source: Path, target: Path, config: Lfm2VlConfig) -> None:
     """Copies and completes everything but config.json, weights and card."""
     licences = [path.name for pattern in LICENCES for path in sorted(source.glob(pattern))]
     for name in (*NAMES, *licences):

@@ -15,8 +15,15 @@ from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.conversion import plot
 from mlx_lfm2vl.conversion.calibration import questions
 from mlx_lfm2vl.conversion.convert import convert
-from mlx_lfm2vl.conversion.damage import compare, greedy, load_to_measure, log_probabilities, measure, module_errors
-from mlx_lfm2vl.conversion.report import FILE, DamageReport, ModuleError, escaped
+from mlx_lfm2vl.conversion.quantization_error import (
+    compare,
+    greedy,
+    load_to_measure,
+    log_probabilities,
+    measure,
+    module_errors,
+)
+from mlx_lfm2vl.conversion.report import FILE, ModuleError, QuantizationReport, escaped
 from mlx_lfm2vl.errors import OptionError, OutOfMemoryError, WeightsError
 from mlx_lfm2vl.generation.request import conversation
 from mlx_lfm2vl.pretrained import load
@@ -35,7 +42,7 @@ def few(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def measured(few, tmp_path_factory) -> tuple[Path, DamageReport, list]:
+def measured(few, tmp_path_factory) -> tuple[Path, QuantizationReport, list]:
     """gen2 at 4 bits, its report, and the progress that was told."""
     seen: list = []
     out = convert(
@@ -45,7 +52,7 @@ def measured(few, tmp_path_factory) -> tuple[Path, DamageReport, list]:
         calibration=few,
         progress=lambda *step: seen.append(step),
     )
-    return out, DamageReport.read(out), seen
+    return out, QuantizationReport.read(out), seen
 
 
 def test_a_model_against_itself_is_unharmed(few):
@@ -163,7 +170,7 @@ def test_answers_that_changed_are_kept_in_words(few, coarse):
 
 
 def test_of_the_bundled_questions_the_answers_that_change_first_are_in_report_and_card(coarse):
-    report = DamageReport.read(coarse)
+    report = QuantizationReport.read(coarse)
     assert 5 <= report.differing <= 8 and len(report.answers) == 5
     places = [answer.first_difference for answer in report.answers]
     assert places == sorted(places)
@@ -194,7 +201,7 @@ def test_another_model_is_refused(few):
 
 def test_the_report_is_kept_with_the_folder_and_in_its_card(measured):
     out, report, seen = measured
-    assert DamageReport.from_dict(json.loads((out / FILE).read_text())) == report
+    assert QuantizationReport.from_dict(json.loads((out / FILE).read_text())) == report
     card = (out / "README.md").read_text()
     assert report.markdown() in card and "What quantising cost" in card
     assert [step for step in seen if step[0] == "measuring"] == [("measuring", n, 4) for n in (1, 2, 3, 4)]
@@ -227,7 +234,7 @@ def test_a_folder_of_pictures_is_enough_and_mistakes_are_named(tmp_path, few):
 def test_verify_from_the_command_line(measured, few, tmp_path, capsys):
     words = ["verify", str(GOLDEN / "gen2"), str(measured[0]), "--calibration", str(few)]
     assert main([*words, "--report", str(tmp_path / "report")]) == 0
-    report = DamageReport.read(tmp_path / "report")
+    report = QuantizationReport.read(tmp_path / "report")
     assert replace(report, answers=()) == measured[1]
     shown = capsys.readouterr().out
     assert shown == report.table() + "\n" + (f"\n{report.changes()}\n" if report.differing else "")
@@ -248,7 +255,7 @@ def test_the_plot_needs_matplotlib_and_says_so(tmp_path):
         for k in (1, 2)
     )
     embed = ModuleError("language_model.model.embed_tokens", 8, "affine", 0.01)
-    report = DamageReport("few", 1, 1, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 10, 5, 4.5, (*errors, embed))
+    report = QuantizationReport("few", 1, 1, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 10, 5, 4.5, (*errors, embed))
     if not plot.available():
         with pytest.raises(OptionError, match=r"mlx-lfm2vl\[plot\]"):
             plot.plot_errors(report, tmp_path / "plot.png")
@@ -294,7 +301,10 @@ def test_memory_that_others_took_meanwhile_costs_the_measurement_and_not_the_con
         progress=taken,
         on_note=told.append,
     )
-    assert any(note.startswith("the damage was not measured: measuring what quantising costs takes") for note in told)
+    assert any(
+        note.startswith("the quantization error was not measured: measuring what quantising costs takes")
+        for note in told
+    )
     assert not (out / FILE).exists() and "What quantising cost" not in (out / "README.md").read_text()
 
 

@@ -30,7 +30,7 @@ from ..weights.names import from_module
 from ..weights.quantize import parameter_count, widths
 from .calibration import Question, questions
 from .plan import LANGUAGE
-from .report import KEPT, ChangedAnswer, DamageReport, ModuleError
+from .report import KEPT, ChangedAnswer, ModuleError, QuantizationReport
 from .stream import dense_weight, stored_widths
 
 TOKENS = 64  # of an answer at most
@@ -40,7 +40,7 @@ Inputs = dict[str, Any]
 
 def measure(
     dense: Path, quantised: Path, *, calibration: Path | None = None, progress: Progress | None = None
-) -> DamageReport:
+) -> QuantizationReport:
     """Compares two folders of one model. `calibration`: a folder of pictures instead of the bundled ones.
 
     Raises `WeightsError` if the folders hold different models, `OptionError` for a calibration folder that cannot be
@@ -211,11 +211,11 @@ def _summary(
     parts: list[Comparison],
     errors: tuple[ModuleError, ...],
     changed: list[ChangedAnswer],
-) -> DamageReport:
+) -> QuantizationReport:
     divergences = np.concatenate([part.divergence for part in parts])
     stored = sum(file.stat().st_size for file in weight_files(quantised))
     model: nn.Module = open_model(quantised)[0]
-    return DamageReport(
+    return QuantizationReport(
         calibration=calibration,
         questions=len(parts),
         positions=len(divergences),

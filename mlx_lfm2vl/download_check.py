@@ -23,7 +23,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _OPEN: set[str] = set()  # notes of this process whose downloads go on
 
 
-class Arrivals:
+class DownloadCheck:
     """Notes, while a `with` block runs, that a download into a repository's folder of the cache goes on."""
 
     def __init__(self, repo: str, repository: Path, downloading: bool):
@@ -36,7 +36,7 @@ class Arrivals:
             self._own = repository / f"{NOTE}{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._began = min(began, default=None)
 
-    def __enter__(self) -> Arrivals:
+    def __enter__(self) -> DownloadCheck:
         if self._own is not None:
             _OPEN.add(self._own.name)
             with contextlib.suppress(OSError):  # a cache that cannot be written: nothing comes there either

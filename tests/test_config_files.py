@@ -10,7 +10,7 @@ from conftest import GOLDEN
 
 from mlx_lfm2vl.config import Lfm2VlConfig, ProcessorConfig
 from mlx_lfm2vl.conversion.check import check_folder, check_index
-from mlx_lfm2vl.conversion.companions import generation_json
+from mlx_lfm2vl.conversion.config_files import generation_json
 from mlx_lfm2vl.conversion.convert import convert
 from mlx_lfm2vl.errors import ConfigError, OutputError, TemplateError, TokenizerError, WeightsError
 
@@ -139,7 +139,7 @@ def test_a_model_without_a_template_converts_and_the_lack_is_said(source, tmp_pa
     (source / "chat_template.jinja").unlink()
     notes: list[str] = []
     out = convert(source, tmp_path / "out", q_bits=8, q_group_size=32, on_note=notes.append)
-    assert [note for note in notes if "damage was not measured" in note]
+    assert [note for note in notes if "the quantization error was not measured" in note]
     assert [note for note in notes if "no question can be asked of this model" in note]
     assert not (out / "quantization_report.json").exists()
 
