@@ -85,8 +85,16 @@ _current: ContextVar[_Cancellation | None] = ContextVar("_current", default=None
 
 @contextmanager
 def cancellation(check: Callable[[], object]) -> Iterator[None]:
-    """While a `with` block runs, `check_cancelled` calls `check`, which raises to cancel the work."""
-    before = _current.set(_Cancellation(check))
+    """While a `with` block runs, `check_cancelled` calls `check`, which raises to cancel the work. The check of a block
+    around this one is called first."""
+    around = _current.get()
+
+    def both() -> None:
+        if around is not None:
+            around()
+        check()
+
+    before = _current.set(_Cancellation(both))
     try:
         yield
     finally:

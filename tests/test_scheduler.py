@@ -8,14 +8,25 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, cache_by_backend, picture
 
-from mlx_lfm2vl import GenerationOptions, GenerationRequest, PromptCache, generate_batch, load, stream_generate
+from mlx_lfm2vl import (
+    GenerationOptions,
+    GenerationRequest,
+    PromptCache,
+    backends,
+    generate_batch,
+    load,
+    stream_generate,
+)
 from mlx_lfm2vl.errors import NotFiniteError, OutOfMemoryError
-from mlx_lfm2vl.generation import passes
+from mlx_lfm2vl.generation import passes, sequence
+from mlx_lfm2vl.generation import prefill as prefill_module
 from mlx_lfm2vl.generation import scheduler as scheduler_module
 from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.generation.response import Completion, GenerationResponse
-from mlx_lfm2vl.generation.scheduler import Scheduler, Sequence
+from mlx_lfm2vl.generation.scheduler import Scheduler
+from mlx_lfm2vl.generation.sequence import Sequence
+from mlx_lfm2vl.threads import cancellation
 
 GREEDY = GenerationOptions(max_tokens=12)
 
@@ -44,7 +55,7 @@ class Driven:
 
     def add(self, text: str, name: str | None = None, options: GenerationOptions = GREEDY) -> int:
         request = GenerationRequest(text, None if name is None else picture(name), options=options)
-        (row,) = self.scheduler.add([encode(*loaded(), request)], started=[0.0])
+        row = self.scheduler.add(encode(*loaded(), request), started=0.0)
         self.rows[row.id] = row
         return row.id
 
@@ -81,8 +92,7 @@ def test_prompts_take_turns_chunk_by_chunk(small_chunks):
     chunks = [-(-len(encode(*loaded(), GenerationRequest(text)).ids) // 32) for text in texts]
     driven.finish()
     assert chunks[0] > 10 and chunks[1] > 10 and chunks[2] < 4
-    own = chunks[2] + 1  # a text without pictures begins with an empty piece
-    assert driven.first(short) <= 3 * own
+    assert driven.first(short) <= 3 * chunks[2]
     assert abs(driven.first(long) - driven.first(other)) <= 2 * abs(chunks[0] - chunks[1]) + 2
     for id, text in zip((long, other, short), texts, strict=True):
         assert driven.tokens(id) == alone(text)
@@ -194,11 +204,11 @@ def test_each_row_keeps_its_own_sampler_when_others_leave():
 def test_speeds_count_from_the_first_token(monkeypatch):
     """A clock that goes on by one second each time a step begins."""
     now = 100.0
-    monkeypatch.setattr(scheduler_module.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(sequence.time, "perf_counter", lambda: now)
     model, processor = loaded()
     scheduler = Scheduler(model, processor.tokenizer)
     prompt = encode(model, processor, GenerationRequest("Hello.", options=GenerationOptions(max_tokens=6)))
-    scheduler.add([prompt], started=[98.0])
+    scheduler.add(prompt, started=98.0)
     items = []
     while len(scheduler):
         items += scheduler.step()
@@ -260,13 +270,91 @@ def test_memory_that_runs_out_at_a_join_changes_no_answer(monkeypatch):
 
     monkeypatch.setattr(GenerationBatch, "extend", joining)
     driven = Driven()
-    first, second = driven.add("Tell me everything.", options=options), driven.add("Why?")
+    first = driven.add("Tell me everything.", options=options)
+    driven.step()  # the first token, of which the step after is not dispatched yet
+    second = driven.add("Why?")
     driven.finish()
     assert calls and isinstance(driven.items[second][-1], OutOfMemoryError)
     monkeypatch.undo()
     expected = list(stream_generate(*loaded(), "Tell me everything.", options=options))
     made, wanted = ([n for item in items for n in item.logprobs] for items in (driven.items[first], expected))
     np.testing.assert_allclose(made, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("at", [1, 2, 9])
+@pytest.mark.parametrize("given", [{}, {"temperature": 1.5, "seed": 3, "repetition_penalty": 1.2, "logprobs": True}])
+def test_memory_that_runs_out_in_a_step_ends_nobody(at, given, monkeypatch):
+    """All rows begin again behind their answers so far, fewer at a time, pictures too."""
+    driven, options = Driven(), GenerationOptions(max_tokens=12, **given)
+    texts = [("Hello.", None), ("What is this?", "landscape"), ("Why? " * 20, None)]
+    ids = [driven.add(*each, options=options) for each in texts]
+    step, count, most = GenerationBatch.step, 0, []
+
+    def scarce(self, last=False):
+        nonlocal count
+        most.append(len(driven.scheduler._running))
+        count += most[-1] > 2
+        if most[-1] > 2 and count == at:
+            raise OutOfMemoryError("no memory")
+        return step(self, last)
+
+    monkeypatch.setattr(GenerationBatch, "step", scarce)
+    driven.finish()
+    assert most.count(3) == at and most[-1] < 3
+    for id, each in zip(ids, texts, strict=True):
+        assert driven.tokens(id) == alone(*each, options)
+
+
+def test_a_row_too_large_even_alone_ends_with_the_error(monkeypatch):
+    driven = Driven()
+    ids = [driven.add("Hello."), driven.add("Why? " * 20)]
+    step = GenerationBatch.step
+
+    def scarce(self, last=False):
+        if any(row.id == ids[1] for row in driven.scheduler._running):
+            raise OutOfMemoryError("no memory")
+        return step(self, last)
+
+    monkeypatch.setattr(GenerationBatch, "step", scarce)
+    driven.finish()
+    assert isinstance(driven.items[ids[1]][-1], OutOfMemoryError)
+    assert driven.tokens(ids[0]) == alone("Hello.")
+
+
+def test_pictures_that_fail_together_are_tried_one_by_one(monkeypatch):
+    """Only the row whose own picture fails ends with the error."""
+    driven, encode_views, calls = Driven(), prefill_module.encode_views_in_pieces, []
+    ids = [driven.add("What is this?", name) for name in ("landscape", "small")]
+    bad = driven.rows[ids[1]].prompt.pictures[0].spatial_shapes.tolist()
+
+    def fail(model, pixels, shapes, *rest):
+        calls.append(len(shapes))
+        if shapes[-1].tolist() == bad[-1]:
+            raise NotFiniteError("the picture")
+        return (yield from encode_views(model, pixels, shapes, *rest))
+
+    monkeypatch.setattr(prefill_module, "encode_views_in_pieces", fail)
+    driven.finish()
+    assert isinstance(driven.items[ids[1]][-1], NotFiniteError) and len(calls) == 3
+    assert driven.tokens(ids[0]) == alone("What is this?", "landscape")
+
+
+def test_what_rows_begin_with_alike_is_run_once(small_chunks):
+    """A row waits for the shared beginning, also one that comes later, and for no more of the other's prompt."""
+    cache = PromptCache()
+    driven = Driven(cache)
+    shared = "Where? " * 60
+    texts = [shared + "Why? " * 150, shared + "Hello.", shared + "What? " * 5]
+    ids = [driven.add(text) for text in texts[:2]]
+    driven.step(2)
+    ids.append(driven.add(texts[2]))
+    driven.finish()
+    for id, text in zip(ids, texts, strict=True):
+        assert driven.tokens(id) == alone(text)
+    length = len(encode(*loaded(), GenerationRequest(shared)).ids)
+    for id in ids[1:]:
+        assert driven.rows[id].cached > length - 16
+        assert driven.first(id) < driven.first(ids[0]) - 10
 
 
 def test_columns_of_a_long_row_that_has_left_are_given_up():
@@ -281,11 +369,15 @@ def test_columns_of_a_long_row_that_has_left_are_given_up():
     assert driven.tokens(short) == alone("Hello.", None, GenerationOptions(max_tokens=40))
 
 
+@pytest.mark.backends("mlx", "numpy")
 def test_a_cancel_from_within_a_step_counts():
+    """As a backend that asks within a layer gives occasion to."""
     driven = Driven()
-    request = GenerationRequest("Why? " * 100, options=GenerationOptions(max_tokens=50))
-    scheduler = driven.scheduler
-    rows = scheduler.add([encode(*loaded(), request)], started=[0.0], progress=lambda *_: scheduler.cancel(rows[0].id))
-    driven.finish()
-    assert driven.items[rows[0].id][-1].finish_reason == "cancelled"
-    assert Completion.of(driven.items[rows[0].id]).tokens == ()
+    id = driven.add("Why? " * 100, options=GenerationOptions(max_tokens=50))
+    with cancellation(lambda: driven.scheduler.cancel(id)):
+        driven.finish()
+    if backends.choose() == "numpy":
+        assert Completion.of(driven.items[id]).tokens == ()
+        assert driven.items[id][-1].finish_reason == "cancelled"
+    else:
+        assert Completion.of(driven.items[id]).tokens == alone("Why? " * 100, None, GenerationOptions(max_tokens=50))

@@ -14,7 +14,7 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -123,11 +123,11 @@ class WiredLimit:
             self._own = None
 
 
-def wired(work: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
+def wired(work: Callable[P, Iterator[T]]) -> Callable[P, Generator[T, None, None]]:
     """Makes a generator function hold a `WiredLimit` while it runs."""
 
     @wraps(work)
-    def run(*arguments: P.args, **named: P.kwargs) -> Iterator[T]:
+    def run(*arguments: P.args, **named: P.kwargs) -> Generator[T, None, None]:
         with WiredLimit():
             yield from work(*arguments, **named)
 

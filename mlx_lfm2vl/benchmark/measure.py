@@ -26,13 +26,13 @@ from PIL import Image
 from ..backends.memory import WiredLimit
 from ..errors import OptionError
 from ..generation.batch import generate_batch
-from ..generation.decode import GenerationBatch, Prompt, prefill
+from ..generation.decode import GenerationBatch, Prompt, prefill_in_pieces
 from ..generation.defaults import generation_config, positions_left
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest, encode
 from ..generation.sampling import UniformSampler
-from ..generation.vision_cache import encode_views
-from ..generation.watch import Cancelled, Progress, Stop, check
+from ..generation.vision_cache import encode_views_in_pieces
+from ..generation.watch import Cancelled, Progress, Stop, check, whole
 from ..hub import resolve
 from ..models.cache import Cache, KeyValueCache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
@@ -225,12 +225,13 @@ def ask(
     images = None
     if prompt.pictures:
         (encoded,) = prompt.pictures
-        images = encode_views(model, encoded.take(), encoded.spatial_shapes, stop=stop)
+        images = whole(encode_views_in_pieces(model, encoded.take(), encoded.spatial_shapes), stop)
     del prompt, request, picture
     laps.append(time.perf_counter())
     cache = Cache(model.config.text_config)
     sampler = UniformSampler(GREEDY)
-    steps = GenerationBatch(model, cache, prefill(model, Prompt(ids, images=images), cache, stop=stop), sampler)
+    logits = whole(prefill_in_pieces(model, Prompt(ids, images=images), cache), stop)
+    steps = GenerationBatch(model, cache, logits, sampler)
     del images
     answer = steps.step(last=tokens == 1)[0]
     laps.append(time.perf_counter())

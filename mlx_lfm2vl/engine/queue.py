@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import QueueFullError
 from ..generation.request import EncodedPrompt
+from ..generation.sequence import Sequence
 from ..generation.watch import Progress
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
@@ -42,11 +42,23 @@ class Job:
     line: object = None
     remote: bool = False  # `read` may wait for the network
     since: float = 0.0  # `time.monotonic()` when it came
-    alone: bool = False  # to be begun with no other
     begun: bool = False  # to be read
     ready: bool = False
-    made: Any = None  # what was read
+    prompt: EncodedPrompt | None = None  # what was read
     seconds: float = 0.0  # that it took
+    row: Sequence | None = None  # while the request is answered
+    told: int = 0  # tokens that `progress` knows of
+
+    def tell_progress(self) -> None:
+        """Tells `progress` what is done of the prompt. One that fails ends its own request."""
+        if self.progress is None or self.row is None or self.request.done or self.row.prefilled == self.told:
+            return
+        self.told = self.row.prefilled
+        try:
+            self.progress(self.told, len(self.row.ids))
+        except BaseException as error:
+            self.request.deliver(error)
+            self.request.cancel()
 
 
 class Waiting:
@@ -75,18 +87,6 @@ class Waiting:
                 return False
             job.ready, job.since = job.read is None, time.monotonic()
             self._jobs.append(job)
-            self._news()
-        return True
-
-    def put_back(self, job: Job) -> bool:
-        """Puts a question that was taken before all others, to be begun with no other; False where the queue is
-        closed."""
-        with self._changed:
-            if self.closed:
-                return False
-            job.alone, job.begun, job.ready, job.made = True, False, job.read is None, None
-            self._jobs.insert(0, job)
-            self._running = [other for other in self._running if other is not job]
             self._news()
         return True
 
@@ -158,7 +158,7 @@ class Waiting:
                 if job.since < before:
                     break
                 continue
-            if job.work is not None or job.alone:
+            if job.work is not None:
                 return found or [job]
             found.append(job)
             if len(found) == most:
@@ -227,7 +227,7 @@ class Waiting:
         assert job.read is not None
         started = time.perf_counter()
         try:
-            job.made = job.read(*loaded)
+            job.prompt = job.read(*loaded)
         except BaseException as error:  # of a picture's own reader, too
             with self._changed:
                 if job in self._jobs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 
@@ -14,13 +14,12 @@ import mlx.core as mx
 from ..backends.memory import CacheLimit, WiredLimit
 from ..errors import EngineClosedError, OptionError
 from ..generation.prompt_cache import PromptCache
-from ..generation.request import EncodedPrompt
 from ..generation.response import GenerationResponse
-from ..generation.scheduler import Scheduler, prompt_statistics
+from ..generation.scheduler import Output, Scheduler
 from ..generation.vision_cache import VisionCache
-from ..generation.watch import Progress, Stop
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
+from ..threads import cancellation
 from .handle import Request, check_seconds
 from .queue import Job, Loaded, Waiting
 from .shutdown import close_at_exit, wait_until_gone
@@ -173,32 +172,36 @@ class Worker:
                 return
             if jobs and jobs[0].work is not None:
                 self._alone(jobs[0])
-            elif jobs:
-                present.update(self._add(scheduler, jobs))
+            for job in jobs:
+                if job.work is None:
+                    self._add(scheduler, present, job)
             del jobs  # what it holds may be large, and the next may be long in coming
-            for id, job in present.items():
-                if job.request.ask_to_stop():
-                    scheduler.cancel(id)
             before = len(present)
-            for id, item in scheduler.step():
-                if isinstance(item, Exception):
-                    self._failed(present.pop(id), item)
-                else:
-                    present[id].request.deliver(item)
-                    if item.finish_reason is not None:
-                        present.pop(id).read = None  # it holds the pictures
+            for id, item in self._step(scheduler, present):
+                present[id].request.deliver(item)
+                if isinstance(item, Exception) or item.finish_reason is not None:
+                    del present[id]
             if len(present) < before or not present:
                 self._waiting.settle()
 
+    def _step(self, scheduler: Scheduler, present: Mapping[int, Job]) -> list[Output]:
+        """One step. Requests are asked before, and within a prompt's layers by a backend that computes when it is
+        called, whether they have been cancelled."""
+
+        def ask() -> None:
+            for id, job in present.items():
+                if job.request.ask_to_stop():
+                    scheduler.cancel(id)
+
+        ask()
+        with cancellation(ask):
+            outputs = scheduler.step()
+        for job in present.values():
+            job.tell_progress()
+        return outputs
+
     def _take(self) -> list[Job] | None:
         return self._waiting.take(self._max_batch, self._idle_seconds, mx.clear_cache)
-
-    def _failed(self, job: Job, error: Exception) -> None:
-        """What fails for several may be the fault of one: each that has heard nothing yet begins again by itself,
-        before others."""
-        if job.request.started or job.alone or not self._waiting.put_back(job):
-            job.request.deliver(error)
-        self._timeouts.notify()
 
     def _fail(self, error: BaseException) -> None:
         """Tells all who ask, now and later, that the thread has ended with an error."""
@@ -225,55 +228,25 @@ class Worker:
         except BaseException as error:
             job.request.deliver(error)
 
-    def _add(self, scheduler: Scheduler, jobs: Sequence[Job]) -> dict[int, Job]:
-        """Begins to answer requests; those that are taken together are prefilled together. Their jobs by id."""
-        present: list[Job] = []
-        prompts: list[EncodedPrompt] = []
-        started: list[float] = []
-        for job in jobs:
-            if job.request.stopped():
-                job.request.give_up()
-            if job.request.done:
-                continue
-            begun = time.perf_counter() - job.seconds  # it was read before its turn
-            try:
-                assert job.read is not None
-                prompts.append(
-                    job.made if job.made is not None else job.read(*self.loaded)
-                )  # a second time, if need be
-            except BaseException as error:
-                job.request.deliver(error)
-                continue
-            job.made, job.seconds = None, 0.0  # patches are freed when they are encoded
-            present.append(job)
-            started.append(begun)
-        if not present:
-            return {}
-        present[0].alone = present[0].alone or len(present) == 1
+    def _add(self, scheduler: Scheduler, present: dict[int, Job], job: Job) -> None:
+        """Begins to answer a request."""
+        if job.request.stopped():
+            job.request.give_up()
+        if job.request.done:
+            return
+        started = time.perf_counter() - job.seconds  # it was read before its turn
         if len(scheduler) == 0:
             mx.reset_peak_memory()
         try:
-            stop, progress = self._abandoned(present, prompts), _told(present)
-            rows = scheduler.add(prompts, started=started, stop=stop, progress=progress)
-        except Exception as error:
-            for job in reversed(present):
-                self._failed(job, error)
-            return {}
-        for row, job in zip(rows, present, strict=True):
-            job.request.so_far = partial(row.statistics, self.loaded[0].config.image_token_id)
-        return {row.id: job for row, job in zip(rows, present, strict=True)}
-
-    def _abandoned(self, jobs: Sequence[Job], prompts: Sequence[EncodedPrompt]) -> Stop:
-        """Asked before the first token: lets those go who have given up, and says whether all have."""
-        asked = [(job.request, prompt.ids) for job, prompt in zip(jobs, prompts, strict=True)]
-
-        def abandoned() -> bool:
-            for request, ids in asked:
-                if request.ask_to_stop():
-                    request.give_up(prompt_statistics(ids, self.loaded[0].config.image_token_id))
-            return all(request.done for request, _ in asked)
-
-        return abandoned
+            assert job.read is not None
+            prompt = job.read(*self.loaded) if job.prompt is None else job.prompt
+            row = scheduler.add(prompt, started=started)
+        except BaseException as error:
+            job.request.deliver(error)
+            return
+        job.prompt = job.read = None  # it holds the pictures
+        job.row, present[row.id] = row, job
+        job.request.so_far = partial(row.statistics, self.loaded[0].config.image_token_id)
 
 
 def _checked(loaded: Loaded) -> Loaded:
@@ -282,20 +255,3 @@ def _checked(loaded: Loaded) -> Loaded:
     if not (isinstance(loaded, tuple) and len(loaded) == 2 and all(map(isinstance, loaded, types))):
         raise OptionError(f"the loader returned {loaded!r:.100}, expected (model, processor) as `load` returns them")
     return loaded
-
-
-def _told(jobs: Sequence[Job]) -> Progress | None:
-    """Tells all who want to know. One that fails ends its own request."""
-    told = [job for job in jobs if job.progress is not None]
-
-    def progress(done: int, total: int) -> None:
-        for job in told:
-            if job.progress is None or job.request.done:
-                continue
-            try:
-                job.progress(done, total)
-            except BaseException as error:
-                job.request.deliver(error)
-                job.request.cancel()
-
-    return progress if told else None

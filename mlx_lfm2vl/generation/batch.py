@@ -1,4 +1,4 @@
-"""Many requests at once: pictures of all sizes through the tower together, one padded prefill, one decode.
+"""Many requests, some of them at a time: as one is answered, the next takes its place.
 
 A row's answer is the one it would have alone: padding is masked in attention and convolutions and shifts no position.
 """
@@ -6,23 +6,25 @@ A row's answer is the one it would have alone: padding is masked in attention an
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import mlx.core as mx
 
+from ..backends.memory import wired
 from ..errors import Lfm2VlError, OptionError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .prompt_cache import PromptCache, check_prompt_cache
-from .request import EncodedPrompt, GenerationRequest, check_pair, encode
+from .request import GenerationRequest, check_pair, encode
 from .response import Completion, GenerationResponse
-from .scheduler import Scheduler, drive
+from .scheduler import Scheduler, step
 from .vision_cache import VisionCache, check_vision_cache
 from .watch import Stop, check_callable
 
 BATCH_SIZE = 8
 
 
+@wired
 def generate_batch(
     model: Lfm2VlForConditionalGeneration,
     processor: Lfm2VlProcessor,
@@ -35,10 +37,20 @@ def generate_batch(
 ) -> Iterator[Completion]:
     """Answers in the order of the requests, `batch_size` of them at a time; requests are read as they are needed.
 
-    What requests begin with alike (a system prompt, a picture) is prefilled once, within a batch and from one to the
-    next; `prompt_cache`: where such beginnings are kept (one of its own, unless given). A request whose pictures or
-    prompt are wrong becomes a `Completion` with the error and hurts no other. `stop` ends the batch in hand with
-    "cancelled" and reads no further. Raises `OptionError`.
+    The beginnings that requests share (a system prompt, a picture) are prefilled once. A request whose pictures or
+    prompt are wrong becomes a `Completion` with the error and hurts no other.
+
+    Args:
+        model: the model.
+        processor: its processor.
+        requests: read one by one, as places become free.
+        batch_size: requests that are answered at a time, at least 1.
+        vision_cache: where encoded pictures are kept. None is one of its own.
+        prompt_cache: where beginnings are kept. None is one of its own.
+        stop: asked between steps; true ends the requests that were read with "cancelled", and no other is read.
+
+    Raises:
+        OptionError
     """
     check_pair(model, processor)
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
@@ -48,55 +60,40 @@ def generate_batch(
     check_vision_cache(vision_cache)
     check_prompt_cache(prompt_cache)
     check_callable("stop", stop)
-    prompt_cache = prompt_cache if prompt_cache is not None else PromptCache()
-    group: list[GenerationRequest] = []
-    for request in requests:
-        group.append(request)
-        if len(group) == batch_size:
-            yield from _answer(model, processor, group, vision_cache, prompt_cache, stop)
-            group = []
-            if stop is not None and stop():
-                return
-    if group:
-        yield from _answer(model, processor, group, vision_cache, prompt_cache, stop)
-
-
-def _answer(
-    model: Lfm2VlForConditionalGeneration,
-    processor: Lfm2VlProcessor,
-    group: Sequence[GenerationRequest],
-    vision_cache: VisionCache | None,
-    prompt_cache: PromptCache,
-    stop: Stop | None,
-) -> list[Completion]:
-    started = time.perf_counter()
+    vision_cache = VisionCache() if vision_cache is None else vision_cache
+    prompt_cache = PromptCache() if prompt_cache is None else prompt_cache
+    scheduler = Scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
+    waiting = enumerate(requests)
+    numbers: dict[int, int] = {}  # of the requests, by the ids of their rows
+    responses: dict[int, list[GenerationResponse]] = {}
+    answers: dict[int, Completion] = {}  # of requests that wait for an earlier one
+    number, more = 0, True
     mx.reset_peak_memory()
-    answers: dict[int, Completion] = {}
-    present: list[int] = []
-    prompts: list[EncodedPrompt] = []
-    for index, request in enumerate(group):
-        try:
-            prompts.append(encode(model, processor, request))
-            present.append(index)
-        except Lfm2VlError as error:
-            answers[index] = Completion(error=error)
-    if prompts:
-        scheduler = Scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
-        rows = scheduler.add(prompts, started=[started] * len(prompts), stop=stop)
-        del prompts
-        responses: dict[int, list[GenerationResponse]] = {index: [] for index in present}
-        for at, item in drive(scheduler, rows, stop):
+    while more or len(scheduler):
+        while more and len(scheduler) < batch_size:
+            started = time.perf_counter()
+            index, request = next(waiting, (-1, None))
+            if request is None:
+                more = False
+                break
+            try:
+                row = scheduler.add(encode(model, processor, request), started=started)
+                numbers[row.id], responses[index] = index, []
+            except Lfm2VlError as error:
+                answers[index] = Completion(error=error)
+                break
+            del request
+        for id, item in step(scheduler, stop):
+            index = numbers[id]
             if isinstance(item, GenerationResponse):
-                responses[present[at]].append(item)
-            elif not isinstance(item, Lfm2VlError):
+                responses[index].append(item)
+                if item.finish_reason is not None:
+                    answers[index] = Completion.of(responses.pop(index))
+            elif isinstance(item, Lfm2VlError):
+                answers[index] = Completion(error=item)
+            else:
                 raise item
-            elif responses[present[at]] or len(group) == 1:
-                answers[present[at]] = Completion(error=item)
-            else:  # what failed for several may be the fault of one
-                answers[present[at]] = _answer(
-                    model, processor, [group[present[at]]], vision_cache, prompt_cache, stop
-                )[0]
-        for index, made in responses.items():
-            if index not in answers:
-                answers[index] = Completion.of(made)
-    return [answers[index] for index in range(len(group))]
+        while number in answers:
+            yield answers.pop(number)
+            number += 1
+        more = more and not (stop is not None and stop())

@@ -185,27 +185,25 @@ class Chat:
         )
         turn, prompt = begin(lambda: None)
         try:
-            rows = scheduler.add([prompt], started=[started], stop=stop, progress=progress)
+            row = scheduler.add(prompt, started=started)
         except BaseException:
             turn.fail()
             raise
         del prompt
-        responses = drive(scheduler, rows, stop)
+        responses = drive(scheduler, row, stop, progress)
 
         def close() -> None:
             if responses.gi_running:  # type: ignore[attr-defined]
                 raise PromptError("the conversation is answering; a turn cannot begin within another one's callbacks")
             self._close = None
-            responses.close()  # type: ignore[attr-defined]
+            responses.close()
             turn.close()
-            scheduler.cancel(rows[0].id)
+            scheduler.cancel(row.id)
             scheduler.step()  # its states go to the prompt cache
 
         self._close = close
         try:
-            for _, item in responses:
-                if isinstance(item, Exception):
-                    raise item
+            for item in responses:
                 turn.hear(item)
                 if item.finish_reason is not None:
                     self._close = None

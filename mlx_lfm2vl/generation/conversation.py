@@ -128,21 +128,15 @@ class Conversation:
         if not pictures:
             return []
         arrays, plans = self.processor.image_processor.encode(pictures, **self._overrides)
-        encoded = split_pictures(arrays, [len(plan.spatial_shapes) for plan in plans])
-        return [
-            EncodedPicture(each.spatial_shapes, each.take(), self._again(weakref.ref(picture)))
-            for picture, each in zip(pictures, encoded, strict=True)
-        ]
+        known = [weakref.ref(picture) for picture in pictures]
 
-    def _again(self, picture: weakref.ref[Picture]) -> Callable[[], Any]:
-        """Makes the patches of a picture that is still part of the conversation."""
+        def again(number: int) -> np.ndarray:
+            """The patches of a picture that is still part of the conversation."""
+            picture = known[number]()
+            assert picture is not None
+            return self.processor.image_processor.encode([picture], **self._overrides)[0]["pixel_values"]
 
-        def encode() -> Any:
-            known = picture()
-            assert known is not None
-            return self.processor.image_processor.encode([known], **self._overrides)[0]["pixel_values"]
-
-        return encode
+        return split_pictures(arrays, [len(plan.spatial_shapes) for plan in plans], again)
 
     def ask(
         self,

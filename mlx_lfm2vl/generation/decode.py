@@ -7,7 +7,7 @@ only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -24,12 +24,12 @@ from .finite import not_finite
 from .passes import prefill_chunk
 from .sampling import NOT_FINITE, BatchedSampler, Sampler
 from .vision_cache import VisionCache, encode_views_in_pieces
-from .watch import Cancelled, Pieces, Progress, Stop, T, advance, cancellable, check, completed
+from .watch import Cancelled, Pieces, completed
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the processor makes of one call, ready to be prefilled.
+    """The arrays of one call of the processor, ready to be prefilled.
 
     `input_ids` (B, L); `attention_mask` (B, L), 1 at real tokens, padded on the left; the pictures' arrays or None, or
     in their place `images`, the image tokens (n, hidden) that were made of them. `answer`: tokens that may follow, for
@@ -66,97 +66,76 @@ def prefill_in_pieces(
     cache: Cache,
     *,
     chunk: int | None = None,
-    progress: Progress | None = None,
     vision_cache: VisionCache | None = None,
-    stop: Stop | None = None,
-    pauses: Sequence[int] = (),
+    pauses: Collection[int] = (),
     paused: Callable[[int], None] | None = None,
 ) -> Pieces[mx.array]:
-    """Runs the prompt through the model into `cache` and returns the logits (B, vocabulary) of its last position; a
-    pass of the vision tower, or a chunk of the text, at a time.
+    """Runs the prompt through the model into `cache`; a pass of the vision tower, or a chunk of the text, at a time.
 
-    Pictures are encoded first (or found in `vision_cache`) and their buffers freed; the text follows in chunks, each
-    evaluated before the next; `passes.prefill_chunk` chooses their length where `chunk` is None. A single unpadded
-    prompt may continue what the cache holds. `stop` is asked before each piece of work; the chunks that were done by
-    then stay in the cache. A chunk ends at each of `pauses` (lengths of the prompt, ascending, short of all of it), and
-    `paused` is told. Raises `InputError`, `OutOfMemoryError`, `NotFiniteError` and `Cancelled`.
+    Pictures are encoded first and their buffers freed. Each chunk of the text is evaluated before the next. A single
+    unpadded prompt may continue what the cache holds. Chunks that were run stay in the cache when the work ends early.
+
+    Args:
+        model: the model.
+        prompt: ids and pictures of all rows.
+        cache: what stands before the prompt; takes the prompt's states.
+        chunk: tokens of a chunk. None is `passes.prefill_chunk`.
+        vision_cache: where encoded pictures are found and kept.
+        pauses: a chunk ends where the cache holds one of these numbers of tokens; more may be added meanwhile.
+        paused: told of each.
+
+    Returns:
+        Logits (B, vocabulary) of the last position. Yields the tokens that the cache holds.
+
+    Raises:
+        InputError, OutOfMemoryError, NotFiniteError
     """
     rows, length = prompt.input_ids.shape
     answer = max(0, min(prompt.answer, model.config.text_config.max_position_embeddings - length))
     check_question(model.config, number_type(model), length, answer, largest_pass(prompt.spatial_shapes), rows)
-    running = _prefill(model, prompt, cache, chunk, progress, vision_cache, stop, pauses, paused)
-    del prompt
-    return (yield from guarded(running, f"a prompt of {length:,} tokens"))
+    padding = prompt.padding
+    with allocations(f"a prompt of {length:,} tokens"):
+        embedding = _embed(model, prompt, vision_cache)
+        del prompt
+        embeds = yield from embedding
+        end = 0
+        while end < length:
+            start, before = end, cache.offset
+            end = min(start + (chunk or prefill_chunk(model.config.text_config, rows, before)), length)
+            end = min((pause - before + start for pause in pauses if 0 < pause - before < end - start), default=end)
+            hidden = _run_chunk(model.model.language_model, embeds[:, start:end], padding, cache)
+            if end == length:
+                break
+            mx.eval(cache.arrays)
+            clear_outgrown(cache, before)
+            if paused is not None and cache.offset in pauses:
+                paused(cache.offset)
+            yield cache.offset
+        logits = model.logits(hidden[:, -1:])[:, 0]
+        mx.async_eval(logits, cache.arrays)  # where memory is short, it is here that this shows
+        return logits
 
 
 prefill = completed(prefill_in_pieces)
 
 
-def guarded(pieces: Pieces[T], what: str) -> Pieces[T]:
-    """The same pieces; memory that runs out in one is an `OutOfMemoryError` that begins with `what`. Other work may be
-    done between them."""
-    while True:
-        with allocations(what):
-            result = advance(pieces)
-        if result is not None:
-            return result
-        yield
-
-
-def _prefill(
-    model: Lfm2VlForConditionalGeneration,
-    prompt: Prompt,
-    cache: Cache,
-    chunk: int | None,
-    progress: Progress | None,
-    vision_cache: VisionCache | None,
-    stop: Stop | None,
-    pauses: Sequence[int],
-    paused: Callable[[int], None] | None,
-) -> Pieces[mx.array]:
-    body = model.model
+def _embed(model: Lfm2VlForConditionalGeneration, prompt: Prompt, vision_cache: VisionCache | None) -> Pieces[mx.array]:
+    """The embeddings (B, L, hidden) of text and pictures."""
     images = prompt.images
     if prompt.pixel_values is not None:
         if prompt.spatial_shapes is None:
             raise InputError("pixel_values is given without spatial_shapes")
-        images = yield from encode_views_in_pieces(
-            model, prompt.pixel_values, prompt.spatial_shapes, vision_cache, stop
-        )
+        images = yield from encode_views_in_pieces(model, prompt.pixel_values, prompt.spatial_shapes, vision_cache)
         mx.eval(images)
         mx.clear_cache()  # the tower's buffers are of sizes that the text does not use
-    embeds = body.embed(prompt.input_ids, images)
-    padding = prompt.padding
-    del images, prompt
-    length = embeds.shape[1]
-    hidden = embeds
-    end = 0
-    while end < length:
-        check(stop)
-        start, before = end, cache.offset
-        end = min(start + (chunk or prefill_chunk(model.config.text_config, embeds.shape[0], before)), length)
-        end = min((pause for pause in pauses if start < pause < end), default=end)
-        part = embeds[:, start:end]
-        hidden = _run_chunk(body.language_model, part, _context(padding, cache, part.shape[1]), cache, stop)
-        if end < length:
-            mx.eval(cache.arrays)
-            clear_outgrown(cache, before)
-        if paused is not None and end in pauses:
-            paused(end)
-        if progress is not None:
-            progress(end, length)
-        if end < length:
-            yield
-    logits = model.logits(hidden[:, -1:])[:, 0]
-    mx.async_eval(logits, cache.arrays)  # where memory is short, it is here that this shows
-    return logits
+    return model.model.embed(prompt.input_ids, images)
 
 
-def _run_chunk(text_model: Lfm2Model, embeds: mx.array, context: Context, cache: Cache, stop: Stop | None) -> mx.array:
+def _run_chunk(text_model: Lfm2Model, embeds: mx.array, padding: np.ndarray | None, cache: Cache) -> mx.array:
     """The last hidden state (B, 1, hidden). Raises `Cancelled`, with the cache as it was."""
     begun = cache.checkpoint(detach=False)
     try:
-        with cancellable(stop):
-            return text_model(embeds, context, cache, last_only=True)
+        return text_model(embeds, _context(padding, cache, embeds.shape[1]), cache, last_only=True)
     except Cancelled:
         cache.rewind(begun)
         raise

@@ -85,20 +85,12 @@ class Entry:
 
 
 class Recorder:
-    """Takes the checkpoints of a row while its prompt is prefilled into `cache`, behind its first `known` tokens, and
-    when it has finished. `earlier`: checkpoints within these tokens; `points`: lengths at which others are taken."""
+    """Takes the checkpoints of a row while its prompt is prefilled, and when it has finished. `earlier`: checkpoints
+    within the beginning that it continues."""
 
-    def __init__(
-        self,
-        ids: np.ndarray,
-        pictures: Sequence[PictureSpan],
-        known: int,
-        points: Iterable[int],
-        earlier: Iterable[Checkpoint],
-    ):
+    def __init__(self, ids: np.ndarray, pictures: Sequence[PictureSpan], earlier: Iterable[Checkpoint] = ()):
         self._ids, self._pictures = ids, tuple(pictures)
         self.checkpoints = list(earlier)
-        self.pauses = [at - known for at in sorted(points) if at > known]
 
     def take(self, cache: Cache, logits: mx.array | None = None) -> None:
         """Takes a checkpoint where `cache`, which holds this row alone, stands. `logits` (1, vocabulary) at the end of
@@ -141,16 +133,16 @@ class PromptCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def find(self, ids: np.ndarray, pictures: Sequence[PictureSpan]) -> tuple[Entry, Checkpoint] | tuple[None, None]:
-        """The entry and checkpoint with the longest beginning of a prompt (n,)."""
-        best: tuple[Entry, Checkpoint] | tuple[None, None] = (None, None)
+    def find(self, ids: np.ndarray, pictures: Sequence[PictureSpan]) -> tuple[Entry, Checkpoint] | None:
+        """The entry and checkpoint with the longest beginning of a prompt (n,), or None."""
+        best: tuple[Entry, Checkpoint] | None = None
         with self._lock:
             for entry in self._entries.values():
                 limit = shared_length(entry.ids, entry.pictures, ids, pictures)
                 point = entry.longest(limit, len(ids))
-                if point is not None and (best[1] is None or point.offset > best[1].offset):
+                if point is not None and (best is None or point.offset > best[1].offset):
                     best = entry, point
-            if best[0] is not None:
+            if best is not None:
                 self._entries.move_to_end(id(best[0]))
         return best
 

@@ -11,7 +11,7 @@ import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -50,19 +50,19 @@ class GenerationRequest:
 
 class EncodedPicture:
     """A picture of a prompt: the grids of its views, `spatial_shapes` (views, 2), and their patches (views, patches,
-    channels*patch*patch) until these are taken. `encode` makes the patches again, where they can be needed again."""
+    channels*patch*patch) until these are taken. `encode` makes the patches again, should they be needed again."""
 
-    def __init__(self, spatial_shapes: np.ndarray, pixels: np.ndarray, encode: Callable[[], np.ndarray] | None = None):
+    def __init__(self, spatial_shapes: np.ndarray, pixels: np.ndarray, encode: Callable[[], np.ndarray]):
         self.spatial_shapes = spatial_shapes
         self._pixels: np.ndarray | None = pixels
         self._encode = encode
 
     @cached_property
     def keys(self) -> tuple[bytes, ...]:
-        """What identifies each view. To be asked for before the patches are taken."""
-        assert self._pixels is not None
+        """A key for each view."""
+        pixels = self._encode() if self._pixels is None else self._pixels
         grids = [(int(height), int(width)) for height, width in self.spatial_shapes]
-        return tuple(view_key(view, grid) for view, grid in zip(self._pixels, grids, strict=True))
+        return tuple(view_key(view, grid) for view, grid in zip(pixels, grids, strict=True))
 
     @property
     def key(self) -> bytes:
@@ -72,10 +72,7 @@ class EncodedPicture:
     def take(self) -> np.ndarray:
         """The patches, which are not kept."""
         pixels, self._pixels = self._pixels, None
-        if pixels is None:
-            assert self._encode is not None, "the patches were taken before"
-            pixels = self._encode()
-        return pixels
+        return self._encode() if pixels is None else pixels
 
     def drop(self) -> None:
         """Lets the patches go."""
@@ -99,12 +96,15 @@ class EncodedPrompt:
         return tuple(PictureSpan(*place, picture.key) for place, picture in pairs)
 
 
-def split_pictures(arrays: Mapping[str, Any], counts: Sequence[int]) -> list[EncodedPicture]:
-    """The pictures of a call of the image processor; `counts`: the views of each."""
-    ends = np.cumsum(counts).tolist()
+def split_pictures(
+    arrays: Mapping[str, Any], counts: Sequence[int], encode: Callable[[int], np.ndarray]
+) -> list[EncodedPicture]:
+    """The pictures of a call of the image processor. `counts`: the views of each; `encode` makes the patches of the
+    n-th again."""
+    shapes, pixels, ends = arrays["spatial_shapes"], arrays["pixel_values"], np.cumsum(counts).tolist()
     return [
-        EncodedPicture(arrays["spatial_shapes"][end - count : end], arrays["pixel_values"][end - count : end])
-        for count, end in zip(counts, ends, strict=True)
+        EncodedPicture(shapes[end - count : end], pixels[end - count : end], partial(encode, number))
+        for number, (count, end) in enumerate(zip(counts, ends, strict=True))
     ]
 
 
@@ -149,7 +149,11 @@ def encode(
     if "pixel_values" not in inputs:
         return EncodedPrompt(ids, options)
     counts = [len(plan.spatial_shapes) for plan in inputs.plans[0]]
-    return EncodedPrompt(ids, options, tuple(split_pictures(inputs, counts)), inputs.image_spans[0])
+
+    def again(number: int) -> np.ndarray:
+        return encode(model, processor, request).pictures[number].take()
+
+    return EncodedPrompt(ids, options, tuple(split_pictures(inputs, counts, again)), inputs.image_spans[0])
 
 
 def snapshot(value: Any) -> Any:

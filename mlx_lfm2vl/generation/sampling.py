@@ -61,11 +61,12 @@ class SamplingKind:
 
 class _Row:
     """One row's options, and the generator of its keys: one for each step, made on the host, so that no kernel makes
-    them."""
+    them. `drawn`: keys of steps before."""
 
-    def __init__(self, options: GenerationOptions, row: int):
+    def __init__(self, options: GenerationOptions, row: int, drawn: int):
         self.options = options
         self._generator = np.random.PCG64(np.random.SeedSequence(options.seed, spawn_key=(row,)))
+        self._generator.advance(drawn)
 
     def key(self) -> int:
         """64 random bits."""
@@ -76,12 +77,12 @@ class UniformSampler:
     """Rows of one kind: as many as the first call has, sampled alike, or one, which others are joined to.
 
     Holds each row's random generator and which tokens it has seen; use one for one generation. `options` must be
-    resolved (no None left but the seed).
+    resolved (no None left but the seed). `drawn`: tokens that the rows have sampled before.
     """
 
-    def __init__(self, options: GenerationOptions):
+    def __init__(self, options: GenerationOptions, drawn: int = 0):
         self.kind = SamplingKind.of(options)
-        self._options = options
+        self._options, self._drawn = options, drawn
         self._rows: list[_Row] = []
         self._numbers: dict[str, mx.array] = {}
         self._seen: mx.array | None = None  # (B, vocabulary) bool: without the last tokens
@@ -94,7 +95,7 @@ class UniformSampler:
     def begin(self, count: int) -> None:
         """Makes the rows, unless they are there."""
         if not self._rows:
-            self._set_rows([_Row(self._options, row) for row in range(count)])
+            self._set_rows([_Row(self._options, row, self._drawn) for row in range(count)])
 
     def observe(self, tokens: mx.array, vocabulary: int) -> None:
         if self.kind.penalty:
@@ -191,13 +192,10 @@ class BatchedSampler:
         self._parts = parts
 
 
-def make_sampler(options: Sequence[GenerationOptions]) -> Sampler:
-    """For rows with these (resolved) options."""
-    return (
-        UniformSampler(options[0])
-        if len(options) == 1
-        else BatchedSampler([(UniformSampler(each), 1) for each in options])
-    )
+def make_sampler(options: Sequence[GenerationOptions], drawn: int = 0) -> Sampler:
+    """For rows with these (resolved) options, each of which has sampled `drawn` tokens before."""
+    every = [UniformSampler(each, drawn) for each in options]
+    return every[0] if len(every) == 1 else BatchedSampler([(each, 1) for each in every])
 
 
 def on_gpu() -> bool:

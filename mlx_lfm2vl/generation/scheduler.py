@@ -4,90 +4,37 @@ In go prompts that are ready to run, and cancels; out come responses by the id o
 batches and the engine all drive this loop. It has no threads and no clock: who drives it decides when a step runs.
 
     waiting -> prefilling (its turn comes with those of other prompts) -> running -> finished
+
+Rows that fail together go back to waiting and begin again, each by itself and behind its answer so far. One that fails
+by itself ends with its error. After a token that failed, fewer rows run at a time until all have finished.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from collections.abc import Sequence as List
 from contextlib import suppress
-from dataclasses import dataclass, replace
-
-import mlx.core as mx
-import numpy as np
+from dataclasses import dataclass
 
 from ..backends.memory import allocations, wired
 from ..errors import OutOfMemoryError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.tokenizer import Tokenizer
+from ..threads import cancellation
 from .decode import GenerationBatch
 from .defaults import generation_config, positions_left
-from .detokenizer import Detokenizer
 from .passes import prefill_chunk
 from .prefill import prefill_rows
-from .prompt_cache import SHORTEST_PASS, PromptCache, Recorder, shared_length
+from .prompt_cache import SHORTEST_PASS, PromptCache, shared_length
 from .request import EncodedPrompt
-from .response import GenerationResponse, Statistics
-from .sampling import NOT_FINITE, make_sampler
+from .response import GenerationResponse
+from .sampling import NOT_FINITE
+from .sequence import Sequence
 from .vision_cache import VisionCache
-from .watch import Cancelled, Pieces, Progress, Stop, advance, check_callable
+from .watch import Cancelled, Pieces, Progress, Stop, check_callable
 
-
-class Sequence:
-    """One row: its prompt, its options, and what it has generated so far.
-
-    `generated` has every token, the end token too. `ids` (n,) is the prompt.
-    """
-
-    def __init__(self, id: int, prompt: EncodedPrompt, tokenizer: Tokenizer, ends: List[int], began: float):
-        self.id, self.ids, self.options = id, prompt.ids, prompt.options
-        self.ends, self.limit = ends, prompt.options.max_tokens
-        self.detokenizer = Detokenizer(tokenizer, prompt.options, ends)
-        self.generated: list[int] = []
-        self.cached = 0  # tokens of the prompt that needed no run
-        self.recorder: Recorder | None = None  # of what others may begin with
-        self.cancelled = False
-        self.began, self.first = began, 0.0
-        self._tokens: list[int] = []  # those not yet in a response
-        self._logprobs: list[float] = []
-
-    def push(self, token: int, logprob: float | None) -> str:
-        """Takes the next token, and gives the text that it makes certain."""
-        self.generated.append(token)
-        self.first = self.first or time.perf_counter() - self.began
-        text = self.detokenizer.push(token)
-        if token not in self.ends:
-            self._tokens.append(token)
-            self._logprobs += [] if logprob is None else [logprob]
-        return text
-
-    def respond(self, text: str, reason: str | None = None, statistics: Statistics | None = None) -> GenerationResponse:
-        logprobs = tuple(self._logprobs) if self.options.logprobs else None
-        made = GenerationResponse(
-            text, tuple(self._tokens), reason, statistics, logprobs, self.detokenizer.take_tool_text()
-        )
-        self._tokens, self._logprobs = [], []
-        return made
-
-    def statistics(self, image_token: int) -> Statistics:
-        """What the row took until now."""
-        rest, count = time.perf_counter() - self.began - self.first, len(self.generated)
-        return replace(
-            prompt_statistics(self.ids, image_token),
-            cached_tokens=self.cached,
-            generated_tokens=count,
-            time_to_first_token=self.first,
-            prompt_tokens_per_second=(len(self.ids) - self.cached) / self.first if self.first else 0.0,
-            tokens_per_second=(count - 1) / rest if count > 1 and rest > 0 else 0.0,
-        )
-
-
-def prompt_statistics(ids: np.ndarray, image_token: int) -> Statistics:
-    """Those of a prompt (n,) that nothing was answered to."""
-    images = int(np.count_nonzero(ids == image_token))
-    return Statistics(len(ids), 0, images, 0, 0.0, 0.0, 0.0, mx.get_peak_memory())
+Output = tuple[int, GenerationResponse | Exception]
 
 
 @dataclass(eq=False)
@@ -95,10 +42,12 @@ class _Prefill:
     """Rows whose prompts are run together, and the work that is left."""
 
     rows: list[Sequence]
-    work: Pieces[GenerationBatch]  # returns the batch that they begin
+    work: Pieces[GenerationBatch]
 
-
-Output = tuple[int, GenerationResponse | Exception]
+    def check(self) -> None:
+        """Raises `Cancelled` if nobody waits for the work."""
+        if all(row.cancelled for row in self.rows):
+            raise Cancelled
 
 
 class Scheduler:
@@ -120,67 +69,31 @@ class Scheduler:
         self._vision_cache, self._prompt_cache = vision_cache, prompt_cache
         self._image_token = model.config.image_token_id
         self._rows: dict[int, Sequence] = {}  # those that have not finished
+        self._waiting: list[Sequence] = []
         self._prefilling: deque[_Prefill] = deque()
         self._running: list[Sequence] = []  # in the order of `_batch`
         self._batch: GenerationBatch | None = None
+        self._most: int | None = None  # rows at a time, once a step of more has failed
         self._count = 0
 
-    def add(
-        self,
-        prompts: List[EncodedPrompt],
-        *,
-        started: List[float],
-        stop: Stop | None = None,
-        progress: Progress | None = None,
-    ) -> list[Sequence]:
-        """Takes prompts that are prefilled together.
+    def add(self, prompt: EncodedPrompt, *, started: float) -> Sequence:
+        """Takes a prompt, which begins at the next step. Short prompts that were added since the last step are run
+        together.
 
         Args:
-            prompts: whose pictures' patches are taken when they are encoded.
-            started: `time.perf_counter()` when each row began.
-            stop: asked until their first tokens whether all of these rows are cancelled.
-            progress: told of the tokens of these prompts.
+            prompt: whose pictures' patches are taken when they are encoded.
+            started: `time.perf_counter()` when the request began.
 
         Raises:
             PromptError: if there is no room for an answer.
         """
-        check_callable("stop", stop)
-        check_callable("progress", progress)
         ends = generation_config(self._model).eos_token_ids
-        rows = []
-        for at, (prompt, began) in enumerate(zip(prompts, started, strict=True)):
-            row = Sequence(self._count + at, prompt, self._tokenizer, ends, began)
-            row.limit = min(row.limit, positions_left(self._model, len(row.ids)))
-            rows.append(row)
-        self._count += len(rows)
-        for group in self._groups(prompts):
-            self._begin([rows[at] for at in group], [prompts[at] for at in group], stop, progress)
-        return rows
-
-    def _groups(self, prompts: List[EncodedPrompt]) -> list[list[int]]:
-        """Which prompts (by index) are prefilled together: those that begin alike, of which the beginning is run once,
-        and those of one chunk. Nobody waits for a longer prompt of others."""
-        groups: list[list[int]] = []
-        chunk = prefill_chunk(self._model.config.text_config, 1, 0)
-        for index, prompt in enumerate(prompts):
-            for group in groups:
-                others = [prompts[at] for at in group]
-                short = all(len(each.ids) <= chunk for each in (prompt, *others))
-                if short or (self._prompt_cache is not None and any(_alike(prompt, each) for each in others)):
-                    group.append(index)
-                    break
-            else:
-                groups.append([index])
-        return groups
-
-    def _begin(
-        self, rows: list[Sequence], prompts: list[EncodedPrompt], stop: Stop | None, progress: Progress | None
-    ) -> None:
-        def stopped() -> bool:
-            return all(row.cancelled for row in rows) or (stop is not None and stop())
-
-        self._rows |= {row.id: row for row in rows}
-        self._prefilling.append(_Prefill(rows, self._prefill(rows, prompts, stopped, progress)))
+        limit = min(prompt.options.max_tokens, positions_left(self._model, len(prompt.ids)))
+        row = Sequence(self._count, prompt, self._tokenizer, ends, limit, started)
+        self._count += 1
+        self._rows[row.id] = row
+        self._waiting.append(row)
+        return row
 
     def cancel(self, id: int) -> None:
         """Ends a row at the next step. May be called from any thread; an id that has finished is nothing."""
@@ -188,57 +101,158 @@ class Scheduler:
         if row is not None:
             row.cancelled = True
 
+    def cancel_all(self) -> None:
+        """Ends all rows at the next step."""
+        for row in self._rows.values():
+            row.cancelled = True
+
     def __len__(self) -> int:
         return len(self._rows)
 
     def step(self) -> list[Output]:
         """Runs a chunk of the prompt whose turn it is, and a token of every running row."""
-        return [*self._drop_cancelled(), *self._step_prefill(), *self._drop_cancelled(), *self._step_batch()]
+        outputs = [*self._drop_cancelled()]
+        self._begin_waiting()
+        outputs += [*self._step_prefill(), *self._drop_cancelled(), *self._step_batch()]
+        if not self._rows:
+            self._most = None
+        return outputs
 
     def close(self) -> None:
         """Forgets all rows."""
+        self._waiting.clear()
         self._prefilling.clear()
         self._rows.clear()
         self._keep([])
 
-    def _prefill(
-        self, rows: List[Sequence], prompts: list[EncodedPrompt], stop: Stop, progress: Progress | None
-    ) -> Pieces[GenerationBatch]:
-        """Runs prompts, so that their rows can be decoded."""
-        made = yield from prefill_rows(
-            self._model, prompts, self._vision_cache, self._prompt_cache, stop=stop, progress=progress
-        )
-        for row, cached, recorder in zip(rows, made.cached, made.recorders, strict=True):
-            row.cached, row.recorder = cached, recorder
-        options = [row.options for row in rows]
-        sampler = make_sampler(options)
-        sampler.observe(mx.array(_right_aligned(rows)), self._model.config.text_config.vocab_size)
-        logprobs = any(each.logprobs for each in options)
-        return GenerationBatch(self._model, made.cache, made.logits, sampler, made.padding, logprobs)
+    # Waiting
+
+    def _begin_waiting(self) -> None:
+        """Begins the rows that wait for no other: short ones together, the others by themselves."""
+        begun = [row for prefill in self._prefilling for row in prefill.rows]
+        room = len(self._waiting) if self._most is None else self._most - len(begun) - len(self._running)
+        leaders = [prefill.rows[0] for prefill in self._prefilling if len(prefill.rows) == 1]
+        short: list[Sequence] = []
+        for row in list(self._waiting):
+            if room <= 0:
+                break
+            if self._prompt_cache is not None:
+                row.source = self._prompt_cache.find(row.tokens, row.prompt.spans)
+                if self._follows(row, leaders):
+                    row.source = None
+                    continue
+            if self._sees(row, begun):
+                continue
+            self._waiting.remove(row)
+            room -= 1
+            begun.append(row)
+            if self._is_short(row):
+                short.append(row)
+            else:
+                leaders.append(row)
+                self._begin([row])
+        if short:
+            self._begin(short)
+
+    def _is_short(self, row: Sequence) -> bool:
+        """Whether a row is padded and run with others: its prompt is one chunk, no beginning of it is known, and no
+        other row begins with it."""
+        chunk = prefill_chunk(self._model.config.text_config, 1, 0)
+        alone = row.alone or row.source is not None or len(row.ids) > chunk
+        return not alone and not self._follows_any(row)
+
+    def _follows(self, row: Sequence, others: List[Sequence]) -> bool:
+        """Whether a row waits for another that computes what it begins with."""
+        for other in others:
+            shared = _shared(other, row)
+            if shared > max(row.known, other.prefilled):
+                other.points[shared] = True
+                return True
+        return False
+
+    def _sees(self, row: Sequence, others: List[Sequence]) -> bool:
+        """Whether a row waits for a picture that another encodes."""
+        if self._vision_cache is None or not row.prompt.pictures:
+            return False
+        keys = {key for picture in row.prompt.pictures for key in picture.keys if self._vision_cache.get(key) is None}
+        encoding = [each for other in others if not other.encoded for each in other.prompt.pictures]
+        return any(not keys.isdisjoint(picture.keys) for picture in encoding)
+
+    def _follows_any(self, row: Sequence) -> bool:
+        """Whether a row that waits begins with this one."""
+        return self._prompt_cache is not None and any(_shared(row, other) > 0 for other in self._waiting)
+
+    def _begin(self, rows: list[Sequence]) -> None:
+        for row in rows:
+            row.prefilled = max(row.prefilled, min(row.known, len(row.ids)))
+        work = prefill_rows(self._model, rows, self._vision_cache, self._prompt_cache)
+        self._prefilling.append(_Prefill(rows, work))
+
+    # Prefilling
 
     def _step_prefill(self) -> Iterator[Output]:
         if not self._prefilling:
             return
         prefill = self._prefilling.popleft()
+        length = max(len(row.tokens) for row in prefill.rows)
         try:
-            batch = advance(prefill.work)
-            if batch is None:
-                self._prefilling.append(prefill)
-                return
+            with cancellation(prefill.check):
+                done = next(prefill.work)
+        except StopIteration as end:
+            yield from self._join(prefill.rows, end.value)
+        except Cancelled:
+            for row in prefill.rows:
+                if row.id in self._rows:
+                    yield self._last(row, "", "cancelled")
+        except Exception as error:
+            yield from self._failed(prefill.rows, error)
+        else:
+            self._prefilling.append(prefill)
+            for row in prefill.rows:
+                row.prefilled = max(row.prefilled, min(done - (length - len(row.tokens)), len(row.ids)))
+
+    def _join(self, rows: list[Sequence], batch: GenerationBatch) -> Iterator[Output]:
+        """Goes on with rows whose prompts are done, beside those that run."""
+        left = [row for row in rows if row.id in self._rows]
+        for row in left:
+            row.prefilled = len(row.ids)
+        try:
+            if len(left) < len(rows):
+                batch.filter([rows.index(row) for row in left])
             if self._batch is None:
                 self._batch = batch
             else:
                 self._batch.extend(batch)
-        except Cancelled:
-            for row in prefill.rows:
-                yield self._last(row, "", "cancelled")
         except Exception as error:
-            for row in prefill.rows:
-                yield self._failed(row, error)
+            yield from self._failed(left, error)
         else:
-            self._running += prefill.rows
+            self._running += left
+
+    def _failed(self, rows: List[Sequence], error: Exception) -> Iterator[Output]:
+        """Begins rows again, each by itself, where that may help; a row that failed by itself ends."""
+        rows = [row for row in rows if row.id in self._rows]
+        if len(rows) == 1:
+            del self._rows[rows[0].id]
+            yield rows[0].id, error
+            return
+        for row in rows:
+            row.alone, row.recorder, row.points = True, None, {}
+        self._waiting[:0] = rows
+
+    # Running
 
     def _drop_cancelled(self) -> Iterator[Output]:
+        for row in [row for row in self._waiting if row.cancelled]:
+            self._waiting.remove(row)
+            yield self._last(row, row.detokenizer.finish(), "cancelled")
+        for prefill in list(self._prefilling):
+            for row in prefill.rows:
+                if row.cancelled and row.id in self._rows:
+                    yield self._last(row, row.detokenizer.finish(), "cancelled")
+            if all(row.cancelled for row in prefill.rows):
+                self._prefilling.remove(prefill)
+                with suppress(Cancelled, OutOfMemoryError):
+                    prefill.work.throw(Cancelled())  # what was run goes to the prompt cache
         cancelled = [row for row in self._running if row.cancelled]
         for row in cancelled:
             yield self._last(row, row.detokenizer.finish(), "cancelled")
@@ -251,14 +265,16 @@ class Scheduler:
         rows, final = self._running, all(len(row.generated) + 1 >= row.limit for row in self._running)
         try:
             tokens, logprobs = self._batch.step(last=final)
-        except Exception as error:  # memory that ran out: the states of the rows no longer agree
+        except Exception as error:  # the states of the rows no longer agree
             self._keep([])
-            yield from (self._failed(row, error) for row in rows)
+            self._most = max(1, len(rows) - 1)
+            yield from self._failed(rows, error)
             return
         going_on = []
         for at, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if token == NOT_FINITE:
-                yield self._failed(row, self._batch.error(at))
+                del self._rows[row.id]
+                yield row.id, self._batch.error(at)
                 continue
             text = row.push(token, logprobs[at] if logprobs else None)
             if row.detokenizer.stopped:
@@ -285,12 +301,8 @@ class Scheduler:
         row.recorder = None  # its checkpoints are the entry's now
 
     def _last(self, row: Sequence, text: str, reason: str) -> Output:
-        self._rows.pop(row.id, None)
+        del self._rows[row.id]
         return row.id, row.respond(text, reason, row.statistics(self._image_token))
-
-    def _failed(self, row: Sequence, error: Exception) -> Output:
-        self._rows.pop(row.id, None)
-        return row.id, error
 
     def _keep(self, rows: list[Sequence]) -> None:
         """Goes on with these of the running rows, in their order."""
@@ -301,29 +313,49 @@ class Scheduler:
         self._running = rows
 
 
-def _alike(one: EncodedPrompt, other: EncodedPrompt) -> bool:
-    """Whether two prompts begin with enough alike to be worth a pass of its own."""
-    return shared_length(one.ids, one.spans, other.ids, other.spans) >= SHORTEST_PASS
+def _shared(one: Sequence, other: Sequence) -> int:
+    """How many tokens two prompts begin with alike, where they are worth a pass of their own; else 0. Neither prompt
+    ends with them, nor does a picture contain their end."""
+    shared = shared_length(one.ids, one.prompt.spans, other.ids, other.prompt.spans)
+    shared = min(shared, len(one.ids) - 1, len(other.ids) - 1)
+    shared = next((start for start, end in other.prompt.places if start < shared < end), shared)
+    return shared if shared >= SHORTEST_PASS else 0
 
 
-def _right_aligned(rows: List[Sequence]) -> np.ndarray:
-    """The prompts (B, L); shorter ones repeat their last token before them, so that padding does not count as said."""
-    length = max(len(row.ids) for row in rows)
-    return np.stack([np.concatenate([np.full(length - len(row.ids), row.ids[-1]), row.ids]) for row in rows])
+def step(scheduler: Scheduler, stop: Stop | None) -> list[Output]:
+    """One step. `stop` is asked before, and within a prompt's layers by a backend that computes when it is called; true
+    cancels all rows."""
+
+    def ask() -> None:
+        if stop is not None and stop():
+            scheduler.cancel_all()
+
+    ask()
+    with cancellation(ask):
+        return scheduler.step()
 
 
 @wired
 def drive(
-    scheduler: Scheduler, rows: List[Sequence], stop: Stop | None = None
-) -> Iterator[tuple[int, GenerationResponse | Exception]]:
-    """Steps until these rows have finished. `stop`, asked after each token, cancels them all.
+    scheduler: Scheduler, row: Sequence, stop: Stop | None = None, progress: Progress | None = None
+) -> Generator[GenerationResponse, None, None]:
+    """The responses of the only row of a scheduler. Raises what went wrong with it.
 
-    Yields (index among the rows, response or error).
+    Args:
+        scheduler: which holds no other row.
+        row: what `Scheduler.add` returned.
+        stop: as in `step`.
+        progress: told of the tokens of the prompt that are done, and of all.
     """
-    indices = {row.id: index for index, row in enumerate(rows)}
+    check_callable("stop", stop)
+    check_callable("progress", progress)
+    before = 0
     while len(scheduler):
-        for id, item in scheduler.step():
-            yield indices[id], item
-        if stop is not None and stop():
-            for id in indices:
-                scheduler.cancel(id)
+        outputs = step(scheduler, stop)
+        if progress is not None and row.prefilled > before:
+            progress(row.prefilled, len(row.ids))
+        before = row.prefilled
+        for _, item in outputs:
+            if isinstance(item, Exception):
+                raise item
+            yield item

@@ -57,15 +57,10 @@ def stream_generate(
     check_prompt_cache(prompt_cache)
     chosen = GenerationOptions() if options is None else options
     request = GenerationRequest(prompt, images, system, tools, chosen, image_overrides, control_tokens)
-    prompts = [encode(model, processor, request)]
-    del request
     scheduler = Scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
-    rows = scheduler.add(prompts, started=[started], stop=stop, progress=progress)
-    del prompts
-    for _, item in drive(scheduler, rows, stop):
-        if isinstance(item, Exception):
-            raise item
-        yield item
+    row = scheduler.add(encode(model, processor, request), started=started)
+    del request
+    yield from drive(scheduler, row, stop, progress)
 
 
 def generate(

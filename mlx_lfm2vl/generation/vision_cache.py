@@ -21,7 +21,7 @@ from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration, pack_views, 
 from ..models.siglip2 import groups_of
 from .finite import check_vision
 from .passes import layers_per_piece, patches_per_pass
-from .watch import Pieces, Stop, cancellable, check, completed
+from .watch import Pieces, completed
 
 DEFAULT_BYTES = 256 * 2**20
 
@@ -89,13 +89,12 @@ def encode_views_in_pieces(
     pixel_values: Array,
     spatial_shapes: Array,
     vision_cache: VisionCache | None = None,
-    stop: Stop | None = None,
     keys: Sequence[bytes] | None = None,
 ) -> Pieces[mx.array]:
     """Image tokens of all views in order, (tokens, hidden), evaluated; some views through some layers at a time.
 
-    `keys`: the views' `view_key`s, if they are known already; equal views are then encoded once. `stop` is asked before
-    each piece of work. Raises `InputError`, `NotFiniteError` and `Cancelled`.
+    `keys`: the views' `view_key`s, if they are known already; equal views are then encoded once. Raises
+    `InputError` and `NotFiniteError`.
     """
     shapes = np.array(spatial_shapes)
     if shapes.ndim != 2 or shapes.shape[1] != 2 or len(shapes) != len(pixel_values) or not len(shapes):
@@ -112,13 +111,12 @@ def encode_views_in_pieces(
     missing = sorted(firsts.values())
     room = patches_per_pass(model.config.vision_config, [grids[index] for index in missing])
     for part in vision_passes([grids[index] for index in missing], room):
-        check(stop)
         views = [missing[index] for index in part]
         whole = views == list(range(len(grids)))
         chosen = (
             pixel_values if whole else pixel_values[mx.array(views) if isinstance(pixel_values, mx.array) else views]
         )
-        made = yield from _encode_pass(model, chosen, shapes[views], stop)
+        made = yield from _encode_pass(model, chosen, shapes[views])
         finite = mx.stack([mx.isfinite(array).all() for array in made]).all()
         mx.eval(made, finite)
         if not finite.item():
@@ -128,30 +126,26 @@ def encode_views_in_pieces(
             if vision_cache is not None and keys is not None:
                 # a view of its pass would keep all of the pass
                 vision_cache.put(keys[index], array * 1 if len(views) > 1 else array)
-        yield
+        yield 0
     done = [tokens[name] for name in names]
     return done[0] if len(done) == 1 else mx.concatenate(done)
 
 
 def _encode_pass(
-    model: Lfm2VlForConditionalGeneration, pixel_values: Array, spatial_shapes: np.ndarray, stop: Stop | None
+    model: Lfm2VlForConditionalGeneration, pixel_values: Array, spatial_shapes: np.ndarray
 ) -> Pieces[list[mx.array]]:
     """The image tokens of each view, not evaluated; as `get_image_features`, some layers at a time."""
     body = model.model
     pixels, grids = body.check_views(pixel_values, spatial_shapes)
     tower, groups = body.vision_tower, groups_of(grids)
     depth, step = model.config.vision_config.num_hidden_layers, layers_per_piece(model.config.vision_config, grids)
-    with cancellable(stop):
-        hidden = tower.embeddings(pack_views(pixels, grids), grids)
+    hidden = tower.embeddings(pack_views(pixels, grids), grids)
     for first in range(0, depth, step):
-        with cancellable(stop):
-            hidden = tower.encoder(hidden, groups, slice(first, first + step))
+        hidden = tower.encoder(hidden, groups, slice(first, first + step))
         if first + step < depth:
             mx.eval(hidden)
-            yield
-            check(stop)
-    with cancellable(stop):
-        return split_views(body.multi_modal_projector(tower.post_layernorm(hidden), grids), grids)
+            yield 0
+    return split_views(body.multi_modal_projector(tower.post_layernorm(hidden), grids), grids)
 
 
 encode_views = completed(encode_views_in_pieces)

@@ -4,8 +4,7 @@ prompt, and tokens."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from typing import ParamSpec, TypeVar
 
 from ..errors import OptionError
@@ -15,7 +14,7 @@ Progress = Callable[[int, int], None]  # tokens of the prompt done, tokens in al
 Stop = Callable[[], bool]  # true once the work shall end
 T = TypeVar("T")
 P = ParamSpec("P")
-Pieces = Generator[None, None, T]  # work that yields between its pieces and returns its result
+Pieces = Generator[int, None, T]  # work that yields between its pieces: how many tokens are done, padding included
 
 
 class Cancelled(Exception):
@@ -28,20 +27,22 @@ def check_callable(name: str, value: object) -> None:
         raise OptionError(f"{name} is {value!r}, expected a function")
 
 
-def advance(pieces: Pieces[T]) -> T | None:
-    """Does the next piece; the result if it was the last one."""
-    try:
-        next(pieces)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
-    return None
+def check(stop: Stop | None) -> None:
+    """Raises `Cancelled` if `stop` says so."""
+    if stop is not None and stop():
+        raise Cancelled
 
 
-def whole(pieces: Pieces[T]) -> T:
-    """The result of all pieces, one after the other."""
-    while (result := advance(pieces)) is None:
-        pass
-    return result
+def whole(pieces: Pieces[T], stop: Stop | None = None) -> T:
+    """The result of all pieces, one after the other. `stop` is asked between them, and within a layer by a backend that
+    computes when it is called. Raises `Cancelled`."""
+    with cancellation(lambda: check(stop)):
+        while True:
+            check(stop)
+            try:
+                next(pieces)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
 
 
 def completed(work: Callable[P, Pieces[T]]) -> Callable[P, T]:
@@ -52,20 +53,3 @@ def completed(work: Callable[P, Pieces[T]]) -> Callable[P, T]:
         return whole(work(*arguments, **named))
 
     return run
-
-
-def check(stop: Stop | None) -> None:
-    """Raises `Cancelled` if `stop` says so."""
-    if stop is not None and stop():
-        raise Cancelled
-
-
-@contextmanager
-def cancellable(stop: Stop | None) -> Iterator[None]:
-    """While a `with` block runs, a backend that computes when it is called may ask `stop` within a layer, and raise
-    `Cancelled`. MLX's own functions return at once, so that there nothing is asked."""
-    if stop is None:
-        yield
-        return
-    with cancellation(lambda: check(stop)):
-        yield
