@@ -58,6 +58,7 @@ class Lfm2VlForConditionalGeneration(lfm2_vl.Lfm2VlForConditionalGeneration):
 
     generation_config: GenerationConfig
     load_note: str = ""  # a sentence, if the weights in memory are not those of the file
+    checkpoint_key: str = ""  # of the files that it was loaded from
     backend: Backend  # what computes it, "mlx" or "numpy"
 
     @classmethod

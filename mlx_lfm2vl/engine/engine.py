@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -55,7 +56,7 @@ class Engine:
     given back after `idle_seconds` without work. `wired_limit`: bytes that macOS must not page out (None: what Metal
     recommends, 0: none; without effect elsewhere). Both limits are those of the process, and as before once the engine
     is closed. `vision_cache_bytes`: encoded pictures that are kept; `prompt_cache_bytes`: states of prompts and answers
-    that are. Raises `OptionError`.
+    that are; `prompt_cache_folder`: where they are kept for the next process. Raises `OptionError`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Engine:
         idle_seconds: float = 5.0,
         vision_cache_bytes: int = vision_cache.DEFAULT_BYTES,
         prompt_cache_bytes: int = prompt_cache.DEFAULT_BYTES,
+        prompt_cache_folder: str | os.PathLike[str] | None = None,
     ):
         if not callable(loader) or isinstance(loader, Lfm2VlForConditionalGeneration):
             given = type(loader).__name__ if callable(loader) else f"{loader!r:.60}"
@@ -83,7 +85,7 @@ class Engine:
             (CacheLimit(cache_limit), WiredLimit(wired_limit)),
             check_seconds("idle_seconds", idle_seconds),
             VisionCache(check_bytes("vision_cache_bytes", vision_cache_bytes)),
-            PromptCache(check_bytes("prompt_cache_bytes", prompt_cache_bytes)),
+            PromptCache(check_bytes("prompt_cache_bytes", prompt_cache_bytes), folder=prompt_cache_folder),
         )
 
     def __enter__(self) -> Engine:

@@ -17,7 +17,8 @@ from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from .decode import GenerationBatch, Prompt, prefill_in_pieces
 from .defaults import generation_config
-from .prompt_cache import PromptCache, Recorder, checkpoint_places
+from .prompt_cache import PromptCache
+from .prompt_entry import Recorder, checkpoint_places
 from .request import EncodedPicture
 from .sampling import make_sampler
 from .sequence import Sequence

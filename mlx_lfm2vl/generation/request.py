@@ -24,7 +24,7 @@ from ..processing.processor import Lfm2VlProcessor
 from ..processing.tokenizer import Tokenizer
 from .defaults import positions_left, resolved
 from .options import GenerationOptions
-from .prompt_cache import PictureSpan
+from .prompt_entry import PictureSpan
 from .tools import END, START
 from .vision_cache import view_key
 

@@ -26,7 +26,8 @@ from .decode import GenerationBatch
 from .defaults import generation_config, positions_left
 from .passes import prefill_chunk
 from .prefill import prefill_rows
-from .prompt_cache import SHORTEST_PASS, PromptCache, shared_length
+from .prompt_cache import PromptCache
+from .prompt_entry import SHORTEST_PASS, shared_length
 from .request import EncodedPrompt
 from .response import GenerationResponse
 from .sampling import NOT_FINITE
@@ -297,7 +298,7 @@ class Scheduler:
         with suppress(OutOfMemoryError), allocations("the prompt cache"):
             cache = self._batch.row_cache(self._running.index(row))
             row.recorder.take(cache)
-            self._prompt_cache.put(row.recorder.entry(cache, row.generated))
+            self._prompt_cache.put(row.recorder.entry(cache, row.generated), lasting=True)
         row.recorder = None  # its checkpoints are the entry's now
 
     def _last(self, row: Sequence, text: str, reason: str) -> Output:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..processing.tokenizer import Tokenizer
 from .detokenizer import Detokenizer
-from .prompt_cache import Checkpoint, Entry, Recorder
+from .prompt_entry import Checkpoint, Entry, Recorder
 from .request import EncodedPrompt
 from .response import GenerationResponse, Statistics
 

@@ -8,6 +8,7 @@ files are not trusted: published ones name shards that are not there.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -72,6 +73,15 @@ def state(files: Iterable[Path]) -> tuple[tuple[int, ...], ...]:
             raise WeightsError(f"{file}: cannot be read ({error.strerror or error}); {AGAIN}") from None
         found.append((now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns))
     return tuple(found)
+
+
+def key_of(folder: Path, weights: Iterable[Path]) -> str:
+    """What tells a folder's model from others: what config.json holds, and names, sizes and times of weight files."""
+    digest = hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=16)
+    for file in weights:
+        status = file.stat()
+        digest.update(repr((file.name, status.st_size, status.st_mtime_ns)).encode())
+    return digest.hexdigest()
 
 
 def read_headers(files: list[Path]) -> dict[str, TensorInfo]:

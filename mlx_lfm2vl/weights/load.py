@@ -21,7 +21,7 @@ from ..config.files import AGAIN
 from ..errors import OptionError, WeightsError, first_line
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration, Lfm2VlModel
 from . import choices, quantize
-from .files import FLOATING, TensorInfo, read_headers, reading, state, weight_files
+from .files import FLOATING, TensorInfo, key_of, read_headers, reading, state, weight_files
 from .fit import check_weights
 from .names import is_conv_kernel, parameters, to_module
 
@@ -75,7 +75,7 @@ def load_model(
         if dtype is None:
             tensors, note = cpu.dequantize(model, tensors)
         tensors = cpu.by_columns(tensors)
-    model.load_note, model.backend = note, chosen
+    model.load_note, model.backend, model.checkpoint_key = note, chosen, key_of(folder, stored.files)
     model.load_weights(list(tensors.items()), strict=True)
     del tensors
     _evaluate(model, folder, progress)

@@ -1,0 +1,194 @@
+"""Entries of a `PromptCache` in a folder, for the next process: one safetensors file each.
+
+A file holds the ids, the keys and values of the attention layers, and the convolution states and logits of the
+checkpoints. Its name begins with a key of the model's files, so that states of other weights, dtypes and versions are
+never read. A file is read like any foreign one: one whose tensors are not those of the model is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from safetensors import safe_open
+
+from ..config import Lfm2Config
+from ..errors import OptionError, OutputError, WeightsError, first_line
+from ..models.cache import Cache, CacheCheckpoint, KeyValueCache
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from ..weights.files import FLOATING, read_header
+from ..weights.fit import number_type
+from .prompt_entry import Checkpoint, Ends, Entry, PictureSpan, continues
+
+FORMAT = "mlx_lfm2vl prompt states 1"
+DEFAULT_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class StoredEntry:
+    """An entry whose states are not read yet."""
+
+    file: Path
+    nbytes: int
+    ids: np.ndarray
+    pictures: tuple[PictureSpan, ...]
+    ends: Ends
+
+
+class PromptStore:
+    """The entries of one model in a folder, at most `limit` bytes of them; those not used for longest go first. To be
+    used with a lock held. Raises `OptionError` and `OutputError`."""
+
+    def __init__(self, folder: str | os.PathLike[str], limit: int, model: Lfm2VlForConditionalGeneration):
+        key, backend = getattr(model, "checkpoint_key", ""), getattr(model, "backend", "")
+        if not key:
+            raise OptionError("prompt_cache has a folder, for which the model must have been loaded from files")
+        self.folder, self._limit, self._config = Path(folder), limit, model.config.text_config
+        what = [FORMAT, key, backend, str(number_type(model)), version("mlx")]
+        self._prefix = hashlib.blake2b(json.dumps(what).encode(), digest_size=8).hexdigest()
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files = sorted(self.folder.glob(f"{self._prefix}-*.safetensors"), key=lambda file: file.stat().st_mtime)
+        except OSError as error:
+            raise OutputError(f"{folder}: prompts cannot be kept there ({error.strerror or error})") from None
+        self.entries = [entry for file in files if (entry := self._look(file)) is not None]
+
+    def _look(self, file: Path) -> StoredEntry | None:
+        """A file's entry, without its states. None, with a warning, if it is none."""
+        try:
+            header = read_header(file)
+            with safe_open(file, framework="numpy") as opened:
+                said = json.loads((opened.metadata() or {})[FORMAT])
+                ids = opened.get_tensor("ids")
+            spans = [(int(start), int(end), bytes.fromhex(key)) for start, end, key in said["pictures"]]
+            pictures = tuple(PictureSpan(*span) for span in spans)
+            entry = StoredEntry(
+                file,
+                file.stat().st_size,
+                ids,
+                pictures,
+                tuple((int(at), f"checkpoint.{number}.logits" in header) for number, at in enumerate(said["ends"])),
+            )
+            if {name: info.shape for name, info in header.items()} != self._shapes(entry):
+                raise WeightsError("it does not hold the states that it should")
+            if any(info.dtype not in FLOATING for name, info in header.items() if name != "ids"):
+                raise WeightsError("its states are not floating-point numbers")
+            if ids.dtype != np.int64 or (ids < 0).any() or (ids >= self._config.vocab_size).any():
+                raise WeightsError("its ids are none")
+        except (WeightsError, OSError, ValueError, KeyError, TypeError) as error:
+            _warn(f"{file}: is no kept prompt and is left out ({first_line(error)})")
+            return None
+        return entry
+
+    def _shapes(self, entry: StoredEntry) -> dict[str, tuple[int, ...]]:
+        """The tensors of an entry's file by name."""
+        config, length = self._config, len(entry.ids)
+        ends = [at for at, _ in entry.ends]
+        if not length or not ends or ends != sorted(set(ends)) or not 0 < ends[0] <= ends[-1] <= length:
+            raise ValueError("its checkpoints are none")
+        shapes: dict[str, tuple[int, ...]] = {"ids": (length,)}
+        states = (1, config.num_key_value_heads, length, config.head_dim)
+        for number, kind in enumerate(config.layer_types):
+            if kind == "full_attention":
+                shapes |= {f"layer.{number}.keys": states, f"layer.{number}.values": states}
+        for number, (_, logits) in enumerate(entry.ends):
+            for layer in range(_convolutions(config)):
+                for tap in range(config.conv_L_cache - 1):
+                    shapes[f"checkpoint.{number}.{layer}.{tap}"] = (1, 1, config.hidden_size)
+            if logits:
+                shapes[f"checkpoint.{number}.logits"] = (1, config.vocab_size)
+        return shapes
+
+    def read(self, stored: StoredEntry) -> Entry | None:
+        """The whole entry. None, with a warning, where the file is gone or its numbers are none."""
+        try:
+            arrays: Any = mx.load(str(stored.file))
+            finite = mx.stack([mx.isfinite(array).all() for array in arrays.values()]).all()
+            mx.eval(arrays, finite)
+            if not finite.item():
+                raise RuntimeError("its states are not finite")
+            with suppress(FileNotFoundError):
+                os.utime(stored.file)
+        except RuntimeError as error:
+            self._forget(stored)
+            _warn(f"{stored.file}: is left out ({first_line(error)})")
+            return None
+        self.entries.remove(stored)
+        self.entries.append(stored)
+        points = []
+        for number, (at, logits) in enumerate(stored.ends):
+            states = tuple(
+                tuple(arrays[f"checkpoint.{number}.{layer}.{tap}"] for tap in range(self._config.conv_L_cache - 1))
+                for layer in range(_convolutions(self._config))
+            )
+            own = arrays[f"checkpoint.{number}.logits"] if logits else None
+            points.append(Checkpoint(CacheCheckpoint(at, states), own))
+        cache = Cache(self._config)
+        for number, layer in enumerate(cache.layers):
+            if isinstance(layer, KeyValueCache):
+                layer.keys, layer.values = arrays[f"layer.{number}.keys"], arrays[f"layer.{number}.values"]
+        cache.rewind(points[-1].state)
+        return Entry(stored.ids, stored.pictures, cache, tuple(points))
+
+    def write(self, entry: Entry) -> None:
+        """Keeps an entry, in place of those that it continues; a warning where it cannot be written."""
+        length = entry.checkpoints[-1].offset
+        arrays: dict[str, mx.array] = {"ids": mx.array(entry.ids[:length].astype(np.int64))}
+        for number, layer in enumerate(entry.cache.layers):
+            if isinstance(layer, KeyValueCache) and layer.keys is not None and layer.values is not None:
+                arrays[f"layer.{number}.keys"] = mx.contiguous(layer.keys[..., :length, :])
+                arrays[f"layer.{number}.values"] = mx.contiguous(layer.values[..., :length, :])
+        for number, point in enumerate(entry.checkpoints):
+            for at, inputs in enumerate(point.state.conv_inputs):
+                arrays |= {f"checkpoint.{number}.{at}.{tap}": array for tap, array in enumerate(inputs)}
+            if point.logits is not None:
+                arrays[f"checkpoint.{number}.logits"] = point.logits
+        pictures = tuple(picture for picture in entry.pictures if picture.end <= length)
+        said = {
+            "pictures": [(picture.start, picture.end, picture.key.hex()) for picture in pictures],
+            "ends": [point.offset for point in entry.checkpoints],
+        }
+        name = hashlib.blake2b(json.dumps(said).encode() + entry.ids[:length].tobytes(), digest_size=12).hexdigest()
+        file = self.folder / f"{self._prefix}-{name}.safetensors"
+        part = self.folder / f".{file.stem}-{os.getpid()}.safetensors"
+        try:
+            mx.save_safetensors(str(part), arrays, {FORMAT: json.dumps(said)})
+            part.replace(file)
+            size = file.stat().st_size
+        except (OSError, RuntimeError) as error:
+            part.unlink(missing_ok=True)
+            _warn(f"{file}: a prompt cannot be kept ({first_line(error)})")
+            return
+        written = StoredEntry(file, size, entry.ids[:length], pictures, entry.ends)
+        self.entries = [stored for stored in self.entries if stored.file != file]
+        for stored in [stored for stored in self.entries if continues(written, stored)]:
+            self.remove(stored)
+        self.entries.append(written)
+        while sum(stored.nbytes for stored in self.entries) > self._limit:
+            self.remove(self.entries[0])
+
+    def remove(self, stored: StoredEntry) -> None:
+        """Deletes an entry's file."""
+        self._forget(stored)
+        with suppress(OSError):  # another process may have deleted it
+            stored.file.unlink(missing_ok=True)
+
+    def _forget(self, stored: StoredEntry) -> None:
+        self.entries = [other for other in self.entries if other is not stored]
+
+
+def _convolutions(config: Lfm2Config) -> int:
+    return sum(kind != "full_attention" for kind in config.layer_types)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
