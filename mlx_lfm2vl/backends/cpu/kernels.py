@@ -95,19 +95,19 @@ def conv_layer(
 
 
 def attention_inputs(
-    x: np.ndarray, num_queries: int, heads: int, kv_heads: int, eps: float, parameters: dict[str, np.ndarray]
+    x: np.ndarray, num_queries: int, eps: float, parameters: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """An attention layer's queries (B, num_queries, heads, dim) of the last tokens, and keys and values (B, L,
     kv_heads, dim) of all."""
-    of, batch = parameters, len(x)
+    of, depth = parameters, parameters["self_attn.q_layernorm.weight"].size
     normed = rms_norm(x, of["operator_norm.weight"], eps)
 
-    def made(kind: str, tokens: np.ndarray, count: int) -> np.ndarray:
-        return product(tokens, of[f"self_attn.{kind}_proj.weight"]).reshape(batch, tokens.shape[1], count, -1)
+    def made(kind: str, tokens: np.ndarray) -> np.ndarray:
+        return product(tokens, of[f"self_attn.{kind}_proj.weight"]).reshape(len(x), tokens.shape[1], -1, depth)
 
-    queries = rms_norm(made("q", normed[:, -num_queries:], heads), of["self_attn.q_layernorm.weight"], eps)
-    keys = rms_norm(made("k", normed, kv_heads), of["self_attn.k_layernorm.weight"], eps)
-    return queries, keys, made("v", normed, kv_heads)
+    queries = rms_norm(made("q", normed[:, -num_queries:]), of["self_attn.q_layernorm.weight"], eps)
+    keys = rms_norm(made("k", normed), of["self_attn.k_layernorm.weight"], eps)
+    return queries, keys, made("v", normed)
 
 
 def attention_output(
@@ -122,36 +122,32 @@ def attention_step(
     keys: np.ndarray,
     values: np.ndarray,
     *,
-    past: int,
     offset: np.ndarray,
     mask: np.ndarray | None,
     frequencies: np.ndarray,
-    heads: int,
-    kv_heads: int,
     eps: float,
     parameters: dict[str, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All of that layer for one token a row: (B, 1, width), with the first `past` columns of `keys` and `values` (B,
-    kv_heads, columns, dim), the token's position `offset` (or one a row), and `mask` (B, 1, 1, past + 1), true where
-    it sees a key -> the same shape, and the token's own key and value (B, kv_heads, 1, dim).
+    """All of that layer for one token a row: (B, 1, width), with `keys` and `values` (B, kv_heads, past, dim), the
+    token's position `offset` (or one a row), and `mask` (B, 1, 1, past + 1), true where it sees a key -> the same
+    shape, and the token's own key and value (B, kv_heads, 1, dim).
 
     In a single token's attention there is so little to do that waiting for MLX's thread would take most of the time.
     """
-    batch = len(x)
-    queries, key, value = attention_inputs(x, 1, heads, kv_heads, eps, parameters)
+    (batch, kv_heads, past, depth) = keys.shape
+    queries, key, value = attention_inputs(x, 1, eps, parameters)
     queries, key = (_rotated(y, offset, frequencies) for y in (queries, key))
-    depth = queries.shape[3]
     key, value = (y.reshape(batch, kv_heads, 1, depth) for y in (key, value))
     queries = queries.reshape(batch, kv_heads, -1, depth) * np.float32(depth**-0.5)
     scores = np.empty((*queries.shape[:3], past + 1), np.float32)
-    np.matmul(queries, keys[:, :, :past].swapaxes(2, 3), out=scores[..., :past])
+    np.matmul(queries, keys.swapaxes(2, 3), out=scores[..., :past])
     np.matmul(queries, key.swapaxes(2, 3), out=scores[..., past:])
     if mask is not None:
         np.copyto(scores, -1e30, where=~mask)
     scores -= scores.max(axis=3, keepdims=True)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=3, keepdims=True)
-    mixed = scores[..., :past] @ values[:, :, :past]
+    mixed = scores[..., :past] @ values
     mixed += scores[..., past:] * value
     return attention_output(x, mixed.reshape(batch, 1, -1), eps, parameters), key, value
 

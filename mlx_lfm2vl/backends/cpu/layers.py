@@ -186,7 +186,7 @@ class CpuDecoderLayer(Lfm2DecoderLayer):
         of, eps, queries = self.self_attn, self.operator_norm.eps, query_context.length
 
         def inputs(x: np.ndarray, _: Sequence[np.ndarray], of_layer: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-            return kernels.attention_inputs(x, queries, of.num_heads, of.num_kv_heads, eps, of_layer)
+            return kernels.attention_inputs(x, queries, eps, of_layer)
 
         def output(
             residual: np.ndarray, mixed: Sequence[np.ndarray], of_layer: dict[str, np.ndarray]
@@ -202,19 +202,16 @@ class CpuDecoderLayer(Lfm2DecoderLayer):
     ) -> mx.array:
         """One token a row, which sees all before it, "causal" or not. There is so little to do that waiting for MLX's
         thread would take most of the time."""
-        of, mask = self.self_attn, context.attention_mask
+        mask, past = context.attention_mask, cache.offset
         options: dict[str, Any] = {
-            "past": cache.offset,
             "offset": np.array(context.offset),
             "mask": np.array(mask) if isinstance(mask, mx.array) else None,
-            "frequencies": np.array(of._frequencies),
-            "heads": of.num_heads,
-            "kv_heads": of.num_kv_heads,
+            "frequencies": np.array(self.self_attn._frequencies),
             "eps": self.operator_norm.eps,
         }
 
-        def step(x: np.ndarray, past: Sequence[np.ndarray], of_layer: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-            keys, values = past
+        def step(x: np.ndarray, both: Sequence[np.ndarray], of_layer: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+            keys, values = (states[:, :, :past] for states in both)
             return kernels.attention_step(x, keys, values, parameters=of_layer, **options)
 
         made, key, value = _with_parameters(step, x, cache.arrays, parameters)
