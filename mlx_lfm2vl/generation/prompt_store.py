@@ -19,7 +19,6 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from safetensors import safe_open
 
 from ..config import Lfm2Config
 from ..errors import OptionError, OutputError, WeightsError, first_line
@@ -66,9 +65,8 @@ class PromptStore:
         """A file's entry, without its states. None, with a warning, if it is none."""
         try:
             header = read_header(file)
-            with safe_open(file, framework="numpy") as opened:
-                said = json.loads((opened.metadata() or {})[FORMAT])
-                ids = opened.get_tensor("ids")
+            loaded: Any = mx.load(str(file), return_metadata=True)  # reads nothing yet
+            said, ids = json.loads(loaded[1][FORMAT]), np.array(loaded[0]["ids"])
             spans = [(int(start), int(end), bytes.fromhex(key)) for start, end, key in said["pictures"]]
             pictures = tuple(PictureSpan(*span) for span in spans)
             entry = StoredEntry(
@@ -84,7 +82,7 @@ class PromptStore:
                 raise WeightsError("its states are not floating-point numbers")
             if ids.dtype != np.int64 or (ids < 0).any() or (ids >= self._config.vocab_size).any():
                 raise WeightsError("its ids are none")
-        except (WeightsError, OSError, ValueError, KeyError, TypeError) as error:
+        except (WeightsError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             _warn(f"{file}: is no kept prompt and is left out ({first_line(error)})")
             return None
         return entry
