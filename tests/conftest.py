@@ -1,4 +1,4 @@
-"""Reads tests/golden/, the reference implementation's numbers (tools/make_golden.py makes and describes them), and
+"""Reads tests/golden/, the reference implementation's numbers (tools/golden/make.py makes and describes them), and
 chooses the backend of each test.
 
 Models run on the backend mlx, as on a Mac; tests marked `backends` run on those that they name. The summary counts the

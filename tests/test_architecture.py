@@ -1,7 +1,8 @@
-"""docs/architecture.md, CONTRIBUTING.md and docs/releasing.md name what there is, and leave no folder out."""
+"""Pages for those who work on the project name what there is, and leave no folder and no program out."""
 
 import ast
 import hashlib
+import importlib
 import re
 from functools import cache
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 from test_layers import PACKAGE, RANK, ROOT
 
-ARCHITECTURE, CONTRIBUTING, RELEASING = "docs/architecture.md", "CONTRIBUTING.md", "docs/releasing.md"
-PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in (ARCHITECTURE, CONTRIBUTING, RELEASING)}
+ARCHITECTURE, CONTRIBUTING = "docs/architecture.md", "CONTRIBUTING.md"
+RELEASING, TOOLS = "docs/releasing.md", "tools/README.md"
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in (ARCHITECTURE, CONTRIBUTING, RELEASING, TOOLS)}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SOURCES = {path: path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
 PACKAGES = sorted(path for path in PACKAGE.glob("*/__init__.py"))
@@ -156,3 +158,29 @@ def test_the_demo_weights_are_those_of_the_checklist():
     sums = re.findall(r"\b[0-9a-f]{64}\b", PAGES[RELEASING])
     file = PACKAGE / "demo" / "model.safetensors"
     assert sums == [hashlib.sha256(file.read_bytes()).hexdigest()]
+
+
+PROGRAMS = re.findall(r"^\| `(\w+\.\w+)` \|.*\| (.*) \|$", PAGES[TOOLS], re.M)
+
+
+def test_the_table_of_tools_has_every_program():
+    """But for parts of `compare.peers`, which starts them."""
+    files = [path for path in (ROOT / "tools").rglob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    parts = [path.relative_to(ROOT / "tools").with_suffix("").parts[:2] for path in files]
+    assert {".".join(names) for names in parts} == {name for name, _ in PROGRAMS}
+
+
+@pytest.mark.parametrize("program", [name for name, needs in PROGRAMS if not needs.startswith("reference")])
+def test_a_tool_that_needs_no_torch_starts(program):
+    module = importlib.import_module(f"tools.{program}")
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"{module.__name__}.__main__")
+    assert callable(module.main)
+
+
+def test_the_tools_that_pages_name_exist():
+    patterns = ("*.md", "docs/*.md", "examples/*.md", "tools/*.md", "mlx_lfm2vl/*/*.md")
+    text = "\n".join(path.read_text(encoding="utf-8") for pattern in patterns for path in ROOT.glob(pattern))
+    assert set(re.findall(r"python -m tools\.([\w.]*\w)", text)) <= {name for name, _ in PROGRAMS}
+    for path in re.findall(r"`(tools/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path

@@ -158,7 +158,7 @@ def test_a_turn_costs_its_own_tokens_and_a_picture_is_encoded_once(monkeypatch):
 
 
 def test_a_second_turn_about_a_tiled_picture_runs_its_own_tokens_only():
-    """How much sooner its first token comes is a benchmark's to tell: tools/bench_chat.py."""
+    """How much sooner its first token comes is a benchmark's to tell: tools/compare/chat.py."""
     model, processor = load("demo")
     large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1000, 1400, 3), dtype=np.uint8))
     chat = Chat(model, processor, options=GenerationOptions(max_tokens=1))

@@ -1,8 +1,8 @@
 """The bundled demo model: a complete checkpoint of the family that answers about pictures it never saw."""
 
 import hashlib
+import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,7 @@ from conftest import cache_by_backend
 from safetensors import safe_open
 
 from mlx_lfm2vl import GenerationOptions, Lfm2VlProcessor, demo, generate, load
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
-import demo_files
-import demo_tasks
-import score_demo
+from tools.demo import files, score, tasks
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = (
@@ -47,7 +42,7 @@ def test_the_folder_is_complete_and_small():
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_the_files_are_those_that_training_uses(name, tmp_path):
-    demo_files.write(tmp_path)
+    files.write(tmp_path)
     ours, made = (hashlib.sha256((folder / name).read_bytes()).hexdigest() for folder in (demo.path(), tmp_path))
     assert ours == made
 
@@ -95,14 +90,14 @@ def test_a_picture_beyond_the_budget_is_tiled():
     ],
 )
 def test_held_out_pictures_are_answered_far_above_chance(loaded, task, least):
-    row = score_demo.score(*loaded, task, 30)
+    row = score.score(*loaded, task, 30)
     assert row["right"] / row["questions"] >= least
     if task == "tiled":
         assert row["right_untiled"] < row["right"]
 
 
 def test_boxes_lie_on_their_objects(loaded):
-    row = score_demo.score(*loaded, "point", 30)
+    row = score.score(*loaded, "point", 30)
     assert row["valid"] == row["questions"] == 30
     assert row["iou"] / row["boxes"] > 0.65 and row["met"] / row["boxes"] > 0.75
 
@@ -121,7 +116,7 @@ def test_the_examples_are_answered_as_their_table_says(loaded, picture, prompt, 
 
 
 def test_the_same_answer_twice(loaded):
-    sample = demo_tasks.make("describe", "test", score_demo.FIRST)
+    sample = tasks.make("describe", "test", score.FIRST)
     options = GenerationOptions(max_tokens=64)
     first, second = (generate(*loaded, "Describe the image.", list(sample.images), options=options) for _ in range(2))
     assert first == second != ""
@@ -130,14 +125,14 @@ def test_the_same_answer_twice(loaded):
 @pytest.mark.reference
 def test_transformers_gives_the_same_answers(loaded):
     torch = pytest.importorskip("torch")
-    import reference_shim  # noqa: F401
+    importlib.import_module("tools.reference_shim")  # before transformers
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model = AutoModelForImageTextToText.from_pretrained(demo.path(), dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(demo.path())
     ours = load("demo", dtype="float32")
     for seed, size in ((1, (128, 128)), (2, (96, 160)), (3, (128, 128))):
-        sample = demo_tasks.make("describe", "test", seed, size)
+        sample = tasks.make("describe", "test", seed, size)
         content = [{"type": "image", "image": sample.images[0]}, {"type": "text", "text": "Describe the image."}]
         inputs = processor.apply_chat_template(
             [{"role": "user", "content": content}],

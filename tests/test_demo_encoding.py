@@ -1,22 +1,15 @@
 """What the demo is trained on is what the shipped processor makes: the same token ids, the same pixels."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
-import demo_encoding
-import demo_files
-from demo_drawing import COLOURS, SHAPES, SIZES
-from demo_tasks import TASKS, make
-from demo_tasks_more import CHARACTERS, FIRST_TEST_DIGIT
-
 from mlx_lfm2vl import Lfm2VlProcessor
+from tools.demo import encoding, files, vocabulary
+from tools.demo.drawing import COLOURS, SHAPES, SIZES
+from tools.demo.tasks import TASKS, make
+from tools.demo.tasks_more import CHARACTERS, FIRST_TEST_DIGIT
 
 seeds = st.integers(0, 2**40)
 
@@ -24,7 +17,7 @@ seeds = st.integers(0, 2**40)
 @pytest.fixture(scope="module")
 def processor(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    demo_files.write(folder)
+    files.write(folder)
     return Lfm2VlProcessor.from_pretrained(folder)
 
 
@@ -38,12 +31,12 @@ def test_training_sees_the_processors_ids_and_pixels(processor, name, seed):
         if part["type"] == "image":
             part["image"] = next(pictures)
     batch = processor.apply_chat_template(messages, tokenize=True, return_dict=True)
-    encoded = demo_encoding.encode_sample(sample)
+    encoded = encoding.encode_sample(sample)
     assert encoded.ids == np.asarray(batch["input_ids"]).reshape(-1).tolist()
-    seen = [view for picture in sample.images for view in demo_encoding.views(np.asarray(picture))]
+    seen = [view for picture in sample.images for view in encoding.views(np.asarray(picture))]
     assert [[v.shape[0] // 16, v.shape[1] // 16] for v in seen] == np.asarray(batch["spatial_shapes"]).tolist()
     for view, pixels in zip(seen, np.asarray(batch["pixel_values"]), strict=True):
-        mine = demo_encoding.patchify(view).astype(np.float32) / 127.5 - 1
+        mine = encoding.patchify(view).astype(np.float32) / 127.5 - 1
         np.testing.assert_allclose(pixels[: len(mine)], mine, atol=1e-6)
 
 
@@ -51,15 +44,15 @@ def test_training_sees_the_processors_ids_and_pixels(processor, name, seed):
 @settings(max_examples=60, deadline=None)
 def test_labels_are_the_answers_and_each_turn_has_its_number(name, seed):
     sample = make(name, "train", seed)
-    encoded = demo_encoding.encode_sample(sample)
+    encoded = encoding.encode_sample(sample)
     assert len(encoded.ids) == len(encoded.labels) == len(encoded.turns)
     said: dict[int, list[int]] = {}
     for label, token, turn in zip(encoded.labels, encoded.ids, encoded.turns, strict=True):
-        if label != demo_encoding.IGNORED:
+        if label != encoding.IGNORED:
             assert label == token
             said.setdefault(turn, []).append(token)
-    decode = demo_encoding.tokenizer().decode
-    assert all(tokens[-1] == demo_files.IM_END for tokens in said.values())
+    decode = encoding.tokenizer().decode
+    assert all(tokens[-1] == vocabulary.IM_END for tokens in said.values())
     assert [decode(said[i + 1][:-1]) for i in range(len(sample.turns))] == [answer for _, answer in sample.turns]
 
 
@@ -67,7 +60,7 @@ def test_labels_are_the_answers_and_each_turn_has_its_number(name, seed):
 @settings(max_examples=60, deadline=None)
 def test_a_patch_at_an_objects_middle_is_labelled_with_it(seed):
     sample = make("describe", "train", seed)
-    named, ways, edges, covered = demo_encoding.patch_labels(sample, 0)
+    named, ways, edges, covered = encoding.patch_labels(sample, 0)
     sides = np.array([*sample.images[0].size] * 2)
     cols = sample.images[0].width // 16
     for o, box in zip(sample.things[0], sample.extents[0], strict=True):
@@ -93,7 +86,7 @@ def test_a_patch_at_an_objects_middle_is_labelled_with_it(seed):
 @settings(max_examples=60, deadline=None)
 def test_printed_characters_are_labelled_in_the_order_of_the_text(seed):
     sample = make("read", "train", seed)
-    named, *_ = demo_encoding.patch_labels(sample, 0)
+    named, *_ = encoding.patch_labels(sample, 0)
     rows, cols = sample.images[0].height // 16, sample.images[0].width // 16
     halves = named.reshape(rows, cols, 7)[..., 4:6].reshape(rows, cols * 2)
     text = sample.facts["text"]

@@ -1,15 +1,10 @@
 """The demo's training ends by itself: it looks at the held-out rates, lets the learning rate fall, and stops."""
 
-import sys
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
-from demo_schedule import GAIN, LOOK, Schedule
+from tools.demo.schedule import GAIN, LOOK, Schedule
 
 
 def told(schedule, means, every=600.0):

@@ -2,21 +2,16 @@
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+from tools.demo import tasks, vocabulary
+from tools.demo.tasks import COLOURS, GRIDS, PLACES, make
 
-import demo_files
-import demo_tasks
-from demo_tasks import COLOURS, GRIDS, PLACES, make
-
-NAMES = demo_tasks.BASIC
+NAMES = tasks.BASIC
 seeds = st.integers(0, 2**40)
 grids = st.sampled_from(GRIDS)
 
@@ -88,7 +83,7 @@ def right_answer(question: str, things) -> str:
         return f"A {o.size} {o.colour} {o.shape}."
 
     words = re.findall(r"\w+", question.lower())
-    shape = next((w for w in words if w in demo_tasks.SHAPES), None)
+    shape = next((w for w in words if w in tasks.SHAPES), None)
     colour = next((w for w in words if w in COLOURS), None)
     match = [o for o in things if shape in (None, o.shape) and colour in (None, o.colour)]
     if question.startswith("Is there"):
@@ -123,7 +118,7 @@ def test_answers_follow_from_the_facts(seed):
     for name in ("ask", "chat"):
         sample = make(name, "test", seed)
         for question, answer in sample.turns:
-            if question not in demo_tasks.DESCRIBE:
+            if question not in tasks.DESCRIBE:
                 assert answer == right_answer(question, sample.things[0]), question
 
 
@@ -139,7 +134,7 @@ def test_counts_are_those_of_the_drawn_objects(seed):
     sample = make("count", "test", seed)
     shapes = [o.shape for o in sample.things[0]]
     target = sample.facts["target"]
-    assert sample.turns[0] == (f"How many {demo_tasks.plural(target)} are there?", str(shapes.count(target)))
+    assert sample.turns[0] == (f"How many {tasks.plural(target)} are there?", str(shapes.count(target)))
     assert sample.facts["number"] == shapes.count(target)
 
 
@@ -161,7 +156,7 @@ def test_messages_hold_the_pictures_in_the_first_turn():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return demo_files.tokenizer()
+    return vocabulary.tokenizer()
 
 
 @given(st.sampled_from(NAMES), seeds)
@@ -199,7 +194,7 @@ def test_special_tokens_have_the_ids_of_the_published_family(tokenizer):
     }
     assert {token: tokenizer.token_to_id(token) for token in wanted} == wanted
     assert tokenizer.encode("Yes.").ids[0] == 1 and len(tokenizer.encode("<image>", add_special_tokens=False).ids) == 1
-    assert tokenizer.get_vocab_size() == demo_files.VOCAB_SIZE
+    assert tokenizer.get_vocab_size() == vocabulary.VOCAB_SIZE
 
 
 def test_json_of_boxes_is_short(tokenizer):

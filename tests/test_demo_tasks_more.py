@@ -1,22 +1,16 @@
 """The tasks that a longer training takes in: what is asked and answered agrees with what is drawn."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
-import demo_files
-import demo_tasks_more
-from demo_drawing import PLACES
-from demo_tasks import describe_things, make
-
 from mlx_lfm2vl import Lfm2VlProcessor
+from tools.demo import files, tasks_more, vocabulary
+from tools.demo.drawing import PLACES
+from tools.demo.tasks import describe_things, make
 
 seeds = st.integers(0, 2**40)
 
@@ -31,7 +25,7 @@ def drawn(picture) -> np.ndarray:
 def test_the_text_to_read_lies_wholly_in_the_picture(seed):
     sample = make("read", "test", seed)
     text = sample.turns[0][1]
-    assert 3 <= len(text) <= 8 and set(text) <= set(demo_tasks_more.CHARACTERS) and text == sample.facts["text"]
+    assert 3 <= len(text) <= 8 and set(text) <= set(tasks_more.CHARACTERS) and text == sample.facts["text"]
     ink = drawn(sample.images[0])
     assert ink.any()
     assert not (ink[:2].any() or ink[-2:].any() or ink[:, :2].any() or ink[:, -2:].any())
@@ -90,9 +84,9 @@ def test_exactly_one_picture_shows_what_is_asked_for(seed):
             assert answer == describe_things(sample.things[at])
 
 
-@pytest.mark.parametrize("size", demo_tasks_more.TILED)
+@pytest.mark.parametrize("size", tasks_more.TILED)
 def test_tiled_pictures_are_cut_by_the_demo_processor(size, tmp_path):
-    demo_files.write(tmp_path)
+    files.write(tmp_path)
     processor = Lfm2VlProcessor.from_pretrained(tmp_path)
     views = processor.image_processor(make("tiled", "test", 0, size).images[0])
     assert len(views["pixel_values"]) == size[0] * size[1] // 128**2 + 1
@@ -101,6 +95,6 @@ def test_tiled_pictures_are_cut_by_the_demo_processor(size, tmp_path):
 @given(st.sampled_from(["read", "point", "compare", "tiled"]), seeds)
 @settings(max_examples=60, deadline=None)
 def test_every_answer_survives_the_tokenizer(name, seed):
-    tokenizer = demo_files.tokenizer()
+    tokenizer = vocabulary.tokenizer()
     for text in (text for turn in make(name, "test", seed).turns for text in turn):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text

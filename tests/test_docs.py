@@ -26,7 +26,7 @@ from mlx_lfm2vl.cli import build_parser
 from mlx_lfm2vl.cli.chat import HELP
 
 ROOT = Path(__file__).parent.parent
-OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")
+OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md", "tools/README.md")
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 SCENE = ROOT / "examples" / "scene.png"
 

@@ -178,7 +178,7 @@ def test_the_language_model_loads_in_mlx_lm(width, tmp_path):
 REFERENCE = Path(os.environ.get("LFM2VL_REFERENCE_PYTHON", sys.executable))
 PROGRAM = """
 import json, sys, torch
-import reference_shim  # torchvision beside a CPU build of torch
+import tools.reference_shim  # torchvision beside a CPU build of torch
 from transformers import Lfm2VlForConditionalGeneration
 model, info = Lfm2VlForConditionalGeneration.from_pretrained(sys.argv[1], output_loading_info=True, dtype=torch.float32)
 assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
@@ -197,9 +197,7 @@ def test_the_way_back_to_transformers(name, tmp_path):
     if probe.returncode:
         pytest.skip("torch and transformers are not installed (LFM2VL_REFERENCE_PYTHON)")
     back = convert(convert(GOLDEN / name, tmp_path / "mlx"), tmp_path / "back", layout="hub")
-    run = subprocess.run(
-        [REFERENCE, "-c", PROGRAM, back], capture_output=True, text=True, cwd=GOLDEN.parent.parent / "tools"
-    )
+    run = subprocess.run([REFERENCE, "-c", PROGRAM, back], capture_output=True, text=True, cwd=GOLDEN.parent.parent)
     assert run.returncode == 0, run.stderr[-2000:]
     found = np.array(json.loads(run.stdout.splitlines()[-1]))
     ids = np.array([[1, 6, 500, 501, 502, 503, 7]])

@@ -1,19 +1,16 @@
-"""The tables of tools/compare_peers.py: what they say of measurements, and that its rows ask each side for the same."""
+"""The tables of tools/compare/peers: what they say of measurements, and that its rows ask each side for the same."""
 
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).parent.parent / "tools"
-sys.path.insert(0, str(TOOLS))
-
-import compare_peers  # noqa: E402
-from peers.rows import HF, OURS, ROWS, VLM, Number, Row, median  # noqa: E402
-from peers.sides import PACKAGES, SIDES  # noqa: E402
-from peers.table import put_in, render, versions, written  # noqa: E402
+from tools.compare.peers.__main__ import Failed, check_same, run
+from tools.compare.peers.environments import ROOT
+from tools.compare.peers.rows import HF, OURS, ROWS, VLM, Number, Row, median
+from tools.compare.peers.sides import PACKAGES, SIDES
+from tools.compare.peers.table import put_in, render, versions, written
 
 FIRST = Number("first token", median("first"), targets={VLM: 0.2, HF: 1.0})
 SPEED = Number("decoding", median("speed"), "tokens/s", less=False, targets={VLM: 2.0})
@@ -88,17 +85,17 @@ def test_numbers_have_three_digits_or_so(amount, shown):
 def test_other_tokens_than_ours_are_a_failure():
     row = Row("256x256", (FIRST,), ROWS[0].task, same=(HF,))
     lines = [line(OURS, tokens=[1, 2]), line(VLM, tokens=[9, 9]), line(HF, tokens=[1, 2])]
-    compare_peers.check_same(row, lines)
-    with pytest.raises(compare_peers.Failed, match="transformers answers"):
-        compare_peers.check_same(row, [*lines, line(HF, tokens=[1, 3])])
+    check_same(row, lines)
+    with pytest.raises(Failed, match="transformers answers"):
+        check_same(row, [*lines, line(HF, tokens=[1, 3])])
 
 
 def test_another_text_than_ours_is_a_failure():
     row = next(row for row in ROWS if row.name == "process")
     lines = [line(OURS, row="process", text="a ring\n"), line(VLM, row="process", text="===\na ring\nPrompt: 3\n")]
-    compare_peers.check_same(row, lines)
-    with pytest.raises(compare_peers.Failed):
-        compare_peers.check_same(row, [lines[0], line(VLM, row="process", text="a square")])
+    check_same(row, lines)
+    with pytest.raises(Failed):
+        check_same(row, [lines[0], line(VLM, row="process", text="a square")])
 
 
 def test_every_row_asks_all_sides_for_the_same_but_for_their_names():
@@ -113,19 +110,19 @@ def test_every_row_asks_all_sides_for_the_same_but_for_their_names():
 def test_a_process_is_clocked_weighed_and_ended(tmp_path):
     program = "import sys, time; data = b'x' * 50_000_000; time.sleep(0.3); print('done')"
     # Linux lets a child's peak begin with its parent's, and this process may be large: a small one asks.
-    code = "import compare_peers, json, sys; print(json.dumps(compare_peers.run(sys.argv[1:], {}, 30)))"
+    code = "import json, sys, tools.compare.peers.__main__ as p; print(json.dumps(p.run(sys.argv[1:], {}, 30)))"
     done = subprocess.run(
         [sys.executable, "-c", code, sys.executable, "-c", program],
-        cwd=Path(compare_peers.__file__).parent,
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
     made = json.loads(done.stdout)
     assert made["output"] == "done\n" and 0.3 <= made["clock"] < 10 and 50e6 < made["peak"] < 1e9
-    assert compare_peers.run([sys.executable, "-c", "import time; time.sleep(30)"], {}, 0.5) == {"timeout": 0.5}
-    with pytest.raises(compare_peers.Failed, match="wrong"):
-        compare_peers.run([sys.executable, "-c", "raise ValueError('wrong')"], {}, 30)
+    assert run([sys.executable, "-c", "import time; time.sleep(30)"], {}, 0.5) == {"timeout": 0.5}
+    with pytest.raises(Failed, match="wrong"):
+        run([sys.executable, "-c", "raise ValueError('wrong')"], {}, 30)
 
 
 def test_the_tables_are_put_between_a_pages_marks_again_and_again():

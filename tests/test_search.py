@@ -3,7 +3,6 @@
 import itertools
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,9 +20,7 @@ from mlx_lfm2vl.conversion.report import QuantizationReport
 from mlx_lfm2vl.conversion.search import FILE, WIDTHS, greedy_upgrades, search
 from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.weights.names import from_module
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-from search_demo import draw
+from tools.compare.search import draw
 
 
 @pytest.fixture(scope="module")

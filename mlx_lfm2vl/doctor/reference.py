@@ -1,4 +1,4 @@
-"""The reference's frozen numbers in data/; tools/make_doctor.py makes and describes them."""
+"""The reference's frozen numbers in data/; tools/golden/doctor.py makes and describes them."""
 
 from __future__ import annotations
 

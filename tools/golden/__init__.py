@@ -1,3 +1,3 @@
-"""The parts of make_golden.py. Importing any of them makes torchvision importable first."""
+"""Reference numbers. Importing any part makes torchvision importable first."""
 
-import reference_shim  # noqa: F401
+from .. import reference_shim  # noqa: F401

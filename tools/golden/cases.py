@@ -9,7 +9,7 @@ class Case:
     """One call of the reference.
 
     `conversations` holds one list of messages a prompt, as chat templates take them, with {"type": "image", "picture":
-    NAME} where a picture of golden.pictures stands. `options` are the keyword arguments of the processor's call.
+    NAME} where a picture of pictures.py stands. `options` are the keyword arguments of the processor's call.
     `padding_side` is set where there are several prompts.
     """
 

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration
 
-from golden.tokenizer import SPECIAL_IDS, write_tokenizer
+from .tokenizer import SPECIAL_IDS, write_tokenizer
 
 NAMES = ("gen2", "gen25", "untied")
 SEEDS = {"gen2": 20, "gen25": 25, "untied": 31}

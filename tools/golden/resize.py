@@ -20,7 +20,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import SizeDict
 from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
 
-from golden.pictures import draw
+from .pictures import draw
 
 FILTERS = (2, 3)  # Pillow's numbers: bilinear, bicubic
 # (height, width): both smaller, both larger, one of each in both ways, one axis as it was

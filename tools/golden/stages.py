@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from transformers import AutoProcessor, Lfm2VlForConditionalGeneration
 
-from golden.cases import Case
-from golden.pictures import draw
+from .cases import Case
+from .pictures import draw
 
 ROUNDED = ("gen2", "gen25")  # checkpoints that are run in bfloat16 too
 NEW_TOKENS = 24

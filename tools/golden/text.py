@@ -4,7 +4,7 @@ from typing import Any
 
 import jinja2
 
-from golden.pictures import draw
+from .pictures import draw
 
 _USER = {"role": "user", "content": "Où est le carré?"}
 _CHAT = [

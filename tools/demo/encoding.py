@@ -8,32 +8,29 @@ NumPy only.
 from __future__ import annotations
 
 import functools
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
-
-import demo_files
 import numpy as np
-from demo_drawing import COLOURS, SHAPES, SIZES
-from demo_tasks import Sample
-from demo_tasks_more import CHARACTERS
 from tokenizers import Tokenizer
 
 from mlx_lfm2vl.config import ProcessorConfig
 from mlx_lfm2vl.processing import geometry
 from mlx_lfm2vl.processing.resize import resize
 
-PATCH = demo_files.VISION_CONFIG["patch_size"]
+from . import files, vocabulary
+from .drawing import COLOURS, SHAPES, SIZES
+from .tasks import Sample
+from .tasks_more import CHARACTERS
+
+PATCH = files.VISION_CONFIG["patch_size"]
 CELL = 4  # pixels; the finest dense label says how much of each such square is covered by ink
 IGNORED = -100
-PROCESSOR = ProcessorConfig.from_dicts(processor=demo_files.IMAGE_PROCESSOR).image
+PROCESSOR = ProcessorConfig.from_dicts(processor=files.IMAGE_PROCESSOR).image
 
 
 @functools.cache
 def tokenizer() -> Tokenizer:
-    return demo_files.tokenizer()
+    return vocabulary.tokenizer()
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -54,15 +51,15 @@ class Encoded:
 
 def encode_sample(sample: Sample) -> Encoded:
     newline, user, assistant = encode("\n"), encode("user"), encode("assistant")
-    ids: list[int] = [demo_files.BOS, demo_files.IM_START, *user, *newline]
+    ids: list[int] = [vocabulary.BOS, vocabulary.IM_START, *user, *newline]
     for number, picture in enumerate(sample.images, start=1):
         ids += [*encode(f"Media-{number}: ")] if len(sample.images) > 1 else []
         ids += picture_ids(geometry.plan(picture.height, picture.width, PROCESSOR))
     labels, turns = [IGNORED] * len(ids), [0] * len(ids)
     for number, (question, answer) in enumerate(sample.turns, start=1):
-        head = [demo_files.IM_START, *user, *newline] if number > 1 else []
-        head += [*encode(question), demo_files.IM_END, *newline, demo_files.IM_START, *assistant, *newline]
-        said = [*encode(answer), demo_files.IM_END]
+        head = [vocabulary.IM_START, *user, *newline] if number > 1 else []
+        head += [*encode(question), vocabulary.IM_END, *newline, vocabulary.IM_START, *assistant, *newline]
+        said = [*encode(answer), vocabulary.IM_END]
         ids += [*head, *said, *newline]
         labels += [IGNORED] * len(head) + said + [IGNORED] * len(newline)
         turns += [number] * (len(ids) - len(turns))
@@ -72,14 +69,14 @@ def encode_sample(sample: Sample) -> Encoded:
 def picture_ids(plan: geometry.ViewPlan) -> list[int]:
     """What stands for a picture in the text: each view's image tokens, tiles and thumbnail after their markers."""
     if not plan.tiled:
-        views = [demo_files.IMAGE] * plan.tokens
+        views = [vocabulary.IMAGE] * plan.tokens
     else:
         views = []
         for tile in range(plan.rows * plan.cols):
             row, col = divmod(tile, plan.cols)
-            views += [encode(f"<|img_row_{row + 1}_col_{col + 1}|>")[0], *[demo_files.IMAGE] * plan.tokens_per_tile]
-        views += [encode("<|img_thumbnail|>")[0], *[demo_files.IMAGE] * plan.tokens_for_image]
-    return [demo_files.IMAGE_START, *views, demo_files.IMAGE_END]
+            views += [encode(f"<|img_row_{row + 1}_col_{col + 1}|>")[0], *[vocabulary.IMAGE] * plan.tokens_per_tile]
+        views += [encode("<|img_thumbnail|>")[0], *[vocabulary.IMAGE] * plan.tokens_for_image]
+    return [vocabulary.IMAGE_START, *views, vocabulary.IMAGE_END]
 
 
 def views(picture: np.ndarray) -> list[np.ndarray]:
@@ -116,7 +113,7 @@ KINDS = (len(SHAPES), len(COLOURS), len(SIZES), 9, len(CHARACTERS), len(CHARACTE
 def patch_labels(sample: Sample, picture: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Of one picture that is a single view: (patches, 7) class indices; (patches, 6) float32, the way from the patch's
     middle to the object's and to the left, top, right and bottom of its ink, in patches; (patches, 4) int64, where
-    those four edges lie, as indices into `demo_files.COORDINATES`; (patches, 16) float32, the share of each cell that
+    those four edges lie, as indices into `vocabulary.COORDINATES`; (patches, 16) float32, the share of each cell that
     is no background.
     """
     pixels = np.asarray(sample.images[picture])

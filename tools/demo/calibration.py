@@ -1,6 +1,6 @@
 """Draws the pictures by which the error of a quantisation is measured (mlx_lfm2vl/conversion/calibration/).
 
-    python tools/draw_calibration.py mlx_lfm2vl/conversion/calibration
+    python -m tools.demo.calibration mlx_lfm2vl/conversion/calibration
 
 Scenes of the kinds that vision-language models are asked about: shapes, a chart, printed text, a table, a textured
 landscape, and a plan large enough to be cut into tiles. The same files come out at every run.
@@ -45,7 +45,11 @@ def notice() -> Image.Image:
     draw = ImageDraw.Draw(image)
     draw.rectangle((8, 8, 439, 247), outline=INK, width=3)
     draw.text((120, 24), "LIBRARY HOURS", fill=INK, font=ImageFont.load_default(26))
-    lines = ("Monday to Thursday   9:00 - 19:30", "Friday   9:00 - 17:00", "Saturday   10:00 - 14:00")
+    lines = (
+        "Monday to Thursday   9:00 - 19:30",
+        "Friday               9:00 - 17:00",
+        "Saturday           10:00 - 14:00",
+    )
     for index, line in enumerate((*lines, "Please return 3 books by 24 June.")):
         draw.text((40, 84 + 36 * index), line, fill=INK, font=ImageFont.load_default(20))
     return image

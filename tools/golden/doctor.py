@@ -1,7 +1,7 @@
 """Freezes the reference's numbers for `mlx-lfm2vl doctor` into mlx_lfm2vl/doctor/data/.
 
-    python tools/make_doctor.py              writes the folder anew
-    python tools/make_doctor.py --check      makes everything again and lists what differs
+    python -m tools.golden.doctor              writes the folder anew
+    python -m tools.golden.doctor --check      makes everything again and lists what differs
 
 It needs the extra `reference` (torch, torchvision, transformers 5.23). The folder then holds
 
@@ -37,21 +37,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoProcessor
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from mlx_lfm2vl import convert, demo
+from mlx_lfm2vl.doctor import checkpoint
+from mlx_lfm2vl.doctor.reference import DATA
 
-import golden  # noqa: E402, F401  # makes torchvision importable
-import torch  # noqa: E402
-from golden.stages import load_as  # noqa: E402
-from PIL import Image  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from transformers import AutoProcessor  # noqa: E402
+from .stages import load_as
 
-from mlx_lfm2vl import convert, demo  # noqa: E402
-from mlx_lfm2vl.doctor import checkpoint  # noqa: E402
-from mlx_lfm2vl.doctor.reference import DATA  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "What is in this image?"
 SCENE = ROOT / "examples" / "scene.png"
 PROMPT_ROWS = 12  # of each prompt, evenly, before the last `STEPS`

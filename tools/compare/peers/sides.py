@@ -95,7 +95,7 @@ class Transformers:
 
     def __init__(self, folder: str):
         try:
-            import reference_shim  # noqa: F401  # a torchvision that does not fit torch, see there
+            from ... import reference_shim  # noqa: F401  # a torchvision that does not fit torch, see there
         except ImportError:
             raise SystemExit("torchvision is missing") from None
         import torch

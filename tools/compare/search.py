@@ -1,36 +1,33 @@
 """Prints the tables of docs/converting.md about recipes and bits by measurement, of a demo model.
 
-    python tools/search_demo.py                     # the bundled demo
-    python tools/search_demo.py --model FOLDER      # another one that was trained on the demo's tasks
+    python -m tools.compare.search                     # the bundled demo
+    python -m tools.compare.search --model FOLDER      # another one that was trained on the demo's tasks
 
 Contract: what is printed is measured on questions that nothing was fitted to. The search is given pictures of the split
-`validate` of demo_tasks.py, or the eight bundled questions; measured is on pictures of the split `test`. All seeds are
-fixed, so that two runs on one machine print the same. KL divergence in nats a token of the dense model's greedy
-answers; `ratio` is that of the search over that of the same bits everywhere, with its 95 % interval over questions
-drawn anew from the held-out ones (1000 times). Takes some minutes.
+`validate` of tools/demo/tasks.py, or the eight bundled questions; measured is on pictures of the split `test`. All
+seeds are fixed, so that two runs on one machine print the same. KL divergence in nats a token of the dense model's
+greedy answers; `ratio` is that of the search over that of the same bits everywhere, with its 95 % interval over
+questions drawn anew from the held-out ones (1000 times). Takes some minutes.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
-
-import demo_tasks
-import demo_tasks_more  # noqa: F401 (registers its tasks)
 import numpy as np
 
+import tools.demo.tasks_more  # noqa: F401  # registers its tasks
 from mlx_lfm2vl import demo
 from mlx_lfm2vl.conversion.plan import QuantizationOptions, make_plan
 from mlx_lfm2vl.conversion.search import Assignment, Bench
 from mlx_lfm2vl.conversion.sizes import Sizes
 from mlx_lfm2vl.weights.load import open_model
 from mlx_lfm2vl.weights.quantize import parameter_count, widths
+
+from ..demo import tasks
 
 TASKS = ("describe", "ask", "count", "read", "digit", "point")  # of one picture each
 FIRST = 20_000_000  # seed of the first sample
@@ -42,7 +39,7 @@ def draw(folder: Path, split: str, each: int) -> Path:
     lines = []
     for task in TASKS:
         for number in range(each):
-            sample = demo_tasks.make(task, split, FIRST + number)
+            sample = tasks.make(task, split, FIRST + number)
             name = f"{task}-{number}.png"
             sample.images[0].save(folder / name)
             lines.append(f"{name}\t{sample.turns[0][0]}")

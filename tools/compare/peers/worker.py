@@ -1,4 +1,6 @@
-"""One measurement of one side in a process of its own: `python worker.py SIDE TASK`, TASK being JSON; prints JSON.
+"""One measurement of one side in a process of its own; prints JSON.
+
+    python -m tools.compare.peers.worker SIDE TASK      # TASK is JSON
 
 Tasks: {"kind": "answer", "folder", "picture" (or null), "prompt", "tokens", "warm": [pictures], "repeats"},
 {"kind": "batch", "folder", "pictures", "prompt", "tokens", "warm", "repeats"},
@@ -10,7 +12,6 @@ import json
 import sys
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 HEAVY = ("mlx_lm", "transformers", "torch")
@@ -22,12 +23,11 @@ def main() -> None:
 
 
 def measured(side: str, task: dict[str, Any]) -> dict[str, Any]:
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
     if task["kind"] == "import":
         start = time.perf_counter()
         exec(task["program"], {})
         return {"seconds": [time.perf_counter() - start], "imported": [name for name in HEAVY if name in sys.modules]}
-    from sides import PACKAGES, SIDES
+    from .sides import PACKAGES, SIDES
 
     if task["kind"] == "versions":
         return {package: version(package) for package in PACKAGES[side]}

@@ -6,13 +6,12 @@ A batch holds one task and one size of picture; pictures that are cut bring view
 
 from __future__ import annotations
 
-import demo_files
-import demo_tasks
-import demo_tasks_more
 import numpy as np
 import torch
-from demo_drawing import GRIDS
-from demo_encoding import IGNORED, encode_sample, patch_labels, patchify, views
+
+from . import tasks, tasks_more, vocabulary
+from .drawing import GRIDS
+from .encoding import IGNORED, encode_sample, patch_labels, patchify, views
 
 # Share of the batches of each task, and how many samples a batch of it holds (a batch of each costs about alike).
 MIX = {
@@ -34,7 +33,7 @@ WARM_STEPS, WARM_BATCH, WARM_TASKS = 480, 56, ("describe", "count", "read", "rea
 EASY_STEPS = 1200  # over these steps after that, scenes and texts grow from mostly one object or letter to all of them
 
 
-def collate(samples: list[demo_tasks.Sample]) -> dict:
+def collate(samples: list[tasks.Sample]) -> dict:
     """A right-padded batch.
 
     ``ids``, ``labels``, ``turns``: (samples, length). ``apart``: whether each turn is to see only the pictures and
@@ -44,7 +43,7 @@ def collate(samples: list[demo_tasks.Sample]) -> dict:
     """
     rows = [encode_sample(s) for s in samples]
     length = max(len(row.ids) for row in rows)
-    ids = np.full((len(rows), length), demo_files.PAD)
+    ids = np.full((len(rows), length), vocabulary.PAD)
     labels = np.full((len(rows), length), IGNORED)
     turns = np.full((len(rows), length), -1)
     for i, row in enumerate(rows):
@@ -68,7 +67,7 @@ def collate(samples: list[demo_tasks.Sample]) -> dict:
         "apart": samples[0].apart,
         "patches": {grid: torch.from_numpy(np.stack(several)) for grid, several in patches.items()},
         "views": order,
-        "pictures": torch.from_numpy((ids == demo_files.IMAGE_START).cumsum(1)[ids == demo_files.IMAGE] - 1),
+        "pictures": torch.from_numpy((ids == vocabulary.IMAGE_START).cumsum(1)[ids == vocabulary.IMAGE] - 1),
     }
     if not cut:
         dense = [patch_labels(s, i) for s in samples for i in range(len(s.images))]
@@ -93,10 +92,10 @@ class Batches(torch.utils.data.IterableDataset):
             sizes = [g for g in GRIDS if g[1] >= 128] if task == "read" else GRIDS
             size = GRIDS[0] if rng.random() < 0.6 else sizes[rng.integers(len(sizes))]
             if task == "tiled":
-                size = demo_tasks_more.TILED[rng.integers(len(demo_tasks_more.TILED))]
+                size = tasks_more.TILED[rng.integers(len(tasks_more.TILED))]
             level = 1.0 if warm else min(1.0, (step - WARM_STEPS) / EASY_STEPS)
             number = (WARM_BATCH if warm else BATCH[task]) * self.scale
-            yield collate([demo_tasks.make(task, "train", step * 1000 + i, size, level) for i in range(number)])
+            yield collate([tasks.make(task, "train", step * 1000 + i, size, level) for i in range(number)])
             step += 1
 
 

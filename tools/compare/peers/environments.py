@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .rows import HF, OURS, VLM
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 REQUIREMENTS = {
     OURS: [f"{ROOT}[cpu]"],
     VLM: ["mlx[cpu]", "mlx-vlm==0.7.10"],
@@ -37,13 +37,16 @@ def python(side: str, given: str | None, work: Path) -> str:
 
 
 def environment(side: str, blas: bool, work: Path) -> dict[str, str]:
-    """Variables of a process: no network; for MLX OpenBLAS, or none that could be found: empty files of its names stand
-    first in the path of libraries. Nobody's modules are compiled anew in each process."""
+    """Variables of a process: no network; the modules of this repository; for MLX OpenBLAS, or none that could be
+    found: empty files of its names stand first in the path of libraries. Modules are not compiled anew each time."""
     left_out = ("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
     variables = {name: value for name, value in os.environ.items() if name not in left_out}
-    variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MLX_ENABLE_TF32": "0"}
-    if side == OURS:
-        variables["PYTHONPATH"] = str(ROOT)
+    variables |= {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "MLX_ENABLE_TF32": "0",
+        "PYTHONPATH": str(ROOT),
+    }
     if side != HF and blas:
         variables["LD_PRELOAD"] = OPENBLAS[0]
     if side != HF and not blas:

@@ -1,17 +1,17 @@
 """Freezes the reference implementation's numbers into tests/golden/, so that tests need no torch.
 
-    python tools/make_golden.py              writes tests/golden/ anew
-    python tools/make_golden.py --check      makes everything again in a temporary folder and lists what differs
+    python -m tools.golden.make              writes tests/golden/ anew
+    python -m tools.golden.make --check      makes everything again in a temporary folder and lists what differs
 
 It needs the extra `reference` (torch, torchvision, transformers 5.23). tests/golden/ then holds
 
-    gen2/ gen25/ untied/      small random checkpoints in Hugging Face format   (golden/checkpoints.py)
-    pictures/NAME.png         the pictures                                     (golden/pictures.py)
-    cases/CHECKPOINT-NAME.npz every stage of one call; the keys are described in golden/stages.py
-    geometry.json             sizes of pictures and what becomes of them       (golden/geometry.py)
-    resize.npz                resized pictures, and how Pillow's differ        (golden/resize.py)
-    templates.json            chat templates rendered                          (golden/text.py)
-    tokens.json               texts encoded and decoded                        (golden/text.py)
+    gen2/ gen25/ untied/      small random checkpoints in Hugging Face format   (checkpoints.py)
+    pictures/NAME.png         the pictures                                     (pictures.py)
+    cases/CHECKPOINT-NAME.npz every stage of one call; the keys are described in stages.py
+    geometry.json             sizes of pictures and what becomes of them       (geometry.py)
+    resize.npz                resized pictures, and how Pillow's differ        (resize.py)
+    templates.json            chat templates rendered                          (text.py)
+    tokens.json               texts encoded and decoded                        (text.py)
     manifest.json             versions, seeds, the cases with parameters and texts, and the SHA-256 of every file
 
 `--check` wants integers, texts and pictures equal and floats within --tolerance of the largest value of their array:
@@ -32,17 +32,18 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from golden.cases import CASES
-from golden.checkpoints import NAMES, SEEDS, write_checkpoint
-from golden.geometry import geometry
-from golden.pictures import SIZES, draw
-from golden.resize import resized
-from golden.stages import ROUNDED, freeze, load, load_as
-from golden.text import templates, tokens
 from PIL import Image
 from safetensors.numpy import load_file
 
-GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
+from .cases import CASES
+from .checkpoints import NAMES, SEEDS, write_checkpoint
+from .geometry import geometry
+from .pictures import SIZES, draw
+from .resize import resized
+from .stages import ROUNDED, freeze, load, load_as
+from .text import templates, tokens
+
+GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
 ROUNDED_TOLERANCE = 0.1  # of the largest value, for what is computed in bfloat16; processors differ by 0.03
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "jinja2", "numpy", "pillow")
 

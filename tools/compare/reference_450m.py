@@ -1,10 +1,11 @@
 """Shows that the full 450M shape loads here and gives the reference's logits and tokens: two commands.
 
-    python tools/reference_450m.py FOLDER               with the extra `reference`: writes LFM2-VL-450M's shape with
-                                                        seeded random weights (float32, 1.8 GB, Hugging Face format),
-                                                        and the reference's answers as FOLDER/reference.npz
-    python tools/reference_450m.py --compare FOLDER     with mlx_lfm2vl: loads FOLDER and prints a table; exit code 1
-                                                        where logits differ by more than 2e-5 or a token differs
+    python -m tools.compare.reference_450m FOLDER
+    python -m tools.compare.reference_450m --compare FOLDER
+
+The first, with the extra `reference`, writes LFM2-VL-450M's shape with seeded random weights (float32, 1.8 GB, Hugging
+Face format) and the reference's answers as FOLDER/reference.npz. The second loads FOLDER with mlx_lfm2vl and prints a
+table; its exit code is 1 where logits differ by more than 2e-5 or a token differs.
 
 In the table, `pixels` is the largest difference of the processors; `logits` that of the last position of the prompt, on
 the reference's pixels and relative to the largest logit; `tokens` are those generated from this package's own pixels;
@@ -59,13 +60,14 @@ def config_450m(base: dict[str, Any]) -> dict[str, Any]:
 
 def make(folder: Path) -> None:
     """Writes the checkpoint and reference.npz into `folder`."""
-    from golden.checkpoints import CONFIGS, IMAGE_PROCESSORS, write_like
-    from golden.pictures import draw
+    from ..golden.checkpoints import CONFIGS, IMAGE_PROCESSORS, write_like
+    from ..golden.pictures import draw
 
     limits = {"min_image_tokens": 64, "max_image_tokens": 256, "tile_size": 512}
     write_like("gen2", folder, config_450m(CONFIGS["gen2"]) | limits, IMAGE_PROCESSORS["gen2"] | limits, seed=450)
     import torch
-    from golden.stages import load
+
+    from ..golden.stages import load
 
     model, processor = load(str(folder))
     arrays: dict[str, np.ndarray] = {}

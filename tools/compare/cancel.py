@@ -1,6 +1,6 @@
 """How long after `Request.cancel` an engine is free again, or an answer ends, beside what a token takes.
 
-    python tools/bench_cancel.py MODEL [--picture PICTURE] [--rounds N]
+    python -m tools.compare.cancel MODEL [--picture PICTURE] [--rounds N]
 
 Prints a table in milliseconds: the median and the longest of the rounds. A question is cancelled at a moment drawn from
 a seed, while its prompt of 1,500 words is run or its picture (a large one unless given) is encoded; then an answer
@@ -10,17 +10,13 @@ beside which that happens. For models whose answer to a greeting does not end so
 import argparse
 import random
 import statistics
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 
-sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+from mlx_lfm2vl import Engine, GenerationOptions, Request, load
 
-from mlx_lfm2vl import Engine, GenerationOptions, load
-from mlx_lfm2vl.generation.request import Request
-
-LARGE = Path(__file__).parent.parent / "examples" / "large.png"
+LARGE = Path(__file__).resolve().parents[2] / "examples" / "large.png"
 LONG = GenerationOptions(max_tokens=100_000, temperature=0)
 
 

@@ -1,7 +1,7 @@
 """Converts one model with this package and with mlx-vlm, each in a process of its own: seconds, memory, bytes.
 
-    python tools/compare_convert.py                     # random weights in the shape of LFM2.5-VL-450M
-    python tools/compare_convert.py --model FOLDER --q-bits 8
+    python -m tools.compare.convert                     # random weights in the shape of LFM2.5-VL-450M
+    python -m tools.compare.convert --model FOLDER --q-bits 8
 
 Needs mlx-vlm. The programs run in turn, `--runs` times, and each one's run of least processor time counts; memory is
 the highest resident size. Reading the source once before warms the disk's cache for both. Measuring the error is left
@@ -19,8 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(1, str(ROOT))
+ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "gen25"
 TEXT_450M = {
     **{"model_type": "lfm2", "hidden_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 16},
@@ -107,7 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(args.model).resolve() if args.model else Path(scratch) / "source"
         if not args.model:
-            subprocess.run([sys.executable, __file__, "--make", str(source)], check=True)
+            subprocess.run([sys.executable, "-m", "tools.compare.convert", "--make", str(source)], cwd=ROOT, check=True)
         for file in source.glob("*.safetensors"):
             with file.open("rb") as stream:
                 while stream.read(2**20):

@@ -1,6 +1,6 @@
 """How long a person waits for the first token of a second turn: in a `Chat`, and in a run that knows nothing of before.
 
-    python tools/bench_chat.py [--model MODEL] [--picture PICTURE] [--rounds N]
+    python -m tools.compare.chat [--model MODEL] [--picture PICTURE] [--rounds N]
 
 Prints a table: seconds to the first token, the median of the rounds. `cold` answers the same conversation, picture and
 first answer included, with `stream_generate`. On two idle CPU cores with MLX 0.32.4, 2026-11-22, the last row being
@@ -17,17 +17,14 @@ All pictures but the first are cut into tiles. The smaller the model, the more o
 
 import argparse
 import statistics
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 from PIL import Image
 
 from mlx_lfm2vl import Chat, GenerationOptions, load, stream_generate
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CASES = (
     ("demo", ROOT / "examples" / "scene.png", 128),
     ("demo", ROOT / "examples" / "scene.png", 256),

@@ -1,8 +1,8 @@
 """Measures a model on the demo's held-out pictures with the shipped package (MLX), task by task.
 
-    python tools/score_demo.py                       # the bundled demo, 500 pictures a task
-    python tools/score_demo.py --q-bits 8 4          # and what quantising it costs
-    python tools/score_demo.py -n 50 --model FOLDER --json
+    python -m tools.demo.score                       # the bundled demo, 500 pictures a task
+    python -m tools.demo.score --q-bits 8 4          # and what quantising it costs
+    python -m tools.demo.score -n 50 --model FOLDER --json
 
 Contract: the pictures come from the split that training never draws; decoding is greedy and the answer is the whole
 text that the package returns. "wholly right" counts answers equal to the wanted one, to the letter. In detail: for
@@ -18,32 +18,28 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
-
-import demo_tasks
-import demo_tasks_more
 from tqdm import tqdm
 
 from mlx_lfm2vl import GenerationOptions, GenerationRequest, convert, demo, generate_batch, load
 
+from . import tasks, tasks_more
+
 FIRST = 10_000_000  # seed of the first held-out sample
 ROWS = 16  # pictures in one batch
-SCORED = (*demo_tasks.BASIC, *demo_tasks_more.FURTHER)
+SCORED = (*tasks.BASIC, *tasks_more.FURTHER)
 _TOLD = re.compile(r"((?:at|in) the [a-z ]+?) (?:there is )?an? (\w+) (\w+) (\w+)")
 
 
-def facts(answer: str, sample: demo_tasks.Sample) -> tuple[int, int]:
+def facts(answer: str, sample: tasks.Sample) -> tuple[int, int]:
     """(right, wanted) facts of a description, four an object; objects told beyond the real ones count as wanted too."""
     told = _TOLD.findall(answer.lower())
-    wanted = [(demo_tasks.PLACES[o.place], o.size, o.colour, o.shape) for o in sample.things[0]]
+    wanted = [(tasks.PLACES[o.place], o.size, o.colour, o.shape) for o in sample.things[0]]
     right = sum(a == b for one, other in zip(told, wanted, strict=False) for a, b in zip(one, other, strict=True))
     return right, 4 * max(len(told), len(wanted))
 
@@ -99,8 +95,8 @@ def overlaps(found: list[Box], wanted: list[Box]) -> list[float]:
 
 
 def answers(
-    model: Any, processor: Any, samples: list[demo_tasks.Sample], turns: int, **overrides: Any
-) -> Iterator[tuple[demo_tasks.Sample, int, str]]:
+    model: Any, processor: Any, samples: list[tasks.Sample], turns: int, **overrides: Any
+) -> Iterator[tuple[tasks.Sample, int, str]]:
     """(sample, turn, answer) of the first questions of each sample, in batches, a turn at a time; `overrides` as for
     the processor."""
     options = GenerationOptions(max_tokens=128)
@@ -131,7 +127,7 @@ def score(model: Any, processor: Any, task: str, number: int, size: tuple[int, i
 
     stop = FIRST + number
     for start in tqdm(range(FIRST, stop, ROWS), desc=task, unit="batch", disable=None, leave=False):
-        samples = [demo_tasks.make(task, "test", seed, size) for seed in range(start, min(start + ROWS, stop))]
+        samples = [tasks.make(task, "test", seed, size) for seed in range(start, min(start + ROWS, stop))]
         for sample, turn, answer in answers(model, processor, samples, 4 if task == "chat" else 1):
             wanted = sample.turns[turn][1]
             if task != "chat" or turn > 0:

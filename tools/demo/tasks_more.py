@@ -1,6 +1,6 @@
 """Further tasks of the demo: reading, handwriting, boxes, several pictures, tiled pictures, many questions at once.
 
-Importing this module registers them with demo_tasks. Reading draws with Aileron, which Pillow ships, and with four
+Importing this module registers them with tasks.py. Reading draws with Aileron, which Pillow ships, and with four
 cuts of DejaVu, which matplotlib ships; the handwritten digits are those of the UCI collection in scikit-learn. Both
 packages are imported when such a sample is first drawn.
 
@@ -14,13 +14,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-from demo_drawing import GRIDS, PLACES, SHAPES, Box, Thing, paint, scene
-from demo_tasks import DESCRIBE, Sample, article, ask_about, capital, describe_things, task
 from PIL import Image, ImageDraw, ImageFont
+
+from .drawing import GRIDS, PLACES, SHAPES, Box, Thing, paint, scene
+from .tasks import DESCRIBE, Sample, article, ask_about, capital, describe_things, task
 
 CODE = "ABCDEFGHIJKLMNPQRSTUVWXYZ0123456789"
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-WORDS = tuple((Path(__file__).parent / "demo_words.txt").read_text().split())
+WORDS = tuple((Path(__file__).parent / "words.txt").read_text().split())
 FURTHER = ("read", "handwritten", "point", "compare", "tiled")  # tasks of this module that are scored
 READ = ("Read the text.", "What does it say?", "What text is this?")
 INK = ((20, 20, 20), (150, 20, 20), (20, 40, 140), (20, 90, 40))

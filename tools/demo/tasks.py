@@ -5,7 +5,7 @@ random generator, so a held-out picture shares no seed with any training picture
 conversation about them and the facts from which the answers were written. Pillow and NumPy only.
 
 Limits: shapes are flat, upright up to a few degrees, and at least one 16-pixel patch wide; the background is pale.
-A further task is one more function with ``@task``; demo_tasks_more.py has the others, and importing it registers them.
+A further task is one more function with ``@task``; tasks_more.py has the others, and importing it registers them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from demo_drawing import COLOURS, GRIDS, PLACES, SHAPES, SIZES, Box, Thing, paint, scene
 from PIL import Image
+
+from .drawing import COLOURS, GRIDS, PLACES, SHAPES, SIZES, Box, Thing, paint, scene
 
 __all__ = ["COLOURS", "GRIDS", "PLACES", "SHAPES", "SIZES", "Box", "Sample", "Thing", "make", "paint", "scene"]
 

@@ -1,24 +1,24 @@
-"""Makes what the measurements are about: `python materials.py checkpoint|pictures|folders WORK`.
+"""Makes what is measured: `python -m tools.compare.peers.materials checkpoint|pictures|folders WORK`.
 
 checkpoint (with torch and transformers): WORK/float32, LFM2.5-VL-450M's shape in the makers' layout with seeded random
-weights (see golden/checkpoints.py; every part matters, and greedy choices are far apart). folders (with mlx_lfm2vl):
-the same as WORK/bfloat16 and WORK/4bit, as published models are, and the demo model as WORK/demo. pictures (with torch
-and transformers): PNG and JPEG files of seeded drawings.
+weights (see tools/golden/checkpoints.py; every part matters, and greedy choices are far apart). folders (with
+mlx_lfm2vl): the same as WORK/bfloat16 and WORK/4bit, as published models are, and the demo model as WORK/demo. pictures
+(with torch and transformers): PNG and JPEG files of seeded drawings.
 """
 
 import shutil
 import sys
 from pathlib import Path
 
-TOOLS = Path(__file__).parent.parent
+from .environments import ROOT
+
 SIZES = ((256, 256), (512, 512), (1500, 1000))
 SEED = 450
 
 
 def checkpoint(work: Path) -> None:
-    import reference_shim  # noqa: F401
-    from compare_convert import CONFIG_450M
-    from golden.checkpoints import IMAGE_PROCESSORS, write_like
+    from ...golden.checkpoints import IMAGE_PROCESSORS, write_like
+    from ..convert import CONFIG_450M
 
     folder = work / "making"
     shutil.rmtree(folder, ignore_errors=True)
@@ -37,16 +37,15 @@ def folders(work: Path) -> None:
 
 
 def pictures(work: Path) -> None:
-    from golden.pictures import draw
+    from ...golden.pictures import draw
 
     for width, height in SIZES:
         draw("peers", (width, height)).save(work / f"{width}x{height}.png")
     for number in range(8):
         draw(f"peers {number}", (256, 256)).save(work / f"256x256-{number}.png")
     draw("peers", (4000, 3000)).save(work / "4000x3000.jpg", quality=90)
-    shutil.copyfile(TOOLS.parent / "examples" / "scene.png", work / "scene.png")
+    shutil.copyfile(ROOT / "examples" / "scene.png", work / "scene.png")
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(TOOLS), str(TOOLS.parent)]
     {"checkpoint": checkpoint, "folders": folders, "pictures": pictures}[sys.argv[1]](Path(sys.argv[2]))

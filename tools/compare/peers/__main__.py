@@ -1,16 +1,16 @@
 """Compares this package with mlx-vlm and transformers: the same model, pictures and greedy tokens, in turn.
 
-    python tools/compare_peers.py                      # sets everything up in build/peers, measures, prints a table
-    python tools/compare_peers.py --only 256x256 batch --rounds 1
-    python tools/compare_peers.py --without-blas       # what pip alone installs; the small rows
-    python tools/compare_peers.py --table              # only prints what was measured
-    python tools/compare_peers.py --table --into docs/performance.md    # puts the tables into the page
+    python -m tools.compare.peers                      # sets everything up in build/peers, measures, prints a table
+    python -m tools.compare.peers --only 256x256 batch --rounds 1
+    python -m tools.compare.peers --without-blas       # what pip alone installs; the small rows
+    python -m tools.compare.peers --table              # only prints what was measured
+    python -m tools.compare.peers --table --into docs/performance.md    # puts the tables into the page
 
 A row is measured A B C A B C, each measurement in a process of its own that loads, warms up and repeats; medians of
 the rounds count. Each is a line of WORK/results.jsonl, so that the same command goes on where it was stopped; `--again`
 measures the rows anew. MLX gets OpenBLAS by LD_PRELOAD (Debian: apt install libopenblas0). Where a row asks for the
 same tokens and they differ, or a process fails, that is said and the exit code is 1, but the other rows are measured.
-Linux only. The rows are in peers/rows.py.
+Linux only. The rows are in rows.py.
 """
 
 import argparse
@@ -25,12 +25,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peers.environments import ROOT, environment, has_openblas, python
-from peers.rows import HF, OURS, ROWS, VLM, Row
-from peers.table import put_in, render
+from .environments import ROOT, environment, has_openblas, python
+from .rows import HF, OURS, ROWS, VLM, Row
+from .table import put_in, render
 
-WORKER = Path(__file__).parent / "peers" / "worker.py"
-MATERIALS = Path(__file__).parent / "peers" / "materials.py"
+WORKER, MATERIALS = ("-m", "tools.compare.peers.worker"), ("-m", "tools.compare.peers.materials")
 
 
 class Failed(Exception):
@@ -69,7 +68,7 @@ def measure(row: Row, side: str, interpreter: str, work: Path, blas: bool) -> di
         if "timeout" not in made:
             made = {"result": {"seconds": [made["clock"]], "peak": made["peak"], "text": made["output"]}}
         return made
-    made = run([interpreter, str(WORKER), side, json.dumps(task)], environment(side, blas, work), row.seconds)
+    made = run([interpreter, *WORKER, side, json.dumps(task)], environment(side, blas, work), row.seconds)
     if "timeout" in made:
         return made
     line = next(line for line in reversed(made["output"].splitlines()) if line.startswith("RESULT "))
@@ -98,7 +97,7 @@ def set_up(work: Path, interpreters: dict[str, str]) -> None:
         if not (work / made).exists():
             print(f"making {kind}", file=sys.stderr)
             subprocess.run(
-                [interpreters[side], str(MATERIALS), kind, str(work)], env=environment(side, True, work), check=True
+                [interpreters[side], *MATERIALS, kind, str(work)], env=environment(side, True, work), check=True
             )
 
 
@@ -122,7 +121,9 @@ def busy() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tools.compare.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = [row.name for row in ROWS]
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "peers", help="folder (default: build/peers)")
     parser.add_argument("--only", nargs="+", choices=names, metavar="ROW", help=f"of {', '.join(names)}")
@@ -158,7 +159,7 @@ def main() -> None:
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     versions: dict[str, Any] = {}
     for side, interpreter in interpreters.items():
-        made = run([interpreter, str(WORKER), side, '{"kind": "versions"}'], environment(side, blas, work), 60)
+        made = run([interpreter, *WORKER, side, '{"kind": "versions"}'], environment(side, blas, work), 60)
         versions[side] = json.loads(made["output"].removeprefix("RESULT "))
     failed: list[str] = []
     for row in rows:

@@ -1,8 +1,8 @@
 """Trains the demo model with the reference implementation (torch and transformers), on pictures that it draws itself.
 
-    python tools/train_demo.py                           # from nothing to a demo folder; with --resume it goes on
-    python tools/train_demo.py --hours 2 --start DIR     # from the weights of a demo folder, e.g. mlx_lfm2vl/demo
-    python tools/train_demo.py --export                  # only writes the folder, from the last checkpoint
+    python -m tools.demo.train                           # from nothing to a demo folder; with --resume it goes on
+    python -m tools.demo.train --hours 2 --start DIR     # from the weights of a demo folder, e.g. mlx_lfm2vl/demo
+    python -m tools.demo.train --export                  # only writes the folder, from the last checkpoint
 
 When the held-out rates stand, the learning rate falls to nothing; then the folder is written (``--out``).
 
@@ -12,7 +12,7 @@ Runs on the CPU, or on a GPU where torch sees one. A batch is a function of its 
 never stopped. Evaluation and export use an exponential average of the weights.
 
 Limits: the loss is on the assistant's tokens (each answer and its ``<|im_end|>``). The rates printed here count answers
-that are right to the last token; `tools/score_demo.py` measures the exported folder with the shipped package.
+that are right to the last token; `tools/demo/score.py` measures the exported folder with the shipped package.
 """
 
 from __future__ import annotations
@@ -22,31 +22,24 @@ import dataclasses
 import math
 import os
 import pathlib
-import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
-import demo_files
-import demo_tasks
-import demo_tasks_more
 import numpy as np
 import torch
-from demo_batches import EASY_STEPS, WARM_STEPS, WEIGHT, Batches, collate, to_device
-from demo_model import Dense, answer_loss, answers, build, check_against_reference, export, forward, load_folder, see
-from demo_optimizers import optimizers
-from demo_schedule import Schedule
-from transformers import Lfm2VlForConditionalGeneration
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-WIDTH, TEXT_WIDTH = demo_files.VISION_CONFIG["hidden_size"], demo_files.TEXT_CONFIG["hidden_size"]
-SCORED = ("describe", "ask", "count", *demo_tasks_more.FURTHER)
+from . import files, tasks, tasks_more
+from .batches import EASY_STEPS, WARM_STEPS, WEIGHT, Batches, collate, to_device
+from .model import Dense, answer_loss, answers, build, check_against_reference, export, forward, load_folder, see
+from .optimizers import optimizers
+from .schedule import Schedule
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+WIDTH, TEXT_WIDTH = files.VISION_CONFIG["hidden_size"], files.TEXT_CONFIG["hidden_size"]
+SCORED = ("describe", "ask", "count", *tasks_more.FURTHER)
 
 
 @torch.no_grad()
-def held_out(
-    model: Lfm2VlForConditionalGeneration, device: torch.device, number: int, split: str = "validate"
-) -> dict[str, float]:
+def held_out(model: torch.nn.Module, device: torch.device, number: int, split: str = "validate") -> dict[str, float]:
     """Share of the first answers, about pictures that training never drew, that greedy decoding would give right to
     the last token, for each task.
 
@@ -56,9 +49,9 @@ def held_out(
     rates = {}
     for task in SCORED:
         right = 0
-        size = demo_tasks_more.TILED[0] if task == "tiled" else demo_tasks.GRIDS[0]
+        size = tasks_more.TILED[0] if task == "tiled" else tasks.GRIDS[0]
         for start in range(0, number, 50):
-            samples = [demo_tasks.make(task, split, start + i, size) for i in range(50)]
+            samples = [tasks.make(task, split, start + i, size) for i in range(50)]
             samples = [dataclasses.replace(s, turns=s.turns[:1], apart=False) for s in samples]
             batch = to_device(collate(samples), device)
             logits, targets, scored = answers(model, forward(model, batch)[0], batch["labels"])
@@ -228,7 +221,7 @@ def main() -> None:
                 keep_state()
     model.load_state_dict(average)
     export(model, out)
-    print(f"measure it with: python tools/score_demo.py --model {out}", flush=True)
+    print(f"measure it with: python -m tools.demo.score --model {out}", flush=True)
 
 
 if __name__ == "__main__":

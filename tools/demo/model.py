@@ -10,23 +10,25 @@ import math
 import os
 import pathlib
 
-import demo_files
-import demo_tasks
+from .. import reference_shim  # noqa: F401  # before transformers
+
+# isort: split
 import numpy as np
-import reference_shim  # noqa: F401  (before transformers)
 import torch
 import torch.nn.functional as F
-from demo_batches import collate, to_device
-from demo_encoding import CELL, IGNORED, KINDS, PATCH, encode
 from safetensors.torch import load_file, save_file
 from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration
+
+from . import files, tasks, vocabulary
+from .batches import collate, to_device
+from .encoding import CELL, IGNORED, KINDS, PATCH, encode
 
 SPREAD = 0.8  # standard deviation of a coordinate's targets over its neighbours, in steps between coordinates
 HUB_TOWER = "model.vision_tower.vision_model."  # the hub's repositories keep the older name of the tower
 
 
 def build() -> Lfm2VlForConditionalGeneration:
-    config = demo_files.config()
+    config = files.config()
     model = Lfm2VlForConditionalGeneration(Lfm2VlConfig(**{k: v for k, v in config.items() if k != "dtype"})).float()
     parts = model.model.vision_tower.embeddings
     filters, places = first_filters(len(parts.patch_embedding.weight)), first_places(parts.position_embedding_size)
@@ -36,13 +38,13 @@ def build() -> Lfm2VlForConditionalGeneration:
         )
         parts.position_embedding.weight[:, -places.shape[1] :] = torch.from_numpy(places)
         words = model.model.language_model.embed_tokens.weight
-        words[demo_files.WORDS_SIZE :] = first_coordinates(words.shape[1], float(words.std()))
+        words[vocabulary.WORDS_SIZE :] = first_coordinates(words.shape[1], float(words.std()))
     return model
 
 
 def first_coordinates(width: int, scale: float) -> torch.Tensor:
     """Slow waves along the numbers, each in a direction by lot, (100, width): neighbours begin alike."""
-    n = torch.arange(1, len(demo_files.COORDINATES))[:, None] / len(demo_files.COORDINATES)
+    n = torch.arange(1, len(vocabulary.COORDINATES))[:, None] / len(vocabulary.COORDINATES)
     waves = torch.cos(math.pi * n * torch.arange(12))
     return torch.randn(waves.shape[1], width).T.mul(scale / math.sqrt(6)).matmul(waves.T).T
 
@@ -86,7 +88,7 @@ class Dense(torch.nn.Module):
 
     def __init__(self, width: int, text_width: int):
         super().__init__()
-        self.sizes = (*(kind + 1 for kind in KINDS), *(len(demo_files.COORDINATES),) * 4, 6, (PATCH // CELL) ** 2)
+        self.sizes = (*(kind + 1 for kind in KINDS), *(len(vocabulary.COORDINATES),) * 4, 6, (PATCH // CELL) ** 2)
         self.heads = torch.nn.Linear(width, sum(self.sizes))
         self.picture = torch.nn.Linear(text_width, 3)
 
@@ -123,15 +125,15 @@ def near(scores: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
 
 def answer_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The mean cross entropy over the answers' tokens; coordinates of several digits count as `near` does."""
-    placed = targets >= demo_files.WORDS_SIZE
+    placed = targets >= vocabulary.WORDS_SIZE
     if not placed.any():
         return F.cross_entropy(logits, targets)
     losses = F.cross_entropy(logits, targets, reduction="none")
-    digit = encode(demo_files.COORDINATES[0])
-    numbers = [*digit, *range(demo_files.WORDS_SIZE, demo_files.VOCAB_SIZE)]
+    digit = encode(vocabulary.COORDINATES[0])
+    numbers = [*digit, *range(vocabulary.WORDS_SIZE, vocabulary.VOCAB_SIZE)]
     others = logits[placed].logsumexp(-1) - logits[placed][:, numbers].logsumexp(-1)
     return losses.masked_scatter(
-        placed, others + near(logits[placed][:, numbers], targets[placed] - demo_files.WORDS_SIZE + 1)
+        placed, others + near(logits[placed][:, numbers], targets[placed] - vocabulary.WORDS_SIZE + 1)
     ).mean()
 
 
@@ -162,7 +164,7 @@ def forward(model: Lfm2VlForConditionalGeneration, batch: dict) -> tuple[torch.T
     else:
         image = torch.cat([images[grid][index] for grid, index in batch["views"]])
     embeds = core.language_model.embed_tokens(batch["ids"])
-    embeds = embeds.masked_scatter((batch["ids"] == demo_files.IMAGE)[..., None], image)
+    embeds = embeds.masked_scatter((batch["ids"] == vocabulary.IMAGE)[..., None], image)
     # Padding stands on the right, behind everything that is scored: causal layers need no mask for it.
     mask = {"full_attention": apart(batch["turns"]) if batch["apart"] else None, "conv": None}
     early = []
@@ -170,7 +172,7 @@ def forward(model: Lfm2VlForConditionalGeneration, batch: dict) -> tuple[torch.T
     hook = core.language_model.layers[first].register_forward_hook(lambda layer, given, made: early.append(made))
     out = core.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
     hook.remove()
-    return out.last_hidden_state, features, early[0][batch["ids"] == demo_files.IMAGE]
+    return out.last_hidden_state, features, early[0][batch["ids"] == vocabulary.IMAGE]
 
 
 def apart(turns: torch.Tensor) -> torch.Tensor:
@@ -190,7 +192,7 @@ def answers(model: Lfm2VlForConditionalGeneration, hidden: torch.Tensor, labels:
 def check_against_reference(model: Lfm2VlForConditionalGeneration, device: torch.device) -> None:
     """Raises AssertionError unless this file's forward pass equals the reference's own."""
     for task, size in (("ask", (128, 128)), ("chat", (96, 160)), ("compare", (96, 128)), ("tiled", (128, 384))):
-        samples = [demo_tasks.make(task, "validate", i, size) for i in range(3)]
+        samples = [tasks.make(task, "validate", i, size) for i in range(3)]
         batch = to_device(collate(samples), device) | {"apart": False}
         views = [batch["patches"][grid][index].float() / 127.5 - 1 for grid, index in batch["views"]]
         most = max(len(v) for v in views)
@@ -219,7 +221,7 @@ def load_folder(model: Lfm2VlForConditionalGeneration, folder: pathlib.Path) -> 
 
 def export(model: Lfm2VlForConditionalGeneration, folder: pathlib.Path) -> None:
     """Writes the demo folder's files and the weights, in bfloat16 under the hub's names."""
-    demo_files.write(folder)
+    files.write(folder)
     tensors = {
         name.replace("model.vision_tower.", HUB_TOWER): p.detach().to(torch.bfloat16).contiguous().cpu()
         for name, p in model.state_dict().items()

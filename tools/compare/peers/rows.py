@@ -13,7 +13,7 @@ PACKAGES = {OURS: "import mlx_lfm2vl", VLM: "import mlx_vlm", HF: "import transf
 NAMES = {
     OURS: "from mlx_lfm2vl import load, stream_generate",
     VLM: "from mlx_vlm import load, stream_generate",
-    HF: "import reference_shim; from transformers import AutoModelForImageTextToText, AutoProcessor",
+    HF: "import tools.reference_shim; from transformers import AutoModelForImageTextToText, AutoProcessor",
 }
 BATCH = 8
 

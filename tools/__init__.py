@@ -1,0 +1,1 @@
+"""Programs that made data of this repository, and measurements. README.md lists them."""

@@ -1,0 +1,1 @@
+"""Measurements: this package beside other programs, and against itself."""

@@ -1,0 +1,1 @@
+"""This package beside mlx-vlm and transformers, measured."""

@@ -1,0 +1,1 @@
+"""The bundled demo model: drawn, trained, scored."""

@@ -1,1 +1,0 @@
-"""Parts of tools/compare_peers.py."""
