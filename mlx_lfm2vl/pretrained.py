@@ -20,7 +20,7 @@ from .errors import ConfigError, InputError, OptionError
 from .generation.decode import Prompt, decode, prefill
 from .generation.defaults import generation_config, positions_left
 from .generation.options import GenerationOptions
-from .generation.sampling import UniformSampler
+from .generation.sampler import UniformSampler
 from .generation.watch import check_callable
 from .hub import Progress, resolve
 from .models import lfm2_vl

@@ -12,7 +12,7 @@ from mlx_lfm2vl.config import GenerationConfig, Lfm2Config
 from mlx_lfm2vl.errors import InputError
 from mlx_lfm2vl.generation.decode import GenerationBatch, Prompt, _context, decode, prefill, prefill_in_pieces
 from mlx_lfm2vl.generation.options import GenerationOptions
-from mlx_lfm2vl.generation.sampling import UniformSampler
+from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.lfm2 import Lfm2Model
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration

@@ -17,16 +17,13 @@ from mlx_lfm2vl.config import GenerationConfig
 from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.generation import sampling
 from mlx_lfm2vl.generation.options import GenerationOptions
+from mlx_lfm2vl.generation.sampler import BatchedSampler, Sampler, UniformSampler, make_sampler
 from mlx_lfm2vl.generation.sampling import (
     NOT_FINITE,
-    BatchedSampler,
-    Sampler,
     SamplingKind,
-    UniformSampler,
     filter_logits,
     gumbel,
     largest,
-    make_sampler,
     penalize,
     random_bits,
     sample,
@@ -87,7 +84,7 @@ def allowed(logits: np.ndarray, top_k: int, top_p: float, min_p: float) -> set[i
 
 def kind_and_numbers(top_k: int, top_p: float, min_p: float, temperature: float = 1.0) -> tuple[SamplingKind, dict]:
     given = options(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    return SamplingKind.of(given), sampling._numbers(SamplingKind.of(given), [given])
+    return SamplingKind.of(given), sampling.numbers_of(SamplingKind.of(given), [given])
 
 
 @both_devices
@@ -153,7 +150,7 @@ def test_the_token_is_that_of_the_definition(device, row, given_, seen_ids, key)
     tokens, now_seen = sample_on(device)(
         kind,
         mx.array(row[None].astype(np.float32)),
-        sampling._numbers(kind, [given]),
+        sampling.numbers_of(kind, [given]),
         None if kind.greedy else keys,
         mx.array(seen[None]) if kind.penalty else None,
         mx.array([NOT_FINITE]) if kind.penalty else None,
@@ -164,7 +161,7 @@ def test_the_token_is_that_of_the_definition(device, row, given_, seen_ids, key)
 
 
 def sample_on(device: str) -> Callable[..., tuple[mx.array, mx.array | None]]:
-    return sample if device == "cpu" else lambda kind, *arrays: sampling._compiled(kind)(*arrays)
+    return sample if device == "cpu" else lambda kind, *arrays: sampling.compiled(kind)(*arrays)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])

@@ -28,7 +28,7 @@ from mlx_lfm2vl.generation import sampling
 from mlx_lfm2vl.generation.decode import GenerationBatch, Prompt, prefill
 from mlx_lfm2vl.generation.options import GenerationOptions
 from mlx_lfm2vl.generation.recommended import recommended
-from mlx_lfm2vl.generation.sampling import make_sampler
+from mlx_lfm2vl.generation.sampler import make_sampler
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 
@@ -43,7 +43,7 @@ NUCLEUS = {"temperature": 0.7, "top_p": 0.9}
 def gpu(monkeypatch, tmp_path):
     """Compiles steps as on a GPU, and anew, so that they are traced while they are counted."""
     monkeypatch.setattr(sampling, "on_gpu", lambda: True)
-    sampling._compiled.cache_clear()
+    sampling.compiled.cache_clear()
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
 
@@ -74,7 +74,7 @@ def step_of(model: Lfm2VlForConditionalGeneration, *given: dict, logprobs: bool 
         assert len(tokens) == len(given)
         return []
 
-    sampling._compiled.cache_clear()
+    sampling.compiled.cache_clear()
     return Count(step)
 
 

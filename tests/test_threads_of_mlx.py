@@ -28,7 +28,7 @@ from mlx_lfm2vl import (
 )
 from mlx_lfm2vl.config import GenerationConfig
 from mlx_lfm2vl.generation.decode import GenerationBatch, Prompt, prefill
-from mlx_lfm2vl.generation.sampling import make_sampler
+from mlx_lfm2vl.generation.sampler import make_sampler
 from mlx_lfm2vl.models.cache import Cache
 
 pytestmark = pytest.mark.backends("mlx", "numpy")

@@ -30,7 +30,7 @@ from ..generation.decode import GenerationBatch, Prompt, prefill_in_pieces
 from ..generation.defaults import generation_config, positions_left
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest, encode
-from ..generation.sampling import UniformSampler
+from ..generation.sampler import UniformSampler
 from ..generation.vision_cache import encode_views_in_pieces
 from ..generation.watch import Cancelled, Progress, Stop, check, whole
 from ..hub import resolve

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import backends
 from ..errors import OutOfMemoryError, WeightsError
-from ..generation.request import conversation
+from ..generation.messages import conversation
 from ..models.outputs import Lfm2VlCausalLMOutputWithPast
 from ..pretrained import Lfm2VlForConditionalGeneration, load
 from ..processing.processor import Lfm2VlProcessor

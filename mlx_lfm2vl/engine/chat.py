@@ -8,7 +8,8 @@ from typing import Any, Protocol, TypeVar
 
 from ..errors import PromptError
 from ..generation.conversation import Conversation, ReadPictures, Turn
-from ..generation.request import EncodedPrompt, is_remote, snapshot, user_content
+from ..generation.messages import is_remote, snapshot, user_content
+from ..generation.request import EncodedPrompt
 from ..generation.response import GenerationResponse
 from ..generation.watch import Progress, Stop, check_callable
 from .handle import Request, Sink

@@ -21,9 +21,10 @@ from ..errors import OptionError, QueueFullError
 from ..generation import prompt_cache, vision_cache
 from ..generation.batch import BATCH_SIZE
 from ..generation.conversation import Conversation
+from ..generation.messages import is_remote, snapshot
 from ..generation.options import GenerationOptions
 from ..generation.prompt_cache import PromptCache
-from ..generation.request import EncodedPrompt, GenerationRequest, encode, is_remote, snapshot
+from ..generation.request import EncodedPrompt, GenerationRequest, encode
 from ..generation.response import GenerationResponse
 from ..generation.vision_cache import VisionCache
 from ..generation.watch import Progress, check_callable

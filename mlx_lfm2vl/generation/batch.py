@@ -14,10 +14,11 @@ from ..backends.memory import wired
 from ..errors import Lfm2VlError, OptionError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
+from .drive import step
 from .prompt_cache import PromptCache, check_prompt_cache
 from .request import GenerationRequest, check_pair, encode
 from .response import Completion, GenerationResponse
-from .scheduler import Scheduler, step
+from .scheduler import Scheduler
 from .vision_cache import VisionCache, check_vision_cache
 from .watch import Stop, check_callable
 

@@ -17,11 +17,13 @@ from ..errors import PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .conversation import Conversation, Turn
+from .drive import drive
+from .messages import user_content
 from .options import GenerationOptions
 from .prompt_cache import PromptCache, check_prompt_cache
-from .request import EncodedPrompt, user_content
+from .request import EncodedPrompt
 from .response import GenerationResponse
-from .scheduler import Scheduler, drive
+from .scheduler import Scheduler
 from .vision_cache import VisionCache, check_vision_cache
 from .watch import Progress, Stop
 

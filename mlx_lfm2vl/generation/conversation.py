@@ -23,17 +23,9 @@ from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
 from . import saved
 from .defaults import positions_left, resolved
+from .messages import check_tools, checked_pictures, user_content
 from .options import GenerationOptions
-from .request import (
-    EncodedPicture,
-    EncodedPrompt,
-    check_pair,
-    check_tools,
-    checked_pictures,
-    rendered,
-    split_pictures,
-    user_content,
-)
+from .request import EncodedPicture, EncodedPrompt, check_pair, rendered, split_pictures
 from .response import GenerationResponse
 
 

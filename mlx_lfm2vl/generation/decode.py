@@ -22,7 +22,8 @@ from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
 from ..weights.fit import check_question, largest_pass, number_type
 from .finite import not_finite
 from .passes import prefill_chunk
-from .sampling import NOT_FINITE, BatchedSampler, Sampler
+from .sampler import BatchedSampler, Sampler
+from .sampling import NOT_FINITE
 from .vision_cache import VisionCache, encode_views_in_pieces
 from .watch import Cancelled, Pieces, completed
 

@@ -20,7 +20,7 @@ from .defaults import generation_config
 from .prompt_cache import PromptCache
 from .prompt_entry import Recorder, checkpoint_places
 from .request import EncodedPicture
-from .sampling import make_sampler
+from .sampler import make_sampler
 from .sequence import Sequence
 from .vision_cache import VisionCache, encode_views_in_pieces
 from .watch import Cancelled, Pieces

@@ -12,12 +12,12 @@ by itself ends with its error. After a token that failed, fewer rows run at a ti
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as List
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..backends.memory import allocations, wired
+from ..backends.memory import allocations
 from ..errors import OutOfMemoryError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.tokenizer import Tokenizer
@@ -27,13 +27,13 @@ from .defaults import generation_config, positions_left
 from .passes import prefill_chunk
 from .prefill import prefill_rows
 from .prompt_cache import PromptCache
-from .prompt_entry import SHORTEST_PASS, shared_length
 from .request import EncodedPrompt
 from .response import GenerationResponse
 from .sampling import NOT_FINITE
 from .sequence import Sequence
 from .vision_cache import VisionCache
-from .watch import Cancelled, Pieces, Progress, Stop, check_callable
+from .waiting import shared_beginning, waits_for_beginning, waits_for_picture
+from .watch import Cancelled, Pieces
 
 Output = tuple[int, GenerationResponse | Exception]
 
@@ -139,10 +139,10 @@ class Scheduler:
                 break
             if self._prompt_cache is not None:
                 row.source = self._prompt_cache.find(row.tokens, row.prompt.spans)
-                if self._follows(row, leaders):
+                if waits_for_beginning(row, leaders):
                     row.source = None
                     continue
-            if self._sees(row, begun):
+            if self._vision_cache is not None and waits_for_picture(row, begun, self._vision_cache):
                 continue
             self._waiting.remove(row)
             room -= 1
@@ -159,29 +159,9 @@ class Scheduler:
         """Whether a row is padded and run with others: its prompt is one chunk, no beginning of it is known, and no
         other row begins with it."""
         chunk = prefill_chunk(self._model.config.text_config, 1, 0)
-        alone = row.alone or row.source is not None or len(row.ids) > chunk
-        return not alone and not self._follows_any(row)
-
-    def _follows(self, row: Sequence, others: List[Sequence]) -> bool:
-        """Whether a row waits for another that computes what it begins with."""
-        for other in others:
-            shared = _shared(other, row)
-            if shared > max(row.known, other.prefilled):
-                other.points[shared] = True
-                return True
-        return False
-
-    def _sees(self, row: Sequence, others: List[Sequence]) -> bool:
-        """Whether a row waits for a picture that another encodes."""
-        if self._vision_cache is None or not row.prompt.pictures:
+        if row.alone or row.source is not None or len(row.ids) > chunk:
             return False
-        keys = {key for picture in row.prompt.pictures for key in picture.keys if self._vision_cache.get(key) is None}
-        encoding = [each for other in others if not other.encoded for each in other.prompt.pictures]
-        return any(not keys.isdisjoint(picture.keys) for picture in encoding)
-
-    def _follows_any(self, row: Sequence) -> bool:
-        """Whether a row that waits begins with this one."""
-        return self._prompt_cache is not None and any(_shared(row, other) > 0 for other in self._waiting)
+        return self._prompt_cache is None or not any(shared_beginning(row, other) for other in self._waiting)
 
     def _begin(self, rows: list[Sequence]) -> None:
         for row in rows:
@@ -312,51 +292,3 @@ class Scheduler:
         elif self._batch is not None and len(rows) < len(self._running):
             self._batch.filter([self._running.index(row) for row in rows])
         self._running = rows
-
-
-def _shared(one: Sequence, other: Sequence) -> int:
-    """How many tokens two prompts begin with alike, where they are worth a pass of their own; else 0. Neither prompt
-    ends with them, nor does a picture contain their end."""
-    shared = shared_length(one.ids, one.prompt.spans, other.ids, other.prompt.spans)
-    shared = min(shared, len(one.ids) - 1, len(other.ids) - 1)
-    shared = next((start for start, end in other.prompt.places if start < shared < end), shared)
-    return shared if shared >= SHORTEST_PASS else 0
-
-
-def step(scheduler: Scheduler, stop: Stop | None) -> list[Output]:
-    """One step. `stop` is asked before, and within a prompt's layers by a backend that computes when it is called; true
-    cancels all rows."""
-
-    def ask() -> None:
-        if stop is not None and stop():
-            scheduler.cancel_all()
-
-    ask()
-    with cancellation(ask):
-        return scheduler.step()
-
-
-@wired
-def drive(
-    scheduler: Scheduler, row: Sequence, stop: Stop | None = None, progress: Progress | None = None
-) -> Generator[GenerationResponse, None, None]:
-    """The responses of the only row of a scheduler. Raises what went wrong with it.
-
-    Args:
-        scheduler: which holds no other row.
-        row: what `Scheduler.add` returned.
-        stop: as in `step`.
-        progress: told of the tokens of the prompt that are done, and of all.
-    """
-    check_callable("stop", stop)
-    check_callable("progress", progress)
-    before = 0
-    while len(scheduler):
-        outputs = step(scheduler, stop)
-        if progress is not None and row.prefilled > before:
-            progress(row.prefilled, len(row.ids))
-        before = row.prefilled
-        for _, item in outputs:
-            if isinstance(item, Exception):
-                raise item
-            yield item

@@ -10,11 +10,12 @@ import mlx.core as mx
 
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
+from .drive import drive
 from .options import GenerationOptions
 from .prompt_cache import PromptCache, check_prompt_cache
 from .request import GenerationRequest, check_pair, encode
 from .response import GenerationResponse
-from .scheduler import Scheduler, drive
+from .scheduler import Scheduler
 from .vision_cache import VisionCache, check_vision_cache
 from .watch import Progress, Stop
 
