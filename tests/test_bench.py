@@ -9,7 +9,8 @@ import pytest
 from test_cli import MODULE, ROOT, cli  # noqa: F401
 
 from mlx_lfm2vl import GenerationOptions, load, stream_generate
-from mlx_lfm2vl.benchmark.measure import PROMPT, TEXT_PROMPT, Plan, ask, benchmark, draw
+from mlx_lfm2vl.benchmark.ask import PROMPT, TEXT_PROMPT, ask, draw
+from mlx_lfm2vl.benchmark.measure import Plan, benchmark
 from mlx_lfm2vl.benchmark.report import PARTS
 from mlx_lfm2vl.errors import OptionError
 

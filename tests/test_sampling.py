@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from mlx_lfm2vl.config import GenerationConfig
 from mlx_lfm2vl.errors import OptionError
+from mlx_lfm2vl.generation import sampler as sampler_module
 from mlx_lfm2vl.generation import sampling
 from mlx_lfm2vl.generation.options import GenerationOptions
 from mlx_lfm2vl.generation.sampler import BatchedSampler, Sampler, UniformSampler, make_sampler
@@ -48,6 +49,7 @@ min_ps = st.sampled_from([0.0, 0.07, 0.4, 1.0])
 @pytest.fixture(params=["cpu", "gpu"])
 def device(request, monkeypatch, tmp_path_factory) -> str:
     monkeypatch.setattr(sampling, "on_gpu", lambda: request.param == "gpu")
+    monkeypatch.setattr(sampler_module, "on_gpu", lambda: request.param == "gpu")
     compiled = tmp_path_factory.getbasetemp() / "compiled"  # another process could read what this one is writing
     compiled.mkdir(exist_ok=True)
     monkeypatch.setenv("TMPDIR", str(compiled))
@@ -171,6 +173,7 @@ def test_compiled_steps_choose_the_same_tokens(given, dtype, monkeypatch, tmp_pa
     answers = []
     for gpu in (False, True):
         monkeypatch.setattr(sampling, "on_gpu", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(sampler_module, "on_gpu", lambda gpu=gpu: gpu)
         monkeypatch.setenv("TMPDIR", str(tmp_path_factory.getbasetemp()))
         sampler = UniformSampler(options(3, **given))
         sampler.observe(mx.array([[1, 2], [3, 4], [5, 5]]), 5000)

@@ -24,6 +24,7 @@ from kernels import Count
 from test_kernels import NARROW_TEXT, NARROW_VISION, TEXT, VISION, model_of
 
 from mlx_lfm2vl.config import GenerationConfig, Lfm2VlConfig
+from mlx_lfm2vl.generation import sampler as sampler_module
 from mlx_lfm2vl.generation import sampling
 from mlx_lfm2vl.generation.decode import GenerationBatch, Prompt, prefill
 from mlx_lfm2vl.generation.options import GenerationOptions
@@ -43,6 +44,7 @@ NUCLEUS = {"temperature": 0.7, "top_p": 0.9}
 def gpu(monkeypatch, tmp_path):
     """Compiles steps as on a GPU, and anew, so that they are traced while they are counted."""
     monkeypatch.setattr(sampling, "on_gpu", lambda: True)
+    monkeypatch.setattr(sampler_module, "on_gpu", lambda: True)
     sampling.compiled.cache_clear()
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 

@@ -23,6 +23,7 @@ from .vision_cache import VisionCache, check_vision_cache
 from .watch import Stop, check_callable
 
 BATCH_SIZE = 8
+PICTURE_BYTES = 16 * 2**20  # of pictures that rows of one batch share
 
 
 @wired
@@ -61,7 +62,7 @@ def generate_batch(
     check_vision_cache(vision_cache)
     check_prompt_cache(prompt_cache)
     check_callable("stop", stop)
-    vision_cache = VisionCache() if vision_cache is None else vision_cache
+    vision_cache = VisionCache(PICTURE_BYTES) if vision_cache is None else vision_cache
     prompt_cache = PromptCache() if prompt_cache is None else prompt_cache
     scheduler = Scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
     waiting = enumerate(requests)

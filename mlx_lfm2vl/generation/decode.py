@@ -17,7 +17,8 @@ import numpy as np
 from ..backends.memory import allocations
 from ..errors import InputError, NotFiniteError, OutOfMemoryError
 from ..models.cache import GROWTH_STEP, Cache
-from ..models.lfm2 import Context, Lfm2Model, padding_masks
+from ..models.context import Context, padding_masks
+from ..models.lfm2 import Lfm2Model
 from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
 from ..weights.fit import check_question, largest_pass, number_type
 from .finite import not_finite

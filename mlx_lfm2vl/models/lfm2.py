@@ -2,82 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
-
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from ..config import Lfm2Config
 from .cache import Cache, ConvCache, KeyValueCache
+from .context import Context, rope_frequencies
 from .layers import add_linear, swiglu
-
-
-@dataclass(frozen=True)
-class Context:
-    """What all layers of one call share.
-
-    `length`: tokens of the call. `offset`: rotary position of the first one, one number or one a row (B,). `rotation`:
-    cosines and sines (B, 1, L, head_dim) instead, for positions that do not simply count up. `attention_mask`: which
-    keys each query sees, (B, 1, L, S) bool, or "causal", or None where the one query sees all. `conv_mask`: (B, L, 1),
-    zero at padding.
-    """
-
-    length: int
-    offset: int | mx.array = 0
-    rotation: tuple[mx.array, mx.array] | None = None
-    attention_mask: mx.array | str | None = None
-    conv_mask: mx.array | None = None
-
-    @classmethod
-    def following(cls, length: int, past: int) -> Context:
-        """`length` tokens behind `past` others, without padding."""
-        return cls(length, past, attention_mask="causal" if length > 1 else None)
-
-    def last(self, length: int) -> Context:
-        """The context of the last `length` tokens."""
-        mask, rotation = self.attention_mask, self.rotation
-        return replace(
-            self,
-            length=length,
-            offset=self.offset + (self.length - length),
-            rotation=rotation and (rotation[0][..., -length:, :], rotation[1][..., -length:, :]),
-            attention_mask=mask[:, :, -length:] if isinstance(mask, mx.array) else mask,
-            conv_mask=None if self.conv_mask is None else self.conv_mask[:, -length:],
-        )
-
-
-def rope_frequencies(config: Lfm2Config) -> mx.array:
-    """Wavelengths over 2 pi, (head_dim / 2,) float32: position p turns pair i by the angle p / frequency i."""
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    return mx.array(np.float32(config.rope_theta) ** exponents)
-
-
-def rotation_for(position_ids: mx.array, frequencies: mx.array, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
-    """Cosines and sines (B, 1, L, head_dim) for arbitrary positions (B, L)."""
-    angles = position_ids.astype(mx.float32)[:, None, :, None] / frequencies
-    angles = mx.concatenate([angles, angles], axis=-1)
-    return mx.cos(angles).astype(dtype), mx.sin(angles).astype(dtype)
-
-
-def padding_masks(real: np.ndarray, length: int) -> tuple[mx.array, mx.array | None]:
-    """Masks for padded prompts.
-
-    Args:
-        real: (B, past + L) bool, true at real tokens.
-        length: L, the number of new tokens.
-
-    Returns:
-        The attention mask (B, 1, L, past + L) and the mask (B, L, 1) of the convolutions, None if none of the new
-        tokens is padding. A padding token sees itself, so that no row of the softmax is empty; nothing real sees it.
-    """
-    total = real.shape[1]
-    queries = np.arange(total - length, total)[:, None]
-    keys = np.arange(total)[None, :]
-    mask = (real[:, None, None, :] & (keys <= queries)) | (keys == queries)
-    new = real[:, total - length :, None]
-    return mx.array(mask), None if new.all() else mx.array(new)
+from .short_conv import Lfm2ShortConv
 
 
 class Lfm2Attention(nn.Module):
@@ -187,93 +119,6 @@ def _explicit_attention(
         scores = mx.where(mask, scores, mx.array(-mx.inf, scores.dtype))
     weights = mx.softmax(scores, axis=-1, precise=True)
     return weights @ values, weights
-
-
-class ShortConvKernel(nn.Module):
-    """The parameters of the depthwise convolution: `weight` (hidden, K, 1) and, in some configurations, `bias`."""
-
-    def __init__(self, config: Lfm2Config):
-        super().__init__()
-        self.weight = mx.random.normal((config.hidden_size, config.conv_L_cache, 1), scale=config.conv_L_cache**-0.5)
-        if config.conv_bias:
-            self.bias = mx.zeros((config.hidden_size,))
-        self._columns: tuple[mx.array, list[mx.array]] | None = None
-
-    def fuse(self) -> None:
-        """Cuts the kernel into columns once, not in each step."""
-        columns = [mx.contiguous(self.weight[:, k, 0]) for k in range(self.weight.shape[1])]
-        mx.eval(columns)
-        self._columns = self.weight, columns
-
-    @property
-    def columns(self) -> list[mx.array]:
-        """The weights of each tap, (hidden,), the oldest first."""
-        if self._columns is not None and self._columns[0] is self.weight:
-            return self._columns[1]
-        return [self.weight[:, k, 0] for k in range(self.weight.shape[1])]
-
-
-@partial(mx.compile, shapeless=True)
-def _weighted_sum(gate: mx.array, taps: list[mx.array], kernel: list[mx.array], bias: mx.array | None) -> mx.array:
-    """`gate * (sum of taps times their kernel column)` in one kernel, in float32."""
-    total = taps[0].astype(mx.float32) * kernel[0].astype(mx.float32)
-    for tap, weight in zip(taps[1:], kernel[1:], strict=True):
-        total = total + tap.astype(mx.float32) * weight.astype(mx.float32)
-    if bias is not None:
-        total = total + bias.astype(mx.float32)
-    return (gate.astype(mx.float32) * total).astype(gate.dtype)
-
-
-@partial(mx.compile, shapeless=True)
-def _gated_step(
-    gate_in: mx.array,
-    gate_out: mx.array,
-    value: mx.array,
-    past: list[mx.array],
-    kernel: list[mx.array],
-    bias: mx.array | None,
-) -> tuple[mx.array, mx.array]:
-    """One token's last tap, `gate_in * value`, and the weighted sum of all taps, in one kernel."""
-    new = gate_in * value
-    return new, _weighted_sum(gate_out, [*past, new], kernel, bias)
-
-
-class Lfm2ShortConv(nn.Module):
-    """`C * conv(B * x)` with B, C, x from one projection; causal, depthwise, K taps."""
-
-    def __init__(self, config: Lfm2Config):
-        super().__init__()
-        self.L_cache = config.conv_L_cache
-        self.in_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.conv_bias)
-        self.conv = ShortConvKernel(config)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.conv_bias)
-
-    def past(self, x: mx.array, cache: ConvCache | None) -> list[mx.array]:
-        """The K - 1 taps before those of `x`, oldest first, (B, 1, hidden) each."""
-        if cache is not None and cache.inputs:
-            return list(cache.inputs)
-        return [mx.zeros((x.shape[0], 1, x.shape[2]), x.dtype)] * (self.L_cache - 1)
-
-    def __call__(
-        self, x: mx.array, residual: mx.array, conv_mask: mx.array | None = None, cache: ConvCache | None = None
-    ) -> mx.array:
-        """(B, L, hidden), normed, and the residual of the same shape -> the same shape."""
-        if conv_mask is not None:
-            x = x * conv_mask.astype(x.dtype)
-        length, bias, kernel = x.shape[1], self.conv.get("bias"), self.conv.columns
-        past = self.past(x, cache)
-        gate_in, gate_out, value = mx.split(self.in_proj(x), 3, axis=-1)
-        if length == 1:  # the taps are whole arrays: nothing is joined or copied
-            new, mixed = _gated_step(gate_in, gate_out, value, past, kernel, bias)
-            last = [*past, new][1:]
-        else:
-            joined = mx.concatenate([*past, gate_in * value], axis=1)  # (B, K - 1 + L, hidden)
-            taps = [joined[:, k : k + length] for k in range(self.L_cache)]
-            last = [joined[:, length + k : length + k + 1] for k in range(self.L_cache - 1)]
-            mixed = _weighted_sum(gate_out, taps, kernel, bias)
-        if cache is not None:
-            cache.inputs = tuple(last)
-        return add_linear(residual, mixed, self.out_proj)
 
 
 class Lfm2MLP(nn.Module):

@@ -17,7 +17,8 @@ import numpy as np
 from ..config import Lfm2VlConfig
 from ..errors import InputError
 from .cache import Cache
-from .lfm2 import Context, Lfm2Model, padding_masks, rope_frequencies, rotation_for
+from .context import Context, padding_masks, rope_frequencies, rotation_for
+from .lfm2 import Lfm2Model
 from .outputs import ImageFeatures, Lfm2VlCausalLMOutputWithPast, Lfm2VlModelOutputWithPast
 from .projector import Lfm2VlMultiModalProjector
 from .siglip2 import Grids, Siglip2VisionModel

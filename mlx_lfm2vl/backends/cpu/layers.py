@@ -16,8 +16,9 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ...models.cache import ConvCache, KeyValueCache
+from ...models.context import Context
 from ...models.layers import ACTIVATIONS, gelu_tanh
-from ...models.lfm2 import Context, Lfm2Attention, Lfm2DecoderLayer
+from ...models.lfm2 import Lfm2Attention, Lfm2DecoderLayer
 from ...models.siglip2 import Groups, Siglip2EncoderLayer
 from . import arrays, kernels
 

@@ -1,0 +1,76 @@
+"""Where the tokens of a call stand: positions, rotations and masks, the same for all layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import numpy as np
+
+from ..config import Lfm2Config
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all layers of one call share.
+
+    `length`: tokens of the call. `offset`: rotary position of the first one, one number or one a row (B,). `rotation`:
+    cosines and sines (B, 1, L, head_dim) instead, for positions that do not simply count up. `attention_mask`: which
+    keys each query sees, (B, 1, L, S) bool, or "causal", or None where the one query sees all. `conv_mask`: (B, L, 1),
+    zero at padding.
+    """
+
+    length: int
+    offset: int | mx.array = 0
+    rotation: tuple[mx.array, mx.array] | None = None
+    attention_mask: mx.array | str | None = None
+    conv_mask: mx.array | None = None
+
+    @classmethod
+    def following(cls, length: int, past: int) -> Context:
+        """`length` tokens behind `past` others, without padding."""
+        return cls(length, past, attention_mask="causal" if length > 1 else None)
+
+    def last(self, length: int) -> Context:
+        """The context of the last `length` tokens."""
+        mask, rotation = self.attention_mask, self.rotation
+        return replace(
+            self,
+            length=length,
+            offset=self.offset + (self.length - length),
+            rotation=rotation and (rotation[0][..., -length:, :], rotation[1][..., -length:, :]),
+            attention_mask=mask[:, :, -length:] if isinstance(mask, mx.array) else mask,
+            conv_mask=None if self.conv_mask is None else self.conv_mask[:, -length:],
+        )
+
+
+def rope_frequencies(config: Lfm2Config) -> mx.array:
+    """Wavelengths over 2 pi, (head_dim / 2,) float32: position p turns pair i by the angle p / frequency i."""
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    return mx.array(np.float32(config.rope_theta) ** exponents)
+
+
+def rotation_for(position_ids: mx.array, frequencies: mx.array, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+    """Cosines and sines (B, 1, L, head_dim) for arbitrary positions (B, L)."""
+    angles = position_ids.astype(mx.float32)[:, None, :, None] / frequencies
+    angles = mx.concatenate([angles, angles], axis=-1)
+    return mx.cos(angles).astype(dtype), mx.sin(angles).astype(dtype)
+
+
+def padding_masks(real: np.ndarray, length: int) -> tuple[mx.array, mx.array | None]:
+    """Masks for padded prompts.
+
+    Args:
+        real: (B, past + L) bool, true at real tokens.
+        length: L, the number of new tokens.
+
+    Returns:
+        The attention mask (B, 1, L, past + L) and the mask (B, L, 1) of the convolutions, None if none of the new
+        tokens is padding. A padding token sees itself, so that no row of the softmax is empty; nothing real sees it.
+    """
+    total = real.shape[1]
+    queries = np.arange(total - length, total)[:, None]
+    keys = np.arange(total)[None, :]
+    mask = (real[:, None, None, :] & (keys <= queries)) | (keys == queries)
+    new = real[:, total - length :, None]
+    return mx.array(mask), None if new.all() else mx.array(new)
