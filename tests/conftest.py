@@ -1,5 +1,5 @@
-"""Reads tests/golden/, the reference implementation's numbers (tools/golden/make.py makes and describes them), and
-chooses the backend of each test.
+"""Reads tests/golden/, the reference implementation's numbers (tools/golden/make.py makes and describes them), makes the
+engine that tests share, and chooses the backend of each test.
 
 Models run on the backend mlx, as on a Mac; tests marked `backends` run on those that they name. The summary counts the
 tests whose process ran a decoder layer on each.
@@ -18,9 +18,10 @@ import functools
 import json
 import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_lfm2vl import backends
+from mlx_lfm2vl import Engine, Lfm2VlForConditionalGeneration, Lfm2VlProcessor, backends, load
 from mlx_lfm2vl.backends.cpu.layers import CpuDecoderLayer
 from mlx_lfm2vl.models.lfm2 import Lfm2DecoderLayer
 
@@ -188,6 +189,44 @@ def on_cpu() -> Iterator[None]:
     mx.set_default_device(mx.Device(mx.cpu))
     yield
     mx.set_default_device(before)
+
+
+# The engine
+
+
+def endless_model() -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
+    """A model that never ends by itself."""
+    model, processor = load(GOLDEN / "gen2")
+    model.generation_config = replace(model.generation_config, eos_token_ids=())
+    return model, processor
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    """An engine of `endless_model`, for all tests of a file."""
+    with Engine(endless_model) as made:
+        yield made
+
+
+class SlowPath(os.PathLike[str]):
+    """A picture's path that tells when it is asked for, and comes when it is let."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.asked, self.release = path, threading.Event(), threading.Event()
+
+    def __fspath__(self) -> str:
+        self.asked.set()
+        assert self.release.wait(60)
+        return str(self.path)
+
+
+@pytest.fixture
+def slow_path(tmp_path: Path) -> Iterator[SlowPath]:
+    """The path of the picture "small", which does not come until it is let."""
+    picture("small").save(tmp_path / "small.png")
+    made = SlowPath(tmp_path / "small.png")
+    yield made
+    made.release.set()
 
 
 # Backends

@@ -1,0 +1,101 @@
+"""Sinks, progress functions and calls into the engine's thread: what they may do, and what their errors cost."""
+
+import os
+import queue
+import warnings
+
+import pytest
+from conftest import endless_model
+from engines import FOREVER, SHORT, alone, enqueued, occupied
+
+from mlx_lfm2vl import generate
+from mlx_lfm2vl.engine.engine import Engine
+from mlx_lfm2vl.engine.handle import Request
+from mlx_lfm2vl.errors import EngineThreadError
+
+
+def test_a_sink_that_hears_of_a_cancel_may_compute(monkeypatch):
+    """In the engine's thread, while the prompt that is cancelled is run."""
+    model, processor = endless_model()
+    layer = type(model.model.language_model.layers[0])
+    run_layer = layer.__call__
+    answers: list[str] = []
+
+    def sink(item: object) -> None:
+        if item.finish_reason == "cancelled":
+            answers.append(engine.call(lambda *loaded: generate(*loaded, "What is this? " * 9, options=SHORT)))
+
+    def running_layer(self, x, *given, **named):
+        if x.shape[1] > 300:
+            request.cancel()
+        return run_layer(self, x, *given, **named)
+
+    with Engine(lambda: (model, processor)) as engine:
+        monkeypatch.setattr(layer, "__call__", running_layer)
+        request = Request(sink=sink)
+        monkeypatch.setattr("mlx_lfm2vl.engine.engine.Request", lambda *_: request)
+        assert engine.submit("One after the other. " * 500, options=SHORT) is request
+        assert request.result(60).finish_reason == "cancelled"
+        monkeypatch.undo()
+        assert answers == [engine.generate("What is this? " * 9, options=SHORT, timeout=60)]
+
+
+def test_progress_is_told_of_the_prompt(engine):
+    seen: list[tuple[int, int]] = []
+    completion = engine.submit("How? " * 300, options=SHORT, progress=lambda *at: seen.append(at)).result(60)
+    new = completion.statistics.prompt_tokens - completion.statistics.cached_tokens
+    assert seen[-1] == (new, new) and seen == sorted(seen) and len(seen) > 1
+
+
+def test_a_sink_that_fails_hurts_its_own_request_only(engine):
+    def sink(item):
+        raise ValueError("mine")
+
+    with pytest.warns(RuntimeWarning, match=r"the sink of a request failed and gets no more \(ValueError\('mine'\)\)"):
+        bad = engine.submit("Hello.", options=FOREVER, sink=sink)
+        good = [engine.submit("Hello.", options=SHORT) for _ in range(2)]
+        assert {request.result(60).tokens for request in good} == {alone("Hello.", None, 6)}
+        with pytest.raises(ValueError, match="mine"):
+            bad.result(60)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError("mine")])
+def test_what_callbacks_raise_ends_their_own_request_only(engine, error):
+    """Also where warnings are errors, and with errors that are no `Exception`."""
+
+    def fail(*_):
+        raise error
+
+    class Reader(os.PathLike):
+        __fspath__ = fail
+
+    _, release = occupied(engine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bad = [
+            engine.submit("Hello.", options=SHORT, sink=fail),
+            engine.submit(f"Not yet asked: {error!r}", options=SHORT, progress=fail),
+            engine.submit("Hello.", Reader(), options=SHORT),
+            enqueued(engine, fail),
+        ]
+        good = [engine.submit("Hello.", options=SHORT) for _ in range(2)]
+        release.set()
+        assert {request.result(60).tokens for request in good} == {alone("Hello.", None, 6)}
+        for request in bad:
+            with pytest.raises(type(error)):
+                request.result(60)
+    assert engine.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)
+
+
+def test_the_engines_own_thread_may_call_it(engine):
+    said: queue.SimpleQueue = queue.SimpleQueue()
+    engine.submit("Hello.", options=SHORT, sink=lambda item: said.put(engine.call(lambda model, _: model)))
+    assert said.get(timeout=60) is engine.call(lambda model, _: model)
+
+
+def test_the_engines_own_thread_does_not_wait_for_itself(engine):
+    with pytest.raises(EngineThreadError, match="has to make itself"):
+        engine.call(lambda *_: engine.generate("Hello.", options=SHORT))
+    with pytest.raises(EngineThreadError, match="has to make itself"):
+        engine.call(lambda *_: next(engine.stream("Hello.", options=SHORT)))
+    assert engine.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)

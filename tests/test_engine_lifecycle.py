@@ -1,0 +1,145 @@
+"""An engine's beginning and end: its arguments, its loader, `close`, and the end of the process."""
+
+import subprocess
+import sys
+import time
+import traceback
+
+import pytest
+from conftest import endless_model
+from engines import FOREVER, enqueued, occupied
+
+from mlx_lfm2vl import load
+from mlx_lfm2vl.engine.engine import Engine
+from mlx_lfm2vl.errors import ConfigError, EngineClosedError, OptionError
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_queue", 0),
+        ("max_batch", True),
+        ("cache_limit", -1),
+        ("wired_limit", 0.5),
+        ("idle_seconds", "long"),
+        ("idle_seconds", 1e12),
+        ("idle_seconds", float("nan")),
+        ("vision_cache_bytes", None),
+        ("prompt_cache_bytes", -1),
+        ("loader", "demo"),
+    ],
+)
+def test_limits_are_checked(name, value):
+    with pytest.raises(OptionError, match=f"{name} is {value!r}, expected"):
+        Engine(**{"loader": endless_model, name: value})
+
+
+def test_a_model_in_place_of_its_loader_is_refused():
+    with pytest.raises(OptionError, match="loader is Lfm2VlForConditionalGeneration, expected a function"):
+        Engine(load("demo")[0])
+
+
+def test_a_model_that_does_not_load_is_told_to_all_who_ask(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with Engine(lambda: load(tmp_path)) as engine:
+        with pytest.raises(ConfigError, match="model_type"):
+            engine.wait_until_ready(60)
+        with pytest.raises(ConfigError, match="model_type"):
+            engine.submit("Hello.").result(60)
+        lengths = []
+        for _ in range(5):
+            with pytest.raises(ConfigError) as raised:
+                engine.wait_until_ready(60)
+            lengths.append(len(traceback.extract_tb(raised.value.__traceback__)))
+        assert len(set(lengths)) == 1
+
+
+@pytest.mark.parametrize("made", [5, (1, 2), None])
+def test_what_a_loader_returns_is_checked(made):
+    with Engine(lambda: made) as engine:
+        with pytest.raises(OptionError, match=r"the loader returned .*, expected \(model, processor\)"):
+            engine.wait_until_ready(30)
+        with pytest.raises(OptionError, match="the loader returned"):
+            engine.generate("Hi.")
+
+
+def test_nobody_waits_for_a_thread_that_has_died(monkeypatch):
+    with Engine(endless_model) as engine:
+        engine.wait_until_ready(60)
+        _, release = occupied(engine)
+        waiting = engine.submit("Hello.")
+        monkeypatch.setattr(engine._worker, "_take", lambda: 1 / 0)
+        release.set()
+        with pytest.raises(EngineClosedError, match="has ended with an error: ZeroDivisionError"):
+            waiting.result(30)
+        with pytest.raises(EngineClosedError, match="has ended with an error: ZeroDivisionError"):
+            engine.generate("Hello.")
+
+
+def test_closing_does_not_wait_for_a_picture(slow_path):
+    engine = Engine(endless_model)
+    request = engine.submit("What is this?", slow_path)
+    assert slow_path.asked.wait(60)
+    started = time.monotonic()
+    engine.close()
+    assert time.monotonic() - started < 10 and not engine._worker.thread.is_alive()
+    with pytest.raises(EngineClosedError, match="before the request began"):
+        request.result(5)
+
+
+def test_closing_ends_everything_and_returns():
+    engine = Engine(endless_model)
+    running = engine.submit("Tell me everything.", options=FOREVER)
+    next(iter_pieces := iter(running))
+    blocked = enqueued(engine, lambda: None)
+    started = time.monotonic()
+    engine.close()
+    assert time.monotonic() - started < 20
+    assert list(iter_pieces)[-1].finish_reason == "cancelled"
+    with pytest.raises(EngineClosedError, match="before the request began"):
+        blocked.result(5)
+    with pytest.raises(EngineClosedError, match="the engine is closed"):
+        engine.submit("Hello.")
+    engine.close()
+    assert not engine._worker.thread.is_alive()
+
+
+@pytest.mark.parametrize("way", ["close", "exit"])
+def test_a_sink_that_waits_for_the_thread_that_closes_does_not_hold_it_up(way):
+    """A bounded queue whose reader is the thread that closes."""
+    script = f"""
+import queue, threading, time
+from mlx_lfm2vl import Engine, load
+begun = threading.Event()
+names = set()
+items = queue.Queue(maxsize=2)
+engine = Engine(lambda: (begun.wait(60), load("demo"))[1])
+def sink(item):
+    names.add(threading.current_thread().name)
+    items.put(item)
+for _ in range(12):
+    engine.submit("Hello.", sink=sink)
+threading.Timer(0.5, begun.set).start()
+if {way == "close"}:
+    engine.close(timeout=5)
+    assert "MainThread" not in names and names, names
+print("here", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "here\n", "")
+
+
+ENDINGS = {
+    "closed": "with Engine(lambda: load('demo')) as engine: engine.generate('Hi.', options=few)",
+    "not closed": "engine = Engine(lambda: load('demo')); engine.generate('Hi.', options=few)",
+    "while it answers": "engine = Engine(lambda: load('demo')); pieces = engine.stream('Hi.'); next(pieces)",
+    "while it loads": "engine = Engine(lambda: load('demo')); request = engine.submit('Hi.')",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_program_that_used_an_engine_exits_with_0(ending):
+    """Several at a time, since what they must not lose is a race."""
+    program = f"from mlx_lfm2vl import *; few = GenerationOptions(max_tokens=3)\n{ENDINGS[ending]}"
+    runs = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) for _ in range(5)]
+    assert [(run.communicate(timeout=120)[1], run.returncode) for run in runs] == [(b"", 0)] * 5
