@@ -13,6 +13,7 @@ from mlx_lfm2vl.benchmark.ask import PROMPT, TEXT_PROMPT, ask, draw
 from mlx_lfm2vl.benchmark.measure import Plan, benchmark
 from mlx_lfm2vl.benchmark.report import PARTS
 from mlx_lfm2vl.errors import OptionError
+from mlx_lfm2vl.generation.decode import GenerationBatch
 
 QUICK = ("--tokens", "4", "--repeats", "1")
 
@@ -44,6 +45,22 @@ def test_one_run_is_as_long_as_its_parts_and_answers_as_the_library_does(tmp_pat
         assert sum(run.parts.values()) == pytest.approx(run.first_token)
         assert run.prompt_tokens == pieces[-1].statistics.prompt_tokens
         assert run.image_tokens == pieces[-1].statistics.image_tokens
+
+
+def test_speed_counts_the_tokens_after_the_first(monkeypatch):
+    """A clock that goes on by one second with each token."""
+    now, step = 100.0, GenerationBatch.step
+
+    def stepping(*given, **named):
+        nonlocal now
+        now += 1.0
+        return step(*given, **named)
+
+    monkeypatch.setattr(GenerationBatch, "step", stepping)
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    run = ask(*load("demo"), None, 6)
+    assert (run.first_token, run.tokens_per_second) == (1.0, 1.0)
+    assert ask(*load("demo"), None, 1).tokens_per_second == 0.0
 
 
 def test_tokens_sizes_and_bytes_are_counted(report):

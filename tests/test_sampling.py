@@ -501,3 +501,13 @@ def test_rows_may_be_kept_in_another_order():
     rest = [sampler(mx.repeat(logits, 2, axis=0)).tolist() for _ in range(3)]
     assert first == [tokens[0] for tokens in expected]
     assert rest == [[expected[2][step], expected[0][step]] for step in (1, 2, 3)]
+
+
+def test_rows_that_stay_keep_the_tokens_they_have_seen(device):
+    """Wherever they stand then: those of their own prompt, and of their own answer."""
+    sampler = make_sampler([options(temperature=0.0, repetition_penalty=100.0)] * 3)
+    sampler.observe(mx.array([[0], [1], [2]]), 6)
+    logits = mx.broadcast_to(mx.array([6.0, 5, 4, 3, 2, 1]), (3, 6))
+    assert sampler(logits).tolist() == [1, 0, 0]
+    sampler.filter([2, 0])
+    assert tokens_of(sampler, logits[:2], 2) == [[1, 2], [3, 3]]
