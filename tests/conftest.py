@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # some GPUs multiply float32 with 10 bits of mantissa otherwise
 
@@ -33,13 +33,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_lfm2vl import Engine, Lfm2VlForConditionalGeneration, Lfm2VlProcessor, backends, load
+from mlx_lfm2vl import (
+    Completion,
+    Engine,
+    GenerationResponse,
+    Lfm2VlForConditionalGeneration,
+    Lfm2VlProcessor,
+    Statistics,
+    backends,
+    load,
+)
 from mlx_lfm2vl.backends.cpu.layers import CpuDecoderLayer
 from mlx_lfm2vl.models.lfm2 import Lfm2DecoderLayer
 
 BACKENDS = ("mlx", "numpy")
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = ("gen2", "gen25", "untied")
+Loaded = tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]
 _MANIFEST: dict[str, Any] = json.loads((GOLDEN / "manifest.json").read_text(encoding="utf-8"))
 _ENTRIES: dict[str, dict[str, Any]] = {entry["id"]: entry for entry in _MANIFEST["cases"]}
 
@@ -182,6 +192,19 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def statistics_of(response: GenerationResponse | Completion) -> Statistics:
+    """Those of a last response or of a whole answer, which has them."""
+    assert response.statistics is not None
+    return response.statistics
+
+
+def read_tensors(file: Path) -> dict[str, mx.array]:
+    """The tensors of a safetensors file."""
+    tensors = mx.load(str(file))
+    assert isinstance(tensors, dict)
+    return tensors
+
+
 @pytest.fixture
 def on_cpu() -> Iterator[None]:
     """MLX computes on the CPU, whatever else the machine has."""
@@ -194,7 +217,7 @@ def on_cpu() -> Iterator[None]:
 # The engine
 
 
-def endless_model() -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
+def endless_model() -> Loaded:
     """A model that never ends by itself."""
     model, processor = load(GOLDEN / "gen2")
     model.generation_config = replace(model.generation_config, eos_token_ids=())
@@ -231,16 +254,21 @@ def slow_path(tmp_path: Path) -> Iterator[SlowPath]:
 
 # Backends
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _ran: set[str] = set()  # backends whose decoder layers the running test has called
 _counts: Counter[str] = Counter()
 
 
-def cache_by_backend(function: Callable[..., Any]) -> Callable[..., Any]:
+def cache_by_backend(function: Callable[P, T]) -> Callable[P, T]:
     """`functools.cache` for functions that load models: a result for each backend."""
-    cached = functools.cache(lambda backend, *arguments, **named: function(*arguments, **named))
-    return functools.wraps(function)(
-        lambda *arguments, **named: cached(os.environ[backends.VARIABLE], *arguments, **named)
-    )
+    cached: Callable[..., T] = functools.cache(lambda backend, *arguments, **named: function(*arguments, **named))
+
+    @functools.wraps(function)
+    def for_backend(*arguments: P.args, **named: P.kwargs) -> T:
+        return cached(os.environ[backends.VARIABLE], *arguments, **named)
+
+    return for_backend
 
 
 def _count_calls(layer: type, backend: str) -> None:
@@ -282,7 +310,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "teardown":
-        _counts.update(dict(report.user_properties).get("backends", ()))
+        properties: dict[str, Any] = dict(report.user_properties)
+        _counts.update(properties.get("backends", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -11,6 +11,7 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -37,6 +38,9 @@ class Sample:
     data: bytes
     pixels: np.ndarray
     near: int = 0
+
+
+Encoding = tuple[Image.Image, dict[str, Any], np.ndarray]  # a picture, how it is saved, what a reader must find
 
 
 def grey(values: np.ndarray) -> np.ndarray:
@@ -96,7 +100,7 @@ def _png() -> dict[str, Sample]:
     keyed = np.where((GREY[0, 0] == GREY)[..., None], 255, grey(GREY)).astype(np.uint8)
     clear = np.where((INDEX == 3)[..., None], 255, PALETTE[INDEX]).astype(np.uint8)
     opacity = np.array([0, 32, 64, 128, 200, 255, 1, 254], np.uint8)
-    made = {
+    made: dict[str, Encoding] = {
         "png rgb": (noise, {}, NOISE),
         "png of one pixel": (noise.crop((0, 0, 1, 1)), {}, NOISE[:1, :1]),
         "png rgba": (Image.fromarray(rgba), {}, on_white(NOISE, ALPHA)),
@@ -171,7 +175,9 @@ def _tiff() -> dict[str, Sample]:
     fractions = _RNG.random((SIDE, SIDE), dtype=np.float32)
     counts = WIDE.astype(np.int32)
     pages = {"save_all": True, "append_images": [Image.fromarray(255 - NOISE)]}
-    made = {f"tiff {kind}": (noise, {"compression": kind}, NOISE) for kind in ("raw", "tiff_lzw", "tiff_adobe_deflate")}
+    made: dict[str, Encoding] = {
+        f"tiff {kind}": (noise, {"compression": kind}, NOISE) for kind in ("raw", "tiff_lzw", "tiff_adobe_deflate")
+    }
     made |= {"tiff packbits": (noise, {"compression": "packbits"}, NOISE)}
     made |= {
         f"tiff {kind}": (bits, {"compression": kind}, grey(BITS * 255)) for kind in ("group3", "group4", "tiff_ccitt")

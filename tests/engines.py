@@ -4,9 +4,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from conftest import cache_by_backend, endless_model, picture
+from conftest import Loaded, cache_by_backend, endless_model, picture
 
-from mlx_lfm2vl import GenerationOptions, Lfm2VlForConditionalGeneration, Lfm2VlProcessor, stream_generate
+from mlx_lfm2vl import GenerationOptions, stream_generate
 from mlx_lfm2vl.engine.engine import Engine
 from mlx_lfm2vl.engine.handle import Request
 from mlx_lfm2vl.engine.queue import Job
@@ -16,7 +16,7 @@ SHORT = GenerationOptions(max_tokens=6)
 
 
 @cache_by_backend
-def loaded() -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
+def loaded() -> Loaded:
     return endless_model()
 
 

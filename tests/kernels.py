@@ -51,7 +51,7 @@ class Count:
         evaluate = mx.async_eval
 
         def dispatched(*arrays: Any) -> None:
-            self._add([array for _, array in tree_flatten(list(arrays))])
+            self._add(dict(tree_flatten(list(arrays))).values())
             evaluate(*arrays)
 
         with ExitStack() as patches:

@@ -37,7 +37,7 @@ def quoted(page: str) -> list[str]:
 
 
 def is_path(text: str) -> bool:
-    return bool(re.fullmatch(r"[\w./-]+", text)) and (
+    return bool(re.fullmatch(r"[\w./-]+", text)) and bool(
         "/" in text.strip("/") or text.endswith("/") or SUFFIX.search(text)
     )
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, cache_by_backend, picture
+from conftest import GOLDEN, Loaded, cache_by_backend, picture, statistics_of
 
 from mlx_lfm2vl import Chat, GenerationOptions, GenerationRequest, generate_batch, load, stream_generate
 from mlx_lfm2vl.errors import ImageError, OptionError, PromptError
@@ -14,7 +14,7 @@ NAMES = ("landscape", "small", "portrait", "photo", "square")
 
 
 @cache_by_backend
-def loaded():
+def loaded() -> Loaded:
     return load(GOLDEN / "gen2")
 
 
@@ -54,7 +54,7 @@ def test_every_row_is_what_it_would_be_alone(batch_size):
     assert len(answers) == 17
     for question, answer in zip(questions, answers, strict=True):
         assert (answer.tokens, answer.text, answer.finish_reason) == alone(question)
-        assert answer.statistics.generated_tokens == question.options.max_tokens
+        assert statistics_of(answer).generated_tokens == question.options.max_tokens
         assert answer.error is None
 
 
@@ -112,7 +112,7 @@ def test_each_row_has_the_positions_that_it_would_have_alone():
         assert [short.tokens, long.tokens] == [alone(question)[0] for question in questions[:2]]
         chat = Chat(*loaded(), options=options)
         *_, last = chat.stream(questions[1].prompt)
-        assert (last.finish_reason, last.statistics.generated_tokens) == ("length", 5)
+        assert (last.finish_reason, statistics_of(last).generated_tokens) == ("length", 5)
         with pytest.raises(PromptError, match=f"but the model has {limit} positions"):
             chat.ask("And?")
         assert len(chat.messages) == 2

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import statistics_of
 from test_cli import MODULE, ROOT, cli  # noqa: F401
 
 from mlx_lfm2vl import GenerationOptions, load, stream_generate
@@ -43,8 +44,8 @@ def test_one_run_is_as_long_as_its_parts_and_answers_as_the_library_does(tmp_pat
         said = [token for piece in pieces for token in piece.tokens]
         assert list(run.tokens[: len(said)]) == said and len(run.tokens) == 6
         assert sum(run.parts.values()) == pytest.approx(run.first_token)
-        assert run.prompt_tokens == pieces[-1].statistics.prompt_tokens
-        assert run.image_tokens == pieces[-1].statistics.image_tokens
+        assert run.prompt_tokens == statistics_of(pieces[-1]).prompt_tokens
+        assert run.image_tokens == statistics_of(pieces[-1]).image_tokens
 
 
 def test_speed_counts_the_tokens_after_the_first(monkeypatch):

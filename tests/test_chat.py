@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, cache_by_backend, picture
+from conftest import GOLDEN, Loaded, cache_by_backend, picture, statistics_of
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, multiple, rule
@@ -39,7 +39,7 @@ PREFIXES = PromptCache()
 
 
 @cache_by_backend
-def loaded():
+def loaded() -> Loaded:
     return load(GOLDEN / "gen2")
 
 
@@ -165,9 +165,11 @@ def test_a_second_turn_about_a_tiled_picture_runs_its_own_tokens_only():
     chat.ask("What is in this image?", large)
     *_, turn = chat.stream("Where is the ring?")
     *_, whole = stream_generate(model, processor, chat.messages[:-1], options=GenerationOptions(max_tokens=1))
-    assert turn.tokens == whole.tokens and turn.statistics.prompt_tokens == whole.statistics.prompt_tokens
-    assert whole.statistics.image_tokens > 64  # which one view may not have
-    assert turn.statistics.prompt_tokens - turn.statistics.cached_tokens < 25 < whole.statistics.prompt_tokens
+    assert turn.tokens == whole.tokens and statistics_of(turn).prompt_tokens == statistics_of(whole).prompt_tokens
+    assert statistics_of(whole).image_tokens > 64  # which one view may not have
+    assert (
+        statistics_of(turn).prompt_tokens - statistics_of(turn).cached_tokens < 25 < statistics_of(whole).prompt_tokens
+    )
 
 
 @pytest.mark.parametrize("shift", range(3))
@@ -219,12 +221,12 @@ def test_a_turn_that_is_stopped_anywhere_leaves_nothing_of_it(images, backend, m
         asked = 0
         pieces = list(chat.stream("What is this? " * 20, [picture(name) for name in images], stop=stop))
         assert pieces[-1].finish_reason == "cancelled" and asked == stopped + 1
-        if pieces[-1].statistics.generated_tokens:
+        if statistics_of(pieces[-1]).generated_tokens:
             break
         assert len(chat.messages) == 2 and answer(chat) == expected
         stopped += 1
     layers = model.config.vision_config.num_hidden_layers
-    prompt = pieces[-1].statistics.prompt_tokens - pieces[-1].statistics.cached_tokens
+    prompt = statistics_of(pieces[-1]).prompt_tokens - statistics_of(pieces[-1]).cached_tokens
     pieces_of_work = len(images) * layers + -(-prompt // passes.GRANULE)
     assert stopped >= pieces_of_work * (2 if backend == "numpy" else 1)
 
@@ -294,13 +296,13 @@ def test_conversations_that_begin_alike_share_their_beginning():
         *_, last = chat.stream(text, picture("landscape"))
         assert chat.messages[-1]["content"] == cold(chat.messages[:-1])[0]
         assert chat.ask("And now?") == cold(chat.messages[:-1])[0]
-        cached.append(last.statistics.cached_tokens)
-    rest = last.statistics.prompt_tokens - cached[1]
+        cached.append(statistics_of(last).cached_tokens)
+    rest = statistics_of(last).prompt_tokens - cached[1]
     assert cached[0] == 0 and rest < 45, "the picture is behind the system's text"
-    assert cached[2] == last.statistics.prompt_tokens, "the same turn as the first one's"
+    assert cached[2] == statistics_of(last).prompt_tokens, "the same turn as the first one's"
     smaller = Chat(*loaded(), system=system, options=SHORT, prompt_cache=prefixes, max_image_tokens=40)
     *_, last = smaller.stream("Why?", picture("landscape"))
-    assert 0 < last.statistics.cached_tokens < cached[1], "the system's text only: the picture is seen otherwise"
+    assert 0 < statistics_of(last).cached_tokens < cached[1], "the system's text only: the picture is seen otherwise"
 
 
 def test_a_conversation_keeps_its_own_copy_of_a_picture():
@@ -320,7 +322,7 @@ def test_the_time_to_the_first_token_includes_reading_the_pictures(monkeypatch):
 
     monkeypatch.setattr(conversation_module, "load_image", slow)
     *_, last = Chat(*loaded(), options=SHORT).stream("What is this?", picture("small"))
-    assert last.statistics.time_to_first_token > 0.3
+    assert statistics_of(last).time_to_first_token > 0.3
 
 
 @pytest.mark.parametrize("ask", ["generate", "chat", "batch"])

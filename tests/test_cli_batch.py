@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, cache_by_backend
+from conftest import GOLDEN, Loaded, cache_by_backend, statistics_of
 from PIL import Image
 from test_cli import MODEL, MODULE, ROOT, cli, refused  # noqa: F401
 
@@ -48,7 +48,7 @@ def read(path: Path) -> list[dict]:
 
 
 @cache_by_backend
-def loaded(**overrides: object):
+def loaded(**overrides: object) -> Loaded:
     return load(MODEL, **overrides)  # type: ignore[arg-type]
 
 
@@ -56,7 +56,7 @@ def alone(prompt: str, images: list | None, system: str | None = None, **overrid
     """Text, end and length of a single run."""
     options = GenerationOptions(max_tokens=4)
     pieces = list(stream_generate(*loaded(**overrides), prompt, images, system=system, options=options))
-    return "".join(piece.text for piece in pieces), pieces[-1].finish_reason, pieces[-1].statistics.prompt_tokens
+    return "".join(piece.text for piece in pieces), pieces[-1].finish_reason, statistics_of(pieces[-1]).prompt_tokens
 
 
 def result(row: dict) -> tuple[str, str, int]:

@@ -12,7 +12,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, statistics_of
 from test_cli import LARGE, MODEL, MODULE, PICTURE, ROOT, cli, generate, refused  # noqa: F401
 
 from mlx_lfm2vl import GenerationOptions, load, stream_generate
@@ -37,7 +37,7 @@ def test_one_json_object_holds_everything(cli):  # noqa: F811
     made = answer_in_json(cli, "--image", LARGE, SMALL, "--prompt", "Why?", "--no-tiling")
     model, processor = load(MODEL, do_image_splitting=False)
     pieces = list(stream_generate(model, processor, "Why?", [LARGE, SMALL], options=GenerationOptions(max_tokens=4)))
-    statistics = pieces[-1].statistics
+    statistics = statistics_of(pieces[-1])
     assert made["model"] == str(MODEL)
     assert made["text"] == "".join(piece.text for piece in pieces)
     assert made["tokens"] == [token for piece in pieces for token in piece.tokens]

@@ -186,13 +186,16 @@ def test_a_dtype_that_is_no_text_is_refused():
 
 
 def test_constructor_takes_sections_as_mappings_as_the_reference_does():
-    config = Lfm2VlConfig(vision_config=BASE, text_config=text(1024, 16, 16, **ROPE, **blocks(6656, True)))
+    config = Lfm2VlConfig(
+        vision_config=BASE,  # type: ignore[arg-type]
+        text_config=text(1024, 16, 16, **ROPE, **blocks(6656, True)),  # type: ignore[arg-type]
+    )
     assert isinstance(config.vision_config, Siglip2VisionConfig) and isinstance(config.text_config, Lfm2Config)
     assert config.text_config.feed_forward_size == 4608
     with pytest.raises(ConfigError, match="projector_hidden_size is 0"):
         Lfm2VlConfig(projector_hidden_size=0)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.downsample_factor = 4
+        config.downsample_factor = 4  # type: ignore[misc]
 
 
 sizes = st.integers(1, 64)

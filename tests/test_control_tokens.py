@@ -7,7 +7,7 @@ import re
 from functools import cache
 
 import pytest
-from conftest import GOLDEN, cache_by_backend, picture
+from conftest import GOLDEN, Loaded, cache_by_backend, picture, statistics_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +29,7 @@ class Enumerated:
 
 
 @cache_by_backend
-def loaded(checkpoint: str = CHECKPOINTS[1]):
+def loaded(checkpoint: str = CHECKPOINTS[1]) -> Loaded:
     return load(checkpoint)
 
 
@@ -128,7 +128,7 @@ def test_items_do_not_join_to_a_token(checkpoint, texts, tmp_path):
     chat.messages.append({"role": "assistant", "content": "y"})
     *_, last = chat.stream("z")
     ids = ids_of(GenerationRequest(chat.messages[:-1]), checkpoint)
-    assert last.statistics.prompt_tokens == len(ids)
+    assert statistics_of(last).prompt_tokens == len(ids)
     frame += [{"role": "assistant", "content": "y"}, {"role": "user", "content": "z"}]
     assert control(ids, checkpoint) == control(ids_of(GenerationRequest(frame), checkpoint), checkpoint)
 
@@ -150,16 +150,16 @@ def test_every_way_in_takes_it_as_text():
     asked = {"images": picture("small"), "system": HOSTILE, "options": SHORT}
     pieces = list(stream_generate(model, processor, HOSTILE, **asked))
     tokens = tuple(token for piece in pieces for token in piece.tokens)
-    assert pieces[-1].statistics.prompt_tokens == len(expected)
+    assert statistics_of(pieces[-1]).prompt_tokens == len(expected)
     (answer,) = generate_batch(model, processor, [GenerationRequest(HOSTILE, picture("small"), HOSTILE, options=SHORT)])
-    assert (answer.tokens, answer.statistics.prompt_tokens) == (tokens, len(expected))
+    assert (answer.tokens, statistics_of(answer).prompt_tokens) == (tokens, len(expected))
     chat = Chat(model, processor, system=HOSTILE, options=SHORT)
     turn = list(chat.stream(HOSTILE, picture("small")))
     assert tuple(token for piece in turn for token in piece.tokens) == tokens
-    assert turn[-1].statistics.prompt_tokens == len(expected)
+    assert statistics_of(turn[-1]).prompt_tokens == len(expected)
     with Engine(loaded) as engine:
         completion = engine.submit(HOSTILE, **asked).result(60)
-        assert (completion.tokens, completion.statistics.prompt_tokens) == (tokens, len(expected))
+        assert (completion.tokens, statistics_of(completion).prompt_tokens) == (tokens, len(expected))
 
 
 def test_it_stays_text_in_later_turns_and_in_a_saved_conversation(tmp_path):
@@ -173,7 +173,7 @@ def test_it_stays_text_in_later_turns_and_in_a_saved_conversation(tmp_path):
     ]
     *_, last = chat.stream("And?")
     ids = ids_of(GenerationRequest(chat.messages[:-1]))
-    assert last.statistics.prompt_tokens == len(ids)
+    assert statistics_of(last).prompt_tokens == len(ids)
     assert control(ids) == control(ids_of(GenerationRequest(harmless)))
     chat.save(tmp_path / "talk.json")
     again = Chat(*loaded(), options=SHORT)
@@ -200,11 +200,11 @@ def test_they_can_be_meant():
     meant = GenerationRequest("Hi<|im_end|>\n<|im_start|>user\nHo", control_tokens=True)
     assert len(control(ids_of(meant))) == len(control(ids_of(GenerationRequest("Hi")))) + 2
     *_, last = stream_generate(model, processor, meant.prompt, options=SHORT, control_tokens=True)
-    assert last.statistics.prompt_tokens == len(ids_of(meant))
+    assert statistics_of(last).prompt_tokens == len(ids_of(meant))
     *_, last = Chat(model, processor, options=SHORT, control_tokens=True).stream(meant.prompt)
-    assert last.statistics.prompt_tokens == len(ids_of(meant))
+    assert statistics_of(last).prompt_tokens == len(ids_of(meant))
     (answer,) = generate_batch(model, processor, [GenerationRequest(meant.prompt, options=SHORT, control_tokens=True)])
-    assert answer.statistics.prompt_tokens == len(ids_of(meant))
+    assert statistics_of(answer).prompt_tokens == len(ids_of(meant))
     with pytest.raises(PromptError, match="1 <image> placeholder for 0 pictures"):
         ids_of(GenerationRequest("What is <image>?", control_tokens=True))
     with pytest.raises(OptionError, match="control_tokens is 1"):

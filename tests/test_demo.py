@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import cache_by_backend
+from conftest import Loaded, cache_by_backend
 from safetensors import safe_open
 
 from mlx_lfm2vl import GenerationOptions, Lfm2VlProcessor, demo, generate, load
@@ -25,7 +25,7 @@ WRITTEN = (
 
 
 @cache_by_backend
-def load_demo():
+def load_demo() -> Loaded:
     return load("demo")
 
 

@@ -15,7 +15,7 @@ IMPORTED = frozenset().union(*map(foreign, MODULES))
 
 
 def modules(requirements: list[str]) -> set[str]:
-    names = [re.match(r"[\w-]+", requirement)[0].replace("-", "_") for requirement in requirements]
+    names = [re.findall(r"^[\w-]+", requirement)[0].replace("-", "_") for requirement in requirements]
     return {MODULE.get(name, name) for name in names}
 
 

@@ -5,6 +5,7 @@ numbers that a digest or the model's tokenizer decides. A table of arguments, fi
 code, in its order, with its defaults.
 """
 
+import argparse
 import ast
 import dataclasses
 import inspect
@@ -94,8 +95,13 @@ def test_the_performance_pages_examples_print_tables_of_that_form(place):
         assert form(done.stdout) == form(shown) and len(form(shown)) > 4
 
 
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    (action,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return action.choices
+
+
 def test_every_option_of_bench_is_on_its_page():
-    parsers = next(a for a in build_parser()._actions if hasattr(a, "choices") and a.choices).choices
+    parsers = commands_of(build_parser())
     known = {option for action in parsers["bench"]._actions for option in action.option_strings} - {"-h", "--help"}
     section = PAGES["performance"].split("## Beside")[0]
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", section)) == known
@@ -119,7 +125,7 @@ def test_the_python_of_a_page_is_one_program_that_runs(page, place):
 
 
 def test_every_option_of_these_commands_is_on_the_page():
-    parsers = next(a for a in build_parser()._actions if hasattr(a, "choices") and a.choices).choices
+    parsers = commands_of(build_parser())
     commands = ("generate", "chat", "batch", "doctor")
     for command in commands:
         for action in parsers[command]._actions:

@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from conftest import endless_model, picture
+from conftest import endless_model, picture, statistics_of
 from engines import FOREVER, SHORT, alone, occupied
 
 from mlx_lfm2vl import GenerationOptions
@@ -49,7 +49,7 @@ def test_answers_are_cancelled_while_another_s_picture_is_encoded(leaving, monke
         for at, request in enumerate(answering):
             completion = request.result(60)
             assert completion.finish_reason == ("cancelled" if at < leaving else "length")
-            assert completion.statistics.generated_tokens == len(completion.tokens) > 0
+            assert statistics_of(completion).generated_tokens == len(completion.tokens) > 0
             assert completion.tokens == alone(texts[at], None, 400)[: len(completion.tokens)]
 
 
@@ -122,7 +122,7 @@ def test_who_gives_up_before_its_turn_is_answered_at_once():
         cancelled.cancel()
         for request in (cancelled, late):
             completion = request.result(10)
-            assert completion.finish_reason == "cancelled" and completion.statistics.prompt_tokens == 0
+            assert completion.finish_reason == "cancelled" and statistics_of(completion).prompt_tokens == 0
         del dropped
         good = [engine.submit("Hello.", options=SHORT, wait=10) for _ in range(3)]
         assert not blocker.done

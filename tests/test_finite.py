@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, cache_by_backend, picture
+from conftest import GOLDEN, Loaded, cache_by_backend, picture
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_lfm2vl import (
@@ -23,7 +23,7 @@ VISION_PART = "model.vision_tower.encoder.layers.1.mlp.fc2.weight"
 
 
 @cache_by_backend
-def loaded():
+def loaded() -> Loaded:
     return load(GOLDEN / "gen2")
 
 

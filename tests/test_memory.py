@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, cache_by_backend, picture
+from conftest import GOLDEN, Loaded, cache_by_backend, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +35,7 @@ LITTLE = 100_000  # bytes: handles, counters, what a graph holds
 
 
 @cache_by_backend
-def loaded() -> tuple[Any, Any]:
+def loaded() -> Loaded:
     return load(GOLDEN / "gen2")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, cache_by_backend, picture
+from conftest import GOLDEN, Loaded, cache_by_backend, picture
 from mlx.utils import tree_flatten
 
 from mlx_lfm2vl import Lfm2VlForConditionalGeneration, Lfm2VlModel, Lfm2VlProcessor, load
@@ -17,7 +17,7 @@ from mlx_lfm2vl.errors import ConfigError, HubError, InputError, OptionError, Ou
 
 
 @cache_by_backend
-def loaded(checkpoint: str):
+def loaded(checkpoint: str) -> Loaded:
     return load(GOLDEN / checkpoint)
 
 

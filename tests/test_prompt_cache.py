@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, cache_by_backend, picture
+from conftest import GOLDEN, Loaded, cache_by_backend, picture, statistics_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,7 +25,7 @@ OPTIONS = GenerationOptions(max_tokens=6)
 
 
 @cache_by_backend
-def loaded():
+def loaded() -> Loaded:
     return load(GOLDEN / "gen2")
 
 
@@ -71,8 +71,8 @@ def test_a_picture_with_many_questions_is_prefilled_once(monkeypatch):
     with counted(monkeypatch) as seen:
         answers = list(generate_batch(*loaded(), questions, batch_size=4))
     assert [answer.tokens for answer in answers] == [alone(question) for question in questions]
-    known = [answer.statistics.cached_tokens for answer in answers]
-    lengths = [answer.statistics.prompt_tokens for answer in answers]
+    known = [statistics_of(answer).cached_tokens for answer in answers]
+    lengths = [statistics_of(answer).prompt_tokens for answer in answers]
     assert known[0] == 0 and all(tokens > 60 for tokens in known[1:])  # 60 image tokens, and what stands before
     assert seen == {"tokens": sum(lengths) - sum(known), "views": 1}
     assert seen["tokens"] < sum(lengths) / 3
@@ -87,9 +87,9 @@ def test_a_long_system_prompt_is_prefilled_once_whatever_follows(monkeypatch):
     with counted(monkeypatch) as seen:
         answers = list(generate_batch(*loaded(), questions))
     assert [answer.tokens for answer in answers] == [alone(question) for question in questions]
-    shared = min(answer.statistics.cached_tokens for answer in answers[1:])
+    shared = min(statistics_of(answer).cached_tokens for answer in answers[1:])
     assert shared >= len(loaded()[1].tokenizer.encode(SYSTEM))
-    assert seen["tokens"] == sum(a.statistics.prompt_tokens - a.statistics.cached_tokens for a in answers)
+    assert seen["tokens"] == sum(statistics_of(a).prompt_tokens - statistics_of(a).cached_tokens for a in answers)
     assert seen["views"] == 3
 
 
@@ -106,7 +106,7 @@ def test_rows_with_and_without_a_shared_beginning_stand_side_by_side(monkeypatch
     with counted(monkeypatch) as seen:
         answers = list(generate_batch(*loaded(), questions))
     assert [answer.tokens for answer in answers] == [alone(question) for question in questions]
-    assert [answer.statistics.cached_tokens > 60 for answer in answers] == [False, False, True, False, True, False]
+    assert [statistics_of(answer).cached_tokens > 60 for answer in answers] == [False, False, True, False, True, False]
     assert seen["views"] == 3  # that of three rows once, although it stands elsewhere in the last
 
 
@@ -120,9 +120,9 @@ def test_the_engine_knows_what_was_asked_before(monkeypatch):
             request = engine.submit(question.prompt, question.images, system=question.system, options=question.options)
             completions.append(request.result(60))
     assert [completion.tokens for completion in completions] == expected
-    known = [completion.statistics.cached_tokens for completion in completions]
+    known = [statistics_of(completion).cached_tokens for completion in completions]
     assert known[0] == 0 and known[1] == known[2] > 60
-    assert seen == {"tokens": sum(c.statistics.prompt_tokens for c in completions) - sum(known), "views": 1}
+    assert seen == {"tokens": sum(statistics_of(c).prompt_tokens for c in completions) - sum(known), "views": 1}
 
 
 def test_a_conversation_that_is_sent_again_and_again_costs_its_new_turns():
@@ -140,8 +140,8 @@ def test_a_conversation_that_is_sent_again_and_again_costs_its_new_turns():
             t for p in stream_generate(*loaded(), messages, options=OPTIONS, prompt_cache=prefixes) for t in p.tokens
         )
         assert warm == cold
-        assert last.statistics.cached_tokens >= before
-        before = last.statistics.prompt_tokens - SHORTEST_PASS
+        assert statistics_of(last).cached_tokens >= before
+        before = statistics_of(last).prompt_tokens - SHORTEST_PASS
         messages += [
             {"role": "assistant", "content": "A thing. " * 4},
             {"role": "user", "content": f"And {turn}? " * 9},
@@ -165,7 +165,7 @@ def test_it_holds_no_more_bytes_than_it_may():
 
     def ask(prefixes: PromptCache, n: int) -> int:
         *_, last = stream_generate(*loaded(), "?", system=f"{n}: {SYSTEM}", options=options, prompt_cache=prefixes)
-        return last.statistics.cached_tokens
+        return statistics_of(last).cached_tokens
 
     prefixes = PromptCache()
     ask(prefixes, 0)

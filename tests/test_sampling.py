@@ -6,6 +6,7 @@ by a tournament. (MLX's CPU back end runs compiled functions too, by a C++ compi
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -56,7 +57,7 @@ def device(request, monkeypatch, tmp_path_factory) -> str:
     return request.param
 
 
-def options(seed: int | None = None, **given) -> GenerationOptions:
+def options(seed: int | None = None, **given: Any) -> GenerationOptions:
     return GenerationOptions(seed=seed, **given).resolve(GenerationConfig(do_sample=True))
 
 
@@ -66,7 +67,7 @@ def some_logits(*shape: int, seed: int = 0) -> mx.array:
 
 def tokens_of(sampler: Sampler, logits: mx.array, steps: int) -> list[list[int]]:
     """Tokens (steps, B) for the same logits, which the penalty changes."""
-    return [sampler(logits).tolist() for _ in range(steps)]
+    return [np.array(sampler(logits)).tolist() for _ in range(steps)]
 
 
 # The choice
@@ -189,8 +190,8 @@ def test_a_row_that_is_not_finite_has_no_token_and_its_neighbours_have_theirs(gi
         bad = good.copy()
         bad[0, place] = value
         both = [make_sampler([options(1, **given), options(2, **given)]) for _ in range(2)]
-        expected = both[0](mx.array(np.concatenate([good, good]))).tolist()
-        assert both[1](mx.array(np.concatenate([good, bad]))).tolist() == [expected[0], NOT_FINITE]
+        expected = both[0](mx.array(np.concatenate([good, good])))
+        assert both[1](mx.array(np.concatenate([good, bad]))).tolist() == [expected[0].item(), NOT_FINITE]
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
@@ -227,7 +228,12 @@ def test_the_largest_scores_are_those_of_a_sort(device, data):
 def test_the_largest_scores_of_real_vocabularies(size, count, device, monkeypatch):
     sizes: list[int] = []
     sort = mx.sort
-    monkeypatch.setattr(mx, "sort", lambda x, axis: sizes.append(x.shape[axis]) or sort(x, axis=axis))
+
+    def sorting(x: mx.array, axis: int) -> mx.array:
+        sizes.append(x.shape[axis])
+        return sort(x, axis=axis)
+
+    monkeypatch.setattr(mx, "sort", sorting)
     scores = some_logits(2, size)
     np.testing.assert_array_equal(np.array(largest(scores, count)), np.sort(np.array(scores))[:, -count:])
     if device == "gpu" and count < 1000:  # else blocks hardly shrink
@@ -286,7 +292,7 @@ def alone(given: list[GenerationOptions], prompts: list[list[int]], logits: list
     for row, (each, prompt) in enumerate(zip(given, prompts, strict=True)):
         sampler = UniformSampler(each)
         sampler.observe(mx.array([prompt]), logits[0].shape[1])
-        rows.append([sampler(mx.array(step[row : row + 1])).item() for step in logits])
+        rows.append([int(sampler(mx.array(step[row : row + 1]))) for step in logits])
     return rows
 
 
@@ -382,7 +388,7 @@ def test_every_step_may_run_in_another_thread(device, evaluated):
                 yield []
             tokens = batch(step[: 2 if n < 3 or n > 4 else 3])
             mx.eval(tokens, batch.state if evaluated else [])
-            yield tokens.tolist()
+            yield np.array(tokens).tolist()
 
     expected = list(run())
     steps, found, errors = run(), [], []
@@ -475,7 +481,8 @@ def test_options_outside_their_range_are_refused_by_name(name, value, expected):
 
 
 def test_numbers_may_be_numpys_and_no_stop_may_be_none():
-    options = GenerationOptions(max_tokens=np.int64(3), temperature=np.float32(0.5), seed=np.uint8(7), stop=None)
+    numbers: dict[str, Any] = {"max_tokens": np.int64(3), "temperature": np.float32(0.5), "seed": np.uint8(7)}
+    options = GenerationOptions(**numbers, stop=None)  # type: ignore[arg-type]
     assert options == GenerationOptions(max_tokens=3, temperature=0.5, seed=7)
     assert [type(value) for value in (options.max_tokens, options.temperature, options.seed)] == [int, float, int]
 

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, cache_by_backend, picture
+from conftest import GOLDEN, Loaded, cache_by_backend, picture, statistics_of
 
 from mlx_lfm2vl import (
     GenerationOptions,
@@ -32,7 +32,7 @@ GREEDY = GenerationOptions(max_tokens=12)
 
 
 @cache_by_backend
-def loaded():
+def loaded() -> Loaded:
     return load(GOLDEN / "gen2")
 
 
@@ -213,7 +213,7 @@ def test_speeds_count_from_the_first_token(monkeypatch):
     while len(scheduler):
         items += scheduler.step()
         now += 1.0
-    statistics = items[-1][1].statistics
+    statistics = statistics_of(items[-1][1])
     steps_before = statistics.time_to_first_token - 2.0
     assert statistics.generated_tokens == 6
     assert statistics.tokens_per_second == pytest.approx(5 / 5)
@@ -239,19 +239,19 @@ def test_a_finished_row_gives_its_answer_to_the_next_turn():
         cold = list(stream_generate(model, processor, messages, options=GREEDY))
         assert Completion.of(warm).tokens == Completion.of(cold).tokens
         prompt = encode(model, processor, GenerationRequest(text)).ids
-        assert warm[-1].statistics.cached_tokens >= len(prompt)
+        assert statistics_of(warm[-1]).cached_tokens >= len(prompt)
 
 
 def test_a_prompt_that_was_answered_is_answered_again_without_a_run():
     cache = PromptCache()
     for expected in (0, None):
         *_, last = stream_generate(*loaded(), "Hello.", picture("small"), options=GREEDY, prompt_cache=cache)
-        known = last.statistics.prompt_tokens if expected is None else expected
-        assert last.statistics.cached_tokens == known
-        assert last.statistics.prompt_tokens == len(
+        known = statistics_of(last).prompt_tokens if expected is None else expected
+        assert statistics_of(last).cached_tokens == known
+        assert statistics_of(last).prompt_tokens == len(
             encode(*loaded(), GenerationRequest("Hello.", picture("small"))).ids
         )
-    assert np.isfinite(last.statistics.time_to_first_token)
+    assert np.isfinite(statistics_of(last).time_to_first_token)
 
 
 def test_memory_that_runs_out_at_a_join_changes_no_answer(monkeypatch):

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matrix.test_matrix import TABLES
@@ -31,6 +32,6 @@ def test_the_named_tests_are_there(line):
 
 def test_the_example_runs():
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
-    made: dict[str, object] = {}
+    made: dict[str, Any] = {}
     exec(code, made)
     assert made["processor"].image_processor.source_policy.allow_urls is False

@@ -77,7 +77,7 @@ def noise(rng: np.random.Generator, largest: int) -> Image.Image:
 def answer(model, processor, text: str, picture: Image.Image | None) -> list[tuple[int, float]]:
     """Tokens and their logprobs, to the last bit."""
     pieces = stream_generate(model, processor, text, picture, options=SHORT)
-    return [pair for piece in pieces for pair in zip(piece.tokens, piece.logprobs, strict=True)]
+    return [pair for piece in pieces for pair in zip(piece.tokens, piece.logprobs or (), strict=True)]
 
 
 def test_a_thousand_pictures_of_any_size():

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, cache_by_backend, case_ids, picture
+from conftest import GOLDEN, Loaded, cache_by_backend, case_ids, picture, statistics_of
 
 from mlx_lfm2vl import (
     Chat,
@@ -24,7 +24,7 @@ from mlx_lfm2vl.errors import ImageError, OptionError, OutputError, PromptError
 
 
 @cache_by_backend
-def loaded(checkpoint: str):
+def loaded(checkpoint: str) -> Loaded:
     return load(GOLDEN / checkpoint)
 
 
@@ -51,7 +51,7 @@ def test_the_last_piece_tells_how_it_went():
     assert all(piece.finish_reason is None and piece.statistics is None for piece in pieces[:-1])
     last = pieces[-1]
     assert last.finish_reason == "length"
-    statistics = last.statistics
+    statistics = statistics_of(last)
     assert statistics.generated_tokens == 24 == sum(len(piece.tokens) for piece in pieces)
     assert statistics.image_tokens == 60
     assert statistics.prompt_tokens > 60
@@ -75,7 +75,7 @@ def test_the_end_token_stops_and_is_not_part_of_the_text():
         model.generation_config = config
     assert pieces[-1].finish_reason == "stop"
     assert [token for piece in pieces for token in piece.tokens] == tokens[:at]
-    assert pieces[-1].statistics.generated_tokens == at + 1
+    assert statistics_of(pieces[-1]).generated_tokens == at + 1
 
 
 def test_generate_is_the_whole_stream():
@@ -100,7 +100,7 @@ def test_overrides_reach_the_pictures():
     def image_tokens(**overrides) -> int:
         options = GenerationOptions(max_tokens=1)
         *_, last = stream_generate(model, processor, "?", picture("photo"), options=options, **overrides)
-        return last.statistics.image_tokens
+        return statistics_of(last).image_tokens
 
     assert image_tokens(do_image_splitting=False) < image_tokens(use_thumbnail=False) < image_tokens()
 
@@ -234,12 +234,12 @@ def test_generation_ends_where_the_positions_end():
     model, processor = loaded("gen2")
     text_config = model.config.text_config
     *_, short = stream_generate(model, processor, "Hello.", options=GenerationOptions(max_tokens=1))
-    limit = short.statistics.prompt_tokens + 5
+    limit = statistics_of(short).prompt_tokens + 5
     config = model.config
     try:
         model.config = replace(config, text_config=replace(text_config, max_position_embeddings=limit))
         *_, last = stream_generate(model, processor, "Hello.", options=OPTIONS)
-        assert (last.finish_reason, last.statistics.generated_tokens) == ("length", 5)
+        assert (last.finish_reason, statistics_of(last).generated_tokens) == ("length", 5)
         with pytest.raises(PromptError, match=rf"the prompt has \d+ tokens, but the model has {limit} positions"):
             generate(model, processor, "Hello." * 50, options=OPTIONS)
     finally:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, cache_by_backend, picture
+from conftest import GOLDEN, Loaded, cache_by_backend, picture
 
 from mlx_lfm2vl import (
     Chat,
@@ -70,7 +70,7 @@ def elsewhere(work: Callable[[], T]) -> T:
 
 
 @cache_by_backend
-def loaded(folder: Path) -> tuple[Any, Any]:
+def loaded(folder: Path) -> Loaded:
     """Loaded in a thread that has ended."""
     return elsewhere(lambda: load(folder))
 

@@ -125,7 +125,7 @@ class TestTokens:
         with pytest.raises(TokenizerError, match=r"half a character \(U\+D83D\)"):
             GEN2.encode("a\ud83d")
         with pytest.raises(TokenizerError, match="must be a string, got int"):
-            GEN2(["a", 3])
+            GEN2(["a", 3])  # type: ignore[list-item]
 
 
 class TestBatches:

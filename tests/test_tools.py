@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, statistics_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -53,7 +53,7 @@ def test_several_blocks_and_none():
     ]
     assert parse_tool_calls("No call [f()].") == []
     with pytest.raises(ToolCallError, match="the text of tool calls is int, expected str"):
-        parse_tool_calls(5)
+        parse_tool_calls(5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -181,4 +181,4 @@ def test_an_answer_with_a_call_is_part_of_a_conversation(monkeypatch):
     chat = Chat(model, processor, tools=schema, options=GenerationOptions(max_tokens=3))
     chat.messages = [{"role": "user", "content": "Time?"}, {"role": "assistant", "content": f"Hm.{block('[now()]')}"}]
     last = list(chat.stream("12:00", role="tool"))[-1]
-    assert last.statistics.generated_tokens == 3 and chat.messages[-2] == {"role": "tool", "content": "12:00"}
+    assert statistics_of(last).generated_tokens == 3 and chat.messages[-2] == {"role": "tool", "content": "12:00"}

@@ -53,6 +53,7 @@ def display():
 @pytest.fixture(scope="module")
 def window_module():
     spec = importlib.util.spec_from_file_location("window", ROOT / "examples" / "window.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -61,7 +62,7 @@ def window_module():
 @pytest.fixture
 def start(display, window_module):
     """Opens a window for a model; gives it with its event loop under control."""
-    open_: list[tuple[object, Engine]] = []
+    open_: list[tuple[tk.Tk, Engine]] = []
 
     def begin(model: object = "demo", **options: object) -> "Driven":
         engine = Engine(lambda: load(model))  # type: ignore[arg-type]

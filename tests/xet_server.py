@@ -127,7 +127,8 @@ class _XetHandler(_Handler):
         """All terms of a file, and where each one's chunks lie in its xorb."""
         if not (self.headers.get("Range") or "bytes=0-").startswith("bytes=0-"):
             return self.answer(416, b"")
-        terms, places = [], {}
+        terms: list[dict[str, Any]] = []
+        places: dict[str, Any] = {}
         for xorb, size, first, end in file.terms:
             starts = chunk_starts(self.server_state.xorbs[xorb])
             chunks = {"start": first, "end": end}

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from peak import peak_memory
 
@@ -70,9 +71,7 @@ def child(name: str, first: int, last: int, progress: str) -> None:
     print(json.dumps({"counts": counts}), flush=True)
 
 
-def campaign(
-    name: str, executions: int, folder: Path, chunk: int = 2000, hang: float = HANG_SECONDS
-) -> dict[str, object]:
+def campaign(name: str, executions: int, folder: Path, chunk: int = 2000, hang: float = HANG_SECONDS) -> dict[str, Any]:
     """Runs up to `executions` in all, from where an earlier campaign ended, and returns its state. One that shows no
     progress for `hang` seconds is killed. Of a chunk that ended so, what came before counts as "uncounted"."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+from collections.abc import Callable
 
 from mlx_lfm2vl.config import GenerationConfig, Lfm2VlConfig, ProcessorConfig, read_json
 from mlx_lfm2vl.errors import ConfigError, WeightsError
@@ -42,11 +43,12 @@ def run(data: bytes) -> int:
     if not (made / "model.safetensors").exists():
         shutil.copy(MODEL / "model.safetensors", made)
     refusals: list[Exception] = []
-    for act in (
+    acts: tuple[Callable[[], object], ...] = (
         lambda: open_model(made),
         lambda: GenerationConfig.from_dict(read_json(made / "generation_config.json")),
         lambda: ProcessorConfig.from_folder(made),
-    ):
+    )
+    for act in acts:
         try:
             act()
         except (ConfigError, WeightsError) as error:

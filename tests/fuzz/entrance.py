@@ -64,7 +64,7 @@ def mutated(data: bytes, other: bytes, rng: random.Random) -> bytes:
             changed[at:at] = piece * rng.choice((1, 2, 8, 64))
         elif kind == 9 and other:
             start = rng.randrange(len(other))
-            piece = other[start : start + rng.choice((4, 16, 64, 1024))]
+            piece = bytearray(other[start : start + rng.choice((4, 16, 64, 1024))])
             changed[at : at + rng.choice((0, len(piece)))] = piece
         else:
             digits = [i for i, byte in enumerate(changed) if 48 <= byte <= 57]

@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from mlx_lfm2vl import convert
 from mlx_lfm2vl.errors import ConfigError, WeightsError
+from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model
 
 from .folders import GOLDEN, ODD, FolderEntrance, change_json, folder, place
@@ -73,7 +74,7 @@ def run(data: bytes) -> int:
         if not (made / file.name).exists():
             shutil.copy(file, made)
     try:
-        model = load_model(made)
+        model: Lfm2VlForConditionalGeneration = load_model(made)
     except (ConfigError, WeightsError) as error:
         text = str(error)
         assert text.isprintable() and len(text) < 1500, text

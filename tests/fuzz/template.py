@@ -6,6 +6,7 @@ import functools
 import json
 import random
 import re
+from typing import Any
 
 from mlx_lfm2vl.errors import TemplateError
 from mlx_lfm2vl.processing.template import ChatTemplate
@@ -145,7 +146,8 @@ def run(data: bytes) -> int:
     length = 0
     try:
         template = ChatTemplate.from_folder(place("template", "chat_template.jinja", data), None, {"bos_token": "<s>"})
-        for options in ({}, {"tools": TOOLS, "add_generation_prompt": True}):
+        given: tuple[dict[str, Any], ...] = ({}, {"tools": TOOLS, "add_generation_prompt": True})
+        for options in given:
             rendered = template.render(CONVERSATION, **options)
             assert all(0 <= start <= end <= len(rendered.text) for start, end in rendered.generation_spans)
             length += len(rendered.text)

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -368,10 +369,19 @@ WEIGHTS = [
     ),
 ]
 
+
+def _loads(bench: Bench, index: str) -> bool:
+    """An index decides nothing: the folder loads as it does without one, and no other file is opened."""
+    folder = bench.model()
+    write("model.safetensors.index.json", index)(folder)
+    model, _ = load(folder)
+    return bool(model.config == load(MODEL)[0].config)
+
+
 INDEX = [
     Row(
         f"index: {name}",
-        lambda bench, content=content: _loads(bench, content),
+        partial(_loads, index=content),
         Gives(True),
     )
     for name, content in (
@@ -382,14 +392,6 @@ INDEX = [
         ("that is a list", "[]"),
     )
 ]
-
-
-def _loads(bench: Bench, index: str) -> bool:
-    """An index decides nothing: the folder loads as it does without one, and no other file is opened."""
-    folder = bench.model()
-    write("model.safetensors.index.json", index)(folder)
-    model, _ = load(folder)
-    return bool(model.config == load(MODEL)[0].config)
 
 
 TOKENIZERS = [

@@ -40,7 +40,7 @@ from mlx_lfm2vl.processing.image import flatten
 from mlx_lfm2vl.processing.load_image import load_array, load_image
 
 from .bench import Bench
-from .row import Gives, Near, Refused, Row
+from .row import Gives, Near, Refused, Row, without_bench
 
 PNG = encoded(Image.fromarray(NOISE), "PNG")
 AGAIN = "save or download it again"
@@ -198,7 +198,7 @@ ARRAYS = [
     Row("array with alpha", lambda _: load_array(np.dstack([NOISE, ALPHA])), Gives(on_white(NOISE, ALPHA))),
     Row("array that is a view", lambda _: load_array(NOISE[::-2, ::3]), Gives(np.ascontiguousarray(NOISE[::-2, ::3]))),
     *(
-        Row(f"array {name}", lambda _, array=array: load_array(array), Refused(ImageError, "array", what, way))
+        Row(f"array {name}", without_bench(load_array, array), Refused(ImageError, "array", what, way))
         for name, array, what, way in (
             ("of wide integers", NOISE.astype(np.int64), "expected uint8 in 0..255 or floats in 0..1", "uint8"),
             ("of booleans", BITS.astype(bool), "expected uint8 in 0..255 or floats in 0..1", "uint8"),
@@ -221,7 +221,7 @@ ARRAYS = [
     *(
         Row(
             f"a picture of type {type(thing).__name__}",
-            lambda _, thing=thing: load_array(thing),
+            without_bench(load_array, thing),
             Refused(ImageError, f"type {type(thing).__name__}", "cannot be read", "give a PIL image"),
         )
         for thing in (None, 7, {"url": "a.png"}, [NOISE])

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from conftest import Loaded
 from containers import NOISE, encoded
 from PIL import Image
 
@@ -14,7 +15,7 @@ from mlx_lfm2vl import Chat, Engine, GenerationOptions, GenerationRequest, Sourc
 from mlx_lfm2vl.errors import ImageError
 
 from .bench import MODEL, Bench
-from .row import Gives, Refused, Row
+from .row import Gives, Refused, Row, without_bench
 
 PNG = encoded(Image.fromarray(NOISE), "PNG")
 URI = "data:image/png;base64," + base64.b64encode(PNG).decode()
@@ -23,7 +24,7 @@ ONE = GenerationOptions(max_tokens=1)
 
 
 @functools.cache
-def loaded() -> Any:
+def loaded() -> Loaded:
     return load(MODEL, source_policy=CLOSED)
 
 
@@ -92,7 +93,7 @@ ROWS = [
     *(
         Row(
             f"a URL, {ask.__name__.replace('_', ' ')}",
-            lambda _, ask=ask: ask("http://127.0.0.1:9/a.png"),
+            without_bench(ask, "http://127.0.0.1:9/a.png"),
             Refused(ImageError, "http://127.0.0.1:9/a.png", "URLs are not allowed here", "give the picture itself"),
         )
         for ask in WAYS
@@ -105,7 +106,7 @@ ROWS = [
     *(
         Row(
             f"too many pixels, {ask.__name__.replace('_', ' ')}",
-            lambda _, ask=ask: ask(Image.new("RGB", (40, 40))),
+            without_bench(ask, Image.new("RGB", (40, 40))),
             Refused(ImageError, "PIL image RGB", "40x40 is more than 1,000 pixels", "make it smaller"),
         )
         for ask in (asked_by_generate, asked_by_message, asked_by_chat, asked_by_batch, asked_by_engine)

@@ -32,6 +32,11 @@ class Row:
     seconds: float = 60.0
 
 
+def without_bench(function: Callable[..., Any], *arguments: Any) -> Callable[[Bench], Any]:
+    """An act that is a call of `function`."""
+    return lambda _: function(*arguments)
+
+
 def _assert_says(line: str, where: str, what: str, way: str, bench: Bench) -> None:
     assert "\n" not in line and line.strip() == line, repr(line)
     for words in (where, what, way):

@@ -20,7 +20,7 @@ from mlx_lfm2vl.processing.fetch import fetch, redirected
 from mlx_lfm2vl.processing.load_image import load_array, load_image
 
 from .bench import Bench
-from .row import Gives, Refused, Row
+from .row import Gives, Refused, Row, without_bench
 from .web import Reply, Server, response
 
 PNG = encoded(Image.fromarray(NOISE), "PNG")
@@ -354,7 +354,6 @@ def no_address(url: str, what: str, way: str = "") -> Row:
     )
 
 
-SMALL = {"max_bytes": 1000}
 ADDRESSES = [
     no_address("http://", "only http and https are followed"),
     no_address("http:///a.png", "only http and https are followed"),
@@ -377,13 +376,13 @@ ADDRESSES = [
     *(
         Row(
             f"a data: URI of too many bytes, {kind}",
-            lambda _, uri=uri: load_image(uri, SourcePolicy(**SMALL)),
+            without_bench(load_image, uri, SourcePolicy(max_bytes=1000)),
             Refused(ImageError, uri[:20], "more than 1000 bytes", "make it smaller"),
         )
         for kind, uri in (("base64", "data:;base64," + "A" * 5000), ("plain", "data:," + "A" * 5000))
     ),
     *(
-        Row(f"a data: URI {kind}", lambda _, uri=uri: load_array(uri), Gives(NOISE))
+        Row(f"a data: URI {kind}", without_bench(load_array, uri), Gives(NOISE))
         for kind, uri in (
             ("of base64", "data:image/png;base64," + base64.b64encode(PNG).decode()),
             ("in capitals", "DATA:IMAGE/PNG;BASE64," + base64.b64encode(PNG).decode()),
