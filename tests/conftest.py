@@ -45,6 +45,8 @@ from mlx_lfm2vl import (
 )
 from mlx_lfm2vl.backends.cpu.layers import CpuDecoderLayer
 from mlx_lfm2vl.models.lfm2 import Lfm2DecoderLayer
+from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration as Base
+from mlx_lfm2vl.models.outputs import Lfm2VlCausalLMOutputWithPast
 
 BACKENDS = ("mlx", "numpy")
 GOLDEN = Path(__file__).parent / "golden"
@@ -196,6 +198,13 @@ def statistics_of(response: GenerationResponse | Completion) -> Statistics:
     """Those of a last response or of a whole answer, which has them."""
     assert response.statistics is not None
     return response.statistics
+
+
+def logits_of(model: Base, *arguments: Any, **named: Any) -> mx.array:
+    """(B, L, vocabulary): those of a call with these arguments."""
+    output = model(*arguments, **named)
+    assert isinstance(output, Lfm2VlCausalLMOutputWithPast) and output.logits is not None
+    return output.logits
 
 
 def read_tensors(file: Path) -> dict[str, mx.array]:

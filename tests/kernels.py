@@ -69,7 +69,7 @@ class Count:
     def total(self) -> int:
         return sum(self.kernels.values())
 
-    def _add(self, outputs: list[mx.array]) -> None:
+    def _add(self, outputs: Iterable[mx.array]) -> None:
         """Adds what is not evaluated yet of the outputs' graph."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "graph.dot"

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import warnings
+from typing import TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from mlx_lfm2vl.backends.cpu import accelerate, arrays, by_columns, kernels
@@ -24,6 +25,7 @@ from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.lfm2 import Lfm2Model
 from mlx_lfm2vl.models.siglip2 import Siglip2EncoderLayer
 from mlx_lfm2vl.threads import blas_on_one_thread, cancellation, check_cancelled, parallel_for
+from mlx_lfm2vl.weights.names import parameters
 
 pytestmark = pytest.mark.backends("numpy")
 SMALL = {
@@ -44,7 +46,10 @@ def linear(rows: int, width: int, bias: bool) -> nn.Linear:
     return layer
 
 
-def accelerated(module: nn.Module) -> nn.Module:
+M = TypeVar("M", bound=nn.Module)
+
+
+def accelerated(module: M) -> M:
     accelerate(twin := copy.deepcopy(module))
     return twin
 
@@ -75,14 +80,15 @@ def test_other_dtypes_are_left_to_mlx():
     layer = linear(96, 48, True)
     layer.set_dtype(mx.bfloat16)
     x = normal(2, 3, 48).astype(mx.bfloat16)
-    np.testing.assert_array_equal(*(np.array(each(x).astype(mx.float32)) for each in (accelerated(layer), layer)))
+    ours, theirs = (np.array(each(x).astype(mx.float32)) for each in (accelerated(layer), layer))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_layers_keep_their_parameters_and_may_be_quantised():
     model = Lfm2Model(Lfm2Config.from_dict(SMALL))
-    before = {name: id(array) for name, array in tree_flatten(model.parameters())}
+    before = {name: id(array) for name, array in parameters(model).items()}
     accelerate(model)
-    assert {name: id(array) for name, array in tree_flatten(model.parameters())} == before
+    assert {name: id(array) for name, array in parameters(model).items()} == before
     x = normal(1, 5, 64)
     wanted = np.array(model(x))
     nn.quantize(model, group_size=32, bits=8)
@@ -105,7 +111,7 @@ def test_gradients_are_an_error_and_not_zero(part):
 def tower_layer() -> Siglip2EncoderLayer:
     sizes = {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 200, "num_hidden_layers": 1}
     layer = Siglip2EncoderLayer(Siglip2VisionConfig.from_dict({**sizes, "layer_norm_eps": 1e-3}))
-    shapes = {name: array.shape for name, array in tree_flatten(layer.parameters())}
+    shapes = {name: array.shape for name, array in parameters(layer).items()}
     layer.update(tree_unflatten([(name, normal(*shape, seed=len(name)) / 8) for name, shape in shapes.items()]))
     return layer
 
@@ -264,15 +270,19 @@ def test_long_layers_are_cancelled_within():
     def given(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         return {name: rng.standard_normal(shape).astype(np.float32) / 8 for name, shape in shapes.items()}
 
-    tower = {f"layer_norm{n}.{kind}": (64,) for n in (1, 2) for kind in ("weight", "bias")}
+    tower: dict[str, tuple[int, ...]] = {f"layer_norm{n}.{kind}": (64,) for n in (1, 2) for kind in ("weight", "bias")}
     for name, shape in {
         **{f"self_attn.{kind}_proj": (64, 64) for kind in ("q", "k", "v", "out")},
         "mlp.fc1": (128, 64),
         "mlp.fc2": (64, 128),
     }.items():
         tower |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    text = {"operator_norm.weight": (64,), "ffn_norm.weight": (64,), "conv.conv.weight": (64, 3, 1)}
-    text |= {"conv.in_proj.weight": (192, 64), "conv.out_proj.weight": (64, 64)}
+    text: dict[str, tuple[int, ...]] = {
+        "operator_norm.weight": (64,),
+        "ffn_norm.weight": (64,),
+        "conv.conv.weight": (64, 3, 1),
+    }
+    text |= {"conv.conv.weight": (64, 3, 1), "conv.in_proj.weight": (192, 64), "conv.out_proj.weight": (64, 64)}
     text |= {
         "feed_forward.w1.weight": (128, 64),
         "feed_forward.w3.weight": (128, 64),
@@ -338,15 +348,15 @@ def test_attention_is_mlx_s(batch, kv_heads, group, length, past, kind):
         seen[..., 0] = True
         mask = mx.array(seen)
     wanted = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=0.25, mask=mask)
-    seen = np.array(mask) if isinstance(mask, mx.array) else mask
-    got = arrays.attention(*map(np.array, (queries, keys, values)), 0.25, seen).transpose(0, 2, 1, 3)
+    known = np.array(mask) if isinstance(mask, mx.array) else mask
+    got = arrays.attention(np.array(queries), np.array(keys), np.array(values), 0.25, known).transpose(0, 2, 1, 3)
     np.testing.assert_allclose(got, np.array(wanted), rtol=1e-4, atol=3e-6)
 
 
 def test_scores_of_any_size_have_a_softmax():
     queries, keys, values = normal(1, 2, 300, 16) * 1e3, normal(1, 2, 300, 16) * 1e3, normal(1, 2, 300, 16)
     wanted = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=1.0)
-    got = arrays.attention(*map(np.array, (queries, keys, values)), 1.0).transpose(0, 2, 1, 3)
+    got = arrays.attention(np.array(queries), np.array(keys), np.array(values), 1.0).transpose(0, 2, 1, 3)
     np.testing.assert_allclose(got, np.array(wanted), atol=1e-2)
 
 

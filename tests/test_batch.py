@@ -18,7 +18,7 @@ def loaded() -> Loaded:
     return load(GOLDEN / "gen2")
 
 
-def alone(question: GenerationRequest) -> tuple[tuple[int, ...], str, str]:
+def alone(question: GenerationRequest) -> tuple[tuple[int, ...], str, str | None]:
     pieces = list(
         stream_generate(
             *loaded(),
@@ -111,7 +111,7 @@ def test_each_row_has_the_positions_that_it_would_have_alone():
         assert f"the prompt has {lengths[2]} tokens, but the model has {limit} positions" in str(too_long.error)
         assert [short.tokens, long.tokens] == [alone(question)[0] for question in questions[:2]]
         chat = Chat(*loaded(), options=options)
-        *_, last = chat.stream(questions[1].prompt)
+        *_, last = chat.stream("What is this? " * 9)
         assert (last.finish_reason, statistics_of(last).generated_tokens) == ("length", 5)
         with pytest.raises(PromptError, match=f"but the model has {limit} positions"):
             chat.ask("And?")
@@ -123,4 +123,4 @@ def test_each_row_has_the_positions_that_it_would_have_alone():
 def test_batch_size_is_checked():
     for wrong in (0, True, 2.0):
         with pytest.raises(OptionError, match="batch_size"):
-            list(generate_batch(*loaded(), [], batch_size=wrong))
+            list(generate_batch(*loaded(), [], batch_size=wrong))  # type: ignore[arg-type]

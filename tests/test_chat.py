@@ -143,7 +143,12 @@ def test_a_turn_costs_its_own_tokens_and_a_picture_is_encoded_once(monkeypatch):
     views = []
     embeddings = type(model.model.vision_tower.embeddings)
     embed = embeddings.__call__
-    monkeypatch.setattr(embeddings, "__call__", lambda *given: (views.append(1), embed(*given))[1])
+
+    def embedding(*given):
+        views.append(1)
+        return embed(*given)
+
+    monkeypatch.setattr(embeddings, "__call__", embedding)
     second = statistics(list(chat.stream("And now?")))
     assert second.cached_tokens >= first.prompt_tokens
     assert second.prompt_tokens - second.cached_tokens < 30
@@ -181,14 +186,15 @@ def test_a_turn_cancelled_within_a_picture_leaves_nothing_of_it(shift):
     def pictures(shade):
         return [Image.fromarray(np.full((256, 256, 3), shade + n, np.uint8)) for n in range(8)]
 
-    chat, told = Chat(model, processor, options=options), []
+    chat = Chat(model, processor, options=options)
+    told: list[tuple[int, int]] = []
     text = "What is this?" + " Say." * shift
     assert list(chat.stream(text, pictures(9), stop=lambda: bool(told), progress=lambda *n: told.append(n)))
     assert 0 < told[0][0] < told[0][1] and chat.messages == []
     turn = [piece.logprobs for piece in chat.stream(text, pictures(99))]
     whole = [piece.logprobs for piece in Chat(model, processor, options=options).stream(text, pictures(99))]
     for one, other in zip(turn, whole, strict=True):
-        assert np.allclose(one, other, atol=1e-4)
+        np.testing.assert_allclose(np.array(one), np.array(other), atol=1e-4)
 
 
 @pytest.mark.backends("mlx", "numpy")
@@ -234,7 +240,12 @@ def test_a_turn_that_is_stopped_anywhere_leaves_nothing_of_it(images, backend, m
 def test_a_picture_is_looked_through_in_the_turn_that_brings_it_only(monkeypatch):
     chat, looked = Chat(*loaded(), options=SHORT), []
     whole = Image.Image.tobytes
-    monkeypatch.setattr(Image.Image, "tobytes", lambda *given: (looked.append(1), whole(*given))[1])
+
+    def looking(*given):
+        looked.append(1)
+        return whole(*given)
+
+    monkeypatch.setattr(Image.Image, "tobytes", looking)
     chat.ask("What is this?", picture("small"))
     assert looked
     looked.clear()
@@ -257,7 +268,7 @@ def test_another_turn_closes_the_stream_that_is_open():
     left.close()
     assert len(chat.messages) == 6
     with pytest.raises(PromptError, match="the conversation is answering"):
-        list(chat.stream("Hello.", progress=lambda *_: chat.ask("Why?")))
+        list(chat.stream("Hello.", progress=lambda *_: chat.ask("Why?")))  # type: ignore[arg-type, return-value]
     assert len(chat.messages) == 6 and chat.ask("Compare them, please.") == cold(chat.messages[:-1])[0]
 
 
@@ -364,7 +375,7 @@ def test_a_turn_that_fails_leaves_no_trace(tmp_path):
     with pytest.raises(PromptError, match=r"images\[1\] is None, expected a picture"):
         chat.ask("What is it?", [picture("small"), None])
     with pytest.raises(PromptError, match="the text is int"):
-        chat.ask(3)
+        chat.ask(3)  # type: ignore[arg-type]
     with pytest.raises(PromptError, match=r"the prompt has \d+ tokens, but the model has"):
         chat.ask("Hello. " * 50_000)
     assert chat.messages == before
@@ -423,7 +434,7 @@ def test_only_saved_conversations_are_written_over(tmp_path, monkeypatch):
     ):
         before = sorted(entry.name for entry in tmp_path.iterdir())
         with pytest.raises(OutputError, match=match) as refused:
-            chat.save(path)
+            chat.save(path)  # type: ignore[arg-type]
         assert len(str(refused.value).splitlines()) == 1
         assert sorted(entry.name for entry in tmp_path.iterdir()) == before
     assert (tmp_path / "mine.txt").read_text() == "mine"
@@ -458,7 +469,7 @@ def test_only_bounded_regular_files_are_loaded_and_pictures_as_the_policy_says(t
         (3, "3 is no path"),
     ):
         with pytest.raises(PromptError, match=match) as refused:
-            chat.load(path)
+            chat.load(path)  # type: ignore[arg-type]
         assert len(str(refused.value).splitlines()) == 1 and chat.messages == kept
     chat.messages.append({"role": "user", "content": [{"type": "image", "image": picture("small").convert("RGB")}]})
     chat.save(tmp_path / "talk.json")

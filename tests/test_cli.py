@@ -74,7 +74,7 @@ def broken(tmp_path):
 
 def test_every_way_to_start_it_prints_the_same(tmp_path):
     words = ["--model", MODEL, "--image", PICTURE, "--prompt", "What is this?", "--max-tokens", "6"]
-    starts = [[*MODULE, "generate"], [sys.executable, ROOT / "generate.py"]]
+    starts: list[list[object]] = [[*MODULE, "generate"], [sys.executable, ROOT / "generate.py"]]
     if SCRIPT.exists():  # installed beside this Python
         starts.append([SCRIPT, "generate"])
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -122,7 +122,7 @@ def test_verbose_says_what_became_of_the_weights_and_what_computes(cli):
 def picture_tokens(cli, *words: object) -> int:
     code, _, err = cli(*generate("--max-tokens", 1, "--verbose", *words))
     assert code == 0, err
-    return int(re.search(r"\((\d+) of pictures\)", err)[1])
+    return int(re.findall(r"\((\d+) of pictures\)", err)[0])
 
 
 def test_picture_options_change_what_the_model_sees(cli):
@@ -253,6 +253,7 @@ def test_an_error_that_nobody_reads_still_exits_with_2():
 
 def test_a_closed_pipe_is_no_traceback(endless):
     child = begun(endless)
+    assert child.stdout is not None and child.stderr is not None
     child.stdout.close()
     err = child.stderr.read()
     child.stderr.close()
@@ -442,6 +443,7 @@ def test_a_quantised_model_says_so_and_runs(cli, tmp_path, bits, size):
     code, _, err = cli("convert", "--model", MODEL, "--mlx-path", tmp_path / "out", *words)
     assert code == 0, err
     config = Lfm2VlConfig.from_pretrained(tmp_path / "out")
+    assert config.quantization is not None
     assert (config.quantization["bits"], config.quantization["group_size"]) == (bits, size)
     assert config.dtype == "float16"
     code, out, err = cli(*generate("--image", PICTURE, model=tmp_path / "out"))
@@ -501,11 +503,12 @@ def test_the_source_is_never_its_own_target(refused, broken):
 
 
 def test_what_the_user_should_know_is_said_and_stops_nothing(cli, tmp_path):
-    words = ("-q", "--q-group-size", 32, "--no-verify")
+    words: tuple[object, ...] = ("-q", "--q-group-size", 32, "--no-verify")
     code, out, err = cli("convert", "--hf-path", MODEL, "--mlx-path", tmp_path / "q", *words)
     assert (code, out) == (0, f"{tmp_path / 'q'}\n")
     assert "8 bits chosen: the model has 0.292 million parameters" in err
     words = ("-q", "--q-bits", 4, "--q-group-size", 32, "--q-override", "*.embed_tokens=dense", "--no-verify")
     code, _, err = cli("convert", "--hf-path", tmp_path / "q", "--mlx-path", tmp_path / "qq", *words)
     assert code == 0 and "is quantised already and its losses stay" in err and "--q-recipe mixed_4_8" in err
-    assert Lfm2VlConfig.from_pretrained(tmp_path / "qq").quantization["language_model.model.embed_tokens"] is False
+    quantization = Lfm2VlConfig.from_pretrained(tmp_path / "qq").quantization
+    assert quantization is not None and quantization["language_model.model.embed_tokens"] is False

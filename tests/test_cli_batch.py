@@ -52,7 +52,9 @@ def loaded(**overrides: object) -> Loaded:
     return load(MODEL, **overrides)  # type: ignore[arg-type]
 
 
-def alone(prompt: str, images: list | None, system: str | None = None, **overrides: object) -> tuple[str, str, int]:
+def alone(
+    prompt: str, images: list | None, system: str | None = None, **overrides: object
+) -> tuple[str, str | None, int]:
     """Text, end and length of a single run."""
     options = GenerationOptions(max_tokens=4)
     pieces = list(stream_generate(*loaded(**overrides), prompt, images, system=system, options=options))
@@ -344,6 +346,7 @@ def test_progress_is_drawn_on_a_terminal_only(tmp_path):
         except OSError:
             break
     os.close(screen)
+    assert child.stdout is not None
     assert child.wait(timeout=60) == 0 and child.stdout.read() == b""
     assert b"rows: 100%" in drawn and b"3/3" in drawn
 

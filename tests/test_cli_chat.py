@@ -263,8 +263,9 @@ def test_tab_offers_commands_and_what_is_not_hidden(tmp_path, monkeypatch):
 
 def test_a_closed_pipe_is_no_traceback(endless):
     words = [*MODULE, "chat", "--model", endless, "--max-tokens", "30000", "--temp", "3"]
-    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    child = subprocess.Popen([*map(str, words)], cwd=ROOT, **pipe)
+    pipe = subprocess.PIPE
+    child = subprocess.Popen([*map(str, words)], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe)
+    assert child.stdin is not None and child.stdout is not None and child.stderr is not None
     child.stdin.write(b"Tell me.\nTell me more.\n")
     child.stdin.flush()
     assert child.stdout.read(3)

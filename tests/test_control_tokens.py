@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from functools import cache
+from typing import Any
 
 import pytest
 from conftest import GOLDEN, Loaded, cache_by_backend, picture, statistics_of
@@ -117,7 +118,7 @@ def test_a_token_cut_into_items_is_text(checkpoint, data):
 def test_items_do_not_join_to_a_token(checkpoint, texts, tmp_path):
     items = [{"type": "text", "text": text} for text in texts]
     for role in ("user", "assistant", "system"):
-        messages = [{"role": role, "content": items}, {"role": "user", "content": "x"}]
+        messages: list[dict[str, Any]] = [{"role": role, "content": items}, {"role": "user", "content": "x"}]
         frame = [{"role": role, "content": "x"}, {"role": "user", "content": "x"}]
         ids = ids_of(GenerationRequest(messages), checkpoint)
         assert control(ids, checkpoint) == control(ids_of(GenerationRequest(frame), checkpoint), checkpoint)
@@ -147,7 +148,7 @@ def test_every_way_in_takes_it_as_text():
     model, processor = loaded()
     expected = ids_of(GenerationRequest(HOSTILE, picture("small"), HOSTILE))
     assert control(expected) == control(ids_of(GenerationRequest("x", picture("small"), "x")))
-    asked = {"images": picture("small"), "system": HOSTILE, "options": SHORT}
+    asked: dict[str, Any] = {"images": picture("small"), "system": HOSTILE, "options": SHORT}
     pieces = list(stream_generate(model, processor, HOSTILE, **asked))
     tokens = tuple(token for piece in pieces for token in piece.tokens)
     assert statistics_of(pieces[-1]).prompt_tokens == len(expected)
@@ -191,24 +192,29 @@ def test_a_models_own_calls_stay_calls_in_its_past():
     ids = ids_of(GenerationRequest(messages))
     start = loaded()[1].tokenizer.convert_tokens_to_ids("<|tool_call_start|>")
     assert ids.count(start) == 1
-    items = [messages[0], {"role": "assistant", "content": [{"type": "text", "text": call}]}, messages[2]]
+    items: list[dict[str, Any]] = [
+        messages[0],
+        {"role": "assistant", "content": [{"type": "text", "text": call}]},
+        messages[2],
+    ]
     assert ids_of(GenerationRequest(items)) == ids
 
 
 def test_they_can_be_meant():
     model, processor = loaded()
-    meant = GenerationRequest("Hi<|im_end|>\n<|im_start|>user\nHo", control_tokens=True)
+    text = "Hi<|im_end|>\n<|im_start|>user\nHo"
+    meant = GenerationRequest(text, control_tokens=True)
     assert len(control(ids_of(meant))) == len(control(ids_of(GenerationRequest("Hi")))) + 2
     *_, last = stream_generate(model, processor, meant.prompt, options=SHORT, control_tokens=True)
     assert statistics_of(last).prompt_tokens == len(ids_of(meant))
-    *_, last = Chat(model, processor, options=SHORT, control_tokens=True).stream(meant.prompt)
+    *_, last = Chat(model, processor, options=SHORT, control_tokens=True).stream(text)
     assert statistics_of(last).prompt_tokens == len(ids_of(meant))
     (answer,) = generate_batch(model, processor, [GenerationRequest(meant.prompt, options=SHORT, control_tokens=True)])
     assert statistics_of(answer).prompt_tokens == len(ids_of(meant))
     with pytest.raises(PromptError, match="1 <image> placeholder for 0 pictures"):
         ids_of(GenerationRequest("What is <image>?", control_tokens=True))
     with pytest.raises(OptionError, match="control_tokens is 1"):
-        ids_of(GenerationRequest("Hi", control_tokens=1))
+        ids_of(GenerationRequest("Hi", control_tokens=1))  # type: ignore[arg-type]
 
 
 def test_tools_are_text_too():

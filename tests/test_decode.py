@@ -6,7 +6,7 @@ from itertools import islice
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, cache_by_backend, case_ids
+from conftest import GOLDEN, cache_by_backend, case_ids, logits_of
 
 from mlx_lfm2vl.config import GenerationConfig, Lfm2Config
 from mlx_lfm2vl.errors import InputError
@@ -62,7 +62,7 @@ def test_a_prompt_in_chunks_equals_the_whole(case_id, chunk, golden):
 
     seen = [done for done in pieces() if done]
     (logits,) = result
-    whole = np.array(model(**case.inputs).logits)[:, -1]
+    whole = np.array(logits_of(model, **case.inputs))[:, -1]
     assert np.abs(np.array(logits) - whole).max() < 2e-5 * np.abs(whole).max()
     length = case.inputs["input_ids"].shape[1]
     assert seen == list(range(chunk, length, chunk))
@@ -73,9 +73,10 @@ def test_pictures_may_be_mlx_arrays_of_any_float(golden):
     case = golden("gen2-tiled")  # tiles and a thumbnail: two grids
     model = model_of("gen2")
     prompt = prompt_of(case)
-    half = replace(prompt, pixel_values=mx.array(prompt.pixel_values).astype(mx.bfloat16))
+    pixels = mx.array(case.pixel_values)
+    half = replace(prompt, pixel_values=pixels.astype(mx.bfloat16))
     assert greedy(model, half, 3).shape == (1, 3)
-    whole = replace(prompt, pixel_values=mx.array(prompt.pixel_values))
+    whole = replace(prompt, pixel_values=pixels)
     np.testing.assert_array_equal(greedy(model, whole, 6), case.arrays["generated"][:, :6])
 
 
@@ -154,7 +155,12 @@ def test_logits_are_computed_for_the_last_position_only(golden, monkeypatch):
     model, prompt = model_of("gen2"), prompt_of(case)
     asked = []
     logits = type(model).logits
-    monkeypatch.setattr(type(model), "logits", lambda self, h: (asked.append(h.shape), logits(self, h))[1])
+
+    def computing(self, hidden: mx.array) -> mx.array:
+        asked.append(hidden.shape)
+        return logits(self, hidden)
+
+    monkeypatch.setattr(type(model), "logits", computing)
     greedy(model, prompt, 4)
     assert asked == [(1, 1, model.config.text_config.hidden_size)] * 4
 

@@ -30,7 +30,7 @@ def load_demo() -> Loaded:
 
 
 @pytest.fixture
-def loaded():
+def loaded() -> Loaded:
     return load_demo()
 
 
@@ -112,10 +112,11 @@ def examples() -> list[tuple[str, str, str]]:
 @pytest.mark.backends("mlx", "numpy")
 @pytest.mark.parametrize(("picture", "prompt", "answer"), examples())
 def test_the_examples_are_answered_as_their_table_says(loaded, picture, prompt, answer):
-    assert generate(*loaded, prompt, images=[ROOT / "examples" / picture]) == answer
+    model, processor = loaded
+    assert generate(model, processor, prompt, images=[ROOT / "examples" / picture]) == answer
 
 
-def test_the_same_answer_twice(loaded):
+def test_the_same_answer_twice(loaded: Loaded):
     sample = tasks.make("describe", "test", score.FIRST)
     options = GenerationOptions(max_tokens=64)
     first, second = (generate(*loaded, "Describe the image.", list(sample.images), options=options) for _ in range(2))

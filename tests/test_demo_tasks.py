@@ -70,7 +70,7 @@ def test_a_description_names_every_object_with_size_colour_shape_and_place(seed,
     assert told == [(PLACES[o.place], o.size, o.colour, o.shape) for o in sample.things[0]]
     for o in sample.things[0]:
         assert divmod(o.place, 3) == (int(3 * o.y / size[0]), int(3 * o.x / size[1]))
-    radii = {"small": [], "large": []}
+    radii: dict[str, list[float]] = {"small": [], "large": []}
     for o in sample.things[0]:
         radii[o.size].append(o.radius)
     assert max(radii["small"], default=0) < 14 and min(radii["large"], default=99) > 19
@@ -123,8 +123,8 @@ def test_answers_follow_from_the_facts(seed):
 
 
 def test_yes_and_no_are_equally_likely():
-    answers = [make("ask", "test", seed) for seed in range(3000)]
-    answers = [s.turns[0][1] for s in answers if s.facts["kind"] == "exists"]
+    samples = [make("ask", "test", seed) for seed in range(3000)]
+    answers = [s.turns[0][1] for s in samples if s.facts["kind"] == "exists"]
     assert 0.45 < sum(a.startswith("Yes") for a in answers) / len(answers) < 0.55
 
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import picture
 from engines import FOREVER, SHORT, alone, loaded, occupied
 
-from mlx_lfm2vl import GenerationOptions, GenerationRequest, load, stream_generate
+from mlx_lfm2vl import GenerationOptions, GenerationRequest, GenerationResponse, load, stream_generate
 from mlx_lfm2vl.errors import ConfigError, ImageError, OptionError, PromptError
 from mlx_lfm2vl.generation.request import encode, longest_token
 
@@ -105,7 +105,7 @@ def test_a_question_joins_those_that_are_being_answered(engine, monkeypatch):
 
 
 def test_answers_go_on_and_can_be_cancelled_while_a_long_prompt_joins_them(engine):
-    said: list[object] = []
+    said: list[GenerationResponse] = []
     tokens_at: list[int] = []
     wild = GenerationOptions(max_tokens=100_000, temperature=1.5, seed=2)
     running = engine.submit("Tell me everything.", options=wild, sink=said.append)
@@ -200,12 +200,13 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised():
 def test_arrays_and_messages_may_be_changed_once_they_are_submitted(engine):
     array = np.array(picture("small"))
     talk = engine.chat()
-    messages = [{"role": "user", "content": [{"type": "image", "image": array}, {"type": "text", "text": "What?"}]}]
+    content: list[object] = [{"type": "image", "image": array}, {"type": "text", "text": "What?"}]
+    messages = [{"role": "user", "content": content}]
     _, release = occupied(engine)
     requests = [engine.submit("What?", array, options=SHORT), engine.submit(messages, options=SHORT)]
     requests.append(talk.submit("What?", [array], options=SHORT))
     array[:] = 0
-    messages[0]["content"].clear()
+    content.clear()
     release.set()
     assert {request.result(60).tokens for request in requests} == {alone("What?", "small", 6)}
 

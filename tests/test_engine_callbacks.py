@@ -8,7 +8,7 @@ import pytest
 from conftest import endless_model
 from engines import FOREVER, SHORT, alone, enqueued, occupied
 
-from mlx_lfm2vl import generate
+from mlx_lfm2vl import GenerationResponse, generate
 from mlx_lfm2vl.engine.engine import Engine
 from mlx_lfm2vl.engine.handle import Request
 from mlx_lfm2vl.errors import EngineThreadError
@@ -21,9 +21,9 @@ def test_a_sink_that_hears_of_a_cancel_may_compute(monkeypatch):
     run_layer = layer.__call__
     answers: list[str] = []
 
-    def sink(item: object) -> None:
-        if item.finish_reason == "cancelled":
-            answers.append(engine.call(lambda *loaded: generate(*loaded, "What is this? " * 9, options=SHORT)))
+    def sink(item: GenerationResponse | BaseException) -> None:
+        if isinstance(item, GenerationResponse) and item.finish_reason == "cancelled":
+            answers.append(engine.call(lambda *own: generate(own[0], own[1], "What is this? " * 9, options=SHORT)))
 
     def running_layer(self, x, *given, **named):
         if x.shape[1] > 300:

@@ -86,11 +86,12 @@ def test_a_cancelled_request_tells_what_it_had_cost(engine):
     prompt = "Why? " * 300
 
     def cancel(done: int, total: int) -> None:
+        assert submitted.wait(30)
         seen.append((done, total))
         request.cancel()
 
     submitted = threading.Event()
-    request = engine.submit(prompt, options=FOREVER, progress=lambda *at: (submitted.wait(30), cancel(*at)))
+    request = engine.submit(prompt, options=FOREVER, progress=cancel)
     submitted.set()
     completion = request.result(60)
     assert completion.finish_reason == "cancelled" and completion.tokens == ()

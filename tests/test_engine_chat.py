@@ -153,9 +153,15 @@ def test_a_turn_whose_sink_fails_is_no_part_of_its_conversation(engine):
 
 def test_a_turn_may_have_a_stop_of_its_own(engine):
     talk = engine.chat(options=FOREVER)
-    asked = []
-    request = talk.submit("Tell me everything.", stop=lambda: asked.append(0) or len(asked) > 20)
-    assert request.result(30).finish_reason == "cancelled" and len(asked) > 20
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 20
+
+    request = talk.submit("Tell me everything.", stop=stop)
+    assert request.result(30).finish_reason == "cancelled" and asked > 20
     assert engine.submit("Question.", options=SHORT).result(30).finish_reason == "length"
 
 

@@ -22,7 +22,8 @@ def fragile(monkeypatch):
     """An engine whose vision tower does what `blank` says at a picture of one colour."""
     model, processor = endless_model()
     embeddings = type(model.model.vision_tower.embeddings)
-    embed, blank = embeddings.__call__, []
+    embed = embeddings.__call__
+    blank: list[str] = []
 
     def embedding(self, patches, grids):
         views = split_views(patches, grids)

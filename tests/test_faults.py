@@ -51,7 +51,7 @@ def start(*words: object, **environment: str) -> subprocess.Popen[str]:
 def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     child = start(*words, **environment)
     out, err = child.communicate(timeout=240)
-    return subprocess.CompletedProcess(words, child.returncode, out, err)
+    return subprocess.CompletedProcess(child.args, child.returncode, out, err)
 
 
 def when(condition: Callable[[], bool], child: subprocess.Popen[str]) -> bool:

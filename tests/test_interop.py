@@ -7,11 +7,12 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, logits_of
 
 from mlx_lfm2vl import convert as convert_and_measure
 from mlx_lfm2vl import demo, load
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
 convert = partial(convert_and_measure, verify=False)
 TOKENS = 24
 SCENE = Path(__file__).parent.parent / "examples" / "scene.png"
-WIDTHS = {
+WIDTHS: dict[str, dict[str, Any]] = {
     "dense": {},
     "8 bits": {"q_bits": 8, "q_group_size": 32},
     "4 bits": {"q_bits": 4, "q_group_size": 32},
@@ -31,7 +32,7 @@ WIDTHS = {
 }
 
 
-def inputs_for(processor, picture: str, question: str = "What is it?") -> dict:
+def inputs_for(processor, picture: Path, question: str = "What is it?") -> dict:
     content = [{"type": "image", "path": str(picture)}, {"type": "text", "text": question}]
     return processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
@@ -51,7 +52,7 @@ def theirs(model, inputs) -> list[int]:
     out = model(ids, pixel_values=pixels, mask=None, cache=cache, **pictures)
     tokens: list[int] = []
     for _ in range(TOKENS):
-        tokens.append(int(mx.argmax(out.logits[0, -1]).item()))
+        tokens.append(int(mx.argmax(out.logits[0, -1])))
         out = model.language_model(mx.array([[tokens[-1]]]), cache=cache)
     return tokens
 
@@ -168,7 +169,7 @@ def test_the_language_model_loads_in_mlx_lm(width, tmp_path):
 
     out = convert(GOLDEN / "gen2", tmp_path / "out", **WIDTHS[width])
     ids = np.array([[1, 6, 500, 501, 502, 503, 7]])
-    expected = np.array(load(out)[0](ids, use_cache=False).logits)
+    expected = np.array(logits_of(load(out)[0], ids, use_cache=False))
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, "model_type": "lfm2-vl"}))
     found = np.array(load_text(out)[0](mx.array(ids)))
@@ -201,5 +202,5 @@ def test_the_way_back_to_transformers(name, tmp_path):
     assert run.returncode == 0, run.stderr[-2000:]
     found = np.array(json.loads(run.stdout.splitlines()[-1]))
     ids = np.array([[1, 6, 500, 501, 502, 503, 7]])
-    expected = np.array(load(GOLDEN / name)[0](ids, use_cache=False).logits)[0, -1]
+    expected = np.array(logits_of(load(GOLDEN / name)[0], ids, use_cache=False))[0, -1]
     np.testing.assert_allclose(found, expected, atol=5e-5 * np.abs(expected).max())

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import GOLDEN, case_ids
+from conftest import GOLDEN, case_ids, logits_of
 from kernels import Count
 from mlx.utils import tree_flatten
 
@@ -19,6 +19,7 @@ from mlx_lfm2vl.generation.decode import Prompt, prefill
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model
+from mlx_lfm2vl.weights.names import parameters
 
 ATTENTION = (2, 5, 8, 10, 12, 14)
 TEXT = {
@@ -121,21 +122,21 @@ def test_flops_of_a_prompt_leave_out_what_its_answer_does_not_depend_on():
 @pytest.mark.parametrize("case_id", [*case_ids("gen2")[:2], *case_ids("gen25")[:2], *case_ids("untied")[:1]])
 def test_mlx_s_own_functions_give_the_references_logits_in_float32_too(case_id, golden, monkeypatch):
     case = golden(case_id)
-    model = load_model(GOLDEN / case.checkpoint)
+    model: Lfm2VlForConditionalGeneration = load_model(GOLDEN / case.checkpoint)
     assert model.model.vision_tower.encoder.layers[0].self_attn._fused is not None
-    logits = np.array(model(**case.inputs).logits)[tuple(case.arrays["token_rows"].T)]
+    logits = np.array(logits_of(model, **case.inputs))[tuple(case.arrays["token_rows"].T)]
     assert np.abs(logits - case.arrays["logits"]).max() < 2e-5 * np.abs(case.arrays["logits"]).max()
 
 
 def test_a_shared_product_keeps_names_and_numbers_and_holds_nothing_twice(golden):
     case = golden("gen2-landscape")
-    model = load_model(GOLDEN / "gen2")
-    before = {name: np.array(array) for name, array in tree_flatten(model.parameters())}
+    model: Lfm2VlForConditionalGeneration = load_model(GOLDEN / "gen2")
+    before = {name: np.array(array) for name, array in parameters(model).items()}
     expected = np.array(model.get_image_features(case.pixel_values, case.arrays["spatial_shapes"]).pooler_output[0])
     held = mx.get_active_memory()
     model.fuse()
     assert mx.get_active_memory() < held + 100_000
-    after = dict(tree_flatten(model.parameters()))
+    after = parameters(model)
     assert after.keys() == before.keys()
     for name, array in after.items():
         np.testing.assert_array_equal(np.array(array), before[name], err_msg=name)
@@ -147,7 +148,7 @@ def test_a_weight_that_is_replaced_counts(golden):
     case = golden("gen2-landscape")
     results = []
     for share in (False, True):
-        model = load_model(GOLDEN / "gen2")
+        model: Lfm2VlForConditionalGeneration = load_model(GOLDEN / "gen2")
         if share:
             model.fuse()
         attention = model.model.vision_tower.encoder.layers[0].self_attn
@@ -159,7 +160,7 @@ def test_a_weight_that_is_replaced_counts(golden):
 def test_gradients_are_those_before_fusing(golden):
     """Training takes the backend mlx, and may begin with a model that was loaded for inference."""
     case = golden("gen2-landscape")
-    fused = load_model(GOLDEN / "gen2")
+    fused: Lfm2VlForConditionalGeneration = load_model(GOLDEN / "gen2")
     plain = copy.deepcopy(fused)
     for layer in plain.model.language_model.layers:
         if "conv" in layer:
@@ -177,9 +178,9 @@ def test_gradients_are_those_before_fusing(golden):
 
 def test_a_kernel_that_is_replaced_counts():
     """Its columns are cut once, at loading."""
-    model = load_model(GOLDEN / "gen2")
+    model: Lfm2VlForConditionalGeneration = load_model(GOLDEN / "gen2")
     ids = np.array([[1, 6, 500, 501]])
-    before = np.array(model(ids).logits)
+    before = np.array(logits_of(model, ids))
     conv = model.model.language_model.layers[0].conv.conv
     conv.weight = conv.weight * 2
-    assert np.abs(np.array(model(ids).logits) - before).max() > 1e-3
+    assert np.abs(np.array(logits_of(model, ids)) - before).max() > 1e-3

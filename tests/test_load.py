@@ -9,18 +9,19 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN
-from mlx.utils import tree_flatten
+from conftest import GOLDEN, logits_of
 from safetensors.numpy import load_file, save_file
 
 from mlx_lfm2vl.config import Lfm2VlConfig
 from mlx_lfm2vl.errors import ConfigError, OptionError, WeightsError
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model, open_model
+from mlx_lfm2vl.weights.names import parameters
 from mlx_lfm2vl.weights.quantize import recorded
 from mlx_lfm2vl.weights.save import save_weights
 
@@ -48,6 +49,11 @@ def edit_config(folder: Path, **changes) -> None:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     return Path(shutil.copytree(GOLDEN / "gen2", tmp_path / "model"))
+
+
+def config_of(folder: Path) -> Lfm2VlConfig:
+    model: Lfm2VlForConditionalGeneration = load_model(folder)
+    return model.config
 
 
 def logits(folder: Path, **options) -> np.ndarray:
@@ -107,7 +113,7 @@ def test_shards_load_and_a_stale_index_does_no_harm(folder):
 
 def test_a_tower_with_fewer_layers_than_the_config_says(folder):
     edit_config(folder, vision_config__num_hidden_layers=4, vision_feature_layer=-2)
-    model = load_model(folder)
+    model: Lfm2VlForConditionalGeneration = load_model(folder)
     assert model.config.vision_config.num_hidden_layers == 3
     assert len(model.model.vision_tower.encoder.layers) == 3
 
@@ -120,9 +126,9 @@ def test_any_other_number_of_tower_layers_is_an_error_that_names_the_tensor(fold
 
 
 def test_the_width_of_the_feed_forward_is_that_of_the_weights(folder):
-    width = load_model(folder).config.text_config.feed_forward_size
+    width = config_of(folder).text_config.feed_forward_size
     edit_config(folder, text_config__block_ff_dim=9999)
-    assert load_model(folder).config.text_config.feed_forward_size == width
+    assert config_of(folder).text_config.feed_forward_size == width
     np.testing.assert_array_equal(logits(folder), EXPECTED)
 
 
@@ -155,11 +161,11 @@ def test_modules_are_quantised_where_scales_are_stored(folder, projector):
     tensors = quantized(load_file(folder / "model.safetensors"), names, 8)
     mx.save_safetensors(str(folder / "model.safetensors"), tensors)
     edit_config(folder, quantization={"group_size": 32, "bits": 8})
-    model = load_model(folder, dtype="auto")
+    model: Lfm2VlForConditionalGeneration = load_model(folder, dtype="auto")
     found = {path for path, module in model.named_modules() if hasattr(module, "scales")}
     assert len(found) == len(names)
     assert ("model.multi_modal_projector.linear_1" in found) == projector
-    out = np.array(model(IDS).logits)
+    out = np.array(logits_of(model, IDS))
     assert 0 < np.abs(out - EXPECTED).max() < 0.1 * np.abs(EXPECTED).max()
 
 
@@ -194,7 +200,8 @@ def test_a_module_may_have_bits_of_its_own(folder):
     tensors = quantized(load_file(folder / "model.safetensors"), [name], 4)
     mx.save_safetensors(str(folder / "model.safetensors"), tensors)
     edit_config(folder, quantization={"group_size": 64, "bits": 8, name: {"group_size": 32, "bits": 4}})
-    w1 = load_model(folder, dtype="auto").model.language_model.layers[0].feed_forward.w1
+    model: Lfm2VlForConditionalGeneration = load_model(folder, dtype="auto")
+    w1 = model.model.language_model.layers[0].feed_forward.w1
     assert (w1.bits, w1.group_size) == (4, 32)
     edit_config(folder, quantization=None)
     with pytest.raises(WeightsError, match=r"feed_forward.w1 has .scales, but config.json has no 'quantization'"):
@@ -212,45 +219,45 @@ def test_on_a_cpu_quantised_weights_become_float32_and_mean_the_same(folder, bit
         {k: v.astype(mx.bfloat16) if v.dtype == mx.float32 else v for k, v in tensors.items()},
     )
     edit_config(folder, quantization={"group_size": 32, "bits": bits})
-    model = load_model(folder)
-    assert {str(array.dtype) for _, array in tree_flatten(model.parameters())} == {"mlx.core.float32"}
+    model: Lfm2VlForConditionalGeneration = load_model(folder)
+    assert {str(array.dtype) for array in parameters(model).values()} == {"mlx.core.float32"}
     assert not [path for path, module in model.named_modules() if hasattr(module, "scales")]
     assert model.config.quantization is None and model.model.config.quantization is None
     assert f"the {bits}-bit weights were made float32" in model.load_note
-    as_stored = load_model(folder, dtype="float32")
+    as_stored: Lfm2VlForConditionalGeneration = load_model(folder, dtype="float32")
     assert hasattr(as_stored.model.multi_modal_projector.linear_1, "scales") and as_stored.load_note == ""
-    expected = np.array(as_stored(IDS).logits)
-    assert np.abs(np.array(model(IDS).logits) - expected).max() < 1e-5 * np.abs(expected).max()
+    expected = np.array(logits_of(as_stored, IDS))
+    assert np.abs(np.array(logits_of(model, IDS)) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.backends("numpy")
 def test_on_a_cpu_16_bits_become_float32_unless_a_type_is_asked_for(folder):
     edit(folder, lambda t: {name: tensor.astype(np.float16) for name, tensor in t.items()})
-    model = load_model(folder)
-    assert {str(array.dtype) for _, array in tree_flatten(model.parameters())} == {"mlx.core.float32"}
+    model: Lfm2VlForConditionalGeneration = load_model(folder)
+    assert {str(array.dtype) for array in parameters(model).values()} == {"mlx.core.float32"}
     assert "the float16 weights were made float32" in model.load_note
-    as_stored = load_model(folder, dtype="auto")
-    assert {str(array.dtype) for _, array in tree_flatten(as_stored.parameters())} == {"mlx.core.float16"}
+    as_stored: Lfm2VlForConditionalGeneration = load_model(folder, dtype="auto")
+    assert {str(array.dtype) for array in parameters(as_stored).values()} == {"mlx.core.float16"}
     assert as_stored.load_note == ""
-    for (name, one), (_, other) in zip(
-        tree_flatten(model.parameters()), tree_flatten(as_stored.parameters()), strict=True
-    ):
-        np.testing.assert_array_equal(np.array(one), np.array(other.astype(mx.float32)), err_msg=name)
+    stored = parameters(as_stored)
+    assert list(stored) == list(parameters(model))
+    for name, one in parameters(model).items():
+        np.testing.assert_array_equal(np.array(one), np.array(stored[name].astype(mx.float32)), err_msg=name)
 
 
 @pytest.mark.backends("numpy")
 def test_weights_that_memory_has_no_room_for_as_float32_stay_as_they_are(folder, monkeypatch):
     edit(folder, lambda t: {name: tensor.astype(np.float16) for name, tensor in t.items()})
     monkeypatch.setattr("mlx_lfm2vl.backends.cpu.weights.free_memory", lambda: 1_000_000)
-    model = load_model(folder)
-    assert {str(array.dtype) for _, array in tree_flatten(model.parameters())} == {"mlx.core.float16"}
+    model: Lfm2VlForConditionalGeneration = load_model(folder)
+    assert {str(array.dtype) for array in parameters(model).values()} == {"mlx.core.float16"}
     assert "the float16 weights stay as they are" in model.load_note
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])
 def test_dtype(folder, name):
-    model = load_model(folder, dtype=name)
-    assert {str(array.dtype) for _, array in tree_flatten(model.parameters())} == {f"mlx.core.{name}"}
+    model: Lfm2VlForConditionalGeneration = load_model(folder, dtype=name)
+    assert {str(array.dtype) for array in parameters(model).values()} == {f"mlx.core.{name}"}
     assert np.abs(logits(folder, dtype=name) - EXPECTED).max() < 0.1 * np.abs(EXPECTED).max()
 
 
@@ -260,9 +267,9 @@ def test_an_unknown_dtype_is_refused(folder):
 
 
 def test_a_loaded_model_works_in_another_thread(folder):
-    model = load_model(folder)
+    model: Lfm2VlForConditionalGeneration = load_model(folder)
     results = []
-    thread = threading.Thread(target=lambda: results.append(np.array(model(IDS, use_cache=False).logits)))
+    thread = threading.Thread(target=lambda: results.append(np.array(logits_of(model, IDS, use_cache=False))))
     thread.start()
     thread.join()
     np.testing.assert_array_equal(results[0], EXPECTED)
@@ -271,7 +278,7 @@ def test_a_loaded_model_works_in_another_thread(folder):
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
 def test_loading_makes_no_second_copy(dtype, tmp_path):
     """A model of 90 MB, of which no tensor is above 4 MB, in a process of its own so that its peak is its own."""
-    text = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "vocab_size": 2048}
+    text: dict[str, Any] = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "vocab_size": 2048}
     text |= {"intermediate_size": 1024, "block_auto_adjust_ff_dim": False, "full_attn_idxs": [2, 5]}
     vision = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 192}
     config = {"model_type": "lfm2_vl", "projector_hidden_size": 128, "text_config": text, "vision_config": vision}

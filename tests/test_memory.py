@@ -175,7 +175,12 @@ def roomy() -> Iterator[None]:
 
 def model_of(layers: int, kv_heads: int, head_dim: int) -> Lfm2VlForConditionalGeneration:
     """Keys and values of these sizes, and little else."""
-    text = {"hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": kv_heads, "head_dim": head_dim}
+    text: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": layers,
+        "num_attention_heads": kv_heads,
+        "head_dim": head_dim,
+    }
     text |= {"num_key_value_heads": kv_heads, "vocab_size": 16, "intermediate_size": 8}
     text |= {"block_auto_adjust_ff_dim": False, "layer_types": ["full_attention"] * layers}
     vision = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}

@@ -10,8 +10,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, case_ids
+from conftest import GOLDEN, case_ids, logits_of
 
+from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model
 
 # Of the reference's own error, over all rows of a checkpoint's cases. Another order of adding moves the first two by a
@@ -45,11 +46,11 @@ def like_metal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("checkpoint", ["gen2", "gen25"])
 def test_bfloat16_costs_no_more_than_it_costs_the_reference(checkpoint, golden, like_metal):
-    model = load_model(GOLDEN / checkpoint, dtype="bfloat16")
+    model: Lfm2VlForConditionalGeneration = load_model(GOLDEN / checkpoint, dtype="bfloat16")
     ours, theirs = [], []
     for case_id in case_ids(checkpoint):
         case = golden(case_id)
-        logits = model(**case.inputs, use_cache=False).logits
+        logits = logits_of(model, **case.inputs, use_cache=False)
         assert logits.dtype == mx.bfloat16
         exact = case.arrays["logits"]
         ours.append(np.array(logits.astype(mx.float32))[tuple(case.arrays["token_rows"].T)] - exact)

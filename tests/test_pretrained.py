@@ -9,11 +9,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, Loaded, cache_by_backend, picture
-from mlx.utils import tree_flatten
+from conftest import GOLDEN, Loaded, cache_by_backend, logits_of, picture
 
 from mlx_lfm2vl import Lfm2VlForConditionalGeneration, Lfm2VlModel, Lfm2VlProcessor, load
 from mlx_lfm2vl.errors import ConfigError, HubError, InputError, OptionError, OutputError
+from mlx_lfm2vl.weights.names import parameters
 
 
 @cache_by_backend
@@ -96,8 +96,8 @@ def test_save_and_load_are_identical(tmp_path):
     again, processor_again = load(tmp_path)
     assert again.config == model.config
     assert again.generation_config == model.generation_config
-    arrays = dict(tree_flatten(again.parameters()))
-    for name, array in tree_flatten(model.parameters()):
+    arrays = parameters(again)
+    for name, array in parameters(model).items():
         assert mx.array_equal(array, arrays[name]).item(), name
     messages = [
         {"role": "user", "content": [{"type": "image", "image": picture("photo")}, {"type": "text", "text": "?"}]}
@@ -116,13 +116,13 @@ def test_the_model_without_its_head():
     whole, _ = loaded("untied")
     body = Lfm2VlModel.from_pretrained(GOLDEN / "untied")
     ids = np.array([[1, 6, 500, 501]])
-    hidden = body(ids).last_hidden_state
-    np.testing.assert_array_equal(np.array(whole.logits(hidden)), np.array(whole(ids).logits))
+    hidden = body(ids)[0]
+    np.testing.assert_array_equal(np.array(whole.logits(hidden)), np.array(logits_of(whole, ids)))
 
 
 def test_dtype_by_name():
     model = Lfm2VlForConditionalGeneration.from_pretrained(GOLDEN / "gen25", dtype="bfloat16")
-    assert model(np.array([[1, 2, 3]])).logits.dtype == mx.bfloat16
+    assert logits_of(model, np.array([[1, 2, 3]])).dtype == mx.bfloat16
 
 
 def test_forward_takes_the_arguments_of_the_reference():
@@ -189,7 +189,7 @@ def test_what_is_refused(tmp_path):
 def test_progress_counts_the_bytes_of_the_weights():
     told: list[tuple[str, int, int]] = []
     model, _ = load("demo", progress=lambda *at: told.append(at))
-    size = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    size = sum(array.nbytes for array in parameters(model).values())
     assert {what for what, _, _ in told} == {"weights"} and {total for _, _, total in told} == {size}
     done = [count for _, count, _ in told]
     assert done == sorted(done) and done[-1] == size and len(done) > 10

@@ -149,13 +149,12 @@ class TestConversations:
             assert conversation[0]["content"][1] is item
 
     def test_pictures_beside_the_conversation(self):
-        conversation = [
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}, {"type": "image"}]}
-        ]
+        first: dict[str, Any] = {"type": "image"}
+        conversation = [{"role": "user", "content": [first, {"type": "text", "text": "?"}, {"type": "image"}]}]
         a, b = grey(64, 64), Image.new("RGB", (64, 64), (1, 2, 3))
         both = processor().apply_chat_template(conversation, images=[a, b], tokenize=True, return_dict=True)
         assert len(both["pixel_values"]) == 2
-        conversation[0]["content"][0]["image"] = a
+        first["image"] = a
         mixed = processor().apply_chat_template(conversation, images=b, tokenize=True, return_dict=True)
         np.testing.assert_array_equal(mixed["pixel_values"], both["pixel_values"])
         with pytest.raises(PromptError, match="2 pictures in images= for 1 image items"):

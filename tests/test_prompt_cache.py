@@ -3,6 +3,7 @@
 import gc
 import threading
 from contextlib import contextmanager
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -128,7 +129,7 @@ def test_the_engine_knows_what_was_asked_before(monkeypatch):
 def test_a_conversation_that_is_sent_again_and_again_costs_its_new_turns():
     """As a stateless server sees it."""
     prefixes = PromptCache()
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": [{"type": "image", "image": picture("landscape")}]},
     ]
@@ -266,7 +267,7 @@ def test_a_checkpoint_holds_its_numbers_and_nothing_else(lazy):
     assert 0 < numbers <= held_since(before) <= 1.1 * numbers + 1000
 
 
-def test_what_is_remembered_holds_no_more_than_it_counts(lazy):
+def test_what_is_remembered_holds_no_more_than_it_counts(lazy: Loaded):
     prefixes = PromptCache()
     before = held_since(0)
     list(stream_generate(*lazy, "Why? " * 300, system=SYSTEM, options=OPTIONS, prompt_cache=prefixes))
@@ -275,10 +276,13 @@ def test_what_is_remembered_holds_no_more_than_it_counts(lazy):
 
 def test_the_engine_s_own_thread_does_not_look_through_pictures(monkeypatch):
     """Their keys are made where they are read, so that others are answered meanwhile."""
-    threads, whole = set(), request_module.view_key
-    monkeypatch.setattr(
-        request_module, "view_key", lambda *given: (threads.add(threading.current_thread().name), whole(*given))[1]
-    )
+    threads, view_key = set(), request_module.view_key
+
+    def looking(*given):
+        threads.add(threading.current_thread().name)
+        return view_key(*given)
+
+    monkeypatch.setattr(request_module, "view_key", looking)
     with Engine(loaded) as engine:
         engine.submit("What is this?", picture("landscape"), options=OPTIONS).result(60)
     assert threads == {"mlx-lfm2vl reader"}
@@ -286,7 +290,7 @@ def test_the_engine_s_own_thread_does_not_look_through_pictures(monkeypatch):
 
 def test_states_of_another_model_are_refused():
     prompts, views = PromptCache(), VisionCache()
-    caches = {"prompt_cache": prompts, "vision_cache": views}
+    caches: dict[str, Any] = {"prompt_cache": prompts, "vision_cache": views}
     list(stream_generate(*loaded(), "Hello.", picture("small"), options=OPTIONS, **caches))
     other = load(GOLDEN / "gen2")
     for name in caches:

@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, read_tensors
 
 from mlx_lfm2vl.backends.cpu import weights
 from mlx_lfm2vl.cli import main
@@ -97,7 +97,7 @@ def test_the_numbers_are_what_their_definitions_say():
 
 
 def test_the_error_of_a_module_is_that_of_its_weight(measured):
-    dense = mx.load(str(GOLDEN / "gen2" / "model.safetensors"))["model.language_model.layers.0.feed_forward.w1.weight"]
+    dense = read_tensors(GOLDEN / "gen2" / "model.safetensors")["model.language_model.layers.0.feed_forward.w1.weight"]
     back = mx.dequantize(*mx.quantize(dense, group_size=32, bits=4), group_size=32, bits=4)
     expected = np.linalg.norm(np.array(back - dense)) / np.linalg.norm(np.array(dense))
     found = {module.name: module for module in module_errors(GOLDEN / "gen2", measured[0])}
@@ -218,7 +218,9 @@ def test_a_folder_of_pictures_is_enough_and_mistakes_are_named(tmp_path, few):
     (tmp_path / "pictures").mkdir()
     shutil.copy(GOLDEN / "pictures" / "small.png", tmp_path / "pictures" / "b.PNG")
     shutil.copy(GOLDEN / "pictures" / "small.png", tmp_path / "pictures" / "a.png")
-    assert [question.picture.name for question in questions(tmp_path / "pictures")] == ["a.png", "b.PNG"]
+    assert [question.picture for question in questions(tmp_path / "pictures")] == [
+        tmp_path / "pictures" / name for name in ("a.png", "b.PNG")
+    ]
     (tmp_path / "pictures" / "prompts.txt").write_text("Of every picture?\na.png\tOf one?\n")
     assert [question.prompt for question in questions(tmp_path / "pictures")] == ["Of every picture?"] * 2 + ["Of one?"]
     (tmp_path / "pictures" / "prompts.txt").write_text("\nc.png\tWhat?\n")

@@ -109,7 +109,7 @@ def test_a_card_opens_neither_a_folder_nor_a_strangers_repository(folder, tmp_pa
     def asked(name):
         raise AssertionError(f"{name} was asked for")
 
-    notes = []
+    notes: list[str] = []
     (finding,) = repair(folder, tmp_path / "out", dry_run=True, on_note=notes.append)
     assert finding.remedy is None
     assert notes == (

@@ -32,12 +32,13 @@ from mlx_lfm2vl.generation.sampling import (
 )
 
 # The sampling that the makers recommend, and others that together use every option
-FAMILY = {"temperature": 0.1, "min_p": 0.15, "repetition_penalty": 1.05}
-LARGE = {"temperature": 0.2, "top_k": 50}
+Given = dict[str, Any]  # fields of GenerationOptions
+FAMILY: Given = {"temperature": 0.1, "min_p": 0.15, "repetition_penalty": 1.05}
+LARGE: Given = {"temperature": 0.2, "top_k": 50}
 NUCLEUS = {"temperature": 0.7, "top_p": 0.9}
 EVERYTHING = {"temperature": 0.9, "top_k": 20, "top_p": 0.8, "min_p": 0.05, "repetition_penalty": 1.3}
 PENALTY = {"temperature": 0.0, "repetition_penalty": 1.2}
-GREEDY = {"temperature": 0.0}
+GREEDY: Given = {"temperature": 0.0}
 ALL = (FAMILY, LARGE, NUCLEUS, EVERYTHING, PENALTY, GREEDY)
 
 both_devices = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -138,7 +138,8 @@ def test_from_the_command_line(few, tmp_path, capsys):
     assert main([*words, "--q-group-size", "32", "--calibration", str(few), "--no-verify"]) == 0
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / 'out'}\n" and "nats a token chosen" in err
-    assert Lfm2VlConfig.from_pretrained(tmp_path / "out").quantization["group_size"] == 32
+    quantization = Lfm2VlConfig.from_pretrained(tmp_path / "out").quantization
+    assert quantization is not None and quantization["group_size"] == 32
 
 
 @pytest.mark.soak

@@ -1,9 +1,9 @@
 """Answers as text: pieces, end, statistics, and what is refused."""
 
 import weakref
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ def test_generate_is_the_whole_stream():
     text = generate(model, processor, "Compare.", pictures, system="Be brief.", options=OPTIONS)
     pieces = stream_generate(model, processor, "Compare.", pictures, system="Be brief.", options=OPTIONS)
     assert text == "".join(piece.text for piece in pieces)
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},
         {
             "role": "user",
@@ -188,17 +188,17 @@ def test_arguments_of_wrong_types_are_refused_by_name(arguments, error, words):
 
 def test_a_question_is_a_question():
     model, processor = loaded("gen2")
-    (answer,) = generate_batch(model, processor, ["Hello."])
+    (answer,) = generate_batch(model, processor, ["Hello."])  # type: ignore[list-item]
     assert (
         isinstance(answer.error, PromptError) and str(answer.error) == "a request is str, expected a GenerationRequest"
     )
     for wrong in (None, "Hello.", GenerationRequest("Hello.")):
         with pytest.raises(OptionError, match="expected several GenerationRequests"):
-            next(generate_batch(model, processor, wrong))
+            next(generate_batch(model, processor, wrong))  # type: ignore[arg-type]
     with pytest.raises(PromptError, match="role is 3, expected 'user' or 'tool'"):
         Chat(model, processor).ask("Hello.", role=3)
     with pytest.raises(OutputError, match="3 is no path to write to"):
-        Chat(model, processor).save(3)
+        Chat(model, processor).save(3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -218,12 +218,12 @@ def test_arguments_of_another_type_are_refused_by_name(arguments, words):
 
 def test_a_progress_that_is_no_function_is_refused_before_loading():
     with pytest.raises(OptionError, match="progress is 3, expected a function"):
-        load(GOLDEN / "gen2", progress=3)
+        load(GOLDEN / "gen2", progress=3)  # type: ignore[arg-type]
 
 
 def test_closing_the_stream_stops_the_work():
     model, processor = loaded("gen2")
-    stream: Iterator = stream_generate(model, processor, "Hello.", options=GenerationOptions(max_tokens=10_000))
+    stream = stream_generate(model, processor, "Hello.", options=GenerationOptions(max_tokens=10_000))
     with closing(stream):
         next(stream)
     with pytest.raises(StopIteration):
@@ -262,8 +262,8 @@ def test_model_and_processor_in_the_wrong_order_are_told_apart():
     model, processor = load("demo")
     wrong = "model is Lfm2VlProcessor, expected Lfm2VlForConditionalGeneration; `load` returns model and processor"
     with pytest.raises(OptionError, match=wrong):
-        generate(processor, model, "Hello.")
+        generate(processor, model, "Hello.")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match=wrong):
-        Chat(processor, model)
+        Chat(processor, model)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="processor is NoneType, expected Lfm2VlProcessor"):
-        list(generate_batch(model, None, [GenerationRequest("Hello.")]))
+        list(generate_batch(model, None, [GenerationRequest("Hello.")]))  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,7 +77,7 @@ def loaded(folder: Path) -> Loaded:
 
 
 @pytest.fixture
-def model_and_processor(endless) -> tuple[Any, Any]:
+def model_and_processor(endless) -> Loaded:
     return loaded(endless)
 
 
@@ -97,7 +98,7 @@ def each_elsewhere(pieces: Iterator[T]) -> Iterator[T]:
 
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED, FILTERED], ids=["greedy", "min-p and penalty", "top-k and top-p"])
 @pytest.mark.parametrize("images", [None, "photo"])
-def test_each_piece_of_an_answer_may_come_in_a_new_thread(model_and_processor, options, images):
+def test_each_piece_of_an_answer_may_come_in_a_new_thread(model_and_processor: Loaded, options, images):
     def begun() -> Iterator[Any]:
         image = picture(images) if images else None
         return stream_generate(*model_and_processor, "What is this?", image, options=options)
@@ -107,7 +108,7 @@ def test_each_piece_of_an_answer_may_come_in_a_new_thread(model_and_processor, o
     assert said(each_elsewhere(begun())) == expected
 
 
-def test_batches_may_go_on_in_new_threads(model_and_processor):
+def test_batches_may_go_on_in_new_threads(model_and_processor: Loaded):
     """Rows of several kinds of sampling, in two batches; beginnings are handed from one to the next."""
     kinds = [GREEDY, SAMPLED, FILTERED, SAMPLED]
     questions = [
@@ -120,7 +121,7 @@ def test_batches_may_go_on_in_new_threads(model_and_processor):
     assert all(expected)
 
 
-def test_rows_leave_and_join_in_new_threads(model_and_processor):
+def test_rows_leave_and_join_in_new_threads(model_and_processor: Loaded):
     """Each step, and each change between steps, in a thread of its own: numbers of each row as in one thread."""
     model, _ = model_and_processor
     ids = np.random.default_rng(0).integers(500, 800, (4, 20))
@@ -137,7 +138,7 @@ def test_rows_leave_and_join_in_new_threads(model_and_processor):
         for rows in (None, [0, 1], [1], None):
             made += [run(steps.step) for _ in range(3)]
             if rows is not None:
-                run(lambda rows=rows: steps.filter(rows))
+                run(partial(steps.filter, rows))
         other = run(lambda: begun(ids[3:], SAMPLED))
         run(lambda: steps.extend(other))
         return [*made, *(run(steps.step) for _ in range(3))]
@@ -146,7 +147,7 @@ def test_rows_leave_and_join_in_new_threads(model_and_processor):
 
 
 @pytest.mark.parametrize("text", ["What is this?", "Why?"])
-def test_what_one_thread_remembers_serves_another(model_and_processor, text):
+def test_what_one_thread_remembers_serves_another(model_and_processor: Loaded, text):
     """Beginnings of prompts and encoded pictures: filled in threads that have ended, used in others."""
     images = [picture("landscape"), picture("photo")]
 
@@ -166,13 +167,13 @@ def test_what_one_thread_remembers_serves_another(model_and_processor, text):
     prompts, views = PromptCache(), VisionCache()
     elsewhere(lambda: answer("What is this?", prompts, views))
     for known in (prompts, prompts, PromptCache()):
-        again = elsewhere(lambda known=known: answer(text, known, views))
+        again = elsewhere(partial(answer, text, known, views))
         assert (again[-1].statistics.cached_tokens > 100) == (known is prompts)
         assert said(again)[1] == expected[1]
         np.testing.assert_allclose(said(again)[2], expected[2], atol=1e-4)
 
 
-def test_a_conversation_may_go_on_in_new_threads(model_and_processor):
+def test_a_conversation_may_go_on_in_new_threads(model_and_processor: Loaded):
     """Made, asked, tried again, forked, undone and asked again, each in a thread of its own."""
 
     def cold(messages: list[dict[str, Any]]) -> Any:
@@ -198,7 +199,7 @@ def test_a_conversation_may_go_on_in_new_threads(model_and_processor):
     check(said(each_elsewhere(chat.stream("Really?"))), chat)
 
 
-def test_an_answer_left_open_is_closed_by_another_thread(model_and_processor):
+def test_an_answer_left_open_is_closed_by_another_thread(model_and_processor: Loaded):
     chat = elsewhere(lambda: Chat(*model_and_processor, options=GREEDY))
     long = GenerationOptions(max_tokens=200, temperature=0.0)
     pieces = elsewhere(lambda: chat.stream("What is this?", picture("small"), options=long))
@@ -215,14 +216,20 @@ def logits_after(model: Any, cache: Cache, tokens: list[int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("evaluated", [False, True])
-def test_a_cache_is_copied_and_continued_in_other_threads(model_and_processor, evaluated):
+def test_a_cache_is_copied_and_continued_in_other_threads(model_and_processor: Loaded, evaluated):
     """A point in it serves another thread too. Who copies a cache that is lazy is the thread that filled it."""
     model, _ = model_and_processor
     ids, more = np.arange(500, 540)[None], [600, 601, 602]
-    expected = logits_after(model, model(ids).past_key_values, more)
+
+    def begun() -> Cache:
+        cache = Cache(model.config.text_config)
+        model(ids, past_key_values=cache)
+        return cache
+
+    expected = logits_after(model, begun(), more)
 
     def filled() -> Cache:
-        cache = model(ids).past_key_values
+        cache = begun()
         if evaluated:
             mx.eval(cache.arrays)
             return cache
@@ -232,7 +239,7 @@ def test_a_cache_is_copied_and_continued_in_other_threads(model_and_processor, e
     twin = elsewhere(cache.copy)
     point = elsewhere(twin.checkpoint)
     for own in (cache, twin):
-        np.testing.assert_array_equal(elsewhere(lambda own=own: logits_after(model, own, more)), expected)
+        np.testing.assert_array_equal(elsewhere(partial(logits_after, model, own, more)), expected)
     elsewhere(lambda: twin.rewind(point))
     np.testing.assert_array_equal(elsewhere(lambda: logits_after(model, twin, more)), expected)
 
@@ -240,14 +247,14 @@ def test_a_cache_is_copied_and_continued_in_other_threads(model_and_processor, e
 def test_weights_outlive_the_thread_that_loaded_them(endless):
     """And those that used them first."""
 
-    def answer(*model_and_processor: Any) -> Any:
+    def answer(model_and_processor: Loaded) -> Any:
         return said(stream_generate(*model_and_processor, "What is this?", picture("photo"), options=GREEDY))
 
-    model, processor = elsewhere(lambda: load(endless))
-    expected = answer(*loaded(endless))
+    own = elsewhere(lambda: load(endless))
+    expected = answer(loaded(endless))
     for _ in range(3):
         gc.collect()
-        assert elsewhere(lambda: answer(model, processor)) == expected
+        assert elsewhere(lambda: answer(own)) == expected
 
 
 def test_a_process_may_compute_in_threads_that_end_only(endless, backend, cache_limit):

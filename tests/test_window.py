@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -62,7 +63,7 @@ def window_module():
 @pytest.fixture
 def start(display, window_module):
     """Opens a window for a model; gives it with its event loop under control."""
-    open_: list[tuple[tk.Tk, Engine]] = []
+    open_: list[tuple[Any, Engine]] = []
 
     def begin(model: object = "demo", **options: object) -> "Driven":
         engine = Engine(lambda: load(model))  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -108,7 +108,7 @@ class Chat:
         options: GenerationOptions | None = None,
         stop: Stop | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[GenerationResponse]:
+    ) -> Generator[GenerationResponse, None, None]:
         """Adds a turn and answers it, response by response. `images` as in `stream_generate`; `role` "tool" brings a
         tool's result.
 
@@ -136,7 +136,7 @@ class Chat:
         options: GenerationOptions | None = None,
         stop: Stop | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[GenerationResponse]:
+    ) -> Generator[GenerationResponse, None, None]:
         """Answers the last turn anew, in place of its answer. Raises `PromptError` if there is none."""
         self._end_open()
         started = time.perf_counter()
@@ -179,7 +179,7 @@ class Chat:
         started: float,
         stop: Stop | None,
         progress: Progress | None,
-    ) -> Iterator[GenerationResponse]:
+    ) -> Generator[GenerationResponse, None, None]:
         mx.reset_peak_memory()
         model, processor = self._conversation.model, self._conversation.processor
         scheduler = Scheduler(

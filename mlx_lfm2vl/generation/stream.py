@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -35,7 +35,7 @@ def stream_generate(
     progress: Progress | None = None,
     control_tokens: bool = False,
     **image_overrides: Any,
-) -> Iterator[GenerationResponse]:
+) -> Generator[GenerationResponse, None, None]:
     """Answers a question about pictures, or one without any.
 
     `prompt`: the user's text, or a conversation as the chat template takes it (then pictures stand in its messages, and

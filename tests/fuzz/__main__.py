@@ -76,7 +76,9 @@ def campaign(name: str, executions: int, folder: Path, chunk: int = 2000, hang: 
     progress for `hang` seconds is killed. Of a chunk that ended so, what came before counts as "uncounted"."""
     folder.mkdir(parents=True, exist_ok=True)
     file, progress = folder / f"{name}.json", folder / f"{name}.progress"
-    state = json.loads(file.read_text()) if file.exists() else {"done": 0, "seconds": 0.0, "counts": {}, "findings": []}
+    state: dict[str, Any] = {"done": 0, "seconds": 0.0, "counts": {}, "findings": []}
+    if file.exists():
+        state = json.loads(file.read_text())
     while state["done"] < executions:
         first, last = state["done"], min(state["done"] + chunk, executions)
         progress.write_bytes(struct.pack("<Q", STARTING))
