@@ -1,5 +1,5 @@
-"""Reads tests/golden/, the reference implementation's numbers (tools/golden/make.py makes and describes them), makes the
-engine that tests share, and chooses the backend of each test.
+"""Reads tests/golden/, the reference implementation's numbers (tools/golden/make.py makes and describes them), makes
+the engine that tests share, and chooses the backend of each test.
 
 Models run on the backend mlx, as on a Mac; tests marked `backends` run on those that they name. The summary counts the
 tests whose process ran a decoder layer on each.

@@ -89,14 +89,14 @@ def test_a_picture_beyond_the_budget_is_tiled():
         *(("read", 0.55), ("handwritten", 0.7), ("compare", 0.7), ("tiled", 0.65)),
     ],
 )
-def test_held_out_pictures_are_answered_far_above_chance(loaded, task, least):
+def test_held_out_pictures_are_answered_far_above_chance(loaded: Loaded, task, least):
     row = score.score(*loaded, task, 30)
     assert row["right"] / row["questions"] >= least
     if task == "tiled":
         assert row["right_untiled"] < row["right"]
 
 
-def test_boxes_lie_on_their_objects(loaded):
+def test_boxes_lie_on_their_objects(loaded: Loaded):
     row = score.score(*loaded, "point", 30)
     assert row["valid"] == row["questions"] == 30
     assert row["iou"] / row["boxes"] > 0.65 and row["met"] / row["boxes"] > 0.75
