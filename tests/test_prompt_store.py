@@ -154,6 +154,15 @@ def test_the_oldest_files_go_first(tmp_path):
     assert kept == {"One": True, "Two": False}
 
 
+def test_an_entry_too_large_for_memory_drops_no_other(tmp_path):
+    answer(PromptCache(folder=tmp_path), "Where? " * 200, None)
+    cache = PromptCache(folder=tmp_path)
+    answer(cache, "Hello.", None)
+    cache.limit = cache.nbytes
+    assert answer(cache, "Where? " * 200, None)[2] > 200
+    assert len(cache) == 1 and cache.nbytes == cache.limit
+
+
 def test_a_longer_conversation_takes_the_place_of_a_shorter(tmp_path):
     chat = Chat(*load("demo"), prompt_cache=PromptCache(folder=tmp_path))
     chat.ask("What is in this image?", "examples/scene.png")

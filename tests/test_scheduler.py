@@ -347,6 +347,30 @@ def test_pictures_that_fail_together_are_tried_one_by_one(monkeypatch):
     assert driven.tokens(ids[0]) == alone("What is this?", "landscape")
 
 
+def test_one_of_rows_prefilled_together_may_leave():
+    """Between the pass of their pictures and their text."""
+    driven = Driven()
+    ids = [driven.add("What is this?", name) for name in ("landscape", "small", "portrait")]
+    driven.step()
+    assert len(driven.scheduler._prefilling) == 1 and not driven.items
+    driven.scheduler.cancel(ids[1])
+    driven.step()
+    assert driven.responses(ids[1])[-1].finish_reason == "cancelled"
+    driven.step(20)
+    assert driven.tokens(ids[1]) == () and len(driven.scheduler) == 0
+    for id, name in ((ids[0], "landscape"), (ids[2], "portrait")):
+        assert driven.tokens(id) == alone("What is this?", name)
+
+
+def test_what_short_rows_begin_with_alike_is_run_once():
+    driven = Driven(PromptCache())
+    texts = ["Where? " * 30 + end for end in ("Why?", "What?", "Who?")]
+    ids = [driven.add(text) for text in texts]
+    driven.finish()
+    assert [driven.rows[id].cached > 32 for id in ids] == [False, True, True]
+    assert [driven.tokens(id) for id in ids] == [alone(text) for text in texts]
+
+
 def test_what_rows_begin_with_alike_is_run_once(small_chunks):
     """A row waits for the shared beginning, also one that comes later, and for no more of the other's prompt."""
     cache = PromptCache()

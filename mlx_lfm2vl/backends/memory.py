@@ -172,8 +172,8 @@ def _meminfo() -> dict[str, int]:
 
 
 def _machine() -> int | None:
-    """What can be had without ending other processes, swap included; less where the system promises no more than it
-    has (vm.overcommit_memory is 2)."""
+    """Bytes that can be had without ending other processes, swap included; less where the system promises no
+    more than it has (vm.overcommit_memory is 2)."""
     known = _meminfo()
     if "MemAvailable" not in known:
         return None
@@ -185,7 +185,7 @@ def _machine() -> int | None:
 
 
 def _groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
-    """What the process's control groups leave, the tightest of them: its own and those above, of either version."""
+    """Bytes that the tightest of the process's control groups leaves: its own and those above, of either version."""
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
@@ -201,7 +201,7 @@ def _groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cg
 
 
 def _group(folder: Path) -> int | None:
-    """What a control group leaves; files that the kernel keeps in memory and could let go count as free."""
+    """Bytes that a control group leaves; files that the kernel keeps in memory and could let go count as free."""
 
     def number(*names: str) -> int:
         text = next((folder / name).read_text().strip() for name in names if (folder / name).exists())
@@ -224,7 +224,7 @@ def _group(folder: Path) -> int | None:
 
 
 def _process() -> int | None:
-    """What RLIMIT_AS and RLIMIT_DATA leave of this process's address space, less a reserve."""
+    """Bytes that RLIMIT_AS and RLIMIT_DATA leave of this process's address space, less a reserve."""
     if not sys.platform.startswith("linux"):
         return None
     pages = Path("/proc/self/statm").read_text().split()

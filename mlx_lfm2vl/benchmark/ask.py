@@ -134,8 +134,8 @@ def ask_together(
 
 
 def bytes_per_token(model: Lfm2VlForConditionalGeneration, cache: Cache, length: int) -> int:
-    """What a step after `length` tokens reads: the weights of the language model and head as they are in memory (of
-    untied embeddings one row), keys and values so far, and convolution states."""
+    """Bytes that a step after `length` tokens reads: the weights of the language model and head as they are in
+    memory (of untied embeddings one row), keys and values so far, and convolution states."""
     body = model.model.language_model
     weights = nbytes(body)
     if "lm_head" in model:

@@ -1,4 +1,4 @@
-"""What a measurement was made on: machine, back end, versions, and how fast its memory is."""
+"""The circumstances of a measurement: machine, back end, versions, and how fast its memory is."""
 
 from __future__ import annotations
 

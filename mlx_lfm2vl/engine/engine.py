@@ -121,7 +121,7 @@ class Engine:
         `deadline`: seconds from now after which the answer ends as "cancelled". `wait`: seconds to wait for a place in
         the queue. `sink` gets pieces and errors as they come, in the engine's thread (what is wrong with the question,
         and the end of a request that was cancelled before its turn, in another one of the engine's), where `progress`
-        is called too (with the tokens of all questions that are answered together).
+        is called too, with the tokens of the prompt that are done, and all.
 
         Pictures are read and text is tokenised in other threads of the engine, a few questions at a time, while it
         answers; a question whose picture is slow to come is overtaken by others. Questions join those that are being

@@ -244,7 +244,7 @@ class Worker:
         except BaseException as error:
             job.request.deliver(error)
             return
-        job.prompt = job.read = None  # it holds the pictures
+        job.prompt = job.read = None  # the row has it
         job.row, present[row.id] = row, job
         job.request.so_far = partial(row.statistics, self.loaded[0].config.image_token_id)
 

@@ -99,10 +99,11 @@ class PromptCache:
         with self._lock:
             if lasting and self._store is not None:
                 self._store.write(entry)
-            if entry.nbytes <= self.limit:
-                self._keep(entry)
+            self._keep(entry)
 
     def _keep(self, entry: Entry) -> None:
+        if entry.nbytes > self.limit:
+            return
         for key, held in list(self._entries.items()):
             if continues(entry, held):
                 self._drop(key)

@@ -56,7 +56,7 @@ class PromptStore:
         self._prefix = hashlib.blake2b(json.dumps(what).encode(), digest_size=8).hexdigest()
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            files = sorted(self.folder.glob(f"{self._prefix}-*.safetensors"), key=lambda file: file.stat().st_mtime)
+            files = sorted(self.folder.glob(f"{self._prefix}-*.safetensors"), key=_used)
         except OSError as error:
             raise OutputError(f"{folder}: prompts cannot be kept there ({error.strerror or error})") from None
         self.entries = [entry for file in files if (entry := self._look(file)) is not None]
@@ -182,6 +182,14 @@ class PromptStore:
 
     def _forget(self, stored: StoredEntry) -> None:
         self.entries = [other for other in self.entries if other is not stored]
+
+
+def _used(file: Path) -> float:
+    """The time of a file's last use; 0 where another process has deleted it."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _convolutions(config: Lfm2Config) -> int:

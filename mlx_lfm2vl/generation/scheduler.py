@@ -119,13 +119,6 @@ class Scheduler:
             self._most = None
         return outputs
 
-    def close(self) -> None:
-        """Forgets all rows."""
-        self._waiting.clear()
-        self._prefilling.clear()
-        self._rows.clear()
-        self._keep([])
-
     # Waiting
 
     def _begin_waiting(self) -> None:
@@ -165,7 +158,7 @@ class Scheduler:
 
     def _begin(self, rows: list[Sequence]) -> None:
         for row in rows:
-            row.prefilled = max(row.prefilled, min(row.known, len(row.ids)))
+            row.prefilled = max(row.prefilled, row.known)
         work = prefill_rows(self._model, rows, self._vision_cache, self._prompt_cache)
         self._prefilling.append(_Prefill(rows, work))
 
@@ -248,7 +241,8 @@ class Scheduler:
             tokens, logprobs = self._batch.step(last=final)
         except Exception as error:  # the states of the rows no longer agree
             self._keep([])
-            self._most = max(1, len(rows) - 1)
+            if len(rows) > 1:
+                self._most = len(rows) - 1
             yield from self._failed(rows, error)
             return
         going_on = []

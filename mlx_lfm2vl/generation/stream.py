@@ -60,7 +60,6 @@ def stream_generate(
     request = GenerationRequest(prompt, images, system, tools, chosen, image_overrides, control_tokens)
     scheduler = Scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
     row = scheduler.add(encode(model, processor, request), started=started)
-    del request
     yield from drive(scheduler, row, stop, progress)
 
 
