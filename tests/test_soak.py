@@ -19,7 +19,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_lfm2vl import Engine, GenerationOptions, GenerationRequest, generate_batch, load, stream_generate
+from mlx_lfm2vl import (
+    Engine,
+    GenerationOptions,
+    GenerationRequest,
+    PromptCache,
+    VisionCache,
+    generate_batch,
+    load,
+    stream_generate,
+)
 
 pytestmark = pytest.mark.soak
 
@@ -123,8 +132,10 @@ def test_a_batch_of_two_thousand_rows(tmp_path):
                 noise(rng, 260).save(name)
             yield GenerationRequest(f"What is {n}?", name, options=GenerationOptions(max_tokens=2))
 
-    for n, made in enumerate(generate_batch(model, processor, questions())):
-        errors += made.error is not None
+    prompts, pictures = PromptCache(4 * 2**20), VisionCache(2**20)  # full after the warm-up
+    made = generate_batch(model, processor, questions(), prompt_cache=prompts, vision_cache=pictures)
+    for n, completion in enumerate(made):
+        errors += completion.error is not None
         if n % 100 == 99:
             watch.look()
     watch.check("batch", 2000)

@@ -23,7 +23,7 @@ from .vision_cache import VisionCache, check_vision_cache
 from .watch import Stop, check_callable
 
 BATCH_SIZE = 8
-PICTURE_BYTES = 16 * 2**20  # of pictures that rows of one batch share
+PICTURE_BYTES, PROMPT_BYTES = 16 * 2**20, 256 * 2**20  # of a batch's own caches: its rows share little
 
 
 @wired
@@ -47,8 +47,8 @@ def generate_batch(
         processor: its processor.
         requests: read one by one, as places become free.
         batch_size: requests that are answered at a time, at least 1.
-        vision_cache: where encoded pictures are kept. None is one of its own.
-        prompt_cache: where beginnings are kept. None is one of its own.
+        vision_cache: where encoded pictures are kept. None is one of its own, of 16 MiB.
+        prompt_cache: where beginnings are kept. None is one of its own, of 256 MiB.
         stop: asked between steps; true ends the requests that were read with "cancelled", and no other is read.
 
     Raises:
@@ -63,7 +63,7 @@ def generate_batch(
     check_prompt_cache(prompt_cache)
     check_callable("stop", stop)
     vision_cache = VisionCache(PICTURE_BYTES) if vision_cache is None else vision_cache
-    prompt_cache = PromptCache() if prompt_cache is None else prompt_cache
+    prompt_cache = PromptCache(PROMPT_BYTES) if prompt_cache is None else prompt_cache
     scheduler = Scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
     waiting = enumerate(requests)
     numbers: dict[int, int] = {}  # of the requests, by the ids of their rows
