@@ -22,7 +22,7 @@ from ..processing.processor import Lfm2VlProcessor
 from ..threads import cancellation
 from .handle import Request, check_seconds
 from .queue import Job, Loaded, Waiting
-from .shutdown import close_at_exit, wait_until_gone
+from .shutdown import close_at_exit
 from .timeouts import TimeoutThread
 
 Loader = Callable[[], Loaded]
@@ -56,7 +56,6 @@ class Worker:
         self._load_traceback: TracebackType | None = None
         self._error: BaseException | None = None
         self._loaded: Loaded | None = None
-        self._gone = False
         self.thread = threading.Thread(target=self._work, name="mlx-lfm2vl engine", daemon=True)
         self._timeouts = TimeoutThread(self._expire)
         close_at_exit(self)
@@ -87,10 +86,8 @@ class Worker:
         if threading.current_thread() is self.thread:
             return
         self.thread.join(max(0.0, timeout))
-        if not self.thread.is_alive() and not self._gone:
+        if not self.thread.is_alive():
             self._timeouts.close(end - time.monotonic())
-            wait_until_gone(self.thread, end - time.monotonic())
-            self._gone = True
 
     def begin_close(self) -> None:
         """Cancels all jobs and takes no more."""

@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..backends.memory import allocations
+from ..backends.thread_state import computing
 from ..errors import InputError, NotFiniteError, OutOfMemoryError
 from ..models.cache import GROWTH_STEP, Cache
 from ..models.context import Context, padding_masks
@@ -197,6 +198,7 @@ class GenerationBatch:
         self._next, self._read = self._chosen(self._model.logits(hidden)[:, 0]), False
         clear_outgrown(self._cache, before)
 
+    @computing
     def step(self, last: bool = False) -> tuple[list[int], list[float] | None]:
         """The next token of every row (`NOT_FINITE` where its logits were not), and its logprob if wanted.
 

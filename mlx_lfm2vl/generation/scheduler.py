@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..backends.memory import allocations
+from ..backends.thread_state import computing
 from ..errors import OutOfMemoryError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.tokenizer import Tokenizer
@@ -110,6 +111,7 @@ class Scheduler:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @computing
     def step(self) -> list[Output]:
         """Runs a chunk of the prompt whose turn it is, and a token of every running row."""
         outputs = [*self._drop_cancelled()]

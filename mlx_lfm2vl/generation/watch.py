@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Generator
 from typing import ParamSpec, TypeVar
 
+from ..backends.thread_state import computing, stop_at_exit
 from ..errors import OptionError
 from ..threads import cancellation
 
@@ -33,11 +34,13 @@ def check(stop: Stop | None) -> None:
         raise Cancelled
 
 
+@computing
 def whole(pieces: Pieces[T], stop: Stop | None = None) -> T:
     """The result of all pieces, one after the other. `stop` is asked between them, and within a layer by a backend that
     computes when it is called. Raises `Cancelled`."""
     with cancellation(lambda: check(stop)):
         while True:
+            stop_at_exit()
             check(stop)
             try:
                 next(pieces)

@@ -16,6 +16,7 @@ import mlx.nn as nn
 
 from .. import backends
 from ..backends import cpu
+from ..backends.thread_state import computing, stop_at_exit
 from ..config import Lfm2VlConfig, read_json
 from ..config.files import AGAIN
 from ..errors import OptionError, WeightsError, first_line
@@ -43,6 +44,7 @@ def dtype_of(name: str | mx.Dtype | None) -> mx.Dtype | None:
     return DTYPES[name]
 
 
+@computing
 def load_model(
     folder: Path,
     *,
@@ -95,6 +97,7 @@ def _evaluate(model: nn.Module, folder: Path, progress: Callable[[str, int, int]
     arrays = parameters(model).values()
     done, total = 0, sum(array.nbytes for array in arrays)
     for array in arrays:
+        stop_at_exit()
         with reading(folder):
             mx.eval(array)
         done += array.nbytes
@@ -142,6 +145,7 @@ class StoredTensors:
         return arrays
 
 
+@computing
 def open_model(
     folder: Path,
     *,

@@ -1,0 +1,133 @@
+"""How programs end that computed in threads: with their own exit code, soon, and without a word.
+
+MLX lets go of what it keeps of a thread when that ends; where no interpreter is left the process aborts. It is a race,
+so several runs of each program.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CODE = 7  # of each program
+SECONDS = 2.0  # that a program's end may take
+BEGINNING = f"""
+import asyncio, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from mlx_lfm2vl import *
+SCENE = {str(ROOT / "examples" / "scene.png")!r}
+few = GenerationOptions(max_tokens=4)
+def answer(pair=None):
+    return generate(*(pair or load("demo")), "What is in this image?", SCENE, options=few)
+def run(work, **options):
+    thread = threading.Thread(target=work, **options)
+    thread.start()
+    return thread
+"""
+ENDING = f"""
+print(time.time(), flush=True)
+sys.exit({CODE})
+"""
+LOADED = 'pair = load("demo")\n'
+DAEMON = """
+begun = threading.Event()
+def work():
+    pair = load("demo")
+    {work}
+run(work, daemon=True)
+begun.wait()
+"""
+PROGRAMS = {
+    "a thread that loaded": "run(load, args=('demo',)).join()",
+    "a thread that loaded and answered": "run(answer).join()",
+    "a thread that answered": LOADED + "run(answer, args=(pair,)).join()",
+    "a thread that is not joined": LOADED + "run(answer, args=(pair,))",
+    "a batch": LOADED + "run(lambda: list(generate_batch(*pair, [GenerationRequest('Hi', options=few)]))).join()",
+    "a chat": LOADED + "chat = Chat(*pair, options=few); run(lambda: chat.ask('Hi')).join()",
+    "transformers' generate": (
+        LOADED + "run(lambda: pair[0].generate(pair[1].tokenizer('Hi', return_tensors='np')['input_ids'])).join()"
+    ),
+    "an answer that is left open": (
+        LOADED + "pieces = stream_generate(*pair, 'Hi', SCENE); run(lambda: next(pieces)).join()"
+    ),
+    "a pool of one": "with ThreadPoolExecutor(1) as pool: pool.submit(answer).result()",
+    "a pool of eight": LOADED + "with ThreadPoolExecutor(8) as pool: list(pool.map(answer, [pair] * 16))",
+    "a pool that is not shut down": "pool = ThreadPoolExecutor(2); pool.submit(answer).result()",
+    "a pool of multiprocessing": (
+        "from multiprocessing.pool import ThreadPool; pool = ThreadPool(2); pool.apply(answer)"
+    ),
+    "asyncio.to_thread": "asyncio.run(asyncio.to_thread(answer))",
+    "a daemon that waits for good": DAEMON.format(work="answer(pair); begun.set(); threading.Event().wait()"),
+    "a daemon that looks for work": DAEMON.format(work="answer(pair); begun.set()\n    while True: time.sleep(0.03)"),
+    "a daemon that is answering": DAEMON.format(
+        work="while True:\n        for _ in stream_generate(*pair, 'Hi', SCENE): begun.set()"
+    ),
+    "a daemon that is loading": DAEMON.format(work="begun.set()\n    while True: load('demo')"),
+    "an engine that is not closed": "engine = Engine(lambda: load('demo')); engine.generate('Hi.', options=few)",
+    "an engine that is closed": "with Engine(lambda: load('demo')) as engine: engine.generate('Hi.', options=few)",
+    "an engine that is answering": (
+        "engine = Engine(lambda: load('demo')); request = engine.submit('Hi.'); request.take(0)"
+    ),
+    "an engine that is loading": "engine = Engine(lambda: load('demo')); request = engine.submit('Hi.')",
+    "an engine whose loader sleeps": "engine = Engine(lambda: time.sleep(60))",
+}
+
+
+def ends(program: str, backend: str, times: int, at_once: int = 1) -> None:
+    """Runs a program some times and checks how it ends."""
+    command = [sys.executable, "-c", BEGINNING + program + ENDING]
+    environment = os.environ | {"MLX_LFM2VL_BACKEND": backend, "PYTHONPATH": str(ROOT)}
+    for _ in range(0, times, at_once):
+        runs = [
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(min(times, at_once))
+        ]
+        for run in runs:
+            out, err = run.communicate(timeout=120)
+            assert (run.returncode, err) == (CODE, "")
+            assert time.time() - float(out) < SECONDS * at_once
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_ends_with_its_own_exit_code(program, backend):
+    ends(PROGRAMS[program], backend, times=1)
+
+
+@pytest.mark.soak
+@pytest.mark.backends("mlx", "numpy")
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_ends_with_its_own_exit_code_20_times(program, backend):
+    ends(PROGRAMS[program], backend, times=20, at_once=2)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fopencookie is glibc's")
+def test_a_foreign_thread_may_answer_in_each_of_its_calls():
+    """Python sees a thread of C end with each callback from it, and another one come, on one thread of the system."""
+    program = """
+import ctypes
+pair = load("demo")
+answers = []
+def say(*_):
+    answers.append((answer(pair), threading.get_native_id()))
+    return 4
+write = ctypes.CFUNCTYPE(ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(say)
+close = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda *_: say() - 4)
+class Calls(ctypes.Structure):
+    _fields_ = [(name, kind) for name, kind in (
+        ("read", ctypes.c_void_p), ("write", type(write)), ("seek", ctypes.c_void_p), ("close", type(close)))]
+libc = ctypes.CDLL(None)
+libc.fopencookie.argtypes = [ctypes.c_void_p, ctypes.c_char_p, Calls]
+libc.fopencookie.restype = ctypes.c_void_p
+file = libc.fopencookie(None, b"w", Calls(None, write, None, close))
+libc.fputs(b"text", ctypes.c_void_p(file))
+thread = ctypes.c_ulong()
+libc.pthread_create(ctypes.byref(thread), None, libc.fclose, ctypes.c_void_p(file))  # which calls both
+libc.pthread_join(thread, None)
+(one, first), (other, second) = answers
+assert one == other == answer(pair) and first == second != threading.get_native_id()
+"""
+    ends(program, "mlx", times=1)
