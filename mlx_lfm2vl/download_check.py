@@ -16,6 +16,7 @@ import uuid
 from pathlib import Path
 
 from .errors import HubError
+from .threads import check_cancelled
 
 NOTE = ".mlx-lfm2vl-unchecked-"
 CLOCK_SLACK = 2.0  # seconds that a file system's clock may be behind
@@ -79,6 +80,7 @@ def _digest(file: Path) -> str:
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while piece := stream.read(2**20):
+            check_cancelled()
             digest.update(piece)
     return digest.hexdigest()
 

@@ -91,5 +91,9 @@ class EngineThreadError(Lfm2VlError, RuntimeError):
     """An engine's own thread was to wait for an answer that it makes itself."""
 
 
+class ForkError(Lfm2VlError, RuntimeError):
+    """A process was forked from one that had computed: MLX's threads are not in it, and it cannot compute."""
+
+
 class ToolCallError(Lfm2VlError, ValueError):
     """What a model wrote as a tool call cannot be read as one; the message names the place."""

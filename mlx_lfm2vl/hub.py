@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from . import demo
 from .download_check import DownloadCheck
+from .download_thread import Progress, in_thread
 from .errors import HubError
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 DATA_PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.md", *LICENCES)
-Progress = Callable[[str, int, int], None]  # of what, done, in all
 PASSING = (408, 429, 500, 502, 503, 504)  # what a hub answers that may be well again in a moment
 WAITS = (0.5, 1.0, 2.0)  # seconds before a question is put again
 LONGEST_WAIT = 60.0  # seconds, if the hub asks for more
@@ -76,8 +75,12 @@ def resolve(
         """What is wanted of one folder of the repository."""
         within = tuple(f"{folder}{pattern}" for pattern in wanted)
         with DownloadCheck(repo, _cached(repo, cache_dir), downloading=not local_files_only) as check:
-            found = _download(
-                name, repo, revision, token, cache_dir, local_files_only, within, (f"{folder}*/*",), progress
+            ignored = (f"{folder}*/*",)
+            found = in_thread(
+                lambda bars: _download(name, repo, revision, token, cache_dir, local_files_only, within, ignored, bars),
+                progress,
+                drawn=_drawn_bars,
+                leave=_abort_xet,
             )
             check.check()
         return found
@@ -122,7 +125,7 @@ def _download(
     local_files_only: bool,
     patterns: tuple[str, ...],
     ignored: tuple[str, ...],
-    progress: Progress | None,
+    bars: type[Any],
 ) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -145,7 +148,7 @@ def _download(
                 local_files_only=local_files_only,
                 allow_patterns=list(patterns),
                 ignore_patterns=list(ignored),
-                tqdm_class=None if progress is None else _reporter(progress),
+                tqdm_class=bars,
             )
         )
 
@@ -195,6 +198,19 @@ def _download(
     return folder
 
 
+def _drawn_bars() -> type[Any]:
+    from huggingface_hub.utils import tqdm
+
+    return tqdm
+
+
+def _abort_xet() -> None:
+    """Ends what the client transfers by Xet in this process, as it does itself at Ctrl-C."""
+    from huggingface_hub.utils._xet import abort_xet_session
+
+    abort_xet_session()
+
+
 def cache_folder() -> Path:
     """Where huggingface_hub keeps all repositories, unless it is told otherwise."""
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -205,30 +221,6 @@ def cache_folder() -> Path:
 def _cached(repo: str, cache_dir: str | os.PathLike[str] | None) -> Path:
     """Where huggingface_hub keeps a repository."""
     return Path(cache_folder() if cache_dir is None else cache_dir) / f"models--{repo.replace('/', '--')}"
-
-
-def _reporter(progress: Progress) -> Any:
-    """A class of progress bars that draw nothing and tell `progress`."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    lock, most = threading.Lock(), [0, 0]
-
-    class Reporter(tqdm):
-        def __init__(self, *arguments: Any, **keywords: Any):
-            self._bytes = keywords.get("unit") == "B"
-            super().__init__(*arguments, **{**keywords, "disable": True})
-
-        def update(self, n: float | None = 1) -> None:
-            with lock:
-                self.n += n or 0
-                if not self._bytes:
-                    progress("files", int(self.n), int(self.total or 0))
-                    return
-                # two bars count bytes, those received and those written
-                most[:] = [max(most[0], int(self.n)), max(most[1], int(self.total or 0), int(self.n))]
-                progress("download", *most)
-
-    return Reporter
 
 
 def _first_line(error: BaseException) -> str:

@@ -114,6 +114,15 @@ def _helpers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "mlx_lfm2vl")
 
 
+def _after_fork() -> None:
+    """The helpers are not in a process that was forked, and nobody is at work there."""
+    _helpers.cache_clear()
+    blas_on_one_thread.__init__()  # type: ignore[misc]
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def parallel_for(work: Callable[[int, int], object], units: int, minimum: int = 1) -> None:
     """Calls `work(start, end)` for ranges that make up `range(units)`, each in a thread of its own.
 

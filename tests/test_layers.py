@@ -16,15 +16,16 @@ MODULES = sorted(path.relative_to(ROOT) for path in PACKAGE.rglob("*.py"))
 # Lowest first. A part imports only from lower ones; parts of one line never import each other.
 LAYERS = (
     ("errors",),
-    ("demo", "download_check", "threads"),
+    ("demo", "threads"),
+    ("download_check", "download_thread"),
     ("hub",),
     ("config",),
     ("processing", "models"),
     ("backends",),
     ("weights",),
     ("generation",),
-    ("engine",),
     ("pretrained",),
+    ("engine",),
     ("conversion", "benchmark"),
     ("doctor",),
     ("cli",),

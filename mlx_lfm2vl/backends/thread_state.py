@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import os
 import threading
 import time
 import weakref
@@ -18,6 +19,8 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import mlx.core as mx
+
+from ..errors import ForkError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,6 +31,8 @@ _local = threading.local()
 _lock = threading.Lock()
 _states: weakref.WeakSet[_ThreadState] = weakref.WeakSet()
 _exiting = False
+_used = False  # whether this process, or the one that it was forked from, has computed
+_forked = False  # since then
 
 
 class _ThreadState:
@@ -57,6 +62,7 @@ def computing(work: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(work)
     def run(*arguments: P.args, **named: P.kwargs) -> T:
+        note_use()
         if threading.current_thread() is threading.main_thread():
             return work(*arguments, **named)
         state: _ThreadState | None = getattr(_local, "state", None)
@@ -71,6 +77,36 @@ def computing(work: Callable[P, T]) -> Callable[P, T]:
             state.depth -= 1
 
     return run
+
+
+def note_use() -> None:
+    """Takes note that this process computes. Raises `ForkError` where it cannot."""
+    global _used
+    check_fork()
+    _used = True
+
+
+def forked() -> bool:
+    """Whether this process was forked from one that had computed."""
+    return _forked
+
+
+def check_fork() -> None:
+    """Raises `ForkError` in a process that was forked from one that had computed: there it would wait for ever."""
+    if forked():
+        raise ForkError(
+            "this process was forked from one that had used MLX, whose threads it lacks; start it anew, as"
+            " multiprocessing.get_context('spawn') does"
+        )
+
+
+def _after_fork() -> None:
+    global _forked, _lock
+    _forked, _lock = _used, threading.Lock()
+    _states.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def stop_at_exit() -> None:

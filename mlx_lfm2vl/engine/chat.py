@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Any, Protocol, TypeVar, Unpack
 
 from ..errors import PromptError
+from ..generation.arguments import RetryArguments, Role, TurnArguments
 from ..generation.conversation import Conversation, ReadPictures, Turn
 from ..generation.messages import is_remote, snapshot, user_content
+from ..generation.options import GenerationOptions
 from ..generation.request import EncodedPrompt
-from ..generation.response import GenerationResponse
+from ..generation.response import Completion, GenerationResponse
 from ..generation.watch import Progress, Stop, check_callable
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from ..processing.processor import Lfm2VlProcessor
 from .handle import Request, Sink
+from .submit import RequestArguments, placed
 
 T = TypeVar("T")
+
+
+class AskArguments(TurnArguments, RequestArguments, total=False):
+    """Of `EngineChat.submit`."""
+
+
+class AskAgainArguments(RetryArguments, RequestArguments, total=False):
+    """Of `EngineChat.submit_retry`."""
 
 
 class Host(Protocol):
@@ -23,7 +37,7 @@ class Host(Protocol):
     def put(
         self,
         request: Request,
-        read: Callable[[], EncodedPrompt],
+        read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], EncodedPrompt],
         wait: float,
         *,
         progress: Progress | None,
@@ -35,7 +49,8 @@ class Host(Protocol):
 class EngineChat:
     """A `Chat` in an engine; methods are those of `Chat`. Its turns are answered in the order in which they are asked
     for, beside other requests. All methods may be called from any thread, and none but `ask` waits for an answer: one
-    that changes the conversation ends the turn that is being answered, as it stands, and leaves turns that wait."""
+    that changes the conversation ends the turn that is being answered, as it stands, and leaves turns that wait. It
+    holds no model: once the engine is closed it can be read and saved."""
 
     def __init__(self, engine: Host, conversation: Conversation):
         self._engine, self._conversation = engine, conversation
@@ -50,12 +65,13 @@ class EngineChat:
         text: str,
         images: Any = None,
         *,
+        role: Role = "user",
+        options: GenerationOptions | None = None,
         deadline: float | None = None,
         wait: float = 0.0,
         sink: Sink | None = None,
         stop: Stop | None = None,
         progress: Progress | None = None,
-        **arguments: Any,
     ) -> Request:
         """A turn as a request; `deadline`, `wait`, `sink`, `progress` as for `Engine.submit`, the others as for
         `Chat.stream` (a `stop` of one's own is asked in the engine's thread). It is asked after the turns that wait."""
@@ -66,14 +82,16 @@ class EngineChat:
             return self._conversation.read(given)
 
         def begin(pictures: ReadPictures, cancel: Callable[[], None]) -> tuple[Turn, EncodedPrompt]:
-            return self._conversation.ask(text, pictures, cancel=cancel, **arguments)
+            return self._conversation.ask(text, pictures, role=role, options=options, cancel=cancel)
 
         return self._submit(Request(deadline, sink, stop), read, begin, wait, progress, is_remote(None, images))
 
-    def stream(self, text: str, images: Any = None, **arguments: Any) -> Iterator[GenerationResponse]:
+    def stream(
+        self, text: str, images: Any = None, **arguments: Unpack[AskArguments]
+    ) -> Generator[GenerationResponse, None, None]:
         return iter(self.submit(text, images, **arguments))
 
-    def ask(self, text: str, images: Any = None, **arguments: Any) -> str:
+    def ask(self, text: str, images: Any = None, **arguments: Unpack[AskArguments]) -> str:
         """The whole answer; what interrupts the wait for it cancels it."""
         request = self.submit(text, images, **arguments)
         try:
@@ -81,24 +99,37 @@ class EngineChat:
         finally:
             request.cancel()
 
+    async def astream(
+        self, text: str, images: Any = None, **arguments: Unpack[AskArguments]
+    ) -> AsyncGenerator[GenerationResponse, None]:
+        """`stream` for asyncio: leaving the loop, or cancelling the task, ends the turn."""
+        request = await placed(functools.partial(self.submit, text, images), **arguments)
+        async for response in request:
+            yield response
+
+    async def aask(self, text: str, images: Any = None, **arguments: Unpack[AskArguments]) -> str:
+        """`ask` for asyncio; cancelling the task ends the turn."""
+        answer: Completion = await (await placed(functools.partial(self.submit, text, images), **arguments))
+        return answer.text
+
     def submit_retry(
         self,
         *,
+        options: GenerationOptions | None = None,
         deadline: float | None = None,
         wait: float = 0.0,
         sink: Sink | None = None,
         stop: Stop | None = None,
         progress: Progress | None = None,
-        **arguments: Any,
     ) -> Request:
         """The last turn anew, as a request."""
 
         def begin(_: None, cancel: Callable[[], None]) -> tuple[Turn, EncodedPrompt]:
-            return self._conversation.ask_again(cancel=cancel, **arguments)
+            return self._conversation.ask_again(options=options, cancel=cancel)
 
         return self._submit(Request(deadline, sink, stop), lambda: None, begin, wait, progress, remote=False)
 
-    def retry(self, **arguments: Any) -> Iterator[GenerationResponse]:
+    def retry(self, **arguments: Unpack[AskAgainArguments]) -> Generator[GenerationResponse, None, None]:
         return iter(self.submit_retry(**arguments))
 
     def undo(self) -> None:
@@ -128,9 +159,10 @@ class EngineChat:
         check_callable("progress", progress)
         begun: list[EncodedPrompt] = []
 
-        def encode() -> EncodedPrompt:
+        def encode(model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor) -> EncodedPrompt:
             if begun:  # a turn that is answered a second time goes on
                 return begun[0]
+            self._conversation.use(model, processor)
             pictures = read()
             with self._conversation.lock:
                 if request.stopped() or request.done:  # another turn may have begun since

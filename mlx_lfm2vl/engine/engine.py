@@ -8,17 +8,20 @@ other. `Engine.close` always returns.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import os
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, Unpack
 
-from ..backends.memory import CacheLimit, WiredLimit, check_bytes
-from ..errors import OptionError, QueueFullError
+import mlx.core as mx
+
+from ..backends.memory import CacheLimit, WiredLimit, check_bytes, free_memory
+from ..backends.thread_state import check_fork
+from ..errors import OptionError
 from ..generation import prompt_cache, vision_cache
+from ..generation.arguments import ConversationArguments, ImageOverrides, PromptArguments
 from ..generation.batch import BATCH_SIZE
 from ..generation.conversation import Conversation
 from ..generation.messages import is_remote, snapshot
@@ -29,15 +32,34 @@ from ..generation.response import GenerationResponse
 from ..generation.vision_cache import VisionCache
 from ..generation.watch import Progress, check_callable
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from ..pretrained import load
 from ..processing.processor import Lfm2VlProcessor
 from .chat import EngineChat
 from .handle import Request, Sink, check_seconds
-from .queue import Job
+from .queue import Job, Loaded
+from .submit import RequestArguments, placed
 from .worker import Loader, Worker
 
 T = TypeVar("T")
-CLOSE_SECONDS = 30.0
-PLACE_SECONDS = 0.02  # between looks for a place in the queue, in asyncio
+Messages = Sequence[Mapping[str, Any]]
+CLOSE_SECONDS = 1.0
+
+
+class SubmitArguments(PromptArguments, RequestArguments, total=False):
+    """Of `Engine.submit`."""
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes. `active`, `cache` (kept for reuse) and `peak` are MLX's in the whole process; `vision_cache` and
+    `prompt_cache` are parts of `active`; `free` is what may still be taken, None where that is not known."""
+
+    active: int
+    cache: int
+    peak: int
+    vision_cache: int
+    prompt_cache: int
+    free: int | None
 
 
 def _read(
@@ -49,20 +71,33 @@ def _read(
     return prompt
 
 
-class Engine:
-    """`Engine(lambda: load("demo"))`. The loader runs in the engine's thread; use it as a context manager, or `close`.
+def _loader(model: Any) -> tuple[Loader, str | None]:
+    """What loads a model, and its name if it has one. Raises `OptionError`."""
+    if isinstance(model, (str, os.PathLike)):
+        return functools.partial(load, model), os.fspath(model)
+    if not callable(model) or isinstance(model, Lfm2VlForConditionalGeneration):
+        given = type(model).__name__ if callable(model) else f"{model!r:.60}"
+        raise OptionError(f"loader is {given}, expected a model's name, or a function such as `lambda: load('demo')`")
+    return model, None
 
-    `max_queue`: requests that may wait; one more is `QueueFullError`, at once or after `wait` seconds. `max_batch`:
-    questions answered together. `cache_limit`: bytes that MLX keeps for reuse (None: its default); what it keeps is
-    given back after `idle_seconds` without work. `wired_limit`: bytes that macOS must not page out (None: what Metal
-    recommends, 0: none; without effect elsewhere). Both limits are those of the process, and as before once the engine
-    is closed. `vision_cache_bytes`: encoded pictures that are kept; `prompt_cache_bytes`: states of prompts and answers
-    that are; `prompt_cache_folder`: where they are kept for the next process. Raises `OptionError`.
+
+class Engine:
+    """`Engine("demo")`, or `Engine(lambda: load("demo", dtype="float16"))`. The model is loaded in the engine's thread.
+    Use it as a context manager (`async with` too), or `close`.
+
+    `loader`: a name as for `load`, or a function that returns model and processor. `max_queue`: requests that may wait;
+    one more is `QueueFullError`, at once or after `wait` seconds. `max_batch`: questions answered together.
+    `cache_limit`: bytes that MLX keeps for reuse (None: its default); what it keeps is given back after `idle_seconds`
+    without work. `wired_limit`: bytes that macOS must not page out (None: what Metal recommends, 0: none; without
+    effect elsewhere). Both limits are those of the process, and as before once the engine is closed.
+    `vision_cache_bytes`: encoded pictures that are kept; `prompt_cache_bytes`: states of prompts and answers that are;
+    `prompt_cache_folder`: where they are kept for the next process. Raises `OptionError`, and `ForkError` in a process
+    forked from one that had computed.
     """
 
     def __init__(
         self,
-        loader: Loader,
+        loader: Loader | str | os.PathLike[str],
         *,
         max_queue: int = 64,
         max_batch: int = BATCH_SIZE,
@@ -73,14 +108,12 @@ class Engine:
         prompt_cache_bytes: int = prompt_cache.DEFAULT_BYTES,
         prompt_cache_folder: str | os.PathLike[str] | None = None,
     ):
-        if not callable(loader) or isinstance(loader, Lfm2VlForConditionalGeneration):
-            given = type(loader).__name__ if callable(loader) else f"{loader!r:.60}"
-            raise OptionError(f"loader is {given}, expected a function such as `lambda: load('demo')`")
+        function, self._name = _loader(loader)
         for name, value in (("max_queue", max_queue), ("max_batch", max_batch)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise OptionError(f"{name} is {value!r}, expected an integer of at least 1")
         self._worker = Worker(
-            loader,
+            function,
             max_queue,
             max_batch,
             (CacheLimit(cache_limit), WiredLimit(wired_limit)),
@@ -95,6 +128,12 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> Engine:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
     # Asking
 
     def wait_until_ready(self, timeout: float | None = None) -> None:
@@ -103,7 +142,7 @@ class Engine:
 
     def submit(
         self,
-        prompt: str | Sequence[Mapping[str, Any]],
+        prompt: str | Messages,
         images: Any = None,
         *,
         system: str | None = None,
@@ -114,14 +153,13 @@ class Engine:
         sink: Sink | None = None,
         progress: Progress | None = None,
         control_tokens: bool = False,
-        **image_overrides: Any,
+        **image_overrides: Unpack[ImageOverrides],
     ) -> Request:
         """Puts a question into the queue; arguments as for `stream_generate`.
 
-        `deadline`: seconds from now after which the answer ends as "cancelled". `wait`: seconds to wait for a place in
-        the queue. `sink` gets pieces and errors as they come, in the engine's thread (what is wrong with the question,
-        and the end of a request that was cancelled before its turn, in another one of the engine's), where `progress`
-        is called too, with the tokens of the prompt that are done, and all.
+        `deadline`: seconds from now after which the answer ends as "deadline". `wait`: seconds to wait for a place in
+        the queue. `sink` gets pieces and errors as they come, in a thread of its own. `progress` is called in the
+        engine's thread, with the tokens of the prompt that are done, and all.
 
         Pictures are read and text is tokenised in other threads of the engine, a few questions at a time, while it
         answers; a question whose picture is slow to come is overtaken by others. Questions join those that are being
@@ -142,96 +180,157 @@ class Engine:
         self._worker.put(Job(request, read, progress=progress, remote=remote), wait)
         return request
 
-    def stream(self, *arguments: Any, **keywords: Any) -> Iterator[GenerationResponse]:
-        """Pieces of `submit`'s answer. Dropping the iterator stops the work."""
-        return iter(self.submit(*arguments, **keywords))
+    def stream(
+        self, prompt: str | Messages, images: Any = None, **arguments: Unpack[SubmitArguments]
+    ) -> Generator[GenerationResponse, None, None]:
+        """Pieces of `submit`'s answer. Dropping the iterator, or closing it, stops the work."""
+        return iter(self.submit(prompt, images, **arguments))
 
-    def generate(self, *arguments: Any, timeout: float | None = None, **keywords: Any) -> str:
+    def generate(
+        self,
+        prompt: str | Messages,
+        images: Any = None,
+        *,
+        timeout: float | None = None,
+        **arguments: Unpack[SubmitArguments],
+    ) -> str:
         """The text of `submit`'s answer; cancels it and raises `TimeoutError` after `timeout` seconds."""
-        request = self.submit(*arguments, **keywords)
+        request = self.submit(prompt, images, **arguments)
         try:
             return request.result(timeout).text
         finally:
             request.cancel()
 
     async def astream(
-        self, *arguments: Any, wait: float = 0.0, deadline: float | None = None, **keywords: Any
-    ) -> AsyncIterator[GenerationResponse]:
+        self, prompt: str | Messages, images: Any = None, **arguments: Unpack[SubmitArguments]
+    ) -> AsyncGenerator[GenerationResponse, None]:
         """`stream` for asyncio: the event loop is never blocked; leaving the loop, or cancelling the task, stops the
         work."""
-        loop = asyncio.get_running_loop()
-        items: asyncio.Queue[GenerationResponse | BaseException] = asyncio.Queue()
+        request = await placed(functools.partial(self.submit, prompt, images), **arguments)
+        async for response in request:
+            yield response
 
-        def sink(item: GenerationResponse | BaseException) -> None:
-            with contextlib.suppress(RuntimeError):  # the event loop was closed: nobody listens any more
-                loop.call_soon_threadsafe(items.put_nowait, item)
-
-        begun = time.monotonic()
-        end = begun + check_seconds("wait", wait)
-        left = None if deadline is None else check_seconds("deadline", deadline)
-        while True:
-            try:
-                request = self.submit(*arguments, sink=sink, deadline=left, **keywords)
-                break
-            except QueueFullError:
-                if time.monotonic() >= end:
-                    raise
-                await asyncio.sleep(PLACE_SECONDS)
-                left = None if deadline is None else max(0.0, begun + deadline - time.monotonic())
-        try:
-            while True:
-                item = await items.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if item.finish_reason is not None:
-                    return
-        finally:
-            request.cancel()
-
-    def chat(self, **arguments: Any) -> EngineChat:
+    def chat(self, **arguments: Unpack[ConversationArguments]) -> EngineChat:
         """A conversation in this engine; arguments as for `Chat` without model, processor and caches, which are the
         engine's. Waits until the model is loaded, for nothing else."""
-        self._worker.wait_until_ready(None)
-        return EngineChat(self, Conversation(*self._worker.loaded, **arguments))
+        return EngineChat(self, Conversation(*self._worker.wait_until_ready(None), **arguments))
 
     def put(
         self,
         request: Request,
-        read: Callable[[], EncodedPrompt],
+        read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], EncodedPrompt],
         wait: float,
         *,
         progress: Progress | None,
         remote: bool,
         line: object,
     ) -> None:
-        """Puts a request into the queue. `read` is called in another thread; `remote` says that it may wait for the
-        network. Requests of one `line` are answered one after the other. Raises `QueueFullError` and
-        `EngineClosedError`."""
-        self._worker.put(Job(request, lambda *_: read(), progress=progress, remote=remote, line=line), wait)
+        """Puts a request into the queue. `read` is called with model and processor in another thread; `remote` says
+        that it may wait for the network. Requests of one `line` are answered one after the other. Raises
+        `QueueFullError` and `EngineClosedError`."""
+        self._worker.put(Job(request, read, progress=progress, remote=remote, line=line), wait)
 
     def call(self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T]) -> T:
         """Runs a function of model and processor in the engine's thread, after the answers that wait for it there (at
         once, where that is the thread that calls), and returns its result or raises its error."""
         if threading.current_thread() is self._worker.thread:
-            return function(*self._worker.loaded)
+            return function(*self._worker.wait_until_ready(0.0))
         results: list[T] = []
+
+        def work(loaded: Loaded) -> None:
+            results.append(function(*loaded))
+
         request = Request()
-        self._worker.put(Job(request, work=lambda: results.append(function(*self._worker.loaded))), 0.0)
+        self._worker.put(Job(request, work=work), 0.0)
         request.result()
         return results[0]
-
-    def clear_caches(self) -> None:
-        """Forgets encoded pictures and beginnings of prompts, and gives back the memory that MLX keeps for reuse: for
-        when the system is short of it. Done once what was asked before is answered; the answers after it are the same.
-        Raises `QueueFullError` and `EngineClosedError`."""
-        self.call(lambda *_: self._worker.clear_caches())
 
     def warm_up(self, text: str = "Hello.") -> None:
         """Makes the first real answer as fast as the next ones: loads, compiles and allocates by answering `text`."""
         self.submit(text, options=GenerationOptions(max_tokens=2)).result()
 
+    # What it is doing
+
+    @property
+    def ready(self) -> bool:
+        """Whether a model is loaded."""
+        return self._worker.loaded is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the engine takes no more requests."""
+        return self._worker.closed
+
+    @property
+    def queue_length(self) -> int:
+        """Requests that wait for their turn."""
+        return self._worker.queue_length
+
+    @property
+    def model_name(self) -> str | None:
+        """The name that the engine, or `reload`, was given; None where that was a function."""
+        return self._name
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of a prompt and its answer together, at most; None while no model is loaded."""
+        loaded = self._worker.loaded
+        return None if loaded is None else loaded[0].config.text_config.max_position_embeddings
+
+    def count_tokens(
+        self,
+        prompt: str | Messages,
+        images: Any = None,
+        *,
+        system: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        control_tokens: bool = False,
+        **image_overrides: Unpack[ImageOverrides],
+    ) -> int:
+        """Tokens of a prompt, those of its pictures included, counted in the calling thread. Arguments and errors as
+        for `submit`. Waits until the model is loaded."""
+        request = GenerationRequest(prompt, images, system, tools, GenerationOptions(), image_overrides, control_tokens)
+        return len(encode(*self._worker.wait_until_ready(None), request).ids)
+
+    def memory(self) -> MemoryUse:
+        """What is held now."""
+        check_fork()
+        return MemoryUse(
+            mx.get_active_memory(),
+            mx.get_cache_memory(),
+            mx.get_peak_memory(),
+            self._worker.vision_cache.nbytes,
+            self._worker.prompt_cache.nbytes,
+            free_memory(),
+        )
+
+    # Its memory
+
+    def clear_caches(self) -> None:
+        """Forgets encoded pictures and beginnings of prompts, and gives back the memory that MLX keeps for reuse: for
+        when the system is short of it. Waits for nothing; answers stay the same."""
+        check_fork()
+        self._worker.clear_caches()
+
+    def unload(self, timeout: float = CLOSE_SECONDS) -> None:
+        """Cancels all requests and gives the model's memory back, at most `timeout` seconds later. The next request, or
+        `wait_until_ready`, loads it again. Raises `EngineClosedError` and `OptionError`."""
+        self._worker.switch(None, check_seconds("timeout", timeout))
+
+    def reload(self, loader: Loader | str | os.PathLike[str]) -> None:
+        """Cancels all requests and loads another model, in the same thread, once the memory of the present one is given
+        back. Returns at once: requests wait for the new model, as `wait_until_ready` does. Conversations go on with it.
+        Raises `EngineClosedError` and `OptionError`."""
+        function, name = _loader(loader)
+        self._worker.switch(function, 0.0)
+        self._name = name
+
     def close(self, timeout: float = CLOSE_SECONDS) -> None:
-        """Cancels all requests and ends the thread. Returns after `timeout` seconds at the latest; may be repeated.
-        Raises `OptionError`."""
+        """Cancels all requests, also a model that is being loaded or downloaded, and ends the thread. Returns after
+        `timeout` seconds at the latest; may be repeated. Conversations and requests that are kept stay readable, and
+        hold no memory of the model. Raises `OptionError`."""
         self._worker.close(check_seconds("timeout", timeout))
+
+    async def aclose(self, timeout: float = CLOSE_SECONDS) -> None:
+        """`close` for asyncio."""
+        await asyncio.to_thread(self.close, timeout)

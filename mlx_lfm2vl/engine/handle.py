@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import replace
 from numbers import Real
+from typing import Any, Protocol
 
+from ..backends.thread_state import check_fork, forked
 from ..errors import EngineThreadError, Lfm2VlError, OptionError
 from ..generation.conversation import Turn
 from ..generation.response import NOTHING, Completion, GenerationResponse, Statistics
@@ -20,12 +23,24 @@ Item = GenerationResponse | BaseException
 Sink = Callable[[Item], None]
 
 
+class Owner(Protocol):
+    """What a request tells when it gives up."""
+
+    thread: threading.Thread
+
+    def free(self, request: Request) -> None:
+        """Takes a request out of the queue."""
+
+    def notify(self) -> None:
+        """Asks for the end of those that have given up. May be called from anywhere."""
+
+
 class Request:
     """A submitted question. Safe to use from any thread, by several readers; what has come is kept.
 
-    Iterate over it for the pieces, or call `result` for all of them, as often as you like; both raise what went wrong,
-    and `EngineThreadError` in the engine's own thread while the answer is still to come. A `sink` gets each piece as it
-    comes.
+    Iterate over it for the pieces, or call `result` for all of them, as often as you like; in asyncio `async for` and
+    `await` do the same. All raise what went wrong, and `EngineThreadError` in the engine's own thread while the answer
+    is still to come. A `sink` gets each piece as it comes, in a thread of its own.
     """
 
     def __init__(self, deadline: float | None = None, sink: Sink | None = None, stop: Stop | None = None):
@@ -38,35 +53,37 @@ class Request:
         self._lock = threading.Lock()
         self._items: list[Item] = []
         self._news = threading.Condition()
-        self._ended = False
+        self._listeners: list[Callable[[], None]] = []  # told of each item, of which they must make little
+        self._ended = self._heard = False
         self.started = False
-        self.maker: threading.Thread | None = None
-        self.given_up: Callable[[], None] | None = None
+        self.owner: Owner | None = None
         self.so_far: Callable[[], Statistics] | None = None  # known while the request is answered
 
     # For those who wait
 
     def cancel(self) -> None:
-        """Ends the request at once; one with a sink, while it is answered, after the step that runs. Harmless once it
-        has ended."""
+        """Ends the request at once; its place in the queue is free when this returns. Harmless once it has ended."""
         self._cancelled.set()
-        if self.given_up is not None and not self._ended:
-            self.given_up()
+        if self.owner is not None and not self._ended and not forked():
+            self.owner.free(self)
+            self.owner.notify()
 
     @property
     def done(self) -> bool:
         """Whether the last piece, or an error, has been delivered."""
         return self._ended
 
-    def __iter__(self) -> Iterator[GenerationResponse]:
+    def __iter__(self) -> Generator[GenerationResponse, None, None]:
         """The pieces from the first on, as they come. Dropping the iterator cancels the work."""
         return _Pieces(self)
 
     def take(self, number: int, timeout: float | None = None) -> Item:
         """Waits for a piece, or the error that came instead; they are numbered from 0. Raises `TimeoutError`,
-        `EngineThreadError`, and `StopIteration` behind the last."""
+        `EngineThreadError`, `ForkError`, and `StopIteration` behind the last."""
+        if len(self._items) <= number and not self._ended:
+            check_fork()
         with self._news:
-            if len(self._items) <= number and not self._ended and threading.current_thread() is self.maker:
+            if len(self._items) <= number and not self._ended and self._in_own_thread():
                 raise EngineThreadError("the engine's own thread would wait for an answer that it has to make itself")
             if not self._news.wait_for(lambda: len(self._items) > number or self._ended, timeout):
                 raise TimeoutError
@@ -89,16 +106,60 @@ class Request:
             pieces.append(item)
         return Completion.of(pieces)
 
+    def __aiter__(self) -> AsyncGenerator[GenerationResponse, None]:
+        """The pieces in asyncio; leaving the loop, or cancelling the task, cancels the work."""
+        return self._pieces()
+
+    def __await__(self) -> Generator[Any, None, Completion]:
+        """`result` in asyncio; cancelling the task cancels the work."""
+        return self._result().__await__()
+
+    async def _result(self) -> Completion:
+        return Completion.of([piece async for piece in self._pieces()])
+
+    async def _pieces(self) -> AsyncGenerator[GenerationResponse, None]:
+        check_fork()
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the event loop was closed: nobody listens any more
+                loop.call_soon_threadsafe(news.set)
+
+        self._listeners.append(tell)
+        try:
+            number = 0
+            while True:
+                while number >= len(self._items):
+                    await news.wait()
+                    news.clear()
+                item = self._items[number]
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+                if item.finish_reason is not None:
+                    return
+                number += 1
+        finally:
+            self._listeners.remove(tell)
+            self.cancel()
+
     # For the worker
 
-    @property
-    def has_sink(self) -> bool:
-        return self._sink is not None
+    def _in_own_thread(self) -> bool:
+        return self.owner is not None and threading.current_thread() is self.owner.thread
+
+    def drop(self) -> None:
+        """As `cancel`, but the place in the queue is free a moment later. May be called while an object is deleted."""
+        self._cancelled.set()
+        if self.owner is not None and not self._ended:
+            self.owner.notify()
 
     def stopped(self) -> bool:
         """Whether the request was cancelled, or is past its deadline."""
-        late = self.deadline is not None and time.monotonic() >= self.deadline
-        return late or self._cancelled.is_set()
+        return self._cancelled.is_set() or self._late()
+
+    def _late(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
 
     def ask_to_stop(self) -> bool:
         """Whether the request shall end: as `stopped`, or because its own `stop` says so, which may compute. One that
@@ -122,22 +183,11 @@ class Request:
         last = isinstance(item, BaseException) or item.finish_reason is not None
         if isinstance(item, Lfm2VlError):
             _drop_frames(item)
+        if isinstance(item, GenerationResponse) and item.finish_reason == "cancelled" and not self._cancelled.is_set():
+            item = replace(item, finish_reason="deadline") if self._late() else item
         if self.turn is not None:
             self.turn.fail() if isinstance(item, BaseException) else self.turn.hear(item)
         self._keep(item, last)
-        if self._sink is None:
-            return
-        try:
-            self._sink(item)
-        except BaseException as error:  # the caller's own; it must not reach the neighbours in the batch
-            self._cancelled.set()
-            if self.turn is not None:
-                self.turn.fail()
-            self._keep(error, True, instead=last)
-            with contextlib.suppress(Exception):  # a filter may make it an error, which `result` raises anyway
-                warnings.warn(
-                    f"the sink of a request failed and gets no more ({error!r})", RuntimeWarning, stacklevel=3
-                )
 
     def _keep(self, item: Item, last: bool, instead: bool = False) -> None:
         with self._news:
@@ -146,17 +196,42 @@ class Request:
             if last:
                 self.so_far = None  # it holds the states of the row
             self._news.notify_all()
+        for tell in list(self._listeners):
+            tell()
+        if self._sink is not None and not self._heard:
+            self._heard = True
+            try:
+                threading.Thread(target=self._feed, args=(self._sink,), name="mlx-lfm2vl sink", daemon=True).start()
+            except RuntimeError as error:  # the system gives no more threads
+                self._sink_failed(error)
 
-    def end(self) -> None:
-        """Delivers the end of a request whose work was ended without one, if it has none."""
-        with self._lock:
-            self._deliver(GenerationResponse("", (), "cancelled", NOTHING))
+    def _feed(self, sink: Sink) -> None:
+        """Gives the sink what comes, in its own thread."""
+        number, item = 0, None
+        while item is None or not (isinstance(item, BaseException) or item.finish_reason is not None):
+            try:
+                item = self.take(number)
+                sink(item)
+            except BaseException as error:
+                with self._lock:
+                    self._sink_failed(error)
+                self.cancel()
+                return
+            number += 1
+
+    def _sink_failed(self, error: BaseException) -> None:
+        """The error is the sink's own: it must reach nobody but who asked."""
+        self._cancelled.set()
+        if self.turn is not None:
+            self.turn.fail()
+        self._keep(error, True, instead=self._ended)
+        with contextlib.suppress(Exception):  # a filter may make it an error, which `result` raises anyway
+            warnings.warn(f"the sink of a request failed and gets no more ({error!r})", RuntimeWarning, stacklevel=3)
 
     def cut_off(self) -> None:
-        """Delivers the end of a cancelled request that is being answered, without waiting for the step that runs. One
-        with a sink waits for it: sinks are called in the engine's thread."""
+        """Delivers the end of a cancelled request that is being answered, without waiting for the step that runs."""
         so_far = self.so_far
-        if so_far is None or self._sink is not None:
+        if so_far is None:
             return
         statistics = so_far()
         with self._lock:
@@ -189,7 +264,7 @@ def check_seconds(name: str, value: float) -> float:
     return float(value)
 
 
-class _Pieces(Iterator[GenerationResponse]):
+class _Pieces(Generator[GenerationResponse, None, None]):
     """A reader that cancels its request when nobody holds it any more, read or not."""
 
     def __init__(self, request: Request):
@@ -197,7 +272,7 @@ class _Pieces(Iterator[GenerationResponse]):
         self._number = 0
         self._ended = False
 
-    def __next__(self) -> GenerationResponse:
+    def send(self, _: None) -> GenerationResponse:
         if self._ended:
             raise StopIteration
         item = self._request.take(self._number)
@@ -207,8 +282,11 @@ class _Pieces(Iterator[GenerationResponse]):
             raise item
         return item
 
-    def close(self) -> None:
+    def throw(self, *error: Any) -> GenerationResponse:
         """Cancels the work, as dropping the reader does."""
+        self._ended = True
         self._request.cancel()
+        return super().throw(*error)
 
-    __del__ = close
+    def __del__(self) -> None:
+        self._request.drop()

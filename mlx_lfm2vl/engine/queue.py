@@ -37,7 +37,7 @@ class Job:
 
     request: Request
     read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], EncodedPrompt] | None = None
-    work: Callable[[], None] | None = None
+    work: Callable[[Loaded], None] | None = None
     progress: Progress | None = None
     line: object = None
     remote: bool = False  # `read` may wait for the network
@@ -71,12 +71,17 @@ class Waiting:
         self._most, self._ahead = most, max(ahead, READERS)
         self._changed = threading.Condition()
         self._jobs: list[Job] = []
+        self._gone: list[Request] = []  # cancelled before their turn, and not told so yet
         self._running: list[Job] = []
         self._loaded: Loaded | None = None
         self._all_ready = False
         self._reading: list[Job] = []  # what readers are at and somebody still wants
         self._readers = 0
+        self._held = False  # between two models
         self.closed = False
+
+    def __len__(self) -> int:
+        return len(self._jobs)
 
     def put(self, job: Job, wait: float) -> bool:
         """Adds a job, after at most `wait` seconds; False where the queue is closed. Raises `QueueFullError`."""
@@ -93,26 +98,49 @@ class Waiting:
     def begin(self, loaded: Loaded | None) -> None:
         """Lets readers begin. With None, where no model is there, every job counts as ready."""
         with self._changed:
-            self._loaded, self._all_ready = loaded, loaded is None
+            self._loaded, self._all_ready, self._held = loaded, loaded is None, False
             self._news()
+
+    def hold(self) -> list[Request]:
+        """Lets nothing be taken until `begin` is called; the requests that waited, which are out, and those that
+        run."""
+        with self._changed:
+            self._held, self._loaded, self._all_ready = True, None, False
+            requests = [job.request for job in self._jobs + self._running]
+            for request in requests:
+                self._free(request)
+            return requests
+
+    def wait_for(self, wanted: Callable[[], bool]) -> bool:
+        """Waits until `wanted` says so (`wake` lets it be asked anew), or a job is there. False once the queue is
+        closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.closed or wanted() or self._jobs)
+            return not self.closed
+
+    def wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def take(self, most: int, idle_seconds: float, idle: Callable[[], None]) -> list[Job] | None:
         """Waits for jobs that can be done together, at most `most`: one with work of its own, or questions. None once
-        the queue is closed. Calls `idle` when nothing has come for `idle_seconds`."""
+        the queue is closed or held. Calls `idle` when nothing has come for `idle_seconds`."""
         with self._changed:
-            while not self._changed.wait_for(lambda: self.closed or self._next(1), idle_seconds):
+            while not self._changed.wait_for(lambda: self._shut or self._next(1), idle_seconds):
                 idle()
-                self._changed.wait_for(lambda: self.closed or self._next(1))
-            jobs = [] if self.closed else self._next(most)
+                self._changed.wait_for(lambda: self._shut or self._next(1))
+            jobs = [] if self._shut else self._next(most)
             self._running = list(jobs)
             self._remove(jobs)
             return jobs or None
 
-    def take_more(self, room: int) -> list[Job]:
+    def take_more(self, room: int) -> list[Job] | None:
         """Questions, at most `room`, to join those that were taken: those whose turn it is, and those behind work that
-        has not waited for long."""
+        has not waited for long. None once the queue is closed or held."""
         with self._changed:
-            jobs = [] if self.closed or not room else self._next(room, time.monotonic() - PATIENCE)
+            if self._shut:
+                return None
+            jobs = [] if not room else self._next(room, time.monotonic() - PATIENCE)
             if not jobs:
                 return []
             self._running += jobs
@@ -129,13 +157,19 @@ class Waiting:
         """Takes out the requests that were cancelled before their turn; also those that were cancelled while they are
         answered, and the next deadline of the others."""
         with self._changed:
-            gone = [job for job in self._jobs if job.request.stopped()]
-            self._remove(gone)
+            for job in [job for job in self._jobs if job.request.stopped()]:
+                self._free(job.request)
+            gone, self._gone = self._gone, []
             running = [job.request for job in self._running if not job.request.done]
             cut = [request for request in running if request.stopped()]
             others = [job.request for job in self._jobs] + [request for request in running if request not in cut]
             deadlines = [request.deadline for request in others if request.deadline is not None]
-            return [job.request for job in gone], cut, min(deadlines, default=None)
+            return gone, cut, min(deadlines, default=None)
+
+    def free(self, request: Request) -> None:
+        """Takes a request that was cancelled out; `take_stopped` gives it."""
+        with self._changed:
+            self._free(request)
 
     def close(self) -> tuple[list[Request], list[Request]]:
         """Takes all out and no more in; the requests that waited, and those that run."""
@@ -146,6 +180,15 @@ class Waiting:
             return waiting, [job.request for job in self._running]
 
     # With the lock held
+
+    @property
+    def _shut(self) -> bool:
+        return self.closed or self._held
+
+    def _free(self, request: Request) -> None:
+        jobs = [job for job in self._jobs if job.request is request]
+        self._gone += [job.request for job in jobs]
+        self._remove(jobs)
 
     def _next(self, most: int, before: float | None = None) -> list[Job]:
         """The first job that can be done, and as many questions as can be done with it before other work; or, with

@@ -6,7 +6,7 @@ A row's answer is the one it would have alone: padding is masked in attention an
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import mlx.core as mx
 
@@ -36,7 +36,7 @@ def generate_batch(
     vision_cache: VisionCache | None = None,
     prompt_cache: PromptCache | None = None,
     stop: Stop | None = None,
-) -> Iterator[Completion]:
+) -> Generator[Completion, None, None]:
     """Answers in the order of the requests, `batch_size` of them at a time; requests are read as they are needed.
 
     The beginnings that requests share (a system prompt, a picture) are prefilled once. A request whose pictures or

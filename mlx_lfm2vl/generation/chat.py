@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import mlx.core as mx
 
 from ..errors import PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
+from .arguments import ImageOverrides, Role, TurnArguments
 from .conversation import Conversation, Turn
 from .drive import drive
 from .messages import user_content
@@ -55,11 +56,12 @@ class Chat:
         vision_cache: VisionCache | None = None,
         prompt_cache: PromptCache | None = None,
         control_tokens: bool = False,
-        **image_overrides: Any,
+        **image_overrides: Unpack[ImageOverrides],
     ):
         check_vision_cache(vision_cache)
         check_prompt_cache(prompt_cache)
         self._begin(
+            model,
             Conversation(
                 model,
                 processor,
@@ -73,8 +75,14 @@ class Chat:
             prompt_cache if prompt_cache is not None else PromptCache(),
         )
 
-    def _begin(self, conversation: Conversation, vision_cache: VisionCache, prompt_cache: PromptCache) -> None:
-        self._conversation = conversation
+    def _begin(
+        self,
+        model: Lfm2VlForConditionalGeneration,
+        conversation: Conversation,
+        vision_cache: VisionCache,
+        prompt_cache: PromptCache,
+    ) -> None:
+        self._model, self._conversation = model, conversation
         self.vision_cache, self.prompt_cache = vision_cache, prompt_cache
         self._close: Callable[[], None] | None = None  # ends the answer that is open
 
@@ -104,7 +112,7 @@ class Chat:
         text: str,
         images: Any = None,
         *,
-        role: str = "user",
+        role: Role = "user",
         options: GenerationOptions | None = None,
         stop: Stop | None = None,
         progress: Progress | None = None,
@@ -126,7 +134,7 @@ class Chat:
 
         yield from self._answer(begin, started, stop, progress)
 
-    def ask(self, text: str, images: Any = None, **arguments: Any) -> str:
+    def ask(self, text: str, images: Any = None, **arguments: Unpack[TurnArguments]) -> str:
         """The whole answer of `stream`, with the same arguments."""
         return "".join(response.text for response in self.stream(text, images, **arguments))
 
@@ -158,7 +166,7 @@ class Chat:
         """A second conversation with the same past; neither sees what the other does from here on."""
         self._end_open()
         twin = Chat.__new__(Chat)
-        twin._begin(self._conversation.fork(), self.vision_cache, self.prompt_cache)
+        twin._begin(self._model, self._conversation.fork(), self.vision_cache, self.prompt_cache)
         return twin
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -181,10 +189,8 @@ class Chat:
         progress: Progress | None,
     ) -> Generator[GenerationResponse, None, None]:
         mx.reset_peak_memory()
-        model, processor = self._conversation.model, self._conversation.processor
-        scheduler = Scheduler(
-            model, processor.tokenizer, vision_cache=self.vision_cache, prompt_cache=self.prompt_cache
-        )
+        tokenizer = self._conversation.processor.tokenizer
+        scheduler = Scheduler(self._model, tokenizer, vision_cache=self.vision_cache, prompt_cache=self.prompt_cache)
         turn, prompt = begin(lambda: None)
         try:
             row = scheduler.add(prompt, started=started)

@@ -6,12 +6,13 @@ methods may be called from any thread; none waits for an answer.
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from ..processing.load_image import Picture, load_image
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
 from . import saved
+from .arguments import ImageOverrides
 from .defaults import positions_left, resolved
 from .messages import check_tools, checked_pictures, user_content
 from .options import GenerationOptions
@@ -87,7 +89,7 @@ class Conversation:
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: GenerationOptions | None = None,
         control_tokens: bool = False,
-        **image_overrides: Any,
+        **image_overrides: Unpack[ImageOverrides],
     ):
         check_pair(model, processor)
         if not (system is None or isinstance(system, str)):
@@ -96,14 +98,28 @@ class Conversation:
             raise OptionError(f"control_tokens is {control_tokens!r}, expected True or False")
         check_tools(tools)
         resolved(model, options)
-        self.model, self.processor = model, processor
         self.tools, self.options = tools, GenerationOptions() if options is None else options
-        self.image_config = processor.image_processor.configured(**image_overrides)
         self.control_tokens, self._overrides = control_tokens, image_overrides
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         self.lock = threading.RLock()
         self._turn: Turn | None = None  # the one that is open
         self._encoded: dict[int, tuple[weakref.ref[Picture], EncodedPicture]] = {}  # of pictures, by their `id`
+        self._model: weakref.ref[Lfm2VlForConditionalGeneration] = weakref.ref(model)
+        self.processor, self.image_config = processor, processor.image_processor.configured(**image_overrides)
+
+    @property
+    def model(self) -> Lfm2VlForConditionalGeneration:
+        """The model, which whoever drives the conversation keeps: a conversation alone holds none in memory."""
+        model = self._model()
+        assert model is not None
+        return model
+
+    def use(self, model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor) -> None:
+        """Goes on with a model, be it another one."""
+        with self.lock:
+            if self._model() is not model:
+                self._model, self.processor, self._encoded = weakref.ref(model), processor, {}
+                self.image_config = processor.image_processor.configured(**self._overrides)
 
     # Turns
 
@@ -202,14 +218,8 @@ class Conversation:
     def fork(self) -> Conversation:
         """A second conversation with the past as it stands; neither sees what the other does from here on."""
         with self.lock:
-            twin = Conversation(
-                self.model,
-                self.processor,
-                tools=self.tools,
-                options=self.options,
-                control_tokens=self.control_tokens,
-                **self._overrides,
-            )
+            twin = copy.copy(self)
+            twin.lock, twin._turn = threading.RLock(), None
             twin.messages, twin._encoded = list(self.messages), dict(self._encoded)
             return twin
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,14 @@ class GenerationResponse:
     """Some text and the tokens behind it, with their `logprobs` if asked for.
 
     `finish_reason` is None but on the last response: "stop" (the model ended, or a stop text came), "length" (no tokens
-    or positions were left) or "cancelled". The last response carries the statistics. `tool_text`: tool calls, for
-    `parse_tool_calls`, when they are complete (on a last response, maybe cut off); they are no part of `text`.
+    or positions were left), "cancelled", or "deadline" (of a request of an engine). The last response carries the
+    statistics. `tool_text`: tool calls, for `parse_tool_calls`, when they are complete (on a last response, maybe cut
+    off); they are no part of `text`.
     """
 
     text: str
     tokens: tuple[int, ...]
-    finish_reason: str | None = None
+    finish_reason: FinishReason | None = None
     statistics: Statistics | None = None
     logprobs: tuple[float, ...] | None = None
     tool_text: str = ""
@@ -50,13 +54,13 @@ class GenerationResponse:
 class Completion:
     """A whole answer, or the error in its place.
 
-    `finish_reason`: "stop", "length", "cancelled" (then the text is what came until then), or "error" (then `error`
-    says what is wrong, and nothing was answered). `tool_text` as in `GenerationResponse`.
+    `finish_reason`: "stop", "length", "cancelled" or "deadline" (then the text is what came until then), or "error"
+    (then `error` says what is wrong, and nothing was answered). `tool_text` as in `GenerationResponse`.
     """
 
     text: str = ""
     tokens: tuple[int, ...] = ()
-    finish_reason: str = "error"
+    finish_reason: FinishReason | Literal["error"] = "error"
     statistics: Statistics | None = None
     tool_text: str = ""
     error: Exception | None = None

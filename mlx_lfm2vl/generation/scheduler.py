@@ -29,7 +29,7 @@ from .passes import prefill_chunk
 from .prefill import prefill_rows
 from .prompt_cache import PromptCache
 from .request import EncodedPrompt
-from .response import GenerationResponse
+from .response import FinishReason, GenerationResponse
 from .sampling import NOT_FINITE
 from .sequence import Sequence
 from .vision_cache import VisionCache
@@ -277,7 +277,7 @@ class Scheduler:
             self._prompt_cache.put(row.recorder.entry(cache, row.generated), lasting=True)
         row.recorder = None  # its checkpoints are the entry's now
 
-    def _last(self, row: Sequence, text: str, reason: str) -> Output:
+    def _last(self, row: Sequence, text: str, reason: FinishReason) -> Output:
         del self._rows[row.id]
         return row.id, row.respond(text, reason, row.statistics(self._image_token))
 

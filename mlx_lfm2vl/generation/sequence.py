@@ -13,7 +13,7 @@ from ..processing.tokenizer import Tokenizer
 from .detokenizer import Detokenizer
 from .prompt_entry import Checkpoint, Entry, Recorder
 from .request import EncodedPrompt
-from .response import GenerationResponse, Statistics
+from .response import FinishReason, GenerationResponse, Statistics
 
 
 class Sequence:
@@ -67,7 +67,9 @@ class Sequence:
             self._logprobs += [] if logprob is None else [logprob]
         return text
 
-    def respond(self, text: str, reason: str | None = None, statistics: Statistics | None = None) -> GenerationResponse:
+    def respond(
+        self, text: str, reason: FinishReason | None = None, statistics: Statistics | None = None
+    ) -> GenerationResponse:
         """The text, and the tokens since the last response."""
         logprobs = tuple(self._logprobs) if self.options.logprobs else None
         made = GenerationResponse(

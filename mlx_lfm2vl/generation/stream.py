@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import mlx.core as mx
 
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
+from .arguments import GenerateArguments, ImageOverrides
 from .drive import drive
 from .options import GenerationOptions
 from .prompt_cache import PromptCache, check_prompt_cache
@@ -34,7 +35,7 @@ def stream_generate(
     stop: Stop | None = None,
     progress: Progress | None = None,
     control_tokens: bool = False,
-    **image_overrides: Any,
+    **image_overrides: Unpack[ImageOverrides],
 ) -> Generator[GenerationResponse, None, None]:
     """Answers a question about pictures, or one without any.
 
@@ -68,7 +69,7 @@ def generate(
     processor: Lfm2VlProcessor,
     prompt: str | Sequence[Mapping[str, Any]],
     images: Any = None,
-    **arguments: Any,
+    **arguments: Unpack[GenerateArguments],
 ) -> str:
     """The whole text of `stream_generate`, with the same arguments and errors. Tool calls are no text; they are in the
     pieces of `stream_generate`."""

@@ -21,6 +21,7 @@ from ..config import Lfm2VlConfig, read_json
 from ..config.files import AGAIN
 from ..errors import OptionError, WeightsError, first_line
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration, Lfm2VlModel
+from ..threads import check_cancelled
 from . import choices, quantize
 from .files import FLOATING, TensorInfo, key_of, read_headers, reading, state, weight_files
 from .fit import check_weights
@@ -98,6 +99,7 @@ def _evaluate(model: nn.Module, folder: Path, progress: Callable[[str, int, int]
     done, total = 0, sum(array.nbytes for array in arrays)
     for array in arrays:
         stop_at_exit()
+        check_cancelled()
         with reading(folder):
             mx.eval(array)
         done += array.nbytes

@@ -1,0 +1,72 @@
+"""The keyword arguments of public functions that pass them on, so that type checkers know them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from .options import GenerationOptions
+from .prompt_cache import PromptCache
+from .vision_cache import VisionCache
+from .watch import Progress, Stop
+
+Role = Literal["user", "tool"]
+
+
+class ImageOverrides(TypedDict, total=False):
+    """Fields of `ImageProcessorConfig`, for one call; None leaves the checkpoint's."""
+
+    downsample_factor: int | None
+    do_image_splitting: bool | None
+    min_tiles: int | None
+    max_tiles: int | None
+    use_thumbnail: bool | None
+    min_image_tokens: int | None
+    max_image_tokens: int | None
+    encoder_patch_size: int | None
+    tile_size: int | None
+    max_pixels_tolerance: float | None
+    resample: int | None
+    do_rescale: bool | None
+    rescale_factor: float | None
+    do_normalize: bool | None
+    image_mean: Sequence[float] | None
+    image_std: Sequence[float] | None
+    do_pad: bool | None
+
+
+class ConversationArguments(ImageOverrides, total=False):
+    """Of a chat."""
+
+    system: str | None
+    tools: Sequence[Mapping[str, Any]] | None
+    options: GenerationOptions | None
+    control_tokens: bool
+
+
+class PromptArguments(ConversationArguments, total=False):
+    """Of one request."""
+
+    progress: Progress | None
+
+
+class GenerateArguments(PromptArguments, total=False):
+    """Of `stream_generate`."""
+
+    vision_cache: VisionCache | None
+    prompt_cache: PromptCache | None
+    stop: Stop | None
+
+
+class RetryArguments(TypedDict, total=False):
+    """Of a turn that is answered anew."""
+
+    options: GenerationOptions | None
+    stop: Stop | None
+    progress: Progress | None
+
+
+class TurnArguments(RetryArguments, total=False):
+    """Of a turn."""
+
+    role: Role
