@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from .config import Lfm2VlConfig
     from .conversion.convert import convert
     from .doctor.checks import diagnose
-    from .engine.engine import Engine
+    from .engine.chat import EngineChat
+    from .engine.engine import Engine, MemoryUse
     from .engine.handle import Request
     from .errors import (
         ConfigError,
         EngineClosedError,
         EngineThreadError,
+        ForkError,
         HubError,
         ImageError,
         ImageWarning,
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from .generation.options import GenerationOptions
     from .generation.prompt_cache import PromptCache
     from .generation.request import GenerationRequest
-    from .generation.response import Completion, GenerationResponse, Statistics
+    from .generation.response import Completion, FinishReason, GenerationResponse, Statistics
     from .generation.stream import generate, stream_generate
     from .generation.tools import ToolCall, parse_tool_calls
     from .generation.vision_cache import VisionCache
@@ -66,8 +68,11 @@ __all__ = [
     "Completion",
     "ConfigError",
     "Engine",
+    "EngineChat",
     "EngineClosedError",
     "EngineThreadError",
+    "FinishReason",
+    "ForkError",
     "GenerationOptions",
     "GenerationRequest",
     "GenerationResponse",
@@ -82,6 +87,7 @@ __all__ = [
     "Lfm2VlImageProcessorFast",
     "Lfm2VlModel",
     "Lfm2VlProcessor",
+    "MemoryUse",
     "NotFiniteError",
     "OptionError",
     "OutOfMemoryError",
@@ -117,6 +123,7 @@ _HOMES = {
         "ConfigError",
         "EngineClosedError",
         "EngineThreadError",
+        "ForkError",
         "HubError",
         "ImageError",
         "ImageWarning",
@@ -135,13 +142,14 @@ _HOMES = {
     ),
     "generation.batch": ("generate_batch",),
     "generation.chat": ("Chat",),
-    "engine.engine": ("Engine",),
+    "engine.chat": ("EngineChat",),
+    "engine.engine": ("Engine", "MemoryUse"),
     "generation.vision_cache": ("VisionCache",),
     "generation.options": ("GenerationOptions",),
     "generation.prompt_cache": ("PromptCache",),
     "engine.handle": ("Request",),
     "generation.request": ("GenerationRequest",),
-    "generation.response": ("Completion", "GenerationResponse", "Statistics"),
+    "generation.response": ("Completion", "FinishReason", "GenerationResponse", "Statistics"),
     "generation.stream": ("generate", "stream_generate"),
     "generation.tools": ("ToolCall", "parse_tool_calls"),
     "pretrained": ("Lfm2VlForConditionalGeneration", "Lfm2VlModel", "load"),
@@ -154,6 +162,7 @@ _COMPUTING = (  # import MLX
     "doctor.checks",
     "generation.batch",
     "generation.chat",
+    "engine.chat",
     "engine.engine",
     "generation.vision_cache",
     "generation.prompt_cache",

@@ -1,0 +1,81 @@
+"""A process that is forked from one that computed: what needs MLX says so at once, the rest works."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROGRAM = f"""
+import os, sys, time
+import numpy as np
+from mlx_lfm2vl import *
+SCENE = {str(ROOT / "examples" / "scene.png")!r}
+few = GenerationOptions(max_tokens=2)
+pair = load("demo")
+engine = Engine(lambda: pair)
+talk = engine.chat(options=few)
+talk.ask("Hi", SCENE)
+answered = engine.submit("Hi", options=few)
+answered.result()
+open_ = engine.submit("Tell me everything.", options=GenerationOptions(max_tokens=10000, temperature=2.0, seed=1))
+open_.take(0)
+def child(work):
+    began = time.monotonic()
+    try:
+        said = repr(work())
+    except Exception as error:
+        said = f"{{type(error).__name__}} {{error}}"
+    print(f"{{time.monotonic() - began < 2}} {{said}}", flush=True)
+    os._exit(0)
+def new():
+    with Engine("demo") as made:
+        return made.generate("Hi")
+if not (pid := os.fork()):
+    child(lambda: WORK)
+for _ in range(200):
+    if os.waitpid(pid, os.WNOHANG)[0]:
+        break
+    time.sleep(0.05)
+else:
+    os.kill(pid, 9)
+    print("hangs")
+open_.cancel()
+assert engine.generate("Hi", options=few) == answered.result().text
+engine.close()
+"""
+REFUSED = "True ForkError this process was forked from one that had used MLX"
+WORKS = {
+    "submit": ("engine.submit('Hi')", REFUSED),
+    "generate of an engine": ("engine.generate('Hi', timeout=9)", REFUSED),
+    "the answer that is open": ("open_.result(9)", REFUSED),
+    "a turn": ("talk.ask('Hi')", REFUSED),
+    "call": ("engine.call(print)", REFUSED),
+    "unload": ("engine.unload()", REFUSED),
+    "clear_caches": ("engine.clear_caches()", REFUSED),
+    "an engine of its own": ("new()", REFUSED),
+    "generate": ("generate(*pair, 'Hi')", REFUSED),
+    "load": ("load('demo')", REFUSED),
+    "transformers' generate": ("pair[0].generate(np.array([[1, 2]]))", REFUSED),
+    "what was answered": ("answered.result().finish_reason", "True 'length'"),
+    "the conversation": ("len(talk.messages)", "True 2"),
+    "close": ("(engine.close(), open_.cancel())", "True (None, None)"),
+    "a processor": ("pair[1].image_processor([SCENE] * 8)['pixel_values'].shape[0] > 7", "True True"),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("work", WORKS)
+def test_a_forked_process_works_or_says_that_it_cannot(work, backend):
+    text, expected = WORKS[work]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM.replace("WORK", text)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith(expected), done.stdout
