@@ -12,12 +12,9 @@ import functools
 import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar, Unpack
 
-import mlx.core as mx
-
-from ..backends.memory import CacheLimit, WiredLimit, check_bytes, free_memory
+from ..backends.memory import CacheLimit, WiredLimit, check_bytes
 from ..backends.thread_state import check_fork
 from ..errors import OptionError
 from ..generation import prompt_cache, vision_cache
@@ -32,13 +29,14 @@ from ..generation.response import GenerationResponse
 from ..generation.vision_cache import VisionCache
 from ..generation.watch import Progress, check_callable
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
-from ..pretrained import load
 from ..processing.processor import Lfm2VlProcessor
 from .chat import EngineChat
 from .handle import Request, Sink, check_seconds
+from .loader import Loader, named_loader
+from .memory_use import MemoryUse, memory_use
 from .queue import Job, Loaded
 from .submit import RequestArguments, placed
-from .worker import Loader, Worker
+from .worker import Worker
 
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, Any]]
@@ -49,19 +47,6 @@ class SubmitArguments(PromptArguments, RequestArguments, total=False):
     """Of `Engine.submit`."""
 
 
-@dataclass(frozen=True)
-class MemoryUse:
-    """Bytes. `active`, `cache` (kept for reuse) and `peak` are MLX's in the whole process; `vision_cache` and
-    `prompt_cache` are parts of `active`; `free` is what may still be taken, None where that is not known."""
-
-    active: int
-    cache: int
-    peak: int
-    vision_cache: int
-    prompt_cache: int
-    free: int | None
-
-
 def _read(
     model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, request: GenerationRequest
 ) -> EncodedPrompt:
@@ -69,16 +54,6 @@ def _read(
     prompt = encode(model, processor, request)
     _ = prompt.spans  # goes through all patches
     return prompt
-
-
-def _loader(model: Any) -> tuple[Loader, str | None]:
-    """What loads a model, and its name if it has one. Raises `OptionError`."""
-    if isinstance(model, (str, os.PathLike)):
-        return functools.partial(load, model), os.fspath(model)
-    if not callable(model) or isinstance(model, Lfm2VlForConditionalGeneration):
-        given = type(model).__name__ if callable(model) else f"{model!r:.60}"
-        raise OptionError(f"loader is {given}, expected a model's name, or a function such as `lambda: load('demo')`")
-    return model, None
 
 
 class Engine:
@@ -108,7 +83,7 @@ class Engine:
         prompt_cache_bytes: int = prompt_cache.DEFAULT_BYTES,
         prompt_cache_folder: str | os.PathLike[str] | None = None,
     ):
-        function, self._name = _loader(loader)
+        function, self._name = named_loader(loader)
         for name, value in (("max_queue", max_queue), ("max_batch", max_batch)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise OptionError(f"{name} is {value!r}, expected an integer of at least 1")
@@ -295,20 +270,13 @@ class Engine:
     def memory(self) -> MemoryUse:
         """What is held now."""
         check_fork()
-        return MemoryUse(
-            mx.get_active_memory(),
-            mx.get_cache_memory(),
-            mx.get_peak_memory(),
-            self._worker.vision_cache.nbytes,
-            self._worker.prompt_cache.nbytes,
-            free_memory(),
-        )
+        return memory_use(self._worker.vision_cache, self._worker.prompt_cache)
 
     # Its memory
 
     def clear_caches(self) -> None:
-        """Forgets encoded pictures and beginnings of prompts, and gives back the memory that MLX keeps for reuse: for
-        when the system is short of it. Waits for nothing; answers stay the same."""
+        """Forgets encoded pictures and beginnings of prompts, and gives back what MLX keeps for reuse. Waits for
+        nothing; answers stay the same."""
         check_fork()
         self._worker.clear_caches()
 
@@ -318,17 +286,15 @@ class Engine:
         self._worker.switch(None, check_seconds("timeout", timeout))
 
     def reload(self, loader: Loader | str | os.PathLike[str]) -> None:
-        """Cancels all requests and loads another model, in the same thread, once the memory of the present one is given
-        back. Returns at once: requests wait for the new model, as `wait_until_ready` does. Conversations go on with it.
-        Raises `EngineClosedError` and `OptionError`."""
-        function, name = _loader(loader)
+        """Cancels all requests, gives the model's memory back and loads another one. Returns at once: requests wait for
+        the new model. Conversations go on with it. Raises `EngineClosedError` and `OptionError`."""
+        function, name = named_loader(loader)
         self._worker.switch(function, 0.0)
         self._name = name
 
     def close(self, timeout: float = CLOSE_SECONDS) -> None:
-        """Cancels all requests, also a model that is being loaded or downloaded, and ends the thread. Returns after
-        `timeout` seconds at the latest; may be repeated. Conversations and requests that are kept stay readable, and
-        hold no memory of the model. Raises `OptionError`."""
+        """Cancels all requests, a load and a download, and ends the thread. Returns after `timeout` seconds at the
+        latest; may be repeated. Conversations and requests stay readable, and hold no model. Raises `OptionError`."""
         self._worker.close(check_seconds("timeout", timeout))
 
     async def aclose(self, timeout: float = CLOSE_SECONDS) -> None:

@@ -109,6 +109,7 @@ class Waiting:
             requests = [job.request for job in self._jobs + self._running]
             for request in requests:
                 self._free(request)
+            self._changed.notify_all()
             return requests
 
     def wait_for(self, wanted: Callable[[], bool]) -> bool:

@@ -6,27 +6,24 @@ import contextlib
 import gc
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 
 import mlx.core as mx
 
 from ..backends.memory import CacheLimit, WiredLimit
 from ..backends.thread_state import check_fork, forked, note_use
-from ..errors import EngineClosedError, OptionError
+from ..errors import EngineClosedError
 from ..generation.prompt_cache import PromptCache
 from ..generation.response import GenerationResponse
 from ..generation.vision_cache import VisionCache
-from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
-from ..processing.processor import Lfm2VlProcessor
 from ..threads import cancellation
 from .answers import Answers
 from .handle import Request, check_seconds
+from .loader import Loader, checked
 from .queue import Job, Loaded, Waiting
 from .shutdown import close_at_exit
 from .timeouts import TimeoutThread
-
-Loader = Callable[[], Loaded]
 
 
 class Worker:
@@ -204,7 +201,7 @@ class Worker:
             self._holds, loader = True, self._loader
         try:
             with cancellation(check):
-                loaded = _checked(loader())
+                loaded = checked(loader())
         except BaseException as failure:  # whoever waits must hear of it, whatever it is
             error = failure
         with self._changed:
@@ -280,11 +277,3 @@ def _alone(job: Job, loaded: Loaded) -> None:
         job.request.deliver(GenerationResponse("", (), "stop"))
     except BaseException as error:
         job.request.deliver(error)
-
-
-def _checked(loaded: Loaded) -> Loaded:
-    """What a loader returned. Raises `OptionError` unless it is a model and its processor."""
-    types = (Lfm2VlForConditionalGeneration, Lfm2VlProcessor)
-    if not (isinstance(loaded, tuple) and len(loaded) == 2 and all(map(isinstance, loaded, types))):
-        raise OptionError(f"the loader returned {loaded!r:.100}, expected (model, processor) as `load` returns them")
-    return loaded

@@ -1,0 +1,205 @@
+"""What an app that lives long needs of an engine: switching models, giving memory back, asyncio, and its state."""
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from dataclasses import fields
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest import GOLDEN, picture
+
+from mlx_lfm2vl import (
+    Engine,
+    EngineClosedError,
+    GenerationOptions,
+    ImageError,
+    MemoryUse,
+    QueueFullError,
+    generate,
+    load,
+)
+from mlx_lfm2vl.config.processor import ImageProcessorConfig
+from mlx_lfm2vl.generation.arguments import ImageOverrides
+
+SHORT = GenerationOptions(max_tokens=4, temperature=0.0)
+LONG = GenerationOptions(max_tokens=10_000, temperature=3.0, seed=1)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with Engine(str(GOLDEN / "gen2")) as made:
+        made.wait_until_ready()
+        yield made
+
+
+def watched() -> tuple[Any, list[Any]]:
+    """A loader, and weak references to the models that it loaded."""
+    models: list[Any] = []
+
+    def loader():
+        model, processor = load(GOLDEN / "gen2")
+        models.append(weakref.ref(model))
+        return model, processor
+
+    return loader, models
+
+
+@pytest.mark.parametrize("how", ["close", "unload", "reload"])
+def test_a_model_is_let_go_though_requests_and_conversations_are_kept(how, tmp_path):
+    loader, models = watched()
+    with Engine(loader) as engine:
+        talk = engine.chat(options=SHORT)
+        talk.ask("What is this?", picture("small"))
+        request, running = engine.submit("Hello.", options=SHORT), engine.submit("Hello.", options=LONG)
+        request.result()
+        running.take(0)
+        {"close": engine.close, "unload": engine.unload, "reload": lambda: engine.reload(loader)}[how]()
+        if how == "reload":
+            engine.wait_until_ready()
+        assert models[0]() is None
+        assert running.result(5).finish_reason == "cancelled"
+        assert request.result().text and len(talk.messages) == 2
+        talk.save(tmp_path / "talk.json")
+        twin = talk.fork()
+        if how == "close":
+            with pytest.raises(EngineClosedError):
+                twin.ask("And now?")
+        else:
+            assert twin.ask("And now?") is not None and len(twin.messages) == 4
+
+
+def test_models_are_switched_in_one_thread():
+    names = [GOLDEN / "gen2", GOLDEN / "gen25"]
+    expected = [generate(*load(name), "Hello.", options=SHORT) for name in names]
+    with Engine(names[0]) as engine:
+        talk = engine.chat(options=SHORT)
+        threads = set()
+        for number in (0, 1, 0, 1):
+            engine.reload(names[number])
+            assert engine.generate("Hello.", options=SHORT) == expected[number]
+            assert engine.model_name == str(names[number])
+            assert talk.ask("Hello.") == expected[number]
+            talk.undo()
+            threads.add(engine.call(lambda *_: threading.get_ident()))
+        assert len(threads) == 1
+
+
+def test_an_unloaded_model_is_loaded_by_the_next_request():
+    loader, models = watched()
+    with Engine(loader) as engine:
+        expected = engine.generate("Hello.", options=SHORT)
+        before = engine.memory().active
+        started = time.monotonic()
+        engine.unload(timeout=30)
+        assert time.monotonic() - started < 1
+        assert not engine.ready and engine.context_length is None
+        assert engine.memory().active < before
+        assert engine.generate("Hello.", options=SHORT) == expected and engine.ready
+        engine.unload()
+        engine.wait_until_ready()
+        assert len(models) == 3
+
+
+def test_a_model_that_does_not_load_may_be_followed_by_one_that_does(tmp_path):
+    with Engine(tmp_path) as engine:
+        for _ in range(2):
+            with pytest.raises(OSError, match=r"has no config\.json"):
+                engine.generate("Hello.")
+        engine.reload("demo")
+        assert engine.generate("Hello.", options=SHORT) is not None
+
+
+def test_what_keeps_house_stands_in_no_queue(tmp_path):
+    with Engine(GOLDEN / "gen2", max_queue=1, max_batch=1) as engine:
+        talk = engine.chat(options=SHORT)
+        talk.ask("Hello.")
+        running = engine.submit("Hello.", options=LONG)
+        running.take(0)
+        engine.submit("Hello.")
+        with pytest.raises(QueueFullError):
+            engine.submit("Hello.")
+        started = time.monotonic()
+        for work in (engine.clear_caches, talk.fork, lambda: talk.save(tmp_path / "talk.json"), talk.undo, engine.chat):
+            work()
+        assert time.monotonic() - started < 1 and not running.done
+        assert engine.memory().vision_cache == 0
+
+
+def test_a_place_in_the_queue_is_free_when_cancel_returns():
+    with Engine(GOLDEN / "gen2", max_queue=2, max_batch=1) as engine:
+        engine.submit("Hello.", options=LONG).take(0)
+        waiting = [engine.submit("Hello.") for _ in range(2)]
+        for _ in range(20):
+            assert engine.queue_length == 2
+            waiting.pop(0).cancel()
+            waiting.append(engine.submit("Hello."))
+
+
+def test_a_slow_sink_delays_nobody(engine):
+    release, heard = threading.Event(), []
+
+    def sink(item: object) -> None:
+        assert release.wait(60)
+        heard.append(item)
+
+    slow = engine.submit("Hello.", options=SHORT, sink=sink)
+    assert slow.result(30).text == engine.generate("Hello.", options=SHORT)
+    assert not heard
+    release.set()
+    end = time.monotonic() + 30
+    while not heard or heard[-1].finish_reason is None:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert heard == list(slow)
+
+
+def test_asyncio_reads_awaits_and_cancels(engine):
+    expected = engine.generate("Hello.", options=SHORT)
+
+    async def main() -> None:
+        assert (await engine.submit("Hello.", options=SHORT)).text == expected
+        pieces = [piece async for piece in engine.submit("Hello.", options=SHORT)]
+        assert "".join(piece.text for piece in pieces) == expected and pieces[-1].finish_reason == "length"
+        talk = engine.chat(options=SHORT)
+        assert "".join([piece.text async for piece in talk.astream("Hello.")]) == expected
+        assert await talk.aask("Hello.") == talk.messages[-1]["content"]
+        long = engine.submit("Hello.", options=LONG)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(long, 0.1)
+        assert long.result(5).finish_reason == "cancelled"
+        async for _ in (left := engine.submit("Hello.", options=LONG)):
+            break
+        gc.collect()
+        await asyncio.sleep(0)
+        assert (await left).finish_reason == "cancelled"
+        with pytest.raises(ImageError, match="absent"):
+            await engine.submit("Hello.", "absent.png")
+        async with Engine("demo") as other:
+            assert await other.submit("Hello.", options=SHORT)
+        assert other.closed
+
+    asyncio.run(main())
+
+
+def test_the_state_of_an_engine_is_told(engine):
+    made = Engine("demo")
+    made.wait_until_ready()
+    model = made.call(lambda model, _: model)
+    assert made.ready and not made.closed and made.model_name == "demo" and made.queue_length == 0
+    assert made.context_length == model.config.text_config.max_position_embeddings
+    for prompt, images in (("Hello.", None), ("What is this?", [picture("small"), picture("photo")])):
+        statistics = made.submit(prompt, images, options=SHORT).result().statistics
+        assert made.count_tokens(prompt, images) == statistics.prompt_tokens
+    held = made.memory()
+    assert isinstance(held, MemoryUse) and held.active == mx.get_active_memory() and held.vision_cache > 0
+    made.close()
+    assert made.closed and not made.ready and made.memory().vision_cache == 0
+    assert Engine(lambda: load("demo")).model_name is None
+
+
+def test_image_overrides_are_the_fields_of_the_policy():
+    assert list(ImageOverrides.__annotations__) == [field.name for field in fields(ImageProcessorConfig)]
