@@ -1,0 +1,65 @@
+"""What mypy says of an app: nothing of one that is right, and each misspelt argument of one that is not."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+APP = """
+import asyncio
+import contextlib
+from mlx_lfm2vl import (
+    Chat, Completion, Engine, EngineChat, FinishReason, GenerationOptions, GenerationRequest, GenerationResponse,
+    MemoryUse, Request, generate, generate_batch, load, stream_generate,
+)
+
+model, processor = load("demo")
+stream_generate(model, processor, "x", "a.png", max_image_tokens=64).close()
+with contextlib.closing(generate_batch(model, processor, [GenerationRequest("x")])) as answers:
+    answer: Completion = next(answers)
+chat = Chat(model, processor, system="x", do_image_splitting=False)
+chat.stream("x").close()
+text: str = chat.ask("x", role="tool", options=GenerationOptions(max_tokens=3)) + generate(model, processor, "x")
+engine = Engine("demo")
+engine.stream("x", deadline=3.0).close()
+def sink(item: GenerationResponse | BaseException) -> None: ...
+request: Request = engine.submit("x", sink=sink, max_image_tokens=64)
+reason: FinishReason | None = next(iter(request)).finish_reason
+talk: EngineChat = engine.chat(system="x")
+memory: MemoryUse = engine.memory()
+async def work() -> None:
+    async with Engine("demo") as other:
+        whole: Completion = await other.submit("x")
+        await other.astream("x", wait=1.0).aclose()
+        answer: str = await other.chat().aask("x", stop=lambda: False)
+asyncio.run(work())
+"""
+TYPOS = {
+    "engine.chat(sistem='x')": "sistem",
+    "engine.generate('x', max_tokens=3)": "max_tokens",
+    "engine.submit('x', sytem='x')": "sytem",
+    "engine.stream('x', timeout=3)": "timeout",
+    "talk.ask('x', optoins=None)": "optoins",
+    "chat.ask('x', deadline=3)": "deadline",
+    "generate(model, processor, 'x', temperature=1)": "temperature",
+    "stream_generate(model, processor, 'x', max_image_token=1)": "max_image_token",
+    "Chat(model, processor, sistem='x')": "sistem",
+}
+
+
+def test_a_type_checker_passes_an_app_and_names_its_typos(tmp_path):
+    app = tmp_path / "app.py"
+    app.write_text(APP + "\n".join(TYPOS))
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--hide-error-context", str(app)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"MYPYPATH": str(ROOT)},
+    )
+    found = re.findall(rf'^{app}:(\d+): error: Unexpected keyword argument "(\w+)"', done.stdout, re.M)
+    first = APP.count("\n") + 1
+    assert found == [(str(first + number), name) for number, name in enumerate(TYPOS.values())], done.stdout
+    assert done.stdout.count(": error:") == len(TYPOS), done.stdout
