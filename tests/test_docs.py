@@ -231,6 +231,8 @@ def test_tables_of_methods_are_those_of_the_code():
     for kind, own in ((mlx_lfm2vl.Chat, set()), (mlx_lfm2vl.Engine, {"put"})):  # `put` is for the engine's own parts
         public = {name for name, value in vars(kind).items() if callable(value) and not name.startswith("_")}
         assert set(names_of(f"method of `{kind.__name__}`")) == public - own
+    properties = {name for name, value in vars(mlx_lfm2vl.Engine).items() if isinstance(value, property)}
+    assert set(names_of("property of `Engine`")) == properties
     assert set(names_of("method of `Request`")) <= set(vars(mlx_lfm2vl.Request))
 
 
