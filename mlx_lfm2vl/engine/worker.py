@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import threading
 import time
 from collections.abc import Sequence
@@ -250,8 +249,6 @@ class Worker:
             if self.closed:
                 self._loaded = None
         self.clear_caches()
-        gc.collect()
-        mx.clear_cache()
         with self._changed:
             self._holds, self._released = False, self._turn
             self._changed.notify_all()
