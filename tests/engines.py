@@ -31,7 +31,7 @@ def alone(text: str, name: str | None, tokens: int) -> tuple[int, ...]:
 def enqueued(engine: Engine, work: Callable[[], Any]) -> Request:
     """Work of its own that waits for the engine's thread."""
     request = Request()
-    engine._worker.put(Job(request, work=work), 0.0)
+    engine._worker.put(Job(request, work=lambda _: work()), 0.0)
     return request
 
 
@@ -53,10 +53,13 @@ def held(engine: Engine, options: GenerationOptions) -> tuple[Request, threading
     join it together."""
     entered, release = threading.Event(), threading.Event()
 
-    def sink(_: object) -> None:
-        entered.set()
-        release.wait(30)
+    def stop() -> bool:  # asked in the engine's thread
+        if answers and answers[0].started and not entered.is_set():
+            entered.set()
+            release.wait(30)
+        return False
 
-    request = engine.submit("Tell me everything.", options=options, sink=sink)
+    answers: list[Request] = []
+    answers.append(engine.chat().submit("Tell me everything.", options=options, stop=stop))
     assert entered.wait(30)
-    return request, release
+    return answers[0], release

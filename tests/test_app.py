@@ -140,7 +140,8 @@ def test_a_place_in_the_queue_is_free_when_cancel_returns():
 
 
 def test_a_slow_sink_delays_nobody(engine):
-    release, heard = threading.Event(), []
+    release = threading.Event()
+    heard: list[Any] = []
 
     def sink(item: object) -> None:
         assert release.wait(60)
@@ -193,7 +194,7 @@ def test_the_state_of_an_engine_is_told(engine):
     assert made.context_length == model.config.text_config.max_position_embeddings
     for prompt, images in (("Hello.", None), ("What is this?", [picture("small"), picture("photo")])):
         statistics = made.submit(prompt, images, options=SHORT).result().statistics
-        assert made.count_tokens(prompt, images) == statistics.prompt_tokens
+        assert statistics is not None and made.count_tokens(prompt, images) == statistics.prompt_tokens
     held = made.memory()
     assert isinstance(held, MemoryUse) and held.active == mx.get_active_memory() and held.vision_cache > 0
     made.close()

@@ -282,10 +282,10 @@ def test_arguments_of_a_chat_are_checked():
         with pytest.raises(OptionError, match=words):
             Chat(model, processor, **wrong)
     with pytest.raises(PromptError, match="role is 'pirate', expected 'user' or 'tool'"):
-        Chat(model, processor).ask("Hello.", role="pirate")
+        Chat(model, processor).ask("Hello.", role="pirate")  # type: ignore[arg-type]
     for name in ("stop", "progress"):
         with pytest.raises(OptionError, match=f"{name} is 3, expected a function"):
-            Chat(model, processor).ask("Hello.", **{name: 3})
+            Chat(model, processor).ask("Hello.", **{name: 3})  # type: ignore[arg-type]
 
 
 def test_the_same_ids_with_another_picture_are_another_prompt():

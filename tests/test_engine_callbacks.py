@@ -5,39 +5,23 @@ import queue
 import warnings
 
 import pytest
-from conftest import endless_model
 from engines import FOREVER, SHORT, alone, enqueued, occupied
 
 from mlx_lfm2vl import GenerationResponse, generate
-from mlx_lfm2vl.engine.engine import Engine
-from mlx_lfm2vl.engine.handle import Request
 from mlx_lfm2vl.errors import EngineThreadError
 
 
-def test_a_sink_that_hears_of_a_cancel_may_compute(monkeypatch):
-    """In the engine's thread, while the prompt that is cancelled is run."""
-    model, processor = endless_model()
-    layer = type(model.model.language_model.layers[0])
-    run_layer = layer.__call__
-    answers: list[str] = []
+def test_a_sink_that_hears_of_a_cancel_may_compute(engine):
+    answers: queue.SimpleQueue = queue.SimpleQueue()
 
     def sink(item: GenerationResponse | BaseException) -> None:
         if isinstance(item, GenerationResponse) and item.finish_reason == "cancelled":
-            answers.append(engine.call(lambda *own: generate(own[0], own[1], "What is this? " * 9, options=SHORT)))
+            answers.put(engine.call(lambda *own: generate(own[0], own[1], "What is this? " * 9, options=SHORT)))
 
-    def running_layer(self, x, *given, **named):
-        if x.shape[1] > 300:
-            request.cancel()
-        return run_layer(self, x, *given, **named)
-
-    with Engine(lambda: (model, processor)) as engine:
-        monkeypatch.setattr(layer, "__call__", running_layer)
-        request = Request(sink=sink)
-        monkeypatch.setattr("mlx_lfm2vl.engine.engine.Request", lambda *_: request)
-        assert engine.submit("One after the other. " * 500, options=SHORT) is request
-        assert request.result(60).finish_reason == "cancelled"
-        monkeypatch.undo()
-        assert answers == [engine.generate("What is this? " * 9, options=SHORT, timeout=60)]
+    request = engine.submit("One after the other. " * 500, options=SHORT, sink=sink)
+    request.cancel()
+    assert request.result(60).finish_reason == "cancelled"
+    assert answers.get(timeout=60) == engine.generate("What is this? " * 9, options=SHORT, timeout=60)
 
 
 def test_progress_is_told_of_the_prompt(engine):
@@ -89,7 +73,7 @@ def test_what_callbacks_raise_ends_their_own_request_only(engine, error):
 
 def test_the_engines_own_thread_may_call_it(engine):
     said: queue.SimpleQueue = queue.SimpleQueue()
-    engine.submit("Hello.", options=SHORT, sink=lambda item: said.put(engine.call(lambda model, _: model)))
+    engine.submit("Why?", options=SHORT, progress=lambda *_: said.put(engine.call(lambda model, _: model)))
     assert said.get(timeout=60) is engine.call(lambda model, _: model)
 
 

@@ -52,7 +52,7 @@ def test_what_joins_beside_a_picture_that_fails_is_answered(fragile, what, error
     assert good.result(60).tokens == alone("Question.", "small", 6)
     with pytest.raises(error):
         bad.result(60)
-    assert late.result(60).finish_reason == "cancelled"
+    assert late.result(60).finish_reason == "deadline"
     assert not long.done, "nobody waits for the end of another's answer"
     long.cancel()
 

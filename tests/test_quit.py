@@ -44,8 +44,10 @@ except KeyboardInterrupt:
 def leaves(hub: HubServer, home: Path, way: str) -> None:
     """Runs a program and lets it leave the download in the middle."""
     words = [sys.executable, "-c", f"{BEGINNING}{WAYS[way]}\nsys.exit({CODE})"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(words, env=surroundings(hub, home), text=True, **pipes) as program:
+    pipe = subprocess.PIPE
+    environment = surroundings(hub, home)
+    with subprocess.Popen(words, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as program:
+        assert program.stdout is not None
         assert program.stdout.readline() == "begun\n"
         end = time.monotonic() + 60
         while not any(r.method == "GET" and ("safetensors" in r.path or "/xorbs/" in r.path) for r in hub.requests):
@@ -89,11 +91,12 @@ class SilentXetServer(XetHubServer):
 
 
 @pytest.fixture(scope="module")
-def xet_hub(tmp_path_factory) -> Iterator[HubServer]:
+def xet_hub(tmp_path_factory) -> Iterator[SilentXetServer]:
     pytest.importorskip("hf_xet", reason="hf_xet is not installed")
     home = tmp_path_factory.mktemp("xet")
     folder = convert(GOLDEN / "gen25", home / "tiny", q_bits=8, q_group_size=32, verify=False)
-    with SilentXetServer({}, large=(".safetensors", "tokenizer.json")) as hub:
+    hub = SilentXetServer({}, large=(".safetensors", "tokenizer.json"))
+    with hub:
         assert publish(hub, home, folder).returncode == 0
         hub.silent = True
         yield hub

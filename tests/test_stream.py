@@ -196,7 +196,7 @@ def test_a_question_is_a_question():
         with pytest.raises(OptionError, match="expected several GenerationRequests"):
             next(generate_batch(model, processor, wrong))  # type: ignore[arg-type]
     with pytest.raises(PromptError, match="role is 3, expected 'user' or 'tool'"):
-        Chat(model, processor).ask("Hello.", role=3)
+        Chat(model, processor).ask("Hello.", role=3)  # type: ignore[arg-type]
     with pytest.raises(OutputError, match="3 is no path to write to"):
         Chat(model, processor).save(3)  # type: ignore[arg-type]
 
