@@ -109,8 +109,6 @@ class Engine:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    # Asking
-
     def wait_until_ready(self, timeout: float | None = None) -> None:
         """Returns once the model is loaded. Raises what loading raised, or `TimeoutError`."""
         self._worker.wait_until_ready(None if timeout is None else check_seconds("timeout", timeout))
@@ -271,8 +269,6 @@ class Engine:
         """What is held now."""
         check_fork()
         return memory_use(self._worker.vision_cache, self._worker.prompt_cache)
-
-    # Its memory
 
     def clear_caches(self) -> None:
         """Forgets encoded pictures and beginnings of prompts, and gives back what MLX keeps for reuse. Waits for
