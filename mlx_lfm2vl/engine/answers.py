@@ -54,7 +54,6 @@ class Answers:
             job.request.cut_off()
             job.request.give_up()
         self._present.clear()
-        self._scheduler.close()
 
     def add(self, job: Job) -> None:
         """Begins to answer a request."""
