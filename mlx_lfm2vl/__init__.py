@@ -21,7 +21,17 @@ if sys.platform == "linux":
 if TYPE_CHECKING:
     from . import demo
     from .backends import BackendError
-    from .config import Lfm2VlConfig
+    from .compat.configuration import AutoConfig, Lfm2VlConfig
+    from .compat.generation_config import GenerationConfig
+    from .compat.models import AutoModelForImageTextToText, Lfm2VlForConditionalGeneration, Lfm2VlModel
+    from .compat.processors import (
+        AutoImageProcessor,
+        AutoProcessor,
+        AutoTokenizer,
+        Lfm2VlImageProcessor,
+        Lfm2VlImageProcessorFast,
+        Lfm2VlProcessor,
+    )
     from .conversion.convert import convert
     from .doctor.checks import diagnose
     from .engine.chat import EngineChat
@@ -57,12 +67,15 @@ if TYPE_CHECKING:
     from .generation.stream import generate, stream_generate
     from .generation.tools import ToolCall, parse_tool_calls
     from .generation.vision_cache import VisionCache
-    from .pretrained import Lfm2VlForConditionalGeneration, Lfm2VlModel, load
+    from .pretrained import load
     from .processing.fetch import SourcePolicy
-    from .processing.image import Lfm2VlImageProcessor, Lfm2VlImageProcessorFast
-    from .processing.processor import Lfm2VlProcessor
 
 __all__ = [
+    "AutoConfig",
+    "AutoImageProcessor",
+    "AutoModelForImageTextToText",
+    "AutoProcessor",
+    "AutoTokenizer",
     "BackendError",
     "Chat",
     "Completion",
@@ -73,6 +86,7 @@ __all__ = [
     "EngineThreadError",
     "FinishReason",
     "ForkError",
+    "GenerationConfig",
     "GenerationOptions",
     "GenerationRequest",
     "GenerationResponse",
@@ -116,7 +130,17 @@ __all__ = [
 
 _HOMES = {
     "backends": ("BackendError",),
-    "config": ("Lfm2VlConfig",),
+    "compat.configuration": ("AutoConfig", "Lfm2VlConfig"),
+    "compat.generation_config": ("GenerationConfig",),
+    "compat.models": ("AutoModelForImageTextToText", "Lfm2VlForConditionalGeneration", "Lfm2VlModel"),
+    "compat.processors": (
+        "AutoImageProcessor",
+        "AutoProcessor",
+        "AutoTokenizer",
+        "Lfm2VlImageProcessor",
+        "Lfm2VlImageProcessorFast",
+        "Lfm2VlProcessor",
+    ),
     "conversion.convert": ("convert",),
     "doctor.checks": ("diagnose",),
     "errors": (
@@ -152,12 +176,11 @@ _HOMES = {
     "generation.response": ("Completion", "FinishReason", "GenerationResponse", "Statistics"),
     "generation.stream": ("generate", "stream_generate"),
     "generation.tools": ("ToolCall", "parse_tool_calls"),
-    "pretrained": ("Lfm2VlForConditionalGeneration", "Lfm2VlModel", "load"),
+    "pretrained": ("load",),
     "processing.fetch": ("SourcePolicy",),
-    "processing.image": ("Lfm2VlImageProcessor", "Lfm2VlImageProcessorFast"),
-    "processing.processor": ("Lfm2VlProcessor",),
 }
 _COMPUTING = (  # import MLX
+    "compat.models",
     "conversion.convert",
     "doctor.checks",
     "generation.batch",

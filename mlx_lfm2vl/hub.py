@@ -39,10 +39,12 @@ def resolve(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     patterns: tuple[str, ...] = DATA_PATTERNS,
+    enough: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> Path:
     """The folder that holds the model; fetches what `patterns` match if the name is a hub repository, `owner/name`, or
-    a folder of one, `owner/name/folder`.
+    a folder of one, `owner/name/folder`. A place that has no config.json but one of the files `enough` is taken as it
+    is.
 
     `progress` is told of "files" and of bytes ("download", whose total grows as files begin), from several threads, in
     place of the bars that huggingface_hub draws.
@@ -62,7 +64,7 @@ def resolve(
     if name == "demo":
         return demo.path()
     if os.path.isdir(folder):
-        return _with_config(folder)
+        return folder if _has(folder, enough) else folder / _only_child(folder, str(folder))
     if os.path.exists(folder):
         raise HubError(f"{name}: is a file; give the folder that holds config.json")
     parts = _REPOSITORY_OR_FOLDER.fullmatch(name)
@@ -87,20 +89,20 @@ def resolve(
 
     if not child:
         root = fetch("", patterns)
-        if (root / "config.json").exists():
+        if _has(root, enough):
             return root
         root = fetch("*/", ("config.json",))
         if not root.is_dir():
             raise HubError(f"{repo}: the repository is empty, or holds nothing that a model is made of")
         child = _only_child(root, name)
     folder = fetch(f"{child}/", patterns) / child
-    if not (folder / "config.json").exists():
+    if not _has(folder, enough):
         raise HubError(f"{name}: the repository has no folder {child!r} with a config.json")
     return folder
 
 
-def _with_config(folder: Path) -> Path:
-    return folder if (folder / "config.json").exists() else folder / _only_child(folder, str(folder))
+def _has(folder: Path, enough: tuple[str, ...]) -> bool:
+    return any((folder / name).exists() for name in ("config.json", *enough))
 
 
 def _only_child(folder: Path, name: str) -> str:

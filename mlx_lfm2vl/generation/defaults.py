@@ -10,9 +10,14 @@ from .recommended import recommended
 
 
 def generation_config(model: Lfm2VlForConditionalGeneration) -> GenerationConfig:
-    """The checkpoint's, which `load` attaches; without one, the end tokens of config.json."""
+    """The checkpoint's, which `load` attaches; without one, the end tokens of config.json. Raises `ConfigError` for a
+    value that was set there and makes no sense."""
     attached = getattr(model, "generation_config", None)
-    return attached if attached is not None else GenerationConfig(eos_token_ids=model.config.eos_token_ids)
+    if attached is None:
+        return GenerationConfig(eos_token_ids=model.config.eos_token_ids)
+    if isinstance(attached, GenerationConfig):
+        return attached
+    return GenerationConfig.from_dict(attached.to_dict(), "generation_config")
 
 
 def resolved(model: Lfm2VlForConditionalGeneration, options: GenerationOptions | None) -> GenerationOptions:

@@ -215,22 +215,26 @@ class Lfm2VlModel(nn.Module):
         inputs_embeds: Array | None = None,
         use_cache: bool | None = None,
         cache_position: Array | None = None,
+        image_outputs: ImageFeatures | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         return_dict: bool = True,
     ) -> Lfm2VlModelOutputWithPast | tuple[Any, ...]:
         """`input_ids` (B, L) or `inputs_embeds` (B, L, hidden); the pictures' arrays as the image processor makes them.
 
-        `cache_position` (L,) gives the positions where `position_ids` does not. The cache is made if `use_cache` is not
-        false, and continued if `past_key_values` is given. Raises `InputError`.
+        `image_outputs` of `get_image_features` stand in for `pixel_values`. `cache_position` (L,) gives the positions
+        where `position_ids` does not. The cache is made if `use_cache` is not false, and continued if
+        `past_key_values` is given. Raises `InputError`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give exactly one of input_ids and inputs_embeds")
-        images = None
-        if pixel_values is not None:
+        images, features = None, image_outputs
+        if features is None and pixel_values is not None:
             if spatial_shapes is None:
                 raise InputError("pixel_values is given without spatial_shapes")
-            tokens = self.get_image_features(pixel_values, spatial_shapes, pixel_attention_mask).pooler_output
+            features = self.get_image_features(pixel_values, spatial_shapes, pixel_attention_mask)
+        if features is not None:
+            tokens = features.pooler_output
             images = tokens[0] if len(tokens) == 1 else mx.concatenate(tokens)
         embeds = self.embed(input_ids, images, None if inputs_embeds is None else mx.array(inputs_embeds))
         cache = past_key_values
@@ -253,6 +257,7 @@ class Lfm2VlModel(nn.Module):
             attentions=None if weights is None else tuple(weights),
             image_hidden_states=images,
         )
+        out.image_outputs = features
         return out if return_dict else out.to_tuple()
 
 
@@ -296,6 +301,7 @@ class Lfm2VlForConditionalGeneration(nn.Module):
         use_cache: bool | None = None,
         cache_position: Array | None = None,
         logits_to_keep: int | Array = 0,
+        image_outputs: ImageFeatures | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         return_dict: bool = True,
@@ -317,6 +323,7 @@ class Lfm2VlForConditionalGeneration(nn.Module):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             cache_position=cache_position,
+            image_outputs=image_outputs,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
@@ -330,6 +337,7 @@ class Lfm2VlForConditionalGeneration(nn.Module):
             attentions=out.attentions,
             image_hidden_states=out.image_hidden_states,
         )
+        result.image_outputs = out.image_outputs
         return result if return_dict else result.to_tuple()
 
 

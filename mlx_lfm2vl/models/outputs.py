@@ -12,7 +12,16 @@ from .cache import Cache
 
 
 class ModelOutput:
-    """Fields that are None do not count for indexing and `to_tuple`, as in transformers."""
+    """Fields that are None do not count for indexing and `to_tuple`, as in transformers.
+
+    `cache` and `image_outputs` are names that transformers 5.24 uses; they are attributes, not entries.
+    """
+
+    image_outputs: ImageFeatures | None = None
+
+    @property
+    def cache(self) -> Any:
+        return getattr(self, "past_key_values", None)
 
     def to_tuple(self) -> tuple[Any, ...]:
         values = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]

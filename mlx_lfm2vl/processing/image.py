@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from PIL import Image
@@ -47,8 +47,8 @@ class Lfm2VlImageProcessor:
     """Turns pictures into what the vision tower takes.
 
     `config` or keyword overrides of `ImageProcessorConfig`'s fields set the policy; its fields read as attributes
-    (`processor.tile_size`). `source_policy` says where pictures may come from. Not changed by calls, so it is safe to
-    share between threads.
+    (`processor.tile_size`) and can be set. `source_policy` says where pictures may come from. Not changed by calls, so
+    it is safe to share between threads.
     """
 
     model_input_names: ClassVar[list[str]] = list(IMAGE_INPUTS)
@@ -72,6 +72,16 @@ class Lfm2VlImageProcessor:
             return getattr(self.config, name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets a field of the policy for the calls that follow. Raises `OptionError` for a bad value."""
+        if name in ImageProcessorConfig.__dataclass_fields__:
+            if value is None:
+                raise OptionError(f"image processor: {name} is None, expected a value")
+            name, value = "config", self.configured(**{name: value})
+        elif name not in ("config", "source_policy"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} that can be set")
+        object.__setattr__(self, name, value)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -82,7 +92,7 @@ class Lfm2VlImageProcessor:
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         **overrides: Any,
-    ) -> Lfm2VlImageProcessor:
+    ) -> Self:
         """From a folder or hub repository. Raises `HubError`, `ConfigError`, `OptionError`."""
         folder = resolve(
             path_or_repo,
@@ -91,6 +101,7 @@ class Lfm2VlImageProcessor:
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             patterns=("*.json",),
+            enough=("preprocessor_config.json", "processor_config.json"),
         )
         return cls(ProcessorConfig.from_folder(folder).image, **overrides)
 

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -42,13 +42,14 @@ class _TextOptions:
     padding_side: str | None = None
     truncation: bool = False
     max_length: int | None = None
+    pad_to_multiple_of: int | None = None
     add_special_tokens: bool = False
     use_image_special_tokens: bool | None = None
     return_tensors: str | None = "np"
 
 
-_TEXT_OPTIONS = frozenset(_TextOptions.__dataclass_fields__) - {"return_tensors"}
-_OPTIONS = _TEXT_OPTIONS | frozenset(ImageProcessorConfig.__dataclass_fields__)
+TEXT_OPTIONS = frozenset(_TextOptions.__dataclass_fields__) - {"return_tensors"}
+_OPTIONS = TEXT_OPTIONS | frozenset(ImageProcessorConfig.__dataclass_fields__)
 
 
 class ProcessorOutput(BatchFeature):
@@ -68,6 +69,9 @@ class Lfm2VlProcessor:
     `notes` are remarks on what the checkpoint's files said and was not obeyed. Not changed by calls, so it is safe to
     share between threads.
     """
+
+    image_processor_class: ClassVar[type[Lfm2VlImageProcessor]] = Lfm2VlImageProcessor
+    tokenizer_class: ClassVar[type[Tokenizer]] = Tokenizer
 
     def __init__(
         self,
@@ -93,7 +97,7 @@ class Lfm2VlProcessor:
         use_image_special_tokens: bool | None = None,
         source_policy: SourcePolicy = DEFAULT_POLICY,
         **image_overrides: Any,
-    ) -> Lfm2VlProcessor:
+    ) -> Self:
         """From a folder, a hub repository or "demo". `image_overrides` replace fields of `ImageProcessorConfig`.
 
         Raises `HubError`, `ConfigError`, `TokenizerError`, `OptionError`; a template is read when it is first needed.
@@ -105,11 +109,12 @@ class Lfm2VlProcessor:
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             patterns=("*.json", "*.jinja", "*.txt"),
+            enough=("tokenizer.json",),
         )
         config = ProcessorConfig.from_folder(folder)
         special = config.use_image_special_tokens if use_image_special_tokens is None else use_image_special_tokens
-        image_processor = Lfm2VlImageProcessor(config.image, source_policy=source_policy, **image_overrides)
-        return cls(image_processor, Tokenizer.from_folder(folder), None, special, config.notes)
+        image_processor = cls.image_processor_class(config.image, source_policy=source_policy, **image_overrides)
+        return cls(image_processor, cls.tokenizer_class.from_folder(folder), None, special, config.notes)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes processor_config.json, the tokenizer's files and chat_template.jinja into `folder`. Raises
@@ -140,6 +145,11 @@ class Lfm2VlProcessor:
             return self.template.source
         except TemplateError:
             return None
+
+    @chat_template.setter
+    def chat_template(self, source: str | None) -> None:
+        self._chat_template = source
+        self.__dict__.pop("template", None)
 
     @property
     def image_token(self) -> str:
@@ -184,6 +194,7 @@ class Lfm2VlProcessor:
         padding_side: str | None = None,
         truncation: bool = False,
         max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
         add_special_tokens: bool = False,
         use_image_special_tokens: bool | None = None,
         return_tensors: str | None = "np",
@@ -194,8 +205,8 @@ class Lfm2VlProcessor:
         Args:
             images: None, one picture, a flat list, or a list a text.
             text: a string or a list of them.
-            padding, padding_side, truncation, max_length: as for `Tokenizer.__call__`. Generation needs the side
-                "left"; the default is the tokenizer's.
+            padding, padding_side, truncation, max_length, pad_to_multiple_of: as for `Tokenizer.__call__`. Generation
+                needs the side "left"; the default is the tokenizer's.
             add_special_tokens: whether the tokenizer adds its own, which chat templates write themselves.
             use_image_special_tokens: whether markers stand around pictures; None means as the checkpoint says.
             return_tensors: "np", or None for ids and masks as lists.
@@ -209,7 +220,14 @@ class Lfm2VlProcessor:
             PromptError, ImageError, OptionError, TokenizerError: naming what is wrong.
         """
         options = _TextOptions(
-            padding, padding_side, truncation, max_length, add_special_tokens, use_image_special_tokens, return_tensors
+            padding=padding,
+            padding_side=padding_side,
+            truncation=truncation,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            add_special_tokens=add_special_tokens,
+            use_image_special_tokens=use_image_special_tokens,
+            return_tensors=return_tensors,
         )
         return self._encode(images, text, options, image_overrides)
 
@@ -255,6 +273,7 @@ class Lfm2VlProcessor:
             padding=options.padding,
             padding_side=options.padding_side,
             max_length=options.max_length,
+            pad_to_multiple_of=options.pad_to_multiple_of,
         )
         output.update(pad(rows))
         if generation_spans is not None:
@@ -355,7 +374,7 @@ class Lfm2VlProcessor:
             return texts if batched else texts[0]
         if return_assistant_tokens_mask and not template.marks_generation:
             warnings.warn(f"{template.where}: has no {{% generation %}} block; assistant_masks are all 0", stacklevel=2)
-        text_options = {name: options.pop(name) for name in _TEXT_OPTIONS & options.keys()}
+        text_options = {name: options.pop(name) for name in TEXT_OPTIONS & options.keys()}
         output = self._encode(
             pictures,
             texts,

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import tokenizers
@@ -76,7 +76,7 @@ class Tokenizer:
         self._control_pattern = control_pattern(token.content for token in added.values())
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str]) -> Tokenizer:
+    def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
         """Reads tokenizer.json, tokenizer_config.json and special_tokens_map.json. Raises `TokenizerError`."""
         path = Path(folder) / "tokenizer.json"
         try:
@@ -268,11 +268,13 @@ class Tokenizer:
         padding_side: str | None = None,
         truncation: bool = False,
         max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
         """ "input_ids" and "attention_mask" of a text or of several.
 
-        `padding`: False, True or "longest", or "max_length" (to `max_length`). `truncation` cuts to `max_length`.
+        `padding`: False, True or "longest", or "max_length" (to `max_length`); the length is rounded up to a multiple
+        of `pad_to_multiple_of`. `truncation` cuts to `max_length`.
         With `return_tensors="np"` int64 arrays (samples, length), else lists (of a single text, its own list).
         Raises `OptionError`, `TokenizerError`.
         """
@@ -282,7 +284,13 @@ class Tokenizer:
         rows = [list(encoding.ids) for encoding in self.encode_batch(texts, add_special_tokens)]
         if truncation:
             rows = self.truncate(rows, max_length)
-        features = self.pad(rows, padding=padding, padding_side=padding_side, max_length=max_length)
+        features = self.pad(
+            rows,
+            padding=padding,
+            padding_side=padding_side,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+        )
         if return_tensors == "np":
             return BatchFeature({name: as_array(value, name) for name, value in features.items()})
         return BatchFeature({name: value[0] for name, value in features.items()}) if single else features
@@ -301,6 +309,7 @@ class Tokenizer:
         padding: bool | str = True,
         padding_side: str | None = None,
         max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
         fill: int | None = None,
     ) -> BatchFeature:
         """ "input_ids" and "attention_mask" as lists, padded with the pad token (or `fill`). Raises `OptionError`."""
@@ -316,6 +325,10 @@ class Tokenizer:
             length = max_length
         elif padding in (True, "longest"):
             length = max((len(row) for row in rows), default=0)
+        if pad_to_multiple_of is not None:
+            if not isinstance(pad_to_multiple_of, int) or pad_to_multiple_of < 1:
+                raise OptionError(f"pad_to_multiple_of is {pad_to_multiple_of!r}, expected an integer of at least 1")
+            length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
         ids, masks = [], []
         for row in rows:
             missing = max(length - len(row), 0)

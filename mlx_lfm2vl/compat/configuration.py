@@ -1,0 +1,120 @@
+"""`Lfm2VlConfig` with transformers' extra keywords, methods and defaults, and `AutoConfig`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from .. import config
+from ..config import Lfm2Config, read_json
+from ..config.files import writing
+from ..errors import OptionError
+from ..hub import resolve
+from .loading import hub_options
+from .sharing import push_folder
+
+_FIELDS = tuple(field.name for field in fields(config.Lfm2VlConfig))
+_TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # transformers', where a file is silent
+_ELSEWHERE = ("output_attentions", "output_hidden_states", "return_dict", "use_cache")
+
+
+class Lfm2VlConfig(config.Lfm2VlConfig):
+    """A model's config.json, as transformers has it; see `mlx_lfm2vl.config.Lfm2VlConfig`.
+
+    Immutable: another configuration is another object. Keywords that are no fields become attributes, as there.
+    `output_attentions`, `output_hidden_states` and `return_dict` are the defaults of the model's calls.
+    """
+
+    output_attentions: bool
+    output_hidden_states: bool
+    return_dict: bool
+    use_cache: bool
+
+    def __init__(self, vision_config: Any = None, text_config: Any = None, **named: Any):
+        """Raises `ConfigError` for a value that makes no sense."""
+        own = {name: named.pop(name) for name in _FIELDS if name in named}
+        if (tied := named.pop("tie_embedding", None)) is not None:
+            own["tie_word_embeddings"] = tied
+        if (index := named.pop("image_token_index", None)) is not None:
+            own["image_token_id"] = index
+        if (dtype := named.pop("torch_dtype", own.get("dtype"))) is not None:
+            own["dtype"] = str(dtype).rpartition(".")[2]
+        super().__init__(vision_config=vision_config, text_config=text_config, **own)
+        text = self.text_config
+        silent: dict[str, Any] = {name: value for name, value in _TOKENS.items() if getattr(text, name) is None}
+        object.__setattr__(self, "text_config", replace(text, **silent))
+        others = {"output_attentions": False, "output_hidden_states": False, "return_dict": True, "use_cache": True}
+        for name, value in {**others, **named}.items():
+            if not hasattr(type(self), name) or name in _ELSEWHERE:
+                object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, config.Lfm2VlConfig):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in _FIELDS)
+
+    __hash__ = config.Lfm2VlConfig.__hash__
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self.text_config.bos_token_id
+
+    @property
+    def eos_token_id(self) -> int | list[int]:
+        ids = list(self.eos_token_ids)
+        return ids[0] if len(ids) == 1 else ids
+
+    @property
+    def pad_token_id(self) -> int | None:
+        return self.text_config.pad_token_id
+
+    @classmethod
+    def of(cls, known: config.Lfm2VlConfig) -> Self:
+        """The same configuration as an object of this class."""
+        return known if isinstance(known, cls) else cls(**{name: getattr(known, name) for name in _FIELDS})
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str = "config.json", **changed: Any) -> Self:
+        """Of config.json of any published generation. Raises `ConfigError`."""
+        known = config.Lfm2VlConfig.from_dict(data, where)
+        return cls(**{**{name: getattr(known, name) for name in _FIELDS}, **changed})
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:  # type: ignore[override]
+        """From a folder, a hub repository or "demo"; `options` as those of `AutoProcessor.from_pretrained`, or fields
+        in place of the file's. Raises `HubError`, `ConfigError`."""
+        place, hub, changed = hub_options(path_or_repo, options)
+        if changed.pop("return_unused_kwargs", False):
+            raise OptionError("return_unused_kwargs is not offered; leave it out")
+        file = resolve(place, patterns=("*.json",), **hub) / "config.json"
+        return cls.from_dict(read_json(file), str(file), **changed)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Lfm2Config:
+        """The backbone's part."""
+        return self.text_config
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """config.json."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes config.json. Raises `OutputError`."""
+        with writing(folder) as target:
+            (Path(target) / "config.json").write_text(self.to_json_string(), encoding="utf-8")
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Saves into a repository; see `push_folder`."""
+        return push_folder(self.save_pretrained, repo_id, **options)
+
+
+class AutoConfig:
+    """The configuration of a checkpoint, by its name."""
+
+    @staticmethod
+    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlConfig:
+        """As `Lfm2VlConfig.from_pretrained`."""
+        return Lfm2VlConfig.from_pretrained(path_or_repo, **options)

@@ -1,0 +1,193 @@
+"""Logits processors: functions (ids, scores) -> scores, in the order and with the meaning of transformers.
+
+`ids` (B, L) int32, prompt and answer so far; `scores` (B, vocabulary) float32. -inf rules a token out. A processor that
+reads `ids` on the host has the attribute `reads_ids`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import OptionError
+from .generation_config import plain, token_ids
+
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+_OUT = -np.inf
+
+
+def make_processors(
+    chosen: dict[str, Any], prompt: int, end: int, ends: Sequence[int] | None, padding: np.ndarray | None
+) -> list[LogitsProcessor]:
+    """What the settings ask for, up to those of the caller.
+
+    Args:
+        chosen: as `settings` gives them.
+        prompt: tokens in the rows that are given.
+        end: tokens in the rows at most.
+        ends: the end tokens.
+        padding: padding before each row (B,), which no penalty is for.
+
+    Raises:
+        OptionError: for a value that makes no sense.
+    """
+    made: list[LogitsProcessor] = []
+    bias = _sequences("sequence_bias", chosen["sequence_bias"])
+    if bias:
+        made.append(_sequence_bias(bias))
+    if (penalty := chosen["repetition_penalty"]) not in (None, 1):
+        made.append(_repetition_penalty(float(penalty), padding))
+    if size := chosen["no_repeat_ngram_size"]:
+        made.append(_no_repeat_ngram(int(size)))
+    if chosen["bad_words_ids"] is not None:
+        words = [token_ids("bad_words_ids", word) or () for word in plain(chosen["bad_words_ids"])]
+        if not words or not all(words):
+            raise OptionError("bad_words_ids holds an empty list, expected lists of token ids")
+        made.append(_sequence_bias([(word, _OUT) for word in words if list(word) not in [[e] for e in ends or ()]]))
+    if ends and (least := chosen["min_length"] or 0) > 0 and chosen["min_new_tokens"] is None:
+        made.append(_before(int(least), ends))
+    if ends and (least := chosen["min_new_tokens"] or 0) > 0:
+        made.append(_before(prompt + int(least), ends))
+    return made
+
+
+def later_processors(
+    chosen: dict[str, Any], prompt: int, end: int, ends: Sequence[int] | None, allowed: Any
+) -> list[LogitsProcessor]:
+    """Those that follow `make_processors`; `allowed` is the caller's `prefix_allowed_tokens_fn`."""
+    made: list[LogitsProcessor] = []
+    if allowed is not None:
+        made.append(_allowed_only(allowed))
+    if (first := token_ids("forced_bos_token_id", chosen["forced_bos_token_id"])) is not None:
+        made.append(_forced(1, first))
+    if (last := token_ids("forced_eos_token_id", chosen["forced_eos_token_id"])) is not None:
+        made.append(_forced(end - 1, last))
+    if chosen["remove_invalid_values"]:
+        made.append(_finite)
+    if ends and chosen["exponential_decay_length_penalty"] is not None:
+        start, factor = plain(chosen["exponential_decay_length_penalty"])
+        made.append(_decay(prompt + int(start), float(factor), ends))
+    if (banned := token_ids("suppress_tokens", chosen["suppress_tokens"])) is not None:
+        made.append(_suppress(banned))
+    if (banned := token_ids("begin_suppress_tokens", chosen["begin_suppress_tokens"])) is not None:
+        at, rule = prompt, _suppress(banned)
+        made.append(lambda ids, scores: rule(ids, scores) if ids.shape[1] == at else scores)
+    return made
+
+
+def _columns(scores: mx.array, tokens: Sequence[int], value: float) -> mx.array:
+    """Scores with some tokens' columns at a value."""
+    inside = [token for token in dict.fromkeys(tokens) if 0 <= token < scores.shape[1]]
+    if not inside:
+        return scores
+    scores = mx.array(scores)
+    scores[:, mx.array(inside)] = value
+    return scores
+
+
+def _suppress(tokens: Sequence[int]) -> LogitsProcessor:
+    return lambda ids, scores: _columns(scores, tokens, _OUT)
+
+
+def _before(length: int, ends: Sequence[int]) -> LogitsProcessor:
+    """Rules the end tokens out while there are fewer tokens than `length`."""
+    return lambda ids, scores: _columns(scores, ends, _OUT) if ids.shape[1] < length else scores
+
+
+def _forced(length: int, tokens: Sequence[int]) -> LogitsProcessor:
+    """Leaves these tokens only where there are `length` tokens."""
+    return lambda ids, scores: _columns(mx.full(scores.shape, _OUT), tokens, 0.0) if ids.shape[1] == length else scores
+
+
+def _finite(ids: mx.array, scores: mx.array) -> mx.array:
+    largest = float(np.finfo(np.float32).max)
+    return mx.clip(mx.where(mx.isnan(scores), 0.0, scores), -largest, largest)
+
+
+def _decay(start: int, factor: float, ends: Sequence[int]) -> LogitsProcessor:
+    def process(ids: mx.array, scores: mx.array) -> mx.array:
+        if ids.shape[1] <= start:
+            return scores
+        grown = factor ** (ids.shape[1] - start) - 1
+        scores, columns = mx.array(scores), mx.array(list(ends))
+        scores[:, columns] = scores[:, columns] + mx.abs(scores[:, columns]) * grown
+        return scores
+
+    return process
+
+
+def _repetition_penalty(penalty: float, padding: np.ndarray | None) -> LogitsProcessor:
+    def process(ids: mx.array, scores: mx.array) -> mx.array:
+        if not ids.shape[1]:
+            return scores
+        if padding is not None:  # a row's padding counts as its last token, which is penalised anyway
+            real = mx.arange(ids.shape[1])[None, :] >= mx.array(padding)[:, None]
+            ids = mx.where(real, ids, ids[:, -1:])
+        seen = mx.take_along_axis(scores, ids, axis=1)
+        return mx.put_along_axis(scores, ids, mx.where(seen < 0, seen * penalty, seen / penalty), axis=1)
+
+    return process
+
+
+def _reads_ids(process: LogitsProcessor) -> LogitsProcessor:
+    process.reads_ids = True  # type: ignore[attr-defined]
+    return process
+
+
+def _no_repeat_ngram(size: int) -> LogitsProcessor:
+    def process(ids: mx.array, scores: mx.array) -> mx.array:
+        rows = np.array(ids).tolist()
+        ruled_out = np.zeros(scores.shape, np.float32)
+        for at, row in enumerate(rows):
+            tail = row[len(row) + 1 - size :]
+            for start in range(len(row) - size + 1):
+                if row[start : start + size - 1] == tail:
+                    ruled_out[at, row[start + size - 1]] = _OUT
+        return scores + mx.array(ruled_out)
+
+    return _reads_ids(process)
+
+
+def _sequences(name: str, value: Any) -> list[tuple[tuple[int, ...], float]]:
+    """`sequence_bias` in both its spellings: a mapping of tuples to numbers, or a list of pairs."""
+    pairs = value.items() if hasattr(value, "items") else value or ()
+    try:
+        return [(token_ids(name, list(tokens)) or (), float(bias)) for tokens, bias in pairs]
+    except (TypeError, ValueError):
+        raise OptionError(f"{name} is {value!r}, expected tuples of token ids with a number each") from None
+
+
+def _sequence_bias(biases: Sequence[tuple[tuple[int, ...], float]]) -> LogitsProcessor:
+    """Adds a number to the score of a token that would complete a sequence."""
+    single = [(tokens[0], bias) for tokens, bias in biases if len(tokens) == 1]
+    longer = [(list(tokens[:-1]), tokens[-1], bias) for tokens, bias in biases if len(tokens) > 1]
+
+    def process(ids: mx.array, scores: mx.array) -> mx.array:
+        added = np.zeros(scores.shape, np.float32)
+        for token, bias in single:
+            added[:, token] += bias
+        for at, row in enumerate(np.array(ids).tolist() if longer else ()):
+            for begin, token, bias in longer:
+                if row[len(row) - len(begin) :] == begin and len(row) >= len(begin):
+                    added[at, token] += bias
+        return scores + mx.array(added)
+
+    return _reads_ids(process) if longer else process
+
+
+def _allowed_only(allowed: Callable[[int, mx.array], Any]) -> LogitsProcessor:
+    def process(ids: mx.array, scores: mx.array) -> mx.array:
+        mask = np.full(scores.shape, _OUT, np.float32)
+        for row in range(ids.shape[0]):
+            tokens = token_ids("prefix_allowed_tokens_fn", allowed(row, ids[row])) or ()
+            if not tokens:
+                raise OptionError(
+                    f"prefix_allowed_tokens_fn allows no token in row {row}; allow the end token at least"
+                )
+            mask[row, list(tokens)] = 0
+        return scores + mx.array(mask)
+
+    return _reads_ids(process)

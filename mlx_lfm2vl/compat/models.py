@@ -1,0 +1,271 @@
+"""The model classes of transformers, by name: `from_pretrained`, `save_pretrained`, `generate`, calls with tensors."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..backends import Backend
+from ..config import read_json
+from ..errors import ConfigError, OptionError
+from ..hub import Progress, resolve
+from ..models import lfm2_vl
+from ..models.outputs import ModelOutput
+from ..weights.load import load_model
+from . import tensors
+from .configuration import Lfm2VlConfig
+from .generate import Callbacks, generate, transition_scores
+from .generation_config import GenerationConfig
+from .loading import hub_options, no_more
+from .parameters import ModelMethods
+from .saving import save
+from .sharing import push_folder
+
+
+def _with_tensors(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A model's call with arrays of every kind, and the keywords of transformers that the network does not know."""
+
+    @functools.wraps(call)
+    def with_tensors(self: Any, *arguments: Any, cache: Any = None, **named: Any) -> Any:
+        first = arguments[0] if arguments else None
+        like = next(
+            (each for each in (first, *map(named.get, ("input_ids", "inputs_embeds"))) if each is not None), None
+        )
+        given = named.pop("mm_encoder_outputs", None)
+        if given is not None and (images := given.get("image")) is not None:
+            named["image_outputs"] = lfm2_vl.ImageFeatures([], [tensors.to_mlx(each) for each in images.pooler_output])
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            named.pop(name, None)
+        if cache is not None:
+            named.setdefault("past_key_values", cache)
+        for name in ("output_attentions", "output_hidden_states", "return_dict"):
+            if named.get(name) is None:
+                named[name] = getattr(self.config, name)
+        made = call(
+            self, *map(tensors.to_mlx, arguments), **{name: tensors.to_mlx(each) for name, each in named.items()}
+        )
+        return _as_kind_of(like, made) if tensors.is_torch(like) else made
+
+    return with_tensors
+
+
+def _as_kind_of(like: Any, output: Any) -> Any:
+    """A model's output with tensors of the caller's kind in place of MLX arrays."""
+    if isinstance(output, ModelOutput):
+        for name in output:
+            if name != "past_key_values":
+                setattr(output, name, tensors.as_kind_of(like, getattr(output, name)))
+        return output
+    return tensors.as_kind_of(like, output)
+
+
+class Lfm2VlModel(ModelMethods, lfm2_vl.Lfm2VlModel):
+    """The model without its head; see `models.Lfm2VlModel`. Arrays may be torch's, NumPy's or MLX's; those that come
+    out are torch's where `input_ids` is, else MLX's."""
+
+    def __init__(self, config: Any):
+        super().__init__(Lfm2VlConfig.of(config))
+
+    __call__ = forward = _with_tensors(lfm2_vl.Lfm2VlModel.__call__)
+
+    def get_image_features(self, *arguments: Any, **named: Any) -> Any:
+        """As `models.Lfm2VlModel.get_image_features`, with arrays of every kind."""
+        named.pop("return_dict", None)
+        like = named.get("pixel_values", arguments[0] if arguments else None)
+        given = {name: tensors.to_mlx(value) for name, value in named.items()}
+        return _as_kind_of(like, super().get_image_features(*map(tensors.to_mlx, arguments), **given))
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlModel:
+        """As `Lfm2VlForConditionalGeneration.from_pretrained`."""
+        folder, known = _open(path_or_repo, options)
+        return load_model(folder, model_class=cls, prefix="model.", **known)
+
+
+class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalGeneration):
+    """The model with its head; see `models.Lfm2VlForConditionalGeneration`. Arrays as those of `Lfm2VlModel`."""
+
+    generation_config: Any  # a GenerationConfig
+    load_note: str = ""  # a sentence, if the weights in memory are not those of the file
+    checkpoint_key: str = ""  # of the files that it was loaded from
+    backend: Backend  # what computes it, "mlx" or "numpy"
+
+    def __init__(self, config: Any):
+        super().__init__(Lfm2VlConfig.of(config))
+        self.model = Lfm2VlModel(self.config)
+        self.generation_config = _of_model(self.config)
+
+    __call__ = forward = _with_tensors(lfm2_vl.Lfm2VlForConditionalGeneration.__call__)
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlForConditionalGeneration:
+        """From a folder, a hub repository or "demo".
+
+        Args:
+            path_or_repo: the model's name.
+            options: `dtype` (or `torch_dtype`): "float32", "float16", "bfloat16", torch's or MLX's, or "auto", the
+                dtype of the file; None is "auto", but float32 on the backend numpy, where quantised weights become
+                dense. `load_note` says what was done. `backend` and `progress` as for `load`. `revision`, `token`,
+                `cache_dir`, `local_files_only` for the hub; `subfolder`; `config`, which must be the folder's;
+                `generation_config`. What has no meaning here (`device_map={...}`, `trust_remote_code` ...) is ignored
+                with a warning.
+
+        Raises:
+            HubError, ConfigError, WeightsError, OptionError, OutOfMemoryError
+        """
+        given = options.pop("generation_config", None)
+        folder, known = _open(path_or_repo, options)
+        model = load_model(folder, model_class=cls, **known)
+        file = folder / "generation_config.json"
+        if given is None and file.is_file():
+            given = GenerationConfig.from_dict(read_json(file), str(file))
+            if given.eos_token_id is None:
+                given.eos_token_id = model.config.eos_token_id
+        if given is not None:
+            model.generation_config = given
+        return model
+
+    def get_image_features(self, *arguments: Any, **named: Any) -> Any:
+        """As `models.Lfm2VlModel.get_image_features`, with arrays of every kind."""
+        return self.model.get_image_features(*arguments, **named)
+
+    def generate(
+        self,
+        inputs: Any = None,
+        generation_config: Any = None,
+        logits_processor: Sequence[Any] | None = None,
+        stopping_criteria: Sequence[Any] | None = None,
+        prefix_allowed_tokens_fn: Any = None,
+        synced_gpus: bool | None = None,
+        assistant_model: Any = None,
+        streamer: Any = None,
+        negative_prompt_ids: Any = None,
+        negative_prompt_attention_mask: Any = None,
+        custom_generate: Any = None,
+        *,
+        tokenizer: Any = None,
+        seed: int | None = None,
+        **settings: Any,
+    ) -> Any:
+        """Ids of prompt and answer, (B, L + new), as transformers' `generate` makes them.
+
+        Args:
+            inputs: `input_ids` (B, L), which may also go by name. Rows are padded on the left.
+            generation_config: settings, in place of the model's own.
+            logits_processor: functions (ids, scores) -> scores, in this order.
+            stopping_criteria: functions (ids, scores) -> bool, or (B,) bool.
+            prefix_allowed_tokens_fn: (row, ids) -> the tokens that may follow.
+            synced_gpus: without effect; there is one device.
+            assistant_model: not offered.
+            streamer: has `put(ids)` and `end()`; gets the prompt, then each token.
+            negative_prompt_ids, negative_prompt_attention_mask, custom_generate: not offered.
+            tokenizer: for `stop_strings`.
+            seed: makes sampling repeatable. Each row has numbers of its own.
+            settings: arrays of the processor, `inputs_embeds`, `past_key_values` (or `cache`), and the settings of
+                `GenerationConfig`. What they do not say the model's own say, then transformers' defaults: greedy, 20
+                new tokens; with `do_sample` top_k 50.
+
+        Returns:
+            The ids, torch's where `input_ids` is, else MLX's. A row that has ended is filled with `pad_token_id`. With
+            `return_dict_in_generate` a `GenerateDecoderOnlyOutput`.
+
+        Raises:
+            OptionError, InputError, PromptError, NotFiniteError, OutOfMemoryError
+        """
+        for name, value in (
+            ("assistant_model", assistant_model),
+            ("negative_prompt_ids", negative_prompt_ids),
+            ("negative_prompt_attention_mask", negative_prompt_attention_mask),
+            ("custom_generate", custom_generate),
+        ):
+            if value is not None:
+                raise OptionError(f"{name} is given, which is not offered; leave it out")
+        settings.pop("trust_remote_code", None)
+        callbacks = Callbacks(
+            tuple(logits_processor or ()),
+            tuple(stopping_criteria or ()),
+            prefix_allowed_tokens_fn,
+            streamer,
+            tokenizer,
+            seed,
+        )
+        return generate(self, inputs, generation_config, settings, callbacks)
+
+    compute_transition_scores = staticmethod(transition_scores)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        hf: bool = False,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Writes weights, config.json and generation_config.json, in place of older ones in the folder. The processor
+        has its own `save_pretrained`.
+
+        Args:
+            folder: made if it is not there.
+            hf: in the layout that transformers loads, in place of MLX's. Quantised weights have none.
+            push_to_hub, repo_id: also into this repository.
+            options: as for `push_to_hub`; what says how transformers writes (`max_shard_size` ...) is without effect.
+
+        Raises:
+            OutputError, OptionError, HubError
+        """
+        for name in ("max_shard_size", "safe_serialization", "is_main_process", "save_peft_format", "variant"):
+            options.pop(name, None)
+        if not push_to_hub:
+            no_more(options, "save_pretrained")
+        save(self, Path(folder), hf=hf)
+        if push_to_hub:
+            self.push_to_hub(repo_id or os.path.basename(os.path.normpath(folder)), hf=hf, **options)
+
+    def push_to_hub(self, repo_id: str, *, hf: bool = False, **options: Any) -> str:
+        """Saves into a repository; see `push_folder`. `mlx_lfm2vl.convert` with `upload_repo` also checks the model."""
+        return push_folder(lambda folder: save(self, Path(folder), hf=hf), repo_id, **options)
+
+
+def _open(path_or_repo: str | os.PathLike[str], options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The folder of a model, and the keywords of `load_model`."""
+    known: dict[str, Any] = {name: options.pop(name, None) for name in ("backend", "progress")}
+    dtype = options.pop("dtype", None)
+    dtype = options.pop("torch_dtype", None) if dtype is None else dtype
+    known["dtype"] = tensors.dtype_name(dtype) if tensors.is_dtype(dtype) else dtype
+    config = options.pop("config", None)
+    place, hub, others = hub_options(path_or_repo, options)
+    no_more(others, "from_pretrained")
+    progress: Progress | None = known["progress"]
+    folder = resolve(place, progress=progress, **hub)
+    if config is not None and Lfm2VlConfig.of(config) != (own := Lfm2VlConfig.from_pretrained(folder)):
+        name = next(name for name in vars(own) if getattr(own, name) != getattr(config, name, None))
+        raise ConfigError(f"{folder}: config differs in {name} from the folder's; write it into config.json")
+    return folder, known
+
+
+def _of_model(config: Lfm2VlConfig) -> GenerationConfig:
+    return GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+    )
+
+
+class AutoModelForImageTextToText:
+    """The model of a checkpoint, by its name."""
+
+    @staticmethod
+    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlForConditionalGeneration:
+        """As `Lfm2VlForConditionalGeneration.from_pretrained`."""
+        return Lfm2VlForConditionalGeneration.from_pretrained(path_or_repo, **options)
+
+    @staticmethod
+    def from_config(config: Any) -> Lfm2VlForConditionalGeneration:
+        """A model with random weights."""
+        model = Lfm2VlForConditionalGeneration(config)
+        mx.eval(model.parameters())
+        return model

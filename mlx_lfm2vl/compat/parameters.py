@@ -1,0 +1,136 @@
+"""What transformers' models say of their parameters, and how the embeddings are changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Self
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..errors import OptionError
+from ..weights.load import DTYPES
+from . import tensors
+
+INITIAL_SCALE = 0.02  # of new embeddings, where they are random
+
+
+class ModelMethods:
+    """For a model with a `language_model`, or with a `model` that has one."""
+
+    config: Any
+    backend: str
+
+    @property
+    def device(self) -> tensors.Device:
+        """Where it computes, as torch spells it: "mps", "cuda" or "cpu"."""
+        return tensors.current_device()
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The dtype that the layers compute in."""
+        return self._backbone().embedding_norm.weight.dtype  # type: ignore[no-any-return]
+
+    @property
+    def base_model(self) -> Any:
+        return getattr(self, "model", self)
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the parameters are; packed ones count as what they stand for."""
+        table = self.get_input_embeddings()
+        modules = [module for _, module in self.named_modules()]  # type: ignore[attr-defined]
+        return sum(_numbers(module) for module in modules if not (exclude_embeddings and module is table))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of embeddings; a call with ids (B, L) gives (B, L, hidden)."""
+        return self._backbone().embed_tokens  # type: ignore[no-any-return]
+
+    def set_input_embeddings(self, table: nn.Module) -> None:
+        """Puts another table in its place."""
+        self._backbone().embed_tokens = table
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The head: of its own, or the table of embeddings it is tied to; None for a model without one."""
+        if not hasattr(self, "model"):
+            return None
+        return self["lm_head"] if "lm_head" in self else self.get_input_embeddings()  # type: ignore[index, operator]
+
+    def tie_weights(self) -> None:
+        """Nothing: a head that is tied has no weights of its own."""
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """Makes room for more tokens, or takes the last ones away, in table and head.
+
+        Args:
+            new_num_tokens: None is as many as there are.
+            pad_to_multiple_of: rounds up to a multiple.
+            mean_resizing: new tokens get the mean of the others; else small random numbers.
+
+        Returns:
+            The table.
+
+        Raises:
+            OptionError: for a quantised table, or a number that leaves out the image token.
+        """
+        table = self.get_input_embeddings()
+        if not isinstance(table, nn.Embedding):
+            raise OptionError("a quantised table of embeddings cannot be resized; load a dense checkpoint")
+        old = table.weight.shape[0]
+        size = old if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        if isinstance(size, bool) or not isinstance(size, int) or size <= self.config.image_token_id:
+            raise OptionError(
+                f"new_num_tokens is {size!r}, expected more than image_token_id {self.config.image_token_id}"
+            )
+        if size != old:
+            for module in {id(each): each for each in (table, self.get_output_embeddings() or table)}.values():
+                module.weight = _resized(module.weight, size, mean_resizing)
+            config = replace(self.config, text_config=replace(self.config.text_config, vocab_size=size))
+            for part in {id(each): each for each in (self, self.base_model)}.values():
+                part.config = config
+            self._backbone().config = config.text_config
+        return table
+
+    def to(self, *arguments: Any, **named: Any) -> Self:
+        """Casts the model to a dtype; a device is checked and changes nothing, as memory is unified. Raises
+        `OptionError`."""
+        for value in (*arguments, *(named.pop(name, None) for name in ("device", "dtype"))):
+            if value is None:
+                continue
+            if not tensors.is_dtype(value):
+                tensors.check_device(value)
+                continue
+            name = tensors.dtype_name(value)
+            if name not in DTYPES:
+                raise OptionError(f"dtype is {value!r}, expected one of {', '.join(DTYPES)}")
+            if DTYPES[name] != self.dtype:
+                if getattr(self, "backend", None) == "numpy":
+                    raise OptionError(f"the backend numpy computes in float32; load the model with dtype={name!r}")
+                self.set_dtype(DTYPES[name])  # type: ignore[attr-defined]
+        return self
+
+    def _backbone(self) -> Any:
+        return self.base_model.language_model
+
+
+def _numbers(module: nn.Module) -> int:
+    """The numbers of a module itself, without its children."""
+    own = {name: array for name, array in module.items() if isinstance(array, mx.array) and not name.startswith("_")}
+    if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+        packed = module.scales.size * module.group_size
+        return packed + sum(array.size for name, array in own.items() if name not in ("weight", "scales", "biases"))
+    return sum(array.size for array in own.values())
+
+
+def _resized(weight: mx.array, size: int, mean: bool) -> mx.array:
+    """(old, hidden) -> (size, hidden): cut, or with new rows."""
+    old, hidden = weight.shape
+    if size <= old:
+        return mx.contiguous(weight[:size])
+    new = mx.random.normal((size - old, hidden), scale=INITIAL_SCALE)
+    if mean:
+        new = mx.broadcast_to(weight.astype(mx.float32).mean(axis=0), new.shape)
+    return mx.concatenate([weight, new.astype(weight.dtype)])

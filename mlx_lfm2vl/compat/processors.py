@@ -1,0 +1,259 @@
+"""Processors with transformers' keywords and tensors of every kind, and `AutoProcessor` with its kin."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from ..config import ProcessorConfig
+from ..errors import OptionError
+from ..processing import image, processor
+from ..processing.processor import TEXT_OPTIONS
+from . import tensors
+from .batch_feature import BatchFeature
+from .call_options import normalised
+from .loading import hub_options
+from .sharing import push_folder
+from .tokenizer import Tokenizer
+
+_TEMPLATE_OPTIONS = {  # keywords of `apply_chat_template` that are not for `__call__`
+    *("tools", "documents", "add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask"),
+    *("tokenize", "return_dict", "sanitize_control_tokens"),
+}
+
+
+def as_pictures(images: Any) -> Any:
+    """Tensors of torch and MLX among pictures as NumPy arrays; the rest as it is."""
+    if isinstance(images, (list, tuple)):
+        return [as_pictures(each) for each in images]
+    if isinstance(images, Mapping):
+        return {name: as_pictures(value) for name, value in images.items()}
+    return tensors.to_numpy(images) if tensors.is_array(images) else images
+
+
+class Lfm2VlImageProcessor(image.Lfm2VlImageProcessor):
+    """`processing.Lfm2VlImageProcessor` with transformers' keywords and tensors."""
+
+    do_resize: ClassVar[bool] = True
+    do_convert_rgb: ClassVar[bool] = True
+
+    @property
+    def size(self) -> dict[str, int]:
+        """As transformers has it, where it has no effect either; `tile_size` is what counts."""
+        return {"height": self.tile_size, "width": self.tile_size}
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:
+        """From a folder, a hub repository or "demo". `options` as those of `AutoProcessor.from_pretrained`, or fields
+        of `ImageProcessorConfig`. Raises `HubError`, `ConfigError`, `OptionError`."""
+        place, hub, fields = hub_options(path_or_repo, options)
+        return super().from_pretrained(place, **hub, **normalised(fields))
+
+    def __call__(
+        self,
+        images: Any,
+        *,
+        return_row_col_info: bool = False,
+        return_tensors: str | None = "np",
+        **overrides: Any,
+    ) -> BatchFeature:
+        """As `processing.Lfm2VlImageProcessor`, with `return_tensors` "np", "mlx", "pt" or None (NumPy arrays), and
+        with transformers' keywords. Raises `ImageError`, `OptionError`."""
+        kind = tensors.check_return_tensors(return_tensors)
+        made = super().__call__(as_pictures(images), return_row_col_info=return_row_col_info, **normalised(overrides))
+        return BatchFeature.of(made, kind)
+
+    preprocess = __call__
+
+    def to_dict(self) -> dict[str, Any]:
+        """preprocessor_config.json."""
+        return dict(ProcessorConfig(image=self.config).to_dict()["image_processor"])
+
+    def to_json_string(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Saves into a repository; see `push_folder`."""
+        return push_folder(self.save_pretrained, repo_id, **options)
+
+
+Lfm2VlImageProcessorFast = Lfm2VlImageProcessor
+
+
+class Lfm2VlProcessor(processor.Lfm2VlProcessor):
+    """`processing.Lfm2VlProcessor` with transformers' keywords and tensors.
+
+    `image_processor`, `tokenizer`, `chat_template` and `use_image_special_tokens` can be set, as can the attributes of
+    the first two. Calls that follow obey.
+    """
+
+    image_processor: Lfm2VlImageProcessor
+    tokenizer: Tokenizer
+    image_processor_class = Lfm2VlImageProcessor
+    tokenizer_class = Tokenizer
+    attributes: ClassVar[list[str]] = ["image_processor", "tokenizer"]
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:
+        """From a folder, a hub repository or "demo".
+
+        Args:
+            path_or_repo: the model's name.
+            options: `revision`, `token`, `cache_dir`, `local_files_only` for the hub; `subfolder`; `chat_template`, in
+                place of the checkpoint's; `padding_side`; `source_policy`; `use_image_special_tokens`; fields of
+                `ImageProcessorConfig`. What has no meaning here (`trust_remote_code` ...) is ignored with a warning.
+
+        Raises:
+            HubError, ConfigError, TokenizerError, OptionError: a template is read when it is first needed.
+        """
+        place, hub, others = hub_options(path_or_repo, options)
+        template, side = others.pop("chat_template", None), others.pop("padding_side", None)
+        made = super().from_pretrained(place, **hub, **normalised(others))
+        if template is not None:
+            made.chat_template = template
+        if side is not None:
+            made.tokenizer.padding_side = side
+        return made
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name not in (
+            *("image_processor", "tokenizer", "use_image_special_tokens", "notes", "chat_template", "template"),
+        ):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} that can be set")
+        object.__setattr__(self, name, value)
+
+    def __call__(  # type: ignore[override]
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **options: Any
+    ) -> BatchFeature:
+        """Arrays for the model; see `processing.Lfm2VlProcessor.__call__`.
+
+        Args:
+            images: as there, and tensors of torch and MLX.
+            text: as there.
+            videos: None; these models take none.
+            audio: None.
+            options: as there, in every spelling of transformers (`images_kwargs`, `text_kwargs`, `common_kwargs`);
+                `return_tensors` "np", "mlx", "pt" or None; `return_mm_token_type_ids`.
+
+        Raises:
+            PromptError, ImageError, OptionError, TokenizerError: naming what is wrong.
+        """
+        options, kind, types = self._prepared({**options, "videos": videos, "audio": audio})
+        made = super().__call__(as_pictures(images), text, return_tensors=None, **options)
+        return self._finished(made, kind, types)
+
+    def apply_chat_template(  # type: ignore[override]
+        self, conversation: Sequence[Any], chat_template: str | None = None, **options: Any
+    ) -> Any:
+        """As `processing.Lfm2VlProcessor.apply_chat_template`, with the keywords of `__call__`."""
+        nested = dict(options.pop("processor_kwargs", None) or {})
+        pictures = options.pop("images", None)
+        own = _TEMPLATE_OPTIONS | (self.template if chat_template is None else self._compiled(chat_template)).variables
+        extra = {name: options.pop(name) for name in [*options] if name not in own}
+        for name in nested:
+            if name in extra:
+                raise OptionError(f"{name} is given twice: by itself and in processor_kwargs")
+        kwargs, kind, types = self._prepared({**extra, **nested})
+        fixed = {name: options.pop(name, False) for name in ("tokenize", "return_dict")}
+        made = super().apply_chat_template(
+            as_messages(conversation),
+            chat_template,
+            **options,
+            **fixed,
+            images=as_pictures(kwargs.pop("images", pictures)),
+            return_tensors=None,
+            processor_kwargs=kwargs,
+        )
+        if not fixed["tokenize"]:
+            return made
+        if isinstance(made, processor.ProcessorOutput):
+            return self._finished(made, kind, types)
+        return BatchFeature.of({"input_ids": made}, kind)["input_ids"]
+
+    def _prepared(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], str | None, bool]:
+        """The options for `processing`; which tensors are wanted; whether token types are."""
+        chosen = normalised(options)
+        kind = tensors.check_return_tensors(chosen.pop("return_tensors", "np"))
+        types = bool(chosen.pop("return_mm_token_type_ids", False))
+        chosen.pop("return_row_col_info", None)
+        known = TEXT_OPTIONS | self.image_processor.config.__dataclass_fields__.keys() | {"images"}
+        for name in chosen:
+            if name not in known:
+                raise OptionError(f"{name!r} is no option of the processor and no variable of the chat template")
+        return chosen, kind, types
+
+    def _finished(self, made: processor.ProcessorOutput, kind: str | None, types: bool) -> BatchFeature:
+        if types:
+            image_id = self.image_token_id
+            made["mm_token_type_ids"] = [[int(id == image_id) for id in row] for row in made["input_ids"]]
+        return BatchFeature.of(made, kind)
+
+    def to_dict(self) -> dict[str, Any]:
+        """processor_config.json."""
+        return ProcessorConfig(self.image_processor.config, self.use_image_special_tokens).to_dict()
+
+    def to_json_string(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], push_to_hub: bool = False, repo_id: str | None = None, **options: Any
+    ) -> None:
+        """Writes processor_config.json, the tokenizer's files and chat_template.jinja; with `push_to_hub` also into
+        the repository `repo_id`. Raises `OutputError`, `HubError`."""
+        super().save_pretrained(folder)
+        if push_to_hub:
+            self.push_to_hub(repo_id or os.path.basename(os.path.normpath(folder)), **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Saves into a repository; see `push_folder`."""
+        return push_folder(self.save_pretrained, repo_id, **options)
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> Any:
+        """`Tokenizer.decode`, also of tensors."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens, **options)
+
+    def post_process_multimodal_output(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, generation_mode: str | None = None, **o: Any
+    ) -> list[str]:
+        """The answers as text. Raises `OptionError` for a mode that is not "text"."""
+        if generation_mode not in (None, "text"):
+            raise OptionError(f"generation_mode is {generation_mode!r}; these models write 'text' only")
+        return self.post_process_image_text_to_text(generated_outputs, skip_special_tokens, **o)
+
+
+def as_messages(conversation: Any) -> Any:
+    """Messages, or lists of them, with tensors among their pictures as NumPy arrays."""
+    if isinstance(conversation, (list, tuple)):
+        return [as_messages(each) for each in conversation]
+    if isinstance(conversation, Mapping) and isinstance(conversation.get("content"), (list, tuple)):
+        return {**conversation, "content": as_pictures(list(conversation["content"]))}
+    return conversation
+
+
+class AutoProcessor:
+    """The processor of a checkpoint, by its name."""
+
+    @staticmethod
+    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlProcessor:
+        """As `Lfm2VlProcessor.from_pretrained`."""
+        return Lfm2VlProcessor.from_pretrained(path_or_repo, **options)
+
+
+class AutoImageProcessor:
+    """The image processor of a checkpoint, by its name."""
+
+    @staticmethod
+    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlImageProcessor:
+        """As `Lfm2VlImageProcessor.from_pretrained`."""
+        return Lfm2VlImageProcessor.from_pretrained(path_or_repo, **options)
+
+
+class AutoTokenizer:
+    """The tokenizer of a checkpoint, by its name."""
+
+    @staticmethod
+    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Tokenizer:
+        """As `Tokenizer.from_pretrained`."""
+        return Tokenizer.from_pretrained(path_or_repo, **options)

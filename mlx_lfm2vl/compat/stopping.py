@@ -1,0 +1,56 @@
+"""When the rows of `generate` end: functions (ids, scores) -> one truth value, or one for each row."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import OptionError
+from . import tensors
+
+Criterion = Callable[[np.ndarray], np.ndarray]  # ids (B, L) to (B,) bool
+
+
+def end_token(ends: Sequence[int]) -> Criterion:
+    """Rows whose last token is one of these."""
+    return lambda ids: np.isin(ids[:, -1], ends)
+
+
+def max_time(seconds: Any) -> Criterion:
+    """All rows, once so much time has passed since this call."""
+    limit = time.perf_counter() + float(seconds)
+    return lambda ids: np.full(len(ids), time.perf_counter() > limit)
+
+
+def stop_strings(strings: Any, tokenizer: Any) -> Criterion:
+    """Rows whose last token completes one of these texts. Raises `OptionError`."""
+    texts = [strings] if isinstance(strings, str) else list(strings)
+    if not texts or not all(isinstance(text, str) and text for text in texts):
+        raise OptionError(f"stop_strings is {strings!r}, expected a text or several, none of them empty")
+    if tokenizer is None:
+        raise OptionError("stop_strings needs the tokenizer: generate(..., tokenizer=processor.tokenizer)")
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    longest = max(map(len, texts))
+
+    def ends(row: np.ndarray) -> bool:
+        pieces = [str(tokenizer.decode([token])) for token in row[-longest - 1 :].tolist()]
+        text, last = "".join(pieces), len(pieces[-1])
+        return any(text.find(stop, max(0, len(text) - last - len(stop) + 1)) >= 0 for stop in texts)
+
+    return lambda ids: np.array([ends(row) for row in ids], bool)
+
+
+def of_caller(criteria: Iterable[Any], like: Any, scores: Callable[[], Any]) -> list[Criterion]:
+    """The caller's own criteria. They get arrays of the kind of `like`, and the scores so far or None."""
+
+    def wrapped(criterion: Any) -> Criterion:
+        def call(ids: np.ndarray) -> np.ndarray:
+            done = criterion(tensors.of_numpy(like, ids), scores())
+            return np.broadcast_to(tensors.to_numpy(done).astype(bool), len(ids))
+
+        return call
+
+    return [wrapped(criterion) for criterion in criteria]

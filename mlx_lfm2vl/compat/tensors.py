@@ -1,0 +1,199 @@
+"""Arrays of torch, NumPy and MLX, each made of the others. The only importer of torch.
+
+torch and MLX are imported only when a caller asks for their arrays, or hands them in; then they are there already. A
+program that only processes pictures starts neither.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import OptionError
+
+if TYPE_CHECKING:
+    pass
+
+RETURN_TENSORS = ("np", "mlx", "pt")
+_FLOATING = ("float32", "float16", "bfloat16", "float64")
+_DEVICES = ("auto", "cpu", "cuda", "gpu", "mlx", "mps", "xpu")  # all are one memory here
+
+
+class Device(str):
+    """The device that computes a model, in torch's spelling: "mps", "cuda" or "cpu". torch takes it as a device."""
+
+    @property
+    def type(self) -> str:
+        return str(self)
+
+
+def current_device() -> Device:
+    """MLX's default device."""
+    import mlx.core as mx
+
+    if mx.default_device() == mx.Device(mx.cpu):
+        return Device("cpu")
+    return Device("mps" if mx.metal.is_available() else "cuda")
+
+
+def is_torch(value: Any) -> bool:
+    """Whether a value is a tensor of torch."""
+    return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach")
+
+
+def is_mlx(value: Any) -> bool:
+    """Whether a value is an array of MLX."""
+    return type(value).__module__ == "mlx.core" and type(value).__name__ == "array"
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of torch, NumPy or MLX."""
+    return isinstance(value, (np.ndarray, np.generic)) or is_mlx(value) or is_torch(value)
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """An array or a list as NumPy's. bfloat16 becomes float32, which holds the same numbers."""
+    if is_torch(value):
+        value = value.detach().cpu()
+        return (value.float() if _is_bfloat16(value) else value).numpy()  # type: ignore[no-any-return]
+    if is_mlx(value) and _is_bfloat16(value):
+        import mlx.core as mx
+
+        value = value.astype(mx.float32)
+    return np.array(value)
+
+
+def to_mlx(value: Any) -> Any:
+    """A tensor of torch as an MLX array of the same dtype; every other value as it is."""
+    if not is_torch(value):
+        return value
+    import mlx.core as mx
+
+    array = mx.array(to_numpy(value))
+    return array.astype(mx.bfloat16) if _is_bfloat16(value) else array
+
+
+def to_torch(value: Any) -> Any:
+    """An array as a tensor of torch, of the same dtype."""
+    import torch
+
+    if is_torch(value):
+        return value
+    tensor = torch.from_numpy(np.ascontiguousarray(to_numpy(value)))
+    return tensor.bfloat16() if _is_bfloat16(value) else tensor
+
+
+def as_kind_of(like: Any, value: Any) -> Any:
+    """An MLX array, or a tensor of torch where `like` is one. What is no array, and what a list or tuple holds that is
+    none, stays as it is."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(as_kind_of(like, each) for each in value)
+    return to_torch(value).to(like.device) if is_torch(like) and is_mlx(value) else value
+
+
+def of_numpy(like: Any, value: np.ndarray) -> Any:
+    """A NumPy array as an MLX array, or as a tensor of torch where `like` is one."""
+    import mlx.core as mx
+
+    return as_kind_of(like, mx.array(value))
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of a floating-point dtype of torch, NumPy or MLX, or of a text. Raises `OptionError` for others."""
+    name = dtype if isinstance(dtype, str) else str(dtype)
+    name = name.rpartition(".")[2].rstrip("'>")
+    name = {"float": "float32", "half": "float16", "double": "float64"}.get(name, name)
+    if name not in _FLOATING:
+        raise OptionError(f"dtype is {dtype!r}, expected one of {', '.join(_FLOATING[:3])}")
+    return name
+
+
+def is_dtype(value: Any) -> bool:
+    """Whether a value is or names a floating-point dtype."""
+    try:
+        dtype_name(value)
+    except OptionError:
+        return False
+    return True
+
+
+def check_device(device: Any) -> None:
+    """Raises `OptionError` for what is no device of this machine. MLX's memory is one, so a move costs nothing."""
+    kind = str(getattr(device, "type", device)).rpartition(".")[2].partition(":")[0]
+    if kind not in _DEVICES and not (isinstance(device, int) and not isinstance(device, bool) and device >= 0):
+        raise OptionError(f"device is {device!r}, expected one of {', '.join(_DEVICES)}")
+
+
+def cast(value: Any, dtype: Any) -> Any:
+    """A floating-point array in another dtype; whole numbers and what is no array stay as they are. NumPy has no
+    bfloat16, so such an array becomes MLX's."""
+    name = dtype_name(dtype)
+    if is_torch(value):
+        import torch
+
+        return value.to(getattr(torch, name)) if value.is_floating_point() else value
+    floating = isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
+    if floating and name != "bfloat16":
+        return value.astype(name)
+    if floating or is_mlx(value):
+        import mlx.core as mx
+
+        array = mx.array(value)
+        return array.astype(getattr(mx, name)) if mx.issubdtype(array.dtype, mx.floating) else value
+    return value
+
+
+def move(value: Any, device: Any) -> Any:
+    """A tensor of torch on another device; every other value as it is, and tensors where the device is MLX's."""
+    if (
+        is_torch(value)
+        and not isinstance(device, Device)
+        and not _is_mlx_device(device)
+        and device not in ("auto", "gpu", "mlx")
+    ):
+        return value.to(device)
+    return value
+
+
+def check_return_tensors(return_tensors: Any) -> str | None:
+    """The value as a name of `RETURN_TENSORS`, or None. "pt" without torch is "mlx", with one warning. Raises
+    `OptionError`."""
+    name = getattr(return_tensors, "value", return_tensors)  # transformers' enum
+    if name is not None and name not in RETURN_TENSORS:
+        raise OptionError(
+            f"return_tensors is {return_tensors!r}, expected 'np', 'mlx', 'pt' (torch), or None for lists"
+        )
+    if name == "pt" and importlib.util.find_spec("torch") is None:
+        _warn_without_torch()
+        return "mlx"
+    return name
+
+
+def tensor(value: Any, return_tensors: str) -> Any:
+    """An array, or rows of equal length, as `return_tensors` says; numbers and rows of unequal length stay lists."""
+    if return_tensors == "pt":
+        return to_torch(value)
+    if return_tensors == "mlx":
+        import mlx.core as mx
+
+        return value if is_mlx(value) else mx.array(to_numpy(value))
+    return to_numpy(value)
+
+
+@functools.cache
+def _warn_without_torch() -> None:
+    warnings.warn(
+        "return_tensors='pt' gives MLX arrays here, as torch is not installed; the models take them", stacklevel=5
+    )
+
+
+def _is_bfloat16(value: Any) -> bool:
+    return str(getattr(value, "dtype", "")).endswith("bfloat16")
+
+
+def _is_mlx_device(device: Any) -> bool:
+    return type(device).__module__ == "mlx.core"

@@ -1,0 +1,137 @@
+"""`Tokenizer`, as a processor's `tokenizer`: tensors of every kind, chat templates, named tokens that can be set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from ..errors import OptionError, TemplateError
+from ..hub import resolve
+from ..processing import tokenizer as processing
+from ..processing.conversation import conversations_of
+from ..processing.special_tokens import IMAGE_TOKENS, NAMED_TOKENS
+from ..processing.template import ChatTemplate
+from . import tensors
+from .batch_feature import BatchFeature
+from .call_options import normalised
+from .loading import hub_options
+
+_FILES = ("*.json", "*.jinja", "*.txt")
+_OWN = ("backend", "config", "where", "folder", "special_tokens_map", "all_special_ids")  # set by the constructor
+_SETTABLE = ("padding_side", "truncation_side", "chat_template")
+
+
+class Tokenizer(processing.Tokenizer):
+    """`processing.Tokenizer` with the calls of transformers' fast tokenizers."""
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:
+        """From a folder, a hub repository or "demo". `options` as those of `AutoProcessor.from_pretrained`; others are
+        attributes to set (`padding_side="left"`). Raises `HubError`, `TokenizerError`, `OptionError`."""
+        place, hub, others = hub_options(path_or_repo, options)
+        made = cls.from_folder(resolve(place, patterns=_FILES, enough=("tokenizer.json",), **hub))
+        for name, value in others.items():
+            if name not in _SETTABLE and name not in NAMED_TOKENS:
+                raise OptionError(f"Tokenizer.from_pretrained has no option {name!r}")
+            setattr(made, name, value)
+        return made
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets the padding side, the truncation side, the template, or a named token by itself or by its id. Raises
+        `OptionError` for a token that the vocabulary lacks."""
+        token = name.removesuffix("_id")
+        if token in NAMED_TOKENS or token in IMAGE_TOKENS:
+            text = self.backend.id_to_token(value) if name.endswith("_id") and value is not None else value
+            text = None if text is None else str(text)
+            if (text is None and value is not None) or (text is not None and self.backend.token_to_id(text) is None):
+                raise OptionError(f"{name} is {value!r}, which the tokenizer does not have")
+            known = {key: each for key, each in self.special_tokens_map.items() if key != token}
+            name, value = "special_tokens_map", known if text is None else {**known, token: text}
+        elif name in ("padding_side", "truncation_side") and value not in processing.PADDING_SIDES:
+            raise OptionError(f"{name} is {value!r}, expected 'left' or 'right'")
+        elif not name.startswith("_") and name not in (*_OWN, *_SETTABLE):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} that can be set")
+        object.__setattr__(self, name, value)
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        return [token for token in map(self.backend.id_to_token, sorted(self.all_special_ids)) if token is not None]
+
+    def __call__(self, text: Any = None, *arguments: Any, **options: Any) -> BatchFeature:  # type: ignore[override]
+        """As `processing.Tokenizer.__call__`. `return_tensors` is "np", "mlx", "pt", or None for lists.
+
+        Raises:
+            OptionError, TokenizerError: naming what is wrong.
+        """
+        if arguments or text is None:
+            raise OptionError("the tokenizer takes one text or a list of them; all else goes by name")
+        options = normalised(options)
+        kind = tensors.check_return_tensors(options.pop("return_tensors", None))
+        options.pop("return_mm_token_type_ids", None)
+        try:
+            made = super().__call__([text] if kind and isinstance(text, str) else text, **options)
+        except TypeError as error:
+            raise OptionError(f"the tokenizer's call: {str(error).partition(') ')[2] or error}") from None
+        return BatchFeature.of(made, kind)
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        tokenize: bool = True,
+        padding: bool | str = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        return_dict: bool = True,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
+        **variables: Any,
+    ) -> Any:
+        """A conversation without pictures (or a list of them) as text or ids; arguments as transformers has them.
+
+        Returns:
+            "input_ids" and "attention_mask"; without `return_dict` the ids, without `tokenize` the text.
+
+        Raises:
+            TemplateError, OptionError, TokenizerError: naming what is wrong.
+        """
+        conversations, batched = conversations_of(conversation)
+        template = self._template(chat_template)
+        texts = [
+            template.render(
+                messages,
+                tools=tools,
+                documents=documents,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **variables,
+            ).text
+            for messages in conversations
+        ]
+        if not tokenize:
+            return texts if batched else texts[0]
+        made = self(
+            texts if batched else texts[0],
+            add_special_tokens=False,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            return_tensors=return_tensors,
+            **(tokenizer_kwargs or {}),
+        )
+        return made if return_dict else made["input_ids"]
+
+    def _template(self, source: str | None) -> ChatTemplate:
+        if source is None and isinstance(self.chat_template, str):
+            source = self.chat_template
+        if source is not None:
+            return ChatTemplate(source, self.special_tokens_map)
+        if self.folder is None and self.chat_template is None:
+            raise TemplateError("this tokenizer has no chat template; pass chat_template=")
+        return ChatTemplate.from_folder(self.folder or Path(), self.chat_template, self.special_tokens_map)
