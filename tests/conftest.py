@@ -44,6 +44,7 @@ from mlx_lfm2vl import (
     load,
 )
 from mlx_lfm2vl.backends.cpu.layers import CpuDecoderLayer
+from mlx_lfm2vl.generation.defaults import generation_config
 from mlx_lfm2vl.models.lfm2 import Lfm2DecoderLayer
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration as Base
 from mlx_lfm2vl.models.outputs import Lfm2VlCausalLMOutputWithPast
@@ -229,7 +230,7 @@ def on_cpu() -> Iterator[None]:
 def endless_model() -> Loaded:
     """A model that never ends by itself."""
     model, processor = load(GOLDEN / "gen2")
-    model.generation_config = replace(model.generation_config, eos_token_ids=())
+    model.generation_config = replace(generation_config(model), eos_token_ids=())
     return model, processor
 
 

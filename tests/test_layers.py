@@ -24,6 +24,7 @@ LAYERS = (
     ("backends",),
     ("weights",),
     ("generation",),
+    ("compat",),
     ("pretrained",),
     ("engine",),
     ("conversion", "benchmark"),
@@ -40,16 +41,20 @@ OWNERS = {
     "jinja2": "mlx_lfm2vl/processing/sandbox.py",
     "httpcore2": "mlx_lfm2vl/processing/http_get.py",
     "pillow_heif": "mlx_lfm2vl/processing/formats.py",
+    "torch": "mlx_lfm2vl/compat/tensors.py",
 }
 # Parts that may import a library.
 HOMES = {
     "PIL": {"processing", "benchmark"},
-    "mlx": {"models", "backends", "weights", "generation", "engine", "pretrained", "conversion", "benchmark", "doctor"},
+    "mlx": {
+        *("models", "backends", "weights", "generation", "engine", "compat", "pretrained"),
+        *("conversion", "benchmark", "doctor"),
+    },
     "mlx_lm": {"weights"},
     "safetensors": {"weights"},
     "matplotlib": {"conversion", "benchmark"},
 }
-NEVER = {"torch", "torchvision", "transformers", "mlx_vlm", "pickle", "requests"}
+NEVER = {"torchvision", "transformers", "mlx_vlm", "pickle", "requests"}
 
 
 def part_of(module: str) -> str:

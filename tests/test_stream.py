@@ -21,6 +21,7 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.errors import ImageError, OptionError, OutputError, PromptError
+from mlx_lfm2vl.generation.defaults import generation_config
 
 
 @cache_by_backend
@@ -69,7 +70,7 @@ def test_the_end_token_stops_and_is_not_part_of_the_text():
     at = next(i for i in range(3, 24) if tokens[i] not in tokens[:i])
     config = model.generation_config
     try:
-        model.generation_config = replace(config, eos_token_ids=(7, tokens[at]))
+        model.generation_config = replace(generation_config(model), eos_token_ids=(7, tokens[at]))
         pieces = list(stream_generate(model, processor, "Hello.", options=OPTIONS))
     finally:
         model.generation_config = config

@@ -84,12 +84,13 @@ class Lfm2VlModel(ModelMethods, lfm2_vl.Lfm2VlModel):
     def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlModel:
         """As `Lfm2VlForConditionalGeneration.from_pretrained`."""
         folder, known = _open(path_or_repo, options)
-        return load_model(folder, model_class=cls, prefix="model.", **known)
+        return load_model(folder, model_class=cls, prefix="model.", **known).with_stated_dtype()
 
 
 class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalGeneration):
     """The model with its head; see `models.Lfm2VlForConditionalGeneration`. Arrays as those of `Lfm2VlModel`."""
 
+    model_class = Lfm2VlModel
     generation_config: Any  # a GenerationConfig
     load_note: str = ""  # a sentence, if the weights in memory are not those of the file
     checkpoint_key: str = ""  # of the files that it was loaded from
@@ -97,7 +98,6 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
 
     def __init__(self, config: Any):
         super().__init__(Lfm2VlConfig.of(config))
-        self.model = Lfm2VlModel(self.config)
         self.generation_config = _of_model(self.config)
 
     __call__ = forward = _with_tensors(lfm2_vl.Lfm2VlForConditionalGeneration.__call__)
@@ -120,7 +120,7 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
         """
         given = options.pop("generation_config", None)
         folder, known = _open(path_or_repo, options)
-        model = load_model(folder, model_class=cls, **known)
+        model = load_model(folder, model_class=cls, **known).with_stated_dtype()
         file = folder / "generation_config.json"
         if given is None and file.is_file():
             given = GenerationConfig.from_dict(read_json(file), str(file))

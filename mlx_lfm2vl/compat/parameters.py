@@ -31,6 +31,11 @@ class ModelMethods:
         """The dtype that the layers compute in."""
         return self._backbone().embedding_norm.weight.dtype  # type: ignore[no-any-return]
 
+    def with_stated_dtype(self) -> Self:
+        """Itself, with a configuration that says its dtype, as transformers' says it once weights are loaded."""
+        self._set_config(replace(self.config, dtype=str(self.dtype).removeprefix("mlx.core.")))
+        return self
+
     @property
     def base_model(self) -> Any:
         return getattr(self, "model", self)
@@ -88,10 +93,7 @@ class ModelMethods:
         if size != old:
             for module in {id(each): each for each in (table, self.get_output_embeddings() or table)}.values():
                 module.weight = _resized(module.weight, size, mean_resizing)
-            config = replace(self.config, text_config=replace(self.config.text_config, vocab_size=size))
-            for part in {id(each): each for each in (self, self.base_model)}.values():
-                part.config = config
-            self._backbone().config = config.text_config
+            self._set_config(replace(self.config, text_config=replace(self.config.text_config, vocab_size=size)))
         return table
 
     def to(self, *arguments: Any, **named: Any) -> Self:
@@ -110,10 +112,15 @@ class ModelMethods:
                 if getattr(self, "backend", None) == "numpy":
                     raise OptionError(f"the backend numpy computes in float32; load the model with dtype={name!r}")
                 self.set_dtype(DTYPES[name])  # type: ignore[attr-defined]
+                self._set_config(replace(self.config, dtype=name))
         return self
 
     def _backbone(self) -> Any:
         return self.base_model.language_model
+
+    def _set_config(self, config: Any) -> None:
+        self.config = self.base_model.config = config
+        self._backbone().config = config.text_config
 
 
 def _numbers(module: nn.Module) -> int:

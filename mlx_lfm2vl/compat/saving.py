@@ -25,8 +25,6 @@ def save(model: Any, folder: Path, *, hf: bool = False) -> None:
         OutputError, OptionError
     """
     config, generation = model.config.to_dict(), as_dict(model.generation_config)
-    dtype = str(model.dtype).removeprefix("mlx.core.")
-    config["dtype"] = dtype
     if not hf:
         save_model(model, folder, config, generation)
         return

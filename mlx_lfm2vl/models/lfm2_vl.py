@@ -8,7 +8,7 @@ through the tower together.
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -264,10 +264,12 @@ class Lfm2VlModel(nn.Module):
 class Lfm2VlForConditionalGeneration(nn.Module):
     """The model with its language-modelling head, tied to the embeddings or of its own."""
 
+    model_class: ClassVar[type[Lfm2VlModel]] = Lfm2VlModel
+
     def __init__(self, config: Lfm2VlConfig):
         super().__init__()
         self.config = config
-        self.model = Lfm2VlModel(config)
+        self.model = self.model_class(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
 
