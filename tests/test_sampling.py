@@ -459,7 +459,6 @@ def test_options_left_open_take_the_checkpoints_recommendation():
     ("name", "value", "expected"),
     [
         ("max_tokens", 0, "an integer from 1"),
-        ("max_tokens", None, "an integer from 1"),
         ("max_tokens", 2.5, "an integer from 1"),
         ("max_tokens", True, "an integer from 1"),
         ("temperature", -0.1, "a number from 0"),

@@ -1,5 +1,6 @@
 """Answers as text: pieces, end, statistics, and what is refused."""
 
+import json
 import weakref
 from contextlib import closing
 from dataclasses import replace
@@ -179,7 +180,7 @@ def test_conversations_of_wrong_shapes_are_refused(prompt, words):
         ({"tools": ["f"]}, OptionError, "tools must be a list of JSON schemas"),
         ({"images": 3}, ImageError, "a picture of type int cannot be read"),
         ({"anything": 3}, OptionError, "'anything' is neither"),
-        ({"max_tokens": 3}, OptionError, r"max_tokens is for the answer; give it as options=GenerationOptions\("),
+        ({"max_tokens": 0}, OptionError, r"max_tokens is 0, expected an integer from 1"),
     ],
 )
 def test_arguments_of_wrong_types_are_refused_by_name(arguments, error, words):
@@ -268,3 +269,25 @@ def test_model_and_processor_in_the_wrong_order_are_told_apart():
         Chat(processor, model)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="processor is NoneType, expected Lfm2VlProcessor"):
         list(generate_batch(model, None, [GenerationRequest("Hello.")]))  # type: ignore[arg-type]
+
+
+def test_fields_of_the_options_go_as_keywords_too():
+    model, processor = loaded("gen2")
+    options = GenerationOptions(max_tokens=9, temperature=1.5, seed=4)
+    expected = generate(model, processor, "Hello.", options=options)
+    assert generate(model, processor, "Hello.", max_tokens=9, temperature=1.5, seed=4) == expected
+    longer = GenerationOptions(max_tokens=30, temperature=1.5, seed=4)
+    assert generate(model, processor, "Hello.", options=longer, max_tokens=9) == expected
+    pictured = generate(model, processor, "Hello.", picture("small"), max_tokens=3, max_image_tokens=64)
+    assert pictured == generate(
+        model, processor, "Hello.", picture("small"), options=GenerationOptions(max_tokens=3), max_image_tokens=64
+    )
+
+
+def test_without_a_limit_an_answer_goes_to_the_end_of_the_context(endless):
+    config = json.loads((endless / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 60
+    (endless / "config.json").write_text(json.dumps(config))
+    *_, last = stream_generate(*load(endless), "Hello.", max_tokens=None)
+    assert last.finish_reason == "length"
+    assert last.statistics.prompt_tokens + last.statistics.generated_tokens == 60

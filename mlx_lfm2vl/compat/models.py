@@ -60,6 +60,8 @@ def _as_kind_of(like: Any, output: Any) -> Any:
         for name in output:
             if name != "past_key_values":
                 setattr(output, name, tensors.as_kind_of(like, getattr(output, name)))
+        if output.image_outputs is not None:
+            output.image_outputs = _as_kind_of(like, output.image_outputs)
         return output
     return tensors.as_kind_of(like, output)
 

@@ -42,9 +42,9 @@ class ModelMethods:
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """How many numbers the parameters are; packed ones count as what they stand for."""
-        table = self.get_input_embeddings()
+        left_out = (nn.Embedding, nn.QuantizedEmbedding) if exclude_embeddings else ()
         modules = [module for _, module in self.named_modules()]  # type: ignore[attr-defined]
-        return sum(_numbers(module) for module in modules if not (exclude_embeddings and module is table))
+        return sum(_numbers(module) for module in modules if not isinstance(module, left_out))
 
     def get_input_embeddings(self) -> nn.Module:
         """The table of embeddings; a call with ids (B, L) gives (B, L, hidden)."""

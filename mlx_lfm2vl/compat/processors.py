@@ -181,7 +181,7 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
         known = TEXT_OPTIONS | self.image_processor.config.__dataclass_fields__.keys() | {"images"}
         for name in chosen:
             if name not in known:
-                raise OptionError(f"{name!r} is no option of the processor and no variable of the chat template")
+                raise OptionError(f"{name!r} is neither a variable of the chat template nor an option of the processor")
         return chosen, kind, types
 
     def _finished(self, made: processor.ProcessorOutput, kind: str | None, types: bool) -> BatchFeature:

@@ -56,7 +56,7 @@ def is_array(value: Any) -> bool:
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """An array or a list as NumPy's. bfloat16 becomes float32, which holds the same numbers."""
+    """An array or a list as NumPy's, without a copy where that can be. bfloat16 becomes float32, which holds the same numbers."""
     if is_torch(value):
         value = value.detach().cpu()
         return (value.float() if _is_bfloat16(value) else value).numpy()  # type: ignore[no-any-return]
@@ -64,7 +64,7 @@ def to_numpy(value: Any) -> np.ndarray:
         import mlx.core as mx
 
         value = value.astype(mx.float32)
-    return np.array(value)
+    return np.asarray(value)
 
 
 def to_mlx(value: Any) -> Any:

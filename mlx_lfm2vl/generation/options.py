@@ -11,23 +11,26 @@ from typing import Any
 from ..config import GenerationConfig
 from ..errors import OptionError
 
+MAX_TOKENS = 2**31  # more than any model has positions
+
 
 @dataclass(frozen=True)
 class GenerationOptions:
     """Length, sampling and end of one answer. None means: what the checkpoint recommends, else off (greedy).
 
-    `max_tokens`: at most so many new tokens. `temperature`: 0 is greedy. `top_k`: sample among the k likeliest (0:
-    off). `top_p`: among the likeliest that together reach this probability (1: off). `min_p`: among those at least
-    this fraction as likely as the likeliest (0: off). `repetition_penalty`: divides positive and multiplies negative
-    logits of tokens seen in prompt or answer (1: off; Keskar et al. 2019). `seed`: makes sampling repeatable. `stop`:
-    texts at which the answer ends (a string or several, None is none), not part of it. `logprobs`: pieces carry the
-    natural logarithm of the probability that the model itself gave each token, before penalty, temperature and filters.
+    `max_tokens`: at most so many new tokens; None is to the end of the model's positions. `temperature`: 0 is greedy.
+    `top_k`: sample among the k likeliest (0: off). `top_p`: among the likeliest that together reach this probability
+    (1: off). `min_p`: among those at least this fraction as likely as the likeliest (0: off). `repetition_penalty`:
+    divides positive and multiplies negative logits of tokens seen in prompt or answer (1: off; Keskar et al. 2019).
+    `seed`: makes sampling repeatable. `stop`: texts at which the answer ends (a string or several, None is none), not
+    part of it. `logprobs`: pieces carry the natural logarithm of the probability that the model itself gave each token,
+    before penalty, temperature and filters.
 
     Filters work in the order of transformers: penalty, temperature, top-k, top-p, min-p. Raises `OptionError` naming
     the option and its range.
     """
 
-    max_tokens: int = 512
+    max_tokens: int = 512  # None, too, which becomes MAX_TOKENS
     temperature: float | None = None
     top_p: float | None = None
     min_p: float | None = None
@@ -38,7 +41,9 @@ class GenerationOptions:
     logprobs: bool = False
 
     def __post_init__(self) -> None:
-        self._number("max_tokens", 1, 2**31, whole=True)
+        if self.max_tokens is None:
+            object.__setattr__(self, "max_tokens", MAX_TOKENS)
+        self._number("max_tokens", 1, MAX_TOKENS, whole=True)
         self._number("temperature", 0, 100)
         self._number("top_p", 0, 1, above=True)
         self._number("min_p", 0, 1)
@@ -56,7 +61,7 @@ class GenerationOptions:
     def _number(self, name: str, low: float, high: float, whole: bool = False, above: bool = False) -> None:
         """Checks a field and makes a plain number of it (NumPy has its own)."""
         value = getattr(self, name)
-        if value is None and name != "max_tokens":
+        if value is None:
             return
         number: float | None = None
         if not isinstance(value, bool):
@@ -69,6 +74,14 @@ class GenerationOptions:
             start = f"above {low:g}" if above else f"from {low:g}"
             raise OptionError(f"{name} is {value!r}, expected {kind} {start} to {high:g}")
         object.__setattr__(self, name, number)
+
+    @classmethod
+    def of(cls, options: GenerationOptions | None, named: dict[str, Any]) -> GenerationOptions:
+        """`options` with the fields that `named` holds, which are taken from it. Raises `OptionError`."""
+        if options is not None and not isinstance(options, cls):
+            raise OptionError(f"options is {type(options).__name__}, expected GenerationOptions")
+        own = {field.name: named.pop(field.name) for field in fields(cls) if field.name in named}
+        return replace(options or cls(), **own)
 
     def resolve(self, config: GenerationConfig) -> GenerationOptions:
         """Fills what was left open from a checkpoint's recommendation.

@@ -46,8 +46,9 @@ def stream_generate(
     between tokens and, before the first, many times a second; true ends the answer with "cancelled". `progress`: told
     of the tokens of the prompt. `control_tokens`: tokens such as `<|im_end|>` in the texts are what they are for the
     model; without it they are text like any other. `image_overrides`: as for `Lfm2VlProcessor` (`max_image_tokens`
-    ...). Generation ends at the model's end token, at a stop text, at `options.max_tokens`, or when the model's
-    positions are used up. Closing the iterator stops the work.
+    ...), and fields of `GenerationOptions` (`max_tokens=64`), in place of those of `options`. Generation ends at the
+    model's end token, at a stop text, at `max_tokens`, or when the model's positions are used up. Closing the iterator
+    stops the work.
 
     Raises the library's typed errors: those of the request before the first response, `NotFiniteError` and
     `OutOfMemoryError` also later.
@@ -57,7 +58,7 @@ def stream_generate(
     check_pair(model, processor)
     check_vision_cache(vision_cache)
     check_prompt_cache(prompt_cache)
-    chosen = GenerationOptions() if options is None else options
+    chosen = GenerationOptions.of(options, image_overrides)
     request = GenerationRequest(prompt, images, system, tools, chosen, image_overrides, control_tokens)
     scheduler = Scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
     row = scheduler.add(encode(model, processor, request), started=started)
