@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Lfm2VlImageProcessorFast,
         Lfm2VlProcessor,
     )
+    from .compat.streamers import TextIteratorStreamer, TextStreamer
     from .conversion.convert import convert
     from .doctor.checks import diagnose
     from .engine.chat import EngineChat
@@ -113,6 +114,8 @@ __all__ = [
     "SourcePolicy",
     "Statistics",
     "TemplateError",
+    "TextIteratorStreamer",
+    "TextStreamer",
     "TokenizerError",
     "ToolCall",
     "ToolCallError",
@@ -141,6 +144,7 @@ _HOMES = {
         "Lfm2VlImageProcessorFast",
         "Lfm2VlProcessor",
     ),
+    "compat.streamers": ("TextIteratorStreamer", "TextStreamer"),
     "conversion.convert": ("convert",),
     "doctor.checks": ("diagnose",),
     "errors": (

@@ -222,6 +222,8 @@ def _answer(
                 ended |= criterion(ids)
             if ended.all():
                 break
+    if waits:
+        mx.eval(prompt.cache.arrays, selector.scores or [], selector.logits or [])  # for any thread
     if streamer is not None:
         streamer.end()
     sequences = tensors.of_numpy(like, ids)

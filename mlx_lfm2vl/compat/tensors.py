@@ -56,7 +56,7 @@ def is_array(value: Any) -> bool:
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """An array or a list as NumPy's, without a copy where that can be. bfloat16 becomes float32, which holds the same numbers."""
+    """An array or a list as NumPy's, where it can be without a copy. bfloat16 becomes float32: the same numbers."""
     if is_torch(value):
         value = value.detach().cpu()
         return (value.float() if _is_bfloat16(value) else value).numpy()  # type: ignore[no-any-return]
@@ -83,7 +83,8 @@ def to_torch(value: Any) -> Any:
 
     if is_torch(value):
         return value
-    tensor = torch.from_numpy(np.ascontiguousarray(to_numpy(value)))
+    array = np.ascontiguousarray(to_numpy(value))
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     return tensor.bfloat16() if _is_bfloat16(value) else tensor
 
 
@@ -143,7 +144,11 @@ def cast(value: Any, dtype: Any) -> Any:
         import mlx.core as mx
 
         array = mx.array(value)
-        return array.astype(getattr(mx, name)) if mx.issubdtype(array.dtype, mx.floating) else value
+        if not mx.issubdtype(array.dtype, mx.floating):
+            return value
+        array = array.astype(getattr(mx, name))
+        mx.eval(array)  # so that any thread may use it
+        return array
     return value
 
 

@@ -12,6 +12,7 @@ It needs the extra `reference` (torch, torchvision, transformers 5.23). tests/go
     resize.npz                resized pictures, and how Pillow's differ        (resize.py)
     templates.json            chat templates rendered                          (text.py)
     tokens.json               texts encoded and decoded                        (text.py)
+    generate.json             `generate` with each of its settings             (settings.py)
     manifest.json             versions, seeds, the cases with parameters and texts, and the SHA-256 of every file
 
 `--check` wants integers, texts and pictures equal and floats within --tolerance of the largest value of their array:
@@ -40,6 +41,7 @@ from .checkpoints import NAMES, SEEDS, write_checkpoint
 from .geometry import geometry
 from .pictures import SIZES, draw
 from .resize import resized
+from .settings import answers
 from .stages import ROUNDED, freeze, load, load_as
 from .text import templates, tokens
 
@@ -64,6 +66,8 @@ def make(folder: Path) -> None:
         write_checkpoint(checkpoint, folder / checkpoint)
         model, processor = load(str(folder / checkpoint))
         processors[checkpoint] = processor
+        if checkpoint == "gen2":
+            _write_json(folder / "generate.json", answers(model, processor))
         rounded = load_as(str(folder / checkpoint), torch.bfloat16, "sdpa") if checkpoint in ROUNDED else None
         for case in (case for case in CASES if case.checkpoint == checkpoint):
             arrays, texts = freeze(case, model, processor, rounded)
