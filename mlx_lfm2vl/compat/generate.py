@@ -19,7 +19,7 @@ from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..models.outputs import ModelOutput
 from . import stopping, tensors
-from .generation_config import settings, token_ids
+from .generation_config import DEFAULTS, settings, token_ids
 from .logits_process import LogitsProcessor, later_processors, make_processors
 from .logits_warp import make_warpers, normalise
 from .prompts import GivenPrompt, take_prompt
@@ -106,7 +106,7 @@ def generate(
     callbacks: Callbacks,
 ) -> Any:
     """See `Lfm2VlForConditionalGeneration.generate`. Takes all of `keywords`."""
-    own = {name for name in _SAMPLING if keywords.get(name) is not None}
+    own = {name for name in _SAMPLING if keywords.get(name) not in (None, DEFAULTS[name])}
     lengths = {name for name in ("max_length", "max_new_tokens") if keywords.get(name) is not None}
     chosen = settings(model.generation_config, given_config, keywords)
     ends = token_ids("eos_token_id", chosen["eos_token_id"])

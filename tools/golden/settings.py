@@ -66,9 +66,7 @@ def answers(model: Any, processor: Any) -> dict[str, Any]:
     case = next(case for case in CASES if case.id == CASE)
     prompts = [processor.apply_chat_template(turns, add_generation_prompt=True) for turns in case.conversations]
     pictures = [[draw(name) for name in names] for names in case.picture_names]
-    inputs = processor(
-        images=pictures, text=prompts, return_tensors="pt", padding=True, padding_side=case.padding_side
-    )
+    inputs = processor(images=pictures, text=prompts, return_tensors="pt", padding=True, padding_side=case.padding_side)
     return {
         "case": CASE,
         "calls": [
