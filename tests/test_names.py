@@ -72,7 +72,11 @@ def test_public_models_have_their_published_tensors(name):
             "language_model.model.layers.0.feed_forward.gate_proj.weight",
             "model.language_model.layers.0.feed_forward.w1.weight",
         ),
-        ("model.layers.0.operator_norm.weight", None),
+        ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight"),
+        ("model.layers.0.operator_norm.weight", "model.language_model.layers.0.operator_norm.weight"),
+        ("language_model.layers.0.operator_norm.weight", "model.language_model.layers.0.operator_norm.weight"),
+        ("language_model.embedding_norm.weight", "model.language_model.embedding_norm.weight"),
+        ("layers.0.operator_norm.weight", None),
         ("audio_tower.weight", None),
     ],
 )

@@ -19,6 +19,8 @@ from ..errors import ConfigError, OutputError
 
 MAX_BYTES = 16 * 2**20  # of a configuration or template; the largest published one has 0.1 MB
 AGAIN = "fetch the file again"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # what stands in place of a large file that was not fetched
+FETCH_LFS = "is a Git LFS pointer, not the file itself; fetch the file (git lfs pull)"
 
 
 def open_regular(path: Path) -> int:
@@ -71,6 +73,8 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
     if data is None:
         raise ConfigError(f"{path}: has more than {limit:,} bytes, which no such file of a model needs; {AGAIN}")
+    if data.startswith(LFS_POINTER):
+        raise ConfigError(f"{path}: {FETCH_LFS}")
     if data.startswith((b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")):
         raise ConfigError(f"{path}: begins with a byte order mark; save it as UTF-8 without one")
     try:

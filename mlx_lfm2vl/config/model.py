@@ -109,7 +109,8 @@ class Lfm2VlConfig:
             "tie_word_embeddings",
             default=Fields(text, f"{where}: text_config").flag("tie_embedding", "tie_word_embeddings", default=True),
         )
-        quantization = read.section("quantization") or read.section("quantization_config") or None
+        method = read.section("quantization_config")  # of another program where it says so
+        quantization = read.section("quantization") or ({} if "quant_method" in method else method) or None
         try:
             return cls(
                 vision_config=Siglip2VisionConfig.from_dict(read.section("vision_config"), f"{where}: vision_config"),
@@ -123,7 +124,8 @@ class Lfm2VlConfig:
                 tie_word_embeddings=tied,
                 vision_feature_layer=read.choice("vision_feature_layer", default=-1, options=(-1, -2)),
                 quantization=quantization,
-                dtype=read.word("dtype", "torch_dtype"),
+                dtype=read.word("dtype", "torch_dtype")
+                or Fields(text, f"{where}: text_config").word("dtype", "torch_dtype"),
             )
         except ConfigError as error:  # what the fields say together is checked by the class, which knows no file
             said = str(error)

@@ -7,8 +7,8 @@ from pathlib import Path
 from ..config import GenerationConfig, read_json, shown
 from ..errors import ConfigError, Lfm2VlError, OutputError, TemplateError, WeightsError
 from ..processing.processor import Lfm2VlProcessor
-from ..weights.files import read_headers, weight_files
 from ..weights.load import open_model
+from ..weights.shards import read_shards
 
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
@@ -64,7 +64,7 @@ def check_index(folder: Path) -> None:
     index, metadata = data.get("weight_map"), data.get("metadata")
     if not isinstance(index, dict):
         raise WeightsError(f"{file}: has no weight_map that says which file a tensor is in")
-    headers = read_headers(weight_files(folder))
+    headers = read_shards(folder).tensors
     true = {name: info.file.name for name, info in headers.items()}
     for name in sorted(true.keys() | index.keys()):
         if index.get(name) != true.get(name):

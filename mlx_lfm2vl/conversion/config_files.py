@@ -17,6 +17,7 @@ from ..config import GenerationConfig, Lfm2VlConfig, ProcessorConfig, read_json
 from ..config.files import check_own
 from ..generation.recommended import recommended
 from ..hub import LICENCES
+from ..weights.head import TIED
 from ..weights.save import write_json
 
 NAMES = (
@@ -26,8 +27,10 @@ NAMES = (
 )
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
-CODE = "auto_map"  # the key by which a file names classes in a repository's code
-CODE_NAMERS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+CODE = ("auto_map",)  # the key by which a file names classes in a repository's code
+PLACES = ("_name_or_path", "name_or_path")  # keys that say where a file came from, often a path of somebody's disk
+QUANTISATION = ("quantization", "quantization_config")
+JSON_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "generation_config.json")
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -43,8 +46,8 @@ def write_config_files(source: Path, target: Path, config: Lfm2VlConfig) -> None
     for name in (*NAMES, *licences):
         if (source / name).is_file():
             copy(source / name, target / name)
-    for name in CODE_NAMERS:
-        if (target / name).is_file() and (data := read_json(target / name)) != (plain := without_code(data)):
+    for name in JSON_FILES:
+        if (target / name).is_file() and (data := read_json(target / name)) != (plain := without(data)):
             write_json(target / name, plain)
     processor = ProcessorConfig.from_folder(target)
     for name in PROCESSOR_FILES:
@@ -58,10 +61,10 @@ def write_config_files(source: Path, target: Path, config: Lfm2VlConfig) -> None
         write_json(target / "generation_config.json", generation)
 
 
-def without_code(data: dict[str, Any]) -> dict[str, Any]:
-    """The same without the names of classes that a repository's code would have."""
-    inner = ((key, without_code(value) if isinstance(value, dict) else value) for key, value in data.items())
-    return {key: value for key, value in inner if key != CODE}
+def without(data: dict[str, Any], keys: tuple[str, ...] = (*CODE, *PLACES)) -> dict[str, Any]:
+    """The same without these keys, in its objects too: without what a published file must not say, unless given."""
+    inner = ((key, without(value, keys) if isinstance(value, dict) else value) for key, value in data.items())
+    return {key: value for key, value in inner if key not in keys}
 
 
 def with_budget(data: dict[str, Any], config: ProcessorConfig, only_raise: bool = False) -> dict[str, Any]:
@@ -102,11 +105,10 @@ def config_json(
     quantization: dict[str, Any] | None,
     layout: str = "mlx",
 ) -> dict[str, Any]:
-    """The source's config.json with what is true of the new weights: dtype, quantisation, layers of the tower, width of
-    the feed-forward. Code references of the source are dropped; torch's layouts get the current model type, MLX's the
-    widths of the text model in all of its spellings."""
-    out = {key: value for key, value in original.items() if key not in (CODE, "quantization_config")}
-    out.pop("quantization", None)
+    """The source's config.json with what is true of the new weights: dtype, quantisation, a tied head, layers of the
+    tower, width of the feed-forward. Code references and paths of the source are dropped; torch's layouts get the
+    current model type, MLX's the widths of the text model in all of its spellings."""
+    out = without(original, (*CODE, *PLACES, *QUANTISATION))
     name = str(dtype).removeprefix("mlx.core.")
     for section in (out, out.get("text_config"), out.get("vision_config")):
         if isinstance(section, dict):
@@ -118,6 +120,10 @@ def config_json(
     if Lfm2VlConfig.from_dict(original).text_config.feed_forward_size != config.text_config.feed_forward_size:
         text.pop("block_ff_dim", None)
         text.update(intermediate_size=config.text_config.feed_forward_size, block_auto_adjust_ff_dim=False)
+    tied = config.tie_word_embeddings
+    if not tied or any(key in section for section in (out, text) for key in TIED):
+        for section in (out, text):  # readers look into one or the other
+            section.update({key: tied for key in TIED if key in section} | {TIED[-1]: tied})
     if layout == "mlx":  # mlx-vlm takes the 450M's for widths that are not spelled out
         for key in ("block_dim", "conv_dim", "conv_dim_out"):
             text.setdefault(key, config.text_config.hidden_size)

@@ -31,7 +31,7 @@ from .plan import Plan, QuantizationOptions, make_plan
 from .quantization_error import check_memory, measure
 from .report import QuantizationReport
 from .search import search
-from .stream import Widths, dense_dtype, stored_widths, translate
+from .stream import Widths, translate
 
 Progress = Callable[[str, int, int], None]  # stage ("weights" in bytes, "measuring" in answers ...), done, in all
 Note = Callable[[str], None]
@@ -140,7 +140,9 @@ def convert(
         # said now: converting fits nearly everywhere, and measuring comes last
         way = "with --q-bits or --q-recipe and --no-verify" if searching else "with --no-verify"
         check_memory(stored, f"{way} a model of any size is converted", searching)
-    before = stored_widths(stored)
+    for note in (*stored.notes, *([stored.mixed_note] if type_ is None and stored.mixed_note else [])):
+        on_note(note)
+    before = stored.widths
     found, plan = None, None
     if searching:
         found = search(
@@ -213,7 +215,7 @@ def write_model(
     progress: Progress | None = None,
 ) -> None:
     """Weights, config.json and all other files into the existing folder `target`."""
-    before = stored_widths(stored)
+    before = stored.widths
     widths: Widths = plan.modules if plan else dict.fromkeys(before) if dequantize else {}
     if plan:
         # What was quantised and is not spoken of (a projector, say) stays as it is and is recorded by itself.
@@ -229,5 +231,5 @@ def write_model(
     stored.check_unchanged()
     record = dict(quantization) if quantization else None
     original = read_json(source / "config.json")
-    write_json(target / "config.json", config_json(original, stored.config, dense_dtype(stored, dtype), record, layout))
+    write_json(target / "config.json", config_json(original, stored.config, dtype or stored.dtype, record, layout))
     write_config_files(source, target, stored.config)

@@ -19,10 +19,9 @@ from typing import Any
 from ..errors import OptionError
 from ..weights.choices import MODES, RECIPES
 from ..weights.names import from_module
-from ..weights.quantize import Quantization
+from ..weights.quantize import LANGUAGE, Quantization, record
 
 SMALL = 1_000_000_000  # parameters; models below are kept from 4 bits unless they are asked for
-LANGUAGE = ("model.language_model.", "lm_head")
 VISION = ("vision_tower.", "multi_modal_projector.")
 DENSE = "dense"
 
@@ -80,14 +79,8 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
 
     def record(self) -> dict[str, Any]:
-        """config.json's `quantization`: the base, and an entry for each module that differs, `false` where dense."""
-        out: dict[str, Any] = self.base.to_dict()
-        for path, spec in self.modules.items():
-            if spec is None:
-                out[from_module(path, "mlx")] = False
-            elif spec != self.base:
-                out[from_module(path, "mlx")] = spec.to_dict()
-        return out
+        """config.json's `quantization`, see `quantize.record`."""
+        return record(self.base, self.modules)
 
 
 def make_plan(widths: Mapping[str, int], parameters: int, options: QuantizationOptions) -> Plan:

@@ -23,15 +23,14 @@ from ..models.outputs import Lfm2VlCausalLMOutputWithPast
 from ..pretrained import Lfm2VlForConditionalGeneration, load
 from ..processing.processor import Lfm2VlProcessor
 from ..weights import fit
-from ..weights.files import reading, weight_files
+from ..weights.files import reading
 from ..weights.fit import number_type
 from ..weights.load import StoredTensors, open_model
 from ..weights.names import from_module
-from ..weights.quantize import parameter_count, widths
+from ..weights.quantize import LANGUAGE, parameter_count, widths
 from .calibration import Question, questions
-from .plan import LANGUAGE
 from .report import KEPT, ChangedAnswer, ModuleError, QuantizationReport
-from .stream import dense_weight, stored_widths
+from .stream import dense_weight
 
 TOKENS = 64  # of an answer at most
 Progress = Callable[[str, int, int], None]  # "measuring", answers done, answers in all
@@ -213,8 +212,9 @@ def _summary(
     changed: list[ChangedAnswer],
 ) -> QuantizationReport:
     divergences = np.concatenate([part.divergence for part in parts])
-    stored = sum(file.stat().st_size for file in weight_files(quantised))
-    model: nn.Module = open_model(quantised)[0]
+    model: nn.Module
+    (model, after), (_, before) = open_model(quantised), open_model(dense)
+    stored = sum(file.stat().st_size for file in after.files)
     return QuantizationReport(
         calibration=calibration,
         questions=len(parts),
@@ -226,7 +226,7 @@ def _summary(
         perplexity=float(np.exp(-np.concatenate([part.expected for part in parts]).mean())),
         identical_32=float(np.mean([part.same[32] for part in parts])),
         identical_64=float(np.mean([part.same[64] for part in parts])),
-        bytes_dense=sum(file.stat().st_size for file in weight_files(dense)),
+        bytes_dense=sum(file.stat().st_size for file in before.files),
         bytes=stored,
         bits_per_weight=8 * stored / parameter_count(model),
         modules=errors,
@@ -240,13 +240,13 @@ def module_errors(dense: Path, quantised: Path) -> Iterator[ModuleError]:
     model: nn.Module
     model, after = open_model(quantised)
     before = open_model(dense)[1]
-    specs, old = stored_widths(after), stored_widths(before)
+    specs = after.widths
     arrays, originals = after.read(), before.read()
     for path in widths(model):
         if path not in specs:
             continue
-        new = dense_weight(after, arrays, path, specs)
-        was = dense_weight(before, originals, path, old)
+        new = dense_weight(after, arrays, path)
+        was = dense_weight(before, originals, path)
         if was is None or new is None or was.shape != new.shape:
             raise WeightsError(f"{quantised}: {from_module(path, 'mlx')} is another than in {dense}")
         error = relative_error(new, was, f"{dense} or {quantised}")

@@ -17,12 +17,13 @@ from ..config import Lfm2VlConfig, ProcessorConfig, read_json
 from ..errors import HubError, OutputError, WeightsError
 from ..hub import resolve
 from ..weights.atomic_folder import check_target, finished
-from ..weights.files import read_headers, weight_files
+from ..weights.head import TIED
 from ..weights.load import StoredTensors, open_model
 from ..weights.save import write_json
+from ..weights.shards import read_shards
 from .card import DEFAULT_ORGANISATION, CardSource
 from .check import TEMPLATES, check_index, check_result, has_template
-from .config_files import CODE_NAMERS, PROCESSOR_FILES, copy, with_budget, without_code
+from .config_files import CODE, JSON_FILES, PLACES, PROCESSOR_FILES, QUANTISATION, copy, with_budget, without
 from .convert import write_model
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -206,11 +207,7 @@ def _mended(data: dict[str, Any], config: ProcessorConfig) -> tuple[dict[str, An
 
 def _weights(folder: Path, stored: StoredTensors) -> list[Finding]:
     out: list[Finding] = []
-    unused = [
-        name
-        for name in read_headers(weight_files(folder))
-        if stored.names.get(name, "position_ids") not in stored.infos
-    ]
+    unused = [name for name in read_shards(folder).tensors if stored.names.get(name) not in stored.infos]
     if unused:
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
         out.append(Finding("model.safetensors", f"{unused[0]}{more} are used by nothing", "left out"))
@@ -232,10 +229,21 @@ def _config(folder: Path, fitted: Lfm2VlConfig) -> list[Finding]:
     widths = (said.text_config.feed_forward_size, fitted.text_config.feed_forward_size)
     if widths[0] != widths[1]:
         out.append(Finding("config.json", f"says a feed-forward width of {widths[0]}", f"set to {widths[1]}"))
-    code = sorted(path.name for path in folder.glob("*.py"))
-    for name in ("config.json", *CODE_NAMERS):
-        if (folder / name).is_file() and read_json(folder / name) != without_code(read_json(folder / name)):
-            code.append(name)
+    ties = {section.get(key) for section in (data, data.get("text_config") or {}) for key in TIED} - {None}
+    if ties and ties != {fitted.tie_word_embeddings}:
+        tied = "tied" if fitted.tie_word_embeddings else "untied"
+        out.append(Finding("config.json", "says of the head what the weights contradict", f"set to {tied}"))
+    if any(data.get(key) for key in QUANTISATION) and not fitted.quantization:
+        out.append(Finding("config.json", "records a quantisation of dense weights", "left out"))
+    files = [name for name in ("config.json", *JSON_FILES) if (folder / name).is_file()]
+    code = sorted(path.name for path in folder.glob("*.py")) + [name for name in files if _says(folder / name, CODE)]
     if code:
         out.append(Finding(code[0], "brings code along, which is not needed", "left out"))
+    if places := [name for name in files if _says(folder / name, PLACES)]:
+        out.append(Finding(places[0], f"says where it came from ({PLACES[0]})", "left out"))
     return out
+
+
+def _says(file: Path, keys: tuple[str, ...]) -> bool:
+    data = read_json(file)
+    return data != without(data, keys)

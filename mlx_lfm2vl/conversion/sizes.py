@@ -10,8 +10,7 @@ import mlx.nn as nn
 
 from ..errors import OptionError
 from ..weights.load import open_model
-from ..weights.quantize import Quantization, widths
-from .plan import LANGUAGE
+from ..weights.quantize import LANGUAGE, Quantization, widths
 
 WIDTHS = (3, 4, 5, 6, 8)  # bits that a search chooses from
 

@@ -10,35 +10,20 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 
-from ..weights.files import DTYPES
 from ..weights.load import StoredTensors
 from ..weights.names import LAYOUTS, from_module, is_conv_kernel
-from ..weights.quantize import PARTS, Quantization, all_recorded, decode, encode
+from ..weights.quantize import PARTS, Quantization, decode, encode
 
 Widths = Mapping[str, Quantization | None]  # module path: quantised so, or dense; others stay as they are
 
 
-def stored_widths(stored: StoredTensors) -> dict[str, Quantization]:
-    """How the modules of a folder are quantised; empty for a dense one."""
-    return all_recorded(stored.config.quantization, stored.infos)
-
-
-def dense_dtype(stored: StoredTensors, dtype: mx.Dtype | None = None) -> mx.Dtype:
-    """The type that dense weights get: `dtype`, else that of the folder's last norm."""
-    if dtype is not None:
-        return dtype
-    return DTYPES[stored.infos["model.language_model.embedding_norm.weight"].dtype]
-
-
-def dense_weight(
-    stored: StoredTensors, arrays: dict[str, mx.array], path: str, specs: Mapping[str, Quantization]
-) -> mx.array | None:
-    """A module's dense weight, not yet evaluated; its tensors leave `arrays`, so that they are freed. `specs`: those of
-    `stored_widths`. None if the module has no weight there."""
+def dense_weight(stored: StoredTensors, arrays: dict[str, mx.array], path: str) -> mx.array | None:
+    """A module's dense weight, not yet evaluated; its tensors leave `arrays`, so that they are freed. None if the
+    module has no weight there."""
     parts = {part: arrays.pop(f"{path}.{part}") for part in PARTS if f"{path}.{part}" in arrays}
     if "weight" not in parts:
         return None
-    return decode(parts, specs[path], dense_dtype(stored)) if path in specs else parts["weight"]
+    return decode(parts, stored.widths[path], stored.dtype) if path in stored.widths else parts["weight"]
 
 
 def translate(
@@ -50,7 +35,7 @@ def translate(
     is dense, and scales. In a layout of torch's, kernels are turned as torch has them.
     """
     assert layout in LAYOUTS
-    before = stored_widths(stored)
+    before = stored.widths
     arrays = stored.read()
     out: dict[str, mx.array] = {}
     for name in list(stored.infos):
@@ -62,7 +47,7 @@ def translate(
         if leaf in PARTS and now != then:
             parts = {leaf: made.pop(name)}
             parts |= {part: arrays.pop(f"{path}.{part}") for part in PARTS if f"{path}.{part}" in arrays}
-            weight = parts["weight"] if then is None else decode(parts, then, dense_dtype(stored))
+            weight = parts["weight"] if then is None else decode(parts, then, stored.dtype)
             weight = weight if dtype is None else weight.astype(dtype)
             made = {"weight": weight} if now is None else encode(weight, now)
             made = {f"{path}.{part}": array for part, array in made.items()}

@@ -2,8 +2,7 @@
 
 The safetensors library reads a header and holds it to its file: tensors lie side by side from the first byte to the
 last, and each has the bytes that its dtype and shape need. Our own bounds stand beside it: the size of a header, names,
-axes, dtypes that MLX reads, no name twice. A truncated or lying file is a clear error before any tensor is read. Index
-files are not trusted: published ones name shards that are not there.
+axes, dtypes that MLX reads, no name twice. A truncated or lying file is a clear error before any tensor is read.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..backends.memory import allocations, free_memory
 from ..config import parse_json, shown
-from ..config.files import AGAIN, open_regular
+from ..config.files import AGAIN, FETCH_LFS, LFS_POINTER, open_regular
 from ..errors import OutOfMemoryError, WeightsError, first_line
 
 MAX_HEADER = 16 * 2**20  # bytes; those of these models have 0.1 MB
@@ -53,16 +52,6 @@ class TensorInfo:
         return self.size * DTYPES[self.dtype].size
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The `*.safetensors` of a folder, in order of name. Raises `WeightsError` if there is none."""
-    files = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
-    if not files:
-        others = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for p in folder.glob(pattern))
-        hint = f" (it has {', '.join(others)}, which is not read)" if others else ""
-        raise WeightsError(f"{folder}: has no .safetensors file{hint}")
-    return files
-
-
 def state(files: Iterable[Path]) -> tuple[tuple[int, ...], ...]:
     """What tells whether files were written to or replaced: their inodes, sizes and times. Raises `WeightsError`."""
     found = []
@@ -84,14 +73,16 @@ def key_of(folder: Path, weights: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def read_headers(files: list[Path]) -> dict[str, TensorInfo]:
-    """All tensors of the files by name. Raises `WeightsError` for a damaged file or a name that stands twice."""
+def joined(headers: Iterable[Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
+    """The tensors of several files by name. Raises `WeightsError` for a name that stands twice."""
     tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        for name, info in read_header(file).items():
+    for header in headers:
+        for name, info in header.items():
             if name in tensors:
                 other = tensors[name].file.name
-                raise WeightsError(f"{file}: holds {name}, which {other} holds too; remove the file that is left over")
+                raise WeightsError(
+                    f"{info.file}: holds {name}, which {other} holds too; remove the file that is left over"
+                )
             tensors[name] = info
     return tensors
 
@@ -106,9 +97,15 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     try:
         with os.fdopen(open_regular(file), "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
-            length = int.from_bytes(stream.read(8), "little")
+            start = stream.read(len(LFS_POINTER))
+            if start == LFS_POINTER:
+                raise WeightsError(f"{file}: {FETCH_LFS}")
+            length = int.from_bytes(start[:8], "little")
+            stream.seek(8)
             if 2 <= length <= min(size - 8, MAX_HEADER):
                 header = parse_json(stream.read(length).decode("utf-8"))  # refuses a name twice; the library takes it
+    except WeightsError:
+        raise
     except (OSError, ValueError) as error:
         reason = error.strerror or error if isinstance(error, OSError) else error
         raise WeightsError(f"{file}: its safetensors header cannot be read ({reason}); {AGAIN}") from None

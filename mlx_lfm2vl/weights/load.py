@@ -6,6 +6,7 @@ weights exists. All of them are evaluated before the model is returned: it can t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +24,13 @@ from ..errors import OptionError, WeightsError, first_line
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration, Lfm2VlModel
 from ..threads import check_cancelled
 from . import choices, quantize
-from .files import FLOATING, TensorInfo, key_of, read_headers, reading, state, weight_files
+from .files import DTYPES as FILE_DTYPES
+from .files import FLOATING, TensorInfo, key_of, reading, state
 from .fit import check_weights
-from .names import is_conv_kernel, parameters, to_module
+from .foreign import check_foreign
+from .head import HEAD, fit_head
+from .names import is_conv_kernel, module_names, parameters
+from .shards import read_shards
 
 DTYPES: dict[str, mx.Dtype] = {name: getattr(mx, name) for name in choices.DTYPES}
 PACKED = {mx.uint32: ("U32",), mx.uint8: ("U8",)}  # weights of quantised modules, scales of the fp4 and fp8 modes
@@ -72,13 +77,15 @@ def load_model(
     """
     target, chosen = dtype_of(dtype), backends.choose(backend)
     model, stored = open_model(folder, model_class=model_class, prefix=prefix)
-    check_weights(str(folder), stored.infos, target)
+    mixed = stored.mixed_note if target is None else ""
+    check_weights(str(folder), stored.infos, stored.dtype if mixed else target)
     tensors, note = stored.read(target), ""
     if chosen == "numpy":
         if dtype is None:
             tensors, note = cpu.dequantize(model, tensors)
         tensors = cpu.by_columns(tensors)
-    model.load_note, model.backend, model.checkpoint_key = note, chosen, key_of(folder, stored.files)
+    model.load_note = "; ".join(filter(None, (*stored.notes, mixed, note)))
+    model.backend, model.checkpoint_key = chosen, key_of(folder, stored.files)
     model.load_weights(list(tensors.items()), strict=True)
     del tensors
     _evaluate(model, folder, progress)
@@ -112,15 +119,26 @@ class StoredTensors:
     """The tensors of a folder that its model needs, checked against the configuration and not read yet.
 
     `config` is fitted to the weights. `infos` goes by the names of the model's parameters, `names` from names in the
-    files to names of the whole model's parameters, of which `prefix` is cut off.
+    files to names of the whole model's parameters, of which `prefix` is cut off. `widths`: how modules are quantised,
+    by path. `dtype`: of what is dense. `notes`: what the user should know of the files.
     """
 
     config: Lfm2VlConfig
     files: tuple[Path, ...]
     names: dict[str, str]
     infos: dict[str, TensorInfo]
-    prefix: str = ""
-    state: tuple[tuple[int, ...], ...] = ()  # of the files when their headers were read
+    prefix: str
+    state: tuple[tuple[int, ...], ...]  # of the files when their headers were read
+    widths: dict[str, quantize.Quantization]
+    dtype: mx.Dtype
+    notes: tuple[str, ...]
+
+    @property
+    def mixed_note(self) -> str:
+        """What becomes of dense tensors of several types; empty where all are of one."""
+        types = sorted({info.dtype for info in self.infos.values() if info.dtype in FLOATING})
+        name = str(self.dtype).removeprefix("mlx.core.")
+        return f"{' and '.join(types)} weights are mixed; all are taken as {name}" if len(types) > 1 else ""
 
     def check_unchanged(self) -> None:
         """Raises `WeightsError` if a file was written to or replaced since: what was read is neither old nor new."""
@@ -129,8 +147,8 @@ class StoredTensors:
                 raise WeightsError(f"{file}: was replaced or written to while it was read; load it again")
 
     def read(self, dtype: mx.Dtype | None = None) -> dict[str, mx.array]:
-        """The tensors, not yet evaluated, in MLX's orientation and cast to `dtype`. Only the result refers to them:
-        what is cast is freed as it is cast. Raises `WeightsError`."""
+        """The tensors, not yet evaluated, in MLX's orientation and cast to `dtype`, or else to the folder's. Only the
+        result refers to them: what is cast is freed as it is cast. Raises `WeightsError`."""
         arrays: dict[str, mx.array] = {}
         for file in self.files:
             try:
@@ -143,7 +161,7 @@ class StoredTensors:
                 if module is None or not module.startswith(self.prefix):
                     continue
                 if module[len(self.prefix) :] in self.infos:
-                    arrays[module[len(self.prefix) :]] = adapt(module, array, dtype)
+                    arrays[module[len(self.prefix) :]] = adapt(module, array, self.dtype if dtype is None else dtype)
         return arrays
 
 
@@ -156,44 +174,42 @@ def open_model(
 ) -> tuple[M, StoredTensors]:
     """The model that a folder describes, with parameters that are never computed, and the tensors that belong in it.
 
-    Costs no memory: headers are read, tensors are not. Arguments and errors as those of `load_model`.
+    Costs no memory: headers are read, tensors are not, but for a head that may be the embeddings. Arguments and errors
+    as those of `load_model`.
     """
-    config = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
-    files = weight_files(folder)
-    before = state(files)
-    headers = read_headers(files)
-    names = module_names(headers)
-    infos = {module: headers[name] for name, module in names.items()}
-    config = fit_config(config, infos)
+    data = read_json(folder / "config.json")
+    config = Lfm2VlConfig.from_dict(data, str(folder / "config.json"))
+    shards = read_shards(folder)
+    check_foreign(shards.tensors, data.get("quantization_config"))
+    names = module_names(shards.tensors)
+    infos = {module: shards.tensors[name] for name, module in names.items()}
+    config, notes = fit_head(fit_config(config, infos), data, infos, names)
     wanted = {module: info for module, info in infos.items() if module.startswith(prefix)}
-    drop_unused(config, wanted)
+    unused = [*(name for name in shards.tensors if name not in names), *drop_unused(config, wanted)]
     model = model_class(config)  # type: ignore[call-arg]
     plain = {module[len(prefix) :]: info for module, info in wanted.items()}
-    quantize.prepare(model, plain, config.quantization)
-    check_shapes(model, plain)
-    return model, StoredTensors(config, tuple(files), names, plain, prefix, before)
+    widths = quantize.prepare(model, plain)
+    check_shapes(model, plain, tuple(folder / name for name in shards.missing))
+    config = replace(config, quantization=quantize.as_stored(model, widths, prefix))
+    for part in (model, *(inner for inner in (model.get("model"),) if inner is not None)):
+        part.config = config
+    if unused:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        notes += (f"tensor {unused[0]}{more} left out, which the model does not use",)
+    dtype = stored_dtype(config, plain.values())
+    notes = (*shards.notes, *notes)
+    return model, StoredTensors(config, shards.files, names, plain, prefix, shards.state, widths, dtype, notes)
 
 
-def module_names(names: Iterable[str]) -> dict[str, str]:
-    """Names in files to those of modules. Raises `WeightsError` for names of no known layout or two of one tensor."""
-    out: dict[str, str] = {}
-    seen: dict[str, str] = {}
-    unknown = []
-    for name in names:
-        if name.endswith(".position_ids"):
-            continue
-        module = to_module(name)
-        if module is None:
-            unknown.append(name)
-        elif module in seen:
-            raise WeightsError(f"tensors {seen[module]} and {name} are the same parameter")
-        else:
-            out[name] = module
-            seen[module] = name
-    if unknown:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise WeightsError(f"tensor {unknown[0]}{more} has a name that no LFM2-VL layout has")
-    return out
+def stored_dtype(config: Lfm2VlConfig, tensors: Iterable[TensorInfo]) -> mx.Dtype:
+    """The type of a folder's floating-point tensors. Where they differ, as norms that training left in float32 do, it
+    is what config.json says, as in the reference; if that says nothing, the type of most numbers."""
+    counts: Counter[str] = Counter()
+    for info in tensors:
+        counts[info.dtype] += info.size if info.dtype in FLOATING else 0
+    (most, _), *others = counts.most_common()
+    stated = DTYPES.get(config.dtype or "")
+    return stated if stated is not None and any(count for _, count in others) else FILE_DTYPES[most]
 
 
 def fit_config(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> Lfm2VlConfig:
@@ -215,23 +231,26 @@ def fit_config(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> Lfm2VlCo
     return config
 
 
-def drop_unused(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> None:
+def drop_unused(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> list[str]:
     """Removes what some published files hold and the computation does not use: a LayerNorm of the projector that the
-    configuration switches off, a head that is tied to the embeddings."""
-    for name in list(tensors):
-        stale_norm = not config.projector_use_layernorm and name.startswith("model.multi_modal_projector.layer_norm.")
-        tied_head = config.tie_word_embeddings and name.startswith("lm_head.")
-        if stale_norm or tied_head:
-            del tensors[name]
+    configuration switches off, a head that is the embeddings. Returns the names of what is lost so."""
+    stale = [name for name in tensors if name.startswith("model.multi_modal_projector.layer_norm.")]
+    stale = [] if config.projector_use_layernorm else stale
+    tied = [name for name in tensors if config.tie_word_embeddings and name.startswith(HEAD)]
+    for name in (*stale, *tied):
+        del tensors[name]
+    return stale
 
 
-def check_shapes(model: nn.Module, tensors: dict[str, TensorInfo]) -> None:
+def check_shapes(model: nn.Module, tensors: dict[str, TensorInfo], missing_files: tuple[Path, ...] = ()) -> None:
     """Raises `WeightsError` naming the first tensor that is missing, unknown or of another shape or type than the
-    model's."""
+    model's. `missing_files`: where a missing one may be."""
     arrays = parameters(model)
     expected = {name: tuple(array.shape) for name, array in arrays.items()}
     if missing := [name for name in expected if name not in tensors]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        if missing_files:
+            raise WeightsError(f"{missing_files[0]}: no such file, and tensor {missing[0]}{more} is missing; fetch it")
         raise WeightsError(f"tensor {missing[0]}{more} is missing from the weight files")
     if unknown := [name for name in tensors if name not in expected]:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
@@ -249,10 +268,8 @@ def check_shapes(model: nn.Module, tensors: dict[str, TensorInfo]) -> None:
             raise WeightsError(f"{info.file}: tensor {name} has dtype {info.dtype}, expected {' or '.join(types)}")
 
 
-def adapt(name: str, array: mx.array, dtype: mx.Dtype | None) -> mx.array:
+def adapt(name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:
     """The tensor as the module has it: MLX's kernel orientation, `dtype` for floating-point numbers."""
     if is_conv_kernel(name) and array.ndim == 3 and array.shape[2] > array.shape[1]:
         array = mx.contiguous(array.transpose(0, 2, 1))
-    if dtype is not None and mx.issubdtype(array.dtype, mx.floating):
-        array = array.astype(dtype)
-    return array
+    return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array

@@ -7,11 +7,15 @@ fresh model (`transformers`), as MLX programs write (`mlx`). The names of this p
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+
+from ..errors import WeightsError
 
 PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     # module prefix, prefixes in files; the first is `hub`, the second `transformers`, the third `mlx`, others were seen
@@ -32,14 +36,24 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("lm_head.", "lm_head.", "language_model.lm_head.", "model.lm_head.", "model.language_model.lm_head."),
     ),
 )
+# The text model where it is not nested, or saved without its head: prefixes that its parts go on from.
+BARE = ("model.", "language_model.")
+TEXT_PARTS = ("embed_tokens.", "layers.", "embedding_norm.")
 LAYOUTS = {"hub": 0, "transformers": 1, "mlx": 2}
 LEAVES = {  # feed-forward names of some older ports
     "feed_forward.gate_proj.": "feed_forward.w1.",
     "feed_forward.up_proj.": "feed_forward.w3.",
     "feed_forward.down_proj.": "feed_forward.w2.",
 }
+# What no forward pass needs: tables that are computed anew, heads for pooling, rewards and classes.
+UNNEEDED = re.compile(
+    r"(^|\.)(rotary_emb\..+|position_ids|(v_head|value_head|score|reward_head|classifier)\..+)$"
+    r"|(^|\.)vision_tower\.(vision_model\.)?head\."
+)
 _BY_LENGTH = sorted(
-    {(prefix, module) for module, prefixes in PARTS for prefix in prefixes}, key=lambda pair: -len(pair[0])
+    {(prefix, module) for module, prefixes in PARTS for prefix in prefixes}
+    | {(prefix + part, "model.language_model." + part) for prefix in BARE for part in TEXT_PARTS},
+    key=lambda pair: -len(pair[0]),
 )
 
 
@@ -53,6 +67,29 @@ def to_module(name: str) -> str | None:
                     rest = rest.replace(old, new)
             return module + rest
     return None
+
+
+def module_names(names: Iterable[str]) -> dict[str, str]:
+    """Names in files to those of modules, without what is `UNNEEDED`. Raises `WeightsError` for names of no known
+    layout or two of one tensor."""
+    out: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    unknown = []
+    for name in names:
+        if UNNEEDED.search(name):
+            continue
+        module = to_module(name)
+        if module is None:
+            unknown.append(name)
+        elif module in seen:
+            raise WeightsError(f"tensors {seen[module]} and {name} are the same parameter")
+        else:
+            out[name] = module
+            seen[module] = name
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise WeightsError(f"tensor {unknown[0]}{more} has a name that no LFM2-VL layout has")
+    return out
 
 
 def from_module(name: str, layout: str) -> str:

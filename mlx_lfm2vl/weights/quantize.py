@@ -3,18 +3,21 @@ MLX's own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import shown
-from ..errors import OptionError, WeightsError, first_line
+from ..errors import OptionError, WeightsError
 from .choices import MODES
-from .names import to_module
+from .files import TensorInfo
+from .names import from_module
 
+LANGUAGE = ("model.language_model.", "lm_head")  # paths of the modules that are quantised unless asked otherwise
 PARTS = ("weight", "scales", "biases")  # of a quantised module; modes other than affine have no biases
 
 
@@ -97,49 +100,49 @@ def decode(parts: Mapping[str, mx.array], spec: Quantization, dtype: mx.Dtype) -
     )
 
 
-def recorded(quantization: Mapping[str, Any] | None, path: str) -> Quantization:
-    """How config.json says that the module at `path` was quantised: its own entry (under its name in any layout) or the
-    global one. Raises `WeightsError` if there is neither."""
-    if not quantization:
-        raise WeightsError(f"{path} has .scales, but config.json has no 'quantization' that says its bits")
-    entry: Mapping[str, Any] = quantization
-    for key, value in quantization.items():
-        if isinstance(value, Mapping) and (key == path or to_module(key + ".") == path + "."):
-            entry = {**{k: v for k, v in quantization.items() if not isinstance(v, Mapping)}, **value}
-    bits, group_size, mode = entry.get("bits"), entry.get("group_size"), entry.get("mode") or "affine"
-    widths, groups = MODES.get(mode, ((), ())) if isinstance(mode, str) else ((), ())
-    if type(bits) is not int or type(group_size) is not int or bits not in widths or group_size not in groups:
-        raise WeightsError(
-            f"config.json: quantization of {path} is {shown(dict(entry))}, expected bits, group_size and mode that MLX "
-            "has; convert the original again"
-        )
-    return Quantization(bits, group_size, mode)
+def stored_as(path: str, width: int, tensors: Mapping[str, TensorInfo]) -> Quantization:
+    """How the module at `path`, whose rows have `width` numbers, is quantised: its tensors' shapes say it, whatever
+    config.json records. Raises `WeightsError` for shapes that no quantisation of MLX makes."""
+    weight, scales = tensors.get(f"{path}.weight"), tensors[f"{path}.scales"]
+    packed, groups = (info.shape[-1] if info and info.shape else 0 for info in (weight, scales))
+    for mode, (bits_of_mode, groups_of_mode) in MODES.items():
+        for bits, group_size in itertools.product(bits_of_mode, groups_of_mode):
+            fits = 32 * packed == bits * width and group_size * groups == width
+            if fits and (mode == "affine") == (f"{path}.biases" in tensors):
+                return Quantization(bits, group_size, mode)
+    raise WeightsError(
+        f"{scales.file}: {path} has a weight of {weight and list(weight.shape)} and scales of {list(scales.shape)} for "
+        f"rows of {width}, which no quantisation of MLX has; convert the original again"
+    )
 
 
-def all_recorded(quantization: Mapping[str, Any] | None, names: Iterable[str]) -> dict[str, Quantization]:
-    """How the modules are quantised whose `.scales` are among the `names` of parameters, as `recorded` says it."""
-    paths = (name.removesuffix(".scales") for name in names if name.endswith(".scales"))
-    return {path: recorded(quantization, path) for path in paths}
+def record(base: Quantization, modules: Mapping[str, Quantization | None]) -> dict[str, Any]:
+    """config.json's `quantization`: the base, and an entry for each module that differs, `false` where dense."""
+    out: dict[str, Any] = base.to_dict()
+    for path, spec in modules.items():
+        if spec != base:
+            out[from_module(path, "mlx")] = False if spec is None else spec.to_dict()
+    return out
 
 
-def prepare(model: nn.Module, names: Iterable[str], quantization: Mapping[str, Any] | None) -> None:
-    """Turns those modules into quantised ones whose `.scales` are among the `names` of parameters; no others."""
-    specs = all_recorded(quantization, names)
-    found: set[str] = set()
+def as_stored(model: nn.Module, specs: Mapping[str, Quantization], prefix: str = "") -> dict[str, Any] | None:
+    """The record of a model whose modules are quantised so, by path; None for a dense one. The base is the commonest
+    width, and what is dense of the language model has its entry. `prefix`: as for `load_model`."""
+    if not specs:
+        return None
+    base = Counter(specs.values()).most_common(1)[0][0]
+    paths = [path for path in widths(model) if path in specs or (prefix + path).startswith(LANGUAGE)]
+    return record(base, {prefix + path: specs.get(path) for path in paths})
 
-    def choose(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        if path not in specs:
-            return False
-        if not hasattr(module, "to_quantized"):
-            raise WeightsError(f"{path}.scales: this module cannot be quantised")
-        found.add(path)
-        return specs[path].to_dict()
 
-    try:
-        nn.quantize(model, class_predicate=choose)
-    except ValueError as error:  # a group size that does not divide the width, a mode that MLX does not know
-        raise WeightsError(
-            f"the quantisation recorded in config.json cannot be applied ({first_line(error)})"
-        ) from None
-    if missing := sorted(specs.keys() - found):
-        raise WeightsError(f"{missing[0]}.scales: the model has no such module to quantise")
+def prepare(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> dict[str, Quantization]:
+    """Turns those modules into quantised ones that have `.scales` among the tensors, no others, and returns how each is
+    quantised, by path."""
+    modules = dict(model.named_modules())
+    specs = {}
+    for path in (name.removesuffix(".scales") for name in tensors if name.endswith(".scales")):
+        if not hasattr(modules.get(path), "to_quantized"):
+            raise WeightsError(f"{path}.scales: the model has no such module to quantise")
+        specs[path] = stored_as(path, modules[path].weight.shape[-1], tensors)
+    nn.quantize(model, class_predicate=lambda path, _: specs[path].to_dict() if path in specs else False)
+    return specs

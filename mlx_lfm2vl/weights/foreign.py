@@ -1,0 +1,79 @@
+"""Weights that other programs store and that this package does not compute with, told by the names of their tensors.
+
+Quantisations of other programs, layers of adapters that are not merged, and names with a training wrapper's in them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import WeightsError
+from .files import TensorInfo
+
+QUANTISED = {  # the last parts of names, and what writes them
+    "absmax": "bitsandbytes",
+    "quant_map": "bitsandbytes",
+    "SCB": "bitsandbytes",
+    "weight_scale": "FP8",
+    "weight_scale_inv": "FP8",
+    "input_scale": "FP8",
+    "weight_packed": "compressed-tensors",
+    "qweight": "GPTQ or AWQ",
+    "qzeros": "GPTQ or AWQ",
+    "W_q": "HQQ",
+}
+METHODS = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "hqq": "HQQ"}  # of `quant_method`; others stand as they are
+WRAPPERS = {
+    "base_model.model": "PEFT",
+    "module": "DataParallel",
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FSDP",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+}
+_WRAPPER = re.compile(r"^(base_model\.model|module)\.|(?:^|\.)(_\w+_wrapped_module|_orig_mod)\.")
+_LORA = re.compile(r"\.(lora_\w+|base_layer)(\.|$)")
+
+
+def check_foreign(tensors: Mapping[str, TensorInfo], quantization_config: object) -> None:
+    """Raises `WeightsError` for a tensor that is none of a plain or MLX model, naming what wrote it and the way out.
+
+    Args:
+        tensors: those of the files.
+        quantization_config: config.json's, which names the method.
+    """
+    for name, info in tensors.items():
+        if _LORA.search(name):
+            raise WeightsError(
+                f"{info.file}: tensor {name} is of an adapter that is not merged; merge it (merge_and_unload of PEFT) "
+                "and save the model again"
+            )
+        if wrapper := _WRAPPER.search(name):
+            inside = wrapper[1] or wrapper[2]
+            raise WeightsError(
+                f"{info.file}: tensor {name} has {inside + '.'!r} in its name, as {WRAPPERS.get(inside, 'a wrapper')} "
+                "adds it; save the model inside that wrapper"
+            )
+        if family := _quantised(name, info):
+            raise WeightsError(
+                f"{info.file}: the weights are quantised by {_method(quantization_config, family)} (tensor {name}), "
+                "which MLX does not read; take the model that was quantised, or save it dequantised"
+            )
+
+
+def _quantised(name: str, info: TensorInfo) -> str | None:
+    if info.dtype.startswith("F8_"):
+        return "FP8"
+    return "bitsandbytes" if ".quant_state." in name else QUANTISED.get(name.rpartition(".")[2])
+
+
+def _method(quantization_config: Any, family: str) -> str:
+    """What config.json calls the method, and what the tensors' names say where that is more."""
+    stated = quantization_config if isinstance(quantization_config, Mapping) else {}
+    method = stated.get("quant_method")
+    if not isinstance(method, str):
+        return family
+    method = METHODS.get(method.lower(), method)
+    says_more = method.lower() not in family.lower() and "int" not in str(stated.get("format"))
+    return f"{method} ({family})" if says_more else method

@@ -1,0 +1,61 @@
+"""Whether the head of a folder is the embeddings or a tensor of its own: its files decide where config.json is unsure.
+
+Adapters that train both, once merged, leave a head that differs from the embeddings under a config.json that ties them.
+The reference keeps both then, and so does this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+
+from ..config import Lfm2VlConfig
+from .files import TensorInfo, reading
+
+HEAD, EMBEDDINGS = "lm_head.", "model.language_model.embed_tokens."
+TIED = ("tie_embedding", "tie_word_embeddings")
+
+
+def fit_head(
+    config: Lfm2VlConfig, data: Mapping[str, Any], infos: Mapping[str, TensorInfo], names: Mapping[str, str]
+) -> tuple[Lfm2VlConfig, tuple[str, ...]]:
+    """The configuration with `tie_word_embeddings` as the files have it, and a note where config.json says otherwise.
+
+    Args:
+        config: as `data` gives it.
+        data: config.json. What it says at the top wins over its text_config.
+        infos: the tensors, by the names of the model's parameters.
+        names: names in the files to those.
+    """
+    stored = any(name.startswith(HEAD) for name in infos)
+    stated = next((data[key] for key in TIED if data.get(key) is not None), None)
+    if not stored:
+        return (config if stated is False else replace(config, tie_word_embeddings=True)), ()
+    if not config.tie_word_embeddings or not _differs(infos, names):
+        return config, ()
+    note = "lm_head differs from the embeddings, which config.json ties to it; it is used"
+    return replace(config, tie_word_embeddings=False), (note,)
+
+
+def _differs(infos: Mapping[str, TensorInfo], names: Mapping[str, str]) -> bool:
+    """Whether the head has other tensors than the embeddings, or other numbers. Reads both if their shapes agree."""
+    sources = {module: name for name, module in names.items()}
+    head, embeddings = (
+        {module[len(prefix) :]: info for module, info in infos.items() if module.startswith(prefix)}
+        for prefix in (HEAD, EMBEDDINGS)
+    )
+    if {leaf: info.shape for leaf, info in head.items()} != {leaf: info.shape for leaf, info in embeddings.items()}:
+        return True
+    for leaf in head:
+        with reading(head[leaf].file):
+            arrays = []
+            for module in (HEAD + leaf, EMBEDDINGS + leaf):
+                loaded = mx.load(str(infos[module].file))
+                assert isinstance(loaded, dict)
+                arrays.append(loaded[sources[module]])
+            if not mx.array_equal(arrays[0], arrays[1], equal_nan=True).item():
+                return True
+    return False

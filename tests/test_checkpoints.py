@@ -1,0 +1,357 @@
+"""Folders as people have them: every row of docs/checkpoints.md, loaded, or refused by a line that names the thing."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from safetensors.numpy import load_file, save_file
+
+from mlx_lfm2vl import convert, load
+from mlx_lfm2vl.errors import WeightsError
+from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
+from mlx_lfm2vl.weights.load import load_model
+
+IDS = np.array([[1, 6, 500, 501, 502, 503, 7]])
+EMBEDDINGS, NORM = "model.language_model.embed_tokens.weight", "model.language_model.embedding_norm.weight"
+INDEX = "model.safetensors.index.json"
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 901600000\n"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return Path(shutil.copytree(GOLDEN / "gen2", tmp_path / "model"))
+
+
+def edit(folder: Path, change: Callable[[dict], dict | None]) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file(change(tensors) or tensors, file)
+
+
+def edit_json(file: Path, **changes) -> None:
+    data = json.loads(file.read_text()) if file.exists() else {}
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        section = data
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+        if value is ...:
+            del section[last]
+    file.write_text(json.dumps(data))
+
+
+def renamed(change: Callable[[str], str]) -> Callable[[dict], dict]:
+    return lambda tensors: {change(name): tensor for name, tensor in tensors.items()}
+
+
+def logits_of(model: Lfm2VlForConditionalGeneration) -> np.ndarray:
+    return np.array(model(IDS, use_cache=False).logits.astype(mx.float32))
+
+
+def logits(folder: Path, **options) -> np.ndarray:
+    return logits_of(load_model(folder, **options))
+
+
+EXPECTED = logits(GOLDEN / "gen2")
+
+
+def refused(folder: Path, match: str, error: type[Exception] = WeightsError) -> None:
+    with pytest.raises(error, match=match) as raised:
+        load(folder)
+    assert "\n" not in str(raised.value)
+
+
+# Heads
+
+
+def head(tensors: dict) -> np.ndarray:
+    embeddings = tensors[EMBEDDINGS]
+    return np.roll(embeddings, 3, axis=0)
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.lm_head.weight", "language_model.lm_head.weight"])
+def test_a_head_that_differs_is_used_though_tied(folder, name):
+    edit(folder, lambda t: {**t, name: head(t)})
+    model = load_model(folder)
+    np.testing.assert_array_equal(logits_of(model), np.roll(EXPECTED, 3, axis=-1))
+    assert model.load_note.startswith("lm_head differs from the embeddings, which config.json ties to it; it is used")
+    edit(folder, lambda t: {n: x for n, x in t.items() if n != name} | {name: t[EMBEDDINGS]})
+    model = load_model(folder)
+    np.testing.assert_array_equal(logits_of(model), EXPECTED)
+    assert "lm_head" not in model and not model.load_note
+
+
+@pytest.mark.parametrize("layout", ["mlx", "hub"])
+def test_a_head_that_differs_is_written_untied(folder, tmp_path, layout):
+    edit(folder, lambda t: {**t, "lm_head.weight": head(t)})
+    notes: list[str] = []
+    out = convert(folder, tmp_path / "out", layout=layout, on_note=notes.append)
+    assert any("lm_head differs from the embeddings" in note for note in notes)
+    config = json.loads((out / "config.json").read_text())
+    assert config["tie_word_embeddings"] is config["text_config"]["tie_word_embeddings"] is False
+    np.testing.assert_array_equal(logits(out), np.roll(EXPECTED, 3, axis=-1))
+    model = load_model(out)
+    assert "differs" not in model.load_note and "lm_head" in model
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_head_that_differs_is_used(folder, tmp_path, bits):
+    edit(folder, lambda t: {**t, "lm_head.weight": head(t)})
+    out = convert(folder, tmp_path / "out", q_bits=bits, q_group_size=32, verify=False)
+    edit_json(out / "config.json", tie_word_embeddings=True, text_config__tie_word_embeddings=True)
+    model = load_model(out, dtype="auto")
+    assert model.lm_head.bits == bits and "lm_head differs" in model.load_note
+
+
+@pytest.mark.parametrize("stored", ["none", "the same", "another"])
+@pytest.mark.parametrize("top", [None, True, False])
+@pytest.mark.parametrize("inner", [None, True, False])
+def test_ties_said_in_two_places_are_written_alike(folder, tmp_path, top, inner, stored):
+    tensors = load_file(folder / "model.safetensors")
+    if stored != "none":
+        tensors["lm_head.weight"] = tensors[EMBEDDINGS] if stored == "the same" else head(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    edit_json(folder / "config.json", tie_word_embeddings=top, tie_embedding=None)
+    edit_json(folder / "config.json", text_config__tie_word_embeddings=None, text_config__tie_embedding=inner)
+    if stored == "none" and top is False:
+        return refused(folder, r"tensor lm_head.weight is missing from the weight files")
+    expected = np.roll(EXPECTED, 3, axis=-1) if stored == "another" else EXPECTED
+    np.testing.assert_array_equal(logits(folder), expected)
+    out = convert(folder, tmp_path / "out")
+    config = json.loads((out / "config.json").read_text())
+    said = {part[key] for part in (config, config["text_config"]) for key in part if key.startswith("tie_")}
+    is_stored = any("lm_head" in name for name in load_file(out / "model.safetensors"))
+    assert said == {not is_stored} and config["tie_word_embeddings"] is not is_stored
+    np.testing.assert_array_equal(logits(out), expected)
+
+
+# Names
+
+
+def bare(name: str) -> str:
+    return name.replace("model.language_model.", "model.").replace("model.vision_tower.vision_model.", "vision_tower.")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [renamed(bare), renamed(lambda name: name.removeprefix("model."))],
+    ids=["model.layers", "language_model.layers"],
+)
+def test_text_names_without_nesting_load(folder, change):
+    edit(folder, change)
+    np.testing.assert_array_equal(logits(folder), EXPECTED)
+
+
+@pytest.mark.parametrize("spelling", ["model.language_model.", "model.", "language_model.", "nowhere"])
+@pytest.mark.parametrize("names", [str, bare], ids=["nested", "bare"])
+def test_quantised_modules_load_whatever_the_record(folder, tmp_path, spelling, names):
+    options = {"q_bits": 4, "q_group_size": 32, "q_overrides": [("*.w1", 8), ("*.q_proj", "dense")]}
+    out = convert(folder, tmp_path / "out", verify=False, **options)
+    expected = logits(out, dtype="auto")
+    written = json.loads((out / "config.json").read_text())["quantization"]
+    base = {key: value for key, value in written.items() if "." not in key}
+    entries = {key: value for key, value in written.items() if "." in key}
+    assert entries
+    moved = {key.replace("language_model.model.", spelling): value for key, value in entries.items()}
+    said = base | ({} if spelling == "nowhere" else moved)
+    edit_json(out / "config.json", quantization=said, quantization_config=said)
+    tensors = mx.load(str(out / "model.safetensors"))
+    mx.eval(tensors)
+    flat = {names(name.replace("language_model.model.", "model.language_model.")): t for name, t in tensors.items()}
+    mx.save_safetensors(str(out / "model.safetensors"), flat)
+    model = load_model(out, dtype="auto")
+    np.testing.assert_array_equal(logits_of(model), expected)
+    assert model.config.quantization == written
+    again = convert(out, tmp_path / "again", verify=False)
+    assert json.loads((again / "config.json").read_text())["quantization"] == written
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "adds"),
+    [
+        ("module.", "DataParallel"),
+        ("_orig_mod.", "torch.compile"),
+        ("_fsdp_wrapped_module.", "FSDP"),
+        ("base_model.model.", "PEFT"),
+    ],
+)
+def test_a_wrapper_in_the_names_is_named(folder, wrapper, adds):
+    edit(folder, renamed(lambda name: wrapper + name))
+    refused(folder, rf"model.safetensors: tensor {wrapper}\S+ has '{wrapper}' in its name, as {adds} adds it; save the")
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
+def test_a_wrapper_of_single_layers_is_named(folder, wrapper):
+    edit(folder, renamed(lambda name: name.replace("layers.1.", f"layers.1.{wrapper}")))
+    refused(folder, rf"has '{wrapper}' in its name")
+
+
+# Tensors that nothing needs, or that other programs make
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.language_model.rotary_emb.inv_freq",
+        "language_model.model.layers.1.self_attn.rotary_emb.cos_cached",
+        "model.vision_tower.vision_model.embeddings.position_ids",
+        "model.vision_tower.vision_model.head.attention.in_proj_weight",
+        "vision_tower.head.probe",
+        "v_head.summary.weight",
+        "score.weight",
+    ],
+)
+def test_tensors_that_nothing_needs_are_skipped_and_said(folder, tmp_path, name):
+    edit(folder, lambda t: {**t, name: t[NORM]})
+    model = load_model(folder)
+    np.testing.assert_array_equal(logits_of(model), EXPECTED)
+    assert f"tensor {name} left out, which the model does not use" in model.load_note
+    notes: list[str] = []
+    out = convert(folder, tmp_path / "out", on_note=notes.append)
+    assert f"tensor {name} left out, which the model does not use" in notes
+    assert len(load_file(out / "model.safetensors")) == len(load_file(folder / "model.safetensors")) - 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "config", "named"),
+    [
+        (["weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"], None, "bitsandbytes"),
+        (["SCB"], {"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes"),
+        (["weight_scale_inv"], {"quant_method": "fp8"}, "FP8"),
+        (["weight_scale"], {"quant_method": "modelopt", "format": "float-quantized"}, "modelopt (FP8)"),
+        (["weight_scale"], {"quant_method": "compressed-tensors", "format": "int-quantized"}, "compressed-tensors"),
+        (["weight_packed"], {"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors"),
+        (["qweight", "qzeros", "scales", "g_idx"], {"quant_method": "gptq", "bits": 4}, "GPTQ"),
+        (["qweight", "qzeros", "scales"], {"quant_method": "awq", "bits": 4}, "AWQ"),
+        (["qweight", "qzeros", "scales"], None, "GPTQ or AWQ"),
+    ],
+)
+def test_quantisations_of_other_programs_are_named(folder, parts, config, named):
+    module = "model.language_model.layers.0.feed_forward.w1"
+    edit(folder, lambda t: {**t, **{f"{module}.{part}": np.zeros(8, np.uint8) for part in parts}})
+    edit_json(folder / "config.json", quantization_config=config)
+    refused(folder, rf"model.safetensors: the weights are quantised by {re.escape(named)} \(tensor")
+
+
+def test_fp8_is_named_by_its_dtype(folder):
+    tensors = {name: mx.array(tensor) for name, tensor in load_file(folder / "model.safetensors").items()}
+    name = "model.language_model.layers.0.feed_forward.w1.weight"
+    tensors[name] = tensors[name].astype(mx.uint8)
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header[name]["dtype"] = "F8_E4M3"
+    text = json.dumps(header).encode()
+    body = data[8 + int.from_bytes(data[:8], "little") :]
+    file.write_bytes(len(text).to_bytes(8, "little") + text + body)
+    refused(folder, "quantised by FP8")
+
+
+def test_layers_of_an_adapter_that_is_not_merged_are_named(folder):
+    name = "model.language_model.layers.1.self_attn.q_proj"
+    edit(folder, lambda t: {n.replace(f"{name}.weight", f"{name}.base_layer.weight"): x for n, x in t.items()})
+    edit(folder, lambda t: {**t, f"{name}.lora_A.default.weight": np.zeros((4, 64), np.float32)})
+    refused(folder, rf"tensor {name}\.\S+ is of an adapter that is not merged; merge it \(merge_and_unload of PEFT\)")
+
+
+# Files
+
+
+def sharded(folder: Path) -> list[str]:
+    """Two shards in place of one file, with a true index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names, files = sorted(tensors), [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for file, part in zip(files, (names[::2], names[1::2]), strict=True):
+        save_file({name: tensors[name] for name in part}, folder / file)
+    index = {name: files[at % 2] for at, name in enumerate(names)}
+    (folder / INDEX).write_text(json.dumps({"weight_map": index}))
+    return files
+
+
+@pytest.mark.parametrize("other", ["consolidated.safetensors", "model.safetensors", "optimizer.safetensors"])
+def test_a_true_index_is_followed_and_other_files_left_alone(folder, tmp_path, other):
+    sharded(folder)
+    save_file({NORM: np.zeros(64, np.float32)}, folder / other)
+    model = load_model(folder)
+    np.testing.assert_array_equal(logits_of(model), EXPECTED)
+    assert f"{other} left alone (not named by {INDEX})" in model.load_note
+    notes: list[str] = []
+    out = convert(folder, tmp_path / "out", on_note=notes.append)
+    assert any(f"{other} left alone" in note for note in notes)
+    np.testing.assert_array_equal(logits(out), EXPECTED)
+
+
+@pytest.mark.parametrize("known", ["index", "numbers"])
+def test_a_shard_that_is_missing_is_named(folder, known):
+    first, second = sharded(folder)
+    (folder / second).unlink()
+    if known == "numbers":
+        (folder / INDEX).unlink()
+    refused(folder, rf"model/{second}: no such file, and tensor \S+ and \d+ more is missing; fetch it")
+    (folder / first).unlink()
+    if known == "index":
+        refused(folder, rf"model/{first}: no such file and 1 more, which {INDEX} names; fetch what is missing")
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapters.safetensors", "0000100_adapters.safetensors"])
+def test_adapter_files_beside_a_model_are_left_alone(folder, name):
+    save_file({"base_model.model.model.norm.weight": np.zeros(4, np.float32)}, folder / name)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    model = load_model(folder)
+    np.testing.assert_array_equal(logits_of(model), EXPECTED)
+    assert f"{name} left alone (an adapter)" in model.load_note
+
+
+def test_a_file_of_lora_layers_alone_is_left_alone(folder):
+    lora = {f"x.q_proj.lora_{part}.weight": np.zeros((4, 4), np.float32) for part in "AB"}
+    save_file(lora, folder / "checkpoint.safetensors")
+    assert "checkpoint.safetensors left alone (an adapter)" in load_model(folder).load_note
+    (folder / "model.safetensors").unlink()
+    refused(folder, r"model: holds an adapter only \(checkpoint.safetensors\), not a model; merge it")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"]
+)
+def test_a_git_lfs_pointer_is_named(folder, name):
+    (folder / name).write_text(LFS)
+    refused(
+        folder, rf"model/{name}: is a Git LFS pointer, not the file itself; fetch the file \(git lfs pull\)", ValueError
+    )
+
+
+# Types
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype", "text_config__dtype", None])
+def test_the_dtype_of_the_config_decides_mixed_folders(folder, tmp_path, key):
+    tensors = {name: mx.array(tensor) for name, tensor in load_file(folder / "model.safetensors").items()}
+    mixed = {name: t if "norm" in name else t.astype(mx.bfloat16) for name, t in tensors.items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), mixed)
+    silent = {f"{part}{name}": None for part in ("", "text_config__") for name in ("dtype", "torch_dtype")}
+    edit_json(folder / "config.json", **silent)
+    if key:
+        edit_json(folder / "config.json", **{key: "bfloat16"})
+    model = load_model(folder, dtype="auto")
+    assert model(IDS).logits.dtype == mx.bfloat16
+    assert "BF16 and F32 weights are mixed; all are taken as bfloat16" in model.load_note
+    assert "mixed" not in load_model(folder, dtype="float32").load_note
+    out = convert(folder, tmp_path / "out")
+    assert {tensor.dtype for tensor in mx.load(str(out / "model.safetensors")).values()} == {mx.bfloat16}
+    config = json.loads((out / "config.json").read_text())
+    assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
+
+
+def test_the_dtype_of_the_config_changes_no_uniform_folder(folder):
+    edit_json(folder / "config.json", dtype="bfloat16", torch_dtype="bfloat16")
+    model = load_model(folder, dtype="auto")
+    assert model(IDS).logits.dtype == mx.float32 and not model.load_note
