@@ -19,6 +19,7 @@ from . import demo
 from .download_check import DownloadCheck
 from .download_thread import Progress, in_thread
 from .errors import HubError
+from .model_folder import only_child, with_config
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 DATA_PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.md", *LICENCES)
@@ -64,7 +65,7 @@ def resolve(
     if name == "demo":
         return demo.path()
     if os.path.isdir(folder):
-        return folder if _has(folder, enough) else folder / _only_child(folder, str(folder))
+        return folder if _has(folder, enough) else with_config(folder)
     if os.path.exists(folder):
         raise HubError(f"{name}: is a file; give the folder that holds config.json")
     parts = _REPOSITORY_OR_FOLDER.fullmatch(name)
@@ -94,7 +95,7 @@ def resolve(
         root = fetch("*/", ("config.json",))
         if not root.is_dir():
             raise HubError(f"{repo}: the repository is empty, or holds nothing that a model is made of")
-        child = _only_child(root, name)
+        child = only_child(root, name)
     folder = fetch(f"{child}/", patterns) / child
     if not _has(folder, enough):
         raise HubError(f"{name}: the repository has no folder {child!r} with a config.json")
@@ -103,19 +104,6 @@ def resolve(
 
 def _has(folder: Path, enough: tuple[str, ...]) -> bool:
     return any((folder / name).exists() for name in ("config.json", *enough))
-
-
-def _only_child(folder: Path, name: str) -> str:
-    """The folder below that holds a model. Raises `HubError` unless there is just one."""
-    try:
-        children = sorted(child.name for child in folder.iterdir() if (child / "config.json").is_file())
-    except OSError as error:
-        raise HubError(f"{name}: cannot be read ({error.strerror or error}); is it yours to read?") from None
-    if not children:
-        raise HubError(f"{name}: has no config.json; it is not a model folder")
-    if len(children) > 1:
-        raise HubError(f"{name}: holds several models; choose one of {', '.join(f'{name}/{c}' for c in children)}")
-    return children[0]
 
 
 def _download(

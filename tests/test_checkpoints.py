@@ -13,7 +13,9 @@ from conftest import GOLDEN
 from safetensors.numpy import load_file, save_file
 
 from mlx_lfm2vl import convert, load
-from mlx_lfm2vl.errors import WeightsError
+from mlx_lfm2vl.conversion.repair import repair
+from mlx_lfm2vl.conversion.upload import upload
+from mlx_lfm2vl.errors import HubError, NotFiniteError, OutputError, WeightsError
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model
 
@@ -355,3 +357,121 @@ def test_the_dtype_of_the_config_changes_no_uniform_folder(folder):
     edit_json(folder / "config.json", dtype="bfloat16", torch_dtype="bfloat16")
     model = load_model(folder, dtype="auto")
     assert model(IDS).logits.dtype == mx.float32 and not model.load_note
+
+
+# Folders around a model, or in place of one
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"peft_type": "LORA", "base_model_name_or_path": "Liquid/LFM2.5"}, "a LoRA adapter of Liquid/LFM2.5"),
+        ({"fine_tune_type": "lora", "model": "models/mine"}, "a LoRA adapter of models/mine"),
+        ({"peft_type": "IA3"}, "an adapter of a model that it does not name"),
+        ([], "an adapter of a model that it does not name"),
+    ],
+)
+def test_a_folder_of_an_adapter_is_told_from_a_model(tmp_path, config, said):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"a.lora_A.weight": np.zeros(4, np.float32)}, tmp_path / "adapter_model.safetensors")
+    refused(tmp_path, rf"is {said}.*, not a whole model; merge it into that one", HubError)
+
+
+def cached(folder: Path, *revisions: str, main: str | None = None) -> Path:
+    """The folder as revisions of a repository in the hub's cache."""
+    repository = folder.parent / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "snapshots").mkdir()
+    for revision in revisions:
+        shutil.copytree(folder, repository / "snapshots" / revision)
+    if main is not None:
+        (repository / "refs" / "main").write_text(main)
+    return repository
+
+
+def test_a_folder_of_the_hubs_cache_loads_its_branch_main(folder):
+    repository = cached(folder, "aaa", "bbb", main="bbb")
+    (repository / "snapshots" / "aaa" / "config.json").write_text("{")
+    model, _ = load(repository)
+    np.testing.assert_array_equal(logits_of(model), EXPECTED)
+
+
+@pytest.mark.parametrize(
+    ("revisions", "said"),
+    [(("aaa", "bbb"), r"with 2 revisions; choose one of \S+/aaa, \S+/bbb"), ((), "no revision; download it again")],
+)
+def test_a_folder_of_the_hubs_cache_without_main(folder, revisions, said):
+    refused(
+        cached(folder, *revisions, main="ccc"),
+        f"models--owner--name: is a folder of the hub's cache .*{said}",
+        HubError,
+    )
+
+
+def test_the_only_revision_of_the_hubs_cache_loads(folder):
+    model, _ = load(cached(folder, "aaa"))
+    np.testing.assert_array_equal(logits_of(model), EXPECTED)
+
+
+# What a conversion carries on
+
+
+@pytest.mark.parametrize(
+    "quantization_config",
+    [
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"group_size": 64, "bits": 4},
+    ],
+)
+@pytest.mark.parametrize("key", ["quantization_config", "text_config__quantization_config"])
+def test_dense_conversions_carry_no_stale_record(folder, tmp_path, quantization_config, key):
+    edit_json(folder / "config.json", **{key: quantization_config})
+    np.testing.assert_array_equal(logits(folder), EXPECTED)
+    out = convert(folder, tmp_path / "out")
+    assert "quantization" not in (out / "config.json").read_text()
+
+
+def test_no_path_of_a_disk_is_published(folder, tmp_path):
+    place = "/home/somebody/secret"
+    edit_json(folder / "config.json", _name_or_path=place, text_config___name_or_path=place)
+    edit_json(folder / "tokenizer_config.json", name_or_path=place)
+    edit_json(folder / "generation_config.json", _name_or_path=place)
+    processor = next(folder.glob("*processor_config.json"))
+    edit_json(processor, _name_or_path=place, image_processor___name_or_path=place)
+    [finding, *_] = [f for f in repair(folder, tmp_path / "none", dry_run=True) if "where it came from" in f.problem]
+    assert finding.file == "config.json" and finding.remedy == "left out"
+    out = convert(folder, tmp_path / "out")
+    assert not [file.name for file in out.glob("*.json") if "secret" in file.read_text()]
+    assert "secret" not in (out / "README.md").read_text()
+    edit_json(out / "tokenizer_config.json", name_or_path=place)
+    with pytest.raises(OutputError, match=r"not fit to be published: tokenizer_config.json says where it came from"):
+        upload(out, "owner/name", dry_run=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"q_bits": 8, "q_group_size": 32}], ids=["dense", "8 bits"])
+@pytest.mark.parametrize("name", ["model.language_model.layers.0.feed_forward.w1.weight", NORM])
+def test_float16_that_overflows_is_refused_by_name(folder, tmp_path, options, name):
+    edit(folder, lambda t: {**t, name: np.where(np.arange(t[name].size).reshape(t[name].shape) == 5, 1e5, t[name])})
+    edit(folder, lambda t: {n: x.astype(np.float32) for n, x in t.items()})
+    match = rf"tensor {name} holds numbers beyond the range of float16 \(65504\); choose the dtype bfloat16 or float32"
+    with pytest.raises(NotFiniteError, match=match):
+        convert(folder, tmp_path / "out", dtype="float16", verify=False, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    convert(folder, tmp_path / "out", dtype="bfloat16", verify=False, **options)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_not_converted(folder, tmp_path, value):
+    edit(folder, lambda t: t[NORM].__setitem__(3, value))
+    with pytest.raises(NotFiniteError, match=rf"tensor {NORM} holds NaN or infinity; the model's files are damaged"):
+        convert(folder, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_repair_says_what_config_json_says_wrongly(folder, tmp_path):
+    edit(folder, lambda t: {**t, "lm_head.weight": head(t)})
+    edit_json(folder / "config.json", quantization_config={"quant_method": "bitsandbytes"}, tie_word_embeddings=True)
+    findings = repair(folder, tmp_path / "out")
+    problems = {finding.problem for finding in findings if finding.file == "config.json"}
+    assert {"says of the head what the weights contradict", "records a quantisation of dense weights"} <= problems
+    assert not [f for f in repair(tmp_path / "out", tmp_path / "none", dry_run=True) if f.file == "config.json"]

@@ -16,7 +16,7 @@ MODULES = sorted(path.relative_to(ROOT) for path in PACKAGE.rglob("*.py"))
 # Lowest first. A part imports only from lower ones; parts of one line never import each other.
 LAYERS = (
     ("errors",),
-    ("demo", "threads"),
+    ("demo", "model_folder", "threads"),
     ("download_check", "download_thread"),
     ("hub",),
     ("config",),

@@ -67,6 +67,12 @@ def without(data: dict[str, Any], keys: tuple[str, ...] = (*CODE, *PLACES)) -> d
     return {key: value for key, value in inner if key not in keys}
 
 
+def says(file: Path, keys: tuple[str, ...]) -> bool:
+    """Whether a JSON file has one of these keys, in its objects too. Raises `ConfigError`."""
+    data = read_json(file)
+    return data != without(data, keys)
+
+
 def with_budget(data: dict[str, Any], config: ProcessorConfig, only_raise: bool = False) -> dict[str, Any]:
     """A processor file with the `max_num_patches` that follows from its limits, where it has another (`only_raise`: a
     smaller one)."""

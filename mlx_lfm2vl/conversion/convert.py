@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -31,7 +32,7 @@ from .plan import Plan, QuantizationOptions, make_plan
 from .quantization_error import check_memory, measure
 from .report import QuantizationReport
 from .search import search
-from .stream import Widths, translate
+from .stream import Widths, check_finite, translate
 
 Progress = Callable[[str, int, int], None]  # stage ("weights" in bytes, "measuring" in answers ...), done, in all
 Note = Callable[[str], None]
@@ -99,8 +100,8 @@ def convert(
         The folder `target`.
 
     Raises:
-        OptionError, OutputError, HubError, and what loading raises. `OutOfMemoryError` comes before the work, if
-        measuring will not fit.
+        OptionError, OutputError, HubError, and what loading raises. `NotFiniteError` names a tensor that holds NaN or
+        infinity, or would in `dtype`. `OutOfMemoryError` comes before the work, if measuring will not fit.
     """
     searching = target_size is not None or target_kl is not None
     asked = quantize or searching or q_bits is not None or q_mode is not None or q_recipe is not None
@@ -226,6 +227,7 @@ def write_model(
             translate(stored, widths, dtype=dtype, layout=layout),
             target,
             file_format=FORMATS[layout],
+            check=partial(check_finite, stored, dtype or stored.dtype),
             progress=None if progress is None else lambda done, total: progress("weights", done, total),
         )
     stored.check_unchanged()

@@ -23,7 +23,7 @@ from ..weights.save import write_json
 from ..weights.shards import read_shards
 from .card import DEFAULT_ORGANISATION, CardSource
 from .check import TEMPLATES, check_index, check_result, has_template
-from .config_files import CODE, JSON_FILES, PLACES, PROCESSOR_FILES, QUANTISATION, copy, with_budget, without
+from .config_files import CODE, JSON_FILES, PLACES, PROCESSOR_FILES, QUANTISATION, copy, says, with_budget
 from .convert import write_model
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -236,10 +236,10 @@ def _config(folder: Path, fitted: Lfm2VlConfig) -> list[Finding]:
     if any(data.get(key) for key in QUANTISATION) and not fitted.quantization:
         out.append(Finding("config.json", "records a quantisation of dense weights", "left out"))
     files = [name for name in ("config.json", *JSON_FILES) if (folder / name).is_file()]
-    code = sorted(path.name for path in folder.glob("*.py")) + [name for name in files if _says(folder / name, CODE)]
+    code = sorted(path.name for path in folder.glob("*.py")) + [name for name in files if says(folder / name, CODE)]
     if code:
         out.append(Finding(code[0], "brings code along, which is not needed", "left out"))
-    if places := [name for name in files if _says(folder / name, PLACES)]:
+    if places := [name for name in files if says(folder / name, PLACES)]:
         out.append(Finding(places[0], f"says where it came from ({PLACES[0]})", "left out"))
     return out
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 
+from ..errors import NotFiniteError
 from ..weights.load import StoredTensors
-from ..weights.names import LAYOUTS, from_module, is_conv_kernel
+from ..weights.names import LAYOUTS, from_module, is_conv_kernel, to_module
 from ..weights.quantize import PARTS, Quantization, decode, encode
 
 Widths = Mapping[str, Quantization | None]  # module path: quantised so, or dense; others stay as they are
@@ -58,3 +59,32 @@ def translate(
                 array = array.transpose(0, 2, 1)
             out[from_module(key, layout)] = array
     return out
+
+
+def check_finite(stored: StoredTensors, dtype: mx.Dtype, name: str, array: mx.array) -> None:
+    """Raises `NotFiniteError` for a tensor of NaN or infinity that would be written.
+
+    Args:
+        stored: what it was made of.
+        dtype: what it was made in.
+        name: the tensor's, in any layout.
+        array: the tensor, evaluated.
+    """
+    if _is_finite(array):
+        return
+    path = (to_module(name) or name).rpartition(".")[0]
+    sources = [each for each in stored.read(mx.float32).items() if each[0].rpartition(".")[0] == path]
+    for source, values in sources:
+        if not _is_finite(values):
+            raise NotFiniteError(f"tensor {source} holds NaN or infinity; the model's files are damaged")
+    kind = str(dtype).removeprefix("mlx.core.")
+    raise NotFiniteError(
+        f"tensor {path}.weight holds numbers beyond the range of {kind} ({mx.finfo(dtype).max:.5g}); choose the dtype "
+        "bfloat16 or float32"
+    )
+
+
+def _is_finite(array: mx.array) -> bool:
+    if not mx.issubdtype(array.dtype, mx.floating) or not array.size:
+        return True
+    return bool((mx.isfinite(mx.max(array)) & mx.isfinite(mx.min(array))).item())

@@ -12,6 +12,7 @@ from ..hub import check_new_name, publish
 from ..pretrained import load
 from .calibration import questions
 from .check import check_folder
+from .config_files import JSON_FILES, PLACES, says
 from .quantization_error import encoded
 
 TOKENS = 8  # that a folder must generate before it is published
@@ -72,6 +73,12 @@ def check_publishable(folder: Path) -> None:
     model answers a question about a picture with finite numbers."""
     if not folder.is_dir():
         raise OutputError(f"{folder}: no such folder")
+    for name in ("config.json", *JSON_FILES):
+        if (folder / name).is_file() and says(folder / name, PLACES):
+            raise OutputError(
+                f"{folder}: is not fit to be published: {name} says where it came from ({PLACES[0]}), maybe a path of "
+                "this disk; write the folder anew (mlx-lfm2vl convert --repair)"
+            )
     for remark in check_folder(folder):
         raise OutputError(f"{folder}: is not fit to be published: {remark}")
     if not (folder / "README.md").is_file():

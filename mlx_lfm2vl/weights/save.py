@@ -24,6 +24,7 @@ from .names import from_module, parameters
 SHARD_BYTES = 5 * 10**9
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
+Check = Callable[[str, mx.array], None]  # the tensor's name and the tensor, evaluated
 
 
 def save_weights(model: nn.Module, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
@@ -38,12 +39,13 @@ def write_tensors(
     *,
     shard_bytes: int = SHARD_BYTES,
     file_format: str = "mlx",
+    check: Check | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Writes `model*.safetensors` with `model.safetensors.index.json`. Empties `tensors` as it goes.
 
-    `file_format` is the metadata by which readers know the orientation of kernels: `mlx`, or `pt` for torch's. Raises
-    `OSError` if the disk does.
+    `file_format` is the metadata by which readers know the orientation of kernels: `mlx`, or `pt` for torch's. `check`
+    sees each tensor before it is written, and raises if it must not be. Raises `OSError` if the disk does.
     """
     shards = list(_shards(tensors, shard_bytes))
     total = sum(array.nbytes for array in tensors.values())
@@ -51,7 +53,7 @@ def write_tensors(
     done = 0
     for number, shard in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        for written in _write_shard(tensors, shard, folder / file, file_format):
+        for written in _write_shard(tensors, shard, folder / file, file_format, check):
             done += written
             if progress is not None:
                 progress(done, total)
@@ -74,7 +76,9 @@ def _shards(tensors: Mapping[str, mx.array], limit: int) -> Iterator[list[str]]:
     yield shard
 
 
-def _write_shard(tensors: dict[str, mx.array], names: list[str], file: Path, file_format: str) -> Iterator[int]:
+def _write_shard(
+    tensors: dict[str, mx.array], names: list[str], file: Path, file_format: str, check: Check | None
+) -> Iterator[int]:
     """One safetensors file; yields the bytes of each tensor when it is written.
 
     In the file wider types come first, so that every tensor lies aligned; the order of the work is that of `names`,
@@ -101,6 +105,8 @@ def _write_shard(tensors: dict[str, mx.array], names: list[str], file: Path, fil
         for name in names:
             array = mx.contiguous(tensors.pop(name))
             mx.eval(array)
+            if check is not None:
+                check(name, array)
             stream.seek(start + header[name]["data_offsets"][0])
             stream.write(np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array, copy=False).data)
             size = array.nbytes
