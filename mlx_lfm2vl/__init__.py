@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         TemplateError,
         TokenizerError,
         ToolCallError,
+        ToolCallWarning,
         WeightsError,
     )
     from .generation.batch import generate_batch
@@ -119,6 +120,7 @@ __all__ = [
     "TokenizerError",
     "ToolCall",
     "ToolCallError",
+    "ToolCallWarning",
     "VisionCache",
     "WeightsError",
     "convert",
@@ -166,6 +168,7 @@ _HOMES = {
         "TemplateError",
         "TokenizerError",
         "ToolCallError",
+        "ToolCallWarning",
         "WeightsError",
     ),
     "generation.batch": ("generate_batch",),

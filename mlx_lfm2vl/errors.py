@@ -97,3 +97,8 @@ class ForkError(Lfm2VlError, RuntimeError):
 
 class ToolCallError(Lfm2VlError, ValueError):
     """What a model wrote as a tool call cannot be read as one; the message names the place."""
+
+
+class ToolCallWarning(UserWarning):
+    """Beside tool calls that can be read, a model wrote one that cannot; the message names the place. Issued through
+    `warnings`, as the others are returned."""

@@ -1,13 +1,24 @@
 """Tool calls: what models write, parsed without evaluating anything, and kept out of the text that users see."""
 
 import json
+import time
 
 import pytest
 from conftest import GOLDEN, statistics_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_lfm2vl import Chat, GenerationOptions, Lfm2VlProcessor, ToolCall, ToolCallError, demo, load, parse_tool_calls
+from mlx_lfm2vl import (
+    Chat,
+    GenerationOptions,
+    Lfm2VlProcessor,
+    ToolCall,
+    ToolCallError,
+    ToolCallWarning,
+    demo,
+    load,
+    parse_tool_calls,
+)
 from mlx_lfm2vl.generation.detokenizer import Detokenizer
 from mlx_lfm2vl.generation.tools import END, START
 
@@ -39,6 +50,21 @@ def block(text: str) -> str:
         ('[{"name": "f", "arguments": {"a": null}}, {"name": "g"}]', [ToolCall("f", {"a": None}), ToolCall("g")]),
         ('{"name": "f", "arguments": "{\\"a\\": 1}"}', [ToolCall("f", {"a": 1})]),
         ("[]", []),
+        ("", []),
+        ('[{"name": "f", "parameters": {"a": 1}}]', [ToolCall("f", {"a": 1})]),
+        ('{"name": "f", "args": {"a": 1}}', [ToolCall("f", {"a": 1})]),
+        ('[{"function": "f", "parameters": "{\'a\': True}"}]', [ToolCall("f", {"a": True})]),
+        (
+            '[{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\\"a\\": 1}"}}]',
+            [ToolCall("f", {"a": 1})],
+        ),
+        ('[{"type": "function", "function": {"name": "f"}, "arguments": {"a": 1}}]', [ToolCall("f", {"a": 1})]),
+        ('[{"name": "f", "arguments": ""}, {"name": "g", "arguments": null}]', [ToolCall("f"), ToolCall("g")]),
+        (
+            "[f(size=(800, 600), one=(1,), same=(1), none=())]",
+            [ToolCall("f", {"size": [800, 600], "one": [1], "same": 1, "none": []})],
+        ),
+        ("[f(**{'q': 1}, r=2)]", [ToolCall("f", {"q": 1, "r": 2})]),
     ],
 )
 def test_what_models_write(written, calls):
@@ -75,9 +101,14 @@ def test_several_blocks_and_none():
         ),
         (block("[f(x=" + "[" * 100_000), r"at most 64 lists and dictionaries"),
         (block("[f(x=1] )"), r"expected ',' or '\)'"),
-        (block("[f() g()]"), r"expected ',' or '\]', found 'g\(\)"),
-        (START + "[f()]", r"expected <\|tool_call_end\|>, found the end"),
-        (block("[f()]x"), r"expected <\|tool_call_end\|>, found 'x"),
+        (block("[f(x=1e999)]"), r"expected a string, a number, .* found '1e999"),
+        (block("[f(**5)]"), r"expected the name of a parameter"),
+        (block("[f(a=1, **{'a': 2})]"), r"each parameter once, 'a'"),
+        (block('{"name": "f", "a": 1}'), 'expected an object with "name" and "arguments"'),
+        (block('{"name": "f", "arguments": [1]}'), 'expected an object with "name" and "arguments"'),
+        (block('{"name": "f", "arguments": "a=1"}'), 'expected an object with "name" and "arguments"'),
+        (block('{"name": "f", "arguments": {"a": 1}, "args": {"b": 1}}'), 'an object with "name" and "arguments"'),
+        (block('{"function": {"name": "f", "inputs": {"a": 1}}}'), 'an object with "name" and "arguments"'),
         (block('[{"arguments": {}}]'), 'expected an object with "name" and "arguments"'),
         (block('[{"name": "f", "arguments": "{"}]'), 'expected an object with "name" and "arguments"'),
         (block(f"[f(x={'[' * 10000}]"), "at most 64"),
@@ -88,6 +119,35 @@ def test_several_blocks_and_none():
 def test_what_cannot_be_read_is_named_with_its_place(text, says):
     with pytest.raises(ToolCallError, match=says):
         parse_tool_calls(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (block("[f(), bad(1+)]"), r"expected the name of a parameter, found '1\+\)"),
+        (block("[bad(1+), f()]"), r"expected the name of a parameter"),
+        (block("[bad(x=[1, {'a': ',]' + 2}], y=3), f()]"), r"expected ',' or '}', found '\+ 2"),
+        (block('[{"a": 1}, {"name": "f"}]'), 'expected an object with "name" and "arguments"'),
+        (block("[bad(x='a)]") + block("[f()]"), r"expected a string in quotes, closed"),
+        (block("[f() g()]"), r"expected ',' or '\]', found 'g\(\)"),
+        (START + "[f()]", r"expected <\|tool_call_end\|>, found the end"),
+        (START + "[f(), bad(x=", r"expected a string, a number, .* found the end"),
+        (block("[f()]x"), r"expected <\|tool_call_end\|>, found 'x"),
+        (block("[bad(" + "(" * 10_000) + block("[f()]"), r"expected the name of a parameter"),
+    ],
+)
+def test_a_bad_call_beside_a_good_one_is_said_and_the_good_one_kept(text, says):
+    with pytest.warns(ToolCallWarning, match=says) as warned:
+        assert parse_tool_calls(text) == [ToolCall("f")]
+    assert len(warned) == 1
+
+
+def test_passing_over_bad_calls_takes_linear_time():
+    bad = ", ".join(['f(x="\\"\\"' + "'" * 9 + "1+)"] * 20_000)
+    started = time.perf_counter()
+    with pytest.raises(ToolCallError):
+        parse_tool_calls(block(f"[{bad}]"))
+    assert time.perf_counter() - started < 10
 
 
 values = st.recursive(

@@ -242,8 +242,3 @@ def _config(folder: Path, fitted: Lfm2VlConfig) -> list[Finding]:
     if places := [name for name in files if says(folder / name, PLACES)]:
         out.append(Finding(places[0], f"says where it came from ({PLACES[0]})", "left out"))
     return out
-
-
-def _says(file: Path, keys: tuple[str, ...]) -> bool:
-    data = read_json(file)
-    return data != without(data, keys)

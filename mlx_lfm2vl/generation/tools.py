@@ -1,28 +1,33 @@
 """Tool calls: from what a model writes between `<|tool_call_start|>` and `<|tool_call_end|>` to names and arguments.
 
 Nothing is evaluated. Two spellings are read: calls in Python's manner, `[name(a="x", n=3)]`, and JSON objects,
-`[{"name": "name", "arguments": {"a": "x"}}]`. Values are strings, numbers, true/True, false/False, null/None, lists
-and dictionaries with string keys. Unlike in Python a parameter may be called `from` or `class`.
+`[{"name": "name", "arguments": {"a": "x"}}]`, also with other names in use for their parts (`NAMES`, `ARGUMENTS`) or
+nested as OpenAI's are. Values are strings, finite numbers, true/True, false/False, null/None, lists, tuples (which
+become lists) and dictionaries with string keys. Unlike in Python a parameter may be called `from` or `class`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from ..errors import ToolCallError
+from ..errors import ToolCallError, ToolCallWarning
 
 START, END = "<|tool_call_start|>", "<|tool_call_end|>"
+NAMES, ARGUMENTS = ("name", "function"), ("arguments", "parameters", "args")  # keys of a call that is an object
+BESIDE = ("type", "id", "index")  # keys of one that say nothing of the call
 MAX_DEPTH = 64  # of lists and dictionaries in each other
 MAX_DIGITS = 1000
 _SPACE = re.compile(r"\s*")
 _NAME = re.compile(r"[^\W\d][\w.-]*")
 _NUMBER = re.compile(r"[+-]?\.?\d[\w.]*(?:(?<=[eE])[+-]\d+)?(?![\w.])")  # int and float say whether it is one
 _STRING = re.compile(r"""(["'])((?:(?!\1)[^\\]|\\.)*)\1""", re.S)
+_PART = re.compile(rf"""(["'])(?:(?!\1)[^\\]|\\.)*(?P<closed>\1|\Z)|[](){{}}[,]|{re.escape(END)}""", re.S)
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|U00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.S)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
 _WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
@@ -43,17 +48,29 @@ def parse_tool_calls(text: str) -> list[ToolCall]:
         text: a `tool_text`, or a whole answer decoded with its special tokens. What stands outside the two tokens is
             passed over.
 
+    Returns:
+        Those that can be read whole. A `ToolCallWarning` says of each other one beside them what is wrong with it.
+
     Raises:
-        ToolCallError: a call cannot be read or is cut off. It names the place, and what is wrong there.
+        ToolCallError: no call can be read, or the only one is cut off. It names the place, and what is wrong there.
     """
     if not isinstance(text, str):
         raise ToolCallError(f"the text of tool calls is {type(text).__name__}, expected str")
     calls: list[ToolCall] = []
+    errors: list[ToolCallError] = []
     at = 0
     while (at := text.find(START, at)) >= 0:
         reader = _Reader(text, at + len(START))
-        calls += reader.calls()
+        for item in reader.calls():
+            if isinstance(item, ToolCall):
+                calls.append(item)
+            else:
+                errors.append(item)
         at = reader.at
+    if errors and not calls:
+        raise errors[0]
+    for error in errors:
+        warnings.warn(str(error), ToolCallWarning, stacklevel=2)
     return calls
 
 
@@ -63,15 +80,41 @@ class _Reader:
     def __init__(self, text: str, at: int):
         self.text, self.at = text, at
 
-    def calls(self) -> list[ToolCall]:
-        if self._take("["):
-            calls = [self._call() for _ in self._until("]")]
-        else:
-            calls = [self._call()]
-            while self._take(","):
-                calls.append(self._call())
-        self._expect(END, END)
-        return calls
+    def calls(self) -> Iterator[ToolCall | ToolCallError]:
+        """The calls of a block up to its end, in order. In place of one that cannot be read: what is wrong with it."""
+        closing = "]" if self._take("[") else END
+        while not self._take(closing):
+            start = self.at
+            try:
+                yield self._call()
+                start = self.at
+                if not self._take(",") and not self._ahead(closing):
+                    self._fail(f"',' or {closing!r}")
+            except ToolCallError as error:
+                yield error
+                if not self._pass_over(start, closing):
+                    return
+        if closing != END:
+            try:
+                self._expect(END, END)
+            except ToolCallError as error:
+                yield error
+
+    def _pass_over(self, start: int, closing: str) -> bool:
+        """Goes from `start` behind the next comma of a block, or to its closing bracket. False if its end comes first,
+        or a string that is not closed: then it goes behind the end."""
+        depth = 0
+        for part in _PART.finditer(self.text, start):
+            text = part[0]
+            if text == END or part["closed"] == "":
+                break
+            if depth == 0 and text in (",", closing):
+                self.at = part.end() if text == "," else part.start()
+                return True
+            depth = depth + 1 if text in "([{" else max(0, depth - 1) if text in ")]}" else depth
+        end = self.text.find(END, start)
+        self.at = len(self.text) if end < 0 else end + len(END)
+        return False
 
     def _call(self) -> ToolCall:
         if self._ahead("{"):
@@ -81,33 +124,49 @@ class _Reader:
         arguments: dict[str, Any] = {}
         for _ in self._until(")"):
             start = self._skip()
-            parameter = self._match(_NAME, "the name of a parameter")
-            self._expect("=", "'=' (arguments are given by name)")
-            if parameter in arguments:
+            if self._take("**") and self._ahead("{"):
+                given = self._value(0)
+            else:
+                parameter = self._match(_NAME, "the name of a parameter")
+                self._expect("=", "'=' (arguments are given by name)")
+                given = {parameter: self._value(0)}
+            if twice := sorted(given.keys() & arguments.keys()):
                 self.at = start
-                self._fail(f"each parameter once, {parameter!r} is there already")
-            arguments[parameter] = self._value(0)
+                self._fail(f"each parameter once, {twice[0]!r} is there already")
+            arguments |= given
         return ToolCall(name, arguments)
 
     def _object(self) -> ToolCall:
         start = self._skip()
         made = self._value(0)
-        arguments = made.get("arguments", {})
-        if isinstance(arguments, str):  # some models write the object as a string of JSON
-            try:
-                arguments = json.loads(arguments)
-            except (ValueError, RecursionError):
-                arguments = None
-        if not isinstance(made.get("name"), str) or not isinstance(arguments, dict):
+        if isinstance(made.get("function"), dict):
+            made |= made.pop("function")
+        names = [made[key] for key in NAMES if isinstance(made.get(key), str)]
+        given = [made[key] for key in ARGUMENTS if made.get(key) not in (None, "")]
+        if isinstance(given[0] if given else None, str):  # some models write the object as a string of JSON
+            with contextlib.suppress(ToolCallError):  # what is no object is refused below
+                given[0] = _Reader(given[0], 0).whole_value()
+        known = made.keys() <= {*NAMES, *ARGUMENTS, *BESIDE}
+        if not known or len(names) != 1 or len(given) > 1 or not all(isinstance(each, dict) for each in given):
             self.at = start
             self._fail('an object with "name" and "arguments"')
-        return ToolCall(made["name"], arguments)
+        return ToolCall(names[0], given[0] if given else {})
+
+    def whole_value(self) -> Any:
+        value = self._value(0)
+        if self._skip() < len(self.text):
+            self._fail("the end")
+        return value
 
     def _value(self, depth: int) -> Any:
         if depth > MAX_DEPTH:
             self._fail(f"at most {MAX_DEPTH} lists and dictionaries in each other")
         if self._take("["):
             return [self._value(depth + 1) for _ in self._until("]")]
+        if self._take("("):
+            items = [self._value(depth + 1) for _ in self._until(")")]
+            alone = len(items) == 1 and not self.text[: self.at - 1].rstrip().endswith(",")
+            return items[0] if alone else items
         if self._take("{"):
             entries: dict[str, Any] = {}
             for _ in self._until("}"):
@@ -126,8 +185,9 @@ class _Reader:
             for kind in (int, float):
                 with contextlib.suppress(ValueError):
                     value = kind(number[0])
-                    self.at = number.end()
-                    return value
+                    if value not in (math.inf, -math.inf):
+                        self.at = number.end()
+                        return value
         self._fail("a string, a number, true, false, null, a list or a dictionary")
 
     def _string(self) -> str:
