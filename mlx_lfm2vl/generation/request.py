@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.control_tokens import Marked, control_pattern, mark
+from ..processing.conversation import normalised
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.tokenizer import Tokenizer
 from .defaults import positions_left, resolved
@@ -209,10 +210,10 @@ def rendered(
 ) -> str:
     """The text of a conversation up to its answer, in which control tokens of the caller's are marked as text (unless
     `control_tokens`), for `Tokenizer.encode_marked`. Raises `TemplateError`."""
-    given: Any = list(messages)
+    given: Any = [normalised(message) for message in messages]  # a control token may be escaped in a text of JSON
     if not control_tokens:
         pattern = processor.tokenizer.control_tokens(processor.template.literal_text)
-        given = mark([_spoken(message, processor) for message in messages], pattern)
+        given = mark([_spoken(message, processor) for message in given], pattern)
         tools = mark(tools, pattern)
     return processor.template.render(given, tools=tools, add_generation_prompt=True).text
 

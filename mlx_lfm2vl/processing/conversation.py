@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from ..config import parse_json
 from ..errors import PromptError
 from .fetch import SourcePolicy
 from .image import flatten
 from .load_image import decode_base64
+
+CALL_START, CALL_END = "<|tool_call_start|>", "<|tool_call_end|>"
 
 
 def conversations_of(conversation: Any) -> tuple[list[list[dict[str, Any]]], bool]:
@@ -26,11 +29,12 @@ def conversations_of(conversation: Any) -> tuple[list[list[dict[str, Any]]], boo
     several = conversation if batched else [conversation]
     if not all(isinstance(messages, (list, tuple)) and messages for messages in several):
         raise PromptError("each conversation must be a list of messages, with at least one")
-    return [[_normalised(message) for message in messages] for messages in several], batched
+    return [[normalised(message) for message in messages] for messages in several], batched
 
 
-def _normalised(message: Any) -> dict[str, Any]:
-    """A copy without entries that are None, `image_url` items spelled as `image` items."""
+def normalised(message: Any) -> dict[str, Any]:
+    """A copy without entries that are None, as templates expect it: `image_url` items spelled as `image` items, the
+    arguments of tool calls as mappings. Raises `PromptError`."""
     if not isinstance(message, Mapping):
         raise PromptError(f"a message must be a mapping with 'role' and 'content', got {type(message).__name__}")
     plain = {name: value for name, value in message.items() if value is not None}
@@ -42,7 +46,28 @@ def _normalised(message: Any) -> dict[str, Any]:
                 item = {"type": "image", "url": url.get("url", "") if isinstance(url, Mapping) else url}
             items.append(item)
         plain["content"] = items
+    calls = plain.pop("tool_calls", None)
+    if isinstance(calls, (list, tuple)) and calls:
+        plain["tool_calls"] = [_with_mapping(call, f"tool_calls[{number}]") for number, call in enumerate(calls)]
     return plain
+
+
+def _with_mapping(call: Any, where: str) -> Any:
+    """A tool call whose arguments are no text of JSON, as OpenAI's are, but what that says."""
+    call = plain(call)
+    if not isinstance(call, Mapping):
+        raise PromptError(f"{where} is {type(call).__name__}, expected a mapping with 'function'")
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": _with_mapping(call["function"], f"{where}.function")}
+    arguments = call.get("arguments")
+    if isinstance(arguments, str) or arguments is None:
+        try:
+            arguments = (parse_json(arguments) if arguments and arguments.strip() else None) or {}
+        except ValueError as error:
+            raise PromptError(f"{where}.arguments is no JSON ({error}), expected an object of arguments") from None
+    if not isinstance(arguments, Mapping):
+        raise PromptError(f"{where}.arguments is {type(arguments).__name__}, expected an object of arguments")
+    return {**call, "arguments": arguments}
 
 
 def pictures_of(conversations: Sequence[Sequence[Mapping[str, Any]]], images: Any, policy: SourcePolicy) -> Any:

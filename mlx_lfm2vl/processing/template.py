@@ -6,6 +6,8 @@ that takes too long or makes too large a text (limits.py) ends with `TemplateErr
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,9 +16,10 @@ from typing import Any
 
 from ..config import read_json, read_text
 from ..errors import ConfigError, TemplateError
-from .conversation import plain
+from .conversation import CALL_END, CALL_START, normalised, plain
 from .sandbox import Rendered, compiled
 
+TURN_END = "<|im_end|>"
 _CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names in use for a message's reasoning
 
@@ -99,9 +102,10 @@ class ChatTemplate:
 
         Raises:
             TemplateError: with the template's own words where it refuses the conversation.
+            PromptError: for tool calls whose arguments are no object.
         """
         try:
-            messages = [_message(message) for message in conversation]
+            messages = [self._message(message) for message in conversation]
             given = {
                 **self.special_tokens,
                 **plain(variables),
@@ -128,6 +132,41 @@ class ChatTemplate:
         if continue_final_message:
             text = self._cut(text, tail)
         return Rendered(text, spans)
+
+    def _message(self, message: Any) -> dict[str, Any]:
+        """A message as plain data, its reasoning under all names, and its tool calls in its content where the template
+        does not look for them."""
+        data = plain(message)
+        if not isinstance(data, dict):
+            raise TemplateError(f"a message must be a mapping with 'role' and 'content', got {type(message).__name__}")
+        data = normalised(data)
+        if data.get("role") == "assistant" and self._needs_content:
+            data.setdefault("content", "")
+        if data.get("role") == "assistant" and "tool_calls" in data and "tool_calls" not in self.source:
+            calls, content = _written(data.pop("tool_calls")), data.get("content", "")
+            if isinstance(content, str):
+                thought, end, said = content.rpartition("</think>")
+                data["content"] = thought + end + calls + said
+            else:
+                data["content"] = [{"type": "text", "text": calls}, *content]
+        reasoning = next((data[name] for name in _REASONING if data.get(name) is not None), None)
+        return data if reasoning is None else {"thinking": reasoning, **data, "reasoning_content": reasoning}
+
+    @functools.cached_property
+    def _needs_content(self) -> bool:
+        """Whether an assistant's turn that only calls tools is closed if it has a content, be it empty, and not without
+        one, as in the template of LFM2.5-VL-450M."""
+
+        def closed(**content: str) -> int:
+            function = {"name": "f", "arguments": {}}
+            message = {"role": "assistant", "tool_calls": [{"type": "function", "function": function}], **content}
+            given = {**self.special_tokens, "messages": [{"role": "user", "content": "x"}, message]}
+            try:
+                return self._program.render({**given, "tools": None, "documents": None})[0].count(TURN_END)
+            except TemplateError:
+                return -1
+
+        return closed(content="") > closed()
 
     def _mark_end(self, messages: list[dict[str, Any]], field: str) -> str:
         """Puts a mark behind the last message's text and returns that text."""
@@ -173,9 +212,15 @@ def _default(template: Any, file: Path) -> str:
     return str(named["default"])
 
 
-def _message(message: Any) -> dict[str, Any]:
-    data = plain(message)
-    if not isinstance(data, dict):
-        raise TemplateError(f"a message must be a mapping with 'role' and 'content', got {type(message).__name__}")
-    reasoning = next((data[name] for name in _REASONING if data.get(name) is not None), None)
-    return data if reasoning is None else {"thinking": reasoning, **data, "reasoning_content": reasoning}
+def _written(calls: Sequence[Mapping[str, Any]]) -> str:
+    """Tool calls as LFM2 models write them, `<|tool_call_start|>[name(a="x", n=3)]<|tool_call_end|>`."""
+    functions = [call.get("function", call) for call in calls]
+    texts = [
+        f"{function.get('name')}({', '.join(f'{name}={_literal(v)}' for name, v in function['arguments'].items())})"
+        for function in functions
+    ]
+    return f"{CALL_START}[{', '.join(texts)}]{CALL_END}"
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (str, list, tuple, dict)) else str(value)
