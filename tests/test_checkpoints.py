@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 from mlx_lfm2vl import convert, load
 from mlx_lfm2vl.conversion.repair import repair
 from mlx_lfm2vl.conversion.upload import upload
-from mlx_lfm2vl.errors import HubError, NotFiniteError, OutputError, WeightsError
+from mlx_lfm2vl.errors import HubError, NotFiniteError, OutputError, TemplateError, TokenizerError, WeightsError
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
+from mlx_lfm2vl.processing.tokenizer import Tokenizer
 from mlx_lfm2vl.weights.load import load_model
 
 IDS = np.array([[1, 6, 500, 501, 502, 503, 7]])
@@ -475,3 +476,79 @@ def test_repair_says_what_config_json_says_wrongly(folder, tmp_path):
     problems = {finding.problem for finding in findings if finding.file == "config.json"}
     assert {"says of the head what the weights contradict", "records a quantisation of dense weights"} <= problems
     assert not [f for f in repair(tmp_path / "out", tmp_path / "none", dry_run=True) if f.file == "config.json"]
+
+
+# Tokenizers and templates
+
+
+def split_tokenizer(folder: Path, names: list[str]) -> dict[str, int]:
+    """Takes tokens out of tokenizer.json, and returns their ids."""
+    data = json.loads((folder / "tokenizer.json").read_text())
+    ids = {token["content"]: token["id"] for token in data["added_tokens"] if token["content"] in names}
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] not in names]
+    data["model"]["vocab"] = {token: id for token, id in data["model"]["vocab"].items() if token not in names}
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    return ids
+
+
+SPOKEN = "<|im_start|>user\n<image>Hi <|tool_call_start|>[f()]<|tool_call_end|><|im_end|>"
+
+
+@pytest.mark.parametrize("place", ["added_tokens.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("names", [["<image>"], ["<|im_end|>", "<image>", "<|tool_call_start|>", "<|image_end|>"]])
+def test_added_tokens_beside_tokenizer_json_count_at_their_ids(folder, place, names):
+    before = Tokenizer.from_folder(folder)
+    expected = before.encode(SPOKEN)
+    ids = split_tokenizer(folder, names)
+    assert len(ids) == len(names)
+    edit_json(folder / "tokenizer_config.json", added_tokens_decoder=None)
+    if place == "added_tokens.json":
+        edit_json(folder / place, **ids)
+    else:
+        edit_json(
+            folder / place, added_tokens_decoder={str(i): {"content": n, "special": True} for n, i in ids.items()}
+        )
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.get_vocab() == before.get_vocab()
+    assert tokenizer.encode(SPOKEN) == expected and tokenizer.decode(expected) == before.decode(expected)
+    model, processor = load(folder)
+    assert processor.image_token_id == model.config.image_token_id
+
+
+def test_new_tokens_behind_the_vocabulary_shift_no_other(folder):
+    before = Tokenizer.from_folder(folder)
+    edit_json(folder / "added_tokens.json", **{"<first>": 900, "<second>": 850})
+    after = Tokenizer.from_folder(folder)
+    assert after.encode("a<second><first>", add_special_tokens=False)[-2:] == [850, 900]
+    assert {token: id for token, id in after.get_vocab().items() if id < 840} == before.get_vocab()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ({"<new>": 396}, r"tokenizer.json: '<new>' is to have the id 396, which '<image>' has"),
+        ({"<new>": "x"}, r"added_tokens.json: '<new>' at 'x' is no added token with an id"),
+        ({"<new>": 2**40}, r"is no added token with an id"),
+        ({"": 900}, r"'' at 900 is no added token with an id"),
+    ],
+)
+def test_added_tokens_that_make_no_sense_are_refused(folder, tokens, said):
+    edit_json(folder / "added_tokens.json", **tokens)
+    refused(folder, said, TokenizerError)
+
+
+def test_a_template_in_processor_config_alone_counts(folder, tmp_path):
+    messages = [{"role": "user", "content": "Hi"}]
+    _, processor = load(folder)
+    source, expected = processor.chat_template, processor.apply_chat_template(messages)
+    for name in ("chat_template.jinja", "chat_template.json"):
+        (folder / name).unlink(missing_ok=True)
+    edit_json(folder / "tokenizer_config.json", chat_template=None)
+    edit_json(folder / "processor_config.json", chat_template=source)
+    out = convert(folder, tmp_path / "out")
+    for place in (folder, out):
+        _, processor = load(place)
+        assert processor.apply_chat_template(messages) == expected
+    edit_json(folder / "processor_config.json", chat_template=None)
+    with pytest.raises(TemplateError, match="no such file"):
+        load(folder)[1].apply_chat_template(messages)

@@ -283,7 +283,7 @@ def test_tokens_that_cannot_be_put_around_texts_are_refused(tmp_path, token):
 
 def test_saving_copies_no_file_that_a_link_leads_to_elsewhere(tmp_path):
     secret = tmp_path / "secret"
-    secret.write_text("PRIVATE KEY")
+    secret.write_text('{"<private>": 900}')
     (tmp_path / "model").mkdir()
     folder = changed(tmp_path / "model")
     (folder / "added_tokens.json").symlink_to(secret)

@@ -50,8 +50,8 @@ def has_template(folder: Path) -> bool:
     """Whether there is a chat template in any of the places where it may be. Raises `ConfigError`."""
     if any((folder / name).is_file() for name in TEMPLATES):
         return True
-    file = folder / "tokenizer_config.json"
-    return file.is_file() and bool(read_json(file).get("chat_template"))
+    files = [folder / name for name in ("processor_config.json", "tokenizer_config.json")]
+    return any(file.is_file() and bool(read_json(file).get("chat_template")) for file in files)
 
 
 def check_index(folder: Path) -> None:

@@ -19,6 +19,7 @@ from ..errors import ConfigError, TemplateError
 from .conversation import CALL_END, CALL_START, normalised, plain
 from .sandbox import Rendered, compiled
 
+JSON_FILES = ("chat_template.json", "processor_config.json")  # that may hold a template
 TURN_END = "<|im_end|>"
 _CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names in use for a message's reasoning
@@ -46,7 +47,8 @@ class ChatTemplate:
         tokenizer_template: Any = None,
         special_tokens: Mapping[str, str] | None = None,
     ) -> ChatTemplate:
-        """The template of a model folder: chat_template.jinja, else chat_template.json, else `tokenizer_template`.
+        """The template of a model folder: chat_template.jinja, else that in chat_template.json or
+        processor_config.json, else `tokenizer_template`.
 
         Args:
             folder: the model folder.
@@ -57,14 +59,13 @@ class ChatTemplate:
         Raises:
             TemplateError: there is none, or it is no template.
         """
-        jinja_file, json_file = Path(folder) / "chat_template.jinja", Path(folder) / "chat_template.json"
+        jinja_file = Path(folder) / "chat_template.jinja"
         try:
             if jinja_file.is_file():
                 return cls(read_text(jinja_file), special_tokens, str(jinja_file))
-            if json_file.is_file():
-                return cls(
-                    _default(read_json(json_file).get("chat_template"), json_file), special_tokens, str(json_file)
-                )
+            for file in (Path(folder) / name for name in JSON_FILES):
+                if file.is_file() and (template := read_json(file).get("chat_template")) is not None:
+                    return cls(_default(template, file), special_tokens, str(file))
         except ConfigError as error:
             raise TemplateError(str(error)) from None
         config_file = Path(folder) / "tokenizer_config.json"

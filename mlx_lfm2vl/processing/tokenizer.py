@@ -25,6 +25,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from ..config import read_json, read_text, shown
 from ..config.files import AGAIN, check_own, writing
 from ..errors import ConfigError, OptionError, TokenizerError, first_line
+from .added_tokens import stated_tokens, with_ids
 from .batch_feature import BatchFeature, as_array, check_return_tensors
 from .control_tokens import ControlTokens, control_pattern, pieces
 from .special_tokens import NAMED_TOKENS, image_token, named_tokens, special_tokens
@@ -83,13 +84,7 @@ class Tokenizer:
             text = read_text(path, MAX_BYTES)
         except ConfigError as error:
             raise TokenizerError(str(error)) from None
-        try:
-            with _panics(f"{path}: not a tokenizer file"):
-                backend = tokenizers.Tokenizer.from_str(text)
-        except TokenizerError:
-            raise
-        except Exception as error:  # the Rust library raises plain Exception for any damage
-            raise TokenizerError(f"{path}: not a tokenizer file ({first_line(error)}); {AGAIN}") from None
+        backend = _parsed(text, path)
         config: dict[str, Any] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             try:
@@ -98,7 +93,7 @@ class Tokenizer:
                     config.update({key: value for key, value in data.items() if value is not None})
             except ConfigError as error:
                 raise TokenizerError(str(error)) from None
-        tokenizer = cls(backend, config, str(path))
+        tokenizer = cls(_with_stated_tokens(backend, text, path, config), config, str(path))
         tokenizer.folder = Path(folder)
         return tokenizer
 
@@ -376,6 +371,36 @@ class Tokenizer:
         """A stream of text that `step(backend, id)` goes on with, special tokens left out. Text of `token_ids` comes
         with the next step if they make no whole character."""
         return DecodeStream(list(token_ids), skip_special_tokens=True)
+
+
+def _parsed(text: str, path: Path) -> tokenizers.Tokenizer:
+    try:
+        with _panics(f"{path}: not a tokenizer file"):
+            return tokenizers.Tokenizer.from_str(text)
+    except TokenizerError:
+        raise
+    except Exception as error:  # the Rust library raises plain Exception for any damage
+        raise TokenizerError(f"{path}: not a tokenizer file ({first_line(error)}); {AGAIN}") from None
+
+
+def _with_stated_tokens(
+    backend: tokenizers.Tokenizer, text: str, path: Path, config: Mapping[str, Any]
+) -> tokenizers.Tokenizer:
+    """A tokenizer, read from `text`, with the added tokens that stand in the files beside it."""
+    try:
+        stated = stated_tokens(path.parent, config)
+    except ConfigError as error:
+        raise TokenizerError(str(error)) from None
+    added = {token.content: id for id, token in backend.get_added_tokens_decoder().items()}
+    new = {content: flags for content, (_, flags) in stated.items() if content not in added}
+    unknown = {content: stated[content][0] for content in new if backend.token_to_id(content) is None}
+    if unknown and type(backend.model).__name__ == "BPE":
+        # the library numbers new tokens itself; those that the vocabulary has keep their ids
+        backend = _parsed(with_ids(text, {**added, **unknown}, str(path)), path)
+    for content, flags in new.items():
+        add = backend.add_special_tokens if flags.get("special") else backend.add_tokens
+        add([AddedToken(content, **flags)])
+    return backend
 
 
 @contextmanager
