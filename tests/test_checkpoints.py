@@ -1,74 +1,42 @@
-"""Folders as people have them: every row of docs/checkpoints.md, loaded, or refused by a line that names the thing."""
+"""Folders of weights as people have them: loaded, or refused by a line that names the thing (docs/checkpoints.md)."""
 
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from checkpoints import (
+    EMBEDDINGS,
+    EXPECTED,
+    INDEX,
+    LFS,
+    NORM,
+    edit,
+    edit_json,
+    loaded,
+    logits,
+    logits_array,
+    logits_of,
+    refused,
+    renamed,
+    tensors_of,
+)
 from conftest import GOLDEN
 from safetensors.numpy import load_file, save_file
 
 from mlx_lfm2vl import convert, load
 from mlx_lfm2vl.conversion.repair import repair
 from mlx_lfm2vl.conversion.upload import upload
-from mlx_lfm2vl.errors import HubError, NotFiniteError, OutputError, TemplateError, TokenizerError, WeightsError
-from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
-from mlx_lfm2vl.processing.tokenizer import Tokenizer
-from mlx_lfm2vl.weights.load import load_model
-
-IDS = np.array([[1, 6, 500, 501, 502, 503, 7]])
-EMBEDDINGS, NORM = "model.language_model.embed_tokens.weight", "model.language_model.embedding_norm.weight"
-INDEX = "model.safetensors.index.json"
-LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 901600000\n"
+from mlx_lfm2vl.errors import HubError, NotFiniteError, OutputError
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     return Path(shutil.copytree(GOLDEN / "gen2", tmp_path / "model"))
-
-
-def edit(folder: Path, change: Callable[[dict], dict | None]) -> None:
-    file = folder / "model.safetensors"
-    tensors = load_file(file)
-    save_file(change(tensors) or tensors, file)
-
-
-def edit_json(file: Path, **changes) -> None:
-    data = json.loads(file.read_text()) if file.exists() else {}
-    for key, value in changes.items():
-        *parents, last = key.split("__")
-        section = data
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[last] = value
-        if value is ...:
-            del section[last]
-    file.write_text(json.dumps(data))
-
-
-def renamed(change: Callable[[str], str]) -> Callable[[dict], dict]:
-    return lambda tensors: {change(name): tensor for name, tensor in tensors.items()}
-
-
-def logits_of(model: Lfm2VlForConditionalGeneration) -> np.ndarray:
-    return np.array(model(IDS, use_cache=False).logits.astype(mx.float32))
-
-
-def logits(folder: Path, **options) -> np.ndarray:
-    return logits_of(load_model(folder, **options))
-
-
-EXPECTED = logits(GOLDEN / "gen2")
-
-
-def refused(folder: Path, match: str, error: type[Exception] = WeightsError) -> None:
-    with pytest.raises(error, match=match) as raised:
-        load(folder)
-    assert "\n" not in str(raised.value)
 
 
 # Heads
@@ -82,11 +50,11 @@ def head(tensors: dict) -> np.ndarray:
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.lm_head.weight", "language_model.lm_head.weight"])
 def test_a_head_that_differs_is_used_though_tied(folder, name):
     edit(folder, lambda t: {**t, name: head(t)})
-    model = load_model(folder)
+    model = loaded(folder)
     np.testing.assert_array_equal(logits_of(model), np.roll(EXPECTED, 3, axis=-1))
     assert model.load_note.startswith("lm_head differs from the embeddings, which config.json ties to it; it is used")
     edit(folder, lambda t: {n: x for n, x in t.items() if n != name} | {name: t[EMBEDDINGS]})
-    model = load_model(folder)
+    model = loaded(folder)
     np.testing.assert_array_equal(logits_of(model), EXPECTED)
     assert "lm_head" not in model and not model.load_note
 
@@ -100,7 +68,7 @@ def test_a_head_that_differs_is_written_untied(folder, tmp_path, layout):
     config = json.loads((out / "config.json").read_text())
     assert config["tie_word_embeddings"] is config["text_config"]["tie_word_embeddings"] is False
     np.testing.assert_array_equal(logits(out), np.roll(EXPECTED, 3, axis=-1))
-    model = load_model(out)
+    model = loaded(out)
     assert "differs" not in model.load_note and "lm_head" in model
 
 
@@ -109,7 +77,7 @@ def test_a_quantised_head_that_differs_is_used(folder, tmp_path, bits):
     edit(folder, lambda t: {**t, "lm_head.weight": head(t)})
     out = convert(folder, tmp_path / "out", q_bits=bits, q_group_size=32, verify=False)
     edit_json(out / "config.json", tie_word_embeddings=True, text_config__tie_word_embeddings=True)
-    model = load_model(out, dtype="auto")
+    model = loaded(out, dtype="auto")
     assert model.lm_head.bits == bits and "lm_head differs" in model.load_note
 
 
@@ -155,7 +123,7 @@ def test_text_names_without_nesting_load(folder, change):
 @pytest.mark.parametrize("spelling", ["model.language_model.", "model.", "language_model.", "nowhere"])
 @pytest.mark.parametrize("names", [str, bare], ids=["nested", "bare"])
 def test_quantised_modules_load_whatever_the_record(folder, tmp_path, spelling, names):
-    options = {"q_bits": 4, "q_group_size": 32, "q_overrides": [("*.w1", 8), ("*.q_proj", "dense")]}
+    options: dict[str, Any] = {"q_bits": 4, "q_group_size": 32, "q_overrides": [("*.w1", 8), ("*.q_proj", "dense")]}
     out = convert(folder, tmp_path / "out", verify=False, **options)
     expected = logits(out, dtype="auto")
     written = json.loads((out / "config.json").read_text())["quantization"]
@@ -165,11 +133,10 @@ def test_quantised_modules_load_whatever_the_record(folder, tmp_path, spelling, 
     moved = {key.replace("language_model.model.", spelling): value for key, value in entries.items()}
     said = base | ({} if spelling == "nowhere" else moved)
     edit_json(out / "config.json", quantization=said, quantization_config=said)
-    tensors = mx.load(str(out / "model.safetensors"))
-    mx.eval(tensors)
+    tensors = tensors_of(out)
     flat = {names(name.replace("language_model.model.", "model.language_model.")): t for name, t in tensors.items()}
     mx.save_safetensors(str(out / "model.safetensors"), flat)
-    model = load_model(out, dtype="auto")
+    model = loaded(out, dtype="auto")
     np.testing.assert_array_equal(logits_of(model), expected)
     assert model.config.quantization == written
     again = convert(out, tmp_path / "again", verify=False)
@@ -213,7 +180,7 @@ def test_a_wrapper_of_single_layers_is_named(folder, wrapper):
 )
 def test_tensors_that_nothing_needs_are_skipped_and_said(folder, tmp_path, name):
     edit(folder, lambda t: {**t, name: t[NORM]})
-    model = load_model(folder)
+    model = loaded(folder)
     np.testing.assert_array_equal(logits_of(model), EXPECTED)
     assert f"tensor {name} left out, which the model does not use" in model.load_note
     notes: list[str] = []
@@ -284,7 +251,7 @@ def sharded(folder: Path) -> list[str]:
 def test_a_true_index_is_followed_and_other_files_left_alone(folder, tmp_path, other):
     sharded(folder)
     save_file({NORM: np.zeros(64, np.float32)}, folder / other)
-    model = load_model(folder)
+    model = loaded(folder)
     np.testing.assert_array_equal(logits_of(model), EXPECTED)
     assert f"{other} left alone (not named by {INDEX})" in model.load_note
     notes: list[str] = []
@@ -309,7 +276,7 @@ def test_a_shard_that_is_missing_is_named(folder, known):
 def test_adapter_files_beside_a_model_are_left_alone(folder, name):
     save_file({"base_model.model.model.norm.weight": np.zeros(4, np.float32)}, folder / name)
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    model = load_model(folder)
+    model = loaded(folder)
     np.testing.assert_array_equal(logits_of(model), EXPECTED)
     assert f"{name} left alone (an adapter)" in model.load_note
 
@@ -317,7 +284,7 @@ def test_adapter_files_beside_a_model_are_left_alone(folder, name):
 def test_a_file_of_lora_layers_alone_is_left_alone(folder):
     lora = {f"x.q_proj.lora_{part}.weight": np.zeros((4, 4), np.float32) for part in "AB"}
     save_file(lora, folder / "checkpoint.safetensors")
-    assert "checkpoint.safetensors left alone (an adapter)" in load_model(folder).load_note
+    assert "checkpoint.safetensors left alone (an adapter)" in loaded(folder).load_note
     (folder / "model.safetensors").unlink()
     refused(folder, r"model: holds an adapter only \(checkpoint.safetensors\), not a model; merge it")
 
@@ -344,20 +311,20 @@ def test_the_dtype_of_the_config_decides_mixed_folders(folder, tmp_path, key):
     edit_json(folder / "config.json", **silent)
     if key:
         edit_json(folder / "config.json", **{key: "bfloat16"})
-    model = load_model(folder, dtype="auto")
-    assert model(IDS).logits.dtype == mx.bfloat16
+    model = loaded(folder, dtype="auto")
+    assert logits_array(model).dtype == mx.bfloat16
     assert "BF16 and F32 weights are mixed; all are taken as bfloat16" in model.load_note
-    assert "mixed" not in load_model(folder, dtype="float32").load_note
+    assert "mixed" not in loaded(folder, dtype="float32").load_note
     out = convert(folder, tmp_path / "out")
-    assert {tensor.dtype for tensor in mx.load(str(out / "model.safetensors")).values()} == {mx.bfloat16}
+    assert {tensor.dtype for tensor in tensors_of(out).values()} == {mx.bfloat16}
     config = json.loads((out / "config.json").read_text())
     assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
 
 
 def test_the_dtype_of_the_config_changes_no_uniform_folder(folder):
     edit_json(folder / "config.json", dtype="bfloat16", torch_dtype="bfloat16")
-    model = load_model(folder, dtype="auto")
-    assert model(IDS).logits.dtype == mx.float32 and not model.load_note
+    model = loaded(folder, dtype="auto")
+    assert logits_array(model).dtype == mx.float32 and not model.load_note
 
 
 # Folders around a model, or in place of one
@@ -476,79 +443,3 @@ def test_repair_says_what_config_json_says_wrongly(folder, tmp_path):
     problems = {finding.problem for finding in findings if finding.file == "config.json"}
     assert {"says of the head what the weights contradict", "records a quantisation of dense weights"} <= problems
     assert not [f for f in repair(tmp_path / "out", tmp_path / "none", dry_run=True) if f.file == "config.json"]
-
-
-# Tokenizers and templates
-
-
-def split_tokenizer(folder: Path, names: list[str]) -> dict[str, int]:
-    """Takes tokens out of tokenizer.json, and returns their ids."""
-    data = json.loads((folder / "tokenizer.json").read_text())
-    ids = {token["content"]: token["id"] for token in data["added_tokens"] if token["content"] in names}
-    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] not in names]
-    data["model"]["vocab"] = {token: id for token, id in data["model"]["vocab"].items() if token not in names}
-    (folder / "tokenizer.json").write_text(json.dumps(data))
-    return ids
-
-
-SPOKEN = "<|im_start|>user\n<image>Hi <|tool_call_start|>[f()]<|tool_call_end|><|im_end|>"
-
-
-@pytest.mark.parametrize("place", ["added_tokens.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("names", [["<image>"], ["<|im_end|>", "<image>", "<|tool_call_start|>", "<|image_end|>"]])
-def test_added_tokens_beside_tokenizer_json_count_at_their_ids(folder, place, names):
-    before = Tokenizer.from_folder(folder)
-    expected = before.encode(SPOKEN)
-    ids = split_tokenizer(folder, names)
-    assert len(ids) == len(names)
-    edit_json(folder / "tokenizer_config.json", added_tokens_decoder=None)
-    if place == "added_tokens.json":
-        edit_json(folder / place, **ids)
-    else:
-        edit_json(
-            folder / place, added_tokens_decoder={str(i): {"content": n, "special": True} for n, i in ids.items()}
-        )
-    tokenizer = Tokenizer.from_folder(folder)
-    assert tokenizer.get_vocab() == before.get_vocab()
-    assert tokenizer.encode(SPOKEN) == expected and tokenizer.decode(expected) == before.decode(expected)
-    model, processor = load(folder)
-    assert processor.image_token_id == model.config.image_token_id
-
-
-def test_new_tokens_behind_the_vocabulary_shift_no_other(folder):
-    before = Tokenizer.from_folder(folder)
-    edit_json(folder / "added_tokens.json", **{"<first>": 900, "<second>": 850})
-    after = Tokenizer.from_folder(folder)
-    assert after.encode("a<second><first>", add_special_tokens=False)[-2:] == [850, 900]
-    assert {token: id for token, id in after.get_vocab().items() if id < 840} == before.get_vocab()
-
-
-@pytest.mark.parametrize(
-    ("tokens", "said"),
-    [
-        ({"<new>": 396}, r"tokenizer.json: '<new>' is to have the id 396, which '<image>' has"),
-        ({"<new>": "x"}, r"added_tokens.json: '<new>' at 'x' is no added token with an id"),
-        ({"<new>": 2**40}, r"is no added token with an id"),
-        ({"": 900}, r"'' at 900 is no added token with an id"),
-    ],
-)
-def test_added_tokens_that_make_no_sense_are_refused(folder, tokens, said):
-    edit_json(folder / "added_tokens.json", **tokens)
-    refused(folder, said, TokenizerError)
-
-
-def test_a_template_in_processor_config_alone_counts(folder, tmp_path):
-    messages = [{"role": "user", "content": "Hi"}]
-    _, processor = load(folder)
-    source, expected = processor.chat_template, processor.apply_chat_template(messages)
-    for name in ("chat_template.jinja", "chat_template.json"):
-        (folder / name).unlink(missing_ok=True)
-    edit_json(folder / "tokenizer_config.json", chat_template=None)
-    edit_json(folder / "processor_config.json", chat_template=source)
-    out = convert(folder, tmp_path / "out")
-    for place in (folder, out):
-        _, processor = load(place)
-        assert processor.apply_chat_template(messages) == expected
-    edit_json(folder / "processor_config.json", chat_template=None)
-    with pytest.raises(TemplateError, match="no such file"):
-        load(folder)[1].apply_chat_template(messages)

@@ -33,7 +33,7 @@ def test_the_makers_sampling_is_added_where_the_source_has_none(shape, expected,
     assert generation_json(tmp_path, config(*shape)) == {"eos_token_id": 7, "do_sample": True, **expected}
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 9, "_from_model_config": true}')
     found = generation_json(tmp_path, config(*shape))
-    assert found == {"eos_token_id": 9, "_from_model_config": True, "do_sample": True, **expected}
+    assert found == {"eos_token_id": [9, 7], "_from_model_config": True, "do_sample": True, **expected}
 
 
 def test_sampling_that_the_source_states_stays(tmp_path):

@@ -187,9 +187,10 @@ def quantize_w1(folder: Path, bits: int, group_size: int, mode: str = "affine") 
 def test_bits_groups_and_mode_follow_from_the_shapes(folder, bits, group_size, mode, stated):
     quantize_w1(folder, bits, group_size, mode)
     edit_config(folder, quantization=stated)
-    model = load_model(folder, dtype="auto")
+    model: Lfm2VlForConditionalGeneration = load_model(folder, dtype="auto")
     w1 = model.model.language_model.layers[0].feed_forward.w1
     assert (w1.bits, w1.group_size, w1.mode) == (bits, group_size, mode)
+    assert model.config.quantization is not None
     entries = {key: value for key, value in model.config.quantization.items() if value is not False}
     assert entries == {"bits": bits, "group_size": group_size, "mode": mode}
 

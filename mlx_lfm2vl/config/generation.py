@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .fields import Fields
@@ -22,6 +22,10 @@ class GenerationConfig:
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+
+    def ending_at(self, ids: Iterable[int]) -> GenerationConfig:
+        """The same with these end tokens too."""
+        return replace(self, eos_token_ids=tuple(dict.fromkeys((*self.eos_token_ids, *ids))))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "generation_config.json") -> GenerationConfig:

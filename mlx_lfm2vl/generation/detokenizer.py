@@ -31,7 +31,9 @@ class Detokenizer:
         """
         self._tokenizer = tokenizer
         self._stop = options.stop
-        self._ends = frozenset(ends)
+        added = tokenizer.backend.get_added_tokens_decoder()
+        stops = {id for id, token in added.items() if token.content in options.stop} if options.stop else ()
+        self._ends = frozenset((*ends, *stops))  # special tokens are no text, in which a stop text is looked for
         self._call_start, self._call_end = tokenizer.backend.token_to_id(START), tokenizer.backend.token_to_id(END)
         self._call: list[int] = []  # tokens of the tool call that is being written
         self._pending = ""  # text that may be the beginning of a stop text

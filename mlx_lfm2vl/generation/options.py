@@ -23,8 +23,8 @@ class GenerationOptions:
     (1: off). `min_p`: among those at least this fraction as likely as the likeliest (0: off). `repetition_penalty`:
     divides positive and multiplies negative logits of tokens seen in prompt or answer (1: off; Keskar et al. 2019).
     `seed`: makes sampling repeatable. `stop`: texts at which the answer ends (a string or several, None is none), not
-    part of it. `logprobs`: pieces carry the natural logarithm of the probability that the model itself gave each token,
-    before penalty, temperature and filters.
+    part of it; one that is a special token counts as its id. `logprobs`: pieces carry the natural logarithm of the
+    probability that the model itself gave each token, before penalty, temperature and filters.
 
     Filters work in the order of transformers: penalty, temperature, top-k, top-p, min-p. Raises `OptionError` naming
     the option and its range.
