@@ -4,6 +4,7 @@ import json
 import queue
 import threading
 import warnings
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -236,7 +237,7 @@ def test_text_is_streamed_to_stdout_and_to_another_thread(capsys):
         return_dict=True,
         add_generation_prompt=True,
     )
-    settings = {"max_new_tokens": 12, "eos_token_id": None}
+    settings: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": None}
     out = model.generate(**inputs, **settings)
     text = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     model.generate(**inputs, **settings, streamer=TextStreamer(processor, skip_prompt=True, skip_special_tokens=True))

@@ -289,5 +289,5 @@ def test_without_a_limit_an_answer_goes_to_the_end_of_the_context(endless):
     config["text_config"]["max_position_embeddings"] = 60
     (endless / "config.json").write_text(json.dumps(config))
     *_, last = stream_generate(*load(endless), "Hello.", max_tokens=None)
-    assert last.finish_reason == "length"
+    assert last.finish_reason == "length" and last.statistics is not None
     assert last.statistics.prompt_tokens + last.statistics.generated_tokens == 60

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from .. import config
 from ..config import read_json
@@ -93,9 +93,11 @@ _META = ("_from_model_config", "transformers_version", "_commit_hash")
 class GenerationConfig:
     """Settings of `generate` as attributes; None is what the model's own, or else transformers' default, says."""
 
-    bos_token_id: Any
-    eos_token_id: Any
-    pad_token_id: Any
+    if TYPE_CHECKING:  # every name of KNOWN
+
+        def __getattr__(self, name: str) -> Any: ...
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     def __init__(self, **settings: Any):
         """Keywords as transformers has them. Others become attributes, too, as those of its files do."""

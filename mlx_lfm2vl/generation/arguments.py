@@ -35,6 +35,23 @@ class ImageOverrides(TypedDict, total=False):
     do_pad: bool | None
 
 
+class OptionFields(TypedDict, total=False):
+    """Fields of `GenerationOptions`, for one call."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    min_p: float | None
+    top_k: int | None
+    repetition_penalty: float | None
+    seed: int | None
+    logprobs: bool
+
+
+class CallOverrides(ImageOverrides, OptionFields, total=False):
+    """Of one call."""
+
+
 class ConversationArguments(ImageOverrides, total=False):
     """Of a chat."""
 
@@ -50,7 +67,7 @@ class PromptArguments(ConversationArguments, total=False):
     progress: Progress | None
 
 
-class GenerateArguments(PromptArguments, total=False):
+class GenerateArguments(PromptArguments, OptionFields, total=False):
     """Of `stream_generate`."""
 
     vision_cache: VisionCache | None

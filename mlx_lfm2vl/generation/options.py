@@ -30,7 +30,7 @@ class GenerationOptions:
     the option and its range.
     """
 
-    max_tokens: int = 512  # None, too, which becomes MAX_TOKENS
+    max_tokens: int | None = 512
     temperature: float | None = None
     top_p: float | None = None
     min_p: float | None = None
@@ -41,8 +41,6 @@ class GenerationOptions:
     logprobs: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_tokens is None:
-            object.__setattr__(self, "max_tokens", MAX_TOKENS)
         self._number("max_tokens", 1, MAX_TOKENS, whole=True)
         self._number("temperature", 0, 100)
         self._number("top_p", 0, 1, above=True)
@@ -74,6 +72,11 @@ class GenerationOptions:
             start = f"above {low:g}" if above else f"from {low:g}"
             raise OptionError(f"{name} is {value!r}, expected {kind} {start} to {high:g}")
         object.__setattr__(self, name, number)
+
+    @property
+    def token_limit(self) -> int:
+        """The most new tokens; more than any model has positions for None."""
+        return MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
     @classmethod
     def of(cls, options: GenerationOptions | None, named: dict[str, Any]) -> GenerationOptions:

@@ -137,7 +137,7 @@ def _prefill_row(
         assert recorder is not None and prompt_cache is not None
         prompt_cache.put(recorder.entry(cache.copy(), row.generated))
 
-    text = Prompt(ids[None, known:], images=images, answer=row.options.max_tokens)
+    text = Prompt(ids[None, known:], images=images, answer=row.options.token_limit)
     try:
         logits = yield from prefill_in_pieces(model, text, cache, pauses=row.points, paused=paused)
     except Cancelled:
@@ -160,7 +160,7 @@ def _prefill_together(
     for at, row in enumerate(rows):
         ids[at, padding[at] :] = row.ids
     mask = (np.arange(ids.shape[1]) >= padding[:, None]).astype(np.int64)
-    prompt = Prompt(ids, mask, images=images, answer=max(row.options.max_tokens for row in rows))
+    prompt = Prompt(ids, mask, images=images, answer=max(row.options.token_limit for row in rows))
     cache = Cache(model.config.text_config)
     logits = yield from prefill_in_pieces(model, prompt, cache)
     return cache, logits, prompt.padding

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from .arguments import GenerateArguments, ImageOverrides
+from .arguments import CallOverrides, GenerateArguments
 from .drive import drive
 from .options import GenerationOptions
 from .prompt_cache import PromptCache, check_prompt_cache
@@ -35,7 +35,7 @@ def stream_generate(
     stop: Stop | None = None,
     progress: Progress | None = None,
     control_tokens: bool = False,
-    **image_overrides: Unpack[ImageOverrides],
+    **overrides: Unpack[CallOverrides],
 ) -> Generator[GenerationResponse, None, None]:
     """Answers a question about pictures, or one without any.
 
@@ -45,7 +45,7 @@ def stream_generate(
     where encoded pictures are kept for the next call; `prompt_cache`: where beginnings of prompts are. `stop`: asked
     between tokens and, before the first, many times a second; true ends the answer with "cancelled". `progress`: told
     of the tokens of the prompt. `control_tokens`: tokens such as `<|im_end|>` in the texts are what they are for the
-    model; without it they are text like any other. `image_overrides`: as for `Lfm2VlProcessor` (`max_image_tokens`
+    model; without it they are text like any other. `overrides`: as for `Lfm2VlProcessor` (`max_image_tokens`
     ...), and fields of `GenerationOptions` (`max_tokens=64`), in place of those of `options`. Generation ends at the
     model's end token, at a stop text, at `max_tokens`, or when the model's positions are used up. Closing the iterator
     stops the work.
@@ -58,6 +58,7 @@ def stream_generate(
     check_pair(model, processor)
     check_vision_cache(vision_cache)
     check_prompt_cache(prompt_cache)
+    image_overrides: dict[str, Any] = {**overrides}
     chosen = GenerationOptions.of(options, image_overrides)
     request = GenerationRequest(prompt, images, system, tools, chosen, image_overrides, control_tokens)
     scheduler = Scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
