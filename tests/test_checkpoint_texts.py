@@ -110,7 +110,7 @@ def test_a_template_in_processor_config_alone_counts(folder, tmp_path):
         (None, 4, None, (4,)),
         (None, None, "<|im_end|>", (7,)),
         (7, 7, "<|im_end|>", (7,)),
-        (None, None, None, ()),
+        (None, None, None, (2,)),  # the default of transformers
     ],
 )
 def test_end_tokens_of_all_files_add_up(folder, tmp_path, generation, config, tokenizer, expected):

@@ -114,7 +114,7 @@ def assert_fields(made: dict) -> None:
     assert set(made["images"][0]) == {"source", "tokens"}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and page != "transformers"])
 def test_the_python_of_a_page_is_one_program_that_runs(page, place):
     program = "\n".join(body for _, body in blocks(page, "python"))
     done = run([sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", program], place)
@@ -122,6 +122,13 @@ def test_the_python_of_a_page_is_one_program_that_runs(page, place):
     assert "At the left there is a large black ring, and at the bottom right a large pink square." in done.stdout
     assert "nowhere.png: no such picture" in done.stdout
     assert "cancelled\n" in done.stdout and "[ToolCall(name='place_of', arguments={'name': 'ring'})]" in done.stdout
+
+
+def test_the_documentation_s_example_of_transformers_answers(place):
+    ((_, program),) = blocks("transformers", "python")
+    done = run([sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", f"{program}print(text)"], place)
+    assert done.returncode == 0, done.stdout
+    assert "What is in this image?" in done.stdout and "large black ring" in done.stdout
 
 
 def test_every_option_of_these_commands_is_on_the_page():
@@ -209,8 +216,9 @@ def test_tables_of_arguments_are_those_of_the_code(name):
 
 def test_an_engines_request_has_the_arguments_of_a_stream_and_its_own():
     head, known = "argument of `Engine.submit`", arguments(mlx_lfm2vl.Engine.submit)
-    without = {"model", "processor", "vision_cache", "prompt_cache", "stop"}
-    assert set(known) == (set(arguments(mlx_lfm2vl.stream_generate)) - without) | set(names_of(head))
+    own = {"model", "processor", "vision_cache", "prompt_cache", "stop", "overrides"}
+    shared = set(arguments(mlx_lfm2vl.stream_generate)) - own
+    assert set(known) == shared | {"image_overrides"} | set(names_of(head))
     assert_defaults(head, known)
     assert list(arguments(mlx_lfm2vl.GenerationRequest)) == [
         name for name in arguments(mlx_lfm2vl.GenerationRequest) if f"`{name}`" in PAGES["python"]

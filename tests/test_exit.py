@@ -49,7 +49,9 @@ PROGRAMS = {
     "a batch": LOADED + "run(lambda: list(generate_batch(*pair, [GenerationRequest('Hi', options=few)]))).join()",
     "a chat": LOADED + "chat = Chat(*pair, options=few); run(lambda: chat.ask('Hi')).join()",
     "transformers' generate": (
-        LOADED + "run(lambda: pair[0].generate(pair[1].tokenizer('Hi', return_tensors='np')['input_ids'])).join()"
+        LOADED
+        + "ids = pair[1].tokenizer('Hi', return_tensors='np')['input_ids']; "
+        + "run(lambda: pair[0].generate(ids, max_new_tokens=4)).join()"
     ),
     "an answer that is left open": (
         LOADED + "pieces = stream_generate(*pair, 'Hi', SCENE); run(lambda: next(pieces)).join()"

@@ -1,9 +1,11 @@
 """Answers as text: pieces, end, statistics, and what is refused."""
 
 import json
+import shutil
 import weakref
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -284,10 +286,11 @@ def test_fields_of_the_options_go_as_keywords_too():
     )
 
 
-def test_without_a_limit_an_answer_goes_to_the_end_of_the_context(endless):
-    config = json.loads((endless / "config.json").read_text())
+def test_without_a_limit_an_answer_goes_to_the_end_of_the_context(endless, tmp_path):
+    folder = Path(shutil.copytree(endless, tmp_path / "short"))
+    config = json.loads((folder / "config.json").read_text())
     config["text_config"]["max_position_embeddings"] = 60
-    (endless / "config.json").write_text(json.dumps(config))
-    *_, last = stream_generate(*load(endless), "Hello.", max_tokens=None)
+    (folder / "config.json").write_text(json.dumps(config))
+    *_, last = stream_generate(*load(folder), "Hello.", max_tokens=None)
     assert last.finish_reason == "length" and last.statistics is not None
     assert last.statistics.prompt_tokens + last.statistics.generated_tokens == 60

@@ -21,7 +21,7 @@ with contextlib.closing(generate_batch(model, processor, [GenerationRequest("x")
     answer: Completion = next(answers)
 chat = Chat(model, processor, system="x", do_image_splitting=False)
 chat.stream("x").close()
-text: str = chat.ask("x", role="tool", options=GenerationOptions(max_tokens=3)) + generate(model, processor, "x")
+text: str = chat.ask("x", role="tool", options=GenerationOptions(max_tokens=3)) + generate(model, processor, "x", max_tokens=None, temperature=0.1)
 engine = Engine("demo")
 engine.stream("x", deadline=3.0).close()
 def sink(item: GenerationResponse | BaseException) -> None: ...
@@ -43,7 +43,7 @@ TYPOS = {
     "engine.stream('x', timeout=3)": "timeout",
     "talk.ask('x', optoins=None)": "optoins",
     "chat.ask('x', deadline=3)": "deadline",
-    "generate(model, processor, 'x', temperature=1)": "temperature",
+    "generate(model, processor, 'x', temperatur=1)": "temperatur",
     "stream_generate(model, processor, 'x', max_image_token=1)": "max_image_token",
     "Chat(model, processor, sistem='x')": "sistem",
 }

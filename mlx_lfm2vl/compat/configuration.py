@@ -18,7 +18,7 @@ from .loading import hub_options
 from .sharing import push_folder
 
 _FIELDS = tuple(field.name for field in fields(config.Lfm2VlConfig))
-_TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # transformers', where a file is silent
+_TOKENS = {"bos_token_id": 1, "eos_token_id": (2,), "pad_token_id": 0}  # transformers', where a file is silent
 _ELSEWHERE = ("output_attentions", "output_hidden_states", "return_dict", "use_cache")
 
 

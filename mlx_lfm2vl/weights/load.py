@@ -192,7 +192,7 @@ def open_model(
     check_shapes(model, plain, tuple(folder / name for name in shards.missing))
     config = replace(config, quantization=quantize.as_stored(model, widths, prefix))
     for part in (model, *(inner for inner in (model.get("model"),) if inner is not None)):
-        part.config = config
+        part.config = replace(part.config, quantization=config.quantization)  # of the model's own class
     if unused:
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
         notes += (f"tensor {unused[0]}{more} left out, which the model does not use",)
