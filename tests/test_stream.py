@@ -244,8 +244,11 @@ def test_generation_ends_where_the_positions_end():
         model.config = replace(config, text_config=replace(text_config, max_position_embeddings=limit))
         *_, last = stream_generate(model, processor, "Hello.", options=OPTIONS)
         assert (last.finish_reason, statistics_of(last).generated_tokens) == ("length", 5)
-        with pytest.raises(PromptError, match=rf"the prompt has \d+ tokens, but the model has {limit} positions"):
+        refused = rf"the prompt has \d+ tokens, but the model has {limit} positions"
+        with pytest.raises(PromptError, match=rf"{refused}; shorten the text"):
             generate(model, processor, "Hello." * 50, options=OPTIONS)
+        with pytest.raises(PromptError, match=rf"{refused}; use fewer or smaller pictures, or less text"):
+            generate(model, processor, "Hello.", picture("tall"), options=OPTIONS)
     finally:
         model.config = config
 

@@ -79,7 +79,7 @@ def ask(
     request = GenerationRequest(TEXT_PROMPT if file is None else PROMPT, picture, options=GREEDY)
     prompt = encode(model, processor, request)
     ids = prompt.ids[None]
-    tokens = min(tokens, positions_left(model, ids.shape[1]))
+    tokens = min(tokens, positions_left(model, ids.shape[1], bool(prompt.pictures)))
     laps.append(time.perf_counter())
     images = None
     if prompt.pictures:

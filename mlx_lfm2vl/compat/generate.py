@@ -203,7 +203,7 @@ def _answer(
     with WiredLimit():
         if streamer is not None:
             streamer.put(tensors.of_numpy(like, ids))
-        limit = min(new, positions_left(model, prompt.cache.offset + prompt.new))
+        limit = min(new, positions_left(model, prompt.cache.offset + prompt.new, prompt.has_pictures))
         logits = prompt.run(model, limit)
         if repeats > 1:
             rows = mx.array(np.repeat(np.arange(len(prompt.ids)), repeats))

@@ -35,6 +35,10 @@ class GivenPrompt:
     images: mx.array | None
 
     @property
+    def has_pictures(self) -> bool:
+        return self.pixel_values is not None or self.images is not None
+
+    @property
     def padding(self) -> np.ndarray | None:
         """Padding tokens before each row (B,), or None. Raises `InputError` for padding elsewhere."""
         return None if self.mask is None else Prompt(np.zeros(self.mask.shape, np.int64), self.mask).padding

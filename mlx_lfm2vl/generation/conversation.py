@@ -181,7 +181,7 @@ class Conversation:
         self, messages: list[dict[str, Any]], options: GenerationOptions | None, cancel: Callable[[], None]
     ) -> tuple[Turn, EncodedPrompt]:
         prompt = self._encode(messages, resolved(self.model, options or self.options))
-        positions_left(self.model, len(prompt.ids))  # raises if there is no room for an answer
+        positions_left(self.model, len(prompt.ids), bool(prompt.pictures))  # raises if there is no room for an answer
         self._turn = Turn(self, messages, cancel)
         return self._turn, prompt
 

@@ -28,11 +28,11 @@ def resolved(model: Lfm2VlForConditionalGeneration, options: GenerationOptions |
     return (options or GenerationOptions()).resolve(recommended(model.config, generation_config(model)))
 
 
-def positions_left(model: Lfm2VlForConditionalGeneration, length: int) -> int:
-    """New tokens that fit behind a prompt of `length`. Raises `PromptError` if there is no room for one."""
+def positions_left(model: Lfm2VlForConditionalGeneration, length: int, pictures: bool) -> int:
+    """New tokens that fit behind a prompt of `length` tokens, with `pictures` or without. Raises `PromptError` if there
+    is no room for one."""
     limit = model.config.text_config.max_position_embeddings
     if length >= limit:
-        raise PromptError(
-            f"the prompt has {length} tokens, but the model has {limit} positions; use fewer or smaller pictures"
-        )
+        way_out = "use fewer or smaller pictures, or less text" if pictures else "shorten the text"
+        raise PromptError(f"the prompt has {length} tokens, but the model has {limit} positions; {way_out}")
     return limit - length

@@ -145,7 +145,7 @@ def encode(
         **request.image_overrides,
     )
     ids = inputs["input_ids"][0]
-    positions_left(model, len(ids))  # raises if there is no room for an answer
+    positions_left(model, len(ids), "pixel_values" in inputs)  # raises if there is no room for an answer
     if "pixel_values" not in inputs:
         return EncodedPrompt(ids, options)
     counts = [len(plan.spatial_shapes) for plan in inputs.plans[0]]

@@ -90,7 +90,7 @@ class Scheduler:
             PromptError: if there is no room for an answer.
         """
         ends = generation_config(self._model).eos_token_ids
-        limit = min(prompt.options.token_limit, positions_left(self._model, len(prompt.ids)))
+        limit = min(prompt.options.token_limit, positions_left(self._model, len(prompt.ids), bool(prompt.pictures)))
         row = Sequence(self._count, prompt, self._tokenizer, ends, limit, started)
         self._count += 1
         self._rows[row.id] = row
