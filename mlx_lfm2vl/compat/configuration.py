@@ -45,8 +45,10 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
             own["dtype"] = str(dtype).rpartition(".")[2]
         super().__init__(vision_config=vision_config, text_config=text_config, **own)
         text = self.text_config
-        silent: dict[str, Any] = {name: value for name, value in _TOKENS.items() if getattr(text, name) is None}
-        object.__setattr__(self, "text_config", replace(text, **silent))
+        tokens: dict[str, Any] = {name: value for name, value in _TOKENS.items() if getattr(text, name) is None}
+        if len(self.eos_token_ids) == 1:
+            tokens["eos_token_id"] = self.eos_token_ids[0]
+        object.__setattr__(self, "text_config", replace(text, **tokens))
         others = {"output_attentions": False, "output_hidden_states": False, "return_dict": True, "use_cache": True}
         for name, value in {**others, **named}.items():
             if not hasattr(type(self), name) or name in _ELSEWHERE:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from ..config import ProcessorConfig
 from ..errors import OptionError
 from ..processing import image, processor
@@ -66,6 +68,16 @@ class Lfm2VlImageProcessor(image.Lfm2VlImageProcessor):
         return BatchFeature.of(made, kind)
 
     preprocess = __call__
+
+    def encode(self, images: Any, **overrides: Any) -> Any:
+        """As there. Pictures of floats are in 0..1, which `do_rescale=False` says of them in transformers."""
+        if not self.configured(**overrides).do_rescale:
+            floats = [isinstance(each, np.ndarray) and each.dtype.kind == "f" for each in image.flatten(images)]
+            if any(floats) and not all(floats):
+                raise OptionError("do_rescale=False needs pictures that are all floats in 0..1, or none; convert some")
+            if any(floats):
+                overrides.update(do_rescale=True, rescale_factor=1 / 255)
+        return super().encode(images, **overrides)
 
     def to_dict(self) -> dict[str, Any]:
         """preprocessor_config.json."""
