@@ -13,6 +13,7 @@ from conftest import GOLDEN, cache_by_backend
 
 from mlx_lfm2vl import GenerationConfig, TextIteratorStreamer, TextStreamer, load
 from mlx_lfm2vl.compat.generation_config import _ONLY
+from mlx_lfm2vl.compat.stopping import stop_strings
 from mlx_lfm2vl.errors import InputError, OptionError
 
 FROZEN = json.loads((GOLDEN / "generate.json").read_text())
@@ -175,6 +176,16 @@ def test_padding_without_a_mask_is_found_by_its_token():
 def test_the_prompt_may_be_left_out():
     out = np.array(loaded()[0].generate(max_new_tokens=3))
     assert out.shape == (1, 4) and out[0, 0] == 1
+
+
+def test_stop_strings_are_found_in_bytes_of_several_tokens():
+    tokenizer = loaded()[1].tokenizer
+    row = tokenizer.encode("Café", add_special_tokens=False)
+    assert tokenizer.decode(row[-1:]) == "�"
+    for stop, ends in (("é", True), ("afé", True), ("�", False), ("Caf", False)):
+        assert stop_strings(stop, tokenizer)(np.array([row])).tolist() == [ends]
+        assert stop_strings("é", tokenizer)(np.array([row[:-1]])).tolist() == [False]
+    assert stop_strings(["x", "�"], tokenizer)(np.array([tokenizer.encode("a�")])).tolist() == [True]
 
 
 def test_functions_of_the_caller_see_ids_and_scores(inputs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,6 +13,9 @@ from ..errors import OptionError
 from . import tensors
 
 Criterion = Callable[[np.ndarray], np.ndarray]  # ids (B, L) to (B,) bool
+_VISIBLE = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes that byte-level tokens spell as themselves
+_HIDDEN = sorted(set(range(256)).difference(_VISIBLE))  # and those that they spell as U+0100 and what follows
+_BYTES = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + place): byte for place, byte in enumerate(_HIDDEN)}
 
 
 def end_token(ends: Sequence[int]) -> Criterion:
@@ -26,19 +30,29 @@ def max_time(seconds: Any) -> Criterion:
 
 
 def stop_strings(strings: Any, tokenizer: Any) -> Criterion:
-    """Rows whose last token completes one of these texts. Raises `OptionError`."""
+    """Rows whose last token completes one of these texts. Bytes are compared, as in transformers: the bytes of a
+    character may be of several tokens, and U+FFFD is not found in bytes that make no character. Raises `OptionError`.
+    """
     texts = [strings] if isinstance(strings, str) else list(strings)
     if not texts or not all(isinstance(text, str) and text for text in texts):
         raise OptionError(f"stop_strings is {strings!r}, expected a text or several, none of them empty")
     if tokenizer is None:
         raise OptionError("stop_strings needs the tokenizer: generate(..., tokenizer=processor.tokenizer)")
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    longest = max(map(len, texts))
+    stops = [text.encode() for text in texts]
+    longest = max(map(len, stops))
+
+    @functools.cache
+    def bytes_of(token: int) -> bytes:
+        characters = tokenizer.convert_ids_to_tokens(token) or ""
+        if all(character in _BYTES for character in characters):
+            return bytes(_BYTES[character] for character in characters)
+        return str(tokenizer.decode([token])).encode()  # an added token, which is text
 
     def ends(row: np.ndarray) -> bool:
-        pieces = [str(tokenizer.decode([token])) for token in row[-longest - 1 :].tolist()]
-        text, last = "".join(pieces), len(pieces[-1])
-        return any(text.find(stop, max(0, len(text) - last - len(stop) + 1)) >= 0 for stop in texts)
+        pieces = [bytes_of(token) for token in row[-longest:].tolist()]
+        text, last = b"".join(pieces), len(pieces[-1])
+        return any(text.find(stop, max(0, len(text) - last - len(stop) + 1)) >= 0 for stop in stops)
 
     return lambda ids: np.array([ends(row) for row in ids], bool)
 

@@ -83,7 +83,7 @@ def to_torch(value: Any) -> Any:
 
     if is_torch(value):
         return value
-    array = np.ascontiguousarray(to_numpy(value))
+    array = np.asarray(to_numpy(value), order="C")
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     return tensor.bfloat16() if _is_bfloat16(value) else tensor
 
