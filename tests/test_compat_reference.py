@@ -66,7 +66,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "text": {"text": "Hello there."},
     "texts": {"text": ["Hello there.", "Hi"], "padding": True},
     "a picture": PICTURE,
-    "tiles": {"images": "wide", "text": "<image>"},
+    "tiles": {"images": "large", "text": "<image>"},
     "pictures of two texts": {"images": [["landscape"], ["small", "photo"]], "text": ["<image>", "a<image>b<image>"]}
     | {"padding": True, "padding_side": "left"},
     "a list of lists for one text": {"images": [["small", "photo"]], "text": ["<image> or <image>"]},
@@ -93,10 +93,10 @@ CALLS: dict[str, dict[str, Any]] = {
     "rescale_factor": PICTURE | {"rescale_factor": 1 / 127.5},
     "image_mean": PICTURE | {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.3, 0.2, 0.1]},
     "resample": PICTURE | {"resample": 2},
-    "tiles of another size": {"images": "wide", "text": "<image>", "tile_size": 64},
-    "fewer tiles": {"images": "wide", "text": "<image>", "max_tiles": 3},
-    "no thumbnail": {"images": "wide", "text": "<image>", "use_thumbnail": False},
-    "tolerance": {"images": "wide", "text": "<image>", "max_pixels_tolerance": 100.0},
+    "tiles of another size": {"images": "large", "text": "<image>", "tile_size": 64},
+    "fewer tiles": {"images": "large", "text": "<image>", "max_tiles": 3},
+    "no thumbnail": {"images": "large", "text": "<image>", "use_thumbnail": False},
+    "tolerance": {"images": "large", "text": "<image>", "max_pixels_tolerance": 100.0},
     "min_image_tokens": {"images": "small", "text": "<image>", "min_image_tokens": 40},
     "disable_grouping": PICTURE | {"disable_grouping": True},
     "data_format": PICTURE | {"data_format": "channels_first"},
@@ -161,7 +161,7 @@ def test_attributes_of_image_processors_are_obeyed_when_set(name, value):
     made = []
     for processor in fresh():
         setattr(processor.image_processor, name, value)
-        made.append(processor(images=picture("wide"), text="<image>", return_tensors="pt"))
+        made.append(processor(images=picture("large"), text="<image>", return_tensors="pt"))
     same(made[0], made[1])
 
 
@@ -289,9 +289,9 @@ def test_image_processors_give_the_same():
         auto.from_pretrained(GOLDEN / "gen25") for auto in (AutoImageProcessor, transformers.AutoImageProcessor)
     )
     for call in (
-        {"images": picture("wide")},
-        {"images": [picture("wide"), picture("small")], "return_row_col_info": True},
-        {"images": [[picture("wide")], [picture("small")]], "do_image_splitting": False},
+        {"images": picture("large")},
+        {"images": [picture("large"), picture("small")], "return_row_col_info": True},
+        {"images": [[picture("large")], [picture("small")]], "do_image_splitting": False},
     ):
         found, expected = our(**call, return_tensors="pt"), their(**call, return_tensors="pt")
         same(found, expected, str(call))
@@ -383,7 +383,7 @@ def test_saved_processors_load_in_the_other_program(folder, tmp_path):
     ours(folder).save_pretrained(tmp_path / "ours")
     theirs(folder).save_pretrained(tmp_path / "theirs")
     (tmp_path / "ours" / "config.json").write_text(json.dumps({"model_type": "lfm2_vl"}))  # as their Auto classes need
-    call = {"images": picture("wide"), "text": "a <image>", "return_tensors": "pt"}
+    call = {"images": picture("large"), "text": "a <image>", "return_tensors": "pt"}
     for found in (
         transformers.AutoProcessor.from_pretrained(tmp_path / "ours"),
         AutoProcessor.from_pretrained(tmp_path / "ours"),
