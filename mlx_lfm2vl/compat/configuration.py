@@ -18,8 +18,8 @@ from .loading import hub_options
 from .sharing import push_folder
 
 _FIELDS = tuple(field.name for field in fields(config.Lfm2VlConfig))
-_TOKENS = {"bos_token_id": 1, "eos_token_id": (2,), "pad_token_id": 0}  # transformers', where a file is silent
-_ELSEWHERE = ("output_attentions", "output_hidden_states", "return_dict", "use_cache")
+_TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # transformers', where a file is silent
+OF_CALLS = ("output_attentions", "output_hidden_states", "return_dict", "use_cache")
 
 
 class Lfm2VlConfig(config.Lfm2VlConfig):
@@ -51,7 +51,7 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
         object.__setattr__(self, "text_config", replace(text, **tokens))
         others = {"output_attentions": False, "output_hidden_states": False, "return_dict": True, "use_cache": True}
         for name, value in {**others, **named}.items():
-            if not hasattr(type(self), name) or name in _ELSEWHERE:
+            if not hasattr(type(self), name) or name in OF_CALLS:
                 object.__setattr__(self, name, value)
 
     def __eq__(self, other: object) -> bool:
@@ -78,6 +78,15 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
     def of(cls, known: config.Lfm2VlConfig) -> Self:
         """The same configuration as an object of this class."""
         return known if isinstance(known, cls) else cls(**{name: getattr(known, name) for name in _FIELDS})
+
+    @property
+    def others(self) -> dict[str, Any]:
+        """What it says beside its fields."""
+        return {name: value for name, value in vars(self).items() if name not in _FIELDS}
+
+    def changed(self, **values: Any) -> Self:
+        """The same with other values. (`dataclasses.replace` keeps fields alone.)"""
+        return type(self)(**{**vars(self), **values})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "config.json", **changed: Any) -> Self:

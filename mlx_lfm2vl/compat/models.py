@@ -18,7 +18,7 @@ from ..models import lfm2_vl
 from ..models.outputs import ModelOutput
 from ..weights.load import load_model
 from . import tensors
-from .configuration import Lfm2VlConfig
+from .configuration import OF_CALLS, Lfm2VlConfig
 from .generate import Callbacks, generate, transition_scores
 from .generation_config import GenerationConfig
 from .loading import hub_options, no_more
@@ -85,8 +85,8 @@ class Lfm2VlModel(ModelMethods, lfm2_vl.Lfm2VlModel):
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlModel:
         """As `Lfm2VlForConditionalGeneration.from_pretrained`."""
-        folder, known = _open(path_or_repo, options)
-        return load_model(folder, model_class=cls, prefix="model.", **known).with_stated_dtype()
+        folder, known, others = _open(path_or_repo, options)
+        return load_model(folder, model_class=cls, prefix="model.", **known).configured(others)
 
 
 class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalGeneration):
@@ -113,16 +113,16 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
             options: `dtype` (or `torch_dtype`): "float32", "float16", "bfloat16", torch's or MLX's, or "auto", the
                 dtype of the file; None is "auto", but float32 on the backend numpy, where quantised weights become
                 dense. `load_note` says what was done. `backend` and `progress` as for `load`. `revision`, `token`,
-                `cache_dir`, `local_files_only` for the hub; `subfolder`; `config`, which must be the folder's;
-                `generation_config`. What has no meaning here (`device_map={...}`, `trust_remote_code` ...) is ignored
-                with a warning.
+                `cache_dir`, `local_files_only` for the hub; `subfolder`; `config`, whose fields must be the folder's;
+                `output_hidden_states`, `output_attentions`, `return_dict`; `generation_config`. What has no meaning
+                here (`device_map={...}`, `trust_remote_code` ...) is ignored with a warning.
 
         Raises:
             HubError, ConfigError, WeightsError, OptionError, OutOfMemoryError
         """
         given = options.pop("generation_config", None)
-        folder, known = _open(path_or_repo, options)
-        model = load_model(folder, model_class=cls, **known).with_stated_dtype()
+        folder, known, others = _open(path_or_repo, options)
+        model = load_model(folder, model_class=cls, **known).configured(others)
         file = folder / "generation_config.json"
         if given is None and file.is_file():
             given = GenerationConfig.from_dict(read_json(file), str(file))
@@ -234,21 +234,23 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
         return push_folder(lambda folder: save(self, Path(folder), hf=hf), repo_id, **options)
 
 
-def _open(path_or_repo: str | os.PathLike[str], options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The folder of a model, and the keywords of `load_model`."""
+def _open(path_or_repo: str | os.PathLike[str], options: dict[str, Any]) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """The folder of a model, the keywords of `load_model`, and what the configuration says beside its fields."""
     known: dict[str, Any] = {name: options.pop(name, None) for name in ("backend", "progress")}
     dtype = options.pop("dtype", None)
     dtype = options.pop("torch_dtype", None) if dtype is None else dtype
     known["dtype"] = tensors.dtype_name(dtype) if tensors.is_dtype(dtype) else dtype
     config = options.pop("config", None)
+    of_calls = {name: options.pop(name) for name in OF_CALLS if name in options}
     place, hub, others = hub_options(path_or_repo, options)
     no_more(others, "from_pretrained")
     progress: Progress | None = known["progress"]
     folder = resolve(place, progress=progress, **hub)
-    if config is not None and Lfm2VlConfig.of(config) != (own := Lfm2VlConfig.from_pretrained(folder)):
+    given = None if config is None else Lfm2VlConfig.of(config)
+    if given is not None and given != (own := Lfm2VlConfig.from_pretrained(folder)):
         name = next(name for name in vars(own) if getattr(own, name) != getattr(config, name, None))
         raise ConfigError(f"{folder}: config differs in {name} from the folder's; write it into config.json")
-    return folder, known
+    return folder, known, {**(given.others if given is not None else {}), **of_calls}
 
 
 def _of_model(config: Lfm2VlConfig) -> GenerationConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
 
@@ -31,9 +32,9 @@ class ModelMethods:
         """The dtype that the layers compute in."""
         return self._backbone().embedding_norm.weight.dtype  # type: ignore[no-any-return]
 
-    def with_stated_dtype(self) -> Self:
-        """Itself, with a configuration that says its dtype, as transformers' says it once weights are loaded."""
-        self._set_config(replace(self.config, dtype=str(self.dtype).removeprefix("mlx.core.")))
+    def configured(self, others: Mapping[str, Any]) -> Self:
+        """Itself, with a configuration that says `others`, and its dtype, as transformers' does of loaded weights."""
+        self._set_config(self.config.changed(**others, dtype=str(self.dtype).removeprefix("mlx.core.")))
         return self
 
     @property
@@ -93,7 +94,7 @@ class ModelMethods:
         if size != old:
             for module in {id(each): each for each in (table, self.get_output_embeddings() or table)}.values():
                 module.weight = _resized(module.weight, size, mean_resizing)
-            self._set_config(replace(self.config, text_config=replace(self.config.text_config, vocab_size=size)))
+            self._set_config(self.config.changed(text_config=replace(self.config.text_config, vocab_size=size)))
         return table
 
     def to(self, *arguments: Any, **named: Any) -> Self:
@@ -112,7 +113,7 @@ class ModelMethods:
                 if getattr(self, "backend", None) == "numpy":
                     raise OptionError(f"the backend numpy computes in float32; load the model with dtype={name!r}")
                 self.set_dtype(DTYPES[name])  # type: ignore[attr-defined]
-                self._set_config(replace(self.config, dtype=name))
+                self._set_config(self.config.changed(dtype=name))
         return self
 
     def _backbone(self) -> Any:
