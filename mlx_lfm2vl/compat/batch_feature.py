@@ -9,8 +9,6 @@ from ..errors import OptionError
 from ..processing.processor import ProcessorOutput
 from . import tensors
 
-SHAPED = ("input_ids", "attention_mask", "assistant_masks", "mm_token_type_ids")
-
 
 class BatchFeature(ProcessorOutput):
     """Arrays by name, also readable as attributes. Ready for `model(**features)` and `model.generate(**features)`."""

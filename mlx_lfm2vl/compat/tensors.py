@@ -9,14 +9,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import OptionError
-
-if TYPE_CHECKING:
-    pass
 
 RETURN_TENSORS = ("np", "mlx", "pt")
 _FLOATING = ("float32", "float16", "bfloat16", "float64")

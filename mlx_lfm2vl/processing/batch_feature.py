@@ -22,10 +22,6 @@ class BatchFeature(dict[str, Any]):
                 f"{type(self).__name__} has no {name!r}; it has {', '.join(self) or 'nothing'}"
             ) from None
 
-    def to(self, device: Any = None) -> BatchFeature:
-        """Itself: memory is unified, so there is nowhere to move to. Accepts the reference's `.to(model.device)`."""
-        return self
-
 
 def check_return_tensors(return_tensors: Any) -> None:
     """Raises `OptionError` for anything but "np" and None."""
