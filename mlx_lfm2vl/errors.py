@@ -43,8 +43,8 @@ class ImageError(Lfm2VlError, ValueError):
 
 
 class ImageWarning(UserWarning):
-    """Only a part of a picture is read (the first frame of an animation, the first page), or its orientation is not
-    known; the message names it. Issued through `warnings`, as it stops nothing."""
+    """Only a part of a picture is read (the first frame of an animation, the first page), or its orientation or
+    its colours are not known; the message names it. Issued through `warnings`, as it stops nothing."""
 
 
 class TokenizerError(Lfm2VlError, ValueError):

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from mlx_lfm2vl import Lfm2VlProcessor, load
+from mlx_lfm2vl import Lfm2VlImageProcessor, Lfm2VlProcessor, load
+from mlx_lfm2vl.config import ImageProcessorConfig
 from mlx_lfm2vl.errors import ImageError, ImageWarning, OptionError
 from mlx_lfm2vl.processing.fetch import fetch
 from mlx_lfm2vl.processing.load_image import SourcePolicy, decode_base64, load_array, load_image
@@ -195,6 +196,25 @@ class TestContainers:
         data = encoded(image, exif=exif)
         np.testing.assert_array_equal(load_array(data), turned)
         np.testing.assert_array_equal(load_array(Image.open(io.BytesIO(data))), turned)
+
+    @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+    @pytest.mark.parametrize("mode", ["RGB", "L"])
+    def test_a_picture_that_was_read_is_not_turned_again(self, format, mode):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        once = load_image(encoded(Image.new(mode, (60, 40)), format, exif=exif))
+        assert once.size == (40, 60)
+        assert load_image(once) is once
+
+    def test_exif_false_leaves_a_picture_as_an_app_turned_it(self):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        opened = Image.open(io.BytesIO(encoded(Image.new("RGB", (60, 40)), "JPEG", exif=exif)))
+        turned = opened.rotate(-90, expand=True)
+        assert load_image(turned).size == (60, 40)  # its tag still says that it lies
+        assert load_image(turned, config=ImageProcessorConfig(exif=False)).size == (40, 60)
+        grid = Lfm2VlImageProcessor()(turned, exif=False)["spatial_shapes"][0]
+        assert grid[0] > grid[1]
 
     @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
     def test_of_several_frames_the_first(self, format):

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import Chat, GenerationOptions
 
     options = GenerationOptions(**sampling_options(args))
-    terminal = Terminal(args.verbose, source_policy(args))
+    terminal = Terminal(args.verbose, source_policy(args), args.color_management)
     waiting = terminal.pictures(args.image)
     model, processor = load_model(args)
     if args.verbose:
@@ -98,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
 class Terminal:
     """Reads lines and shows answers. Prompts, hints and colours appear only where a person sees them."""
 
-    def __init__(self, verbose: bool, policy: SourcePolicy):
-        self.verbose, self.policy = verbose, policy
+    def __init__(self, verbose: bool, policy: SourcePolicy, color_management: bool | None = None):
+        self.verbose, self.policy, self.color_management = verbose, policy, color_management
         self.interactive = sys.stdin.isatty()
         colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._colour, self._dim = sys.stdout.isatty() and colours, sys.stderr.isatty() and colours
@@ -154,7 +154,7 @@ class Terminal:
         if "-" in names:
             raise ImageError("-: stdin is the conversation; name a file")
         names = expand(names)
-        loaded = load_pictures(names, self.policy)
+        loaded = load_pictures(names, self.policy, self.color_management)
         for name, picture in zip(names, loaded, strict=True):
             self.hint(
                 f"{one_line(os.path.basename(name) or name)}: {picture.width}x{picture.height}, with your next message"

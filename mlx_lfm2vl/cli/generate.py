@@ -67,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
     prompt = DEFAULT_PROMPT if prompt is None else prompt
     options = GenerationOptions(**sampling_options(args))
     names = expand(args.image)
-    pictures = load_pictures(names, source_policy(args))  # a wrong name is said before a large model is loaded
+    pictures = load_pictures(
+        names, source_policy(args), args.color_management
+    )  # a wrong name is said before a large model is loaded
     model, processor = load_model(args)
     if args.verbose:
         report_loading(model)

@@ -93,19 +93,20 @@ def source(name: str) -> str | bytes:
     return data
 
 
-def load_pictures(names: Sequence[str], policy: SourcePolicy) -> list[Picture]:
+def load_pictures(names: Sequence[str], policy: SourcePolicy, color_management: bool | None = None) -> list[Picture]:
     """The pictures of these names. What is said of them becomes notes; what libtiff writes to stderr by itself about a
     damaged TIFF is left out, as the error says it. Raises `ImageError`."""
+    from ..config import ImageProcessorConfig
     from ..processing.load_image import load_image
 
-    loaded = []
+    config, loaded = ImageProcessorConfig(color_management=color_management is not False), []
     for name in names:
         given = source(name)
         with warnings.catch_warnings(record=True) as remarks:
             warnings.simplefilter("always", ImageWarning)
             try:
                 with _without_stderr():
-                    loaded.append(load_image(given, policy))
+                    loaded.append(load_image(given, policy, config))
             except ImageError as error:
                 if name != STDIN:
                     raise

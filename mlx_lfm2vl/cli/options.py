@@ -137,6 +137,12 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
         help="cut large pictures into tiles, or never: fewer tokens, less detail",
     )
     group.add_argument(
+        "--color-management",
+        action=argparse.BooleanOptionalAction,
+        help="convert colours of an embedded ICC profile to sRGB (default), or take them as they are, as transformers "
+        "does",
+    )
+    group.add_argument(
         "--allow-private-urls",
         action="store_true",
         help="fetch pictures from this machine and its network too; without it only from public addresses",
@@ -156,6 +162,7 @@ def picture_overrides(args: argparse.Namespace) -> dict[str, Any]:
         "max_image_tokens": args.max_image_tokens,
         "min_image_tokens": args.min_image_tokens,
         "do_image_splitting": args.tiling,
+        "color_management": args.color_management,
     }
     return {name: value for name, value in given.items() if value is not None}
 

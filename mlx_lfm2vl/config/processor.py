@@ -16,6 +16,7 @@ from .files import read_json
 
 FILES = ("preprocessor_config.json", "processor_config.json", "config.json")
 SPLITTING_IS_MEANT = "do_image_splitting_is_meant"
+OF_READING = ("color_management", "exif")  # neither read from a checkpoint nor written to one
 MAX_PIXELS = 2**27  # of one picture after resizing, 1.6 GB as float32; the published policies make 2.6 million
 RESAMPLE_FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which the checkpoints use
 
@@ -25,7 +26,9 @@ class ImageProcessorConfig:
     """The picture policy of a checkpoint. Sizes in pixels, budgets in image tokens (after pixel unshuffle).
 
     `max_num_patches` is derived, never read: some published files hold a stale 256. `do_resize` is not a field:
-    pictures are always resized. Raises `ConfigError` for values that contradict each other.
+    pictures are always resized. Two fields are the caller's, not the checkpoint's: `color_management` (colours of an
+    embedded ICC profile become sRGB; transformers ignores the profile) and `exif` (pictures are turned upright).
+    Raises `ConfigError` for values that contradict each other.
     """
 
     downsample_factor: int = 2
@@ -45,6 +48,8 @@ class ImageProcessorConfig:
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     do_pad: bool = True
+    color_management: bool = True
+    exif: bool = True
 
     def __post_init__(self) -> None:
         read = Fields({f.name: getattr(self, f.name) for f in fields(self)}, "image processor")
@@ -54,7 +59,7 @@ class ImageProcessorConfig:
             read.integer(name, default=1, high=256)
         for name in ("min_image_tokens", "max_image_tokens", "tile_size"):
             read.integer(name, default=1, high=2**20)
-        for name in ("do_image_splitting", "use_thumbnail", "do_rescale", "do_normalize", "do_pad"):
+        for name in ("do_image_splitting", "use_thumbnail", "do_rescale", "do_normalize", "do_pad", *OF_READING):
             read.flag(name, default=True)
         read.number("max_pixels_tolerance", default=2.0)
         read.number("rescale_factor", default=1 / 255)
@@ -131,7 +136,7 @@ class ProcessorConfig:
         converters left in published folders although the models are made for tiling; a note says so, and whoever means
         it passes `do_image_splitting=False`. What this package wrote itself is meant (see `to_dict`).
         """
-        known = {f.name for f in fields(ImageProcessorConfig)}
+        known = {f.name for f in fields(ImageProcessorConfig)} - set(OF_READING)
         merged: dict[str, Any] = {}
         special: Any = None
         meant = False
@@ -190,6 +195,8 @@ class ProcessorConfig:
         )
         if not self.image.do_image_splitting:
             image[SPLITTING_IS_MEANT] = True
+        for name in OF_READING:
+            del image[name]
         return {
             "image_processor": image,
             "processor_class": "Lfm2VlProcessor",

@@ -33,6 +33,8 @@ class ImageOverrides(TypedDict, total=False):
     image_mean: Sequence[float] | None
     image_std: Sequence[float] | None
     do_pad: bool | None
+    color_management: bool | None
+    exif: bool | None
 
 
 class OptionFields(TypedDict, total=False):

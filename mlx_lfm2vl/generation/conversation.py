@@ -128,8 +128,10 @@ class Conversation:
         `stream_generate`. Raises `PromptError` and `ImageError`."""
         pictures = []
         for given in checked_pictures(images):
-            picture = load_image(given, self.processor.image_processor.source_policy)
-            pictures.append(picture.copy() if picture is given else picture)  # the caller may go on drawing in it
+            picture = load_image(given, self.processor.image_processor.source_policy, self.image_config)
+            picture = picture.copy() if picture is given else picture  # the caller may go on drawing in it
+            picture.info = {}  # what it says is obeyed; a saved conversation must not say it again
+            pictures.append(picture)
         return ReadPictures(pictures, self._encode_pictures(pictures))
 
     def _encode_pictures(self, pictures: list[Picture]) -> list[EncodedPicture]:

@@ -1,10 +1,10 @@
 """Files of pictures to upright RGB images: every container that Pillow opens, and HEIC where pillow-heif is installed.
 
 Contract: the number of pixels is checked before anything is decoded, and again after it, since some containers say one
-size and hold another. EXIF orientation is applied. Of an animation or a file of several pages the first is read, of
-several pictures in a HEIC file the main one, and an `ImageWarning` says so. What cannot be read raises `ImageError`
-with one line that begins with the picture's label and ends with the way out. Nothing is ever executed: PostScript is
-refused.
+size and hold another. EXIF orientation is applied, and colours of an ICC profile become sRGB. Of an animation or a file
+of several pages the first is read, of several pictures in a HEIC file the main one, and an `ImageWarning` says so. What
+cannot be read raises `ImageError` with one line that begins with the picture's label and ends with the way out. Nothing
+is ever executed: PostScript is refused.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image, TiffImagePlugin
 
+from ..config import ImageProcessorConfig
 from ..errors import ImageError, ImageWarning
 from .fetch import SourcePolicy, short
-from .pixels import rgb
+from .pixels import as_srgb, rgb
 
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 OTHERS = (  # how files begin that people take for pictures
@@ -66,7 +68,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # neither stuffed nor a rest
 _WARNINGS = threading.RLock()
 
 
-def open_picture(file: BinaryIO, label: str, policy: SourcePolicy) -> Image.Image:
+def open_picture(file: BinaryIO, label: str, policy: SourcePolicy, config: ImageProcessorConfig) -> Image.Image:
     """The picture in an open file. Raises `ImageError`."""
     try:
         with _quietly():
@@ -78,14 +80,15 @@ def open_picture(file: BinaryIO, label: str, policy: SourcePolicy) -> Image.Imag
     if _scans(file, image) > MAX_SCANS:
         raise ImageError(f"{label}: has more than {MAX_SCANS} scans, which take too long to decode; save it anew")
     several = _has_more_frames(image)
-    picture = decode(image, label, policy)
+    picture = decode(image, label, policy, config)
     if several and image.format in FRAMES:
         _say(f"{label}: {FRAMES[image.format]}")
     return picture
 
 
-def decode(image: Image.Image, label: str, policy: SourcePolicy) -> Image.Image:
-    """An image that the caller has opened, upright and as RGB; of several frames the one that it stands at."""
+def decode(image: Image.Image, label: str, policy: SourcePolicy, config: ImageProcessorConfig) -> Image.Image:
+    """An image that the caller has opened, upright and as RGB of sRGB; of several frames the one that it stands at. The
+    image itself if it is that already, else one without metadata, so that it is not turned or converted again."""
     check_size(image.width, image.height, label, policy)
     if image.format == "EPS":
         raise ImageError(f"{label}: EPS is a program, which is not run here; convert it to PNG")
@@ -95,8 +98,13 @@ def decode(image: Image.Image, label: str, policy: SourcePolicy) -> Image.Image:
         clear = _transparent(image)
         image.load()
         check_size(image.width, image.height, label, policy)
-        turn = TURNS.get(_orientation(image, label))
-        return rgb(image if turn is None else image.transpose(turn), label, clear)
+        turn = TURNS.get(_orientation(image, label)) if config.exif else None
+        profile = image.info.get("icc_profile") if config.color_management else None
+        colours = partial(_to_srgb, profile=profile, label=label) if profile else as_srgb
+        picture = rgb(image if turn is None else image.transpose(turn), label, clear, colours)
+        if picture is not image:
+            picture.info = {}
+        return picture
     except (ImageError, ImageWarning):  # the latter where warnings are errors
         raise
     except Exception as error:
@@ -181,6 +189,16 @@ def _orientation(image: Image.Image, label: str) -> Any:
     except Exception:  # of the metadata, while the pixels are whole
         _say(f"{label}: its EXIF data are damaged, so it is read as it lies")
         return 1
+
+
+def _to_srgb(image: Image.Image, profile: Any, label: str) -> Image.Image:
+    from .color import ProfileError, to_srgb
+
+    try:
+        return to_srgb(image, bytes(profile))
+    except (ProfileError, TypeError) as error:
+        _say(f"{label}: its colour profile {error}, so its colours are read as sRGB")
+        return as_srgb(image)
 
 
 def _say(remark: str) -> None:

@@ -151,7 +151,7 @@ class Lfm2VlImageProcessor:
             use_thumbnail=use_thumbnail,
             resample=resample,
         )
-        picture = load_image(image, self.source_policy)
+        picture = load_image(image, self.source_policy, config)
         columns, rows = geometry.grid_layout(
             picture.height, picture.width, config.min_tiles, config.max_tiles, config.tile_size
         )
@@ -219,7 +219,7 @@ class Lfm2VlImageProcessor:
 
     def _views(self, source: Any, config: ImageProcessorConfig) -> tuple[list[np.ndarray], ViewPlan]:
         """The resized views (height, width, 3) of a picture, whose own pixels are given back when they are made."""
-        picture = load_image(source, self.source_policy)
+        picture = load_image(source, self.source_policy, config)
         plan = geometry.plan(picture.height, picture.width, config)
         grid = (plan.rows, plan.cols) if plan.tiled else None
         whole = (plan.height, plan.width) if not plan.tiled or plan.thumbnail else None

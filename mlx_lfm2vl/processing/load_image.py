@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..config import ImageProcessorConfig
 from ..errors import ImageError
 from .fetch import DEFAULT_POLICY, SourcePolicy, fetch, short
 from .formats import check_size, decode, open_picture
@@ -29,10 +30,13 @@ from .pixels import from_array, height_width
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
+DEFAULT_CONFIG = ImageProcessorConfig()
 Picture = Image.Image  # as `load_image` returns it: of mode RGB
 
 
-def load_image(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> Image.Image:
+def load_image(
+    picture: Any, policy: SourcePolicy = DEFAULT_POLICY, config: ImageProcessorConfig = DEFAULT_CONFIG
+) -> Image.Image:
     """The picture as a PIL image of mode RGB.
 
     Args:
@@ -41,29 +45,30 @@ def load_image(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> Image.Ima
             or of floats in 0..1. Where both readings fit, the last axis is the channels. A PIL image is read at the
             frame where it stands, a file at its first frame, with an `ImageWarning` if there are more.
         policy: what may be reached, and how large it may be.
+        config: its `color_management` and `exif` hold; nothing is resized.
 
     Raises:
         ImageError: it cannot be read, or may not.
     """
     if isinstance(picture, Image.Image):
         name = f"PIL image {short(str(getattr(picture, 'filename', '') or picture.mode))}"
-        return decode(picture, name, policy)
+        return decode(picture, name, policy, config)
     if isinstance(picture, np.ndarray):
         return _from_array(picture, policy)
     if isinstance(picture, (bytes, bytearray, memoryview)):
-        return _from_bytes(bytes(picture), "picture bytes", policy)
+        return _from_bytes(bytes(picture), "picture bytes", policy, config)
     if isinstance(picture, str):
         scheme = _SCHEME.match(picture)
         kind = scheme.group().lower() if scheme else ""
         if is_remote(picture):
-            return _from_bytes(fetch(picture, policy), short(picture), policy)
+            return _from_bytes(fetch(picture, policy), short(picture), policy, config)
         if kind == "data:":
-            return _from_bytes(_data_uri(picture, policy), short(picture), policy)
+            return _from_bytes(_data_uri(picture, policy), short(picture), policy, config)
         if kind and picture[len(kind) :].startswith("//"):
             raise ImageError(f"{short(picture)}: only http, https and data addresses and paths can be read")
-        return _from_path(picture, policy)
+        return _from_path(picture, policy, config)
     if isinstance(picture, os.PathLike):
-        return _from_path(os.fspath(picture), policy)
+        return _from_path(os.fspath(picture), policy, config)
     raise ImageError(
         f"a picture of type {type(picture).__name__} cannot be read; give a PIL image, a NumPy array, a path, a URL, "
         "a data: URI or the bytes of a picture file"
@@ -100,7 +105,7 @@ def decode_base64(text: str, policy: SourcePolicy = DEFAULT_POLICY, label: str =
         raise ImageError(f"{label}: is not base64; encode the bytes of a picture file") from None
 
 
-def _from_path(name: str | bytes, policy: SourcePolicy) -> Image.Image:
+def _from_path(name: str | bytes, policy: SourcePolicy, config: ImageProcessorConfig) -> Image.Image:
     name = os.fsdecode(name)
     label = short(name)
     if not policy.allow_paths:
@@ -110,7 +115,7 @@ def _from_path(name: str | bytes, policy: SourcePolicy) -> Image.Image:
     try:
         with open(Path(name).expanduser(), "rb", opener=_opener) as file:
             _check_file(os.fstat(file.fileno()), label)
-            return open_picture(file, label, policy)
+            return open_picture(file, label, policy, config)
     except FileNotFoundError:
         if os.path.islink(Path(name).expanduser()):
             raise ImageError(f"{label}: is a link to a file that is not there; name the file") from None
@@ -143,10 +148,10 @@ def _check_file(status: os.stat_result, label: str) -> None:
         raise ImageError(f"{label}: the file is empty; save or download it again")
 
 
-def _from_bytes(data: bytes, label: str, policy: SourcePolicy) -> Image.Image:
+def _from_bytes(data: bytes, label: str, policy: SourcePolicy, config: ImageProcessorConfig) -> Image.Image:
     if not data:
         raise ImageError(f"{label}: there are no bytes in it; give those of a picture file")
-    return open_picture(io.BytesIO(data), label, policy)
+    return open_picture(io.BytesIO(data), label, policy, config)
 
 
 def _from_array(array: np.ndarray, policy: SourcePolicy) -> Image.Image:

@@ -1,12 +1,14 @@
 """Pixels of any mode or array to RGB with 8 bits a channel.
 
-Contract: transparency lies on white, rounded exactly; 16 bits of grey become 8 by rounding (of coloured pictures Pillow
-keeps the high byte); the wide modes I and F are scaled by the narrowest usual range that holds all values. What has no
-known meaning raises `ImageError` with one line that begins with the picture's label.
+Contract: colours become sRGB by a function of the caller; transparency lies on white, rounded exactly; 16 bits of grey
+become 8 by rounding (of coloured pictures Pillow keeps the high byte); the wide modes I and F are scaled by the
+narrowest usual range that holds all values. What has no known meaning raises `ImageError` with one line that begins
+with the picture's label.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,39 +19,59 @@ from ..errors import ImageError
 STRIP = 1 << 24  # wide values that are turned to floats at a time
 
 
-def rgb(image: Image.Image, label: str, clear: Any = None) -> Image.Image:
-    """The loaded image as mode RGB; itself if it is that already. `clear`: the colour that is transparent, or the
-    palette's entries, as Pillow's `info["transparency"]`; where it is None that holds."""
-    clear = image.info.get("transparency") if clear is None else clear
-    if image.mode == "RGB" and clear is None:
-        return image
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image)
-        if image.mode in ("I", "F"):
-            grey = _scaled(values, image.mode, label)
-        else:
-            grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 257 steps of 16 bits are one of 8
-        if isinstance(clear, int):
-            grey = np.where(values == clear, np.uint8(255), grey)
-        return Image.fromarray(grey).convert("RGB")
-    if image.mode == "LAB":
-        from PIL import ImageCms
+def as_srgb(image: Image.Image) -> Image.Image:
+    """An image of mode L, RGB or CMYK as mode RGB, its colours taken for those of sRGB; itself if it is RGB."""
+    return image if image.mode == "RGB" else image.convert("RGB")
 
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        assert converted is not None  # only an in-place transform returns None
-        return converted
+
+def rgb(
+    image: Image.Image, label: str, clear: Any = None, colours: Callable[[Image.Image], Image.Image] = as_srgb
+) -> Image.Image:
+    """The loaded image as mode RGB; itself if it is that already.
+
+    `clear`: the colour that is transparent, or the palette's entries, as Pillow's `info["transparency"]`; where it is
+    None that holds. `colours` makes sRGB of the opaque image, which has the mode L, RGB or CMYK.
+    """
+    if image.mode == "LAB":
+        return _from_lab(image)
+    clear = image.info.get("transparency") if clear is None else clear
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return colours(_grey(image, label, clear))
     if image.mode == "La":
         image = image.convert("LA")
     if clear is not None and image.info.get("transparency") != clear:
         image = image.copy()
         image.info["transparency"] = clear
+    grey = image.mode in ("1", "L", "LA")
     if "A" in image.getbands() or "a" in image.getbands() or clear is not None:
-        image = image.convert("RGBA")
+        image = image.convert("LA" if grey else "RGBA")
         white = Image.new("RGB", image.size, (255, 255, 255))
-        white.paste(image, mask=image.getchannel("A"))
+        white.paste(colours(image.convert("L" if grey else "RGB")), mask=image.getchannel("A"))
         return white
-    return image.convert("RGB")
+    if image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("L" if grey else "RGB")
+    return colours(image)
+
+
+def _grey(image: Image.Image, label: str, clear: Any) -> Image.Image:
+    """One of the wide modes as mode L."""
+    values = np.asarray(image)
+    if image.mode in ("I", "F"):
+        grey = _scaled(values, image.mode, label)
+    else:
+        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 257 steps of 16 bits are one of 8
+    if isinstance(clear, int):
+        grey = np.where(values == clear, np.uint8(255), grey)
+    return Image.fromarray(grey)
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    assert converted is not None  # only an in-place transform returns None
+    return converted
 
 
 def from_array(array: np.ndarray, label: str) -> Image.Image:
