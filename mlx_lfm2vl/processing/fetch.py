@@ -42,7 +42,7 @@ _GLOBAL = ipaddress.IPv6Network("2000::/3")  # all that is given out of IPv6; el
 class SourcePolicy:
     """What pictures may come from and how large they may be.
 
-    `max_pixels` is the limit on height x width (Pillow has its own at 179 million), `max_bytes` on what is downloaded
+    `max_pixels` is the limit on height x width, `max_bytes` on what is downloaded
     or inlined, `timeout` in seconds on a whole download. URLs of hosts on private or loopback addresses are refused
     unless `allow_private_addresses`. Raises `OptionError`.
     """

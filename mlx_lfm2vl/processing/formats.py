@@ -10,8 +10,6 @@ is ever executed: PostScript is refused.
 from __future__ import annotations
 
 import contextlib
-import itertools
-import mmap
 import re
 import struct
 import threading
@@ -20,12 +18,14 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, BinaryIO
 
-from PIL import ExifTags, Image, TiffImagePlugin
+import numpy as np
+from PIL import ExifTags, Image, ImageChops, TiffImagePlugin
 
 from ..config import ImageProcessorConfig
 from ..errors import ImageError, ImageWarning
-from .fetch import SourcePolicy, short
-from .pixels import as_srgb, rgb
+from . import jpeg
+from .fetch import DEFAULT_POLICY, SourcePolicy, short
+from .pixels import Colours, as_srgb, rgb
 
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 OTHERS = (  # how files begin that people take for pictures
@@ -58,10 +58,7 @@ TURNS = {  # what puts a picture of that EXIF orientation upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-MAX_SCANS = 200  # of a JPEG. Usual are about ten; each goes over all pixels, however few bytes it has
-
-_SCAN = re.compile(rb"\xff\xda")
-_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # neither stuffed nor a restart
+_BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
 
 # The filters of warnings are the whole process's, hence the lock; our own warnings are issued under it, lest another
 # thread's silence swallows them. Whoever receives one may read a picture in turn, hence re-entrant.
@@ -77,8 +74,12 @@ def open_picture(file: BinaryIO, label: str, policy: SourcePolicy, config: Image
         raise
     except Exception as error:  # a damaged file can make a decoder raise anything
         raise _damaged(error, label, "damaged") from None
-    if _scans(file, image) > MAX_SCANS:
-        raise ImageError(f"{label}: has more than {MAX_SCANS} scans, which take too long to decode; save it anew")
+    scans, ends = jpeg.scans(file, image)
+    if scans > jpeg.MAX_SCANS:
+        raise ImageError(f"{label}: has more than {jpeg.MAX_SCANS} scans, which take too long to decode; save it anew")
+    check_size(image.width, image.height, label, policy)
+    if not ends:
+        image = jpeg.ended(file) or image
     several = _has_more_frames(image)
     picture = decode(image, label, policy, config)
     if several and image.format in FRAMES:
@@ -98,10 +99,17 @@ def decode(image: Image.Image, label: str, policy: SourcePolicy, config: ImagePr
         clear = _transparent(image)
         image.load()
         check_size(image.width, image.height, label, policy)
-        turn = TURNS.get(_orientation(image, label)) if config.exif else None
         profile = image.info.get("icc_profile") if config.color_management else None
-        colours = partial(_to_srgb, profile=profile, label=label) if profile else as_srgb
-        picture = rgb(image if turn is None else image.transpose(turn), label, clear, colours)
+        colours: Colours = partial(_to_srgb, profile=profile, label=label) if profile else as_srgb
+        upright: Image.Image = image
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode in ("I;16", "F"):
+            if image.tag_v2.get(_BITS) == (12,):  # which Pillow leaves as they are in 16
+                upright = Image.fromarray((np.asarray(image).astype(np.uint32) * 65535 // 4095).astype(np.uint16))
+            if image.tag_v2.get(_PHOTOMETRIC) == 0:  # white is zero, which Pillow heeds in other modes
+                colours = partial(_inverted, colours=colours)
+        if config.exif and (turn := TURNS.get(_orientation(image, label))) is not None:
+            upright = upright.transpose(turn)
+        picture = rgb(upright, label, clear, colours)
         if picture is not image:
             picture.info = {}
         return picture
@@ -153,6 +161,10 @@ def _opened(file: BinaryIO, label: str, policy: SourcePolicy) -> Image.Image:
         return Image.open(file)
     except Image.UnidentifiedImageError:
         pass
+    except Image.DecompressionBombError:
+        if policy.max_pixels <= DEFAULT_POLICY.max_pixels:
+            raise
+        return _beyond_pillows_limit(file, start[:16])
     file.seek(0)
     if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
         try:
@@ -166,6 +178,15 @@ def _opened(file: BinaryIO, label: str, policy: SourcePolicy) -> Image.Image:
         if re.match(pattern, start, re.I | re.S):
             raise ImageError(f"{label}: {known}")
     raise ImageError(f"{label}: not a picture in a format that Pillow reads; convert it to PNG or JPEG")
+
+
+def _beyond_pillows_limit(file: BinaryIO, start: bytes) -> Image.Image:
+    """A picture that Pillow does not open for its size. The caller's limit is checked before it is decoded."""
+    for factory, accepts in Image.OPEN.values():
+        if accepts is not None and accepts(start) is True:
+            file.seek(0)
+            return factory(file, "")
+    raise Image.DecompressionBombError  # of a format that is not known by its beginning
 
 
 def _icons(file: BinaryIO) -> Iterator[tuple[int, int]]:
@@ -189,6 +210,10 @@ def _orientation(image: Image.Image, label: str) -> Any:
     except Exception:  # of the metadata, while the pixels are whole
         _say(f"{label}: its EXIF data are damaged, so it is read as it lies")
         return 1
+
+
+def _inverted(grey: Image.Image, colours: Colours) -> Image.Image:
+    return colours(ImageChops.invert(grey))
 
 
 def _to_srgb(image: Image.Image, profile: Any, label: str) -> Image.Image:
@@ -218,31 +243,6 @@ def _has_more_frames(image: Image.Image) -> bool:
         return bool(getattr(image, "is_animated", False))
     except Exception:  # what follows the first frame is damaged; it is not read
         return True
-
-
-def _scans(file: BinaryIO, image: Image.Image) -> int:
-    """How many scans the first JPEG picture in a file has; of containers that hold several, the most that any may
-    have."""
-    inside = image.format in ("BLP", "FPX", "MIC") or "jpeg" in str(image.info.get("compression"))
-    if not inside and image.format not in ("JPEG", "MPO"):
-        return 0
-    file.seek(0)
-    try:
-        data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError):  # no file of the system's
-        data = file.read()
-    if inside:
-        starts = [found.start() for found in re.finditer(rb"\xff\xd8\xff", data)]
-        cuts = itertools.pairwise([*starts, len(data)])
-        return max((sum(1 for _ in _SCAN.finditer(data, start, end)) for start, end in cuts), default=0)
-    count, at = 0, 2
-    while marker := _MARKER.search(data, at):
-        kind = data[marker.start() + 1]
-        if kind == 0xD9:
-            break
-        count += kind == 0xDA
-        at = marker.end() + (int.from_bytes(data[marker.end() : marker.end() + 2], "big") if kind > 1 else 0)
-    return count
 
 
 def _damaged(error: Exception, label: str, how: str) -> ImageError:

@@ -8,6 +8,7 @@ with the picture's label.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,12 @@ from PIL import Image
 
 from ..errors import ImageError
 
+DIM = 16  # of 255; a picture that is nowhere brighter is black to the eye
+OVERSHOOT = 0.5  # of its range, by which floats of a picture may leave it
 STRIP = 1 << 24  # wide values that are turned to floats at a time
+
+
+Colours = Callable[[Image.Image], Image.Image]  # of an opaque image of mode L, RGB or CMYK: the same in RGB
 
 
 def as_srgb(image: Image.Image) -> Image.Image:
@@ -24,9 +30,7 @@ def as_srgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def rgb(
-    image: Image.Image, label: str, clear: Any = None, colours: Callable[[Image.Image], Image.Image] = as_srgb
-) -> Image.Image:
+def rgb(image: Image.Image, label: str, clear: Any = None, colours: Colours = as_srgb) -> Image.Image:
     """The loaded image as mode RGB; itself if it is that already.
 
     `clear`: the colour that is transparent, or the palette's entries, as Pillow's `info["transparency"]`; where it is
@@ -112,16 +116,31 @@ def _channels_first(shape: tuple[int, ...]) -> bool:
 
 
 def _scaled(values: np.ndarray, mode: str, label: str) -> np.ndarray:
-    """Values of the wide modes I and F to uint8, by the narrowest usual range that holds them all: 0..1 (F only),
-    0..255, 0..65535."""
+    """Values of the wide modes I and F to uint8, by the narrowest usual range that holds them: 0..1 (F only), 0..255,
+    0..65535. Floats may overshoot it, as filters and exposure make them; they are clipped."""
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 65535):
+    over = OVERSHOOT if mode == "F" else 0.0
+    if (mode == "F" and high <= 1 + over) or (low >= -over and _are_fractions(values, high)):
+        top = 1
+    else:
+        top = 255 if high <= 255 * (1 + over) else 65535
+    if not (low >= -over * top and (high <= top * (1 + over) or (top == 1 and high < math.inf))):
         raise ImageError(
             f"{label}: values from {low:g} to {high:g} in mode {mode} have no known scale; convert to 8 bits"
         )
-    scale = 255.0 if mode == "F" and high <= 1 else 1.0 if high <= 255 else 1 / 257
+    scale = 255.0 if top == 1 else 1.0 if top == 255 else 1 / 257
     scaled = np.empty(values.shape, np.uint8)
     rows = max(1, STRIP // values.shape[1])
-    for top in range(0, len(values), rows):
-        scaled[top : top + rows] = np.rint(values[top : top + rows].astype(np.float64) * scale)
+    for start in range(0, len(values), rows):
+        strip = np.rint(values[start : start + rows].astype(np.float64) * scale)
+        scaled[start : start + rows] = np.clip(strip, 0, 255)
     return scaled
+
+
+def _are_fractions(values: np.ndarray, high: float) -> bool:
+    """Whether floats above 1 are still those of a picture in 0..1 with bright lights: by 0..255 it would be all but
+    black."""
+    if values.dtype.kind != "f" or not math.isfinite(high):
+        return False
+    few = np.count_nonzero(values > 1) <= values.size // 100
+    return (few or high <= DIM) and bool((values != np.rint(values)).any())
