@@ -20,8 +20,9 @@ from PIL import Image, ImageCms
 from mlx_lfm2vl import Lfm2VlImageProcessor, Lfm2VlProcessor, load
 from mlx_lfm2vl.config import ImageProcessorConfig
 from mlx_lfm2vl.errors import ImageError, ImageWarning, OptionError
+from mlx_lfm2vl.processing.addresses import decode_base64
 from mlx_lfm2vl.processing.fetch import fetch
-from mlx_lfm2vl.processing.load_image import SourcePolicy, decode_base64, load_array, load_image
+from mlx_lfm2vl.processing.load_image import SourcePolicy, load_array, load_image
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -291,7 +292,8 @@ class TestErrors:
         assert "paths are not allowed" in message(path, closed)
         assert "paths are not allowed" in message("/no/such/file", closed)
         assert "URLs are not allowed" in message("https://example.com/a.png", closed)
-        assert "only http, https and data" in message(f"file://{path}")
+        assert "paths are not allowed" in message(f"file://{path}", closed)
+        assert "paths are not allowed" in message(f"file:{path}", closed)
         assert load_image(PNG, closed).size == (9, 6)
         assert load_image("data:;base64," + base64.b64encode(PNG).decode(), closed).size == (9, 6)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from .inputs import DEFAULT_PROMPT, add_prompt, read_prompt
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from .progress import Bars
     from .rows import Rows, Waiting
 
+    args.output = os.path.expanduser(args.output)
     options = GenerationOptions(**sampling_options(args))
     prompt = read_prompt(args)
     if prompt is not None and not prompt.strip():

@@ -45,7 +45,7 @@ def read_prompt(args: argparse.Namespace, pictures: Sequence[str] = ()) -> str |
         if args.prompt_file == STDIN:
             data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
         else:
-            with open(args.prompt_file, "rb") as file:
+            with open(os.path.expanduser(args.prompt_file), "rb") as file:
                 data = file.read(MAX_PROMPT_BYTES + 1)
         if len(data) > MAX_PROMPT_BYTES:
             raise PromptError(f"--prompt-file {args.prompt_file}: is larger than {MAX_PROMPT_BYTES >> 20} MiB")
@@ -71,11 +71,22 @@ def expand(pictures: Sequence[str]) -> list[str]:
         if name == STDIN or _ADDRESS.match(name) or not glob.has_magic(name) or os.path.lexists(name):
             names.append(name)
             continue
-        found = sorted(path for path in glob.glob(os.path.expanduser(name), recursive=True) if os.path.isfile(path))
+        found = sorted(path for path in glob.glob(_pattern(name), recursive=True) if os.path.isfile(path))
         if not found:
             raise ImageError(f"{name}: no file matches")
         names += found
     return names
+
+
+def _pattern(name: str) -> str:
+    """A pattern in which the folders that exist under their very names are no patterns, and ~ is the home."""
+    there, rest = "", os.path.expanduser(name)
+    while rest:
+        part, slash, behind = rest.partition(os.sep)
+        if not os.path.isdir(there + part + slash):
+            break
+        there, rest = there + part + slash, behind
+    return glob.escape(there) + rest
 
 
 def source(name: str) -> str | bytes:
@@ -131,11 +142,14 @@ def _without_stderr() -> Iterator[None]:
 
 def pictures_in(names: Sequence[str]) -> list[str]:
     """All pictures of folders (by suffix, not of their subfolders), patterns and names. Raises `OptionError`."""
+    from ..processing.load_image import as_spelt
+
     found: list[str] = []
-    for name in names:
+    for given in names:
+        name = os.path.expanduser(given)
         if not os.path.isdir(name):
             matching = expand([name])
-            if matching == [name] and not _ADDRESS.match(name) and not os.path.exists(os.path.expanduser(name)):
+            if matching == [name] and not _ADDRESS.match(name) and not os.path.exists(as_spelt(name)):
                 raise OptionError(f"{name}: no such folder or picture")
             found += matching
             continue

@@ -54,7 +54,7 @@ class Rows:
         if any(name.endswith(".jsonl") for name in inputs):
             if len(inputs) > 1:
                 raise OptionError("a .jsonl file is the whole input; give one, or pictures")
-            self._file = Path(inputs[0])
+            self._file = Path(os.path.expanduser(inputs[0]))
             self._pictures: list[str] = []
             try:
                 if self._file.exists() and not self._file.is_file():

@@ -15,7 +15,7 @@ from ..config import read_json
 from ..config.files import writing
 from ..errors import ConfigError, OptionError
 from ..hub import resolve
-from . import tensors
+from ..processing.arrays import is_array, to_numpy
 from .loading import hub_options
 
 # What `generate` obeys, with transformers' defaults.
@@ -160,7 +160,7 @@ class GenerationConfig:
 
 def plain(value: Any) -> Any:
     """Arrays as lists and numbers; the rest as it is."""
-    return tensors.to_numpy(value).tolist() if tensors.is_array(value) else value
+    return to_numpy(value).tolist() if is_array(value) else value
 
 
 def as_dict(given: Any) -> dict[str, Any]:

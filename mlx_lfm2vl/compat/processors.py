@@ -26,15 +26,6 @@ _TEMPLATE_OPTIONS = {  # keywords of `apply_chat_template` that are not for `__c
 }
 
 
-def as_pictures(images: Any) -> Any:
-    """Tensors of torch and MLX among pictures as NumPy arrays; the rest as it is."""
-    if isinstance(images, (list, tuple)):
-        return [as_pictures(each) for each in images]
-    if isinstance(images, Mapping):
-        return {name: as_pictures(value) for name, value in images.items()}
-    return tensors.to_numpy(images) if tensors.is_array(images) else images
-
-
 class Lfm2VlImageProcessor(image.Lfm2VlImageProcessor):
     """`processing.Lfm2VlImageProcessor` with transformers' keywords and tensors."""
 
@@ -64,7 +55,7 @@ class Lfm2VlImageProcessor(image.Lfm2VlImageProcessor):
         """As `processing.Lfm2VlImageProcessor`, with `return_tensors` "np", "mlx", "pt" or None (NumPy arrays), and
         with transformers' keywords. Raises `ImageError`, `OptionError`."""
         kind = tensors.check_return_tensors(return_tensors)
-        made = super().__call__(as_pictures(images), return_row_col_info=return_row_col_info, **normalised(overrides))
+        made = super().__call__(images, return_row_col_info=return_row_col_info, **normalised(overrides))
         return BatchFeature.of(made, kind)
 
     preprocess = __call__
@@ -153,7 +144,7 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
             PromptError, ImageError, OptionError, TokenizerError: naming what is wrong.
         """
         options, kind, types = self._prepared({**options, "videos": videos, "audio": audio})
-        made = super().__call__(as_pictures(images), text, return_tensors=None, **options)
+        made = super().__call__(images, text, return_tensors=None, **options)
         return self._finished(made, kind, types)
 
     def apply_chat_template(  # type: ignore[override]
@@ -170,11 +161,11 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
         kwargs, kind, types = self._prepared({**extra, **nested})
         fixed = {name: options.pop(name, False) for name in ("tokenize", "return_dict")}
         made = super().apply_chat_template(
-            as_messages(conversation),
+            conversation,
             chat_template,
             **options,
             **fixed,
-            images=as_pictures(kwargs.pop("images", pictures)),
+            images=kwargs.pop("images", pictures),
             return_tensors=None,
             processor_kwargs=kwargs,
         )
@@ -233,15 +224,6 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
         if generation_mode not in (None, "text"):
             raise OptionError(f"generation_mode is {generation_mode!r}; these models write 'text' only")
         return self.post_process_image_text_to_text(generated_outputs, skip_special_tokens, **o)
-
-
-def as_messages(conversation: Any) -> Any:
-    """Messages, or lists of them, with tensors among their pictures as NumPy arrays."""
-    if isinstance(conversation, (list, tuple)):
-        return [as_messages(each) for each in conversation]
-    if isinstance(conversation, Mapping) and isinstance(conversation.get("content"), (list, tuple)):
-        return {**conversation, "content": as_pictures(list(conversation["content"]))}
-    return conversation
 
 
 class AutoProcessor:

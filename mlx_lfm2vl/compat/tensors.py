@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OptionError
+from ..processing.arrays import is_bfloat16, is_mlx, is_torch, to_numpy
 
 RETURN_TENSORS = ("np", "mlx", "pt")
 _FLOATING = ("float32", "float16", "bfloat16", "float64")
@@ -37,33 +38,6 @@ def current_device() -> Device:
     return Device("mps" if mx.metal.is_available() else "cuda")
 
 
-def is_torch(value: Any) -> bool:
-    """Whether a value is a tensor of torch."""
-    return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach")
-
-
-def is_mlx(value: Any) -> bool:
-    """Whether a value is an array of MLX."""
-    return type(value).__module__ == "mlx.core" and type(value).__name__ == "array"
-
-
-def is_array(value: Any) -> bool:
-    """Whether a value is an array of torch, NumPy or MLX."""
-    return isinstance(value, (np.ndarray, np.generic)) or is_mlx(value) or is_torch(value)
-
-
-def to_numpy(value: Any) -> np.ndarray:
-    """An array or a list as NumPy's, where it can be without a copy. bfloat16 becomes float32: the same numbers."""
-    if is_torch(value):
-        value = value.detach().cpu()
-        return (value.float() if _is_bfloat16(value) else value).numpy()  # type: ignore[no-any-return]
-    if is_mlx(value) and _is_bfloat16(value):
-        import mlx.core as mx
-
-        value = value.astype(mx.float32)
-    return np.asarray(value)
-
-
 def to_mlx(value: Any) -> Any:
     """A tensor of torch as an MLX array of the same dtype; every other value as it is."""
     if not is_torch(value):
@@ -71,7 +45,7 @@ def to_mlx(value: Any) -> Any:
     import mlx.core as mx
 
     array = mx.array(to_numpy(value))
-    return array.astype(mx.bfloat16) if _is_bfloat16(value) else array
+    return array.astype(mx.bfloat16) if is_bfloat16(value) else array
 
 
 def to_torch(value: Any) -> Any:
@@ -82,7 +56,7 @@ def to_torch(value: Any) -> Any:
         return value
     array = np.asarray(to_numpy(value), order="C")
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-    return tensor.bfloat16() if _is_bfloat16(value) else tensor
+    return tensor.bfloat16() if is_bfloat16(value) else tensor
 
 
 def as_kind_of(like: Any, value: Any) -> Any:
@@ -191,10 +165,6 @@ def _warn_without_torch() -> None:
     warnings.warn(
         "return_tensors='pt' gives MLX arrays here, as torch is not installed; the models take them", stacklevel=5
     )
-
-
-def _is_bfloat16(value: Any) -> bool:
-    return str(getattr(value, "dtype", "")).endswith("bfloat16")
 
 
 def _is_mlx_device(device: Any) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import OptionError, PromptError
+from ..processing.arrays import is_array, to_numpy
 from ..processing.load_image import is_remote as is_remote_source
 
 _ITEMS = {"text": ("text",), "image": ("image", "url", "path", "base64"), "image_url": ("image_url",)}
@@ -103,10 +105,14 @@ def user_content(text: str, images: Any = None) -> list[dict[str, Any]]:
 
 
 def snapshot(value: Any) -> Any:
-    """Pictures or messages whose lists, mappings and NumPy arrays are the caller's no longer, for work that comes
+    """Pictures or messages whose lists, mappings, arrays and buffers are the caller's no longer, for work that comes
     later. What it holds of other types stays as it is."""
-    if isinstance(value, (np.ndarray, bytearray)):
+    if is_array(value):
+        return np.array(to_numpy(value))
+    if isinstance(value, bytearray):
         return value.copy()
+    if isinstance(value, io.BytesIO):
+        return value.getvalue()
     if isinstance(value, (list, tuple)):
         return type(value)(map(snapshot, value)) if type(value) in (list, tuple) else value
     return {key: snapshot(item) for key, item in value.items()} if type(value) is dict else value

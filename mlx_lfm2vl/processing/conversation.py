@@ -14,9 +14,9 @@ import numpy as np
 
 from ..config import parse_json
 from ..errors import PromptError
+from .addresses import decode_base64
 from .fetch import SourcePolicy
 from .image import flatten
-from .load_image import decode_base64
 
 CALL_START, CALL_END = "<|tool_call_start|>", "<|tool_call_end|>"
 

@@ -22,6 +22,7 @@ from ..errors import ConfigError, ImageError, OptionError
 from ..hub import resolve
 from ..threads import parallel_for
 from . import geometry
+from .arrays import is_array, to_numpy
 from .batch_feature import BatchFeature, check_return_tensors
 from .geometry import ViewPlan
 from .load_image import DEFAULT_POLICY, SourcePolicy, load_image
@@ -38,8 +39,8 @@ def flatten(images: Any, depth: int = 0) -> list[Any]:
         raise ImageError(f"pictures are nested in more than {MAX_DEPTH} lists; give a list of pictures")
     if isinstance(images, (list, tuple)):
         return [picture for entry in images for picture in flatten(entry, depth + 1)]
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        return list(images)
+    if is_array(images) and images.ndim == 4:
+        return list(to_numpy(images))
     return [images]
 
 

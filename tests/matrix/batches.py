@@ -105,8 +105,8 @@ ROWS = [
     ),
     row(
         "another scheme",
-        {"image": "file:///etc/passwd"},
-        "file:///etc/passwd: only http, https and data addresses and paths can be read",
+        {"image": "ftp://example.com/a.png"},
+        "ftp://example.com/a.png: only http, https, file and data addresses and paths can be read",
     ),
     row(
         "a data: URI that is none",

@@ -116,8 +116,10 @@ PICTURES = [
     refused("generate --image - -", "-", "stdin holds one picture", "- can be given once"),
     refused("generate --image -", "- (stdin)", "there are no bytes in it", "give those of a picture file"),
     refused("generate --image -", "- (stdin)", "damaged or truncated", "again", stdin=PNG[:-50]),
-    refused("generate --image file:///etc/passwd", "file:///etc/passwd", "only http, https and data addresses"),
-    refused("generate --image ftp://example.com/a.png", "ftp://example.com/a.png", "only http, https and data"),
+    refused(
+        "generate --image file:///etc/passwd", "/etc/passwd", "not a picture in a format", "convert it to PNG or JPEG"
+    ),
+    refused("generate --image ftp://example.com/a.png", "ftp://example.com/a.png", "only http, https, file and data"),
     refused("generate --image http://127.0.0.1:9/a.png", "127.0.0.1", "is a private address", "--allow-private-urls"),
     refused(
         "generate --image http://me:pw@example.com/a", "https://...@"[8:], "with a user name or password", "yourself"
