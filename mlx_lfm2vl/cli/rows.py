@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import GenerationOptions, GenerationRequest, OptionError, PromptError
+from ..processing.addresses import is_base64_picture, scheme
+from ..processing.picture_keys import reads, unread
 from .inputs import DEFAULT_PROMPT, pictures_in
 
 RESULT = (
@@ -121,10 +123,16 @@ class Rows:
             return Row(fields, error=f"line {number}: is nested too deeply")
 
     def _question(self, data: Mapping[str, Any]) -> GenerationRequest:
-        if "image" in data and "images" in data:
-            raise PromptError('has both "image" and "images"; give one of them')
-        images = data.get("image", data.get("images"))
-        images = [] if images is None else images if isinstance(images, list) else [images]
+        given = [key for key in data if reads(key)]
+        if len(given) > 1:
+            raise PromptError(f'has both "{given[0]}" and "{given[1]}"; give one of them')
+        if not given and (key := unread(data)):
+            raise PromptError(f'"{key}" names a picture and is not read; call it "image"')
+        if not given and "prompt" not in data and "messages" in data:
+            raise PromptError('"messages" is not read; give "prompt" and "image"')
+        if given and data[given[0]] in (None, []):
+            raise PromptError(f'"{given[0]}" is empty; leave it out, or name a picture')
+        images = [picture for key in given for picture in _listed(data[key])]
         prompt = data.get("prompt", self._prompt or (DEFAULT_PROMPT if images else ""))
         system = data.get("system", self._system)
         if not all(isinstance(image, str) for image in images):
@@ -136,12 +144,16 @@ class Rows:
         return GenerationRequest(prompt, found or None, system, **self._how)
 
     def _source(self, image: str) -> str:
-        if image.startswith("data:") or "://" in image:
+        if scheme(image) in ("data:", "file:") or "://" in image or is_base64_picture(image):
             return image
         if not image:
             raise PromptError('"image" is empty; leave it out, or name a picture')
         assert self._file is not None
         return str(self._file.parent / os.path.expanduser(image))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _no_number(name: str) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, ValuesView
 from typing import Any
 
 import numpy as np
 
 from ..errors import OptionError, PromptError
 from ..processing.arrays import is_array, to_numpy
+from ..processing.conversation import PICTURE_TYPES, SOURCES, normalised
 from ..processing.load_image import is_remote as is_remote_source
 
-_ITEMS = {"text": ("text",), "image": ("image", "url", "path", "base64"), "image_url": ("image_url",)}
+_ITEMS = {"text": ("text",), "image": SOURCES}
+_TYPES = ("text", *PICTURE_TYPES)
 
 
 def conversation(
@@ -31,19 +33,19 @@ def conversation(
         raise PromptError("prompt is a conversation; put pictures and the system's text into its messages")
     if not prompt:
         raise PromptError("prompt is a conversation without a message")
-    for number, message in enumerate(prompt):
-        _check_message(message, f"prompt[{number}]")
-    return [dict(message) for message in prompt]
+    return [_checked(message, f"prompt[{number}]") for number, message in enumerate(prompt)]
 
 
-def _check_message(message: Any, where: str) -> None:
+def _checked(message: Any, where: str) -> dict[str, Any]:
+    """The message in one spelling."""
     if not isinstance(message, Mapping):
         raise PromptError(f"{where} is {type(message).__name__}, expected a message with 'role' and 'content'")
+    message = normalised(message, where)
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not role:
         raise PromptError(f"{where} has the role {role!r}, expected 'system', 'user', 'assistant' or 'tool'")
     if isinstance(content, str) or (content is None and message.get("tool_calls")):
-        return
+        return message
     if not isinstance(content, (list, tuple)):
         raise PromptError(f"{where} has the content {type(content).__name__}, expected text or a list of items")
     for number, item in enumerate(content):
@@ -53,11 +55,12 @@ def _check_message(message: Any, where: str) -> None:
         kind = item.get("type")
         fields = _ITEMS.get(kind) if isinstance(kind, str) else None
         if fields is None:
-            raise PromptError(f"{at} has the type {kind!r}, expected one of {', '.join(_ITEMS)}")
+            raise PromptError(f"{at} has the type {kind!r}, expected one of {', '.join(_TYPES)}")
         if not any(item.get(name) is not None for name in fields):
             raise PromptError(f"{at} is of type {kind!r} and has no {' or '.join(map(repr, fields))}")
         if kind == "text" and not isinstance(item["text"], str):
             raise PromptError(f"{at} has a text that is {type(item['text']).__name__}")
+    return message
 
 
 def check_tools(tools: Any) -> None:
@@ -84,13 +87,14 @@ def checked_pictures(images: Any) -> list[Any]:
 
 def is_remote(prompt: Any, images: Any) -> bool:
     """Whether pictures of a question, which need not have been checked, are at http(s) addresses."""
-    values = listed(images)
-    for message in prompt if isinstance(prompt, (list, tuple)) else ():
-        content = message.get("content") if isinstance(message, Mapping) else None
-        for item in content if isinstance(content, (list, tuple)) else ():
-            values += item.values() if isinstance(item, Mapping) else ()
-    values += [inner for value in values if isinstance(value, Mapping) for inner in value.values()]
-    return any(is_remote_source(value) for value in values)
+    values, depth = [prompt if isinstance(prompt, (list, tuple)) else None, images], 0
+    while values and depth < 6:  # messages, a message, its items, an item, its source
+        if any(is_remote_source(value) for value in values):
+            return True
+        inner = [value.values() if isinstance(value, Mapping) else value for value in values]
+        values = [each for some in inner if isinstance(some, (list, tuple, ValuesView)) for each in some]
+        depth += 1
+    return False
 
 
 def user_content(text: str, images: Any = None) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Conversations as apps write them, in one spelling, with the pictures that stand in them.
 
 A conversation is a list of messages {"role", "content"}; content is a string or a list of items. Pictures stand in
-items {"type": "image"} under "image", "url", "path" or "base64", or in OpenAI's {"type": "image_url"}.
+items {"type": "image"} under "image", "url", "path" or "base64", in the items of OpenAI and Anthropic, or under
+"images" of the message. What names a picture and is not read is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from ..errors import PromptError
 from .addresses import decode_base64
 from .fetch import SourcePolicy
 from .image import flatten
+from .picture_keys import unread
 
+BESIDE = ("images", "image")  # keys of a message, as Ollama has them; such pictures stand before its text
+PICTURE_TYPES = ("image", "image_url", "input_image")
+SOURCES = ("image", "url", "path", "base64")
 CALL_START, CALL_END = "<|tool_call_start|>", "<|tool_call_end|>"
 
 
@@ -32,24 +37,63 @@ def conversations_of(conversation: Any) -> tuple[list[list[dict[str, Any]]], boo
     return [[normalised(message) for message in messages] for messages in several], batched
 
 
-def normalised(message: Any) -> dict[str, Any]:
-    """A copy without entries that are None, as templates expect it: `image_url` items spelled as `image` items, the
-    arguments of tool calls as mappings. Raises `PromptError`."""
+def normalised(message: Any, where: str = "a message") -> dict[str, Any]:
+    """A copy without entries that are None, as templates expect it: pictures of every spelling as `image` items, the
+    arguments of tool calls as mappings. `where` begins what is said of pictures. Raises `PromptError`."""
     if not isinstance(message, Mapping):
         raise PromptError(f"a message must be a mapping with 'role' and 'content', got {type(message).__name__}")
     plain = {name: value for name, value in message.items() if value is not None}
-    if isinstance(plain.get("content"), (list, tuple)):
-        items = []
-        for item in plain["content"]:
-            if isinstance(item, Mapping) and item.get("type") == "image_url" and "image_url" in item:
-                url = item["image_url"]
-                item = {"type": "image", "url": url.get("url", "") if isinstance(url, Mapping) else url}
-            items.append(item)
-        plain["content"] = items
+    content = plain.get("content")
+    if isinstance(content, (list, tuple)):
+        plain["content"] = [_item(item, f"{where}, item {n} of its content,") for n, item in enumerate(content)]
+    if key := unread(plain, ("content", *BESIDE)):
+        raise PromptError(f"{where} has {key!r}, which is not read; put pictures into 'images' or into its content")
+    beside = [image for name in BESIDE if name in plain for image in _listed(plain.pop(name))]
+    if beside:
+        text = [{"type": "text", "text": content}] if isinstance(content, str) and content else plain.get("content")
+        items = text if isinstance(text, list) else []
+        plain["content"] = [*({"type": "image", "image": image} for image in beside), *items]
     calls = plain.pop("tool_calls", None)
     if isinstance(calls, (list, tuple)) and calls:
         plain["tool_calls"] = [_with_mapping(call, f"tool_calls[{number}]") for number, call in enumerate(calls)]
     return plain
+
+
+def _listed(images: Any) -> list[Any]:
+    return list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def _item(item: Any, where: str) -> Any:
+    """An item of a message in transformers' spelling: those of OpenAI (`image_url`, `input_image`, `input_text`,
+    `output_text`) and Anthropic (`source`) too. Raises `PromptError` for a picture that would be passed over."""
+    if not isinstance(item, Mapping):
+        return item
+    kind = item.get("type")
+    if kind in ("input_text", "output_text"):
+        kind, item = "text", {**item, "type": "text"}
+    if kind in PICTURE_TYPES:
+        return _picture(item, where)
+    if key := unread(item, ("type", "text")):
+        raise PromptError(f"{where} is of type {kind!r} and has {key!r}, which is not read; it needs an 'image' item")
+    return item
+
+
+def _picture(item: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A picture's item as {"type": "image", and under "image", "url", "path" or "base64" the picture if it has one}."""
+    found = {name: item[name] for name in SOURCES if item.get(name) is not None}
+    for name in ("image_url", "source"):
+        given = item.get(name)
+        if isinstance(given, Mapping):
+            if given.get("url") is None and given.get("data") is None:
+                raise PromptError(f"{where} has {name!r} without 'url' or 'data'; give the picture itself")
+            found |= {"url": given["url"]} if given.get("url") is not None else {"base64": given["data"]}
+        elif given is not None:
+            found["url"] = given
+    if item.get("file_id") is not None:
+        raise PromptError(f"{where} has 'file_id', a file of another server; give the picture itself")
+    if key := unread(item, ("type", "image_url", "source", *SOURCES)):
+        raise PromptError(f"{where} is of type {item['type']!r} and has {key!r}, which is not read; call it 'image'")
+    return {"type": "image", **found}
 
 
 def _with_mapping(call: Any, where: str) -> Any:

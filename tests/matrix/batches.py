@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +47,7 @@ def row(name: str, line: bytes | dict[str, Any], error: str) -> Row:
 
 STRINGS = 'line 2: "prompt" and "system" must be strings'
 SOURCES = 'line 2: "image" must be a path, a URL, a data URI or a list of them'
+EMPTY = 'line 2: "image" is empty; leave it out, or name a picture'
 NOTHING = "prompt is empty and there is no picture; give one of them"
 FOUR = ["line 2: is not JSON (", "", "no.png: no such picture", "line 5: is not an object"]
 ROWS = [
@@ -72,7 +74,27 @@ ROWS = [
     row("null", b"null", "line 2: is not an object"),
     row("nothing asked", {}, NOTHING),
     row("an empty prompt", {"prompt": ""}, NOTHING),
-    row("no pictures in a list", {"image": []}, NOTHING),
+    row("no pictures in a list", {"image": []}, EMPTY),
+    row("no pictures in a list, and a prompt", {"image": [], "prompt": "a"}, EMPTY),
+    row("null for a picture", {"image": None, "prompt": "a"}, EMPTY),
+    row("null among pictures", {"image": ["a.png", None], "prompt": "a"}, SOURCES),
+    *(
+        row(f"a picture as {key}", {key: "no.png", "prompt": "a"}, "no.png: no such picture")
+        for key in ("images", "Image", "IMAGE", "image_url", "image_path", "imagePath", "image-file", "image_paths")
+    ),
+    *(
+        row(
+            f"a picture as {key}",
+            {key: "a.png", "prompt": "a"},
+            f'line 2: "{key}" names a picture and is not read; call it "image"',
+        )
+        for key in ("imgae", "iamge", "img", "picture", "pictures", "photo", "input_image", "attachments", "image_b64")
+    ),
+    row("what tells of pictures", {"prompt": "a", "image_id": "x", "image_width": 7, "picture": "", "photos": []}, ""),
+    row("beside a picture", {"image": "a.png", "prompt": "a", "image_source": "mine", "photo": "other.png"}, ""),
+    row("a file: address", {"image": "file:///no.png"}, "/no.png: no such picture"),
+    row("base64 without an address", {"image": base64.b64encode(PNG).decode()}, ""),
+    row("messages", {"messages": [{"role": "user"}]}, 'line 2: "messages" is not read; give "prompt" and "image"'),
     row("a prompt that is a number", {"prompt": 7}, STRINGS),
     row("a system prompt that is a list", {"prompt": "a", "system": []}, STRINGS),
     row("a picture that is a number", {"image": 7}, SOURCES),

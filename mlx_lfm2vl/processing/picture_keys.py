@@ -1,0 +1,40 @@
+"""Which keys of messages and rows name pictures, misspelt ones too, so that none is passed over in silence."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_STEMS = ("image", "img", "picture", "photo", "screenshot", "attachment", "pixel")
+_WORDS = ("image", "images", "picture", "pictures", "photo", "photos", "pic", "pics")
+_ABOUT = re.compile(  # what tells of a picture and holds none
+    r"(ids?|width|height|sizes?|tokens?|count|number|index|hash|md5|sha\d*|format|types?|mode|captions?|description|text"
+    r"|labels?|alt|title|date|time|licen[cs]e|credits?|quality|details?|processor|splitting|source|author|tags?)$"
+)
+_PATHLIKE = {"image", "images", "imageurl", "imageurls", "imagepath", "imagepaths", "imagefile", "imagefiles"}
+
+
+def _plain(key: Any) -> str:
+    return re.sub(r"[^a-z0-9]", "", key.lower()) if isinstance(key, str) else ""
+
+
+def reads(key: Any) -> bool:
+    """Whether a row's key is one whose pictures are read: "image", "images", "image_url", "image_path" and the like."""
+    return _plain(key) in _PATHLIKE
+
+
+def unread(data: Mapping[str, Any], known: tuple[str, ...] = ()) -> str | None:
+    """The first key, beside those known, that names a picture, as far as its value may be one."""
+    for key, value in data.items():
+        empty = value is None or (isinstance(value, (str, bytes, list, tuple, dict)) and not value)
+        if key not in known and not empty and not isinstance(value, (bool, int, float)) and _names_picture(_plain(key)):
+            return key
+    return None
+
+
+def _names_picture(plain: str) -> bool:
+    if not plain or _ABOUT.search(plain):
+        return False
+    return any(stem in plain for stem in _STEMS) or bool(difflib.get_close_matches(plain, _WORDS, 1, 0.79))
