@@ -49,6 +49,17 @@ def test_one_json_object_holds_everything(cli):  # noqa: F811
     assert made["time_to_first_token"] > 0 and made["tokens_per_second"] > 0 and made["peak_memory"] > 0
 
 
+def test_a_folder_gives_every_format_and_says_what_it_leaves_out(tmp_path, capsys):
+    pictures = ["a.PNG", "b.jfif", "c.jp2", "d.ppm", "e.qoi", "f.heic", "g.mpo", "h.tga"]
+    for name in (*pictures, "notes.txt", "film.mpg", "page.pdf", "print.eps", ".hidden.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "sub.png").mkdir()
+    assert pictures_in([str(tmp_path)]) == [str(tmp_path / name) for name in pictures]
+    assert capsys.readouterr().err == (
+        f"mlx-lfm2vl: {tmp_path}: left out, as no pictures by their names: film.mpg, notes.txt, page.pdf and 2 more\n"
+    )
+
+
 def test_several_pictures_come_from_one_option_from_two_and_from_a_pattern(cli, tmp_path):  # noqa: F811
     for name, picture in (("b.png", PICTURE), ("a.png", SMALL)):
         (tmp_path / name).write_bytes(picture.read_bytes())

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 DEFAULT_PROMPT = "What is in this image?"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 MAX_PROMPT_BYTES = 16 * 2**20  # a prompt that no model can take; devices such as /dev/zero have no end
 _ADDRESS = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]*://)", re.I)
 
@@ -141,7 +140,9 @@ def _without_stderr() -> Iterator[None]:
 
 
 def pictures_in(names: Sequence[str]) -> list[str]:
-    """All pictures of folders (by suffix, not of their subfolders), patterns and names. Raises `OptionError`."""
+    """All pictures of folders (by suffix, not of their subfolders, with a note on what is left out; hidden files are
+    not named), patterns and names. Raises `OptionError`."""
+    from ..processing.formats import suffixes
     from ..processing.load_image import as_spelt
 
     found: list[str] = []
@@ -157,11 +158,19 @@ def pictures_in(names: Sequence[str]) -> list[str]:
             entries = sorted(os.listdir(name))
         except OSError as error:
             raise OptionError(f"{name}: cannot be listed ({error.strerror or error})") from None
-        inside = [entry for entry in entries if entry.lower().endswith(SUFFIXES) and entry[0] != "."]
+        shown = [entry for entry in entries if entry[0] != "."]
+        inside = [entry for entry in shown if entry.lower().endswith(suffixes()) and not _is_folder(name, entry)]
         if not inside:
-            raise OptionError(f"{name}: there is no picture in this folder ({', '.join(s[1:] for s in SUFFIXES)})")
+            raise OptionError(f"{name}: there is no picture in this folder (png, jpg, heic, whatever Pillow reads)")
+        if left := [entry + "/" * _is_folder(name, entry) for entry in shown if entry not in inside]:
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            note(f"{name}: left out, as no pictures by their names: {', '.join(left[:3])}{more}")
         found += [os.path.join(name, entry) for entry in inside]
     return found
+
+
+def _is_folder(folder: str, name: str) -> bool:
+    return os.path.isdir(os.path.join(folder, name))
 
 
 def dropped(text: str) -> list[str]:

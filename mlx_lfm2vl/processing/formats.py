@@ -43,6 +43,7 @@ OTHERS = (  # how files begin that people take for pictures
     ),
     (rb"(\xff\x0a|....JXL )", "in the format JPEG XL, which Pillow does not read; convert it to PNG or JPEG"),
 )
+UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}  # Pillow only knows or writes them
 FRAMES = {  # what is said of several frames; in other formats they are no more than previews or layers of one picture
     **dict.fromkeys(("GIF", "PNG", "WEBP", "AVIF", "FLI"), "is animated; only its first frame is read"),
     **dict.fromkeys(("TIFF", "DCX"), "has several pages; only the first is read"),
@@ -63,6 +64,12 @@ _BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
 # The filters of warnings are the whole process's, hence the lock; our own warnings are issued under it, lest another
 # thread's silence swallows them. Whoever receives one may read a picture in turn, hence re-entrant.
 _WARNINGS = threading.RLock()
+
+
+def suffixes() -> tuple[str, ...]:
+    """How names of picture files end, in small letters: those that Pillow registers, and HEIC's."""
+    known = Image.registered_extensions().items()
+    return (*sorted(suffix for suffix, format in known if format not in UNREADABLE), ".heic", ".heif")
 
 
 def open_picture(file: BinaryIO, label: str, policy: SourcePolicy, config: ImageProcessorConfig) -> Image.Image:
