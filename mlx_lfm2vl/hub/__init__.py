@@ -1,0 +1,25 @@
+"""A model's name to a folder on this disk, and a folder to the hub. The only part that imports huggingface_hub.
+
+In: `demo`, a folder, a hub repository such as `LiquidAI/LFM2-VL-450M`. Out: a folder; a commit on the hub.
+"""
+
+from .cache import cache_folder, free_bytes
+from .cards import card_metadata, write_model_card
+from .download import LICENCES, Progress, resolve, resolve_checked
+from .names import check_new_name, is_repository, of_page
+from .upload import publish
+
+__all__ = [
+    "LICENCES",
+    "Progress",
+    "cache_folder",
+    "card_metadata",
+    "check_new_name",
+    "free_bytes",
+    "is_repository",
+    "of_page",
+    "publish",
+    "resolve",
+    "resolve_checked",
+    "write_model_card",
+]
