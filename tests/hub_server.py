@@ -61,6 +61,8 @@ class HubServer:
     stored: dict[str, bytes] = field(default_factory=dict)  # large files by SHA-256, committed or not
     commits: list[str] = field(default_factory=list)  # their messages
     refusals: list[tuple[str, int]] = field(default_factory=list)  # (start of path, status) of the next refused writes
+    roles: dict[str, str] = field(default_factory=dict)  # token: what it may do, "write" unless said
+    sizes: dict[str, int] = field(default_factory=dict)  # file: what listings say of its size, in place of the truth
     large: tuple[str, ...] = LARGE  # how the names of large files end
     cut_uploads: int = 0  # so many uploads of large files break off in the middle
 
@@ -116,6 +118,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(status, b"later", headers)
         elif hub.status is not None:
             self.answer(hub.status, b"the hub is unwell")
+        elif path == "/api/whoami-v2":
+            self.whoami(token)
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/auth-check/write", path):
+            self.may_write(match[1], token)
         elif match := re.fullmatch(r"/storage/([^/]+/[^/]+)/(.+)", path):
             self.content(unquote(match[2]), hub.repositories[match[1]].files[unquote(match[2])])
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
@@ -127,6 +133,22 @@ class _Handler(BaseHTTPRequestHandler):
             self.within(match[1], match[2], lambda key, repo: self.resolve(key, repo, name), token)
         else:
             self.refuse(404, "NotFound")
+
+    def whoami(self, token: str | None) -> None:
+        hub = self.server_state
+        if token not in hub.writers:
+            return self.refuse(401, "Unauthorized")
+        role = hub.roles.get(token, "write")
+        self.json({"name": hub.writers[token], "orgs": [], "auth": {"accessToken": {"role": role}}})
+
+    def may_write(self, key: str, token: str | None) -> None:
+        hub = self.server_state
+        if key not in hub.repositories:
+            self.refuse(404, "RepoNotFound")
+        elif hub.writers.get(token or "") != key.split("/")[0]:
+            self.refuse(403, "Forbidden")
+        else:
+            self.json({})
 
     def do_POST(self) -> None:
         self.write()
@@ -241,9 +263,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def entry(self, name: str, data: bytes) -> dict[str, Any]:
         """A file as listings show it."""
-        entry: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": git_id(data)}
+        size = self.server_state.sizes.get(name, len(data))
+        entry: dict[str, Any] = {"type": "file", "path": name, "size": size, "oid": git_id(data)}
         if name.endswith(self.server_state.large):
-            entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+            entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": size, "pointerSize": 130}
         return entry
 
     def resolve(self, key: str, repo: Repository, name: str) -> None:
@@ -254,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif name.endswith(self.server_state.large):
             headers |= {
                 "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"',
-                "X-Linked-Size": str(len(data)),
+                "X-Linked-Size": str(self.server_state.sizes.get(name, len(data))),
                 "Location": f"{self.server_state.storage_url}/{key}/{name}",
             }
             self.answer(302, b"", headers)

@@ -204,7 +204,9 @@ def test_the_report_is_kept_with_the_folder_and_in_its_card(measured):
     assert QuantizationReport.from_dict(json.loads((out / FILE).read_text())) == report
     card = (out / "README.md").read_text()
     assert report.markdown() in card and "What quantising cost" in card
-    assert [step for step in seen if step[0] == "measuring"] == [("measuring", n, 4) for n in (1, 2, 3, 4)]
+    steps = [step for step in seen if step[0] == "measuring"]
+    assert steps == sorted(steps) and steps[-1][1] == steps[-1][2]
+    assert len(steps) > 4 * 8, "the bar moves with each token of the four answers"
     assert f"{report.top1_agreement:.1%}" in report.table() and "nats" in report.table()
 
 

@@ -159,6 +159,41 @@ def test_who_may_not_write(hub, publish):
     assert hub.repositories == {}
 
 
+@pytest.mark.parametrize(
+    ("token", "repo", "says"),
+    [
+        (None, NAME, "the hub does not know you; log in with `hf auth login`"),
+        ("hf_wrong", NAME, "the hub does not know you; log in with `hf auth login`"),
+        ("hf_reader", NAME, "your token may only read"),
+        ("hf_right", "somebody/tiny", "you may not make a repository there; your token is of maker"),
+        ("hf_right", "somebody/there", "you may not write there"),
+    ],
+)
+@pytest.mark.parametrize("command", ["upload", "convert"])
+def test_the_right_to_write_is_checked_before_the_work(command, token, repo, says, hub, run, folder, tmp_path):
+    hub.writers["hf_reader"], hub.roles["hf_reader"] = "maker", "read"
+    hub.repositories["somebody/there"] = Repository({})
+    words = {
+        "upload": ["upload", str(folder), repo],
+        "convert": [
+            *("convert", "--hf-path", str(GOLDEN / "gen25"), "--mlx-path", str(tmp_path / "out")),
+            *("--upload-repo", repo),
+        ],
+    }
+    done = run("-m", "mlx_lfm2vl", *words[command], token=token)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "") and line.startswith(f"mlx-lfm2vl: error: {repo}: {says}")
+    assert not (tmp_path / "out").exists()
+    assert {request.method for request in hub.requests} <= {"GET"}
+
+
+def test_a_mirror_that_knows_no_rights_gets_the_files(hub, run, folder):
+    hub.busy = [(404, {})]
+    done = run("-m", "mlx_lfm2vl", "upload", str(folder), NAME)
+    assert done.returncode == 0, done.stderr
+    assert hub.repositories[NAME].files.keys() == contents(folder).keys()
+
+
 def test_a_hub_that_cannot_be_reached(hub, run, folder, publish):
     hub.url = "http://127.0.0.1:9"
     assert "the upload failed" in publish(attempts=2)["error"]
@@ -184,7 +219,7 @@ def test_a_broken_folder_is_not_published(folder, tmp_path, damage, says):
     broken = Path(shutil.copytree(folder, tmp_path / "broken"))
     damage(broken)
     with pytest.raises(Lfm2VlError, match=says):
-        upload(broken, NAME)
+        upload(broken, NAME, dry_run=True)
 
 
 def test_numbers_that_are_not_finite_are_not_published(tmp_path):
@@ -212,8 +247,22 @@ def test_a_dry_run_says_what_would_go_and_sends_nothing(folder, tmp_path):
     (copy / ".cache").mkdir()
     (copy / ".hidden").write_text("x")
     planned = upload(copy, NAME, dry_run=True)
-    assert planned.url is None
+    assert planned.url is None and planned.left == (".cache/", ".hidden", "modeling.py")
     assert dict(planned.files) == {path.name: path.stat().st_size for path in folder.iterdir()}
+
+
+def test_only_what_belongs_to_a_model_is_sent_and_the_rest_is_listed(hub, run, folder, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    for name in ("notes.txt", "photo.jpg", "train.log", "modeling.py"):
+        (copy / name).write_text("mine")
+    shutil.copy(GOLDEN / "gen2" / "model.safetensors", copy / "adapters.safetensors")
+    (copy / "LICENSES").mkdir()
+    (copy / "LICENSE").write_text("the licence")
+    done = run("-m", "mlx_lfm2vl", "upload", str(copy), NAME)
+    assert done.returncode == 0, done.stderr
+    assert hub.repositories[NAME].files.keys() == contents(folder).keys() | {"LICENSE"}
+    left = "LICENSES/, adapters.safetensors, modeling.py, notes.txt, photo.jpg, train.log"
+    assert done.stderr == f"mlx-lfm2vl: no part of the model, so not uploaded: {left}\n"
 
 
 @pytest.mark.parametrize("name", ["tiny", "maker/ti ny", "maker/a--b", "maker/x.git", "a/b/c", ""])

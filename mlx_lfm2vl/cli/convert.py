@@ -201,12 +201,12 @@ def run_repair(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
     from .. import OptionError
-    from ..hub import check_new_name
+    from ..hub import check_new_name, check_writable
     from .interrupt import terminable
 
     check_combinations(args, OptionError)
     if args.upload_repo is not None:
-        check_new_name(args.upload_repo)  # rather than after the work
+        (check_new_name if args.dry_run else check_writable)(args.upload_repo)  # rather than after the work
     with terminable():
         return run_repair(args) if args.repair else run_convert(args)
 

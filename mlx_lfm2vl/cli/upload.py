@@ -40,6 +40,8 @@ def send(folder: str, repo: str, args: argparse.Namespace) -> None:
     from ..conversion.upload import upload
 
     done = upload(folder, repo, private=args.private, message=args.commit_message, dry_run=args.dry_run)
+    if done.left:
+        note(f"no part of the model, so not uploaded: {', '.join(done.left)}")
     if done.url is not None:
         print(done.url)
         return

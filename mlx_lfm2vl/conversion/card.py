@@ -17,7 +17,7 @@ from .. import __version__
 from ..config import Lfm2VlConfig, read_json
 from ..config.files import check_own, open_regular
 from ..errors import OutputError
-from ..hub import card_metadata, is_repository, write_model_card
+from ..hub import card_metadata, is_repository, of_page, write_model_card
 from .plot import CURVE_FILE, ERRORS_FILE
 from .report import QuantizationReport
 
@@ -37,7 +37,7 @@ class CardSource:
     @classmethod
     def of(cls, source: str | os.PathLike[str], folder: Path) -> CardSource:
         """Of what `convert` was given, resolved to `folder`. Raises `OutputError` for a card that lies elsewhere."""
-        name = os.fspath(source)
+        name, _ = of_page(os.fspath(source))
         found = is_repository(name) and not Path(name).expanduser().is_dir()
         return cls(name if found else None, front_matter(_beginning(folder / "README.md")))
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import read_json
-from ..errors import OptionError, OutOfMemoryError, TemplateError
-from ..hub import resolve
+from ..config import Lfm2VlConfig, read_json
+from ..errors import OptionError, OutOfMemoryError, OutputError, TemplateError
+from ..hub import resolve_checked
 from ..weights import quantize as q
-from ..weights.atomic_folder import check_target, finished
+from ..weights.atomic_folder import check_space, check_target, finished, scratch
 from ..weights.files import reading
 from ..weights.load import StoredTensors, dtype_of, open_model
 from ..weights.save import write_json, write_tensors
@@ -34,7 +34,7 @@ from .report import QuantizationReport
 from .search import search
 from .stream import Widths, check_finite, translate
 
-Progress = Callable[[str, int, int], None]  # stage ("weights" in bytes, "measuring" in answers ...), done, in all
+Progress = Callable[[str, int, int], None]  # stage ("weights" in bytes, "measuring" in tokens ...), done, in all
 Note = Callable[[str], None]
 FORMATS = {"mlx": "mlx", "hub": "pt"}
 
@@ -100,6 +100,7 @@ def convert(
         The folder `target`.
 
     Raises:
+        KeyboardInterrupt: at Ctrl-C; the folder is there, whole, if it came while measuring.
         OptionError, OutputError, HubError, and what loading raises. `NotFiniteError` names a tensor that holds NaN or
         infinity, or would in `dtype`. `OutOfMemoryError` comes before the work, if measuring will not fit.
     """
@@ -130,7 +131,9 @@ def convert(
     type_ = dtype_of(dtype)
     target = Path(target).expanduser()
     check_target(target, None, overwrite)  # before anything is fetched
-    folder = resolve(source, revision=revision, token=token, local_files_only=local_files_only)
+    folder = resolve_checked(
+        source, check_architecture, revision=revision, token=token, local_files_only=local_files_only
+    )
     check_target(target, folder, overwrite)
 
     on_note = on_note or (lambda note: None)
@@ -141,11 +144,14 @@ def convert(
         # said now: converting fits nearly everywhere, and measuring comes last
         way = "with --q-bits or --q-recipe and --no-verify" if searching else "with --no-verify"
         check_memory(stored, f"{way} a model of any size is converted", searching)
+        with scratch():  # and a place for temporary files too
+            pass
     for note in (*stored.notes, *([stored.mixed_note] if type_ is None and stored.mixed_note else [])):
         on_note(note)
     before = stored.widths
     found, plan = None, None
     if searching:
+        check_space(target, int(1e9 * (target_size or 0)))
         found = search(
             folder,
             target_size=target_size,
@@ -172,12 +178,25 @@ def convert(
             found.write(part)
             if plot.available():
                 plot.plot_search(found, part / plot.CURVE_FILE)
-        report = _measured(folder, part, pictures, progress, on_note) if plan and verify else None
+        report, interrupt = None, None
+        if plan and verify:
+            try:
+                report = _measured(folder, part, pictures, progress, on_note)
+            except KeyboardInterrupt as error:
+                interrupt = error
+                on_note(f"interrupted while measuring; {target} is whole, without the numbers of what quantising cost")
         if layout == "mlx":
             write_card(part, CardSource.of(source, folder), name or target.name, report)
         for remark in check_result(part, target):
             on_note(remark)
+    if interrupt is not None:
+        raise interrupt
     return target
+
+
+def check_architecture(folder: Path) -> None:
+    """Raises `ConfigError` unless a folder's config.json is that of a model which runs here."""
+    Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def _measured(
@@ -193,7 +212,7 @@ def _measured(
     except TemplateError as error:
         on_note(f"the quantization error was not measured, for no question can be asked of this model: {error}")
         return None
-    except OutOfMemoryError as error:
+    except (OutOfMemoryError, OutputError) as error:
         on_note(f"the quantization error was not measured: {error}")
         return None
     if calibration is not None:

@@ -6,7 +6,6 @@ that the dense folder's processor makes, so that only the weights differ.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..models.outputs import Lfm2VlCausalLMOutputWithPast
 from ..pretrained import Lfm2VlForConditionalGeneration, load
 from ..processing.processor import Lfm2VlProcessor
 from ..weights import fit
+from ..weights.atomic_folder import scratch
 from ..weights.files import reading
 from ..weights.fit import number_type
 from ..weights.load import StoredTensors, open_model
@@ -33,7 +33,7 @@ from .report import KEPT, ChangedAnswer, ModuleError, QuantizationReport
 from .stream import dense_weight
 
 TOKENS = 64  # of an answer at most
-Progress = Callable[[str, int, int], None]  # "measuring", answers done, answers in all
+Progress = Callable[[str, int, int], None]  # "measuring", tokens done, tokens in all
 Inputs = dict[str, Any]
 
 
@@ -46,7 +46,7 @@ def measure(
     used, `OutOfMemoryError` before anything is loaded, and what loading and generating raise.
     """
     asked = questions(calibration)
-    step = _counter(progress, 2 * len(asked))
+    steps = Steps("measuring", 2 * len(asked), TOKENS + 2, progress)
     one: nn.Module
     other: nn.Module
     (one, stored), (other, restored) = open_model(dense), open_model(quantised)
@@ -57,14 +57,14 @@ def measure(
     chosen = [check_memory(each, way) for each in (stored, restored)]
     dtype = None if any(each is None for each in chosen) else mx.float32  # both in the same one
     errors = tuple(module_errors(dense, quantised))
-    with tempfile.TemporaryDirectory(prefix="mlx-lfm2vl-") as scratch:
+    with scratch() as folder:
         model, processor = load_to_measure(dense, dtype)
         inputs = [encoded(processor, question) for question in asked]
         answers = []
         for index, prompt in enumerate(inputs):
-            answers.append(greedy(model, prompt))
-            np.save(Path(scratch) / f"{index}.npy", log_probabilities(model, prompt, answers[-1]))
-            step()
+            answers.append(greedy(model, prompt, steps))
+            np.save(folder / f"{index}.npy", log_probabilities(model, prompt, answers[-1]))
+            steps.next()
         ends, computed = model.generation_config, str(number_type(model)).removeprefix("mlx.core.")
         del model
         mx.clear_cache()
@@ -73,16 +73,16 @@ def measure(
         comparisons: list[Comparison] = []
         changed: list[ChangedAnswer] = []
         for index, prompt in enumerate(inputs):
-            before = np.load(Path(scratch) / f"{index}.npy")
+            before = np.load(folder / f"{index}.npy")
             after = log_probabilities(model, prompt, answers[index])
-            found = greedy(model, prompt)
+            found = greedy(model, prompt, steps)
             comparisons.append(compare(before, after, answers[index], found))
             if (at := comparisons[-1].differs_at) is not None:
                 was, now = (processor.decode(tokens, skip_special_tokens=True) for tokens in (answers[index], found))
                 question = asked[index]
                 picture = None if question.picture is None else question.picture.name
                 changed.append(ChangedAnswer(question.prompt, picture, was, now, at))
-            step()
+            steps.next()
     label = "bundled set" if calibration is None else calibration.resolve().name  # of a card that is published
     return replace(_summary(dense, quantised, label, comparisons, errors, changed), dtype=computed)
 
@@ -132,9 +132,34 @@ def encoded(processor: Lfm2VlProcessor, question: Question) -> Inputs:
     return dict(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True))
 
 
-def greedy(model: Lfm2VlForConditionalGeneration, inputs: Inputs) -> np.ndarray:
+class Steps:
+    """Tells `progress` how many of `items` are done, and how much of the one that is being done: a streamer of
+    `generate`, which is told of the prompt and of each token, and an item has at most `parts` of both."""
+
+    def __init__(self, stage: str, items: int, parts: int, progress: Progress | None):
+        self._stage, self._total, self._parts, self._progress = stage, items * parts, parts, progress
+        self._done = self._within = 0
+
+    def put(self, value: object) -> None:
+        self._within = min(self._within + 1, self._parts - 1)
+        self._tell()
+
+    def end(self) -> None:
+        """An answer's end is not its item's."""
+
+    def next(self) -> None:
+        """An item is done."""
+        self._done, self._within = min(self._done + self._parts, self._total), 0
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(self._stage, min(self._done + self._within, self._total), self._total)
+
+
+def greedy(model: Lfm2VlForConditionalGeneration, inputs: Inputs, streamer: Steps | None = None) -> np.ndarray:
     """The likeliest tokens after a prompt, at most `TOKENS`, with the end token if it comes."""
-    out = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False, repetition_penalty=1.0)
+    out = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False, repetition_penalty=1.0, streamer=streamer)
     return np.array(out)[0, np.array(inputs["input_ids"]).shape[1] :]
 
 
@@ -260,15 +285,3 @@ def relative_error(new: mx.array, old: mx.array, where: str) -> float:
     with reading(where, "start again"):
         error = mx.linalg.norm(new.astype(mx.float32) - old) / mx.maximum(mx.linalg.norm(old), 1e-30)
         return float(np.array(error))
-
-
-def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress("measuring", done, total)
-
-    return step

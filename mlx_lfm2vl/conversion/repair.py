@@ -15,7 +15,7 @@ from typing import Any
 
 from ..config import Lfm2VlConfig, ProcessorConfig, read_json
 from ..errors import HubError, OutputError, WeightsError
-from ..hub import resolve
+from ..hub import resolve, resolve_checked
 from ..weights.atomic_folder import check_target, finished
 from ..weights.head import TIED
 from ..weights.load import StoredTensors, open_model
@@ -24,7 +24,7 @@ from ..weights.shards import read_shards
 from .card import DEFAULT_ORGANISATION, CardSource
 from .check import TEMPLATES, check_index, check_result, has_template
 from .config_files import CODE, JSON_FILES, PLACES, PROCESSOR_FILES, QUANTISATION, copy, says, with_budget
-from .convert import write_model
+from .convert import check_architecture, write_model
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.md")
@@ -88,7 +88,7 @@ def repair(
     """
     on_note = on_note or (lambda note: None)
     target = Path(target).expanduser()
-    folder = resolve(source, revision=revision)
+    folder = resolve_checked(source, check_architecture, revision=revision)
     if not dry_run:
         check_target(target, folder, overwrite)
     original = _base(folder, source, base, on_note) if _missing(folder, None) else None

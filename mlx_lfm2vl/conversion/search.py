@@ -29,7 +29,16 @@ from ..weights.quantize import Quantization, decode, encode
 from ..weights.save import write_json
 from .calibration import Question, questions
 from .plan import Plan
-from .quantization_error import check_memory, divergence, embedded, encoded, greedy, image_features, load_to_measure
+from .quantization_error import (
+    Steps,
+    check_memory,
+    divergence,
+    embedded,
+    encoded,
+    greedy,
+    image_features,
+    load_to_measure,
+)
 from .sizes import WIDTHS, Sizes
 
 PROBES = (3, 5)
@@ -37,7 +46,7 @@ TAIL = 64  # positions at least, at the end of a question and its answer, over w
 CURVE = 6  # points of the curve that are measured, beside the uniform widths
 FILE = "quantization_search.json"
 Assignment = dict[str, int]  # module path: bits
-Progress = Callable[[str, int, int], None]  # "searching", measurements done, measurements expected
+Progress = Callable[[str, int, int], None]  # "searching", questions measured, questions expected
 
 
 @dataclass(frozen=True)
@@ -110,18 +119,11 @@ class Bench:
         self._weights = {path: self._modules[path].weight for path in self.paths}
         self._samples = [self._sample(processor, question) for question in questions(calibration)]
         self._predictions: dict[str, list[float]] = {}
-        self._tick: Callable[[], None] = lambda: None
+        self._steps = Steps("searching", 0, 1, None)
 
-    def expect(self, total: int, progress: Progress | None) -> None:
-        done = 0
-
-        def tick() -> None:
-            nonlocal done
-            done += 1
-            if progress is not None:
-                progress("searching", min(done, total), total)
-
-        self._tick = tick
+    def expect(self, measurements: int, progress: Progress | None) -> None:
+        """Tells `progress` of each question of so many measurements."""
+        self._steps = Steps("searching", measurements * len(self._samples), 1, progress)
 
     def _sample(self, processor: Lfm2VlProcessor, question: Question) -> dict[str, Any]:
         inputs = encoded(processor, question)
@@ -151,11 +153,15 @@ class Bench:
             self._modules[path].weight = self._rounded(path, bits)
         mx.eval([self._modules[path].weight for path in assignment])
         try:
-            found = [divergence(sample["dense"], _expected(self._model, sample)) for sample in self._samples]
+            found = [self._divergence(sample) for sample in self._samples]
         finally:
             for path in assignment:
                 self._modules[path].weight = self._weights[path]
-        self._tick()
+        return found
+
+    def _divergence(self, sample: dict[str, Any]) -> np.ndarray:
+        found = divergence(sample["dense"], _expected(self._model, sample))
+        self._steps.next()
         return found
 
     def _rounded(self, path: str, bits: int) -> mx.array:

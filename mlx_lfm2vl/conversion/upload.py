@@ -1,30 +1,36 @@
-"""A finished folder to the hub, after it has shown that it is whole and answers."""
+"""A finished folder to the hub: what belongs to a model, after it has shown that it is whole and answers."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..config.files import check_own
 from ..errors import NotFiniteError, OutputError
-from ..hub import check_new_name, publish
+from ..hub import LICENCES, check_new_name, check_writable, publish
 from ..pretrained import load
+from ..weights.shards import read_shards
+from . import plot, report, search
 from .calibration import questions
 from .check import check_folder
-from .config_files import JSON_FILES, PLACES, says
+from .config_files import JSON_FILES, NAMES, PLACES, says
 from .quantization_error import encoded
 
 TOKENS = 8  # that a folder must generate before it is published
-UNWANTED = (".py", ".bin", ".pt", ".pth", ".pkl", ".part", ".tmp")
+REPORTS = (report.FILE, search.FILE, plot.ERRORS_FILE, plot.CURVE_FILE)
+FILES = ("config.json", "README.md", "model.safetensors.index.json", *NAMES, *REPORTS, *LICENCES)
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What is or would be uploaded: (name, bytes) of the files, and the commit's URL, None after a dry run."""
+    """What is or would be uploaded: (name, bytes) of the files, the names of what stays here, and the commit's URL,
+    None after a dry run."""
 
     repository: str
     files: tuple[tuple[str, int], ...]
+    left: tuple[str, ...] = ()
     url: str | None = None
 
 
@@ -39,8 +45,9 @@ def upload(
 ) -> Upload:
     """Uploads a model folder to a hub repository, once it has loaded and answered a question about a picture.
 
-    Code, pickles and hidden files stay here. After a broken connection it goes on where it was, in this call or the
-    next.
+    What belongs to a model is sent: its configuration, tokenizer, template and processor files, the weights, licences,
+    the card and the reports of `convert`. All else stays here. The token and the repository are checked first. After a
+    broken connection it goes on where it was, in this call or the next.
 
     Args:
         folder: as `convert` writes it.
@@ -56,23 +63,32 @@ def upload(
     """
     path = Path(folder).expanduser()
     check_new_name(repo)
+    if not path.is_dir():
+        raise OutputError(f"{folder}: no such folder")
+    if not dry_run:
+        check_writable(repo, token)  # rather than after the work
     check_publishable(path)
-    found = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    weights = {file.name for file in read_shards(path).files}
+    entries = sorted(path.iterdir())
+    found = [entry for entry in entries if entry.is_file() and (entry.name in weights or _belongs(entry.name))]
     for entry in found:
         check_own(entry)
-    files = tuple((entry.name, entry.stat().st_size) for entry in found if entry.suffix not in UNWANTED)
+    files = tuple((entry.name, entry.stat().st_size) for entry in found)
+    left = tuple(entry.name + "/" * entry.is_dir() for entry in entries if entry not in found)
     if dry_run:
-        return Upload(repo, files)
+        return Upload(repo, files, left)
     names = [name for name, _ in files]
     url = publish(path, repo, names, message=message or f"Upload {path.name}", private=private, token=token)
-    return Upload(repo, files, url)
+    return Upload(repo, files, left, url)
+
+
+def _belongs(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in FILES)
 
 
 def check_publishable(folder: Path) -> None:
     """Raises `OutputError`, or what loading raises, unless the folder is whole, has a card and a template, and its
     model answers a question about a picture with finite numbers."""
-    if not folder.is_dir():
-        raise OutputError(f"{folder}: no such folder")
     for name in ("config.json", *JSON_FILES):
         if (folder / name).is_file() and says(folder / name, PLACES):
             raise OutputError(

@@ -7,7 +7,7 @@ from .cache import cache_folder, free_bytes
 from .cards import card_metadata, write_model_card
 from .download import LICENCES, Progress, resolve, resolve_checked
 from .names import check_new_name, is_repository, of_page
-from .upload import publish
+from .upload import check_writable, publish
 
 __all__ = [
     "LICENCES",
@@ -15,6 +15,7 @@ __all__ = [
     "cache_folder",
     "card_metadata",
     "check_new_name",
+    "check_writable",
     "free_bytes",
     "is_repository",
     "of_page",

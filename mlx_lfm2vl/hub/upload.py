@@ -12,7 +12,48 @@ from ..errors import HubError, first_line
 from .names import check_new_name
 
 PASSING = (408, 429, 500, 502, 503, 504)  # what a hub answers that may be well again in a moment
+REFUSALS = {
+    401: "the hub does not know you; log in with `hf auth login`, with a token that may write",
+    403: "you may not write there; choose your own name or organisation, or a token that may write",
+    404: "no such owner, or a repository that you may not see",
+    413: "the hub refuses files of this size",
+    429: "the hub asks to come back later (too many requests)",
+    507: "the hub has no room left for you",
+}
 _XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})\b.*")  # in what hf_xet raises
+
+
+def check_writable(repo: str, token: str | bool | None = None) -> None:
+    """Raises `HubError` unless the hub knows the token and lets it write to a repository, which need not be there yet.
+
+    A hub that does not answer such questions (a mirror) is taken at its word when files are sent.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.utils import httpx
+
+    check_new_name(repo)
+    api = HfApi(token=token)
+    try:
+        who = api.whoami()
+        if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise HubError(f"{repo}: your token may only read; log in with `hf auth login`, with one that may write")
+        try:
+            api.auth_check(repo, write=True)
+        except RepositoryNotFoundError:
+            owners = [who["name"], *(each["name"] for each in who.get("orgs", ()))]
+            if repo.split("/")[0] not in owners:
+                raise HubError(
+                    f"{repo}: you may not make a repository there; your token is of {', '.join(owners)}"
+                ) from None
+    except LocalTokenNotFoundError:
+        raise HubError(f"{repo}: {REFUSALS[401]}") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status not in (404, 405, *PASSING):
+            raise HubError(f"{repo}: {REFUSALS.get(status, first_line(error))} (HTTP {status})") from error
+    except httpx.HTTPError as error:
+        raise HubError(f"{repo}: the hub cannot be reached ({first_line(error)})") from error
 
 
 def publish(
@@ -69,14 +110,6 @@ def publish(
 
 
 def _why_not_uploaded(status: int | None, error: BaseException) -> str:
-    reasons = {
-        401: "the hub does not know you; log in with `hf auth login`, with a token that may write",
-        403: "you may not write there; choose your own name or organisation, or a token that may write",
-        404: "no such owner, or a repository that you may not see",
-        413: "the hub refuses files of this size",
-        429: "the hub asks to come back later (too many requests)",
-        507: "the hub has no room left for you",
-    }
-    if status in reasons:
-        return f"{reasons[status]} (HTTP {status})"
+    if status in REFUSALS:
+        return f"{REFUSALS[status]} (HTTP {status})"
     return f"the upload failed ({first_line(error)}); run it again to go on where it stopped"

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import Lfm2VlError, OutputError
+from ..hub import free_bytes
 
 _PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
 _OLD = "old"  # in a hidden folder: the target that is being replaced
@@ -89,6 +90,30 @@ def beside(target: Path) -> Iterator[Path]:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)
         _unlock(lock)
+
+
+def check_space(target: Path, needed: int) -> None:
+    """Raises `OutputError` unless the disk of a folder that is or will be there has `needed` bytes left."""
+    free = free_bytes(target)
+    if needed > free:
+        raise OutputError(
+            f"{target}: {needed / 1e9:.3g} GB are to be written, and {free / 1e9:.3g} GB are free on its disk; make "
+            "room there or choose another place"
+        )
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for temporary files that is removed at the end. Raises `OutputError` for what its disk refuses, errors
+    of the block included."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="mlx-lfm2vl-") as folder:
+            yield Path(folder)
+    except Lfm2VlError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"temporary files cannot be written ({reason}); set TMPDIR to a folder with room") from None
 
 
 def _parts(target: Path) -> list[Path]:

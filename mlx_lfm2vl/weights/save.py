@@ -17,7 +17,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import OutputError, WeightsError
-from .atomic_folder import beside
+from .atomic_folder import beside, check_space
 from .files import DTYPES
 from .names import from_module, parameters
 
@@ -45,10 +45,12 @@ def write_tensors(
     """Writes `model*.safetensors` with `model.safetensors.index.json`. Empties `tensors` as it goes.
 
     `file_format` is the metadata by which readers know the orientation of kernels: `mlx`, or `pt` for torch's. `check`
-    sees each tensor before it is written, and raises if it must not be. Raises `OSError` if the disk does.
+    sees each tensor before it is written, and raises if it must not be. Raises `OutputError` before the first byte if
+    the disk has no room, and `OSError` if it refuses one.
     """
     shards = list(_shards(tensors, shard_bytes))
     total = sum(array.nbytes for array in tensors.values())
+    check_space(folder, total)
     index: dict[str, str] = {}
     done = 0
     for number, shard in enumerate(shards, start=1):
