@@ -133,7 +133,7 @@ def test_the_documentation_s_example_of_transformers_answers(place):
 
 def test_every_option_of_these_commands_is_on_the_page():
     parsers = commands_of(build_parser())
-    commands = ("generate", "chat", "batch", "doctor")
+    commands = ("generate", "chat", "batch", "models", "doctor")
     for command in commands:
         for action in parsers[command]._actions:
             for option in action.option_strings:

@@ -3,7 +3,7 @@
 In: `demo`, a folder, a hub repository such as `LiquidAI/LFM2-VL-450M`. Out: a folder; a commit on the hub.
 """
 
-from .cache import cache_folder, free_bytes
+from .cache import CachedModel, cache_folder, cached_models, free_bytes, remove_models
 from .cards import card_metadata, write_model_card
 from .download import LICENCES, Progress, resolve, resolve_checked
 from .names import check_new_name, is_repository, of_page
@@ -11,8 +11,10 @@ from .upload import check_writable, publish
 
 __all__ = [
     "LICENCES",
+    "CachedModel",
     "Progress",
     "cache_folder",
+    "cached_models",
     "card_metadata",
     "check_new_name",
     "check_writable",
@@ -20,6 +22,7 @@ __all__ = [
     "is_repository",
     "of_page",
     "publish",
+    "remove_models",
     "resolve",
     "resolve_checked",
     "write_model_card",

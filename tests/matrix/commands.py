@@ -184,6 +184,16 @@ CONVERSIONS = [
     refused("verify {model} {model} --calibration no", "calibration: no", "is no folder"),
     refused("upload folder", "OWNER/NAME", "the following arguments are required", HELP),
     refused("upload ./no me/x", "no", "no such folder"),
+    refused("models --remove", "--remove", "removes the models that are named", "name them"),
+    refused("models nobody/nothing", "nobody/nothing", "is not in the cache", "`mlx-lfm2vl models` lists what is"),
+    refused("models --remove nobody/nothing", "nobody/nothing", "is not in the cache"),
+    refused("models https://example.com/a/b", "https://example.com/a/b", "is not the address of a model's page", "a/b"),
+    refused(
+        "convert --hf-path https://huggingface.co/datasets/a/b",
+        "https://huggingface.co/datasets/a/b",
+        "is not the address of a model's page",
+        "https://huggingface.co/owner/name",
+    ),
 ]
 
 
