@@ -9,7 +9,7 @@ import pytest
 from conftest import GOLDEN
 from huggingface_hub import ModelCard
 
-from mlx_lfm2vl.conversion.card import MOST_OF_A_CARD, CardSource, front_matter, write_card
+from mlx_lfm2vl.conversion.card import INSTALL, MOST_OF_A_CARD, CardSource, front_matter, renamed, write_card
 from mlx_lfm2vl.conversion.convert import convert
 from mlx_lfm2vl.errors import OutputError
 
@@ -24,7 +24,7 @@ def test_the_card_is_read_by_the_hub_and_says_what_the_source_says(tmp_path):
     head = (
         'license: other\nlicense_name: lfm1.0\nlicense_link: LICENSE\nlanguage:\n- en\n- "no"\n- ja\n'
         "base_model: LiquidAI/LFM2.5-VL-450M\nlibrary_name: transformers\nmodel-index:\n- name: x\n  results: []\n"
-        "tags: [liquid, 'edge']"
+        "tags: [liquid, 'edge', transformers, safetensors, 4-bit]"
     )
     source = source_with_card(tmp_path / "source", head)
     (source / "LICENSE").write_text("the licence")
@@ -37,7 +37,7 @@ def test_the_card_is_read_by_the_hub_and_says_what_the_source_says(tmp_path):
     assert data["base_model"] == "LiquidAI/LFM2.5-VL-450M" and "base_model_relation" not in data, (
         "the source's own base"
     )
-    assert {"mlx", "8-bit"} <= set(data["tags"])
+    assert data["tags"] == ["mlx", "mlx-lfm2vl", "lfm2_vl", "vision-language", "8-bit", "liquid", "edge"]
     text = (out / "README.md").read_text()
     assert "Converted from a local checkpoint, which was made from [LiquidAI/LFM2.5-VL-450M](" in text
     again = convert(out, tmp_path / "My-4bit", q_bits=4, q_group_size=32, verify=False)
@@ -45,6 +45,44 @@ def test_the_card_is_read_by_the_hub_and_says_what_the_source_says(tmp_path):
     assert (data["base_model"], data["base_model_relation"]) == ("LiquidAI/LFM2.5-VL-450M", "quantized")
     assert "mlx-lfm2vl generate --model My-8bit" in text and 'load("My-8bit")' in text
     assert "Quantised to 8 bits in groups of 32" in text
+
+
+def test_a_dense_conversion_of_a_repository_has_a_relation_too(tmp_path):
+    shutil.copy(GOLDEN / "gen25" / "config.json", tmp_path)
+    write_card(tmp_path, CardSource("me/fine-tune", {"base_model": "LiquidAI/LFM2.5-VL-450M"}), "me/mine")
+    data = ModelCard.load(tmp_path / "README.md").data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ("me/fine-tune", "quantized")
+
+
+@pytest.mark.parametrize(
+    ("options", "now"),
+    [
+        ({"dequantize": True}, "The weights are dense (float32)."),
+        ({"q_bits": 4, "q_group_size": 32}, "Quantised to 4 bits in groups of 32, mode affine"),
+    ],
+)
+def test_what_an_earlier_quantisation_lost_is_told(options, now, tmp_path):
+    eight = convert(GOLDEN / "gen25", tmp_path / "eight", q_bits=8, q_group_size=32, verify=False)
+    assert "not dense" not in (eight / "README.md").read_text()
+    text = (convert(eight, tmp_path / "out", verify=False, **options) / "README.md").read_text()
+    assert now in text
+    assert "The source was not dense: Quantised to 8 bits in groups of 32, mode affine" in text
+    assert "What that lost is not regained." in text
+
+
+def test_the_card_says_how_programs_are_installed_and_load_the_folder(tmp_path):
+    text = (convert(GOLDEN / "gen25", tmp_path / "out") / "README.md").read_text()
+    assert INSTALL in text and "pip install mlx-lfm2vl" not in text
+    assert "python -m mlx_vlm.generate --model out --image photo.jpg" in text
+    assert "this folder itself was not run there" in text
+
+
+def test_a_name_changes_in_our_cards_only(tmp_path):
+    text = (convert(GOLDEN / "gen25", tmp_path / "out") / "README.md").read_text()
+    card = renamed(text, "me/Mine-8bit")
+    assert card.count("me/Mine-8bit") == 4 and 'load("me/Mine-8bit")' in card and "--model out " not in card
+    assert card.replace("me/Mine-8bit", "out") == text
+    assert renamed("# out\n\nMy own words about out.\n", "me/x") == "# out\n\nMy own words about out.\n"
 
 
 def test_a_licence_that_did_not_come_along_is_not_linked(tmp_path):

@@ -24,7 +24,7 @@ from mlx_lfm2vl import errors, hub
 folder, repo, files, options = json.loads(sys.argv[1])
 from pathlib import Path
 try:
-    print(json.dumps({"url": hub.publish(Path(folder), repo, files, wait=0.01, **options)}))
+    print(json.dumps({"url": hub.publish({name: Path(folder) / name for name in files}, repo, wait=0.01, **options)}))
 except errors.HubError as error:
     print(json.dumps({"error": str(error)}))
 """
@@ -260,7 +260,11 @@ def test_only_what_belongs_to_a_model_is_sent_and_the_rest_is_listed(hub, run, f
     (copy / "LICENSE").write_text("the licence")
     done = run("-m", "mlx_lfm2vl", "upload", str(copy), NAME)
     assert done.returncode == 0, done.stderr
-    assert hub.repositories[NAME].files.keys() == contents(folder).keys() | {"LICENSE"}
+    there = hub.repositories[NAME].files
+    assert there.keys() == contents(folder).keys() | {"LICENSE"}
+    card = there["README.md"].decode()
+    assert card.startswith("---\n") and f"\n# {NAME}\n" in card and f'load("{NAME}")' in card
+    assert card.replace(NAME, folder.name) == (copy / "README.md").read_text()
     left = "LICENSES/, adapters.safetensors, modeling.py, notes.txt, photo.jpg, train.log"
     assert done.stderr == f"mlx-lfm2vl: no part of the model, so not uploaded: {left}\n"
 
@@ -296,7 +300,7 @@ def test_the_upload_command_goes_on_where_convert_stopped(hub, run, folder):
     assert sent(hub) == 1
     done = run("-m", "mlx_lfm2vl", "upload", str(folder), NAME)
     assert done.returncode == 0, done.stderr
-    assert sent(hub) == 1 and hub.repositories[NAME].files == contents(folder)
+    assert sent(hub) == 1 and hub.repositories[NAME].files.keys() == contents(folder).keys()
     assert hub.commits == ["Upload tiny-8bit"]
 
 

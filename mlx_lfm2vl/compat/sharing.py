@@ -39,6 +39,6 @@ def push_folder(
     no_more(others, "push_to_hub")
     with tempfile.TemporaryDirectory() as folder:
         save(folder)
-        files = sorted(entry.name for entry in Path(folder).iterdir() if entry.is_file())
+        files: dict[str, Path | bytes] = {each.name: each for each in sorted(Path(folder).iterdir()) if each.is_file()}
         message = commit_message or f"Upload {', '.join(files)}"
-        return publish(Path(folder), repo_id, files, message=message, private=bool(private), token=token)
+        return publish(files, repo_id, message=message, private=bool(private), token=token)

@@ -8,6 +8,7 @@ that cannot be read says nothing.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,24 @@ from .report import QuantizationReport
 LICENCE_KEYS = ("license", "license_name", "license_link")
 DEFAULT_ORGANISATION = "LiquidAI/"  # whose models have the licence below, should their card not have come along
 HOUSE_LICENCE = {"license": "other", "license_name": "lfm1.0", "license_link": "LICENSE"}
+USES = (  # where a card says the model's name
+    "# {}",
+    'mlx-lfm2vl generate --model {} --image photo.jpg --prompt "What is in this picture?"',
+    'load("{}")',
+    'python -m mlx_vlm.generate --model {} --image photo.jpg --prompt "What is in this picture?"',
+)
+INSTALL = (  # until the package is on an index
+    "mlx-lfm2vl is on no package index yet. In a clone of its repository:\n\n```console\n$ pip install .\n```"
+)
+CHECKED = (
+    "Before this folder got its name, mlx-lfm2vl read it as it loads it: configuration, names and shapes of all "
+    "tensors, the index, tokenizer, template and processor files. The tests of mlx-lfm2vl run folders of this kind in "
+    "mlx-vlm 0.7.10, and decode their JSON files by the rules of mlx-swift-lm's source; this folder itself was not run "
+    "there."
+)
+_OF_FILES = re.compile(
+    r"transformers|safetensors|pytorch|tf|jax|onnx|gguf|mlx-vlm|base_model:.*|license:.*|region:.*|\d+-bit", re.I
+)
 MOST_OF_A_CARD = 2**16  # bytes that are looked at; the head stands at the beginning
 
 
@@ -89,8 +108,15 @@ def _items(value: Any) -> list[str]:
     return value if isinstance(value, list) else [value] if isinstance(value, str) else []
 
 
-def write_card(folder: Path, source: CardSource, name: str, report: QuantizationReport | None = None) -> None:
-    """Writes README.md for the finished weights in `folder`; `name` is how commands will call the model."""
+def write_card(
+    folder: Path,
+    source: CardSource,
+    name: str,
+    report: QuantizationReport | None = None,
+    before: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes README.md for the finished weights in `folder`; `name` is how commands will call the model, `before` the
+    source's own record of what was quantised."""
     config = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
     head = {
         "library_name": "mlx",
@@ -98,23 +124,26 @@ def write_card(folder: Path, source: CardSource, name: str, report: Quantization
         **_licence(folder, source),
         "language": _items(source.front_matter.get("language")) or ["en"],
         "base_model": source.base_model,
-        "base_model_relation": "quantized" if source.is_base and config.quantization else None,
-        "tags": ["mlx", "mlx-lfm2vl", "lfm2_vl", "vision-language", *_width_tag(config)],
+        "base_model_relation": "quantized" if source.is_base else None,  # the hub's word for conversions, dense too
+        "tags": _tags(source, config),
     }
     base = source.base_model
     linked = f"[{base}](https://huggingface.co/{base})"
     made_from = f", which was made from {linked}," if base else ""
     origin = linked if source.is_base else f"a local checkpoint{made_from}"
     parts = [
-        f"# {name}",
-        f"Converted from {origin} for Apple's MLX with mlx-lfm2vl {__version__}. {_described(config)}",
+        USES[0].format(name),
+        f"Converted from {origin} for Apple's MLX with mlx-lfm2vl {__version__}. {_described(config)}"
+        f"{_earlier(before)}",
         "## Use\n\n"
-        "```console\n$ pip install mlx-lfm2vl\n"
-        f'$ mlx-lfm2vl generate --model {name} --image photo.jpg --prompt "What is in this picture?"\n```\n\n'
+        f"{INSTALL}\n\n"
+        f"```console\n$ {USES[1].format(name)}\n```\n\n"
         "```python\nfrom mlx_lfm2vl import generate, load\n\n"
-        f'model, processor = load("{name}")\n'
+        f"model, processor = {USES[2].format(name)}\n"
         'print(generate(model, processor, "What is in this picture?", images=["photo.jpg"]))\n```\n\n'
-        "The folder also loads in mlx-vlm.",
+        "mlx-vlm loads the folder too:\n\n"
+        f"```console\n$ pip install mlx-vlm\n$ {USES[3].format(name)}\n```",
+        CHECKED,
     ]
     if report is not None:
         parts.append(f"## What quantising cost\n\n{report.markdown()}")
@@ -146,21 +175,44 @@ def _licence(folder: Path, source: CardSource) -> dict[str, str]:
     return {"license": "other", "license_link": files[0]} if files else {}
 
 
-def _width_tag(config: Lfm2VlConfig) -> list[str]:
+def _tags(source: CardSource, config: Lfm2VlConfig) -> list[str]:
+    """Ours, and those of the source that say what the model is for, and not which program's files it had."""
     bits = (config.quantization or {}).get("bits")
-    return [f"{bits}-bit"] if bits else []
+    own = ["mlx", "mlx-lfm2vl", "lfm2_vl", "vision-language", *([f"{bits}-bit"] if bits else [])]
+    kept = (tag for tag in _items(source.front_matter.get("tags")) if not _OF_FILES.fullmatch(tag))
+    return list(dict.fromkeys([*own, *kept]))
+
+
+def _earlier(before: Mapping[str, Any] | None) -> str:
+    """What a source that was quantised had lost already."""
+    if not before:
+        return ""
+    return f" The source was not dense: {_described_record(before)} What that lost is not regained."
+
+
+def renamed(card: str, name: str) -> str:
+    """A card of `write_card` with the model's name in its heading and commands; another card as it is."""
+    heading = re.search(r"^# (.+)$", card, re.M)
+    if heading is None or not all(use.format(heading[1]) in card for use in USES):
+        return card
+    for use in USES:
+        card = card.replace(use.format(heading[1]), use.format(name))
+    return card
 
 
 def _described(config: Lfm2VlConfig) -> str:
-    record = config.quantization
-    if not record:
+    if not config.quantization:
         return f"The weights are dense ({config.dtype})."
+    return f"{_described_record(config.quantization)} config.json records the width of every module."
+
+
+def _described_record(record: Mapping[str, Any]) -> str:
     others = [entry for entry in record.values() if isinstance(entry, Mapping)]
     mixed = sorted({f"{entry.get('bits')} bits" for entry in others})
     also = f" ({len(others)} modules have {' or '.join(mixed)})" if others else ""
     if "bits" not in record:
-        return f"{len(others)} modules are quantised to {' or '.join(mixed)}; config.json records the width of each."
+        return f"{len(others)} modules are quantised to {' or '.join(mixed)}."
     return (
         f"Quantised to {record['bits']} bits in groups of {record.get('group_size')}, mode "
-        f"{record.get('mode', 'affine')}{also}; config.json records the width of every module."
+        f"{record.get('mode', 'affine')}{also}."
     )

@@ -186,7 +186,8 @@ def convert(
                 interrupt = error
                 on_note(f"interrupted while measuring; {target} is whole, without the numbers of what quantising cost")
         if layout == "mlx":
-            write_card(part, CardSource.of(source, folder), name or target.name, report)
+            card = CardSource.of(source, folder)
+            write_card(part, card, name or target.name, report, stored.config.quantization)
         for remark in check_result(part, target):
             on_note(remark)
     if interrupt is not None:

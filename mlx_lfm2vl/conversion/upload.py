@@ -7,20 +7,22 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..config.files import check_own
+from ..config.files import check_own, read_text
 from ..errors import NotFiniteError, OutputError
 from ..hub import LICENCES, check_new_name, check_writable, publish
 from ..pretrained import load
 from ..weights.shards import read_shards
 from . import plot, report, search
 from .calibration import questions
+from .card import renamed
 from .check import check_folder
 from .config_files import JSON_FILES, NAMES, PLACES, says
 from .quantization_error import encoded
 
 TOKENS = 8  # that a folder must generate before it is published
+CARD = "README.md"
 REPORTS = (report.FILE, search.FILE, plot.ERRORS_FILE, plot.CURVE_FILE)
-FILES = ("config.json", "README.md", "model.safetensors.index.json", *NAMES, *REPORTS, *LICENCES)
+FILES = ("config.json", CARD, "model.safetensors.index.json", *NAMES, *REPORTS, *LICENCES)
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ def upload(
     """Uploads a model folder to a hub repository, once it has loaded and answered a question about a picture.
 
     What belongs to a model is sent: its configuration, tokenizer, template and processor files, the weights, licences,
-    the card and the reports of `convert`. All else stays here. The token and the repository are checked first. After a
-    broken connection it goes on where it was, in this call or the next.
+    the reports of `convert`, and the card, which then names the repository. All else stays here. The token and the
+    repository are checked first. After a broken connection it goes on where it was, in this call or the next.
 
     Args:
         folder: as `convert` writes it.
@@ -77,8 +79,9 @@ def upload(
     left = tuple(entry.name + "/" * entry.is_dir() for entry in entries if entry not in found)
     if dry_run:
         return Upload(repo, files, left)
-    names = [name for name, _ in files]
-    url = publish(path, repo, names, message=message or f"Upload {path.name}", private=private, token=token)
+    sources: dict[str, Path | bytes] = {name: path / name for name, _ in files}
+    sources[CARD] = renamed(read_text(path / CARD), repo).encode()
+    url = publish(sources, repo, message=message or f"Upload {path.name}", private=private, token=token)
     return Upload(repo, files, left, url)
 
 
@@ -97,7 +100,7 @@ def check_publishable(folder: Path) -> None:
             )
     for remark in check_folder(folder):
         raise OutputError(f"{folder}: is not fit to be published: {remark}")
-    if not (folder / "README.md").is_file():
+    if not (folder / CARD).is_file():
         raise OutputError(f"{folder}: is not fit to be published: it has no README.md, the model card")
     model, processor = load(folder)
     asked = next(question for question in questions() if question.picture is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -57,9 +57,8 @@ def check_writable(repo: str, token: str | bool | None = None) -> None:
 
 
 def publish(
-    folder: Path,
+    files: Mapping[str, Path | bytes],
     repo: str,
-    files: Sequence[str],
     *,
     message: str,
     private: bool = False,
@@ -67,7 +66,8 @@ def publish(
     attempts: int = 5,
     wait: float = 1.0,
 ) -> str:
-    """Creates the hub repository if it is not there, uploads `files` of `folder` in one commit, and returns its URL.
+    """Creates the hub repository if it is not there, uploads files by their names there in one commit, and
+    returns its URL.
 
     What the hub holds already is not sent again, so a broken upload goes on where it was: here, up to `attempts` times
     with `wait` seconds before the second and twice as many before each further one, and in a later call. A new
@@ -85,12 +85,14 @@ def publish(
             api.create_repo(repo, private=private or None, exist_ok=True)
             with ExitStack() as opened:
                 # what is given as an open file goes the older way, which every hub knows
-                sources = [
-                    opened.enter_context((folder / name).open("rb")) if plain else folder / name for name in files
-                ]
                 operations = [
-                    CommitOperationAdd(path_in_repo=name, path_or_fileobj=source)
-                    for name, source in zip(files, sources, strict=True)
+                    CommitOperationAdd(
+                        path_in_repo=name,
+                        path_or_fileobj=opened.enter_context(source.open("rb"))
+                        if plain and isinstance(source, Path)
+                        else source,
+                    )
+                    for name, source in files.items()
                 ]
                 return str(api.create_commit(repo, operations, commit_message=message).commit_url)
         except (HfHubHTTPError, httpx.HTTPError, RuntimeError, ValueError, OSError) as error:
