@@ -38,7 +38,9 @@ def test_a_dense_conversion_is_the_same_model(checkpoint, tmp_path):
     np.testing.assert_array_equal(logits(out), logits(GOLDEN / checkpoint))
     source = {p.name for p in (GOLDEN / checkpoint).iterdir()}
     assert {p.name for p in out.iterdir()} == source | {"model.safetensors.index.json", "README.md"}
-    for name in source - {"config.json", "model.safetensors"}:
+    said, kept = (json.loads((each / "processor_config.json").read_text()) for each in (GOLDEN / checkpoint, out))
+    assert kept == said | {key: kept[key] for key in kept.keys() - said.keys()}  # what mlx-swift-lm needs is added
+    for name in source - {"config.json", "processor_config.json", "model.safetensors"}:
         assert (out / name).read_bytes() == (GOLDEN / checkpoint / name).read_bytes(), name
 
 

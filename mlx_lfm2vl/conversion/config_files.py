@@ -28,10 +28,28 @@ NAMES = (
 )
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
+PROCESSOR_CLASS = "Lfm2VlProcessor"
+
 CODE = ("auto_map",)  # the key by which a file names classes in a repository's code
 PLACES = ("_name_or_path", "name_or_path")  # keys that say where a file came from, often a path of somebody's disk
 QUANTISATION = ("quantization", "quantization_config")
 JSON_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "generation_config.json")
+TEXT_NUMBERS = (
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size", "norm_eps", "rope_theta"),
+    *("conv_L_cache", "conv_bias", "block_multiple_of"),
+)
+TOWER_NUMBERS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "patch_size"),
+    *("num_patches", "layer_norm_eps"),
+)
+PROJECTOR = (
+    "image_token_id",
+    "downsample_factor",
+    "projector_hidden_size",
+    "projector_bias",
+    "projector_use_layernorm",
+)
+SWIFT_READS = {"tile_size": 512, "encoder_patch_size": 16, "downsample_factor": 2, "max_tiles": 10}  # flat; defaults
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -58,6 +76,9 @@ def write_config_files(source: Path, target: Path, config: Lfm2VlConfig) -> None
             write_json(target / name, enough)
     if not any((target / name).is_file() for name in PROCESSOR_FILES):
         write_json(target / "processor_config.json", ProcessorConfig.from_folder(source).to_dict())
+    first = next(name for name in reversed(PROCESSOR_FILES) if (target / name).is_file())
+    if (data := read_json(target / first)) != (enough := for_swift(data, processor)):
+        write_json(target / first, enough)
     if (generation := generation_json(source, config)) is not None:
         write_json(target / "generation_config.json", generation)
 
@@ -86,6 +107,19 @@ def with_budget(data: dict[str, Any], config: ProcessorConfig, only_raise: bool 
     return out
 
 
+def for_swift(data: dict[str, Any], config: ProcessorConfig) -> dict[str, Any]:
+    """The processor file that mlx-swift-lm reads, the first of the two that is there, with what it looks for in it and
+    at its top alone."""
+    out = {**data, "processor_class": PROCESSOR_CLASS}
+    for key, default in SWIFT_READS.items():
+        if key not in data and getattr(config.image, key) != default:
+            out[key] = getattr(config.image, key)
+    for key in ("image_mean", "image_std"):
+        if key not in data and set(getattr(config.image, key)) != {0.5}:
+            out[key] = list(getattr(config.image, key))
+    return out
+
+
 def generation_json(source: Path, config: Lfm2VlConfig) -> dict[str, Any] | None:
     """generation_config.json with what the source's lacks: end tokens, and the makers' sampling for a model of theirs.
     None if there is nothing to add."""
@@ -108,6 +142,31 @@ def generation_json(source: Path, config: Lfm2VlConfig) -> dict[str, Any] | None
         if makers.do_sample:
             out |= {name: getattr(makers, name) for name in SAMPLING if getattr(makers, name) is not None}
     return out if out != before else None
+
+
+def spell_out(out: dict[str, Any], text: dict[str, Any], vision: dict[str, Any], config: Lfm2VlConfig) -> None:
+    """States what other MLX programs take for something else where it is not said, or said in another spelling: mlx-vlm
+    (the 450M's widths) and mlx-swift-lm (`block_ff_dim` is the hidden size, `rope_theta` 1e6, `full_attn_idxs` all)."""
+    words = config.text_config
+    adjusts = words.block_auto_adjust_ff_dim and words.block_ffn_dim_multiplier is not None
+    stated: dict[str, Any] = {
+        **{key: words.hidden_size for key in ("hidden_size", "block_dim", "conv_dim", "conv_dim_out")},
+        **{key: getattr(words, key) for key in TEXT_NUMBERS},
+        "model_type": "lfm2",
+        "layer_types": list(words.layer_types),
+        "block_ff_dim": words.intermediate_size if adjusts else words.feed_forward_size,
+        "block_auto_adjust_ff_dim": adjusts,
+        "block_ffn_dim_multiplier": words.block_ffn_dim_multiplier if adjusts else 1.0,
+    }
+    if not adjusts:
+        text.update({key: stated[key] for key in ("block_ff_dim", "block_auto_adjust_ff_dim")})
+        text["intermediate_size"] = stated["block_ff_dim"]
+    if text.get("full_attn_idxs") is not None:
+        text["full_attn_idxs"] = [at for at, kind in enumerate(words.layer_types) if kind == "full_attention"]
+    tower = {"model_type": "siglip2_vision_model", **{key: getattr(config.vision_config, key) for key in TOWER_NUMBERS}}
+    whole = {key: getattr(config, key) for key in PROJECTOR}
+    for section, values in ((text, stated), (vision, tower), (out, whole)):
+        section.update({key: value for key, value in values.items() if section.get(key) is None})
 
 
 def config_json(
@@ -136,9 +195,8 @@ def config_json(
     if not tied or any(key in section for section in (out, text) for key in TIED):
         for section in (out, text):  # readers look into one or the other
             section.update({key: tied for key in TIED if key in section} | {TIED[-1]: tied})
-    if layout == "mlx":  # mlx-vlm takes the 450M's for widths that are not spelled out
-        for key in ("block_dim", "conv_dim", "conv_dim_out"):
-            text.setdefault(key, config.text_config.hidden_size)
+    if layout == "mlx":
+        spell_out(out, text, vision, config)
     out.update(vision_config=vision, text_config=text)
     if layout != "mlx":
         out.update(model_type="lfm2_vl", image_token_id=config.image_token_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,20 @@ def plot_errors(report: QuantizationReport, file: Path) -> Path:
             tower = "vision " if parts[0].startswith("vision") else ""
             lines.setdefault(tower + ".".join(parts[place + 1 :]), []).append((int(parts[place]), module.error))
     figure, axes = _figure(8, 4.5)
+    from matplotlib.ticker import MaxNLocator  # type: ignore[import-not-found]
+
     for kind, points in sorted(lines.items()):
         points.sort()
         axes.plot([x for x, _ in points], [100 * y for _, y in points], marker="o", markersize=3, label=kind)
-    for name, error in alone:
-        axes.axhline(100 * error, linestyle=":", color="grey")
-        axes.annotate(name, (0, 100 * error), fontsize="small", color="grey")
+    for (name, error), style in zip(alone, itertools.cycle((":", "--", "-.")), strict=False):
+        axes.axhline(100 * error, linestyle=style, color="grey", label=name)
     axes.set_xlabel("layer")
     axes.set_ylabel("relative weight error, %")
-    axes.set_ylim(bottom=0)
-    if lines:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    last = max((x for points in lines.values() for x, _ in points), default=0)
+    axes.set_xlim(-0.5, last + 0.5)
+    axes.set_ylim(0, 115 * max((module.error for module in report.modules), default=0) or 1)
+    if lines or alone:
         axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(file, dpi=120, metadata={"Software": None})
     return file
@@ -66,10 +71,17 @@ def plot_search(result: SearchResult, file: Path) -> Path:
     found = sorted((point for point in result.curve if point.label == "search"), key=lambda point: point.size)
     axes.plot([p.size / 1e9 for p in uniform], [p.kl for p in uniform], marker="s", label="the same bits everywhere")
     for point in uniform:
-        axes.annotate(point.label, (point.size / 1e9, point.kl), fontsize="small")
+        axes.annotate(
+            point.label,
+            (point.size / 1e9, point.kl),
+            xytext=(6, 6),
+            textcoords="offset points",
+            fontsize="small",
+        )
     axes.plot([p.size / 1e9 for p in found], [p.kl for p in found], marker="o", label="bits by measurement")
     axes.plot([result.point.size / 1e9], [result.point.kl], marker="*", markersize=12, linestyle="", label="chosen")
-    axes.set_yscale("log")
+    axes.set_yscale("log", nonpositive="clip")
+    axes.margins(x=0.12, y=0.12)
     axes.set_xlabel("weights, GB")
     axes.set_ylabel("mean KL divergence, nats a token")
     axes.legend()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..weights.save import write_json
 
 FILE = "quantization_report.json"
 KEPT = 5  # changed answers, in a report
+COLUMNS = 80  # of a terminal
 SHOWN = 2  # of them, in a model card
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>|#~$&]")
 
@@ -95,7 +97,10 @@ class QuantizationReport:
     def table(self) -> str:
         """For a terminal."""
         width = max(len(label) for label, _ in self.rows())
-        return "\n".join(f"{label:<{width}}  {value}" for label, value in self.rows())
+        lines = (f"{label:<{width}}  {value}" for label, value in self.rows())
+        return "\n".join(
+            textwrap.fill(line, COLUMNS, subsequent_indent=" " * 4, break_on_hyphens=False) for line in lines
+        )
 
     def markdown(self) -> str:
         """For a model card."""
