@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
+import zipimport
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if isinstance(__spec__.loader, zipimport.zipimporter):
+    raise ImportError(
+        f"mlx_lfm2vl cannot be imported from the archive {__spec__.loader.archive}, as it reads files beside its "
+        "modules; unpack the archive, or let the tool that made it keep mlx_lfm2vl as a folder (py2app: in `packages`)"
+    )
 
 if sys.platform == "linux":
     # How long the threads of NumPy's OpenBLAS wait for the next product at full speed: 2^24 cycles, not 2^28, which is

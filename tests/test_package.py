@@ -8,6 +8,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_origin
 
@@ -32,9 +33,11 @@ HEAVY = (
 )
 
 
-def python(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(
+    code: str, *options: str, arguments: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *options, "-c", code],
+        [sys.executable, *options, "-c", code, *arguments],
         capture_output=True,
         text=True,
         timeout=120,
@@ -137,6 +140,40 @@ def test_without_a_back_end_the_api_raises_an_import_error():
         f"{NO_BACKEND}\ntry:\n    from mlx_lfm2vl import load\nexcept ImportError as e:\n    print(type(e).__name__)"
     )
     assert done.stdout.strip() == "BackendError", done.stderr
+
+
+# What `import mlx.core` does in an app that was frozen by imports alone: MLX's library misses a module of its package.
+NO_MODULE = """
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mlx._reprlib_fix":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+sys.meta_path.insert(0, Finder())
+"""
+REFUSED = "try:\n    from mlx_lfm2vl import load\nexcept ImportError as e:\n    print(type(e).__name__, str(e))"
+
+
+def test_the_first_cause_of_a_failed_import_is_named():
+    said = python(f"{NO_MODULE}\n{REFUSED}").stdout
+    assert said.startswith("BackendError MLX has no back end here (No module named 'mlx._reprlib_fix'); ")
+
+
+def test_a_frozen_app_is_told_the_cause_and_not_what_to_install():
+    said = python(f"{NO_MODULE}\nsys.frozen = True\n{REFUSED}").stdout
+    assert said.startswith("BackendError MLX cannot be imported in this app (No module named 'mlx._reprlib_fix'); ")
+    assert "docs/apps.md" in said and "pip install" not in said
+
+
+def test_bench_in_a_frozen_app_starts_no_second_app():
+    done = python("import sys\nsys.frozen = True\nfrom mlx_lfm2vl.cli import main\nsys.exit(main(['bench']))")
+    assert done.returncode == 2 and "which a frozen app lacks" in done.stderr.splitlines()[-1]
+
+
+def test_an_import_from_an_archive_is_refused_with_the_reason(wheel):
+    done = python("import sys\nsys.path.insert(0, sys.argv[1])\nimport mlx_lfm2vl", arguments=[str(wheel)])
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: mlx_lfm2vl cannot be imported from the archive {wheel}, as it reads files")
 
 
 def test_the_remedy_fits_the_machine():

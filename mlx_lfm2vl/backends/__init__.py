@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Literal
 
-from ..errors import Lfm2VlError, OptionError
+from ..errors import Lfm2VlError, OptionError, first_line
 
 VARIABLE = "MLX_LFM2VL_BACKEND"
 NAMES = ("auto", "mlx", "numpy")
@@ -17,16 +17,28 @@ Backend = Literal["mlx", "numpy"]
 
 
 class BackendError(Lfm2VlError, ImportError):
-    """MLX cannot be imported on this machine; the message says what to install."""
+    """MLX cannot be imported on this machine; the message says why, and what to install."""
 
 
 def require() -> None:
-    """Imports `mlx.core`. Raises `BackendError` (an `ImportError`) that names the extra to install if that fails."""
+    """Imports `mlx.core`.
+
+    Raises:
+        BackendError: if that fails. It names the first cause, and the extra to install; in a frozen app, where nothing
+            can be installed, the page on building apps.
+    """
     try:
         import mlx.core  # noqa: F401
     except ImportError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BackendError(f"MLX has no back end here ({reason}); {remedy(sys.platform)}") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if getattr(sys, "frozen", False):
+            raise BackendError(
+                f"MLX cannot be imported in this app ({first_line(cause)}); docs/apps.md of mlx-lfm2vl says how an app "
+                "is built with all of MLX"
+            ) from error
+        raise BackendError(f"MLX has no back end here ({first_line(cause)}); {remedy(sys.platform)}") from error
 
 
 def remedy(platform: str) -> str:

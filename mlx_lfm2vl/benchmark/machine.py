@@ -17,6 +17,7 @@ import mlx.nn as nn
 
 from .. import __version__, backends
 from ..backends.cpu.layers import CpuLinear
+from ..errors import OptionError
 
 BANDWIDTH_BYTES = 2**28  # beyond any cache
 PACKAGES = ("mlx", "mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-lm", "numpy", "pillow", "tokenizers")
@@ -86,7 +87,12 @@ def memory_bandwidth(size: int = BANDWIDTH_BYTES, repeats: int = 3) -> float:
 
 
 def import_seconds() -> float:
-    """What `from mlx_lfm2vl import load, stream_generate` takes in a fresh interpreter, without starting that."""
+    """What `from mlx_lfm2vl import load, stream_generate` takes in a fresh interpreter, without starting that. Raises
+    `OptionError` in a frozen app, which has no interpreter to start."""
+    if getattr(sys, "frozen", False):
+        raise OptionError(
+            "bench times the import in a fresh Python, which a frozen app lacks; install mlx-lfm2vl for it"
+        )
     program = (
         "import time; start = time.perf_counter(); from mlx_lfm2vl import load, stream_generate; "
         "print(time.perf_counter() - start)"
