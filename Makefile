@@ -61,6 +61,7 @@ check: $(TEST_READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --follow-imports=silent --no-warn-unused-configs examples
 
 bench: $(DEMO_READY)
 	$(BIN)/mlx-lfm2vl bench $(MODEL)

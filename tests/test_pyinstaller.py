@@ -84,7 +84,8 @@ def test_a_conversion_is_measured_and_its_result_answers(app, converted):
 
 
 def test_a_model_goes_to_the_hub_and_comes_back_through_xet(app, converted, tmp_path):
-    with XetHubServer({}, large=(".safetensors",)) as hub:
+    hub = XetHubServer({}, large=(".safetensors",))
+    with hub:
         name, home = "maker/demo-8bit", {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_right"}
         done = run(app, "upload", str(converted), name, **home)
         assert done.returncode == 0 and hub.xorbs, done.stderr
