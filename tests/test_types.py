@@ -1,10 +1,13 @@
-"""What mypy says of an app: nothing of one that is right, and each misspelt argument of one that is not."""
+"""What mypy says of an app: nothing of one that is right, and each misspelt argument of one that is not. `make check`
+runs mypy over the examples; pyright reads them here."""
 
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 APP = """
@@ -64,3 +67,10 @@ def test_a_type_checker_passes_an_app_and_names_its_typos(tmp_path):
     first = APP.count("\n") + 1
     assert found == [(str(first + number), name) for number, name in enumerate(TYPOS.values())], done.stdout
     assert done.stdout.count(": error:") == len(TYPOS), done.stdout
+
+
+def test_pyright_is_silent_over_the_examples():
+    pytest.importorskip("pyright", reason="pyright is not installed")
+    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "examples"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
