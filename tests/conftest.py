@@ -190,8 +190,14 @@ def golden_json() -> Callable[[str], Any]:
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small checkpoint whose answers end only where tokens do: its end token is none that it knows."""
     folder = Path(shutil.copytree(GOLDEN / "gen25", tmp_path_factory.mktemp("endless") / "model"))
-    file = folder / "generation_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": 16_000_000}))
+    for name in ("generation_config.json", "config.json", "tokenizer_config.json"):  # end tokens of all files add up
+        file = folder / name
+        made = json.loads(file.read_text())
+        for part in (made, made.get("text_config", {})):
+            part.pop("eos_token", None)
+            if "eos_token_id" in part:
+                part["eos_token_id"] = 16_000_000
+        file.write_text(json.dumps(made))
     return folder
 
 

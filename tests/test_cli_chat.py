@@ -1,89 +1,36 @@
 """The conversation at a terminal, driven through a pseudo-terminal as a person would, and through a pipe."""
 
-import fcntl
 import json
 import os
-import pty
-import re
-import select
 import shutil
-import signal
 import subprocess
 import sys
-import termios
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, Loaded, cache_by_backend
 from test_cli import MODEL, MODULE, ROOT
+from typist import Typist
 
 from mlx_lfm2vl import Chat, GenerationOptions, SourcePolicy, load
-from mlx_lfm2vl.cli.chat import COMMANDS, Conversation, Terminal, completions
+from mlx_lfm2vl.cli.chat_commands import Conversation
+from mlx_lfm2vl.cli.chat_help import COMMANDS, completions
 from mlx_lfm2vl.cli.inputs import dropped
+from mlx_lfm2vl.cli.terminal import Terminal
 
 PICTURE = GOLDEN / "pictures" / "small.png"
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-PROMPT = "\n> "
+SCENE = ROOT / "examples" / "scene.png"
 
 
-def at_a_terminal() -> None:
-    """In the child: Ctrl-C is a signal, also where the tests themselves were started with it ignored."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@cache_by_backend
+def demo() -> Loaded:
+    return load("demo")
 
 
-class Typist:
-    """The program on a terminal of its own; types lines and reads the screen."""
-
-    def __init__(self, home: Path, *words: object, **environment: str):
-        self.screen, slave = pty.openpty()
-        self.child = subprocess.Popen(
-            [*MODULE, "chat", *map(str, words)],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            cwd=home,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(home / "state"), "TERM": "xterm"}
-            | environment,
-            start_new_session=True,
-            preexec_fn=at_a_terminal,
-        )
-        os.close(slave)
-        self.raw = b""
-
-    def read(self, until: str, seconds: float = 60) -> str:
-        """What appears up to and with `until`, without escape sequences."""
-        end, text = time.monotonic() + seconds, ""
-        while until not in text:
-            assert time.monotonic() < end, f"{until!r} did not appear in {text!r}"
-            if select.select([self.screen], [], [], 0.1)[0]:
-                try:
-                    self.raw += os.read(self.screen, 4096)
-                except OSError:  # the program has ended
-                    assert until in self._plain(), f"ended without {until!r}: {self._plain()!r}"
-            text = self._plain()
-        cut = text.index(until) + len(until)
-        self.raw = text[cut:].encode()
-        return text[:cut]
-
-    def _plain(self) -> str:
-        return ESCAPES.sub("", self.raw.decode("utf-8", "replace")).replace("\r\n", "\n")
-
-    def type(self, text: str) -> None:
-        os.write(self.screen, text.encode())
-
-    def say(self, line: str) -> str:
-        """What is answered to a line, up to the next prompt."""
-        self.type(line + "\n")
-        self.read(line + "\n")  # the terminal's echo
-        return self.read(PROMPT).removesuffix("> ")
-
-    def end(self) -> int:
-        code = self.child.wait(timeout=30)
-        os.close(self.screen)
-        return code
+def twin(**options: object) -> Chat:
+    """A conversation as the program's, in Python."""
+    return Chat(*demo(), options=GenerationOptions(max_tokens=5, **options))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -91,63 +38,54 @@ def chat(tmp_path):
     started: list[Typist] = []
 
     def start(*words: object, **environment: str) -> Typist:
-        typist = Typist(tmp_path, "--model", MODEL, "--max-tokens", 5, *words, **environment)
+        typist = Typist(tmp_path, "chat", "--model", "demo", "--max-tokens", 5, *words, **environment)
         started.append(typist)
-        typist.read(PROMPT)
+        typist.wait(typist.waits)
         return typist
 
     yield start
     for typist in started:
-        if typist.child.poll() is None:
-            typist.child.kill()
-            typist.child.wait()
-
-
-def seen(text: str) -> str:
-    """An answer as a terminal shows it: control characters as numbers."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
+        typist.child.close(force=True)
 
 
 def test_a_conversation_with_all_its_commands(chat, tmp_path):
-    shutil.copyfile(PICTURE, tmp_path / "my picture.png")
-    model, processor = load(MODEL)
-    twin = Chat(model, processor, options=GenerationOptions(max_tokens=5))
+    shutil.copyfile(SCENE, tmp_path / "my picture.png")
+    same = twin()
     person = chat()
 
-    assert "/retry" in person.say("/help")
-    assert "my picture.png: " in person.say("/image my\\ picture.png")
-    first = twin.ask("What is this?", PICTURE)
-    assert person.say("What is this?") == seen(first) + "\n"
-    assert person.say("/retry") == seen(first) + "\n"
-    second = twin.ask("Why?")
-    assert person.say("Why?") == seen(second) + "\n"
-    assert person.say("/undo") == "taken back; 1 turn left\n"
-    assert person.say("Why?") == seen(second) + "\n"
-    assert person.say("/save talk one.json") == "talk one.json: 2 turns\n"
-    assert person.say("/reset") == "a new conversation\n"
-    alone = Chat(model, processor, options=GenerationOptions(max_tokens=5))
-    assert person.say("Why?") == seen(alone.ask("Why?")) + "\n"
-    assert person.say("/load 'talk one.json'") == "talk one.json: 2 turns\n"
-    third = twin.ask("/usr is what?")
-    assert person.say(" /usr is what?") == seen(third) + "\n"
-    person.type("/exit\n")
+    assert any("/retry" in row for row in person.say("/help"))
+    assert person.say("/image my\\ picture.png") == ["my picture.png: 128x128, with your next message"]
+    first = same.ask("What is in this image?", SCENE)
+    assert person.say("What is in this image?") == [first]
+    assert person.say("/retry") == [first]
+    second = same.ask("What colour is it?")
+    assert person.say("What colour is it?") == [second]
+    assert person.say("/undo") == ["taken back; 1 turn left"]
+    assert person.say("What colour is it?") == [second]
+    assert person.say("/save talk one.json") == ["talk one.json: 2 turns"]
+    assert person.say("/reset") == ["a new conversation"]
+    assert person.say("Why?") == [twin().ask("Why?")]
+    assert person.say("/load 'talk one.json'") == ["talk one.json: 2 turns"]
+    assert person.say(" /usr is what?") == [same.ask("/usr is what?")]
+    person.type("/exit\r")
     assert person.end() == 0
     saved = json.loads((tmp_path / "talk one.json").read_text())
     assert [message["role"] for message in saved["messages"]] == ["user", "assistant"] * 2
 
 
 def test_retry_with_a_seed_takes_the_next_seed(chat):
-    model, processor = load(MODEL)
     options = GenerationOptions(max_tokens=5, temperature=1.5, seed=7)
-    twin = Chat(model, processor, options=options)
+    same = twin(temperature=1.5, seed=7)
     person = chat("--temp", 1.5, "--seed", 7)
-    assert person.say("Why?") == seen(twin.ask("Why?")) + "\n"
+
+    def again(seed: int) -> list[str]:
+        return ["".join(piece.text for piece in same.retry(options=replace(options, seed=seed))).rstrip()]
+
+    assert person.say("Why?") == [same.ask("Why?").rstrip()]
     for seed in (8, 9):
-        again = "".join(piece.text for piece in twin.retry(options=replace(options, seed=seed)))
-        assert person.say("/retry") == seen(again) + "\n"
-    assert person.say("So?") == seen(twin.ask("So?")) + "\n"
-    again = "".join(piece.text for piece in twin.retry(options=replace(options, seed=8)))
-    assert person.say("/retry") == seen(again) + "\n"
+        assert person.say("/retry") == again(seed)
+    assert person.say("So?") == [same.ask("So?").rstrip()]
+    assert person.say("/retry") == again(8)
 
 
 def test_what_is_wrong_is_one_line_and_the_conversation_goes_on(chat):
@@ -165,50 +103,118 @@ def test_what_is_wrong_is_one_line_and_the_conversation_goes_on(chat):
         ("/load absent.json", "absent.json: cannot be read"),
         ("/dance", "/dance is no command"),
     ):
-        answer = person.say(line)
-        assert answer.startswith("mlx-lfm2vl: error: ") and says in answer and len(answer.splitlines()) == 1
-    assert person.say("What is <image>?").strip()  # what is typed is text
+        rows = person.say(line)
+        assert rows[0].startswith("mlx-lfm2vl: error: ") and says in " ".join(rows)
+        assert sum("error" in row for row in rows) == 1
+    assert person.say("What is <image>?")  # what is typed is text
     person.type("\x04")
     assert person.end() == 0
 
 
 def test_ctrl_c_stops_the_answer_and_at_the_prompt_drops_the_line(chat, endless):
     person = chat("--model", endless, "--max-tokens", 30000, "--temp", 3)
-    person.type("Tell me.\n")
-    person.read("Tell me.\n")
-    person.read("e")  # the answer streams
+    person.type("Tell me.\r")
+    person.wait(lambda: len(person.lines()) > 4)  # the answer streams
     begun = time.monotonic()
     person.type("\x03")
-    assert "(stopped)" in person.read(PROMPT) and time.monotonic() - begun < 10
+    person.wait(person.waits)
+    assert "(stopped)" in person.lines()[-2] and time.monotonic() - begun < 10
     person.type("half a li")
-    person.read("half a li")
-    time.sleep(0.2)  # readline misses a signal that comes while it writes
+    person.wait_for("> half a li")
     person.type("\x03")
-    person.read(PROMPT)
-    assert person.say("/undo") == "taken back; 0 turns left\n"
+    person.wait(person.waits)
+    assert person.say("/undo") == ["taken back; 0 turns left"]
     person.type("\x04")
     assert person.end() == 0
 
 
-def test_earlier_lines_come_back_with_the_arrow(chat, tmp_path):
+def test_a_pasted_text_is_one_message(chat):
+    person = chat()
+    text = "/exit\n\n  echo hello\nWhat is this?\n"
+    person.paste(text)
+    person.wait_for("What is this?")
+    assert person.enter()[-1] == twin().ask(text.strip())
+    assert person.say("/undo") == ["taken back; 0 turns left"]
+
+
+def test_a_text_that_is_pasted_during_an_answer_is_one_message(chat, endless):
+    person = chat("--model", endless, "--max-tokens", 300, "--temp", 3, "--seed", 1)
+    shown = person.prompts()
+    person.type("Tell me.\r")
+    person.wait(lambda: len(person.lines()) > 3)  # the answer streams
+    person.paste("one\n/exit\ntwo")
+    person.wait(lambda: person.prompts() > shown and person.lines()[-1] == "two")
+    assert person.lines()[-3:] == ["> one", "/exit", "two"]
+    assert "/exit" not in "".join(person.lines()[:-3])  # keys are not shown within an answer
+    person.enter()
+    assert person.say("/undo") == ["taken back; 1 turn left"]
+
+
+def test_three_quotes_hold_a_message_of_several_lines(chat):
+    same = twin()
+    person = chat()
+    person.type('"""/exit\r')
+    person.wait_for('"""/exit')
+    person.type("What is this?\r")
+    person.wait_for("What is this?")
+    person.type('"""')
+    assert person.enter()[-1] == same.ask("/exit\nWhat is this?")
+    assert person.say('"""Why?"""') == [same.ask("Why?")]
+    person.type("one")
+    person.type("\x1b\r")  # Alt-Enter
+    person.type("two")
+    assert person.enter()[-1] == same.ask("one\ntwo")
+
+
+def test_earlier_messages_come_back_with_the_arrow(chat, tmp_path):
     person = chat()
     person.say("/reset")
-    person.type("/exit\n")
+    person.paste("one\ntwo")
+    person.enter()
+    person.type("/exit\r")
     assert person.end() == 0
     file = tmp_path / "state" / "mlx-lfm2vl" / "history"
     assert "/reset" in file.read_text() and file.stat().st_mode & 0o077 == 0
     again = chat()
-    again.type("\x1b[A\x1b[A\n")  # over /exit
-    assert "a new conversation" in again.read(PROMPT)
+    again.type("\x1b[A\x1b[A")  # over /exit
+    again.wait(lambda: again.lines()[-1] == "two" and again.lines()[-2] == "> one")
+    again.type("\x1b[A\x1b[A")
+    again.wait_for("> /reset")
+    assert again.enter() == ["a new conversation"]
     again.type("\x04")
     assert again.end() == 0
+
+
+def test_a_home_that_cannot_be_written_costs_the_history_only(chat, tmp_path):
+    (tmp_path / "file").touch()
+    person = chat(XDG_STATE_HOME=str(tmp_path / "file"))
+    assert person.say("/reset") == ["a new conversation"]
+    person.type("\x04")
+    assert person.end() == 0
 
 
 def test_tab_completes_the_name_of_a_picture(chat, tmp_path):
     shutil.copyfile(PICTURE, tmp_path / "my holiday picture.png")
     person = chat()
-    person.type("/im\t my\t\n")
-    assert "my holiday picture.png: " in person.read("with your next message")
+    person.type("/im\t my\t")
+    person.wait_for("> /image my holiday picture.png")
+    assert person.enter()[0].startswith("my holiday picture.png: ")
+
+
+def test_a_terminal_is_left_as_it_was(tmp_path):
+    """After the end, and after a kill, the shell shows what is typed."""
+    import termios
+
+    for last in (lambda person: person.type("\x04"), lambda person: person.child.kill(15)):
+        person = Typist(tmp_path, "chat", "--model", "demo")
+        before = termios.tcgetattr(person.child.child_fd)[3]
+        person.wait(person.waits)
+        person.say("Why?")
+        last(person)
+        person.child.expect("\\?2004l")
+        person.child.wait()
+        assert termios.tcgetattr(person.child.child_fd)[3] == before
+        person.child.close()
 
 
 @pytest.mark.parametrize(
@@ -277,18 +283,8 @@ def test_a_closed_pipe_is_no_traceback(endless):
 
 
 def test_colours_are_for_terminals_that_want_them(chat):
-    assert b"\x1b[1;36m" in coloured(chat())
-    assert b"\x1b[1;36m" not in coloured(chat(NO_COLOR="1"))
-
-
-def coloured(person: Typist) -> bytes:
-    person.type("/help\n")
-    end = time.monotonic() + 30
-    while b"Ctrl-C stops" not in person.raw or not person.raw.rstrip(b" \x1b[0m\x01\x02").endswith(b">"):
-        assert time.monotonic() < end, person.raw
-        if select.select([person.screen], [], [], 0.1)[0]:
-            person.raw += os.read(person.screen, 4096)
-    return person.raw
+    assert b"36;1m" in chat().raw
+    assert b"36" not in chat(NO_COLOR="1").raw
 
 
 def test_lines_through_a_pipe_are_turns_without_prompts():

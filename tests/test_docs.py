@@ -24,7 +24,7 @@ import pytest
 
 import mlx_lfm2vl
 from mlx_lfm2vl.cli import build_parser
-from mlx_lfm2vl.cli.chat import HELP
+from mlx_lfm2vl.cli.chat_help import HELP
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md", "tools/README.md")

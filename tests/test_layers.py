@@ -41,6 +41,7 @@ OWNERS = {
     "httpcore2": "mlx_lfm2vl/processing/http_get.py",
     "pillow_heif": "mlx_lfm2vl/processing/formats.py",
     "torch": "mlx_lfm2vl/compat/tensors.py",
+    "prompt_toolkit": "mlx_lfm2vl/cli/line_editor.py",
 }
 # Parts that may import a library.
 HOMES = {

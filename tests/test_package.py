@@ -30,6 +30,7 @@ HEAVY = (
     "huggingface_hub",
     "httpx2",
     "httpcore2",
+    "prompt_toolkit",
 )
 
 

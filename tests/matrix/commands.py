@@ -125,6 +125,7 @@ PICTURES = [
         "generate --image http://me:pw@example.com/a", "https://...@"[8:], "with a user name or password", "yourself"
     ),
     refused("generate --image data:image/png;base64,@@@", "data:image/png", "is not base64", "encode the bytes"),
+    refused("chat --model demo", "the message has no end", 'close it with """', stdin=b'"""Why?\n/exit\n'),
     refused("chat --image -", "-", "stdin is the conversation", "name a file"),
     refused("chat --image no.png", "no.png", "no such picture"),
     refused("chat --image http://localhost:9/a.png", "localhost", "is a private address", "--allow-private-urls"),

@@ -1,0 +1,48 @@
+"""The commands of `chat`: their list for `/help`, and what Tab offers in a line that is being typed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+HELP = """\
+/image PICTURE  add a picture to the next message: a path (drop the file here), pattern or URL; several at once too
+/retry          answer the last message anew
+/undo           take the last message and its answer back
+/reset          begin anew
+/save FILE      write the conversation, pictures included
+/load FILE      go on with a saved conversation
+/help           this list
+/exit           end (as does Ctrl-D)
+Ctrl-C stops an answer and keeps what was said. A line that begins with a space is never a command."""
+COMMANDS = tuple(line.split()[0] for line in HELP.splitlines() if line.startswith("/"))
+FILE_COMMANDS = ("/image", "/save", "/load")
+
+
+def completions(line: str, begin: int) -> Iterator[str]:
+    """What may stand in the place of `line[begin:]`, its last word: commands, and behind one that takes a file, names,
+    with their folders, as they were begun (with spaces, in quotes, with backslashes before spaces)."""
+    command, space, argument = line.partition(" ")
+    if not space:
+        yield from (known for known in COMMANDS if known.startswith(command) and line.startswith("/"))
+        return
+    if command not in FILE_COMMANDS:
+        return
+    word = line[begin:]
+    for typed in dict.fromkeys((argument.lstrip(), word)):  # a name with spaces, or one of several
+        quote = typed[:1] if typed[:1] in ("'", '"') else ""
+        escaped = not quote and "\\ " in typed
+        name = typed[len(quote) :].replace("\\ ", " ") if escaped else typed[len(quote) :]
+        folder, start = name[: name.rfind("/") + 1], name[name.rfind("/") + 1 :]
+        found = []
+        with contextlib.suppress(OSError), os.scandir(os.path.expanduser(folder) or ".") as entries:
+            found = sorted(entry.name + "/" * entry.is_dir() for entry in entries if entry.name.startswith(start))
+        for entry in found:
+            if entry.startswith(".") and not start:
+                continue
+            whole = folder + entry
+            whole = quote + (whole.replace(" ", "\\ ") if escaped else whole)
+            yield whole[len(typed) - len(word) :]
+        if found:
+            return

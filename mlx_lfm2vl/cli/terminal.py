@@ -1,0 +1,108 @@
+"""The two ends of a conversation: reads messages from a person or a pipe, shows answers as they come."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..errors import one_line
+from .chat_help import completions
+from .inputs import expand, load_pictures
+from .options import print_stderr
+
+if TYPE_CHECKING:
+    from .. import GenerationResponse, SourcePolicy
+    from .line_editor import LineEditor
+
+BLOCK = '"""'  # begins and ends a message of several lines
+
+
+def unfinished(text: str) -> bool:
+    """Whether a message of several lines has begun and not ended."""
+    return text.startswith(BLOCK) and BLOCK not in text[len(BLOCK) :]
+
+
+class Terminal:
+    """Reads messages and shows answers. Prompts, hints and colours appear only where a person sees them; a person's
+    keys are read within its `with` block."""
+
+    def __init__(self, verbose: bool, policy: SourcePolicy, color_management: bool | None = None):
+        self.verbose, self.policy, self.color_management = verbose, policy, color_management
+        self.interactive = sys.stdin.isatty()
+        colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._colour, self._dim = sys.stdout.isatty() and colours, sys.stderr.isatty() and colours
+        self._editor: LineEditor | None = None
+        self._close = contextlib.ExitStack()
+
+    def __enter__(self) -> Terminal:
+        if self.interactive and sys.stdout.isatty():
+            from .line_editor import LineEditor
+
+            self._editor = self._close.enter_context(LineEditor(completions, unfinished, self._colour))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._close.close()
+
+    def read(self) -> str | None:
+        """The next message, None at the end of input. Ctrl-C at the prompt drops the text that was begun."""
+        while True:
+            try:
+                return self._piped() if self._editor is None else self._editor.read()
+            except EOFError:
+                return None
+            except KeyboardInterrupt:
+                if not self.interactive:
+                    raise
+
+    def _piped(self) -> str:
+        text = input()
+        while unfinished(text):
+            try:
+                text += "\n" + input()
+            except EOFError:  # the message says so
+                break
+        return text
+
+    def hint(self, text: str) -> None:
+        if self.interactive:
+            print_stderr(f"\033[2m{text}\033[0m" if self._dim else text)
+
+    def show(self, answer: Callable[..., Iterator[GenerationResponse]]) -> None:
+        """Prints `answer(stop=...)` as it comes. Ctrl-C stops it; where nobody types, the program too."""
+        from .generate import for_stdout, report
+        from .interrupt import Interrupt
+
+        begun, last = False, None
+        with Interrupt() as interrupt:
+            try:
+                for last in answer(stop=interrupt):
+                    begun = True
+                    print(for_stdout(last.text + last.tool_text), end="", flush=True)
+            finally:
+                if begun:
+                    print(flush=True)
+        if interrupt.happened:
+            if not self.interactive:
+                raise KeyboardInterrupt
+            self.hint("(stopped)")
+        if self.verbose and last is not None and last.statistics is not None:
+            report(last.statistics)
+
+    def pictures(self, names: list[str]) -> list[Any]:
+        """The pictures of these names and patterns, each told of. Raises `ImageError`."""
+        from .. import ImageError
+
+        if "-" in names:
+            raise ImageError("-: stdin is the conversation; name a file")
+        names = expand(names)
+        loaded = load_pictures(names, self.policy, self.color_management)
+        for name, picture in zip(names, loaded, strict=True):
+            self.hint(
+                f"{one_line(os.path.basename(name) or name)}: {picture.width}x{picture.height}, with your next message"
+            )
+        return loaded
