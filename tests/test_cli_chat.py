@@ -11,11 +11,11 @@ from dataclasses import replace
 import pytest
 from conftest import GOLDEN, Loaded, cache_by_backend
 from test_cli import MODEL, MODULE, ROOT
-from typist import Typist
+from typist import COLUMNS, Typist
 
 from mlx_lfm2vl import Chat, GenerationOptions, SourcePolicy, load
 from mlx_lfm2vl.cli.chat_commands import Conversation
-from mlx_lfm2vl.cli.chat_help import COMMANDS, completions
+from mlx_lfm2vl.cli.chat_help import COMMANDS, HELP, completions
 from mlx_lfm2vl.cli.inputs import dropped
 from mlx_lfm2vl.cli.terminal import Terminal
 
@@ -30,7 +30,19 @@ def demo() -> Loaded:
 
 def twin(**options: object) -> Chat:
     """A conversation as the program's, in Python."""
-    return Chat(*demo(), options=GenerationOptions(max_tokens=5, **options))  # type: ignore[arg-type]
+    return Chat(*demo(), options=GenerationOptions(max_tokens=40, **options))  # type: ignore[arg-type]
+
+
+CUT = "(cut off; --max-tokens allows longer answers)"
+
+
+def shown(text: str) -> list[str]:
+    """An answer as rows of the screen."""
+    return [
+        line[begin : begin + COLUMNS].rstrip()
+        for line in text.split("\n")
+        for begin in range(0, len(line) or 1, COLUMNS)
+    ]
 
 
 @pytest.fixture
@@ -38,7 +50,7 @@ def chat(tmp_path):
     started: list[Typist] = []
 
     def start(*words: object, **environment: str) -> Typist:
-        typist = Typist(tmp_path, "chat", "--model", "demo", "--max-tokens", 5, *words, **environment)
+        typist = Typist(tmp_path, "chat", "--model", "demo", "--max-tokens", 40, *words, **environment)
         started.append(typist)
         typist.wait(typist.waits)
         return typist
@@ -56,17 +68,17 @@ def test_a_conversation_with_all_its_commands(chat, tmp_path):
     assert any("/retry" in row for row in person.say("/help"))
     assert person.say("/image my\\ picture.png") == ["my picture.png: 128x128, with your next message"]
     first = same.ask("What is in this image?", SCENE)
-    assert person.say("What is in this image?") == [first]
-    assert person.say("/retry") == [first]
+    assert person.say("What is in this image?") == shown(first)
+    assert person.say("/retry") == shown(first)
     second = same.ask("What colour is it?")
-    assert person.say("What colour is it?") == [second]
+    assert person.say("What colour is it?") == shown(second)
     assert person.say("/undo") == ["taken back; 1 turn left"]
-    assert person.say("What colour is it?") == [second]
+    assert person.say("What colour is it?") == shown(second)
     assert person.say("/save talk one.json") == ["talk one.json: 2 turns"]
     assert person.say("/reset") == ["a new conversation"]
-    assert person.say("Why?") == [twin().ask("Why?")]
+    assert person.say("Why?") == shown(twin().ask("Why?"))
     assert person.say("/load 'talk one.json'") == ["talk one.json: 2 turns"]
-    assert person.say(" /usr is what?") == [same.ask("/usr is what?")]
+    assert person.say(" /usr is what?") == shown(same.ask("/usr is what?"))
     person.type("/exit\r")
     assert person.end() == 0
     saved = json.loads((tmp_path / "talk one.json").read_text())
@@ -74,17 +86,17 @@ def test_a_conversation_with_all_its_commands(chat, tmp_path):
 
 
 def test_retry_with_a_seed_takes_the_next_seed(chat):
-    options = GenerationOptions(max_tokens=5, temperature=1.5, seed=7)
+    options = GenerationOptions(max_tokens=40, temperature=1.5, seed=7)
     same = twin(temperature=1.5, seed=7)
     person = chat("--temp", 1.5, "--seed", 7)
 
     def again(seed: int) -> list[str]:
-        return ["".join(piece.text for piece in same.retry(options=replace(options, seed=seed))).rstrip()]
+        return shown("".join(piece.text for piece in same.retry(options=replace(options, seed=seed))))
 
-    assert person.say("Why?") == [same.ask("Why?").rstrip()]
+    assert person.say("Why?") == shown(same.ask("Why?"))
     for seed in (8, 9):
         assert person.say("/retry") == again(seed)
-    assert person.say("So?") == [same.ask("So?").rstrip()]
+    assert person.say("So?") == shown(same.ask("So?"))
     assert person.say("/retry") == again(8)
 
 
@@ -133,17 +145,17 @@ def test_a_pasted_text_is_one_message(chat):
     text = "/exit\n\n  echo hello\nWhat is this?\n"
     person.paste(text)
     person.wait_for("What is this?")
-    assert person.enter()[-1] == twin().ask(text.strip())
+    assert person.enter()[-1] == shown(twin().ask(text.strip()))[-1]
     assert person.say("/undo") == ["taken back; 0 turns left"]
 
 
 def test_a_text_that_is_pasted_during_an_answer_is_one_message(chat, endless):
     person = chat("--model", endless, "--max-tokens", 300, "--temp", 3, "--seed", 1)
-    shown = person.prompts()
+    before = person.prompts()
     person.type("Tell me.\r")
     person.wait(lambda: len(person.lines()) > 3)  # the answer streams
     person.paste("one\n/exit\ntwo")
-    person.wait(lambda: person.prompts() > shown and person.lines()[-1] == "two")
+    person.wait(lambda: person.prompts() > before and person.lines()[-1] == "two")
     assert person.lines()[-3:] == ["> one", "/exit", "two"]
     assert "/exit" not in "".join(person.lines()[:-3])  # keys are not shown within an answer
     person.enter()
@@ -158,12 +170,12 @@ def test_three_quotes_hold_a_message_of_several_lines(chat):
     person.type("What is this?\r")
     person.wait_for("What is this?")
     person.type('"""')
-    assert person.enter()[-1] == same.ask("/exit\nWhat is this?")
-    assert person.say('"""Why?"""') == [same.ask("Why?")]
+    assert person.enter()[-1] == shown(same.ask("/exit\nWhat is this?"))[-1]
+    assert person.say('"""Why?"""') == shown(same.ask("Why?"))
     person.type("one")
     person.type("\x1b\r")  # Alt-Enter
     person.type("two")
-    assert person.enter()[-1] == same.ask("one\ntwo")
+    assert person.enter()[-1] == shown(same.ask("one\ntwo"))[-1]
 
 
 def test_earlier_messages_come_back_with_the_arrow(chat, tmp_path):
@@ -196,9 +208,38 @@ def test_a_home_that_cannot_be_written_costs_the_history_only(chat, tmp_path):
 def test_tab_completes_the_name_of_a_picture(chat, tmp_path):
     shutil.copyfile(PICTURE, tmp_path / "my holiday picture.png")
     person = chat()
-    person.type("/im\t my\t")
+    person.type("/image my\t")
     person.wait_for("> /image my holiday picture.png")
     assert person.enter()[0].startswith("my holiday picture.png: ")
+
+
+def test_undo_keeps_the_pictures_and_images_lists_and_drops_them(chat):
+    person = chat("--image", SCENE)
+    other = ROOT / "examples" / "shapes.png"
+    first = twin().ask("What is in this image?", SCENE)
+    assert person.say("What is in this image?") == shown(first)
+    assert person.say("/undo") == [
+        "taken back; 0 turns left",
+        "scene.png: with your next message again; /images lists and drops",
+    ]
+    assert person.say("What is in this image?") == shown(first)
+    person.say("/undo")
+    person.say(f"/image {other}")
+    rows = person.say("/images")
+    assert [row.split("  ")[:2] for row in rows] == [["1", "scene.png"], ["2", "shapes.png"]]
+    assert "no such number" in " ".join(person.say("/images drop 3"))
+    assert person.say("/images drop 1") == ["scene.png: dropped"]
+    assert person.say("What is in this image?") == shown(twin().ask("What is in this image?", other))
+    assert person.say("/images") == ["no picture waits for your next message"]
+
+
+def test_an_answer_that_is_cut_off_is_marked(chat):
+    person = chat("--max-tokens", 3)
+    assert person.say("Why?")[-1] == CUT
+
+
+def test_help_fits_eighty_columns(chat):
+    assert chat().say("/help") == HELP.splitlines()
 
 
 def test_a_terminal_is_left_as_it_was(tmp_path):
@@ -260,7 +301,7 @@ def test_tab_offers_commands_and_what_is_not_hidden(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     assert list(completions("/", 0)) == list(COMMANDS)
     assert list(completions("/re", 0)) == ["/retry", "/reset"]
-    assert list(completions("/image", 0)) == ["/image"]
+    assert list(completions("/image", 0)) == ["/image", "/images"]
     assert list(completions("/image ", 7)) == ["a.png", "b.png"]
     assert list(completions("/image .h", 7)) == [".hidden"]
     for line in ("What is a", "/undo a", "a", "/image missing/a", "/image c"):

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 class Conversation:
     """What lines do to a chat."""
 
-    def __init__(self, chat: Chat, terminal: Terminal, pictures: list[Any]):
+    def __init__(self, chat: Chat, terminal: Terminal, pictures: list[tuple[str, Any]]):
         self.chat, self.terminal = chat, terminal
-        self.waiting = pictures  # those of the next message
+        self.waiting = pictures  # those of the next message, with their names
+        self._names: dict[int, list[str]] = {}  # of the pictures of a turn, by its number
         self._retries = 0  # of the last turn
 
     def take(self, text: str) -> bool:
@@ -40,6 +41,7 @@ class Conversation:
             return False
         action = {
             "/image": self.image,
+            "/images": self.images,
             "/retry": self.retry,
             "/undo": self.undo,
             "/reset": self.reset,
@@ -56,13 +58,33 @@ class Conversation:
         """Sends a message with the pictures that wait for it; an empty one is none."""
         if not text:
             return
-        before = len(self.chat.messages)
-        self.terminal.show(lambda **more: self.chat.stream(text, self.waiting or None, **more))
-        if len(self.chat.messages) > before:  # a turn that was stopped before its first word is none
+        turn = self._turns()
+        pictures = [picture for _, picture in self.waiting]
+        self.terminal.show(lambda **more: self.chat.stream(text, pictures or None, **more))
+        if self._turns() > turn:  # a turn that was stopped before its first word is none
+            self._names[turn] = [name for name, _ in self.waiting]
             self.waiting, self._retries = [], 0
 
     def image(self, argument: str) -> None:
         self.waiting += self.terminal.pictures(dropped(argument))
+
+    def images(self, argument: str) -> None:
+        """Lists the pictures that wait for the next message; `drop` and a number, or `drop` alone, drops them."""
+        word, _, number = argument.partition(" ")
+        if word == "drop":
+            if number and not (number.isdecimal() and 1 <= int(number) <= len(self.waiting)):
+                raise OptionError(f"/images drop {number}: no such number; /images lists the pictures")
+            chosen = slice(int(number) - 1, int(number)) if number else slice(None)
+            for name, _ in self.waiting[chosen]:
+                self.terminal.hint(f"{name}: dropped")
+            del self.waiting[chosen]
+        elif argument:
+            raise OptionError("/images lists pictures, /images drop N drops one, and /images drop all of them")
+        else:
+            for place, (name, picture) in enumerate(self.waiting, 1):
+                print(f"{place}  {name}  {picture.width}x{picture.height}", flush=True)
+            if not self.waiting:
+                self.terminal.hint("no picture waits for your next message")
 
     def retry(self, argument: str) -> None:
         seed = self.chat.options.seed
@@ -71,12 +93,18 @@ class Conversation:
         self.terminal.show(lambda **more: self.chat.retry(options=options, **more))
 
     def undo(self, argument: str) -> None:
+        content = self.chat.messages[-2]["content"] if len(self.chat.messages) > 1 else ""
         self.chat.undo()
+        pictures = [] if isinstance(content, str) else [item["image"] for item in content if item["type"] == "image"]
+        names = self._names.pop(self._turns(), [f"picture {number}" for number in range(1, len(pictures) + 1)])
+        self.waiting[:0] = zip(names, pictures, strict=True)
         self.terminal.hint(f"taken back; {self._length()} left")
+        for name in names:
+            self.terminal.hint(f"{name}: with your next message again; /images lists and drops")
 
     def reset(self, argument: str) -> None:
         self.chat.reset()
-        self.waiting = []
+        self.waiting, self._names = [], {}
         self.terminal.hint("a new conversation")
 
     def save(self, argument: str) -> None:
@@ -87,14 +115,17 @@ class Conversation:
     def load(self, argument: str) -> None:
         path = self._file(argument, "/load")
         self.chat.load(path)
-        self.waiting = []
+        self.waiting, self._names = [], {}
         self.terminal.hint(f"{one_line(path)}: {self._length()}")
 
     def help(self, argument: str) -> None:
         print(HELP, flush=True)
 
+    def _turns(self) -> int:
+        return sum(message["role"] == "assistant" for message in self.chat.messages)
+
     def _length(self) -> str:
-        turns = sum(message["role"] == "assistant" for message in self.chat.messages)
+        turns = self._turns()
         return f"{turns} turn{'' if turns == 1 else 's'}"
 
     @staticmethod

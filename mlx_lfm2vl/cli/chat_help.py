@@ -7,15 +7,18 @@ import os
 from collections.abc import Iterator
 
 HELP = """\
-/image PICTURE  add a picture to the next message: a path (drop the file here), pattern or URL; several at once too
+/image PICTURE  add a picture to the next message: a path (drop the file
+                here), pattern or URL; several at once too
+/images         list the pictures of the next message; /images drop N drops one
 /retry          answer the last message anew
-/undo           take the last message and its answer back
+/undo           take the last message and its answer back; its pictures wait
 /reset          begin anew
 /save FILE      write the conversation, pictures included
 /load FILE      go on with a saved conversation
 /help           this list
 /exit           end (as does Ctrl-D)
-Ctrl-C stops an answer and keeps what was said. A line that begins with a space is never a command."""
+Ctrl-C stops an answer and keeps what was said. A line that begins with a space
+is never a command."""
 COMMANDS = tuple(line.split()[0] for line in HELP.splitlines() if line.startswith("/"))
 FILE_COMMANDS = ("/image", "/save", "/load")
 

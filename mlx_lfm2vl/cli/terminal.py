@@ -90,19 +90,20 @@ class Terminal:
             if not self.interactive:
                 raise KeyboardInterrupt
             self.hint("(stopped)")
+        elif last is not None and last.finish_reason == "length":
+            self.hint("(cut off; --max-tokens allows longer answers)")
         if self.verbose and last is not None and last.statistics is not None:
             report(last.statistics)
 
-    def pictures(self, names: list[str]) -> list[Any]:
-        """The pictures of these names and patterns, each told of. Raises `ImageError`."""
+    def pictures(self, names: list[str]) -> list[tuple[str, Any]]:
+        """The pictures of these names and patterns with what they are called, each told of. Raises `ImageError`."""
         from .. import ImageError
 
         if "-" in names:
             raise ImageError("-: stdin is the conversation; name a file")
         names = expand(names)
-        loaded = load_pictures(names, self.policy, self.color_management)
-        for name, picture in zip(names, loaded, strict=True):
-            self.hint(
-                f"{one_line(os.path.basename(name) or name)}: {picture.width}x{picture.height}, with your next message"
-            )
-        return loaded
+        shown = [one_line(os.path.basename(name) or name) for name in names]
+        pictures = list(zip(shown, load_pictures(names, self.policy, self.color_management), strict=True))
+        for name, picture in pictures:
+            self.hint(f"{name}: {picture.width}x{picture.height}, with your next message")
+        return pictures

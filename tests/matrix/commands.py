@@ -126,6 +126,7 @@ PICTURES = [
     ),
     refused("generate --image data:image/png;base64,@@@", "data:image/png", "is not base64", "encode the bytes"),
     refused("chat --model demo", "the message has no end", 'close it with """', stdin=b'"""Why?\n/exit\n'),
+    refused("chat --model demo", "/images drop 1", "no such number", "/images lists", stdin=b"/images drop 1\n"),
     refused("chat --image -", "-", "stdin is the conversation", "name a file"),
     refused("chat --image no.png", "no.png", "no such picture"),
     refused("chat --image http://localhost:9/a.png", "localhost", "is a private address", "--allow-private-urls"),
