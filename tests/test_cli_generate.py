@@ -80,6 +80,14 @@ def test_a_picture_or_the_prompt_may_come_through_stdin(tmp_path):
     assert piped.stdout == named.stdout == filed.stdout != b""
 
 
+def test_options_have_the_names_that_mlx_lm_and_mlx_vlm_give_them(cli):  # noqa: F811
+    known = ("generate", "--model", MODEL, "--prompt", "Why?", "--max-tokens", 6, "--temp", 2, "--system", "Be brief.")
+    other = ("generate", "--model", MODEL, "-p", "Why?", "-m", 6, "--temperature", 2, "--system-prompt", "Be brief.")
+    seed = ("--seed", 3)
+    assert cli(*known, *seed) == cli(*other, *seed)
+    assert cli("-V") == cli("--version") and cli("-V")[1].startswith("mlx-lfm2vl ")
+
+
 def test_a_stop_text_ends_the_answer(cli):  # noqa: F811
     words = ("--prompt", "Tell me.", "--max-tokens", 30)
     whole = answer_in_json(cli, *words)["text"]

@@ -128,7 +128,7 @@ def build_parser() -> Parser:
         description="Liquid AI's LFM2-VL and LFM2.5-VL vision-language models in MLX.",
         epilog=f"`{PROGRAM} COMMAND --help` lists a command's options.",
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=module.SUMMARY, description=module.DESCRIPTION)

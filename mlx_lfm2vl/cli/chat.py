@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", nargs="+", action="extend", default=[], metavar="PICTURE", help="pictures of the first message"
     )
-    parser.add_argument("--system", metavar="TEXT", help="system prompt (default: none)")
+    parser.add_argument("--system", "--system-prompt", metavar="TEXT", help="system prompt (default: none)")
     parser.add_argument("--verbose", action="store_true", help="print counts, speeds and memory after each answer")
     add_control_tokens(parser)
     add_sampling(parser)

@@ -29,9 +29,9 @@ _ADDRESS = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]*://)", re.I)
 def add_prompt(parser: argparse.ArgumentParser, default: str) -> None:
     """--prompt or --prompt-file, and --system."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--prompt", metavar="TEXT", help=f"what to ask (default: {default})")
+    group.add_argument("--prompt", "-p", metavar="TEXT", help=f"what to ask (default: {default})")
     group.add_argument("--prompt-file", metavar="FILE", help="ask what stands in this file; - is stdin")
-    parser.add_argument("--system", metavar="TEXT", help="system prompt (default: none)")
+    parser.add_argument("--system", "--system-prompt", metavar="TEXT", help="system prompt (default: none)")
 
 
 def read_prompt(args: argparse.Namespace, pictures: Sequence[str] = ()) -> str | None:

@@ -180,6 +180,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Length, sampling and seed, as `GenerationOptions` names them."""
     parser.add_argument(
         "--max-tokens",
+        "-m",
         type=whole(1),
         default=512,
         metavar="N",
@@ -190,7 +191,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "without these, what the model's generation_config.json or its makers recommend, else the likeliest token "
         "(greedy)",
     )
-    group.add_argument("--temp", type=real(0, 100), metavar="T", help="temperature, 0 to 100; 0 is greedy")
+    group.add_argument(
+        "--temp", "--temperature", type=real(0, 100), metavar="T", help="temperature, 0 to 100; 0 is greedy"
+    )
     group.add_argument("--top-p", type=real(0, 1, above=True), metavar="P", help="nucleus, above 0 to 1; 1 is off")
     group.add_argument(
         "--min-p", type=real(0, 1), metavar="P", help="least share of the top probability, 0 to 1; 0 is off"
