@@ -33,9 +33,15 @@ def size(text: str) -> tuple[int, int] | None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="folder, hub repository or 'demo', the bundled model (default)"
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument(
+        "model",
+        nargs="?",
+        default=argparse.SUPPRESS,  # else it would take --model back
+        metavar="MODEL",
+        help="folder, hub repository or 'demo', the bundled model (default)",
     )
+    model.add_argument("--model", metavar="MODEL", help="the same, by an option")
     add_revision(parser)
     parser.add_argument(
         "--sizes",

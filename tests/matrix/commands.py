@@ -80,6 +80,8 @@ OPTIONS = [
     refused("generate --prompt a --prompt-file text.txt", "--prompt-file", "not allowed with argument --prompt", HELP),
     refused("generate --image", "--image", "expected at least one argument", HELP),
     refused("generate --prompt", "--prompt", "expected one argument", HELP),
+    refused("bench demo --model demo", "--model", "not allowed with argument MODEL", HELP),
+    refused("bench --model ./no", "./no", "no such folder"),
     refused("generate --stop _ --prompt a --model {model}", "stop", "is ('',), expected texts that are not empty"),
     refused("generate --tiling=no", "--tiling", "ignored explicit argument 'no'", HELP),
     refused("generate", "nothing to answer", "give --image, --prompt or both"),
