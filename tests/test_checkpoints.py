@@ -150,11 +150,14 @@ def test_quantised_modules_load_whatever_the_record(folder, tmp_path, spelling, 
         ("_orig_mod.", "torch.compile"),
         ("_fsdp_wrapped_module.", "FSDP"),
         ("base_model.model.", "PEFT"),
+        ("_forward_module.", "Fabric"),
+        ("model.module.", "DataParallel"),
     ],
 )
 def test_a_wrapper_in_the_names_is_named(folder, wrapper, adds):
     edit(folder, renamed(lambda name: wrapper + name))
-    refused(folder, rf"model.safetensors: tensor {wrapper}\S+ has '{wrapper}' in its name, as {adds} adds it; save the")
+    named = wrapper.removeprefix("model.")
+    refused(folder, rf"model.safetensors: tensor {wrapper}\S+ has '{named}' in its name, as {adds} adds it; save the")
 
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
@@ -176,6 +179,9 @@ def test_a_wrapper_of_single_layers_is_named(folder, wrapper):
         "vision_tower.head.probe",
         "v_head.summary.weight",
         "score.weight",
+        "regression_head.weight",
+        "model.pooler.dense.weight",
+        "model.language_model.layers.1.self_attn.masked_bias",
     ],
 )
 def test_tensors_that_nothing_needs_are_skipped_and_said(folder, tmp_path, name):
@@ -208,6 +214,22 @@ def test_quantisations_of_other_programs_are_named(folder, parts, config, named)
     edit(folder, lambda t: {**t, **{f"{module}.{part}": np.zeros(8, np.uint8) for part in parts}})
     edit_json(folder / "config.json", quantization_config=config)
     refused(folder, rf"model.safetensors: the weights are quantised by {re.escape(named)} \(tensor")
+
+
+def without(tensors: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: tensor for key, tensor in tensors.items() if key != name}
+
+
+@pytest.mark.parametrize("method", ["torchao", "quanto", "aqlm", "eetq", "mxfp4"])
+@pytest.mark.parametrize("part", ["weight._data", "codes", "weight"])
+def test_a_method_that_no_name_tells_is_that_of_the_config(folder, method, part):
+    module = "model.language_model.layers.0.feed_forward.w1"
+    edit(
+        folder,
+        lambda t: {k: v for k, v in t.items() if k != f"{module}.weight"} | {f"{module}.{part}": np.zeros(8, np.uint8)},
+    )
+    edit_json(folder / "config.json", quantization_config={"quant_method": method})
+    refused(folder, f"config.json says that the weights are quantised by {method}: if so, take the model")
 
 
 def test_fp8_is_named_by_its_dtype(folder):

@@ -51,7 +51,8 @@ def test_a_loaded_model_is_called_with_arrays_of_every_kind(how):
     model: Any = load(GOLDEN / "gen2")[0] if how == "load" else fresh()
     assert type(model.config) is Lfm2VlConfig is type(model.model.config)
     out = model(IDS)
-    assert isinstance(out.logits, mx.array) and out.cache is out.past_key_values is not None
+    assert isinstance(out.logits, mx.array) and out.cache is out.past_key_values is out["cache"] is not None
+    assert "cache" in out and "cache" not in list(out)
     for ids in (mx.array(IDS), IDS.tolist()):
         np.testing.assert_array_equal(np.array(model.forward(ids).logits), np.array(out.logits))
     assert model(IDS, token_type_ids=None, mm_token_type_ids=IDS * 0, return_dict=True).logits.shape == out.logits.shape
@@ -355,3 +356,10 @@ def test_models_processors_and_configurations_are_pushed_to_the_hub(tmp_path):
         assert said["same"] and all(url.startswith(hub.url) for url in said["urls"])
         assert said["refused"] == "OptionError: push_to_hub has no option 'colour'"
         assert said["denied"] == "HubError"
+
+
+def test_from_pretrained_of_a_model_takes_the_processors_template_and_both_dtypes():
+    with pytest.warns(UserWarning, match="from_pretrained ignores chat_template, which is the processor's"):
+        model = AutoModelForImageTextToText.from_pretrained(GOLDEN / "gen2", chat_template="{{ messages }}")
+    again = AutoModelForImageTextToText.from_pretrained(GOLDEN / "gen2", dtype="bfloat16", torch_dtype="float32")
+    assert (model.dtype, again.dtype) == (mx.float32, mx.bfloat16)

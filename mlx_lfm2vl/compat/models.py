@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -237,8 +238,10 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
 def _open(path_or_repo: str | os.PathLike[str], options: dict[str, Any]) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """The folder of a model, the keywords of `load_model`, and what the configuration says beside its fields."""
     known: dict[str, Any] = {name: options.pop(name, None) for name in ("backend", "progress")}
-    dtype = options.pop("dtype", None)
-    dtype = options.pop("torch_dtype", None) if dtype is None else dtype
+    if options.pop("chat_template", None) is not None:
+        warnings.warn("from_pretrained ignores chat_template, which is the processor's", stacklevel=3)
+    dtype, older = options.pop("dtype", None), options.pop("torch_dtype", None)
+    dtype = older if dtype is None else dtype
     known["dtype"] = tensors.dtype_name(dtype) if tensors.is_dtype(dtype) else dtype
     config = options.pop("config", None)
     of_calls = {name: options.pop(name) for name in OF_CALLS if name in options}

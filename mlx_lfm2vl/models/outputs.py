@@ -14,7 +14,7 @@ from .cache import Cache
 class ModelOutput:
     """Fields that are None do not count for indexing and `to_tuple`, as in transformers.
 
-    `cache` and `image_outputs` are names that transformers 5.24 uses; they are attributes, not entries.
+    `cache` and `image_outputs` are names that transformers 5.24 uses: attributes and keys, which `keys` does not list.
     """
 
     image_outputs: ImageFeatures | None = None
@@ -37,7 +37,7 @@ class ModelOutput:
         return [(name, getattr(self, name)) for name in self.keys()]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.keys()
+        return name in self.keys() or (name in ("cache", "image_outputs") and getattr(self, str(name)) is not None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
@@ -45,7 +45,7 @@ class ModelOutput:
     def __getitem__(self, key: int | slice | str) -> Any:
         if not isinstance(key, str):
             return self.to_tuple()[key]
-        if key not in self.keys():
+        if key not in self:
             raise KeyError(key)
         return getattr(self, key)
 

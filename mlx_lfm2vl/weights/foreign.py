@@ -5,8 +5,9 @@ Quantisations of other programs, layers of adapters that are not merged, and nam
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import WeightsError
@@ -28,11 +29,12 @@ METHODS = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "hqq": "HQQ"}  # of `quan
 WRAPPERS = {
     "base_model.model": "PEFT",
     "module": "DataParallel",
+    "_forward_module": "Fabric",
     "_orig_mod": "torch.compile",
     "_fsdp_wrapped_module": "FSDP",
     "_checkpoint_wrapped_module": "activation checkpointing",
 }
-_WRAPPER = re.compile(r"^(base_model\.model|module)\.|(?:^|\.)(_\w+_wrapped_module|_orig_mod)\.")
+_WRAPPER = re.compile(r"^(base_model\.model)\.|(?:^|\.)(module|_forward_module|_\w+_wrapped_module|_orig_mod)\.")
 _LORA = re.compile(r"\.(lora_\w+|base_layer)(\.|$)")
 
 
@@ -60,6 +62,23 @@ def check_foreign(tensors: Mapping[str, TensorInfo], quantization_config: object
                 f"{info.file}: the weights are quantised by {_method(quantization_config, family)} (tensor {name}), "
                 "which MLX does not read; take the model that was quantised, or save it dequantised"
             )
+
+
+@contextlib.contextmanager
+def naming_method(quantization_config: object) -> Iterator[None]:
+    """Adds to a `WeightsError` of tensors that do not fit the method that config.json names, if it names one: the
+    tensors of some methods have names that tell nothing."""
+    try:
+        yield
+    except WeightsError as error:
+        stated = quantization_config if isinstance(quantization_config, Mapping) else {}
+        if not isinstance(method := stated.get("quant_method"), str):
+            raise
+        known = METHODS.get(method.lower(), method)
+        raise WeightsError(
+            f"{error}; config.json says that the weights are quantised by {known}: if so, take the model that was "
+            "quantised, or save it dequantised"
+        ) from None
 
 
 def _quantised(name: str, info: TensorInfo) -> str | None:

@@ -27,7 +27,7 @@ from . import choices, quantize
 from .files import DTYPES as FILE_DTYPES
 from .files import FLOATING, TensorInfo, key_of, reading, state
 from .fit import check_weights
-from .foreign import check_foreign
+from .foreign import check_foreign, naming_method
 from .head import HEAD, fit_head
 from .names import is_conv_kernel, module_names, parameters
 from .shards import read_shards
@@ -180,16 +180,19 @@ def open_model(
     data = read_json(folder / "config.json")
     config = Lfm2VlConfig.from_dict(data, str(folder / "config.json"))
     shards = read_shards(folder)
-    check_foreign(shards.tensors, data.get("quantization_config"))
-    names = module_names(shards.tensors)
+    method = data.get("quantization_config")
+    check_foreign(shards.tensors, method)
+    with naming_method(method):
+        names = module_names(shards.tensors)
     infos = {module: shards.tensors[name] for name, module in names.items()}
     config, notes = fit_head(fit_config(config, infos), data, infos, names)
     wanted = {module: info for module, info in infos.items() if module.startswith(prefix)}
     unused = [*(name for name in shards.tensors if name not in names), *drop_unused(config, wanted)]
     model = model_class(config)  # type: ignore[call-arg]
     plain = {module[len(prefix) :]: info for module, info in wanted.items()}
-    widths = quantize.prepare(model, plain)
-    check_shapes(model, plain, tuple(folder / name for name in shards.missing))
+    with naming_method(method):
+        widths = quantize.prepare(model, plain)
+        check_shapes(model, plain, tuple(folder / name for name in shards.missing))
     config = replace(config, quantization=quantize.as_stored(model, widths, prefix))
     for part in (model, *(inner for inner in (model.get("model"),) if inner is not None)):
         part.config = replace(part.config, quantization=config.quantization)  # of the model's own class

@@ -47,7 +47,8 @@ LEAVES = {  # feed-forward names of some older ports
 }
 # What no forward pass needs: tables that are computed anew, heads for pooling, rewards and classes.
 UNNEEDED = re.compile(
-    r"(^|\.)(rotary_emb\..+|position_ids|(v_head|value_head|score|reward_head|classifier)\..+)$"
+    r"(^|\.)(rotary_emb\..+|position_ids|masked_bias)$"
+    r"|(^|\.)(v_head|value_head|score|reward_head|regression_head|classifier|pooler)\..+$"
     r"|(^|\.)vision_tower\.(vision_model\.)?head\."
 )
 _BY_LENGTH = sorted(
