@@ -28,7 +28,7 @@ from checkpoints import (
 from conftest import GOLDEN
 from safetensors.numpy import load_file, save_file
 
-from mlx_lfm2vl import convert, load
+from mlx_lfm2vl import AutoModelForImageTextToText, convert, load
 from mlx_lfm2vl.conversion.repair import repair
 from mlx_lfm2vl.conversion.upload import upload
 from mlx_lfm2vl.errors import HubError, NotFiniteError, OutputError
@@ -95,12 +95,14 @@ def test_ties_said_in_two_places_are_written_alike(folder, tmp_path, top, inner,
         return refused(folder, r"tensor lm_head.weight is missing from the weight files")
     expected = np.roll(EXPECTED, 3, axis=-1) if stored == "another" else EXPECTED
     np.testing.assert_array_equal(logits(folder), expected)
-    out = convert(folder, tmp_path / "out")
-    config = json.loads((out / "config.json").read_text())
-    said = {part[key] for part in (config, config["text_config"]) for key in part if key.startswith("tie_")}
-    is_stored = any("lm_head" in name for name in load_file(out / "model.safetensors"))
-    assert said == {not is_stored} and config["tie_word_embeddings"] is not is_stored
-    np.testing.assert_array_equal(logits(out), expected)
+    convert(folder, tmp_path / "converted")
+    AutoModelForImageTextToText.from_pretrained(folder, dtype="float32").save_pretrained(tmp_path / "saved")
+    for out in (tmp_path / "converted", tmp_path / "saved"):
+        config = json.loads((out / "config.json").read_text())
+        said = {part[key] for part in (config, config["text_config"]) for key in part if key.startswith("tie_")}
+        is_stored = any("lm_head" in name for name in load_file(out / "model.safetensors"))
+        assert said == {not is_stored} and config["tie_word_embeddings"] is not is_stored
+        np.testing.assert_array_equal(logits(out), expected)
 
 
 # Names

@@ -22,7 +22,8 @@ TIED = ("tie_embedding", "tie_word_embeddings")
 def fit_head(
     config: Lfm2VlConfig, data: Mapping[str, Any], infos: Mapping[str, TensorInfo], names: Mapping[str, str]
 ) -> tuple[Lfm2VlConfig, tuple[str, ...]]:
-    """The configuration with `tie_word_embeddings` as the files have it, and a note where config.json says otherwise.
+    """The configuration with `tie_word_embeddings` as the files have it, in its text_config too, and a note where
+    config.json says otherwise.
 
     Args:
         config: as `data` gives it.
@@ -32,12 +33,13 @@ def fit_head(
     """
     stored = any(name.startswith(HEAD) for name in infos)
     stated = next((data[key] for key in TIED if data.get(key) is not None), None)
-    if not stored:
-        return (config if stated is False else replace(config, tie_word_embeddings=True)), ()
-    if not config.tie_word_embeddings or not _differs(infos, names):
-        return config, ()
+    tied = config.tie_word_embeddings if stored else stated is not False
+    differs = stored and tied and _differs(infos, names)
+    tied = tied and not differs
+    text = replace(config.text_config, tie_word_embeddings=tied)
+    config = replace(config, tie_word_embeddings=tied, text_config=text)
     note = "lm_head differs from the embeddings, which config.json ties to it; it is used"
-    return replace(config, tie_word_embeddings=False), (note,)
+    return config, (note,) if differs else ()
 
 
 def _differs(infos: Mapping[str, TensorInfo], names: Mapping[str, str]) -> bool:
