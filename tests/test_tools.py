@@ -65,6 +65,9 @@ def block(text: str) -> str:
             [ToolCall("f", {"size": [800, 600], "one": [1], "same": 1, "none": []})],
         ),
         ("[f(**{'q': 1}, r=2)]", [ToolCall("f", {"q": 1, "r": 2})]),
+        ('{"name": "f", "args": {"a": 1}}\n{"name": "g"}', [ToolCall("f", {"a": 1}), ToolCall("g")]),
+        ('\n{"name": "f"}\n\n{"name": "g"}{"name": "h"}\n', [ToolCall("f"), ToolCall("g"), ToolCall("h")]),
+        ('f(a="x\ny")\ng(b=2),\nh()', [ToolCall("f", {"a": "x\ny"}), ToolCall("g", {"b": 2}), ToolCall("h")]),
     ],
 )
 def test_what_models_write(written, calls):
@@ -130,6 +133,9 @@ def test_what_cannot_be_read_is_named_with_its_place(text, says):
         (block('[{"a": 1}, {"name": "f"}]'), 'expected an object with "name" and "arguments"'),
         (block("[bad(x='a)]") + block("[f()]"), r"expected a string in quotes, closed"),
         (block("[f() g()]"), r"expected ',' or '\]', found 'g\(\)"),
+        (block('{"a": 1}\n{"name": "f"}'), 'expected an object with "name" and "arguments"'),
+        (block("bad(1\n+)\nf()"), r"expected the name of a parameter, found '1"),
+        (block("f()\nbad"), r"expected '\(', found"),
         (START + "[f()]", r"expected <\|tool_call_end\|>, found the end"),
         (START + "[f(), bad(x=", r"expected a string, a number, .* found the end"),
         (block("[f()]x"), r"expected <\|tool_call_end\|>, found 'x"),

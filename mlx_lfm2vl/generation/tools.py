@@ -2,8 +2,9 @@
 
 Nothing is evaluated. Two spellings are read: calls in Python's manner, `[name(a="x", n=3)]`, and JSON objects,
 `[{"name": "name", "arguments": {"a": "x"}}]`, also with other names in use for their parts (`NAMES`, `ARGUMENTS`) or
-nested as OpenAI's are. Values are strings, finite numbers, true/True, false/False, null/None, lists, tuples (which
-become lists) and dictionaries with string keys. Unlike in Python a parameter may be called `from` or `class`.
+nested as OpenAI's are. Without the brackets calls need no comma between them, as in JSON lines. Values are strings,
+finite numbers, true/True, false/False, null/None, lists, tuples (which become lists) and dictionaries with string keys.
+Unlike in Python a parameter may be called `from` or `class`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _SPACE = re.compile(r"\s*")
 _NAME = re.compile(r"[^\W\d][\w.-]*")
 _NUMBER = re.compile(r"[+-]?\.?\d[\w.]*(?:(?<=[eE])[+-]\d+)?(?![\w.])")  # int and float say whether it is one
 _STRING = re.compile(r"""(["'])((?:(?!\1)[^\\]|\\.)*)\1""", re.S)
-_PART = re.compile(rf"""(["'])(?:(?!\1)[^\\]|\\.)*(?P<closed>\1|\Z)|[](){{}}[,]|{re.escape(END)}""", re.S)
+_PART = re.compile(rf"""(["'])(?:(?!\1)[^\\]|\\.)*(?P<closed>\1|\Z)|[](){{}}[,\n]|{re.escape(END)}""", re.S)
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|U00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.S)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
 _WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
@@ -89,8 +90,8 @@ class _Reader:
             try:
                 yield self._call()
                 start = self.at
-                if not self._take(",") and not self._ahead(closing):
-                    self._fail(f"',' or {closing!r}")
+                if not self._take(",") and closing == "]" and not self._ahead("]"):
+                    self._fail("',' or ']'")
             except ToolCallError as error:
                 yield error
                 if not self._pass_over(start, closing):
@@ -102,15 +103,15 @@ class _Reader:
                 yield error
 
     def _pass_over(self, start: int, closing: str) -> bool:
-        """Goes from `start` behind the next comma of a block, or to its closing bracket. False if its end comes first,
-        or a string that is not closed: then it goes behind the end."""
-        depth = 0
+        """Goes from `start` behind the next comma of a block (without brackets the next end of a line too), or to its
+        closing bracket. False if its end comes first, or a string that is not closed: then it goes behind the end."""
+        between, depth = (",",) if closing == "]" else (",", "\n"), 0
         for part in _PART.finditer(self.text, start):
             text = part[0]
             if text == END or part["closed"] == "":
                 break
-            if depth == 0 and text in (",", closing):
-                self.at = part.end() if text == "," else part.start()
+            if depth == 0 and text in (*between, closing):
+                self.at = part.end() if text in between else part.start()
                 return True
             depth = depth + 1 if text in "([{" else max(0, depth - 1) if text in ")]}" else depth
         end = self.text.find(END, start)
