@@ -172,7 +172,10 @@ class _Reader:
         if self._take("{"):
             entries: dict[str, Any] = {}
             for _ in self._until("}"):
-                key = self._string()
+                start = self._skip()
+                if (key := self._string()) in entries:
+                    self.at = start
+                    self._fail("each key once")
                 self._expect(":", "':'")
                 entries[key] = self._value(depth + 1)
             return entries
