@@ -59,6 +59,8 @@ def block(text: str) -> str:
             [ToolCall("f", {"a": 1})],
         ),
         ('[{"type": "function", "function": {"name": "f"}, "arguments": {"a": 1}}]', [ToolCall("f", {"a": 1})]),
+        ('{"function": {"name": "f", "arguments": null}, "arguments": {"a": 1}}', [ToolCall("f", {"a": 1})]),
+        ('{"name": "f", "function": {"name": "f", "arguments": {"a": 1}}}', [ToolCall("f", {"a": 1})]),
         ('[{"name": "f", "arguments": ""}, {"name": "g", "arguments": null}]', [ToolCall("f"), ToolCall("g")]),
         (
             "[f(size=(800, 600), one=(1,), same=(1), none=())]",
@@ -116,6 +118,8 @@ def test_several_blocks_and_none():
         (block('{"name": "f", "arguments": "a=1"}'), 'expected an object with "name" and "arguments"'),
         (block('{"name": "f", "arguments": {"a": 1}, "args": {"b": 1}}'), 'an object with "name" and "arguments"'),
         (block('{"function": {"name": "f", "inputs": {"a": 1}}}'), 'an object with "name" and "arguments"'),
+        (block('{"function": {"name": "f", "arguments": {}}, "name": "g"}'), 'an object with "name" and "arguments"'),
+        (block('{"function": {"name": "f", "args": {"a": 1}}, "args": {"b": 1}}'), 'an object with "name" and "argume'),
         (block('[{"arguments": {}}]'), 'expected an object with "name" and "arguments"'),
         (block('[{"name": "f", "arguments": "{"}]'), 'expected an object with "name" and "arguments"'),
         (block(f"[f(x={'[' * 10000}]"), "at most 64"),

@@ -141,18 +141,18 @@ class _Reader:
     def _object(self) -> ToolCall:
         start = self._skip()
         made = self._value(0)
-        if isinstance(made.get("function"), dict):
-            made |= made.pop("function")
-        names = [made[key] for key in NAMES if isinstance(made.get(key), str)]
-        given = [made[key] for key in ARGUMENTS if made.get(key) not in (None, "")]
+        nested = made.pop("function") if isinstance(made.get("function"), dict) else {}
+        parts = [*made.items(), *nested.items()]
+        names = {value for key, value in parts if key in NAMES and isinstance(value, str)}
+        given = [value for key, value in parts if key in ARGUMENTS and value not in (None, "")]
         if isinstance(given[0] if given else None, str):  # some models write the object as a string of JSON
             with contextlib.suppress(ToolCallError):  # what is no object is refused below
                 given[0] = _Reader(given[0], 0).whole_value()
-        known = made.keys() <= {*NAMES, *ARGUMENTS, *BESIDE}
+        known = {key for key, _ in parts} <= {*NAMES, *ARGUMENTS, *BESIDE}
         if not known or len(names) != 1 or len(given) > 1 or not all(isinstance(each, dict) for each in given):
             self.at = start
             self._fail('an object with "name" and "arguments"')
-        return ToolCall(names[0], given[0] if given else {})
+        return ToolCall(names.pop(), given[0] if given else {})
 
     def whole_value(self) -> Any:
         value = self._value(0)
