@@ -126,7 +126,9 @@ class _Reader:
         arguments: dict[str, Any] = {}
         for _ in self._until(")"):
             start = self._skip()
-            if self._take("**") and self._ahead("{"):
+            if self._take("**"):
+                if not self._ahead("{"):
+                    self._fail("a dictionary")
                 given = self._value(0)
             else:
                 parameter = self._match(_NAME, "the name of a parameter")
