@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from mlx_lfm2vl import GenerationOptions
 from mlx_lfm2vl.generation.detokenizer import Detokenizer
-from mlx_lfm2vl.generation.tools import END, START
+from mlx_lfm2vl.processing.conversation import CALL_END, CALL_START
 from mlx_lfm2vl.processing.tokenizer import Tokenizer
 
 TOKENIZERS = {name: Tokenizer.from_folder(GOLDEN / name) for name in ("gen2", "gen25")}
 GEN2 = TOKENIZERS["gen2"]
-CALLS = [GEN2.backend.token_to_id(token) for token in (START, END)]
+CALLS = [GEN2.backend.token_to_id(token) for token in (CALL_START, CALL_END)]
 any_ids = st.integers(0, 900).filter(lambda id: id not in CALLS)
 # Most tokens of a random text are whole characters. These are single bytes of all kinds, so that characters break.
 byte_ids = [GEN2.convert_tokens_to_ids(piece) for piece in GEN2.tokenize("".join(map(chr, range(0x2500, 0x2600))))]

@@ -20,11 +20,11 @@ from mlx_lfm2vl import (
     parse_tool_calls,
 )
 from mlx_lfm2vl.generation.detokenizer import Detokenizer
-from mlx_lfm2vl.generation.tools import END, START
+from mlx_lfm2vl.processing.conversation import CALL_END, CALL_START
 
 
 def block(text: str) -> str:
-    return f"{START}{text}{END}"
+    return f"{CALL_START}{text}{CALL_END}"
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def block(text: str) -> str:
         (r"""[f(a='it\'s "x"', b="\u00e9\n\x41\/")]""", [ToolCall("f", {"a": 'it\'s "x"', "b": "é\nA/"})]),
         (r'[f(a="\ud83d\ude00")]', [ToolCall("f", {"a": "😀"})]),
         ('[f(a="line\nline")]', [ToolCall("f", {"a": "line\nline"})]),
-        (f'[f(a="{END}")]', [ToolCall("f", {"a": END})]),
+        (f'[f(a="{CALL_END}")]', [ToolCall("f", {"a": CALL_END})]),
         ('[{"name": "f", "arguments": {"a": null}}, {"name": "g"}]', [ToolCall("f", {"a": None}), ToolCall("g")]),
         ('{"name": "f", "arguments": "{\\"a\\": 1}"}', [ToolCall("f", {"a": 1})]),
         ("[]", []),
@@ -90,7 +90,7 @@ def test_several_blocks_and_none():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (START, r"character 19: expected the name of a function, found the end"),
+        (CALL_START, r"character 19: expected the name of a function, found the end"),
         (block("[f("), r"expected the name of a parameter"),
         (block('[f("x")]'), r"expected the name of a parameter, found '\"x\"\)\]"),
         (block("[f(x)]"), r"expected '=' \(arguments are given by name\)"),
@@ -146,8 +146,8 @@ def test_what_cannot_be_read_is_named_with_its_place(text, says):
         (block('{"a": 1}\n{"name": "f"}'), 'expected an object with "name" and "arguments"'),
         (block("bad(1\n+)\nf()"), r"expected the name of a parameter, found '1"),
         (block("f()\nbad"), r"expected '\(', found"),
-        (START + "[f()]", r"expected <\|tool_call_end\|>, found the end"),
-        (START + "[f(), bad(x=", r"expected a string, a number, .* found the end"),
+        (CALL_START + "[f()]", r"expected <\|tool_call_end\|>, found the end"),
+        (CALL_START + "[f(), bad(x=", r"expected a string, a number, .* found the end"),
         (block("[f()]x"), r"expected <\|tool_call_end\|>, found 'x"),
         (block("[bad(" + "(" * 10_000) + block("[f()]"), r"expected the name of a parameter"),
     ],
@@ -223,13 +223,13 @@ def test_calls_are_no_text_but_are_there(tokenizer):
 
 
 def test_a_call_that_was_cut_off_is_kept_and_refused_by_the_parser(tokenizer):
-    tokens = tokenizer.encode(f"Yes.{START}[place(na", add_special_tokens=False)
+    tokens = tokenizer.encode(f"Yes.{CALL_START}[place(na", add_special_tokens=False)
     made, _ = read(tokenizer, tokens)
-    assert made[-1] == ("", f"{START}[place(na")
+    assert made[-1] == ("", f"{CALL_START}[place(na")
     with pytest.raises(ToolCallError, match="found the end"):
         parse_tool_calls(made[-1][1])
     ended, row = read(tokenizer, [*tokens, tokenizer.eos_token_id])
-    assert row.stopped and ended[-1] == ("", f"{START}[place(na")
+    assert row.stopped and ended[-1] == ("", f"{CALL_START}[place(na")
 
 
 def test_stop_texts_look_at_the_text_only(tokenizer):

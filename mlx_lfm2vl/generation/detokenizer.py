@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..processing.conversation import CALL_END, CALL_START
 from ..processing.tokenizer import Tokenizer
 from .options import GenerationOptions
-from .tools import END, START
 
 MAX_HELD = 16  # tokens without a whole character; a character has at most four
 
@@ -34,7 +34,7 @@ class Detokenizer:
         added = tokenizer.backend.get_added_tokens_decoder()
         stops = {id for id, token in added.items() if token.content in options.stop} if options.stop else ()
         self._ends = frozenset((*ends, *stops))  # special tokens are no text, in which a stop text is looked for
-        self._call_start, self._call_end = tokenizer.backend.token_to_id(START), tokenizer.backend.token_to_id(END)
+        self._call_start, self._call_end = map(tokenizer.backend.token_to_id, (CALL_START, CALL_END))
         self._call: list[int] = []  # tokens of the tool call that is being written
         self._pending = ""  # text that may be the beginning of a stop text
         self._start([])

@@ -19,17 +19,16 @@ import numpy as np
 from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.control_tokens import Marked, control_pattern, mark
-from ..processing.conversation import normalised
+from ..processing.conversation import CALL_END, CALL_START, normalised
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.tokenizer import Tokenizer
 from .defaults import positions_left, resolved
 from .messages import check_tools, conversation
 from .options import GenerationOptions
 from .prompt_entry import PictureSpan
-from .tools import END, START
 from .vision_cache import view_key
 
-OWN_TOKENS = frozenset((START, END, "<think>", "</think>"))
+OWN_TOKENS = frozenset((CALL_START, CALL_END, "<think>", "</think>"))
 _OF_THE_ANSWER = frozenset(option.name for option in fields(GenerationOptions))
 _WHOLE = {"Sequence", "Split", "ByteLevel", "Digits"}  # steps that keep every character
 _longest: weakref.WeakKeyDictionary[Tokenizer, int | None] = weakref.WeakKeyDictionary()

@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 from ..errors import ToolCallError, ToolCallWarning
 from ..processing.conversation import CALL_END, CALL_START
 
-START, END = CALL_START, CALL_END
 NAMES, ARGUMENTS = ("name", "function"), ("arguments", "parameters", "args")  # keys of a call that is an object
 BESIDE = ("type", "id", "index")  # keys of one that say nothing of the call
 MAX_DEPTH = 64  # of lists and dictionaries in each other
@@ -29,7 +28,7 @@ _SPACE = re.compile(r"\s*")
 _NAME = re.compile(r"[^\W\d][\w.-]*")
 _NUMBER = re.compile(r"[+-]?\.?\d[\w.]*(?:(?<=[eE])[+-]\d+)?(?![\w.])")  # int and float say whether it is one
 _STRING = re.compile(r"""(["'])((?:(?!\1)[^\\]|\\.)*)\1""", re.S)
-_PART = re.compile(rf"""(["'])(?:(?!\1)[^\\]|\\.)*(?P<closed>\1|\Z)|[](){{}}[,\n]|{re.escape(END)}""", re.S)
+_PART = re.compile(rf"""(["'])(?:(?!\1)[^\\]|\\.)*(?P<closed>\1|\Z)|[](){{}}[,\n]|{re.escape(CALL_END)}""", re.S)
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|U00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.S)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
 _WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
@@ -61,8 +60,8 @@ def parse_tool_calls(text: str) -> list[ToolCall]:
     calls: list[ToolCall] = []
     errors: list[ToolCallError] = []
     at = 0
-    while (at := text.find(START, at)) >= 0:
-        reader = _Reader(text, at + len(START))
+    while (at := text.find(CALL_START, at)) >= 0:
+        reader = _Reader(text, at + len(CALL_START))
         for item in reader.calls():
             if isinstance(item, ToolCall):
                 calls.append(item)
@@ -84,7 +83,7 @@ class _Reader:
 
     def calls(self) -> Iterator[ToolCall | ToolCallError]:
         """The calls of a block up to its end, in order. In place of one that cannot be read: what is wrong with it."""
-        closing = "]" if self._take("[") else END
+        closing = "]" if self._take("[") else CALL_END
         while not self._take(closing):
             start = self.at
             try:
@@ -96,9 +95,9 @@ class _Reader:
                 yield error
                 if not self._pass_over(start, closing):
                     return
-        if closing != END:
+        if closing != CALL_END:
             try:
-                self._expect(END, END)
+                self._expect(CALL_END, CALL_END)
             except ToolCallError as error:
                 yield error
 
@@ -108,14 +107,14 @@ class _Reader:
         between, depth = (",",) if closing == "]" else (",", "\n"), 0
         for part in _PART.finditer(self.text, start):
             text = part[0]
-            if text == END or part["closed"] == "":
+            if text == CALL_END or part["closed"] == "":
                 break
             if depth == 0 and text in (*between, closing):
                 self.at = part.end() if text in between else part.start()
                 return True
             depth = depth + 1 if text in "([{" else max(0, depth - 1) if text in ")]}" else depth
-        end = self.text.find(END, start)
-        self.at = len(self.text) if end < 0 else end + len(END)
+        end = self.text.find(CALL_END, start)
+        self.at = len(self.text) if end < 0 else end + len(CALL_END)
         return False
 
     def _call(self) -> ToolCall:
