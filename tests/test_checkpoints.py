@@ -284,6 +284,19 @@ def test_a_true_index_is_followed_and_other_files_left_alone(folder, tmp_path, o
     np.testing.assert_array_equal(logits(out), EXPECTED)
 
 
+@pytest.mark.parametrize("more", [(), ("other.safetensors",)])
+def test_files_that_a_partial_index_leaves_alone_are_named(folder, more):
+    first, second = sharded(folder)
+    index = json.loads((folder / INDEX).read_text())["weight_map"]
+    (folder / INDEX).write_text(json.dumps({"weight_map": {n: file for n, file in index.items() if file == first}}))
+    for name in more:
+        save_file({"score.weight": np.zeros(4, np.float32)}, folder / name)
+    left = ", ".join((second, *more))
+    refused(folder, rf"{INDEX}: names no file that holds tensor \S+ and \d+ more, and {left} left alone; remove this")
+    (folder / INDEX).unlink()
+    np.testing.assert_array_equal(logits(folder), EXPECTED)
+
+
 @pytest.mark.parametrize("known", ["index", "numbers"])
 def test_a_shard_that_is_missing_is_named(folder, known):
     first, second = sharded(folder)

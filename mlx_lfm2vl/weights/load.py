@@ -30,7 +30,7 @@ from .fit import check_weights
 from .foreign import check_foreign, naming_method
 from .head import HEAD, fit_head
 from .names import is_conv_kernel, module_names, parameters
-from .shards import read_shards
+from .shards import INDEX, Shards, read_shards
 
 DTYPES: dict[str, mx.Dtype] = {name: getattr(mx, name) for name in choices.DTYPES}
 PACKED = {mx.uint32: ("U32",), mx.uint8: ("U8",)}  # weights of quantised modules, scales of the fp4 and fp8 modes
@@ -192,7 +192,7 @@ def open_model(
     plain = {module[len(prefix) :]: info for module, info in wanted.items()}
     with naming_method(method):
         widths = quantize.prepare(model, plain)
-        check_shapes(model, plain, tuple(folder / name for name in shards.missing))
+        check_shapes(model, plain, folder, shards)
     config = replace(config, quantization=quantize.as_stored(model, widths, prefix))
     for part in (model, *(inner for inner in (model.get("model"),) if inner is not None)):
         part.config = replace(part.config, quantization=config.quantization)  # of the model's own class
@@ -245,16 +245,21 @@ def drop_unused(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> list[st
     return stale
 
 
-def check_shapes(model: nn.Module, tensors: dict[str, TensorInfo], missing_files: tuple[Path, ...] = ()) -> None:
+def check_shapes(model: nn.Module, tensors: dict[str, TensorInfo], folder: Path, shards: Shards) -> None:
     """Raises `WeightsError` naming the first tensor that is missing, unknown or of another shape or type than the
-    model's. `missing_files`: where a missing one may be."""
+    model's. `shards`: the folder's files, for where a missing one may be."""
     arrays = parameters(model)
     expected = {name: tuple(array.shape) for name, array in arrays.items()}
     if missing := [name for name in expected if name not in tensors]:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        if missing_files:
-            raise WeightsError(f"{missing_files[0]}: no such file, and tensor {missing[0]}{more} is missing; fetch it")
-        raise WeightsError(f"tensor {missing[0]}{more} is missing from the weight files")
+        what = f"tensor {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+        if shards.missing:
+            raise WeightsError(f"{folder / shards.missing[0]}: no such file, and {what} is missing; fetch it")
+        if shards.unnamed:
+            raise WeightsError(
+                f"{folder / INDEX}: names no file that holds {what}, and {', '.join(shards.unnamed)} left alone; "
+                "remove this index, and all files are read"
+            )
+        raise WeightsError(f"{what} is missing from the weight files")
     if unknown := [name for name in tensors if name not in expected]:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise WeightsError(f"{tensors[unknown[0]].file}: tensor {unknown[0]}{more} has no place in this model")

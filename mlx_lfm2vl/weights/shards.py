@@ -24,12 +24,14 @@ _LORA = re.compile(r"\.lora_", re.I)
 @dataclass(frozen=True)
 class Shards:
     """The weight files of a folder and their tensors by name. `missing`: names of files that the index, or the numbers
-    in the other files' names, speak of. `notes`: what was left alone. `state`: of the files before they were read."""
+    in the other files' names, speak of. `unnamed`: files that are left alone since the index does not name them.
+    `notes`: what was left alone. `state`: of the files before they were read."""
 
     files: tuple[Path, ...]
     tensors: dict[str, TensorInfo]
     state: tuple[tuple[int, ...], ...]
     missing: tuple[str, ...] = ()
+    unnamed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -46,14 +48,14 @@ def read_shards(folder: Path) -> Shards:
         if all(name in tensors and tensors[name].file.name == file for name, file in index.items()):
             left = [file.name for file in found if file not in named]
             now = tuple(before[file] for file in named)
-            return Shards(tuple(named), tensors, now, notes=_note(left, f"not named by {INDEX}"))
+            return Shards(tuple(named), tensors, now, unnamed=tuple(left), notes=_note(left, f"not named by {INDEX}"))
     headers = {file: read_header(file) for file in found if not _ADAPTER.fullmatch(file.name)}
     whole = {file: header for file, header in headers.items() if not header or not all(map(_LORA.search, header))}
     left = [file.name for file in found if file not in whole]
     if not whole:
         raise WeightsError(f"{folder}: holds an adapter only ({left[0]}), not a model; merge it into its base model")
     now, missing = tuple(before[file] for file in whole), _missing(found, index)
-    return Shards(tuple(whole), joined(whole.values()), now, missing, _note(left, "an adapter"))
+    return Shards(tuple(whole), joined(whole.values()), now, missing, notes=_note(left, "an adapter"))
 
 
 def _note(names: list[str], reason: str) -> tuple[str, ...]:
