@@ -218,10 +218,6 @@ def test_quantisations_of_other_programs_are_named(folder, parts, config, named)
     refused(folder, rf"model.safetensors: the weights are quantised by {re.escape(named)} \(tensor")
 
 
-def without(tensors: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: tensor for key, tensor in tensors.items() if key != name}
-
-
 @pytest.mark.parametrize("method", ["torchao", "quanto", "aqlm", "eetq", "mxfp4"])
 @pytest.mark.parametrize("part", ["weight._data", "codes", "weight"])
 def test_a_method_that_no_name_tells_is_that_of_the_config(folder, method, part):
@@ -234,19 +230,30 @@ def test_a_method_that_no_name_tells_is_that_of_the_config(folder, method, part)
     refused(folder, f"config.json says that the weights are quantised by {method}: if so, take the model")
 
 
-def test_fp8_is_named_by_its_dtype(folder):
-    tensors = {name: mx.array(tensor) for name, tensor in load_file(folder / "model.safetensors").items()}
-    name = "model.language_model.layers.0.feed_forward.w1.weight"
-    tensors[name] = tensors[name].astype(mx.uint8)
-    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+@pytest.mark.parametrize(
+    ("dtype", "bits", "says"),
+    [
+        *((f"F8_{kind}", 8, r"quantised by FP8 \(tensor \S+\)") for kind in ("E4M3", "E5M2", "E8M0", "E5M2FNUZ")),
+        ("F6_E2M3", 6, "quantised by FP6"),
+        ("F4", 4, "quantised by FP4"),
+        ("F64", 64, r"tensor \S+w1.weight has dtype F64, which MLX does not read; save the model in bfloat16"),
+    ],
+)
+def test_dtypes_of_whole_files_that_are_not_read_are_named(folder, dtype, bits, says):
     file = folder / "model.safetensors"
-    data = file.read_bytes()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    header[name]["dtype"] = "F8_E4M3"
+    header, body = {}, b""
+    for name, tensor in load_file(file).items():
+        quantised = name.endswith("layers.0.feed_forward.w1.weight")
+        data = bytes(tensor.size * bits // 8) if quantised else tensor.tobytes()
+        offsets = [len(body), len(body) + len(data)]
+        header[name] = {"dtype": dtype if quantised else "F32", "shape": tensor.shape, "data_offsets": offsets}
+        body += data
     text = json.dumps(header).encode()
-    body = data[8 + int.from_bytes(data[:8], "little") :]
     file.write_bytes(len(text).to_bytes(8, "little") + text + body)
-    refused(folder, "quantised by FP8")
+    refused(folder, says)
+    if dtype != "F64":
+        edit_json(folder / "config.json", quantization_config={"quant_method": "modelopt"})
+        refused(folder, r"quantised by modelopt \(FP")
 
 
 def test_layers_of_an_adapter_that_is_not_merged_are_named(folder):

@@ -31,12 +31,13 @@ DTYPES = {  # safetensors' names of the dtypes that MLX reads; the last of two n
     **{"I8": mx.int8, "I16": mx.int16, "I32": mx.int32, "I64": mx.int64},
     **{"F8_E4M3": mx.uint8, "U8": mx.uint8, "U16": mx.uint16, "U32": mx.uint32, "U64": mx.uint64},
 }
+LOW_BITS = ("F8_", "F6_", "F4")  # how dtypes of quantisations begin; no arrays are made of them (foreign.py)
 FLOATING = ("BF16", "F16", "F32")  # of weights that are not packed
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of a tensor: its file, its safetensors dtype (a name of `DTYPES`) and its shape."""
+    """What a header says of a tensor: its file, its safetensors dtype (of `DTYPES` or `LOW_BITS`) and its shape."""
 
     file: Path
     dtype: str
@@ -131,8 +132,9 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 def _tensor(file: Path, name: str, dtype: str, shape: list[int]) -> TensorInfo:
     if len(name) > MAX_NAME or not name.isprintable():
         raise WeightsError(f"{file}: has a tensor called {shown(name)}, which is no name; {AGAIN}")
-    if dtype not in DTYPES:
-        raise WeightsError(f"{file}: tensor {name} has dtype {dtype}, which MLX does not read; {AGAIN}")
+    if dtype not in DTYPES and not dtype.startswith(LOW_BITS):
+        wanted = "save the model in bfloat16, float16 or float32"
+        raise WeightsError(f"{file}: tensor {name} has dtype {dtype}, which MLX does not read; {wanted}")
     if len(shape) > MAX_AXES or max(shape, default=0) > MAX_AXIS:
         raise WeightsError(f"{file}: tensor {name} has shape {shown(shape)}, which is none; {AGAIN}")
     return TensorInfo(file, dtype, tuple(shape))

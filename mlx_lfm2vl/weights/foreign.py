@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import WeightsError
-from .files import TensorInfo
+from .files import LOW_BITS, TensorInfo
 
 QUANTISED = {  # the last parts of names, and what writes them
     "absmax": "bitsandbytes",
@@ -82,8 +82,8 @@ def naming_method(quantization_config: object) -> Iterator[None]:
 
 
 def _quantised(name: str, info: TensorInfo) -> str | None:
-    if info.dtype.startswith("F8_"):
-        return "FP8"
+    if info.dtype.startswith(LOW_BITS):
+        return f"FP{info.dtype[1]}"
     return "bitsandbytes" if ".quant_state." in name else QUANTISED.get(name.rpartition(".")[2])
 
 
