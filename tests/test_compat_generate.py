@@ -286,7 +286,16 @@ def test_what_is_not_offered_is_one_error_with_the_way_out(name, inputs):
         ({"do_sample": True, "temperature": 0.0}, OptionError, "expected a number above 0; do_sample=False is greedy"),
         ({"do_sample": True, "top_p": 1.5}, OptionError, "top_p is 1.5, expected a number up to 1"),
         ({"eos_token_id": "end"}, OptionError, "eos_token_id is 'end', expected a token id or a list"),
-        ({"max_new_tokens": 2.5}, OptionError, "max_new_tokens is 2.5, expected a number of tokens"),
+        ({"max_new_tokens": 2.5}, OptionError, "max_new_tokens is 2.5, expected a whole number from 0"),
+        ({"min_length": -1}, OptionError, "min_length is -1, expected a whole number from 0"),
+        ({"no_repeat_ngram_size": "2"}, OptionError, "no_repeat_ngram_size is '2', expected a whole number from 0"),
+        ({"num_return_sequences": 0}, OptionError, "num_return_sequences is 0, expected at least 1"),
+        ({"max_time": "abc"}, OptionError, "max_time is 'abc', expected a number"),
+        ({"max_time": float("nan")}, OptionError, "max_time is nan, expected a number"),
+        ({"typical_p": [0.5]}, OptionError, r"typical_p is \[0.5\], expected a number"),
+        ({"exponential_decay_length_penalty": (1,)}, OptionError, r"penalty is \(1,\), expected a number of tokens"),
+        ({"exponential_decay_length_penalty": (1.5, 2)}, OptionError, "penalty is 1.5, expected a whole number from 0"),
+        ({"exponential_decay_length_penalty": (1, "2")}, OptionError, "penalty is '2', expected a number"),
         ({"position_ids": np.zeros((2, 126))}, OptionError, "leave them out of generate"),
         ({"past_key_values": ()}, InputError, "past_key_values is tuple, expected a Cache"),
         ({"inputs": np.zeros((1, 2), np.int64)}, InputError, "the prompt is given twice"),
@@ -296,6 +305,50 @@ def test_what_is_not_offered_is_one_error_with_the_way_out(name, inputs):
 def test_bad_settings_are_refused_by_name(settings, error, words, inputs):
     with pytest.raises(error, match=words):
         answer(inputs, **settings)
+
+
+@pytest.mark.parametrize("token", [-1, 832, 10**7])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("bad_words_ids", lambda token: {"bad_words_ids": [[token]]}),
+        ("bad_words_ids", lambda token: {"bad_words_ids": [[5, token]]}),
+        ("sequence_bias", lambda token: {"sequence_bias": {(token,): 2.0}}),
+        ("sequence_bias", lambda token: {"sequence_bias": [[[token, 5], 2.0]]}),
+        ("forced_bos_token_id", lambda token: {"forced_bos_token_id": token}),
+        ("forced_eos_token_id", lambda token: {"forced_eos_token_id": [2, token]}),
+        ("eos_token_id", lambda token: {"eos_token_id": token, "exponential_decay_length_penalty": (1, 1.5)}),
+        ("pad_token_id", lambda token: {"pad_token_id": token}),
+        ("prefix_allowed_tokens_fn", lambda token: {"prefix_allowed_tokens_fn": lambda row, ids: [5, token]}),
+    ],
+)
+def test_tokens_that_the_model_lacks_are_refused_by_name(name, settings, token, inputs):
+    with pytest.raises(OptionError, match=f"^{name} holds {token}; the model's vocabulary has ids 0 to 831$"):
+        answer(inputs, **settings(token))
+
+
+@pytest.mark.parametrize("token", [-1, 832, 10**7])
+@pytest.mark.parametrize("embedded", [True, False])
+def test_prompts_of_tokens_that_the_model_lacks_are_refused(embedded, token):
+    model, _ = loaded()
+    given = {"inputs_embeds": model.get_input_embeddings()(mx.array([[1, 2]]))} if embedded else {}
+    with pytest.raises(InputError, match=f"input_ids holds {token}; the model's vocabulary has ids 0 to 831"):
+        model.generate(np.array([[1, token]]), **given, repetition_penalty=1.3, max_new_tokens=2)
+
+
+def test_end_and_banned_tokens_that_the_model_lacks_never_come(inputs):
+    assert answer(inputs, eos_token_id=[-1, 10**7], min_new_tokens=3, suppress_tokens=[-1, 10**7]) == greedy(6)
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.int32, mx.array], ids=str)
+def test_numbers_of_every_kind_are_taken(kind, inputs):
+    given = {name: kind(count) for name, count in (("num_return_sequences", 2), ("max_new_tokens", 3))}
+    decay = (kind(1), np.float32(1.5))
+    drawn = answer(inputs, **given, do_sample=True, seed=1, exponential_decay_length_penalty=decay)
+    assert len(drawn) == 4 and len(drawn[0]) == 3
+    assert answer(inputs, exponential_decay_length_penalty=np.array([1, 1.5])) == answer(
+        inputs, exponential_decay_length_penalty=decay
+    )
 
 
 def test_a_generation_configuration_is_saved_updated_and_compared(tmp_path):

@@ -128,16 +128,12 @@ def generate(
 def _new_tokens(chosen: dict[str, Any], prompt: GivenPrompt, lengths: set[str]) -> int:
     """How many tokens may follow the prompt."""
     given = prompt.ids.shape[1] or (0 if prompt.embeds is None else prompt.embeds.shape[1])
-    for name in ("max_new_tokens", "max_length", "min_new_tokens", "min_length"):
-        value = chosen[name]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0):
-            raise OptionError(f"{name} is {value!r}, expected a number of tokens")
     if chosen["max_new_tokens"] is not None and "max_length" in lengths and "max_new_tokens" not in lengths:
         chosen["max_new_tokens"] = None  # of the model's configuration, and max_length of the call
     if chosen["max_new_tokens"] is not None:
         if not chosen["max_new_tokens"]:
             raise OptionError("max_new_tokens is 0, expected at least 1")
-        return int(chosen["max_new_tokens"])
+        return chosen["max_new_tokens"]  # type: ignore[no-any-return]
     if chosen["max_length"] is None:
         warnings.warn(
             f"generate ends after {DEFAULT_NEW_TOKENS} tokens, as transformers does; pass max_new_tokens", stacklevel=5
@@ -147,7 +143,7 @@ def _new_tokens(chosen: dict[str, Any], prompt: GivenPrompt, lengths: set[str]) 
         raise InputError(
             f"the prompt has {given} tokens, but max_length is {chosen['max_length']}; pass max_new_tokens instead"
         )
-    return int(chosen["max_length"]) - given
+    return chosen["max_length"] - given  # type: ignore[no-any-return]
 
 
 def _answer(
@@ -159,17 +155,21 @@ def _answer(
     callbacks: Callbacks,
     new: int,
 ) -> Any:
-    repeats, like = chosen["num_return_sequences"] or 1, prompt.like
-    if not isinstance(repeats, int) or repeats < 1:
-        raise OptionError(f"num_return_sequences is {repeats!r}, expected an integer of at least 1")
+    repeats, like = chosen["num_return_sequences"], prompt.like
+    if repeats == 0:
+        raise OptionError("num_return_sequences is 0, expected at least 1")
+    repeats = repeats or 1
     if repeats > 1 and not chosen["do_sample"]:
         raise OptionError("num_return_sequences needs do_sample=True; all greedy answers are alike")
     ids = np.repeat(prompt.ids, repeats, axis=0)
     begin, padding = ids.shape[1], prompt.padding
     padding = None if padding is None else np.repeat(padding, repeats)
     end = begin + new
-    processors = make_processors(chosen, begin, end, ends, padding)
-    processors += later_processors(chosen, begin, end, ends, _of_caller_allowed(callbacks.allowed, like))
+    vocabulary = model.config.text_config.vocab_size
+    if len(ids) > 1:
+        token_ids("pad_token_id", pad, vocabulary)  # which rows that have ended go on with
+    processors = make_processors(chosen, begin, vocabulary, ends, padding)
+    processors += later_processors(chosen, begin, end, vocabulary, ends, _of_caller_allowed(callbacks.allowed, like))
     processors += [_of_caller(process, like) for process in callbacks.processors]
     if chosen["do_sample"]:
         processors += make_warpers(chosen)

@@ -85,6 +85,10 @@ _NO_EFFECT = (
     *("max_cache_len", "max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule"),
     *("prefill_chunk_size", "target_lookbehind"),
 )
+_COUNTS = (  # of tokens, or of answers
+    *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "no_repeat_ngram_size", "num_return_sequences"),
+)
+_NUMBERS = ("max_time", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _CHECKED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 KNOWN = (*DEFAULTS, *_ONLY, *_NO_EFFECT)
 _META = ("_from_model_config", "transformers_version", "_commit_hash")
@@ -202,6 +206,10 @@ def settings(model_config: Any, given: Any, keywords: dict[str, Any]) -> dict[st
     for name in ("do_sample", "use_cache", "return_dict_in_generate", "output_scores", "output_logits"):
         if chosen[name] is not None and not isinstance(plain(chosen[name]), (bool, int)):
             raise OptionError(f"{name} is {chosen[name]!r}, expected True or False")
+    for name in _COUNTS:
+        chosen[name] = None if chosen[name] is None else count(name, chosen[name])
+    for name in _NUMBERS:
+        chosen[name] = None if chosen[name] is None else number(name, chosen[name])
     try:
         config.GenerationConfig.from_dict({name: plain(chosen[name]) for name in _CHECKED}, "generate")
     except ConfigError as error:
@@ -209,8 +217,25 @@ def settings(model_config: Any, given: Any, keywords: dict[str, Any]) -> dict[st
     return chosen
 
 
-def token_ids(name: str, value: Any) -> tuple[int, ...] | None:
-    """A token id or several, in a list or an array of any kind. None if there is none. Raises `OptionError`."""
+def count(name: str, value: Any) -> int:
+    """An integer from 0, also of NumPy, torch or MLX. Raises `OptionError`."""
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise OptionError(f"{name} is {value!r}, expected a whole number from 0")
+    return value
+
+
+def number(name: str, value: Any) -> float:
+    """A number that is not NaN, also of NumPy, torch or MLX. Raises `OptionError`."""
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        raise OptionError(f"{name} is {value!r}, expected a number")
+    return float(value)
+
+
+def token_ids(name: str, value: Any, vocabulary: int | None = None) -> tuple[int, ...] | None:
+    """A token id or several, in a list or an array of any kind. None if there is none. Raises `OptionError`, also for
+    an id outside of a `vocabulary` of so many tokens."""
     value = plain(value)
     if value is None:
         return None
@@ -218,4 +243,7 @@ def token_ids(name: str, value: Any) -> tuple[int, ...] | None:
     ids = [plain(each) for each in ids]
     if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
         raise OptionError(f"{name} is {value!r}, expected a token id or a list of them")
+    for id in ids:
+        if vocabulary is not None and not 0 <= id < vocabulary:
+            raise OptionError(f"{name} holds {id}; the model's vocabulary has ids 0 to {vocabulary - 1}")
     return tuple(ids)

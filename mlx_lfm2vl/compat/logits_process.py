@@ -13,29 +13,29 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import OptionError
-from .generation_config import plain, token_ids
+from .generation_config import count, number, plain, token_ids
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 _OUT = -np.inf
 
 
 def make_processors(
-    chosen: dict[str, Any], prompt: int, end: int, ends: Sequence[int] | None, padding: np.ndarray | None
+    chosen: dict[str, Any], prompt: int, vocabulary: int, ends: Sequence[int] | None, padding: np.ndarray | None
 ) -> list[LogitsProcessor]:
     """What the settings ask for, up to those of the caller.
 
     Args:
         chosen: as `settings` gives them.
         prompt: tokens in the rows that are given.
-        end: tokens in the rows at most.
+        vocabulary: tokens that the model has.
         ends: the end tokens.
         padding: padding before each row (B,), which no penalty is for.
 
     Raises:
-        OptionError: for a value that makes no sense.
+        OptionError: for a value that makes no sense, and a token that the model does not have.
     """
     made: list[LogitsProcessor] = []
-    bias = _sequences("sequence_bias", chosen["sequence_bias"])
+    bias = _sequences("sequence_bias", chosen["sequence_bias"], vocabulary)
     if bias:
         made.append(_sequence_bias(bias))
     if (penalty := chosen["repetition_penalty"]) not in (None, 1):
@@ -43,7 +43,7 @@ def make_processors(
     if size := chosen["no_repeat_ngram_size"]:
         made.append(_no_repeat_ngram(int(size)))
     if chosen["bad_words_ids"] is not None:
-        words = [token_ids("bad_words_ids", word) or () for word in plain(chosen["bad_words_ids"])]
+        words = [token_ids("bad_words_ids", word, vocabulary) or () for word in plain(chosen["bad_words_ids"])]
         if not words or not all(words):
             raise OptionError("bad_words_ids holds an empty list, expected lists of token ids")
         made.append(_sequence_bias([(word, _OUT) for word in words if list(word) not in [[e] for e in ends or ()]]))
@@ -55,27 +55,37 @@ def make_processors(
 
 
 def later_processors(
-    chosen: dict[str, Any], prompt: int, end: int, ends: Sequence[int] | None, allowed: Any
+    chosen: dict[str, Any], prompt: int, end: int, vocabulary: int, ends: Sequence[int] | None, allowed: Any
 ) -> list[LogitsProcessor]:
-    """Those that follow `make_processors`; `allowed` is the caller's `prefix_allowed_tokens_fn`."""
+    """Those that follow `make_processors`. `end`: tokens in the rows at most; `allowed` is the caller's
+    `prefix_allowed_tokens_fn`."""
     made: list[LogitsProcessor] = []
     if allowed is not None:
         made.append(_allowed_only(allowed))
-    if (first := token_ids("forced_bos_token_id", chosen["forced_bos_token_id"])) is not None:
+    if (first := token_ids("forced_bos_token_id", chosen["forced_bos_token_id"], vocabulary)) is not None:
         made.append(_forced(1, first))
-    if (last := token_ids("forced_eos_token_id", chosen["forced_eos_token_id"])) is not None:
+    if (last := token_ids("forced_eos_token_id", chosen["forced_eos_token_id"], vocabulary)) is not None:
         made.append(_forced(end - 1, last))
     if chosen["remove_invalid_values"]:
         made.append(_finite)
     if ends and chosen["exponential_decay_length_penalty"] is not None:
-        start, factor = plain(chosen["exponential_decay_length_penalty"])
-        made.append(_decay(prompt + int(start), float(factor), ends))
+        start, factor = _pair("exponential_decay_length_penalty", chosen["exponential_decay_length_penalty"])
+        made.append(_decay(prompt + start, factor, token_ids("eos_token_id", list(ends), vocabulary) or ()))
     if (banned := token_ids("suppress_tokens", chosen["suppress_tokens"])) is not None:
         made.append(_suppress(banned))
     if (banned := token_ids("begin_suppress_tokens", chosen["begin_suppress_tokens"])) is not None:
         at, rule = prompt, _suppress(banned)
         made.append(lambda ids, scores: rule(ids, scores) if ids.shape[1] == at else scores)
     return made
+
+
+def _pair(name: str, value: Any) -> tuple[int, float]:
+    """A number of tokens and a factor. Raises `OptionError`."""
+    pair = plain(value)
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+        raise OptionError(f"{name} is {pair!r}, expected a number of tokens and a factor")
+    start = plain(pair[0])  # an array of both has floats
+    return count(name, int(start) if isinstance(start, float) and start.is_integer() else start), number(name, pair[1])
 
 
 def _columns(scores: mx.array, tokens: Sequence[int], value: float) -> mx.array:
@@ -151,13 +161,13 @@ def _no_repeat_ngram(size: int) -> LogitsProcessor:
     return _reads_ids(process)
 
 
-def _sequences(name: str, value: Any) -> list[tuple[tuple[int, ...], float]]:
+def _sequences(name: str, value: Any, vocabulary: int) -> list[tuple[tuple[int, ...], float]]:
     """`sequence_bias` in both its spellings: a mapping of tuples to numbers, or a list of pairs."""
-    pairs = value.items() if hasattr(value, "items") else value or ()
     try:
-        return [(token_ids(name, list(tokens)) or (), float(bias)) for tokens, bias in pairs]
+        pairs = [(list(tokens), bias) for tokens, bias in (value.items() if hasattr(value, "items") else value or ())]
     except (TypeError, ValueError):
         raise OptionError(f"{name} is {value!r}, expected tuples of token ids with a number each") from None
+    return [(token_ids(name, tokens, vocabulary) or (), number(name, bias)) for tokens, bias in pairs]
 
 
 def _sequence_bias(biases: Sequence[tuple[tuple[int, ...], float]]) -> LogitsProcessor:
@@ -182,7 +192,7 @@ def _allowed_only(allowed: Callable[[int, mx.array], Any]) -> LogitsProcessor:
     def process(ids: mx.array, scores: mx.array) -> mx.array:
         mask = np.full(scores.shape, _OUT, np.float32)
         for row in range(ids.shape[0]):
-            tokens = token_ids("prefix_allowed_tokens_fn", allowed(row, ids[row])) or ()
+            tokens = token_ids("prefix_allowed_tokens_fn", allowed(row, ids[row]), scores.shape[1]) or ()
             if not tokens:
                 raise OptionError(
                     f"prefix_allowed_tokens_fn allows no token in row {row}; allow the end token at least"

@@ -110,6 +110,9 @@ def take_prompt(
     rows = np.zeros((embeds.shape[0], 0), np.int64) if ids is None else np.array(ids)
     if rows.ndim != 2 or (embeds is None and not rows.size):
         raise InputError(f"input_ids has shape {rows.shape}, expected (batch, length) with at least one token")
+    vocabulary = model.config.text_config.vocab_size
+    if (wrong := rows[(rows < 0) | (rows >= vocabulary)]).size:  # where embeddings are given, no one else looks
+        raise InputError(f"input_ids holds {wrong[0]}; the model's vocabulary has ids 0 to {vocabulary - 1}")
     cache = next(
         (held for name in ("past_key_values", "cache") if (held := keywords.pop(name, None)) is not None), None
     )
