@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import warnings
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, picture
 
-from mlx_lfm2vl import AutoImageProcessor, AutoProcessor, AutoTokenizer
+from mlx_lfm2vl import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from mlx_lfm2vl.compat import tensors
 from mlx_lfm2vl.errors import ImageError, OptionError, TemplateError
 
@@ -229,6 +230,72 @@ def test_a_saved_processor_loads_without_a_configuration(tmp_path, processor):
     equal(again(**CALL), processor(**CALL))
     assert again.apply_chat_template(ASK) == "1 messages" and again.to_dict() == processor.to_dict()
     assert json.loads(again.to_json_string()) == json.loads((tmp_path / "processor_config.json").read_text())
+
+
+SET = {
+    **{"padding_side": "left", "truncation_side": "left", "pad_token": "<|im_end|>", "eos_token": "<|endoftext|>"},
+    **{"bos_token": None, "image_token": "<|reserved_14|>", "chat_template": "{{ messages | length }}"},
+}
+
+
+@pytest.mark.parametrize("layout", ["config", "map", "nested", "objects", "no files"])
+@pytest.mark.parametrize("name", SET)
+def test_what_was_set_of_a_tokenizer_is_saved(name, layout, tmp_path):
+    folder = tmp_path / "source"
+    shutil.copytree(GOLDEN / "gen2", folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    named = {key: token for key, token in config.items() if key.endswith("_token") and isinstance(token, str)}
+    if layout in ("map", "nested"):
+        config = {key: value for key, value in config.items() if key not in named}
+    if layout == "map":
+        (folder / "special_tokens_map.json").write_text(json.dumps(named))
+    elif layout == "nested":
+        config["extra_special_tokens"] = named
+    elif layout == "objects":
+        config |= {key: {"content": token, "special": True} for key, token in named.items()}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if layout == "no files":
+        tokenizer.folder = None
+    known = {key: getattr(tokenizer, key) for key in SET}
+    setattr(tokenizer, name, SET[name])
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert {key: getattr(again, key) for key in SET} == {**known, name: SET[name]}
+    again.save_pretrained(tmp_path / "saved")
+    assert getattr(AutoTokenizer.from_pretrained(tmp_path / "saved"), name) == SET[name]
+
+
+def test_a_tokenizer_that_was_not_changed_is_saved_byte_for_byte(tmp_path, processor):
+    processor.tokenizer.pad_token = "<|im_end|>"
+    processor.tokenizer.pad_token = "<|pad|>"
+    processor.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (GOLDEN / "gen2" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [("name_or_path", "/home/me"), ("_name_or_path", "/home/me"), ("auto_map", {"AutoProcessor": "/home/me"})],
+)
+def test_saved_files_do_not_say_where_they_came_from(key, place, tmp_path):
+    folder = tmp_path / "source"
+    shutil.copytree(GOLDEN / "gen2", folder)
+    for name in ("tokenizer_config.json", "processor_config.json", "config.json"):
+        data = json.loads((folder / name).read_text())
+        inner = {name: {**value, key: place} for name, value in data.items() if isinstance(value, dict)}
+        (folder / name).write_text(json.dumps({**data, **inner, key: place}))
+    made, tokenizer = AutoProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tokenizer.folder = None
+    made.save_pretrained(tmp_path / "made")
+    made.image_processor.save_pretrained(tmp_path / "pictures")
+    tokenizer.save_pretrained(tmp_path / "text")
+    AutoConfig.from_pretrained(folder).save_pretrained(tmp_path / "config")
+    AutoModelForImageTextToText.from_pretrained(folder).save_pretrained(tmp_path / "model")
+    files = [file for file in tmp_path.glob("*/*.json") if file.parent != folder]
+    assert len(files) > 6
+    assert not [file for file in files if key in file.read_text() or "/home/me" in file.read_text()]
+    assert AutoTokenizer.from_pretrained(tmp_path / "made").eos_token == tokenizer.eos_token
 
 
 def test_parts_of_processors_are_saved_and_loaded(tmp_path, processor):

@@ -18,6 +18,8 @@ from typing import Any
 from ..errors import ConfigError, OutputError
 
 MAX_BYTES = 16 * 2**20  # of a configuration or template; the largest published one has 0.1 MB
+CODE = ("auto_map",)  # the key by which a file names classes in a repository's code
+PLACES = ("_name_or_path", "name_or_path")  # keys that say where a file came from, often a path of somebody's disk
 AGAIN = "fetch the file again"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # what stands in place of a large file that was not fetched
 FETCH_LFS = "is a Git LFS pointer, not the file itself; fetch the file (git lfs pull)"
@@ -115,6 +117,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {shown(key)} stands twice")
         made[key] = value
     return made
+
+
+def without(data: dict[str, Any], keys: tuple[str, ...] = (*CODE, *PLACES)) -> dict[str, Any]:
+    """The same without these keys, in its objects too: without what a published file must not say, unless given."""
+    inner = ((key, without(value, keys) if isinstance(value, dict) else value) for key, value in data.items())
+    return {key: value for key, value in inner if key not in keys}
 
 
 def shown(value: object, length: int = 80) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..config import GenerationConfig, Lfm2VlConfig, ProcessorConfig, read_json
-from ..config.files import check_own
+from ..config.files import CODE, PLACES, check_own, without
 from ..generation.recommended import recommended
 from ..hub import LICENCES
 from ..processing.tokenizer import Tokenizer
@@ -30,8 +30,6 @@ PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 PROCESSOR_CLASS = "Lfm2VlProcessor"
 
-CODE = ("auto_map",)  # the key by which a file names classes in a repository's code
-PLACES = ("_name_or_path", "name_or_path")  # keys that say where a file came from, often a path of somebody's disk
 QUANTISATION = ("quantization", "quantization_config")
 JSON_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "generation_config.json")
 TEXT_NUMBERS = (
@@ -81,12 +79,6 @@ def write_config_files(source: Path, target: Path, config: Lfm2VlConfig) -> None
         write_json(target / first, enough)
     if (generation := generation_json(source, config)) is not None:
         write_json(target / "generation_config.json", generation)
-
-
-def without(data: dict[str, Any], keys: tuple[str, ...] = (*CODE, *PLACES)) -> dict[str, Any]:
-    """The same without these keys, in its objects too: without what a published file must not say, unless given."""
-    inner = ((key, without(value, keys) if isinstance(value, dict) else value) for key, value in data.items())
-    return {key: value for key, value in inner if key not in keys}
 
 
 def says(file: Path, keys: tuple[str, ...]) -> bool:

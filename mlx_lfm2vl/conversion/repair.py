@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Lfm2VlConfig, ProcessorConfig, read_json
+from ..config.files import CODE, PLACES
 from ..errors import HubError, OutputError, WeightsError
 from ..hub import resolve, resolve_checked
 from ..weights.atomic_folder import check_target, finished
@@ -23,7 +24,7 @@ from ..weights.save import write_json
 from ..weights.shards import read_shards
 from .card import DEFAULT_ORGANISATION, CardSource
 from .check import TEMPLATES, check_index, check_result, has_template
-from .config_files import CODE, JSON_FILES, PLACES, PROCESSOR_FILES, QUANTISATION, copy, says, with_budget
+from .config_files import JSON_FILES, PROCESSOR_FILES, QUANTISATION, copy, says, with_budget
 from .convert import check_architecture, write_model
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..config.files import check_own, read_text
+from ..config.files import PLACES, check_own, read_text
 from ..errors import NotFiniteError, OutputError
 from ..hub import LICENCES, check_new_name, check_writable, publish
 from ..pretrained import load
@@ -16,7 +16,7 @@ from . import plot, report, search
 from .calibration import questions
 from .card import renamed
 from .check import check_folder
-from .config_files import JSON_FILES, NAMES, PLACES, says
+from .config_files import JSON_FILES, NAMES, says
 from .quantization_error import encoded
 
 TOKENS = 8  # that a folder must generate before it is published

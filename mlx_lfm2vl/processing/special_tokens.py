@@ -19,12 +19,13 @@ IMAGE_TOKENS = {  # of the family, for files that do not name them
     "image_end_token": "<|image_end|>",
     "image_thumbnail_token": "<|img_thumbnail|>",
 }
+_NESTED = ("extra_special_tokens", "model_specific_special_tokens")
 
 
 def named_tokens(config: Mapping[str, Any], where: str, pad_token: str | None = None) -> dict[str, str]:
     """Names to tokens. `pad_token` is what tokenizer.json pads with, if it says. Raises `TokenizerError`."""
     found: dict[str, str] = {} if pad_token is None else {"pad_token": pad_token}
-    nested = (config.get(key) for key in ("extra_special_tokens", "model_specific_special_tokens"))
+    nested = (config.get(key) for key in _NESTED)
     for place in (config, *nested):
         for name, value in place.items() if isinstance(place, Mapping) else ():
             token = _text(value)
@@ -33,6 +34,15 @@ def named_tokens(config: Mapping[str, Any], where: str, pad_token: str | None = 
             elif name in NAMED_TOKENS and value is not None:
                 raise TokenizerError(f"{where}: {name} is {shown(value)}, expected a token")
     return found
+
+
+def restated(config: Mapping[str, Any], changed: Mapping[str, str | None]) -> dict[str, Any]:
+    """The configuration with other tokens (or options) of these names; None takes a name out, wherever it stands."""
+    out = {name: value for name, value in config.items() if name not in changed}
+    for key in _NESTED:
+        if isinstance(named := out.get(key), Mapping):
+            out[key] = {name: value for name, value in named.items() if name not in changed}
+    return out | {name: value for name, value in changed.items() if value is not None}
 
 
 def image_token(name: str, config: Mapping[str, Any], named: Mapping[str, str]) -> str | None:

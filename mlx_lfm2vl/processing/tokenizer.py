@@ -23,12 +23,12 @@ from tokenizers.decoders import DecodeStream
 from tokenizers.pre_tokenizers import ByteLevel
 
 from ..config import read_json, read_text, shown
-from ..config.files import AGAIN, check_own, writing
+from ..config.files import AGAIN, check_own, without, writing
 from ..errors import ConfigError, OptionError, TokenizerError, first_line
 from .added_tokens import stated_tokens, with_ids
 from .batch_feature import BatchFeature, as_array, check_return_tensors
 from .control_tokens import ControlTokens, control_pattern, pieces
-from .special_tokens import NAMED_TOKENS, image_token, named_tokens, special_tokens
+from .special_tokens import NAMED_TOKENS, image_token, named_tokens, restated, special_tokens
 from .tokenizer_checks import check_normalizer, check_patterns, check_post_processor
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -36,6 +36,8 @@ MAX_ADDED = 256  # characters of an added token; the longest published ones have
 _PIECE = re.compile(r"[^\s:$][^\s:]*")  # what the tokenizers library takes for a token in a post-processor
 MAX_BYTES = 128 * 2**20  # of tokenizer.json; one of 128,000 tokens has a tenth of that
 PADDING_SIDES = ("left", "right")
+_OPTIONS = ("padding_side", "truncation_side", "chat_template")  # of tokenizer_config.json, which can be set
+_CLASS = "PreTrainedTokenizerFast"
 
 
 class Tokenizer:
@@ -75,6 +77,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.all_special_ids = frozenset(id for id, token in added.items() if token.special)
         self._control_pattern = control_pattern(token.content for token in added.values())
+        self._as_read = self._state()
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
@@ -98,21 +101,32 @@ class Tokenizer:
         return tokenizer
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Copies the files that the tokenizer was read from, or writes tokenizer.json and tokenizer_config.json. Raises
+        """Copies the files that the tokenizer was read from, or writes tokenizer.json and tokenizer_config.json. Named
+        tokens, sides and a template that were set since are stated; where the files came from is not. Raises
         `OutputError`."""
+        state = self._state()
+        names = {*self._as_read, *state}
+        changed = {name: state.get(name) for name in names if state.get(name) != self._as_read.get(name)}
+        tokens = {name: token for name, token in changed.items() if name not in _OPTIONS}
         with writing(folder) as target:
             if self.folder is None:
-                config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.config}
                 (target / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
-                (target / "tokenizer_config.json").write_text(
-                    json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8"
-                )
+                _write(target / "tokenizer_config.json", {"tokenizer_class": _CLASS, **restated(self.config, changed)})
                 return
             for name in FILES:
                 source = self.folder / name
                 if source.is_file() and source.resolve() != (target / name).resolve():
                     check_own(source)
                     shutil.copyfile(source, target / name)
+            for name, others in (("tokenizer_config.json", changed), ("special_tokens_map.json", tokens)):
+                there = (target / name).is_file()
+                data = read_json(target / name) if there else {"tokenizer_class": _CLASS}
+                if without(stated := restated(data, others)) != data and (there or name == "tokenizer_config.json"):
+                    _write(target / name, stated)
+
+    def _state(self) -> dict[str, str | None]:
+        """What can be set, by its name in tokenizer_config.json."""
+        return {**self.special_tokens_map, **{name: getattr(self, name) for name in _OPTIONS}}
 
     # Named tokens
 
@@ -371,6 +385,10 @@ class Tokenizer:
         """A stream of text that `step(backend, id)` goes on with, special tokens left out. Text of `token_ids` comes
         with the next step if they make no whole character."""
         return DecodeStream(list(token_ids), skip_special_tokens=True)
+
+
+def _write(file: Path, config: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(without(dict(config)), indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def _parsed(text: str, path: Path) -> tokenizers.Tokenizer:
