@@ -26,7 +26,7 @@ from mlx_lfm2vl import (
     load,
 )
 from mlx_lfm2vl.compat.loading import _ANYWAY, _NO_MEANING, _SILENT
-from mlx_lfm2vl.errors import ConfigError, HubError, OptionError
+from mlx_lfm2vl.errors import ConfigError, HubError, NotFiniteError, OptionError
 from mlx_lfm2vl.weights.names import parameters
 
 IDS = np.array([[1, 500, 501, 502]])
@@ -303,6 +303,23 @@ def test_the_layout_of_transformers_is_that_of_the_hub(tmp_path):
     assert body(IDS)[0].shape == (1, 4, 64)
     with pytest.raises(OptionError, match="save_pretrained has no option 'colour'"):
         model.save_pretrained(tmp_path, colour=1)
+
+
+@pytest.mark.parametrize("hf", [True, False])
+@pytest.mark.parametrize("how", ["save_pretrained", "push_to_hub"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("value", [np.inf, np.nan], ids=str)
+def test_weights_that_are_not_finite_are_not_written(value, dtype, how, hf, tmp_path):
+    fresh().save_pretrained(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    model = fresh(dtype=dtype, backend="mlx")
+    table = model.get_input_embeddings()
+    table.weight = mx.where(mx.arange(64) == 3, value, table.weight).astype(table.weight.dtype)
+    way = "load the model with dtype 'bfloat16' or 'float32'" if dtype == "float16" else "nothing was written"
+    words = f"embed_tokens.weight holds NaN, infinity or numbers beyond the range of {dtype}; {way}$"
+    with pytest.raises(NotFiniteError, match=words):
+        model.save_pretrained(tmp_path, hf=hf) if how == "save_pretrained" else model.push_to_hub("maker/one", hf=hf)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 PROGRAM = """

@@ -220,7 +220,7 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
             options: as for `push_to_hub`; what says how transformers writes (`max_shard_size` ...) is without effect.
 
         Raises:
-            OutputError, OptionError, HubError
+            OutputError, NotFiniteError, OptionError, HubError
         """
         for name in ("max_shard_size", "safe_serialization", "is_main_process", "save_peft_format", "variant"):
             options.pop(name, None)

@@ -14,6 +14,7 @@ from ..errors import NotFiniteError
 from ..weights.load import StoredTensors
 from ..weights.names import LAYOUTS, from_module, is_conv_kernel, to_module
 from ..weights.quantize import PARTS, Quantization, decode, encode
+from ..weights.save import is_finite
 
 Widths = Mapping[str, Quantization | None]  # module path: quantised so, or dense; others stay as they are
 
@@ -70,21 +71,15 @@ def check_finite(stored: StoredTensors, dtype: mx.Dtype, name: str, array: mx.ar
         name: the tensor's, in any layout.
         array: the tensor, evaluated.
     """
-    if _is_finite(array):
+    if is_finite(array):
         return
     path = (to_module(name) or name).rpartition(".")[0]
     sources = [each for each in stored.read(mx.float32).items() if each[0].rpartition(".")[0] == path]
     for source, values in sources:
-        if not _is_finite(values):
+        if not is_finite(values):
             raise NotFiniteError(f"tensor {source} holds NaN or infinity; the model's files are damaged")
     kind = str(dtype).removeprefix("mlx.core.")
     raise NotFiniteError(
         f"tensor {path}.weight holds numbers beyond the range of {kind} ({mx.finfo(dtype).max:.5g}); choose the dtype "
         "bfloat16 or float32"
     )
-
-
-def _is_finite(array: mx.array) -> bool:
-    if not mx.issubdtype(array.dtype, mx.floating) or not array.size:
-        return True
-    return bool((mx.isfinite(mx.max(array)) & mx.isfinite(mx.min(array))).item())

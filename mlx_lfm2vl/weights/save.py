@@ -16,10 +16,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..errors import OutputError, WeightsError
+from ..config.files import writing
+from ..errors import NotFiniteError, WeightsError
 from .atomic_folder import beside, check_space
 from .files import DTYPES
-from .names import from_module, parameters
+from .names import from_module, is_conv_kernel, parameters
 
 SHARD_BYTES = 5 * 10**9
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -27,10 +28,16 @@ Progress = Callable[[int, int], None]  # bytes written, bytes in all
 Check = Callable[[str, mx.array], None]  # the tensor's name and the tensor, evaluated
 
 
-def save_weights(model: nn.Module, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes the parameters of a whole model, which keeps them, as `write_tensors` does."""
-    tensors = {from_module(name, "mlx"): array for name, array in parameters(model).items()}
-    write_tensors(tensors, folder, shard_bytes=shard_bytes)
+def save_weights(
+    model: nn.Module, folder: Path, *, hf: bool = False, shard_bytes: int = SHARD_BYTES, check: Check | None = None
+) -> None:
+    """Writes the parameters of a whole model, which keeps them, as `write_tensors` does: in MLX's layout, or with `hf`
+    as transformers names and turns them."""
+    tensors = {}
+    for name, array in parameters(model).items():
+        turned = hf and is_conv_kernel(name)
+        tensors[from_module(name, "hub" if hf else "mlx")] = array.transpose(0, 2, 1) if turned else array
+    write_tensors(tensors, folder, shard_bytes=shard_bytes, file_format="pt" if hf else "mlx", check=check)
 
 
 def write_tensors(
@@ -121,21 +128,33 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def save_model(model: nn.Module, folder: Path, config: Mapping[str, Any], generation_config: Mapping[str, Any]) -> None:
-    """Writes a whole model into a folder that may hold other files, in place of an older model. Raises `OutputError`.
+def save_model(
+    model: nn.Module, folder: Path, config: Mapping[str, Any], generation_config: Mapping[str, Any], hf: bool = False
+) -> None:
+    """Writes a whole model into a folder that may hold other files, in place of an older model; `hf` as there.
 
     Older weights are removed once all new files are written and before the first takes its name, so that a process that
-    ends there leaves a folder that lacks weights, never one that mixes two models.
+    ends there leaves a folder that lacks weights, never one that mixes two models. Raises `OutputError`, and
+    `NotFiniteError` for weights of NaN or infinity.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from None
-    with beside(folder / "model") as part:
-        save_weights(model, part)
+    with writing(folder) as target, beside(target / "model") as part:
+        save_weights(model, part, hf=hf, check=_check_finite)
         write_json(part / "config.json", config)
         write_json(part / "generation_config.json", generation_config)
-        for old in folder.glob("model*.safetensors"):
+        for old in target.glob("model*.safetensors"):
             old.unlink()
         for file in sorted(part.iterdir()):
-            file.replace(folder / file.name)
+            file.replace(target / file.name)
+
+
+def is_finite(array: mx.array) -> bool:
+    if not mx.issubdtype(array.dtype, mx.floating) or not array.size:
+        return True
+    return bool((mx.isfinite(mx.max(array)) & mx.isfinite(mx.min(array))).item())
+
+
+def _check_finite(name: str, array: mx.array) -> None:
+    if not is_finite(array):
+        kind = str(array.dtype).removeprefix("mlx.core.")
+        way = "load the model with dtype 'bfloat16' or 'float32'" if kind == "float16" else "nothing was written"
+        raise NotFiniteError(f"tensor {name} holds NaN, infinity or numbers beyond the range of {kind}; {way}")
