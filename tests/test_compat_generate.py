@@ -155,6 +155,20 @@ def test_embeddings_stand_in_for_ids(inputs):
     assert both.tolist() == np.array(model.generate(**inputs, max_new_tokens=8)).tolist()
 
 
+@pytest.mark.parametrize("more", [-10, 0, 3, 4, 7])
+@pytest.mark.parametrize("cached", [0, 20])
+def test_lengths_count_embeddings_as_tokens(cached, more):
+    model, _ = loaded()
+    ids = np.arange(100, 130)[None]
+    embeds, length = model.get_input_embeddings()(mx.array(ids)), ids.shape[1]
+    end = int(np.array(model.generate(ids, max_new_tokens=4))[0, -1])
+    settings = {"eos_token_id": end, "min_length": length + more, "max_length": length + 8}
+    past = {"past_key_values": model(ids[:, :cached]).past_key_values} if cached else {}
+    expected = np.array(model.generate(ids, **settings))[:, length:]
+    assert (expected.shape[1] == 4) == (more < 4)
+    assert np.array(model.generate(inputs_embeds=embeds, **past, **settings)).tolist() == expected.tolist()
+
+
 def test_pictures_that_were_encoded_before_stand_in_for_pixels(inputs):
     model, _ = loaded()
     text = {name: inputs[name] for name in ("input_ids", "attention_mask")}

@@ -127,7 +127,10 @@ def generate(
 
 def _new_tokens(chosen: dict[str, Any], prompt: GivenPrompt, lengths: set[str]) -> int:
     """How many tokens may follow the prompt."""
-    given = prompt.ids.shape[1] or (0 if prompt.embeds is None else prompt.embeds.shape[1])
+    given = prompt.ids.shape[1]
+    if not given:  # embeddings alone: the rows begin behind them
+        given = prompt.cache.offset + prompt.new
+        chosen["min_length"] = max((chosen["min_length"] or 0) - given, 0)
     if chosen["max_new_tokens"] is not None and "max_length" in lengths and "max_new_tokens" not in lengths:
         chosen["max_new_tokens"] = None  # of the model's configuration, and max_length of the call
     if chosen["max_new_tokens"] is not None:
