@@ -279,6 +279,34 @@ def test_text_is_streamed_to_stdout_and_to_another_thread(capsys):
         TextStreamer(processor).put(np.zeros((2, 3), np.int64))
 
 
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("two words", ["two ", "words"]),
+        ("a\nb c", ["a\n", "b ", "c"]),
+        ("한국어 단어", ["한국어 ", "단어"]),
+        ("图中有猫。", ["图", "中", "有", "猫", "。"]),
+        ("猫がいる、ネコー", ["猫", "が", "い", "る", "、", "ネ", "コ", "ー"]),
+        ("แมว", ["แ", "ม", "ว"]),
+        ("a 猫 is b", ["a ", "猫", " ", "is ", "b"]),
+        ("𠀀豈", ["𠀀", "豈"]),
+    ],
+)
+def test_text_is_streamed_by_words_or_by_characters(text, pieces):
+    tokenizer = loaded()[1].tokenizer
+    got = []
+
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text, stream_end=False):
+            got.append(text)
+
+    streamer = Streamer(tokenizer)
+    for id in tokenizer.encode(text, add_special_tokens=False):
+        streamer.put(np.array([id]))
+    streamer.end()
+    assert [piece for piece in got if piece] == pieces
+
+
 @pytest.mark.parametrize("name", sorted(_ONLY))
 def test_what_is_not_offered_is_one_error_with_the_way_out(name, inputs):
     allowed, way_out = _ONLY[name]

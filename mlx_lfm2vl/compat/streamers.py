@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import unicodedata
 from queue import Queue
 from typing import Any, Self
 
 from ..errors import InputError
 from . import tensors
 
+_NO_SPACES = (  # how Unicode names the characters of scripts that put no spaces between words
+    *("CJK ", "HIRAGANA ", "KATAKANA", "IDEOGRAPHIC ", "FULLWIDTH ", "THAI ", "LAO ", "KHMER ", "MYANMAR "),
+)
+
 
 class TextStreamer:
-    """Prints the text of one answer to stdout as words are complete, which is what it is for.
+    """Prints the text of one answer to stdout as words are complete, which is what it is for. Text of scripts without
+    spaces is complete with each character.
 
     Args:
         tokenizer: a processor's tokenizer, or the processor.
@@ -34,7 +40,7 @@ class TextStreamer:
             return
         self._ids += ids.reshape(-1).tolist()
         text = self.tokenizer.decode(self._ids, **self.decode_kwargs)
-        end = len(text) if text.endswith("\n") else text.rfind(" ") + 1
+        end = len(text) if _is_complete(text) else text.rfind(" ") + 1
         self.on_finalized_text(text[self._given : end])
         self._given = max(self._given, end)
         if text.endswith("\n"):
@@ -49,6 +55,10 @@ class TextStreamer:
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Prints it, and a line break at the end."""
         print(text, end="\n" if stream_end else "", flush=True)
+
+
+def _is_complete(text: str) -> bool:
+    return text.endswith("\n") or unicodedata.name(text[-1:] or " ", "").startswith(_NO_SPACES)
 
 
 class TextIteratorStreamer(TextStreamer):
