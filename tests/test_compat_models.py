@@ -17,6 +17,7 @@ from hub_server import HubServer
 
 from mlx_lfm2vl import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
@@ -114,6 +115,23 @@ def test_keywords_that_mean_what_is_done_anyway_are_taken():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fresh(device_map="auto", attn_implementation="sdpa", **options).config == loaded().config
+
+
+@pytest.mark.parametrize("auto", [AutoProcessor, AutoImageProcessor, AutoTokenizer])
+@pytest.mark.parametrize(
+    "named",
+    [{"dtype": "auto"}, {"torch_dtype": mx.bfloat16}, {"config": AutoConfig.from_pretrained(GOLDEN / "gen2")}],
+    ids=lambda named: next(iter(named)),
+)
+def test_what_is_for_models_changes_no_processor(named, auto):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made, plain = (auto.from_pretrained(GOLDEN / "gen2", **given) for given in (named, {}))
+    given: dict[str, Any] = (
+        {"text": "Hi"} if auto is not AutoImageProcessor else {"images": np.zeros((64, 64, 3), "u1")}
+    )
+    for name, value in plain(**given).items():
+        np.testing.assert_array_equal(made(**given)[name], value)
 
 
 @pytest.mark.parametrize("named", [{"dtype": "bfloat16"}, {"torch_dtype": mx.bfloat16}, {"dtype": "torch.bfloat16"}])

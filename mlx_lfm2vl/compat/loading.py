@@ -18,6 +18,7 @@ _SILENT = (  # the values mean what is done here anyway
     "weights_only",
     "backend",
 )
+_OF_MODELS = ("config", "dtype", "torch_dtype")  # which callers give to processors and tokenizers too, without effect
 _NO_MEANING = {  # why; said once a call
     "attn_implementation": "attention is MLX's",
     "device_map": "MLX's memory is unified",
@@ -75,6 +76,11 @@ def hub_options(
     if not isinstance(subfolder, str) or os.path.isabs(subfolder) or ".." in Path(subfolder).parts:
         raise HubError(f"subfolder is {subfolder!r}, expected the name of a folder of the model's")
     return f"{os.fspath(path_or_repo)}/{subfolder}", hub, rest
+
+
+def not_of_models(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a processor's or tokenizer's `from_pretrained` without those that are for a model."""
+    return {name: value for name, value in options.items() if name not in _OF_MODELS}
 
 
 def no_more(options: Mapping[str, Any], where: str) -> None:

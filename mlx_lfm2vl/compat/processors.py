@@ -16,7 +16,7 @@ from ..processing.processor import TEXT_OPTIONS
 from . import tensors
 from .batch_feature import BatchFeature
 from .call_options import normalised
-from .loading import hub_options
+from .loading import hub_options, not_of_models
 from .sharing import push_folder
 from .tokenizer import Tokenizer
 
@@ -41,7 +41,7 @@ class Lfm2VlImageProcessor(image.Lfm2VlImageProcessor):
     def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:
         """From a folder, a hub repository or "demo". `options` as those of `AutoProcessor.from_pretrained`, or fields
         of `ImageProcessorConfig`. Raises `HubError`, `ConfigError`, `OptionError`."""
-        place, hub, fields = hub_options(path_or_repo, options)
+        place, hub, fields = hub_options(path_or_repo, not_of_models(options))
         return super().from_pretrained(place, **hub, **normalised(fields))
 
     def __call__(
@@ -111,7 +111,7 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
         Raises:
             HubError, ConfigError, TokenizerError, OptionError: a template is read when it is first needed.
         """
-        place, hub, others = hub_options(path_or_repo, options)
+        place, hub, others = hub_options(path_or_repo, not_of_models(options))
         template, side = others.pop("chat_template", None), others.pop("padding_side", None)
         made = super().from_pretrained(place, **hub, **normalised(others))
         if template is not None:

@@ -16,7 +16,7 @@ from ..processing.template import ChatTemplate
 from . import tensors
 from .batch_feature import BatchFeature
 from .call_options import normalised
-from .loading import hub_options
+from .loading import hub_options, not_of_models
 
 _FILES = ("*.json", "*.jinja", "*.txt")
 _OWN = ("backend", "config", "where", "folder", "special_tokens_map", "all_special_ids")  # set by the constructor
@@ -30,7 +30,7 @@ class Tokenizer(processing.Tokenizer):
     def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:
         """From a folder, a hub repository or "demo". `options` as those of `AutoProcessor.from_pretrained`; others are
         attributes to set (`padding_side="left"`). Raises `HubError`, `TokenizerError`, `OptionError`."""
-        place, hub, others = hub_options(path_or_repo, options)
+        place, hub, others = hub_options(path_or_repo, not_of_models(options))
         made = cls.from_folder(resolve(place, patterns=_FILES, enough=("tokenizer.json",), **hub))
         for name, value in others.items():
             if name not in _SETTABLE and name not in NAMED_TOKENS:
