@@ -16,11 +16,14 @@ ROOT = Path(__file__).parent.parent
 CODE = 7  # of each program
 SECONDS = 2.0  # that a program's end may take
 BEGINNING = f"""
-import asyncio, sys, threading, time
+import asyncio, sys, tempfile, threading, time
+import numpy as np
 from concurrent.futures import ThreadPoolExecutor
 from mlx_lfm2vl import *
 SCENE = {str(ROOT / "examples" / "scene.png")!r}
 few = GenerationOptions(max_tokens=4)
+def in_a_pool(work):
+    with ThreadPoolExecutor(1) as pool: return pool.submit(work).result()
 def answer(pair=None):
     return generate(*(pair or load("demo")), "What is in this image?", SCENE, options=few)
 def run(work, **options):
@@ -33,6 +36,12 @@ print(time.time(), flush=True)
 sys.exit({CODE})
 """
 LOADED = 'pair = load("demo")\n'
+INPUTS = """
+import mlx.core as mx
+model, folder = pair[0], tempfile.mkdtemp()
+other = "float32" if model.backend == "numpy" else "float16"
+inputs = AutoProcessor.from_pretrained("demo")(images=np.zeros((64, 64, 3), np.uint8), text="<image>x")
+"""
 DAEMON = """
 begun = threading.Event()
 def work():
@@ -53,6 +62,20 @@ PROGRAMS = {
         + "ids = pair[1].tokenizer('Hi', return_tensors='np')['input_ids']; "
         + "run(lambda: pair[0].generate(ids, max_new_tokens=4)).join()"
     ),
+    **{
+        f"transformers' {name}": LOADED + INPUTS + f"in_a_pool(lambda: {call})"
+        for name, call in {
+            "forward": "model(input_ids=inputs['input_ids'])",
+            "get_image_features": "model.get_image_features(inputs['pixel_values'], inputs['spatial_shapes'])",
+            "resize_token_embeddings": "model.resize_token_embeddings(1400)",
+            "get_input_embeddings": "model.get_input_embeddings()(mx.array(inputs['input_ids']))",
+            "save_pretrained": "model.save_pretrained(folder)",
+            "save_pretrained in its own layout": "model.save_pretrained(folder, hf=True)",
+            "to of a model": "model.to(other)",
+            "to of inputs": "inputs.to('bfloat16')",
+            "from_config": "AutoModelForImageTextToText.from_config(model.config)",
+        }.items()
+    },
     "an answer that is left open": (
         LOADED + "pieces = stream_generate(*pair, 'Hi', SCENE); run(lambda: next(pieces)).join()"
     ),

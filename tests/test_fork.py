@@ -9,13 +9,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = f"""
-import os, sys, time
+import os, sys, tempfile, time
+import mlx.core as mx
 import numpy as np
 from mlx_lfm2vl import *
 SCENE = {str(ROOT / "examples" / "scene.png")!r}
 few = GenerationOptions(max_tokens=2)
 pair = load("demo")
 engine = Engine(lambda: pair)
+model, folder = pair[0], tempfile.mkdtemp()
+inputs = AutoProcessor.from_pretrained("demo")(images=np.zeros((64, 64, 3), np.uint8), text="<image>x")
 talk = engine.chat(options=few)
 talk.ask("Hi", SCENE)
 answered = engine.submit("Hi", options=few)
@@ -59,6 +62,18 @@ WORKS = {
     "generate": ("generate(*pair, 'Hi')", REFUSED),
     "load": ("load('demo')", REFUSED),
     "transformers' generate": ("pair[0].generate(np.array([[1, 2]]))", REFUSED),
+    "transformers' forward": ("model(input_ids=inputs['input_ids']).logits", REFUSED),
+    "transformers' get_image_features": (
+        "model.get_image_features(inputs['pixel_values'], inputs['spatial_shapes']).pooler_output",
+        REFUSED,
+    ),
+    "transformers' resize_token_embeddings": ("model.resize_token_embeddings(1400).weight", REFUSED),
+    "transformers' get_input_embeddings": ("model.get_input_embeddings()(mx.array(inputs['input_ids']))", REFUSED),
+    "transformers' save_pretrained": ("model.save_pretrained(folder)", REFUSED),
+    "transformers' save_pretrained in its own layout": ("model.save_pretrained(folder, hf=True)", REFUSED),
+    "transformers' to of a model": ("model.to('bfloat16')", REFUSED),
+    "transformers' to of inputs": ("inputs.to('bfloat16')", REFUSED),
+    "transformers' from_config": ("AutoModelForImageTextToText.from_config(model.config)", REFUSED),
     "what was answered": ("answered.result().finish_reason", "True 'length'"),
     "the conversation": ("len(talk.messages)", "True 2"),
     "close": ("(engine.close(), open_.cancel())", "True (None, None)"),

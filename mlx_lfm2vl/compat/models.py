@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..backends import Backend
+from ..backends.thread_state import computing
 from ..config import read_json
 from ..errors import ConfigError, OptionError
 from ..hub import Progress, resolve
@@ -31,6 +32,7 @@ from .sharing import push_folder
 def _with_tensors(call: Callable[..., Any]) -> Callable[..., Any]:
     """A model's call with arrays of every kind, and the keywords of transformers that the network does not know."""
 
+    @computing
     @functools.wraps(call)
     def with_tensors(self: Any, *arguments: Any, cache: Any = None, **named: Any) -> Any:
         first = arguments[0] if arguments else None
@@ -76,6 +78,7 @@ class Lfm2VlModel(ModelMethods, lfm2_vl.Lfm2VlModel):
 
     __call__ = forward = _with_tensors(lfm2_vl.Lfm2VlModel.__call__)
 
+    @computing
     def get_image_features(self, *arguments: Any, **named: Any) -> Any:
         """As `models.Lfm2VlModel.get_image_features`, with arrays of every kind."""
         named.pop("return_dict", None)
@@ -199,7 +202,7 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
         )
         return generate(self, inputs, generation_config, settings, callbacks)
 
-    compute_transition_scores = staticmethod(transition_scores)
+    compute_transition_scores = staticmethod(computing(transition_scores))
 
     def save_pretrained(
         self,
@@ -271,6 +274,7 @@ class AutoModelForImageTextToText:
         return Lfm2VlForConditionalGeneration.from_pretrained(path_or_repo, **options)
 
     @staticmethod
+    @computing
     def from_config(config: Any) -> Lfm2VlForConditionalGeneration:
         """A model with random weights."""
         model = Lfm2VlForConditionalGeneration(config)

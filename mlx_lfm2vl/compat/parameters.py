@@ -9,6 +9,7 @@ from typing import Any, Self
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..backends.thread_state import computing
 from ..errors import OptionError
 from ..weights.load import DTYPES
 from . import tensors
@@ -47,6 +48,7 @@ class ModelMethods:
         modules = [module for _, module in self.named_modules()]  # type: ignore[attr-defined]
         return sum(_numbers(module) for module in modules if not isinstance(module, left_out))
 
+    @computing  # the call of the table is one of MLX's own
     def get_input_embeddings(self) -> nn.Module:
         """The table of embeddings; a call with ids (B, L) gives (B, L, hidden)."""
         return self._backbone().embed_tokens  # type: ignore[no-any-return]
@@ -64,6 +66,7 @@ class ModelMethods:
     def tie_weights(self) -> None:
         """Nothing: a head that is tied has no weights of its own."""
 
+    @computing
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Module:
@@ -97,6 +100,7 @@ class ModelMethods:
             self._set_config(self.config.changed(text_config=replace(self.config.text_config, vocab_size=size)))
         return table
 
+    @computing
     def to(self, *arguments: Any, **named: Any) -> Self:
         """Casts the model to a dtype; a device is checked and changes nothing, as memory is unified. Raises
         `OptionError`."""

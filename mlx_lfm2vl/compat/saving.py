@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..backends.thread_state import computing
 from ..errors import OptionError
 from ..weights.save import save_model
 from .generation_config import as_dict
 
 
+@computing
 def save(model: Any, folder: Path, *, hf: bool = False) -> None:
     """Writes weights, config.json and generation_config.json in place of older ones.
 

@@ -112,15 +112,21 @@ def cast(value: Any, dtype: Any) -> Any:
     if floating and name != "bfloat16":
         return value.astype(name)
     if floating or is_mlx(value):
-        import mlx.core as mx
+        from ..backends.thread_state import computing
 
-        array = mx.array(value)
-        if not mx.issubdtype(array.dtype, mx.floating):
-            return value
-        array = array.astype(getattr(mx, name))
-        mx.eval(array)  # so that any thread may use it
-        return array
+        return computing(_cast_by_mlx)(value, name)
     return value
+
+
+def _cast_by_mlx(value: Any, name: str) -> Any:
+    import mlx.core as mx
+
+    array = mx.array(value)
+    if not mx.issubdtype(array.dtype, mx.floating):
+        return value
+    array = array.astype(getattr(mx, name))
+    mx.eval(array)  # so that any thread may use it
+    return array
 
 
 def move(value: Any, device: Any) -> Any:

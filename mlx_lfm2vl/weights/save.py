@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..backends.thread_state import computing
 from ..config.files import writing
 from ..errors import NotFiniteError, WeightsError
 from .atomic_folder import beside, check_space
@@ -40,6 +41,7 @@ def save_weights(
     write_tensors(tensors, folder, shard_bytes=shard_bytes, file_format="pt" if hf else "mlx", check=check)
 
 
+@computing
 def write_tensors(
     tensors: dict[str, mx.array],
     folder: Path,
