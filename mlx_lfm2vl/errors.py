@@ -84,7 +84,7 @@ class QueueFullError(Lfm2VlError, RuntimeError):
 
 
 class EngineClosedError(Lfm2VlError, RuntimeError):
-    """An engine was closed."""
+    """An engine was closed, or let go of its model before a result was whole."""
 
 
 class EngineThreadError(Lfm2VlError, RuntimeError):

@@ -5,6 +5,7 @@ import gc
 import threading
 import time
 import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from typing import Any
 
@@ -86,6 +87,23 @@ def test_models_are_switched_in_one_thread():
             talk.undo()
             threads.add(engine.call(lambda *_: threading.get_ident()))
         assert len(threads) == 1
+
+
+@pytest.mark.parametrize("how", ["unload", "reload", "close"])
+def test_a_result_that_another_thread_prevents_is_an_error(how):
+    """Not an empty answer, nor half of one."""
+    with Engine(GOLDEN / "gen2", max_batch=1) as engine, ThreadPoolExecutor(3) as pool:
+        let_go = {"close": engine.close, "unload": engine.unload, "reload": lambda: engine.reload(GOLDEN / "gen2")}[how]
+        begun = threading.Event()
+        running = pool.submit(engine.generate, "Hello.", options=LONG, sink=lambda _: begun.set())
+        assert begun.wait(60)
+        waiting: list[Future[Any]] = [pool.submit(engine.generate, "Hello."), pool.submit(engine.call, lambda *_: 2)]
+        while engine.queue_length < 2:
+            time.sleep(0.01)
+        let_go()
+        for future in [running, *waiting]:
+            with pytest.raises(EngineClosedError):
+                future.result(30)
 
 
 def test_an_unloaded_model_is_loaded_by_the_next_request():

@@ -35,7 +35,7 @@ from .handle import Request, Sink, check_seconds
 from .loader import Loader, named_loader
 from .memory_use import MemoryUse, memory_use
 from .queue import Job, Loaded
-from .submit import RequestArguments, placed
+from .submit import RequestArguments, placed, whole
 from .worker import Worker
 
 T = TypeVar("T")
@@ -167,10 +167,11 @@ class Engine:
         timeout: float | None = None,
         **arguments: Unpack[SubmitArguments],
     ) -> str:
-        """The text of `submit`'s answer; cancels it and raises `TimeoutError` after `timeout` seconds."""
+        """The text of `submit`'s answer; cancels it and raises `TimeoutError` after `timeout` seconds.
+        `EngineClosedError` where `close`, `unload` or `reload` comes first."""
         request = self.submit(prompt, images, **arguments)
         try:
-            return request.result(timeout).text
+            return whole(request.result(timeout)).text
         finally:
             request.cancel()
 
@@ -205,7 +206,8 @@ class Engine:
 
     def call(self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T]) -> T:
         """Runs a function of model and processor in the engine's thread, after the answers that wait for it there (at
-        once, where that is the thread that calls), and returns its result or raises its error."""
+        once, where that is the thread that calls), and returns its result or raises its error.
+        `EngineClosedError` where `close`, `unload` or `reload` comes first."""
         if threading.current_thread() is self._worker.thread:
             return function(*self._worker.wait_until_ready(0.0))
         results: list[T] = []
@@ -215,7 +217,7 @@ class Engine:
 
         request = Request()
         self._worker.put(Job(request, work=work), 0.0)
-        request.result()
+        whole(request.result())
         return results[0]
 
     def warm_up(self, text: str = "Hello.") -> None:

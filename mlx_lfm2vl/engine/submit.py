@@ -1,4 +1,4 @@
-"""What every way to submit a request takes, and how asyncio waits for a place in the queue."""
+"""What every way to submit a request takes, how asyncio waits for a place in the queue, and what a whole result is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypedDict
 
-from ..errors import QueueFullError
+from ..errors import EngineClosedError, QueueFullError
+from ..generation.response import Completion
 from .handle import Request, Sink, check_seconds
 
 PLACE_SECONDS = 0.02  # between looks for a place in the queue
@@ -19,6 +20,13 @@ class RequestArguments(TypedDict, total=False):
     deadline: float | None
     wait: float
     sink: Sink | None
+
+
+def whole(completion: Completion) -> Completion:
+    """A result that nobody but the engine itself could cancel. Raises `EngineClosedError`."""
+    if completion.finish_reason == "cancelled":
+        raise EngineClosedError("the engine let go of its model before the result was whole; ask again")
+    return completion
 
 
 async def placed(
