@@ -2,12 +2,14 @@
 
 import os
 import queue
+import threading
 import warnings
+from typing import Any
 
 import pytest
-from engines import FOREVER, SHORT, alone, enqueued, occupied
+from engines import FOREVER, SHORT, alone, enqueued, loaded, occupied
 
-from mlx_lfm2vl import GenerationResponse, generate
+from mlx_lfm2vl import Engine, GenerationResponse, generate
 from mlx_lfm2vl.errors import EngineThreadError
 
 
@@ -75,6 +77,34 @@ def test_the_engines_own_thread_may_call_it(engine):
     said: queue.SimpleQueue = queue.SimpleQueue()
     engine.submit("Why?", options=SHORT, progress=lambda *_: said.put(engine.call(lambda model, _: model)))
     assert said.get(timeout=60) is engine.call(lambda model, _: model)
+
+
+@pytest.mark.parametrize("ask", ["wait_until_ready", "count_tokens", "chat", "call", "generate"])
+@pytest.mark.parametrize("where", ["after unload", "in the loader"])
+def test_the_engines_own_thread_does_not_wait_for_a_model(ask, where):
+    arguments: dict[str, list[Any]] = {"count_tokens": ["Hello."], "call": [print], "generate": ["Hello."]}
+    said: queue.SimpleQueue = queue.SimpleQueue()
+
+    def work() -> None:
+        if where == "after unload":
+            made.unload()
+        try:
+            getattr(made, ask)(*arguments.get(ask, []))
+        except BaseException as error:
+            said.put(error)
+
+    def loader():
+        assert there.wait(20)
+        if where == "in the loader" and said.empty():
+            work()
+        return loaded()
+
+    there = threading.Event()
+    with Engine(loader) as made:
+        there.set()
+        enqueued(made, work if where == "after unload" else made.clear_caches)
+        assert isinstance(said.get(timeout=20), EngineThreadError)
+        assert made.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)
 
 
 def test_the_engines_own_thread_does_not_wait_for_itself(engine):

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from ..backends.memory import CacheLimit, WiredLimit
 from ..backends.thread_state import check_fork, forked, note_use
-from ..errors import EngineClosedError
+from ..errors import EngineClosedError, EngineThreadError
 from ..generation.prompt_cache import PromptCache
 from ..generation.response import GenerationResponse
 from ..generation.vision_cache import VisionCache
@@ -72,10 +72,13 @@ class Worker:
         return len(self._waiting)
 
     def wait_until_ready(self, timeout: float | None) -> Loaded:
-        """Loads the model unless it is, and returns it. Raises what loading raised, `TimeoutError`, or
-        `EngineClosedError`."""
+        """Loads the model unless it is, and returns it. Raises what loading raised, `TimeoutError`,
+        `EngineClosedError`, or `EngineThreadError` where it would wait for itself."""
         check_fork()
         with self._changed:
+            known = self._loaded is not None or self._load_error is not None or self.closed
+            if not known and threading.current_thread() is self.thread:
+                raise EngineThreadError("the engine's own thread would wait for a model that it has to load itself")
             self._want()
             if not self._changed.wait_for(lambda: self._loaded or self._load_error or self.closed, timeout):
                 raise TimeoutError(f"the model is not loaded after {timeout} s")
