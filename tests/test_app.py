@@ -73,6 +73,27 @@ def test_a_model_is_let_go_though_requests_and_conversations_are_kept(how, tmp_p
             assert twin.ask("And now?") is not None and len(twin.messages) == 4
 
 
+@pytest.mark.parametrize("how", ["close", "unload", "reload"])
+@pytest.mark.parametrize("asked", ["submit", "turn", "count_tokens"])
+def test_a_model_is_let_go_though_a_picture_is_still_awaited(how, asked, slow_path):
+    loader, models = watched()
+    with Engine(loader) as engine, ThreadPoolExecutor(1) as pool:
+        work = {
+            "submit": lambda: engine.submit("What is this?", slow_path, options=SHORT).result(60),
+            "turn": lambda: engine.chat(options=SHORT).submit("What is this?", slow_path).result(60),
+            "count_tokens": lambda: engine.count_tokens("What is this?", slow_path),
+        }[asked]
+        waiting = pool.submit(work)
+        assert slow_path.asked.wait(60)
+        {"close": engine.close, "unload": engine.unload, "reload": lambda: engine.reload(loader)}[how]()
+        if how == "reload":
+            engine.wait_until_ready()
+        gc.collect()
+        assert models[0]() is None
+        slow_path.release.set()
+        waiting.exception(60)
+
+
 def test_models_are_switched_in_one_thread():
     names = [GOLDEN / "gen2", GOLDEN / "gen25"]
     expected = [generate(*load(name), "Hello.", options=SHORT) for name in names]

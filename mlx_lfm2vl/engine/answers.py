@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from functools import partial
 
 import mlx.core as mx
@@ -66,7 +67,8 @@ class Answers:
             mx.reset_peak_memory()
         try:
             assert job.read is not None
-            prompt = job.read(*self._loaded) if job.prompt is None else job.prompt
+            model, processor = self._loaded
+            prompt = job.read(weakref.ref(model), processor) if job.prompt is None else job.prompt
             row = self._scheduler.add(prompt, started=started)
         except BaseException as error:
             job.request.deliver(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import weakref
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any, Protocol, TypeVar, Unpack
 
@@ -18,6 +19,7 @@ from ..generation.watch import Progress, Stop, check_callable
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .handle import Request, Sink
+from .queue import Read
 from .submit import RequestArguments, placed
 
 T = TypeVar("T")
@@ -37,7 +39,7 @@ class Host(Protocol):
     def put(
         self,
         request: Request,
-        read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], EncodedPrompt],
+        read: Read,
         wait: float,
         *,
         progress: Progress | None,
@@ -159,13 +161,16 @@ class EngineChat:
         check_callable("progress", progress)
         begun: list[EncodedPrompt] = []
 
-        def encode(model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor) -> EncodedPrompt:
+        def encode(model: weakref.ref[Lfm2VlForConditionalGeneration], processor: Lfm2VlProcessor) -> EncodedPrompt:
             if begun:  # a turn that is answered a second time goes on
                 return begun[0]
-            self._conversation.use(model, processor)
+            if (known := model()) is not None:
+                self._conversation.use(known, processor)
+            del known  # it may be let go of while a picture is slow
             pictures = read()
             with self._conversation.lock:
-                if request.stopped() or request.done:  # another turn may have begun since
+                known = model()
+                if known is None or request.stopped() or request.done:  # another turn may have begun since
                     raise PromptError("the turn was cancelled before it began")
                 request.turn, prompt = begin(pictures, request.cancel)
             _ = prompt.spans  # goes through all patches

@@ -11,6 +11,7 @@ import asyncio
 import functools
 import os
 import threading
+import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar, Unpack
 
@@ -24,7 +25,7 @@ from ..generation.conversation import Conversation
 from ..generation.messages import is_remote, snapshot
 from ..generation.options import GenerationOptions
 from ..generation.prompt_cache import PromptCache
-from ..generation.request import EncodedPrompt, GenerationRequest, encode
+from ..generation.request import GenerationRequest, encode
 from ..generation.response import GenerationResponse
 from ..generation.vision_cache import VisionCache
 from ..generation.watch import Progress, check_callable
@@ -34,8 +35,8 @@ from .chat import EngineChat
 from .handle import Request, Sink, check_seconds
 from .loader import Loader, named_loader
 from .memory_use import MemoryUse, memory_use
-from .queue import Job, Loaded
-from .submit import RequestArguments, placed, whole
+from .queue import Job, Loaded, Read
+from .submit import RequestArguments, placed, read_request, settings, whole
 from .worker import Worker
 
 T = TypeVar("T")
@@ -45,15 +46,6 @@ CLOSE_SECONDS = 1.0
 
 class SubmitArguments(PromptArguments, RequestArguments, total=False):
     """Of `Engine.submit`."""
-
-
-def _read(
-    model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, request: GenerationRequest
-) -> EncodedPrompt:
-    """All of a request that needs no MLX."""
-    prompt = encode(model, processor, request)
-    _ = prompt.spans  # goes through all patches
-    return prompt
 
 
 class Engine:
@@ -148,7 +140,7 @@ class Engine:
             snapshot(prompt), snapshot(images), system, snapshot(tools), chosen, image_overrides, control_tokens
         )
         request = Request(deadline, sink)
-        read = functools.partial(_read, request=question)
+        read = functools.partial(read_request, request=question)
         remote = is_remote(question.prompt, question.images)
         self._worker.put(Job(request, read, progress=progress, remote=remote), wait)
         return request
@@ -192,15 +184,15 @@ class Engine:
     def put(
         self,
         request: Request,
-        read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], EncodedPrompt],
+        read: Read,
         wait: float,
         *,
         progress: Progress | None,
         remote: bool,
         line: object,
     ) -> None:
-        """Puts a request into the queue. `read` is called with model and processor in another thread; `remote` says
-        that it may wait for the network. Requests of one `line` are answered one after the other. Raises
+        """Puts a request into the queue. `read` is called as that of a `Job`; `remote` says that it may wait for the
+        network. Requests of one `line` are answered one after the other. Raises
         `QueueFullError` and `EngineClosedError`."""
         self._worker.put(Job(request, read, progress=progress, remote=remote, line=line), wait)
 
@@ -265,7 +257,10 @@ class Engine:
         """Tokens of a prompt, those of its pictures included, counted in the calling thread. Arguments and errors as
         for `submit`. Waits until the model is loaded."""
         request = GenerationRequest(prompt, images, system, tools, GenerationOptions(), image_overrides, control_tokens)
-        return len(encode(*self._worker.wait_until_ready(None), request).ids)
+        model, processor = self._worker.wait_until_ready(None)
+        known = weakref.ref(model)
+        del model  # it may be let go of while a picture is slow
+        return len(encode(settings(known), processor, request).ids)
 
     def memory(self) -> MemoryUse:
         """What is held now."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -25,18 +26,20 @@ READERS = 4  # questions with addresses that are read at a time, and as many oth
 MOST_READERS = 32  # with those whose questions have been given up while an address was slow
 PATIENCE = 5.0  # seconds that work of its own lets questions go before it, to join those that are being answered
 Loaded = tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]
+Read = Callable[[weakref.ref[Lfm2VlForConditionalGeneration], Lfm2VlProcessor], EncodedPrompt]
 
 
 @dataclass(eq=False)
 class Job:
     """What waits: a request, or `work` that is done while none is answered.
 
-    `read` is called with model and processor in a reader's thread; None where there is nothing to read. Jobs of one
+    `read` is called with a weak reference to the model, which must not wait for slow pictures, and the processor in a
+    reader's thread; None where there is nothing to read. Jobs of one
     `line` are done in their order.
     """
 
     request: Request
-    read: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], EncodedPrompt] | None = None
+    read: Read | None = None
     work: Callable[[Loaded], None] | None = None
     progress: Progress | None = None
     line: object = None
@@ -260,18 +263,20 @@ class Waiting:
                 if job is None or self._loaded is None:
                     self._readers -= 1
                     return
-                job.begun, loaded = True, self._loaded
+                job.begun, model, processor = True, weakref.ref(self._loaded[0]), self._loaded[1]
                 self._reading.append(job)
                 if self._unread() is not None:
                     self._news()
-            self._read_one(job, loaded)
-            del job, loaded  # what they hold may be large
+            self._read_one(job, model, processor)
+            del job  # what it holds may be large
 
-    def _read_one(self, job: Job, loaded: Loaded) -> None:
+    def _read_one(
+        self, job: Job, model: weakref.ref[Lfm2VlForConditionalGeneration], processor: Lfm2VlProcessor
+    ) -> None:
         assert job.read is not None
         started = time.perf_counter()
         try:
-            job.prompt = job.read(*loaded)
+            job.prompt = job.read(model, processor)
         except BaseException as error:  # of a picture's own reader, too
             with self._changed:
                 if job in self._jobs:

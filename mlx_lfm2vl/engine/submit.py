@@ -1,14 +1,19 @@
-"""What every way to submit a request takes, how asyncio waits for a place in the queue, and what a whole result is."""
+"""What every way to submit a request takes, how it is read and placed, and what a whole result is."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, TypedDict
 
 from ..errors import EngineClosedError, QueueFullError
+from ..generation.defaults import ModelSettings
+from ..generation.request import EncodedPrompt, GenerationRequest, encode
 from ..generation.response import Completion
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from ..processing.processor import Lfm2VlProcessor
 from .handle import Request, Sink, check_seconds
 
 PLACE_SECONDS = 0.02  # between looks for a place in the queue
@@ -20,6 +25,23 @@ class RequestArguments(TypedDict, total=False):
     deadline: float | None
     wait: float
     sink: Sink | None
+
+
+def settings(model: weakref.ref[Lfm2VlForConditionalGeneration]) -> ModelSettings:
+    """What a prompt needs of a model that is still there. Raises `EngineClosedError`."""
+    known = model()
+    if known is None:
+        raise EngineClosedError("the engine let go of its model before the request was read; ask again")
+    return ModelSettings.of(known)
+
+
+def read_request(
+    model: weakref.ref[Lfm2VlForConditionalGeneration], processor: Lfm2VlProcessor, request: GenerationRequest
+) -> EncodedPrompt:
+    """All of a request that needs no MLX."""
+    prompt = encode(settings(model), processor, request)
+    _ = prompt.spans  # goes through all patches
+    return prompt
 
 
 def whole(completion: Completion) -> Completion:

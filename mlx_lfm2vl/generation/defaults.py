@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from ..config import GenerationConfig
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import GenerationConfig, Lfm2VlConfig
 from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from .options import GenerationOptions
 from .recommended import recommended
 
 
-def generation_config(model: Lfm2VlForConditionalGeneration) -> GenerationConfig:
+@dataclass(frozen=True)
+class ModelSettings:
+    """What a prompt needs of a model: all but its weights, which whoever reads slow pictures must not keep."""
+
+    config: Lfm2VlConfig
+    generation_config: Any
+
+    @classmethod
+    def of(cls, model: Lfm2VlForConditionalGeneration) -> ModelSettings:
+        return cls(model.config, getattr(model, "generation_config", None))
+
+
+Model = Lfm2VlForConditionalGeneration | ModelSettings
+
+
+def generation_config(model: Model) -> GenerationConfig:
     """The checkpoint's, which `load` attaches; without one, the end tokens of config.json. Raises `ConfigError` for a
     value that was set there and makes no sense."""
     attached = getattr(model, "generation_config", None)
@@ -20,7 +38,7 @@ def generation_config(model: Lfm2VlForConditionalGeneration) -> GenerationConfig
     return GenerationConfig.from_dict(attached.to_dict(), "generation_config")
 
 
-def resolved(model: Lfm2VlForConditionalGeneration, options: GenerationOptions | None) -> GenerationOptions:
+def resolved(model: Model, options: GenerationOptions | None) -> GenerationOptions:
     """The options with what was left open as the checkpoint, or else the makers' card, recommends. Raises
     `OptionError`."""
     if options is not None and not isinstance(options, GenerationOptions):
@@ -28,7 +46,7 @@ def resolved(model: Lfm2VlForConditionalGeneration, options: GenerationOptions |
     return (options or GenerationOptions()).resolve(recommended(model.config, generation_config(model)))
 
 
-def positions_left(model: Lfm2VlForConditionalGeneration, length: int, pictures: bool) -> int:
+def positions_left(model: Model, length: int, pictures: bool) -> int:
     """New tokens that fit behind a prompt of `length` tokens, with `pictures` or without. Raises `PromptError` if there
     is no room for one."""
     limit = model.config.text_config.max_position_embeddings

@@ -22,7 +22,7 @@ from ..processing.control_tokens import Marked, control_pattern, mark
 from ..processing.conversation import CALL_END, CALL_START, normalised
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.tokenizer import Tokenizer
-from .defaults import positions_left, resolved
+from .defaults import Model, positions_left, resolved
 from .messages import check_tools, conversation
 from .options import GenerationOptions
 from .prompt_entry import PictureSpan
@@ -119,9 +119,7 @@ def check_pair(model: object, processor: object) -> None:
             )
 
 
-def encode(
-    model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, request: GenerationRequest
-) -> EncodedPrompt:
+def encode(model: Model, processor: Lfm2VlProcessor, request: GenerationRequest) -> EncodedPrompt:
     """Reads, resizes and tokenises one request. Raises the library's typed errors."""
     if not isinstance(request, GenerationRequest):
         raise PromptError(f"a request is {type(request).__name__}, expected a GenerationRequest")
@@ -156,7 +154,7 @@ def encode(
 
 
 def _check_characters(
-    model: Lfm2VlForConditionalGeneration,
+    model: Model,
     processor: Lfm2VlProcessor,
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None,
