@@ -225,6 +225,22 @@ def test_asyncio_reads_awaits_and_cancels(engine):
     asyncio.run(main())
 
 
+def test_asyncio_waits_for_a_place_until_its_deadline_only():
+    async def ask(engine: Engine) -> None:
+        with pytest.raises(QueueFullError):
+            async for _ in engine.astream("Hello.", wait=30, deadline=0.2):
+                pass
+        with pytest.raises(QueueFullError):
+            await engine.chat().aask("Hello.", wait=30, deadline=0.2)
+
+    with Engine(GOLDEN / "gen2", max_queue=1, max_batch=1) as engine:
+        engine.submit("Hello.", options=LONG).take(0)
+        engine.submit("Hello.")
+        started = time.monotonic()
+        asyncio.run(ask(engine))
+        assert time.monotonic() - started < 5
+
+
 def test_the_state_of_an_engine_is_told(engine):
     made = Engine("demo")
     made.wait_until_ready()

@@ -14,7 +14,7 @@ from ..generation.request import EncodedPrompt, GenerationRequest, encode
 from ..generation.response import Completion
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from .handle import Request, Sink, check_seconds
+from .handle import MOST_SECONDS, Request, Sink, check_seconds
 
 PLACE_SECONDS = 0.02  # between looks for a place in the queue
 
@@ -54,10 +54,10 @@ def whole(completion: Completion) -> Completion:
 async def placed(
     submit: Callable[..., Request], *, wait: float = 0.0, deadline: float | None = None, **arguments: Any
 ) -> Request:
-    """The request, once there is a place for it. Raises `QueueFullError` after `wait` seconds."""
+    """The request, once there is a place for it. Raises `QueueFullError` after `wait` seconds, or at the deadline."""
     begun = time.monotonic()
-    end = begun + check_seconds("wait", wait)
     left = None if deadline is None else check_seconds("deadline", deadline)
+    end = begun + min(check_seconds("wait", wait), MOST_SECONDS if left is None else left)
     while True:
         try:
             return submit(deadline=left, **arguments)
