@@ -87,9 +87,9 @@ def test_rows_of_a_file_bring_their_own(cli, tmp_path):  # noqa: F811
         "",
         {"images": ["small.png", portrait], "system": "Be brief."},
         {"prompt": "Hello."},
-        {"image": None, "prompt": "Half a character: \ud83d"},
+        {"prompt": "Half a character: \ud83d"},
     )
-    assert cli("batch", file, "--output", tmp_path / "out.jsonl", "--no-tiling", *FAST)[0] == 0
+    assert cli("batch", file, "--output", tmp_path / "out.jsonl", "--no-tiling", *FAST)[0] == 1
     one, two, three, four = read(tmp_path / "out.jsonl")
     assert one["label"] == [1, "ü"] and one["image"] == "small.png"
     assert [row["id"] for row in (one, two, three)] == ["x", 3, 4]
@@ -97,7 +97,7 @@ def test_rows_of_a_file_bring_their_own(cli, tmp_path):  # noqa: F811
     assert result(two) == alone("What is in this image?", [small, portrait], "Be brief.", do_image_splitting=False)
     assert result(three) == alone("Hello.", None)
     assert "half a character" in four["error"] and "text" not in four
-    assert cli("batch", file, "--output", tmp_path / "out.jsonl", "--no-tiling", *FAST)[0] == 0  # and it is known again
+    assert cli("batch", file, "--output", tmp_path / "out.jsonl", "--no-tiling", *FAST)[0] == 1  # and it is known again
 
 
 def test_an_error_stays_in_its_row(cli, tmp_path):  # noqa: F811
@@ -120,7 +120,7 @@ def test_an_error_stays_in_its_row(cli, tmp_path):  # noqa: F811
         b"\xff\n".decode("latin-1").strip(),
     )
     code, _, err = cli("batch", file, "--output", tmp_path / "out.jsonl", "--batch-size", 3, *FAST)
-    assert code == 0 and err == f"mlx-lfm2vl: {tmp_path / 'out.jsonl'}: 13 rows, 11 with an error\n"
+    assert code == 1 and err == f"mlx-lfm2vl: {tmp_path / 'out.jsonl'}: 13 rows, 11 with an error\n"
     rows = read(tmp_path / "out.jsonl")
     expected = alone("Why?", [good["image"]])
     assert result(rows[1]) == result(rows[11]) == expected
@@ -227,11 +227,11 @@ def test_a_second_run_tells_of_rows_that_failed(cli, tmp_path):  # noqa: F811
     rows = write(tmp_path / "rows.jsonl", {"prompt": "Hi"}, '{"prompt": "Hi", "n": 1e400}', {"image": "absent.png"})
     output = tmp_path / "out.jsonl"
     words = ("batch", rows, "--output", output, *FAST)
-    assert cli(*words)[2] == f"mlx-lfm2vl: {output}: 3 rows, 2 with an error\n"
+    assert cli(*words) == (1, "", f"mlx-lfm2vl: {output}: 3 rows, 2 with an error\n")
     assert "1e400 is too large a number" in read(output)[1]["error"] and "Infinity" not in output.read_text()
     told = f"{output}: 2 of these rows have an error, the first in line 2; --retry-failed does them again"
     code, _, err = cli(*words)
-    assert code == 0 and told in err and "all 3 rows are there already" in err
+    assert code == 1 and told in err and "all 3 rows are there already" in err
     output.write_text(output.read_text().splitlines(keepends=True)[0])
     assert cli(*words)[2].splitlines()[-1] == f"mlx-lfm2vl: {output}: 3 rows, 2 with an error"
 
@@ -252,7 +252,7 @@ def test_failed_rows_are_done_again_in_their_places(cli, refused, tmp_path):  # 
     output.chmod(0o640)
     (tmp_path / "out.jsonl.new").write_text("the user's own")
     code, _, err = cli(*words, "--retry-failed")
-    assert code == 0 and "8 rows, 2 with an error" in err and "--retry-failed" not in err
+    assert code == 1 and "8 rows, 2 with an error" in err and "--retry-failed" not in err
     after = read(output)
     assert [row for row in after if row["id"] != 2] == [row for row in before if row["id"] != 2]
     assert after[1]["text"] == alone("Why 1?", [PICTURES / "small.png"])[0] and "error" in before[1]
@@ -260,7 +260,8 @@ def test_failed_rows_are_done_again_in_their_places(cli, refused, tmp_path):  # 
         (tmp_path / name).write_bytes((PICTURES / "small.png").read_bytes())
     # together with rows that are missing
     output.write_bytes(b"".join(output.read_bytes().splitlines(keepends=True)[:6]))
-    assert "8 rows\n" in cli(*words, "--retry-failed")[2]
+    code, _, err = cli(*words, "--retry-failed")
+    assert code == 0 and "8 rows\n" in err
     assert cli("batch", rows, "--output", tmp_path / "fresh.jsonl", *FAST)[0] == 0
     assert output.read_bytes() == (tmp_path / "fresh.jsonl").read_bytes()
     assert output.stat().st_mode & 0o777 == 0o640
@@ -302,7 +303,7 @@ def test_doing_failed_rows_again_may_be_stopped(tmp_path, end):
 def test_what_a_killed_run_left_of_other_failed_rows_is_not_taken(cli, refused, tmp_path):  # noqa: F811
     rows, output, names = failing(tmp_path, 8)
     words = ("batch", rows, "--output", output, *FAST)
-    assert cli(*words)[0] == 0
+    assert cli(*words)[0] == 1
     (tmp_path / names[0]).write_bytes((PICTURES / "small.png").read_bytes())
     beside = tmp_path / "out.jsonl.retry"
     beside.write_bytes(output.read_bytes().splitlines(keepends=True)[4])

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Raises `Lfm2VlError` for whatever concerns more than a row."""
+    """Returns 1 where rows have an error. Raises `Lfm2VlError` for whatever concerns more than a row."""
     from .. import GenerationOptions, OptionError, PromptError, generate_batch
     from .answers import Output, settings
     from .interrupt import Interrupt
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             )
         if done == len(rows) and not again:
             note(f"{args.output}: all {done} rows are there already")
-            return 0
+            return 1 if output.failed else 0
         model, processor = load_model(args)
 
         def answer(waiting: Waiting, into: Output, total: int, stage: str) -> bool:
@@ -113,4 +113,4 @@ def run(args: argparse.Namespace) -> int:
             return 130
         failed = f", {len(output.failed)} with an error" if output.failed else ""
         note(f"{args.output}: {output.rows} rows{failed}")
-    return 0
+    return 1 if output.failed else 0

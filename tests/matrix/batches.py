@@ -42,7 +42,7 @@ def _none(name: str) -> None:
 def row(name: str, line: bytes | dict[str, Any], error: str) -> Row:
     """Of a row whose error begins so ("" where it is answered)."""
     data = line if isinstance(line, bytes) else json.dumps(line).encode()
-    return Row(name, answers(data, errors=[error]), Gives((0, [error])))
+    return Row(name, answers(data, errors=[error]), Gives((int(bool(error)), [error])))
 
 
 STRINGS = 'line 2: "prompt" and "system" must be strings'
@@ -138,6 +138,6 @@ ROWS = [
     Row(
         "three bad rows and a good one",
         answers(b"[", GOOD, b'{"image": "no.png"}', b"7", errors=FOUR),
-        Gives((0, FOUR)),
+        Gives((1, FOUR)),
     ),
 ]
