@@ -160,6 +160,60 @@ def test_a_second_run_goes_on_where_the_first_was_torn(cli, tmp_path):  # noqa: 
     assert (tmp_path / "a.jsonl").read_bytes() == whole
 
 
+def test_a_folder_that_grows_and_shrinks_goes_on(cli, tmp_path):  # noqa: F811
+    names, output = draw(tmp_path, 5), tmp_path / "a.jsonl"
+    first, last = (tmp_path / names[0]).read_bytes(), (tmp_path / names[4]).read_bytes()
+    (tmp_path / names[0]).unlink()
+    words = ("batch", tmp_path, "--output", output, *FAST)
+    assert cli(*words)[0] == 0
+    before = output.read_bytes()
+    (tmp_path / names[4]).unlink()
+    code, _, err = cli(*words)
+    assert code == 0 and "1 rows that the input does not have are kept" in err
+    assert "all 3 rows are there already" in err and output.read_bytes() == before
+    (tmp_path / names[0]).write_bytes(first)
+    assert cli(*words)[0] == 0
+    assert output.read_bytes().startswith(before)
+    assert [Path(row["id"]).name for row in read(output)] == [*names[1:], names[0]]
+    assert result(read(output)[-1]) == alone("What is in this image?", [tmp_path / names[0]])
+    (tmp_path / names[4]).write_bytes(last)
+    assert "all 5 rows are there already" in cli(*words)[2]
+
+
+def test_rows_of_one_id_are_matched_in_their_order(cli, refused, tmp_path):  # noqa: F811
+    same = [{"id": "x", "prompt": "Why?"}, {"id": "x", "prompt": "How?"}, {"id": 1, "prompt": "Who?"}]
+    rows, output = write(tmp_path / "rows.jsonl", *same), tmp_path / "out.jsonl"
+    words = ("batch", rows, "--output", output, *FAST)
+    assert cli(*words)[0] == 0
+    whole = output.read_bytes()
+    output.write_bytes(whole.splitlines(keepends=True)[0])
+    assert cli(*words)[0] == 0 and output.read_bytes() == whole
+    write(rows, same[2], same[0], same[1], {"id": "1", "prompt": "Other."})
+    assert "3 rows are there already" in cli(*words)[2]
+    assert [row["prompt"] for row in read(output)] == ["Why?", "How?", "Who?", "Other."]
+    write(rows, same[1], same[0])
+    assert "line 1 is of another row than the input's (prompt)" in refused(*words)
+
+
+def test_failed_rows_are_replaced_wherever_they_stand(cli, tmp_path):  # noqa: F811
+    rows, output, names = failing(tmp_path, 8)
+    lines = rows.read_text().splitlines()
+    numbered = [{"id": f"r{n}", **json.loads(line)} for n, line in enumerate(lines)]
+    words = ("batch", rows, "--output", output, *FAST)
+    write(rows, *numbered[4:])
+    assert cli(*words)[0] == 1
+    write(rows, *numbered)
+    assert cli(*words)[0] == 1
+    assert [row["id"] for row in read(output)] == ["r4", "r5", "r6", "r7", "r0", "r1", "r2", "r3"]
+    for name in names:
+        (tmp_path / name).write_bytes((PICTURES / "small.png").read_bytes())
+    assert cli(*words, "--retry-failed")[0] == 0
+    assert [row["id"] for row in read(output)] == ["r4", "r5", "r6", "r7", "r0", "r1", "r2", "r3"]
+    for row in read(output):
+        images = [PICTURES / "small.png"] if "image" in row else None
+        assert result(row) == alone(row["prompt"], images), row
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_killed_or_interrupted_and_started_again_it_ends_as_if_nothing_had_happened(tmp_path, end):
     draw(tmp_path, 12)

@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,8 @@ from .. import Completion, OptionError, OutputError
 from .options import note
 from .rows import RESULT, Row
 
+REMEDY = "choose another --output, or --overwrite"
+OTHER_SETTINGS = "was made with another model, prompt or other options"
 SMALL_FILE = 16 * 2**20  # bytes up to which a model's files count by what they hold
 
 
@@ -36,8 +39,9 @@ class Output:
 
     def __init__(self, path: str, overwrite: bool, settings: str):
         self.path, self.settings, self._overwrite = path, settings, overwrite
-        self.rows = 0
-        self.failed: list[int] = []  # numbers of the rows, and lines, that have an error
+        self.lines: dict[int, int] = {}  # of the rows that are there: a row's number, and its line's
+        self.failed: list[int] = []  # numbers of the rows that have an error
+        self._length = 0  # whole lines
         self._end = 0  # of the last whole line
         if path == "-":
             raise OutputError("-: answers are not written to stdout; name a file, which a second run goes on with")
@@ -63,59 +67,96 @@ class Output:
         if failure is not None and error is None:
             raise OutputError(f"{self.path}: cannot be written ({failure.strerror or failure})")
 
-    def skip(self, rows: Iterator[Row]) -> int:
-        """How many of the rows are there already, from the first on. Raises `OptionError` where they are others."""
-        self._file.seek(0)
-        for line in () if self._overwrite else self._file:
-            if not line.endswith(b"\n"):
-                self._check_torn(line, next(rows, None))
-                note(f"{self.path}: the last line is not complete and is done again")
-                break
-            self._check(line, next(rows, None))
-            self._end += len(line)
+    @property
+    def rows(self) -> int:
+        """How many of the rows are there."""
+        return len(self.lines)
+
+    def match(self, rows: Callable[[], Iterable[Row]], others: bool = True) -> None:
+        """Finds the rows that are there already: those of an "id" have its lines, in their order. `others` says whether
+        lines of further rows may be there, too. Raises `OptionError` where a row differs from its line."""
+        if self._overwrite:
+            return
+        there, torn = self._read()
+        for row in rows():
+            if lines := there.get(json.dumps(row.fields["id"])):
+                number, start, _ = lines.popleft()
+                self._check(number, start, row)
+        if left := [line for lines in there.values() for line in lines]:
+            if not others or not self.lines:
+                raise OtherRowsError(f"{self.path}: line {left[0][0]} is of another row than the input's; {REMEDY}")
+            for number, _, made in left:
+                if "prompt" in made and made["settings"] != self.settings:
+                    raise OtherRowsError(f"{self.path}: line {number} {OTHER_SETTINGS}; {REMEDY}")
+        if torn:
+            self._check_torn(torn, rows())
+            note(f"{self.path}: the last line is not complete and is done again")
         if self.rows:
             note(f"{self.path}: {self.rows} rows are there already")
-        return self.rows
+        if left:
+            note(f"{self.path}: {len(left)} rows that the input does not have are kept")
+
+    def _read(self) -> tuple[dict[str, deque[tuple[int, int, dict[str, Any]]]], bytes]:
+        """Number, place and what there is of settings and prompt of the lines of each id, and a torn last line."""
+        there: dict[str, deque[tuple[int, int, dict[str, Any]]]] = {}
+        self._file.seek(0)
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                return there, line
+            self._length += 1
+            made = self._parse(line, self._length)
+            kept: dict[str, Any] = {name: made[name] for name in ("settings", "prompt") if name in made}
+            there.setdefault(json.dumps(made["id"]), deque()).append((self._length, self._end, kept))
+            self._end += len(line)
+        return there, b""
+
+    def missing(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows that are not there when it is called."""
+        there = frozenset(self.lines)
+        return (row for row in rows if row.number not in there)
 
     def begin(self) -> None:
         """Cuts off what is not kept: a torn last line, or all of it."""
         self._file.truncate(self._end)
 
-    def _check(self, line: bytes, row: Row | None) -> None:
-        where = f"{self.path}: line {self.rows + 1}"
-        remedy = "choose another --output, or --overwrite"
+    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
             made = json.loads(line)
-            settings = made["settings"]
-        except (ValueError, KeyError, TypeError):
-            raise OptionError(f"{where} is no answer of this program; {remedy}") from None
+            if "settings" in made and "id" in made:
+                return made
+        except (ValueError, TypeError):
+            pass
+        raise OptionError(f"{self.path}: line {number} is no answer of this program; {REMEDY}")
+
+    def _check(self, number: int, start: int, row: Row) -> None:
+        where = f"{self.path}: line {number}"
+        self._file.seek(start)
+        made = self._parse(self._file.readline(), number)
         fields = {name: value for name, value in made.items() if name not in RESULT}
-        if row is None:
-            raise OtherRowsError(f"{where} is of another row than the input's, which has fewer; {remedy}")
         if fields != row.fields:
             both = {**fields, **row.fields}
             names = [name for name in both if fields.get(name, ...) != row.fields.get(name, ...)]
-            raise OtherRowsError(f"{where} is of another row than the input's ({', '.join(names)}); {remedy}")
-        if settings != self._settings(row):
-            raise OtherRowsError(f"{where} was made with another model, prompt or other options; {remedy}")
-        self._count(made)
+            raise OtherRowsError(f"{where} is of another row than the input's ({', '.join(names)}); {REMEDY}")
+        if made["settings"] != self._settings(row):
+            raise OtherRowsError(f"{where} {OTHER_SETTINGS}; {REMEDY}")
+        self._count(made, row, number)
 
-    def _count(self, made: Mapping[str, Any]) -> None:
-        self.rows += 1
+    def _count(self, made: Mapping[str, Any], row: Row, line: int) -> None:
+        self.lines[row.number] = line
         if "error" in made:
-            self.failed.append(self.rows)
+            self.failed.append(row.number)
 
     def _settings(self, row: Row) -> str:
         return self.settings if row.prompt is None else _digest([self.settings, row.prompt])
 
-    def _check_torn(self, line: bytes, row: Row | None) -> None:
-        """A last line without an end is cut off, so it must be the beginning of this row's answer, and not a text of
-        the user's."""
-        beginning = b"" if row is None else _encoded({**row.fields, "settings": self._settings(row)})[:-1]
-        if not beginning or not (line.startswith(beginning) or beginning.startswith(line)):
-            raise OptionError(
-                f"{self.path}: line {self.rows + 1} is no answer of this run; choose another --output, or --overwrite"
-            )
+    def _check_torn(self, line: bytes, rows: Iterable[Row]) -> None:
+        """A last line without an end is cut off, so it must be the beginning of a missing row's answer, and not a text
+        of the user's."""
+        for row in self.missing(rows):
+            beginning = _encoded({**row.fields, "settings": self._settings(row)})[:-1]
+            if line.startswith(beginning) or beginning.startswith(line):
+                return
+        raise OptionError(f"{self.path}: line {self._length + 1} is no answer of this run; {REMEDY}")
 
     def write(self, row: Row, answer: Completion | None) -> None:
         """Appends a row's answer, or its error, and hands it to the system."""
@@ -136,27 +177,30 @@ class Output:
             self._file.flush()
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written ({error.strerror or error})") from None
-        self._count(made)
+        self._length += 1
+        self._count(made, row, self._length)
 
-    def beside(self, rows: Callable[[], Iterator[Row]]) -> Output:
+    def beside(self, rows: Callable[[], Iterable[Row]]) -> Output:
         """A further output for some of the rows, next to this one: as a run that was stopped has left it, if what lies
         there is of these rows, else a new one."""
         others = Output(f"{self.path}.retry", False, self.settings)
         try:
-            others.skip(rows())
+            others.match(rows, others=False)
         except OtherRowsError:  # a run was killed in `take_over`, or other rows have failed since
-            others.rows, others.failed, others._end = 0, [], 0
+            others.lines, others.failed, others._length, others._end = {}, [], 0, 0
         return others
 
-    def take_over(self, numbers: Sequence[int], others: Output) -> None:
-        """Puts the lines of another output in place of those with these numbers. Whatever happens, the file is as
-        before or as after."""
-        path, wanted = os.path.realpath(self.path), set(numbers)
+    def take_over(self, others: Output) -> None:
+        """Puts another output's lines of rows in place of this one's. Whatever happens, the file is as before or as
+        after."""
+        path = os.path.realpath(self.path)
         new = f"{os.path.realpath(others.path)}.new"
         try:
-            with open(path, "rb") as lines, open(others.path, "rb") as instead, open(new, "wb") as file:
+            with open(path, "rb") as lines, open(others.path, "rb") as made, open(new, "wb") as file:
+                answers = made.readlines()
+                instead = {self.lines[row]: answers[line - 1] for row, line in others.lines.items()}
                 for number, line in enumerate(lines, 1):
-                    file.write(instead.readline() if number in wanted else line)
+                    file.write(instead.get(number, line))
                 file.flush()
                 os.fsync(file.fileno())
             shutil.copymode(path, new)
@@ -166,7 +210,7 @@ class Output:
             with contextlib.suppress(OSError):
                 os.unlink(new)
             raise OutputError(f"{self.path}: cannot be written ({error.strerror or error})") from None
-        self.failed = sorted(set(self.failed) - wanted | {numbers[line - 1] for line in others.failed})
+        self.failed = [row for row in self.failed if row not in others.lines] + others.failed
 
 
 def _encoded(made: Mapping[str, Any]) -> bytes:

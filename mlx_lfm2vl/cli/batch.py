@@ -23,7 +23,7 @@ from .options import (
 SUMMARY = "answer prompts about many pictures into a file"
 DESCRIPTION = """\
 Answers a prompt about each picture of a folder or pattern, or the rows of a JSONL file, and writes a line of JSON a
-row, in their order. If it is stopped, the same command goes on where it was.
+row, in their order. If it is stopped, or the input has grown, the same command answers the rows that are missing.
 
   mlx-lfm2vl batch photos --prompt "Describe the image." --output answers.jsonl
   mlx-lfm2vl batch rows.jsonl --output answers.jsonl --batch-size 16
@@ -70,12 +70,13 @@ def run(args: argparse.Namespace) -> int:
     chosen |= {"control_tokens": True} if args.control_tokens else {}
     digest = settings(args.model or DEMO, args.revision, chosen)
     with Output(args.output, args.overwrite, digest) as output, Interrupt() as interrupt, Bars() as bars:
-        done = output.skip(iter(rows))
-        again = tuple(output.failed) if args.retry_failed else ()
+        output.match(lambda: rows)
+        done = output.rows
+        again = frozenset(output.failed) if args.retry_failed else frozenset()
         if output.failed and not again:
             note(
                 f"{args.output}: {len(output.failed)} of these rows have an error, the first in line "
-                f"{output.failed[0]}; --retry-failed does them again"
+                f"{min(output.lines[number] for number in output.failed)}; --retry-failed does them again"
             )
         if done == len(rows) and not again:
             note(f"{args.output}: all {done} rows are there already")
@@ -99,14 +100,14 @@ def run(args: argparse.Namespace) -> int:
             return into.rows == total
 
         others: Output | None = None
-        finished = answer(rows.after(done), output, len(rows), "rows")
+        finished = answer(Waiting(output.missing(rows)), output, len(rows), "rows")
         if finished and again:
             # Beside the output until all are there, so that a run which is stopped in between loses none.
             with output.beside(lambda: rows.only(again)) as others:
-                waiting = rows.after(others.rows, rows.only(again))
+                waiting = Waiting(others.missing(rows.only(again)))
                 finished = answer(waiting, others, len(again), "failed rows")
             if finished:
-                output.take_over(again, others)
+                output.take_over(others)
         if not finished:
             of = f"{others.rows} of {len(again)} failed rows" if others else f"{output.rows} of {len(rows)} rows"
             note(f"stopped after {of}; the same command goes on from there")

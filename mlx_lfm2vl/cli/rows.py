@@ -31,12 +31,13 @@ RESULT = (
 @dataclass
 class Row:
     """A row's fields as they go to the output, and its question or what is wrong with it. `prompt` is what it is asked
-    where its fields do not say it."""
+    where its fields do not say it; `number` is its place in the input, from 1."""
 
     fields: dict[str, Any]
     question: GenerationRequest | None = None
     error: str | None = None
     prompt: str | None = None
+    number: int = 0
 
 
 class Rows:
@@ -79,6 +80,11 @@ class Rows:
         return any(os.path.exists(path) and os.path.samefile(path, name) for name in self._names())
 
     def __iter__(self) -> Iterator[Row]:
+        for number, row in enumerate(self._read(), 1):
+            row.number = number
+            yield row
+
+    def _read(self) -> Iterator[Row]:
         if self._file is None:
             for picture in self._pictures:
                 prompt = self._prompt or DEFAULT_PROMPT
@@ -90,16 +96,9 @@ class Rows:
                 if line.strip():
                     yield self._row(line, number)
 
-    def after(self, done: int, rows: Iterator[Row] | None = None) -> Waiting:
-        """The rows, or those given, that follow the first `done`."""
-        rows = iter(self) if rows is None else rows
-        for _ in range(done):
-            next(rows)
-        return Waiting(rows)
-
     def only(self, numbers: Collection[int]) -> Iterator[Row]:
-        """Those with these numbers, from 1."""
-        return (row for number, row in enumerate(self, 1) if number in numbers)
+        """Those with these numbers."""
+        return (row for row in self if row.number in numbers)
 
     def _names(self) -> list[str]:
         return self._pictures if self._file is None else [str(self._file)]
