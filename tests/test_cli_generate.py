@@ -60,6 +60,20 @@ def test_a_folder_gives_every_format_and_says_what_it_leaves_out(tmp_path, capsy
     )
 
 
+def test_subfolders_are_read_where_it_is_told(tmp_path, capsys):
+    for name in ("b.png", "a/z.png", "a/y/x.png", "a/.hidden/w.png", ".h/v.png", "a/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert pictures_in([str(tmp_path)], recursive=True) == [
+        str(tmp_path / n) for n in ("a/y/x.png", "a/z.png", "b.png")
+    ]
+    assert capsys.readouterr().err == (
+        f"mlx-lfm2vl: {tmp_path}: left out, as no pictures by their names: a/notes.txt\n"
+    )
+    assert pictures_in([str(tmp_path)]) == [str(tmp_path / "b.png")]
+
+
 def test_several_pictures_come_from_one_option_from_two_and_from_a_pattern(cli, tmp_path):  # noqa: F811
     for name, picture in (("b.png", PICTURE), ("a.png", SMALL)):
         (tmp_path / name).write_bytes(picture.read_bytes())

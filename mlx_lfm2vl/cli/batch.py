@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="FILE", help="JSONL file to write, or to go on with")
     parser.add_argument("--overwrite", action="store_true", help="begin the output anew")
     parser.add_argument("--retry-failed", action="store_true", help="also do again the rows that ended with an error")
+    parser.add_argument("--recursive", action="store_true", help="also the pictures of a folder's subfolders")
     add_model(parser)
     add_prompt(parser, f"{DEFAULT_PROMPT!r}; a row's own prompt comes first")
     parser.add_argument(
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         raise PromptError("--prompt is empty")
     if args.overwrite and args.retry_failed:
         raise OptionError("--overwrite does all rows again, --retry-failed some; give one of them")
-    rows = Rows(args.input, prompt, args.system, options, args.control_tokens)
+    rows = Rows(args.input, prompt, args.system, options, args.control_tokens, args.recursive)
     if args.overwrite and rows.reads(args.output):
         raise OptionError(f"--output {args.output}: is the input itself")
     chosen: dict[str, Any] = {**sampling_options(args), **picture_overrides(args), "system": args.system}

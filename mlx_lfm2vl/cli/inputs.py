@@ -139,9 +139,9 @@ def _without_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def pictures_in(names: Sequence[str]) -> list[str]:
-    """All pictures of folders (by suffix, not of their subfolders, with a note on what is left out; hidden files are
-    not named), patterns and names. Raises `OptionError`."""
+def pictures_in(names: Sequence[str], recursive: bool = False) -> list[str]:
+    """All pictures of folders (by suffix, of their subfolders with `recursive`, with a note on what is left out; hidden
+    files and folders are not named), patterns and names. Raises `OptionError`."""
     from ..processing.formats import suffixes
     from ..processing.load_image import as_spelt
 
@@ -155,10 +155,9 @@ def pictures_in(names: Sequence[str]) -> list[str]:
             found += matching
             continue
         try:
-            entries = sorted(os.listdir(name))
+            shown = _walk(name) if recursive else sorted(entry for entry in os.listdir(name) if entry[0] != ".")
         except OSError as error:
             raise OptionError(f"{name}: cannot be listed ({error.strerror or error})") from None
-        shown = [entry for entry in entries if entry[0] != "."]
         inside = [entry for entry in shown if entry.lower().endswith(suffixes()) and not _is_folder(name, entry)]
         if not inside:
             raise OptionError(f"{name}: there is no picture in this folder (png, jpg, heic, whatever Pillow reads)")
@@ -167,6 +166,20 @@ def pictures_in(names: Sequence[str]) -> list[str]:
             note(f"{name}: left out, as no pictures by their names: {', '.join(left[:3])}{more}")
         found += [os.path.join(name, entry) for entry in inside]
     return found
+
+
+def _walk(folder: str) -> list[str]:
+    """The files of a folder and its subfolders, as names within it, in their order. Links to folders are not followed.
+    Raises `OSError`."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found = []
+    for path, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if name[0] != "."]
+        found += [os.path.relpath(os.path.join(path, name), folder) for name in files if name[0] != "."]
+    return sorted(found)
 
 
 def _is_folder(folder: str, name: str) -> bool:

@@ -50,6 +50,7 @@ class Rows:
         system: str | None,
         options: GenerationOptions,
         control_tokens: bool = False,
+        recursive: bool = False,
     ):
         self._prompt, self._system = prompt, system
         self._how: dict[str, Any] = {"options": options, "control_tokens": control_tokens}
@@ -67,7 +68,7 @@ class Rows:
             except OSError as error:
                 raise OptionError(f"{inputs[0]}: cannot be read ({error.strerror or error})") from None
         else:
-            self._pictures = pictures_in(inputs)
+            self._pictures = pictures_in(inputs, recursive)
             self._length = len(self._pictures)
         if not self._length:
             raise OptionError(f"{inputs[0]}: has no rows")
