@@ -304,7 +304,8 @@ def test_failed_rows_are_done_again_in_their_places(cli, refused, tmp_path):  # 
     before = read(output)
     (tmp_path / names[0]).write_bytes((PICTURES / "small.png").read_bytes())
     output.chmod(0o640)
-    (tmp_path / "out.jsonl.new").write_text("the user's own")
+    for name in ("out.jsonl.new", "out.jsonl.retry.new"):
+        (tmp_path / name).write_text("the user's own")
     code, _, err = cli(*words, "--retry-failed")
     assert code == 1 and "8 rows, 2 with an error" in err and "--retry-failed" not in err
     after = read(output)
@@ -320,8 +321,8 @@ def test_failed_rows_are_done_again_in_their_places(cli, refused, tmp_path):  # 
     assert output.read_bytes() == (tmp_path / "fresh.jsonl").read_bytes()
     assert output.stat().st_mode & 0o777 == 0o640
     assert "all 8 rows are there already" in cli(*words, "--retry-failed")[2]
-    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl", "out.jsonl.new"]
-    assert (tmp_path / "out.jsonl.new").read_text() == "the user's own"
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl", "out.jsonl.new", "out.jsonl.retry.new"]
+    assert all((tmp_path / f"out.jsonl{end}").read_text() == "the user's own" for end in (".new", ".retry.new"))
     assert "give one of them" in refused(*words, "--retry-failed", "--overwrite")
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -76,6 +77,7 @@ class Output:
         """Finds the rows that are there already: those of an "id" have its lines, in their order. `others` says whether
         lines of further rows may be there, too. Raises `OptionError` where a row differs from its line."""
         if self._overwrite:
+            self._check_own(rows())
             return
         there, torn = self._read()
         for row in rows():
@@ -126,7 +128,17 @@ class Output:
                 return made
         except (ValueError, TypeError):
             pass
-        raise OptionError(f"{self.path}: line {number} is no answer of this program; {REMEDY}")
+        remedy = REMEDY if number > 1 else "choose another --output"
+        raise OptionError(f"{self.path}: line {number} is no answer of this program; {remedy}")
+
+    def _check_own(self, rows: Iterable[Row]) -> None:
+        """Only a file that begins as answers do is replaced."""
+        self._file.seek(0)
+        first = self._file.readline()
+        if first.endswith(b"\n"):
+            self._parse(first, 1)
+        elif first:
+            self._check_torn(first, rows)
 
     def _check(self, number: int, start: int, row: Row) -> None:
         where = f"{self.path}: line {number}"
@@ -156,7 +168,8 @@ class Output:
             beginning = _encoded({**row.fields, "settings": self._settings(row)})[:-1]
             if line.startswith(beginning) or beginning.startswith(line):
                 return
-        raise OptionError(f"{self.path}: line {self._length + 1} is no answer of this run; {REMEDY}")
+        remedy = REMEDY if self._length else "choose another --output"
+        raise OptionError(f"{self.path}: line {self._length + 1} is no answer of this run; {remedy}")
 
     def write(self, row: Row, answer: Completion | None) -> None:
         """Appends a row's answer, or its error, and hands it to the system."""
@@ -194,9 +207,10 @@ class Output:
         """Puts another output's lines of rows in place of this one's. Whatever happens, the file is as before or as
         after."""
         path = os.path.realpath(self.path)
-        new = f"{os.path.realpath(others.path)}.new"
+        new = ""
         try:
-            with open(path, "rb") as lines, open(others.path, "rb") as made, open(new, "wb") as file:
+            number, new = tempfile.mkstemp(prefix=f"{os.path.basename(path)}.", dir=os.path.dirname(path))
+            with open(number, "wb") as file, open(path, "rb") as lines, open(others.path, "rb") as made:
                 answers = made.readlines()
                 instead = {self.lines[row]: answers[line - 1] for row, line in others.lines.items()}
                 for number, line in enumerate(lines, 1):

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import GenerationOptions, GenerationRequest, OptionError, PromptError
 from ..processing.addresses import is_base64_picture, scheme
-from ..processing.picture_keys import reads, unread
+from ..processing.picture_keys import misspelt, reads, unread
 from .inputs import DEFAULT_PROMPT, pictures_in
 
 RESULT = (
@@ -130,6 +130,8 @@ class Rows:
             raise PromptError(f'"{key}" names a picture and is not read; call it "image"')
         if not given and "prompt" not in data and "messages" in data:
             raise PromptError('"messages" is not read; give "prompt" and "image"')
+        if near := misspelt(data, ("prompt", "system")):
+            raise PromptError(f'"{near[0]}" is not read; call it "{near[1]}"')
         if given and data[given[0]] in (None, []):
             raise PromptError(f'"{given[0]}" is empty; leave it out, or name a picture')
         images = [picture for key in given for picture in _listed(data[key])]

@@ -34,6 +34,18 @@ def unread(data: Mapping[str, Any], known: tuple[str, ...] = ()) -> str | None:
     return None
 
 
+def misspelt(data: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, str] | None:
+    """The first key that is none of these names and nearly one that is missing, and that name."""
+    missing = [name for name in names if name not in data]
+    for key in data:
+        plain = _plain(key)
+        close = [name for name in missing if plain in (name, f"{name}prompt")]
+        close += difflib.get_close_matches(plain, missing, 1, 0.8)
+        if close and key not in names and not _ABOUT.search(plain):
+            return key, close[0]
+    return None
+
+
 def _names_picture(plain: str) -> bool:
     if not plain or _ABOUT.search(plain):
         return False

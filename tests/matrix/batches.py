@@ -90,6 +90,16 @@ ROWS = [
         )
         for key in ("imgae", "iamge", "img", "picture", "pictures", "photo", "input_image", "attachments", "image_b64")
     ),
+    *(
+        row(f"a prompt as {key}", {"image": "a.png", key: "a"}, f'line 2: "{key}" is not read; call it "prompt"')
+        for key in ("promt", "Prompt", "prompts", "pormpt", "promp")
+    ),
+    *(
+        row(f"a system prompt as {key}", {"prompt": "a", key: "b"}, f'line 2: "{key}" is not read; call it "system"')
+        for key in ("sytem", "System", "system_prompt", "systemPrompt")
+    ),
+    row("what tells of prompts", {"prompt": "a", "prompts": 7, "image": "a.png", "prompt_id": "x", "promt": "b"}, ""),
+    row("other fields", {"image": "a.png", "prompt_id": "x", "systematic": 1, "note": "y", "profit": 3}, ""),
     row("what tells of pictures", {"prompt": "a", "image_id": "x", "image_width": 7, "picture": "", "photos": []}, ""),
     row("beside a picture", {"image": "a.png", "prompt": "a", "image_source": "mine", "photo": "other.png"}, ""),
     row("a file: address", {"image": "file:///no.png"}, "/no.png: no such picture"),

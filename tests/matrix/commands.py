@@ -150,7 +150,14 @@ BATCHES = [
     refused("batch a.png --output /dev/null", "/dev/null", "cannot be written (is a device or pipe", "name a file"),
     refused("batch a.png --output /dev/full", "/dev/full", "cannot be written (is a device or pipe", "name a file"),
     refused(
-        "batch a.png --output text.txt --model {model}", "text.txt: line 1", "is no answer of this run", "--overwrite"
+        "batch a.png --output text.txt --model {model}",
+        "text.txt: line 1",
+        "is no answer of this run",
+        "another --output",
+    ),
+    refused("batch a.png --output text.txt --overwrite", "text.txt: line 1", "is no answer of", "another --output"),
+    refused(
+        "batch a.png --output nothing.txt --overwrite", "nothing.txt: line 1", "is no answer of", "another --output"
     ),
     refused("batch rows.jsonl --output rows.jsonl --overwrite", "--output rows.jsonl", "is the input itself"),
     refused("batch a.png --output o.jsonl --batch-size 0", "--batch-size", f"'0' {BOUNDS}", HELP),
