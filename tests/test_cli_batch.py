@@ -100,6 +100,27 @@ def test_rows_of_a_file_bring_their_own(cli, tmp_path):  # noqa: F811
     assert cli("batch", file, "--output", tmp_path / "out.jsonl", "--no-tiling", *FAST)[0] == 1  # and it is known again
 
 
+def test_rows_come_through_stdin_and_go_on(tmp_path):
+    shutil.copyfile(PICTURES / "small.png", tmp_path / "small.png")
+    rows = write(tmp_path / "rows.jsonl", {"prompt": "Hello."}, "", {"id": "x", "image": "small.png"})
+    words = [*MODULE, "batch", "-", "--output", "out.jsonl", *FAST]
+    for says in ("out.jsonl: 2 rows", "all 2 rows are there already"):
+        with rows.open("rb") as lines:
+            done = subprocess.run(
+                [*map(str, words)],
+                cwd=tmp_path,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                stdin=lines,
+                capture_output=True,
+                text=True,
+            )
+        assert done.returncode == 0 and says in done.stderr, done.stderr
+    assert [result(row) for row in read(tmp_path / "out.jsonl")] == [
+        alone("Hello.", None),
+        alone("What is in this image?", [PICTURES / "small.png"]),
+    ]
+
+
 def test_an_error_stays_in_its_row(cli, tmp_path):  # noqa: F811
     (tmp_path / "bad.png").write_bytes(b"no picture")
     good = {"image": str(PICTURES / "small.png"), "prompt": "Why?"}
@@ -374,7 +395,7 @@ def test_what_a_killed_run_left_of_other_failed_rows_is_not_taken(cli, refused, 
         (["nowhere/*.png"], "no file matches"),
         ([str(PICTURES / "small.png"), "nowhere"], "nowhere: no such folder or picture"),
         (["nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
-        (["a.jsonl", "b.png"], "a .jsonl file is the whole input"),
+        (["a.jsonl", "b.png"], "a .jsonl file or - is the whole input"),
         (["."], "there is no picture in this folder"),
         ([str(PICTURES), "--batch-size", "0"], "--batch-size: '0' is not a whole number"),
         ([str(PICTURES), "--prompt", " "], "--prompt is empty"),

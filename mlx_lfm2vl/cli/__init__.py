@@ -28,6 +28,7 @@ COMMANDS = {
     **{"bench": bench, "doctor": doctor},
 }
 
+FROM_STDIN = ("image", "prompt", "prompt_file", "input")  # options whose value - is stdin
 MEASURING = ("bench", "convert", "verify", "doctor")  # whose numbers are to be those of float32
 
 
@@ -47,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a stream put in place by a caller may not be reconfigurable
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # terminals that lack a character
-    if "stdin" in closed and (args.command == "chat" or "-" in (*_named(args, "image"), *_named(args, "prompt_file"))):
+    if "stdin" in closed and (
+        args.command == "chat" or "-" in [name for option in FROM_STDIN for name in _named(args, option)]
+    ):
         print_error("stdin is closed, so nothing can be read from it")
         return 2
     if "stdout" in closed and args.command in ("generate", "chat", "verify"):

@@ -34,7 +34,12 @@ list; paths are relative to the file. "system" is the row's own system prompt. O
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", nargs="+", metavar="INPUT", help="folder, pattern, pictures, or one .jsonl file")
+    parser.add_argument(
+        "input",
+        nargs="+",
+        metavar="INPUT",
+        help="folder, pattern, pictures, or one .jsonl file; - is its rows on stdin",
+    )
     parser.add_argument("--output", required=True, metavar="FILE", help="JSONL file to write, or to go on with")
     parser.add_argument("--overwrite", action="store_true", help="begin the output anew")
     parser.add_argument("--retry-failed", action="store_true", help="also do again the rows that ended with an error")

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+import sys
+import tempfile
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from .. import GenerationOptions, GenerationRequest, OptionError, PromptError
 from ..processing.addresses import is_base64_picture, scheme
 from ..processing.picture_keys import misspelt, reads, unread
-from .inputs import DEFAULT_PROMPT, pictures_in
+from .inputs import DEFAULT_PROMPT, STDIN, pictures_in
 
+NO_TMPDIR = "a temporary folder; TMPDIR must name one that can be written"
 RESULT = (
     "settings",
     "text",
@@ -55,11 +59,15 @@ class Rows:
         self._prompt, self._system = prompt, system
         self._how: dict[str, Any] = {"options": options, "control_tokens": control_tokens}
         self._file: Path | None = None
-        if any(name.endswith(".jsonl") for name in inputs):
-            if len(inputs) > 1:
-                raise OptionError("a .jsonl file is the whole input; give one, or pictures")
+        self._stdin: BinaryIO | None = None
+        self._pictures: list[str] = []
+        if any(name == STDIN or name.endswith(".jsonl") for name in inputs) and len(inputs) > 1:
+            raise OptionError("a .jsonl file or - is the whole input; give one, or pictures")
+        if inputs[0] == STDIN:
+            self._file, self._stdin = Path(STDIN), _kept()
+            self._length = sum(1 for line in self._lines() if line.strip())
+        elif inputs[0].endswith(".jsonl"):
             self._file = Path(os.path.expanduser(inputs[0]))
-            self._pictures: list[str] = []
             try:
                 if self._file.exists() and not self._file.is_file():
                     raise OptionError(f"{inputs[0]}: is not a regular file; rows are read more than once")
@@ -92,17 +100,27 @@ class Rows:
                 fields = {"id": picture, "image": picture, "prompt": prompt}
                 yield Row(fields, GenerationRequest(prompt, [picture], self._system, **self._how))
             return
-        with self._file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield self._row(line, number)
+        for number, line in enumerate(self._lines(), 1):
+            if line.strip():
+                yield self._row(line, number)
+
+    def _lines(self) -> Iterator[bytes]:
+        if self._stdin is None:
+            assert self._file is not None
+            with self._file.open("rb") as file:
+                yield from file
+            return
+        end = 0
+        while line := (self._stdin.seek(end), self._stdin.readline())[1]:
+            end += len(line)
+            yield line
 
     def only(self, numbers: Collection[int]) -> Iterator[Row]:
         """Those with these numbers."""
         return (row for row in self if row.number in numbers)
 
     def _names(self) -> list[str]:
-        return self._pictures if self._file is None else [str(self._file)]
+        return self._pictures if self._file is None else [] if self._stdin else [str(self._file)]
 
     def _row(self, line: bytes, number: int) -> Row:
         fields: dict[str, Any] = {"id": number}
@@ -152,6 +170,19 @@ class Rows:
             raise PromptError('"image" is empty; leave it out, or name a picture')
         assert self._file is not None
         return str(self._file.parent / os.path.expanduser(image))
+
+
+def _kept() -> BinaryIO:
+    """What stdin holds, in a file without a name, as rows are read more than once. Raises `OptionError`."""
+    if sys.stdin.isatty():
+        raise OptionError("-: stdin is the keyboard; pipe rows into it, or name a .jsonl file")
+    try:
+        file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  # closed with the rows
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+    except OSError as error:
+        raise OptionError(f"-: rows cannot be kept in {NO_TMPDIR} ({error.strerror or error})") from None
+    return file
 
 
 def _listed(value: Any) -> list[Any]:

@@ -144,6 +144,8 @@ BATCHES = [
     refused("batch folder --output o.jsonl", "folder", "there is no picture in this folder", "png, jpg"),
     refused("batch no.jsonl --output o.jsonl", "no.jsonl", "cannot be read (No such file"),
     refused("batch rows.jsonl a.png --output o.jsonl", ".jsonl", "is the whole input", "give one, or pictures"),
+    refused("batch - a.png --output o.jsonl", "-", "is the whole input", "give one, or pictures"),
+    refused("batch - --output o.jsonl", "-", "has no rows", stdin=b" \n"),
     refused("batch a.png --output no/o.jsonl", "no/o.jsonl", "cannot be written (No such file"),
     refused("batch a.png --output -", "-", "answers are not written to stdout", "name a file"),
     refused("batch a.png --output folder", "folder", "cannot be written (is a folder", "name a file"),
@@ -236,7 +238,21 @@ def strip(width: int, height: int) -> bytes:
     return encoded(Image.fromarray(np.zeros((height, width), np.uint8)), "PNG")
 
 
+def without_temporary_folder(bench: Bench) -> Ended:
+    """A process whose TMPDIR, and whatever else Python tries for it, cannot be written."""
+    hidden = "import tempfile\ntempfile._candidate_tempdir_list = lambda: ['/proc/no']\n"
+    bench.write("hidden/sitecustomize.py", hidden)
+    return bench.process(
+        "batch", "-", "--output", "o.jsonl", stdin=b'{"prompt": "Hi"}\n', path=[bench.folder / "hidden"]
+    )
+
+
 WORKING = [
+    answered(
+        "rows on stdin where no temporary folder can be written",
+        without_temporary_folder,
+        Exits("-", "rows cannot be kept in a temporary folder", "TMPDIR must name one that can be written"),
+    ),
     answered("a picture", picture("a.png", PNG), Answers()),
     answered("a picture in a format by another name", picture("a.jpg", PNG), Answers()),
     answered("a picture on stdin", lambda b: b.cli("generate", *RUN, "--image", "-", stdin=PNG), Answers()),
