@@ -1,5 +1,6 @@
 """`batch`: rows in, rows out, in order, whatever happens in between."""
 
+import csv
 import fcntl
 import json
 import os
@@ -119,6 +120,28 @@ def test_rows_come_through_stdin_and_go_on(tmp_path):
         alone("Hello.", None),
         alone("What is in this image?", [PICTURES / "small.png"]),
     ]
+
+
+def test_a_table_has_every_field_and_goes_on(cli, tmp_path):  # noqa: F811
+    given = [
+        {"id": "x", "prompt": 'Say "a, b"\nnow', "mine": [1, "ü"]},
+        {"image": "no.png"},
+        {"prompt": "Hi", "n": 0.5},
+    ]
+    rows, table = write(tmp_path / "rows.jsonl", *given[:2]), tmp_path / "out.csv"
+    words = ("batch", rows, "--output", table, *FAST)
+    assert cli(*words)[0] == 1
+    write(rows, *given)
+    for _ in range(2):
+        assert cli(*words)[0] == 1
+        lines = read(tmp_path / "out.csv.jsonl")
+        with table.open(encoding="utf-8", newline="") as file:
+            made = list(csv.DictReader(file))
+        assert list(made[0])[:5] == ["id", "prompt", "mine", "image", "n"] and len(made) == 3
+        assert (made[0]["prompt"], json.loads(made[0]["mine"]), made[2]["n"]) == (given[0]["prompt"], [1, "ü"], "0.5")
+        assert [row["text"] for row in made] == [line.get("text", "") for line in lines]
+        assert made[1]["error"] == lines[1]["error"] and made[1]["generated_tokens"] == ""
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.csv.jsonl", "rows.jsonl"]
 
 
 def test_an_error_stays_in_its_row(cli, tmp_path):  # noqa: F811

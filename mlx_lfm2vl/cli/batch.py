@@ -40,7 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT",
         help="folder, pattern, pictures, or one .jsonl file; - is its rows on stdin",
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="JSONL file to write, or to go on with")
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="JSONL file to write, or to go on with; .csv also makes a table of it",
+    )
     parser.add_argument("--overwrite", action="store_true", help="begin the output anew")
     parser.add_argument("--retry-failed", action="store_true", help="also do again the rows that ended with an error")
     parser.add_argument("--recursive", action="store_true", help="also the pictures of a folder's subfolders")
@@ -56,13 +61,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Returns 1 where rows have an error. Raises `Lfm2VlError` for whatever concerns more than a row."""
+    args.output = os.path.expanduser(args.output)
+    if not args.output.lower().endswith(".csv"):
+        return _answer(args)
+    from .table import check_table, write_table
+
+    table, args.output = args.output, f"{args.output}.jsonl"
+    check_table(table, args.output)
+    code = _answer(args)
+    if code in (0, 1):
+        write_table(table, args.output)
+    return code
+
+
+def _answer(args: argparse.Namespace) -> int:
     from .. import GenerationOptions, OptionError, PromptError, generate_batch
     from .answers import Output, settings
     from .interrupt import Interrupt
     from .progress import Bars
     from .rows import Rows, Waiting
 
-    args.output = os.path.expanduser(args.output)
     options = GenerationOptions(**sampling_options(args))
     prompt = read_prompt(args)
     if prompt is not None and not prompt.strip():

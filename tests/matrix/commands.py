@@ -27,6 +27,7 @@ def leaving_nothing(act: Callable[[Bench], Ended]) -> Callable[[Bench], Ended]:
         bench.write("nothing.txt", " \n")
         bench.write("latin.txt", "caf\xe9".encode("latin-1"))
         bench.write("folder/a.txt", "no picture")
+        bench.write("mine.csv", "a,b\n")
         bench.write("rows.jsonl", '{"prompt": "Hi"}\n')
         before = sorted(bench.folder.rglob("*"))
         ended = act(bench)
@@ -147,6 +148,9 @@ BATCHES = [
     refused("batch - a.png --output o.jsonl", "-", "is the whole input", "give one, or pictures"),
     refused("batch - --output o.jsonl", "-", "has no rows", stdin=b" \n"),
     refused("batch a.png --output no/o.jsonl", "no/o.jsonl", "cannot be written (No such file"),
+    refused("batch a.png --output folder/a.csv --model ./no", "./no", "no such folder"),
+    refused("batch a.png --output mine.csv", "mine.csv", "exists already and is no table of", "another --output"),
+    refused("batch a.png --output mine.csv --overwrite", "mine.csv", "exists already and is no", "another --output"),
     refused("batch a.png --output -", "-", "answers are not written to stdout", "name a file"),
     refused("batch a.png --output folder", "folder", "cannot be written (is a folder", "name a file"),
     refused("batch a.png --output /dev/null", "/dev/null", "cannot be written (is a device or pipe", "name a file"),

@@ -1,0 +1,60 @@
+"""The answers of `batch` as a CSV file: made of its JSON lines, a column a field, when all rows are there."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from .. import OutputError
+from .rows import RESULT
+
+COLUMNS = [name for name in RESULT if name != "settings"]
+
+
+def check_table(table: str, lines: str) -> None:
+    """Raises `OutputError` where `table` is a file that `write_table` has not made of the file `lines`."""
+    if os.path.exists(table) and not (os.path.isfile(table) and os.path.exists(lines) and _header(table)):
+        raise OutputError(f"{table}: exists already and is no table of {lines}; choose another --output")
+
+
+def write_table(table: str, lines: str) -> None:
+    """Writes the rows of the file `lines` to `table`: texts as they are, other values as JSON. Whatever happens, the
+    table is as before or as after. Raises `OutputError`."""
+    names: dict[str, None] = {}
+    for row in _rows(lines):
+        names |= dict.fromkeys(name for name in row if name not in RESULT)
+    path, new = os.path.realpath(table), ""
+    try:
+        number, new = tempfile.mkstemp(prefix=f"{os.path.basename(path)}.", dir=os.path.dirname(path))
+        with open(number, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([*names, *COLUMNS])
+            for row in _rows(lines):
+                writer.writerow([_cell(row.get(name)) for name in (*names, *COLUMNS)])
+        shutil.copymode(lines, new)
+        os.replace(new, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise OutputError(f"{table}: cannot be written ({error.strerror or error})") from None
+
+
+def _rows(path: str) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _header(path: str) -> bool:
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        return next(csv.reader(file), [])[-len(COLUMNS) :] == COLUMNS
