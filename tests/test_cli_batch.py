@@ -123,7 +123,7 @@ def test_rows_come_through_stdin_and_go_on(tmp_path):
 
 
 def test_a_table_has_every_field_and_goes_on(cli, tmp_path):  # noqa: F811
-    given = [
+    given: list[dict] = [
         {"id": "x", "prompt": 'Say "a, b"\nnow', "mine": [1, "ü"]},
         {"image": "no.png"},
         {"prompt": "Hi", "n": 0.5},

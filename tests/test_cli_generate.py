@@ -90,8 +90,10 @@ def test_a_picture_or_the_prompt_may_come_through_stdin(tmp_path):
     named = process(*generate("--image", PICTURE, "--prompt-file", "-"), input=b"  Why?\n")
     (tmp_path / "question.txt").write_text("Why?\n")
     filed = process(*generate("--image", PICTURE, "--prompt-file", tmp_path / "question.txt"))
+    dashed = process(*generate("--image", PICTURE, "--prompt", "-"), input=b"Why?\n")
+    alone = process(*generate("--image", PICTURE), input=b"Why?\n")
     assert piped.returncode == named.returncode == filed.returncode == 0, piped.stderr + named.stderr
-    assert piped.stdout == named.stdout == filed.stdout != b""
+    assert piped.stdout == named.stdout == filed.stdout == dashed.stdout == alone.stdout != b""
 
 
 def test_options_have_the_names_that_mlx_lm_and_mlx_vlm_give_them(cli):  # noqa: F811

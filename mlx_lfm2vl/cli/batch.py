@@ -82,7 +82,7 @@ def _answer(args: argparse.Namespace) -> int:
     from .rows import Rows, Waiting
 
     options = GenerationOptions(**sampling_options(args))
-    prompt = read_prompt(args)
+    prompt = read_prompt(args, args.input, "INPUT")
     if prompt is not None and not prompt.strip():
         raise PromptError("--prompt is empty")
     if args.overwrite and args.retry_failed:

@@ -8,7 +8,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .inputs import DEFAULT_PROMPT, add_prompt, expand, load_pictures, read_prompt
+from .inputs import DEFAULT_PROMPT, STDIN, add_prompt, expand, load_pictures, piped_prompt, read_prompt
 from .options import (
     DEMO,
     add_control_tokens,
@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     from .interrupt import Interrupt
 
     prompt = read_prompt(args, args.image)
+    if prompt is None and STDIN not in args.image:
+        prompt = piped_prompt()
     if prompt is None and not args.image:
         raise PromptError("nothing to answer: give --image, --prompt or both")
     prompt = DEFAULT_PROMPT if prompt is None else prompt

@@ -8,6 +8,7 @@ import glob
 import os
 import re
 import shlex
+import stat
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,33 +30,55 @@ _ADDRESS = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]*://)", re.I)
 def add_prompt(parser: argparse.ArgumentParser, default: str) -> None:
     """--prompt or --prompt-file, and --system."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--prompt", "-p", metavar="TEXT", help=f"what to ask (default: {default})")
+    group.add_argument("--prompt", "-p", metavar="TEXT", help=f"what to ask; - is stdin (default: {default})")
     group.add_argument("--prompt-file", metavar="FILE", help="ask what stands in this file; - is stdin")
     parser.add_argument("--system", "--system-prompt", metavar="TEXT", help="system prompt (default: none)")
 
 
-def read_prompt(args: argparse.Namespace, pictures: Sequence[str] = ()) -> str | None:
+def read_prompt(args: argparse.Namespace, pictures: Sequence[str] = (), of: str = "--image") -> str | None:
     """What --prompt or --prompt-file gave, None if neither was used. Raises `PromptError`."""
-    if args.prompt_file is None:
+    if args.prompt is not None and args.prompt != STDIN:
         return args.prompt
-    if args.prompt_file == STDIN and STDIN in pictures:
-        raise PromptError("--prompt-file - and --image - cannot both be read from stdin")
+    option, name = ("--prompt-file", args.prompt_file) if args.prompt is None else ("--prompt", STDIN)
+    if name is None:
+        return None
+    if name == STDIN and STDIN in pictures:
+        raise PromptError(f"{option} - and {of} - cannot both be read from stdin")
     try:
-        if args.prompt_file == STDIN:
+        if name == STDIN:
             data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
         else:
-            with open(os.path.expanduser(args.prompt_file), "rb") as file:
+            with open(os.path.expanduser(name), "rb") as file:
                 data = file.read(MAX_PROMPT_BYTES + 1)
-        if len(data) > MAX_PROMPT_BYTES:
-            raise PromptError(f"--prompt-file {args.prompt_file}: is larger than {MAX_PROMPT_BYTES >> 20} MiB")
-        text = data.decode("utf-8-sig").strip()
     except OSError as error:
-        raise PromptError(f"--prompt-file {args.prompt_file}: cannot be read ({error.strerror or error})") from None
-    except UnicodeDecodeError as error:
-        raise PromptError(f"--prompt-file {args.prompt_file}: is not UTF-8 (byte {error.start})") from None
+        raise PromptError(f"{option} {name}: cannot be read ({error.strerror or error})") from None
+    text = _text(data, f"{option} {name}")
     if not text:
-        raise PromptError(f"--prompt-file {args.prompt_file}: is empty")
+        raise PromptError(f"{option} {name}: is empty")
     return text
+
+
+def _text(data: bytes, where: str) -> str:
+    if len(data) > MAX_PROMPT_BYTES:
+        raise PromptError(f"{where}: is larger than {MAX_PROMPT_BYTES >> 20} MiB")
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{where}: is not UTF-8 (byte {error.start})") from None
+
+
+def piped_prompt() -> str | None:
+    """The prompt on a stdin that is a pipe or a file, with a note; None where it is neither, or has no text."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):  # of a stdin that a caller put in place
+        return None
+    if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
+        return None
+    text = _text(sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1), "stdin")
+    if text:
+        note("the prompt is what stdin holds; --prompt gives another")
+    return text or None
 
 
 def expand(pictures: Sequence[str]) -> list[str]:

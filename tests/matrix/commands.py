@@ -106,6 +106,10 @@ PROMPTS = [
     refused("generate --prompt-file /dev/zero", "--prompt-file /dev/zero", "is larger than 16 MiB"),
     refused("generate --prompt-file - --image -", "--prompt-file - and --image -", "cannot both be read from stdin"),
     refused("generate --prompt-file -", "--prompt-file -", "is empty"),
+    refused("generate --prompt - --image -", "--prompt - and --image -", "cannot both be read from stdin"),
+    refused("generate --prompt -", "--prompt -", "is empty"),
+    refused("generate -p -", "--prompt -", "is not UTF-8 (byte 3)", stdin="caf\xe9".encode("latin-1")),
+    refused("batch - --prompt - --output o.jsonl", "--prompt - and INPUT -", "cannot both be read from stdin"),
     refused("generate --model {model} --prompt a\udcffb", "U+DCFF", "half a character", "no Unicode"),
 ]
 PICTURES = [
@@ -286,6 +290,21 @@ WORKING = [
     ),
     answered("a text alone", prompt("Hi"), Answers()),
     answered("a prompt from stdin", lambda b: b.cli("generate", *RUN, "--prompt-file", "-", stdin=b"Hi\n"), Answers()),
+    answered(
+        "a prompt that is piped",
+        lambda b: b.process("generate", "--model", MODEL, stdin=b"Hi\n"),
+        Answers(("the prompt is what stdin holds",)),
+    ),
+    answered(
+        "nothing that is piped",
+        lambda b: b.process("generate", "--model", MODEL, stdin=b" \n"),
+        Exits("nothing to answer", "give --image, --prompt or both"),
+    ),
+    answered(
+        "a prompt that is piped and no text",
+        lambda b: b.process("generate", "--model", MODEL, stdin=PNG),
+        Exits("stdin", "is not UTF-8 (byte 0)"),
+    ),
     answered(
         "a prompt file that begins with a byte order mark",
         lambda b: b.cli("generate", *RUN, "--prompt-file", b.write("a.txt", b"\xef\xbb\xbfHi")),
