@@ -320,6 +320,12 @@ def test_bad_arguments(refused, words, says, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_is_its_own(cli, command):
+    assert cli("help", command) == cli(command, "--help")
+    assert cli("help") == cli("--help") and cli("help")[0] == 0
+
+
 def test_without_a_command_the_help_is_shown(cli):
     code, out, err = cli()
     assert code == 2 and out == "" and "generate" in err and "convert" in err

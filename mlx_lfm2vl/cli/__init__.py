@@ -19,7 +19,7 @@ from .. import __version__, backends
 from ..errors import ImageWarning, Lfm2VlError
 from . import batch, bench, chat, convert, doctor, generate, models, upload, verify
 from .interrupt import defer_sigint
-from .options import PROGRAM, Parser, note, print_error
+from .options import PROGRAM, Parser, did_you_mean, note, print_error
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # of a stdout that takes no more
 COMMANDS = {
@@ -37,10 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     `KeyboardInterrupt`."""
     closed = _open_closed_streams()
     parser = build_parser()
-    args, unknown = parser.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
+    args, unknown = parser.parse_known_args(words)
     if unknown:
         about = PROGRAM if args.command is None else f"{PROGRAM} {args.command}"
-        print_error(f"unrecognized arguments: {' '.join(unknown)} (see `{about} --help`)")
+        meant = did_you_mean([word for word in unknown if word.startswith("--")], _options(parser, args.command))
+        print_error(f"unrecognized arguments: {' '.join(unknown)}{meant} (see `{about} --help`)")
         return 2
     if args.command is None:
         parser.print_help(sys.stderr)
@@ -97,6 +101,14 @@ def _open_closed_streams() -> list[str]:
     return closed
 
 
+def _options(parser: argparse.ArgumentParser, command: str | None) -> list[str]:
+    """The long options of a command, or of the program."""
+    if command is not None:
+        parser = Parser()
+        COMMANDS[command].add_arguments(parser)
+    return [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+
+
 def _named(args: argparse.Namespace, option: str) -> list[str]:
     """What an option names, if the command has it."""
     value = getattr(args, option, None)
@@ -129,7 +141,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog=PROGRAM,
         description="Liquid AI's LFM2-VL and LFM2.5-VL vision-language models in MLX.",
-        epilog=f"`{PROGRAM} COMMAND --help` lists a command's options.",
+        epilog=f"`{PROGRAM} help COMMAND` lists a command's options.",
     )
     parser.add_argument("-V", "--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")

@@ -48,6 +48,14 @@ HELP = "--help`)"
 BOUNDS = "is not a whole number of at least 1"
 OPTIONS = [
     refused("frobnicate", "frobnicate", "invalid choice", HELP),
+    refused("generat --prompt x", "'generat'", "invalid choice", "; did you mean generate? (see"),
+    refused("help generat", "'generat'", "invalid choice", "; did you mean generate? (see"),
+    refused("convert --hf-path x -q --q-mode mxfp", "'mxfp'", "invalid choice", "; did you mean mxfp"),
+    refused("generate --pormpt x", "--pormpt x", "unrecognized arguments", "; did you mean --prompt? (see"),
+    refused("generate --imgae=a.png", "--imgae=a.png", "unrecognized arguments", "; did you mean --image? (see"),
+    refused("generate --max-tok 3 --seeed 1", "--seeed 1", "unrecognized", "; did you mean --max-tokens, --seed? (see"),
+    refused("--verson", "--verson", "unrecognized arguments", "; did you mean --version? (see"),
+    refused("generate --frobnicate", "--frobnicate", "unrecognized arguments", "--frobnicate (see"),
     refused("--frobnicate generate", "--frobnicate", "unrecognized arguments", HELP),
     *(
         refused(f"{command} --prompt x --max-tokens {value}", "--max-tokens", f"'{value}' {BOUNDS}", HELP)
