@@ -45,8 +45,8 @@ def shown(text: str) -> list[str]:
     ]
 
 
-@pytest.fixture
-def chat(tmp_path):
+@pytest.fixture(name="chat")
+def chat_program(tmp_path):
     started: list[Typist] = []
 
     def start(*words: object, **environment: str) -> Typist:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, one_line
 from .chat_help import HELP
+from .chat_pictures import find_pictures
 from .inputs import dropped
 from .terminal import BLOCK, Terminal, unfinished
 
@@ -33,7 +35,7 @@ class Conversation:
         if line.startswith(BLOCK):
             self.say("".join(line.split(BLOCK, 2)[1:]).strip())
             return True
-        if not line.startswith("/") or "\n" in line or text[0] == " ":
+        if "\n" in line or text.startswith(" "):
             self.say(line)
             return True
         command, _, argument = line.partition(" ")
@@ -49,20 +51,30 @@ class Conversation:
             "/load": self.load,
             "/help": self.help,
         }.get(command)
-        if action is None:
+        if action is not None:
+            action(argument.strip())
+            return True
+        names, rest = find_pictures(line) if self.terminal.interactive else ([], line)
+        if names and not rest:
+            self.waiting += self.terminal.pictures(names)
+        elif names:
+            self.say(rest, self.terminal.pictures(names, "this message"))
+        elif line.startswith("/") and "/" not in command[1:]:
             raise OptionError(f"{command} is no command; /help lists them, and a space before it makes it a message")
-        action(argument.strip())
+        else:
+            self.say(line)
         return True
 
-    def say(self, text: str) -> None:
-        """Sends a message with the pictures that wait for it; an empty one is none."""
+    def say(self, text: str, found: Sequence[tuple[str, Any]] = ()) -> None:
+        """Sends a message with the pictures that wait for it and those that it names; an empty one is none."""
         if not text:
             return
         turn = self._turns()
-        pictures = [picture for _, picture in self.waiting]
+        named = [*self.waiting, *found]
+        pictures = [picture for _, picture in named]
         self.terminal.show(lambda **more: self.chat.stream(text, pictures or None, **more))
         if self._turns() > turn:  # a turn that was stopped before its first word is none
-            self._names[turn] = [name for name, _ in self.waiting]
+            self._names[turn] = [name for name, _ in named]
             self.waiting, self._retries = [], 0
 
     def image(self, argument: str) -> None:

@@ -7,6 +7,9 @@ import os
 from collections.abc import Iterator
 
 HELP = """\
+A picture file that is dropped here comes with the next message; a path to one
+within a message comes with that message.
+
 /image PICTURE  add a picture to the next message: a path (drop the file
                 here), pattern or URL; several at once too
 /images         list the pictures of the next message; /images drop N drops one

@@ -215,8 +215,8 @@ def dropped(text: str) -> list[str]:
     text = text.strip()
     if not text:
         raise ImageError("no picture is named")
-    if os.path.lexists(os.path.expanduser(text)):
-        return [os.path.expanduser(text)]
+    if os.path.lexists(whole := _local(text)):
+        return [whole]
     try:
         words = shlex.split(text)
     except ValueError:  # a quote that is not closed is part of the name

@@ -95,8 +95,9 @@ class Terminal:
         if self.verbose and last is not None and last.statistics is not None:
             report(last.statistics)
 
-    def pictures(self, names: list[str]) -> list[tuple[str, Any]]:
-        """The pictures of these names and patterns with what they are called, each told of. Raises `ImageError`."""
+    def pictures(self, names: list[str], message: str = "your next message") -> list[tuple[str, Any]]:
+        """The pictures of these names and patterns with what they are called. A hint names each, and the message that
+        it comes with. Raises `ImageError`."""
         from .. import ImageError
 
         if "-" in names:
@@ -105,5 +106,5 @@ class Terminal:
         shown = [one_line(os.path.basename(name) or name) for name in names]
         pictures = list(zip(shown, load_pictures(names, self.policy, self.color_management), strict=True))
         for name, picture in pictures:
-            self.hint(f"{name}: {picture.width}x{picture.height}, with your next message")
+            self.hint(f"{name}: {picture.width}x{picture.height}, with {message}")
         return pictures
