@@ -1,13 +1,22 @@
 """Conversations at a terminal: dropped pictures, settings, the clipboard, and answers that go on."""
 
+import base64
+import os
 import shutil
+import subprocess
+import sys
+from dataclasses import fields
 
 import pytest
 from conftest import GOLDEN
 from test_cli import ROOT
-from test_cli_chat import chat_program, shown, twin  # noqa: F401  # a fixture
+from test_cli_chat import chat_program, demo, shown, twin  # noqa: F401  # a fixture
 
+from mlx_lfm2vl import Chat, GenerationOptions
 from mlx_lfm2vl.cli.chat_pictures import find_pictures
+from mlx_lfm2vl.cli.chat_settings import changed
+from mlx_lfm2vl.cli.chat_settings import shown as options_shown
+from mlx_lfm2vl.errors import OptionError
 
 SCENE = ROOT / "examples" / "scene.png"
 SHAPES = ROOT / "examples" / "shapes.png"
@@ -87,3 +96,131 @@ def test_a_damaged_picture_in_a_message_is_one_line(chat, tmp_path):
     assert rows[0].startswith("mlx-lfm2vl: error: bad.png: ") and sum("error" in row for row in rows) == 1
     assert "there is no turn" in person.say("/undo")[0]
     assert person.say("/images") == ["no picture waits for your next message"]
+
+
+def test_system_begins_anew_and_keeps_the_pictures_that_wait(chat):
+    person = chat("--image", SCENE)
+    assert person.say("/system") == ["there is no system prompt; /system TEXT sets one, and begins anew"]
+    assert person.say("/system Be brief.  Be kind.") == ["a new conversation, with this system prompt"]
+    assert person.say("/system") == ["Be brief.  Be kind."]
+    same = Chat(*demo(), system="Be brief.  Be kind.", options=GenerationOptions(max_tokens=40))
+    assert person.say("What is in this image?") == shown(same.ask("What is in this image?", SCENE))
+    assert person.say("/reset") == ["a new conversation"]
+    assert person.say("Why?") == shown(Chat(*demo(), system=same.messages[0]["content"]).ask("Why?"))
+    assert person.say('/system ""') == ["a new conversation, without a system prompt"]
+    assert person.say("Why?") == shown(twin().ask("Why?"))
+
+
+def test_set_changes_the_answers_that_follow(chat):
+    person = chat("--seed", 3)
+    assert person.say("/set") == [
+        "max_tokens          40",
+        "temperature         the model's own",
+        "top_p               the model's own",
+        "min_p               the model's own",
+        "top_k               the model's own",
+        "repetition_penalty  the model's own",
+        "seed                3",
+        "stop                none",
+    ]
+    same = twin()
+    assert person.say("Why?") == shown(same.ask("Why?"))
+    assert person.say("/set temp 1.5") == ["temperature: 1.5"]
+    assert person.say("/set seed 9") == ["seed: 9"]
+    assert person.say("/set max-tokens 12") == ["max_tokens: 12"]
+    options = GenerationOptions(max_tokens=12, temperature=1.5, seed=9)
+    answer = "".join(piece.text for piece in same.retry(options=options))
+    assert person.say("/retry")[: len(shown(answer))] == shown(answer)
+    rows = " ".join(person.say("/set temp hot"))
+    assert "temperature is 'hot', expected a number from 0 to 100" in rows
+    assert person.say("/set")[1] == "temperature         1.5"
+
+
+def test_set_takes_every_option_that_answers_show():
+    options = GenerationOptions()
+    for name, text, value in (
+        ("max_tokens", "7", 7),
+        ("max_tokens", "none", None),
+        ("temperature", "0", 0.0),
+        ("top-p", "0.5", 0.5),
+        ("min_p", "0.25", 0.25),
+        ("top_k", "20", 20),
+        ("repetition_penalty", "1.1", 1.1),
+        ("seed", "5", 5),
+        ("seed", "None", None),
+        ("stop", "The end.", ("The end.",)),
+        ("stop", "none", ()),
+    ):
+        options, line = changed(options, f"{name} {text}")
+        assert getattr(options, name.replace("-", "_")) == value
+        assert line in [": ".join(row.split(maxsplit=1)) for row in options_shown(options)]
+    assert len(options_shown(options)) == len(fields(options)) - 1  # log-probabilities are not shown
+    for wrong, words in (
+        ("colour 3", "no such option; there are max_tokens, temperature"),
+        ("logprobs true", "no such option"),
+        ("seed", "needs a value"),
+        ("top_k 1.5", "top_k is 1.5, expected an integer"),
+        ("max_tokens 0", "max_tokens is 0"),
+        ("temperature nan", "temperature is nan"),
+    ):
+        with pytest.raises(OptionError, match=words):
+            changed(options, wrong)
+
+
+@pytest.fixture
+def programs(tmp_path):
+    """A folder to be the whole PATH, with programs that keep what they read and their arguments, or fail."""
+    (tmp_path / "bin").mkdir()
+
+    def install(name: str, exit_code: int = 0) -> None:
+        file = tmp_path / "bin" / name
+        file.write_text(f'#!/bin/sh\n/bin/cat > "{tmp_path}/{name}.copied"\necho "$@" >> "{tmp_path}/{name}.copied"\n')
+        with file.open("a") as more:
+            more.write(f"exit {exit_code}\n")
+        file.chmod(0o755)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("name", "environment", "arguments"),
+    [
+        ("pbcopy", {}, ""),
+        ("wl-copy", {"WAYLAND_DISPLAY": "wayland-0"}, ""),
+        ("xclip", {"DISPLAY": ":9"}, "-selection clipboard"),
+        ("xsel", {"DISPLAY": ":9"}, "--clipboard --input"),
+    ],
+)
+def test_copy_gives_the_last_answer_to_the_clipboards_program(name, environment, arguments, chat, tmp_path, programs):
+    programs(name)
+    person = chat(PATH=str(tmp_path / "bin"), **{"WAYLAND_DISPLAY": "", "DISPLAY": "", **environment})
+    assert "there is no answer to copy" in person.say("/copy")[0]
+    answer = twin().ask("Why?")
+    person.say("Why?")
+    assert person.say("/copy") == [f"copied by {name}: {len(answer)} characters"]
+    assert (tmp_path / f"{name}.copied").read_text() == f"{answer}{arguments}\n"
+
+
+def test_copy_goes_to_the_terminal_where_no_program_can(chat, tmp_path, programs):
+    programs("pbcopy", exit_code=1)
+    programs("xclip")  # without a display
+    person = chat(PATH=str(tmp_path / "bin"), WAYLAND_DISPLAY="", DISPLAY="")
+    person.say("Why?")
+    answer = twin().ask("Why?")
+    assert person.say("/copy") == [f"copied by the terminal (OSC 52), if it allows that: {len(answer)} characters"]
+    assert b"\x1b]52;c;" + base64.b64encode(answer.encode()) + b"\x07" in person.raw
+
+
+def test_copy_through_pipes_without_a_program_is_an_error(tmp_path):
+    (tmp_path / "bin").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_lfm2vl", "chat", "--model", "demo", "--max-tokens", "5"],
+        input="Why?\n/copy\n",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PATH": str(tmp_path / "bin")},
+        timeout=60,
+    )
+    assert done.returncode == 2 and "nothing can be copied: there is no pbcopy" in done.stderr
+    assert "\x1b" not in done.stdout

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import OptionError, one_line
 from .chat_help import HELP
 from .chat_pictures import find_pictures
+from .chat_settings import changed, shown
+from .clipboard import copy
 from .inputs import dropped
 from .terminal import BLOCK, Terminal, unfinished
 
@@ -49,6 +51,9 @@ class Conversation:
             "/reset": self.reset,
             "/save": self.save,
             "/load": self.load,
+            "/system": self.system,
+            "/set": self.set,
+            "/copy": self.copy,
             "/help": self.help,
         }.get(command)
         if action is not None:
@@ -130,6 +135,40 @@ class Conversation:
         self.waiting, self._names = [], {}
         self.terminal.hint(f"{one_line(path)}: {self._length()}")
 
+    def system(self, argument: str) -> None:
+        """Shows the system prompt, or begins anew with another one; `""` is none. Pictures that wait stay."""
+        if not argument:
+            first = self.chat.messages[:1]
+            known = [_text(message) for message in first if message["role"] == "system"]
+            if known:
+                print(known[0], flush=True)
+            else:
+                self.terminal.hint("there is no system prompt; /system TEXT sets one, and begins anew")
+            return
+        text = "" if argument in ('""', "''") else argument
+        self.chat.messages = [{"role": "system", "content": text}] if text else []
+        self._names = {}
+        self.terminal.hint(f"a new conversation, {'with this' if text else 'without a'} system prompt")
+
+    def set(self, argument: str) -> None:
+        """Shows the options of the answers, or changes one."""
+        if not argument:
+            print("\n".join(shown(self.chat.options)), flush=True)
+            return
+        before = self.chat.options.seed
+        self.chat.options, line = changed(self.chat.options, argument)
+        if self.chat.options.seed != before:
+            self._retries = -1  # /retry takes the new seed itself
+        self.terminal.hint(line)
+
+    def copy(self, argument: str) -> None:
+        """Copies the last answer."""
+        last = self.chat.messages[-1:]
+        if not last or last[0]["role"] != "assistant":
+            raise OptionError("there is no answer to copy")
+        text = _text(last[0])
+        self.terminal.hint(f"copied {copy(text)}: {len(text)} character{'' if len(text) == 1 else 's'}")
+
     def help(self, argument: str) -> None:
         print(HELP, flush=True)
 
@@ -146,3 +185,8 @@ class Conversation:
             raise OptionError(f"{command} needs the name of a file")
         names = dropped(argument)
         return os.path.expanduser(names[0] if len(names) == 1 else argument)
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(item.get("text", "") for item in content)

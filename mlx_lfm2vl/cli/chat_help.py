@@ -18,6 +18,10 @@ within a message comes with that message.
 /reset          begin anew
 /save FILE      write the conversation, pictures included
 /load FILE      go on with a saved conversation
+/system TEXT    begin anew with this system prompt; without a text, show it
+/set NAME VALUE an option of the answers, such as temperature 0.5; without a
+                name, show all
+/copy           the last answer to the clipboard
 /help           this list
 /exit           end (as does Ctrl-D)
 Ctrl-C stops an answer and keeps what was said. A line that begins with a space
