@@ -45,6 +45,29 @@ def test_a_sink_that_fails_hurts_its_own_request_only(engine):
             bad.result(60)
 
 
+@pytest.mark.parametrize("at", ["the first piece", "the last piece"])
+def test_a_sink_that_fails_after_the_end_changes_no_answer(engine, at):
+    ended, failed = threading.Event(), threading.Event()
+
+    def sink(item: GenerationResponse) -> None:
+        if at == "the first piece" or item.finish_reason is not None:
+            ended.wait(30)
+            failed.set()
+            raise ValueError("mine")
+
+    talk = engine.chat(options=SHORT)
+    with pytest.warns(RuntimeWarning, match="the sink of a request failed"):
+        request = talk.submit("Hello.", sink=sink)
+        answer = request.result(60)
+        ended.set()
+        assert failed.wait(30)
+        for thread in threading.enumerate():
+            if thread.name == "mlx-lfm2vl sink":
+                thread.join(30)
+    assert request.result(60) == answer and list(request)[-1].finish_reason == "length"
+    assert len(talk.messages) == 2
+
+
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError("mine")])
 def test_what_callbacks_raise_ends_their_own_request_only(engine, error):
     """Also where warnings are errors, and with errors that are no `Exception`."""
@@ -59,7 +82,7 @@ def test_what_callbacks_raise_ends_their_own_request_only(engine, error):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         bad = [
-            engine.submit("Hello.", options=SHORT, sink=fail),
+            engine.submit("Hello.", options=FOREVER, sink=fail),
             engine.submit(f"Not yet asked: {error!r}", options=SHORT, progress=fail),
             engine.submit("Hello.", Reader(), options=SHORT),
             enqueued(engine, fail),

@@ -189,9 +189,9 @@ class Request:
             self.turn.fail() if isinstance(item, BaseException) else self.turn.hear(item)
         self._keep(item, last)
 
-    def _keep(self, item: Item, last: bool, instead: bool = False) -> None:
+    def _keep(self, item: Item, last: bool) -> None:
         with self._news:
-            self._items[len(self._items) - instead :] = [item]
+            self._items.append(item)
             self._ended = last
             if last:
                 self.so_far = None  # it holds the states of the row
@@ -221,10 +221,11 @@ class Request:
 
     def _sink_failed(self, error: BaseException) -> None:
         """The error is the sink's own: it must reach nobody but who asked."""
-        self._cancelled.set()
-        if self.turn is not None:
-            self.turn.fail()
-        self._keep(error, True, instead=self._ended)
+        if not self._ended:  # an answer that is whole may have been read
+            self._cancelled.set()
+            if self.turn is not None:
+                self.turn.fail()
+            self._keep(error, True)
         with contextlib.suppress(Exception):  # a filter may make it an error, which `result` raises anyway
             warnings.warn(f"the sink of a request failed and gets no more ({error!r})", RuntimeWarning, stacklevel=3)
 
