@@ -90,6 +90,18 @@ class AnyConversation(RuleBasedStateMachine):
             assert chat.messages[:-1] == before[:-1]
 
     @rule(chat=chats)
+    def go_on(self, chat):
+        chat.fork()
+        if chat.messages and chat.messages[-1]["role"] == "assistant":
+            before = chat.messages
+            fresh = Chat(*loaded(), options=SHORT)
+            fresh.messages = list(before)
+            answer = said(chat.continue_final_message())
+            assert answer == said(fresh.continue_final_message())
+            whole = before[-1]["content"].rstrip("\ufffd") + answer[0]
+            assert chat.messages == [*before[:-1], {"role": "assistant", "content": whole}]
+
+    @rule(chat=chats)
     def undo(self, chat):
         chat.fork()
         if chat.messages and chat.messages[-1]["role"] == "assistant":
@@ -270,6 +282,47 @@ def test_another_turn_closes_the_stream_that_is_open():
     with pytest.raises(PromptError, match="the conversation is answering"):
         list(chat.stream("Hello.", progress=lambda *_: chat.ask("Why?")))  # type: ignore[arg-type, return-value]
     assert len(chat.messages) == 6 and chat.ask("Compare them, please.") == cold(chat.messages[:-1])[0]
+
+
+@pytest.mark.parametrize("cut", [1, 4, 9])
+def test_an_answer_that_was_cut_off_goes_on_to_the_whole_one(cut):
+    model, processor = load("demo")
+    scene = Path(__file__).parent.parent / "examples" / "scene.png"
+    whole = Chat(model, processor).ask("What is in this image?", scene)
+    chat = Chat(model, processor)
+    *_, first = chat.stream("What is in this image?", scene, options=GenerationOptions(max_tokens=cut))
+    begun = chat.messages[-1]["content"]
+    pieces = list(chat.continue_final_message())
+    assert first.finish_reason == "length" and pieces[-1].finish_reason == "stop"
+    assert begun + said(pieces)[0] == chat.messages[-1]["content"] == whole
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+    assert statistics(pieces).cached_tokens >= statistics_of(first).prompt_tokens
+    assert said(chat.continue_final_message())[0] == "" and chat.messages[-1]["content"] == whole
+    assert said(chat.retry())[0] == whole
+
+
+def test_an_answer_goes_on_as_text_and_stays_where_that_fails():
+    chat = Chat(*loaded(), options=SHORT)
+    with pytest.raises(PromptError, match="there is no answer to continue"):
+        list(chat.continue_final_message())
+    chat.ask("Hello.")
+    question = chat.messages[0]
+
+    def tokens(answer: object) -> int:
+        chat.messages = [question, {"role": "assistant", "content": answer}]
+        return statistics(list(chat.continue_final_message())).prompt_tokens
+
+    assert tokens("caf\ufffd") == tokens("caf")  # a character that was cut is written anew
+    assert tokens("a <image> b") > tokens("a b") + 2  # text, for which no picture is missing
+    for answer in ([{"type": "text", "text": "a"}], None):
+        with pytest.raises(PromptError, match="only a text can be continued"):
+            tokens(answer)
+    chat.messages = before = [question, {"role": "assistant", "content": "Well,"}]
+    assert list(chat.continue_final_message(stop=lambda: True))[-1].finish_reason == "cancelled"
+    assert chat.messages == before
+    with pytest.raises(OptionError):
+        list(chat.continue_final_message(options=3))  # type: ignore[arg-type]
+    assert chat.messages == before
 
 
 def test_arguments_of_a_chat_are_checked():

@@ -33,7 +33,7 @@ def twin(**options: object) -> Chat:
     return Chat(*demo(), options=GenerationOptions(max_tokens=40, **options))  # type: ignore[arg-type]
 
 
-CUT = "(cut off; --max-tokens allows longer answers)"
+CUT = "(cut off; /continue goes on)"
 
 
 def shown(text: str) -> list[str]:

@@ -224,3 +224,17 @@ def test_copy_through_pipes_without_a_program_is_an_error(tmp_path):
     )
     assert done.returncode == 2 and "nothing can be copied: there is no pbcopy" in done.stderr
     assert "\x1b" not in done.stdout
+
+
+def test_continue_goes_on_with_an_answer_that_was_cut_off(chat):
+    person = chat("--image", SCENE)
+    assert "there is no answer to continue" in person.say("/continue")[0]
+    person.say("/set max_tokens 4")
+    whole = twin().ask("What is in this image?", SCENE)
+    first, hint = person.say("What is in this image?")
+    assert hint == "(cut off; /continue goes on)"
+    person.say("/set max_tokens 40")
+    (rest,) = person.say("/continue")
+    assert first + rest in (whole, whole.replace(f"{first} ", first, 1))  # rows have no space at their ends
+    assert person.say("/continue")[-1] == "the model adds nothing to its answer"
+    assert person.say("/undo")[0] == "taken back; 0 turns left"

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 from conftest import picture
-from engines import FOREVER, SHORT, alone, occupied
+from engines import FOREVER, SHORT, alone, loaded, occupied
 
-from mlx_lfm2vl import GenerationOptions
+from mlx_lfm2vl import Chat, GenerationOptions
 from mlx_lfm2vl.errors import EngineThreadError, ImageError, PromptError
 
 
@@ -37,6 +37,19 @@ def test_chats_in_the_engine(engine):
         time.sleep(0.01)
     chat.reset()
     assert chat.messages == []
+
+
+def test_an_answer_goes_on_in_an_engine_as_in_a_chat(engine):
+    one, talk = Chat(*loaded(), options=SHORT), engine.chat(options=SHORT)
+    with pytest.raises(PromptError, match="there is no answer to continue"):
+        list(talk.continue_final_message())
+    assert one.ask("Hello.") == talk.ask("Hello.")
+    for _ in range(2):
+        rest = "".join(response.text for response in one.continue_final_message())
+        request = talk.submit_continue_final_message(deadline=60)
+        assert request.result().text == rest and talk.messages == one.messages
+    assert "".join(response.text for response in talk.continue_final_message())
+    assert len(talk.messages) == 2
 
 
 @pytest.mark.parametrize("call", ["undo", "reset"])

@@ -47,6 +47,7 @@ class Conversation:
             "/image": self.image,
             "/images": self.images,
             "/retry": self.retry,
+            "/continue": self.continue_,
             "/undo": self.undo,
             "/reset": self.reset,
             "/save": self.save,
@@ -108,6 +109,13 @@ class Conversation:
         self._retries += 1  # the same seed would give the same answer
         options = self.chat.options if seed is None else replace(self.chat.options, seed=(seed + self._retries) % 2**63)
         self.terminal.show(lambda **more: self.chat.retry(options=options, **more))
+
+    def continue_(self, argument: str) -> None:
+        """Goes on with the last answer."""
+        before = self.chat.messages
+        last = self.terminal.show(self.chat.continue_final_message)
+        if last is not None and last.finish_reason == "stop" and self.chat.messages[-1] == before[-1]:
+            self.terminal.hint("the model adds nothing to its answer")
 
     def undo(self, argument: str) -> None:
         content = self.chat.messages[-2]["content"] if len(self.chat.messages) > 1 else ""

@@ -14,6 +14,7 @@ within a message comes with that message.
                 here), pattern or URL; several at once too
 /images         list the pictures of the next message; /images drop N drops one
 /retry          answer the last message anew
+/continue       go on with an answer that was cut off or stopped
 /undo           take the last message and its answer back; its pictures wait
 /reset          begin anew
 /save FILE      write the conversation, pictures included

@@ -72,8 +72,9 @@ class Terminal:
         if self.interactive:
             print_stderr(f"\033[2m{text}\033[0m" if self._dim else text)
 
-    def show(self, answer: Callable[..., Iterator[GenerationResponse]]) -> None:
-        """Prints `answer(stop=...)` as it comes. Ctrl-C stops it; where nobody types, the program too."""
+    def show(self, answer: Callable[..., Iterator[GenerationResponse]]) -> GenerationResponse | None:
+        """Prints `answer(stop=...)` as it comes; returns the last response. Ctrl-C stops it; where nobody types, the
+        program too."""
         from .generate import for_stdout, report
         from .interrupt import Interrupt
 
@@ -91,9 +92,10 @@ class Terminal:
                 raise KeyboardInterrupt
             self.hint("(stopped)")
         elif last is not None and last.finish_reason == "length":
-            self.hint("(cut off; --max-tokens allows longer answers)")
+            self.hint("(cut off; /continue goes on)")
         if self.verbose and last is not None and last.statistics is not None:
             report(last.statistics)
+        return last
 
     def pictures(self, names: list[str], message: str = "your next message") -> list[tuple[str, Any]]:
         """The pictures of these names and patterns with what they are called. A hint names each, and the message that

@@ -30,7 +30,7 @@ class AskArguments(TurnArguments, RequestArguments, total=False):
 
 
 class AskAgainArguments(RetryArguments, RequestArguments, total=False):
-    """Of `EngineChat.submit_retry`."""
+    """Of `EngineChat.submit_retry` and `submit_continue_final_message`."""
 
 
 class Host(Protocol):
@@ -133,6 +133,28 @@ class EngineChat:
 
     def retry(self, **arguments: Unpack[AskAgainArguments]) -> Generator[GenerationResponse, None, None]:
         return iter(self.submit_retry(**arguments))
+
+    def submit_continue_final_message(
+        self,
+        *,
+        options: GenerationOptions | None = None,
+        deadline: float | None = None,
+        wait: float = 0.0,
+        sink: Sink | None = None,
+        stop: Stop | None = None,
+        progress: Progress | None = None,
+    ) -> Request:
+        """The rest of the last answer, as a request."""
+
+        def begin(_: None, cancel: Callable[[], None]) -> tuple[Turn, EncodedPrompt]:
+            return self._conversation.continue_final_message(options=options, cancel=cancel)
+
+        return self._submit(Request(deadline, sink, stop), lambda: None, begin, wait, progress, remote=False)
+
+    def continue_final_message(
+        self, **arguments: Unpack[AskAgainArguments]
+    ) -> Generator[GenerationResponse, None, None]:
+        return iter(self.submit_continue_final_message(**arguments))
 
     def undo(self) -> None:
         self._conversation.undo()

@@ -152,6 +152,24 @@ class Chat:
             lambda cancel: self._conversation.ask_again(options=options, cancel=cancel), started, stop, progress
         )
 
+    def continue_final_message(
+        self,
+        *,
+        options: GenerationOptions | None = None,
+        stop: Stop | None = None,
+        progress: Progress | None = None,
+    ) -> Generator[GenerationResponse, None, None]:
+        """Goes on with the last answer, such as one that `max_tokens` cut off. The responses are what is new; in the
+        conversation it stands behind what was there. Raises `PromptError` if there is no answer."""
+        self._end_open()
+        started = time.perf_counter()
+        yield from self._answer(
+            lambda cancel: self._conversation.continue_final_message(options=options, cancel=cancel),
+            started,
+            stop,
+            progress,
+        )
+
     def undo(self) -> None:
         """Takes the last turn and its answer back. Raises `PromptError` if there is none."""
         self._end_open()

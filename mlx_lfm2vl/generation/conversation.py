@@ -40,11 +40,14 @@ class ReadPictures:
 
 
 class Turn:
-    """A turn that is being answered. It becomes part of its conversation when it ends."""
+    """A turn that is being answered. It becomes part of its conversation when it ends. `answer`: the beginning of its
+    answer, if that is known."""
 
-    def __init__(self, conversation: Conversation, messages: list[dict[str, Any]], cancel: Callable[[], None]):
+    def __init__(
+        self, conversation: Conversation, messages: list[dict[str, Any]], answer: str, cancel: Callable[[], None]
+    ):
         self._conversation, self._messages, self._cancel = conversation, messages, cancel
-        self._said: list[str] = []
+        self._said = [answer]
         self.open = True
 
     def hear(self, response: GenerationResponse) -> None:
@@ -179,12 +182,31 @@ class Conversation:
                 raise PromptError("there is no answer to try again")
             return self._begin(self.messages[:-1], options, cancel)
 
-    def _begin(
-        self, messages: list[dict[str, Any]], options: GenerationOptions | None, cancel: Callable[[], None]
+    def continue_final_message(
+        self, *, options: GenerationOptions | None = None, cancel: Callable[[], None]
     ) -> tuple[Turn, EncodedPrompt]:
-        prompt = self._encode(messages, resolved(self.model, options or self.options))
+        """Begins the last turn with its answer, which goes on. Raises `PromptError` if there is none, or it is no
+        text."""
+        with self.lock:
+            self.end_open()
+            if not self.messages or self.messages[-1]["role"] != "assistant":
+                raise PromptError("there is no answer to continue")
+            answer = self.messages[-1]["content"]
+            if not isinstance(answer, str):
+                raise PromptError("the last answer is a list of items; only a text can be continued")
+            answer = answer.rstrip("\N{REPLACEMENT CHARACTER}")  # of a character that was cut
+            return self._begin(self.messages[:-1], options, cancel, answer)
+
+    def _begin(
+        self,
+        messages: list[dict[str, Any]],
+        options: GenerationOptions | None,
+        cancel: Callable[[], None],
+        answer: str = "",
+    ) -> tuple[Turn, EncodedPrompt]:
+        prompt = self._encode(messages, resolved(self.model, options or self.options), answer)
         positions_left(self.model, len(prompt.ids), bool(prompt.pictures))  # raises if there is no room for an answer
-        self._turn = Turn(self, messages, cancel)
+        self._turn = Turn(self, messages, answer, cancel)
         return self._turn, prompt
 
     def forget(self, turn: Turn) -> None:
@@ -244,9 +266,9 @@ class Conversation:
 
     # Prompts
 
-    def _encode(self, messages: list[dict[str, Any]], options: GenerationOptions) -> EncodedPrompt:
+    def _encode(self, messages: list[dict[str, Any]], options: GenerationOptions, answer: str) -> EncodedPrompt:
         processor = self.processor
-        text = rendered(processor, messages, self.tools, self.control_tokens)
+        text = rendered(processor, messages, self.tools, self.control_tokens, answer)
         pictures: list[Picture] = [
             item["image"]
             for message in messages

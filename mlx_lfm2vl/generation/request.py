@@ -204,15 +204,17 @@ def rendered(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None,
     control_tokens: bool,
+    answer: str = "",
 ) -> str:
-    """The text of a conversation up to its answer, in which control tokens of the caller's are marked as text (unless
-    `control_tokens`), for `Tokenizer.encode_marked`. Raises `TemplateError`."""
+    """The text of a conversation up to its answer, and the beginning of the answer that is known. Control tokens of the
+    caller's are marked as text (unless `control_tokens`), for `Tokenizer.encode_marked`. Raises `TemplateError`."""
     given: Any = [normalised(message) for message in messages]  # a control token may be escaped in a text of JSON
     if not control_tokens:
         pattern = processor.tokenizer.control_tokens(processor.template.literal_text)
         given = mark([_spoken(message, processor) for message in given], pattern)
         tools = mark(tools, pattern)
-    return processor.template.render(given, tools=tools, add_generation_prompt=True).text
+        answer = _spoken({"role": "assistant", "content": answer}, processor)["content"]
+    return processor.template.render(given, tools=tools, add_generation_prompt=True).text + answer
 
 
 def _spoken(message: Mapping[str, Any], processor: Lfm2VlProcessor) -> dict[str, Any]:
