@@ -55,9 +55,7 @@ def load(
     model = Lfm2VlForConditionalGeneration.from_pretrained(folder, dtype=dtype, backend=backend, progress=progress)
     file = folder / "generation_config.json"
     stated = GenerationConfig.from_dict(read_json(file), str(file)) if file.is_file() else GenerationConfig()
-    of_tokenizer = processor.tokenizer.eos_token_id  # fine-tunes name it there alone
-    ends = stated.ending_at(expected.eos_token_ids).ending_at(() if of_tokenizer is None else (of_tokenizer,))
-    if ids := list(ends.eos_token_ids):
+    if ids := stated.end_tokens(expected, processor.tokenizer.eos_token_id):
         model.generation_config.eos_token_id = ids[0] if len(ids) == 1 else ids
     return model, processor
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from .fields import Fields
+from .model import Lfm2VlConfig
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,10 @@ class GenerationConfig:
     min_p: float | None = None
     repetition_penalty: float | None = None
 
-    def ending_at(self, ids: Iterable[int]) -> GenerationConfig:
-        """The same with these end tokens too."""
-        return replace(self, eos_token_ids=tuple(dict.fromkeys((*self.eos_token_ids, *ids))))
+    def end_tokens(self, config: Lfm2VlConfig, of_tokenizer: int | None) -> list[int]:
+        """Those of all files: this one's, those of config.json, and the tokenizer's, where fine-tunes name theirs."""
+        ids = (*self.eos_token_ids, *config.eos_token_ids, of_tokenizer)
+        return [id for id in dict.fromkeys(ids) if id is not None]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "generation_config.json") -> GenerationConfig:

@@ -124,11 +124,10 @@ def generation_json(source: Path, config: Lfm2VlConfig) -> dict[str, Any] | None
         if out.get(name) is None and value is not None:
             several = isinstance(value, tuple) and len(value) > 1
             out[name] = list(value) if several else value[0] if isinstance(value, tuple) else value
-    ends = GenerationConfig.from_dict(out, str(file)).ending_at(config.eos_token_ids)
     own = Tokenizer.from_folder(source).eos_token_id if (source / "tokenizer.json").is_file() else None
-    ends = ends if own is None else ends.ending_at((own,))
-    if len(ends.eos_token_ids) > 1:  # all that any file names, for readers of this one alone
-        out["eos_token_id"] = list(ends.eos_token_ids)
+    ends = GenerationConfig.from_dict(out, str(file)).end_tokens(config, own)
+    if len(ends) > 1:  # all that any file names, for readers of this one alone
+        out["eos_token_id"] = ends
     if all(out.get(name) is None for name in SAMPLING):
         makers = recommended(config, GenerationConfig())
         if makers.do_sample:
