@@ -99,6 +99,15 @@ def test_a_template_in_processor_config_alone_counts(folder, tmp_path):
         load(folder)[1].apply_chat_template(messages)
 
 
+def test_a_template_file_without_a_template_is_none(folder, tmp_path):
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "chat_template.json").write_text("{}")
+    edit_json(folder / "tokenizer_config.json", chat_template=None)
+    notes: list[str] = []
+    convert(folder, tmp_path / "out", on_note=notes.append)
+    assert any("has no chat template" in note for note in notes), notes
+
+
 # End tokens
 
 

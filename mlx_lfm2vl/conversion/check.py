@@ -7,6 +7,7 @@ from pathlib import Path
 from ..config import GenerationConfig, read_json, shown
 from ..errors import ConfigError, Lfm2VlError, OutputError, TemplateError, WeightsError
 from ..processing.processor import Lfm2VlProcessor
+from ..processing.template import find_template
 from ..weights.load import open_model
 from ..weights.shards import read_shards
 
@@ -48,10 +49,8 @@ def check_texts(folder: Path) -> list[str]:
 
 def has_template(folder: Path) -> bool:
     """Whether there is a chat template in any of the places where it may be. Raises `ConfigError`."""
-    if any((folder / name).is_file() for name in TEMPLATES):
-        return True
-    files = [folder / name for name in ("processor_config.json", "tokenizer_config.json")]
-    return any(file.is_file() and bool(read_json(file).get("chat_template")) for file in files)
+    file = folder / "tokenizer_config.json"
+    return find_template(folder, read_json(file).get("chat_template") if file.is_file() else None) is not None
 
 
 def check_index(folder: Path) -> None:

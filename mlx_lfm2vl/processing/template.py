@@ -19,6 +19,7 @@ from ..errors import ConfigError, TemplateError
 from .conversation import CALL_END, CALL_START, normalised, plain
 from .sandbox import Rendered, compiled
 
+JINJA_FILE = "chat_template.jinja"
 JSON_FILES = ("chat_template.json", "processor_config.json")  # that may hold a template
 TURN_END = "<|im_end|>"
 _CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "
@@ -59,21 +60,17 @@ class ChatTemplate:
         Raises:
             TemplateError: there is none, or it is no template.
         """
-        jinja_file = Path(folder) / "chat_template.jinja"
         try:
-            if jinja_file.is_file():
-                return cls(read_text(jinja_file), special_tokens, str(jinja_file))
-            for file in (Path(folder) / name for name in JSON_FILES):
-                if file.is_file() and (template := read_json(file).get("chat_template")) is not None:
-                    return cls(_default(template, file), special_tokens, str(file))
+            found = find_template(Path(folder), tokenizer_template)
         except ConfigError as error:
             raise TemplateError(str(error)) from None
-        config_file = Path(folder) / "tokenizer_config.json"
-        if tokenizer_template is not None:
-            return cls(_default(tokenizer_template, config_file), special_tokens, str(config_file))
-        raise TemplateError(
-            f"{jinja_file}: no such file, and {config_file.name} holds no chat_template either; pass chat_template="
-        )
+        if found is None:
+            file = Path(folder) / JINJA_FILE
+            raise TemplateError(
+                f"{file}: no such file, and tokenizer_config.json holds no chat_template either; pass chat_template="
+            )
+        template, file = found
+        return cls(_default(template, file), special_tokens, str(file))
 
     @property
     def marks_generation(self) -> bool:
@@ -193,6 +190,18 @@ class ChatTemplate:
             raise TemplateError(f"{self.where}: leaves out the end of the last message, so that it cannot be continued")
         kept = text[:mark]
         return kept if text.startswith(_CONTINUE, mark) else kept.rstrip()  # the template trimmed the message
+
+
+def find_template(folder: Path, tokenizer_template: Any) -> tuple[Any, Path] | None:
+    """The template of a model folder, or templates by name, and the file that holds it; see `ChatTemplate.from_folder`.
+
+    Raises `ConfigError`."""
+    if (file := folder / JINJA_FILE).is_file():
+        return read_text(file), file
+    for file in (folder / name for name in JSON_FILES):
+        if file.is_file() and (template := read_json(file).get("chat_template")) is not None:
+            return template, file
+    return None if tokenizer_template is None else (tokenizer_template, folder / "tokenizer_config.json")
 
 
 def _default(template: Any, file: Path) -> str:
