@@ -1,7 +1,9 @@
 """Models and configurations of transformers' classes without torch: loading, saving, dtypes, embeddings, the hub."""
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -127,9 +129,9 @@ def test_what_is_for_models_changes_no_processor(named, auto):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made, plain = auto.from_pretrained(GOLDEN / "gen2", **named), auto.from_pretrained(GOLDEN / "gen2")
-    given: dict[str, Any] = (
-        {"text": "Hi"} if auto is not AutoImageProcessor else {"images": np.zeros((64, 64, 3), "u1")}
-    )
+    given: dict[str, Any] = {"text": "Hi"}
+    if auto is AutoImageProcessor:
+        given = {"images": np.zeros((64, 64, 3), np.uint8)}
     for name, value in plain(**given).items():
         np.testing.assert_array_equal(made(**given)[name], value)
 
@@ -299,6 +301,30 @@ def test_a_configuration_is_saved_and_loaded(name, tmp_path):
     assert AutoConfig.from_pretrained(tmp_path) == config == Lfm2VlConfig.from_dict(config.to_dict())
     changed = AutoConfig.from_pretrained(tmp_path, image_token_id=5)
     assert changed.image_token_id == 5 and changed != config
+
+
+def test_attributes_of_a_configuration_survive(tmp_path):
+    said = {"output_hidden_states": True, "use_cache": False, "note": "own", "labels": {"a": [1, 2]}}
+
+    def says(config: Any) -> dict[str, Any]:
+        return {name: getattr(config, name, None) for name in said}
+
+    config = AutoConfig.from_pretrained(GOLDEN / "gen2", **said)
+    config.save_pretrained(tmp_path / "config")
+    model = fresh(config=config, backend="mlx").to("bfloat16")
+    model.resize_token_embeddings(900)
+    model.save_pretrained(tmp_path / "model")
+    for made in (
+        *(config, Lfm2VlConfig.from_dict(config.to_dict()), copy.deepcopy(config), pickle.loads(pickle.dumps(config))),
+        *(AutoConfig.from_pretrained(tmp_path / "config"), AutoConfig.from_pretrained(tmp_path / "model")),
+        *(model.config, model.model.config, AutoModelForImageTextToText.from_config(config).config),
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "model").config,
+    ):
+        assert says(made) == said
+    plain = AutoConfig.from_pretrained(GOLDEN / "gen2")
+    assert not {"output_hidden_states", "note", "return_dict"} & plain.to_dict().keys()
+    moved = Lfm2VlConfig.from_dict({**plain.to_dict(), "_name_or_path": "/home/me", "auto_map": {"A": "b"}})
+    assert moved.to_dict() == plain.to_dict()
 
 
 # Saving

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from .. import config
 from ..config import Lfm2Config, read_json
-from ..config.files import writing
+from ..config.files import CODE, PLACES, writing
 from ..errors import OptionError
 from ..hub import resolve
 from .loading import hub_options
@@ -19,7 +19,12 @@ from .sharing import push_folder
 
 _FIELDS = tuple(field.name for field in fields(config.Lfm2VlConfig))
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # transformers', where a file is silent
-OF_CALLS = ("output_attentions", "output_hidden_states", "return_dict", "use_cache")
+_SPELLED = (  # of a file, which say what fields do, or nothing of the model
+    *("architectures", "image_token_index", "model_type", "quantization_config", "tie_embedding", "torch_dtype"),
+    *("transformers_version", *CODE, *PLACES, *_FIELDS),
+)
+_OF_CALLS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True, "use_cache": True}
+OF_CALLS = tuple(_OF_CALLS)
 
 
 class Lfm2VlConfig(config.Lfm2VlConfig):
@@ -49,8 +54,7 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
         if len(self.eos_token_ids) == 1:
             tokens["eos_token_id"] = self.eos_token_ids[0]
         object.__setattr__(self, "text_config", replace(text, **tokens))
-        others = {"output_attentions": False, "output_hidden_states": False, "return_dict": True, "use_cache": True}
-        for name, value in {**others, **named}.items():
+        for name, value in {**_OF_CALLS, **named}.items():
             if not hasattr(type(self), name) or name in OF_CALLS:
                 object.__setattr__(self, name, value)
 
@@ -92,7 +96,13 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
     def from_dict(cls, data: Mapping[str, Any], where: str = "config.json", **changed: Any) -> Self:
         """Of config.json of any published generation. Raises `ConfigError`."""
         known = config.Lfm2VlConfig.from_dict(data, where)
-        return cls(**{**{name: getattr(known, name) for name in _FIELDS}, **changed})
+        others = {name: value for name, value in data.items() if name not in _SPELLED and not hasattr(cls, name)}
+        return cls(**{**others, **{name: getattr(known, name) for name in _FIELDS}, **changed})
+
+    def to_dict(self) -> dict[str, Any]:
+        """config.json, with what it says beside its fields."""
+        others = {name: value for name, value in self.others.items() if value != _OF_CALLS.get(name)}
+        return {**others, **super().to_dict()}
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:  # type: ignore[override]

@@ -252,11 +252,12 @@ def _open(path_or_repo: str | os.PathLike[str], options: dict[str, Any]) -> tupl
     no_more(others, "from_pretrained")
     progress: Progress | None = known["progress"]
     folder = resolve(place, progress=progress, **hub)
-    given = None if config is None else Lfm2VlConfig.of(config)
-    if given is not None and given != (own := Lfm2VlConfig.from_pretrained(folder)):
+    own = Lfm2VlConfig.from_pretrained(folder)
+    given = own if config is None else Lfm2VlConfig.of(config)
+    if given != own:
         name = next(name for name in vars(own) if getattr(own, name) != getattr(config, name, None))
         raise ConfigError(f"{folder}: config differs in {name} from the folder's; write it into config.json")
-    return folder, known, {**(given.others if given is not None else {}), **of_calls}
+    return folder, known, {**given.others, **of_calls}
 
 
 def _of_model(config: Lfm2VlConfig) -> GenerationConfig:
