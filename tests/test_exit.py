@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,10 @@ PROGRAMS = {
         "engine = Engine(lambda: load('demo')); request = engine.submit('Hi.'); request.take(0)"
     ),
     "an engine that is loading": "engine = Engine(lambda: load('demo')); request = engine.submit('Hi.')",
+    "an engine whose load is held up": (
+        "begun = threading.Event(); "
+        + "engine = Engine(lambda: load('demo', progress=lambda *_: (begun.set(), time.sleep(60)))); begun.wait()"
+    ),
     "an engine whose loader sleeps": "engine = Engine(lambda: time.sleep(60))",
 }
 
@@ -106,15 +111,15 @@ def ends(program: str, backend: str, times: int, at_once: int = 1) -> None:
     """Runs a program some times and checks how it ends."""
     command = [sys.executable, "-c", BEGINNING + program + ENDING]
     environment = os.environ | {"MLX_LFM2VL_BACKEND": backend, "PYTHONPATH": str(ROOT)}
-    for _ in range(0, times, at_once):
-        runs = [
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for _ in range(min(times, at_once))
-        ]
-        for run in runs:
-            out, err = run.communicate(timeout=120)
-            assert (run.returncode, err) == (CODE, "")
-            assert time.time() - float(out) < SECONDS * at_once
+
+    def run(_: int) -> tuple[int, str, float]:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        return done.returncode, done.stderr, time.time() - float(done.stdout)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        for code, err, seconds in pool.map(run, range(times)):
+            assert (code, err) == (CODE, "")
+            assert seconds < SECONDS
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -24,13 +24,14 @@ from ..errors import ForkError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-BUSY_SECONDS = 1.0  # that the process waits at its end for the pieces in hand
+EXIT_SECONDS = 1.0  # that the process waits at its end for the pieces in hand and the engines, together
 IDLE_SECONDS = 0.5  # and for daemon threads that look for work now and then
 
 _local = threading.local()
 _lock = threading.Lock()
 _states: weakref.WeakSet[_ThreadState] = weakref.WeakSet()
 _exiting = False
+_exit_end: float | None = None  # of `time.monotonic`
 _used = False  # whether this process, or the one that it was forked from, has computed
 _forked = False  # since then
 
@@ -118,6 +119,14 @@ def stop_at_exit() -> None:
             never.acquire()
 
 
+def exit_end() -> float:
+    """When the process, which exits, waits no more for what is running: one time for all who ask."""
+    global _exit_end
+    if _exit_end is None:
+        _exit_end = time.monotonic() + EXIT_SECONDS
+    return _exit_end
+
+
 @atexit.register
 def _stop_all() -> None:
     """Only daemon threads are there still."""
@@ -128,13 +137,12 @@ def _stop_all() -> None:
         with _lock:
             return [state for state in _states if not state.stopped]
 
-    _wait(lambda: not any(state.depth for state in alive()), BUSY_SECONDS)
+    _wait(lambda: not any(state.depth for state in alive()), exit_end())
     for state in alive():
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(state.ident), ctypes.py_object(SystemExit))
-    _wait(lambda: not alive(), IDLE_SECONDS)
+    _wait(lambda: not alive(), time.monotonic() + IDLE_SECONDS)
 
 
-def _wait(until: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
+def _wait(until: Callable[[], bool], end: float) -> None:
     while not until() and time.monotonic() < end:
         time.sleep(0.002)

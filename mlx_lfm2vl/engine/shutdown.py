@@ -8,7 +8,7 @@ import time
 import weakref
 from typing import Protocol
 
-EXIT_SECONDS = 1.0  # that the process waits at its end for what is running
+from ..backends.thread_state import exit_end
 
 
 class Closing(Protocol):
@@ -29,9 +29,8 @@ def close_at_exit(owner: Closing) -> None:
 
 @atexit.register
 def _close_all() -> None:
-    end = time.monotonic() + EXIT_SECONDS
     owners = [owner for owner, process in list(_owners.items()) if process == os.getpid()]
     for owner in owners:
         owner.begin_close()
     for owner in owners:
-        owner.close(max(0.0, end - time.monotonic()))
+        owner.close(max(0.0, exit_end() - time.monotonic()))
