@@ -1,6 +1,7 @@
 """What an app that lives long needs of an engine: switching models, giving memory back, asyncio, and its state."""
 
 import asyncio
+import contextlib
 import gc
 import threading
 import time
@@ -92,6 +93,27 @@ def test_a_model_is_let_go_though_a_picture_is_still_awaited(how, asked, slow_pa
         assert models[0]() is None
         slow_path.release.set()
         waiting.exception(60)
+
+
+@pytest.mark.parametrize("how", ["close", "unload", "reload"])
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_load_that_failed_keeps_no_model(how, asked):
+    loader, models = watched()
+
+    def fail() -> Any:
+        model, _ = loader()
+        raise ValueError(f"cannot use {type(model)}")
+
+    with Engine(fail) as engine:
+        if asked:
+            with pytest.raises(ValueError, match="cannot use"):
+                engine.generate("Hello.")
+        with contextlib.suppress(ValueError):
+            engine.wait_until_ready()
+        {"close": engine.close, "unload": engine.unload, "reload": lambda: engine.reload(loader)}[how]()
+        if how == "reload":
+            engine.wait_until_ready()
+        assert models[0]() is None
 
 
 def test_models_are_switched_in_one_thread():

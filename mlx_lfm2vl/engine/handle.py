@@ -182,7 +182,7 @@ class Request:
         self.started = True
         last = isinstance(item, BaseException) or item.finish_reason is not None
         if isinstance(item, Lfm2VlError):
-            _drop_frames(item)
+            drop_frames(item)
         if isinstance(item, GenerationResponse) and item.finish_reason == "cancelled" and not self._cancelled.is_set():
             item = replace(item, finish_reason="deadline") if self._late() else item
         if self.turn is not None:
@@ -247,7 +247,7 @@ class Request:
                 self._deliver(GenerationResponse("", (), "cancelled", known))
 
 
-def _drop_frames(error: BaseException) -> None:
+def drop_frames(error: BaseException) -> None:
     """Takes away the frames behind an error, which hold the arrays of its batch for as long as the request is kept; the
     library's own errors say all that there is to know."""
     seen: set[int] = set()

@@ -18,7 +18,7 @@ from ..generation.response import GenerationResponse
 from ..generation.vision_cache import VisionCache
 from ..threads import cancellation
 from .answers import Answers
-from .handle import Request, check_seconds
+from .handle import Request, check_seconds, drop_frames
 from .loader import Loader, checked
 from .queue import Job, Loaded, Waiting
 from .shutdown import close_at_exit
@@ -211,6 +211,8 @@ class Worker:
                 self._loaded, self._load_error = loaded, error
                 self._load_traceback = None if error is None else error.__traceback__
                 self._waiting.begin(loaded)
+            elif error is not None:
+                drop_frames(error)
             self._changed.notify_all()
 
     def _serve(self) -> None:
@@ -222,6 +224,8 @@ class Worker:
         while error is not None and (jobs := self._take()):
             for job in jobs:
                 job.request.deliver(error)
+        if error is not None:
+            drop_frames(error)
 
     def _answer(self, answers: Answers, loaded: Loaded) -> None:
         """Takes what waits and steps. A question joins those that are answered; work of its own waits until they
@@ -250,7 +254,7 @@ class Worker:
         """Gives the memory of a model back."""
         with self._changed:
             if self.closed:
-                self._loaded = None
+                self._loaded = self._load_traceback = None
         self.clear_caches()
         with self._changed:
             self._holds, self._released = False, self._turn
