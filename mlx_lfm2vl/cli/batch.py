@@ -8,11 +8,11 @@ from typing import Any
 
 from .inputs import DEFAULT_PROMPT, add_prompt, read_prompt
 from .options import (
-    DEMO,
     add_control_tokens,
     add_model,
     add_pictures,
     add_sampling,
+    chosen_model,
     load_model,
     note,
     picture_overrides,
@@ -92,7 +92,7 @@ def _answer(args: argparse.Namespace) -> int:
         raise OptionError(f"--output {args.output}: is the input itself")
     chosen: dict[str, Any] = {**sampling_options(args), **picture_overrides(args), "system": args.system}
     chosen |= {"control_tokens": True} if args.control_tokens else {}
-    digest = settings(args.model or DEMO, args.revision, chosen)
+    digest = settings(chosen_model(args), args.revision, chosen)
     with Output(args.output, args.overwrite, digest) as output, Interrupt() as interrupt, Bars() as bars:
         output.match(lambda: rows)
         done = output.rows

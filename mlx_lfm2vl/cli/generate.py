@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from .inputs import DEFAULT_PROMPT, STDIN, add_prompt, expand, load_pictures, piped_prompt, read_prompt
 from .options import (
-    DEMO,
     add_control_tokens,
     add_model,
     add_pictures,
     add_sampling,
+    chosen_model,
     load_model,
     note,
     sampling_options,
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
             {"source": name if len(name) <= 200 else f"{name[:200]}...", "tokens": tokens}
             for name, tokens in zip(names, image_tokens(processor, pictures), strict=True)
         ]
-        print(for_stdout(json.dumps(as_object(args.model or DEMO, pieces, images), ensure_ascii=False)), flush=True)
+        print(for_stdout(json.dumps(as_object(chosen_model(args), pieces, images), ensure_ascii=False)), flush=True)
     if args.verbose:
         report(statistics)
     return 130 if interrupt.happened else 0

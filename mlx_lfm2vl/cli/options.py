@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "mlx-lfm2vl"
 DEMO = "demo"
+MODEL_VARIABLE = "MLX_LFM2VL_MODEL"  # of the environment: the model where --model is not given
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,19 +102,28 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="folder, hub repository such as LiquidAI/LFM2.5-VL-450M, or 'demo', the small bundled model (default)",
+        help="folder, hub repository such as LiquidAI/LFM2.5-VL-450M, or 'demo', the small bundled model "
+        f"(default: what {MODEL_VARIABLE} names, else demo)",
     )
     add_revision(parser)
+
+
+def chosen_model(args: argparse.Namespace) -> str:
+    """The model of --model, of the environment, or the bundled one."""
+    return args.model if args.model is not None else os.environ.get(MODEL_VARIABLE) or DEMO
 
 
 def load_model(args: argparse.Namespace) -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
     """What `add_model` and `add_pictures` chose, with remarks on stderr that the user should know."""
     from .. import load
 
-    if args.model is None:
+    name = chosen_model(args)
+    if args.model is None and os.environ.get(MODEL_VARIABLE):
+        note(f"no --model given: using {name}, which {MODEL_VARIABLE} names")
+    elif args.model is None:
         note("no --model given: using the bundled demo model, which only knows simple drawings")
     model, processor = load(
-        DEMO if args.model is None else args.model,
+        name,
         revision=args.revision,
         source_policy=source_policy(args),
         **picture_overrides(args),

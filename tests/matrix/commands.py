@@ -263,7 +263,27 @@ def without_temporary_folder(bench: Bench) -> Ended:
     )
 
 
+def model_of_the_environment(name: str, *words: object) -> Callable[[Bench], Ended]:
+    def act(bench: Bench) -> Ended:
+        bench.monkeypatch.setenv("MLX_LFM2VL_MODEL", name)
+        return bench.cli("generate", "--prompt", "Hi", "--max-tokens", 2, *words)
+
+    return act
+
+
 WORKING = [
+    answered(
+        "a model that the environment names",
+        model_of_the_environment(str(MODEL), "--json"),
+        Answers((f"no --model given: using {MODEL}, which MLX_LFM2VL_MODEL names",), f'"model": "{MODEL}"'),
+    ),
+    answered("a model beside one of the environment", model_of_the_environment("./no", "--model", MODEL), Answers()),
+    answered("an empty model of the environment", model_of_the_environment(""), Answers(("bundled demo model",))),
+    answered(
+        "a model of the environment that is not there",
+        model_of_the_environment("./no"),
+        Exits("./no", "no such folder"),
+    ),
     answered(
         "rows on stdin where no temporary folder can be written",
         without_temporary_folder,
