@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import mlx.core as mx
@@ -27,6 +25,7 @@ from ..generation.watch import Cancelled, Progress, Stop, check
 from ..hub import resolve
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..pretrained import load
+from ..weights.atomic_folder import scratch
 from ..weights.names import parameters
 from .ask import Run, ask, ask_together, draw
 from .machine import describe, import_seconds, memory_bandwidth
@@ -98,14 +97,13 @@ def benchmark(
     before = imports + statistics.median(loads)
     asked: list[tuple[Size, list[Run]]] = []
     batches: list[Batch] = []
-    scratch_folder = tempfile.TemporaryDirectory(prefix="mlx-lfm2vl-")
-    with scratch_folder as scratch, WiredLimit(), contextlib.suppress(Cancelled):
+    with scratch() as folder, WiredLimit(), contextlib.suppress(Cancelled):
         for size in plan.sizes:
-            file = None if size is None else draw(size, 0, Path(scratch))
+            file = None if size is None else draw(size, 0, folder)
             once = partial(ask, model, processor, file, plan.tokens, counter.stopped)
             asked.append((size, counter.all(once)))
         for count in plan.batch_sizes:
-            files = [draw(BATCH_PICTURE, number, Path(scratch)) for number in range(count)]
+            files = [draw(BATCH_PICTURE, number, folder) for number in range(count)]
             batches.append(
                 _medians(counter.all(partial(ask_together, model, processor, files, plan.tokens, counter.stopped)))
             )

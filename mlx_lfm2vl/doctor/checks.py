@@ -90,7 +90,7 @@ def _checkpoint_folder() -> Iterator[Path]:
     try:
         temporary = tempfile.TemporaryDirectory(prefix="mlx-lfm2vl-")
     except OSError as error:
-        raise OutputError(f"there is no folder for temporary files ({first_line(error)})") from None
+        raise OutputError(f"there is no folder for temporary files ({first_line(error)}); set TMPDIR to one") from None
     with temporary as name:
         write_checkpoint(Path(name))
         yield Path(name)

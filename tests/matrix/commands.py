@@ -254,13 +254,11 @@ def strip(width: int, height: int) -> bytes:
     return encoded(Image.fromarray(np.zeros((height, width), np.uint8)), "PNG")
 
 
-def without_temporary_folder(bench: Bench) -> Ended:
+def without_temporary_folder(bench: Bench, *words: str) -> Ended:
     """A process whose TMPDIR, and whatever else Python tries for it, cannot be written."""
     hidden = "import tempfile\ntempfile._candidate_tempdir_list = lambda: ['/proc/no']\n"
     bench.write("hidden/sitecustomize.py", hidden)
-    return bench.process(
-        "batch", "-", "--output", "o.jsonl", stdin=b'{"prompt": "Hi"}\n', path=[bench.folder / "hidden"]
-    )
+    return bench.process(*words, stdin=b'{"prompt": "Hi"}\n', path=[bench.folder / "hidden"])
 
 
 def model_of_the_environment(name: str, *words: object) -> Callable[[Bench], Ended]:
@@ -286,8 +284,18 @@ WORKING = [
     ),
     answered(
         "rows on stdin where no temporary folder can be written",
-        without_temporary_folder,
+        lambda b: without_temporary_folder(b, "batch", "-", "--output", "o.jsonl"),
         Exits("-", "rows cannot be kept in a temporary folder", "TMPDIR must name one that can be written"),
+    ),
+    answered(
+        "bench where no temporary folder can be written",
+        lambda b: without_temporary_folder(b, "bench", str(MODEL), "--repeats", "1", "--tokens", "2"),
+        Exits("temporary files", "cannot be written (No usable temporary directory", "set TMPDIR"),
+    ),
+    answered(
+        "doctor where no temporary folder can be written",
+        lambda b: without_temporary_folder(b, "doctor"),
+        Exits("temporary files", "No usable temporary directory", "set TMPDIR"),
     ),
     answered("a picture", picture("a.png", PNG), Answers()),
     answered("a picture in a format by another name", picture("a.jpg", PNG), Answers()),
