@@ -203,7 +203,7 @@ def test_a_full_disk_is_said_and_left_as_it_was(large, small_disk):
     (small_disk / "precious").write_text("precious")
     ended = run("convert", "--hf-path", large, "--mlx-path", small_disk / "out")
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert f"{small_disk / 'out'}: cannot be written (No space left on device)" in ended.stderr
+    assert str(small_disk) in ended.stderr and "are free on its disk; make room there" in ended.stderr
     assert [path.name for path in small_disk.iterdir()] == ["precious"]
     assert run("convert", "--hf-path", GOLDEN / "gen25", "--mlx-path", small_disk / "out").returncode == 0
 
