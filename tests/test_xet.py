@@ -47,6 +47,12 @@ def publish(hub: HubServer, home: Path, folder: Path, **environment: str) -> sub
     return run(hub, home, "upload", str(folder), NAME, **environment)
 
 
+def uploaded(folder: Path) -> dict[str, bytes]:
+    """The files of a folder as they are uploaded: its card names the repository."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {**files, "README.md": files["README.md"].replace(folder.name.encode(), NAME.encode())}
+
+
 def asked(hub: HubServer, method: str, start: str) -> int:
     """How many requests of a method there were below a path."""
     return sum(request.method == method and request.path.startswith(start) for request in hub.requests)
@@ -83,7 +89,7 @@ def test_what_the_storage_has_is_not_sent_again(hub, folder, tmp_path):
     hub.repositories[NAME].files["README.md"] = b"changed by hand"
     assert publish(hub, tmp_path / "home", folder).returncode == 0
     assert sent > 0 and asked(hub, "POST", "/cas/v1/xorbs/") == sent
-    assert hub.repositories[NAME].files["README.md"] == (folder / "README.md").read_bytes()
+    assert hub.repositories[NAME].files["README.md"] == uploaded(folder)["README.md"]
 
 
 def test_what_arrives_must_be_what_was_announced(hub, folder, tmp_path):
@@ -117,7 +123,7 @@ def test_a_hub_without_xet_gets_large_files_the_older_way(folder, tmp_path):
         done = publish(hub, tmp_path / "home", folder)
         assert done.returncode == 0, done.stderr
         assert asked(hub, "GET", f"/api/models/{NAME}/xet-write-token/") == 1 and asked(hub, "PUT", "/lfs/") == 1
-        assert hub.repositories[NAME].files == {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert hub.repositories[NAME].files == uploaded(folder)
         again = publish(hub, tmp_path / "home", folder)
         assert again.returncode == 0 and asked(hub, "PUT", "/lfs/") == 1, again.stderr
 
@@ -126,7 +132,7 @@ def test_xet_can_be_switched_off(hub, folder, tmp_path):
     done = publish(hub, tmp_path / "home", folder, HF_HUB_DISABLE_XET="1")
     assert done.returncode == 0, done.stderr
     assert hub.xorbs == {} and asked(hub, "PUT", "/lfs/") == 2
-    assert hub.repositories[NAME].files == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert hub.repositories[NAME].files == uploaded(folder)
 
 
 @pytest.mark.parametrize(
