@@ -1,4 +1,4 @@
-"""What MLX keeps of each thread that computes, and how such a thread ends.
+"""The state that MLX keeps of each thread that computes, and how such a thread ends.
 
 MLX keeps streams, compiled functions and random numbers of a thread. Some of that is Python's: a thread that lets go of
 it where the interpreter is no more aborts the process. So a thread clears it as it ends. When the process exits, daemon

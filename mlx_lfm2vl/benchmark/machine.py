@@ -87,7 +87,7 @@ def memory_bandwidth(size: int = BANDWIDTH_BYTES, repeats: int = 3) -> float:
 
 
 def import_seconds() -> float:
-    """What `from mlx_lfm2vl import load, stream_generate` takes in a fresh interpreter, without starting that. Raises
+    """Seconds of `from mlx_lfm2vl import load, stream_generate` in a fresh interpreter, without its start. Raises
     `OptionError` in a frozen app, which has no interpreter to start."""
     if getattr(sys, "frozen", False):
         raise OptionError(

@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: questions of `sizes`, batches of `batch_sizes` pictures, `tokens` an answer, each `repeats`
+    """The measurements: questions of `sizes`, batches of `batch_sizes` pictures, `tokens` an answer, each `repeats`
     times after one run to warm up. Raises `OptionError`."""
 
     sizes: tuple[Size, ...] = SIZES

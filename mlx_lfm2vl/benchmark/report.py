@@ -1,4 +1,4 @@
-"""What a benchmark found: numbers with their units, as JSON and as a table to paste."""
+"""The result of a benchmark: numbers with their units, as JSON and as a table to paste."""
 
 from __future__ import annotations
 

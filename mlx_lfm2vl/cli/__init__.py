@@ -110,7 +110,7 @@ def _options(parser: argparse.ArgumentParser, command: str | None) -> list[str]:
 
 
 def _named(args: argparse.Namespace, option: str) -> list[str]:
-    """What an option names, if the command has it."""
+    """The texts given to an option, none if the command lacks it."""
     value = getattr(args, option, None)
     return value if isinstance(value, list) else [value] if isinstance(value, str) else []
 

@@ -1,4 +1,4 @@
-"""What the lines of `chat` do to a conversation: messages and commands."""
+"""The messages and commands of `chat`, carried out on a conversation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Conversation:
-    """What lines do to a chat."""
+    """A chat, and the lines that are carried out on it."""
 
     def __init__(self, chat: Chat, terminal: Terminal, pictures: list[tuple[str, Any]]):
         self.chat, self.terminal = chat, terminal

@@ -122,7 +122,7 @@ def image_tokens(processor: Lfm2VlProcessor, pictures: list[Any]) -> list[int]:
 
 
 def as_object(model: str, pieces: list[GenerationResponse], images: list[dict[str, Any]]) -> dict[str, Any]:
-    """What --json prints."""
+    """The object that --json prints."""
     import dataclasses
 
     last = pieces[-1]

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def described(folder: Path | None, is_partial: bool) -> str:
-    """What a cached folder holds, in a few words."""
+    """The kind of a cached folder, in a few words."""
     from ..config import Lfm2VlConfig, read_json
     from ..config.model import MODEL_TYPES
     from ..errors import ConfigError

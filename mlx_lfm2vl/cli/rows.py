@@ -173,7 +173,7 @@ class Rows:
 
 
 def _kept() -> BinaryIO:
-    """What stdin holds, in a file without a name, as rows are read more than once. Raises `OptionError`."""
+    """The text of stdin, in a file without a name, as rows are read more than once. Raises `OptionError`."""
     if sys.stdin.isatty():
         raise OptionError("-: stdin is the keyboard; pipe rows into it, or name a .jsonl file")
     try:

@@ -1,4 +1,4 @@
-"""What compat's processors return: arrays by name that `to` casts and moves, as transformers' `BatchFeature` does."""
+"""The result of compat's processors: arrays by name that `to` casts and moves, as transformers' `BatchFeature` does."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
 
     @property
     def others(self) -> dict[str, Any]:
-        """What it says beside its fields."""
+        """Its entries beside the fields."""
         return {name: value for name, value in vars(self).items() if name not in _FIELDS}
 
     def changed(self, **values: Any) -> Self:

@@ -43,7 +43,7 @@ class GenerateDecoderOnlyOutput(ModelOutput):
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What the caller gives `generate` beside settings and prompt."""
+    """The caller's functions and tokenizer, beside settings and prompt."""
 
     processors: Sequence[Any] = ()
     criteria: Sequence[Any] = ()

@@ -22,7 +22,7 @@ _OUT = -np.inf
 def make_processors(
     chosen: dict[str, Any], prompt: int, vocabulary: int, ends: Sequence[int] | None, padding: np.ndarray | None
 ) -> list[LogitsProcessor]:
-    """What the settings ask for, up to those of the caller.
+    """The processors that the settings ask for, up to those of the caller.
 
     Args:
         chosen: as `settings` gives them.

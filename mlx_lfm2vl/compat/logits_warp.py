@@ -17,7 +17,7 @@ from .logits_process import LogitsProcessor
 
 
 def make_warpers(chosen: dict[str, Any]) -> list[LogitsProcessor]:
-    """What the settings ask for, in the order of transformers. Raises `OptionError`."""
+    """The warpers that the settings ask for, in the order of transformers. Raises `OptionError`."""
     made: list[LogitsProcessor] = []
     temperature, top_k = chosen["temperature"], chosen["top_k"]
     if temperature is not None and temperature != 1:

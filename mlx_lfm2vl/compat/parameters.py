@@ -1,4 +1,4 @@
-"""What transformers' models say of their parameters, and how the embeddings are changed."""
+"""The parameters of transformers' models: counts, dtype, device; and changes of the embeddings."""
 
 from __future__ import annotations
 

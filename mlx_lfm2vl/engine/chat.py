@@ -34,7 +34,7 @@ class AskAgainArguments(RetryArguments, RequestArguments, total=False):
 
 
 class Host(Protocol):
-    """What a conversation needs of an engine."""
+    """The part of an engine that a conversation needs."""
 
     def put(
         self,

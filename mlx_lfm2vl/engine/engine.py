@@ -263,7 +263,7 @@ class Engine:
         return len(encode(settings(known), processor, request).ids)
 
     def memory(self) -> MemoryUse:
-        """What is held now."""
+        """The memory that is held now."""
         check_fork()
         return memory_use(self._worker.vision_cache, self._worker.prompt_cache)
 

@@ -24,7 +24,7 @@ Sink = Callable[[Item], None]
 
 
 class Owner(Protocol):
-    """What a request tells when it gives up."""
+    """The receiver of news of a request that gives up."""
 
     thread: threading.Thread
 

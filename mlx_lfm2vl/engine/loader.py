@@ -1,4 +1,4 @@
-"""What loads an engine's model, and what it must return."""
+"""The function that loads an engine's model, and the check of its result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Loader = Callable[[], Loaded]
 
 
 def named_loader(model: Any) -> tuple[Loader, str | None]:
-    """What loads a model, and its name if it has one. Raises `OptionError`."""
+    """The function that loads a model, and the model's name if it has one. Raises `OptionError`."""
     if isinstance(model, (str, os.PathLike)):
         return functools.partial(load, model), os.fspath(model)
     if not callable(model) or isinstance(model, Lfm2VlForConditionalGeneration):
@@ -27,7 +27,7 @@ def named_loader(model: Any) -> tuple[Loader, str | None]:
 
 
 def checked(loaded: Loaded) -> Loaded:
-    """What a loader returned. Raises `OptionError` unless it is a model and its processor."""
+    """The pair that a loader returned. Raises `OptionError` unless it is a model and its processor."""
     types = (Lfm2VlForConditionalGeneration, Lfm2VlProcessor)
     if not (isinstance(loaded, tuple) and len(loaded) == 2 and all(map(isinstance, loaded, types))):
         raise OptionError(f"the loader returned {loaded!r:.100}, expected (model, processor) as `load` returns them")

@@ -1,4 +1,4 @@
-"""What an engine and its process hold in memory."""
+"""The memory that an engine and its process hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MemoryUse:
 
 
 def memory_use(vision_cache: VisionCache, prompt_cache: PromptCache) -> MemoryUse:
-    """What is held now."""
+    """The memory that is held now."""
     return MemoryUse(
         mx.get_active_memory(),
         mx.get_cache_memory(),

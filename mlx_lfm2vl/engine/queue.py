@@ -31,7 +31,7 @@ Read = Callable[[weakref.ref[Lfm2VlForConditionalGeneration], Lfm2VlProcessor], 
 
 @dataclass(eq=False)
 class Job:
-    """What waits: a request, or `work` that is done while none is answered.
+    """A job in the queue: a request, or `work` that is done while none is answered.
 
     `read` is called with a weak reference to the model, which must not wait for slow pictures, and the processor in a
     reader's thread; None where there is nothing to read. Jobs of one

@@ -12,7 +12,7 @@ from ..backends.thread_state import exit_end
 
 
 class Closing(Protocol):
-    """What owns a thread that computes."""
+    """An owner of a thread that computes."""
 
     def begin_close(self) -> None: ...
 

@@ -1,4 +1,4 @@
-"""What every way to submit a request takes, how it is read and placed, and what a whole result is."""
+"""The arguments of every way to submit a request, its reading and placing, and the check of a whole result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RequestArguments(TypedDict, total=False):
 
 
 def settings(model: weakref.ref[Lfm2VlForConditionalGeneration]) -> ModelSettings:
-    """What a prompt needs of a model that is still there. Raises `EngineClosedError`."""
+    """The settings of a model that is still there. Raises `EngineClosedError`."""
     known = model()
     if known is None:
         raise EngineClosedError("the engine let go of its model before the request was read; ask again")

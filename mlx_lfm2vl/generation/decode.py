@@ -1,8 +1,7 @@
 """One prefill and one decode loop, for single prompts, chats and padded batches alike.
 
-After the first token, which is told as soon as it is known, the loop is one step ahead: the next step is dispatched
-before the last token is read, so that the device has work while Python has. Logits are computed for the last position
-only.
+After the first token, which is told at once, the loop is one step ahead: the next step is dispatched before the last
+token is read, so that the device has work while Python has. Logits are computed for the last position only.
 """
 
 from __future__ import annotations
@@ -255,7 +254,7 @@ class GenerationBatch:
         return not_finite(self._model, self._cache, row)
 
     def row_cache(self, row: int) -> Cache:
-        """What the cache holds of a row, which goes on no longer. Of the only row it is the cache itself."""
+        """The cache of a row, which goes on no longer. Of the only row it is the cache itself."""
         padding = 0 if self._padding is None else int(self._padding[row])
         if self._next[0].shape[0] == 1 and not padding:
             mx.eval(self._cache.arrays)

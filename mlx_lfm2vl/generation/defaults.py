@@ -1,4 +1,4 @@
-"""What a checkpoint says of generation: its end tokens, its recommended sampling, and the room of its context."""
+"""A checkpoint's word on generation: its end tokens, its recommended sampling, and the room of its context."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .recommended import recommended
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What a prompt needs of a model: all but its weights, which whoever reads slow pictures must not keep."""
+    """The part of a model that a prompt needs: all but its weights, which a reader of slow pictures must not keep."""
 
     config: Lfm2VlConfig
     generation_config: Any

@@ -65,7 +65,7 @@ class EncodedPicture:
 
     @property
     def key(self) -> bytes:
-        """What identifies the picture."""
+        """The key by which the picture is known."""
         return b"".join(self.keys)
 
     def take(self) -> np.ndarray:

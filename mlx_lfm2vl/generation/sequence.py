@@ -79,7 +79,7 @@ class Sequence:
         return made
 
     def statistics(self, image_token: int) -> Statistics:
-        """What the row took until now."""
+        """The statistics of the row until now."""
         rest, count = time.perf_counter() - self.started - self._first, len(self.generated)
         return replace(
             prompt_statistics(self.ids, image_token),

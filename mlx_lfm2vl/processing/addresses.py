@@ -1,4 +1,4 @@
-"""What a text that names or holds a picture is: an address, a path, base64. Plain text, nothing is opened."""
+"""The kind of a text that names or holds a picture: an address, a path, base64. Plain text; nothing is opened."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ FLOATING = ("BF16", "F16", "F32")  # of weights that are not packed
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of a tensor: its file, its safetensors dtype (of `DTYPES` or `LOW_BITS`) and its shape."""
+    """The header's entry of a tensor: its file, its safetensors dtype (of `DTYPES` or `LOW_BITS`) and its shape."""
 
     file: Path
     dtype: str
@@ -54,7 +54,7 @@ class TensorInfo:
 
 
 def state(files: Iterable[Path]) -> tuple[tuple[int, ...], ...]:
-    """What tells whether files were written to or replaced: their inodes, sizes and times. Raises `WeightsError`."""
+    """The marks by which changed or replaced files are told: their inodes, sizes and times. Raises `WeightsError`."""
     found = []
     for file in files:
         try:
@@ -66,7 +66,7 @@ def state(files: Iterable[Path]) -> tuple[tuple[int, ...], ...]:
 
 
 def key_of(folder: Path, weights: Iterable[Path]) -> str:
-    """What tells a folder's model from others: what config.json holds, and names, sizes and times of weight files."""
+    """The key that tells a folder's model from others: of config.json, and names, sizes and times of weight files."""
     digest = hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=16)
     for file in weights:
         status = file.stat()

@@ -88,7 +88,7 @@ def _quantised(name: str, info: TensorInfo) -> str | None:
 
 
 def _method(quantization_config: Any, family: str) -> str:
-    """What config.json calls the method, and what the tensors' names say where that is more."""
+    """The method's name in config.json, and the one that the tensors' names tell where that is more."""
     stated = quantization_config if isinstance(quantization_config, Mapping) else {}
     method = stated.get("quant_method")
     if not isinstance(method, str):

@@ -59,7 +59,7 @@ def write_tensors(
     """
     shards = list(_shards(tensors, shard_bytes))
     total = sum(array.nbytes for array in tensors.values())
-    check_space(folder, total)
+    check_space(folder.parent, total)  # the folder itself has a hidden name
     index: dict[str, str] = {}
     done = 0
     for number, shard in enumerate(shards, start=1):

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from checkpoints import edit_json
+
 from mlx_lfm2vl import load
 from mlx_lfm2vl.errors import ConfigError, HubError, Lfm2VlError, TemplateError, TokenizerError, WeightsError
 from mlx_lfm2vl.processing.processor import Lfm2VlProcessor
@@ -42,19 +44,7 @@ def write(name: str, content: bytes | str) -> Damage:
 def edit(name: str, **changes: Any) -> Damage:
     """Entries of a JSON file; `a__b` is the entry b of the object a, and Ellipsis takes one out."""
 
-    def act(folder: Path) -> None:
-        data = json.loads((folder / name).read_text())
-        for key, value in changes.items():
-            *parents, last = key.split("__")
-            section = data
-            for parent in parents:
-                section = section.setdefault(parent, {})
-            section[last] = value
-            if value is ...:
-                del section[last]
-        (folder / name).write_text(json.dumps(data))
-
-    return act
+    return lambda folder: edit_json(folder / name, **changes)
 
 
 def config(name: str, what: str, way: str = "", **changes: Any) -> Row:
