@@ -313,8 +313,9 @@ def test_a_model_that_cannot_be_loaded_can_be_tried_again(start, tmp_path):
     assert driven.state == "ready" and driven.window.retry_button.winfo_manager() == ""
 
 
-def engines() -> int:
-    return sum(thread.name == "mlx-lfm2vl engine" for thread in threading.enumerate())
+def engines() -> set[threading.Thread]:
+    """The threads of the engines of this process, those of other tests too."""
+    return {thread for thread in threading.enumerate() if thread.name == "mlx-lfm2vl engine"}
 
 
 def test_a_download_shows_how_far_it_is_and_can_be_left_for_another_model(start, tmp_path, monkeypatch):
@@ -329,7 +330,9 @@ def test_a_download_shows_how_far_it_is_and_can_be_left_for_another_model(start,
             ("HF_HUB_CACHE", str(tmp_path)),
         ):
             monkeypatch.setattr(constants, name, value)
+        others = engines()
         driven = start("maker/slow")
+        (own,) = engines() - others
         bar = driven.window.bar
         driven.run(lambda: "download" in driven.state and 0 < bar["value"] < bar["maximum"] / 2)
         assert bar.winfo_manager() == "grid" and driven.state.startswith("maker/slow: download, ")
@@ -346,7 +349,7 @@ def test_a_download_shows_how_far_it_is_and_can_be_left_for_another_model(start,
         driven.ready()
         driven.ask("Hello.")
     assert "A conversation with maker/slow\nHello.\n" in driven.text and driven.state.startswith("done")
-    assert engines() == 1
+    assert engines() - others == {own}
 
 
 def test_pictures_are_chosen_dropped_and_taken_away(start, tmp_path):
