@@ -18,6 +18,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -321,6 +322,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: children would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault(backends.VARIABLE, "mlx")
 
 

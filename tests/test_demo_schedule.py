@@ -1,7 +1,7 @@
 """The demo's training ends by itself: it looks at the held-out rates, lets the learning rate fall, and stops."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tools.demo.schedule import GAIN, LOOK, Schedule
@@ -40,6 +40,7 @@ def test_the_first_steps_of_a_phase_are_small():
     assert Schedule(hours=1).share(0.0, 49) == pytest.approx(0.5)
 
 
+@example([0.5] * 4 + [0.75] + [0.5] * 4, 0, 1.5)  # the rates stand as the hours end
 @given(
     st.lists(st.floats(0.1, 0.9), max_size=30),
     st.integers(0, 30),

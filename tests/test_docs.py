@@ -39,7 +39,7 @@ def blocks(page: str, *languages: str) -> list[tuple[str, str]]:
 @pytest.fixture
 def place(tmp_path):
     """A folder with what a clone has for examples, and an environment with the program on the path and no network."""
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     program = tmp_path / "bin" / "mlx-lfm2vl"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m mlx_lfm2vl "$@"\n')

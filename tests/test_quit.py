@@ -47,17 +47,20 @@ def leaves(hub: HubServer, home: Path, way: str) -> None:
     pipe = subprocess.PIPE
     environment = surroundings(hub, home)
     with subprocess.Popen(words, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as program:
-        assert program.stdout is not None
-        assert program.stdout.readline() == "begun\n"
-        end = time.monotonic() + 60
-        while not any(r.method == "GET" and ("safetensors" in r.path or "/xorbs/" in r.path) for r in hub.requests):
-            assert time.monotonic() < end and program.poll() is None
-            time.sleep(0.05)
-        time.sleep(0.3)
-        if way == "Ctrl-C":
-            program.send_signal(signal.SIGINT)
-        begun = time.time()
-        out, err = program.communicate("\n", timeout=60)
+        try:
+            assert program.stdout is not None
+            assert program.stdout.readline() == "begun\n"
+            end = time.monotonic() + 60
+            while not any(r.method == "GET" and ("safetensors" in r.path or "/xorbs/" in r.path) for r in hub.requests):
+                assert time.monotonic() < end and program.poll() is None
+                time.sleep(0.05)
+            time.sleep(0.3)
+            if way == "Ctrl-C":
+                program.send_signal(signal.SIGINT)
+            begun = time.time()
+            out, err = program.communicate("\n", timeout=60)
+        finally:
+            program.kill()  # unless it has ended
         assert (program.returncode, err) == (CODE, "")
         assert time.time() - begun < SECONDS + (way == "reload") and float(out) - begun < 1
 

@@ -26,7 +26,7 @@ def blocks(kind: str) -> list[str]:
 def place(tmp_path_factory):
     """A folder with what a clone has for examples, and an environment with the program on the path and no network."""
     folder = tmp_path_factory.mktemp("reader")
-    shutil.copytree(ROOT / "examples", folder / "examples")
+    shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     program = folder / "bin" / "mlx-lfm2vl"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m mlx_lfm2vl "$@"\n')

@@ -27,7 +27,8 @@ class Schedule:
         """Of the full learning rate, after ``spent`` seconds of training, ``since`` steps after a phase began."""
         if self.fell is None and spent >= self.hours * 1800:
             self.fell = self.hours * 1800
-        left = 1.0 if self.fell is None else 1 - (spent - self.fell) / (self._end() - self.fell)
+        length = 0.0 if self.fell is None else self._end() - self.fell  # none where the rates stand at the end
+        left = 1.0 if self.fell is None else 1 - (spent - self.fell) / length if length > 0 else 0.0
         return min(1.0, (since + 1) / WARM_UP) * min(1.0, max(0.0, left))
 
     def saw(self, rates: dict[str, float], spent: float) -> bool:
