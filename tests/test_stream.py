@@ -181,7 +181,7 @@ def test_conversations_of_wrong_shapes_are_refused(prompt, words):
         ({"tools": 3}, OptionError, "tools must be a list of JSON schemas"),
         ({"tools": ["f"]}, OptionError, "tools must be a list of JSON schemas"),
         ({"images": 3}, ImageError, "a picture of type int cannot be read"),
-        ({"anything": 3}, OptionError, "'anything' is neither"),
+        ({"anything": 3}, OptionError, "no option 'anything'; there are"),
         ({"max_tokens": 0}, OptionError, r"max_tokens is 0, expected an integer from 1"),
     ],
 )

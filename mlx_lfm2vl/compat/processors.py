@@ -7,8 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-import numpy as np
-
 from ..config import ProcessorConfig
 from ..errors import OptionError
 from ..processing import image, processor
@@ -59,16 +57,6 @@ class Lfm2VlImageProcessor(image.Lfm2VlImageProcessor):
         return BatchFeature.of(made, kind)
 
     preprocess = __call__
-
-    def encode(self, images: Any, **overrides: Any) -> Any:
-        """As there. Pictures of floats are in 0..1, which `do_rescale=False` says of them in transformers."""
-        if not self.configured(**overrides).do_rescale:
-            floats = [isinstance(each, np.ndarray) and each.dtype.kind == "f" for each in image.flatten(images)]
-            if any(floats) and not all(floats):
-                raise OptionError("do_rescale=False needs pictures that are all floats in 0..1, or none; convert some")
-            if any(floats):
-                overrides.update(do_rescale=True, rescale_factor=1 / 255)
-        return super().encode(images, **overrides)
 
     def to_dict(self) -> dict[str, Any]:
         """preprocessor_config.json."""
@@ -212,10 +200,6 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Saves into a repository; see `push_folder`."""
         return push_folder(self.save_pretrained, repo_id, **options)
-
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> Any:
-        """`Tokenizer.decode`, also of tensors."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens, **options)
 
     def post_process_multimodal_output(
         self, generated_outputs: Any, skip_special_tokens: bool = True, generation_mode: str | None = None, **o: Any

@@ -13,6 +13,7 @@ from ..processing import tokenizer as processing
 from ..processing.conversation import conversations_of
 from ..processing.special_tokens import IMAGE_TOKENS, NAMED_TOKENS
 from ..processing.template import ChatTemplate
+from ..processing.text_options import SIDES
 from . import tensors
 from .batch_feature import BatchFeature
 from .call_options import normalised
@@ -49,7 +50,7 @@ class Tokenizer(processing.Tokenizer):
                 raise OptionError(f"{name} is {value!r}, which the tokenizer does not have")
             known = {key: each for key, each in self.special_tokens_map.items() if key != token}
             name, value = "special_tokens_map", known if text is None else {**known, token: text}
-        elif name in ("padding_side", "truncation_side") and value not in processing.PADDING_SIDES:
+        elif name in ("padding_side", "truncation_side") and value not in SIDES:
             raise OptionError(f"{name} is {value!r}, expected 'left' or 'right'")
         elif not name.startswith("_") and name not in (*_OWN, *_SETTABLE):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r} that can be set")

@@ -99,7 +99,7 @@ class ImageProcessorConfig:
         """A copy with fields replaced. A budget set beyond the other one takes that along: `max_image_tokens=32` alone
         means at most 32, whatever the checkpoint's least is. Raises `ConfigError` naming an unknown field or a bad
         value."""
-        known = {f.name for f in fields(self)}
+        known = self.__dataclass_fields__
         for name in overrides:
             if name not in known:
                 raise ConfigError(f"image processor: no option {name!r}; there are {', '.join(sorted(known))}")
@@ -109,7 +109,7 @@ class ImageProcessorConfig:
             chosen["min_image_tokens"] = min(self.min_image_tokens, most)
         elif isinstance(least, int) and most is None:
             chosen["max_image_tokens"] = max(self.max_image_tokens, least)
-        return replace(self, **chosen)
+        return replace(self, **chosen) if chosen else self
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.control_tokens import Marked, control_pattern, mark
-from ..processing.conversation import CALL_END, CALL_START, normalised
+from ..processing.conversation import CALL_END, CALL_START, normalised, pictures_of
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.tokenizer import Tokenizer
 from .defaults import Model, positions_left, resolved
@@ -131,26 +131,20 @@ def encode(model: Model, processor: Lfm2VlProcessor, request: GenerationRequest)
     if not isinstance(request.control_tokens, bool):
         raise OptionError(f"control_tokens is {request.control_tokens!r}, expected True or False")
     _check_characters(model, processor, messages, request.tools)
-    inputs = processor.apply_chat_template(
-        messages if request.control_tokens else [_spoken(message, processor) for message in messages],
-        tools=request.tools,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="np",
-        sanitize_control_tokens=not request.control_tokens,
-        **request.image_overrides,
-    )
-    ids = inputs["input_ids"][0]
-    positions_left(model, len(ids), "pixel_values" in inputs)  # raises if there is no room for an answer
-    if "pixel_values" not in inputs:
-        return EncodedPrompt(ids, options)
-    counts = [len(plan.spatial_shapes) for plan in inputs.plans[0]]
+    overrides = dict(request.image_overrides)
+    variables = {name: overrides.pop(name) for name in processor.template.variables & overrides.keys()}
+    text = rendered(processor, messages, request.tools, request.control_tokens, variables=variables)
+    (pictures,) = pictures_of([messages], None, processor.image_processor.source_policy)
+    encoded = processor.encode_text(text, pictures, marked=not request.control_tokens, **overrides)
+    positions_left(model, len(encoded.ids), bool(pictures))  # raises if there is no room for an answer
+    if not pictures:
+        return EncodedPrompt(encoded.ids, options)
+    counts = [len(plan.spatial_shapes) for plan in encoded.plans]
 
     def again(number: int) -> np.ndarray:
         return encode(model, processor, request).pictures[number].take()
 
-    return EncodedPrompt(ids, options, tuple(split_pictures(inputs, counts, again)), inputs.image_spans[0])
+    return EncodedPrompt(encoded.ids, options, tuple(split_pictures(encoded.images, counts, again)), encoded.spans)
 
 
 def _check_characters(
@@ -205,16 +199,19 @@ def rendered(
     tools: Sequence[Mapping[str, Any]] | None,
     control_tokens: bool,
     answer: str = "",
+    variables: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of a conversation up to its answer, and the beginning of the answer that is known. Control tokens of the
+    """The text of a conversation up to its answer, and the beginning of the answer that is known. `variables`: more for
+    the template. Control tokens of the
     caller's are marked as text (unless `control_tokens`), for `Tokenizer.encode_marked`. Raises `TemplateError`."""
     given: Any = [normalised(message) for message in messages]  # a control token may be escaped in a text of JSON
     if not control_tokens:
         pattern = processor.tokenizer.control_tokens(processor.template.literal_text)
         given = mark([_spoken(message, processor) for message in given], pattern)
-        tools = mark(tools, pattern)
+        tools, variables = mark(tools, pattern), mark(variables, pattern)
         answer = _spoken({"role": "assistant", "content": answer}, processor)["content"]
-    return processor.template.render(given, tools=tools, add_generation_prompt=True).text + answer
+    template = processor.template
+    return template.render(given, tools=tools, add_generation_prompt=True, **(variables or {})).text + answer
 
 
 def _spoken(message: Mapping[str, Any], processor: Lfm2VlProcessor) -> dict[str, Any]:

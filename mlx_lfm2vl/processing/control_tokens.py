@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from ..errors import PromptError
 from .conversation import plain
 
 START, END = "\U000f0000", "\U000f0001"
@@ -83,22 +84,29 @@ class Marked(str):
 
 def mark(value: Any, tokens: ControlTokens) -> Any:
     """`value` with the tokens marked in all its strings (of lists and mappings too, and in their keys). What is no
-    plain JSON becomes so, as a template sees it."""
+    plain JSON becomes so, as a template sees it. Raises `PromptError` for what is nested too deeply."""
+    try:
+        return _mark(value, tokens)
+    except RecursionError:
+        raise PromptError("the conversation is nested too deeply") from None
+
+
+def _mark(value: Any, tokens: ControlTokens) -> Any:
     if isinstance(value, Marked):
         return value
     if isinstance(value, str):
-        return _marked(value, tokens)
+        return _mark_text(value, tokens)
     if isinstance(value, Mapping):
-        return {mark(key, tokens): mark(item, tokens) for key, item in value.items()}
+        return {_mark(key, tokens): _mark(item, tokens) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        items = [mark(item, tokens) for item in value]
+        items = [_mark(item, tokens) for item in value]
         return items if isinstance(value, list) else tuple(items)
     if value is None or isinstance(value, (int, float)):
         return value
-    return mark(plain(value), tokens)
+    return _mark(plain(value), tokens)
 
 
-def _marked(text: str, tokens: ControlTokens) -> str:
+def _mark_text(text: str, tokens: ControlTokens) -> str:
     text = text.replace(START, "").replace(END, "")
     made = tokens.pattern.sub(f"{START}\\g<0>{END}", text)
     if tokens.ends_in_beginning(made):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -39,7 +39,7 @@ def flatten(images: Any, depth: int = 0) -> list[Any]:
         raise ImageError(f"pictures are nested in more than {MAX_DEPTH} lists; give a list of pictures")
     if isinstance(images, (list, tuple)):
         return [picture for entry in images for picture in flatten(entry, depth + 1)]
-    if is_array(images) and images.ndim == 4:
+    if getattr(images, "ndim", None) == 4 and is_array(images):
         return list(to_numpy(images))
     return [images]
 
@@ -191,8 +191,6 @@ class Lfm2VlImageProcessor:
             features.update({k: np.array(v, dtype=np.int64) for k, v in info.items()} if return_tensors else info)
         return features
 
-    preprocess = __call__
-
     def configured(self, **overrides: Any) -> ImageProcessorConfig:
         """The policy with the overrides of one call. Raises `OptionError`."""
         try:
@@ -202,8 +200,13 @@ class Lfm2VlImageProcessor:
 
     def encode(self, images: Any, **overrides: Any) -> tuple[BatchFeature, list[ViewPlan]]:
         """The arrays of `__call__` and each picture's plan, from which the text is expanded."""
-        config = self.configured(**overrides)
-        pictures = flatten(images)
+        config, pictures = self.configured(**overrides), flatten(images)
+        if not config.do_rescale:  # which says of pictures of floats that they are in 0..1 already, as all are here
+            floats = [isinstance(picture, np.ndarray) and picture.dtype.kind == "f" for picture in pictures]
+            if any(floats) and not all(floats):
+                raise OptionError("do_rescale=False needs pictures that are all floats in 0..1, or none; convert some")
+            if any(floats):
+                config = config.with_overrides(do_rescale=True, rescale_factor=1 / 255)
         if not pictures:
             raise ImageError("there is no picture to process")
         made = [self._views(picture, config) for picture in pictures]
@@ -214,7 +217,7 @@ class Lfm2VlImageProcessor:
         if not config.do_pad and int(counts.min()) != length:
             raise OptionError("do_pad=False needs views of equally many patches; process such pictures one at a time")
         pixels = np.zeros((len(shapes), length, config.encoder_patch_size**2 * 3), dtype=np.float32)
-        _Scale(config).write([view for views, _ in made for view in views], pixels)
+        _write_patches([view for views, _ in made for view in views], config, pixels)
         mask = (np.arange(length) < counts[:, None]).astype(np.int32)
         return BatchFeature(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=shapes), plans
 
@@ -225,51 +228,6 @@ class Lfm2VlImageProcessor:
         grid = (plan.rows, plan.cols) if plan.tiled else None
         whole = (plan.height, plan.width) if not plan.tiled or plan.thumbnail else None
         return _cut(picture, grid, whole, config), plan
-
-
-Lfm2VlImageProcessorFast = Lfm2VlImageProcessor
-
-
-class _Scale:
-    """Writes 8-bit views as normalised patches, with the arithmetic of the reference: float32, rescale fused into mean
-    and deviation."""
-
-    def __init__(self, config: ImageProcessorConfig):
-        self.patch = config.encoder_patch_size
-        self.factor: np.float32 | None = None
-        self.mean: np.ndarray | None = None
-        self.deviation: np.ndarray | None = None
-        if config.do_normalize:
-            fused = np.float32(1.0 / config.rescale_factor) if config.do_rescale else np.float32(1)
-            self.mean = np.tile(np.array(config.image_mean, np.float32) * fused, self.patch**2)
-            self.deviation = np.tile(np.array(config.image_std, np.float32) * fused, self.patch**2)
-        elif config.do_rescale:
-            self.factor = np.float32(config.rescale_factor)
-
-    def write(self, views: Sequence[np.ndarray], out: np.ndarray) -> None:
-        """`views` (height, width, 3) uint8 into the first rows of each of `out` (views, patches, patch**2 * 3)."""
-
-        def several(start: int, end: int) -> None:
-            for view, patches in zip(views[start:end], out[start:end], strict=True):
-                self._write(view, patches)
-
-        if len(views) > 1:
-            parallel_for(several, len(views))
-        else:
-            several(0, len(views))
-
-    def _write(self, view: np.ndarray, out: np.ndarray) -> None:
-        rows, columns = view.shape[0] // self.patch, view.shape[1] // self.patch
-        cut = view.reshape(rows, self.patch, columns, self.patch, 3).transpose(0, 2, 1, 3, 4)
-        flat = cut.reshape(rows * columns, self.patch**2 * 3)
-        target = out[: rows * columns]
-        if self.mean is not None and self.deviation is not None:
-            np.subtract(flat, self.mean, out=target)
-            np.divide(target, self.deviation, out=target)
-        elif self.factor is not None:
-            np.multiply(flat, self.factor, out=target)
-        else:
-            target[:] = flat
 
 
 def _cut(
@@ -288,11 +246,32 @@ def _cut(
 
     views = resize_rows(take, (height, width, 3), sizes, config.resample)
     if grid is not None:
-        views[:1] = _tiles(views[0], *grid)
+        rows, columns = grid
+        views[:1] = [tile for row in np.split(views[0], rows) for tile in np.split(row, columns, axis=1)]
     return views
 
 
-def _tiles(image: np.ndarray, rows: int, columns: int) -> Iterable[np.ndarray]:
-    """Views of an array (height, width, 3), cut into `rows` x `columns`, row by row."""
-    for row in np.split(image, rows, axis=0):
-        yield from np.split(row, columns, axis=1)
+def _write_patches(views: Sequence[np.ndarray], config: ImageProcessorConfig, out: np.ndarray) -> None:
+    """Writes `views` (height, width, 3) uint8, normalised, into the first rows of each of `out` (views, patches,
+    patch**2 * 3), with the arithmetic of the reference: float32, rescale fused into mean and deviation."""
+    side, factor = config.encoder_patch_size, np.float32(config.rescale_factor if config.do_rescale else 1)
+    fused = np.float32(1.0 / config.rescale_factor) if config.do_rescale else np.float32(1)
+    mean, deviation = (
+        np.tile(np.array(each, np.float32) * fused, side**2) for each in (config.image_mean, config.image_std)
+    )
+
+    def write(start: int, end: int) -> None:
+        for view, patches in zip(views[start:end], out[start:end], strict=True):
+            rows, columns = view.shape[0] // side, view.shape[1] // side
+            cut = view.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4)
+            target = patches[: rows * columns]
+            if config.do_normalize:
+                np.subtract(cut.reshape(target.shape), mean, out=target)
+                np.divide(target, deviation, out=target)
+            else:
+                np.multiply(cut.reshape(target.shape), factor, out=target)
+
+    if len(views) > 1:
+        parallel_for(write, len(views))
+    else:
+        write(0, len(views))

@@ -1,4 +1,4 @@
-"""`Lfm2VlProcessor`: messages and pictures in, `input_ids` and patches out. Joins the parts of this folder.
+"""`Lfm2VlProcessor`: the calls of the reference's processor. Several texts or conversations in, padded arrays out.
 
 Named after and behaving like the reference's class, with NumPy arrays by default. Deliberate differences: an unknown
 keyword is an error, a flat list of pictures is dealt out over several texts by their placeholders, and what geometry.py
@@ -7,48 +7,30 @@ and image.py name.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from ..config import ImageProcessorConfig, ProcessorConfig
-from ..errors import OptionError, OutputError, PromptError, TemplateError
+from ..config.files import writing
+from ..errors import OptionError, PromptError
 from ..hub import resolve
-from .batch_feature import BatchFeature, as_array, check_return_tensors
+from .batch_feature import BatchFeature, check_return_tensors
 from .control_tokens import mark
 from .conversation import conversations_of, pictures_of
 from .geometry import ViewPlan
 from .image import IMAGE_INPUTS, Lfm2VlImageProcessor
 from .load_image import DEFAULT_POLICY, SourcePolicy
-from .prompt import Expanded, ImageMarkup, assign_pictures, expand, image_spans
+from .prompt import Expanded
+from .prompt_encoder import PromptEncoder
+from .text_options import TextOptions
 from .tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from .template import ChatTemplate
-
-
-@dataclass(frozen=True)
-class _TextOptions:
-    """How texts become ids: the keywords of `Lfm2VlProcessor.__call__`."""
-
-    padding: bool | str = False
-    padding_side: str | None = None
-    truncation: bool = False
-    max_length: int | None = None
-    pad_to_multiple_of: int | None = None
-    add_special_tokens: bool = False
-    use_image_special_tokens: bool | None = None
-    return_tensors: str | None = "np"
-
-
-TEXT_OPTIONS = frozenset(_TextOptions.__dataclass_fields__) - {"return_tensors"}
+TEXT_OPTIONS = frozenset(TextOptions.__dataclass_fields__) - {"return_tensors"}
 _OPTIONS = TEXT_OPTIONS | frozenset(ImageProcessorConfig.__dataclass_fields__)
 
 
@@ -63,27 +45,11 @@ class ProcessorOutput(BatchFeature):
     image_spans: tuple[tuple[tuple[int, int], ...], ...] = ()
 
 
-class Lfm2VlProcessor:
-    """Image processor, tokenizer and chat template of a checkpoint.
-
-    `notes` are remarks on what the checkpoint's files said and was not obeyed. Not changed by calls, so it is safe to
-    share between threads.
-    """
+class Lfm2VlProcessor(PromptEncoder):
+    """A checkpoint's `PromptEncoder` that is loaded and saved, and called as the reference's processor is."""
 
     image_processor_class: ClassVar[type[Lfm2VlImageProcessor]] = Lfm2VlImageProcessor
     tokenizer_class: ClassVar[type[Tokenizer]] = Tokenizer
-
-    def __init__(
-        self,
-        image_processor: Lfm2VlImageProcessor,
-        tokenizer: Tokenizer,
-        chat_template: str | None = None,
-        use_image_special_tokens: bool = True,
-        notes: tuple[str, ...] = (),
-    ):
-        self.image_processor, self.tokenizer = image_processor, tokenizer
-        self.use_image_special_tokens, self.notes = use_image_special_tokens, notes
-        self._chat_template = chat_template
 
     @classmethod
     def from_pretrained(
@@ -119,37 +85,13 @@ class Lfm2VlProcessor:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes processor_config.json, the tokenizer's files and chat_template.jinja into `folder`. Raises
         `OutputError`."""
-        target = Path(folder)
         config = ProcessorConfig(self.image_processor.config, self.use_image_special_tokens)
-        text = json.dumps(config.to_dict(), indent=2) + "\n"
-        try:
-            target.mkdir(parents=True, exist_ok=True)
+        with writing(folder) as target:
+            text = json.dumps(config.to_dict(), indent=2) + "\n"
             (target / "processor_config.json").write_text(text, encoding="utf-8")
             self.tokenizer.save_pretrained(target)
             if self.chat_template is not None:
                 (target / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
-
-    # What it knows
-
-    @functools.cached_property
-    def template(self) -> ChatTemplate:
-        """The compiled chat template. Raises `TemplateError` naming the file that is missing or damaged."""
-        return self._compiled(self._chat_template)
-
-    @property
-    def chat_template(self) -> str | None:
-        """The template's text, None if the checkpoint has none."""
-        try:
-            return self.template.source
-        except TemplateError:
-            return None
-
-    @chat_template.setter
-    def chat_template(self, source: str | None) -> None:
-        self._chat_template = source
-        self.__dict__.pop("template", None)
 
     @property
     def image_token(self) -> str:
@@ -176,41 +118,16 @@ class Lfm2VlProcessor:
     def model_input_names(self) -> list[str]:
         return [*IMAGE_INPUTS, "input_ids", "attention_mask"]
 
-    def markup(self, use_image_special_tokens: bool | None = None) -> ImageMarkup:
-        """The tokens that stand for pictures in this checkpoint's texts."""
-        special = self.use_image_special_tokens if use_image_special_tokens is None else use_image_special_tokens
-        return ImageMarkup(
-            self.image_token, self.image_start_token, self.image_end_token, self.image_thumbnail_token, special
-        )
-
     # Text and pictures to arrays
 
-    def __call__(
-        self,
-        images: Any = None,
-        text: str | Sequence[str] | None = None,
-        *,
-        padding: bool | str = False,
-        padding_side: str | None = None,
-        truncation: bool = False,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        add_special_tokens: bool = False,
-        use_image_special_tokens: bool | None = None,
-        return_tensors: str | None = "np",
-        **image_overrides: Any,
-    ) -> ProcessorOutput:
+    def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **options: Any) -> ProcessorOutput:
         """Arrays for the model from texts with one `<image>` a picture.
 
         Args:
             images: None, one picture, a flat list, or a list a text.
             text: a string or a list of them.
-            padding, padding_side, truncation, max_length, pad_to_multiple_of: as for `Tokenizer.__call__`. Generation
-                needs the side "left"; the default is the tokenizer's.
-            add_special_tokens: whether the tokenizer adds its own, which chat templates write themselves.
-            use_image_special_tokens: whether markers stand around pictures; None means as the checkpoint says.
-            return_tensors: "np", or None for ids and masks as lists.
-            image_overrides: fields of `ImageProcessorConfig`.
+            options: those of `TextOptions`, and fields of `ImageProcessorConfig`. Generation needs the padding side
+                "left"; the default is the tokenizer's. Special tokens are not added, as chat templates write them.
 
         Returns:
             "input_ids" and "attention_mask" (texts, length) int64. If there are pictures, also "pixel_values",
@@ -219,45 +136,27 @@ class Lfm2VlProcessor:
         Raises:
             PromptError, ImageError, OptionError, TokenizerError: naming what is wrong.
         """
-        options = _TextOptions(
-            padding=padding,
-            padding_side=padding_side,
-            truncation=truncation,
-            max_length=max_length,
-            pad_to_multiple_of=pad_to_multiple_of,
-            add_special_tokens=add_special_tokens,
-            use_image_special_tokens=use_image_special_tokens,
-            return_tensors=return_tensors,
-        )
-        return self._encode(images, text, options, image_overrides)
+        chosen = {name: options.pop(name) for name in TextOptions.__dataclass_fields__ if name in options}
+        return self._encode(images, text, TextOptions(**chosen), options)
 
     def _encode(
         self,
         images: Any,
         text: str | Sequence[str] | None,
-        options: _TextOptions,
+        options: TextOptions,
         image_overrides: Mapping[str, Any],
         generation_spans: Sequence[Sequence[tuple[int, int]]] | None = None,
         marked: bool = False,
     ) -> ProcessorOutput:
         """`__call__`; with `generation_spans` (characters of each text) also "assistant_masks"; with `marked`, texts in
         which control tokens may be marked as plain text."""
-        check_return_tensors(options.return_tensors)
         if text is None:
             raise PromptError("text is needed; the least is one image token a picture")
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(sample, str) for sample in texts):
             raise PromptError("text must be a string or a list of strings, with at least one")
         markup = self.markup(options.use_image_special_tokens)
-        pictures = assign_pictures(texts, images, self.image_token)
-        output, patches, flat_plans = ProcessorOutput(), BatchFeature(), list[ViewPlan]()
-        if any(pictures):
-            patches, flat_plans = self.image_processor.encode(pictures, **image_overrides)
-        else:
-            self.image_processor.configured(**image_overrides)  # refuses bad options also where no picture is
-        plans = iter(flat_plans)
-        output.plans = tuple(tuple(next(plans) for _ in sample) for sample in pictures)
-        expanded = [expand(sample, plan, markup) for sample, plan in zip(texts, output.plans, strict=True)]
+        patches, plans, expanded = self._expand(texts, images, markup, image_overrides)
         masks: list[list[int]] = []
         if marked:
             rows = [self.tokenizer.encode_marked(sample.text) for sample in expanded]
@@ -266,25 +165,11 @@ class Lfm2VlProcessor:
             rows = [list(encoding.ids) for encoding in encodings]
             for encoding, sample, spans in zip(encodings, expanded, generation_spans or (), strict=False):
                 masks.append(_assistant_mask(encoding.offsets, sample, spans))
-        if options.truncation:
-            rows, masks = (self.tokenizer.truncate(each, options.max_length) for each in (rows, masks))
-        pad = functools.partial(
-            self.tokenizer.pad,
-            padding=options.padding,
-            padding_side=options.padding_side,
-            max_length=options.max_length,
-            pad_to_multiple_of=options.pad_to_multiple_of,
-        )
-        output.update(pad(rows))
-        if generation_spans is not None:
-            output["assistant_masks"] = pad(masks, fill=0)["input_ids"]
-        image_id = self.image_token_id if flat_plans else self.tokenizer.convert_tokens_to_ids(self.image_token)
+        output = ProcessorOutput(self.tokenizer.batch(rows, options, masks))
+        output.plans = tuple(plans)
         output.image_spans = tuple(
-            image_spans(row, plan, image_id, markup.markers)
-            for row, plan in zip(output["input_ids"], output.plans, strict=True)
+            self._spans(row, plan, markup) for row, plan in zip(output["input_ids"], plans, strict=True)
         )
-        if options.return_tensors == "np":
-            output.update({name: as_array(value, name) for name, value in output.items()})
         output.update(patches)
         return output
 
@@ -352,12 +237,9 @@ class Lfm2VlProcessor:
             if not tokenize or return_assistant_tokens_mask:
                 raise OptionError("sanitize_control_tokens needs tokenize=True, without return_assistant_tokens_mask")
             tokens = self.tokenizer.control_tokens(template.literal_text)
-            try:
-                conversations, tools, documents, variables = (
-                    mark(value, tokens) for value in (conversations, tools, documents, variables)
-                )
-            except RecursionError:
-                raise PromptError("the conversation is nested too deeply") from None
+            conversations, tools, documents, variables = (
+                mark(value, tokens) for value in (conversations, tools, documents, variables)
+            )
         rendered = [
             template.render(
                 messages,
@@ -378,7 +260,7 @@ class Lfm2VlProcessor:
         output = self._encode(
             pictures,
             texts,
-            _TextOptions(**text_options, return_tensors=return_tensors),
+            TextOptions(**text_options, return_tensors=return_tensors),
             options,
             [one.generation_spans for one in rendered] if return_assistant_tokens_mask else None,
             sanitize_control_tokens,
@@ -386,17 +268,6 @@ class Lfm2VlProcessor:
         if return_dict:
             return output
         return output["input_ids"]
-
-    def _compiled(self, source: str | None) -> ChatTemplate:
-        from .template import ChatTemplate
-
-        if source is not None:
-            return ChatTemplate(source, self.tokenizer.special_tokens_map)
-        if self.tokenizer.folder is None and self.tokenizer.chat_template is None:
-            raise TemplateError("this processor has no chat template; pass chat_template=")
-        return ChatTemplate.from_folder(
-            self.tokenizer.folder or Path(), self.tokenizer.chat_template, self.tokenizer.special_tokens_map
-        )
 
     # Ids to text
 

@@ -24,18 +24,18 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from ..config import read_json, read_text, shown
 from ..config.files import AGAIN, check_own, without, writing
-from ..errors import ConfigError, OptionError, TokenizerError, first_line
+from ..errors import ConfigError, TokenizerError, first_line
 from .added_tokens import stated_tokens, with_ids
-from .batch_feature import BatchFeature, as_array, check_return_tensors
+from .batch_feature import BatchFeature
 from .control_tokens import ControlTokens, control_pattern, pieces
 from .special_tokens import NAMED_TOKENS, image_token, named_tokens, restated, special_tokens
+from .text_options import SIDES, TextOptions
 from .tokenizer_checks import check_normalizer, check_patterns, check_post_processor
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 MAX_ADDED = 256  # characters of an added token; the longest published ones have some 30
 _PIECE = re.compile(r"[^\s:$][^\s:]*")  # what the tokenizers library takes for a token in a post-processor
 MAX_BYTES = 128 * 2**20  # of tokenizer.json; one of 128,000 tokens has a tenth of that
-PADDING_SIDES = ("left", "right")
 _OPTIONS = ("padding_side", "truncation_side", "chat_template")  # of tokenizer_config.json, which can be set
 _CLASS = "PreTrainedTokenizerFast"
 
@@ -132,7 +132,7 @@ class Tokenizer:
 
     def _choice(self, name: str, default: str) -> str:
         value = self.config.get(name) or default
-        if value not in PADDING_SIDES:
+        if value not in SIDES:
             raise TokenizerError(f"{self._config_where}: {name} is {shown(value)}, expected 'left' or 'right'")
         return str(value)
 
@@ -287,68 +287,29 @@ class Tokenizer:
         With `return_tensors="np"` int64 arrays (samples, length), else lists (of a single text, its own list).
         Raises `OptionError`, `TokenizerError`.
         """
-        check_return_tensors(return_tensors)
-        single = isinstance(text, str)
-        texts = [text] if isinstance(text, str) else list(text)
-        rows = [list(encoding.ids) for encoding in self.encode_batch(texts, add_special_tokens)]
-        if truncation:
-            rows = self.truncate(rows, max_length)
-        features = self.pad(
-            rows,
+        options = TextOptions(
             padding=padding,
             padding_side=padding_side,
+            truncation=truncation,
             max_length=max_length,
             pad_to_multiple_of=pad_to_multiple_of,
+            return_tensors=return_tensors,
         )
-        if return_tensors == "np":
-            return BatchFeature({name: as_array(value, name) for name, value in features.items()})
-        return BatchFeature({name: value[0] for name, value in features.items()}) if single else features
+        texts = [text] if isinstance(text, str) else list(text)
+        features = self.batch([list(each.ids) for each in self.encode_batch(texts, add_special_tokens)], options)
+        if isinstance(text, str) and return_tensors is None:
+            return BatchFeature({name: rows[0] for name, rows in features.items()})
+        return features
 
-    def truncate(self, rows: Sequence[list[int]], max_length: int | None) -> list[list[int]]:
-        """The rows without what is beyond `max_length`, on the side that the file says. Raises `OptionError`."""
-        if max_length is None:
-            raise OptionError("truncation=True needs max_length")
-        cut = slice(max_length) if self.truncation_side == "right" else slice(-max_length, None)
-        return [row[cut] for row in rows]
+    def batch(self, rows: Sequence[list[int]], options: TextOptions, masks: Sequence[list[int]] = ()) -> BatchFeature:
+        """Rows of ids as `TextOptions.batch` makes them, with what this tokenizer pads with, and where."""
+        return options.batch(rows, (self.padding_side, self.truncation_side), self._pad_id, masks)
 
-    def pad(
-        self,
-        rows: Sequence[Sequence[int]],
-        *,
-        padding: bool | str = True,
-        padding_side: str | None = None,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        fill: int | None = None,
-    ) -> BatchFeature:
-        """ "input_ids" and "attention_mask" as lists, padded with the pad token (or `fill`). Raises `OptionError`."""
-        side = padding_side or self.padding_side
-        if side not in PADDING_SIDES:
-            raise OptionError(f"padding_side is {padding_side!r}, expected 'left' or 'right'")
-        if padding not in (False, True, "longest", "max_length", "do_not_pad"):
-            raise OptionError(f"padding is {padding!r}, expected True, False, 'longest', 'max_length' or 'do_not_pad'")
-        length = 0
-        if padding == "max_length":
-            if max_length is None:
-                raise OptionError("padding='max_length' needs max_length")
-            length = max_length
-        elif padding in (True, "longest"):
-            length = max((len(row) for row in rows), default=0)
-        if pad_to_multiple_of is not None:
-            if not isinstance(pad_to_multiple_of, int) or pad_to_multiple_of < 1:
-                raise OptionError(f"pad_to_multiple_of is {pad_to_multiple_of!r}, expected an integer of at least 1")
-            length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
-        ids, masks = [], []
-        for row in rows:
-            missing = max(length - len(row), 0)
-            if missing and fill is None:
-                fill = self.pad_token_id
-                if fill is None:
-                    raise TokenizerError(f"{self.where}: names no pad_token, so texts cannot be padded to one length")
-            gap, blank = [fill or 0] * missing, [0] * missing
-            ids.append([*gap, *row] if side == "left" else [*row, *gap])
-            masks.append([*blank, *[1] * len(row)] if side == "left" else [*[1] * len(row), *blank])
-        return BatchFeature(input_ids=ids, attention_mask=masks)
+    def _pad_id(self) -> int:
+        id: int | None = self.pad_token_id
+        if id is None:
+            raise TokenizerError(f"{self.where}: names no pad_token, so texts cannot be padded to one length")
+        return id
 
     # Ids to text
 

@@ -1,0 +1,143 @@
+"""`PromptEncoder`: a rendered prompt and its pictures in, ids and patches out, by the parts of one checkpoint.
+
+This is the whole way of a single question. processor.py adds what transformers' processors do beside it: several texts,
+padding, masks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..errors import TemplateError
+from .batch_feature import BatchFeature
+from .geometry import ViewPlan
+from .image import Lfm2VlImageProcessor
+from .prompt import Expanded, ImageMarkup, assign_pictures, expand, image_spans
+from .special_tokens import IMAGE_TOKENS
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .template import ChatTemplate
+
+
+class EncodedText(NamedTuple):
+    """A text with its pictures as arrays.
+
+    Attributes:
+        ids: (n,) int64.
+        images: what `Lfm2VlImageProcessor` makes of the pictures; empty without any.
+        plans: the `ViewPlan` of each picture.
+        spans: (start, end) of each picture in `ids`, markers included.
+    """
+
+    ids: np.ndarray
+    images: BatchFeature
+    plans: tuple[ViewPlan, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
+class PromptEncoder:
+    """Image processor, tokenizer and chat template of a checkpoint.
+
+    `notes` are remarks on what the checkpoint's files said and was not obeyed. Not changed by calls, so it is safe to
+    share between threads.
+    """
+
+    def __init__(
+        self,
+        image_processor: Lfm2VlImageProcessor,
+        tokenizer: Tokenizer,
+        chat_template: str | None = None,
+        use_image_special_tokens: bool = True,
+        notes: tuple[str, ...] = (),
+    ):
+        self.image_processor, self.tokenizer = image_processor, tokenizer
+        self.use_image_special_tokens, self.notes = use_image_special_tokens, notes
+        self._chat_template = chat_template
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate:
+        """The compiled chat template. Raises `TemplateError` naming the file that is missing or damaged."""
+        return self._compiled(self._chat_template)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template's text, None if the checkpoint has none."""
+        try:
+            return self.template.source
+        except TemplateError:
+            return None
+
+    @chat_template.setter
+    def chat_template(self, source: str | None) -> None:
+        self._chat_template = source
+        self.__dict__.pop("template", None)
+
+    def _compiled(self, source: str | None) -> ChatTemplate:
+        from .template import ChatTemplate  # jinja2, which those who only process pictures do not need
+
+        if source is not None:
+            return ChatTemplate(source, self.tokenizer.special_tokens_map)
+        if self.tokenizer.folder is None and self.tokenizer.chat_template is None:
+            raise TemplateError("this processor has no chat template; pass chat_template=")
+        return ChatTemplate.from_folder(
+            self.tokenizer.folder or Path(), self.tokenizer.chat_template, self.tokenizer.special_tokens_map
+        )
+
+    def markup(self, use_image_special_tokens: bool | None = None) -> ImageMarkup:
+        """The tokens that stand for pictures in this checkpoint's texts."""
+        markers = self.use_image_special_tokens if use_image_special_tokens is None else use_image_special_tokens
+        image, start, end, thumbnail = (str(getattr(self.tokenizer, name)) for name in IMAGE_TOKENS)
+        return ImageMarkup(image, start, end, thumbnail, markers)
+
+    def encode_text(
+        self,
+        text: str,
+        pictures: Sequence[Any],
+        *,
+        marked: bool,
+        use_image_special_tokens: bool | None = None,
+        **image_overrides: Any,
+    ) -> EncodedText:
+        """Arrays of one text with one `<image>` a picture.
+
+        Args:
+            text: a rendered chat template, which writes all special tokens itself.
+            pictures: whatever `load_image` reads.
+            marked: whether control tokens in the text may be marked as plain text (control_tokens.py).
+            use_image_special_tokens: whether markers stand around pictures; None means as the checkpoint says.
+            image_overrides: fields of `ImageProcessorConfig`.
+
+        Raises:
+            PromptError, ImageError, OptionError, TokenizerError: naming what is wrong.
+        """
+        markup = self.markup(use_image_special_tokens)
+        images, (plans,), (expanded,) = self._expand([text], [pictures], markup, image_overrides)
+        tokenizer = self.tokenizer
+        ids = tokenizer.encode_marked(expanded.text) if marked else tokenizer.encode(expanded.text, False)
+        return EncodedText(np.array(ids, np.int64), images, plans, self._spans(ids, plans, markup))
+
+    def _expand(
+        self, texts: Sequence[str], images: Any, markup: ImageMarkup, image_overrides: Mapping[str, Any]
+    ) -> tuple[BatchFeature, list[tuple[ViewPlan, ...]], list[Expanded]]:
+        """The arrays of all pictures; of each text the plans of its pictures, and the text with them expanded."""
+        pictures = assign_pictures(texts, images, markup.image)
+        patches, flat_plans = BatchFeature(), list[ViewPlan]()
+        if any(pictures):
+            patches, flat_plans = self.image_processor.encode(pictures, **image_overrides)
+        else:
+            self.image_processor.configured(**image_overrides)  # refuses bad options also where no picture is
+        rest = iter(flat_plans)
+        plans = [tuple(next(rest) for _ in sample) for sample in pictures]
+        return patches, plans, [expand(text, plan, markup) for text, plan in zip(texts, plans, strict=True)]
+
+    def _spans(self, ids: Sequence[int], plans: Sequence[ViewPlan], markup: ImageMarkup) -> tuple[tuple[int, int], ...]:
+        """Places of the pictures in the ids. Raises `TokenizerError` if there are any and no token for them."""
+        tokenizer = self.tokenizer
+        image_id = tokenizer.image_token_id if plans else tokenizer.convert_tokens_to_ids(markup.image)
+        return image_spans(ids, plans, image_id, markup.markers)
