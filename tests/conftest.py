@@ -49,6 +49,7 @@ from mlx_lfm2vl.generation.defaults import generation_config
 from mlx_lfm2vl.models.lfm2 import Lfm2DecoderLayer
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration as Base
 from mlx_lfm2vl.models.outputs import Lfm2VlCausalLMOutputWithPast
+from mlx_lfm2vl.processing.load_image import DEFAULT_POLICY, SourcePolicy, load_image
 
 BACKENDS = ("mlx", "numpy")
 GOLDEN = Path(__file__).parent / "golden"
@@ -129,6 +130,11 @@ def picture(name: str) -> Image.Image:
     """The picture tests/golden/pictures/NAME.png."""
     with Image.open(GOLDEN / "pictures" / f"{name}.png") as stored:
         return stored.convert("RGB")
+
+
+def load_array(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> np.ndarray:
+    """The pixels of `load_image`, (height, width, 3) uint8."""
+    return np.array(load_image(picture, policy))
 
 
 def case_ids(*checkpoints: str, having: str | None = None) -> list[str]:

@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+from conftest import load_array
 from containers import encoded
 from PIL import Image, ImageCms
 from profiles import ADOBE_RGB, DISPLAY_P3, SRGB, cmyk_profile, grey_profile, p3_as_srgb, rgb_profile
@@ -14,7 +15,7 @@ from mlx_lfm2vl.config import ImageProcessorConfig, ProcessorConfig
 from mlx_lfm2vl.errors import ImageWarning
 from mlx_lfm2vl.generation.messages import conversation
 from mlx_lfm2vl.processing.fetch import DEFAULT_POLICY
-from mlx_lfm2vl.processing.load_image import load_array, load_image
+from mlx_lfm2vl.processing.load_image import load_image
 
 RNG = np.random.default_rng(3)
 NOISE = RNG.integers(0, 256, (24, 16, 3), dtype=np.uint8)

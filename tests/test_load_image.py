@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import load_array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
@@ -22,7 +23,7 @@ from mlx_lfm2vl.config import ImageProcessorConfig
 from mlx_lfm2vl.errors import ImageError, ImageWarning, OptionError
 from mlx_lfm2vl.processing.addresses import decode_base64
 from mlx_lfm2vl.processing.fetch import fetch
-from mlx_lfm2vl.processing.load_image import SourcePolicy, load_array, load_image
+from mlx_lfm2vl.processing.load_image import SourcePolicy, load_image
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)

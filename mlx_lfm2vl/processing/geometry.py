@@ -103,68 +103,51 @@ def grid_layout(height: int, width: int, min_tiles: int, max_tiles: int, tile_si
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """How one picture is seen. Sizes in pixels. `rows == cols == 1` means one view, the picture resized to
-    `height` x `width`; else `rows * cols` tiles of `tile_size` squared, row by row, and if `thumbnail` the resized
-    picture last."""
+    """How one picture is seen.
+
+    Attributes:
+        rows, cols: the grid of tiles; both are 1 where the picture is one view.
+        tiled: whether it is cut into tiles.
+        height, width: in pixels, of the resized picture: the only view, or the thumbnail.
+        tile_size: pixels of a side of a tile.
+        thumbnail: whether the resized picture follows the tiles, which come row by row.
+        spatial_shapes: (rows, columns) of patches of each view, in the order of the views.
+        tokens_per_tile: image tokens of a tile.
+        tokens_for_image: image tokens of the resized picture.
+        tokens: image tokens of all views: the features that the model makes of them, without markers.
+    """
 
     rows: int
     cols: int
+    tiled: bool
     height: int
     width: int
     tile_size: int
     thumbnail: bool
-    patch_size: int
-    downsample_factor: int
-
-    @property
-    def tiled(self) -> bool:
-        return self.rows * self.cols > 1
-
-    @property
-    def spatial_shapes(self) -> tuple[tuple[int, int], ...]:
-        """(rows, columns) of patches of each view, in the order of the views."""
-        whole = (self.height // self.patch_size, self.width // self.patch_size)
-        if not self.tiled:
-            return (whole,)
-        side = self.tile_size // self.patch_size
-        return ((side, side),) * (self.rows * self.cols) + ((whole,) if self.thumbnail else ())
-
-    @property
-    def tokens_per_tile(self) -> int:
-        """Image tokens of a tile."""
-        return (self.tile_size // (self.patch_size * self.downsample_factor)) ** 2
-
-    @property
-    def tokens_for_image(self) -> int:
-        """Image tokens of the resized picture, be it the only view or the thumbnail."""
-        cell = self.patch_size * self.downsample_factor
-        return (self.height // cell) * (self.width // cell)
-
-    @property
-    def tokens(self) -> int:
-        """Image tokens of the picture: the features that the model makes of all its views, without markers."""
-        if not self.tiled:
-            return self.tokens_for_image
-        return self.rows * self.cols * self.tokens_per_tile + (self.tokens_for_image if self.thumbnail else 0)
+    spatial_shapes: tuple[tuple[int, int], ...]
+    tokens_per_tile: int
+    tokens_for_image: int
+    tokens: int
 
 
 @lru_cache(maxsize=4096)
 def plan(height: int, width: int, config: ImageProcessorConfig) -> ViewPlan:
     """The views of a picture of `height` x `width` pixels (both at least 1)."""
-    factor, patch = config.downsample_factor, config.encoder_patch_size
-    cols = rows = 1
+    factor, patch, tile = config.downsample_factor, config.encoder_patch_size, config.tile_size
+    cell, cols, rows = factor * patch, 1, 1
     splitting = config.do_image_splitting and config.max_tiles > 1
     if splitting and is_too_large(height, width, config.max_image_tokens, patch, factor, config.max_pixels_tolerance):
-        cols, rows = grid_layout(height, width, config.min_tiles, config.max_tiles, config.tile_size)
+        cols, rows = grid_layout(height, width, config.min_tiles, config.max_tiles, tile)
     wide, high = smart_resize(height, width, factor, config.min_image_tokens, config.max_image_tokens, patch)
-    if config.use_thumbnail or cols * rows == 1:  # else no view has this size
-        high, wide = _fit(high, wide, patch * factor, config.max_num_patches // factor**2)
-    return ViewPlan(rows, cols, high, wide, config.tile_size, config.use_thumbnail, patch, factor)
-
-
-def _fit(height: int, width: int, cell: int, most: int) -> tuple[int, int]:
-    """Shortens the longer side until there are at most `most` cells, which is what a view is padded to."""
-    rows, cols = height // cell, width // cell
-    if rows * cols <= most:
-        return height, width
-    return (most // cols * cell, width) if rows > cols else (height, most // rows * cell)
+    tiles, thumbnail, most = rows * cols, config.use_thumbnail, config.max_num_patches // factor**2
+    if (thumbnail or tiles == 1) and (high // cell) * (wide // cell) > most:  # else no view has this size, or it fits
+        if high > wide:
+            high = most // (wide // cell) * cell
+        else:
+            wide = most // (high // cell) * cell
+    whole, per_image, per_tile = (high // patch, wide // patch), (high // cell) * (wide // cell), (tile // cell) ** 2
+    views, tokens = [whole], per_image
+    if tiles > 1:
+        views = [(tile // patch, tile // patch)] * tiles + ([whole] if thumbnail else [])
+        tokens = tiles * per_tile + (per_image if thumbnail else 0)
+    return ViewPlan(rows, cols, tiles > 1, high, wide, tile, thumbnail, tuple(views), per_tile, per_image, tokens)

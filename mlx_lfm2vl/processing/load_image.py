@@ -17,7 +17,6 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from ..config import ImageProcessorConfig
@@ -95,11 +94,6 @@ def png_bytes(picture: Picture) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def load_array(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> np.ndarray:
-    """The picture as `load_image` reads it, as an array (height, width, 3) uint8. Raises `ImageError`."""
-    return np.array(load_image(picture, policy))
 
 
 def _from_path(name: str | bytes, policy: SourcePolicy, config: ImageProcessorConfig) -> Image.Image:

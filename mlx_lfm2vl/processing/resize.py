@@ -28,26 +28,23 @@ STRIP = 1 << 19  # pixels that a thread takes from a picture at a time
 SHARE = 64  # rows or columns of a large picture that a thread gets at least
 
 
-def resize(pixels: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
-    """(h, w, channels) uint8 -> (height, width, channels) uint8. `resample`: 2 is bilinear, 3 bicubic (Pillow's
-    numbers)."""
-
-    def take(top: int, bottom: int) -> list[np.ndarray]:
-        return list(pixels[top:bottom].transpose(2, 0, 1))
-
-    return resize_rows(take, pixels.shape, [(height, width)], resample)[0]
-
-
 def resize_rows(
     take: Callable[[int, int], Sequence[np.ndarray]],
     shape: tuple[int, ...],
     sizes: Sequence[tuple[int, int]],
     resample: int,
 ) -> list[np.ndarray]:
-    """A picture of `shape` (h, w, channels) in each of `sizes` (height, width), as `resize` makes it.
+    """A picture in each of `sizes`.
 
-    `take(top, bottom)` gives rows, a uint8 (bottom - top, w) of each channel; it is asked from several threads, for few
-    rows at a time, so that no second copy of a large picture is held.
+    Args:
+        take: `take(top, bottom)` gives rows, a uint8 (bottom - top, w) of each channel; it is asked from several
+            threads, for few rows at a time, so that no second copy of a large picture is held.
+        shape: (h, w, channels) of the picture.
+        sizes: (height, width) of each result.
+        resample: 2 is bilinear, 3 bicubic (Pillow's numbers).
+
+    Returns:
+        An array (height, width, channels) uint8 of each size.
     """
     rows, source, channels = shape
     filters = [_weights(source, width, resample) if width != source else None for _, width in sizes]
@@ -66,22 +63,8 @@ def resize_rows(
                         work(plane, out[channel, top:bottom])
 
     _shared(across, rows, rows * source)
-    return [_finished(planes, height, resample) for planes, (height, _) in zip(passed, sizes, strict=True)]
-
-
-def _finished(planes: np.ndarray, height: int, resample: int) -> np.ndarray:
-    """(channels, h, w) -> (height, w, channels), by the pass down."""
-    channels, rows, columns = planes.shape
-    if rows != height:
-        filter = _weights(rows, height, resample)
-        out = np.empty((channels, height, columns), np.uint8)
-
-        def down(start: int, end: int) -> None:
-            _down(planes[:, :, start:end], filter, out[:, :, start:end])
-
-        _shared(down, columns, rows * columns)
-        planes = out
-    return planes.transpose(1, 2, 0)
+    pairs = zip(passed, sizes, strict=True)
+    return [_down(planes, height, resample).transpose(1, 2, 0) for planes, (height, _) in pairs]
 
 
 def _shared(work: Callable[[int, int], None], units: int, numbers: int) -> None:
@@ -94,46 +77,29 @@ def _shared(work: Callable[[int, int], None], units: int, numbers: int) -> None:
 
 @dataclass(frozen=True)
 class _Group:
-    """Neighbouring blocks of outputs, of equally many each, from `start` on: block n comes from as many inputs as
-    `matrices` (blocks, outputs, inputs) has, from `first + n * stride` on."""
+    """Neighbouring blocks of outputs, of equally many each, which together are the slice `outputs`: block n comes from
+    as many inputs as `matrices` (blocks, outputs, inputs) has, from `first + n * stride` on."""
 
-    start: int
+    outputs: slice
     first: int
     stride: int
     matrices: np.ndarray
-
-    @property
-    def outputs(self) -> slice:
-        return slice(self.start, self.start + self.matrices.shape[0] * self.matrices.shape[1])
-
-    @property
-    def reach(self) -> int:
-        """Inputs up to here are multiplied, if only by zero."""
-        blocks, _, inputs = self.matrices.shape
-        return self.first + (blocks - 1) * self.stride + inputs
 
 
 @dataclass(frozen=True)
 class _Pass:
     """The filter of one axis; `dtype` is one in which sums give exact levels, if `centred` those of levels less 128.
     `shift` (target,) is added to sums before what is behind the point is cut off. `overshoots`: they may leave the
-    levels."""
+    levels. `strip`: how many rows or columns a product takes. Inputs up to `reach` are multiplied, if only by zero."""
 
     target: int
     dtype: type[np.floating]
     centred: bool
     shift: np.ndarray
     overshoots: bool
+    strip: int
+    reach: int
     groups: tuple[_Group, ...]
-
-    @property
-    def strip(self) -> int:
-        """How many rows or columns a product takes."""
-        return max(1, PRODUCT // max(group.matrices[0].size for group in self.groups))
-
-    @property
-    def reach(self) -> int:
-        return max(group.reach for group in self.groups)
 
 
 def _levels(pixels: np.ndarray, filter: _Pass) -> np.ndarray:
@@ -168,7 +134,7 @@ def _weights(source: int, target: int, resample: int) -> _Pass:
     taps = int((last - first).max())
     places = first[:, None] + np.arange(taps)
     distance = np.abs((places - centres[:, None] + 0.5) / stretch)
-    weights = _triangle(distance) if resample == 2 else _cubic(distance)
+    weights = np.maximum(1.0 - distance, 0.0) if resample == 2 else _cubic(distance)
     weights = np.where(places < last[:, None], weights, 0.0)
     weights /= weights.sum(axis=1, keepdims=True)
     precision, largest = 0, weights.max()
@@ -181,7 +147,7 @@ def _weights(source: int, target: int, resample: int) -> _Pass:
     if centred:
         shift += 128 * (fixed.sum(axis=1) - 1).astype(dtype)  # what rounded weights are more than 1
     overshoots = bool(fixed.min() < 0 or 255 * fixed.sum(axis=1).max() + 0.5 >= 256)
-    groups = []
+    groups, reach, largest_product = [], 0, 1
     whole = target - target % BLOCK
     # the first block's inputs are cut off at the edge: with others it would widen theirs
     edges = sorted({0, *range(BLOCK, whole, GROUP * BLOCK), whole, target})
@@ -197,8 +163,11 @@ def _weights(source: int, target: int, resample: int) -> _Pass:
             block, row = divmod(output - start, height)
             at, count = int(first[output] - lows[block]), int(last[output] - first[output])
             matrices[block, row, at : at + count] = fixed[output, :count]
-        groups.append(_Group(start, int(first[start]), stride, matrices))
-    return _Pass(target, dtype, centred, shift, overshoots, tuple(groups))
+        groups.append(_Group(slice(start, start + len(starts) * height), int(first[start]), stride, matrices))
+        reach = max(reach, int(lows[-1]) + matrices.shape[2])
+        largest_product = max(largest_product, matrices[0].size)
+    strip = max(1, PRODUCT // largest_product)
+    return _Pass(target, dtype, centred, shift, overshoots, strip, reach, tuple(groups))
 
 
 def _arithmetic(fixed: np.ndarray, precision: int) -> tuple[type[np.floating], bool]:
@@ -215,10 +184,6 @@ def _arithmetic(fixed: np.ndarray, precision: int) -> tuple[type[np.floating], b
     if over <= 0 or (fixed.min() >= 0 and 3 * over + 2 * fixed.shape[1] < half):
         return np.float32, True
     return np.float64, False
-
-
-def _triangle(distance: np.ndarray) -> np.ndarray:
-    return np.maximum(1.0 - distance, 0.0)
 
 
 def _cubic(distance: np.ndarray) -> np.ndarray:
@@ -251,20 +216,31 @@ class _Across:
         _rounded(sums, filter, filter.shift, out)
 
 
-def _down(planes: np.ndarray, filter: _Pass, out: np.ndarray) -> None:
-    """(channels, source, columns) to `out` (channels, target, columns), in strips of columns."""
-    _, source, columns = planes.shape
-    strip = min(filter.strip, columns)
-    part = np.zeros((max(source, filter.reach), strip), filter.dtype)
-    sums = np.empty((filter.target, strip), filter.dtype)
-    down, right = part.strides
-    for plane, made in zip(planes, out, strict=True):
-        for left in range(0, columns, strip):
-            count = min(strip, columns - left)
-            part[:source, :count] = _levels(plane[:, left : left + count], filter)
-            for group in filter.groups:
-                blocks, height, inputs = group.matrices.shape
-                bands = as_strided(part[group.first :], (blocks, inputs, count), (group.stride * down, down, right))
-                into = sums[group.outputs].reshape(blocks, height, strip)[:, :, :count]
-                np.matmul(group.matrices, bands, out=into)
-            _rounded(sums[:, :count], filter, filter.shift[:, None], made[:, left : left + count])
+def _down(planes: np.ndarray, height: int, resample: int) -> np.ndarray:
+    """(channels, source, columns) to (channels, height, columns), in strips of columns."""
+    channels, source, columns = planes.shape
+    if source == height:
+        return planes
+    filter = _weights(source, height, resample)
+    out = np.empty((channels, height, columns), np.uint8)
+
+    def down(start: int, end: int) -> None:
+        strip = min(filter.strip, end - start)
+        part = np.zeros((max(source, filter.reach), strip), filter.dtype)
+        sums = np.empty((height, strip), filter.dtype)
+        below, right = part.strides
+        for plane, made in zip(planes, out, strict=True):
+            for left in range(start, end, strip):
+                count = min(strip, end - left)
+                part[:source, :count] = _levels(plane[:, left : left + count], filter)
+                for group in filter.groups:
+                    blocks, rows, inputs = group.matrices.shape
+                    bands = as_strided(
+                        part[group.first :], (blocks, inputs, count), (group.stride * below, below, right)
+                    )
+                    into = sums[group.outputs].reshape(blocks, rows, strip)[:, :, :count]
+                    np.matmul(group.matrices, bands, out=into)
+                _rounded(sums[:, :count], filter, filter.shift[:, None], made[:, left : left + count])
+
+    _shared(down, columns, source * columns)
+    return out

@@ -1,4 +1,4 @@
-"""The checkpoint's tokenizer: text to ids, ids to text, and text that streams. The only importer of `tokenizers`.
+"""The checkpoint's tokenizer: text to ids, ids to text, and text that streams.
 
 Gives what transformers gives for the same files (`TokenizersBackend`). Every LFM2 tokenizer is a byte-level BPE; others
 are refused when loaded, so that decoding can be byte-exact everywhere. `clean_up_tokenization_spaces` is accepted and
@@ -9,33 +9,24 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import tokenizers
-from tokenizers import AddedToken, processors
-from tokenizers.decoders import DecodeStream
-from tokenizers.pre_tokenizers import ByteLevel
 
-from ..config import read_json, read_text, shown
-from ..config.files import AGAIN, check_own, without, writing
-from ..errors import ConfigError, TokenizerError, first_line
-from .added_tokens import stated_tokens, with_ids
+from ..config import read_json, shown
+from ..config.files import check_own, without, writing
+from ..errors import TokenizerError
+from . import tokenizer_backend
 from .batch_feature import BatchFeature
 from .control_tokens import ControlTokens, control_pattern, pieces
 from .special_tokens import NAMED_TOKENS, image_token, named_tokens, restated, special_tokens
 from .text_options import SIDES, TextOptions
-from .tokenizer_checks import check_normalizer, check_patterns, check_post_processor
+from .tokenizer_backend import Backend, DecodeStream, Encoding, panics
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-MAX_ADDED = 256  # characters of an added token; the longest published ones have some 30
-_PIECE = re.compile(r"[^\s:$][^\s:]*")  # what the tokenizers library takes for a token in a post-processor
-MAX_BYTES = 128 * 2**20  # of tokenizer.json; one of 128,000 tokens has a tenth of that
 _OPTIONS = ("padding_side", "truncation_side", "chat_template")  # of tokenizer_config.json, which can be set
 _CLASS = "PreTrainedTokenizerFast"
 
@@ -48,16 +39,11 @@ class Tokenizer:
     `image_end_token`, `image_thumbnail_token` always strings (the family's, if the files name none).
     """
 
-    def __init__(
-        self, backend: tokenizers.Tokenizer, config: Mapping[str, Any] | None = None, where: str = "tokenizer"
-    ):
+    def __init__(self, backend: Backend, config: Mapping[str, Any] | None = None, where: str = "tokenizer"):
         """`config` is the content of tokenizer_config.json. Raises `TokenizerError`."""
         self.backend, self.config, self.where = backend, dict(config or {}), where
         self.folder: Path | None = None
-        kind, decoder = type(backend.model).__name__, type(backend.decoder).__name__
-        if (kind, decoder) != ("BPE", "ByteLevel"):
-            raise TokenizerError(f"{where}: model {kind} with decoder {decoder}; LFM2 tokenizers are byte-level BPE")
-        self._check_pipeline()
+        tokenizer_backend.check(backend, where)
         padding = backend.padding or {}
         backend.no_padding()
         backend.no_truncation()
@@ -66,14 +52,11 @@ class Tokenizer:
         self.padding_side = self._choice("padding_side", padding.get("direction") or "right")
         self.truncation_side = self._choice("truncation_side", "right")
         self.chat_template = self.config.get("chat_template")
-        known = [
-            token
-            for token in special_tokens(self.config, self.special_tokens_map)
-            if backend.token_to_id(token) is not None
-        ]
-        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in known])
+        tokenizer_backend.add_special(backend, special_tokens(self.config, self.special_tokens_map))
         if "add_bos_token" in self.config or "add_eos_token" in self.config:
-            backend.post_processor = self._post_processor()
+            bos = self.bos_token if self.config.get("add_bos_token") else None
+            eos = self.eos_token if self.config.get("add_eos_token") else None
+            backend.post_processor = tokenizer_backend.post_processor(bos, eos, self._id, self._config_where)
         added = backend.get_added_tokens_decoder()
         self.all_special_ids = frozenset(id for id, token in added.items() if token.special)
         self._control_pattern = control_pattern(token.content for token in added.values())
@@ -82,21 +65,8 @@ class Tokenizer:
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
         """Reads tokenizer.json, tokenizer_config.json and special_tokens_map.json. Raises `TokenizerError`."""
-        path = Path(folder) / "tokenizer.json"
-        try:
-            text = read_text(path, MAX_BYTES)
-        except ConfigError as error:
-            raise TokenizerError(str(error)) from None
-        backend = _parsed(text, path)
-        config: dict[str, Any] = {}
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            try:
-                if (Path(folder) / name).is_file():
-                    data = read_json(Path(folder) / name)
-                    config.update({key: value for key, value in data.items() if value is not None})
-            except ConfigError as error:
-                raise TokenizerError(str(error)) from None
-        tokenizer = cls(_with_stated_tokens(backend, text, path, config), config, str(path))
+        backend, config, path = tokenizer_backend.read(Path(folder))
+        tokenizer = cls(backend, config, str(path))
         tokenizer.folder = Path(folder)
         return tokenizer
 
@@ -135,40 +105,6 @@ class Tokenizer:
         if value not in SIDES:
             raise TokenizerError(f"{self._config_where}: {name} is {shown(value)}, expected 'left' or 'right'")
         return str(value)
-
-    def _check_pipeline(self) -> None:
-        """Raises `TokenizerError` for a file whose steps could not end, could panic, or lose text."""
-
-        def state(step: Any) -> Any:
-            return None if step is None else json.loads(step.__getstate__())
-
-        model = self.backend.model
-        try:
-            check_normalizer(state(self.backend.normalizer))
-            check_patterns(state(self.backend.pre_tokenizer))
-            check_post_processor(state(self.backend.post_processor), lambda t: self.backend.token_to_id(t) is not None)
-            added = [token.content for token in self.backend.get_added_tokens_decoder().values()]
-            if longest := max((token for token in added if len(token) > MAX_ADDED), key=len, default=None):
-                raise ValueError(f"an added token has {len(longest):,} characters")
-            for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-                if getattr(model, name):
-                    raise ValueError(f"{name} is {shown(getattr(model, name))}")
-            if lost := [character for character in ByteLevel.alphabet() if model.token_to_id(character) is None]:
-                raise ValueError(f"{len(lost)} of the 256 bytes have no token, {lost[0]!r} for one")
-        except ValueError as error:
-            raise TokenizerError(f"{self.where}: {error}; no LFM2 tokenizer is so, {AGAIN}") from None
-
-    def _post_processor(self) -> processors.TemplateProcessing:
-        """What is put around encoded text with `add_special_tokens`, where the configuration says so itself."""
-        bos = self.bos_token if self.config.get("add_bos_token") else None
-        eos = self.eos_token if self.config.get("add_eos_token") else None
-        for token in (bos, eos):
-            if token and not _PIECE.fullmatch(token):
-                raise TokenizerError(f"{self._config_where}: {shown(token)} cannot be put around texts; {AGAIN}")
-        single = " ".join([*([f"{bos}:0"] if bos else []), "$A:0", *([f"{eos}:0"] if eos else [])])
-        pair = " ".join([single, *([f"{bos}:1"] if bos else []), "$B:1", *([f"{eos}:1"] if eos else [])])
-        special = [(token, self._id(token, "token")) for token in dict.fromkeys((bos, eos)) if token]
-        return processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
 
     def __getattr__(self, name: str) -> Any:
         # bos_token, pad_token_id, image_token, image_start_token_id, ...
@@ -220,10 +156,10 @@ class Tokenizer:
         """Ids of a text. `add_special_tokens` adds what the file says (for most LFM2 tokenizers a BOS)."""
         return list(self.encode_batch([text], add_special_tokens)[0].ids)
 
-    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[tokenizers.Encoding]:
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[Encoding]:
         """The `tokenizers` encodings (ids and character offsets) of several texts. Raises `TokenizerError`."""
         try:
-            with _panics(f"{self.where}: this text cannot be encoded"):
+            with panics(f"{self.where}: this text cannot be encoded"):
                 # one by one: the library's own batch starts threads, and then warns on stderr when the process forks
                 return [self.backend.encode(text, add_special_tokens=add_special_tokens) for text in texts]
         except TypeError:
@@ -244,7 +180,7 @@ class Tokenizer:
                 ids += self.encode(piece, add_special_tokens=False)
                 continue
             before, model = self.backend.pre_tokenizer, self.backend.model
-            with _panics(f"{self.where}: {piece!r} cannot be encoded"):
+            with panics(f"{self.where}: {piece!r} cannot be encoded"):
                 splits = [split for split, _ in before.pre_tokenize_str(piece)] if before else [piece]
                 plain = [token.id for split in splits for token in model.tokenize(split)]
             if self.backend.token_to_id(piece) in plain:
@@ -327,7 +263,7 @@ class Tokenizer:
         if isinstance(token_ids, (list, tuple)) and token_ids and isinstance(token_ids[0], (list, tuple, np.ndarray)):
             return [self.decode(row, skip_special_tokens) for row in token_ids]
         ids = _ids(token_ids)
-        with _panics(f"{self.where}: these ids cannot be decoded"):
+        with panics(f"{self.where}: these ids cannot be decoded"):
             return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def batch_decode(
@@ -350,47 +286,6 @@ class Tokenizer:
 
 def _write(file: Path, config: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(without(dict(config)), indent=2, ensure_ascii=False), encoding="utf-8")
-
-
-def _parsed(text: str, path: Path) -> tokenizers.Tokenizer:
-    try:
-        with _panics(f"{path}: not a tokenizer file"):
-            return tokenizers.Tokenizer.from_str(text)
-    except TokenizerError:
-        raise
-    except Exception as error:  # the Rust library raises plain Exception for any damage
-        raise TokenizerError(f"{path}: not a tokenizer file ({first_line(error)}); {AGAIN}") from None
-
-
-def _with_stated_tokens(
-    backend: tokenizers.Tokenizer, text: str, path: Path, config: Mapping[str, Any]
-) -> tokenizers.Tokenizer:
-    """A tokenizer, read from `text`, with the added tokens that stand in the files beside it."""
-    try:
-        stated = stated_tokens(path.parent, config)
-    except ConfigError as error:
-        raise TokenizerError(str(error)) from None
-    added = {token.content: id for id, token in backend.get_added_tokens_decoder().items()}
-    new = {content: flags for content, (_, flags) in stated.items() if content not in added}
-    unknown = {content: stated[content][0] for content in new if backend.token_to_id(content) is None}
-    if unknown and type(backend.model).__name__ == "BPE":
-        # the library numbers new tokens itself; those that the vocabulary has keep their ids
-        backend = _parsed(with_ids(text, {**added, **unknown}, str(path)), path)
-    for content, flags in new.items():
-        add = backend.add_special_tokens if flags.get("special") else backend.add_tokens
-        add([AddedToken(content, **flags)])
-    return backend
-
-
-@contextmanager
-def _panics(what: str) -> Iterator[None]:
-    """A panic of the Rust library as a `TokenizerError`; it is no `Exception`, and would end a thread or an app."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise TokenizerError(f"{what} (the tokenizers library gave up: {first_line(error)}); {AGAIN}") from None
 
 
 def _ids(token_ids: Any) -> list[int]:

@@ -1,4 +1,4 @@
-"""Picture files of every container, as `load_array` reads them from strangers."""
+"""Picture files of every container, as `load_image` reads them from strangers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from containers import heic, samples
 
 from mlx_lfm2vl.errors import ImageError
-from mlx_lfm2vl.processing.load_image import SourcePolicy, load_array
+from mlx_lfm2vl.processing.load_image import SourcePolicy, load_image
 
 from .entrance import Entrance
 
@@ -32,7 +32,7 @@ def run(data: bytes) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            picture = load_array(data, POLICY)
+            picture = np.array(load_image(data, POLICY))
         except ImageError as error:
             text = str(error)
             assert "\n" not in text and len(text) < 400 and text.isprintable(), text

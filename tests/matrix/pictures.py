@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from conftest import load_array
 from containers import (
     ALPHA,
     BITS,
@@ -37,7 +38,7 @@ from PIL import Image
 from mlx_lfm2vl import Lfm2VlImageProcessor, SourcePolicy
 from mlx_lfm2vl.errors import ImageError, OptionError
 from mlx_lfm2vl.processing.image import flatten
-from mlx_lfm2vl.processing.load_image import load_array, load_image
+from mlx_lfm2vl.processing.load_image import load_image
 
 from .bench import Bench
 from .row import Gives, Near, Refused, Row, without_bench

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from conftest import load_array
 from containers import GREY, NOISE, WIDE, encoded, grey, samples, wide_grey
 from PIL import Image, TiffImagePlugin
 
 from mlx_lfm2vl import SourcePolicy
 from mlx_lfm2vl.errors import ImageError
-from mlx_lfm2vl.processing.load_image import load_array, load_image
+from mlx_lfm2vl.processing.load_image import load_image
 
 from .bench import Bench
 from .row import Gives, Near, Refused, Row

@@ -13,12 +13,13 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from conftest import load_array
 from containers import GREY, NOISE, encoded, samples
 from PIL import Image
 
 from mlx_lfm2vl import Engine, GenerationOptions, Lfm2VlImageProcessor, SourcePolicy, generate, load
 from mlx_lfm2vl.errors import ImageError
-from mlx_lfm2vl.processing.load_image import load_array, load_image
+from mlx_lfm2vl.processing.load_image import load_image
 
 from .bench import MODEL, Bench
 from .row import Gives, Refused, Row, without_bench
@@ -301,8 +302,8 @@ COARSE = (GREY // 128 * 128 / 255).astype(np.float32)  # few bits, which bfloat1
 def without_mlx(bench: Bench) -> Any:
     """Whether a tensor is read by a program that has imported neither library."""
     code = (
-        "import sys, numpy as np; from mlx_lfm2vl.processing.load_image import load_array;"
-        "load_array(np.zeros((4, 4, 3), np.uint8)); print('mlx.core' in sys.modules, 'torch' in sys.modules)"
+        "import sys, numpy as np; from mlx_lfm2vl.processing.load_image import load_image;"
+        "load_image(np.zeros((4, 4, 3), np.uint8)); print('mlx.core' in sys.modules, 'torch' in sys.modules)"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from conftest import load_array
 from containers import NOISE, encoded
 from PIL import Image
 
 from mlx_lfm2vl import SourcePolicy
 from mlx_lfm2vl.errors import ImageError
 from mlx_lfm2vl.processing.fetch import fetch, redirected
-from mlx_lfm2vl.processing.load_image import load_array, load_image
+from mlx_lfm2vl.processing.load_image import load_image
 
 from .bench import Bench
 from .row import Gives, Refused, Row, without_bench
