@@ -12,6 +12,12 @@ def one_line(message: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
+def short(name: str) -> str:
+    """A name for messages: one line, of bounded length, without characters that a terminal obeys."""
+    line = one_line(name[:1000])
+    return line if len(line) <= 120 else line[:100] + "..."
+
+
 def first_line(error: BaseException, length: int = 200) -> str:
     """What a library says of a file, for a message: its first line, printable, not longer than `length` characters."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,8 +9,8 @@ from conftest import GOLDEN
 
 from mlx_lfm2vl import ConfigError, GenerationOptions, Lfm2VlConfig, demo, load, stream_generate
 from mlx_lfm2vl.config import GenerationConfig
+from mlx_lfm2vl.config.generation import CARDS
 from mlx_lfm2vl.generation.defaults import resolved
-from mlx_lfm2vl.generation.recommended import _CARDS, recommended
 
 EMPTY = GenerationConfig(eos_token_ids=(7,), bos_token_id=1, pad_token_id=0)
 
@@ -22,7 +22,7 @@ def shape(hidden: int, layers: int, vocabulary: int) -> Lfm2VlConfig:
 
 
 def sampling(config: Lfm2VlConfig, checkpoint: GenerationConfig = EMPTY, **chosen: object) -> tuple[object, ...]:
-    options = GenerationOptions(**chosen).resolve(recommended(config, checkpoint))  # type: ignore[arg-type]
+    options = GenerationOptions(**chosen).resolve(checkpoint.recommended(config))  # type: ignore[arg-type]
     return tuple(getattr(options, name) for name in ("temperature", "min_p", "top_k", "top_p", "repetition_penalty"))
 
 
@@ -42,7 +42,7 @@ FAMILY = (0.1, 0.15, 0, 1.0, 1.05)
 )
 def test_each_published_model_gets_its_cards(model, expected):
     assert sampling(shape(*model)) == expected
-    assert recommended(shape(*model), EMPTY).eos_token_ids == (7,)
+    assert EMPTY.recommended(shape(*model)).eos_token_ids == (7,)
 
 
 def test_what_is_asked_for_and_what_the_checkpoint_says_come_first():
@@ -73,7 +73,7 @@ def test_answers_obey_it_but_the_references_generate_does_not(tmp_path, monkeypa
 
     greedy, reference = answer(), model.generate(ids, max_new_tokens=8).tolist()
     explicit = answer(temperature=5.0, top_k=50)
-    monkeypatch.setitem(_CARDS, own, {"temperature": 5.0, "top_k": 50})
+    monkeypatch.setitem(CARDS, own, {"temperature": 5.0, "top_k": 50})
     assert answer() == explicit != greedy == answer(temperature=0)
     assert model.generate(ids, max_new_tokens=8).tolist() == reference
 

@@ -28,7 +28,6 @@ from mlx_lfm2vl.generation import sampler as sampler_module
 from mlx_lfm2vl.generation import sampling
 from mlx_lfm2vl.generation.decode import GenerationBatch, Prompt, prefill
 from mlx_lfm2vl.generation.options import GenerationOptions
-from mlx_lfm2vl.generation.recommended import recommended
 from mlx_lfm2vl.generation.sampler import make_sampler
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
@@ -93,7 +92,7 @@ def test_these_are_the_recommendations(layers, width, vocabulary, given):
     config = Lfm2VlConfig.from_dict(
         {"model_type": "lfm2_vl", "text_config": {**text, "layer_types": ["conv"] * layers}, "vision_config": VISION}
     )
-    card = recommended(config, GenerationConfig())
+    card = GenerationConfig().recommended(config)
     assert card.do_sample and {name: getattr(card, name) for name in given} == given
 
 

@@ -1,7 +1,9 @@
 """Answers as text: pieces, end, statistics, and what is refused."""
 
+import functools
 import json
 import shutil
+import sys
 import weakref
 from contextlib import closing
 from dataclasses import replace
@@ -23,7 +25,7 @@ from mlx_lfm2vl import (
     load,
     stream_generate,
 )
-from mlx_lfm2vl.errors import ImageError, OptionError, OutputError, PromptError
+from mlx_lfm2vl.errors import ImageError, OptionError, OutputError, PromptError, TemplateError
 from mlx_lfm2vl.generation.defaults import generation_config
 
 
@@ -188,6 +190,40 @@ def test_conversations_of_wrong_shapes_are_refused(prompt, words):
 def test_arguments_of_wrong_types_are_refused_by_name(arguments, error, words):
     with pytest.raises(error, match=words):
         generate(*loaded("gen2"), "?", **arguments)
+
+
+DEEP = functools.reduce(lambda inner, _: {"a": inner}, range(5000), {})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda model, processor: generate(model, processor, "?", tools=[DEEP]),
+        lambda model, processor: generate(model, processor, [{"role": "user", "content": "?", "more": DEEP}]),
+        lambda model, processor: generate(
+            model,
+            processor,
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": DEEP}}]}],
+        ),
+        lambda model, processor: Chat(model, processor, tools=[DEEP]).ask("?"),
+    ],
+    ids=["tools", "message", "arguments", "tools of a chat"],
+)
+def test_what_is_nested_too_deeply_is_refused(answer):
+    with pytest.raises((PromptError, TemplateError), match="nested too deeply"):
+        answer(*loaded("gen2"))
+
+
+def test_a_question_enters_no_file_of_compat():
+    model, processor = loaded("gen2")
+    entered: set[str] = set()
+    sys.setprofile(lambda frame, event, _: entered.add(frame.f_code.co_filename) if event == "call" else None)
+    try:
+        generate(model, processor, "What?", picture("large"), max_tokens=2)
+    finally:
+        sys.setprofile(None)
+    folders = {Path(file).parent.name for file in entered}
+    assert {"processing", "generation", "models"} <= folders and "compat" not in folders
 
 
 def test_a_question_is_a_question():

@@ -94,7 +94,7 @@ def forked() -> bool:
 
 def check_fork() -> None:
     """Raises `ForkError` in a process that was forked from one that had computed: there it would wait for ever."""
-    if forked():
+    if _forked:
         raise ForkError(
             "this process was forked from one that had used MLX, whose threads it lacks; start it anew, as"
             " multiprocessing.get_context('spawn') does"

@@ -10,10 +10,10 @@ from typing import Any, Self
 from ..errors import OptionError, TemplateError
 from ..hub import resolve
 from ..processing import tokenizer as processing
+from ..processing.batch_feature import SIDES
 from ..processing.conversation import conversations_of
 from ..processing.special_tokens import IMAGE_TOKENS, NAMED_TOKENS
 from ..processing.template import ChatTemplate
-from ..processing.text_options import SIDES
 from . import tensors
 from .batch_feature import BatchFeature
 from .call_options import normalised

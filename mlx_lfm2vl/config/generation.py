@@ -1,13 +1,27 @@
-"""generation_config.json: end tokens, and sampling where a checkpoint recommends any."""
+"""generation_config.json: end tokens, and sampling where a checkpoint or its makers' model card recommends any.
+
+The published files name end tokens only, so the model of a card is recognised by its shape. Others (the demo model,
+other sizes) have no recommendation and are greedy.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .fields import Fields
 from .model import Lfm2VlConfig
+
+_FAMILY = {"temperature": 0.1, "min_p": 0.15, "repetition_penalty": 1.05}
+# (hidden size, layers, vocabulary) of the language model
+CARDS: dict[tuple[int, int, int], dict[str, float]] = {
+    (1024, 16, 65536): _FAMILY,  # LFM2-VL-450M, LFM2.5-VL-450M
+    (2048, 16, 65536): _FAMILY,  # LFM2-VL-1.6B, LFM2.5-VL-1.6B
+    (2048, 30, 65536): _FAMILY,  # LFM2-VL-3B
+    (2048, 30, 128000): {"temperature": 0.2, "top_k": 50, "repetition_penalty": 1.0},  # LFM2.5-VL-3B
+}
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,23 @@ class GenerationConfig:
         """Those of all files: this one's, those of config.json, and the tokenizer's, where fine-tunes name theirs."""
         ids = (*self.eos_token_ids, *config.eos_token_ids, of_tokenizer)
         return [id for id in dict.fromkeys(ids) if id is not None]
+
+    def recommended(self, config: Lfm2VlConfig) -> GenerationConfig:
+        """The same if it says anything of sampling, else with what the model's card says."""
+        text = config.text_config
+        card = CARDS.get((text.hidden_size, text.num_hidden_layers, text.vocab_size))
+        if card is None or self.do_sample or any(getattr(self, name) is not None for name in _SAMPLING):
+            return self
+        return replace(self, do_sample=True, **card)  # type: ignore[arg-type]
+
+    @classmethod
+    def of(cls, settings: object, where: str = "generation_config") -> GenerationConfig:
+        """That of an object with such attributes, as transformers' is; arrays count as their numbers. Raises
+        `ConfigError`."""
+        names = [field.name for field in fields(cls) if field.name != "eos_token_ids"]
+        values: dict[str, Any] = {name: getattr(settings, name, None) for name in (*names, "eos_token_id")}
+        plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
+        return cls.from_dict(plain, where)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "generation_config.json") -> GenerationConfig:

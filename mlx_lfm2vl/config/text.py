@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from .fields import MAX_SIZE, Fields
@@ -37,7 +38,7 @@ class Lfm2Config:
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
 
-    @property
+    @cached_property
     def feed_forward_size(self) -> int:
         """Rows of `feed_forward.w1` (the rule is that of the reference's `Lfm2MLP`)."""
         size = self.intermediate_size

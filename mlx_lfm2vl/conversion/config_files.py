@@ -15,7 +15,6 @@ import mlx.core as mx
 
 from ..config import GenerationConfig, Lfm2VlConfig, ProcessorConfig, read_json
 from ..config.files import CODE, PLACES, check_own, without
-from ..generation.recommended import recommended
 from ..hub import LICENCES
 from ..processing.tokenizer import Tokenizer
 from ..weights.head import TIED
@@ -129,7 +128,7 @@ def generation_json(source: Path, config: Lfm2VlConfig) -> dict[str, Any] | None
     if len(ends) > 1:  # all that any file names, for readers of this one alone
         out["eos_token_id"] = ends
     if all(out.get(name) is None for name in SAMPLING):
-        makers = recommended(config, GenerationConfig())
+        makers = GenerationConfig().recommended(config)
         if makers.do_sample:
             out |= {name: getattr(makers, name) for name in SAMPLING if getattr(makers, name) is not None}
     return out if out != before else None

@@ -9,7 +9,6 @@ from ..config import GenerationConfig, Lfm2VlConfig
 from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from .options import GenerationOptions
-from .recommended import recommended
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ def generation_config(model: Model) -> GenerationConfig:
         return GenerationConfig(eos_token_ids=model.config.eos_token_ids)
     if isinstance(attached, GenerationConfig):
         return attached
-    return GenerationConfig.from_dict(attached.to_dict(), "generation_config")
+    return GenerationConfig.of(attached)
 
 
 def resolved(model: Model, options: GenerationOptions | None) -> GenerationOptions:
@@ -43,7 +42,7 @@ def resolved(model: Model, options: GenerationOptions | None) -> GenerationOptio
     `OptionError`."""
     if options is not None and not isinstance(options, GenerationOptions):
         raise OptionError(f"options is {type(options).__name__}, expected GenerationOptions")
-    return (options or GenerationOptions()).resolve(recommended(model.config, generation_config(model)))
+    return (options or GenerationOptions()).resolve(generation_config(model).recommended(model.config))
 
 
 def positions_left(model: Model, length: int, pictures: bool) -> int:

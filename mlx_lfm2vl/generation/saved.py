@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config.files import open_regular
-from ..errors import ImageError, OutputError, PromptError
-from ..processing.fetch import DEFAULT_POLICY, SourcePolicy, short
+from ..errors import ImageError, OutputError, PromptError, short
+from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
 from ..processing.load_image import load_image, png_bytes
 
 FORMAT = 1

@@ -7,8 +7,8 @@ import binascii
 import re
 import urllib.parse
 
-from ..errors import ImageError
-from .fetch import DEFAULT_POLICY, SourcePolicy, short
+from ..errors import ImageError, short
+from .fetch import DEFAULT_POLICY, SourcePolicy
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _URL_SAFE = str.maketrans("-_", "+/")

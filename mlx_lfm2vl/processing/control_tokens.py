@@ -41,12 +41,12 @@ class ControlTokens:
 
     def ends_in_beginning(self, text: str) -> bool:
         """Whether the text's last characters are the first ones of a token."""
-        return any(self._begins(text[-length:]) for length in range(1, min(self.longest, len(text) + 1)))
-
-    def _begins(self, text: str) -> bool:
-        """Whether a token begins with the text and goes on."""
-        at = bisect.bisect_right(self._sorted, text)  # behind the text itself, before all that go on from it
-        return at < len(self._sorted) and self._sorted[at].startswith(text)
+        for length in range(1, min(self.longest, len(text) + 1)):
+            end = text[-length:]
+            at = bisect.bisect_right(self._sorted, end)  # behind the end itself, before all that go on from it
+            if at < len(self._sorted) and self._sorted[at].startswith(end):
+                return True
+        return False
 
     def crosses(self, before: str, after: str) -> bool:
         """Whether a token begins in one text and ends in the other when they are joined."""

@@ -55,7 +55,10 @@ def normalised(message: Any, where: str = "a message") -> dict[str, Any]:
         plain["content"] = [*({"type": "image", "image": image} for image in beside), *items]
     calls = plain.pop("tool_calls", None)
     if isinstance(calls, (list, tuple)) and calls:
-        plain["tool_calls"] = [_with_mapping(call, f"tool_calls[{number}]") for number, call in enumerate(calls)]
+        try:
+            plain["tool_calls"] = [_with_mapping(call, f"tool_calls[{number}]") for number, call in enumerate(calls)]
+        except RecursionError:
+            raise PromptError(f"{where} has tool calls that are nested too deeply") from None
     return plain
 
 

@@ -18,7 +18,7 @@ import urllib.parse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import ImageError, OptionError, one_line
+from ..errors import ImageError, OptionError, short
 
 if TYPE_CHECKING:
     from .http_get import Response
@@ -65,12 +65,6 @@ class SourcePolicy:
 
 
 DEFAULT_POLICY = SourcePolicy()
-
-
-def short(name: str) -> str:
-    """A name for messages: one line, of bounded length, without characters that a terminal obeys."""
-    line = one_line(name[:1000])
-    return line if len(line) <= 120 else line[:100] + "..."
 
 
 def fetch(url: str, policy: SourcePolicy) -> bytes:

@@ -22,9 +22,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageChops, TiffImagePlugin
 
 from ..config import ImageProcessorConfig
-from ..errors import ImageError, ImageWarning
+from ..errors import ImageError, ImageWarning, short
 from . import jpeg
-from .fetch import DEFAULT_POLICY, SourcePolicy, short
+from .fetch import DEFAULT_POLICY, SourcePolicy
 from .pixels import Colours, as_srgb, rgb
 
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")

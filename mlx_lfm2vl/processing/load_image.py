@@ -20,10 +20,10 @@ from typing import Any
 from PIL import Image
 
 from ..config import ImageProcessorConfig
-from ..errors import ImageError
+from ..errors import ImageError, short
 from . import addresses
 from .arrays import is_array, to_numpy
-from .fetch import DEFAULT_POLICY, SourcePolicy, fetch, short
+from .fetch import DEFAULT_POLICY, SourcePolicy, fetch
 from .formats import check_size, decode, open_picture
 from .pixels import from_array, height_width
 

@@ -19,7 +19,7 @@ from ..config import ImageProcessorConfig, ProcessorConfig
 from ..config.files import writing
 from ..errors import OptionError, PromptError
 from ..hub import resolve
-from .batch_feature import BatchFeature, check_return_tensors
+from .batch_feature import BatchFeature, TextOptions, check_return_tensors
 from .control_tokens import mark
 from .conversation import conversations_of, pictures_of
 from .geometry import ViewPlan
@@ -27,7 +27,6 @@ from .image import IMAGE_INPUTS, Lfm2VlImageProcessor
 from .load_image import DEFAULT_POLICY, SourcePolicy
 from .prompt import Expanded
 from .prompt_encoder import PromptEncoder
-from .text_options import TextOptions
 from .tokenizer import Tokenizer
 
 TEXT_OPTIONS = frozenset(TextOptions.__dataclass_fields__) - {"return_tensors"}

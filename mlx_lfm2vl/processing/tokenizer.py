@@ -20,10 +20,9 @@ from ..config import read_json, shown
 from ..config.files import check_own, without, writing
 from ..errors import TokenizerError
 from . import tokenizer_backend
-from .batch_feature import BatchFeature
+from .batch_feature import SIDES, BatchFeature, TextOptions
 from .control_tokens import ControlTokens, control_pattern, pieces
 from .special_tokens import NAMED_TOKENS, image_token, named_tokens, restated, special_tokens
-from .text_options import SIDES, TextOptions
 from .tokenizer_backend import Backend, DecodeStream, Encoding, panics
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
