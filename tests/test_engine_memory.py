@@ -14,7 +14,7 @@ from mlx_lfm2vl import GenerationOptions
 from mlx_lfm2vl.engine.engine import Engine
 from mlx_lfm2vl.errors import NotFiniteError, OutOfMemoryError
 from mlx_lfm2vl.models.cache import Cache
-from mlx_lfm2vl.models.lfm2_vl import split_views
+from mlx_lfm2vl.models.siglip2 import split_views
 
 
 @pytest.fixture

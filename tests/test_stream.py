@@ -1,6 +1,5 @@
 """Answers as text: pieces, end, statistics, and what is refused."""
 
-import functools
 import json
 import shutil
 import sys
@@ -192,7 +191,9 @@ def test_arguments_of_wrong_types_are_refused_by_name(arguments, error, words):
         generate(*loaded("gen2"), "?", **arguments)
 
 
-DEEP = functools.reduce(lambda inner, _: {"a": inner}, range(5000), {})
+DEEP: dict[str, Any] = {}
+for _ in range(5000):
+    DEEP = {"a": DEEP}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import Lfm2Config
+from ..errors import InputError
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,44 @@ class Context:
     def following(cls, length: int, past: int) -> Context:
         """`length` tokens behind `past` others, without padding."""
         return cls(length, past, attention_mask="causal" if length > 1 else None)
+
+    @classmethod
+    def of(
+        cls,
+        config: Lfm2Config,
+        embeds: mx.array,
+        past: int,
+        attention_mask: mx.array | np.ndarray | None = None,
+        position_ids: mx.array | np.ndarray | None = None,
+    ) -> Context:
+        """Tokens behind others, with padding or positions of their own.
+
+        Args:
+            config: of the backbone.
+            embeds: the new tokens, (B, L, hidden).
+            past: tokens of each row before them.
+            attention_mask: (B, past + L), 1 at real tokens, padding on either side.
+            position_ids: (B or 1, L), or (L,).
+
+        Raises:
+            InputError: for another shape.
+        """
+        batch, length, _ = embeds.shape
+        made = cls.following(length, past)
+        if attention_mask is not None:
+            real = np.array(attention_mask)
+            if real.shape != (batch, past + length):
+                raise InputError(f"attention_mask has shape {real.shape}, expected ({batch}, {past + length})")
+            if not real.all():
+                mask, conv_mask = padding_masks(real.astype(bool), length)
+                made = replace(made, attention_mask=mask, conv_mask=conv_mask)
+        if position_ids is None:
+            return made
+        positions = mx.array(position_ids)
+        positions = positions[None] if positions.ndim == 1 else positions
+        if positions.ndim != 2 or positions.shape[0] not in (1, batch) or positions.shape[1] != length:
+            raise InputError(f"position_ids has shape {tuple(positions.shape)}, expected ({batch}, {length})")
+        return replace(made, rotation=rotation_for(positions, rope_frequencies(config), embeds.dtype))
 
     def last(self, length: int) -> Context:
         """The context of the last `length` tokens."""

@@ -7,7 +7,6 @@ through the tower together.
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -17,15 +16,15 @@ import numpy as np
 from ..config import Lfm2VlConfig
 from ..errors import InputError
 from .cache import Cache
-from .context import Context, padding_masks, rope_frequencies, rotation_for
+from .context import Context
 from .lfm2 import Lfm2Model
+from .logits import keep_positions, next_token_loss
 from .outputs import ImageFeatures, Lfm2VlCausalLMOutputWithPast, Lfm2VlModelOutputWithPast
 from .projector import Lfm2VlMultiModalProjector
-from .siglip2 import Grids, Siglip2VisionModel
+from .siglip2 import Grids, Siglip2VisionModel, pack_views, split_views
 
 Array = mx.array | np.ndarray
 PATCHES_PER_PASS = 4096  # bounds the tower's activations; four full tiles
-IGNORED_LABEL = -100
 
 
 def vision_passes(grids: Grids, patches: int = PATCHES_PER_PASS) -> list[list[int]]:
@@ -41,31 +40,6 @@ def vision_passes(grids: Grids, patches: int = PATCHES_PER_PASS) -> list[list[in
             passes[-1].append(index)
             room -= grid[0] * grid[1]
     return passes
-
-
-def pack_views(pixels: mx.array, grids: Grids) -> mx.array:
-    """The true patches of padded views, as the tower takes them.
-
-    Args:
-        pixels: (views, most patches, channels*patch*patch).
-        grids: (h, w) of each view.
-
-    Returns:
-        (views, h*w, ...) of one grid, or (1, all patches, ...) of several.
-    """
-    counts = [height * width for height, width in grids]
-    if len(set(grids)) == 1:
-        return pixels[:, : counts[0]]
-    return mx.concatenate([view[:count] for view, count in zip(pixels, counts, strict=True)])[None]
-
-
-def split_views(array: mx.array, grids: Grids) -> list[mx.array]:
-    """What the tower or the projector made of `pack_views`, view by view: (rows of the view, width) each."""
-    flat = array.reshape(-1, array.shape[2])
-    counts = [height * width for height, width in grids]
-    share = sum(counts) // len(flat)  # patches of a row
-    ends = accumulate(counts)
-    return [flat[(end - count) // share : end // share] for count, end in zip(counts, ends, strict=True)]
 
 
 class Lfm2VlModel(nn.Module):
@@ -164,36 +138,6 @@ class Lfm2VlModel(nn.Module):
         flat[mx.array(where)] = image_features.astype(embeds.dtype)
         return flat.reshape(embeds.shape)
 
-    def context(
-        self,
-        batch: int,
-        length: int,
-        past: int,
-        attention_mask: Array | None = None,
-        position_ids: Array | None = None,
-        dtype: mx.Dtype = mx.float32,
-    ) -> Context:
-        """What the layers need to know of `length` new tokens in each of `batch` rows, after `past` cached ones.
-
-        `attention_mask` (B, past + length), 1 at real tokens, padding on either side; `position_ids` (B or 1, length).
-        """
-        mask: mx.array | str | None = "causal" if length > 1 else None
-        conv_mask = None
-        if attention_mask is not None:
-            real = np.array(attention_mask)
-            if real.shape != (batch, past + length):
-                raise InputError(f"attention_mask has shape {real.shape}, expected ({batch}, {past + length})")
-            if not real.all():
-                mask, conv_mask = padding_masks(real.astype(bool), length)
-        if position_ids is None:
-            return Context(length, past, attention_mask=mask, conv_mask=conv_mask)
-        positions = mx.array(position_ids)
-        positions = positions[None] if positions.ndim == 1 else positions
-        if positions.ndim != 2 or positions.shape[0] not in (1, batch) or positions.shape[1] != length:
-            raise InputError(f"position_ids has shape {tuple(positions.shape)}, expected ({batch}, {length})")
-        rotation = rotation_for(positions, rope_frequencies(self.config.text_config), dtype)
-        return Context(length, past, rotation, mask, conv_mask)
-
     def fuse(self) -> None:
         """Lets a GPU start fewer kernels for each token and picture. For weights that are loaded and stay; one that is
         replaced later counts."""
@@ -246,8 +190,7 @@ class Lfm2VlModel(nn.Module):
         if cache is not None and cache.batch not in (None, embeds.shape[0]):
             raise InputError(f"past_key_values holds {cache.batch} rows, the new tokens have {embeds.shape[0]}")
         past = cache.offset if cache is not None else 0
-        batch, length, _ = embeds.shape
-        context = self.context(batch, length, past, attention_mask, positions, embeds.dtype)
+        context = Context.of(self.config.text_config, embeds, past, attention_mask, positions)
         states: list[mx.array] | None = [] if output_hidden_states else None
         weights: list[mx.array] | None = [] if output_attentions else None
         out = Lfm2VlModelOutputWithPast(
@@ -330,7 +273,7 @@ class Lfm2VlForConditionalGeneration(nn.Module):
             output_attentions=output_attentions,
         )
         assert isinstance(out, Lfm2VlModelOutputWithPast)
-        logits = self.logits(_keep(out.last_hidden_state, logits_to_keep))
+        logits = self.logits(keep_positions(out.last_hidden_state, logits_to_keep))
         result = Lfm2VlCausalLMOutputWithPast(
             loss=None if labels is None else next_token_loss(logits, mx.array(labels)),
             logits=logits,
@@ -341,37 +284,3 @@ class Lfm2VlForConditionalGeneration(nn.Module):
         )
         result.image_outputs = out.image_outputs
         return result if return_dict else result.to_tuple()
-
-
-def _keep(hidden: mx.array, logits_to_keep: int | Array) -> mx.array:
-    """The positions that get logits: see `Lfm2VlForConditionalGeneration.__call__`."""
-    if isinstance(logits_to_keep, int):
-        if logits_to_keep < 0:
-            raise InputError(f"logits_to_keep is {logits_to_keep}, expected 0 (all) or a positive count")
-        return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-    positions = np.array(logits_to_keep)
-    length = hidden.shape[1]
-    if positions.dtype != bool and positions.size and not -length <= positions.min() <= positions.max() < length:
-        raise InputError(f"logits_to_keep asks for a position outside the {length} that there are")
-    if positions.ndim == 1 and positions.dtype != bool:
-        return hidden[:, mx.array(positions)]
-    if positions.ndim == 2 and positions.dtype == bool and positions.shape == hidden.shape[:2]:
-        return hidden.reshape(-1, hidden.shape[-1])[mx.array(np.flatnonzero(positions))]
-    if positions.ndim == 2 and positions.shape[0] == hidden.shape[0]:
-        return mx.take_along_axis(hidden, mx.array(positions)[..., None], axis=1)
-    raise InputError(f"logits_to_keep has shape {positions.shape}, expected a count, (n,) or (batch, n)")
-
-
-def next_token_loss(logits: mx.array, labels: mx.array) -> mx.array:
-    """Mean cross-entropy of logits (B, L, V) at t against labels (B, L) at t + 1, labels of -100 left out (if all
-    are, it is NaN, as in the reference)."""
-    if labels.shape != logits.shape[:2]:
-        raise InputError(f"labels has shape {tuple(labels.shape)}, the logits {tuple(logits.shape[:2])}")
-    values, vocabulary = np.array(labels), logits.shape[-1]
-    wrong = values[(values != IGNORED_LABEL) & ((values < 0) | (values >= vocabulary))]
-    if wrong.size:
-        raise InputError(f"labels holds {wrong[0]}, expected ids 0 to {vocabulary - 1}, or {IGNORED_LABEL} to ignore")
-    logits, labels = logits[:, :-1].astype(mx.float32), labels[:, 1:]
-    counted = labels != IGNORED_LABEL
-    losses = nn.losses.cross_entropy(logits, mx.where(counted, labels, 0))
-    return (losses * counted).sum() / counted.sum()

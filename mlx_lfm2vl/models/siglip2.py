@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -58,6 +58,31 @@ def resize_table(table: mx.array, side: int, height: int, width: int) -> mx.arra
     rows = mx.array(resize_matrix(side, height)) @ table.astype(mx.float32).reshape(side, side * channels)
     grid = mx.array(resize_matrix(side, width)) @ rows.reshape(height, side, channels)
     return grid.reshape(height * width, channels).astype(table.dtype)
+
+
+def pack_views(pixels: mx.array, grids: Grids) -> mx.array:
+    """The true patches of padded views, as the tower takes them.
+
+    Args:
+        pixels: (views, most patches, channels*patch*patch).
+        grids: (h, w) of each view.
+
+    Returns:
+        (views, h*w, ...) of one grid, or (1, all patches, ...) of several.
+    """
+    counts = [height * width for height, width in grids]
+    if len(set(grids)) == 1:
+        return pixels[:, : counts[0]]
+    return mx.concatenate([view[:count] for view, count in zip(pixels, counts, strict=True)])[None]
+
+
+def split_views(array: mx.array, grids: Grids) -> list[mx.array]:
+    """What the tower or the projector made of `pack_views`, view by view: (rows of the view, width) each."""
+    flat = array.reshape(-1, array.shape[2])
+    counts = [height * width for height, width in grids]
+    share = sum(counts) // len(flat)  # patches of a row
+    ends = accumulate(counts)
+    return [flat[(end - count) // share : end // share] for count, end in zip(counts, ends, strict=True)]
 
 
 class Siglip2VisionEmbeddings(nn.Module):
