@@ -234,7 +234,7 @@ def test_embeddings_are_resized_in_table_and_head(name, tmp_path):
     before, weight = np.array(model(IDS).logits), np.array(model.get_input_embeddings().weight)
     table = model.resize_token_embeddings(old + 5, pad_to_multiple_of=64)
     size = -(-(old + 5) // 64) * 64
-    assert table is model.get_input_embeddings() and table.weight.shape[0] == size
+    assert table == model.get_input_embeddings() and table.weight.shape[0] == size
     assert model.config.text_config.vocab_size == model.model.language_model.config.vocab_size == size
     np.testing.assert_allclose(np.array(table.weight)[-1], weight.mean(axis=0), atol=1e-6)
     logits = np.array(model(ids).logits)
@@ -254,10 +254,12 @@ def test_embeddings_are_resized_in_table_and_head(name, tmp_path):
 def test_embeddings_are_replaced():
     model = fresh()
     table = model.get_input_embeddings()
-    model.set_input_embeddings(type(table)(*table.weight.shape))
-    assert model.get_input_embeddings() is not table
-    assert model.get_output_embeddings() is model.get_input_embeddings()  # tied
-    assert loaded("untied").get_output_embeddings() is loaded("untied").lm_head
+    model.set_input_embeddings(type(table.module)(table.num_embeddings, table.embedding_dim))
+    assert model.get_input_embeddings() != table
+    assert model.get_output_embeddings().module is model.get_input_embeddings().module  # tied
+    model.set_input_embeddings(table)
+    np.testing.assert_array_equal(np.array(model(IDS).logits), np.array(loaded()(IDS).logits))
+    assert loaded("untied").get_output_embeddings() == loaded("untied").lm_head
     assert model.base_model is model.model and model.model.get_output_embeddings() is None
     model.tie_weights()
     assert str(model.device) in ("cpu", "mps", "cuda") and model.device.type == str(model.device)
@@ -374,6 +376,8 @@ model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProc
 urls = [model.push_to_hub("maker/one", hf=True, commit_message="the model"), processor.push_to_hub("maker/one")]
 model.save_pretrained(sys.argv[2] + "/two", push_to_hub=True, repo_id="maker/two", private=True)
 AutoConfig.from_pretrained(folder).push_to_hub("maker/three")
+model.generation_config.push_to_hub("maker/three")
+processor.tokenizer.push_to_hub("maker/four")
 processor.save_pretrained(sys.argv[2] + "/two", push_to_hub=True, repo_id="maker/two")
 processor.tokenizer.encode("a")
 again = AutoModelForImageTextToText.from_pretrained("maker/one", cache_dir=sys.argv[2] + "/cache", token="hf_right")
@@ -412,7 +416,8 @@ def test_models_processors_and_configurations_are_pushed_to_the_hub(tmp_path):
         processor = {"chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
         assert model | processor <= set(one.files) and model | processor <= set(two.files)
         assert two.private and not one.private
-        assert set(hub.repositories["maker/three"].files) - {".gitattributes"} == {"config.json"}
+        parts = [set(hub.repositories[f"maker/{name}"].files) - {".gitattributes"} for name in ("three", "four")]
+        assert parts == [{"config.json", "generation_config.json"}, {"tokenizer.json", "tokenizer_config.json"}]
         assert "the model" in hub.commits
         assert said["same"] and all(url.startswith(hub.url) for url in said["urls"])
         assert said["refused"] == "OptionError: push_to_hub has no option 'colour'"

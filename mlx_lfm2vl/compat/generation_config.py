@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
@@ -17,6 +18,7 @@ from ..errors import ConfigError, OptionError
 from ..hub import resolve
 from ..processing.arrays import is_array, to_numpy
 from .loading import hub_options
+from .sharing import push_folder
 
 # What `generate` obeys, with transformers' defaults.
 DEFAULTS: dict[str, Any] = {
@@ -153,6 +155,10 @@ class GenerationConfig:
         with writing(folder) as target:
             (target / "generation_config.json").write_text(self.to_json_string(), encoding="utf-8")
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Saves into a repository; see `push_folder`."""
+        return push_folder(self.save_pretrained, repo_id, **options)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, GenerationConfig) and self.to_dict() == other.to_dict()
 
@@ -217,11 +223,12 @@ def settings(model_config: Any, given: Any, keywords: dict[str, Any]) -> dict[st
     return chosen
 
 
-def count(name: str, value: Any) -> int:
-    """An integer from 0, also of NumPy, torch or MLX. Raises `OptionError`."""
+def count(name: str, value: Any, most: float = math.inf) -> int:
+    """An integer from 0 to `most`, also of NumPy, torch or MLX. Raises `OptionError`."""
     value = plain(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise OptionError(f"{name} is {value!r}, expected a whole number from 0")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        to = "" if most == math.inf else f" to {most}"
+        raise OptionError(f"{name} is {value!r}, expected a whole number from 0{to}")
     return value
 
 

@@ -266,6 +266,15 @@ def _of_model(config: Lfm2VlConfig) -> GenerationConfig:
     )
 
 
+class AutoModel:
+    """The model of a checkpoint without its head, by its name."""
+
+    @staticmethod
+    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlModel:
+        """As `Lfm2VlModel.from_pretrained`."""
+        return Lfm2VlModel.from_pretrained(path_or_repo, **options)
+
+
 class AutoModelForImageTextToText:
     """The model of a checkpoint, by its name."""
 
