@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -28,7 +29,7 @@ from mlx_lfm2vl import (
     Lfm2VlModel,
     load,
 )
-from mlx_lfm2vl.compat.loading import _ANYWAY, _NO_MEANING, _SILENT
+from mlx_lfm2vl.compat.loading import _ANYWAY, _NO_MEANING, _SILENT, REFUSED
 from mlx_lfm2vl.errors import ConfigError, HubError, NotFiniteError, OptionError
 from mlx_lfm2vl.weights.names import parameters
 
@@ -77,6 +78,7 @@ def test_a_given_configuration_says_the_defaults_of_calls_too():
     config = AutoConfig.from_pretrained(GOLDEN / "gen2", output_hidden_states=True)
     assert fresh(config=config)(IDS).hidden_states is not None
     assert fresh(output_hidden_states=True)(IDS).hidden_states is not None
+    assert fresh(config=str(GOLDEN / "gen2")).config == loaded().config
     assert fresh(config=config, backend="mlx").to("bfloat16")(IDS).hidden_states is not None
     model = fresh(config=config)
     model.resize_token_embeddings(900)
@@ -98,10 +100,13 @@ def test_a_cache_has_both_names(golden):
 # Loading
 
 
+AUTOS = (AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, AutoImageProcessor, AutoConfig)
+
+
 @pytest.mark.parametrize("name", sorted(_NO_MEANING))
 def test_keywords_without_meaning_are_ignored_with_a_warning(name):
-    value = {"attn_implementation": "flash_attention_2", "device_map": {"": 1}}.get(name, True)
-    for auto in (AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, AutoConfig):
+    value = {"attn_implementation": "flash_attention_2", "device_map": {"": 1}, "tp_size": 2}.get(name, True)
+    for auto in AUTOS:
         with pytest.warns(UserWarning, match=rf"from_pretrained ignores what has no meaning here: {name} \(") as said:
             auto.from_pretrained(GOLDEN / "gen2", **{name: value})
         assert len(said) == 1
@@ -117,6 +122,29 @@ def test_keywords_that_mean_what_is_done_anyway_are_taken():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fresh(device_map="auto", attn_implementation="sdpa", **options).config == loaded().config
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_keywords_that_would_change_a_model_are_refused_with_the_way_out(name):
+    given, off = {name: {"a": 1}}, {name: False}
+    with pytest.raises(OptionError, match=re.escape(f"from_pretrained has no option {name!r}; {REFUSED[name]}")):
+        AutoModelForImageTextToText.from_pretrained(GOLDEN / "gen2", **given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AutoModelForImageTextToText.from_pretrained(GOLDEN / "gen2", **off)
+        for auto in (AutoProcessor, AutoTokenizer, AutoImageProcessor):
+            auto.from_pretrained(GOLDEN / "gen2", **given)
+
+
+@pytest.mark.parametrize("place", ["folder", "demo"])
+def test_a_revision_of_a_folder_is_none(place):
+    where = GOLDEN / "gen2" if place == "folder" else "demo"
+    for auto in AUTOS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            auto.from_pretrained(where, revision="main")
+        with pytest.warns(UserWarning, match=r"no meaning here: revision \(a folder of this disk has none\)"):
+            auto.from_pretrained(where, revision="v2")
 
 
 @pytest.mark.parametrize("auto", [AutoProcessor, AutoImageProcessor, AutoTokenizer])
@@ -155,7 +183,12 @@ def test_a_subfolder_holds_the_model(tmp_path):
 
 
 def test_what_from_pretrained_does_not_know_is_named():
-    with pytest.raises(OptionError, match="from_pretrained has no option 'colour'"):
+    for auto in AUTOS[:4]:  # a configuration takes all, as the reference's
+        with pytest.raises((OptionError, ConfigError), match="no option 'devicemap'"):
+            auto.from_pretrained(GOLDEN / "gen2", devicemap="auto")
+    with pytest.raises(OptionError, match=r"from_pretrained has no option 'devicemap'; did you mean device_map\?$"):
+        fresh(devicemap="auto")
+    with pytest.raises(OptionError, match=r"from_pretrained has no option 'colour'$"):
         fresh(colour=1)
     with pytest.raises(OptionError, match="return_unused_kwargs is not offered; leave it out"):
         AutoConfig.from_pretrained(GOLDEN / "gen2", return_unused_kwargs=True)

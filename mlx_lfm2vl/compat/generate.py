@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..backends.memory import WiredLimit
-from ..errors import InputError, OptionError
+from ..errors import InputError, OptionError, did_you_mean
 from ..generation.decode import GenerationBatch
 from ..generation.defaults import positions_left
 from ..generation.sampling import NOT_FINITE, gumbel, random_bits
@@ -19,10 +19,10 @@ from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..models.outputs import ModelOutput
 from . import stopping, tensors
-from .generation_config import DEFAULTS, settings, token_ids
+from .generation_config import DEFAULTS, KNOWN, settings, token_ids
 from .logits_process import Process, later_processors, make_processors
 from .logits_warp import make_warpers, normalise
-from .prompts import GivenPrompt, take_prompt
+from .prompts import ARGUMENTS, GivenPrompt, take_prompt
 from .seed import seed_of_call
 
 DEFAULT_NEW_TOKENS = 20  # transformers', where neither max_new_tokens nor max_length is given
@@ -119,7 +119,8 @@ def generate(
     prompt = take_prompt(model, inputs, keywords, bos[0] if bos else None, inferred)
     for name, value in keywords.items():
         if value is not None:
-            raise OptionError(f"generate has no argument {name!r} that this model uses")
+            meant = did_you_mean([name], (*KNOWN, *ARGUMENTS))
+            raise OptionError(f"generate has no argument {name!r} that this model uses{meant}")
     if own and not chosen["do_sample"]:
         warnings.warn(f"{', '.join(sorted(own))}: without effect unless do_sample=True", stacklevel=3)
     pad = pads[0] if pads is not None else ends[0] if ends else 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .. import config
 from ..config import read_json
-from ..config.files import writing
+from ..config.files import without, writing
 from ..errors import ConfigError, OptionError
 from ..hub import resolve
 from ..processing.arrays import is_array, to_numpy
@@ -121,7 +121,7 @@ class GenerationConfig:
     def from_dict(cls, data: Mapping[str, Any], where: str = "generation_config.json") -> Self:
         """Raises `ConfigError` for a value that makes no sense."""
         config.GenerationConfig.from_dict(data, where)
-        return cls(**{name: value for name, value in data.items() if name not in _META})
+        return cls(**without(dict(data), _META))
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:
@@ -216,8 +216,11 @@ def settings(model_config: Any, given: Any, keywords: dict[str, Any]) -> dict[st
         chosen[name] = None if chosen[name] is None else count(name, chosen[name])
     for name in _NUMBERS:
         chosen[name] = None if chosen[name] is None else number(name, chosen[name])
+    checked = {name: plain(chosen[name]) for name in _CHECKED}
+    if checked["top_p"] == 0:  # the likeliest token alone, as in transformers
+        del checked["top_p"]
     try:
-        config.GenerationConfig.from_dict({name: plain(chosen[name]) for name in _CHECKED}, "generate")
+        config.GenerationConfig.from_dict(checked, "generate")
     except ConfigError as error:
         raise OptionError(str(error)) from None
     return chosen

@@ -11,6 +11,7 @@ import mlx.nn as nn
 
 from ..backends.thread_state import computing
 from ..errors import OptionError
+from ..weights.finite import check_finite
 from ..weights.load import DTYPES
 from ..weights.names import is_conv_kernel, parameters
 from . import tensors
@@ -152,7 +153,7 @@ class ModelMethods(nn.Module):
     @computing
     def to(self, *arguments: Any, **named: Any) -> Self:
         """Casts the model to a dtype; a device is checked and changes nothing, as memory is unified. Raises
-        `OptionError`."""
+        `OptionError`, and `NotFiniteError` for numbers beyond the range of float16."""
         for value in (*arguments, *(named.pop(name, None) for name in ("device", "dtype"))):
             if value is None:
                 continue
@@ -165,6 +166,10 @@ class ModelMethods(nn.Module):
             if DTYPES[name] != self.dtype:
                 if getattr(self, "backend", None) == "numpy":
                     raise OptionError(f"the backend numpy computes in float32; load the model with dtype={name!r}")
+                if name == "float16":
+                    for each, array in parameters(self).items():
+                        if mx.issubdtype(array.dtype, mx.floating):
+                            check_finite(each, array.astype(mx.float16), "use bfloat16 or float32")
                 self.set_dtype(DTYPES[name])
                 self._set_config(self.config.changed(dtype=name))
         return self

@@ -15,6 +15,10 @@ from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from . import tensors
 
+ARGUMENTS = (  # of `generate`, beside settings
+    *("input_ids", "inputs_embeds", "attention_mask", "past_key_values", "pixel_values", "spatial_shapes"),
+    *("streamer", "logits_processor", "stopping_criteria", "generation_config", "tokenizer", "seed"),
+)
 _NOT_NEEDED = ("pixel_attention_mask", "token_type_ids", "mm_token_type_ids", "logits_to_keep", "labels")
 
 

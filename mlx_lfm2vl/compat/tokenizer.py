@@ -16,7 +16,7 @@ from ..processing.template import ChatTemplate
 from . import tensors
 from .batch_feature import BatchFeature
 from .call_options import normalised
-from .loading import hub_options, not_of_models
+from .loading import OF_FROM_PRETRAINED, hub_options, no_more, not_of_models
 from .not_offered import TOKENIZER, way_out
 from .sharing import push_folder
 
@@ -40,7 +40,7 @@ class Tokenizer(processing.Tokenizer):
         made = cls.from_folder(resolve(place, patterns=_FILES, enough=("tokenizer.json",), **hub))
         for name, value in others.items():
             if name not in _SETTABLE and name not in NAMED_TOKENS:
-                raise OptionError(f"Tokenizer.from_pretrained has no option {name!r}")
+                no_more({name: value}, "Tokenizer.from_pretrained", (*OF_FROM_PRETRAINED, *_SETTABLE, *NAMED_TOKENS))
             setattr(made, name, value)
         return made
 
