@@ -28,9 +28,11 @@ if sys.platform == "linux":
 if TYPE_CHECKING:
     from . import demo
     from .backends import BackendError
+    from .compat.batch_feature import BatchFeature
     from .compat.configuration import AutoConfig, Lfm2VlConfig
     from .compat.generation_config import GenerationConfig
-    from .compat.models import AutoModelForImageTextToText, Lfm2VlForConditionalGeneration, Lfm2VlModel
+    from .compat.logits_process import LogitsProcessor, LogitsProcessorList
+    from .compat.models import AutoModel, AutoModelForImageTextToText, Lfm2VlForConditionalGeneration, Lfm2VlModel
     from .compat.processors import (
         AutoImageProcessor,
         AutoProcessor,
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
         Lfm2VlImageProcessorFast,
         Lfm2VlProcessor,
     )
+    from .compat.seed import set_seed
+    from .compat.stopping import StoppingCriteria, StoppingCriteriaList
     from .compat.streamers import TextIteratorStreamer, TextStreamer
     from .conversion.convert import convert
     from .doctor.checks import diagnose
@@ -82,10 +86,12 @@ if TYPE_CHECKING:
 __all__ = [
     "AutoConfig",
     "AutoImageProcessor",
+    "AutoModel",
     "AutoModelForImageTextToText",
     "AutoProcessor",
     "AutoTokenizer",
     "BackendError",
+    "BatchFeature",
     "Chat",
     "Completion",
     "ConfigError",
@@ -110,6 +116,8 @@ __all__ = [
     "Lfm2VlImageProcessorFast",
     "Lfm2VlModel",
     "Lfm2VlProcessor",
+    "LogitsProcessor",
+    "LogitsProcessorList",
     "MemoryUse",
     "NotFiniteError",
     "OptionError",
@@ -121,6 +129,8 @@ __all__ = [
     "Request",
     "SourcePolicy",
     "Statistics",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
     "TemplateError",
     "TextIteratorStreamer",
     "TextStreamer",
@@ -137,14 +147,17 @@ __all__ = [
     "generate_batch",
     "load",
     "parse_tool_calls",
+    "set_seed",
     "stream_generate",
 ]
 
 _HOMES = {
     "backends": ("BackendError",),
+    "compat.batch_feature": ("BatchFeature",),
     "compat.configuration": ("AutoConfig", "Lfm2VlConfig"),
     "compat.generation_config": ("GenerationConfig",),
-    "compat.models": ("AutoModelForImageTextToText", "Lfm2VlForConditionalGeneration", "Lfm2VlModel"),
+    "compat.logits_process": ("LogitsProcessor", "LogitsProcessorList"),
+    "compat.models": ("AutoModel", "AutoModelForImageTextToText", "Lfm2VlForConditionalGeneration", "Lfm2VlModel"),
     "compat.processors": (
         "AutoImageProcessor",
         "AutoProcessor",
@@ -153,6 +166,8 @@ _HOMES = {
         "Lfm2VlImageProcessorFast",
         "Lfm2VlProcessor",
     ),
+    "compat.seed": ("set_seed",),
+    "compat.stopping": ("StoppingCriteria", "StoppingCriteriaList"),
     "compat.streamers": ("TextIteratorStreamer", "TextStreamer"),
     "conversion.convert": ("convert",),
     "doctor.checks": ("diagnose",),
@@ -194,7 +209,9 @@ _HOMES = {
     "processing.fetch": ("SourcePolicy",),
 }
 _COMPUTING = (  # import MLX
+    "compat.logits_process",
     "compat.models",
+    "compat.seed",
     "conversion.convert",
     "doctor.checks",
     "generation.batch",

@@ -4,6 +4,9 @@ Every class is an `Lfm2VlError`, so that an app can catch them all, and also the
 instance of, so that code written for the reference implementation (`except ValueError`) goes on working.
 """
 
+import difflib
+from collections.abc import Collection, Iterable
+
 
 def one_line(message: str) -> str:
     """The message on one line. File names and answers of servers can hold anything: line breaks become spaces, and what
@@ -23,6 +26,16 @@ def first_line(error: BaseException, length: int = 200) -> str:
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
     return text if len(text) <= length else f"{text[: length - 4]} ..."
+
+
+def did_you_mean(words: Iterable[str], known: Collection[str]) -> str:
+    """The end of an error line about wrong words: the known ones that are nearly the same or begin so, if there are
+    any."""
+    near = []
+    for word in (each.partition("=")[0] for each in words):
+        begun = [name for name in sorted(known) if len(word) > 2 and name.startswith(word)]
+        near += difflib.get_close_matches(word, known, 1, 0.7) or begun[:1]
+    return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 class Lfm2VlError(Exception):

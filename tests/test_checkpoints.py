@@ -32,6 +32,7 @@ from mlx_lfm2vl import AutoModelForImageTextToText, convert, load
 from mlx_lfm2vl.conversion.repair import repair
 from mlx_lfm2vl.conversion.upload import upload
 from mlx_lfm2vl.errors import HubError, NotFiniteError, OutputError
+from mlx_lfm2vl.weights.names import from_module, to_module
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_ties_said_in_two_places_are_written_alike(folder, tmp_path, top, inner,
     save_file(tensors, folder / "model.safetensors")
     edit_json(folder / "config.json", tie_word_embeddings=top, tie_embedding=None)
     edit_json(folder / "config.json", text_config__tie_word_embeddings=None, text_config__tie_embedding=inner)
-    if stored == "none" and top is False:
+    if stored == "none" and top is False and inner is not True:
         return refused(folder, r"tensor lm_head.weight is missing from the weight files")
     expected = np.roll(EXPECTED, 3, axis=-1) if stored == "another" else EXPECTED
     np.testing.assert_array_equal(logits(folder), expected)
@@ -160,6 +161,22 @@ def test_a_wrapper_in_the_names_is_named(folder, wrapper, adds):
     edit(folder, renamed(lambda name: wrapper + name))
     named = wrapper.removeprefix("model.")
     refused(folder, rf"model.safetensors: tensor {wrapper}\S+ has '{named}' in its name, as {adds} adds it; save the")
+
+
+@pytest.mark.parametrize("wrapper", ["policy.", "student.", "transformer.", "actor.", "_actor_module.", "a.b."])
+@pytest.mark.parametrize("layout", ["hub", "mlx"])
+def test_an_unknown_wrapper_before_the_names_is_named(folder, wrapper, layout):
+    inner = {"hub": lambda name: name, "mlx": lambda name: from_module(str(to_module(name)), "mlx")}[layout]
+    edit(folder, renamed(lambda name: wrapper + inner(name)))
+    edit(folder, lambda t: {**t, "v_head.weight": np.zeros(4, np.float32)})
+    refused(folder, rf"tensor {wrapper}\S+ has '{wrapper}' in its name, as a wrapper adds it; save the model inside")
+    edit(folder, lambda t: {f"reference.{name}" if "vision" in name else name: x for name, x in t.items()})
+    refused(folder, r"has '(reference\.)?" + wrapper + "' in its name, as a wrapper adds it")
+
+
+def test_a_name_of_no_layout_is_no_wrappers(folder):
+    edit(folder, lambda t: {**t, "colours.weight": np.zeros(4, np.float32)})
+    refused(folder, "tensor colours.weight has a name that no LFM2-VL layout has")
 
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
@@ -443,11 +460,15 @@ def test_dense_conversions_carry_no_stale_record(folder, tmp_path, quantization_
     assert "quantization" not in (out / "config.json").read_text()
 
 
-def test_no_path_of_a_disk_is_published(folder, tmp_path):
+TOLD = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "special_tokens_map_file", "cache_dir")
+
+
+@pytest.mark.parametrize("key", TOLD)
+def test_no_path_of_a_disk_is_published(folder, tmp_path, key):
     place = "/home/somebody/secret"
     edit_json(folder / "config.json", _name_or_path=place, text_config___name_or_path=place)
-    edit_json(folder / "tokenizer_config.json", name_or_path=place)
-    edit_json(folder / "generation_config.json", _name_or_path=place)
+    edit_json(folder / "tokenizer_config.json", **{key: place, "parts": [{key: place}]})
+    edit_json(folder / "generation_config.json", **{key: place, "eos_token_id": None})  # which is written anew
     processor = next(folder.glob("*processor_config.json"))
     edit_json(processor, _name_or_path=place, image_processor___name_or_path=place)
     [finding, *_] = [f for f in repair(folder, tmp_path / "none", dry_run=True) if "where it came from" in f.problem]
@@ -455,8 +476,12 @@ def test_no_path_of_a_disk_is_published(folder, tmp_path):
     out = convert(folder, tmp_path / "out")
     assert not [file.name for file in out.glob("*.json") if "secret" in file.read_text()]
     assert "secret" not in (out / "README.md").read_text()
-    edit_json(out / "tokenizer_config.json", name_or_path=place)
-    with pytest.raises(OutputError, match=r"not fit to be published: tokenizer_config.json says where it came from"):
+    model, processor = load(folder)
+    for part in (model, processor, processor.tokenizer, model.config, model.generation_config):
+        part.save_pretrained(tmp_path / "saved")
+        assert not [file.name for file in (tmp_path / "saved").glob("*.json") if "secret" in file.read_text()]
+    edit_json(out / "tokenizer_config.json", **{key: place})
+    with pytest.raises(OutputError, match=rf"not fit to be published: tokenizer_config.json says where .* \({key}\)"):
         upload(out, "owner/name", dry_run=True)
 
 
@@ -470,6 +495,20 @@ def test_float16_that_overflows_is_refused_by_name(folder, tmp_path, options, na
         convert(folder, tmp_path / "out", dtype="float16", verify=False, **options)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     convert(folder, tmp_path / "out", dtype="bfloat16", verify=False, **options)
+
+
+@pytest.mark.backends("mlx", "numpy")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_float16_that_overflows_is_not_loaded(folder, tmp_path, dtype):
+    edit(folder, lambda t: t[NORM].__setitem__(3, 1e5))
+    folder = convert(folder, tmp_path / "out", dtype=dtype, verify=False)
+    said = rf"tensor {NORM} holds NaN, infinity or numbers beyond the range of float16; "
+    with pytest.raises(NotFiniteError, match=said + "load the model with dtype 'bfloat16' or 'float32'"):
+        AutoModelForImageTextToText.from_pretrained(folder, dtype="float16")
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32", backend="mlx")
+    with pytest.raises(NotFiniteError, match=said + "use bfloat16 or float32"):
+        model.half()
+    assert model.dtype == mx.float32 and model.bfloat16().dtype == mx.bfloat16
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

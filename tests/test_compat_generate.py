@@ -382,6 +382,17 @@ def test_end_and_banned_tokens_that_the_model_lacks_never_come(inputs):
     assert answer(inputs, eos_token_id=[-1, 10**7], min_new_tokens=3, suppress_tokens=[-1, 10**7]) == greedy(6)
 
 
+def test_a_nucleus_of_nothing_is_the_likeliest_token(inputs):
+    for top_p in (0, 0.0):
+        assert answer(inputs, top_p=top_p, do_sample=True, temperature=9.0, max_new_tokens=8) == greedy()
+
+
+def test_misspelt_arguments_are_refused_with_what_is_meant(inputs):
+    for wrong, meant in {"max_new_token": "max_new_tokens", "temp": "temperature", "stream": "streamer"}.items():
+        with pytest.raises(OptionError, match=rf"no argument {wrong!r} that this model uses; did you mean {meant}\?"):
+            answer(inputs, **{wrong: 1})
+
+
 @pytest.mark.parametrize("kind", [int, np.int64, np.int32, mx.array], ids=str)
 def test_numbers_of_every_kind_are_taken(kind, inputs):
     given = {name: kind(count) for name, count in (("num_return_sequences", 2), ("max_new_tokens", 3))}

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -28,7 +29,7 @@ from mlx_lfm2vl import (
     Lfm2VlModel,
     load,
 )
-from mlx_lfm2vl.compat.loading import _ANYWAY, _NO_MEANING, _SILENT
+from mlx_lfm2vl.compat.loading import _ANYWAY, _NO_MEANING, _SILENT, REFUSED
 from mlx_lfm2vl.errors import ConfigError, HubError, NotFiniteError, OptionError
 from mlx_lfm2vl.weights.names import parameters
 
@@ -77,6 +78,7 @@ def test_a_given_configuration_says_the_defaults_of_calls_too():
     config = AutoConfig.from_pretrained(GOLDEN / "gen2", output_hidden_states=True)
     assert fresh(config=config)(IDS).hidden_states is not None
     assert fresh(output_hidden_states=True)(IDS).hidden_states is not None
+    assert fresh(config=str(GOLDEN / "gen2")).config == loaded().config
     assert fresh(config=config, backend="mlx").to("bfloat16")(IDS).hidden_states is not None
     model = fresh(config=config)
     model.resize_token_embeddings(900)
@@ -98,10 +100,13 @@ def test_a_cache_has_both_names(golden):
 # Loading
 
 
+AUTOS = (AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, AutoImageProcessor, AutoConfig)
+
+
 @pytest.mark.parametrize("name", sorted(_NO_MEANING))
 def test_keywords_without_meaning_are_ignored_with_a_warning(name):
-    value = {"attn_implementation": "flash_attention_2", "device_map": {"": 1}}.get(name, True)
-    for auto in (AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, AutoConfig):
+    value = {"attn_implementation": "flash_attention_2", "device_map": {"": 1}, "tp_size": 2}.get(name, True)
+    for auto in AUTOS:
         with pytest.warns(UserWarning, match=rf"from_pretrained ignores what has no meaning here: {name} \(") as said:
             auto.from_pretrained(GOLDEN / "gen2", **{name: value})
         assert len(said) == 1
@@ -117,6 +122,29 @@ def test_keywords_that_mean_what_is_done_anyway_are_taken():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fresh(device_map="auto", attn_implementation="sdpa", **options).config == loaded().config
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_keywords_that_would_change_a_model_are_refused_with_the_way_out(name):
+    given, off = {name: {"a": 1}}, {name: False}
+    with pytest.raises(OptionError, match=re.escape(f"from_pretrained has no option {name!r}; {REFUSED[name]}")):
+        AutoModelForImageTextToText.from_pretrained(GOLDEN / "gen2", **given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AutoModelForImageTextToText.from_pretrained(GOLDEN / "gen2", **off)
+        for auto in (AutoProcessor, AutoTokenizer, AutoImageProcessor):
+            auto.from_pretrained(GOLDEN / "gen2", **given)
+
+
+@pytest.mark.parametrize("place", ["folder", "demo"])
+def test_a_revision_of_a_folder_is_none(place):
+    where = GOLDEN / "gen2" if place == "folder" else "demo"
+    for auto in AUTOS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            auto.from_pretrained(where, revision="main")
+        with pytest.warns(UserWarning, match=r"no meaning here: revision \(a folder of this disk has none\)"):
+            auto.from_pretrained(where, revision="v2")
 
 
 @pytest.mark.parametrize("auto", [AutoProcessor, AutoImageProcessor, AutoTokenizer])
@@ -155,7 +183,12 @@ def test_a_subfolder_holds_the_model(tmp_path):
 
 
 def test_what_from_pretrained_does_not_know_is_named():
-    with pytest.raises(OptionError, match="from_pretrained has no option 'colour'"):
+    for auto in AUTOS[:4]:  # a configuration takes all, as the reference's
+        with pytest.raises((OptionError, ConfigError), match="no option 'devicemap'"):
+            auto.from_pretrained(GOLDEN / "gen2", devicemap="auto")
+    with pytest.raises(OptionError, match=r"from_pretrained has no option 'devicemap'; did you mean device_map\?$"):
+        fresh(devicemap="auto")
+    with pytest.raises(OptionError, match=r"from_pretrained has no option 'colour'$"):
         fresh(colour=1)
     with pytest.raises(OptionError, match="return_unused_kwargs is not offered; leave it out"):
         AutoConfig.from_pretrained(GOLDEN / "gen2", return_unused_kwargs=True)
@@ -234,7 +267,7 @@ def test_embeddings_are_resized_in_table_and_head(name, tmp_path):
     before, weight = np.array(model(IDS).logits), np.array(model.get_input_embeddings().weight)
     table = model.resize_token_embeddings(old + 5, pad_to_multiple_of=64)
     size = -(-(old + 5) // 64) * 64
-    assert table is model.get_input_embeddings() and table.weight.shape[0] == size
+    assert table == model.get_input_embeddings() and table.weight.shape[0] == size
     assert model.config.text_config.vocab_size == model.model.language_model.config.vocab_size == size
     np.testing.assert_allclose(np.array(table.weight)[-1], weight.mean(axis=0), atol=1e-6)
     logits = np.array(model(ids).logits)
@@ -254,10 +287,12 @@ def test_embeddings_are_resized_in_table_and_head(name, tmp_path):
 def test_embeddings_are_replaced():
     model = fresh()
     table = model.get_input_embeddings()
-    model.set_input_embeddings(type(table)(*table.weight.shape))
-    assert model.get_input_embeddings() is not table
-    assert model.get_output_embeddings() is model.get_input_embeddings()  # tied
-    assert loaded("untied").get_output_embeddings() is loaded("untied").lm_head
+    model.set_input_embeddings(type(table.module)(table.num_embeddings, table.embedding_dim))
+    assert model.get_input_embeddings() != table
+    assert model.get_output_embeddings().module is model.get_input_embeddings().module  # tied
+    model.set_input_embeddings(table)
+    np.testing.assert_array_equal(np.array(model(IDS).logits), np.array(loaded()(IDS).logits))
+    assert loaded("untied").get_output_embeddings() == loaded("untied").lm_head
     assert model.base_model is model.model and model.model.get_output_embeddings() is None
     model.tie_weights()
     assert str(model.device) in ("cpu", "mps", "cuda") and model.device.type == str(model.device)
@@ -374,6 +409,8 @@ model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProc
 urls = [model.push_to_hub("maker/one", hf=True, commit_message="the model"), processor.push_to_hub("maker/one")]
 model.save_pretrained(sys.argv[2] + "/two", push_to_hub=True, repo_id="maker/two", private=True)
 AutoConfig.from_pretrained(folder).push_to_hub("maker/three")
+model.generation_config.push_to_hub("maker/three")
+processor.tokenizer.push_to_hub("maker/four")
 processor.save_pretrained(sys.argv[2] + "/two", push_to_hub=True, repo_id="maker/two")
 processor.tokenizer.encode("a")
 again = AutoModelForImageTextToText.from_pretrained("maker/one", cache_dir=sys.argv[2] + "/cache", token="hf_right")
@@ -412,7 +449,8 @@ def test_models_processors_and_configurations_are_pushed_to_the_hub(tmp_path):
         processor = {"chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
         assert model | processor <= set(one.files) and model | processor <= set(two.files)
         assert two.private and not one.private
-        assert set(hub.repositories["maker/three"].files) - {".gitattributes"} == {"config.json"}
+        parts = [set(hub.repositories[f"maker/{name}"].files) - {".gitattributes"} for name in ("three", "four")]
+        assert parts == [{"config.json", "generation_config.json"}, {"tokenizer.json", "tokenizer_config.json"}]
         assert "the model" in hub.commits
         assert said["same"] and all(url.startswith(hub.url) for url in said["urls"])
         assert said["refused"] == "OptionError: push_to_hub has no option 'colour'"

@@ -101,6 +101,36 @@ def test_forward_gives_the_same_numbers(folder):
     assert list(found.keys()) == list(expected.keys())
 
 
+@pytest.mark.backends("mlx", "numpy")
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_embeddings_of_ids_stand_in_for_ids(folder):
+    ids = inputs(folder, rows=1)["input_ids"]
+    tables = ours(folder).get_input_embeddings(), theirs(folder).get_input_embeddings()
+    found, expected = tables[0](ids), tables[1](ids)
+    close(found, expected, "embeddings")
+    assert (tables[0].num_embeddings, tables[0].embedding_dim) == (tables[1].num_embeddings, tables[1].embedding_dim)
+    with torch.no_grad():
+        hidden = theirs(folder).model(inputs_embeds=expected).last_hidden_state
+        close(ours(folder).lm_head(hidden), theirs(folder).lm_head(hidden), "head")
+    call = {"inputs_embeds": expected.detach(), "max_new_tokens": 5}
+    close(ours(folder)(inputs_embeds=expected).logits, called(theirs(folder), inputs_embeds=expected).logits, "logits")
+    for more in ({}, {"input_ids": ids}):
+        answers = [model.generate(**call, **more) for model in (ours(folder), theirs(folder))]
+        assert isinstance(answers[0], torch.Tensor) and torch.equal(*answers)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_parameters_have_the_same_names_and_shapes(folder):
+    found, expected = ours(folder).state_dict(), theirs(folder).state_dict()
+    assert {name: tuple(array.shape) for name, array in found.items()} == {
+        name: tuple(array.shape) for name, array in expected.items()
+    }
+    for name, array in found.items():
+        np.testing.assert_array_equal(np.array(array), expected[name].numpy(), err_msg=name)
+    named = [[name for name, _ in model.named_parameters()] for model in (ours(folder), theirs(folder))]
+    assert sorted(named[0]) == sorted(named[1])
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_image_features_have_both_names(folder):
     given = {name: inputs(folder)[name] for name in ("pixel_values", "spatial_shapes", "pixel_attention_mask")}

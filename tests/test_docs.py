@@ -25,6 +25,7 @@ import pytest
 import mlx_lfm2vl
 from mlx_lfm2vl.cli import build_parser
 from mlx_lfm2vl.cli.chat_help import HELP
+from mlx_lfm2vl.compat.loading import REFUSED
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md", "tools/README.md")
@@ -177,6 +178,17 @@ def test_the_names_that_the_api_page_imports_are_public():
 @pytest.mark.parametrize("name", mlx_lfm2vl.__all__)
 def test_every_public_name_is_on_the_api_page(name):
     assert re.search(rf"(?<![\w.]){name}\b", "\n".join(re.findall(r"`[^`\n]+`|^\|.*\|$", PAGES["python"], re.M))), name
+
+
+def test_the_page_of_transformers_names_what_there_is():
+    page = PAGES["transformers"]
+    (listed,) = re.findall(r"^Names to import: (.*?)\n\n", page, re.M | re.S)
+    homes = {name: home for home, names in mlx_lfm2vl._HOMES.items() for name in names}
+    assert set(re.findall(r"`(\w+)`", listed)) == {name for name, home in homes.items() if home.startswith("compat.")}
+    refused, *not_offered = (re.findall(rf"^\| {kind} \| (.*) \|$", page, re.M) for kind in ("refused", "not offered"))
+    for names in (re.findall(r"`(\w+)`", row) for row in not_offered[0][2:]):
+        assert not set(names) - {"generate", "Chat", "convert"} & set(mlx_lfm2vl.__all__)
+    assert set(REFUSED) < set(re.findall(r"`(\w+)`", refused[0]))
 
 
 def table(head: str) -> list[tuple[list[str], str]]:

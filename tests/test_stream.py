@@ -326,6 +326,36 @@ def test_fields_of_the_options_go_as_keywords_too():
     )
 
 
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        *(("temp", "temperature"), ("image", "images"), ("max_new_tokens", "max_tokens"), ("tool", "tools")),
+        *(("max_image_token", "max_image_tokens"), ("max_length", None), ("system_prompt", None), ("padding", None)),
+    ],
+)
+def test_misspelt_keywords_are_refused_with_what_is_meant(wrong, meant):
+    model, processor = loaded("gen2")
+    with pytest.raises(
+        OptionError, match=rf"^{wrong!r} is neither a variable .* processor(; did you mean .*)?$"
+    ) as said:
+        generate(model, processor, "Hello.", **{wrong: 1})  # type: ignore[arg-type]
+    assert meant is None or str(said.value).endswith(f"; did you mean {meant}?")
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_a_request_is_taken_in_place_of_a_prompt():
+    model, processor = loaded("gen2")
+    options = GenerationOptions(max_tokens=5)
+    request = GenerationRequest("Hello.", picture("small"), "Be brief.", options=options)
+    expected = generate(model, processor, "Hello.", picture("small"), system="Be brief.", options=options)
+    assert generate(model, processor, request) == expected
+    assert "".join(piece.text for piece in stream_generate(model, processor, request)) == expected
+    beside: dict[str, Any] = {"images": np.zeros((9, 9, 3), np.uint8), "system": "x", "tools": [], "options": options}
+    for name, value in {**beside, "control_tokens": True, "max_tokens": 3, "max_image_tokens": 64}.items():
+        with pytest.raises(OptionError, match=f"^{name} is given beside a GenerationRequest; put it into the request$"):
+            generate(model, processor, request, **{name: value})  # type: ignore[arg-type]
+
+
 def test_without_a_limit_an_answer_goes_to_the_end_of_the_context(endless, tmp_path):
     folder = Path(shutil.copytree(endless, tmp_path / "short"))
     config = json.loads((folder / "config.json").read_text())

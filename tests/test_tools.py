@@ -70,6 +70,11 @@ def block(text: str) -> str:
         ('{"name": "f", "args": {"a": 1}}\n{"name": "g"}', [ToolCall("f", {"a": 1}), ToolCall("g")]),
         ('\n{"name": "f"}\n\n{"name": "g"}{"name": "h"}\n', [ToolCall("f"), ToolCall("g"), ToolCall("h")]),
         ('f(a="x\ny")\ng(b=2),\nh()', [ToolCall("f", {"a": "x\ny"}), ToolCall("g", {"b": 2}), ToolCall("h")]),
+        ("[f()]\n[g()]", [ToolCall("f"), ToolCall("g")]),
+        ("[f()], [g(a=1), h()]\n", [ToolCall("f"), ToolCall("g", {"a": 1}), ToolCall("h")]),
+        ('[f()][{"name": "g"}]\n{"name": "h"}', [ToolCall("f"), ToolCall("g"), ToolCall("h")]),
+        ("[]\n[f()]\ng()", [ToolCall("f"), ToolCall("g")]),
+        ("[f()],", [ToolCall("f")]),
     ],
 )
 def test_what_models_write(written, calls):

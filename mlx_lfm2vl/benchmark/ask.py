@@ -139,7 +139,7 @@ def bytes_per_token(model: Lfm2VlForConditionalGeneration, cache: Cache, length:
     body = model.model.language_model
     weights = nbytes(body)
     if "lm_head" in model:
-        table, head = nbytes(body.embed_tokens), nbytes(model.lm_head)
+        table, head = nbytes(body.embed_tokens), nbytes(model["lm_head"])
         weights += head - table + table // model.config.text_config.vocab_size
     states = 0
     for layer in cache.layers:

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .. import __version__, backends
-from ..errors import ImageWarning, Lfm2VlError
+from ..errors import ImageWarning, Lfm2VlError, did_you_mean
 from . import batch, bench, chat, convert, doctor, generate, models, upload, verify
 from .interrupt import defer_sigint
-from .options import PROGRAM, Parser, did_you_mean, note, print_error
+from .options import PROGRAM, Parser, note, print_error
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # of a stdout that takes no more
 COMMANDS = {

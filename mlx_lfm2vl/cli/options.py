@@ -6,14 +6,13 @@ Nothing here imports the library's heavy parts, so that `--help` answers at once
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import one_line
+from ..errors import did_you_mean, one_line
 
 if TYPE_CHECKING:
     from .. import Lfm2VlForConditionalGeneration, Lfm2VlProcessor, SourcePolicy
@@ -36,12 +35,6 @@ class Parser(argparse.ArgumentParser):
             message += did_you_mean([wrong[1]], re.findall(r"[\w.-]+", wrong[2]))
         print_error(f"{message} (see `{self.prog} --help`)")
         raise SystemExit(2)
-
-
-def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
-    """The end of an error line about wrong words: the known ones that are nearly the same, if there are any."""
-    near = [close for word in words for close in difflib.get_close_matches(word.partition("=")[0], known, 1, 0.7)]
-    return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 def print_stderr(text: str) -> None:

@@ -13,6 +13,11 @@ from . import tensors
 class BatchFeature(ProcessorOutput):
     """Arrays by name, also readable as attributes. Ready for `model(**features)` and `model.generate(**features)`."""
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """Itself."""
+        return self
+
     @classmethod
     def of(cls, data: Mapping[str, Any], return_tensors: str | None) -> Self:
         """The entries of `data` as arrays. With None rows of ids stay lists, and pictures NumPy arrays."""

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from .. import config
 from ..config import Lfm2Config, read_json
-from ..config.files import CODE, PLACES, writing
+from ..config.files import CODE, is_place, writing
 from ..errors import OptionError
 from ..hub import resolve
 from .loading import hub_options
@@ -21,7 +21,7 @@ _FIELDS = tuple(field.name for field in fields(config.Lfm2VlConfig))
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # transformers', where a file is silent
 _SPELLED = (  # of a file, which say what fields do, or nothing of the model
     *("architectures", "image_token_index", "model_type", "quantization_config", "tie_embedding", "torch_dtype"),
-    *("transformers_version", *CODE, *PLACES, *_FIELDS),
+    *("transformers_version", *CODE, *_FIELDS),
 )
 _OF_CALLS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True, "use_cache": True}
 OF_CALLS = tuple(_OF_CALLS)
@@ -96,7 +96,8 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
     def from_dict(cls, data: Mapping[str, Any], where: str = "config.json", **changed: Any) -> Self:
         """Of config.json of any published generation. Raises `ConfigError`."""
         known = config.Lfm2VlConfig.from_dict(data, where)
-        others = {name: value for name, value in data.items() if name not in _SPELLED and not hasattr(cls, name)}
+        others = {name: value for name, value in data.items() if name not in _SPELLED}
+        others = {name: value for name, value in others.items() if not hasattr(cls, name) and not is_place(name, value)}
         return cls(**{**others, **{name: getattr(known, name) for name in _FIELDS}, **changed})
 
     def to_dict(self) -> dict[str, Any]:

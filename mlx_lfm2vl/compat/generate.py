@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..backends.memory import WiredLimit
-from ..errors import InputError, OptionError
+from ..errors import InputError, OptionError, did_you_mean
 from ..generation.decode import GenerationBatch
 from ..generation.defaults import positions_left
 from ..generation.sampling import NOT_FINITE, gumbel, random_bits
@@ -19,10 +19,11 @@ from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..models.outputs import ModelOutput
 from . import stopping, tensors
-from .generation_config import DEFAULTS, settings, token_ids
-from .logits_process import LogitsProcessor, later_processors, make_processors
+from .generation_config import DEFAULTS, KNOWN, settings, token_ids
+from .logits_process import Process, later_processors, make_processors
 from .logits_warp import make_warpers, normalise
-from .prompts import GivenPrompt, take_prompt
+from .prompts import ARGUMENTS, GivenPrompt, take_prompt
+from .seed import seed_of_call
 
 DEFAULT_NEW_TOKENS = 20  # transformers', where neither max_new_tokens nor max_length is given
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
@@ -58,7 +59,7 @@ class Selector:
     """A `Sampler` that runs processors over logits, and keeps the ids so far (B, L)."""
 
     ids: mx.array
-    processors: Sequence[LogitsProcessor]
+    processors: Sequence[Process]
     keys: list[np.random.PCG64] | None = None  # a generator of keys for each row; None is greedy
     checked: bool = True  # whether logits that are not finite are an error
     pad: int = 0
@@ -118,7 +119,8 @@ def generate(
     prompt = take_prompt(model, inputs, keywords, bos[0] if bos else None, inferred)
     for name, value in keywords.items():
         if value is not None:
-            raise OptionError(f"generate has no argument {name!r} that this model uses")
+            meant = did_you_mean([name], (*KNOWN, *ARGUMENTS))
+            raise OptionError(f"generate has no argument {name!r} that this model uses{meant}")
     if own and not chosen["do_sample"]:
         warnings.warn(f"{', '.join(sorted(own))}: without effect unless do_sample=True", stacklevel=3)
     pad = pads[0] if pads is not None else ends[0] if ends else 0
@@ -180,7 +182,7 @@ def _answer(
         processors.append(normalise)
     keys = None
     if chosen["do_sample"]:
-        seeds = np.random.SeedSequence(callbacks.seed).spawn(len(ids))
+        seeds = seed_of_call(callbacks.seed).spawn(len(ids))
         keys = [np.random.PCG64(seed) for seed in seeds]
     wanted = bool(chosen["return_dict_in_generate"])
     selector = Selector(mx.array(ids), processors, keys, not chosen["remove_invalid_values"], pad)
@@ -240,7 +242,7 @@ def _answer(
     )
 
 
-def _of_caller(process: Any, like: Any) -> LogitsProcessor:
+def _of_caller(process: Any, like: Any) -> Process:
     """A processor of the caller's, for arrays of the caller's kind."""
 
     def call(ids: mx.array, scores: mx.array) -> mx.array:

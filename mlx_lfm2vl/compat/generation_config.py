@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from .. import config
 from ..config import read_json
-from ..config.files import writing
+from ..config.files import without, writing
 from ..errors import ConfigError, OptionError
 from ..hub import resolve
 from ..processing.arrays import is_array, to_numpy
 from .loading import hub_options
+from .sharing import push_folder
 
 # What `generate` obeys, with transformers' defaults.
 DEFAULTS: dict[str, Any] = {
@@ -119,7 +121,7 @@ class GenerationConfig:
     def from_dict(cls, data: Mapping[str, Any], where: str = "generation_config.json") -> Self:
         """Raises `ConfigError` for a value that makes no sense."""
         config.GenerationConfig.from_dict(data, where)
-        return cls(**{name: value for name, value in data.items() if name not in _META})
+        return cls(**without(dict(data), _META))
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:
@@ -152,6 +154,10 @@ class GenerationConfig:
         """Writes generation_config.json. Raises `OutputError`."""
         with writing(folder) as target:
             (target / "generation_config.json").write_text(self.to_json_string(), encoding="utf-8")
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Saves into a repository; see `push_folder`."""
+        return push_folder(self.save_pretrained, repo_id, **options)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, GenerationConfig) and self.to_dict() == other.to_dict()
@@ -210,18 +216,22 @@ def settings(model_config: Any, given: Any, keywords: dict[str, Any]) -> dict[st
         chosen[name] = None if chosen[name] is None else count(name, chosen[name])
     for name in _NUMBERS:
         chosen[name] = None if chosen[name] is None else number(name, chosen[name])
+    checked = {name: plain(chosen[name]) for name in _CHECKED}
+    if checked["top_p"] == 0:  # the likeliest token alone, as in transformers
+        del checked["top_p"]
     try:
-        config.GenerationConfig.from_dict({name: plain(chosen[name]) for name in _CHECKED}, "generate")
+        config.GenerationConfig.from_dict(checked, "generate")
     except ConfigError as error:
         raise OptionError(str(error)) from None
     return chosen
 
 
-def count(name: str, value: Any) -> int:
-    """An integer from 0, also of NumPy, torch or MLX. Raises `OptionError`."""
+def count(name: str, value: Any, most: float = math.inf) -> int:
+    """An integer from 0 to `most`, also of NumPy, torch or MLX. Raises `OptionError`."""
     value = plain(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise OptionError(f"{name} is {value!r}, expected a whole number from 0")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        to = "" if most == math.inf else f" to {most}"
+        raise OptionError(f"{name} is {value!r}, expected a whole number from 0{to}")
     return value
 
 

@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import HubError, OptionError
+from ..errors import HubError, OptionError, did_you_mean
+from ..hub import is_local
 
 HUB = ("revision", "token", "cache_dir", "local_files_only")
 _SILENT = (  # the values mean what is done here anyway
     "low_cpu_mem_usage",
+    "legacy",
     "use_fast",
     "use_safetensors",
     "weights_only",
     "backend",
+    "_commit_hash",
+    "_fast_init",
+    "_from_auto",
+    "_from_pipeline",
 )
-_OF_MODELS = ("config", "dtype", "torch_dtype")  # which callers give to processors and tokenizers too, without effect
 _NO_MEANING = {  # why; said once a call
+    "_attn_implementation": "attention is MLX's",
+    "adapter_kwargs": "adapters are merged before",
+    "adapter_name": "adapters are merged before",
+    "allow_all_kernels": "kernels are MLX's",
     "attn_implementation": "attention is MLX's",
+    "code_revision": "no code of a checkpoint is ever run",
     "device_map": "MLX's memory is unified",
+    "device_mesh": "a model runs on one device",
+    "disable_mmap": "files are read tensor by tensor",
+    "distributed_config": "a model runs on one device",
     "experts_implementation": "there are no experts",
+    "fusion_config": "layers are fused anyway",
     "force_download": "the hub's cache compares checksums",
+    "ignore_mismatched_sizes": "weights of other shapes are always an error",
+    "kernel_config": "kernels are MLX's",
     "key_mapping": "all published names are known",
     "max_memory": "MLX's memory is unified",
     "mirror": "huggingface_hub has HF_ENDPOINT for it",
@@ -32,15 +48,41 @@ _NO_MEANING = {  # why; said once a call
     "offload_state_dict": "MLX's memory is unified",
     "proxies": "the environment's proxies are used",
     "resume_download": "downloads always resume",
+    "torchscript": "MLX traces nothing",
     "tp_plan": "a model runs on one device",
+    "tp_size": "a model runs on one device",
     "trust_remote_code": "no code of a checkpoint is ever run",
+    "use_flash_attention_2": "attention is MLX's",
+    "use_kernels": "kernels are MLX's",
     "variant": "all published layouts are known",
 }
+_QUANTISED = "convert the model (mlx_lfm2vl.convert with q_bits, or mlx-lfm2vl convert -q), and load that folder"
+_SAFETENSORS = "load a folder with safetensors files"
+REFUSED = {  # of models, and the way out
+    "from_flax": _SAFETENSORS,
+    "from_tf": _SAFETENSORS,
+    "gguf_file": _SAFETENSORS,
+    "load_in_4bit": _QUANTISED,
+    "load_in_8bit": _QUANTISED,
+    "output_loading_info": "the model's load_note says what was left out",
+    "quantization_config": _QUANTISED,
+    "state_dict": "call load_weights of the loaded model",
+}
+_OF_MODELS = (  # which callers give to processors and tokenizers too, without effect
+    *("config", "dtype", "torch_dtype", "output_attentions", "output_hidden_states", "return_dict", "use_cache"),
+    *REFUSED,
+)
 _ANYWAY: dict[str, tuple[Any, ...]] = {
     "attn_implementation": (None, "sdpa", "eager"),
+    "_attn_implementation": (None, "sdpa", "eager"),
+    "adapter_kwargs": (None, {}),
+    "adapter_name": (None, "default"),
     "device_map": (None, "auto", "balanced", "cpu", "mps", "cuda", ""),
-    "trust_remote_code": (None, False),
+    "tp_size": (None, 1),
 }
+
+
+OF_FROM_PRETRAINED = (*HUB, *_SILENT, *_NO_MEANING, "dtype", "generation_config", "progress", "subfolder")
 
 
 def hub_options(
@@ -58,13 +100,23 @@ def hub_options(
 
     Raises:
         HubError: for a subfolder that cannot be one.
+        OptionError: for what would change the model and is not offered, with the way out.
     """
     hub = {name: options[name] for name in HUB if name in options}
+    for name, instead in REFUSED.items():
+        if options.get(name) not in (None, False):
+            raise OptionError(f"from_pretrained has no option {name!r}; {instead}")
     if options.get("use_auth_token") is not None and hub.get("token") is None:
         hub["token"] = options["use_auth_token"]
-    rest = {name: value for name, value in options.items() if name not in (*HUB, *_SILENT, "use_auth_token")}
+    rest = {name: value for name, value in options.items() if name not in (*HUB, *_SILENT, *REFUSED, "use_auth_token")}
     subfolder = rest.pop("subfolder", None)
     ignored = {}
+    if (
+        isinstance(path_or_repo, (str, os.PathLike))
+        and is_local(path_or_repo)
+        and hub.pop("revision", None) not in (None, "main")
+    ):
+        ignored["revision"] = "a folder of this disk has none"
     for name, why in _NO_MEANING.items():
         if name in rest and rest.pop(name) not in _ANYWAY.get(name, (None, False)):
             ignored[name] = why
@@ -83,7 +135,7 @@ def not_of_models(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in _OF_MODELS}
 
 
-def no_more(options: Mapping[str, Any], where: str) -> None:
-    """Raises `OptionError` naming the first keyword that is left."""
+def no_more(options: Mapping[str, Any], where: str, known: Iterable[str] = ()) -> None:
+    """Raises `OptionError` naming the first keyword that is left, and the one of `known` that may be meant."""
     for name in options:
-        raise OptionError(f"{where} has no option {name!r}")
+        raise OptionError(f"{where} has no option {name!r}{did_you_mean([name], [*known])}")

@@ -15,13 +15,30 @@ import numpy as np
 from ..errors import OptionError
 from .generation_config import count, number, plain, token_ids
 
-LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+Process = Callable[[mx.array, mx.array], mx.array]
 _OUT = -np.inf
+
+
+class LogitsProcessor:
+    """The class that a caller's processor may be of: `__call__(input_ids, scores)` gives other scores."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no __call__(input_ids, scores)")
+
+
+class LogitsProcessorList(list[Any]):
+    """Processors of a caller, as `generate` takes them: each gets the scores of the one before."""
+
+    def __call__(self, input_ids: Any, scores: Any, **named: Any) -> Any:
+        """The scores (B, vocabulary) of the last one."""
+        for process in self:
+            scores = process(input_ids, scores, **named)
+        return scores
 
 
 def make_processors(
     chosen: dict[str, Any], prompt: int, vocabulary: int, ends: Sequence[int] | None, padding: np.ndarray | None
-) -> list[LogitsProcessor]:
+) -> list[Process]:
     """The processors that the settings ask for, up to those of the caller.
 
     Args:
@@ -34,7 +51,7 @@ def make_processors(
     Raises:
         OptionError: for a value that makes no sense, and a token that the model does not have.
     """
-    made: list[LogitsProcessor] = []
+    made: list[Process] = []
     bias = _sequences("sequence_bias", chosen["sequence_bias"], vocabulary)
     if bias:
         made.append(_sequence_bias(bias))
@@ -56,10 +73,10 @@ def make_processors(
 
 def later_processors(
     chosen: dict[str, Any], prompt: int, end: int, vocabulary: int, ends: Sequence[int] | None, allowed: Any
-) -> list[LogitsProcessor]:
+) -> list[Process]:
     """Those that follow `make_processors`. `end`: tokens in the rows at most; `allowed` is the caller's
     `prefix_allowed_tokens_fn`."""
-    made: list[LogitsProcessor] = []
+    made: list[Process] = []
     if allowed is not None:
         made.append(_allowed_only(allowed))
     if (first := token_ids("forced_bos_token_id", chosen["forced_bos_token_id"], vocabulary)) is not None:
@@ -98,16 +115,16 @@ def _columns(scores: mx.array, tokens: Sequence[int], value: float) -> mx.array:
     return scores
 
 
-def _suppress(tokens: Sequence[int]) -> LogitsProcessor:
+def _suppress(tokens: Sequence[int]) -> Process:
     return lambda ids, scores: _columns(scores, tokens, _OUT)
 
 
-def _before(length: int, ends: Sequence[int]) -> LogitsProcessor:
+def _before(length: int, ends: Sequence[int]) -> Process:
     """Rules the end tokens out while there are fewer tokens than `length`."""
     return lambda ids, scores: _columns(scores, ends, _OUT) if ids.shape[1] < length else scores
 
 
-def _forced(length: int, tokens: Sequence[int]) -> LogitsProcessor:
+def _forced(length: int, tokens: Sequence[int]) -> Process:
     """Leaves these tokens only where there are `length` tokens."""
     return lambda ids, scores: _columns(mx.full(scores.shape, _OUT), tokens, 0.0) if ids.shape[1] == length else scores
 
@@ -117,7 +134,7 @@ def _finite(ids: mx.array, scores: mx.array) -> mx.array:
     return mx.clip(mx.where(mx.isnan(scores), 0.0, scores), -largest, largest)
 
 
-def _decay(start: int, factor: float, ends: Sequence[int]) -> LogitsProcessor:
+def _decay(start: int, factor: float, ends: Sequence[int]) -> Process:
     def process(ids: mx.array, scores: mx.array) -> mx.array:
         if ids.shape[1] <= start:
             return scores
@@ -129,7 +146,7 @@ def _decay(start: int, factor: float, ends: Sequence[int]) -> LogitsProcessor:
     return process
 
 
-def _repetition_penalty(penalty: float, padding: np.ndarray | None) -> LogitsProcessor:
+def _repetition_penalty(penalty: float, padding: np.ndarray | None) -> Process:
     def process(ids: mx.array, scores: mx.array) -> mx.array:
         if not ids.shape[1]:
             return scores
@@ -142,12 +159,12 @@ def _repetition_penalty(penalty: float, padding: np.ndarray | None) -> LogitsPro
     return process
 
 
-def _reads_ids(process: LogitsProcessor) -> LogitsProcessor:
+def _reads_ids(process: Process) -> Process:
     process.reads_ids = True  # type: ignore[attr-defined]
     return process
 
 
-def _no_repeat_ngram(size: int) -> LogitsProcessor:
+def _no_repeat_ngram(size: int) -> Process:
     def process(ids: mx.array, scores: mx.array) -> mx.array:
         rows = np.array(ids).tolist()
         ruled_out = np.zeros(scores.shape, np.float32)
@@ -170,7 +187,7 @@ def _sequences(name: str, value: Any, vocabulary: int) -> list[tuple[tuple[int, 
     return [(token_ids(name, tokens, vocabulary) or (), number(name, bias)) for tokens, bias in pairs]
 
 
-def _sequence_bias(biases: Sequence[tuple[tuple[int, ...], float]]) -> LogitsProcessor:
+def _sequence_bias(biases: Sequence[tuple[tuple[int, ...], float]]) -> Process:
     """Adds a number to the score of a token that would complete a sequence."""
     single = [(tokens[0], bias) for tokens, bias in biases if len(tokens) == 1]
     longer = [(list(tokens[:-1]), tokens[-1], bias) for tokens, bias in biases if len(tokens) > 1]
@@ -188,7 +205,7 @@ def _sequence_bias(biases: Sequence[tuple[tuple[int, ...], float]]) -> LogitsPro
     return _reads_ids(process) if longer else process
 
 
-def _allowed_only(allowed: Callable[[int, mx.array], Any]) -> LogitsProcessor:
+def _allowed_only(allowed: Callable[[int, mx.array], Any]) -> Process:
     def process(ids: mx.array, scores: mx.array) -> mx.array:
         mask = np.full(scores.shape, _OUT, np.float32)
         for row in range(ids.shape[0]):

@@ -13,12 +13,12 @@ import mlx.core as mx
 
 from ..errors import OptionError
 from ..generation.sampling import LEAST_TEMPERATURE, largest
-from .logits_process import LogitsProcessor
+from .logits_process import Process
 
 
-def make_warpers(chosen: dict[str, Any]) -> list[LogitsProcessor]:
+def make_warpers(chosen: dict[str, Any]) -> list[Process]:
     """The warpers that the settings ask for, in the order of transformers. Raises `OptionError`."""
-    made: list[LogitsProcessor] = []
+    made: list[Process] = []
     temperature, top_k = chosen["temperature"], chosen["top_k"]
     if temperature is not None and temperature != 1:
         if temperature < LEAST_TEMPERATURE:
@@ -44,20 +44,20 @@ def normalise(ids: mx.array, scores: mx.array) -> mx.array:
     return scores - mx.logsumexp(scores, axis=-1, keepdims=True)
 
 
-def _above(least: Callable[[mx.array], mx.array]) -> LogitsProcessor:
+def _above(least: Callable[[mx.array], mx.array]) -> Process:
     """Rules out scores below `least(scores)` (B, 1), but never the largest."""
     return lambda ids, scores: mx.where(
         scores < mx.minimum(least(scores), scores.max(axis=-1, keepdims=True)), -mx.inf, scores
     )
 
 
-def _top_k(count: int) -> LogitsProcessor:
+def _top_k(count: int) -> Process:
     return lambda ids, scores: (
         scores if count >= scores.shape[1] else mx.where(scores < largest(scores, count)[:, :1], -mx.inf, scores)
     )
 
 
-def _top_p(top_p: float) -> LogitsProcessor:
+def _top_p(top_p: float) -> Process:
     """Keeps the likeliest tokens that together reach `top_p`: rules out those below which at most 1 - top_p is left."""
 
     def process(ids: mx.array, scores: mx.array) -> mx.array:
@@ -70,7 +70,7 @@ def _top_p(top_p: float) -> LogitsProcessor:
     return process
 
 
-def _typical(mass: float) -> LogitsProcessor:
+def _typical(mass: float) -> Process:
     """Keeps tokens whose surprise is nearest to the entropy, until they reach `mass` (Meister et al. 2022)."""
 
     def process(ids: mx.array, scores: mx.array) -> mx.array:

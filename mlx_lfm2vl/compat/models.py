@@ -23,7 +23,7 @@ from . import tensors
 from .configuration import OF_CALLS, Lfm2VlConfig
 from .generate import Callbacks, generate, transition_scores
 from .generation_config import GenerationConfig
-from .loading import hub_options, no_more
+from .loading import OF_FROM_PRETRAINED, hub_options, no_more
 from .parameters import ModelMethods
 from .saving import save
 from .sharing import push_folder
@@ -249,10 +249,12 @@ def _open(path_or_repo: str | os.PathLike[str], options: dict[str, Any]) -> tupl
     config = options.pop("config", None)
     of_calls = {name: options.pop(name) for name in OF_CALLS if name in options}
     place, hub, others = hub_options(path_or_repo, options)
-    no_more(others, "from_pretrained")
+    no_more(others, "from_pretrained", (*OF_FROM_PRETRAINED, *OF_CALLS))
     progress: Progress | None = known["progress"]
     folder = resolve(place, progress=progress, **hub)
     own = Lfm2VlConfig.from_pretrained(folder)
+    if isinstance(config, (str, os.PathLike)):
+        config = Lfm2VlConfig.from_pretrained(config)
     given = own if config is None else Lfm2VlConfig.of(config)
     if given != own:
         name = next(name for name in vars(own) if getattr(own, name) != getattr(config, name, None))
@@ -264,6 +266,15 @@ def _of_model(config: Lfm2VlConfig) -> GenerationConfig:
     return GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )
+
+
+class AutoModel:
+    """The model of a checkpoint without its head, by its name."""
+
+    @staticmethod
+    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlModel:
+        """As `Lfm2VlModel.from_pretrained`."""
+        return Lfm2VlModel.from_pretrained(path_or_repo, **options)
 
 
 class AutoModelForImageTextToText:

@@ -1,27 +1,45 @@
-"""The parameters of transformers' models: counts, dtype, device; and changes of the embeddings."""
+"""The parameters of transformers' models: names, counts, dtype, device; and changes of the embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..backends.thread_state import computing
 from ..errors import OptionError
+from ..weights.finite import check_finite
 from ..weights.load import DTYPES
+from ..weights.names import is_conv_kernel, parameters
 from . import tensors
+from .embeddings import Embeddings, InputEmbeddings, OutputEmbeddings
+from .not_offered import MODEL, way_out
 
 INITIAL_SCALE = 0.02  # of new embeddings, where they are random
 
 
-class ModelMethods:
+class ModelMethods(nn.Module):
     """For a model with a `language_model`, or with a `model` that has one."""
 
+    base_model_prefix: ClassVar[str] = "model"
+    main_input_name: ClassVar[str] = "input_ids"
     config: Any
     backend: str
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "lm_head" and (head := self.get_output_embeddings()) is not None:
+            return head
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise AttributeError(way_out(self, name, MODEL)) from None
+
+    def __delattr__(self, name: str) -> None:
+        if name != "lm_head" or name in self:  # MLX deletes an attribute that is no item before it sets the item
+            super().__delattr__(name)
 
     @property
     def device(self) -> tensors.Device:
@@ -45,23 +63,54 @@ class ModelMethods:
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """How many numbers the parameters are; packed ones count as what they stand for."""
         left_out = (nn.Embedding, nn.QuantizedEmbedding) if exclude_embeddings else ()
-        modules = [module for _, module in self.named_modules()]  # type: ignore[attr-defined]
+        modules = [module for _, module in self.named_modules()]
         return sum(_numbers(module) for module in modules if not isinstance(module, left_out))
 
-    @computing  # the call of the table is one of MLX's own
-    def get_input_embeddings(self) -> nn.Module:
+    @computing
+    def state_dict(self) -> dict[str, mx.array]:
+        """The parameters by name, as transformers names and turns them; a head that is tied has its name too."""
+        state = dict(self.named_parameters())
+        if "model" in self and "lm_head" not in self:
+            table = "model.language_model.embed_tokens."
+            head = {f"lm_head.{name[len(table) :]}": array for name, array in state.items() if name.startswith(table)}
+            state |= head
+        mx.eval(state)  # for any thread
+        return state
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, mx.array]]:
+        """The parameters with their names, as transformers names and turns them. (`parameters` is MLX's, nested.)"""
+        for name, array in parameters(self).items():
+            own = array.transpose(0, 2, 1) if is_conv_kernel(name) else array
+            yield f"{prefix}.{name}" if prefix else name, own
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """The bytes of the parameters."""
+        return sum(array.nbytes for array in parameters(self).values())
+
+    def can_generate(self) -> bool:
+        """Whether it has `generate`."""
+        return hasattr(self, "generate")
+
+    def get_decoder(self) -> nn.Module:
+        """The language model, MLX's module."""
+        return self._backbone()  # type: ignore[no-any-return]
+
+    def get_input_embeddings(self) -> InputEmbeddings:
         """The table of embeddings; a call with ids (B, L) gives (B, L, hidden)."""
-        return self._backbone().embed_tokens  # type: ignore[no-any-return]
+        return InputEmbeddings(self._backbone().embed_tokens)
 
-    def set_input_embeddings(self, table: nn.Module) -> None:
+    def set_input_embeddings(self, table: Embeddings | nn.Module) -> None:
         """Puts another table in its place."""
-        self._backbone().embed_tokens = table
+        self._backbone().embed_tokens = table.module if isinstance(table, Embeddings) else table
 
-    def get_output_embeddings(self) -> nn.Module | None:
-        """The head: of its own, or the table of embeddings it is tied to; None for a model without one."""
-        if not hasattr(self, "model"):
+    def get_output_embeddings(self) -> OutputEmbeddings | None:
+        """The head, of its own or tied to the table of embeddings; None for a model without one. Also `lm_head`."""
+        if "model" not in self:
             return None
-        return self["lm_head"] if "lm_head" in self else self.get_input_embeddings()  # type: ignore[index, operator]
+        tied = "lm_head" not in self
+        return OutputEmbeddings(self._backbone().embed_tokens if tied else self["lm_head"])
 
     def tie_weights(self) -> None:
         """Nothing: a head that is tied has no weights of its own."""
@@ -69,7 +118,7 @@ class ModelMethods:
     @computing
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Module:
+    ) -> InputEmbeddings:
         """Makes room for more tokens, or takes the last ones away, in table and head.
 
         Args:
@@ -84,9 +133,9 @@ class ModelMethods:
             OptionError: for a quantised table, or a number that leaves out the image token.
         """
         table = self.get_input_embeddings()
-        if not isinstance(table, nn.Embedding):
+        if not isinstance(table.module, nn.Embedding):
             raise OptionError("a quantised table of embeddings cannot be resized; load a dense checkpoint")
-        old = table.weight.shape[0]
+        old = table.num_embeddings
         size = old if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
@@ -95,7 +144,8 @@ class ModelMethods:
                 f"new_num_tokens is {size!r}, expected more than image_token_id {self.config.image_token_id}"
             )
         if size != old:
-            for module in {id(each): each for each in (table, self.get_output_embeddings() or table)}.values():
+            head = self.get_output_embeddings() or table
+            for module in [table.module] if head.module is table.module else [table.module, head.module]:
                 module.weight = _resized(module.weight, size, mean_resizing)
             self._set_config(self.config.changed(text_config=replace(self.config.text_config, vocab_size=size)))
         return table
@@ -103,7 +153,7 @@ class ModelMethods:
     @computing
     def to(self, *arguments: Any, **named: Any) -> Self:
         """Casts the model to a dtype; a device is checked and changes nothing, as memory is unified. Raises
-        `OptionError`."""
+        `OptionError`, and `NotFiniteError` for numbers beyond the range of float16."""
         for value in (*arguments, *(named.pop(name, None) for name in ("device", "dtype"))):
             if value is None:
                 continue
@@ -116,8 +166,32 @@ class ModelMethods:
             if DTYPES[name] != self.dtype:
                 if getattr(self, "backend", None) == "numpy":
                     raise OptionError(f"the backend numpy computes in float32; load the model with dtype={name!r}")
-                self.set_dtype(DTYPES[name])  # type: ignore[attr-defined]
+                if name == "float16":
+                    for each, array in parameters(self).items():
+                        if mx.issubdtype(array.dtype, mx.floating):
+                            check_finite(each, array.astype(mx.float16), "use bfloat16 or float32")
+                self.set_dtype(DTYPES[name])
                 self._set_config(self.config.changed(dtype=name))
+        return self
+
+    def half(self) -> Self:
+        """In float16; see `to`."""
+        return self.to("float16")
+
+    def bfloat16(self) -> Self:
+        """In bfloat16; see `to`."""
+        return self.to("bfloat16")
+
+    def float(self) -> Self:
+        """In float32; see `to`."""
+        return self.to("float32")
+
+    def cpu(self) -> Self:
+        """Itself: memory is unified. As `to("cpu")`, `cuda` and `to("mps")`, it chooses no device."""
+        return self
+
+    def cuda(self, device: Any = None) -> Self:
+        """Itself; see `cpu`."""
         return self
 
     def _backbone(self) -> Any:

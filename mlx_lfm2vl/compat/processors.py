@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from ..config import ProcessorConfig
 from ..errors import OptionError
 from ..processing import image, processor
-from ..processing.processor import TEXT_OPTIONS
+from ..processing.processor import TEXT_OPTIONS, check_names
 from . import tensors
 from .batch_feature import BatchFeature
 from .call_options import normalised
@@ -169,10 +169,7 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
         kind = tensors.check_return_tensors(chosen.pop("return_tensors", "np"))
         types = bool(chosen.pop("return_mm_token_type_ids", False))
         chosen.pop("return_row_col_info", None)
-        known = TEXT_OPTIONS | self.image_processor.config.__dataclass_fields__.keys() | {"images"}
-        for name in chosen:
-            if name not in known:
-                raise OptionError(f"{name!r} is neither a variable of the chat template nor an option of the processor")
+        check_names(chosen, TEXT_OPTIONS | self.image_processor.config.__dataclass_fields__.keys() | {"images"})
         return chosen, kind, types
 
     def _finished(self, made: processor.ProcessorOutput, kind: str | None, types: bool) -> BatchFeature:

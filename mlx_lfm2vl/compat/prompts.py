@@ -15,6 +15,10 @@ from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from . import tensors
 
+ARGUMENTS = (  # of `generate`, beside settings
+    *("input_ids", "inputs_embeds", "attention_mask", "past_key_values", "pixel_values", "spatial_shapes"),
+    *("streamer", "logits_processor", "stopping_criteria", "generation_config", "tokenizer", "seed"),
+)
 _NOT_NEEDED = ("pixel_attention_mask", "token_type_ids", "mm_token_type_ids", "logits_to_keep", "labels")
 
 
@@ -90,7 +94,9 @@ def take_prompt(
     def take(name: str) -> Any:
         return tensors.to_mlx(keywords.pop(name, None))
 
-    like = inputs if inputs is not None else keywords.get("input_ids")
+    like = next(
+        (each for each in (inputs, *map(keywords.get, ("input_ids", "inputs_embeds"))) if each is not None), None
+    )
     for name in _NOT_NEEDED:
         keywords.pop(name, None)
     if keywords.pop("position_ids", None) is not None:
@@ -100,7 +106,6 @@ def take_prompt(
         if ids is not None:
             raise InputError("the prompt is given twice: as the first argument and as input_ids")
         ids = tensors.to_mlx(inputs)
-    like = like if like is not None else embeds
     if ids is None and embeds is None:
         if bos is None:
             raise InputError("give input_ids, or inputs_embeds")

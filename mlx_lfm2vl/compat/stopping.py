@@ -13,6 +13,27 @@ from ..errors import OptionError
 from . import tensors
 
 Criterion = Callable[[np.ndarray], np.ndarray]  # ids (B, L) to (B,) bool
+
+
+class StoppingCriteria:
+    """The class that a caller's criterion may be of: `__call__(input_ids, scores)` says whether rows end, by one truth
+    value or one for each row."""
+
+    def __call__(self, input_ids: Any, scores: Any, **named: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no __call__(input_ids, scores)")
+
+
+class StoppingCriteriaList(list[Any]):
+    """Criteria of a caller, as `generate` takes them. A row ends where one of them says so."""
+
+    def __call__(self, input_ids: Any, scores: Any, **named: Any) -> Any:
+        """(B,) bool, of the kind of `input_ids`."""
+        done = np.zeros(len(input_ids), bool)
+        for criterion in self:
+            done |= tensors.to_numpy(criterion(input_ids, scores, **named)).astype(bool)
+        return tensors.of_numpy(input_ids, done)
+
+
 _VISIBLE = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes that byte-level tokens spell as themselves
 _HIDDEN = sorted(set(range(256)).difference(_VISIBLE))  # and those that they spell as U+0100 and what follows
 _BYTES = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + place): byte for place, byte in enumerate(_HIDDEN)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from ..errors import OptionError, TemplateError
 from ..hub import resolve
@@ -17,15 +17,21 @@ from ..processing.template import ChatTemplate
 from . import tensors
 from .batch_feature import BatchFeature
 from .call_options import normalised
-from .loading import hub_options, not_of_models
+from .loading import OF_FROM_PRETRAINED, hub_options, no_more, not_of_models
+from .not_offered import TOKENIZER, way_out
+from .sharing import push_folder
 
 _FILES = ("*.json", "*.jinja", "*.txt")
-_OWN = ("backend", "config", "where", "folder", "special_tokens_map", "all_special_ids")  # set by the constructor
+_OWN = ("backend", "config", "where", "folder", "special_tokens_map")  # set by the constructor
+_NO_LIMIT = int(1e30)  # transformers', where no file says how long a prompt may be
 _SETTABLE = ("padding_side", "truncation_side", "chat_template")
 
 
 class Tokenizer(processing.Tokenizer):
     """`processing.Tokenizer` with the calls of transformers' fast tokenizers."""
+
+    is_fast: ClassVar[bool] = True
+    model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask"]
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:
@@ -35,7 +41,7 @@ class Tokenizer(processing.Tokenizer):
         made = cls.from_folder(resolve(place, patterns=_FILES, enough=("tokenizer.json",), **hub))
         for name, value in others.items():
             if name not in _SETTABLE and name not in NAMED_TOKENS:
-                raise OptionError(f"Tokenizer.from_pretrained has no option {name!r}")
+                no_more({name: value}, "Tokenizer.from_pretrained", (*OF_FROM_PRETRAINED, *_SETTABLE, *NAMED_TOKENS))
             setattr(made, name, value)
         return made
 
@@ -56,9 +62,56 @@ class Tokenizer(processing.Tokenizer):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r} that can be set")
         object.__setattr__(self, name, value)
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise AttributeError(way_out(self, name, TOKENIZER)) from None
+
+    @property
+    def name_or_path(self) -> str:
+        """The folder that it was read from."""
+        return "" if self.folder is None else str(self.folder)
+
+    @property
+    def model_max_length(self) -> int:
+        """The tokens of a prompt at most, where tokenizer_config.json says; else a number beyond all."""
+        stated = self.config.get("model_max_length")
+        return int(stated) if isinstance(stated, (int, float)) else _NO_LIMIT
+
+    @property
+    def backend_tokenizer(self) -> Any:
+        """The tokenizer of the library `tokenizers`."""
+        return self.backend
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        return self.get_vocab()
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        """Ids to added tokens, as `tokenizers` has them."""
+        return dict(sorted(self.backend.get_added_tokens_decoder().items()))
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Added tokens to their ids."""
+        return {token.content: id for id, token in self.added_tokens_decoder.items()}
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """The text of tokens, those that are none left out."""
+        return str(self.backend.decoder.decode(list(tokens)))
+
+    def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
+        """The text of the template that `apply_chat_template` uses. Raises `TemplateError`."""
+        return self._template(chat_template).source
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Saves into a repository; see `push_folder`."""
+        return push_folder(self.save_pretrained, repo_id, **options)
+
     @property
     def all_special_tokens(self) -> list[str]:
-        return [token for token in map(self.backend.id_to_token, sorted(self.all_special_ids)) if token is not None]
+        return [token for token in map(self.backend.id_to_token, self.all_special_ids) if token is not None]
 
     def __call__(self, text: Any = None, *arguments: Any, **options: Any) -> BatchFeature:  # type: ignore[override]
         """As `processing.Tokenizer.__call__`. `return_tensors` is "np", "mlx", "pt", or None for lists.

@@ -19,7 +19,8 @@ from ..errors import ConfigError, OutputError
 
 MAX_BYTES = 16 * 2**20  # of a configuration or template; the largest published one has 0.1 MB
 CODE = ("auto_map",)  # the key by which a file names classes in a repository's code
-PLACES = ("_name_or_path", "name_or_path")  # keys that say where a file came from, often a path of somebody's disk
+# How keys end that say where a file came from, often a path of somebody's disk: _name_or_path, tokenizer_file, ...
+PLACES = ("name_or_path", "_file", "_path", "_dir", "_folder", "_checkpoint")
 AGAIN = "fetch the file again"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # what stands in place of a large file that was not fetched
 FETCH_LFS = "is a Git LFS pointer, not the file itself; fetch the file (git lfs pull)"
@@ -119,10 +120,31 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def without(data: dict[str, Any], keys: tuple[str, ...] = (*CODE, *PLACES)) -> dict[str, Any]:
-    """The same without these keys, in its objects too: without what a published file must not say, unless given."""
-    inner = ((key, without(value, keys) if isinstance(value, dict) else value) for key, value in data.items())
-    return {key: value for key, value in inner if key not in keys}
+def is_place(key: str, value: Any) -> bool:
+    """Whether an entry says where a file came from."""
+    return key.endswith(PLACES) and (value is None or isinstance(value, str))
+
+
+def without(data: dict[str, Any], keys: tuple[str, ...] = CODE) -> dict[str, Any]:
+    """The same without these keys and those of places, in its objects too: without what a published file must not say,
+    unless given."""
+    inner = ((key, _without(value, keys)) for key, value in data.items() if key not in keys)
+    return {key: value for key, value in inner if not is_place(key, value)}
+
+
+def _without(value: Any, keys: tuple[str, ...]) -> Any:
+    if isinstance(value, dict):
+        return without(value, keys)
+    return [_without(each, keys) for each in value] if isinstance(value, list) else value
+
+
+def place_in(data: Any) -> str | None:
+    """The first key of an object or of what it holds that says where the file came from."""
+    if isinstance(data, dict):
+        found = [key if value and is_place(key, value) else place_in(value) for key, value in data.items()]
+    else:
+        found = [place_in(each) for each in (data if isinstance(data, list) else ())]
+    return next((key for key in found if key is not None), None)
 
 
 def shown(value: object, length: int = 80) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..config import GenerationConfig, Lfm2VlConfig, ProcessorConfig, read_json
-from ..config.files import CODE, PLACES, check_own, without
+from ..config.files import CODE, check_own, without
 from ..hub import LICENCES
 from ..processing.tokenizer import Tokenizer
 from ..weights.head import TIED
@@ -80,12 +80,6 @@ def write_config_files(source: Path, target: Path, config: Lfm2VlConfig) -> None
         write_json(target / "generation_config.json", generation)
 
 
-def says(file: Path, keys: tuple[str, ...]) -> bool:
-    """Whether a JSON file has one of these keys, in its objects too. Raises `ConfigError`."""
-    data = read_json(file)
-    return data != without(data, keys)
-
-
 def with_budget(data: dict[str, Any], config: ProcessorConfig, only_raise: bool = False) -> dict[str, Any]:
     """A processor file with the `max_num_patches` that follows from its limits, where it has another (`only_raise`: a
     smaller one)."""
@@ -115,7 +109,7 @@ def generation_json(source: Path, config: Lfm2VlConfig) -> dict[str, Any] | None
     """generation_config.json with what the source's lacks: end tokens, and the makers' sampling for a model of theirs.
     None if there is nothing to add."""
     file = source / "generation_config.json"
-    before: dict[str, Any] = read_json(file) if file.is_file() else {}
+    before: dict[str, Any] = without(read_json(file)) if file.is_file() else {}
     out = dict(before)
     text = config.text_config
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -169,7 +163,7 @@ def config_json(
     """The source's config.json with what is true of the new weights: dtype, quantisation, a tied head, layers of the
     tower, width of the feed-forward. Code references and paths of the source are dropped; torch's layouts get the
     current model type, MLX's the widths of the text model in all of its spellings."""
-    out = without(original, (*CODE, *PLACES, *QUANTISATION))
+    out = without(original, (*CODE, *QUANTISATION))
     name = str(dtype).removeprefix("mlx.core.")
     for section in (out, out.get("text_config"), out.get("vision_config")):
         if isinstance(section, dict):

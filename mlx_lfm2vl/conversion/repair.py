@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Lfm2VlConfig, ProcessorConfig, read_json
-from ..config.files import CODE, PLACES
+from ..config.files import CODE, place_in
 from ..errors import HubError, OutputError, WeightsError
 from ..hub import resolve, resolve_checked
 from ..weights.atomic_folder import check_target, finished
@@ -24,7 +24,7 @@ from ..weights.save import write_json
 from ..weights.shards import read_shards
 from .card import DEFAULT_ORGANISATION, CardSource
 from .check import TEMPLATES, check_index, check_result, has_template
-from .config_files import JSON_FILES, PROCESSOR_FILES, QUANTISATION, copy, says, with_budget
+from .config_files import JSON_FILES, PROCESSOR_FILES, QUANTISATION, copy, with_budget
 from .convert import check_architecture, write_model
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -237,9 +237,11 @@ def _config(folder: Path, fitted: Lfm2VlConfig) -> list[Finding]:
     if any(data.get(key) for key in QUANTISATION) and not fitted.quantization:
         out.append(Finding("config.json", "records a quantisation of dense weights", "left out"))
     files = [name for name in ("config.json", *JSON_FILES) if (folder / name).is_file()]
-    code = sorted(path.name for path in folder.glob("*.py")) + [name for name in files if says(folder / name, CODE)]
+    contents = {name: read_json(folder / name) for name in files}
+    code = sorted(path.name for path in folder.glob("*.py"))
+    code += [name for name, content in contents.items() if any(key in content for key in CODE)]
     if code:
         out.append(Finding(code[0], "brings code along, which is not needed", "left out"))
-    if places := [name for name in files if says(folder / name, PLACES)]:
-        out.append(Finding(places[0], f"says where it came from ({PLACES[0]})", "left out"))
+    if places := [(name, key) for name, content in contents.items() if (key := place_in(content))]:
+        out.append(Finding(places[0][0], f"says where it came from ({places[0][1]})", "left out"))
     return out

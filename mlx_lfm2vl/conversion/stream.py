@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import mlx.core as mx
 
 from ..errors import NotFiniteError
+from ..weights.finite import is_finite
 from ..weights.load import StoredTensors
 from ..weights.names import LAYOUTS, from_module, is_conv_kernel, to_module
 from ..weights.quantize import PARTS, Quantization, decode, encode
-from ..weights.save import is_finite
 
 Widths = Mapping[str, Quantization | None]  # module path: quantised so, or dense; others stay as they are
 

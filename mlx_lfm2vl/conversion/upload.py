@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..config.files import PLACES, check_own, read_text
+from ..config import read_json
+from ..config.files import check_own, place_in, read_text
 from ..errors import NotFiniteError, OutputError
 from ..hub import LICENCES, check_new_name, check_writable, publish
 from ..pretrained import load
@@ -16,7 +17,7 @@ from . import plot, report, search
 from .calibration import questions
 from .card import renamed
 from .check import check_folder
-from .config_files import JSON_FILES, NAMES, says
+from .config_files import JSON_FILES, NAMES
 from .quantization_error import encoded
 
 TOKENS = 8  # that a folder must generate before it is published
@@ -93,10 +94,10 @@ def check_publishable(folder: Path) -> None:
     """Raises `OutputError`, or what loading raises, unless the folder is whole, has a card and a template, and its
     model answers a question about a picture with finite numbers."""
     for name in ("config.json", *JSON_FILES):
-        if (folder / name).is_file() and says(folder / name, PLACES):
+        if (folder / name).is_file() and (key := place_in(read_json(folder / name))):
             raise OutputError(
-                f"{folder}: is not fit to be published: {name} says where it came from ({PLACES[0]}), maybe a path of "
-                "this disk; write the folder anew (mlx-lfm2vl convert --repair)"
+                f"{folder}: is not fit to be published: {name} says where it came from ({key}), maybe a path of this "
+                "disk; write the folder anew (mlx-lfm2vl convert --repair)"
             )
     for remark in check_folder(folder):
         raise OutputError(f"{folder}: is not fit to be published: {remark}")

@@ -20,7 +20,7 @@ from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.control_tokens import Marked, control_pattern, mark
 from ..processing.conversation import CALL_END, CALL_START, normalised, pictures_of
-from ..processing.processor import Lfm2VlProcessor
+from ..processing.processor import Lfm2VlProcessor, check_names
 from ..processing.tokenizer import Tokenizer
 from .defaults import Model, positions_left, resolved
 from .messages import check_tools, conversation
@@ -30,13 +30,15 @@ from .vision_cache import view_key
 
 OWN_TOKENS = frozenset((CALL_START, CALL_END, "<think>", "</think>"))
 _OF_THE_ANSWER = frozenset(option.name for option in fields(GenerationOptions))
+_OF_THE_CALL = ("images", "system", "tools", "options", "vision_cache", "prompt_cache", "progress", "control_tokens")
 _WHOLE = {"Sequence", "Split", "ByteLevel", "Digits"}  # steps that keep every character
 _longest: weakref.WeakKeyDictionary[Tokenizer, int | None] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One question and how to answer it: what `stream_generate` takes. `image_overrides` as for `Lfm2VlProcessor`."""
+    """One question and how to answer it: what `generate`, `stream_generate` and `generate_batch` take.
+    `image_overrides`: fields of `ImageProcessorConfig`, and variables of the chat template."""
 
     prompt: str | Sequence[Mapping[str, Any]]
     images: Any = None
@@ -125,6 +127,8 @@ def encode(model: Model, processor: Lfm2VlProcessor, request: GenerationRequest)
         raise PromptError(f"a request is {type(request).__name__}, expected a GenerationRequest")
     for name in _OF_THE_ANSWER.intersection(request.image_overrides):
         raise OptionError(f"{name} is for the answer; give it as options=GenerationOptions({name}=...)")
+    known = processor.image_processor.config.__dataclass_fields__.keys() | processor.template.variables
+    check_names(request.image_overrides, known | {"use_image_special_tokens"}, (*_OF_THE_ANSWER, *_OF_THE_CALL))
     options = resolved(model, request.options)
     check_tools(request.tools)
     messages = conversation(request.prompt, request.images, request.system)

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import mlx.core as mx
 
+from ..errors import OptionError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .arguments import CallOverrides, GenerateArguments
@@ -24,7 +25,7 @@ from .watch import Progress, Stop
 def stream_generate(
     model: Lfm2VlForConditionalGeneration,
     processor: Lfm2VlProcessor,
-    prompt: str | Sequence[Mapping[str, Any]],
+    prompt: str | Sequence[Mapping[str, Any]] | GenerationRequest,
     images: Any = None,
     *,
     system: str | None = None,
@@ -40,15 +41,15 @@ def stream_generate(
     """Answers a question about pictures, or one without any.
 
     `prompt`: the user's text, or a conversation as the chat template takes it (then pictures stand in its messages, and
-    `images` and `system` must be left out). `images`: one picture or several, each a PIL image, NumPy array, path, URL,
-    data URI or bytes; they come before the text. `tools`: for the template, JSON schemas of functions. `vision_cache`:
-    where encoded pictures are kept for the next call; `prompt_cache`: where beginnings of prompts are. `stop`: asked
-    between tokens and, before the first, many times a second; true ends the answer with "cancelled". `progress`: told
-    of the tokens of the prompt. `control_tokens`: tokens such as `<|im_end|>` in the texts are what they are for the
-    model; without it they are text like any other. `overrides`: as for `Lfm2VlProcessor` (`max_image_tokens`
-    ...), and fields of `GenerationOptions` (`max_tokens=64`), in place of those of `options`. Generation ends at the
-    model's end token, at a stop text, at `max_tokens`, or when the model's positions are used up. Closing the iterator
-    stops the work.
+    `images` and `system` must be left out), or a `GenerationRequest`, which holds all that is asked. `images`: one
+    picture or several, each a PIL image, NumPy array, path, URL, data URI or bytes; they come before the text. `tools`:
+    for the template, JSON schemas of functions. `vision_cache`: where encoded pictures are kept for the next call;
+    `prompt_cache`: where beginnings of prompts are. `stop`: asked between tokens and, before the first, many times a
+    second; true ends the answer with "cancelled". `progress`: told of the tokens of the prompt. `control_tokens`:
+    tokens such as `<|im_end|>` in the texts are what they are for the model; without it they are text like any other.
+    `overrides`: as for `Lfm2VlProcessor` (`max_image_tokens` ...), and fields of `GenerationOptions` (`max_tokens=64`),
+    in place of those of `options`. Generation ends at the model's end token, at a stop text, at `max_tokens`, or when
+    the model's positions are used up. Closing the iterator stops the work.
 
     Raises the library's typed errors: those of the request before the first response, `NotFiniteError` and
     `OutOfMemoryError` also later.
@@ -59,8 +60,15 @@ def stream_generate(
     check_vision_cache(vision_cache)
     check_prompt_cache(prompt_cache)
     image_overrides: dict[str, Any] = {**overrides}
-    chosen = GenerationOptions.of(options, image_overrides)
-    request = GenerationRequest(prompt, images, system, tools, chosen, image_overrides, control_tokens)
+    if isinstance(prompt, GenerationRequest):
+        beside = {"images": images, "system": system, "tools": tools, "options": options, **image_overrides}
+        beside["control_tokens"] = control_tokens or None
+        for name in (name for name, value in beside.items() if value is not None):
+            raise OptionError(f"{name} is given beside a GenerationRequest; put it into the request")
+        request = prompt
+    else:
+        chosen = GenerationOptions.of(options, image_overrides)
+        request = GenerationRequest(prompt, images, system, tools, chosen, image_overrides, control_tokens)
     scheduler = Scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
     row = scheduler.add(encode(model, processor, request), started=started)
     yield from drive(scheduler, row, stop, progress)
@@ -69,7 +77,7 @@ def stream_generate(
 def generate(
     model: Lfm2VlForConditionalGeneration,
     processor: Lfm2VlProcessor,
-    prompt: str | Sequence[Mapping[str, Any]],
+    prompt: str | Sequence[Mapping[str, Any]] | GenerationRequest,
     images: Any = None,
     **arguments: Unpack[GenerateArguments],
 ) -> str:

@@ -2,9 +2,9 @@
 
 Nothing is evaluated. Two spellings are read: calls in Python's manner, `[name(a="x", n=3)]`, and JSON objects,
 `[{"name": "name", "arguments": {"a": "x"}}]`, also with other names in use for their parts (`NAMES`, `ARGUMENTS`) or
-nested as OpenAI's are. Without the brackets calls need no comma between them, as in JSON lines. Values are strings,
-finite numbers, true/True, false/False, null/None, lists, tuples (which become lists) and dictionaries with string keys.
-Unlike in Python a parameter may be called `from` or `class`.
+nested as OpenAI's are. Without the brackets calls need no comma between them, as in JSON lines; there may be several
+lists. Values are strings, finite numbers, true/True, false/False, null/None, lists, tuples (which become lists) and
+dictionaries with string keys. Unlike in Python a parameter may be called `from` or `class`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ MAX_DEPTH = 64  # of lists and dictionaries in each other
 MAX_DIGITS = 1000
 _SPACE = re.compile(r"\s*")
 _NAME = re.compile(r"[^\W\d][\w.-]*")
+_BEGIN = re.compile(rf"{_NAME.pattern}\s*\(|[\[{{]")  # of a list of calls, or of a call
 _NUMBER = re.compile(r"[+-]?\.?\d[\w.]*(?:(?<=[eE])[+-]\d+)?(?![\w.])")  # int and float say whether it is one
 _STRING = re.compile(r"""(["'])((?:(?!\1)[^\\]|\\.)*)\1""", re.S)
 _PART = re.compile(rf"""(["'])(?:(?!\1)[^\\]|\\.)*(?P<closed>\1|\Z)|[](){{}}[,\n]|{re.escape(CALL_END)}""", re.S)
@@ -83,23 +84,28 @@ class _Reader:
 
     def calls(self) -> Iterator[ToolCall | ToolCallError]:
         """The calls of a block up to its end, in order. In place of one that cannot be read: what is wrong with it."""
-        closing = "]" if self._take("[") else CALL_END
-        while not self._take(closing):
-            start = self.at
-            try:
-                yield self._call()
+        while not self._take(CALL_END):
+            closing = "]" if self._take("[") else CALL_END
+            while not self._take(closing):
                 start = self.at
-                if not self._take(",") and closing == "]" and not self._ahead("]"):
-                    self._fail("',' or ']'")
-            except ToolCallError as error:
-                yield error
-                if not self._pass_over(start, closing):
-                    return
-        if closing != CALL_END:
-            try:
-                self._expect(CALL_END, CALL_END)
-            except ToolCallError as error:
-                yield error
+                try:
+                    yield self._call()
+                    start = self.at
+                    if not self._take(",") and closing == "]" and not self._ahead("]"):
+                        self._fail("',' or ']'")
+                except ToolCallError as error:
+                    yield error
+                    if not self._pass_over(start, closing):
+                        return
+            if closing == CALL_END:
+                return
+            self._take(",")
+            if not self._ahead(CALL_END) and not _BEGIN.match(self.text, self._skip()):  # of one more list or call
+                try:
+                    self._fail(CALL_END)
+                except ToolCallError as error:
+                    yield error
+                return
 
     def _pass_over(self, start: int, closing: str) -> bool:
         """Goes from `start` behind the next comma of a block (without brackets the next end of a line too), or to its

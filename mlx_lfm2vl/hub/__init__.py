@@ -5,7 +5,7 @@ In: `demo`, a folder, a hub repository such as `LiquidAI/LFM2-VL-450M`. Out: a f
 
 from .cache import CachedModel, cache_folder, cached_models, free_bytes, remove_models
 from .cards import card_metadata, write_model_card
-from .download import LICENCES, Progress, resolve, resolve_checked
+from .download import LICENCES, Progress, is_local, resolve, resolve_checked
 from .names import check_new_name, is_repository, of_page
 from .upload import check_writable, publish
 
@@ -19,6 +19,7 @@ __all__ = [
     "check_new_name",
     "check_writable",
     "free_bytes",
+    "is_local",
     "is_repository",
     "of_page",
     "publish",

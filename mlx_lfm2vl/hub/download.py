@@ -60,7 +60,7 @@ def resolve(
         raise HubError("the model's name is empty; give a folder, a hub repository or 'demo'")
     name, revision = of_page(name, revision)
     folder = Path(os.path.expanduser(name))  # unlike Path's own, it and os.path raise for no name
-    if revision is not None and (name == "demo" or os.path.isdir(folder)):
+    if revision is not None and is_local(name):
         raise HubError(f"{name}: is a folder on this disk, which has no revision {revision!r}; leave the revision out")
     if name == "demo":
         return demo.path()
@@ -113,10 +113,15 @@ def resolve_checked(
     check(folder)
     name, revision = of_page(os.fspath(path_or_repo), revision)
     parts = split(name)
-    if name != "demo" and not os.path.isdir(os.path.expanduser(name)) and parts is not None:
+    if not is_local(name) and parts is not None:
         inside = "" if folder.parent.name == "snapshots" else f"{folder.name}/"
         _Snapshot(name, parts[0], revision, **options).check_space(inside)
     return resolve(path_or_repo, revision=revision, **options)
+
+
+def is_local(name: str | os.PathLike[str]) -> bool:
+    """Whether a name is `demo` or a folder on this disk, so that nothing is asked of the hub."""
+    return name == "demo" or os.path.isdir(os.path.expanduser(name))
 
 
 def _has(folder: Path, enough: tuple[str, ...]) -> bool:

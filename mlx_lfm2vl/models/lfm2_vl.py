@@ -229,7 +229,7 @@ class Lfm2VlForConditionalGeneration(nn.Module):
     def logits(self, hidden_states: mx.array) -> mx.array:
         """(..., hidden) -> (..., vocabulary)."""
         if "lm_head" in self:
-            return self.lm_head(hidden_states)
+            return self["lm_head"](hidden_states)
         return self.model.language_model.embed_tokens.as_linear(hidden_states)
 
     def __call__(

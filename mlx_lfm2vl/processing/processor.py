@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from ..config import ImageProcessorConfig, ProcessorConfig
 from ..config.files import writing
-from ..errors import OptionError, PromptError
+from ..errors import OptionError, PromptError, did_you_mean
 from ..hub import resolve
 from .batch_feature import BatchFeature, TextOptions, check_return_tensors
 from .control_tokens import mark
@@ -31,6 +31,16 @@ from .tokenizer import Tokenizer
 
 TEXT_OPTIONS = frozenset(TextOptions.__dataclass_fields__) - {"return_tensors"}
 _OPTIONS = TEXT_OPTIONS | frozenset(ImageProcessorConfig.__dataclass_fields__)
+
+
+def check_names(names: Iterable[str], known: Collection[str], others: Collection[str] = ()) -> None:
+    """Raises `OptionError` for a keyword that is none of `known`, with the one of these or of `others` that may be
+    meant."""
+    for name in names:
+        if name not in known:
+            meant = did_you_mean([name], (*known, *others))
+            text = f"{name!r} is neither a variable of the chat template nor an option of the processor"
+            raise OptionError(text + meant)
 
 
 class ProcessorOutput(BatchFeature):
@@ -222,9 +232,7 @@ class Lfm2VlProcessor(PromptEncoder):
         options = {name: value for name, value in kwargs.items() if name not in template.variables}
         options.update(processor_kwargs or {})
         images = options.pop("images", images)
-        for name in options:
-            if name not in _OPTIONS:
-                raise OptionError(f"{name!r} is neither a variable of the chat template nor an option of the processor")
+        check_names(options, _OPTIONS | template.variables)
         if return_assistant_tokens_mask and not (tokenize and return_dict):
             raise OptionError("return_assistant_tokens_mask needs tokenize=True and return_dict=True")
         if return_assistant_tokens_mask and continue_final_message:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..config import read_json, read_text
 from ..errors import ConfigError, TemplateError
-from .conversation import CALL_END, CALL_START, normalised, plain
+from .conversation import CALL_END, CALL_START, plain
 from .sandbox import Rendered, compiled
 
 JINJA_FILE = "chat_template.jinja"
@@ -90,7 +90,7 @@ class ChatTemplate:
         """The conversation as one text.
 
         Args:
-            conversation: messages, mappings with "role" and "content".
+            conversation: messages, mappings with "role" and "content", in the spelling of `conversations_of`.
             tools: JSON schemas.
             documents: mappings, as the template wants them.
             add_generation_prompt: whether the text ends in the beginning of an answer.
@@ -100,7 +100,6 @@ class ChatTemplate:
 
         Raises:
             TemplateError: with the template's own words where it refuses the conversation.
-            PromptError: for tool calls whose arguments are no object.
         """
         try:
             messages = [self._message(message) for message in conversation]
@@ -137,7 +136,6 @@ class ChatTemplate:
         data = plain(message)
         if not isinstance(data, dict):
             raise TemplateError(f"a message must be a mapping with 'role' and 'content', got {type(message).__name__}")
-        data = normalised(data)
         if data.get("role") == "assistant" and self._needs_content:
             data.setdefault("content", "")
         if data.get("role") == "assistant" and "tool_calls" in data and "tool_calls" not in self.source:

@@ -33,7 +33,6 @@ _CLASS = "PreTrainedTokenizerFast"
 class Tokenizer:
     """A byte-level BPE tokenizer with the named tokens of its model.
 
-    `all_special_ids` are the ids that `skip_special_tokens` leaves out.
     `bos_token`, `eos_token`, `pad_token`, `unk_token` are strings or None, `image_token`, `image_start_token`,
     `image_end_token`, `image_thumbnail_token` always strings (the family's, if the files name none).
     """
@@ -57,7 +56,7 @@ class Tokenizer:
             eos = self.eos_token if self.config.get("add_eos_token") else None
             backend.post_processor = tokenizer_backend.post_processor(bos, eos, self._id, self._config_where)
         added = backend.get_added_tokens_decoder()
-        self.all_special_ids = frozenset(id for id, token in added.items() if token.special)
+        self._special_ids = frozenset(id for id, token in added.items() if token.special)
         self._control_pattern = control_pattern(token.content for token in added.values())
         self._as_read = self._state()
 
@@ -125,6 +124,11 @@ class Tokenizer:
         return int(id)
 
     @property
+    def all_special_ids(self) -> list[int]:
+        """The ids that `skip_special_tokens` leaves out, in order."""
+        return sorted(self._special_ids)
+
+    @property
     def vocab_size(self) -> int:
         """Entries of the base vocabulary, without added tokens (as in the reference); `len()` counts all."""
         return int(self.backend.get_vocab_size(with_added_tokens=False))
@@ -146,7 +150,7 @@ class Tokenizer:
         """The token of an id, or the tokens of several; None where there is none."""
         if isinstance(ids, (int, np.integer)):
             return self.backend.id_to_token(_ids(int(ids))[0])
-        kept = (id for id in _ids(ids) if not (skip_special_tokens and id in self.all_special_ids))
+        kept = (id for id in _ids(ids) if not (skip_special_tokens and id in self._special_ids))
         return [self.convert_ids_to_tokens(id) for id in kept]
 
     # Text to ids

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import WeightsError
 from .files import LOW_BITS, TensorInfo
+from .names import UNNEEDED, to_module
 
 QUANTISED = {  # the last parts of names, and what writes them
     "absmax": "bitsandbytes",
@@ -51,11 +52,11 @@ def check_foreign(tensors: Mapping[str, TensorInfo], quantization_config: object
                 f"{info.file}: tensor {name} is of an adapter that is not merged; merge it (merge_and_unload of PEFT) "
                 "and save the model again"
             )
-        if wrapper := _WRAPPER.search(name):
-            inside = wrapper[1] or wrapper[2]
+        if wrapper := _wrapper(name):
+            writer = WRAPPERS.get(wrapper, "a wrapper")
             raise WeightsError(
-                f"{info.file}: tensor {name} has {inside + '.'!r} in its name, as {WRAPPERS.get(inside, 'a wrapper')} "
-                "adds it; save the model inside that wrapper"
+                f"{info.file}: tensor {name} has {wrapper + '.'!r} in its name, as {writer} adds it; save the model "
+                "inside that wrapper"
             )
         if family := _quantised(name, info):
             raise WeightsError(
@@ -79,6 +80,17 @@ def naming_method(quantization_config: object) -> Iterator[None]:
             f"{error}; config.json says that the weights are quantised by {known}: if so, take the model that was "
             "quantised, or save it dequantised"
         ) from None
+
+
+def _wrapper(name: str) -> str | None:
+    """What a wrapper adds to a tensor's name: one that is known, anywhere, or any other before a whole name."""
+    if found := _WRAPPER.search(name):
+        return found[1] or found[2]
+    if to_module(name) is not None or UNNEEDED.search(name):
+        return None
+    parts = name.split(".")
+    ends = (at for at in range(1, len(parts)) if to_module(".".join(parts[at:])) is not None)
+    return next((".".join(parts[:at]) for at in ends), None)
 
 
 def _quantised(name: str, info: TensorInfo) -> str | None:

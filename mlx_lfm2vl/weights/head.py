@@ -27,17 +27,18 @@ def fit_head(
 
     Args:
         config: as `data` gives it.
-        data: config.json. What it says at the top wins over its text_config.
+        data: config.json. What it says at the top wins over its text_config; without a head in the files, what ties.
         infos: the tensors, by the names of the model's parameters.
         names: names in the files to those.
     """
     stored = any(name.startswith(HEAD) for name in infos)
-    stated = next((data[key] for key in TIED if data.get(key) is not None), None)
-    tied = config.tie_word_embeddings if stored else stated is not False
+    top = next((data[key] for key in TIED if data.get(key) is not None), None)
+    inner = [(data.get("text_config") or {}).get(key) for key in TIED]
+    tied = config.tie_word_embeddings if stored else top is not False or True in inner
     differs = stored and tied and _differs(infos, names)
     tied = tied and not differs
-    text = replace(config.text_config, tie_word_embeddings=tied)
-    config = replace(config, tie_word_embeddings=tied, text_config=text)
+    words = replace(config.text_config, tie_word_embeddings=tied)
+    config = replace(config, tie_word_embeddings=tied, text_config=words)
     note = "lm_head differs from the embeddings, which config.json ties to it; it is used"
     return config, (note,) if differs else ()
 

@@ -26,6 +26,7 @@ from ..threads import check_cancelled
 from . import choices, quantize
 from .files import DTYPES as FILE_DTYPES
 from .files import FLOATING, TensorInfo, key_of, reading, state
+from .finite import check_finite
 from .fit import check_weights
 from .foreign import check_foreign, naming_method
 from .head import HEAD, fit_head
@@ -74,6 +75,7 @@ def load_model(
 
     Raises:
         ConfigError, WeightsError, OptionError, OutOfMemoryError
+        NotFiniteError: for numbers beyond the range of float16, where that is asked for.
     """
     target, chosen = dtype_of(dtype), backends.choose(backend)
     model, stored = open_model(folder, model_class=model_class, prefix=prefix)
@@ -88,7 +90,8 @@ def load_model(
     model.backend, model.checkpoint_key = chosen, key_of(folder, stored.files)
     model.load_weights(list(tensors.items()), strict=True)
     del tensors
-    _evaluate(model, folder, progress)
+    narrowed = target is not None and target == mx.float16 and stored.dtypes != {"F16"}
+    _evaluate(model, folder, progress, narrowed)
     stored.check_unchanged()
     if chosen == "numpy":
         cpu.accelerate(model)
@@ -100,15 +103,18 @@ def load_model(
     return model
 
 
-def _evaluate(model: nn.Module, folder: Path, progress: Callable[[str, int, int], None] | None) -> None:
-    """Reads and casts all parameters, one by one: together, all would be read before the first is cast."""
-    arrays = parameters(model).values()
-    done, total = 0, sum(array.nbytes for array in arrays)
-    for array in arrays:
+def _evaluate(model: nn.Module, folder: Path, progress: Callable[[str, int, int], None] | None, narrowed: bool) -> None:
+    """Reads and casts all parameters, one by one: together, all would be read before the first is cast. `narrowed`:
+    whether numbers may have left the range of their type; then raises `NotFiniteError`."""
+    arrays = parameters(model)
+    done, total = 0, sum(array.nbytes for array in arrays.values())
+    for name, array in arrays.items():
         stop_at_exit()
         check_cancelled()
         with reading(folder):
             mx.eval(array)
+            if narrowed:
+                check_finite(name, array)
         done += array.nbytes
         if progress is not None:
             progress("weights", done, total)
@@ -134,9 +140,14 @@ class StoredTensors:
     notes: tuple[str, ...]
 
     @property
+    def dtypes(self) -> set[str]:
+        """The types of dense tensors, as safetensors names them."""
+        return {info.dtype for info in self.infos.values() if info.dtype in FLOATING}
+
+    @property
     def mixed_note(self) -> str:
         """What becomes of dense tensors of several types; empty where all are of one."""
-        types = sorted({info.dtype for info in self.infos.values() if info.dtype in FLOATING})
+        types = sorted(self.dtypes)
         name = str(self.dtype).removeprefix("mlx.core.")
         return f"{' and '.join(types)} weights are mixed; all are taken as {name}" if len(types) > 1 else ""
 

@@ -18,9 +18,10 @@ import numpy as np
 
 from ..backends.thread_state import computing
 from ..config.files import writing
-from ..errors import NotFiniteError, WeightsError
+from ..errors import WeightsError
 from .atomic_folder import beside, check_space
 from .files import DTYPES
+from .finite import check_finite
 from .names import from_module, is_conv_kernel, parameters
 
 SHARD_BYTES = 5 * 10**9
@@ -149,14 +150,5 @@ def save_model(
             file.replace(target / file.name)
 
 
-def is_finite(array: mx.array) -> bool:
-    if not mx.issubdtype(array.dtype, mx.floating) or not array.size:
-        return True
-    return bool((mx.isfinite(mx.max(array)) & mx.isfinite(mx.min(array))).item())
-
-
 def _check_finite(name: str, array: mx.array) -> None:
-    if not is_finite(array):
-        kind = str(array.dtype).removeprefix("mlx.core.")
-        way = "load the model with dtype 'bfloat16' or 'float32'" if kind == "float16" else "nothing was written"
-        raise NotFiniteError(f"tensor {name} holds NaN, infinity or numbers beyond the range of {kind}; {way}")
+    check_finite(name, array, "" if array.dtype == mx.float16 else "nothing was written")
