@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         ImageWarning,
         InputError,
         Lfm2VlError,
+        LoadCancelledError,
         NotFiniteError,
         OptionError,
         OutOfMemoryError,
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from .generation.vision_cache import VisionCache
     from .pretrained import load
     from .processing.fetch import SourcePolicy
+    from .processing.load_image import load_image
 
 __all__ = [
     "AutoConfig",
@@ -110,6 +112,7 @@ __all__ = [
     "Lfm2VlImageProcessorFast",
     "Lfm2VlModel",
     "Lfm2VlProcessor",
+    "LoadCancelledError",
     "MemoryUse",
     "NotFiniteError",
     "OptionError",
@@ -136,6 +139,7 @@ __all__ = [
     "generate",
     "generate_batch",
     "load",
+    "load_image",
     "parse_tool_calls",
     "stream_generate",
 ]
@@ -166,6 +170,7 @@ _HOMES = {
         "ImageWarning",
         "InputError",
         "Lfm2VlError",
+        "LoadCancelledError",
         "NotFiniteError",
         "OutOfMemoryError",
         "OptionError",
@@ -192,6 +197,7 @@ _HOMES = {
     "generation.tools": ("ToolCall", "parse_tool_calls"),
     "pretrained": ("load",),
     "processing.fetch": ("SourcePolicy",),
+    "processing.load_image": ("load_image",),
 }
 _COMPUTING = (  # import MLX
     "compat.models",
