@@ -1,6 +1,7 @@
-"""What mypy says of an app: nothing of one that is right, and each misspelt argument of one that is not. `make check`
-runs mypy over the examples; pyright reads them here."""
+"""What mypy and pyright say of an app: nothing of one that is right, and each misspelt argument of one that is not.
+`make check` runs mypy over the examples; pyright reads them here."""
 
+import json
 import os
 import re
 import subprocess
@@ -69,8 +70,17 @@ def test_a_type_checker_passes_an_app_and_names_its_typos(tmp_path):
     assert done.stdout.count(": error:") == len(TYPOS), done.stdout
 
 
-def test_pyright_is_silent_over_the_examples():
+def test_pyright_passes_the_examples_and_names_typos_of_an_app(tmp_path):
     pytest.importorskip("pyright", reason="pyright is not installed")
-    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "examples"]
+    app = tmp_path / "app.py"
+    app.write_text(APP + "\n".join(TYPOS))
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "examples", str(app)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    first = APP.count("\n") + 1
+    assert [
+        (Path(each["file"]).name, each["range"]["start"]["line"] + 1, each["message"])
+        for each in found["generalDiagnostics"]
+        if each["severity"] == "error"
+    ] == [("app.py", first + at, f'No parameter named "{name}"') for at, name in enumerate(TYPOS.values())]
+    assert found["summary"]["filesAnalyzed"] == len(list((ROOT / "examples").glob("*.py"))) + 1
