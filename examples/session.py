@@ -24,8 +24,8 @@ from mlx_lfm2vl import (
     Lfm2VlProcessor,
     Request,
     load,
+    load_image,
 )
-from mlx_lfm2vl.processing.load_image import load_image
 
 AT_ONCE = 100  # events that an app draws before it looks at its mouse again
 PREVIEW = 160  # pixels a side, at most

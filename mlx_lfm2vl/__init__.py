@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         ImageWarning,
         InputError,
         Lfm2VlError,
+        LoadCancelledError,
         NotFiniteError,
         OptionError,
         OutOfMemoryError,
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from .generation.vision_cache import VisionCache
     from .pretrained import load
     from .processing.fetch import SourcePolicy
+    from .processing.load_image import load_image
 
 __all__ = [
     "AutoConfig",
@@ -116,6 +118,7 @@ __all__ = [
     "Lfm2VlImageProcessorFast",
     "Lfm2VlModel",
     "Lfm2VlProcessor",
+    "LoadCancelledError",
     "LogitsProcessor",
     "LogitsProcessorList",
     "MemoryUse",
@@ -146,6 +149,7 @@ __all__ = [
     "generate",
     "generate_batch",
     "load",
+    "load_image",
     "parse_tool_calls",
     "set_seed",
     "stream_generate",
@@ -181,6 +185,7 @@ _HOMES = {
         "ImageWarning",
         "InputError",
         "Lfm2VlError",
+        "LoadCancelledError",
         "NotFiniteError",
         "OutOfMemoryError",
         "OptionError",
@@ -207,6 +212,7 @@ _HOMES = {
     "generation.tools": ("ToolCall", "parse_tool_calls"),
     "pretrained": ("load",),
     "processing.fetch": ("SourcePolicy",),
+    "processing.load_image": ("load_image",),
 }
 _COMPUTING = (  # import MLX
     "compat.logits_process",
@@ -229,16 +235,18 @@ _COMPUTING = (  # import MLX
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name == "demo":
-        return import_module(".demo", __name__)
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _HOME[name] in _COMPUTING:
-        import_module(".backends", __name__).require()
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # for a type checker, a name that is not above is an error
+
+    def __getattr__(name: str) -> Any:
+        if name == "demo":
+            return import_module(".demo", __name__)
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if _HOME[name] in _COMPUTING:
+            import_module(".backends", __name__).require()
+        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -106,6 +106,10 @@ class EngineClosedError(Lfm2VlError, RuntimeError):
     """An engine was closed, or let go of its model before a result was whole."""
 
 
+class LoadCancelledError(Lfm2VlError, RuntimeError):
+    """A model was being loaded or downloaded when the caller's `stop` ended that."""
+
+
 class EngineThreadError(Lfm2VlError, RuntimeError):
     """An engine's own thread was to wait for an answer that it makes itself."""
 

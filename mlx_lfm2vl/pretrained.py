@@ -11,9 +11,10 @@ import mlx.core as mx
 from .compat.models import Lfm2VlForConditionalGeneration
 from .compat.processors import Lfm2VlProcessor
 from .config import GenerationConfig, Lfm2VlConfig, read_json
-from .errors import ConfigError
-from .generation.watch import check_callable
+from .errors import ConfigError, LoadCancelledError
+from .generation.watch import Stop, check_callable
 from .hub import Progress, resolve
+from .threads import cancellation
 
 
 def load(
@@ -25,6 +26,7 @@ def load(
     token: str | bool | None = None,
     local_files_only: bool = False,
     progress: Progress | None = None,
+    stop: Stop | None = None,
     **image_overrides: Any,
 ) -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
     """Model and processor of a folder, a hub repository, or `demo`.
@@ -41,18 +43,30 @@ def load(
         local_files_only: never ask the hub.
         progress: `progress(what, done, total)` is told of "files" and bytes ("download") that are fetched, maybe from
             other threads, and of the bytes of "weights" that are read.
+        stop: asked in the calling thread, many times a second during a download and between tensors; if it returns
+            true, all is left at once. What has been downloaded is taken up by the next call.
         image_overrides: change the checkpoint's picture policy for all calls (`max_image_tokens=128`,
             `do_image_splitting=False` ...).
 
     Raises:
-        Lfm2VlError: one of the library's typed errors.
+        LoadCancelledError: `stop` returned true.
+        Lfm2VlError: another of the library's typed errors.
     """
     check_callable("progress", progress)
-    folder = resolve(path_or_repo, revision=revision, token=token, local_files_only=local_files_only, progress=progress)
-    expected = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
-    processor = Lfm2VlProcessor.from_pretrained(folder, **image_overrides)
-    _check_agreement(folder, expected, processor)
-    model = Lfm2VlForConditionalGeneration.from_pretrained(folder, dtype=dtype, backend=backend, progress=progress)
+    check_callable("stop", stop)
+
+    def check() -> None:
+        if stop is not None and stop():
+            raise LoadCancelledError(f"{path_or_repo}: loading was stopped before the model was whole")
+
+    with cancellation(check):
+        folder = resolve(
+            path_or_repo, revision=revision, token=token, local_files_only=local_files_only, progress=progress
+        )
+        expected = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+        processor = Lfm2VlProcessor.from_pretrained(folder, **image_overrides)
+        _check_agreement(folder, expected, processor)
+        model = Lfm2VlForConditionalGeneration.from_pretrained(folder, dtype=dtype, backend=backend, progress=progress)
     file = folder / "generation_config.json"
     stated = GenerationConfig.from_dict(read_json(file), str(file)) if file.is_file() else GenerationConfig()
     if ids := stated.end_tokens(expected, processor.tokenizer.eos_token_id):

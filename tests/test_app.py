@@ -135,18 +135,58 @@ def test_models_are_switched_in_one_thread():
 @pytest.mark.parametrize("how", ["unload", "reload", "close"])
 def test_a_result_that_another_thread_prevents_is_an_error(how):
     """Not an empty answer, nor half of one."""
-    with Engine(GOLDEN / "gen2", max_batch=1) as engine, ThreadPoolExecutor(3) as pool:
+    with Engine(GOLDEN / "gen2", max_batch=1) as engine, ThreadPoolExecutor(6) as pool:
         let_go = {"close": engine.close, "unload": engine.unload, "reload": lambda: engine.reload(GOLDEN / "gen2")}[how]
         begun = threading.Event()
         running = pool.submit(engine.generate, "Hello.", options=LONG, sink=lambda _: begun.set())
         assert begun.wait(60)
-        waiting: list[Future[Any]] = [pool.submit(engine.generate, "Hello."), pool.submit(engine.call, lambda *_: 2)]
-        while engine.queue_length < 2:
+        waiting: list[Future[Any]] = [
+            pool.submit(engine.generate, "Hello."),
+            pool.submit(engine.call, lambda *_: 2),
+            pool.submit(engine.warm_up),
+            pool.submit(engine.chat().ask, "Hello."),
+            pool.submit(lambda: asyncio.run(engine.chat().aask("Hello."))),
+        ]
+        while engine.queue_length < len(waiting):
             time.sleep(0.01)
         let_go()
         for future in [running, *waiting]:
             with pytest.raises(EngineClosedError):
                 future.result(30)
+
+
+@pytest.mark.backends("mlx", "numpy")
+@pytest.mark.parametrize("how", ["close", "unload", "reload"])
+@pytest.mark.parametrize("ask", ["ask", "aask"])
+def test_a_turn_that_is_cut_off_by_its_engine_is_an_error(how, ask):
+    with Engine(GOLDEN / "gen2") as engine, ThreadPoolExecutor(1) as pool:
+        let_go = {"close": engine.close, "unload": engine.unload, "reload": lambda: engine.reload(GOLDEN / "gen2")}[how]
+        talk, begun = engine.chat(options=LONG), threading.Event()
+
+        def turn() -> str:
+            if ask == "ask":
+                return talk.ask("Hello.", sink=lambda _: begun.set())
+            return asyncio.run(talk.aask("Hello.", sink=lambda _: begun.set()))
+
+        answer = pool.submit(turn)
+        assert begun.wait(60)
+        let_go()
+        with pytest.raises(EngineClosedError, match="let go of its model before the result was whole"):
+            answer.result(30)
+        assert talk.messages[-1]["role"] == "assistant" and talk.messages[-1]["content"]
+
+
+@pytest.mark.backends("mlx", "numpy")
+@pytest.mark.parametrize("how", ["stop", "reset"])
+def test_a_turn_that_the_app_itself_ends_is_no_error(how, engine):
+    with ThreadPoolExecutor(1) as pool:
+        talk, begun = engine.chat(options=LONG), threading.Event()
+        stop = begun.is_set if how == "stop" else None
+        answer = pool.submit(talk.ask, "Hello.", sink=lambda _: begun.set(), stop=stop)
+        assert begun.wait(60)
+        if how == "reset":
+            talk.reset()
+        assert answer.result(30) and len(talk.messages) == (2 if how == "stop" else 0)
 
 
 def test_an_unloaded_model_is_loaded_by_the_next_request():

@@ -284,6 +284,20 @@ def test_another_turn_closes_the_stream_that_is_open():
     assert len(chat.messages) == 6 and chat.ask("Compare them, please.") == cold(chat.messages[:-1])[0]
 
 
+@pytest.mark.backends("mlx", "numpy")
+def test_ask_is_an_error_where_another_thread_ends_the_turn():
+    """Between two responses: within one, that thread gets an error."""
+
+    class Shared(Chat):
+        def stream(self, *arguments, **named):
+            for response in super().stream(*arguments, **named):
+                yield response
+                self.fork()
+
+    with pytest.raises(PromptError, match=r"another thread's call ended the answer; use `Engine\.chat`"):
+        Shared(*loaded(), options=GenerationOptions(max_tokens=4)).ask("Hello.")
+
+
 @pytest.mark.parametrize("cut", [1, 4, 9])
 def test_an_answer_that_was_cut_off_goes_on_to_the_whole_one(cut):
     model, processor = load("demo")

@@ -1,5 +1,6 @@
 """The package as a whole: public names, the weight of an import, a missing back end, and the built wheel."""
 
+import ast
 import importlib
 import json
 import os
@@ -245,3 +246,12 @@ def test_every_error_is_one_line_that_a_terminal_may_show(name):
     error = getattr(errors, name)("a\n\x1b[31mEVIL.safetensors: is\tdamaged \u202e")
     assert str(error) == "a \\x1b[31mEVIL.safetensors: is damaged \\u202e"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_import_public_names_only(example):
+    for node in ast.walk(ast.parse(example.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mlx_lfm2vl"):
+            assert node.module == "mlx_lfm2vl" and {alias.name for alias in node.names} <= set(mlx_lfm2vl.__all__)
+        elif isinstance(node, ast.Import):
+            assert not any(alias.name.startswith(("mlx_lfm2vl.", "mlx.")) for alias in node.names)

@@ -12,7 +12,7 @@ import pytest
 from conftest import GOLDEN, Loaded, cache_by_backend, logits_of, picture
 
 from mlx_lfm2vl import Lfm2VlForConditionalGeneration, Lfm2VlModel, Lfm2VlProcessor, load
-from mlx_lfm2vl.errors import ConfigError, HubError, InputError, OptionError, OutputError
+from mlx_lfm2vl.errors import ConfigError, HubError, InputError, LoadCancelledError, OptionError, OutputError
 from mlx_lfm2vl.weights.names import parameters
 
 
@@ -191,3 +191,24 @@ def test_progress_counts_the_bytes_of_the_weights():
     assert {what for what, _, _ in told} == {"weights"} and {total for _, _, total in told} == {size}
     done = [count for _, count, _ in told]
     assert done == sorted(done) and done[-1] == size and len(done) > 10
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_a_load_ends_between_tensors_once_its_stop_says_so():
+    told: list[int] = []
+    with pytest.raises(LoadCancelledError, match=r"^demo: loading was stopped before the model was whole$"):
+        load("demo", progress=lambda what, done, total: told.append(done), stop=lambda: len(told) == 3)
+    assert len(told) == 3
+
+
+def test_what_a_stop_raises_arrives_as_itself_and_no_function_is_refused():
+    error = OSError("mine")
+
+    def stop() -> bool:
+        raise error
+
+    with pytest.raises(OSError) as raised:
+        load("demo", stop=stop)
+    assert raised.value is error
+    with pytest.raises(OptionError, match="stop is 3, expected a function"):
+        load("demo", stop=3)  # type: ignore[arg-type]

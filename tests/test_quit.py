@@ -30,6 +30,16 @@ WAYS = {
     "close": f"engine = Engine({NAME!r}); {BEGUN}engine.close(); assert not engine._worker.thread.is_alive()",
     "exit": f"engine = Engine({NAME!r}); {BEGUN}",
     "reload": f"engine = Engine({NAME!r}); {BEGUN}engine.reload('demo'); assert engine.generate('Hi', options=few)",
+    "stop": f"""
+event, raised = threading.Event(), []
+def work():
+    try:
+        load({NAME!r}, stop=event.is_set)
+    except LoadCancelledError as error:
+        raised.append(str(error))
+thread = run(work)
+{BEGUN}event.set(); thread.join(); assert raised == ["{NAME}: loading was stopped before the model was whole"]
+""",
     "a daemon's exit": f"run(load, args=({NAME!r},), daemon=True); {BEGUN}",
     "Ctrl-C": f"""
 print('begun', flush=True)

@@ -1,6 +1,7 @@
-"""What mypy says of an app: nothing of one that is right, and each misspelt argument of one that is not. `make check`
-runs mypy over the examples; pyright reads them here."""
+"""What mypy and pyright say of an app: nothing of one that is right, and each misspelt argument of one that is not.
+`make check` runs mypy over the examples; pyright reads them here."""
 
+import json
 import os
 import re
 import subprocess
@@ -50,6 +51,7 @@ TYPOS = {
     "generate(model, processor, 'x', temperatur=1)": "temperatur",
     "stream_generate(model, processor, 'x', max_image_token=1)": "max_image_token",
     "Chat(model, processor, sistem='x')": "sistem",
+    "from mlx_lfm2vl import GenerationPiece": "GenerationPiece",
 }
 
 
@@ -63,14 +65,26 @@ def test_a_type_checker_passes_an_app_and_names_its_typos(tmp_path):
         cwd=ROOT,
         env=os.environ | {"MYPYPATH": str(ROOT)},
     )
-    found = re.findall(r'app\.py:(\d+): error: Unexpected keyword argument "(\w+)"', done.stdout)
+    found = re.findall(
+        r'app\.py:(\d+): error: (?:Unexpected keyword argument|.* has no attribute) "(\w+)"', done.stdout
+    )
     first = APP.count("\n") + 1
     assert found == [(str(first + number), name) for number, name in enumerate(TYPOS.values())], done.stdout
     assert done.stdout.count(": error:") == len(TYPOS), done.stdout
 
 
-def test_pyright_is_silent_over_the_examples():
+def test_pyright_passes_the_examples_and_names_typos_of_an_app(tmp_path):
     pytest.importorskip("pyright", reason="pyright is not installed")
-    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "examples"]
+    app = tmp_path / "app.py"
+    app.write_text(APP + "\n".join(TYPOS))
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "examples", str(app)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    first = APP.count("\n") + 1
+    errors = [each for each in found["generalDiagnostics"] if each["severity"] == "error"]
+    assert [(Path(each["file"]).name, each["range"]["start"]["line"] + 1) for each in errors] == [
+        ("app.py", first + at) for at in range(len(TYPOS))
+    ]
+    for each, name in zip(errors, TYPOS.values(), strict=True):
+        assert re.match(rf'No parameter named "{name}"|"{name}" is unknown import symbol', each["message"])
+    assert found["summary"]["filesAnalyzed"] == len(list((ROOT / "examples").glob("*.py"))) + 1

@@ -51,7 +51,7 @@ class Answers:
     def close(self) -> None:
         """Ends all requests as they stand."""
         for job in self._present.values():
-            job.request.cancel()
+            job.request.abandon()
             job.request.cut_off()
             job.request.give_up()
         self._present.clear()

@@ -14,13 +14,13 @@ from ..generation.conversation import Conversation, ReadPictures, Turn
 from ..generation.messages import is_remote, snapshot, user_content
 from ..generation.options import GenerationOptions
 from ..generation.request import EncodedPrompt
-from ..generation.response import Completion, GenerationResponse
+from ..generation.response import GenerationResponse
 from ..generation.watch import Progress, Stop, check_callable
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .handle import Request, Sink
 from .queue import Read
-from .submit import RequestArguments, placed
+from .submit import RequestArguments, placed, whole
 
 T = TypeVar("T")
 
@@ -94,10 +94,11 @@ class EngineChat:
         return iter(self.submit(text, images, **arguments))
 
     def ask(self, text: str, images: Any = None, **arguments: Unpack[AskArguments]) -> str:
-        """The whole answer; what interrupts the wait for it cancels it."""
+        """The whole answer; what interrupts the wait for it cancels it. `EngineClosedError` where the engine's `close`,
+        `unload` or `reload` comes first."""
         request = self.submit(text, images, **arguments)
         try:
-            return request.result().text
+            return whole(request, request.result()).text
         finally:
             request.cancel()
 
@@ -111,8 +112,8 @@ class EngineChat:
 
     async def aask(self, text: str, images: Any = None, **arguments: Unpack[AskArguments]) -> str:
         """`ask` for asyncio; cancelling the task ends the turn."""
-        answer: Completion = await (await placed(functools.partial(self.submit, text, images), **arguments))
-        return answer.text
+        request = await placed(functools.partial(self.submit, text, images), **arguments)
+        return whole(request, await request).text
 
     def submit_retry(
         self,

@@ -163,7 +163,7 @@ class Engine:
         `EngineClosedError` where `close`, `unload` or `reload` comes first."""
         request = self.submit(prompt, images, **arguments)
         try:
-            return whole(request.result(timeout)).text
+            return whole(request, request.result(timeout)).text
         finally:
             request.cancel()
 
@@ -209,12 +209,13 @@ class Engine:
 
         request = Request()
         self._worker.put(Job(request, work=work), 0.0)
-        whole(request.result())
+        whole(request, request.result())
         return results[0]
 
     def warm_up(self, text: str = "Hello.") -> None:
-        """Makes the first real answer as fast as the next ones: loads, compiles and allocates by answering `text`."""
-        self.submit(text, options=GenerationOptions(max_tokens=2)).result()
+        """Makes the first real answer as fast as the next ones: loads, compiles and allocates by answering `text`.
+        `EngineClosedError` where `close`, `unload` or `reload` comes first."""
+        self.generate(text, options=GenerationOptions(max_tokens=2))
 
     # What it is doing
 
@@ -286,8 +287,10 @@ class Engine:
         self._name = name
 
     def close(self, timeout: float = CLOSE_SECONDS) -> None:
-        """Cancels all requests, a load and a download, and ends the thread. Returns after `timeout` seconds at the
-        latest; may be repeated. Conversations and requests stay readable, and hold no model. Raises `OptionError`."""
+        """Cancels all requests, a load and a download, ends the thread and waits for sinks. Returns after `timeout`
+        seconds at the latest; may be repeated. Sinks that are slower are called on, until the process ends, which
+        waits for them as for engines that are open: a second, and a `RuntimeWarning` where that is too short.
+        Conversations and requests stay readable, and hold no model. Raises `OptionError`."""
         self._worker.close(check_seconds("timeout", timeout))
 
     async def aclose(self, timeout: float = CLOSE_SECONDS) -> None:

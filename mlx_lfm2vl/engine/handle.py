@@ -17,16 +17,16 @@ from ..errors import EngineThreadError, Lfm2VlError, OptionError
 from ..generation.conversation import Turn
 from ..generation.response import NOTHING, Completion, GenerationResponse, Statistics
 from ..generation.watch import Stop, check_callable
+from .sinks import Item, Sink, SinkThreads, is_last
 
 MOST_SECONDS = 1e9  # what the system's clocks and locks still take
-Item = GenerationResponse | BaseException
-Sink = Callable[[Item], None]
 
 
 class Owner(Protocol):
     """The receiver of news of a request that gives up."""
 
     thread: threading.Thread
+    sinks: SinkThreads
 
     def free(self, request: Request) -> None:
         """Takes a request out of the queue."""
@@ -56,6 +56,7 @@ class Request:
         self._listeners: list[Callable[[], None]] = []  # told of each item, of which they must make little
         self._ended = self._heard = False
         self.started = False
+        self.abandoned = False  # cancelled by the engine itself
         self.owner: Owner | None = None
         self.so_far: Callable[[], Statistics] | None = None  # known while the request is answered
 
@@ -148,6 +149,11 @@ class Request:
     def _in_own_thread(self) -> bool:
         return self.owner is not None and threading.current_thread() is self.owner.thread
 
+    def abandon(self) -> None:
+        """`cancel`, for an engine that lets go of its model."""
+        self.abandoned = True
+        self.cancel()
+
     def drop(self) -> None:
         """As `cancel`, but the place in the queue is free a moment later. May be called while an object is deleted."""
         self._cancelled.set()
@@ -180,52 +186,42 @@ class Request:
         if self._ended:
             return
         self.started = True
-        last = isinstance(item, BaseException) or item.finish_reason is not None
         if isinstance(item, Lfm2VlError):
             drop_frames(item)
         if isinstance(item, GenerationResponse) and item.finish_reason == "cancelled" and not self._cancelled.is_set():
             item = replace(item, finish_reason="deadline") if self._late() else item
         if self.turn is not None:
             self.turn.fail() if isinstance(item, BaseException) else self.turn.hear(item)
-        self._keep(item, last)
+        self._keep(item)
 
-    def _keep(self, item: Item, last: bool) -> None:
+    def _keep(self, item: Item) -> None:
         with self._news:
             self._items.append(item)
-            self._ended = last
-            if last:
+            self._ended = is_last(item)
+            if self._ended:
                 self.so_far = None  # it holds the states of the row
             self._news.notify_all()
         for tell in list(self._listeners):
             tell()
-        if self._sink is not None and not self._heard:
+        if self._sink is not None and self.owner is not None and not self._heard:
             self._heard = True
             try:
-                threading.Thread(target=self._feed, args=(self._sink,), name="mlx-lfm2vl sink", daemon=True).start()
+                self.owner.sinks.start(self._sink, self.take, self._sink_failed)
             except RuntimeError as error:  # the system gives no more threads
-                self._sink_failed(error)
-
-    def _feed(self, sink: Sink) -> None:
-        """Gives the sink what comes, in its own thread."""
-        number, item = 0, None
-        while item is None or not (isinstance(item, BaseException) or item.finish_reason is not None):
-            try:
-                item = self.take(number)
-                sink(item)
-            except BaseException as error:
-                with self._lock:
-                    self._sink_failed(error)
-                self.cancel()
-                return
-            number += 1
+                self._fail(error)
 
     def _sink_failed(self, error: BaseException) -> None:
+        with self._lock:
+            self._fail(error)
+        self.cancel()
+
+    def _fail(self, error: BaseException) -> None:
         """The error is the sink's own: it must reach nobody but who asked."""
         if not self._ended:  # an answer that is whole may have been read
             self._cancelled.set()
             if self.turn is not None:
                 self.turn.fail()
-            self._keep(error, True)
+            self._keep(error)
         with contextlib.suppress(Exception):  # a filter may make it an error, which `result` raises anyway
             warnings.warn(f"the sink of a request failed and gets no more ({error!r})", RuntimeWarning, stacklevel=3)
 
@@ -278,7 +274,7 @@ class _Pieces(Generator[GenerationResponse, None, None]):
             raise StopIteration
         item = self._request.take(self._number)
         self._number += 1
-        self._ended = isinstance(item, BaseException) or item.finish_reason is not None
+        self._ended = is_last(item)
         if isinstance(item, BaseException):
             raise item
         return item

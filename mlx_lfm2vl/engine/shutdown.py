@@ -5,14 +5,18 @@ from __future__ import annotations
 import atexit
 import os
 import time
+import warnings
 import weakref
 from typing import Protocol
 
 from ..backends.thread_state import exit_end
+from .sinks import SinkThreads
 
 
 class Closing(Protocol):
-    """An owner of a thread that computes."""
+    """An owner of a thread that computes, and of others that call sinks."""
+
+    sinks: SinkThreads
 
     def begin_close(self) -> None: ...
 
@@ -34,3 +38,9 @@ def _close_all() -> None:
         owner.begin_close()
     for owner in owners:
         owner.close(max(0.0, exit_end() - time.monotonic()))
+    if behind := sum(owner.sinks.behind for owner in owners):
+        warnings.warn(
+            f"the process ends before {behind} sink{'s' * (behind > 1)} of an engine took all responses",
+            RuntimeWarning,
+            stacklevel=1,
+        )

@@ -44,9 +44,9 @@ def read_request(
     return prompt
 
 
-def whole(completion: Completion) -> Completion:
-    """A result that nobody but the engine itself could cancel. Raises `EngineClosedError`."""
-    if completion.finish_reason == "cancelled":
+def whole(request: Request, completion: Completion) -> Completion:
+    """The result of a request. Raises `EngineClosedError` where the engine itself cut it off."""
+    if completion.finish_reason == "cancelled" and request.abandoned:
         raise EngineClosedError("the engine let go of its model before the result was whole; ask again")
     return completion
 

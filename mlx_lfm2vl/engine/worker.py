@@ -22,6 +22,7 @@ from .handle import Request, check_seconds, drop_frames
 from .loader import Loader, checked
 from .queue import Job, Loaded, Waiting
 from .shutdown import close_at_exit
+from .sinks import SinkThreads
 from .timeouts import TimeoutThread
 
 
@@ -41,6 +42,7 @@ class Worker:
         prompt_cache: PromptCache,
     ):
         note_use()
+        self.sinks = SinkThreads()
         self._loader, self._max_batch = loader, max_batch
         self._limits, self._idle_seconds = limits, idle_seconds
         self.vision_cache, self.prompt_cache = vision_cache, prompt_cache
@@ -118,14 +120,15 @@ class Worker:
             self._wanted = loader is not None
             self._loaded = self._load_error = self._load_traceback = None
             for request in self._waiting.hold():
-                request.cancel()
+                request.abandon()
             self._changed.notify_all()
             if threading.current_thread() is not self.thread:
                 turn = self._turn
                 self._changed.wait_for(lambda: not self._holds or self._released >= turn or self.closed, timeout)
 
     def close(self, timeout: float) -> None:
-        """Cancels all jobs and ends the thread. Returns after `timeout` seconds at the latest."""
+        """Cancels all jobs, ends the thread and waits until sinks have been given all. Returns after `timeout` seconds
+        at the latest."""
         if forked():
             return
         end = time.monotonic() + timeout
@@ -135,6 +138,7 @@ class Worker:
         self.thread.join(max(0.0, timeout))
         if not self.thread.is_alive():
             self._timeouts.close(end - time.monotonic())
+        self.sinks.join(end)
 
     def begin_close(self) -> None:
         """Cancels all jobs and takes no more."""
@@ -142,7 +146,7 @@ class Worker:
         for request in waiting:
             request.deliver(EngineClosedError("the engine was closed before the request began"))
         for request in running:
-            request.cancel()
+            request.abandon()
         self._expire()
         self._timeouts.close()
         with self._changed:

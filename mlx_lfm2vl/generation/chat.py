@@ -135,8 +135,12 @@ class Chat:
         yield from self._answer(begin, started, stop, progress)
 
     def ask(self, text: str, images: Any = None, **arguments: Unpack[TurnArguments]) -> str:
-        """The whole answer of `stream`, with the same arguments."""
-        return "".join(response.text for response in self.stream(text, images, **arguments))
+        """The whole answer of `stream`, with the same arguments. Raises `PromptError` where another thread's call ends
+        it before."""
+        responses = list(self.stream(text, images, **arguments))
+        if not responses or responses[-1].finish_reason is None:
+            raise PromptError("another thread's call ended the answer; use `Engine.chat`, which takes turns of several")
+        return "".join(response.text for response in responses)
 
     def retry(
         self,
@@ -220,7 +224,10 @@ class Chat:
 
         def close() -> None:
             if responses.gi_running:  # type: ignore[attr-defined]
-                raise PromptError("the conversation is answering; a turn cannot begin within another one's callbacks")
+                raise PromptError(
+                    "the conversation is answering; a turn cannot begin within another one's callbacks, nor in another "
+                    "thread (use `Engine.chat`, which takes turns of several)"
+                )
             self._close = None
             responses.close()
             turn.close()
