@@ -34,11 +34,12 @@ def find_pictures(text: str) -> tuple[list[str], str]:
 
 
 def _picture(word: str) -> str | None:
-    """The name of the picture file that a word is, None if it is none. Its suffix decides."""
+    """The name of the picture file that a word is, or of pages of a PDF; None if it is none. Its suffix decides."""
     from ..processing.formats import suffixes
-    from ..processing.load_image import as_spelt
+    from ..processing.open_file import file_and_pages
+    from ..processing.pdf import split_selection
 
-    if not word.rstrip("'\" ").lower().endswith(suffixes()):
+    if not split_selection(word.rstrip("'\" "))[0].lower().endswith(suffixes()):
         return None
     names = dropped(word)
-    return names[0] if len(names) == 1 and os.path.isfile(as_spelt(names[0])) else None
+    return names[0] if len(names) == 1 and os.path.isfile(file_and_pages(names[0])[0]) else None

@@ -25,7 +25,7 @@ from . import geometry
 from .arrays import is_array, to_numpy
 from .batch_feature import BatchFeature, check_return_tensors
 from .geometry import ViewPlan
-from .load_image import DEFAULT_POLICY, SourcePolicy, load_image
+from .load_image import DEFAULT_POLICY, SourcePolicy, expand_pages, load_image
 from .resize import resize_rows
 
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
@@ -42,6 +42,26 @@ def flatten(images: Any, depth: int = 0) -> list[Any]:
     if is_array(images) and images.ndim == 4:
         return list(to_numpy(images))
     return [images]
+
+
+def with_pages(images: Any, policy: SourcePolicy) -> Any:
+    """The same pictures, in the same lists, each PDF document replaced by its pages. Raises `ImageError`."""
+    if isinstance(images, (list, tuple)):
+        return _with_pages(images, policy, 0)
+    pages = expand_pages(images, policy)
+    return pages if len(pages) > 1 else pages[0]
+
+
+def _with_pages(images: Sequence[Any], policy: SourcePolicy, depth: int) -> list[Any]:
+    if depth >= MAX_DEPTH:
+        return list(images)  # which `flatten` refuses
+    made: list[Any] = []
+    for entry in images:
+        if isinstance(entry, (list, tuple)):
+            made.append(_with_pages(entry, policy, depth + 1))
+        else:
+            made += expand_pages(entry, policy)
+    return made
 
 
 class Lfm2VlImageProcessor:
@@ -203,7 +223,7 @@ class Lfm2VlImageProcessor:
     def encode(self, images: Any, **overrides: Any) -> tuple[BatchFeature, list[ViewPlan]]:
         """The arrays of `__call__` and each picture's plan, from which the text is expanded."""
         config = self.configured(**overrides)
-        pictures = flatten(images)
+        pictures = flatten(with_pages(images, self.source_policy))
         if not pictures:
             raise ImageError("there is no picture to process")
         made = [self._views(picture, config) for picture in pictures]

@@ -23,9 +23,9 @@ from ..errors import OptionError, OutputError, PromptError, TemplateError
 from ..hub import resolve
 from .batch_feature import BatchFeature, as_array, check_return_tensors
 from .control_tokens import mark
-from .conversation import conversations_of, pictures_of
+from .conversation import conversations_of, pictures_of, with_page_items
 from .geometry import ViewPlan
-from .image import IMAGE_INPUTS, Lfm2VlImageProcessor
+from .image import IMAGE_INPUTS, Lfm2VlImageProcessor, with_pages
 from .load_image import DEFAULT_POLICY, SourcePolicy
 from .prompt import Expanded, ImageMarkup, assign_pictures, expand, image_spans
 from .tokenizer import Tokenizer
@@ -249,6 +249,7 @@ class Lfm2VlProcessor:
         if not texts or not all(isinstance(sample, str) for sample in texts):
             raise PromptError("text must be a string or a list of strings, with at least one")
         markup = self.markup(options.use_image_special_tokens)
+        images = None if images is None else with_pages(images, self.image_processor.source_policy)
         pictures = assign_pictures(texts, images, self.image_token)
         output, patches, flat_plans = ProcessorOutput(), BatchFeature(), list[ViewPlan]()
         if any(pictures):
@@ -347,7 +348,11 @@ class Lfm2VlProcessor:
             raise OptionError("return_assistant_tokens_mask and continue_final_message exclude each other")
         conversations, batched = conversations_of(conversation)
         variables = {name: value for name, value in kwargs.items() if name in template.variables}
-        pictures = pictures_of(conversations, images, self.image_processor.source_policy) if tokenize else None
+        pictures = None
+        if tokenize:
+            policy = self.image_processor.source_policy
+            conversations, images = with_page_items(conversations, images, policy)
+            pictures = pictures_of(conversations, images, policy)
         if sanitize_control_tokens:
             if not tokenize or return_assistant_tokens_mask:
                 raise OptionError("sanitize_control_tokens needs tokenize=True, without return_assistant_tokens_mask")
