@@ -8,7 +8,7 @@ import re
 from .inputs import dropped
 
 _WORD = re.compile(r"""'[^']+'|"[^"]+"|(?:\\.|[^ \t\\])+""")  # names of screenshots hold other blanks
-_BEFORE, _BEHIND = "([", "?!.,;:)]"  # punctuation of a sentence around a path
+_BEFORE, _BEHIND = "([", "?!.,;:)"  # punctuation of a sentence around a path; a ] may end the pages of a PDF
 
 
 def find_pictures(text: str) -> tuple[list[str], str]:
@@ -18,7 +18,8 @@ def find_pictures(text: str) -> tuple[list[str], str]:
         return [whole], ""
     found: list[tuple[int, int, str]] = []  # where a path begins and ends, and its file
     for word in _WORD.finditer(text):
-        for path in (word[0], word[0].lstrip(_BEFORE).rstrip(_BEHIND)):
+        bare = word[0].lstrip(_BEFORE)
+        for path in (word[0], bare.rstrip(_BEHIND), bare.rstrip(f"{_BEHIND}]")):
             if (name := _picture(path)) is not None:
                 begin = word.start() + word[0].index(path)
                 found.append((begin, begin + len(path), name))
