@@ -51,12 +51,12 @@ def test_one_json_object_holds_everything(cli):  # noqa: F811
 
 def test_a_folder_gives_every_format_and_says_what_it_leaves_out(tmp_path, capsys):
     pictures = ["a.PNG", "b.jfif", "c.jp2", "d.ppm", "e.qoi", "f.heic", "g.mpo", "h.tga"]
-    for name in (*pictures, "notes.txt", "film.mpg", "page.pdf", "print.eps", ".hidden.png"):
+    for name in (*pictures, "notes.txt", "film.mpg", "page.psd1", "print.eps", ".hidden.png"):
         (tmp_path / name).touch()
     (tmp_path / "sub.png").mkdir()
     assert pictures_in([str(tmp_path)]) == [str(tmp_path / name) for name in pictures]
     assert capsys.readouterr().err == (
-        f"mlx-lfm2vl: {tmp_path}: left out, as no pictures by their names: film.mpg, notes.txt, page.pdf and 2 more\n"
+        f"mlx-lfm2vl: {tmp_path}: left out, as no pictures by their names: film.mpg, notes.txt, page.psd1 and 2 more\n"
     )
 
 

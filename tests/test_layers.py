@@ -40,6 +40,7 @@ OWNERS = {
     "jinja2": "mlx_lfm2vl/processing/sandbox.py",
     "httpcore2": "mlx_lfm2vl/processing/http_get.py",
     "pillow_heif": "mlx_lfm2vl/processing/formats.py",
+    "pypdfium2": "mlx_lfm2vl/processing/pdf_process.py",
     "torch": "mlx_lfm2vl/compat/tensors.py",
     "prompt_toolkit": "mlx_lfm2vl/cli/line_editor.py",
 }

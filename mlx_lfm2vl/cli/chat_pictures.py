@@ -8,7 +8,7 @@ import re
 from .inputs import dropped
 
 _WORD = re.compile(r"""'[^']+'|"[^"]+"|(?:\\.|[^ \t\\])+""")  # names of screenshots hold other blanks
-_BEFORE, _BEHIND = "([", "?!.,;:)]"  # punctuation of a sentence around a path
+_BEFORE, _BEHIND = "([", "?!.,;:)"  # punctuation of a sentence around a path; a ] may end the pages of a PDF
 
 
 def find_pictures(text: str) -> tuple[list[str], str]:
@@ -18,7 +18,8 @@ def find_pictures(text: str) -> tuple[list[str], str]:
         return [whole], ""
     found: list[tuple[int, int, str]] = []  # where a path begins and ends, and its file
     for word in _WORD.finditer(text):
-        for path in (word[0], word[0].lstrip(_BEFORE).rstrip(_BEHIND)):
+        bare = word[0].lstrip(_BEFORE)
+        for path in (word[0], bare.rstrip(_BEHIND), bare.rstrip(f"{_BEHIND}]")):
             if (name := _picture(path)) is not None:
                 begin = word.start() + word[0].index(path)
                 found.append((begin, begin + len(path), name))
@@ -34,11 +35,12 @@ def find_pictures(text: str) -> tuple[list[str], str]:
 
 
 def _picture(word: str) -> str | None:
-    """The name of the picture file that a word is, None if it is none. Its suffix decides."""
+    """The name of the picture file that a word is, or of pages of a PDF; None if it is none. Its suffix decides."""
     from ..processing.formats import suffixes
-    from ..processing.load_image import as_spelt
+    from ..processing.open_file import file_and_pages
+    from ..processing.pdf import split_selection
 
-    if not word.rstrip("'\" ").lower().endswith(suffixes()):
+    if not split_selection(word.rstrip("'\" "))[0].lower().endswith(suffixes()):
         return None
     names = dropped(word)
-    return names[0] if len(names) == 1 and os.path.isfile(as_spelt(names[0])) else None
+    return names[0] if len(names) == 1 and os.path.isfile(file_and_pages(names[0])[0]) else None

@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="PICTURE",
-        help="file, pattern such as '*.png', http(s) URL, data URI, or - for stdin; several here, or by --image again",
+        help="file, pattern such as '*.png', http(s) URL, data URI, or - for stdin; several here, or by --image again; "
+        "all pages of a PDF, or those in brackets: 'doc.pdf[2-5]'",
     )
     add_prompt(parser, f"{DEFAULT_PROMPT!r}; needed without a picture")
     parser.add_argument("--verbose", action="store_true", help="print counts, speeds and memory on stderr at the end")
@@ -68,10 +69,9 @@ def run(args: argparse.Namespace) -> int:
         raise PromptError("nothing to answer: give --image, --prompt or both")
     prompt = DEFAULT_PROMPT if prompt is None else prompt
     options = GenerationOptions(**sampling_options(args))
-    names = expand(args.image)
-    pictures = load_pictures(
-        names, source_policy(args), args.color_management
-    )  # a wrong name is said before a large model is loaded
+    # a wrong name is said before a large model is loaded
+    loaded = load_pictures(expand(args.image), source_policy(args), args.color_management)
+    pictures = [picture for _, picture in loaded]
     model, processor = load_model(args)
     if args.verbose:
         report_loading(model)
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         images = [
             {"source": name if len(name) <= 200 else f"{name[:200]}...", "tokens": tokens}
-            for name, tokens in zip(names, image_tokens(processor, pictures), strict=True)
+            for (name, _), tokens in zip(loaded, image_tokens(processor, pictures), strict=True)
         ]
         print(for_stdout(json.dumps(as_object(chosen_model(args), pieces, images), ensure_ascii=False)), flush=True)
     if args.verbose:
@@ -117,8 +117,11 @@ def for_stdout(text: str) -> str:
 def image_tokens(processor: Lfm2VlProcessor, pictures: list[Any]) -> list[int]:
     """How many tokens each picture took."""
     from ..processing.geometry import plan
+    from ..processing.pdf import PdfPage
 
-    return [plan(picture.height, picture.width, processor.image_processor.config).tokens for picture in pictures]
+    config, policy = processor.image_processor.config, processor.image_processor.source_policy
+    sizes = (each.size(policy, config) if isinstance(each, PdfPage) else each.size for each in pictures)
+    return [plan(height, width, config).tokens for width, height in sizes]
 
 
 def as_object(model: str, pieces: list[GenerationResponse], images: list[dict[str, Any]]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from .options import note
 if TYPE_CHECKING:
     from .. import SourcePolicy
     from ..processing.load_image import Picture
+    from ..processing.pdf import PdfPage
 
 STDIN = "-"
 DEFAULT_PROMPT = "What is in this image?"
@@ -84,8 +85,11 @@ def piped_prompt() -> str | None:
 def expand(pictures: Sequence[str]) -> list[str]:
     """The names with patterns replaced by the files that match, in the order of their names; others stay as they are.
 
-    A name that exists is never a pattern. Raises `ImageError` for a pattern that nothing matches, and for a second `-`.
+    A name that exists is never a pattern, and pages in brackets behind that of a PDF are no part of one. Raises
+    `ImageError` for a pattern that nothing matches, and for a second `-`.
     """
+    from ..processing.pdf import has_suffix, split_selection
+
     if list(pictures).count(STDIN) > 1:
         raise ImageError("-: stdin holds one picture, so - can be given once")
     names: list[str] = []
@@ -93,10 +97,18 @@ def expand(pictures: Sequence[str]) -> list[str]:
         if name == STDIN or _ADDRESS.match(name) or not glob.has_magic(name) or os.path.lexists(name):
             names.append(name)
             continue
-        found = sorted(path for path in glob.glob(_pattern(name), recursive=True) if os.path.isfile(path))
+        base, pages = split_selection(name)
+        if pages is None or not (has_suffix(base) or os.path.lexists(os.path.expanduser(base))):
+            base, chosen = name, ""
+        elif not glob.has_magic(base) or os.path.lexists(os.path.expanduser(base)):
+            names.append(name)
+            continue
+        else:
+            chosen = f"[{pages}]"
+        found = sorted(path for path in glob.glob(_pattern(base), recursive=True) if os.path.isfile(path))
         if not found:
             raise ImageError(f"{name}: no file matches")
-        names += found
+        names += [path + chosen for path in found]
     return names
 
 
@@ -126,20 +138,29 @@ def source(name: str) -> str | bytes:
     return data
 
 
-def load_pictures(names: Sequence[str], policy: SourcePolicy, color_management: bool | None = None) -> list[Picture]:
-    """The pictures of these names. What is said of them becomes notes; what libtiff writes to stderr by itself about a
-    damaged TIFF is left out, as the error says it. Raises `ImageError`."""
+def load_pictures(
+    names: Sequence[str], policy: SourcePolicy, color_management: bool | None = None
+) -> list[tuple[str, Picture | PdfPage]]:
+    """The pictures of these names with what each is called; of a PDF its pages, which are drawn when a model's views
+    are known. What is said of them becomes notes; what libtiff writes to stderr by itself about a damaged TIFF is left
+    out, as the error says it. Raises `ImageError`."""
     from ..config import ImageProcessorConfig
-    from ..processing.load_image import load_image
+    from ..processing.load_image import expand_pages, load_image
+    from ..processing.pdf import PdfPage, split_selection
 
-    config, loaded = ImageProcessorConfig(color_management=color_management is not False), []
+    config = ImageProcessorConfig(color_management=color_management is not False)
+    loaded: list[tuple[str, Picture | PdfPage]] = []
     for name in names:
         given = source(name)
         with warnings.catch_warnings(record=True) as remarks:
             warnings.simplefilter("always", ImageWarning)
             try:
                 with _without_stderr():
-                    loaded.append(load_image(given, policy, config))
+                    for picture in expand_pages(given, policy):
+                        if isinstance(picture, PdfPage):
+                            loaded.append((f"{split_selection(name)[0]}[{picture.number}]", picture))
+                        else:
+                            loaded.append((name, load_image(picture, policy, config)))
             except ImageError as error:
                 if name != STDIN:
                     raise
@@ -164,18 +185,18 @@ def _without_stderr() -> Iterator[None]:
 
 def pictures_in(names: Sequence[str], recursive: bool = False) -> list[str]:
     """All pictures of folders (by suffix, of their subfolders with `recursive`, with a note on what is left out; hidden
-    files and folders are not named), patterns and names. Raises `OptionError`."""
+    files and folders are not named), patterns and names; of a PDF file each page. Raises `OptionError`."""
     from ..processing.formats import suffixes
-    from ..processing.load_image import as_spelt
+    from ..processing.open_file import file_and_pages
 
     found: list[str] = []
     for given in names:
         name = os.path.expanduser(given)
         if not os.path.isdir(name):
             matching = expand([name])
-            if matching == [name] and not _ADDRESS.match(name) and not os.path.exists(as_spelt(name)):
+            if matching == [name] and not _ADDRESS.match(name) and not os.path.exists(file_and_pages(name)[0]):
                 raise OptionError(f"{name}: no such folder or picture")
-            found += matching
+            found += [page for match in matching for page in _pages(match)]
             continue
         try:
             shown = _walk(name) if recursive else sorted(entry for entry in os.listdir(name) if entry[0] != ".")
@@ -187,8 +208,16 @@ def pictures_in(names: Sequence[str], recursive: bool = False) -> list[str]:
         if left := [entry + "/" * _is_folder(name, entry) for entry in shown if entry not in inside]:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
             note(f"{name}: left out, as no pictures by their names: {', '.join(left[:3])}{more}")
-        found += [os.path.join(name, entry) for entry in inside]
+        found += [page for entry in inside for page in _pages(os.path.join(name, entry))]
     return found
+
+
+def _pages(name: str) -> list[str]:
+    """A picture's name, or those of the pages of a PDF file."""
+    from ..processing.load_image import page_names
+    from ..processing.pdf import has_suffix, split_selection
+
+    return page_names(name) if has_suffix(split_selection(name)[0]) and not _ADDRESS.match(name) else [name]
 
 
 def _walk(folder: str) -> list[str]:

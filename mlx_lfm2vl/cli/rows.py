@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 
 from .. import GenerationOptions, GenerationRequest, OptionError, PromptError
 from ..processing.addresses import is_base64_picture, scheme
+from ..processing.open_file import file_and_pages
 from ..processing.picture_keys import misspelt, reads, unread
 from .inputs import DEFAULT_PROMPT, STDIN, pictures_in
 
@@ -86,7 +87,8 @@ class Rows:
 
     def reads(self, path: str) -> bool:
         """Whether `path` is what the rows come from."""
-        return any(os.path.exists(path) and os.path.samefile(path, name) for name in self._names())
+        files = [file_and_pages(name)[0] for name in self._names()]
+        return os.path.exists(path) and any(file.exists() and file.samefile(path) for file in files)
 
     def __iter__(self) -> Iterator[Row]:
         for number, row in enumerate(self._read(), 1):

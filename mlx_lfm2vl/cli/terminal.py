@@ -104,9 +104,8 @@ class Terminal:
 
         if "-" in names:
             raise ImageError("-: stdin is the conversation; name a file")
-        names = expand(names)
-        shown = [one_line(os.path.basename(name) or name) for name in names]
-        pictures = list(zip(shown, load_pictures(names, self.policy, self.color_management), strict=True))
+        loaded = load_pictures(expand(names), self.policy, self.color_management)
+        pictures = [(one_line(os.path.basename(name) or name), picture) for name, picture in loaded]
         for name, picture in pictures:
-            self.hint(f"{name}: {picture.width}x{picture.height}, with {message}")
+            self.hint(f"{name}: {picture.width:g}x{picture.height:g}, with {message}")
         return pictures

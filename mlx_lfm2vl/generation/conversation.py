@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing import geometry
-from ..processing.load_image import Picture, load_image
+from ..processing.load_image import Picture, expand_pages, load_image
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
 from . import saved
@@ -130,8 +130,9 @@ class Conversation:
         """Reads, resizes and cuts the pictures of a turn, without looking at the conversation. `images` as in
         `stream_generate`. Raises `PromptError` and `ImageError`."""
         pictures = []
-        for given in checked_pictures(images):
-            picture = load_image(given, self.processor.image_processor.source_policy, self.image_config)
+        policy = self.processor.image_processor.source_policy
+        for given in (page for each in checked_pictures(images) for page in expand_pages(each, policy)):
+            picture = load_image(given, policy, self.image_config)
             picture = picture.copy() if picture is given else picture  # the caller may go on drawing in it
             picture.info = {}  # what it says is obeyed; a saved conversation must not say it again
             pictures.append(picture)

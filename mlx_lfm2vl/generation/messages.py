@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import OptionError, PromptError
 from ..processing.arrays import is_array, to_numpy
 from ..processing.conversation import PICTURE_TYPES, SOURCES, normalised
-from ..processing.load_image import is_remote as is_remote_source
+from ..processing.open_file import is_remote as is_remote_source
 
 _ITEMS = {"text": ("text",), "image": SOURCES}
 _TYPES = ("text", *PICTURE_TYPES)

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.control_tokens import Marked, control_pattern, mark
-from ..processing.conversation import CALL_END, CALL_START, normalised, pictures_of
+from ..processing.conversation import CALL_END, CALL_START, normalised, pictures_of, with_page_items
 from ..processing.processor import Lfm2VlProcessor, check_names
 from ..processing.tokenizer import Tokenizer
 from .defaults import Model, positions_left, resolved
@@ -131,14 +131,16 @@ def encode(model: Model, processor: Lfm2VlProcessor, request: GenerationRequest)
     check_names(request.image_overrides, known | {"use_image_special_tokens"}, (*_OF_THE_ANSWER, *_OF_THE_CALL))
     options = resolved(model, request.options)
     check_tools(request.tools)
-    messages = conversation(request.prompt, request.images, request.system)
+    policy = processor.image_processor.source_policy
+    conversations = [conversation(request.prompt, request.images, request.system)]
+    (messages,), _ = with_page_items(conversations, None, policy)
     if not isinstance(request.control_tokens, bool):
         raise OptionError(f"control_tokens is {request.control_tokens!r}, expected True or False")
     _check_characters(model, processor, messages, request.tools)
     overrides = dict(request.image_overrides)
     variables = {name: overrides.pop(name) for name in processor.template.variables & overrides.keys()}
     text = rendered(processor, messages, request.tools, request.control_tokens, variables=variables)
-    (pictures,) = pictures_of([messages], None, processor.image_processor.source_policy)
+    (pictures,) = pictures_of([messages], None, policy)
     encoded = processor.encode_text(text, pictures, marked=not request.control_tokens, **overrides)
     positions_left(model, len(encoded.ids), bool(pictures))  # raises if there is no room for an answer
     if not pictures:

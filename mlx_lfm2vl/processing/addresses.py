@@ -9,12 +9,14 @@ import urllib.parse
 
 from ..errors import ImageError, short
 from .fetch import DEFAULT_POLICY, SourcePolicy
+from .pdf import split_selection
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _URL_SAFE = str.maketrans("-_", "+/")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{60,}={0,2}\s*")  # shorter ones are names, or no picture
 _MAGIC = re.compile(  # how picture files begin
-    rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|II\*\0|MM\0\*|BM.{4}\0{4}|....ftyp|\0\0\0\x0cjP|\xff\x0a|....JXL ", re.S
+    rb"%PDF-|\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|II\*\0|MM\0\*|BM.{4}\0{4}|....ftyp|\0\0\0\x0cjP|\xff\x0a|....JXL ",
+    re.S,
 )
 
 
@@ -22,6 +24,11 @@ def scheme(text: str) -> str:
     """An address's scheme with its colon, in small letters; "" for what is none. Blanks around an address count not."""
     found = _SCHEME.match(text.strip())
     return found.group().lower() if found else ""
+
+
+def split_pages(url: str) -> tuple[str, str | None]:
+    """A URL without the pages of a PDF in brackets at its end, and these. In a query brackets are the server's."""
+    return (url, None) if "?" in url else split_selection(url)
 
 
 def file_path(uri: str) -> str:

@@ -8,6 +8,8 @@ items {"type": "image"} under "image", "url", "path" or "base64", in the items o
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from ..errors import PromptError
 from .addresses import decode_base64
 from .fetch import SourcePolicy
 from .image import flatten
+from .load_image import expand_pages
 from .picture_keys import unread
 
 BESIDE = ("images", "image")  # keys of a message, as Ollama has them; such pictures stand before its text
@@ -117,14 +120,57 @@ def _with_mapping(call: Any, where: str) -> Any:
     return {**call, "arguments": arguments}
 
 
+def with_page_items(
+    conversations: Sequence[Sequence[Mapping[str, Any]]], images: Any, policy: SourcePolicy
+) -> tuple[list[list[dict[str, Any]]], Any]:
+    """The conversations and the pictures of `images`, each PDF document replaced by an item, or a picture, a page.
+    Raises `ImageError` and `PromptError`."""
+    given = [] if images is None else flatten(images)
+    empty = sum(_is_empty(item) for messages in conversations for item in _image_items(messages))
+    rest = iter(given if len(given) == empty else ())  # another count is refused later
+    beside: list[Any] = []
+
+    def expanded(item: Any) -> list[Any]:
+        if not _is_image(item):
+            return [item]
+        if not _is_empty(item):
+            sources = _sources(item, policy)
+            pages = [page for source in sources for page in expand_pages(source, policy)]
+            same = len(pages) == len(sources) and all(map(operator.is_, pages, sources))
+            return [item] if same else [{"type": "image", "image": page} for page in pages]
+        pages = [page for source in itertools.islice(rest, 1) for page in expand_pages(source, policy)]
+        beside.extend(pages)
+        return [item] * max(1, len(pages))
+
+    def paged(message: Mapping[str, Any]) -> dict[str, Any]:
+        content = message.get("content")
+        if not isinstance(content, (list, tuple)):
+            return dict(message)
+        return {**message, "content": [each for item in content for each in expanded(item)]}
+
+    made = [[paged(message) for message in messages] for messages in conversations]
+    return made, beside if len(beside) > len(given) else images
+
+
+def _is_image(item: Any) -> bool:
+    return isinstance(item, Mapping) and item.get("type") == "image"
+
+
+def _is_empty(item: Mapping[str, Any]) -> bool:
+    """Whether an image item only marks a place."""
+    return all(item.get(name) is None for name in SOURCES)
+
+
+def _image_items(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    contents = [message.get("content") for message in messages]
+    return [item for content in contents if isinstance(content, (list, tuple)) for item in content if _is_image(item)]
+
+
 def pictures_of(conversations: Sequence[Sequence[Mapping[str, Any]]], images: Any, policy: SourcePolicy) -> Any:
     """The pictures of the conversations, a list each: those in their items, and in empty items those of `images`."""
     slots: list[list[Any]] = []
     for messages in conversations:
-        contents = [message.get("content") for message in messages]
-        items = [item for content in contents if isinstance(content, (list, tuple)) for item in content]
-        pictured = [item for item in items if isinstance(item, Mapping) and item.get("type") == "image"]
-        slots.append([source for item in pictured for source in _sources(item, policy)])
+        slots.append([source for item in _image_items(messages) for source in _sources(item, policy)])
     empty = sum(source is None for own in slots for source in own)
     if images is None or empty == sum(map(len, slots)):
         return [[source for source in own if source is not None] for own in slots] if images is None else images

@@ -42,9 +42,9 @@ _GLOBAL = ipaddress.IPv6Network("2000::/3")  # all that is given out of IPv6; el
 class SourcePolicy:
     """What pictures may come from and how large they may be.
 
-    `max_pixels` is the limit on height x width, `max_bytes` on what is downloaded
-    or inlined, `timeout` in seconds on a whole download. URLs of hosts on private or loopback addresses are refused
-    unless `allow_private_addresses`. Raises `OptionError`.
+    `max_pixels` is the limit on height x width, `max_bytes` on what is downloaded or inlined, `max_pages` on the pages
+    of a PDF in one place, `timeout` in seconds on a whole download. URLs of hosts on private or loopback addresses are
+    refused unless `allow_private_addresses`. Raises `OptionError`.
     """
 
     allow_urls: bool = True
@@ -53,12 +53,13 @@ class SourcePolicy:
     max_pixels: int = 150_000_000
     max_bytes: int = 256 * 2**20
     timeout: float = 30.0
+    max_pages: int = 100
 
     def __post_init__(self) -> None:
         for name in ("allow_urls", "allow_paths", "allow_private_addresses"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}, expected True or False")
-        for name in ("max_pixels", "max_bytes", "timeout"):
+        for name in ("max_pixels", "max_bytes", "max_pages", "timeout"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise OptionError(f"{name} is {value!r}, expected a number above 0")

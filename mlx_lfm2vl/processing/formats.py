@@ -29,7 +29,6 @@ from .pixels import Colours, as_srgb, rgb
 
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 OTHERS = (  # how files begin that people take for pictures
-    (rb"%PDF-", "not a picture but a PDF document; export the page as PNG"),
     (
         rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg",
         "not a picture but an SVG drawing; export it as PNG",
@@ -67,9 +66,9 @@ _WARNINGS = threading.RLock()
 
 
 def suffixes() -> tuple[str, ...]:
-    """How names of picture files end, in small letters: those that Pillow registers, and HEIC's."""
+    """How names of picture files end, in small letters: those that Pillow registers, HEIC's and PDF's."""
     known = Image.registered_extensions().items()
-    return (*sorted(suffix for suffix, format in known if format not in UNREADABLE), ".heic", ".heif")
+    return (*sorted(suffix for suffix, format in known if format not in UNREADABLE), ".heic", ".heif", ".pdf")
 
 
 def open_picture(file: BinaryIO, label: str, policy: SourcePolicy, config: ImageProcessorConfig) -> Image.Image:

@@ -25,7 +25,7 @@ from . import geometry
 from .arrays import is_array, to_numpy
 from .batch_feature import BatchFeature, check_return_tensors
 from .geometry import ViewPlan
-from .load_image import DEFAULT_POLICY, SourcePolicy, load_image
+from .load_image import DEFAULT_POLICY, SourcePolicy, expand_pages, load_image
 from .resize import resize_rows
 
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
@@ -42,6 +42,26 @@ def flatten(images: Any, depth: int = 0) -> list[Any]:
     if getattr(images, "ndim", None) == 4 and is_array(images):
         return list(to_numpy(images))
     return [images]
+
+
+def with_pages(images: Any, policy: SourcePolicy) -> Any:
+    """The same pictures, in the same lists, each PDF document replaced by its pages. Raises `ImageError`."""
+    if isinstance(images, (list, tuple)):
+        return _with_pages(images, policy, 0)
+    pages = expand_pages(images, policy)
+    return pages if len(pages) > 1 else pages[0]
+
+
+def _with_pages(images: Sequence[Any], policy: SourcePolicy, depth: int) -> list[Any]:
+    if depth >= MAX_DEPTH:
+        return list(images)  # which `flatten` refuses
+    made: list[Any] = []
+    for entry in images:
+        if isinstance(entry, (list, tuple)):
+            made.append(_with_pages(entry, policy, depth + 1))
+        else:
+            made += expand_pages(entry, policy)
+    return made
 
 
 class Lfm2VlImageProcessor:
@@ -200,7 +220,7 @@ class Lfm2VlImageProcessor:
 
     def encode(self, images: Any, **overrides: Any) -> tuple[BatchFeature, list[ViewPlan]]:
         """The arrays of `__call__` and each picture's plan, from which the text is expanded."""
-        config, pictures = self.configured(**overrides), flatten(images)
+        config, pictures = self.configured(**overrides), flatten(with_pages(images, self.source_policy))
         if not config.do_rescale:  # which says of pictures of floats that they are in 0..1 already, as all are here
             floats = [isinstance(picture, np.ndarray) and picture.dtype.kind == "f" for picture in pictures]
             if any(floats) and not all(floats):

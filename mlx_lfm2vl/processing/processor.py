@@ -21,9 +21,9 @@ from ..errors import OptionError, PromptError, did_you_mean
 from ..hub import resolve
 from .batch_feature import BatchFeature, TextOptions, check_return_tensors
 from .control_tokens import mark
-from .conversation import conversations_of, pictures_of
+from .conversation import conversations_of, pictures_of, with_page_items
 from .geometry import ViewPlan
-from .image import IMAGE_INPUTS, Lfm2VlImageProcessor
+from .image import IMAGE_INPUTS, Lfm2VlImageProcessor, with_pages
 from .load_image import DEFAULT_POLICY, SourcePolicy
 from .prompt import Expanded
 from .prompt_encoder import PromptEncoder
@@ -165,6 +165,7 @@ class Lfm2VlProcessor(PromptEncoder):
         if not texts or not all(isinstance(sample, str) for sample in texts):
             raise PromptError("text must be a string or a list of strings, with at least one")
         markup = self.markup(options.use_image_special_tokens)
+        images = None if images is None else with_pages(images, self.image_processor.source_policy)
         patches, plans, expanded = self._expand(texts, images, markup, image_overrides)
         masks: list[list[int]] = []
         if marked:
@@ -239,7 +240,11 @@ class Lfm2VlProcessor(PromptEncoder):
             raise OptionError("return_assistant_tokens_mask and continue_final_message exclude each other")
         conversations, batched = conversations_of(conversation)
         variables = {name: value for name, value in kwargs.items() if name in template.variables}
-        pictures = pictures_of(conversations, images, self.image_processor.source_policy) if tokenize else None
+        pictures = None
+        if tokenize:
+            policy = self.image_processor.source_policy
+            conversations, images = with_page_items(conversations, images, policy)
+            pictures = pictures_of(conversations, images, policy)
         if sanitize_control_tokens:
             if not tokenize or return_assistant_tokens_mask:
                 raise OptionError("sanitize_control_tokens needs tokenize=True, without return_assistant_tokens_mask")

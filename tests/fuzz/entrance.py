@@ -24,6 +24,7 @@ class Entrance:
     repair: Callable[[bytes], bytes] | None = None
     seconds: float = 5.0
     megabytes: int = 256
+    executions: tuple[int, int] = (300, 100_000)  # in `make test` and `make soak`
 
     def input(self, number: int) -> tuple[str, bytes]:
         """The input of an execution: the name of its seed, and the bytes."""

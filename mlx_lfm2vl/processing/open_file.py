@@ -1,0 +1,203 @@
+"""Whatever names or holds a picture file, opened: paths, addresses, base64, open files, bytes.
+
+Only regular files are opened, and only what a `SourcePolicy` allows. Pages in brackets at the end of a name
+(`a.pdf[2-5]`) are no part of the file's own, unless a file is called so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import inspect
+import io
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import ImageError, short
+from . import addresses, pdf
+from .fetch import SourcePolicy, fetch
+
+
+def is_remote(picture: Any) -> bool:
+    """Whether a picture is an http(s) address, which may be slow to answer."""
+    return isinstance(picture, str) and addresses.scheme(picture) in ("http:", "https:")
+
+
+@dataclass(frozen=True, eq=False)
+class Fetched:
+    """The bytes behind an address, and what they are called."""
+
+    label: str
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class OpenedFile:
+    """An open file of a picture or PDF, at its start; what it is called, without the pages that are chosen of it."""
+
+    file: BinaryIO
+    label: str
+    selection: str | None = None
+
+    def is_pdf(self) -> bool:
+        """Raises `ImageError` where pages are chosen of another file."""
+        start = self.file.read(1024)
+        self.file.seek(0)
+        if pdf.is_pdf(start, self.label):
+            return True
+        if self.selection is not None:
+            raise ImageError(f"{self.label}: is no PDF document, so it has no pages [{self.selection}]; name it alone")
+        return False
+
+    def pages(self, policy: SourcePolicy) -> list[pdf.PdfPage]:
+        """The pages that are chosen, of a PDF document. Raises `ImageError`."""
+        data = self.file.read(int(policy.max_bytes) + 1)
+        if len(data) > policy.max_bytes:
+            raise ImageError(f"{self.label}: more than {policy.max_bytes} bytes; make it smaller")
+        return pdf.pages(data, self.label, self.selection, policy)
+
+
+@contextlib.contextmanager
+def opened(picture: Any, policy: SourcePolicy) -> Iterator[OpenedFile]:
+    """A file of whatever `load_image` reads that is no image yet. Raises `ImageError`, also for what reading raises."""
+    if isinstance(picture, str):
+        with _opened_text(picture, policy) as file:
+            yield file
+    elif isinstance(picture, os.PathLike):
+        with _opened_path(os.fspath(picture), policy) as file:
+            yield file
+    elif isinstance(picture, Fetched):
+        yield _held(picture.data, picture.label)
+    elif isinstance(picture, (bytes, bytearray, memoryview)):
+        yield _held(bytes(picture), "picture bytes")
+    elif callable(getattr(picture, "read", None)):
+        label = f"file {short(str(getattr(picture, 'name', type(picture).__name__)))}"
+        yield _held(_content(picture, label, policy), label)
+    else:
+        raise ImageError(
+            f"a picture of type {type(picture).__name__} cannot be read; give a PIL image, a NumPy array, a path, a "
+            "URL, a data: URI, an open file or the bytes of a picture file"
+        )
+
+
+@contextlib.contextmanager
+def _opened_text(text: str, policy: SourcePolicy) -> Iterator[OpenedFile]:
+    kind = addresses.scheme(text)
+    rest = text.strip()[len(kind) :]
+    if is_remote(text):
+        address, selection = addresses.split_pages(text.strip())
+        yield _held(fetch(address, policy), short(address), selection)
+    elif kind == "data:":
+        yield _held(addresses.data_bytes(text, policy), short(text))
+    elif kind == "file:" and rest.startswith("/"):
+        with _opened_path(addresses.file_path(text), policy) as file:
+            yield file
+    elif kind and rest.startswith("//"):
+        raise ImageError(f"{short(text)}: only http, https, file and data addresses and paths can be read")
+    elif addresses.is_base64_picture(text):
+        yield _held(addresses.decode_base64(text, policy), "base64 text")
+    else:
+        with _opened_path(text, policy) as file:
+            yield file
+
+
+@contextlib.contextmanager
+def _opened_path(name: str | bytes, policy: SourcePolicy) -> Iterator[OpenedFile]:
+    name = os.fsdecode(name)
+    label = short(name)
+    if not policy.allow_paths:
+        raise ImageError(f"{label}: local paths are not allowed here; give the picture itself")
+    if not name:
+        raise ImageError("the picture's path is empty; name a file")
+    try:
+        path, selection = file_and_pages(name)
+        label = label if selection is None else short(pdf.split_selection(name)[0])
+        with open(path, "rb", opener=_opener) as file:
+            _check_file(os.fstat(file.fileno()), label)
+            yield OpenedFile(file, label, selection)
+    except FileNotFoundError:
+        if os.path.islink(Path(name).expanduser()):
+            raise ImageError(f"{label}: is a link to a file that is not there; name the file") from None
+        raise ImageError(f"{label}: no such picture") from None
+    except IsADirectoryError:
+        raise ImageError(f"{label}: is a directory, not a picture; name a file in it") from None
+    except PermissionError:
+        raise ImageError(f"{label}: permission denied; make it readable for you") from None
+    except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, a loop of links, no home
+        if isinstance(error, ImageError):
+            raise
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise ImageError(f"{label}: too long for a path; base64 text goes into a data: URI") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ImageError(f"{label}: cannot be opened ({short(reason)})") from None
+
+
+def file_and_pages(name: str) -> tuple[Path, str | None]:
+    """The file of a path, and the pages that brackets at its end choose. A file that is called so itself comes
+    first."""
+    path = as_spelt(Path(name).expanduser())
+    base, selection = pdf.split_selection(name)
+    if selection is None or os.path.lexists(path):
+        return path, None
+    whole = as_spelt(Path(base).expanduser())
+    return (whole, selection) if os.path.lexists(whole) or pdf.has_suffix(base) else (path, None)
+
+
+def as_spelt(name: str | Path) -> Path:
+    """The path, or where no such file is the one beside it whose name looks the same: names of macOS have blanks that
+    no key types (U+202F in those of screenshots), and letters in parts."""
+    path = Path(name)
+    if os.path.lexists(path):
+        return path
+    looks = unicodedata.normalize("NFKC", path.name)
+    with contextlib.suppress(OSError):
+        same = [name for name in os.listdir(path.parent) if unicodedata.normalize("NFKC", name) == looks]
+        if len(same) == 1:
+            return path.with_name(same[0])
+    return path
+
+
+def _opener(name: str, flags: int) -> int:
+    """Opens a regular file and nothing else: to open a pipe would wait for its writer, to open some devices acts."""
+    _check_file(os.stat(name), short(name))
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # should it become a pipe in this very moment
+
+
+def _check_file(status: os.stat_result, label: str) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(f"{label}: is a directory, not a picture; name a file in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{label}: is not a regular file but a device or pipe; give a file, or the picture's bytes")
+    if not status.st_size:
+        raise ImageError(f"{label}: the file is empty; save or download it again")
+
+
+def _held(data: bytes, label: str, selection: str | None = None) -> OpenedFile:
+    if not data:
+        raise ImageError(f"{label}: there are no bytes in it; give those of a picture file")
+    return OpenedFile(io.BytesIO(data), label, selection)
+
+
+def _content(file: Any, label: str, policy: SourcePolicy) -> bytes:
+    """All bytes of an open file, which is left where it stood, so that it may be read again."""
+    if inspect.iscoroutinefunction(file.read):
+        raise ImageError(f"{label}: its read() must be awaited; give the bytes that it reads")
+    if isinstance(file, io.TextIOBase):
+        raise ImageError(f"{label}: is opened as text; open it in the mode 'rb'")
+    try:
+        at = file.tell()
+        file.seek(0)
+        data = file.read(int(policy.max_bytes) + 1)
+        file.seek(at)
+    except (OSError, ValueError, AttributeError) as error:  # closed, a pipe
+        raise ImageError(f"{label}: cannot be read from its start ({short(str(error))}); give its bytes") from None
+    if not isinstance(data, bytes):
+        raise ImageError(f"{label}: reads {type(data).__name__}, not bytes; give its bytes")
+    if len(data) > policy.max_bytes:
+        raise ImageError(f"{label}: more than {policy.max_bytes} bytes; make it smaller")
+    return data

@@ -1,0 +1,171 @@
+"""PDF documents as pictures, one a page: which pages a name asks for, how large they are drawn, and their pixels.
+
+A page is drawn with as many pixels as the model's largest view of it has: with its area in points w * h and the largest
+view W * H pixels, at sqrt(W * H / (w * h)) pixels a point, and never at more than 300 dpi. What a PDF viewer shows is
+drawn: within the crop box, turned as the page says, with annotations and form fields, on white. Each document is read
+by a process of its own (pdf_process.py), which needs pypdfium2. Whatever a document does to it, and however long it
+would take, the caller gets a picture or an `ImageError`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..config import ImageProcessorConfig
+from ..errors import ImageError, short
+from . import geometry, pdf_process
+from .fetch import SourcePolicy
+from .formats import check_size
+from .pdf_process import Job, Ranges
+
+SUFFIX = ".pdf"
+MAX_DPI = 300.0
+POINTS_PER_INCH = 72.0
+MAX_SECONDS = 30.0  # of a process
+MAX_MEMORY = 2 * 2**30  # of a process, in bytes
+WHOLE: Ranges = ((1, None),)
+_SIDE = 2**20  # pixels of a page's longer side that no model sees more of
+_INSTALL = "pip install 'mlx-lfm2vl[pdf]'"
+_SELECTION = re.compile(r"(.+)\[([^\[\]]*)\]", re.S)
+_RANGE = re.compile(r"\s*(\d{1,9})\s*(?:(-)\s*(\d{1,9})?)?\s*")
+
+
+@dataclass(frozen=True, eq=False)
+class PdfPage:
+    """A page of a PDF document, which `load_image` draws. `label` names it as a user would ("a.pdf[3]"), `number`
+    counts from 1, `width` and `height` are those that a viewer shows, in points."""
+
+    document: bytes = field(repr=False)
+    label: str
+    number: int
+    width: float
+    height: float
+
+    def size(self, policy: SourcePolicy, config: ImageProcessorConfig) -> tuple[int, int]:
+        """(width, height) in pixels as it is drawn. Raises `ImageError` for a page without area."""
+        if not self.width or not self.height:
+            raise ImageError(
+                f"{self.label}: the page is missing or has no size, so there is nothing to see; leave it out"
+            )
+        scale = _SIDE / max(self.width, self.height)
+        plan = geometry.plan(max(1, round(self.height * scale)), max(1, round(self.width * scale)), config)
+        tile = config.tile_size
+        view = plan.rows * plan.cols * tile**2 if plan.tiled else plan.width * plan.height
+        scale = math.sqrt(min(view, policy.max_pixels) / self.width / self.height)
+        scale = min(scale, MAX_DPI / POINTS_PER_INCH)
+        width, height = (max(1, math.floor(side * scale)) for side in (self.width, self.height))
+        check_size(width, height, self.label, policy)
+        return width, height
+
+    def draw(self, policy: SourcePolicy, config: ImageProcessorConfig) -> Image.Image:
+        """The page as an RGB image. Raises `ImageError`."""
+        size = self.size(policy, config)
+        _, pixels = _read(self.document, self.label, ((self.number, self.number),), 1, size)
+        return Image.frombytes("RGB", size, pixels, "raw", "RGBX")
+
+
+def split_selection(name: str) -> tuple[str, str | None]:
+    """A name without the pages in brackets at its end, and these: ("a.pdf", "2-5") for "a.pdf[2-5]"."""
+    found = _SELECTION.fullmatch(name)
+    return (found[1], found[2]) if found else (name, None)
+
+
+def has_suffix(name: str) -> bool:
+    """Whether a name, without pages in brackets, is that of a PDF document."""
+    return name.lower().endswith(SUFFIX)
+
+
+def is_pdf(start: bytes, name: str = "") -> bool:
+    """Whether a file that begins so is a PDF document; in one that is called so, something may stand before its
+    header, as mail programs leave it."""
+    return start.lstrip().startswith(b"%PDF-") or (has_suffix(name) and b"%PDF-" in start)
+
+
+def pages(document: bytes, label: str, selection: str | None, policy: SourcePolicy) -> list[PdfPage]:
+    """The pages of a document that a selection names ("2-5", "1,3,7-"; None: all). Raises `ImageError`."""
+    answer, _ = _read(document, label, _ranges(selection, label), int(policy.max_pages))
+    found = answer["pages"]
+    if len(found) > policy.max_pages:
+        few = f"{label}[{found[0][0]}-{found[0][0] + int(policy.max_pages) - 1}]"
+        raise ImageError(f"{label}: more than {policy.max_pages} pages at a time; name fewer, such as {few}")
+    return [PdfPage(document, f"{label}[{number}]", number, width, height) for number, width, height in found]
+
+
+def page_count(document: bytes, label: str) -> int:
+    """How many pages a document has. Raises `ImageError`."""
+    answer, _ = _read(document, label, ((1, 1),), 1)
+    return int(answer["count"])
+
+
+def _ranges(selection: str | None, label: str) -> Ranges:
+    if selection is None:
+        return WHOLE
+    ranges: list[tuple[int, int | None]] = []
+    for part in selection.split(","):
+        found = _RANGE.fullmatch(part)
+        first, last = (0, 0) if found is None else (int(found[1]), int(found[3]) if found[3] else None)
+        if found is not None and not found[2]:
+            last = first
+        if first < 1 or (last is not None and last < first):
+            raise ImageError(f"{label}[{selection}]: names no pages; write {label}[2], {label}[2-5] or {label}[1,3,7-]")
+        ranges.append((first, last))
+    return ranges
+
+
+def _read(
+    document: bytes, label: str, ranges: Ranges, most_pages: int, size: tuple[int, int] = (0, 0)
+) -> tuple[dict[str, Any], bytes]:
+    """What a process of its own answers about a document. Raises `ImageError`."""
+    job = Job(_library(label), ranges, most_pages, MAX_SECONDS, MAX_MEMORY, *size)
+    command = [sys.executable, "-I", "-S", pdf_process.__file__, job.to_json()]
+    try:
+        # In a session of its own Ctrl-C reaches this process alone, which ends that one.
+        done = subprocess.run(
+            command, input=document, capture_output=True, timeout=2 * MAX_SECONDS, start_new_session=True
+        )
+    except subprocess.TimeoutExpired:
+        raise ImageError(_too_long(label)) from None
+    except OSError as error:
+        raise ImageError(f"{label}: no process can be started to read it ({error.strerror or error})") from None
+    if done.returncode == pdf_process.TOO_LONG:
+        raise ImageError(_too_long(label))
+    if done.returncode == pdf_process.TOO_LARGE:
+        raise ImageError(f"{label}: needs more than {MAX_MEMORY >> 30} GiB of memory; export the page as PNG")
+    line, _, pixels = done.stdout.partition(b"\n")
+    answer = json.loads(line) if done.returncode == 0 and line else {"error": "cannot read it to the end"}
+    if "library" in answer:
+        reason = short(answer["library"])
+        raise ImageError(f"{label}: pypdfium2 cannot be imported ({reason}); {_INSTALL} anew")
+    if "refused" in answer:
+        raise ImageError(f"{label}: {answer['refused']}")
+    if "error" in answer:
+        raise ImageError(f"{label}: damaged (PDFium {answer['error']}); save or download it again")
+    return answer, pixels
+
+
+def _too_long(label: str) -> str:
+    return f"{label}: takes more than {MAX_SECONDS:g} seconds to draw; export the page as PNG"
+
+
+def _library(label: str) -> list[str]:
+    """The folders of pypdfium2, which is imported by the process alone. Raises `ImageError` where it is missing."""
+    specs = [importlib.util.find_spec(name) for name in ("pypdfium2", "pypdfium2_raw")]
+    found = [spec.origin for spec in specs if spec is not None and spec.origin is not None]
+    if len(found) != len(specs):
+        raise ImageError(f"{label}: is a PDF document, which needs pypdfium2 ({_INSTALL}); or export the page as PNG")
+    if getattr(sys, "frozen", False) is True or not sys.executable:
+        raise ImageError(
+            f"{label}: is a PDF document, which needs Python's own program to be read; in an app without one, export "
+            "the page as PNG"
+        )
+    return list(dict.fromkeys(str(Path(origin).parent.parent) for origin in found))
