@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Lfm2VlProcessor,
     )
     from .compat.streamers import TextIteratorStreamer, TextStreamer
+    from .constraints.response_format import ResponseFormat
     from .conversion.convert import convert
     from .doctor.checks import diagnose
     from .engine.chat import EngineChat
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .engine.handle import Request
     from .errors import (
         ConfigError,
+        ConstraintError,
         EngineClosedError,
         EngineThreadError,
         ForkError,
@@ -89,6 +91,7 @@ __all__ = [
     "Chat",
     "Completion",
     "ConfigError",
+    "ConstraintError",
     "Engine",
     "EngineChat",
     "EngineClosedError",
@@ -119,6 +122,7 @@ __all__ = [
     "PromptError",
     "QueueFullError",
     "Request",
+    "ResponseFormat",
     "SourcePolicy",
     "Statistics",
     "TemplateError",
@@ -154,10 +158,12 @@ _HOMES = {
         "Lfm2VlProcessor",
     ),
     "compat.streamers": ("TextIteratorStreamer", "TextStreamer"),
+    "constraints.response_format": ("ResponseFormat",),
     "conversion.convert": ("convert",),
     "doctor.checks": ("diagnose",),
     "errors": (
         "ConfigError",
+        "ConstraintError",
         "EngineClosedError",
         "EngineThreadError",
         "ForkError",

@@ -194,8 +194,17 @@ class GenerationBatch:
         body, before = self._model.model, self._cache.offset
         embeds = body.language_model.embed(self._next[0][:, None])
         hidden = body.language_model(embeds, _context(self._padding, self._cache, 1), self._cache)
-        self._next, self._read = self._chosen(self._model.logits(hidden)[:, 0]), False
+        logits = self._model.logits(hidden)[:, 0]
+        if self._sampler.reads_tokens and not self._read:
+            mx.async_eval(logits, self._cache.arrays)  # the device has work while the host reads and looks ahead
+            self._accept()
+        self._next, self._read = self._chosen(logits), False
         clear_outgrown(self._cache, before)
+
+    def _accept(self) -> None:
+        """Tells the sampler the tokens of `_next`."""
+        if self._sampler.reads_tokens:
+            self._sampler.accept(self._next[0].tolist())  # type: ignore[arg-type]
 
     @computing
     def step(self, last: bool = False) -> tuple[list[int], list[float] | None]:
@@ -209,6 +218,7 @@ class GenerationBatch:
                 self._dispatch()
             tokens, logprobs = self._next
             if last or self._first:
+                self._accept()
                 self._first, self._read = False, True
             else:
                 self._dispatch()

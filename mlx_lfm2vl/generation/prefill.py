@@ -55,7 +55,9 @@ def prefill_rows(
             cache, logits, padding = yield from _prefill_together(model, rows, images)
             if prompt_cache is not None:
                 _record_ends(rows, padding, cache, logits)
-    sampler = make_sampler([row.options for row in rows], len(rows[0].generated))
+    sampler = make_sampler(
+        [row.options for row in rows], [row.generated for row in rows], [row.begin_state() for row in rows]
+    )
     sampler.observe(mx.array(_right_aligned(rows)), model.config.text_config.vocab_size)
     return GenerationBatch(model, cache, logits, sampler, padding, any(row.options.logprobs for row in rows))
 

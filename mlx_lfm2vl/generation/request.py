@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from ..constraints.compile import Grammar
 from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.control_tokens import Marked, control_pattern, mark
 from ..processing.conversation import CALL_END, CALL_START, normalised
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.tokenizer import Tokenizer
-from .defaults import Model, positions_left, resolved
+from .defaults import Model, grammar_of, positions_left, resolved
 from .messages import check_tools, conversation
 from .options import GenerationOptions
 from .prompt_entry import PictureSpan
@@ -80,13 +81,14 @@ class EncodedPicture:
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompt:
-    """A request as arrays, made without MLX, in any thread: `ids` (n,), resolved options, the pictures, and the place
-    (start, end) of each in the ids, markers included."""
+    """A request as arrays, made without MLX, in any thread: `ids` (n,), resolved options, the pictures, the place
+    (start, end) of each in the ids, markers included, and the grammar of the answer's form."""
 
     ids: np.ndarray
     options: GenerationOptions
     pictures: tuple[EncodedPicture, ...] = ()
     places: tuple[tuple[int, int], ...] = ()
+    grammar: Grammar | None = None
 
     @cached_property
     def spans(self) -> tuple[PictureSpan, ...]:
@@ -126,6 +128,7 @@ def encode(model: Model, processor: Lfm2VlProcessor, request: GenerationRequest)
     for name in _OF_THE_ANSWER.intersection(request.image_overrides):
         raise OptionError(f"{name} is for the answer; give it as options=GenerationOptions({name}=...)")
     options = resolved(model, request.options)
+    grammar = grammar_of(model, processor.tokenizer, options)
     check_tools(request.tools)
     messages = conversation(request.prompt, request.images, request.system)
     if not isinstance(request.control_tokens, bool):
@@ -144,13 +147,14 @@ def encode(model: Model, processor: Lfm2VlProcessor, request: GenerationRequest)
     ids = inputs["input_ids"][0]
     positions_left(model, len(ids), "pixel_values" in inputs)  # raises if there is no room for an answer
     if "pixel_values" not in inputs:
-        return EncodedPrompt(ids, options)
+        return EncodedPrompt(ids, options, grammar=grammar)
     counts = [len(plan.spatial_shapes) for plan in inputs.plans[0]]
 
     def again(number: int) -> np.ndarray:
         return encode(model, processor, request).pictures[number].take()
 
-    return EncodedPrompt(ids, options, tuple(split_pictures(inputs, counts, again)), inputs.image_spans[0])
+    pictures = tuple(split_pictures(inputs, counts, again))
+    return EncodedPrompt(ids, options, pictures, inputs.image_spans[0], grammar)
 
 
 def _check_characters(

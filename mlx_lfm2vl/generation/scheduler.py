@@ -254,8 +254,14 @@ class Scheduler:
                 yield row.id, self._batch.error(at)
                 continue
             text = row.push(token, logprobs[at] if logprobs else None)
-            if row.detokenizer.stopped:
+            if row.matcher is not None and row.matcher.error is not None:
+                del self._rows[row.id]
+                yield row.id, row.matcher.error
+            elif row.detokenizer.stopped:
                 yield self._last(row, text, "stop")
+                self._remember(row)
+            elif row.matcher is not None and row.matcher.stopped:
+                yield self._last(row, text + row.detokenizer.finish(), "stop")
                 self._remember(row)
             elif len(row.generated) >= row.limit:
                 yield self._last(row, text + row.detokenizer.finish(), "length")

@@ -9,8 +9,10 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 
+from ..constraints.matcher import Matcher
 from ..processing.tokenizer import Tokenizer
 from .detokenizer import Detokenizer
+from .logits_process import RowState
 from .prompt_entry import Checkpoint, Entry, Recorder
 from .request import EncodedPrompt
 from .response import FinishReason, GenerationResponse, Statistics
@@ -42,6 +44,7 @@ class Sequence:
         self.source: tuple[Entry, Checkpoint] | None = None
         self.points: dict[int, bool] = {}
         self.recorder: Recorder | None = None  # of what others may begin with
+        self.state: RowState | None = None  # where the host has a part in its logits
         self.encoded = self.alone = self.cancelled = False
         self._first = 0.0  # seconds until the first token
         self._tokens: list[int] = []  # those not yet in a response
@@ -56,6 +59,19 @@ class Sequence:
     def known(self) -> int:
         """Tokens that need no run, since `source` holds their states."""
         return 0 if self.source is None else self.source[1].offset
+
+    def begin_state(self) -> RowState | None:
+        """What the host does to the logits that come next; None if it does nothing to them."""
+        grammar, processors = self.prompt.grammar, self.options.logits_processors
+        if grammar is not None or processors:
+            matcher = None if grammar is None else grammar.matcher(self.generated)
+            self.state = RowState(processors, self.tokens.tolist(), matcher)
+        return self.state
+
+    @property
+    def matcher(self) -> Matcher | None:
+        """Where the answer stands in its grammar, if it has one."""
+        return None if self.state is None else self.state.matcher
 
     def push(self, token: int, logprob: float | None) -> str:
         """Takes the next token, and gives the text that it makes certain."""
