@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
+from urllib.parse import quote, unquote
 
 from ..errors import ConstraintError
 
@@ -34,7 +35,7 @@ def check_form(kind: str, value: Any, separators: Any) -> None:
     """Raises `ConstraintError` for fields of a `ResponseFormat` that make no sense."""
     if kind in ("json_schema", "json_object"):
         _check_separators(separators)
-        checked_schema(value)
+        _check_text("the JSON schema", value, MAX_SCHEMA)
     elif kind == "regex":
         _check_text("regex", value, MAX_PATTERN)
     elif kind == "grammar":
@@ -80,9 +81,9 @@ def _check_choice(texts: Any) -> None:
         raise ConstraintError(f"the choices have more than {MAX_GRAMMAR:,} characters together")
 
 
-def checked_schema(text: str) -> Any:
-    """The schema of a JSON text. Raises `ConstraintError` naming the keyword and its place."""
-    _check_text("the JSON schema", text, MAX_SCHEMA)
+def checked_schema(text: str) -> dict[Pointer, Any]:
+    """Every schema in the schema of a JSON text by its place, that of the whole first; `uniqueItems: false`, which
+    says nothing, is left out. Raises `ConstraintError` naming the keyword and its place."""
     try:
         schema = json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
     except RecursionError:
@@ -92,20 +93,21 @@ def checked_schema(text: str) -> Any:
             raise
         raise ConstraintError(f"the JSON schema is no JSON: {error}") from None
     _check_size(schema)
-    for pointer, node in subschemas(schema):
-        _check_node(schema, pointer, node)
-    return schema
-
-
-def subschemas(schema: Any) -> Iterator[tuple[Pointer, Any]]:
-    """Every schema in a schema, itself first, with its place. Raises `ConstraintError` where one cannot be."""
+    schema = {} if schema is True else schema
+    nodes: dict[Pointer, Any] = {}
     waiting: list[tuple[Pointer, Any]] = [((), schema)]
     while waiting:
         pointer, node = waiting.pop()
-        if not isinstance(node, (Mapping, bool)):
+        if pointer in nodes:
+            continue
+        if not isinstance(node, (dict, bool)):
             refuse(pointer, f"is {_kind(node)}, expected a schema (an object, true or false)")
-        yield pointer, node
+        nodes[pointer] = node
+        _check_node(pointer, node)
         waiting.extend(reversed(list(children(pointer, node))))
+        if isinstance(node, dict) and "$ref" in node:
+            waiting.append(target(schema, pointer, node["$ref"]))  # it may be where no schema would be looked for
+    return nodes
 
 
 def children(pointer: Pointer, node: Any) -> Iterator[tuple[Pointer, Any]]:
@@ -133,8 +135,6 @@ def target(schema: Any, pointer: Pointer, reference: str) -> tuple[Pointer, Any]
     """The place and schema that a `$ref` names. Raises `ConstraintError`."""
     if not (reference == "#" or reference.startswith("#/")):
         refuse((*pointer, "$ref"), f"is {reference!r}; only places in the same schema are held, as #/$defs/name")
-    from urllib.parse import unquote
-
     parts = tuple(unquote(part).replace("~1", "/").replace("~0", "~") for part in reference[2:].split("/"))
     parts, node = parts if reference != "#" else (), schema
     for part in parts:
@@ -149,11 +149,15 @@ def target(schema: Any, pointer: Pointer, reference: str) -> tuple[Pointer, Any]
 
 def refuse(pointer: Pointer, why: str) -> NoReturn:
     """Raises `ConstraintError` for a place in a schema."""
-    place = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in pointer) or "/"
-    raise ConstraintError(f"JSON schema, {place[:500]}: {why}")
+    raise ConstraintError(f"JSON schema, {unquote(pointer_text(pointer))[:500]}: {why}")
 
 
-def _check_node(schema: Any, pointer: Pointer, node: Any) -> None:
+def pointer_text(pointer: Pointer) -> str:
+    """A place as a `$ref` names it: `#/properties/name`."""
+    return "#" + "".join("/" + quote(part.replace("~", "~0").replace("/", "~1"), safe="~$ ") for part in pointer)
+
+
+def _check_node(pointer: Pointer, node: Any) -> None:
     if isinstance(node, bool):
         return
     for keyword in node:
@@ -164,14 +168,22 @@ def _check_node(schema: Any, pointer: Pointer, node: Any) -> None:
     for keyword, check in _VALUES.items():
         if keyword in node and (wrong := check(node[keyword])) is not None:
             refuse((*pointer, keyword), f"is {_kind(node[keyword])}, expected {wrong}")
-    if node.get("uniqueItems") is True:
+    if node.pop("uniqueItems", False):
         refuse((*pointer, "uniqueItems"), 'the keyword "uniqueItems" cannot be held')
     if "format" in node and node["format"] not in FORMATS:
         refuse((*pointer, "format"), f"the format {node['format']!r} cannot be held; those are {', '.join(FORMATS)}")
     if node.get("minProperties", 0) > len(node.get("required", ())):
         refuse((*pointer, "minProperties"), "cannot be held beyond the keys that required names, as a key may repeat")
-    if "$ref" in node:
-        target(schema, pointer, node["$ref"])
+    for keyword in ("const", "enum"):
+        if keyword in node and not _exact(node[keyword]):
+            refuse((*pointer, keyword), "has a number beyond 2^53, which JSON does not hold exactly")
+
+
+def _exact(value: Any) -> bool:
+    """Whether every number in a value is one that all readers of JSON agree on."""
+    if isinstance(value, (dict, list)):
+        return all(map(_exact, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, (str, bool)) or value is None or abs(value) <= 2**53
 
 
 def _of(kinds: type | tuple[type, ...], called: str) -> Callable[[Any], str | None]:

@@ -75,7 +75,7 @@ class ResponseFormat:
     def grammar(cls, text: str | os.PathLike[str]) -> Self:
         """What a context-free grammar derives from `start`, in llguidance's dialect of Lark; or from `root`, in
         llama.cpp's EBNF (GBNF), which is told by its `::=`. A path is read. Raises `ConstraintError`."""
-        return cls("grammar", _read(text) if isinstance(text, os.PathLike) else text)
+        return cls("grammar", read_text(text) if isinstance(text, os.PathLike) else text)
 
     @classmethod
     def of(cls, given: Any) -> Self | None:
@@ -120,7 +120,7 @@ def _json_text(schema: Any) -> str:
     if isinstance(schema, str) and not schema.lstrip().startswith(("{", "true", "false")):
         schema = Path(schema)
     if isinstance(schema, os.PathLike):
-        schema = _read(schema)
+        schema = read_text(schema)
     if isinstance(schema, str):
         return schema
     if not isinstance(schema, (Mapping, bool)):
@@ -134,7 +134,7 @@ def _json_text(schema: Any) -> str:
         raise ConstraintError(f"the JSON schema is no JSON: {first_line(error)}") from None
 
 
-def _read(path: str | os.PathLike[str]) -> str:
+def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a file of at most `MAX_GRAMMAR` bytes. Raises `ConstraintError`."""
     name = os.fspath(path)
     try:

@@ -45,7 +45,12 @@ def resolved(model: Model, options: GenerationOptions | None) -> GenerationOptio
     `OptionError`."""
     if options is not None and not isinstance(options, GenerationOptions):
         raise OptionError(f"options is {type(options).__name__}, expected GenerationOptions")
-    return (options or GenerationOptions()).resolve(recommended(model.config, generation_config(model)))
+    chosen = (options or GenerationOptions()).resolve(recommended(model.config, generation_config(model)))
+    vocabulary = model.config.text_config.vocab_size
+    for token, _ in chosen.logit_bias:
+        if token >= vocabulary:
+            raise OptionError(f"logit_bias names token {token}, but the model has {vocabulary}")
+    return chosen
 
 
 def grammar_of(model: Model, tokenizer: Tokenizer, options: GenerationOptions) -> Grammar | None:

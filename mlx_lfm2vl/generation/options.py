@@ -53,7 +53,7 @@ class GenerationOptions:
     logprobs: bool = False
     top_logprobs: int = 0
     response_format: ResponseFormat | None = None
-    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()  # given as a mapping
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logits_processors: tuple[LogitsProcessor, ...] = ()

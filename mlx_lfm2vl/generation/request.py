@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from .prompt_entry import PictureSpan
 from .vision_cache import view_key
 
 OWN_TOKENS = frozenset((CALL_START, CALL_END, "<think>", "</think>"))
+MAX_ANSWERS = 256  # to one question
 _OF_THE_ANSWER = frozenset(option.name for option in fields(GenerationOptions))
 _WHOLE = {"Sequence", "Split", "ByteLevel", "Digits"}  # steps that keep every character
 _longest: weakref.WeakKeyDictionary[Tokenizer, int | None] = weakref.WeakKeyDictionary()
@@ -46,6 +47,15 @@ class GenerationRequest:
     options: GenerationOptions = field(default_factory=GenerationOptions)
     image_overrides: Mapping[str, Any] = field(default_factory=dict)
     control_tokens: bool = False
+
+    def repeat(self, n: int) -> list[GenerationRequest]:
+        """The same question n times, for several answers. Answer k has the seed plus k, where there is a seed. Given to
+        `generate_batch` or an engine together they share one prefill. Raises `OptionError`."""
+        if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_ANSWERS:
+            raise OptionError(f"n is {n!r}, expected an integer from 1 to {MAX_ANSWERS}")
+        seed = self.options.seed
+        seeds = [None if seed is None else (seed + k) % 2**64 for k in range(n)]
+        return [replace(self, options=replace(self.options, seed=each)) for each in seeds]
 
 
 class EncodedPicture:
