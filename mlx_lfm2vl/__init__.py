@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .compat.seed import set_seed
     from .compat.stopping import StoppingCriteria, StoppingCriteriaList
     from .compat.streamers import TextIteratorStreamer, TextStreamer
+    from .constraints.response_format import ResponseFormat
     from .conversion.convert import convert
     from .doctor.checks import diagnose
     from .engine.chat import EngineChat
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from .engine.handle import Request
     from .errors import (
         ConfigError,
+        ConstraintError,
         EngineClosedError,
         EngineThreadError,
         ForkError,
@@ -97,6 +99,7 @@ __all__ = [
     "Chat",
     "Completion",
     "ConfigError",
+    "ConstraintError",
     "Engine",
     "EngineChat",
     "EngineClosedError",
@@ -130,6 +133,7 @@ __all__ = [
     "PromptError",
     "QueueFullError",
     "Request",
+    "ResponseFormat",
     "SourcePolicy",
     "Statistics",
     "StoppingCriteria",
@@ -173,10 +177,12 @@ _HOMES = {
     "compat.seed": ("set_seed",),
     "compat.stopping": ("StoppingCriteria", "StoppingCriteriaList"),
     "compat.streamers": ("TextIteratorStreamer", "TextStreamer"),
+    "constraints.response_format": ("ResponseFormat",),
     "conversion.convert": ("convert",),
     "doctor.checks": ("diagnose",),
     "errors": (
         "ConfigError",
+        "ConstraintError",
         "EngineClosedError",
         "EngineThreadError",
         "ForkError",

@@ -82,6 +82,11 @@ class OptionError(Lfm2VlError, ValueError):
     """An argument or option has a value outside its range; the message names it."""
 
 
+class ConstraintError(Lfm2VlError, ValueError):
+    """A form of answers (a JSON schema, a regular expression, a grammar) that cannot be held; the message names the
+    keyword and its place."""
+
+
 class InputError(Lfm2VlError, ValueError):
     """The arrays given to a model do not fit each other or the configuration."""
 

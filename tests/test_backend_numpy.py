@@ -20,8 +20,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from mlx_lfm2vl.backends.cpu import accelerate, arrays, by_columns, kernels
 from mlx_lfm2vl.config import Lfm2Config, Siglip2VisionConfig
-from mlx_lfm2vl.generation.decode import _context
 from mlx_lfm2vl.models.cache import Cache
+from mlx_lfm2vl.models.context import Context
 from mlx_lfm2vl.models.lfm2 import Lfm2Model
 from mlx_lfm2vl.models.siglip2 import Siglip2EncoderLayer
 from mlx_lfm2vl.threads import blas_on_one_thread, cancellation, check_cancelled, parallel_for
@@ -163,7 +163,7 @@ def test_padded_prompts_and_single_tokens_are_mlxs(padding, heads, kv_heads, kin
         cache, found = Cache(config), []
         for start, end in ((0, 250), *((at, at + 1) for at in range(250, 260))):  # the buffers grow once
             part = x[:, start:end]
-            found.append(np.array(model(part, _context(gaps, cache, end - start), cache))[:, -1])
+            found.append(np.array(model(part, Context.following(end - start, cache.offset, gaps), cache))[:, -1])
         return [*found, *(np.array(array) for array in cache.arrays)]
 
     for ours, theirs in zip(results(accelerated(model)), results(model), strict=True):

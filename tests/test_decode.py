@@ -10,10 +10,11 @@ from conftest import GOLDEN, cache_by_backend, case_ids, logits_of
 
 from mlx_lfm2vl.config import GenerationConfig, Lfm2Config
 from mlx_lfm2vl.errors import InputError
-from mlx_lfm2vl.generation.decode import GenerationBatch, Prompt, _context, decode, prefill, prefill_in_pieces
+from mlx_lfm2vl.generation.decode import GenerationBatch, Prompt, decode, prefill, prefill_in_pieces
 from mlx_lfm2vl.generation.options import GenerationOptions
 from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.models.cache import Cache
+from mlx_lfm2vl.models.context import Context
 from mlx_lfm2vl.models.lfm2 import Lfm2Model
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model
@@ -263,7 +264,7 @@ def test_the_last_row_alone_and_the_caches_are_those_of_all_rows(kinds, taps, le
         cache_ = Cache(config)
         for part in (embeds[:, :9], embeds[:, 9:]):
             shift = None if padding is None else np.array(padding)
-            hidden = body(part, _context(shift, cache_, part.shape[1]), cache_, last_only=last_only)
+            hidden = body(part, Context.following(part.shape[1], cache_.offset, shift), cache_, last_only=last_only)
         made.append((hidden, cache_.arrays))
     assert made[1][0].shape == (2, 1, 32)
     np.testing.assert_allclose(np.array(made[1][0]), np.array(made[0][0][:, -1:]), rtol=1e-4, atol=1e-5)

@@ -19,8 +19,8 @@ from mlx.utils import tree_map
 from mlx_lfm2vl import generate, load
 from mlx_lfm2vl.backends import cpu
 from mlx_lfm2vl.config import Lfm2Config, Siglip2VisionConfig
-from mlx_lfm2vl.generation.decode import _context
 from mlx_lfm2vl.models.cache import Cache
+from mlx_lfm2vl.models.context import Context
 from mlx_lfm2vl.models.lfm2 import Lfm2Model
 from mlx_lfm2vl.models.siglip2 import Siglip2Encoder, groups_of
 from mlx_lfm2vl.weights.names import parameters
@@ -236,7 +236,7 @@ def run(model: Lfm2Model, x: mx.array, chunks: Sequence[int], padding: np.ndarra
     cache, made, start = Cache(model.config), [], 0
     for length in chunks:
         part = x[:, start : start + length]
-        made.append(model(part, _context(padding, cache, length), cache))
+        made.append(model(part, Context.following(length, cache.offset, padding), cache))
         start += length
     assert {array.dtype for array in cache.arrays} == {x.dtype}
     return mx.concatenate(made, axis=1)
@@ -280,7 +280,7 @@ def test_the_last_token_alone_is_the_plain_computations(dim, gaps, backend):
     cache, padding = Cache(model.config), None if gaps is None else np.array(gaps)
     for start, end in ((0, 250), (250, LONGEST)):
         part = mx.repeat(x, len(rows), axis=0)[:, start:end]
-        made = model(part, _context(padding, cache, end - start), cache, last_only=True)
+        made = model(part, Context.following(end - start, cache.offset, padding), cache, last_only=True)
         for row, gap in enumerate(rows):
             assert_close(made[row, 0], expected_text(dim, mx.float32, gap)[end - 1 - gap], (gap, end))
 

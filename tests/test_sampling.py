@@ -151,20 +151,19 @@ def test_the_token_is_that_of_the_definition(device, row, given_, seen_ids, key)
         scaled = (scores - scores.max()) / given_["temperature"]
         ids = sorted(allowed(scaled, given_["top_k"], given_["top_p"], given_["min_p"]))
         expected = ids[int((scaled + noise)[ids].argmax())]
-    tokens, now_seen = sample_on(device)(
+    tokens, history = sample_on(device)(
         kind,
         mx.array(row[None].astype(np.float32)),
         sampling.numbers_of(kind, [given]),
-        None if kind.greedy else keys,
-        mx.array(seen[None]) if kind.penalty else None,
-        mx.array([NOT_FINITE]) if kind.penalty else None,
+        {} if kind.greedy else {"keys": keys},
+        {"seen": mx.array(seen[None]), "last": mx.array([NOT_FINITE])} if kind.penalty else {},
     )
     assert tokens.tolist() == [expected] and tokens.dtype == mx.int32
     if kind.penalty:
-        np.testing.assert_array_equal(np.array(now_seen)[0], seen)
+        np.testing.assert_array_equal(np.array(history["seen"])[0], seen)
 
 
-def sample_on(device: str) -> Callable[..., tuple[mx.array, mx.array | None]]:
+def sample_on(device: str) -> Callable[..., tuple[mx.array, dict[str, mx.array]]]:
     return sample if device == "cpu" else lambda kind, *arrays: sampling.compiled(kind)(*arrays)
 
 

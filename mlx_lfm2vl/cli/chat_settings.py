@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 NONE = "none"
 _WORDS = {"temp": "temperature"}  # the command line's short name
-_HIDDEN = ("logprobs",)  # nothing that chat shows
+_HIDDEN = ("logprobs", "top_logprobs", "logit_bias", "logits_processors")  # nothing that chat shows
 _OPEN = {"max_tokens": "to the end of the context", "seed": NONE, "stop": NONE}  # what None is
 
 
@@ -44,6 +44,8 @@ def _value(options: GenerationOptions, name: str) -> str:
     value = getattr(options, name)
     if name == "stop":
         return ", ".join(map(repr, value)) or NONE
+    if name == "response_format":
+        return NONE if value is None else value.kind
     return _OPEN.get(name, "the model's own") if value is None else f"{value:g}" if type(value) is float else str(value)
 
 
@@ -51,7 +53,7 @@ def _parsed(name: str, text: str) -> Any:
     """The value that a text is, or the text, which `GenerationOptions` refuses where it is no value."""
     if text.lower() == NONE:
         return () if name == "stop" else None
-    if name == "stop":
+    if name in ("stop", "response_format"):
         return text
     for kind in (int, float):
         try:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import did_you_mean, one_line
+from .forms import add_form, form_option
 
 if TYPE_CHECKING:
     from .. import Lfm2VlForConditionalGeneration, Lfm2VlProcessor, SourcePolicy
@@ -189,8 +190,15 @@ def add_control_tokens(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _bias(text: str) -> tuple[int, float]:
+    """An argparse type: the id of a token, and a number."""
+    token, _, bias = text.partition("=")
+    return whole(0)(token), real(-100, 100)(bias)
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Length, sampling and seed, as `GenerationOptions` names them."""
+    """Length, sampling, seed and form, as `GenerationOptions` names them."""
+    add_form(parser)
     parser.add_argument(
         "--max-tokens",
         "-m",
@@ -218,6 +226,23 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="0.01 to 100; 1 is off, more repeats less",
     )
+    for name in ("frequency", "presence"):
+        group.add_argument(
+            f"--{name}-penalty",
+            type=real(-2, 2),
+            default=0.0,
+            metavar="P",
+            help="-2 to 2: what a token's logit loses "
+            + ("each time that the answer has it" if name == "frequency" else "once the answer has it"),
+        )
+    group.add_argument(
+        "--logit-bias",
+        action="append",
+        type=_bias,
+        default=[],
+        metavar="ID=BIAS",
+        help="added to the logit of a token, -100 to 100; may be given again",
+    )
     group.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="makes sampling repeatable, 0 or more")
     parser.add_argument(
         "--stop",
@@ -239,4 +264,8 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         "repetition_penalty": args.repetition_penalty,
         "seed": args.seed,
         "stop": tuple(args.stop),
+        "frequency_penalty": args.frequency_penalty,
+        "presence_penalty": args.presence_penalty,
+        "logit_bias": dict(args.logit_bias),
+        "response_format": form_option(args),
     }

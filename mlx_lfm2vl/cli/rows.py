@@ -10,14 +10,15 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from .. import GenerationOptions, GenerationRequest, OptionError, PromptError
+from .. import ConstraintError, GenerationOptions, GenerationRequest, OptionError, PromptError
 from ..processing.addresses import is_base64_picture, scheme
 from ..processing.open_file import file_and_pages
 from ..processing.picture_keys import misspelt, reads, unread
+from .forms import FIELDS, row_form
 from .inputs import DEFAULT_PROMPT, STDIN, pictures_in
 
 NO_TMPDIR = "a temporary folder; TMPDIR must name one that can be written"
@@ -136,7 +137,7 @@ class Rows:
             question = self._question(data)
             return Row(fields, question, prompt=None if "prompt" in data else str(question.prompt))
         except ValueError as error:  # of json, of UTF-8, and the library's own
-            known = str(error) if isinstance(error, PromptError) else f"is not JSON ({error})"
+            known = str(error) if isinstance(error, (PromptError, ConstraintError)) else f"is not JSON ({error})"
             kept = {name: value for name, value in fields.items() if name not in RESULT}
             return Row(kept, error=f"line {number}: {known}")
         except RecursionError:
@@ -150,7 +151,7 @@ class Rows:
             raise PromptError(f'"{key}" names a picture and is not read; call it "image"')
         if not given and "prompt" not in data and "messages" in data:
             raise PromptError('"messages" is not read; give "prompt" and "image"')
-        if near := misspelt(data, ("prompt", "system")):
+        if near := misspelt(data, ("prompt", "system", *FIELDS)):
             raise PromptError(f'"{near[0]}" is not read; call it "{near[1]}"')
         if given and data[given[0]] in (None, []):
             raise PromptError(f'"{given[0]}" is empty; leave it out, or name a picture')
@@ -163,7 +164,10 @@ class Rows:
             raise PromptError('"prompt" and "system" must be strings')
         assert self._file is not None
         found = [self._source(image) for image in images]
-        return GenerationRequest(prompt, found or None, system, **self._how)
+        how = self._how
+        if (form := row_form(data, self._file.parent)) is not None:
+            how = how | {"options": replace(how["options"], response_format=form)}
+        return GenerationRequest(prompt, found or None, system, **how)
 
     def _source(self, image: str) -> str:
         if scheme(image) in ("data:", "file:") or "://" in image or is_base64_picture(image):

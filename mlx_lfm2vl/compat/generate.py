@@ -67,9 +67,13 @@ class Selector:
     scores: list[mx.array] | None = None
     logits: list[mx.array] | None = None
     state: list[mx.array] = field(default_factory=list)
+    reads_tokens = False
 
     def observe(self, tokens: mx.array, vocabulary: int) -> None:
         """Nothing: `ids` holds the prompt from the beginning."""
+
+    def accept(self, tokens: list[int]) -> None:
+        """Nothing: tokens are not read."""
 
     def filter(self, rows: list[int]) -> None:
         raise NotImplementedError("rows of `generate` stay to the end")

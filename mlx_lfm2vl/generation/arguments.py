@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
+from .logits_process import LogitsProcessor
 from .options import GenerationOptions
 from .prompt_cache import PromptCache
 from .vision_cache import VisionCache
@@ -48,6 +49,12 @@ class OptionFields(TypedDict, total=False):
     repetition_penalty: float | None
     seed: int | None
     logprobs: bool
+    top_logprobs: int
+    response_format: Any
+    logit_bias: Mapping[int, float]
+    frequency_penalty: float
+    presence_penalty: float
+    logits_processors: Sequence[LogitsProcessor]
 
 
 class CallOverrides(ImageOverrides, OptionFields, total=False):

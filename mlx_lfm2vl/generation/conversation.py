@@ -24,7 +24,7 @@ from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
 from . import saved
 from .arguments import ImageOverrides
-from .defaults import positions_left, resolved
+from .defaults import grammar_of, positions_left, resolved
 from .messages import check_tools, checked_pictures, user_content
 from .options import GenerationOptions
 from .request import EncodedPicture, EncodedPrompt, check_pair, rendered, split_pictures
@@ -286,7 +286,8 @@ class Conversation:
         self._encoded = {
             id(picture): (weakref.ref(picture), each) for picture, each in zip(pictures, encoded, strict=True)
         }
-        return EncodedPrompt(np.array(ids, np.int64), options, tuple(encoded), tuple(places))
+        grammar = grammar_of(self.model, processor.tokenizer, options)
+        return EncodedPrompt(np.array(ids, np.int64), options, tuple(encoded), tuple(places), grammar)
 
     def _encoded_picture(self, picture: Picture) -> EncodedPicture:
         known, encoded = self._encoded.get(id(picture), (None, None))

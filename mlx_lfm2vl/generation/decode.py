@@ -17,11 +17,12 @@ from ..backends.memory import allocations
 from ..backends.thread_state import computing
 from ..errors import InputError, NotFiniteError, OutOfMemoryError
 from ..models.cache import GROWTH_STEP, Cache
-from ..models.context import Context, padding_masks
+from ..models.context import Context
 from ..models.lfm2 import Lfm2Model
 from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
 from ..weights.fit import check_question, largest_pass, number_type
 from .finite import not_finite
+from .logprobs import Logprobs, RowLogprobs
 from .passes import prefill_chunk
 from .sampler import BatchedSampler, Sampler
 from .sampling import NOT_FINITE
@@ -137,7 +138,7 @@ def _run_chunk(text_model: Lfm2Model, embeds: mx.array, padding: np.ndarray | No
     """The last hidden state (B, 1, hidden). Raises `Cancelled`, with the cache as it was."""
     begun = cache.checkpoint(detach=False)
     try:
-        return text_model(embeds, _context(padding, cache, embeds.shape[1]), cache, last_only=True)
+        return text_model(embeds, Context.following(embeds.shape[1], cache.offset, padding), cache, last_only=True)
     except Cancelled:
         cache.rewind(begun)
         raise
@@ -148,17 +149,6 @@ def clear_outgrown(cache: Cache, before: int) -> None:
     nothing that comes later."""
     if -(-before // GROWTH_STEP) < -(-cache.offset // GROWTH_STEP):
         mx.clear_cache()
-
-
-def _context(padding: np.ndarray | None, cache: Cache, length: int) -> Context:
-    """Positions and masks of the next `length` tokens; padding shifts a row's positions, so that a row of a batch sees
-    just what it would see alone."""
-    past = cache.offset
-    if padding is None:
-        return Context.following(length, past)
-    positions = np.arange(past + length)
-    mask, conv_mask = padding_masks(positions[None, :] >= padding[:, None], length)
-    return Context(length, mx.array((past - padding).astype(np.int32)), attention_mask=mask, conv_mask=conv_mask)
 
 
 class GenerationBatch:
@@ -172,34 +162,44 @@ class GenerationBatch:
         sampler: Sampler,
         padding: np.ndarray | None = None,
         logprobs: bool = False,
+        top_logprobs: int = 0,
+        first: bool = True,
     ):
+        """Chooses the tokens behind logits (B, vocabulary). `padding`: tokens of it before each row (B,). `logprobs`:
+        whether they are wanted, those of `top_logprobs` likeliest tokens too. `first`: whether the tokens are the
+        answers' first, which are told before the step after them is dispatched."""
         self._model, self._cache, self._sampler, self._padding = model, cache, sampler, padding
-        self._logprobs = logprobs
+        self._top: int | None = top_logprobs if logprobs else None
         with allocations("the answer's first token"):
             self._next = self._chosen(logits)
-        self._first, self._read = True, False  # `_read`: `_next` was returned, and the step after it not dispatched
+        self._first, self._read = first, False  # `_read`: `_next` was returned, and the step after it not dispatched
 
-    def _chosen(self, logits: mx.array) -> tuple[mx.array, mx.array | None]:
+    def _chosen(self, logits: mx.array) -> tuple[mx.array, Logprobs | None]:
         tokens = self._sampler(logits)
-        if not self._logprobs:
-            mx.async_eval(tokens, self._sampler.state)
-            return tokens, None
-        logits = logits.astype(mx.float32)
-        own = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
-        mx.async_eval(tokens, own, self._sampler.state)
-        return tokens, own
+        logprobs = None if self._top is None else Logprobs.of(logits, tokens, self._top)
+        mx.async_eval(tokens, logprobs.arrays if logprobs else [], self._sampler.state)
+        return tokens, logprobs
 
     def _dispatch(self) -> None:
         """Runs the model over the tokens of `_next`, and makes it those that follow them."""
         body, before = self._model.model, self._cache.offset
         embeds = body.language_model.embed(self._next[0][:, None])
-        hidden = body.language_model(embeds, _context(self._padding, self._cache, 1), self._cache)
-        self._next, self._read = self._chosen(self._model.logits(hidden)[:, 0]), False
+        hidden = body.language_model(embeds, Context.following(1, before, self._padding), self._cache)
+        logits = self._model.logits(hidden)[:, 0]
+        if self._sampler.reads_tokens and not self._read:
+            mx.async_eval(logits, self._cache.arrays)  # the device has work while the host reads and looks ahead
+            self._accept()
+        self._next, self._read = self._chosen(logits), False
         clear_outgrown(self._cache, before)
 
+    def _accept(self) -> None:
+        """Tells the sampler the tokens of `_next`."""
+        if self._sampler.reads_tokens:
+            self._sampler.accept(self._next[0].tolist())  # type: ignore[arg-type]
+
     @computing
-    def step(self, last: bool = False) -> tuple[list[int], list[float] | None]:
-        """The next token of every row (`NOT_FINITE` where its logits were not), and its logprob if wanted.
+    def step(self, last: bool = False) -> tuple[list[int], list[RowLogprobs] | None]:
+        """The next token of every row (`NOT_FINITE` where its logits were not), and its logprobs if wanted.
 
         Unless it is the first or the `last` step the one after is dispatched first, and the cache holds the tokens
         returned.
@@ -209,10 +209,11 @@ class GenerationBatch:
                 self._dispatch()
             tokens, logprobs = self._next
             if last or self._first:
+                self._accept()
                 self._first, self._read = False, True
             else:
                 self._dispatch()
-            return tokens.tolist(), None if logprobs is None else logprobs.tolist()  # type: ignore[return-value]
+            return tokens.tolist(), None if logprobs is None else logprobs.rows()  # type: ignore[return-value]
 
     def extend(self, other: GenerationBatch) -> None:
         """Goes on with the rows of another, of which nothing was read yet, behind one's own. Columns that are padding
@@ -239,14 +240,9 @@ class GenerationBatch:
         padding = np.concatenate(moved)
         self._cache, self._padding = merged, padding if padding.any() else None
         self._sampler = BatchedSampler([(part._sampler, count) for part, count in zip(parts, counts, strict=True)])
-        self._logprobs = self._logprobs or other._logprobs
-        own = None
-        if self._logprobs:
-            known = [part._next[1] for part in parts]
-            own = mx.concatenate(
-                [mx.zeros(count) if each is None else each for each, count in zip(known, counts, strict=True)]
-            )
-        self._next, self._first = (mx.concatenate([part._next[0] for part in parts]), own), False
+        self._top = max((part._top for part in parts if part._top is not None), default=None)
+        logprobs = Logprobs.merge([part._next[1] for part in parts], counts)
+        self._next, self._first = (mx.concatenate([part._next[0] for part in parts]), logprobs), False
         self._evaluate()
 
     def error(self, row: int) -> NotFiniteError:
@@ -265,7 +261,7 @@ class GenerationBatch:
         """Goes on with these rows only."""
         index = mx.array(rows)
         tokens, logprobs = self._next
-        self._next = (tokens[index], None if logprobs is None else logprobs[index])
+        self._next = (tokens[index], None if logprobs is None else logprobs.filter(index))
         self._cache.filter(index)
         self._sampler.filter(rows)
         if self._padding is not None:
@@ -279,7 +275,8 @@ class GenerationBatch:
         """Dispatches all that the next step starts from, so that it may run in another thread. Where memory runs out,
         that step will say so."""
         with suppress(OutOfMemoryError), allocations("the answer's next token"):
-            mx.async_eval(self._next, self._cache.arrays, self._sampler.state)
+            tokens, logprobs = self._next
+            mx.async_eval(tokens, logprobs.arrays if logprobs else [], self._cache.arrays, self._sampler.state)
 
 
 def decode(

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import GenerationConfig, Lfm2VlConfig
+from ..constraints.compile import Grammar, compile_grammar
 from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from ..processing.tokenizer import Tokenizer
 from .options import GenerationOptions
 
 
@@ -42,7 +44,20 @@ def resolved(model: Model, options: GenerationOptions | None) -> GenerationOptio
     `OptionError`."""
     if options is not None and not isinstance(options, GenerationOptions):
         raise OptionError(f"options is {type(options).__name__}, expected GenerationOptions")
-    return (options or GenerationOptions()).resolve(generation_config(model).recommended(model.config))
+    chosen = (options or GenerationOptions()).resolve(generation_config(model).recommended(model.config))
+    vocabulary = model.config.text_config.vocab_size
+    for token, _ in chosen.logit_bias:
+        if token >= vocabulary:
+            raise OptionError(f"logit_bias names token {token}, but the model has {vocabulary}")
+    return chosen
+
+
+def grammar_of(model: Model, tokenizer: Tokenizer, options: GenerationOptions) -> Grammar | None:
+    """The grammar of the form that an answer holds to, if it holds to one. Raises `ConstraintError`."""
+    if options.response_format is None:
+        return None
+    vocabulary, ends = model.config.text_config.vocab_size, generation_config(model).eos_token_ids
+    return compile_grammar(tokenizer, options.response_format, vocabulary, ends)
 
 
 def positions_left(model: Model, length: int, pictures: bool) -> int:

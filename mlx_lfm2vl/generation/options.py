@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import GenerationConfig
+from ..constraints.response_format import ResponseFormat
 from ..errors import OptionError
 
+if TYPE_CHECKING:
+    from .logits_process import LogitsProcessor
+
 MAX_TOKENS = 2**31  # more than any model has positions
+MAX_TOP_LOGPROBS = 100
+MAX_BIAS = 100  # as in OpenAI's API: such a token is always taken, or never
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Length, sampling and end of one answer. None means: what the checkpoint recommends, else off (greedy).
+    """Length, sampling, form and end of one answer. None means: what the checkpoint recommends, else off (greedy).
 
     `max_tokens`: at most so many new tokens; None is to the end of the model's positions. `temperature`: 0 is greedy.
     `top_k`: sample among the k likeliest (0: off). `top_p`: among the likeliest that together reach this probability
@@ -24,10 +30,16 @@ class GenerationOptions:
     divides positive and multiplies negative logits of tokens seen in prompt or answer (1: off; Keskar et al. 2019).
     `seed`: makes sampling repeatable. `stop`: texts at which the answer ends (a string or several, None is none), not
     part of it; one that is a special token counts as its id. `logprobs`: pieces carry the natural logarithm of the
-    probability that the model itself gave each token, before penalty, temperature and filters.
+    probability that the model itself gave each token, before all that is said here. `top_logprobs`: pieces carry the
+    same for so many of the likeliest tokens in each place (0: off, else `logprobs` too). `response_format`: the form
+    that the answer holds to, a `ResponseFormat` or what `ResponseFormat.of` takes. `logit_bias`: what is added to the
+    logit of a token, by its id. `frequency_penalty`, `presence_penalty`: what a token's logit loses, c times the first
+    and once the second where it is c > 0 times in the answer; logit - c * frequency - (c > 0) * presence (OpenAI's API
+    reference, "Frequency and presence penalties"). `logits_processors`: see `LogitsProcessor`.
 
-    Filters work in the order of transformers: penalty, temperature, top-k, top-p, min-p. Raises `OptionError` naming
-    the option and its range.
+    The order: processors, bias, repetition penalty, frequency and presence penalty, the form, temperature, top-k,
+    top-p, min-p; from the penalty on it is transformers'. Raises `OptionError` naming the option and its range, and
+    `ConstraintError` for a form that cannot be held.
     """
 
     max_tokens: int | None = 512
@@ -39,6 +51,12 @@ class GenerationOptions:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: bool = False
+    top_logprobs: int = 0
+    response_format: ResponseFormat | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()  # given as a mapping
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logits_processors: tuple[LogitsProcessor, ...] = ()
 
     def __post_init__(self) -> None:
         self._number("max_tokens", 1, MAX_TOKENS, whole=True)
@@ -55,6 +73,19 @@ class GenerationOptions:
         object.__setattr__(self, "stop", stop)
         if not isinstance(self.logprobs, bool):
             raise OptionError(f"logprobs is {self.logprobs!r}, expected True or False")
+        for name in ("top_logprobs", "frequency_penalty", "presence_penalty"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, 0)
+        self._number("top_logprobs", 0, MAX_TOP_LOGPROBS, whole=True)
+        self._number("frequency_penalty", -2, 2)
+        self._number("presence_penalty", -2, 2)
+        object.__setattr__(self, "logprobs", self.logprobs or self.top_logprobs > 0)
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        processors: Any = () if self.logits_processors is None else self.logits_processors
+        if not isinstance(processors, Iterable) or not all(map(callable, processors := tuple(processors))):
+            raise OptionError(f"logits_processors is {self.logits_processors!r}, expected functions")
+        object.__setattr__(self, "logits_processors", processors)
+        object.__setattr__(self, "response_format", ResponseFormat.of(self.response_format))
 
     def _number(self, name: str, low: float, high: float, whole: bool = False, above: bool = False) -> None:
         """Checks a field and makes a plain number of it (NumPy has its own)."""
@@ -100,3 +131,15 @@ class GenerationOptions:
         if config.do_sample and "temperature" not in recommended:
             recommended["temperature"] = 1.0
         return replace(self, **{**off, **recommended, **chosen})
+
+
+def _biases(given: Any) -> tuple[tuple[int, float], ...]:
+    """`logit_bias` as pairs; ids may be texts, as in JSON. Raises `OptionError`."""
+    try:
+        pairs = [(int(token), bias) for token, bias in (given.items() if isinstance(given, Mapping) else given or ())]
+    except (TypeError, ValueError):
+        raise OptionError(f"logit_bias is {given!r}, expected token ids with a number each") from None
+    for token, bias in pairs:
+        if not isinstance(bias, Real) or isinstance(bias, bool) or not abs(float(bias)) <= MAX_BIAS or token < 0:
+            raise OptionError(f"logit_bias of token {token} is {bias!r}, expected from {-MAX_BIAS} to {MAX_BIAS}")
+    return tuple((token, float(bias)) for token, bias in pairs)

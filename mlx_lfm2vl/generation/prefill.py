@@ -20,7 +20,7 @@ from .defaults import generation_config
 from .prompt_cache import PromptCache
 from .prompt_entry import Recorder, checkpoint_places
 from .request import EncodedPicture
-from .sampler import make_sampler
+from .sampler import Sampler, make_sampler
 from .sequence import Sequence
 from .vision_cache import VisionCache, encode_views_in_pieces
 from .watch import Cancelled, Pieces
@@ -55,9 +55,35 @@ def prefill_rows(
             cache, logits, padding = yield from _prefill_together(model, rows, images)
             if prompt_cache is not None:
                 _record_ends(rows, padding, cache, logits)
-    sampler = make_sampler([row.options for row in rows], len(rows[0].generated))
+    for row in rows:
+        row.begin_state()
+    top = max(row.options.top_logprobs for row in rows)
+    return GenerationBatch(
+        model, cache, logits, _sampler(model, rows), padding, any(row.options.logprobs for row in rows), top
+    )
+
+
+def prefill_forced(model: Lfm2VlForConditionalGeneration, row: Sequence, cache: Cache) -> Pieces[GenerationBatch]:
+    """Runs tokens of an answer that its grammar forces.
+
+    Args:
+        model: the model.
+        row: whose last tokens are to be run.
+        cache: of the row alone, with the tokens before.
+
+    Raises:
+        OutOfMemoryError, NotFiniteError
+    """
+    with allocations("the answer's next tokens"):
+        logits = yield from prefill_in_pieces(model, Prompt(row.tokens[None, cache.offset :]), cache)
+        return GenerationBatch(model, cache, logits, _sampler(model, [row]), first=False)
+
+
+def _sampler(model: Lfm2VlForConditionalGeneration, rows: List[Sequence]) -> Sampler:
+    """For the tokens that follow those which the rows have."""
+    sampler = make_sampler([row.options for row in rows], [row.generated for row in rows], [row.state for row in rows])
     sampler.observe(mx.array(_right_aligned(rows)), model.config.text_config.vocab_size)
-    return GenerationBatch(model, cache, logits, sampler, padding, any(row.options.logprobs for row in rows))
+    return sampler
 
 
 def _encode_pictures(

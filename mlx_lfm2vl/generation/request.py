@@ -10,25 +10,27 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
+from ..constraints.compile import Grammar
 from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.control_tokens import Marked, control_pattern, mark
 from ..processing.conversation import CALL_END, CALL_START, normalised, pictures_of, with_page_items
 from ..processing.processor import Lfm2VlProcessor, check_names
 from ..processing.tokenizer import Tokenizer
-from .defaults import Model, positions_left, resolved
+from .defaults import Model, grammar_of, positions_left, resolved
 from .messages import check_tools, conversation
 from .options import GenerationOptions
 from .prompt_entry import PictureSpan
 from .vision_cache import view_key
 
 OWN_TOKENS = frozenset((CALL_START, CALL_END, "<think>", "</think>"))
+MAX_ANSWERS = 256  # to one question
 _OF_THE_ANSWER = frozenset(option.name for option in fields(GenerationOptions))
 _OF_THE_CALL = ("images", "system", "tools", "options", "vision_cache", "prompt_cache", "progress", "control_tokens")
 _WHOLE = {"Sequence", "Split", "ByteLevel", "Digits"}  # steps that keep every character
@@ -47,6 +49,15 @@ class GenerationRequest:
     options: GenerationOptions = field(default_factory=GenerationOptions)
     image_overrides: Mapping[str, Any] = field(default_factory=dict)
     control_tokens: bool = False
+
+    def repeat(self, n: int) -> list[GenerationRequest]:
+        """The same question n times, for several answers. Answer k has the seed plus k, where there is a seed. Given to
+        `generate_batch` or an engine together they share one prefill. Raises `OptionError`."""
+        if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_ANSWERS:
+            raise OptionError(f"n is {n!r}, expected an integer from 1 to {MAX_ANSWERS}")
+        seed = self.options.seed
+        seeds = [None if seed is None else (seed + k) % 2**64 for k in range(n)]
+        return [replace(self, options=replace(self.options, seed=each)) for each in seeds]
 
 
 class EncodedPicture:
@@ -82,13 +93,14 @@ class EncodedPicture:
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompt:
-    """A request as arrays, made without MLX, in any thread: `ids` (n,), resolved options, the pictures, and the place
-    (start, end) of each in the ids, markers included."""
+    """A request as arrays, made without MLX, in any thread: `ids` (n,), resolved options, the pictures, the place
+    (start, end) of each in the ids, markers included, and the grammar of the answer's form."""
 
     ids: np.ndarray
     options: GenerationOptions
     pictures: tuple[EncodedPicture, ...] = ()
     places: tuple[tuple[int, int], ...] = ()
+    grammar: Grammar | None = None
 
     @cached_property
     def spans(self) -> tuple[PictureSpan, ...]:
@@ -130,6 +142,7 @@ def encode(model: Model, processor: Lfm2VlProcessor, request: GenerationRequest)
     known = processor.image_processor.config.__dataclass_fields__.keys() | processor.template.variables
     check_names(request.image_overrides, known | {"use_image_special_tokens"}, (*_OF_THE_ANSWER, *_OF_THE_CALL))
     options = resolved(model, request.options)
+    grammar = grammar_of(model, processor.tokenizer, options)
     check_tools(request.tools)
     policy = processor.image_processor.source_policy
     conversations = [conversation(request.prompt, request.images, request.system)]
@@ -144,13 +157,14 @@ def encode(model: Model, processor: Lfm2VlProcessor, request: GenerationRequest)
     encoded = processor.encode_text(text, pictures, marked=not request.control_tokens, **overrides)
     positions_left(model, len(encoded.ids), bool(pictures))  # raises if there is no room for an answer
     if not pictures:
-        return EncodedPrompt(encoded.ids, options)
+        return EncodedPrompt(encoded.ids, options, grammar=grammar)
     counts = [len(plan.spatial_shapes) for plan in encoded.plans]
 
     def again(number: int) -> np.ndarray:
         return encode(model, processor, request).pictures[number].take()
 
-    return EncodedPrompt(encoded.ids, options, tuple(split_pictures(encoded.images, counts, again)), encoded.spans)
+    own = tuple(split_pictures(encoded.images, counts, again))
+    return EncodedPrompt(encoded.ids, options, own, encoded.spans, grammar)
 
 
 def _check_characters(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 
@@ -17,6 +17,8 @@ class Statistics:
     `time_to_first_token` runs from the call, so it includes reading and resizing the pictures, vision and prefill (in
     an `Engine` the time until its turn came is left out); `prompt_tokens_per_second` is the new tokens of the prompt
     over that time; `tokens_per_second` counts the tokens after the first. `peak_memory` is MLX's since the call.
+    `model_steps` are the runs of the model that the answer took: one a token, but for tokens that a `response_format`
+    forces, which are run together.
     """
 
     prompt_tokens: int
@@ -27,14 +29,25 @@ class Statistics:
     prompt_tokens_per_second: float
     tokens_per_second: float
     peak_memory: int
+    model_steps: int = 0
 
 
 NOTHING = Statistics(0, 0, 0, 0, 0.0, 0.0, 0.0, 0)
 
 
+class TopLogprob(NamedTuple):
+    """A token that was likely: its id, its text by itself (bytes that are no character are U+FFFD), and the natural
+    logarithm of the probability that the model gave it."""
+
+    id: int
+    text: str
+    logprob: float
+
+
 @dataclass(frozen=True)
 class GenerationResponse:
-    """Some text and the tokens behind it, with their `logprobs` if asked for.
+    """Some text and the tokens behind it, with their `logprobs` if asked for, and the likeliest tokens in the place of
+    each, these first (`top_logprobs`).
 
     `finish_reason` is None but on the last response: "stop" (the model ended, or a stop text came), "length" (no tokens
     or positions were left), "cancelled", or "deadline" (of a request of an engine). The last response carries the
@@ -48,6 +61,7 @@ class GenerationResponse:
     statistics: Statistics | None = None
     logprobs: tuple[float, ...] | None = None
     tool_text: str = ""
+    top_logprobs: tuple[tuple[TopLogprob, ...], ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
+from .logits_process import RowState
 from .options import GenerationOptions
-from .sampling import NOT_FINITE, SamplingKind, compiled, numbers_of, on_gpu, sample
+from .sampling import NOT_FINITE, SamplingKind, bias_of, compiled, numbers_of, on_gpu, sample
 
 
 class Sampler(Protocol):
@@ -25,6 +26,13 @@ class Sampler(Protocol):
     def __call__(self, logits: mx.array) -> mx.array:
         """Logits (B, vocabulary) to tokens (B,) int32, which count as seen; `NOT_FINITE` where logits are not."""
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether a row needs its token on the host, by `accept`, before the next call."""
+
+    def accept(self, tokens: list[int]) -> None:
+        """Takes the tokens (B,) that the last call chose."""
+
     def filter(self, rows: list[int]) -> None:
         """Keeps these rows of the batch, in this order."""
 
@@ -35,13 +43,13 @@ class Sampler(Protocol):
 
 
 class _Row:
-    """One row's options, and the generator of its keys: one for each step, made on the host, so that no kernel makes
-    them. `drawn`: keys of steps before."""
+    """One row's options, what the host knows of it, and the generator of its keys: one for each token, made on the
+    host, so that no kernel makes them. `answer`: tokens before."""
 
-    def __init__(self, options: GenerationOptions, row: int, drawn: int):
-        self.options = options
+    def __init__(self, options: GenerationOptions, row: int, answer: Sequence[int], state: RowState | None):
+        self.options, self.answer, self.state = options, answer, state
         self._generator = np.random.PCG64(np.random.SeedSequence(options.seed, spawn_key=(row,)))
-        self._generator.advance(drawn)
+        self._generator.advance(len(answer))
 
     def key(self) -> int:
         """64 random bits."""
@@ -51,72 +59,108 @@ class _Row:
 class UniformSampler:
     """Rows of one kind: as many as the first call has, sampled alike, or one, which others are joined to.
 
-    Holds each row's random generator and which tokens it has seen; use one for one generation. `options` must be
-    resolved (no None left but the seed). `drawn`: tokens that the rows have sampled before.
+    Holds each row's random generator and which tokens it has seen; use one for one generation.
+
+    Args:
+        options: resolved (no None left but the seed).
+        answer: tokens that the rows have sampled before.
+        state: of the only row, where the host has a part in it.
     """
 
-    def __init__(self, options: GenerationOptions, drawn: int = 0):
+    def __init__(self, options: GenerationOptions, answer: Sequence[int] = (), state: RowState | None = None):
         self.kind = SamplingKind.of(options)
-        self._options, self._drawn = options, drawn
+        self._first = (options, answer, state)
         self._rows: list[_Row] = []
         self._numbers: dict[str, mx.array] = {}
-        self._seen: mx.array | None = None  # (B, vocabulary) bool: without the last tokens
-        self._last: mx.array | None = None  # (B,) int32: the last tokens
+        self._history: dict[str, mx.array] = {}  # as `sample` takes it: "last" holds the last tokens
 
     @property
     def state(self) -> list[mx.array]:
-        return [array for array in (self._seen, self._last) if array is not None]
+        return list(self._history.values())
+
+    @property
+    def reads_tokens(self) -> bool:
+        return self.kind.processed or self.kind.masked
 
     def begin(self, count: int) -> None:
         """Makes the rows, unless they are there."""
         if not self._rows:
-            self._set_rows([_Row(self._options, row, self._drawn) for row in range(count)])
+            options, answer, state = self._first
+            self._set_rows([_Row(options, row, answer, state) for row in range(count)])
 
     def observe(self, tokens: mx.array, vocabulary: int) -> None:
         if self.kind.penalty:
             self.begin(tokens.shape[0])
             seen = np.zeros((tokens.shape[0], vocabulary), bool)
             np.put_along_axis(seen, np.array(tokens), True, axis=1)  # a prompt is on the host
-            self._seen = mx.array(seen) if self._seen is None else self._seen | mx.array(seen)
+            known = self._history.get("seen")
+            self._history["seen"] = mx.array(seen) if known is None else known | mx.array(seen)
+
+    def accept(self, tokens: list[int]) -> None:
+        if self.reads_tokens:
+            for row, token in zip(self._rows, tokens, strict=True):
+                if row.state is not None and token != NOT_FINITE:
+                    row.state.accept(token)
 
     def __call__(self, logits: mx.array) -> mx.array:
         self.begin(logits.shape[0])
         step = compiled(self.kind) if on_gpu() else partial(sample, self.kind)
-        seen, last = self._history(logits.shape[1]) if self.kind.penalty else (None, None)
-        tokens, self._seen = step(logits, self._numbers, self._keys(), seen, last)
-        self._last = tokens if self.kind.penalty else None
+        if self.kind.bias and "bias" not in self._numbers:
+            self._numbers["bias"] = bias_of([row.options for row in self._rows], logits.shape[1])
+        self._remember(logits.shape[1])
+        tokens, self._history = step(logits, self._numbers, self._inputs(logits), self._history)
+        if self.kind.remembers:
+            self._history["last"] = tokens
         return tokens
 
     def filter(self, rows: list[int]) -> None:
         if self._rows:
             self._set_rows([self._rows[row] for row in rows])
             index = mx.array(rows)
-            self._seen = None if self._seen is None else self._seen[index]
-            self._last = None if self._last is None else self._last[index]
+            self._history = {name: array[index] for name, array in self._history.items()}
 
     def extend(self, other: UniformSampler) -> None:
         """Adds the rows of another sampler of the same kind. The other must not be used any more."""
-        known = [part._seen.shape[1] for part in (self, other) if part._seen is not None]
+        known = [array.shape[1] for part in (self, other) for array in part._history.values() if array.ndim == 2]
         if known:
-            pairs = zip(self._history(known[0]), other._history(known[0]), strict=True)
-            self._seen, self._last = (mx.concatenate(list(pair)) for pair in pairs)
+            for part in (self, other):
+                part._remember(known[0])
+            self._history = {
+                name: mx.concatenate([array, other._history[name]]) for name, array in self._history.items()
+            }
         self._set_rows(self._rows + other._rows)
 
     def _set_rows(self, rows: list[_Row]) -> None:
         self._rows, self._numbers = rows, numbers_of(self.kind, [row.options for row in rows])
 
-    def _history(self, vocabulary: int) -> tuple[mx.array, mx.array]:
-        """The tokens seen (B, vocabulary) and the last ones (B,), where nothing is known none."""
-        count = len(self._rows)
-        seen = mx.array(np.zeros((count, vocabulary), bool)) if self._seen is None else self._seen
-        last = mx.array(np.full(count, NOT_FINITE, np.int32)) if self._last is None else self._last
-        return seen, last
+    def _remember(self, vocabulary: int) -> None:
+        """Begins the history of a kind that remembers, where nothing is known."""
+        if not self.kind.remembers:
+            return
+        shape = (len(self._rows), vocabulary)
+        if self.kind.penalty and "seen" not in self._history:
+            self._history["seen"] = mx.array(np.zeros(shape, bool))
+        if self.kind.counts and "counts" not in self._history:
+            counts = np.zeros(shape, np.int32)
+            for row, own in zip(self._rows, counts, strict=True):
+                np.add.at(own, np.array(row.answer, np.int64), 1)
+            self._history["counts"] = mx.array(counts)
+        if "last" not in self._history:
+            self._history["last"] = mx.array(np.full(len(self._rows), NOT_FINITE, np.int32))
 
-    def _keys(self) -> mx.array | None:
-        """New random keys (B, 2) uint32."""
-        if self.kind.greedy:
-            return None
-        return mx.array(np.array([row.key() for row in self._rows], np.uint64).view(np.uint32).reshape(-1, 2))
+    def _inputs(self, logits: mx.array) -> dict[str, mx.array]:
+        """What the host gives to this step, as `sample` takes it."""
+        made: dict[str, mx.array] = {}
+        if not self.kind.greedy:
+            keys = np.array([row.key() for row in self._rows], np.uint64).view(np.uint32)
+            made["keys"] = mx.array(keys.reshape(-1, 2))
+        states = [row.state for row in self._rows if row.state is not None]
+        if self.kind.processed:
+            scores = logits.astype(mx.float32)
+            made["scores"] = mx.concatenate([state.process(scores[at : at + 1]) for at, state in enumerate(states)])
+        if self.kind.masked:
+            made["mask"] = mx.array(np.stack([state.matcher.mask() for state in states if state.matcher is not None]))
+        return made
 
 
 class BatchedSampler:
@@ -146,6 +190,14 @@ class BatchedSampler:
     def state(self) -> list[mx.array]:
         return [array for part, _ in self._parts for array in part.state]
 
+    @property
+    def reads_tokens(self) -> bool:
+        return any(part.reads_tokens for part, _ in self._parts)
+
+    def accept(self, tokens: list[int]) -> None:
+        for part, rows in self._parts:
+            part.accept([tokens[row] for row in rows])
+
     def observe(self, tokens: mx.array, vocabulary: int) -> None:
         for part, rows in self._parts:
             part.observe(tokens[mx.array(rows)], vocabulary)
@@ -167,7 +219,18 @@ class BatchedSampler:
         self._parts = parts
 
 
-def make_sampler(options: Sequence[GenerationOptions], drawn: int = 0) -> Sampler:
-    """For rows with these (resolved) options, each of which has sampled `drawn` tokens before."""
-    every = [UniformSampler(each, drawn) for each in options]
+def make_sampler(
+    options: Sequence[GenerationOptions],
+    answers: Sequence[Sequence[int]] | None = None,
+    states: Sequence[RowState | None] | None = None,
+) -> Sampler:
+    """For rows with these (resolved) options.
+
+    Args:
+        options: of each row.
+        answers: the tokens of each that were sampled before; None is none.
+        states: of the rows that the host has a part in.
+    """
+    answers, states = answers or [()] * len(options), states or [None] * len(options)
+    every = [UniformSampler(*row) for row in zip(options, answers, states, strict=True)]
     return every[0] if len(every) == 1 else BatchedSampler([(each, 1) for each in every])

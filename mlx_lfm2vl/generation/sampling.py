@@ -31,13 +31,30 @@ class SamplingKind:
     top_k: int = 0
     top_p: bool = False
     min_p: bool = False
+    processed: bool = False  # by the caller's processors
+    bias: bool = False
+    counts: bool = False  # frequency or presence penalty
+    masked: bool = False  # by a grammar
 
     @classmethod
     def of(cls, options: GenerationOptions) -> SamplingKind:
-        penalty = (options.repetition_penalty or 1.0) != 1
-        if (options.temperature or 0.0) < LEAST_TEMPERATURE:
-            return cls(True, penalty)
-        return cls(False, penalty, options.top_k or 0, (options.top_p or 1.0) < 1, (options.min_p or 0.0) > 0)
+        greedy = (options.temperature or 0.0) < LEAST_TEMPERATURE
+        return cls(
+            greedy,
+            penalty=(options.repetition_penalty or 1.0) != 1,
+            top_k=0 if greedy else options.top_k or 0,
+            top_p=not greedy and (options.top_p or 1.0) < 1,
+            min_p=not greedy and (options.min_p or 0.0) > 0,
+            processed=bool(options.logits_processors),
+            bias=bool(options.logit_bias),
+            counts=bool(options.frequency_penalty or options.presence_penalty),
+            masked=options.response_format is not None,
+        )
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what follows depends on the tokens before, by arithmetic on the device."""
+        return self.penalty or self.counts
 
 
 def on_gpu() -> bool:
@@ -47,7 +64,7 @@ def on_gpu() -> bool:
 
 
 @cache
-def compiled(kind: SamplingKind) -> Callable[..., tuple[mx.array, mx.array | None]]:
+def compiled(kind: SamplingKind) -> Callable[..., tuple[mx.array, dict[str, mx.array]]]:
     return mx.compile(partial(sample, kind))
 
 
@@ -55,45 +72,67 @@ def sample(
     kind: SamplingKind,
     logits: mx.array,
     numbers: dict[str, mx.array],
-    keys: mx.array | None,
-    seen: mx.array | None,
-    last: mx.array | None,
-) -> tuple[mx.array, mx.array | None]:
-    """One step, a pure function: penalty, temperature, top-k, top-p, min-p, in the order of transformers.
+    inputs: dict[str, mx.array],
+    history: dict[str, mx.array],
+) -> tuple[mx.array, dict[str, mx.array]]:
+    """One step, a pure function: bias, penalties, mask, temperature, top-k, top-p, min-p.
 
     Args:
         kind: which of them are in force.
         logits: (B, vocabulary), 16 or 32 bits; computed with in float32.
-        numbers: (B, 1) float32 each, as `_numbers` makes them.
-        keys: random keys (B, 2) uint32; None if greedy.
-        seen: the tokens that the penalty is for (B, vocabulary) bool, and
-        last: (B,) int32, more of them; None without a penalty.
+        numbers: as `numbers_of` makes them.
+        inputs: of this step. "keys": random keys (B, 2) uint32, unless greedy. "scores": the logits (B, vocabulary)
+            float32 that processors made of these. "mask": as `allowed` takes it.
+        history: of a kind that remembers. "seen": the tokens that the repetition penalty is for (B, vocabulary) bool.
+            "counts": how often the answer has each (B, vocabulary) int32. "last": one more of both (B,) int32.
 
     Returns:
-        The tokens (B,) int32, the first of several that are as likely if greedy, and `seen` with `last` in it.
+        The tokens (B,) int32, the first of several that are as likely if greedy, and the history with `last` in it.
     """
-    scores = logits.astype(mx.float32)
-    if seen is not None and last is not None:
-        seen = seen | (_ids(logits.shape[1]) == last[:, None])
-        scores = penalize(scores, seen, numbers["penalty"])
+    scores = inputs["scores"] if kind.processed else logits.astype(mx.float32)
+    if kind.bias:
+        scores = scores + numbers["bias"]
+    if kind.remembers:
+        last = _ids(logits.shape[1]) == history["last"][:, None]
+        history = {
+            name: array + last if name == "counts" else array | last
+            for name, array in history.items()
+            if name != "last"
+        }
+    if kind.penalty:
+        scores = penalize(scores, history["seen"], numbers["penalty"])
+    if kind.counts:
+        counts = history["counts"]
+        scores = scores - (counts * numbers["frequency"] + (counts > 0) * numbers["presence"])
+    if kind.masked:
+        scores = mx.where(allowed(inputs["mask"], logits.shape[1]), scores, -mx.inf)
     # x - x is 0, or NaN where x is not finite; and the largest score of a row with a NaN is NaN
     scores = scores + (logits - logits)
-    if keys is None:
+    if kind.greedy:
         top = scores.max(axis=-1, keepdims=True)
     else:
         scores, top = filter_logits(kind, scores, numbers)
         # A row of a batch differs from its single run by rounding. Between the two likeliest that hardly ever
         # decides; the sums that `mx.random.categorical` draws from have as many edges as there are tokens.
-        scores = scores + gumbel(random_bits(keys, logits.shape[1]))
+        scores = scores + gumbel(random_bits(inputs["keys"], logits.shape[1]))
     tokens = mx.argmax(scores, axis=-1).astype(mx.int32)
-    return mx.where(mx.isfinite(top[:, 0]), tokens, NOT_FINITE), seen
+    return mx.where(mx.isfinite(top[:, 0]), tokens, NOT_FINITE), history
+
+
+def allowed(mask: mx.array, vocabulary: int) -> mx.array:
+    """The bits of a mask (B, words) uint32, the first token lowest, as (B, vocabulary) bool."""
+    bits = (mask[:, :, None] >> mx.arange(32, dtype=mx.uint32)) & 1
+    return bits.reshape(mask.shape[0], -1)[:, :vocabulary] != 0
 
 
 def numbers_of(kind: SamplingKind, options: Sequence[GenerationOptions]) -> dict[str, mx.array]:
-    """The numbers that a kind needs, (B, 1) float32 each."""
+    """The numbers that a kind needs, (B, 1) float32 each, but for the bias."""
     columns: dict[str, list[float]] = {}
     if kind.penalty:
         columns["penalty"] = [each.repetition_penalty or 1.0 for each in options]
+    if kind.counts:
+        columns["frequency"] = [each.frequency_penalty for each in options]
+        columns["presence"] = [each.presence_penalty for each in options]
     if not kind.greedy:
         columns["temperature"] = [each.temperature or 1.0 for each in options]
     if kind.top_p:
@@ -101,6 +140,15 @@ def numbers_of(kind: SamplingKind, options: Sequence[GenerationOptions]) -> dict
     if kind.min_p:
         columns["log_min_p"] = [math.log(each.min_p or 1.0) for each in options]
     return {name: mx.array(np.array(column, np.float32)[:, None]) for name, column in columns.items()}
+
+
+def bias_of(options: Sequence[GenerationOptions], vocabulary: int) -> mx.array:
+    """What `logit_bias` adds to each logit, (B, vocabulary) float32."""
+    made = np.zeros((len(options), vocabulary), np.float32)
+    for row, each in zip(made, options, strict=True):
+        for token, bias in dict(each.logit_bias).items():
+            row[token] += bias
+    return mx.array(made)
 
 
 def penalize(logits: mx.array, seen: mx.array, penalty: float | mx.array) -> mx.array:

@@ -26,7 +26,7 @@ from ..threads import cancellation
 from .decode import GenerationBatch
 from .defaults import generation_config, positions_left
 from .passes import prefill_chunk
-from .prefill import prefill_rows
+from .prefill import prefill_forced, prefill_rows
 from .prompt_cache import PromptCache
 from .request import EncodedPrompt
 from .response import FinishReason, GenerationResponse
@@ -37,6 +37,7 @@ from .waiting import shared_beginning, waits_for_beginning, waits_for_picture
 from .watch import Cancelled, Pieces
 
 Output = tuple[int, GenerationResponse | Exception]
+FORCED_ALONE, FORCED_BESIDE = 2, 8  # tokens that are run together; to leave a batch and to join it again costs copies
 
 
 @dataclass(eq=False)
@@ -247,24 +248,33 @@ class Scheduler:
                 self._most = len(rows) - 1
             yield from self._failed(rows, error)
             return
-        going_on = []
+        going_on: list[Sequence] = []
+        forced: list[_Prefill] = []
         for at, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            if token == NOT_FINITE:
+            if (wrong := self._batch.error(at) if token == NOT_FINITE else row.error) is not None:
                 del self._rows[row.id]
-                yield row.id, self._batch.error(at)
+                yield row.id, wrong
                 continue
-            text = row.push(token, logprobs[at] if logprobs else None)
-            if row.detokenizer.stopped:
-                yield self._last(row, text, "stop")
+            text, reason = row.push(token, logprobs[at] if logprobs else None)
+            cache = None
+            if reason is None and row.forced(FORCED_ALONE if len(rows) == 1 else FORCED_BESIDE):
+                with suppress(OutOfMemoryError), allocations("the answer's next tokens"):
+                    cache = self._batch.row_cache(at)
+            if cache is not None:
+                more, reason = row.push_forced()
+                text += more
+            if reason is not None:
+                yield self._last(row, text, reason)
                 self._remember(row)
-            elif len(row.generated) >= row.limit:
-                yield self._last(row, text + row.detokenizer.finish(), "length")
-                self._remember(row)
-            else:
+                continue
+            if text or row.detokenizer.tool_text:
+                yield row.id, row.respond(text)
+            if cache is None:
                 going_on.append(row)
-                if text or row.detokenizer.tool_text:
-                    yield row.id, row.respond(text)
+            else:
+                forced.append(_Prefill([row], prefill_forced(self._model, row, cache)))
         self._keep(going_on)
+        self._prefilling += forced
 
     def _remember(self, row: Sequence) -> None:
         """Gives the states of a row that has finished to the prompt cache, its answer included; nothing where memory

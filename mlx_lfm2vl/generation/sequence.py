@@ -9,11 +9,14 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 
+from ..constraints.matcher import Matcher
 from ..processing.tokenizer import Tokenizer
 from .detokenizer import Detokenizer
+from .logits_process import RowState
+from .logprobs import RowLogprobs
 from .prompt_entry import Checkpoint, Entry, Recorder
 from .request import EncodedPrompt
-from .response import FinishReason, GenerationResponse, Statistics
+from .response import FinishReason, GenerationResponse, Statistics, TopLogprob
 
 
 class Sequence:
@@ -36,16 +39,19 @@ class Sequence:
     ):
         self.id, self.prompt, self.ids, self.options = id, prompt, prompt.ids, prompt.options
         self.ends, self.limit, self.started = ends, limit, started
+        self._tokenizer = tokenizer
         self.detokenizer = Detokenizer(tokenizer, prompt.options, ends)
         self.generated: list[int] = []
         self.prefilled = self.cached = 0
         self.source: tuple[Entry, Checkpoint] | None = None
         self.points: dict[int, bool] = {}
         self.recorder: Recorder | None = None  # of what others may begin with
+        self.state: RowState | None = None  # where the host has a part in its logits
         self.encoded = self.alone = self.cancelled = False
         self._first = 0.0  # seconds until the first token
         self._tokens: list[int] = []  # those not yet in a response
-        self._logprobs: list[float] = []
+        self._logprobs: list[RowLogprobs] = []
+        self._steps = 0  # runs of the model
 
     @property
     def tokens(self) -> np.ndarray:
@@ -57,26 +63,77 @@ class Sequence:
         """Tokens that need no run, since `source` holds their states."""
         return 0 if self.source is None else self.source[1].offset
 
-    def push(self, token: int, logprob: float | None) -> str:
-        """Takes the next token, and gives the text that it makes certain."""
+    def begin_state(self) -> None:
+        """Makes `state` anew, behind the answer so far."""
+        grammar, processors = self.prompt.grammar, self.options.logits_processors
+        if grammar is not None or processors:
+            matcher = None if grammar is None else grammar.matcher(self.generated)
+            self.state = RowState(processors, self.tokens.tolist(), matcher)
+
+    @property
+    def matcher(self) -> Matcher | None:
+        """Where the answer stands in its grammar, if it has one."""
+        return None if self.state is None else self.state.matcher
+
+    @property
+    def error(self) -> Exception | None:
+        """Why the answer cannot hold to its form any further."""
+        return None if self.matcher is None else self.matcher.error
+
+    def push(self, token: int, logprobs: RowLogprobs | None) -> tuple[str, FinishReason | None]:
+        """Takes the next token: the text that it makes certain, and why the answer ends with it, if it does."""
+        self._steps += 1
+        return self._push(token, logprobs)
+
+    def push_forced(self) -> tuple[str, FinishReason | None]:
+        """Takes the tokens that the grammar forces, which the model is still to be run on."""
+        assert self.state is not None and self.matcher is not None
+        self._steps += 1
+        text, reason = "", None
+        while self.matcher.forced and reason is None:
+            token = self.matcher.forced[0]
+            self.state.accept(token)
+            more, reason = self._push(token, None)
+            text += more
+        return text, reason
+
+    def forced(self, least: int) -> bool:
+        """Whether at least so many tokens are forced that they can be run together: nobody asks for their logprobs or
+        wants to see them one by one."""
+        plain = not (self.options.logprobs or self.options.logits_processors)
+        return plain and self.matcher is not None and len(self.matcher.forced) >= least
+
+    def _push(self, token: int, logprobs: RowLogprobs | None) -> tuple[str, FinishReason | None]:
         self.generated.append(token)
         self._first = self._first or time.perf_counter() - self.started
         text = self.detokenizer.push(token)
         if token not in self.ends:
             self._tokens.append(token)
-            self._logprobs += [] if logprob is None else [logprob]
-        return text
+            self._logprobs += [] if logprobs is None else [logprobs]
+        if self.detokenizer.stopped:
+            return text, "stop"
+        if self.matcher is not None and self.matcher.stopped:
+            return text + self.detokenizer.finish(), "stop"
+        if len(self.generated) >= self.limit:
+            return text + self.detokenizer.finish(), "length"
+        return text, None
 
     def respond(
         self, text: str, reason: FinishReason | None = None, statistics: Statistics | None = None
     ) -> GenerationResponse:
         """The text, and the tokens since the last response."""
-        logprobs = tuple(self._logprobs) if self.options.logprobs else None
+        logprobs = tuple(each.own for each in self._logprobs) if self.options.logprobs else None
+        top = tuple(map(self._top, self._logprobs)) if self.options.top_logprobs else None
         made = GenerationResponse(
-            text, tuple(self._tokens), reason, statistics, logprobs, self.detokenizer.take_tool_text()
+            text, tuple(self._tokens), reason, statistics, logprobs, self.detokenizer.take_tool_text(), top
         )
         self._tokens, self._logprobs = [], []
         return made
+
+    def _top(self, logprobs: RowLogprobs) -> tuple[TopLogprob, ...]:
+        text = self._tokenizer.backend.decode
+        likeliest = logprobs.top[: self.options.top_logprobs]
+        return tuple(TopLogprob(id, text([id], skip_special_tokens=False), value) for id, value in likeliest)
 
     def statistics(self, image_token: int) -> Statistics:
         """The statistics of the row until now."""
@@ -88,6 +145,7 @@ class Sequence:
             time_to_first_token=self._first,
             prompt_tokens_per_second=(len(self.ids) - self.cached) / self._first if self._first else 0.0,
             tokens_per_second=(count - 1) / rest if count > 1 and rest > 0 else 0.0,
+            model_steps=self._steps,
         )
 
 

@@ -28,9 +28,14 @@ class Context:
     conv_mask: mx.array | None = None
 
     @classmethod
-    def following(cls, length: int, past: int) -> Context:
-        """`length` tokens behind `past` others, without padding."""
-        return cls(length, past, attention_mask="causal" if length > 1 else None)
+    def following(cls, length: int, past: int, padding: np.ndarray | None = None) -> Context:
+        """`length` tokens behind `past` others. The first of these are `padding` (B,), or none; padding shifts a row's
+        positions, so that a row of a batch sees just what it would see alone."""
+        if padding is None:
+            return cls(length, past, attention_mask="causal" if length > 1 else None)
+        real = np.arange(past + length)[None, :] >= padding[:, None]
+        mask, conv_mask = padding_masks(real, length)
+        return cls(length, mx.array((past - padding).astype(np.int32)), attention_mask=mask, conv_mask=conv_mask)
 
     @classmethod
     def of(

@@ -104,11 +104,6 @@ def png_bytes(picture: Picture) -> bytes:
     return buffer.getvalue()
 
 
-def load_array(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> np.ndarray:
-    """The picture as `load_image` reads it, as an array (height, width, 3) uint8. Raises `ImageError`."""
-    return np.array(load_image(picture, policy))
-
-
 def _from_array(picture: Any, policy: SourcePolicy) -> Image.Image:
     try:
         array = to_numpy(picture)

@@ -1,0 +1,60 @@
+"""The form of the answers: options of the commands, and fields of a row of `batch`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import PromptError
+
+FIELDS = ("response_format", "json_schema", "regex", "choice", "grammar")  # of a row
+
+
+def add_form(parser: argparse.ArgumentParser) -> None:
+    """--json-schema, --json-object, --regex, --choice, --grammar, of which one can be given."""
+    group = parser.add_argument_group("form of the answer", "what the model may say; one of these")
+    one = group.add_mutually_exclusive_group()
+    one.add_argument("--json-schema", metavar="FILE|TEXT", help="JSON that is valid under this JSON schema")
+    one.add_argument("--json-object", action="store_true", help="any JSON object")
+    one.add_argument("--regex", metavar="PATTERN", help="what this regular expression matches as a whole")
+    one.add_argument("--choice", action="append", metavar="TEXT", help="one of these texts; give it again for each")
+    one.add_argument(
+        "--grammar", metavar="FILE|TEXT", help="what this grammar derives, in Lark or in llama.cpp's EBNF (GBNF)"
+    )
+
+
+def form_option(args: argparse.Namespace) -> dict[str, Any] | None:
+    """`response_format` of `GenerationOptions` as the command line says it, files read. Raises `ConstraintError`."""
+    if args.json_object:
+        return {"type": "json_object"}
+    given = {name: getattr(args, name) for name in FIELDS[1:] if getattr(args, name) is not None}
+    return _form(given, Path()) if given else None
+
+
+def row_form(row: Mapping[str, Any], folder: Path) -> Any:
+    """What a row of `batch` says of its answer's form, or None. Files are beside the input, in `folder`. Raises
+    `PromptError`, `ConstraintError`."""
+    given = {name: row[name] for name in FIELDS if row.get(name) is not None}
+    if len(given) > 1:
+        first, second, *_ = given
+        raise PromptError(f'has both "{first}" and "{second}"; give one of them')
+    return _form(given, folder) if given else None
+
+
+def _form(given: dict[str, Any], folder: Path) -> Any:
+    [(name, value)] = given.items()
+    if name == "response_format":
+        return value
+    if name in ("json_schema", "grammar") and isinstance(value, str):
+        value = _text(value, "{" if name == "json_schema" else ":", folder)
+    return {"type": name, name: {"schema": value} if name == "json_schema" else value}
+
+
+def _text(given: str, mark: str, folder: Path) -> str:
+    """A text that has a mark, or that of the file which has this name."""
+    from ..constraints.response_format import read_text
+
+    return given if mark in given else read_text(folder / os.path.expanduser(given))

@@ -1,0 +1,99 @@
+"""Grammars for one tokenizer: compiled once, kept, and followed by as many answers as there are."""
+
+from __future__ import annotations
+
+import json
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import ConstraintError
+from ..processing.tokenizer import Tokenizer
+from .grammar import limits
+from .matcher import Matcher
+from .response_format import ResponseFormat
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+KEPT = 64  # grammars of one tokenizer
+_lock = threading.Lock()
+_compilers: weakref.WeakKeyDictionary[Tokenizer, dict[tuple[int, tuple[int, ...]], _Compiler]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class Grammar:
+    """A form, compiled for a tokenizer. It does not change; `matcher` follows it."""
+
+    def __init__(self, start: LLMatcher, vocabulary: int):
+        self._start, self._vocabulary = start, vocabulary
+
+    def matcher(self, tokens: Sequence[int] = ()) -> Matcher:
+        """A `Matcher` behind these tokens of an answer."""
+        made = Matcher(self._start.deep_copy(), self._vocabulary)
+        for token in tokens:
+            made.consume(token)
+        return made
+
+
+def compile_grammar(tokenizer: Tokenizer, form: ResponseFormat, vocabulary: int, ends: Sequence[int]) -> Grammar:
+    """The grammar of a form for a model.
+
+    Args:
+        tokenizer: the model's.
+        form: what answers hold to.
+        vocabulary: logits of the model.
+        ends: ids of the tokens that end an answer.
+
+    Raises:
+        ConstraintError: where no answer can hold to the form.
+    """
+    known = tuple(end for end in ends if 0 <= end < vocabulary)
+    with _lock:
+        compilers = _compilers.setdefault(tokenizer, {})
+        if (vocabulary, known) not in compilers:
+            compilers[vocabulary, known] = _Compiler(tokenizer, vocabulary, known)
+        compiler = compilers[vocabulary, known]
+    return compiler.compile(form)
+
+
+class _Compiler:
+    """The tokenizer as llguidance knows it, and the grammars that were compiled for it."""
+
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int, ends: Sequence[int]):
+        from llguidance import LLTokenizer
+
+        self._vocabulary = vocabulary
+        self._tokenizer: LLTokenizer = LLTokenizer(_stated(tokenizer), vocabulary, list(ends) or None)
+        self._grammars: OrderedDict[ResponseFormat, Grammar] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def compile(self, form: ResponseFormat) -> Grammar:
+        with self._lock:
+            if form in self._grammars:
+                self._grammars.move_to_end(form)
+                return self._grammars[form]
+        from llguidance import LLMatcher
+
+        start = LLMatcher(self._tokenizer, form.grammar_text, log_level=0, limits=limits())
+        grammar = Grammar(start, self._vocabulary)
+        first = grammar.matcher()
+        first.mask()
+        if first.error is not None:
+            raise ConstraintError(f"response_format cannot be held: {first.error}")
+        with self._lock:
+            self._grammars[form] = grammar
+            while len(self._grammars) > KEPT:
+                self._grammars.popitem(last=False)
+        return grammar
+
+
+def _stated(tokenizer: Tokenizer) -> str:
+    """tokenizer.json, where every added token is special: none is ever taken for the text that it is written as."""
+    stated = json.loads(tokenizer.backend.to_str())
+    for token in stated["added_tokens"]:
+        token["special"] = True
+    return json.dumps(stated)

@@ -1,0 +1,122 @@
+"""A form to the text of a grammar, as llguidance reads it, with limits on what it may cost."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import ConstraintError, first_line
+from .check import MAX_DEPTH, Pointer, checked_schema, children, refuse
+from .references import Nodes, check_references, place, rewritten
+
+if TYPE_CHECKING:
+    from llguidance import LLParserLimits
+
+_MOVED = "#/$defs/-"  # where `_innermost` looks at a schema
+_EXCLUSIVE = "oneOf can be held only where its schemas exclude each other, by a type or a constant; use anyOf"
+
+
+def limits() -> LLParserLimits:
+    """What compiling a grammar and following it may cost. With llguidance's own limits a hostile grammar may take
+    seconds and gigabytes."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(
+        max_grammar_size=100_000,
+        max_lexer_states=50_000,
+        verbose_errors=False,  # the parser's state in an error's text is for llguidance's developers
+    )
+
+
+class Form(Protocol):
+    """A `ResponseFormat`."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def value(self) -> str | tuple[str, ...]: ...
+    @property
+    def separators(self) -> tuple[str, str]: ...
+
+
+def checked_grammar(form: Form) -> str:
+    """The grammar of a form. Raises `ConstraintError` where llguidance cannot hold it."""
+    return _checked(form.kind, form.value, form.separators)
+
+
+@lru_cache(maxsize=64)
+def _checked(kind: str, value: str | tuple[str, ...], separators: tuple[str, str]) -> str:
+    if kind in ("json_schema", "json_object"):
+        assert isinstance(value, str)
+        return _of_schema(checked_schema(value), separators)
+    text = _of_text(kind, value)
+    if (why := _wrong(text)) is not None:
+        raise ConstraintError(f"the {kind} cannot be held: {why}")
+    return text
+
+
+def _of_text(kind: str, value: str | tuple[str, ...]) -> str:
+    from llguidance import LLMatcher
+    from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+
+    if isinstance(value, tuple):
+        return LLMatcher.grammar_from_regex("|".join(map(_escaped, value)))
+    if kind == "regex":
+        return LLMatcher.grammar_from_regex(value)
+    try:
+        return LLMatcher.grammar_from_lark(any_to_lark(value))
+    except (ValueError, GbnfToLarkError, RecursionError) as error:
+        raise ConstraintError(f"the grammar cannot be held: {first_line(error)}") from None
+
+
+def _escaped(text: str) -> str:
+    """A regular expression for just this text."""
+    return "".join("\\" + each if each in r"\.+*?()|[]{}^$#&-~/" else each for each in text)
+
+
+def _of_schema(nodes: Nodes, separators: tuple[str, str]) -> str:
+    """A JSON schema's grammar. It must hold before objects are closed, too: only then do schemas of a oneOf exclude
+    each other."""
+    check_references(nodes)
+    if (why := _wrong(_json_grammar(rewritten(nodes, close=False), separators))) is not None:
+        refuse(*_innermost(nodes, why))
+    text = _json_grammar(rewritten(nodes, close=True), separators)
+    if (why := _wrong(text)) is not None:
+        refuse((), why)
+    return text
+
+
+def _json_grammar(schema: Any, separators: tuple[str, str]) -> str:
+    from llguidance import LLMatcher
+
+    item, key = separators
+    return LLMatcher.grammar_from_json_schema(
+        schema, overrides={"whitespace_flexible": False, "item_separator": item, "key_separator": key}
+    )
+
+
+def _innermost(nodes: Nodes, why: str) -> tuple[Pointer, str]:
+    """The innermost place of a schema that is wrong by itself, and why."""
+    copy = rewritten(nodes, close=False, base=_MOVED)
+    found: Pointer = ()
+    for _ in range(MAX_DEPTH):
+        for pointer, node in children(found, nodes[found]):
+            part = {"$ref": _MOVED + place(nodes, pointer)[1:], "$defs": {"-": copy}}
+            inner = None if node is False else _wrong(_json_grammar(part, (",", ":")))
+            if inner is not None:
+                found, why = pointer, inner
+                break
+        else:
+            break
+    return found, why
+
+
+def _wrong(grammar: str) -> str | None:
+    """Why llguidance cannot hold a grammar, on one line; None if it can."""
+    from llguidance import LLMatcher
+
+    wrong, lines = LLMatcher.validate_grammar_with_warnings(grammar, limits=limits())
+    if not wrong:
+        return None
+    why = " ".join(" ".join(lines).split()).partition(" while processing json-schema:")[0][:300]
+    return _EXCLUSIVE if why.startswith("oneOf constraints") else why
