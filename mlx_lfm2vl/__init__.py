@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from .engine.engine import Engine, MemoryUse
     from .engine.handle import Request
     from .errors import (
+        AnswerError,
+        AnswerWarning,
         ConfigError,
         ConstraintError,
         EngineClosedError,
@@ -86,8 +88,20 @@ if TYPE_CHECKING:
     from .pretrained import load
     from .processing.fetch import SourcePolicy
     from .processing.load_image import load_image
+    from .tasks.boxes import DetectTask, PointTask
+    from .tasks.description import DescribeTask
+    from .tasks.drawing import draw_boxes, draw_points
+    from .tasks.export import to_coco
+    from .tasks.extraction import ExtractTask
+    from .tasks.reading import ReadTask
+    from .tasks.recipes import RECIPES, Recipe
+    from .tasks.results import Box, Point, Region
+    from .tasks.run import describe, detect, extract, point, read, recipe_of
 
 __all__ = [
+    "RECIPES",
+    "AnswerError",
+    "AnswerWarning",
     "AutoConfig",
     "AutoImageProcessor",
     "AutoModel",
@@ -96,14 +110,18 @@ __all__ = [
     "AutoTokenizer",
     "BackendError",
     "BatchFeature",
+    "Box",
     "Chat",
     "Completion",
     "ConfigError",
     "ConstraintError",
+    "DescribeTask",
+    "DetectTask",
     "Engine",
     "EngineChat",
     "EngineClosedError",
     "EngineThreadError",
+    "ExtractTask",
     "FinishReason",
     "ForkError",
     "GenerationConfig",
@@ -129,9 +147,14 @@ __all__ = [
     "OptionError",
     "OutOfMemoryError",
     "OutputError",
+    "Point",
+    "PointTask",
     "PromptCache",
     "PromptError",
     "QueueFullError",
+    "ReadTask",
+    "Recipe",
+    "Region",
     "Request",
     "ResponseFormat",
     "SourcePolicy",
@@ -149,14 +172,23 @@ __all__ = [
     "WeightsError",
     "convert",
     "demo",
+    "describe",
+    "detect",
     "diagnose",
+    "draw_boxes",
+    "draw_points",
+    "extract",
     "generate",
     "generate_batch",
     "load",
     "load_image",
     "parse_tool_calls",
+    "point",
+    "read",
+    "recipe_of",
     "set_seed",
     "stream_generate",
+    "to_coco",
 ]
 
 _HOMES = {
@@ -181,6 +213,8 @@ _HOMES = {
     "conversion.convert": ("convert",),
     "doctor.checks": ("diagnose",),
     "errors": (
+        "AnswerError",
+        "AnswerWarning",
         "ConfigError",
         "ConstraintError",
         "EngineClosedError",
@@ -219,6 +253,15 @@ _HOMES = {
     "pretrained": ("load",),
     "processing.fetch": ("SourcePolicy",),
     "processing.load_image": ("load_image",),
+    "tasks.boxes": ("DetectTask", "PointTask"),
+    "tasks.description": ("DescribeTask",),
+    "tasks.drawing": ("draw_boxes", "draw_points"),
+    "tasks.export": ("to_coco",),
+    "tasks.extraction": ("ExtractTask",),
+    "tasks.reading": ("ReadTask",),
+    "tasks.recipes": ("RECIPES", "Recipe"),
+    "tasks.results": ("Box", "Point", "Region"),
+    "tasks.run": ("describe", "detect", "extract", "point", "read", "recipe_of"),
 }
 _COMPUTING = (  # import MLX
     "compat.logits_process",
@@ -237,6 +280,11 @@ _COMPUTING = (  # import MLX
     "generation.response",
     "generation.stream",
     "pretrained",
+    "tasks.boxes",
+    "tasks.description",
+    "tasks.extraction",
+    "tasks.reading",
+    "tasks.run",
 )
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
