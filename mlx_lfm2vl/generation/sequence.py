@@ -88,9 +88,8 @@ class Sequence:
     ) -> GenerationResponse:
         """The text, and the tokens since the last response."""
         logprobs = tuple(self._logprobs) if self.options.logprobs else None
-        made = GenerationResponse(
-            text, tuple(self._tokens), reason, statistics, logprobs, self.detokenizer.take_tool_text()
-        )
+        tool_text, stop_text = self.detokenizer.take_tool_text(), self.detokenizer.stop_text
+        made = GenerationResponse(text, tuple(self._tokens), reason, statistics, logprobs, tool_text, stop_text)
         self._tokens, self._logprobs = [], []
         return made
 
