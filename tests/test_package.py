@@ -32,6 +32,8 @@ HEAVY = (
     "httpx2",
     "httpcore2",
     "prompt_toolkit",
+    "starlette",
+    "uvicorn",
 )
 
 
