@@ -19,6 +19,7 @@ from .api_error import ApiError, api_error
 from .log import RequestRecord, Write, of_bug
 from .metrics import Metrics
 from .models import Model
+from .page_routes import page_routes
 
 OPENAI_CHAT = Protocol(
     "chatcmpl-",
@@ -73,6 +74,7 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
         Route("/v1/models/{id:path}", one_model, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
         Route("/metrics", shown_metrics, methods=["GET"]),
+        *page_routes(),
     ]
     guarded = Guarded(Router(routes, redirect_slashes=False, default=not_found), access)
     app: ASGIApp = guarded
@@ -84,7 +86,7 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
             allow_headers=["*"],
             expose_headers=["x-request-id", "request-id", "retry-after"],
         )
-    return Recorded(app, frozenset(route.path for route in routes), metrics, write)
+    return Recorded(app, frozenset(route.path for route in routes if isinstance(route, Route)), metrics, write)
 
 
 class _App:
