@@ -19,6 +19,7 @@ from .api_error import ApiError, api_error
 from .log import RequestRecord, Write, of_bug
 from .metrics import Metrics
 from .models import Model
+from .page_routes import page_routes
 
 OPENAI_CHAT = Protocol(
     "chatcmpl-",
@@ -73,9 +74,10 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
         Route("/v1/models/{id:path}", one_model, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
         Route("/metrics", shown_metrics, methods=["GET"]),
+        *page_routes(),
     ]
     guarded = Guarded(Router(routes, redirect_slashes=False, default=not_found), access)
-    app = Recorded(guarded, frozenset(route.path for route in routes), metrics, write)
+    app = Recorded(guarded, frozenset(route.path for route in routes if isinstance(route, Route)), metrics, write)
     if not access.origins:
         return app
     return CORSMiddleware(
