@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -331,6 +332,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: children would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault(backends.VARIABLE, "mlx")
+    os.environ.pop("MLX_LFM2VL_MODEL", None)  # a developer's own default model is none of the tests'
+    os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="mlx-lfm2vl-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ["XDG_CONFIG_HOME"], ignore_errors=True)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -262,7 +262,7 @@ def test_no_terminal_obeys_what_a_model_says(endless, more):
     text = json.loads(piped)["text"] if more else piped
     assert "\x1b" in text  # random words of a small byte-level model
     screen, terminal = pty.openpty()
-    child = subprocess.Popen(command, cwd=ROOT, stdout=terminal, stderr=terminal)
+    child = subprocess.Popen(command, cwd=ROOT, stdout=terminal)
     os.close(terminal)
     shown = b""
     while True:

@@ -7,7 +7,8 @@ import json
 import re
 from pathlib import Path
 
-from .options import DEMO, add_revision, note, whole
+from .default_model import default_model
+from .options import add_revision, note, whole
 
 SUMMARY = "measure a model's speed on this machine"
 DESCRIPTION = """\
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default=argparse.SUPPRESS,  # else it would take --model back
         metavar="MODEL",
-        help="folder, hub repository or 'demo', the bundled model (default)",
+        help="folder, hub repository or 'demo', the small bundled model (default: as `generate`)",
     )
     model.add_argument("--model", metavar="MODEL", help="the same, by an option")
     add_revision(parser)
@@ -79,12 +80,14 @@ def run(args: argparse.Namespace) -> int:
     file = None if args.plot is None else Path(args.plot).expanduser()
     if file is not None:
         plot.check_file(file)
-    if args.model is None:
-        note("no model given: measuring the bundled demo model, which is far smaller than any other")
+    name = args.model
+    if name is None:
+        name, remark = default_model()
+        note(f"no model given: {remark}")
     plan = Plan(tuple(args.sizes), tuple(args.batch_sizes), args.tokens, args.repeats)
     with Interrupt() as interrupt, Bars() as bars:
         report = benchmark(
-            DEMO if args.model is None else args.model,
+            name,
             plan,
             revision=args.revision,
             progress=lambda done, total: bars("runs", done, total),

@@ -20,6 +20,7 @@ from .options import (
     sampling_options,
     source_policy,
 )
+from .progress import Spinner
 
 if TYPE_CHECKING:
     from .. import GenerationResponse, Lfm2VlForConditionalGeneration, Lfm2VlProcessor, Statistics
@@ -69,14 +70,14 @@ def run(args: argparse.Namespace) -> int:
         raise PromptError("nothing to answer: give --image, --prompt or both")
     prompt = DEFAULT_PROMPT if prompt is None else prompt
     options = GenerationOptions(**sampling_options(args))
-    # a wrong name is said before a large model is loaded
-    loaded = load_pictures(expand(args.image), source_policy(args), args.color_management)
+    with Spinner("reading pictures"):  # a wrong name is said before a large model is loaded
+        loaded = load_pictures(expand(args.image), source_policy(args), args.color_management)
     pictures = [picture for _, picture in loaded]
     model, processor = load_model(args)
     if args.verbose:
         report_loading(model)
     pieces: list[GenerationResponse] = []
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
         answer = stream_generate(
             model,
             processor,
@@ -85,12 +86,14 @@ def run(args: argparse.Namespace) -> int:
             system=args.system,
             options=options,
             stop=interrupt,
+            progress=spinner.count,
             control_tokens=args.control_tokens,
         )
         try:
             for piece in answer:
                 pieces.append(piece)
                 if not args.json:
+                    spinner.end()
                     print(for_stdout(piece.text + piece.tool_text), end="", flush=True)
         finally:  # also when interrupted twice: what there is stays a whole line
             if pieces and not args.json:

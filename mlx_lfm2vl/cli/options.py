@@ -13,14 +13,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import did_you_mean, one_line
+from .default_model import MODEL_VARIABLE, default_model
 from .forms import add_form, form_option
+from .progress import Bars, Spinner, above_progress
 
 if TYPE_CHECKING:
     from .. import Lfm2VlForConditionalGeneration, Lfm2VlProcessor, SourcePolicy
 
 PROGRAM = "mlx-lfm2vl"
-DEMO = "demo"
-MODEL_VARIABLE = "MLX_LFM2VL_MODEL"  # of the environment: the model where --model is not given
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,7 +41,8 @@ class Parser(argparse.ArgumentParser):
 def print_stderr(text: str) -> None:
     """Writes to stderr. That nobody reads there, or a full disk, stops nothing."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        with above_progress():
+            print(text, file=sys.stderr, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
@@ -97,31 +98,41 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="MODEL",
         help="folder, hub repository such as LiquidAI/LFM2.5-VL-450M, or 'demo', the small bundled model "
-        f"(default: what {MODEL_VARIABLE} names, else demo)",
+        f"(default: what {MODEL_VARIABLE} or the configuration file names, else demo)",
     )
     add_revision(parser)
 
 
 def chosen_model(args: argparse.Namespace) -> str:
-    """The model of --model, of the environment, or the bundled one."""
-    return args.model if args.model is not None else os.environ.get(MODEL_VARIABLE) or DEMO
+    """The model of --model, or the default one. Raises `OptionError`."""
+    return default_model()[0] if args.model is None else args.model
 
 
 def load_model(args: argparse.Namespace) -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
     """What `add_model` and `add_pictures` chose, with remarks on stderr that the user should know."""
     from .. import load
 
-    name = chosen_model(args)
-    if args.model is None and os.environ.get(MODEL_VARIABLE):
-        note(f"no --model given: using {name}, which {MODEL_VARIABLE} names")
-    elif args.model is None:
-        note("no --model given: using the bundled demo model, which only knows simple drawings")
-    model, processor = load(
-        name,
-        revision=args.revision,
-        source_policy=source_policy(args),
-        **picture_overrides(args),
-    )
+    name = args.model
+    if name is None:
+        name, remark = default_model()
+        note(f"no --model given: {remark}")
+    with Spinner("loading the model") as spinner, Bars() as bars:
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage == "download":
+                spinner.show("")
+                bars(stage, done, total)
+            elif stage == "weights":
+                bars.close()
+                spinner.show(f"loading the model, {100 * done // total} %")
+
+        model, processor = load(
+            name,
+            revision=args.revision,
+            source_policy=source_policy(args),
+            progress=tell,
+            **picture_overrides(args),
+        )
     for line in processor.notes:
         if args.tiling is None or "do_image_splitting" not in line:  # who chose need not be told
             note(line)

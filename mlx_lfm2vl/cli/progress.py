@@ -1,11 +1,22 @@
-"""Progress bars on stderr, where someone can see them."""
+"""Progress on stderr, where someone can see it: bars of work that is counted, a spinner before the first word."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-UNITS = {"weights": "B"}  # others count samples
+UNITS = {"weights": "B", "download": "B"}  # others count samples
+DELAY, PERIOD = 0.3, 0.1  # seconds before a spinner appears, and between its frames
+_CLEAR = b"\r\x1b[K"
+_LINE = threading.RLock()  # held by whoever writes to stderr
+_drawn: set[int] = set()  # descriptors of terminals whose line is a spinner's
 
 
 class Bars:
@@ -21,6 +32,9 @@ class Bars:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
         for bar in self._bars.values():
             bar.close()
 
@@ -33,6 +47,70 @@ class Bars:
                 total=total, desc=stage, unit=unit or "it", unit_scale=bool(unit), disable=None, dynamic_ncols=True
             )
         bar = self._bars[stage]
+        bar.total = total  # that of a download grows as files begin
         bar.update(done - bar.n)
-        if done >= total:
+        if done >= total and stage != "download":
             bar.close()
+
+
+class Spinner:
+    """A turning line that says what is done while a person waits, and for how many seconds; gone at `end`, or at the
+    end of its `with` block. Nothing is drawn where stderr is no terminal, and of what takes less than `DELAY`."""
+
+    def __init__(self, what: str):
+        self._what, self._ended = what, threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Spinner:
+        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            self._terminal = os.dup(sys.stderr.fileno())  # that of stderr may lead elsewhere while a picture is read
+            self._thread = threading.Thread(target=self._turn, name="mlx-lfm2vl spinner", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.end()
+
+    def show(self, what: str) -> None:
+        """Says this from here on; an empty text hides the line."""
+        self._what = what
+
+    def count(self, done: int, total: int) -> None:
+        """Says how many tokens of a prompt are done; the last one's answer comes next."""
+        self.show(f"reading the prompt, {done} of {total} tokens" if done < total else "answering")
+
+    def end(self) -> None:
+        """Takes the line away; a second call does nothing."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            os.close(self._terminal)
+
+    def _turn(self) -> None:
+        begun, wait = time.monotonic(), DELAY
+        with contextlib.suppress(OSError):  # of a terminal that was closed
+            for frame in itertools.cycle("|/-\\"):
+                if self._ended.wait(wait):
+                    break
+                wait, seconds = PERIOD, int(time.monotonic() - begun)
+                line = f"{frame} {self._what}{f' ({seconds} s)' if seconds else ''}" if self._what else ""
+                self._draw(line[: (os.get_terminal_size(self._terminal).columns or 80) - 1])
+            self._draw("")
+
+    def _draw(self, line: str) -> None:
+        with _LINE:
+            if line or self._terminal in _drawn:
+                os.write(self._terminal, _CLEAR + line.encode())
+            (_drawn.add if line else _drawn.discard)(self._terminal)
+
+
+@contextlib.contextmanager
+def above_progress() -> Iterator[None]:
+    """While the block writes lines to stderr, no progress stands where they come."""
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    with _LINE, tqdm.external_write_mode(sys.stderr) if tqdm is not None else contextlib.nullcontext():
+        for terminal in _drawn:
+            os.write(terminal, _CLEAR)
+        _drawn.clear()
+        yield

@@ -13,6 +13,7 @@ from ..errors import one_line
 from .chat_help import completions
 from .inputs import expand, load_pictures
 from .options import print_stderr
+from .progress import Spinner
 
 if TYPE_CHECKING:
     from .. import GenerationResponse, SourcePolicy
@@ -79,9 +80,10 @@ class Terminal:
         from .interrupt import Interrupt
 
         begun, last = False, None
-        with Interrupt() as interrupt:
+        with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
             try:
-                for last in answer(stop=interrupt):
+                for last in answer(stop=interrupt, progress=spinner.count):
+                    spinner.end()
                     begun = True
                     print(for_stdout(last.text + last.tool_text), end="", flush=True)
             finally:
@@ -104,7 +106,8 @@ class Terminal:
 
         if "-" in names:
             raise ImageError("-: stdin is the conversation; name a file")
-        loaded = load_pictures(expand(names), self.policy, self.color_management)
+        with Spinner("reading pictures"):
+            loaded = load_pictures(expand(names), self.policy, self.color_management)
         pictures = [(one_line(os.path.basename(name) or name), picture) for name, picture in loaded]
         for name, picture in pictures:
             self.hint(f"{name}: {picture.width:g}x{picture.height:g}, with {message}")

@@ -269,6 +269,75 @@ def model_of_the_environment(name: str, *words: object) -> Callable[[Bench], End
     return act
 
 
+CONFIG = "config/mlx-lfm2vl/config.toml"
+
+
+def configured(text: str | bytes, *words: object, **environment: str) -> Callable[[Bench], Ended]:
+    """generate where the configuration file holds this."""
+
+    def act(bench: Bench) -> Ended:
+        bench.write(CONFIG, text)
+        (bench.folder / "folders" / "mlx-lfm2vl" / "config.toml").mkdir(parents=True)
+        for name, value in {"XDG_CONFIG_HOME": "{folder}/config", **environment}.items():
+            bench.monkeypatch.setenv(name, value.format(folder=bench.folder))
+        return bench.cli("generate", "--prompt", "Hi", "--max-tokens", 2, *words)
+
+    return act
+
+
+WRITE = 'write model = "owner/name"'
+CONFIGURED = [
+    answered(
+        "a model that the configuration file names",
+        configured(f'# mine\nmodel = "{MODEL}"\n', "--json"),
+        Answers((f"no --model given: using {MODEL}, which {{folder}}/{CONFIG} names",), f'"model": "{MODEL}"'),
+    ),
+    answered("a model of --model beside a broken configuration file", configured("no", "--model", MODEL), Answers()),
+    answered(
+        "a model of the environment beside a broken configuration file",
+        configured("no", MLX_LFM2VL_MODEL=str(MODEL)),
+        Answers(("which MLX_LFM2VL_MODEL names",)),
+    ),
+    answered("an empty configuration file", configured("\ufeff"), Answers(("using the bundled demo model",))),
+    answered(
+        "a configuration folder that is no whole path",
+        configured('model = "./no"', XDG_CONFIG_HOME="config", HOME="/proc/no"),
+        Answers(("using the bundled demo model",)),
+    ),
+    *(
+        answered(f"a configuration file with {name}", configured(text), Exits(CONFIG, what, way))
+        for name, text, what, way in (
+            (
+                "no TOML",
+                "# mine\n\nmodel = demo\n",
+                "Invalid value (at line 3, column 9)",
+                'write model = "owner/name"',
+            ),
+            ("a misspelt key", 'x = 1\n modle = "demo"', "line 1: x is no setting", "only model is one"),
+            (
+                "a key that is nearly one",
+                '# mine\n modle = "demo"',
+                "line 2: modle is no setting",
+                "did you mean model?",
+            ),
+            (
+                "a table",
+                '\n\n[model]\nname = "demo"',
+                "line 3: model is {{'name': 'demo'}}",
+                'write model = "owner/name"',
+            ),
+            ("another table", '\n[generate]\nmodel = "demo"', "line 2: generate is no setting", "only model is one"),
+            ("a number", "model = 3", "line 1: model is 3", WRITE),
+            ("an empty name", '\nmodel = " "', "line 2: model is ' '", WRITE),
+            ("bytes of Latin-1", b"# caf\xe9\n# x", "line 1 is not UTF-8", "save the file as UTF-8"),
+        )
+    ),
+    answered(
+        "a configuration file that is a folder",
+        configured("", XDG_CONFIG_HOME="{folder}/folders"),
+        Exits("folders/mlx-lfm2vl/config.toml", "cannot be read (Is a directory)"),
+    ),
+]
 WORKING = [
     answered(
         "a model that the environment names",
@@ -277,6 +346,7 @@ WORKING = [
     ),
     answered("a model beside one of the environment", model_of_the_environment("./no", "--model", MODEL), Answers()),
     answered("an empty model of the environment", model_of_the_environment(""), Answers(("bundled demo model",))),
+    *CONFIGURED,
     answered(
         "a model of the environment that is not there",
         model_of_the_environment("./no"),

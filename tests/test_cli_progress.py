@@ -1,0 +1,113 @@
+"""What a person sees before the first word: a spinner and the bars of a download, at a terminal only."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import GOLDEN
+from hub_server import HubServer, Repository
+from matrix.web import Server, response
+from PIL import Image
+from test_cli import ROOT
+from typist import COLUMNS, Typist
+
+from mlx_lfm2vl import demo, generate, load
+
+SCENE = ROOT / "examples" / "scene.png"
+NAME = "owner/demo"
+QUESTION = "What is in this image?"
+
+
+@pytest.fixture
+def slow_picture():
+    """The address of the scene on a server that thinks for a second."""
+
+    def answer(connection):
+        time.sleep(1)
+        connection.sendall(response("200 OK", SCENE.read_bytes(), Content_Type="image/png"))
+
+    server = Server({"/scene.png": answer})
+    yield f"{server.url}/scene.png"
+    server.close()
+
+
+@pytest.fixture
+def slow_hub():
+    """A hub with the demo model, which is busy at first, and sends slowly."""
+    files = {file.name: file.read_bytes() for file in demo.path().iterdir() if file.suffix in (".json", ".safetensors")}
+    files["chat_template.jinja"] = (demo.path() / "chat_template.jinja").read_bytes()
+    with HubServer({NAME: Repository(files)}, busy=[(503, {})], pace=6_000_000) as hub:
+        yield hub
+
+
+def test_a_spinner_says_what_is_done_before_the_first_word(tmp_path, slow_picture, slow_hub):
+    person = Typist(
+        tmp_path,
+        *("generate", "--model", NAME, "--prompt", QUESTION, "--image", slow_picture, "--allow-private-urls"),
+        HF_ENDPOINT=slow_hub.url,
+        HF_HUB_CACHE=str(tmp_path / "hub"),
+        HF_HUB_DISABLE_XET="1",
+    )
+    person.wait_for("reading pictures")
+    person.wait_for("loading the model")
+    person.wait_for("download: ")
+    person.wait(lambda: not person.child.isalive())
+    bar, *answer = person.lines()
+    assert bar.startswith("download: 100%|") and bar.endswith("B/s]") and len(bar) <= COLUMNS
+    answer = "\n".join(answer).replace("\n", "")
+    assert answer == generate(*load("demo"), QUESTION, [str(SCENE)]).replace("\n", "")
+
+
+def test_no_spinner_is_left_behind_the_answer_or_an_error(tmp_path, slow_picture):
+    Image.new("RGB", (6000, 6000), "red").save(tmp_path / "large.png")  # takes a while to resize
+    words = ["generate", "--model", "demo", "--prompt", QUESTION, "--max-tokens", 3, "--no-tiling"]
+    person = Typist(tmp_path, *words, "--image", "large.png", "--json")
+    person.wait_for("reading the prompt")
+    person.wait(lambda: not person.child.isalive())
+    assert person.lines()[0].startswith('{"model": ') and "reading" not in "".join(person.lines())
+    person = Typist(tmp_path, *words, "--image", f"{slow_picture}.gone", slow_picture, "--allow-private-urls")
+    person.wait(lambda: not person.child.isalive())
+    assert person.lines()[0].startswith("mlx-lfm2vl: error: http://127.0.0.1")
+
+
+def test_the_first_answer_of_a_chat_has_a_spinner(tmp_path, slow_picture):
+    Image.new("RGB", (6000, 6000), "red").save(tmp_path / "large.png")
+    person = Typist(tmp_path, "chat", "--model", "demo", "--allow-private-urls", "--max-tokens", 3, "--no-tiling")
+    person.wait(person.waits)
+    person.type(f"/image {slow_picture} large.png\r")
+    person.wait_for("reading pictures")
+    person.wait(lambda: person.prompts() == 2 and person.waits())
+    assert person.lines()[-3:-1] == [
+        "scene.png: 128x128, with your next message",
+        "large.png: 6000x6000, with your next message",
+    ]
+    person.type(f"{QUESTION}\r")
+    person.wait_for("reading the prompt")
+    person.wait(lambda: person.prompts() == 3 and person.waits())
+    assert "reading the prompt" not in "\n".join(person.lines())
+
+
+@pytest.mark.parametrize("where", ["a pipe", "a dumb terminal"])
+def test_nothing_turns_where_nobody_watches(tmp_path, slow_picture, where):
+    words = ["generate", "--model", "demo", "--prompt", QUESTION, "--image", slow_picture, "--allow-private-urls"]
+    if where == "a pipe":
+        command = [sys.executable, "-m", "mlx_lfm2vl", *words]
+        done = subprocess.run(command, capture_output=True, cwd=ROOT, env=dict(os.environ), timeout=60)
+        assert (done.returncode, done.stderr) == (0, b"")
+    else:
+        person = Typist(tmp_path, *words, TERM="dumb")
+        person.wait(lambda: not person.child.isalive())
+        assert b"reading" not in person.raw and b"\x1b" not in person.raw
+
+
+def test_a_note_is_a_line_of_its_own_beside_progress(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    for number in range(3):
+        frames[0].save(tmp_path / f"{number}.gif", save_all=True, append_images=frames[1:])
+    words = ["batch", tmp_path, "--model", GOLDEN / "gen25", "--output", "out.jsonl", "--max-tokens", 2]
+    person = Typist(tmp_path, *words, "--batch-size", 1)
+    person.wait(lambda: not person.child.isalive())
+    notes = [line for line in person.lines() if "mlx-lfm2vl: " in line]
+    assert len(notes) == 4 and all(line.startswith("mlx-lfm2vl: ") for line in notes)
