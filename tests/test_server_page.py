@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -102,8 +103,9 @@ def test_an_answer_is_the_librarys(opened):
 def test_an_answer_grows_while_it_comes(opened):
     opened.page.select_option("#model", "gen2")
     opened.ask("Go on.", wait=False)
-    lengths: set[int] = set()
-    until(lambda: lengths.add(len(opened.answer)) or len(lengths) > 5)
+    shown = []
+    until(lambda: shown.append(opened.answer) is None and len(set(shown)) > 5)
+    assert all(later.startswith(earlier) for earlier, later in pairwise(shown))
     opened.page.click("#stop")
 
 
@@ -111,8 +113,8 @@ def test_a_second_question_shows_its_cached_tokens(opened):
     opened.ask(QUESTION, SCENE)
     opened.ask("And what else?")
     shown = opened.page.inner_text(".answer:last-child .message-tools")
-    prompt, cached = map(int, re.search(r"(\d+) in the question, (\d+) cached", shown).groups())
-    assert prompt - cached < 20
+    ((prompt, cached),) = re.findall(r"(\d+) in the question, (\d+) cached", shown)
+    assert int(prompt) - int(cached) < 20
 
 
 def test_pictures_are_pasted_and_dropped(opened):

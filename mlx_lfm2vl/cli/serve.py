@@ -6,7 +6,8 @@ import argparse
 import os
 from typing import Any
 
-from .options import DEMO, MODEL_VARIABLE, add_picture_policy, note, picture_overrides, real, whole
+from .default_model import MODEL_VARIABLE, default_model
+from .options import add_picture_policy, note, picture_overrides, real, whole
 
 SUMMARY = "answer programs that speak OpenAI's or Anthropic's protocol"
 KEY_VARIABLE = "MLX_LFM2VL_API_KEY"  # of the environment: the key that callers must send
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     )
     load: dict[str, Any] = {"source_policy": policy, **picture_overrides(args)}
     settings = Settings(
-        models=args.models or [os.environ.get(MODEL_VARIABLE) or DEMO],
+        models=args.models or [default_model()[0]],
         host=args.host,
         port=args.port,
         access=Access(_key(args), tuple(name.lower() for name in args.allow_host), tuple(args.allow_origin)),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from conftest import load_array
 from containers import NOISE, encoded
 from pdfs import RED_LEFT, coloured, document, encrypted, nested, pdf
 from PIL import Image
@@ -17,7 +18,7 @@ from PIL import Image
 from mlx_lfm2vl import SourcePolicy
 from mlx_lfm2vl.errors import ImageError
 from mlx_lfm2vl.processing import pdf as pdf_module
-from mlx_lfm2vl.processing.load_image import expand_pages, load_array
+from mlx_lfm2vl.processing.load_image import expand_pages
 from mlx_lfm2vl.processing.pdf import PdfPage
 
 from .bench import Bench
