@@ -439,7 +439,7 @@ FILES = [
     missing("zeros", bytes(5000), NO_PICTURE, "convert it to PNG or JPEG"),
     missing("one byte", b"\x89", NO_PICTURE, "convert it to PNG or JPEG"),
     missing("a program", b"\x7fELF" + bytes(100), NO_PICTURE, "convert it to PNG or JPEG"),
-    missing("PDF", b"%PDF-1.7\n", "not a picture but a PDF document", "export the page as PNG"),
+    missing("PDF", b"%PDF-1.7\n", "damaged (PDFium cannot open it)", "save or download it again"),
     missing("SVG", "<?xml version='1.0'?>\n<svg/>", "not a picture but an SVG drawing", "export it as PNG"),
     missing("a web page", "\n<!DOCTYPE html><html>", "not a picture but a web page", "give the address of the picture"),
     missing(
