@@ -67,7 +67,7 @@ _WARNINGS = threading.RLock()
 
 
 def suffixes() -> tuple[str, ...]:
-    """How names of picture files end, in small letters: those that Pillow registers, and HEIC's."""
+    """Suffixes of picture files in small letters: those that Pillow registers, and HEIC's."""
     known = Image.registered_extensions().items()
     return (*sorted(suffix for suffix, format in known if format not in UNREADABLE), ".heic", ".heif")
 

@@ -135,7 +135,7 @@ class StoredTensors:
 
     @property
     def mixed_note(self) -> str:
-        """What becomes of dense tensors of several types; empty where all are of one."""
+        """A remark on what becomes of dense tensors of several types; empty where all are of one."""
         types = sorted({info.dtype for info in self.infos.values() if info.dtype in FLOATING})
         name = str(self.dtype).removeprefix("mlx.core.")
         return f"{' and '.join(types)} weights are mixed; all are taken as {name}" if len(types) > 1 else ""
