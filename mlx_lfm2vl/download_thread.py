@@ -20,7 +20,7 @@ POLL_SECONDS = 0.05
 
 
 class _Download:
-    """What the thread that waits for a download shares with those that run it."""
+    """The state that the thread which waits for a download shares with those that run it."""
 
     def __init__(self, progress: Progress | None):
         self.progress = progress

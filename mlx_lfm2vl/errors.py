@@ -22,7 +22,8 @@ def short(name: str) -> str:
 
 
 def first_line(error: BaseException, length: int = 200) -> str:
-    """What a library says of a file, for a message: its first line, printable, not longer than `length` characters."""
+    """The words of a library on a file, for a message: their first line, printable, not longer than `length`
+    characters."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
     return text if len(text) <= length else f"{text[: length - 4]} ..."

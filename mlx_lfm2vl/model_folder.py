@@ -60,7 +60,7 @@ def _snapshot(repository: Path) -> Path:
 
 
 def _adapter(file: Path) -> str:
-    """What an adapter's configuration, of PEFT's or mlx-lm's, says that it is of."""
+    """The model that an adapter is of, as its configuration (PEFT's or mlx-lm's) says."""
     try:
         with file.open("rb") as stream:
             data: Any = json.loads(stream.read(MOST_OF_AN_ADAPTER_CONFIG))

@@ -174,7 +174,7 @@ def blas_threads() -> list[int]:
     return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
 
 
-def test_openblas_keeps_to_one_thread_while_work_is_shared_and_has_its_own_again_afterwards():
+def test_openblas_keeps_to_one_thread_while_work_is_shared():
     with threadpool_limits(2, "blas"):
         seen, names = [], set()
 
@@ -194,7 +194,7 @@ def test_openblas_keeps_to_one_thread_while_work_is_shared_and_has_its_own_again
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have another BLAS")
-def test_openblas_does_not_wait_long_at_full_speed_for_its_next_product():
+def test_openblas_waits_only_briefly_at_full_speed():
     """In a process that does nothing else, it would for a tenth of a second."""
     code = """
 import time, mlx_lfm2vl, numpy as np

@@ -77,7 +77,7 @@ def test_an_error_stays_in_its_row(tmp_path):
     assert answers[0].tokens == answers[3].tokens == alone(good)[0]
 
 
-def test_questions_are_read_as_they_are_needed_and_stopping_reads_no_more():
+def test_questions_are_read_as_needed_and_none_after_a_stop():
     read = []
 
     def questions():

@@ -35,7 +35,7 @@ def test_the_parts_are_the_time_to_the_first_token(report):
     assert text.parts["vision"] < picture.parts["vision"]
 
 
-def test_one_run_is_as_long_as_its_parts_and_answers_as_the_library_does(tmp_path):
+def test_a_run_is_the_sum_of_its_parts_and_answers_alike(tmp_path):
     model, processor = load("demo")
     for file, prompt in ((draw((96, 64), 0, tmp_path), PROMPT), (None, TEXT_PROMPT)):
         run = ask(model, processor, file, 6)

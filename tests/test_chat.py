@@ -404,7 +404,7 @@ def test_the_time_to_the_first_token_includes_reading_the_pictures(monkeypatch):
 
 
 @pytest.mark.parametrize("ask", ["generate", "chat", "batch"])
-def test_memory_that_runs_out_at_the_first_evaluation_is_a_typed_error(monkeypatch, ask):
+def test_out_of_memory_at_the_first_evaluation_is_a_typed_error(monkeypatch, ask):
     """As lazy back ends have it: the text's only chunk is computed when its last logits are."""
     model, processor = loaded()
 
@@ -515,7 +515,7 @@ def test_only_saved_conversations_are_written_over(tmp_path, monkeypatch):
     assert (tmp_path / "empty").read_text() == (tmp_path / "talk.json").read_text()
 
 
-def test_only_bounded_regular_files_are_loaded_and_pictures_as_the_policy_says(tmp_path):
+def test_only_bounded_regular_files_and_allowed_pictures_are_loaded(tmp_path):
     model, processor = loaded()
     chat = Chat(model, processor, system="Be brief.")
     kept = list(chat.messages)

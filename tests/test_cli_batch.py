@@ -259,7 +259,7 @@ def test_failed_rows_are_replaced_wherever_they_stand(cli, tmp_path):  # noqa: F
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
-def test_killed_or_interrupted_and_started_again_it_ends_as_if_nothing_had_happened(tmp_path, end):
+def test_a_batch_that_was_killed_ends_whole_when_started_again(tmp_path, end):
     draw(tmp_path, 12)
     words = [*MODULE, "batch", tmp_path, "--batch-size", 1, *FAST, "--max-tokens", 60, "--output"]
     run = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True}

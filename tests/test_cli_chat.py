@@ -360,7 +360,7 @@ def test_bad_arguments_end_it_before_it_begins(words):
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
 
 
-def test_pictures_of_a_message_that_was_stopped_before_its_first_word_wait_for_the_next(capsys):
+def test_pictures_of_a_stopped_message_wait_for_the_next(capsys):
     class Impatient(Terminal):
         patience = 0
 

@@ -74,7 +74,7 @@ def test_subfolders_are_read_where_it_is_told(tmp_path, capsys):
     assert pictures_in([str(tmp_path)]) == [str(tmp_path / "b.png")]
 
 
-def test_several_pictures_come_from_one_option_from_two_and_from_a_pattern(cli, tmp_path):  # noqa: F811
+def test_several_pictures_come_from_options_and_patterns(cli, tmp_path):  # noqa: F811
     for name, picture in (("b.png", PICTURE), ("a.png", SMALL)):
         (tmp_path / name).write_bytes(picture.read_bytes())
     (tmp_path / "[x].png").write_bytes(SMALL.read_bytes())

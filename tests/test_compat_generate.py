@@ -64,7 +64,7 @@ def test_sampling_draws_from_the_references_scores(name, inputs):
     np.testing.assert_allclose(largest, CALLS[name]["largest"], rtol=2e-4, atol=2e-4)
 
 
-def test_a_setting_of_a_configuration_counts_less_than_one_of_the_call(inputs):
+def test_a_setting_of_the_call_wins_over_the_configuration(inputs):
     model, _ = loaded()
     assert answer(inputs, generation_config=GenerationConfig(eos_token_id=536), max_new_tokens=8)[0][4:] == [
         536,
@@ -95,7 +95,7 @@ def test_without_a_length_twenty_tokens_are_made_with_a_warning(inputs):
     assert out.shape[1] == inputs["input_ids"].shape[1] + 20
 
 
-def test_sampling_settings_without_sampling_are_said_to_be_without_effect(inputs):
+def test_sampling_settings_without_sampling_warn(inputs):
     with pytest.warns(UserWarning, match="temperature, top_p: without effect unless do_sample=True"):
         assert answer(inputs, temperature=0.5, top_p=0.9, max_new_tokens=8) == greedy()
 

@@ -457,7 +457,7 @@ def test_models_processors_and_configurations_are_pushed_to_the_hub(tmp_path):
         assert said["denied"] == "HubError"
 
 
-def test_from_pretrained_of_a_model_takes_the_processors_template_and_both_dtypes():
+def test_a_models_from_pretrained_takes_a_template_and_both_dtypes():
     with pytest.warns(UserWarning, match="from_pretrained ignores chat_template, which is the processor's"):
         model = AutoModelForImageTextToText.from_pretrained(GOLDEN / "gen2", chat_template="{{ messages }}")
     again = AutoModelForImageTextToText.from_pretrained(GOLDEN / "gen2", dtype="bfloat16", torch_dtype="float32")

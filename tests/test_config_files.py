@@ -53,7 +53,7 @@ def source(tmp_path) -> Path:
     return Path(shutil.copytree(GOLDEN / "gen25", tmp_path / "source"))
 
 
-def test_a_source_without_processor_files_gets_one_with_the_policy_of_its_config(source, tmp_path):
+def test_without_processor_files_the_policy_of_config_json_is_written(source, tmp_path):
     data = json.loads((source / "config.json").read_text())
     (source / "processor_config.json").unlink()
     (source / "config.json").write_text(json.dumps({**data, "max_tiles": 6, "min_image_tokens": 32}))
@@ -98,7 +98,7 @@ def test_links_of_the_hubs_cache_are_files_of_the_repository(source, tmp_path):
         convert(snapshot, tmp_path / "other")
 
 
-def test_links_through_the_store_that_repositories_share_are_followed_and_no_further(source, tmp_path):
+def test_links_are_followed_into_the_shared_store_and_no_further(source, tmp_path):
     """What came through Xet: the repository's blob is itself a link, to the cache's own store."""
     snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "main", tmp_path / "models--a--b" / "blobs"
     store = tmp_path / "blobs" / "a8"

@@ -61,7 +61,7 @@ def typed(draw, checkpoint: str) -> str:
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_the_ids_of_what_is_typed_decode_to_it_and_hold_no_control_token(checkpoint, data):
+def test_typed_text_decodes_to_itself_without_control_tokens(checkpoint, data):
     text, system = data.draw(typed(checkpoint)), data.draw(typed(checkpoint))
     tokenizer = loaded(checkpoint)[1].tokenizer
     # what the template itself writes around a harmless text, whose ids are cut out

@@ -75,7 +75,7 @@ def test_quantised(bits, group, tmp_path):
     assert (out / "model.safetensors").stat().st_size < (GOLDEN / "gen2" / "model.safetensors").stat().st_size
 
 
-def test_layers_that_a_group_does_not_divide_stay_dense_and_the_record_says_so(tmp_path):
+def test_layers_that_no_group_divides_stay_dense_on_record(tmp_path):
     out = convert(GOLDEN / "gen2", tmp_path / "out", q_bits=8, q_group_size=64)  # hidden size 64, feed-forward 96
     config = json.loads((out / "config.json").read_text())["quantization"]
     dense = {name for name, entry in config.items() if entry is False}

@@ -59,7 +59,7 @@ def line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize("command", [["convert"], ["convert", "--repair"]], ids=" ".join)
-def test_another_architecture_is_refused_before_the_weights_are_fetched(command, hub, run, tmp_path):
+def test_another_architecture_is_refused_before_weights_are_fetched(command, hub, run, tmp_path):
     hub.repositories[NAME].files["config.json"] = json.dumps({"model_type": "qwen2_vl"}).encode()
     said = line(run(*command, "--hf-path", NAME, "--mlx-path", str(tmp_path / "out")))
     assert "config.json: model_type is 'qwen2_vl'; this package runs 'lfm2_vl'" in said

@@ -100,7 +100,7 @@ def test_the_loop_makes_no_more_tokens_than_asked(golden):
     assert cache_.offset == prompt.input_ids.shape[1] + 4
 
 
-def test_the_first_token_waits_for_no_step_and_each_after_it_is_read_once_the_next_is_dispatched(golden):
+def test_a_token_is_read_once_the_next_step_is_dispatched(golden):
     case = golden("gen25-text")
     model, prompt = model_of("gen25"), prompt_of(case)
     cache_ = Cache(model.config.text_config)
@@ -113,7 +113,7 @@ def test_the_first_token_waits_for_no_step_and_each_after_it_is_read_once_the_ne
 
 
 @pytest.mark.parametrize("before", [0, 3, 11])
-def test_rows_that_join_go_on_as_they_would_alone_and_what_others_leave_is_given_up(before, golden):
+def test_rows_that_join_or_leave_a_batch_change_no_other(before, golden):
     model = model_of("gen2")
     prompts = [prompt_of(golden(name)) for name in ("gen2-landscape", "gen2-text", "gen2-small", "gen2-text")]
     alone = [greedy(model, prompt, 30)[0].tolist() for prompt in prompts]

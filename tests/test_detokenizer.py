@@ -63,7 +63,7 @@ def test_it_goes_on_after_its_end():
 
 
 @pytest.mark.parametrize("kind", ["invalid", "unfinished", "special", "unknown"])
-def test_tokens_without_text_take_no_more_time_each_the_more_there_are(kind):
+def test_tokens_without_text_take_constant_time_each(kind):
     ids = (
         {
             "invalid": [GEN2.convert_tokens_to_ids("\u0122")],  # a byte that begins no character

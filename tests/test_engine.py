@@ -104,7 +104,7 @@ def test_a_question_joins_those_that_are_being_answered(engine, monkeypatch):
     assert tuple(tokens) == alone("Tell me everything.", None, 400)
 
 
-def test_answers_go_on_and_can_be_cancelled_while_a_long_prompt_joins_them(engine):
+def test_answers_go_on_while_a_long_prompt_joins_them(engine):
     said: list[GenerationResponse] = []
     tokens_at: list[int] = []
     wild = GenerationOptions(max_tokens=100_000, temperature=1.5, seed=2)

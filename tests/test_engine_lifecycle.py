@@ -109,7 +109,7 @@ def test_closing_ends_everything_and_returns():
 
 
 @pytest.mark.parametrize("way", ["close", "exit"])
-def test_a_sink_that_waits_for_the_thread_that_closes_does_not_hold_it_up(way):
+def test_a_sink_that_waits_for_the_closing_thread_holds_nothing_up(way):
     """A bounded queue whose reader is the thread that closes. What is lost is told."""
     script = f"""
 import queue, threading, time

@@ -57,7 +57,7 @@ def test_what_joins_beside_a_picture_that_fails_is_answered(fragile, what, error
     long.cancel()
 
 
-def test_an_answer_goes_on_where_those_that_would_join_it_find_no_room(engine, monkeypatch):
+def test_an_answer_goes_on_where_joining_rows_find_no_room(engine, monkeypatch):
     long, release = held(engine, GenerationOptions(max_tokens=40))
     joiner = engine.submit("Question.", options=SHORT)
     time.sleep(0.3)
@@ -97,7 +97,7 @@ def test_a_finished_request_keeps_no_states(engine):
     assert request.so_far is None
 
 
-def test_what_has_been_answered_is_let_go_while_others_are_still_being_answered(engine):
+def test_finished_rows_are_freed_while_others_run(engine):
     """A batch that others join may go on for days."""
     running = engine.submit("Hello.", options=FOREVER)
     running.take(0, 60)
@@ -128,7 +128,7 @@ def test_a_busy_engine_holds_no_more_than_its_rows(engine):
     assert max(peaks[6:]) < max(peaks[:6]) * 1.2
 
 
-def test_what_is_kept_for_reuse_is_given_back_when_idle_and_limits_when_closed():
+def test_buffers_are_freed_when_idle_and_limits_reset_when_closed():
     before = mx.set_cache_limit(2**30)
     try:
         with Engine(endless_model, cache_limit=2**28, idle_seconds=0.2) as engine:
@@ -144,7 +144,7 @@ def test_what_is_kept_for_reuse_is_given_back_when_idle_and_limits_when_closed()
         mx.set_cache_limit(before)
 
 
-def test_what_is_remembered_is_forgotten_when_asked_and_answers_stay_the_same(engine):
+def test_clearing_the_caches_changes_no_answer(engine):
     question = ("What is this?", picture("landscape"))
     first = engine.submit(*question, options=SHORT).result(60)
     again = engine.submit(*question, options=SHORT).result(60)

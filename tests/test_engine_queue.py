@@ -70,7 +70,7 @@ def test_a_full_queue_says_so():
         assert len({request.result(60).tokens for request in [*waiting, late]}) == 1
 
 
-def test_a_picture_that_is_slow_to_come_holds_up_its_own_question_only(engine, slow_path):
+def test_a_slow_picture_holds_up_its_own_question_only(engine, slow_path):
     slow = engine.submit("What is this?", slow_path, options=SHORT)
     talk = engine.chat(options=SHORT)
     slow_turn = talk.submit("What is this?", slow_path)

@@ -99,7 +99,7 @@ STAGES = {
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_conversion_killed_at_any_stage_leaves_no_model_and_the_next_is_whole(large, tmp_path, stage):
+def test_a_killed_conversion_leaves_no_model_and_the_next_is_whole(large, tmp_path, stage):
     target = tmp_path / "out"
     words = ("convert", "--hf-path", large, "--mlx-path", target)
     child = start(*words)
@@ -115,7 +115,7 @@ def test_a_conversion_killed_at_any_stage_leaves_no_model_and_the_next_is_whole(
 
 
 @pytest.mark.soak
-def test_conversions_killed_at_a_hundred_moments_keep_the_old_model_or_give_the_new(large, tmp_path):
+def test_a_conversion_killed_at_any_moment_leaves_a_whole_model(large, tmp_path):
     """Over an older model, dense and quantised in turn: there is always a whole one, of either kind."""
     target, rng = tmp_path / "out", random.Random(7)
     words = ("convert", "--hf-path", large, "--mlx-path", target, "--overwrite", "--no-verify")
@@ -176,7 +176,7 @@ def test_what_appears_at_the_place_meanwhile_is_not_overwritten(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_old_model_that_was_moved_aside_by_a_killed_process_comes_back(tmp_path):
+def test_a_model_moved_aside_by_a_killed_process_comes_back(tmp_path):
     left = tmp_path / ".out.abcdefgh.part"
     shutil.copytree(GOLDEN / "gen25", left / "old")
     other = tmp_path / ".out.b.abcdefgh.part"  # of another target
@@ -271,7 +271,7 @@ def test_a_download_that_is_killed_is_never_taken_for_whole(hub, tmp_path, momen
 
 
 @pytest.mark.soak
-def test_a_batch_killed_at_thirty_moments_ends_as_if_nothing_had_happened(tmp_path):
+def test_a_batch_killed_at_thirty_moments_ends_whole(tmp_path):
     rows = [{"prompt": f"Say {number}"} for number in range(90)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ("batch", tmp_path / "rows.jsonl", "--model", GOLDEN / "gen25", "--max-tokens", "20", "--batch-size", "2")

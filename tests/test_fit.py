@@ -102,7 +102,7 @@ def test_a_quantised_size_is_that_of_a_conversion(tmp_path):
         assert fit.weight_bytes(half.infos) == pytest.approx(made, rel=0.01)
 
 
-def test_a_question_that_does_not_fit_is_refused_with_the_tokens_that_would(model, monkeypatch):
+def test_a_question_that_does_not_fit_names_the_tokens_that_would(model, monkeypatch):
     config = model.config
     with_free(monkeypatch, fit.question_bytes(config, 4, 5000, 1000, 1024))
     fit.check_question(config, mx.float32, 5000, 1000, 1024)
@@ -173,7 +173,7 @@ def test_a_process_that_may_take_little_is_told_instead_of_ended(tmp_path):
 
 @LINUX
 @pytest.mark.parametrize("room", [140_000_000, 300_000_000, 450_000_000, 800_000_000])
-def test_a_limit_that_loading_or_answering_would_meet_half_way_is_told_before(tmp_path, room):
+def test_a_limit_that_would_be_met_half_way_is_told_before(tmp_path, room):
     """MLX's CPU back end ends the process where the system refuses it memory."""
     large_folder(tmp_path / "large")
     words = ["--image", str(ROOT / "examples" / "large.png"), "--prompt", "word " * 600, "--max-tokens", "2"]

@@ -122,7 +122,7 @@ def test_order_of_the_grids():
 
 
 @pytest.mark.parametrize("least", [1, 2])
-def test_the_order_of_equal_grids_decides_nothing_for_the_published_limits(least):
+def test_the_order_of_equal_grids_decides_nothing_as_published(least):
     ratios = target_ratios(least, 10)
     reordered = [
         tuple(ratio for area in range(11) for ratio in order if ratio[0] * ratio[1] == area)

@@ -129,7 +129,7 @@ def test_a_connection_that_breaks_mid_file_is_taken_up_where_it_broke(fetch, hub
     assert ranges == [None, f"bytes={chunk}-", f"bytes={2 * chunk}-"]
 
 
-def test_a_download_that_fails_for_good_says_so_and_the_next_run_completes_it(fetch, hub):
+def test_a_failed_download_is_completed_by_the_next_run(fetch, hub):
     hub.drops["model.safetensors"] = [0] * 30
     said = message(fetch())
     assert NAME in said and "download failed" in said
@@ -245,7 +245,7 @@ def test_a_hub_that_is_busy_for_a_while_is_waited_for(fetch, hub):
     assert hub.busy == []
 
 
-def test_a_connection_that_falls_silent_is_given_up_and_taken_up_again(fetch, hub):
+def test_a_silent_connection_is_given_up_and_taken_up_again(fetch, hub):
     weights = bytes(range(256)) * (12 * 2**20 // 256)
     hub.repositories[NAME].files["model.safetensors"] = weights
     hub.stalls["model.safetensors"] = [11 * 2**20]
@@ -271,7 +271,7 @@ def test_what_arrives_must_be_what_was_announced(fetch, hub, sent, says):
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_wrong_bytes_of_a_download_that_was_killed_are_found_by_the_next(fetch, hub, tmp_path):
+def test_wrong_bytes_of_a_killed_download_are_found_by_the_next(fetch, hub, tmp_path):
     hub.lies["model.safetensors"] = WEIGHTS[:-1] + b"!"
     hub.stalls["README.md"] = [0] * 50
     words = [sys.executable, "-c", SCRIPT, json.dumps([NAME, {}])]

@@ -105,7 +105,7 @@ def test_flops_of_a_picture_are_those_of_its_true_patches(height, width):
     assert picture(model, height, width, padded=1024).flops == tower + projector
 
 
-def test_flops_of_a_prompt_leave_out_what_its_answer_does_not_depend_on():
+def test_flops_of_a_prompt_leave_out_what_no_answer_needs():
     """Behind the last attention only the last token and the two before it, which its convolution takes. (Counted are
     attention and the products that add the residual.)"""
     model = model_of(TEXT, VISION, 2560)
@@ -120,7 +120,7 @@ def test_flops_of_a_prompt_leave_out_what_its_answer_does_not_depend_on():
 
 
 @pytest.mark.parametrize("case_id", [*case_ids("gen2")[:2], *case_ids("gen25")[:2], *case_ids("untied")[:1]])
-def test_mlx_s_own_functions_give_the_references_logits_in_float32_too(case_id, golden, monkeypatch):
+def test_mlx_functions_give_the_references_logits_in_float32(case_id, golden, monkeypatch):
     case = golden(case_id)
     model: Lfm2VlForConditionalGeneration = load_model(GOLDEN / case.checkpoint)
     assert model.model.vision_tower.encoder.layers[0].self_attn._fused is not None
@@ -128,7 +128,7 @@ def test_mlx_s_own_functions_give_the_references_logits_in_float32_too(case_id, 
     assert np.abs(logits - case.arrays["logits"]).max() < 2e-5 * np.abs(case.arrays["logits"]).max()
 
 
-def test_a_shared_product_keeps_names_and_numbers_and_holds_nothing_twice(golden):
+def test_a_fused_product_keeps_names_and_numbers_without_a_copy(golden):
     case = golden("gen2-landscape")
     model: Lfm2VlForConditionalGeneration = load_model(GOLDEN / "gen2")
     before = {name: np.array(array) for name, array in parameters(model).items()}

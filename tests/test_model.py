@@ -64,7 +64,7 @@ def test_vision_stages(case_id, golden):
     assert_close(tokens[case.arrays["feature_rows"]], case.arrays["image_features"], STAGES, "projector")
 
 
-def test_views_of_all_sizes_go_through_the_tower_together_and_are_what_each_is_alone(monkeypatch):
+def test_views_of_all_sizes_together_are_what_each_is_alone(monkeypatch):
     model = model_of("gen2")
     grids = [(8, 8), (4, 16), (2, 2), (8, 8), (6, 4), (16, 4), (40, 60), (44, 40)]
     width = 3 * model.config.vision_config.patch_size**2

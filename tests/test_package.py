@@ -101,7 +101,7 @@ def test_generating_loads_neither_transformers_nor_torch_nor_mlx_lm():
     assert not loaded_after(code) & {"mlx_lm", "transformers", "torch", "mlx_vlm"}
 
 
-def test_an_answer_about_a_picture_takes_none_of_them_and_nothing_of_the_hub():
+def test_an_answer_about_a_picture_imports_no_optional_library():
     code = """
 from mlx_lfm2vl import GenerationOptions, generate, load
 model, processor = load("demo")
@@ -128,7 +128,7 @@ sys.meta_path.insert(0, Finder())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="on a Mac the back end comes with mlx")
-def test_without_a_back_end_the_command_line_says_in_one_line_what_to_install():
+def test_without_a_back_end_the_command_line_says_what_to_install():
     done = python(
         f"{NO_BACKEND}\nfrom mlx_lfm2vl.cli import main\n"
         f"sys.exit(main(['generate', '--image', {str(ROOT / 'tests/golden/pictures/small.png')!r}]))"
@@ -198,7 +198,7 @@ def wheel(tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
-def test_the_wheel_holds_the_package_and_the_demo_model_and_nothing_else(wheel):
+def test_the_wheel_holds_the_package_and_the_demo_model_only(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {
@@ -212,7 +212,7 @@ def test_the_wheel_holds_the_package_and_the_demo_model_and_nothing_else(wheel):
 
 
 @pytest.mark.slow
-def test_the_wheel_alone_in_a_bare_environment_answers_about_a_picture(wheel, tmp_path):
+def test_the_wheel_in_a_bare_environment_answers_about_a_picture(wheel, tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)
     folder = tmp_path / "venv" / "bin"
     target = f"{wheel}[cpu]" if sys.platform == "linux" else str(wheel)

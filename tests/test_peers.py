@@ -40,7 +40,7 @@ def test_a_row_has_medians_ratios_and_targets():
     )
 
 
-def test_a_time_that_ran_out_is_a_bound_and_what_was_not_measured_a_dash():
+def test_a_timeout_is_shown_as_a_bound_and_no_measurement_as_a_dash():
     lines = [line(OURS, first=[3.0], speed=[10.0]), line(VLM, timeout=600.0)]
     *_, first, speed = render(lines, True, (ROW,)).splitlines()
     assert first == "| 256x256 | first token | 3.00 s | none in 600 s | below 0.005 (at most 0.2) | - | - |"

@@ -169,7 +169,7 @@ def test_a_recipe_with_overrides_and_vision(tmp_path):
     assert np.abs(logits(out) - dense).max() < 0.8 * np.abs(dense).max()
 
 
-def test_dequantising_gives_the_numbers_of_the_quantised_model_without_quantisation(tmp_path):
+def test_dequantising_keeps_the_numbers_of_the_quantised_model(tmp_path):
     quantised = convert(GOLDEN / "gen2", tmp_path / "q", q_bits=4, q_group_size=32)
     dense = convert(quantised, tmp_path / "dense", dequantize=True)
     assert widths_of(dense) == {}
@@ -179,7 +179,7 @@ def test_dequantising_gives_the_numbers_of_the_quantised_model_without_quantisat
     assert (dense / "model.safetensors").stat().st_size > (GOLDEN / "gen2" / "model.safetensors").stat().st_size * 0.9
 
 
-def test_quantising_anew_replaces_widths_keeps_what_it_does_not_speak_of_and_says_so(tmp_path):
+def test_quantising_anew_replaces_the_named_widths_on_record(tmp_path):
     first = convert(GOLDEN / "gen2", tmp_path / "8", q_bits=8, q_group_size=32, q_vision=True)
     notes: list[str] = []
     second = convert(first, tmp_path / "6", q_bits=6, q_group_size=32, on_note=notes.append)

@@ -87,7 +87,7 @@ def test_variant_d_nested_and_it_wins_over_the_other_file():
     assert both.image == ImageProcessorConfig(min_tiles=1, resample=3)
 
 
-def test_variant_e_tiling_switched_off_by_a_converter_stays_on_and_is_said():
+def test_variant_e_tiling_that_a_converter_switched_off_stays_on():
     off = {"image_processor": {**NESTED, "do_image_splitting": False, "use_thumbnail": False}}
     config = ProcessorConfig.from_dicts(None, off)
     assert config.image.do_image_splitting and config.image.use_thumbnail

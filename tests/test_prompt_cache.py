@@ -126,7 +126,7 @@ def test_the_engine_knows_what_was_asked_before(monkeypatch):
     assert seen == {"tokens": sum(statistics_of(c).prompt_tokens for c in completions) - sum(known), "views": 1}
 
 
-def test_a_conversation_that_is_sent_again_and_again_costs_its_new_turns():
+def test_a_conversation_that_is_sent_anew_costs_its_new_turns():
     """As a stateless server sees it."""
     prefixes = PromptCache()
     messages: list[dict[str, Any]] = [
@@ -150,7 +150,7 @@ def test_a_conversation_that_is_sent_again_and_again_costs_its_new_turns():
     assert len(prefixes) == 3  # an answer of its own each, which the conversation does not have
 
 
-def test_the_same_ids_with_another_picture_share_what_stands_before_it():
+def test_the_same_ids_with_another_picture_share_what_is_before_it():
     prefixes = PromptCache()
     one = np.asarray(picture("landscape"))
     for image in (one, 255 - one, one):

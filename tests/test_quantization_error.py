@@ -129,7 +129,7 @@ def test_an_image_token_in_an_answer_is_a_token_like_others():
 
 
 @pytest.mark.backends("numpy")
-def test_on_a_cpu_the_quantised_weights_are_measured_in_dense_float32_if_memory_allows(coarse, tmp_path, monkeypatch):
+def test_on_a_cpu_quantised_weights_are_measured_in_float32(coarse, tmp_path, monkeypatch):
     """Both give the numbers of the quantised products in float32."""
     narrow = convert(coarse, tmp_path / "narrow", dtype="bfloat16")
     exact, processor = load(narrow, dtype="float32")
@@ -169,7 +169,7 @@ def test_answers_that_changed_are_kept_in_words(few, coarse):
     }
 
 
-def test_of_the_bundled_questions_the_answers_that_change_first_are_in_report_and_card(coarse):
+def test_report_and_card_show_the_answers_that_change_first(coarse):
     report = QuantizationReport.read(coarse)
     assert 5 <= report.differing <= 8 and len(report.answers) == 5
     places = [answer.first_difference for answer in report.answers]
@@ -186,7 +186,7 @@ def test_texts_cannot_break_the_cards_table():
     assert escaped("a|b\nc <img src=x> `|` \\| [x](y) &lt;") == (r"a\|b<br>c \<img src=x\> \`\|\` \\\| \[x\](y) \&lt;")
 
 
-def test_of_ones_own_questions_a_conversion_publishes_no_words_and_no_place(measured, few):
+def test_a_users_own_questions_are_not_published(measured, few):
     out, report, _ = measured
     assert report.calibration == few.name
     assert str(few) not in (out / FILE).read_text() + (out / "README.md").read_text()
@@ -290,7 +290,7 @@ def test_what_cannot_be_measured_is_said_before_anything_is_written(few, monkeyp
     assert "or compare them where there is more" in capsys.readouterr().err
 
 
-def test_memory_that_others_took_meanwhile_costs_the_measurement_and_not_the_conversion(few, monkeypatch, tmp_path):
+def test_out_of_memory_costs_the_measurement_not_the_conversion(few, monkeypatch, tmp_path):
     told: list[str] = []
 
     def taken(stage: str, done: int, total: int) -> None:

@@ -153,7 +153,7 @@ def test_an_index_that_names_other_files_is_written_anew(folder, tmp_path):
     assert check_folder(tmp_path / "out") == []
 
 
-def test_repositories_are_repaired_with_the_texts_of_the_original_that_their_card_names(folder, tmp_path):
+def test_repositories_are_repaired_from_the_original_of_their_card(folder, tmp_path):
     (folder / "chat_template.jinja").unlink()
     (folder / "tokenizer.json").unlink()
     (folder / "README.md").write_text("---\nlibrary_name: mlx\nbase_model: LiquidAI/original\n---\n")
@@ -200,7 +200,7 @@ def test_from_the_command_line(folder, tmp_path, capsys):
     assert "leave --quantize out" in capsys.readouterr().err
 
 
-def test_a_policy_that_is_stated_nowhere_and_a_tokenizer_s_configuration_come_from_the_base(tmp_path):
+def test_a_missing_policy_and_tokenizer_config_come_from_the_base(tmp_path):
     """In the first layout one file says how pictures are cut, and the other is there without it."""
     folder = convert(GOLDEN / "gen2", tmp_path / "model")
     (folder / "preprocessor_config.json").unlink()
@@ -219,7 +219,7 @@ def test_a_policy_that_is_stated_nowhere_and_a_tokenizer_s_configuration_come_fr
     assert text == (GOLDEN / "gen2" / "tokenizer_config.json").read_text()
 
 
-def test_a_processor_file_that_says_nothing_is_replaced_by_that_of_the_base(folder, tmp_path):
+def test_an_empty_processor_file_is_replaced_by_the_bases(folder, tmp_path):
     (folder / "processor_config.json").write_text('{"processor_class": "Lfm2VlProcessor"}')
     with pytest.raises(OutputError, match=r"processor_config.json: does not say how pictures are cut; .*--base"):
         repair(folder, tmp_path / "out")

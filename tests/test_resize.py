@@ -121,7 +121,7 @@ def test_large_pictures_are_done_in_strips_with_the_same_result():
 
 
 @pytest.mark.parametrize(("height", "width"), [(1100, 1000), (1000, 1100), (2200, 30), (500, 500)])
-def test_a_large_picture_is_resized_by_several_threads_to_the_same_pixels(height, width, monkeypatch):
+def test_several_threads_resize_to_the_same_pixels(height, width, monkeypatch):
     pixels = np.random.default_rng(5).integers(0, 256, (1100, 1000, 3), np.uint8)
     made = []
     for threads in (1, 3):

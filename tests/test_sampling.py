@@ -104,7 +104,7 @@ def test_filters(device, row, top_k, top_p, min_p, temperature):
     np.testing.assert_allclose(kept[sorted(ids)], scaled[sorted(ids)], rtol=1e-6)
 
 
-def test_tokens_as_likely_as_the_last_of_top_k_stay_and_count_for_top_p(device):
+def test_tokens_as_likely_as_the_last_of_top_k_count_for_top_p(device):
     """Of six that stay, the first has e / (e + 5) = 35%, less than half; of two it would have 73%."""
     kind, numbers = kind_and_numbers(2, 0.5, 0.0)
     filtered, _ = filter_logits(kind, mx.array([[1.0, 0, 0, 0, 0, 0, -9]]), numbers)
@@ -184,7 +184,7 @@ def test_compiled_steps_choose_the_same_tokens(given, dtype, monkeypatch, tmp_pa
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("given", ALL, ids=str)
-def test_a_row_that_is_not_finite_has_no_token_and_its_neighbours_have_theirs(given, value, device):
+def test_a_row_that_is_not_finite_hurts_no_neighbour(given, value, device):
     good = np.array(some_logits(1, 5000))
     for place in (0, 2500, 4999):
         bad = good.copy()
@@ -349,7 +349,7 @@ def test_rows_of_one_kind_are_one_computation():
     assert isinstance(mixed, BatchedSampler) and [rows for _, rows in mixed._parts] == [list(range(9)), [9, 11], [10]]
 
 
-def test_a_row_that_two_thousand_others_join_and_leave_is_chosen_as_alone():
+def test_a_row_beside_two_thousand_others_is_sampled_as_alone():
     long = BatchedSampler([(UniformSampler(GenerationOptions(temperature=1.0, seed=3)), 1)])
     alone = UniformSampler(GenerationOptions(temperature=1.0, seed=3))
     for _ in range(2000):

@@ -170,7 +170,7 @@ def test_a_row_that_is_not_finite_leaves_the_others(monkeypatch):
         assert driven.tokens(id) == alone(text)
 
 
-def test_memory_that_runs_out_for_a_prompt_leaves_those_that_are_answered(monkeypatch):
+def test_out_of_memory_in_a_prompt_leaves_running_rows(monkeypatch):
     driven = Driven()
     first = driven.add("Tell me everything.", options=GenerationOptions(max_tokens=30))
     driven.step(4)

@@ -71,7 +71,7 @@ def test_the_module_that_saves_most_is_widened_first():
     assert first == {"a": 3, "b": 4}
 
 
-def test_a_size_is_kept_and_better_used_than_with_the_same_bits_everywhere(few, uniform, tmp_path):
+def test_a_size_is_kept_with_less_error_than_uniform_bits(few, uniform, tmp_path):
     total, report = uniform
     told: list = []
     out = convert(
@@ -143,7 +143,7 @@ def test_from_the_command_line(few, tmp_path, capsys):
 
 
 @pytest.mark.soak
-def test_on_the_demo_model_it_beats_the_same_bits_everywhere_on_questions_it_has_not_seen(tmp_path):
+def test_the_demo_model_beats_uniform_bits_on_unseen_questions(tmp_path):
     """Real folders of one size, measured on pictures of another split than those that the search was given."""
     own, held = draw(tmp_path / "own", "validate", 3), draw(tmp_path / "held", "test", 5)
     uniform = convert("demo", tmp_path / "4", q_bits=4, q_group_size=32, verify=False)

@@ -142,7 +142,7 @@ def test_a_batch_of_two_thousand_rows(tmp_path):
     assert errors == 50
 
 
-def test_eight_threads_with_two_hundred_requests_each_and_random_cancels():
+def test_eight_threads_send_200_requests_each_and_cancel_at_random():
     model, processor = load("demo")
     rng = np.random.default_rng(1)
     pictures = [None, *(noise(rng, 300) for _ in range(5)), noise(rng, 900)]

@@ -201,7 +201,7 @@ class TestFiles:
         tokenizer = Tokenizer.from_folder(tmp_path)
         assert (tokenizer.bos_token, tokenizer.image_token_id) == (None, 396)
 
-    def test_an_image_token_that_is_not_in_the_vocabulary_is_named_when_needed(self, tmp_path):
+    def test_a_missing_image_token_is_named_when_needed(self, tmp_path):
         tokenizer = Tokenizer.from_folder(changed(tmp_path, {"image_token": "<picture>"}))
         assert tokenizer.encode("a")
         with pytest.raises(TokenizerError, match="no token '<picture>', the model's image_token"):

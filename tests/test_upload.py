@@ -111,7 +111,7 @@ def test_an_upload_that_breaks_off_goes_on(hub, publish, folder):
     assert hub.repositories[NAME].files == contents(folder)
 
 
-def test_a_commit_that_fails_is_tried_again_without_sending_the_weights_again(hub, publish, folder):
+def test_a_failed_commit_is_retried_without_the_weights(hub, publish, folder):
     hub.refusals = [
         (f"/api/models/{NAME}/commit", 503),
         ("/api/repos/create", 429),
@@ -270,7 +270,7 @@ def test_only_what_belongs_to_a_model_is_sent_and_the_rest_is_listed(hub, run, f
 
 
 @pytest.mark.parametrize("name", ["tiny", "maker/ti ny", "maker/a--b", "maker/x.git", "a/b/c", ""])
-def test_a_name_that_the_hub_does_not_allow_is_refused_before_the_work(folder, name, tmp_path, capsys):
+def test_a_name_that_the_hub_forbids_is_refused_before_the_work(folder, name, tmp_path, capsys):
     words = ["convert", "--hf-path", str(GOLDEN / "gen25"), "--mlx-path", str(tmp_path / "out"), "--no-verify"]
     assert main([*words, "--upload-repo", name]) == 2
     (line,) = capsys.readouterr().err.splitlines()

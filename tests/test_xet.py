@@ -65,7 +65,7 @@ def error(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-def test_a_folder_goes_up_and_comes_down_through_xet_and_can_be_converted(hub, folder, tmp_path):
+def test_a_folder_goes_up_and_down_through_xet_and_is_converted(hub, folder, tmp_path):
     done = publish(hub, tmp_path / "home", folder)
     assert done.returncode == 0, done.stderr
     assert hub.xorbs and asked(hub, "PUT", "/lfs") == 0
@@ -106,7 +106,7 @@ def test_what_arrives_must_be_what_was_announced(hub, folder, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_storage_that_refuses_to_send_is_one_line_and_the_next_run_completes_the_model(hub, folder, tmp_path):
+def test_a_storage_that_refuses_is_one_line_and_can_be_run_again(hub, folder, tmp_path):
     publish(hub, tmp_path / "home", folder)
     hub.reading_status = 403
     words = ("generate", "--model", NAME, "--prompt", "Hi", "--max-tokens", "2")
@@ -139,7 +139,7 @@ def test_xet_can_be_switched_off(hub, folder, tmp_path):
     ("status", "says"),
     [(401, "the hub does not know you"), (403, "you may not write there"), (413, "the hub refuses files of this size")],
 )
-def test_what_the_storage_refuses_is_said_in_words_and_leaves_no_commit(hub, folder, tmp_path, status, says):
+def test_a_refused_upload_leaves_no_commit_and_says_why(hub, folder, tmp_path, status, says):
     hub.storage_status = status
     said = error(publish(hub, tmp_path / "home", folder))
     assert said.startswith(f"mlx-lfm2vl: error: {NAME}: {says}") and f"(HTTP {status})" in said

@@ -1,4 +1,4 @@
-"""What an app needs of mlx_lfm2vl and of MLX, and PyInstaller cannot see in their imports."""
+"""Modules and files of mlx_lfm2vl and MLX that an app needs and PyInstaller cannot see in their imports."""
 
 from importlib.metadata import distributions
 from pathlib import Path

@@ -120,7 +120,7 @@ def stop_at_exit() -> None:
 
 
 def exit_end() -> float:
-    """When the process, which exits, waits no more for what is running: one time for all who ask."""
+    """The time at which the process, which exits, waits no more for what is running: one for all who ask."""
     global _exit_end
     if _exit_end is None:
         _exit_end = time.monotonic() + EXIT_SECONDS

@@ -23,8 +23,8 @@ def check_file(file: Path) -> None:
 
 
 def plot(report: Report, file: Path) -> None:
-    """Where the time to the first token goes for each picture, and the pictures a second of each batch size. Raises
-    `OutputError` and what `check_file` raises."""
+    """Plots where the time to the first token goes for each picture, and the pictures a second of each batch size.
+    Raises `OutputError` and what `check_file` raises."""
     check_file(file)
     from matplotlib.figure import Figure  # type: ignore[import-not-found]
 

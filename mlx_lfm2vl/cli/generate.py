@@ -112,13 +112,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def for_stdout(text: str) -> str:
-    """What a model said, as stdout gets it: on a terminal, what that would obey (escape sequences, changes of
+    """The words of a model as stdout gets them: on a terminal, what that would obey (escape sequences, changes of
     direction) is shown as its number, in JSON's spelling; a pipe or file gets the text itself."""
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) if sys.stdout.isatty() else text
 
 
 def image_tokens(processor: Lfm2VlProcessor, pictures: list[Any]) -> list[int]:
-    """How many tokens each picture took."""
+    """The number of tokens that each picture took."""
     from ..processing.geometry import plan
     from ..processing.pdf import PdfPage
 

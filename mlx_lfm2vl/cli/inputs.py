@@ -1,4 +1,5 @@
-"""What users name on the command line: pictures by path, pattern, URL, data URI or stdin, and prompts from files."""
+"""Inputs that users name on the command line: pictures by path, pattern, URL, data URI or stdin, and prompts from
+files."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def add_prompt(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def read_prompt(args: argparse.Namespace, pictures: Sequence[str] = (), of: str = "--image") -> str | None:
-    """What --prompt or --prompt-file gave, None if neither was used. Raises `PromptError`."""
+    """The text of --prompt or --prompt-file, None if neither was used. Raises `PromptError`."""
     if args.prompt is not None and args.prompt != STDIN:
         return args.prompt
     option, name = ("--prompt-file", args.prompt_file) if args.prompt is None else ("--prompt", STDIN)
@@ -124,7 +125,7 @@ def _pattern(name: str) -> str:
 
 
 def source(name: str) -> str | bytes:
-    """What `load_image` reads for a name: the name, or for `-` the bytes on stdin."""
+    """The source that `load_image` reads for a name: the name, or for `-` the bytes on stdin."""
     if name != STDIN:
         return name
     if sys.stdin.isatty():

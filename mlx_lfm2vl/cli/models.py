@@ -84,7 +84,7 @@ def described(folder: Path | None, is_partial: bool) -> str:
 
 
 def age(moment: float) -> str:
-    """How long ago, in the unit that suits it."""
+    """The time since then, in the unit that suits it."""
     seconds = max(0.0, time.time() - moment)
     for unit, step in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= step:

@@ -1,4 +1,5 @@
-"""What the commands share: the parser, the options that several commands have, and how they become library arguments.
+"""The parts that commands share: the parser, the options that several commands have, and how they become library
+arguments.
 
 Nothing here imports the library's heavy parts, so that `--help` answers at once.
 """
@@ -109,7 +110,7 @@ def chosen_model(args: argparse.Namespace) -> str:
 
 
 def load_model(args: argparse.Namespace) -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
-    """What `add_model` and `add_pictures` chose, with remarks on stderr that the user should know."""
+    """Loads what `add_model` and `add_pictures` chose, with remarks on stderr that the user should know."""
     from .. import load
 
     name = args.model
@@ -180,7 +181,7 @@ def add_picture_policy(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
 
 
 def source_policy(args: argparse.Namespace) -> SourcePolicy:
-    """Where pictures may come from."""
+    """The policy on where pictures may come from."""
     from ..processing.fetch import SourcePolicy
 
     return SourcePolicy(allow_private_addresses=args.allow_private_urls)

@@ -39,7 +39,8 @@ class GenerationConfig:
     repetition_penalty: float | None = None
 
     def end_tokens(self, config: Lfm2VlConfig, of_tokenizer: int | None) -> list[int]:
-        """Those of all files: this one's, those of config.json, and the tokenizer's, where fine-tunes name theirs."""
+        """The end tokens of all files: this one's, those of config.json, and the tokenizer's, where fine-tunes name
+        theirs."""
         ids = (*self.eos_token_ids, *config.eos_token_ids, of_tokenizer)
         return [id for id in dict.fromkeys(ids) if id is not None]
 
@@ -53,8 +54,9 @@ class GenerationConfig:
 
     @classmethod
     def of(cls, settings: object, where: str = "generation_config") -> GenerationConfig:
-        """That of an object with such attributes, as transformers' is; arrays count as their numbers. Raises
-        `ConfigError`."""
+        """The configuration of an object with such attributes, as transformers' is; arrays count as their numbers.
+
+        Raises `ConfigError`."""
         names = [field.name for field in fields(cls) if field.name != "eos_token_ids"]
         values: dict[str, Any] = {name: getattr(settings, name, None) for name in (*names, "eos_token_id")}
         plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}

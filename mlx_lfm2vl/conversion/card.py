@@ -48,14 +48,15 @@ MOST_OF_A_CARD = 2**16  # bytes that are looked at; the head stands at the begin
 
 @dataclass(frozen=True)
 class CardSource:
-    """Where the weights came from: a repository's name or None, and the front matter of its card."""
+    """The origin of the weights: a repository's name or None, and the front matter of its card."""
 
     repository: str | None
     front_matter: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, source: str | os.PathLike[str], folder: Path) -> CardSource:
-        """Of what `convert` was given, resolved to `folder`. Raises `OutputError` for a card that lies elsewhere."""
+        """The source that `convert` was given, resolved to `folder`. Raises `OutputError` for a card that lies
+        elsewhere."""
         name, _ = of_page(os.fspath(source))
         found = is_repository(name) and not Path(name).expanduser().is_dir()
         return cls(name if found else None, front_matter(_beginning(folder / "README.md")))
@@ -184,7 +185,7 @@ def _tags(source: CardSource, config: Lfm2VlConfig) -> list[str]:
 
 
 def _earlier(before: Mapping[str, Any] | None) -> str:
-    """What a source that was quantised had lost already."""
+    """The loss that a quantised source had already."""
     if not before:
         return ""
     return f" The source was not dense: {_described_record(before)} What that lost is not regained."

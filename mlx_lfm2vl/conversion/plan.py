@@ -1,4 +1,4 @@
-"""Which module gets how many bits: options to a plan for every module, and the plan to config.json's record.
+"""The bits of every module: options to a plan for every module, and the plan to config.json's record.
 
 Names are those that MLX programs use (`language_model.model.layers.0.feed_forward.w2`). Vision tower and projector stay
 dense unless asked for. What wins, weakest first: the uniform width, the recipe, the overrides in their order.
@@ -28,7 +28,7 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class QuantizationOptions:
-    """What is asked for.
+    """The quantisation that is asked for.
 
     `bits` None: what suits the model's size, or the mode's only width. `group_size` None: the mode's default. `recipe`:
     a name of `RECIPES`, instead of bits. `overrides`: (pattern, value) with a shell pattern over module names and a

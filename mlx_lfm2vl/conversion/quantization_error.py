@@ -1,4 +1,4 @@
-"""What a quantisation costs: the dense and the quantised model run on the same questions, their weights compared.
+"""The cost of a quantisation: the dense and the quantised model run on the same questions, their weights compared.
 
 The models are loaded one after the other; the dense one's distributions wait on disk. Both get the tokens and pixels
 that the dense folder's processor makes, so that only the weights differ.

@@ -1,4 +1,4 @@
-"""What converters leave wrong in published MLX folders: found, told, and put right in a new folder.
+"""Faults that converters leave in published MLX folders: found, told, and put right in a new folder.
 
 Looked for: missing tokenizer, template and processor files; tiling switched off and a stale patch budget in the
 processor files; an index that is not true; tensors that nothing uses; counts of layers and widths in config.json that
@@ -46,7 +46,7 @@ class Finding:
 
 
 def inspect(folder: Path, base: Path | None = None) -> list[Finding]:
-    """What is wrong with a folder. `base`: the original's folder, for what is missing. Raises what reading the weights
+    """The faults of a folder. `base`: the original's folder, for what is missing. Raises what reading the weights
     and config.json raises: damaged weights are beyond repair."""
     _, stored = open_model(folder)
     return [

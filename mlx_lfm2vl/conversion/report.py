@@ -1,4 +1,4 @@
-"""What a quantisation cost, as numbers: one frozen object, shown as a table, kept as JSON."""
+"""The cost of a quantisation as numbers: one frozen object, shown as a table, kept as JSON."""
 
 from __future__ import annotations
 

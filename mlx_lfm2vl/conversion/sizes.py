@@ -1,4 +1,4 @@
-"""What a language model takes with other bits, known before anything is loaded."""
+"""The size of a language model with other bits, known before anything is loaded."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ WIDTHS = (3, 4, 5, 6, 8)  # bits that a search chooses from
 
 
 class Sizes:
-    """What the language model's modules take in each of `WIDTHS`, from the weights' headers alone. `paths`: those that
-    can be quantised; `unsupported`: those whose rows the groups do not divide. Raises `OptionError`."""
+    """The bytes that the language model's modules take in each of `WIDTHS`, from the weights' headers alone. `paths`:
+    those that can be quantised; `unsupported`: those whose rows the groups do not divide. Raises `OptionError`."""
 
     def __init__(self, folder: Path, group_size: int | None = None):
         self.specs = {bits: Quantization.checked(bits, group_size) for bits in WIDTHS}

@@ -28,8 +28,8 @@ FILES = ("config.json", CARD, "model.safetensors.index.json", *NAMES, *REPORTS, 
 
 @dataclass(frozen=True)
 class Upload:
-    """What is or would be uploaded: (name, bytes) of the files, the names of what stays here, and the commit's URL,
-    None after a dry run."""
+    """The files that are or would be uploaded: (name, bytes) of the files, the names of what stays here, and the
+    commit's URL, None after a dry run."""
 
     repository: str
     files: tuple[tuple[str, int], ...]

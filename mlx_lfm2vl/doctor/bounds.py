@@ -1,4 +1,4 @@
-"""How far from the reference's numbers a right implementation may be, on any device, and why.
+"""Bounds on the distance of a right implementation from the reference's numbers, on any device, and why.
 
 float32, and 8 and 4 bits of the random checkpoint, which they hold exactly: the largest difference, of the largest
 value. Only the order of sums differs. On CPUs that costs 1e-6 to 5e-6. Metal takes fast exponentials and, for rotary
@@ -25,7 +25,8 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Width:
-    """How a row holds a model: `dtype` of its dense weights and activations, `bits` of the quantised ones or None."""
+    """The types in which a row holds a model: `dtype` of its dense weights and activations, `bits` of the quantised
+    ones or None."""
 
     name: str
     dtype: Literal["float32", "bfloat16"]

@@ -69,7 +69,7 @@ GRIDS = ((8, 8), (8, 8), (6, 10))  # patches of each view: two tiles and a thumb
 
 @dataclass(frozen=True)
 class Prompts:
-    """What the checkpoint is asked.
+    """The prompts that the checkpoint is asked.
 
     Args:
         picture: (1, T) token ids, with an image token for each four patches of the views.

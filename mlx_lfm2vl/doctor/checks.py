@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 
 def diagnose(backend: str | None = None, *, progress: Progress | None = None) -> Report:
-    """What this machine is, and how far its numbers are from the reference's.
+    """Describes this machine, and how far its numbers are from the reference's.
 
     Runs a random checkpoint and the demo model in float32, bfloat16, 8 bits and 4 bits on MLX's default device; see
     `doctor.bounds` for what is right. TF32 must be off for float32 rows where a device has it: set MLX_ENABLE_TF32=0
@@ -157,7 +157,7 @@ def check_demo(width: Width, backend: str) -> Measured:
 
 
 def distance(arrays: Arrays, width: Width) -> float:
-    """How far arrays are from the reference's, in the width's unit (see `bounds`)."""
+    """The distance of arrays from the reference's, in the width's unit (see `bounds`)."""
     error = np.concatenate([(ours - known.exact).ravel() for ours, known in arrays])
     if width.dtype == "bfloat16":
         theirs = [(known.rounded - known.exact).ravel() for _, known in arrays if known.rounded is not None]

@@ -23,7 +23,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class RandomNumbers:
-    """Of the random checkpoint: logits of its two prompts, and image tokens."""
+    """Numbers of the random checkpoint: logits of its two prompts, and image tokens."""
 
     picture: Numbers
     text: Numbers
@@ -32,7 +32,8 @@ class RandomNumbers:
 
 @dataclass(frozen=True)
 class DemoNumbers:
-    """Of the demo model and `PICTURE`; `answers` and `logits` by width, "float32", "bfloat16", "8 bits" or "4 bits"."""
+    """Numbers of the demo model and `PICTURE`; `answers` and `logits` by width, "float32", "bfloat16", "8 bits" or "4
+    bits"."""
 
     question: str
     prompt: np.ndarray

@@ -1,4 +1,4 @@
-"""What a diagnosis found: JSON, and Markdown of at most 100 columns to paste."""
+"""The findings of a diagnosis: JSON, and Markdown of at most 100 columns to paste."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Row:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What is out of bounds, one phrase each."""
+        """The rows that are out of bounds, one phrase each."""
         if self.failure is not None:
             return (self.failure,)
         far = {stage: value for stage, value in self.distances.items() if not value <= self.bound}

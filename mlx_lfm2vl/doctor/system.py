@@ -1,4 +1,4 @@
-"""What may matter of a machine: versions, device, memory, settings, the hub's cache."""
+"""Facts of a machine that may matter: versions, device, memory, settings, the hub's cache."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _short(folder: Path) -> str:
 
 
 def _bytes_in(folder: Path) -> int:
-    """Of all files below; links count nothing."""
+    """Bytes of all files below; links count nothing."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:

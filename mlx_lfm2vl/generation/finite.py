@@ -1,4 +1,4 @@
-"""Where a model's numbers stop being numbers: called once NaN or infinity was seen, to name its source.
+"""The place where a model's numbers stop being numbers: called once NaN or infinity was seen, to name its source.
 
 `GenerationBatch` asks on the device whether the logits are finite, which costs no wait; the search here is for the
 error's text only, and may take its time.

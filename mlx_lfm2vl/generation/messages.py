@@ -77,7 +77,7 @@ def listed(images: Any) -> list[Any]:
 
 
 def checked_pictures(images: Any) -> list[Any]:
-    """Those of an `images` argument. Raises `PromptError` for None among several."""
+    """The pictures of an `images` argument. Raises `PromptError` for None among several."""
     pictures = listed(images)
     for number, picture in enumerate(pictures):
         if picture is None:

@@ -1,4 +1,4 @@
-"""How much of the model runs between two looks at whether a request was cancelled.
+"""The part of the model that runs between two looks at whether a request was cancelled.
 
 On a GPU nothing waits for the device within a piece of work, so a cancel waits for the piece that was started. A piece
 is a chunk of a prompt, or some views through some layers of the vision tower. Its size follows from the model's

@@ -22,7 +22,7 @@ Ends = tuple[tuple[int, bool], ...]  # the offsets of checkpoints, ascending, an
 
 @dataclass(frozen=True)
 class PictureSpan:
-    """Where a picture stands in the ids, `ids[start:end]` with its markers, and what identifies it."""
+    """The place of a picture in the ids, `ids[start:end]` with its markers, and what identifies it."""
 
     start: int
     end: int
@@ -73,7 +73,7 @@ class Entry:
 
 
 class HasEnds(Protocol):
-    """What stands for the states of some tokens, read or not."""
+    """A stand-in for the states of some tokens, read or not."""
 
     @property
     def ids(self) -> np.ndarray: ...
@@ -103,8 +103,9 @@ class Recorder:
         self.checkpoints.append(Checkpoint(cache.checkpoint(), logits))
 
     def entry(self, cache: Cache, generated: Sequence[int] = ()) -> Entry | None:
-        """What `cache`, which nobody writes to any more, holds of the prompt and of the tokens that followed it. None
-        if that is nothing. Where it ends within a picture no span is noted, so that nothing continues from there."""
+        """The states that `cache`, which nobody writes to any more, holds of the prompt and of the tokens that followed
+        it. None if that is nothing. Where it ends within a picture no span is noted, so that nothing continues from
+        there."""
         ids = np.concatenate([self._ids, np.array(generated, self._ids.dtype)])[: cache.offset]
         if len(ids) < cache.offset or not len(ids):
             return None
@@ -113,7 +114,7 @@ class Recorder:
 
 
 def common_length(one: Sequence[int] | np.ndarray, other: Sequence[int] | np.ndarray) -> int:
-    """How many ids two lists begin with alike."""
+    """The number of ids that two lists begin with alike."""
     length = min(len(one), len(other))
     differ = np.flatnonzero(np.array(one[:length], np.int64) != np.array(other[:length], np.int64))
     return int(differ[0]) if len(differ) else length
@@ -122,7 +123,7 @@ def common_length(one: Sequence[int] | np.ndarray, other: Sequence[int] | np.nda
 def shared_length(
     one: np.ndarray, pictures: Sequence[PictureSpan], other: np.ndarray, others: Sequence[PictureSpan]
 ) -> int:
-    """How many tokens two prompts begin with alike. Pictures are alike by place and key."""
+    """The number of tokens that two prompts begin with alike. Pictures are alike by place and key."""
     limit = common_length(one, other)
     for ours, theirs in zip(pictures, others, strict=False):
         if ours != theirs:
@@ -135,7 +136,7 @@ def shared_length(
 
 
 def checkpoint_places(ids: np.ndarray, pictures: Sequence[PictureSpan], ends: Sequence[int], known: int) -> list[int]:
-    """Where another prompt may part from this one: after pictures and after turns (their end tokens).
+    """Places where another prompt may part from this one: after pictures and after turns (their end tokens).
 
     Each is at least `SHORTEST_PASS` tokens after the one before and after what is `known`; turns between the first and
     the last two are `CHECKPOINT_INTERVAL` apart.

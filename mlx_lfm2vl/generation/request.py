@@ -190,7 +190,7 @@ def _check_characters(
 
 
 def _characters(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Those in the texts of messages."""
+    """The number of characters in the texts of messages."""
     total = 0
     for message in messages:
         content = message.get("content")

@@ -1,4 +1,4 @@
-"""What comes of a request: pieces of text with their tokens, the whole answer, and what it took."""
+"""The results of a request: pieces of text with their tokens, the whole answer, and what it took."""
 
 from __future__ import annotations
 

@@ -149,6 +149,6 @@ class Sequence:
 
 
 def prompt_statistics(ids: np.ndarray, image_token: int) -> Statistics:
-    """Those of a prompt (n,) that nothing was answered to."""
+    """The statistics of a prompt (n,) that nothing was answered to."""
     images = int(np.count_nonzero(ids == image_token))
     return Statistics(len(ids), 0, images, 0, 0.0, 0.0, 0.0, mx.get_peak_memory())

@@ -1,4 +1,4 @@
-"""Which rows wait for states that another row computes: of what both prompts begin with, or of a picture."""
+"""Rows that wait for states which another row computes: of what both prompts begin with, or of a picture."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .vision_cache import VisionCache
 
 
 def shared_beginning(one: Sequence, other: Sequence) -> int:
-    """How many tokens two prompts begin with alike, where they are worth a pass of their own; else 0. Neither prompt
-    ends with them, nor does a picture contain their end."""
+    """The number of tokens that two prompts begin with alike, where they are worth a pass of their own; else 0. Neither
+    prompt ends with them, nor does a picture contain their end."""
     shared = shared_length(one.ids, one.prompt.spans, other.ids, other.prompt.spans)
     shared = min(shared, len(one.ids) - 1, len(other.ids) - 1)
     shared = next((start for start, end in other.prompt.places if start < shared < end), shared)

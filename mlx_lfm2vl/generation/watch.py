@@ -1,4 +1,4 @@
-"""How a caller watches work, stops it, and does other work meanwhile: between passes of the vision tower, chunks of a
+"""Ways to watch work, stop it, and do other work meanwhile: between passes of the vision tower, chunks of a
 prompt, and tokens."""
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class CachedModel:
 
 
 def cache_folder() -> Path:
-    """Where huggingface_hub keeps all repositories, unless it is told otherwise."""
+    """The folder where huggingface_hub keeps all repositories, unless it is told otherwise."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)

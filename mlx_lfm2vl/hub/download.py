@@ -173,7 +173,7 @@ class _Snapshot:
             )
 
     def _cached(self) -> Path:
-        """Where huggingface_hub keeps the repository."""
+        """The folder where huggingface_hub keeps the repository."""
         cache = cache_folder() if self.cache_dir is None else self.cache_dir
         return Path(cache) / f"models--{self.repo.replace('/', '--')}"
 

@@ -1,4 +1,4 @@
-"""What the backbone remembers between calls: keys and values of attention, the last inputs of short convolutions.
+"""The states of the backbone between calls: keys and values of attention, the last inputs of short convolutions.
 
 Key-value buffers grow in steps, so that a token costs no copy of the past. A convolution state is the last
 `conv_L_cache - 1` gated inputs and cannot be trimmed; rewinding needs a copy of it (see `Cache.checkpoint`).

@@ -1,4 +1,4 @@
-"""Where the tokens of a call stand: positions, rotations and masks, the same for all layers."""
+"""The places of the tokens of a call: positions, rotations and masks, the same for all layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Context:
-    """What all layers of one call share.
+    """The inputs that all layers of one call share.
 
     `length`: tokens of the call. `offset`: rotary position of the first one, one number or one a row (B,). `rotation`:
     cosines and sines (B, 1, L, head_dim) instead, for positions that do not simply count up. `attention_mask`: which

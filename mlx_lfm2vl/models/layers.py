@@ -1,4 +1,4 @@
-"""What the parts of the networks share: activations by name, and products that a GPU starts fewer kernels for."""
+"""Parts that the networks share: activations by name, and products that a GPU starts fewer kernels for."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ class Lfm2Model(nn.Module):
         return x
 
     def _needed(self, length: int) -> int:
-        """How many of the last tokens behind the last attention decide the last one's result: itself and, for each
+        """The number of last tokens behind the last attention decide the last one's result: itself and, for each
         convolution, the taps before. At most `length`."""
         if self._last_attention is None:
             return length

@@ -28,8 +28,8 @@ PATCHES_PER_PASS = 4096  # bounds the tower's activations; four full tiles
 
 
 def vision_passes(grids: Grids, patches: int = PATCHES_PER_PASS) -> list[list[int]]:
-    """Which views (by index) go through the tower together: up to so many patches, or a single view; those of one grid
-    beside each other."""
+    """The views (by index) that go through the tower together: up to so many patches, or a single view; those of one
+    grid beside each other."""
     passes: list[list[int]] = []
     room = 0
     for grid in dict.fromkeys(grids):

@@ -1,4 +1,4 @@
-"""What the models return: the reference's `ModelOutput`s, with fields by name, by index or as a tuple."""
+"""Results of the models: the reference's `ModelOutput`s, with fields by name, by index or as a tuple."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class ModelOutput:
 
 @dataclass
 class ImageFeatures(ModelOutput):
-    """Of each view: `last_hidden_state`, the tower's output (h*w, vision hidden), not padded; `pooler_output`, its
-    image tokens (h*w / factor^2, text hidden)."""
+    """The features of each view: `last_hidden_state`, the tower's output (h*w, vision hidden), not padded;
+    `pooler_output`, its image tokens (h*w / factor^2, text hidden)."""
 
     last_hidden_state: list[mx.array]
     pooler_output: list[mx.array]

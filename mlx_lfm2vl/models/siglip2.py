@@ -77,7 +77,7 @@ def pack_views(pixels: mx.array, grids: Grids) -> mx.array:
 
 
 def split_views(array: mx.array, grids: Grids) -> list[mx.array]:
-    """What the tower or the projector made of `pack_views`, view by view: (rows of the view, width) each."""
+    """The tower's or the projector's result of `pack_views`, view by view: (rows of the view, width) each."""
     flat = array.reshape(-1, array.shape[2])
     counts = [height * width for height, width in grids]
     share = sum(counts) // len(flat)  # patches of a row

@@ -1,4 +1,4 @@
-"""What processors return: arrays by name, readable as attributes too, and how rows of ids become such arrays."""
+"""The result of processors: arrays by name, readable as attributes too; and rows of ids as such arrays."""
 
 from __future__ import annotations
 

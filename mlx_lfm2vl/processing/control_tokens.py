@@ -71,7 +71,7 @@ def _any_of(tokens: list[str], depth: int = 0) -> str:
 
 
 def control_pattern(tokens: Iterable[str]) -> ControlTokens:
-    """What finds any of the tokens."""
+    """A finder of any of the tokens."""
     return _control_tokens(frozenset(tokens))
 
 
@@ -149,7 +149,7 @@ def _marked_tokens(text: str, tokens: ControlTokens) -> Iterator[tuple[str, bool
 
 
 def _rests(parts: list[str], length: int) -> list[str]:
-    """Of each part but the first: the beginning, of this length, of what follows from it on."""
+    """The beginning, of this length, of what follows from each part but the first on."""
     rests: list[str] = []
     rest = ""
     for part in reversed(parts[1:]):

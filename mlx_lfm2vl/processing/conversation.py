@@ -182,7 +182,8 @@ def pictures_of(conversations: Sequence[Sequence[Mapping[str, Any]]], images: An
 
 
 def _sources(item: Mapping[str, Any], policy: SourcePolicy) -> list[Any]:
-    """What an image item holds, in the reference's order of names; [None] for an item that only marks a place."""
+    """The sources that an image item holds, in the reference's order of names; [None] for an item that only marks a
+    place."""
     found = [item[name] for name in ("image", "url", "path") if item.get(name) is not None]
     if item.get("base64") is not None:
         text = str(item["base64"])

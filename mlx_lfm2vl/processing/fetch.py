@@ -40,7 +40,7 @@ _GLOBAL = ipaddress.IPv6Network("2000::/3")  # all that is given out of IPv6; el
 
 @dataclass(frozen=True)
 class SourcePolicy:
-    """What pictures may come from and how large they may be.
+    """A policy on what pictures may come from and how large they may be.
 
     `max_pixels` is the limit on height x width, `max_bytes` on what is downloaded or inlined, `max_pages` on the pages
     of a PDF in one place, `timeout` in seconds on a whole download. URLs of hosts on private or loopback addresses are
@@ -94,7 +94,7 @@ def fetch(url: str, policy: SourcePolicy) -> bytes:
 
 
 def redirected(url: str, location: str) -> str:
-    """Where a redirect leads. Raises `ImageError` where it would leave encryption."""
+    """The address that a redirect leads to. Raises `ImageError` where it would leave encryption."""
     try:
         target = urllib.parse.urljoin(url, location)
     except ValueError:

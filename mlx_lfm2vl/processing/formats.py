@@ -66,7 +66,7 @@ _WARNINGS = threading.RLock()
 
 
 def suffixes() -> tuple[str, ...]:
-    """How names of picture files end, in small letters: those that Pillow registers, HEIC's and PDF's."""
+    """Suffixes of picture files in small letters: those that Pillow registers, HEIC's and PDF's."""
     known = Image.registered_extensions().items()
     return (*sorted(suffix for suffix, format in known if format not in UNREADABLE), ".heic", ".heif", ".pdf")
 

@@ -1,4 +1,4 @@
-"""How a picture of a given size is cut into views, and how many image tokens that makes. Integers only, no pixels.
+"""The views that a picture of a given size is cut into, and the image tokens that they make. Integers only, no pixels.
 
 `plan` is the single source of both the pixels (image.py) and the text (prompt.py), so that they cannot disagree. The
 numbers are those of transformers 5.23 (`Lfm2VlImageProcessor`) with two deliberate differences, each at sizes where the
@@ -103,7 +103,7 @@ def grid_layout(height: int, width: int, min_tiles: int, max_tiles: int, tile_si
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """How one picture is seen.
+    """The views of one picture.
 
     Attributes:
         rows, cols: the grid of tiles; both are 1 where the picture is one view.

@@ -20,8 +20,8 @@ from ..errors import ImageError
 
 @dataclass(frozen=True)
 class Request:
-    """Where a request goes. `target` is path and query, percent-encoded. `host` is the name in ASCII that servers and
-    certificates are asked for, `address` the IP address that is connected."""
+    """The destination of a request. `target` is path and query, percent-encoded. `host` is the name in ASCII that
+    servers and certificates are asked for, `address` the IP address that is connected."""
 
     scheme: str
     host: str

@@ -27,8 +27,8 @@ def _filler(seed: int) -> bytes:
 
 
 def scans(file: BinaryIO, image: Image.Image) -> tuple[int, bool]:
-    """How many scans the first JPEG picture in a file has, and whether it ends with its marker; of containers that hold
-    several, the most scans that any may have."""
+    """The number of scans that the first JPEG picture in a file has, and whether it ends with its marker; of containers
+    that hold several, the most scans that any may have."""
     inside = image.format in ("BLP", "FPX", "MIC") or "jpeg" in str(image.info.get("compression"))
     if not inside and image.format not in ("JPEG", "MPO"):
         return 0, True

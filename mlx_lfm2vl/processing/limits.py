@@ -125,7 +125,7 @@ def _repeated(left: Any, right: Any) -> int:
 
 
 def _formatted(form: Any, *values: Any, **named: Any) -> int:
-    """Of `form % values` and `form.format(values)`. Widths stand in the form, or come from the values."""
+    """Characters of `form % values` and `form.format(values)`. Widths stand in the form, or come from the values."""
     form, given = str(form), [*values, *named.values()]
     widths = [int(digits) for digits in re.findall(r"\d+", form)]
     if re.search(r"\*|\{[^{}]*\{", form):

@@ -1,4 +1,4 @@
-"""Which keys of messages and rows name pictures, misspelt ones too, so that none is passed over in silence."""
+"""Keys of messages and rows that name pictures, misspelt ones too, so that none is passed over in silence."""
 
 from __future__ import annotations
 

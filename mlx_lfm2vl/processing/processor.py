@@ -44,7 +44,7 @@ def check_names(names: Iterable[str], known: Collection[str], others: Collection
 
 
 class ProcessorOutput(BatchFeature):
-    """What a model takes, by name, and beside it (as attributes, not entries) where the pictures are.
+    """The inputs of a model by name, and beside it (as attributes, not entries) where the pictures are.
 
     `plans`: for each text the `ViewPlan` of each of its pictures; `image_spans`: for each text the (start, end) of each
     picture in its row of `input_ids`, markers included.

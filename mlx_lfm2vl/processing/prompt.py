@@ -50,7 +50,7 @@ class Expanded:
     gained: tuple[int, ...]
 
     def position(self, character: int) -> int:
-        """Where a character of the original text stands in the expanded one."""
+        """The place in the expanded text of a character of the original one."""
         return character + self.gained[bisect.bisect_right(self.ends, character)]
 
 

@@ -93,7 +93,7 @@ class Tokenizer:
                     _write(target / name, stated)
 
     def _state(self) -> dict[str, str | None]:
-        """What can be set, by its name in tokenizer_config.json."""
+        """The settings that can be changed, by its name in tokenizer_config.json."""
         return {**self.special_tokens_map, **{name: getattr(self, name) for name in _OPTIONS}}
 
     # Named tokens

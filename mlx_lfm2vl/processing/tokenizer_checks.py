@@ -1,4 +1,4 @@
-"""What the steps of a tokenizer file may be: those that byte-level BPE tokenizers have, and that end.
+"""The steps that a tokenizer file may have: those that byte-level BPE tokenizers have, and that end.
 
 tokenizer.json is a small program: normalizers that replace can double a text at each step, templates may name tokens
 that are not there, patterns may try for ever. The Rust library runs or panics on whatever the file says, so it is asked

@@ -1,4 +1,4 @@
-"""What weights can be made: dtypes, MLX's modes of quantisation, recipes of two widths.
+"""The forms that weights can have: dtypes, MLX's modes of quantisation, recipes of two widths.
 
 Imports nothing, so that `--help` shows them without loading MLX. All other modules take them from here.
 """

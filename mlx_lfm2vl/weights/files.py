@@ -45,7 +45,7 @@ class TensorInfo:
 
     @property
     def size(self) -> int:
-        """How many numbers it has."""
+        """The count of its numbers."""
         return math.prod(self.shape)
 
     @property

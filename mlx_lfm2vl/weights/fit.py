@@ -1,4 +1,4 @@
-"""What will not fit into memory, said before the work starts, with what would fit.
+"""Checks of what will not fit into memory, said before the work starts, with what would fit.
 
 Counted is what cannot do without, so that nothing is refused that might have worked:
 

@@ -146,7 +146,7 @@ class StoredTensors:
 
     @property
     def mixed_note(self) -> str:
-        """What becomes of dense tensors of several types; empty where all are of one."""
+        """A remark on what becomes of dense tensors of several types; empty where all are of one."""
         types = sorted(self.dtypes)
         name = str(self.dtype).removeprefix("mlx.core.")
         return f"{' and '.join(types)} weights are mixed; all are taken as {name}" if len(types) > 1 else ""

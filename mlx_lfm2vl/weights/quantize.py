@@ -1,4 +1,4 @@
-"""How tensors are quantised: a width, what config.json records, and a module's tensors to and fro. The quantisers are
+"""The quantisation of tensors: a width, what config.json records, and a module's tensors to and fro. The quantisers are
 MLX's own."""
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def decode(parts: Mapping[str, mx.array], spec: Quantization, dtype: mx.Dtype) -
 
 
 def stored_as(path: str, width: int, tensors: Mapping[str, TensorInfo]) -> Quantization:
-    """How the module at `path`, whose rows have `width` numbers, is quantised: its tensors' shapes say it, whatever
+    """The quantisation of the module at `path`, whose rows have `width` numbers: its tensors' shapes say it, whatever
     config.json records. Raises `WeightsError` for shapes that no quantisation of MLX makes."""
     weight, scales = tensors.get(f"{path}.weight"), tensors[f"{path}.scales"]
     packed, groups = (info.shape[-1] if info and info.shape else 0 for info in (weight, scales))

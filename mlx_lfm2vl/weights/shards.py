@@ -1,4 +1,4 @@
-"""Which safetensors files of a folder hold the model's weights.
+"""The safetensors files of a folder that hold the model's weights.
 
 An index that is true of the files decides. Published ones name shards that are not there; one that is not true decides
 nothing, and all files are read but those of adapters.

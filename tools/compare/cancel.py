@@ -13,6 +13,7 @@ import statistics
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from mlx_lfm2vl import Engine, GenerationOptions, Request, load
 
@@ -30,7 +31,7 @@ def cancel(request: Request, engine: Engine | None = None) -> float:
     return time.perf_counter() - begun
 
 
-def whole(engine: Engine, *question: object) -> float:
+def whole(engine: Engine, *question: Any) -> float:
     """Seconds from a question to its first token."""
     begun = time.perf_counter()
     engine.submit(*question, options=GenerationOptions(max_tokens=1)).result()

@@ -70,7 +70,7 @@ def make(folder: Path) -> None:
     from ..golden.stages import load
 
     model, processor = load(str(folder))
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for width, height in SIZES:
         picture = draw("450m", (width, height))
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}

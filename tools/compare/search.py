@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import mlx.nn as nn
 import numpy as np
 
 import tools.demo.tasks_more  # noqa: F401  # registers its tasks
@@ -50,7 +51,7 @@ def draw(folder: Path, split: str, each: int) -> Path:
 def recipes(model: Path, held: Path) -> None:
     """What two of the recipes cost."""
     print("\n| recipe, groups of | weights, MB | KL divergence, mean, nats |\n| --- | --- | --- |")
-    module, _ = open_model(model)
+    module: nn.Module = open_model(model)[0]
     for group in (32, 64):
         bench = Bench(model, Sizes(model, group), held)
         for recipe in ("mixed_3_6", "mixed_4_8"):

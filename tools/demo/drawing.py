@@ -97,7 +97,8 @@ def _draw(picture: Image.Image, thing: Thing, tint: tuple[int, int, int], turn: 
     picture.paste(tint, (left, top), mask.reduce(zoom))
     extent = mask.getbbox()
     assert extent is not None
-    return tuple(v / zoom + start for v, start in zip(extent, (left, top, left, top), strict=True))
+    x0, y0, x1, y1 = (v / zoom for v in extent)
+    return x0 + left, y0 + top, x1 + left, y1 + top
 
 
 def paint(
@@ -110,7 +111,8 @@ def paint(
     extents = []
     for thing in things:
         tint = np.clip(np.array(COLOURS[thing.colour]) + rng.integers(-12, 13, 3), 0, 255)
-        extents.append(_draw(picture, thing, tuple(int(v) for v in tint), float(rng.uniform(-0.12, 0.12))))
+        red, green, blue = (int(v) for v in tint)
+        extents.append(_draw(picture, thing, (red, green, blue), float(rng.uniform(-0.12, 0.12))))
     slope = np.linspace(-1, 1, height)[:, None] * rng.uniform(-6, 6) + np.linspace(-1, 1, width)[None] * rng.uniform(
         -6, 6
     )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
 from .vocabulary import BOS, IM_END, IMAGE, PAD, VOCAB_SIZE, tokenizer
 
-TEXT_CONFIG = {
+TEXT_CONFIG: dict[str, Any] = {
     "model_type": "lfm2",
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 128,
@@ -27,7 +28,7 @@ TEXT_CONFIG = {
     "eos_token_id": IM_END,
     "pad_token_id": PAD,
 }
-VISION_CONFIG = {
+VISION_CONFIG: dict[str, Any] = {
     "model_type": "siglip2_vision_model",
     "hidden_size": 128,
     "intermediate_size": 512,

@@ -46,7 +46,8 @@ def optimizers(model: torch.nn.Module, dense: torch.nn.Module, lr: float) -> lis
     A group's ``share`` scales the learning rate. All pixels of a patch are alike, so that a full-sized step of each of
     its 768 weights adds up, and soon drowns the position embeddings: the patch embedding gets a tenth.
     """
-    inner, outer, patch = [], list(dense.parameters()), []
+    inner: list[torch.nn.Parameter] = []
+    outer, patch = list(dense.parameters()), list[torch.nn.Parameter]()
     for name, p in model.named_parameters():
         layered = p.ndim == 2 and "embed" not in name and "lm_head" not in name
         (patch if "patch_embedding.weight" in name else inner if layered else outer).append(p)

@@ -69,7 +69,7 @@ def make(folder: Path) -> None:
         np.savez_compressed(folder / "demo.npz", **demo_arrays(Path(temporary)))
 
 
-def random_arrays(folder: Path) -> dict[str, np.ndarray]:
+def random_arrays(folder: Path) -> dict[str, Any]:
     """Of the random checkpoint, which is written into `folder`."""
     (folder / "config.json").write_text(json.dumps(checkpoint.CONFIG))
     weights = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in checkpoint.tensors().items()}
@@ -80,7 +80,7 @@ def random_arrays(folder: Path) -> dict[str, np.ndarray]:
         "spatial_shapes": torch.from_numpy(prompts.spatial_shapes),
         "pixel_attention_mask": torch.from_numpy(prompts.pixel_attention_mask),
     }
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for suffix, dtype in (("", torch.float32), ("_bfloat16", torch.bfloat16)):
         model = load_as(str(folder), dtype, "sdpa")
         for name, ids in (("picture", prompts.picture), ("text", prompts.text)):
@@ -96,7 +96,7 @@ def random_arrays(folder: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def demo_arrays(folder: Path) -> dict[str, np.ndarray]:
+def demo_arrays(folder: Path) -> dict[str, Any]:
     """Of the demo model; quantised ones are written into `folder`."""
     inputs = _demo_inputs()
     arrays = {"question": np.array(QUESTION), "prompt": inputs["input_ids"][0].numpy()}

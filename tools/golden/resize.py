@@ -13,6 +13,7 @@ the same; Pillow, which would be the obvious choice, differs in two ways:
 """
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ FILTERS = (2, 3)  # Pillow's numbers: bilinear, bicubic
 TARGETS = [(32, 32), (112, 128), (40, 150), (120, 40), (61, 50), (64, 90)]
 
 
-def resized() -> dict[str, np.ndarray]:
+def resized() -> dict[str, Any]:
     """Arrays `picture_I` (h, w, 3) uint8; `cases` (n, 4): picture, filter, height, width; `resized_N` for each case."""
     rng = np.random.default_rng(7)
     edges = (np.indices((64, 96)).sum(0) // 4 % 2 * 255).astype(np.uint8)

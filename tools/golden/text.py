@@ -6,8 +6,8 @@ import jinja2
 
 from .pictures import draw
 
-_USER = {"role": "user", "content": "Où est le carré?"}
-_CHAT = [
+_USER: dict[str, Any] = {"role": "user", "content": "Où est le carré?"}
+_CHAT: list[dict[str, Any]] = [
     {"role": "system", "content": "Answer with one word."},
     {"role": "user", "content": [{"type": "text", "text": "How many shapes "}, {"type": "text", "text": "are there?"}]},
     {"role": "assistant", "content": "four"},

@@ -18,7 +18,7 @@ DEFAULT_PROMPT = "Describe this image in detail."
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked, about a picture or about none."""
+    """A question to a model, about a picture or about none."""
 
     prompt: str
     picture: Path | None = None

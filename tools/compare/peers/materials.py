@@ -9,6 +9,7 @@ mlx_lfm2vl): the same as WORK/bfloat16 and WORK/4bit, as published models are, a
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from .environments import ROOT
 
@@ -30,7 +31,7 @@ def checkpoint(work: Path) -> None:
 def folders(work: Path) -> None:
     from mlx_lfm2vl import convert, demo
 
-    shared = {"verify": False, "overwrite": True}
+    shared: dict[str, Any] = {"verify": False, "overwrite": True}
     convert(work / "float32", work / "bfloat16", dtype="bfloat16", **shared)
     convert(work / "float32", work / "4bit", dtype="bfloat16", quantize=True, q_bits=4, **shared)
     convert(demo.path(), work / "demo", **shared)

@@ -35,6 +35,7 @@ class Ours:
             self.model, self.processor, prompt, picture, options=self._options(tokens)
         )
         said = [token for piece in (*before, last) for token in piece.tokens]
+        assert last.statistics is not None
         speed = last.statistics.tokens_per_second
         return Timed(last.statistics.time_to_first_token, (len(said) - 1) / speed if speed else 0.0, said)
 

@@ -32,7 +32,7 @@ def measured(side: str, task: dict[str, Any]) -> dict[str, Any]:
     if task["kind"] == "versions":
         return {package: version(package) for package in PACKAGES[side]}
     start = time.perf_counter()
-    peer = SIDES[side](task["folder"])
+    peer: Any = SIDES[side](task["folder"])
     result: dict[str, Any] = {"load": time.perf_counter() - start}
     prompt, repeats = task["prompt"], task["repeats"]
     if task["kind"] == "preprocess":
