@@ -324,7 +324,7 @@ class Lfm2VlProcessor:
             conversation: messages {"role", "content"}. A content is a string or a list of {"type": "text", "text"} and
                 {"type": "image"} items. A picture stands in its item under "image", "url", "path" or "base64", or as
                 OpenAI's {"type": "image_url", "image_url": {"url"}}.
-            chat_template: a template in place of the checkpoint's.
+            chat_template: a template in place of the checkpoint's, or the name of one of those.
             tools, documents, add_generation_prompt, continue_final_message: as for `ChatTemplate.render`.
             return_assistant_tokens_mask: adds "assistant_masks", 1 where the template marks the assistant's words.
             tokenize: whether to make ids of the text.
@@ -398,12 +398,11 @@ class Lfm2VlProcessor:
     def _compiled(self, source: str | None) -> ChatTemplate:
         from .template import ChatTemplate
 
-        if source is not None:
-            return ChatTemplate(source, self.tokenizer.special_tokens_map)
-        if self.tokenizer.folder is None and self.tokenizer.chat_template is None:
+        words = self.tokenizer
+        if source is None and words.folder is None and words.chat_template is None:
             raise TemplateError("this processor has no chat template; pass chat_template=")
         return ChatTemplate.from_folder(
-            self.tokenizer.folder or Path(), self.tokenizer.chat_template, self.tokenizer.special_tokens_map
+            words.folder or Path(), words.chat_template, words.special_tokens_map, wanted=source
         )
 
     # Ids to text

@@ -8,8 +8,8 @@ has no effect, as transformers ignores it for BPE. Ids that the tokenizer does n
 from __future__ import annotations
 
 import json
+import math
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken
 from tokenizers.decoders import DecodeStream
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -33,10 +33,14 @@ from .tokenizer_checks import check_normalizer, check_patterns, check_post_proce
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 MAX_ADDED = 256  # characters of an added token; the longest published ones have some 30
-_PIECE = re.compile(r"[^\s:$][^\s:]*")  # what the tokenizers library takes for a token in a post-processor
 MAX_BYTES = 128 * 2**20  # of tokenizer.json; one of 128,000 tokens has a tenth of that
 PADDING_SIDES = ("left", "right")
-_OPTIONS = ("padding_side", "truncation_side", "chat_template")  # of tokenizer_config.json, which can be set
+_OPTIONS = (
+    "padding_side",
+    "truncation_side",
+    "chat_template",
+    "model_max_length",
+)  # of tokenizer_config.json, which can be set
 _CLASS = "PreTrainedTokenizerFast"
 
 
@@ -65,14 +69,13 @@ class Tokenizer:
         self.padding_side = self._choice("padding_side", padding.get("direction") or "right")
         self.truncation_side = self._choice("truncation_side", "right")
         self.chat_template = self.config.get("chat_template")
+        self.model_max_length = self._longest("model_max_length")
         known = [
             token
             for token in special_tokens(self.config, self.special_tokens_map)
             if backend.token_to_id(token) is not None
         ]
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in known])
-        if "add_bos_token" in self.config or "add_eos_token" in self.config:
-            backend.post_processor = self._post_processor()
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(id for id, token in added.items() if token.special)
         self._control_pattern = control_pattern(token.content for token in added.values())
@@ -123,7 +126,7 @@ class Tokenizer:
                 if without(stated := restated(data, others)) != data and (there or name == "tokenizer_config.json"):
                     _write(target / name, stated)
 
-    def _state(self) -> dict[str, str | None]:
+    def _state(self) -> dict[str, Any]:
         """What can be set, by its name in tokenizer_config.json."""
         return {**self.special_tokens_map, **{name: getattr(self, name) for name in _OPTIONS}}
 
@@ -134,6 +137,14 @@ class Tokenizer:
         if value not in PADDING_SIDES:
             raise TokenizerError(f"{self._config_where}: {name} is {shown(value)}, expected 'left' or 'right'")
         return str(value)
+
+    def _longest(self, name: str) -> int | None:
+        value = self.config.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise TokenizerError(f"{self._config_where}: {name} is {shown(value)}, expected a number of tokens")
+        return int(value)
 
     def _check_pipeline(self) -> None:
         """Raises `TokenizerError` for a file whose steps could not end, could panic, or lose text."""
@@ -156,18 +167,6 @@ class Tokenizer:
                 raise ValueError(f"{len(lost)} of the 256 bytes have no token, {lost[0]!r} for one")
         except ValueError as error:
             raise TokenizerError(f"{self.where}: {error}; no LFM2 tokenizer is so, {AGAIN}") from None
-
-    def _post_processor(self) -> processors.TemplateProcessing:
-        """What is put around encoded text with `add_special_tokens`, where the configuration says so itself."""
-        bos = self.bos_token if self.config.get("add_bos_token") else None
-        eos = self.eos_token if self.config.get("add_eos_token") else None
-        for token in (bos, eos):
-            if token and not _PIECE.fullmatch(token):
-                raise TokenizerError(f"{self._config_where}: {shown(token)} cannot be put around texts; {AGAIN}")
-        single = " ".join([*([f"{bos}:0"] if bos else []), "$A:0", *([f"{eos}:0"] if eos else [])])
-        pair = " ".join([single, *([f"{bos}:1"] if bos else []), "$B:1", *([f"{eos}:1"] if eos else [])])
-        special = [(token, self._id(token, "token")) for token in dict.fromkeys((bos, eos)) if token]
-        return processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
 
     def __getattr__(self, name: str) -> Any:
         # bos_token, pad_token_id, image_token, image_start_token_id, ...
