@@ -1,5 +1,6 @@
 """Tokenizers, templates and end tokens as people's folders have them (docs/checkpoints.md)."""
 
+import functools
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ from checkpoints import (
 )
 from conftest import GOLDEN
 
-from mlx_lfm2vl import GenerationOptions, convert, load
+from mlx_lfm2vl import AutoProcessor, GenerationOptions, convert, load
 from mlx_lfm2vl.errors import TemplateError, TokenizerError
 from mlx_lfm2vl.generation.detokenizer import Detokenizer
 from mlx_lfm2vl.processing.tokenizer import Tokenizer
@@ -132,6 +133,28 @@ def test_end_tokens_of_all_files_add_up(folder, tmp_path, generation, config, to
     if len(expected) > 1:
         out = convert(folder, tmp_path / "out")
         assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == list(expected)
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "additional_chat_templates"])
+def test_templates_are_chosen_by_name(folder, place):
+    plain, tools = "Plain {{ messages[0].role }}", "Tools {{ messages[0].role }}"
+    if place == "tokenizer_config.json":
+        (folder / "chat_template.jinja").unlink()
+        named = [{"name": "default", "template": plain}, {"name": "tool_use", "template": tools}]
+        edit_json(folder / place, chat_template=named)
+    else:
+        (folder / "chat_template.jinja").write_text(plain)
+        (folder / place).mkdir()
+        (folder / place / "tool_use.jinja").write_text(tools)
+    processor, messages = AutoProcessor.from_pretrained(folder), [{"role": "user", "content": "Hi"}]
+    for part in (processor, processor.tokenizer):
+        render = functools.partial(part.apply_chat_template, messages, tokenize=False)
+        assert render() == "Plain user" and render(chat_template="tool_use") == "Tools user"
+        assert render(chat_template="other") == "other" and render(chat_template="{{ 1 }}") == "1"
+    schema = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    assert processor.tokenizer.apply_chat_template(messages, tools=[schema], tokenize=False) == "Tools user"
+    assert processor.tokenizer.get_chat_template(tools=[schema]) == tools
+    assert processor.apply_chat_template(messages, tools=[schema], tokenize=False) == "Plain user"
 
 
 @pytest.mark.parametrize("stop", ["<|im_end|>", "<|reserved_20|>", "<|tool_call_start|>"])

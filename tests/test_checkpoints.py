@@ -73,6 +73,20 @@ def test_a_head_that_differs_is_written_untied(folder, tmp_path, layout):
     assert "differs" not in model.load_note and "lm_head" in model
 
 
+@pytest.mark.parametrize("name", ["lm_head.weight", "language_model.lm_head.weight"])
+def test_a_tied_head_stands_for_embeddings_that_are_not_stored(folder, tmp_path, name):
+    edit(folder, renamed(lambda each: name if each == EMBEDDINGS else each))
+    np.testing.assert_array_equal(logits(folder), EXPECTED)
+    np.testing.assert_array_equal(logits(convert(folder, tmp_path / "out")), EXPECTED)
+    edit_json(folder / "config.json", tie_word_embeddings=False)
+    refused(folder, f"tensor {EMBEDDINGS} is missing from the weight files")
+
+
+def test_a_bias_of_the_head_is_refused(folder):
+    edit(folder, lambda t: {**t, "lm_head.bias": np.zeros(832, np.float32)})
+    refused(folder, "tensor lm_head.bias has no place in this model")
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_head_that_differs_is_used(folder, tmp_path, bits):
     edit(folder, lambda t: {**t, "lm_head.weight": head(t)})
@@ -174,9 +188,11 @@ def test_an_unknown_wrapper_before_the_names_is_named(folder, wrapper, layout):
     refused(folder, r"has '(reference\.)?" + wrapper + "' in its name, as a wrapper adds it")
 
 
-def test_a_name_of_no_layout_is_no_wrappers(folder):
-    edit(folder, lambda t: {**t, "colours.weight": np.zeros(4, np.float32)})
-    refused(folder, "tensor colours.weight has a name that no LFM2-VL layout has")
+def test_a_name_of_no_layout_is_named_where_others_are_missing(folder):
+    edit(folder, lambda t: {name.replace("embedding_norm", "colours"): x for name, x in t.items()})
+    refused(folder, f"tensor {NORM} is missing from the weight files")
+    edit(folder, lambda t: {**t, "audio.weight": np.zeros(4, np.float32), "audio.bias": np.zeros(4, np.float32)})
+    refused(folder, r"tensor audio.\w+ and 1 more has a name that no LFM2-VL layout has")
 
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
@@ -201,6 +217,10 @@ def test_a_wrapper_of_single_layers_is_named(folder, wrapper):
         "regression_head.weight",
         "model.pooler.dense.weight",
         "model.language_model.layers.1.self_attn.masked_bias",
+        "model.language_model.pos_emb.inv_freq",
+        "mtp.layers.0.weight",
+        "logit_scale",
+        "ema.model.language_model.embedding_norm.weight",
     ],
 )
 def test_tensors_that_nothing_needs_are_skipped_and_said(folder, tmp_path, name):
@@ -348,6 +368,31 @@ def test_a_file_of_lora_layers_alone_is_left_alone(folder):
     assert "checkpoint.safetensors left alone (an adapter)" in loaded(folder).load_note
     (folder / "model.safetensors").unlink()
     refused(folder, r"model: holds an adapter only \(checkpoint.safetensors\), not a model; merge it")
+
+
+BESIDE = {
+    "consolidated.safetensors": lambda t: t,
+    "model.fp16.safetensors": lambda t: {name: x.astype(np.float16) for name, x in t.items()},
+    "ema.safetensors": lambda t: {name: 2 * x for name, x in t.items()},
+    "optimizer.safetensors": lambda t: {"state.0.exp_avg": np.zeros(3, np.float32)},
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_files_beside_a_whole_model_are_left_alone(folder, name):
+    save_file(BESIDE[name](load_file(folder / "model.safetensors")), folder / name)
+    model = loaded(folder)
+    np.testing.assert_array_equal(logits_of(model), EXPECTED)
+    assert model.load_note == f"{name} left alone (model.safetensors holds the model)"
+
+
+def test_a_file_beside_that_holds_the_rest_is_read(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tower = {name: tensors.pop(name) for name in [*tensors] if "vision" in name}
+    save_file(tensors, folder / "model.safetensors")
+    save_file(tower, folder / "vision.safetensors")
+    assert not loaded(folder).load_note
+    np.testing.assert_array_equal(logits(folder), EXPECTED)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Methods and names of transformers, without torch: parameters, embeddings, criteria, seeds, tokenizers."""
 
+import copy
+import json
+import pickle
 import random
 import re
 from typing import Any
@@ -11,11 +14,13 @@ from conftest import GOLDEN, cache_by_backend
 
 import mlx_lfm2vl
 from mlx_lfm2vl import (
+    AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     BatchFeature,
+    Lfm2VlConfig,
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
@@ -23,7 +28,7 @@ from mlx_lfm2vl import (
     set_seed,
 )
 from mlx_lfm2vl.compat import not_offered
-from mlx_lfm2vl.errors import InputError, OptionError
+from mlx_lfm2vl.errors import ConfigError, InputError, OptionError, TokenizerError
 from mlx_lfm2vl.weights.files import read_header
 
 IDS = np.array([[1, 500, 501, 502]])
@@ -187,6 +192,97 @@ def test_a_tokenizer_says_what_the_references_says():
     assert tokenizer.get_chat_template() == (GOLDEN / "gen2" / "chat_template.jinja").read_text(encoding="utf-8")
     assert tokenizer.get_chat_template("{{ x }}") == "{{ x }}"
     assert tokenizer.backend_tokenizer is tokenizer.backend
+
+
+PADDED = {"input_ids": [[1, 2, 3], [4, 0, 0]], "attention_mask": [[1, 1, 1], [1, 0, 0]]}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"input_ids": [[1, 2, 3], [4]]},
+        [{"input_ids": [1, 2, 3]}, {"input_ids": np.array([4])}],
+        {"input_ids": [[1, 2, 3], [4]], "attention_mask": [[1, 1, 1], [1]]},
+        [[1, 2, 3], [4]],
+    ],
+)
+def test_rows_of_ids_are_padded_as_a_collator_asks(given):
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "gen2")
+    made = tokenizer.pad(given, return_tensors="np")
+    assert {name: value.tolist() for name, value in made.items()} == PADDED
+    assert dict(tokenizer.pad(given, True)) == PADDED
+    assert tokenizer.pad(given, padding_side="left", pad_to_multiple_of=4)["input_ids"] == [[0, 1, 2, 3], [0, 0, 0, 4]]
+    with pytest.raises(OptionError, match="labels cannot be padded; pad input_ids and attention_mask alone"):
+        tokenizer.pad({"input_ids": [[1]], "labels": [[1]]})
+    masked = tokenizer.pad({"input_ids": [[0, 5], [4]], "attention_mask": [[0, 1], [1]]})
+    assert masked["attention_mask"] == [[0, 1], [1, 0]]
+
+
+def test_a_text_is_encoded_with_the_keywords_of_a_call():
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "gen2")
+    ids = tokenizer.encode("a b c d")
+    np.testing.assert_array_equal(tokenizer.encode("a b c d", return_tensors="np"), [ids])
+    assert tokenizer.encode("a b c d", truncation=True, max_length=3) == ids[:3]
+    assert tokenizer.encode("a b c d", False) == ids[1:]
+
+
+def test_a_text_is_cut_to_the_length_that_the_files_say(tmp_path):
+    tokenizer: Any = AutoTokenizer.from_pretrained(GOLDEN / "gen2")
+    ids = tokenizer.encode("a b c d")
+    assert tokenizer("a b c d", truncation=True)["input_ids"] == ids
+    tokenizer.model_max_length = np.int64(3)
+    tokenizer.save_pretrained(tmp_path)
+    for each in (
+        AutoTokenizer.from_pretrained(tmp_path),
+        AutoTokenizer.from_pretrained(GOLDEN / "gen2", model_max_length=3),
+    ):
+        assert each.model_max_length == 3 and each("a b c d", truncation=True)["input_ids"] == ids[:3]
+        assert (
+            each("a b c d")["input_ids"] == ids and each("a b", max_length=2, truncation=True)["input_ids"] == ids[:2]
+        )
+    for wrong in ("x", -1, True):
+        with pytest.raises(OptionError, match=r"model_max_length is .*, expected a whole number from 0"):
+            tokenizer.model_max_length = wrong
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": wrong}))
+        with pytest.raises(TokenizerError, match=r"model_max_length is .*, expected a number of tokens"):
+            AutoTokenizer.from_pretrained(tmp_path)
+
+
+def test_keywords_of_a_tokenizer_are_taken_or_say_the_way_out():
+    AutoTokenizer.from_pretrained(GOLDEN / "gen2", clean_up_tokenization_spaces=False, legacy=False, from_slow=True)
+    for name in ("add_bos_token", "add_eos_token"):
+        with pytest.raises(OptionError, match=f"no option {name!r}; tokenizer.json says .* add_special_tokens=False"):
+            AutoTokenizer.from_pretrained(GOLDEN / "gen2", **{name: True})
+
+
+# Copies and configurations
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))], ids=["copy", "pickle"]
+)
+def test_processors_are_copied_and_pickled_after_use(copied):
+    processor, messages = AutoProcessor.from_pretrained(GOLDEN / "gen2"), [{"role": "user", "content": "Hi"}]
+    text = processor.apply_chat_template(messages)
+    again = copied(processor)
+    assert again is not processor and again.apply_chat_template(messages) == text
+    assert again.tokenizer("a b") == processor.tokenizer("a b") and again.to_dict() == processor.to_dict()
+    assert copied(processor.tokenizer).encode("a b") == processor.tokenizer.encode("a b")
+
+
+def test_a_configuration_says_what_the_references_says(tmp_path):
+    config = loaded().config
+    assert (config.text_config.model_type, config.vision_config.model_type) == ("lfm2", "siglip2_vision_model")
+    assert config.torch_dtype == config.dtype == "float32"
+    assert config.name_or_path == config._name_or_path == loaded().name_or_path == str(GOLDEN / "gen2")
+    assert "name_or_path" not in config.to_json_string() and Lfm2VlConfig().name_or_path == ""
+    changed = AutoConfig.from_pretrained(GOLDEN / "gen2")
+    changed.update({"use_cache": False, "own": 1})
+    assert not changed.use_cache and changed.to_dict()["own"] == 1
+    with pytest.raises(
+        ConfigError, match=r"config: projector_bias cannot be set; make another by Lfm2VlConfig.from_dict"
+    ):
+        changed.update({"projector_bias": False})
 
 
 @pytest.mark.parametrize("name", sorted(not_offered.TOKENIZER))

@@ -246,6 +246,34 @@ def test_a_conversations_end_is_continued_the_same():
     assert ours().apply_chat_template(conversation, **call) == theirs().apply_chat_template(conversation, **call)
 
 
+def test_calls_of_tokenizers_give_the_same():
+    parts = [each.tokenizer for each in (ours(), theirs())]
+    rows = [{"input_ids": [1, 2, 3]}, {"input_ids": [4]}]
+    calls = (
+        lambda t: dict(t.pad(rows, return_tensors="pt")),
+        lambda t: dict(t.pad({"input_ids": [[1, 2, 3], [4]]}, padding="max_length", max_length=5)),
+        lambda t: dict(t.pad(rows, padding_side="left", pad_to_multiple_of=4)),
+        lambda t: t.encode("a b c", return_tensors="pt"),
+        lambda t: t.encode("a b c", add_special_tokens=False),
+        lambda t: dict(t("a b c", truncation=True)),
+        lambda t: t.convert_tokens_to_string(t.tokenize("Hello wörld 漢字 <|im_end|>")),
+        lambda t: (t.is_fast, t.model_input_names, t.model_max_length, t.vocab, t.get_added_vocab()),
+        lambda t: {id: str(token) for id, token in t.added_tokens_decoder.items()},
+        lambda t: t.get_chat_template(),
+    )
+    for number, call in enumerate(calls):
+        found, expected = (jsonable(call(each)) for each in parts)
+        assert found == expected, number
+
+
+def jsonable(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return [str(value.dtype), value.tolist()]
+    if isinstance(value, dict):
+        return {name: jsonable(each) for name, each in value.items()}
+    return value
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_tokenizers_give_the_same(folder):
     our, their = AutoTokenizer.from_pretrained(GOLDEN / folder), theirs(folder, "AutoTokenizer")

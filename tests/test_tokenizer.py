@@ -104,12 +104,10 @@ class TestTokens:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
         assert Tokenizer.from_folder(tmp_path).eos_token == "<|im_end|>"
 
-    def test_a_configuration_can_decide_what_is_added(self, tmp_path):
-        ids = GEN2.encode("a b", add_special_tokens=False)
-        folder = changed(tmp_path, {"add_bos_token": True, "add_eos_token": True})
-        assert Tokenizer.from_folder(folder).encode("a b") == [1, *ids, 7]
-        folder = changed(tmp_path, {"add_bos_token": False})
-        assert Tokenizer.from_folder(folder).encode("a b") == ids
+    def test_tokenizer_json_alone_says_what_is_put_around_texts(self, tmp_path):
+        for stated in ({"add_bos_token": True, "add_eos_token": True}, {"add_bos_token": False}):
+            folder = changed(tmp_path, stated)
+            assert Tokenizer.from_folder(folder).encode("a b") == GEN2.encode("a b") != []
 
     def test_ids_it_does_not_know_decode_to_nothing(self):
         ids = GEN2.encode("a b", add_special_tokens=False)
@@ -271,13 +269,6 @@ def test_an_added_token_of_great_length_is_refused(tmp_path):
     token = {**data["added_tokens"][-1], "id": 10**6, "content": "x" * 100_000, "special": False}
     folder = changed(tmp_path, tokenizer={"added_tokens": [*data["added_tokens"], token]})
     with pytest.raises(TokenizerError, match="an added token has 100,000 characters"):
-        Tokenizer.from_folder(folder)
-
-
-@pytest.mark.parametrize("token", [":", " ", "a b", "$", "$A", "$B:1", "x:0"])
-def test_tokens_that_cannot_be_put_around_texts_are_refused(tmp_path, token):
-    folder = changed(tmp_path, config={"bos_token": token, "add_bos_token": True})
-    with pytest.raises(TokenizerError, match=r"tokenizer_config.json|cannot be put around|is not in"):
         Tokenizer.from_folder(folder)
 
 

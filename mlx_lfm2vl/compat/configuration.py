@@ -11,8 +11,8 @@ from typing import Any, Self
 
 from .. import config
 from ..config import Lfm2Config, read_json
-from ..config.files import CODE, is_place, writing
-from ..errors import OptionError
+from ..config.files import CODE, is_place, without, writing
+from ..errors import ConfigError, OptionError
 from ..hub import resolve
 from .loading import hub_options
 from .sharing import push_folder
@@ -78,6 +78,23 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
     def pad_token_id(self) -> int | None:
         return self.text_config.pad_token_id
 
+    @property
+    def torch_dtype(self) -> str | None:
+        return self.dtype
+
+    @property
+    def name_or_path(self) -> str:
+        """What it was loaded by; empty for one that was made."""
+        return str(vars(self).get("_name_or_path", ""))
+
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Sets attributes that are no fields. Raises `ConfigError` for a field: another configuration is another
+        object."""
+        for name, value in config_dict.items():
+            if name in _FIELDS:
+                raise ConfigError(f"config: {name} cannot be set; make another by Lfm2VlConfig.from_dict")
+            setattr(self, name, value)
+
     @classmethod
     def of(cls, known: config.Lfm2VlConfig) -> Self:
         """The same configuration as an object of this class."""
@@ -103,7 +120,7 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
     def to_dict(self) -> dict[str, Any]:
         """config.json, with what it says beside its fields."""
         others = {name: value for name, value in self.others.items() if value != _OF_CALLS.get(name)}
-        return {**others, **super().to_dict()}
+        return {**without(others), **super().to_dict()}
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:  # type: ignore[override]
@@ -113,7 +130,7 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
         if changed.pop("return_unused_kwargs", False):
             raise OptionError("return_unused_kwargs is not offered; leave it out")
         file = resolve(place, patterns=("*.json",), **hub) / "config.json"
-        return cls.from_dict(read_json(file), str(file), **changed)
+        return cls.from_dict(read_json(file), str(file), **changed, _name_or_path=os.fspath(path_or_repo))
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Lfm2Config:
         """The backbone's part."""

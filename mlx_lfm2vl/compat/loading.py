@@ -13,6 +13,8 @@ from ..hub import is_local
 
 HUB = ("revision", "token", "cache_dir", "local_files_only")
 _SILENT = (  # the values mean what is done here anyway
+    "clean_up_tokenization_spaces",
+    "from_slow",
     "low_cpu_mem_usage",
     "legacy",
     "use_fast",

@@ -261,7 +261,7 @@ def _open(path_or_repo: str | os.PathLike[str], options: dict[str, Any]) -> tupl
     if given != own:
         name = next(name for name in vars(own) if getattr(own, name) != getattr(config, name, None))
         raise ConfigError(f"{folder}: config differs in {name} from the folder's; write it into config.json")
-    return folder, known, {**given.others, **of_calls}
+    return folder, known, {**given.others, "_name_or_path": os.fspath(path_or_repo), **of_calls}
 
 
 def _of_model(config: Lfm2VlConfig) -> GenerationConfig:

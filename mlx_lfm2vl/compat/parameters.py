@@ -57,6 +57,11 @@ class ModelMethods(nn.Module):
         return self
 
     @property
+    def name_or_path(self) -> str:
+        """What it was loaded by."""
+        return str(self.config.name_or_path)
+
+    @property
     def base_model(self) -> Any:
         return getattr(self, "model", self)
 

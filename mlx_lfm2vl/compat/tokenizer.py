@@ -17,14 +17,16 @@ from ..processing.template import ChatTemplate
 from . import tensors
 from .batch_feature import BatchFeature
 from .call_options import normalised
+from .generation_config import count
 from .loading import OF_FROM_PRETRAINED, hub_options, no_more, not_of_models
 from .not_offered import TOKENIZER, way_out
 from .sharing import push_folder
 
 _FILES = ("*.json", "*.jinja", "*.txt")
 _OWN = ("backend", "config", "where", "folder", "special_tokens_map")  # set by the constructor
+_AROUND = ("add_bos_token", "add_eos_token")
 _NO_LIMIT = int(1e30)  # transformers', where no file says how long a prompt may be
-_SETTABLE = ("padding_side", "truncation_side", "chat_template")
+_SETTABLE = ("padding_side", "truncation_side", "chat_template", "model_max_length")
 
 
 class Tokenizer(processing.Tokenizer):
@@ -40,6 +42,11 @@ class Tokenizer(processing.Tokenizer):
         place, hub, others = hub_options(path_or_repo, not_of_models(options))
         made = cls.from_folder(resolve(place, patterns=_FILES, enough=("tokenizer.json",), **hub))
         for name, value in others.items():
+            if name in _AROUND:
+                raise OptionError(
+                    f"Tokenizer.from_pretrained has no option {name!r}; tokenizer.json says what is put around texts, "
+                    "and add_special_tokens=False in a call leaves it out"
+                )
             if name not in _SETTABLE and name not in NAMED_TOKENS:
                 no_more({name: value}, "Tokenizer.from_pretrained", (*OF_FROM_PRETRAINED, *_SETTABLE, *NAMED_TOKENS))
             setattr(made, name, value)
@@ -58,6 +65,8 @@ class Tokenizer(processing.Tokenizer):
             name, value = "special_tokens_map", known if text is None else {**known, token: text}
         elif name in ("padding_side", "truncation_side") and value not in SIDES:
             raise OptionError(f"{name} is {value!r}, expected 'left' or 'right'")
+        elif name == "model_max_length":
+            value = _NO_LIMIT if value is None else count(name, value)
         elif not name.startswith("_") and name not in (*_OWN, *_SETTABLE):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r} that can be set")
         object.__setattr__(self, name, value)
@@ -72,12 +81,6 @@ class Tokenizer(processing.Tokenizer):
     def name_or_path(self) -> str:
         """The folder that it was read from."""
         return "" if self.folder is None else str(self.folder)
-
-    @property
-    def model_max_length(self) -> int:
-        """The tokens of a prompt at most, where tokenizer_config.json says; else a number beyond all."""
-        stated = self.config.get("model_max_length")
-        return int(stated) if isinstance(stated, (int, float)) else _NO_LIMIT
 
     @property
     def backend_tokenizer(self) -> Any:
@@ -103,7 +106,7 @@ class Tokenizer(processing.Tokenizer):
 
     def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
         """The text of the template that `apply_chat_template` uses. Raises `TemplateError`."""
-        return self._template(chat_template).source
+        return self._template(chat_template, bool(tools)).source
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Saves into a repository; see `push_folder`."""
@@ -129,6 +132,47 @@ class Tokenizer(processing.Tokenizer):
         except TypeError as error:
             raise OptionError(f"the tokenizer's call: {str(error).partition(') ')[2] or error}") from None
         return BatchFeature.of(made, kind)
+
+    def encode(  # type: ignore[override]
+        self, text: Any, add_special_tokens: bool = True, return_tensors: str | None = None, **options: Any
+    ) -> Any:
+        """The ids of a text, a list; or of a call with `return_tensors` or other keywords, "input_ids" alone."""
+        if return_tensors is None and not options:
+            return super().encode(text, add_special_tokens)
+        return self(text, add_special_tokens=add_special_tokens, return_tensors=return_tensors, **options)["input_ids"]
+
+    def truncate(self, rows: Sequence[list[int]], max_length: int | None) -> list[list[int]]:
+        """As there; without `max_length` to `model_max_length`."""
+        return super().truncate(rows, self.model_max_length if max_length is None else max_length)
+
+    def pad(  # type: ignore[override]
+        self, encoded_inputs: Any, padding: bool | str = True, *, return_tensors: str | None = None, **options: Any
+    ) -> BatchFeature:
+        """Rows of ids padded, with their masks.
+
+        Args:
+            encoded_inputs: rows of ids; or a mapping, or several, with "input_ids" and maybe "attention_mask".
+            padding: as for `__call__`.
+            return_tensors: as for `__call__`.
+            options: `max_length`, `pad_to_multiple_of`, `padding_side`.
+
+        Raises:
+            OptionError, TokenizerError
+        """
+        given = encoded_inputs
+        if isinstance(given, (list, tuple)) and given and isinstance(given[0], Mapping):
+            given = {name: [each[name] for each in given] for name in given[0]}
+        columns = dict(given) if isinstance(given, Mapping) else {"input_ids": given}
+        if wrong := columns.keys() - {"input_ids", "attention_mask"}:
+            raise OptionError(f"{min(wrong)} cannot be padded; pad input_ids and attention_mask alone")
+        options.pop("verbose", None)
+        rows = {name: [tensors.to_numpy(row).tolist() for row in column] for name, column in columns.items()}
+        made = super().pad(rows["input_ids"], padding=padding, **options)
+        if "attention_mask" in rows:
+            made["attention_mask"] = super().pad(rows["attention_mask"], padding=padding, **options, fill=0)[
+                "input_ids"
+            ]
+        return BatchFeature.of(made, tensors.check_return_tensors(return_tensors))
 
     def apply_chat_template(
         self,
@@ -156,7 +200,7 @@ class Tokenizer(processing.Tokenizer):
             TemplateError, OptionError, TokenizerError: naming what is wrong.
         """
         conversations, batched = conversations_of(conversation)
-        template = self._template(chat_template)
+        template = self._template(chat_template, bool(tools))
         texts = [
             template.render(
                 messages,
@@ -181,11 +225,11 @@ class Tokenizer(processing.Tokenizer):
         )
         return made if return_dict else made["input_ids"]
 
-    def _template(self, source: str | None) -> ChatTemplate:
+    def _template(self, source: str | None, with_tools: bool = False) -> ChatTemplate:
         if source is None and isinstance(self.chat_template, str):
             source = self.chat_template
-        if source is not None:
-            return ChatTemplate(source, self.special_tokens_map)
-        if self.folder is None and self.chat_template is None:
+        if source is None and self.folder is None and self.chat_template is None:
             raise TemplateError("this tokenizer has no chat template; pass chat_template=")
-        return ChatTemplate.from_folder(self.folder or Path(), self.chat_template, self.special_tokens_map)
+        return ChatTemplate.from_folder(
+            self.folder or Path(), self.chat_template, self.special_tokens_map, source, with_tools
+        )

@@ -139,8 +139,8 @@ class Lfm2VlConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration in the spelling of transformers 5 (and of `from_dict`), ready for config.json."""
-        vision = {**asdict(self.vision_config), "model_type": "siglip2_vision_model", "vision_use_head": False}
-        text = {**asdict(self.text_config), "model_type": "lfm2"}
+        vision = {**asdict(self.vision_config), "model_type": self.vision_config.model_type, "vision_use_head": False}
+        text = {**asdict(self.text_config), "model_type": self.text_config.model_type}
         text["rope_parameters"] = {"rope_theta": text.pop("rope_theta"), "rope_type": "default"}
         text["layer_types"] = list(text["layer_types"])
         if text["eos_token_id"] is not None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from .fields import MAX_SIZE, Fields
 
@@ -17,6 +17,7 @@ LAYER_TYPES = ("conv", "full_attention")
 class Lfm2Config:
     """The LFM2 backbone. `intermediate_size` is the configured width; `feed_forward_size` is what the layers have."""
 
+    model_type: ClassVar[str] = "lfm2"
     vocab_size: int = 65536
     hidden_size: int = 2560
     intermediate_size: int = 12288

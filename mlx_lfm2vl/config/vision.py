@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .fields import ACTIVATIONS, Fields
 
@@ -14,6 +14,7 @@ from .fields import ACTIVATIONS, Fields
 class Siglip2VisionConfig:
     """The SigLIP2 NaFlex tower: sizes in channels, `patch_size` in pixels, `num_patches` in the position table."""
 
+    model_type: ClassVar[str] = "siglip2_vision_model"
     hidden_size: int = 768
     intermediate_size: int = 3072
     num_hidden_layers: int = 12

@@ -209,7 +209,7 @@ class Lfm2VlProcessor(PromptEncoder):
             conversation: messages {"role", "content"}. A content is a string or a list of {"type": "text", "text"} and
                 {"type": "image"} items. A picture stands in its item under "image", "url", "path" or "base64", or as
                 OpenAI's {"type": "image_url", "image_url": {"url"}}.
-            chat_template: a template in place of the checkpoint's.
+            chat_template: a template in place of the checkpoint's, or the name of one of those.
             tools, documents, add_generation_prompt, continue_final_message: as for `ChatTemplate.render`.
             return_assistant_tokens_mask: adds "assistant_masks", 1 where the template marks the assistant's words.
             tokenize: whether to make ids of the text.

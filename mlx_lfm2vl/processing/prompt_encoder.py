@@ -81,12 +81,11 @@ class PromptEncoder:
     def _compiled(self, source: str | None) -> ChatTemplate:
         from .template import ChatTemplate  # jinja2, which those who only process pictures do not need
 
-        if source is not None:
-            return ChatTemplate(source, self.tokenizer.special_tokens_map)
-        if self.tokenizer.folder is None and self.tokenizer.chat_template is None:
+        words = self.tokenizer
+        if source is None and words.folder is None and words.chat_template is None:
             raise TemplateError("this processor has no chat template; pass chat_template=")
         return ChatTemplate.from_folder(
-            self.tokenizer.folder or Path(), self.tokenizer.chat_template, self.tokenizer.special_tokens_map
+            words.folder or Path(), words.chat_template, words.special_tokens_map, wanted=source
         )
 
     def markup(self, use_image_special_tokens: bool | None = None) -> ImageMarkup:

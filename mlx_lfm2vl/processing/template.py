@@ -20,6 +20,7 @@ from .conversation import CALL_END, CALL_START, plain
 from .sandbox import Rendered, compiled
 
 JINJA_FILE = "chat_template.jinja"
+MORE = "additional_chat_templates/*.jinja"
 JSON_FILES = ("chat_template.json", "processor_config.json")  # that may hold a template
 TURN_END = "<|im_end|>"
 _CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "
@@ -47,6 +48,8 @@ class ChatTemplate:
         folder: str | os.PathLike[str],
         tokenizer_template: Any = None,
         special_tokens: Mapping[str, str] | None = None,
+        wanted: str | None = None,
+        with_tools: bool = False,
     ) -> ChatTemplate:
         """The template of a model folder: chat_template.jinja, else that in chat_template.json or
         processor_config.json, else `tokenizer_template`.
@@ -56,21 +59,36 @@ class ChatTemplate:
             tokenizer_template: the entry of tokenizer_config.json: a text, or a list of {"name", "template"} with one
                 named "default".
             special_tokens: names such as "bos_token", and their tokens.
+            wanted: a name of one of several templates, or a template's text, which is taken in place of the folder's.
+            with_tools: take the one named "tool_use", if there is one.
 
         Raises:
             TemplateError: there is none, or it is no template.
         """
+        if wanted is not None and "{" in wanted:
+            return cls(wanted, special_tokens)
         try:
             found = find_template(Path(folder), tokenizer_template)
+            others = {file.stem: read_text(file) for file in sorted(Path(folder).glob(MORE))}
         except ConfigError as error:
             raise TemplateError(str(error)) from None
+        named = {**(_named(*found) if found else {}), **others}
+        name = "tool_use" if wanted is None and with_tools and "tool_use" in named else wanted
+        if name is not None:
+            return cls(named.get(name, name), special_tokens)
         if found is None:
             file = Path(folder) / JINJA_FILE
             raise TemplateError(
                 f"{file}: no such file, and tokenizer_config.json holds no chat_template either; pass chat_template="
             )
-        template, file = found
-        return cls(_default(template, file), special_tokens, str(file))
+        file = found[1]
+        if "default" not in named:
+            known = ", ".join(named) or "none"
+            raise TemplateError(f"{file}: chat_template has no template named 'default' (there are: {known})")
+        return cls(named["default"], special_tokens, str(file))
+
+    def __reduce__(self) -> tuple[type[ChatTemplate], tuple[str, dict[str, str], str]]:
+        return type(self), (self.source, self.special_tokens, self.where)  # a compiled template cannot be copied
 
     @property
     def marks_generation(self) -> bool:
@@ -202,22 +220,13 @@ def find_template(folder: Path, tokenizer_template: Any) -> tuple[Any, Path] | N
     return None if tokenizer_template is None else (tokenizer_template, folder / "tokenizer_config.json")
 
 
-def _default(template: Any, file: Path) -> str:
-    """The one template of an entry that may hold several by name."""
-    if isinstance(template, str):
-        return template
-    named: dict[str, Any] = {}
-    if isinstance(template, Mapping):
-        named = dict(template)
-    elif isinstance(template, list):
-        named = {
-            entry["name"]: entry.get("template") for entry in template if isinstance(entry, Mapping) and "name" in entry
-        }
-    if not isinstance(named.get("default"), str):
-        raise TemplateError(
-            f"{file}: chat_template has no template named 'default' (there are: {', '.join(named) or 'none'})"
-        )
-    return str(named["default"])
+def _named(template: Any, file: Path) -> dict[str, str]:
+    """The templates of an entry by name: one text is "default"; a mapping, or a list of {"name", "template"}."""
+    if isinstance(template, list):
+        entries = (entry for entry in template if isinstance(entry, Mapping) and isinstance(entry.get("name"), str))
+        template = {entry["name"]: entry.get("template") for entry in entries}
+    named = dict(template) if isinstance(template, Mapping) else {"default": template}
+    return {name: text for name, text in named.items() if isinstance(text, str)}
 
 
 def _written(calls: Sequence[Mapping[str, Any]]) -> str:

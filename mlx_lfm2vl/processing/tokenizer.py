@@ -8,6 +8,7 @@ has no effect, as transformers ignores it for BPE. Ids that the tokenizer does n
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,8 @@ from .special_tokens import NAMED_TOKENS, image_token, named_tokens, restated, s
 from .tokenizer_backend import Backend, DecodeStream, Encoding, panics
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_OPTIONS = ("padding_side", "truncation_side", "chat_template")  # of tokenizer_config.json, which can be set
+# of tokenizer_config.json, which can be set
+_OPTIONS = ("padding_side", "truncation_side", "chat_template", "model_max_length")
 _CLASS = "PreTrainedTokenizerFast"
 
 
@@ -50,11 +52,8 @@ class Tokenizer:
         self.padding_side = self._choice("padding_side", padding.get("direction") or "right")
         self.truncation_side = self._choice("truncation_side", "right")
         self.chat_template = self.config.get("chat_template")
+        self.model_max_length = self._longest("model_max_length")
         tokenizer_backend.add_special(backend, special_tokens(self.config, self.special_tokens_map))
-        if "add_bos_token" in self.config or "add_eos_token" in self.config:
-            bos = self.bos_token if self.config.get("add_bos_token") else None
-            eos = self.eos_token if self.config.get("add_eos_token") else None
-            backend.post_processor = tokenizer_backend.post_processor(bos, eos, self._id, self._config_where)
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(id for id, token in added.items() if token.special)
         self._control_pattern = control_pattern(token.content for token in added.values())
@@ -92,8 +91,8 @@ class Tokenizer:
                 if without(stated := restated(data, others)) != data and (there or name == "tokenizer_config.json"):
                     _write(target / name, stated)
 
-    def _state(self) -> dict[str, str | None]:
-        """The settings that can be changed, by its name in tokenizer_config.json."""
+    def _state(self) -> dict[str, Any]:
+        """What can be set, by its name in tokenizer_config.json."""
         return {**self.special_tokens_map, **{name: getattr(self, name) for name in _OPTIONS}}
 
     # Named tokens
@@ -103,6 +102,14 @@ class Tokenizer:
         if value not in SIDES:
             raise TokenizerError(f"{self._config_where}: {name} is {shown(value)}, expected 'left' or 'right'")
         return str(value)
+
+    def _longest(self, name: str) -> int | None:
+        value = self.config.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise TokenizerError(f"{self._config_where}: {name} is {shown(value)}, expected a number of tokens")
+        return int(value)
 
     def __getattr__(self, name: str) -> Any:
         # bos_token, pad_token_id, image_token, image_start_token_id, ...

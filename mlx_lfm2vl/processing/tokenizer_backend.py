@@ -7,14 +7,13 @@ beside it count at the ids that are stated there, as in the reference; what toke
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Encoding, processors
+from tokenizers import AddedToken, Encoding
 from tokenizers.decoders import DecodeStream
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -30,7 +29,6 @@ MAX_BYTES = 128 * 2**20  # of tokenizer.json; one of 128,000 tokens has a tenth 
 MAX_ADDED = 256  # characters of an added token; the longest published ones have some 30
 MAX_ID = 2**24
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_PIECE = re.compile(r"[^\s:$][^\s:]*")  # what the library takes for a token in a post-processor
 
 
 def read(folder: Path) -> tuple[Backend, dict[str, Any], Path]:
@@ -84,19 +82,6 @@ def add_special(backend: Backend, special: Sequence[str]) -> None:
     """Makes those tokens special that the backend has."""
     known = [token for token in special if backend.token_to_id(token) is not None]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in known])
-
-
-def post_processor(
-    bos: str | None, eos: str | None, id_of: Callable[[str, str], int], where: str
-) -> processors.TemplateProcessing:
-    """A step that puts tokens around encoded text. Raises `TokenizerError` for what cannot stand there."""
-    for token in (bos, eos):
-        if token and not _PIECE.fullmatch(token):
-            raise TokenizerError(f"{where}: {shown(token)} cannot be put around texts; {AGAIN}")
-    single = " ".join([*([f"{bos}:0"] if bos else []), "$A:0", *([f"{eos}:0"] if eos else [])])
-    pair = " ".join([single, *([f"{bos}:1"] if bos else []), "$B:1", *([f"{eos}:1"] if eos else [])])
-    special = [(token, id_of(token, "token")) for token in dict.fromkeys((bos, eos)) if token]
-    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
 
 
 def _parsed(text: str, path: Path) -> Backend:

@@ -52,12 +52,9 @@ def check_foreign(tensors: Mapping[str, TensorInfo], quantization_config: object
                 f"{info.file}: tensor {name} is of an adapter that is not merged; merge it (merge_and_unload of PEFT) "
                 "and save the model again"
             )
-        if wrapper := _wrapper(name):
-            writer = WRAPPERS.get(wrapper, "a wrapper")
-            raise WeightsError(
-                f"{info.file}: tensor {name} has {wrapper + '.'!r} in its name, as {writer} adds it; save the model "
-                "inside that wrapper"
-            )
+        if wrapper := _WRAPPER.search(name):
+            inside = wrapper[1] or wrapper[2]
+            raise _wrapped(name, info, inside, WRAPPERS.get(inside, "a wrapper"))
         if family := _quantised(name, info):
             raise WeightsError(
                 f"{info.file}: the weights are quantised by {_method(quantization_config, family)} (tensor {name}), "
@@ -82,15 +79,24 @@ def naming_method(quantization_config: object) -> Iterator[None]:
         ) from None
 
 
-def _wrapper(name: str) -> str | None:
-    """What a wrapper adds to a tensor's name: one that is known, anywhere, or any other before a whole name."""
-    if found := _WRAPPER.search(name):
-        return found[1] or found[2]
-    if to_module(name) is not None or UNNEEDED.search(name):
-        return None
-    parts = name.split(".")
-    ends = (at for at in range(1, len(parts)) if to_module(".".join(parts[at:])) is not None)
-    return next((".".join(parts[:at]) for at in ends), None)
+def check_layout(tensors: Mapping[str, TensorInfo]) -> None:
+    """Raises `WeightsError` for a tensor whose name no layout has, where a model lacks some: with what a wrapper of any
+    name has put before that of a layout."""
+    unknown = [name for name in tensors if to_module(name) is None and not UNNEEDED.search(name)]
+    for name in unknown[:1]:
+        parts = name.split(".")
+        for at in range(1, len(parts)):
+            if to_module(".".join(parts[at:])) is not None:
+                raise _wrapped(name, tensors[name], ".".join(parts[:at]), "a wrapper")
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise WeightsError(f"tensor {name}{more} has a name that no LFM2-VL layout has")
+
+
+def _wrapped(name: str, info: TensorInfo, wrapper: str, writer: str) -> WeightsError:
+    return WeightsError(
+        f"{info.file}: tensor {name} has {wrapper + '.'!r} in its name, as {writer} adds it; save the model inside "
+        "that wrapper"
+    )
 
 
 def _quantised(name: str, info: TensorInfo) -> str | None:

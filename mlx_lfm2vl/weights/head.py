@@ -19,6 +19,17 @@ HEAD, EMBEDDINGS = "lm_head.", "model.language_model.embed_tokens."
 TIED = ("tie_embedding", "tie_word_embeddings")
 
 
+def with_embeddings(config: Lfm2VlConfig, names: Mapping[str, str]) -> dict[str, str]:
+    """The names of a folder's tensors and of their parameters, where a head that is tied stands for embeddings that are
+    not stored: of two names of one tensor some programs save either."""
+    stored = any(module.startswith(EMBEDDINGS) for module in names.values())
+    if stored or not config.tie_word_embeddings:
+        return dict(names)
+    return {
+        name: EMBEDDINGS + module[len(HEAD) :] if module.startswith(HEAD) else module for name, module in names.items()
+    }
+
+
 def fit_head(
     config: Lfm2VlConfig, data: Mapping[str, Any], infos: Mapping[str, TensorInfo], names: Mapping[str, str]
 ) -> tuple[Lfm2VlConfig, tuple[str, ...]]:
@@ -31,7 +42,7 @@ def fit_head(
         infos: the tensors, by the names of the model's parameters.
         names: names in the files to those.
     """
-    stored = any(name.startswith(HEAD) for name in infos)
+    stored = HEAD + "weight" in infos
     top = next((data[key] for key in TIED if data.get(key) is not None), None)
     inner = [(data.get("text_config") or {}).get(key) for key in TIED]
     tied = config.tie_word_embeddings if stored else top is not False or True in inner

@@ -28,8 +28,8 @@ from .files import DTYPES as FILE_DTYPES
 from .files import FLOATING, TensorInfo, key_of, reading, state
 from .finite import check_finite
 from .fit import check_weights
-from .foreign import check_foreign, naming_method
-from .head import HEAD, fit_head
+from .foreign import check_foreign, check_layout, naming_method
+from .head import EMBEDDINGS, HEAD, fit_head, with_embeddings
 from .names import is_conv_kernel, module_names, parameters
 from .shards import INDEX, Shards, read_shards
 
@@ -195,6 +195,7 @@ def open_model(
     check_foreign(shards.tensors, method)
     with naming_method(method):
         names = module_names(shards.tensors)
+    names = with_embeddings(config, names)
     infos = {module: shards.tensors[name] for name, module in names.items()}
     config, notes = fit_head(fit_config(config, infos), data, infos, names)
     wanted = {module: info for module, info in infos.items() if module.startswith(prefix)}
@@ -251,6 +252,7 @@ def drop_unused(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> list[st
     stale = [name for name in tensors if name.startswith("model.multi_modal_projector.layer_norm.")]
     stale = [] if config.projector_use_layernorm else stale
     tied = [name for name in tensors if config.tie_word_embeddings and name.startswith(HEAD)]
+    tied = [name for name in tied if EMBEDDINGS + name[len(HEAD) :] in tensors]
     for name in (*stale, *tied):
         del tensors[name]
     return stale
@@ -265,6 +267,7 @@ def check_shapes(model: nn.Module, tensors: dict[str, TensorInfo], folder: Path,
         what = f"tensor {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
         if shards.missing:
             raise WeightsError(f"{folder / shards.missing[0]}: no such file, and {what} is missing; fetch it")
+        check_layout(shards.tensors)
         if shards.unnamed:
             raise WeightsError(
                 f"{folder / INDEX}: names no file that holds {what}, and {', '.join(shards.unnamed)} left alone; "

@@ -47,7 +47,7 @@ LEAVES = {  # feed-forward names of some older ports
 }
 # What no forward pass needs: tables that are computed anew, heads for pooling, rewards and classes.
 UNNEEDED = re.compile(
-    r"(^|\.)(rotary_emb\..+|position_ids|masked_bias)$"
+    r"(^|\.)(rotary_emb\..+|inv_freq|position_ids|masked_bias)$"
     r"|(^|\.)(v_head|value_head|score|reward_head|regression_head|classifier|pooler)\..+$"
     r"|(^|\.)vision_tower\.(vision_model\.)?head\."
 )
@@ -71,25 +71,18 @@ def to_module(name: str) -> str | None:
 
 
 def module_names(names: Iterable[str]) -> dict[str, str]:
-    """Names in files to those of modules, without what is `UNNEEDED`. Raises `WeightsError` for names of no known
-    layout or two of one tensor."""
+    """Names in files to those of modules, without what is `UNNEEDED` or of no known layout. Raises `WeightsError` for
+    two names of one tensor."""
     out: dict[str, str] = {}
     seen: dict[str, str] = {}
-    unknown = []
     for name in names:
-        if UNNEEDED.search(name):
-            continue
-        module = to_module(name)
+        module = None if UNNEEDED.search(name) else to_module(name)
         if module is None:
-            unknown.append(name)
-        elif module in seen:
+            continue
+        if module in seen:
             raise WeightsError(f"tensors {seen[module]} and {name} are the same parameter")
-        else:
-            out[name] = module
-            seen[module] = name
-    if unknown:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise WeightsError(f"tensor {unknown[0]}{more} has a name that no LFM2-VL layout has")
+        out[name] = module
+        seen[module] = name
     return out
 
 

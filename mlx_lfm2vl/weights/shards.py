@@ -1,7 +1,7 @@
 """The safetensors files of a folder that hold the model's weights.
 
 An index that is true of the files decides. Published ones name shards that are not there; one that is not true decides
-nothing, and all files are read but those of adapters.
+nothing, and all files are read but those of adapters, and what lies beside a model.safetensors that is no part of it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from pathlib import Path
 from ..config import read_json
 from ..errors import ConfigError, WeightsError
 from .files import TensorInfo, joined, read_header, state
+from .names import to_module
 
 INDEX = "model.safetensors.index.json"
+MODEL = "model.safetensors"
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 _ADAPTER = re.compile(r"adapter_model.*|.*adapters\.safetensors")  # files of PEFT's and of mlx-lm's
 _LORA = re.compile(r"\.lora_", re.I)
@@ -52,10 +54,22 @@ def read_shards(folder: Path) -> Shards:
     headers = {file: read_header(file) for file in found if not _ADAPTER.fullmatch(file.name)}
     whole = {file: header for file, header in headers.items() if not header or not all(map(_LORA.search, header))}
     left = [file.name for file in found if file not in whole]
+    beside = _beside(whole, folder / MODEL)
+    whole = {file: header for file, header in whole.items() if file not in beside}
     if not whole:
         raise WeightsError(f"{folder}: holds an adapter only ({left[0]}), not a model; merge it into its base model")
     now, missing = tuple(before[file] for file in whole), _missing(found, index)
-    return Shards(tuple(whole), joined(whole.values()), now, missing, notes=_note(left, "an adapter"))
+    notes = (*_note(left, "an adapter"), *_note([file.name for file in beside], f"{MODEL} holds the model"))
+    return Shards(tuple(whole), joined(whole.values()), now, missing, notes=notes)
+
+
+def _beside(headers: Mapping[Path, Mapping[str, TensorInfo]], model: Path) -> list[Path]:
+    """Files that hold copies of tensors of the file `model`, or nothing of a model: of another precision, averages, an
+    optimiser's. Shards, which are numbered, are neither."""
+    others = [file for file in headers if file != model and not _SHARD.fullmatch(file.name)]
+    if model not in headers or len(others) + 1 < len(headers):
+        return []
+    return [f for f in others if headers[f].keys() & headers[model].keys() or not any(map(to_module, headers[f]))]
 
 
 def _note(names: list[str], reason: str) -> tuple[str, ...]:
