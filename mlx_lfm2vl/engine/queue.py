@@ -86,6 +86,12 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        with self._changed:
+            return not self._jobs and all(job.request.done for job in self._running)
+
     def put(self, job: Job, wait: float) -> bool:
         """Adds a job, after at most `wait` seconds; False where the queue is closed. Raises `QueueFullError`."""
         with self._changed:
