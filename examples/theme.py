@@ -89,8 +89,8 @@ def paint(root: tk.Tk, palette: Palette) -> None:
     style.configure("TCombobox", background=palette.field, arrowsize=14)
     style.configure("Faint.TLabel", foreground=palette.faint)
     style.configure("Error.TLabel", foreground=palette.error)
-    style.configure("Horizontal.TProgressbar", thickness=4, borderwidth=0, background=accent)
-    style.configure("Horizontal.TProgressbar", **dict.fromkeys(edges, accent))
+    style.configure("Horizontal.TProgressbar", arrowsize=6, background=accent)
+    style.configure("Horizontal.TProgressbar", bordercolor=palette.line, lightcolor=accent, darkcolor=accent)
     root.tk.eval(  # without arrows
         "ttk::style layout Vertical.TScrollbar"
         " {Vertical.Scrollbar.trough -sticky ns -children {Vertical.Scrollbar.thumb -expand 1 -sticky nswe}}"

@@ -95,6 +95,7 @@ class Window:
         self.question.grid(row=1, column=1, sticky="ew", padx=8)
         self.ask_button.grid(row=1, column=2)
         self.state = ttk.Label(bottom, style="Faint.TLabel")
+        self.state.bind("<Configure>", lambda event: self.state.configure(wraplength=event.width))
         self.state.grid(row=2, columnspan=3, sticky="ew", pady=(8, 0))
         self.bar = ttk.Progressbar(bottom)
         self.bar.grid(row=3, columnspan=3, sticky="ew", pady=(4, 0))
@@ -120,8 +121,7 @@ class Window:
         self.talk.delete("1.0", "end")
         self.talk.configure(state="disabled")
         self._photos.clear()
-        self._say(f"A conversation with {self.session.model}\n", "note")
-        self._show("ready")
+        self._begin()
         self._show_buttons()
 
     def toggle_theme(self) -> None:
@@ -135,8 +135,9 @@ class Window:
         self.talk.tag_configure("question", rmargin=14, rmargincolor=palette.question, spacing1=8, spacing3=8)
         self.talk.tag_configure("answer", spacing1=10, spacing3=18, rmargin=14)
         self.talk.tag_configure("note", foreground=palette.faint, spacing3=10)
+        self.talk.tag_configure("hint", foreground=palette.faint)
         self.talk.tag_configure("error", foreground=palette.error, spacing1=8, spacing3=10)
-        for tag in ("question", "answer", "note", "error"):
+        for tag in ("question", "answer", "note", "hint", "error"):
             self.talk.tag_configure(tag, lmargin1=14, lmargin2=14)
         self.talk.tag_raise("sel")
 
@@ -155,6 +156,7 @@ class Window:
             return
         self._asked = text, self.tray.pictures
         self.session.ask(text, [each.picture for each in self.tray.pictures])
+        self._drop_hint()
         self._say_pictures(self.tray.pictures)
         self._say(f"{text}\n", "question")
         self._set_next("", ())
@@ -169,11 +171,10 @@ class Window:
                 case Progress(what, done, total):
                     self._show_progress(what, done, total)
                 case Loaded():
-                    self._say(f"A conversation with {self.session.model}\n", "note")
-                    self._show("ready")
+                    self._begin()
                     self.bar.grid_remove()
                 case NotLoaded(error):
-                    self._show(f"{self.session.model} cannot be loaded: {error}", "Error.TLabel")
+                    self._show(f"cannot be loaded: {error}", "Error.TLabel")
                     self.bar.grid_remove()
                     self.retry_button.grid()
                 case PictureRead(picture):
@@ -207,6 +208,19 @@ class Window:
         self._show(report)
 
     # Drawing
+
+    def _begin(self) -> None:
+        self._drop_hint()
+        self._say(f"A conversation with {self.session.model}\n", "note")
+        ways = "Open, paste or drop a picture" if self.tray.takes_drops else "Open or paste a picture"
+        self._say(f"{ways}, and ask about it. Escape ends an answer.\n", "hint")
+        self._show("ready")
+
+    def _drop_hint(self) -> None:
+        if place := self.talk.tag_ranges("hint"):
+            self.talk.configure(state="normal")
+            self.talk.delete(*place)
+            self.talk.configure(state="disabled")
 
     def _say(self, text: str, tag: str) -> None:
         """Writes at the end, and shows it unless the reader has scrolled away from there."""
@@ -243,7 +257,7 @@ class Window:
         self.ask_button.configure(state="normal" if answering or self.session.free else "disabled")
 
     def _show(self, text: str, style: str = "Faint.TLabel") -> None:
-        self.state.configure(text=text, style=style, wraplength=self.root.winfo_width() - 24)
+        self.state.configure(text=text, style=style)
 
 
 def new_root() -> tk.Tk:

@@ -7,6 +7,7 @@ in a thread that nobody waits for. Who leaves a download ends it: its threads st
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import thread as pools
@@ -101,13 +102,14 @@ def in_thread(
 def _bars(download: _Download, drawn: Callable[[], type[Any]]) -> type[Any]:
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    base: type[Any] = drawn() if download.progress is None else tqdm
+    seen = download.progress is None and sys.stderr is not None  # a windowed app may have no stderr
+    base: type[Any] = drawn() if seen else tqdm
 
     class Bars(base):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **keywords: Any):
             download.check()
             self._what = "download" if keywords.get("unit") == "B" else "files"
-            super().__init__(*arguments, **keywords | ({} if download.progress is None else {"disable": True}))
+            super().__init__(*arguments, **keywords | ({} if seen else {"disable": True}))
 
         @classmethod
         def set_lock(cls, lock: Any) -> None:  # called first in each of the client's threads

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import gc
+import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from typing import Any
@@ -321,3 +323,191 @@ def test_the_state_of_an_engine_is_told(engine):
 
 def test_image_overrides_are_the_fields_of_the_policy():
     assert list(ImageOverrides.__annotations__) == [field.name for field in fields(ImageProcessorConfig)]
+
+
+def gone(what: Callable[[], object]) -> bool:
+    """Whether it has gone, or does within some seconds."""
+    end = time.monotonic() + 20
+    while what() is not None and time.monotonic() < end:
+        time.sleep(0.02)
+    return what() is None
+
+
+@pytest.mark.backends("mlx", "numpy")
+@pytest.mark.parametrize("last", ["an answer", "an error", "nothing", "a model that loads"])
+def test_an_engine_that_nobody_holds_ends_after_its_requests(last):
+    loader, models = watched()
+    made = Engine(loader)
+    if last != "a model that loads":
+        made.wait_until_ready()
+    thread = made._worker.thread
+    request = None
+    if last == "an answer":
+        request = made.submit("Hello.", options=GenerationOptions(max_tokens=40))
+    elif last == "an error":
+        made.submit("Hello.", "absent.png")
+    del made
+    gc.collect()
+    if last == "an answer":
+        assert request is not None and request.result(60).finish_reason in ("length", "stop")
+    thread.join(20)
+    assert not thread.is_alive() and all(gone(model) for model in models)
+
+
+def test_a_conversation_holds_its_engine(engine):
+    talk = Engine(GOLDEN / "gen2").chat(options=SHORT)
+    gc.collect()
+    time.sleep(0.5)
+    assert talk.ask("Hello.") == engine.generate("Hello.", options=SHORT)
+
+
+def test_aclose_returns_though_all_threads_of_asyncio_wait_for_answers(endless):
+    async def main() -> list[Any]:
+        engine = Engine(endless)
+        await asyncio.to_thread(engine.wait_until_ready)
+        threads = range(min(32, (os.cpu_count() or 1) + 4))
+        waiting = [asyncio.create_task(asyncio.to_thread(engine.generate, "Hello.", options=LONG)) for _ in threads]
+        while engine._worker._waiting.idle:
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(engine.aclose(), 5)
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert {type(each) for each in asyncio.run(main())} == {EngineClosedError}
+
+
+@pytest.mark.parametrize("how", ["stream", "request", "chat"])
+def test_who_leaves_async_for_early_leaves_no_work(how, endless):
+    """Though the iterator is kept, and the event loop ends."""
+    kept: list[Any] = []
+
+    async def main(engine: Engine) -> None:
+        talk = await asyncio.to_thread(engine.chat)
+        kept.append(
+            {
+                "stream": lambda: engine.astream("Hello.", options=LONG),
+                "request": lambda: aiter(engine.submit("Hello.", options=LONG)),
+                "chat": lambda: talk.astream("Hello.", options=LONG),
+            }[how]()
+        )
+        async for _ in kept[0]:
+            break
+
+    with Engine(endless) as engine:
+        asyncio.run(main(engine))
+        assert gone(lambda: None if engine._worker._waiting.idle else engine)
+
+
+@pytest.mark.parametrize("how", ["astream", "await", "aask"])
+def test_without_an_event_loop_of_asyncio_nothing_is_asked(how, engine):
+    """In trio, say."""
+    talk = engine.chat()
+
+    async def wait() -> None:
+        await engine.submit("Hello.", options=LONG)
+
+    work = {
+        "astream": lambda: engine.astream("Hello.", options=LONG).__anext__(),
+        "await": wait,
+        "aask": lambda: talk.aask("Hello.", options=LONG),
+    }[how]()
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        work.send(None)
+    assert gone(lambda: None if engine._worker._waiting.idle else engine)
+
+
+def test_a_request_is_read_by_event_loops_in_several_threads(engine):
+    request = engine.submit("Hello.", options=GenerationOptions(max_tokens=100, temperature=3.0, seed=1))
+
+    async def read() -> str:
+        return "".join([piece.text async for piece in request])
+
+    async def wait() -> str:
+        return (await request).text
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda work: asyncio.run(work()), [read, wait, read, wait])) == {request.result().text}
+
+
+def test_streams_in_cycles_are_ended_by_the_collector(endless):
+    with Engine(endless) as engine:
+        for _ in range(5):
+            cycle: dict[str, Any] = {"stream": engine.stream("Hello.", options=LONG)}
+            next(cycle["stream"])
+            cycle["self"] = cycle
+        del cycle
+        gc.collect()
+        assert gone(lambda: None if engine._worker._waiting.idle else engine)
+
+
+@pytest.mark.backends("mlx", "numpy")
+@pytest.mark.parametrize("where", ["sink", "progress", "stop", "call", "loader"])
+@pytest.mark.parametrize("how", ["close", "unload", "reload"])
+def test_a_callback_may_close_or_switch_its_engine(where, how, endless):
+    made: list[Engine] = []
+    there, acted = threading.Event(), threading.Event()
+
+    def act(*_: object) -> bool:
+        if not acted.is_set():
+            acted.set()
+            {"close": made[0].close, "unload": made[0].unload, "reload": lambda: made[0].reload(endless)}[how]()
+        return False
+
+    def loader() -> Any:
+        assert there.wait(20)
+        if where == "loader":
+            act()
+        return load(endless)
+
+    made.append(engine := Engine(loader))
+    there.set()
+    if where == "call":
+        assert engine.call(act) is False
+    elif where == "loader":
+        with pytest.raises(EngineClosedError):
+            engine.generate("Hello.", options=LONG)
+    else:
+        talk = engine.chat(options=LONG)
+        callback: dict[str, Any] = {where: act}
+        assert talk.submit("Hello.", **callback).result(30).finish_reason == "cancelled"
+    if how == "close":
+        with pytest.raises(EngineClosedError):
+            engine.generate("Hello.")
+        engine._worker.thread.join(10)
+        assert not engine._worker.thread.is_alive()
+    else:
+        assert engine.generate("Hello.", options=SHORT, timeout=60)
+    engine.close()
+
+
+def test_many_threads_ask_while_others_switch_and_at_last_one_closes(engine):
+    expected = engine.generate("Hello.", options=SHORT)
+    end = time.monotonic() + 3
+    said: list[Any] = []
+
+    def switch() -> None:
+        while time.monotonic() < end:
+            for work in (lambda: made.reload(GOLDEN / "gen2"), made.unload, made.clear_caches):
+                work()
+                time.sleep(0.1)
+
+    def ask() -> None:
+        try:
+            while True:
+                try:
+                    said.append(made.generate("Hello.", options=SHORT, timeout=60))
+                except EngineClosedError as error:
+                    said.append(type(error))
+                    if made.closed:
+                        return
+        except BaseException as error:
+            said.append(error)
+
+    with Engine(GOLDEN / "gen2") as made:
+        threads = [threading.Thread(target=work) for work in (switch, *[ask] * 12)]
+        for thread in threads:
+            thread.start()
+        threads[0].join(60)
+        assert made.generate("Hello.", options=SHORT, timeout=60) == expected
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads) and set(said) == {expected, EngineClosedError}

@@ -3,6 +3,7 @@
 import os
 import queue
 import threading
+import time
 import warnings
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from engines import FOREVER, SHORT, alone, enqueued, loaded, occupied
 
 from mlx_lfm2vl import Engine, GenerationResponse, generate
-from mlx_lfm2vl.errors import EngineThreadError
+from mlx_lfm2vl.errors import EngineThreadError, QueueFullError
 
 
 def test_a_sink_that_hears_of_a_cancel_may_compute(engine):
@@ -136,3 +137,20 @@ def test_the_engines_own_thread_does_not_wait_for_itself(engine):
     with pytest.raises(EngineThreadError, match="has to make itself"):
         engine.call(lambda *_: next(engine.stream("Hello.", options=SHORT)))
     assert engine.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)
+
+
+def test_where_the_engines_own_thread_finds_no_place_it_does_not_wait():
+    """It alone could make one."""
+    said: queue.SimpleQueue = queue.SimpleQueue()
+
+    def work() -> None:
+        made.submit("Hello.", options=SHORT)
+        started = time.monotonic()
+        try:
+            made.submit("Hello.", options=SHORT, wait=60)
+        except QueueFullError as error:
+            said.put((error, time.monotonic() - started))
+
+    with Engine(loaded, max_queue=1) as made:
+        enqueued(made, work)
+        assert said.get(timeout=20)[1] < 5

@@ -1,5 +1,6 @@
 """An engine's beginning and end: its arguments, its loader, `close`, and the end of the process."""
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -172,3 +173,51 @@ elif {way == "close, then exit"}:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "length True\n" + "True\n" * (way == "close in a sink")
+
+
+@pytest.mark.parametrize(
+    "error", [StopIteration(), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()], ids=repr
+)
+def test_what_a_loader_raises_arrives_as_itself(error):
+    def loader():
+        raise error
+
+    with Engine(loader) as engine:
+        for ask in (engine.wait_until_ready, lambda: engine.generate("Hello."), lambda: next(engine.stream("Hello."))):
+            with pytest.raises(type(error)) as raised:
+                ask()
+            assert raised.value is error
+
+
+def test_a_signals_handler_may_cancel_and_close_at_any_moment():
+    script = """
+import signal, sys
+from mlx_lfm2vl import Engine, EngineClosedError, GenerationOptions, load
+pair, requests, closing = load("demo"), [], []
+def handler(*_):
+    for request in requests[-3:]:
+        request.cancel()
+    if closing:
+        engine.close()
+signal.signal(signal.SIGALRM, handler)
+for number in range(60):
+    requests.clear(), closing.clear()
+    engine = Engine(lambda: pair)
+    engine.wait_until_ready()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0002 + number * 0.0001)
+        for _ in range(5):
+            requests.append(engine.submit("Hello.", options=GenerationOptions(max_tokens=3), sink=lambda item: None))
+        signal.setitimer(signal.ITIMER_REAL, 0.0002 + number * 0.0001)
+        closing.append(True)
+        for request in requests[: number % 5]:
+            request.result()
+        engine.close()
+    except EngineClosedError:
+        pass
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    engine.close()
+print("well")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "well\n", "")

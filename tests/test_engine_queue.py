@@ -184,3 +184,15 @@ def test_waiting_for_a_place_does_not_block_the_event_loop():
             return await asking
 
         assert asyncio.run(main()) == alone("Hello.", None, 6) == waiting.result(60).tokens
+
+
+def test_a_submit_that_is_interrupted_leaves_no_request(engine, monkeypatch):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._worker._waiting, "_news", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.submit("Hello.", options=FOREVER)
+    assert engine.queue_length == 0
+    assert engine.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)

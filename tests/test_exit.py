@@ -103,6 +103,32 @@ PROGRAMS = {
         "begun = threading.Event(); "
         + "engine = Engine(lambda: load('demo', progress=lambda *_: (begun.set(), time.sleep(60)))); begun.wait()"
     ),
+    "an engine whose picture is slow to come": """
+import socket
+site = socket.create_server(('127.0.0.1', 0))
+engine = Engine(lambda: load('demo', source_policy=SourcePolicy(allow_private_addresses=True)))
+request = engine.submit('Hi.', f'http://127.0.0.1:{site.getsockname()[1]}/')
+site.accept()
+""",
+    "a picture that is slow to come, and Ctrl-C": """
+import os, signal, socket
+site = socket.create_server(('127.0.0.1', 0))
+pair = load('demo', source_policy=SourcePolicy(allow_private_addresses=True))
+run(lambda: (site.accept(), os.kill(os.getpid(), signal.SIGINT)))
+try: generate(*pair, 'Hi.', f'http://127.0.0.1:{site.getsockname()[1]}/')
+except KeyboardInterrupt: pass
+""",
+    "a wait that a signal's handler ends": """
+import os, signal
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+engine = Engine('demo')
+request = engine.submit('Hi.')
+run(lambda: (request.take(0), os.kill(os.getpid(), signal.SIGTERM)))
+try: request.result(); threading.Event().wait()
+except SystemExit: pass
+""",
+    "an engine that nobody holds": "Engine('demo').submit('Hi.', options=few).result()",
+    "an engine that is loading and that nobody holds": "Engine('demo')",
     "an engine whose loader sleeps": "engine = Engine(lambda: time.sleep(60))",
 }
 

@@ -94,3 +94,51 @@ def test_a_forked_process_works_or_says_that_it_cannot(work, backend):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith(expected), done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("state", ["loading", "answering", "closed"])
+@pytest.mark.parametrize("where", ["the main thread", "a thread that computes"])
+def test_a_forked_process_ends_as_any_other(state, where):
+    """By its own end, not `os._exit`, in which Python and this package tidy up."""
+    program = f"""
+import os, sys, threading, time
+from mlx_lfm2vl import Engine, GenerationOptions, generate, load
+begun, going_on = threading.Event(), threading.Event()
+engine = Engine(lambda: (begun.set(), {state == "loading"} and going_on.wait(60), load("demo"))[2])
+assert begun.wait(60)
+if {state != "loading"}:
+    engine.submit("Hi", options=GenerationOptions(max_tokens=10000, temperature=3.0, seed=1)).take(0)
+if {state == "closed"}:
+    engine.close()
+codes = []
+def fork():
+    if {where != "the main thread"}:
+        generate(*load("demo"), "Hi", max_tokens=2)
+    if not (pid := os.fork()):
+        sys.exit(3)
+    end = time.monotonic() + 20
+    while not (done := os.waitpid(pid, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            os.kill(pid, 9)
+        time.sleep(0.02)
+    codes.append(os.waitstatus_to_exitcode(done[1]))
+if {where == "the main thread"}:
+    fork()
+else:
+    thread = threading.Thread(target=fork)
+    thread.start()
+    thread.join()
+going_on.set()
+engine.close()
+print(codes)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    expected = 3 if where == "the main thread" else 0  # SystemExit ends no more than a thread
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"[{expected}]\n", "")

@@ -461,3 +461,19 @@ def test_generate_runs_a_model_of_the_hub_and_again_without_it(hub, tmp_path):
         gone.stderr.strip().splitlines()[-1].startswith(f"mlx-lfm2vl: error: {NAME}: no such folder, not in the local")
     )
     assert "Traceback" not in gone.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the program is started by a POSIX shell")
+def test_a_download_works_in_a_process_without_stdout_and_stderr(hub, tmp_path):
+    """As windowed apps are on some systems: Python's streams are None then."""
+    code = f"""
+import pathlib, sys
+from mlx_lfm2vl import hub
+assert sys.stdout is None and sys.stderr is None
+pathlib.Path(sys.argv[1]).write_text(str(hub.resolve({NAME!r})))
+"""
+    environment = surroundings(hub, tmp_path)
+    del environment["HF_HUB_DISABLE_PROGRESS_BARS"]
+    command = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", sys.executable, "-c", code, str(tmp_path / "said")]
+    assert subprocess.run(command, env=environment, timeout=60).returncode == 0
+    assert (Path((tmp_path / "said").read_text()) / "config.json").is_file()

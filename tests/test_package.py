@@ -258,3 +258,95 @@ def test_examples_import_public_names_only(example):
             assert node.module == "mlx_lfm2vl" and {alias.name for alias in node.names} <= set(mlx_lfm2vl.__all__)
         elif isinstance(node, ast.Import):
             assert not any(alias.name.startswith(("mlx_lfm2vl.", "mlx.")) for alias in node.names)
+
+
+@pytest.mark.parametrize("options", [("-X", "dev", "-W", "error"), ("-OO",)], ids=" ".join)
+def test_an_app_runs_in_each_mode_of_python(options):
+    done = python(
+        """
+import asyncio
+from mlx_lfm2vl import Engine
+async def main():
+    async with Engine("demo") as engine:
+        print((await engine.submit("What colour is the ring?", "examples/scene.png")).text)
+        print(await engine.chat().aask("What colour is the ring?", "examples/scene.png"))
+asyncio.run(main())
+""",
+        *options,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Black.\nBlack.\n", "")
+
+
+def test_names_may_be_used_first_by_several_threads_at_once():
+    done = python(
+        """
+import threading
+barrier, said = threading.Barrier(8), []
+def work(name):
+    barrier.wait()
+    import mlx_lfm2vl as lfm
+    getattr(lfm, name)
+    said.append(lfm.generate(*lfm.load("demo"), "What colour is the ring?", "examples/scene.png"))
+names = ("generate", "Engine", "load", "Chat", "convert", "AutoProcessor", "diagnose", "load_image")
+threads = [threading.Thread(target=work, args=(name,)) for name in names]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(said == ["Black."] * 8)
+"""
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_settings_of_the_process_stay_as_they_are():
+    """But for environment variables that threadpoolctl and this package set, where nobody had."""
+    done = python(
+        """
+import asyncio, gc, locale, logging, multiprocessing, os, random, signal, socket, sys, threading, warnings
+import numpy, PIL.Image
+def state():
+    loggers = [logging.root, *map(logging.getLogger, logging.root.manager.loggerDict)]
+    return {
+        "logging": [(each.name, each.handlers, each.level, each.propagate) for each in loggers if each.handlers],
+        "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "hooks": (sys.excepthook, threading.excepthook, sys.unraisablehook, sys.displayhook, warnings.showwarning),
+        "environment": dict(os.environ), "folder": os.getcwd(), "path": list(sys.path), "umask": os.umask(0o22),
+        "locale": locale.setlocale(locale.LC_ALL), "warnings": list(warnings.filters),
+        "random": (random.getstate(), str(numpy.random.get_state())), "numpy": numpy.geterr(),
+        "start method": multiprocessing.get_start_method(allow_none=True), "pixels": PIL.Image.MAX_IMAGE_PIXELS,
+        "collector": (gc.isenabled(), gc.get_threshold()), "recursion": sys.getrecursionlimit(),
+        "switch": sys.getswitchinterval(), "sockets": socket.getdefaulttimeout(),
+        "streams": (sys.stdin, sys.stdout, sys.stderr),
+    }
+before = state()
+from mlx_lfm2vl import Engine, generate, load
+generate(*load("demo"), "What is in this image?", "examples/scene.png")
+with Engine("demo") as engine:
+    engine.chat().ask("Hello.", "examples/scene.png")
+after = state()
+for name in ("OPENBLAS_THREAD_TIMEOUT", "KMP_DUPLICATE_LIB_OK"):
+    after["environment"].pop(name, None), before["environment"].pop(name, None)
+for key in before:
+    if before[key] != after[key]:
+        print(key, before[key], after[key])
+"""
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_sub_interpreter_is_refused():
+    pytest.importorskip("_xxsubinterpreters", reason="sub-interpreters have another module in this Python")
+    done = python(
+        """
+import _xxsubinterpreters as interpreters
+interpreters.run_string(interpreters.create(isolated=False), '''
+try:
+    from mlx_lfm2vl import load
+except ImportError as error:
+    print(type(error).__name__, error)
+''')
+from mlx_lfm2vl import generate, load
+print(generate(*load("demo"), "What colour is the ring?", "examples/scene.png"))
+"""
+    )
+    refused = "BackendError MLX cannot be used in a sub-interpreter; use a process of its own (multiprocessing)"
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{refused}\nBlack.\n", "")

@@ -32,6 +32,7 @@ PATIENCE = 0.050  # seconds that a window may let an event wait
 QUESTION = "What is in this image?"
 DROPPED = "{{{}}} {{{}}}"  # two files, as a list of Tcl's
 BEGUN = "A conversation with demo\n"
+HINT = "Open or paste a picture, and ask about it. Escape ends an answer.\n"
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,10 @@ class Driven:
         return self.window.talk.get("1.0", "end-1c")
 
     @property
+    def hint(self) -> str:
+        return HINT.replace(" or paste", ", paste or drop") if self.window.tray.takes_drops else HINT
+
+    @property
     def state(self) -> str:
         return self.window.state.cget("text")
 
@@ -159,7 +164,7 @@ def test_a_conversation_is_that_of_the_library(start):
     driven = start()
     assert driven.state == "loading demo ..." and driven.button == ("Ask", "disabled")
     driven.ready()
-    assert driven.state == "ready" and driven.text == BEGUN and driven.button == ("Ask", "normal")
+    assert driven.state == "ready" and driven.text == BEGUN + driven.hint and driven.button == ("Ask", "normal")
     driven.open(SCENE)
     assert driven.state == "128 x 128 pixels"
 
@@ -202,7 +207,7 @@ def test_the_window_reacts_within_50_ms_while_the_model_answers(start):
     waits = []
     for name in ("large", "landscape", "portrait", "photo", "square", "tall", "wide", "strip"):
         driven.open(GOLDEN / "pictures" / f"{name}.png")
-        before = len(driven.text)
+        before = len(driven.text.removesuffix(driven.hint))
         driven.type(QUESTION)
         driven.key("Return")
         driven.ready()
@@ -241,6 +246,7 @@ def test_a_new_conversation_forgets_the_old_one_and_its_answer(start):
     driven.run(lambda: len(driven.text) > length + 20)
     driven.window.new_button.invoke()
     assert driven.text == begun and driven.button == ("Ask", "normal")
+    begun = begun.removesuffix(driven.hint)
     driven.session.options = GenerationOptions(max_tokens=8)
     driven.ask("Hello.")
     answer = Chat(*load(GOLDEN / "gen25"), options=driven.session.options).ask("Hello.")
@@ -306,6 +312,9 @@ def test_a_file_that_is_no_picture_is_named(start, tmp_path):
 def test_a_model_that_cannot_be_loaded_can_be_tried_again(start, tmp_path):
     driven = start(tmp_path)
     driven.run(lambda: "has no config.json" in driven.state)
+    driven.root.update()
+    state = driven.window.state
+    assert state.winfo_reqwidth() <= state.winfo_width()  # no part of the line is cut off
     assert driven.button == ("Ask", "disabled") and driven.window.retry_button.winfo_manager() == "grid"
     shutil.copytree(demo.path(), tmp_path, dirs_exist_ok=True)
     driven.window.retry_button.invoke()
@@ -340,7 +349,7 @@ def test_a_download_shows_its_progress_and_can_be_left(start, tmp_path, monkeypa
         driven.window.model.event_generate("<<ComboboxSelected>>")
         assert driven.state == "loading demo ..."
         driven.ready()
-        assert driven.text == BEGUN and bar.winfo_manager() == ""
+        assert driven.text == BEGUN + driven.hint and bar.winfo_manager() == ""
         hub.pace = 0
         driven.window.model.set("maker/slow")
         driven.window.model.focus_force()

@@ -5,6 +5,7 @@ In: a backend's name, the device, a loaded model. Out: "mlx" or "numpy"; free me
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from typing import Literal
@@ -24,9 +25,11 @@ def require() -> None:
     """Imports `mlx.core`.
 
     Raises:
-        BackendError: if that fails. It names the first cause, and the extra to install; in a frozen app, where nothing
-            can be installed, the page on building apps.
+        BackendError: in a sub-interpreter, where MLX would wait for ever; or if that fails. It names the first cause,
+            and the extra to install; in a frozen app, where nothing can be installed, the page on building apps.
     """
+    if in_subinterpreter():
+        raise BackendError("MLX cannot be used in a sub-interpreter; use a process of its own (multiprocessing)")
     try:
         import mlx.core  # noqa: F401
     except ImportError as error:
@@ -39,6 +42,14 @@ def require() -> None:
                 "is built with all of MLX"
             ) from error
         raise BackendError(f"MLX has no back end here ({first_line(cause)}); {remedy(sys.platform)}") from error
+
+
+def in_subinterpreter() -> bool:
+    """Whether this is not the process's first interpreter."""
+    api = ctypes.pythonapi
+    api.PyInterpreterState_Get.restype = ctypes.c_void_p
+    api.PyInterpreterState_GetID.argtypes, api.PyInterpreterState_GetID.restype = [ctypes.c_void_p], ctypes.c_int64
+    return api.PyInterpreterState_GetID(api.PyInterpreterState_Get()) != 0
 
 
 def remedy(platform: str) -> str:

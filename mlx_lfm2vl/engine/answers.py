@@ -9,6 +9,7 @@ from functools import partial
 import mlx.core as mx
 
 from ..generation.prompt_cache import PromptCache
+from ..generation.response import GenerationResponse
 from ..generation.scheduler import Scheduler
 from ..generation.vision_cache import VisionCache
 from ..threads import cancellation
@@ -76,3 +77,16 @@ class Answers:
         job.prompt = job.read = None  # the row has it
         job.row, self._present[row.id] = row, job
         job.request.so_far = partial(row.statistics, self._loaded[0].config.image_token_id)
+
+
+def answer_alone(job: Job, loaded: Loaded) -> None:
+    """Does a job's work of its own."""
+    assert job.work is not None
+    if job.request.stopped():
+        job.request.give_up()
+        return
+    try:
+        job.work(loaded)
+        job.request.deliver(GenerationResponse("", (), "stop"))
+    except BaseException as error:
+        job.request.deliver(error)

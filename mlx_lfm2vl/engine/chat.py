@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import weakref
@@ -107,8 +108,9 @@ class EngineChat:
     ) -> AsyncGenerator[GenerationResponse, None]:
         """`stream` for asyncio: leaving the loop, or cancelling the task, ends the turn."""
         request = await placed(functools.partial(self.submit, text, images), **arguments)
-        async for response in request:
-            yield response
+        async with contextlib.aclosing(aiter(request)) as responses:
+            async for response in responses:
+                yield response
 
     async def aask(self, text: str, images: Any = None, **arguments: Unpack[AskArguments]) -> str:
         """`ask` for asyncio; cancelling the task ends the turn."""

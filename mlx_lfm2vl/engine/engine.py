@@ -8,6 +8,7 @@ other. `Engine.close` always returns.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import threading
@@ -19,7 +20,7 @@ from ..backends.memory import CacheLimit, WiredLimit, check_bytes
 from ..backends.thread_state import check_fork
 from ..errors import OptionError
 from ..generation import prompt_cache, vision_cache
-from ..generation.arguments import ConversationArguments, ImageOverrides, PromptArguments
+from ..generation.arguments import ConversationArguments, ImageOverrides
 from ..generation.batch import BATCH_SIZE
 from ..generation.conversation import Conversation
 from ..generation.messages import is_remote, snapshot
@@ -36,7 +37,7 @@ from .handle import Request, Sink, check_seconds
 from .loader import Loader, named_loader
 from .memory_use import MemoryUse, memory_use
 from .queue import Job, Loaded, Read
-from .submit import RequestArguments, placed, read_request, settings, whole
+from .submit import SubmitArguments, placed, read_request, settings, whole
 from .worker import Worker
 
 T = TypeVar("T")
@@ -44,13 +45,10 @@ Messages = Sequence[Mapping[str, Any]]
 CLOSE_SECONDS = 1.0
 
 
-class SubmitArguments(PromptArguments, RequestArguments, total=False):
-    """Of `Engine.submit`."""
-
-
 class Engine:
     """`Engine("demo")`, or `Engine(lambda: load("demo", dtype="float16"))`. The model is loaded in the engine's thread.
-    Use it as a context manager (`async with` too), or `close`.
+    Use it as a context manager (`async with` too), or `close`. One that nobody holds closes itself, once its requests
+    have ended.
 
     `loader`: a name as for `load`, or a function that returns model and processor. `max_queue`: requests that may wait;
     one more is `QueueFullError`, at once or after `wait` seconds. `max_batch`: questions answered together.
@@ -88,6 +86,7 @@ class Engine:
             VisionCache(check_bytes("vision_cache_bytes", vision_cache_bytes)),
             PromptCache(check_bytes("prompt_cache_bytes", prompt_cache_bytes), folder=prompt_cache_folder),
         )
+        weakref.finalize(self, self._worker.retire).atexit = False
 
     def __enter__(self) -> Engine:
         return self
@@ -173,8 +172,9 @@ class Engine:
         """`stream` for asyncio: the event loop is never blocked; leaving the loop, or cancelling the task, stops the
         work."""
         request = await placed(functools.partial(self.submit, prompt, images), **arguments)
-        async for response in request:
-            yield response
+        async with contextlib.aclosing(aiter(request)) as responses:
+            async for response in responses:
+                yield response
 
     def chat(self, **arguments: Unpack[ConversationArguments]) -> EngineChat:
         """A conversation in this engine; arguments as for `Chat` without model, processor and caches, which are the
@@ -300,4 +300,6 @@ class Engine:
 
     async def aclose(self, timeout: float = CLOSE_SECONDS) -> None:
         """`close` for asyncio."""
+        check_seconds("timeout", timeout)
+        self._worker.begin_close()  # here: the threads of asyncio may all wait for answers
         await asyncio.to_thread(self.close, timeout)

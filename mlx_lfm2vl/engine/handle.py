@@ -50,7 +50,7 @@ class Request:
         self.turn: Turn | None = None  # of the conversation that it belongs to
         self.deadline = None if deadline is None else time.monotonic() + check_seconds("deadline", deadline)
         self._cancelled = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may cancel in between
         self._items: list[Item] = []
         self._news = threading.Condition()
         self._listeners: list[Callable[[], None]] = []  # told of each item, of which they must make little
@@ -120,14 +120,14 @@ class Request:
 
     async def _pieces(self) -> AsyncGenerator[GenerationResponse, None]:
         check_fork()
-        loop, news = asyncio.get_running_loop(), asyncio.Event()
 
         def tell() -> None:
             with contextlib.suppress(RuntimeError):  # the event loop was closed: nobody listens any more
                 loop.call_soon_threadsafe(news.set)
 
-        self._listeners.append(tell)
         try:
+            loop, news = asyncio.get_running_loop(), asyncio.Event()
+            self._listeners.append(tell)
             number = 0
             while True:
                 while number >= len(self._items):
@@ -141,7 +141,8 @@ class Request:
                     return
                 number += 1
         finally:
-            self._listeners.remove(tell)
+            with contextlib.suppress(ValueError):  # no event loop is there
+                self._listeners.remove(tell)
             self.cancel()
 
     # For the worker

@@ -91,6 +91,12 @@ class Waiting:
         """Requests that were taken and have not ended."""
         return sum(not job.request.done for job in self._running)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        with self._changed:
+            return not self._jobs and all(job.request.done for job in self._running)
+
     def put(self, job: Job, wait: float) -> bool:
         """Adds a job, after at most `wait` seconds; False where the queue is closed. Raises `QueueFullError`."""
         with self._changed:

@@ -21,7 +21,7 @@ class SinkThreads:
     """Those of one engine that have not given their sink all yet. Safe to use from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._threads: set[threading.Thread] = set()
 
     @property
@@ -44,23 +44,25 @@ class SinkThreads:
             except BaseException as error:
                 failed(error)
             finally:
-                with self._lock:
-                    self._threads.discard(thread)
+                self._remove(thread)
 
         thread = threading.Thread(target=feed, name="mlx-lfm2vl sink", daemon=True)
-        with self._lock:
+        with self._changed:
             self._threads.add(thread)
         try:
             thread.start()
         except RuntimeError:
-            with self._lock:
-                self._threads.discard(thread)
+            self._remove(thread)
             raise
 
-    def join(self, end: float) -> None:
+    def wait(self, end: float) -> None:
         """Waits until all sinks but that of the thread which calls have been given all, until `end` of
         `time.monotonic` at the latest."""
-        with self._lock:
+        with self._changed:
             others = self._threads - {threading.current_thread()}
-        for thread in others:
-            thread.join(max(0.0, end - time.monotonic()))
+            self._changed.wait_for(lambda: not others & self._threads, max(0.0, end - time.monotonic()))
+
+    def _remove(self, thread: threading.Thread) -> None:
+        with self._changed:
+            self._threads.discard(thread)
+            self._changed.notify_all()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypedDict
 
 from ..errors import EngineClosedError, QueueFullError
+from ..generation.arguments import PromptArguments
 from ..generation.defaults import ModelSettings
 from ..generation.request import EncodedPrompt, GenerationRequest, encode
 from ..generation.response import Completion
@@ -25,6 +26,10 @@ class RequestArguments(TypedDict, total=False):
     deadline: float | None
     wait: float
     sink: Sink | None
+
+
+class SubmitArguments(PromptArguments, RequestArguments, total=False):
+    """Of `Engine.submit`."""
 
 
 def settings(model: weakref.ref[Lfm2VlForConditionalGeneration]) -> ModelSettings:
@@ -54,7 +59,9 @@ def whole(request: Request, completion: Completion) -> Completion:
 async def placed(
     submit: Callable[..., Request], *, wait: float = 0.0, deadline: float | None = None, **arguments: Any
 ) -> Request:
-    """The request, once there is a place for it. Raises `QueueFullError` after `wait` seconds, or at the deadline."""
+    """The request, once there is a place for it. Raises `QueueFullError` after `wait` seconds, or at the deadline, and
+    `RuntimeError` where asyncio does not run."""
+    asyncio.get_running_loop()
     begun = time.monotonic()
     left = None if deadline is None else check_seconds("deadline", deadline)
     end = begun + min(check_seconds("wait", wait), MOST_SECONDS if left is None else left)

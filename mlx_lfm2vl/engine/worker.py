@@ -14,16 +14,17 @@ from ..backends.memory import CacheLimit, WiredLimit
 from ..backends.thread_state import check_fork, forked, note_use
 from ..errors import EngineClosedError, EngineThreadError
 from ..generation.prompt_cache import PromptCache
-from ..generation.response import GenerationResponse
 from ..generation.vision_cache import VisionCache
 from ..threads import cancellation
-from .answers import Answers
+from .answers import Answers, answer_alone
 from .handle import Request, check_seconds, drop_frames
 from .loader import Loader, checked
 from .queue import Job, Loaded, Waiting
 from .shutdown import close_at_exit
 from .sinks import SinkThreads
 from .timeouts import TimeoutThread
+
+RETIRE_SECONDS = 0.2  # between looks whether an engine that nobody holds has anything to do
 
 
 class Worker:
@@ -47,6 +48,7 @@ class Worker:
         self._limits, self._idle_seconds = limits, idle_seconds
         self.vision_cache, self.prompt_cache = vision_cache, prompt_cache
         self._waiting = Waiting(max_queue, max_batch)
+        self._retired = False
         self._changed = threading.Condition()  # of what follows
         self._wanted = True  # a model
         self._turn = 0  # how often it was decided which
@@ -101,8 +103,14 @@ class Worker:
         check_seconds("wait", wait)
         if job.request.deadline is not None:
             wait = max(0.0, min(wait, job.request.deadline - time.monotonic()))
-        if not self._waiting.put(job, wait):
-            raise self._closed()
+        if threading.current_thread() is self.thread:  # no place would become free
+            wait = 0.0
+        try:
+            if not self._waiting.put(job, wait):
+                raise self._closed()
+        except BaseException:  # Ctrl-C too: nobody would hold the request
+            job.request.cancel()
+            raise
         if job.request.deadline is not None or job.request.stopped():
             self.notify()
 
@@ -142,7 +150,12 @@ class Worker:
         self.thread.join(max(0.0, timeout))
         if not self.thread.is_alive():
             self._timeouts.close(end - time.monotonic())
-        self.sinks.join(end)
+        self.sinks.wait(end)
+
+    def retire(self) -> None:
+        """Ends the thread once nothing waits and nothing runs. May be called while an object is deleted."""
+        self._retired = True
+        self.notify()
 
     def begin_close(self) -> None:
         """Cancels all jobs and takes no more."""
@@ -181,7 +194,11 @@ class Worker:
             request.cut_off()
         if cut:
             self._waiting.settle()
-        return deadline
+        if not self._retired or self.closed:
+            return deadline
+        if self._waiting.idle:
+            self.begin_close()
+        return time.monotonic() + RETIRE_SECONDS
 
     # In the thread
 
@@ -244,7 +261,7 @@ class Worker:
                 if jobs is None:
                     return
                 if jobs and jobs[0].work is not None:
-                    _alone(jobs[0], loaded)
+                    answer_alone(jobs[0], loaded)
                 for job in jobs:
                     if job.work is None:
                         answers.add(job)
@@ -277,15 +294,3 @@ class Worker:
             request.deliver(self._closed())
         with self._changed:
             self._changed.notify_all()
-
-
-def _alone(job: Job, loaded: Loaded) -> None:
-    assert job.work is not None
-    if job.request.stopped():
-        job.request.give_up()
-        return
-    try:
-        job.work(loaded)
-        job.request.deliver(GenerationResponse("", (), "stop"))
-    except BaseException as error:
-        job.request.deliver(error)

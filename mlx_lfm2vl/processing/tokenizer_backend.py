@@ -22,7 +22,7 @@ from ..config.files import AGAIN
 from ..errors import ConfigError, TokenizerError, first_line
 from .tokenizer_checks import check_normalizer, check_patterns, check_post_processor
 
-__all__ = ["Backend", "DecodeStream", "Encoding", "add_special", "check", "panics", "post_processor", "read"]
+__all__ = ["Backend", "DecodeStream", "Encoding", "add_special", "check", "panics", "read"]
 
 Backend = tokenizers.Tokenizer
 MAX_BYTES = 128 * 2**20  # of tokenizer.json; one of 128,000 tokens has a tenth of that
