@@ -67,6 +67,8 @@ if TYPE_CHECKING:
         ToolCallWarning,
         WeightsError,
     )
+    from .explanation.explain import explain
+    from .explanation.explanation import Explanation
     from .generation.batch import generate_batch
     from .generation.chat import Chat
     from .generation.options import GenerationOptions
@@ -93,6 +95,7 @@ __all__ = [
     "EngineChat",
     "EngineClosedError",
     "EngineThreadError",
+    "Explanation",
     "FinishReason",
     "ForkError",
     "GenerationConfig",
@@ -133,6 +136,7 @@ __all__ = [
     "convert",
     "demo",
     "diagnose",
+    "explain",
     "generate",
     "generate_batch",
     "load",
@@ -190,6 +194,8 @@ _HOMES = {
     "generation.response": ("Completion", "FinishReason", "GenerationResponse", "Statistics"),
     "generation.stream": ("generate", "stream_generate"),
     "generation.tools": ("ToolCall", "parse_tool_calls"),
+    "explanation.explain": ("explain",),
+    "explanation.explanation": ("Explanation",),
     "pretrained": ("load",),
     "processing.fetch": ("SourcePolicy",),
 }
@@ -204,6 +210,7 @@ _COMPUTING = (  # import MLX
     "generation.vision_cache",
     "generation.prompt_cache",
     "engine.handle",
+    "explanation.explain",
     "generation.request",
     "generation.response",
     "generation.stream",

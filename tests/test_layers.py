@@ -24,7 +24,7 @@ LAYERS = (
     ("backends",),
     ("weights",),
     ("generation",),
-    ("compat",),
+    ("compat", "explanation"),
     ("pretrained",),
     ("engine",),
     ("conversion", "benchmark"),
@@ -47,9 +47,9 @@ OWNERS = {
 # Parts that may import a library.
 HOMES = {
     "huggingface_hub": {"hub"},
-    "PIL": {"processing", "benchmark"},
+    "PIL": {"processing", "benchmark", "explanation"},
     "mlx": {
-        *("models", "backends", "weights", "generation", "engine", "compat", "pretrained"),
+        *("models", "backends", "weights", "generation", "explanation", "engine", "compat", "pretrained"),
         *("conversion", "benchmark", "doctor"),
     },
     "mlx_lm": {"weights"},
