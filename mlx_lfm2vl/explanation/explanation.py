@@ -75,7 +75,8 @@ class Explanation:
 
     def overlay(self, span: Span = None, picture: int = 0, layers: Sequence[int] | None = None) -> Image.Image:
         """A heat map of `map` over the picture, as large as it. Raises `OptionError`."""
-        return overlay.heat_map(self.pictures[picture], self.map(span, picture, layers))
+        attention = self.map(span, picture, layers)
+        return overlay.heat_map(self.pictures[picture], attention)
 
     def sheet(self, title: str = "") -> Image.Image:
         """All pictures with the map of the whole answer and one of each of its words, and a legend."""
