@@ -76,6 +76,8 @@ if TYPE_CHECKING:
         ToolCallWarning,
         WeightsError,
     )
+    from .explanation.explain import explain
+    from .explanation.explanation import Explanation
     from .generation.batch import generate_batch
     from .generation.chat import Chat
     from .generation.options import GenerationOptions
@@ -121,6 +123,7 @@ __all__ = [
     "EngineChat",
     "EngineClosedError",
     "EngineThreadError",
+    "Explanation",
     "ExtractTask",
     "FinishReason",
     "ForkError",
@@ -177,6 +180,7 @@ __all__ = [
     "diagnose",
     "draw_boxes",
     "draw_points",
+    "explain",
     "extract",
     "generate",
     "generate_batch",
@@ -250,6 +254,8 @@ _HOMES = {
     "generation.response": ("Completion", "FinishReason", "GenerationResponse", "Statistics"),
     "generation.stream": ("generate", "stream_generate"),
     "generation.tools": ("ToolCall", "parse_tool_calls"),
+    "explanation.explain": ("explain",),
+    "explanation.explanation": ("Explanation",),
     "pretrained": ("load",),
     "processing.fetch": ("SourcePolicy",),
     "processing.load_image": ("load_image",),
@@ -276,6 +282,7 @@ _COMPUTING = (  # import MLX
     "generation.vision_cache",
     "generation.prompt_cache",
     "engine.handle",
+    "explanation.explain",
     "generation.request",
     "generation.response",
     "generation.stream",

@@ -24,7 +24,7 @@ LAYERS = (
     ("backends", "constraints"),
     ("weights",),
     ("generation",),
-    ("compat", "tasks"),
+    ("compat", "tasks", "explanation"),
     ("pretrained",),
     ("engine",),
     ("conversion", "benchmark", "server"),
@@ -47,9 +47,9 @@ OWNERS = {
 # Parts that may import a library.
 HOMES = {
     "huggingface_hub": {"hub"},
-    "PIL": {"processing", "benchmark", "tasks"},
+    "PIL": {"processing", "benchmark", "tasks", "explanation"},
     "mlx": {
-        *("models", "backends", "weights", "generation", "engine", "compat", "pretrained"),
+        *("models", "backends", "weights", "generation", "explanation", "engine", "compat", "pretrained"),
         *("conversion", "benchmark", "doctor"),
     },
     "mlx_lm": {"weights"},

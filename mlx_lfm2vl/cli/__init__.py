@@ -17,13 +17,13 @@ from typing import Any
 
 from .. import __version__, backends
 from ..errors import ImageWarning, Lfm2VlError, did_you_mean
-from . import batch, bench, chat, convert, doctor, generate, models, serve, upload, verify
+from . import batch, bench, chat, convert, doctor, explain, generate, models, serve, upload, verify
 from .interrupt import defer_sigint
 from .options import PROGRAM, Parser, note, print_error
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # of a stdout that takes no more
 COMMANDS = {
-    **{"generate": generate, "chat": chat, "batch": batch, "serve": serve},
+    **{"generate": generate, "chat": chat, "batch": batch, "explain": explain, "serve": serve},
     **{"convert": convert, "verify": verify, "upload": upload, "models": models},
     **{"bench": bench, "doctor": doctor},
 }
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         print_error("stdin is closed, so nothing can be read from it")
         return 2
-    if "stdout" in closed and args.command in ("generate", "chat", "verify"):
+    if "stdout" in closed and args.command in ("generate", "chat", "explain", "verify"):
         print_error("stdout is closed, so the answer cannot be printed")
         return 2
     if args.command in MEASURING:

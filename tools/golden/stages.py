@@ -23,6 +23,8 @@ logits_bfloat16              (rows, vocab) float32: the same with weights and ac
                              transformers' usual attention (sdpa); of the checkpoints of ROUNDED only
 attentions                   (attention layers, B, heads, T, T), where T <= 48
 labels, loss                 (B, T) int64 with -100 where ignored; scalar
+answer_attentions            (attention layers, heads, 8, image tokens): the weights that `generate` returns of
+                             the first eight generated tokens; of the cases of ATTENDED only
 generated                    (B, 24) int64: greedy tokens;  margins (B, 24): how far the second best logit was below
 """
 
@@ -36,7 +38,9 @@ from .cases import Case
 from .pictures import draw
 
 ROUNDED = ("gen2", "gen25")  # checkpoints that are run in bfloat16 too
+ATTENDED = ("gen2-small", "gen2-tiled", "gen2-tiled-no-thumbnail", "gen2-several", "untied-landscape")
 NEW_TOKENS = 24
+ATTENDED_TOKENS = 8
 MOST_ROWS = 24
 MOST_TOKENS_FOR_ATTENTIONS = 48
 SMALLEST_MARGIN = 1e-3  # a smaller one could turn with the order of a sum
@@ -161,14 +165,24 @@ def _language(inputs: Any, model: Any, rng: np.random.Generator) -> dict[str, np
 
 def _greedy(inputs: Any, model: Any, name: str) -> dict[str, np.ndarray]:
     output = model.generate(
-        **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True
+        **inputs,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        output_logits=True,
+        output_attentions=name in ATTENDED,
+        return_dict_in_generate=True,
     )
     tokens = output.sequences[:, inputs["input_ids"].shape[1] :].numpy()
     best = torch.stack(output.logits, 1).topk(2).values
     margins = (best[..., 0] - best[..., 1]).numpy()
     if tokens.shape[1] != NEW_TOKENS or margins.min() < SMALLEST_MARGIN:
         raise ValueError(f"{name}: {tokens.shape[1]} tokens, smallest margin {margins.min():.1e}; change the prompt")
-    return {"generated": tokens, "margins": margins}
+    arrays = {"generated": tokens, "margins": margins}
+    if name in ATTENDED:
+        image = (inputs["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0]
+        steps = [torch.stack([layer[0, :, -1, image] for layer in step]) for step in output.attentions]
+        arrays["answer_attentions"] = torch.stack(steps[:ATTENDED_TOKENS], 2).numpy()
+    return arrays
 
 
 def _subset(count: int, rng: np.random.Generator, always: list[int] | None = None) -> np.ndarray:

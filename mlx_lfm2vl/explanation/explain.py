@@ -1,0 +1,114 @@
+"""`explain`: an answer, and where in the pictures the model's attention lay while it wrote it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
+
+from ..errors import PromptError
+from ..generation.arguments import CallOverrides
+from ..generation.messages import conversation
+from ..generation.options import GenerationOptions
+from ..generation.request import GenerationRequest, check_pair, encode
+from ..generation.response import Completion
+from ..generation.stream import stream_generate
+from ..generation.vision_cache import VisionCache
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from ..processing import geometry
+from ..processing.conversation import pictures_of, with_page_items
+from ..processing.load_image import Picture, load_image
+from ..processing.processor import Lfm2VlProcessor
+from .attention import answer_attentions
+from .explanation import Explanation
+from .picture_map import picture_map
+
+
+def explain(
+    model: Lfm2VlForConditionalGeneration,
+    processor: Lfm2VlProcessor,
+    prompt: str | Sequence[Mapping[str, Any]],
+    images: Any = None,
+    *,
+    system: str | None = None,
+    options: GenerationOptions | None = None,
+    per_head: bool = False,
+    control_tokens: bool = False,
+    **overrides: Unpack[CallOverrides],
+) -> Explanation:
+    """Answers a question about pictures as `stream_generate` does, and then runs prompt and answer once more to see the
+    attention of each token of the answer over the pictures.
+
+    It is where the model read from, not why it answered so (docs/explain.md).
+
+    Args:
+        model: as `load` returns it.
+        processor: the same.
+        prompt, images, system, options, control_tokens, overrides: as for `stream_generate`.
+        per_head: keep the attention of each head, not their mean.
+
+    Returns:
+        The answer with its attention, in the pictures' own coordinates.
+
+    Raises:
+        PromptError: there is no picture, or the answer is empty.
+        Lfm2VlError: what `stream_generate` raises.
+    """
+    check_pair(model, processor)
+    image_overrides: dict[str, Any] = {**overrides}
+    chosen = GenerationOptions.of(options, image_overrides)
+    config = processor.image_processor.configured(**image_overrides)
+    messages, pictures = _loaded(processor, conversation(prompt, images, system), image_overrides)
+    if not pictures:
+        raise PromptError("there is no picture in which an answer could be seen; give one")
+    request = GenerationRequest(messages, None, None, None, chosen, image_overrides, control_tokens)
+    vision_cache = VisionCache()
+    responses = stream_generate(
+        *(model, processor, messages),
+        options=chosen,
+        vision_cache=vision_cache,
+        control_tokens=control_tokens,
+        **image_overrides,
+    )
+    tokens = Completion.of(list(responses)).tokens
+    if not tokens:
+        raise PromptError("the answer is empty, so there is nothing to explain; ask otherwise")
+    weights = answer_attentions(model, encode(model, processor, request), tokens, vision_cache)
+    plans = [geometry.plan(picture.height, picture.width, config) for picture in pictures]
+    maps = [
+        picture_map(each if per_head else each.mean(axis=1), plan) for each, plan in zip(weights, plans, strict=True)
+    ]
+    kinds = enumerate(model.config.text_config.layer_types)
+    layers = tuple(index for index, kind in kinds if kind == "full_attention")
+    text, spans = _spoken(processor, tokens)
+    return Explanation(text, tokens, spans, layers, tuple(pictures), tuple(maps))
+
+
+def _loaded(
+    processor: Lfm2VlProcessor, messages: list[dict[str, Any]], overrides: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[Picture]]:
+    """The messages with their pictures read, pages of PDF documents one by one, and these pictures."""
+    image_processor = processor.image_processor
+    policy, config = image_processor.source_policy, image_processor.configured(**overrides)
+    (messages,), _ = with_page_items([messages], None, policy)
+    (sources,) = pictures_of([messages], None, policy)
+    pictures = [load_image(source, policy, config) for source in sources]
+    rest = iter(pictures)
+
+    def read(item: Any) -> Any:
+        return {"type": "image", "image": next(rest)} if item["type"] == "image" else item
+
+    made = [
+        message
+        if isinstance(message.get("content"), str | None)
+        else {**message, "content": list(map(read, message["content"]))}
+        for message in messages
+    ]
+    return made, pictures
+
+
+def _spoken(processor: Lfm2VlProcessor, tokens: Sequence[int]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The text of tokens, and the characters (start, end) of it that each has made certain."""
+    texts = [processor.decode(tokens[:end], skip_special_tokens=True) for end in range(len(tokens) + 1)]
+    ends = [len(text.rstrip("\N{REPLACEMENT CHARACTER}")) for text in texts]
+    return texts[-1], tuple(itertools.pairwise(ends))
