@@ -212,7 +212,7 @@ def test_processors_that_leave_no_token_end_their_row_alone():
 def test_penalties_count_the_tokens_of_the_answer():
     """Against the formula: greedy tokens whose logits lose c * frequency + (c > 0) * presence."""
     model, processor = random_model()
-    plain = GenerationOptions(temperature=0.0, max_tokens=12, logit_bias={77: 8.0, 78: 7.0})
+    plain = GenerationOptions(temperature=0.0, max_tokens=12, logit_bias={77: 30.0, 78: 29.5})
     prompt = len(encode(model, processor, GenerationRequest("Hi hi hi")).ids)
 
     def penalised(tokens: mx.array, logits: mx.array) -> mx.array:
@@ -229,7 +229,7 @@ def test_penalties_count_the_tokens_of_the_answer():
             plain,
         )
     )
-    assert ours == theirs and len(set(ours)) > len(set(free)) and len(ours) > len(set(ours))
+    assert ours == theirs != free and len(ours) > len(set(ours))
 
 
 @pytest.mark.backends("mlx", "numpy")

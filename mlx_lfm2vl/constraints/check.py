@@ -229,7 +229,7 @@ _VALUES: dict[str, Callable[[Any], str | None]] = {
     "uniqueItems": _of(bool, "true or false"),
     "pattern": _of(str, "text"),
     "format": _of(str, "text"),
-    "$ref": _of(str, "text"),
+    **dict.fromkeys(("$ref", "$id", "$schema", "$anchor", "$comment"), _of(str, "text")),
 }
 
 
