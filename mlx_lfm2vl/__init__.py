@@ -71,10 +71,11 @@ if TYPE_CHECKING:
     )
     from .generation.batch import generate_batch
     from .generation.chat import Chat
+    from .generation.logits_process import LogitsProcessor
     from .generation.options import GenerationOptions
     from .generation.prompt_cache import PromptCache
     from .generation.request import GenerationRequest
-    from .generation.response import Completion, FinishReason, GenerationResponse, Statistics
+    from .generation.response import Completion, FinishReason, GenerationResponse, Statistics, TopLogprob
     from .generation.stream import generate, stream_generate
     from .generation.tools import ToolCall, parse_tool_calls
     from .generation.vision_cache import VisionCache
@@ -113,6 +114,7 @@ __all__ = [
     "Lfm2VlImageProcessorFast",
     "Lfm2VlModel",
     "Lfm2VlProcessor",
+    "LogitsProcessor",
     "MemoryUse",
     "NotFiniteError",
     "OptionError",
@@ -132,6 +134,7 @@ __all__ = [
     "ToolCall",
     "ToolCallError",
     "ToolCallWarning",
+    "TopLogprob",
     "VisionCache",
     "WeightsError",
     "convert",
@@ -189,11 +192,12 @@ _HOMES = {
     "engine.chat": ("EngineChat",),
     "engine.engine": ("Engine", "MemoryUse"),
     "generation.vision_cache": ("VisionCache",),
+    "generation.logits_process": ("LogitsProcessor",),
     "generation.options": ("GenerationOptions",),
     "generation.prompt_cache": ("PromptCache",),
     "engine.handle": ("Request",),
     "generation.request": ("GenerationRequest",),
-    "generation.response": ("Completion", "FinishReason", "GenerationResponse", "Statistics"),
+    "generation.response": ("Completion", "FinishReason", "GenerationResponse", "Statistics", "TopLogprob"),
     "generation.stream": ("generate", "stream_generate"),
     "generation.tools": ("ToolCall", "parse_tool_calls"),
     "pretrained": ("load",),
@@ -208,6 +212,7 @@ _COMPUTING = (  # import MLX
     "engine.chat",
     "engine.engine",
     "generation.vision_cache",
+    "generation.logits_process",
     "generation.prompt_cache",
     "engine.handle",
     "generation.request",
