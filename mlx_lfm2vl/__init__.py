@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .compat.batch_feature import BatchFeature
     from .compat.configuration import AutoConfig, Lfm2VlConfig
     from .compat.generation_config import GenerationConfig
-    from .compat.logits_process import LogitsProcessor, LogitsProcessorList
+    from .compat.logits_process import LogitsProcessorList
     from .compat.models import AutoModel, AutoModelForImageTextToText, Lfm2VlForConditionalGeneration, Lfm2VlModel
     from .compat.processors import (
         AutoImageProcessor,
@@ -80,10 +80,11 @@ if TYPE_CHECKING:
     from .explanation.explanation import Explanation
     from .generation.batch import generate_batch
     from .generation.chat import Chat
+    from .generation.logits_process import LogitsProcessor
     from .generation.options import GenerationOptions
     from .generation.prompt_cache import PromptCache
     from .generation.request import GenerationRequest
-    from .generation.response import Completion, FinishReason, GenerationResponse, Statistics
+    from .generation.response import Completion, FinishReason, GenerationResponse, Statistics, TopLogprob
     from .generation.stream import generate, stream_generate
     from .generation.tools import ToolCall, parse_tool_calls
     from .generation.vision_cache import VisionCache
@@ -171,6 +172,7 @@ __all__ = [
     "ToolCall",
     "ToolCallError",
     "ToolCallWarning",
+    "TopLogprob",
     "VisionCache",
     "WeightsError",
     "convert",
@@ -200,7 +202,7 @@ _HOMES = {
     "compat.batch_feature": ("BatchFeature",),
     "compat.configuration": ("AutoConfig", "Lfm2VlConfig"),
     "compat.generation_config": ("GenerationConfig",),
-    "compat.logits_process": ("LogitsProcessor", "LogitsProcessorList"),
+    "compat.logits_process": ("LogitsProcessorList",),
     "compat.models": ("AutoModel", "AutoModelForImageTextToText", "Lfm2VlForConditionalGeneration", "Lfm2VlModel"),
     "compat.processors": (
         "AutoImageProcessor",
@@ -247,11 +249,12 @@ _HOMES = {
     "engine.chat": ("EngineChat",),
     "engine.engine": ("Engine", "MemoryUse"),
     "generation.vision_cache": ("VisionCache",),
+    "generation.logits_process": ("LogitsProcessor",),
     "generation.options": ("GenerationOptions",),
     "generation.prompt_cache": ("PromptCache",),
     "engine.handle": ("Request",),
     "generation.request": ("GenerationRequest",),
-    "generation.response": ("Completion", "FinishReason", "GenerationResponse", "Statistics"),
+    "generation.response": ("Completion", "FinishReason", "GenerationResponse", "Statistics", "TopLogprob"),
     "generation.stream": ("generate", "stream_generate"),
     "generation.tools": ("ToolCall", "parse_tool_calls"),
     "explanation.explain": ("explain",),
@@ -280,6 +283,7 @@ _COMPUTING = (  # import MLX
     "engine.chat",
     "engine.engine",
     "generation.vision_cache",
+    "generation.logits_process",
     "generation.prompt_cache",
     "engine.handle",
     "explanation.explain",

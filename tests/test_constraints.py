@@ -2,24 +2,31 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
+import mlx.core as mx
+import numpy as np
 import pytest
-from conftest import GOLDEN, Loaded, cache_by_backend, statistics_of
+from conftest import GOLDEN, Loaded, cache_by_backend, logits_of, statistics_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from mlx_lfm2vl import (
+    Chat,
     Completion,
     GenerationOptions,
     GenerationRequest,
+    GenerationResponse,
     ResponseFormat,
     generate,
     generate_batch,
     load,
     stream_generate,
 )
+from mlx_lfm2vl.generation.request import encode
+from mlx_lfm2vl.generation.scheduler import Scheduler
 
 PERSON = {
     "type": "object",
@@ -118,3 +125,159 @@ def test_forced_tokens_take_one_step_together():
         steps[logprobs] = statistics_of(answer).model_steps
         tokens = len(answer.tokens)
     assert steps == {False: 2, True: tokens} and tokens > 5
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_top_logprobs_are_those_of_the_model_itself():
+    model, processor = random_model()
+    options = GenerationOptions(temperature=1.5, seed=1, max_tokens=5, top_logprobs=4, logit_bias={9: 3.0})
+    made = list(stream_generate(model, processor, "Hi", options=options))
+    tops = [top for piece in made for top in piece.top_logprobs or ()]
+    own = [logprob for piece in made for logprob in piece.logprobs or ()]
+    tokens = [token for piece in made for token in piece.tokens]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=True, return_tensors="np"
+    )
+    logits = np.array(logits_of(model, np.concatenate([prompt[0], tokens])[None]))[0, len(prompt[0]) - 1 : -1]
+    wanted = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum(axis=1, keepdims=True))
+    assert len(tops) == len(tokens) == 5
+    for row, top, token, logprob in zip(wanted, tops, tokens, own, strict=True):
+        best = np.argsort(-row, kind="stable")[:4]
+        assert [each.id for each in top] == best.tolist()
+        np.testing.assert_allclose([each.logprob for each in top], row[best], atol=1e-4)
+        assert logprob == pytest.approx(row[token], abs=1e-4)
+        assert [each.text for each in top] == [processor.tokenizer.decode([each.id]) for each in top]
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_rows_with_top_logprobs_get_their_own_number_of_them():
+    model, processor = random_model()
+    rows = [GenerationRequest("Hi", options=GenerationOptions(max_tokens=6, top_logprobs=k, seed=1)) for k in (0, 2, 5)]
+    scheduler = Scheduler(model, processor.tokenizer)
+    ids = [scheduler.add(encode(model, processor, row), started=0.0).id for row in rows]
+    counts: dict[int, list[int] | None] = {id: None for id in ids}
+    while len(scheduler):
+        for id, item in scheduler.step():
+            assert isinstance(item, GenerationResponse)
+            if item.top_logprobs is not None:
+                counts[id] = (counts[id] or []) + [len(top) for top in item.top_logprobs]
+    assert [counts[id] for id in ids] == [None, [2] * 6, [5] * 6]
+
+
+class Counting:
+    """Forbids a token after each call, and remembers how often it was called and what it saw."""
+
+    def __init__(self, calls: int = 0):
+        self.calls = calls
+        self.seen: list[list[int]] = []
+
+    def __call__(self, tokens, logits):
+        self.calls += 1
+        self.seen.append(tokens.tolist())
+        logits[:, 100:] = -mx.inf
+        return mx.where(mx.arange(logits.shape[1]) == self.calls, 100.0, logits)
+
+    def copy(self):
+        copies.append(Counting(self.calls))
+        return copies[-1]
+
+
+copies: list[Counting] = []
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_every_answer_has_a_processor_of_its_own():
+    model, processor = random_model()
+    options = GenerationOptions(max_tokens=4, temperature=0.0, logits_processors=(Counting(20),))
+    rows = [GenerationRequest(text, options=options) for text in ("Hi", "Who is that?", "Hi")]
+    copies.clear()
+    made = list(generate_batch(model, processor, rows, batch_size=2))
+    assert [each.tokens for each in made] == [(21, 22, 23, 24)] * 3 and len(copies) == 3
+    for each in copies:
+        assert each.calls >= 24
+        assert [tokens[-3:] for tokens in each.seen][3:4] == [[21, 22, 23]]
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_processors_that_leave_no_token_end_their_row_alone():
+    model, processor = random_model()
+    nothing = GenerationOptions(max_tokens=4, logits_processors=(lambda tokens, logits: logits - mx.inf,))
+    rows = [GenerationRequest("Hi", options=each) for each in (nothing, GenerationOptions(max_tokens=4))]
+    made = list(generate_batch(model, processor, rows))
+    assert [each.finish_reason for each in made] == ["error", "length"]
+    assert "logits_processors" in str(made[0].error)
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_penalties_count_the_tokens_of_the_answer():
+    """Against the formula: greedy tokens whose logits lose c * frequency + (c > 0) * presence."""
+    model, processor = random_model()
+    plain = GenerationOptions(temperature=0.0, max_tokens=12, logit_bias={77: 30.0, 78: 29.5})
+    prompt = len(encode(model, processor, GenerationRequest("Hi hi hi")).ids)
+
+    def penalised(tokens: mx.array, logits: mx.array) -> mx.array:
+        ids, counts = np.unique(np.array(tokens)[prompt:], return_counts=True)
+        lost = np.zeros(logits.shape, np.float32)
+        lost[0, ids] = counts * 0.4 + 0.3
+        return logits - mx.array(lost)
+
+    ours, theirs, free = (
+        Completion.of(list(stream_generate(model, processor, "Hi hi hi", options=options))).tokens
+        for options in (
+            replace(plain, frequency_penalty=0.4, presence_penalty=0.3),
+            replace(plain, logits_processors=(penalised,)),
+            plain,
+        )
+    )
+    assert ours == theirs != free and len(ours) > len(set(ours))
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_a_biased_token_is_always_taken_or_never():
+    model, processor = random_model()
+    for bias, wanted in ((100, {77}), (-100, set())):
+        answer = stream_generate(model, processor, "Hi", max_tokens=6, temperature=1.0, seed=2, logit_bias={77: bias})
+        assert set(Completion.of(list(answer)).tokens) & {77} == wanted
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_several_answers_share_a_prefill():
+    model, processor = random_model()
+    question = GenerationRequest("Tell me all. " * 20, options=GenerationOptions(max_tokens=5, temperature=2.0, seed=5))
+    made = list(generate_batch(model, processor, question.repeat(4)))
+    assert len({each.tokens for each in made}) == 4
+    for k, each in enumerate(made):
+        options = GenerationOptions(max_tokens=5, temperature=2.0, seed=5 + k)
+        assert each.tokens == alone(GenerationRequest(question.prompt, options=options))[1]
+    run = [statistics_of(each).prompt_tokens - statistics_of(each).cached_tokens for each in made]
+    assert sum(run) < 2 * statistics_of(made[0]).prompt_tokens
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_stop_texts_and_limits_end_an_answer_of_a_form():
+    model, processor = random_model()
+    form = ResponseFormat.choice(["one two three four five six seven"])
+    for more, text, reason in (
+        (GenerationOptions(stop=("four",)), "one two three ", "stop"),
+        (GenerationOptions(max_tokens=3), None, "length"),
+        (GenerationOptions(max_tokens=3, logprobs=True), None, "length"),
+    ):
+        answer = stream_generate(model, processor, "Say", options=more, response_format=form)
+        made = Completion.of(list(answer))
+        assert made.finish_reason == reason and (text is None or made.text == text)
+        assert "one two three four five six seven".startswith(made.text)
+    assert len(made.tokens) == 3
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_a_chat_holds_each_turn_to_its_form_and_goes_on():
+    model, processor = random_model()
+    for form in (PERSON, None):
+        chats = [Chat(model, processor), Chat(model, processor)]
+        for chat in chats:
+            first = chat.ask("Who?", options=GenerationOptions(response_format=PERSON, temperature=2.0, seed=1))
+            Draft202012Validator(PERSON).validate(json.loads(first))
+        chats[1].prompt_cache.clear()
+        options = GenerationOptions(response_format=form, temperature=2.0, seed=2, max_tokens=40)
+        second = [chat.ask("And that?", options=options) for chat in chats]
+        assert second[0] == second[1]

@@ -32,6 +32,9 @@ OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examp
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 
 
+OWN = ("transformers", "structured")  # pages whose Python has tests of its own
+
+
 def blocks(page: str, *languages: str) -> list[tuple[str, str]]:
     found = re.findall(r"^```(\w+)\n(.*?)^```$", PAGES[page], re.M | re.S)
     return [(language, body) for language, body in found if not languages or language in languages]
@@ -115,7 +118,7 @@ def assert_fields(made: dict) -> None:
     assert set(made["images"][0]) == {"source", "tokens"}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and page != "transformers"])
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and page not in OWN])
 def test_the_python_of_a_page_is_one_program_that_runs(page, place):
     program = "\n".join(body for _, body in blocks(page, "python"))
     done = run([sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", program], place)
@@ -130,6 +133,19 @@ def test_the_documentation_s_example_of_transformers_answers(place):
     done = run([sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", f"{program}print(text)"], place)
     assert done.returncode == 0, done.stdout
     assert "What is in this image?" in done.stdout and "large black ring" in done.stdout
+
+
+def test_the_page_on_structured_answers_shows_what_its_examples_print(place):
+    done = run([sys.executable, "-c", "\n".join(body for _, body in blocks("structured", "python"))], place)
+    assert done.returncode == 0, done.stdout
+    shown = "".join(body for _, body in blocks("structured", "text"))
+    assert done.stdout.startswith(shown) and done.stdout.removeprefix(shown).startswith("True\n[")
+    for _, body in blocks("structured", "console"):
+        for part in body.removeprefix("$ ").split("\n$ "):
+            command, _, output = part.strip().partition("\n")
+            done = run(["sh", "-c", command], place)
+            assert done.returncode == (2 if "error: " in output else 0), f"{command}\n{done.stdout}"
+            assert done.stdout.strip() == output, command
 
 
 def test_every_option_of_these_commands_is_on_the_page():

@@ -28,8 +28,9 @@ from ..pretrained import load
 from ..weights.atomic_folder import scratch
 from ..weights.names import parameters
 from .ask import Run, ask, ask_together, draw
+from .constraints import measure
 from .machine import describe, import_seconds, memory_bandwidth
-from .report import PARTS, Answer, Batch, Report
+from .report import PARTS, Answer, Batch, Constraints, Report
 
 TEXT = "text"  # in place of a size: a question without a picture
 Size = tuple[int, int] | None  # (width, height), or None: no picture
@@ -41,13 +42,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Plan:
-    """The measurements: questions of `sizes`, batches of `batch_sizes` pictures, `tokens` an answer, each `repeats`
-    times after one run to warm up. Raises `OptionError`."""
+    """The measurements: questions of `sizes`, batches of `batch_sizes` pictures, what a form of the answer costs
+    (`constraints`), `tokens` an answer, each `repeats` times after one run to warm up. Raises `OptionError`."""
 
     sizes: tuple[Size, ...] = SIZES
     batch_sizes: tuple[int, ...] = BATCH_SIZES
     tokens: int = 64
     repeats: int = 3
+    constraints: bool = False
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -56,13 +58,18 @@ class Plan:
             raise OptionError(f"tokens is {self.tokens}, expected at least 2: speed is counted after the first")
         if any(size < 1 for size in self.batch_sizes):
             raise OptionError(f"batch_sizes is {self.batch_sizes}, expected numbers of at least 1")
-        if not self.sizes and not self.batch_sizes:
+        if not self.kinds:
             raise OptionError("neither sizes nor batch sizes are given; there is nothing to measure")
 
     @property
     def steps(self) -> int:
         """Runs in all, as `progress` counts them: those of import and loading, too."""
-        return 1 + 2 * self.repeats + (len(self.sizes) + len(self.batch_sizes)) * (self.repeats + 1)
+        return 1 + 2 * self.repeats + self.kinds * (self.repeats + 1)
+
+    @property
+    def kinds(self) -> int:
+        """How many kinds of runs there are."""
+        return len(self.sizes) + len(self.batch_sizes) + self.constraints
 
 
 def benchmark(
@@ -97,6 +104,7 @@ def benchmark(
     before = imports + statistics.median(loads)
     asked: list[tuple[Size, list[Run]]] = []
     batches: list[Batch] = []
+    forms: Constraints | None = None
     with scratch() as folder, WiredLimit(), contextlib.suppress(Cancelled):
         for size in plan.sizes:
             file = None if size is None else draw(size, 0, folder)
@@ -107,6 +115,8 @@ def benchmark(
             batches.append(
                 _medians(counter.all(partial(ask_together, model, processor, files, plan.tokens, counter.stopped)))
             )
+        if plan.constraints:
+            forms = measure(model, processor, plan.tokens, counter.all, counter.stopped)
     if not counter.stopped():
         bandwidth = max(bandwidth, memory_bandwidth())  # other work may have disturbed the first
     answers = [_answer(size, runs, before, bandwidth) for size, runs in asked]
@@ -120,7 +130,8 @@ def benchmark(
         load_seconds=statistics.median(loads),
         answers=tuple(answers),
         batches=tuple(batches),
-        complete=(len(answers), len(batches)) == (len(plan.sizes), len(plan.batch_sizes)),
+        constraints=forms,
+        complete=len(answers) + len(batches) + (forms is not None) == plan.kinds,
     )
 
 

@@ -49,6 +49,27 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Constraints:
+    """Medians. `step` and `masked_step`: seconds of a token without a form, and with one that allows any text.
+    `tokens` and `model_steps` of an answer of six fields; without a form each token takes a step."""
+
+    step: float
+    masked_step: float
+    tokens: int
+    model_steps: int
+
+    @property
+    def mask_share(self) -> float:
+        """What the mask adds to a step, as a share of it."""
+        return self.masked_step / self.step - 1
+
+    @property
+    def fewer_steps(self) -> float:
+        """How many times fewer runs of the model the answer takes."""
+        return self.tokens / self.model_steps
+
+
+@dataclass(frozen=True)
 class Report:
     """`weights`: bytes by dtype, as the model is held in memory. `load_seconds`: with the files in the system's cache.
     `bandwidth`: bytes a second, measured. `complete`: false if it was stopped before all was measured."""
@@ -62,6 +83,7 @@ class Report:
     load_seconds: float
     answers: tuple[Answer, ...]
     batches: tuple[Batch, ...]
+    constraints: Constraints | None = None
     complete: bool = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,6 +106,13 @@ class Report:
             lines.append(
                 f"| {batch.size} of {batch.picture} | {batch.pictures_per_second:.2f} "
                 f"| {batch.tokens_per_second:.1f} | {batch.peak_memory / 1e9:.2f} GB |"
+            )
+        if (forms := self.constraints) is not None:
+            lines += ["", "| form | ms a step | with a mask | tokens of six fields | model steps |", "|" + " --- |" * 5]
+            lines.append(
+                f"| JSON schema | {1000 * forms.step:.2f} | {1000 * forms.masked_step:.2f} "
+                f"({100 * forms.mask_share:+.1f} %) | {forms.tokens} | {forms.model_steps} "
+                f"({forms.fewer_steps:.1f} x fewer) |"
             )
         return "\n".join(lines)
 

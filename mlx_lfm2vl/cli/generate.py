@@ -19,13 +19,25 @@ from .options import (
     note,
     sampling_options,
     source_policy,
+    whole,
 )
 from .progress import Spinner
 
 if TYPE_CHECKING:
-    from .. import GenerationResponse, Lfm2VlForConditionalGeneration, Lfm2VlProcessor, Statistics
+    from collections.abc import Iterator
+
+    from .. import (
+        Completion,
+        GenerationRequest,
+        GenerationResponse,
+        Lfm2VlForConditionalGeneration,
+        Lfm2VlProcessor,
+        Statistics,
+    )
+    from .interrupt import Interrupt
 
 _OBEYED = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+BATCH = 8  # answers that are made at a time
 SUMMARY = "answer a prompt about pictures"
 DESCRIPTION = """\
 Answers a prompt about one or several pictures, or about none, and prints the answer as it comes.
@@ -53,6 +65,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object at the end: answer, tokens, counts, timings, model"
     )
+    parser.add_argument(
+        "-n",
+        type=whole(1, 256),
+        default=1,
+        metavar="N",
+        help="answers, 1 to 256 (default: 1); the prompt is run once; with --seed, each has the next seed",
+    )
+    parser.add_argument(
+        "--top-logprobs",
+        type=whole(0, 100),
+        default=0,
+        metavar="K",
+        help="with --json: the K likeliest tokens in each place, 0 to 100, and their logarithmic probabilities",
+    )
     add_control_tokens(parser)
     add_sampling(parser)
     add_pictures(parser)
@@ -60,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import GenerationOptions, PromptError, stream_generate
+    from .. import GenerationOptions, GenerationRequest, OptionError, PromptError, generate_batch
     from .interrupt import Interrupt
 
     prompt = read_prompt(args, args.image)
@@ -69,46 +95,75 @@ def run(args: argparse.Namespace) -> int:
     if prompt is None and not args.image:
         raise PromptError("nothing to answer: give --image, --prompt or both")
     prompt = DEFAULT_PROMPT if prompt is None else prompt
-    options = GenerationOptions(**sampling_options(args))
+    if args.top_logprobs and not args.json:
+        raise OptionError("--top-logprobs needs --json, which prints them")
+    options = GenerationOptions(**sampling_options(args), top_logprobs=args.top_logprobs)
     with Spinner("reading pictures"):  # a wrong name is said before a large model is loaded
         loaded = load_pictures(expand(args.image), source_policy(args), args.color_management)
     pictures = [picture for _, picture in loaded]
     model, processor = load_model(args)
     if args.verbose:
         report_loading(model)
-    pieces: list[GenerationResponse] = []
+    request = GenerationRequest(
+        prompt, pictures or None, args.system, options=options, control_tokens=args.control_tokens
+    )
     with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
-        answer = stream_generate(
-            model,
-            processor,
-            prompt,
-            pictures or None,
-            system=args.system,
-            options=options,
-            stop=interrupt,
-            progress=spinner.count,
-            control_tokens=args.control_tokens,
+        answers = (
+            _streamed(model, processor, request, interrupt, spinner, args.json)
+            if args.n == 1
+            else generate_batch(model, processor, request.repeat(args.n), batch_size=BATCH, stop=interrupt)
         )
-        try:
-            for piece in answer:
-                pieces.append(piece)
-                if not args.json:
-                    spinner.end()
-                    print(for_stdout(piece.text + piece.tool_text), end="", flush=True)
-        finally:  # also when interrupted twice: what there is stays a whole line
-            if pieces and not args.json:
-                print(flush=True)
-    statistics = pieces[-1].statistics
-    assert statistics is not None
-    if args.json:
-        images = [
-            {"source": name if len(name) <= 200 else f"{name[:200]}...", "tokens": tokens}
-            for (name, _), tokens in zip(loaded, image_tokens(processor, pictures), strict=True)
-        ]
-        print(for_stdout(json.dumps(as_object(chosen_model(args), pieces, images), ensure_ascii=False)), flush=True)
-    if args.verbose:
-        report(statistics)
+        for number, answer in enumerate(answers):
+            if answer.error is not None:
+                raise answer.error
+            spinner.end()
+            if args.json:
+                images = [
+                    {"source": name if len(name) <= 200 else f"{name[:200]}...", "tokens": tokens}
+                    for (name, _), tokens in zip(loaded, image_tokens(processor, pictures), strict=True)
+                ]
+                made = as_object(chosen_model(args), answer, images)
+                print(for_stdout(json.dumps(made, ensure_ascii=False)), flush=True)
+            elif args.n > 1:
+                print(f"{number + 1}: {for_stdout(answer.text + answer.tool_text)}", flush=True)
+            if args.verbose and answer.statistics is not None:
+                report(answer.statistics)
     return 130 if interrupt.happened else 0
+
+
+def _streamed(
+    model: Lfm2VlForConditionalGeneration,
+    processor: Lfm2VlProcessor,
+    request: GenerationRequest,
+    interrupt: Interrupt,
+    spinner: Spinner,
+    quiet: bool,
+) -> Iterator[Completion]:
+    """The answer, printed as it comes unless `quiet`."""
+    from .. import Completion, stream_generate
+
+    pieces: list[GenerationResponse] = []
+    answer = stream_generate(
+        model,
+        processor,
+        request.prompt,
+        request.images,
+        system=request.system,
+        options=request.options,
+        stop=interrupt,
+        progress=spinner.count,
+        control_tokens=request.control_tokens,
+    )
+    try:
+        for piece in answer:
+            pieces.append(piece)
+            if not quiet:
+                spinner.end()
+                print(for_stdout(piece.text + piece.tool_text), end="", flush=True)
+    finally:  # also when interrupted twice: what there is stays a whole line
+        if pieces and not quiet:
+            print(flush=True)
+    yield Completion.of(pieces)
 
 
 def for_stdout(text: str) -> str:
@@ -127,22 +182,24 @@ def image_tokens(processor: Lfm2VlProcessor, pictures: list[Any]) -> list[int]:
     return [plan(height, width, config).tokens for width, height in sizes]
 
 
-def as_object(model: str, pieces: list[GenerationResponse], images: list[dict[str, Any]]) -> dict[str, Any]:
+def as_object(model: str, answer: Completion, images: list[dict[str, Any]]) -> dict[str, Any]:
     """The object that --json prints."""
     import dataclasses
 
-    last = pieces[-1]
-    assert last.statistics is not None
+    assert answer.statistics is not None
     made: dict[str, Any] = {
         "model": model,
-        "text": "".join(piece.text for piece in pieces),
-        "tokens": [token for piece in pieces for token in piece.tokens],
-        "finish_reason": last.finish_reason,
+        "text": answer.text,
+        "tokens": list(answer.tokens),
+        "finish_reason": answer.finish_reason,
         "images": images,
-        **dataclasses.asdict(last.statistics),
+        **dataclasses.asdict(answer.statistics),
     }
-    if calls := "".join(piece.tool_text for piece in pieces):
-        made["tool_text"] = calls
+    if answer.top_logprobs is not None:
+        made["logprobs"] = answer.logprobs
+        made["top_logprobs"] = [[each._asdict() for each in top] for top in answer.top_logprobs]
+    if answer.tool_text:
+        made["tool_text"] = answer.tool_text
     return made
 
 

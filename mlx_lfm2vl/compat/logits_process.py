@@ -19,13 +19,6 @@ Process = Callable[[mx.array, mx.array], mx.array]
 _OUT = -np.inf
 
 
-class LogitsProcessor:
-    """The class that a caller's processor may be of: `__call__(input_ids, scores)` gives other scores."""
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} has no __call__(input_ids, scores)")
-
-
 class LogitsProcessorList(list[Any]):
     """Processors of a caller, as `generate` takes them: each gets the scores of the one before."""
 

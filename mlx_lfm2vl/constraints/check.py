@@ -15,6 +15,7 @@ from ..errors import ConstraintError
 
 MAX_SCHEMA, MAX_GRAMMAR, MAX_PATTERN = 2**18, 2**18, 2**14  # characters
 MAX_DEPTH, MAX_NODES = 64, 20_000  # of a schema
+MAX_PROPERTIES = 1000  # of one object
 MAX_CHOICES = 4096
 MAX_COUNT = 2**16  # items, characters or properties that a bound may name
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
@@ -118,6 +119,8 @@ def children(pointer: Pointer, node: Any) -> Iterator[tuple[Pointer, Any]]:
         if keyword in node:
             if not isinstance(node[keyword], Mapping):
                 refuse((*pointer, keyword), f"is {_kind(node[keyword])}, expected an object of schemas")
+            if len(node[keyword]) > MAX_PROPERTIES:
+                refuse((*pointer, keyword), f"has {len(node[keyword]):,} schemas, at most {MAX_PROPERTIES:,} are held")
             yield from (((*pointer, keyword, name), each) for name, each in node[keyword].items())
     for keyword in ("prefixItems", "allOf", "anyOf", "oneOf"):
         if keyword in node:
@@ -154,7 +157,7 @@ def refuse(pointer: Pointer, why: str) -> NoReturn:
 
 def pointer_text(pointer: Pointer) -> str:
     """A place as a `$ref` names it: `#/properties/name`."""
-    return "#" + "".join("/" + quote(part.replace("~", "~0").replace("/", "~1"), safe="~$ ") for part in pointer)
+    return "#" + "".join("/" + quote(part.replace("~", "~0").replace("/", "~1"), safe="~$") for part in pointer)
 
 
 def _check_node(pointer: Pointer, node: Any) -> None:
@@ -226,7 +229,7 @@ _VALUES: dict[str, Callable[[Any], str | None]] = {
     "uniqueItems": _of(bool, "true or false"),
     "pattern": _of(str, "text"),
     "format": _of(str, "text"),
-    "$ref": _of(str, "text"),
+    **dict.fromkeys(("$ref", "$id", "$schema", "$anchor", "$comment"), _of(str, "text")),
 }
 
 

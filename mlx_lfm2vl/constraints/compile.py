@@ -67,7 +67,10 @@ class _Compiler:
         from llguidance import LLTokenizer
 
         self._vocabulary = vocabulary
-        self._tokenizer: LLTokenizer = LLTokenizer(_stated(tokenizer), vocabulary, list(ends) or None)
+        try:
+            self._tokenizer: LLTokenizer = LLTokenizer(_stated(tokenizer), vocabulary, list(ends) or None)
+        except ValueError as error:
+            raise ConstraintError(f"{tokenizer.where}: no answers of a form by this tokenizer: {error}") from None
         self._grammars: OrderedDict[ResponseFormat, Grammar] = OrderedDict()
         self._lock = threading.Lock()
 

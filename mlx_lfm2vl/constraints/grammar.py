@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -91,7 +92,7 @@ def _json_grammar(schema: Any, separators: tuple[str, str]) -> str:
 
     item, key = separators
     return LLMatcher.grammar_from_json_schema(
-        schema, overrides={"whitespace_flexible": False, "item_separator": item, "key_separator": key}
+        json.dumps(schema), overrides={"whitespace_flexible": False, "item_separator": item, "key_separator": key}
     )
 
 

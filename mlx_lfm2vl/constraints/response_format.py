@@ -69,7 +69,10 @@ class ResponseFormat:
         """One of several texts. Raises `ConstraintError`."""
         if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise ConstraintError(f"choice is {type(texts).__name__}, expected several texts")
-        return cls("choice", tuple(dict.fromkeys(texts)))
+        given = tuple(texts)
+        if wrong := [text for text in given if not isinstance(text, str)]:
+            raise ConstraintError(f"a choice is {type(wrong[0]).__name__}, expected text")
+        return cls("choice", tuple(dict.fromkeys(given)))
 
     @classmethod
     def grammar(cls, text: str | os.PathLike[str]) -> Self:

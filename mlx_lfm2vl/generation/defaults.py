@@ -46,7 +46,7 @@ def resolved(model: Model, options: GenerationOptions | None) -> GenerationOptio
         raise OptionError(f"options is {type(options).__name__}, expected GenerationOptions")
     chosen = (options or GenerationOptions()).resolve(generation_config(model).recommended(model.config))
     vocabulary = model.config.text_config.vocab_size
-    for token, _ in chosen.logit_bias:
+    for token in dict(chosen.logit_bias):
         if token >= vocabulary:
             raise OptionError(f"logit_bias names token {token}, but the model has {vocabulary}")
     return chosen

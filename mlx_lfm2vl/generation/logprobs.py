@@ -23,13 +23,11 @@ class Logprobs:
 
     Attributes:
         own: of the tokens, (B,) float32.
-        ids: the likeliest tokens, (B, k) in no order.
-        values: theirs, (B, k) float32.
+        top: ids of the likeliest tokens and their logarithms, (B, k) each in no order; None if nobody asks for them.
     """
 
     own: mx.array
-    ids: mx.array
-    values: mx.array
+    top: tuple[mx.array, mx.array] | None = None
 
     @classmethod
     def of(cls, logits: mx.array, tokens: mx.array, top: int) -> Self:
@@ -38,39 +36,43 @@ class Logprobs:
         norm = mx.logsumexp(logits, axis=-1, keepdims=True)
         own = (mx.take_along_axis(logits, tokens[:, None], axis=-1) - norm)[:, 0]
         if not top:
-            return cls(own, mx.zeros((len(tokens), 0), mx.uint32), mx.zeros((len(tokens), 0)))
+            return cls(own)
         top = min(top, logits.shape[1])
         ids = mx.argpartition(logits, -top, axis=-1)[:, -top:]
-        return cls(own, ids, mx.take_along_axis(logits, ids, axis=-1) - norm)
+        return cls(own, (ids, mx.take_along_axis(logits, ids, axis=-1) - norm))
 
     @property
     def arrays(self) -> list[mx.array]:
-        return [self.own, self.ids, self.values]
+        return [self.own, *(self.top or ())]
 
     def filter(self, rows: mx.array) -> Logprobs:
         """Those of some rows."""
-        return Logprobs(*(array[rows] for array in self.arrays))
+        return Logprobs(self.own[rows], self.top and (self.top[0][rows], self.top[1][rows]))
 
     @classmethod
     def merge(cls, parts: Sequence[Logprobs | None], counts: Sequence[int]) -> Logprobs | None:
         """Those of several batches as one. Where a part has none, or fewer, nobody asks for them: they are zeros."""
         if all(part is None for part in parts):
             return None
-        width = max(part.ids.shape[1] for part in parts if part is not None)
-        filled = [
-            part or cls(mx.zeros(count), mx.zeros((count, 0), mx.uint32), mx.zeros((count, 0)))
-            for part, count in zip(parts, counts, strict=True)
+        filled = [part or cls(mx.zeros(count)) for part, count in zip(parts, counts, strict=True)]
+        own = mx.concatenate([part.own for part in filled])
+        width = max((part.top[0].shape[1] for part in filled if part.top is not None), default=0)
+        if not width:
+            return cls(own)
+        tops = [
+            part.top or (mx.zeros((count, 0), mx.uint32), mx.zeros((count, 0)))
+            for part, count in zip(filled, counts, strict=True)
         ]
-        wide = [
-            [part.own, *(mx.pad(each, [(0, 0), (0, width - each.shape[1])]) for each in (part.ids, part.values))]
-            for part in filled
-        ]
-        return cls(*(mx.concatenate(list(same)) for same in zip(*wide, strict=True)))
+        ids, values = (
+            mx.concatenate([mx.pad(top[at], [(0, 0), (0, width - top[at].shape[1])]) for top in tops]) for at in (0, 1)
+        )
+        return cls(own, (ids, values))
 
     def rows(self) -> list[RowLogprobs]:
         """Those of each row, on the host."""
-        made = []
-        for own, ids, values in zip(*(array.tolist() for array in self.arrays), strict=True):  # type: ignore[arg-type]
-            likeliest = sorted(zip(ids, values, strict=True), key=lambda pair: (-pair[1], pair[0]))
-            made.append(RowLogprobs(own, tuple(likeliest)))
-        return made
+        own: list[float] = self.own.tolist()  # type: ignore[assignment]
+        if self.top is None:
+            return [RowLogprobs(each) for each in own]
+        pairs = zip(*(array.tolist() for array in self.top), strict=True)  # type: ignore[arg-type]
+        tops = [sorted(zip(*pair, strict=True), key=lambda each: (-each[1], each[0])) for pair in pairs]
+        return [RowLogprobs(each, tuple(top)) for each, top in zip(own, tops, strict=True)]

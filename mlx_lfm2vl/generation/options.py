@@ -52,8 +52,8 @@ class GenerationOptions:
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     top_logprobs: int = 0
-    response_format: ResponseFormat | None = None
-    logit_bias: tuple[tuple[int, float], ...] = ()  # given as a mapping
+    response_format: Any = None  # kept as a ResponseFormat or None
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()  # kept as pairs
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logits_processors: tuple[LogitsProcessor, ...] = ()

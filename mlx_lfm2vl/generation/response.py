@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
+T = TypeVar("T")
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 
 
@@ -70,7 +71,8 @@ class Completion:
     """A whole answer, or the error in its place.
 
     `finish_reason`: "stop", "length", "cancelled" or "deadline" (then the text is what came until then), or "error"
-    (then `error` says what is wrong, and nothing was answered). `tool_text` as in `GenerationResponse`.
+    (then `error` says what is wrong, and nothing was answered). `tool_text`, `logprobs`, `top_logprobs` as in
+    `GenerationResponse`.
     """
 
     text: str = ""
@@ -79,6 +81,8 @@ class Completion:
     statistics: Statistics | None = None
     tool_text: str = ""
     error: Exception | None = None
+    logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[tuple[TopLogprob, ...], ...] | None = None
 
     @classmethod
     def of(cls, responses: Sequence[GenerationResponse]) -> Completion:
@@ -90,4 +94,12 @@ class Completion:
             last.finish_reason or "error",
             last.statistics,
             "".join(response.tool_text for response in responses),
+            logprobs=_joined(response.logprobs for response in responses),
+            top_logprobs=_joined(response.top_logprobs for response in responses),
         )
+
+
+def _joined(parts: Iterable[tuple[T, ...] | None]) -> tuple[T, ...] | None:
+    """The parts in a row; None if that is what they are."""
+    known = [part for part in parts if part is not None]
+    return tuple(item for part in known for item in part) if known else None

@@ -251,7 +251,7 @@ class Scheduler:
         going_on: list[Sequence] = []
         forced: list[_Prefill] = []
         for at, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            if (wrong := self._batch.error(at) if token == NOT_FINITE else row.error) is not None:
+            if (wrong := row.error(self._batch.error(at) if token == NOT_FINITE else None)) is not None:
                 del self._rows[row.id]
                 yield row.id, wrong
                 continue

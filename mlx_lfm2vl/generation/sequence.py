@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..constraints.matcher import Matcher
+from ..errors import NotFiniteError, OptionError
 from ..processing.tokenizer import Tokenizer
 from .detokenizer import Detokenizer
 from .logits_process import RowState
@@ -75,10 +76,11 @@ class Sequence:
         """Where the answer stands in its grammar, if it has one."""
         return None if self.state is None else self.state.matcher
 
-    @property
-    def error(self) -> Exception | None:
-        """Why the answer cannot hold to its form any further."""
-        return None if self.matcher is None else self.matcher.error
+    def error(self, not_finite: NotFiniteError | None) -> Exception | None:
+        """Why the answer cannot go on, if it cannot. `not_finite`: what is known where no token could be chosen."""
+        if not_finite is not None and self.options.logits_processors:
+            return OptionError(f"logits_processors leave no token that is possible, or give NaN; else, {not_finite}")
+        return not_finite or (None if self.matcher is None else self.matcher.error)
 
     def push(self, token: int, logprobs: RowLogprobs | None) -> tuple[str, FinishReason | None]:
         """Takes the next token: the text that it makes certain, and why the answer ends with it, if it does."""

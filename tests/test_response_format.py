@@ -1,0 +1,264 @@
+"""What a form may be: taken in every shape, refused by keyword and place, and never for long."""
+
+import json
+import random
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+from schemas import KINDS
+
+from mlx_lfm2vl import ConstraintError, GenerationOptions, OptionError, ResponseFormat
+from mlx_lfm2vl.constraints.compile import Grammar, compile_grammar
+from mlx_lfm2vl.processing.tokenizer import Tokenizer
+
+NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+TOKENIZER = Tokenizer.from_folder(GOLDEN / "gen25")
+VOCABULARY = TOKENIZER.backend.get_vocab_size()
+END = TOKENIZER.eos_token_id
+
+
+def grammar_of(form: ResponseFormat) -> Grammar:
+    return compile_grammar(TOKENIZER, form, VOCABULARY, [END])
+
+
+def holds(form: Any, text: str) -> bool:
+    """Whether a form lets a text be the whole answer."""
+    made = ResponseFormat.of(form)
+    assert made is not None
+    matcher = grammar_of(made).matcher()
+    for token in TOKENIZER.encode(text, add_special_tokens=False):
+        if matcher.forced and matcher.forced[0] != token:
+            return False
+        if not bits(matcher.mask())[token]:
+            return False
+        matcher.consume(token)
+    return bool(bits(matcher.mask())[END])
+
+
+def bits(mask: np.ndarray) -> np.ndarray:
+    return np.unpackbits(mask.view(np.uint8), bitorder="little")
+
+
+class Part(BaseModel):
+    n: int
+
+
+def test_a_schema_comes_in_every_shape(tmp_path):
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(NUMBER), encoding="utf-8")
+    openai = {"type": "json_schema", "json_schema": {"name": "number", "strict": True, "schema": NUMBER}}
+    forms = [NUMBER, json.dumps(NUMBER), file, str(file), openai, ResponseFormat.json_schema(NUMBER)]
+    assert {GenerationOptions(response_format=each).response_format for each in forms} == {
+        ResponseFormat.json_schema(NUMBER)
+    }
+
+
+def test_a_pydantic_model_is_a_schema():
+    assert ResponseFormat.of(Part) == ResponseFormat.json_schema(Part.model_json_schema())
+    assert holds(Part, '{"n": 3}') and not holds(Part, '{"n": "3"}')
+
+
+@pytest.mark.parametrize(
+    ("given", "form"),
+    [
+        ({"type": "text"}, None),
+        (None, None),
+        ({"type": "json_object"}, ResponseFormat.json_object()),
+        ({"type": "regex", "regex": "a+"}, ResponseFormat.regex("a+")),
+        ({"type": "choice", "choice": ["a", "b", "a"]}, ResponseFormat.choice(["a", "b"])),
+        ({"type": "grammar", "grammar": 'start: "a"'}, ResponseFormat.grammar('start: "a"')),
+    ],
+)
+def test_forms_are_named_as_in_requests_to_servers(given, form):
+    assert ResponseFormat.of(given) == form
+
+
+def test_gbnf_and_lark_say_the_same():
+    for text in ('root ::= "a" | "b" root', 'start: "a" | "b" start'):
+        form = ResponseFormat.grammar(text)
+        assert holds(form, "bba") and not holds(form, "ab") and not holds(form, "b")
+
+
+def test_an_object_that_names_its_properties_has_no_others():
+    own = {"type": "object", "properties": {"a": {"type": "null"}}}
+    assert holds(own, '{"a": null}') and holds(own, "{}") and not holds(own, '{"b": 1}')
+    assert holds(own | {"additionalProperties": True}, '{"b": 1}')
+    both = {"allOf": [own, {"type": "object", "properties": {"b": {"type": "null"}}, "required": ["b"]}]}
+    assert holds(both, '{"a": null, "b": null}')
+
+
+def test_separators_are_those_that_were_asked_for():
+    for separators in ((", ", ": "), (",", ":")):
+        form = ResponseFormat.json_schema({"type": "array", "items": NUMBER}, separators=separators)
+        assert holds(form, json.dumps([{"n": 1}, {"n": 2}], separators=separators))
+        assert not holds(form, "[ ]")
+
+
+def test_special_tokens_are_never_text():
+    schema = {"type": "string"}
+    matcher = grammar_of(ResponseFormat.json_schema(schema)).matcher(TOKENIZER.encode('"a', add_special_tokens=False))
+    special = list(TOKENIZER.backend.get_added_tokens_decoder())
+    assert len(special) > 5 and not bits(matcher.mask())[special].any()
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"not": {}}, '#/not: the keyword "not"'),
+        ({"properties": {"a": {"items": {"uniqueItems": True}}}}, "#/properties/a/items/uniqueItems: the keyword"),
+        ({"$defs": {"x/y": {"if": {}}}}, '#/$defs/x~1y/if: the keyword "if"'),
+        ({"anyOf": [{}, {"type": "text"}]}, "#/anyOf/1/type: is 'text', expected one or several of"),
+        ({"properties": {"ä b": {"pattern": "(?=a)"}}}, "#/properties/ä b: regex parse error"),
+        ({"properties": {"a": {"oneOf": [{}, {"type": "null"}]}}}, "#/properties/a: oneOf can be held only where"),
+        ({"oneOf": [{"maximum": 3}, {"minimum": 5}]}, "#: oneOf can be held only where"),
+        (
+            {"items": {"$ref": "#/$defs/x"}, "$defs": {"x": {"type": "integer", "minimum": 2, "maximum": 1}}},
+            "#/$defs/x",
+        ),
+        ({"$ref": "https://example.org/schema"}, "#/$ref: is 'https://example.org/schema'; only places in the same"),
+        ({"items": {"$ref": "#/$defs/x"}}, "#/items/$ref: names '#/$defs/x', which is not there"),
+        ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "#: leads back to itself"),
+        ({"type": "array", "minItems": 1, "items": {"$ref": "#"}}, "#: no finite JSON is valid under it"),
+        ({"type": "string", "format": "credit-card"}, "#/format: the format 'credit-card' cannot be held"),
+        ({"type": "object", "minProperties": 1}, "#/minProperties: cannot be held beyond"),
+        ({"type": "string", "maxLength": 10**9}, "#/maxLength: is 1000000000, expected a whole number from 0"),
+        ({"items": [{}]}, "#/items: is a list, which 2020-12 calls prefixItems"),
+        ({"enum": [1, 2**60]}, "#/enum: has a number beyond 2^53"),
+        ({"properties": ["a"]}, "#/properties: is a list, expected an object of schemas"),
+        ({"required": ["a", "a"]}, "#/required: is a list, expected a list of different names"),
+        ({"x-guidance": {"lenient": True}}, '#/x-guidance: the keyword "x-guidance"'),
+        (False, "#: no finite JSON is valid under it"),
+        ('{"a": 1, "a": 2}', "the key 'a' twice"),
+        ('{"maximum": NaN}', "NaN is no number of JSON"),
+        ("{", "the JSON schema is no JSON"),
+        ("no/such.json", "no/such.json: cannot be read as a schema or grammar"),
+        (3, "response_format is int, expected"),
+        ({"type": "json_schema"}, 'needs the field "json_schema"'),
+        ({"type": "regex", "regex": "("}, "the regex cannot be held"),
+        ({"type": "grammar", "grammar": "start: nix"}, 'unknown name: "nix"'),
+        ({"type": "choice", "choice": []}, "choice has no texts"),
+        ({"type": "choice", "choice": "ab"}, "choice is str"),
+    ],
+)
+def test_what_cannot_be_held_is_refused_by_keyword_and_place(schema, place):
+    with pytest.raises(ConstraintError) as error:
+        GenerationOptions(response_format=schema)
+    assert place in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def chain(length: int, step: Any) -> dict[str, Any]:
+    defs = {f"d{n}": step({"$ref": f"#/$defs/d{n + 1}"}) for n in range(length)}
+    return {"$defs": defs | {f"d{length}": {"type": "null"}}, "$ref": "#/$defs/d0"}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    made: dict[str, Any] = {"type": "null"}
+    for _ in range(depth):
+        made = {"type": "object", "properties": {"a": made}, "required": ["a"]}
+    return made
+
+
+HOSTILE: dict[str, Any] = {
+    "allOf that doubles": chain(30, lambda next_: {"allOf": [next_, next_]}),
+    "anyOf that doubles": chain(30, lambda next_: {"anyOf": [next_, next_]}),
+    "items that double": chain(40, lambda next_: {"type": "array", "prefixItems": [next_, next_], "minItems": 2}),
+    "chain of references": chain(5000, lambda next_: next_),
+    "deep": nested(31),
+    "too deep": nested(100),
+    "wide": {"type": "object", "properties": {f"k{n}": {"type": "integer"} for n in range(6000)}},
+    "a large enum": {"enum": ["x" * (n % 50) + str(n) for n in range(4000)]},
+    "alternatives that multiply": {"allOf": [{"anyOf": [{"minimum": n}, {"type": "string"}]} for n in range(30)]},
+    "oneOf of many": {"oneOf": [{"type": "object", "properties": {"k": {"const": n}}} for n in range(2000)]},
+    "repetitions of repetitions": {"type": "string", "pattern": "^((((a{1,99}){1,99}){1,99}){1,99}){1,99}$"},
+    "a regex of many states": {"type": "string", "pattern": "^(a|b)*a(a|b){30}$"},
+    "a large step": {"type": "integer", "multipleOf": 999_999_937},
+    "a small step": {"type": "number", "multipleOf": 1e-14, "minimum": 0, "maximum": 1},
+    "many counts": {"type": "array", "maxItems": 65536, "items": {"type": "array", "minItems": 65536}},
+    "patterns": {"patternProperties": {f"a{n}.*b": {"type": "integer"} for n in range(200)}},
+    "a long text": {"type": "string", "minLength": 65536},
+    "all of many": {"allOf": [{"type": "string", "pattern": f"[{chr(97 + n % 26)}]{{{n}}}"} for n in range(40)]},
+}
+PROGRAM = """
+import json, resource, sys, time
+from mlx_lfm2vl import ConstraintError, ResponseFormat
+from mlx_lfm2vl.constraints.compile import compile_grammar
+from mlx_lfm2vl.processing.tokenizer import Tokenizer
+tokenizer = Tokenizer.from_folder(sys.argv[1])
+vocabulary = tokenizer.backend.get_vocab_size()
+compile_grammar(tokenizer, ResponseFormat.regex("a"), vocabulary, [7])
+for name, schema in json.load(sys.stdin).items():
+    before = time.process_time()
+    try:
+        matcher = compile_grammar(tokenizer, ResponseFormat.json_schema(schema), vocabulary, [7]).matcher()
+        for _ in range(20):
+            words = matcher.mask()
+            token = next(n for n in range(vocabulary) if words[n // 32] >> (n % 32) & 1)
+            matcher.consume(token)
+            if matcher.stopped or matcher.error:
+                break
+    except ConstraintError as error:
+        assert str(error)
+    used = time.process_time() - before
+    assert used < 5, (name, used)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert memory < 600 * 2 ** (20 if sys.platform == "darwin" else 10), (name, memory)
+"""
+
+
+def test_hostile_schemas_end_in_bounded_time_and_memory():
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(GOLDEN / "gen25")],
+        input=json.dumps(HOSTILE),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_schema_is_held(kind):
+    for schema in KINDS[kind]:
+        grammar_of(ResponseFormat.json_schema(schema))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.randoms(use_true_random=False), st.sampled_from([schema for each in KINDS.values() for schema in each]))
+def test_a_matcher_behind_tokens_is_that_which_consumed_them(rng: random.Random, schema):
+    grammar = grammar_of(ResponseFormat.json_schema(schema))
+    matcher, tokens = grammar.matcher(), []
+    for _ in range(30):
+        allowed = np.flatnonzero(bits(matcher.mask()))
+        tokens.append(int(rng.choice(allowed)))
+        matcher.consume(tokens[-1])
+        again = grammar.matcher(tokens)
+        np.testing.assert_array_equal(again.mask(), matcher.mask())
+        assert (again.forced, again.stopped, again.error) == (matcher.forced, matcher.stopped, None)
+        if matcher.stopped:
+            break
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"logit_bias": {"a": 1}}, "logit_bias is"),
+        ({"logit_bias": {3: 101}}, "logit_bias of token 3 is 101, expected from -100 to 100"),
+        ({"logit_bias": {-1: 1.0}}, "logit_bias of token -1"),
+        ({"logit_bias": {1: float("nan")}}, "logit_bias of token 1 is nan"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty is 2.5, expected a number from -2 to 2"),
+        ({"presence_penalty": "a"}, "presence_penalty is 'a'"),
+        ({"top_logprobs": 101}, "top_logprobs is 101, expected an integer from 0 to 100"),
+        ({"logits_processors": [3]}, "logits_processors is [3], expected functions"),
+    ],
+)
+def test_wrong_options_are_named(options, says):
+    with pytest.raises(OptionError) as error:
+        GenerationOptions(**options)
+    assert says in str(error.value)
