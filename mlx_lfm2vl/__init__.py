@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from .engine.engine import Engine, MemoryUse
     from .engine.handle import Request
     from .errors import (
+        AnswerError,
+        AnswerWarning,
         ConfigError,
         ConstraintError,
         EngineClosedError,
@@ -80,22 +82,36 @@ if TYPE_CHECKING:
     from .generation.vision_cache import VisionCache
     from .pretrained import load
     from .processing.fetch import SourcePolicy
+    from .tasks.boxes import DetectTask, PointTask
+    from .tasks.description import DescribeTask
+    from .tasks.extraction import ExtractTask
+    from .tasks.reading import ReadTask
+    from .tasks.recipes import RECIPES, Recipe
+    from .tasks.results import Box, Point, Region
+    from .tasks.run import describe, detect, extract, point, read, recipe_of
 
 __all__ = [
+    "RECIPES",
+    "AnswerError",
+    "AnswerWarning",
     "AutoConfig",
     "AutoImageProcessor",
     "AutoModelForImageTextToText",
     "AutoProcessor",
     "AutoTokenizer",
     "BackendError",
+    "Box",
     "Chat",
     "Completion",
     "ConfigError",
     "ConstraintError",
+    "DescribeTask",
+    "DetectTask",
     "Engine",
     "EngineChat",
     "EngineClosedError",
     "EngineThreadError",
+    "ExtractTask",
     "FinishReason",
     "ForkError",
     "GenerationConfig",
@@ -118,9 +134,14 @@ __all__ = [
     "OptionError",
     "OutOfMemoryError",
     "OutputError",
+    "Point",
+    "PointTask",
     "PromptCache",
     "PromptError",
     "QueueFullError",
+    "ReadTask",
+    "Recipe",
+    "Region",
     "Request",
     "ResponseFormat",
     "SourcePolicy",
@@ -136,11 +157,17 @@ __all__ = [
     "WeightsError",
     "convert",
     "demo",
+    "describe",
+    "detect",
     "diagnose",
+    "extract",
     "generate",
     "generate_batch",
     "load",
     "parse_tool_calls",
+    "point",
+    "read",
+    "recipe_of",
     "stream_generate",
 ]
 
@@ -162,6 +189,8 @@ _HOMES = {
     "conversion.convert": ("convert",),
     "doctor.checks": ("diagnose",),
     "errors": (
+        "AnswerError",
+        "AnswerWarning",
         "ConfigError",
         "ConstraintError",
         "EngineClosedError",
@@ -198,6 +227,13 @@ _HOMES = {
     "generation.tools": ("ToolCall", "parse_tool_calls"),
     "pretrained": ("load",),
     "processing.fetch": ("SourcePolicy",),
+    "tasks.boxes": ("DetectTask", "PointTask"),
+    "tasks.description": ("DescribeTask",),
+    "tasks.extraction": ("ExtractTask",),
+    "tasks.reading": ("ReadTask",),
+    "tasks.recipes": ("RECIPES", "Recipe"),
+    "tasks.results": ("Box", "Point", "Region"),
+    "tasks.run": ("describe", "detect", "extract", "point", "read", "recipe_of"),
 }
 _COMPUTING = (  # import MLX
     "compat.models",
@@ -214,6 +250,11 @@ _COMPUTING = (  # import MLX
     "generation.response",
     "generation.stream",
     "pretrained",
+    "tasks.boxes",
+    "tasks.description",
+    "tasks.extraction",
+    "tasks.reading",
+    "tasks.run",
 )
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

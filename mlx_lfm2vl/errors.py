@@ -107,3 +107,12 @@ class ToolCallError(Lfm2VlError, ValueError):
 class ToolCallWarning(UserWarning):
     """Beside tool calls that can be read, a model wrote one that cannot; the message names the place. Issued through
     `warnings`, as the others are returned."""
+
+
+class AnswerError(Lfm2VlError, ValueError):
+    """A model's answer cannot be read as the result of a task; the message names the place."""
+
+
+class AnswerWarning(UserWarning):
+    """Beside what could be read of a model's answer, something could not; the message names the place. Issued through
+    `warnings`, as the rest is returned."""

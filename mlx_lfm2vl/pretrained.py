@@ -53,6 +53,7 @@ def load(
     processor = Lfm2VlProcessor.from_pretrained(folder, **image_overrides)
     _check_agreement(folder, expected, processor)
     model = Lfm2VlForConditionalGeneration.from_pretrained(folder, dtype=dtype, backend=backend, progress=progress)
+    model.name_or_path = os.fspath(path_or_repo)
     file = folder / "generation_config.json"
     stated = GenerationConfig.from_dict(read_json(file), str(file)) if file.is_file() else GenerationConfig()
     if ids := stated.end_tokens(expected, processor.tokenizer.eos_token_id):

@@ -24,7 +24,7 @@ LAYERS = (
     ("backends", "constraints"),
     ("weights",),
     ("generation",),
-    ("compat",),
+    ("compat", "tasks"),
     ("pretrained",),
     ("engine",),
     ("conversion", "benchmark"),
@@ -46,7 +46,7 @@ OWNERS = {
 # Parts that may import a library.
 HOMES = {
     "huggingface_hub": {"hub"},
-    "PIL": {"processing", "benchmark"},
+    "PIL": {"processing", "benchmark", "tasks"},
     "mlx": {
         *("models", "backends", "weights", "generation", "engine", "compat", "pretrained"),
         *("conversion", "benchmark", "doctor"),

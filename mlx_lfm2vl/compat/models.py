@@ -100,6 +100,7 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
     generation_config: Any  # a GenerationConfig
     load_note: str = ""  # a sentence, if the weights in memory are not those of the file
     checkpoint_key: str = ""  # of the files that it was loaded from
+    name_or_path: str = ""  # the folder or repository that it was loaded from, as it was named
     backend: Backend  # what computes it, "mlx" or "numpy"
 
     def __init__(self, config: Any):
@@ -127,6 +128,7 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
         given = options.pop("generation_config", None)
         folder, known, others = _open(path_or_repo, options)
         model = load_model(folder, model_class=cls, **known).configured(others)
+        model.name_or_path = os.fspath(path_or_repo)
         file = folder / "generation_config.json"
         if given is None and file.is_file():
             given = GenerationConfig.from_dict(read_json(file), str(file))

@@ -10,7 +10,7 @@ descriptions, each object's size, colour, shape and place, found at the object's
 less the edit distance over the length; for boxes, the share of answers that are valid JSON of the asked form, the mean
 overlap (IoU) over all wanted boxes, a missing one counting 0, and the share of them met by more than half. In `chat`
 every question of a conversation is asked after the model's own earlier answers, and the rate is over all questions but
-the first.
+the first. `detect` and `extract` are those of the package (score_tasks.py).
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mlx_lfm2vl import GenerationOptions, GenerationRequest, convert, demo, generate_batch, load
+from mlx_lfm2vl import Box, GenerationOptions, GenerationRequest, convert, demo, generate_batch, load
+from mlx_lfm2vl.tasks.geometry import to_box
 
-from . import tasks, tasks_more
+from . import score_tasks, tasks, tasks_more
 
 FIRST = 10_000_000  # seed of the first held-out sample
 ROWS = 16  # pictures in one batch
-SCORED = (*tasks.BASIC, *tasks_more.FURTHER)
+OF_TASKS = {"detect": ("point",), "extract": ("count", "describe")}  # tasks of the package, and of their pictures
+SCORED = (*tasks.BASIC, *tasks_more.FURTHER, *OF_TASKS)
 _TOLD = re.compile(r"((?:at|in) the [a-z ]+?) (?:there is )?an? (\w+) (\w+) (\w+)")
 
 
@@ -54,11 +56,9 @@ def edits(one: str, other: str) -> int:
     return row[-1]
 
 
-Box = list[int]
-
-
-def boxes(answer: str) -> list[Box] | None:
-    """The boxes of an answer by the recipe; None where it is no such JSON."""
+def boxes(answer: str, size: tuple[int, int]) -> list[Box] | None:
+    """The boxes of an answer by the recipe, in pixels of a picture of that width and height; None where it is no such
+    JSON."""
     try:
         found = json.loads(answer)
     except json.JSONDecodeError:
@@ -71,27 +71,10 @@ def boxes(answer: str) -> list[Box] | None:
         and all(isinstance(v, int) and 0 <= v <= 1000 for v in f["bbox_2d"])
         for f in found
     )
-    return [f["bbox_2d"] for f in found] if whole else None
-
-
-def overlap(one: Box, other: Box) -> float:
-    """Intersection over union."""
-    wide = min(one[2], other[2]) - max(one[0], other[0])
-    high = min(one[3], other[3]) - max(one[1], other[1])
-    common = max(0, wide) * max(0, high)
-    areas = [max(0, b[2] - b[0]) * max(0, b[3] - b[1]) for b in (one, other)]
-    return common / (sum(areas) - common) if sum(areas) > common else 0.0
-
-
-def overlaps(found: list[Box], wanted: list[Box]) -> list[float]:
-    """For each wanted box the overlap with its own found one: best pairs first, each box once."""
-    pairs = sorted(((overlap(f, w), i, j) for i, f in enumerate(found) for j, w in enumerate(wanted)), reverse=True)
-    best, used = [0.0] * len(wanted), set()
-    for value, i, j in pairs:
-        if ("found", i) not in used and ("wanted", j) not in used:
-            used |= {("found", i), ("wanted", j)}
-            best[j] = value
-    return best
+    if not whole:
+        return None
+    made = (to_box(f["label"], f["bbox_2d"], 1000, size) for f in found)
+    return [box for box in made if box is not None]
 
 
 def answers(
@@ -126,6 +109,10 @@ def score(model: Any, processor: Any, task: str, number: int, size: tuple[int, i
             row[name] = row.get(name, 0) + value
 
     stop = FIRST + number
+    if task in OF_TASKS:
+        drawn = OF_TASKS[task]
+        samples = [tasks.make(drawn[seed % len(drawn)], "test", seed, size) for seed in range(FIRST, stop)]
+        return row | getattr(score_tasks, task)(model, processor, samples, ROWS)
     for start in tqdm(range(FIRST, stop, ROWS), desc=task, unit="batch", disable=None, leave=False):
         samples = [tasks.make(task, "test", seed, size) for seed in range(start, min(start + ROWS, stop))]
         for sample, turn, answer in answers(model, processor, samples, 4 if task == "chat" else 1):
@@ -141,8 +128,9 @@ def score(model: Any, processor: Any, task: str, number: int, size: tuple[int, i
             elif task == "read":
                 add(characters_right=max(0, len(wanted) - edits(answer, wanted)), characters=len(wanted))
             elif task == "point":
-                found, boxed = boxes(answer), sample.facts["boxes"]
-                met = overlaps(found or [], boxed)
+                boxed = score_tasks.wanted_boxes(sample)
+                found = boxes(answer, sample.images[0].size)
+                met = score_tasks.overlaps(found or [], boxed)
                 add(valid=found is not None, boxes=len(boxed), iou=sum(met), met=sum(v > 0.5 for v in met))
     return row
 

@@ -1,0 +1,118 @@
+"""Fields of a JSON schema, filled from pictures.
+
+All pictures are asked about together. A recipe asks in one of three ways: with the schema in the prompt, with a list of
+the fields in the system prompt, or with one question a field, which is the field's description.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from ..errors import AnswerError, OptionError
+from ..generation.request import GenerationRequest
+from ..generation.response import Completion
+from . import answer_json
+from .task import Task, texts, together
+
+Schema = Mapping[str, Any]
+_ARTICLE = re.compile(r"(an?|the) +")
+
+
+@dataclass(frozen=True)
+class ExtractTask(Task[dict[str, Any]]):
+    """An object of a schema. `schema` is a JSON schema with "properties"."""
+
+    schema: Schema
+
+    def __post_init__(self) -> None:
+        if self.recipe.extract is None:
+            self._unknown("extraction")
+        properties = self.schema.get("properties") if isinstance(self.schema, Mapping) else None
+        if not isinstance(properties, Mapping) or not properties:
+            raise OptionError('schema: expected a JSON schema of an object, with "properties"')
+        for name, field in properties.items():
+            if not isinstance(field, Mapping):
+                raise OptionError(f"schema, /properties/{name}: is {type(field).__name__}, expected an object")
+        if self.recipe.extract == "questions":
+            for name, field in properties.items():
+                _check_question(name, field)
+
+    @property
+    def max_tokens(self) -> int:
+        return 2048
+
+    def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
+        properties = self.schema["properties"]
+        if self.recipe.extract == "questions":
+            return [together(pictures, _described(name, field)) for name, field in properties.items()]
+        if self.recipe.extract == "fields":
+            return [together(pictures, "", "\n".join(_lines(properties)))]
+        asked = json.dumps(self.schema, ensure_ascii=False)
+        return [together(pictures, f"Fill in this JSON schema from the image. Answer with the JSON only.\n{asked}")]
+
+    def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> dict[str, Any]:
+        """The object. That it holds to the schema is what generation sees to; here it is an object of JSON."""
+        found = texts(requests, answers)
+        if self.recipe.extract == "questions":
+            fields = self.schema["properties"].items()
+            return {name: _answer(name, field, text) for (name, field), text in zip(fields, found, strict=True)}
+        return answer_json.value(found[0])
+
+
+def _described(name: str, field: Schema) -> str:
+    """What a field holds, on one line: its description, else its title or its name in words."""
+    text = field.get("description") or field.get("title") or name.replace("_", " ")
+    return " ".join(str(text).split())
+
+
+def _lines(properties: Mapping[str, Any], depth: int = 0) -> list[str]:
+    """Fields as lines `name: description`; those of an object within are below it, indented. Values that are given to
+    choose from stand behind the description."""
+    lines = []
+    for name, field in properties.items():
+        inner = field.get("properties") if isinstance(field, Mapping) else None
+        if isinstance(inner, Mapping):
+            lines += [f"{'  ' * depth}{name}:", *_lines(inner, depth + 1)]
+            continue
+        choices = [str(value) for value in field.get("enum", ())] if isinstance(field, Mapping) else []
+        listed = f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else "".join(choices)
+        lines.append(f"{'  ' * depth}{name}: {_described(name, field)}{f', select from {listed}' if listed else ''}")
+    return lines
+
+
+def _check_question(name: str, field: Schema) -> None:
+    """Raises `OptionError` for a field that one question cannot fill."""
+    if "enum" in field:
+        good = isinstance(field["enum"], (list, tuple)) and all(isinstance(each, str) for each in field["enum"])
+    else:
+        good = field.get("type") in ("string", "integer", "number", "boolean")
+    if not good:
+        raise OptionError(
+            f"schema, /properties/{name}: this model answers a question a field; expected the type string, integer, "
+            "number or boolean, or an enum of strings"
+        )
+
+
+def _answer(name: str, field: Schema, text: str) -> Any:
+    """The value in the answer to a field's question. Raises `AnswerError`."""
+    said = text.strip().removesuffix(".")
+    if "enum" in field:
+        bare = _ARTICLE.sub("", said.lower(), count=1) if _ARTICLE.match(said.lower()) else said.lower()
+        for value in field["enum"]:
+            if value.lower() in (said.lower(), bare):
+                return value
+    elif field["type"] == "string":
+        return said
+    elif field["type"] == "boolean":
+        if word := re.match(r"(yes|no)\b", said, re.I):
+            return word[0].lower() == "yes"
+    elif re.fullmatch(r"-?\d{1,15}" if field["type"] == "integer" else r"-?\d{1,15}(\.\d{1,15})?", said):
+        return int(said) if field["type"] == "integer" else float(said)
+    expected = f"one of {', '.join(field['enum'])}" if "enum" in field else f"a value of type {field['type']}"
+    raise AnswerError(f"answer to the field {name}: expected {expected}, found {text[:40]!r}")

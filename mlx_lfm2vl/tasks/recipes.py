@@ -1,0 +1,164 @@
+"""How each checkpoint is asked and how it writes: the one table, a row a model.
+
+The facts are those of the models' cards; the words are ours. A checkpoint is matched by the shape of its language
+model, by its projector (LFM2-VL has a LayerNorm, LFM2.5-VL has none) and, where models of one shape differ, by its
+name. The first row that matches counts. A fine-tune has its base's shape, so it is asked as its base. A new model is a
+new row.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from ..config import Lfm2VlConfig
+from ..errors import OptionError
+
+Shape = tuple[int, int, int]  # hidden size, layers, vocabulary of the language model
+
+
+@dataclass(frozen=True)
+class BoxRecipe:
+    """How boxes are asked for and written: a JSON list of objects, `[]` for none.
+
+    `prompt` has `{what}` in it. `box` is the key of [left, top, right, bottom], `image` that of the picture's index
+    from 0 (None: there is none). Coordinates run from 0 to `scale` over the picture's width and height; `step` is the
+    distance of two neighbours, None for any number.
+    """
+
+    prompt: str
+    box: str
+    scale: int
+    step: int | None = None
+    image: str | None = None
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class LayoutRecipe:
+    """How text is asked for together with its place: a line `image_index=<n> <label> [left, top, right, bottom]` before
+    each region, whole numbers from 0 to `scale`, and a blank line behind it."""
+
+    prompt: str
+    labels: tuple[str, ...]
+    scale: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A row of the table; a task whose field is None is not known to work with the model.
+
+    `extract` names the way in which fields are asked for: "schema" puts the JSON schema into the prompt, "fields" a
+    list of names and descriptions into the system prompt, "questions" asks one question a field. `read` is the prompt
+    for text without layout.
+    """
+
+    name: str
+    shapes: tuple[Shape, ...] = ()
+    projector_layernorm: bool | None = None  # None: either
+    names: str | None = None  # a regular expression for the checkpoint's name
+    boxes: BoxRecipe | None = None
+    layout: LayoutRecipe | None = None
+    read: str | None = "Read all text in the image. Answer with the text only."
+    describe: str | None = "Describe the image."
+    extract: Literal["schema", "fields", "questions"] | None = "schema"
+
+    def matches(self, config: Lfm2VlConfig, name: str = "") -> bool:
+        """Whether a checkpoint of this configuration and name is asked by this recipe."""
+        text = config.text_config
+        return (
+            (not self.shapes or (text.hidden_size, text.num_hidden_layers, text.vocab_size) in self.shapes)
+            and self.projector_layernorm in (None, config.projector_use_layernorm)
+            and (self.names is None or re.search(self.names, name, re.I) is not None)
+        )
+
+
+_450M: Shape = (1024, 16, 65536)
+_1_6B: Shape = (2048, 16, 65536)
+_3B: Shape = (2048, 30, 65536)
+_LABELS = (
+    *("text", "title", "list", "table", "table_caption", "table_footnote", "image", "image_block", "image_caption"),
+    *("image_footnote", "chart", "equation", "formula_number", "code", "code_caption", "algorithm", "aside_text"),
+    *("ref_text", "phonetic", "page_header", "page_footer", "page_number", "page_footnote"),
+)
+
+RECIPES: tuple[Recipe, ...] = (
+    Recipe(
+        name="demo",
+        shapes=((128, 6, 1380),),
+        boxes=BoxRecipe(
+            prompt="Provide bounding boxes for the {what}.", box="bbox_2d", scale=1000, step=10, image="image_id"
+        ),
+        read="Read the text.",
+        extract="questions",
+    ),
+    Recipe(
+        name="lfm2.5-vl-3b",
+        shapes=((2048, 30, 128000),),
+        boxes=BoxRecipe(
+            system=(
+                'Answer with a JSON array of objects with the keys "image_id" (index of the image, from 0), "bbox_2d" '
+                '([xmin, ymin, xmax, ymax], integers from 0 to 1000) and "label". Answer [] if nothing matches.'
+            ),
+            prompt="Provide bounding boxes for {what}.",
+            box="bbox_2d",
+            scale=1000,
+            step=1,
+            image="image_id",
+        ),
+        layout=LayoutRecipe(
+            prompt=(
+                "Parse this document into its regions, in reading order. Write for each region a line\n"
+                "image_index=<n> <label> [xmin, ymin, xmax, ymax]\n"
+                "and below it the region's content; separate regions by one blank line. image_index counts the images "
+                f"from 0, coordinates are integers from 0 to 1000, and the label is one of: {', '.join(_LABELS)}. Give "
+                "equations as LaTeX, tables as OTSL, images and charts by a short description."
+            ),
+            labels=_LABELS,
+            scale=1000,
+        ),
+    ),
+    Recipe(
+        name="lfm2.5-vl-extract", names=r"VL-[\d.]+[MB]-Extract", read=None, describe=None, extract="fields"
+    ),  # trained to do nothing else
+    Recipe(
+        name="lfm2.5-vl-450m",
+        shapes=(_450M,),
+        projector_layernorm=False,
+        boxes=BoxRecipe(
+            prompt=(
+                'Find {what}. Answer with a JSON list of objects {"label": "...", "bbox": [x1, y1, x2, y2]}, with '
+                "coordinates from 0 to 1."
+            ),
+            box="bbox",
+            scale=1,
+        ),
+    ),
+    Recipe(name="lfm2-vl", shapes=(_450M, _1_6B, _3B)),  # LFM2-VL, and LFM2.5-VL-1.6B: no card of them speaks of boxes
+)
+_BY_NAME = {recipe.name: recipe for recipe in RECIPES}
+
+
+def choose(config: Lfm2VlConfig, name: str = "", recipe: Recipe | str | None = None) -> Recipe:
+    """The recipe for a checkpoint: the given one (a row's name, or the caller's own), else the first row that matches.
+
+    Args:
+        config: of the checkpoint.
+        name: its folder or repository, which tells apart checkpoints of one shape.
+        recipe: overrides both.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, str) and recipe in _BY_NAME:
+        return _BY_NAME[recipe]
+    known = ", ".join(_BY_NAME)
+    if recipe is not None:
+        raise OptionError(f"recipe is {recipe!r}, expected a Recipe or one of {known}")
+    found = next((row for row in RECIPES if row.matches(config, name)), None)
+    if found is None:
+        raise OptionError(f"no recipe is known for a model of this shape; give recipe=, one of {known}, or your own")
+    return found

@@ -1,0 +1,123 @@
+"""A task: requests for pictures, and the result of their answers.
+
+    task = DetectTask(recipe, "red circle")
+    requests = task.requests("a.png")
+    result = task.parse(requests, [answers of generate_batch, of an engine or of a server])
+
+Nothing here runs a model, so that whatever does can be used.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NoReturn, TypeVar
+
+from PIL import Image
+
+from ..config import ImageProcessorConfig
+from ..errors import AnswerError, OptionError, PromptError
+from ..generation.messages import checked_pictures
+from ..generation.options import GenerationOptions
+from ..generation.request import GenerationRequest
+from ..generation.response import Completion
+from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
+from ..processing.load_image import load_image
+from .recipes import Recipe
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Task(ABC, Generic[Result]):
+    """Something to find out about pictures, asked by a recipe."""
+
+    recipe: Recipe
+
+    @property
+    @abstractmethod
+    def max_tokens(self) -> int:
+        """The longest answer where the caller does not say it."""
+
+    @abstractmethod
+    def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
+        """The requests for upright pictures, with default options."""
+
+    @abstractmethod
+    def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> Result:
+        """The result.
+
+        Args:
+            requests: what `requests` returned.
+            answers: one for each, as text or as a `Completion`.
+
+        Raises:
+            AnswerError: an answer cannot be read. Its message names the place.
+            Lfm2VlError: the error of a `Completion`.
+        """
+
+    def requests(
+        self,
+        images: Any,
+        *,
+        options: GenerationOptions | None = None,
+        image_overrides: Mapping[str, Any] | None = None,
+        source_policy: SourcePolicy = DEFAULT_POLICY,
+    ) -> list[GenerationRequest]:
+        """What to ask of a model.
+
+        Args:
+            images: a picture or a list of them, as `generate` takes them. They are read here and are upright in the
+                requests, where `parse` finds their sizes.
+            options: how to generate. None is what the checkpoint recommends, with a length that suits the task.
+            image_overrides: as for `Lfm2VlProcessor`.
+            source_policy: where pictures may come from.
+
+        Raises:
+            ImageError, PromptError, OptionError
+        """
+        overrides = dict(image_overrides or {})
+        reading = {name: overrides[name] for name in ("color_management", "exif") if overrides.get(name) is not None}
+        config = ImageProcessorConfig().with_overrides(**reading)
+        pictures = [load_image(picture, source_policy, config) for picture in checked_pictures(images)]
+        if not pictures:
+            raise PromptError("there is no picture; give one or several")
+        if options is not None and not isinstance(options, GenerationOptions):
+            raise OptionError(f"options is {type(options).__name__}, expected GenerationOptions")
+        chosen = options or GenerationOptions(max_tokens=self.max_tokens)
+        return [replace(question, options=chosen, image_overrides=overrides) for question in self.questions(pictures)]
+
+    def _unknown(self, what: str) -> NoReturn:
+        raise OptionError(
+            f"the recipe {self.recipe.name} has no {what}: the model is not known to do it; recipe= takes that of "
+            "another model"
+        )
+
+
+def texts(requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[str]:
+    """The texts of answers, one a request. Raises the error of one that has failed, and `AnswerError` for one that was
+    stopped."""
+    if len(requests) != len(answers):
+        raise OptionError(f"there are {len(answers)} answers for {len(requests)} requests")
+    found = []
+    for answer in answers:
+        if isinstance(answer, Completion):
+            if answer.error is not None:
+                raise answer.error
+            if answer.finish_reason in ("cancelled", "deadline"):
+                raise AnswerError(f"the answer was stopped ({answer.finish_reason}) before it was whole")
+            answer = answer.text
+        found.append(answer)
+    return found
+
+
+def together(pictures: Sequence[Image.Image], text: str, system: str | None = None) -> GenerationRequest:
+    """One question about all pictures; several are called Media-1, Media-2 and so on, as the models learnt it."""
+    content: list[dict[str, Any]] = []
+    for number, picture in enumerate(pictures, 1):
+        content += [{"type": "text", "text": f"Media-{number}: "}] if len(pictures) > 1 else []
+        content.append({"type": "image", "image": picture})
+    content += [{"type": "text", "text": text}] if text else []
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    return GenerationRequest([*messages, {"role": "user", "content": content}])
