@@ -84,6 +84,8 @@ if TYPE_CHECKING:
     from .processing.fetch import SourcePolicy
     from .tasks.boxes import DetectTask, PointTask
     from .tasks.description import DescribeTask
+    from .tasks.drawing import draw_boxes, draw_points
+    from .tasks.export import to_coco
     from .tasks.extraction import ExtractTask
     from .tasks.reading import ReadTask
     from .tasks.recipes import RECIPES, Recipe
@@ -160,6 +162,8 @@ __all__ = [
     "describe",
     "detect",
     "diagnose",
+    "draw_boxes",
+    "draw_points",
     "extract",
     "generate",
     "generate_batch",
@@ -169,6 +173,7 @@ __all__ = [
     "read",
     "recipe_of",
     "stream_generate",
+    "to_coco",
 ]
 
 _HOMES = {
@@ -229,6 +234,8 @@ _HOMES = {
     "processing.fetch": ("SourcePolicy",),
     "tasks.boxes": ("DetectTask", "PointTask"),
     "tasks.description": ("DescribeTask",),
+    "tasks.drawing": ("draw_boxes", "draw_points"),
+    "tasks.export": ("to_coco",),
     "tasks.extraction": ("ExtractTask",),
     "tasks.reading": ("ReadTask",),
     "tasks.recipes": ("RECIPES", "Recipe"),
