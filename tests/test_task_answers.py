@@ -1,8 +1,10 @@
 """Answers of models to results of tasks: every recipe's form, and whatever else a model may write."""
 
 import json
+import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,11 +12,22 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mlx_lfm2vl import RECIPES, AnswerError, AnswerWarning, Box, Completion, GenerationOptions, OptionError, Region
+from mlx_lfm2vl import (
+    RECIPES,
+    AnswerError,
+    AnswerWarning,
+    Box,
+    Completion,
+    GenerationOptions,
+    OptionError,
+    Region,
+    ResponseFormat,
+)
 from mlx_lfm2vl.errors import HubError
 from mlx_lfm2vl.tasks.boxes import DetectTask, PointTask, parse_boxes
 from mlx_lfm2vl.tasks.description import DescribeTask
 from mlx_lfm2vl.tasks.extraction import ExtractTask
+from mlx_lfm2vl.tasks.forms import box_form, layout_form
 from mlx_lfm2vl.tasks.geometry import from_box
 from mlx_lfm2vl.tasks.reading import ReadTask, parse_layout
 from mlx_lfm2vl.tasks.recipes import BoxRecipe, LayoutRecipe, Recipe
@@ -22,8 +35,9 @@ from mlx_lfm2vl.tasks.task import Task
 
 BY_NAME = {recipe.name: recipe for recipe in RECIPES}
 POINTING = [recipe for recipe in RECIPES if recipe.boxes is not None]
-THOUSANDTHS = BoxRecipe(prompt="{what}", box="bbox_2d", scale=1000, step=1, image="image_id")
-FRACTIONS = BoxRecipe(prompt="{what}", box="bbox", scale=1)
+THOUSANDTHS, FRACTIONS = (
+    recipe.boxes for name in ("lfm2.5-vl-3b", "lfm2.5-vl-450m") if (recipe := BY_NAME[name]).boxes is not None
+)
 LAYOUT = LayoutRecipe(prompt="", labels=("text", "title"), scale=1000)
 SIZE = (200, 100)
 sizes = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
@@ -196,6 +210,70 @@ def test_any_text_is_read_or_refused_in_one_line(text, recipe):
                 assert len(str(error).splitlines()) == 1
 
 
+# --- the forms that answers are held to
+
+
+corners = st.tuples(*[st.integers(0, 100)] * 4)
+labelled = st.tuples(st.text("abc äß'é", min_size=1, max_size=20), corners)
+
+
+def matches(form: ResponseFormat, text: str) -> bool:
+    return re.fullmatch(str(form.value), text) is not None
+
+
+@given(
+    st.sampled_from(POINTING), st.lists(st.tuples(st.text("abc äß'é", min_size=1, max_size=20), corners), max_size=4)
+)
+@settings(max_examples=60, deadline=None)
+def test_boxes_that_are_printed_have_the_recipes_form(recipe, drawn):
+    form, told = recipe.boxes, []
+    for label, hundredths in drawn:
+        places = [round(each * form.scale / 100) if form.step else each / 100 for each in hundredths]
+        values = {form.box: places, "label": label, form.image: 0}
+        told.append({key: values[key] for key in form.keys})
+    assert matches(box_form(form), json.dumps(told, ensure_ascii=False))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "within", "beyond"),
+    [
+        ("demo", ("0", "10", "990", "1000"), ("5", "1010", "0.5", "00", "-10", "100.0")),
+        ("lfm2.5-vl-3b", ("0", "7", "999", "1000"), ("1001", "01", "0.5", "-1")),
+        ("lfm2.5-vl-450m", ("0", "0.5", "0.123456", "1", "1.0"), ("1.1", "2", ".5", "0.", "0.1234567", "-0.1")),
+    ],
+)
+def test_a_forms_numbers_are_those_of_the_recipes_range(recipe, within, beyond):
+    form = BY_NAME[recipe].boxes
+    assert form is not None
+    for number in (*within, *beyond):
+        values = {form.box: f"[0, {number}, 0, 0]", "label": '"a"', form.image: "0"}
+        text = ", ".join(f'"{key}": {values[key]}' for key in form.keys)
+        assert matches(box_form(form), f"[{{{text}}}]") == (number in within), number
+
+
+def test_layout_has_the_recipes_labels_and_range():
+    form = layout_form(LAYOUT)
+    for text in ("", "image_index=0 text [0, 0, 1000, 7]", "image_index=0 title [0, 1, 2, 3]\na\nb\n\n" * 2):
+        assert matches(form, text.strip())
+    for text in ("a", "image_index=1 text [0, 0, 1, 7]", "image_index=0 figure [0, 0, 1, 7]"):
+        assert not matches(form, text)
+    assert not matches(form, "image_index=0 text [0, 0, 1001, 7]")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"scale": 500}, "scale of a BoxRecipe is 500, expected a power of ten"),
+        ({"step": 3}, "step of a BoxRecipe is 3"),
+        ({"step": 10}, "step of a BoxRecipe is 10"),
+        ({"keys": ("bbox",)}, "keys of a BoxRecipe are"),
+    ],
+)
+def test_a_recipe_that_has_no_form_is_refused(changed, message):
+    with pytest.raises(OptionError, match=message):
+        replace(FRACTIONS, **changed)
+
+
 # --- layout
 
 
@@ -319,10 +397,9 @@ def test_another_answer_than_the_fields_is_refused(field, text, message):
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ([], 'schema: expected a JSON schema of an object, with "properties"'),
         ({"type": "array"}, 'schema: expected a JSON schema of an object, with "properties"'),
         ({"properties": {}}, "schema: expected"),
-        ({"properties": {"a": 1}}, "schema, /properties/a: is int, expected an object"),
+        ({"properties": {"a": True}}, "schema, /properties/a: is bool, expected an object"),
         ({"properties": {"a": {"type": "array"}}}, "schema, /properties/a: this model answers a question a field"),
         ({"properties": {"a": {"enum": [1]}}}, "or an enum of strings"),
     ],
@@ -354,6 +431,8 @@ def test_pictures_are_asked_about_one_by_one_or_together():
 def test_options_of_the_caller_hold_else_the_tasks_length():
     picture = Image.new("RGB", SIZE)
     task = DescribeTask(BY_NAME["demo"])
+    with pytest.raises(OptionError, match="a task holds its answers to its own"):
+        task.requests(picture, options=GenerationOptions(response_format=ResponseFormat.choice(["ab"])))
     assert task.requests(picture)[0].options == GenerationOptions(max_tokens=512)
     mine = GenerationOptions(max_tokens=3, temperature=1)
     (request,) = task.requests(picture, options=mine, image_overrides={"max_image_tokens": 64})
@@ -374,7 +453,7 @@ def test_a_failed_or_stopped_answer_is_no_result():
 
 
 def test_a_recipe_of_the_callers_may_be_anything():
-    mine = Recipe(name="mine", boxes=BoxRecipe(prompt="Box {what} {}!", box="b", scale=10))
+    mine = Recipe(name="mine", boxes=BoxRecipe(prompt="Box {what} {}!", keys=("b", "label"), box="b", scale=10))
     task = DetectTask(mine, "{x}")
     requests = task.requests(Image.new("RGB", SIZE))
     assert requests[0].prompt == "Box {x} {}!"

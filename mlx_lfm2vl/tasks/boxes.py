@@ -17,9 +17,11 @@ from typing import Any
 from PIL import Image
 
 from ..errors import AnswerError, AnswerWarning, OptionError
+from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
 from ..generation.response import Completion
 from . import answer_json
+from .forms import box_form
 from .geometry import Size, to_box
 from .recipes import BoxRecipe
 from .results import Box, Point
@@ -48,7 +50,8 @@ class _BoxTask(Task[Result]):
     def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
         form = self._boxes()
         prompt = form.prompt.replace("{what}", self.what)
-        return [GenerationRequest(prompt, [picture], form.system) for picture in pictures]
+        options = GenerationOptions(response_format=box_form(form))
+        return [GenerationRequest(prompt, [picture], form.system, options=options) for picture in pictures]
 
     def found(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[Box]:
         """The boxes of all pictures, in the order of the answers."""

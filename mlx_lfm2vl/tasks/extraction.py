@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..constraints.response_format import ResponseFormat
 from ..errors import AnswerError, OptionError
 from ..generation.request import GenerationRequest
 from ..generation.response import Completion
@@ -26,13 +27,15 @@ _ARTICLE = re.compile(r"(an?|the) +")
 
 @dataclass(frozen=True)
 class ExtractTask(Task[dict[str, Any]]):
-    """An object of a schema. `schema` is a JSON schema with "properties"."""
+    """An object of a schema. `schema` is a JSON schema with "properties", as a mapping, as text, the path of a file of
+    it, or a class of pydantic's `BaseModel`; afterwards it is a mapping."""
 
-    schema: Schema
+    schema: Any
 
     def __post_init__(self) -> None:
         if self.recipe.extract is None:
             self._unknown("extraction")
+        object.__setattr__(self, "schema", json.loads(str(ResponseFormat.json_schema(self.schema).value)))
         properties = self.schema.get("properties") if isinstance(self.schema, Mapping) else None
         if not isinstance(properties, Mapping) or not properties:
             raise OptionError('schema: expected a JSON schema of an object, with "properties"')
@@ -50,11 +53,13 @@ class ExtractTask(Task[dict[str, Any]]):
     def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
         properties = self.schema["properties"]
         if self.recipe.extract == "questions":
-            return [together(pictures, _described(name, field)) for name, field in properties.items()]
+            fields = properties.items()
+            return [together(pictures, _described(name, field), form=_question_form(field)) for name, field in fields]
+        form = ResponseFormat.json_schema(self.schema)
         if self.recipe.extract == "fields":
-            return [together(pictures, "", "\n".join(_lines(properties)))]
-        asked = json.dumps(self.schema, ensure_ascii=False)
-        return [together(pictures, f"Fill in this JSON schema from the image. Answer with the JSON only.\n{asked}")]
+            return [together(pictures, "", "\n".join(_lines(properties)), form)]
+        asked = f"Fill in this JSON schema from the image. Answer with the JSON only.\n{form.value}"
+        return [together(pictures, asked, form=form)]
 
     def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> dict[str, Any]:
         """The object. That it holds to the schema is what generation sees to; here it is an object of JSON."""
@@ -97,6 +102,19 @@ def _check_question(name: str, field: Schema) -> None:
             f"schema, /properties/{name}: this model answers a question a field; expected the type string, integer, "
             "number or boolean, or an enum of strings"
         )
+
+
+def _question_form(field: Schema) -> ResponseFormat | None:
+    """The form of an answer to a field's question; a value to choose stands alone or in a short sentence."""
+    if "enum" in field:
+        texts = [form for value in field["enum"] for form in (value, f"A {value}.", f"An {value}.", f"{value}.")]
+        return ResponseFormat.choice([text[0].upper() + text[1:] for text in texts if text] + texts)
+    pattern = {
+        "boolean": r"(Yes|No)(, [^.\n]{1,80})?\.?",
+        "integer": r"-?[0-9]{1,15}\.?",
+        "number": r"-?[0-9]{1,15}(\.[0-9]{1,15})?\.?",
+    }.get(field["type"])
+    return None if pattern is None else ResponseFormat.regex(pattern)
 
 
 def _answer(name: str, field: Schema, text: str) -> Any:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from PIL import Image
 
 from ..errors import AnswerError, AnswerWarning
+from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
 from ..generation.response import Completion
+from .forms import layout_form
 from .geometry import Size, to_box
 from .recipes import LayoutRecipe
 from .results import Region
@@ -39,8 +41,10 @@ class ReadTask(Task[list[Region]]):
 
     def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
         layout = self.recipe.layout
-        prompt = (self.recipe.read or "") if layout is None else layout.prompt
-        return [GenerationRequest(prompt, [picture]) for picture in pictures]
+        if layout is None:
+            return [GenerationRequest(self.recipe.read or "", [picture]) for picture in pictures]
+        options = GenerationOptions(response_format=layout_form(layout))
+        return [GenerationRequest(layout.prompt, [picture], options=options) for picture in pictures]
 
     def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[Region]:
         regions: list[Region] = []

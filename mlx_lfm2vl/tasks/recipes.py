@@ -22,17 +22,26 @@ Shape = tuple[int, int, int]  # hidden size, layers, vocabulary of the language 
 class BoxRecipe:
     """How boxes are asked for and written: a JSON list of objects, `[]` for none.
 
-    `prompt` has `{what}` in it. `box` is the key of [left, top, right, bottom], `image` that of the picture's index
-    from 0 (None: there is none). Coordinates run from 0 to `scale` over the picture's width and height; `step` is the
-    distance of two neighbours, None for any number.
+    `prompt` has `{what}` in it. `keys` are those of an object in their order: "label", `box`, that of [left, top,
+    right, bottom], and maybe `image`, that of the picture's index from 0. Coordinates run from 0 to `scale`, a power of
+    ten, over the picture's width and height; `step`, a power of ten, is the distance of two neighbours, None for any
+    number. Raises `OptionError`.
     """
 
     prompt: str
+    keys: tuple[str, ...]
     box: str
     scale: int
     step: int | None = None
     image: str | None = None
     system: str | None = None
+
+    def __post_init__(self) -> None:
+        if sorted(self.keys) != sorted(key for key in ("label", self.box, self.image) if key is not None):
+            raise OptionError(f"keys of a BoxRecipe are {self.keys!r}, expected 'label', box and image in their order")
+        for name, value in (("scale", self.scale), ("step", 1 if self.step is None else self.step)):
+            if value not in (10**power for power in range(7)) or value > self.scale:
+                raise OptionError(f"{name} of a BoxRecipe is {value!r}, expected a power of ten, at most 1000000")
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,12 @@ RECIPES: tuple[Recipe, ...] = (
         name="demo",
         shapes=((128, 6, 1380),),
         boxes=BoxRecipe(
-            prompt="Provide bounding boxes for the {what}.", box="bbox_2d", scale=1000, step=10, image="image_id"
+            prompt="Provide bounding boxes for the {what}.",
+            keys=("image_id", "bbox_2d", "label"),
+            box="bbox_2d",
+            scale=1000,
+            step=10,
+            image="image_id",
         ),
         read="Read the text.",
         extract="questions",
@@ -102,6 +116,7 @@ RECIPES: tuple[Recipe, ...] = (
                 '([xmin, ymin, xmax, ymax], integers from 0 to 1000) and "label". Answer [] if nothing matches.'
             ),
             prompt="Provide bounding boxes for {what}.",
+            keys=("image_id", "bbox_2d", "label"),
             box="bbox_2d",
             scale=1000,
             step=1,
@@ -131,6 +146,7 @@ RECIPES: tuple[Recipe, ...] = (
                 'Find {what}. Answer with a JSON list of objects {"label": "...", "bbox": [x1, y1, x2, y2]}, with '
                 "coordinates from 0 to 1."
             ),
+            keys=("label", "bbox"),
             box="bbox",
             scale=1,
         ),

@@ -123,13 +123,14 @@ def extract(
     model: Lfm2VlForConditionalGeneration,
     processor: Lfm2VlProcessor,
     images: Any,
-    schema: Mapping[str, Any],
+    schema: Any,
     *,
     recipe: Recipe | str | None = None,
     **arguments: Unpack[TaskArguments],
 ) -> dict[str, Any]:
-    """One object of a JSON schema, from all pictures together. `schema` is that of an object, with "properties"; their
-    descriptions tell the model what they hold. Other arguments and errors as for `detect`."""
+    """One object of a JSON schema, from all pictures together. `schema` is that of an object, with "properties", whose
+    descriptions tell the model what they hold: a mapping, JSON text, the path of a file of it, or a class of pydantic's
+    `BaseModel`. Other arguments and errors as for `detect`; `ConstraintError` for a schema that cannot be held."""
     return run(model, processor, ExtractTask(recipe_of(model, recipe), schema), images, **arguments)
 
 

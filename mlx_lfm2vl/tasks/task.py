@@ -17,6 +17,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 from PIL import Image
 
 from ..config import ImageProcessorConfig
+from ..constraints.response_format import ResponseFormat
 from ..errors import AnswerError, OptionError, PromptError
 from ..generation.messages import checked_pictures
 from ..generation.options import GenerationOptions
@@ -42,7 +43,7 @@ class Task(ABC, Generic[Result]):
 
     @abstractmethod
     def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
-        """The requests for upright pictures, with default options."""
+        """The requests for upright pictures, with no other option than the form of the answer."""
 
     @abstractmethod
     def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> Result:
@@ -86,7 +87,13 @@ class Task(ABC, Generic[Result]):
         if options is not None and not isinstance(options, GenerationOptions):
             raise OptionError(f"options is {type(options).__name__}, expected GenerationOptions")
         chosen = options or GenerationOptions(max_tokens=self.max_tokens)
-        return [replace(question, options=chosen, image_overrides=overrides) for question in self.questions(pictures)]
+        if chosen.response_format is not None:
+            raise OptionError("options have a response_format; a task holds its answers to its own")
+        asked = [(question, question.options.response_format) for question in self.questions(pictures)]
+        return [
+            replace(question, options=replace(chosen, response_format=form), image_overrides=overrides)
+            for question, form in asked
+        ]
 
     def _unknown(self, what: str) -> NoReturn:
         raise OptionError(
@@ -112,7 +119,9 @@ def texts(requests: Sequence[GenerationRequest], answers: Sequence[str | Complet
     return found
 
 
-def together(pictures: Sequence[Image.Image], text: str, system: str | None = None) -> GenerationRequest:
+def together(
+    pictures: Sequence[Image.Image], text: str, system: str | None = None, form: ResponseFormat | None = None
+) -> GenerationRequest:
     """One question about all pictures; several are called Media-1, Media-2 and so on, as the models learnt it."""
     content: list[dict[str, Any]] = []
     for number, picture in enumerate(pictures, 1):
@@ -120,4 +129,5 @@ def together(pictures: Sequence[Image.Image], text: str, system: str | None = No
         content.append({"type": "image", "image": picture})
     content += [{"type": "text", "text": text}] if text else []
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-    return GenerationRequest([*messages, {"role": "user", "content": content}])
+    options = GenerationOptions(response_format=form)
+    return GenerationRequest([*messages, {"role": "user", "content": content}], options=options)
