@@ -59,7 +59,7 @@ def _drawn(
     if not isinstance(scale, int) or isinstance(scale, bool) or not 1 <= scale <= MOST_SCALE:
         raise OptionError(f"scale is {scale!r}, expected an integer from 1 to {MOST_SCALE}")
     canvas = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
-    line = max(1, round(max(canvas.size) / 500))
+    line = max(1, round(max(canvas.size) / 320))
     size = max(11, min(round(max(canvas.size) / 45), round(min(canvas.size) / 8)))
     names = list(dict.fromkeys(label for label, _ in marks))
     colours = [COLOURS[names.index(label) % len(COLOURS)] for label, _ in marks]
