@@ -156,12 +156,10 @@ def targets(path: str | None, number: int) -> list[str]:
 def check_files(args: argparse.Namespace, paths: Iterable[str | None], drawn: Sequence[str] = ()) -> None:
     """Raises `OutputError` for files that may not be written, and `OptionError` for a format of pictures that is not
     known, before a model is loaded."""
-    from PIL import Image
+    from ..tasks.drawing import file_format
 
     for path in drawn:
-        suffix = os.path.splitext(path)[1].lower()
-        if Image.registered_extensions().get(suffix) not in Image.SAVE:
-            raise OptionError(f"--draw {path}: is no format of pictures; end it in .png or .jpg")
+        file_format(path)
     given = [path for path in (*paths, *drawn) if path is not None]
     for path in given:
         if given.count(path) > 1:
@@ -187,8 +185,8 @@ def write_file(path: str, data: bytes, overwrite: bool) -> None:
 
 def write_picture(path: str, picture: Picture, overwrite: bool) -> None:
     """In the format that the name's ending says. Raises `OutputError`."""
-    from PIL import Image
+    from ..tasks.drawing import file_format
 
     file = io.BytesIO()
-    picture.save(file, Image.registered_extensions()[os.path.splitext(path)[1].lower()])
+    picture.save(file, file_format(path))
     write_file(path, file.getvalue(), overwrite)

@@ -4,6 +4,7 @@ stands on a plate of its colour, in black or white, whichever contrasts more."""
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,6 +80,14 @@ def _drawn(
         start = place[0] + margin - font.getbbox(text)[0], place[1] + margin - font.getbbox(_HIGH_AND_LOW)[1]
         pen.text(start, text, fill=ink, font=font)
     return canvas
+
+
+def file_format(name: str) -> str:
+    """Pillow's name of the format that a file's ending stands for. Raises `OptionError` if it can write none."""
+    known = Image.registered_extensions().get(os.path.splitext(name)[1].lower())
+    if known is None or known not in Image.SAVE:
+        raise OptionError(f"{name}: its ending is no format of pictures; end it in .png or .jpg")
+    return known
 
 
 def contrast(one: str, other: str) -> float:
