@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageChops, ImageStat
 
 import mlx_lfm2vl
 from mlx_lfm2vl.cli import build_parser
@@ -32,7 +33,7 @@ OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examp
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 
 
-OWN = ("transformers", "structured")  # pages whose Python has tests of its own
+OWN = ("transformers", "structured", "tasks")  # pages whose Python has tests of its own
 
 
 def blocks(page: str, *languages: str) -> list[tuple[str, str]]:
@@ -126,6 +127,43 @@ def test_the_python_of_a_page_is_one_program_that_runs(page, place):
     assert "At the left there is a large black ring, and at the bottom right a large pink square." in done.stdout
     assert "nowhere.png: no such picture" in done.stdout
     assert "cancelled\n" in done.stdout and "[ToolCall(name='place_of', arguments={'name': 'ring'})]" in done.stdout
+
+
+def test_the_examples_of_the_page_on_tasks_print_what_is_shown(place):
+    program = "\n".join(body for _, body in blocks("tasks", "python"))
+    done = run([sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", program], place)
+    assert done.returncode == 0 and done.stdout == "".join(body for _, body in blocks("tasks", "text"))
+    shown, drawn = (
+        Image.open(path).convert("L") for path in (ROOT / "docs/images/detect.jpg", place[0] / "detect.jpg")
+    )
+    assert shown.size == drawn.size == (640, 640)
+    assert ImageStat.Stat(ImageChops.difference(shown, drawn)).mean[0] < 2
+    for _, body in blocks("tasks", "console"):
+        for part in body.removeprefix("$ ").split("\n$ "):
+            command, _, wanted = part.strip().partition("\n")
+            done = run(["sh", "-c", command], place)
+            assert done.returncode == (2 if "error: " in wanted else 0) and done.stdout.strip() == wanted.strip(), (
+                command
+            )
+
+
+def test_the_options_of_tasks_are_on_their_page():
+    parsers = commands_of(build_parser())
+    tasks = ("detect", "point", "read", "extract", "describe")
+    own = {option for name in tasks for option in parsers[name]._option_string_actions} - {"-h", "--help"}
+    own -= set(parsers["generate"]._option_string_actions) - {"--image", "--json"}
+    table = re.findall(r"^\| (`--.*?) \|", PAGES["tasks"], re.M)
+    assert {option for cell in table for option in re.findall(r"--\w+", cell)} == own
+
+
+def test_the_table_of_recipes_is_that_of_the_code():
+    section = PAGES["tasks"].split("## Recipes")[1].split("```")[0]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in section.splitlines() if row.startswith("| `")]
+    assert [row[0] for row in rows] == [f"`{recipe.name}`" for recipe in mlx_lfm2vl.RECIPES]
+    for (_, _, boxes, text, fields), recipe in zip(rows, mlx_lfm2vl.RECIPES, strict=True):
+        assert re.findall(r"`(\w+)`", boxes) == list(recipe.boxes.keys if recipe.boxes else ())
+        assert text == ("with layout" if recipe.layout else "plain" if recipe.read else "")
+        assert bool(fields) == (recipe.extract is not None)
 
 
 def test_the_documentation_s_example_of_transformers_answers(place):

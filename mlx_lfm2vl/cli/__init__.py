@@ -16,18 +16,38 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .. import __version__, backends
-from ..errors import ImageWarning, Lfm2VlError, did_you_mean
-from . import batch, bench, chat, convert, doctor, explain, generate, models, serve, upload, verify
+from ..errors import AnswerWarning, ImageWarning, Lfm2VlError, did_you_mean
+from . import (
+    batch,
+    bench,
+    chat,
+    convert,
+    describe,
+    detect,
+    doctor,
+    explain,
+    extract,
+    generate,
+    models,
+    point,
+    read,
+    serve,
+    upload,
+    verify,
+)
 from .interrupt import defer_sigint
 from .options import PROGRAM, Parser, note, print_error
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # of a stdout that takes no more
 COMMANDS = {
     **{"generate": generate, "chat": chat, "batch": batch, "explain": explain, "serve": serve},
+    **{"detect": detect, "point": point, "read": read, "extract": extract, "describe": describe},
     **{"convert": convert, "verify": verify, "upload": upload, "models": models},
     **{"bench": bench, "doctor": doctor},
 }
 
+_NOTED = (ImageWarning, AnswerWarning)
+ANSWERING = ("generate", "chat", "verify", "explain", "detect", "point", "read", "extract", "describe")  # on stdout
 FROM_STDIN = ("image", "prompt", "prompt_file", "input")  # options whose value - is stdin
 MEASURING = ("bench", "convert", "verify", "doctor")  # whose numbers are to be those of float32
 
@@ -57,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         print_error("stdin is closed, so nothing can be read from it")
         return 2
-    if "stdout" in closed and args.command in ("generate", "chat", "explain", "verify"):
+    if "stdout" in closed and args.command in ANSWERING:
         print_error("stdout is closed, so the answer cannot be printed")
         return 2
     if args.command in MEASURING:
@@ -117,13 +137,14 @@ def _named(args: argparse.Namespace, option: str) -> list[str]:
 
 @contextlib.contextmanager
 def _warnings_as_notes() -> Iterator[None]:
-    """Shows what the library says of pictures that are read in part as lines of the program, each time."""
+    """Shows what the library says of pictures and answers that are read in part as lines of the program, each time."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", ImageWarning)
+        for kind in _NOTED:
+            warnings.simplefilter("always", kind)
         show = warnings.showwarning
 
         def noted(message: Warning | str, category: type[Warning], *more: Any, **named: Any) -> None:
-            if issubclass(category, ImageWarning):
+            if issubclass(category, _NOTED):
                 note(str(message))
             else:
                 show(message, category, *more, **named)

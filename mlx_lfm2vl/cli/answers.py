@@ -180,6 +180,8 @@ class Output:
             made["error"] = str(answer.error)
         elif answer is not None and answer.statistics is not None:
             made["text"] = answer.text
+            if row.task is not None:
+                made["result"] = row.result
             if answer.tool_text:
                 made["tool_text"] = answer.tool_text
             made["finish_reason"] = answer.finish_reason

@@ -19,6 +19,7 @@ from .options import (
     sampling_options,
     whole,
 )
+from .tasks import add_recipe
 
 SUMMARY = "answer prompts about many pictures into a file"
 DESCRIPTION = """\
@@ -27,6 +28,7 @@ row, in their order. If it is stopped, or the input has grown, the same command 
 
   mlx-lfm2vl batch photos --prompt "Describe the image." --output answers.jsonl
   mlx-lfm2vl batch rows.jsonl --output answers.jsonl --batch-size 16
+  mlx-lfm2vl batch photos --task detect --prompt "red cars" --output boxes.jsonl
 
 A row of a JSONL file has "prompt" or a picture or both: {"id": 7, "image": "a.png", "prompt": "Why?"}. "image" may be a
 list; paths are relative to the file. "system" is the row's own system prompt. Other fields are copied to the answer.
@@ -54,8 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=whole(1), default=8, metavar="N", help="rows answered together, 1 or more (default: 8)"
     )
+    parser.add_argument(
+        "--task",
+        choices=("detect", "point", "read", "extract", "describe"),
+        help="do this about each picture: rows get a typed result; --prompt, or a row's, names what to find",
+    )
+    add_recipe(parser)
     add_control_tokens(parser)
-    add_sampling(parser)
+    add_sampling(parser, None)
     add_pictures(parser)
 
 
@@ -79,19 +87,24 @@ def _answer(args: argparse.Namespace) -> int:
     from .answers import Output, settings
     from .interrupt import Interrupt
     from .progress import Bars
+    from .row_tasks import TASKS, RowTasks, check_task
     from .rows import Rows, Waiting
 
+    check_task(args, any(name == "-" or name.endswith(".jsonl") for name in args.input))
+    if args.max_tokens is None:
+        args.max_tokens = 512 if args.task is None else TASKS[args.task].max_tokens
     options = GenerationOptions(**sampling_options(args))
     prompt = read_prompt(args, args.input, "INPUT")
     if prompt is not None and not prompt.strip():
         raise PromptError("--prompt is empty")
     if args.overwrite and args.retry_failed:
         raise OptionError("--overwrite does all rows again, --retry-failed some; give one of them")
-    rows = Rows(args.input, prompt, args.system, options, args.control_tokens, args.recursive)
+    rows = Rows(args.input, prompt, args.system, options, args.control_tokens, args.recursive, args.task)
     if args.overwrite and rows.reads(args.output):
         raise OptionError(f"--output {args.output}: is the input itself")
     chosen: dict[str, Any] = {**sampling_options(args), **picture_overrides(args), "system": args.system}
     chosen |= {"control_tokens": True} if args.control_tokens else {}
+    chosen |= {"task": args.task, "recipe": args.recipe} if args.task else {}
     digest = settings(chosen_model(args), args.revision, chosen)
     with Output(args.output, args.overwrite, digest) as output, Interrupt() as interrupt, Bars() as bars:
         output.match(lambda: rows)
@@ -106,8 +119,9 @@ def _answer(args: argparse.Namespace) -> int:
             note(f"{args.output}: all {done} rows are there already")
             return 1 if output.failed else 0
         model, processor = load_model(args)
+        tasks = RowTasks(args, model, processor) if args.task else None
 
-        def answer(waiting: Waiting, into: Output, total: int, stage: str) -> bool:
+        def work(waiting: Waiting, into: Output, total: int, stage: str) -> bool:
             """Writes each row as it is answered. False where Ctrl-C came before the last."""
             into.begin()
             bars(stage, into.rows, total)
@@ -115,8 +129,8 @@ def _answer(args: argparse.Namespace) -> int:
             for made in generate_batch(model, processor, questions, batch_size=args.batch_size, stop=interrupt):
                 if made.finish_reason == "cancelled":
                     return False
-                for row in waiting.answered():
-                    into.write(row, made)
+                for row, answer in waiting.answered(made):
+                    into.write(row, answer)
                 bars(stage, into.rows, total)
             for row in waiting.rest():
                 into.write(row, None)
@@ -124,12 +138,12 @@ def _answer(args: argparse.Namespace) -> int:
             return into.rows == total
 
         others: Output | None = None
-        finished = answer(Waiting(output.missing(rows)), output, len(rows), "rows")
+        finished = work(Waiting(output.missing(rows), tasks), output, len(rows), "rows")
         if finished and again:
             # Beside the output until all are there, so that a run which is stopped in between loses none.
             with output.beside(lambda: rows.only(again)) as others:
-                waiting = Waiting(others.missing(rows.only(again)))
-                finished = answer(waiting, others, len(again), "failed rows")
+                waiting = Waiting(others.missing(rows.only(again)), tasks)
+                finished = work(waiting, others, len(again), "failed rows")
             if finished:
                 output.take_over(others)
         if not finished:

@@ -213,16 +213,17 @@ def _bias(text: str) -> tuple[int, float]:
     return whole(0)(token), real(-100, 100)(bias)
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Length, sampling, seed and form, as `GenerationOptions` names them."""
-    add_form(parser)
+def add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None = 512, *, form: bool = True) -> None:
+    """Length, sampling, seed and form, as `GenerationOptions` names them. None for `max_tokens`: it depends."""
+    if form:
+        add_form(parser)
     parser.add_argument(
         "--max-tokens",
         "-m",
         type=whole(1),
-        default=512,
+        default=max_tokens,
         metavar="N",
-        help="longest answer in tokens, 1 or more (default: 512)",
+        help=f"longest answer in tokens, 1 or more (default: {max_tokens or '512, or what suits the task'})",
     )
     group = parser.add_argument_group(
         "sampling",
@@ -284,5 +285,5 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         "frequency_penalty": args.frequency_penalty,
         "presence_penalty": args.presence_penalty,
         "logit_bias": dict(args.logit_bias),
-        "response_format": form_option(args),
+        "response_format": form_option(args) if "json_object" in args else None,
     }

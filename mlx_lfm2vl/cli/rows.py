@@ -14,17 +14,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from .. import ConstraintError, GenerationOptions, GenerationRequest, OptionError, PromptError
+from .. import (
+    Completion,
+    ConstraintError,
+    GenerationOptions,
+    GenerationRequest,
+    Lfm2VlError,
+    OptionError,
+    PromptError,
+)
 from ..processing.addresses import is_base64_picture, scheme
 from ..processing.open_file import file_and_pages
 from ..processing.picture_keys import misspelt, reads, unread
+from ..tasks.task import Task
 from .forms import FIELDS, row_form
 from .inputs import DEFAULT_PROMPT, STDIN, pictures_in
+from .row_tasks import RowTasks, check_row, finish, joined
 
 NO_TMPDIR = "a temporary folder; TMPDIR must name one that can be written"
 RESULT = (
     "settings",
     "text",
+    "result",
     "tool_text",
     "finish_reason",
     "prompt_tokens",
@@ -44,6 +55,10 @@ class Row:
     error: str | None = None
     prompt: str | None = None
     number: int = 0
+    task: Task[Any] | None = None
+    requests: list[GenerationRequest] = field(default_factory=list)
+    answers: list[Completion] = field(default_factory=list)
+    result: Any = None
 
 
 class Rows:
@@ -57,8 +72,9 @@ class Rows:
         options: GenerationOptions,
         control_tokens: bool = False,
         recursive: bool = False,
+        task: str | None = None,
     ):
-        self._prompt, self._system = prompt, system
+        self._prompt, self._system, self._task = prompt, system, task
         self._how: dict[str, Any] = {"options": options, "control_tokens": control_tokens}
         self._file: Path | None = None
         self._stdin: BinaryIO | None = None
@@ -99,8 +115,8 @@ class Rows:
     def _read(self) -> Iterator[Row]:
         if self._file is None:
             for picture in self._pictures:
-                prompt = self._prompt or DEFAULT_PROMPT
-                fields = {"id": picture, "image": picture, "prompt": prompt}
+                prompt = self._prompt or ("" if self._task else DEFAULT_PROMPT)
+                fields = {"id": picture, "image": picture} | ({"prompt": prompt} if prompt else {})
                 yield Row(fields, GenerationRequest(prompt, [picture], self._system, **self._how))
             return
         for number, line in enumerate(self._lines(), 1):
@@ -156,7 +172,9 @@ class Rows:
         if given and data[given[0]] in (None, []):
             raise PromptError(f'"{given[0]}" is empty; leave it out, or name a picture')
         images = [picture for key in given for picture in _listed(data[key])]
-        prompt = data.get("prompt", self._prompt or (DEFAULT_PROMPT if images else ""))
+        prompt = data.get("prompt", self._prompt or (DEFAULT_PROMPT if images and not self._task else ""))
+        if self._task is not None:
+            check_row(self._task, data, prompt)
         system = data.get("system", self._system)
         if not all(isinstance(image, str) for image in images):
             raise PromptError('"image" must be a path, a URL, a data URI or a list of them')
@@ -208,24 +226,38 @@ def _number(text: str) -> float:
 
 @dataclass
 class Waiting:
-    """Rows on their way through a batch: those that ask nothing wait for their turn in the output."""
+    """Rows on their way through a batch: those that ask nothing wait for their turn in the output. `tasks` makes the
+    requests of a row; without it a row is one request."""
 
     rows: Iterable[Row]
+    tasks: RowTasks | None = None
     _begun: deque[Row] = field(default_factory=deque)
 
     def questions(self) -> Iterator[GenerationRequest]:
         for row in self.rows:
+            if row.question is not None:
+                try:
+                    row.task, row.requests = (None, [row.question]) if self.tasks is None else self.tasks(row.question)
+                except Lfm2VlError as error:
+                    row.error = str(error)
             self._begun.append(row)
-            if row.question is not None:
-                yield row.question
+            yield from row.requests
 
-    def answered(self) -> Iterator[Row]:
-        """The rows that are written now that the next answer is there: that answer's row is the last."""
-        while self._begun:
-            row = self._begun.popleft()
-            yield row
-            if row.question is not None:
-                return
+    def answered(self, made: Completion) -> Iterator[tuple[Row, Completion | None]]:
+        """The rows that can be written when the next answer is there, with what they were answered."""
+        while not self._begun[0].requests:
+            yield self._begun.popleft(), None
+        row = self._begun[0]
+        row.answers.append(made)
+        if len(row.answers) < len(row.requests):
+            return
+        self._begun.popleft()
+        if row.task is not None:
+            try:
+                row.result = finish(row.task, row.requests, row.answers)
+            except Lfm2VlError as error:
+                row.error = str(error)
+        yield row, joined(row.answers)
 
     def rest(self) -> Iterator[Row]:
         """The rows after the last answer."""

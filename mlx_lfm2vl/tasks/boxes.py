@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
@@ -30,6 +30,8 @@ from .task import Result, Task, texts
 
 @dataclass(frozen=True)
 class _BoxTask(Task[Result]):
+    max_tokens: ClassVar[int] = 2048
+
     what: str
 
     def __post_init__(self) -> None:
@@ -42,10 +44,6 @@ class _BoxTask(Task[Result]):
         if self.recipe.boxes is None:
             self._unknown("boxes")
         return self.recipe.boxes
-
-    @property
-    def max_tokens(self) -> int:
-        return 2048
 
     def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
         form = self._boxes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from PIL import Image
 
@@ -16,13 +17,11 @@ from .task import Task, texts, together
 class DescribeTask(Task[str]):
     """A description of all pictures together."""
 
+    max_tokens: ClassVar[int] = 512
+
     def __post_init__(self) -> None:
         if self.recipe.describe is None:
             self._unknown("description")
-
-    @property
-    def max_tokens(self) -> int:
-        return 512
 
     def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
         return [together(pictures, self.recipe.describe or "")]

@@ -4,7 +4,8 @@ stands on a plate of its colour, in black or white, whichever contrasts more."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -19,6 +20,7 @@ COLOURS = (  # Okabe and Ito's, which people with any colour vision tell apart, 
     *("#e6194b", "#b39ddb"),
 )
 LEAST_SIDE = 640  # pixels of the longer side up to which a picture is enlarged, as letters need room
+MOST_SCALE = 64
 LONGEST_LABEL = 48  # characters
 _FONTS = ("Arial Unicode.ttf", "Hiragino Sans GB.ttc", "NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "arial.ttf")
 _HIGH_AND_LOW = "Ég"  # letters as high and as low as there are
@@ -54,11 +56,11 @@ def _drawn(
 ) -> Image.Image:
     picture = load_image(image)
     if scale is None:
-        scale = -(-LEAST_SIDE // max(picture.size))
-    if not isinstance(scale, int) or isinstance(scale, bool) or not 1 <= scale <= 64:
-        raise OptionError(f"scale is {scale!r}, expected an integer from 1 to 64")
+        scale = min(-(-LEAST_SIDE // max(picture.size)), MOST_SCALE)
+    if not isinstance(scale, int) or isinstance(scale, bool) or not 1 <= scale <= MOST_SCALE:
+        raise OptionError(f"scale is {scale!r}, expected an integer from 1 to {MOST_SCALE}")
     canvas = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
-    line = max(1, round(max(canvas.size) / 500))
+    line = max(1, round(max(canvas.size) / 320))
     size = max(11, min(round(max(canvas.size) / 45), round(min(canvas.size) / 8)))
     names = list(dict.fromkeys(label for label, _ in marks))
     colours = [COLOURS[names.index(label) % len(COLOURS)] for label, _ in marks]
@@ -66,7 +68,7 @@ def _drawn(
     outlines = [_on_canvas(edges, scale, radius, canvas.size) for _, edges in marks]
     pen = ImageDraw.Draw(canvas)
     for number in sorted(range(len(marks)), key=lambda number: -_area(outlines[number])):  # small ones above large ones
-        (_ring if round_marks else _outline)(pen, outlines[number], colours[number], line)
+        _outline(pen.ellipse if round_marks else pen.rectangle, outlines[number], colours[number], line)
     texts = [_fitted(label, size, canvas.size) for label, _ in marks]
     shown = [number for number, (text, _, _) in enumerate(texts) if text]
     places = place_labels(canvas.size, [outlines[n] for n in shown], [texts[n][2] for n in shown])
@@ -78,6 +80,14 @@ def _drawn(
         start = place[0] + margin - font.getbbox(text)[0], place[1] + margin - font.getbbox(_HIGH_AND_LOW)[1]
         pen.text(start, text, fill=ink, font=font)
     return canvas
+
+
+def file_format(name: str) -> str:
+    """Pillow's name of the format that a file's ending stands for. Raises `OptionError` if it can write none."""
+    known = Image.registered_extensions().get(os.path.splitext(name)[1].lower())
+    if known is None or known not in Image.SAVE:
+        raise OptionError(f"{name}: its ending is no format of pictures; end it in .png or .jpg")
+    return known
 
 
 def contrast(one: str, other: str) -> float:
@@ -104,19 +114,13 @@ def _area(box: Rectangle) -> int:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _outline(pen: ImageDraw.ImageDraw, box: Rectangle, colour: str, line: int) -> None:
-    """Lines on the edges of a box, from outside in: black, its colour twice as wide, white."""
+def _outline(draw: Callable[..., None], box: Rectangle, colour: str, line: int) -> None:
+    """Lines around a box by a method of `ImageDraw`, from outside in: black, its colour twice as wide, white."""
     left, top, right, bottom = box
     for inset, width, tint in ((-line, line, "#000000"), (0, 2 * line, colour), (2 * line, line, "#ffffff")):
         if right - left > 2 * inset and bottom - top > 2 * inset:
             edges = (left + inset, top + inset, right - 1 - inset, bottom - 1 - inset)
-            pen.rectangle(edges, outline=tint, width=width)
-
-
-def _ring(pen: ImageDraw.ImageDraw, box: Rectangle, colour: str, line: int) -> None:
-    left, top, right, bottom = box
-    for inset, width, tint in ((-line, line, "#000000"), (0, 2 * line, colour), (2 * line, line, "#ffffff")):
-        pen.ellipse((left + inset, top + inset, right - 1 - inset, bottom - 1 - inset), outline=tint, width=width)
+            draw(edges, outline=tint, width=width)
 
 
 def _margin(size: int) -> int:

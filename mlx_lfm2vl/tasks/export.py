@@ -1,4 +1,4 @@
-"""Boxes in the forms of other programs: COCO's JSON and rows of a table."""
+"""Results in the forms of other programs: plain values for JSON, COCO's JSON, and rows of a table."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from typing import Any
 
 from ..errors import OptionError
 from .geometry import Size
-from .results import Box
+from .results import Box, Point, Region
 
 COLUMNS = ("image", "label", "left", "top", "right", "bottom")
+
+
+def plain(result: Any) -> Any:
+    """A task's result, and what is around it, as values that JSON has; coordinates in hundredths of a pixel."""
+    if isinstance(result, (Box, Point, Region)):
+        fields = vars(result).items()
+        return {name: _rounded(value) if isinstance(value, float) else plain(value) for name, value in fields}
+    if isinstance(result, dict):
+        return {key: plain(value) for key, value in result.items()}
+    return [plain(each) for each in result] if isinstance(result, list) else result
 
 
 def to_coco(boxes: Sequence[Box], names: Sequence[str], sizes: Sequence[Size]) -> dict[str, Any]:

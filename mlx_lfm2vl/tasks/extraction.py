@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
@@ -30,6 +30,8 @@ class ExtractTask(Task[dict[str, Any]]):
     """An object of a schema. `schema` is a JSON schema with "properties", as a mapping, as text, the path of a file of
     it, or a class of pydantic's `BaseModel`; afterwards it is a mapping."""
 
+    max_tokens: ClassVar[int] = 2048
+
     schema: Any
 
     def __post_init__(self) -> None:
@@ -45,10 +47,6 @@ class ExtractTask(Task[dict[str, Any]]):
         if self.recipe.extract == "questions":
             for name, field in properties.items():
                 _check_question(name, field)
-
-    @property
-    def max_tokens(self) -> int:
-        return 2048
 
     def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
         properties = self.schema["properties"]

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from PIL import Image
 
@@ -31,13 +32,11 @@ class ReadTask(Task[list[Region]]):
     """The text of pictures in reading order: regions with their kinds and boxes where the recipe has a layout, else one
     region a picture without a box."""
 
+    max_tokens: ClassVar[int] = 4096
+
     def __post_init__(self) -> None:
         if self.recipe.layout is None and self.recipe.read is None:
             self._unknown("reading")
-
-    @property
-    def max_tokens(self) -> int:
-        return 4096
 
     def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
         layout = self.recipe.layout

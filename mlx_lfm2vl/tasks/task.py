@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, ClassVar, Generic, NoReturn, TypeVar
 
 from PIL import Image
 
@@ -32,14 +32,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Task(ABC, Generic[Result]):
-    """Something to find out about pictures, asked by a recipe."""
+    """Something to find out about pictures, asked by a recipe. `max_tokens` is the longest answer where the caller does
+    not say it."""
+
+    max_tokens: ClassVar[int]
 
     recipe: Recipe
-
-    @property
-    @abstractmethod
-    def max_tokens(self) -> int:
-        """The longest answer where the caller does not say it."""
 
     @abstractmethod
     def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:

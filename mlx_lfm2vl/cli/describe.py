@@ -1,0 +1,34 @@
+"""`mlx-lfm2vl describe`: a description of pictures, in the words that the model knows best."""
+
+from __future__ import annotations
+
+import argparse
+
+from .generate import for_stdout
+from .tasks import Sources, add_task, do, print_json
+
+SUMMARY = "describe pictures"
+DESCRIPTION = """\
+Describes a picture, or several together.
+
+  mlx-lfm2vl describe --image photo.jpg
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_task(parser, max_tokens=512)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises `Lfm2VlError` for whatever the user can put right."""
+    from .. import DescribeTask
+
+    done = do(args, Sources.of(args), DescribeTask)
+    if done is None:
+        return 130
+    text, about = done
+    if args.json:
+        print_json({**about, "text": text})
+    else:
+        print(for_stdout(text), flush=True)
+    return 0

@@ -1,0 +1,72 @@
+"""`mlx-lfm2vl detect`: boxes of things that are named, as a table, JSON, a drawing, COCO or CSV."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+
+from .options import note
+from .tasks import (
+    Sources,
+    add_files,
+    add_task,
+    check_files,
+    do,
+    print_json,
+    print_table,
+    shortened,
+    targets,
+    write_file,
+    write_picture,
+)
+
+SUMMARY = "find things in pictures: boxes"
+DESCRIPTION = """\
+Finds all that WHAT names and prints a box for each, in pixels of the upright picture.
+
+  mlx-lfm2vl detect --image street.jpg "red cars"
+  mlx-lfm2vl detect --image street.jpg "red cars" --draw found.png --json
+  mlx-lfm2vl detect --image 'street/*.jpg' "people" --coco people.json --csv people.csv
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_task(parser, max_tokens=2048, named=True)
+    add_files(parser, "draw", "coco", "csv")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises `Lfm2VlError` for whatever the user can put right."""
+    from .. import DetectTask, draw_boxes, to_coco
+    from ..tasks.export import COLUMNS, to_rows
+
+    sources = Sources.of(args)
+    drawn = targets(args.draw, len(sources.names))
+    check_files(args, (args.coco, args.csv), drawn)
+    done = do(args, sources, lambda recipe: DetectTask(recipe, args.what))
+    if done is None:
+        return 130
+    boxes, about = done
+    names = [shortened(name) for name in sources.names]
+    if args.json:
+        print_json({**about, "boxes": boxes})
+    elif boxes:
+        rows = [[name, label, *(f"{value:.1f}" for value in edges)] for name, label, *edges in to_rows(boxes, names)]
+        several = len(names) > 1
+        print_table(COLUMNS[not several :], [row[not several :] for row in rows])
+    for number, name in enumerate(names):
+        if not any(box.image == number for box in boxes):
+            note(f"{name}: no {args.what} found")
+    for number, path in enumerate(drawn):
+        own = [box for box in boxes if box.image == number]
+        write_picture(path, draw_boxes(sources.pictures[number], own), args.overwrite)
+    if args.coco:
+        made = to_coco(boxes, names, [picture.size for picture in sources.pictures])
+        write_file(args.coco, (json.dumps(made, ensure_ascii=False) + "\n").encode(), args.overwrite)
+    if args.csv:
+        file = io.StringIO()
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *to_rows(boxes, names)])
+        write_file(args.csv, file.getvalue().encode("utf-8", "backslashreplace"), args.overwrite)
+    return 0

@@ -1,0 +1,59 @@
+"""`mlx-lfm2vl point`: places of things that are named."""
+
+from __future__ import annotations
+
+import argparse
+
+from .options import note
+from .tasks import (
+    Sources,
+    add_files,
+    add_task,
+    check_files,
+    do,
+    print_json,
+    print_table,
+    shortened,
+    targets,
+    write_picture,
+)
+
+SUMMARY = "find things in pictures: points"
+DESCRIPTION = """\
+Finds all that WHAT names and prints the middle of each, in pixels of the upright picture.
+
+  mlx-lfm2vl point --image screen.png "the button Save"
+  mlx-lfm2vl point --image street.jpg "red cars" --draw found.png
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_task(parser, max_tokens=2048, named=True)
+    add_files(parser, "draw")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises `Lfm2VlError` for whatever the user can put right."""
+    from .. import PointTask, draw_points
+
+    sources = Sources.of(args)
+    drawn = targets(args.draw, len(sources.names))
+    check_files(args, (), drawn)
+    done = do(args, sources, lambda recipe: PointTask(recipe, args.what))
+    if done is None:
+        return 130
+    points, about = done
+    names = [shortened(name) for name in sources.names]
+    if args.json:
+        print_json({**about, "points": points})
+    elif points:
+        alone = len(names) == 1
+        rows = [[names[each.image], each.label, f"{each.x:.1f}", f"{each.y:.1f}"] for each in points]
+        print_table(("image", "label", "x", "y")[alone:], [row[alone:] for row in rows])
+    for number, name in enumerate(names):
+        if not any(each.image == number for each in points):
+            note(f"{name}: no {args.what} found")
+    for number, path in enumerate(drawn):
+        own = [each for each in points if each.image == number]
+        write_picture(path, draw_points(sources.pictures[number], own), args.overwrite)
+    return 0

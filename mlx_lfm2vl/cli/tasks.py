@@ -1,0 +1,192 @@
+"""What the commands detect, point, read, extract and describe share: options, the run, and files of results."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..errors import AnswerError, OptionError, OutputError
+from .generate import for_stdout
+from .inputs import expand, load_pictures
+from .options import (
+    add_model,
+    add_pictures,
+    add_sampling,
+    chosen_model,
+    load_model,
+    note,
+    sampling_options,
+    source_policy,
+)
+
+if TYPE_CHECKING:
+    from ..processing.load_image import Picture
+    from ..tasks.recipes import Recipe
+    from ..tasks.task import Task
+
+Result = TypeVar("Result")
+PICTURE = "file, pattern such as '*.png', http(s) URL, data URI, or - for stdin"
+
+
+def add_task(parser: argparse.ArgumentParser, max_tokens: int, named: bool = False) -> None:
+    """The options of all tasks; with `named` also what is looked for, and then each picture needs its own --image, as
+    the name may stand behind it."""
+    add_model(parser)
+    several = {"action": "append"} if named else {"action": "extend", "nargs": "+"}
+    ending = "may be given again" if named else "several here, or by --image again"
+    parser.add_argument("--image", **several, required=True, metavar="PICTURE", help=f"{PICTURE}; {ending}")  # type: ignore[arg-type]
+    if named:
+        parser.add_argument("what", metavar="WHAT", help='the name of what to look for, such as "red cars"')
+    add_recipe(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_sampling(parser, max_tokens, form=False)
+    add_pictures(parser)
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--recipe", metavar="NAME", help="ask the model as this row of the recipes says (default: by the model)"
+    )
+
+
+def add_files(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Files that a command writes, of "draw", "coco" and "csv", and --overwrite."""
+    helps = {
+        "draw": "write the picture with the results drawn over it; of several pictures FILE-1, FILE-2 and so on",
+        "coco": "write the boxes as a JSON file of COCO's",
+        "csv": "write a table with a row a box",
+    }
+    for name in names:
+        parser.add_argument(f"--{name}", metavar="FILE", help=helps[name])
+    parser.add_argument("--overwrite", action="store_true", help="replace these files if they are there")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The pictures of a command and their names."""
+
+    names: list[str]
+    pictures: list[Picture]
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Sources:
+        """Those of --image. Raises `ImageError`."""
+        names = expand(args.image)
+        return cls(names, load_pictures(names, source_policy(args), args.color_management))
+
+    def as_objects(self) -> list[dict[str, Any]]:
+        pairs = zip(self.names, self.pictures, strict=True)
+        return [{"source": shortened(name), "width": each.width, "height": each.height} for name, each in pairs]
+
+
+def shortened(name: str) -> str:
+    """A picture's name for people; a data URI is long."""
+    return name if len(name) <= 200 else f"{name[:200]}..."
+
+
+def do(args: argparse.Namespace, sources: Sources, make: Any) -> tuple[Any, dict[str, Any]] | None:
+    """Loads the model and runs the task that `make` builds of a recipe.
+
+    Returns:
+        The result, and the beginning of what --json prints; None where Ctrl-C came first.
+
+    Raises:
+        Lfm2VlError: for whatever the user can put right.
+    """
+    from .. import GenerationOptions
+    from ..tasks.run import recipe_of, run
+    from .interrupt import Interrupt
+
+    options = GenerationOptions(**sampling_options(args))
+    model, processor = load_model(args)
+    recipe: Recipe = recipe_of(model, args.recipe)
+    task: Task[Any] = make(recipe)
+    with Interrupt() as interrupt:
+        try:
+            found = run(
+                model,
+                processor,
+                task,
+                sources.pictures,
+                options=options,
+                stop=interrupt,
+            )
+        except AnswerError:
+            if interrupt.happened:
+                return None
+            raise
+    return found, {"model": chosen_model(args), "recipe": recipe.name, "images": sources.as_objects()}
+
+
+def print_json(made: Any) -> None:
+    from ..tasks.export import plain
+
+    print(for_stdout(json.dumps(plain(made), ensure_ascii=False)), flush=True)
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns; numbers to the right."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if _is_number(lines[-1][column]) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print(for_stdout("  ".join(cells).rstrip()), flush=True)
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(".", "", 1).isdigit()
+
+
+def targets(path: str | None, number: int) -> list[str]:
+    """The files of --draw for so many pictures."""
+    if path is None:
+        return []
+    stem, suffix = os.path.splitext(path)
+    return [path] if number == 1 else [f"{stem}-{each}{suffix}" for each in range(1, number + 1)]
+
+
+def check_files(args: argparse.Namespace, paths: Iterable[str | None], drawn: Sequence[str] = ()) -> None:
+    """Raises `OutputError` for files that may not be written, and `OptionError` for a format of pictures that is not
+    known, before a model is loaded."""
+    from ..tasks.drawing import file_format
+
+    for path in drawn:
+        file_format(path)
+    given = [path for path in (*paths, *drawn) if path is not None]
+    for path in given:
+        if given.count(path) > 1:
+            raise OptionError(f"{path}: is given for two files")
+        folder = os.path.dirname(os.path.expanduser(path))
+        if folder and not os.path.isdir(folder):
+            raise OutputError(f"{path}: there is no folder {folder}")
+        if os.path.exists(os.path.expanduser(path)) and not args.overwrite:
+            raise OutputError(f"{path}: exists already; choose another file, or --overwrite")
+
+
+def write_file(path: str, data: bytes, overwrite: bool) -> None:
+    """Raises `OutputError`."""
+    try:
+        with open(os.path.expanduser(path), "wb" if overwrite else "xb") as file:
+            file.write(data)
+    except FileExistsError:
+        raise OutputError(f"{path}: exists already; choose another file, or --overwrite") from None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    note(f"{path}: written")
+
+
+def write_picture(path: str, picture: Picture, overwrite: bool) -> None:
+    """In the format that the name's ending says. Raises `OutputError`."""
+    from ..tasks.drawing import file_format
+
+    file = io.BytesIO()
+    picture.save(file, file_format(path))
+    write_file(path, file.getvalue(), overwrite)
