@@ -27,7 +27,7 @@ LAYERS = (
     ("compat", "tasks"),
     ("pretrained",),
     ("engine",),
-    ("conversion", "benchmark"),
+    ("conversion", "benchmark", "server"),
     ("doctor",),
     ("cli",),
     ("__main__",),
@@ -56,6 +56,9 @@ HOMES = {
     "safetensors": {"weights"},
     "matplotlib": {"conversion", "benchmark"},
     "PyInstaller": {"__pyinstaller"},
+    "starlette": {"server"},
+    "uvicorn": {"server"},
+    "h11": {"server"},
 }
 NEVER = {"torchvision", "transformers", "mlx_vlm", "pickle", "requests"}
 

@@ -31,6 +31,8 @@ HEAVY = (
     "httpx2",
     "httpcore2",
     "prompt_toolkit",
+    "starlette",
+    "uvicorn",
 )
 
 

@@ -17,13 +17,13 @@ from typing import Any
 
 from .. import __version__, backends
 from ..errors import ImageWarning, Lfm2VlError
-from . import batch, bench, chat, convert, doctor, generate, models, upload, verify
+from . import batch, bench, chat, convert, doctor, generate, models, serve, upload, verify
 from .interrupt import defer_sigint
 from .options import PROGRAM, Parser, did_you_mean, note, print_error
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # of a stdout that takes no more
 COMMANDS = {
-    **{"generate": generate, "chat": chat, "batch": batch},
+    **{"generate": generate, "chat": chat, "batch": batch, "serve": serve},
     **{"convert": convert, "verify": verify, "upload": upload, "models": models},
     **{"bench": bench, "doctor": doctor},
 }

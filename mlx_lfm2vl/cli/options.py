@@ -140,6 +140,15 @@ def add_revision(parser: argparse.ArgumentParser) -> None:
 
 
 def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """The picture policy, and what may be fetched."""
+    add_picture_policy(parser).add_argument(
+        "--allow-private-urls",
+        action="store_true",
+        help="fetch pictures from this machine and its network too; without it only from public addresses",
+    )
+
+
+def add_picture_policy(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """The picture policy; what is not given stays as the checkpoint has it."""
     group = parser.add_argument_group("pictures", "without these, the checkpoint's own policy applies")
     group.add_argument(
@@ -163,11 +172,7 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
         help="convert colours of an embedded ICC profile to sRGB (default), or take them as they are, as transformers "
         "does",
     )
-    group.add_argument(
-        "--allow-private-urls",
-        action="store_true",
-        help="fetch pictures from this machine and its network too; without it only from public addresses",
-    )
+    return group
 
 
 def source_policy(args: argparse.Namespace) -> SourcePolicy:

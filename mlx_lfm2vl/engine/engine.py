@@ -234,6 +234,11 @@ class Engine:
         return self._worker.queue_length
 
     @property
+    def batch_length(self) -> int:
+        """Requests that are being answered."""
+        return self._worker.batch_length
+
+    @property
     def model_name(self) -> str | None:
         """The name that the engine, or `reload`, was given; None where that was a function."""
         return self._name

@@ -86,6 +86,11 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    @property
+    def running(self) -> int:
+        """Requests that were taken and have not ended."""
+        return sum(not job.request.done for job in self._running)
+
     def put(self, job: Job, wait: float) -> bool:
         """Adds a job, after at most `wait` seconds; False where the queue is closed. Raises `QueueFullError`."""
         with self._changed:

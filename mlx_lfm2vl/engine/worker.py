@@ -71,6 +71,10 @@ class Worker:
     def queue_length(self) -> int:
         return len(self._waiting)
 
+    @property
+    def batch_length(self) -> int:
+        return self._waiting.running
+
     def wait_until_ready(self, timeout: float | None) -> Loaded:
         """Loads the model unless it is, and returns it. Raises what loading raised, `TimeoutError`,
         `EngineClosedError`, or `EngineThreadError` where it would wait for itself."""

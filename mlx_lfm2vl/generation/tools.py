@@ -55,6 +55,16 @@ def parse_tool_calls(text: str) -> list[ToolCall]:
     Raises:
         ToolCallError: no call can be read, or the only one is cut off. It names the place, and what is wrong there.
     """
+    calls, errors = read_tool_calls(text)
+    if errors and not calls:
+        raise errors[0]
+    for error in errors:
+        warnings.warn(str(error), ToolCallWarning, stacklevel=2)
+    return calls
+
+
+def read_tool_calls(text: str) -> tuple[list[ToolCall], list[ToolCallError]]:
+    """As `parse_tool_calls`: all calls that can be read whole, and what is wrong with each other one."""
     if not isinstance(text, str):
         raise ToolCallError(f"the text of tool calls is {type(text).__name__}, expected str")
     calls: list[ToolCall] = []
@@ -68,11 +78,7 @@ def parse_tool_calls(text: str) -> list[ToolCall]:
             else:
                 errors.append(item)
         at = reader.at
-    if errors and not calls:
-        raise errors[0]
-    for error in errors:
-        warnings.warn(str(error), ToolCallWarning, stacklevel=2)
-    return calls
+    return calls, errors
 
 
 class _Reader:

@@ -1,0 +1,129 @@
+"""Answers of an engine as a server passes them on: pieces of text, tool calls that are read, how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+
+from ..engine.handle import Request
+from ..errors import EngineClosedError
+from ..generation.response import NOTHING, GenerationResponse, Statistics
+from ..generation.tools import read_tool_calls
+from .api_error import ApiError
+from .api_request import ApiRequest
+
+
+@dataclass(frozen=True)
+class Call:
+    """A tool call; `arguments` is an object as JSON."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came of one choice of a request. `finish_reason` is None but on its last piece: "stop", "length" (no tokens,
+    positions or seconds were left) or "tool_calls"; the last piece has the statistics."""
+
+    choice: int
+    text: str = ""
+    calls: tuple[Call, ...] = ()
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    finish_reason: str | None = None
+    statistics: Statistics = NOTHING
+
+
+async def pieces(requests: Sequence[Request], asked: ApiRequest) -> AsyncIterator[Piece]:
+    """The pieces of all choices as they come. Raises what the engine raises, `EngineClosedError` where an answer was
+    cut by the engine, and `ApiError` where nothing came before the deadline."""
+    if len(requests) == 1:
+        async for piece in _pieces(requests[0], asked, 0):
+            yield piece
+        return
+    queue: asyncio.Queue[Piece | None] = asyncio.Queue()
+
+    async def feed(choice: int, request: Request) -> None:
+        try:
+            async for piece in _pieces(request, asked, choice):
+                queue.put_nowait(piece)
+        finally:
+            queue.put_nowait(None)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(feed(choice, request)) for choice, request in enumerate(requests)]
+        for _ in tasks:
+            while (item := await queue.get()) is not None:
+                yield item
+
+
+async def _pieces(request: Request, asked: ApiRequest, choice: int) -> AsyncIterator[Piece]:
+    called = False
+    async for response in request:
+        text, calls = _read(response, asked)
+        if called and not asked.several_calls:
+            calls = ()
+        called = called or bool(calls)
+        piece = Piece(choice, text, calls, response.tokens, response.logprobs or ())
+        if response.finish_reason is not None:
+            statistics = response.statistics or NOTHING
+            yield replace(piece, finish_reason=_reason(response, statistics, called), statistics=statistics)
+        elif text or calls or response.tokens:
+            yield piece
+
+
+def _reason(response: GenerationResponse, statistics: Statistics, called: bool) -> str:
+    """OpenAI's word for the end of an answer."""
+    if response.finish_reason == "cancelled":
+        raise EngineClosedError("the engine let go of its model before the answer was whole")
+    if response.finish_reason == "deadline" and not statistics.generated_tokens:
+        raise ApiError(504, "nothing was answered before the deadline; give more time, or ask for less")
+    if response.finish_reason == "stop":
+        return "tool_calls" if called else "stop"
+    return "length"
+
+
+def _read(response: GenerationResponse, asked: ApiRequest) -> tuple[str, tuple[Call, ...]]:
+    """The text and the calls of a response. A call that cannot be read, or that nobody asked for, is text."""
+    if not response.tool_text:
+        return response.text, ()
+    if not asked.tools:
+        return response.text + response.tool_text, ()
+    found, errors = read_tool_calls(response.tool_text)
+    if errors or not found:
+        return response.text + response.tool_text, ()
+    made = [
+        Call(f"call_{secrets.token_hex(12)}", call.name, json.dumps(call.arguments, ensure_ascii=False))
+        for call in (found if asked.several_calls else found[:1])
+    ]
+    return response.text, tuple(made)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The whole of one choice."""
+
+    text: str
+    calls: tuple[Call, ...]
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: str
+    statistics: Statistics
+
+
+def whole(found: Sequence[Piece], choice: int) -> Answer:
+    """A choice from all the pieces of a request."""
+    own = [piece for piece in found if piece.choice == choice]
+    return Answer(
+        "".join(piece.text for piece in own),
+        tuple(call for piece in own for call in piece.calls),
+        tuple(token for piece in own for token in piece.tokens),
+        tuple(value for piece in own for value in piece.logprobs),
+        own[-1].finish_reason or "stop",
+        own[-1].statistics,
+    )

@@ -1,0 +1,184 @@
+"""A request from its body to its last byte: read, put to the engine of its model, passed on, cancelled if the client
+goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from ..engine.handle import Request
+from ..generation.options import GenerationOptions
+from ..processing.tokenizer import Tokenizer
+from .answer import Answer, Piece, pieces, whole
+from .api_error import ApiError, api_error
+from .api_request import ApiRequest, Rules
+from .fields import Fields, parse_body
+from .limits import BodyReader
+from .log import RequestRecord
+from .models import Model, Models
+from .pictures import detail_overrides
+
+LARGE = 2**16  # bytes of a body that is parsed beside the event loop
+GONE = 499  # the status of a request whose client went away
+EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a protocol reads a body, and writes an answer and its stream. `prefix` is that of the ids of answers."""
+
+    prefix: str
+    parse: Callable[[Fields, Rules], ApiRequest]
+    response: Callable[[str, int, ApiRequest, list[Answer], Tokenizer], dict[str, Any]]
+    events: Callable[[str, int, ApiRequest, AsyncIterator[Piece], Tokenizer], AsyncIterator[tuple[str | None, Any]]]
+    error_event: Callable[[ApiError, str], tuple[str | None, Any]]
+
+
+@dataclass
+class Answering:
+    """Answers requests. `deadline`: seconds that an answer may take where a request says nothing."""
+
+    models: Models
+    rules: Rules
+    deadline: float | None = None
+    reader: BodyReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reader = BodyReader(self.rules.limits)
+
+    async def parsed(self, scope: Scope, receive: Receive, parse: Callable[[Fields, Rules], Any]) -> Any:
+        """A body, read by `parse`. Raises `ApiError` and `ConnectionError`."""
+        body = await self.reader.read(scope, receive)
+
+        def work() -> Any:
+            return parse(parse_body(body), self.rules)
+
+        return await asyncio.to_thread(work) if len(body) > LARGE else work()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, protocol: Protocol) -> None:
+        record: RequestRecord = scope["record"]
+        asked: ApiRequest = await self.parsed(scope, receive, protocol.parse)
+        record.model, record.stream = self.models.find(asked.model).id, asked.stream
+        await while_connected(self._answer(asked, record, send, protocol), receive, record)
+
+    async def _answer(self, asked: ApiRequest, record: RequestRecord, send: Send, protocol: Protocol) -> None:
+        async with self.models.use(asked.model) as model:
+            assert model.processor is not None
+            tokenizer = model.processor.tokenizer
+            id, created = f"{protocol.prefix}{secrets.token_hex(12)}", int(time.time())
+            async with submitted(model, asked, self.deadline) as requests:
+                found = recorded(pieces(requests, asked), record)
+                if asked.stream:
+                    first = await anext(found)  # what is wrong with a request is told by its status
+                    events = protocol.events(id, created, asked, chained(first, found), tokenizer)
+                    await send_events(send, events, lambda error: protocol.error_event(error, record.id))
+                else:
+                    listed = [piece async for piece in found]
+                    answers = [whole(listed, choice) for choice in range(asked.choices)]
+                    await send_json(send, protocol.response(id, created, asked, answers, tokenizer))
+
+
+@contextlib.asynccontextmanager
+async def submitted(model: Model, asked: ApiRequest, longest: float | None) -> AsyncIterator[list[Request]]:
+    """The requests of all choices, which end with the block. Raises `QueueFullError`."""
+    assert model.engine is not None and model.processor is not None
+    limits = [seconds for seconds in (asked.deadline, longest) if seconds is not None]
+    requests: list[Request] = []
+    try:
+        for choice in range(asked.choices):
+            requests.append(
+                model.engine.submit(
+                    asked.messages,
+                    tools=asked.tools,
+                    options=_of_choice(asked.options, choice),
+                    deadline=min(limits, default=None),
+                    **{**detail_overrides(asked.detail, model.processor), **asked.image_overrides},
+                )
+            )
+        yield requests
+    finally:
+        for request in requests:
+            request.cancel()
+
+
+def _of_choice(options: GenerationOptions, choice: int) -> GenerationOptions:
+    """The options of one of several answers: a seed of its own, so that they differ and can be repeated."""
+    if not choice or options.seed is None:
+        return options
+    return replace(options, seed=(options.seed + choice) % 2**64)
+
+
+async def while_connected(work: Coroutine[Any, Any, None], receive: Receive, record: RequestRecord) -> None:
+    """Does the work, and cancels it as soon as the client goes away."""
+    task, gone = asyncio.create_task(work), asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done() or record.complete:
+            await task
+        else:
+            record.status = GONE
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def recorded(found: AsyncIterator[Piece], record: RequestRecord) -> AsyncIterator[Piece]:
+    """The same pieces, whose statistics are noted."""
+    async for piece in found:
+        if piece.finish_reason is not None:
+            record.answers.append(piece.statistics)
+        yield piece
+
+
+async def chained(first: Piece, found: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+    yield first
+    async for piece in found:
+        yield piece
+
+
+def as_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+async def send_json(send: Send, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+    """A whole response."""
+    data = as_json(value)
+    head = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    head += [(name.encode(), text.encode()) for name, text in (headers or {}).items()]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": data})
+
+
+async def send_events(
+    send: Send,
+    events: AsyncIterator[tuple[str | None, Any]],
+    of_error: Callable[[ApiError], tuple[str | None, Any]],
+) -> None:
+    """A stream of server-sent events. An error within it is its last event, and is raised."""
+    await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
+    try:
+        async for event in events:
+            await send({"type": "http.response.body", "body": _event(*event), "more_body": True})
+    except Exception as error:
+        await send({"type": "http.response.body", "body": _event(*of_error(api_error(error)))})
+        raise
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _event(name: str | None, data: Any) -> bytes:
+    text = data.encode() if isinstance(data, str) else as_json(data)
+    return (f"event: {name}\n".encode() if name else b"") + b"data: " + text + b"\n\n"

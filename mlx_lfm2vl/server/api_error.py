@@ -1,0 +1,72 @@
+"""Errors of a request, in the shape of the protocol that it came by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import (
+    EngineClosedError,
+    ImageError,
+    InputError,
+    Lfm2VlError,
+    OptionError,
+    OutOfMemoryError,
+    PromptError,
+    QueueFullError,
+    TemplateError,
+    one_line,
+)
+
+OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+ANTHROPIC_TYPES = {**OPENAI_TYPES, 413: "request_too_large", 504: "timeout_error", 529: "overloaded_error"}
+CLIENTS_OWN = (PromptError, ImageError, OptionError, TemplateError, InputError)  # what a caller can put right
+RETRY_SECONDS = 1  # told with 429 and 503
+
+
+class ApiError(Exception):
+    """An answer other than 200: its status, a line that names the thing and the way out, and where it is.
+
+    `param`: the field of the body, such as `messages[0].content`. `code`: OpenAI's word for the kind of error.
+    """
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, one_line(message), param, code
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Retry-After, where another try may do."""
+        return {"retry-after": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
+
+    def body(self, anthropic: bool, request_id: str) -> dict[str, Any]:
+        """The error as JSON, in the shape of Anthropic or of OpenAI."""
+        server, client = ("api_error", "invalid_request_error") if anthropic else ("server_error",) * 2
+        if not anthropic:
+            client = "invalid_request_error"
+        types = ANTHROPIC_TYPES if anthropic else OPENAI_TYPES
+        kind = types.get(self.status, server if self.status >= 500 else client)
+        if anthropic:
+            return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": request_id}
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def unsupported(param: str, reason: str) -> ApiError:
+    """The error of a field that the protocol has and this server does not offer."""
+    return ApiError(400, f"{param} is not supported here; {reason}", param=param, code="unsupported_parameter")
+
+
+def api_error(error: BaseException) -> ApiError:
+    """What a client is told of an error of the library. The message of an error that is not the client's own stays in
+    the server's log: it may name files of this machine."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, CLIENTS_OWN):
+        return ApiError(400, str(error))
+    if isinstance(error, QueueFullError):
+        return ApiError(429, str(error), code="queue_full")
+    if isinstance(error, OutOfMemoryError):
+        return ApiError(503, "the server has too little memory for this request; ask with fewer or smaller pictures")
+    if isinstance(error, EngineClosedError):
+        return ApiError(503, "the server is about to stop, or let go of the model; ask again")
+    kind = "of the model" if isinstance(error, Lfm2VlError) else "of the server"
+    return ApiError(500, f"an error {kind}; the server's log says which")

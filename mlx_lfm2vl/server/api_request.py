@@ -1,0 +1,100 @@
+"""A request of any protocol, read: what the engine is asked, and how the answer is to come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import OptionError
+from ..generation.options import MAX_TOKENS, GenerationOptions
+from .api_error import ApiError
+from .fields import Fields
+from .limits import Limits
+from .pictures import Pictures
+
+LONGEST_STOP = 1000
+DEADLINES = 86400.0  # seconds
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The part of the server's settings that decides what a body may hold."""
+
+    limits: Limits = field(default_factory=Limits)
+    allow_urls: bool = False
+
+
+@dataclass(frozen=True)
+class ApiRequest:
+    """What a body asks for. `deadline` in seconds from now."""
+
+    model: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    options: GenerationOptions
+    image_overrides: dict[str, Any]
+    detail: str = "auto"
+    choices: int = 1
+    several_calls: bool = True  # an answer may call more than one tool
+    deadline: float | None = None
+    stream: bool = False
+    stream_usage: bool = False
+    echo: dict[str, Any] = field(default_factory=dict)  # fields that the response repeats
+
+
+def sampling(fields: Fields) -> dict[str, Any]:
+    """Arguments of `GenerationOptions` that all protocols spell alike, and those that only this server has."""
+    return {
+        "temperature": fields.number("temperature", 0, 100),
+        "top_p": fields.number("top_p", 0, 1),
+        "min_p": fields.number("min_p", 0, 1),
+        "top_k": fields.whole("top_k", 0, 2**31),
+        "repetition_penalty": fields.number("repetition_penalty", 0.01, 100),
+        "seed": fields.whole("seed", -(2**63), 2**64 - 1),
+    }
+
+
+def options(given: dict[str, Any], stop: Iterable[str], max_tokens: int | None) -> GenerationOptions:
+    """The options of an answer. Raises `ApiError`."""
+    seed = given.pop("seed", None)
+    try:
+        return GenerationOptions(
+            max_tokens=max_tokens, stop=tuple(stop), seed=None if seed is None else seed % 2**64, **given
+        )
+    except OptionError as error:
+        raise ApiError(400, str(error), code="invalid_value") from None
+
+
+def max_tokens(fields: Fields, *names: str, required: bool = False) -> int | None:
+    """The longest answer, in whichever of these fields it stands."""
+    given = {name: fields.whole(name, 1, MAX_TOKENS, required=required) for name in names}
+    values = {value for value in given.values() if value is not None}
+    if len(values) > 1:
+        fields.fail(names[0], f"and {names[1]} differ; give one of them")
+    return min(values, default=None)
+
+
+def stops(fields: Fields, name: str, limits: Limits, value: Any = None) -> tuple[str, ...]:
+    """Texts at which the answer ends."""
+    return fields.texts(name, limits.stops, LONGEST_STOP)
+
+
+def deadline(fields: Fields) -> float | None:
+    """Seconds after which the answer is cut."""
+    return fields.number("deadline", 0, DEADLINES, above=True)
+
+
+class Parts:
+    """Counts messages and items of content."""
+
+    def __init__(self, limits: Limits):
+        self._most, self._count = limits.parts, 0
+
+    def add(self, fields: Fields, name: str, count: int) -> None:
+        self._count += count
+        if self._count > self._most:
+            fields.fail(name, f"brings the request to more than {self._most} messages and parts")
+
+
+__all__ = ["ApiRequest", "Parts", "Pictures", "Rules", "deadline", "max_tokens", "options", "sampling", "stops"]

@@ -1,0 +1,153 @@
+"""The routes of the server, and what all of them share: who may ask, errors, a line in the log."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from . import openai_chat
+from .access import Access
+from .answering import GONE, Answering, Protocol, as_json, send_json
+from .api_error import ApiError, api_error
+from .log import RequestRecord, Write, of_bug
+from .metrics import Metrics
+from .models import Model
+
+OPENAI_CHAT = Protocol(
+    "chatcmpl-", openai_chat.parse, openai_chat.response, openai_chat.events, openai_chat.error_event
+)
+
+
+def make_app(answering: Answering, access: Access, metrics: Metrics, write: Write) -> ASGIApp:
+    """The whole server as an ASGI application."""
+    models = answering.models
+
+    def answers(protocol: Protocol) -> ASGIApp:
+        async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+            await answering(scope, receive, send, protocol)
+
+        return endpoint
+
+    async def list_models(request: Request) -> Response:
+        return json_response({"object": "list", "data": [described(model) for model in models]})
+
+    async def one_model(request: Request) -> Response:
+        return json_response(described(models.find(request.path_params["id"])))
+
+    async def health(request: Request) -> Response:
+        return json_response({"status": "ok", "models": {model.id: model.state for model in models}})
+
+    async def shown_metrics(request: Request) -> Response:
+        return PlainTextResponse(metrics.text(models), media_type="text/plain; version=0.0.4")
+
+    routes = [
+        Route("/v1/chat/completions", _App(answers(OPENAI_CHAT)), methods=["POST"]),
+        Route("/v1/models", list_models, methods=["GET"]),
+        Route("/v1/models/{id:path}", one_model, methods=["GET"]),
+        Route("/health", health, methods=["GET"]),
+        Route("/metrics", shown_metrics, methods=["GET"]),
+    ]
+    guarded = Guarded(Router(routes, redirect_slashes=False, default=not_found), access)
+    app: ASGIApp = guarded
+    if access.origins:
+        app = CORSMiddleware(
+            guarded,
+            allow_origins=access.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "request-id", "retry-after"],
+        )
+    return Recorded(app, frozenset(route.path for route in routes), metrics, write)
+
+
+class _App:
+    """An endpoint that is an ASGI application, which Starlette tells from a function of a request by its type."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+class Guarded:
+    """Refuses requests that may not be answered."""
+
+    def __init__(self, app: ASGIApp, access: Access):
+        self._app, self._access = app, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._access.check(scope)
+        scope["app"] = self  # for Starlette: a method that is not allowed is an exception
+        await self._app(scope, receive, send)
+
+
+class Recorded:
+    """Gives each request an id, makes responses of errors, and writes a line. `paths`: those that are offered."""
+
+    def __init__(self, app: ASGIApp, paths: frozenset[str], metrics: Metrics, write: Write):
+        self._app, self._paths, self._metrics, self._write = app, paths, metrics, write
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = RequestRecord(scope["method"], scope["path"], f"req_{secrets.token_hex(8)}")
+        record.route = record.path if record.path in self._paths else "other"
+        scope["record"] = record
+        anthropic = scope["path"].startswith("/v1/messages")
+        id_header = (b"request-id" if anthropic else b"x-request-id", record.id.encode())
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message["headers"] = [*message["headers"], id_header]
+            record.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        with self._metrics.in_flight():
+            try:
+                await self._app(scope, receive, noted)
+            except ConnectionError:
+                record.status = GONE
+            except Exception as error:
+                await self._refuse(error, record, noted, anthropic)
+            finally:
+                self._metrics.add(record)
+                self._write(record.line())
+
+    async def _refuse(self, error: Exception, record: RequestRecord, send: Send, anthropic: bool) -> None:
+        if isinstance(error, HTTPException):  # of Starlette's router
+            error = ApiError(error.status_code, f"{record.method} {record.path[:200]} is not offered here")
+        refusal = api_error(error)
+        if refusal.status == 500:
+            self._write(f"{record.id} {of_bug(error)}")
+        if record.status == 0:
+            await send_json(send, refusal.body(anthropic, record.id), refusal.status, refusal.headers)
+
+
+async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    raise ApiError(404, f"there is nothing at {scope['path'][:200]}; the protocol's paths begin with /v1")
+
+
+def json_response(value: Any) -> Response:
+    return Response(as_json(value), media_type="application/json")
+
+
+def described(model: Model) -> dict[str, Any]:
+    """A model as OpenAI lists it, and what is known of its state."""
+    made: dict[str, Any] = {
+        "id": model.id,
+        "object": "model",
+        "created": model.created,
+        "owned_by": model.id.partition("/")[0] if "/" in model.id else "local",
+        "state": model.state,
+    }
+    if model.progress is not None:
+        what, done, total = model.progress
+        made["progress"] = {"what": what, "done": done, "total": total}
+    return made

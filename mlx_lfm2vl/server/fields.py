@@ -1,0 +1,164 @@
+"""A JSON body read field by field: each has a type and a range, and none is passed over."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from ..config.files import parse_json, shown
+from .api_error import ApiError, unsupported
+
+MOST_DEPTH = 100  # of lists and objects in each other
+TYPES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+
+
+class Fields:
+    """The members of a JSON object. Each is taken once, by its name; null is as if absent. `close` refuses the rest."""
+
+    def __init__(self, value: Any, where: str = ""):
+        self.where = where
+        if not isinstance(value, dict):
+            raise ApiError(400, f"{where or 'the body'} is {kind(value)}, expected an object", param=where or None)
+        self._left = {name: item for name, item in value.items() if item is not None}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._left
+
+    def names(self) -> list[str]:
+        """The names of what is left."""
+        return list(self._left)
+
+    def path(self, name: str) -> str:
+        """The name of a field as errors have it, such as `messages[0].content`."""
+        return f"{self.where}.{name}" if self.where else name
+
+    def fail(self, name: str, message: str, code: str | None = "invalid_value") -> NoReturn:
+        """Raises the error of a field."""
+        raise ApiError(400, f"{self.path(name)} {message}", param=self.path(name), code=code)
+
+    def take(self, name: str) -> Any:
+        """A field of any type, None if it is absent."""
+        return self._left.pop(name, None)
+
+    def _typed(self, name: str, expected: type | tuple[type, ...], words: str, required: bool) -> Any:
+        value = self.take(name)
+        if value is None and required:
+            raise ApiError(
+                400, f"{self.path(name)} is missing", param=self.path(name), code="missing_required_parameter"
+            )
+        wrong = not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)
+        if value is not None and wrong:
+            self.fail(name, f"is {kind(value)}, expected {words}", "invalid_type")
+        return value
+
+    def text(self, name: str, *, required: bool = False, longest: int | None = None) -> Any:
+        value = self._typed(name, str, "a text", required)
+        if value is not None and longest is not None and len(value) > longest:
+            self.fail(name, f"has {len(value)} characters, expected at most {longest}")
+        return value
+
+    def choice(self, name: str, choices: Iterable[str], *, required: bool = False) -> Any:
+        value = self._typed(name, str, "a text", required)
+        if value is not None and value not in choices:
+            self.fail(name, f"is {shown(value)}, expected one of {', '.join(choices)}")
+        return value
+
+    def flag(self, name: str) -> bool | None:
+        return self._typed(name, bool, "true or false", False)
+
+    def whole(self, name: str, low: int, high: int, *, required: bool = False) -> Any:
+        value = self._typed(name, (int, float), "a whole number", required)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value is not None and (isinstance(value, float) or not low <= value <= high):
+            self.fail(name, f"is {shown(value)}, expected a whole number from {low} to {high}")
+        return value
+
+    def number(self, name: str, low: float, high: float, *, above: bool = False) -> float | None:
+        value = self._typed(name, (int, float), "a number", False)
+        if value is not None and (not low <= value <= high or (above and value == low)):
+            self.fail(name, f"is {shown(value)}, expected a number {'above' if above else 'from'} {low:g} to {high:g}")
+        return value
+
+    def list(self, name: str, most: int, *, required: bool = False) -> Any:
+        value = self._typed(name, list, "a list", required)
+        if value is not None and len(value) > most:
+            self.fail(name, f"has {len(value)} entries, expected at most {most}")
+        return value
+
+    def texts(self, name: str, most: int, longest: int) -> tuple[str, ...]:
+        """A list of texts that are not empty."""
+        values = self.list(name, most) or ()
+        for number, value in enumerate(values):
+            if not isinstance(value, str) or not 0 < len(value) <= longest:
+                self.fail(f"{name}[{number}]", f"is {shown(value)}, expected a text of 1 to {longest} characters")
+        return tuple(values)
+
+    def object(self, name: str, *, required: bool = False) -> Any:
+        """The fields of an object, None if it is absent."""
+        value = self._typed(name, dict, "an object", required)
+        return None if value is None else Fields(value, self.path(name))
+
+    def objects(self, name: str, most: int, *, required: bool = False) -> Any:
+        """The fields of each object of a list, None if it is absent."""
+        values = self.list(name, most, required=required)
+        return values and [Fields(value, f"{self.path(name)}[{n}]") for n, value in enumerate(values)]
+
+    def schema(self, name: str, most: int) -> dict[str, Any] | None:
+        """An object of free JSON, of at most `most` characters as JSON."""
+        value = self._typed(name, dict, "an object", False)
+        if value is not None and len(json.dumps(value)) > most:
+            self.fail(name, f"has more than {most} characters of JSON; make it smaller")
+        return value
+
+    def refuse(self, names: Iterable[str], reason: str) -> None:
+        """Refuses fields that the protocol has and this server does not offer."""
+        for name in names:
+            if self.take(name) not in (None, [], {}, ""):
+                raise unsupported(self.path(name), reason)
+
+    def only(self, name: str, *values: Any) -> None:
+        """Refuses all values of a field but these, which are what happens anyway."""
+        value = self.take(name)
+        if value is not None and value not in values:
+            said = " or ".join(json.dumps(each) for each in values)
+            raise unsupported(f"{self.path(name)}={shown(value)}", f"leave it out, or set it to {said}")
+
+    def close(self) -> None:
+        """Refuses what is left."""
+        for name in self._left:
+            param = self.path(name) if len(name) <= 100 else self.path(f"{name[:100]}...")
+            raise ApiError(400, f"{param} is not known; leave it out", param=param, code="unknown_parameter")
+
+
+def kind(value: Any) -> str:
+    """The type of a JSON value, in words."""
+    return "null" if value is None else TYPES.get(type(value), type(value).__name__)
+
+
+def parse_body(data: bytes) -> Fields:
+    """The fields of a body. Raises `ApiError` for what is no JSON object, or holds NaN, a key twice or half a
+    character."""
+    try:
+        value = parse_json(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ApiError(400, f"the body is not UTF-8 (byte {error.start})") from None
+    except ValueError as error:
+        raise ApiError(400, f"the body is no JSON ({error})") from None
+    _check_values(value)
+    return Fields(value)
+
+
+def _check_values(value: Any) -> None:
+    """Raises `ApiError` unless all numbers of a JSON value are finite and its lists and objects are few in each
+    other."""
+    level, depth = [value], 0
+    while level:
+        if any(isinstance(each, float) and not math.isfinite(each) for each in level):
+            raise ApiError(400, "the body holds NaN or Infinity, which are no JSON")
+        lists = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list)))
+        level, depth = [item for items in lists for item in items], depth + 1
+        if depth > MOST_DEPTH:
+            raise ApiError(400, f"the body has more than {MOST_DEPTH} lists and objects in each other")

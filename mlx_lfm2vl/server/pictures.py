@@ -1,0 +1,89 @@
+"""Pictures of a body: data URIs and base64 to bytes, http(s) addresses if they are allowed, never a path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import ImageError
+from ..processing import addresses
+from ..processing.fetch import SourcePolicy
+from ..processing.processor import Lfm2VlProcessor
+from .api_error import ApiError
+from .fields import Fields
+from .limits import Limits
+
+DETAILS = ("auto", "low", "high")
+
+
+class Pictures:
+    """The pictures of one request: an item of a message's content for each, and what is asked of all of them."""
+
+    def __init__(self, limits: Limits, allow_urls: bool):
+        self._limits, self._allow_urls = limits, allow_urls
+        self._count = 0
+        self._detail: str | None = None
+
+    def from_url(self, fields: Fields, name: str, url: str) -> dict[str, Any]:
+        """The item of a picture at an address."""
+        kind = addresses.scheme(url)
+        if kind == "data:":
+            self._add(fields, name)
+            try:
+                data = addresses.data_bytes(url, SourcePolicy(max_bytes=self._limits.body_bytes))
+            except ImageError:
+                fields.fail(name, "is no data URI in base64, such as data:image/png;base64,iVBO...")
+            return {"type": "image", "image": data}
+        if kind not in ("http:", "https:"):
+            fields.fail(name, "is neither a data URI nor an http(s) address; send the picture as a data URI")
+        if not self._allow_urls:
+            fields.fail(name, "is an address, which this server does not fetch (--allow-urls); send a data URI")
+        self._add(fields, name)
+        return {"type": "image", "url": url}
+
+    def from_base64(self, fields: Fields, name: str, text: str) -> dict[str, Any]:
+        """The item of a picture in base64."""
+        self._add(fields, name)
+        try:
+            return {"type": "image", "image": addresses.decode_base64(text, label="")}
+        except ImageError:
+            fields.fail(name, "is no base64; encode the bytes of a picture file")
+
+    def set_detail(self, fields: Fields, name: str = "detail") -> None:
+        """Takes OpenAI's `detail` of a picture. A request has one picture policy, so all its pictures have the same."""
+        detail = fields.choice(name, DETAILS) or "auto"
+        if self._detail not in (None, detail):
+            fields.fail(name, f"is {detail}, but {self._detail} before; all pictures of a request need the same")
+        self._detail = detail
+
+    def overrides(self, fields: Fields) -> dict[str, Any]:
+        """The picture policy of the request: fields that neither protocol has."""
+        tiling = fields.flag("tiling")
+        given = {
+            "max_image_tokens": fields.whole("max_image_tokens", 1, 2**16),
+            "min_image_tokens": fields.whole("min_image_tokens", 1, 2**16),
+            "do_image_splitting": tiling,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def detail(self) -> str:
+        return self._detail or "auto"
+
+    def _add(self, fields: Fields, name: str) -> None:
+        self._count += 1
+        if self._count > self._limits.pictures:
+            fields.fail(name, f"is picture {self._count}; a request may have {self._limits.pictures}")
+
+
+def detail_overrides(detail: str, processor: Lfm2VlProcessor) -> dict[str, Any]:
+    """The picture policy that OpenAI's `detail` means: as few tokens as the checkpoint gives a picture; or tiles."""
+    if detail == "low":
+        least = processor.image_processor.config.min_image_tokens
+        return {"max_image_tokens": least, "min_image_tokens": least, "do_image_splitting": False}
+    return {"do_image_splitting": True} if detail == "high" else {}
+
+
+def check_data(fields: Fields, data: bytes) -> None:
+    """Raises `ApiError` for no bytes."""
+    if not data:
+        raise ApiError(400, f"{fields.path('data')} is empty; send the bytes of a picture file")

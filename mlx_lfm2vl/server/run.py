@@ -1,0 +1,153 @@
+"""A server from its settings to its end: a socket, uvicorn, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import uvicorn
+
+from ..errors import OptionError, OutputError
+from .access import Access, is_loopback
+from .answering import Answering
+from .api_request import Rules
+from .app import make_app
+from .connection import connection_type
+from .log import Write, to_stderr
+from .metrics import Metrics
+from .models import Models, ModelsSettings
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LAST_SECONDS = 5.0  # that connections have to close once all answers have ended
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a server. `port` 0: one that is free. `open_to_all`: other addresses than this machine's own may be used
+    without an API key. `deadline`: seconds that an answer may take (None: any). `shutdown_seconds`: that answers may
+    still take once the server is told to stop. Raises `OptionError`."""
+
+    models: Sequence[str] = ("demo",)
+    host: str = "127.0.0.1"
+    port: int = 8080
+    access: Access = field(default_factory=Access)
+    open_to_all: bool = False
+    rules: Rules = field(default_factory=Rules)
+    model_settings: ModelsSettings = field(default_factory=ModelsSettings)
+    deadline: float | None = None
+    shutdown_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not is_loopback(self.host) and self.access.api_key is None and not self.open_to_all:
+            raise OptionError(
+                f"{self.host} is reached from other machines, so it needs an API key (--api-key-file, "
+                "MLX_LFM2VL_API_KEY) or --no-api-key, which lets anyone ask"
+            )
+
+
+class Server:
+    """A server that listens from the start; `run` answers until `stop` is called, or a signal comes."""
+
+    def __init__(self, settings: Settings, write: Write = to_stderr):
+        self._settings, self._write = settings, write
+        self._socket = listening(settings.host, settings.port)
+        self.port: int = self._socket.getsockname()[1]
+        self._uvicorn: _Uvicorn | None = None
+        self._stopping = threading.Event()
+
+    @property
+    def url(self) -> str:
+        host = self._settings.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def run(self) -> None:
+        """Answers until the end, in the calling thread."""
+        asyncio.run(self._run())
+
+    def stop(self) -> None:
+        """Takes no more requests; those that are being answered may still end, for a time. Returns at once."""
+        self._stopping.set()
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+
+    async def _run(self) -> None:
+        settings = self._settings
+        models = Models(settings.models, settings.model_settings, self._write)
+        answering = Answering(models, settings.rules, settings.deadline)
+        limits = settings.rules.limits
+        config = uvicorn.Config(
+            make_app(answering, settings.access, Metrics(), self._write),
+            http=connection_type(limits),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=int(limits.keep_alive_seconds),
+            timeout_graceful_shutdown=int(settings.shutdown_seconds + 2 * LAST_SECONDS),
+        )
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the server has a log of its own
+        self._uvicorn = _Uvicorn(config)
+        self._uvicorn.should_exit = self._stopping.is_set()
+        idle = asyncio.create_task(models.let_go_of_idle())
+        cut = asyncio.create_task(self._cut_answers(self._uvicorn, models))
+        try:
+            await self._uvicorn.serve(sockets=[self._socket])
+        finally:
+            for task in (idle, cut):
+                task.cancel()
+            await asyncio.gather(idle, cut, return_exceptions=True)
+            await models.close()
+
+    async def _cut_answers(self, server: _Uvicorn, models: Models) -> None:
+        """Ends the answers that go on for too long after the server was told to stop."""
+        while not server.should_exit:
+            await asyncio.sleep(0.1)
+        self._write("stopping")
+        await asyncio.sleep(self._settings.shutdown_seconds)
+        await models.close()
+
+
+class _Uvicorn(uvicorn.Server):
+    """A server that ends in order at a signal, at the second one at once."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+        if threading.current_thread() is not threading.main_thread():  # only there Python allows a handler
+            yield
+            return
+        before = {number: signal.signal(number, self._told) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _told(self, *_: object) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket at an address of this machine. Raises `OutputError`."""
+    try:
+        name = "127.0.0.1" if host == "localhost" else host
+        family = socket.AF_INET6 if ipaddress.ip_address(name).version == 6 else socket.AF_INET
+    except ValueError:
+        raise OptionError(f"{host} is no IP address of this machine; give one, such as 127.0.0.1 or 0.0.0.0") from None
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((name, port))
+    except OSError as error:
+        made.close()
+        raise OutputError(f"{host}:{port} cannot be listened at ({error.strerror}); choose another --port") from None
+    return made
