@@ -3,6 +3,8 @@
 import base64
 import contextlib
 import functools
+import http.client
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -42,6 +44,18 @@ class Running:
 
     def anthropic(self, **more: Any) -> anthropic.Anthropic:
         return anthropic.Anthropic(**{"base_url": self.url, "api_key": "any", "max_retries": 0, **more})
+
+    def raw(self, method: str, path: str, body: bytes | str | None = None, **headers: str) -> tuple[int, Any, Any]:
+        """A response to a request as it is: its status, headers, and body, which is parsed if it is JSON."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
+        try:
+            connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+            response = connection.getresponse()
+            data = response.read()
+            is_json = response.headers.get_content_type() == "application/json"
+            return response.status, response.headers, json.loads(data) if is_json else data.decode()
+        finally:
+            connection.close()
 
     def line(self, id: str) -> str:
         """The line of a request, which is written when it has ended."""

@@ -18,7 +18,7 @@ class Detokenizer:
     """The text of one answer as its tokens come. Pieces joined are the decoded answer, up to a stop text.
 
     `tool_text` holds the tool calls, with their tokens, that are complete or at the end cut off. `stopped` says whether
-    an end token or a stop text has come.
+    an end token or a stop text has come, `stop_text` which text.
     """
 
     def __init__(self, tokenizer: Tokenizer, options: GenerationOptions, ends: Iterable[int]):
@@ -32,7 +32,8 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._stop = options.stop
         added = tokenizer.backend.get_added_tokens_decoder()
-        stops = {id for id, token in added.items() if token.content in options.stop} if options.stop else ()
+        stops = {id: token.content for id, token in added.items() if token.content in options.stop}
+        self._stop_ids = stops
         self._ends = frozenset((*ends, *stops))  # special tokens are no text, in which a stop text is looked for
         self._call_start, self._call_end = map(tokenizer.backend.token_to_id, (CALL_START, CALL_END))
         self._call: list[int] = []  # tokens of the tool call that is being written
@@ -40,6 +41,7 @@ class Detokenizer:
         self._start([])
         self.tool_text = ""
         self.stopped = False
+        self.stop_text: str | None = None
 
     def take_tool_text(self) -> str:
         """Empties `tool_text` and returns what it held."""
@@ -49,7 +51,7 @@ class Detokenizer:
     def push(self, token: int) -> str:
         """The text that this token makes certain. Sets `stopped` at an end token or a stop text."""
         if token in self._ends:
-            self.stopped = True
+            self.stopped, self.stop_text = True, self._stop_ids.get(token)
             return self.finish()
         if self._call:
             self._call.append(token)
@@ -103,10 +105,11 @@ class Detokenizer:
         self._call = []
 
     def _release(self) -> str:
-        found = [at for stop in self._stop if (at := self._pending.find(stop)) >= 0]
+        found = [(at, stop) for stop in self._stop if (at := self._pending.find(stop)) >= 0]
         if found:
+            at, self.stop_text = min(found)
             self.stopped = True
-            text, self._pending = self._pending[: min(found)], ""
+            text, self._pending = self._pending[:at], ""
             return text
         held = max((_overlap(self._pending, stop) for stop in self._stop), default=0)
         cut = len(self._pending) - held

@@ -124,9 +124,8 @@ class Sequence:
         """The text, and the tokens since the last response."""
         logprobs = tuple(each.own for each in self._logprobs) if self.options.logprobs else None
         top = tuple(map(self._top, self._logprobs)) if self.options.top_logprobs else None
-        made = GenerationResponse(
-            text, tuple(self._tokens), reason, statistics, logprobs, self.detokenizer.take_tool_text(), top
-        )
+        tool_text, stop_text = self.detokenizer.take_tool_text(), self.detokenizer.stop_text
+        made = GenerationResponse(text, tuple(self._tokens), reason, statistics, logprobs, tool_text, top, stop_text)
         self._tokens, self._logprobs = [], []
         return made
 

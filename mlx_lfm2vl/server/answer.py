@@ -18,7 +18,7 @@ from .api_request import ApiRequest
 
 @dataclass(frozen=True)
 class Call:
-    """A tool call; `arguments` is an object as JSON."""
+    """A tool call; `id` lacks the prefix of the protocol, `arguments` is an object as JSON."""
 
     id: str
     name: str
@@ -28,7 +28,8 @@ class Call:
 @dataclass(frozen=True)
 class Piece:
     """What came of one choice of a request. `finish_reason` is None but on its last piece: "stop", "length" (no tokens,
-    positions or seconds were left) or "tool_calls"; the last piece has the statistics."""
+    positions or seconds were left) or "tool_calls". `statistics` are those until then, on the first and the last piece.
+    `stop_text`: the stop text that ended the answer, if one did."""
 
     choice: int
     text: str = ""
@@ -37,6 +38,7 @@ class Piece:
     logprobs: tuple[float, ...] = ()
     finish_reason: str | None = None
     statistics: Statistics = NOTHING
+    stop_text: str | None = None
 
 
 async def pieces(requests: Sequence[Request], asked: ApiRequest) -> AsyncIterator[Piece]:
@@ -63,18 +65,26 @@ async def pieces(requests: Sequence[Request], asked: ApiRequest) -> AsyncIterato
 
 
 async def _pieces(request: Request, asked: ApiRequest, choice: int) -> AsyncIterator[Piece]:
-    called = False
+    called, first = False, True
     async for response in request:
         text, calls = _read(response, asked)
         if called and not asked.several_calls:
             calls = ()
         called = called or bool(calls)
-        piece = Piece(choice, text, calls, response.tokens, response.logprobs or ())
+        piece = Piece(choice, text, calls, response.tokens, response.logprobs or (), stop_text=response.stop_text)
+        if first:
+            piece, first = replace(piece, statistics=_so_far(request)), False
         if response.finish_reason is not None:
             statistics = response.statistics or NOTHING
             yield replace(piece, finish_reason=_reason(response, statistics, called), statistics=statistics)
         elif text or calls or response.tokens:
             yield piece
+
+
+def _so_far(request: Request) -> Statistics:
+    """The statistics of a request that has begun."""
+    so_far = request.so_far  # the engine takes it away as the request ends
+    return so_far() if so_far is not None else request.result(0).statistics or NOTHING
 
 
 def _reason(response: GenerationResponse, statistics: Statistics, called: bool) -> str:
@@ -98,7 +108,7 @@ def _read(response: GenerationResponse, asked: ApiRequest) -> tuple[str, tuple[C
     if errors or not found:
         return response.text + response.tool_text, ()
     made = [
-        Call(f"call_{secrets.token_hex(12)}", call.name, json.dumps(call.arguments, ensure_ascii=False))
+        Call(secrets.token_hex(12), call.name, json.dumps(call.arguments, ensure_ascii=False))
         for call in (found if asked.several_calls else found[:1])
     ]
     return response.text, tuple(made)
@@ -114,6 +124,7 @@ class Answer:
     logprobs: tuple[float, ...]
     finish_reason: str
     statistics: Statistics
+    stop_text: str | None
 
 
 def whole(found: Sequence[Piece], choice: int) -> Answer:
@@ -126,4 +137,5 @@ def whole(found: Sequence[Piece], choice: int) -> Answer:
         tuple(value for piece in own for value in piece.logprobs),
         own[-1].finish_reason or "stop",
         own[-1].statistics,
+        own[-1].stop_text,
     )

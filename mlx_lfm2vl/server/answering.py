@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +28,8 @@ from .log import RequestRecord
 from .models import Model, Models
 from .pictures import detail_overrides
 
-LARGE = 2**16  # bytes of a body that is parsed beside the event loop
+LARGE = 2**16  # bytes of a body that is parsed beside the event loop; a schema takes long too
+THREADS = 2  # that parse, and as many that count tokens
 GONE = 499  # the status of a request whose client went away
 EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
@@ -53,6 +56,14 @@ class Answering:
 
     def __post_init__(self) -> None:
         self.reader = BodyReader(self.rules.limits)
+        # none waits for a model, or for the slow addresses of pictures that are counted
+        self._parsers = ThreadPoolExecutor(THREADS, "mlx-lfm2vl parser")
+        self._counters = ThreadPoolExecutor(THREADS, "mlx-lfm2vl counter")
+
+    def close(self) -> None:
+        """Ends the threads."""
+        for pool in (self._parsers, self._counters):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def parsed(self, scope: Scope, receive: Receive, parse: Callable[[Fields, Rules], Any]) -> Any:
         """A body, read by `parse`. Raises `ApiError` and `ConnectionError`."""
@@ -61,13 +72,28 @@ class Answering:
         def work() -> Any:
             return parse(parse_body(body), self.rules)
 
-        return await asyncio.to_thread(work) if len(body) > LARGE else work()
+        if len(body) <= LARGE and b"schema" not in body:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._parsers, work)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, protocol: Protocol) -> None:
         record: RequestRecord = scope["record"]
         asked: ApiRequest = await self.parsed(scope, receive, protocol.parse)
         record.model, record.stream = self.models.find(asked.model).id, asked.stream
         await while_connected(self._answer(asked, record, send, protocol), receive, record)
+
+    async def count_tokens(
+        self, scope: Scope, receive: Receive, send: Send, parse: Callable[[Fields, Rules], ApiRequest]
+    ) -> None:
+        """Answers with the number of tokens of a prompt."""
+        asked: ApiRequest = await self.parsed(scope, receive, parse)
+        async with self.models.use(asked.model) as model:
+            assert model.engine is not None
+            count = functools.partial(
+                model.engine.count_tokens, asked.messages, tools=asked.tools, **asked.image_overrides
+            )
+            tokens = await asyncio.get_running_loop().run_in_executor(self._counters, count)
+        await send_json(send, {"input_tokens": tokens})
 
     async def _answer(self, asked: ApiRequest, record: RequestRecord, send: Send, protocol: Protocol) -> None:
         async with self.models.use(asked.model) as model:

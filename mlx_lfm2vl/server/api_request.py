@@ -11,7 +11,6 @@ from ..generation.options import MAX_TOKENS, GenerationOptions
 from .api_error import ApiError
 from .fields import Fields
 from .limits import Limits
-from .pictures import Pictures
 
 LONGEST_STOP = 1000
 DEADLINES = 86400.0  # seconds
@@ -75,7 +74,7 @@ def max_tokens(fields: Fields, *names: str, required: bool = False) -> int | Non
     return min(values, default=None)
 
 
-def stops(fields: Fields, name: str, limits: Limits, value: Any = None) -> tuple[str, ...]:
+def stops(fields: Fields, name: str, limits: Limits) -> tuple[str, ...]:
     """Texts at which the answer ends."""
     return fields.texts(name, limits.stops, LONGEST_STOP)
 
@@ -95,6 +94,3 @@ class Parts:
         self._count += count
         if self._count > self._most:
             fields.fail(name, f"brings the request to more than {self._most} messages and parts")
-
-
-__all__ = ["ApiRequest", "Parts", "Pictures", "Rules", "deadline", "max_tokens", "options", "sampling", "stops"]

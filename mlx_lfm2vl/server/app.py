@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import openai_chat
+from . import anthropic, anthropic_answer, openai_chat, openai_chat_answer, openai_responses, openai_responses_answer
 from .access import Access
 from .answering import GONE, Answering, Protocol, as_json, send_json
 from .api_error import ApiError, api_error
@@ -21,7 +21,21 @@ from .metrics import Metrics
 from .models import Model
 
 OPENAI_CHAT = Protocol(
-    "chatcmpl-", openai_chat.parse, openai_chat.response, openai_chat.events, openai_chat.error_event
+    "chatcmpl-",
+    openai_chat.parse,
+    openai_chat_answer.response,
+    openai_chat_answer.events,
+    openai_chat_answer.error_event,
+)
+OPENAI_RESPONSES = Protocol(
+    "resp_",
+    openai_responses.parse,
+    openai_responses_answer.response,
+    openai_responses_answer.events,
+    openai_responses_answer.error_event,
+)
+ANTHROPIC = Protocol(
+    "msg_", anthropic.parse, anthropic_answer.response, anthropic_answer.events, anthropic_answer.error_event
 )
 
 
@@ -34,6 +48,9 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
             await answering(scope, receive, send, protocol)
 
         return endpoint
+
+    async def count_tokens(scope: Scope, receive: Receive, send: Send) -> None:
+        await answering.count_tokens(scope, receive, send, anthropic.parse_count)
 
     async def list_models(request: Request) -> Response:
         return json_response({"object": "list", "data": [described(model) for model in models]})
@@ -49,6 +66,9 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
 
     routes = [
         Route("/v1/chat/completions", _App(answers(OPENAI_CHAT)), methods=["POST"]),
+        Route("/v1/responses", _App(answers(OPENAI_RESPONSES)), methods=["POST"]),
+        Route("/v1/messages", _App(answers(ANTHROPIC)), methods=["POST"]),
+        Route("/v1/messages/count_tokens", _App(count_tokens), methods=["POST"]),
         Route("/v1/models", list_models, methods=["GET"]),
         Route("/v1/models/{id:path}", one_model, methods=["GET"]),
         Route("/health", health, methods=["GET"]),

@@ -38,6 +38,10 @@ class Fields:
         """Raises the error of a field."""
         raise ApiError(400, f"{self.path(name)} {message}", param=self.path(name), code=code)
 
+    def peek(self, name: str) -> Any:
+        """A field that is still to be taken."""
+        return self._left.get(name)
+
     def take(self, name: str) -> Any:
         """A field of any type, None if it is absent."""
         return self._left.pop(name, None)

@@ -106,6 +106,7 @@ class Server:
                 task.cancel()
             await asyncio.gather(idle, cut, return_exceptions=True)
             await models.close()
+            answering.close()
 
     async def _cut_answers(self, server: _Uvicorn, models: Models) -> None:
         """Ends the answers that go on for too long after the server was told to stop."""

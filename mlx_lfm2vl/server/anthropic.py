@@ -1,0 +1,225 @@
+"""Anthropic's messages: bodies of `/v1/messages` to requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from .api_error import unsupported
+from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, options, sampling, stops
+from .fields import Fields
+from .pictures import Pictures
+from .response_format import json_schema
+from .tools import Tools, function_schema
+
+ROLES = ("user", "assistant")
+SOURCES = ("base64", "url")
+NOT_OFFERED = ("container", "diagnostics", "inference_geo", "mcp_servers", "prefill", "speed")
+
+
+def parse(fields: Fields, rules: Rules) -> ApiRequest:
+    """The request of a body. Raises `ApiError`."""
+    prompt, tools = _prompt(fields, rules)
+    stop = stops(fields, "stop_sequences", rules.limits)
+    longest = max_tokens(fields, "max_tokens", required=True)
+    metadata = fields.object("metadata")
+    if metadata is not None:
+        metadata.text("user_id", longest=1000)
+        metadata.close()
+    fields.only("service_tier", "auto", "standard_only")
+    given = sampling(fields) | {"response_format": tools.form(fields, "output_config", _format(fields, rules))}
+    asked = ApiRequest(
+        **prompt,
+        options=options(given, stop, longest),
+        deadline=deadline(fields),
+        stream=fields.flag("stream") or False,
+    )
+    fields.close()
+    return asked
+
+
+def parse_count(fields: Fields, rules: Rules) -> ApiRequest:
+    """The request whose tokens are to be counted. Raises `ApiError`."""
+    prompt, _ = _prompt(fields, rules)
+    _format(fields, rules)
+    fields.close()
+    return ApiRequest(**prompt, options=options({}, (), None))
+
+
+def _prompt(fields: Fields, rules: Rules) -> tuple[dict[str, Any], Tools]:
+    """What the model is to read, as arguments of an `ApiRequest`."""
+    pictures, parts = Pictures(rules.limits, rules.allow_urls), Parts(rules.limits)
+    model = fields.text("model", required=True)
+    messages = [*_system(fields, parts), *_messages(fields, rules, parts, pictures)]
+    tools = _tools(fields, rules)
+    overrides = pictures.overrides(fields)
+    _hint(fields)
+    thinking = fields.object("thinking")
+    if thinking is not None:
+        thinking.only("type", "disabled")
+        thinking.close()
+    fields.refuse(NOT_OFFERED, "leave it out")
+    prompt = {"model": model, "messages": messages, "tools": tools.schemas, "image_overrides": overrides}
+    return prompt | {"several_calls": tools.several}, tools
+
+
+def _hint(fields: Fields) -> None:
+    """Takes what says where a cache may begin: the server finds that by itself."""
+    hint = fields.object("cache_control")
+    if hint is not None:
+        hint.choice("type", ("ephemeral",), required=True)
+        hint.text("ttl")
+        hint.close()
+
+
+def _system(fields: Fields, parts: Parts) -> list[dict[str, Any]]:
+    given = fields.take("system")
+    if given is None:
+        return []
+    text = given if isinstance(given, str) else _texts(Fields({"system": given}), "system", parts)
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _texts(fields: Fields, name: str, parts: Parts) -> str:
+    """A list of blocks of text, joined."""
+    blocks = fields.objects(name, 10**6, required=True)
+    parts.add(fields, name, len(blocks))
+    texts = []
+    for block in blocks:
+        block.choice("type", ("text",), required=True)
+        texts.append(_text(block))
+    return "\n".join(texts)
+
+
+def _text(block: Fields) -> str:
+    text: str = block.text("text", required=True)
+    block.refuse(("citations",), "leave it out")
+    _hint(block)
+    block.close()
+    return text
+
+
+def _messages(fields: Fields, rules: Rules, parts: Parts, pictures: Pictures) -> list[dict[str, Any]]:
+    listed = fields.objects("messages", rules.limits.parts, required=True)
+    if not listed:
+        fields.fail("messages", "is empty, expected at least one message")
+    parts.add(fields, "messages", len(listed))
+    made = [message for each in listed for message in _message(each, parts, pictures)]
+    if made[-1]["role"] == "assistant":
+        raise unsupported(
+            "messages", "the last one is the assistant's, and answers are not prefilled; end with a user's"
+        )
+    return made
+
+
+def _message(fields: Fields, parts: Parts, pictures: Pictures) -> Iterator[dict[str, Any]]:
+    """A message as templates know it: results of tools are messages of their own."""
+    role = fields.choice("role", ROLES, required=True)
+    content = fields.take("content")
+    if isinstance(content, str):
+        fields.close()
+        yield {"role": role, "content": content}
+        return
+    blocks = Fields({"content": content}, fields.where).objects("content", 10**6, required=True)
+    parts.add(fields, "content", len(blocks))
+    fields.close()
+    items: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
+    for block in blocks:
+        kind = block.text("type", required=True)
+        if kind == "tool_result" and role == "user":
+            yield {"role": "tool", "content": _result(block, parts, pictures)}
+        elif kind == "tool_use" and role == "assistant":
+            calls.append(_past_call(block))
+        else:
+            items.append(_item(block, kind, role, pictures))
+    if items or calls:
+        yield {"role": role, "content": joined(items), **({"tool_calls": calls} if calls else {})}
+    elif not blocks:
+        fields.fail("content", "is empty, expected a text or blocks")
+
+
+def joined(items: list[dict[str, Any]]) -> Any:
+    """A text, or the items where there are pictures."""
+    if any(item["type"] == "image" for item in items):
+        return items
+    return "\n".join(item["text"] for item in items)
+
+
+def _item(block: Fields, kind: str, role: str, pictures: Pictures) -> dict[str, Any]:
+    if kind == "text":
+        return {"type": "text", "text": _text(block)}
+    if kind != "image" or role != "user":
+        block.fail("type", f"is {kind!r:.60}; a message of role {role} may not hold it")
+    source = block.object("source", required=True)
+    if source.choice("type", SOURCES, required=True) == "base64":
+        source.text("media_type", required=True)  # the bytes say what they are
+        made = pictures.from_base64(source, "data", source.text("data", required=True))
+    else:
+        made = pictures.from_url(source, "url", source.text("url", required=True))
+    source.close()
+    block.refuse(("transformations",), "leave it out")
+    _hint(block)
+    block.close()
+    return made
+
+
+def _result(block: Fields, parts: Parts, pictures: Pictures) -> Any:
+    block.text("tool_use_id", required=True)  # results are told apart by their order
+    block.flag("is_error")  # which its text says
+    content = block.take("content")
+    _hint(block)
+    block.close()
+    if content is None or isinstance(content, str):
+        return content or ""
+    blocks = Fields({"content": content}, block.where).objects("content", 10**6, required=True)
+    parts.add(block, "content", len(blocks))
+    return joined([_item(each, each.text("type", required=True), "user", pictures) for each in blocks])
+
+
+def _past_call(block: Fields) -> dict[str, Any]:
+    block.text("id", required=True)
+    name, given = block.text("name", required=True), block.schema("input", 10**9)
+    _hint(block)
+    block.close()
+    return {"type": "function", "function": {"name": name, "arguments": json.dumps(given or {}, ensure_ascii=False)}}
+
+
+def _tools(fields: Fields, rules: Rules) -> Tools:
+    listed = fields.objects("tools", rules.limits.tools)
+    tools = Tools([_tool(tool, rules) for tool in listed] if listed else None)
+    choice = fields.object("tool_choice")
+    if choice is None:
+        return tools
+    mode = choice.choice("type", ("auto", "any", "tool", "none"), required=True)
+    name = choice.text("name", required=mode == "tool")
+    tools = Tools(tools.schemas, several=not choice.flag("disable_parallel_tool_use"))
+    choice.close()
+    return tools.chosen(fields, {"any": "required", "tool": "named"}.get(mode, mode), name)
+
+
+def _tool(tool: Fields, rules: Rules) -> dict[str, Any]:
+    tool.only("type", "custom")
+    made = function_schema(tool, rules, "input_schema")
+    _hint(tool)
+    tool.only("strict", False)
+    tool.only("defer_loading", False)
+    tool.close()
+    return made
+
+
+def _format(fields: Fields, rules: Rules) -> Any:
+    """The form of the answer, which stands in `output_config`."""
+    config = fields.object("output_config")
+    if config is None:
+        return None
+    format = config.object("format")
+    config.refuse(("effort",), "leave it out")
+    config.close()
+    if format is None:
+        return None
+    format.choice("type", ("json_schema",), required=True)
+    made = json_schema(format, "schema", rules)
+    format.close()
+    return made

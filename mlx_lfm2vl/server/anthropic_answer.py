@@ -1,0 +1,94 @@
+"""Answers as Anthropic's messages, and as the events of a stream of one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from ..generation.response import Statistics
+from ..processing.tokenizer import Tokenizer
+from .answer import Answer, Call, Piece
+from .api_error import ApiError
+from .api_request import ApiRequest
+
+REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+Event = tuple[str | None, Any]
+
+
+def usage(statistics: Statistics) -> dict[str, int]:
+    """Anthropic counts tokens that are read from a cache beside the others."""
+    return {
+        "input_tokens": statistics.prompt_tokens - statistics.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": statistics.cached_tokens,
+        "output_tokens": statistics.generated_tokens,
+    }
+
+
+def message(id: str, asked: ApiRequest, statistics: Statistics) -> dict[str, Any]:
+    """A message without content."""
+    made = {"id": id, "type": "message", "role": "assistant", "model": asked.model, "content": []}
+    return made | {"stop_reason": None, "stop_sequence": None, "usage": usage(statistics)}
+
+
+def ending(part: Answer | Piece) -> dict[str, Any]:
+    """Why an answer ended, in Anthropic's words."""
+    if part.stop_text is not None and part.finish_reason == "stop":
+        return {"stop_reason": "stop_sequence", "stop_sequence": part.stop_text}
+    return {"stop_reason": REASONS[part.finish_reason or "stop"], "stop_sequence": None}
+
+
+def _tool_use(call: Call) -> dict[str, Any]:
+    return {"type": "tool_use", "id": f"toolu_{call.id}", "name": call.name, "input": {}}
+
+
+def response(id: str, created: int, asked: ApiRequest, answers: list[Answer], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The body of a whole answer."""
+    (answer,) = answers
+    calls = [_tool_use(call) | {"input": json.loads(call.arguments)} for call in answer.calls]
+    text = [{"type": "text", "text": answer.text}] if answer.text or not calls else []
+    return message(id, asked, answer.statistics) | {"content": [*text, *calls]} | ending(answer)
+
+
+async def events(
+    id: str, created: int, asked: ApiRequest, pieces: AsyncIterator[Piece], tokenizer: Tokenizer
+) -> AsyncIterator[Event]:
+    """The events of a stream."""
+    blocks, open_text, begun = 0, False, False
+
+    def event(kind: str, **data: Any) -> Event:
+        return kind, {"type": kind, **data}
+
+    def block(content: dict[str, Any], delta: dict[str, Any] | None) -> Iterator[Event]:
+        yield event("content_block_start", index=blocks, content_block=content)
+        if delta is not None:
+            yield event("content_block_delta", index=blocks, delta=delta)
+
+    async for piece in pieces:
+        if not begun:
+            begun = True
+            yield event("message_start", message=message(id, asked, piece.statistics))
+        if piece.text and not open_text:
+            open_text = True
+            for each in block({"type": "text", "text": ""}, None):
+                yield each
+        if piece.text:
+            yield event("content_block_delta", index=blocks, delta={"type": "text_delta", "text": piece.text})
+        if open_text and (piece.calls or piece.finish_reason is not None):
+            open_text = False
+            yield event("content_block_stop", index=blocks)
+            blocks += 1
+        for call in piece.calls:
+            for each in block(_tool_use(call), {"type": "input_json_delta", "partial_json": call.arguments}):
+                yield each
+            yield event("content_block_stop", index=blocks)
+            blocks += 1
+        if piece.finish_reason is not None:
+            yield event("message_delta", delta=ending(piece), usage=usage(piece.statistics))
+            yield event("message_stop")
+
+
+def error_event(error: ApiError, request_id: str) -> Event:
+    """The last event of a stream that breaks off."""
+    return "error", error.body(True, request_id)

@@ -1,0 +1,158 @@
+"""Answers as OpenAI's responses, and as the events of a stream of one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from ..generation.response import Statistics
+from ..processing.tokenizer import Tokenizer
+from .answer import Answer, Call, Piece
+from .api_error import ApiError
+from .api_request import ApiRequest
+
+Event = tuple[str | None, Any]
+
+
+def head(id: str, created: int, asked: ApiRequest) -> dict[str, Any]:
+    """A response that has not ended."""
+    defaults: dict[str, Any] = {
+        "instructions": None,
+        "metadata": {},
+        "temperature": None,
+        "top_p": None,
+        "max_output_tokens": None,
+    }
+    defaults |= {"tools": [], "tool_choice": "auto", "text": {"format": {"type": "text"}}}
+    fixed: dict[str, Any] = {"error": None, "incomplete_details": None, "previous_response_id": None, "store": False}
+    fixed |= {"truncation": "disabled", "background": False, "usage": None, "output": [], "status": "in_progress"}
+    top = {"id": id, "object": "response", "created_at": created, "model": asked.model}
+    return top | fixed | defaults | asked.echo
+
+
+def usage(statistics: Statistics) -> dict[str, Any]:
+    return {
+        "input_tokens": statistics.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": statistics.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": statistics.generated_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": statistics.prompt_tokens + statistics.generated_tokens,
+    }
+
+
+def ended(top: dict[str, Any], output: list[dict[str, Any]], part: Answer | Piece) -> dict[str, Any]:
+    """The response with its output, once it has ended."""
+    cut = part.finish_reason == "length"
+    details = {"reason": "max_output_tokens"} if cut else None
+    status = "incomplete" if cut else "completed"
+    return top | {"output": output, "status": status, "incomplete_details": details, "usage": usage(part.statistics)}
+
+
+def text_item(id: str, text: str, status: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+    return {"id": id, "type": "message", "role": "assistant", "status": status, "content": [part]}
+
+
+def call_item(call: Call, status: str, arguments: str) -> dict[str, Any]:
+    ids = {"id": f"fc_{call.id}", "call_id": f"call_{call.id}"}
+    return {"type": "function_call", **ids, "name": call.name, "arguments": arguments, "status": status}
+
+
+def logprobs(asked: ApiRequest, part: Answer | Piece, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    if not asked.options.logprobs:
+        return []
+    return [
+        {"token": tokenizer.decode([token]), "bytes": [], "logprob": value, "top_logprobs": []}
+        for token, value in zip(part.tokens, part.logprobs, strict=True)
+    ]
+
+
+def response(id: str, created: int, asked: ApiRequest, answers: list[Answer], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The body of a whole answer."""
+    (answer,) = answers
+    status = "incomplete" if answer.finish_reason == "length" else "completed"
+    output = [call_item(call, "completed", call.arguments) for call in answer.calls]
+    if answer.text or not output:
+        output.insert(0, text_item(_message_id(id), answer.text, status, logprobs(asked, answer, tokenizer)))
+    return ended(head(id, created, asked), output, answer)
+
+
+def _message_id(id: str) -> str:
+    return f"msg_{id.removeprefix('resp_')}"
+
+
+class _Output:
+    """The items of a stream, in the events that make them."""
+
+    def __init__(self, id: str, asked: ApiRequest, tokenizer: Tokenizer):
+        self._id, self._asked, self._tokenizer = _message_id(id), asked, tokenizer
+        self.items: list[dict[str, Any]] = []
+        self._number = 0
+        self._text: list[str] | None = None  # of the item that is open
+        self._logprobs: list[dict[str, Any]] = []
+
+    def event(self, kind: str, **data: Any) -> Event:
+        self._number += 1
+        return kind, {"type": kind, "sequence_number": self._number - 1, **data}
+
+    def text(self, piece: Piece) -> Iterator[Event]:
+        place = {"item_id": self._id, "output_index": len(self.items), "content_index": 0}
+        if self._text is None:
+            self._text, self._logprobs = [], []
+            empty = text_item(self._id, "", "in_progress", [])
+            (part,) = empty.pop("content")
+            yield self.event("response.output_item.added", output_index=len(self.items), item={**empty, "content": []})
+            yield self.event("response.content_part.added", **place, part=part)
+        self._text.append(piece.text)
+        found = logprobs(self._asked, piece, self._tokenizer)
+        self._logprobs += found
+        yield self.event("response.output_text.delta", **place, delta=piece.text, logprobs=found)
+
+    def end_text(self, status: str) -> Iterator[Event]:
+        if self._text is None:
+            return
+        place = {"item_id": self._id, "output_index": len(self.items), "content_index": 0}
+        text, self._text = "".join(self._text), None
+        item = text_item(self._id, text, status, self._logprobs)
+        yield self.event("response.output_text.done", **place, text=text, logprobs=self._logprobs)
+        yield self.event("response.content_part.done", **place, part=item["content"][0])
+        yield self.event("response.output_item.done", output_index=len(self.items), item=item)
+        self.items.append(item)
+
+    def call(self, call: Call) -> Iterator[Event]:
+        item, index = call_item(call, "completed", call.arguments), len(self.items)
+        place = {"item_id": item["id"], "output_index": index}
+        begun = call_item(call, "in_progress", "")
+        yield self.event("response.output_item.added", output_index=index, item=begun)
+        yield self.event("response.function_call_arguments.delta", **place, delta=call.arguments)
+        yield self.event("response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments)
+        yield self.event("response.output_item.done", output_index=index, item=item)
+        self.items.append(item)
+
+
+async def events(
+    id: str, created: int, asked: ApiRequest, pieces: AsyncIterator[Piece], tokenizer: Tokenizer
+) -> AsyncIterator[Event]:
+    """The events of a stream."""
+    top, output = head(id, created, asked), _Output(id, asked, tokenizer)
+    yield output.event("response.created", response=top)
+    yield output.event("response.in_progress", response=top)
+    async for piece in pieces:
+        last = piece.finish_reason is not None
+        if piece.text or (asked.options.logprobs and piece.tokens) or (last and not output.items and not piece.calls):
+            for event in output.text(piece):
+                yield event
+        if piece.calls or last:
+            for event in output.end_text("incomplete" if piece.finish_reason == "length" else "completed"):
+                yield event
+        for call in piece.calls:
+            for event in output.call(call):
+                yield event
+        if last:
+            whole = ended(top, output.items, piece)
+            yield output.event(f"response.{whole['status']}", response=whole)
+
+
+def error_event(error: ApiError, request_id: str) -> Event:
+    """The last event of a stream that breaks off."""
+    return "error", {"type": "error", **error.body(False, request_id)}

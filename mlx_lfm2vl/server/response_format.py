@@ -1,0 +1,49 @@
+"""The form of an answer that a body asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..constraints.response_format import ResponseFormat
+from ..errors import ConstraintError
+from .api_request import Rules
+from .fields import Fields
+
+TYPES = ("text", "json_object", "json_schema")
+
+
+def response_format(fields: Fields, name: str, rules: Rules, nested: bool = True) -> ResponseFormat | None:
+    """The form in OpenAI's spelling: a schema stands in the object `json_schema` (`nested`), or beside the type. Raises
+    `ApiError`."""
+    format = fields.object(name)
+    if format is None:
+        return None
+    kind = format.choice("type", TYPES, required=True)
+    made = None
+    if kind == "json_object":
+        made = ResponseFormat.json_object()
+    elif kind == "json_schema":
+        inner = format.object("json_schema", required=True) if nested else format
+        inner.text("name", required=True, longest=64)
+        inner.text("description")
+        inner.flag("strict")  # an answer always holds to its schema
+        made = json_schema(inner, "schema", rules)
+        inner.close()
+    format.close()
+    return made
+
+
+def json_schema(fields: Fields, name: str, rules: Rules) -> ResponseFormat:
+    """The form of a JSON schema, which stands in this field. Raises `ApiError`."""
+    schema = fields.schema(name, rules.limits.schema_characters)
+    if schema is None:
+        fields.fail(name, "is missing", "missing_required_parameter")
+    return held(fields, name, lambda: ResponseFormat.json_schema(schema))
+
+
+def held(fields: Fields, name: str, make: Callable[[], ResponseFormat]) -> ResponseFormat:
+    """A form, if it can be held. Raises `ApiError` naming the field."""
+    try:
+        return make()
+    except ConstraintError as error:
+        fields.fail(name, f"cannot be held: {error}")

@@ -1,0 +1,240 @@
+"""Tools of both protocols: official clients, a real server, and calls that the demo model is held to."""
+
+import json
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+from servers import about, serving, settings_of
+
+from mlx_lfm2vl import GenerationOptions, generate, load
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["black", "pink"]}, "count": {"$ref": "#/$defs/count"}},
+    "required": ["colour", "count"],
+    "additionalProperties": False,
+    "$defs": {"count": {"type": "integer", "minimum": 0, "maximum": 9}},
+}
+NAMES = ["paint", "measure"]
+OPENAI_TOOLS = [
+    {"type": "function", "function": {"name": name, "description": f"Can {name}.", "parameters": PARAMETERS}}
+    for name in NAMES
+]
+ANTHROPIC_TOOLS = [{"name": name, "description": f"Can {name}.", "input_schema": PARAMETERS} for name in NAMES]
+TEXT = [{"role": "user", "content": "Paint the ring."}]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving(settings_of()) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server):
+    return server.openai()
+
+
+def chat(client, **more):
+    return client.chat.completions.create(model="demo", tools=OPENAI_TOOLS, **{"messages": TEXT} | more)
+
+
+def is_valid(arguments):
+    assert set(arguments) == {"colour", "count"}
+    assert arguments["colour"] in ("black", "pink") and 0 <= arguments["count"] <= 9
+
+
+@pytest.mark.parametrize("choice", ["required", *({"type": "function", "function": {"name": name}} for name in NAMES)])
+def test_a_tool_that_is_demanded_is_called_with_valid_arguments(client, choice):
+    (answer,) = chat(client, tool_choice=choice).choices
+    (call,) = answer.message.tool_calls
+    assert answer.finish_reason == "tool_calls" and answer.message.content is None
+    assert call.type == "function" and call.id.startswith("call_")
+    assert call.function.name in NAMES if choice == "required" else call.function.name == choice["function"]["name"]
+    is_valid(json.loads(call.function.arguments))
+
+
+def test_a_call_streams_as_a_delta(client):
+    whole = chat(client, tool_choice="required").choices[0].message.tool_calls[0].function
+    deltas = [chunk.choices[0] for chunk in chat(client, tool_choice="required", stream=True)]
+    (call,) = [call for delta in deltas for call in delta.delta.tool_calls or ()]
+    assert (call.index, call.function.name, call.function.arguments) == (0, whole.name, whole.arguments)
+    assert deltas[-1].finish_reason == "tool_calls" and not any(delta.delta.content for delta in deltas)
+
+
+def test_the_result_of_a_call_goes_back(client):
+    first = chat(client, tool_choice="required").choices[0].message
+    result = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "Done."}
+    made = chat(client, messages=[*TEXT, first.model_dump(exclude_none=True), result], max_tokens=5)
+    assert made.choices[0].message.content
+    assert made.usage.prompt_tokens > 20
+
+
+def test_the_model_is_told_of_tools_unless_none_is_to_be_called(client):
+    without = client.chat.completions.create(model="demo", messages=TEXT, max_tokens=1).usage.prompt_tokens
+    assert chat(client, max_tokens=1).usage.prompt_tokens > without + 50
+    assert chat(client, max_tokens=1, tool_choice="auto").usage.prompt_tokens > without + 50
+    assert chat(client, max_tokens=1, tool_choice="none").usage.prompt_tokens == without
+
+
+REFUSED = [
+    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+    ({"tool_choice": "any"}, "tool_choice"),
+    ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "response_format"),
+    ({"tools": [{"type": "custom"}]}, "tools[0].type"),
+    ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools[0].function.strict=True"),
+    ({"tools": OPENAI_TOOLS * 65}, "tools"),
+    (
+        {
+            "tool_choice": "required",
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "nothing"}}}],
+        },
+        "tool_choice",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "param"), REFUSED, ids=[json.dumps(row[0])[:60] for row in REFUSED])
+def test_tools_that_make_no_sense_are_refused(client, changes, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.post(
+            "/chat/completions",
+            body={"model": "demo", "messages": TEXT, "tools": OPENAI_TOOLS} | changes,
+            cast_to=object,
+        )
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "measure"}])
+def test_anthropic_s_tool_use_has_its_input(server, choice):
+    client = server.anthropic()
+    ask = {"model": "demo", "max_tokens": 100, "messages": TEXT, "tools": ANTHROPIC_TOOLS, "tool_choice": choice}
+    made = client.messages.create(**ask)
+    (block,) = made.content
+    assert made.stop_reason == "tool_use" and block.type == "tool_use" and block.id.startswith("toolu_")
+    assert block.name == choice.get("name", block.name)
+    is_valid(block.input)
+    with client.messages.stream(**ask) as stream:
+        streamed = stream.get_final_message()
+    assert (streamed.content[0].name, streamed.content[0].input) == (block.name, block.input)
+    assert streamed.stop_reason == "tool_use"
+    result = {"type": "tool_result", "tool_use_id": block.id, "content": [{"type": "text", "text": "Done."}]}
+    turn = [
+        *TEXT,
+        {"role": "assistant", "content": made.model_dump()["content"]},
+        {"role": "user", "content": [result]},
+    ]
+    assert client.messages.create(**ask | {"messages": turn, "tool_choice": {"type": "none"}}).stop_reason == "end_turn"
+
+
+def test_anthropic_s_unknown_tool_is_refused(server):
+    with pytest.raises(anthropic.BadRequestError, match="none of the tools"):
+        server.anthropic().messages.create(
+            model="demo",
+            max_tokens=1,
+            messages=TEXT,
+            tools=ANTHROPIC_TOOLS,
+            tool_choice={"type": "tool", "name": "fly"},
+        )
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"shape": {"type": "string", "maxLength": 12}, "large": {"type": "boolean"}},
+    "required": ["shape", "large"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_holds_to_a_json_schema(client, stream):
+    format = {"type": "json_schema", "json_schema": {"name": "shape", "strict": True, "schema": SCHEMA}}
+    ask = {"model": "demo", "messages": about("scene"), "response_format": format}
+    if stream:
+        chunks = client.chat.completions.create(**ask, stream=True)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    else:
+        text = client.chat.completions.create(**ask).choices[0].message.content
+    made = json.loads(text)
+    assert list(made) == ["shape", "large"] and isinstance(made["large"], bool) and len(made["shape"]) <= 12
+
+
+def test_an_answer_is_a_json_object(client):
+    made = client.chat.completions.create(
+        model="demo", messages=TEXT, response_format={"type": "json_object"}, max_tokens=200
+    )
+    assert made.choices[0].message.content.startswith("{")
+
+
+def test_anthropic_s_output_config_holds_to_a_json_schema(server):
+    made = server.anthropic().messages.create(
+        model="demo",
+        max_tokens=100,
+        messages=TEXT,
+        output_config={"format": {"type": "json_schema", "schema": SCHEMA}},
+    )
+    assert list(json.loads(made.content[0].text)) == ["shape", "large"]
+
+
+FORMATS = [
+    ({"type": "xml"}, "response_format.type"),
+    ({"type": "json_schema"}, "response_format.json_schema"),
+    ({"type": "json_schema", "json_schema": {"name": "a"}}, "response_format.json_schema.schema"),
+    (
+        {"type": "json_schema", "json_schema": {"name": "a", "schema": "/etc/passwd"}},
+        "response_format.json_schema.schema",
+    ),
+    (
+        {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "nothing"}}},
+        "response_format.json_schema.schema",
+    ),
+    (
+        {"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "http://127.0.0.1/a.json"}}},
+        "response_format.json_schema.schema",
+    ),
+    (
+        {"type": "json_schema", "json_schema": {"name": "a", "schema": {"description": "a" * 300_000}}},
+        "response_format.json_schema.schema",
+    ),
+]
+
+
+@pytest.mark.parametrize(("format", "param"), FORMATS, ids=[json.dumps(row[0])[:60] for row in FORMATS])
+def test_a_form_that_cannot_be_held_is_refused(client, format, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="demo", messages=TEXT, response_format=format)
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize("penalty", ["frequency_penalty", "presence_penalty"])
+def test_penalties_of_tokens_hold(client, penalty):
+    tokenizer = load("demo")[1].tokenizer
+    words = [tokenizer.encode(word, add_special_tokens=False)[0] for word in (" ring", " square")]
+    options: dict[str, Any] = {"logit_bias": {token: 100 for token in words}, "max_tokens": 40}
+
+    def ask(**more):
+        made = client.chat.completions.create(model="demo", messages=TEXT, **options, **more)
+        return made.choices[0].message.content
+
+    model, processor = load("demo")
+    penalties: dict[str, Any] = {penalty: 2.0}
+    expected = generate(model, processor, TEXT[0]["content"], options=GenerationOptions(**options, **penalties))
+    assert ask(**penalties) == expected
+    if penalty == "frequency_penalty":
+        assert len(set(ask().split())) == 1 and set(expected.split()) == {"ring", "square"}
+
+
+def test_biases_of_tokens_hold(client):
+    def ask(bias):
+        made = client.chat.completions.create(model="demo", messages=about("scene"), max_tokens=4, logit_bias=bias)
+        return made.choices[0].message.content
+
+    ring = load("demo")[1].tokenizer.encode(" ring", add_special_tokens=False)[0]
+    assert ask({str(ring): 100}) == " ring" * 4
+    for wrong in ({"ring": 1}, {"5": 101}, {"5": "a"}):
+        with pytest.raises(openai.BadRequestError, match="logit_bias"):
+            ask(wrong)
