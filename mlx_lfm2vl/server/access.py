@@ -65,7 +65,7 @@ class Access:
             if value[:7].lower() == "bearer "
         ] + headers.get(b"x-api-key", [])
         expected = self.api_key.encode()
-        right = [hmac.compare_digest(key.encode("utf-8", "surrogateescape"), expected) for key in given]
+        right = [hmac.compare_digest(key.encode("latin-1"), expected) for key in given]
         if not right or not all(right):
             raise ApiError(
                 401, "the API key is missing or wrong; send it as Authorization: Bearer KEY", code="invalid_api_key"

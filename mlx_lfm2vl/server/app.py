@@ -75,16 +75,16 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
         Route("/metrics", shown_metrics, methods=["GET"]),
     ]
     guarded = Guarded(Router(routes, redirect_slashes=False, default=not_found), access)
-    app: ASGIApp = guarded
-    if access.origins:
-        app = CORSMiddleware(
-            guarded,
-            allow_origins=access.origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=["x-request-id", "request-id", "retry-after"],
-        )
-    return Recorded(app, frozenset(route.path for route in routes), metrics, write)
+    app = Recorded(guarded, frozenset(route.path for route in routes), metrics, write)
+    if not access.origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=access.origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "request-id", "retry-after"],
+    )
 
 
 class _App:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..engine.engine import Engine
 from ..engine.queue import Loaded
-from ..errors import EngineClosedError, Lfm2VlError, OptionError, OutOfMemoryError
+from ..errors import EngineClosedError, Lfm2VlError, OutOfMemoryError
 from ..hub import resolve
 from ..pretrained import load
 from ..processing.processor import Lfm2VlProcessor
@@ -65,8 +65,6 @@ class Models:
     def __init__(self, sources: Sequence[str], settings: ModelsSettings, log: Callable[[str], None]):
         self._settings, self._log = settings, log
         self._models = {model.id: model for model in map(Model, sources)}
-        if len(self._models) < len(sources):
-            raise OptionError("two models have the same name; rename one of the folders")
         self._order = asyncio.Lock()  # who makes room for a model
         self._idle = asyncio.Event()  # set where a model may have no more users
         self._room = (

@@ -22,9 +22,10 @@ from .app import make_app
 from .connection import connection_type
 from .log import Write, to_stderr
 from .metrics import Metrics
-from .models import Models, ModelsSettings
+from .models import Models, ModelsSettings, name_of
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+BACKLOG = 1024  # connections that the system holds until they are taken
 LAST_SECONDS = 5.0  # that connections have to close once all answers have ended
 
 
@@ -45,6 +46,8 @@ class Settings:
     shutdown_seconds: float = 10.0
 
     def __post_init__(self) -> None:
+        if len(set(map(name_of, self.models))) < len(self.models):
+            raise OptionError("two of the models have the same name; rename one of the folders")
         if not is_loopback(self.host) and self.access.api_key is None and not self.open_to_all:
             raise OptionError(
                 f"{self.host} is reached from other machines, so it needs an API key (--api-key-file, "
@@ -85,6 +88,7 @@ class Server:
         config = uvicorn.Config(
             make_app(answering, settings.access, Metrics(), self._write),
             http=connection_type(limits),
+            backlog=BACKLOG,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -148,6 +152,7 @@ def listening(host: str, port: int) -> socket.socket:
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((name, port))
+        made.listen(BACKLOG)
     except OSError as error:
         made.close()
         raise OutputError(f"{host}:{port} cannot be listened at ({error.strerror}); choose another --port") from None

@@ -1,0 +1,261 @@
+"""Limits of a server: what is too slow, too large, too much or no request ends in an error of the protocol's shape."""
+
+import contextlib
+import json
+import socket
+import time
+
+import openai
+import pytest
+from servers import about, data_uri, serving, settings_of, until
+
+from mlx_lfm2vl.server.api_request import Rules
+from mlx_lfm2vl.server.limits import Limits
+
+SMALL = Limits(
+    body_bytes=200_000,
+    bodies_bytes=300_000,
+    pictures=3,
+    pixels=1_000_000,
+    parts=50,
+    head_seconds=0.5,
+    body_seconds=0.5,
+    send_seconds=1.0,
+    keep_alive_seconds=30.0,
+    connections=8,
+)
+TEXT = [{"role": "user", "content": "Tell me everything."}]
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving(settings_of(rules=Rules(SMALL))) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def narrow(endless):
+    """A server whose model never ends, with one place to answer and one to wait."""
+    settings = settings_of(endless)
+    settings.model_settings.engine.update(max_queue=1, max_batch=1)
+    with serving(settings) as running:
+        running.openai().chat.completions.create(model="model", messages=TEXT, max_tokens=1)
+        yield running
+
+
+class Line:
+    """A connection by hand."""
+
+    def __init__(self, server, buffer=None):
+        self.socket = socket.socket()
+        self.socket.settimeout(20)
+        if buffer is not None:  # the system offers it to the server as it connects
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        self.socket.connect(("127.0.0.1", server.server.port))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def send(self, data):
+        self.socket.sendall(data)
+
+    def response(self):
+        """Status, and body as JSON, of what comes until the server closes the connection."""
+        data = b""
+        with contextlib.suppress(ConnectionResetError):
+            while piece := self.socket.recv(65536):
+                data += piece
+        head, _, body = data.partition(b"\r\n\r\n")
+        return int(head.split()[1]), json.loads(body)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /v1/models HT", b"GET /v1/models HTTP/1.1\r\nHost: loc"])
+def test_a_head_that_is_slow_ends_the_connection(server, sent):
+    with Line(server) as line:
+        started = time.monotonic()
+        line.send(sent)
+        status, body = line.response()
+    assert status == 408 and "within 0.5 seconds" in body["error"]["message"]
+    assert 0.3 < time.monotonic() - started < 10
+
+
+def test_a_head_that_drips_ends_the_connection(server):
+    with Line(server) as line, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        started = time.monotonic()
+        for letter in b"GET /v1/models HTTP/1.1\r\n" + b"A: b\r\n" * 100:
+            line.send(bytes([letter]))
+            time.sleep(0.05)
+    assert time.monotonic() - started < 10
+
+
+def test_a_second_head_on_a_connection_may_not_be_slow_either(server):
+    with Line(server) as line:
+        line.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200 OK" in line.socket.recv(65536)
+        line.send(b"GET /hea")
+        assert line.response()[0] == 408
+
+
+def test_a_body_that_is_slow_is_refused(server):
+    with Line(server) as line:
+        line.send(HEAD + b'Content-Length: 100\r\nConnection: close\r\n\r\n{"model"')
+        status, body = line.response()
+    assert status == 408 and set(body["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_comes(server):
+    with Line(server) as line:
+        line.send(HEAD + b"Content-Length: 99999999999\r\nConnection: close\r\n\r\n")
+        assert line.response()[0] == 413
+
+
+def test_a_body_in_chunks_is_refused_once_it_is_too_large(server):
+    with Line(server) as line, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        line.send(HEAD + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
+        for _ in range(5):
+            line.send(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+        assert line.response()[0] == 413
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
+        HEAD + b"Content-Length: -5\r\n\r\n",
+        HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\nzz\r\n",
+    ],
+    ids=range(7),
+)
+def test_what_is_no_http_is_refused_as_json(server, sent):
+    with Line(server) as line:
+        line.send(sent)
+        status, body = line.response()
+    assert 400 <= status < 500 and body["error"]["type"] in ("invalid_request_error", "permission_error")
+
+
+def test_too_many_connections_are_told_to_come_later(server):
+    with contextlib.ExitStack() as stack:
+        lines = [stack.enter_context(Line(server)) for _ in range(SMALL.connections)]
+        time.sleep(0.1)
+        with Line(server) as line:
+            status, body = line.response()
+        assert status == 503 and "too many connections" in body["error"]["message"]
+        lines[0].socket.close()
+        until(lambda: server.raw("GET", "/health")[0] == 200)
+
+
+BODIES = [
+    (b"", "no JSON"),
+    (b"{", "no JSON"),
+    (b"[]", "the body is a list"),
+    (b"null", "the body is null"),
+    (b'"model"', "the body is a text"),
+    (b'{"model": "demo", "model": "demo"}', "stands twice"),
+    (b'{"model": "\xff"}', "not UTF-8"),
+    (b'{"model": "\\ud800"}', "half a character"),
+    (b'{"temperature": NaN}', "NaN"),
+    (b'{"temperature": 1e999}', "Infinity"),
+    (b'{"n": ' + b"9" * 5000 + b"}", "no JSON"),
+    (b"[" * 100_000, "nested too deeply"),
+    (b'{"messages": ' + b"[" * 500 + b"]" * 500 + b"}", "lists and objects in each other"),
+    (b'{"messages": ' + b'{"a":' * 500 + b"1" + b"}" * 501, "lists and objects in each other"),
+]
+
+
+@pytest.mark.parametrize(("body", "words"), BODIES, ids=[repr(row[0][:30]) for row in BODIES])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"])
+def test_a_body_that_makes_no_sense_is_refused(server, path, body, words):
+    status, _, answer = server.raw("POST", path, body, content_type="application/json")
+    assert status == 400 and words in answer["error"]["message"]
+    assert len(answer["error"]["message"]) < 300
+
+
+def test_names_and_numbers_in_errors_are_short(server):
+    wrong: list[dict[str, object]] = [
+        {"a" * 1000: 1},
+        {"n": 10**400},
+        {"model": "m" * 1000},
+        {"max_tokens": "9" * 1000},
+    ]
+    for changes in wrong:
+        body = json.dumps({"model": "demo", "messages": TEXT} | changes)
+        status, _, answer = server.raw("POST", "/v1/chat/completions", body, content_type="application/json")
+        assert status in (400, 404) and len(answer["error"]["message"]) < 300
+
+
+def test_pictures_pixels_and_parts_are_bounded(server):
+    client = server.openai()
+    many = [about("digit")[0]["content"][0]] * 4
+    with pytest.raises(openai.BadRequestError, match="is picture 4; a request may have 3"):
+        client.chat.completions.create(model="demo", messages=[{"role": "user", "content": many}])
+    parts = [{"type": "text", "text": "a"}] * 51
+    with pytest.raises(openai.BadRequestError, match="more than 50 messages and parts"):
+        client.chat.completions.create(model="demo", messages=[{"role": "user", "content": parts}])
+    with pytest.raises(openai.BadRequestError, match="messages has 51 entries"):
+        client.chat.completions.create(model="demo", messages=TEXT * 51)
+
+
+def test_a_full_queue_says_when_to_try_again(narrow):
+    def stream():
+        return narrow.openai().chat.completions.create(model="model", messages=TEXT, stream=True)
+
+    with stream() as first:
+        next(iter(first))
+        waiting = socket.create_connection(("127.0.0.1", narrow.server.port))
+        body = json.dumps({"model": "model", "messages": TEXT}).encode()
+        waiting.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        until(lambda: 'queue_length{model="model"} 1' in narrow.raw("GET", "/metrics")[2])
+        with pytest.raises(openai.RateLimitError) as refused:
+            stream()
+        assert refused.value.response.headers["retry-after"] == "1" and refused.value.code == "queue_full"
+        waiting.close()
+    until(lambda: 'batch_size{model="model"} 0' in narrow.raw("GET", "/metrics")[2])
+
+
+@pytest.mark.soak  # the system holds megabytes that nobody reads
+def test_an_answer_that_nobody_reads_is_given_up(endless):
+    """The client keeps its connection and does not read on; its answer must not be kept for ever."""
+    with serving(settings_of(endless, rules=Rules(SMALL))) as server, Line(server, 4096) as line:
+        ask = {"model": "model", "messages": TEXT, "stream": True, "n": 8, "logprobs": True}
+        body = json.dumps(ask).encode()
+        line.send(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        until(lambda: 'batch_size{model="model"} 8' in server.raw("GET", "/metrics")[2])
+        until(lambda: any(" 499 " in text for text in server.lines), seconds=120)
+        until(lambda: 'batch_size{model="model"} 0' in server.raw("GET", "/metrics")[2])
+
+
+def test_a_deadline_cuts_an_answer(narrow):
+    started = time.monotonic()
+    made = narrow.openai().chat.completions.create(model="model", messages=TEXT, extra_body={"deadline": 0.5})
+    assert made.choices[0].finish_reason == "length" and made.choices[0].message.content
+    assert time.monotonic() - started < 10
+    with pytest.raises(openai.InternalServerError) as late:
+        narrow.openai().chat.completions.create(model="model", messages=TEXT, extra_body={"deadline": 1e-6})
+    assert late.value.status_code == 504
+
+
+def test_the_server_s_own_deadline_holds(endless):
+    with serving(settings_of(endless, deadline=0.5)) as server:
+        client = server.openai()
+        assert client.chat.completions.create(model="model", messages=TEXT).choices[0].finish_reason == "length"
+        made = client.chat.completions.create(model="model", messages=TEXT, extra_body={"deadline": 600})
+        assert made.choices[0].finish_reason == "length"
+
+
+def test_the_log_has_no_word_of_prompts_pictures_or_answers(server):
+    client = server.openai()
+    made = client.chat.completions.create(model="demo", messages=about("digit", "Which xylophone?"), max_tokens=8)
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "xylophone " * 9000}])
+    text = "\n".join([*server.lines, server.line(made._request_id or "")])
+    assert made._request_id and made._request_id in text
+    assert "xylophone" not in text and data_uri("digit")[30:60] not in text
+    assert made.choices[0].message.content not in text

@@ -1,0 +1,137 @@
+"""The models of a server: loaded when they are asked for, let go of for others, visible while they come."""
+
+import json
+import shutil
+import threading
+import time
+
+import openai
+import pytest
+from conftest import GOLDEN
+from hub_server import HubServer, Repository
+from servers import serving, settings_of, until
+
+from mlx_lfm2vl import OptionError, demo
+
+TEXT = [{"role": "user", "content": "Hi"}]
+
+
+def ask(server, model, **more):
+    return server.openai().chat.completions.create(model=model, messages=TEXT, **{"max_tokens": 1} | more)
+
+
+def states(server):
+    return {model.id: model.state for model in server.openai().models.list()}
+
+
+def with_budget(models, budget, **more):
+    settings = settings_of(*models, **more)
+    return settings.__class__(
+        **{
+            **vars(settings),
+            "model_settings": settings.model_settings.__class__(
+                memory_budget=budget, load=settings.model_settings.load, engine=settings.model_settings.engine
+            ),
+        }
+    )
+
+
+def size(folder):
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def test_a_model_is_loaded_when_it_is_first_asked_for():
+    with serving(settings_of("demo", GOLDEN / "gen2")) as server:
+        assert states(server) == {"demo": "unloaded", "gen2": "unloaded"}
+        ask(server, "gen2")
+        assert states(server) == {"demo": "unloaded", "gen2": "loaded"}
+        ask(server, "demo")
+        assert set(states(server).values()) == {"loaded"}
+        assert server.raw("GET", "/health")[2]["models"] == states(server)
+
+
+def test_the_model_that_was_used_least_recently_goes_first():
+    folders = [GOLDEN / name for name in ("gen2", "gen25", "untied")]
+    budget = sum(map(size, folders)) - 1
+    with serving(with_budget(folders, budget)) as server:
+        for name in ("gen2", "gen25", "gen2", "untied"):
+            ask(server, name)
+        assert states(server) == {"gen2": "loaded", "gen25": "unloaded", "untied": "loaded"}
+        first = ask(server, "gen25", max_tokens=4).choices[0].message.content
+        assert states(server) == {"gen2": "unloaded", "gen25": "loaded", "untied": "loaded"}
+    with serving(settings_of(folders[1])) as server:
+        assert ask(server, "gen25", max_tokens=4).choices[0].message.content == first
+
+
+def test_a_model_waits_for_the_answers_of_the_one_in_its_place(endless):
+    folders = [endless, GOLDEN / "gen2"]
+    with serving(with_budget(folders, max(map(size, folders)))) as server:
+        ask(server, "model")
+        long = server.openai().chat.completions.create(
+            model="model", messages=TEXT, stream=True, extra_body={"deadline": 1.0}
+        )
+        chunks = iter(long)
+        next(chunks)
+        other = threading.Thread(target=ask, args=(server, "gen2"))
+        other.start()
+        reasons = [chunk.choices[0].finish_reason for chunk in chunks]
+        assert reasons[-1] == "length" and len(reasons) > 3
+        other.join(30)
+        assert states(server) == {"model": "unloaded", "gen2": "loaded"}
+
+
+def test_a_model_beyond_the_budget_is_refused():
+    with serving(with_budget([GOLDEN / "gen2"], 1000)) as server, pytest.raises(openai.InternalServerError) as refused:
+        ask(server, "gen2")
+    assert refused.value.status_code == 503 and str(GOLDEN) not in str(refused.value)
+
+
+def test_a_model_that_nobody_asks_for_is_let_go_of():
+    settings = settings_of("demo")
+    kept = settings.model_settings.__class__(keep_alive=0.3, load=settings.model_settings.load)
+    with serving(settings.__class__(**{**vars(settings), "model_settings": kept})) as server:
+        ask(server, "demo")
+        until(lambda: states(server) == {"demo": "unloaded"})
+        ask(server, "demo")
+        assert any("model demo is unloaded" in line for line in server.lines)
+
+
+def test_a_damaged_model_is_told_in_the_log_and_tried_again(tmp_path):
+    folder = shutil.copytree(GOLDEN / "gen2", tmp_path / "mended")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-100])
+    with serving(settings_of(folder, "demo")) as server:
+        with pytest.raises(openai.InternalServerError) as refused:
+            ask(server, "mended")
+        assert str(tmp_path) not in str(refused.value) and "log" in str(refused.value)
+        assert any("model mended cannot be loaded" in line and str(tmp_path) in line for line in server.lines)
+        ask(server, "demo")
+        (folder / "model.safetensors").write_bytes(weights)
+        assert ask(server, "mended").usage.completion_tokens == 1
+
+
+def test_the_progress_of_a_download_is_visible(tmp_path, monkeypatch):
+    files = {path.name: path.read_bytes() for path in demo.path().iterdir() if path.is_file()}
+    with HubServer({"owner/name": Repository(files)}, pace=2_000_000) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        with serving(settings_of("owner/name")) as server:
+            asking = threading.Thread(target=ask, args=(server, "owner/name"))
+            asking.start()
+            seen = []
+            while asking.is_alive():
+                seen.append(server.raw("GET", "/v1/models/owner/name")[2])
+                time.sleep(0.05)
+            asking.join()
+            assert server.raw("GET", "/v1/models/owner/name")[2]["state"] == "loaded"
+    downloads = [model["progress"] for model in seen if model["state"] == "downloading" and "progress" in model]
+    counts = [each["done"] for each in downloads if each["what"] == "download"]
+    assert counts == sorted(counts) and len(set(counts)) > 1, json.dumps(seen[-3:])
+
+
+def test_two_models_of_one_name_are_refused(tmp_path):
+    shutil.copytree(GOLDEN / "gen2", tmp_path / "gen2")
+    with pytest.raises(OptionError, match="same name"):
+        settings_of(GOLDEN / "gen2", tmp_path / "gen2")
