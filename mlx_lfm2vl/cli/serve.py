@@ -94,9 +94,10 @@ def run(args: argparse.Namespace) -> int:
         from ..server.models import ModelsSettings
         from ..server.run import Server, Settings
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "h11"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("starlette", "uvicorn", "h11"):
             raise
-        raise OptionError(f"serve needs {error.name}; pip install 'mlx-lfm2vl[server]'") from None
+        raise OptionError(f"serve needs {missing}; pip install 'mlx-lfm2vl[server]'") from None
     limits = Limits(
         body_bytes=args.max_body * 2**20,
         pictures=args.max_pictures,

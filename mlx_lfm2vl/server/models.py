@@ -8,7 +8,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ class ModelsSettings:
 
     memory_budget: int | None = None
     keep_alive: float | None = None
-    load: dict[str, Any] | None = None
-    engine: dict[str, Any] | None = None
+    load: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
 
 
 class Model:
@@ -177,7 +177,7 @@ class Models:
         while True:
             try:
                 if model.engine is None:
-                    model.engine = Engine(partial(self._read, model, folder), **(self._settings.engine or {}))
+                    model.engine = Engine(partial(self._read, model, folder), **self._settings.engine)
                 return await asyncio.to_thread(model.engine.wait_until_ready)
             except BaseException as error:
                 if model.engine is not None and not model.engine.closed:
@@ -186,7 +186,7 @@ class Models:
                     raise
 
     def _read(self, model: Model, folder: Path) -> Loaded:
-        loaded = load(folder, progress=model.told, **(self._settings.load or {}))
+        loaded = load(folder, progress=model.told, **self._settings.load)
         model.processor = loaded[1]
         return loaded
 
