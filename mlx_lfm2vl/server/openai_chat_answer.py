@@ -10,6 +10,7 @@ from ..processing.tokenizer import Tokenizer
 from .answer import Answer, Call, Piece
 from .api_error import ApiError
 from .api_request import ApiRequest
+from .logprobs import entries
 
 
 def head(kind: str, id: str, created: int, asked: ApiRequest) -> dict[str, Any]:
@@ -54,11 +55,7 @@ def _call(call: Call) -> dict[str, Any]:
 def _logprobs(asked: ApiRequest, part: Answer | Piece, tokenizer: Tokenizer) -> dict[str, Any] | None:
     if not asked.options.logprobs or not part.tokens:
         return None
-    content = [
-        {"token": tokenizer.decode([token]), "logprob": value, "bytes": None, "top_logprobs": []}
-        for token, value in zip(part.tokens, part.logprobs, strict=True)
-    ]
-    return {"content": content, "refusal": None}
+    return {"content": entries(part, tokenizer), "refusal": None}
 
 
 async def events(
