@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import warnings
 from typing import Any
 
 from .options import DEMO, MODEL_VARIABLE, add_picture_policy, note, picture_overrides, real, whole
@@ -84,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from ..errors import OptionError
+    from ..errors import AnswerWarning, OptionError
     from ..processing.fetch import SourcePolicy
 
     try:
@@ -126,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
     )
     server = Server(settings)
     note(f"serving {', '.join(settings.models)} at {server.url}/v1 (Ctrl-C ends it)")
+    warnings.simplefilter("ignore", AnswerWarning)  # it quotes the answer
     server.run()
     return 0
 

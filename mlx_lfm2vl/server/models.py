@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..config import Lfm2VlConfig
 from ..engine.engine import Engine
 from ..engine.queue import Loaded
 from ..errors import EngineClosedError, Lfm2VlError, OutOfMemoryError
@@ -48,6 +49,7 @@ class Model:
         self.state = "unloaded"
         self.progress: tuple[str, int, int] | None = None
         self.engine: Engine | None = None
+        self.config: Lfm2VlConfig | None = None  # and its processor, while it is loaded
         self.processor: Lfm2VlProcessor | None = None
         self.bytes = 0  # of its weight files, once they are here
         self.users = 0  # requests that are being answered
@@ -187,7 +189,7 @@ class Models:
 
     def _read(self, model: Model, folder: Path) -> Loaded:
         loaded = load(folder, progress=model.told, **self._settings.load)
-        model.processor = loaded[1]
+        model.config, model.processor = loaded[0].config, loaded[1]
         return loaded
 
     def _loaded(self) -> list[Model]:
@@ -202,7 +204,7 @@ class Models:
 
     async def _let_go(self, model: Model) -> None:
         assert model.engine is not None
-        model.state, model.processor = "unloaded", None
+        model.state, model.config, model.processor = "unloaded", None, None
         await asyncio.to_thread(model.engine.unload, CLOSE_SECONDS)
         self._log(f"model {model.id} is unloaded")
 
