@@ -114,7 +114,10 @@ def assert_fields(made: dict) -> None:
     assert set(made["images"][0]) == {"source", "tokens"}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and page != "transformers"])
+OTHERWISE = ("transformers", "server")  # pages whose examples other tests run
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and page not in OTHERWISE])
 def test_the_python_of_a_page_is_one_program_that_runs(page, place):
     program = "\n".join(body for _, body in blocks(page, "python"))
     done = run([sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", program], place)
