@@ -104,7 +104,7 @@ def base64_of(name: str) -> str:
     return base64.b64encode((path if path.exists() else GOLDEN / "pictures" / path.name).read_bytes()).decode()
 
 
-def about(name: str, text: str = QUESTION, **picture: str) -> list[dict[str, Any]]:
+def about(name: str, text: str = QUESTION, **picture: str) -> Any:
     """OpenAI's messages: a question about a picture."""
     image = {"type": "image_url", "image_url": {"url": data_uri(name), **picture}}
     return [{"role": "user", "content": [image, {"type": "text", "text": text}]}]

@@ -33,7 +33,7 @@ OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examp
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 
 
-OWN = ("transformers", "structured", "tasks")  # pages whose Python has tests of its own
+OWN = ("transformers", "structured", "tasks", "server")  # pages whose Python has tests of its own
 
 
 def blocks(page: str, *languages: str) -> list[tuple[str, str]]:

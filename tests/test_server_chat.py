@@ -158,6 +158,17 @@ def test_logprobs_stand_beside_their_tokens(client):
     assert all(-0.1 < entry.logprob <= 0 for entry in whole)
 
 
+def test_the_likeliest_tokens_stand_beside_each(client):
+    entries = create(client, logprobs=True, top_logprobs=3, max_tokens=5).choices[0].logprobs.content
+    for entry in entries:
+        likely = [each.logprob for each in entry.top_logprobs]
+        assert len(likely) == 3 and likely == sorted(likely, reverse=True)
+        assert (entry.token, entry.logprob) == (entry.top_logprobs[0].token, entry.top_logprobs[0].logprob)
+        assert bytes(entry.bytes).decode() == entry.token
+    with pytest.raises(openai.BadRequestError, match="without logprobs"):
+        create(client, top_logprobs=3)
+
+
 @pytest.mark.parametrize("detail", ["auto", "low", "high"])
 def test_detail_and_the_picture_budget_decide_the_tokens_of_a_picture(client, detail):
     policies: dict[str, dict[str, Any]] = {

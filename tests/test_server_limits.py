@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 import time
+from typing import Any
 
 import openai
 import pytest
@@ -24,7 +25,7 @@ SMALL = Limits(
     keep_alive_seconds=30.0,
     connections=8,
 )
-TEXT = [{"role": "user", "content": "Tell me everything."}]
+TEXT: Any = [{"role": "user", "content": "Tell me everything."}]
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 

@@ -4,6 +4,8 @@ import json
 import shutil
 import threading
 import time
+from dataclasses import replace
+from typing import Any
 
 import openai
 import pytest
@@ -13,10 +15,10 @@ from servers import serving, settings_of, until
 
 from mlx_lfm2vl import OptionError, demo
 
-TEXT = [{"role": "user", "content": "Hi"}]
+TEXT: Any = [{"role": "user", "content": "Hi"}]
 
 
-def ask(server, model, **more):
+def ask(server, model, **more) -> Any:
     return server.openai().chat.completions.create(model=model, messages=TEXT, **{"max_tokens": 1} | more)
 
 
@@ -24,16 +26,10 @@ def states(server):
     return {model.id: model.state for model in server.openai().models.list()}
 
 
-def with_budget(models, budget, **more):
-    settings = settings_of(*models, **more)
-    return settings.__class__(
-        **{
-            **vars(settings),
-            "model_settings": settings.model_settings.__class__(
-                memory_budget=budget, load=settings.model_settings.load, engine=settings.model_settings.engine
-            ),
-        }
-    )
+def with_models(*models, **changes):
+    """Settings with these changes of what holds for all models."""
+    settings = settings_of(*models)
+    return replace(settings, model_settings=replace(settings.model_settings, **changes))
 
 
 def size(folder):
@@ -53,7 +49,7 @@ def test_a_model_is_loaded_when_it_is_first_asked_for():
 def test_the_model_that_was_used_least_recently_goes_first():
     folders = [GOLDEN / name for name in ("gen2", "gen25", "untied")]
     budget = sum(map(size, folders)) - 1
-    with serving(with_budget(folders, budget)) as server:
+    with serving(with_models(*folders, memory_budget=budget)) as server:
         for name in ("gen2", "gen25", "gen2", "untied"):
             ask(server, name)
         assert states(server) == {"gen2": "loaded", "gen25": "unloaded", "untied": "loaded"}
@@ -65,7 +61,7 @@ def test_the_model_that_was_used_least_recently_goes_first():
 
 def test_a_model_waits_for_the_answers_of_the_one_in_its_place(endless):
     folders = [endless, GOLDEN / "gen2"]
-    with serving(with_budget(folders, max(map(size, folders)))) as server:
+    with serving(with_models(*folders, memory_budget=max(map(size, folders)))) as server:
         ask(server, "model")
         long = server.openai().chat.completions.create(
             model="model", messages=TEXT, stream=True, extra_body={"deadline": 1.0}
@@ -81,15 +77,16 @@ def test_a_model_waits_for_the_answers_of_the_one_in_its_place(endless):
 
 
 def test_a_model_beyond_the_budget_is_refused():
-    with serving(with_budget([GOLDEN / "gen2"], 1000)) as server, pytest.raises(openai.InternalServerError) as refused:
+    with (
+        serving(with_models(GOLDEN / "gen2", memory_budget=1000)) as server,
+        pytest.raises(openai.InternalServerError) as refused,
+    ):
         ask(server, "gen2")
     assert refused.value.status_code == 503 and str(GOLDEN) not in str(refused.value)
 
 
 def test_a_model_that_nobody_asks_for_is_let_go_of():
-    settings = settings_of("demo")
-    kept = settings.model_settings.__class__(keep_alive=0.3, load=settings.model_settings.load)
-    with serving(settings.__class__(**{**vars(settings), "model_settings": kept})) as server:
+    with serving(with_models("demo", keep_alive=0.3)) as server:
         ask(server, "demo")
         until(lambda: states(server) == {"demo": "unloaded"})
         ask(server, "demo")

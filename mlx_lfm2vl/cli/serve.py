@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import warnings
 from typing import Any
 
 from .default_model import MODEL_VARIABLE, default_model
@@ -85,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from ..errors import OptionError
+    from ..errors import AnswerWarning, OptionError
     from ..processing.fetch import SourcePolicy
 
     try:
@@ -95,9 +96,10 @@ def run(args: argparse.Namespace) -> int:
         from ..server.models import ModelsSettings
         from ..server.run import Server, Settings
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "h11"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("starlette", "uvicorn", "h11"):
             raise
-        raise OptionError(f"serve needs {error.name}; pip install 'mlx-lfm2vl[server]'") from None
+        raise OptionError(f"serve needs {missing}; pip install 'mlx-lfm2vl[server]'") from None
     limits = Limits(
         body_bytes=args.max_body * 2**20,
         pictures=args.max_pictures,
@@ -126,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
     )
     server = Server(settings)
     note(f"serving {', '.join(settings.models)} at {server.url}/v1 (Ctrl-C ends it)")
+    warnings.simplefilter("ignore", AnswerWarning)  # it quotes the answer
     server.run()
     return 0
 

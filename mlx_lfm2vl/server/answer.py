@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from ..engine.handle import Request
 from ..errors import EngineClosedError
-from ..generation.response import NOTHING, GenerationResponse, Statistics
+from ..generation.response import NOTHING, GenerationResponse, Statistics, TopLogprob
 from ..generation.tools import read_tool_calls
 from .api_error import ApiError
 from .api_request import ApiRequest
@@ -36,6 +36,7 @@ class Piece:
     calls: tuple[Call, ...] = ()
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
     finish_reason: str | None = None
     statistics: Statistics = NOTHING
     stop_text: str | None = None
@@ -71,7 +72,8 @@ async def _pieces(request: Request, asked: ApiRequest, choice: int) -> AsyncIter
         if called and not asked.several_calls:
             calls = ()
         called = called or bool(calls)
-        piece = Piece(choice, text, calls, response.tokens, response.logprobs or (), stop_text=response.stop_text)
+        logprobs, top = response.logprobs or (), response.top_logprobs or ()
+        piece = Piece(choice, text, calls, response.tokens, logprobs, top, stop_text=response.stop_text)
         if first:
             piece, first = replace(piece, statistics=_so_far(request)), False
         if response.finish_reason is not None:
@@ -122,6 +124,7 @@ class Answer:
     calls: tuple[Call, ...]
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
+    top_logprobs: tuple[tuple[TopLogprob, ...], ...]
     finish_reason: str
     statistics: Statistics
     stop_text: str | None
@@ -135,6 +138,7 @@ def whole(found: Sequence[Piece], choice: int) -> Answer:
         tuple(call for piece in own for call in piece.calls),
         tuple(token for piece in own for token in piece.tokens),
         tuple(value for piece in own for value in piece.logprobs),
+        tuple(value for piece in own for value in piece.top_logprobs),
         own[-1].finish_reason or "stop",
         own[-1].statistics,
         own[-1].stop_text,

@@ -9,16 +9,19 @@ import functools
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from ..engine.handle import Request
+from ..errors import EngineClosedError
 from ..generation.options import GenerationOptions
+from ..generation.request import GenerationRequest
 from ..processing.tokenizer import Tokenizer
+from . import task_requests
 from .answer import Answer, Piece, pieces, whole
 from .api_error import ApiError, api_error
 from .api_request import ApiRequest, Rules
@@ -27,6 +30,7 @@ from .limits import BodyReader
 from .log import RequestRecord
 from .models import Model, Models
 from .pictures import detail_overrides
+from .task_requests import TaskRequest
 
 LARGE = 2**16  # bytes of a body that is parsed beside the event loop; a schema takes long too
 THREADS = 2  # that parse, and as many that count tokens
@@ -95,12 +99,45 @@ class Answering:
             tokens = await asyncio.get_running_loop().run_in_executor(self._counters, count)
         await send_json(send, {"input_tokens": tokens})
 
+    async def do_task(self, scope: Scope, receive: Receive, send: Send, kind: str) -> None:
+        """Answers with the result of a task."""
+        record: RequestRecord = scope["record"]
+        asked: TaskRequest = await self.parsed(scope, receive, task_requests.parse(kind))
+        record.model = self.models.find(asked.model).id
+        await while_connected(self._do_task(asked, record, send), receive, record)
+
+    async def _do_task(self, asked: TaskRequest, record: RequestRecord, send: Send) -> None:
+        async with self.models.use(asked.model) as model:
+            assert model.processor is not None and model.config is not None
+            task = asked.task(model.config, model.source)
+            policy = model.processor.image_processor.source_policy
+            read = functools.partial(asked.requests, task, policy)
+            requests = await asyncio.get_running_loop().run_in_executor(self._counters, read)
+            async with submitted(model, requests, asked.deadline, self.deadline) as running:
+                answers = [await request for request in running]
+            if any(answer.finish_reason == "deadline" for answer in answers):
+                raise ApiError(504, "the result was not whole before the deadline; give more time, or ask for less")
+            if any(answer.finish_reason == "cancelled" for answer in answers):
+                raise EngineClosedError("the engine let go of its model before the result was whole")
+            record.answers += [answer.statistics for answer in answers if answer.statistics is not None]
+            await send_json(send, task_requests.response(asked, task.parse(requests, answers), answers))
+
     async def _answer(self, asked: ApiRequest, record: RequestRecord, send: Send, protocol: Protocol) -> None:
         async with self.models.use(asked.model) as model:
             assert model.processor is not None
             tokenizer = model.processor.tokenizer
             id, created = f"{protocol.prefix}{secrets.token_hex(12)}", int(time.time())
-            async with submitted(model, asked, self.deadline) as requests:
+            overrides = {**detail_overrides(asked.detail, model.processor), **asked.image_overrides}
+            questions = [
+                GenerationRequest(
+                    asked.messages,
+                    tools=asked.tools,
+                    options=_of_choice(asked.options, choice),
+                    image_overrides=overrides,
+                )
+                for choice in range(asked.choices)
+            ]
+            async with submitted(model, questions, asked.deadline, self.deadline) as requests:
                 found = recorded(pieces(requests, asked), record)
                 if asked.stream:
                     first = await anext(found)  # what is wrong with a request is told by its status
@@ -113,22 +150,19 @@ class Answering:
 
 
 @contextlib.asynccontextmanager
-async def submitted(model: Model, asked: ApiRequest, longest: float | None) -> AsyncIterator[list[Request]]:
-    """The requests of all choices, which end with the block. Raises `QueueFullError`."""
-    assert model.engine is not None and model.processor is not None
-    limits = [seconds for seconds in (asked.deadline, longest) if seconds is not None]
+async def submitted(
+    model: Model, questions: Sequence[GenerationRequest], *deadlines: float | None
+) -> AsyncIterator[list[Request]]:
+    """Questions as requests of the engine, which end with the block, and at the first of the deadlines. Raises
+    `QueueFullError`."""
+    assert model.engine is not None
+    deadline = min((seconds for seconds in deadlines if seconds is not None), default=None)
     requests: list[Request] = []
     try:
-        for choice in range(asked.choices):
-            requests.append(
-                model.engine.submit(
-                    asked.messages,
-                    tools=asked.tools,
-                    options=_of_choice(asked.options, choice),
-                    deadline=min(limits, default=None),
-                    **{**detail_overrides(asked.detail, model.processor), **asked.image_overrides},
-                )
-            )
+        for question in questions:
+            given = {field.name: getattr(question, field.name) for field in fields(question)}
+            overrides = given.pop("image_overrides")
+            requests.append(model.engine.submit(**given, deadline=deadline, **overrides))
         yield requests
     finally:
         for request in requests:

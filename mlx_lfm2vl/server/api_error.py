@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import (
+    AnswerError,
+    ConstraintError,
     EngineClosedError,
     ImageError,
     InputError,
@@ -19,7 +21,8 @@ from ..errors import (
 
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 ANTHROPIC_TYPES = {**OPENAI_TYPES, 413: "request_too_large", 504: "timeout_error", 529: "overloaded_error"}
-CLIENTS_OWN = (PromptError, ImageError, OptionError, TemplateError, InputError)  # what a caller can put right
+# what a caller can put right
+CLIENTS_OWN = (PromptError, ImageError, OptionError, TemplateError, InputError, ConstraintError)
 RETRY_SECONDS = 1  # told with 429 and 503
 
 
@@ -62,6 +65,8 @@ def api_error(error: BaseException) -> ApiError:
         return error
     if isinstance(error, CLIENTS_OWN):
         return ApiError(400, str(error))
+    if isinstance(error, AnswerError):
+        return ApiError(500, str(error), code="unreadable_answer")
     if isinstance(error, QueueFullError):
         return ApiError(429, str(error), code="queue_full")
     if isinstance(error, OutOfMemoryError):

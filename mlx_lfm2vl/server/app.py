@@ -19,7 +19,7 @@ from .api_error import ApiError, api_error
 from .log import RequestRecord, Write, of_bug
 from .metrics import Metrics
 from .models import Model
-from .page_routes import page_routes
+from .task_requests import MAKE
 
 OPENAI_CHAT = Protocol(
     "chatcmpl-",
@@ -53,6 +53,12 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
     async def count_tokens(scope: Scope, receive: Receive, send: Send) -> None:
         await answering.count_tokens(scope, receive, send, anthropic.parse_count)
 
+    def task(kind: str) -> ASGIApp:
+        async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+            await answering.do_task(scope, receive, send, kind)
+
+        return endpoint
+
     async def list_models(request: Request) -> Response:
         return json_response({"object": "list", "data": [described(model) for model in models]})
 
@@ -70,14 +76,14 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
         Route("/v1/responses", _App(answers(OPENAI_RESPONSES)), methods=["POST"]),
         Route("/v1/messages", _App(answers(ANTHROPIC)), methods=["POST"]),
         Route("/v1/messages/count_tokens", _App(count_tokens), methods=["POST"]),
+        *(Route(f"/v1/{kind}", _App(task(kind)), methods=["POST"]) for kind in MAKE),
         Route("/v1/models", list_models, methods=["GET"]),
         Route("/v1/models/{id:path}", one_model, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
         Route("/metrics", shown_metrics, methods=["GET"]),
-        *page_routes(),
     ]
     guarded = Guarded(Router(routes, redirect_slashes=False, default=not_found), access)
-    app = Recorded(guarded, frozenset(route.path for route in routes if isinstance(route, Route)), metrics, write)
+    app = Recorded(guarded, frozenset(route.path for route in routes), metrics, write)
     if not access.origins:
         return app
     return CORSMiddleware(

@@ -110,9 +110,9 @@ class Fields:
         values = self.list(name, most, required=required)
         return values and [Fields(value, f"{self.path(name)}[{n}]") for n, value in enumerate(values)]
 
-    def schema(self, name: str, most: int) -> dict[str, Any] | None:
+    def schema(self, name: str, most: int, *, required: bool = False) -> dict[str, Any] | None:
         """An object of free JSON, of at most `most` characters as JSON."""
-        value = self._typed(name, dict, "an object", False)
+        value = self._typed(name, dict, "an object", required)
         if value is not None and len(json.dumps(value)) > most:
             self.fail(name, f"has more than {most} characters of JSON; make it smaller")
         return value

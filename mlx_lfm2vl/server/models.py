@@ -8,11 +8,12 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..config import Lfm2VlConfig
 from ..engine.engine import Engine
 from ..engine.queue import Loaded
 from ..errors import EngineClosedError, Lfm2VlError, OutOfMemoryError
@@ -34,8 +35,8 @@ class ModelsSettings:
 
     memory_budget: int | None = None
     keep_alive: float | None = None
-    load: dict[str, Any] | None = None
-    engine: dict[str, Any] | None = None
+    load: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
 
 
 class Model:
@@ -48,6 +49,7 @@ class Model:
         self.state = "unloaded"
         self.progress: tuple[str, int, int] | None = None
         self.engine: Engine | None = None
+        self.config: Lfm2VlConfig | None = None  # and its processor, while it is loaded
         self.processor: Lfm2VlProcessor | None = None
         self.bytes = 0  # of its weight files, once they are here
         self.users = 0  # requests that are being answered
@@ -177,7 +179,7 @@ class Models:
         while True:
             try:
                 if model.engine is None:
-                    model.engine = Engine(partial(self._read, model, folder), **(self._settings.engine or {}))
+                    model.engine = Engine(partial(self._read, model, folder), **self._settings.engine)
                 return await asyncio.to_thread(model.engine.wait_until_ready)
             except BaseException as error:
                 if model.engine is not None and not model.engine.closed:
@@ -186,8 +188,8 @@ class Models:
                     raise
 
     def _read(self, model: Model, folder: Path) -> Loaded:
-        loaded = load(folder, progress=model.told, **(self._settings.load or {}))
-        model.processor = loaded[1]
+        loaded = load(folder, progress=model.told, **self._settings.load)
+        model.config, model.processor = loaded[0].config, loaded[1]
         return loaded
 
     def _loaded(self) -> list[Model]:
@@ -202,7 +204,7 @@ class Models:
 
     async def _let_go(self, model: Model) -> None:
         assert model.engine is not None
-        model.state, model.processor = "unloaded", None
+        model.state, model.config, model.processor = "unloaded", None, None
         await asyncio.to_thread(model.engine.unload, CLOSE_SECONDS)
         self._log(f"model {model.id} is unloaded")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .api_error import unsupported
 from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, options, sampling, stops
 from .fields import Fields
+from .logprobs import likeliest
 from .pictures import Pictures
 from .response_format import response_format
 from .tools import openai_tools
@@ -23,13 +23,13 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
     model = fields.text("model", required=True)
     messages = _messages(fields, rules, pictures)
     logprobs = fields.flag("logprobs") or False
-    if (fields.whole("top_logprobs", 0, 20) or 0) > 0:
-        raise unsupported("top_logprobs", "logprobs gives the probability of each token")
+    top_logprobs = likeliest(fields, logprobs, "logprobs")
     stream = fields.flag("stream") or False
     usage = _stream_usage(fields, stream)
     tools = openai_tools(fields, rules, nested=True)
     given = sampling(fields) | {
         "logprobs": logprobs,
+        "top_logprobs": top_logprobs,
         "frequency_penalty": fields.number("frequency_penalty", -2, 2),
         "presence_penalty": fields.number("presence_penalty", -2, 2),
         "logit_bias": _biases(fields),

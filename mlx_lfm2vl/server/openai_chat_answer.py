@@ -10,20 +10,23 @@ from ..processing.tokenizer import Tokenizer
 from .answer import Answer, Call, Piece
 from .api_error import ApiError
 from .api_request import ApiRequest
+from .logprobs import entries
 
 
 def head(kind: str, id: str, created: int, asked: ApiRequest) -> dict[str, Any]:
     return {"id": id, "object": kind, "created": created, "model": asked.model}
 
 
-def usage(answers: list[Statistics]) -> dict[str, Any]:
-    """Tokens of a request: its prompt is counted once, however many choices it has."""
-    prompt, made = answers[0].prompt_tokens, sum(each.generated_tokens for each in answers)
+def usage(answers: list[Statistics], prompts: bool = False) -> dict[str, Any]:
+    """Tokens of a request. Its prompt is counted once, however many choices it has, unless each has its own
+    (`prompts`)."""
+    asked = answers if prompts else answers[:1]
+    prompt, made = sum(each.prompt_tokens for each in asked), sum(each.generated_tokens for each in answers)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": made,
         "total_tokens": prompt + made,
-        "prompt_tokens_details": {"cached_tokens": answers[0].cached_tokens},
+        "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in asked)},
     }
 
 
@@ -54,11 +57,7 @@ def _call(call: Call) -> dict[str, Any]:
 def _logprobs(asked: ApiRequest, part: Answer | Piece, tokenizer: Tokenizer) -> dict[str, Any] | None:
     if not asked.options.logprobs or not part.tokens:
         return None
-    content = [
-        {"token": tokenizer.decode([token]), "logprob": value, "bytes": None, "top_logprobs": []}
-        for token, value in zip(part.tokens, part.logprobs, strict=True)
-    ]
-    return {"content": content, "refusal": None}
+    return {"content": entries(part, tokenizer), "refusal": None}
 
 
 async def events(

@@ -7,6 +7,7 @@ from typing import Any
 from .api_error import unsupported
 from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, options, sampling
 from .fields import Fields
+from .logprobs import likeliest
 from .openai_chat import system_role, tags
 from .pictures import Pictures
 from .response_format import response_format
@@ -48,7 +49,7 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
     messages = [{"role": "system", "content": instructions}] if instructions else []
     messages += _input(fields, parts, pictures)
     tools = openai_tools(fields, rules, nested=False)
-    given = sampling(fields) | {"logprobs": _logprobs(fields)}
+    given = sampling(fields) | _logprobs(fields)
     format = None
     if (text := fields.object("text")) is not None:
         format = response_format(text, "format", rules, nested=False)
@@ -84,14 +85,12 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
     return asked
 
 
-def _logprobs(fields: Fields) -> bool:
+def _logprobs(fields: Fields) -> dict[str, Any]:
     included = fields.texts("include", 16, 100)
     for name in included:
         if name != LOGPROBS:
             raise unsupported(f"include: {name!r}", f"only {LOGPROBS} is")
-    if (fields.whole("top_logprobs", 0, 20) or 0) > 0:
-        raise unsupported("top_logprobs", f"include {LOGPROBS} for the probability of each token")
-    return bool(included)
+    return {"logprobs": bool(included), "top_logprobs": likeliest(fields, bool(included), f"include: {LOGPROBS}")}
 
 
 def _input(fields: Fields, parts: Parts, pictures: Pictures) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from ..processing.tokenizer import Tokenizer
 from .answer import Answer, Call, Piece
 from .api_error import ApiError
 from .api_request import ApiRequest
+from .logprobs import entries
 
 Event = tuple[str | None, Any]
 
@@ -59,12 +60,7 @@ def call_item(call: Call, status: str, arguments: str) -> dict[str, Any]:
 
 
 def logprobs(asked: ApiRequest, part: Answer | Piece, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    if not asked.options.logprobs:
-        return []
-    return [
-        {"token": tokenizer.decode([token]), "bytes": [], "logprob": value, "top_logprobs": []}
-        for token, value in zip(part.tokens, part.logprobs, strict=True)
-    ]
+    return entries(part, tokenizer) if asked.options.logprobs else []
 
 
 def response(id: str, created: int, asked: ApiRequest, answers: list[Answer], tokenizer: Tokenizer) -> dict[str, Any]:

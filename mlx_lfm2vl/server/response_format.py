@@ -35,9 +35,7 @@ def response_format(fields: Fields, name: str, rules: Rules, nested: bool = True
 
 def json_schema(fields: Fields, name: str, rules: Rules) -> ResponseFormat:
     """The form of a JSON schema, which stands in this field. Raises `ApiError`."""
-    schema = fields.schema(name, rules.limits.schema_characters)
-    if schema is None:
-        fields.fail(name, "is missing", "missing_required_parameter")
+    schema = fields.schema(name, rules.limits.schema_characters, required=True)
     return held(fields, name, lambda: ResponseFormat.json_schema(schema))
 
 

@@ -1,0 +1,103 @@
+"""The library's tasks over HTTP: `/v1/detect`, `/v1/point`, `/v1/read`, `/v1/extract`, `/v1/describe`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import Lfm2VlConfig
+from ..generation.options import GenerationOptions
+from ..generation.request import GenerationRequest
+from ..generation.response import Completion
+from ..processing.fetch import SourcePolicy
+from ..tasks.boxes import DetectTask, PointTask
+from ..tasks.description import DescribeTask
+from ..tasks.extraction import ExtractTask
+from ..tasks.reading import ReadTask
+from ..tasks.recipes import Recipe, choose
+from ..tasks.task import Task
+from .api_request import Rules, deadline, max_tokens, options, sampling
+from .fields import Fields
+from .openai_chat_answer import usage
+from .pictures import Pictures
+
+MAKE: dict[str, Callable[[Recipe, Any], Task[Any]]] = {
+    "detect": DetectTask,
+    "point": PointTask,
+    "read": lambda recipe, _: ReadTask(recipe),
+    "extract": ExtractTask,
+    "describe": lambda recipe, _: DescribeTask(recipe),
+}
+
+
+@dataclass(frozen=True)
+class TaskRequest:
+    """A task as a body asks for it. `about`: what is to be found, or a schema. `longest`: None is what suits the task;
+    `given`: what is said of sampling."""
+
+    kind: str
+    model: str
+    images: list[Any]
+    about: Any
+    given: dict[str, Any]
+    longest: int | None
+    image_overrides: dict[str, Any]
+    deadline: float | None
+
+    def task(self, config: Lfm2VlConfig, source: str) -> Task[Any]:
+        """The task by the recipe of a model. Raises `OptionError` and `ConstraintError`."""
+        return MAKE[self.kind](choose(config, source), self.about)
+
+    def requests(self, task: Task[Any], policy: SourcePolicy) -> list[GenerationRequest]:
+        """What to ask of the model; reads the pictures. Raises `ImageError` and `OptionError`."""
+        chosen: GenerationOptions = options(dict(self.given), (), self.longest or task.max_tokens)
+        return task.requests(self.images, options=chosen, image_overrides=self.image_overrides, source_policy=policy)
+
+
+def parse(kind: str) -> Callable[[Fields, Rules], TaskRequest]:
+    """The function that reads the bodies of a task. It raises `ApiError`."""
+
+    def read(fields: Fields, rules: Rules) -> TaskRequest:
+        pictures = Pictures(rules.limits, rules.allow_urls)
+        model = fields.text("model", required=True)
+        about: Any = None
+        if kind in ("detect", "point"):
+            about = fields.text("what", required=True, longest=1000)
+        elif kind == "extract":
+            about = fields.schema("schema", rules.limits.schema_characters, required=True)
+        images = [_image(fields, n, url, pictures) for n, url in enumerate(_urls(fields, rules))]
+        made = TaskRequest(
+            kind,
+            model,
+            images,
+            about,
+            sampling(fields),
+            max_tokens(fields, "max_tokens"),
+            pictures.overrides(fields),
+            deadline(fields),
+        )
+        fields.close()
+        return made
+
+    return read
+
+
+def _urls(fields: Fields, rules: Rules) -> tuple[str, ...]:
+    urls = fields.texts("images", rules.limits.pictures, rules.limits.body_bytes)
+    if not urls:
+        fields.fail("images", "is empty, expected pictures as data URIs")
+    return urls
+
+
+def _image(fields: Fields, number: int, url: str, pictures: Pictures) -> Any:
+    item = pictures.from_url(fields, f"images[{number}]", url)
+    return item["image"] if "image" in item else item["url"]
+
+
+def response(asked: TaskRequest, result: Any, answers: Sequence[Completion]) -> dict[str, Any]:
+    """The body of a result: for `extract` and `describe` it is the data itself, for the others a list of objects."""
+    data = [dataclasses.asdict(each) for each in result] if isinstance(result, list) else result
+    statistics = [answer.statistics for answer in answers if answer.statistics is not None]
+    return {"object": asked.kind, "model": asked.model, "data": data, "usage": usage(statistics, prompts=True)}

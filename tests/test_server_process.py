@@ -1,0 +1,154 @@
+"""`mlx-lfm2vl serve` as a process: how it starts, ends, and refuses what makes no sense."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import openai
+import pytest
+from conftest import GOLDEN
+from servers import ANSWER, about
+
+TEXT: Any = [{"role": "user", "content": "Tell me everything."}]
+
+
+class Process:
+    """A server of its own."""
+
+    def __init__(self, *arguments, **environment):
+        command = [sys.executable, "-m", "mlx_lfm2vl", "serve", *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment
+        )
+        assert self.process.stderr is not None
+        self.first = self.process.stderr.readline()
+        found = re.search(r"at (http://\S+)/v1", self.first)
+        self.url = found[1] if found else ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+
+    def openai(self, **more: Any):
+        options: dict[str, Any] = {"base_url": f"{self.url}/v1", "api_key": "any", "max_retries": 0} | more
+        return openai.OpenAI(**options)
+
+    def end(self, *signals):
+        """The exit code and what is left of stderr, after these signals."""
+        for number in signals:
+            self.process.send_signal(number)
+            time.sleep(0.2)
+        _, rest = self.process.communicate(timeout=60)
+        return self.process.returncode, self.first + rest
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_answers_and_ends_at_a_signal(number):
+    with Process("--port", 0) as server:
+        assert "serving demo at http://127.0.0.1:" in server.first
+        made = server.openai().chat.completions.create(model="demo", messages=about("scene"))
+        assert made.choices[0].message.content == ANSWER
+        code, log = server.end(number)
+    assert code == 0 and "Traceback" not in log and log.count("\n") == 4
+    assert re.search(r"POST /v1/chat/completions 200 \d+\.\d+s req_\w+ model=demo prompt=33", log)
+
+
+def test_running_answers_may_end_after_sigterm(endless):
+    with Process(endless, "--port", 0, "--shutdown-seconds", 30) as server:
+        ask = {"model": "model", "messages": TEXT, "max_tokens": 300, "stream": True}
+        chunks = iter(server.openai().chat.completions.create(**ask))
+        next(chunks)
+        server.process.send_signal(signal.SIGTERM)
+        reasons = [chunk.choices[0].finish_reason for chunk in chunks]
+        assert reasons[-1] == "length"
+        with pytest.raises(openai.APIConnectionError):
+            server.openai().chat.completions.create(**ask)
+        code, log = server.end()
+    assert code == 0 and "Traceback" not in log
+
+
+def test_answers_that_go_on_are_cut_after_a_time(endless):
+    with Process(endless, "--port", 0, "--shutdown-seconds", 0.5) as server:
+        chunks = iter(server.openai().chat.completions.create(model="model", messages=TEXT, stream=True))
+        next(chunks)
+        server.process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        with pytest.raises(openai.APIError, match="about to stop"):
+            list(chunks)
+        code, log = server.end()
+    assert time.monotonic() - started < 20 and code == 0 and "Traceback" not in log
+
+
+def test_a_second_signal_ends_a_server_at_once(endless):
+    with Process(endless, "--port", 0, "--shutdown-seconds", 600) as server:
+        chunks = iter(server.openai().chat.completions.create(model="model", messages=TEXT, stream=True))
+        next(chunks)
+        started = time.monotonic()
+        code, log = server.end(signal.SIGTERM, signal.SIGTERM)
+    assert time.monotonic() - started < 20 and code == 0 and "Traceback" not in log
+
+
+def test_a_key_comes_from_a_file_or_the_environment(tmp_path):
+    file = tmp_path / "key"
+    file.write_text("secret\n")
+    for arguments, environment in ((("--api-key-file", file), {}), ((), {"MLX_LFM2VL_API_KEY": "secret"})):
+        with Process("--port", 0, "--host", "0.0.0.0", *arguments, **environment) as server:
+            url = server.url.replace("0.0.0.0", "127.0.0.1") + "/v1"
+            with pytest.raises(openai.AuthenticationError):
+                server.openai(base_url=url).models.list()
+            assert server.openai(base_url=url, api_key="secret").models.list().data[0].id == "demo"
+
+
+REFUSED = [
+    (("--host", "0.0.0.0"), "needs an API key"),
+    (("--host", "example.org", "--no-api-key"), "is no IP address"),
+    (("--host", "192.0.2.1", "--no-api-key"), "cannot be listened at"),
+    (("--port", "70000"), "is not a whole number from 0 to 65535"),
+    (("--api-key-file", "/nowhere"), "/nowhere: cannot be read"),
+    (("demo", "demo"), "have the same name"),
+    (("--max-tokens", "5"), "unrecognized arguments"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), REFUSED, ids=[" ".join(row[0]) for row in REFUSED])
+def test_what_makes_no_sense_is_one_line_and_exit_code_2(arguments, words):
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_lfm2vl", "serve", "--port", "0", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_port_in_use_is_named():
+    with Process("--port", 0) as server:
+        done = subprocess.run(
+            [sys.executable, "-m", "mlx_lfm2vl", "serve", "--port", server.url.rpartition(":")[2]],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert (
+        done.returncode == 2 and "cannot be listened at (Address already in use); choose another --port" in done.stderr
+    )
+
+
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+def test_without_the_extra_the_install_line_is_named(missing):
+    code = f"import sys; sys.modules[{missing!r}] = None\nfrom mlx_lfm2vl.cli import main\nsys.exit(main(['serve']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == f"mlx-lfm2vl: error: serve needs {missing}; pip install 'mlx-lfm2vl[server]'\n"
+
+
+def test_a_folder_s_path_is_not_told():
+    with Process(GOLDEN / "gen2", "--port", 0) as server:
+        assert [model.id for model in server.openai().models.list()] == ["gen2"]

@@ -1,0 +1,82 @@
+"""The library's tasks over HTTP give what the library gives."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from conftest import Loaded, cache_by_backend
+from servers import EXAMPLES, base64_of, data_uri, serving, settings_of
+
+from mlx_lfm2vl import describe, detect, extract, load, point, read
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"type": "string", "description": "the colour of the shape in the middle"}},
+    "required": ["colour"],
+}
+
+
+@cache_by_backend
+def demo() -> Loaded:
+    return load("demo")
+
+
+@pytest.fixture(scope="module", params=["mlx", "numpy"])
+def server(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_LFM2VL_BACKEND", request.param)
+        with serving(settings_of()) as running:
+            yield running
+
+
+def post(server, kind, **body) -> tuple[int, Any]:
+    status, _, answer = server.raw(
+        "POST", f"/v1/{kind}", json.dumps({"model": "demo"} | body), content_type="application/json"
+    )
+    return status, answer
+
+
+def test_boxes_and_points_are_those_of_the_library(server):
+    files = [EXAMPLES / "boxes.png", EXAMPLES / "scene.png"]
+    images = [data_uri("boxes"), data_uri("scene")]
+    for kind, function in (("detect", detect), ("point", point)):
+        status, made = post(server, kind, images=images, what="ring")
+        expected = [dataclasses.asdict(each) for each in function(*demo(), files, "ring")]
+        assert status == 200 and made["data"] == expected and expected
+        assert made["object"] == kind and made["model"] == "demo" and made["usage"]["completion_tokens"] > 5
+
+
+def test_text_and_descriptions_are_those_of_the_library(server):
+    status, made = post(server, "read", images=[data_uri("text")])
+    assert status == 200 and made["data"] == [dataclasses.asdict(e) for e in read(*demo(), EXAMPLES / "text.png")]
+    status, made = post(server, "describe", images=[data_uri("scene")])
+    assert status == 200 and made["data"] == describe(*demo(), EXAMPLES / "scene.png")
+
+
+def test_fields_are_those_of_the_library(server):
+    status, made = post(server, "extract", images=[data_uri("shapes")], schema=SCHEMA)
+    assert status == 200 and made["data"] == extract(*demo(), EXAMPLES / "shapes.png", SCHEMA)
+
+
+REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
+    ("detect", {"images": [data_uri("scene")]}, 400, "what is missing"),
+    ("detect", {"images": [], "what": "ring"}, 400, "images is empty"),
+    ("detect", {"images": ["/etc/passwd"], "what": "ring"}, 400, "images[0] is neither a data URI nor"),
+    ("detect", {"images": [base64_of("scene")], "what": "ring"}, 400, "images[0] is neither"),
+    ("detect", {"images": ["data:image/png;base64,aGVsbG8="], "what": "ring"}, 400, "not a picture"),
+    ("detect", {"images": [data_uri("scene")] * 65, "what": "ring"}, 400, "images has 65 entries"),
+    ("read", {"images": [data_uri("scene")], "what": "ring"}, 400, "what is not known"),
+    ("extract", {"images": [data_uri("scene")]}, 400, "schema is missing"),
+    ("extract", {"images": [data_uri("scene")], "schema": "/etc/passwd"}, 400, "schema is a text"),
+    ("extract", {"images": [data_uri("scene")], "schema": {"type": "nothing"}}, 400, "schema"),
+    ("describe", {"images": [data_uri("scene")], "model": "other"}, 404, "not served here"),
+    ("describe", {"images": [data_uri("scene")], "deadline": 1e-6}, 504, "before the deadline"),
+]
+
+
+@pytest.mark.parametrize(("kind", "body", "status", "words"), REFUSED, ids=[f"{r[0]} {r[3][:30]}" for r in REFUSED])
+def test_what_is_wrong_is_refused(server, kind, body, status, words):
+    found, answer = post(server, kind, **body)
+    assert found == status and words in answer["error"]["message"]
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
