@@ -1,0 +1,79 @@
+// The field of the question and its pictures. It calls `send({text, pictures})`; pictures are {name, blob}.
+
+import { element, iconButton, notice } from "./dom.js";
+import { thumbnail } from "./messages.js";
+
+const MOST_BYTES = 50 * 2 ** 20;
+
+/** Makes the form of the page work. `open` shows a picture large. Returns what the rest of the page needs of it. */
+export function makeComposer({ send, open }) {
+  const form = document.getElementById("composer");
+  const prompt = document.getElementById("prompt");
+  const list = document.getElementById("pictures");
+  const files = document.getElementById("files");
+  const drop = document.getElementById("drop");
+  let pictures = [];
+
+  function show() {
+    list.replaceChildren(...pictures.map((picture) => element("li", {},
+      thumbnail(picture, open),
+      iconButton("close", `Remove ${picture.name}`, () => { pictures = pictures.filter((other) => other !== picture); show(); prompt.focus(); }))));
+    list.hidden = !pictures.length;
+  }
+
+  function grow() {
+    prompt.style.height = "auto";
+    prompt.style.height = `${Math.min(prompt.scrollHeight, window.innerHeight * 0.4)}px`;
+  }
+
+  function add(given) {
+    for (const file of given) {
+      if (!looksLikePicture(file)) notice(`${file.name} is not a picture.`);
+      else if (file.size > MOST_BYTES) notice(`${file.name} has ${Math.round(file.size / 2 ** 20)} MB; pictures may have ${MOST_BYTES / 2 ** 20} MB.`);
+      else pictures.push({ name: file.name || "pasted picture", blob: file });
+    }
+    show();
+    prompt.focus();
+  }
+
+  function set(text, chosen) {
+    prompt.value = text;
+    pictures = [...chosen];
+    show();
+    grow();
+    prompt.focus();
+  }
+
+  async function submit() {
+    const text = prompt.value.trim();
+    if (!text && !pictures.length) return;
+    const taken = await send({ text, pictures });
+    if (taken) set("", []);
+  }
+
+  form.addEventListener("submit", (event) => { event.preventDefault(); submit(); });
+  prompt.addEventListener("input", grow);
+  prompt.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); submit(); }
+  });
+  prompt.addEventListener("paste", (event) => {
+    if (event.clipboardData.files.length) { event.preventDefault(); add(event.clipboardData.files); }
+  });
+  document.getElementById("choose").addEventListener("click", () => files.click());
+  files.addEventListener("change", () => { add(files.files); files.value = ""; });
+
+  let inside = 0;
+  const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
+  const over = (count) => { inside = count; drop.hidden = count <= 0; };
+  window.addEventListener("dragenter", (event) => { if (carriesFiles(event)) { event.preventDefault(); over(inside + 1); } });
+  window.addEventListener("dragleave", (event) => { if (carriesFiles(event)) over(inside - 1); });
+  window.addEventListener("dragover", (event) => { if (carriesFiles(event)) event.preventDefault(); });
+  window.addEventListener("drop", (event) => { if (carriesFiles(event)) { event.preventDefault(); over(0); add(event.dataTransfer.files); } });
+
+  show();
+  return { set, focus: () => prompt.focus() };
+}
+
+function looksLikePicture(file) {
+  return file.type.startsWith("image/") || /\.(heic|heif|avif|tiff?)$/i.test(file.name);
+}

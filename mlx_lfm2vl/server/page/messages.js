@@ -1,0 +1,90 @@
+// Elements of a conversation's messages. What a message can do (retry, edit) is given by app.js.
+
+import { readBoxes, drawBoxes } from "./boxes.js";
+import { element, copyText, iconButton } from "./dom.js";
+import { markdown } from "./markdown.js";
+import { jsonTable } from "./table.js";
+
+const REASONS = {
+  length: "The answer stopped at its longest length.",
+  cancelled: "Stopped.",
+};
+const addresses = new WeakMap(); // of pictures' blobs
+
+/** An address by which a blob can be shown. */
+export function addressOf(blob) {
+  if (!addresses.has(blob)) addresses.set(blob, URL.createObjectURL(blob));
+  return addresses.get(blob);
+}
+
+/** A small picture, or its name where the browser cannot show its format. */
+export function thumbnail({ name, blob }, open) {
+  const picture = element("img", { src: addressOf(blob), alt: name, loading: "lazy" });
+  const button = element("button", { type: "button", class: "thumbnail", title: name, onclick: () => open(picture) }, picture);
+  picture.addEventListener("error", () => {
+    button.replaceChildren(element("span", { class: "no-preview", text: name }));
+    button.disabled = true;
+  });
+  return button;
+}
+
+/** A question as it stands in the conversation. */
+export function questionElement(message, { edit, open }) {
+  return element("li", { class: "question" },
+    element("h2", { class: "hidden-label", text: "You" }),
+    message.pictures.length ? element("div", { class: "pictures" }, ...message.pictures.map((picture) => thumbnail(picture, open))) : null,
+    message.text ? element("p", { class: "said", text: message.text }) : null,
+    element("div", { class: "message-tools" },
+      iconButton("edit", "Edit the question", edit),
+      message.text ? iconButton("copy", "Copy the question", () => copyText(message.text)) : null));
+}
+
+/** An answer: its element, and a function that shows what the message holds by now. */
+export function answerElement(message, pictures, { retry }) {
+  const body = element("div", { class: "answer-body" });
+  const foot = element("div", { class: "foot" });
+  const made = element("li", { class: "answer" }, element("h2", { class: "hidden-label", text: "Answer" }), body, foot);
+
+  function show() {
+    made.toggleAttribute("data-running", Boolean(message.running));
+    body.replaceChildren(bodyOf(message, pictures));
+    foot.replaceChildren();
+    if (message.error) foot.append(element("p", { class: "error", role: "alert", text: message.error }));
+    else if (REASONS[message.finish]) foot.append(element("p", { class: "fine", text: REASONS[message.finish] }));
+    if (message.running) return;
+    foot.append(element("div", { class: "message-tools" },
+      message.text ? iconButton("copy", "Copy the answer", () => copyText(message.text)) : null,
+      iconButton("retry", "Answer again", retry),
+      message.usage ? element("span", { class: "fine", text: speed(message) }) : null));
+  }
+  show();
+  return [made, show];
+}
+
+function bodyOf(message, pictures) {
+  if (!message.text && message.running) return element("p", { class: "waiting" }, element("span", { class: "hidden-label", text: "The answer is on its way" }), element("i"), element("i"), element("i"));
+  const boxes = message.running ? null : readBoxes(message.text);
+  if (boxes && boxes.some((box) => box.picture < pictures.length)) {
+    return element("div", {}, drawBoxes(boxes, pictures.map((picture) => addressOf(picture.blob))), source(message.text));
+  }
+  const table = message.schema ? jsonTable(message.text) : null;
+  if (table) return element("div", {}, table, source(message.text));
+  if (message.schema) return element("pre", { tabindex: "0" }, element("code", { text: message.text }));
+  return markdown(message.text);
+}
+
+function source(text) {
+  return element("details", {}, element("summary", { text: "As the model wrote it" }), element("pre", { tabindex: "0" }, element("code", { text })));
+}
+
+/** How fast the answer came, and how much of the question was known already. */
+function speed({ usage, firstToken, seconds }) {
+  const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
+  const rate = usage.completion_tokens > 1 && seconds > firstToken ? (usage.completion_tokens - 1) / (seconds - firstToken) : null;
+  return [
+    `${usage.completion_tokens} tokens`,
+    rate ? `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s` : null,
+    firstToken ? `first after ${firstToken.toFixed(firstToken < 10 ? 2 : 0)} s` : null,
+    `${usage.prompt_tokens} in the question${cached ? `, ${cached} cached` : ""}`,
+  ].filter(Boolean).join(" · ");
+}
