@@ -216,8 +216,8 @@ async function showModels() {
 
 function stateOf(model) {
   const { state, progress } = model ?? {};
-  if (state === "downloading" && Number.isFinite(progress)) return `downloading, ${Math.round(progress * 100)} %`;
-  return ["loading", "downloading", "failed"].includes(state) ? state : "";
+  if (!["loading", "downloading"].includes(state)) return "";
+  return progress?.total ? `${state}, ${Math.round((100 * progress.done) / progress.total)} %` : state;
 }
 
 function askForKey() {
