@@ -1,0 +1,374 @@
+"""The server's page in a real Chromium, against a real server on loopback."""
+
+import base64
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN
+from servers import ANSWER, EXAMPLES, serving, settings_of, until
+
+from mlx_lfm2vl.server.access import Access
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine (apt install chromium)")
+
+SCENE = str(EXAMPLES / "scene.png")
+QUESTION = "What is in this image?"
+BOXES = "Provide bounding boxes for the pink square."
+HOSTILE = [
+    "<script>document.title = 'owned'</script>",
+    "<img src=x onerror=\"document.title='owned'\">",
+    "[click](javascript:document.title='owned')",
+    "[click](  JaVaScRiPt:alert(1))",
+    "[data](data:text/html,<script>alert(1)</script>)",
+    "![spy](http://127.0.0.1:1/spy.png)",
+    '<iframe src="http://127.0.0.1:1/"></iframe>',
+    '<a href="#" onclick="document.title=1">x</a>',
+    "```\n</code></pre><script>document.title = 'owned'</script>\n```",
+    "| a | b |\n|---|---|\n| <svg onload=alert(1)> | ok |",
+    '<style>@import "http://127.0.0.1:1/x.css"</style>',
+    "> " * 200 + "deep",
+    "".join(f"{'  ' * depth}- item\n" for depth in range(60)),
+    "*" * 3000 + "[" * 3000 + "`" * 3001,
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The demo, and random weights, whose answers are long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_LFM2VL_BACKEND", "numpy")
+        with serving(settings_of("demo", GOLDEN / "gen2")) as running:
+            yield running
+
+
+class Page:
+    """A page in a browser of its own. `asked`: addresses of its requests; `problems`: errors that it met."""
+
+    def __init__(self, browser, url, **options):
+        self.context = browser.new_context(
+            **{"viewport": {"width": 1100, "height": 750}, "permissions": ["clipboard-read", "clipboard-write"]}
+            | options
+        )
+        self.context.set_default_timeout(60_000)
+        self.page = self.context.new_page()
+        self.asked: list[str] = []
+        self.problems: list[str] = []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("console", lambda told: self.problems.append(told.text) if told.type == "error" else None)
+        self.page.goto(url)
+        self.page.wait_for_selector("#model option", state="attached")
+
+    def ask(self, text, *pictures, wait=True):
+        if pictures:
+            self.page.set_input_files("#files", list(pictures))
+        self.page.fill("#prompt", text)
+        self.page.press("#prompt", "Enter")
+        if wait:
+            self.page.wait_for_selector(".answer:last-child .message-tools")
+
+    @property
+    def answer(self):
+        return self.page.inner_text(".answer:last-child .answer-body")
+
+
+@pytest.fixture
+def opened(browser, server):
+    made = Page(browser, server.url)
+    yield made
+    made.context.close()
+    assert made.problems == []
+
+
+def test_an_answer_is_the_librarys(opened):
+    opened.ask(QUESTION, SCENE)
+    assert opened.answer == ANSWER
+    assert re.search(r"21 tokens · .* · 33 in the question", opened.page.inner_text(".answer .message-tools"))
+
+
+def test_an_answer_grows_while_it_comes(opened):
+    opened.page.select_option("#model", "gen2")
+    opened.ask("Go on.", wait=False)
+    lengths: set[int] = set()
+    until(lambda: lengths.add(len(opened.answer)) or len(lengths) > 5)
+    opened.page.click("#stop")
+
+
+def test_a_second_question_shows_its_cached_tokens(opened):
+    opened.ask(QUESTION, SCENE)
+    opened.ask("And what else?")
+    shown = opened.page.inner_text(".answer:last-child .message-tools")
+    prompt, cached = map(int, re.search(r"(\d+) in the question, (\d+) cached", shown).groups())
+    assert prompt - cached < 20
+
+
+def test_pictures_are_pasted_and_dropped(opened):
+    give = """([data, kind]) => {
+        const files = new DataTransfer();
+        const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+        files.items.add(new File([bytes], "scene.png", {type: "image/png"}));
+        if (kind === "paste") document.getElementById("prompt").dispatchEvent(
+            new ClipboardEvent("paste", {clipboardData: files, bubbles: true, cancelable: true}));
+        else for (const name of ["dragenter", "dragover", "drop"])
+            document.body.dispatchEvent(new DragEvent(name, {dataTransfer: files, bubbles: true, cancelable: true}));
+    }"""
+    for kind in ("paste", "drop"):
+        opened.page.evaluate(give, [base64.b64encode(Path(SCENE).read_bytes()).decode(), kind])
+    opened.page.wait_for_selector("#pictures li:nth-child(2) img")
+    assert opened.page.is_hidden("#drop")
+    opened.page.click("#pictures li:first-child .icon-button")
+    opened.ask(QUESTION)
+    assert opened.answer == ANSWER
+
+
+def test_a_file_that_is_no_picture_is_refused_with_its_name(opened, tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    opened.page.set_input_files("#files", str(tmp_path / "notes.txt"))
+    assert opened.page.inner_text("#notice") == "notes.txt is not a picture."
+    assert opened.page.is_hidden("#pictures")
+
+
+@pytest.mark.parametrize("how", ["button", "escape"])
+def test_stopping_ends_the_answer_on_the_server(opened, server, how):
+    opened.page.select_option("#model", "gen2")
+    opened.ask("Go on.", wait=False)
+    until(lambda: len(opened.answer) > 40)
+    opened.page.click("#stop") if how == "button" else opened.page.keyboard.press("Escape")
+    opened.page.wait_for_selector(".answer .message-tools")
+    assert "Stopped." in opened.page.inner_text(".answer .foot")
+    asked = until(lambda: [line for line in server.lines if "POST" in line and "model=gen2" in line])
+    assert " 499 " in asked[-1]  # the client went away
+    assert opened.page.is_visible("#send")
+
+
+def test_an_answer_is_given_again_and_a_question_edited(opened):
+    opened.ask(QUESTION, SCENE)
+    opened.page.click("[aria-label='Answer again']")
+    opened.page.wait_for_selector(".answer:last-child .message-tools")
+    assert opened.page.locator(".answer").count() == 1 and opened.answer == ANSWER
+    opened.page.hover(".question")
+    opened.page.click("[aria-label='Edit the question']")
+    assert opened.page.input_value("#prompt") == QUESTION
+    assert opened.page.locator("#pictures li").count() == 1 and opened.page.locator(".question").count() == 0
+    opened.ask(QUESTION)
+    assert opened.answer == ANSWER
+
+
+def test_an_answer_is_copied(opened):
+    opened.ask(QUESTION, SCENE)
+    opened.page.click("[aria-label='Copy the answer']")
+    opened.page.wait_for_selector("#notice:not([hidden])")
+    assert opened.page.evaluate("navigator.clipboard.readText()") == ANSWER
+
+
+def test_conversations_are_kept_and_deleted(opened):
+    opened.ask(QUESTION, SCENE)
+    opened.page.click("#new")
+    opened.ask("Hello.")
+    opened.page.reload()
+    opened.page.wait_for_selector("#conversations li:nth-child(2)")
+    assert opened.page.locator(".conversation").all_inner_texts() == ["Hello.", QUESTION]
+    opened.page.click(f".conversation:text('{QUESTION}')")
+    assert opened.answer == ANSWER
+    until(lambda: opened.page.evaluate("document.querySelector('.thumbnail img').naturalWidth"))
+    opened.page.on("dialog", lambda dialog: dialog.accept())
+    opened.page.hover("#conversations li:last-child")
+    opened.page.click("#conversations li:last-child .icon-button")
+    until(lambda: opened.page.locator(".conversation").count() == 1)
+    opened.page.reload()
+    opened.page.wait_for_selector(".conversation")
+    assert opened.page.locator(".conversation").all_inner_texts() == ["Hello."]
+
+
+def test_an_answer_by_a_schema_is_a_table(opened):
+    opened.page.click("#open-form")
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["pink", "black"]}, "count": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["colour", "count"],
+        "additionalProperties": False,
+    }
+    opened.page.fill("#form-schema", "{")
+    opened.page.click("#form-use")
+    assert "not a JSON Schema" in opened.page.inner_text("#form-error")
+    opened.page.fill("#form-schema", json.dumps(schema))
+    opened.page.click("#form-use")
+    opened.ask("What shapes are there?", SCENE)
+    rows = opened.page.locator(".result tbody tr").all_inner_texts()
+    assert [row.split("\t")[0] for row in rows] == ["colour", "count"]
+    value = json.loads(opened.page.text_content(".answer details code"))
+    assert rows == [f"colour\t{value['colour']}", f"count\t{value['count']}"]
+    opened.page.click("#form-off")
+    opened.ask(QUESTION)
+    assert opened.page.locator(".answer:last-child .result").count() == 0
+
+
+def test_boxes_of_an_answer_are_drawn_where_it_says(opened):
+    opened.ask(BOXES, SCENE)
+    found = json.loads(opened.page.text_content(".answer details code"))
+    assert found and all(set(box) == {"image_id", "bbox_2d", "label"} for box in found)
+    for rect, box in zip(opened.page.locator(".box-picture rect:not(.halo)").all(), found, strict=True):
+        x1, y1, x2, y2 = box["bbox_2d"]
+        drawn = [float(rect.get_attribute(name)) for name in ("x", "y", "width", "height")]
+        assert drawn == [x1, y1, x2 - x1, y2 - y1]
+    picture, overlay = (opened.page.locator(f".box-picture > {tag}").bounding_box() for tag in ("img", "svg"))
+    assert picture == overlay
+    assert opened.page.locator(".box-label").all_inner_texts() == [box["label"] for box in found]
+
+
+def test_nothing_an_answer_says_can_run(opened):
+    keep = """async (texts) => {
+        const {newConversation, saveConversation} = await import("/static/store.js");
+        const made = {...newConversation(), title: "<b>kept</b>"};
+        for (const text of texts)
+            for (const role of ["user", "assistant"]) made.messages.push({role, text, pictures: [], finish: "stop"});
+        await saveConversation(made);
+    }"""
+    opened.page.evaluate(keep, HOSTILE)
+    opened.page.reload()
+    opened.page.click(".conversation")
+    opened.page.wait_for_selector(".answer-body > *")
+    assert opened.page.locator(".answer").count() == len(HOSTILE)
+    shown = opened.page.evaluate(
+        """() => [...document.querySelectorAll("#messages *")].map((each) =>
+            [each.tagName.toLowerCase(), each.closest("a")?.protocol ?? "", [...each.attributes].map((a) => a.name)])"""
+    )
+    for tag, protocol, names in shown:
+        assert tag not in ("script", "iframe", "img", "style", "object", "embed", "form", "base", "link", "meta")
+        assert protocol in ("", "http:", "https:", "mailto:")
+        assert not any(name.startswith("on") for name in names)
+    assert opened.page.title() == "<b>kept</b> · mlx-lfm2vl"
+    assert opened.page.locator(".conversation b").count() == 0
+    assert not [url for url in opened.asked if "127.0.0.1:1/" in url]
+
+
+def test_everything_comes_from_the_server_itself(opened, server):
+    opened.ask(QUESTION, SCENE)
+    assert {url.split("/static")[0].rstrip("/") for url in opened.asked if "/static" in url} == {server.url}
+    assert all(url.startswith((server.url, "blob:", "data:")) for url in opened.asked)
+
+
+def test_markdown_is_shown_as_what_it_is(opened):
+    cases = {
+        "# One\ntext": "<h3>One</h3><p>text</p>",
+        "a **b** *c* `d` ~~e~~": "<p>a <strong>b</strong> <em>c</em> <code>d</code> <del>e</del></p>",
+        "1. a\n2. b\n   - c\n3. d": '<ol start="1"><li>a</li><li>b<ul><li>c</li></ul></li><li>d</li></ol>',
+        "snake_case_name and 2 * 3 * 4": "<p>snake_case_name and 2 * 3 * 4</p>",
+        "> a\n> b": "<blockquote><p>a<br>b</p></blockquote>",
+        "|a|b|\n|-|-|\n|1|2|": '<div class="scroll" tabindex="0"><table><thead><tr><th>a</th><th>b</th></tr></thead>'
+        "<tbody><tr><td>1</td><td>2</td></tr></tbody></table></div>",
+        "a\n\n---\n\nb": "<p>a</p><hr><p>b</p>",
+        "**not closed": "<p>**not closed</p>",
+        "a < b & c": "<p>a &lt; b &amp; c</p>",
+    }
+    render = """async (text) => {
+        const {markdown} = await import("/static/markdown.js");
+        const place = document.createElement("div");
+        place.append(markdown(text));
+        return place.innerHTML;
+    }"""
+    assert {text: opened.page.evaluate(render, text) for text in cases} == cases
+
+
+def test_settings_reach_the_server_and_stay(opened):
+    opened.page.click("#open-settings")
+    opened.page.fill("#settings [name=max_completion_tokens]", "5")
+    opened.page.select_option("#settings [name=max_image_tokens]", "64")
+    opened.page.click("#settings .primary")
+    opened.page.reload()
+    with opened.page.expect_request("**/v1/chat/completions") as sent:
+        opened.ask(QUESTION, SCENE)
+    body = sent.value.post_data_json
+    assert (body["max_completion_tokens"], body["max_image_tokens"], body["model"]) == (5, 64, "demo")
+    assert "The answer stopped at its longest length." in opened.page.inner_text(".answer .foot")
+
+
+def test_an_error_of_the_server_is_shown_in_its_words(opened):
+    opened.page.click("#open-settings")
+    opened.page.fill("#settings [name=system]", "x" * 200_000)
+    opened.page.click("#settings .primary")
+    opened.ask("Hello.")
+    assert "positions" in opened.page.inner_text(".answer .error")
+    opened.problems.clear()  # the browser notes a response of 400
+
+
+def test_light_and_dark_follow_the_system_and_the_choice(browser, server):
+    page = Page(browser, server.url, color_scheme="dark")
+    background = "getComputedStyle(document.body).backgroundColor"
+    assert page.page.evaluate(background) == "rgb(23, 24, 28)"
+    page.page.click("#theme")
+    page.page.reload()
+    assert page.page.evaluate(background) == "rgb(255, 255, 255)"
+    page.context.close()
+
+
+def test_a_phone_shows_all_without_scrolling_sideways(browser, server):
+    page = Page(browser, server.url, viewport={"width": 360, "height": 700}, has_touch=True)
+    page.ask(QUESTION, SCENE)
+    page.ask(BOXES)
+    assert page.page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.page.evaluate("document.getElementById('scroll').scrollWidth <= 360")
+    page.page.click("#open-sidebar")
+    page.page.wait_for_selector(".conversation:visible")
+    page.page.keyboard.press("Escape")
+    page.page.wait_for_selector(".conversation", state="hidden")
+    page.context.close()
+
+
+def test_the_keyboard_alone_is_enough(opened):
+    opened.page.keyboard.type("Hello.")  # the field has the focus
+    opened.page.keyboard.press("Shift+Enter")
+    opened.page.keyboard.type("Again.")
+    opened.page.keyboard.press("Enter")
+    opened.page.wait_for_selector(".answer .message-tools")
+    assert opened.page.inner_text(".question .said") == "Hello.\nAgain."
+    seen = set()
+    for _ in range(60):
+        opened.page.keyboard.press("Tab")
+        seen.add(opened.page.evaluate("document.activeElement.ariaLabel ?? document.activeElement.id"))
+    assert {"Copy the answer", "Answer again", "Edit the question", "Settings", "prompt", "Send", "new"} <= seen
+
+
+def test_a_server_with_a_key_asks_for_it(browser):
+    with serving(settings_of("demo", access=Access(api_key="a secret"))) as running:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(running.url)
+        page.fill("#key-text", "a secret")
+        page.press("#key-text", "Enter")
+        page.wait_for_selector("#model option", state="attached")
+        assert page.locator("#model option").all_inner_texts() == ["demo"]
+        context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser, server, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed (extra: test)")
+    page = Page(browser, server.url, color_scheme=scheme)
+
+    def check(where):
+        found = axe.Axe().run(page.page).response["violations"]
+        serious = [each["id"] for each in found if each["impact"] in ("serious", "critical")]
+        assert serious == [], f"{where}: {found}"
+
+    check("welcome")
+    page.ask(BOXES, SCENE)
+    check("boxes")
+    for button, dialog in (("#open-settings", "#settings"), ("#open-form", "#form")):
+        page.page.click(button)
+        check(dialog)
+        page.page.keyboard.press("Escape")
+    page.context.close()
