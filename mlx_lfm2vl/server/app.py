@@ -19,6 +19,7 @@ from .api_error import ApiError, api_error
 from .log import RequestRecord, Write, of_bug
 from .metrics import Metrics
 from .models import Model
+from .page_routes import page_routes
 from .task_requests import MAKE
 
 OPENAI_CHAT = Protocol(
@@ -81,9 +82,11 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
         Route("/v1/models/{id:path}", one_model, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
         Route("/metrics", shown_metrics, methods=["GET"]),
+        *page_routes(),
     ]
     guarded = Guarded(Router(routes, redirect_slashes=False, default=not_found), access)
-    app = Recorded(guarded, frozenset(route.path for route in routes), metrics, write)
+    offered = frozenset(route.path for route in routes if isinstance(route, Route))
+    app = Recorded(guarded, offered, metrics, write)
     if not access.origins:
         return app
     return CORSMiddleware(

@@ -55,15 +55,19 @@ function figure(picture, boxes, colour) {
   });
   const names = boxes.map((box) => {
     const name = element("span", { class: `box-label ${colour(box)}`, text: box.label });
-    const [x1, y1] = box.corners;
-    name.style.left = `${Math.min(x1, 0.9) * 100}%`;
+    const [x1, y1, x2] = box.corners;
+    if (x1 + x2 > 1) name.style.right = `${(1 - x2) * 100}%`;
+    else name.style.left = `${x1 * 100}%`;
     name.style.top = `${y1 * 100}%`;
     if (y1 < 0.08) name.classList.add("inside");
     return name;
   });
   const said = `The picture with ${boxes.length} ${boxes.length === 1 ? "box" : "boxes"}: ${boxes.map((box) => box.label).join(", ")}`;
-  return element("div", { class: "box-picture", role: "img", "aria-label": said },
-    element("img", { src: picture, alt: "" }),
+  const shown = element("img", { src: picture, alt: "" });
+  const made = element("div", { class: "box-picture", role: "img", "aria-label": said },
+    shown,
     svg("svg", { viewBox: "0 0 1000 1000", preserveAspectRatio: "none", "aria-hidden": "true" }, ...drawn),
     ...names);
+  shown.addEventListener("load", () => made.style.setProperty("--ratio", shown.naturalWidth / shown.naturalHeight));
+  return made;
 }

@@ -80,7 +80,8 @@ function source(text) {
 /** How fast the answer came, and how much of the question was known already. */
 function speed({ usage, firstToken, seconds }) {
   const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
-  const rate = usage.completion_tokens > 1 && seconds > firstToken ? (usage.completion_tokens - 1) / (seconds - firstToken) : null;
+  const measured = usage.completion_tokens > 1 && seconds - firstToken > 0.05; // not where all of it came at once
+  const rate = measured ? (usage.completion_tokens - 1) / (seconds - firstToken) : null;
   return [
     `${usage.completion_tokens} tokens`,
     rate ? `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s` : null,

@@ -12,6 +12,7 @@ export function jsonTable(text) {
   }
   if (value === null || typeof value !== "object") return null;
   const { columns, rows } = grid(value);
+  if (!rows.length) return element("p", { class: "fine", text: "The answer is empty." });
   const head = element("tr", {}, ...columns.map((name) => element("th", { scope: "col", text: name })));
   const body = rows.map((row) => element("tr", {}, ...row.map((cell) => element("td", {}, shown(cell)))));
   return element("div", { class: "result" },
