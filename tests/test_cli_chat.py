@@ -114,6 +114,7 @@ def test_what_is_wrong_is_one_line_and_the_conversation_goes_on(chat):
         ("/load /dev/zero", "/dev/zero: cannot be read"),
         ("/load absent.json", "absent.json: cannot be read"),
         ("/dance", "/dance is no command"),
+        ("/imags", "/imags is no command; did you mean /images?"),
     ):
         rows = person.say(line)
         assert rows[0].startswith("mlx-lfm2vl: error: ") and says in " ".join(rows)

@@ -42,6 +42,7 @@ OWNERS = {
     "pillow_heif": "mlx_lfm2vl/processing/formats.py",
     "torch": "mlx_lfm2vl/compat/tensors.py",
     "prompt_toolkit": "mlx_lfm2vl/cli/line_editor.py",
+    "argcomplete": "mlx_lfm2vl/cli/completion.py",
 }
 # Parts that may import a library.
 HOMES = {

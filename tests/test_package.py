@@ -31,6 +31,7 @@ HEAVY = (
     "httpx2",
     "httpcore2",
     "prompt_toolkit",
+    "argcomplete",
 )
 
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, one_line
-from .chat_help import HELP
+from .chat_help import COMMANDS, HELP
 from .chat_pictures import find_pictures
 from .chat_settings import changed, shown
 from .clipboard import copy
 from .inputs import dropped
+from .options import did_you_mean
 from .terminal import BLOCK, Terminal, unfinished
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class Conversation:
         elif names:
             self.say(rest, self.terminal.pictures(names, "this message"))
         elif line.startswith("/") and "/" not in command[1:]:
-            raise OptionError(f"{command} is no command; /help lists them, and a space before it makes it a message")
+            way = "; /help lists them, and a space before it makes it a message"
+            raise OptionError(f"{command} is no command{did_you_mean([command], COMMANDS) or way}")
         else:
             self.say(line)
         return True
