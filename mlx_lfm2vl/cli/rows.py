@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 
 from .. import GenerationOptions, GenerationRequest, OptionError, PromptError
 from ..processing.addresses import is_base64_picture, scheme
-from ..processing.picture_keys import misspelt, reads, unread
+from ..processing.picture_keys import holding, misspelt, reads, unread
 from .inputs import DEFAULT_PROMPT, STDIN, pictures_in
 
 NO_TMPDIR = "a temporary folder; TMPDIR must name one that can be written"
@@ -144,7 +144,7 @@ class Rows:
         given = [key for key in data if reads(key)]
         if len(given) > 1:
             raise PromptError(f'has both "{given[0]}" and "{given[1]}"; give one of them')
-        if not given and (key := unread(data)):
+        if not given and (key := unread(data) or holding(data, ("prompt", "system"))):
             raise PromptError(f'"{key}" names a picture and is not read; call it "image"')
         if not given and "prompt" not in data and "messages" in data:
             raise PromptError('"messages" is not read; give "prompt" and "image"')

@@ -26,6 +26,7 @@ from . import addresses
 from .arrays import is_array, to_numpy
 from .fetch import DEFAULT_POLICY, SourcePolicy, fetch, short
 from .formats import check_size, decode, open_picture
+from .jpeg import with_end
 from .pixels import from_array, height_width
 
 DEFAULT_CONFIG = ImageProcessorConfig()
@@ -51,7 +52,7 @@ def load_image(
     """
     if isinstance(picture, Image.Image):
         name = f"PIL image {short(str(getattr(picture, 'filename', '') or picture.mode))}"
-        return decode(picture, name, policy, config)
+        return decode(with_end(picture), name, policy, config)
     if is_array(picture):
         return _from_array(picture, policy)
     if isinstance(picture, (bytes, bytearray, memoryview)):
