@@ -19,7 +19,7 @@ def check_file(file: Path) -> None:
     if not file.parent.is_dir():
         raise OutputError(f"{file.parent}: no such folder")
     if importlib.util.find_spec("matplotlib") is None:
-        raise OptionError("plots need matplotlib; install mlx-lfm2vl[plot]")
+        raise OptionError("plots need matplotlib (pip install matplotlib)")
 
 
 def plot(report: Report, file: Path) -> None:

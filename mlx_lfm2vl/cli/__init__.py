@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     completion.complete(parser)
     args = parser.parse_args(argv)
     if args.command == "help":
-        parser.parse_args([*args.topic, "--help"])
+        parser.parse_args([*filter(None, [args.topic]), "--help"])
     if args.command is None:
         parser.print_help(sys.stderr)
         return 2
@@ -133,7 +133,7 @@ def build_parser() -> Parser:
     parser.add_argument("-V", "--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     topic = commands.add_parser("help", help="list a command's options")
-    topic.add_argument("topic", nargs="*", choices=(*COMMANDS, []), metavar="COMMAND", help="one of the others")
+    topic.add_argument("topic", nargs="?", choices=("help", *COMMANDS), metavar="COMMAND", help="without one: all")
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=module.SUMMARY, description=module.DESCRIPTION)
         module.add_arguments(command)

@@ -95,7 +95,8 @@ def expand(pictures: Sequence[str]) -> list[str]:
             continue
         found = sorted(path for path in glob.glob(_pattern(name), recursive=True) if os.path.isfile(path))
         if not found:
-            raise ImageError(f"{name}: no file matches")
+            way = "; a prompt goes behind --prompt" if " " in name else ""
+            raise ImageError(f"{name}: no file matches{way}")
         names += found
     return names
 

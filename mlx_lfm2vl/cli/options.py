@@ -52,7 +52,11 @@ class Parser(argparse.ArgumentParser):
 
 def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
     """The end of an error line about wrong words: the known ones that are nearly the same, if there are any."""
-    near = [close for word in words for close in difflib.get_close_matches(word.partition("=")[0], known, 1, 0.7)]
+    names = list(known)
+    near = []
+    for word in (word.partition("=")[0] for word in words):
+        begun = [name for name in names if name.startswith(word) and len(word.strip("-/")) > 1]
+        near += difflib.get_close_matches(word, names, 1, 0.7) or begun[:1]
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 

@@ -49,6 +49,9 @@ BOUNDS = "is not a whole number of at least 1"
 OPTIONS = [
     refused("frobnicate", "frobnicate", "invalid choice", HELP),
     refused("generat --prompt x", "'generat'", "invalid choice", "; did you mean generate? (see"),
+    refused("gen --prompt x", "'gen'", "invalid choice", "; did you mean generate? (see"),
+    refused("help generate chat", "chat", "unrecognized arguments", HELP),
+    refused("generate --rep 1.1", "--rep 1.1", "unrecognized arguments", "; did you mean --repetition-penalty? (see"),
     refused("help generat", "'generat'", "invalid choice", "; did you mean generate? (see"),
     refused("convert --hf-path x -q --q-mode mxfp", "'mxfp'", "invalid choice", "; did you mean mxfp"),
     refused("generate --pormpt x", "--pormpt x", "unrecognized arguments", "; did you mean --prompt? (see"),
@@ -130,6 +133,11 @@ PROMPTS = [
 PICTURES = [
     refused("generate --image no.png", "no.png", "no such picture"),
     refused("generate --image no*.png", "no*.png", "no file matches"),
+    Row(
+        "generate --image a.png 'What is this?'",
+        leaving_nothing(lambda bench: bench.cli("generate", "--image", "a.png", "What is this?")),
+        Exits("What is this?", "no file matches", "a prompt goes behind --prompt"),
+    ),
     refused("generate --image a.png no.png", "no.png", "no such picture"),
     refused("generate --image _", "path", "is empty", "name a file"),
     refused("generate --image folder", "folder", "is a directory, not a picture", "name a file in it"),
@@ -399,7 +407,7 @@ WORKING = [
     answered(
         "HEIC where pillow-heif is not installed",
         without_pillow_heif,
-        Exits("a.heic", "is HEIC, which needs pillow-heif", "pip install 'mlx-lfm2vl[heic]'"),
+        Exits("a.heic", "is HEIC, which needs pillow-heif", "pip install pillow-heif"),
     ),
     answered("a text alone", prompt("Hi"), Answers()),
     answered("a prompt from stdin", lambda b: b.cli("generate", *RUN, "--prompt-file", "-", stdin=b"Hi\n"), Answers()),
