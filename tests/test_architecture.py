@@ -160,7 +160,7 @@ def test_the_demo_weights_are_those_of_the_checklist():
     assert sums == [hashlib.sha256(file.read_bytes()).hexdigest()]
 
 
-PROGRAMS = re.findall(r"^\| `(\w+\.\w+)` \|.*\| (.*) \|$", PAGES[TOOLS], re.M)
+PROGRAMS = re.findall(r"^\| `(\w+(?:\.\w+)?)` \|.*\| (.*) \|$", PAGES[TOOLS], re.M)
 
 
 def test_the_table_of_tools_has_every_program():

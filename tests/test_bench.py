@@ -1,9 +1,11 @@
 """`mlx-lfm2vl bench`: what it says of the demo model is so."""
 
+import dataclasses
 import json
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from conftest import statistics_of
@@ -12,7 +14,8 @@ from test_cli import MODULE, ROOT, cli  # noqa: F401
 from mlx_lfm2vl import GenerationOptions, load, stream_generate
 from mlx_lfm2vl.benchmark.ask import PROMPT, TEXT_PROMPT, ask, draw
 from mlx_lfm2vl.benchmark.measure import Plan, benchmark
-from mlx_lfm2vl.benchmark.report import PARTS
+from mlx_lfm2vl.benchmark.plot import plot
+from mlx_lfm2vl.benchmark.report import COLUMNS, PARTS
 from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.generation.decode import GenerationBatch
 
@@ -106,15 +109,21 @@ def test_the_machine_is_named(report):
     assert report.bandwidth > 1e7 and report.import_seconds > 0 and report.load_seconds > 0
 
 
-def test_the_table_has_a_row_of_full_width_for_each_measurement(report):
+def test_the_tables_fit_80_columns_with_a_row_a_measurement(report):
     lines = report.table().splitlines()
-    rows = [line for line in lines if line.startswith("|")]
-    assert [row.split(" | ")[0] for row in rows if row[2].isdigit() or row.startswith("| text")] == [
-        *("| 96x64", "| text"),
-        "| 2 of 256x256",
-    ]
-    assert {row.count("|") for row in rows} == {13, 5}
-    assert report.machine.name in report.table() and "model demo: " in report.table()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    kinds = [answer.picture for answer in report.answers]
+    names = ["picture", *kinds, "picture", *kinds, "pictures at once", "2 of 256x256"]
+    assert [row[0].rstrip() for row in rows if "--" not in row[0]] == names
+    assert [len(row) for row in rows] == [7] * 4 + [6] * 4 + [4] * 3
+    assert report.machine.name in " ".join(lines) and "model demo: " in report.table()
+    largest = dataclasses.replace(
+        report.answers[0],
+        **{"picture": "8192x8192", "prompt_tokens": 32768, "first_token": 123.456, "from_start": 234.567},
+        **{"tokens_per_second": 1234.5, "bytes_per_token": 6_543_210_000, "peak_memory": 123_450_000_000},
+        parts=dict.fromkeys(report.answers[0].parts, 123.456),
+    )
+    assert max(map(len, dataclasses.replace(report, answers=(largest,)).table().splitlines())) <= COLUMNS == 80
 
 
 def test_json_has_the_reports_fields(cli):  # noqa: F811
@@ -135,7 +144,7 @@ def test_the_plot_is_a_picture(cli, tmp_path):  # noqa: F811
 
     file = tmp_path / "speed.png"
     code, out, _ = cli("bench", "demo", "--sizes", "64x64", "--batch-sizes", "1", "--plot", file, *QUICK)
-    assert code == 0 and "| 64x64 |" in out
+    assert code == 0 and "| 64x64 " in out
     with Image.open(file) as picture:
         assert picture.width > 500
 
@@ -173,6 +182,23 @@ def test_a_model_that_is_not_there_is_one_line(cli):  # noqa: F811
 def test_a_plan_out_of_range_is_refused(values):
     with pytest.raises(OptionError, match=next(iter(values))):
         Plan(**values)
+
+
+def test_the_plot_s_legend_and_labels_cover_no_bar(report, tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure")
+    seen: list[Any] = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: seen.append(self))
+    slow = dataclasses.replace(report.answers[0], parts=dict.fromkeys(PARTS, 9.0))
+    plot(dataclasses.replace(report, answers=(slow, report.answers[1])), tmp_path / "a.png")
+    times, batches = seen[0].axes
+    seen[0].draw_without_rendering()
+    legend = times.get_legend().get_window_extent()
+    labels = [label.get_window_extent() for label in times.texts]
+    for bar in times.patches:
+        box = bar.get_window_extent()
+        assert not box.overlaps(legend) and not any(box.shrunk(0.99, 0.99).overlaps(label) for label in labels)
+    assert all(label.x1 <= times.get_window_extent().x1 for label in labels)
+    assert list(batches.get_xticks()) == [2]
 
 
 # Sends itself a Ctrl-C with the third question: nothing is printed before the end, so none can be timed from outside.

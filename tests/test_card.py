@@ -1,5 +1,6 @@
 """README.md of a converted folder, and what is read of the source's: claims, strangers' heads, links, sizes."""
 
+import json
 import os
 import shutil
 import time
@@ -52,6 +53,15 @@ def test_a_dense_conversion_of_a_repository_has_a_relation_too(tmp_path):
     write_card(tmp_path, CardSource("me/fine-tune", {"base_model": "LiquidAI/LFM2.5-VL-450M"}), "me/mine")
     data = ModelCard.load(tmp_path / "README.md").data.to_dict()
     assert (data["base_model"], data["base_model_relation"]) == ("me/fine-tune", "quantized")
+
+
+@pytest.mark.parametrize(("token", "said"), [(396, False), (390, True)])
+def test_the_card_says_where_swift_takes_another_image_token(token, said, tmp_path):
+    data = json.loads((GOLDEN / "gen25" / "config.json").read_text()) | {"image_token_id": token}
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    write_card(tmp_path, CardSource(None), "mine")
+    text = (tmp_path / "README.md").read_text()
+    assert (f"mlx-swift-lm takes 396 for the image token, which is {token} here" in text) == said
 
 
 @pytest.mark.parametrize(

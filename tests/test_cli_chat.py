@@ -114,6 +114,7 @@ def test_what_is_wrong_is_one_line_and_the_conversation_goes_on(chat):
         ("/load /dev/zero", "/dev/zero: cannot be read"),
         ("/load absent.json", "absent.json: cannot be read"),
         ("/dance", "/dance is no command"),
+        ("/imags", "/imags is no command; did you mean /images?"),
     ):
         rows = person.say(line)
         assert rows[0].startswith("mlx-lfm2vl: error: ") and says in " ".join(rows)
@@ -230,7 +231,20 @@ def test_undo_keeps_the_pictures_and_images_lists_and_drops_them(chat):
     assert "no such number" in " ".join(person.say("/images drop 3"))
     assert person.say("/images drop 1") == ["scene.png: dropped"]
     assert person.say("What is in this image?") == shown(twin().ask("What is in this image?", other))
-    assert person.say("/images") == ["no picture waits for your next message"]
+    assert person.say("/images") == ["message 1: shapes.png  128x128", "no picture waits for your next message"]
+    person.say(f"/image {SCENE}")
+    person.say("Why?")
+    person.say(f"/image {other}")
+    assert person.say("/images") == [
+        *("message 1: shapes.png  128x128", "message 2: scene.png  128x128"),
+        "1  shapes.png  128x128",
+    ]
+    person.say("/images drop")
+    person.say("/undo")
+    assert person.say("/images") == ["message 1: shapes.png  128x128", "1  scene.png  128x128"]
+    person.say("/save talk.json")
+    person.say("/load talk.json")
+    assert person.say("/images")[0] == "message 1: picture 1  128x128"
 
 
 def test_an_answer_that_is_cut_off_is_marked(chat):
@@ -304,8 +318,45 @@ def test_tab_offers_commands_and_what_is_not_hidden(tmp_path, monkeypatch):
     assert list(completions("/image", 0)) == ["/image", "/images"]
     assert list(completions("/image ", 7)) == ["a.png", "b.png"]
     assert list(completions("/image .h", 7)) == [".hidden"]
-    for line in ("What is a", "/undo a", "a", "/image missing/a", "/image c"):
+    for line in ("What is x", "What is ", "/undo a", " a", "What\nis a", "/image missing/a", "/image c"):
         assert list(completions(line, line.rfind(" ") + 1)) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("a", ["a.png"]),
+        ("What is in sub/", ["sub/b.JPG"]),
+        ("Compare a.png su", ["sub/"]),
+        ("Compare a.png {0}/s", ["{0}/sub/"]),
+        ("{0}/a", ["{0}/a.png"]),
+        ("What is 'my pi", ["picture 1.png"]),
+        ('What is "sub/b', ['"sub/b.JPG']),
+        ("What is my\\ ", ["picture\\ 1.png"]),
+        ("What's ~/a", ["~/a.png"]),
+        ("Read n", []),
+        ("/set a", []),
+    ],
+)
+def test_tab_in_a_message_offers_folders_and_pictures(line, offered, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a.png", "a.txt", "notes.txt", "my picture 1.png", "sub/b.JPG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    line = line.format(tmp_path)
+    begin = line.rfind(" ") + 1
+    assert list(completions(line, begin)) == [each.format(tmp_path) for each in offered]
+
+
+def test_tab_completes_a_picture_within_a_message(chat, tmp_path):
+    shutil.copyfile(SCENE, tmp_path / "scene.png")
+    person = chat()
+    person.type("What is in this image? ./sce\t")
+    person.wait(lambda: person.lines()[-1] == "> What is in this image? ./scene.png")
+    rows = person.enter()
+    assert rows[0] == "scene.png: 128x128, with this message"
+    assert rows[1:] == shown(twin().ask("What is in this image?", SCENE))
 
 
 def test_a_closed_pipe_is_no_traceback(endless):

@@ -56,8 +56,8 @@ def test_a_spinner_says_what_is_done_before_the_first_word(tmp_path, slow_pictur
     person.wait(lambda: not person.child.isalive())
     bar, *answer = person.lines()
     assert bar.startswith("download: 100%|") and bar.endswith("B/s]") and len(bar) <= COLUMNS
-    answer = "\n".join(answer).replace("\n", "")
-    assert answer == generate(*load("demo"), QUESTION, [str(SCENE)]).replace("\n", "")
+    text = "".join(answer)
+    assert text == generate(*load("demo"), QUESTION, [str(SCENE)]).replace("\n", "")
 
 
 def test_no_spinner_is_left_behind_the_answer_or_an_error(tmp_path, slow_picture):

@@ -43,6 +43,7 @@ OWNERS = {
     "pypdfium2": "mlx_lfm2vl/processing/pdf_process.py",
     "torch": "mlx_lfm2vl/compat/tensors.py",
     "prompt_toolkit": "mlx_lfm2vl/cli/line_editor.py",
+    "argcomplete": "mlx_lfm2vl/cli/completion.py",
 }
 # Parts that may import a library.
 HOMES = {

@@ -286,6 +286,27 @@ class TestErrors:
     def test_postscript_is_not_run(self):
         assert "EPS is a program" in message(encoded(Image.fromarray(RGB), "EPS"))
 
+    @pytest.mark.parametrize("missing", [b"\xff\xd9", b"\xd9"], ids=["marker", "half of it"])
+    def test_an_opened_jpeg_may_lack_its_last_marker(self, missing, tmp_path):
+        noise = Image.fromarray(RNG.integers(0, 256, (48, 40, 3), dtype=np.uint8))
+        exif = Image.Exif()
+        exif[0x112] = 6
+        whole = encoded(noise, "JPEG", exif=exif)
+        data = whole.removesuffix(missing)
+        (tmp_path / "a.jpg").write_bytes(data)
+        for source in (io.BytesIO(data), tmp_path / "a.jpg"):
+            opened = Image.open(source)
+            opened.info["mine"] = 1
+            for _ in range(2):  # the caller's image is as it was
+                np.testing.assert_array_equal(load_array(opened), load_array(whole))
+            assert opened.info["mine"] == 1
+        with pytest.raises(ImageError, match="PIL image RGB: damaged or truncated"):
+            load_image(Image.open(io.BytesIO(data[:-40])))
+        with Image.open(tmp_path / "a.jpg") as closed:
+            pass
+        with pytest.raises(ImageError, match="damaged or truncated"):
+            load_image(closed)
+
     def test_policy(self, tmp_path):
         path = tmp_path / "a.png"
         path.write_bytes(PNG)
@@ -301,7 +322,7 @@ class TestErrors:
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_quantization_errord_files_give_a_picture_or_an_image_error(data):
+def test_damaged_files_give_a_picture_or_an_image_error(data):
     format = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM"]))
     original = bytearray(encoded(Image.fromarray(RGB), format))
     for _ in range(data.draw(st.integers(1, 8))):

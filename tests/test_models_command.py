@@ -108,6 +108,8 @@ def test_long_names_keep_the_table_in_its_width():
         ("https://huggingface.co/a/b/tree/refs%2Fpr%2F3", ("a/b", "refs/pr/3")),
         ("https://huggingface.co/a/b/tree/main/4bit", ("a/b/4bit", "main")),
         ("a/b", ("a/b", None)),
+        ("hf.co/a/b", ("a/b", None)),
+        (" HuggingFace.co/a/b/tree/v1 ", ("a/b", "v1")),
     ],
 )
 def test_a_pages_address_is_a_models_name(address, meant):
@@ -123,6 +125,7 @@ def test_a_pages_address_is_a_models_name(address, meant):
         "https://huggingface.co/a/b/tree",
         "https://example.com/a/b",
         "https://huggingface.co.example.com/a/b",
+        "hf.co/a",
     ],
 )
 def test_another_address_is_refused(address):

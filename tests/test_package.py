@@ -34,6 +34,7 @@ HEAVY = (
     "prompt_toolkit",
     "starlette",
     "uvicorn",
+    "argcomplete",
 )
 
 
@@ -137,7 +138,7 @@ def test_without_a_back_end_the_command_line_says_what_to_install():
     last = done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert last.startswith("mlx-lfm2vl: error: MLX has no back end here (libmlx.so")
-    assert "pip install 'mlx-lfm2vl[cpu]'" in last and "cuda13" in last
+    assert "pip install 'mlx[cpu]'" in last and "cuda13" in last
 
 
 def test_without_a_back_end_the_api_raises_an_import_error():
@@ -183,7 +184,7 @@ def test_an_import_from_an_archive_is_refused_with_the_reason(wheel):
 
 def test_the_remedy_fits_the_machine():
     assert "Apple silicon" in backends.remedy("darwin") and "cpu" not in backends.remedy("darwin")
-    assert "mlx-lfm2vl[cpu]" in backends.remedy("linux")
+    assert "mlx[cpu]" in backends.remedy("linux")
 
 
 # --- the wheel ------------------------------------------------------------------------------------------------------

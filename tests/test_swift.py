@@ -15,6 +15,7 @@ from conftest import GOLDEN
 from published_configs import GENERATIONS
 
 from mlx_lfm2vl.config import GenerationConfig, Lfm2VlConfig, ProcessorConfig, read_json
+from mlx_lfm2vl.conversion.card import SWIFT_HEAD
 from mlx_lfm2vl.conversion.config_files import config_json
 from mlx_lfm2vl.conversion.convert import convert
 from mlx_lfm2vl.weights.load import open_model
@@ -211,6 +212,8 @@ def assert_folder(folder: Path) -> None:
     assert found.pop("processor_class") == "Lfm2VlProcessor"
     image = ProcessorConfig.from_folder(folder).image
     assert found == {key: getattr(image, key) for key in found}
+    has_head = not Lfm2VlConfig.from_dict(data).tie_word_embeddings  # for which Swift has no place
+    assert (SWIFT_HEAD in (folder / "README.md").read_text()) == has_head
     ends = read_json(folder / "generation_config.json")["eos_token_id"]  # they replace those of config.json
     ends = {ends} if isinstance(ends, int) else set(ends)
     assert ends >= set(Lfm2VlConfig.from_dict(data).eos_token_ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pexpect
@@ -16,16 +16,20 @@ COLUMNS = 80
 PROMPT = "> "
 
 
-class Typist:
-    """The program on a terminal of its own. `words` are its arguments, `home` its folder and where its state goes."""
+PROGRAM = (sys.executable, "-m", "mlx_lfm2vl")
 
-    def __init__(self, home: Path, *words: object, **environment: str):
+
+class Typist:
+    """The program, or another one, on a terminal of its own. `words` are its arguments, `home` its folder and where its
+    state goes."""
+
+    def __init__(self, home: Path, *words: object, program: Sequence[str] = PROGRAM, **environment: str):
         self._screen = pyte.Screen(COLUMNS, 400)  # as high as a scroll-back
         self._stream = pyte.ByteStream(self._screen)
         self.raw = b""
         self.child = pexpect.spawn(
-            sys.executable,
-            ["-m", "mlx_lfm2vl", *map(str, words)],
+            program[0],
+            [*program[1:], *map(str, words)],
             cwd=str(home),
             env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(home / "state"), "TERM": "xterm"}
             | environment,

@@ -19,9 +19,7 @@ _DECLARED_AT_IMPORT = ("nms", "qnms")
 def _operators_load() -> bool:
     spec = find_spec("torchvision")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(
-            "the reference image processor needs torchvision: pip install 'mlx-lfm2vl[reference]'"
-        )
+        raise ModuleNotFoundError("the reference image processor needs torchvision: pip install -e '.[reference]'")
     libraries = list(Path(spec.origin).parent.glob("_C*"))
     try:
         for library in libraries:

@@ -56,7 +56,7 @@ def remedy(platform: str) -> str:
     """The advice for a missing back end on `platform` (a value of `sys.platform`)."""
     if platform == "darwin":
         return "on a Mac it needs Apple silicon, macOS 14 or later and an arm64 Python: pip install --upgrade mlx"
-    return "install one: pip install 'mlx-lfm2vl[cpu]', or [cuda12] or [cuda13] for an NVIDIA GPU"
+    return "install one: pip install 'mlx[cpu]', or mlx[cuda12] or mlx[cuda13] for an NVIDIA GPU"
 
 
 def choose(name: str | None = None) -> Backend:

@@ -19,7 +19,7 @@ def check_file(file: Path) -> None:
     if not file.parent.is_dir():
         raise OutputError(f"{file.parent}: no such folder")
     if importlib.util.find_spec("matplotlib") is None:
-        raise OptionError("plots need matplotlib; install mlx-lfm2vl[plot]")
+        raise OptionError("plots need matplotlib (pip install matplotlib)")
 
 
 def plot(report: Report, file: Path) -> None:
@@ -40,17 +40,15 @@ def plot(report: Report, file: Path) -> None:
     for name, end, answer in zip(names, left, report.answers, strict=True):
         times.annotate(f" {answer.tokens_per_second:.1f} tokens/s", (end, name), va="center", fontsize="small")
     times.invert_yaxis()
-    times.margins(x=0.25)
+    times.margins(x=0.4)  # room for the labels
     times.set_xlabel("seconds to the first token; then tokens/s")
     if report.answers:
-        times.legend(fontsize="small")
+        times.legend(fontsize="small", ncols=len(PARTS), loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
     if report.batches:
         batches = figure.add_subplot(grid[1])
-        batches.plot(
-            [batch.size for batch in report.batches],
-            [batch.pictures_per_second for batch in report.batches],
-            marker="o",
-        )
+        sizes = [batch.size for batch in report.batches]
+        batches.plot(sizes, [batch.pictures_per_second for batch in report.batches], marker="o")
+        batches.set_xticks(sizes)
         batches.set_xlabel("pictures at once")
         batches.set_ylabel("pictures/s")
         batches.set_ylim(bottom=0)

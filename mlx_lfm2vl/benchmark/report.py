@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .machine import Machine
 
+COLUMNS = 80  # of a terminal
 PARTS = ("read", "preprocess", "vision", "prefill")
+TIMES = ("picture", "tokens", *PARTS, "peak memory")  # headings
+SPEEDS = ("picture", "first token", "from start", "tokens/s", "MB a token", "of bandwidth")
+FORMS = ("form", "ms a step", "with a mask", "tokens of six fields", "model steps")
+TOGETHER = ("pictures at once", "pictures/s", "tokens/s", "peak memory")
 
 
 @dataclass(frozen=True)
@@ -91,29 +98,15 @@ class Report:
         return asdict(self)
 
     def table(self) -> str:
-        """Markdown that can be read as it is."""
-        lines = [*self._heading(), ""]
+        """Markdown that can be read as it is, in 80 columns."""
+        lines = [line for text in self._heading() for line in wrapped(text)]
         if self.answers:
-            lines += [
-                "| picture | prompt tokens | read | preprocess | vision | prefill | first token | from start "
-                "| tokens/s | MB a token | of bandwidth | peak memory |",
-                "|" + " --- |" * 12,
-            ]
-            lines += [self._row(answer) for answer in self.answers]
+            lines += ["", *aligned([TIMES, *map(_times, self.answers)])]
+            lines += ["", *aligned([SPEEDS, *map(_speeds, self.answers)])]
         if self.batches:
-            lines += ["", "| pictures at once | pictures/s | tokens/s | peak memory |", "|" + " --- |" * 4]
-        for batch in self.batches:
-            lines.append(
-                f"| {batch.size} of {batch.picture} | {batch.pictures_per_second:.2f} "
-                f"| {batch.tokens_per_second:.1f} | {batch.peak_memory / 1e9:.2f} GB |"
-            )
-        if (forms := self.constraints) is not None:
-            lines += ["", "| form | ms a step | with a mask | tokens of six fields | model steps |", "|" + " --- |" * 5]
-            lines.append(
-                f"| JSON schema | {1000 * forms.step:.2f} | {1000 * forms.masked_step:.2f} "
-                f"({100 * forms.mask_share:+.1f} %) | {forms.tokens} | {forms.model_steps} "
-                f"({forms.fewer_steps:.1f} x fewer) |"
-            )
+            lines += ["", *aligned([TOGETHER, *map(_together, self.batches)])]
+        if self.constraints is not None:
+            lines += ["", *aligned([FORMS, _forms(self.constraints)])]
         return "\n".join(lines)
 
     def _heading(self) -> list[str]:
@@ -134,11 +127,36 @@ class Report:
             f"{self.repeats} after a warm-up{counted}" + ("" if self.complete else "; stopped early"),
         ]
 
-    @staticmethod
-    def _row(answer: Answer) -> str:
-        parts = " | ".join(f"{answer.parts[part]:.3f}" for part in PARTS)
-        return (
-            f"| {answer.picture} | {answer.prompt_tokens} | {parts} | {answer.first_token:.3f} "
-            f"| {answer.from_start:.3f} | {answer.tokens_per_second:.1f} | {answer.bytes_per_token / 1e6:.1f} "
-            f"| {100 * answer.bandwidth_share:.0f} % | {answer.peak_memory / 1e9:.2f} GB |"
-        )
+
+def _times(answer: Answer) -> tuple[str, ...]:
+    parts = (f"{answer.parts[part]:.3f}" for part in PARTS)
+    return (answer.picture, str(answer.prompt_tokens), *parts, f"{answer.peak_memory / 1e9:.2f} GB")
+
+
+def _speeds(answer: Answer) -> tuple[str, ...]:
+    waits = (f"{answer.first_token:.3f}", f"{answer.from_start:.3f}", f"{answer.tokens_per_second:.1f}")
+    share = f"{100 * answer.bandwidth_share:.0f} %"
+    return (answer.picture, *waits, f"{answer.bytes_per_token / 1e6:.1f}", share)
+
+
+def _together(batch: Batch) -> tuple[str, ...]:
+    speeds = (f"{batch.pictures_per_second:.2f}", f"{batch.tokens_per_second:.1f}")
+    return (f"{batch.size} of {batch.picture}", *speeds, f"{batch.peak_memory / 1e9:.2f} GB")
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown's table of rows, the first of them headings."""
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, sizes)) + " |" for row in rows]
+    return [lines[0], "| " + " | ".join("-" * size for size in sizes) + " |", *lines[1:]]
+
+
+def wrapped(text: str, indent: str = "", columns: int = COLUMNS) -> list[str]:
+    """The lines of a text, broken at blanks only."""
+    return textwrap.wrap(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _forms(forms: Constraints) -> tuple[str, ...]:
+    masked = f"{1000 * forms.masked_step:.2f} ({100 * forms.mask_share:+.1f} %)"
+    steps = f"{forms.model_steps} ({forms.fewer_steps:.1f} x fewer)"
+    return "JSON schema", f"{1000 * forms.step:.2f}", masked, str(forms.tokens), steps

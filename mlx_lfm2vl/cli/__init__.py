@@ -16,11 +16,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .. import __version__, backends
-from ..errors import AnswerWarning, ImageWarning, Lfm2VlError, did_you_mean
+from ..errors import AnswerWarning, ImageWarning, Lfm2VlError
 from . import (
     batch,
     bench,
     chat,
+    completion,
     convert,
     describe,
     detect,
@@ -43,7 +44,7 @@ COMMANDS = {
     **{"generate": generate, "chat": chat, "batch": batch, "explain": explain, "serve": serve},
     **{"detect": detect, "point": point, "read": read, "extract": extract, "describe": describe},
     **{"convert": convert, "verify": verify, "upload": upload, "models": models},
-    **{"bench": bench, "doctor": doctor},
+    **{"bench": bench, "doctor": doctor, "completion": completion},
 }
 
 _NOTED = (ImageWarning, AnswerWarning)
@@ -57,15 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     `KeyboardInterrupt`."""
     closed = _open_closed_streams()
     parser = build_parser()
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["help"]:
-        words = [*words[1:2], "--help"]
-    args, unknown = parser.parse_known_args(words)
-    if unknown:
-        about = PROGRAM if args.command is None else f"{PROGRAM} {args.command}"
-        meant = did_you_mean([word for word in unknown if word.startswith("--")], _options(parser, args.command))
-        print_error(f"unrecognized arguments: {' '.join(unknown)}{meant} (see `{about} --help`)")
-        return 2
+    completion.complete(parser)
+    args = parser.parse_args(argv)
+    if args.command == "help":
+        parser.parse_args([*filter(None, [args.topic]), "--help"])
     if args.command is None:
         parser.print_help(sys.stderr)
         return 2
@@ -121,14 +117,6 @@ def _open_closed_streams() -> list[str]:
     return closed
 
 
-def _options(parser: argparse.ArgumentParser, command: str | None) -> list[str]:
-    """The long options of a command, or of the program."""
-    if command is not None:
-        parser = Parser()
-        COMMANDS[command].add_arguments(parser)
-    return [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-
-
 def _named(args: argparse.Namespace, option: str) -> list[str]:
     """The texts given to an option, none if the command lacks it."""
     value = getattr(args, option, None)
@@ -166,6 +154,8 @@ def build_parser() -> Parser:
     )
     parser.add_argument("-V", "--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    topic = commands.add_parser("help", help="list a command's options")
+    topic.add_argument("topic", nargs="?", choices=("help", *COMMANDS), metavar="COMMAND", help="without one: all")
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=module.SUMMARY, description=module.DESCRIPTION)
         module.add_arguments(command)

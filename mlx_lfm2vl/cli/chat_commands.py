@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, one_line
-from .chat_help import HELP
+from .chat_help import COMMANDS, HELP
 from .chat_pictures import find_pictures
 from .chat_settings import changed, shown
 from .clipboard import copy
 from .inputs import dropped
+from .options import did_you_mean
 from .terminal import BLOCK, Terminal, unfinished
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class Conversation:
         elif names:
             self.say(rest, self.terminal.pictures(names, "this message"))
         elif line.startswith("/") and "/" not in command[1:]:
-            raise OptionError(f"{command} is no command; /help lists them, and a space before it makes it a message")
+            way = "; /help lists them, and a space before it makes it a message"
+            raise OptionError(f"{command} is no command{did_you_mean([command], COMMANDS) or way}")
         else:
             self.say(line)
         return True
@@ -87,7 +89,8 @@ class Conversation:
         self.waiting += self.terminal.pictures(dropped(argument))
 
     def images(self, argument: str) -> None:
-        """Lists the pictures that wait for the next message; `drop` and a number, or `drop` alone, drops them."""
+        """Lists the pictures of the conversation and those that wait for the next message; `drop` and a number, or
+        `drop` alone, drops the latter."""
         word, _, number = argument.partition(" ")
         if word == "drop":
             if number and not (number.isdecimal() and 1 <= int(number) <= len(self.waiting)):
@@ -99,6 +102,8 @@ class Conversation:
         elif argument:
             raise OptionError("/images lists pictures, /images drop N drops one, and /images drop all of them")
         else:
+            for turn, name, picture in self._sent():
+                print(f"message {turn}: {name}  {picture.width}x{picture.height}", flush=True)
             for place, (name, picture) in enumerate(self.waiting, 1):
                 print(f"{place}  {name}  {picture.width}x{picture.height}", flush=True)
             if not self.waiting:
@@ -118,13 +123,13 @@ class Conversation:
             self.terminal.hint("the model adds nothing to its answer")
 
     def undo(self, argument: str) -> None:
-        content = self.chat.messages[-2]["content"] if len(self.chat.messages) > 1 else ""
+        turns = self._turns()
+        back = [(name, picture) for turn, name, picture in self._sent() if turn == turns]
         self.chat.undo()
-        pictures = [] if isinstance(content, str) else [item["image"] for item in content if item["type"] == "image"]
-        names = self._names.pop(self._turns(), [f"picture {number}" for number in range(1, len(pictures) + 1)])
-        self.waiting[:0] = zip(names, pictures, strict=True)
+        self._names.pop(turns - 1, None)
+        self.waiting[:0] = back
         self.terminal.hint(f"taken back; {self._length()} left")
-        for name in names:
+        for name, _ in back:
             self.terminal.hint(f"{name}: with your next message again; /images lists and drops")
 
     def reset(self, argument: str) -> None:
@@ -179,6 +184,16 @@ class Conversation:
 
     def help(self, argument: str) -> None:
         print(HELP, flush=True)
+
+    def _sent(self) -> Iterator[tuple[int, str, Any]]:
+        """The pictures of the conversation with the numbers of their messages and their names."""
+        turn = 0
+        for message in self.chat.messages:
+            content = message["content"]
+            items = [] if isinstance(content, str) else [item for item in content if item["type"] == "image"]
+            names = self._names.get(turn, [f"picture {number}" for number in range(1, len(items) + 1)])
+            yield from ((turn + 1, name, item["image"]) for name, item in zip(names, items, strict=False))
+            turn += message["role"] == "assistant"
 
     def _turns(self) -> int:
         return sum(message["role"] == "assistant" for message in self.chat.messages)

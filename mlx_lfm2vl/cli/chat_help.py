@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 
 HELP = """\
@@ -12,7 +13,8 @@ within a message comes with that message.
 
 /image PICTURE  add a picture to the next message: a path (drop the file
                 here), pattern or URL; several at once too
-/images         list the pictures of the next message; /images drop N drops one
+/images         list the conversation's pictures and those of the next message;
+                /images drop N drops one of these
 /retry          answer the last message anew
 /continue       go on with an answer that was cut off or stopped
 /undo           take the last message and its answer back; its pictures wait
@@ -28,32 +30,43 @@ within a message comes with that message.
 Ctrl-C stops an answer and keeps what was said. A line that begins with a space
 is never a command."""
 COMMANDS = tuple(line.split()[0] for line in HELP.splitlines() if line.startswith("/"))
+_LAST_WORD = re.compile(r"""(?<![^ ])['"][^'"]*$|(?:\\.|[^ \\])+$""")  # a quote that is open, or up to a blank
 FILE_COMMANDS = ("/image", "/save", "/load")
 
 
 def completions(line: str, begin: int) -> Iterator[str]:
     """What may stand in the place of `line[begin:]`, its last word: commands, and behind one that takes a file, names,
-    with their folders, as they were begun (with spaces, in quotes, with backslashes before spaces)."""
+    with their folders, as they were begun (with spaces, in quotes, with backslashes before spaces). In a message,
+    folders and pictures."""
     command, space, argument = line.partition(" ")
-    if not space:
-        yield from (known for known in COMMANDS if known.startswith(command) and line.startswith("/"))
-        return
-    if command not in FILE_COMMANDS:
-        return
     word = line[begin:]
-    for typed in dict.fromkeys((argument.lstrip(), word)):  # a name with spaces, or one of several
-        quote = typed[:1] if typed[:1] in ("'", '"') else ""
-        escaped = not quote and "\\ " in typed
-        name = typed[len(quote) :].replace("\\ ", " ") if escaped else typed[len(quote) :]
-        folder, start = name[: name.rfind("/") + 1], name[name.rfind("/") + 1 :]
-        found = []
-        with contextlib.suppress(OSError), os.scandir(os.path.expanduser(folder) or ".") as entries:
-            found = sorted(entry.name + "/" * entry.is_dir() for entry in entries if entry.name.startswith(start))
-        for entry in found:
-            if entry.startswith(".") and not start:
-                continue
-            whole = folder + entry
-            whole = quote + (whole.replace(" ", "\\ ") if escaped else whole)
-            yield whole[len(typed) - len(word) :]
-        if found:
-            return
+    known = [each for each in COMMANDS if each.startswith(command)] if not space and line.startswith("/") else []
+    yield from known
+    if known:
+        return
+    if command in FILE_COMMANDS:
+        for typed in dict.fromkeys((argument.lstrip(), word)):  # a name with spaces, or one of several
+            if found := _names(typed):
+                yield from (name[len(typed) - len(word) :] for name in found)
+                return
+    elif command not in COMMANDS and line[:1] != " " and "\n" not in line:  # other messages are only text
+        from ..processing.formats import suffixes
+
+        last = _LAST_WORD.search(line)
+        typed = last[0] if last else ""
+        for name in _names(typed) if typed else ():
+            if name.endswith("/") or name.lower().endswith(suffixes()):
+                yield name[len(typed) - len(word) :]
+
+
+def _names(typed: str) -> list[str]:
+    """The files and folders whose names begin so, spelt as it was begun."""
+    quote = typed[:1] if typed[:1] in ("'", '"') else ""
+    escaped = not quote and "\\ " in typed
+    name = typed[len(quote) :].replace("\\ ", " ") if escaped else typed[len(quote) :]
+    folder, start = name[: name.rfind("/") + 1], name[name.rfind("/") + 1 :]
+    found = []
+    with contextlib.suppress(OSError), os.scandir(os.path.expanduser(folder) or ".") as entries:
+        found = sorted(entry.name + "/" * entry.is_dir() for entry in entries if entry.name.startswith(start))
+    shown = [folder + entry for entry in found if start or not entry.startswith(".")]
+    return [quote + (each.replace(" ", "\\ ") if escaped else each) for each in shown]

@@ -108,7 +108,8 @@ def expand(pictures: Sequence[str]) -> list[str]:
             chosen = f"[{pages}]"
         found = sorted(path for path in glob.glob(_pattern(base), recursive=True) if os.path.isfile(path))
         if not found:
-            raise ImageError(f"{name}: no file matches")
+            way = "; a prompt goes behind --prompt" if " " in name else ""
+            raise ImageError(f"{name}: no file matches{way}")
         names += [path + chosen for path in found]
     return names
 

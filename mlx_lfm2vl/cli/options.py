@@ -31,10 +31,22 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
+        self._words: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._words = list(sys.argv[1:] if args is None else args)
+        found, unknown = super().parse_known_args(self._words, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
-        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            message += did_you_mean([wrong[1]], re.findall(r"[\w.-]+", wrong[2]))
+        known = self._option_string_actions
+        wrong = [word for word in self._words if word.startswith("--") and word.partition("=")[0] not in known]
+        if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            message += did_you_mean([choice[1]], re.findall(r"[\w.-]+", choice[2]))
+        elif "unrecognized" in message or "required" in message:  # a misspelt option may be the one that is missing
+            message += did_you_mean(wrong, known)
         print_error(f"{message} (see `{self.prog} --help`)")
         raise SystemExit(2)
 

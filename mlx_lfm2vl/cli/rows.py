@@ -25,7 +25,7 @@ from .. import (
 )
 from ..processing.addresses import is_base64_picture, scheme
 from ..processing.open_file import file_and_pages
-from ..processing.picture_keys import misspelt, reads, unread
+from ..processing.picture_keys import holding, misspelt, reads, unread
 from ..tasks.task import Task
 from .forms import FIELDS, row_form
 from .inputs import DEFAULT_PROMPT, STDIN, pictures_in
@@ -163,7 +163,7 @@ class Rows:
         given = [key for key in data if reads(key)]
         if len(given) > 1:
             raise PromptError(f'has both "{given[0]}" and "{given[1]}"; give one of them')
-        if not given and (key := unread(data)):
+        if not given and (key := unread(data) or holding(data, ("prompt", "system"))):
             raise PromptError(f'"{key}" names a picture and is not read; call it "image"')
         if not given and "prompt" not in data and "messages" in data:
             raise PromptError('"messages" is not read; give "prompt" and "image"')

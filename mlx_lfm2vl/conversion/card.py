@@ -40,6 +40,11 @@ CHECKED = (
     "mlx-vlm 0.7.10, and decode their JSON files by the rules of mlx-swift-lm's source; this folder itself was not run "
     "there."
 )
+SWIFT_HEAD = (
+    " mlx-swift-lm has no place for this model's head, which differs from its embeddings, so the folder cannot be used "
+    "there."
+)
+SWIFT_IMAGE_TOKEN = 396  # of its processor, whatever config.json says
 _OF_FILES = re.compile(
     r"transformers|safetensors|pytorch|tf|jax|onnx|gguf|mlx-vlm|base_model:.*|license:.*|region:.*|\d+-bit", re.I
 )
@@ -144,7 +149,7 @@ def write_card(
         'print(generate(model, processor, "What is in this picture?", images=["photo.jpg"]))\n```\n\n'
         "mlx-vlm loads the folder too:\n\n"
         f"```console\n$ pip install mlx-vlm\n$ {USES[3].format(name)}\n```",
-        CHECKED,
+        CHECKED + _unfit_for_swift(config),
     ]
     if report is not None:
         parts.append(f"## What quantising cost\n\n{report.markdown()}")
@@ -162,6 +167,17 @@ def write_card(
             f"![Size against divergence]({CURVE_FILE})"
         )
     write_model_card(folder / "README.md", head, "\n\n".join(parts) + "\n")
+
+
+def _unfit_for_swift(config: Lfm2VlConfig) -> str:
+    """What keeps mlx-swift-lm from running a model that other programs run, if anything does."""
+    said = "" if config.tie_word_embeddings else SWIFT_HEAD
+    if config.image_token_id != SWIFT_IMAGE_TOKEN:
+        said += (
+            f" mlx-swift-lm takes {SWIFT_IMAGE_TOKEN} for the image token, which is {config.image_token_id} here, so "
+            "it answers without the picture or ends."
+        )
+    return said
 
 
 def _licence(folder: Path, source: CardSource) -> dict[str, str]:

@@ -23,7 +23,7 @@ def available() -> bool:
 def _figure(width: float, height: float) -> tuple[Any, Any]:
     """A figure of so many inches, and its axes."""
     if not available():
-        raise OptionError("plots need matplotlib; install mlx-lfm2vl[plot]")
+        raise OptionError("plots need matplotlib (pip install matplotlib)")
     from matplotlib.figure import Figure  # type: ignore[import-not-found]
 
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -97,10 +97,13 @@ class QuantizationReport:
     def table(self) -> str:
         """For a terminal."""
         width = max(len(label) for label, _ in self.rows())
-        lines = (f"{label:<{width}}  {value}" for label, value in self.rows())
-        return "\n".join(
-            textwrap.fill(line, COLUMNS, subsequent_indent=" " * 4, break_on_hyphens=False) for line in lines
-        )
+        lines = []
+        for label, value in self.rows():
+            fits = max(map(len, value.split())) <= COLUMNS - width - 2  # names of modules may not
+            indent = " " * (width + 2 if fits else 4)
+            line = f"{label:<{width}}  {value}"
+            lines.append(textwrap.fill(line, COLUMNS, subsequent_indent=indent, break_on_hyphens=False))
+        return "\n".join(lines)
 
     def markdown(self) -> str:
         """For a model card."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..benchmark.report import aligned, wrapped
 from .system import System
 
 COLUMNS = 100
@@ -95,12 +94,12 @@ class Report:
 
     def table(self) -> str:
         """Markdown that can be read as it is."""
-        lines = [line for fact in self.system.facts() for line in _wrapped(f"- {fact}", indent="  ")]
-        lines += ["", *_aligned([HEADINGS, *map(_cells, self.rows)]), "", *_wrapped(LEGEND), ""]
+        lines = [line for fact in self.system.facts() for line in wrapped(f"- {fact}", "  ", COLUMNS)]
+        lines += ["", *aligned([HEADINGS, *map(_cells, self.rows)]), "", *wrapped(LEGEND, columns=COLUMNS), ""]
         bad = [row for row in self.rows if not row.ok]
         for row in bad:
             found = f"- out of bounds: {row.name}: {', '.join(row.faults)}; bound {row.shown(row.bound)}"
-            lines += _wrapped(found, indent="  ")
+            lines += wrapped(found, "  ", COLUMNS)
         verdict = f"{len(bad)} of {len(self.rows)} rows out of" if bad else f"All {len(self.rows)} rows within"
         lines.append(f"{verdict} bounds; {self.seconds:.1f} s.")
         return "\n".join(lines)
@@ -111,14 +110,3 @@ def _cells(row: Row) -> tuple[str, ...]:
     answer = "" if row.answer is None else "same" if row.answer else "differs"
     result = "ok" if row.ok else "failed" if row.failure is not None else "OUT"
     return (row.model, row.weights, row.backend, *stages, answer, row.shown(row.bound), result)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown's table of rows, the first of them headings."""
-    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(map(str.ljust, row, sizes)) + " |" for row in rows]
-    return [lines[0], "| " + " | ".join("-" * size for size in sizes) + " |", *lines[1:]]
-
-
-def _wrapped(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(text, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -11,7 +11,7 @@ from ..errors import HubError, first_line
 PAGES = ("huggingface.co", "www.huggingface.co", "hf.co")  # and the host that HF_ENDPOINT names
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REPOSITORY_OR_FOLDER = re.compile(rf"({_REPOSITORY.pattern})(?:/([A-Za-z0-9][\w.-]*))?")
-_ADDRESS = re.compile(r"https?://", re.I)
+_ADDRESS = re.compile(rf"https?://|(?:{'|'.join(map(re.escape, PAGES))})/", re.I)  # people leave out https://
 
 
 def is_repository(name: str) -> bool:
@@ -35,9 +35,9 @@ def of_page(name: str, revision: str | None = None) -> tuple[str, str | None]:
     Raises:
         HubError: for an address that is of no model's page, or one of another revision than `revision`.
     """
-    if not _ADDRESS.match(name):
+    if not _ADDRESS.match(name.strip()):
         return name, revision
-    address = urlsplit(name.strip())
+    address = urlsplit(name.strip() if "://" in name else f"https://{name.strip()}")
     hosts = {*PAGES, urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc}
     parts = [unquote(part) for part in address.path.split("/") if part]
     owner, rest = "/".join(parts[:2]), parts[2:]

@@ -21,9 +21,10 @@ from .addresses import decode_base64
 from .fetch import SourcePolicy
 from .image import flatten
 from .load_image import expand_pages
-from .picture_keys import unread
+from .picture_keys import holding, unread
 
 BESIDE = ("images", "image")  # keys of a message, as Ollama has them; such pictures stand before its text
+KEYS = ("role", "content", "name", "tool_calls", "tool_call_id")  # of a message, besides
 PICTURE_TYPES = ("image", "image_url", "input_image")
 SOURCES = ("image", "url", "path", "base64")
 CALL_START, CALL_END = "<|tool_call_start|>", "<|tool_call_end|>"
@@ -49,7 +50,10 @@ def normalised(message: Any, where: str = "a message") -> dict[str, Any]:
     content = plain.get("content")
     if isinstance(content, (list, tuple)):
         plain["content"] = [_item(item, f"{where}, item {n} of its content,") for n, item in enumerate(content)]
-    if key := unread(plain, ("content", *BESIDE)):
+    key = unread(plain, ("content", *BESIDE))
+    if key is None and plain.get("role") != "assistant" and not _shows_picture(plain):
+        key = holding(plain, KEYS)
+    if key is not None:
         raise PromptError(f"{where} has {key!r}, which is not read; put pictures into 'images' or into its content")
     beside = [image for name in BESIDE if name in plain for image in _listed(plain.pop(name))]
     if beside:
@@ -69,6 +73,14 @@ def _listed(images: Any) -> list[Any]:
     return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
+def _shows_picture(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    items = content if isinstance(content, list) else ()
+    return any(name in message for name in BESIDE) or any(
+        isinstance(item, Mapping) and item.get("type") == "image" for item in items
+    )
+
+
 def _item(item: Any, where: str) -> Any:
     """An item of a message in transformers' spelling: those of OpenAI (`image_url`, `input_image`, `input_text`,
     `output_text`) and Anthropic (`source`) too. Raises `PromptError` for a picture that would be passed over."""
@@ -79,7 +91,7 @@ def _item(item: Any, where: str) -> Any:
         kind, item = "text", {**item, "type": "text"}
     if kind in PICTURE_TYPES:
         return _picture(item, where)
-    if key := unread(item, ("type", "text")):
+    if key := unread(item, ("type", "text")) or holding(item, ("type", "text")):
         raise PromptError(f"{where} is of type {kind!r} and has {key!r}, which is not read; it needs an 'image' item")
     return item
 
@@ -97,7 +109,8 @@ def _picture(item: Mapping[str, Any], where: str) -> dict[str, Any]:
             found["url"] = given
     if item.get("file_id") is not None:
         raise PromptError(f"{where} has 'file_id', a file of another server; give the picture itself")
-    if key := unread(item, ("type", "image_url", "source", *SOURCES)):
+    known = ("type", "image_url", "source", *SOURCES)
+    if key := unread(item, known) or (None if found else holding(item, known)):
         raise PromptError(f"{where} is of type {item['type']!r} and has {key!r}, which is not read; call it 'image'")
     return {"type": "image", **found}
 

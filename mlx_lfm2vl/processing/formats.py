@@ -177,7 +177,7 @@ def _opened(file: BinaryIO, label: str, policy: SourcePolicy) -> Image.Image:
             import pillow_heif
         except ImportError:
             raise ImageError(
-                f"{label}: is HEIC, which needs pillow-heif (pip install 'mlx-lfm2vl[heic]'); or convert it to JPEG"
+                f"{label}: is HEIC, which needs pillow-heif (pip install pillow-heif); or convert it to JPEG"
             ) from None
         return pillow_heif.HeifImageFile(file)
     for pattern, known in OTHERS:

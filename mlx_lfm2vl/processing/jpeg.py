@@ -66,3 +66,21 @@ def ended(file: BinaryIO) -> Image.Image | None:
         if len(seen) > 1:
             return None
     return Image.open(io.BytesIO(data + END))
+
+
+def with_end(image: Image.Image) -> Image.Image:
+    """A JPEG picture that a caller has opened and not read yet, as it is with its last marker, if that alone is
+    missing; any other image itself."""
+    file: Any = getattr(image, "fp", None)
+    if file is None or image.format != "JPEG":
+        return image
+    try:
+        at = file.tell()
+        found = None if scans(file, image)[1] else ended(file)
+        file.seek(at)
+    except (OSError, ValueError):  # closed meanwhile, which reading its pixels tells
+        return image
+    if found is None or (found.mode, found.size) != (image.mode, image.size):  # a draft is smaller
+        return image
+    found.info = image.info  # what the caller has changed in it holds
+    return found

@@ -20,6 +20,7 @@ from . import pdf
 from .arrays import is_array, to_numpy
 from .fetch import DEFAULT_POLICY, SourcePolicy
 from .formats import check_size, decode, open_picture
+from .jpeg import with_end
 from .open_file import Fetched, is_remote, opened
 from .pdf import PdfPage
 from .pixels import from_array, height_width
@@ -51,7 +52,7 @@ def load_image(
         return picture.draw(policy, config)
     if isinstance(picture, Image.Image):
         name = f"PIL image {short(str(getattr(picture, 'filename', '') or picture.mode))}"
-        return decode(picture, name, policy, config)
+        return decode(with_end(picture), name, policy, config)
     if is_array(picture):
         return _from_array(picture, policy)
     with opened(picture, policy) as file:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from PIL import Image
+
+from .addresses import is_base64_picture
+from .arrays import is_array
+from .formats import suffixes
 
 _STEMS = ("image", "img", "picture", "photo", "screenshot", "attachment", "pixel")
 _WORDS = ("image", "images", "picture", "pictures", "photo", "photos", "pic", "pics")
@@ -13,6 +20,8 @@ _ABOUT = re.compile(  # what tells of a picture and holds none
     r"(ids?|width|height|sizes?|tokens?|count|number|index|hash|md5|sha\d*|format|types?|mode|captions?|description|text"
     r"|labels?|alt|title|date|time|licen[cs]e|credits?|quality|details?|processor|splitting|source|author|tags?)$"
 )
+_FILES = ("file", "media", "document", "path", "url", "uri", "src", "source", "upload", "asset", "page", "scan")
+_ENDS = (*suffixes(), ".pdf", ".svg", ".mp4", ".mov", ".webm")  # the last ones are said to be no pictures when read
 _PATHLIKE = {"image", "images", "imageurl", "imageurls", "imagepath", "imagepaths", "imagefile", "imagefiles"}
 
 
@@ -34,6 +43,16 @@ def unread(data: Mapping[str, Any], known: tuple[str, ...] = ()) -> str | None:
     return None
 
 
+def holding(data: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
+    """The first key, beside those known and "id", whose value is a picture, or a file's name with a picture's suffix,
+    whatever the key is called."""
+    for key, value in data.items():
+        plain = _plain(key)
+        if key not in known and plain != "id" and _is_picture(value, any(stem in plain for stem in _FILES)):
+            return key
+    return None
+
+
 def misspelt(data: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, str] | None:
     """The first key that is none of these names and nearly one that is missing, and that name."""
     missing = [name for name in names if name not in data]
@@ -50,3 +69,17 @@ def _names_picture(plain: str) -> bool:
     if not plain or _ABOUT.search(plain):
         return False
     return any(stem in plain for stem in _STEMS) or bool(difflib.get_close_matches(plain, _WORDS, 1, 0.79))
+
+
+def _is_picture(value: Any, named: bool, depth: int = 3) -> bool:
+    """Whether a value is or holds a picture or the name of one. `named` says that it is called a file: then a text with
+    blanks is a name, too, and else a sentence."""
+    if isinstance(value, str):
+        name = value.strip().lower()
+        name = name.partition("?")[0] if "://" in name else name
+        plain = len(name) < 4096 and (named or "/" in name or len(name.split()) == 1)
+        return name.startswith("data:image/") or (plain and name.endswith(_ENDS)) or is_base64_picture(value)
+    if isinstance(value, (bytes, bytearray, os.PathLike, Image.Image)) or (is_array(value) and value.ndim > 1):
+        return True
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return depth > 0 and any(_is_picture(item, named, depth - 1) for item in items)

@@ -91,6 +91,23 @@ ROWS = [
         for key in ("imgae", "iamge", "img", "picture", "pictures", "photo", "input_image", "attachments", "image_b64")
     ),
     *(
+        row(
+            f"a picture's name as {key}",
+            {key: value, "prompt": "a"},
+            f'line 2: "{key}" names a picture and is not read; call it "image"',
+        )
+        for key, value in (
+            ("file_name", "my scan.png"),
+            ("path", "a.png"),
+            ("files", ["a.png", "b.png"]),
+            ("media", {"url": "https://example.org/a.webp?size=2"}),
+            ("source", "data:image/png;base64,AAAA"),
+            ("scan", "a.HEIC"),
+            ("input", "scans/page 1.tif"),
+        )
+    ),
+    row("an id and a text that end as names do", {"id": "a.png", "prompt": "a", "note": "like b.png"}, ""),
+    *(
         row(f"a prompt as {key}", {"image": "a.png", key: "a"}, f'line 2: "{key}" is not read; call it "prompt"')
         for key in ("promt", "Prompt", "prompts", "pormpt", "promp")
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,8 @@ READ = [
     same("Anthropic's url", content({"type": "image", "source": {"type": "url", "url": URI}}, ASK)),
     same("an image under image_url", content({"type": "image", "image_url": URI}, ASK)),
     same("with keys that are none of pictures", content({"type": "image", "image": NOISE, "cache_control": {}}, ASK)),
+    same("with a file's name beside the picture", [{**RIGHT[0], "file_name": "a.png", "name": "b.png", "id": "c.png"}]),
+    same("with words about pictures", [{**RIGHT[0], "note": "see a.png", "steps": [1, 2.5, None], "when": {"at": 3}}]),
     same("with empty keys of pictures", [{**RIGHT[0], "images": None, "attachments": []}]),
 ]
 
@@ -76,6 +79,42 @@ REFUSED = [
             "put pictures into 'images' or into its content",
         )
         for key in ("attachments", "image_url", "Images", "imgs", "imges", "photos", "input_image")
+    ),
+    *(
+        refused(
+            f"{name} of a message",
+            [{"role": "user", "content": "What?", key: value}],
+            f"prompt[0] has {key!r}, which is not read",
+            "put pictures into 'images' or into its content",
+        )
+        for name, key, value in (
+            ("files", "files", ["my scan.png"]),
+            ("media with an address", "media", {"kind": "photo", "at": "https://example.org/a.JPG"}),
+            ("bytes", "data", PNG),
+            ("an array", "frame", NOISE),
+            ("base64 in a list", "content_parts", [{"blob": TEXT}]),
+            ("a data URI", "url", URI),
+            ("a path", "where", Path("scan.tif")),
+            ("a document", "documents", ["a.pdf"]),
+        )
+    ),
+    refused(
+        "a file item of OpenAI's",
+        content(ASK, {"type": "file", "file": {"filename": "a.png", "file_data": URI}}),
+        "item 1 of its content, is of type 'file' and has 'file', which is not read",
+        "it needs an 'image' item",
+    ),
+    refused(
+        "a video item",
+        content(ASK, {"type": "video", "video": "clip.mp4"}),
+        "item 1 of its content, is of type 'video' and has 'video', which is not read",
+        "it needs an 'image' item",
+    ),
+    refused(
+        "an image item with another source",
+        content({"type": "image", "file": "a.png"}, ASK),
+        "item 0 of its content, is of type 'image' and has 'file', which is not read",
+        "call it 'image'",
     ),
     *(
         refused(

@@ -528,7 +528,7 @@ FILES = [
     Row(
         "HEIC without pillow-heif",
         without_pillow_heif,
-        Refused(ImageError, "picture bytes", "is HEIC, which needs pillow-heif", "pip install 'mlx-lfm2vl[heic]'"),
+        Refused(ImageError, "picture bytes", "is HEIC, which needs pillow-heif", "pip install pillow-heif"),
     ),
     Row(
         "a truncated HEIC",
