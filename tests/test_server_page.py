@@ -103,8 +103,13 @@ def test_an_answer_is_the_librarys(opened):
 def test_an_answer_grows_while_it_comes(opened):
     opened.page.select_option("#model", "gen2")
     opened.ask("Go on.", wait=False)
-    shown = []
-    until(lambda: shown.append(opened.answer) is None and len(set(shown)) > 5)
+    shown = [opened.answer]
+
+    def grown():
+        shown.append(opened.answer)
+        return len(set(shown)) > 5
+
+    until(grown)
     assert all(later.startswith(earlier) for earlier, later in pairwise(shown))
     opened.page.click("#stop")
 

@@ -76,8 +76,11 @@ class Sources:
     @classmethod
     def of(cls, args: argparse.Namespace) -> Sources:
         """Those of --image. Raises `ImageError`."""
-        names = expand(args.image)
-        return cls(names, load_pictures(names, source_policy(args), args.color_management))
+        from ..processing.load_image import load_image
+
+        policy = source_policy(args)
+        loaded = load_pictures(expand(args.image), policy, args.color_management)
+        return cls([name for name, _ in loaded], [load_image(picture, policy) for _, picture in loaded])
 
     def as_objects(self) -> list[dict[str, Any]]:
         pairs = zip(self.names, self.pictures, strict=True)

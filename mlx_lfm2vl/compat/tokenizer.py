@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ..errors import OptionError, TemplateError
 from ..hub import resolve
 from ..processing import tokenizer as processing
-from ..processing.batch_feature import SIDES
+from ..processing.batch_feature import SIDES, TextOptions
+from ..processing.batch_feature import BatchFeature as PlainBatchFeature
 from ..processing.conversation import conversations_of
 from ..processing.special_tokens import IMAGE_TOKENS, NAMED_TOKENS
 from ..processing.template import ChatTemplate
@@ -141,11 +143,15 @@ class Tokenizer(processing.Tokenizer):
             return super().encode(text, add_special_tokens)
         return self(text, add_special_tokens=add_special_tokens, return_tensors=return_tensors, **options)["input_ids"]
 
-    def truncate(self, rows: Sequence[list[int]], max_length: int | None) -> list[list[int]]:
-        """As there; without `max_length` to `model_max_length`."""
-        return super().truncate(rows, self.model_max_length if max_length is None else max_length)
+    def batch(
+        self, rows: Sequence[list[int]], options: TextOptions, masks: Sequence[list[int]] = ()
+    ) -> PlainBatchFeature:
+        """As there; without `max_length`, rows are cut to `model_max_length`."""
+        if options.truncation and options.max_length is None and self.model_max_length is not None:
+            options = replace(options, max_length=self.model_max_length)
+        return super().batch(rows, options, masks)
 
-    def pad(  # type: ignore[override]
+    def pad(
         self, encoded_inputs: Any, padding: bool | str = True, *, return_tensors: str | None = None, **options: Any
     ) -> BatchFeature:
         """Rows of ids padded, with their masks.
@@ -167,11 +173,9 @@ class Tokenizer(processing.Tokenizer):
             raise OptionError(f"{min(wrong)} cannot be padded; pad input_ids and attention_mask alone")
         options.pop("verbose", None)
         rows = {name: [tensors.to_numpy(row).tolist() for row in column] for name, column in columns.items()}
-        made = super().pad(rows["input_ids"], padding=padding, **options)
-        if "attention_mask" in rows:
-            made["attention_mask"] = super().pad(rows["attention_mask"], padding=padding, **options, fill=0)[
-                "input_ids"
-            ]
+        keywords = TextOptions(padding=padding, return_tensors=None, **options)
+        made = self.batch(rows["input_ids"], keywords, rows.get("attention_mask", ()))
+        made["attention_mask"] = made.pop("assistant_masks", made["attention_mask"])
         return BatchFeature.of(made, tensors.check_return_tensors(return_tensors))
 
     def apply_chat_template(

@@ -10,6 +10,7 @@ cover, so that the sum over a map is the sum over the picture's tokens.
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def grid_of(plan: ViewPlan) -> tuple[int, int]:
     """(rows, columns) of a picture's map."""
     if not plan.tiled:
         return _whole(plan)
-    side = _tile_side(plan)
+    side = math.isqrt(plan.tokens_per_tile)
     return plan.rows * side, plan.cols * side
 
 
@@ -28,7 +29,7 @@ def picture_map(values: np.ndarray, plan: ViewPlan) -> np.ndarray:
     """Numbers of a picture's image tokens (..., tokens) as a map (..., rows, columns), float32, of the same sum."""
     if not plan.tiled:
         return values.reshape(*values.shape[:-1], *_whole(plan)).astype(np.float32)
-    rows, columns, side = plan.rows, plan.cols, _tile_side(plan)
+    rows, columns, side = plan.rows, plan.cols, math.isqrt(plan.tokens_per_tile)
     count = rows * columns * side**2
     tiles = values[..., :count].reshape(*values.shape[:-1], rows, columns, side, side)
     made = np.moveaxis(tiles, -2, -3).reshape(*values.shape[:-1], rows * side, columns * side).astype(np.float32)
@@ -50,13 +51,9 @@ def mass_in(attention: np.ndarray, box: tuple[float, float, float, float]) -> np
 
 
 def _whole(plan: ViewPlan) -> tuple[int, int]:
-    """(rows, columns) of the tokens of the only view, or of the thumbnail."""
-    cell = plan.patch_size * plan.downsample_factor
-    return plan.height // cell, plan.width // cell
-
-
-def _tile_side(plan: ViewPlan) -> int:
-    return plan.tile_size // (plan.patch_size * plan.downsample_factor)
+    """(rows, columns) of the tokens of the only view, or of the thumbnail, which have the shape of its pixels."""
+    rows = math.isqrt(plan.tokens_for_image * plan.height // plan.width)
+    return rows, plan.tokens_for_image // rows
 
 
 def _shares(source: int, target: int) -> np.ndarray:

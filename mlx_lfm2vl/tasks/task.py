@@ -24,7 +24,7 @@ from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
 from ..generation.response import Completion
 from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
-from ..processing.load_image import load_image
+from ..processing.load_image import expand_pages, load_image
 from .recipes import Recipe
 
 Result = TypeVar("Result")
@@ -79,7 +79,8 @@ class Task(ABC, Generic[Result]):
         overrides = dict(image_overrides or {})
         reading = {name: overrides[name] for name in ("color_management", "exif") if overrides.get(name) is not None}
         config = ImageProcessorConfig().with_overrides(**reading)
-        pictures = [load_image(picture, source_policy, config) for picture in checked_pictures(images)]
+        given = [page for each in checked_pictures(images) for page in expand_pages(each, source_policy)]
+        pictures = [load_image(picture, source_policy, config) for picture in given]
         if not pictures:
             raise PromptError("there is no picture; give one or several")
         if options is not None and not isinstance(options, GenerationOptions):

@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -36,7 +37,7 @@ FIRST = 20_000_000  # seed of the first held-out picture; tools/demo/score.py ta
 NEUTRAL = "Describe the image."
 _NAMED = re.compile(r"(small|large) (\w+) (\w+)")
 Box = tuple[float, float, float, float]
-Loaded = tuple
+Loaded = tuple[Any, Any]  # model and processor
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     loaded = load(args.model)
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for kind, look in (("described", described), ("asked for", asked)):
         seen = [one for number in tqdm(range(args.n), kind) for one in look(loaded, number)]
         boxes = float(np.mean([area(one.box) for one in seen]))
