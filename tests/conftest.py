@@ -33,6 +33,7 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")  # some GPUs multiply float32 with
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from mlx_lfm2vl import (
@@ -51,6 +52,9 @@ from mlx_lfm2vl.models.lfm2 import Lfm2DecoderLayer
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration as Base
 from mlx_lfm2vl.models.outputs import Lfm2VlCausalLMOutputWithPast
 from mlx_lfm2vl.processing.load_image import DEFAULT_POLICY, SourcePolicy, load_image
+
+settings.register_profile("any machine", deadline=None)  # one that is busy takes longer over a case
+settings.load_profile("any machine")
 
 BACKENDS = ("mlx", "numpy")
 GOLDEN = Path(__file__).parent / "golden"

@@ -109,7 +109,7 @@ class ImageProcessorConfig:
             chosen["min_image_tokens"] = min(self.min_image_tokens, most)
         elif isinstance(least, int) and most is None:
             chosen["max_image_tokens"] = max(self.max_image_tokens, least)
-        return replace(self, **chosen) if chosen else self
+        return replace(self, **chosen)
 
 
 @dataclass(frozen=True)

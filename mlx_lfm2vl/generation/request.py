@@ -229,7 +229,7 @@ def rendered(
         pattern = processor.tokenizer.control_tokens(processor.template.literal_text)
         given = mark([_spoken(message, processor) for message in given], pattern)
         tools, variables = mark(tools, pattern), mark(variables, pattern)
-        answer = _spoken({"role": "assistant", "content": answer}, processor)["content"]
+        answer = answer and _spoken({"role": "assistant", "content": answer}, processor)["content"]
     template = processor.template
     return template.render(given, tools=tools, add_generation_prompt=True, **(variables or {})).text + answer
 

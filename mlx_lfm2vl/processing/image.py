@@ -214,7 +214,7 @@ class Lfm2VlImageProcessor:
     def configured(self, **overrides: Any) -> ImageProcessorConfig:
         """The policy with the overrides of one call. Raises `OptionError`."""
         try:
-            return self.config.with_overrides(**overrides)
+            return self.config.with_overrides(**overrides) if overrides else self.config
         except ConfigError as error:
             raise OptionError(str(error)) from None
 
