@@ -67,7 +67,7 @@ def test_star_import_and_a_name_that_does_not_exist():
     exec("from mlx_lfm2vl import *", names)
     assert set(mlx_lfm2vl.__all__) <= set(names)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
-        _ = mlx_lfm2vl.lode
+        _ = mlx_lfm2vl.lode  # type: ignore[attr-defined]
     with pytest.raises(ImportError, match="cannot import name 'lode'"):
         exec("from mlx_lfm2vl import lode")
 
