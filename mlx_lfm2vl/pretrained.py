@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import mlx.core as mx
 
@@ -12,6 +12,7 @@ from .compat.models import Lfm2VlForConditionalGeneration
 from .compat.processors import Lfm2VlProcessor
 from .config import GenerationConfig, Lfm2VlConfig, read_json
 from .errors import ConfigError, LoadCancelledError
+from .generation.arguments import ProcessorArguments
 from .generation.watch import Stop, check_callable
 from .hub import Progress, resolve
 from .threads import cancellation
@@ -27,7 +28,7 @@ def load(
     local_files_only: bool = False,
     progress: Progress | None = None,
     stop: Stop | None = None,
-    **image_overrides: Any,
+    **processor_arguments: Unpack[ProcessorArguments],
 ) -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
     """Model and processor of a folder, a hub repository, or `demo`.
 
@@ -45,8 +46,9 @@ def load(
             other threads, and of the bytes of "weights" that are read.
         stop: asked in the calling thread, many times a second during a download and between tensors; if it returns
             true, all is left at once. What has been downloaded is taken up by the next call.
-        image_overrides: change the checkpoint's picture policy for all calls (`max_image_tokens=128`,
-            `do_image_splitting=False` ...).
+        processor_arguments: change the checkpoint's picture policy for all calls (`max_image_tokens=128`,
+            `do_image_splitting=False` ...); `source_policy`, `chat_template`, `padding_side` and
+            `use_image_special_tokens` as for `Lfm2VlProcessor.from_pretrained`.
 
     Raises:
         LoadCancelledError: `stop` returned true.
@@ -64,7 +66,7 @@ def load(
             path_or_repo, revision=revision, token=token, local_files_only=local_files_only, progress=progress
         )
         expected = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
-        processor = Lfm2VlProcessor.from_pretrained(folder, **image_overrides)
+        processor = Lfm2VlProcessor.from_pretrained(folder, **processor_arguments)
         _check_agreement(folder, expected, processor)
         model = Lfm2VlForConditionalGeneration.from_pretrained(folder, dtype=dtype, backend=backend, progress=progress)
     model.name_or_path = os.fspath(path_or_repo)

@@ -295,7 +295,7 @@ def test_ask_is_an_error_where_another_thread_ends_the_turn():
                 self.fork()
 
     with pytest.raises(PromptError, match=r"another thread's call ended the answer; use `Engine\.chat`"):
-        Shared(*loaded(), options=GenerationOptions(max_tokens=4)).ask("Hello.")
+        Shared(*load("demo"), options=GenerationOptions(max_tokens=4)).ask("Hello.")
 
 
 @pytest.mark.parametrize("cut", [1, 4, 9])

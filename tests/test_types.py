@@ -16,10 +16,10 @@ import asyncio
 import contextlib
 from mlx_lfm2vl import (
     Chat, Completion, Engine, EngineChat, FinishReason, GenerationOptions, GenerationRequest, GenerationResponse,
-    MemoryUse, Request, generate, generate_batch, load, stream_generate,
+    MemoryUse, Request, SourcePolicy, generate, generate_batch, load, stream_generate,
 )
 
-model, processor = load("demo")
+model, processor = load("demo", source_policy=SourcePolicy(), max_image_tokens=64, stop=lambda: False)
 stream_generate(model, processor, "x", "a.png", max_image_tokens=64).close()
 with contextlib.closing(generate_batch(model, processor, [GenerationRequest("x")])) as answers:
     answer: Completion = next(answers)
@@ -51,6 +51,8 @@ TYPOS = {
     "generate(model, processor, 'x', temperatur=1)": "temperatur",
     "stream_generate(model, processor, 'x', max_image_token=1)": "max_image_token",
     "Chat(model, processor, sistem='x')": "sistem",
+    "load('demo', max_image_token=1)": "max_image_token",
+    "load('demo', dtpye='float16')": "dtpye",
     "from mlx_lfm2vl import GenerationPiece": "GenerationPiece",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
+from ..processing.fetch import SourcePolicy
 from .logits_process import LogitsProcessor
 from .options import GenerationOptions
 from .prompt_cache import PromptCache
@@ -36,6 +37,15 @@ class ImageOverrides(TypedDict, total=False):
     do_pad: bool | None
     color_management: bool | None
     exif: bool | None
+
+
+class ProcessorArguments(ImageOverrides, total=False):
+    """Of a processor that is loaded."""
+
+    source_policy: SourcePolicy
+    chat_template: str | None
+    padding_side: Literal["left", "right"] | None
+    use_image_special_tokens: bool | None
 
 
 class OptionFields(TypedDict, total=False):
