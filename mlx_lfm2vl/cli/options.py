@@ -56,7 +56,7 @@ def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
     near = []
     for word in (word.partition("=")[0] for word in words):
         begun = [name for name in names if name.startswith(word) and len(word.strip("-/")) > 1]
-        near += difflib.get_close_matches(word, names, 1, 0.7) or begun[:1]
+        near += begun[:1] or difflib.get_close_matches(word, names, 1, 0.7)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 
