@@ -30,12 +30,12 @@ def first_line(error: BaseException, length: int = 200) -> str:
 
 
 def did_you_mean(words: Iterable[str], known: Collection[str]) -> str:
-    """The end of an error line about wrong words: the known ones that are nearly the same or begin so, if there are
+    """The end of an error line about wrong words: the known ones that begin so or are nearly the same, if there are
     any."""
     near = []
     for word in (each.partition("=")[0] for each in words):
-        begun = [name for name in sorted(known) if len(word) > 2 and name.startswith(word)]
-        near += difflib.get_close_matches(word, known, 1, 0.7) or begun[:1]
+        begun = [name for name in known if len(word.strip("-/")) > 1 and name.startswith(word)]
+        near += begun[:1] or difflib.get_close_matches(word, known, 1, 0.7)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 

@@ -20,6 +20,11 @@ NAME = "owner/demo"
 QUESTION = "What is in this image?"
 
 
+def seen(person: Typist, words: str) -> None:
+    """Waits until the program has drawn these words, which it may have taken away since."""
+    person.wait(lambda: words.encode() in person.raw)
+
+
 @pytest.fixture
 def slow_picture():
     """The address of the scene on a server that thinks for a second."""
@@ -50,10 +55,10 @@ def test_a_spinner_says_what_is_done_before_the_first_word(tmp_path, slow_pictur
         HF_HUB_CACHE=str(tmp_path / "hub"),
         HF_HUB_DISABLE_XET="1",
     )
-    person.wait_for("reading pictures")
-    person.wait_for("loading the model")
-    person.wait_for("download: ")
-    person.wait(lambda: not person.child.isalive())
+    seen(person, "reading pictures")
+    seen(person, "loading the model")
+    seen(person, "download: ")
+    person.watch()
     bar, *answer = person.lines()
     assert bar.startswith("download: 100%|") and bar.endswith("B/s]") and len(bar) <= COLUMNS
     text = "".join(answer)
@@ -64,11 +69,11 @@ def test_no_spinner_is_left_behind_the_answer_or_an_error(tmp_path, slow_picture
     Image.new("RGB", (6000, 6000), "red").save(tmp_path / "large.png")  # takes a while to resize
     words = ["generate", "--model", "demo", "--prompt", QUESTION, "--max-tokens", 3, "--no-tiling"]
     person = Typist(tmp_path, *words, "--image", "large.png", "--json")
-    person.wait_for("reading the prompt")
-    person.wait(lambda: not person.child.isalive())
+    seen(person, "reading the prompt")
+    person.watch()
     assert person.lines()[0].startswith('{"model": ') and "reading" not in "".join(person.lines())
     person = Typist(tmp_path, *words, "--image", f"{slow_picture}.gone", slow_picture, "--allow-private-urls")
-    person.wait(lambda: not person.child.isalive())
+    person.watch()
     assert person.lines()[0].startswith("mlx-lfm2vl: error: http://127.0.0.1")
 
 
@@ -77,14 +82,14 @@ def test_the_first_answer_of_a_chat_has_a_spinner(tmp_path, slow_picture):
     person = Typist(tmp_path, "chat", "--model", "demo", "--allow-private-urls", "--max-tokens", 3, "--no-tiling")
     person.wait(person.waits)
     person.type(f"/image {slow_picture} large.png\r")
-    person.wait_for("reading pictures")
+    seen(person, "reading pictures")
     person.wait(lambda: person.prompts() == 2 and person.waits())
     assert person.lines()[-3:-1] == [
         "scene.png: 128x128, with your next message",
         "large.png: 6000x6000, with your next message",
     ]
     person.type(f"{QUESTION}\r")
-    person.wait_for("reading the prompt")
+    seen(person, "reading the prompt")
     person.wait(lambda: person.prompts() == 3 and person.waits())
     assert "reading the prompt" not in "\n".join(person.lines())
 
@@ -98,7 +103,7 @@ def test_nothing_turns_where_nobody_watches(tmp_path, slow_picture, where):
         assert (done.returncode, done.stderr) == (0, b"")
     else:
         person = Typist(tmp_path, *words, TERM="dumb")
-        person.wait(lambda: not person.child.isalive())
+        person.watch()
         assert b"reading" not in person.raw and b"\x1b" not in person.raw
 
 
@@ -108,6 +113,6 @@ def test_a_note_is_a_line_of_its_own_beside_progress(tmp_path):
         frames[0].save(tmp_path / f"{number}.gif", save_all=True, append_images=frames[1:])
     words = ["batch", tmp_path, "--model", GOLDEN / "gen25", "--output", "out.jsonl", "--max-tokens", 2]
     person = Typist(tmp_path, *words, "--batch-size", 1)
-    person.wait(lambda: not person.child.isalive())
+    person.watch()
     notes = [line for line in person.lines() if "mlx-lfm2vl: " in line]
     assert len(notes) == 4 and all(line.startswith("mlx-lfm2vl: ") for line in notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -52,8 +53,17 @@ class Typist:
             except pexpect.EOF:
                 assert until(), "the program has ended:\n" + "\n".join(self.lines())
                 return
-            self.raw += data
-            self._stream.feed(data)
+            self._draw(data)
+
+    def _draw(self, data: bytes) -> None:
+        self.raw += data
+        self._stream.feed(data)
+
+    def watch(self) -> None:
+        """Draws what the program writes until it ends."""
+        with contextlib.suppress(pexpect.EOF):
+            while True:
+                self._draw(self.child.read_nonblocking(4096, 60))
 
     def wait_for(self, text: str) -> None:
         """Waits until the screen shows a text."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .. import __version__, backends
-from ..errors import AnswerWarning, ImageWarning, Lfm2VlError
+from ..errors import AnswerWarning, ImageWarning, Lfm2VlError, OutputError
 from . import (
     batch,
     bench,
@@ -50,6 +50,7 @@ COMMANDS = {
 _NOTED = (ImageWarning, AnswerWarning)
 ANSWERING = ("generate", "chat", "verify", "explain", "detect", "point", "read", "extract", "describe")  # on stdout
 FROM_STDIN = ("image", "prompt", "prompt_file", "input")  # options whose value - is stdin
+LISTING = ("models", "completion")  # commands that compute nothing
 MEASURING = ("bench", "convert", "verify", "doctor")  # whose numbers are to be those of float32
 
 
@@ -79,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command in MEASURING:
         os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 as TF32 has 10 bits; MLX reads it when it multiplies
     try:
+        if args.command not in LISTING:
+            _check_temporary_folder()
         with defer_sigint():
             backends.require()
             importlib.import_module("numpy")
@@ -99,6 +102,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         _silence_stdout()
         print_error(f"stdout cannot be written ({os.strerror(error.errno)})")
         return 2
+
+
+def _check_temporary_folder() -> None:
+    """Raises `OutputError` where the environment's temporary folder is none: MLX compiles there for a CPU, and fails
+    with an error of C++. Metal needs none."""
+    names = [name for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR") if os.environ.get(name)]  # as C++ asks for them
+    if names and sys.platform != "darwin" and not _takes_files(os.environ[names[0]]):
+        raise OutputError(
+            f"{names[0]} is {os.environ[names[0]]}, which is no folder that can be written; set it to one, or unset it"
+        )
+
+
+def _takes_files(folder: str) -> bool:
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _open_closed_streams() -> list[str]:

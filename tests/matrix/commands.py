@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -276,6 +277,17 @@ def without_temporary_folder(bench: Bench, *words: str) -> Ended:
     return bench.process(*words, stdin=b'{"prompt": "Hi"}\n', path=[bench.folder / "hidden"])
 
 
+def temporary(variable: str, name: str, *words: object) -> Callable[[Bench], Ended]:
+    def act(bench: Bench) -> Ended:
+        bench.write("a.txt", "")
+        for other in ("TMPDIR", "TMP", "TEMP", "TEMPDIR"):
+            bench.monkeypatch.delenv(other, raising=False)
+        bench.monkeypatch.setenv(variable, str(bench.folder / name))
+        return bench.cli(*words)
+
+    return act
+
+
 def model_of_the_environment(name: str, *words: object) -> Callable[[Bench], Ended]:
     def act(bench: Bench) -> Ended:
         bench.monkeypatch.setenv("MLX_LFM2VL_MODEL", name)
@@ -381,6 +393,19 @@ WORKING = [
         "doctor where no temporary folder can be written",
         lambda b: without_temporary_folder(b, "doctor"),
         Exits("temporary files", "No usable temporary directory", "set TMPDIR"),
+    ),
+    *(
+        answered(
+            f"{words[0]} where {variable} names {what}",
+            temporary(variable, folder, *words),
+            Exits(f"{variable} is {{folder}}/{folder}", "no folder that can be written", "set it to one, or unset it"),
+        )
+        for variable, folder, what, words in (
+            ("TMPDIR", "gone", "nothing", ("generate", "--model", MODEL, "--prompt", "Hi", "--max-tokens", 2)),
+            ("TMPDIR", "a.txt", "a file", ("convert", "--hf-path", MODEL, "--mlx-path", "out", "-q")),
+            ("TEMP", "gone", "nothing", ("bench", MODEL)),
+        )
+        if sys.platform != "darwin"
     ),
     answered("a picture", picture("a.png", PNG), Answers()),
     answered("a picture in a format by another name", picture("a.jpg", PNG), Answers()),
