@@ -143,6 +143,8 @@ def test_special_tokens_are_never_text():
         ({"type": "json_schema"}, 'needs the field "json_schema"'),
         ({"type": "regex", "regex": "("}, "the regex cannot be held"),
         ({"type": "grammar", "grammar": "start: nix"}, 'unknown name: "nix"'),
+        ({"type": "grammar", "grammar": 'x ::= "a"'}, "the grammar cannot be held: No 'root' rule found"),
+        ({"type": "grammar", "grammar": "root ::= " + "(" * 3000}, "the grammar cannot be held"),
         ({"type": "choice", "choice": []}, "choice has no texts"),
         ({"type": "choice", "choice": "ab"}, "choice is str"),
     ],
