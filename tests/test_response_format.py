@@ -141,6 +141,8 @@ def test_special_tokens_are_never_text():
         ("no/such.json", "no/such.json: cannot be read as a schema or grammar"),
         (3, "response_format is int, expected"),
         ({"type": "json_schema"}, 'needs the field "json_schema"'),
+        ({"type": "json_schema", "json_schema": {"schema": "/etc/passwd"}}, '"schema" is no object'),
+        ({"type": "grammar", "grammar": "/etc/passwd"}, "the grammar cannot be held"),
         ({"type": "regex", "regex": "("}, "the regex cannot be held"),
         ({"type": "grammar", "grammar": "start: nix"}, 'unknown name: "nix"'),
         ({"type": "grammar", "grammar": 'x ::= "a"'}, "the grammar cannot be held: No 'root' rule found"),
