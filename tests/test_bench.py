@@ -132,10 +132,20 @@ def test_json_has_the_reports_fields(cli):  # noqa: F811
     made = json.loads(out)
     assert set(made) == {
         *("model", "machine", "bandwidth", "weights", "repeats", "import_seconds", "load_seconds"),
-        *("answers", "batches", "complete"),
+        *("answers", "batches", "constraints", "complete"),
     }
     assert made["model"] == "demo" and made["batches"] == [] and len(made["answers"]) == 1
     assert made["answers"][0]["generated_tokens"] == 4
+
+
+def test_an_answer_of_six_fields_takes_fewer_steps_by_its_form(cli):  # noqa: F811
+    words = ("bench", "demo", "--sizes", "--batch-sizes", "--constraints", "--json", *QUICK)
+    code, out, err = cli(*words)
+    assert (code, err) == (0, "")
+    made = json.loads(out)
+    assert made["complete"] and set(made["constraints"]) == {"step", "masked_step", "tokens", "model_steps"}
+    assert made["constraints"]["tokens"] > 1.5 * made["constraints"]["model_steps"] > 9
+    assert made["constraints"]["step"] > 0 and made["constraints"]["masked_step"] > 0
 
 
 def test_the_plot_is_a_picture(cli, tmp_path):  # noqa: F811

@@ -101,6 +101,28 @@ def test_rows_of_a_file_bring_their_own(cli, tmp_path):  # noqa: F811
     assert cli("batch", file, "--output", tmp_path / "out.jsonl", "--no-tiling", *FAST)[0] == 1  # and it is known again
 
 
+def test_each_row_holds_to_a_form_of_its_own(cli, tmp_path):  # noqa: F811
+    (tmp_path / "bool.json").write_text('{"type": "boolean"}')
+    rows = write(
+        tmp_path / "rows.jsonl",
+        {"prompt": "a", "json_schema": {"enum": ["x", "y"]}},
+        {"prompt": "b", "json_schema": "bool.json"},
+        {"prompt": "c", "regex": "[0-9]"},
+        {"prompt": "d", "response_format": {"type": "choice", "choice": ["yes"]}},
+        {"prompt": "e"},
+        {"prompt": "f", "regex": "a", "choice": ["b"]},
+        {"prompt": "g", "json_schema": {"not": {}}},
+        {"prompt": "h", "regx": "a"},
+    )
+    code, _, _ = cli("batch", rows, "--output", tmp_path / "out.jsonl", "--choice", "z", *FAST)
+    made = read(tmp_path / "out.jsonl")
+    assert code == 1 and json.loads(made[0]["text"]) in ("x", "y") and made[1]["text"] in ("true", "false")
+    assert re.fullmatch("[0-9]", made[2]["text"]) and [made[3]["text"], made[4]["text"]] == ["yes", "z"]
+    assert made[5]["error"] == 'line 6: has both "regex" and "choice"; give one of them'
+    assert made[6]["error"] == 'line 7: JSON schema, #/not: the keyword "not" cannot be held'
+    assert made[7]["error"] == 'line 8: "regx" is not read; call it "regex"'
+
+
 def test_rows_come_through_stdin_and_go_on(tmp_path):
     shutil.copyfile(PICTURES / "small.png", tmp_path / "small.png")
     rows = write(tmp_path / "rows.jsonl", {"prompt": "Hello."}, "", {"id": "x", "image": "small.png"})

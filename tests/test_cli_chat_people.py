@@ -12,7 +12,7 @@ from conftest import GOLDEN
 from test_cli import ROOT
 from test_cli_chat import chat_program, demo, shown, twin  # noqa: F401  # a fixture
 
-from mlx_lfm2vl import Chat, GenerationOptions
+from mlx_lfm2vl import Chat, GenerationOptions, ResponseFormat
 from mlx_lfm2vl.cli.chat_pictures import find_pictures
 from mlx_lfm2vl.cli.chat_settings import changed
 from mlx_lfm2vl.cli.chat_settings import shown as options_shown
@@ -122,6 +122,9 @@ def test_set_changes_the_answers_that_follow(chat):
         "repetition_penalty  the model's own",
         "seed                3",
         "stop                none",
+        "response_format     none",
+        "frequency_penalty   0",
+        "presence_penalty    0",
     ]
     same = twin()
     assert person.say("Why?") == shown(same.ask("Why?"))
@@ -150,11 +153,17 @@ def test_set_takes_every_option_that_answers_show():
         ("seed", "None", None),
         ("stop", "The end.", ("The end.",)),
         ("stop", "none", ()),
+        ("response_format", '{"type": "null"}', ResponseFormat.json_schema({"type": "null"})),
+        ("response_format", "none", None),
+        ("frequency_penalty", "0.5", 0.5),
+        ("presence-penalty", "none", 0.0),
     ):
         options, line = changed(options, f"{name} {text}")
         assert getattr(options, name.replace("-", "_")) == value
         assert line in [": ".join(row.split(maxsplit=1)) for row in options_shown(options)]
-    assert len(options_shown(options)) == len(fields(options)) - 1  # log-probabilities are not shown
+    assert (
+        len(options_shown(options)) == len(fields(options)) - 4
+    )  # log-probabilities, biases and functions are not shown
     for wrong, words in (
         ("colour 3", "no such option; there are max_tokens, temperature"),
         ("logprobs true", "no such option"),

@@ -113,6 +113,37 @@ def test_a_stop_text_ends_the_answer(cli):  # noqa: F811
     assert made["text"] == whole[: min(whole.find(middle), whole.find(last))] and made["finish_reason"] == "stop"
 
 
+def test_an_answer_holds_to_the_form_of_the_command_line(cli, tmp_path):  # noqa: F811
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}, "required": ["n"]}
+    (tmp_path / "schema.json").write_text(json.dumps(schema), encoding="utf-8")
+    for given in (tmp_path / "schema.json", json.dumps(schema)):
+        made = json.loads(answer_in_json(cli, "--prompt", "x", "--json-schema", given, "--max-tokens", 60)["text"])
+        assert list(made) == ["n"] and made["n"] <= 9
+    assert answer_in_json(cli, "--prompt", "x", "--regex", "a{3}", "--max-tokens", 9)["text"] == "aaa"
+    assert answer_in_json(cli, "--prompt", "x", "--choice", "a", "--choice", "b")["text"] in ("a", "b")
+    assert answer_in_json(cli, "--prompt", "x", "--grammar", 'root ::= "a" "b"')["text"] == "ab"
+    assert answer_in_json(cli, "--prompt", "x", "--json-object", "--max-tokens", 9)["text"].startswith("{")
+
+
+def test_n_answers_are_numbered_lines_or_objects(cli):  # noqa: F811
+    words = ("--prompt", "x", "--choice", "a", "--choice", "b", "--temp", 100, "--seed", 1, "-n", 5)
+    code, out, err = cli(*generate(*words))
+    assert (code, err) == (0, "") and re.fullmatch(r"1: [ab]\n2: [ab]\n3: [ab]\n4: [ab]\n5: [ab]\n", out)
+    code, objects, err = cli(*generate("--json", *words))
+    assert (code, err) == (0, "")
+    assert [f"{number + 1}: {json.loads(line)['text']}" for number, line in enumerate(objects.splitlines())] == (
+        out.splitlines()
+    )
+
+
+def test_top_logprobs_are_in_the_object(cli):  # noqa: F811
+    made = answer_in_json(cli, "--prompt", "x", "--temp", 0, "--top-logprobs", 3)
+    assert len(made["top_logprobs"]) == len(made["logprobs"]) == len(made["tokens"]) == 4
+    for top, token, logprob in zip(made["top_logprobs"], made["tokens"], made["logprobs"], strict=True):
+        assert len(top) == 3 and set(top[0]) == {"id", "text", "logprob"}
+        assert top[0]["id"] == token and top[0]["logprob"] == pytest.approx(logprob)
+
+
 def test_control_tokens_in_a_prompt_are_text_unless_they_are_meant(cli, tmp_path):  # noqa: F811
     words = ("--prompt", "a<|im_end|>\n<|im_start|>user\nb", "--system", "c<|im_end|>")
     text, meant = (answer_in_json(cli, *words, *more)["prompt_tokens"] for more in ((), ("--control-tokens",)))

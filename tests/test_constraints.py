@@ -16,15 +16,21 @@ from jsonschema import Draft202012Validator
 from mlx_lfm2vl import (
     Chat,
     Completion,
+    ConstraintError,
+    Engine,
     GenerationOptions,
     GenerationRequest,
     GenerationResponse,
+    OutOfMemoryError,
+    PromptCache,
     ResponseFormat,
     generate,
     generate_batch,
     load,
     stream_generate,
 )
+from mlx_lfm2vl.generation import prefill as prefill_module
+from mlx_lfm2vl.generation import scheduler as scheduler_module
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.generation.scheduler import Scheduler
 
@@ -281,3 +287,62 @@ def test_a_chat_holds_each_turn_to_its_form_and_goes_on():
         options = GenerationOptions(response_format=form, temperature=2.0, seed=2, max_tokens=40)
         second = [chat.ask("And that?", options=options) for chat in chats]
         assert second[0] == second[1]
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_memory_that_runs_out_in_a_forced_block_changes_no_answer(monkeypatch):
+    options = GenerationOptions(response_format=PERSON, temperature=2.0, seed=4)
+    expected = alone(GenerationRequest("Who?", options=options))
+    blocks, calls = prefill_module.prefill_forced, []
+
+    def scarce(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OutOfMemoryError("no memory")
+        yield from ()
+        return (yield from blocks(*arguments))
+
+    monkeypatch.setattr(scheduler_module, "prefill_forced", scarce)
+    assert alone(GenerationRequest("Who?", options=options)) == expected and len(calls) > 2
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_an_answer_can_be_cancelled_while_forced_tokens_run():
+    model, processor = random_model()
+    form = ResponseFormat.regex("a text that is long enough to be run as a block[ab]{90}")
+    scheduler = Scheduler(model, processor.tokenizer, prompt_cache=PromptCache())
+    request = GenerationRequest("Say", options=GenerationOptions(response_format=form))
+    row = scheduler.add(encode(model, processor, request), started=0.0)
+    other = scheduler.add(encode(model, processor, GenerationRequest("Hi", options=request.options)), started=0.0)
+    for _ in range(5):
+        if not row.rejoins:
+            scheduler.step()
+    assert row.rejoins
+    scheduler.cancel(row.id)
+    scheduler.cancel(other.id)
+    reasons = {id: item.finish_reason for id, item in scheduler.step() if isinstance(item, GenerationResponse)}
+    assert reasons[row.id] == "cancelled" and not len(scheduler)
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_a_prompt_cache_changes_no_answer_of_a_form():
+    model, processor = random_model()
+    cache, options = PromptCache(), GenerationOptions(response_format=PERSON, temperature=2.0, seed=2)
+    expected = generate(model, processor, "Who is it? " * 20, options=options)
+    for _ in range(3):
+        assert generate(model, processor, "Who is it? " * 20, options=options, prompt_cache=cache) == expected
+
+
+def test_an_engine_answers_rows_with_forms_beside_free_ones():
+    with Engine(lambda: load(GOLDEN / "gen25")) as engine:
+        forms = [PERSON, None, {"type": "choice", "choice": ["yes", "no"]}]
+        options = [
+            GenerationOptions(response_format=form, temperature=2.0, seed=seed, max_tokens=40)
+            for seed, form in enumerate(forms)
+        ]
+        asked = [engine.submit("Who?", options=each) for each in options]
+        made = [each.result(60) for each in asked]
+        with pytest.raises(ConstraintError):
+            engine.submit("Who?", options=GenerationOptions(response_format={"not": {}}))
+    for each, own in zip(made, options, strict=True):
+        assert (each.text, each.tokens, each.finish_reason) == alone(GenerationRequest("Who?", options=own))

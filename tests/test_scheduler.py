@@ -13,6 +13,7 @@ from mlx_lfm2vl import (
     GenerationOptions,
     GenerationRequest,
     PromptCache,
+    ResponseFormat,
     backends,
     generate_batch,
     load,
@@ -35,6 +36,9 @@ GREEDY = GenerationOptions(max_tokens=12)
 @cache_by_backend
 def loaded() -> Loaded:
     return load(GOLDEN / "gen2")
+
+
+LETTERS = ResponseFormat.regex("[a-z]{1,3}(, [a-z]){9}")
 
 
 @cache_by_backend
@@ -290,7 +294,14 @@ def test_memory_that_runs_out_at_a_join_changes_no_answer(monkeypatch):
 
 
 @pytest.mark.parametrize("at", [1, 2, 9])
-@pytest.mark.parametrize("given", [{}, {"temperature": 1.5, "seed": 3, "repetition_penalty": 1.2, "logprobs": True}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"temperature": 1.5, "seed": 3, "repetition_penalty": 1.2, "logprobs": True},
+        {"temperature": 2.0, "seed": 3, "frequency_penalty": 1.0, "response_format": LETTERS},
+    ],
+)
 def test_memory_that_runs_out_in_a_step_ends_nobody(at, given, monkeypatch):
     """All rows begin again behind their answers so far, fewer at a time, pictures too."""
     driven, options = Driven(), GenerationOptions(max_tokens=12, **given)

@@ -13,7 +13,7 @@ COLUMNS = 80  # of a terminal
 PARTS = ("read", "preprocess", "vision", "prefill")
 TIMES = ("picture", "tokens", *PARTS, "peak memory")  # headings
 SPEEDS = ("picture", "first token", "from start", "tokens/s", "MB a token", "of bandwidth")
-FORMS = ("form", "ms a step", "with a mask", "tokens of six fields", "model steps")
+FORMS = ("form", "ms a step", "with a mask", "ratio", "tokens", "model steps", "ratio")
 TOGETHER = ("pictures at once", "pictures/s", "tokens/s", "peak memory")
 
 
@@ -66,9 +66,9 @@ class Constraints:
     model_steps: int
 
     @property
-    def mask_share(self) -> float:
-        """What the mask adds to a step, as a share of it."""
-        return self.masked_step / self.step - 1
+    def mask_ratio(self) -> float:
+        """A step with a mask over one without."""
+        return self.masked_step / self.step
 
     @property
     def fewer_steps(self) -> float:
@@ -157,6 +157,5 @@ def wrapped(text: str, indent: str = "", columns: int = COLUMNS) -> list[str]:
 
 
 def _forms(forms: Constraints) -> tuple[str, ...]:
-    masked = f"{1000 * forms.masked_step:.2f} ({100 * forms.mask_share:+.1f} %)"
-    steps = f"{forms.model_steps} ({forms.fewer_steps:.1f} x fewer)"
-    return "JSON schema", f"{1000 * forms.step:.2f}", masked, str(forms.tokens), steps
+    times = (f"{1000 * forms.step:.2f}", f"{1000 * forms.masked_step:.2f}", f"{forms.mask_ratio:.3f}")
+    return ("JSON schema", *times, str(forms.tokens), str(forms.model_steps), f"{forms.fewer_steps:.1f}")

@@ -58,7 +58,7 @@ def _checked(kind: str, value: str | tuple[str, ...], separators: tuple[str, str
 
 def _of_text(kind: str, value: str | tuple[str, ...]) -> str:
     from llguidance import LLMatcher
-    from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+    from llguidance.gbnf_to_lark import any_to_lark
 
     if isinstance(value, tuple):
         return LLMatcher.grammar_from_regex("|".join(map(_escaped, value)))
@@ -66,7 +66,7 @@ def _of_text(kind: str, value: str | tuple[str, ...]) -> str:
         return LLMatcher.grammar_from_regex(value)
     try:
         return LLMatcher.grammar_from_lark(any_to_lark(value))
-    except (ValueError, GbnfToLarkError, RecursionError) as error:
+    except Exception as error:  # its parser raises just that
         raise ConstraintError(f"the grammar cannot be held: {first_line(error)}") from None
 
 

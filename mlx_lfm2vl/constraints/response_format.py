@@ -107,7 +107,10 @@ class ResponseFormat:
         if kind == "json_schema":
             if not isinstance(value, Mapping) or "schema" not in value:
                 raise ConstraintError('response_format: "json_schema" needs an object with the field "schema"')
-            return cls.json_schema(value["schema"])
+            schema = value["schema"]
+            if isinstance(schema, (str, os.PathLike)) and not _is_json(schema):  # a request names no file
+                raise ConstraintError('response_format: "schema" is no object, expected a JSON schema')
+            return cls.json_schema(schema)
         make = {"regex": cls.regex, "choice": cls.choice, "grammar": cls.grammar}[kind]
         return make(value)
 
@@ -120,7 +123,7 @@ def _json_text(schema: Any) -> str:
     of_model = getattr(schema, "model_json_schema", None)  # pydantic's
     if isinstance(schema, type) and callable(of_model):
         schema = of_model()
-    if isinstance(schema, str) and not schema.lstrip().startswith(("{", "true", "false")):
+    if isinstance(schema, str) and not _is_json(schema):
         schema = Path(schema)
     if isinstance(schema, os.PathLike):
         schema = read_text(schema)
@@ -135,6 +138,11 @@ def _json_text(schema: Any) -> str:
         return json.dumps(schema if isinstance(schema, bool) else dict(schema), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConstraintError(f"the JSON schema is no JSON: {first_line(error)}") from None
+
+
+def _is_json(schema: object) -> bool:
+    """Whether it is the text of a schema, and not the name of a file."""
+    return isinstance(schema, str) and schema.lstrip().startswith(("{", "true", "false"))
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -5,8 +5,8 @@ batches and the engine all drive this loop. It has no threads and no clock: who 
 
     waiting -> prefilling (its turn comes with those of other prompts) -> running -> finished
 
-Rows that fail together go back to waiting and begin again, each by itself and behind its answer so far. One that fails
-by itself ends with its error. After a token that failed, fewer rows run at a time until all have finished.
+Rows that fail together, or while they run forced tokens, go back to waiting and begin again, each by itself and behind
+its answer so far. One that fails by itself ends with its error. After a token that failed, fewer rows run at a time.
 """
 
 from __future__ import annotations
@@ -100,8 +100,7 @@ class Scheduler:
 
     def cancel(self, id: int) -> None:
         """Ends a row at the next step. May be called from any thread; an id that has finished is nothing."""
-        row = self._rows.get(id)
-        if row is not None:
+        if (row := self._rows.get(id)) is not None:
             row.cancelled = True
 
     def cancel_all(self) -> None:
@@ -208,12 +207,12 @@ class Scheduler:
     def _failed(self, rows: List[Sequence], error: Exception) -> Iterator[Output]:
         """Begins rows again, each by itself, where that may help; a row that failed by itself ends."""
         rows = [row for row in rows if row.id in self._rows]
-        if len(rows) == 1:
+        if len(rows) == 1 and not rows[0].rejoins:
             del self._rows[rows[0].id]
             yield rows[0].id, error
             return
         for row in rows:
-            row.alone, row.recorder, row.points = True, None, {}
+            row.alone, row.recorder, row.points, row.rejoins = True, None, {}, False
         self._waiting[:0] = rows
 
     # Running
@@ -269,6 +268,7 @@ class Scheduler:
                 continue
             if text or row.detokenizer.tool_text:
                 yield row.id, row.respond(text)
+            row.rejoins = cache is not None
             if cache is None:
                 going_on.append(row)
             else:
@@ -277,8 +277,7 @@ class Scheduler:
         self._prefilling += forced
 
     def _remember(self, row: Sequence) -> None:
-        """Gives the states of a row that has finished to the prompt cache, its answer included; nothing where memory
-        runs out."""
+        """Gives the states of a row that has finished to the prompt cache; nothing where memory runs out."""
         if row.recorder is None or self._batch is None or self._prompt_cache is None:
             return
         with suppress(OutOfMemoryError), allocations("the prompt cache"):

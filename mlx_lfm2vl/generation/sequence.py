@@ -32,6 +32,7 @@ class Sequence:
         points: lengths of the prompt at which checkpoints are taken, and whether others begin there.
         encoded: whether its pictures are.
         alone: to be prefilled with no other, since it failed beside others.
+        rejoins: has left the batch to run tokens that its grammar forces.
         cancelled: to be ended at the next step.
     """
 
@@ -48,7 +49,7 @@ class Sequence:
         self.points: dict[int, bool] = {}
         self.recorder: Recorder | None = None  # of what others may begin with
         self.state: RowState | None = None  # where the host has a part in its logits
-        self.encoded = self.alone = self.cancelled = False
+        self.encoded = self.alone = self.rejoins = self.cancelled = False
         self._first = 0.0  # seconds until the first token
         self._tokens: list[int] = []  # those not yet in a response
         self._logprobs: list[RowLogprobs] = []
