@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import ProcessorConfig
 from ..errors import OptionError
-from ..processing import image, processor
+from ..processing import image, pages, processor
 from ..processing.processor import TEXT_OPTIONS
 from . import tensors
 from .batch_feature import BatchFeature
@@ -63,7 +63,7 @@ class Lfm2VlImageProcessor(image.Lfm2VlImageProcessor):
     def encode(self, images: Any, **overrides: Any) -> Any:
         """As there. Pictures of floats are in 0..1, which `do_rescale=False` says of them in transformers."""
         if not self.configured(**overrides).do_rescale:
-            floats = [isinstance(each, np.ndarray) and each.dtype.kind == "f" for each in image.flatten(images)]
+            floats = [isinstance(each, np.ndarray) and each.dtype.kind == "f" for each in pages.flatten(images)]
             if any(floats) and not all(floats):
                 raise OptionError("do_rescale=False needs pictures that are all floats in 0..1, or none; convert some")
             if any(floats):
