@@ -191,6 +191,7 @@ def test_batch_asks_about_each_page_of_the_documents_in_a_folder(cli, tmp_path, 
         None,
     ]
     assert code == 1
+    assert cli("batch", folder, "--model", "demo", "--output", output, "--max-tokens", 1, "--overwrite")[0] == 1
 
 
 def test_a_row_of_batch_gets_all_pages_that_it_names(cli, tmp_path, document):  # noqa: F811
