@@ -7,9 +7,9 @@ A description names objects; of each that is really there, the words for its siz
 question "What colour is the ring?" is about one object; its answer is one word. For both it prints, over all named
 objects: the share of the picture that their boxes take, the share of the map that lies in them, the share that lies in
 the boxes of the other objects of the picture (by their area: 1 is what an even map gives), and how often the highest
-cell touches the box. The maps: of each layer, of all layers, above their mean as they are drawn, and less and over the
-map of a neutral prompt ("Describe the image.", its first token), a remedy for attention that every question draws
-(Zhang et al., "MLLMs Know Where to Look", ICLR 2025, who divide).
+cell touches the box. The maps: of each layer, of all layers, above their mean as they are drawn, and above the map of a
+neutral prompt ("Describe the image.", its first token), a remedy for attention that every question draws (Zhang et al.,
+"MLLMs Know Where to Look", ICLR 2025, who divide by it).
 
 The cells of a map are 32 pixels here and the boxes 21 to 46, so no map can lie in a box as a whole.
 """
@@ -57,7 +57,6 @@ class Seen:
         made["all layers"] = whole = explanation.map(self.tokens)
         made["above the mean"] = above_mean(whole)
         made["above a neutral prompt"] = np.maximum(whole - self.neutral.map(0), 0)
-        made["over a neutral prompt"] = whole / np.maximum(self.neutral.map(0), 1e-6)
         return {name: each / max(each.sum(), 1e-12) for name, each in made.items()}
 
 
