@@ -86,6 +86,14 @@ def test_the_command_lines_examples_run_and_print_what_is_shown(place):
     assert shown_outputs >= 8
 
 
+def test_the_examples_of_explain_run_and_print_what_is_shown(place):
+    for _, body in blocks("explain", "console"):
+        for part in body.removeprefix("$ ").split("\n$ "):
+            command, _, shown = part.strip().partition("\n")
+            done = run(["sh", "-c", command], place)
+            assert (done.stdout.strip(), done.returncode) == (shown.strip(), 2 if "error: " in shown else 0), command
+
+
 def test_the_performance_pages_examples_print_tables_of_that_form(place):
     """Measured numbers differ; the columns and what was measured do not."""
 
@@ -189,7 +197,7 @@ def test_the_page_on_structured_answers_shows_what_its_examples_print(place):
 
 def test_every_option_of_these_commands_is_on_the_page():
     parsers = commands_of(build_parser())
-    commands = ("generate", "chat", "batch", "models", "doctor")
+    commands = ("generate", "chat", "batch", "explain", "models", "doctor")
     for command in commands:
         for action in parsers[command]._actions:
             for option in action.option_strings:
@@ -293,7 +301,7 @@ def test_an_engines_request_has_the_arguments_of_a_stream_and_its_own():
 
 
 @pytest.mark.parametrize(
-    "name", ["SourcePolicy", "GenerationResponse", "Statistics", "GenerationOptions", "Completion"]
+    "name", ["SourcePolicy", "GenerationResponse", "Statistics", "GenerationOptions", "Completion", "Explanation"]
 )
 def test_tables_of_fields_are_those_of_the_code(name):
     fields = dataclasses.fields(getattr(mlx_lfm2vl, name))
@@ -306,6 +314,8 @@ def test_tables_of_methods_are_those_of_the_code():
     for kind, own in ((mlx_lfm2vl.Chat, set()), (mlx_lfm2vl.Engine, {"put"})):  # `put` is for the engine's own parts
         public = {name for name, value in vars(kind).items() if callable(value) and not name.startswith("_")}
         assert set(names_of(f"method of `{kind.__name__}`")) == public - own
+    public = {name for name, value in vars(mlx_lfm2vl.Explanation).items() if callable(value) and name[0] != "_"}
+    assert set(names_of("method of `Explanation`")) == public
     properties = {name for name, value in vars(mlx_lfm2vl.Engine).items() if isinstance(value, property)}
     assert set(names_of("property of `Engine`")) == properties
     assert set(names_of("method of `Request`")) <= set(vars(mlx_lfm2vl.Request))

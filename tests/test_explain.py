@@ -190,6 +190,9 @@ def test_what_cannot_be_explained_is_said():
         explain(model, processor, "Hello?")
     with pytest.raises(ImageError, match=r"nowhere\.png: no such picture"):
         explain(model, processor, QUESTION, "nowhere.png")
+    twice = [{"type": "image", "image": SCENE, "path": SCENE}]
+    with pytest.raises(PromptError, match="holds two pictures"):
+        explain(model, processor, [{"role": "user", "content": twice}])
     with pytest.raises(OptionError, match="model is int"):
         explain(1, processor, QUESTION, SCENE)  # type: ignore[arg-type]
 

@@ -19,7 +19,8 @@ from mlx_lfm2vl.cli.inputs import expand
 from mlx_lfm2vl.config import ImageProcessorConfig
 from mlx_lfm2vl.errors import ImageError, PromptError
 from mlx_lfm2vl.processing.geometry import plan
-from mlx_lfm2vl.processing.load_image import expand_pages, load_image
+from mlx_lfm2vl.processing.load_image import load_image
+from mlx_lfm2vl.processing.pages import expand_pages
 from mlx_lfm2vl.processing.pdf import PdfPage
 
 QUESTION = "What is in this image?"
@@ -190,6 +191,7 @@ def test_batch_asks_about_each_page_of_the_documents_in_a_folder(cli, tmp_path, 
         None,
     ]
     assert code == 1
+    assert cli("batch", folder, "--model", "demo", "--output", output, "--max-tokens", 1, "--overwrite")[0] == 1
 
 
 def test_a_row_of_batch_gets_all_pages_that_it_names(cli, tmp_path, document):  # noqa: F811
@@ -207,6 +209,9 @@ def test_brackets_choose_pages_and_stay_patterns_elsewhere(tmp_path, monkeypatch
     assert expand(["a.pdf[2-5]", "none.pdf[1]"]) == ["a.pdf[2-5]", "none.pdf[1]"]
     assert expand(["*.pdf[1,3]"]) == ["a.pdf[1,3]", "b.pdf[1,3]"]
     assert expand(["[12].png", "[1].png"]) == ["1.png", "2.png", "[1].png"]
+    for name in ("scan", "scan1", "scan2"):
+        (tmp_path / name).write_bytes(THREE)
+    assert expand(["scan[12]", "scan[3]"]) == ["scan1", "scan2", "scan[3]"]
 
 
 def test_a_document_that_is_dropped_on_a_chat_is_found_with_its_pages(document):

@@ -99,19 +99,24 @@ def expand(pictures: Sequence[str]) -> list[str]:
             names.append(name)
             continue
         base, pages = split_selection(name)
-        if pages is None or not (has_suffix(base) or os.path.lexists(os.path.expanduser(base))):
-            base, chosen = name, ""
+        if pages is None or not has_suffix(base):
+            found = _matching(name)
+            if not found and pages is not None and os.path.lexists(os.path.expanduser(base)):
+                found = [name]
         elif not glob.has_magic(base) or os.path.lexists(os.path.expanduser(base)):
-            names.append(name)
-            continue
+            found = [name]
         else:
-            chosen = f"[{pages}]"
-        found = sorted(path for path in glob.glob(_pattern(base), recursive=True) if os.path.isfile(path))
+            found = [f"{path}[{pages}]" for path in _matching(base)]
         if not found:
             way = "; a prompt goes behind --prompt" if " " in name else ""
             raise ImageError(f"{name}: no file matches{way}")
-        names += [path + chosen for path in found]
+        names += found
     return names
+
+
+def _matching(name: str) -> list[str]:
+    """The files that match a pattern, in the order of their names."""
+    return sorted(path for path in glob.glob(_pattern(name), recursive=True) if os.path.isfile(path))
 
 
 def _pattern(name: str) -> str:
@@ -147,7 +152,8 @@ def load_pictures(
     are known. What is said of them becomes notes; what libtiff writes to stderr by itself about a damaged TIFF is left
     out, as the error says it. Raises `ImageError`."""
     from ..config import ImageProcessorConfig
-    from ..processing.load_image import expand_pages, load_image
+    from ..processing.load_image import load_image
+    from ..processing.pages import expand_pages
     from ..processing.pdf import PdfPage, split_selection
 
     config = ImageProcessorConfig(color_management=color_management is not False)
@@ -216,7 +222,7 @@ def pictures_in(names: Sequence[str], recursive: bool = False) -> list[str]:
 
 def _pages(name: str) -> list[str]:
     """A picture's name, or those of the pages of a PDF file."""
-    from ..processing.load_image import page_names
+    from ..processing.pages import page_names
     from ..processing.pdf import has_suffix, split_selection
 
     return page_names(name) if has_suffix(split_selection(name)[0]) and not _ADDRESS.match(name) else [name]

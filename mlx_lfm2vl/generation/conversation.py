@@ -19,7 +19,8 @@ import numpy as np
 from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing import geometry
-from ..processing.load_image import Picture, expand_pages, load_image
+from ..processing.load_image import Picture, load_image
+from ..processing.pages import expand_pages
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
 from . import saved

@@ -19,8 +19,7 @@ from ..config import parse_json
 from ..errors import PromptError
 from .addresses import decode_base64
 from .fetch import SourcePolicy
-from .image import flatten
-from .load_image import expand_pages
+from .pages import expand_pages, flatten
 from .picture_keys import holding, unread
 
 BESIDE = ("images", "image")  # keys of a message, as Ollama has them; such pictures stand before its text

@@ -22,46 +22,13 @@ from ..errors import ConfigError, ImageError, OptionError
 from ..hub import resolve
 from ..threads import parallel_for
 from . import geometry
-from .arrays import is_array, to_numpy
 from .batch_feature import BatchFeature, check_return_tensors
 from .geometry import ViewPlan
-from .load_image import DEFAULT_POLICY, SourcePolicy, expand_pages, load_image
+from .load_image import DEFAULT_POLICY, SourcePolicy, load_image
+from .pages import flatten, with_pages
 from .resize import resize_rows
 
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
-MAX_DEPTH = 32  # of lists of pictures
-
-
-def flatten(images: Any, depth: int = 0) -> list[Any]:
-    """The pictures of a single picture, a list, a list a sample (nested to some depth), or a batch array (4 axes).
-    Raises `ImageError`."""
-    if depth > MAX_DEPTH:
-        raise ImageError(f"pictures are nested in more than {MAX_DEPTH} lists; give a list of pictures")
-    if isinstance(images, (list, tuple)):
-        return [picture for entry in images for picture in flatten(entry, depth + 1)]
-    if getattr(images, "ndim", None) == 4 and is_array(images):
-        return list(to_numpy(images))
-    return [images]
-
-
-def with_pages(images: Any, policy: SourcePolicy) -> Any:
-    """The same pictures, in the same lists, each PDF document replaced by its pages. Raises `ImageError`."""
-    if isinstance(images, (list, tuple)):
-        return _with_pages(images, policy, 0)
-    pages = expand_pages(images, policy)
-    return pages if len(pages) > 1 else pages[0]
-
-
-def _with_pages(images: Sequence[Any], policy: SourcePolicy, depth: int) -> list[Any]:
-    if depth >= MAX_DEPTH:
-        return list(images)  # which `flatten` refuses
-    made: list[Any] = []
-    for entry in images:
-        if isinstance(entry, (list, tuple)):
-            made.append(_with_pages(entry, policy, depth + 1))
-        else:
-            made += expand_pages(entry, policy)
-    return made
 
 
 class Lfm2VlImageProcessor:

@@ -3,7 +3,7 @@
 The result is what a person sees (formats.py, pdf.py and pixels.py say how), or one line of `ImageError` that names the
 picture and the way out. `SourcePolicy` says what a caller may reach and how large pictures may be. An app that passes
 on strangers' messages forbids URLs and paths. Only regular files are opened. What a PDF document is named by stands for
-all its pages, or for those in brackets behind it (`a.pdf[2-5]`): `expand_pages` puts them in its place.
+all its pages, or for those in brackets behind it (`a.pdf[2-5]`): `expand_pages` of pages.py puts them in its place.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from PIL import Image
 
 from ..config import ImageProcessorConfig
 from ..errors import ImageError, ImageWarning, short
-from . import pdf
 from .arrays import is_array, to_numpy
 from .fetch import DEFAULT_POLICY, SourcePolicy
 from .formats import check_size, decode, open_picture
 from .jpeg import with_end
-from .open_file import Fetched, is_remote, opened
+from .open_file import opened
 from .pdf import PdfPage
 from .pixels import from_array, height_width
 
@@ -62,40 +61,6 @@ def load_image(
     if len(pages) > 1:
         warnings.warn(f"{file.label}: has several pages; only the first is read", ImageWarning, stacklevel=2)
     return pages[0].draw(policy, config)
-
-
-def expand_pages(picture: Any, policy: SourcePolicy) -> list[Any]:
-    """The pages of a PDF document, or of another picture it alone, as `load_image` reads each. Nothing is drawn yet.
-    What is at an address is fetched.
-
-    Raises:
-        ImageError: it cannot be fetched. What is wrong with a picture that is here `load_image` says.
-    """
-    if isinstance(picture, (PdfPage, Image.Image)) or is_array(picture):
-        return [picture]
-    try:
-        with opened(picture, policy) as file:
-            if file.is_pdf():
-                return list(file.pages(policy))
-            if isinstance(picture, str) and isinstance(file.file, io.BytesIO):
-                return [Fetched(file.label, file.file.getvalue())]  # is fetched and decoded once
-    except ImageError:
-        if is_remote(picture):
-            raise
-    return [picture]  # of which `load_image` says what is wrong with it
-
-
-def page_names(name: str) -> list[str]:
-    """What the pages of a PDF file are called ("a.pdf[1]", ...) where `name` is a file of several; else `name` alone,
-    and what is wrong with it is said when it is read."""
-    try:
-        with opened(name, DEFAULT_POLICY) as file:
-            if file.selection is None and file.is_pdf():
-                count = pdf.page_count(file.file.read(int(DEFAULT_POLICY.max_bytes)), file.label)
-                return [f"{name}[{number}]" for number in range(1, count + 1)]
-    except ImageError:
-        pass
-    return [name]
 
 
 def png_bytes(picture: Picture) -> bytes:

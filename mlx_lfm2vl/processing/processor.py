@@ -23,8 +23,9 @@ from .batch_feature import BatchFeature, TextOptions, check_return_tensors
 from .control_tokens import mark
 from .conversation import conversations_of, pictures_of, with_page_items
 from .geometry import ViewPlan
-from .image import IMAGE_INPUTS, Lfm2VlImageProcessor, with_pages
+from .image import IMAGE_INPUTS, Lfm2VlImageProcessor
 from .load_image import DEFAULT_POLICY, SourcePolicy
+from .pages import with_pages
 from .prompt import Expanded
 from .prompt_encoder import PromptEncoder
 from .tokenizer import Tokenizer

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import PromptError
 from .control_tokens import unmarked
 from .geometry import ViewPlan
-from .image import flatten
+from .pages import flatten
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ question "What colour is the ring?" is about one object; its answer is one word.
 objects: the share of the picture that their boxes take, the share of the map that lies in them, the share that lies in
 the boxes of the other objects of the picture (by their area: 1 is what an even map gives), and how often the highest
 cell touches the box. The maps: of each layer, of all layers, above their mean as they are drawn, and above the map of a
-neutral prompt ("Describe the image.", its first token), a remedy for attention that every question draws
-(Zhang et al., "MLLMs Know Where to Look", ICLR 2025).
+neutral prompt ("Describe the image.", its first token), a remedy for attention that every question draws (Zhang et al.,
+"MLLMs Know Where to Look", ICLR 2025, who divide by it).
 
 The cells of a map are 32 pixels here and the boxes 21 to 46, so no map can lie in a box as a whole.
 """
@@ -33,7 +33,7 @@ from mlx_lfm2vl.explanation.picture_map import mass_in
 
 from . import tasks
 
-FIRST = 20_000_000  # seed of the first held-out picture; tools/demo/score.py takes others
+FIRST = 30_000_000  # seed of the first held-out picture, by none of which the drawn map was chosen
 NEUTRAL = "Describe the image."
 _NAMED = re.compile(r"(small|large) (\w+) (\w+)")
 Box = tuple[float, float, float, float]
