@@ -24,7 +24,8 @@ from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
 from ..generation.response import Completion
 from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
-from ..processing.load_image import expand_pages, load_image
+from ..processing.load_image import load_image
+from ..processing.pages import expand_pages
 from .recipes import Recipe
 
 Result = TypeVar("Result")
