@@ -29,7 +29,7 @@ BODIES: dict[str, Any] = {
             {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "r"}]}],
         "tools": [{"type": "function", "function": FUNCTION}], "tool_choice": "auto", "logit_bias": {"5": 1},
         "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}},
-        "logprobs": True, "top_logprobs": 2, "user": "u", "metadata": {"a": "b"}, "deadline": 5.0,
+        "logprobs": True, "top_logprobs": 2, "user": "u", "metadata": {"a": "b"}, "deadline": 600.0,
         "stream_options": {"include_usage": True}, "stream": True, "max_image_tokens": 16, "tiling": False,
     },
     "/v1/responses": {
