@@ -1,5 +1,6 @@
 """`mlx-lfm2vl serve` as a process: how it starts, ends, and refuses what makes no sense."""
 
+import http.client
 import os
 import re
 import signal
@@ -147,6 +148,15 @@ def test_without_the_extra_the_install_line_is_named(missing):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == f"mlx-lfm2vl: error: serve needs {missing}; pip install 'mlx-lfm2vl[server]'\n"
+
+
+def test_a_log_that_nobody_reads_holds_no_answer_up():
+    with Process("--port", 0) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", int(server.url.rpartition(":")[2]), timeout=60)
+        for _ in range(500):  # a pipe holds 64 KiB, a line two hundred letters of the path
+            connection.request("GET", "/" + "a" * 300)
+            assert connection.getresponse().read()
+        assert server.openai().models.list().data[0].id == "demo"
 
 
 def test_a_folder_s_path_is_not_told():

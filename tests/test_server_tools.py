@@ -18,7 +18,7 @@ PARAMETERS = {
     "$defs": {"count": {"type": "integer", "minimum": 0, "maximum": 9}},
 }
 NAMES = ["paint", "measure"]
-OPENAI_TOOLS = [
+OPENAI_TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": name, "description": f"Can {name}.", "parameters": PARAMETERS}}
     for name in NAMES
 ]
@@ -79,6 +79,23 @@ def test_the_model_is_told_of_tools_unless_none_is_to_be_called(client):
     assert chat(client, max_tokens=1, tool_choice="none").usage.prompt_tokens == without
 
 
+def test_strict_tools_hold_calls_and_leave_text_free(client):
+    function = OPENAI_TOOLS[0]["function"] | {"strict": True}
+    ask: dict[str, Any] = {
+        "model": "demo",
+        "messages": about("scene"),
+        "tools": [{"type": "function", "function": function}],
+    }
+    plain = client.chat.completions.create(model="demo", messages=about("scene"), tools=OPENAI_TOOLS[:1])
+    free = client.chat.completions.create(**ask)
+    assert free.choices[0].message.content == plain.choices[0].message.content
+    start = load("demo")[1].tokenizer.convert_tokens_to_ids("<|tool_call_start|>")
+    called = client.chat.completions.create(**ask, logit_bias={str(start): 100}, parallel_tool_calls=False)
+    assert called.choices[0].finish_reason == "tool_calls"
+    (call,) = called.choices[0].message.tool_calls
+    is_valid(json.loads(call.function.arguments))
+
+
 REFUSED = [
     ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
     ({"tool_choice": "any"}, "tool_choice"),
@@ -86,7 +103,12 @@ REFUSED = [
     ({"tools": [{"type": "custom"}]}, "tools[0].type"),
     ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
     ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters"),
-    ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools[0].function.strict=True"),
+    (
+        {
+            "tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": {"type": "x"}}}],
+        },
+        "tools",
+    ),
     ({"tools": OPENAI_TOOLS * 65}, "tools"),
     (
         {

@@ -93,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         from ..server.access import Access
         from ..server.api_request import Rules
         from ..server.limits import Limits
+        from ..server.log import StderrLog
         from ..server.models import ModelsSettings
         from ..server.run import Server, Settings
     except ModuleNotFoundError as error:
@@ -126,10 +127,14 @@ def run(args: argparse.Namespace) -> int:
         deadline=args.deadline,
         shutdown_seconds=args.shutdown_seconds,
     )
-    server = Server(settings)
+    log = StderrLog()
+    server = Server(settings, log)
     note(f"serving {', '.join(settings.models)} at {server.url}/v1 (Ctrl-C ends it)")
     warnings.simplefilter("ignore", AnswerWarning)  # it quotes the answer
-    server.run()
+    try:
+        server.run()
+    finally:
+        log.close()
     return 0
 
 

@@ -11,7 +11,7 @@ from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, options
 from .fields import Fields
 from .pictures import Pictures
 from .response_format import json_schema
-from .tools import Tools, function_schema
+from .tools import Tool, Tools, tool_of
 
 ROLES = ("user", "assistant")
 SOURCES = ("base64", "url")
@@ -188,22 +188,21 @@ def _past_call(block: Fields) -> dict[str, Any]:
 
 def _tools(fields: Fields, rules: Rules) -> Tools:
     listed = fields.objects("tools", rules.limits.tools)
-    tools = Tools([_tool(tool, rules) for tool in listed] if listed else None)
+    tools = Tools(tuple(_tool(tool, rules) for tool in listed or ()))
     choice = fields.object("tool_choice")
     if choice is None:
-        return tools
+        return tools.chosen(fields, None)
     mode = choice.choice("type", ("auto", "any", "tool", "none"), required=True)
     name = choice.text("name", required=mode == "tool")
-    tools = Tools(tools.schemas, several=not choice.flag("disable_parallel_tool_use"))
+    tools = Tools(tools.listed, several=not choice.flag("disable_parallel_tool_use"))
     choice.close()
     return tools.chosen(fields, {"any": "required", "tool": "named"}.get(mode, mode), name)
 
 
-def _tool(tool: Fields, rules: Rules) -> dict[str, Any]:
+def _tool(tool: Fields, rules: Rules) -> Tool:
     tool.only("type", "custom")
-    made = function_schema(tool, rules, "input_schema")
+    made = tool_of(tool, rules, "input_schema")
     _hint(tool)
-    tool.only("strict", False)
     tool.only("defer_loading", False)
     tool.close()
     return made

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -12,10 +15,32 @@ from ..errors import one_line
 from ..generation.response import Statistics
 
 Write = Callable[[str], None]
+MOST = 10_000  # lines that wait for stderr
 
 
-def to_stderr(line: str) -> None:
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {one_line(line)}", file=sys.stderr, flush=True)
+class StderrLog:
+    """Writes lines to stderr in a thread of its own: that nobody reads there holds no answer up. Lines beyond `MOST`
+    that wait are left out."""
+
+    def __init__(self) -> None:
+        self._lines: queue.Queue[str | None] = queue.Queue(MOST)
+        self._thread = threading.Thread(target=self._run, name="mlx-lfm2vl log", daemon=True)
+        self._thread.start()
+
+    def __call__(self, line: str) -> None:
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {one_line(line)}")
+
+    def close(self) -> None:
+        """Writes what waits, for at most a second."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(None)
+        self._thread.join(1.0)
+
+    def _run(self) -> None:
+        while (line := self._lines.get()) is not None:
+            with contextlib.suppress(OSError, ValueError):  # a full disk, a stream that was closed
+                print(line, file=sys.stderr, flush=True)
 
 
 def of_bug(error: BaseException) -> str:

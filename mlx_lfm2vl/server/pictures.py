@@ -8,7 +8,6 @@ from ..errors import ImageError
 from ..processing import addresses
 from ..processing.fetch import SourcePolicy
 from ..processing.processor import Lfm2VlProcessor
-from .api_error import ApiError
 from .fields import Fields
 from .limits import Limits
 
@@ -81,9 +80,3 @@ def detail_overrides(detail: str, processor: Lfm2VlProcessor) -> dict[str, Any]:
         least = processor.image_processor.config.min_image_tokens
         return {"max_image_tokens": least, "min_image_tokens": least, "do_image_splitting": False}
     return {"do_image_splitting": True} if detail == "high" else {}
-
-
-def check_data(fields: Fields, data: bytes) -> None:
-    """Raises `ApiError` for no bytes."""
-    if not data:
-        raise ApiError(400, f"{fields.path('data')} is empty; send the bytes of a picture file")

@@ -20,7 +20,7 @@ from .answering import Answering
 from .api_request import Rules
 from .app import make_app
 from .connection import connection_type
-from .log import Write, to_stderr
+from .log import Write
 from .metrics import Metrics
 from .models import Models, ModelsSettings, name_of
 
@@ -56,9 +56,10 @@ class Settings:
 
 
 class Server:
-    """A server that listens from the start; `run` answers until `stop` is called, or a signal comes."""
+    """A server that listens from the start; `run` answers until `stop` is called, or a signal comes. `write` gets the
+    lines of its log, in the thread that runs."""
 
-    def __init__(self, settings: Settings, write: Write = to_stderr):
+    def __init__(self, settings: Settings, write: Write):
         self._settings, self._write = settings, write
         self._socket = listening(settings.host, settings.port)
         self.port: int = self._socket.getsockname()[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,45 +17,60 @@ MODES = ("auto", "none", "required")  # of OpenAI's tool_choice
 
 
 @dataclass(frozen=True)
+class Tool:
+    """`schema`: the tool as a template gets it. `strict`: whether all calls hold to its parameters."""
+
+    schema: dict[str, Any]
+    strict: bool
+
+
+@dataclass(frozen=True)
 class Tools:
-    """`schemas`: what the model is told of, None for nothing. `several`: whether it may call more than one at once.
-    `forced`: the form of an answer that must be a call, else None."""
+    """`listed`: what the model is told of. `several`: whether it may call more than one at once. `held`: the form that
+    holds its calls, None where they are free."""
 
-    schemas: list[dict[str, Any]] | None = None
+    listed: tuple[Tool, ...] = ()
     several: bool = True
-    forced: ResponseFormat | None = None
+    held: ResponseFormat | None = None
 
-    def chosen(self, fields: Fields, mode: str, name: str | None = None) -> Tools:
-        """The same under the choice in the field `tool_choice`: "auto", "none", "required" or "named". Raises
-        `ApiError`."""
-        if self.schemas is None:
+    @property
+    def schemas(self) -> list[dict[str, Any]] | None:
+        """What a template gets, None for nothing."""
+        return [tool.schema for tool in self.listed] or None
+
+    def chosen(self, fields: Fields, mode: str | None, name: str | None = None) -> Tools:
+        """The same under the choice in the field `tool_choice`: "auto", "none", "required", "named", or None where it
+        is absent. Raises `ApiError`."""
+        if mode is not None and not self.listed:
             fields.fail("tool_choice", "is given without tools")
         if mode == "none":
-            return replace(self, schemas=None)
-        if mode == "auto":
-            return self
-        schemas = [each for each in self.schemas if mode == "required" or each["name"] == name]
-        if not schemas:
+            return Tools()
+        if mode in (None, "auto"):
+            if not any(tool.strict for tool in self.listed):
+                return self
+            return replace(self, held=held(fields, "tools", lambda: text_or_calls(self.listed, self.several)))
+        tools = [tool for tool in self.listed if mode == "required" or tool.schema["name"] == name]
+        if not tools:
             fields.fail("tool_choice", f"names {name!r:.120}, which is none of the tools")
-        return replace(self, several=False, forced=held(fields, "tool_choice", lambda: a_call(schemas)))
+        return replace(self, several=False, held=held(fields, "tool_choice", lambda: a_call(tools)))
 
     def form(self, fields: Fields, name: str, asked: ResponseFormat | None) -> ResponseFormat | None:
         """The form of the answer, where the field `name` asks for one. Raises `ApiError` for two forms."""
-        if self.forced is not None and asked is not None:
-            fields.fail(name, "asks for a form, and tool_choice for a call; give one of them")
-        return self.forced or asked
+        if self.held is not None and asked is not None:
+            fields.fail(name, "asks for a form, and so do tools that are strict or demanded; give one of them")
+        return self.held or asked
 
 
 def openai_tools(fields: Fields, rules: Rules, nested: bool) -> Tools:
     """The tools of a body; what is said of a function stands in an object of its own (`nested`), or beside its type."""
     listed = fields.objects("tools", rules.limits.tools)
     tools = Tools(
-        [_function(tool, rules, nested) for tool in listed] if listed else None,
+        tuple(_function(tool, rules, nested) for tool in listed or ()),
         several=fields.flag("parallel_tool_calls") is not False,
     )
     choice = fields.take("tool_choice")
     if choice is None:
-        return tools
+        return tools.chosen(fields, None)
     if isinstance(choice, str):
         return tools.chosen(fields, Fields({"tool_choice": choice}).choice("tool_choice", MODES))
     named = Fields(choice, "tool_choice")
@@ -66,38 +82,51 @@ def openai_tools(fields: Fields, rules: Rules, nested: bool) -> Tools:
     return tools.chosen(fields, "named", name)
 
 
-def _function(fields: Fields, rules: Rules, nested: bool) -> dict[str, Any]:
+def _function(fields: Fields, rules: Rules, nested: bool) -> Tool:
     fields.choice("type", ("function",), required=True)
     function = fields.object("function", required=True) if nested else fields
-    made = function_schema(function, rules, "parameters")
-    function.only("strict", False)
+    made = tool_of(function, rules, "parameters")
     function.close()
     fields.close()
     return made
 
 
-def function_schema(fields: Fields, rules: Rules, parameters: str) -> dict[str, Any]:
-    """A tool as a template gets it; its JSON schema stands in the field `parameters`."""
+def tool_of(fields: Fields, rules: Rules, parameters: str) -> Tool:
+    """A tool, whose JSON schema stands in the field `parameters`."""
     most = rules.limits.schema_characters
     made = {
         "name": fields.text("name", required=True, longest=256),
         "description": fields.text("description", longest=most),
         "parameters": fields.schema(parameters, most),
     }
-    return {name: value for name, value in made.items() if value is not None}
+    schema = {name: value for name, value in made.items() if value is not None}
+    return Tool(schema, fields.flag("strict") or False)
 
 
-def a_call(schemas: list[dict[str, Any]]) -> ResponseFormat:
+def a_call(tools: Sequence[Tool]) -> ResponseFormat:
     """The form of an answer that calls one of these tools, in JSON. Raises `ConstraintError` for parameters that cannot
     be held."""
+    return ResponseFormat.grammar(f'start: {CALL_START} "[" call "]" {CALL_END}\n{_call(tools, all_strict=True)}')
+
+
+def text_or_calls(tools: Sequence[Tool], several: bool) -> ResponseFormat:
+    """The form of an answer that is text, calls, or both; calls of strict tools hold to their parameters. Raises
+    `ConstraintError`."""
+    more = '("," " "? call)*' if several else ""
+    start = f'start: TEXT | TEXT? {CALL_START} "[" call {more} "]" {CALL_END}\nTEXT: /(.|\\n)+/\n'
+    return ResponseFormat.grammar(start + _call(tools, all_strict=False))
+
+
+def _call(tools: Sequence[Tool], all_strict: bool) -> str:
+    """The rule `call` of a grammar, and those that it needs."""
     item, key = SEPARATORS
     style = {"whitespace_flexible": False, "item_separator": item, "key_separator": key}  # else blanks may never end
     rules, calls = [], []
-    for number, schema in enumerate(schemas):
-        parameters = {"type": "object", **schema.get("parameters", {})}
+    for number, tool in enumerate(tools):
+        own = tool.schema.get("parameters", {}) if all_strict or tool.strict else {}
+        parameters = {"type": "object", **own}
         ResponseFormat.json_schema(parameters)
-        begin = f'{{"name": {json.dumps(schema["name"])}, "arguments": '
+        begin = f'{{"name": {json.dumps(tool.schema["name"])}, "arguments": '
         calls.append(f'{json.dumps(begin)} arguments_{number} "}}"')
         rules.append(f"arguments_{number}: %json {json.dumps(parameters | {'x-guidance': style})}")
-    start = f'start: {CALL_START} "[" call "]" {CALL_END}'
-    return ResponseFormat.grammar("\n".join([start, f"call: {' | '.join(calls)}", *rules, ""]))
+    return "\n".join([f"call: {' | '.join(calls)}", *rules, ""])
