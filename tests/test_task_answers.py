@@ -448,6 +448,8 @@ def test_a_failed_or_stopped_answer_is_no_result():
         with pytest.raises(AnswerError, match=f"stopped \\({reason}\\)"):
             task.parse(requests, [Completion("[]", finish_reason=reason)])
     assert task.parse(requests, [Completion("[]", finish_reason="stop")]) == []
+    with pytest.warns(AnswerWarning, match="cut off by max_tokens"):
+        assert DescribeTask(BY_NAME["demo"]).parse(requests, [Completion("A cat", finish_reason="length")]) == "A cat"
     with pytest.raises(OptionError, match="2 answers for 1 requests"):
         task.parse(requests, ["[]", "[]"])
 

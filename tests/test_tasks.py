@@ -154,8 +154,11 @@ def test_requests_may_be_answered_by_an_engine_or_a_batch(loaded: Loaded):
 
 def test_an_answer_that_is_cut_off_is_said_to_be(loaded: Loaded):
     options = DescribeTask(recipe_of(loaded[0])).requests(EXAMPLES / "scene.png")[0].options
-    with pytest.raises(AnswerError, match="answer, character"):
-        detect(*loaded, EXAMPLES / "boxes.png", "ring", options=replace(options, max_tokens=8))
+    short = replace(options, max_tokens=8)
+    with pytest.warns(AnswerWarning, match="cut off"), pytest.raises(AnswerError, match="answer, character"):
+        detect(*loaded, EXAMPLES / "boxes.png", "ring", options=short)
+    with pytest.warns(AnswerWarning, match="the answer was cut off by max_tokens"):
+        assert describe(*loaded, EXAMPLES / "scene.png", options=short).startswith("At the left")
 
 
 def test_a_stopped_task_is_an_error(loaded: Loaded):

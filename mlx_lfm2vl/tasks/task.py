@@ -9,6 +9,7 @@ Nothing here runs a model, so that whatever does can be used.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from PIL import Image
 
 from ..config import ImageProcessorConfig
 from ..constraints.response_format import ResponseFormat
-from ..errors import AnswerError, OptionError, PromptError
+from ..errors import AnswerError, AnswerWarning, OptionError, PromptError
 from ..generation.messages import checked_pictures
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
@@ -103,8 +104,8 @@ class Task(ABC, Generic[Result]):
 
 
 def texts(requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[str]:
-    """The texts of answers, one a request. Raises the error of one that has failed, and `AnswerError` for one that was
-    stopped."""
+    """The texts of answers, one a request. An `AnswerWarning` tells of one that was cut off by its length. Raises the
+    error of one that has failed, and `AnswerError` for one that was stopped."""
     if len(requests) != len(answers):
         raise OptionError(f"there are {len(answers)} answers for {len(requests)} requests")
     found = []
@@ -114,6 +115,8 @@ def texts(requests: Sequence[GenerationRequest], answers: Sequence[str | Complet
                 raise answer.error
             if answer.finish_reason in ("cancelled", "deadline"):
                 raise AnswerError(f"the answer was stopped ({answer.finish_reason}) before it was whole")
+            if answer.finish_reason == "length":
+                warnings.warn("the answer was cut off by max_tokens", AnswerWarning, stacklevel=3)
             answer = answer.text
         found.append(answer)
     return found

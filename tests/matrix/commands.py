@@ -492,4 +492,26 @@ WORKING = [
     answered("help", lambda b: b.cli("generate", "--help"), Answers(prints="--allow-private-urls")),
 ]
 
-ROWS = [*OPTIONS, *PROMPTS, *PICTURES, *BATCHES, *CONVERSIONS, *WORKING]
+TASKS = [
+    refused("detect cars", "--image", "are required", HELP),
+    refused("detect --image a.png", "WHAT", "are required", HELP),
+    refused("detect cars --model {model} --image b.png", "b.png", "no such picture"),
+    refused("detect cars --model {model} --image a.png", "this shape", "no recipe is known", "give recipe=, one of"),
+    refused("detect cars --model {model} --image a.png --recipe x", "'x'", "expected a Recipe or one of demo"),
+    refused("detect cars --model {model} --image a.png --recipe lfm2-vl", "lfm2-vl", "has no boxes", "another model"),
+    refused("detect _ --model {model} --image a.png --recipe demo", "what is ''", "expected the name of something"),
+    refused("detect cars --image a.png --draw a.png", "a.png", "exists already", "--overwrite"),
+    refused("detect cars --image a.png --csv mine.csv", "mine.csv", "exists already", "--overwrite"),
+    refused("detect cars --image a.png --coco folder", "folder", "exists already", "--overwrite"),
+    refused("point cars --image a.png --draw a.xyz", "a.xyz", "no format of pictures", "end it in .png or .jpg"),
+    refused("read --image a.png --draw b/c.png", "b/c.png", "there is no folder b"),
+    refused("extract --image a.png", "--schema", "are required", HELP),
+    refused("extract --image a.png --schema b.json", "b.json", "cannot be read as a schema"),
+    refused("extract --model {model} --image a.png --recipe lfm2-vl --schema {{}}", "schema", "expected a JSON schema"),
+    refused("describe --image a.png --prompt x", "--prompt x", "unrecognized arguments", HELP),
+    refused("batch a.png --output o.jsonl --task dtect", "'dtect'", "invalid choice", "did you mean detect?"),
+    refused("batch a.png --output o.jsonl --task detect", "--task detect", "needs --prompt"),
+    refused("batch a.png --output o.jsonl --recipe demo", "--recipe", "is for --task"),
+]
+
+ROWS = [*OPTIONS, *TASKS, *PROMPTS, *PICTURES, *BATCHES, *CONVERSIONS, *WORKING]
