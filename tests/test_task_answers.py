@@ -337,6 +337,16 @@ def test_an_object_of_the_answer_is_the_result(recipe):
             extracted(recipe, SCHEMA, text)
 
 
+def test_a_schema_that_leaves_fields_open_is_closed():
+    task = ExtractTask(BY_NAME["lfm2.5-vl-450m"], '{"properties": {"a": {"type": "integer"}}}')
+    closed = {"type": "object", "required": ["a"], "additionalProperties": False}
+    assert task.schema == closed | {"properties": {"a": {"type": "integer"}}}
+    (request,) = task.requests(Image.new("RGB", SIZE))
+    assert request.options.response_format == ResponseFormat.json_schema(task.schema)
+    said = {"required": [], "additionalProperties": True, "type": "object", "properties": {"a": {}}}
+    assert ExtractTask(BY_NAME["lfm2.5-vl-450m"], said).schema == said
+
+
 def test_an_extract_checkpoint_gets_its_fields_in_the_system_prompt():
     schema = {
         "type": "object",
@@ -399,6 +409,7 @@ def test_another_answer_than_the_fields_is_refused(field, text, message):
     [
         ({"type": "array"}, 'schema: expected a JSON schema of an object, with "properties"'),
         ({"properties": {}}, "schema: expected"),
+        ({"type": "string", "properties": {"a": {"type": "string"}}}, "schema: expected"),
         ({"properties": {"a": True}}, "schema, /properties/a: is bool, expected an object"),
         ({"properties": {"a": {"type": "array"}}}, "schema, /properties/a: this model answers a question a field"),
         ({"properties": {"a": {"enum": [1]}}}, "or an enum of strings"),

@@ -28,7 +28,8 @@ _ARTICLE = re.compile(r"(an?|the) +")
 @dataclass(frozen=True)
 class ExtractTask(Task[dict[str, Any]]):
     """An object of a schema. `schema` is a JSON schema with "properties", as a mapping, as text, the path of a file of
-    it, or a class of pydantic's `BaseModel`; afterwards it is a mapping."""
+    it, or a class of pydantic's `BaseModel`; afterwards it is a mapping. Where it says nothing of them, all properties
+    are required, and no others may come."""
 
     max_tokens: ClassVar[int] = 2048
 
@@ -37,10 +38,12 @@ class ExtractTask(Task[dict[str, Any]]):
     def __post_init__(self) -> None:
         if self.recipe.extract is None:
             self._unknown("extraction")
-        object.__setattr__(self, "schema", json.loads(str(ResponseFormat.json_schema(self.schema).value)))
-        properties = self.schema.get("properties") if isinstance(self.schema, Mapping) else None
-        if not isinstance(properties, Mapping) or not properties:
+        given = json.loads(str(ResponseFormat.json_schema(self.schema).value))
+        properties = given.get("properties") if isinstance(given, Mapping) else None
+        if not isinstance(properties, Mapping) or not properties or given.get("type", "object") != "object":
             raise OptionError('schema: expected a JSON schema of an object, with "properties"')
+        closed = {"type": "object", "required": list(properties), "additionalProperties": False}
+        object.__setattr__(self, "schema", closed | given)
         for name, field in properties.items():
             if not isinstance(field, Mapping):
                 raise OptionError(f"schema, /properties/{name}: is {type(field).__name__}, expected an object")
