@@ -290,6 +290,20 @@ def test_a_chat_holds_each_turn_to_its_form_and_goes_on():
 
 
 @pytest.mark.backends("mlx", "numpy")
+def test_an_answer_that_was_cut_off_goes_on_by_its_form():
+    model, processor = random_model()
+    chat = Chat(model, processor)
+    options = GenerationOptions(response_format=PERSON, temperature=2.0, seed=1, max_tokens=9)
+    first = chat.ask("Who?", options=options)
+    more = replace(options, max_tokens=200)
+    rest = "".join(piece.text for piece in chat.continue_final_message(options=more))
+    Draft202012Validator(PERSON).validate(json.loads(first + rest))
+    assert chat.ask("And?", options=GenerationOptions(response_format=ResponseFormat.choice(["no JSON"]))) == "no JSON"
+    with pytest.raises(ConstraintError, match="the answer so far does not hold"):
+        list(chat.continue_final_message(options=more))
+
+
+@pytest.mark.backends("mlx", "numpy")
 def test_memory_that_runs_out_in_a_forced_block_changes_no_answer(monkeypatch):
     options = GenerationOptions(response_format=PERSON, temperature=2.0, seed=4)
     expected = alone(GenerationRequest("Who?", options=options))

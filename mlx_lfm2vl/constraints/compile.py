@@ -38,6 +38,14 @@ class Grammar:
             made.consume(token)
         return made
 
+    def behind(self, tokens: Sequence[int]) -> Grammar:
+        """The grammar of what may follow these tokens, which need not be those that it would force. Raises
+        `ConstraintError` where they do not hold to the form."""
+        start = self._start.deep_copy()
+        if not start.consume_tokens(list(tokens)):
+            raise ConstraintError("the answer so far does not hold to response_format; leave that out to go on with it")
+        return Grammar(start, self._vocabulary)
+
 
 def compile_grammar(tokenizer: Tokenizer, form: ResponseFormat, vocabulary: int, ends: Sequence[int]) -> Grammar:
     """The grammar of a form for a model.

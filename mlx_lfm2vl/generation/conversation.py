@@ -288,6 +288,8 @@ class Conversation:
             id(picture): (weakref.ref(picture), each) for picture, each in zip(pictures, encoded, strict=True)
         }
         grammar = grammar_of(self.model, processor.tokenizer, options)
+        if grammar is not None and answer:
+            grammar = grammar.behind(processor.tokenizer.encode(answer, add_special_tokens=False))
         return EncodedPrompt(np.array(ids, np.int64), options, tuple(encoded), tuple(places), grammar)
 
     def _encoded_picture(self, picture: Picture) -> EncodedPicture:
