@@ -94,6 +94,18 @@ def test_an_object_that_names_its_properties_has_no_others():
     assert holds(both, '{"a": null, "b": null}')
 
 
+def test_names_of_a_schema_change_nothing_in_it():
+    """They would be looked up as addresses."""
+    schema = {"$defs": {"low": {"type": "integer", "minimum": 3}}, "type": "integer", "maximum": 5}
+    for name, value in (
+        ("$id", "#/$defs/low"),
+        ("$schema", "http://json-schema.org/draft-04/schema#"),
+        ("$anchor", "low"),
+    ):
+        form = schema | {name: value}
+        assert holds(form, "1") and holds(form, "5") and not holds(form, "293")
+
+
 def test_separators_are_those_that_were_asked_for():
     for separators in ((", ", ": "), (",", ":")):
         form = ResponseFormat.json_schema({"type": "array", "items": NUMBER}, separators=separators)
@@ -136,6 +148,7 @@ def test_special_tokens_are_never_text():
         ({"x-guidance": {"lenient": True}}, '#/x-guidance: the keyword "x-guidance"'),
         (False, "#: no finite JSON is valid under it"),
         ('{"a": 1, "a": 2}', "the key 'a' twice"),
+        ('{"const": "\\ud800"}', "half of a surrogate pair"),
         ('{"maximum": NaN}', "NaN is no number of JSON"),
         ("{", "the JSON schema is no JSON"),
         ("no/such.json", "no/such.json: cannot be read as a schema or grammar"),

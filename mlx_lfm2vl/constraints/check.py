@@ -94,6 +94,7 @@ def checked_schema(text: str) -> dict[Pointer, Any]:
             raise
         raise ConstraintError(f"the JSON schema is no JSON: {error}") from None
     _check_size(schema)
+    _check_text("the JSON schema", json.dumps(schema, ensure_ascii=False), MAX_GRAMMAR * 2)  # escapes are characters
     schema = {} if schema is True else schema
     nodes: dict[Pointer, Any] = {}
     waiting: list[tuple[Pointer, Any]] = [((), schema)]

@@ -52,6 +52,8 @@ def rewritten(nodes: Nodes, *, close: bool, base: str = "#") -> Any:
         made = {name: copied(each, (*at, name)) for name, each in value.items()}
         if at not in nodes:
             return made
+        for name in ("$id", "$schema", "$anchor"):  # llguidance would look for references elsewhere, or read a draft
+            made.pop(name, None)
         if "$ref" in made:
             made["$ref"] = base + place(nodes, target(nodes[()], at, made["$ref"])[0])[1:]
         if is_exclusive(nodes, at):
