@@ -300,6 +300,13 @@ def test_a_picture_that_cannot_be_read_is_refused_by_status(client, url, words, 
     assert words in str(refused.value)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bad_picture_is_the_caller_s_error_of_several_choices_too(client, stream):
+    content = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8="}}]
+    with pytest.raises(openai.BadRequestError, match="not a picture"):
+        create(client, text(content), n=3, stream=stream)
+
+
 def test_pictures_of_a_request_share_a_detail(client):
     content = [about("scene", detail=detail)[0]["content"][0] for detail in ("low", "high")]
     with pytest.raises(openai.BadRequestError) as refused:

@@ -23,7 +23,7 @@ FUNCTION = {"name": "f", "description": "d", "parameters": SCHEMA}
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": base64_of("digit")}}
 BODIES: dict[str, Any] = {
     "/v1/chat/completions": {
-        "model": "demo", "max_tokens": 1, "temperature": 0.5, "top_p": 0.9, "seed": 1, "stop": ["a"], "n": 1,
+        "model": "demo", "max_tokens": 1, "temperature": 0.5, "top_p": 0.9, "seed": 1, "stop": ["a"], "n": 2,
         "messages": [{"role": "system", "content": "s"}, *about("digit"), {"role": "assistant", "content": None,
             "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]},
             {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "r"}]}],
@@ -54,7 +54,7 @@ BODIES: dict[str, Any] = {
 HOSTILE: list[Any] = [
     *(None, True, False, 0, -1, 1, 0.5, 1e308, -1e308, 2**64, 10**40, "", "a", "\0", "\ud83d\ude00", "<|im_end|>"),
     *("<image>", "auto", "required", "file:///etc/passwd", "/etc/passwd", "http://127.0.0.1:1/", "a" * 5000, "data:,"),
-    *([], {}, [[]], [None], {"": None}, {"type": "text"}, {"type": "image_url"}, {"$ref": "#"}, {"type": "object"}),
+    *([], {}, [[]], [None], 2, {"": None}, {"type": "text"}, {"type": "image_url"}, {"$ref": "#"}, {"type": "object"}),
     *({"pattern": "(a+)+$"}, {"enum": []}, {"anyOf": [{"$ref": "#"}]}, {"minItems": 10**9}, '{"a": 1}', "[", "*"),
 ]
 

@@ -49,20 +49,28 @@ async def pieces(requests: Sequence[Request], asked: ApiRequest) -> AsyncIterato
         async for piece in _pieces(requests[0], asked, 0):
             yield piece
         return
-    queue: asyncio.Queue[Piece | None] = asyncio.Queue()
+    queue: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
     async def feed(choice: int, request: Request) -> None:
         try:
             async for piece in _pieces(request, asked, choice):
                 queue.put_nowait(piece)
-        finally:
-            queue.put_nowait(None)
+        except Exception as error:
+            queue.put_nowait(error)
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(feed(choice, request)) for choice, request in enumerate(requests)]
-        for _ in tasks:
-            while (item := await queue.get()) is not None:
-                yield item
+    tasks = [asyncio.create_task(feed(choice, request)) for choice, request in enumerate(requests)]
+    try:
+        open_choices = len(tasks)
+        while open_choices:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            open_choices -= item.finish_reason is not None
+            yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _pieces(request: Request, asked: ApiRequest, choice: int) -> AsyncIterator[Piece]:

@@ -51,7 +51,7 @@ class Protocol:
 
 @dataclass
 class Answering:
-    """Answers requests. `deadline`: seconds that an answer may take where a request says nothing."""
+    """Answers requests. `deadline`: seconds that an answer may take at most, whatever a request says."""
 
     models: Models
     rules: Rules
