@@ -28,7 +28,6 @@ from mlx_lfm2vl.tasks.boxes import DetectTask, PointTask, parse_boxes
 from mlx_lfm2vl.tasks.description import DescribeTask
 from mlx_lfm2vl.tasks.extraction import ExtractTask
 from mlx_lfm2vl.tasks.forms import box_form, layout_form
-from mlx_lfm2vl.tasks.geometry import from_box
 from mlx_lfm2vl.tasks.reading import ReadTask, parse_layout
 from mlx_lfm2vl.tasks.recipes import BoxRecipe, LayoutRecipe, Recipe
 from mlx_lfm2vl.tasks.task import Task
@@ -77,7 +76,8 @@ def test_printed_boxes_are_read_again_in_pixels(recipe, size, data):
     ]
     told = []
     for box in wanted:
-        corners = [round(v) if form.step else round(v, 6) for v in from_box(box, form.scale, size)]
+        shares = [edge / side * form.scale for edge, side in zip(box.edges, (*size, *size), strict=True)]
+        corners = [round(share) if form.step else round(share, 6) for share in shares]
         told.append({form.box: corners, "label": box.label} | ({form.image: 0} if form.image else {}))
     found = parse_boxes(json.dumps(told), form, size)
     assert [box.label for box in found] == [box.label for box in wanted]

@@ -1,4 +1,4 @@
-"""Coordinates of a recipe to pixels, and back. A view of a picture is the whole of it at another size, or tiles that a
+"""Coordinates of a recipe to pixels. A view of a picture is the whole of it at another size, or tiles that a
 grid cuts from it, so a share of its width and height is the same place in each of them."""
 
 from __future__ import annotations
@@ -18,10 +18,3 @@ def to_box(label: str, corners: Sequence[float], scale: float, size: Size, image
         for pair, side in zip((corners[0::2], corners[1::2]), size, strict=True)
     )
     return Box(label, left, top, right, bottom, image) if left < right and top < bottom else None
-
-
-def from_box(box: Box, scale: float, size: Size) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) from 0 to `scale`."""
-    width, height = size
-    left, top, right, bottom = box.edges
-    return left / width * scale, top / height * scale, right / width * scale, bottom / height * scale
