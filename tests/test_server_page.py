@@ -35,6 +35,7 @@ HOSTILE = [
     "> " * 200 + "deep",
     "".join(f"{'  ' * depth}- item\n" for depth in range(60)),
     "*" * 3000 + "[" * 3000 + "`" * 3001,
+    *(letter * 50_000 for letter in ("# ", "|-", "~`", "> ", "1. ")),
 ]
 
 
@@ -198,6 +199,16 @@ def test_conversations_are_kept_and_deleted(opened):
     opened.page.reload()
     opened.page.wait_for_selector(".conversation")
     assert opened.page.locator(".conversation").all_inner_texts() == ["Hello."]
+
+
+def test_a_question_outlives_a_page_that_is_closed_meanwhile(opened):
+    opened.page.select_option("#model", "gen2")
+    opened.ask("Go on.", SCENE, wait=False)
+    until(lambda: len(opened.answer) > 40)
+    opened.page.reload()
+    opened.page.click(".conversation")
+    assert opened.page.inner_text(".question .said") == "Go on."
+    assert "Stopped." in opened.page.inner_text(".answer .foot")
 
 
 def test_an_answer_by_a_schema_is_a_table(opened):

@@ -4,7 +4,7 @@
 import { ApiError, chat, listModels, setKey } from "./api.js";
 import { makeComposer } from "./composer.js";
 import { element, iconButton, notice } from "./dom.js";
-import { answerElement, questionElement } from "./messages.js";
+import { answerElement, forget, questionElement } from "./messages.js";
 import { makeSettings } from "./settings.js";
 import { deleteConversation, loadConversations, newConversation, saveConversation } from "./store.js";
 
@@ -39,6 +39,7 @@ async function answer(conversation) {
   showBusy();
   showMessages();
   scroll.scrollTop = scroll.scrollHeight;
+  await keep(conversation); // a page that is closed meanwhile loses no question
   const started = performance.now();
   const since = () => (performance.now() - started) / 1000;
   try {
@@ -174,6 +175,7 @@ function openConversation(conversation) {
 async function remove(conversation) {
   if (!window.confirm(`Delete "${conversation.title}"?`)) return;
   if (running?.conversation === conversation) stop();
+  for (const picture of conversation.messages.flatMap((message) => message.pictures)) forget(picture.blob);
   conversation.messages = [];
   if (conversation === current) openConversation(newConversation());
   await keep(conversation);

@@ -10,12 +10,18 @@ const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 const QUOTE = /^ {0,3}> ?/;
 const DIVIDER = /^ {0,3}\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
 const DEEPEST = 12; // quotes and lists within each other
+const LONGEST = 2000; // characters of a line that may begin a block: the time of a pattern grows with their square
 
 /** The elements of a text. */
 export function markdown(text) {
   const made = document.createDocumentFragment();
-  made.append(...blocks(text.replace(/\r\n?/g, "\n").split("\n"), 0));
+  made.append(...blocks(text.replace(/\r\n?/g, "\n").split("\n").map(bounded), 0));
   return made;
+}
+
+/** A line that is too long for the patterns, as one that begins no block. */
+function bounded(line) {
+  return line.length > LONGEST ? `\u2060${line.trim()}` : line;
 }
 
 function blocks(lines, depth) {

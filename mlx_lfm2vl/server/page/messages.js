@@ -17,6 +17,12 @@ export function addressOf(blob) {
   return addresses.get(blob);
 }
 
+/** Frees what showing a blob has taken. */
+export function forget(blob) {
+  URL.revokeObjectURL(addresses.get(blob));
+  addresses.delete(blob);
+}
+
 /** A small picture, or its name where the browser cannot show its format. */
 export function thumbnail({ name, blob }, open) {
   const picture = element("img", { src: addressOf(blob), alt: name, loading: "lazy" });

@@ -25,7 +25,11 @@ async function run(mode, act) {
 
 /** All conversations, the one changed last first. */
 export async function loadConversations() {
-  return (await run("readonly", (store) => store.getAll())).sort((one, other) => other.changed - one.changed);
+  const found = await run("readonly", (store) => store.getAll());
+  for (const message of found.flatMap((conversation) => conversation.messages)) {
+    if (message.running) Object.assign(message, { running: false, finish: "cancelled" }); // the page was closed meanwhile
+  }
+  return found.sort((one, other) => other.changed - one.changed);
 }
 
 export function saveConversation(conversation) {
