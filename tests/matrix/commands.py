@@ -249,7 +249,6 @@ CONVERSIONS = [
     refused("verify ./no ./other", "./no", "no such folder"),
     refused("verify {model} ./no", "./no", "no such folder"),
     refused("verify {model} {model} --calibration no", "calibration: no", "is no folder"),
-    refused("upload folder", "OWNER/NAME", "the following arguments are required", HELP),
     refused("upload ./no me/x", "no", "no such folder"),
     refused("models --remove", "--remove", "removes the models that are named", "name them"),
     refused("models nobody/nothing", "nobody/nothing", "is not in the cache", "`mlx-lfm2vl models` lists what is"),

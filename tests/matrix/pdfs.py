@@ -259,7 +259,7 @@ FAULTY = [
     ),
     Row(
         "faulty: drawings in drawings without end",
-        bounded(nested(35), MAX_MEMORY=2**28),
+        bounded(nested(35), MAX_MEMORY=2**28, MAX_SECONDS=300.0),
         Refused(ImageError, "{folder}/a.pdf[1]", "needs more than", "export the page as PNG"),
     ),
     Row(
