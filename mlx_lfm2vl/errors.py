@@ -35,7 +35,7 @@ def did_you_mean(words: Iterable[str], known: Collection[str]) -> str:
     near = []
     for word in (each.partition("=")[0] for each in words):
         begun = [name for name in known if len(word.strip("-/")) > 1 and name.startswith(word)]
-        near += begun[:1] or difflib.get_close_matches(word, known, 1, 0.7)
+        near += [min(begun, key=len)] if begun else difflib.get_close_matches(word, known, 1, 0.7)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 
