@@ -113,6 +113,8 @@ def test_each_row_holds_to_a_form_of_its_own(cli, tmp_path):  # noqa: F811
         {"prompt": "f", "regex": "a", "choice": ["b"]},
         {"prompt": "g", "json_schema": {"not": {}}},
         {"prompt": "h", "regx": "a"},
+        {"prompt": "i", "json_object": "yes"},
+        {"prompt": "j", "json_object": True},
     )
     code, _, _ = cli("batch", rows, "--output", tmp_path / "out.jsonl", "--choice", "z", *FAST)
     made = read(tmp_path / "out.jsonl")
@@ -121,6 +123,8 @@ def test_each_row_holds_to_a_form_of_its_own(cli, tmp_path):  # noqa: F811
     assert made[5]["error"] == 'line 6: has both "regex" and "choice"; give one of them'
     assert made[6]["error"] == 'line 7: JSON schema, #/not: the keyword "not" cannot be held'
     assert made[7]["error"] == 'line 8: "regx" is not read; call it "regex"'
+    assert made[8]["error"] == 'line 9: "json_object" is true or left out'
+    assert made[9]["text"].startswith("{")
 
 
 def test_rows_come_through_stdin_and_go_on(tmp_path):

@@ -237,7 +237,7 @@ def test_explain_prints_the_answer_and_draws(cli, tmp_path, scene):  # noqa: F81
     code, said, notes = cli("explain", "--model", "demo", "--image", SCENE, "--draw", out)
     assert (code, said, notes) == (0, f"{scene.text}\n", f"mlx-lfm2vl: {out}: the heat maps\n")
     assert Image.open(out).convert("RGB").tobytes() == scene.sheet().tobytes()
-    assert cli("explain", "--model", "demo", "--image", SCENE, "--draw", out, "--word", "ring")[0] == 0
+    assert cli("explain", "--model", "demo", "--image", SCENE, "--draw", out, "--word", "ring", "--overwrite")[0] == 0
     assert Image.open(out).convert("RGB").tobytes() == scene.overlay("ring").tobytes()
 
 
@@ -259,6 +259,7 @@ def test_explain_refuses_drawings_before_it_loads_a_model(refused, tmp_path):  #
     assert "nowhere: no such folder" in line("--draw", tmp_path / "nowhere" / "out.png")
     (tmp_path / "a.png").mkdir()
     assert "a.png: is a folder; name a file" in line("--draw", tmp_path / "a.png")
+    assert "scene.png: exists already; choose another file, or --overwrite" in line("--draw", SCENE)
     assert "--word chooses what --draw draws" in line("--word", "ring")
 
 

@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_prompt(parser, repr(DEFAULT_PROMPT))
     parser.add_argument("--draw", metavar="FILE", help="write the heat maps to this file (png, jpg, webp)")
+    parser.add_argument("--overwrite", action="store_true", help="replace this file if it is there")
     parser.add_argument(
         "--word",
         metavar="WORD",
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import GenerationOptions, OptionError, explain
     from ..explanation import overlay
 
-    path = None if args.draw is None else overlay.check_file(args.draw)
+    path = None if args.draw is None else overlay.check_file(args.draw, args.overwrite)
     if args.word is not None and path is None:
         raise OptionError("--word chooses what --draw draws; give --draw, too")
     prompt = read_prompt(args, args.image)

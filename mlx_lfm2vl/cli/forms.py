@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import PromptError
 
-FIELDS = ("response_format", "json_schema", "regex", "choice", "grammar")  # of a row
+FIELDS = ("response_format", "json_schema", "json_object", "regex", "choice", "grammar")  # of a row
 
 
 def add_form(parser: argparse.ArgumentParser) -> None:
@@ -28,16 +28,14 @@ def add_form(parser: argparse.ArgumentParser) -> None:
 
 def form_option(args: argparse.Namespace) -> dict[str, Any] | None:
     """`response_format` of `GenerationOptions` as the command line says it, files read. Raises `ConstraintError`."""
-    if args.json_object:
-        return {"type": "json_object"}
-    given = {name: getattr(args, name) for name in FIELDS[1:] if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in FIELDS[1:] if getattr(args, name) not in (None, False)}
     return _form(given, Path()) if given else None
 
 
 def row_form(row: Mapping[str, Any], folder: Path) -> Any:
     """What a row of `batch` says of its answer's form, or None. Files are beside the input, in `folder`. Raises
     `PromptError`, `ConstraintError`."""
-    given = {name: row[name] for name in FIELDS if row.get(name) is not None}
+    given = {name: row[name] for name in FIELDS if row.get(name) not in (None, False)}
     if len(given) > 1:
         first, second, *_ = given
         raise PromptError(f'has both "{first}" and "{second}"; give one of them')
@@ -48,6 +46,10 @@ def _form(given: dict[str, Any], folder: Path) -> Any:
     [(name, value)] = given.items()
     if name == "response_format":
         return value
+    if name == "json_object":
+        if value is not True:
+            raise PromptError('"json_object" is true or left out')
+        return {"type": name}
     if name in ("json_schema", "grammar") and isinstance(value, str):
         value = _text(value, "{" if name == "json_schema" else ":", folder)
     return {"type": name, name: {"schema": value} if name == "json_schema" else value}
@@ -57,4 +59,6 @@ def _text(given: str, mark: str, folder: Path) -> str:
     """A text that has a mark, or that of the file which has this name."""
     from ..constraints.response_format import read_text
 
+    if not given.strip():
+        raise PromptError("the form of the answer is empty; name a file, or write it")
     return given if mark in given else read_text(folder / os.path.expanduser(given))

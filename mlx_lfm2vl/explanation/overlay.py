@@ -79,8 +79,9 @@ def sheet(picture: Image.Image, title: str, whole: Panel, words: Sequence[Panel]
     return canvas
 
 
-def check_file(file: str | os.PathLike[str]) -> Path:
-    """The path of a drawing that can be written there. Raises `OptionError` for a format, `OutputError` for a place."""
+def check_file(file: str | os.PathLike[str], overwrite: bool = True) -> Path:
+    """The path of a drawing that can be written there. Raises `OptionError` for a format, `OutputError` for a place,
+    and without `overwrite` for a file that is there."""
     path = Path(file).expanduser()
     if path.suffix.lower() not in FORMATS:
         raise OptionError(f"{path}: a drawing is written as {', '.join(name[1:] for name in FORMATS)}, by its name")
@@ -88,6 +89,8 @@ def check_file(file: str | os.PathLike[str]) -> Path:
         raise OutputError(f"{path}: is a folder; name a file")
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent}: no such folder")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists already; choose another file, or --overwrite")
     return path
 
 
