@@ -203,6 +203,13 @@ HOSTILE: dict[str, Any] = {
     "a large enum": {"enum": ["x" * (n % 50) + str(n) for n in range(4000)]},
     "alternatives that multiply": {"allOf": [{"anyOf": [{"minimum": n}, {"type": "string"}]} for n in range(30)]},
     "oneOf of many": {"oneOf": [{"type": "object", "properties": {"k": {"const": n}}} for n in range(2000)]},
+    "references past a oneOf": {
+        "oneOf": [
+            *({"type": "object", "required": ["k"], "properties": {"k": {"const": n}}} for n in range(99)),
+            {"type": "array", "prefixItems": [{"$ref": "#/oneOf/0/properties/k"}] * 600},
+        ]
+    },
+    "one of many that is wrong": {"prefixItems": [{"type": "integer"}] * 4000 + [{"pattern": "(?=a)"}]},
     "repetitions of repetitions": {"type": "string", "pattern": "^((((a{1,99}){1,99}){1,99}){1,99}){1,99}$"},
     "a regex of many states": {"type": "string", "pattern": "^(a|b)*a(a|b){30}$"},
     "a large step": {"type": "integer", "multipleOf": 999_999_937},
