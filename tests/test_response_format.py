@@ -114,6 +114,12 @@ def test_separators_are_those_that_were_asked_for():
         assert not holds(form, "[ ]")
 
 
+@pytest.mark.parametrize("separators", [[",", ":"], (",", ":", ""), (",", 3), ("a", ":"), 3])
+def test_other_separators_are_refused(separators):
+    with pytest.raises(ConstraintError, match="expected a tuple of a comma and a colon"):
+        ResponseFormat.json_object(separators=separators)
+
+
 def test_a_schema_within_a_grammar_holds_what_it_holds_alone():
     own = {"type": "object", "properties": {"a": {"oneOf": [{"type": "null"}, {"type": "string"}]}}, "$id": "#/x"}
     form = ResponseFormat.grammar(f'start: "<" schema ">"\nschema: %json {embedded_schema(own)}\n')
