@@ -1,4 +1,4 @@
-"""Limits of what a form is made of: keywords, sizes and depth. Bounded work for any input, and no MLX and no llguidance.
+"""Limits of a form: its keywords, sizes and depth. Bounded work for any input, and no MLX and no llguidance.
 
 The keywords are those of JSON Schema 2020-12 that llguidance holds exactly. Others that restrict are refused by name
 and place; annotations, and words that JSON Schema does not know, restrict nothing and are left alone.
@@ -67,7 +67,7 @@ def _check_separators(separators: object) -> None:
         for text, mark in zip(separators, ",:", strict=True)  # type: ignore[call-overload]
     ):
         raise ConstraintError(
-            f"separators are {separators!r}, expected a tuple of a comma and a colon, with white space"
+            f"separators are {separators!r}, expected a tuple of a comma and a colon, with blanks"
         )
 
 
