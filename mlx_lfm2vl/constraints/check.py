@@ -66,9 +66,7 @@ def _check_separators(separators: object) -> None:
         not isinstance(text, str) or text.strip(" \t\r\n") != mark or len(text) > 64
         for text, mark in zip(separators, ",:", strict=True)  # type: ignore[call-overload]
     ):
-        raise ConstraintError(
-            f"separators are {separators!r}, expected a tuple of a comma and a colon, with blanks"
-        )
+        raise ConstraintError(f"separators are {separators!r}, expected a tuple of a comma and a colon, with blanks")
 
 
 def _check_choice(texts: Any) -> None:

@@ -38,8 +38,8 @@ class Sampler(Protocol):
 
     @property
     def state(self) -> list[mx.array]:
-        """Arrays that the next call starts from. Once it is evaluated, that call may be in another thread: after a call its
-        tokens depend on all of it, after `filter` it is lazy."""
+        """Arrays that the next call starts from. Once they are evaluated, that call may be in another thread: after a
+        call its tokens depend on all of them, after `filter` they are lazy."""
 
 
 class _Row:
