@@ -28,6 +28,7 @@ LINES = [  # what is typed before Tab, and the line behind it
     ("bench dem", "bench demo"),
     ("chat --image pict", "chat --image pictures/"),
     ("chat --image a pictures/sc", "chat --image a pictures/scene.png"),
+    ("generate --json-schema pictures/sc", "generate --json-schema pictures/scene.png"),
     ("convert --mlx-path pi", "convert --mlx-path pictures/"),
     ("convert --q-mode nv", "convert --q-mode nvfp4"),
     ("models --remove ow", "models --remove owner/name"),

@@ -33,6 +33,7 @@ from mlx_lfm2vl.generation import prefill as prefill_module
 from mlx_lfm2vl.generation import scheduler as scheduler_module
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.generation.scheduler import Scheduler
+from mlx_lfm2vl.generation.watch import Cancelled
 
 PERSON = {
     "type": "object",
@@ -336,6 +337,24 @@ def test_an_answer_can_be_cancelled_while_forced_tokens_run():
     scheduler.cancel(other.id)
     reasons = {id: item.finish_reason for id, item in scheduler.step() if isinstance(item, GenerationResponse)}
     assert reasons[row.id] == "cancelled" and not len(scheduler)
+
+
+def test_text_that_is_held_back_is_shown_where_forced_tokens_are_cancelled(monkeypatch):
+    def cancelled(*_):
+        raise Cancelled
+        yield
+
+    monkeypatch.setattr(scheduler_module, "prefill_forced", cancelled)
+    model, processor = random_model()
+    text = "a text that is long enough to be run as a block"
+    options = GenerationOptions(response_format=ResponseFormat.regex(f"{text}[ab]{{90}}"), stop=[f"{text}!"])
+    scheduler = Scheduler(model, processor.tokenizer)
+    row = scheduler.add(encode(model, processor, GenerationRequest("Say", options=options)), started=0.0)
+    shown = []
+    while len(scheduler):
+        shown += [item for _, item in scheduler.step()]
+    assert row.rejoins and shown[-1].finish_reason == "cancelled"
+    assert "".join(item.text for item in shown) == processor.tokenizer.decode(row.generated) != ""
 
 
 @pytest.mark.backends("mlx", "numpy")

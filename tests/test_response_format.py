@@ -16,6 +16,7 @@ from schemas import KINDS
 
 from mlx_lfm2vl import ConstraintError, GenerationOptions, OptionError, ResponseFormat
 from mlx_lfm2vl.constraints.compile import Grammar, compile_grammar
+from mlx_lfm2vl.constraints.response_format import embedded_schema
 from mlx_lfm2vl.processing.tokenizer import Tokenizer
 
 NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -113,6 +114,21 @@ def test_separators_are_those_that_were_asked_for():
         assert not holds(form, "[ ]")
 
 
+@pytest.mark.parametrize("separators", [[",", ":"], (",", ":", ""), (",", 3), ("a", ":"), 3])
+def test_other_separators_are_refused(separators):
+    with pytest.raises(ConstraintError, match="expected a tuple of a comma and a colon"):
+        ResponseFormat.json_object(separators=separators)
+
+
+def test_a_schema_within_a_grammar_holds_what_it_holds_alone():
+    own = {"type": "object", "properties": {"a": {"oneOf": [{"type": "null"}, {"type": "string"}]}}, "$id": "#/x"}
+    form = ResponseFormat.grammar(f'start: "<" schema ">"\nschema: %json {embedded_schema(own)}\n')
+    assert holds(form, '<{"a": null}>') and holds(form, "<{}>")
+    assert not holds(form, '<{"b": 1}>') and not holds(form, '<{"a":null}>') and not holds(form, "<{ }>")
+    with pytest.raises(ConstraintError, match="#/not"):
+        embedded_schema({"not": {}})
+
+
 def test_special_tokens_are_never_text():
     schema = {"type": "string"}
     matcher = grammar_of(ResponseFormat.json_schema(schema)).matcher(TOKENIZER.encode('"a', add_special_tokens=False))
@@ -193,6 +209,13 @@ HOSTILE: dict[str, Any] = {
     "a large enum": {"enum": ["x" * (n % 50) + str(n) for n in range(4000)]},
     "alternatives that multiply": {"allOf": [{"anyOf": [{"minimum": n}, {"type": "string"}]} for n in range(30)]},
     "oneOf of many": {"oneOf": [{"type": "object", "properties": {"k": {"const": n}}} for n in range(2000)]},
+    "references past a oneOf": {
+        "oneOf": [
+            *({"type": "object", "required": ["k"], "properties": {"k": {"const": n}}} for n in range(99)),
+            {"type": "array", "prefixItems": [{"$ref": "#/oneOf/0/properties/k"}] * 600},
+        ]
+    },
+    "one of many that is wrong": {"prefixItems": [{"type": "integer"}] * 4000 + [{"pattern": "(?=a)"}]},
     "repetitions of repetitions": {"type": "string", "pattern": "^((((a{1,99}){1,99}){1,99}){1,99}){1,99}$"},
     "a regex of many states": {"type": "string", "pattern": "^(a|b)*a(a|b){30}$"},
     "a large step": {"type": "integer", "multipleOf": 999_999_937},

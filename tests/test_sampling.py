@@ -6,6 +6,7 @@ by a tournament. (MLX's CPU back end runs compiled functions too, by a C++ compi
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -337,6 +338,16 @@ def test_a_row_of_a_batch_chooses_what_it_would_choose_alone(device):
     step(batch, rows)
     batch.filter([1])
     step(batch, [3])
+
+
+def test_a_caller_s_top_k_makes_no_more_than_some_compiled_steps(monkeypatch):
+    monkeypatch.setattr(sampler_module, "on_gpu", lambda: True)
+    kinds = []
+    monkeypatch.setattr(sampler_module, "compiled", lambda kind: kinds.append(kind) or partial(sampling.sample, kind))
+    for top_k in (3, 0, 30, 31, 2**31):
+        make_sampler([options(temperature=1.0, top_k=top_k)])(mx.zeros((1, 30)))
+    assert [kind.top_k for kind in kinds] == [3, 0, 0, 0, 0]
+    assert sampling.compiled.cache_info().maxsize is not None
 
 
 def test_rows_of_one_kind_are_one_computation():

@@ -35,7 +35,7 @@ FILE_COMMANDS = ("/image", "/save", "/load")
 
 
 def completions(line: str, begin: int) -> Iterator[str]:
-    """What may stand in the place of `line[begin:]`, its last word: commands, and behind one that takes a file, names,
+    """Words for the place of `line[begin:]`, its last word: commands, and behind one that takes a file, names,
     with their folders, as they were begun (with spaces, in quotes, with backslashes before spaces). In a message,
     folders and pictures."""
     command, space, argument = line.partition(" ")

@@ -47,7 +47,7 @@ def complete(parser: Parser) -> None:
 
     offered: dict[Any, Callable[..., Any]] = {  # by what the help calls a value
         **dict.fromkeys(("MODEL", "A", "B"), models),
-        **dict.fromkeys(("PICTURE", "INPUT", "FILE"), FilesCompleter()),
+        **dict.fromkeys(("PICTURE", "INPUT", "FILE", "FILE|TEXT"), FilesCompleter()),
         "FOLDER": DirectoriesCompleter(),
         "OWNER/NAME": lambda prefix, **_: _cached(),
     }

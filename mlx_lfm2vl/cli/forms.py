@@ -33,7 +33,7 @@ def form_option(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def row_form(row: Mapping[str, Any], folder: Path) -> Any:
-    """What a row of `batch` says of its answer's form, or None. Files are beside the input, in `folder`. Raises
+    """The form that a row of `batch` asks for, or None. Files are beside the input, in `folder`. Raises
     `PromptError`, `ConstraintError`."""
     given = {name: row[name] for name in FIELDS if row.get(name) not in (None, False)}
     if len(given) > 1:

@@ -1,4 +1,4 @@
-"""What a form may be made of: keywords, sizes and depth. Bounded work for any input, and no MLX and no llguidance.
+"""Limits of a form: its keywords, sizes and depth. Bounded work for any input, and no MLX and no llguidance.
 
 The keywords are those of JSON Schema 2020-12 that llguidance holds exactly. Others that restrict are refused by name
 and place; annotations, and words that JSON Schema does not know, restrict nothing and are left alone.
@@ -60,13 +60,13 @@ def _check_text(name: str, text: object, limit: int) -> None:
 
 
 def _check_separators(separators: object) -> None:
-    """Raises `ConstraintError` unless they are a comma and a colon, with spaces or line breaks around."""
-    good = isinstance(separators, (tuple, list)) and len(separators) == 2
+    """Raises `ConstraintError` unless they are a tuple of a comma and a colon, with spaces or line breaks around."""
+    good = isinstance(separators, tuple) and len(separators) == 2
     if not good or any(
         not isinstance(text, str) or text.strip(" \t\r\n") != mark or len(text) > 64
         for text, mark in zip(separators, ",:", strict=True)  # type: ignore[call-overload]
     ):
-        raise ConstraintError(f"separators are {separators!r}, expected a comma and a colon, with white space")
+        raise ConstraintError(f"separators are {separators!r}, expected a tuple of a comma and a colon, with blanks")
 
 
 def _check_choice(texts: Any) -> None:

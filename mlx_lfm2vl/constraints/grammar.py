@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import ConstraintError, first_line
-from .check import MAX_DEPTH, Pointer, checked_schema, children, refuse
-from .references import Nodes, check_references, place, rewritten
+from .check import Pointer, checked_schema, children, refuse
+from .references import Nodes, check_references, exclusive_places, place, rewritten
 
 if TYPE_CHECKING:
     from llguidance import LLParserLimits
 
 _MOVED = "#/$defs/-"  # where `_innermost` looks at a schema
+_LEAST_READ, _MOST_READ = 50_000, 1_500_000  # characters: what a look counts for at least, and all looks together
 _EXCLUSIVE = "oneOf can be held only where its schemas exclude each other, by a type or a constant; use anyOf"
 
 
 def limits() -> LLParserLimits:
-    """What compiling a grammar and following it may cost. With llguidance's own limits a hostile grammar may take
+    """Bounds of the cost of compiling and following a grammar. With llguidance's own limits a hostile one may take
     seconds and gigabytes."""
     from llguidance import LLParserLimits
 
@@ -97,18 +99,31 @@ def _json_grammar(schema: Any, separators: tuple[str, str]) -> str:
 
 
 def _innermost(nodes: Nodes, why: str) -> tuple[Pointer, str]:
-    """The innermost place of a schema that is wrong by itself, and why."""
-    copy = rewritten(nodes, close=False, base=_MOVED)
+    """The innermost place of a schema that is wrong by itself, and why; a place around it where finding it takes more
+    than `_MOST_READ`. The schemas within one are halved until one is left."""
+    copy, exclusive = rewritten(nodes, close=False, base=_MOVED), exclusive_places(nodes)
+    read = 0
+
+    def wrong(pointers: Sequence[Pointer]) -> str | None:
+        nonlocal read
+        parts = [{"$ref": _MOVED + place(exclusive, pointer)[1:]} for pointer in pointers]
+        schema = parts[0] if len(parts) == 1 else {"type": "array", "prefixItems": parts, "minItems": len(parts)}
+        text = _json_grammar({**schema, "$defs": {"-": copy}}, (",", ":"))
+        read += max(len(text), _LEAST_READ)
+        return _wrong(text)
+
     found: Pointer = ()
-    for _ in range(MAX_DEPTH):
-        for pointer, node in children(found, nodes[found]):
-            part = {"$ref": _MOVED + place(nodes, pointer)[1:], "$defs": {"-": copy}}
-            inner = None if node is False else _wrong(_json_grammar(part, (",", ":")))
-            if inner is not None:
-                found, why = pointer, inner
-                break
-        else:
+    while read < _MOST_READ:
+        left, inner = [pointer for pointer, node in children(found, nodes[found]) if node is not False], None
+        while len(left) > 1:
+            first, second = left[: len(left) // 2], left[len(left) // 2 :]
+            inner = wrong(first)
+            left = second if inner is None else first
+        if left and inner is None:
+            inner = wrong(left)
+        if inner is None:
             break
+        found, why = left[0], inner
     return found, why
 
 

@@ -1,10 +1,10 @@
-"""What the references and combinations of a schema lead to: whether they end, how much they expand to, and which
+"""Where the references and combinations of a schema lead: whether they end, how much they expand to, and which
 objects have just the properties that they name. Bounded work for any schema that `check` lets pass."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from itertools import combinations
 from typing import Any
 
@@ -42,7 +42,7 @@ def rewritten(nodes: Nodes, *, close: bool, base: str = "#") -> Any:
             `patternProperties` says so, or it is combined with other schemas.
         base: where the copy will stand.
     """
-    combined = _combined(nodes)
+    combined, exclusive = _combined(nodes), exclusive_places(nodes)
 
     def copied(value: Any, at: Pointer) -> Any:
         if isinstance(value, list):
@@ -55,8 +55,8 @@ def rewritten(nodes: Nodes, *, close: bool, base: str = "#") -> Any:
         for name in ("$id", "$schema", "$anchor"):  # llguidance would look for references elsewhere, or read a draft
             made.pop(name, None)
         if "$ref" in made:
-            made["$ref"] = base + place(nodes, target(nodes[()], at, made["$ref"])[0])[1:]
-        if is_exclusive(nodes, at):
+            made["$ref"] = base + place(exclusive, target(nodes[()], at, made["$ref"])[0])[1:]
+        if at in exclusive:
             made["anyOf"] = made.pop("oneOf")
         plain = at not in combined and "properties" in made and not _OPEN & made.keys()
         if close and plain and made["properties"].keys() >= set(made.get("required", ())):
@@ -66,20 +66,24 @@ def rewritten(nodes: Nodes, *, close: bool, base: str = "#") -> Any:
     return copied(nodes[()], ())
 
 
-def place(nodes: Nodes, pointer: Pointer) -> str:
-    """Where a schema stands in a copy that is `rewritten`, as a `$ref`."""
+def place(exclusive: Set[Pointer], pointer: Pointer) -> str:
+    """Where a schema stands in a copy that is `rewritten`, as a `$ref`. `exclusive`: as `exclusive_places` has them."""
     return pointer_text(
         tuple(
-            "anyOf" if part == "oneOf" and is_exclusive(nodes, pointer[:number]) else part
+            "anyOf" if part == "oneOf" and pointer[:number] in exclusive else part
             for number, part in enumerate(pointer)
         )
     )
 
 
-def is_exclusive(nodes: Nodes, pointer: Pointer) -> bool:
-    """Whether the schemas of a oneOf exclude each other by their types, or by the constants of a property that they
-    require (a discriminator); then anyOf says the same. At most `MAX_ONE_OF` are looked at."""
-    node = nodes.get(pointer)
+def exclusive_places(nodes: Nodes) -> frozenset[Pointer]:
+    """The places where the schemas of a oneOf exclude each other by their types, or by the constants of a property that
+    they require (a discriminator); then anyOf says the same. At most `MAX_ONE_OF` of a oneOf are looked at."""
+    return frozenset(pointer for pointer in nodes if _is_exclusive(nodes, pointer))
+
+
+def _is_exclusive(nodes: Nodes, pointer: Pointer) -> bool:
+    node = nodes[pointer]
     if not isinstance(node, Mapping) or "oneOf" not in node or "anyOf" in node or len(node["oneOf"]) > MAX_ONE_OF:
         return False
     seen = [_traits(nodes, (*pointer, "oneOf", str(number))) for number in range(len(node["oneOf"]))]

@@ -19,7 +19,7 @@ SEPARATORS = (", ", ": ")  # as `json.dumps` writes them
 
 @dataclass(frozen=True)
 class ResponseFormat:
-    """What an answer must look like. Make it by one of the class methods.
+    """The form that an answer holds to. Make it by one of the class methods.
 
     Attributes:
         kind: what `value` is.
@@ -76,7 +76,7 @@ class ResponseFormat:
 
     @classmethod
     def grammar(cls, text: str | os.PathLike[str]) -> Self:
-        """What a context-free grammar derives from `start`, in llguidance's dialect of Lark; or from `root`, in
+        """A text that a context-free grammar derives from `start`, in llguidance's dialect of Lark; or from `root`, in
         llama.cpp's EBNF (GBNF), which is told by its `::=`. A path is read. Raises `ConstraintError`."""
         return cls("grammar", read_text(text) if isinstance(text, os.PathLike) else text)
 
@@ -113,6 +113,13 @@ class ResponseFormat:
             return cls.json_schema(schema)
         make = {"regex": cls.regex, "choice": cls.choice, "grammar": cls.grammar}[kind]
         return make(value)
+
+
+def embedded_schema(schema: Any) -> str:
+    """A schema as the JSON text that `%json` takes within a grammar: it holds just what `ResponseFormat.json_schema`
+    holds, with the same separators. Raises `ConstraintError`."""
+    grammar = json.loads(ResponseFormat.json_schema(schema).grammar_text)
+    return json.dumps(grammar["grammars"][0]["json_schema"])
 
 
 _TYPES = ("text", "json_object", "json_schema", "regex", "choice", "grammar")  # no types of JSON Schema

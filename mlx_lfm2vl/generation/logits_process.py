@@ -1,4 +1,4 @@
-"""What the host does to the logits of one row: the caller's processors, and the mask of the answer's grammar.
+"""Changes to the logits of one row by the host: the caller's processors, and the mask of the answer's grammar.
 
 It needs each token before the next is chosen, so such a row is read once a step, while the device runs the model.
 """

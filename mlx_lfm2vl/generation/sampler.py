@@ -1,4 +1,4 @@
-"""What chooses the next tokens of a batch, row by row, and what it remembers of each row.
+"""Samplers: they choose the next tokens of a batch, row by row, and remember each row's past.
 
 Rows come and go. A row's tokens depend on its own logits, options and seed, not on the rows beside it.
 """
@@ -38,8 +38,8 @@ class Sampler(Protocol):
 
     @property
     def state(self) -> list[mx.array]:
-        """What the next call starts from. Once it is evaluated, that call may be in another thread: after a call its
-        tokens depend on all of it, after `filter` it is lazy."""
+        """Arrays that the next call starts from. Once they are evaluated, that call may be in another thread: after a
+        call its tokens depend on all of them, after `filter` they are lazy."""
 
 
 class _Row:
@@ -104,7 +104,8 @@ class UniformSampler:
 
     def __call__(self, logits: mx.array) -> mx.array:
         self.begin(logits.shape[0])
-        step = compiled(self.kind) if on_gpu() else partial(sample, self.kind)
+        kind = self.kind.within(logits.shape[1])
+        step = compiled(kind) if on_gpu() else partial(sample, kind)
         if self.kind.bias and "bias" not in self._numbers:
             self._numbers["bias"] = bias_of([row.options for row in self._rows], logits.shape[1])
         self._remember(logits.shape[1])
@@ -149,7 +150,7 @@ class UniformSampler:
             self._history["last"] = mx.array(np.full(len(self._rows), NOT_FINITE, np.int32))
 
     def _inputs(self, logits: mx.array) -> dict[str, mx.array]:
-        """What the host gives to this step, as `sample` takes it."""
+        """The arrays that the host gives to this step, as `sample` takes it."""
         made: dict[str, mx.array] = {}
         if not self.kind.greedy:
             keys = np.array([row.key() for row in self._rows], np.uint64).view(np.uint32)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import mlx.core as mx
 import numpy as np
@@ -51,6 +51,10 @@ class SamplingKind:
             masked=options.response_format is not None,
         )
 
+    def within(self, vocabulary: int) -> SamplingKind:
+        """The kind that does the same for so many tokens: a `top_k` of all of them is none."""
+        return replace(self, top_k=0) if self.top_k >= vocabulary else self
+
     @property
     def remembers(self) -> bool:
         """Whether what follows depends on the tokens before, by arithmetic on the device."""
@@ -63,7 +67,7 @@ def on_gpu() -> bool:
     return mx.default_device() != mx.Device(mx.cpu)
 
 
-@cache
+@lru_cache(maxsize=64)  # top_k is the caller's
 def compiled(kind: SamplingKind) -> Callable[..., tuple[mx.array, dict[str, mx.array]]]:
     return mx.compile(partial(sample, kind))
 
@@ -143,7 +147,7 @@ def numbers_of(kind: SamplingKind, options: Sequence[GenerationOptions]) -> dict
 
 
 def bias_of(options: Sequence[GenerationOptions], vocabulary: int) -> mx.array:
-    """What `logit_bias` adds to each logit, (B, vocabulary) float32."""
+    """The bias that `logit_bias` adds to each logit, (B, vocabulary) float32."""
     made = np.zeros((len(options), vocabulary), np.float32)
     for row, each in zip(made, options, strict=True):
         for token, bias in dict(each.logit_bias).items():
@@ -163,7 +167,7 @@ def filter_logits(kind: SamplingKind, scores: mx.array, numbers: dict[str, mx.ar
     The likeliest token always stays. A filter sees the probabilities that the one before has left, as transformers'
     warpers do. Tokens as likely as the least likely one that stays, stay too.
     """
-    top_k = kind.top_k if kind.top_k < scores.shape[1] else 0
+    top_k = kind.within(scores.shape[1]).top_k
     ordered = largest(scores, top_k) if top_k else mx.sort(scores, axis=-1) if kind.top_p else None
     top = scores.max(axis=-1, keepdims=True) if ordered is None else ordered[:, -1:]
     # the largest becomes 0 first, so that no temperature is too small for float32

@@ -179,7 +179,7 @@ class Scheduler:
         except Cancelled:
             for row in prefill.rows:
                 if row.id in self._rows:
-                    yield self._last(row, "", "cancelled")
+                    yield self._last(row, row.detokenizer.finish(), "cancelled")
         except Exception as error:
             yield from self._failed(prefill.rows, error)
         else:
