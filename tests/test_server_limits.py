@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import threading
 import time
 from typing import Any
 
@@ -10,6 +11,8 @@ import openai
 import pytest
 from servers import about, data_uri, serving, settings_of, until
 
+from mlx_lfm2vl import ConstraintError
+from mlx_lfm2vl.server import task_requests, tools
 from mlx_lfm2vl.server.api_request import Rules
 from mlx_lfm2vl.server.limits import Limits
 
@@ -260,3 +263,37 @@ def test_the_log_has_no_word_of_prompts_pictures_or_answers(server):
     assert made._request_id and made._request_id in text
     assert "xylophone" not in text and data_uri("digit")[30:60] not in text
     assert made.choices[0].message.content not in text
+
+
+STRICT = {"type": "function", "function": {"name": "a", "parameters": {"type": "object"}, "strict": True}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("extract", {"images": [data_uri("digit")], "schema": {"type": "object"}}),
+        ("chat/completions", {"messages": TEXT, "tools": [STRICT]}),
+    ],
+    ids=["extract", "tools"],
+)
+def test_a_schema_that_takes_long_to_check_stops_no_other_request(server, monkeypatch, path, body):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*_: Any) -> Any:
+        begun.set()
+        go_on.wait(10)
+        raise ConstraintError("slow")
+
+    monkeypatch.setitem(task_requests.MAKE, "extract", slow)
+    monkeypatch.setattr(tools, "text_or_calls", slow)
+    data, found = json.dumps({"model": "demo"} | body), []
+    asking = threading.Thread(
+        target=lambda: found.append(server.raw("POST", f"/v1/{path}", data, content_type="application/json"))
+    )
+    asking.start()
+    assert begun.wait(30)
+    started = time.monotonic()
+    assert server.raw("GET", "/health")[0] == 200 and time.monotonic() - started < 5
+    go_on.set()
+    asking.join(30)
+    assert found[0][0] == 400 and "slow" in found[0][2]["error"]["message"]

@@ -32,8 +32,7 @@ from .models import Model, Models
 from .pictures import detail_overrides
 from .task_requests import TaskRequest
 
-LARGE = 2**16  # bytes of a body that is parsed beside the event loop; a schema takes long too
-THREADS = 2  # that parse, and as many that count tokens
+THREADS = 2  # that parse, as many that read the pictures of tasks, and as many that count tokens
 GONE = 499  # the status of a request whose client went away
 EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
@@ -60,25 +59,23 @@ class Answering:
 
     def __post_init__(self) -> None:
         self.reader = BodyReader(self.rules.limits)
-        # none waits for a model, or for the slow addresses of pictures that are counted
+        # no body waits for a model, for slow addresses of pictures or for another one's count
         self._parsers = ThreadPoolExecutor(THREADS, "mlx-lfm2vl parser")
+        self._tasks = ThreadPoolExecutor(THREADS, "mlx-lfm2vl task")
         self._counters = ThreadPoolExecutor(THREADS, "mlx-lfm2vl counter")
 
     def close(self) -> None:
         """Ends the threads."""
-        for pool in (self._parsers, self._counters):
+        for pool in (self._parsers, self._tasks, self._counters):
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def parsed(self, scope: Scope, receive: Receive, parse: Callable[[Fields, Rules], Any]) -> Any:
-        """A body, read by `parse`. Raises `ApiError` and `ConnectionError`."""
+        """A body, read by `parse` beside the event loop: a short schema may take seconds. Raises `ApiError` and
+        `ConnectionError`."""
         body = await self.reader.read(scope, receive)
-
-        def work() -> Any:
-            return parse(parse_body(body), self.rules)
-
-        if len(body) <= LARGE and b"schema" not in body:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._parsers, work)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._parsers, lambda: parse(parse_body(body), self.rules)
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, protocol: Protocol) -> None:
         record: RequestRecord = scope["record"]
@@ -109,10 +106,9 @@ class Answering:
     async def _do_task(self, asked: TaskRequest, record: RequestRecord, send: Send) -> None:
         async with self.models.use(asked.model) as model:
             assert model.processor is not None and model.config is not None
-            task = asked.task(model.config, model.source)
             policy = model.processor.image_processor.source_policy
-            read = functools.partial(asked.requests, task, policy)
-            requests = await asyncio.get_running_loop().run_in_executor(self._counters, read)
+            make = functools.partial(asked.made, model.config, model.source, policy)
+            task, requests = await asyncio.get_running_loop().run_in_executor(self._tasks, make)
             async with submitted(model, requests, asked.deadline, self.deadline) as running:
                 answers = [await request for request in running]
             if any(answer.finish_reason == "deadline" for answer in answers):

@@ -46,14 +46,15 @@ class TaskRequest:
     image_overrides: dict[str, Any]
     deadline: float | None
 
-    def task(self, config: Lfm2VlConfig, source: str) -> Task[Any]:
-        """The task by the recipe of a model. Raises `OptionError` and `ConstraintError`."""
-        return MAKE[self.kind](choose(config, source), self.about)
-
-    def requests(self, task: Task[Any], policy: SourcePolicy) -> list[GenerationRequest]:
-        """What to ask of the model; reads the pictures. Raises `ImageError` and `OptionError`."""
+    def made(
+        self, config: Lfm2VlConfig, source: str, policy: SourcePolicy
+    ) -> tuple[Task[Any], list[GenerationRequest]]:
+        """The task by the recipe of a model, and its requests; reads the pictures and checks the schema, which takes
+        long. Raises `ImageError`, `OptionError` and `ConstraintError`."""
+        task = MAKE[self.kind](choose(config, source), self.about)
         chosen: GenerationOptions = options(dict(self.given), (), self.longest or task.max_tokens)
-        return task.requests(self.images, options=chosen, image_overrides=self.image_overrides, source_policy=policy)
+        overrides = self.image_overrides
+        return task, task.requests(self.images, options=chosen, image_overrides=overrides, source_policy=policy)
 
 
 def parse(kind: str) -> Callable[[Fields, Rules], TaskRequest]:
