@@ -297,3 +297,18 @@ def test_a_schema_that_takes_long_to_check_stops_no_other_request(server, monkey
     go_on.set()
     asking.join(30)
     assert found[0][0] == 400 and "slow" in found[0][2]["error"]["message"]
+
+
+def test_a_body_counts_until_its_request_has_ended(endless):
+    """One that is being answered leaves no room for a second one that is as large."""
+    body = json.dumps({"model": "model", "messages": TEXT, "stream": True}).encode()
+    body += b" " * (180_000 - len(body))
+    with serving(settings_of(endless, rules=Rules(SMALL))) as server:
+        with Line(server) as line:
+            line.send(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert b"200 OK" in line.socket.recv(65536)
+            status, headers, _ = server.raw("POST", "/v1/chat/completions", body, content_type="application/json")
+            assert status == 429 and headers["retry-after"]
+        until(lambda: any(" 499 " in text for text in server.lines))
+        short = body.replace(b'"stream": true', b'"max_tokens": 1')
+        assert server.raw("POST", "/v1/chat/completions", short, content_type="application/json")[0] == 200

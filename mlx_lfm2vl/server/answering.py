@@ -69,25 +69,35 @@ class Answering:
         for pool in (self._parsers, self._tasks, self._counters):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def parsed(self, scope: Scope, receive: Receive, parse: Callable[[Fields, Rules], Any]) -> Any:
-        """A body, read by `parse` beside the event loop: a short schema may take seconds. Raises `ApiError` and
-        `ConnectionError`."""
+    @contextlib.asynccontextmanager
+    async def parsed(self, scope: Scope, receive: Receive, parse: Callable[[Fields, Rules], Any]) -> AsyncIterator[Any]:
+        """A body, read by `parse` beside the event loop, as a short schema may take seconds. It counts against the
+        limit of all bodies until the block ends. Raises `ApiError` and `ConnectionError`."""
         body = await self.reader.read(scope, receive)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._parsers, lambda: parse(parse_body(body), self.rules)
-        )
+        size, scope["record"].came = len(body), time.monotonic()
+        try:
+            work = functools.partial(_parse, body, parse, self.rules)
+            del body  # it is not kept beside what is read of it
+            asked = asyncio.get_running_loop().run_in_executor(self._parsers, work)
+            del work
+            yield await asked
+        finally:
+            self.reader.give_back(size)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, protocol: Protocol) -> None:
         record: RequestRecord = scope["record"]
-        asked: ApiRequest = await self.parsed(scope, receive, protocol.parse)
-        record.model, record.stream = self.models.find(asked.model).id, asked.stream
-        await while_connected(self._answer(asked, record, send, protocol), receive, record)
+        async with self.parsed(scope, receive, protocol.parse) as asked:
+            record.model, record.stream = self.models.find(asked.model).id, asked.stream
+            await while_connected(self._answer(asked, record, send, protocol), receive, record)
 
     async def count_tokens(
         self, scope: Scope, receive: Receive, send: Send, parse: Callable[[Fields, Rules], ApiRequest]
     ) -> None:
         """Answers with the number of tokens of a prompt."""
-        asked: ApiRequest = await self.parsed(scope, receive, parse)
+        async with self.parsed(scope, receive, parse) as asked:
+            await while_connected(self._count_tokens(asked, send), receive, scope["record"])
+
+    async def _count_tokens(self, asked: ApiRequest, send: Send) -> None:
         async with self.models.use(asked.model) as model:
             assert model.engine is not None
             count = functools.partial(
@@ -99,9 +109,9 @@ class Answering:
     async def do_task(self, scope: Scope, receive: Receive, send: Send, kind: str) -> None:
         """Answers with the result of a task."""
         record: RequestRecord = scope["record"]
-        asked: TaskRequest = await self.parsed(scope, receive, task_requests.parse(kind))
-        record.model = self.models.find(asked.model).id
-        await while_connected(self._do_task(asked, record, send), receive, record)
+        async with self.parsed(scope, receive, task_requests.parse(kind)) as asked:
+            record.model = self.models.find(asked.model).id
+            await while_connected(self._do_task(asked, record, send), receive, record)
 
     async def _do_task(self, asked: TaskRequest, record: RequestRecord, send: Send) -> None:
         async with self.models.use(asked.model) as model:
@@ -163,6 +173,10 @@ async def submitted(
     finally:
         for request in requests:
             request.cancel()
+
+
+def _parse(body: bytes, parse: Callable[[Fields, Rules], Any], rules: Rules) -> Any:
+    return parse(parse_body(body), rules)
 
 
 def _of_choice(options: GenerationOptions, choice: int) -> GenerationOptions:
