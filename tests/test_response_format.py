@@ -16,6 +16,7 @@ from schemas import KINDS
 
 from mlx_lfm2vl import ConstraintError, GenerationOptions, OptionError, ResponseFormat
 from mlx_lfm2vl.constraints.compile import Grammar, compile_grammar
+from mlx_lfm2vl.constraints.response_format import embedded_schema
 from mlx_lfm2vl.processing.tokenizer import Tokenizer
 
 NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -111,6 +112,15 @@ def test_separators_are_those_that_were_asked_for():
         form = ResponseFormat.json_schema({"type": "array", "items": NUMBER}, separators=separators)
         assert holds(form, json.dumps([{"n": 1}, {"n": 2}], separators=separators))
         assert not holds(form, "[ ]")
+
+
+def test_a_schema_within_a_grammar_holds_what_it_holds_alone():
+    own = {"type": "object", "properties": {"a": {"oneOf": [{"type": "null"}, {"type": "string"}]}}, "$id": "#/x"}
+    form = ResponseFormat.grammar(f'start: "<" schema ">"\nschema: %json {embedded_schema(own)}\n')
+    assert holds(form, '<{"a": null}>') and holds(form, "<{}>")
+    assert not holds(form, '<{"b": 1}>') and not holds(form, '<{"a":null}>') and not holds(form, "<{ }>")
+    with pytest.raises(ConstraintError, match="#/not"):
+        embedded_schema({"not": {}})
 
 
 def test_special_tokens_are_never_text():

@@ -115,6 +115,13 @@ class ResponseFormat:
         return make(value)
 
 
+def embedded_schema(schema: Any) -> str:
+    """A schema as the JSON text that `%json` takes within a grammar: it holds just what `ResponseFormat.json_schema`
+    holds, with the same separators. Raises `ConstraintError`."""
+    grammar = json.loads(ResponseFormat.json_schema(schema).grammar_text)
+    return json.dumps(grammar["grammars"][0]["json_schema"])
+
+
 _TYPES = ("text", "json_object", "json_schema", "regex", "choice", "grammar")  # no types of JSON Schema
 
 
