@@ -13,7 +13,7 @@ from conftest import GOLDEN
 from hub_server import HubServer, Repository
 from servers import serving, settings_of, until
 
-from mlx_lfm2vl import Engine, OptionError, demo
+from mlx_lfm2vl import Engine, OptionError, demo, load
 
 TEXT: Any = [{"role": "user", "content": "Hi"}]
 
@@ -107,6 +107,23 @@ def test_a_model_whose_engine_has_ended_keeps_no_other_one_loaded(monkeypatch):
         engines["engine 0"].close()
         ask(server, "demo")
         until(lambda: set(states(server).values()) == {"unloaded"})
+        assert ask(server, "gen2").usage.completion_tokens == 1
+
+
+def test_the_deadline_of_an_answer_counts_the_load_of_its_model(monkeypatch):
+    go_on = threading.Event()
+
+    def slow(*given: Any, **more: Any) -> Any:
+        go_on.wait(20)
+        return load(*given, **more)
+
+    monkeypatch.setattr("mlx_lfm2vl.server.models.load", slow)
+    with serving(settings_of(GOLDEN / "gen2")) as server:
+        started = time.monotonic()
+        with pytest.raises(openai.InternalServerError) as late:
+            ask(server, "gen2", extra_body={"deadline": 0.5})
+        go_on.set()
+        assert late.value.status_code == 504 and time.monotonic() - started < 15
         assert ask(server, "gen2").usage.completion_tokens == 1
 
 

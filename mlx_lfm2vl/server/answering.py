@@ -114,12 +114,12 @@ class Answering:
             await while_connected(self._do_task(asked, record, send), receive, record)
 
     async def _do_task(self, asked: TaskRequest, record: RequestRecord, send: Send) -> None:
-        async with self.models.use(asked.model) as model:
+        async with until(self._end(asked, record)) as limit, self.models.use(asked.model) as model:
             assert model.processor is not None and model.config is not None
             policy = model.processor.image_processor.source_policy
             make = functools.partial(asked.made, model.config, model.source, policy)
             task, requests = await asyncio.get_running_loop().run_in_executor(self._tasks, make)
-            async with submitted(model, requests, asked.deadline, self.deadline) as running:
+            async with submitted(model, requests, limit) as running:
                 answers = [await request for request in running]
             if any(answer.finish_reason == "deadline" for answer in answers):
                 raise ApiError(504, "the result was not whole before the deadline; give more time, or ask for less")
@@ -128,8 +128,13 @@ class Answering:
             record.answers += [answer.statistics for answer in answers if answer.statistics is not None]
             await send_json(send, task_requests.response(asked, task.parse(requests, answers), answers))
 
+    def _end(self, asked: ApiRequest | TaskRequest, record: RequestRecord) -> float | None:
+        """The time.monotonic() of the first of the deadlines, which count from when the body was here."""
+        given = [seconds for seconds in (asked.deadline, self.deadline) if seconds is not None]
+        return record.came + min(given) if given else None
+
     async def _answer(self, asked: ApiRequest, record: RequestRecord, send: Send, protocol: Protocol) -> None:
-        async with self.models.use(asked.model) as model:
+        async with until(self._end(asked, record)) as limit, self.models.use(asked.model) as model:
             assert model.processor is not None
             tokenizer = model.processor.tokenizer
             id, created = f"{protocol.prefix}{secrets.token_hex(12)}", int(time.time())
@@ -143,7 +148,7 @@ class Answering:
                 )
                 for choice in range(asked.choices)
             ]
-            async with submitted(model, questions, asked.deadline, self.deadline) as requests:
+            async with submitted(model, questions, limit) as requests:
                 found = recorded(pieces(requests, asked), record)
                 if asked.stream:
                     first = await anext(found)  # what is wrong with a request is told by its status
@@ -156,13 +161,29 @@ class Answering:
 
 
 @contextlib.asynccontextmanager
+async def until(end: float | None) -> AsyncIterator[asyncio.Timeout]:
+    """Ends the block with error 504 at `end`, of time.monotonic(), unless its requests are `submitted` before."""
+    limit = asyncio.timeout(None if end is None else end - time.monotonic())
+    try:
+        async with limit:
+            yield limit
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise ApiError(504, "nothing was answered before the deadline; give more time, or ask for less") from None
+
+
+@contextlib.asynccontextmanager
 async def submitted(
-    model: Model, questions: Sequence[GenerationRequest], *deadlines: float | None
+    model: Model, questions: Sequence[GenerationRequest], limit: asyncio.Timeout
 ) -> AsyncIterator[list[Request]]:
-    """Questions as requests of the engine, which end with the block, and at the first of the deadlines. Raises
-    `QueueFullError`."""
+    """Questions as requests of the engine, which end with the block, and when the limit would; from here on the engine
+    sees to it. Raises `QueueFullError`."""
     assert model.engine is not None
-    deadline = min((seconds for seconds in deadlines if seconds is not None), default=None)
+    end = limit.when()
+    deadline = None if end is None else max(end - asyncio.get_running_loop().time(), 1e-6)
+    if not limit.expired():
+        limit.reschedule(None)
     requests: list[Request] = []
     try:
         for question in questions:
