@@ -203,6 +203,10 @@ def test_pictures_pixels_and_parts_are_bounded(server):
     parts = [{"type": "text", "text": "a"}] * 51
     with pytest.raises(openai.BadRequestError, match="more than 50 messages and parts"):
         client.chat.completions.create(model="demo", messages=[{"role": "user", "content": parts}])
+    call = {"id": "a", "type": "function", "function": {"name": "a", "arguments": "{}"}}
+    calls: Any = [{"role": "assistant", "tool_calls": [call] * 51}]
+    with pytest.raises(openai.BadRequestError, match="tool_calls brings the request to more than 50"):
+        client.chat.completions.create(model="demo", messages=calls)
     with pytest.raises(openai.BadRequestError, match="messages has 51 entries"):
         client.chat.completions.create(model="demo", messages=TEXT * 51)
 
