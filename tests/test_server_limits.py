@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import threading
 import time
 from typing import Any
 
@@ -10,6 +11,8 @@ import openai
 import pytest
 from servers import about, data_uri, serving, settings_of, until
 
+from mlx_lfm2vl import ConstraintError
+from mlx_lfm2vl.server import task_requests, tools
 from mlx_lfm2vl.server.api_request import Rules
 from mlx_lfm2vl.server.limits import Limits
 
@@ -200,6 +203,10 @@ def test_pictures_pixels_and_parts_are_bounded(server):
     parts = [{"type": "text", "text": "a"}] * 51
     with pytest.raises(openai.BadRequestError, match="more than 50 messages and parts"):
         client.chat.completions.create(model="demo", messages=[{"role": "user", "content": parts}])
+    call = {"id": "a", "type": "function", "function": {"name": "a", "arguments": "{}"}}
+    calls: Any = [{"role": "assistant", "tool_calls": [call] * 51}]
+    with pytest.raises(openai.BadRequestError, match="tool_calls brings the request to more than 50"):
+        client.chat.completions.create(model="demo", messages=calls)
     with pytest.raises(openai.BadRequestError, match="messages has 51 entries"):
         client.chat.completions.create(model="demo", messages=TEXT * 51)
 
@@ -260,3 +267,52 @@ def test_the_log_has_no_word_of_prompts_pictures_or_answers(server):
     assert made._request_id and made._request_id in text
     assert "xylophone" not in text and data_uri("digit")[30:60] not in text
     assert made.choices[0].message.content not in text
+
+
+STRICT = {"type": "function", "function": {"name": "a", "parameters": {"type": "object"}, "strict": True}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("extract", {"images": [data_uri("digit")], "schema": {"type": "object"}}),
+        ("chat/completions", {"messages": TEXT, "tools": [STRICT]}),
+    ],
+    ids=["extract", "tools"],
+)
+def test_a_schema_that_takes_long_to_check_stops_no_other_request(server, monkeypatch, path, body):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*_: Any) -> Any:
+        begun.set()
+        go_on.wait(10)
+        raise ConstraintError("slow")
+
+    monkeypatch.setitem(task_requests.MAKE, "extract", slow)
+    monkeypatch.setattr(tools, "text_or_calls", slow)
+    data, found = json.dumps({"model": "demo"} | body), []
+    asking = threading.Thread(
+        target=lambda: found.append(server.raw("POST", f"/v1/{path}", data, content_type="application/json"))
+    )
+    asking.start()
+    assert begun.wait(30)
+    started = time.monotonic()
+    assert server.raw("GET", "/health")[0] == 200 and time.monotonic() - started < 5
+    go_on.set()
+    asking.join(30)
+    assert found[0][0] == 400 and "slow" in found[0][2]["error"]["message"]
+
+
+def test_a_body_counts_until_its_request_has_ended(endless):
+    """One that is being answered leaves no room for a second one that is as large."""
+    body = json.dumps({"model": "model", "messages": TEXT, "stream": True}).encode()
+    body += b" " * (180_000 - len(body))
+    with serving(settings_of(endless, rules=Rules(SMALL))) as server:
+        with Line(server) as line:
+            line.send(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert b"200 OK" in line.socket.recv(65536)
+            status, headers, _ = server.raw("POST", "/v1/chat/completions", body, content_type="application/json")
+            assert status == 429 and headers["retry-after"]
+        until(lambda: any(" 499 " in text for text in server.lines))
+        short = body.replace(b'"stream": true', b'"max_tokens": 1')
+        assert server.raw("POST", "/v1/chat/completions", short, content_type="application/json")[0] == 200

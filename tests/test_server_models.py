@@ -13,7 +13,7 @@ from conftest import GOLDEN
 from hub_server import HubServer, Repository
 from servers import serving, settings_of, until
 
-from mlx_lfm2vl import OptionError, demo
+from mlx_lfm2vl import Engine, OptionError, demo, load
 
 TEXT: Any = [{"role": "user", "content": "Hi"}]
 
@@ -91,6 +91,40 @@ def test_a_model_that_nobody_asks_for_is_let_go_of():
         until(lambda: states(server) == {"demo": "unloaded"})
         ask(server, "demo")
         assert any("model demo is unloaded" in line for line in server.lines)
+
+
+def test_a_model_whose_engine_has_ended_keeps_no_other_one_loaded(monkeypatch):
+    engines: dict[str, Any] = {}
+
+    class Kept(Engine):
+        def __init__(self, *given: Any, **more: Any):
+            super().__init__(*given, **more)
+            engines[f"engine {len(engines)}"] = self
+
+    monkeypatch.setattr("mlx_lfm2vl.server.models.Engine", Kept)
+    with serving(with_models(GOLDEN / "gen2", "demo", keep_alive=1.0)) as server:
+        ask(server, "gen2")
+        engines["engine 0"].close()
+        ask(server, "demo")
+        until(lambda: set(states(server).values()) == {"unloaded"})
+        assert ask(server, "gen2").usage.completion_tokens == 1
+
+
+def test_the_deadline_of_an_answer_counts_the_load_of_its_model(monkeypatch):
+    go_on = threading.Event()
+
+    def slow(*given: Any, **more: Any) -> Any:
+        go_on.wait(20)
+        return load(*given, **more)
+
+    monkeypatch.setattr("mlx_lfm2vl.server.models.load", slow)
+    with serving(settings_of(GOLDEN / "gen2")) as server:
+        started = time.monotonic()
+        with pytest.raises(openai.InternalServerError) as late:
+            ask(server, "gen2", extra_body={"deadline": 0.5})
+        go_on.set()
+        assert late.value.status_code == 504 and time.monotonic() - started < 15
+        assert ask(server, "gen2").usage.completion_tokens == 1
 
 
 def test_a_damaged_model_is_told_in_the_log_and_tried_again(tmp_path):

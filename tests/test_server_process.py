@@ -14,6 +14,8 @@ import pytest
 from conftest import GOLDEN
 from servers import ANSWER, about
 
+from mlx_lfm2vl.cli import main
+
 TEXT: Any = [{"role": "user", "content": "Tell me everything."}]
 
 
@@ -162,3 +164,20 @@ def test_a_log_that_nobody_reads_holds_no_answer_up():
 def test_a_folder_s_path_is_not_told():
     with Process(GOLDEN / "gen2", "--port", 0) as server:
         assert [model.id for model in server.openai().models.list()] == ["gen2"]
+
+
+@pytest.mark.parametrize(("pictures", "pages"), [("7", 7), ("0", 1)])
+def test_a_document_has_no_more_pages_than_a_request_may_have_pictures(monkeypatch, pictures, pages):
+    given = []
+
+    class Noted:
+        url = "http://127.0.0.1"
+
+        def __init__(self, settings, _):
+            given.append(settings.model_settings.load["source_policy"].max_pages)
+
+        def run(self):
+            pass
+
+    monkeypatch.setattr("mlx_lfm2vl.server.run.Server", Noted)
+    assert main(["serve", "demo", "--max-pictures", pictures]) == 0 and given == [pages]

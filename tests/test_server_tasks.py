@@ -1,6 +1,5 @@
 """The library's tasks over HTTP give what the library gives."""
 
-import dataclasses
 import json
 from typing import Any
 
@@ -9,6 +8,7 @@ from conftest import Loaded, cache_by_backend
 from servers import EXAMPLES, base64_of, data_uri, serving, settings_of
 
 from mlx_lfm2vl import describe, detect, extract, load, point, read
+from mlx_lfm2vl.tasks.export import plain
 
 SCHEMA = {
     "type": "object",
@@ -42,14 +42,14 @@ def test_boxes_and_points_are_those_of_the_library(server):
     images = [data_uri("boxes"), data_uri("scene")]
     for kind, function in (("detect", detect), ("point", point)):
         status, made = post(server, kind, images=images, what="ring")
-        expected = [dataclasses.asdict(each) for each in function(*demo(), files, "ring")]
+        expected = plain(function(*demo(), files, "ring"))
         assert status == 200 and made["data"] == expected and expected
         assert made["object"] == kind and made["model"] == "demo" and made["usage"]["completion_tokens"] > 5
 
 
 def test_text_and_descriptions_are_those_of_the_library(server):
     status, made = post(server, "read", images=[data_uri("text")])
-    assert status == 200 and made["data"] == [dataclasses.asdict(e) for e in read(*demo(), EXAMPLES / "text.png")]
+    assert status == 200 and made["data"] == plain(read(*demo(), EXAMPLES / "text.png"))
     status, made = post(server, "describe", images=[data_uri("scene")])
     assert status == 200 and made["data"] == describe(*demo(), EXAMPLES / "scene.png")
 
@@ -57,6 +57,12 @@ def test_text_and_descriptions_are_those_of_the_library(server):
 def test_fields_are_those_of_the_library(server):
     status, made = post(server, "extract", images=[data_uri("shapes")], schema=SCHEMA)
     assert status == 200 and made["data"] == extract(*demo(), EXAMPLES / "shapes.png", SCHEMA)
+
+
+def test_a_result_that_was_cut_off_says_so(server):
+    for longest, reason in ((2, "length"), (300, "stop")):
+        status, made = post(server, "describe", images=[data_uri("digit")], max_tokens=longest)
+        assert status == 200 and made["finish_reason"] == reason
 
 
 REFUSED: list[tuple[str, dict[str, Any], int, str]] = [

@@ -7,8 +7,10 @@ import anthropic
 import openai
 import pytest
 from servers import about, serving, settings_of
+from test_response_format import holds
 
-from mlx_lfm2vl import GenerationOptions, generate, load
+from mlx_lfm2vl import GenerationOptions, ResponseFormat, generate, load
+from mlx_lfm2vl.server.tools import Tool, _call
 
 PARAMETERS = {
     "type": "object",
@@ -94,6 +96,23 @@ def test_strict_tools_hold_calls_and_leave_text_free(client):
     assert called.choices[0].finish_reason == "tool_calls"
     (call,) = called.choices[0].message.tool_calls
     is_valid(json.loads(call.function.arguments))
+
+
+def test_arguments_hold_to_the_schema_as_an_answer_does():
+    kinds = [
+        {"type": "object", "properties": {"kind": {"const": kind}}, "required": ["kind"]} for kind in ("ring", "star")
+    ]
+    schema = {"type": "object", "properties": {"shape": {"oneOf": kinds}}, "required": ["shape"]}
+    tool = Tool({"name": "draw", "parameters": schema}, strict=True)
+    form = ResponseFormat.grammar("start: call\n" + _call([tool], all_strict=False))
+    for arguments, right in [
+        ('{"shape": {"kind": "star"}}', True),
+        ('{"shape": {"kind": "disc"}}', False),
+        ('{"shape": {"kind": "star"}, "more": 1}', False),
+        ('{"shape": {"kind": "star", "more": 1}}', False),
+    ]:
+        assert holds(schema, arguments) == right
+        assert holds(form, f'{{"name": "draw", "arguments": {arguments}}}') == right
 
 
 REFUSED = [

@@ -1,4 +1,5 @@
 """Who may ask: callers with the API key, if there is one; of web pages those of this server and those that are named.
+Without the key only `/health` and the files of the server's own page are answered, which are `/` and `/static/*`.
 
 A page on the internet must not reach a server on this machine. Its name may be made to resolve to 127.0.0.1 (DNS
 rebinding), so a request must name this machine in `Host`: by an IP address, which no other page has, `localhost`, or a

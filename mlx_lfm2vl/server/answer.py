@@ -27,7 +27,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Piece:
-    """What came of one choice of a request. `finish_reason` is None but on its last piece: "stop", "length" (no tokens,
+    """A part of one choice of a request. `finish_reason` is None but on its last piece: "stop", "length" (no tokens,
     positions or seconds were left) or "tool_calls". `statistics` are those until then, on the first and the last piece.
     `stop_text`: the stop text that ended the answer, if one did."""
 

@@ -32,8 +32,7 @@ from .models import Model, Models
 from .pictures import detail_overrides
 from .task_requests import TaskRequest
 
-LARGE = 2**16  # bytes of a body that is parsed beside the event loop; a schema takes long too
-THREADS = 2  # that parse, and as many that count tokens
+THREADS = 2  # that parse, as many that read the pictures of tasks, and as many that count tokens
 GONE = 499  # the status of a request whose client went away
 EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
@@ -60,37 +59,45 @@ class Answering:
 
     def __post_init__(self) -> None:
         self.reader = BodyReader(self.rules.limits)
-        # none waits for a model, or for the slow addresses of pictures that are counted
+        # no body waits for a model, for slow addresses of pictures or for another one's count
         self._parsers = ThreadPoolExecutor(THREADS, "mlx-lfm2vl parser")
+        self._tasks = ThreadPoolExecutor(THREADS, "mlx-lfm2vl task")
         self._counters = ThreadPoolExecutor(THREADS, "mlx-lfm2vl counter")
 
     def close(self) -> None:
         """Ends the threads."""
-        for pool in (self._parsers, self._counters):
+        for pool in (self._parsers, self._tasks, self._counters):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def parsed(self, scope: Scope, receive: Receive, parse: Callable[[Fields, Rules], Any]) -> Any:
-        """A body, read by `parse`. Raises `ApiError` and `ConnectionError`."""
+    @contextlib.asynccontextmanager
+    async def parsed(self, scope: Scope, receive: Receive, parse: Callable[[Fields, Rules], Any]) -> AsyncIterator[Any]:
+        """A body, read by `parse` beside the event loop, as a short schema may take seconds. It counts against the
+        limit of all bodies until the block ends. Raises `ApiError` and `ConnectionError`."""
         body = await self.reader.read(scope, receive)
-
-        def work() -> Any:
-            return parse(parse_body(body), self.rules)
-
-        if len(body) <= LARGE and b"schema" not in body:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._parsers, work)
+        size, scope["record"].came = len(body), time.monotonic()
+        try:
+            work = functools.partial(_parse, body, parse, self.rules)
+            del body  # it is not kept beside what is read of it
+            asked = asyncio.get_running_loop().run_in_executor(self._parsers, work)
+            del work
+            yield await asked
+        finally:
+            self.reader.give_back(size)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, protocol: Protocol) -> None:
         record: RequestRecord = scope["record"]
-        asked: ApiRequest = await self.parsed(scope, receive, protocol.parse)
-        record.model, record.stream = self.models.find(asked.model).id, asked.stream
-        await while_connected(self._answer(asked, record, send, protocol), receive, record)
+        async with self.parsed(scope, receive, protocol.parse) as asked:
+            record.model, record.stream = self.models.find(asked.model).id, asked.stream
+            await while_connected(self._answer(asked, record, send, protocol), receive, record)
 
     async def count_tokens(
         self, scope: Scope, receive: Receive, send: Send, parse: Callable[[Fields, Rules], ApiRequest]
     ) -> None:
         """Answers with the number of tokens of a prompt."""
-        asked: ApiRequest = await self.parsed(scope, receive, parse)
+        async with self.parsed(scope, receive, parse) as asked:
+            await while_connected(self._count_tokens(asked, send), receive, scope["record"])
+
+    async def _count_tokens(self, asked: ApiRequest, send: Send) -> None:
         async with self.models.use(asked.model) as model:
             assert model.engine is not None
             count = functools.partial(
@@ -102,18 +109,17 @@ class Answering:
     async def do_task(self, scope: Scope, receive: Receive, send: Send, kind: str) -> None:
         """Answers with the result of a task."""
         record: RequestRecord = scope["record"]
-        asked: TaskRequest = await self.parsed(scope, receive, task_requests.parse(kind))
-        record.model = self.models.find(asked.model).id
-        await while_connected(self._do_task(asked, record, send), receive, record)
+        async with self.parsed(scope, receive, task_requests.parse(kind)) as asked:
+            record.model = self.models.find(asked.model).id
+            await while_connected(self._do_task(asked, record, send), receive, record)
 
     async def _do_task(self, asked: TaskRequest, record: RequestRecord, send: Send) -> None:
-        async with self.models.use(asked.model) as model:
+        async with until(self._end(asked, record)) as limit, self.models.use(asked.model) as model:
             assert model.processor is not None and model.config is not None
-            task = asked.task(model.config, model.source)
             policy = model.processor.image_processor.source_policy
-            read = functools.partial(asked.requests, task, policy)
-            requests = await asyncio.get_running_loop().run_in_executor(self._counters, read)
-            async with submitted(model, requests, asked.deadline, self.deadline) as running:
+            make = functools.partial(asked.made, model.config, model.source, policy)
+            task, requests = await asyncio.get_running_loop().run_in_executor(self._tasks, make)
+            async with submitted(model, requests, limit) as running:
                 answers = [await request for request in running]
             if any(answer.finish_reason == "deadline" for answer in answers):
                 raise ApiError(504, "the result was not whole before the deadline; give more time, or ask for less")
@@ -122,8 +128,13 @@ class Answering:
             record.answers += [answer.statistics for answer in answers if answer.statistics is not None]
             await send_json(send, task_requests.response(asked, task.parse(requests, answers), answers))
 
+    def _end(self, asked: ApiRequest | TaskRequest, record: RequestRecord) -> float | None:
+        """The time.monotonic() of the first of the deadlines, which count from when the body was here."""
+        given = [seconds for seconds in (asked.deadline, self.deadline) if seconds is not None]
+        return record.came + min(given) if given else None
+
     async def _answer(self, asked: ApiRequest, record: RequestRecord, send: Send, protocol: Protocol) -> None:
-        async with self.models.use(asked.model) as model:
+        async with until(self._end(asked, record)) as limit, self.models.use(asked.model) as model:
             assert model.processor is not None
             tokenizer = model.processor.tokenizer
             id, created = f"{protocol.prefix}{secrets.token_hex(12)}", int(time.time())
@@ -137,7 +148,7 @@ class Answering:
                 )
                 for choice in range(asked.choices)
             ]
-            async with submitted(model, questions, asked.deadline, self.deadline) as requests:
+            async with submitted(model, questions, limit) as requests:
                 found = recorded(pieces(requests, asked), record)
                 if asked.stream:
                     first = await anext(found)  # what is wrong with a request is told by its status
@@ -150,13 +161,29 @@ class Answering:
 
 
 @contextlib.asynccontextmanager
+async def until(end: float | None) -> AsyncIterator[asyncio.Timeout]:
+    """Ends the block with error 504 at `end`, of time.monotonic(), unless its requests are `submitted` before."""
+    limit = asyncio.timeout(None if end is None else end - time.monotonic())
+    try:
+        async with limit:
+            yield limit
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise ApiError(504, "nothing was answered before the deadline; give more time, or ask for less") from None
+
+
+@contextlib.asynccontextmanager
 async def submitted(
-    model: Model, questions: Sequence[GenerationRequest], *deadlines: float | None
+    model: Model, questions: Sequence[GenerationRequest], limit: asyncio.Timeout
 ) -> AsyncIterator[list[Request]]:
-    """Questions as requests of the engine, which end with the block, and at the first of the deadlines. Raises
-    `QueueFullError`."""
+    """Questions as requests of the engine, which end with the block, and when the limit would; from here on the engine
+    sees to it. Raises `QueueFullError`."""
     assert model.engine is not None
-    deadline = min((seconds for seconds in deadlines if seconds is not None), default=None)
+    end = limit.when()
+    deadline = None if end is None else max(end - asyncio.get_running_loop().time(), 1e-6)
+    if not limit.expired():
+        limit.reschedule(None)
     requests: list[Request] = []
     try:
         for question in questions:
@@ -167,6 +194,10 @@ async def submitted(
     finally:
         for request in requests:
             request.cancel()
+
+
+def _parse(body: bytes, parse: Callable[[Fields, Rules], Any], rules: Rules) -> Any:
+    return parse(parse_body(body), rules)
 
 
 def _of_choice(options: GenerationOptions, choice: int) -> GenerationOptions:

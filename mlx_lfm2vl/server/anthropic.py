@@ -48,7 +48,7 @@ def parse_count(fields: Fields, rules: Rules) -> ApiRequest:
 
 
 def _prompt(fields: Fields, rules: Rules) -> tuple[dict[str, Any], Tools]:
-    """What the model is to read, as arguments of an `ApiRequest`."""
+    """The prompt, as arguments of an `ApiRequest`."""
     pictures, parts = Pictures(rules.limits, rules.allow_urls), Parts(rules.limits)
     model = fields.text("model", required=True)
     messages = [*_system(fields, parts), *_messages(fields, rules, parts, pictures)]

@@ -43,11 +43,9 @@ class ApiError(Exception):
 
     def body(self, anthropic: bool, request_id: str) -> dict[str, Any]:
         """The error as JSON, in the shape of Anthropic or of OpenAI."""
-        server, client = ("api_error", "invalid_request_error") if anthropic else ("server_error",) * 2
-        if not anthropic:
-            client = "invalid_request_error"
+        server = "api_error" if anthropic else "server_error"
         types = ANTHROPIC_TYPES if anthropic else OPENAI_TYPES
-        kind = types.get(self.status, server if self.status >= 500 else client)
+        kind = types.get(self.status, server if self.status >= 500 else "invalid_request_error")
         if anthropic:
             return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": request_id}
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
@@ -59,7 +57,7 @@ def unsupported(param: str, reason: str) -> ApiError:
 
 
 def api_error(error: BaseException) -> ApiError:
-    """What a client is told of an error of the library. The message of an error that is not the client's own stays in
+    """The error that a client is told for one of the library. The message of one that is not the client's own stays in
     the server's log: it may name files of this machine."""
     if isinstance(error, ApiError):
         return error

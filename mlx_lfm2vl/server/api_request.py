@@ -26,7 +26,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class ApiRequest:
-    """What a body asks for. `deadline` in seconds from now."""
+    """A request as a body has it. `deadline`: seconds from when the body was here."""
 
     model: str
     messages: list[dict[str, Any]]
@@ -85,7 +85,7 @@ def deadline(fields: Fields) -> float | None:
 
 
 class Parts:
-    """Counts messages and items of content."""
+    """Counts messages, items of content and tool calls."""
 
     def __init__(self, limits: Limits):
         self._most, self._count = limits.parts, 0

@@ -1,4 +1,4 @@
-"""Limits of what a client may send, and the middleware that reads bodies within them."""
+"""Limits of what a client may send, and the reader of bodies within them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Limits:
     """Of one request: `body_bytes`, `pictures`, `pixels` of a picture, `parts` (messages and items of their content),
     `tools`, `schema_characters` of each JSON schema, `choices` (OpenAI's n), `stops` (texts). Of a connection, in
     seconds: `head_seconds` and `body_seconds` until a head or a body has come, `send_seconds` that a client may take to
-    read a piece, `keep_alive_seconds` between two requests. Of the server: `connections`; `bodies_bytes` of bodies that
-    come at the same time."""
+    read a piece, `keep_alive_seconds` between two requests. Of the server: `connections`; `bodies_bytes` of the
+    bodies of all requests that come or are being answered."""
 
     body_bytes: int = 64 * 2**20
     pictures: int = 64
@@ -35,14 +35,14 @@ class Limits:
 
 
 class BodyReader:
-    """Reads the bodies of requests, all together within the limits."""
+    """Reads the bodies of requests, all together within the limits until each is given back."""
 
     def __init__(self, limits: Limits):
         self._limits, self._held = limits, 0
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
-        """The body of a request. Raises `ApiError` for one that is too large or too slow, and `ConnectionError` where
-        the client goes away."""
+        """The body of a request, which counts until `give_back`. Raises `ApiError` for one that is too large or too
+        slow, and `ConnectionError` where the client goes away."""
         headers = dict(scope["headers"])
         if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
             raise ApiError(415, "the body is not declared as JSON; send the header Content-Type: application/json")
@@ -50,7 +50,7 @@ class BodyReader:
         if not length.isdigit() or int(length) > self._limits.body_bytes:
             raise self._too_large()
         pieces: list[bytes] = []
-        size = 0
+        size, whole = 0, False
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 while True:
@@ -62,14 +62,20 @@ class BodyReader:
                     if size > self._limits.body_bytes:
                         raise self._too_large()
                     if self._held > self._limits.bodies_bytes:
-                        raise ApiError(429, "too many large requests come at the same time; try again later")
+                        raise ApiError(429, "too many large requests are here at the same time; try again later")
                     pieces.append(piece)
                     if not message.get("more_body", False):
+                        whole = True
                         return b"".join(pieces)
         except TimeoutError:
             raise ApiError(408, f"the body has not come within {self._limits.body_seconds:g} seconds") from None
         finally:
-            self._held -= size
+            if not whole:
+                self._held -= size
+
+    def give_back(self, size: int) -> None:
+        """Counts a body of so many bytes no more."""
+        self._held -= size
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body has more than {self._limits.body_bytes} bytes; send fewer or smaller pictures")

@@ -51,12 +51,13 @@ def of_bug(error: BaseException) -> str:
 
 @dataclass
 class RequestRecord:
-    """What is known of a request when it has ended, for its line and for the metrics."""
+    """Facts about a request, for its line and for the metrics."""
 
     method: str
     path: str
     id: str
     started: float = field(default_factory=time.perf_counter)
+    came: float = 0.0  # time.monotonic() when all of its body was here
     status: int = 0  # 499 where the client went away
     route: str = "other"  # the path, if it is one that is offered
     model: str = ""

@@ -15,7 +15,7 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
 class Metrics:
-    """What has been answered since the start."""
+    """Counts of what has been answered since the start."""
 
     def __init__(self) -> None:
         self._requests: Counter[tuple[str, str]] = Counter()  # by path and status

@@ -109,7 +109,7 @@ def _messages(fields: Fields, rules: Rules, pictures: Pictures) -> list[dict[str
 def _message(fields: Fields, parts: Parts, pictures: Pictures) -> dict[str, Any]:
     role = fields.choice("role", ROLES, required=True)
     made: dict[str, Any] = {"role": system_role(role)}
-    calls = _past_calls(fields) if role == "assistant" else None
+    calls = _past_calls(fields, parts) if role == "assistant" else None
     content = _content(fields, role, parts, pictures, required=not calls)
     if content is not None:
         made["content"] = content
@@ -161,10 +161,11 @@ def _and_pictures(role: str) -> str:
     return " and image_url" if role == "user" else ""
 
 
-def _past_calls(fields: Fields) -> list[dict[str, Any]]:
+def _past_calls(fields: Fields, parts: Parts) -> list[dict[str, Any]]:
     """The calls of an assistant's message, as templates know them."""
-    calls = []
-    for call in fields.objects("tool_calls", 10**6) or ():
+    listed, calls = fields.objects("tool_calls", 10**6) or (), []
+    parts.add(fields, "tool_calls", len(listed))
+    for call in listed:
         call.text("id", required=True)
         call.choice("type", ("function",))
         function = call.object("function", required=True)

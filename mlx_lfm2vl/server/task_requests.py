@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from ..generation.response import Completion
 from ..processing.fetch import SourcePolicy
 from ..tasks.boxes import DetectTask, PointTask
 from ..tasks.description import DescribeTask
+from ..tasks.export import plain
 from ..tasks.extraction import ExtractTask
 from ..tasks.reading import ReadTask
 from ..tasks.recipes import Recipe, choose
@@ -46,14 +46,15 @@ class TaskRequest:
     image_overrides: dict[str, Any]
     deadline: float | None
 
-    def task(self, config: Lfm2VlConfig, source: str) -> Task[Any]:
-        """The task by the recipe of a model. Raises `OptionError` and `ConstraintError`."""
-        return MAKE[self.kind](choose(config, source), self.about)
-
-    def requests(self, task: Task[Any], policy: SourcePolicy) -> list[GenerationRequest]:
-        """What to ask of the model; reads the pictures. Raises `ImageError` and `OptionError`."""
+    def made(
+        self, config: Lfm2VlConfig, source: str, policy: SourcePolicy
+    ) -> tuple[Task[Any], list[GenerationRequest]]:
+        """The task by the recipe of a model, and its requests; reads the pictures and checks the schema, which takes
+        long. Raises `ImageError`, `OptionError` and `ConstraintError`."""
+        task = MAKE[self.kind](choose(config, source), self.about)
         chosen: GenerationOptions = options(dict(self.given), (), self.longest or task.max_tokens)
-        return task.requests(self.images, options=chosen, image_overrides=self.image_overrides, source_policy=policy)
+        overrides = self.image_overrides
+        return task, task.requests(self.images, options=chosen, image_overrides=overrides, source_policy=policy)
 
 
 def parse(kind: str) -> Callable[[Fields, Rules], TaskRequest]:
@@ -97,7 +98,13 @@ def _image(fields: Fields, number: int, url: str, pictures: Pictures) -> Any:
 
 
 def response(asked: TaskRequest, result: Any, answers: Sequence[Completion]) -> dict[str, Any]:
-    """The body of a result: for `extract` and `describe` it is the data itself, for the others a list of objects."""
-    data = [dataclasses.asdict(each) for each in result] if isinstance(result, list) else result
+    """The body of a result: for `extract` and `describe` it is the data itself, for the others a list of objects. Its
+    `finish_reason` is "length" where an answer was cut off, else "stop"."""
     statistics = [answer.statistics for answer in answers if answer.statistics is not None]
-    return {"object": asked.kind, "model": asked.model, "data": data, "usage": usage(statistics, prompts=True)}
+    return {
+        "object": asked.kind,
+        "model": asked.model,
+        "data": plain(result),
+        "finish_reason": "length" if any(answer.finish_reason == "length" for answer in answers) else "stop",
+        "usage": usage(statistics, prompts=True),
+    }

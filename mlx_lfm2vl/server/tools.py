@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..constraints.response_format import SEPARATORS, ResponseFormat
+from ..constraints.response_format import ResponseFormat, embedded_schema
 from ..processing.conversation import CALL_END, CALL_START
 from .api_request import Rules
 from .fields import Fields
@@ -35,7 +35,7 @@ class Tools:
 
     @property
     def schemas(self) -> list[dict[str, Any]] | None:
-        """What a template gets, None for nothing."""
+        """The tools as a template gets them, None for nothing."""
         return [tool.schema for tool in self.listed] or None
 
     def chosen(self, fields: Fields, mode: str | None, name: str | None = None) -> Tools:
@@ -119,14 +119,10 @@ def text_or_calls(tools: Sequence[Tool], several: bool) -> ResponseFormat:
 
 def _call(tools: Sequence[Tool], all_strict: bool) -> str:
     """The rule `call` of a grammar, and those that it needs."""
-    item, key = SEPARATORS
-    style = {"whitespace_flexible": False, "item_separator": item, "key_separator": key}  # else blanks may never end
     rules, calls = [], []
     for number, tool in enumerate(tools):
         own = tool.schema.get("parameters", {}) if all_strict or tool.strict else {}
-        parameters = {"type": "object", **own}
-        ResponseFormat.json_schema(parameters)
         begin = f'{{"name": {json.dumps(tool.schema["name"])}, "arguments": '
         calls.append(f'{json.dumps(begin)} arguments_{number} "}}"')
-        rules.append(f"arguments_{number}: %json {json.dumps(parameters | {'x-guidance': style})}")
+        rules.append(f"arguments_{number}: %json {embedded_schema({'type': 'object', **own})}")
     return "\n".join([f"call: {' | '.join(calls)}", *rules, ""])
