@@ -18,6 +18,7 @@ from mlx_lfm2vl.cli.chat_pictures import find_pictures
 from mlx_lfm2vl.cli.inputs import expand
 from mlx_lfm2vl.config import ImageProcessorConfig
 from mlx_lfm2vl.errors import ImageError, PromptError
+from mlx_lfm2vl.processing.fetch import DEFAULT_POLICY
 from mlx_lfm2vl.processing.geometry import plan
 from mlx_lfm2vl.processing.load_image import load_image
 from mlx_lfm2vl.processing.pages import expand_pages
@@ -111,6 +112,13 @@ def test_pages_are_drawn_by_several_threads_at_once(drawn):
 
 
 # Resolution
+
+
+def test_what_the_caller_holds_is_not_counted_as_memory_of_the_reader(monkeypatch):
+    monkeypatch.setattr("mlx_lfm2vl.processing.pdf.MAX_MEMORY", 128 * 2**20)
+    held = b"a" * (160 * 2**20)
+    assert len(expand_pages(THREE, DEFAULT_POLICY)) == 3
+    assert held
 
 
 def page(width: float, height: float) -> PdfPage:
