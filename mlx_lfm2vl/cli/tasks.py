@@ -1,4 +1,4 @@
-"""What the commands detect, point, read, extract and describe share: options, the run, and files of results."""
+"""Options, the run and files of results, which detect, point, read, extract and describe share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import AnswerError, OptionError, OutputError
@@ -25,7 +25,9 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..config import ImageProcessorConfig
     from ..processing.load_image import Picture
+    from ..processing.pdf import PdfPage
     from ..tasks.recipes import Recipe
     from ..tasks.task import Task
 
@@ -68,19 +70,24 @@ def add_files(parser: argparse.ArgumentParser, *names: str) -> None:
 
 @dataclass(frozen=True)
 class Sources:
-    """The pictures of a command and their names."""
+    """The pictures of a command and their names. `given` are those of `load_pictures`, `pictures` the same with pages
+    of PDF documents drawn, once the model is known."""
 
     names: list[str]
-    pictures: list[Picture]
+    given: list[Picture | PdfPage]
+    pictures: list[Picture] = field(default_factory=list)
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Sources:
         """Those of --image. Raises `ImageError`."""
+        loaded = load_pictures(expand(args.image), source_policy(args), args.color_management)
+        return cls([name for name, _ in loaded], [picture for _, picture in loaded])
+
+    def draw(self, args: argparse.Namespace, config: ImageProcessorConfig) -> None:
+        """Fills `pictures`. Raises `ImageError`."""
         from ..processing.load_image import load_image
 
-        policy = source_policy(args)
-        loaded = load_pictures(expand(args.image), policy, args.color_management)
-        return cls([name for name, _ in loaded], [load_image(picture, policy) for _, picture in loaded])
+        self.pictures[:] = [load_image(picture, source_policy(args), config) for picture in self.given]
 
     def as_objects(self) -> list[dict[str, Any]]:
         pairs = zip(self.names, self.pictures, strict=True)
@@ -109,16 +116,10 @@ def do(args: argparse.Namespace, sources: Sources, make: Any) -> tuple[Any, dict
     model, processor = load_model(args)
     recipe: Recipe = recipe_of(model, args.recipe)
     task: Task[Any] = make(recipe)
+    sources.draw(args, processor.image_processor.config)
     with Interrupt() as interrupt:
         try:
-            found = run(
-                model,
-                processor,
-                task,
-                sources.pictures,
-                options=options,
-                stop=interrupt,
-            )
+            found = run(model, processor, task, sources.pictures, options=options, stop=interrupt)
         except AnswerError:
             if interrupt.happened:
                 return None

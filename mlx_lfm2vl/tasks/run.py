@@ -45,20 +45,19 @@ def run(
     processor: Lfm2VlProcessor,
     task: Task[Result],
     images: Any,
-    *,
-    options: GenerationOptions | None = None,
-    image_overrides: Mapping[str, Any] | None = None,
-    vision_cache: VisionCache | None = None,
-    prompt_cache: PromptCache | None = None,
-    stop: Stop | None = None,
+    **arguments: Unpack[TaskArguments],
 ) -> Result:
     """A task's result for pictures; arguments and errors as for `detect`."""
     check_pair(model, processor)
-    policy = processor.image_processor.source_policy
-    requests = task.requests(images, options=options, image_overrides=image_overrides, source_policy=policy)
-    answers = generate_batch(
-        model, processor, requests, vision_cache=vision_cache, prompt_cache=prompt_cache, stop=stop
+    others: dict[str, Any] = {**arguments}
+    requests = task.requests(
+        images,
+        options=others.pop("options", None),
+        image_overrides=others.pop("image_overrides", None),
+        source_policy=processor.image_processor.source_policy,
+        image_config=processor.image_processor.config,
     )
+    answers = generate_batch(model, processor, requests, **others)
     return task.parse(requests, list(answers))
 
 

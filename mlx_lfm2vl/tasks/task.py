@@ -25,11 +25,13 @@ from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
 from ..generation.response import Completion
 from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
+from ..processing.image import Lfm2VlImageProcessor
 from ..processing.load_image import load_image
 from ..processing.pages import expand_pages
 from .recipes import Recipe
 
 Result = TypeVar("Result")
+_SEEN = ("color_management", "exif", "min_image_tokens", "max_image_tokens", "do_image_splitting")
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,9 @@ class Task(ABC, Generic[Result]):
         options: GenerationOptions | None = None,
         image_overrides: Mapping[str, Any] | None = None,
         source_policy: SourcePolicy = DEFAULT_POLICY,
+        image_config: ImageProcessorConfig | None = None,
     ) -> list[GenerationRequest]:
-        """What to ask of a model.
+        """Asks about pictures: one request or several, for `generate_batch`, an engine or a server.
 
         Args:
             images: a picture or a list of them, as `generate` takes them. They are read here and are upright in the
@@ -74,13 +77,14 @@ class Task(ABC, Generic[Result]):
             options: how to generate. None is what the checkpoint recommends, with a length that suits the task.
             image_overrides: as for `Lfm2VlProcessor`.
             source_policy: where pictures may come from.
+            image_config: the picture policy of the processor, by which pictures are read and PDF pages drawn. None is
+                that of LFM2-VL.
 
         Raises:
             ImageError, PromptError, OptionError
         """
         overrides = dict(image_overrides or {})
-        reading = {name: overrides[name] for name in ("color_management", "exif") if overrides.get(name) is not None}
-        config = ImageProcessorConfig().with_overrides(**reading)
+        config = _configured(image_config, overrides)
         given = [page for each in checked_pictures(images) for page in expand_pages(each, source_policy)]
         pictures = [load_image(picture, source_policy, config) for picture in given]
         if not pictures:
@@ -101,6 +105,13 @@ class Task(ABC, Generic[Result]):
             f"the recipe {self.recipe.name} has no {what}: the model is not known to do it; recipe= takes that of "
             "another model"
         )
+
+
+def _configured(config: ImageProcessorConfig | None, overrides: Mapping[str, Any]) -> ImageProcessorConfig:
+    """The policy with what is overridden; of an unknown one, with what cannot contradict it. Raises `OptionError`."""
+    names = _SEEN if config is None else ImageProcessorConfig.__dataclass_fields__
+    chosen = {name: overrides[name] for name in names if name in overrides}
+    return Lfm2VlImageProcessor(config, **chosen).config
 
 
 def texts(requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[str]:
