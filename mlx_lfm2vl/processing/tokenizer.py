@@ -92,7 +92,7 @@ class Tokenizer:
                     _write(target / name, stated)
 
     def _state(self) -> dict[str, Any]:
-        """What can be set, by its name in tokenizer_config.json."""
+        """Fields that can be set, by their names in tokenizer_config.json."""
         return {**self.special_tokens_map, **{name: getattr(self, name) for name in _OPTIONS}}
 
     # Named tokens
