@@ -135,6 +135,12 @@ def test_a_bad_document_is_read_once(monkeypatch):
     assert next(count) == 1
 
 
+def test_a_large_document_reaches_its_reader_however_long_that_takes(monkeypatch):
+    monkeypatch.setattr(pdf_reader, "_LOOKS", 0.001)
+    (found,) = expand_pages(pdf(["0 0 1 1 re f\n" * 200_000]), DEFAULT_POLICY)
+    assert (found.width, found.height) == (72, 72)
+
+
 def test_a_reader_ends_when_the_work_is_cancelled(monkeypatch, tmp_path):
     program, note = tmp_path / "slow.py", tmp_path / "pid"
     program.write_text(f"import os, time\nopen({str(note)!r}, 'w').write(f'{{os.getpid()}} ')\ntime.sleep(60)\n")

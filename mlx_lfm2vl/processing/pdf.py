@@ -15,6 +15,7 @@ import math
 import re
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,22 +157,24 @@ def _read(
 def _run(command: list[str], document: bytes) -> tuple[int, bytes]:
     """A program's exit code and output. It is killed when the work is cancelled, or runs for too long: raises
     `TimeoutExpired`."""
-    pipe, given, deadline = subprocess.PIPE, document, time.monotonic() + 2 * MAX_SECONDS
+    pipe, output, deadline = subprocess.PIPE, list[bytes](), time.monotonic() + 2 * MAX_SECONDS
     # In a session of its own Ctrl-C reaches this process alone, which ends that one.
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+        # `communicate` with a timeout does not go on with what it has not written yet
+        reader = threading.Thread(target=lambda: output.append(process.communicate(document)[0]), daemon=True)
         try:
-            while True:
-                try:
-                    output, _ = process.communicate(given, timeout=_LOOKS)
-                    return process.returncode, output
-                except subprocess.TimeoutExpired:
-                    if time.monotonic() > deadline:
-                        raise
-                given = b""  # the rest of it is still on its way
+            reader.start()
+            while reader.is_alive():
                 check_cancelled()
+                if time.monotonic() > deadline:
+                    raise subprocess.TimeoutExpired(command, 2 * MAX_SECONDS)
+                reader.join(_LOOKS)
         except BaseException:
             process.kill()
+            if reader.ident is not None:
+                reader.join()
             raise
+        return process.returncode, output[0]
 
 
 def _too_long(label: str) -> str:
