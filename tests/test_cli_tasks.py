@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pdfs import pdf
 from PIL import Image
 from test_cli import ROOT, cli, refused  # noqa: F401
 
@@ -61,6 +62,13 @@ def test_one_object_of_json_holds_pictures_and_boxes(demo, here):
     assert code == 0 and list(made) == ["model", "recipe", "images", "boxes"]
     assert made["images"] == [{"source": f"{name}.png", "width": 128, "height": 128} for name in ("boxes", "scene")]
     assert made["boxes"] == boxes("boxes") + boxes("scene", image=1)
+
+
+def test_a_page_is_drawn_as_large_as_the_model_sees_it(demo, here):
+    (here / "a.pdf").write_bytes(pdf([""], "0 0 595 842"))
+    code, out, _ = demo("describe --image a.pdf --max-image-tokens 64 --no-tiling --max-tokens 1 --json")
+    (page,) = json.loads(out)["images"]
+    assert code == 0 and (page["width"], page["height"]) == (197, 279)
 
 
 def test_files_of_boxes_are_written_once(demo, here):

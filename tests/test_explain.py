@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mlx_lfm2vl import GenerationOptions, explain, generate, load
 from mlx_lfm2vl.config import ImageProcessorConfig
 from mlx_lfm2vl.errors import ImageError, OptionError, PromptError
 from mlx_lfm2vl.explanation import attention
+from mlx_lfm2vl.explanation.explain import _spoken
 from mlx_lfm2vl.explanation.overlay import above_mean, heat_map
 from mlx_lfm2vl.explanation.picture_map import grid_of, mass_in, picture_map
 from mlx_lfm2vl.processing.geometry import plan
@@ -90,6 +92,20 @@ def test_characters_of_several_tokens_belong_to_the_last_of_them():
     made = explain(model, processor, QUESTION, picture("small"), options=GREEDY)
     assert made.spans[0][0] == 0 and made.spans[-1][1] <= len(made.text)
     assert all(low <= high for low, high in made.spans) and all(a[1] == b[0] for a, b in pairwise(made.spans))
+
+
+def test_spans_are_those_of_every_beginning_decoded_once():
+    processor = loaded("gen2")[1]
+    tokens = [
+        *processor.tokenizer.encode("Käse 🧀 und\ufffd"),
+        *np.random.default_rng(0).integers(0, 300, 400).tolist(),
+    ]
+    beginnings = [processor.decode(tokens[:end], skip_special_tokens=True) for end in range(len(tokens) + 1)]
+    ends = [len(text.rstrip("\ufffd")) for text in beginnings]
+    decode, decoded = processor.tokenizer.decode, []
+    counting = SimpleNamespace(decode=lambda ids, **options: (decoded.extend(ids), decode(ids, **options))[1])
+    assert _spoken(counting, tokens) == (beginnings[-1], tuple(pairwise(ends)))
+    assert len(decoded) < 8 * len(tokens)
 
 
 def test_pictures_of_a_conversation_and_pages_are_explained(tmp_path):

@@ -1,7 +1,9 @@
 """PDF documents wherever a picture may be named. What is drawn of a page, and what is refused: tests/matrix/pdfs.py."""
 
 import io
+import itertools
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,10 +20,13 @@ from mlx_lfm2vl.cli.chat_pictures import find_pictures
 from mlx_lfm2vl.cli.inputs import expand
 from mlx_lfm2vl.config import ImageProcessorConfig
 from mlx_lfm2vl.errors import ImageError, PromptError
+from mlx_lfm2vl.processing import pdf as pdf_reader
+from mlx_lfm2vl.processing.fetch import DEFAULT_POLICY
 from mlx_lfm2vl.processing.geometry import plan
 from mlx_lfm2vl.processing.load_image import load_image
 from mlx_lfm2vl.processing.pages import expand_pages
 from mlx_lfm2vl.processing.pdf import PdfPage
+from mlx_lfm2vl.threads import cancellation
 
 QUESTION = "What is in this image?"
 SHORT = GenerationOptions(max_tokens=8)
@@ -111,6 +116,44 @@ def test_pages_are_drawn_by_several_threads_at_once(drawn):
 
 
 # Resolution
+
+
+def test_what_the_caller_holds_is_not_counted_as_memory_of_the_reader(monkeypatch):
+    monkeypatch.setattr("mlx_lfm2vl.processing.pdf.MAX_MEMORY", 128 * 2**20)
+    held = b"a" * (160 * 2**20)
+    assert len(expand_pages(THREE, DEFAULT_POLICY)) == 3
+    assert held
+
+
+def test_a_bad_document_is_read_once(monkeypatch):
+    count = itertools.count()
+    read = vars(pdf_reader)["_run"]
+    monkeypatch.setattr(pdf_reader, "_run", lambda *given: (next(count), read(*given))[1])
+    model, processor = loaded()
+    with pytest.raises(ImageError, match="damaged"):
+        generate(model, processor, QUESTION, b"%PDF-1.7 and no more", options=SHORT)
+    assert next(count) == 1
+
+
+def test_a_large_document_reaches_its_reader_however_long_that_takes(monkeypatch):
+    monkeypatch.setattr(pdf_reader, "_LOOKS", 0.001)
+    (found,) = expand_pages(pdf(["0 0 1 1 re f\n" * 200_000]), DEFAULT_POLICY)
+    assert (found.width, found.height) == (72, 72)
+
+
+def test_a_reader_ends_when_the_work_is_cancelled(monkeypatch, tmp_path):
+    program, note = tmp_path / "slow.py", tmp_path / "pid"
+    program.write_text(f"import os, time\nopen({str(note)!r}, 'w').write(f'{{os.getpid()}} ')\ntime.sleep(60)\n")
+    monkeypatch.setattr(pdf_reader.pdf_process, "__file__", str(program))
+
+    def check():
+        if note.exists() and note.read_text().endswith(" "):
+            raise KeyboardInterrupt
+
+    with cancellation(check), pytest.raises(KeyboardInterrupt):
+        expand_pages(THREE, DEFAULT_POLICY)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
 
 
 def page(width: float, height: float) -> PdfPage:

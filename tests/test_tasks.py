@@ -3,13 +3,15 @@
 import contextlib
 import re
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Loaded, cache_by_backend
+from pdfs import pdf
 from PIL import Image
+from profiles import ADOBE_RGB, rgb_profile
 
 from mlx_lfm2vl import (
     RECIPES,
@@ -38,6 +40,7 @@ from mlx_lfm2vl import (
     recipe_of,
 )
 from mlx_lfm2vl.tasks.recipes import choose
+from mlx_lfm2vl.tasks.run import run
 from mlx_lfm2vl.tasks.task import Task
 from tools.demo import score, tasks
 
@@ -150,6 +153,37 @@ def test_requests_may_be_answered_by_an_engine_or_a_batch(loaded: Loaded):
             asked = [engine.submit(r.prompt, r.images, system=r.system, options=r.options) for r in requests]
             by_engine = job.parse(requests, [request.result() for request in asked])
             assert by_engine == job.parse(requests, list(generate_batch(*loaded, requests)))
+
+
+@dataclass(frozen=True)
+class SizesTask(DescribeTask):
+    """The sizes of the pictures that are asked about."""
+
+    def parse(self, requests, answers):
+        return [item["image"].size for item in requests[0].prompt[-1]["content"] if item["type"] == "image"]
+
+
+def test_pages_are_drawn_by_the_policy_of_the_processor(loaded: Loaded):
+    page, few = pdf([""], "0 0 595 842"), {"max_image_tokens": 64, "do_image_splitting": False}
+    model, processor = loaded[0], load("demo", **few)[1]
+    job = SizesTask(recipe_of(model))
+    options = GenerationOptions(max_tokens=1)
+    with warnings.catch_warnings(action="ignore"):
+        assert run(model, processor, job, page, options=options) == [(197, 279)]
+        assert run(*loaded, job, page, options=options, image_overrides=few) == [(197, 279)]
+        assert run(*loaded, job, page, options=options) != [(197, 279)]
+    assert job.parse(job.requests(page, image_overrides=few), ()) == [(197, 279)]
+    with pytest.raises(OptionError, match="max_image_tokens"):
+        job.requests(page, image_overrides={"max_image_tokens": "many"})
+
+
+def test_colours_are_read_by_the_policy_of_the_processor(loaded: Loaded):
+    picture = Image.open(EXAMPLES / "scene.png")
+    picture.info["icc_profile"] = rgb_profile(ADOBE_RGB)
+    job = DescribeTask(recipe_of(loaded[0]))
+    as_they_are = replace(loaded[1].image_processor.config, color_management=False)
+    (request,) = job.requests(picture, image_config=as_they_are)
+    assert request.prompt[-1]["content"][0]["image"].tobytes() == picture.convert("RGB").tobytes()
 
 
 def test_an_answer_that_is_cut_off_is_said_to_be(loaded: Loaded):

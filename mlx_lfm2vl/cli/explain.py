@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _as_object(model: str, made: Explanation, names: list[str]) -> dict[str, Any]:
-    """What --json prints."""
+    """The object that --json prints."""
     words = []
     for word, tokens in made.words():
         maps = [made.map(tokens, number) for number in range(len(names))]

@@ -251,10 +251,7 @@ def add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None = 512, 
     )
     group.add_argument("--top-k", type=whole(0), metavar="K", help="choose among the K likeliest, 0 or more; 0 is off")
     group.add_argument(
-        "--repetition-penalty",
-        type=real(0.01, 100),
-        metavar="R",
-        help="0.01 to 100; 1 is off, more repeats less",
+        "--repetition-penalty", type=real(0.01, 100), metavar="R", help="0.01 to 100; 1 is off, more repeats less"
     )
     for name in ("frequency", "presence"):
         group.add_argument(

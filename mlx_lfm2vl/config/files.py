@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import ConfigError, OutputError
 
@@ -109,6 +109,11 @@ def parse_json(text: str) -> Any:
     except UnicodeEncodeError:
         raise ValueError("it holds half a character, which is no Unicode") from None
     return data
+
+
+def no_number(name: str) -> NoReturn:
+    """The `parse_constant` of `json` that refuses NaN and Infinity. Raises `ValueError`."""
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -34,8 +34,7 @@ class Job:
     """A job in the queue: a request, or `work` that is done while none is answered.
 
     `read` is called with a weak reference to the model, which must not wait for slow pictures, and the processor in a
-    reader's thread; None where there is nothing to read. Jobs of one
-    `line` are done in their order.
+    reader's thread; None where there is nothing to read. Jobs of one `line` are done in their order.
     """
 
     request: Request
@@ -116,8 +115,7 @@ class Waiting:
             self._news()
 
     def hold(self) -> list[Request]:
-        """Lets nothing be taken until `begin` is called; the requests that waited, which are out, and those that
-        run."""
+        """Lets nothing be taken until `begin` is called; the requests that waited, now out, and those that run."""
         with self._changed:
             self._held, self._loaded, self._all_ready = True, None, False
             requests = [job.request for job in self._jobs + self._running]

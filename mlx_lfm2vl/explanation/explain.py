@@ -112,6 +112,21 @@ def _loaded(
 
 def _spoken(processor: Lfm2VlProcessor, tokens: Sequence[int]) -> tuple[str, tuple[tuple[int, int], ...]]:
     """The text of tokens, and the characters (start, end) of it that each has made certain."""
-    texts = [processor.decode(tokens[:end], skip_special_tokens=True) for end in range(len(tokens) + 1)]
-    ends = [len(text.rstrip("\N{REPLACEMENT CHARACTER}")) for text in texts]
-    return texts[-1], tuple(itertools.pairwise(ends))
+
+    def decoded(some: Sequence[int]) -> str:
+        return str(processor.decode(some, skip_special_tokens=True))
+
+    held: list[int] = []  # tokens from the last whole character on
+    length, ends = 0, [0]  # of the text before them
+    for token in tokens:
+        held += [token] if decoded([token]) else []
+        text = decoded(held)
+        certain = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        ends.append(length + len(certain) if certain else ends[-1])
+        if certain == text:
+            length, held = length + len(text), []
+        elif len(held) > 8:  # bytes that are no UTF-8; a character has at most four
+            early, late = decoded(held[:-4]), held[-4:]
+            if early + decoded(late) == text:
+                length, held = length + len(early), late
+    return decoded(tokens), tuple(itertools.pairwise(ends))

@@ -29,7 +29,7 @@ Panel = tuple[str, str, np.ndarray]  # a text of the answer, a remark on it, and
 
 
 def above_mean(attention: np.ndarray) -> np.ndarray:
-    """What of a map (rows, columns) lies above its mean, 0 to 1 for its highest cell."""
+    """The part of a map (rows, columns) above its mean, 0 to 1 for its highest cell."""
     above = np.maximum(attention - attention.mean(), 0)
     most = above.max()
     return above / most if most > 1e-6 * attention.max() else np.zeros_like(above)

@@ -55,24 +55,27 @@ def expand_pages(picture: Any, policy: SourcePolicy) -> list[Any]:
     What is at an address is fetched.
 
     Raises:
-        ImageError: it cannot be fetched. What is wrong with a picture that is here `load_image` says.
+        ImageError: it cannot be fetched, or is a PDF document that cannot be read. What is wrong with another picture
+            that is here `load_image` says.
     """
     if isinstance(picture, (PdfPage, Image.Image)) or is_array(picture):
         return [picture]
+    is_pdf = False
     try:
         with opened(picture, policy) as file:
-            if file.is_pdf():
+            is_pdf = file.is_pdf()
+            if is_pdf:
                 return list(file.pages(policy))
             if isinstance(picture, str) and isinstance(file.file, io.BytesIO):
                 return [Fetched(file.label, file.file.getvalue())]  # is fetched and decoded once
     except ImageError:
-        if is_remote(picture):
+        if is_pdf or is_remote(picture):
             raise
     return [picture]  # of which `load_image` says what is wrong with it
 
 
 def page_names(name: str) -> list[str]:
-    """What the pages of a PDF file are called ("a.pdf[1]", ...) where `name` is a file of several; else `name` alone,
+    """Names of the pages of a PDF file ("a.pdf[1]", ...) where `name` is a file of several; else `name` alone,
     and what is wrong with it is said when it is read."""
     try:
         with opened(name, DEFAULT_POLICY) as file:

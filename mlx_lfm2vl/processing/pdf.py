@@ -15,6 +15,8 @@ import math
 import re
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from PIL import Image
 
 from ..config import ImageProcessorConfig
 from ..errors import ImageError, short
+from ..threads import check_cancelled
 from . import geometry, pdf_process
 from .fetch import SourcePolicy
 from .formats import check_size
@@ -32,6 +35,7 @@ SUFFIX = ".pdf"
 MAX_DPI = 300.0
 POINTS_PER_INCH = 72.0
 MAX_SECONDS = 30.0  # of a process
+_LOOKS = 0.05  # seconds between two looks whether the work is cancelled
 MAX_MEMORY = 2 * 2**30  # of a process, in bytes
 WHOLE: Ranges = ((1, None),)
 _SIDE = 2**20  # pixels of a page's longer side that no model sees more of
@@ -125,24 +129,21 @@ def _ranges(selection: str | None, label: str) -> Ranges:
 def _read(
     document: bytes, label: str, ranges: Ranges, most_pages: int, size: tuple[int, int] = (0, 0)
 ) -> tuple[dict[str, Any], bytes]:
-    """What a process of its own answers about a document. Raises `ImageError`."""
+    """The answer of a process of its own about a document. Raises `ImageError`, and what cancels the work."""
     job = Job(_library(label), ranges, most_pages, MAX_SECONDS, MAX_MEMORY, *size)
     command = [sys.executable, "-I", "-S", pdf_process.__file__, job.to_json()]
     try:
-        # In a session of its own Ctrl-C reaches this process alone, which ends that one.
-        done = subprocess.run(
-            command, input=document, capture_output=True, timeout=2 * MAX_SECONDS, start_new_session=True
-        )
+        code, output = _run(command, document)
     except subprocess.TimeoutExpired:
         raise ImageError(_too_long(label)) from None
     except OSError as error:
         raise ImageError(f"{label}: no process can be started to read it ({error.strerror or error})") from None
-    if done.returncode == pdf_process.TOO_LONG:
+    if code == pdf_process.TOO_LONG:
         raise ImageError(_too_long(label))
-    if done.returncode == pdf_process.TOO_LARGE:
+    if code == pdf_process.TOO_LARGE:
         raise ImageError(f"{label}: needs more than {MAX_MEMORY >> 30} GiB of memory; export the page as PNG")
-    line, _, pixels = done.stdout.partition(b"\n")
-    answer = json.loads(line) if done.returncode == 0 and line else {"error": "cannot read it to the end"}
+    line, _, pixels = output.partition(b"\n")
+    answer = json.loads(line) if code == 0 and line else {"error": "cannot read it to the end"}
     if "library" in answer:
         reason = short(answer["library"])
         raise ImageError(f"{label}: pypdfium2 cannot be imported ({reason}); {_INSTALL} anew")
@@ -151,6 +152,29 @@ def _read(
     if "error" in answer:
         raise ImageError(f"{label}: damaged (PDFium {answer['error']}); save or download it again")
     return answer, pixels
+
+
+def _run(command: list[str], document: bytes) -> tuple[int, bytes]:
+    """A program's exit code and output. It is killed when the work is cancelled, or runs for too long: raises
+    `TimeoutExpired`."""
+    pipe, output, deadline = subprocess.PIPE, list[bytes](), time.monotonic() + 2 * MAX_SECONDS
+    # In a session of its own Ctrl-C reaches this process alone, which ends that one.
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+        # `communicate` with a timeout does not go on with what it has not written yet
+        reader = threading.Thread(target=lambda: output.append(process.communicate(document)[0]), daemon=True)
+        try:
+            reader.start()
+            while reader.is_alive():
+                check_cancelled()
+                if time.monotonic() > deadline:
+                    raise subprocess.TimeoutExpired(command, 2 * MAX_SECONDS)
+                reader.join(_LOOKS)
+        except BaseException:
+            process.kill()
+            if reader.ident is not None:
+                reader.join()
+            raise
+        return process.returncode, output[0]
 
 
 def _too_long(label: str) -> str:

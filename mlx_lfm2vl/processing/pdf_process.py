@@ -72,17 +72,27 @@ def main() -> None:
 def _watch(job: Job) -> None:
     """Ends this process when its time or memory is used up. The thread runs while PDFium does: ctypes lets go of the
     interpreter's lock."""
-    deadline, unit = time.monotonic() + job.seconds, 1 if sys.platform == "darwin" else 1024
+    deadline = time.monotonic() + job.seconds
 
     def look() -> None:
         while True:
             if time.monotonic() > deadline:
                 os._exit(TOO_LONG)
-            if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit > job.memory:
+            if _most_memory() > job.memory:
                 os._exit(TOO_LARGE)
             time.sleep(_LOOKS)
 
     threading.Thread(target=look, daemon=True).start()
+
+
+def _most_memory() -> int:
+    """The most bytes that this program has held. Linux counts what its parent held into `ru_maxrss`, too."""
+    try:
+        with open("/proc/self/status", "rb") as status:
+            held = next(line for line in status if line.startswith(b"VmHWM:"))
+        return int(held.split()[1]) * 1024
+    except (OSError, StopIteration):  # macOS
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _done(job: Job, data: bytes) -> tuple[dict[str, Any], bytes]:

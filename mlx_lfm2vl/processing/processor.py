@@ -278,9 +278,7 @@ class Lfm2VlProcessor(PromptEncoder):
             [one.generation_spans for one in rendered] if return_assistant_tokens_mask else None,
             sanitize_control_tokens,
         )
-        if return_dict:
-            return output
-        return output["input_ids"]
+        return output if return_dict else output["input_ids"]
 
     # Ids to text
 

@@ -27,8 +27,7 @@ from .special_tokens import NAMED_TOKENS, image_token, named_tokens, restated, s
 from .tokenizer_backend import Backend, DecodeStream, Encoding, panics
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-# of tokenizer_config.json, which can be set
-_OPTIONS = ("padding_side", "truncation_side", "chat_template", "model_max_length")
+_OPTIONS = ("padding_side", "truncation_side", "chat_template", "model_max_length")  # of tokenizer_config.json
 _CLASS = "PreTrainedTokenizerFast"
 
 
@@ -72,8 +71,7 @@ class Tokenizer:
         tokens, sides and a template that were set since are stated; where the files came from is not. Raises
         `OutputError`."""
         state = self._state()
-        names = {*self._as_read, *state}
-        changed = {name: state.get(name) for name in names if state.get(name) != self._as_read.get(name)}
+        changed = {key: state.get(key) for key in self._as_read | state if state.get(key) != self._as_read.get(key)}
         tokens = {name: token for name, token in changed.items() if name not in _OPTIONS}
         with writing(folder) as target:
             if self.folder is None:
@@ -92,7 +90,7 @@ class Tokenizer:
                     _write(target / name, stated)
 
     def _state(self) -> dict[str, Any]:
-        """What can be set, by its name in tokenizer_config.json."""
+        """Fields that can be set, by their names in tokenizer_config.json."""
         return {**self.special_tokens_map, **{name: getattr(self, name) for name in _OPTIONS}}
 
     # Named tokens
@@ -260,10 +258,7 @@ class Tokenizer:
     # Ids to text
 
     def decode(
-        self,
-        token_ids: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
+        self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> Any:
         """The text of ids (an int, a list, an array), or a list of texts for a list of lists or a 2-axis array.
 
@@ -277,10 +272,7 @@ class Tokenizer:
             return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def batch_decode(
-        self,
-        sequences: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
+        self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> list[str]:
         """`decode` of each sequence, always as a list."""
         if not hasattr(sequences, "tolist"):

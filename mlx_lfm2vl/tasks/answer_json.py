@@ -7,16 +7,13 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from ..config.files import no_number
 from ..errors import AnswerError
 
 _SPACE = re.compile(r"\s*")
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_no_number)
+_DECODER = json.JSONDecoder(parse_constant=no_number)
 
 
 def value(text: str, start: str = "{") -> Any:

@@ -72,7 +72,7 @@ class ExtractTask(Task[dict[str, Any]]):
 
 
 def _described(name: str, field: Schema) -> str:
-    """What a field holds, on one line: its description, else its title or its name in words."""
+    """The contents of a field, on one line: its description, else its title or its name in words."""
     text = field.get("description") or field.get("title") or name.replace("_", " ")
     return " ".join(str(text).split())
 
