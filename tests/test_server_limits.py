@@ -290,7 +290,8 @@ def test_a_schema_that_takes_long_to_check_stops_no_other_request(server, monkey
 
     monkeypatch.setitem(task_requests.MAKE, "extract", slow)
     monkeypatch.setattr(tools, "text_or_calls", slow)
-    data, found = json.dumps({"model": "demo"} | body), []
+    found: list[Any] = []
+    data = json.dumps({"model": "demo"} | body)
     asking = threading.Thread(
         target=lambda: found.append(server.raw("POST", f"/v1/{path}", data, content_type="application/json"))
     )

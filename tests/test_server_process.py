@@ -168,7 +168,7 @@ def test_a_folder_s_path_is_not_told():
 
 @pytest.mark.parametrize(("pictures", "pages"), [("7", 7), ("0", 1)])
 def test_a_document_has_no_more_pages_than_a_request_may_have_pictures(monkeypatch, pictures, pages):
-    given = []
+    given: list[int] = []
 
     class Noted:
         url = "http://127.0.0.1"
