@@ -347,12 +347,12 @@ def test_text_that_is_held_back_is_shown_where_forced_tokens_are_cancelled(monke
     monkeypatch.setattr(scheduler_module, "prefill_forced", cancelled)
     model, processor = random_model()
     text = "a text that is long enough to be run as a block"
-    options = GenerationOptions(response_format=ResponseFormat.regex(f"{text}[ab]{{90}}"), stop=[f"{text}!"])
+    options = GenerationOptions(response_format=ResponseFormat.regex(f"{text}[ab]{{90}}"), stop=(f"{text}!",))
     scheduler = Scheduler(model, processor.tokenizer)
     row = scheduler.add(encode(model, processor, GenerationRequest("Say", options=options)), started=0.0)
     shown = []
     while len(scheduler):
-        shown += [item for _, item in scheduler.step()]
+        shown += [item for _, item in scheduler.step() if isinstance(item, GenerationResponse)]
     assert row.rejoins and shown[-1].finish_reason == "cancelled"
     assert "".join(item.text for item in shown) == processor.tokenizer.decode(row.generated) != ""
 

@@ -3,6 +3,7 @@
 import json
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,7 +104,12 @@ def test_spans_are_those_of_every_beginning_decoded_once():
     beginnings = [processor.decode(tokens[:end], skip_special_tokens=True) for end in range(len(tokens) + 1)]
     ends = [len(text.rstrip("\ufffd")) for text in beginnings]
     decode, decoded = processor.tokenizer.decode, []
-    counting = SimpleNamespace(decode=lambda ids, **options: (decoded.extend(ids), decode(ids, **options))[1])
+
+    def counted(ids, **options):
+        decoded.extend(ids)
+        return decode(ids, **options)
+
+    counting: Any = SimpleNamespace(decode=counted)
     assert _spoken(counting, tokens) == (beginnings[-1], tuple(pairwise(ends)))
     assert len(decoded) < 8 * len(tokens)
 

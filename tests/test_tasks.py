@@ -164,7 +164,8 @@ class SizesTask(DescribeTask):
 
 
 def test_pages_are_drawn_by_the_policy_of_the_processor(loaded: Loaded):
-    page, few = pdf([""], "0 0 595 842"), {"max_image_tokens": 64, "do_image_splitting": False}
+    page = pdf([""], "0 0 595 842")
+    few: dict[str, Any] = {"max_image_tokens": 64, "do_image_splitting": False}
     model, processor = loaded[0], load("demo", **few)[1]
     job = SizesTask(recipe_of(model))
     options = GenerationOptions(max_tokens=1)
@@ -183,7 +184,8 @@ def test_colours_are_read_by_the_policy_of_the_processor(loaded: Loaded):
     job = DescribeTask(recipe_of(loaded[0]))
     as_they_are = replace(loaded[1].image_processor.config, color_management=False)
     (request,) = job.requests(picture, image_config=as_they_are)
-    assert request.prompt[-1]["content"][0]["image"].tobytes() == picture.convert("RGB").tobytes()
+    messages: Any = request.prompt
+    assert messages[-1]["content"][0]["image"].tobytes() == picture.convert("RGB").tobytes()
 
 
 def test_an_answer_that_is_cut_off_is_said_to_be(loaded: Loaded):

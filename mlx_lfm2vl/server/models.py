@@ -205,7 +205,11 @@ class Models:
     async def _let_go(self, model: Model) -> None:
         assert model.engine is not None
         model.state, model.config, model.processor = "unloaded", None, None
-        await asyncio.to_thread(model.engine.unload, CLOSE_SECONDS)
+        if model.engine.closed:  # its thread has ended with an error
+            model.engine = None
+        else:
+            with contextlib.suppress(EngineClosedError):  # it ends meanwhile
+                await asyncio.to_thread(model.engine.unload, CLOSE_SECONDS)
         self._log(f"model {model.id} is unloaded")
 
 
