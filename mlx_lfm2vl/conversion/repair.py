@@ -8,7 +8,7 @@ the weights contradict; code. What is missing comes from the base model, which t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,9 +239,15 @@ def _config(folder: Path, fitted: Lfm2VlConfig) -> list[Finding]:
     files = [name for name in ("config.json", *JSON_FILES) if (folder / name).is_file()]
     contents = {name: read_json(folder / name) for name in files}
     code = sorted(path.name for path in folder.glob("*.py"))
-    code += [name for name, content in contents.items() if any(key in content for key in CODE)]
+    code += [name for name, content in contents.items() if _names_code(content)]
     if code:
         out.append(Finding(code[0], "brings code along, which is not needed", "left out"))
     if places := [(name, key) for name, content in contents.items() if (key := place_in(content))]:
         out.append(Finding(places[0][0], f"says where it came from ({places[0][1]})", "left out"))
     return out
+
+
+def _names_code(content: Mapping[str, Any]) -> bool:
+    """Whether a JSON file, or a section of it, names classes of a repository's code."""
+    sections = [content, *(value for value in content.values() if isinstance(value, Mapping))]
+    return any(key in section for section in sections for key in CODE)
