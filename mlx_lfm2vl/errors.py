@@ -125,7 +125,7 @@ class ForkError(Lfm2VlError, RuntimeError):
 
 
 class ToolCallError(Lfm2VlError, ValueError):
-    """What a model wrote as a tool call cannot be read as one; the message names the place."""
+    """A text of a model that was to be a tool call cannot be read as one; the message names the place."""
 
 
 class ToolCallWarning(UserWarning):

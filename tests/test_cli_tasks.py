@@ -94,6 +94,9 @@ def test_files_of_boxes_are_written_once(demo, here):
         code, out, err = demo(f"detect star --image boxes.png {option}")
         assert (code, out) == (2, "") and "exists already; choose another file, or --overwrite" in err
     assert {path.name: path.read_bytes() for path in here.iterdir()} == before
+    code, out, err = demo("detect star --image boxes.png --draw boxes.png --overwrite")
+    assert (code, out) == (2, "") and "boxes.png: is one of the pictures; choose another file" in err
+    assert {path.name: path.read_bytes() for path in here.iterdir()} == before
     assert demo(f"{words} --overwrite")[0] == 0
 
 

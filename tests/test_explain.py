@@ -282,6 +282,7 @@ def test_explain_refuses_drawings_before_it_loads_a_model(refused, tmp_path):  #
     (tmp_path / "a.png").mkdir()
     assert "a.png: is a folder; name a file" in line("--draw", tmp_path / "a.png")
     assert "scene.png: exists already; choose another file, or --overwrite" in line("--draw", SCENE)
+    assert "scene.png: is one of the pictures; choose another file" in line("--draw", SCENE, "--overwrite")
     assert "--word chooses what --draw draws" in line("--word", "ring")
 
 

@@ -1,5 +1,5 @@
-"""What a form costs and saves: the time of a step with a mask beside one without, and the runs of the model that an
-answer of six fields takes."""
+"""The cost of a form and what it saves: the time of a step with a mask beside one without, and the runs of the model
+that an answer of six fields takes."""
 
 from __future__ import annotations
 

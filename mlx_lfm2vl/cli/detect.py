@@ -7,7 +7,6 @@ import csv
 import io
 import json
 
-from .options import note
 from .tasks import (
     Sources,
     add_files,
@@ -19,7 +18,6 @@ from .tasks import (
     shortened,
     targets,
     write_file,
-    write_picture,
 )
 
 SUMMARY = "find things in pictures: boxes"
@@ -56,12 +54,7 @@ def run(args: argparse.Namespace) -> int:
         rows = [[name, label, *(f"{value:.1f}" for value in edges)] for name, label, *edges in to_rows(boxes, names)]
         several = len(names) > 1
         print_table(COLUMNS[not several :], [row[not several :] for row in rows])
-    for number, name in enumerate(names):
-        if not any(box.image == number for box in boxes):
-            note(f"{name}: no {args.what} found")
-    for number, path in enumerate(drawn):
-        own = [box for box in boxes if box.image == number]
-        write_picture(path, draw_boxes(sources.pictures[number], own), args.overwrite)
+    sources.finish(args, boxes, drawn, draw_boxes)
     if args.coco:
         made = to_coco(boxes, names, [picture.size for picture in sources.pictures])
         write_file(args.coco, (json.dumps(made, ensure_ascii=False) + "\n").encode(), args.overwrite)

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from .generate import for_stdout
-from .inputs import DEFAULT_PROMPT, add_prompt, expand, load_pictures, read_prompt
+from .inputs import DEFAULT_PROMPT, add_prompt, check_output, expand, load_pictures, read_prompt
 from .options import (
     add_control_tokens,
     add_model,
@@ -66,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     from ..explanation import overlay
 
     path = None if args.draw is None else overlay.check_file(args.draw, args.overwrite)
+    if path is not None:
+        check_output(path, args.image)
     if args.word is not None and path is None:
         raise OptionError("--word chooses what --draw draws; give --draw, too")
     prompt = read_prompt(args, args.image)

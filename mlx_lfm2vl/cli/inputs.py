@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import ImageError, ImageWarning, OptionError, PromptError
+from ..errors import ImageError, ImageWarning, OptionError, OutputError, PromptError
 from .options import note
 
 if TYPE_CHECKING:
@@ -112,6 +112,17 @@ def expand(pictures: Sequence[str]) -> list[str]:
             raise ImageError(f"{name}: no file matches{way}")
         names += found
     return names
+
+
+def check_output(path: str | os.PathLike[str], pictures: Sequence[str]) -> None:
+    """Raises `OutputError` where a file that is to be written is one of the pictures."""
+    from ..processing.pdf import split_selection
+
+    file = os.path.expanduser(path)
+    for picture in expand(pictures):
+        given = os.path.expanduser(split_selection(picture)[0])
+        if os.path.exists(file) and os.path.exists(given) and os.path.samefile(file, given):
+            raise OutputError(f"{path}: is one of the pictures; choose another file")
 
 
 def _matching(name: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from .options import note
 from .tasks import (
     Sources,
     add_files,
@@ -15,7 +14,6 @@ from .tasks import (
     print_table,
     shortened,
     targets,
-    write_picture,
 )
 
 SUMMARY = "find things in pictures: points"
@@ -50,10 +48,5 @@ def run(args: argparse.Namespace) -> int:
         alone = len(names) == 1
         rows = [[names[each.image], each.label, f"{each.x:.1f}", f"{each.y:.1f}"] for each in points]
         print_table(("image", "label", "x", "y")[alone:], [row[alone:] for row in rows])
-    for number, name in enumerate(names):
-        if not any(each.image == number for each in points):
-            note(f"{name}: no {args.what} found")
-    for number, path in enumerate(drawn):
-        own = [each for each in points if each.image == number]
-        write_picture(path, draw_points(sources.pictures[number], own), args.overwrite)
+    sources.finish(args, points, drawn, draw_points)
     return 0

@@ -135,7 +135,7 @@ class Rows:
             yield line
 
     def only(self, numbers: Collection[int]) -> Iterator[Row]:
-        """Those with these numbers."""
+        """The rows with these numbers."""
         return (row for row in self if row.number in numbers)
 
     def _names(self) -> list[str]:

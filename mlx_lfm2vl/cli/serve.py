@@ -14,7 +14,7 @@ SUMMARY = "answer programs that speak OpenAI's or Anthropic's protocol"
 KEY_VARIABLE = "MLX_LFM2VL_API_KEY"  # of the environment: the key that callers must send
 DESCRIPTION = """\
 Answers HTTP requests in the protocols of OpenAI and Anthropic, for this machine only unless told otherwise. Each model
-is loaded when it is first asked for. Ctrl-C ends the server. Needs pip install 'mlx-lfm2vl[server]'.
+is loaded when it is first asked for. Ctrl-C ends the server. Needs pip install starlette uvicorn h11.
 
   mlx-lfm2vl serve
   mlx-lfm2vl serve LiquidAI/LFM2.5-VL-450M LiquidAI/LFM2.5-VL-1.6B --keep-alive 300
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("starlette", "uvicorn", "h11"):
             raise
-        raise OptionError(f"serve needs {missing}; pip install 'mlx-lfm2vl[server]'") from None
+        raise OptionError(f"serve needs {missing}; pip install starlette uvicorn h11") from None
     limits = Limits(
         body_bytes=args.max_body * 2**20,
         pictures=args.max_pictures,

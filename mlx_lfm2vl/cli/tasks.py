@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import AnswerError, OptionError, OutputError
 from .generate import for_stdout
-from .inputs import expand, load_pictures
+from .inputs import check_output, expand, load_pictures
 from .options import (
     add_model,
     add_pictures,
@@ -79,7 +79,7 @@ class Sources:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Sources:
-        """Those of --image. Raises `ImageError`."""
+        """The pictures of --image. Raises `ImageError`."""
         loaded = load_pictures(expand(args.image), source_policy(args), args.color_management)
         return cls([name for name, _ in loaded], [picture for _, picture in loaded])
 
@@ -88,6 +88,15 @@ class Sources:
         from ..processing.load_image import load_image
 
         self.pictures[:] = [load_image(picture, source_policy(args), config) for picture in self.given]
+
+    def finish(self, args: argparse.Namespace, results: Sequence[Any], drawn: Sequence[str], draw: Any) -> None:
+        """Says which pictures had no result, and writes the drawings. Raises `OutputError`."""
+        for number, name in enumerate(self.names):
+            if not any(each.image == number for each in results):
+                note(f"{shortened(name)}: no {args.what} found")
+        for number, path in enumerate(drawn):
+            own = [each for each in results if each.image == number]
+            write_picture(path, draw(self.pictures[number], own), args.overwrite)
 
     def as_objects(self) -> list[dict[str, Any]]:
         pairs = zip(self.names, self.pictures, strict=True)
@@ -171,8 +180,10 @@ def check_files(args: argparse.Namespace, paths: Iterable[str | None], drawn: Se
         folder = os.path.dirname(os.path.expanduser(path))
         if folder and not os.path.isdir(folder):
             raise OutputError(f"{path}: there is no folder {folder}")
-        if os.path.exists(os.path.expanduser(path)) and not args.overwrite:
-            raise OutputError(f"{path}: exists already; choose another file, or --overwrite")
+        if os.path.exists(os.path.expanduser(path)):
+            if not args.overwrite:
+                raise OutputError(f"{path}: exists already; choose another file, or --overwrite")
+            check_output(path, args.image)
 
 
 def write_file(path: str, data: bytes, overwrite: bool) -> None:

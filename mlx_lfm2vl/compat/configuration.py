@@ -84,7 +84,7 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
 
     @property
     def name_or_path(self) -> str:
-        """What it was loaded by; empty for one that was made."""
+        """The name by which it was loaded; empty for one that was made."""
         return str(vars(self).get("_name_or_path", ""))
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
@@ -111,7 +111,7 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "config.json", **changed: Any) -> Self:
-        """Of config.json of any published generation. Raises `ConfigError`."""
+        """The configuration in a config.json of any published generation. Raises `ConfigError`."""
         known = config.Lfm2VlConfig.from_dict(data, where)
         others = {name: value for name, value in data.items() if name not in _SPELLED}
         others = {name: value for name, value in others.items() if not hasattr(cls, name) and not is_place(name, value)}

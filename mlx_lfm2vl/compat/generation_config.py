@@ -20,7 +20,7 @@ from ..processing.arrays import is_array, to_numpy
 from .loading import hub_options
 from .sharing import push_folder
 
-# What `generate` obeys, with transformers' defaults.
+# Settings that `generate` obeys, with transformers' defaults.
 DEFAULTS: dict[str, Any] = {
     "max_length": None,  # 20 new tokens without max_new_tokens
     "max_new_tokens": None,

@@ -67,7 +67,7 @@ def make_processors(
 def later_processors(
     chosen: dict[str, Any], prompt: int, end: int, vocabulary: int, ends: Sequence[int] | None, allowed: Any
 ) -> list[Process]:
-    """Those that follow `make_processors`. `end`: tokens in the rows at most; `allowed` is the caller's
+    """Processors that follow those of `make_processors`. `end`: tokens in the rows at most; `allowed` is the caller's
     `prefix_allowed_tokens_fn`."""
     made: list[Process] = []
     if allowed is not None:

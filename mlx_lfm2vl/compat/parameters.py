@@ -58,7 +58,7 @@ class ModelMethods(nn.Module):
 
     @property
     def name_or_path(self) -> str:
-        """What it was loaded by."""
+        """The name by which it was loaded."""
         return str(self.config.name_or_path)
 
     @property

@@ -91,7 +91,7 @@ def _is_exclusive(nodes: Nodes, pointer: Pointer) -> bool:
 
 
 def _traits(nodes: Nodes, pointer: Pointer) -> dict[str | None, set[str]]:
-    """Of a schema: the types (None), and as JSON the constants of each property that it requires."""
+    """Traits of a schema: the types (None), and as JSON the constants of each property that it requires."""
     node = nodes[pointer]
     while isinstance(node, Mapping) and "$ref" in node:
         pointer, node = target(nodes[()], pointer, node["$ref"])

@@ -170,7 +170,7 @@ def write_card(
 
 
 def _unfit_for_swift(config: Lfm2VlConfig) -> str:
-    """What keeps mlx-swift-lm from running a model that other programs run, if anything does."""
+    """The reason that keeps mlx-swift-lm from running a model that other programs run, if anything does."""
     said = "" if config.tie_word_embeddings else SWIFT_HEAD
     if config.image_token_id != SWIFT_IMAGE_TOKEN:
         said += (

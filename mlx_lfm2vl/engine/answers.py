@@ -17,7 +17,7 @@ from .queue import Job, Loaded
 
 
 class Answers:
-    """Of one model."""
+    """The answers of one model."""
 
     def __init__(self, loaded: Loaded, vision_cache: VisionCache, prompt_cache: PromptCache):
         self._loaded = loaded

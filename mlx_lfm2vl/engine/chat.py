@@ -27,11 +27,11 @@ T = TypeVar("T")
 
 
 class AskArguments(TurnArguments, RequestArguments, total=False):
-    """Of `EngineChat.submit`."""
+    """Options of `EngineChat.submit`."""
 
 
 class AskAgainArguments(RetryArguments, RequestArguments, total=False):
-    """Of `EngineChat.submit_retry` and `submit_continue_final_message`."""
+    """Options of `EngineChat.submit_retry` and `submit_continue_final_message`."""
 
 
 class Host(Protocol):

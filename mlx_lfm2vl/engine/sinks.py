@@ -18,7 +18,7 @@ def is_last(item: Item) -> bool:
 
 
 class SinkThreads:
-    """Those of one engine that have not given their sink all yet. Safe to use from any thread."""
+    """Requests of one engine that have not given their sink all yet. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

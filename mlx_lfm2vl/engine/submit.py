@@ -21,7 +21,7 @@ PLACE_SECONDS = 0.02  # between looks for a place in the queue
 
 
 class RequestArguments(TypedDict, total=False):
-    """Of a request of an engine."""
+    """Options of a request of an engine."""
 
     deadline: float | None
     wait: float
@@ -29,7 +29,7 @@ class RequestArguments(TypedDict, total=False):
 
 
 class SubmitArguments(PromptArguments, RequestArguments, total=False):
-    """Of `Engine.submit`."""
+    """Options of `Engine.submit`."""
 
 
 def settings(model: weakref.ref[Lfm2VlForConditionalGeneration]) -> ModelSettings:

@@ -40,7 +40,7 @@ class ImageOverrides(TypedDict, total=False):
 
 
 class ProcessorArguments(ImageOverrides, total=False):
-    """Of a processor that is loaded."""
+    """Options of a processor that is loaded."""
 
     source_policy: SourcePolicy
     chat_template: str | None
@@ -68,11 +68,11 @@ class OptionFields(TypedDict, total=False):
 
 
 class CallOverrides(ImageOverrides, OptionFields, total=False):
-    """Of one call."""
+    """Options of one call."""
 
 
 class ConversationArguments(ImageOverrides, total=False):
-    """Of a chat."""
+    """Options of a chat."""
 
     system: str | None
     tools: Sequence[Mapping[str, Any]] | None
@@ -81,13 +81,13 @@ class ConversationArguments(ImageOverrides, total=False):
 
 
 class PromptArguments(ConversationArguments, total=False):
-    """Of one request."""
+    """Options of one request."""
 
     progress: Progress | None
 
 
 class GenerateArguments(PromptArguments, OptionFields, total=False):
-    """Of `stream_generate`."""
+    """Options of `stream_generate`."""
 
     vision_cache: VisionCache | None
     prompt_cache: PromptCache | None
@@ -95,7 +95,7 @@ class GenerateArguments(PromptArguments, OptionFields, total=False):
 
 
 class RetryArguments(TypedDict, total=False):
-    """Of a turn that is answered anew."""
+    """Options of a turn that is answered anew."""
 
     options: GenerationOptions | None
     stop: Stop | None
@@ -103,6 +103,6 @@ class RetryArguments(TypedDict, total=False):
 
 
 class TurnArguments(RetryArguments, total=False):
-    """Of a turn."""
+    """Options of a turn."""
 
     role: Role

@@ -19,7 +19,7 @@ class RowLogprobs:
 
 @dataclass(frozen=True)
 class Logprobs:
-    """Of a batch, on the device.
+    """The logprobs of a batch, on the device.
 
     Attributes:
         own: of the tokens, (B,) float32.
@@ -31,7 +31,7 @@ class Logprobs:
 
     @classmethod
     def of(cls, logits: mx.array, tokens: mx.array, top: int) -> Self:
-        """Those of `top` tokens under logits (B, vocabulary), and of the tokens (B,) that were chosen."""
+        """The logprobs of `top` tokens under logits (B, vocabulary), and of the tokens (B,) that were chosen."""
         logits = logits.astype(mx.float32)
         norm = mx.logsumexp(logits, axis=-1, keepdims=True)
         own = (mx.take_along_axis(logits, tokens[:, None], axis=-1) - norm)[:, 0]
@@ -46,12 +46,12 @@ class Logprobs:
         return [self.own, *(self.top or ())]
 
     def filter(self, rows: mx.array) -> Logprobs:
-        """Those of some rows."""
+        """The logprobs of some rows."""
         return Logprobs(self.own[rows], self.top and (self.top[0][rows], self.top[1][rows]))
 
     @classmethod
     def merge(cls, parts: Sequence[Logprobs | None], counts: Sequence[int]) -> Logprobs | None:
-        """Those of several batches as one. Where a part has none, or fewer, nobody asks for them: they are zeros."""
+        """The logprobs of several batches as one. A part that has none, or fewer, is not asked for them: zeros."""
         if all(part is None for part in parts):
             return None
         filled = [part or cls(mx.zeros(count)) for part, count in zip(parts, counts, strict=True)]
@@ -69,7 +69,7 @@ class Logprobs:
         return cls(own, (ids, values))
 
     def rows(self) -> list[RowLogprobs]:
-        """Those of each row, on the host."""
+        """The logprobs of each row, on the host."""
         own: list[float] = self.own.tolist()  # type: ignore[assignment]
         if self.top is None:
             return [RowLogprobs(each) for each in own]

@@ -1,4 +1,4 @@
-"""Whatever names or holds a picture file, opened: paths, addresses, base64, open files, bytes.
+"""Files of pictures, opened by whatever names or holds them: paths, addresses, base64, open files, bytes.
 
 Only regular files are opened, and only what a `SourcePolicy` allows. Pages in brackets at the end of a name
 (`a.pdf[2-5]`) are no part of the file's own, unless a file is called so.

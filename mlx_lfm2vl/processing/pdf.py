@@ -39,7 +39,7 @@ _LOOKS = 0.05  # seconds between two looks whether the work is cancelled
 MAX_MEMORY = 2 * 2**30  # of a process, in bytes
 WHOLE: Ranges = ((1, None),)
 _SIDE = 2**20  # pixels of a page's longer side that no model sees more of
-_INSTALL = "pip install 'mlx-lfm2vl[pdf]'"
+_INSTALL = "pip install pypdfium2"
 _SELECTION = re.compile(r"(.+)\[([^\[\]]*)\]", re.S)
 _RANGE = re.compile(r"\s*(\d{1,9})\s*(?:(-)\s*(\d{1,9})?)?\s*")
 

@@ -29,8 +29,8 @@ LOOK_SECONDS = 1.0  # between looks for models that nobody asks for
 
 @dataclass(frozen=True)
 class ModelsSettings:
-    """Of all models: `memory_budget`, bytes that the weight files of loaded models have together (None: what fits);
-    `keep_alive`, seconds after the last answer until a model is let go of (None: never); arguments of `load` and
+    """Settings of all models: `memory_budget`, bytes that the weight files of loaded models have together (None: what
+    fits); `keep_alive`, seconds after the last answer until a model is let go of (None: never); arguments of `load` and
     `Engine`."""
 
     memory_budget: int | None = None

@@ -31,9 +31,9 @@ LAST_SECONDS = 5.0  # that connections have to close once all answers have ended
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a server. `port` 0: one that is free. `open_to_all`: other addresses than this machine's own may be used
-    without an API key. `deadline`: seconds that an answer may take (None: any). `shutdown_seconds`: that answers may
-    still take once the server is told to stop. Raises `OptionError`."""
+    """Settings of a server. `port` 0: one that is free. `open_to_all`: other addresses than this machine's own may be
+    used without an API key. `deadline`: seconds that an answer may take (None: any). `shutdown_seconds`: that answers
+    may still take once the server is told to stop. Raises `OptionError`."""
 
     models: Sequence[str] = ("demo",)
     host: str = "127.0.0.1"

@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 class TaskArguments(TypedDict, total=False):
-    """Of a task that a model does."""
+    """Options of a task that a model does."""
 
     options: GenerationOptions | None
     image_overrides: Mapping[str, Any] | None

@@ -270,12 +270,12 @@ FAULTY = [
     Row(
         "pypdfium2 is not installed",
         without_pypdfium2,
-        Refused(ImageError, "{folder}/a.pdf", "needs pypdfium2", "pip install 'mlx-lfm2vl[pdf]'"),
+        Refused(ImageError, "{folder}/a.pdf", "needs pypdfium2", "pip install pypdfium2"),
     ),
     Row(
         "pypdfium2 is damaged",
         with_a_broken_pypdfium2,
-        Refused(ImageError, "{folder}/a.pdf", "pypdfium2 cannot be imported", "pip install 'mlx-lfm2vl[pdf]'"),
+        Refused(ImageError, "{folder}/a.pdf", "pypdfium2 cannot be imported", "pip install pypdfium2"),
     ),
     Row(
         "an app without a Python of its own",
