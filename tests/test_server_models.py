@@ -134,11 +134,18 @@ def test_a_damaged_model_is_told_in_the_log_and_tried_again(tmp_path):
     with serving(settings_of(folder, "demo")) as server:
         with pytest.raises(openai.InternalServerError) as refused:
             ask(server, "mended")
-        assert str(tmp_path) not in str(refused.value) and "log" in str(refused.value)
+        assert refused.value.code == "model_not_loaded" and refused.value.status_code == 503
+        assert str(refused.value.body["message"]) == "the model mended cannot be loaded; the server's log says why"
         assert any("model mended cannot be loaded" in line and str(tmp_path) in line for line in server.lines)
         ask(server, "demo")
         (folder / "model.safetensors").write_bytes(weights)
         assert ask(server, "mended").usage.completion_tokens == 1
+
+
+@pytest.mark.parametrize("name", ["nope", "./no/such/folder", "a/b/c/d"])
+def test_a_name_that_can_never_be_loaded_is_refused_at_once(name):
+    with pytest.raises(OptionError, match="no such folder, and not a hub repository name"):
+        settings_of(name)
 
 
 def test_the_progress_of_a_download_is_visible(tmp_path, monkeypatch):

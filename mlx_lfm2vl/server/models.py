@@ -16,8 +16,9 @@ from typing import Any
 from ..config import Lfm2VlConfig
 from ..engine.engine import Engine
 from ..engine.queue import Loaded
-from ..errors import EngineClosedError, Lfm2VlError, OutOfMemoryError
+from ..errors import EngineClosedError, Lfm2VlError, OptionError, OutOfMemoryError
 from ..hub import resolve
+from ..hub.names import of_page, split
 from ..pretrained import load
 from ..processing.processor import Lfm2VlProcessor
 from ..threads import cancellation
@@ -144,7 +145,11 @@ class Models:
             self._log(f"model {model.id} is loaded")
         except Lfm2VlError as error:
             self._log(f"model {model.id} cannot be loaded: {error}")
-            raise
+            if isinstance(error, (OutOfMemoryError, EngineClosedError)):
+                raise
+            # the reason may name files of this machine
+            told = f"the model {model.id} cannot be loaded; the server's log says why"
+            raise ApiError(503, told, param="model", code="model_not_loaded") from error
         finally:
             if model.state != "loaded":
                 model.state = "unloaded"
@@ -211,6 +216,13 @@ class Models:
             with contextlib.suppress(EngineClosedError):  # it ends meanwhile
                 await asyncio.to_thread(model.engine.unload, CLOSE_SECONDS)
         self._log(f"model {model.id} is unloaded")
+
+
+def check_name(source: str) -> None:
+    """Raises `OptionError` for what is neither a folder nor a repository's name, and so can never be loaded."""
+    there = source == "demo" or Path(source).expanduser().exists()
+    if not there and split(of_page(source)[0]) is None:
+        raise OptionError(f"{source}: no such folder, and not a hub repository name like 'LiquidAI/LFM2-VL-450M'")
 
 
 def name_of(source: str) -> str:

@@ -22,7 +22,7 @@ from .app import make_app
 from .connection import connection_type
 from .log import Write
 from .metrics import Metrics
-from .models import Models, ModelsSettings, name_of
+from .models import Models, ModelsSettings, check_name, name_of
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 BACKLOG = 1024  # connections that the system holds until they are taken
@@ -46,6 +46,8 @@ class Settings:
     shutdown_seconds: float = 10.0
 
     def __post_init__(self) -> None:
+        for source in self.models:
+            check_name(source)
         if len(set(map(name_of, self.models))) < len(self.models):
             raise OptionError("two of the models have the same name; rename one of the folders")
         if not is_loopback(self.host) and self.access.api_key is None and not self.open_to_all:
