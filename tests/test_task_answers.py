@@ -413,6 +413,16 @@ def test_another_answer_than_the_fields_is_refused(field, text, message):
         ({"properties": {"a": True}}, "schema, /properties/a: is bool, expected an object"),
         ({"properties": {"a": {"type": "array"}}}, "schema, /properties/a: this model answers a question a field"),
         ({"properties": {"a": {"enum": [1]}}}, "or an enum of strings"),
+        *(
+            ({"properties": {"a": {"type": kind, name: value}}}, f"/properties/a/{name}: .* cannot be held to it")
+            for kind, name, value in (
+                ("integer", "minimum", 5),
+                ("integer", "maximum", 0),
+                ("string", "pattern", "^[0-9]+$"),
+                ("string", "maxLength", 2),
+                ("string", "const", "x"),
+            )
+        ),
     ],
 )
 def test_a_schema_that_cannot_be_asked_for_is_refused(schema, message):
@@ -461,6 +471,9 @@ def test_a_failed_or_stopped_answer_is_no_result():
     assert task.parse(requests, [Completion("[]", finish_reason="stop")]) == []
     with pytest.warns(AnswerWarning, match="cut off by max_tokens"):
         assert DescribeTask(BY_NAME["demo"]).parse(requests, [Completion("A cat", finish_reason="length")]) == "A cat"
+    fields = ExtractTask(BY_NAME["demo"], {"properties": {"a": {"type": "string"}}})
+    with pytest.raises(AnswerError, match="cut off by max_tokens; raise it"):
+        fields.parse(requests, [Completion("A cat", finish_reason="length")])
     with pytest.raises(OptionError, match="2 answers for 1 requests"):
         task.parse(requests, ["[]", "[]"])
 

@@ -22,6 +22,7 @@ from . import answer_json
 from .task import Task, texts, together
 
 Schema = Mapping[str, Any]
+_QUESTION = {"type", "enum", "description", "title", "default", "examples"}  # keywords of a field that is asked for
 _ARTICLE = re.compile(r"(an?|the) +")
 
 
@@ -64,6 +65,8 @@ class ExtractTask(Task[dict[str, Any]]):
 
     def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> dict[str, Any]:
         """The object. That it holds to the schema is what generation sees to; here it is an object of JSON."""
+        if any(isinstance(answer, Completion) and answer.finish_reason == "length" for answer in answers):
+            raise AnswerError("the answer was cut off by max_tokens; raise it")
         found = texts(requests, answers)
         if self.recipe.extract == "questions":
             fields = self.schema["properties"].items()
@@ -102,6 +105,10 @@ def _check_question(name: str, field: Schema) -> None:
         raise OptionError(
             f"schema, /properties/{name}: this model answers a question a field; expected the type string, integer, "
             "number or boolean, or an enum of strings"
+        )
+    if unheld := sorted(field.keys() - _QUESTION):
+        raise OptionError(
+            f"schema, /properties/{name}/{unheld[0]}: this model answers a question a field, and cannot be held to it"
         )
 
 

@@ -127,7 +127,7 @@ def texts(requests: Sequence[GenerationRequest], answers: Sequence[str | Complet
             if answer.finish_reason in ("cancelled", "deadline"):
                 raise AnswerError(f"the answer was stopped ({answer.finish_reason}) before it was whole")
             if answer.finish_reason == "length":
-                warnings.warn("the answer was cut off by max_tokens", AnswerWarning, stacklevel=3)
+                warnings.warn("the answer was cut off by max_tokens; raise it", AnswerWarning, stacklevel=3)
             answer = answer.text
         found.append(answer)
     return found
