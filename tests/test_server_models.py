@@ -135,7 +135,8 @@ def test_a_damaged_model_is_told_in_the_log_and_tried_again(tmp_path):
         with pytest.raises(openai.InternalServerError) as refused:
             ask(server, "mended")
         assert refused.value.code == "model_not_loaded" and refused.value.status_code == 503
-        assert str(refused.value.body["message"]) == "the model mended cannot be loaded; the server's log says why"
+        assert "the model mended cannot be loaded; the server's log says why" in str(refused.value)
+        assert str(tmp_path) not in str(refused.value)
         assert any("model mended cannot be loaded" in line and str(tmp_path) in line for line in server.lines)
         ask(server, "demo")
         (folder / "model.safetensors").write_bytes(weights)

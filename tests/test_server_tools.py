@@ -58,6 +58,14 @@ def test_a_tool_that_is_demanded_is_called_with_valid_arguments(client, choice):
     is_valid(json.loads(call.function.arguments))
 
 
+def test_a_call_that_is_cut_off_is_no_text(client):
+    (answer,) = chat(client, tool_choice="required", max_tokens=8).choices
+    assert (answer.finish_reason, answer.message.content, answer.message.tool_calls) == ("length", "", None)
+    chunks = list(chat(client, tool_choice="required", max_tokens=8, stream=True))
+    assert not any(chunk.choices[0].delta.content or chunk.choices[0].delta.tool_calls for chunk in chunks)
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
 def test_a_call_streams_as_a_delta(client):
     whole = chat(client, tool_choice="required").choices[0].message.tool_calls[0].function
     deltas = [chunk.choices[0] for chunk in chat(client, tool_choice="required", stream=True)]

@@ -12,6 +12,7 @@ from ..engine.handle import Request
 from ..errors import EngineClosedError
 from ..generation.response import NOTHING, GenerationResponse, Statistics, TopLogprob
 from ..generation.tools import read_tool_calls
+from ..processing.conversation import CALL_END
 from .api_error import ApiError
 from .api_request import ApiRequest
 
@@ -109,14 +110,16 @@ def _reason(response: GenerationResponse, statistics: Statistics, called: bool) 
 
 
 def _read(response: GenerationResponse, asked: ApiRequest) -> tuple[str, tuple[Call, ...]]:
-    """The text and the calls of a response. A call that cannot be read, or that nobody asked for, is text."""
+    """The text and the calls of a response. A call that cannot be read, or that nobody asked for, is text; what there
+    is of one that was cut off is neither."""
     if not response.tool_text:
         return response.text, ()
     if not asked.tools:
         return response.text + response.tool_text, ()
     found, errors = read_tool_calls(response.tool_text)
     if errors or not found:
-        return response.text + response.tool_text, ()
+        cut = response.finish_reason is not None and CALL_END not in response.tool_text
+        return response.text if cut else response.text + response.tool_text, ()
     made = [
         Call(secrets.token_hex(12), call.name, json.dumps(call.arguments, ensure_ascii=False))
         for call in (found if asked.several_calls else found[:1])
