@@ -15,8 +15,12 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 LARGE = (".safetensors", ".bin", ".pt", ".ckpt")  # what the hub keeps in its storage for large files
 
@@ -65,6 +69,16 @@ class HubServer:
     sizes: dict[str, int] = field(default_factory=dict)  # file: what listings say of its size, in place of the truth
     large: tuple[str, ...] = LARGE  # how the names of large files end
     cut_uploads: int = 0  # so many uploads of large files break off in the middle
+
+    def be_the_hub(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Makes this the hub of the process that runs, which may have imported the client already."""
+        address = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, self.url)
+        for name, value in (
+            ("ENDPOINT", self.url),
+            ("HUGGINGFACE_CO_URL_TEMPLATE", address),
+            ("HF_HUB_CACHE", str(cache)),
+        ):
+            monkeypatch.setattr(constants, name, value)
 
     def __enter__(self) -> HubServer:
         hub = self

@@ -147,8 +147,12 @@ def test_no_more_is_read_ahead_than_is_soon_needed(tmp_path):
     opened = []
 
     class Noted(os.PathLike):
+        seen = False
+
         def __fspath__(self):
-            opened.append(threading.current_thread().name)
+            if not self.seen:
+                opened.append(threading.current_thread().name)
+            self.seen = True
             return str(tmp_path / "small.png")
 
     with Engine(endless_model, max_batch=2) as engine:

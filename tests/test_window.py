@@ -328,17 +328,9 @@ def engines() -> set[threading.Thread]:
 
 
 def test_a_download_shows_its_progress_and_can_be_left(start, tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
     files = {path.name: path.read_bytes() for path in demo.path().iterdir() if path.is_file() and path.suffix != ".py"}
     with HubServer({"maker/slow": Repository(files)}, pace=1_000_000) as hub:
-        address = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
-        for name, value in (
-            ("ENDPOINT", hub.url),
-            ("HUGGINGFACE_CO_URL_TEMPLATE", address),
-            ("HF_HUB_CACHE", str(tmp_path)),
-        ):
-            monkeypatch.setattr(constants, name, value)
+        hub.be_the_hub(monkeypatch, tmp_path)
         others = engines()
         driven = start("maker/slow")
         (own,) = engines() - others

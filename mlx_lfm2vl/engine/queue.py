@@ -115,14 +115,11 @@ class Waiting:
             self._news()
 
     def hold(self) -> list[Request]:
-        """Lets nothing be taken until `begin` is called; the requests that waited, now out, and those that run."""
+        """Lets nothing be taken until `begin` is called; the requests that wait, and those that run."""
         with self._changed:
             self._held, self._loaded, self._all_ready = True, None, False
-            requests = [job.request for job in self._jobs + self._running]
-            for request in requests:
-                self._free(request)
             self._changed.notify_all()
-            return requests
+            return [job.request for job in self._jobs + self._running]
 
     def wait_for(self, wanted: Callable[[], bool]) -> bool:
         """Waits until `wanted` says so (`wake` lets it be asked anew), or a job is there. False once the queue is

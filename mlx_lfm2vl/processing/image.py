@@ -168,7 +168,7 @@ class Lfm2VlImageProcessor:
         Raises `ImageError`, `OptionError`.
         """
         check_return_tensors(return_tensors)
-        features, plans = self.encode(images, **overrides)
+        features, plans = self.encode(with_pages(images, self.source_policy), **overrides)
         if return_row_col_info:
             info = {
                 "image_rows": [plan.rows for plan in plans],
@@ -186,8 +186,9 @@ class Lfm2VlImageProcessor:
             raise OptionError(str(error)) from None
 
     def encode(self, images: Any, **overrides: Any) -> tuple[BatchFeature, list[ViewPlan]]:
-        """The arrays of `__call__` and each picture's plan, from which the text is expanded."""
-        config, pictures = self.configured(**overrides), flatten(with_pages(images, self.source_policy))
+        """The arrays of `__call__` and each picture's plan, from which the text is expanded. A PDF document is given as
+        its pages."""
+        config, pictures = self.configured(**overrides), flatten(images)
         if not config.do_rescale:  # which says of pictures of floats that they are in 0..1 already, as all are here
             floats = [isinstance(picture, np.ndarray) and picture.dtype.kind == "f" for picture in pictures]
             if any(floats) and not all(floats):

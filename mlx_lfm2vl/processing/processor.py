@@ -147,7 +147,8 @@ class Lfm2VlProcessor(PromptEncoder):
             PromptError, ImageError, OptionError, TokenizerError: naming what is wrong.
         """
         chosen = {name: options.pop(name) for name in TextOptions.__dataclass_fields__ if name in options}
-        return self._encode(images, text, TextOptions(**chosen), options)
+        pages = None if images is None else with_pages(images, self.image_processor.source_policy)
+        return self._encode(pages, text, TextOptions(**chosen), options)
 
     def _encode(
         self,
@@ -166,7 +167,6 @@ class Lfm2VlProcessor(PromptEncoder):
         if not texts or not all(isinstance(sample, str) for sample in texts):
             raise PromptError("text must be a string or a list of strings, with at least one")
         markup = self.markup(options.use_image_special_tokens)
-        images = None if images is None else with_pages(images, self.image_processor.source_policy)
         patches, plans, expanded = self._expand(texts, images, markup, image_overrides)
         masks: list[list[int]] = []
         if marked:

@@ -58,8 +58,9 @@ class Model:
         self.opening: asyncio.Task[None] | None = None
 
     def told(self, what: str, done: int, total: int) -> None:
-        """Takes note of what is done, from any thread."""
-        self.progress = (what, done, total)
+        """Takes note of what is done, from any thread: of a download its bytes, as soon as they are known."""
+        if what != "files" or self.progress is None or self.progress[0] == what:
+            self.progress = (what, done, total)
 
 
 class Models:
