@@ -109,6 +109,15 @@ def test_names_of_a_schema_change_nothing_in_it():
         assert holds(form, "1") and holds(form, "5") and not holds(form, "293")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "held", "refused"),
+    [(r"\d", "3", "٣"), (r"\D", "٣", "3"), (r"[\dx]", "x", "٣"), (r"[^\d]", "٣", "3"), (r"\\d", r"\d", "3")],
+)
+def test_digits_are_those_of_ascii(pattern, held, refused):
+    form = ResponseFormat.regex(pattern)
+    assert holds(form, held) and not holds(form, refused)
+
+
 def test_separators_are_those_that_were_asked_for():
     for separators in ((", ", ": "), (",", ":")):
         form = ResponseFormat.json_schema({"type": "array", "items": NUMBER}, separators=separators)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -65,11 +66,18 @@ def _of_text(kind: str, value: str | tuple[str, ...]) -> str:
     if isinstance(value, tuple):
         return LLMatcher.grammar_from_regex("|".join(map(_escaped, value)))
     if kind == "regex":
-        return LLMatcher.grammar_from_regex(value)
+        return LLMatcher.grammar_from_regex(_ascii_digits(value))
     try:
         return LLMatcher.grammar_from_lark(any_to_lark(value))
     except Exception as error:  # its parser raises just that
         raise ConstraintError(f"the grammar cannot be held: {first_line(error)}") from None
+
+
+def _ascii_digits(pattern: str) -> str:
+    r"""The regular expression with `\d` as 0 to 9, as in a JSON schema's `pattern` and in JavaScript: not the digits of
+    every script, of which each version of Unicode knows others."""
+    classes = {r"\d": "[0-9]", r"\D": "[^0-9]"}
+    return re.sub(r"\\.", lambda escape: classes.get(escape[0], escape[0]), pattern, flags=re.DOTALL)
 
 
 def _escaped(text: str) -> str:

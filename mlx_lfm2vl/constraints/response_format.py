@@ -60,8 +60,8 @@ class ResponseFormat:
 
     @classmethod
     def regex(cls, pattern: str) -> Self:
-        """A text that a regular expression matches as a whole. Its syntax is that of Rust's crate regex: Python's
-        without look-around and back references. Raises `ConstraintError`."""
+        r"""A text that a regular expression matches as a whole. Its syntax is that of Rust's crate regex: Python's
+        without look-around and back references; `\d` is 0 to 9. Raises `ConstraintError`."""
         return cls("regex", pattern)
 
     @classmethod
