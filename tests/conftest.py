@@ -22,7 +22,7 @@ import signal
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -240,6 +240,20 @@ def on_cpu() -> Iterator[None]:
     mx.set_default_device(mx.Device(mx.cpu))
     yield
     mx.set_default_device(before)
+
+
+# Rows of which only the soak runs all
+
+
+def sampled(rows: Iterable[Any], keep: int) -> list[Any]:
+    """All rows for `parametrize`. Those that are not among `keep` of them, evenly chosen, are run by the soak."""
+    rows = list(rows)
+    kept = {len(rows) * number // keep for number in range(keep)}
+    soak = pytest.mark.soak
+    return [
+        row if at in kept else pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=soak)
+        for at, row in enumerate(rows)
+    ]
 
 
 # The engine

@@ -237,7 +237,7 @@ def test_a_turn_that_is_stopped_anywhere_leaves_nothing_of_it(images, backend, m
     while True:
         chat = begun()
         asked = 0
-        pieces = list(chat.stream("What is this? " * 20, [picture(name) for name in images], stop=stop))
+        pieces = list(chat.stream("What is this? " * 8, [picture(name) for name in images], stop=stop))
         assert pieces[-1].finish_reason == "cancelled" and asked == stopped + 1
         if statistics_of(pieces[-1]).generated_tokens:
             break

@@ -94,6 +94,7 @@ def test_the_examples_of_explain_run_and_print_what_is_shown(place):
             assert (done.stdout.strip(), done.returncode) == (shown.strip(), 2 if "error: " in shown else 0), command
 
 
+@pytest.mark.soak
 def test_the_performance_pages_examples_print_tables_of_that_form(place):
     """Measured numbers differ; the columns and what was measured do not."""
 

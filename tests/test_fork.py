@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import sampled
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = f"""
@@ -82,7 +83,7 @@ WORKS = {
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("work", sampled(WORKS, 9))
 def test_a_forked_process_works_or_says_that_it_cannot(work, backend):
     text, expected = WORKS[work]
     done = subprocess.run(
