@@ -22,7 +22,7 @@ import signal
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -242,20 +242,6 @@ def on_cpu() -> Iterator[None]:
     mx.set_default_device(before)
 
 
-# Rows of which only the soak runs all
-
-
-def sampled(rows: Iterable[Any], keep: int) -> list[Any]:
-    """All rows for `parametrize`. Those that are not among `keep` of them, evenly chosen, are run by the soak."""
-    rows = list(rows)
-    kept = {len(rows) * number // keep for number in range(keep)}
-    soak = pytest.mark.soak
-    return [
-        row if at in kept else pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=soak)
-        for at, row in enumerate(rows)
-    ]
-
-
 # The engine
 
 
@@ -332,6 +318,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("backends")
     if marker is not None:
         metafunc.parametrize("backend", marker.args, indirect=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before those are chosen that `-m` names
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the rows of a test that is marked `sampled(n)`, n, evenly chosen, run as it says, the others in the soak."""
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for rows in tests.values():
+        if (marker := rows[0].get_closest_marker("sampled")) is not None:
+            kept = {len(rows) * number // marker.args[0] for number in range(marker.args[0])}
+            for at, row in enumerate(rows):
+                if at not in kept:
+                    row.add_marker(pytest.mark.soak)
 
 
 @pytest.fixture(autouse=True)

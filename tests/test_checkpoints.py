@@ -96,6 +96,7 @@ def test_a_quantised_head_that_differs_is_used(folder, tmp_path, bits):
     assert model.lm_head.bits == bits and "lm_head differs" in model.load_note
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("stored", ["none", "the same", "another"])
 @pytest.mark.parametrize("top", [None, True, False])
 @pytest.mark.parametrize("inner", [None, True, False])

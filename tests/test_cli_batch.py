@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, Loaded, cache_by_backend, sampled, statistics_of
+from conftest import GOLDEN, Loaded, cache_by_backend, statistics_of
 from PIL import Image
 from test_cli import MODEL, MODULE, ROOT, cli, refused  # noqa: F401
 
@@ -284,6 +284,7 @@ def test_failed_rows_are_replaced_wherever_they_stand(cli, tmp_path):  # noqa: F
         assert result(row) == alone(row["prompt"], images), row
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_batch_that_was_killed_ends_whole_when_started_again(tmp_path, end):
     draw(tmp_path, 12)
@@ -396,7 +397,8 @@ def test_failed_rows_are_done_again_in_their_places(cli, refused, tmp_path):  # 
     assert "give one of them" in refused(*words, "--retry-failed", "--overwrite")
 
 
-@pytest.mark.parametrize("end", sampled([signal.SIGINT, signal.SIGKILL], 1))
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_doing_failed_rows_again_may_be_stopped(tmp_path, end):
     rows, output, names = failing(tmp_path, 25)
     words = [*map(str, [*MODULE, "batch", rows, "--output", output, "--batch-size", 1, *FAST, "--max-tokens", 60])]

@@ -42,6 +42,7 @@ def greedy(model, prompt: Prompt, count: int, **prefill_options) -> np.ndarray:
     return np.array(list(decode(model, prompt, cache_, logits, UniformSampler(GREEDY), count))).T
 
 
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("case_id", case_ids(having="generated"))
 def test_greedy_tokens_are_the_references(case_id, golden):
     case = golden(case_id)

@@ -67,6 +67,7 @@ def without_counts(text: str) -> str:
     return re.sub(r'(_tokens": |"settings": )("\w+"|\d+)', r"\1...", text.strip())
 
 
+@pytest.mark.soak
 def test_the_command_lines_examples_run_and_print_what_is_shown(place):
     shown_outputs = 0
     for language, body in blocks("command-line", "console", "json"):

@@ -148,6 +148,7 @@ def tf32(patch):
     patch(mx, "addmm", lambda added, x, weight, of=mx.addmm: of(added, rounded(x), weight))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("damage", "width", "stages"),
     [
@@ -173,6 +174,7 @@ def test_wrong_numbers_are_named_and_end_with_1(damage, width, stages, quick, mo
     assert "1 of 1 rows out of bounds; " in out
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("damage", [damaged_weight, rope_a_hundredth_off, tf32, a_bad_group])
 def test_what_is_wrong_is_out_of_a_gpus_bounds_too(damage, quick, monkeypatch):
     width = bounds.BITS_8 if damage is a_bad_group else bounds.FLOAT32

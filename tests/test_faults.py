@@ -14,7 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, sampled
+from conftest import GOLDEN
 from hub_server import HubServer, Repository
 from test_cli import MODULE, ROOT
 from test_convert import large_folder
@@ -98,7 +98,8 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("stage", sampled(STAGES, 3))
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_killed_conversion_leaves_no_model_and_the_next_is_whole(large, tmp_path, stage):
     target = tmp_path / "out"
     words = ("convert", "--hf-path", large, "--mlx-path", target)

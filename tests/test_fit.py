@@ -171,6 +171,7 @@ def test_a_process_that_may_take_little_is_told_instead_of_ended(tmp_path):
     assert accepted.returncode == 0, accepted.stderr[-500:]
 
 
+@pytest.mark.sampled(2)
 @LINUX
 @pytest.mark.parametrize("room", [140_000_000, 300_000_000, 450_000_000, 800_000_000])
 def test_a_limit_that_would_be_met_half_way_is_told_before(tmp_path, room):

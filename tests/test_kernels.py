@@ -105,6 +105,7 @@ def test_flops_of_a_picture_are_those_of_its_true_patches(height, width):
     assert picture(model, height, width, padded=1024).flops == tower + projector
 
 
+@pytest.mark.soak
 def test_flops_of_a_prompt_leave_out_what_no_answer_needs():
     """Behind the last attention only the last token and the two before it, which its convolution takes. (Counted are
     attention and the products that add the residual.)"""

@@ -204,6 +204,7 @@ def kept_while_decoding(tokens: int) -> tuple[list[int], int]:
     return kept, cache.nbytes
 
 
+@pytest.mark.soak
 def test_what_is_kept_for_reuse_stays_a_multiple_of_the_kv_cache(roomy, capfd):
     """Twice: attention on a CPU copies keys and values, each time of another size. A GPU's copies nothing."""
     kept, held = kept_while_decoding(2300)
@@ -211,6 +212,7 @@ def test_what_is_kept_for_reuse_stays_a_multiple_of_the_kv_cache(roomy, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.soak
 def test_without_clearing_what_is_kept_would_grow_as_the_square(roomy, monkeypatch):
     monkeypatch.setattr(decoding, "clear_outgrown", lambda *_: None)
     kept, held = kept_while_decoding(2300)
@@ -369,6 +371,7 @@ class Refusal:
             patch.setattr(mx, name, partial(self.evaluate, getattr(mx, name)))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "work",
     [lambda: load_model(GOLDEN / "gen2"), one_answer, a_batch, conversations, the_references_generate],

@@ -38,6 +38,7 @@ def patches_of(case) -> list[np.ndarray]:
     ]
 
 
+@pytest.mark.sampled(36)
 @pytest.mark.parametrize("case_id", case_ids(having="pictures"))
 def test_vision_stages(case_id, golden):
     case = golden(case_id)
@@ -90,6 +91,7 @@ def test_views_of_all_sizes_together_are_what_each_is_alone(monkeypatch):
             assert_close(ours, np.array(wanted), 2e-5, f"view {index}")
 
 
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("case_id", case_ids())
 def test_language_stages_logits_and_loss(case_id, golden):
     case = golden(case_id)

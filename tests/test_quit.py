@@ -4,7 +4,6 @@ Programs run against hubs on loopback that send little at a time, or nothing mor
 began to leave.
 """
 
-import itertools
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import GOLDEN, sampled
+from conftest import GOLDEN
 from hub_server import HubServer, Repository
 from test_exit import BEGINNING, CODE, SECONDS
 from test_hub import surroundings
@@ -76,7 +75,9 @@ def leaves(hub: HubServer, home: Path, way: str) -> None:
         assert time.time() - begun < SECONDS + (way == "reload") and float(out) - begun < 1
 
 
-@pytest.mark.parametrize(("how", "way"), sampled(itertools.product(["paced", "silent"], WAYS), 7))
+@pytest.mark.sampled(5)
+@pytest.mark.parametrize("how", ["paced", "silent"])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_download_is_left_at_once(way, how, tmp_path):
     with HubServer({NAME: Repository(dict(BIG))}) as hub:
         if how == "paced":
@@ -115,7 +116,8 @@ def xet_hub(tmp_path_factory) -> Iterator[SilentXetServer]:
         yield hub
 
 
-@pytest.mark.parametrize("way", sampled(WAYS, 3))
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("way", WAYS)
 def test_a_download_through_xet_is_left_at_once(way, xet_hub, tmp_path):
     xet_hub.requests.clear()
     leaves(xet_hub, tmp_path, way)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import GOLDEN, sampled
+from conftest import GOLDEN
 from hub_server import HubServer
 from xet_server import XetFile, XetHubServer
 
@@ -135,16 +135,10 @@ def test_xet_can_be_switched_off(hub, folder, tmp_path):
     assert hub.repositories[NAME].files == uploaded(folder)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("status", "says"),
-    sampled(
-        [
-            (401, "the hub does not know you"),
-            (403, "you may not write there"),
-            (413, "the hub refuses files of this size"),
-        ],
-        1,
-    ),
+    [(401, "the hub does not know you"), (403, "you may not write there"), (413, "the hub refuses files of this size")],
 )
 def test_a_refused_upload_leaves_no_commit_and_says_why(hub, folder, tmp_path, status, says):
     hub.storage_status = status
