@@ -243,7 +243,7 @@ REFUSED = [
     ({"temperature": "hot"}, 400, "temperature", "invalid_type"),
     ({"temperature": True}, 400, "temperature", "invalid_type"),
     ({"temperature": 101}, 400, "temperature", "invalid_value"),
-    ({"top_p": 0}, 400, None, "invalid_value"),
+    ({"top_p": -0.1}, 400, "top_p", "invalid_value"),
     ({"max_tokens": 0}, 400, "max_tokens", "invalid_value"),
     ({"max_tokens": 1.5}, 400, "max_tokens", "invalid_value"),
     ({"max_tokens": 1, "max_completion_tokens": 2}, 400, "max_completion_tokens", "invalid_value"),

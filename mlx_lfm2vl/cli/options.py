@@ -245,7 +245,7 @@ def add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None = 512, 
     group.add_argument(
         "--temp", "--temperature", type=real(0, 100), metavar="T", help="temperature, 0 to 100; 0 is greedy"
     )
-    group.add_argument("--top-p", type=real(0, 1, above=True), metavar="P", help="nucleus, above 0 to 1; 1 is off")
+    group.add_argument("--top-p", type=real(0, 1), metavar="P", help="nucleus, 0 to 1; 1 is off, 0 is greedy")
     group.add_argument(
         "--min-p", type=real(0, 1), metavar="P", help="least share of the top probability, 0 to 1; 0 is off"
     )
