@@ -145,7 +145,15 @@ REFUSED = [
     ({"temperature": -0.1}, 400, "temperature"),
     ({"tool_choice": {"type": "auto"}}, 400, "without tools"),
     ({"mcp_servers": [{}]}, 400, "mcp_servers is not supported"),
-    ({"colour": "red"}, 400, "colour is not known"),
+    ({"speed": "fast"}, 400, 'speed is \\"fast\\", which is not supported'),
+    ({"container": {}}, 400, "container is not supported"),
+    ({"colour": "red"}, 400, "colour is not known; leave it out"),
+    ({"temprature": 1}, 400, "did you mean temperature?"),
+    (
+        {"messages": user([{"type": "tool_result", "tool_use_id": "t", "content": "x"}])},
+        400,
+        'messages[0].content[0].tool_use_id is \\"t\\", which is the id of no tool call',
+    ),
 ]
 
 

@@ -53,7 +53,7 @@ class ApiError(Exception):
 
 def unsupported(param: str, reason: str) -> ApiError:
     """The error of a field that the protocol has and this server does not offer."""
-    return ApiError(400, f"{param} is not supported here; {reason}", param=param, code="unsupported_parameter")
+    return ApiError(400, f"{param} {reason}", param=param, code="unsupported_parameter")
 
 
 def api_error(error: BaseException) -> ApiError:
