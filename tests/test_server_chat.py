@@ -312,7 +312,18 @@ def test_a_picture_that_cannot_be_read_is_refused_by_status(client, url, words, 
     content = [{"type": "image_url", "image_url": {"url": url}}]
     with pytest.raises(openai.BadRequestError) as refused:
         create(client, text(content), stream=stream)
-    assert words in str(refused.value)
+    assert words in str(refused.value) and refused.value.param == "messages[0].content[0].image_url.url"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_bad_one_of_several_pictures_is_named(client, stream):
+    bad = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8="}}
+    messages = [*about("scene"), *text("A ring.", role="assistant"), *text([*about("scene")[0]["content"], bad])]
+    with pytest.raises(
+        openai.BadRequestError, match=r"400 - messages\[2\]\.content\[2\]\.image_url\.url: not a pict"
+    ) as refused:
+        create(client, messages, stream=stream)
+    assert refused.value.param == "messages[2].content[2].image_url.url"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -170,8 +170,15 @@ def test_what_is_wrong_is_an_error_of_anthropic_s_shape(client, changes, status,
     assert words in json.dumps(shape) and shape["request_id"] == error.request_id
 
 
+def test_a_bad_picture_is_named_by_its_place(client):
+    bad = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGVsbG8="}}
+    with pytest.raises(anthropic.BadRequestError, match=r"'messages\[0\]\.content\[1\]\.source\.data: not a picture"):
+        create(client, messages=user([{"type": "text", "text": "a"}, bad]), max_tokens=1)
+
+
 def test_other_paths_and_methods_have_that_shape_too(server):
     status, _, error = server.raw("GET", "/v1/messages")
     assert status == 405 and error["type"] == "error"
+    assert error["error"]["message"] == "/v1/messages takes POST, not GET"
     status, _, error = server.raw("POST", "/v1/messages/batches", "{}", content_type="application/json")
     assert status == 404 and error["error"]["type"] == "not_found_error"

@@ -19,7 +19,7 @@ from ..config import parse_json
 from ..errors import PromptError
 from .addresses import decode_base64
 from .fetch import SourcePolicy
-from .pages import expand_pages, flatten
+from .pages import check_number, expand_pages, flatten
 from .picture_keys import holding, unread
 
 BESIDE = ("images", "image")  # keys of a message, as Ollama has them; such pictures stand before its text
@@ -161,6 +161,7 @@ def with_page_items(
         return {**message, "content": [each for item in content for each in expanded(item)]}
 
     made = [[paged(message) for message in messages] for messages in conversations]
+    check_number(sum(len(_image_items(messages)) for messages in made), policy)
     return made, beside if len(beside) > len(given) else images
 
 

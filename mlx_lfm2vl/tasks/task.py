@@ -27,19 +27,21 @@ from ..generation.response import Completion
 from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
 from ..processing.image import Lfm2VlImageProcessor
 from ..processing.load_image import load_image
-from ..processing.pages import expand_pages
+from ..processing.pages import pages_of
 from .recipes import Recipe
 
 Result = TypeVar("Result")
+CUT_OFF = "the answer was cut off by max_tokens; raise it"
 _SEEN = ("color_management", "exif", "min_image_tokens", "max_image_tokens", "do_image_splitting")
 
 
 @dataclass(frozen=True)
 class Task(ABC, Generic[Result]):
     """Something to find out about pictures, asked by a recipe. `max_tokens` is the longest answer where the caller does
-    not say it."""
+    not say it; `partial` says whether the beginning of an answer that was cut off is a result."""
 
     max_tokens: ClassVar[int]
+    partial: ClassVar[bool] = True
 
     recipe: Recipe
 
@@ -48,17 +50,33 @@ class Task(ABC, Generic[Result]):
         """The requests for upright pictures, with no other option than the form of the answer."""
 
     @abstractmethod
+    def result(self, requests: Sequence[GenerationRequest], found: Sequence[str]) -> Result:
+        """The result of the texts of the answers, one a request. Raises `AnswerError`."""
+
     def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> Result:
-        """The result.
+        """The result. An `AnswerWarning` tells of an answer that was cut off by its length.
 
         Args:
             requests: what `requests` returned.
             answers: one for each, as text or as a `Completion`.
 
         Raises:
-            AnswerError: an answer cannot be read. Its message names the place.
+            AnswerError: an answer cannot be read. Its message names the place, and max_tokens where that cut it off.
             Lfm2VlError: the error of a `Completion`.
         """
+        found = texts(requests, answers)
+        cut = any(isinstance(answer, Completion) and answer.finish_reason == "length" for answer in answers)
+        if cut and not self.partial:
+            raise AnswerError(CUT_OFF)
+        try:
+            made = self.result(requests, found)
+        except AnswerError as error:
+            if cut:
+                raise AnswerError(f"{CUT_OFF} ({error})") from None
+            raise
+        if cut:
+            warnings.warn(CUT_OFF, AnswerWarning, stacklevel=2)
+        return made
 
     def requests(
         self,
@@ -85,7 +103,7 @@ class Task(ABC, Generic[Result]):
         """
         overrides = dict(image_overrides or {})
         config = _configured(image_config, overrides)
-        given = [page for each in checked_pictures(images) for page in expand_pages(each, source_policy)]
+        given = pages_of(checked_pictures(images), source_policy)
         pictures = [load_image(picture, source_policy, config) for picture in given]
         if not pictures:
             raise PromptError("there is no picture; give one or several")
@@ -115,8 +133,8 @@ def _configured(config: ImageProcessorConfig | None, overrides: Mapping[str, Any
 
 
 def texts(requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[str]:
-    """The texts of answers, one a request. An `AnswerWarning` tells of one that was cut off by its length. Raises the
-    error of one that has failed, and `AnswerError` for one that was stopped."""
+    """The texts of answers, one a request. Raises the error of one that has failed, and `AnswerError` for one that was
+    stopped."""
     if len(requests) != len(answers):
         raise OptionError(f"there are {len(answers)} answers for {len(requests)} requests")
     found = []
@@ -126,8 +144,6 @@ def texts(requests: Sequence[GenerationRequest], answers: Sequence[str | Complet
                 raise answer.error
             if answer.finish_reason in ("cancelled", "deadline"):
                 raise AnswerError(f"the answer was stopped ({answer.finish_reason}) before it was whole")
-            if answer.finish_reason == "length":
-                warnings.warn("the answer was cut off by max_tokens; raise it", AnswerWarning, stacklevel=3)
             answer = answer.text
         found.append(answer)
     return found
