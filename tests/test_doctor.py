@@ -170,7 +170,7 @@ def test_wrong_numbers_are_named_and_end_with_1(damage, width, stages, quick, mo
     assert found and found[1] == width.name
     assert set(re.findall(r"(\w+) [\d.]+(?:e-\d+|x)", found[2])) == stages
     assert re.search(rf"^\| random \| {width.name} +\| .* OUT +\|$", out, re.M)
-    assert "1 of 1 rows out of bounds; " in out
+    assert "1 of 1 row out of bounds; " in out
 
 
 @pytest.mark.parametrize("damage", [damaged_weight, rope_a_hundredth_off, tf32, a_bad_group])

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..benchmark.report import aligned, wrapped
+from ..errors import counted
 from .system import System
 
 COLUMNS = 100
@@ -100,7 +101,8 @@ class Report:
         for row in bad:
             found = f"- out of bounds: {row.name}: {', '.join(row.faults)}; bound {row.shown(row.bound)}"
             lines += wrapped(found, "  ", COLUMNS)
-        verdict = f"{len(bad)} of {len(self.rows)} rows out of" if bad else f"All {len(self.rows)} rows within"
+        rows = counted(len(self.rows), "row")
+        verdict = f"{len(bad)} of {rows} out of" if bad else f"{'All ' if len(self.rows) > 1 else ''}{rows} within"
         lines.append(f"{verdict} bounds; {self.seconds:.1f} s.")
         return "\n".join(lines)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import ImageError
+from ..errors import ImageError, counted
 from . import pdf
 from .arrays import is_array, to_numpy
 from .fetch import DEFAULT_POLICY, SourcePolicy
@@ -62,7 +62,9 @@ def pages_of(images: Sequence[Any], policy: SourcePolicy) -> list[Any]:
 def check_number(pictures: int, policy: SourcePolicy) -> None:
     """Raises `ImageError` for more pictures in a call than the policy allows; a page counts as one."""
     if policy.max_pictures is not None and pictures > policy.max_pictures:
-        raise ImageError(f"{pictures} pictures and pages in one call, but at most {policy.max_pictures}; give fewer")
+        raise ImageError(
+            f"{counted(pictures, 'picture')} in one call, pages counted, but at most {policy.max_pictures}; give fewer"
+        )
 
 
 def expand_pages(picture: Any, policy: SourcePolicy) -> list[Any]:

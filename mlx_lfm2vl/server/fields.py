@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from ..config.files import parse_json
-from ..errors import did_you_mean
+from ..errors import counted, did_you_mean
 from .api_error import ApiError, unsupported
 
 MOST_DEPTH = 100  # of lists and objects in each other
@@ -64,7 +64,7 @@ class Fields:
     def text(self, name: str, *, required: bool = False, longest: int | None = None) -> Any:
         value = self._typed(name, str, "a text", required)
         if value is not None and longest is not None and len(value) > longest:
-            self.fail(name, f"has {len(value)} characters, expected at most {longest}")
+            self.fail(name, f"has {counted(len(value), 'character')}, expected at most {longest}")
         return value
 
     def choice(self, name: str, choices: Iterable[str], *, required: bool = False) -> Any:

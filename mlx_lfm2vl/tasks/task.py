@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..config import ImageProcessorConfig
 from ..constraints.response_format import ResponseFormat
-from ..errors import AnswerError, AnswerWarning, OptionError, PromptError
+from ..errors import AnswerError, AnswerWarning, OptionError, PromptError, counted
 from ..generation.messages import checked_pictures
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
@@ -136,7 +136,7 @@ def texts(requests: Sequence[GenerationRequest], answers: Sequence[str | Complet
     """The texts of answers, one a request. Raises the error of one that has failed, and `AnswerError` for one that was
     stopped."""
     if len(requests) != len(answers):
-        raise OptionError(f"there are {len(answers)} answers for {len(requests)} requests")
+        raise OptionError(f"{counted(len(answers), 'answer')} for {counted(len(requests), 'request')}; give one each")
     found = []
     for answer in answers:
         if isinstance(answer, Completion):
