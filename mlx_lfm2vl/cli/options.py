@@ -70,6 +70,24 @@ def note(message: str) -> None:
     print_stderr(f"{PROGRAM}: {one_line(message)}")
 
 
+def as_typed(message: str, parser: argparse.ArgumentParser) -> str:
+    """A message of the library about its arguments, which are called as the command's options are."""
+    for action in parser._actions:
+        name, option = action.dest, next((word for word in action.option_strings if word.startswith("--")), None)
+        if option is not None and "_" in name:
+            message = re.sub(rf"\b{name}\b", option, message)
+        elif option is not None:
+            message = re.sub(rf"^{name}(?= is )|\b{name}=(?=[ ,])", option, message)
+    return message.removeprefix("image processor: ").replace("do_image_splitting", "--tiling")
+
+
+def nonempty(given: str) -> str:
+    """An argparse type: a text that is not empty."""
+    if not given:
+        raise argparse.ArgumentTypeError("is empty; leave it out, or write a text")
+    return given
+
+
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
     """An argparse type: an integer of at least `low` and at most `high`."""
 
@@ -221,7 +239,9 @@ def add_control_tokens(parser: argparse.ArgumentParser) -> None:
 
 def _bias(text: str) -> tuple[int, float]:
     """An argparse type: the id of a token, and a number."""
-    token, _, bias = text.partition("=")
+    token, equals, bias = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text[:50]!r} is no ID=BIAS, such as 42=-5")
     return whole(0)(token), real(-100, 100)(bias)
 
 
@@ -274,6 +294,7 @@ def add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None = 512, 
     parser.add_argument(
         "--stop",
         action="append",
+        type=nonempty,
         default=[],
         metavar="TEXT",
         help="end the answer before this text; may be given again",
