@@ -152,9 +152,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "| " + " | ".join("-" * size for size in sizes) + " |", *lines[1:]]
 
 
-def wrapped(text: str, indent: str = "", columns: int = COLUMNS) -> list[str]:
+def wrapped(text: str, indent: str = "") -> list[str]:
     """The lines of a text, broken at blanks only."""
-    return textwrap.wrap(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(text, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _forms(forms: Constraints) -> tuple[str, ...]:
