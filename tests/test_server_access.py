@@ -157,10 +157,10 @@ def test_what_is_no_name_of_a_host_is_refused(name):
         Access(hosts=(name,))
 
 
-@pytest.mark.parametrize("host", ["example.org", "203.0.113.7", "2001:db8::1", "1.2.3", ""])
+@pytest.mark.parametrize("host", ["example.org", "300.1.1.1", "203.0.113.7", "2001:db8::1", "1.2.3", ""])
 def test_an_address_of_another_machine_is_said_to_be_none_of_this_one(host):
     with pytest.raises(OptionError, match=r"^--host .* is no IP address of this machine; give one, such as 127"):
-        listening(host, 0)
+        listening(Settings(host=host, access=Access(api_key="a")).host, 0)
 
 
 def test_a_port_that_is_taken_is_said_to_be():

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from ..errors import counted
+from .argument_types import whole
 from .inputs import DEFAULT_PROMPT, add_prompt, read_prompt
 from .options import (
     add_control_tokens,
@@ -18,7 +19,6 @@ from .options import (
     note,
     picture_overrides,
     sampling_options,
-    whole,
 )
 from .tasks import add_recipe
 

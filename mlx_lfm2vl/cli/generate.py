@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import counted
+from .argument_types import whole
 from .inputs import DEFAULT_PROMPT, STDIN, add_prompt, expand, load_pictures, piped_prompt, read_prompt
 from .options import (
     add_control_tokens,
@@ -20,7 +21,6 @@ from .options import (
     note,
     sampling_options,
     source_policy,
-    whole,
 )
 from .progress import Spinner
 

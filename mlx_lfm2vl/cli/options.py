@@ -10,10 +10,10 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import did_you_mean, one_line
+from .argument_types import bias, nonempty, real, whole
 from .default_model import MODEL_VARIABLE, default_model
 from .forms import add_form, form_option
 from .progress import Bars, Spinner, above_progress
@@ -79,48 +79,6 @@ def as_typed(message: str, parser: argparse.ArgumentParser) -> str:
         elif option is not None:
             message = re.sub(rf"^{name}(?= is )|\b{name}=(?=[ ,])", option, message)
     return message.removeprefix("image processor: ").replace("do_image_splitting", "--tiling")
-
-
-def nonempty(given: str) -> str:
-    """An argparse type: a text that is not empty."""
-    if not given:
-        raise argparse.ArgumentTypeError("is empty; leave it out, or write a text")
-    return given
-
-
-def whole(low: int, high: int | None = None) -> Callable[[str], int]:
-    """An argparse type: an integer of at least `low` and at most `high`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low or (high is not None and value > high):
-            bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"{text[:50]!r} is not a whole number {bounds}")
-        return value
-
-    return parse
-
-
-def real(low: float, high: float | None = None, *, above: bool = False) -> Callable[[str], float]:
-    """An argparse type: a number from `low` (exclusive with `above`) to `high`. NaN and infinity are refused."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        good = (value > low if above else value >= low) and value <= (sys.float_info.max if high is None else high)
-        if not good:
-            bounds = f"above {low:g}" if above else f"of at least {low:g}"
-            raise argparse.ArgumentTypeError(
-                f"{text[:50]!r} is not a number {bounds}{'' if high is None else f' and at most {high:g}'}"
-            )
-        return value
-
-    return parse
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -237,14 +195,6 @@ def add_control_tokens(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _bias(text: str) -> tuple[int, float]:
-    """An argparse type: the id of a token, and a number."""
-    token, equals, bias = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text[:50]!r} is no ID=BIAS, such as 42=-5")
-    return whole(0)(token), real(-100, 100)(bias)
-
-
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None = 512, *, form: bool = True) -> None:
     """Length, sampling, seed and form, as `GenerationOptions` names them. None for `max_tokens`: it depends."""
     if form:
@@ -285,7 +235,7 @@ def add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None = 512, 
     group.add_argument(
         "--logit-bias",
         action="append",
-        type=_bias,
+        type=bias,
         default=[],
         metavar="ID=BIAS",
         help="added to the logit of a token, -100 to 100; may be given again",

@@ -7,8 +7,9 @@ import os
 import warnings
 from typing import Any
 
+from .argument_types import real, whole
 from .default_model import MODEL_VARIABLE, default_model
-from .options import add_picture_policy, note, picture_overrides, real, whole
+from .options import add_picture_policy, note, picture_overrides
 
 SUMMARY = "answer programs that speak OpenAI's or Anthropic's protocol"
 KEY_VARIABLE = "MLX_LFM2VL_API_KEY"  # of the environment: the key that callers must send
