@@ -39,6 +39,7 @@ from mlx_lfm2vl import (
     read,
     recipe_of,
 )
+from mlx_lfm2vl.processing.open_file import LabelledBytes
 from mlx_lfm2vl.tasks.recipes import choose
 from mlx_lfm2vl.tasks.run import run
 from mlx_lfm2vl.tasks.task import Task
@@ -186,6 +187,21 @@ def test_colours_are_read_by_the_policy_of_the_processor(loaded: Loaded):
     (request,) = job.requests(picture, image_config=as_they_are)
     messages: Any = request.prompt
     assert messages[-1]["content"][0]["image"].tobytes() == picture.convert("RGB").tobytes()
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_bytes_in_memory_wait_for_their_turn_undecoded(tmp_path: Path):
+    model, processor = load_demo()
+    picture = Image.open(EXAMPLES / "boxes.png").convert("RGB")
+    picture.getexif()[274] = 6  # to be turned
+    picture.save(tmp_path / "a.png", exif=picture.getexif())
+    held = LabelledBytes("images[0]", (tmp_path / "a.png").read_bytes())
+    job = DetectTask(recipe_of(model), "ring")
+    (request,) = job.requests(held, image_config=processor.image_processor.config)
+    (kept,) = request.images
+    assert kept.data is held.data and kept.size == picture.size[::-1]
+    answer = list(generate_batch(model, processor, [request]))
+    assert job.parse([request], answer) == detect(model, processor, tmp_path / "a.png", "ring") != []
 
 
 def test_an_answer_that_is_cut_off_is_said_to_be(loaded: Loaded):

@@ -30,10 +30,12 @@ def is_remote(picture: Any) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class LabelledBytes:
-    """The bytes of a picture file or PDF document, and what errors call them: an address, a place in a request."""
+    """The bytes of a picture file or PDF document, and what errors call them: an address, a place in a request. `size`:
+    (width, height) of the picture that `load_image` makes of them, where that is known."""
 
     label: str
     data: bytes = field(repr=False)
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from ..generation.response import Completion
 from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
 from ..processing.image import Lfm2VlImageProcessor
 from ..processing.load_image import load_image
+from ..processing.open_file import LabelledBytes
 from ..processing.pages import pages_of
 from .recipes import Recipe
 
@@ -104,7 +105,7 @@ class Task(ABC, Generic[Result]):
         overrides = dict(image_overrides or {})
         config = _configured(image_config, overrides)
         given = pages_of(checked_pictures(images), source_policy)
-        pictures = [load_image(picture, source_policy, config) for picture in given]
+        pictures = [_read(picture, source_policy, config, image_config is not None) for picture in given]
         if not pictures:
             raise PromptError("there is no picture; give one or several")
         if options is not None and not isinstance(options, GenerationOptions):
@@ -123,6 +124,14 @@ class Task(ABC, Generic[Result]):
             f"the recipe {self.recipe.name} has no {what}: the model is not known to do it; recipe= takes that of "
             "another model"
         )
+
+
+def _read(picture: Any, policy: SourcePolicy, config: ImageProcessorConfig, known: bool) -> Any:
+    """A picture that has been read, for a request. Bytes in memory stay what they are, with the picture's size: decoded
+    they may be a thousand times as large, and the request may wait for long. Only where the processor's policy is
+    `known` they will be the same picture again. Raises `ImageError`."""
+    made = load_image(picture, policy, config)
+    return replace(picture, size=made.size) if known and isinstance(picture, LabelledBytes) else made
 
 
 def _configured(config: ImageProcessorConfig | None, overrides: Mapping[str, Any]) -> ImageProcessorConfig:
