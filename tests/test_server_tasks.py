@@ -114,7 +114,7 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
         "the answer was cut off by max_tokens; raise it (answer, character ",
     ),
     ("extract", {"images": [data_uri("shapes")], "schema": SCHEMA, "max_tokens": 1}, 422, "cut off by max_tokens"),
-    ("detect", {"images": [data_uri("scene")] * 65, "what": "ring"}, 400, "images has 65 entries"),
+    ("detect", {"images": [data_uri("scene")] * 65, "what": "ring"}, 400, "images has 65 items"),
     ("read", {"images": [data_uri("scene")], "what": "ring"}, 400, "what is not known"),
     ("extract", {"images": [data_uri("scene")]}, 400, "schema is missing"),
     ("extract", {"images": [data_uri("scene")], "schema": "/etc/passwd"}, 400, "schema is a text"),

@@ -93,7 +93,7 @@ class Fields:
     def list(self, name: str, most: int, *, required: bool = False) -> Any:
         value = self._typed(name, list, "a list", required)
         if value is not None and len(value) > most:
-            self.fail(name, f"has {len(value)} entries, expected at most {most}")
+            self.fail(name, f"has {counted(len(value), 'item')}, expected at most {most}")
         return value
 
     def texts(self, name: str, most: int, longest: int) -> tuple[str, ...]:
