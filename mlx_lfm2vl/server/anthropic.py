@@ -106,7 +106,7 @@ def _messages(fields: Fields, rules: Rules, parts: Parts, pictures: Pictures) ->
     if not listed:
         fields.fail("messages", "is empty, expected at least one message")
     parts.add(fields, "messages", len(listed))
-    made = [message for each in listed for message in _message(each, parts, pictures)]
+    made = parts.in_order([message for each in listed for message in _message(each, parts, pictures)])
     if made[-1]["role"] == "assistant":
         raise unsupported(
             f"messages[{len(listed) - 1}]", "is the assistant's, and answers are not prefilled; end with a user's"

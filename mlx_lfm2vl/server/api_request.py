@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,7 +85,9 @@ class Parts:
 
     def __init__(self, limits: Limits):
         self._most, self._count = limits.parts, 0
-        self._calls: set[str] = set()
+        self._calls: dict[str, int] = {}
+        self._numbers = itertools.count()
+        self._results: list[int] = []  # which call each is of
 
     def add(self, fields: Fields, name: str, count: int) -> None:
         self._count += count
@@ -93,11 +96,23 @@ class Parts:
 
     def take_call(self, fields: Fields, name: str) -> None:
         """Takes the id of a tool call, which stands in this field."""
-        self._calls.add(fields.text(name, required=True))
+        self._calls[fields.text(name, required=True)] = next(self._numbers)
 
     def take_result(self, fields: Fields, name: str) -> None:
-        """Takes the id of the call that a result is of; templates tell results apart by their order. Raises `ApiError`
-        where there was no such call."""
+        """Takes the id of the call that a result is of. Raises `ApiError` where there was no such call."""
         id = fields.text(name, required=True)
         if id not in self._calls:
             fields.fail(name, f"is {shown(id)}, which is the id of no tool call before it")
+        self._results.append(self._calls[id])
+
+    def in_order(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The messages of these parts, in which results that follow each other are in the order of their calls, as
+        templates do not show ids."""
+        calls = iter(self._results)
+        made: list[dict[str, Any]] = []
+        for is_result, some in itertools.groupby(messages, lambda message: message["role"] == "tool"):
+            group = list(some)
+            if is_result:
+                group = [result for result, _ in sorted(zip(group, calls, strict=False), key=lambda pair: pair[1])]
+            made += group
+        return made

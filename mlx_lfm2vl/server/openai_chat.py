@@ -104,7 +104,7 @@ def _messages(fields: Fields, rules: Rules, pictures: Pictures) -> list[dict[str
         fields.fail("messages", "is empty, expected at least one message")
     parts = Parts(rules.limits)
     parts.add(fields, "messages", len(listed))
-    return [_message(message, parts, pictures) for message in listed]
+    return parts.in_order([_message(message, parts, pictures) for message in listed])
 
 
 def _message(fields: Fields, parts: Parts, pictures: Pictures) -> dict[str, Any]:

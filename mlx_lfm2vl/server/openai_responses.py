@@ -118,7 +118,7 @@ def _input(fields: Fields, parts: Parts, pictures: Pictures) -> list[dict[str, A
         else:
             item.fail("type", f"is {shown(kind)}, expected message, function_call or function_call_output")
         item.close()
-    return made
+    return parts.in_order(made)
 
 
 def _message(item: Fields, parts: Parts, pictures: Pictures) -> dict[str, Any]:
