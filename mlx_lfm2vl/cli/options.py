@@ -73,11 +73,11 @@ def note(message: str) -> None:
 def as_typed(message: str, parser: argparse.ArgumentParser) -> str:
     """A message of the library about its arguments, which are called as the command's options are."""
     for action in parser._actions:
-        name, option = action.dest, next((word for word in action.option_strings if word.startswith("--")), None)
-        if option is not None and "_" in name:
-            message = re.sub(rf"\b{name}\b", option, message)
-        elif option is not None:
-            message = re.sub(rf"^{name}(?= is )|\b{name}=(?=[ ,])", option, message)
+        name, words = action.dest, [word for word in action.option_strings if word.startswith("--")]
+        typed = words[0] if words else action.metavar
+        if isinstance(typed, str):
+            places = rf"\b{name}\b" if words and "_" in name else rf"^{name}(?= is )|\b{name}=(?=[ ,])"
+            message = re.sub(places, typed, message)
     return message.removeprefix("image processor: ").replace("do_image_splitting", "--tiling")
 
 
