@@ -241,7 +241,7 @@ def test_a_likeliest_of_one_is_greedy(golden):
     case = golden("gen2-small")
     model = model_of("gen2")
     prompt = prompt_of(case)
-    for options in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
+    for options in ({"top_k": 1}, {"top_p": 1e-6}, {"top_p": 0}, {"min_p": 1.0}):
         sampler = UniformSampler(GenerationOptions(temperature=2.0, **options).resolve(GenerationConfig()))
         cache_ = Cache(model.config.text_config)
         tokens = list(decode(model, prompt, cache_, prefill(model, prompt, cache_), sampler, 24))

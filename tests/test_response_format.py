@@ -153,7 +153,7 @@ def test_special_tokens_are_never_text():
         ({"not": {}}, '#/not: the keyword "not"'),
         ({"properties": {"a": {"items": {"uniqueItems": True}}}}, "#/properties/a/items/uniqueItems: the keyword"),
         ({"$defs": {"x/y": {"if": {}}}}, '#/$defs/x~1y/if: the keyword "if"'),
-        ({"anyOf": [{}, {"type": "text"}]}, "#/anyOf/1/type: is 'text', expected one or several of"),
+        ({"anyOf": [{}, {"type": "text"}]}, '#/anyOf/1/type: is "text", expected one or several of'),
         ({"properties": {"ä b": {"pattern": "(?=a)"}}}, "#/properties/ä b: regex parse error"),
         ({"properties": {"a": {"oneOf": [{}, {"type": "null"}]}}}, "#/properties/a: oneOf can be held only where"),
         ({"oneOf": [{"maximum": 3}, {"minimum": 5}]}, "#: oneOf can be held only where"),

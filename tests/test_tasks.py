@@ -39,6 +39,7 @@ from mlx_lfm2vl import (
     read,
     recipe_of,
 )
+from mlx_lfm2vl.processing.open_file import LabelledBytes
 from mlx_lfm2vl.tasks.recipes import choose
 from mlx_lfm2vl.tasks.run import run
 from mlx_lfm2vl.tasks.task import Task
@@ -159,7 +160,7 @@ def test_requests_may_be_answered_by_an_engine_or_a_batch(loaded: Loaded):
 class SizesTask(DescribeTask):
     """The sizes of the pictures that are asked about."""
 
-    def parse(self, requests, answers):
+    def result(self, requests, found):
         return [item["image"].size for item in requests[0].prompt[-1]["content"] if item["type"] == "image"]
 
 
@@ -173,7 +174,7 @@ def test_pages_are_drawn_by_the_policy_of_the_processor(loaded: Loaded):
         assert run(model, processor, job, page, options=options) == [(197, 279)]
         assert run(*loaded, job, page, options=options, image_overrides=few) == [(197, 279)]
         assert run(*loaded, job, page, options=options) != [(197, 279)]
-    assert job.parse(job.requests(page, image_overrides=few), ()) == [(197, 279)]
+    assert job.result(job.requests(page, image_overrides=few), ()) == [(197, 279)]
     with pytest.raises(OptionError, match="max_image_tokens"):
         job.requests(page, image_overrides={"max_image_tokens": "many"})
 
@@ -188,10 +189,25 @@ def test_colours_are_read_by_the_policy_of_the_processor(loaded: Loaded):
     assert messages[-1]["content"][0]["image"].tobytes() == picture.convert("RGB").tobytes()
 
 
+@pytest.mark.backends("mlx", "numpy")
+def test_bytes_in_memory_wait_for_their_turn_undecoded(tmp_path: Path):
+    model, processor = load_demo()
+    picture = Image.open(EXAMPLES / "boxes.png").convert("RGB")
+    picture.getexif()[274] = 6  # to be turned
+    picture.save(tmp_path / "a.png", exif=picture.getexif())
+    held = LabelledBytes("images[0]", (tmp_path / "a.png").read_bytes())
+    job = DetectTask(recipe_of(model), "ring")
+    (request,) = job.requests(held, image_config=processor.image_processor.config)
+    (kept,) = request.images
+    assert kept.data is held.data and kept.size == picture.size[::-1]
+    answer = list(generate_batch(model, processor, [request]))
+    assert job.parse([request], answer) == detect(model, processor, tmp_path / "a.png", "ring") != []
+
+
 def test_an_answer_that_is_cut_off_is_said_to_be(loaded: Loaded):
     options = DescribeTask(recipe_of(loaded[0])).requests(EXAMPLES / "scene.png")[0].options
     short = replace(options, max_tokens=8)
-    with pytest.warns(AnswerWarning, match="cut off"), pytest.raises(AnswerError, match="answer, character"):
+    with pytest.raises(AnswerError, match=r"cut off by max_tokens; raise it \(answer, character"):
         detect(*loaded, EXAMPLES / "boxes.png", "ring", options=short)
     with pytest.warns(AnswerWarning, match="the answer was cut off by max_tokens"):
         assert describe(*loaded, EXAMPLES / "scene.png", options=short).startswith("At the left")

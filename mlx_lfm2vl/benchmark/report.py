@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..errors import counted
 from .machine import Machine
 
 COLUMNS = 80  # of a terminal
@@ -117,14 +118,14 @@ class Report:
         held = ", ".join(f"{size / 1e9:.3f} GB {dtype}" for dtype, size in self.weights.items())
         versions = f"mlx-lfm2vl {machine.versions['mlx-lfm2vl']}, MLX {machine.versions.get('mlx', '?')}"
         tokens = max((answer.generated_tokens for answer in self.answers), default=0)
-        counted = f", {tokens} tokens an answer" if tokens else ""
+        length = f", {counted(tokens, 'token')} an answer" if tokens else ""
         return [
             f"{versions} {machine.device_type}{device}, backend {machine.backend}, Python {machine.python}",
-            f"{machine.name}, {machine.cores} cores, {machine.memory / 2**30:.0f} GiB, {machine.system}; "
+            f"{machine.name}, {counted(machine.cores, 'core')}, {machine.memory / 2**30:.0f} GiB, {machine.system}; "
             f"memory {self.bandwidth / 1e9:.1f} GB/s",
             f"model {self.model}: {held}",
             f"import {self.import_seconds:.3f} s, load {self.load_seconds:.3f} s; times in seconds, medians of "
-            f"{self.repeats} after a warm-up{counted}" + ("" if self.complete else "; stopped early"),
+            f"{self.repeats} after a warm-up{length}" + ("" if self.complete else "; stopped early"),
         ]
 
 
@@ -151,9 +152,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "| " + " | ".join("-" * size for size in sizes) + " |", *lines[1:]]
 
 
-def wrapped(text: str, indent: str = "", columns: int = COLUMNS) -> list[str]:
+def wrapped(text: str, indent: str = "") -> list[str]:
     """The lines of a text, broken at blanks only."""
-    return textwrap.wrap(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(text, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _forms(forms: Constraints) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ import argparse
 import os
 from typing import Any
 
+from ..errors import counted
+from .argument_types import whole
 from .inputs import DEFAULT_PROMPT, add_prompt, read_prompt
 from .options import (
     add_control_tokens,
@@ -17,7 +19,6 @@ from .options import (
     note,
     picture_overrides,
     sampling_options,
-    whole,
 )
 from .tasks import add_recipe
 
@@ -116,7 +117,8 @@ def _answer(args: argparse.Namespace) -> int:
                 f"{min(output.lines[number] for number in output.failed)}; --retry-failed does them again"
             )
         if done == len(rows) and not again:
-            note(f"{args.output}: all {done} rows are there already")
+            every = "all " if done > 1 else ""
+            note(f"{args.output}: {every}{counted(done, 'row', be=True)} there already")
             return 1 if output.failed else 0
         model, processor = load_model(args)
         tasks = RowTasks(args, model, processor) if args.task else None
@@ -147,9 +149,13 @@ def _answer(args: argparse.Namespace) -> int:
             if finished:
                 output.take_over(others)
         if not finished:
-            of = f"{others.rows} of {len(again)} failed rows" if others else f"{output.rows} of {len(rows)} rows"
+            of = (
+                f"{others.rows} of {counted(len(again), 'failed row')}"
+                if others
+                else f"{output.rows} of {counted(len(rows), 'row')}"
+            )
             note(f"stopped after {of}; the same command goes on from there")
             return 130
         failed = f", {len(output.failed)} with an error" if output.failed else ""
-        note(f"{args.output}: {output.rows} rows{failed}")
+        note(f"{args.output}: {counted(output.rows, 'row')}{failed}")
     return 1 if output.failed else 0

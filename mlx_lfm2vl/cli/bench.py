@@ -7,8 +7,9 @@ import json
 import re
 from pathlib import Path
 
+from .argument_types import whole
 from .default_model import default_model
-from .options import add_revision, note, whole
+from .options import add_revision, note
 
 SUMMARY = "measure a model's speed on this machine"
 DESCRIPTION = """\

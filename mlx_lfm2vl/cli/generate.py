@@ -8,6 +8,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ..errors import counted
+from .argument_types import whole
 from .inputs import DEFAULT_PROMPT, STDIN, add_prompt, expand, load_pictures, piped_prompt, read_prompt
 from .options import (
     add_control_tokens,
@@ -19,7 +21,6 @@ from .options import (
     note,
     sampling_options,
     source_policy,
-    whole,
 )
 from .progress import Spinner
 
@@ -117,6 +118,8 @@ def run(args: argparse.Namespace) -> int:
             if answer.error is not None:
                 raise answer.error
             spinner.end()
+            if options.response_format is not None and answer.finish_reason == "length":
+                note("the answer was cut off by --max-tokens, so it may not hold to its form; raise it")
             if args.json:
                 images = [
                     {"source": name if len(name) <= 200 else f"{name[:200]}...", "tokens": tokens}
@@ -215,9 +218,9 @@ def report(statistics: Statistics) -> None:
     """Prints what a run took, on stderr."""
     cached = f", {statistics.cached_tokens} known from before" if statistics.cached_tokens else ""
     speed = f" at {rate:.1f} tokens/s" if (rate := statistics.prompt_tokens_per_second) else ""
-    note(f"prompt {statistics.prompt_tokens} tokens ({statistics.image_tokens} of pictures{cached}){speed}")
+    note(f"prompt {counted(statistics.prompt_tokens, 'token')} ({statistics.image_tokens} of pictures{cached}){speed}")
     note(
-        f"answer {statistics.generated_tokens} tokens at {statistics.tokens_per_second:.1f} tokens/s, "
+        f"answer {counted(statistics.generated_tokens, 'token')} at {statistics.tokens_per_second:.1f} tokens/s, "
         f"the first after {statistics.time_to_first_token:.2f} s"
     )
     note(f"peak memory {statistics.peak_memory / 1e9:.3f} GB")

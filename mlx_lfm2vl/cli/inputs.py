@@ -204,17 +204,21 @@ def _without_stderr() -> Iterator[None]:
 
 def pictures_in(names: Sequence[str], recursive: bool = False) -> list[str]:
     """All pictures of folders (by suffix, of their subfolders with `recursive`, with a note on what is left out; hidden
-    files and folders are not named), patterns and names; of a PDF file each page. Raises `OptionError`."""
+    files and folders are not named), patterns and names; of a PDF file each page. A file that is not there stands among
+    them, if others are. Raises `OptionError`."""
     from ..processing.formats import suffixes
     from ..processing.open_file import file_and_pages
 
     found: list[str] = []
+    missing: list[str] = []
     for given in names:
         name = os.path.expanduser(given)
         if not os.path.isdir(name):
             matching = expand([name])
             if matching == [name] and not _ADDRESS.match(name) and not os.path.exists(file_and_pages(name)[0]):
-                raise OptionError(f"{name}: no such folder or picture")
+                missing.append(name)
+                if len(missing) == len(names) or not name.lower().endswith((*suffixes(), ".pdf")):
+                    raise OptionError(f"{name}: no such folder or picture")
             found += [page for match in matching for page in _pages(match)]
             continue
         try:

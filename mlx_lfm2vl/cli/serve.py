@@ -7,8 +7,9 @@ import os
 import warnings
 from typing import Any
 
+from .argument_types import real, whole
 from .default_model import MODEL_VARIABLE, default_model
-from .options import add_picture_policy, note, picture_overrides, real, whole
+from .options import add_picture_policy, note, picture_overrides
 
 SUMMARY = "answer programs that speak OpenAI's or Anthropic's protocol"
 KEY_VARIABLE = "MLX_LFM2VL_API_KEY"  # of the environment: the key that callers must send
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-batch", type=whole(1), default=8, metavar="N", help="requests answered together (8)")
     group.add_argument("--max-body", type=whole(1), default=64, metavar="MB", help="largest request, in MB (64)")
     group.add_argument(
-        "--max-pictures", type=whole(0), default=64, metavar="N", help="of a request, and pages of a PDF (64)"
+        "--max-pictures", type=whole(0), default=64, metavar="N", help="of a request, pages of PDFs counted (64)"
     )
     group.add_argument("--max-pixels", type=whole(1), default=50_000_000, metavar="N", help="of a picture (50 million)")
     group.add_argument("--max-connections", type=whole(1), default=512, metavar="N", help="at the same time (512)")
@@ -115,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
         max_pixels=args.max_pixels,
         max_bytes=limits.body_bytes,
         max_pages=max(limits.pictures, 1),
+        max_pictures=max(limits.pictures, 1),
     )
     load: dict[str, Any] = {"source_policy": policy, **picture_overrides(args)}
     settings = Settings(

@@ -237,7 +237,7 @@ _VALUES: dict[str, Callable[[Any], str | None]] = {
 def _kind(value: Any) -> str:
     if isinstance(value, (Mapping, list)):
         return ("an object" if isinstance(value, Mapping) else "a list") if value else "empty"
-    return repr(value)[:100]
+    return json.dumps(value, ensure_ascii=False)[:100]
 
 
 def _check_size(schema: Any) -> None:

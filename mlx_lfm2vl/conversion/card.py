@@ -17,7 +17,7 @@ from typing import Any
 from .. import __version__
 from ..config import Lfm2VlConfig, read_json
 from ..config.files import check_own, open_regular
-from ..errors import OutputError
+from ..errors import OutputError, counted
 from ..hub import card_metadata, is_repository, of_page, write_model_card
 from .plot import CURVE_FILE, ERRORS_FILE
 from .report import QuantizationReport
@@ -226,9 +226,9 @@ def _described(config: Lfm2VlConfig) -> str:
 def _described_record(record: Mapping[str, Any]) -> str:
     others = [entry for entry in record.values() if isinstance(entry, Mapping)]
     mixed = sorted({f"{entry.get('bits')} bits" for entry in others})
-    also = f" ({len(others)} modules have {' or '.join(mixed)})" if others else ""
+    also = f" ({' or '.join(mixed)} in {counted(len(others), 'module')})" if others else ""
     if "bits" not in record:
-        return f"{len(others)} modules are quantised to {' or '.join(mixed)}."
+        return f"{counted(len(others), 'module', be=True)} quantised to {' or '.join(mixed)}."
     return (
         f"Quantised to {record['bits']} bits in groups of {record.get('group_size')}, mode "
         f"{record.get('mode', 'affine')}{also}."

@@ -116,8 +116,8 @@ class Answering:
     async def _do_task(self, asked: TaskRequest, record: RequestRecord, send: Send) -> None:
         async with until(self._end(asked, record)) as limit, self.models.use(asked.model) as model:
             assert model.processor is not None and model.config is not None
-            policy = model.processor.image_processor.source_policy
-            make = functools.partial(asked.made, model.config, model.source, policy)
+            pictures = model.processor.image_processor
+            make = functools.partial(asked.made, model.config, model.source, pictures.source_policy, pictures.config)
             task, requests = await asyncio.get_running_loop().run_in_executor(self._tasks, make)
             async with submitted(model, requests, limit) as running:
                 answers = [await request for request in running]
@@ -126,7 +126,7 @@ class Answering:
             if any(answer.finish_reason == "cancelled" for answer in answers):
                 raise EngineClosedError("the engine let go of its model before the result was whole")
             record.answers += [answer.statistics for answer in answers if answer.statistics is not None]
-            await send_json(send, task_requests.response(asked, task.parse(requests, answers), answers))
+            await send_json(send, task_requests.response(asked, task, requests, answers))
 
     def _end(self, asked: ApiRequest | TaskRequest, record: RequestRecord) -> float | None:
         """The time.monotonic() of the first of the deadlines, which count from when the body was here."""

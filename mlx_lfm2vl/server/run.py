@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import signal
@@ -14,8 +15,8 @@ from dataclasses import dataclass, field
 
 import uvicorn
 
-from ..errors import OptionError, OutputError
-from .access import Access, is_loopback
+from ..errors import OptionError, OutputError, short
+from .access import Access, is_address, is_loopback
 from .answering import Answering
 from .api_request import Rules
 from .app import make_app
@@ -25,6 +26,7 @@ from .metrics import Metrics
 from .models import Models, ModelsSettings, check_name, name_of
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)  # of IPv6: no network, or not at all
 BACKLOG = 1024  # connections that the system holds until they are taken
 LAST_SECONDS = 5.0  # that connections have to close once all answers have ended
 
@@ -50,6 +52,8 @@ class Settings:
             check_name(source)
         if len(set(map(name_of, self.models))) < len(self.models):
             raise OptionError("two of the models have the same name; rename one of the folders")
+        if self.host != "localhost" and not is_address(self.host):
+            raise no_address(self.host)
         if not is_loopback(self.host) and self.access.api_key is None and not self.open_to_all:
             raise OptionError(
                 f"{self.host} is reached from other machines, so it needs an API key (--api-key-file, "
@@ -144,19 +148,28 @@ class _Uvicorn(uvicorn.Server):
         self.should_exit = True
 
 
+def no_address(host: str) -> OptionError:
+    return OptionError(
+        f"--host {short(host)!r} is no IP address of this machine; give one, such as 127.0.0.1 or 0.0.0.0"
+    )
+
+
 def listening(host: str, port: int) -> socket.socket:
-    """A socket at an address of this machine. Raises `OutputError`."""
-    try:
-        name = "127.0.0.1" if host == "localhost" else host
-        family = socket.AF_INET6 if ipaddress.ip_address(name).version == 6 else socket.AF_INET
-    except ValueError:
-        raise OptionError(f"{host} is no IP address of this machine; give one, such as 127.0.0.1 or 0.0.0.0") from None
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        made.bind((name, port))
-        made.listen(BACKLOG)
-    except OSError as error:
-        made.close()
-        raise OutputError(f"{host}:{port} cannot be listened at ({error.strerror}); choose another --port") from None
-    return made
+    """A socket at an IP address or localhost. Raises `OptionError` where that is none of this machine, and
+    `OutputError`."""
+    name = "127.0.0.1" if host == "localhost" else host
+    family = socket.AF_INET6 if ipaddress.ip_address(name).version == 6 else socket.AF_INET
+    with contextlib.ExitStack() as opened:
+        try:
+            made = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind((name, port))
+            made.listen(BACKLOG)
+        except OSError as error:
+            if error.errno in NO_ADDRESS:
+                raise no_address(host) from None
+            raise OutputError(
+                f"{host}:{port} cannot be listened at ({error.strerror}); choose another --port"
+            ) from None
+        opened.pop_all()
+        return made

@@ -19,13 +19,12 @@ from PIL import Image
 from ..errors import AnswerError, AnswerWarning, OptionError
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
-from ..generation.response import Completion
 from . import answer_json
 from .forms import box_form
 from .geometry import Size, to_box
 from .recipes import BoxRecipe
 from .results import Box, Point
-from .task import Result, Task, texts
+from .task import Result, Task
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,10 @@ class _BoxTask(Task[Result]):
         options = GenerationOptions(response_format=box_form(form))
         return [GenerationRequest(prompt, [picture], form.system, options=options) for picture in pictures]
 
-    def found(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[Box]:
+    def found_boxes(self, requests: Sequence[GenerationRequest], found: Sequence[str]) -> list[Box]:
         """The boxes of all pictures, in the order of the answers."""
         boxes: list[Box] = []
-        for image, (request, text) in enumerate(zip(requests, texts(requests, answers), strict=True)):
+        for image, (request, text) in enumerate(zip(requests, found, strict=True)):
             boxes += parse_boxes(text, self._boxes(), request.images[0].size, image, self.what)
         return boxes
 
@@ -63,16 +62,16 @@ class _BoxTask(Task[Result]):
 class DetectTask(_BoxTask[list[Box]]):
     """The boxes of all that `what` names, such as "red cars"."""
 
-    def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[Box]:
-        return self.found(requests, answers)
+    def result(self, requests: Sequence[GenerationRequest], found: Sequence[str]) -> list[Box]:
+        return self.found_boxes(requests, found)
 
 
 @dataclass(frozen=True)
 class PointTask(_BoxTask[list[Point]]):
     """The middles of the boxes of all that `what` names. No card of the models has a recipe for points."""
 
-    def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[Point]:
-        return [Point(box.label, *box.center, box.image) for box in self.found(requests, answers)]
+    def result(self, requests: Sequence[GenerationRequest], found: Sequence[str]) -> list[Point]:
+        return [Point(box.label, *box.center, box.image) for box in self.found_boxes(requests, found)]
 
 
 def parse_boxes(text: str, form: BoxRecipe, size: Size, image: int = 0, label: str = "") -> list[Box]:

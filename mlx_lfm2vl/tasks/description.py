@@ -9,8 +9,7 @@ from typing import ClassVar
 from PIL import Image
 
 from ..generation.request import GenerationRequest
-from ..generation.response import Completion
-from .task import Task, texts, together
+from .task import Task, together
 
 
 @dataclass(frozen=True)
@@ -26,5 +25,5 @@ class DescribeTask(Task[str]):
     def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
         return [together(pictures, self.recipe.describe or "")]
 
-    def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> str:
-        return texts(requests, answers)[0].strip()
+    def result(self, requests: Sequence[GenerationRequest], found: Sequence[str]) -> str:
+        return found[0].strip()

@@ -17,9 +17,8 @@ from PIL import Image
 from ..constraints.response_format import ResponseFormat
 from ..errors import AnswerError, OptionError
 from ..generation.request import GenerationRequest
-from ..generation.response import Completion
 from . import answer_json
-from .task import Task, texts, together
+from .task import Task, together
 
 Schema = Mapping[str, Any]
 _QUESTION = {"type", "enum", "description", "title", "default", "examples"}  # keywords of a field that is asked for
@@ -33,6 +32,7 @@ class ExtractTask(Task[dict[str, Any]]):
     are required, and no others may come."""
 
     max_tokens: ClassVar[int] = 2048
+    partial: ClassVar[bool] = False
 
     schema: Any
 
@@ -63,11 +63,8 @@ class ExtractTask(Task[dict[str, Any]]):
         asked = f"Fill in this JSON schema from the image. Answer with the JSON only.\n{form.value}"
         return [together(pictures, asked, form=form)]
 
-    def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> dict[str, Any]:
+    def result(self, requests: Sequence[GenerationRequest], found: Sequence[str]) -> dict[str, Any]:
         """The object. That it holds to the schema is what generation sees to; here it is an object of JSON."""
-        if any(isinstance(answer, Completion) and answer.finish_reason == "length" for answer in answers):
-            raise AnswerError("the answer was cut off by max_tokens; raise it")
-        found = texts(requests, answers)
         if self.recipe.extract == "questions":
             fields = self.schema["properties"].items()
             return {name: _answer(name, field, text) for (name, field), text in zip(fields, found, strict=True)}

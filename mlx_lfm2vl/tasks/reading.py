@@ -13,12 +13,11 @@ from PIL import Image
 from ..errors import AnswerError, AnswerWarning
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
-from ..generation.response import Completion
 from .forms import layout_form
 from .geometry import Size, to_box
 from .recipes import LayoutRecipe
 from .results import Region
-from .task import Task, texts
+from .task import Task
 
 _NUMBER = r" *(-?\d{1,9}) *"
 _HEADER = re.compile(
@@ -45,9 +44,9 @@ class ReadTask(Task[list[Region]]):
         options = GenerationOptions(response_format=layout_form(layout))
         return [GenerationRequest(layout.prompt, [picture], options=options) for picture in pictures]
 
-    def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[Region]:
+    def result(self, requests: Sequence[GenerationRequest], found: Sequence[str]) -> list[Region]:
         regions: list[Region] = []
-        for image, (request, text) in enumerate(zip(requests, texts(requests, answers), strict=True)):
+        for image, (request, text) in enumerate(zip(requests, found, strict=True)):
             if self.recipe.layout is not None:
                 regions += parse_layout(text, self.recipe.layout, request.images[0].size, image)
             elif text.strip():

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..config import ImageProcessorConfig
 from ..constraints.response_format import ResponseFormat
-from ..errors import AnswerError, AnswerWarning, OptionError, PromptError
+from ..errors import AnswerError, AnswerWarning, OptionError, PromptError, counted
 from ..generation.messages import checked_pictures
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
@@ -27,19 +27,22 @@ from ..generation.response import Completion
 from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
 from ..processing.image import Lfm2VlImageProcessor
 from ..processing.load_image import load_image
-from ..processing.pages import expand_pages
+from ..processing.open_file import LabelledBytes
+from ..processing.pages import pages_of
 from .recipes import Recipe
 
 Result = TypeVar("Result")
+CUT_OFF = "the answer was cut off by max_tokens; raise it"
 _SEEN = ("color_management", "exif", "min_image_tokens", "max_image_tokens", "do_image_splitting")
 
 
 @dataclass(frozen=True)
 class Task(ABC, Generic[Result]):
     """Something to find out about pictures, asked by a recipe. `max_tokens` is the longest answer where the caller does
-    not say it."""
+    not say it; `partial` says whether the beginning of an answer that was cut off is a result."""
 
     max_tokens: ClassVar[int]
+    partial: ClassVar[bool] = True
 
     recipe: Recipe
 
@@ -48,17 +51,33 @@ class Task(ABC, Generic[Result]):
         """The requests for upright pictures, with no other option than the form of the answer."""
 
     @abstractmethod
+    def result(self, requests: Sequence[GenerationRequest], found: Sequence[str]) -> Result:
+        """The result of the texts of the answers, one a request. Raises `AnswerError`."""
+
     def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> Result:
-        """The result.
+        """The result. An `AnswerWarning` tells of an answer that was cut off by its length.
 
         Args:
             requests: what `requests` returned.
             answers: one for each, as text or as a `Completion`.
 
         Raises:
-            AnswerError: an answer cannot be read. Its message names the place.
+            AnswerError: an answer cannot be read. Its message names the place, and max_tokens where that cut it off.
             Lfm2VlError: the error of a `Completion`.
         """
+        found = texts(requests, answers)
+        cut = any(isinstance(answer, Completion) and answer.finish_reason == "length" for answer in answers)
+        if cut and not self.partial:
+            raise AnswerError(CUT_OFF)
+        try:
+            made = self.result(requests, found)
+        except AnswerError as error:
+            if cut:
+                raise AnswerError(f"{CUT_OFF} ({error})") from None
+            raise
+        if cut:
+            warnings.warn(CUT_OFF, AnswerWarning, stacklevel=2)
+        return made
 
     def requests(
         self,
@@ -85,8 +104,8 @@ class Task(ABC, Generic[Result]):
         """
         overrides = dict(image_overrides or {})
         config = _configured(image_config, overrides)
-        given = [page for each in checked_pictures(images) for page in expand_pages(each, source_policy)]
-        pictures = [load_image(picture, source_policy, config) for picture in given]
+        given = pages_of(checked_pictures(images), source_policy)
+        pictures = [_read(picture, source_policy, config, image_config is not None) for picture in given]
         if not pictures:
             raise PromptError("there is no picture; give one or several")
         if options is not None and not isinstance(options, GenerationOptions):
@@ -107,6 +126,14 @@ class Task(ABC, Generic[Result]):
         )
 
 
+def _read(picture: Any, policy: SourcePolicy, config: ImageProcessorConfig, known: bool) -> Any:
+    """A picture that has been read, for a request. Bytes in memory stay what they are, with the picture's size: decoded
+    they may be a thousand times as large, and the request may wait for long. Only where the processor's policy is
+    `known` they will be the same picture again. Raises `ImageError`."""
+    made = load_image(picture, policy, config)
+    return replace(picture, size=made.size) if known and isinstance(picture, LabelledBytes) else made
+
+
 def _configured(config: ImageProcessorConfig | None, overrides: Mapping[str, Any]) -> ImageProcessorConfig:
     """The policy with what is overridden; of an unknown one, with what cannot contradict it. Raises `OptionError`."""
     names = _SEEN if config is None else ImageProcessorConfig.__dataclass_fields__
@@ -115,10 +142,10 @@ def _configured(config: ImageProcessorConfig | None, overrides: Mapping[str, Any
 
 
 def texts(requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[str]:
-    """The texts of answers, one a request. An `AnswerWarning` tells of one that was cut off by its length. Raises the
-    error of one that has failed, and `AnswerError` for one that was stopped."""
+    """The texts of answers, one a request. Raises the error of one that has failed, and `AnswerError` for one that was
+    stopped."""
     if len(requests) != len(answers):
-        raise OptionError(f"there are {len(answers)} answers for {len(requests)} requests")
+        raise OptionError(f"{counted(len(answers), 'answer')} for {counted(len(requests), 'request')}; give one each")
     found = []
     for answer in answers:
         if isinstance(answer, Completion):
@@ -126,8 +153,6 @@ def texts(requests: Sequence[GenerationRequest], answers: Sequence[str | Complet
                 raise answer.error
             if answer.finish_reason in ("cancelled", "deadline"):
                 raise AnswerError(f"the answer was stopped ({answer.finish_reason}) before it was whole")
-            if answer.finish_reason == "length":
-                warnings.warn("the answer was cut off by max_tokens; raise it", AnswerWarning, stacklevel=3)
             answer = answer.text
         found.append(answer)
     return found
