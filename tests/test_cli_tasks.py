@@ -147,7 +147,10 @@ def test_a_description_is_printed(demo, here):
         ("detect ring --image boxes.png --coco no/a.json", "no/a.json: there is no folder no"),
         ("detect ring --image boxes.png --recipe lfm3", "recipe is 'lfm3', expected a Recipe or one of demo, lfm2.5"),
         ("detect ring --image boxes.png --recipe lfm2-vl", "the recipe lfm2-vl has no boxes"),
-        ("detect ring --image boxes.png --max-tokens 5", "error: answer, character"),
+        (
+            "detect ring --image boxes.png --max-tokens 5",
+            "error: the answer was cut off by max_tokens; raise it (--max-tokens)",
+        ),
         ("extract --image boxes.png --schema none.json", "none.json: cannot be read"),
         ("extract --image boxes.png --schema true", "schema: expected a JSON schema of an object"),
         ("read --image boxes.png --json-schema {}", "unrecognized arguments: --json-schema"),

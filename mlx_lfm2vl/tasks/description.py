@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +10,8 @@ from PIL import Image
 
 from ..generation.request import GenerationRequest
 from ..generation.response import Completion
-from .task import Task, texts, together
+from .geometry import Size
+from .task import Task, reading, texts, together
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,10 @@ class DescribeTask(Task[str]):
         if self.recipe.describe is None:
             self._unknown("description")
 
-    def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
-        return [together(pictures, self.recipe.describe or "")]
+    def questions(self, pictures: Iterable[Image.Image]) -> list[GenerationRequest]:
+        return [together(list(pictures), self.recipe.describe or "")]
 
-    def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> str:
-        return texts(requests, answers)[0].strip()
+    def result(self, sizes: Sequence[Size], answers: Sequence[str | Completion]) -> str:
+        (text,) = texts(sizes, answers)
+        with reading(answers[0]):
+            return text.strip()

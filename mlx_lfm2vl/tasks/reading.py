@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ from .forms import layout_form
 from .geometry import Size, to_box
 from .recipes import LayoutRecipe
 from .results import Region
-from .task import Task, texts
+from .task import Task, reading, texts
 
 _NUMBER = r" *(-?\d{1,9}) *"
 _HEADER = re.compile(
@@ -38,20 +38,21 @@ class ReadTask(Task[list[Region]]):
         if self.recipe.layout is None and self.recipe.read is None:
             self._unknown("reading")
 
-    def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
+    def questions(self, pictures: Iterable[Image.Image]) -> Iterator[GenerationRequest]:
         layout = self.recipe.layout
         if layout is None:
-            return [GenerationRequest(self.recipe.read or "", [picture]) for picture in pictures]
+            return (GenerationRequest(self.recipe.read or "", [picture]) for picture in pictures)
         options = GenerationOptions(response_format=layout_form(layout))
-        return [GenerationRequest(layout.prompt, [picture], options=options) for picture in pictures]
+        return (GenerationRequest(layout.prompt, [picture], options=options) for picture in pictures)
 
-    def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[Region]:
+    def result(self, sizes: Sequence[Size], answers: Sequence[str | Completion]) -> list[Region]:
         regions: list[Region] = []
-        for image, (request, text) in enumerate(zip(requests, texts(requests, answers), strict=True)):
-            if self.recipe.layout is not None:
-                regions += parse_layout(text, self.recipe.layout, request.images[0].size, image)
-            elif text.strip():
-                regions.append(Region("text", text.strip(), None, image))
+        for image, text in enumerate(texts(sizes, answers)):
+            with reading(answers[image]):
+                if self.recipe.layout is not None:
+                    regions += parse_layout(text, self.recipe.layout, sizes[image], image)
+                elif text.strip():
+                    regions.append(Region("text", text.strip(), None, image))
         return regions
 
 

@@ -9,11 +9,12 @@ Nothing here runs a model, so that whatever does can be used.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, NoReturn, TypeVar
+from typing import Any, ClassVar, Generic, NoReturn, TypedDict, TypeVar, Unpack
 
 from PIL import Image
 
@@ -28,10 +29,21 @@ from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
 from ..processing.image import Lfm2VlImageProcessor
 from ..processing.load_image import load_image
 from ..processing.pages import expand_pages
+from .geometry import Size
 from .recipes import Recipe
 
 Result = TypeVar("Result")
+CUT = "the answer was cut off by max_tokens; raise it (--max-tokens)"
 _SEEN = ("color_management", "exif", "min_image_tokens", "max_image_tokens", "do_image_splitting")
+
+
+class RequestArguments(TypedDict, total=False):
+    """Options of a task's requests."""
+
+    options: GenerationOptions | None
+    image_overrides: Mapping[str, Any] | None
+    source_policy: SourcePolicy
+    image_config: ImageProcessorConfig | None
 
 
 @dataclass(frozen=True)
@@ -44,10 +56,15 @@ class Task(ABC, Generic[Result]):
     recipe: Recipe
 
     @abstractmethod
-    def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
-        """The requests for upright pictures, with no other option than the form of the answer."""
+    def questions(self, pictures: Iterable[Image.Image]) -> Iterable[GenerationRequest]:
+        """The requests for upright pictures, with no other option than the form of the answer. Where each picture is
+        asked about by itself, it is read as its request is taken."""
 
     @abstractmethod
+    def result(self, sizes: Sequence[Size], answers: Sequence[str | Completion]) -> Result:
+        """The result of the answers; arguments and errors as for `parse`. `sizes`: those of the first picture of each
+        request, in pixels."""
+
     def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> Result:
         """The result.
 
@@ -59,8 +76,14 @@ class Task(ABC, Generic[Result]):
             AnswerError: an answer cannot be read. Its message names the place.
             Lfm2VlError: the error of a `Completion`.
         """
+        return self.result([size(request) for request in requests], answers)
 
-    def requests(
+    def requests(self, images: Any, **arguments: Unpack[RequestArguments]) -> list[GenerationRequest]:
+        """Asks about pictures: one request or several, for an engine or a server. Arguments and errors as for
+        `iter_requests`, which takes less memory where many pictures are asked about one by one."""
+        return list(self.iter_requests(images, **arguments))
+
+    def iter_requests(
         self,
         images: Any,
         *,
@@ -68,12 +91,12 @@ class Task(ABC, Generic[Result]):
         image_overrides: Mapping[str, Any] | None = None,
         source_policy: SourcePolicy = DEFAULT_POLICY,
         image_config: ImageProcessorConfig | None = None,
-    ) -> list[GenerationRequest]:
-        """Asks about pictures: one request or several, for `generate_batch`, an engine or a server.
+    ) -> Iterator[GenerationRequest]:
+        """Asks about pictures, for `generate_batch`: each picture is read as its request is taken.
 
         Args:
-            images: a picture or a list of them, as `generate` takes them. They are read here and are upright in the
-                requests, where `parse` finds their sizes.
+            images: a picture or a list of them, as `generate` takes them. They are upright in the requests, where
+                `parse` finds their sizes.
             options: how to generate. None is what the checkpoint recommends, with a length that suits the task.
             image_overrides: as for `Lfm2VlProcessor`.
             source_policy: where pictures may come from.
@@ -86,19 +109,22 @@ class Task(ABC, Generic[Result]):
         overrides = dict(image_overrides or {})
         config = _configured(image_config, overrides)
         given = [page for each in checked_pictures(images) for page in expand_pages(each, source_policy)]
-        pictures = [load_image(picture, source_policy, config) for picture in given]
-        if not pictures:
+        if not given:
             raise PromptError("there is no picture; give one or several")
         if options is not None and not isinstance(options, GenerationOptions):
             raise OptionError(f"options is {type(options).__name__}, expected GenerationOptions")
         chosen = options or GenerationOptions(max_tokens=self.max_tokens)
         if chosen.response_format is not None:
             raise OptionError("options have a response_format; a task holds its answers to its own")
-        asked = [(question, question.options.response_format) for question in self.questions(pictures)]
-        return [
-            replace(question, options=replace(chosen, response_format=form), image_overrides=overrides)
-            for question, form in asked
-        ]
+        pictures = (load_image(picture, source_policy, config) for picture in given)
+        return (
+            replace(
+                question,
+                options=replace(chosen, response_format=question.options.response_format),
+                image_overrides=overrides,
+            )
+            for question in self.questions(pictures)
+        )
 
     def _unknown(self, what: str) -> NoReturn:
         raise OptionError(
@@ -114,11 +140,16 @@ def _configured(config: ImageProcessorConfig | None, overrides: Mapping[str, Any
     return Lfm2VlImageProcessor(config, **chosen).config
 
 
-def texts(requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[str]:
-    """The texts of answers, one a request. An `AnswerWarning` tells of one that was cut off by its length. Raises the
-    error of one that has failed, and `AnswerError` for one that was stopped."""
-    if len(requests) != len(answers):
-        raise OptionError(f"there are {len(answers)} answers for {len(requests)} requests")
+def size(request: GenerationRequest) -> Size:
+    """Width and height of the first picture of a request; (0, 0) where its pictures stand in its messages."""
+    return request.images[0].size if request.images else (0, 0)
+
+
+def texts(sizes: Sequence[Size], answers: Sequence[str | Completion]) -> list[str]:
+    """The texts of answers, one a request. Raises the error of one that has failed, and `AnswerError` for one that was
+    stopped."""
+    if len(sizes) != len(answers):
+        raise OptionError(f"there are {len(answers)} answers for {len(sizes)} requests")
     found = []
     for answer in answers:
         if isinstance(answer, Completion):
@@ -126,11 +157,24 @@ def texts(requests: Sequence[GenerationRequest], answers: Sequence[str | Complet
                 raise answer.error
             if answer.finish_reason in ("cancelled", "deadline"):
                 raise AnswerError(f"the answer was stopped ({answer.finish_reason}) before it was whole")
-            if answer.finish_reason == "length":
-                warnings.warn("the answer was cut off by max_tokens; raise it", AnswerWarning, stacklevel=3)
             answer = answer.text
         found.append(answer)
     return found
+
+
+@contextlib.contextmanager
+def reading(answer: str | Completion) -> Iterator[None]:
+    """A block that reads an answer. Where that was cut off by its length, an `AnswerWarning` says so, and an
+    `AnswerError` if nothing can be read."""
+    cut = isinstance(answer, Completion) and answer.finish_reason == "length"
+    try:
+        yield
+    except AnswerError:
+        if cut:
+            raise AnswerError(CUT) from None
+        raise
+    if cut:
+        warnings.warn(CUT, AnswerWarning, stacklevel=4)
 
 
 def together(
