@@ -154,12 +154,22 @@ def test_special_tokens_are_never_text():
         ({"properties": {"a": {"items": {"uniqueItems": True}}}}, "#/properties/a/items/uniqueItems: the keyword"),
         ({"$defs": {"x/y": {"if": {}}}}, '#/$defs/x~1y/if: the keyword "if"'),
         ({"anyOf": [{}, {"type": "text"}]}, '#/anyOf/1/type: is "text", expected one or several of'),
-        ({"properties": {"ä b": {"pattern": "(?=a)"}}}, "#/properties/ä b: regex parse error"),
+        (
+            {"properties": {"ä b": {"pattern": "b(?=a)"}}},
+            "#/properties/ä b/pattern: the regex /b(?=a)/, column 2: look",
+        ),
+        ({"patternProperties": {"a(": {}}}, "#/patternProperties/a(: the regex /a(/, column 2: unclosed group"),
+        (
+            {"type": "string", "minLength": 3, "maxLength": 2},
+            "#/minLength: no JSON is valid under it: minLength (3) is",
+        ),
+        ({"type": "string", "format": "date", "maxLength": 3}, "#/format: no text is valid under it"),
+        ({"anyOf": [{"type": "null"}, {"pattern": r"a\b"}]}, r"#/anyOf/1/pattern: the regex /a\b/: word boundaries"),
         ({"properties": {"a": {"oneOf": [{}, {"type": "null"}]}}}, "#/properties/a: oneOf can be held only where"),
         ({"oneOf": [{"maximum": 3}, {"minimum": 5}]}, "#: oneOf can be held only where"),
         (
             {"items": {"$ref": "#/$defs/x"}, "$defs": {"x": {"type": "integer", "minimum": 2, "maximum": 1}}},
-            "#/$defs/x",
+            "#/$defs/x/minimum: no JSON is valid under it",
         ),
         ({"$ref": "https://example.org/schema"}, "#/$ref: is 'https://example.org/schema'; only places in the same"),
         ({"items": {"$ref": "#/$defs/x"}}, "#/items/$ref: names '#/$defs/x', which is not there"),
@@ -183,8 +193,27 @@ def test_special_tokens_are_never_text():
         ({"type": "json_schema"}, 'needs the field "json_schema"'),
         ({"type": "json_schema", "json_schema": {"schema": "/etc/passwd"}}, '"schema" is no object'),
         ({"type": "grammar", "grammar": "/etc/passwd"}, "the grammar cannot be held"),
-        ({"type": "regex", "regex": "("}, "the regex cannot be held"),
-        ({"type": "grammar", "grammar": "start: nix"}, 'unknown name: "nix"'),
+        ({"type": "regex", "regex": "é("}, "the regex cannot be held: /é(/, column 2: unclosed group; its syntax is"),
+        ({"type": "regex", "regex": "[" * 300}, "the regex cannot be held: /[[["),
+        ({"type": "regex", "regex": r"\ba"}, r"the regex cannot be held: /\ba/: word boundaries"),
+        ({"type": "regex", "regex": r"a[^\s\S]"}, "the regex cannot be held: it matches no text"),
+        (
+            {"type": "grammar", "grammar": "start: nix"},
+            'the grammar cannot be held: line 1, column 8: unknown name: "nix"; its syntax is',
+        ),
+        (
+            {"type": "grammar", "grammar": 'start: A\nA: "a" /(/'},
+            "the grammar cannot be held: line 2, column 4: the regex /(/, column 1: unclosed group",
+        ),
+        ({"type": "grammar", "grammar": 'start: "a" start'}, "the rule start derives no finite text; give it an"),
+        ({"type": "grammar", "grammar": 'root ::= "a" root'}, "the rule root derives no finite text; give it an"),
+        ({"type": "grammar", "grammar": 'start: "a" | b\nb: "b" b'}, "the rule b derives no finite text"),
+        ({"type": "grammar", "grammar": r'start: "a" | "b" /[^\s\S]/'}, r"the regex /[^\s\S]/ matches no text"),
+        ({"type": "grammar", "grammar": "start: A*\nA: /a/ & /b/"}, "the terminal A matches no text"),
+        (
+            {"type": "grammar", "grammar": 'start: %json {"type": "array", "minItems": 1, "items": {"$ref": "#"}}'},
+            "JSON schema, #: no finite JSON is valid under it",
+        ),
         ({"type": "grammar", "grammar": 'x ::= "a"'}, "the grammar cannot be held: No 'root' rule found"),
         ({"type": "grammar", "grammar": "root ::= " + "(" * 3000}, "the grammar cannot be held"),
         ({"type": "choice", "choice": []}, "choice has no texts"),
@@ -234,6 +263,28 @@ HOSTILE: dict[str, Any] = {
     "many counts": {"type": "array", "maxItems": 65536, "items": {"type": "array", "minItems": 65536}},
     "patterns": {"patternProperties": {f"a{n}.*b": {"type": "integer"} for n in range(200)}},
     "a long text": {"type": "string", "minLength": 65536},
+    **{
+        f"a terminal that takes all: {text}": {"type": "grammar", "grammar": text}
+        for text in (
+            'start: /a+/ "a"',
+            'start: ("b" | "c") / +/ " x"',
+            'start: "x" /(ab)*/ "abc"',
+            r'start: /\n{2,}/ "\n"',
+            'start: A "a"\nA: "a"+',
+            'start: A "a"\nA: "a" ~ 1..99999999',
+            'root ::= as "a"\nas ::= "a"+',
+        )
+    },
+    "many rules": {
+        "type": "grammar",
+        "grammar": "\n".join(
+            ["start: r0", *(f"r{n}: r{n + 1} r{n + 1} /[a-z]{{{n}}}/" for n in range(2000)), "r2000: r0"]
+        ),
+    },
+    "many regexes": {
+        "type": "grammar",
+        "grammar": "\n".join(["start: " + " | ".join(f"/[a-z]{{{n}}}x*/" for n in range(2000))]),
+    },
     "all of many": {"allOf": [{"type": "string", "pattern": f"[{chr(97 + n % 26)}]{{{n}}}"} for n in range(40)]},
 }
 PROGRAM = """
@@ -248,7 +299,7 @@ compile_grammar(tokenizer, ResponseFormat.regex("a"), vocabulary, [7])
 for name, schema in json.load(sys.stdin).items():
     before = time.process_time()
     try:
-        matcher = compile_grammar(tokenizer, ResponseFormat.json_schema(schema), vocabulary, [7]).matcher()
+        matcher = compile_grammar(tokenizer, ResponseFormat.of(schema), vocabulary, [7]).matcher()
         for _ in range(20):
             words = matcher.mask()
             token = next(n for n in range(vocabulary) if words[n // 32] >> (n % 32) & 1)
@@ -263,7 +314,7 @@ for name, schema in json.load(sys.stdin).items():
 """
 
 
-def test_hostile_schemas_end_in_bounded_time_and_memory():
+def test_hostile_forms_end_in_bounded_time_and_memory():
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(GOLDEN / "gen25")],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
@@ -273,6 +324,49 @@ def test_hostile_schemas_end_in_bounded_time_and_memory():
         timeout=300,
     )
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+NAMES = ["start", "b", "c"]
+SYMBOLS = st.sampled_from([*NAMES, '"x"', "/[yz]+/", "b?", "c*", "start+", '("w" | c)'])
+RULES = st.fixed_dictionaries({name: st.lists(st.lists(SYMBOLS, max_size=3), min_size=1, max_size=3) for name in NAMES})
+
+
+@settings(deadline=None, max_examples=300)
+@given(RULES)
+def test_a_grammar_is_refused_just_where_it_has_no_end(rules):
+    """Against the definition: a rule ends if one of its alternatives has only rules that end."""
+
+    def ends(symbol: str) -> bool:
+        return symbol not in (*NAMES, "start+") or symbol.rstrip("+") in ending
+
+    ending: set[str] = set()
+    for _ in NAMES:
+        ending |= {name for name in NAMES if any(all(map(ends, each)) for each in rules[name])}
+    reached, waiting = set(), ["start"]
+    while waiting:
+        reached.add(name := waiting.pop())
+        used = {each for names in rules[name] for symbol in names for each in NAMES if each in symbol.split("(")[0]}
+        used |= {"c"} if any('("w" | c)' in names for names in rules[name]) else set()
+        waiting += used - reached
+    text = "\n".join(f"{name}: " + "\n  | ".join(map(" ".join, rules[name])) for name in NAMES)
+    if reached <= ending:
+        ResponseFormat.grammar(text)
+    else:
+        with pytest.raises(ConstraintError, match=f"the rule ({'|'.join(reached - ending)}) derives no finite text"):
+            ResponseFormat.grammar(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'start: a::0x0\na::_: "x" %if is_ones([0:1])\n  | "y" a::set_bit(0) %if bit_clear(0)\n  | "z" a::set_bit(1)',
+        'start: "a".."c" b{2,3} // start: start\n%ignore / +/\n?b[capture="b:"]: /\\// | <|im_end|> // c\n\n  | "\\"|"',
+        '%llguidance {"no_forcing": false}\nstart: x\n# x: x\nx[lazy]: /.*;/\n',
+        '%import common.INT\nstart: INT _b\n_b: %regex {"substring_words": "a b"} | %json\n {"type": "null"}',
+    ],
+)
+def test_what_lark_offers_is_taken(text):
+    assert ResponseFormat.grammar(text).grammar_text.endswith(text)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -472,7 +472,7 @@ def test_a_failed_or_stopped_answer_is_no_result():
     with pytest.warns(AnswerWarning, match="cut off by max_tokens"):
         assert DescribeTask(BY_NAME["demo"]).parse(requests, [Completion("A cat", finish_reason="length")]) == "A cat"
     fields = ExtractTask(BY_NAME["demo"], {"properties": {"a": {"type": "string"}}})
-    with pytest.raises(AnswerError, match="cut off by max_tokens; raise it"):
+    with pytest.raises(AnswerError, match=r"cut off by max_tokens; raise it"):
         fields.parse(requests, [Completion("A cat", finish_reason="length")])
     with pytest.raises(OptionError, match="2 answers for 1 request;"):
         task.parse(requests, ["[]", "[]"])

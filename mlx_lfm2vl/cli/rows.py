@@ -23,6 +23,7 @@ from .. import (
     OptionError,
     PromptError,
 )
+from ..config.files import no_number
 from ..processing.addresses import is_base64_picture, scheme
 from ..processing.open_file import file_and_pages
 from ..processing.picture_keys import holding, misspelt, reads, unread
@@ -144,7 +145,7 @@ class Rows:
     def _row(self, line: bytes, number: int) -> Row:
         fields: dict[str, Any] = {"id": number}
         try:
-            data = json.loads(line.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_number)
+            data = json.loads(line.decode("utf-8-sig"), parse_constant=no_number, parse_float=_number)
             if not isinstance(data, dict):
                 raise PromptError("is not an object")
             fields |= data
@@ -211,10 +212,6 @@ def _kept() -> BinaryIO:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is none")
 
 
 def _number(text: str) -> float:

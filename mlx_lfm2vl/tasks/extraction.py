@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from ..constraints.response_format import ResponseFormat
 from ..errors import AnswerError, OptionError
 from ..generation.request import GenerationRequest
 from . import answer_json
+from .geometry import Size
 from .task import Task, together
 
 Schema = Mapping[str, Any]
@@ -52,7 +53,8 @@ class ExtractTask(Task[dict[str, Any]]):
             for name, field in properties.items():
                 _check_question(name, field)
 
-    def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
+    def questions(self, pictures: Iterable[Image.Image]) -> list[GenerationRequest]:
+        pictures = list(pictures)
         properties = self.schema["properties"]
         if self.recipe.extract == "questions":
             fields = properties.items()
@@ -63,7 +65,7 @@ class ExtractTask(Task[dict[str, Any]]):
         asked = f"Fill in this JSON schema from the image. Answer with the JSON only.\n{form.value}"
         return [together(pictures, asked, form=form)]
 
-    def result(self, requests: Sequence[GenerationRequest], found: Sequence[str]) -> dict[str, Any]:
+    def result(self, sizes: Sequence[Size], found: Sequence[str]) -> dict[str, Any]:
         """The object. That it holds to the schema is what generation sees to; here it is an object of JSON."""
         if self.recipe.extract == "questions":
             fields = self.schema["properties"].items()
