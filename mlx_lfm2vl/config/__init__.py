@@ -5,6 +5,7 @@ In: JSON files of a folder, of any generation. Out: frozen dataclasses with one 
 
 from .files import parse_json, read_json, read_text, shown
 from .generation import GenerationConfig
+from .lfm3 import Lfm3Config, Lfm3VlConfig, Lfm3VlVisionConfig
 from .model import Lfm2VlConfig
 from .processor import ImageProcessorConfig, ProcessorConfig
 from .text import Lfm2Config
@@ -15,6 +16,9 @@ __all__ = [
     "ImageProcessorConfig",
     "Lfm2Config",
     "Lfm2VlConfig",
+    "Lfm3Config",
+    "Lfm3VlConfig",
+    "Lfm3VlVisionConfig",
     "ProcessorConfig",
     "Siglip2VisionConfig",
     "parse_json",

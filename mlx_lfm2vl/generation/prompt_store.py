@@ -146,7 +146,7 @@ class PromptStore:
                 arrays[f"layer.{number}.keys"] = mx.contiguous(layer.keys[..., :length, :])
                 arrays[f"layer.{number}.values"] = mx.contiguous(layer.values[..., :length, :])
         for number, point in enumerate(entry.checkpoints):
-            for at, inputs in enumerate(point.state.conv_inputs):
+            for at, inputs in enumerate(point.state.states):
                 arrays |= {f"checkpoint.{number}.{at}.{tap}": array for tap, array in enumerate(inputs)}
             if point.logits is not None:
                 arrays[f"checkpoint.{number}.logits"] = point.logits

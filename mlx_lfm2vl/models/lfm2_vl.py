@@ -190,7 +190,7 @@ class Lfm2VlModel(nn.Module):
         if cache is not None and cache.batch not in (None, embeds.shape[0]):
             raise InputError(f"past_key_values holds {cache.batch} rows, the new tokens have {embeds.shape[0]}")
         past = cache.offset if cache is not None else 0
-        context = Context.of(self.config.text_config, embeds, past, attention_mask, positions)
+        context = Context.of(embeds, past, attention_mask, positions)
         states: list[mx.array] | None = [] if output_hidden_states else None
         weights: list[mx.array] | None = [] if output_attentions else None
         out = Lfm2VlModelOutputWithPast(
