@@ -3,6 +3,7 @@
 In: JSON files of a folder, of any generation. Out: frozen dataclasses with one spelling of each field.
 """
 
+from .family import ModelConfig, config_of
 from .files import parse_json, read_json, read_text, shown
 from .generation import GenerationConfig
 from .lfm3 import Lfm3Config, Lfm3VlConfig, Lfm3VlVisionConfig
@@ -19,8 +20,10 @@ __all__ = [
     "Lfm3Config",
     "Lfm3VlConfig",
     "Lfm3VlVisionConfig",
+    "ModelConfig",
     "ProcessorConfig",
     "Siglip2VisionConfig",
+    "config_of",
     "parse_json",
     "read_json",
     "read_text",

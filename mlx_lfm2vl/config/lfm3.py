@@ -239,6 +239,16 @@ class Lfm3VlConfig:
         eos = self.text_config.eos_token_id
         return (eos,) if isinstance(eos, int) else tuple(eos or ())
 
+    @property
+    def placeholders(self) -> tuple[int, ...]:
+        """The tokens in whose place pictures and videos stand."""
+        return self.image_token_id, self.video_token_id
+
+    @property
+    def downsample_factor(self) -> int:
+        """Patches to a side of what becomes one token."""
+        return self.vision_config.spatial_merge_size
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "config.json") -> Lfm3VlConfig:
         """Raises `ConfigError` for a value that makes no sense."""

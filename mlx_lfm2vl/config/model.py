@@ -85,6 +85,11 @@ class Lfm2VlConfig:
         eos = self.text_config.eos_token_id
         return (eos,) if isinstance(eos, int) else tuple(eos or ())
 
+    @property
+    def placeholders(self) -> tuple[int, ...]:
+        """The tokens in whose place pictures stand."""
+        return (self.image_token_id,)
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "config.json") -> Lfm2VlConfig:
         """Normalises any published generation of config.json. Raises `ConfigError`."""

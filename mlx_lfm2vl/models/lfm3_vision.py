@@ -162,22 +162,32 @@ class Lfm3VlVisionModel(nn.Module):
         """(views, h*w, numbers of a patch) -> (views, h*w, hidden)."""
         return self.embedding_norm(self.patchifier(patches.astype(self.patchifier.weight.dtype)))
 
-    def encode(
-        self, x: mx.array, grids: Grids, layers: slice = slice(None), hidden_states: list[mx.array] | None = None
-    ) -> mx.array:
-        """Runs some of the layers, (views, h*w, hidden) -> the same shape. `hidden_states`, if given, gets the input of
-        each."""
+    def encode(self, x: mx.array, grids: Grids, layers: slice = slice(None)) -> mx.array:
+        """Embedded patches through some of the layers, or all; the same shape."""
         neighbours, rotation = neighbours_of(grids), axial_rotation(self.config, grids)
         flat = x.reshape(-1, x.shape[-1])
         for layer in self.layers[layers]:
-            if hidden_states is not None:
-                hidden_states.append(flat.reshape(x.shape))
             flat = layer(flat, neighbours, rotation)
         return flat.reshape(x.shape)
 
-    def __call__(self, patches: mx.array, grids: Grids) -> mx.array:
-        """(views, h*w, numbers of a patch) -> (views, h*w, hidden)."""
-        return self.encode(self.embeddings(patches, grids), grids)
+    def post_layernorm(self, x: mx.array) -> mx.array:
+        """What the layers made, as it is: the projector norms it."""
+        return x
+
+    def fuse(self) -> None:
+        """Nothing: the layers' products have no bias and are few already."""
+
+    def __call__(self, patches: mx.array, grids: Grids, hidden_states: list[mx.array] | None = None) -> mx.array:
+        """(views, h*w, numbers of a patch) -> (views, h*w, hidden). `hidden_states`, if given, gets the input of every
+        layer and then the result of the last."""
+        x = self.embeddings(patches, grids)
+        for index in range(len(self.layers)):
+            if hidden_states is not None:
+                hidden_states.append(x)
+            x = self.encode(x, grids, slice(index, index + 1))
+        if hidden_states is not None:
+            hidden_states.append(x)
+        return x
 
 
 class Lfm3VlMultiModalProjector(nn.Module):
