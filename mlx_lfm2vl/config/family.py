@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
-from . import lfm3, model
+from . import lfm3_vl, model
 from .files import shown
-from .lfm3 import Lfm3VlConfig
+from .lfm3_vl import Lfm3VlConfig
 from .model import Lfm2VlConfig
 
 ModelConfig = Lfm2VlConfig | Lfm3VlConfig
 FAMILIES: dict[str, type[Lfm2VlConfig] | type[Lfm3VlConfig]] = {
     **dict.fromkeys(model.MODEL_TYPES, Lfm2VlConfig),
-    lfm3.MODEL_TYPE: Lfm3VlConfig,
+    lfm3_vl.MODEL_TYPE: Lfm3VlConfig,
 }
 
 
@@ -23,7 +23,7 @@ def config_of(data: Mapping[str, Any], where: str = "config.json") -> ModelConfi
     model_type = data.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
-            f"{where}: model_type is {shown(model_type)}; this package runs 'lfm2_vl' (LFM2-VL, LFM2.5-VL) and "
+            f"{where}: model_type is {shown(model_type)}; this package runs 'lfm2_vl' (LFM2-VL and LFM2.5-VL) and "
             "'lfm3_vl' (LFM3-VL) models"
         )
     return FAMILIES[model_type].from_dict(data, where)

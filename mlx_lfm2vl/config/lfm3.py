@@ -1,7 +1,4 @@
-"""The LFM3-VL family's part of config.json: backbone, vision encoder, and the whole.
-
-Defaults are those of transformers 5.23 (`Lfm3Config`, `Lfm3VlVisionConfig`, `Lfm3VlConfig`).
-"""
+"""text_config of LFM3-VL's config.json: the LFM3 backbone. Defaults are those of transformers 5.23 (`Lfm3Config`)."""
 
 from __future__ import annotations
 
@@ -9,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from .fields import ACTIVATIONS, MAX_SIZE, Fields
+from .fields import MAX_SIZE, Fields
 
-MODEL_TYPE = "lfm3_vl"
 TEXT_LAYERS = ("conv", "full_attention", "sliding_attention")
-VISION_LAYERS = ("conv", "full_attention")
 
 
 @dataclass(frozen=True)
@@ -114,7 +109,7 @@ class Lfm3Config:
             sliding_window=read.integer("sliding_window", default=256),
             conv_bias=read.flag("conv_bias", default=False),
             conv_L_cache=read.integer("conv_L_cache", default=7, low=2, high=64),
-            layer_types=_layer_types(read, layers, TEXT_LAYERS, _default_layers(layers)),
+            layer_types=read_layer_types(read, layers, TEXT_LAYERS, _default_layers(layers)),
             use_sandwich_norm=read.flag("use_sandwich_norm", default=True),
             use_attention_gate=read.flag("use_attention_gate", default=True),
             attention_bias=read.flag("attention_bias", default=False),
@@ -123,7 +118,7 @@ class Lfm3Config:
             eos_token_id=ids.token_ids("eos_token_id") or None,
             pad_token_id=ids.token_id("pad_token_id"),
         )
-        _check_heads(read, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        check_heads(read, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,168 +138,14 @@ class Lfm3Config:
 _IDS = {"bos_token_id": 124_894, "eos_token_id": 124_900, "pad_token_id": 124_893}
 
 
-@dataclass(frozen=True)
-class Lfm3VlVisionConfig:
-    """The LFM3-VL vision encoder. A patch is `temporal_patch_size` frames of `patch_size` x `patch_size` pixels;
-    `spatial_merge_size` x `spatial_merge_size` of them become one token."""
-
-    hidden_size: int = 1024
-    intermediate_size: int = 2560
-    num_hidden_layers: int = 14
-    num_attention_heads: int = 16
-    num_key_value_heads: int = 8
-    in_channels: int = 3
-    patch_size: int = 16
-    temporal_patch_size: int = 2
-    spatial_merge_size: int = 2
-    conv_kernel_size: int = 3
-    rope_theta: float = 1_000_000.0
-    norm_eps: float = 1e-5
-    layer_types: tuple[str, ...] = field(default=())
-
-    def __post_init__(self) -> None:
-        if not self.layer_types:
-            object.__setattr__(self, "layer_types", _default_vision_layers(self.num_hidden_layers))
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def patch_width(self) -> int:
-        """Numbers of a patch."""
-        return self.in_channels * self.temporal_patch_size * self.patch_size**2
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], where: str = "vision_config") -> Lfm3VlVisionConfig:
-        """Raises `ConfigError` for a value that makes no sense."""
-        read = Fields(data, where)
-        layers = read.integer("num_hidden_layers", default=14, high=1024)
-        rope = Fields(read.section("rope_parameters"), f"{where}: rope_parameters")
-        rope.choice("rope_type", default="axial", options=("axial",))
-        config = cls(
-            hidden_size=read.integer("hidden_size", default=1024),
-            intermediate_size=read.integer("intermediate_size", default=2560),
-            num_hidden_layers=layers,
-            num_attention_heads=read.integer("num_attention_heads", default=16),
-            num_key_value_heads=read.integer("num_key_value_heads", default=8),
-            in_channels=read.choice("in_channels", default=3, options=(3,)),
-            patch_size=read.integer("patch_size", default=16, high=1024),
-            temporal_patch_size=read.integer("temporal_patch_size", default=2, high=64),
-            spatial_merge_size=read.integer("spatial_merge_size", default=2, high=64),
-            conv_kernel_size=read.integer("conv_kernel_size", default=3, high=63),
-            rope_theta=rope.number("rope_theta", default=1_000_000.0),
-            norm_eps=read.number("norm_eps", default=1e-5),
-            layer_types=_layer_types(read, layers, VISION_LAYERS, _default_vision_layers(layers)),
-        )
-        if config.hidden_size % config.num_attention_heads:
-            raise read.refuse(
-                "num_attention_heads", config.num_attention_heads, f"a divisor of hidden_size {config.hidden_size}"
-            )
-        if config.head_dim % 4:
-            raise read.refuse("hidden_size", config.hidden_size, "heads of a multiple of 4 (two axes turn pairs)")
-        if config.conv_kernel_size % 2 == 0:
-            raise read.refuse("conv_kernel_size", config.conv_kernel_size, "an odd number")
-        _check_heads(read, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-        return config
-
-    def to_dict(self) -> dict[str, Any]:
-        """In the reference's spelling, ready for config.json."""
-        data = {**asdict(self), "model_type": "lfm3_vl_vision", "layer_types": list(self.layer_types)}
-        data["rope_parameters"] = {"rope_theta": data.pop("rope_theta"), "rope_type": "axial"}
-        return data
-
-
-@dataclass(frozen=True)
-class Lfm3VlConfig:
-    """A whole model. `quantization` as in `Lfm2VlConfig`."""
-
-    vision_config: Lfm3VlVisionConfig = field(default_factory=Lfm3VlVisionConfig)
-    text_config: Lfm3Config = field(default_factory=Lfm3Config)
-    image_token_id: int = 125_030
-    video_token_id: int = 125_029
-    vision_start_token_id: int = 125_009
-    vision_end_token_id: int = 125_010
-    projector_hidden_act: str = "gelu"
-    projector_hidden_size: int = 4096
-    projector_bias: bool = True
-    tie_word_embeddings: bool = True
-    quantization: Mapping[str, Any] | None = None
-    dtype: str | None = None
-    model_type: str = MODEL_TYPE
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """The end tokens that the text configuration names; empty if it names none."""
-        eos = self.text_config.eos_token_id
-        return (eos,) if isinstance(eos, int) else tuple(eos or ())
-
-    @property
-    def placeholders(self) -> tuple[int, ...]:
-        """The tokens in whose place pictures and videos stand."""
-        return self.image_token_id, self.video_token_id
-
-    @property
-    def downsample_factor(self) -> int:
-        """Patches to a side of what becomes one token."""
-        return self.vision_config.spatial_merge_size
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], where: str = "config.json") -> Lfm3VlConfig:
-        """Raises `ConfigError` for a value that makes no sense."""
-        read = Fields(data, where)
-        text = Lfm3Config.from_dict(read.section("text_config"), f"{where}: text_config")
-        method = read.section("quantization_config")  # of another program where it says so
-        last = text.vocab_size - 1
-        tokens = {
-            name: read.integer(name, default=default, low=0, high=last)
-            for name, default in (
-                ("image_token_id", 125_030),
-                ("video_token_id", 125_029),
-                ("vision_start_token_id", 125_009),
-                ("vision_end_token_id", 125_010),
-            )
-        }
-        config = cls(
-            Lfm3VlVisionConfig.from_dict(read.section("vision_config"), f"{where}: vision_config"),
-            text,
-            **tokens,
-            projector_hidden_act=read.choice("projector_hidden_act", default="gelu", options=ACTIVATIONS),
-            projector_hidden_size=read.integer("projector_hidden_size", default=4096),
-            projector_bias=read.flag("projector_bias", default=True),
-            tie_word_embeddings=read.flag("tie_word_embeddings", default=text.tie_word_embeddings),
-            quantization=read.section("quantization") or ({} if "quant_method" in method else method) or None,
-            dtype=read.word("dtype", "torch_dtype"),
-        )
-        merged = config.vision_config.hidden_size * config.vision_config.spatial_merge_size**2
-        if merged > MAX_SIZE:
-            raise read.refuse("spatial_merge_size", merged, f"at most {MAX_SIZE} channels together")
-        return config
-
-    def to_dict(self) -> dict[str, Any]:
-        """In the spelling of transformers 5, ready for config.json."""
-        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        data.update(text_config=self.text_config.to_dict(), vision_config=self.vision_config.to_dict())
-        del data["dtype"], data["quantization"]
-        if self.dtype:
-            data["dtype"] = self.dtype
-        if self.quantization:
-            data["quantization"] = data["quantization_config"] = dict(self.quantization)
-        return {"architectures": ["Lfm3VlForConditionalGeneration"], **data}
-
-
 def _default_layers(layers: int) -> tuple[str, ...]:
     """The pattern of the reference's `Lfm3Config`."""
     kinds = {2: "full_attention", 0: "sliding_attention"}
     return tuple(kinds.get(i % 4, "conv") if i else "conv" for i in range(layers))
 
 
-def _default_vision_layers(layers: int) -> tuple[str, ...]:
-    """The pattern of the reference's `Lfm3VlVisionConfig`."""
-    return tuple("conv" if i < 2 or i % 2 else "full_attention" for i in range(layers))
-
-
-def _layer_types(read: Fields, layers: int, known: tuple[str, ...], default: tuple[str, ...]) -> tuple[str, ...]:
+def read_layer_types(read: Fields, layers: int, known: tuple[str, ...], default: tuple[str, ...]) -> tuple[str, ...]:
+    """The kinds of the layers, one each. Raises `ConfigError`."""
     kinds = read.get("layer_types", default=default)[1]
     if not isinstance(kinds, (list, tuple)):
         raise read.refuse("layer_types", kinds, "a list of " + ", ".join(map(repr, known)))
@@ -315,7 +156,8 @@ def _layer_types(read: Fields, layers: int, known: tuple[str, ...], default: tup
     return tuple(kinds)
 
 
-def _check_heads(read: Fields, heads: int, kv_heads: int, head_dim: int) -> None:
+def check_heads(read: Fields, heads: int, kv_heads: int, head_dim: int) -> None:
+    """Raises `ConfigError` for heads that do not fit each other."""
     if heads % kv_heads:
         raise read.refuse("num_key_value_heads", kv_heads, f"a divisor of {heads} heads")
     if head_dim % 2:

@@ -90,6 +90,14 @@ class Lfm2VlConfig:
         """The tokens in whose place pictures stand."""
         return (self.image_token_id,)
 
+    def shared_numbers(self) -> dict[str, int]:
+        """The numbers that the processor's files state too."""
+        return {
+            "patch size": self.vision_config.patch_size,
+            "downsample factor": self.downsample_factor,
+            "image token's id": self.image_token_id,
+        }
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "config.json") -> Lfm2VlConfig:
         """Normalises any published generation of config.json. Raises `ConfigError`."""

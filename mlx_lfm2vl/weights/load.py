@@ -21,7 +21,7 @@ from ..backends.thread_state import computing, stop_at_exit
 from ..config import Lfm2VlConfig, ModelConfig, config_of, read_json
 from ..config.files import AGAIN
 from ..errors import OptionError, WeightsError, first_line
-from ..models.families import network_class
+from ..models.families import NETWORKS
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration, Lfm2VlModel
 from ..threads import check_cancelled
 from . import choices, quantize
@@ -58,7 +58,7 @@ def load_model(
     *,
     dtype: str | mx.Dtype | None = None,
     backend: str | None = None,
-    model_class: type[M] = Lfm2VlForConditionalGeneration,  # type: ignore[assignment]
+    model_class: type[M] | None = None,
     prefix: str = "",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> M:
@@ -70,7 +70,7 @@ def load_model(
             "auto", but on the backend numpy: there the weights are made float32 and dense, if memory allows;
             `load_note` of the model says so.
         backend: what computes it, see `backends.choose`.
-        model_class: built from the configuration.
+        model_class: built from the configuration; None is that of the family, with its head.
         prefix: what stands before its parameters' names in the whole model.
         progress: told of the bytes of the "weights".
 
@@ -181,7 +181,7 @@ class StoredTensors:
 def open_model(
     folder: Path,
     *,
-    model_class: type[M] = Lfm2VlForConditionalGeneration,  # type: ignore[assignment]
+    model_class: type[M] | None = None,
     prefix: str = "",
 ) -> tuple[M, StoredTensors]:
     """The model that a folder describes, with parameters that are never computed, and the tensors that belong in it.
@@ -201,7 +201,7 @@ def open_model(
     config, notes = fit_head(fit_config(config, infos), data, infos, names)
     wanted = {module: info for module, info in infos.items() if module.startswith(prefix)}
     unused = [*(name for name in shards.tensors if name not in names), *drop_unused(config, wanted)]
-    model = network_class(model_class, config)(config)  # type: ignore[call-arg]
+    model: M = (model_class or NETWORKS[type(config)])(config)  # type: ignore[assignment]
     plain = {module[len(prefix) :]: info for module, info in wanted.items()}
     with naming_method(method):
         widths = quantize.prepare(model, plain)
