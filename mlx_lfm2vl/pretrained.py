@@ -11,7 +11,7 @@ import mlx.core as mx
 from .compat.auto_models import MODELS
 from .compat.auto_processors import FAMILIES
 from .compat.models import Lfm2VlForConditionalGeneration
-from .compat.processors import ProcessorMethods
+from .compat.processors import Lfm2VlProcessor
 from .config import GenerationConfig, ModelConfig, config_of, read_json
 from .errors import ConfigError, LoadCancelledError
 from .generation.arguments import ProcessorArguments
@@ -31,7 +31,7 @@ def load(
     progress: Progress | None = None,
     stop: Stop | None = None,
     **processor_arguments: Unpack[ProcessorArguments],
-) -> tuple[Lfm2VlForConditionalGeneration, ProcessorMethods]:
+) -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
     """Model and processor of a folder, a hub repository, or `demo`.
 
     Args:
@@ -79,7 +79,7 @@ def load(
     return model, processor
 
 
-def _check_agreement(folder: Path, config: ModelConfig, processor: ProcessorMethods) -> None:
+def _check_agreement(folder: Path, config: ModelConfig, processor: Lfm2VlProcessor) -> None:
     """Raises `ConfigError` where the files say different things of what model and processor must share, and
     `TokenizerError` where a token that stands around pictures is missing."""
     of_processor = processor.shared_numbers()

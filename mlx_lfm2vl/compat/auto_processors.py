@@ -1,6 +1,6 @@
 """The `Auto` classes of transformers that need no MLX: configuration and processors of a checkpoint, by its name.
 
-Its config.json says the family; a folder without one, which has a processor alone, is LFM2-VL's.
+Its config.json says the family; of a folder without one, which has a processor alone, `processor_class` does.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from ..config import Lfm2VlConfig, Lfm3VlConfig, ModelConfig, config_of, read_js
 from ..hub import resolve
 from . import configuration, lfm3_processors, processors
 from .configuration import ConfigMethods
-from .loading import hub_options, not_of_models
-from .processors import ImageProcessorMethods, ProcessorMethods
+from .loading import place_of
+from .processors import ImageProcessorMethods, Lfm2VlProcessor
 from .tokenizer import Tokenizer
+
+ALONE = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
 
 
 class Family(NamedTuple):
@@ -23,7 +25,7 @@ class Family(NamedTuple):
 
     config: type[ConfigMethods]
     image_processor: type[ImageProcessorMethods]
-    processor: type[ProcessorMethods]
+    processor: type[Lfm2VlProcessor]
 
 
 FAMILIES: dict[type[ModelConfig], Family] = {
@@ -37,9 +39,14 @@ FAMILIES: dict[type[ModelConfig], Family] = {
 def config_class(path_or_repo: str | os.PathLike[str], options: Mapping[str, Any]) -> type[ModelConfig]:
     """The kind of a checkpoint's configuration. `options`: those of `from_pretrained`. Raises `HubError`,
     `ConfigError`."""
-    place, hub, _ = hub_options(path_or_repo, not_of_models(options))
-    file = resolve(place, patterns=("*.json", "*.jinja", "*.txt"), **hub) / "config.json"
-    return type(config_of(read_json(file), str(file))) if file.is_file() else Lfm2VlConfig
+    place, hub = place_of(path_or_repo, options)
+    folder = resolve(place, patterns=("*.json", "*.jinja", "*.txt"), enough=ALONE, **hub)
+    if (file := folder / "config.json").is_file():
+        return type(config_of(read_json(file), str(file)))
+    named = (read_json(folder / name).get("processor_class") for name in ALONE if (folder / name).is_file())
+    return next(
+        (kind for name in named for kind, own in FAMILIES.items() if name == own.processor.__name__), Lfm2VlConfig
+    )
 
 
 class AutoConfig:
@@ -55,7 +62,7 @@ class AutoProcessor:
     """The processor of a checkpoint, by its name."""
 
     @staticmethod
-    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> ProcessorMethods:
+    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlProcessor:
         """As `Lfm2VlProcessor.from_pretrained`, of the checkpoint's family."""
         return FAMILIES[config_class(path_or_repo, options)].processor.from_pretrained(path_or_repo, **options)
 

@@ -32,7 +32,10 @@ class ConfigMethods:
     `output_attentions`, `output_hidden_states` and `return_dict` are the defaults of the model's calls.
     """
 
-    base: ClassVar[type[Any]]
+    base: ClassVar[Any]
+    text_config: Any
+    eos_token_ids: Any
+    dtype: str | None
     tokens: ClassVar[dict[str, int]] = {}  # transformers', where a file is silent
     output_attentions: bool
     output_hidden_states: bool
@@ -48,7 +51,7 @@ class ConfigMethods:
             own["image_token_id"] = index
         if (dtype := named.pop("torch_dtype", own.get("dtype"))) is not None:
             own["dtype"] = str(dtype).rpartition(".")[2]
-        super().__init__(vision_config=vision_config, text_config=text_config, **own)
+        self.base.__init__(self, vision_config=vision_config, text_config=text_config, **own)
         text = self.text_config
         tokens: dict[str, Any] = {name: value for name, value in self.tokens.items() if getattr(text, name) is None}
         if len(self.eos_token_ids) == 1:
@@ -123,7 +126,7 @@ class ConfigMethods:
     def to_dict(self) -> dict[str, Any]:
         """config.json, with what it says beside its fields."""
         others = {name: value for name, value in self.others.items() if value != _OF_CALLS.get(name)}
-        return {**without(others), **super().to_dict()}
+        return {**without(others), **self.base.to_dict(self)}
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:  # type: ignore[override]
@@ -153,7 +156,7 @@ class ConfigMethods:
         return push_folder(self.save_pretrained, repo_id, **options)
 
 
-class Lfm2VlConfig(ConfigMethods, config.Lfm2VlConfig):
+class Lfm2VlConfig(ConfigMethods, config.Lfm2VlConfig):  # type: ignore[misc]
     """LFM2-VL's config.json, as transformers has it; see `mlx_lfm2vl.config.Lfm2VlConfig`."""
 
     base = config.Lfm2VlConfig

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from .. import config
 from ..processing import lfm3_vl
 from .configuration import ConfigMethods
-from .processors import ImageProcessorMethods, ProcessorMethods
+from .processors import ImageProcessorMethods, Lfm2VlProcessor
 
 
-class Lfm3VlConfig(ConfigMethods, config.Lfm3VlConfig):
+class Lfm3VlConfig(ConfigMethods, config.Lfm3VlConfig):  # type: ignore[misc]
     """LFM3-VL's config.json, as transformers has it; see `mlx_lfm2vl.config.Lfm3VlConfig`."""
 
     base = config.Lfm3VlConfig
@@ -28,9 +30,9 @@ class Lfm3VlImageProcessor(ImageProcessorMethods, lfm3_vl.Lfm3VlImageProcessor):
         return "Qwen2VLImageProcessor"
 
 
-class Lfm3VlProcessor(ProcessorMethods, lfm3_vl.Lfm3VlProcessor):
+class Lfm3VlProcessor(Lfm2VlProcessor, lfm3_vl.Lfm3VlProcessor):
     """`processing.Lfm3VlProcessor` with transformers' keywords and tensors. Attributes can be set as those of
     `Lfm2VlProcessor`."""
 
-    image_processor: Lfm3VlImageProcessor
-    image_processor_class = Lfm3VlImageProcessor
+    image_processor: Any
+    image_processor_class: ClassVar[Any] = Lfm3VlImageProcessor

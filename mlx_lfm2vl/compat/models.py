@@ -74,7 +74,7 @@ class Lfm2VlModel(ModelMethods, lfm2_vl.Lfm2VlModel):
     config_class: ClassVar[type[ConfigMethods]] = Lfm2VlConfig
 
     def __init__(self, config: Any):
-        super().__init__(self.config_class.of(config))
+        super().__init__(self.config_class.of(config))  # type: ignore[arg-type]
 
     __call__ = forward = with_tensors(lfm2_vl.Lfm2VlModel.__call__)
 
@@ -105,7 +105,7 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
     backend: Backend  # what computes it, "mlx" or "numpy"
 
     def __init__(self, config: Any):
-        super().__init__(self.config_class.of(config))
+        super().__init__(self.config_class.of(config))  # type: ignore[arg-type]
         self.generation_config = _of_model(self.config)
 
     __call__ = forward = with_tensors(lfm2_vl.Lfm2VlForConditionalGeneration.__call__)

@@ -35,16 +35,21 @@ class ImageProcessorMethods(ImageProcessor):
         """From a folder, a hub repository or "demo". `options` as those of `AutoProcessor.from_pretrained`, or fields
         of `ImageProcessorConfig`. Raises `HubError`, `ConfigError`, `OptionError`."""
         place, hub, fields = hub_options(path_or_repo, not_of_models(options))
-        return super().from_pretrained(place, **hub, **normalised(fields))
+        return super().from_pretrained(place, **hub, **cls.known(normalised(fields)))
 
     def __call__(self, images: Any, *, return_tensors: str | None = "np", **overrides: Any) -> BatchFeature:
         """As that of `processing`, with `return_tensors` "np", "mlx", "pt" or None (NumPy arrays), and with
         transformers' keywords. Raises `ImageError`, `OptionError`."""
         kind = tensors.check_return_tensors(return_tensors)
-        made = super().__call__(images, **normalised(overrides))
+        made = super().__call__(images, **self.known(normalised(overrides)))
         return BatchFeature.of(made, kind)
 
     preprocess = __call__
+
+    @classmethod
+    def known(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """The keywords without those that have no effect in the family."""
+        return {name: value for name, value in options.items() if name != "size" or name in cls.config_class.options()}
 
     def to_dict(self) -> dict[str, Any]:
         """preprocessor_config.json."""
@@ -70,14 +75,16 @@ class Lfm2VlImageProcessor(ImageProcessorMethods, image.Lfm2VlImageProcessor):
 Lfm2VlImageProcessorFast = Lfm2VlImageProcessor
 
 
-class ProcessorMethods(processor.Lfm2VlProcessor):
-    """transformers' keywords and tensors, for a processor of `processing`.
+class Lfm2VlProcessor(processor.Lfm2VlProcessor):
+    """`processing.Lfm2VlProcessor` with transformers' keywords and tensors.
 
     `image_processor`, `tokenizer`, `chat_template` and `use_image_special_tokens` can be set, as can the attributes of
     the first two. Calls that follow obey.
     """
 
+    image_processor: Lfm2VlImageProcessor
     tokenizer: Tokenizer
+    image_processor_class = Lfm2VlImageProcessor
     tokenizer_class = Tokenizer
     attributes: ClassVar[list[str]] = ["image_processor", "tokenizer"]
 
@@ -96,7 +103,7 @@ class ProcessorMethods(processor.Lfm2VlProcessor):
         """
         place, hub, others = hub_options(path_or_repo, not_of_models(options))
         template, side = others.pop("chat_template", None), others.pop("padding_side", None)
-        made = super().from_pretrained(place, **hub, **normalised(others))
+        made = super().from_pretrained(place, **hub, **cls.image_processor_class.known(normalised(others)))
         if template is not None:
             made.chat_template = template
         if side is not None:
@@ -160,7 +167,7 @@ class ProcessorMethods(processor.Lfm2VlProcessor):
 
     def _prepared(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], str | None, bool]:
         """The options for `processing`; which tensors are wanted; whether token types are."""
-        chosen = normalised(options)
+        chosen = self.image_processor.known(normalised(options))
         kind = tensors.check_return_tensors(chosen.pop("return_tensors", "np"))
         types = bool(chosen.pop("return_mm_token_type_ids", False))
         chosen.pop("return_row_col_info", None)
@@ -196,10 +203,3 @@ class ProcessorMethods(processor.Lfm2VlProcessor):
         if generation_mode not in (None, "text"):
             raise OptionError(f"generation_mode is {generation_mode!r}; these models write 'text' only")
         return self.post_process_image_text_to_text(generated_outputs, skip_special_tokens, **o)
-
-
-class Lfm2VlProcessor(ProcessorMethods):
-    """`processing.Lfm2VlProcessor` with transformers' keywords and tensors."""
-
-    image_processor: Lfm2VlImageProcessor
-    image_processor_class = Lfm2VlImageProcessor

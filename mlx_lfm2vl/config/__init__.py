@@ -3,7 +3,7 @@
 In: JSON files of a folder, of any generation. Out: frozen dataclasses with one spelling of each field.
 """
 
-from .family import ModelConfig, config_of
+from .family import ModelConfig, TextConfig, VisionConfig, config_of
 from .files import parse_json, read_json, read_text, shown
 from .generation import GenerationConfig
 from .lfm3 import Lfm3Config
@@ -29,6 +29,8 @@ __all__ = [
     "ModelConfig",
     "ProcessorConfig",
     "Siglip2VisionConfig",
+    "TextConfig",
+    "VisionConfig",
     "config_of",
     "parse_json",
     "read_json",

@@ -8,10 +8,16 @@ from typing import Any
 from ..errors import ConfigError
 from . import lfm3_vl, model
 from .files import shown
+from .lfm3 import Lfm3Config
+from .lfm3_vision import Lfm3VlVisionConfig
 from .lfm3_vl import Lfm3VlConfig
 from .model import Lfm2VlConfig
+from .text import Lfm2Config
+from .vision import Siglip2VisionConfig
 
 ModelConfig = Lfm2VlConfig | Lfm3VlConfig
+TextConfig = Lfm2Config | Lfm3Config
+VisionConfig = Siglip2VisionConfig | Lfm3VlVisionConfig
 FAMILIES: dict[str, type[Lfm2VlConfig] | type[Lfm3VlConfig]] = {
     **dict.fromkeys(model.MODEL_TYPES, Lfm2VlConfig),
     lfm3_vl.MODEL_TYPE: Lfm3VlConfig,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .fields import MAX_SIZE, Fields
@@ -80,9 +80,15 @@ class Lfm3Config:
         """Rows of `feed_forward.w1`."""
         return self.intermediate_size
 
-    def with_feed_forward_size(self, size: int) -> Lfm3Config:
-        """The same configuration with another width of the feed-forward."""
-        return replace(self, intermediate_size=size)
+    @property
+    def attention_layers(self) -> int:
+        """Layers that keep keys and values; the others are short convolutions."""
+        return len(self.layer_types) - self.layer_types.count("conv")
+
+    def keys_kept(self, tokens: int) -> int:
+        """The keys that all layers together keep of so many tokens, of each key-value head."""
+        full, sliding = map(self.layer_types.count, ("full_attention", "sliding_attention"))
+        return full * tokens + sliding * min(tokens, self.sliding_window)
 
     def rope(self, layer_type: str) -> RopeParameters:
         """The rotary positions of attention layers of a type."""
@@ -106,7 +112,7 @@ class Lfm3Config:
             norm_eps=read.number("norm_eps", default=1e-5),
             full_rope=RopeParameters.from_dict(ropes.section("full_attention"), ropes.where, FULL_ROPE),
             sliding_rope=RopeParameters.from_dict(ropes.section("sliding_attention"), ropes.where, SLIDING_ROPE),
-            sliding_window=read.integer("sliding_window", default=256),
+            sliding_window=read.integer("sliding_window", default=256, low=2),
             conv_bias=read.flag("conv_bias", default=False),
             conv_L_cache=read.integer("conv_L_cache", default=7, low=2, high=64),
             layer_types=read_layer_types(read, layers, TEXT_LAYERS, _default_layers(layers)),

@@ -16,6 +16,7 @@ from .fields import Fields
 from .processor import FILES, MAX_PIXELS, OF_READING, ImageProcessorConfig, check_normalisation, read_files
 
 TOKEN_BUDGETS = {"min_image_tokens": "min_pixels", "max_image_tokens": "max_pixels"}
+SIZE = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}  # the reference's names in `size`
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,11 @@ class Lfm3VlImageProcessorConfig:
     @classmethod
     def options(cls) -> frozenset[str]:
         """The names that `with_overrides` takes."""
-        return frozenset((*cls.__dataclass_fields__, *TOKEN_BUDGETS, "do_image_splitting"))
+        return frozenset((*cls.__dataclass_fields__, *TOKEN_BUDGETS, "size", "do_image_splitting"))
 
     def with_overrides(self, **overrides: Any) -> Lfm3VlImageProcessorConfig:
-        """A copy with fields replaced; budgets may be given in tokens, too (`max_image_tokens`). One that is set beyond
+        """A copy with fields replaced; budgets may be given in tokens, too (`max_image_tokens`), or as the reference's
+        `size` {"shortest_edge", "longest_edge"}, both of them areas in pixels. One that is set beyond
         the other takes that along. Raises `ConfigError` naming an unknown field or a bad value."""
         read = Fields(overrides, "image processor")
         for name in overrides:
@@ -89,6 +91,11 @@ class Lfm3VlImageProcessorConfig:
         chosen = {name: value for name, value in overrides.items() if value is not None}
         if chosen.pop("do_image_splitting", False) is not False:
             raise read.refuse("do_image_splitting", overrides["do_image_splitting"], "False: pictures are not cut here")
+        size = Fields({"size": chosen.pop("size", None)}, "image processor").section("size")
+        for name in size:
+            if name not in SIZE:
+                raise read.refuse("size", size, "an object of shortest_edge and longest_edge")
+            chosen.setdefault(SIZE[name], size[name])
         sides = {name: chosen.get(name, getattr(self, name)) for name in ("patch_size", "merge_size")}
         cell = replace(self, **sides).cell
         for name, pixels in TOKEN_BUDGETS.items():
@@ -126,7 +133,7 @@ class Lfm3VlProcessorConfig:
             source = source or {}
             for part in (source, Fields(source, "processor").section("image_processor")):
                 size = Fields(part, "image processor").section("size")
-                for name, pixels in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+                for name, pixels in SIZE.items():
                     merged.update({pixels: size[name]} if size.get(name) is not None else {})
                 merged.update({name: part[name] for name in known if part.get(name) is not None})
         for name in ("image_mean", "image_std"):

@@ -40,6 +40,11 @@ class Lfm3VlVisionConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def layer_weights(self) -> int:
+        """Numbers of the matrices of a layer with a convolution, the larger kind."""
+        return self.hidden_size * (4 * self.hidden_size + 3 * self.intermediate_size)
+
+    @property
     def patch_width(self) -> int:
         """Numbers of a patch."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2

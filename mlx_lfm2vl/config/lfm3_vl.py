@@ -68,6 +68,11 @@ class Lfm3VlConfig:
         return (eos,) if isinstance(eos, int) else tuple(eos or ())
 
     @property
+    def family(self) -> str:
+        """The makers' name of such models."""
+        return "LFM3-VL"
+
+    @property
     def placeholders(self) -> tuple[int, ...]:
         """The tokens in whose place pictures and videos stand."""
         return self.image_token_id, self.video_token_id
@@ -86,10 +91,11 @@ class Lfm3VlConfig:
         text = Lfm3Config.from_dict(read.section("text_config"), f"{where}: text_config")
         method = read.section("quantization_config")  # of another program where it says so
         last = text.vocab_size - 1
+        ids: dict[str, Any] = {name: read.integer(name, default=id, low=0, high=last) for name, id in TOKENS.items()}
         return cls(
             Lfm3VlVisionConfig.from_dict(read.section("vision_config"), f"{where}: vision_config"),
             text,
-            **{name: read.integer(name, default=id, low=0, high=last) for name, id in TOKENS.items()},
+            **ids,
             projector_hidden_act=read.choice("projector_hidden_act", default="gelu", options=ACTIVATIONS),
             projector_hidden_size=read.integer("projector_hidden_size", default=4096),
             projector_bias=read.flag("projector_bias", default=True),

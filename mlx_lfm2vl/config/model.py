@@ -86,6 +86,11 @@ class Lfm2VlConfig:
         return (eos,) if isinstance(eos, int) else tuple(eos or ())
 
     @property
+    def family(self) -> str:
+        """The makers' name of such models."""
+        return "LFM2-VL" if self.projector_use_layernorm else "LFM2.5-VL"
+
+    @property
     def placeholders(self) -> tuple[int, ...]:
         """The tokens in whose place pictures stand."""
         return (self.image_token_id,)

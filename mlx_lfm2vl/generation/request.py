@@ -139,7 +139,7 @@ def encode(model: Model, processor: Lfm2VlProcessor, request: GenerationRequest)
         raise PromptError(f"a request is {type(request).__name__}, expected a GenerationRequest")
     for name in _OF_THE_ANSWER.intersection(request.image_overrides):
         raise OptionError(f"{name} is for the answer; give it as options=GenerationOptions({name}=...)")
-    known = processor.image_processor.config.__dataclass_fields__.keys() | processor.template.variables
+    known = processor.image_processor.config.options() | processor.template.variables
     check_names(request.image_overrides, known | {"use_image_special_tokens"}, (*_OF_THE_ANSWER, *_OF_THE_CALL))
     options = resolved(model, request.options)
     grammar = grammar_of(model, processor.tokenizer, options)

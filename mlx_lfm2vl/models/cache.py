@@ -13,7 +13,7 @@ from typing import Self
 
 import mlx.core as mx
 
-from ..config import Lfm2Config, Lfm3Config
+from ..config import Lfm3Config, TextConfig
 
 GROWTH_STEP = 256  # tokens
 
@@ -109,6 +109,10 @@ class BoundedState:
 class ConvCache(BoundedState):
     """The last `length` gated inputs of one short convolution, oldest first, each (B, 1, hidden)."""
 
+    def shapes(self, config: TextConfig, offset: int) -> list[tuple[int, ...]]:
+        """The shapes of the arrays of a single row that has seen `offset` tokens."""
+        return [(1, 1, config.hidden_size)] * self.length
+
     def row(self, index: int, offset: int) -> ConvCache:
         twin = ConvCache(self.length)
         twin.inputs = tuple(array[index : index + 1] for array in self.inputs)
@@ -127,10 +131,16 @@ class WindowCache(BoundedState):
     """The last keys and values of one attention layer with a sliding window, each (B, kv_heads, up to `length`,
     head_dim)."""
 
+    def shapes(self, config: TextConfig, offset: int) -> list[tuple[int, ...]]:
+        """The shapes of the arrays of a single row that has seen `offset` tokens."""
+        return [(1, config.num_key_value_heads, min(offset, self.length), config.head_dim)] * 2
+
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Appends (B, kv_heads, L, head_dim) and returns these behind those that were kept."""
         if self.inputs:
-            keys, values = (mx.concatenate(pair, axis=2) for pair in zip(self.inputs, (keys, values), strict=True))
+            known_keys, known_values = self.inputs
+            keys = mx.concatenate([known_keys, keys], axis=2)
+            values = mx.concatenate([known_values, values], axis=2)
         self.inputs = (keys[:, :, -self.length :], values[:, :, -self.length :])
         return keys, values
 
@@ -178,7 +188,7 @@ class CacheCheckpoint:
 class Cache:
     """The states of all layers of a backbone, for one batch of sequences; `offset` tokens have been seen."""
 
-    def __init__(self, config: Lfm2Config | Lfm3Config):
+    def __init__(self, config: TextConfig):
         self.layers: list[LayerCache] = [_new_layer(config, kind) for kind in config.layer_types]
         self.offset = 0
 
@@ -270,10 +280,16 @@ class Cache:
         self.offset = checkpoint.offset
 
 
-def _new_layer(config: Lfm2Config | Lfm3Config, kind: str) -> LayerCache:
+def _new_layer(config: TextConfig, kind: str) -> LayerCache:
     if kind == "conv":
         return ConvCache(config.conv_L_cache - 1)
     if kind == "sliding_attention":
         assert isinstance(config, Lfm3Config)
         return WindowCache(config.sliding_window - 1)
     return KeyValueCache()
+
+
+def state_shapes(config: TextConfig, offset: int) -> list[list[tuple[int, ...]]]:
+    """The shapes of what a checkpoint of a single row holds behind `offset` tokens, a list for each bounded layer."""
+    layers = (_new_layer(config, kind) for kind in config.layer_types)
+    return [layer.shapes(config, offset) for layer in layers if isinstance(layer, (ConvCache, WindowCache))]

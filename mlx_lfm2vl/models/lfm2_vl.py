@@ -49,6 +49,7 @@ class Lfm2VlModel(nn.Module):
     vision_class: ClassVar[Callable[..., nn.Module]] = Siglip2VisionModel
     projector_class: ClassVar[Callable[..., nn.Module]] = Lfm2VlMultiModalProjector
     text_class: ClassVar[Callable[..., Lfm2Model]] = Lfm2Model
+    view_arguments: ClassVar[tuple[str, ...]] = ("pixel_values", "spatial_shapes", "pixel_attention_mask")
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -82,6 +83,12 @@ class Lfm2VlModel(nn.Module):
                 for index, view in zip(part, split_views(array, chosen), strict=True):
                     out[index] = view
         return ImageFeatures(features, tokens)
+
+    def views_of(self, arrays: dict[str, Any], input_ids: Array | None = None) -> tuple[Any, Any]:
+        """Takes the pictures from the arguments of a call: padded views (views, patches, width) and their grids (views,
+        2), None twice without any. Raises `InputError`."""
+        pixels, shapes, _ = (arrays.pop(name, None) for name in self.view_arguments)
+        return pixels, shapes
 
     def check_views(self, pixel_values: Array, spatial_shapes: Array) -> tuple[mx.array, list[tuple[int, int]]]:
         """The views as an array, and their grids. Raises `InputError`, as `get_image_features`."""

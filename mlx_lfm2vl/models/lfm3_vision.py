@@ -47,8 +47,8 @@ def axial_rotation(config: Lfm3VlVisionConfig, grids: Grids) -> tuple[mx.array, 
     )
     angles = patch_positions(grids, config.spatial_merge_size).astype(np.float32)[..., None] * inverse
     angles = angles.reshape(len(angles), 1, half)
-    angles = mx.array(np.concatenate([angles, angles], axis=-1))
-    return mx.cos(angles), mx.sin(angles)
+    every = mx.array(np.concatenate([angles, angles], axis=-1))
+    return mx.cos(every), mx.sin(every)
 
 
 class Lfm3VlVisionAttention(nn.Module):

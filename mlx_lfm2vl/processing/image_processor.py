@@ -137,6 +137,10 @@ class ImageProcessor:
         plan = geometry.plan(picture.height, picture.width, config)
         return cut(picture, plan, config), plan
 
+    def __call__(self, images: Any, *, return_tensors: str | None = "np", **overrides: Any) -> BatchFeature:
+        """The arrays that the family's model takes, of the pictures. Raises `ImageError`, `OptionError`."""
+        raise NotImplementedError
+
     def model_inputs(self, arrays: BatchFeature) -> BatchFeature:
         """The arrays of `encode` as the family's model takes them."""
         return arrays

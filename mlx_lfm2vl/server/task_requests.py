@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import Lfm2VlConfig
+from ..config import ModelConfig
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
 from ..generation.response import Completion
@@ -46,9 +46,7 @@ class TaskRequest:
     image_overrides: dict[str, Any]
     deadline: float | None
 
-    def made(
-        self, config: Lfm2VlConfig, source: str, policy: SourcePolicy
-    ) -> tuple[Task[Any], list[GenerationRequest]]:
+    def made(self, config: ModelConfig, source: str, policy: SourcePolicy) -> tuple[Task[Any], list[GenerationRequest]]:
         """The task by the recipe of a model, and its requests; reads the pictures and checks the schema, which takes
         long. Raises `ImageError`, `OptionError` and `ConstraintError`."""
         task = MAKE[self.kind](choose(config, source), self.about)

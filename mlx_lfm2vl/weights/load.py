@@ -231,14 +231,16 @@ def stored_dtype(config: ModelConfig, tensors: Iterable[TensorInfo]) -> mx.Dtype
 def fit_config(config: ModelConfig, tensors: dict[str, TensorInfo]) -> ModelConfig:
     """The configuration with the two numbers that published files state wrongly taken from the weights: the layers of
     the tower (LFM2-VL-1.6B has 26, its early configurations say 27, with or without `vision_feature_layer` -2) and the
-    width of the feed-forward."""
+    width of the feed-forward. Those of LFM3-VL state none wrongly."""
+    if not isinstance(config, Lfm2VlConfig):
+        return config
     indices = {
         int(name[len(TOWER_LAYERS) :].split(".")[0])
         for name in tensors
         if name.startswith(TOWER_LAYERS) and name[len(TOWER_LAYERS) :].split(".")[0].isdigit()
     }
     stated = config.vision_config.num_hidden_layers
-    lacks_one = isinstance(config, Lfm2VlConfig) and (config.vision_feature_layer == -2 or stated == 27)
+    lacks_one = config.vision_feature_layer == -2 or stated == 27
     if lacks_one and indices == set(range(stated - 1)):
         config = replace(config, vision_config=replace(config.vision_config, num_hidden_layers=stated - 1))
     first = tensors.get("model.language_model.layers.0.feed_forward.w1.weight")
