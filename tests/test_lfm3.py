@@ -16,6 +16,7 @@ from mlx_lfm2vl import (
     GenerationRequest,
     PromptCache,
     convert,
+    explain,
     generate_batch,
     load,
     stream_generate,
@@ -274,10 +275,27 @@ def test_a_dense_conversion_keeps_every_number(tmp_path, golden):
 
 
 def test_a_recipe_spends_bits_on_narrow_and_last_layers():
-    model, _ = open_model(FOLDER)
+    model: Any = open_model(FOLDER)[0]
     widths = {path: module.weight.shape[-1] for path, module in model.named_modules() if "weight" in module}
     plan = make_plan(widths, 10**6, QuantizationOptions(recipe="mixed_4_8", group_size=32))
     eight = {path for path, spec in plan.modules.items() if spec is not None and spec.bits == 8}
     layer = "model.language_model.layers."
     assert {f"{layer}1.self_attn.k_proj", f"{layer}1.self_attn.gate_proj", f"{layer}2.conv.out_proj"} <= eight
     assert f"{layer}1.self_attn.q_proj" not in eight and f"{layer}1.self_attn.o_proj" not in eight
+
+
+def test_an_explanation_shows_every_attention_layer(golden):
+    case = golden("lfm3-several")
+    model, processor = loaded()
+    made = explain(model, processor, case.conversations[0], max_tokens=6, temperature=0, per_head=True)
+    ids = np.concatenate([case.arrays["input_ids"][0], made.tokens])[None]
+    out: Any = model(**{**case.inputs, "input_ids": ids, "attention_mask": None}, output_attentions=True)
+    assert made.layers == (1, 3, 4) and len(out.attentions) == 3
+    image = np.flatnonzero(ids[0] == model.config.image_token_id)
+    asked = slice(case.arrays["input_ids"].shape[1] - 1, ids.shape[1] - 1)
+    for layer, weights in enumerate(out.attentions):
+        expected = np.array(weights)[0, :, asked][..., image]
+        ours = np.concatenate([each[layer].reshape(*each.shape[1:3], -1) for each in made.attention], axis=-1)
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+        unseen = (expected == 0).all(axis=(0, 1))
+        assert unseen.any() == (made.layers[layer] != 3)  # most of the pictures lie before the windows

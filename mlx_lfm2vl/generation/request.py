@@ -121,6 +121,20 @@ def split_pictures(
     ]
 
 
+def take_views(pictures: Sequence[EncodedPicture]) -> tuple[np.ndarray, np.ndarray]:
+    """The patches of pictures, which are not kept, padded to one length (views, patches, width), and their grids
+    (views, 2)."""
+    shapes, pixels = np.concatenate([each.spatial_shapes for each in pictures]), [each.take() for each in pictures]
+    if len(pixels) == 1:
+        return pixels[0], shapes
+    length, end = int(shapes.prod(axis=1).max()), 0
+    made = np.zeros((len(shapes), length, pixels[0].shape[2]), pixels[0].dtype)
+    for part in pixels:
+        made[end : end + len(part), : part.shape[1]] = part[:, :length]
+        end += len(part)
+    return made, shapes
+
+
 def check_pair(model: object, processor: object) -> None:
     """Raises `OptionError` unless they are a model and a processor."""
     for name, value, kind in (
