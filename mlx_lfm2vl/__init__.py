@@ -28,19 +28,16 @@ if sys.platform == "linux":
 if TYPE_CHECKING:
     from . import demo
     from .backends import BackendError
+    from .compat.auto_models import AutoModel, AutoModelForImageTextToText
+    from .compat.auto_processors import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
     from .compat.batch_feature import BatchFeature
-    from .compat.configuration import AutoConfig, Lfm2VlConfig
+    from .compat.configuration import Lfm2VlConfig
     from .compat.generation_config import GenerationConfig
+    from .compat.lfm3_models import Lfm3VlForConditionalGeneration, Lfm3VlModel
+    from .compat.lfm3_processors import Lfm3VlConfig, Lfm3VlImageProcessor, Lfm3VlProcessor
     from .compat.logits_process import LogitsProcessorList
-    from .compat.models import AutoModel, AutoModelForImageTextToText, Lfm2VlForConditionalGeneration, Lfm2VlModel
-    from .compat.processors import (
-        AutoImageProcessor,
-        AutoProcessor,
-        AutoTokenizer,
-        Lfm2VlImageProcessor,
-        Lfm2VlImageProcessorFast,
-        Lfm2VlProcessor,
-    )
+    from .compat.models import Lfm2VlForConditionalGeneration, Lfm2VlModel
+    from .compat.processors import Lfm2VlImageProcessor, Lfm2VlImageProcessorFast, Lfm2VlProcessor
     from .compat.seed import set_seed
     from .compat.stopping import StoppingCriteria, StoppingCriteriaList
     from .compat.streamers import TextIteratorStreamer, TextStreamer
@@ -143,6 +140,11 @@ __all__ = [
     "Lfm2VlImageProcessorFast",
     "Lfm2VlModel",
     "Lfm2VlProcessor",
+    "Lfm3VlConfig",
+    "Lfm3VlForConditionalGeneration",
+    "Lfm3VlImageProcessor",
+    "Lfm3VlModel",
+    "Lfm3VlProcessor",
     "LoadCancelledError",
     "LogitsProcessor",
     "LogitsProcessorList",
@@ -199,19 +201,16 @@ __all__ = [
 
 _HOMES = {
     "backends": ("BackendError",),
+    "compat.auto_models": ("AutoModel", "AutoModelForImageTextToText"),
+    "compat.auto_processors": ("AutoConfig", "AutoImageProcessor", "AutoProcessor", "AutoTokenizer"),
     "compat.batch_feature": ("BatchFeature",),
-    "compat.configuration": ("AutoConfig", "Lfm2VlConfig"),
+    "compat.configuration": ("Lfm2VlConfig",),
     "compat.generation_config": ("GenerationConfig",),
     "compat.logits_process": ("LogitsProcessorList",),
-    "compat.models": ("AutoModel", "AutoModelForImageTextToText", "Lfm2VlForConditionalGeneration", "Lfm2VlModel"),
-    "compat.processors": (
-        "AutoImageProcessor",
-        "AutoProcessor",
-        "AutoTokenizer",
-        "Lfm2VlImageProcessor",
-        "Lfm2VlImageProcessorFast",
-        "Lfm2VlProcessor",
-    ),
+    "compat.lfm3_models": ("Lfm3VlForConditionalGeneration", "Lfm3VlModel"),
+    "compat.lfm3_processors": ("Lfm3VlConfig", "Lfm3VlImageProcessor", "Lfm3VlProcessor"),
+    "compat.models": ("Lfm2VlForConditionalGeneration", "Lfm2VlModel"),
+    "compat.processors": ("Lfm2VlImageProcessor", "Lfm2VlImageProcessorFast", "Lfm2VlProcessor"),
     "compat.seed": ("set_seed",),
     "compat.stopping": ("StoppingCriteria", "StoppingCriteriaList"),
     "compat.streamers": ("TextIteratorStreamer", "TextStreamer"),
@@ -273,6 +272,8 @@ _HOMES = {
     "tasks.run": ("describe", "detect", "extract", "point", "read", "recipe_of"),
 }
 _COMPUTING = (  # import MLX
+    "compat.auto_models",
+    "compat.lfm3_models",
     "compat.logits_process",
     "compat.models",
     "compat.seed",

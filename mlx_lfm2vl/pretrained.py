@@ -8,9 +8,11 @@ from typing import Unpack
 
 import mlx.core as mx
 
+from .compat.auto_models import MODELS
+from .compat.auto_processors import FAMILIES
 from .compat.models import Lfm2VlForConditionalGeneration
 from .compat.processors import Lfm2VlProcessor
-from .config import GenerationConfig, Lfm2VlConfig, read_json
+from .config import GenerationConfig, ModelConfig, config_of, read_json
 from .errors import ConfigError, LoadCancelledError
 from .generation.arguments import ProcessorArguments
 from .generation.watch import Stop, check_callable
@@ -65,10 +67,10 @@ def load(
         folder = resolve(
             path_or_repo, revision=revision, token=token, local_files_only=local_files_only, progress=progress
         )
-        expected = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
-        processor = Lfm2VlProcessor.from_pretrained(folder, **processor_arguments)
+        expected = config_of(read_json(folder / "config.json"), str(folder / "config.json"))
+        processor = FAMILIES[type(expected)].processor.from_pretrained(folder, **processor_arguments)
         _check_agreement(folder, expected, processor)
-        model = Lfm2VlForConditionalGeneration.from_pretrained(folder, dtype=dtype, backend=backend, progress=progress)
+        model = MODELS[type(expected)].from_pretrained(folder, dtype=dtype, backend=backend, progress=progress)
     model.name_or_path = os.fspath(path_or_repo)
     file = folder / "generation_config.json"
     stated = GenerationConfig.from_dict(read_json(file), str(file)) if file.is_file() else GenerationConfig()
@@ -77,17 +79,14 @@ def load(
     return model, processor
 
 
-def _check_agreement(folder: Path, config: Lfm2VlConfig, processor: Lfm2VlProcessor) -> None:
+def _check_agreement(folder: Path, config: ModelConfig, processor: Lfm2VlProcessor) -> None:
     """Raises `ConfigError` where the files say different things of what model and processor must share, and
     `TokenizerError` where a token that stands around pictures is missing."""
-    pictures = processor.image_processor.config
-    for what, of_model, of_processor in (
-        ("the patch size", config.vision_config.patch_size, pictures.encoder_patch_size),
-        ("the downsample factor", config.downsample_factor, pictures.downsample_factor),
-        ("the image token's id", config.image_token_id, processor.image_token_id),
-    ):
-        if of_model != of_processor:
-            raise ConfigError(f"{folder}: {what} is {of_model} in config.json, {of_processor} in the processor's files")
+    of_processor = processor.shared_numbers()
+    for what, of_model in config.shared_numbers().items():
+        if of_model != of_processor[what]:
+            said = f"{of_model} in config.json, {of_processor[what]} in the processor's files"
+            raise ConfigError(f"{folder}: the {what} is {said}")
     if processor.use_image_special_tokens:
         for name in ("image_start_token_id", "image_end_token_id", "image_thumbnail_token_id"):
             getattr(processor.tokenizer, name)  # raises if there is none: it would be spelt out in letters

@@ -50,6 +50,7 @@ from mlx_lfm2vl.backends.cpu.layers import CpuDecoderLayer
 from mlx_lfm2vl.generation.defaults import generation_config
 from mlx_lfm2vl.models.lfm2 import Lfm2DecoderLayer
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration as Base
+from mlx_lfm2vl.models.lfm3 import Lfm3DecoderLayer
 from mlx_lfm2vl.models.outputs import Lfm2VlCausalLMOutputWithPast
 from mlx_lfm2vl.processing.load_image import DEFAULT_POLICY, SourcePolicy, load_image
 
@@ -58,7 +59,7 @@ settings.load_profile("any machine")
 
 BACKENDS = ("mlx", "numpy")
 GOLDEN = Path(__file__).parent / "golden"
-CHECKPOINTS = ("gen2", "gen25", "untied")
+CHECKPOINTS = ("gen2", "gen25", "untied")  # of LFM2-VL; "lfm3" is LFM3-VL's
 Loaded = tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]
 _MANIFEST: dict[str, Any] = json.loads((GOLDEN / "manifest.json").read_text(encoding="utf-8"))
 _ENTRIES: dict[str, dict[str, Any]] = {entry["id"]: entry for entry in _MANIFEST["cases"]}
@@ -118,10 +119,19 @@ class GoldenCase:
         return values
 
     @cached_property
+    def flat_pixel_values(self) -> np.ndarray:
+        """(patches of all pictures, 1536) float32: the reference's for LFM3-VL, bit for bit."""
+        across = np.cumsum(self.arrays["pixel_deltas"], axis=3, dtype=np.uint8)
+        levels = np.cumsum(across, axis=4, dtype=np.uint8).reshape(-1, 1536)
+        return (levels.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
+
+    @cached_property
     def inputs(self) -> dict[str, np.ndarray]:
         """What the reference's processor returned, ready for a model: exact, whatever resizes pictures here."""
         inputs = {key: self.arrays[key] for key in ("input_ids", "attention_mask")}
-        if self.has_pictures:
+        if "image_grid_thw" in self.arrays:
+            inputs |= {"pixel_values": self.flat_pixel_values, "image_grid_thw": self.arrays["image_grid_thw"]}
+        elif self.has_pictures:
             inputs["pixel_values"] = self.pixel_values
             inputs |= {key: self.arrays[key] for key in ("spatial_shapes", "pixel_attention_mask")}
         return inputs
@@ -143,7 +153,7 @@ def load_array(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> np.ndarra
 
 
 def case_ids(*checkpoints: str, having: str | None = None) -> list[str]:
-    """Ids of the frozen cases, of some checkpoints or all, for parametrisation.
+    """Ids of the frozen cases, of some checkpoints or all of `CHECKPOINTS`, for parametrisation.
 
     `having` keeps those with: "pictures"; "generated" (greedy tokens); "padding" (several prompts).
     """
@@ -299,12 +309,13 @@ def cache_by_backend(function: Callable[P, T]) -> Callable[P, T]:
     return for_backend
 
 
-def _count_calls(layer: type, backend: str) -> None:
+def _count_calls(layer: type, backend: str | None = None) -> None:
+    """Counts the calls of a layer of one backend, or of the test's."""
     call = layer.__call__
 
     @functools.wraps(call)
     def counted(*arguments: Any, **named: Any) -> Any:
-        _ran.add(backend)
+        _ran.add(backend or os.environ[backends.VARIABLE])
         return call(*arguments, **named)
 
     layer.__call__ = counted  # type: ignore[method-assign]
@@ -312,6 +323,7 @@ def _count_calls(layer: type, backend: str) -> None:
 
 _count_calls(Lfm2DecoderLayer, "mlx")
 _count_calls(CpuDecoderLayer, "numpy")
+_count_calls(Lfm3DecoderLayer)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

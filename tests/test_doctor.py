@@ -114,12 +114,12 @@ def damaged_weight(patch):
 
 
 def rope_a_hundredth_off(patch):
-    patch(lfm2, "rope_frequencies", lambda config, of=lfm2.rope_frequencies: of(config) * 1.01)
+    patch(lfm2, "rope_frequencies", lambda *given, of=lfm2.rope_frequencies: of(*given) * 1.01)
 
 
 def rope_of_another_base(patch):
     """1e4 for 1e6, as in other models."""
-    patch(lfm2, "rope_frequencies", lambda config, of=lfm2.rope_frequencies: of(config) ** (2 / 3))
+    patch(lfm2, "rope_frequencies", lambda *given, of=lfm2.rope_frequencies: of(*given) ** (2 / 3))
 
 
 def padding_that_is_seen(patch):

@@ -100,7 +100,7 @@ def ask(
     rest = time.perf_counter() - laps[-1]
     return Run(
         prompt_tokens=ids.shape[1],
-        image_tokens=int(np.count_nonzero(ids == model.config.image_token_id)),
+        image_tokens=int(np.count_nonzero(np.isin(ids, model.config.placeholders))),
         tokens=tuple(answer),
         parts={part: end - start for part, start, end in zip(PARTS, laps, laps[1:], strict=False)},
         first_token=laps[-1] - laps[0],

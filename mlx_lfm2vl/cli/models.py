@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
 
 def described(folder: Path | None, is_partial: bool) -> str:
     """The kind of a cached folder, in a few words."""
-    from ..config import Lfm2VlConfig, read_json
-    from ..config.model import MODEL_TYPES
+    from ..config import config_of, read_json
+    from ..config.family import FAMILIES
     from ..errors import ConfigError
 
     if folder is None:
@@ -70,18 +70,17 @@ def described(folder: Path | None, is_partial: bool) -> str:
         return "no model's config.json"
     try:
         data = read_json(folder / "config.json")
-        if data.get("model_type") not in MODEL_TYPES:
+        if data.get("model_type") not in FAMILIES:
             return f"another model ({str(data.get('model_type'))[:20]})"
-        config = Lfm2VlConfig.from_dict(data)
+        config = config_of(data)
     except ConfigError:
         return "a config.json that is damaged"
-    family = "LFM2-VL" if config.projector_use_layernorm else "LFM2.5-VL"
     record = config.quantization or {}
     widths = {record.get("bits"), *(each.get("bits") for each in record.values() if isinstance(each, Mapping))}
     bits = sorted(width for width in widths if isinstance(width, int))
     kind = f"{' and '.join(map(str, bits))} bits" if bits else "dense"
     whole = any(folder.glob("*.safetensors")) and not is_partial
-    return f"{family}, {kind}" + ("" if whole else ", not whole")
+    return f"{config.family}, {kind}" + ("" if whole else ", not whole")
 
 
 def age(moment: float) -> str:

@@ -15,7 +15,6 @@ from . import tensors
 GROUPS = ("common_kwargs", "images_kwargs", "text_kwargs")
 _NO_EFFECT = (  # in transformers either, or on speed only
     "do_resize",
-    "size",
     "default_to_square",
     "disable_grouping",
     "stride",

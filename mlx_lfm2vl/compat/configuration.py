@@ -1,39 +1,42 @@
-"""`Lfm2VlConfig` with transformers' extra keywords, methods and defaults, and `AutoConfig`."""
+"""Configurations with transformers' extra keywords, methods and defaults."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from .. import config
-from ..config import Lfm2Config, read_json
+from ..config import read_json
 from ..config.files import CODE, is_place, without, writing
 from ..errors import ConfigError, OptionError
 from ..hub import resolve
 from .loading import hub_options
 from .sharing import push_folder
 
-_FIELDS = tuple(field.name for field in fields(config.Lfm2VlConfig))
-_TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # transformers', where a file is silent
 _SPELLED = (  # of a file, which say what fields do, or nothing of the model
     *("architectures", "image_token_index", "model_type", "quantization_config", "tie_embedding", "torch_dtype"),
-    *("transformers_version", *CODE, *_FIELDS),
+    *("transformers_version", *CODE),
 )
 _OF_CALLS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True, "use_cache": True}
 OF_CALLS = tuple(_OF_CALLS)
 
 
-class Lfm2VlConfig(config.Lfm2VlConfig):
-    """A model's config.json, as transformers has it; see `mlx_lfm2vl.config.Lfm2VlConfig`.
+class ConfigMethods:
+    """The extra keywords, methods and defaults, for a configuration of `mlx_lfm2vl.config`, which `base` is.
 
     Immutable: another configuration is another object. Keywords that are no fields become attributes, as there.
     `output_attentions`, `output_hidden_states` and `return_dict` are the defaults of the model's calls.
     """
 
+    base: ClassVar[Any]
+    text_config: Any
+    eos_token_ids: Any
+    dtype: str | None
+    tokens: ClassVar[dict[str, int]] = {}  # transformers', where a file is silent
     output_attentions: bool
     output_hidden_states: bool
     return_dict: bool
@@ -41,16 +44,16 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
 
     def __init__(self, vision_config: Any = None, text_config: Any = None, **named: Any):
         """Raises `ConfigError` for a value that makes no sense."""
-        own = {name: named.pop(name) for name in _FIELDS if name in named}
+        own = {name: named.pop(name) for name in self.base.__dataclass_fields__ if name in named}
         if (tied := named.pop("tie_embedding", None)) is not None:
             own["tie_word_embeddings"] = tied
         if (index := named.pop("image_token_index", None)) is not None:
             own["image_token_id"] = index
         if (dtype := named.pop("torch_dtype", own.get("dtype"))) is not None:
             own["dtype"] = str(dtype).rpartition(".")[2]
-        super().__init__(vision_config=vision_config, text_config=text_config, **own)
+        self.base.__init__(self, vision_config=vision_config, text_config=text_config, **own)
         text = self.text_config
-        tokens: dict[str, Any] = {name: value for name, value in _TOKENS.items() if getattr(text, name) is None}
+        tokens: dict[str, Any] = {name: value for name, value in self.tokens.items() if getattr(text, name) is None}
         if len(self.eos_token_ids) == 1:
             tokens["eos_token_id"] = self.eos_token_ids[0]
         object.__setattr__(self, "text_config", replace(text, **tokens))
@@ -59,11 +62,12 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
                 object.__setattr__(self, name, value)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, config.Lfm2VlConfig):
+        if not isinstance(other, self.base):
             return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in _FIELDS)
+        return all(getattr(self, name) == getattr(other, name) for name in self.base.__dataclass_fields__)
 
-    __hash__ = config.Lfm2VlConfig.__hash__
+    def __hash__(self) -> int:
+        return int(self.base.__hash__(self))
 
     @property
     def bos_token_id(self) -> int | None:
@@ -91,19 +95,21 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
         """Sets attributes that are no fields. Raises `ConfigError` for a field: another configuration is another
         object."""
         for name, value in config_dict.items():
-            if name in _FIELDS:
-                raise ConfigError(f"config: {name} cannot be set; make another by Lfm2VlConfig.from_dict")
+            if name in self.base.__dataclass_fields__:
+                raise ConfigError(f"config: {name} cannot be set; make another by {type(self).__name__}.from_dict")
             setattr(self, name, value)
 
     @classmethod
-    def of(cls, known: config.Lfm2VlConfig) -> Self:
+    def of(cls, known: Any) -> Self:
         """The same configuration as an object of this class."""
-        return known if isinstance(known, cls) else cls(**{name: getattr(known, name) for name in _FIELDS})
+        if isinstance(known, cls):
+            return known
+        return cls(**{name: getattr(known, name) for name in cls.base.__dataclass_fields__})
 
     @property
     def others(self) -> dict[str, Any]:
         """Its entries beside the fields."""
-        return {name: value for name, value in vars(self).items() if name not in _FIELDS}
+        return {name: value for name, value in vars(self).items() if name not in self.base.__dataclass_fields__}
 
     def changed(self, **values: Any) -> Self:
         """The same with other values. (`dataclasses.replace` keeps fields alone.)"""
@@ -112,15 +118,15 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "config.json", **changed: Any) -> Self:
         """The configuration in a config.json of any published generation. Raises `ConfigError`."""
-        known = config.Lfm2VlConfig.from_dict(data, where)
-        others = {name: value for name, value in data.items() if name not in _SPELLED}
+        known, names = cls.base.from_dict(data, where), cls.base.__dataclass_fields__
+        others = {name: value for name, value in data.items() if name not in (*_SPELLED, *names)}
         others = {name: value for name, value in others.items() if not hasattr(cls, name) and not is_place(name, value)}
-        return cls(**{**others, **{name: getattr(known, name) for name in _FIELDS}, **changed})
+        return cls(**{**others, **{name: getattr(known, name) for name in names}, **changed})
 
     def to_dict(self) -> dict[str, Any]:
         """config.json, with what it says beside its fields."""
         others = {name: value for name, value in self.others.items() if value != _OF_CALLS.get(name)}
-        return {**without(others), **super().to_dict()}
+        return {**without(others), **self.base.to_dict(self)}
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:  # type: ignore[override]
@@ -132,7 +138,7 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
         file = resolve(place, patterns=("*.json",), **hub) / "config.json"
         return cls.from_dict(read_json(file), str(file), **changed, _name_or_path=os.fspath(path_or_repo))
 
-    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Lfm2Config:
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
         """The backbone's part."""
         return self.text_config
 
@@ -150,10 +156,8 @@ class Lfm2VlConfig(config.Lfm2VlConfig):
         return push_folder(self.save_pretrained, repo_id, **options)
 
 
-class AutoConfig:
-    """The configuration of a checkpoint, by its name."""
+class Lfm2VlConfig(ConfigMethods, config.Lfm2VlConfig):  # type: ignore[misc]
+    """LFM2-VL's config.json, as transformers has it; see `mlx_lfm2vl.config.Lfm2VlConfig`."""
 
-    @staticmethod
-    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlConfig:
-        """As `Lfm2VlConfig.from_pretrained`."""
-        return Lfm2VlConfig.from_pretrained(path_or_repo, **options)
+    base = config.Lfm2VlConfig
+    tokens: ClassVar[dict[str, int]] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

@@ -123,7 +123,7 @@ def generate(
     prompt = take_prompt(model, inputs, keywords, bos[0] if bos else None, inferred)
     for name, value in keywords.items():
         if value is not None:
-            meant = did_you_mean([name], (*KNOWN, *ARGUMENTS))
+            meant = did_you_mean([name], (*KNOWN, *ARGUMENTS, *model.model.view_arguments))
             raise OptionError(f"generate has no argument {name!r} that this model uses{meant}")
     if own and not chosen["do_sample"]:
         warnings.warn(f"{', '.join(sorted(own))}: without effect unless do_sample=True", stacklevel=3)

@@ -104,20 +104,14 @@ def hub_options(
         HubError: for a subfolder that cannot be one.
         OptionError: for what would change the model and is not offered, with the way out.
     """
-    hub = {name: options[name] for name in HUB if name in options}
     for name, instead in REFUSED.items():
         if options.get(name) not in (None, False):
             raise OptionError(f"from_pretrained has no option {name!r}; {instead}")
-    if options.get("use_auth_token") is not None and hub.get("token") is None:
-        hub["token"] = options["use_auth_token"]
+    place, hub = place_of(path_or_repo, options)
     rest = {name: value for name, value in options.items() if name not in (*HUB, *_SILENT, *REFUSED, "use_auth_token")}
-    subfolder = rest.pop("subfolder", None)
+    rest.pop("subfolder", None)
     ignored = {}
-    if (
-        isinstance(path_or_repo, (str, os.PathLike))
-        and is_local(path_or_repo)
-        and hub.pop("revision", None) not in (None, "main")
-    ):
+    if "revision" not in hub and options.get("revision") not in (None, "main"):
         ignored["revision"] = "a folder of this disk has none"
     for name, why in _NO_MEANING.items():
         if name in rest and rest.pop(name) not in _ANYWAY.get(name, (None, False)):
@@ -125,11 +119,25 @@ def hub_options(
     if ignored:
         said = "; ".join(f"{name} ({why})" for name, why in ignored.items())
         warnings.warn(f"from_pretrained ignores what has no meaning here: {said}", stacklevel=4)
+    return place, hub, rest
+
+
+def place_of(
+    path_or_repo: str | os.PathLike[str], options: Mapping[str, Any]
+) -> tuple[str | os.PathLike[str], dict[str, Any]]:
+    """A model's name with `subfolder` behind it, and the keywords for the hub; a folder of this disk has no revision.
+    Raises `HubError` for a subfolder that cannot be one."""
+    hub = {name: options[name] for name in HUB if name in options}
+    if options.get("use_auth_token") is not None and hub.get("token") is None:
+        hub["token"] = options["use_auth_token"]
+    if isinstance(path_or_repo, (str, os.PathLike)) and is_local(path_or_repo):
+        hub.pop("revision", None)
+    subfolder = options.get("subfolder")
     if not subfolder:
-        return path_or_repo, hub, rest
+        return path_or_repo, hub
     if not isinstance(subfolder, str) or os.path.isabs(subfolder) or ".." in Path(subfolder).parts:
         raise HubError(f"subfolder is {subfolder!r}, expected the name of a folder of the model's")
-    return f"{os.fspath(path_or_repo)}/{subfolder}", hub, rest
+    return f"{os.fspath(path_or_repo)}/{subfolder}", hub
 
 
 def not_of_models(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import mlx.core as mx
+from typing import Any, ClassVar, Self
 
 from ..backends import Backend
 from ..backends.thread_state import computing
@@ -20,7 +18,7 @@ from ..models import lfm2_vl
 from ..models.outputs import ModelOutput
 from ..weights.load import load_model
 from . import tensors
-from .configuration import OF_CALLS, Lfm2VlConfig
+from .configuration import OF_CALLS, ConfigMethods, Lfm2VlConfig
 from .generate import Callbacks, generate, transition_scores
 from .generation_config import GenerationConfig
 from .loading import OF_FROM_PRETRAINED, hub_options, no_more
@@ -29,7 +27,7 @@ from .saving import save
 from .sharing import push_folder
 
 
-def _with_tensors(call: Callable[..., Any]) -> Callable[..., Any]:
+def with_tensors(call: Callable[..., Any]) -> Callable[..., Any]:
     """A model's call with arrays of every kind, and the keywords of transformers that the network does not know."""
 
     @computing
@@ -73,10 +71,12 @@ class Lfm2VlModel(ModelMethods, lfm2_vl.Lfm2VlModel):
     """The model without its head; see `models.Lfm2VlModel`. Arrays may be torch's, NumPy's or MLX's; those that come
     out are torch's where `input_ids` is, else MLX's."""
 
-    def __init__(self, config: Any):
-        super().__init__(Lfm2VlConfig.of(config))
+    config_class: ClassVar[type[ConfigMethods]] = Lfm2VlConfig
 
-    __call__ = forward = _with_tensors(lfm2_vl.Lfm2VlModel.__call__)
+    def __init__(self, config: Any):
+        super().__init__(self.config_class.of(config))  # type: ignore[arg-type]
+
+    __call__ = forward = with_tensors(lfm2_vl.Lfm2VlModel.__call__)
 
     @computing
     def get_image_features(self, *arguments: Any, **named: Any) -> Any:
@@ -87,15 +87,16 @@ class Lfm2VlModel(ModelMethods, lfm2_vl.Lfm2VlModel):
         return _as_kind_of(like, super().get_image_features(*map(tensors.to_mlx, arguments), **given))
 
     @classmethod
-    def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlModel:
+    def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:
         """As `Lfm2VlForConditionalGeneration.from_pretrained`."""
-        folder, known, others = _open(path_or_repo, options)
+        folder, known, others = _open(path_or_repo, options, cls.config_class)
         return load_model(folder, model_class=cls, prefix="model.", **known).configured(others)
 
 
 class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalGeneration):
     """The model with its head; see `models.Lfm2VlForConditionalGeneration`. Arrays as those of `Lfm2VlModel`."""
 
+    config_class: ClassVar[type[ConfigMethods]] = Lfm2VlConfig
     model_class = Lfm2VlModel
     generation_config: Any  # a GenerationConfig
     load_note: str = ""  # a sentence, if the weights in memory are not those of the file
@@ -104,13 +105,13 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
     backend: Backend  # what computes it, "mlx" or "numpy"
 
     def __init__(self, config: Any):
-        super().__init__(Lfm2VlConfig.of(config))
+        super().__init__(self.config_class.of(config))  # type: ignore[arg-type]
         self.generation_config = _of_model(self.config)
 
-    __call__ = forward = _with_tensors(lfm2_vl.Lfm2VlForConditionalGeneration.__call__)
+    __call__ = forward = with_tensors(lfm2_vl.Lfm2VlForConditionalGeneration.__call__)
 
     @classmethod
-    def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlForConditionalGeneration:
+    def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:
         """From a folder, a hub repository or "demo".
 
         Args:
@@ -126,7 +127,7 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
             HubError, ConfigError, WeightsError, OptionError, OutOfMemoryError
         """
         given = options.pop("generation_config", None)
-        folder, known, others = _open(path_or_repo, options)
+        folder, known, others = _open(path_or_repo, options, cls.config_class)
         model = load_model(folder, model_class=cls, **known).configured(others)
         model.name_or_path = os.fspath(path_or_repo)
         file = folder / "generation_config.json"
@@ -240,7 +241,9 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
         return push_folder(lambda folder: save(self, Path(folder), hf=hf), repo_id, **options)
 
 
-def _open(path_or_repo: str | os.PathLike[str], options: dict[str, Any]) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+def _open(
+    path_or_repo: str | os.PathLike[str], options: dict[str, Any], config_class: type[ConfigMethods]
+) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """The folder of a model, the keywords of `load_model`, and what the configuration says beside its fields."""
     known: dict[str, Any] = {name: options.pop(name, None) for name in ("backend", "progress")}
     if options.pop("chat_template", None) is not None:
@@ -254,43 +257,17 @@ def _open(path_or_repo: str | os.PathLike[str], options: dict[str, Any]) -> tupl
     no_more(others, "from_pretrained", (*OF_FROM_PRETRAINED, *OF_CALLS))
     progress: Progress | None = known["progress"]
     folder = resolve(place, progress=progress, **hub)
-    own = Lfm2VlConfig.from_pretrained(folder)
+    own = config_class.from_pretrained(folder)
     if isinstance(config, (str, os.PathLike)):
-        config = Lfm2VlConfig.from_pretrained(config)
-    given = own if config is None else Lfm2VlConfig.of(config)
+        config = config_class.from_pretrained(config)
+    given = own if config is None else config_class.of(config)
     if given != own:
         name = next(name for name in vars(own) if getattr(own, name) != getattr(config, name, None))
         raise ConfigError(f"{folder}: config differs in {name} from the folder's; write it into config.json")
     return folder, known, {**given.others, "_name_or_path": os.fspath(path_or_repo), **of_calls}
 
 
-def _of_model(config: Lfm2VlConfig) -> GenerationConfig:
+def _of_model(config: ConfigMethods) -> GenerationConfig:
     return GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )
-
-
-class AutoModel:
-    """The model of a checkpoint without its head, by its name."""
-
-    @staticmethod
-    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlModel:
-        """As `Lfm2VlModel.from_pretrained`."""
-        return Lfm2VlModel.from_pretrained(path_or_repo, **options)
-
-
-class AutoModelForImageTextToText:
-    """The model of a checkpoint, by its name."""
-
-    @staticmethod
-    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlForConditionalGeneration:
-        """As `Lfm2VlForConditionalGeneration.from_pretrained`."""
-        return Lfm2VlForConditionalGeneration.from_pretrained(path_or_repo, **options)
-
-    @staticmethod
-    @computing
-    def from_config(config: Any) -> Lfm2VlForConditionalGeneration:
-        """A model with random weights."""
-        model = Lfm2VlForConditionalGeneration(config)
-        mx.eval(model.parameters())
-        return model

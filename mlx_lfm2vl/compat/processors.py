@@ -1,4 +1,4 @@
-"""Processors with transformers' keywords and tensors of every kind, and `AutoProcessor` with its kin."""
+"""Processors with transformers' keywords and tensors of every kind."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from ..config import ProcessorConfig
 from ..errors import OptionError
 from ..processing import image, processor
+from ..processing.image_processor import ImageProcessor
 from ..processing.processor import TEXT_OPTIONS, check_names
 from . import tensors
 from .batch_feature import BatchFeature
@@ -24,43 +24,36 @@ _TEMPLATE_OPTIONS = {  # keywords of `apply_chat_template` that are not for `__c
 }
 
 
-class Lfm2VlImageProcessor(image.Lfm2VlImageProcessor):
-    """`processing.Lfm2VlImageProcessor` with transformers' keywords and tensors."""
+class ImageProcessorMethods(ImageProcessor):
+    """transformers' keywords and tensors, for an image processor of `processing`."""
 
     do_resize: ClassVar[bool] = True
     do_convert_rgb: ClassVar[bool] = True
-
-    @property
-    def size(self) -> dict[str, int]:
-        """As transformers has it, where it has no effect either; `tile_size` is what counts."""
-        return {"height": self.tile_size, "width": self.tile_size}
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:
         """From a folder, a hub repository or "demo". `options` as those of `AutoProcessor.from_pretrained`, or fields
         of `ImageProcessorConfig`. Raises `HubError`, `ConfigError`, `OptionError`."""
         place, hub, fields = hub_options(path_or_repo, not_of_models(options))
-        return super().from_pretrained(place, **hub, **normalised(fields))
+        return super().from_pretrained(place, **hub, **cls.known(normalised(fields)))
 
-    def __call__(
-        self,
-        images: Any,
-        *,
-        return_row_col_info: bool = False,
-        return_tensors: str | None = "np",
-        **overrides: Any,
-    ) -> BatchFeature:
-        """As `processing.Lfm2VlImageProcessor`, with `return_tensors` "np", "mlx", "pt" or None (NumPy arrays), and
-        with transformers' keywords. Raises `ImageError`, `OptionError`."""
+    def __call__(self, images: Any, *, return_tensors: str | None = "np", **overrides: Any) -> BatchFeature:
+        """As that of `processing`, with `return_tensors` "np", "mlx", "pt" or None (NumPy arrays), and with
+        transformers' keywords. Raises `ImageError`, `OptionError`."""
         kind = tensors.check_return_tensors(return_tensors)
-        made = super().__call__(images, return_row_col_info=return_row_col_info, **normalised(overrides))
+        made = super().__call__(images, **self.known(normalised(overrides)))
         return BatchFeature.of(made, kind)
 
     preprocess = __call__
 
+    @classmethod
+    def known(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """The keywords without those that have no effect in the family."""
+        return {name: value for name, value in options.items() if name != "size" or name in cls.config_class.options()}
+
     def to_dict(self) -> dict[str, Any]:
         """preprocessor_config.json."""
-        return dict(ProcessorConfig(image=self.config).to_dict()["image_processor"])
+        return dict(self.files_class(image=self.config).to_dict()["image_processor"])
 
     def to_json_string(self) -> str:
         return json.dumps(self.to_dict(), indent=2) + "\n"
@@ -68,6 +61,15 @@ class Lfm2VlImageProcessor(image.Lfm2VlImageProcessor):
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Saves into a repository; see `push_folder`."""
         return push_folder(self.save_pretrained, repo_id, **options)
+
+
+class Lfm2VlImageProcessor(ImageProcessorMethods, image.Lfm2VlImageProcessor):
+    """`processing.Lfm2VlImageProcessor` with transformers' keywords and tensors."""
+
+    @property
+    def size(self) -> dict[str, int]:
+        """As transformers has it, where it has no effect either; `tile_size` is what counts."""
+        return {"height": self.tile_size, "width": self.tile_size}
 
 
 Lfm2VlImageProcessorFast = Lfm2VlImageProcessor
@@ -101,7 +103,7 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
         """
         place, hub, others = hub_options(path_or_repo, not_of_models(options))
         template, side = others.pop("chat_template", None), others.pop("padding_side", None)
-        made = super().from_pretrained(place, **hub, **normalised(others))
+        made = super().from_pretrained(place, **hub, **cls.image_processor_class.known(normalised(others)))
         if template is not None:
             made.chat_template = template
         if side is not None:
@@ -165,11 +167,11 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
 
     def _prepared(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], str | None, bool]:
         """The options for `processing`; which tensors are wanted; whether token types are."""
-        chosen = normalised(options)
+        chosen = self.image_processor.known(normalised(options))
         kind = tensors.check_return_tensors(chosen.pop("return_tensors", "np"))
         types = bool(chosen.pop("return_mm_token_type_ids", False))
         chosen.pop("return_row_col_info", None)
-        check_names(chosen, TEXT_OPTIONS | self.image_processor.config.__dataclass_fields__.keys() | {"images"})
+        check_names(chosen, TEXT_OPTIONS | self.image_processor.config.options() | {"images"})
         return chosen, kind, types
 
     def _finished(self, made: processor.ProcessorOutput, kind: str | None, types: bool) -> BatchFeature:
@@ -177,10 +179,6 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
             image_id = self.image_token_id
             made["mm_token_type_ids"] = [[int(id == image_id) for id in row] for row in made["input_ids"]]
         return BatchFeature.of(made, kind)
-
-    def to_dict(self) -> dict[str, Any]:
-        """processor_config.json."""
-        return ProcessorConfig(self.image_processor.config, self.use_image_special_tokens).to_dict()
 
     def to_json_string(self) -> str:
         return json.dumps(self.to_dict(), indent=2) + "\n"
@@ -205,30 +203,3 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
         if generation_mode not in (None, "text"):
             raise OptionError(f"generation_mode is {generation_mode!r}; these models write 'text' only")
         return self.post_process_image_text_to_text(generated_outputs, skip_special_tokens, **o)
-
-
-class AutoProcessor:
-    """The processor of a checkpoint, by its name."""
-
-    @staticmethod
-    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlProcessor:
-        """As `Lfm2VlProcessor.from_pretrained`."""
-        return Lfm2VlProcessor.from_pretrained(path_or_repo, **options)
-
-
-class AutoImageProcessor:
-    """The image processor of a checkpoint, by its name."""
-
-    @staticmethod
-    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlImageProcessor:
-        """As `Lfm2VlImageProcessor.from_pretrained`."""
-        return Lfm2VlImageProcessor.from_pretrained(path_or_repo, **options)
-
-
-class AutoTokenizer:
-    """The tokenizer of a checkpoint, by its name."""
-
-    @staticmethod
-    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Tokenizer:
-        """As `Tokenizer.from_pretrained`."""
-        return Tokenizer.from_pretrained(path_or_repo, **options)

@@ -16,10 +16,10 @@ from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from . import tensors
 
 ARGUMENTS = (  # of `generate`, beside settings
-    *("input_ids", "inputs_embeds", "attention_mask", "past_key_values", "pixel_values", "spatial_shapes"),
+    *("input_ids", "inputs_embeds", "attention_mask", "past_key_values"),
     *("streamer", "logits_processor", "stopping_criteria", "generation_config", "tokenizer", "seed"),
 )
-_NOT_NEEDED = ("pixel_attention_mask", "token_type_ids", "mm_token_type_ids", "logits_to_keep", "labels")
+_NOT_NEEDED = ("token_type_ids", "mm_token_type_ids", "logits_to_keep", "labels")
 
 
 @dataclass
@@ -130,6 +130,8 @@ def take_prompt(
     mask = None if mask is None else np.array(mask).astype(np.int64)
     images = next((out for name in ("mm_encoder_outputs", "image_outputs") if (out := keywords.pop(name, None))), None)
     images = images.get("image") if isinstance(images, dict) else images
+    arrays = {name: take(name) for name in model.model.view_arguments}
+    pixels, shapes = model.model.views_of(arrays, None if embeds is not None else rows)
     new = rows.shape[1] if embeds is None else embeds.shape[1]
     if cache.offset and (embeds is not None or mask is None or mask.shape[1] == new):  # all of the text is given
         new -= cache.offset
@@ -145,8 +147,8 @@ def take_prompt(
         new,
         mask,
         None if embeds is None else embeds[:, -new:],
-        take("pixel_values"),
-        take("spatial_shapes"),
+        pixels,
+        shapes,
         None if images is None else mx.concatenate([tensors.to_mlx(each) for each in images.pooler_output]),
     )
 

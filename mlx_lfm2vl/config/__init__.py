@@ -3,8 +3,13 @@
 In: JSON files of a folder, of any generation. Out: frozen dataclasses with one spelling of each field.
 """
 
+from .family import ModelConfig, TextConfig, VisionConfig, config_of
 from .files import parse_json, read_json, read_text, shown
 from .generation import GenerationConfig
+from .lfm3 import Lfm3Config
+from .lfm3_processor import ImageConfig, Lfm3VlImageProcessorConfig, Lfm3VlProcessorConfig
+from .lfm3_vision import Lfm3VlVisionConfig
+from .lfm3_vl import Lfm3VlConfig
 from .model import Lfm2VlConfig
 from .processor import ImageProcessorConfig, ProcessorConfig
 from .text import Lfm2Config
@@ -12,11 +17,21 @@ from .vision import Siglip2VisionConfig
 
 __all__ = [
     "GenerationConfig",
+    "ImageConfig",
     "ImageProcessorConfig",
     "Lfm2Config",
     "Lfm2VlConfig",
+    "Lfm3Config",
+    "Lfm3VlConfig",
+    "Lfm3VlImageProcessorConfig",
+    "Lfm3VlProcessorConfig",
+    "Lfm3VlVisionConfig",
+    "ModelConfig",
     "ProcessorConfig",
     "Siglip2VisionConfig",
+    "TextConfig",
+    "VisionConfig",
+    "config_of",
     "parse_json",
     "read_json",
     "read_text",

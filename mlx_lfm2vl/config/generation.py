@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from .family import ModelConfig
 from .fields import Fields
-from .model import Lfm2VlConfig
 
 _FAMILY = {"temperature": 0.1, "min_p": 0.15, "repetition_penalty": 1.05}
 # (hidden size, layers, vocabulary) of the language model
@@ -38,13 +38,13 @@ class GenerationConfig:
     min_p: float | None = None
     repetition_penalty: float | None = None
 
-    def end_tokens(self, config: Lfm2VlConfig, of_tokenizer: int | None) -> list[int]:
+    def end_tokens(self, config: ModelConfig, of_tokenizer: int | None) -> list[int]:
         """The end tokens of all files: this one's, those of config.json, and the tokenizer's, where fine-tunes name
         theirs."""
         ids = (*self.eos_token_ids, *config.eos_token_ids, of_tokenizer)
         return [id for id in dict.fromkeys(ids) if id is not None]
 
-    def recommended(self, config: Lfm2VlConfig) -> GenerationConfig:
+    def recommended(self, config: ModelConfig) -> GenerationConfig:
         """The same if it says anything of sampling, else with what the model's card says."""
         text = config.text_config
         card = CARDS.get((text.hidden_size, text.num_hidden_layers, text.vocab_size))

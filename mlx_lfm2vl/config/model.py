@@ -85,6 +85,24 @@ class Lfm2VlConfig:
         eos = self.text_config.eos_token_id
         return (eos,) if isinstance(eos, int) else tuple(eos or ())
 
+    @property
+    def family(self) -> str:
+        """The makers' name of such models."""
+        return "LFM2-VL" if self.projector_use_layernorm else "LFM2.5-VL"
+
+    @property
+    def placeholders(self) -> tuple[int, ...]:
+        """The tokens in whose place pictures stand."""
+        return (self.image_token_id,)
+
+    def shared_numbers(self) -> dict[str, int]:
+        """The numbers that the processor's files state too."""
+        return {
+            "patch size": self.vision_config.patch_size,
+            "downsample factor": self.downsample_factor,
+            "image token's id": self.image_token_id,
+        }
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "config.json") -> Lfm2VlConfig:
         """Normalises any published generation of config.json. Raises `ConfigError`."""

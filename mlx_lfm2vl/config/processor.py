@@ -5,10 +5,10 @@ Defaults are those of transformers 5.23 (`Lfm2VlImageProcessor`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import ConfigError
 from .fields import MAX_NUMBER, Fields
@@ -18,7 +18,34 @@ FILES = ("preprocessor_config.json", "processor_config.json", "config.json")
 SPLITTING_IS_MEANT = "do_image_splitting_is_meant"
 OF_READING = ("color_management", "exif")  # neither read from a checkpoint nor written to one
 MAX_PIXELS = 2**27  # of one picture after resizing, 1.6 GB as float32; the published policies make 2.6 million
+T = TypeVar("T")
 RESAMPLE_FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which the checkpoints use
+
+
+def check_normalisation(read: Fields, config: Any) -> None:
+    """Checks the fields that every family has: how pictures are read, resampled and normalised; makes mean and
+    deviation tuples. Raises `ConfigError`."""
+    for name in ("do_rescale", "do_normalize", *OF_READING):
+        read.flag(name, default=True)
+    read.number("rescale_factor", default=1 / 255)
+    read.choice("resample", default=2, options=tuple(RESAMPLE_FILTERS))
+    for name, low in (("image_mean", -MAX_NUMBER), ("image_std", 0.0)):
+        value = getattr(config, name)
+        good = isinstance(value, (list, tuple)) and len(value) == 3
+        if not good or not all(isinstance(x, (int, float)) and low < x < MAX_NUMBER for x in value):
+            listed = list(value) if isinstance(value, tuple) else value
+            raise read.refuse(name, listed, f"three numbers above {low:g} and below {MAX_NUMBER:g}")
+        object.__setattr__(config, name, tuple(float(x) for x in value))
+
+
+def read_files(folder: Path, from_dicts: Callable[..., T]) -> T:
+    """What `from_dicts` makes of whichever of `FILES` the folder has. Raises `ConfigError`."""
+    data = {name: read_json(folder / name) if (folder / name).is_file() else None for name in FILES}
+    try:
+        return from_dicts(*data.values())
+    except ConfigError as error:
+        names = [name for name in FILES[:2] if data[name]] or [FILES[2]]
+        raise ConfigError(f"{folder}/{', '.join(names)}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -59,18 +86,10 @@ class ImageProcessorConfig:
             read.integer(name, default=1, high=256)
         for name in ("min_image_tokens", "max_image_tokens", "tile_size"):
             read.integer(name, default=1, high=2**20)
-        for name in ("do_image_splitting", "use_thumbnail", "do_rescale", "do_normalize", "do_pad", *OF_READING):
+        for name in ("do_image_splitting", "use_thumbnail", "do_pad"):
             read.flag(name, default=True)
         read.number("max_pixels_tolerance", default=2.0)
-        read.number("rescale_factor", default=1 / 255)
-        read.choice("resample", default=2, options=tuple(RESAMPLE_FILTERS))
-        for name, low in (("image_mean", -MAX_NUMBER), ("image_std", 0.0)):
-            value = getattr(self, name)
-            good = isinstance(value, (list, tuple)) and len(value) == 3
-            if not good or not all(isinstance(x, (int, float)) and low < x < MAX_NUMBER for x in value):
-                listed = list(value) if isinstance(value, tuple) else value
-                raise read.refuse(name, listed, f"three numbers above {low:g} and below {MAX_NUMBER:g}")
-            object.__setattr__(self, name, tuple(float(x) for x in value))
+        check_normalisation(read, self)
         if self.do_image_splitting and self.min_tiles > self.max_tiles:
             raise read.refuse("min_tiles", self.min_tiles, f"at most max_tiles {self.max_tiles}")
         if self.min_image_tokens > self.max_image_tokens:
@@ -95,11 +114,16 @@ class ImageProcessorConfig:
         tile = (self.tile_size // self.encoder_patch_size) ** 2 if self.do_image_splitting else 0
         return max(self.max_image_tokens * self.downsample_factor**2, tile)
 
+    @classmethod
+    def options(cls) -> frozenset[str]:
+        """The names that `with_overrides` takes."""
+        return frozenset(cls.__dataclass_fields__)
+
     def with_overrides(self, **overrides: Any) -> ImageProcessorConfig:
         """A copy with fields replaced. A budget set beyond the other one takes that along: `max_image_tokens=32` alone
         means at most 32, whatever the checkpoint's least is. Raises `ConfigError` naming an unknown field or a bad
         value."""
-        known = self.__dataclass_fields__
+        known = self.options()
         for name in overrides:
             if name not in known:
                 raise ConfigError(f"image processor: no option {name!r}; there are {', '.join(sorted(known))}")
@@ -175,12 +199,7 @@ class ProcessorConfig:
     @classmethod
     def from_folder(cls, folder: Path) -> ProcessorConfig:
         """Reads whichever of the processor files the folder has. Raises `ConfigError`."""
-        data = {name: read_json(folder / name) if (folder / name).is_file() else None for name in FILES}
-        try:
-            return cls.from_dicts(*data.values())
-        except ConfigError as error:
-            names = [name for name in FILES[:2] if data[name]] or [FILES[2]]
-            raise ConfigError(f"{folder}/{', '.join(names)}: {error}") from None
+        return read_files(folder, cls.from_dicts)
 
     def to_dict(self) -> dict[str, Any]:
         """processor_config.json as transformers 5 writes it; a key of our own says where tiling off is meant."""

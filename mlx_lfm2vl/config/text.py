@@ -50,6 +50,15 @@ class Lfm2Config:
                 size = self.block_multiple_of * math.ceil(size / self.block_multiple_of)
         return size
 
+    @property
+    def attention_layers(self) -> int:
+        """Layers that keep keys and values; the others are short convolutions."""
+        return self.layer_types.count("full_attention")
+
+    def keys_kept(self, tokens: int) -> int:
+        """The keys that all layers together keep of so many tokens, of each key-value head."""
+        return self.attention_layers * tokens
+
     def with_feed_forward_size(self, size: int) -> Lfm2Config:
         """The same configuration with the width taken as it is, without the automatic adjustment."""
         return replace(self, intermediate_size=size, block_auto_adjust_ff_dim=False)

@@ -30,6 +30,16 @@ class Siglip2VisionConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def layer_weights(self) -> int:
+        """Numbers of the matrices of a layer."""
+        return self.hidden_size * (4 * self.hidden_size + 2 * self.intermediate_size)
+
+    @property
+    def patch_width(self) -> int:
+        """Numbers of a patch."""
+        return self.num_channels * self.patch_size**2
+
+    @property
     def position_table_side(self) -> int:
         """Side of the square position table (16 for 256 entries)."""
         return math.isqrt(self.num_patches)

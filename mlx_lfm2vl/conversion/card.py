@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import Lfm2VlConfig, read_json
+from ..config import ModelConfig, config_of, read_json
 from ..config.files import check_own, open_regular
 from ..errors import OutputError, counted
 from ..hub import card_metadata, is_repository, of_page, write_model_card
+from .families import RULES
 from .plot import CURVE_FILE, ERRORS_FILE
 from .report import QuantizationReport
 
@@ -34,9 +35,13 @@ USES = (  # where a card says the model's name
 INSTALL = (  # until the package is on an index
     "mlx-lfm2vl is on no package index yet. In a clone of its repository:\n\n```console\n$ pip install .\n```"
 )
+MLX_VLM = "mlx-vlm loads the folder too:\n\n```console\n$ pip install mlx-vlm\n$ {}\n```"
 CHECKED = (
     "Before this folder got its name, mlx-lfm2vl read it as it loads it: configuration, names and shapes of all "
-    "tensors, the index, tokenizer, template and processor files. The tests of mlx-lfm2vl run folders of this kind in "
+    "tensors, the index, tokenizer, template and processor files."
+)
+ELSEWHERE = (
+    " The tests of mlx-lfm2vl run folders of this kind in "
     "mlx-vlm 0.7.10, and decode their JSON files by the rules of mlx-swift-lm's source; this folder itself was not run "
     "there."
 )
@@ -123,7 +128,7 @@ def write_card(
 ) -> None:
     """Writes README.md for the finished weights in `folder`; `name` is how commands will call the model, `before` the
     source's own record of what was quantised."""
-    config = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+    config = config_of(read_json(folder / "config.json"), str(folder / "config.json"))
     head = {
         "library_name": "mlx",
         "pipeline_tag": "image-text-to-text",
@@ -134,6 +139,7 @@ def write_card(
         "tags": _tags(source, config),
     }
     base = source.base_model
+    elsewhere = RULES[type(config)].runs_elsewhere
     linked = f"[{base}](https://huggingface.co/{base})"
     made_from = f", which was made from {linked}," if base else ""
     origin = linked if source.is_base else f"a local checkpoint{made_from}"
@@ -146,10 +152,9 @@ def write_card(
         f"```console\n$ {USES[1].format(name)}\n```\n\n"
         "```python\nfrom mlx_lfm2vl import generate, load\n\n"
         f"model, processor = {USES[2].format(name)}\n"
-        'print(generate(model, processor, "What is in this picture?", images=["photo.jpg"]))\n```\n\n'
-        "mlx-vlm loads the folder too:\n\n"
-        f"```console\n$ pip install mlx-vlm\n$ {USES[3].format(name)}\n```",
-        CHECKED + _unfit_for_swift(config),
+        'print(generate(model, processor, "What is in this picture?", images=["photo.jpg"]))\n```',
+        *([MLX_VLM.format(USES[3].format(name))] if elsewhere else []),
+        CHECKED + (ELSEWHERE + _unfit_for_swift(config) if elsewhere else ""),
     ]
     if report is not None:
         parts.append(f"## What quantising cost\n\n{report.markdown()}")
@@ -169,7 +174,7 @@ def write_card(
     write_model_card(folder / "README.md", head, "\n\n".join(parts) + "\n")
 
 
-def _unfit_for_swift(config: Lfm2VlConfig) -> str:
+def _unfit_for_swift(config: ModelConfig) -> str:
     """The reason that keeps mlx-swift-lm from running a model that other programs run, if anything does."""
     said = "" if config.tie_word_embeddings else SWIFT_HEAD
     if config.image_token_id != SWIFT_IMAGE_TOKEN:
@@ -192,10 +197,10 @@ def _licence(folder: Path, source: CardSource) -> dict[str, str]:
     return {"license": "other", "license_link": files[0]} if files else {}
 
 
-def _tags(source: CardSource, config: Lfm2VlConfig) -> list[str]:
+def _tags(source: CardSource, config: ModelConfig) -> list[str]:
     """Ours, and those of the source that say what the model is for, and not which program's files it had."""
     bits = (config.quantization or {}).get("bits")
-    own = ["mlx", "mlx-lfm2vl", "lfm2_vl", "vision-language", *([f"{bits}-bit"] if bits else [])]
+    own = ["mlx", "mlx-lfm2vl", config.model_type, "vision-language", *([f"{bits}-bit"] if bits else [])]
     kept = (tag for tag in _items(source.front_matter.get("tags")) if not _OF_FILES.fullmatch(tag))
     return list(dict.fromkeys([*own, *kept]))
 
@@ -210,14 +215,14 @@ def _earlier(before: Mapping[str, Any] | None) -> str:
 def renamed(card: str, name: str) -> str:
     """A card of `write_card` with the model's name in its heading and commands; another card as it is."""
     heading = re.search(r"^# (.+)$", card, re.M)
-    if heading is None or not all(use.format(heading[1]) in card for use in USES):
+    if heading is None or not all(use.format(heading[1]) in card for use in USES[:3]):
         return card
     for use in USES:
         card = card.replace(use.format(heading[1]), use.format(name))
     return card
 
 
-def _described(config: Lfm2VlConfig) -> str:
+def _described(config: ModelConfig) -> str:
     if not config.quantization:
         return f"The weights are dense ({config.dtype})."
     return f"{_described_record(config.quantization)} config.json records the width of every module."

@@ -15,7 +15,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import Lfm2VlConfig, read_json
+from ..config import config_of, read_json
 from ..errors import OptionError, OutOfMemoryError, OutputError, TemplateError
 from ..hub import resolve_checked
 from ..weights import quantize as q
@@ -197,7 +197,7 @@ def convert(
 
 def check_architecture(folder: Path) -> None:
     """Raises `ConfigError` unless a folder's config.json is that of a model which runs here."""
-    Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+    config_of(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def _measured(

@@ -4,8 +4,9 @@ Names are those that MLX programs use (`language_model.model.layers.0.feed_forwa
 dense unless asked for. What wins, weakest first: the uniform width, the recipe, the overrides in their order.
 
 Recipes spend a few more bits where rounding hurts most. These are the embeddings, which are the head too in all public
-models and so shape every logit; keys and values, which are narrow; and `feed_forward.w2` and `out_proj` of the first
-and the last eighth of the layers and of every third between.
+models and so shape every logit; keys, values and gates of heads, which are narrow; and `feed_forward.w2` and the
+output projection (`out_proj`, in LFM3's attention `o_proj`) of the first and the last eighth of the layers and of every
+third between.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def _is_wide(path: str, layers: int) -> bool:
     """Whether a recipe gives a module its higher width: as said above, and tower and projector where they are quantised
     at all."""
     layer, eighth = _layer(path), layers // 8
-    if layer < 0 or path.endswith((".k_proj", ".v_proj")):
+    if layer < 0 or path.endswith((".k_proj", ".v_proj", ".gate_proj")):
         return True
     placed = layer < eighth or layer >= layers - eighth or (layer - eighth) % 3 == 2
-    return placed and path.endswith((".w2", ".out_proj"))
+    return placed and path.endswith((".w2", ".out_proj", ".o_proj"))

@@ -176,9 +176,8 @@ def log_probabilities(model: Lfm2VlForConditionalGeneration, inputs: Inputs, ans
 
 def image_features(model: Lfm2VlForConditionalGeneration, inputs: Inputs) -> mx.array | None:
     """(image tokens, hidden) of the pictures in `inputs`, None without one."""
-    if "pixel_values" not in inputs:
-        return None
-    return mx.concatenate(model.get_image_features(inputs["pixel_values"], inputs["spatial_shapes"]).pooler_output)
+    pixels, shapes = model.model.views_of(dict(inputs), inputs["input_ids"])
+    return None if pixels is None else mx.concatenate(model.get_image_features(pixels, shapes).pooler_output)
 
 
 def embedded(

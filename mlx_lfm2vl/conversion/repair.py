@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import Lfm2VlConfig, ProcessorConfig, read_json
+from ..config import Lfm3VlProcessorConfig, ModelConfig, ProcessorConfig, config_of, read_json
 from ..config.files import CODE, place_in
 from ..errors import HubError, OutputError, WeightsError
 from ..hub import resolve, resolve_checked
@@ -24,8 +24,10 @@ from ..weights.save import write_json
 from ..weights.shards import read_shards
 from .card import DEFAULT_ORGANISATION, CardSource
 from .check import TEMPLATES, check_index, check_result, has_template
-from .config_files import JSON_FILES, PROCESSOR_FILES, QUANTISATION, copy, with_budget
+from .config_files import JSON_FILES, QUANTISATION, copy
 from .convert import check_architecture, write_model
+from .families import RULES, FileRules
+from .lfm2_files import PROCESSOR_FILES
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.md")
@@ -108,7 +110,8 @@ def repair(
                 copy(original / name, part / name)
         for name in PROCESSOR_FILES:
             if (part / name).is_file():
-                write_json(part / name, _mended(read_json(part / name), ProcessorConfig.from_folder(part))[0])
+                mended, _ = _rules(part).mended(read_json(part / name), _processor_config(part))
+                write_json(part / name, mended)
         for remark in check_result(part, target):
             on_note(remark)
     return findings
@@ -175,35 +178,25 @@ def _has_processor(folder: Path) -> bool:
     return any((folder / name).is_file() for name in PROCESSOR_FILES)
 
 
+def _rules(folder: Path) -> FileRules:
+    return RULES[type(config_of(read_json(folder / "config.json"), str(folder / "config.json")))]
+
+
+def _processor_config(folder: Path) -> ProcessorConfig | Lfm3VlProcessorConfig:
+    return _rules(folder).processor.from_folder(folder)
+
+
 def _says_how_to_cut(folder: Path) -> bool:
-    return _has_processor(folder) and ProcessorConfig.from_folder(folder).is_stated
+    return _has_processor(folder) and _processor_config(folder).is_stated
 
 
 def _processor(folder: Path) -> list[Finding]:
     out: list[Finding] = []
-    config = ProcessorConfig.from_folder(folder)
+    config, rules = _processor_config(folder), _rules(folder)
     for name in PROCESSOR_FILES:
         if (folder / name).is_file():
-            out += [Finding(name, *change) for change in _mended(read_json(folder / name), config)[1]]
+            out += [Finding(name, *change) for change in rules.mended(read_json(folder / name), config)[1]]
     return out
-
-
-def _mended(data: dict[str, Any], config: ProcessorConfig) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """A processor file with tiling on, unless it says that off is meant, and the patch budget that follows from the
-    policy; and what was changed."""
-    changes: list[tuple[str, str]] = []
-    out = with_budget(data, config)
-    if isinstance(out.get("image_processor"), dict):
-        out["image_processor"], changes = _mended(data["image_processor"], config)
-    if out.get("do_image_splitting") is False and config.image.do_image_splitting:
-        out["do_image_splitting"] = True
-        changes.append(("do_image_splitting is false, as converters leave it", "set to true"))
-        if out.get("use_thumbnail") is False:
-            out["use_thumbnail"] = True
-            changes.append(("use_thumbnail is false with it", "set to true"))
-    if (budget := out.get("max_num_patches")) != (stale := data.get("max_num_patches")):
-        changes.append((f"max_num_patches is {stale}", f"set to {budget}"))
-    return out, changes
 
 
 def _weights(folder: Path, stored: StoredTensors) -> list[Finding]:
@@ -220,9 +213,9 @@ def _weights(folder: Path, stored: StoredTensors) -> list[Finding]:
     return out
 
 
-def _config(folder: Path, fitted: Lfm2VlConfig) -> list[Finding]:
+def _config(folder: Path, fitted: ModelConfig) -> list[Finding]:
     data = read_json(folder / "config.json")
-    said = Lfm2VlConfig.from_dict(data, str(folder / "config.json"))
+    said = config_of(data, str(folder / "config.json"))
     out: list[Finding] = []
     layers = (said.vision_config.num_hidden_layers, fitted.vision_config.num_hidden_layers)
     if layers[0] != layers[1]:

@@ -76,7 +76,7 @@ class Answers:
             return
         job.prompt = job.read = None  # the row has it
         job.row, self._present[row.id] = row, job
-        job.request.so_far = partial(row.statistics, self._loaded[0].config.image_token_id)
+        job.request.so_far = partial(row.statistics, self._loaded[0].config.placeholders)
 
 
 def answer_alone(job: Job, loaded: Loaded) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..backends.thread_state import computing
 from ..generation.decode import Prompt, prefill_in_pieces
-from ..generation.request import EncodedPrompt
+from ..generation.request import EncodedPrompt, take_views
 from ..generation.vision_cache import VisionCache, encode_views_in_pieces
 from ..generation.watch import Pieces, Stop, check, whole
 from ..models.cache import Cache
@@ -54,14 +54,13 @@ def answer_attentions(
         InputError, OutOfMemoryError, NotFiniteError
         Cancelled: `stop` said so.
     """
-    pixels = np.concatenate([picture.take() for picture in prompt.pictures])
-    shapes = np.concatenate([picture.spatial_shapes for picture in prompt.pictures])
+    pixels, shapes = take_views(prompt.pictures)
     keys = [key for picture in prompt.pictures for key in picture.keys]
     images = whole(encode_views_in_pieces(model, pixels, shapes, vision_cache, keys), stop)
     cache = Cache(model.config.text_config)
     asked = Prompt(prompt.ids[None, :-1], images=images, answer=len(tokens))
     whole(_watched(prefill_in_pieces(model, asked, cache), progress), stop)
-    image = prompt.ids == model.config.image_token_id
+    image = np.isin(prompt.ids, model.config.placeholders)
     places = [start + np.flatnonzero(image[start:end]) for start, end in prompt.places]
     asking = np.concatenate([prompt.ids[-1:], np.asarray(tokens[:-1], prompt.ids.dtype)])
     passes = list(_passes(model, asking, cache, np.concatenate(places), stop))
@@ -93,5 +92,12 @@ def _passes(
         weights: list[mx.array] = []
         embeds = text.embed(mx.array(asking[None, start : start + TOKENS_PER_PASS]))
         text(embeds, cache=cache, attentions=weights)
-        chosen = mx.stack([each[0][..., columns] for each in weights]).astype(mx.float32)
+        chosen = mx.stack([_of_places(each[0], columns, cache.offset) for each in weights]).astype(mx.float32)
         yield np.array(chosen)
+
+
+def _of_places(weights: mx.array, places: mx.array, length: int) -> mx.array:
+    """The weights (heads, tokens, places) at places among `length` tokens, of (heads, tokens, keys) over the last keys;
+    what a sliding window has left behind weighs nothing."""
+    columns = places - (length - weights.shape[-1])
+    return mx.where(columns >= 0, weights[..., mx.maximum(columns, 0)], 0)

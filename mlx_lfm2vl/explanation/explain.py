@@ -103,7 +103,7 @@ def explain(
         picture_map(each if per_head else each.mean(axis=1), plan) for each, plan in zip(weights, plans, strict=True)
     ]
     kinds = enumerate(model.config.text_config.layer_types)
-    layers = tuple(index for index, kind in kinds if kind == "full_attention")
+    layers = tuple(index for index, kind in kinds if kind != "conv")
     text, spans = _spoken(processor, tokens)
     return Explanation(text, tokens, spans, layers, tuple(pictures), tuple(maps))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import GenerationConfig, Lfm2VlConfig
+from ..config import GenerationConfig, ModelConfig
 from ..constraints.compile import Grammar, compile_grammar
 from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
@@ -17,7 +17,7 @@ from .options import GenerationOptions
 class ModelSettings:
     """The part of a model that a prompt needs: all but its weights, which a reader of slow pictures must not keep."""
 
-    config: Lfm2VlConfig
+    config: ModelConfig
     generation_config: Any
 
     @classmethod

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..config import Lfm2Config, Siglip2VisionConfig
+from ..config import TextConfig, VisionConfig
 from ..models.lfm2_vl import PATCHES_PER_PASS
 from ..weights.fit import LONGEST_CHUNK
 
@@ -19,37 +19,36 @@ PIECE_FLOPS = 2.2e11
 GRANULE = 32  # tokens: chunks are multiples of it
 
 
-def token_flops(config: Lfm2Config, keys: int) -> float:
+def token_flops(config: TextConfig, keys: int) -> float:
     """Operations of the backbone for a token that sees so many keys."""
-    hidden, attention = config.hidden_size, config.layer_types.count("full_attention")
+    hidden, attention = config.hidden_size, config.attention_layers
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     convolutions = config.num_hidden_layers - attention
     weights = config.num_hidden_layers * 3 * hidden * config.feed_forward_size
     weights += convolutions * 4 * hidden * hidden
     weights += attention * 2 * hidden * config.head_dim * (heads + kv_heads)
-    return 2.0 * weights + 4.0 * attention * keys * heads * config.head_dim
+    return 2.0 * weights + 4.0 * config.keys_kept(keys) * heads * config.head_dim
 
 
-def layer_flops(config: Siglip2VisionConfig, patches: int, keys: int) -> float:
+def layer_flops(config: VisionConfig, patches: int, keys: int) -> float:
     """Operations of a layer of the vision tower for patches that each see so many keys."""
-    hidden = config.hidden_size
-    return patches * (2.0 * (4 * hidden**2 + 2 * hidden * config.intermediate_size) + 4.0 * keys * hidden)
+    return patches * (2.0 * config.layer_weights + 4.0 * keys * config.hidden_size)
 
 
-def prefill_chunk(config: Lfm2Config, rows: int, past: int) -> int:
+def prefill_chunk(config: TextConfig, rows: int, past: int) -> int:
     """Tokens of each of `rows` prompts that are run together, behind `past` others."""
     flops = rows * token_flops(config, past + LONGEST_CHUNK)
     return max(GRANULE, min(LONGEST_CHUNK, int(PIECE_FLOPS / flops) // GRANULE * GRANULE))
 
 
-def patches_per_pass(config: Siglip2VisionConfig, grids: Sequence[tuple[int, int]]) -> int:
+def patches_per_pass(config: VisionConfig, grids: Sequence[tuple[int, int]]) -> int:
     """Patches of views that go through the tower together. A view is never cut."""
     largest = max((height * width for height, width in grids), default=1)
     flops = config.num_hidden_layers * layer_flops(config, 1, largest)
     return max(1, min(PATCHES_PER_PASS, int(PIECE_FLOPS / flops)))
 
 
-def layers_per_piece(config: Siglip2VisionConfig, grids: Sequence[tuple[int, int]]) -> int:
+def layers_per_piece(config: VisionConfig, grids: Sequence[tuple[int, int]]) -> int:
     """Layers of the tower that are run together for the views of a pass."""
     counts = [height * width for height, width in grids]
     flops = sum(layer_flops(config, count, count) for count in counts)

@@ -19,7 +19,7 @@ from .decode import GenerationBatch, Prompt, prefill_in_pieces
 from .defaults import generation_config
 from .prompt_cache import PromptCache
 from .prompt_entry import Recorder, checkpoint_places
-from .request import EncodedPicture
+from .request import EncodedPicture, take_views
 from .sampler import Sampler, make_sampler
 from .sequence import Sequence
 from .vision_cache import VisionCache, encode_views_in_pieces
@@ -110,8 +110,7 @@ def _encode_pictures(
     unknown = [picture for index, picture in enumerate(pictures) if index not in known]
     if unknown:
         keys = [key for picture in unknown for key in picture.keys] if keyed or vision_cache is not None else None
-        shapes = np.concatenate([picture.spatial_shapes for picture in unknown])
-        pixels = _padded([picture.take() for picture in unknown], shapes)
+        pixels, shapes = take_views(unknown)
         work = encode_views_in_pieces(model, pixels, shapes, vision_cache, keys)
         del pixels
         tokens = yield from work
@@ -211,16 +210,3 @@ def _right_aligned(rows: List[Sequence]) -> np.ndarray:
 def _split(tokens: mx.array, counts: List[int]) -> list[mx.array]:
     ends = np.cumsum(counts).tolist()
     return [tokens[end - count : end] for end, count in zip(ends, counts, strict=True)]
-
-
-def _padded(pixels: list[np.ndarray], shapes: np.ndarray) -> np.ndarray:
-    """Views of several calls as one array (views, patches, width)."""
-    if len(pixels) == 1:
-        return pixels[0]
-    length = int(shapes.prod(axis=1).max())
-    made = np.zeros((len(shapes), length, pixels[0].shape[2]), pixels[0].dtype)
-    end = 0
-    for part in pixels:
-        made[end : end + len(part), : part.shape[1]] = part[:, :length]
-        end += len(part)
-    return made

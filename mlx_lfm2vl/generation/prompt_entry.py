@@ -43,7 +43,7 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        arrays = [array for layer in self.state.conv_inputs for array in layer]
+        arrays = [array for layer in self.state.states for array in layer]
         return sum(array.nbytes for array in arrays) + (0 if self.logits is None else self.logits.nbytes)
 
 

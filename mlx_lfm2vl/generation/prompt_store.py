@@ -20,9 +20,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..config import Lfm2Config
 from ..errors import OptionError, OutputError, WeightsError, first_line
-from ..models.cache import Cache, CacheCheckpoint, KeyValueCache
+from ..models.cache import Cache, CacheCheckpoint, KeyValueCache, state_shapes
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..weights.files import FLOATING, read_header
 from ..weights.fit import number_type
@@ -98,10 +97,9 @@ class PromptStore:
         for number, kind in enumerate(config.layer_types):
             if kind == "full_attention":
                 shapes |= {f"layer.{number}.keys": states, f"layer.{number}.values": states}
-        for number, (_, logits) in enumerate(entry.ends):
-            for layer in range(_convolutions(config)):
-                for tap in range(config.conv_L_cache - 1):
-                    shapes[f"checkpoint.{number}.{layer}.{tap}"] = (1, 1, config.hidden_size)
+        for number, (at, logits) in enumerate(entry.ends):
+            for layer, kept in enumerate(state_shapes(config, at)):
+                shapes |= {f"checkpoint.{number}.{layer}.{index}": shape for index, shape in enumerate(kept)}
             if logits:
                 shapes[f"checkpoint.{number}.logits"] = (1, config.vocab_size)
         return shapes
@@ -125,8 +123,8 @@ class PromptStore:
         points = []
         for number, (at, logits) in enumerate(stored.ends):
             states = tuple(
-                tuple(arrays[f"checkpoint.{number}.{layer}.{tap}"] for tap in range(self._config.conv_L_cache - 1))
-                for layer in range(_convolutions(self._config))
+                tuple(arrays[f"checkpoint.{number}.{layer}.{index}"] for index in range(len(kept)))
+                for layer, kept in enumerate(state_shapes(self._config, at))
             )
             own = arrays[f"checkpoint.{number}.logits"] if logits else None
             points.append(Checkpoint(CacheCheckpoint(at, states), own))
@@ -146,8 +144,8 @@ class PromptStore:
                 arrays[f"layer.{number}.keys"] = mx.contiguous(layer.keys[..., :length, :])
                 arrays[f"layer.{number}.values"] = mx.contiguous(layer.values[..., :length, :])
         for number, point in enumerate(entry.checkpoints):
-            for at, inputs in enumerate(point.state.conv_inputs):
-                arrays |= {f"checkpoint.{number}.{at}.{tap}": array for tap, array in enumerate(inputs)}
+            for at, inputs in enumerate(point.state.states):
+                arrays |= {f"checkpoint.{number}.{at}.{index}": array for index, array in enumerate(inputs)}
             if point.logits is not None:
                 arrays[f"checkpoint.{number}.logits"] = point.logits
         pictures = tuple(picture for picture in entry.pictures if picture.end <= length)
@@ -190,10 +188,6 @@ def _used(file: Path) -> float:
         return file.stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def _convolutions(config: Lfm2Config) -> int:
-    return sum(kind != "full_attention" for kind in config.layer_types)
 
 
 def _warn(text: str) -> None:

@@ -121,6 +121,20 @@ def split_pictures(
     ]
 
 
+def take_views(pictures: Sequence[EncodedPicture]) -> tuple[np.ndarray, np.ndarray]:
+    """The patches of pictures, which are not kept, padded to one length (views, patches, width), and their grids
+    (views, 2)."""
+    shapes, pixels = np.concatenate([each.spatial_shapes for each in pictures]), [each.take() for each in pictures]
+    if len(pixels) == 1:
+        return pixels[0], shapes
+    length, end = int(shapes.prod(axis=1).max()), 0
+    made = np.zeros((len(shapes), length, pixels[0].shape[2]), pixels[0].dtype)
+    for part in pixels:
+        made[end : end + len(part), : part.shape[1]] = part[:, :length]
+        end += len(part)
+    return made, shapes
+
+
 def check_pair(model: object, processor: object) -> None:
     """Raises `OptionError` unless they are a model and a processor."""
     for name, value, kind in (
@@ -139,7 +153,7 @@ def encode(model: Model, processor: Lfm2VlProcessor, request: GenerationRequest)
         raise PromptError(f"a request is {type(request).__name__}, expected a GenerationRequest")
     for name in _OF_THE_ANSWER.intersection(request.image_overrides):
         raise OptionError(f"{name} is for the answer; give it as options=GenerationOptions({name}=...)")
-    known = processor.image_processor.config.__dataclass_fields__.keys() | processor.template.variables
+    known = processor.image_processor.config.options() | processor.template.variables
     check_names(request.image_overrides, known | {"use_image_special_tokens"}, (*_OF_THE_ANSWER, *_OF_THE_CALL))
     options = resolved(model, request.options)
     grammar = grammar_of(model, processor.tokenizer, options)

@@ -70,7 +70,7 @@ class Scheduler:
                 cache.bind(model)
         self._model, self._tokenizer = model, tokenizer
         self._vision_cache, self._prompt_cache = vision_cache, prompt_cache
-        self._image_token = model.config.image_token_id
+        self._placeholders = model.config.placeholders
         self._rows: dict[int, Sequence] = {}  # those that have not finished
         self._waiting: list[Sequence] = []
         self._prefilling: deque[_Prefill] = deque()
@@ -288,7 +288,7 @@ class Scheduler:
 
     def _last(self, row: Sequence, text: str, reason: FinishReason) -> Output:
         del self._rows[row.id]
-        return row.id, row.respond(text, reason, row.statistics(self._image_token))
+        return row.id, row.respond(text, reason, row.statistics(self._placeholders))
 
     def _keep(self, rows: list[Sequence]) -> None:
         """Goes on with these of the running rows, in their order."""

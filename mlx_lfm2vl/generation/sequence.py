@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from collections.abc import Sequence as List
 from dataclasses import replace
 
@@ -137,11 +138,11 @@ class Sequence:
         likeliest = logprobs.top[: self.options.top_logprobs]
         return tuple(TopLogprob(id, text([id], skip_special_tokens=False), value) for id, value in likeliest)
 
-    def statistics(self, image_token: int) -> Statistics:
+    def statistics(self, placeholders: Collection[int]) -> Statistics:
         """The statistics of the row until now."""
         rest, count = time.perf_counter() - self.started - self._first, len(self.generated)
         return replace(
-            prompt_statistics(self.ids, image_token),
+            prompt_statistics(self.ids, placeholders),
             cached_tokens=self.cached,
             generated_tokens=count,
             time_to_first_token=self._first,
@@ -151,7 +152,7 @@ class Sequence:
         )
 
 
-def prompt_statistics(ids: np.ndarray, image_token: int) -> Statistics:
+def prompt_statistics(ids: np.ndarray, placeholders: Collection[int]) -> Statistics:
     """The statistics of a prompt (n,) that nothing was answered to."""
-    images = int(np.count_nonzero(ids == image_token))
+    images = int(np.count_nonzero(np.isin(ids, [*placeholders])))
     return Statistics(len(ids), 0, images, 0, 0.0, 0.0, 0.0, mx.get_peak_memory())

@@ -18,7 +18,7 @@ import numpy as np
 from ..backends.memory import check_bytes
 from ..errors import InputError, OptionError
 from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration, vision_passes
-from ..models.siglip2 import groups_of, pack_views, split_views
+from ..models.siglip2 import pack_views, split_views
 from .finite import check_vision
 from .passes import layers_per_piece, patches_per_pass
 from .watch import Pieces, completed
@@ -137,11 +137,11 @@ def _encode_pass(
     """The image tokens of each view, not evaluated; as `get_image_features`, some layers at a time."""
     body = model.model
     pixels, grids = body.check_views(pixel_values, spatial_shapes)
-    tower, groups = body.vision_tower, groups_of(grids)
+    tower = body.vision_tower
     depth, step = model.config.vision_config.num_hidden_layers, layers_per_piece(model.config.vision_config, grids)
     hidden = tower.embeddings(pack_views(pixels, grids), grids)
     for first in range(0, depth, step):
-        hidden = tower.encoder(hidden, groups, slice(first, first + step))
+        hidden = tower.encode(hidden, grids, slice(first, first + step))
         if first + step < depth:
             mx.eval(hidden)
             yield 0

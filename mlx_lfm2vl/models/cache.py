@@ -1,17 +1,19 @@
-"""The states of the backbone between calls: keys and values of attention, the last inputs of short convolutions.
+"""The states of a backbone between calls: keys and values of attention, and those of layers with a bounded past.
 
-Key-value buffers grow in steps, so that a token costs no copy of the past. A convolution state is the last
-`conv_L_cache - 1` gated inputs and cannot be trimmed; rewinding needs a copy of it (see `Cache.checkpoint`).
+Key-value buffers grow in steps, so that a token costs no copy of the past. A short convolution keeps its last inputs,
+an attention with a sliding window its last keys and values; these cannot be trimmed, so rewinding needs a copy of them
+(see `Cache.checkpoint`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import mlx.core as mx
 
-from ..config import Lfm2Config
+from ..config import Lfm3Config, TextConfig
 
 GROWTH_STEP = 256  # tokens
 
@@ -50,9 +52,42 @@ class KeyValueCache:
     def arrays(self) -> list[mx.array]:
         return [array for array in (self.keys, self.values) if array is not None]
 
+    def filter(self, rows: mx.array) -> None:
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
 
-class ConvCache:
-    """The last `conv_L_cache - 1` gated inputs of one short convolution, oldest first, each (B, 1, hidden)."""
+    def row(self, index: int, padding: int, *, empty: bool = False) -> KeyValueCache:
+        """A row without its first `padding` columns; only its length if `empty`."""
+        twin = KeyValueCache()
+        twin.offset = self.offset - padding
+        if not empty and self.keys is not None and self.values is not None:
+            row, columns = slice(index, index + 1), slice(padding, self.offset)
+            twin.keys = mx.contiguous(self.keys[row, :, columns])
+            twin.values = mx.contiguous(self.values[row, :, columns])
+        return twin
+
+    def copy(self) -> KeyValueCache:
+        twin = KeyValueCache()
+        twin.offset = self.offset
+        if self.keys is not None and self.values is not None:
+            twin.keys, twin.values = self.keys[...], self.values[...]  # aliases, not copies
+        return twin
+
+    @staticmethod
+    def merge(layers: Sequence[KeyValueCache], cuts: Sequence[int]) -> KeyValueCache:
+        """The rows of several, aligned at the right, without the first `cuts` columns of each."""
+        twin = KeyValueCache()
+        counts = [layer.offset - cut for layer, cut in zip(layers, cuts, strict=True)]
+        twin.offset = max(counts)
+        used = [slice(layer.offset - count, layer.offset) for layer, count in zip(layers, counts, strict=True)]
+        pairs = list(zip(layers, used, strict=True))
+        twin.keys = mx.concatenate([_right_aligned(layer.keys, columns, twin.offset) for layer, columns in pairs])
+        twin.values = mx.concatenate([_right_aligned(layer.values, columns, twin.offset) for layer, columns in pairs])
+        return twin
+
+
+class BoundedState:
+    """The state of a layer with a bounded past: arrays whose first axis is the row, none before the first call."""
 
     def __init__(self, length: int):
         self.length = length
@@ -62,8 +97,81 @@ class ConvCache:
     def arrays(self) -> list[mx.array]:
         return list(self.inputs)
 
+    def filter(self, rows: mx.array) -> None:
+        self.inputs = tuple(array[rows] for array in self.inputs)
 
-def _at_the_right(buffer: mx.array | None, used: slice, length: int) -> mx.array:
+    def copy(self) -> Self:
+        twin = type(self)(self.length)
+        twin.inputs = self.inputs
+        return twin
+
+
+class ConvCache(BoundedState):
+    """The last `length` gated inputs of one short convolution, oldest first, each (B, 1, hidden)."""
+
+    def shapes(self, config: TextConfig, offset: int) -> list[tuple[int, ...]]:
+        """The shapes of the arrays of a single row that has seen `offset` tokens."""
+        return [(1, 1, config.hidden_size)] * self.length
+
+    def row(self, index: int, offset: int) -> ConvCache:
+        twin = ConvCache(self.length)
+        twin.inputs = tuple(array[index : index + 1] for array in self.inputs)
+        return twin
+
+    @staticmethod
+    def merge(layers: Sequence[ConvCache], offsets: Sequence[int]) -> ConvCache:
+        twin = ConvCache(layers[0].length)
+        twin.inputs = tuple(
+            mx.concatenate(list(same)) for same in zip(*(layer.inputs for layer in layers), strict=True)
+        )
+        return twin
+
+
+class WindowCache(BoundedState):
+    """The last keys and values of one attention layer with a sliding window, each (B, kv_heads, up to `length`,
+    head_dim)."""
+
+    def shapes(self, config: TextConfig, offset: int) -> list[tuple[int, ...]]:
+        """The shapes of the arrays of a single row that has seen `offset` tokens."""
+        return [(1, config.num_key_value_heads, min(offset, self.length), config.head_dim)] * 2
+
+    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Appends (B, kv_heads, L, head_dim) and returns these behind those that were kept."""
+        if self.inputs:
+            known_keys, known_values = self.inputs
+            keys = mx.concatenate([known_keys, keys], axis=2)
+            values = mx.concatenate([known_values, values], axis=2)
+        self.inputs = (keys[:, :, -self.length :], values[:, :, -self.length :])
+        return keys, values
+
+    def row(self, index: int, offset: int) -> WindowCache:
+        """A row that has seen `offset` tokens."""
+        twin = WindowCache(self.length)
+        kept = min(offset, self.length)
+        twin.inputs = tuple(mx.contiguous(array[index : index + 1, :, -kept:]) for array in self.inputs)
+        return twin
+
+    @staticmethod
+    def merge(layers: Sequence[WindowCache], offsets: Sequence[int]) -> WindowCache:
+        """The rows of several, of which each has seen `offsets` tokens, aligned at the right."""
+        twin = WindowCache(layers[0].length)
+        counts = [min(offset, twin.length) for offset in offsets]
+        twin.inputs = tuple(
+            mx.concatenate(
+                [
+                    _right_aligned(array, slice(array.shape[2] - count, array.shape[2]), max(counts))
+                    for array, count in zip(same, counts, strict=True)
+                ]
+            )
+            for same in zip(*(layer.inputs for layer in layers), strict=True)
+        )
+        return twin
+
+
+LayerCache = KeyValueCache | ConvCache | WindowCache
+
+
+def _right_aligned(buffer: mx.array | None, used: slice, length: int) -> mx.array:
     """The used columns of a buffer (B, heads, room, dim), zeros before them, `length` in all."""
     assert buffer is not None
     return mx.pad(buffer[:, :, used], [(0, 0), (0, 0), (length - (used.stop - used.start), 0), (0, 0)])
@@ -71,21 +179,24 @@ def _at_the_right(buffer: mx.array | None, used: slice, length: int) -> mx.array
 
 @dataclass(frozen=True)
 class CacheCheckpoint:
-    """A point to which a cache can be rewound: a length in tokens and the convolution states there."""
+    """A point to which a cache can be rewound: a length in tokens, and the bounded states there."""
 
     offset: int
-    conv_inputs: tuple[tuple[mx.array, ...], ...]
+    states: tuple[tuple[mx.array, ...], ...]
 
 
 class Cache:
     """The states of all layers of a backbone, for one batch of sequences; `offset` tokens have been seen."""
 
-    def __init__(self, config: Lfm2Config):
-        self.layers: list[KeyValueCache | ConvCache] = [
-            KeyValueCache() if kind == "full_attention" else ConvCache(config.conv_L_cache - 1)
-            for kind in config.layer_types
-        ]
+    def __init__(self, config: TextConfig):
+        self.layers: list[LayerCache] = [_new_layer(config, kind) for kind in config.layer_types]
         self.offset = 0
+
+    @classmethod
+    def _of(cls, layers: list[LayerCache], offset: int) -> Cache:
+        twin = cls.__new__(cls)
+        twin.layers, twin.offset = layers, offset
+        return twin
 
     def get_seq_length(self) -> int:
         """Tokens seen so far (the reference's name)."""
@@ -94,49 +205,28 @@ class Cache:
     def filter(self, rows: mx.array) -> None:
         """Keeps these rows (n,) of the batch, in this order."""
         for layer in self.layers:
-            if isinstance(layer, ConvCache):
-                layer.inputs = tuple(array[rows] for array in layer.inputs)
-            elif layer.keys is not None and layer.values is not None:
-                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+            layer.filter(rows)
 
     def row(self, index: int, padding: int = 0, *, states_only: bool = False) -> Cache:
         """One row as a cache of its own, without the first `padding` columns. With `states_only` the keys and values
-        are left out: for a checkpoint."""
-        twin = Cache.__new__(Cache)
-        twin.offset, twin.layers = self.offset - padding, []
-        for layer in self.layers:
-            if isinstance(layer, ConvCache):
-                conv = ConvCache(layer.length)
-                conv.inputs = tuple(array[index : index + 1] for array in layer.inputs)
-                twin.layers.append(conv)
-                continue
-            attention = KeyValueCache()
-            attention.offset = layer.offset - padding
-            if not states_only and layer.keys is not None and layer.values is not None:
-                row, columns = slice(index, index + 1), slice(padding, layer.offset)
-                attention.keys = mx.contiguous(layer.keys[row, :, columns])
-                attention.values = mx.contiguous(layer.values[row, :, columns])
-            twin.layers.append(attention)
+        that a checkpoint does not need are left out."""
+        offset = self.offset - padding
+        twin = self._of(
+            [
+                layer.row(index, padding, empty=states_only)
+                if isinstance(layer, KeyValueCache)
+                else layer.row(index, offset)
+                for layer in self.layers
+            ],
+            offset,
+        )
         mx.eval(twin.arrays)
         return twin
 
     def copy(self) -> Cache:
         """An independent continuation of the same past, for any thread; buffers are shared until one side writes."""
         mx.eval(self.arrays)  # what is not computed yet belongs to the thread that asked for it
-        twin = Cache.__new__(Cache)
-        twin.offset, twin.layers = self.offset, []
-        for layer in self.layers:
-            if isinstance(layer, ConvCache):
-                conv = ConvCache(layer.length)
-                conv.inputs = layer.inputs
-                twin.layers.append(conv)
-            else:
-                attention = KeyValueCache()
-                attention.offset = layer.offset
-                if layer.keys is not None and layer.values is not None:
-                    attention.keys, attention.values = layer.keys[...], layer.values[...]  # aliases, not copies
-                twin.layers.append(attention)
-        return twin
+        return self._of([layer.copy() for layer in self.layers], self.offset)
 
     @classmethod
     def merge(cls, caches: Sequence[Cache], cuts: Sequence[int] | None = None) -> Cache:
@@ -144,29 +234,14 @@ class Cache:
         they end where the longest ends, behind columns that must be masked as padding. The first `cuts` columns of each
         cache are left out."""
         cuts = [0] * len(caches) if cuts is None else cuts
-        twin = cls.__new__(cls)
-        twin.offset, twin.layers = max(cache.offset - cut for cache, cut in zip(caches, cuts, strict=True)), []
-        for layers in zip(*(cache.layers for cache in caches), strict=True):
-            first = layers[0]
-            if isinstance(first, ConvCache):
-                conv = ConvCache(first.length)
-                inputs = [layer.inputs for layer in layers if isinstance(layer, ConvCache)]
-                conv.inputs = tuple(mx.concatenate(list(same)) for same in zip(*inputs, strict=True))
-                twin.layers.append(conv)
+        offsets = [cache.offset - cut for cache, cut in zip(caches, cuts, strict=True)]
+        layers: list[LayerCache] = []
+        for same in zip(*(cache.layers for cache in caches), strict=True):
+            if isinstance(same[0], KeyValueCache):
+                layers.append(KeyValueCache.merge(same, cuts))
             else:
-                attention = KeyValueCache()
-                attention.offset = twin.offset
-                pasts = [
-                    (layer, slice(cut, layer.offset))
-                    for layer, cut in zip(layers, cuts, strict=True)
-                    if isinstance(layer, KeyValueCache)
-                ]
-                attention.keys = mx.concatenate([_at_the_right(past.keys, used, twin.offset) for past, used in pasts])
-                attention.values = mx.concatenate(
-                    [_at_the_right(past.values, used, twin.offset) for past, used in pasts]
-                )
-                twin.layers.append(attention)
-        return twin
+                layers.append(type(same[0]).merge(same, offsets))
+        return cls._of(layers, max(offsets))
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -183,12 +258,12 @@ class Cache:
         return sum(array.nbytes for array in self.arrays)
 
     def checkpoint(self, *, detach: bool = True) -> CacheCheckpoint:
-        """Remembers this point, for `(conv_L_cache - 1) * hidden` numbers a convolution layer, whatever the length.
+        """Remembers this point, for the size of the bounded states, whatever the length.
 
         Without `detach` nothing is computed, and the states may hold the larger arrays that they are cut from: for a
         point that is soon forgotten.
         """
-        states = tuple(layer.inputs for layer in self.layers if isinstance(layer, ConvCache))
+        states = tuple(layer.inputs for layer in self.layers if isinstance(layer, BoundedState))
         if detach:
             states = tuple(tuple(mx.contiguous(array) for array in inputs) for inputs in states)
             mx.eval(states)
@@ -196,10 +271,25 @@ class Cache:
 
     def rewind(self, checkpoint: CacheCheckpoint) -> None:
         """Forgets all that came after `checkpoint`, which must have been taken from this cache."""
-        states = iter(checkpoint.conv_inputs)
+        states = iter(checkpoint.states)
         for layer in self.layers:
-            if isinstance(layer, ConvCache):
+            if isinstance(layer, BoundedState):
                 layer.inputs = next(states)
             else:
                 layer.offset = checkpoint.offset
         self.offset = checkpoint.offset
+
+
+def _new_layer(config: TextConfig, kind: str) -> LayerCache:
+    if kind == "conv":
+        return ConvCache(config.conv_L_cache - 1)
+    if kind == "sliding_attention":
+        assert isinstance(config, Lfm3Config)
+        return WindowCache(config.sliding_window - 1)
+    return KeyValueCache()
+
+
+def state_shapes(config: TextConfig, offset: int) -> list[list[tuple[int, ...]]]:
+    """The shapes of what a checkpoint of a single row holds behind `offset` tokens, a list for each bounded layer."""
+    layers = (_new_layer(config, kind) for kind in config.layer_types)
+    return [layer.shapes(config, offset) for layer in layers if isinstance(layer, (ConvCache, WindowCache))]

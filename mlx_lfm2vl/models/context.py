@@ -1,4 +1,4 @@
-"""The places of the tokens of a call: positions, rotations and masks, the same for all layers."""
+"""The places of the tokens of a call: positions and masks, the same for all layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
-from ..config import Lfm2Config
 from ..errors import InputError
 
 
@@ -15,15 +14,14 @@ from ..errors import InputError
 class Context:
     """The inputs that all layers of one call share.
 
-    `length`: tokens of the call. `offset`: rotary position of the first one, one number or one a row (B,). `rotation`:
-    cosines and sines (B, 1, L, head_dim) instead, for positions that do not simply count up. `attention_mask`: which
-    keys each query sees, (B, 1, L, S) bool, or "causal", or None where the one query sees all. `conv_mask`: (B, L, 1),
-    zero at padding.
+    `length`: tokens of the call. `offset`: rotary position of the first one, one number or one a row (B,). `positions`:
+    (B or 1, L) instead, where they do not simply count up. `attention_mask`: which keys each query sees, (B, 1, L, S)
+    bool, or "causal", or None where the one query sees all. `conv_mask`: (B, L, 1), zero at padding.
     """
 
     length: int
     offset: int | mx.array = 0
-    rotation: tuple[mx.array, mx.array] | None = None
+    positions: mx.array | None = None
     attention_mask: mx.array | str | None = None
     conv_mask: mx.array | None = None
 
@@ -40,7 +38,6 @@ class Context:
     @classmethod
     def of(
         cls,
-        config: Lfm2Config,
         embeds: mx.array,
         past: int,
         attention_mask: mx.array | np.ndarray | None = None,
@@ -49,7 +46,6 @@ class Context:
         """Tokens behind others, with padding or positions of their own.
 
         Args:
-            config: of the backbone.
             embeds: the new tokens, (B, L, hidden).
             past: tokens of each row before them.
             attention_mask: (B, past + L), 1 at real tokens, padding on either side.
@@ -73,25 +69,46 @@ class Context:
         positions = positions[None] if positions.ndim == 1 else positions
         if positions.ndim != 2 or positions.shape[0] not in (1, batch) or positions.shape[1] != length:
             raise InputError(f"position_ids has shape {tuple(positions.shape)}, expected ({batch}, {length})")
-        return replace(made, rotation=rotation_for(positions, rope_frequencies(config), embeds.dtype))
+        return replace(made, positions=positions)
 
     def last(self, length: int) -> Context:
         """The context of the last `length` tokens."""
-        mask, rotation = self.attention_mask, self.rotation
+        mask = self.attention_mask
         return replace(
             self,
             length=length,
             offset=self.offset + (self.length - length),
-            rotation=rotation and (rotation[0][..., -length:, :], rotation[1][..., -length:, :]),
+            positions=None if self.positions is None else self.positions[:, -length:],
             attention_mask=mask[:, :, -length:] if isinstance(mask, mx.array) else mask,
             conv_mask=None if self.conv_mask is None else self.conv_mask[:, -length:],
         )
 
+    def window(self, length: int, past: int) -> Context:
+        """The context of layers that see `length` tokens, the asking one included, and keep fewer than that of the
+        `past` tokens before the call."""
+        kept = min(past, length - 1)
+        mask = self.attention_mask
+        if isinstance(mask, mx.array):
+            mask = mask[..., -(kept + self.length) :]
+        if kept + self.length > length:  # one query sees no more than is kept
+            seen = mx.array(_band(self.length, kept, length)[None, None])
+            mask = seen & mask if isinstance(mask, mx.array) else seen
+        return replace(self, attention_mask=mask)
 
-def rope_frequencies(config: Lfm2Config) -> mx.array:
-    """Wavelengths over 2 pi, (head_dim / 2,) float32: position p turns pair i by the angle p / frequency i."""
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    return mx.array(np.float32(config.rope_theta) ** exponents)
+
+def _band(length: int, past: int, window: int) -> np.ndarray:
+    """The keys (past + length) that each of `length` queries sees, (length, past + length) bool."""
+    distance = np.arange(past, past + length)[:, None] - np.arange(past + length)[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def rope_frequencies(head_dim: int, theta: float, rotated: float = 1.0) -> mx.array:
+    """Wavelengths over 2 pi, (head_dim / 2,) float32: position p turns pair i by the angle p / frequency i. Only the
+    fraction `rotated` of the pairs turns; of the others the wavelength is infinite."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.float32(theta) ** exponents
+    frequencies[int(rotated * head_dim // 2) :] = np.inf
+    return mx.array(frequencies)
 
 
 def rotation_for(position_ids: mx.array, frequencies: mx.array, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import Lfm2Config
-from .cache import Cache, ConvCache, KeyValueCache
-from .context import Context, rope_frequencies
+from ..config import Lfm2Config, Lfm3Config
+from .cache import Cache, ConvCache, KeyValueCache, WindowCache
+from .context import Context, rope_frequencies, rotation_for
 from .layers import add_linear, swiglu
 from .short_conv import Lfm2ShortConv
 
@@ -24,7 +27,7 @@ class Lfm2Attention(nn.Module):
         self.out_proj = nn.Linear(self.num_heads * config.head_dim, config.hidden_size, bias=False)
         self.q_layernorm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
         self.k_layernorm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
-        self._frequencies = rope_frequencies(config)
+        self._frequencies = rope_frequencies(config.head_dim, config.rope_theta)
 
     def __call__(
         self,
@@ -63,7 +66,7 @@ class Lfm2Attention(nn.Module):
         keys: mx.array,
         values: mx.array,
         context: Context,
-        cache: KeyValueCache | None,
+        cache: KeyValueCache | WindowCache | None,
         query_context: Context,
         attentions: list[mx.array] | None = None,
     ) -> mx.array:
@@ -89,7 +92,7 @@ class Lfm2Attention(nn.Module):
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self._scale, mask=mask)
 
     def _rotate(self, x: mx.array, context: Context) -> mx.array:
-        if context.rotation is None:
+        if context.positions is None:
             return mx.fast.rope(
                 x,
                 self.head_dim,
@@ -99,7 +102,7 @@ class Lfm2Attention(nn.Module):
                 offset=context.offset,
                 freqs=self._frequencies,
             )
-        cos, sin = context.rotation
+        cos, sin = rotation_for(context.positions, self._frequencies, x.dtype)
         half = self.head_dim // 2
         turned = mx.concatenate([-x[..., half:], x[..., :half]], axis=-1)
         return x * cos + turned * sin
@@ -122,7 +125,7 @@ def _explicit_attention(
 
 
 class Lfm2MLP(nn.Module):
-    def __init__(self, config: Lfm2Config):
+    def __init__(self, config: Lfm2Config | Lfm3Config):
         super().__init__()
         self.w1 = nn.Linear(config.hidden_size, config.feed_forward_size, bias=False)
         self.w3 = nn.Linear(config.hidden_size, config.feed_forward_size, bias=False)
@@ -169,13 +172,15 @@ class Lfm2DecoderLayer(nn.Module):
 class Lfm2Model(nn.Module):
     """Embeddings in, normed hidden states out."""
 
-    def __init__(self, config: Lfm2Config):
+    layer_class: ClassVar[Callable[..., nn.Module]] = Lfm2DecoderLayer
+
+    def __init__(self, config: Lfm2Config | Lfm3Config):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = [Lfm2DecoderLayer(config, layer_type) for layer_type in config.layer_types]
+        self.layers = [self.layer_class(config, layer_type) for layer_type in config.layer_types]
         self.embedding_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        attention = [index for index, kind in enumerate(config.layer_types) if kind == "full_attention"]
+        attention = [index for index, kind in enumerate(config.layer_types) if kind != "conv"]
         self._last_attention = attention[-1] if attention else None
 
     def embed(self, ids: mx.array) -> mx.array:
@@ -212,15 +217,16 @@ class Lfm2Model(nn.Module):
         x = inputs_embeds
         few = last_only and hidden_states is None and attentions is None
         queries = self._needed(length) if few else length
-        for index, layer in enumerate(self.layers):
+        contexts = self._contexts(context, cache.offset if cache else 0)
+        for index, (layer, kind) in enumerate(zip(self.layers, self.config.layer_types, strict=True)):
             if hidden_states is not None:
                 hidden_states.append(x)
             state = cache.layers[index] if cache is not None else None
             if queries < length and index == self._last_attention:
-                query_context = context.last(queries)
-                x, context = layer(x, context, state, query_context), query_context
+                all_tokens, contexts = contexts[kind], {each: of.last(queries) for each, of in contexts.items()}
+                x = layer(x, all_tokens, state, contexts[kind])
             else:
-                x = layer(x, context, state, attentions=attentions)
+                x = layer(x, contexts[kind], state, attentions=attentions)
         if last_only:
             x = x[:, -1:]
         if cache is not None:
@@ -229,6 +235,10 @@ class Lfm2Model(nn.Module):
         if hidden_states is not None:
             hidden_states.append(x)
         return x
+
+    def _contexts(self, context: Context, past: int) -> dict[str, Context]:
+        """The context of each type of layers, behind `past` tokens in the cache."""
+        return dict.fromkeys(self.config.layer_types, context)
 
     def _needed(self, length: int) -> int:
         """The number of last tokens behind the last attention decide the last one's result: itself and, for each

@@ -7,13 +7,14 @@ through the tower together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..config import Lfm2VlConfig
+from ..config import ModelConfig
 from ..errors import InputError
 from .cache import Cache
 from .context import Context
@@ -45,12 +46,17 @@ def vision_passes(grids: Grids, patches: int = PATCHES_PER_PASS) -> list[list[in
 class Lfm2VlModel(nn.Module):
     """Vision tower, projector and backbone, without the head."""
 
-    def __init__(self, config: Lfm2VlConfig):
+    vision_class: ClassVar[Callable[..., nn.Module]] = Siglip2VisionModel
+    projector_class: ClassVar[Callable[..., nn.Module]] = Lfm2VlMultiModalProjector
+    text_class: ClassVar[Callable[..., Lfm2Model]] = Lfm2Model
+    view_arguments: ClassVar[tuple[str, ...]] = ("pixel_values", "spatial_shapes", "pixel_attention_mask")
+
+    def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.vision_tower = Siglip2VisionModel(config.vision_config)
-        self.multi_modal_projector = Lfm2VlMultiModalProjector(config)
-        self.language_model = Lfm2Model(config.text_config)
+        self.vision_tower = self.vision_class(config.vision_config)
+        self.multi_modal_projector = self.projector_class(config)
+        self.language_model = self.text_class(config.text_config)
 
     def get_image_features(
         self, pixel_values: Array, spatial_shapes: Array, pixel_attention_mask: Array | None = None
@@ -78,12 +84,18 @@ class Lfm2VlModel(nn.Module):
                     out[index] = view
         return ImageFeatures(features, tokens)
 
+    def views_of(self, arrays: dict[str, Any], input_ids: Array | None = None) -> tuple[Any, Any]:
+        """Takes the pictures from the arguments of a call: padded views (views, patches, width) and their grids (views,
+        2), None twice without any. Raises `InputError`."""
+        pixels, shapes, _ = (arrays.pop(name, None) for name in self.view_arguments)
+        return pixels, shapes
+
     def check_views(self, pixel_values: Array, spatial_shapes: Array) -> tuple[mx.array, list[tuple[int, int]]]:
         """The views as an array, and their grids. Raises `InputError`, as `get_image_features`."""
         vision, factor = self.config.vision_config, self.config.downsample_factor
         pixels = mx.array(pixel_values)
         shapes = np.array(spatial_shapes)
-        width = vision.num_channels * vision.patch_size**2
+        width = vision.patch_width
         if pixels.ndim != 3 or pixels.shape[2] != width:
             raise InputError(f"pixel_values has shape {tuple(pixels.shape)}, expected (views, patches, {width})")
         if shapes.shape != (pixels.shape[0], 2):
@@ -104,7 +116,7 @@ class Lfm2VlModel(nn.Module):
         Placeholders are found by id or, where only `inputs_embeds` are given, by their embedding. Raises `InputError`
         if the counts differ or an id lies outside the vocabulary.
         """
-        placeholder = self.config.image_token_id
+        placeholders = self.config.placeholders
         if input_ids is not None:
             ids = np.array(input_ids)
             vocabulary = self.config.text_config.vocab_size
@@ -114,7 +126,7 @@ class Lfm2VlModel(nn.Module):
                 bad = ids[(ids < 0) | (ids >= vocabulary)][0]
                 raise InputError(f"input_ids holds {bad}; the model's vocabulary has ids 0 to {vocabulary - 1}")
             embeds = self.language_model.embed(mx.array(ids.astype(np.int32)))
-            at = ids == placeholder if image_features is not None else None
+            at = np.isin(ids, placeholders) if image_features is not None else None
         elif inputs_embeds is not None:
             embeds = inputs_embeds
             hidden = self.config.text_config.hidden_size
@@ -122,8 +134,8 @@ class Lfm2VlModel(nn.Module):
                 raise InputError(f"inputs_embeds has shape {tuple(embeds.shape)}, expected (batch, length, {hidden})")
             at = None
             if image_features is not None:
-                token = self.language_model.embed(mx.array([placeholder]))[0]
-                at = np.array((embeds == token).all(axis=-1))
+                tokens = self.language_model.embed(mx.array([placeholders]))[0]
+                at = np.array((embeds[:, :, None] == tokens).all(axis=-1).any(axis=-1))
         else:
             raise InputError("give exactly one of input_ids and inputs_embeds")
         if image_features is None or at is None:
@@ -141,8 +153,7 @@ class Lfm2VlModel(nn.Module):
     def fuse(self) -> None:
         """Lets a GPU start fewer kernels for each token and picture. For weights that are loaded and stay; one that is
         replaced later counts."""
-        for encoder_layer in self.vision_tower.encoder.layers:
-            encoder_layer.self_attn.fuse()
+        self.vision_tower.fuse()
         for layer in self.language_model.layers:
             if "conv" in layer:
                 layer.conv.conv.fuse()
@@ -190,7 +201,7 @@ class Lfm2VlModel(nn.Module):
         if cache is not None and cache.batch not in (None, embeds.shape[0]):
             raise InputError(f"past_key_values holds {cache.batch} rows, the new tokens have {embeds.shape[0]}")
         past = cache.offset if cache is not None else 0
-        context = Context.of(self.config.text_config, embeds, past, attention_mask, positions)
+        context = Context.of(embeds, past, attention_mask, positions)
         states: list[mx.array] | None = [] if output_hidden_states else None
         weights: list[mx.array] | None = [] if output_attentions else None
         out = Lfm2VlModelOutputWithPast(
@@ -209,7 +220,7 @@ class Lfm2VlForConditionalGeneration(nn.Module):
 
     model_class: ClassVar[type[Lfm2VlModel]] = Lfm2VlModel
 
-    def __init__(self, config: Lfm2VlConfig):
+    def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.model = self.model_class(config)

@@ -1,4 +1,4 @@
-"""The gated short convolution of LFM2: causal, depthwise, `conv_L_cache` taps."""
+"""The gated short convolution of LFM2 and LFM3: causal, depthwise, `conv_L_cache` taps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import Lfm2Config
+from ..config import Lfm2Config, Lfm3Config
 from .cache import ConvCache
 from .layers import add_linear
 
@@ -15,7 +15,7 @@ from .layers import add_linear
 class ShortConvKernel(nn.Module):
     """The parameters of the depthwise convolution: `weight` (hidden, K, 1) and, in some configurations, `bias`."""
 
-    def __init__(self, config: Lfm2Config):
+    def __init__(self, config: Lfm2Config | Lfm3Config):
         super().__init__()
         self.weight = mx.random.normal((config.hidden_size, config.conv_L_cache, 1), scale=config.conv_L_cache**-0.5)
         if config.conv_bias:
@@ -64,7 +64,7 @@ def _gated_step(
 class Lfm2ShortConv(nn.Module):
     """`C * conv(B * x)` with B, C, x from one projection; causal, depthwise, K taps."""
 
-    def __init__(self, config: Lfm2Config):
+    def __init__(self, config: Lfm2Config | Lfm3Config):
         super().__init__()
         self.L_cache = config.conv_L_cache
         self.in_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.conv_bias)
@@ -81,6 +81,10 @@ class Lfm2ShortConv(nn.Module):
         self, x: mx.array, residual: mx.array, conv_mask: mx.array | None = None, cache: ConvCache | None = None
     ) -> mx.array:
         """(B, L, hidden), normed, and the residual of the same shape -> the same shape."""
+        return add_linear(residual, self.mix(x, conv_mask, cache), self.out_proj)
+
+    def mix(self, x: mx.array, conv_mask: mx.array | None = None, cache: ConvCache | None = None) -> mx.array:
+        """(B, L, hidden), normed -> the same shape, for `out_proj`."""
         if conv_mask is not None:
             x = x * conv_mask.astype(x.dtype)
         length, bias, kernel = x.shape[1], self.conv.get("bias"), self.conv.columns
@@ -96,4 +100,4 @@ class Lfm2ShortConv(nn.Module):
             mixed = _weighted_sum(gate_out, taps, kernel, bias)
         if cache is not None:
             cache.inputs = tuple(last)
-        return add_linear(residual, mixed, self.out_proj)
+        return mixed

@@ -197,10 +197,19 @@ class Siglip2VisionModel(nn.Module):
         Returns:
             (views, h*w, hidden), or (1, all patches, hidden).
         """
-        x, groups = self.embeddings(patches, grids), groups_of(grids)
+        x = self.embeddings(patches, grids)
         if hidden_states is None:
-            return self.post_layernorm(self.encoder(x, groups))
+            return self.post_layernorm(self.encode(x, grids))
         hidden_states.append(x)
-        for layer in self.encoder.layers:
-            hidden_states.append(layer(hidden_states[-1], groups))
+        for index in range(len(self.encoder.layers)):
+            hidden_states.append(self.encode(hidden_states[-1], grids, slice(index, index + 1)))
         return self.post_layernorm(hidden_states[-1])
+
+    def encode(self, x: mx.array, grids: Grids, layers: slice = slice(None)) -> mx.array:
+        """Embedded patches through some of the layers, or all; the same shape."""
+        return self.encoder(x, groups_of(grids), layers)
+
+    def fuse(self) -> None:
+        """Lets a GPU start fewer kernels."""
+        for layer in self.encoder.layers:
+            layer.self_attn.fuse()

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, TiffImagePlugin
 
-from ..config import ImageProcessorConfig
+from ..config import ImageConfig
 from ..errors import ImageError, ImageWarning, short
 from . import jpeg
 from .fetch import DEFAULT_POLICY, SourcePolicy
@@ -71,7 +71,7 @@ def suffixes() -> tuple[str, ...]:
     return (*sorted(suffix for suffix, format in known if format not in UNREADABLE), ".heic", ".heif", ".pdf")
 
 
-def open_picture(file: BinaryIO, label: str, policy: SourcePolicy, config: ImageProcessorConfig) -> Image.Image:
+def open_picture(file: BinaryIO, label: str, policy: SourcePolicy, config: ImageConfig) -> Image.Image:
     """The picture in an open file. Raises `ImageError`."""
     try:
         with _quietly():
@@ -93,7 +93,7 @@ def open_picture(file: BinaryIO, label: str, policy: SourcePolicy, config: Image
     return picture
 
 
-def decode(image: Image.Image, label: str, policy: SourcePolicy, config: ImageProcessorConfig) -> Image.Image:
+def decode(image: Image.Image, label: str, policy: SourcePolicy, config: ImageConfig) -> Image.Image:
     """An image that the caller has opened, upright and as RGB of sRGB; of several frames the one that it stands at. The
     image itself if it is that already, else one without metadata, so that it is not turned or converted again."""
     check_size(image.width, image.height, label, policy)

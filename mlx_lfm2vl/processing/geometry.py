@@ -9,10 +9,12 @@ the tokens of the smart-resized one), and a strip whose resized form would excee
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache
 
-from ..config import ImageProcessorConfig
+from ..config import ImageConfig, ImageProcessorConfig, Lfm3VlImageProcessorConfig
+from . import lfm3_geometry
+from .view_plan import ViewPlan
 
 
 def round_by_factor(number: float, factor: int) -> int:
@@ -101,38 +103,8 @@ def grid_layout(height: int, width: int, min_tiles: int, max_tiles: int, tile_si
     return find_closest_aspect_ratio(width / height, target_ratios(min_tiles, max_tiles), width, height, tile_size)
 
 
-@dataclass(frozen=True)
-class ViewPlan:
-    """The views of one picture.
-
-    Attributes:
-        rows, cols: the grid of tiles; both are 1 where the picture is one view.
-        tiled: whether it is cut into tiles.
-        height, width: in pixels, of the resized picture: the only view, or the thumbnail.
-        tile_size: pixels of a side of a tile.
-        thumbnail: whether the resized picture follows the tiles, which come row by row.
-        spatial_shapes: (rows, columns) of patches of each view, in the order of the views.
-        tokens_per_tile: image tokens of a tile.
-        tokens_for_image: image tokens of the resized picture.
-        tokens: image tokens of all views: the features that the model makes of them, without markers.
-    """
-
-    rows: int
-    cols: int
-    tiled: bool
-    height: int
-    width: int
-    tile_size: int
-    thumbnail: bool
-    spatial_shapes: tuple[tuple[int, int], ...]
-    tokens_per_tile: int
-    tokens_for_image: int
-    tokens: int
-
-
-@lru_cache(maxsize=4096)
-def plan(height: int, width: int, config: ImageProcessorConfig) -> ViewPlan:
-    """The views of a picture of `height` x `width` pixels (both at least 1)."""
+def tiles_and_thumbnail(height: int, width: int, config: ImageProcessorConfig) -> ViewPlan:
+    """`plan` for LFM2-VL."""
     factor, patch, tile = config.downsample_factor, config.encoder_patch_size, config.tile_size
     cell, cols, rows = factor * patch, 1, 1
     splitting = config.do_image_splitting and config.max_tiles > 1
@@ -151,3 +123,16 @@ def plan(height: int, width: int, config: ImageProcessorConfig) -> ViewPlan:
         views = [(tile // patch, tile // patch)] * tiles + ([whole] if thumbnail else [])
         tokens = tiles * per_tile + (per_image if thumbnail else 0)
     return ViewPlan(rows, cols, tiles > 1, high, wide, tile, thumbnail, tuple(views), per_tile, per_image, tokens)
+
+
+PLANS: dict[type, Callable[..., ViewPlan]] = {
+    ImageProcessorConfig: tiles_and_thumbnail,
+    Lfm3VlImageProcessorConfig: lfm3_geometry.plan,
+}
+
+
+@lru_cache(maxsize=4096)
+def plan(height: int, width: int, config: ImageConfig) -> ViewPlan:
+    """The views of a picture of `height` x `width` pixels (both at least 1). Raises `ImageError` for a picture that the
+    policy's family does not take."""
+    return PLANS[type(config)](height, width, config)

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..config import ImageProcessorConfig
+from ..config import ImageConfig, ImageProcessorConfig
 from ..errors import ImageError, ImageWarning, short
 from .arrays import is_array, to_numpy
 from .fetch import DEFAULT_POLICY, SourcePolicy
@@ -29,7 +29,7 @@ Picture = Image.Image  # as `load_image` returns it: of mode RGB
 
 
 def load_image(
-    picture: Any, policy: SourcePolicy = DEFAULT_POLICY, config: ImageProcessorConfig = DEFAULT_CONFIG
+    picture: Any, policy: SourcePolicy = DEFAULT_POLICY, config: ImageConfig = DEFAULT_CONFIG
 ) -> Image.Image:
     """The picture as a PIL image of mode RGB.
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..config import ImageProcessorConfig
+from ..config import ImageConfig
 from ..errors import ImageError, short
 from ..threads import check_cancelled
 from . import geometry, pdf_process
@@ -55,7 +55,7 @@ class PdfPage:
     width: float
     height: float
 
-    def size(self, policy: SourcePolicy, config: ImageProcessorConfig) -> tuple[int, int]:
+    def size(self, policy: SourcePolicy, config: ImageConfig) -> tuple[int, int]:
         """(width, height) in pixels as it is drawn. Raises `ImageError` for a page without area."""
         if not self.width or not self.height:
             raise ImageError(
@@ -63,15 +63,14 @@ class PdfPage:
             )
         scale = _SIDE / max(self.width, self.height)
         plan = geometry.plan(max(1, round(self.height * scale)), max(1, round(self.width * scale)), config)
-        tile = config.tile_size
-        view = plan.rows * plan.cols * tile**2 if plan.tiled else plan.width * plan.height
+        view = plan.rows * plan.cols * plan.tile_size**2 if plan.tiled else plan.width * plan.height
         scale = math.sqrt(min(view, policy.max_pixels) / self.width / self.height)
         scale = min(scale, MAX_DPI / POINTS_PER_INCH)
         width, height = (max(1, math.floor(side * scale)) for side in (self.width, self.height))
         check_size(width, height, self.label, policy)
         return width, height
 
-    def draw(self, policy: SourcePolicy, config: ImageProcessorConfig) -> Image.Image:
+    def draw(self, policy: SourcePolicy, config: ImageConfig) -> Image.Image:
         """The page as an RGB image. Raises `ImageError`."""
         size = self.size(policy, config)
         _, pixels = _read(self.document, self.label, ((self.number, self.number),), 1, size)

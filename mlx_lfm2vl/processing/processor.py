@@ -15,23 +15,23 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ..config import ImageProcessorConfig, ProcessorConfig
+from ..config import ProcessorConfig
 from ..config.files import writing
 from ..errors import OptionError, PromptError, did_you_mean
 from ..hub import resolve
 from .batch_feature import BatchFeature, TextOptions, check_return_tensors
 from .control_tokens import mark
 from .conversation import conversations_of, pictures_of, with_page_items
-from .geometry import ViewPlan
-from .image import IMAGE_INPUTS, Lfm2VlImageProcessor
+from .image import Lfm2VlImageProcessor
+from .image_processor import ImageProcessor
 from .load_image import DEFAULT_POLICY, SourcePolicy
 from .pages import with_pages
 from .prompt import Expanded
 from .prompt_encoder import PromptEncoder
 from .tokenizer import Tokenizer
+from .view_plan import ViewPlan
 
 TEXT_OPTIONS = frozenset(TextOptions.__dataclass_fields__) - {"return_tensors"}
-_OPTIONS = TEXT_OPTIONS | frozenset(ImageProcessorConfig.__dataclass_fields__)
 
 
 def check_names(names: Iterable[str], known: Collection[str], others: Collection[str] = ()) -> None:
@@ -58,7 +58,7 @@ class ProcessorOutput(BatchFeature):
 class Lfm2VlProcessor(PromptEncoder):
     """A checkpoint's `PromptEncoder` that is loaded and saved, and called as the reference's processor is."""
 
-    image_processor_class: ClassVar[type[Lfm2VlImageProcessor]] = Lfm2VlImageProcessor
+    image_processor_class: ClassVar[type[ImageProcessor]] = Lfm2VlImageProcessor
     tokenizer_class: ClassVar[type[Tokenizer]] = Tokenizer
 
     @classmethod
@@ -87,7 +87,7 @@ class Lfm2VlProcessor(PromptEncoder):
             patterns=("*.json", "*.jinja", "*.txt"),
             enough=("tokenizer.json",),
         )
-        config = ProcessorConfig.from_folder(folder)
+        config = cls.image_processor_class.files_class.from_folder(folder)
         special = config.use_image_special_tokens if use_image_special_tokens is None else use_image_special_tokens
         image_processor = cls.image_processor_class(config.image, source_policy=source_policy, **image_overrides)
         return cls(image_processor, cls.tokenizer_class.from_folder(folder), None, special, config.notes)
@@ -95,22 +95,25 @@ class Lfm2VlProcessor(PromptEncoder):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes processor_config.json, the tokenizer's files and chat_template.jinja into `folder`. Raises
         `OutputError`."""
-        config = ProcessorConfig(self.image_processor.config, self.use_image_special_tokens)
         with writing(folder) as target:
-            text = json.dumps(config.to_dict(), indent=2) + "\n"
+            text = json.dumps(self.to_dict(), indent=2) + "\n"
             (target / "processor_config.json").write_text(text, encoding="utf-8")
             self.tokenizer.save_pretrained(target)
             if self.chat_template is not None:
                 (target / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 
-    @property
-    def image_token(self) -> str:
-        return str(self.tokenizer.image_token)
+    def to_dict(self) -> dict[str, Any]:
+        """processor_config.json."""
+        return ProcessorConfig(self.image_processor.config, self.use_image_special_tokens).to_dict()
 
-    @property
-    def image_token_id(self) -> int:
-        """Raises `TokenizerError` if the tokenizer does not know the image token."""
-        return int(self.tokenizer.image_token_id)
+    def shared_numbers(self) -> dict[str, int]:
+        """The numbers that the model's configuration states too. Raises `TokenizerError` for a missing token."""
+        pictures = self.image_processor.config
+        return {
+            "patch size": pictures.encoder_patch_size,
+            "downsample factor": pictures.downsample_factor,
+            "image token's id": self.image_token_id,
+        }
 
     @property
     def image_start_token(self) -> str:
@@ -126,7 +129,7 @@ class Lfm2VlProcessor(PromptEncoder):
 
     @property
     def model_input_names(self) -> list[str]:
-        return [*IMAGE_INPUTS, "input_ids", "attention_mask"]
+        return [*self.image_processor.model_input_names, "input_ids", "attention_mask"]
 
     # Text and pictures to arrays
 
@@ -181,7 +184,7 @@ class Lfm2VlProcessor(PromptEncoder):
         output.image_spans = tuple(
             self._spans(row, plan, markup) for row, plan in zip(output["input_ids"], plans, strict=True)
         )
-        output.update(patches)
+        output.update(self.image_processor.model_inputs(patches))
         return output
 
     # Conversations
@@ -234,7 +237,7 @@ class Lfm2VlProcessor(PromptEncoder):
         options = {name: value for name, value in kwargs.items() if name not in template.variables}
         options.update(processor_kwargs or {})
         images = options.pop("images", images)
-        check_names(options, _OPTIONS | template.variables)
+        check_names(options, TEXT_OPTIONS | self.image_processor.config.options() | template.variables)
         if return_assistant_tokens_mask and not (tokenize and return_dict):
             raise OptionError("return_assistant_tokens_mask needs tokenize=True and return_dict=True")
         if return_assistant_tokens_mask and continue_final_message:

@@ -15,11 +15,11 @@ import numpy as np
 
 from ..errors import TemplateError
 from .batch_feature import BatchFeature
-from .geometry import ViewPlan
-from .image import Lfm2VlImageProcessor
+from .image_processor import ImageProcessor
 from .prompt import Expanded, ImageMarkup, assign_pictures, expand, image_spans
 from .special_tokens import IMAGE_TOKENS
 from .tokenizer import Tokenizer
+from .view_plan import ViewPlan
 
 if TYPE_CHECKING:
     from .template import ChatTemplate
@@ -30,7 +30,7 @@ class EncodedText(NamedTuple):
 
     Attributes:
         ids: (n,) int64.
-        images: what `Lfm2VlImageProcessor` makes of the pictures; empty without any.
+        images: what `ImageProcessor.encode` makes of the pictures; empty without any.
         plans: the `ViewPlan` of each picture.
         spans: (start, end) of each picture in `ids`, markers included.
     """
@@ -50,7 +50,7 @@ class PromptEncoder:
 
     def __init__(
         self,
-        image_processor: Lfm2VlImageProcessor,
+        image_processor: ImageProcessor,
         tokenizer: Tokenizer,
         chat_template: str | None = None,
         use_image_special_tokens: bool = True,
@@ -88,6 +88,16 @@ class PromptEncoder:
             words.folder or Path(), words.chat_template, words.special_tokens_map, wanted=source
         )
 
+    @property
+    def image_token(self) -> str:
+        """The token that stands for a picture."""
+        return str(self.tokenizer.image_token)
+
+    @property
+    def image_token_id(self) -> int:
+        """Raises `TokenizerError` if the tokenizer does not know the image token."""
+        return self.tokenizer.id_of(self.image_token, "image_token")
+
     def markup(self, use_image_special_tokens: bool | None = None) -> ImageMarkup:
         """The tokens that stand for pictures in this checkpoint's texts."""
         markers = self.use_image_special_tokens if use_image_special_tokens is None else use_image_special_tokens
@@ -103,7 +113,7 @@ class PromptEncoder:
         use_image_special_tokens: bool | None = None,
         **image_overrides: Any,
     ) -> EncodedText:
-        """Arrays of one text with one `<image>` a picture.
+        """Arrays of one text with one image token a picture.
 
         Args:
             text: a rendered chat template, which writes all special tokens itself.
@@ -138,5 +148,5 @@ class PromptEncoder:
     def _spans(self, ids: Sequence[int], plans: Sequence[ViewPlan], markup: ImageMarkup) -> tuple[tuple[int, int], ...]:
         """Places of the pictures in the ids. Raises `TokenizerError` if there are any and no token for them."""
         tokenizer = self.tokenizer
-        image_id = tokenizer.image_token_id if plans else tokenizer.convert_tokens_to_ids(markup.image)
+        image_id = self.image_token_id if plans else tokenizer.convert_tokens_to_ids(markup.image)
         return image_spans(ids, plans, image_id, markup.markers)

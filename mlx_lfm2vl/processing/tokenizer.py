@@ -115,12 +115,13 @@ class Tokenizer:
             base = name.removesuffix("_id")
             token = self.special_tokens_map.get(base) or image_token(base, self.config, self.special_tokens_map)
             if token is not None:
-                return token if name == base else self._id(token, base)
+                return token if name == base else self.id_of(token, base)
             if base in NAMED_TOKENS:
                 return None
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
-    def _id(self, token: str, name: str) -> int:
+    def id_of(self, token: str, name: str) -> int:
+        """The id of the model's token of that name. Raises `TokenizerError` if there is none."""
         id = self.backend.token_to_id(token)
         if id is None:
             raise TokenizerError(

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..config import Lfm2VlConfig
+from ..config import ModelConfig
 from ..engine.engine import Engine
 from ..engine.queue import Loaded
 from ..errors import EngineClosedError, Lfm2VlError, OptionError, OutOfMemoryError
@@ -51,7 +51,7 @@ class Model:
         self.state = "unloaded"
         self.progress: tuple[str, int, int] | None = None
         self.engine: Engine | None = None
-        self.config: Lfm2VlConfig | None = None  # and its processor, while it is loaded
+        self.config: ModelConfig | None = None  # and its processor, while it is loaded
         self.processor: Lfm2VlProcessor | None = None
         self.bytes = 0  # of its weight files, once they are here
         self.users = 0  # requests that are being answered

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import ImageProcessorConfig, Lfm2VlConfig
+from ..config import ImageProcessorConfig, ModelConfig
 from ..errors import AnswerError
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
@@ -49,7 +49,7 @@ class TaskRequest:
     deadline: float | None
 
     def made(
-        self, config: Lfm2VlConfig, source: str, policy: SourcePolicy, image_config: ImageProcessorConfig
+        self, config: ModelConfig, source: str, policy: SourcePolicy, image_config: ImageProcessorConfig
     ) -> tuple[Task[Any], list[GenerationRequest]]:
         """The task by the recipe of a model, and its requests; reads the pictures and checks the schema, which takes
         long. Raises `ImageError`, `OptionError` and `ConstraintError`."""

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from ..config import Lfm2VlConfig
+from ..config import ModelConfig
 from ..errors import OptionError
 
 Shape = tuple[int, int, int]  # hidden size, layers, vocabulary of the language model
@@ -65,6 +65,7 @@ class Recipe:
 
     name: str
     shapes: tuple[Shape, ...] = ()
+    model_type: str = "lfm2_vl"
     projector_layernorm: bool | None = None  # None: either
     names: str | None = None  # a regular expression for the checkpoint's name
     boxes: BoxRecipe | None = None
@@ -73,12 +74,13 @@ class Recipe:
     describe: str | None = "Describe the image."
     extract: Literal["schema", "fields", "questions"] | None = "schema"
 
-    def matches(self, config: Lfm2VlConfig, name: str = "") -> bool:
+    def matches(self, config: ModelConfig, name: str = "") -> bool:
         """Whether a checkpoint of this configuration and name is asked by this recipe."""
         text = config.text_config
         return (
-            (not self.shapes or (text.hidden_size, text.num_hidden_layers, text.vocab_size) in self.shapes)
-            and self.projector_layernorm in (None, config.projector_use_layernorm)
+            config.model_type == self.model_type
+            and (not self.shapes or (text.hidden_size, text.num_hidden_layers, text.vocab_size) in self.shapes)
+            and self.projector_layernorm in (None, getattr(config, "projector_use_layernorm", None))
             and (self.names is None or re.search(self.names, name, re.I) is not None)
         )
 
@@ -152,11 +154,12 @@ RECIPES: tuple[Recipe, ...] = (
         ),
     ),
     Recipe(name="lfm2-vl", shapes=(_450M, _1_6B, _3B)),  # LFM2-VL, and LFM2.5-VL-1.6B: no card of them speaks of boxes
+    Recipe(name="lfm3-vl", model_type="lfm3_vl"),
 )
 _BY_NAME = {recipe.name: recipe for recipe in RECIPES}
 
 
-def choose(config: Lfm2VlConfig, name: str = "", recipe: Recipe | str | None = None) -> Recipe:
+def choose(config: ModelConfig, name: str = "", recipe: Recipe | str | None = None) -> Recipe:
     """The recipe for a checkpoint: the given one (a row's name, or the caller's own), else the first row that matches.
 
     Args:

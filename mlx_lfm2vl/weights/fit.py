@@ -5,10 +5,10 @@ Counted is what cannot do without, so that nothing is refused that might have wo
 - weights: the bytes of the file, or numbers x the size of the asked type, and the largest tensor once more where types
   are changed;
 - a question of L tokens with an answer of N, beside the weights (attention's scores, which the fused kernels never
-  write down, are left out): keys and values, (L + N) rounded up to 256 x attention
-  layers x 2 x key-value heads x head size; embeddings L x hidden; the larger of one pass of the vision tower, patches x
-  (4 x hidden + MLP width), and one chunk of the prompt, min(L, 512) x (2 x hidden + 3 x feed-forward width); logits,
-  4 bytes x vocabulary. Numbers are of the weights' type, float32 or 16 bits.
+  write down, are left out): keys and values, (L + N) rounded up to 256, in a sliding window at most
+  its length, x attention layers x 2 x key-value heads x head size; embeddings L x hidden; the larger of one pass of the
+  vision tower, patches x (4 x hidden + MLP width), and one chunk of the prompt, min(L, 512) x (2 x hidden + 3 x
+  feed-forward width); logits, 4 bytes x vocabulary. Numbers are of the weights' type, float32 or 16 bits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..backends.memory import free_memory
-from ..config import Lfm2VlConfig
+from ..config import ModelConfig, TextConfig
 from ..errors import OutOfMemoryError
 from ..models.cache import GROWTH_STEP
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration, vision_passes
@@ -72,13 +72,18 @@ def check_weights(where: str, infos: Mapping[str, TensorInfo], dtype: mx.Dtype |
     raise OutOfMemoryError(f"{where}: its weights take {_gb(needed)} and {_gb(free)} of memory are free; {way}")
 
 
-def token_bytes(config: Lfm2VlConfig, size: int) -> int:
-    """Memory for the keys and values of a token."""
+def token_bytes(config: ModelConfig, size: int) -> int:
+    """Memory for the keys and values of a token that is one of many."""
     text = config.text_config
-    return text.layer_types.count("full_attention") * 2 * text.num_key_value_heads * text.head_dim * size
+    return text.layer_types.count("full_attention") * key_bytes(text, size)
 
 
-def question_bytes(config: Lfm2VlConfig, size: int, prompt: int, answer: int, patches: int = 0) -> int:
+def key_bytes(text: TextConfig, size: int) -> int:
+    """Memory for the keys and values of a token in a layer."""
+    return 2 * text.num_key_value_heads * text.head_dim * size
+
+
+def question_bytes(config: ModelConfig, size: int, prompt: int, answer: int, patches: int = 0) -> int:
     """Memory that a prompt of so many tokens and its answer take beside the weights. `size`: bytes of a number;
     `patches`: of the largest pass through the vision tower."""
     text, vision = config.text_config, config.vision_config
@@ -86,11 +91,11 @@ def question_bytes(config: Lfm2VlConfig, size: int, prompt: int, answer: int, pa
     tower = patches * (4 * vision.hidden_size + vision.intermediate_size)
     chunk = min(prompt, LONGEST_CHUNK) * (2 * text.hidden_size + 3 * text.feed_forward_size)
     fixed = (prompt * text.hidden_size + max(tower, chunk)) * size + 4 * text.vocab_size
-    return tokens * token_bytes(config, size) + fixed
+    return text.keys_kept(tokens) * key_bytes(text, size) + fixed
 
 
 def check_question(
-    config: Lfm2VlConfig, dtype: mx.Dtype, prompt: int, answer: int, patches: int = 0, rows: int = 1
+    config: ModelConfig, dtype: mx.Dtype, prompt: int, answer: int, patches: int = 0, rows: int = 1
 ) -> None:
     """Raises `OutOfMemoryError` if `rows` questions of such a size will not fit beside the weights, saying how many
     tokens would. `dtype`: of the model's norms."""

@@ -12,14 +12,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..config import Lfm2VlConfig
+from ..config import ModelConfig
 from .files import TensorInfo, reading
 
 HEAD, EMBEDDINGS = "lm_head.", "model.language_model.embed_tokens."
 TIED = ("tie_embedding", "tie_word_embeddings")
 
 
-def with_embeddings(config: Lfm2VlConfig, names: Mapping[str, str]) -> dict[str, str]:
+def with_embeddings(config: ModelConfig, names: Mapping[str, str]) -> dict[str, str]:
     """The names of a folder's tensors and of their parameters, where a head that is tied stands for embeddings that are
     not stored: of two names of one tensor some programs save either."""
     stored = any(module.startswith(EMBEDDINGS) for module in names.values())
@@ -31,8 +31,8 @@ def with_embeddings(config: Lfm2VlConfig, names: Mapping[str, str]) -> dict[str,
 
 
 def fit_head(
-    config: Lfm2VlConfig, data: Mapping[str, Any], infos: Mapping[str, TensorInfo], names: Mapping[str, str]
-) -> tuple[Lfm2VlConfig, tuple[str, ...]]:
+    config: ModelConfig, data: Mapping[str, Any], infos: Mapping[str, TensorInfo], names: Mapping[str, str]
+) -> tuple[ModelConfig, tuple[str, ...]]:
     """The configuration with `tie_word_embeddings` as the files have it, in its text_config too, and a note where
     config.json says otherwise.
 
@@ -49,7 +49,7 @@ def fit_head(
     differs = stored and tied and _differs(infos, names)
     tied = tied and not differs
     words = replace(config.text_config, tie_word_embeddings=tied)
-    config = replace(config, tie_word_embeddings=tied, text_config=words)
+    config = replace(config, tie_word_embeddings=tied, text_config=words)  # type: ignore[arg-type]
     note = "lm_head differs from the embeddings, which config.json ties to it; it is used"
     return config, (note,) if differs else ()
 

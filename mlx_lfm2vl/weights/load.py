@@ -18,9 +18,10 @@ import mlx.nn as nn
 from .. import backends
 from ..backends import cpu
 from ..backends.thread_state import computing, stop_at_exit
-from ..config import Lfm2VlConfig, read_json
+from ..config import Lfm2VlConfig, ModelConfig, config_of, read_json
 from ..config.files import AGAIN
 from ..errors import OptionError, WeightsError, first_line
+from ..models.families import NETWORKS
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration, Lfm2VlModel
 from ..threads import check_cancelled
 from . import choices, quantize
@@ -57,7 +58,7 @@ def load_model(
     *,
     dtype: str | mx.Dtype | None = None,
     backend: str | None = None,
-    model_class: type[M] = Lfm2VlForConditionalGeneration,  # type: ignore[assignment]
+    model_class: type[M] | None = None,
     prefix: str = "",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> M:
@@ -69,7 +70,7 @@ def load_model(
             "auto", but on the backend numpy: there the weights are made float32 and dense, if memory allows;
             `load_note` of the model says so.
         backend: what computes it, see `backends.choose`.
-        model_class: built from the configuration.
+        model_class: built from the configuration; None is that of the family, with its head.
         prefix: what stands before its parameters' names in the whole model.
         progress: told of the bytes of the "weights".
 
@@ -129,7 +130,7 @@ class StoredTensors:
     by path. `dtype`: of what is dense. `notes`: what the user should know of the files.
     """
 
-    config: Lfm2VlConfig
+    config: ModelConfig
     files: tuple[Path, ...]
     names: dict[str, str]
     infos: dict[str, TensorInfo]
@@ -180,7 +181,7 @@ class StoredTensors:
 def open_model(
     folder: Path,
     *,
-    model_class: type[M] = Lfm2VlForConditionalGeneration,  # type: ignore[assignment]
+    model_class: type[M] | None = None,
     prefix: str = "",
 ) -> tuple[M, StoredTensors]:
     """The model that a folder describes, with parameters that are never computed, and the tensors that belong in it.
@@ -189,7 +190,7 @@ def open_model(
     as those of `load_model`.
     """
     data = read_json(folder / "config.json")
-    config = Lfm2VlConfig.from_dict(data, str(folder / "config.json"))
+    config = config_of(data, str(folder / "config.json"))
     shards = read_shards(folder)
     method = data.get("quantization_config")
     check_foreign(shards.tensors, method)
@@ -200,7 +201,7 @@ def open_model(
     config, notes = fit_head(fit_config(config, infos), data, infos, names)
     wanted = {module: info for module, info in infos.items() if module.startswith(prefix)}
     unused = [*(name for name in shards.tensors if name not in names), *drop_unused(config, wanted)]
-    model = model_class(config)  # type: ignore[call-arg]
+    model: M = (model_class or NETWORKS[type(config)])(config)  # type: ignore[assignment]
     plain = {module[len(prefix) :]: info for module, info in wanted.items()}
     with naming_method(method):
         widths = quantize.prepare(model, plain)
@@ -216,7 +217,7 @@ def open_model(
     return model, StoredTensors(config, shards.files, names, plain, prefix, shards.state, widths, dtype, notes)
 
 
-def stored_dtype(config: Lfm2VlConfig, tensors: Iterable[TensorInfo]) -> mx.Dtype:
+def stored_dtype(config: ModelConfig, tensors: Iterable[TensorInfo]) -> mx.Dtype:
     """The type of a folder's floating-point tensors. Where they differ, as norms that training left in float32 do, it
     is what config.json says, as in the reference; if that says nothing, the type of most numbers."""
     counts: Counter[str] = Counter()
@@ -227,10 +228,12 @@ def stored_dtype(config: Lfm2VlConfig, tensors: Iterable[TensorInfo]) -> mx.Dtyp
     return stated if stated is not None and any(count for _, count in others) else FILE_DTYPES[most]
 
 
-def fit_config(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> Lfm2VlConfig:
+def fit_config(config: ModelConfig, tensors: dict[str, TensorInfo]) -> ModelConfig:
     """The configuration with the two numbers that published files state wrongly taken from the weights: the layers of
     the tower (LFM2-VL-1.6B has 26, its early configurations say 27, with or without `vision_feature_layer` -2) and the
-    width of the feed-forward."""
+    width of the feed-forward. Those of LFM3-VL state none wrongly."""
+    if not isinstance(config, Lfm2VlConfig):
+        return config
     indices = {
         int(name[len(TOWER_LAYERS) :].split(".")[0])
         for name in tensors
@@ -246,11 +249,11 @@ def fit_config(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> Lfm2VlCo
     return config
 
 
-def drop_unused(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> list[str]:
+def drop_unused(config: ModelConfig, tensors: dict[str, TensorInfo]) -> list[str]:
     """Removes what some published files hold and the computation does not use: a LayerNorm of the projector that the
     configuration switches off, a head that is the embeddings. Returns the names of what is lost so."""
     stale = [name for name in tensors if name.startswith("model.multi_modal_projector.layer_norm.")]
-    stale = [] if config.projector_use_layernorm else stale
+    stale = stale if isinstance(config, Lfm2VlConfig) and not config.projector_use_layernorm else []
     tied = [name for name in tensors if config.tie_word_embeddings and name.startswith(HEAD)]
     tied = [name for name in tied if EMBEDDINGS + name[len(HEAD) :] in tensors]
     for name in (*stale, *tied):
@@ -280,8 +283,8 @@ def check_shapes(model: nn.Module, tensors: dict[str, TensorInfo], folder: Path,
     for name, info in tensors.items():
         shapes = {expected[name]}
         if is_conv_kernel(name):  # (hidden, 1, K) is torch's orientation, (hidden, K, 1) MLX's
-            hidden, taps, one = expected[name]
-            shapes.add((hidden, one, taps))
+            hidden, *taps, one = expected[name]
+            shapes.add((hidden, one, *taps))
         if info.shape not in shapes:
             wanted = f"the configuration asks for {list(expected[name])}"
             raise WeightsError(f"{info.file}: tensor {name} has shape {list(info.shape)}, {wanted}")
@@ -292,6 +295,6 @@ def check_shapes(model: nn.Module, tensors: dict[str, TensorInfo], folder: Path,
 
 def adapt(name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:
     """The tensor as the module has it: MLX's kernel orientation, `dtype` for floating-point numbers."""
-    if is_conv_kernel(name) and array.ndim == 3 and array.shape[2] > array.shape[1]:
-        array = mx.contiguous(array.transpose(0, 2, 1))
+    if is_conv_kernel(name) and array.ndim > 2 and array.shape[-1] > array.shape[1]:
+        array = mx.contiguous(mx.moveaxis(array, 1, -1))
     return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array

@@ -97,8 +97,9 @@ def from_module(name: str, layout: str) -> str:
 
 
 def is_conv_kernel(name: str) -> bool:
-    """Whether a parameter is the kernel of a short convolution: (hidden, 1, K) in torch, (hidden, K, 1) in MLX."""
-    return name.endswith(".conv.conv.weight")
+    """Whether a parameter is the kernel of a depthwise convolution: (hidden, 1, K ...) in torch, (hidden, K ..., 1) in
+    MLX."""
+    return name.endswith((".conv.conv.weight", ".spatial_conv.weight"))
 
 
 def parameters(model: nn.Module) -> dict[str, mx.array]:

@@ -177,9 +177,9 @@ def write_checkpoint(name: str, folder: Path) -> None:
 def write_like(name: str, folder: Path, config: dict[str, Any], image_processor: dict[str, Any], seed: int) -> None:
     """Writes a checkpoint of any size with the layout, names, tokenizer and template of `name` (of NAMES)."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     model = Lfm2VlForConditionalGeneration(Lfm2VlConfig.from_pretrained(folder)).eval()
-    _set_weights(model, seed)
+    set_weights(model, seed)
     tensors = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
     if name == "untied":
         model.config.save_pretrained(folder)
@@ -188,17 +188,18 @@ def write_like(name: str, folder: Path, config: dict[str, Any], image_processor:
         tensors = {k.replace(".vision_tower.", ".vision_tower.vision_model."): v for k, v in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 7, "pad_token_id": 0}
-    _write_json(folder / "generation_config.json", generation)
+    write_json(folder / "generation_config.json", generation)
     write_tokenizer(name, config["text_config"]["vocab_size"], folder)
     processor: dict[str, Any] = {"processor_class": "Lfm2VlProcessor"}
     if name == "gen2":
-        _write_json(folder / "preprocessor_config.json", image_processor | processor)
-        _write_json(folder / "processor_config.json", processor | {"use_image_special_tokens": True})
+        write_json(folder / "preprocessor_config.json", image_processor | processor)
+        write_json(folder / "processor_config.json", processor | {"use_image_special_tokens": True})
     else:
-        _write_json(folder / "processor_config.json", {"image_processor": image_processor} | processor)
+        write_json(folder / "processor_config.json", {"image_processor": image_processor} | processor)
 
 
-def _set_weights(model: torch.nn.Module, seed: int) -> None:
+def set_weights(model: torch.nn.Module, seed: int) -> None:
+    """Random weights of a scale at which every part matters, as said above."""
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
@@ -214,5 +215,6 @@ def _set_weights(model: torch.nn.Module, seed: int) -> None:
             parameter.copy_(torch.from_numpy(values))
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file whose keys are sorted."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@
 It needs the extra `reference` (torch, torchvision, transformers 5.23). tests/golden/ then holds
 
     gen2/ gen25/ untied/      small random checkpoints in Hugging Face format   (checkpoints.py)
+    lfm3/                     the same of LFM3-VL, with its cases               (lfm3.py)
     pictures/NAME.png         the pictures                                     (pictures.py)
     cases/CHECKPOINT-NAME.npz every stage of one call; the keys are described in stages.py
     geometry.json             sizes of pictures and what becomes of them       (geometry.py)
@@ -36,6 +37,7 @@ import transformers
 from PIL import Image
 from safetensors.numpy import load_file
 
+from . import lfm3
 from .cases import CASES
 from .checkpoints import NAMES, SEEDS, write_checkpoint
 from .geometry import geometry
@@ -73,15 +75,28 @@ def make(folder: Path) -> None:
             arrays, texts = freeze(case, model, processor, rounded)
             np.savez_compressed(folder / "cases" / f"{case.id}.npz", **arrays)
             cases.append(_entry(case, texts))
+    cases += make_lfm3(folder)
     _write_json(folder / "templates.json", templates(processors["gen25"]))
     _write_json(folder / "tokens.json", {name: tokens(processors[name].tokenizer) for name in ("gen2", "gen25")})
     manifest = {
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "seeds": SEEDS,
+        "seeds": SEEDS | {lfm3.NAME: lfm3.SEED},
         "files": _sums(folder),
         "cases": cases,
     }
     _write_json(folder / "manifest.json", manifest)
+
+
+def make_lfm3(folder: Path) -> list[dict[str, Any]]:
+    """Writes LFM3-VL's checkpoint and the arrays of its cases; the cases' entries of the manifest."""
+    lfm3.write_checkpoint(folder / lfm3.NAME)
+    model, processor = lfm3.load(folder / lfm3.NAME)
+    made = []
+    for case in lfm3.CASES:
+        arrays, texts = lfm3.freeze(case, model, processor)
+        np.savez_compressed(folder / "cases" / f"{case.id}.npz", **arrays)
+        made.append(_entry(case, texts))
+    return made
 
 
 def _entry(case: Any, texts: dict[str, Any]) -> dict[str, Any]:

@@ -80,13 +80,13 @@ def freeze(
     if any(pictures):
         arrays |= _pictures(inputs, pictures, processor, case.options)
         arrays |= _vision(inputs, model, rng)
-    arrays |= _language(inputs, model, rng)
+    arrays |= language(inputs, model, rng)
     if rounded is not None:
         prompt, position = arrays["token_rows"].T
         # Pixels stay float32: the tower casts them itself.
         arrays["logits_bfloat16"] = rounded(**inputs).logits[prompt, position].float().numpy()
     if case.padding_side != "right":
-        arrays |= _greedy(inputs, model, case.id)
+        arrays |= greedy(inputs, model, case.id)
     texts: dict[str, Any] = {"prompts": prompts}
     if "generated" in arrays:
         texts["generated_text"] = processor.batch_decode(arrays["generated"], skip_special_tokens=True)
@@ -120,7 +120,7 @@ def _pictures(inputs: Any, pictures: list[Any], processor: Any, options: dict[st
 
 def _vision(inputs: Any, model: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
     shapes, valid = inputs["spatial_shapes"], inputs["pixel_attention_mask"].bool()
-    rows = _subset(int(valid.sum()), rng)
+    rows = subset(int(valid.sum()), rng)
     embeddings = model.model.vision_tower.embeddings
     table = embeddings.position_embedding.weight.reshape(16, 16, -1)
     positions = embeddings.resize_positional_embeddings(table, shapes, max_length=valid.shape[1])
@@ -128,7 +128,7 @@ def _vision(inputs: Any, model: Any, rng: np.random.Generator) -> dict[str, np.n
         inputs["pixel_values"], shapes, inputs["pixel_attention_mask"], output_hidden_states=True
     )
     features = torch.cat(output.pooler_output)
-    feature_rows = _subset(len(features), rng)
+    feature_rows = subset(len(features), rng)
     return {
         "patch_rows": rows,
         "positions": positions[valid][rows].numpy(),
@@ -139,7 +139,8 @@ def _vision(inputs: Any, model: Any, rng: np.random.Generator) -> dict[str, np.n
     }
 
 
-def _language(inputs: Any, model: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def language(inputs: Any, model: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The arrays of a case that the backbone and the head make."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
     labels = ids.clone()
     labels[~mask | (ids == model.config.image_token_id)] = -100
@@ -149,7 +150,7 @@ def _language(inputs: Any, model: Any, rng: np.random.Generator) -> dict[str, np
     output = model(**inputs, labels=labels, output_hidden_states=True, output_attentions=True)
     where = mask.nonzero().numpy()  # (valid tokens, 2)
     last = [int(np.flatnonzero(where[:, 0] == prompt)[-1]) for prompt in range(len(ids))]
-    rows = where[_subset(len(where), rng, last)]
+    rows = where[subset(len(where), rng, last)]
     prompt, position = rows.T
     arrays = {
         "token_rows": rows,
@@ -163,7 +164,8 @@ def _language(inputs: Any, model: Any, rng: np.random.Generator) -> dict[str, np
     return arrays
 
 
-def _greedy(inputs: Any, model: Any, name: str) -> dict[str, np.ndarray]:
+def greedy(inputs: Any, model: Any, name: str) -> dict[str, np.ndarray]:
+    """The greedy tokens of a case."""
     output = model.generate(
         **inputs,
         max_new_tokens=NEW_TOKENS,
@@ -185,7 +187,8 @@ def _greedy(inputs: Any, model: Any, name: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _subset(count: int, rng: np.random.Generator, always: list[int] | None = None) -> np.ndarray:
+def subset(count: int, rng: np.random.Generator, always: list[int] | None = None) -> np.ndarray:
+    """The rows that are kept of so many."""
     if count <= MOST_ROWS:
         return np.arange(count)
     chosen = rng.choice(count, MOST_ROWS, replace=False)

@@ -1,7 +1,9 @@
 """A byte-level BPE tokenizer with the 65,536 family's special tokens at their ids, and chat templates of our own."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -94,37 +96,39 @@ TEMPLATES = {
 TEMPLATES["untied"] = TEMPLATES["gen2"]
 
 
+LFM3_TEMPLATE = """{{- bos_token -}}
+{%- for message in messages -%}
+    {{- "<|im_start|>" ~ message["role"] ~ "\\n" -}}
+    {%- if message["content"] is string -%}
+        {{- message["content"] -}}
+    {%- else -%}
+        {%- for part in message["content"] -%}
+            {%- if part["type"] in ("image", "video") -%}
+                {{- "<|vision_start|><|" ~ part["type"] ~ "_pad|><|vision_end|>" -}}
+            {%- elif part["type"] == "text" -%}
+                {{- part["text"] -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{- "<|im_end|>\\n" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- "<|im_start|>assistant\\n" -}}
+{%- endif -%}
+"""
+
+
 def write_tokenizer(name: str, vocab_size: int, folder: Path) -> None:
     """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja in the style of checkpoint `name`.
 
     What `vocab_size` has above the tokens that the corpus gives decodes to words that no text encodes to.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\p{N}{1,3}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([_CORPUS], trainer)
-    if (learnt := tokenizer.get_vocab_size()) < vocab_size:
-        state = json.loads(tokenizer.to_str())
-        state["model"]["vocab"] |= {f"Ġw{i}": i for i in range(learnt, vocab_size)}
-        tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer = _trained(SPECIAL_TOKENS, vocab_size)
     if name == "gen2":
         bos = "<|startoftext|>"
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, SPECIAL_IDS[bos])]
         )
-    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    (folder / "chat_template.jinja").write_text(TEMPLATES[name], encoding="utf-8")
     config = {
         "bos_token": "<|startoftext|>",
         "clean_up_tokenization_spaces": name == "gen25",
@@ -138,4 +142,50 @@ def write_tokenizer(name: str, vocab_size: int, folder: Path) -> None:
         "processor_class": "Lfm2VlProcessor",
         "tokenizer_class": "PreTrainedTokenizerFast" if name == "gen2" else "TokenizersBackend",
     }
+    _write(tokenizer, config, TEMPLATES[name], folder)
+
+
+def write_lfm3_tokenizer(special_tokens: Sequence[str], vocab_size: int, folder: Path) -> None:
+    """Writes the files of `write_tokenizer` in the style of LFM3-VL, with these special tokens first."""
+    config = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|im_end|>",
+        "image_token": "<|image_pad|>",
+        "model_max_length": 1000000000000000019884624838656,
+        "pad_token": "<|pad|>",
+        "processor_class": "Lfm3VlProcessor",
+        "tokenizer_class": "TokenizersBackend",
+        "video_token": "<|video_pad|>",
+        "vision_end_token": "<|vision_end|>",
+        "vision_start_token": "<|vision_start|>",
+    }
+    _write(_trained(special_tokens, vocab_size), config, LFM3_TEMPLATE, folder)
+
+
+def _trained(special_tokens: Sequence[str], vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\p{N}{1,3}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in special_tokens],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([_CORPUS], trainer)
+    if (learnt := tokenizer.get_vocab_size()) < vocab_size:
+        state = json.loads(tokenizer.to_str())
+        state["model"]["vocab"] |= {f"Ġw{i}": i for i in range(learnt, vocab_size)}
+        tokenizer = Tokenizer.from_str(json.dumps(state))
+    return tokenizer
+
+
+def _write(tokenizer: Tokenizer, config: dict[str, Any], template: str, folder: Path) -> None:
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

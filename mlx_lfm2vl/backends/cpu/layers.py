@@ -141,7 +141,7 @@ class CpuDecoderLayer(Lfm2DecoderLayer):
             assert not isinstance(cache, KeyValueCache)
             return self._convolve(x, context, cache, parameters)
         assert not isinstance(cache, ConvCache)
-        step = x.shape[1] == 1 and context.rotation is None
+        step = x.shape[1] == 1 and context.positions is None
         if step and cache is not None and cache.offset and _is_float32(*cache.arrays):
             return self._attend_once(x, context, cache, parameters)
         return self._attend(x, context, cache, query_context or context, parameters)

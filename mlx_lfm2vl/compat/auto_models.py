@@ -1,0 +1,46 @@
+"""The `Auto` classes of transformers for models: the model of a checkpoint, by its name."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import mlx.core as mx
+
+from ..backends.thread_state import computing
+from ..config import Lfm2VlConfig, Lfm3VlConfig, ModelConfig
+from .auto_processors import config_class
+from .lfm3_models import Lfm3VlForConditionalGeneration, Lfm3VlModel
+from .models import Lfm2VlForConditionalGeneration, Lfm2VlModel
+
+BODIES: dict[type[ModelConfig], type[Lfm2VlModel]] = {Lfm2VlConfig: Lfm2VlModel, Lfm3VlConfig: Lfm3VlModel}
+MODELS: dict[type[ModelConfig], type[Lfm2VlForConditionalGeneration]] = {
+    Lfm2VlConfig: Lfm2VlForConditionalGeneration,
+    Lfm3VlConfig: Lfm3VlForConditionalGeneration,
+}
+
+
+class AutoModel:
+    """The model of a checkpoint without its head, by its name."""
+
+    @staticmethod
+    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlModel:
+        """As `Lfm2VlModel.from_pretrained`, of the checkpoint's family."""
+        return BODIES[config_class(path_or_repo, options)].from_pretrained(path_or_repo, **options)
+
+
+class AutoModelForImageTextToText:
+    """The model of a checkpoint, by its name."""
+
+    @staticmethod
+    def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlForConditionalGeneration:
+        """As `Lfm2VlForConditionalGeneration.from_pretrained`, of the checkpoint's family."""
+        return MODELS[config_class(path_or_repo, options)].from_pretrained(path_or_repo, **options)
+
+    @staticmethod
+    @computing
+    def from_config(config: Any) -> Lfm2VlForConditionalGeneration:
+        """A model with random weights."""
+        model = next(each for base, each in MODELS.items() if isinstance(config, base))(config)
+        mx.eval(model.parameters())
+        return model

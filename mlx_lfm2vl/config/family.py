@@ -1,0 +1,35 @@
+"""The family of a checkpoint, by the `model_type` of its config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError
+from . import lfm3_vl, model
+from .files import shown
+from .lfm3 import Lfm3Config
+from .lfm3_vision import Lfm3VlVisionConfig
+from .lfm3_vl import Lfm3VlConfig
+from .model import Lfm2VlConfig
+from .text import Lfm2Config
+from .vision import Siglip2VisionConfig
+
+ModelConfig = Lfm2VlConfig | Lfm3VlConfig
+TextConfig = Lfm2Config | Lfm3Config
+VisionConfig = Siglip2VisionConfig | Lfm3VlVisionConfig
+FAMILIES: dict[str, type[Lfm2VlConfig] | type[Lfm3VlConfig]] = {
+    **dict.fromkeys(model.MODEL_TYPES, Lfm2VlConfig),
+    lfm3_vl.MODEL_TYPE: Lfm3VlConfig,
+}
+
+
+def config_of(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
+    """The configuration that a config.json holds. Raises `ConfigError`."""
+    model_type = data.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ConfigError(
+            f"{where}: model_type is {shown(model_type)}; this package runs 'lfm2_vl' (LFM2-VL and LFM2.5-VL) and "
+            "'lfm3_vl' (LFM3-VL) models"
+        )
+    return FAMILIES[model_type].from_dict(data, where)

@@ -1,0 +1,165 @@
+"""preprocessor_config.json and processor_config.json of LFM3-VL: the picture policy.
+
+Defaults are those of transformers 5.23 (`Qwen2VLImageProcessor`, which LFM3-VL takes), but the patch size, which is the
+network's (`Lfm3VlVisionConfig`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from .fields import Fields
+from .processor import FILES, MAX_PIXELS, OF_READING, ImageProcessorConfig, check_normalisation, read_files
+
+TOKEN_BUDGETS = {"min_image_tokens": "min_pixels", "max_image_tokens": "max_pixels"}
+SIZE = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}  # the reference's names in `size`
+
+
+@dataclass(frozen=True)
+class Lfm3VlImageProcessorConfig:
+    """The picture policy of an LFM3-VL checkpoint. `min_pixels` and `max_pixels` bound the area of a resized picture;
+    `merge_size` x `merge_size` patches become one token. `color_management` and `exif` as in `ImageProcessorConfig`.
+    Raises `ConfigError` for values that contradict each other.
+    """
+
+    patch_size: int = 16
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+    resample: int = 3
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    color_management: bool = True
+    exif: bool = True
+
+    def __post_init__(self) -> None:
+        read = Fields({f.name: getattr(self, f.name) for f in fields(self)}, "image processor")
+        for name, high in (("patch_size", 1024), ("temporal_patch_size", 64), ("merge_size", 64)):
+            read.integer(name, default=1, high=high)
+        for name in ("min_pixels", "max_pixels"):
+            read.integer(name, default=1, high=MAX_PIXELS)
+        check_normalisation(read, self)
+        if self.min_pixels > self.max_pixels:
+            raise read.refuse("min_pixels", self.min_pixels, f"at most max_pixels {self.max_pixels}")
+
+    @property
+    def cell(self) -> int:
+        """Pixels of a side of what becomes one token."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def encoder_patch_size(self) -> int:
+        """As `ImageProcessorConfig` calls it."""
+        return self.patch_size
+
+    @property
+    def downsample_factor(self) -> int:
+        """As `ImageProcessorConfig` calls it."""
+        return self.merge_size
+
+    @property
+    def min_image_tokens(self) -> int:
+        """The fewest tokens of a picture."""
+        return -(-self.min_pixels // self.cell**2)
+
+    @property
+    def max_image_tokens(self) -> int:
+        """The most tokens of a picture."""
+        return self.max_pixels // self.cell**2
+
+    @classmethod
+    def options(cls) -> frozenset[str]:
+        """The names that `with_overrides` takes."""
+        return frozenset((*cls.__dataclass_fields__, *TOKEN_BUDGETS, "size", "do_image_splitting"))
+
+    def with_overrides(self, **overrides: Any) -> Lfm3VlImageProcessorConfig:
+        """A copy with fields replaced; budgets may be given in tokens, too (`max_image_tokens`), or as the reference's
+        `size` {"shortest_edge", "longest_edge"}, both of them areas in pixels. One that is set beyond
+        the other takes that along. Raises `ConfigError` naming an unknown field or a bad value."""
+        read = Fields(overrides, "image processor")
+        for name in overrides:
+            if name not in self.options():
+                raise ConfigError(f"image processor: no option {name!r}; there are {', '.join(sorted(self.options()))}")
+        chosen = {name: value for name, value in overrides.items() if value is not None}
+        if chosen.pop("do_image_splitting", False) is not False:
+            raise read.refuse("do_image_splitting", overrides["do_image_splitting"], "False: pictures are not cut here")
+        size = Fields({"size": chosen.pop("size", None)}, "image processor").section("size")
+        for name in size:
+            if name not in SIZE:
+                raise read.refuse("size", size, "an object of shortest_edge and longest_edge")
+            chosen.setdefault(SIZE[name], size[name])
+        sides = {name: chosen.get(name, getattr(self, name)) for name in ("patch_size", "merge_size")}
+        cell = replace(self, **sides).cell
+        for name, pixels in TOKEN_BUDGETS.items():
+            if name in chosen:
+                chosen[pixels] = read.integer(name, default=1, high=max(1, MAX_PIXELS // cell**2)) * cell**2
+                del chosen[name]
+        least, most = chosen.get("min_pixels"), chosen.get("max_pixels")
+        if isinstance(most, int) and least is None and most >= 1:
+            chosen["min_pixels"] = min(self.min_pixels, most)
+        elif isinstance(least, int) and most is None:
+            chosen["max_pixels"] = max(self.max_pixels, least)
+        return replace(self, **chosen)
+
+
+@dataclass(frozen=True)
+class Lfm3VlProcessorConfig:
+    """The picture policy of an LFM3-VL checkpoint, with notes on what its files do not say."""
+
+    image: Lfm3VlImageProcessorConfig = field(default_factory=Lfm3VlImageProcessorConfig)
+    notes: tuple[str, ...] = ()
+    is_stated: bool = True  # whether any file says how pictures are resized
+
+    @property
+    def use_image_special_tokens(self) -> bool:
+        """False: the chat template writes the tokens around pictures, the processor none."""
+        return False
+
+    @classmethod
+    def from_dicts(cls, *sources: Mapping[str, Any] | None) -> Lfm3VlProcessorConfig:
+        """Merges preprocessor_config.json and processor_config.json (which wins; nested `image_processor` or flat).
+        Raises `ConfigError`."""
+        known = {f.name for f in fields(Lfm3VlImageProcessorConfig)} - set(OF_READING)
+        merged: dict[str, Any] = {}
+        for source in sources[: len(FILES) - 1]:
+            source = source or {}
+            for part in (source, Fields(source, "processor").section("image_processor")):
+                size = Fields(part, "image processor").section("size")
+                for name, pixels in SIZE.items():
+                    merged.update({pixels: size[name]} if size.get(name) is not None else {})
+                merged.update({name: part[name] for name in known if part.get(name) is not None})
+        for name in ("image_mean", "image_std"):
+            if isinstance(merged.get(name), list):
+                merged[name] = tuple(merged[name])
+        note = "no processor file says how pictures are resized; the defaults of transformers are used"
+        return cls(Lfm3VlImageProcessorConfig(**merged), () if merged else (note,), bool(merged))
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Lfm3VlProcessorConfig:
+        """Reads whichever of the processor files the folder has. Raises `ConfigError`."""
+        return read_files(folder, cls.from_dicts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """processor_config.json as transformers 5 writes it."""
+        image = {name: value for name, value in asdict(self.image).items() if name not in OF_READING}
+        size = {"longest_edge": image.pop("max_pixels"), "shortest_edge": image.pop("min_pixels")}
+        image.update(
+            image_mean=list(self.image.image_mean),
+            image_std=list(self.image.image_std),
+            do_convert_rgb=True,
+            do_resize=True,
+            size=size,
+            image_processor_type="Qwen2VLImageProcessor",
+        )
+        return {"image_processor": image, "processor_class": "Lfm3VlProcessor"}
+
+
+ImageConfig = ImageProcessorConfig | Lfm3VlImageProcessorConfig

@@ -1,0 +1,39 @@
+"""The rules for the files of each family of checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import Lfm2VlConfig, Lfm3VlConfig, Lfm3VlProcessorConfig, ModelConfig, ProcessorConfig
+from . import lfm2_files
+
+
+def _as_it_is(data: dict[str, Any], config: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    return data, []
+
+
+@dataclass(frozen=True)
+class FileRules:
+    """What is done to a family's files beside copying them.
+
+    `processor`: reads its processor files. `mended`: a processor file put right, and what was changed.
+    `complete_processor`: completes the processor files of a folder. `spell_out`: completes config.json and its sections
+    of text and vision for other MLX programs. `runs_elsewhere`: whether other MLX programs run the family.
+    """
+
+    processor: type[ProcessorConfig] | type[Lfm3VlProcessorConfig]
+    mended: Callable[[dict[str, Any], Any], tuple[dict[str, Any], list[tuple[str, str]]]] = _as_it_is
+    complete_processor: Callable[[Path], None] = lambda target: None
+    spell_out: Callable[[dict[str, Any], dict[str, Any], dict[str, Any], Any], None] = lambda *sections: None
+    runs_elsewhere: bool = False
+
+
+RULES: dict[type[ModelConfig], FileRules] = {
+    Lfm2VlConfig: FileRules(
+        ProcessorConfig, lfm2_files.mended, lfm2_files.complete_processor, lfm2_files.spell_out, runs_elsewhere=True
+    ),
+    Lfm3VlConfig: FileRules(Lfm3VlProcessorConfig),
+}

@@ -1,0 +1,12 @@
+"""The network of each family of checkpoints, by its configuration."""
+
+from __future__ import annotations
+
+from ..config import Lfm2VlConfig, Lfm3VlConfig, ModelConfig
+from .lfm2_vl import Lfm2VlForConditionalGeneration
+from .lfm3_vl import Lfm3VlForConditionalGeneration
+
+NETWORKS: dict[type[ModelConfig], type[Lfm2VlForConditionalGeneration]] = {
+    Lfm2VlConfig: Lfm2VlForConditionalGeneration,
+    Lfm3VlConfig: Lfm3VlForConditionalGeneration,
+}

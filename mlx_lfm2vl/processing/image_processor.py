@@ -1,0 +1,205 @@
+"""`ImageProcessor`: the part of an image processor that is the same in all families.
+
+Pictures are read, resized in 8 bits with antialiasing (resize.py) to the views of their plan (geometry.py), normalised
+to float32 and cut into patches. Floats of an input array are rounded to 8 bits first, which the reference does not do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from PIL import Image
+
+from ..config import ImageConfig, ImageProcessorConfig, Lfm3VlProcessorConfig, ProcessorConfig
+from ..config.files import writing
+from ..errors import ConfigError, ImageError, OptionError
+from ..hub import resolve
+from ..threads import parallel_for
+from . import geometry
+from .batch_feature import BatchFeature
+from .load_image import DEFAULT_POLICY, SourcePolicy, load_image
+from .pages import flatten
+from .resize import resize_rows
+from .view_plan import ViewPlan
+
+
+class ImageProcessor:
+    """Turns pictures into what a vision tower takes.
+
+    `config` or keyword overrides of its fields set the policy; its fields read as attributes (`processor.tile_size`)
+    and can be set. `source_policy` says where pictures may come from. Not changed by calls, so it is safe to share
+    between threads.
+    """
+
+    model_input_names: ClassVar[list[str]]
+    config: Any  # an ImageConfig of the family
+    config_class: ClassVar[type[ImageConfig]] = ImageProcessorConfig
+    files_class: ClassVar[type[ProcessorConfig] | type[Lfm3VlProcessorConfig]] = ProcessorConfig  # of the family
+
+    def __init__(
+        self,
+        config: ImageConfig | None = None,
+        *,
+        source_policy: SourcePolicy = DEFAULT_POLICY,
+        **overrides: Any,
+    ):
+        """Raises `OptionError` for an unknown override or a bad value."""
+        if not isinstance(source_policy, SourcePolicy):
+            raise OptionError(f"source_policy is {type(source_policy).__name__}, expected a SourcePolicy")
+        self.source_policy = source_policy
+        self.config = config or self.config_class()
+        self.config = self.configured(**overrides)
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "config" and (
+            name in self.config_class.__dataclass_fields__
+            or isinstance(getattr(self.config_class, name, None), property)
+        ):
+            return getattr(self.config, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets a field of the policy for the calls that follow. Raises `OptionError` for a bad value."""
+        if name in self.config_class.options():
+            if value is None:
+                raise OptionError(f"image processor: {name} is None, expected a value")
+            name, value = "config", self.configured(**{name: value})
+        elif name not in ("config", "source_policy"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} that can be set")
+        object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> Self:
+        """From a folder or hub repository. Raises `HubError`, `ConfigError`, `OptionError`."""
+        folder = resolve(
+            path_or_repo,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            patterns=("*.json",),
+            enough=("preprocessor_config.json", "processor_config.json"),
+        )
+        return cls(cls.files_class.from_folder(folder).image, **overrides)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes preprocessor_config.json into `folder`, which is created if need be. Raises `OutputError`."""
+        data = self.files_class(image=self.config).to_dict()["image_processor"]
+        with writing(folder) as target:
+            (target / "preprocessor_config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+    def plan(self, height: int, width: int, **overrides: Any) -> ViewPlan:
+        """The views of a picture of that size. Raises `ImageError`, `OptionError`."""
+        return geometry.plan(height, width, self.configured(**overrides))
+
+    def configured(self, **overrides: Any) -> Any:
+        """The policy with the overrides of one call. Raises `OptionError`."""
+        try:
+            return self.config.with_overrides(**overrides) if overrides else self.config
+        except ConfigError as error:
+            raise OptionError(str(error)) from None
+
+    def encode(self, images: Any, **overrides: Any) -> tuple[BatchFeature, list[ViewPlan]]:
+        """The padded patches of all views of all pictures, in order, and each picture's plan, from which the text is
+        expanded. "pixel_values" (views, patches, numbers of a patch) float32 and "spatial_shapes" (views, 2) int64, the
+        patch grid of each view as (rows, columns). `images`: one picture or a (nested) list of whatever `load_image`
+        reads; a PDF document is given as its pages. Raises `ImageError`, `OptionError`."""
+        config, pictures = self.configured(**overrides), flatten(images)
+        if not config.do_rescale:  # which says of pictures of floats that they are in 0..1 already, as all are here
+            floats = [isinstance(picture, np.ndarray) and picture.dtype.kind == "f" for picture in pictures]
+            if any(floats) and not all(floats):
+                raise OptionError("do_rescale=False needs pictures that are all floats in 0..1, or none; convert some")
+            if any(floats):
+                config = config.with_overrides(do_rescale=True, rescale_factor=1 / 255)
+        if not pictures:
+            raise ImageError("there is no picture to process")
+        made = [self._views(picture, config) for picture in pictures]
+        plans = [plan for _, plan in made]
+        shapes = np.array([shape for plan in plans for shape in plan.spatial_shapes], dtype=np.int64)
+        return self._arrays([view for views, _ in made for view in views], shapes, config), plans
+
+    def _views(self, source: Any, config: ImageConfig) -> tuple[list[np.ndarray], ViewPlan]:
+        """The resized views (height, width, 3) of a picture, whose own pixels are given back when they are made."""
+        picture = load_image(source, self.source_policy, config)
+        plan = geometry.plan(picture.height, picture.width, config)
+        return cut(picture, plan, config), plan
+
+    def __call__(self, images: Any, *, return_tensors: str | None = "np", **overrides: Any) -> BatchFeature:
+        """The arrays that the family's model takes, of the pictures. Raises `ImageError`, `OptionError`."""
+        raise NotImplementedError
+
+    def model_inputs(self, arrays: BatchFeature) -> BatchFeature:
+        """The arrays of `encode` as the family's model takes them."""
+        return arrays
+
+    def _arrays(self, views: Sequence[np.ndarray], shapes: np.ndarray, config: Any) -> BatchFeature:
+        """The arrays of `encode`, of views (height, width, 3) uint8 with these patch grids."""
+        raise NotImplementedError
+
+
+def cut(picture: Image.Image, plan: ViewPlan, config: ImageConfig) -> list[np.ndarray]:
+    """Views of the RGB picture: its tiles, row by row, then all of it, as the plan says."""
+    width, height = picture.size
+    sizes = [] if plan.tiled and not plan.thumbnail else [(plan.height, plan.width)]
+    if plan.tiled:
+        sizes.insert(0, (plan.rows * plan.tile_size, plan.cols * plan.tile_size))
+
+    def take(top: int, bottom: int) -> list[np.ndarray]:
+        bands = picture.crop((0, top, width, bottom)).split()  # which Pillow hands over faster than its pixels
+        return [np.asarray(band) for band in bands]
+
+    views = resize_rows(take, (height, width, 3), sizes, config.resample)
+    if plan.tiled:
+        rows, columns = plan.rows, plan.cols
+        views[:1] = [tile for row in np.split(views[0], rows) for tile in np.split(row, columns, axis=1)]
+    return views
+
+
+def write_patches(
+    views: Sequence[np.ndarray],
+    patches: Callable[[np.ndarray], np.ndarray],
+    channels: np.ndarray,
+    config: ImageConfig,
+    out: np.ndarray,
+) -> None:
+    """Writes views, normalised, into the first rows of each of `out`, with the arithmetic of the reference: float32,
+    rescale fused into mean and deviation.
+
+    Args:
+        views: uint8, whose last axis are the colours.
+        patches: cuts a view into the numbers of its patches, (patches, ...), which flattened are (patches, width).
+        channels: the colour of each number of a patch, (width,).
+        config: the policy.
+        out: (views, most patches, width) float32.
+    """
+    factor = np.float32(config.rescale_factor if config.do_rescale else 1)
+    fused = np.float32(1.0 / config.rescale_factor) if config.do_rescale else np.float32(1)
+    mean, deviation = ((np.array(each, np.float32) * fused)[channels] for each in (config.image_mean, config.image_std))
+
+    def write(start: int, end: int) -> None:
+        for view, target in zip(views[start:end], out[start:end], strict=True):
+            cut = patches(view)
+            target = target[: len(cut)]
+            if config.do_normalize:
+                np.subtract(cut.reshape(target.shape), mean, out=target)
+                np.divide(target, deviation, out=target)
+            else:
+                np.multiply(cut.reshape(target.shape), factor, out=target)
+
+    if len(views) > 1:
+        parallel_for(write, len(views))
+    else:
+        write(0, len(views))

@@ -1,0 +1,34 @@
+"""`ViewPlan`: the views that a picture becomes, and the image tokens that they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """The views of one picture.
+
+    Attributes:
+        rows, cols: the grid of tiles; both are 1 where the picture is one view.
+        tiled: whether it is cut into tiles.
+        height, width: in pixels, of the resized picture: the only view, or the thumbnail.
+        tile_size: pixels of a side of a tile.
+        thumbnail: whether the resized picture follows the tiles, which come row by row.
+        spatial_shapes: (rows, columns) of patches of each view, in the order of the views.
+        tokens_per_tile: image tokens of a tile.
+        tokens_for_image: image tokens of the resized picture.
+        tokens: image tokens of all views: the features that the model makes of them, without markers.
+    """
+
+    rows: int
+    cols: int
+    tiled: bool
+    height: int
+    width: int
+    tile_size: int
+    thumbnail: bool
+    spatial_shapes: tuple[tuple[int, int], ...]
+    tokens_per_tile: int
+    tokens_for_image: int
+    tokens: int

@@ -1,0 +1,301 @@
+"""LFM3-VL: every stage against the reference's frozen numbers, greedy tokens, caches, batches, the window."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import GOLDEN, Loaded, cache_by_backend, case_ids, picture
+
+from mlx_lfm2vl import (
+    Chat,
+    Completion,
+    Engine,
+    GenerationOptions,
+    GenerationRequest,
+    PromptCache,
+    convert,
+    explain,
+    generate_batch,
+    load,
+    stream_generate,
+)
+from mlx_lfm2vl.cli.models import described
+from mlx_lfm2vl.conversion.plan import QuantizationOptions, make_plan
+from mlx_lfm2vl.errors import ConfigError, ImageError, InputError, OptionError
+from mlx_lfm2vl.models.cache import Cache
+from mlx_lfm2vl.weights.load import open_model
+
+FOLDER = GOLDEN / "lfm3"
+CLOSE = 2e-5  # of the largest number of an array
+PICTURES = case_ids("lfm3", having="pictures")
+GENERATED = case_ids("lfm3", having="generated")
+GREEDY = GenerationOptions(max_tokens=24, temperature=0)
+
+pytestmark = pytest.mark.backends("mlx", "numpy")
+
+
+@cache_by_backend
+def loaded() -> Loaded:
+    return load(FOLDER)
+
+
+def assert_close(ours: Any, reference: np.ndarray, what: str) -> None:
+    ours = np.array(ours)
+    assert ours.shape == reference.shape, what
+    error = np.abs(ours - reference).max() / np.abs(reference).max()
+    assert error < CLOSE, f"{what}: relative error {error:.1e}"
+
+
+def answers(requests: list[GenerationRequest], **caches: Any) -> list[list[int]]:
+    model, processor = loaded()
+    made = generate_batch(model, processor, requests, batch_size=len(requests), **caches)
+    return [list(answer.tokens) for answer in made]
+
+
+# The reference's numbers
+
+
+@pytest.mark.parametrize("case_id", case_ids("lfm3"))
+def test_ids_and_pixels_are_the_references(case_id, golden):
+    case = golden(case_id)
+    made = loaded()[1](
+        images=[each for group in case.pictures for each in group] or None, text=case.prompts, **case.call_options
+    )
+    assert made.keys() == case.inputs.keys()
+    for name, expected in case.inputs.items():
+        np.testing.assert_array_equal(made[name], expected, err_msg=name)
+
+
+@pytest.mark.parametrize("case_id", PICTURES)
+def test_vision_stages(case_id, golden):
+    case = golden(case_id)
+    body = loaded()[0].model
+    patches, features = mx.array(case.flat_pixel_values), body.get_image_features(*list(case.inputs.values())[2:])
+    grids = [(h, w) for _, h, w in case.arrays["image_grid_thw"].tolist()]
+    states: list[mx.array] = []
+    output = body.vision_tower(patches[None], grids, states)
+    rows = case.arrays["patch_rows"]
+    for index, expected in enumerate(case.arrays["vision_hidden_states"]):
+        assert_close(states[index][0, mx.array(rows)], expected, f"vision layer {index}")
+    assert_close(output[0, mx.array(rows)], case.arrays["vision_output"], "vision output")
+    tokens = mx.concatenate(features.pooler_output)[mx.array(case.arrays["feature_rows"])]
+    assert_close(tokens, case.arrays["image_features"], "projector")
+
+
+@pytest.mark.parametrize("case_id", case_ids("lfm3"))
+def test_language_stages_logits_and_loss(case_id, golden):
+    case = golden(case_id)
+    out: Any = loaded()[0](**case.inputs, labels=case.arrays["labels"], output_hidden_states=True)
+    prompts, positions = case.arrays["token_rows"].T
+    for index, (ours, expected) in enumerate(zip(out.hidden_states, case.arrays["hidden_states"], strict=True)):
+        assert_close(np.array(ours)[prompts, positions], expected, f"layer {index}")
+    assert_close(np.array(out.logits)[prompts, positions], case.arrays["logits"], "logits")
+    assert_close(out.loss, case.arrays["loss"], "loss")
+
+
+@pytest.mark.parametrize("case_id", case_ids("lfm3"))
+def test_attention_weights(case_id, golden):
+    case = golden(case_id)
+    if "attentions" not in case.arrays:
+        assert case.arrays["input_ids"].shape[1] > 48
+        return
+    out: Any = loaded()[0](**case.inputs, output_attentions=True)
+    real = case.arrays["attention_mask"].astype(bool)
+    for ours, expected in zip(out.attentions, case.arrays["attentions"], strict=True):
+        for row, keep in enumerate(real):
+            assert_close(np.array(ours)[row][:, keep], expected[row][:, keep], "attention weights")
+
+
+@pytest.mark.parametrize("case_id", GENERATED)
+def test_greedy_tokens_of_batches_are_the_references(case_id, golden):
+    case = golden(case_id)
+    overrides = {"min_pixels": 4096, "max_pixels": 16384} if case.options else {}
+    requests = [GenerationRequest(turns, options=GREEDY, image_overrides=overrides) for turns in case.conversations]
+    assert answers(requests) == case.arrays["generated"].tolist()
+
+
+@pytest.mark.parametrize("case_id", GENERATED)
+def test_transformers_generate_gives_the_references_tokens(case_id, golden):
+    case = golden(case_id)
+    model, _ = loaded()
+    made = np.array(model.generate(**case.inputs, max_new_tokens=24, do_sample=False))
+    np.testing.assert_array_equal(made[:, case.arrays["input_ids"].shape[1] :], case.arrays["generated"])
+
+
+# Caches
+
+
+@pytest.mark.parametrize("case_id", ["lfm3-long", "lfm3-several"])
+def test_a_warm_prompt_is_answered_as_a_cold_one(case_id, golden):
+    case = golden(case_id)
+    model, processor = loaded()
+    cache = PromptCache()
+    turns = case.conversations[0]
+    for _ in range(2):
+        responses = list(stream_generate(model, processor, turns, max_tokens=24, temperature=0, prompt_cache=cache))
+        answer = Completion.of(responses)
+        assert list(answer.tokens) == case.arrays["generated"][0].tolist()
+    assert answer.statistics is not None
+    assert answer.statistics.cached_tokens == case.arrays["input_ids"].shape[1]
+
+
+def test_a_kept_prompt_continues_in_another_cache(tmp_path, golden):
+    case = golden("lfm3-long")
+    model, processor = loaded()
+    for expected in (0, case.arrays["input_ids"].shape[1]):
+        cache = PromptCache(folder=tmp_path)
+        responses = stream_generate(
+            model, processor, case.conversations[0], max_tokens=24, temperature=0, prompt_cache=cache
+        )
+        answer = Completion.of(list(responses))
+        assert answer.statistics is not None
+        assert list(answer.tokens) == case.arrays["generated"][0].tolist()
+        assert answer.statistics.cached_tokens == expected
+
+
+def test_a_rewound_cache_continues_as_if_nothing_had_followed(golden):
+    ids = golden("lfm3-long").arrays["input_ids"]
+    model, _ = loaded()
+    for at in (5, 23, 24, 25, 60):  # before, at and behind the window's length
+        cache = Cache(model.config.text_config)
+        model(ids[:, :at], past_key_values=cache)
+        point = cache.checkpoint()
+        model(ids[:, at + 3 : at + 60], past_key_values=cache)
+        cache.rewind(point)
+        again: Any = model(ids[:, at : at + 40], past_key_values=cache)
+        whole: Any = model(ids[:, : at + 40], use_cache=False)
+        assert_close(again.logits, np.array(whole.logits[:, at:]), f"behind {at} tokens")
+
+
+def test_the_window_keeps_no_more_than_its_length(golden):
+    ids = golden("lfm3-long").arrays["input_ids"]
+    model, _ = loaded()
+    cache = Cache(model.config.text_config)
+    for at in range(0, 96, 12):
+        model(ids[:, at : at + 12], past_key_values=cache)
+        for kind, layer in zip(model.config.text_config.layer_types, cache.layers, strict=True):
+            if kind == "sliding_attention":
+                assert [array.shape[2] for array in layer.arrays] == [min(at + 12, 23)] * 2
+
+
+def test_a_chat_answers_each_turn_as_the_whole_conversation():
+    model, processor = loaded()
+    chat = Chat(model, processor, options=GREEDY)
+    for text, images in (
+        ("What is this?", [picture("small")]),
+        ("And now? " * 20, []),
+        ("And here?", [picture("tall")]),
+    ):
+        asked = [*chat.messages, {"role": "user", "content": [{"type": "image", "image": each} for each in images]}]
+        asked[-1]["content"] += [{"type": "text", "text": text}]
+        cold = Completion.of(list(stream_generate(model, processor, asked, options=GREEDY)))
+        warm = Completion.of(list(chat.stream(text, images=images)))
+        assert warm.tokens == cold.tokens
+
+
+def test_an_engine_answers_as_the_reference(golden):
+    cases = [golden(name) for name in ("lfm3-long", "lfm3-several", "lfm3-text")]
+    with Engine(loaded) as engine:
+        requests = [engine.submit(case.conversations[0], options=GREEDY) for case in cases]
+        for case, request in zip(cases, requests, strict=True):
+            assert list(request.result().tokens) == case.arrays["generated"][0].tolist()
+
+
+# Bad input
+
+
+def test_a_picture_200_times_as_long_as_wide_is_refused():
+    model, processor = loaded()
+    with pytest.raises(ImageError, match="3x700 pixels is more than 200 times"):
+        list(stream_generate(model, processor, "What?", images=[picture("strip").resize((3, 700))]))
+
+
+def test_tiles_are_refused_by_name():
+    model, processor = loaded()
+    with pytest.raises(OptionError, match="do_image_splitting is True"):
+        list(stream_generate(model, processor, "What?", images=[picture("small")], do_image_splitting=True))
+    with pytest.raises(OptionError, match="'tile_size' is neither"):
+        list(stream_generate(model, processor, "What?", images=[picture("small")], tile_size=64))
+
+
+def test_budgets_in_tokens_bound_the_picture(golden):
+    _, processor = loaded()
+    for most in (4, 9, 30):
+        made = processor.image_processor(picture("photo"), max_image_tokens=most)
+        assert made["image_grid_thw"].prod() / 4 <= most
+
+
+def test_patches_that_do_not_fit_their_grids_are_refused(golden):
+    case = golden("lfm3-small")
+    model, _ = loaded()
+    with pytest.raises(InputError, match=r"the patches have shape \(3, 1536\)"):
+        model(**{**case.inputs, "pixel_values": case.flat_pixel_values[:3]})
+    with pytest.raises(InputError, match=r"image_grid_thw has shape \(1, 2\)"):
+        model(**{**case.inputs, "image_grid_thw": np.array([[2, 2]])})
+
+
+def test_another_familys_class_refuses_the_folder():
+    from mlx_lfm2vl import Lfm2VlForConditionalGeneration, Lfm3VlForConditionalGeneration
+
+    with pytest.raises(ConfigError, match="model_type is 'lfm3_vl'"):
+        Lfm2VlForConditionalGeneration.from_pretrained(FOLDER)
+    with pytest.raises(ConfigError, match="model_type is 'lfm2_vl'"):
+        Lfm3VlForConditionalGeneration.from_pretrained(Path(GOLDEN / "gen2"))
+
+
+# Conversion
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_converted_model_answers(bits, tmp_path, golden):
+    case = golden("lfm3-several")
+    folder = convert(FOLDER, tmp_path / "out", q_bits=bits, q_group_size=32, verify=False)
+    model, processor = load(folder)
+    out: Any = model(**case.inputs)
+    reference, ours = case.arrays["logits"], np.array(out.logits)[tuple(case.arrays["token_rows"].T)]
+    error = np.linalg.norm(ours - reference) / np.linalg.norm(reference)
+    assert 1e-4 < error < (0.05 if bits == 8 else 0.7)
+    responses = list(stream_generate(model, processor, case.conversations[0], options=GREEDY))
+    tokens = Completion.of(responses).tokens
+    made = np.array(model.generate(**case.inputs, max_new_tokens=24, do_sample=False))
+    assert list(tokens) == made[0, case.arrays["input_ids"].shape[1] :].tolist()[: len(tokens)]
+    assert described(folder, False) == f"LFM3-VL, {bits} bits"
+
+
+def test_a_dense_conversion_keeps_every_number(tmp_path, golden):
+    case = golden("lfm3-several")
+    model, _ = load(convert(FOLDER, tmp_path / "out"))
+    out: Any = model(**case.inputs)
+    assert_close(np.array(out.logits)[tuple(case.arrays["token_rows"].T)], case.arrays["logits"], "logits")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "lfm3_vl" in card and "mlx-vlm" not in card
+    assert (tmp_path / "out" / "processor_config.json").read_bytes() == (FOLDER / "processor_config.json").read_bytes()
+
+
+def test_a_recipe_spends_bits_on_narrow_and_last_layers():
+    model: Any = open_model(FOLDER)[0]
+    widths = {path: module.weight.shape[-1] for path, module in model.named_modules() if "weight" in module}
+    plan = make_plan(widths, 10**6, QuantizationOptions(recipe="mixed_4_8", group_size=32))
+    eight = {path for path, spec in plan.modules.items() if spec is not None and spec.bits == 8}
+    layer = "model.language_model.layers."
+    assert {f"{layer}1.self_attn.k_proj", f"{layer}1.self_attn.gate_proj", f"{layer}2.conv.out_proj"} <= eight
+    assert f"{layer}1.self_attn.q_proj" not in eight and f"{layer}1.self_attn.o_proj" not in eight
+
+
+def test_an_explanation_shows_every_attention_layer(golden):
+    case = golden("lfm3-several")
+    model, processor = loaded()
+    made = explain(model, processor, case.conversations[0], max_tokens=6, temperature=0, per_head=True)
+    ids = np.concatenate([case.arrays["input_ids"][0], made.tokens])[None]
+    out: Any = model(**{**case.inputs, "input_ids": ids, "attention_mask": None}, output_attentions=True)
+    assert made.layers == (1, 3, 4) and len(out.attentions) == 3
+    image = np.flatnonzero(ids[0] == model.config.image_token_id)
+    asked = slice(case.arrays["input_ids"].shape[1] - 1, ids.shape[1] - 1)
+    for layer, weights in enumerate(out.attentions):
+        expected = np.array(weights)[0, :, asked][..., image]
+        ours = np.concatenate([each[layer].reshape(*each.shape[1:3], -1) for each in made.attention], axis=-1)
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+        unseen = (expected == 0).all(axis=(0, 1))
+        assert unseen.any() == (made.layers[layer] != 3)  # most of the pictures lie before the windows
