@@ -1,7 +1,8 @@
 """The states of the backbone between calls: keys and values of attention, the last inputs of short convolutions.
 
 Key-value buffers grow in steps, so that a token costs no copy of the past. A convolution state is the last
-`conv_L_cache - 1` gated inputs and cannot be trimmed; rewinding needs a copy of it (see `Cache.checkpoint`).
+`conv_L_cache - 1` gated inputs and cannot be trimmed; rewinding needs a copy of it (see `Cache.checkpoint`), or all
+inputs of a call (see `Cache.record`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 from ..config import Lfm2Config
 
@@ -52,11 +54,16 @@ class KeyValueCache:
 
 
 class ConvCache:
-    """The last `conv_L_cache - 1` gated inputs of one short convolution, oldest first, each (B, 1, hidden)."""
+    """The last `conv_L_cache - 1` gated inputs of one short convolution, oldest first, each (B, 1, hidden).
+
+    With `records` the next call leaves these and all of its own, (B, conv_L_cache - 1 + L, hidden), in `block`.
+    """
 
     def __init__(self, length: int):
         self.length = length
         self.inputs: tuple[mx.array, ...] = ()
+        self.records = False
+        self.block: mx.array | None = None
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -203,3 +210,36 @@ class Cache:
             else:
                 layer.offset = checkpoint.offset
         self.offset = checkpoint.offset
+
+    def record(self) -> None:
+        """Lets `trim` cut the next call, which must be of several tokens."""
+        for layer in self.layers:
+            if isinstance(layer, ConvCache):
+                layer.records = True
+
+    def trim(self, start: int, counts: Sequence[int]) -> None:
+        """Keeps the first `counts[r]` tokens of each row r of the last call, which was recorded and began at `start`.
+        The rows still end at one column, that of the longest: the columns of shorter ones before it must be masked."""
+        self.offset = start + max(counts)
+        for layer in self.layers:
+            if isinstance(layer, KeyValueCache):
+                layer.offset = self.offset
+                continue
+            assert layer.block is not None
+            if min(counts) == max(counts):
+                states = layer.block[:, counts[0] : counts[0] + layer.length]
+            else:
+                last = np.add.outer(np.array(counts), np.arange(layer.length))
+                states = mx.take_along_axis(layer.block, mx.array(last)[..., None], axis=1)
+            layer.inputs = tuple(mx.split(states, layer.length, axis=1))
+            layer.records, layer.block = False, None
+
+    def select(self, columns: np.ndarray) -> None:
+        """Keeps these columns (B, n) of each row's keys and values, in this order."""
+        self.offset = columns.shape[1]
+        index = mx.array(columns)[:, None, :, None]
+        for layer in self.layers:
+            if isinstance(layer, KeyValueCache) and layer.keys is not None and layer.values is not None:
+                layer.keys = mx.take_along_axis(layer.keys, index, axis=2)
+                layer.values = mx.take_along_axis(layer.values, index, axis=2)
+                layer.offset = self.offset

@@ -33,9 +33,15 @@ class Context:
         positions, so that a row of a batch sees just what it would see alone."""
         if padding is None:
             return cls(length, past, attention_mask="causal" if length > 1 else None)
-        real = np.arange(past + length)[None, :] >= padding[:, None]
+        return cls.among(np.arange(past + length)[None, :] >= padding[:, None], length)
+
+    @classmethod
+    def among(cls, real: np.ndarray, length: int) -> Context:
+        """The last `length` tokens of rows of which only the columns in `real` (B, past + length) bool count. A row's
+        last column is real."""
         mask, conv_mask = padding_masks(real, length)
-        return cls(length, mx.array((past - padding).astype(np.int32)), attention_mask=mask, conv_mask=conv_mask)
+        offset = mx.array((real.sum(axis=1) - length).astype(np.int32))
+        return cls(length, offset, attention_mask=mask, conv_mask=conv_mask)
 
     @classmethod
     def of(
