@@ -25,7 +25,7 @@ from ..processing.tokenizer import Tokenizer
 from ..threads import cancellation
 from .decode import GenerationBatch
 from .defaults import generation_config, positions_left
-from .ngrams import KEPT, Ngrams
+from .ngrams import KEPT, SHORTEST, Ngrams
 from .passes import prefill_chunk
 from .prefill import prefill_forced, prefill_rows
 from .prompt_cache import PromptCache
@@ -277,7 +277,7 @@ class Scheduler:
         """Gives the states of a row that has finished to the prompt cache; nothing where memory runs out. Its answer is
         looked at by later drafts."""
         if row.speculation is not None:
-            self._answers.add_text(row.generated)
+            self._answers.add_text([*row.ids[-SHORTEST:].tolist(), *row.generated])  # so that its beginning is found
         if row.recorder is None or self._prompt_cache is None:
             return
         with suppress(OutOfMemoryError), allocations("the prompt cache"):
