@@ -125,6 +125,7 @@ def test_set_changes_the_answers_that_follow(chat):
         "response_format     none",
         "frequency_penalty   0",
         "presence_penalty    0",
+        "draft               none",
     ]
     same = twin()
     assert person.say("Why?") == shown(same.ask("Why?"))
@@ -157,6 +158,8 @@ def test_set_takes_every_option_that_answers_show():
         ("response_format", "none", None),
         ("frequency_penalty", "0.5", 0.5),
         ("presence-penalty", "none", 0.0),
+        ("draft", "ngram", "ngram"),
+        ("draft", "none", None),
     ):
         options, line = changed(options, f"{name} {text}")
         assert getattr(options, name.replace("-", "_")) == value

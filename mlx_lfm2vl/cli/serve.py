@@ -8,6 +8,7 @@ import warnings
 from typing import Any
 
 from .default_model import MODEL_VARIABLE, default_model
+from .drafts import add_draft
 from .options import add_picture_policy, note, picture_overrides, real, whole
 
 SUMMARY = "answer programs that speak OpenAI's or Anthropic's protocol"
@@ -83,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="let go of a model that nobody has asked for so long (default: never)",
     )
+    add_draft(group)
     add_picture_policy(parser)
 
 
@@ -132,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
         ),
         deadline=args.deadline,
         shutdown_seconds=args.shutdown_seconds,
+        draft=args.draft,
     )
     log = StderrLog()
     server = Server(settings, log)

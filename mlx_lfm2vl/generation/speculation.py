@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 from ..errors import OptionError
 from .ngrams import NgramDraft, Ngrams
 
-FIRST, MOST = 4, 8  # tokens of a draft: of the first one, and at most
+LEAST, FIRST, MOST = 2, 4, 8  # tokens of a draft: at least, of the first one, and at most
 BLOCK = 64  # tokens of all rows that are run together at most
 LONGEST_PAUSE = 128  # tokens without a draft, once many have been wrong
 
@@ -30,8 +30,8 @@ class Draft(Protocol):
 
 
 class Speculation:
-    """The drafts of one answer, as long as they pay: longer after those that were right, shorter after others, and
-    after wrong ones none for some tokens, twice as many each time.
+    """The drafts of one answer, as long as they pay: longer after one that was right; after one that was wrong for the
+    most part shorter, and none for some tokens, twice as many each time.
 
     Attributes:
         drafted: tokens that were proposed and run.
@@ -58,9 +58,9 @@ class Speculation:
         self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
         if accepted == drafted:
             self._length = min(MOST, max(self._length, 2 * drafted))
-        else:
-            self._length = max(1, min(self._length, 2 * accepted))
-        self._pause = 0 if accepted else min(LONGEST_PAUSE, 2 * self._pause + 1)
+        wrong = 2 * accepted < drafted
+        self._length = max(LEAST, 2 * accepted) if wrong else self._length
+        self._pause = min(LONGEST_PAUSE, 2 * self._pause + 1) if wrong else 0
         self._resume = tokens + self._pause
 
 
