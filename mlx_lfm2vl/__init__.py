@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from .generation.prompt_cache import PromptCache
     from .generation.request import GenerationRequest
     from .generation.response import Completion, FinishReason, GenerationResponse, Statistics, TopLogprob
+    from .generation.speculation import Draft
     from .generation.stream import generate, stream_generate
     from .generation.tools import ToolCall, parse_tool_calls
     from .generation.vision_cache import VisionCache
@@ -117,6 +118,7 @@ __all__ = [
     "ConstraintError",
     "DescribeTask",
     "DetectTask",
+    "Draft",
     "Engine",
     "EngineChat",
     "EngineClosedError",
@@ -254,6 +256,7 @@ _HOMES = {
     "engine.handle": ("Request",),
     "generation.request": ("GenerationRequest",),
     "generation.response": ("Completion", "FinishReason", "GenerationResponse", "Statistics", "TopLogprob"),
+    "generation.speculation": ("Draft",),
     "generation.stream": ("generate", "stream_generate"),
     "generation.tools": ("ToolCall", "parse_tool_calls"),
     "explanation.explain": ("explain",),

@@ -129,6 +129,7 @@ def test_set_changes_the_answers_that_follow(chat):
         "grammar             none",
         "frequency_penalty   0",
         "presence_penalty    0",
+        "draft               none",
     ]
     same = twin()
     assert person.say("Why?") == shown(same.ask("Why?"))
@@ -159,6 +160,8 @@ def test_set_takes_every_option_that_answers_show():
         ("stop", "none", ()),
         ("frequency_penalty", "0.5", 0.5),
         ("presence-penalty", "none", 0.0),
+        ("draft", "ngram", "ngram"),
+        ("draft", "none", None),
     ):
         options, line = changed(options, f"{name} {text}")
         assert getattr(options, name.replace("-", "_")) == value

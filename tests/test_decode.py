@@ -10,7 +10,8 @@ from conftest import GOLDEN, cache_by_backend, case_ids, logits_of
 
 from mlx_lfm2vl.config import GenerationConfig, Lfm2Config
 from mlx_lfm2vl.errors import InputError
-from mlx_lfm2vl.generation.decode import GenerationBatch, Prompt, decode, prefill, prefill_in_pieces
+from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill, prefill_in_pieces
+from mlx_lfm2vl.generation.decode import GenerationBatch, decode
 from mlx_lfm2vl.generation.options import GenerationOptions
 from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.models.cache import Cache

@@ -15,7 +15,7 @@ from test_convert import large_folder
 from mlx_lfm2vl.backends import memory
 from mlx_lfm2vl.config import Lfm2VlConfig
 from mlx_lfm2vl.errors import Lfm2VlError, OutOfMemoryError
-from mlx_lfm2vl.generation.decode import Prompt, prefill
+from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.weights import fit
 from mlx_lfm2vl.weights.load import load_model, open_model

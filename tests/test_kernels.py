@@ -15,7 +15,7 @@ from kernels import Count
 from mlx.utils import tree_flatten
 
 from mlx_lfm2vl.config import Lfm2VlConfig
-from mlx_lfm2vl.generation.decode import Prompt, prefill
+from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model

@@ -23,7 +23,8 @@ from mlx_lfm2vl.backends.memory import WiredLimit
 from mlx_lfm2vl.config import GenerationConfig, Lfm2Config, Lfm2VlConfig
 from mlx_lfm2vl.errors import OutOfMemoryError, WeightsError
 from mlx_lfm2vl.generation import decode as decoding
-from mlx_lfm2vl.generation.decode import Prompt, decode, prefill
+from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
+from mlx_lfm2vl.generation.decode import decode
 from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.models.cache import Cache, ConvCache
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration

@@ -19,8 +19,9 @@ from mlx_lfm2vl.config import GenerationConfig
 from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.generation import sampler as sampler_module
 from mlx_lfm2vl.generation import sampling
+from mlx_lfm2vl.generation.batched_sampler import BatchedSampler, make_sampler
 from mlx_lfm2vl.generation.options import GenerationOptions
-from mlx_lfm2vl.generation.sampler import BatchedSampler, Sampler, UniformSampler, make_sampler
+from mlx_lfm2vl.generation.sampler import Sampler, UniformSampler
 from mlx_lfm2vl.generation.sampling import (
     NOT_FINITE,
     SamplingKind,

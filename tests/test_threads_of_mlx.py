@@ -28,8 +28,9 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.config import GenerationConfig
-from mlx_lfm2vl.generation.decode import GenerationBatch, Prompt, prefill
-from mlx_lfm2vl.generation.sampler import make_sampler
+from mlx_lfm2vl.generation.batched_sampler import make_sampler
+from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
+from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.models.cache import Cache
 
 pytestmark = pytest.mark.backends("mlx", "numpy")

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from ..generation.batch import generate_batch
-from ..generation.decode import GenerationBatch, Prompt, prefill_in_pieces
+from ..generation.chunked_prefill import Prompt, prefill_in_pieces
+from ..generation.decode import GenerationBatch
 from ..generation.defaults import positions_left
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest, encode

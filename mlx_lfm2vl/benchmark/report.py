@@ -15,6 +15,7 @@ PARTS = ("read", "preprocess", "vision", "prefill")
 TIMES = ("picture", "tokens", *PARTS, "peak memory")  # headings
 SPEEDS = ("picture", "first token", "from start", "tokens/s", "MB a token", "of bandwidth")
 FORMS = ("form", "ms a step", "with a mask", "ratio", "tokens", "model steps", "ratio")
+DRAFTS = ("answer", "tokens/s", "with drafts", "ratio", "tokens", "model steps", "right")
 TOGETHER = ("pictures at once", "pictures/s", "tokens/s", "peak memory")
 
 
@@ -78,6 +79,21 @@ class Constraints:
 
 
 @dataclass(frozen=True)
+class Drafts:
+    """Medians of an answer to a question that is asked "first", or "again" behind the answer. `plain` and `drafting`:
+    tokens a second without drafts and with n-grams. `model_steps` with them; `drafted_tokens` were proposed,
+    `accepted_tokens` were right."""
+
+    answer: str
+    plain: float
+    drafting: float
+    tokens: int
+    model_steps: int
+    drafted_tokens: int
+    accepted_tokens: int
+
+
+@dataclass(frozen=True)
 class Report:
     """`weights`: bytes by dtype, as the model is held in memory. `load_seconds`: with the files in the system's cache.
     `bandwidth`: bytes a second, measured. `complete`: false if it was stopped before all was measured."""
@@ -92,6 +108,7 @@ class Report:
     answers: tuple[Answer, ...]
     batches: tuple[Batch, ...]
     constraints: Constraints | None = None
+    drafts: tuple[Drafts, ...] = ()
     complete: bool = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,6 +125,8 @@ class Report:
             lines += ["", *aligned([TOGETHER, *map(_together, self.batches)])]
         if self.constraints is not None:
             lines += ["", *aligned([FORMS, _forms(self.constraints)])]
+        if self.drafts:
+            lines += ["", *aligned([DRAFTS, *map(_drafts, self.drafts)])]
         return "\n".join(lines)
 
     def _heading(self) -> list[str]:
@@ -138,6 +157,12 @@ def _speeds(answer: Answer) -> tuple[str, ...]:
     waits = (f"{answer.first_token:.3f}", f"{answer.from_start:.3f}", f"{answer.tokens_per_second:.1f}")
     share = f"{100 * answer.bandwidth_share:.0f} %"
     return (answer.picture, *waits, f"{answer.bytes_per_token / 1e6:.1f}", share)
+
+
+def _drafts(drafts: Drafts) -> tuple[str, ...]:
+    speeds = (f"{drafts.plain:.1f}", f"{drafts.drafting:.1f}", f"{drafts.drafting / drafts.plain:.2f}")
+    right = f"{100 * drafts.accepted_tokens / max(1, drafts.drafted_tokens):.0f} %"
+    return (drafts.answer, *speeds, str(drafts.tokens), str(drafts.model_steps), right)
 
 
 def _together(batch: Batch) -> tuple[str, ...]:

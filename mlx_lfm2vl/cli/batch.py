@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import counted
 from .argument_types import whole
+from .drafts import add_draft
 from .inputs import DEFAULT_PROMPT, add_prompt, read_prompt
 from .options import (
     add_control_tokens,
@@ -65,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_control_tokens(parser)
     add_sampling(parser, None)
+    add_draft(parser)
     add_pictures(parser)
 
 
@@ -94,7 +96,7 @@ def _answer(args: argparse.Namespace) -> int:
     check_task(args, any(name == "-" or name.endswith(".jsonl") for name in args.input))
     if args.max_tokens is None:
         args.max_tokens = 512 if args.task is None else TASKS[args.task].max_tokens
-    options = GenerationOptions(**sampling_options(args))
+    options = GenerationOptions(**sampling_options(args), draft=args.draft)
     prompt = read_prompt(args, args.input, "INPUT")
     if prompt is not None and not prompt.strip():
         raise PromptError("--prompt is empty")

@@ -70,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--constraints", action="store_true", help="also what a form of the answer (a JSON schema) costs and saves"
     )
+    parser.add_argument("--draft", action="store_true", help="also what drafts of n-grams save, and cost")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--plot", metavar="FILE", help="also draw the times into a .png, .pdf or .svg file")
 
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if name is None:
         name, remark = default_model()
         note(f"no model given: {remark}")
-    plan = Plan(tuple(args.sizes), tuple(args.batch_sizes), args.tokens, args.repeats, args.constraints)
+    plan = Plan(tuple(args.sizes), tuple(args.batch_sizes), args.tokens, args.repeats, args.constraints, args.draft)
     with Interrupt() as interrupt, Bars() as bars:
         report = benchmark(
             name,

@@ -7,6 +7,7 @@ import contextlib
 
 from ..errors import Lfm2VlError
 from .chat_commands import Conversation
+from .drafts import add_draft
 from .interrupt import terminable
 from .options import (
     add_control_tokens,
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="print counts, speeds and memory after each answer")
     add_control_tokens(parser)
     add_sampling(parser)
+    add_draft(parser)
     add_pictures(parser)
 
 
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     mends it at once, ends in exit code 2."""
     from .. import Chat, GenerationOptions
 
-    options = GenerationOptions(**sampling_options(args))
+    options = GenerationOptions(**sampling_options(args), draft=args.draft)
     terminal = Terminal(args.verbose, source_policy(args), args.color_management)
     waiting = terminal.pictures(args.image)
     model, processor = load_model(args)

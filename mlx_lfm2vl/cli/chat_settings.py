@@ -18,7 +18,7 @@ NONE = "none"
 _WORDS = {"temp": "temperature"}  # the command line's short name
 _HIDDEN = ("logprobs", "top_logprobs", "logit_bias", "logits_processors")  # nothing that chat shows
 _FORMS = FIELDS[1:]  # of the answer, in place of response_format
-_OPEN = {"max_tokens": "to the end of the context", "seed": NONE, "stop": NONE}  # what None is
+_OPEN = {"max_tokens": "to the end of the context", "seed": NONE, "stop": NONE, "draft": NONE}  # what None is
 
 
 def shown(options: GenerationOptions) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import counted
 from .argument_types import whole
+from .drafts import add_draft
 from .inputs import DEFAULT_PROMPT, STDIN, add_prompt, expand, load_pictures, piped_prompt, read_prompt
 from .options import (
     add_control_tokens,
@@ -82,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_control_tokens(parser)
     add_sampling(parser)
+    add_draft(parser)
     add_pictures(parser)
 
 
@@ -98,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = DEFAULT_PROMPT if prompt is None else prompt
     if args.top_logprobs and not args.json:
         raise OptionError("--top-logprobs needs --json, which prints them")
-    options = GenerationOptions(**sampling_options(args), top_logprobs=args.top_logprobs)
+    options = GenerationOptions(**sampling_options(args), top_logprobs=args.top_logprobs, draft=args.draft)
     with Spinner("reading pictures"):  # a wrong name is said before a large model is loaded
         loaded = load_pictures(expand(args.image), source_policy(args), args.color_management)
     pictures = [picture for _, picture in loaded]
@@ -223,4 +225,9 @@ def report(statistics: Statistics) -> None:
         f"answer {counted(statistics.generated_tokens, 'token')} at {statistics.tokens_per_second:.1f} tokens/s, "
         f"the first after {statistics.time_to_first_token:.2f} s"
     )
+    if statistics.drafted_tokens:
+        note(
+            f"drafts: {statistics.accepted_tokens} of {statistics.drafted_tokens} proposed tokens were right; "
+            f"{statistics.model_steps} runs of the model"
+        )
     note(f"peak memory {statistics.peak_memory / 1e9:.3f} GB")

@@ -9,6 +9,7 @@ from typing import Any
 
 from .argument_types import real, whole
 from .default_model import MODEL_VARIABLE, default_model
+from .drafts import add_draft
 from .options import add_picture_policy, note, picture_overrides
 
 SUMMARY = "answer programs that speak OpenAI's or Anthropic's protocol"
@@ -84,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="let go of a model that nobody has asked for so long (default: never)",
     )
+    add_draft(group)
     add_picture_policy(parser)
 
 
@@ -134,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
         ),
         deadline=args.deadline,
         shutdown_seconds=args.shutdown_seconds,
+        draft=args.draft,
     )
     log = StderrLog()
     server = Server(settings, log)

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..backends.thread_state import computing
-from ..generation.decode import Prompt, prefill_in_pieces
+from ..generation.chunked_prefill import Prompt, prefill_in_pieces
 from ..generation.request import EncodedPrompt, take_views
 from ..generation.vision_cache import VisionCache, encode_views_in_pieces
 from ..generation.watch import Pieces, Stop, check, whole

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import GenerationConfig
 from ..constraints.response_format import ResponseFormat
@@ -14,6 +14,7 @@ from ..errors import OptionError
 
 if TYPE_CHECKING:
     from .logits_process import LogitsProcessor
+    from .speculation import Draft
 
 MAX_TOKENS = 2**31  # more than any model has positions
 MAX_TOP_LOGPROBS = 100
@@ -36,7 +37,9 @@ class GenerationOptions:
     `logit_bias`: what is added to the logit of a token, by its id. `frequency_penalty`, `presence_penalty`: what a
     token's logit loses, c times the first and once the second where it is c > 0 times in the answer; logit - c *
     frequency - (c > 0) * presence (OpenAI's API reference, "Frequency and presence penalties"). `logits_processors`:
-    see `LogitsProcessor`.
+    see `LogitsProcessor`. `draft`: proposes tokens that are then computed in one run of the model: "ngram" (what
+    followed the last tokens before, in prompt, answer and earlier answers of a batch or an engine), or a `Draft`. It
+    changes no token, only how many runs they take.
 
     The order: processors, bias, repetition penalty, frequency and presence penalty, the form, temperature, top-k,
     top-p, min-p; from the penalty on it is transformers'. Raises `OptionError` naming the option and its range, and
@@ -58,6 +61,7 @@ class GenerationOptions:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logits_processors: tuple[LogitsProcessor, ...] = ()
+    draft: Literal["ngram"] | Draft | None = None
 
     def __post_init__(self) -> None:
         self._number("max_tokens", 1, MAX_TOKENS, whole=True)
@@ -86,6 +90,8 @@ class GenerationOptions:
         if not isinstance(processors, Iterable) or not all(map(callable, processors := tuple(processors))):
             raise OptionError(f"logits_processors is {self.logits_processors!r}, expected functions")
         object.__setattr__(self, "logits_processors", processors)
+        if not (self.draft is None or self.draft == "ngram" or callable(self.draft)):
+            raise OptionError(f'draft is {self.draft!r}, expected "ngram" or a function')
         object.__setattr__(self, "response_format", ResponseFormat.of(self.response_format))
 
     def _number(self, name: str, low: float, high: float, whole: bool = False) -> None:

@@ -15,12 +15,14 @@ import numpy as np
 from ..backends.memory import allocations
 from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
-from .decode import GenerationBatch, Prompt, prefill_in_pieces
+from .batched_sampler import make_sampler
+from .chunked_prefill import Prompt, prefill_in_pieces
+from .decode import GenerationBatch
 from .defaults import generation_config
 from .prompt_cache import PromptCache
 from .prompt_entry import Recorder, checkpoint_places
 from .request import EncodedPicture, take_views
-from .sampler import Sampler, make_sampler
+from .sampler import Sampler
 from .sequence import Sequence
 from .vision_cache import VisionCache, encode_views_in_pieces
 from .watch import Cancelled, Pieces

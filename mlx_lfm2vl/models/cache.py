@@ -2,7 +2,7 @@
 
 Key-value buffers grow in steps, so that a token costs no copy of the past. A short convolution keeps its last inputs,
 an attention with a sliding window its last keys and values; these cannot be trimmed, so rewinding needs a copy of them
-(see `Cache.checkpoint`).
+(see `Cache.checkpoint`), or all of a call (see `Cache.record`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import mlx.core as mx
+import numpy as np
 
 from ..config import Lfm3Config, TextConfig
 
@@ -87,11 +88,16 @@ class KeyValueCache:
 
 
 class BoundedState:
-    """The state of a layer with a bounded past: arrays whose first axis is the row, none before the first call."""
+    """The state of a layer with a bounded past: arrays whose first axis is the row, none before the first call.
+
+    With `records` the next call leaves in `block` what it had and all of its own, of which `trim` keeps a beginning.
+    """
 
     def __init__(self, length: int):
         self.length = length
         self.inputs: tuple[mx.array, ...] = ()
+        self.records = False
+        self.block: tuple[mx.array, ...] = ()
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -118,6 +124,12 @@ class ConvCache(BoundedState):
         twin.inputs = tuple(array[index : index + 1] for array in self.inputs)
         return twin
 
+    def trim(self, counts: Sequence[int]) -> None:
+        """Keeps the first tokens of each row of the last call, so many, which was recorded."""
+        (block,) = self.block
+        self.inputs = tuple(mx.split(_cut(block, counts, self.length, axis=1), self.length, axis=1))
+        self.records, self.block = False, ()
+
     @staticmethod
     def merge(layers: Sequence[ConvCache], offsets: Sequence[int]) -> ConvCache:
         twin = ConvCache(layers[0].length)
@@ -141,8 +153,18 @@ class WindowCache(BoundedState):
             known_keys, known_values = self.inputs
             keys = mx.concatenate([known_keys, keys], axis=2)
             values = mx.concatenate([known_values, values], axis=2)
+        self.block = (keys, values) if self.records else ()
         self.inputs = (keys[:, :, -self.length :], values[:, :, -self.length :])
         return keys, values
+
+    def trim(self, counts: Sequence[int], length: int) -> None:
+        """Keeps the first tokens of each row of the last call, so many of its `length`, which was recorded. The rows
+        stay aligned at the right."""
+        before = self.block[0].shape[2] - length
+        kept = min(self.length, before + max(counts))
+        ends = [before + count - kept for count in counts]
+        self.inputs = tuple(_cut(array, ends, kept, axis=2) for array in self.block)
+        self.records, self.block = False, ()
 
     def row(self, index: int, offset: int) -> WindowCache:
         """A row that has seen `offset` tokens."""
@@ -169,6 +191,16 @@ class WindowCache(BoundedState):
 
 
 LayerCache = KeyValueCache | ConvCache | WindowCache
+
+
+def _cut(array: mx.array, starts: Sequence[int], length: int, axis: int) -> mx.array:
+    """The entries along an axis from `starts[r]` on, for each row r (where that is negative: the first one again)."""
+    if min(starts) == max(starts) >= 0:
+        return array[(slice(None),) * axis + (slice(starts[0], starts[0] + length),)]
+    places = np.maximum(np.add.outer(np.array(starts), np.arange(length)), 0)
+    shape = [len(starts)] + [1] * (array.ndim - 1)
+    shape[axis] = length
+    return mx.take_along_axis(array, mx.array(places).reshape(shape), axis=axis)
 
 
 def _right_aligned(buffer: mx.array | None, used: slice, length: int) -> mx.array:
@@ -278,6 +310,36 @@ class Cache:
             else:
                 layer.offset = checkpoint.offset
         self.offset = checkpoint.offset
+
+    def record(self) -> None:
+        """Lets `trim` cut the next call, which must be of several tokens."""
+        for layer in self.layers:
+            if isinstance(layer, BoundedState):
+                layer.records = True
+
+    def trim(self, start: int, counts: Sequence[int]) -> None:
+        """Keeps the first `counts[r]` tokens of each row r of the last call, which was recorded and began at `start`.
+        The rows still end at one column, that of the longest: the columns of shorter ones before it must be masked."""
+        length, self.offset = self.offset - start, start + max(counts)
+        for layer in self.layers:
+            if isinstance(layer, KeyValueCache):
+                layer.offset = self.offset
+            elif isinstance(layer, WindowCache):
+                layer.trim(counts, length)
+            else:
+                layer.trim(counts)
+
+    def select(self, columns: np.ndarray) -> None:
+        """Keeps these columns (B, n) of each row's keys and values, in this order: the last n, without gaps."""
+        self.offset = columns.shape[1]
+        index = mx.array(columns)[:, None, :, None]
+        for layer in self.layers:
+            if isinstance(layer, KeyValueCache) and layer.keys is not None and layer.values is not None:
+                layer.keys = mx.take_along_axis(layer.keys, index, axis=2)
+                layer.values = mx.take_along_axis(layer.values, index, axis=2)
+                layer.offset = self.offset
+            elif isinstance(layer, WindowCache):
+                layer.inputs = tuple(array[:, :, -self.offset :] for array in layer.inputs)
 
 
 def _new_layer(config: TextConfig, kind: str) -> LayerCache:

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from starlette.types import Receive, Scope, Send
 
@@ -50,11 +50,13 @@ class Protocol:
 
 @dataclass
 class Answering:
-    """Answers requests. `deadline`: seconds that an answer may take at most, whatever a request says."""
+    """Answers requests. `deadline`: seconds that an answer may take at most, whatever a request says. `draft`: as in
+    `GenerationOptions`, for all answers."""
 
     models: Models
     rules: Rules
     deadline: float | None = None
+    draft: Literal["ngram"] | None = None
     reader: BodyReader = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,6 +121,7 @@ class Answering:
             pictures = model.processor.image_processor
             make = functools.partial(asked.made, model.config, model.source, pictures.source_policy, pictures.config)
             task, requests = await asyncio.get_running_loop().run_in_executor(self._tasks, make)
+            requests = [replace(each, options=replace(each.options, draft=self.draft)) for each in requests]
             async with submitted(model, requests, limit) as running:
                 answers = [await request for request in running]
             if any(answer.finish_reason == "deadline" for answer in answers):
@@ -143,7 +146,7 @@ class Answering:
                 GenerationRequest(
                     asked.messages,
                     tools=asked.tools,
-                    options=_of_choice(asked.options, choice),
+                    options=replace(_of_choice(asked.options, choice), draft=self.draft),
                     image_overrides=overrides,
                 )
                 for choice in range(asked.choices)

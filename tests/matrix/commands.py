@@ -73,6 +73,7 @@ OPTIONS = [
         for command in ("generate", "batch a.png --output o.jsonl")
         for value in ("0", "-1", "1.5", "1e3", "many", "0x10", "nan")
     ),
+    refused("generate --prompt x --draft n-gram", "--draft", "invalid choice: 'n-gram'", HELP),
     refused("generate --max-tokens _", "--max-tokens", f"'' {BOUNDS}", HELP),
     refused("chat --max-tokens 0", "--max-tokens", f"'0' {BOUNDS}", HELP),
     *(

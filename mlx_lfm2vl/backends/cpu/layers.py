@@ -166,12 +166,14 @@ class CpuDecoderLayer(Lfm2DecoderLayer):
         self, x: mx.array, context: Context, cache: ConvCache | None, parameters: dict[str, mx.array]
     ) -> mx.array:
         mask = None if context.conv_mask is None else np.array(context.conv_mask)
+        records = cache is not None and cache.records
 
         def layer(x: np.ndarray, past: Sequence[np.ndarray], of: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-            return kernels.conv_layer(x, tuple(past), self.operator_norm.eps, of, mask)
+            return kernels.conv_layer(x, tuple(past), self.operator_norm.eps, of, mask, records)
 
         made, *taps = _with_parameters(layer, x, self.conv.past(x, cache), parameters)
         if cache is not None:
+            cache.block = (taps.pop(),) if records else ()
             cache.inputs = tuple(taps)
         return made
 
