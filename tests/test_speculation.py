@@ -35,7 +35,7 @@ from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.generation.scheduler import Scheduler
 from mlx_lfm2vl.generation.speculation import MOST, Draft
-from mlx_lfm2vl.models.cache import Cache, ConvCache, KeyValueCache
+from mlx_lfm2vl.models.cache import Cache, ConvCache, KeyValueCache, LayerCache, WindowCache
 
 pytestmark = pytest.mark.backends("mlx", "numpy")
 GREEDY = GenerationOptions(temperature=0.0, max_tokens=60)
@@ -142,10 +142,11 @@ def test_drafts_give_the_reference_s_tokens(case_id, golden):
 
 
 @pytest.mark.parametrize("rows", [[0], [1], [1, 0], [0, 1, 2]])
-def test_states_behind_drafts_are_those_of_steps(rows):
-    """Keys, values and convolutions of every row, whatever was wrong."""
-    model = loaded()[0]
-    ids = np.random.default_rng(1).integers(500, 800, (3, 20))
+@pytest.mark.parametrize("name", ["gen2", "lfm3"])
+def test_states_behind_drafts_are_those_of_steps(name, rows):
+    """Keys, values, those within a window, and convolutions of every row, whatever was wrong."""
+    model = loaded(name)[0]
+    ids = np.random.default_rng(1).integers(500, 620, (3, 20))
     padding = np.array([0, 5, 2])
     mask = (np.arange(20) >= padding[:, None]).astype(np.int64)
     cache = Cache(model.config.text_config)
@@ -172,13 +173,13 @@ def test_states_behind_drafts_are_those_of_steps(rows):
                 assert isinstance(other, KeyValueCache) and layer.offset == other.offset
                 pairs = [(array[:, :, : layer.offset], its[:, :, : layer.offset]) for array, its in both(layer, other)]
             else:
-                assert isinstance(layer, ConvCache) and len(layer.inputs) == layer.length
+                assert isinstance(layer, (ConvCache, WindowCache)) and not layer.records
                 pairs = both(layer, other)
             for array, its in pairs:
                 np.testing.assert_allclose(np.array(array), np.array(its), rtol=1e-3, atol=1e-4)
 
 
-def both(layer: KeyValueCache | ConvCache, other: KeyValueCache | ConvCache) -> list[tuple[mx.array, mx.array]]:
+def both(layer: LayerCache, other: LayerCache) -> list[tuple[mx.array, mx.array]]:
     return list(zip(layer.arrays, other.arrays, strict=True))
 
 
