@@ -371,7 +371,8 @@ def test_every_kind_of_schema_is_held(kind):
 def texts_of(grammar: Grammar, tokenizer: Tokenizer) -> Iterator[str]:
     """A few texts that hold to a form, by tokens at random."""
     for seed in range(3):
-        rng, matcher, tokens = random.Random(seed), grammar.matcher(), []
+        rng, matcher = random.Random(seed), grammar.matcher()
+        tokens: list[int] = []
         while not matcher.stopped and len(tokens) < 120:
             allowed = np.flatnonzero(bits(matcher.mask()))
             end = tokenizer.eos_token_id in allowed and rng.random() < 0.4

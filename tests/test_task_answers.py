@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_response_format import holds
 
 from mlx_lfm2vl import (
     RECIPES,
@@ -444,6 +445,21 @@ def test_another_answer_than_the_fields_is_refused(field, text, message):
 def test_a_schema_that_cannot_be_asked_for_is_refused(schema, message):
     with pytest.raises(OptionError, match=message):
         ExtractTask(BY_NAME["demo"], schema)
+
+
+@pytest.mark.parametrize("name", ["lfm2-vl", "lfm2.5-vl-extract"])
+def test_a_model_asked_by_schema_is_held_to_its_keywords(name):
+    fields = {
+        "n": {"type": "integer", "maximum": 4},
+        "code": {"type": "string", "pattern": "^[A-Z]{2}$"},
+        "x": {"const": 1},
+    }
+    (request,) = ExtractTask(BY_NAME[name], {"properties": fields}).requests(Image.new("RGB", SIZE))
+    form = request.options.response_format
+    assert holds(form, '{"n": 4, "code": "AB", "x": 1}')
+    for wrong in ('{"n": 5, "code": "AB", "x": 1}', '{"n": 4, "code": "ab", "x": 1}', '{"n": 4, "code": "AB", "x": 2}'):
+        assert not holds(form, wrong)
+    assert not holds(form, '{"n": 4, "code": "AB"}')
 
 
 # --- requests and their answers
