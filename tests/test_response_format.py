@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from schemas import KINDS
 
+import mlx_lfm2vl
 from mlx_lfm2vl import ConstraintError, GenerationOptions, OptionError, ResponseFormat
 from mlx_lfm2vl.constraints.compile import Grammar, compile_grammar
 from mlx_lfm2vl.constraints.response_format import embedded_schema
@@ -373,6 +375,43 @@ def test_what_lark_offers_is_taken(text):
 def test_every_kind_of_schema_is_held(kind):
     for schema in KINDS[kind]:
         grammar_of(ResponseFormat.json_schema(schema))
+
+
+def texts_of(grammar: Grammar, tokenizer: Tokenizer) -> Iterator[str]:
+    """A few texts that hold to a form, by tokens at random."""
+    for seed in range(3):
+        rng, matcher = random.Random(seed), grammar.matcher()
+        tokens: list[int] = []
+        while not matcher.stopped and len(tokens) < 120:
+            allowed = np.flatnonzero(bits(matcher.mask()))
+            end = tokenizer.eos_token_id in allowed and rng.random() < 0.4
+            tokens.append(tokenizer.eos_token_id if end else int(rng.choice(allowed)))
+            matcher.consume(tokens[-1])
+        if matcher.stopped:
+            yield tokenizer.decode([token for token in tokens if token != tokenizer.eos_token_id])
+
+
+@pytest.mark.parametrize("folder", [GOLDEN / "gen25", Path(mlx_lfm2vl.__file__).parent / "demo"], ids=["gen25", "demo"])
+def test_forced_tokens_are_those_of_the_tokenizer(folder):
+    """Of the demo's, some stand before a space that its tokenizer takes into the token before; the text is the same."""
+    tokenizer = Tokenizer.from_folder(folder)
+    vocabulary = tokenizer.backend.get_vocab_size()
+    forced = others = 0
+    for schema in [schema for schemas in KINDS.values() for schema in schemas]:
+        grammar = compile_grammar(tokenizer, ResponseFormat.json_schema(schema), vocabulary, [tokenizer.eos_token_id])
+        for text in texts_of(grammar, tokenizer):
+            matcher = grammar.matcher()
+            tokens = tokenizer.encode(text, add_special_tokens=False)
+            for at, token in enumerate(tokens):
+                forced += bool(matcher.forced)
+                if matcher.forced and matcher.forced[0] != token:
+                    others += 1
+                    rest = tokenizer.decode(tokens[at:])
+                    assert rest.startswith(tokenizer.decode(list(matcher.forced)).rstrip())
+                    break
+                matcher.consume(token)
+                assert matcher.error is None, text
+    assert forced > 500 and (others == 0 if folder == GOLDEN / "gen25" else others < forced / 40)
 
 
 @settings(deadline=None, max_examples=50)

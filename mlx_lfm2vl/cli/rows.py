@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sys
@@ -23,7 +22,7 @@ from .. import (
     OptionError,
     PromptError,
 )
-from ..config.files import no_number
+from ..config.files import finite_number, no_number
 from ..processing.addresses import is_base64_picture, scheme
 from ..processing.open_file import file_and_pages
 from ..processing.picture_keys import holding, misspelt, reads, unread
@@ -145,7 +144,7 @@ class Rows:
     def _row(self, line: bytes, number: int) -> Row:
         fields: dict[str, Any] = {"id": number}
         try:
-            data = json.loads(line.decode("utf-8-sig"), parse_constant=no_number, parse_float=_number)
+            data = json.loads(line.decode("utf-8-sig"), parse_constant=no_number, parse_float=finite_number)
             if not isinstance(data, dict):
                 raise PromptError("is not an object")
             fields |= data
@@ -212,13 +211,6 @@ def _kept() -> BinaryIO:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):  # would be written as what is no JSON
-        raise ValueError(f"{text[:50]} is too large a number")
-    return value
 
 
 @dataclass
