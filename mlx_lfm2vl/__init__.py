@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from .pretrained import load
     from .processing.fetch import SourcePolicy
     from .processing.load_image import load_image
+    from .processing.video import Video, load_video
     from .tasks.boxes import DetectTask, PointTask
     from .tasks.description import DescribeTask
     from .tasks.drawing import draw_boxes, draw_points
@@ -177,6 +178,7 @@ __all__ = [
     "ToolCallError",
     "ToolCallWarning",
     "TopLogprob",
+    "Video",
     "VisionCache",
     "WeightsError",
     "convert",
@@ -192,6 +194,7 @@ __all__ = [
     "generate_batch",
     "load",
     "load_image",
+    "load_video",
     "parse_tool_calls",
     "point",
     "read",
@@ -264,6 +267,7 @@ _HOMES = {
     "pretrained": ("load",),
     "processing.fetch": ("SourcePolicy",),
     "processing.load_image": ("load_image",),
+    "processing.video": ("Video", "load_video"),
     "tasks.boxes": ("DetectTask", "PointTask"),
     "tasks.description": ("DescribeTask",),
     "tasks.drawing": ("draw_boxes", "draw_points"),

@@ -60,6 +60,10 @@ settings.load_profile("any machine")
 BACKENDS = ("mlx", "numpy")
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = ("gen2", "gen25", "untied")  # of LFM2-VL; "lfm3" is LFM3-VL's
+LFM3_INPUTS = (
+    ("pixel_values", "pixel_deltas", "image_grid_thw"),
+    ("pixel_values_videos", "video_deltas", "video_grid_thw"),
+)
 Loaded = tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]
 _MANIFEST: dict[str, Any] = json.loads((GOLDEN / "manifest.json").read_text(encoding="utf-8"))
 _ENTRIES: dict[str, dict[str, Any]] = {entry["id"]: entry for entry in _MANIFEST["cases"]}
@@ -97,6 +101,8 @@ class GoldenCase:
             for part in turn["content"] if isinstance(turn["content"], list) else []:
                 if part["type"] == "image":
                     part["image"] = picture(part.pop("picture"))
+                if part["type"] == "video":
+                    part["path"] = GOLDEN / "videos" / f"{part.pop('clip')}.png"
         return conversations
 
     @cached_property
@@ -118,10 +124,9 @@ class GoldenCase:
         values[mask == 1] = (self.levels.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
         return values
 
-    @cached_property
-    def flat_pixel_values(self) -> np.ndarray:
-        """(patches of all pictures, 1536) float32: the reference's for LFM3-VL, bit for bit."""
-        across = np.cumsum(self.arrays["pixel_deltas"], axis=3, dtype=np.uint8)
+    def flat_patches(self, name: str) -> np.ndarray:
+        """(patches of all pictures or videos, 1536) float32: the reference's for LFM3-VL, bit for bit."""
+        across = np.cumsum(self.arrays[name], axis=3, dtype=np.uint8)
         levels = np.cumsum(across, axis=4, dtype=np.uint8).reshape(-1, 1536)
         return (levels.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
 
@@ -129,8 +134,10 @@ class GoldenCase:
     def inputs(self) -> dict[str, np.ndarray]:
         """What the reference's processor returned, ready for a model: exact, whatever resizes pictures here."""
         inputs = {key: self.arrays[key] for key in ("input_ids", "attention_mask")}
-        if "image_grid_thw" in self.arrays:
-            inputs |= {"pixel_values": self.flat_pixel_values, "image_grid_thw": self.arrays["image_grid_thw"]}
+        if self.checkpoint == "lfm3":
+            for patches, deltas, grids in LFM3_INPUTS:
+                if grids in self.arrays:
+                    inputs |= {patches: self.flat_patches(deltas), grids: self.arrays[grids]}
         elif self.has_pictures:
             inputs["pixel_values"] = self.pixel_values
             inputs |= {key: self.arrays[key] for key in ("spatial_shapes", "pixel_attention_mask")}

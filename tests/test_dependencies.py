@@ -9,7 +9,7 @@ from test_layers import MODULES, ROOT, foreign
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MODULE = {"pillow": "PIL"}  # of the packages that are imported by another name
-OPTIONAL = ("plot", "heic", "pdf", "server", "reference")  # extras without which a part is missing
+OPTIONAL = ("plot", "heic", "pdf", "video", "server", "reference")  # extras without which a part is missing
 CALLERS = {"PyInstaller"}  # what imports it runs within it
 UNUSED = {"mlx_lm": "adapters and calibrated quantisers will use it lazily"}
 IMPORTED = frozenset().union(*map(foreign, MODULES))

@@ -41,6 +41,7 @@ OWNERS = {
     "httpcore2": "mlx_lfm2vl/processing/http_get.py",
     "pillow_heif": "mlx_lfm2vl/processing/formats.py",
     "pypdfium2": "mlx_lfm2vl/processing/pdf_process.py",
+    "av": "mlx_lfm2vl/processing/video_file.py",
     "torch": "mlx_lfm2vl/compat/tensors.py",
     "prompt_toolkit": "mlx_lfm2vl/cli/line_editor.py",
     "argcomplete": "mlx_lfm2vl/cli/completion.py",

@@ -60,8 +60,8 @@ def answers(requests: list[GenerationRequest], **caches: Any) -> list[list[int]]
 @pytest.mark.parametrize("case_id", case_ids("lfm3"))
 def test_ids_and_pixels_are_the_references(case_id, golden):
     case = golden(case_id)
-    made = loaded()[1](
-        images=[each for group in case.pictures for each in group] or None, text=case.prompts, **case.call_options
+    made = loaded()[1].apply_chat_template(
+        case.conversations, tokenize=True, add_generation_prompt=True, return_dict=True, **case.call_options
     )
     assert made.keys() == case.inputs.keys()
     for name, expected in case.inputs.items():
@@ -72,7 +72,8 @@ def test_ids_and_pixels_are_the_references(case_id, golden):
 def test_vision_stages(case_id, golden):
     case = golden(case_id)
     body = loaded()[0].model
-    patches, features = mx.array(case.flat_pixel_values), body.get_image_features(*list(case.inputs.values())[2:])
+    patches = mx.array(case.inputs["pixel_values"])
+    features = body.get_image_features(patches, case.inputs["image_grid_thw"])
     grids = [(h, w) for _, h, w in case.arrays["image_grid_thw"].tolist()]
     states: list[mx.array] = []
     output = body.vision_tower(patches[None], grids, states)
@@ -231,7 +232,7 @@ def test_patches_that_do_not_fit_their_grids_are_refused(golden):
     case = golden("lfm3-small")
     model, _ = loaded()
     with pytest.raises(InputError, match=r"the patches have shape \(3, 1536\)"):
-        model(**{**case.inputs, "pixel_values": case.flat_pixel_values[:3]})
+        model(**{**case.inputs, "pixel_values": case.inputs["pixel_values"][:3]})
     with pytest.raises(InputError, match=r"image_grid_thw has shape \(1, 2\)"):
         model(**{**case.inputs, "image_grid_thw": np.array([[2, 2]])})
 

@@ -26,7 +26,7 @@ from mlx_lfm2vl.generation import decode as decoding
 from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
 from mlx_lfm2vl.generation.decode import decode
 from mlx_lfm2vl.generation.sampler import UniformSampler
-from mlx_lfm2vl.models.cache import Cache, ConvCache
+from mlx_lfm2vl.models.cache import Cache, ConvCache, KeyValueCache
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.files import reading
 from mlx_lfm2vl.weights.load import load_model
@@ -76,7 +76,7 @@ def large_cache() -> Cache:
 def content(cache: Cache) -> list[np.ndarray]:
     """What the layers remember, without the room behind it."""
     return [
-        np.array(array if isinstance(layer, ConvCache) else array[..., : layer.offset, :])
+        np.array(array[..., : layer.offset, :] if isinstance(layer, KeyValueCache) else array)
         for layer in cache.layers
         for array in layer.arrays
     ]

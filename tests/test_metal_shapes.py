@@ -247,6 +247,7 @@ def expected_text(dim: int, dtype: mx.Dtype, gap: int = 0) -> np.ndarray:
     """The oracle's hidden states of a row behind so much padding."""
     _, exact = inputs(1, LONGEST, HIDDEN, dtype=dtype)
     model, weights = text_of(dim, dtype, "mlx")
+    assert isinstance(model.config, Lfm2Config)
     return text_oracle(model.config, weights, exact[0, gap:])
 
 

@@ -84,13 +84,13 @@ class TestSpans:
         single = [498, image, image, 499]
         tiled = [498, *([397, *[image] * 4] * 6), 497, image, image, 499]
         ids = [0, 0, other, *single, other, *tiled, *single, other]
-        spans = image_spans(ids, [SINGLE, TILED, SINGLE], image, markers=True)
+        spans = image_spans(ids, [SINGLE, TILED, SINGLE], (image,), markers=True)
         assert [ids[start:end] for start, end in spans] == [single, tiled, single]
 
     def test_without_markers(self):
         ids = [5, *[396] * 28, 5]
-        assert image_spans(ids, [SINGLE, TILED], 396, markers=False) == ((1, 3), (3, 29))
+        assert image_spans(ids, [SINGLE, TILED], (396,), markers=False) == ((1, 3), (3, 29))
 
     def test_pictures_that_were_cut_off(self):
         with pytest.raises(PromptError, match="5 image tokens where the pictures make 26"):
-            image_spans([396] * 5, [TILED], 396, markers=False)
+            image_spans([396] * 5, [TILED], (396,), markers=False)

@@ -9,9 +9,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import counted
-from .argument_types import whole
+from .argument_types import real, whole
 from .drafts import add_draft
-from .inputs import DEFAULT_PROMPT, STDIN, add_prompt, expand, load_pictures, piped_prompt, read_prompt
+from .inputs import DEFAULT_PROMPT, STDIN, add_prompt, expand, load_pictures, piped_prompt, read_prompt, source
 from .options import (
     add_control_tokens,
     add_model,
@@ -46,6 +46,7 @@ Answers a prompt about one or several pictures, or about none, and prints the an
 
   mlx-lfm2vl generate --image photo.jpg
   mlx-lfm2vl generate --model LiquidAI/LFM2.5-VL-450M --image a.png b.png --prompt "What differs?"
+  mlx-lfm2vl generate --video clip.mp4 --fps 1 --prompt "What happens?"
   mlx-lfm2vl generate --image 'scans/*.png' --prompt-file question.txt --json
   curl -s https://example.org/a.png | mlx-lfm2vl generate --image -
 """
@@ -61,6 +62,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PICTURE",
         help="file, pattern such as '*.png', http(s) URL, data URI, or - for stdin; several here, or by --image again; "
         "all pages of a PDF, or those in brackets: 'doc.pdf[2-5]'",
+    )
+    parser.add_argument(
+        "--video",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="VIDEO",
+        help="video file or animation (GIF, WebP); a model without video tokens sees its frames as pictures",
+    )
+    parser.add_argument(
+        "--fps",
+        type=real(0, above=True),
+        metavar="N",
+        help="frames of a second that are seen of each video (default: as the model's processor says, mostly 2)",
     )
     add_prompt(parser, f"{DEFAULT_PROMPT!r}; needed without a picture")
     parser.add_argument("--verbose", action="store_true", help="print counts, speeds and memory on stderr at the end")
@@ -89,26 +104,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import GenerationOptions, GenerationRequest, OptionError, PromptError, generate_batch
+    from .. import GenerationOptions, GenerationRequest, OptionError, PromptError, generate_batch, load_video
     from .interrupt import Interrupt
 
-    prompt = read_prompt(args, args.image)
-    if prompt is None and STDIN not in args.image:
+    prompt = read_prompt(args, [*args.image, *args.video])
+    if prompt is None and STDIN not in (*args.image, *args.video):
         prompt = piped_prompt()
-    if prompt is None and not args.image:
+    if prompt is None and not args.image and not args.video:
         raise PromptError("nothing to answer: give --image, --prompt or both")
+    if args.fps is not None and not args.video:
+        raise OptionError("--fps needs --video, whose frames it counts")
     prompt = DEFAULT_PROMPT if prompt is None else prompt
     if args.top_logprobs and not args.json:
         raise OptionError("--top-logprobs needs --json, which prints them")
     options = GenerationOptions(**sampling_options(args), top_logprobs=args.top_logprobs, draft=args.draft)
     with Spinner("reading pictures"):  # a wrong name is said before a large model is loaded
-        loaded = load_pictures(expand(args.image), source_policy(args), args.color_management)
+        policy = source_policy(args)
+        loaded = load_pictures(expand(args.image), policy, args.color_management)
+        videos = [load_video(source(name), fps=args.fps, policy=policy) for name in expand(args.video)]
     pictures = [picture for _, picture in loaded]
     model, processor = load_model(args)
     if args.verbose:
         report_loading(model)
     request = GenerationRequest(
-        prompt, pictures or None, args.system, options=options, control_tokens=args.control_tokens
+        *(prompt, pictures or None, args.system),
+        options=options,
+        control_tokens=args.control_tokens,
+        videos=videos or None,
     )
     with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
         answers = (
@@ -148,17 +170,7 @@ def _streamed(
     from .. import Completion, stream_generate
 
     pieces: list[GenerationResponse] = []
-    answer = stream_generate(
-        model,
-        processor,
-        request.prompt,
-        request.images,
-        system=request.system,
-        options=request.options,
-        stop=interrupt,
-        progress=spinner.count,
-        control_tokens=request.control_tokens,
-    )
+    answer = stream_generate(model, processor, request, stop=interrupt, progress=spinner.count)
     try:
         for piece in answer:
             pieces.append(piece)

@@ -13,16 +13,17 @@ from typing import Any
 
 from ..errors import ConfigError
 from .fields import Fields
+from .lfm3_video import SIZE, Lfm3VlVideoProcessorConfig
 from .processor import FILES, MAX_PIXELS, OF_READING, ImageProcessorConfig, check_normalisation, read_files
 
 TOKEN_BUDGETS = {"min_image_tokens": "min_pixels", "max_image_tokens": "max_pixels"}
-SIZE = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}  # the reference's names in `size`
 
 
 @dataclass(frozen=True)
 class Lfm3VlImageProcessorConfig:
     """The picture policy of an LFM3-VL checkpoint. `min_pixels` and `max_pixels` bound the area of a resized picture;
     `merge_size` x `merge_size` patches become one token. `color_management` and `exif` as in `ImageProcessorConfig`.
+    `video` is the policy for videos.
     Raises `ConfigError` for values that contradict each other.
     """
 
@@ -39,6 +40,7 @@ class Lfm3VlImageProcessorConfig:
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     color_management: bool = True
     exif: bool = True
+    video: Lfm3VlVideoProcessorConfig = field(default_factory=Lfm3VlVideoProcessorConfig)
 
     def __post_init__(self) -> None:
         read = Fields({f.name: getattr(self, f.name) for f in fields(self)}, "image processor")
@@ -49,6 +51,8 @@ class Lfm3VlImageProcessorConfig:
         check_normalisation(read, self)
         if self.min_pixels > self.max_pixels:
             raise read.refuse("min_pixels", self.min_pixels, f"at most max_pixels {self.max_pixels}")
+        if not isinstance(self.video, Lfm3VlVideoProcessorConfig):
+            raise read.refuse("video", self.video, "a Lfm3VlVideoProcessorConfig")
 
     @property
     def cell(self) -> int:
@@ -127,10 +131,12 @@ class Lfm3VlProcessorConfig:
     def from_dicts(cls, *sources: Mapping[str, Any] | None) -> Lfm3VlProcessorConfig:
         """Merges preprocessor_config.json and processor_config.json (which wins; nested `image_processor` or flat).
         Raises `ConfigError`."""
-        known = {f.name for f in fields(Lfm3VlImageProcessorConfig)} - set(OF_READING)
+        known = {f.name for f in fields(Lfm3VlImageProcessorConfig)} - {*OF_READING, "video"}
         merged: dict[str, Any] = {}
+        videos: dict[str, Any] = {}
         for source in sources[: len(FILES) - 1]:
             source = source or {}
+            videos |= Fields(source, "processor").section("video_processor")
             for part in (source, Fields(source, "processor").section("image_processor")):
                 size = Fields(part, "image processor").section("size")
                 for name, pixels in SIZE.items():
@@ -140,7 +146,8 @@ class Lfm3VlProcessorConfig:
             if isinstance(merged.get(name), list):
                 merged[name] = tuple(merged[name])
         note = "no processor file says how pictures are resized; the defaults of transformers are used"
-        return cls(Lfm3VlImageProcessorConfig(**merged), () if merged else (note,), bool(merged))
+        image = Lfm3VlImageProcessorConfig(**merged, video=Lfm3VlVideoProcessorConfig.from_dict(videos))
+        return cls(image, () if merged else (note,), bool(merged))
 
     @classmethod
     def from_folder(cls, folder: Path) -> Lfm3VlProcessorConfig:
@@ -150,7 +157,8 @@ class Lfm3VlProcessorConfig:
     def to_dict(self) -> dict[str, Any]:
         """processor_config.json as transformers 5 writes it."""
         image = {name: value for name, value in asdict(self.image).items() if name not in OF_READING}
-        size = {"longest_edge": image.pop("max_pixels"), "shortest_edge": image.pop("min_pixels")}
+        del image["video"]
+        size = {name: image.pop(pixels) for name, pixels in SIZE.items()}
         image.update(
             image_mean=list(self.image.image_mean),
             image_std=list(self.image.image_std),
@@ -159,7 +167,8 @@ class Lfm3VlProcessorConfig:
             size=size,
             image_processor_type="Qwen2VLImageProcessor",
         )
-        return {"image_processor": image, "processor_class": "Lfm3VlProcessor"}
+        video = self.image.video.to_dict()
+        return {"image_processor": image, "processor_class": "Lfm3VlProcessor", "video_processor": video}
 
 
 ImageConfig = ImageProcessorConfig | Lfm3VlImageProcessorConfig

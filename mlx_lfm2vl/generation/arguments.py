@@ -91,6 +91,7 @@ class PromptArguments(ConversationArguments, total=False):
 class GenerateArguments(PromptArguments, OptionFields, total=False):
     """Options of `stream_generate`."""
 
+    videos: Any
     vision_cache: VisionCache | None
     prompt_cache: PromptCache | None
     stop: Stop | None

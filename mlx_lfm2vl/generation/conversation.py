@@ -279,10 +279,10 @@ class Conversation:
             if item["type"] == "image"
         ]
         markup = processor.markup()
-        assign_pictures([text], pictures, markup.image)
+        assign_pictures([text], pictures, *markup.placeholders)
         plans = [geometry.plan(picture.height, picture.width, self.image_config) for picture in pictures]
         ids = processor.tokenizer.encode_marked(expand(text, plans, markup).text)
-        places = image_spans(ids, plans, processor.image_token_id, markup.markers) if plans else ()
+        places = image_spans(ids, plans, processor.placeholder_ids, markup.markers) if plans else ()
         encoded = [self._encoded_picture(picture) for picture in pictures]
         self._encoded = {
             id(picture): (weakref.ref(picture), each) for picture, each in zip(pictures, encoded, strict=True)

@@ -10,27 +10,27 @@ import numpy as np
 
 from ..errors import OptionError, PromptError
 from ..processing.arrays import is_array, to_numpy
-from ..processing.conversation import PICTURE_TYPES, SOURCES, normalised
+from ..processing.conversation import PICTURE_TYPES, SOURCES, VIDEO_SOURCES, normalised
 from ..processing.open_file import is_remote as is_remote_source
 
-_ITEMS = {"text": ("text",), "image": SOURCES}
-_TYPES = ("text", *PICTURE_TYPES)
+_ITEMS = {"text": ("text",), "image": SOURCES, "video": VIDEO_SOURCES}
+_TYPES = ("text", *PICTURE_TYPES, "video")
 
 
 def conversation(
-    prompt: str | Sequence[Mapping[str, Any]], images: Any = None, system: str | None = None
+    prompt: str | Sequence[Mapping[str, Any]], images: Any = None, system: str | None = None, videos: Any = None
 ) -> list[dict[str, Any]]:
-    """The messages of one question: the system's text if any, then the user's pictures and text; or those given, if
-    they are such. Raises `PromptError` naming what is not."""
+    """The messages of one question: the system's text if any, then the user's pictures, videos and text; or those
+    given, if they are such. Raises `PromptError` naming what is not."""
     if isinstance(prompt, str):
         if not (system is None or isinstance(system, str)):
             raise PromptError(f"system is {type(system).__name__}, expected text")
-        messages: list[dict[str, Any]] = [{"role": "user", "content": user_content(prompt, images)}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": user_content(prompt, images, videos)}]
         return [{"role": "system", "content": system}, *messages] if system else messages
     if not isinstance(prompt, (list, tuple)):
         raise PromptError(f"prompt is {type(prompt).__name__}, expected text or a list of messages")
-    if images is not None or system is not None:
-        raise PromptError("prompt is a conversation; put pictures and the system's text into its messages")
+    if images is not None or system is not None or videos is not None:
+        raise PromptError("prompt is a conversation; put pictures, videos and the system's text into its messages")
     if not prompt:
         raise PromptError("prompt is a conversation without a message")
     return [_checked(message, f"prompt[{number}]") for number, message in enumerate(prompt)]
@@ -97,14 +97,17 @@ def is_remote(prompt: Any, images: Any) -> bool:
     return False
 
 
-def user_content(text: str, images: Any = None) -> list[dict[str, Any]]:
-    """A user's turn: pictures first, then the text. Raises `PromptError` if there is neither, or None for a picture."""
+def user_content(text: str, images: Any = None, videos: Any = None) -> list[dict[str, Any]]:
+    """A user's turn: pictures first, then videos, then the text. Raises `PromptError` if there is none of them, or None
+    for a picture. A list of `videos` holds videos: one that is a list of frames stands in a list."""
     if not isinstance(text, str):
         raise PromptError(f"the text is {type(text).__name__}, expected str")
     pictures = checked_pictures(images)
-    if not text and not pictures:
+    moving = [{"type": "video", "video": video} for video in listed(videos)]
+    if not text and not pictures and not moving:
         raise PromptError("prompt is empty and there is no picture; give one of them")
     content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+    content += moving
     return [*content, {"type": "text", "text": text}] if text else content
 
 

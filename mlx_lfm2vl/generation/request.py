@@ -32,7 +32,17 @@ from .vision_cache import view_key
 OWN_TOKENS = frozenset((CALL_START, CALL_END, "<think>", "</think>"))
 MAX_ANSWERS = 256  # to one question
 _OF_THE_ANSWER = frozenset(option.name for option in fields(GenerationOptions))
-_OF_THE_CALL = ("images", "system", "tools", "options", "vision_cache", "prompt_cache", "progress", "control_tokens")
+_OF_THE_CALL = (
+    "images",
+    "videos",
+    "system",
+    "tools",
+    "options",
+    "vision_cache",
+    "prompt_cache",
+    "progress",
+    "control_tokens",
+)
 _WHOLE = {"Sequence", "Split", "ByteLevel", "Digits"}  # steps that keep every character
 _longest: weakref.WeakKeyDictionary[Tokenizer, int | None] = weakref.WeakKeyDictionary()
 
@@ -49,6 +59,7 @@ class GenerationRequest:
     options: GenerationOptions = field(default_factory=GenerationOptions)
     image_overrides: Mapping[str, Any] = field(default_factory=dict)
     control_tokens: bool = False
+    videos: Any = None
 
     def repeat(self, n: int) -> list[GenerationRequest]:
         """The same question n times, for several answers. Answer k has the seed plus k, where there is a seed. Given to
@@ -159,8 +170,8 @@ def encode(model: Model, processor: Lfm2VlProcessor, request: GenerationRequest)
     grammar = grammar_of(model, processor.tokenizer, options)
     check_tools(request.tools)
     policy = processor.image_processor.source_policy
-    conversations = [conversation(request.prompt, request.images, request.system)]
-    (messages,), _ = with_page_items(conversations, None, policy)
+    messages = conversation(request.prompt, request.images, request.system, request.videos)
+    (messages,), _ = with_page_items([processor.with_videos(messages, policy)], None, policy)
     if not isinstance(request.control_tokens, bool):
         raise OptionError(f"control_tokens is {request.control_tokens!r}, expected True or False")
     _check_characters(model, processor, messages, request.tools)

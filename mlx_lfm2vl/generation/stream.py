@@ -28,6 +28,7 @@ def stream_generate(
     prompt: str | Sequence[Mapping[str, Any]] | GenerationRequest,
     images: Any = None,
     *,
+    videos: Any = None,
     system: str | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     options: GenerationOptions | None = None,
@@ -42,7 +43,8 @@ def stream_generate(
 
     `prompt`: the user's text, or a conversation as the chat template takes it (then pictures stand in its messages, and
     `images` and `system` must be left out), or a `GenerationRequest`, which holds all that is asked. `images`: one
-    picture or several, each a PIL image, NumPy array, path, URL, data URI or bytes; they come before the text. `tools`:
+    picture or several, each a PIL image, NumPy array, path, URL, data URI or bytes; they come before the text.
+    `videos`: one or a list of them, each a `Video` of `load_video` or what that reads; behind the pictures. `tools`:
     for the template, JSON schemas of functions. `vision_cache`: where encoded pictures are kept for the next call;
     `prompt_cache`: where beginnings of prompts are. `stop`: asked between tokens and, before the first, many times a
     second; true ends the answer with "cancelled". `progress`: told of the tokens of the prompt. `control_tokens`:
@@ -61,14 +63,21 @@ def stream_generate(
     check_prompt_cache(prompt_cache)
     image_overrides: dict[str, Any] = {**overrides}
     if isinstance(prompt, GenerationRequest):
-        beside = {"images": images, "system": system, "tools": tools, "options": options, **image_overrides}
+        beside = {
+            "images": images,
+            "videos": videos,
+            "system": system,
+            "tools": tools,
+            "options": options,
+            **image_overrides,
+        }
         beside["control_tokens"] = control_tokens or None
         for name in (name for name, value in beside.items() if value is not None):
             raise OptionError(f"{name} is given beside a GenerationRequest; put it into the request")
         request = prompt
     else:
         chosen = GenerationOptions.of(options, image_overrides)
-        request = GenerationRequest(prompt, images, system, tools, chosen, image_overrides, control_tokens)
+        request = GenerationRequest(prompt, images, system, tools, chosen, image_overrides, control_tokens, videos)
     scheduler = Scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
     row = scheduler.add(encode(model, processor, request), started=started)
     yield from drive(scheduler, row, stop, progress)

@@ -158,6 +158,6 @@ def _rests(parts: list[str], length: int) -> list[str]:
     return rests[::-1]
 
 
-def unmarked(token: str) -> re.Pattern[str]:
-    """Finds a token where it is not marked."""
-    return re.compile(f"(?<!{START}){re.escape(token)}")
+def unmarked(*tokens: str) -> re.Pattern[str]:
+    """Finds tokens where they are not marked."""
+    return re.compile(f"(?<!{START})(?:{'|'.join(map(re.escape, tokens))})")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,14 @@ from .addresses import decode_base64
 from .fetch import SourcePolicy
 from .pages import check_number, expand_pages, flatten
 from .picture_keys import holding, unread
+from .video import Video, load_video
 
 BESIDE = ("images", "image")  # keys of a message, as Ollama has them; such pictures stand before its text
 KEYS = ("role", "content", "name", "tool_calls", "tool_call_id")  # of a message, besides
 PICTURE_TYPES = ("image", "image_url", "input_image")
 SOURCES = ("image", "url", "path", "base64")
+VIDEO_SOURCES = ("video", "url", "path")
+FRAMES = (2.0, 4, 32)  # of a video as pictures: frames of a second, least and most in all
 CALL_START, CALL_END = "<|tool_call_start|>", "<|tool_call_end|>"
 
 
@@ -90,6 +93,8 @@ def _item(item: Any, where: str) -> Any:
         kind, item = "text", {**item, "type": "text"}
     if kind in PICTURE_TYPES:
         return _picture(item, where)
+    if kind == "video":
+        return {"type": "video", **{name: item[name] for name in VIDEO_SOURCES if item.get(name) is not None}}
     if key := unread(item, ("type", "text")) or holding(item, ("type", "text")):
         raise PromptError(f"{where} is of type {kind!r} and has {key!r}, which is not read; it needs an 'image' item")
     return item
@@ -143,7 +148,7 @@ def with_page_items(
     beside: list[Any] = []
 
     def expanded(item: Any) -> list[Any]:
-        if not _is_image(item):
+        if not _is_image(item) or item["type"] == "video":
             return [item]
         if not _is_empty(item):
             sources = _sources(item, policy)
@@ -165,13 +170,43 @@ def with_page_items(
     return made, beside if len(beside) > len(given) else images
 
 
+def replace_videos(
+    messages: Sequence[Mapping[str, Any]], policy: SourcePolicy, made: Callable[[Video], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """The messages with the items that are made of each video in place of its own. Raises `ImageError`,
+    `PromptError`."""
+
+    def replaced(item: Any) -> list[Any]:
+        if not isinstance(item, Mapping) or item.get("type") != "video":
+            return [item]
+        sources = [item[name] for name in VIDEO_SOURCES if item.get(name) is not None]
+        if len(sources) != 1:
+            raise PromptError(f"a video item holds {len(sources)} videos, expected one under 'video', 'url' or 'path'")
+        return made(load_video(sources[0], policy=policy))
+
+    return [
+        {**message, "content": [each for item in message["content"] for each in replaced(item)]}
+        if isinstance(message.get("content"), (list, tuple))
+        else dict(message)
+        for message in messages
+    ]
+
+
+def as_frames(video: Video) -> list[dict[str, Any]]:
+    """A video as pictures, each behind its number as the models learnt it for several pictures."""
+    items: list[dict[str, Any]] = []
+    for number, frame in enumerate(video.read(video.indices(*FRAMES)), 1):
+        items += [{"type": "text", "text": f"Media-{number}: "}, {"type": "image", "image": frame}]
+    return items
+
+
 def _is_image(item: Any) -> bool:
-    return isinstance(item, Mapping) and item.get("type") == "image"
+    return isinstance(item, Mapping) and item.get("type") in ("image", "video")
 
 
 def _is_empty(item: Mapping[str, Any]) -> bool:
     """Whether an image item only marks a place."""
-    return all(item.get(name) is None for name in SOURCES)
+    return all(item.get(name) is None for name in (*SOURCES, *VIDEO_SOURCES))
 
 
 def _image_items(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -198,6 +233,8 @@ def pictures_of(conversations: Sequence[Sequence[Mapping[str, Any]]], images: An
 def _sources(item: Mapping[str, Any], policy: SourcePolicy) -> list[Any]:
     """The sources that an image item holds, in the reference's order of names; [None] for an item that only marks a
     place."""
+    if item.get("type") == "video":
+        return [item["video"]]
     found = [item[name] for name in ("image", "url", "path") if item.get(name) is not None]
     if item.get("base64") is not None:
         text = str(item["base64"])

@@ -14,7 +14,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from ..config import ImageConfig, ImageProcessorConfig, Lfm3VlProcessorConfig, ProcessorConfig
+from ..config import (
+    ImageConfig,
+    ImageProcessorConfig,
+    Lfm3VlProcessorConfig,
+    Lfm3VlVideoProcessorConfig,
+    ProcessorConfig,
+)
 from ..config.files import writing
 from ..errors import ConfigError, ImageError, OptionError
 from ..hub import resolve
@@ -141,8 +147,8 @@ class ImageProcessor:
         """The arrays that the family's model takes, of the pictures. Raises `ImageError`, `OptionError`."""
         raise NotImplementedError
 
-    def model_inputs(self, arrays: BatchFeature) -> BatchFeature:
-        """The arrays of `encode` as the family's model takes them."""
+    def model_inputs(self, arrays: BatchFeature, plans: Sequence[ViewPlan]) -> BatchFeature:
+        """What `encode` returned as the family's model takes it."""
         return arrays
 
     def _arrays(self, views: Sequence[np.ndarray], shapes: np.ndarray, config: Any) -> BatchFeature:
@@ -150,7 +156,7 @@ class ImageProcessor:
         raise NotImplementedError
 
 
-def cut(picture: Image.Image, plan: ViewPlan, config: ImageConfig) -> list[np.ndarray]:
+def cut(picture: Image.Image, plan: ViewPlan, config: ImageConfig | Lfm3VlVideoProcessorConfig) -> list[np.ndarray]:
     """Views of the RGB picture: its tiles, row by row, then all of it, as the plan says."""
     width, height = picture.size
     sizes = [] if plan.tiled and not plan.thumbnail else [(plan.height, plan.width)]
@@ -172,8 +178,8 @@ def write_patches(
     views: Sequence[np.ndarray],
     patches: Callable[[np.ndarray], np.ndarray],
     channels: np.ndarray,
-    config: ImageConfig,
-    out: np.ndarray,
+    config: ImageConfig | Lfm3VlVideoProcessorConfig,
+    out: Sequence[np.ndarray] | np.ndarray,
 ) -> None:
     """Writes views, normalised, into the first rows of each of `out`, with the arithmetic of the reference: float32,
     rescale fused into mean and deviation.
@@ -183,7 +189,7 @@ def write_patches(
         patches: cuts a view into the numbers of its patches, (patches, ...), which flattened are (patches, width).
         channels: the colour of each number of a patch, (width,).
         config: the policy.
-        out: (views, most patches, width) float32.
+        out: (most patches, width) float32 of each view.
     """
     factor = np.float32(config.rescale_factor if config.do_rescale else 1)
     fused = np.float32(1.0 / config.rescale_factor) if config.do_rescale else np.float32(1)

@@ -1,17 +1,27 @@
-"""The size that a picture has for LFM3-VL: one view, of nearly its own size. Integers only, no pixels.
+"""The sizes that pictures and videos have for LFM3-VL, near their own. Numbers only, no pixels.
 
-The numbers are those of transformers 5.23 (`Qwen2VLImageProcessor`).
+The numbers are those of transformers 5.23 (`Qwen2VLImageProcessor`, `Qwen3VLVideoProcessor`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from ..config import Lfm3VlImageProcessorConfig
+from ..config import Lfm3VlImageProcessorConfig, Lfm3VlVideoProcessorConfig
 from ..errors import ImageError
-from .view_plan import ViewPlan
+from .view_plan import VideoPlan, ViewPlan
 
 LONGEST = 200  # times as long as wide
+
+
+def check_shape(height: int, width: int) -> None:
+    """Raises `ImageError` for a picture that is more than `LONGEST` times as long as wide."""
+    if max(height, width) > LONGEST * min(height, width):
+        raise ImageError(
+            f"a picture of {width}x{height} pixels is more than {LONGEST} times as long as wide, which the model does "
+            "not take; crop it"
+        )
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -20,11 +30,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     Both are multiples of `factor`; the area is brought between the bounds, keeping the aspect ratio as well as the
     multiples allow. Raises `ImageError` for a picture that is more than `LONGEST` times as long as wide.
     """
-    if max(height, width) > LONGEST * min(height, width):
-        raise ImageError(
-            f"a picture of {width}x{height} pixels is more than {LONGEST} times as long as wide, which the model does "
-            "not take; crop it"
-        )
+    check_shape(height, width)
     high, wide = round(height / factor) * factor, round(width / factor) * factor
     if high * wide > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -40,11 +46,45 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 def plan(height: int, width: int, config: Lfm3VlImageProcessorConfig) -> ViewPlan:
     """The view of a picture of `height` x `width` pixels (both at least 1)."""
     high, wide = smart_resize(height, width, config.cell, config.min_pixels, config.max_pixels)
-    return of_size(high, wide, config)
+    grid = (high // config.patch_size, wide // config.patch_size)
+    tokens = (high // config.cell) * (wide // config.cell)
+    return ViewPlan(1, 1, False, high, wide, 0, False, (grid,), 0, tokens, tokens)
 
 
-def of_size(height: int, width: int, config: Lfm3VlImageProcessorConfig, views: int = 1) -> ViewPlan:
-    """The plan of so many views of that size in pixels, multiples of `config.cell`."""
-    grid = (height // config.patch_size, width // config.patch_size)
-    tokens = (height // config.cell) * (width // config.cell)
-    return ViewPlan(1, 1, False, height, width, 0, False, (grid,) * views, 0, tokens, views * tokens)
+def video_size(frames: int, height: int, width: int, config: Lfm3VlVideoProcessorConfig) -> tuple[int, int]:
+    """(height, width) in pixels of the resized frames of a video, of which so many are seen (`Qwen3VLVideoProcessor`).
+    Raises `ImageError`."""
+    least, most, cell, group = config.min_pixels, config.max_pixels, config.cell, config.temporal_patch_size
+    if config.cap_pixels_per_frame:
+        share = min(config.max_video_tokens * cell**2, most // frames)
+        most = max(share, int(least * 1.05)) * frames
+    if height < cell or width < cell:
+        scale = max(cell / height, cell / width)
+        height, width = int(height * scale), int(width * scale)
+    check_shape(height, width)
+    high, wide, long = (round(side / unit) * unit for side, unit in ((height, cell), (width, cell), (frames, group)))
+    if long * high * wide > most:
+        shrink = math.sqrt(frames * height * width / most)
+        high = max(cell, math.floor(height / shrink / cell) * cell)
+        wide = max(cell, math.floor(width / shrink / cell) * cell)
+    elif long * high * wide < least:
+        grow = math.sqrt(least / (frames * height * width))
+        high = math.ceil(height * grow / cell) * cell
+        wide = math.ceil(width * grow / cell) * cell
+    return high, wide
+
+
+def video_plan(
+    indices: Sequence[int], frame_rate: float, height: int, width: int, config: Lfm3VlVideoProcessorConfig
+) -> VideoPlan:
+    """The views of a video whose frames of these numbers are seen. Raises `ImageError`."""
+    group = config.temporal_patch_size
+    high, wide = video_size(len(indices), height, width, config)
+    padded = [*indices, *[indices[-1]] * (-len(indices) % group)]
+    ends = zip(padded[::group], padded[group - 1 :: group], strict=True)
+    times = tuple((first / frame_rate + last / frame_rate) / 2 for first, last in ends)
+    grid = (high // config.patch_size, wide // config.patch_size)
+    tokens, views = (high // config.cell) * (wide // config.cell), len(times)
+    return VideoPlan(
+        *(1, 1, False, high, wide, 0, False, (grid,) * views, 0, tokens, views * tokens), times, tuple(padded)
+    )

@@ -1,24 +1,33 @@
-"""Processors of LFM3-VL: a picture is one view, and its patches lie in the order of the blocks that become one token.
+"""Processors of LFM3-VL: a picture is one view, a video a view for each pair of frames; patches lie in the order of the
+blocks that become one token.
 
-The chat template writes the tokens around pictures; of an image token the processor makes as many as the picture has.
+The chat template writes the tokens around pictures; of an image token the processor makes as many as the picture has,
+of a video token the times of its frames and their tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..config import Lfm3VlImageProcessorConfig, Lfm3VlProcessorConfig
-from ..errors import OptionError
+from ..errors import ImageError, OptionError
+from . import lfm3_geometry
 from .batch_feature import BatchFeature, check_return_tensors
-from .image_processor import ImageProcessor, write_patches
+from .conversation import replace_videos
+from .fetch import SourcePolicy
+from .image_processor import ImageProcessor, cut, write_patches
 from .pages import with_pages
 from .processor import Lfm2VlProcessor
 from .prompt import ImageMarkup
+from .video import Video
+from .view_plan import VideoPlan, ViewPlan
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"  # the reference's, where the tokenizer names none
+VIDEO_INPUTS = ("pixel_values_videos", "video_grid_thw")
 
 
 class Lfm3VlImageProcessor(ImageProcessor):
@@ -34,30 +43,80 @@ class Lfm3VlImageProcessor(ImageProcessor):
         grids, "image_grid_thw" (pictures, 3) int64: 1, rows, columns. `images` as in `encode`. Raises `ImageError`,
         `OptionError`."""
         check_return_tensors(return_tensors)
-        return self.model_inputs(self.encode(with_pages(images, self.source_policy), **overrides)[0])
+        return self.model_inputs(*self.encode(with_pages(images, self.source_policy), **overrides))
 
-    def model_inputs(self, arrays: BatchFeature) -> BatchFeature:
-        """The arrays of `encode` as `__call__` returns them."""
-        if not arrays:
-            return arrays
-        shapes = arrays["spatial_shapes"]
-        rows = [view[: height * width] for view, (height, width) in zip(arrays["pixel_values"], shapes, strict=True)]
-        grids = np.concatenate([np.ones((len(shapes), 1), np.int64), shapes], axis=1)
-        return BatchFeature(pixel_values=np.concatenate(rows), image_grid_thw=grids)
+    def model_inputs(self, arrays: BatchFeature, plans: Sequence[ViewPlan]) -> BatchFeature:
+        """The arrays of `encode` as `__call__` returns them, and those of videos: "pixel_values_videos" and
+        "video_grid_thw" (videos, 3): groups of frames, rows, columns."""
+        kinds = [isinstance(plan, VideoPlan) for plan in plans]
+        of_views = np.repeat(kinds, [len(plan.spatial_shapes) for plan in plans])
+        made = BatchFeature()
+        for kind, patches, grids in ((False, "pixel_values", "image_grid_thw"), (True, *VIDEO_INPUTS)):
+            if kind not in kinds:
+                continue
+            chosen, counts = np.flatnonzero(of_views == kind), arrays["spatial_shapes"].prod(axis=1)
+            made[patches] = np.concatenate([arrays["pixel_values"][view][: counts[view]] for view in chosen])
+            own = [plan for plan in plans if isinstance(plan, VideoPlan) == kind]
+            made[grids] = np.array([(len(plan.spatial_shapes), *plan.spatial_shapes[0]) for plan in own], np.int64)
+        return made
+
+    def _views(self, source: Any, config: Any) -> tuple[list[np.ndarray], ViewPlan]:
+        """As `ImageProcessor`; of a video, (frames, height, width, 3) uint8 for each group of frames."""
+        if not isinstance(source, Video):
+            return super()._views(source, config)
+        video, views = config.video, list[np.ndarray]()
+        indices = source.indices(video.fps, video.min_frames, video.max_frames)
+        group, plan, resized = video.temporal_patch_size, None, list[np.ndarray]()
+        for frame in source.read(indices):
+            if plan is None:
+                plan = lfm3_geometry.video_plan(indices, source.frame_rate, frame.height, frame.width, video)
+            resized += cut(frame, plan, video)
+            if len(resized) == group:
+                views.append(np.stack(resized))
+                resized = []
+        if plan is None:
+            raise ImageError(f"{source.label}: has no frames")
+        if resized:
+            views.append(np.stack([*resized, *[resized[-1]] * (group - len(resized))]))
+        return views, plan
 
     def _arrays(self, views: Sequence[np.ndarray], shapes: np.ndarray, config: Lfm3VlImageProcessorConfig) -> Any:
         """Padded to the largest view."""
-        side, merge, frames = config.patch_size, config.merge_size, config.temporal_patch_size
-        pixels = np.zeros((len(shapes), int(shapes.prod(axis=1).max()), 3 * frames * side**2), dtype=np.float32)
+        frames, side, merge = config.temporal_patch_size, config.patch_size, config.merge_size
+        width = 3 * frames * side**2
+        pixels = np.zeros((len(shapes), int(shapes.prod(axis=1).max()), width), dtype=np.float32)
 
         def patches(view: np.ndarray) -> np.ndarray:
-            rows, columns = view.shape[0] // config.cell, view.shape[1] // config.cell
-            blocks = view.reshape(rows, merge, side, columns, merge, side, 3).transpose(0, 3, 1, 4, 6, 2, 5)
-            shape = (*blocks.shape[:5], frames, side, side)
-            return np.broadcast_to(blocks[:, :, :, :, :, None], shape).reshape(-1, 3, frames, side, side)
+            moving = view if view.ndim == 4 else np.broadcast_to(view, (frames, *view.shape))
+            rows, columns = view.shape[-3] // config.cell, view.shape[-2] // config.cell
+            blocks = moving.reshape(frames, rows, merge, side, columns, merge, side, 3)
+            return blocks.transpose(1, 4, 2, 5, 7, 0, 3, 6).reshape(-1, 3, frames, side, side)
 
-        write_patches(views, patches, np.repeat(np.arange(3), frames * side**2), config, pixels)
+        colours = np.repeat(np.arange(3), frames * side**2)
+        for axes, policy in ((3, config), (4, config.video)):
+            chosen = [at for at, view in enumerate(views) if view.ndim == axes]
+            write_patches([views[at] for at in chosen], patches, colours, policy, [pixels[at] for at in chosen])
         return BatchFeature(pixel_values=pixels, spatial_shapes=shapes)
+
+
+@dataclass(frozen=True)
+class VideoMarkup(ImageMarkup):
+    """Beside what stands for pictures, the tokens of videos: before each group of frames its time, then its tokens
+    between `start` and `end`."""
+
+    video: str = VIDEO_TOKEN
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """The tokens in whose place pictures and videos stand."""
+        return self.image, self.video
+
+    def expand(self, plan: ViewPlan) -> str:
+        """The text of one picture or video."""
+        if not isinstance(plan, VideoPlan):
+            return super().expand(plan)
+        tokens = f"{self.start}{self.video * plan.tokens_for_image}{self.end}"
+        return "".join(f"<{time:.1f} seconds>{tokens}" for time in plan.times)
 
 
 class Lfm3VlProcessor(Lfm2VlProcessor):
@@ -74,7 +133,13 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
         """The tokens that stand for pictures in this checkpoint's texts. Raises `OptionError`."""
         if use_image_special_tokens or self.use_image_special_tokens:
             raise OptionError("use_image_special_tokens is True; here the chat template writes them, leave it out")
-        return ImageMarkup(self.image_token, markers=False)
+        named = self.tokenizer.special_tokens_map
+        start, end = (named.get(f"vision_{side}_token", f"<|vision_{side}|>") for side in ("start", "end"))
+        return VideoMarkup(self.image_token, start, end, markers=False, video=self.video_token)
+
+    def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
+        """The messages with each video opened. Raises `ImageError`, `PromptError`."""
+        return replace_videos(messages, policy, lambda video: [{"type": "video", "video": video}])
 
     @property
     def video_token(self) -> str:
@@ -85,6 +150,11 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
     def video_token_id(self) -> int:
         """Raises `TokenizerError` if the tokenizer does not know the video token."""
         return self.tokenizer.id_of(self.video_token, "video_token")
+
+    @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """The ids of the tokens in whose place pictures and videos stand. Raises `TokenizerError`."""
+        return self.image_token_id, self.video_token_id
 
     def shared_numbers(self) -> dict[str, int]:
         """The numbers that the model's configuration states too. Raises `TokenizerError` for a missing token."""

@@ -184,7 +184,7 @@ class Lfm2VlProcessor(PromptEncoder):
         output.image_spans = tuple(
             self._spans(row, plan, markup) for row, plan in zip(output["input_ids"], plans, strict=True)
         )
-        output.update(self.image_processor.model_inputs(patches))
+        output.update(self.image_processor.model_inputs(patches, [plan for sample in plans for plan in sample]))
         return output
 
     # Conversations
@@ -247,6 +247,7 @@ class Lfm2VlProcessor(PromptEncoder):
         pictures = None
         if tokenize:
             policy = self.image_processor.source_policy
+            conversations = [self.with_videos(messages, policy) for messages in conversations]
             conversations, images = with_page_items(conversations, images, policy)
             pictures = pictures_of(conversations, images, policy)
         if sanitize_control_tokens:

@@ -8,7 +8,7 @@ counts come from the same `ViewPlan` as the pixels. A marked `<image>` (control_
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,11 @@ class ImageMarkup:
     end: str = "<|image_end|>"
     thumbnail: str = "<|img_thumbnail|>"
     markers: bool = True
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """The tokens in whose place pictures and videos stand."""
+        return (self.image,)
 
     def expand(self, plan: ViewPlan) -> str:
         """The text of one picture."""
@@ -56,22 +61,21 @@ class Expanded:
 
 def expand(text: str, plans: Sequence[ViewPlan], markup: ImageMarkup) -> Expanded:
     """Replaces the placeholders by the pictures' tokens, in order; `text` has as many as there are `plans`."""
-    parts = unmarked(markup.image).split(text)
-    out, ends, gained, position = [parts[0]], [], [0], len(parts[0])
-    for part, plan in zip(parts[1:], plans, strict=True):
+    out: list[str] = []
+    ends, gained, position = [], [0], 0
+    for found, plan in zip(unmarked(*markup.placeholders).finditer(text), plans, strict=True):
         tokens = markup.expand(plan)
-        position += len(markup.image)
+        out += [text[position : found.start()], tokens]
+        position = found.end()
         ends.append(position)
-        gained.append(gained[-1] + len(tokens) - len(markup.image))
-        position += len(part)
-        out += [tokens, part]
-    return Expanded("".join(out), tuple(ends), tuple(gained))
+        gained.append(gained[-1] + len(tokens) - len(found[0]))
+    return Expanded("".join([*out, text[position:]]), tuple(ends), tuple(gained))
 
 
-def assign_pictures(texts: Sequence[str], images: Any, image_token: str) -> list[list[Any]]:
+def assign_pictures(texts: Sequence[str], images: Any, *placeholders: str) -> list[list[Any]]:
     """The pictures of each text. `images` is None, one picture, a flat list, or a list a text; a flat list is dealt out
     by the texts' placeholders. Raises `PromptError` with both counts unless every placeholder has its picture."""
-    wanted = [len(unmarked(image_token).findall(text)) for text in texts]
+    wanted, image_token = [len(unmarked(*placeholders).findall(text)) for text in texts], placeholders[0]
     nested = isinstance(images, (list, tuple)) and bool(images) and all(isinstance(i, (list, tuple)) for i in images)
     if nested:
         given = [flatten(entry) for entry in images]
@@ -95,13 +99,14 @@ def assign_pictures(texts: Sequence[str], images: Any, image_token: str) -> list
 
 
 def image_spans(
-    input_ids: Sequence[int], plans: Sequence[ViewPlan], image_token_id: int, markers: bool
+    input_ids: Sequence[int], plans: Sequence[ViewPlan], placeholders: Collection[int], markers: bool
 ) -> tuple[tuple[int, int], ...]:
     """(start, end) of each picture in the ids, markers included, so that `ids[start:end]` is the picture.
+    `placeholders`: the ids that stand for pictures and videos.
 
     Raises `PromptError` if the ids hold another number of image tokens than the plans (cut off, for instance).
     """
-    places = [i for i, id in enumerate(input_ids) if id == image_token_id]
+    places = [i for i, id in enumerate(input_ids) if id in placeholders]
     total = sum(plan.tokens for plan in plans)
     if len(places) != total:
         raise PromptError(

@@ -15,6 +15,8 @@ import numpy as np
 
 from ..errors import TemplateError
 from .batch_feature import BatchFeature
+from .conversation import as_frames, replace_videos
+from .fetch import SourcePolicy
 from .image_processor import ImageProcessor
 from .prompt import Expanded, ImageMarkup, assign_pictures, expand, image_spans
 from .special_tokens import IMAGE_TOKENS
@@ -98,6 +100,16 @@ class PromptEncoder:
         """Raises `TokenizerError` if the tokenizer does not know the image token."""
         return self.tokenizer.id_of(self.image_token, "image_token")
 
+    @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """The ids of the tokens in whose place pictures and videos stand. Raises `TokenizerError`."""
+        return (self.image_token_id,)
+
+    def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
+        """The messages with their videos as the model takes them: their frames as pictures, each behind "Media-1: " and
+        so on. Raises `ImageError`, `PromptError`."""
+        return replace_videos(messages, policy, as_frames)
+
     def markup(self, use_image_special_tokens: bool | None = None) -> ImageMarkup:
         """The tokens that stand for pictures in this checkpoint's texts."""
         markers = self.use_image_special_tokens if use_image_special_tokens is None else use_image_special_tokens
@@ -135,7 +147,7 @@ class PromptEncoder:
         self, texts: Sequence[str], images: Any, markup: ImageMarkup, image_overrides: Mapping[str, Any]
     ) -> tuple[BatchFeature, list[tuple[ViewPlan, ...]], list[Expanded]]:
         """The arrays of all pictures; of each text the plans of its pictures, and the text with them expanded."""
-        pictures = assign_pictures(texts, images, markup.image)
+        pictures = assign_pictures(texts, images, *markup.placeholders)
         patches, flat_plans = BatchFeature(), list[ViewPlan]()
         if any(pictures):
             patches, flat_plans = self.image_processor.encode(pictures, **image_overrides)
@@ -147,6 +159,5 @@ class PromptEncoder:
 
     def _spans(self, ids: Sequence[int], plans: Sequence[ViewPlan], markup: ImageMarkup) -> tuple[tuple[int, int], ...]:
         """Places of the pictures in the ids. Raises `TokenizerError` if there are any and no token for them."""
-        tokenizer = self.tokenizer
-        image_id = self.image_token_id if plans else tokenizer.convert_tokens_to_ids(markup.image)
-        return image_spans(ids, plans, image_id, markup.markers)
+        known = self.placeholder_ids if plans else self.tokenizer.convert_tokens_to_ids(markup.placeholders)
+        return image_spans(ids, plans, known, markup.markers)

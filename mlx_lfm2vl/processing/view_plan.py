@@ -32,3 +32,12 @@ class ViewPlan:
     tokens_per_tile: int
     tokens_for_image: int
     tokens: int
+
+
+@dataclass(frozen=True)
+class VideoPlan(ViewPlan):
+    """The views of a video, one for each group of frames that become one; `times` are theirs, in seconds, `indices` the
+    numbers of the frames."""
+
+    times: tuple[float, ...] = ()
+    indices: tuple[int, ...] = ()

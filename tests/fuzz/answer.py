@@ -65,7 +65,7 @@ def run(data: bytes) -> int:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", AnswerWarning)
-                    result = task.result([SIZE], [answer])
+                    result = task.parse_by_sizes([SIZE], [answer])
             except AnswerError as error:
                 assert "\n" not in str(error) and len(str(error)) < 300, str(error)
                 refused = error

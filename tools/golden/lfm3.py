@@ -6,6 +6,7 @@ and half-turned heads; pictures of 4 to 64 tokens. Keys of the arrays of a case 
 pixel_deltas                 (P, 3, 2, 16, 16) uint8, the patches as the reference flattens them; two cumulative sums
                              give the levels, as there
 image_grid_thw               (pictures, 3) int64: frames, rows and columns of patches
+video_deltas, video_grid_thw the same of videos
 vision_output                (rows, d): of the encoder, which has no norm behind its layers
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import AutoProcessor, Lfm3VlConfig, Lfm3VlForConditionalGeneration
 
 from .cases import BATCH, TURNS, WHAT, Case, user
@@ -95,6 +97,21 @@ PROCESSOR: dict[str, Any] = {
         "video_processor_type": "Qwen3VLVideoProcessor",
     },
 }
+
+
+def _asked(*parts: str) -> dict[str, Any]:
+    """A user's turn of texts, pictures (`@name`) and videos (`%name`)."""
+    content = [
+        {"type": "video", "clip": part[1:]} if part.startswith("%") else user(part)["content"][0] for part in parts
+    ]
+    return {"role": "user", "content": content}
+
+
+VIDEOS: dict[str, tuple[str, int, int, int, int]] = {  # picture, width, height, frames, frames a second
+    "clip": ("photo", 160, 96, 24, 8),
+    "odd": ("landscape", 60, 100, 7, 2),
+    "slow": ("square", 96, 96, 10, 4),
+}
 _LONG = "Please read the text and write it down in one line: the small one is near the large one. " * 12
 
 CASES: list[Case] = [
@@ -111,8 +128,29 @@ CASES: list[Case] = [
     Case(NAME, "turns", [TURNS]),
     Case(NAME, "batch-left", BATCH, {}, "left"),
     Case(NAME, "batch-right", BATCH, {}, "right"),
+    Case(NAME, "video", [[_asked("%clip", "What moves?")]]),
+    Case(NAME, "video-odd", [[_asked("What is ", "%odd", "?")]]),
+    Case(NAME, "videos", [[_asked("%slow", "@small", "%odd", "Compare these.")]]),
+    Case(
+        NAME, "batch-video", [[_asked("%slow", "What?")], [_asked("@small", "And here? ")], [user("How?")]], {}, "left"
+    ),
     Case(NAME, "batch-text", [[user("How many?")], [user(_LONG)], [user("@small", WHAT)]], {}, "left"),
 ]
+
+
+def draw_video(name: str) -> list[Image.Image]:
+    """The frames of a video: a window that moves over a picture."""
+    picture, width, height, count, _ = VIDEOS[name]
+    whole = draw(picture)
+    steps = [((whole.width - width) * n // count, (whole.height - height) * n // count) for n in range(count)]
+    return [whole.crop((left, top, left + width, top + height)) for left, top in steps]
+
+
+def write_video(name: str, folder: Path) -> None:
+    """Writes NAME.png, an animation without loss."""
+    first, *rest = draw_video(name)
+    duration = 1000 // VIDEOS[name][4]
+    first.save(folder / f"{name}.png", save_all=True, append_images=rest, duration=duration, loop=0, optimize=True)
 
 
 def write_checkpoint(folder: Path) -> None:
@@ -147,11 +185,18 @@ def freeze(case: Case, model: Any, processor: Any) -> tuple[dict[str, np.ndarray
     options: dict[str, Any] = {"padding": True, "padding_side": case.padding_side} if case.padding_side else {}
     if case.options:
         options["images_kwargs"] = case.options
+    if clips := [name for turns in case.conversations for name in clip_names(turns)]:
+        options["videos"] = [np.stack([np.asarray(frame) for frame in draw_video(name)]) for name in clips]
+        rates = [(VIDEOS[name][3], VIDEOS[name][4]) for name in clips]
+        options["video_metadata"] = [{"total_num_frames": count, "fps": rate} for count, rate in rates]
     inputs = processor(images=pictures or None, text=prompts, return_tensors="pt", **options)
     arrays = {key: inputs[key].numpy() for key in ("input_ids", "attention_mask")}
     if pictures:
         arrays |= {"pixel_deltas": _deltas(inputs["pixel_values"]), "image_grid_thw": inputs["image_grid_thw"].numpy()}
         arrays |= _vision(inputs["pixel_values"], inputs["image_grid_thw"], model, rng)
+    if clips:
+        arrays["video_deltas"] = _deltas(inputs["pixel_values_videos"])
+        arrays["video_grid_thw"] = inputs["video_grid_thw"].numpy()
     arrays |= language(inputs, model, rng)
     if case.padding_side != "right":
         arrays |= greedy(inputs, model, case.id)
@@ -159,6 +204,12 @@ def freeze(case: Case, model: Any, processor: Any) -> tuple[dict[str, np.ndarray
     if "generated" in arrays:
         texts["generated_text"] = processor.batch_decode(arrays["generated"], skip_special_tokens=True)
     return arrays, texts
+
+
+def clip_names(turns: list[dict[str, Any]]) -> list[str]:
+    """The videos of a conversation, in their order."""
+    items = [item for turn in turns if isinstance(turn["content"], list) for item in turn["content"]]
+    return [item["clip"] for item in items if item["type"] == "video"]
 
 
 def _deltas(patches: torch.Tensor) -> np.ndarray:

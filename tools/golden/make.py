@@ -8,6 +8,7 @@ It needs the extra `reference` (torch, torchvision, transformers 5.23). tests/go
     gen2/ gen25/ untied/      small random checkpoints in Hugging Face format   (checkpoints.py)
     lfm3/                     the same of LFM3-VL, with its cases               (lfm3.py)
     pictures/NAME.png         the pictures                                     (pictures.py)
+    videos/NAME.png           videos, as animations without loss               (lfm3.py)
     cases/CHECKPOINT-NAME.npz every stage of one call; the keys are described in stages.py
     geometry.json             sizes of pictures and what becomes of them       (geometry.py)
     resize.npz                resized pictures, and how Pillow's differ        (resize.py)
@@ -90,6 +91,9 @@ def make(folder: Path) -> None:
 def make_lfm3(folder: Path) -> list[dict[str, Any]]:
     """Writes LFM3-VL's checkpoint and the arrays of its cases; the cases' entries of the manifest."""
     lfm3.write_checkpoint(folder / lfm3.NAME)
+    (folder / "videos").mkdir(exist_ok=True)
+    for name in lfm3.VIDEOS:
+        lfm3.write_video(name, folder / "videos")
     model, processor = lfm3.load(folder / lfm3.NAME)
     made = []
     for case in lfm3.CASES:

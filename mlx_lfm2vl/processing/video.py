@@ -1,0 +1,176 @@
+"""`Video`: frames in time, of a file, an animation, a list of pictures or an array, and which of them a model sees.
+
+Video files are read by PyAV, animations (GIF, WebP, PNG) by Pillow. Nothing is decoded before frames are asked for, and
+then one after the other.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+from ..errors import ImageError, ImageWarning, OptionError
+from . import video_file
+from .arrays import is_array, to_numpy
+from .fetch import DEFAULT_POLICY, SourcePolicy
+from .formats import check_size, decode
+from .load_image import DEFAULT_CONFIG, load_image
+from .open_file import LabelledBytes, is_remote, opened
+
+USUAL_RATE = 24.0  # frames a second of frames that say none, as in the reference
+USUAL_DURATION = 100  # milliseconds of an animation's frame that says none
+MAX_FRAMES = 100_000  # of a list or an animation
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """A video that `load_video` made.
+
+    Attributes:
+        label: what it is called in messages.
+        count: frames.
+        frame_rate: frames a second.
+        fps: frames of a second that are sampled; None is what the model's processor says.
+        num_frames: frames that are sampled in all, in place of `fps`.
+        read: the frames of these numbers, in rising order, as RGB images. Raises `ImageError`.
+    """
+
+    label: str
+    count: int
+    frame_rate: float
+    fps: float | None = None
+    num_frames: int | None = None
+    read: Callable[[Sequence[int]], Iterator[Image.Image]] = field(repr=False, default=lambda wanted: iter(()))
+
+    def indices(self, fps: float, min_frames: int, max_frames: int) -> list[int]:
+        """The numbers of the frames that are sampled, evenly over all; by the video's own `fps` or `num_frames`, else
+        by these (the reference's `sample_frames`)."""
+        count = self.num_frames
+        if count is None:
+            count = int(self.count / self.frame_rate * (self.fps or fps))
+            count = max(count, min_frames)
+        count = min(count, max_frames, self.count)
+        return [int(number) for number in np.linspace(0, self.count - 1, count).round()]
+
+
+def load_video(
+    video: Any,
+    *,
+    fps: float | None = None,
+    num_frames: int | None = None,
+    frame_rate: float | None = None,
+    policy: SourcePolicy = DEFAULT_POLICY,
+) -> Video:
+    """A video of whatever holds or names one.
+
+    Args:
+        video: a `Video`; a path, URL, `data:` URI, open file or bytes of a video file or an animation; a list of
+            pictures, each as `load_image` reads them; an array (frames, height, width, 3) of uint8 or floats in 0..1.
+        fps: frames of a second that a model sees; None is what its processor says.
+        num_frames: frames that a model sees in all, in place of `fps`.
+        frame_rate: frames a second of a list or an array; 24, with an `ImageWarning`, where it is not given.
+        policy: what may be reached, and how large frames may be.
+
+    Raises:
+        ImageError: it cannot be read, or may not.
+        OptionError: for a number that is none.
+    """
+    for name, value in (("fps", fps), ("frame_rate", frame_rate)):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < math.inf):
+            raise OptionError(f"{name} is {value!r}, expected frames a second, a number above 0")
+    if num_frames is not None and (isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1):
+        raise OptionError(f"num_frames is {num_frames!r}, expected an integer of at least 1")
+    if fps is not None and num_frames is not None:
+        raise OptionError("fps and num_frames exclude each other; give one")
+    made = video if isinstance(video, Video) else _opened(video, frame_rate, policy)
+    if made.count < 1:
+        raise ImageError(f"{made.label}: has no frames")
+    chosen = {} if fps is None and num_frames is None else {"fps": fps, "num_frames": num_frames}
+    return replace(made, **chosen)  # type: ignore[arg-type]
+
+
+def _opened(video: Any, frame_rate: float | None, policy: SourcePolicy) -> Video:
+    if is_array(video):
+        return _of_array(video, frame_rate, policy)
+    if isinstance(video, (list, tuple)):
+        pictures = list(video)
+        _check_count(len(pictures), "the list of frames")
+
+        def listed(wanted: Sequence[int]) -> Iterator[Image.Image]:
+            return (load_image(pictures[number], policy) for number in wanted)
+
+        return Video("the list of frames", len(pictures), _rate(frame_rate, "the list of frames"), read=listed)
+    with opened(video, policy) as file:
+        start = file.file.read(16)
+        file.file.seek(0)
+        source = LabelledBytes(file.label, file.file.read()) if is_remote(video) or hasattr(video, "read") else video
+        file.file.seek(0)
+        animated = start.startswith((b"GIF8", b"\x89PNG")) or start[8:12] == b"WEBP"
+        of_kind = _animation if animated else _file
+        return of_kind(file.file, file.label, source, policy)
+
+
+def _file(file: BinaryIO, label: str, source: Any, policy: SourcePolicy) -> Video:
+    known = video_file.probe(file, label, policy)
+
+    def read(wanted: Sequence[int]) -> Iterator[Image.Image]:
+        with opened(source, policy) as again:
+            yield from video_file.frames(again.file, label, wanted, policy)
+
+    return Video(label, known.frames, known.frame_rate, read=read)
+
+
+def _animation(file: BinaryIO, label: str, source: Any, policy: SourcePolicy) -> Video:
+    try:
+        with Image.open(file) as image:
+            check_size(image.width, image.height, label, policy)
+            count = int(getattr(image, "n_frames", 1))
+            _check_count(count, label)
+            durations = []
+            for frame in ImageSequence.Iterator(image):
+                frame.load()  # before it, WebP does not say
+                durations.append(frame.info.get("duration") or USUAL_DURATION)
+    except ImageError:
+        raise
+    except Exception as error:  # a damaged file can make a decoder raise anything
+        raise ImageError(f"{label}: is no animation that can be read ({error})") from None
+
+    def read(wanted: Sequence[int]) -> Iterator[Image.Image]:
+        with opened(source, policy) as again, Image.open(again.file) as image:
+            for number in wanted:
+                image.seek(number)
+                yield decode(image.copy(), label, policy, DEFAULT_CONFIG)
+
+    return Video(label, count, 1000 * count / sum(durations), read=read)
+
+
+def _of_array(video: Any, frame_rate: float | None, policy: SourcePolicy) -> Video:
+    array = to_numpy(video)
+    label = f"array {array.shape} {array.dtype}"
+    if array.ndim != 4 or array.shape[3] != 3:
+        raise ImageError(f"{label}: expected (frames, height, width, 3)")
+
+    def read(wanted: Sequence[int]) -> Iterator[Image.Image]:
+        return (load_image(array[number], policy) for number in wanted)
+
+    return Video(label, len(array), _rate(frame_rate, label), read=read)
+
+
+def _rate(frame_rate: float | None, label: str) -> float:
+    if frame_rate is None:
+        warnings.warn(
+            f"{label}: frame_rate is not given; {USUAL_RATE:g} frames a second are assumed", ImageWarning, stacklevel=4
+        )
+    return frame_rate or USUAL_RATE
+
+
+def _check_count(count: int, label: str) -> None:
+    if count > MAX_FRAMES:
+        raise ImageError(f"{label}: has {count} frames, of which {MAX_FRAMES} are taken; cut it")

@@ -1,0 +1,248 @@
+"""Videos: files, animations, lists and arrays of frames; frames that are seen; models without video tokens."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, cache_by_backend, picture
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mlx_lfm2vl import GenerationRequest, SourcePolicy, generate, load, load_video
+from mlx_lfm2vl.cli import main
+from mlx_lfm2vl.config import Lfm3VlVideoProcessorConfig
+from mlx_lfm2vl.errors import ImageError, ImageWarning, OptionError, PromptError
+from mlx_lfm2vl.generation.request import encode
+from mlx_lfm2vl.processing.lfm3_geometry import video_plan
+from mlx_lfm2vl.processing.video import Video
+
+CLIP = GOLDEN / "videos" / "clip.png"  # 24 frames of 160x96, 8 a second
+SAMPLING = (2.0, 4, 768)
+
+
+@cache_by_backend
+def loaded(checkpoint: str) -> Any:
+    return load(GOLDEN / checkpoint)
+
+
+def frames_of(video: Video) -> list[np.ndarray]:
+    return [np.asarray(frame) for frame in video.read(range(video.count))]
+
+
+def write_mp4(path: Path, frames: list[np.ndarray], rate: int) -> Path:
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+# Sources
+
+
+def test_an_animation_has_its_frames_and_their_rate():
+    video = load_video(CLIP)
+    assert (video.count, video.frame_rate) == (24, 8.0)
+    frames = frames_of(video)
+    assert {frame.shape for frame in frames} == {(96, 160, 3)}
+    np.testing.assert_array_equal(frames[0], np.asarray(picture("photo"))[:96, :160])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_animations_in_memory_are_read(kind):
+    frames = [Image.new("RGB", (40, 30), (20 * n, 0, 0)) for n in range(5)]
+    file = io.BytesIO()
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:], duration=250, lossless=True)
+    video = load_video(file.getvalue())
+    assert (video.count, video.frame_rate) == (5, 4.0)
+    assert [frame[0, 0, 0] // 20 for frame in frames_of(video)] == [0, 1, 2, 3, 4]
+
+
+def test_a_file_gives_its_frames_upright_and_in_order(tmp_path):
+    frames = [np.full((48, 64, 3), 30 * n, np.uint8) for n in range(8)]
+    video = load_video(write_mp4(tmp_path / "a.mp4", frames, 4))
+    assert (video.count, video.frame_rate) == (8, 4.0)
+    assert [round(frame.mean() / 30) for frame in frames_of(video)] == list(range(8))
+    assert [round(np.asarray(frame).mean() / 30) for frame in video.read([1, 6])] == [1, 6]
+
+
+def test_lists_and_arrays_of_frames_are_videos():
+    frames = np.random.default_rng(0).integers(0, 256, (6, 20, 30, 3), np.uint8)
+    for source in (frames, list(frames), [Image.fromarray(frame) for frame in frames]):
+        video = load_video(source, frame_rate=3)
+        assert (video.count, video.frame_rate) == (6, 3)
+        np.testing.assert_array_equal(np.stack(frames_of(video)), frames)
+
+
+def test_frames_without_a_rate_are_taken_for_24_a_second():
+    with pytest.warns(ImageWarning, match="24 frames a second are assumed"):
+        assert load_video(np.zeros((6, 20, 30, 3), np.uint8)).frame_rate == 24
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (np.zeros((6, 20, 30), np.uint8), r"expected \(frames, height, width, 3\)"),
+        ([], "the list of frames: has no frames"),
+        ("nowhere.mp4", "nowhere.mp4: no such picture"),
+        (b"GIF89a broken", "is no animation that can be read"),
+        (3, "of type int cannot be read"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::mlx_lfm2vl.ImageWarning")
+def test_what_is_no_video_is_refused(source, words):
+    with pytest.raises(ImageError, match=words):
+        load_video(source)
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    file = write_mp4(tmp_path / "a.mp4", [np.zeros((48, 64, 3), np.uint8)] * 8, 4)
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ImageError, match=r"a\.mp4: is no video that can be read"):
+        load_video(file)
+
+
+def test_a_policy_forbids_paths_and_bounds_frames():
+    with pytest.raises(ImageError, match="local paths are not allowed here"):
+        load_video(CLIP, policy=SourcePolicy(allow_paths=False))
+    with pytest.raises(ImageError, match="160x96"):
+        load_video(CLIP, policy=SourcePolicy(max_pixels=1000))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"fps": 0}, "fps is 0"),
+        ({"fps": True}, "fps is True"),
+        ({"num_frames": 0}, "num_frames is 0"),
+        ({"fps": 1, "num_frames": 4}, "exclude each other"),
+        ({"frame_rate": float("nan")}, "frame_rate is nan"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(options, words):
+    with pytest.raises(OptionError, match=words):
+        load_video(CLIP, **options)
+
+
+# Frames that are seen
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0, 5, 9, 14, 18, 23]),  # 3 seconds, 2 of each
+        ({"fps": 1}, [0, 8, 15, 23]),  # the least is 4
+        ({"num_frames": 3}, [0, 12, 23]),
+        ({"fps": 100}, list(range(24))),
+    ],
+)
+def test_frames_are_sampled_evenly_in_time(options, expected):
+    assert load_video(CLIP, **options).indices(*SAMPLING) == expected
+
+
+@given(st.integers(1, 5000), st.floats(0.5, 240), st.floats(0.1, 60), st.integers(1, 768))
+def test_sampled_frames_rise_and_reach_both_ends(count, rate, fps, most):
+    chosen = Video("v", count, rate).indices(fps, 1, most)
+    assert chosen == sorted(chosen) and len(chosen) <= min(most, count)
+    assert not chosen or (chosen[0] == 0 and (len(chosen) == 1 or chosen[-1] == count - 1))
+
+
+@given(st.integers(2, 768), st.integers(1, 3000), st.integers(1, 3000), st.booleans())
+def test_a_plan_keeps_to_its_budget_and_covers_all_frames(frames, height, width, capped):
+    config = Lfm3VlVideoProcessorConfig(cap_pixels_per_frame=capped)
+    try:
+        plan = video_plan(range(frames), 30.0, height, width, config)
+    except ImageError:
+        assert max(height, width) > 190 * min(height, width)
+        return
+    assert plan.height % 32 == plan.width % 32 == 0
+    assert len(plan.times) == len(plan.spatial_shapes) == -(-frames // 2)
+    assert plan.tokens == len(plan.times) * plan.tokens_for_image
+    assert list(plan.times) == sorted(plan.times)
+
+
+# Models
+
+
+def test_a_model_without_video_tokens_sees_labelled_frames():
+    model, processor = loaded("gen2")
+    video = load_video(CLIP, num_frames=3)
+    frames = [frame.copy() for frame in video.read([0, 12, 23])]
+    content = [each for n, frame in enumerate(frames, 1) for each in (text(f"Media-{n}: "), image(frame))]
+    asked = [{"role": "user", "content": [*content, text("What moves?")]}]
+    ours = encode(model, processor, GenerationRequest("What moves?", videos=video))
+    np.testing.assert_array_equal(ours.ids, encode(model, processor, GenerationRequest(asked)).ids)
+    assert len(ours.pictures) == 3
+
+
+def text(words: str) -> dict[str, Any]:
+    return {"type": "text", "text": words}
+
+
+def image(frame: Image.Image) -> dict[str, Any]:
+    return {"type": "image", "image": frame}
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_a_video_is_answered_alike_however_it_is_given(golden):
+    model, processor = loaded("lfm3")
+    frames = np.stack(frames_of(load_video(CLIP)))
+    expected = golden("lfm3-video").generated_text[0]
+    for video in (CLIP, str(CLIP), CLIP.read_bytes(), load_video(frames, frame_rate=8)):
+        assert generate(model, processor, "What moves?", videos=video, max_tokens=24, temperature=0) == expected
+    other = generate(model, processor, "What moves?", videos=load_video(CLIP, fps=4), max_tokens=24, temperature=0)
+    assert other != expected
+
+
+def test_several_videos_and_pictures_stand_in_their_order():
+    model, processor = loaded("lfm3")
+    request = GenerationRequest("Which?", images=picture("small"), videos=[CLIP, GOLDEN / "videos" / "odd.png"])
+    prompt = encode(model, processor, request)
+    kinds = [int(prompt.ids[end - 1]) for _, end in prompt.places]
+    assert kinds == [model.config.image_token_id, model.config.video_token_id, model.config.video_token_id]
+    assert [len(each.spatial_shapes) for each in prompt.pictures] == [1, 3, 4]
+
+
+def test_a_video_item_without_a_single_source_is_refused():
+    model, processor = loaded("lfm3")
+    item = {"type": "video", "video": CLIP, "path": str(CLIP)}
+    with pytest.raises(PromptError, match="holds 2 videos"):
+        generate(model, processor, [{"role": "user", "content": [item]}])
+
+
+# The command
+
+
+def test_the_command_answers_about_a_video(capsys):
+    words = ["generate", "--model", str(GOLDEN / "lfm3"), "--max-tokens", "4", "--prompt", "What?", "--json"]
+    counts = []
+    for fps in ("1", "4"):
+        assert main([*words, "--video", str(CLIP), "--fps", fps]) == 0
+        counts.append(json.loads(capsys.readouterr().out)["image_tokens"])
+    assert counts[0] < counts[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--video", "nowhere.mp4"], "nowhere.mp4: no such picture"),
+        (["--fps", "2"], "--fps needs --video"),
+        (["--video", str(CLIP), "--fps", "0"], "'0' is not a number above 0"),
+    ],
+)
+def test_the_command_refuses_in_one_line(words, line, capsys):
+    code = 0
+    try:
+        code = main(["generate", "--model", str(GOLDEN / "lfm3"), "--prompt", "What?", *words])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    assert code == 2
+    assert line in capsys.readouterr().err
