@@ -275,6 +275,17 @@ HOSTILE: dict[str, Any] = {
             'start: A "a"\nA: "a"+',
             'start: A "a"\nA: "a" ~ 1..99999999',
             'root ::= as "a"\nas ::= "a"+',
+            'start: /[a-a]+/ "a"',
+            'start: /[aa]*/ "a"',
+            r'start: /[\x61]+/ "a"',
+            r'start: /\x61+/ "a"',
+            r'start: /[^\x00-`b-\x{10FFFF}]+/ "a"',
+            'start: /(?x) [a ] +/ "a"',
+            'start: /[a-z&&[a]]+/ "a"',
+            r'start: /\p{Zl}+/ "\u2028"',
+            'start: A "a"\nA: /[ab]+/ & /[ac]+/',
+            'start: " x"\n%ignore / +/',
+            'start: " x"\n%ignore " "+',
         )
     },
     "many rules": {
@@ -369,6 +380,14 @@ def test_a_grammar_is_refused_just_where_it_has_no_end(rules):
 )
 def test_what_lark_offers_is_taken(text):
     assert ResponseFormat.grammar(text).grammar_text.endswith(text)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [".*", r"[^<\n]+", r'[^"\\\x00-\x1F\x7F]*', "[a-z_]+", r"\d*", r"[ \t\n]+", "(a|b){2,9}", "[0-9]{3,}", r"[\]a1]*"],
+)
+def test_a_pattern_of_many_texts_leaves_forced_tokens(pattern):
+    assert ResponseFormat.grammar(f'start: "first" /{pattern}/ ";" b\nb: "b"').grammar_text.startswith("start")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -31,9 +31,9 @@ _TOKEN = re.compile(
     |(?P<other>::|%?\w+|.)""",
     re.X | re.S,
 )
-_ONE_TEXT = re.compile(  # what stands for one text only, and how often it may stand there without an end
-    r"(?:\\[^wWsSdDpPb]|\[\^?.\]|\[[^\]]*(?:&&|--|\[)[^\]]*\]|[^\\.\]])(?:[*+]|\{\d*,\})", re.S
-)
+_ELEMENT = re.compile(r"(\[\^?\]?(?:\\.|[^\]\\])*\]|\\.|.)([*+]|\{\d*,\})?", re.S)  # of a pattern, and its repetition
+_PART = re.compile(r"\\x[0-7][0-9A-Fa-f]|\\.|.", re.S)  # of a class
+_FEW = re.compile(r"\\(?:x[0-7].|[nrtwsd]|[!-/:-@\[-`{-~])|[\0-\x7f]")  # parts of a class that leave others out
 Item = TypeVar("Item")
 _NO_FORCING = '%llguidance {"no_forcing": true}\n'
 
@@ -55,6 +55,10 @@ class _Definition:
     def source(self) -> str:
         return self.head + "".join(token.text for token in self.body)
 
+    @property
+    def is_ignored(self) -> bool:
+        return self.head == "%ignore"
+
 
 def followable(text: str) -> str:
     """The grammar, without forced tokens where llguidance would look for them without an end.
@@ -63,11 +67,26 @@ def followable(text: str) -> str:
     at once. That takes a terminal that repeats one text; a grammar with one is followed token by token.
     """
     for each in _definitions(text):
+        operators = ("*", "+", "~", "{", "&") if _is_terminal(each) or each.is_ignored else ()
         for token in each.body:
-            repeated = token.kind == "regex" and _ONE_TEXT.search(token.text[1 : token.text.rindex("/")])
-            if repeated or (_is_terminal(each) and token.text in ("*", "+", "~", "{")):
+            pattern = token.text[1 : token.text.rindex("/")] if token.kind == "regex" else ""
+            if token.text in operators or any(more and not _is_many(one) for one, more in _ELEMENT.findall(pattern)):
                 return _NO_FORCING + text
     return text
+
+
+def _is_many(element: str) -> bool:
+    """Whether an element of a pattern surely stands for several characters; others may stand for just one text."""
+    if not element.startswith("["):
+        return element in (".", r"\w", r"\W", r"\s", r"\S", r"\d", r"\D")
+    inner = element[1:-1]
+    if any(operator in inner for operator in ("[", "&&", "--", "~~")):
+        return False
+    if inner.startswith("^"):
+        return all(_FEW.fullmatch(part) for part in _PART.findall(inner[1:]))
+    parts = set(_PART.findall(inner))
+    plain = {part for part in parts if part in (r"\n", r"\r", r"\t") or (part.isascii() and part.isalnum())}
+    return len(plain) > 1 or not parts.isdisjoint((r"\w", r"\s", r"\d"))
 
 
 def check_has_text(regex: str) -> None:
@@ -83,7 +102,7 @@ def check_finite(text: str, start: str) -> None:
     rules = {each.name: each for each in definitions if each.name and not _is_terminal(each)}
     reached = _in_reach(rules)
     used = dict.fromkeys(token for name in reached for token in rules[name].body if token.kind in ("terminal", "regex"))
-    rest = "\n".join(each.source for each in definitions if _is_terminal(each) or each.head.startswith("%import"))
+    rest = "\n".join(each.source for each in definitions if _is_terminal(each) or each.head == "%import")
     empty = _first_wrong(list(used), lambda some: _has_text(_sequence(some, rest)))
     if empty is not None:
         what = f"the regex {quoted(empty.text.strip('/'))}" if empty.kind == "regex" else f"the terminal {empty.text}"
@@ -120,7 +139,7 @@ def _definitions(text: str) -> Iterator[_Definition]:
 def _definition(line: Sequence[_Token]) -> _Definition:
     colon = next((at for at, token in enumerate(line) if token.text == ":"), None)
     if colon is None or line[0].kind not in ("rule", "terminal"):
-        return _Definition("", "".join(token.text for token in line), ())
+        return _Definition("", line[0].text, tuple(line[1:]))
     head = "".join(token.text for token in line[: colon + 1])
     return _Definition(line[0].text.lstrip("!?"), head, tuple(line[colon + 1 :]))
 
