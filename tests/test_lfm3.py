@@ -24,9 +24,11 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.cli.models import described
+from mlx_lfm2vl.config import Lfm3Config
 from mlx_lfm2vl.conversion.plan import QuantizationOptions, make_plan
 from mlx_lfm2vl.errors import ConfigError, ImageError, InputError, OptionError
 from mlx_lfm2vl.models.cache import Cache
+from mlx_lfm2vl.weights.fit import key_bytes
 from mlx_lfm2vl.weights.load import open_model
 
 FOLDER = GOLDEN / "lfm3"
@@ -247,6 +249,12 @@ def test_an_engine_answers_as_the_reference(golden):
         requests = [engine.submit(case.conversations[0], options=GREEDY) for case in cases]
         for case, request in zip(cases, requests, strict=True):
             assert list(request.result().tokens) == case.arrays["generated"][0].tolist()
+
+
+def test_the_memory_of_a_long_context_is_as_the_page_says():
+    text = Lfm3Config()
+    assert text.keys_kept(32768) * key_bytes(text, 2) == 405_274_624
+    assert "| 0.41 GB (2B: 6 layers of 4 heads of 128" in (FOLDER.parents[2] / "docs" / "checkpoints.md").read_text()
 
 
 # Bad input
