@@ -6,9 +6,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, Loaded, cache_by_backend, case_ids, picture
+from conftest import GOLDEN, Loaded, cache_by_backend, case_ids, picture, read_tensors
 
 from mlx_lfm2vl import (
+    AutoProcessor,
     Chat,
     Completion,
     Engine,
@@ -19,12 +20,15 @@ from mlx_lfm2vl import (
     explain,
     generate_batch,
     load,
+    load_video,
     stream_generate,
 )
 from mlx_lfm2vl.cli.models import described
+from mlx_lfm2vl.config import Lfm3Config
 from mlx_lfm2vl.conversion.plan import QuantizationOptions, make_plan
 from mlx_lfm2vl.errors import ConfigError, ImageError, InputError, OptionError
 from mlx_lfm2vl.models.cache import Cache
+from mlx_lfm2vl.weights.fit import key_bytes
 from mlx_lfm2vl.weights.load import open_model
 
 FOLDER = GOLDEN / "lfm3"
@@ -125,6 +129,49 @@ def test_transformers_generate_gives_the_references_tokens(case_id, golden):
     np.testing.assert_array_equal(made[:, case.arrays["input_ids"].shape[1] :], case.arrays["generated"])
 
 
+@pytest.mark.parametrize("sampled", [False, True])
+def test_the_processors_call_takes_videos_as_the_reference(sampled, golden):
+    case = golden("lfm3-videos")
+    _, processor = loaded()
+    videos, metadata = [], []
+    for name in ("slow", "odd"):
+        video = load_video(GOLDEN / "videos" / f"{name}.png")
+        indices = video.indices(2, 4, 24) if sampled else range(video.count)
+        videos.append(np.stack([np.asarray(frame) for frame in video.read(indices)]))
+        metadata.append({"fps": video.frame_rate, "total_num_frames": video.count, "frames_indices": indices})
+    made = processor(
+        *(case.pictures[0], case.prompts, videos),
+        video_metadata=metadata,
+        videos_kwargs={"do_sample_frames": not sampled},
+        return_mm_token_type_ids=True,
+    )
+    for name, expected in case.inputs.items():
+        np.testing.assert_array_equal(made[name], expected, err_msg=name)
+    kinds = np.select([made["input_ids"] == id for id in processor.placeholder_ids], [1, 2])
+    np.testing.assert_array_equal(made["mm_token_type_ids"], kinds)
+
+
+def test_options_of_videos_reach_those_in_messages(golden):
+    _, processor = loaded()
+    turns = golden("lfm3-video").conversations[0]
+    options: dict[str, Any] = {"tokenize": True, "return_dict": True}
+    counts = [
+        int(processor.apply_chat_template(turns, **options, **more)["video_grid_thw"][0, 0])
+        for more in ({}, {"fps": 4}, {"num_frames": 2}, {"processor_kwargs": {"videos_kwargs": {"fps": 8}}})
+    ]
+    assert counts == [3, 6, 1, 12]
+
+
+def test_a_saved_processor_is_the_same(tmp_path, golden):
+    _, processor = loaded()
+    processor.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert type(again) is type(processor) and again.image_processor.config == processor.image_processor.config
+    turns = golden("lfm3-videos").conversations
+    ids = [each.apply_chat_template(turns, tokenize=True) for each in (again, processor)]
+    np.testing.assert_array_equal(*ids)
+
+
 # Caches
 
 
@@ -204,6 +251,12 @@ def test_an_engine_answers_as_the_reference(golden):
             assert list(request.result().tokens) == case.arrays["generated"][0].tolist()
 
 
+def test_the_memory_of_a_long_context_is_as_the_page_says():
+    text = Lfm3Config()
+    assert text.keys_kept(32768) * key_bytes(text, 2) == 405_274_624
+    assert "| 0.41 GB (2B: 6 layers of 4 heads of 128" in (FOLDER.parents[2] / "docs" / "checkpoints.md").read_text()
+
+
 # Bad input
 
 
@@ -273,6 +326,26 @@ def test_a_dense_conversion_keeps_every_number(tmp_path, golden):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "lfm3_vl" in card and "mlx-vlm" not in card
     assert (tmp_path / "out" / "processor_config.json").read_bytes() == (FOLDER / "processor_config.json").read_bytes()
+
+
+@pytest.mark.parametrize("hf", [False, True])
+def test_a_saved_model_is_the_same(hf, tmp_path, golden):
+    case = golden("lfm3-several")
+    model, processor = loaded()
+    model.save_pretrained(tmp_path, hf=hf)
+    processor.save_pretrained(tmp_path)
+    again: Any = load(tmp_path)[0](**case.inputs)
+    assert_close(np.array(again.logits)[tuple(case.arrays["token_rows"].T)], case.arrays["logits"], "logits")
+    if hf:
+        ours, makers = (read_tensors(folder / "model.safetensors") for folder in (tmp_path, FOLDER))
+        assert {name: each.shape for name, each in ours.items()} == {name: each.shape for name, each in makers.items()}
+
+
+def test_a_conversion_to_the_makers_layout_has_their_names(tmp_path):
+    folder = convert(FOLDER, tmp_path / "out", layout="hub")
+    ours, makers = (read_tensors(each / "model.safetensors") for each in (folder, FOLDER))
+    assert ours.keys() == makers.keys()
+    assert all(np.array_equal(ours[name], makers[name]) for name in makers)
 
 
 def test_a_recipe_spends_bits_on_narrow_and_last_layers():

@@ -159,7 +159,7 @@ def test_sampled_frames_rise_and_reach_both_ends(count, rate, fps, most):
 def test_a_plan_keeps_to_its_budget_and_covers_all_frames(frames, height, width, capped):
     config = Lfm3VlVideoProcessorConfig(cap_pixels_per_frame=capped)
     try:
-        plan = video_plan(range(frames), 30.0, height, width, config)
+        plan = video_plan([n / 30 for n in range(frames)], height, width, config)
     except ImageError:
         assert max(height, width) > 190 * min(height, width)
         return

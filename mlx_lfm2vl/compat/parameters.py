@@ -13,7 +13,7 @@ from ..backends.thread_state import computing
 from ..errors import OptionError
 from ..weights.finite import check_finite
 from ..weights.load import DTYPES
-from ..weights.names import is_conv_kernel, parameters
+from ..weights.names import is_conv_kernel, parameters, turned
 from . import tensors
 from .embeddings import Embeddings, InputEmbeddings, OutputEmbeddings
 from .not_offered import MODEL, way_out
@@ -87,7 +87,7 @@ class ModelMethods(nn.Module):
     ) -> Iterator[tuple[str, mx.array]]:
         """The parameters with their names, as transformers names and turns them. (`parameters` is MLX's, nested.)"""
         for name, array in parameters(self).items():
-            own = array.transpose(0, 2, 1) if is_conv_kernel(name) else array
+            own = turned(array) if is_conv_kernel(name) else array
             yield f"{prefix}.{name}" if prefix else name, own
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:

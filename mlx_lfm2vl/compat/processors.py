@@ -176,8 +176,8 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
 
     def _finished(self, made: processor.ProcessorOutput, kind: str | None, types: bool) -> BatchFeature:
         if types:
-            image_id = self.image_token_id
-            made["mm_token_type_ids"] = [[int(id == image_id) for id in row] for row in made["input_ids"]]
+            kinds = {id: kind for kind, id in enumerate(self.placeholder_ids, 1)}
+            made["mm_token_type_ids"] = [[kinds.get(int(id), 0) for id in row] for row in made["input_ids"]]
         return BatchFeature.of(made, kind)
 
     def to_json_string(self) -> str:

@@ -13,7 +13,7 @@ import mlx.core as mx
 from ..errors import NotFiniteError
 from ..weights.finite import is_finite
 from ..weights.load import StoredTensors
-from ..weights.names import LAYOUTS, from_module, is_conv_kernel, to_module
+from ..weights.names import LAYOUTS, from_module, is_conv_kernel, to_module, turned
 from ..weights.quantize import PARTS, Quantization, decode, encode
 
 Widths = Mapping[str, Quantization | None]  # module path: quantised so, or dense; others stay as they are
@@ -57,7 +57,7 @@ def translate(
             if dtype is not None and mx.issubdtype(array.dtype, mx.floating):
                 array = array.astype(dtype)
             if layout != "mlx" and is_conv_kernel(key):
-                array = array.transpose(0, 2, 1)
+                array = turned(array)
             out[from_module(key, layout)] = array
     return out
 

@@ -109,6 +109,7 @@ class Engine:
         prompt: str | Messages,
         images: Any = None,
         *,
+        videos: Any = None,
         system: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: GenerationOptions | None = None,
@@ -135,12 +136,11 @@ class Engine:
         """
         check_callable("progress", progress)
         chosen = GenerationOptions() if options is None else options
-        question = GenerationRequest(
-            snapshot(prompt), snapshot(images), system, snapshot(tools), chosen, image_overrides, control_tokens
-        )
+        given = (snapshot(prompt), snapshot(images), system, snapshot(tools))
+        question = GenerationRequest(*given, chosen, image_overrides, control_tokens, snapshot(videos))
         request = Request(deadline, sink)
         read = functools.partial(read_request, request=question)
-        remote = is_remote(question.prompt, question.images)
+        remote = is_remote(question.prompt, [question.images, question.videos])
         self._worker.put(Job(request, read, progress=progress, remote=remote), wait)
         return request
 
@@ -255,6 +255,7 @@ class Engine:
         prompt: str | Messages,
         images: Any = None,
         *,
+        videos: Any = None,
         system: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         control_tokens: bool = False,

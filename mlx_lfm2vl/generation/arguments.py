@@ -85,13 +85,13 @@ class ConversationArguments(ImageOverrides, total=False):
 class PromptArguments(ConversationArguments, total=False):
     """Options of one request."""
 
+    videos: Any
     progress: Progress | None
 
 
 class GenerateArguments(PromptArguments, OptionFields, total=False):
     """Options of `stream_generate`."""
 
-    videos: Any
     vision_cache: VisionCache | None
     prompt_cache: PromptCache | None
     stop: Stop | None

@@ -74,17 +74,13 @@ def video_size(frames: int, height: int, width: int, config: Lfm3VlVideoProcesso
     return high, wide
 
 
-def video_plan(
-    indices: Sequence[int], frame_rate: float, height: int, width: int, config: Lfm3VlVideoProcessorConfig
-) -> VideoPlan:
-    """The views of a video whose frames of these numbers are seen. Raises `ImageError`."""
+def video_plan(moments: Sequence[float], height: int, width: int, config: Lfm3VlVideoProcessorConfig) -> VideoPlan:
+    """The views of a video whose frames of these moments, in seconds, are seen. Raises `ImageError`."""
     group = config.temporal_patch_size
-    high, wide = video_size(len(indices), height, width, config)
-    padded = [*indices, *[indices[-1]] * (-len(indices) % group)]
+    high, wide = video_size(len(moments), height, width, config)
+    padded = [*moments, *[moments[-1]] * (-len(moments) % group)]
     ends = zip(padded[::group], padded[group - 1 :: group], strict=True)
-    times = tuple((first / frame_rate + last / frame_rate) / 2 for first, last in ends)
+    times = tuple((first + last) / 2 for first, last in ends)
     grid = (high // config.patch_size, wide // config.patch_size)
     tokens, views = (high // config.cell) * (wide // config.cell), len(times)
-    return VideoPlan(
-        *(1, 1, False, high, wide, 0, False, (grid,) * views, 0, tokens, views * tokens), times, tuple(padded)
-    )
+    return VideoPlan(*(1, 1, False, high, wide, 0, False, (grid,) * views, 0, tokens, views * tokens), times)

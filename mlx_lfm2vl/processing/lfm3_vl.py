@@ -69,7 +69,7 @@ class Lfm3VlImageProcessor(ImageProcessor):
         group, plan, resized = video.temporal_patch_size, None, list[np.ndarray]()
         for frame in source.read(indices):
             if plan is None:
-                plan = lfm3_geometry.video_plan(indices, source.frame_rate, frame.height, frame.width, video)
+                plan = lfm3_geometry.video_plan(source.times(indices), frame.height, frame.width, video)
             resized += cut(frame, plan, video)
             if len(resized) == group:
                 views.append(np.stack(resized))

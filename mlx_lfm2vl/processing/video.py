@@ -38,6 +38,7 @@ class Video:
         frame_rate: frames a second.
         fps: frames of a second that are sampled; None is what the model's processor says.
         num_frames: frames that are sampled in all, in place of `fps`.
+        numbers: of the frames, in the video that they were taken out of; None where they are all of it.
         read: the frames of these numbers, in rising order, as RGB images. Raises `ImageError`.
     """
 
@@ -46,6 +47,7 @@ class Video:
     frame_rate: float
     fps: float | None = None
     num_frames: int | None = None
+    numbers: tuple[int, ...] | None = None
     read: Callable[[Sequence[int]], Iterator[Image.Image]] = field(repr=False, default=lambda wanted: iter(()))
 
     def indices(self, fps: float, min_frames: int, max_frames: int) -> list[int]:
@@ -53,10 +55,13 @@ class Video:
         by these (the reference's `sample_frames`)."""
         count = self.num_frames
         if count is None:
-            count = int(self.count / self.frame_rate * (self.fps or fps))
-            count = max(count, min_frames)
-        count = min(count, max_frames, self.count)
+            count = min(max(int(self.count / self.frame_rate * (self.fps or fps)), min_frames), max_frames)
+        count = min(count, self.count)
         return [int(number) for number in np.linspace(0, self.count - 1, count).round()]
+
+    def times(self, indices: Sequence[int]) -> list[float]:
+        """The moments of frames, in seconds."""
+        return [(self.numbers[index] if self.numbers else index) / self.frame_rate for index in indices]
 
 
 def load_video(

@@ -36,8 +36,6 @@ class ViewPlan:
 
 @dataclass(frozen=True)
 class VideoPlan(ViewPlan):
-    """The views of a video, one for each group of frames that become one; `times` are theirs, in seconds, `indices` the
-    numbers of the frames."""
+    """The views of a video, one for each group of frames that become one; `times` are theirs, in seconds."""
 
     times: tuple[float, ...] = ()
-    indices: tuple[int, ...] = ()

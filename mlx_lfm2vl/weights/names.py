@@ -23,6 +23,10 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "model.language_model.",
         ("model.language_model.", "model.language_model.", "language_model.model."),
     ),
+    *(  # of LFM3-VL, whose tower the makers' repositories nest no deeper
+        (f"model.vision_tower.{part}.", (f"model.vision_tower.{part}.",) * 2 + (f"vision_tower.{part}.",))
+        for part in ("layers", "patchifier", "embedding_norm")
+    ),
     (
         "model.vision_tower.",
         ("model.vision_tower.vision_model.", "model.vision_tower.", "vision_tower.", "vision_tower.vision_model."),
@@ -100,6 +104,11 @@ def is_conv_kernel(name: str) -> bool:
     """Whether a parameter is the kernel of a depthwise convolution: (hidden, 1, K ...) in torch, (hidden, K ..., 1) in
     MLX."""
     return name.endswith((".conv.conv.weight", ".spatial_conv.weight"))
+
+
+def turned(kernel: mx.array) -> mx.array:
+    """The kernel of a depthwise convolution as torch has it, of MLX's."""
+    return mx.moveaxis(kernel, -1, 1)
 
 
 def parameters(model: nn.Module) -> dict[str, mx.array]:

@@ -22,7 +22,7 @@ from ..errors import WeightsError
 from .atomic_folder import beside, check_space
 from .files import DTYPES
 from .finite import check_finite
-from .names import from_module, is_conv_kernel, parameters
+from .names import from_module, is_conv_kernel, parameters, turned
 
 SHARD_BYTES = 5 * 10**9
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -37,8 +37,8 @@ def save_weights(
     as transformers names and turns them."""
     tensors = {}
     for name, array in parameters(model).items():
-        turned = hf and is_conv_kernel(name)
-        tensors[from_module(name, "hub" if hf else "mlx")] = array.transpose(0, 2, 1) if turned else array
+        made = turned(array) if hf and is_conv_kernel(name) else array
+        tensors[from_module(name, "hub" if hf else "mlx")] = made
     write_tensors(tensors, folder, shard_bytes=shard_bytes, file_format="pt" if hf else "mlx", check=check)
 
 
