@@ -35,7 +35,8 @@ from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.generation.scheduler import Scheduler
 from mlx_lfm2vl.generation.speculation import MOST, Draft
-from mlx_lfm2vl.models.cache import Cache, ConvCache, KeyValueCache
+from mlx_lfm2vl.models.cache import Cache, ConvCache
+from mlx_lfm2vl.models.key_values import KeyValueCache
 
 pytestmark = pytest.mark.backends("mlx", "numpy")
 GREEDY = GenerationOptions(temperature=0.0, max_tokens=60)

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from .drafts import add_draft
+from .decoding import add_decoding
 from .inputs import DEFAULT_PROMPT, add_prompt, read_prompt
 from .options import (
     add_control_tokens,
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_control_tokens(parser)
     add_sampling(parser, None)
-    add_draft(parser)
+    add_decoding(parser)
     add_pictures(parser)
 
 
@@ -106,6 +106,7 @@ def _answer(args: argparse.Namespace) -> int:
         raise OptionError(f"--output {args.output}: is the input itself")
     chosen: dict[str, Any] = {**sampling_options(args), **picture_overrides(args), "system": args.system}
     chosen |= {"control_tokens": True} if args.control_tokens else {}
+    chosen |= {"kv_bits": args.kv_bits} if args.kv_bits else {}
     chosen |= {"task": args.task, "recipe": args.recipe} if args.task else {}
     digest = settings(chosen_model(args), args.revision, chosen)
     with Output(args.output, args.overwrite, digest) as output, Interrupt() as interrupt, Bars() as bars:

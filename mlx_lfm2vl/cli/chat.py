@@ -7,7 +7,7 @@ import contextlib
 
 from ..errors import Lfm2VlError
 from .chat_commands import Conversation
-from .drafts import add_draft
+from .decoding import add_decoding
 from .interrupt import terminable
 from .options import (
     add_control_tokens,
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="print counts, speeds and memory after each answer")
     add_control_tokens(parser)
     add_sampling(parser)
-    add_draft(parser)
+    add_decoding(parser)
     add_pictures(parser)
 
 

@@ -8,7 +8,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .drafts import add_draft
+from .decoding import add_decoding
 from .inputs import DEFAULT_PROMPT, STDIN, add_prompt, expand, load_pictures, piped_prompt, read_prompt
 from .options import (
     add_control_tokens,
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_control_tokens(parser)
     add_sampling(parser)
-    add_draft(parser)
+    add_decoding(parser)
     add_pictures(parser)
 
 

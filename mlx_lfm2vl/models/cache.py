@@ -1,8 +1,7 @@
 """The states of the backbone between calls: keys and values of attention, the last inputs of short convolutions.
 
-Key-value buffers grow in steps, so that a token costs no copy of the past. A convolution state is the last
-`conv_L_cache - 1` gated inputs and cannot be trimmed; rewinding needs a copy of it (see `Cache.checkpoint`), or all
-inputs of a call (see `Cache.record`).
+A convolution state is the last `conv_L_cache - 1` gated inputs and cannot be trimmed; rewinding needs a copy of it (see
+`Cache.checkpoint`), or all inputs of a call (see `Cache.record`).
 """
 
 from __future__ import annotations
@@ -14,43 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import Lfm2Config
-
-GROWTH_STEP = 256  # tokens
-
-
-class KeyValueCache:
-    """Keys and values (B, kv_heads, offset, head_dim) of one attention layer."""
-
-    def __init__(self) -> None:
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
-        self.offset = 0
-
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Appends (B, kv_heads, L, head_dim) and returns all so far, (B, kv_heads, offset, head_dim)."""
-        end = self.offset + keys.shape[2]
-        if self.keys is None or self.values is None or end > self.keys.shape[2]:
-            self._grow(keys, values, end)
-        assert self.keys is not None and self.values is not None
-        self.keys[..., self.offset : end, :] = keys
-        self.values[..., self.offset : end, :] = values
-        self.offset = end
-        return self.keys[..., :end, :], self.values[..., :end, :]
-
-    def _grow(self, keys: mx.array, values: mx.array, end: int) -> None:
-        batch, heads, _, head_dim = keys.shape
-        room = -(-end // GROWTH_STEP) * GROWTH_STEP - self.offset
-        new_keys = mx.zeros((batch, heads, room, head_dim), keys.dtype)
-        new_values = mx.zeros((batch, heads, room, values.shape[3]), values.dtype)
-        if self.keys is None or self.values is None:
-            self.keys, self.values = new_keys, new_values
-        else:
-            self.keys = mx.concatenate([self.keys[..., : self.offset, :], new_keys], axis=2)
-            self.values = mx.concatenate([self.values[..., : self.offset, :], new_values], axis=2)
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        return [array for array in (self.keys, self.values) if array is not None]
+from .key_values import KeyValueCache, QuantizedKeyValueCache, group_size
 
 
 class ConvCache:
@@ -70,9 +33,8 @@ class ConvCache:
         return list(self.inputs)
 
 
-def _at_the_right(buffer: mx.array | None, used: slice, length: int) -> mx.array:
+def _at_the_right(buffer: mx.array, used: slice, length: int) -> mx.array:
     """The used columns of a buffer (B, heads, room, dim), zeros before them, `length` in all."""
-    assert buffer is not None
     return mx.pad(buffer[:, :, used], [(0, 0), (0, 0), (length - (used.stop - used.start), 0), (0, 0)])
 
 
@@ -85,11 +47,16 @@ class CacheCheckpoint:
 
 
 class Cache:
-    """The states of all layers of a backbone, for one batch of sequences; `offset` tokens have been seen."""
+    """The states of all layers of a backbone, for one batch of sequences; `offset` tokens have been seen. Keys and
+    values are quantised to `kv_bits`, convolution states never."""
 
-    def __init__(self, config: Lfm2Config):
+    def __init__(self, config: Lfm2Config, kv_bits: int | None = None):
+        def attention() -> KeyValueCache:
+            size = group_size(config.head_dim)
+            return KeyValueCache() if kv_bits is None or size is None else QuantizedKeyValueCache(kv_bits, size)
+
         self.layers: list[KeyValueCache | ConvCache] = [
-            KeyValueCache() if kind == "full_attention" else ConvCache(config.conv_L_cache - 1)
+            attention() if kind == "full_attention" else ConvCache(config.conv_L_cache - 1)
             for kind in config.layer_types
         ]
         self.offset = 0
@@ -103,8 +70,8 @@ class Cache:
         for layer in self.layers:
             if isinstance(layer, ConvCache):
                 layer.inputs = tuple(array[rows] for array in layer.inputs)
-            elif layer.keys is not None and layer.values is not None:
-                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+            else:
+                layer.states = tuple(array[rows] for array in layer.states)
 
     def row(self, index: int, padding: int = 0, *, states_only: bool = False) -> Cache:
         """One row as a cache of its own, without the first `padding` columns. With `states_only` the keys and values
@@ -117,12 +84,11 @@ class Cache:
                 conv.inputs = tuple(array[index : index + 1] for array in layer.inputs)
                 twin.layers.append(conv)
                 continue
-            attention = KeyValueCache()
+            attention = layer.empty()
             attention.offset = layer.offset - padding
-            if not states_only and layer.keys is not None and layer.values is not None:
+            if not states_only:
                 row, columns = slice(index, index + 1), slice(padding, layer.offset)
-                attention.keys = mx.contiguous(layer.keys[row, :, columns])
-                attention.values = mx.contiguous(layer.values[row, :, columns])
+                attention.states = tuple(mx.contiguous(array[row, :, columns]) for array in layer.states)
             twin.layers.append(attention)
         mx.eval(twin.arrays)
         return twin
@@ -138,10 +104,9 @@ class Cache:
                 conv.inputs = layer.inputs
                 twin.layers.append(conv)
             else:
-                attention = KeyValueCache()
+                attention = layer.empty()
                 attention.offset = layer.offset
-                if layer.keys is not None and layer.values is not None:
-                    attention.keys, attention.values = layer.keys[...], layer.values[...]  # aliases, not copies
+                attention.states = tuple(array[...] for array in layer.states)  # aliases, not copies
                 twin.layers.append(attention)
         return twin
 
@@ -161,17 +126,14 @@ class Cache:
                 conv.inputs = tuple(mx.concatenate(list(same)) for same in zip(*inputs, strict=True))
                 twin.layers.append(conv)
             else:
-                attention = KeyValueCache()
+                attention = first.empty()
                 attention.offset = twin.offset
                 pasts = [
-                    (layer, slice(cut, layer.offset))
+                    [_at_the_right(array, slice(cut, layer.offset), twin.offset) for array in layer.states]
                     for layer, cut in zip(layers, cuts, strict=True)
                     if isinstance(layer, KeyValueCache)
                 ]
-                attention.keys = mx.concatenate([_at_the_right(past.keys, used, twin.offset) for past, used in pasts])
-                attention.values = mx.concatenate(
-                    [_at_the_right(past.values, used, twin.offset) for past, used in pasts]
-                )
+                attention.states = tuple(mx.concatenate(list(same)) for same in zip(*pasts, strict=True))
                 twin.layers.append(attention)
         return twin
 
@@ -239,7 +201,6 @@ class Cache:
         self.offset = columns.shape[1]
         index = mx.array(columns)[:, None, :, None]
         for layer in self.layers:
-            if isinstance(layer, KeyValueCache) and layer.keys is not None and layer.values is not None:
-                layer.keys = mx.take_along_axis(layer.keys, index, axis=2)
-                layer.values = mx.take_along_axis(layer.values, index, axis=2)
+            if isinstance(layer, KeyValueCache):
+                layer.states = tuple(mx.take_along_axis(array, index, axis=2) for array in layer.states)
                 layer.offset = self.offset
