@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mlx_lfm2vl import (
     Completion,
+    DraftModel,
     GenerationOptions,
     GenerationRequest,
     OptionError,
@@ -466,12 +467,48 @@ def test_answers_to_like_pictures_are_drafts_of_each_other():
     assert 2 * sum(steps) <= sum(len(answer.tokens) + 1 for answer in made[2:])
 
 
+# A draft model
+
+
+def test_a_draft_model_that_agrees_takes_the_fewest_steps():
+    """The model itself, which sees the same picture; beside others in a batch, too."""
+    scene = GOLDEN.parent.parent / "examples" / "scene.png"
+    model = demo()[0]
+    greedy = GenerationRequest("What is in this image?", scene, options=GenerationOptions(temperature=0.0))
+    text = replace(greedy, prompt="Where is the ring?", images=None)
+    plain = [answered(each, demo()) for each in (greedy, text)]
+    with_draft = [replace(each, options=replace(each.options, draft=model)) for each in (greedy, text)]
+    for made, own in zip(generate_batch(*demo(), with_draft), plain, strict=True):
+        same(made, own)
+        statistics = statistics_of(made)
+        assert statistics.accepted_tokens >= statistics.drafted_tokens - MOST  # all but what is behind the end
+    made = answered(with_draft[0], demo())
+    assert len(made.tokens) == 20 and statistics_of(made).model_steps == 1 + 1 + 2
+
+
+@some(4)
+@given(requests(), st.integers(0, 9))
+def test_a_draft_model_that_errs_changes_no_answer(request_, seed):
+    model = load(GOLDEN / "gen2")[0]
+    head = model.model.language_model.embedding_norm
+    noise = mx.random.normal(head.weight.shape, key=mx.random.key(seed)) * 0.2
+    head.weight = head.weight + noise  # it agrees now and then
+    plain = answered(request_)
+    same(answered(replace(request_, options=replace(request_.options, draft=DraftModel(model)))), plain)
+
+
+def test_a_draft_model_of_other_tokens_is_refused():
+    options = replace(GREEDY, draft=DraftModel(demo()[0]))
+    with pytest.raises(OptionError, match="the draft model has vocab_size 1380, the model 832"):
+        answered(GenerationRequest("Hi", options=options))
+
+
 # What is refused
 
 
 @pytest.mark.parametrize("draft", ["n-gram", 3, ["ngram"]])
 def test_a_draft_that_is_none_is_refused(draft):
-    with pytest.raises(OptionError, match=r'draft is .*, expected "ngram" or a function'):
+    with pytest.raises(OptionError, match=r'draft is .*, expected "ngram", a model or a function'):
         GenerationOptions(draft=draft)
 
 
