@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 from conftest import GOLDEN, Loaded, cache_by_backend, case_ids, picture, statistics_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_cli import cli  # noqa: F401
 
 from mlx_lfm2vl import (
     Completion,
@@ -495,6 +497,24 @@ def test_a_draft_model_that_errs_changes_no_answer(request_, seed):
     head.weight = head.weight + noise  # it agrees now and then
     plain = answered(request_)
     same(answered(replace(request_, options=replace(request_.options, draft=DraftModel(model)))), plain)
+
+
+def test_the_command_line_answers_with_drafts(cli, tmp_path):  # noqa: F811
+    scene, question = GOLDEN.parent.parent / "examples" / "scene.png", "What is in this image?"
+    said = "At the left there is a large black ring, and at the bottom right a large pink square."
+    asked = ("--model", "demo", "--image", scene, "--prompt", question)
+    code, out, err = cli("generate", *asked, "--draft-model", "demo", "--temp", 0, "--json")
+    made = json.loads(out)
+    assert (code, err, made["text"]) == (0, "", said)
+    assert made["model_steps"] == 4 and made["accepted_tokens"] >= 17
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": question, "image": str(scene)}) + "\n" for _ in range(3)))
+    output = tmp_path / "out.jsonl"
+    words = ("batch", rows, "--model", "demo", "--output", output, "--batch-size", 1, "--temp", 0)
+    assert cli(*words, "--draft", "ngram")[0] == 0
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [answer["text"] for answer in answers] == [said] * 3
+    assert "all 3 rows are there already" in cli(*words)[2]  # answers do not depend on drafts
 
 
 def test_a_draft_model_of_other_tokens_is_refused():

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from .decoding import add_decoding
+from .decoding import add_decoding, with_draft
 from .inputs import DEFAULT_PROMPT, add_prompt, read_prompt
 from .options import (
     add_control_tokens,
@@ -95,7 +95,7 @@ def _answer(args: argparse.Namespace) -> int:
     check_task(args, any(name == "-" or name.endswith(".jsonl") for name in args.input))
     if args.max_tokens is None:
         args.max_tokens = 512 if args.task is None else TASKS[args.task].max_tokens
-    options = GenerationOptions(**sampling_options(args), draft=args.draft)
+    options = GenerationOptions(**sampling_options(args))
     prompt = read_prompt(args, args.input, "INPUT")
     if prompt is not None and not prompt.strip():
         raise PromptError("--prompt is empty")
@@ -122,6 +122,7 @@ def _answer(args: argparse.Namespace) -> int:
             note(f"{args.output}: all {done} rows are there already")
             return 1 if output.failed else 0
         model, processor = load_model(args)
+        rows.options = with_draft(rows.options, args)
         tasks = RowTasks(args, model, processor) if args.task else None
 
         def work(waiting: Waiting, into: Output, total: int, stage: str) -> bool:

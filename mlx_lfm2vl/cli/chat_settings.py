@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 NONE = "none"
 _WORDS = {"temp": "temperature"}  # the command line's short name
 _HIDDEN = ("logprobs", "top_logprobs", "logit_bias", "logits_processors")  # nothing that chat shows
-_OPEN = {"max_tokens": "to the end of the context", "seed": NONE, "stop": NONE, "draft": NONE}  # what None is
+_OPEN = {"max_tokens": "to the end of the context", "seed": NONE, "stop": NONE}  # what None is
 
 
 def shown(options: GenerationOptions) -> list[str]:
@@ -46,6 +46,8 @@ def _value(options: GenerationOptions, name: str) -> str:
         return ", ".join(map(repr, value)) or NONE
     if name == "response_format":
         return NONE if value is None else value.kind
+    if name == "draft" and not isinstance(value, str):
+        return NONE if value is None else "a model"
     return _OPEN.get(name, "the model's own") if value is None else f"{value:g}" if type(value) is float else str(value)
 
 

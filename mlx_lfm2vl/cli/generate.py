@@ -8,7 +8,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .decoding import add_decoding
+from .decoding import add_decoding, with_draft
 from .inputs import DEFAULT_PROMPT, STDIN, add_prompt, expand, load_pictures, piped_prompt, read_prompt
 from .options import (
     add_control_tokens,
@@ -99,13 +99,14 @@ def run(args: argparse.Namespace) -> int:
     prompt = DEFAULT_PROMPT if prompt is None else prompt
     if args.top_logprobs and not args.json:
         raise OptionError("--top-logprobs needs --json, which prints them")
-    options = GenerationOptions(**sampling_options(args), top_logprobs=args.top_logprobs, draft=args.draft)
+    options = GenerationOptions(**sampling_options(args), top_logprobs=args.top_logprobs)
     with Spinner("reading pictures"):  # a wrong name is said before a large model is loaded
         loaded = load_pictures(expand(args.image), source_policy(args), args.color_management)
     pictures = [picture for _, picture in loaded]
     model, processor = load_model(args)
     if args.verbose:
         report_loading(model)
+    options = with_draft(options, args)
     request = GenerationRequest(
         prompt, pictures or None, args.system, options=options, control_tokens=args.control_tokens
     )

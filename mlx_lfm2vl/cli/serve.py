@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="let go of a model that nobody has asked for so long (default: never)",
     )
-    add_decoding(group)
+    add_decoding(group, model=False)
     add_picture_policy(parser)
 
 
