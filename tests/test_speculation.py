@@ -15,6 +15,7 @@ import pytest
 from conftest import GOLDEN, Loaded, cache_by_backend, case_ids, picture, statistics_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from servers import serving, settings_of
 from test_cli import cli  # noqa: F401
 
 from mlx_lfm2vl import (
@@ -515,6 +516,26 @@ def test_the_command_line_answers_with_drafts(cli, tmp_path):  # noqa: F811
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     assert [answer["text"] for answer in answers] == [said] * 3
     assert "all 3 rows are there already" in cli(*words)[2]  # answers do not depend on drafts
+
+
+def test_a_server_answers_with_drafts(monkeypatch):
+    """The same text; an answer that was given before is a draft of the next."""
+    verified, verify = [], GenerationBatch.verify
+
+    def counted(self: GenerationBatch, drafts: Sequence[Sequence[int]]) -> Any:
+        verified.append(drafts)
+        return verify(self, drafts)
+
+    monkeypatch.setattr(GenerationBatch, "verify", counted)
+    texts, counts = [], []
+    for draft in (None, "ngram"):
+        with serving(settings_of(draft=draft)) as running:
+            for _ in range(2):
+                asked: Any = [{"role": "user", "content": "Where is the ring?"}]
+                made = running.openai().chat.completions.create(model="demo", messages=asked, temperature=0)
+                texts.append(made.choices[0].message.content)
+        counts.append(len(verified))
+    assert len(set(texts)) == 1 and counts[0] == 0 < counts[1]
 
 
 def test_a_draft_model_of_other_tokens_is_refused():

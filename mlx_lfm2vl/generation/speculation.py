@@ -57,7 +57,13 @@ class Speculation:
         self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
         if accepted == drafted:
             self._length = min(MOST, max(self._length, 2 * drafted))
-        wrong = 2 * accepted < drafted
-        self._length = max(LEAST, 2 * accepted) if wrong else self._length
-        self._pause = min(LONGEST_PAUSE, 2 * self._pause + 1) if wrong else 0
+        if 2 * accepted < drafted:
+            self._length = max(LEAST, 2 * accepted)
+            self.pause(tokens)
+        else:
+            self._pause = 0
+
+    def pause(self, tokens: int) -> None:
+        """Proposes none for some of the tokens that follow so many."""
+        self._pause = min(LONGEST_PAUSE, 2 * self._pause + 1)
         self._resume = tokens + self._pause
