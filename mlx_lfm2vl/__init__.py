@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from .explanation.explanation import Explanation
     from .generation.batch import generate_batch
     from .generation.chat import Chat
+    from .generation.draft_model import DraftModel
     from .generation.logits_process import LogitsProcessor
     from .generation.options import GenerationOptions
     from .generation.prompt_cache import PromptCache
@@ -120,6 +121,7 @@ __all__ = [
     "DescribeTask",
     "DetectTask",
     "Draft",
+    "DraftModel",
     "Engine",
     "EngineChat",
     "EngineClosedError",
@@ -253,6 +255,7 @@ _HOMES = {
     "engine.chat": ("EngineChat",),
     "engine.engine": ("Engine", "MemoryUse"),
     "generation.vision_cache": ("VisionCache",),
+    "generation.draft_model": ("DraftModel",),
     "generation.logits_process": ("LogitsProcessor",),
     "generation.options": ("GenerationOptions",),
     "generation.prompt_cache": ("PromptCache",),
@@ -291,6 +294,7 @@ _COMPUTING = (  # import MLX
     "engine.chat",
     "engine.engine",
     "generation.vision_cache",
+    "generation.draft_model",
     "generation.logits_process",
     "generation.prompt_cache",
     "engine.handle",

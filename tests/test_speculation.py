@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,9 +15,12 @@ import pytest
 from conftest import GOLDEN, Loaded, cache_by_backend, case_ids, picture, statistics_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from servers import serving, settings_of
+from test_cli import cli  # noqa: F401
 
 from mlx_lfm2vl import (
     Completion,
+    DraftModel,
     GenerationOptions,
     GenerationRequest,
     OptionError,
@@ -35,7 +39,9 @@ from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.generation.scheduler import Scheduler
 from mlx_lfm2vl.generation.speculation import MOST, Draft
-from mlx_lfm2vl.models.cache import Cache, ConvCache, KeyValueCache, LayerCache, WindowCache
+from mlx_lfm2vl.models.bounded_states import ConvCache, WindowCache
+from mlx_lfm2vl.models.cache import Cache, LayerCache
+from mlx_lfm2vl.models.key_values import KeyValueCache
 
 pytestmark = pytest.mark.backends("mlx", "numpy")
 GREEDY = GenerationOptions(temperature=0.0, max_tokens=60)
@@ -466,12 +472,86 @@ def test_answers_to_like_pictures_are_drafts_of_each_other():
     assert 2 * sum(steps) <= sum(len(answer.tokens) + 1 for answer in made[2:])
 
 
+# A draft model
+
+
+def test_a_draft_model_that_agrees_takes_the_fewest_steps():
+    """The model itself, which sees the same picture; beside others in a batch, too."""
+    scene = GOLDEN.parent.parent / "examples" / "scene.png"
+    model = demo()[0]
+    greedy = GenerationRequest("What is in this image?", scene, options=GenerationOptions(temperature=0.0))
+    text = replace(greedy, prompt="Where is the ring?", images=None)
+    plain = [answered(each, demo()) for each in (greedy, text)]
+    with_draft = [replace(each, options=replace(each.options, draft=model)) for each in (greedy, text)]
+    for made, own in zip(generate_batch(*demo(), with_draft), plain, strict=True):
+        same(made, own)
+        statistics = statistics_of(made)
+        assert statistics.accepted_tokens >= statistics.drafted_tokens - MOST  # all but what is behind the end
+    made = answered(with_draft[0], demo())
+    assert len(made.tokens) == 20 and statistics_of(made).model_steps == 1 + 1 + 2
+
+
+@some(4)
+@given(requests(), st.integers(0, 9))
+def test_a_draft_model_that_errs_changes_no_answer(request_, seed):
+    model = load(GOLDEN / "gen2")[0]
+    head = model.model.language_model.embedding_norm
+    noise = mx.random.normal(head.weight.shape, key=mx.random.key(seed)) * 0.2
+    head.weight = head.weight + noise  # it agrees now and then
+    plain = answered(request_)
+    same(answered(replace(request_, options=replace(request_.options, draft=DraftModel(model)))), plain)
+
+
+def test_the_command_line_answers_with_drafts(cli, tmp_path):  # noqa: F811
+    scene, question = GOLDEN.parent.parent / "examples" / "scene.png", "What is in this image?"
+    said = "At the left there is a large black ring, and at the bottom right a large pink square."
+    asked = ("--model", "demo", "--image", scene, "--prompt", question)
+    code, out, err = cli("generate", *asked, "--draft-model", "demo", "--temp", 0, "--json")
+    made = json.loads(out)
+    assert (code, err, made["text"]) == (0, "", said)
+    assert made["model_steps"] == 4 and made["accepted_tokens"] >= 17
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": question, "image": str(scene)}) + "\n" for _ in range(3)))
+    output = tmp_path / "out.jsonl"
+    words = ("batch", rows, "--model", "demo", "--output", output, "--batch-size", 1, "--temp", 0)
+    assert cli(*words, "--draft", "ngram")[0] == 0
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [answer["text"] for answer in answers] == [said] * 3
+    assert "all 3 rows are there already" in cli(*words)[2]  # answers do not depend on drafts
+
+
+def test_a_server_answers_with_drafts(monkeypatch):
+    """The same text; an answer that was given before is a draft of the next."""
+    verified, verify = [], GenerationBatch.verify
+
+    def counted(self: GenerationBatch, drafts: Sequence[Sequence[int]]) -> Any:
+        verified.append(drafts)
+        return verify(self, drafts)
+
+    monkeypatch.setattr(GenerationBatch, "verify", counted)
+    texts, counts = [], []
+    for draft in (None, "ngram"):
+        with serving(settings_of(draft=draft)) as running:
+            for _ in range(2):
+                asked: Any = [{"role": "user", "content": "Where is the ring?"}]
+                made = running.openai().chat.completions.create(model="demo", messages=asked, temperature=0)
+                texts.append(made.choices[0].message.content)
+        counts.append(len(verified))
+    assert len(set(texts)) == 1 and counts[0] == 0 < counts[1]
+
+
+def test_a_draft_model_of_other_tokens_is_refused():
+    options = replace(GREEDY, draft=DraftModel(demo()[0]))
+    with pytest.raises(OptionError, match="the draft model has vocab_size 1380, the model 832"):
+        answered(GenerationRequest("Hi", options=options))
+
+
 # What is refused
 
 
 @pytest.mark.parametrize("draft", ["n-gram", 3, ["ngram"]])
 def test_a_draft_that_is_none_is_refused(draft):
-    with pytest.raises(OptionError, match=r'draft is .*, expected "ngram" or a function'):
+    with pytest.raises(OptionError, match=r'draft is .*, expected "ngram", a model or a function'):
         GenerationOptions(draft=draft)
 
 

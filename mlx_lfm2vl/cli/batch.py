@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import counted
 from .argument_types import whole
-from .drafts import add_draft
+from .decoding import add_decoding, with_draft
 from .inputs import DEFAULT_PROMPT, add_prompt, read_prompt
 from .options import (
     add_control_tokens,
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_control_tokens(parser)
     add_sampling(parser, None)
-    add_draft(parser)
+    add_decoding(parser)
     add_pictures(parser)
 
 
@@ -96,7 +96,7 @@ def _answer(args: argparse.Namespace) -> int:
     check_task(args, any(name == "-" or name.endswith(".jsonl") for name in args.input))
     if args.max_tokens is None:
         args.max_tokens = 512 if args.task is None else TASKS[args.task].max_tokens
-    options = GenerationOptions(**sampling_options(args), draft=args.draft)
+    options = GenerationOptions(**sampling_options(args))
     prompt = read_prompt(args, args.input, "INPUT")
     if prompt is not None and not prompt.strip():
         raise PromptError("--prompt is empty")
@@ -107,6 +107,7 @@ def _answer(args: argparse.Namespace) -> int:
         raise OptionError(f"--output {args.output}: is the input itself")
     chosen: dict[str, Any] = {**sampling_options(args), **picture_overrides(args), "system": args.system}
     chosen |= {"control_tokens": True} if args.control_tokens else {}
+    chosen |= {"kv_bits": args.kv_bits} if args.kv_bits else {}
     chosen |= {"task": args.task, "recipe": args.recipe} if args.task else {}
     digest = settings(chosen_model(args), args.revision, chosen)
     with Output(args.output, args.overwrite, digest) as output, Interrupt() as interrupt, Bars() as bars:
@@ -123,6 +124,7 @@ def _answer(args: argparse.Namespace) -> int:
             note(f"{args.output}: {every}{counted(done, 'row', be=True)} there already")
             return 1 if output.failed else 0
         model, processor = load_model(args)
+        rows.options = with_draft(rows.options, args)
         tasks = RowTasks(args, model, processor) if args.task else None
 
         def work(waiting: Waiting, into: Output, total: int, stage: str) -> bool:

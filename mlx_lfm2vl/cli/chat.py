@@ -7,7 +7,7 @@ import contextlib
 
 from ..errors import Lfm2VlError
 from .chat_commands import Conversation
-from .drafts import add_draft
+from .decoding import add_decoding, with_draft
 from .interrupt import terminable
 from .options import (
     add_control_tokens,
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="print counts, speeds and memory after each answer")
     add_control_tokens(parser)
     add_sampling(parser)
-    add_draft(parser)
+    add_decoding(parser)
     add_pictures(parser)
 
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     mends it at once, ends in exit code 2."""
     from .. import Chat, GenerationOptions
 
-    options = GenerationOptions(**sampling_options(args), draft=args.draft)
+    options = GenerationOptions(**sampling_options(args))
     terminal = Terminal(args.verbose, source_policy(args), args.color_management)
     waiting = terminal.pictures(args.image)
     model, processor = load_model(args)
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         from .generate import report_loading
 
         report_loading(model)
+    options = with_draft(options, args)
     chat = Chat(model, processor, system=args.system, options=options, control_tokens=args.control_tokens)
     conversation = Conversation(chat, terminal, waiting)
     terminal.hint("/help lists the commands")

@@ -18,7 +18,7 @@ NONE = "none"
 _WORDS = {"temp": "temperature"}  # the command line's short name
 _HIDDEN = ("logprobs", "top_logprobs", "logit_bias", "logits_processors")  # nothing that chat shows
 _FORMS = FIELDS[1:]  # of the answer, in place of response_format
-_OPEN = {"max_tokens": "to the end of the context", "seed": NONE, "stop": NONE, "draft": NONE}  # what None is
+_OPEN = {"max_tokens": "to the end of the context", "seed": NONE, "stop": NONE}  # what None is
 
 
 def shown(options: GenerationOptions) -> list[str]:
@@ -74,6 +74,8 @@ def _value(options: GenerationOptions, name: str) -> str:
     value = getattr(options, name)
     if name == "stop":
         return ", ".join(map(repr, value)) or NONE
+    if name == "draft" and not isinstance(value, str):
+        return NONE if value is None else "a model"
     return _OPEN.get(name, "the model's own") if value is None else f"{value:g}" if type(value) is float else str(value)
 
 

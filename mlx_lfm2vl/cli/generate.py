@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import counted
 from .argument_types import real, whole
-from .drafts import add_draft
+from .decoding import add_decoding, with_draft
 from .inputs import DEFAULT_PROMPT, STDIN, add_prompt, expand, load_pictures, piped_prompt, read_prompt, source
 from .options import (
     add_control_tokens,
@@ -98,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_control_tokens(parser)
     add_sampling(parser)
-    add_draft(parser)
+    add_decoding(parser)
     add_pictures(parser)
 
 
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = DEFAULT_PROMPT if prompt is None else prompt
     if args.top_logprobs and not args.json:
         raise OptionError("--top-logprobs needs --json, which prints them")
-    options = GenerationOptions(**sampling_options(args), top_logprobs=args.top_logprobs, draft=args.draft)
+    options = GenerationOptions(**sampling_options(args), top_logprobs=args.top_logprobs)
     with Spinner("reading pictures"):  # a wrong name is said before a large model is loaded
         policy = source_policy(args)
         loaded = load_pictures(expand(args.image), policy, args.color_management)
@@ -126,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load_model(args)
     if args.verbose:
         report_loading(model)
+    options = with_draft(options, args)
     request = GenerationRequest(
         *(prompt, pictures or None, args.system),
         options=options,

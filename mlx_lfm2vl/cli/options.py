@@ -120,6 +120,7 @@ def load_model(args: argparse.Namespace) -> tuple[Lfm2VlForConditionalGeneration
             revision=args.revision,
             source_policy=source_policy(args),
             progress=tell,
+            kv_bits=args.kv_bits if "kv_bits" in args else None,
             **picture_overrides(args),
         )
     for line in processor.notes:

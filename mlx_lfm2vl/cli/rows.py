@@ -62,7 +62,7 @@ class Row:
 
 
 class Rows:
-    """All rows of an input, in order; each is read when it is needed."""
+    """All rows of an input, in order; each is read when it is needed. `options` are those of rows that say nothing."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Rows:
         task: str | None = None,
     ):
         self._prompt, self._system, self._task = prompt, system, task
-        self._how: dict[str, Any] = {"options": options, "control_tokens": control_tokens}
+        self.options, self._control_tokens = options, control_tokens
         self._file: Path | None = None
         self._stdin: BinaryIO | None = None
         self._pictures: list[str] = []
@@ -117,7 +117,7 @@ class Rows:
             for picture in self._pictures:
                 prompt = self._prompt or ("" if self._task else DEFAULT_PROMPT)
                 fields = {"id": picture, "image": picture} | ({"prompt": prompt} if prompt else {})
-                yield Row(fields, GenerationRequest(prompt, [picture], self._system, **self._how))
+                yield Row(fields, self._request(prompt, [picture], self._system, self.options))
             return
         for number, line in enumerate(self._lines(), 1):
             if line.strip():
@@ -182,10 +182,13 @@ class Rows:
             raise PromptError('"prompt" and "system" must be strings')
         assert self._file is not None
         found = [self._source(image) for image in images]
-        how = self._how
+        options = self.options
         if (form := row_form(data, self._file.parent)) is not None:
-            how = how | {"options": replace(how["options"], response_format=form)}
-        return GenerationRequest(prompt, found or None, system, **how)
+            options = replace(options, response_format=form)
+        return self._request(prompt, found or None, system, options)
+
+    def _request(self, prompt: str, images: Any, system: str | None, options: GenerationOptions) -> GenerationRequest:
+        return GenerationRequest(prompt, images, system, options=options, control_tokens=self._control_tokens)
 
     def _source(self, image: str) -> str:
         if scheme(image) in ("data:", "file:") or "://" in image or is_base64_picture(image):

@@ -8,8 +8,8 @@ import warnings
 from typing import Any
 
 from .argument_types import real, whole
+from .decoding import add_decoding
 from .default_model import MODEL_VARIABLE, default_model
-from .drafts import add_draft
 from .options import add_picture_policy, note, picture_overrides
 
 SUMMARY = "answer programs that speak OpenAI's or Anthropic's protocol"
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="let go of a model that nobody has asked for so long (default: never)",
     )
-    add_draft(group)
+    add_decoding(group, model=False)
     add_picture_policy(parser)
 
 
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         max_pages=max(limits.pictures, 1),
         max_pictures=max(limits.pictures, 1),
     )
-    load: dict[str, Any] = {"source_policy": policy, **picture_overrides(args)}
+    load: dict[str, Any] = {"source_policy": policy, "kv_bits": args.kv_bits, **picture_overrides(args)}
     settings = Settings(
         models=args.models or [default_model()[0]],
         host=args.host,

@@ -13,8 +13,9 @@ import numpy as np
 
 from ..backends.memory import allocations
 from ..errors import InputError
-from ..models.cache import GROWTH_STEP, Cache
+from ..models.cache import Cache
 from ..models.context import Context
+from ..models.key_values import GROWTH_STEP
 from ..models.lfm2 import Lfm2Model
 from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
 from ..weights.fit import check_question, largest_pass, number_type
@@ -88,7 +89,8 @@ def prefill_in_pieces(
     """
     rows, length = prompt.input_ids.shape
     answer = max(0, min(prompt.answer, model.config.text_config.max_position_embeddings - length))
-    check_question(model.config, number_type(model), length, answer, largest_pass(prompt.spatial_shapes), rows)
+    patches = largest_pass(prompt.spatial_shapes)
+    check_question(model.config, number_type(model), length, answer, patches, rows, model.kv_bits)
     padding = prompt.padding
     with allocations(f"a prompt of {length:,} tokens"):
         embedding = _embed(model, prompt, vision_cache)

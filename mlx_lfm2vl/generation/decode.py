@@ -16,8 +16,9 @@ import numpy as np
 from ..backends.memory import allocations
 from ..backends.thread_state import computing
 from ..errors import NotFiniteError, OutOfMemoryError
-from ..models.cache import GROWTH_STEP, Cache
+from ..models.cache import Cache
 from ..models.context import Context
+from ..models.key_values import GROWTH_STEP
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from .batched_sampler import BatchedSampler
 from .chunked_prefill import Prompt, clear_outgrown

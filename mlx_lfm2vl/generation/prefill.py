@@ -133,7 +133,7 @@ def _prefill_row(
     """Runs a row from where it parts from its source, and keeps its states for others where there is a prompt cache.
     Cache and logits (1, vocabulary)."""
     ids, known, spans = row.tokens, row.known, row.prompt.spans if prompt_cache is not None else ()
-    cache = Cache(model.config.text_config)
+    cache = model.make_cache()
     if not row.generated:
         row.cached = known
     recorder = None
@@ -188,7 +188,7 @@ def _prefill_together(
         ids[at, padding[at] :] = row.ids
     mask = (np.arange(ids.shape[1]) >= padding[:, None]).astype(np.int64)
     prompt = Prompt(ids, mask, images=images, answer=max(row.options.token_limit for row in rows))
-    cache = Cache(model.config.text_config)
+    cache = model.make_cache()
     logits = yield from prefill_in_pieces(model, prompt, cache)
     return cache, logits, prompt.padding
 

@@ -92,6 +92,13 @@ class EncodedPicture:
         """The key by which the picture is known."""
         return b"".join(self.keys)
 
+    @property
+    def pixels(self) -> np.ndarray:
+        """The patches, which stay."""
+        if self._pixels is None:
+            self._pixels = self._encode()
+        return self._pixels
+
     def take(self) -> np.ndarray:
         """The patches, which are not kept."""
         pixels, self._pixels = self._pixels, None

@@ -62,8 +62,9 @@ class Running:
         agree."""
         assert self.batch is not None
         most = BLOCK // len(self.rows) - 1
-        drafts = [row.propose(most, self._vocabulary) for row in self.rows]
-        if any(drafts) and self.batch.ready:
+        ready = self.batch.ready
+        drafts = [row.propose(most, self._vocabulary, ready) for row in self.rows]
+        if any(drafts) and ready:
             return self._verify(self.batch, drafts)
         last = any(drafts) or all(len(row.generated) + 1 >= row.limit for row in self.rows)
         tokens, logprobs = self.batch.step(last=last)

@@ -25,6 +25,7 @@ from ..processing.tokenizer import Tokenizer
 from ..threads import cancellation
 from .decode import GenerationBatch
 from .defaults import generation_config, positions_left
+from .draft_model import make_speculation
 from .ngrams import KEPT, SHORTEST, Ngrams
 from .passes import prefill_chunk
 from .prefill import prefill_forced, prefill_rows
@@ -33,7 +34,6 @@ from .request import EncodedPrompt
 from .response import FinishReason, GenerationResponse
 from .running import Running
 from .sequence import Sequence
-from .speculation import make_speculation
 from .vision_cache import VisionCache
 from .waiting import shared_beginning, waits_for_beginning, waits_for_picture
 from .watch import Cancelled, Pieces
@@ -91,10 +91,11 @@ class Scheduler:
 
         Raises:
             PromptError: if there is no room for an answer.
+            OptionError: for a draft model that does not fit.
         """
         ends = generation_config(self._model).eos_token_ids
         limit = min(prompt.options.token_limit, positions_left(self._model, len(prompt.ids), bool(prompt.pictures)))
-        speculation = make_speculation(prompt.options.draft, self._answers)
+        speculation = make_speculation(self._model.config, prompt, self._answers)
         row = Sequence(self._count, prompt, self._tokenizer, ends, limit, started, speculation)
         self._count += 1
         self._rows[row.id] = row

@@ -66,6 +66,7 @@ class Sequence:
         self._logprobs: list[RowLogprobs] = []
         self.steps = 0
         self.speculation = speculation
+        self._waited = False  # for tokens that a draft may follow
         self._said: list[int] = [] if speculation is None else self.ids.tolist()  # prompt and answer, for drafts
 
     @property
@@ -96,11 +97,16 @@ class Sequence:
             return OptionError(f"logits_processors leave no token that is possible, or give NaN; else, {not_finite}")
         return not_finite or (None if self.matcher is None else self.matcher.error)
 
-    def propose(self, most: int, vocabulary: int) -> list[int]:
-        """A draft of the next tokens, at most `most` of them, one less than are left. Raises `OptionError`."""
+    def propose(self, most: int, vocabulary: int, known: bool) -> list[int]:
+        """A draft of the next tokens, at most `most` of them, one less than are left. `known`: whether all tokens are
+        that were chosen; else the draft only says that one may be worth waiting for them. Raises `OptionError`."""
         if self.speculation is None:
             return []
-        return self.speculation.propose(self._said, min(most, self.limit - len(self.generated) - 1), vocabulary)
+        draft = self.speculation.propose(self._said, min(most, self.limit - len(self.generated) - 1), vocabulary)
+        if known and self._waited and not draft:
+            self.speculation.pause(len(self._said))
+        self._waited = bool(draft) and not known
+        return draft
 
     def count_draft(self, drafted: int, accepted: int) -> None:
         """Takes note of how much of a draft was right."""

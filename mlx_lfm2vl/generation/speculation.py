@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from ..errors import OptionError
-from .ngrams import NgramDraft, Ngrams
 
 LEAST, FIRST, MOST = 2, 4, 8  # tokens of a draft: at least, of the first one, and at most
 BLOCK = 64  # tokens of all rows that are run together at most
@@ -58,16 +57,13 @@ class Speculation:
         self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
         if accepted == drafted:
             self._length = min(MOST, max(self._length, 2 * drafted))
-        wrong = 2 * accepted < drafted
-        self._length = max(LEAST, 2 * accepted) if wrong else self._length
-        self._pause = min(LONGEST_PAUSE, 2 * self._pause + 1) if wrong else 0
+        if 2 * accepted < drafted:
+            self._length = max(LEAST, 2 * accepted)
+            self.pause(tokens)
+        else:
+            self._pause = 0
+
+    def pause(self, tokens: int) -> None:
+        """Proposes none for some of the tokens that follow so many."""
+        self._pause = min(LONGEST_PAUSE, 2 * self._pause + 1)
         self._resume = tokens + self._pause
-
-
-def make_speculation(draft: str | Draft | None, earlier: Ngrams) -> Speculation | None:
-    """The drafts of an answer, as `GenerationOptions.draft` says; `earlier` are answers to similar questions."""
-    if draft is None:
-        return None
-    if isinstance(draft, str):
-        return Speculation(NgramDraft(earlier))
-    return Speculation(draft.copy() if hasattr(draft, "copy") else draft)

@@ -219,6 +219,7 @@ class Lfm2VlForConditionalGeneration(nn.Module):
     """The model with its language-modelling head, tied to the embeddings or of its own."""
 
     model_class: ClassVar[type[Lfm2VlModel]] = Lfm2VlModel
+    kv_bits: int | None = None  # of the keys and values of answers, None where they are not quantised
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -236,6 +237,10 @@ class Lfm2VlForConditionalGeneration(nn.Module):
     def fuse(self) -> None:
         """As `Lfm2VlModel.fuse`."""
         self.model.fuse()
+
+    def make_cache(self) -> Cache:
+        """The states of an answer, none yet."""
+        return Cache(self.config.text_config, self.kv_bits)
 
     def logits(self, hidden_states: mx.array) -> mx.array:
         """(..., hidden) -> (..., vocabulary)."""

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Lfm2Config, Lfm3Config
-from .cache import ConvCache
+from .bounded_states import ConvCache
 from .layers import add_linear
 
 

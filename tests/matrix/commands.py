@@ -74,6 +74,8 @@ OPTIONS = [
         for value in ("0", "-1", "1.5", "1e3", "many", "0x10", "nan")
     ),
     refused("generate --prompt x --draft n-gram", "--draft", "invalid choice: 'n-gram'", HELP),
+    refused("generate --prompt x --draft ngram --draft-model demo", "--draft-model", "not allowed with", HELP),
+    refused("generate --prompt x --kv-bits 3", "--kv-bits", "invalid choice: 3", HELP),
     refused("generate --max-tokens _", "--max-tokens", f"'' {BOUNDS}", HELP),
     refused("chat --max-tokens 0", "--max-tokens", f"'0' {BOUNDS}", HELP),
     *(

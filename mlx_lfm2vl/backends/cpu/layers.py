@@ -15,8 +15,9 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ...models.cache import ConvCache, KeyValueCache
+from ...models.bounded_states import ConvCache
 from ...models.context import Context
+from ...models.key_values import KeyValueCache
 from ...models.layers import ACTIVATIONS, gelu_tanh
 from ...models.lfm2 import Lfm2Attention, Lfm2DecoderLayer
 from ...models.siglip2 import Groups, Siglip2EncoderLayer
@@ -82,6 +83,8 @@ class CpuRMSNorm(nn.RMSNorm):
 
 
 class CpuAttention(Lfm2Attention):
+    direct_queries = 0
+
     def scaled_dot_product_attention(
         self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None
     ) -> mx.array:
