@@ -24,9 +24,10 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.cli.models import described
-from mlx_lfm2vl.config import Lfm3Config
+from mlx_lfm2vl.config import ImageProcessorConfig, Lfm3Config, Lfm3VlImageProcessorConfig
 from mlx_lfm2vl.conversion.plan import QuantizationOptions, make_plan
-from mlx_lfm2vl.errors import ConfigError, ImageError, InputError, OptionError
+from mlx_lfm2vl.errors import ConfigError, ImageError, InputError, OptionError, PromptError
+from mlx_lfm2vl.generation.arguments import PixelOverrides
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.weights.fit import key_bytes
 from mlx_lfm2vl.weights.load import open_model
@@ -264,6 +265,18 @@ def test_a_picture_200_times_as_long_as_wide_is_refused():
     model, processor = loaded()
     with pytest.raises(ImageError, match="3x700 pixels is more than 200 times"):
         list(stream_generate(model, processor, "What?", images=[picture("strip").resize((3, 700))]))
+
+
+def test_a_video_is_not_explained():
+    model, processor = loaded()
+    turns = [{"role": "user", "content": [{"type": "video", "path": GOLDEN / "videos" / "odd.png"}]}]
+    with pytest.raises(PromptError, match="a video, which is not explained"):
+        explain(model, processor, turns)
+
+
+def test_the_types_of_overrides_are_the_policys():
+    own = Lfm3VlImageProcessorConfig.options() - ImageProcessorConfig.options() - {"video"}
+    assert set(PixelOverrides.__annotations__) == own
 
 
 def test_tiles_are_refused_by_name():

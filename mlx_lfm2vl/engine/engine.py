@@ -20,7 +20,7 @@ from ..backends.memory import CacheLimit, WiredLimit, check_bytes
 from ..backends.thread_state import check_fork
 from ..errors import OptionError
 from ..generation import prompt_cache, vision_cache
-from ..generation.arguments import ConversationArguments, ImageOverrides
+from ..generation.arguments import ConversationArguments, PictureOverrides
 from ..generation.batch import BATCH_SIZE
 from ..generation.conversation import Conversation
 from ..generation.messages import is_remote, snapshot
@@ -118,7 +118,7 @@ class Engine:
         sink: Sink | None = None,
         progress: Progress | None = None,
         control_tokens: bool = False,
-        **image_overrides: Unpack[ImageOverrides],
+        **image_overrides: Unpack[PictureOverrides],
     ) -> Request:
         """Puts a question into the queue; arguments as for `stream_generate`.
 
@@ -259,7 +259,7 @@ class Engine:
         system: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         control_tokens: bool = False,
-        **image_overrides: Unpack[ImageOverrides],
+        **image_overrides: Unpack[PictureOverrides],
     ) -> int:
         """Tokens of a prompt, those of its pictures included, counted in the calling thread. Arguments and errors as
         for `submit`. Waits until the model is loaded."""

@@ -115,8 +115,10 @@ def _loaded(
     image_processor = processor.image_processor
     policy, config = image_processor.source_policy, image_processor.configured(**overrides)
     (messages,), _ = with_page_items([messages], None, policy)
-    (sources,) = pictures_of([messages], None, policy)
     items = [item for message in messages for item in message.get("content") or () if isinstance(item, dict)]
+    if any(item["type"] == "video" for item in items):
+        raise PromptError("a message holds a video, which is not explained; give its frames as pictures")
+    (sources,) = pictures_of([messages], None, policy)
     if len(sources) != sum(item["type"] == "image" for item in items):
         raise PromptError("an image item of the conversation holds two pictures; give each an item of its own")
     pictures = [load_image(source, policy, config) for source in sources]

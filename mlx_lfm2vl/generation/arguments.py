@@ -40,7 +40,22 @@ class ImageOverrides(TypedDict, total=False):
     exif: bool | None
 
 
-class ProcessorArguments(ImageOverrides, total=False):
+class PixelOverrides(TypedDict, total=False):
+    """Fields of `Lfm3VlImageProcessorConfig` that LFM2-VL's has not, for one call; None leaves the checkpoint's."""
+
+    patch_size: int | None
+    temporal_patch_size: int | None
+    merge_size: int | None
+    min_pixels: int | None
+    max_pixels: int | None
+    size: Mapping[str, int] | None
+
+
+class PictureOverrides(ImageOverrides, PixelOverrides, total=False):
+    """The picture policy of any family, for one call."""
+
+
+class ProcessorArguments(PictureOverrides, total=False):
     """Options of a processor that is loaded."""
 
     source_policy: SourcePolicy
@@ -69,11 +84,11 @@ class OptionFields(TypedDict, total=False):
     draft: Literal["ngram"] | Draft | None
 
 
-class CallOverrides(ImageOverrides, OptionFields, total=False):
+class CallOverrides(PictureOverrides, OptionFields, total=False):
     """Options of one call."""
 
 
-class ConversationArguments(ImageOverrides, total=False):
+class ConversationArguments(PictureOverrides, total=False):
     """Options of a chat."""
 
     system: str | None

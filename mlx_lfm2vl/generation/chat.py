@@ -16,7 +16,7 @@ import mlx.core as mx
 from ..errors import PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from .arguments import ImageOverrides, Role, TurnArguments
+from .arguments import PictureOverrides, Role, TurnArguments
 from .conversation import Conversation, Turn
 from .drive import drive
 from .messages import user_content
@@ -56,7 +56,7 @@ class Chat:
         vision_cache: VisionCache | None = None,
         prompt_cache: PromptCache | None = None,
         control_tokens: bool = False,
-        **image_overrides: Unpack[ImageOverrides],
+        **image_overrides: Unpack[PictureOverrides],
     ):
         check_vision_cache(vision_cache)
         check_prompt_cache(prompt_cache)

@@ -24,7 +24,7 @@ from ..processing.pages import pages_of
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
 from . import saved
-from .arguments import ImageOverrides
+from .arguments import PictureOverrides
 from .defaults import grammar_of, positions_left, resolved
 from .messages import check_tools, checked_pictures, user_content
 from .options import GenerationOptions
@@ -93,7 +93,7 @@ class Conversation:
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: GenerationOptions | None = None,
         control_tokens: bool = False,
-        **image_overrides: Unpack[ImageOverrides],
+        **image_overrides: Unpack[PictureOverrides],
     ):
         check_pair(model, processor)
         if not (system is None or isinstance(system, str)):
