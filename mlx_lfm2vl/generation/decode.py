@@ -162,7 +162,8 @@ class GenerationBatch:
         self._cache.trim(self._start, counts)
         self._next = mx.array(np.array(last, np.int32)), None
         clear_outgrown(self._cache, self._start)
-        if self._gaps is not None and self._cache.offset - self._gaps.sum(axis=1).max() >= GROWTH_STEP:
+        end = self._cache.offset
+        if self._gaps is not None and end - self._columns(end).sum(axis=1).max() >= GROWTH_STEP:
             self._close_gaps()
         self._evaluate()
 
