@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from PIL import Image
-
 from .. import config
 from ..errors import OptionError, PromptError
 from ..processing import lfm3_vl
@@ -129,5 +127,5 @@ def _listed(videos: Any) -> list[Any]:
     """The videos of a list of them, or one that is no list; a list of pictures is one video."""
     if not isinstance(videos, (list, tuple)):
         return [videos]
-    frames = all(isinstance(each, Image.Image) or getattr(each, "ndim", 4) == 3 for each in videos)
+    frames = all(hasattr(each, "getbands") or getattr(each, "ndim", 4) == 3 for each in videos)  # PIL's, arrays
     return [videos] if videos and frames else list(videos)
