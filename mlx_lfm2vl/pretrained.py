@@ -21,6 +21,7 @@ from .threads import cancellation
 def load(
     path_or_repo: str | os.PathLike[str],
     *,
+    adapter: str | os.PathLike[str] | None = None,
     dtype: str | mx.Dtype | None = None,
     backend: str | None = None,
     revision: str | None = None,
@@ -34,6 +35,8 @@ def load(
 
     Args:
         path_or_repo: the folder, the repository, or `demo`.
+        adapter: a folder with an adapter of PEFT or mlx-lm (LoRA or DoRA) for this model. Dense weights are merged with
+            it; beside quantised ones it is computed.
         dtype: "float32", "float16", "bfloat16" or "auto", the dtype of the file. None is "auto", but float32 on the
             backend numpy.
         backend: "mlx" computes by MLX's own functions on its default device; "numpy" is faster where that is a CPU,
@@ -68,7 +71,9 @@ def load(
         expected = Lfm2VlConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
         processor = Lfm2VlProcessor.from_pretrained(folder, **processor_arguments)
         _check_agreement(folder, expected, processor)
-        model = Lfm2VlForConditionalGeneration.from_pretrained(folder, dtype=dtype, backend=backend, progress=progress)
+        model = Lfm2VlForConditionalGeneration.from_pretrained(
+            folder, adapter=adapter, dtype=dtype, backend=backend, progress=progress
+        )
     model.name_or_path = os.fspath(path_or_repo)
     file = folder / "generation_config.json"
     stated = GenerationConfig.from_dict(read_json(file), str(file)) if file.is_file() else GenerationConfig()

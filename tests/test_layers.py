@@ -23,6 +23,7 @@ LAYERS = (
     ("processing", "models"),
     ("backends", "constraints"),
     ("weights",),
+    ("adapters",),
     ("generation",),
     ("compat", "tasks", "explanation"),
     ("pretrained",),
@@ -50,7 +51,7 @@ HOMES = {
     "huggingface_hub": {"hub"},
     "PIL": {"processing", "benchmark", "tasks", "explanation"},
     "mlx": {
-        *("models", "backends", "weights", "generation", "explanation", "engine", "compat", "pretrained"),
+        *("models", "backends", "weights", "adapters", "generation", "explanation", "engine", "compat", "pretrained"),
         *("conversion", "benchmark", "doctor"),
     },
     "mlx_lm": {"weights"},

@@ -105,6 +105,7 @@ def _answer(args: argparse.Namespace) -> int:
     chosen: dict[str, Any] = {**sampling_options(args), **picture_overrides(args), "system": args.system}
     chosen |= {"control_tokens": True} if args.control_tokens else {}
     chosen |= {"task": args.task, "recipe": args.recipe} if args.task else {}
+    chosen |= {"adapter": settings(args.adapter, None, {})} if args.adapter else {}
     digest = settings(chosen_model(args), args.revision, chosen)
     with Output(args.output, args.overwrite, digest) as output, Interrupt() as interrupt, Bars() as bars:
         output.match(lambda: rows)

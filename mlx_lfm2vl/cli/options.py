@@ -113,6 +113,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="folder, hub repository such as LiquidAI/LFM2.5-VL-450M, or 'demo', the small bundled model "
         f"(default: what {MODEL_VARIABLE} or the configuration file names, else demo)",
     )
+    parser.add_argument(
+        "--adapter", metavar="FOLDER", help="an adapter for the model: LoRA or DoRA, of PEFT or mlx-lm (default: none)"
+    )
     add_revision(parser)
 
 
@@ -141,6 +144,7 @@ def load_model(args: argparse.Namespace) -> tuple[Lfm2VlForConditionalGeneration
 
         model, processor = load(
             name,
+            adapter=args.adapter,
             revision=args.revision,
             source_policy=source_policy(args),
             progress=tell,

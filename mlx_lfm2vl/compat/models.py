@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..adapters.read import read_adapter
 from ..backends import Backend
 from ..backends.thread_state import computing
 from ..config import read_json
@@ -125,9 +126,13 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
         Raises:
             HubError, ConfigError, WeightsError, OptionError, OutOfMemoryError
         """
-        given = options.pop("generation_config", None)
+        given, adapter = options.pop("generation_config", None), options.pop("adapter", None)
+        change = None if adapter is None else read_adapter(adapter)
         folder, known, others = _open(path_or_repo, options)
-        model = load_model(folder, model_class=cls, **known).configured(others)
+        adapt = None if change is None else change.apply
+        model = load_model(folder, model_class=cls, adapt=adapt, **known).configured(others)
+        if change is not None:
+            model.checkpoint_key += change.key
         model.name_or_path = os.fspath(path_or_repo)
         file = folder / "generation_config.json"
         if given is None and file.is_file():

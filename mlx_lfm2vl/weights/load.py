@@ -36,6 +36,7 @@ from .shards import INDEX, Shards, read_shards
 DTYPES: dict[str, mx.Dtype] = {name: getattr(mx, name) for name in choices.DTYPES}
 PACKED = {mx.uint32: ("U32",), mx.uint8: ("U8",)}  # weights of quantised modules, scales of the fp4 and fp8 modes
 TOWER_LAYERS = "model.vision_tower.encoder.layers."
+Adapt = Callable[[nn.Module, dict[str, mx.array]], dict[str, mx.array]]  # model and tensors -> tensors
 M = TypeVar("M", bound=Lfm2VlModel | Lfm2VlForConditionalGeneration)
 
 
@@ -59,6 +60,7 @@ def load_model(
     backend: str | None = None,
     model_class: type[M] = Lfm2VlForConditionalGeneration,  # type: ignore[assignment]
     prefix: str = "",
+    adapt: Adapt | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> M:
     """The model of a folder.
@@ -71,6 +73,7 @@ def load_model(
         backend: what computes it, see `backends.choose`.
         model_class: built from the configuration.
         prefix: what stands before its parameters' names in the whole model.
+        adapt: puts an adapter into the model and its tensors before these are read (`Adapter.apply`).
         progress: told of the bytes of the "weights".
 
     Raises:
@@ -85,6 +88,9 @@ def load_model(
     if chosen == "numpy":
         if dtype is None:
             tensors, note = cpu.dequantize(model, tensors)
+    if adapt is not None:
+        tensors = adapt(model, tensors)
+    if chosen == "numpy":
         tensors = cpu.by_columns(tensors)
     model.load_note = "; ".join(filter(None, (*stored.notes, mixed, note)))
     model.backend, model.checkpoint_key = chosen, key_of(folder, stored.files)
