@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .compat.streamers import TextIteratorStreamer, TextStreamer
     from .constraints.response_format import ResponseFormat
     from .conversion.convert import convert
+    from .conversion.fuse import fuse
     from .doctor.checks import diagnose
     from .engine.chat import EngineChat
     from .engine.engine import Engine, MemoryUse
@@ -184,6 +185,7 @@ __all__ = [
     "draw_points",
     "explain",
     "extract",
+    "fuse",
     "generate",
     "generate_batch",
     "load",
@@ -217,6 +219,7 @@ _HOMES = {
     "compat.streamers": ("TextIteratorStreamer", "TextStreamer"),
     "constraints.response_format": ("ResponseFormat",),
     "conversion.convert": ("convert",),
+    "conversion.fuse": ("fuse",),
     "doctor.checks": ("diagnose",),
     "errors": (
         "AnswerError",
@@ -277,6 +280,7 @@ _COMPUTING = (  # import MLX
     "compat.models",
     "compat.seed",
     "conversion.convert",
+    "conversion.fuse",
     "doctor.checks",
     "generation.batch",
     "generation.chat",

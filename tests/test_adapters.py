@@ -10,12 +10,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, logits_of
+from conftest import GOLDEN, logits_of, read_tensors
 from safetensors.numpy import load_file, save_file
 
-from mlx_lfm2vl import HubError, Lfm2VlError, OptionError, WeightsError, convert, load
+from mlx_lfm2vl import HubError, Lfm2VlError, OptionError, WeightsError, convert, fuse, load
 from mlx_lfm2vl.adapters.layers import LoRALinear
 from mlx_lfm2vl.adapters.read import read_adapter
+from mlx_lfm2vl.adapters.save import save_adapter
+from mlx_lfm2vl.weights.names import from_module
 
 ADAPTERS = Path(__file__).parent / "adapters"
 CASE = "gen25-batch-right"
@@ -78,10 +80,9 @@ def test_logits_of_a_peft_adapter_are_those_of_peft(name, golden):
 @pytest.mark.backends("mlx", "numpy")
 @pytest.mark.parametrize("name", ["lora", "dora"])
 @pytest.mark.parametrize("options", [{"q_bits": 8}, {"q_bits": 6, "q_vision": True}, {"q_mode": "mxfp4"}])
-def test_an_adapter_over_quantised_weights_is_exact(tmp_path, name, options, golden):
+def test_an_adapter_over_quantised_weights_is_exact(tmp_path, name, options: dict[str, Any], golden):
     """It gives what it gives over the dense weights that the quantised ones stand for."""
-    group = {"q_group_size": 32} if "q_mode" not in options else {}
-    convert(GOLDEN / "gen25", tmp_path / "q", verify=False, **group, **options)
+    convert(GOLDEN / "gen25", tmp_path / "q", verify=False, q_group_size=32, **options)
     convert(tmp_path / "q", tmp_path / "dense", dequantize=True)
     quantised, dense = (adapted_logits(tmp_path / part, ADAPTERS / name, golden) for part in ("q", "dense"))
     assert np.abs(quantised - dense).max() < 2e-4 * np.abs(dense).max()
@@ -92,7 +93,7 @@ def test_quantised_weights_stay_quantised_beside_an_adapter(tmp_path):
     model, _ = load(tmp_path / "q", adapter=ADAPTERS / "lora", backend="mlx")
     layer = model.model.language_model.layers[0].feed_forward
     assert isinstance(layer.w1, LoRALinear) and layer.w1.linear.weight.dtype == mx.uint32
-    with pytest.raises(OptionError, match="with an adapter beside it; `mlx_lfm2vl.fuse` writes both as one"):
+    with pytest.raises(OptionError, match=r"with an adapter beside it; `mlx_lfm2vl\.fuse` writes both as one"):
         model.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 
@@ -174,7 +175,9 @@ def test_a_saved_module_of_another_shape_is_refused(tmp_path):
     def cut(tensors: Tensors) -> Tensors:
         return {key: array[:3] if key.endswith("linear_2.bias") else array for key, array in tensors.items()}
 
-    with pytest.raises(WeightsError, match=re.escape("multi_modal_projector.linear_2.bias of [3], the model's has [64]")):
+    with pytest.raises(
+        WeightsError, match=re.escape("multi_modal_projector.linear_2.bias of [3], the model's has [64]")
+    ):
         load(GOLDEN / "gen25", adapter=changed(tmp_path, "dora", tensors=cut))
 
 
@@ -195,5 +198,74 @@ def test_a_folder_without_an_adapter_is_said_to_be_so(tmp_path, make, said):
 def test_an_adapter_without_weights_names_both_files(tmp_path):
     folder = changed(tmp_path, "lora")
     (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(HubError, match="has neither adapter_model.safetensors nor adapters.safetensors"):
+    with pytest.raises(HubError, match=r"has neither adapter_model\.safetensors nor adapters\.safetensors"):
         read_adapter(folder)
+
+
+def stored(folder: Path) -> Tensors:
+    return {
+        name: np.array(array) for file in folder.glob("*.safetensors") for name, array in read_tensors(file).items()
+    }
+
+
+@pytest.mark.backends("mlx", "numpy")
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_a_fused_folder_gives_what_the_adapter_gives(tmp_path, name, golden):
+    fuse(GOLDEN / "gen25", ADAPTERS / name, tmp_path / "fused")
+    model, _ = load(tmp_path / "fused")
+    fused = np.array(logits_of(model, **golden(CASE).inputs))
+    assert np.array_equal(fused, adapted_logits(GOLDEN / "gen25", ADAPTERS / name, golden))
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_a_quantised_folder_is_fused_in_its_own_widths(tmp_path, name):
+    """What the adapter does not change stays bit for bit; what it changes is rounded once."""
+    notes: list[str] = []
+    convert(GOLDEN / "gen25", tmp_path / "q", q_bits=8, q_group_size=32, q_overrides=[("*.w1", 4)], verify=False)
+    fuse(tmp_path / "q", ADAPTERS / name, tmp_path / "fused", on_note=notes.append)
+    fuse(tmp_path / "q", ADAPTERS / name, tmp_path / "dense", dequantize=True)
+    convert(tmp_path / "dense", tmp_path / "again", q_bits=8, q_group_size=32, q_overrides=[("*.w1", 4)], verify=False)
+    before, fused, again = (stored(tmp_path / part) for part in ("q", "fused", "again"))
+    touched = read_adapter(ADAPTERS / name)
+    paths = {from_module(path, "mlx") for path in (*touched.layers, *(key[: key.rindex(".")] for key in touched.saved))}
+    assert fused.keys() == before.keys() and any("rounds the adapter too" in note for note in notes)
+    for key, array in fused.items():
+        wanted = again if key.rpartition(".")[0] in paths else before
+        assert np.array_equal(array, wanted[key]), key
+    config, old = (json.loads((tmp_path / part / "config.json").read_text()) for part in ("fused", "q"))
+    assert config["quantization"] == old["quantization"]
+
+
+def test_a_dequantised_fused_folder_is_the_adapter_exactly(tmp_path, golden):
+    convert(GOLDEN / "gen25", tmp_path / "q", q_bits=4, q_group_size=32, verify=False)
+    fuse(tmp_path / "q", ADAPTERS / "lora", tmp_path / "fused", dequantize=True)
+    model, _ = load(tmp_path / "fused")
+    fused = np.array(logits_of(model, **golden(CASE).inputs))
+    adapted = adapted_logits(tmp_path / "q", ADAPTERS / "lora", golden)
+    assert np.abs(fused - adapted).max() < 1e-4 * np.abs(fused).max()
+
+
+def test_what_cannot_be_fused_is_said_before_anything_is_written(tmp_path):
+    convert(GOLDEN / "gen25", tmp_path / "q", q_bits=8, q_group_size=32, verify=False)
+    before = sorted(tmp_path.iterdir())
+    for source, options, said in (
+        (GOLDEN / "gen25", {"dequantize": True}, "is not quantised; there is nothing to dequantise"),
+        (tmp_path / "q", {"layout": "hub"}, "the layout hub is for dense models, add dequantize"),
+        (GOLDEN / "gen25", {"layout": "gguf"}, "layout is 'gguf', expected one of mlx, hub"),
+        (GOLDEN / "gen2", {}, "the adapter is of another model (gen25), load it with that one"),
+    ):
+        with pytest.raises(Lfm2VlError, match=re.escape(said)):
+            fuse(source, ADAPTERS / "lora", tmp_path / "fused", **options)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "mlx-lm"])
+def test_an_adapter_that_is_saved_is_the_one_that_was_read(tmp_path, name, golden):
+    adapter = as_mlx_lm(tmp_path / "a", "lora") if name == "mlx-lm" else ADAPTERS / name
+    save_adapter(read_adapter(adapter), tmp_path / "saved")
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    before, after = (adapted_logits(GOLDEN / "gen25", folder, golden) for folder in (adapter, tmp_path / "saved"))
+    assert np.array_equal(before, after)

@@ -1,7 +1,7 @@
 """An adapter in memory, and the ways in which it goes into a model.
 
-A dense layer's weight becomes the merged one, so that it computes as fast as without. A quantised layer stays what it is
-and gets the adapter beside it (`LoRALinear`): merged, it would have to be rounded again.
+A dense layer's weight becomes the merged one, so that it computes as fast as without. A quantised layer stays what it
+is and gets the adapter beside it (`LoRALinear`): merged, it would have to be rounded again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import WeightsError
 from ..model_folder import ADAPTER_CONFIG
 from ..weights.files import key_of
 from ..weights.names import parameters
-from .layers import LoRALinear, dense_weight, delta, norms, shape_of
+from .layers import LoRALinear, delta, dense_weight, norms, shape_of
 
 LINEAR = (nn.Linear, nn.QuantizedLinear)
 

@@ -45,8 +45,8 @@ def norms(weight: mx.array) -> mx.array:
 
 
 class LoRALinear(nn.Module):
-    """`gain * (W x + scale B A x) + bias` of a linear layer. `gain` (out,) is that of a DoRA adapter that stays as it is;
-    a LoRA adapter has none."""
+    """`gain * (W x + scale B A x) + bias` of a linear layer. `gain` (out,) is that of a DoRA adapter that stays as it
+    is; a LoRA adapter has none."""
 
     def __init__(
         self, linear: nn.Module, lora_a: mx.array, lora_b: mx.array, scale: float, gain: mx.array | None = None

@@ -25,7 +25,7 @@ from ..weights.names import is_conv_kernel, to_module
 from .adapter import Adapter, LoRAWeights
 
 PEFT_WEIGHTS, MLX_LM_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _PEFT = re.compile(r"(?P<path>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.\w+)?(\.weight)?")
 _MLX_LM = re.compile(r"(?P<path>.+)\.(?P<part>lora_a|lora_b|m)")
 _REPEATS, _REPEATED_GROUP, MOST_REPEATS = re.compile(r"[*+?{]"), re.compile(r"\)[*+?{]"), 4  # of a key of alpha_pattern
@@ -75,13 +75,15 @@ def _read(place: Path, file: Path, config: Mapping[str, Any]) -> Adapter:
     for name, info in infos.items():
         if info.dtype not in FLOATING:
             raise WeightsError(f"{file}: tensor {name} has dtype {info.dtype}, expected {' or '.join(FLOATING)}")
-        plain = _SAVED.sub("", name.removeprefix(_PREFIX)) if of_peft else name
+        plain = _SAVED.sub("", name.removeprefix(PREFIX)) if of_peft else name
         if found := (_PEFT if of_peft else _MLX_LM).fullmatch(plain):
             path = _module(file, name, found["path"])
             parts.setdefault(path, {})[PARTS[found["part"]]] = arrays[name]
             own_names[path] = found["path"]
         elif ".lora_" in plain or ".base_layer." in plain or "trainable_tokens" in plain:
-            raise WeightsError(f"{file}: tensor {name} is of a kind of adapter that is not read; merge it in its program")
+            raise WeightsError(
+                f"{file}: tensor {name} is of a kind of adapter that is not read; merge it where it was made"
+            )
         else:
             module = _module(file, name, plain)
             saved[module] = _turned(module, arrays[name], info)
@@ -105,7 +107,9 @@ def _module(file: Path, name: str, path: str) -> str:
     """The path in our model of a path in an adapter's file."""
     module = to_module(path)
     if module is None:
-        raise WeightsError(f"{file}: tensor {name} has a name that no LFM2-VL layout has; it is another model's adapter")
+        raise WeightsError(
+            f"{file}: tensor {name} has a name that no LFM2-VL layout has; the adapter is another model's"
+        )
     return module
 
 
@@ -120,16 +124,16 @@ def _check(place: Path, config: Mapping[str, Any], of_peft: bool) -> None:
     where = place / ADAPTER_CONFIG
     kind = str(config.get("peft_type", "LORA") if of_peft else config.get("fine_tune_type", "lora"))
     if kind.lower() not in (("lora",) if of_peft else ("lora", "dora", "full")):
-        raise WeightsError(f"{where}: is an adapter of the kind {kind}; LoRA and DoRA are read, merge it in its program")
+        raise WeightsError(f"{where}: is an adapter of the kind {kind}; LoRA and DoRA are read")
     beginning = config.get("init_lora_weights")
     if isinstance(beginning, str) and beginning.lower().startswith(CHANGING_BEGINNINGS):
         raise WeightsError(
-            f"{where}: the training began with {beginning}, which changes the base model's weights; convert the adapter "
+            f"{where}: the training began with {beginning}, which changes the base model's weights; convert it "
             "to plain LoRA (path_initial_model_for_weight_conversion of PEFT)"
         )
     for name in NOT_READ:
         if config.get(name):
-            raise WeightsError(f"{where}: has {name}, which is not read; merge the adapter in its program")
+            raise WeightsError(f"{where}: has {name}, which is not read; merge the adapter where it was made")
 
 
 def _number(where: Path, name: str, value: Any) -> float:
@@ -157,7 +161,9 @@ def _matches(where: Path, pattern: str, path: str) -> bool:
     try:
         return re.match(rf"(.*\.)?({pattern})$", path) is not None
     except re.error as error:
-        raise WeightsError(f"{where}: alpha_pattern has {pattern!r}, which is no regular expression ({error})") from None
+        raise WeightsError(
+            f"{where}: alpha_pattern has {pattern!r}, which is no regular expression ({error})"
+        ) from None
 
 
 def _mlx_lm_scale(place: Path, config: Mapping[str, Any]) -> float:

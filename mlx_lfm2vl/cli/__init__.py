@@ -28,6 +28,7 @@ from . import (
     doctor,
     explain,
     extract,
+    fuse,
     generate,
     models,
     point,
@@ -43,7 +44,7 @@ _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # of a stdout that
 COMMANDS = {
     **{"generate": generate, "chat": chat, "batch": batch, "explain": explain, "serve": serve},
     **{"detect": detect, "point": point, "read": read, "extract": extract, "describe": describe},
-    **{"convert": convert, "verify": verify, "upload": upload, "models": models},
+    **{"convert": convert, "fuse": fuse, "verify": verify, "upload": upload, "models": models},
     **{"bench": bench, "doctor": doctor, "completion": completion},
 }
 

@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help=f"folders, hub repositories or 'demo' (default: what {MODEL_VARIABLE} names, else demo)",
     )
+    parser.add_argument(
+        "--adapter", metavar="FOLDER", help="an adapter for the model, if it is one: LoRA or DoRA, of PEFT or mlx-lm"
+    )
     group = parser.add_argument_group("access")
     group.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
     group.add_argument("--port", type=whole(0, 65535), default=8080, help="port; 0 is one that is free (default: 8080)")
@@ -116,7 +119,9 @@ def run(args: argparse.Namespace) -> int:
         max_bytes=limits.body_bytes,
         max_pages=max(limits.pictures, 1),
     )
-    load: dict[str, Any] = {"source_policy": policy, **picture_overrides(args)}
+    if args.adapter is not None and len(args.models) > 1:
+        raise OptionError("--adapter is for one model; serve that one alone, or fuse both (mlx-lfm2vl fuse)")
+    load: dict[str, Any] = {"source_policy": policy, "adapter": args.adapter, **picture_overrides(args)}
     settings = Settings(
         models=args.models or [default_model()[0]],
         host=args.host,

@@ -85,9 +85,8 @@ def load_model(
     mixed = stored.mixed_note if target is None else ""
     check_weights(str(folder), stored.infos, stored.dtype if mixed else target)
     tensors, note = stored.read(target), ""
-    if chosen == "numpy":
-        if dtype is None:
-            tensors, note = cpu.dequantize(model, tensors)
+    if chosen == "numpy" and dtype is None:
+        tensors, note = cpu.dequantize(model, tensors)
     if adapt is not None:
         tensors = adapt(model, tensors)
     if chosen == "numpy":

@@ -1,7 +1,7 @@
 """Freezes adapters of PEFT over a small checkpoint, and the numbers of the adapted reference.
 
     python -m tools.golden.adapters              writes tests/adapters/ anew
-    python -m tools.golden.adapters --check FOLDER   prints how far the logits of an adapter written here are from PEFT's
+    python -m tools.golden.adapters --check FOLDER   compares the logits of an adapter written here with PEFT's
 
 It needs the extra `reference` and peft 0.21. tests/adapters/NAME/ then holds the two files that PEFT saves, and
 expected.npz: `logits` (rows, vocab) at `token_rows` (rows, 2) of the case gen25-batch-right, its `loss` against that
@@ -72,7 +72,8 @@ def freeze(name: str, folder: Path) -> None:
 
 
 def check(folder: Path, base: str) -> float:
-    """The largest difference of logits between PEFT with the adapter of `folder` and `logits.npy` beside it."""
+    """The largest difference of logits between PEFT with the adapter of `folder` and `logits.npy` (B, L, vocab) beside
+    it, in parts of the largest logit."""
     model, processor = load(base)
     adapted = PeftModel.from_pretrained(model, str(folder)).eval()
     inputs = inputs_of_case(processor)
@@ -80,7 +81,7 @@ def check(folder: Path, base: str) -> float:
     with torch.no_grad():
         logits = adapted(**inputs).logits.numpy()
     real = inputs["attention_mask"].numpy().astype(bool)
-    return float(np.abs(logits - np.load(folder / "logits.npy"))[real].max())
+    return float(np.abs(logits - np.load(folder / "logits.npy"))[real].max() / np.abs(logits).max())
 
 
 def main() -> int:
