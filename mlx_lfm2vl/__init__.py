@@ -101,6 +101,8 @@ if TYPE_CHECKING:
     from .tasks.recipes import RECIPES, Recipe
     from .tasks.results import Box, Point, Region
     from .tasks.run import describe, detect, extract, point, read, recipe_of
+    from .training.finetune import TrainingResult, finetune
+    from .training.options import TrainingOptions
 
 __all__ = [
     "RECIPES",
@@ -174,6 +176,8 @@ __all__ = [
     "ToolCallError",
     "ToolCallWarning",
     "TopLogprob",
+    "TrainingOptions",
+    "TrainingResult",
     "VisionCache",
     "WeightsError",
     "convert",
@@ -185,6 +189,7 @@ __all__ = [
     "draw_points",
     "explain",
     "extract",
+    "finetune",
     "fuse",
     "generate",
     "generate_batch",
@@ -274,6 +279,8 @@ _HOMES = {
     "tasks.recipes": ("RECIPES", "Recipe"),
     "tasks.results": ("Box", "Point", "Region"),
     "tasks.run": ("describe", "detect", "extract", "point", "read", "recipe_of"),
+    "training.finetune": ("TrainingResult", "finetune"),
+    "training.options": ("TrainingOptions",),
 }
 _COMPUTING = (  # import MLX
     "compat.logits_process",
@@ -300,6 +307,7 @@ _COMPUTING = (  # import MLX
     "tasks.extraction",
     "tasks.reading",
     "tasks.run",
+    "training.finetune",
 )
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -1,8 +1,13 @@
 """Training: the loss and gradients of PEFT, rows to arrays, and runs that go on to the bit."""
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,14 +15,26 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 from mlx.utils import tree_flatten, tree_unflatten
+from safetensors.numpy import load_file
 from test_adapters import ADAPTERS, CASE, expected
 
-from mlx_lfm2vl import Lfm2VlForConditionalGeneration, load
+from mlx_lfm2vl import (
+    GenerationRequest,
+    Lfm2VlForConditionalGeneration,
+    TrainingOptions,
+    TrainingResult,
+    convert,
+    finetune,
+    generate,
+    load,
+)
 from mlx_lfm2vl.adapters.layers import DoRALinear, LoRALinear
 from mlx_lfm2vl.adapters.read import read_adapter
-from mlx_lfm2vl.training.examples import TrainingBatch
-from mlx_lfm2vl.training.loss import gradients
-from mlx_lfm2vl.training.prepare import CheckpointedDecoderLayer
+from mlx_lfm2vl.generation.request import encode
+from mlx_lfm2vl.training.examples import TrainingBatch, collate, encode_row
+from mlx_lfm2vl.training.loss import gradients, loss_sum
+from mlx_lfm2vl.training.prepare import CheckpointedDecoderLayer, prepare, trainable
+from mlx_lfm2vl.training.rows import read_rows
 
 
 def in_training(name: str) -> Lfm2VlForConditionalGeneration:
@@ -44,7 +61,7 @@ def named_as_peft(grads: dict[str, Any]) -> dict[str, np.ndarray]:
     """Gradients by PEFT's names, in its orientation."""
     names = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector.weight"}
     out = {}
-    for key, array in tree_flatten(grads):
+    for key, array in cast(list[tuple[str, mx.array]], tree_flatten(grads)):
         path, _, leaf = key.rpartition(".")
         turned = np.array(array).T if leaf in ("lora_a", "lora_b") else np.array(array)
         saved = f"{path}.modules_to_save.{leaf}"
@@ -73,3 +90,161 @@ def test_loss_and_gradients_of_a_batch_are_those_of_peft(name, checkpointed, gol
     largest = max(np.abs(array).max() for array in theirs.values())
     for key, array in theirs.items():
         assert np.abs(ours[key] - array).max() < 1e-4 * largest, key
+
+
+PICTURES = GOLDEN / "pictures"
+ROWS: list[dict[str, Any]] = [
+    {"image": "small.png", "prompt": "What is it?", "answer": "a blue frog"},
+    {"prompt": "Hello", "system": "Be kind.", "answer": "Good day."},
+    {"image": ["strip.png", "small.png"], "prompt": "Two?", "text": "yes, two", "finish_reason": "stop"},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+            {"role": "assistant", "content": "one"},
+            {"role": "user", "content": "And?"},
+            {"role": "assistant", "content": "<|im_end|> is text"},
+        ],
+        "images": ["small.png"],
+    },
+]
+FEW = {"max_image_tokens": 16, "min_image_tokens": 4}
+SMALL = TrainingOptions(rank=2, iters=6, batch_size=2, learning_rate=1e-2, steps_per_eval=3, save_every=2, dropout=0.1)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder of rows with their pictures: four to train on, two of them to validate on."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("small", "strip"):
+        shutil.copyfile(PICTURES / f"{name}.png", folder / f"{name}.png")
+    write(folder / "train.jsonl", ROWS)
+    write(folder / "valid.jsonl", ROWS[:2])
+    return folder
+
+
+def write(file: Path, rows: list[Any]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("number", range(len(ROWS)))
+def test_only_answers_are_learned_behind_the_prompt_of_inference(data, number):
+    """The ids before each answer are those that a model is asked with, the answer ends with its end token."""
+    model, processor = load(GOLDEN / "gen25", **FEW)
+    row = read_rows(data / "train.jsonl")[number]
+    example = encode_row(model, processor, row)
+    learned = example.labels != -100
+    assert np.array_equal(example.labels[learned], example.ids[learned])
+    at, said = 0, []
+    for turn, message in enumerate(row.messages):
+        if message["role"] != "assistant":
+            continue
+        asked = encode(model, processor, GenerationRequest(row.messages[:turn]))
+        before = example.ids[: len(asked.ids)]
+        assert np.array_equal(before, asked.ids) and not learned[at : len(before)].any()
+        end = len(before) + learned[len(before) :].tolist().index(False) if not learned[len(before) :].all() else None
+        said.append(processor.decode(example.ids[len(before) : end]))
+        at = len(before) if end is None else end
+    assert said == [f"{m['content']}<|im_end|>" for m in row.messages if m["role"] == "assistant"]
+    assert example.ids[-1] == processor.tokenizer.eos_token_id
+
+
+def test_a_batch_gives_the_gradients_of_its_rows(data):
+    """Padding, mixed pictures and accumulation change nothing: a mean over all answers' tokens."""
+    model, processor = load(GOLDEN / "gen25", backend="mlx", **FEW)
+    prepare(model, replace(SMALL, dropout=0.0, modules=("language_model.*", "vision_tower.*"), projector=True))
+    for name, array in trainable(model).items():
+        model.load_weights([(name, array + 0.01 * mx.random.normal(array.shape))], strict=False)
+    examples = [encode_row(model, processor, row) for row in read_rows(data / "train.jsonl")]
+    whole = gradients(model, [collate(examples, 0)])
+    parts = gradients(model, [collate(examples[:1], 0), collate(examples[1:], 0)])
+    alone = gradients(model, [collate([example], 0) for example in examples])
+    assert sum(name.startswith("model.vision_tower") for name in trainable(model)) > 4
+    for loss, grads in (parts, alone):
+        assert abs(float(loss) - float(whole[0])) < 2e-5
+        for (name, wanted), (_, array) in zip(tree_flatten(whole[1]), tree_flatten(grads), strict=True):
+            assert mx.abs(wanted - array).max() < 1e-4 * max(float(mx.abs(wanted).max()), 1e-2), name
+
+
+def losses(result: TrainingResult) -> list[tuple[float, float | None]]:
+    return [(entry["loss"], entry.get("valid_loss")) for entry in result.log]
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_trained_adapter_is_what_load_gives(data, tmp_path, dora):
+    write(data / "train.jsonl", ROWS[:1])
+    write(data / "valid.jsonl", ROWS[:1])
+    options = replace(SMALL, dora=dora, iters=20, dropout=0.0, projector=True, rank=8, batch_size=1, steps_per_eval=20)
+    result = finetune(GOLDEN / "gen25", data, tmp_path / "out", options=options, **FEW)
+    assert result.finished and result.log[-1]["loss"] < 0.5 < 3 < result.log[0]["loss"]
+    model, processor = load(GOLDEN / "gen25", adapter=tmp_path / "out", **FEW)
+    said = generate(model, processor, "What is it?", images=[data / "small.png"], max_tokens=12)
+    assert said == "a blue frog"
+    assert [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()] == [*result.log]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        ["adapter_config.json", "adapter_model.safetensors", "checkpoint.safetensors", "log.jsonl", "loss.png"]
+    )
+
+
+def test_the_best_adapter_of_a_validation_is_the_one_kept(data, tmp_path):
+    """Rows that contradict those trained on: the loss on them rises, so the first adapter stays."""
+    write(data / "valid.jsonl", [{**ROWS[1], "answer": "Quiet!"}])
+    write(data / "train.jsonl", [ROWS[1]])
+    options = replace(SMALL, iters=12, dropout=0.0, rank=8, batch_size=1)
+    result = finetune(GOLDEN / "gen25", data, tmp_path / "out", options=options, **FEW)
+    valid = {entry["step"]: entry["valid_loss"] for entry in result.log if "valid_loss" in entry}
+    assert result.best_step == min(valid, key=lambda step: valid[step]) < 12
+    model, processor = load(GOLDEN / "gen25", adapter=tmp_path / "out", **FEW)
+    batch = collate([encode_row(model, processor, row) for row in read_rows(data / "valid.jsonl")], 0)
+    assert abs(float(loss_sum(model, batch)) / len(batch.targets) - min(valid.values())) < 1e-4
+
+
+def test_a_stopped_training_goes_on_to_the_bit(data, tmp_path):
+    whole = finetune(GOLDEN / "gen25", data, tmp_path / "whole", options=SMALL, **FEW)
+    seen: list[int] = []
+    for stop in (1, 3, 9):  # the second and third calls go on
+        last = finetune(
+            GOLDEN / "gen25",
+            data,
+            tmp_path / "parts",
+            options=SMALL,
+            **FEW,
+            on_report=lambda entry: seen.append(entry["step"]),
+            stop=lambda: bool(seen) and seen[-1] >= stop,  # noqa: B023
+        )
+        assert last.step == min(stop, 6)
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert losses(last) == losses(whole)
+    for name in ("adapter_model.safetensors", "checkpoint.safetensors"):
+        one, other = (load_file(tmp_path / part / name) for part in ("whole", "parts"))
+        assert all(np.array_equal(one[key], other[key]) for key in one) and one.keys() == other.keys()
+
+
+def test_a_killed_training_goes_on_to_the_bit(data, tmp_path):
+    """kill -9 between two saves; the same command afterwards ends as a run that nobody disturbed."""
+    command = [sys.executable, "-m", "mlx_lfm2vl", "lora", "--model", str(GOLDEN / "gen25"), "--data", str(data)]
+    command += ["--iters", "14", "--batch-size", "2", "--rank", "2", "--save-every", "5", "--steps-per-eval", "4"]
+    command += ["--max-image-tokens", "16", "--min-image-tokens", "4", "--output"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, timeout=300)
+    killed = subprocess.Popen([*command, str(tmp_path / "parts")], stderr=subprocess.PIPE, text=True)
+    assert killed.stderr is not None
+    for line in killed.stderr:
+        if "step 7:" in line or "step 8:" in line:
+            killed.kill()
+            break
+    assert killed.wait(60) == -signal.SIGKILL
+    again = subprocess.run([*command, str(tmp_path / "parts")], check=True, capture_output=True, text=True, timeout=300)
+    assert "5 of 14 steps are there already" in again.stderr and again.stdout.strip() == str(tmp_path / "parts")
+    logs = [(tmp_path / part / "log.jsonl").read_text() for part in ("whole", "parts")]
+    assert logs[0] == logs[1] and logs[0].count("\n") == 14
+
+
+def test_a_quantised_model_is_trained_as_it_is(data, tmp_path):
+    convert(GOLDEN / "gen25", tmp_path / "q", q_bits=4, q_group_size=32, verify=False)
+    write(data / "train.jsonl", [ROWS[1]])
+    options = replace(SMALL, iters=25, rank=8, dropout=0.0)
+    result = finetune(tmp_path / "q", data, tmp_path / "out", options=options, **FEW)
+    assert result.log[-1]["loss"] < 0.5 < 3 < result.log[0]["loss"]
+    model, processor = load(tmp_path / "q", adapter=tmp_path / "out", **FEW)
+    assert generate(model, processor, "Hello", system="Be kind.", max_tokens=16) == "Good day."

@@ -87,7 +87,8 @@ class Adapter:
             WeightsError: for an adapter of another model, by the first name or shape that does not fit.
         """
         modules = self.check(model)
-        out, placed = dict(tensors), []
+        out = dict(tensors)
+        placed: list[tuple[str, nn.Module]] = []
         for name, array in self.saved.items():
             path, _, leaf = name.rpartition(".")
             if leaf == "weight" and isinstance(module := modules[path], nn.QuantizedLinear):
@@ -128,9 +129,9 @@ class Adapter:
             if not isinstance(own, mx.array):
                 raise self._of_another(f"holds {name}, {_no_layer(path, modules)}")
             quantised = leaf == "weight" and isinstance(module, nn.QuantizedLinear)
-            shape = shape_of(module) if quantised and module is not None else own.shape
-            if tuple(shape) != tuple(array.shape):
-                raise self._of_another(f"holds {name} of {list(array.shape)}, the model's has {list(shape)}")
+            wanted = [*shape_of(module)] if quantised and module is not None else [*own.shape]
+            if wanted != [*array.shape]:
+                raise self._of_another(f"holds {name} of {[*array.shape]}, the model's has {wanted}")
         return modules
 
     def _of_another(self, what: str) -> WeightsError:

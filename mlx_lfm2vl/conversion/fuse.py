@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from ..adapters.adapter import Adapter
 from ..adapters.read import read_adapter
@@ -111,6 +112,7 @@ def fuse(
         source, check_architecture, revision=revision, token=token, local_files_only=local_files_only
     )
     check_target(target, folder, overwrite)
+    model: nn.Module
     model, stored = open_model(folder)
     change.check(model)
     check_texts(folder)

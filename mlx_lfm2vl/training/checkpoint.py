@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx.optimizers import Optimizer
@@ -16,6 +16,7 @@ from ..config.files import AGAIN, parse_json
 from ..errors import OptionError, WeightsError, first_line
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..weights.files import read_header
+from .prepare import trainable
 
 FILE, LOG = "checkpoint.safetensors", "log.jsonl"
 _MODEL, _OPTIMIZER = "model.", "optimizer."
@@ -39,8 +40,9 @@ def save_checkpoint(
     settings: dict[str, Any],
 ) -> None:
     """Writes the checkpoint and log.jsonl, each in place of an older one. `settings`: those that a run must share."""
-    tensors = {_MODEL + name: array for name, array in tree_flatten(model.trainable_parameters())}
-    tensors |= {_OPTIMIZER + name: array for name, array in tree_flatten(optimizer.state)}
+    tensors = {_MODEL + name: array for name, array in trainable(model).items()}
+    states = cast(list[tuple[str, mx.array]], tree_flatten(optimizer.state))
+    tensors |= {_OPTIMIZER + name: array for name, array in states}
     state = {"step": progress.step, "best": progress.best, "best_step": progress.best_step, "log": progress.log}
     replace_tensors(folder / FILE, tensors, {"state": json.dumps(state), "settings": json.dumps(settings)})
     part = folder / f".{LOG}.part"

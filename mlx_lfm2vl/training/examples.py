@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from ..errors import Lfm2VlError, PromptError
@@ -32,17 +33,24 @@ class Example:
     pixel_values: np.ndarray
     spatial_shapes: np.ndarray
 
+    @property
+    def patches(self) -> int:
+        """The patches of all its views."""
+        return int(self.spatial_shapes.prod(axis=1).sum())
+
 
 @dataclass(frozen=True, eq=False)
 class TrainingBatch:
     """Examples side by side, padded on the right. `input_ids`, `attention_mask` and `labels` are (B, L); the views of
-    all pictures lie one after another, and the tower runs them without padding."""
+    all pictures lie one after another, and the tower runs them without padding. `image_features` are their image
+    tokens, (tokens, hidden) each, where these are known already."""
 
     input_ids: np.ndarray
     attention_mask: np.ndarray
     labels: np.ndarray
-    pixel_values: np.ndarray | None
-    spatial_shapes: np.ndarray | None
+    pixel_values: np.ndarray | None = None
+    spatial_shapes: np.ndarray | None = None
+    image_features: Sequence[mx.array] | None = None
 
     @property
     def predicting(self) -> np.ndarray:
@@ -115,8 +123,9 @@ def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.pad(part, ((0, 0), (0, most - part.shape[1]), (0, 0))) for part in parts])
 
 
-def collate(examples: Sequence[Example], pad: int) -> TrainingBatch:
-    """The examples as a batch, in their order. `pad`: the id at places that nothing sees."""
+def collate(examples: Sequence[Example], pad: int, image_features: Sequence[mx.array] | None = None) -> TrainingBatch:
+    """The examples as a batch, in their order. `pad`: the id at places that nothing sees. `image_features` in place of
+    the examples' patches."""
     length = max(len(example.ids) for example in examples)
     shape = (len(examples), length)
     ids, mask, labels = np.full(shape, pad), np.zeros(shape, np.int64), np.full(shape, IGNORED_LABEL)
@@ -124,6 +133,8 @@ def collate(examples: Sequence[Example], pad: int) -> TrainingBatch:
         count = len(example.ids)
         ids[row, :count], mask[row, :count], labels[row, :count] = example.ids, 1, example.labels
     shown = [example for example in examples if len(example.spatial_shapes)]
+    if image_features is not None:
+        return TrainingBatch(ids, mask, labels, image_features=image_features or None)
     return TrainingBatch(
         ids,
         mask,

@@ -7,8 +7,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from ..adapters.save import save_adapter
 from ..backends.thread_state import computing
 from ..config.files import writing
 from ..errors import NotFiniteError, OptionError, OutputError
-from ..generation.arguments import ProcessorArguments
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..pretrained import load
 from ..processing.processor import Lfm2VlProcessor
@@ -30,9 +28,11 @@ from .examples import Example, TrainingBatch, collate, encode_row
 from .loss import gradients, loss_sum
 from .memory import check_training, training_bytes
 from .options import TrainingOptions
-from .prepare import learned, prepare
+from .prepare import learned, prepare, trainable
 from .rows import TrainingRow, data_files, read_rows
 
+VISION = ("model.vision_tower.", "model.multi_modal_projector.")
+KEPT_BYTES = 2**30  # of image tokens, which are computed once
 WARM_UP = 20  # the learning rate rises over one step of so many
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -98,6 +98,7 @@ def finetune(
     options = TrainingOptions() if options is None else options
     if not isinstance(options, TrainingOptions):
         raise OptionError(f"options is {type(options).__name__}, expected TrainingOptions")
+    stop = stop or (lambda: False)
     on_note, on_report = on_note or (lambda note: None), on_report or (lambda entry: None)
     train_file, valid_file = data_files(data, valid)
     rows = read_rows(train_file)
@@ -112,16 +113,16 @@ def finetune(
         model, dtype=dtype, backend="mlx", revision=revision, progress=progress, **processor_arguments
     )
     run = _Run(loaded, processor, options, rows, valid_rows, folder, os.fspath(model))
-    run.look_at_rows(progress, on_note)
+    run.look_at_rows(progress, on_note, stop)
     way = load_checkpoint(folder, loaded, run.optimizer, settings)
     if way.step:
         on_note(f"{folder}: {way.step} of {run.steps} steps are there already")
-    while way.step < run.steps:
+    while way.step < run.steps and not stop():
         entry = run.step(way)
         on_report(entry)
         if progress is not None:
             progress("training", way.step, run.steps)
-        stopped = stop is not None and stop()
+        stopped = stop()
         if way.step % options.save_every == 0 or way.step == run.steps or stopped:
             if not valid_rows:
                 run.save(way)
@@ -134,9 +135,7 @@ def finetune(
     return TrainingResult(folder, way.step, run.steps, tuple(way.log), way.best_step)
 
 
-def _settings(
-    model: str, options: TrainingOptions, files: list[Path], dtype: str | mx.Dtype | None
-) -> dict[str, Any]:
+def _settings(model: str, options: TrainingOptions, files: list[Path], dtype: str | mx.Dtype | None) -> dict[str, Any]:
     """The settings that a training which goes on must share with its beginning. save_every may differ."""
     data = [hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest() for file in files]
     own = {name: value for name, value in options.as_dict().items() if name != "save_every"}
@@ -173,14 +172,25 @@ class _Run:
             optim.join_schedules([rise, fall], [warm]), weight_decay=self.options.weight_decay, bias_correction=True
         )
         self.optimizer.init(self.model.trainable_parameters())
+        self._vision_is_frozen = not any(name.startswith(VISION) for name in trainable(self.model))
+        self._kept: dict[str, tuple[Example, list[mx.array]]] = {}
+        self._room = KEPT_BYTES
         ids = self.processor.tokenizer
         self._pad = ids.pad_token_id if ids.pad_token_id is not None else ids.eos_token_id
 
-    def look_at_rows(self, progress: Callable[[str, int, int], None] | None, on_note: Callable[[str], None]) -> None:
-        """Encodes every row once, so that one which cannot be used, or a batch that will not fit, is told now."""
+    def look_at_rows(
+        self,
+        progress: Callable[[str, int, int], None] | None,
+        on_note: Callable[[str], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        """Encodes every row once, so that one which cannot be used, or a batch that will not fit, is told now. Leaves
+        off where `stop` returns true."""
         longest: list[Example] = []
         both = [*self.rows, *self.valid_rows]
         for number, row in enumerate(both, 1):
+            if stop():
+                return
             longest = sorted([*longest, encode_row(self.model, self.processor, row)], key=lambda e: -len(e.ids))
             del longest[self.options.batch_size :]
             if progress is not None:
@@ -190,7 +200,25 @@ class _Run:
         check_training(needed)
 
     def _batch(self, rows: list[TrainingRow]) -> TrainingBatch:
-        return collate([encode_row(self.model, self.processor, row) for row in rows], self._pad)
+        if not self._vision_is_frozen:
+            return collate([encode_row(self.model, self.processor, row) for row in rows], self._pad)
+        known = [self._encoded(row) for row in rows]
+        return collate([example for example, _ in known], self._pad, [array for _, own in known for array in own])
+
+    def _encoded(self, row: TrainingRow) -> tuple[Example, list[mx.array]]:
+        """A row's arrays without patches, and its image tokens, which stay the same while tower and projector are
+        frozen. They are kept as far as there is room, and computed alone: so they do not depend on the batch."""
+        if row.where in self._kept:
+            return self._kept[row.where]
+        example, tokens = encode_row(self.model, self.processor, row), list[mx.array]()
+        if len(example.spatial_shapes):
+            tokens = self.model.get_image_features(example.pixel_values, example.spatial_shapes).pooler_output
+            mx.eval(tokens)
+        made = replace(example, pixel_values=example.pixel_values[:0]), tokens
+        self._room -= sum(array.nbytes for array in tokens)
+        if self._room > 0:
+            self._kept[row.where] = made
+        return made
 
     def step(self, way: Progress) -> dict[str, Any]:
         """One step of the optimiser, and a validation where it is its turn. Returns the step's entry of the log."""
@@ -206,13 +234,13 @@ class _Run:
         self.optimizer.update(self.model, grads)
         mx.eval(self.model.trainable_parameters(), self.optimizer.state, loss)
         way.step += 1
-        value = loss.item()
+        value = float(loss)
         if not math.isfinite(value):
             raise NotFiniteError(f"the loss of step {way.step} is {value}; use a lower learning_rate, or dtype float32")
         entry: dict[str, Any] = {
             "step": way.step,
             "loss": value,
-            "learning_rate": self.optimizer.learning_rate.item(),
+            "learning_rate": float(self.optimizer.learning_rate),
             "tokens": sum(len(batch.targets) for batch in batches),
         }
         if self.valid_rows and (way.step % options.steps_per_eval == 0 or way.step == self.steps):
@@ -229,7 +257,7 @@ class _Run:
         total, count, size = 0.0, 0, self.options.batch_size
         for start in range(0, len(self.valid_rows), size):
             batch = self._batch(self.valid_rows[start : start + size])
-            total += loss_sum(self.model, batch).item()
+            total += float(loss_sum(self.model, batch))
             count += len(batch.targets)
         self.model.train()
         return total / count

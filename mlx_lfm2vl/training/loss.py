@@ -9,6 +9,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from ..models.outputs import ImageFeatures
 from .examples import TrainingBatch
 
 Gradients = dict[str, Any]  # a tree, as the model's trainable parameters
@@ -22,6 +23,7 @@ def loss_sum(model: Lfm2VlForConditionalGeneration, batch: TrainingBatch) -> mx.
         attention_mask=batch.attention_mask,
         pixel_values=batch.pixel_values,
         spatial_shapes=batch.spatial_shapes,
+        image_outputs=None if batch.image_features is None else ImageFeatures([], [*batch.image_features]),
         use_cache=False,
         logits_to_keep=batch.predicting,
     )

@@ -81,7 +81,12 @@ class TrainingOptions:
 
     def _real(self, name: str, good: Callable[[float], bool], what: str) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not good(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+            or not good(value)
+        ):
             raise OptionError(f"{name} is {value!r}, expected {what}")
 
     @property

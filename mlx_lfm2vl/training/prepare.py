@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -38,7 +38,7 @@ class CheckpointedDecoderLayer(Lfm2DecoderLayer):
             return super().__call__(x, context, cache, query_context, attentions)
         plain = super().__call__
 
-        def run(parameters: Mapping[str, mx.array], x: mx.array) -> mx.array:
+        def run(parameters: dict[str, Any], x: mx.array) -> mx.array:
             self.update(parameters)
             return plain(x, context, None, query_context)
 
@@ -60,11 +60,13 @@ def prepare(model: Lfm2VlForConditionalGeneration, options: TrainingOptions) -> 
     mx.random.seed(options.seed)
     kind = DoRALinear if options.dora else LoRALinear
     modules = dict(model.named_modules())
-    placed = [
+    placed: list[tuple[str, nn.Module]] = [
         (path, kind.around(modules[path], options.rank, options.scale, options.dropout))
         for path in chosen_modules(model, options.modules)
     ]
     if options.projector:
+        if twice := next((path for path, _ in placed if path.startswith(PROJECTOR)), None):
+            raise OptionError(f"projector trains {twice} whole, and modules names it too; leave one of them out")
         placed += [(path, _dense(module)) for path, module in modules.items() if _of_projector(path, module)]
     model.update_modules(tree_unflatten(placed))
     for _, layer in placed:
@@ -99,7 +101,7 @@ def chosen_modules(model: Lfm2VlForConditionalGeneration, patterns: tuple[str, .
 
 
 def _of_projector(path: str, module: nn.Module) -> bool:
-    return path.startswith(f"{PROJECTOR}.") and (isinstance(module, LINEAR) or isinstance(module, nn.LayerNorm))
+    return path.startswith(f"{PROJECTOR}.") and isinstance(module, (*LINEAR, nn.LayerNorm))
 
 
 def _dense(module: nn.Module) -> nn.Module:
@@ -114,6 +116,11 @@ def _dense(module: nn.Module) -> nn.Module:
     return made
 
 
+def trainable(model: nn.Module) -> dict[str, mx.array]:
+    """The parameters that are trained, by name."""
+    return dict(cast(list[tuple[str, mx.array]], tree_flatten(model.trainable_parameters())))
+
+
 def learned(model: Lfm2VlForConditionalGeneration, output: Path, base: str) -> Adapter:
     """The adapter of a model in training. `base`: the name of the model below it."""
     layers, inside = {}, []
@@ -121,6 +128,5 @@ def learned(model: Lfm2VlForConditionalGeneration, output: Path, base: str) -> A
         if isinstance(module, LoRALinear):
             layers[path] = LoRAWeights(module.lora_a, module.lora_b, module.scale, module.get("m"))
             inside.append(f"{path}.")
-    whole = dict(tree_flatten(model.trainable_parameters()))
-    saved = {name: array for name, array in whole.items() if not name.startswith(tuple(inside))}
+    saved = {name: array for name, array in trainable(model).items() if not name.startswith(tuple(inside))}
     return Adapter(output, (), layers, saved, base)
