@@ -1,6 +1,7 @@
 """Training: the loss and gradients of PEFT, rows to arrays, and runs that go on to the bit."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,12 @@ from test_adapters import ADAPTERS, CASE, expected
 
 from mlx_lfm2vl import (
     GenerationRequest,
+    ImageError,
     Lfm2VlForConditionalGeneration,
+    NotFiniteError,
+    OptionError,
+    OutputError,
+    PromptError,
     TrainingOptions,
     TrainingResult,
     convert,
@@ -33,7 +39,7 @@ from mlx_lfm2vl.adapters.read import read_adapter
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.training.examples import TrainingBatch, collate, encode_row
 from mlx_lfm2vl.training.loss import gradients, loss_sum
-from mlx_lfm2vl.training.prepare import CheckpointedDecoderLayer, prepare, trainable
+from mlx_lfm2vl.training.prepare import CheckpointedDecoderLayer, chosen_modules, prepare, trainable
 from mlx_lfm2vl.training.rows import read_rows
 
 
@@ -171,7 +177,7 @@ def losses(result: TrainingResult) -> list[tuple[float, float | None]]:
     return [(entry["loss"], entry.get("valid_loss")) for entry in result.log]
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dora", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_trained_adapter_is_what_load_gives(data, tmp_path, dora):
     write(data / "train.jsonl", ROWS[:1])
     write(data / "valid.jsonl", ROWS[:1])
@@ -221,6 +227,7 @@ def test_a_stopped_training_goes_on_to_the_bit(data, tmp_path):
         assert all(np.array_equal(one[key], other[key]) for key in one) and one.keys() == other.keys()
 
 
+@pytest.mark.soak
 def test_a_killed_training_goes_on_to_the_bit(data, tmp_path):
     """kill -9 between two saves; the same command afterwards ends as a run that nobody disturbed."""
     command = [sys.executable, "-m", "mlx_lfm2vl", "lora", "--model", str(GOLDEN / "gen25"), "--data", str(data)]
@@ -240,6 +247,7 @@ def test_a_killed_training_goes_on_to_the_bit(data, tmp_path):
     assert logs[0] == logs[1] and logs[0].count("\n") == 14
 
 
+@pytest.mark.soak
 def test_a_quantised_model_is_trained_as_it_is(data, tmp_path):
     convert(GOLDEN / "gen25", tmp_path / "q", q_bits=4, q_group_size=32, verify=False)
     write(data / "train.jsonl", [ROWS[1]])
@@ -248,3 +256,119 @@ def test_a_quantised_model_is_trained_as_it_is(data, tmp_path):
     assert result.log[-1]["loss"] < 0.5 < 3 < result.log[0]["loss"]
     model, processor = load(tmp_path / "q", adapter=tmp_path / "out", **FEW)
     assert generate(model, processor, "Hello", system="Be kind.", max_tokens=16) == "Good day."
+
+
+CONVERSATION = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+SHOWN = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("nonsense", "line 2: is not JSON"),
+        ("[]", "line 2: is not an object"),
+        ({"prompt": "Hi"}, 'line 2: has no "answer" to learn'),
+        ({"prompt": "Hi", "answer": " "}, 'line 2: has no "answer" to learn'),
+        ({"prompt": "Hi", "answer": 3}, 'line 2: has no "answer" to learn'),
+        ({"answer": "Ho"}, "line 2: prompt is empty and there is no picture"),
+        ({"prompt": 3, "answer": "Ho"}, 'line 2: "prompt" must be a string'),
+        ({"prompt": "Hi", "anwser": "Ho"}, 'line 2: "anwser" is not read; call it "answer"'),
+        ({"image": "a.png", "images": ["b.png"], "answer": "Ho"}, 'line 2: has both "image" and "images"'),
+        ({"photo": "a.png", "prompt": "Hi", "answer": "Ho"}, '"photo" names a picture and is not read'),
+        ({"image": [3], "answer": "Ho"}, '"image" must be a path, a URL, a data URI or a list of them'),
+        ({"messages": CONVERSATION, "answer": "Ho"}, 'has "messages" and "answer"; give one of them'),
+        ({"messages": CONVERSATION[:1]}, "its last message is not the assistant's; the answer to learn comes last"),
+        ({"messages": "Hi"}, '"messages" must be a list'),
+        ({"messages": [*CONVERSATION[:1], {"role": "assistant", "content": ""}]}, "is empty or holds a picture"),
+        ({"messages": [SHOWN, CONVERSATION[1]]}, "has more image items than pictures"),
+        ({"messages": CONVERSATION, "images": ["a.png"]}, "has 1 pictures beside its messages, 1 more than items"),
+    ],
+)
+def test_a_row_that_cannot_be_learned_is_named_by_its_line(tmp_path, row, said):
+    text = row if isinstance(row, str) else json.dumps(row)
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "Hi", "answer": "Ho"}) + "\n" + text + "\n")
+    with pytest.raises(PromptError, match=re.escape(said)):
+        read_rows(file)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rank": 0}, "rank is 0, expected an integer of at least 1"),
+        ({"batch_size": True}, "batch_size is True, expected an integer of at least 1"),
+        ({"iters": 1.5}, r"iters is 1\.5, expected an integer of at least 1"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan, expected a number above 0"),
+        ({"dropout": 1}, "dropout is 1, expected a number from 0 to below 1"),
+        ({"dropout": 0.1, "grad_checkpoint": True}, "dropout and grad_checkpoint exclude each other"),
+        ({"modules": ()}, "modules is empty and projector is false; nothing would be trained"),
+        ({"modules": "*"}, r"modules is '\*', expected a tuple of patterns"),
+    ],
+)
+def test_options_outside_their_range_are_refused_by_name(given, said):
+    with pytest.raises(OptionError, match=said):
+        TrainingOptions(**given)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"modules": ("*.nothing",)}, r"modules '\*\.nothing' matches no linear layer; there are language_model"),
+        ({"modules": ("*.fc1",)}, r"modules '\*\.fc1' matches no linear layer"),  # of the tower, which is not named
+        ({"modules": ("multi_modal_projector.*",), "projector": True}, "trains .*linear_. whole, and modules names it"),
+    ],
+)
+def test_patterns_that_train_nothing_or_twice_are_refused(options, said):
+    model, _ = load(GOLDEN / "gen25", backend="mlx")
+    with pytest.raises(OptionError, match=said):
+        prepare(model, replace(SMALL, **options))
+
+
+def test_patterns_choose_the_layers_and_the_tower_only_by_name():
+    model, _ = load(GOLDEN / "gen25", backend="mlx")
+    assert [path.rpartition(".")[2] for path in chosen_modules(model, ("*.layers.0.*", "*.v_proj"))] == [
+        *("in_proj", "out_proj", "w1", "w2", "w3", "v_proj", "v_proj"),
+    ]
+    assert len(chosen_modules(model, ("vision_tower.*.fc?",))) == 4
+
+
+def test_a_training_of_other_settings_or_rows_is_refused(data, tmp_path):
+    finetune(GOLDEN / "gen25", data, tmp_path / "out", options=replace(SMALL, iters=1), **FEW)
+    for options, said in (({"rank": 3}, "rank 2, not 3"), ({"seed": 1}, "seed 0, not 1")):
+        with pytest.raises(OptionError, match=f"holds a training with {said}; give another folder, or begin it anew"):
+            finetune(GOLDEN / "gen25", data, tmp_path / "out", options=replace(SMALL, iters=1, **options), **FEW)
+    write(data / "train.jsonl", ROWS[:3])
+    with pytest.raises(OptionError, match="holds a training with rows"):
+        finetune(GOLDEN / "gen25", data, tmp_path / "out", options=replace(SMALL, iters=1), **FEW)
+    again = finetune(GOLDEN / "gen25", data, tmp_path / "out", options=replace(SMALL, iters=1), overwrite=True, **FEW)
+    assert again.finished
+
+
+def test_files_and_folders_that_do_not_fit_are_refused(data, tmp_path):
+    for given, said in (
+        ((tmp_path / "absent.jsonl", None), "no such file of rows"),
+        ((tmp_path, None), r"train\.jsonl: no such file of rows; give a \.jsonl file, or a folder with train\.jsonl"),
+        ((data, tmp_path / "absent.jsonl"), "no such file of rows"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            finetune(GOLDEN / "gen25", given[0], tmp_path / "out", valid=given[1])
+    with pytest.raises(OutputError, match="holds a model; give another folder"):
+        finetune(GOLDEN / "gen25", data, shutil.copytree(GOLDEN / "gen25", tmp_path / "model"))
+    write(data / "train.jsonl", [ROWS[1], {**ROWS[0], "image": "absent.png"}])
+    with pytest.raises(ImageError, match=r"train\.jsonl, line 2: .*absent\.png: no such picture"):
+        finetune(GOLDEN / "gen25", data, tmp_path / "out")
+
+
+def test_a_loss_that_is_no_number_ends_the_training(data, tmp_path):
+    with pytest.raises(NotFiniteError, match=r"the loss of step . is nan; use a lower learning_rate"):
+        finetune(GOLDEN / "gen25", data, tmp_path / "out", options=replace(SMALL, learning_rate=1e38), **FEW)
+
+
+def test_the_memory_that_is_said_is_about_what_is_taken(data, tmp_path):
+    """Said 4 to 0.5 times the peak: allocations of the device come in steps."""
+    notes: list[str] = []
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    finetune("demo", data, tmp_path / "out", options=replace(SMALL, iters=2, rank=16), on_note=notes.append)
+    said = next(float(found[1]) for note in notes if (found := re.search(r"about ([\d.e-]+) GB", note)))
+    assert 0.5 < said * 1e9 / mx.get_peak_memory() < 4

@@ -230,7 +230,7 @@ class _Run:
         ]
         mx.random.seed(options.seed * 2**32 + way.step)  # of dropout: the same in a run that goes on
         loss, grads = gradients(self.model, batches)
-        grads, _ = optim.clip_grad_norm(grads, options.max_grad_norm)
+        grads, _ = optim.clip_grad_norm(grads, options.max_grad_norm)  # type: ignore[no-untyped-call]
         self.optimizer.update(self.model, grads)
         mx.eval(self.model.trainable_parameters(), self.optimizer.state, loss)
         way.step += 1

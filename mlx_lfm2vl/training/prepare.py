@@ -82,7 +82,7 @@ def prepare(model: Lfm2VlForConditionalGeneration, options: TrainingOptions) -> 
 
 
 def chosen_modules(model: Lfm2VlForConditionalGeneration, patterns: tuple[str, ...]) -> list[str]:
-    """Paths of the linear layers that patterns match, in the model's order. Raises `OptionError`."""
+    """Paths of the linear layers that patterns match, sorted. Raises `OptionError`."""
     names = {
         path: from_module(path, "mlx")
         for path, module in model.named_modules()
@@ -97,7 +97,7 @@ def chosen_modules(model: Lfm2VlForConditionalGeneration, patterns: tuple[str, .
             examples = ", ".join(sorted(set(names.values()))[:2])
             raise OptionError(f"modules {pattern!r} matches no linear layer; there are {examples} ...")
         chosen |= found
-    return [path for path in names if path in chosen]
+    return sorted(chosen)
 
 
 def _of_projector(path: str, module: nn.Module) -> bool:
