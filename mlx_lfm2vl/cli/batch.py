@@ -6,9 +6,8 @@ import argparse
 import os
 from typing import Any
 
-from .inputs import DEFAULT_PROMPT, add_prompt, read_prompt
+from .inputs import DEFAULT_PROMPT, add_control_tokens, add_prompt, read_prompt
 from .options import (
-    add_control_tokens,
     add_model,
     add_pictures,
     add_sampling,

@@ -8,9 +8,17 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .inputs import DEFAULT_PROMPT, STDIN, add_prompt, expand, load_pictures, piped_prompt, read_prompt
-from .options import (
+from .inputs import (
+    DEFAULT_PROMPT,
+    STDIN,
     add_control_tokens,
+    add_prompt,
+    expand,
+    load_pictures,
+    piped_prompt,
+    read_prompt,
+)
+from .options import (
     add_model,
     add_pictures,
     add_sampling,

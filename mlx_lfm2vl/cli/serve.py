@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 from .default_model import MODEL_VARIABLE, default_model
-from .options import add_picture_policy, note, picture_overrides, real, whole
+from .options import add_adapter, add_picture_policy, note, picture_overrides, real, whole
 
 SUMMARY = "answer programs that speak OpenAI's or Anthropic's protocol"
 KEY_VARIABLE = "MLX_LFM2VL_API_KEY"  # of the environment: the key that callers must send
@@ -29,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help=f"folders, hub repositories or 'demo' (default: what {MODEL_VARIABLE} names, else demo)",
     )
-    parser.add_argument(
-        "--adapter", metavar="FOLDER", help="an adapter for the model, if it is one: LoRA or DoRA, of PEFT or mlx-lm"
-    )
+    add_adapter(parser)
     group = parser.add_argument_group("access")
     group.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
     group.add_argument("--port", type=whole(0, 65535), default=8080, help="port; 0 is one that is free (default: 8080)")

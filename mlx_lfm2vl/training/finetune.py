@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -19,6 +19,7 @@ from ..adapters.save import save_adapter
 from ..backends.thread_state import computing
 from ..config.files import writing
 from ..errors import NotFiniteError, OptionError, OutputError
+from ..generation.arguments import ProcessorArguments
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..pretrained import load
 from ..processing.processor import Lfm2VlProcessor
@@ -69,7 +70,7 @@ def finetune(
     on_note: Callable[[str], None] | None = None,
     on_report: Report | None = None,
     stop: Callable[[], bool] | None = None,
-    **processor_arguments: Any,
+    **processor_arguments: Unpack[ProcessorArguments],
 ) -> TrainingResult:
     """Trains an adapter of a model on rows, and goes on with a training that was stopped or killed.
 

@@ -36,7 +36,6 @@ from .shards import INDEX, Shards, read_shards
 DTYPES: dict[str, mx.Dtype] = {name: getattr(mx, name) for name in choices.DTYPES}
 PACKED = {mx.uint32: ("U32",), mx.uint8: ("U8",)}  # weights of quantised modules, scales of the fp4 and fp8 modes
 TOWER_LAYERS = "model.vision_tower.encoder.layers."
-Adapt = Callable[[nn.Module, dict[str, mx.array]], dict[str, mx.array]]  # model and tensors -> tensors
 M = TypeVar("M", bound=Lfm2VlModel | Lfm2VlForConditionalGeneration)
 
 
@@ -60,7 +59,7 @@ def load_model(
     backend: str | None = None,
     model_class: type[M] = Lfm2VlForConditionalGeneration,  # type: ignore[assignment]
     prefix: str = "",
-    adapt: Adapt | None = None,
+    adapt: Callable[[nn.Module, dict[str, mx.array]], dict[str, mx.array]] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> M:
     """The model of a folder.
@@ -87,10 +86,8 @@ def load_model(
     tensors, note = stored.read(target), ""
     if chosen == "numpy" and dtype is None:
         tensors, note = cpu.dequantize(model, tensors)
-    if adapt is not None:
-        tensors = adapt(model, tensors)
-    if chosen == "numpy":
-        tensors = cpu.by_columns(tensors)
+    tensors = tensors if adapt is None else adapt(model, tensors)
+    tensors = cpu.by_columns(tensors) if chosen == "numpy" else tensors
     model.load_note = "; ".join(filter(None, (*stored.notes, mixed, note)))
     model.backend, model.checkpoint_key = chosen, key_of(folder, stored.files)
     model.load_weights(list(tensors.items()), strict=True)
