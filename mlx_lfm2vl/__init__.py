@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .compat.streamers import TextIteratorStreamer, TextStreamer
     from .constraints.response_format import ResponseFormat
     from .conversion.convert import convert
+    from .conversion.fuse import fuse
     from .doctor.checks import diagnose
     from .engine.chat import EngineChat
     from .engine.engine import Engine, MemoryUse
@@ -100,6 +101,8 @@ if TYPE_CHECKING:
     from .tasks.recipes import RECIPES, Recipe
     from .tasks.results import Box, Point, Region
     from .tasks.run import describe, detect, extract, point, read, recipe_of
+    from .training.finetune import TrainingResult, finetune
+    from .training.options import TrainingOptions
 
 __all__ = [
     "RECIPES",
@@ -180,6 +183,8 @@ __all__ = [
     "ToolCallError",
     "ToolCallWarning",
     "TopLogprob",
+    "TrainingOptions",
+    "TrainingResult",
     "Video",
     "VisionCache",
     "WeightsError",
@@ -192,6 +197,8 @@ __all__ = [
     "draw_points",
     "explain",
     "extract",
+    "finetune",
+    "fuse",
     "generate",
     "generate_batch",
     "load",
@@ -223,6 +230,7 @@ _HOMES = {
     "compat.streamers": ("TextIteratorStreamer", "TextStreamer"),
     "constraints.response_format": ("ResponseFormat",),
     "conversion.convert": ("convert",),
+    "conversion.fuse": ("fuse",),
     "doctor.checks": ("diagnose",),
     "errors": (
         "AnswerError",
@@ -280,6 +288,8 @@ _HOMES = {
     "tasks.recipes": ("RECIPES", "Recipe"),
     "tasks.results": ("Box", "Point", "Region"),
     "tasks.run": ("describe", "detect", "extract", "point", "read", "recipe_of"),
+    "training.finetune": ("TrainingResult", "finetune"),
+    "training.options": ("TrainingOptions",),
 }
 _COMPUTING = (  # import MLX
     "compat.auto_models",
@@ -288,6 +298,7 @@ _COMPUTING = (  # import MLX
     "compat.models",
     "compat.seed",
     "conversion.convert",
+    "conversion.fuse",
     "doctor.checks",
     "generation.batch",
     "generation.chat",
@@ -308,6 +319,7 @@ _COMPUTING = (  # import MLX
     "tasks.extraction",
     "tasks.reading",
     "tasks.run",
+    "training.finetune",
 )
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -24,6 +24,7 @@ from .threads import cancellation
 def load(
     path_or_repo: str | os.PathLike[str],
     *,
+    adapter: str | os.PathLike[str] | None = None,
     dtype: str | mx.Dtype | None = None,
     backend: str | None = None,
     kv_bits: int | None = None,
@@ -38,6 +39,8 @@ def load(
 
     Args:
         path_or_repo: the folder, the repository, or `demo`.
+        adapter: a folder with an adapter of PEFT or mlx-lm (LoRA or DoRA) for this model. Dense weights are merged with
+            it; beside quantised ones it is computed.
         dtype: "float32", "float16", "bfloat16" or "auto", the dtype of the file. None is "auto", but float32 on the
             backend numpy.
         backend: "mlx" computes by MLX's own functions on its default device; "numpy" is faster where that is a CPU,
@@ -75,7 +78,9 @@ def load(
         processor = FAMILIES[type(expected)].processor.from_pretrained(folder, **processor_arguments)
         _check_agreement(folder, expected, processor)
         _check_kv_bits(kv_bits, expected)
-        model = MODELS[type(expected)].from_pretrained(folder, dtype=dtype, backend=backend, progress=progress)
+        model = MODELS[type(expected)].from_pretrained(
+            folder, adapter=adapter, dtype=dtype, backend=backend, progress=progress
+        )
     model.kv_bits = kv_bits
     model.name_or_path = os.fspath(path_or_repo)
     file = folder / "generation_config.json"

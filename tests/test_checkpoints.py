@@ -449,7 +449,7 @@ def test_the_dtype_of_the_config_changes_no_uniform_folder(folder):
 def test_a_folder_of_an_adapter_is_told_from_a_model(tmp_path, config, said):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     save_file({"a.lora_A.weight": np.zeros(4, np.float32)}, tmp_path / "adapter_model.safetensors")
-    refused(tmp_path, rf"is {said}.*, not a whole model; merge it into that one", HubError)
+    refused(tmp_path, rf"is {said}.*, not a whole model; load that one with it \(--adapter ", HubError)
 
 
 def cached(folder: Path, *revisions: str, main: str | None = None) -> Path:

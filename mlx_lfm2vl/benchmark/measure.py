@@ -78,6 +78,7 @@ def benchmark(
     path_or_repo: str,
     plan: Plan | None = None,
     *,
+    adapter: str | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
     stop: Stop | None = None,
@@ -98,7 +99,7 @@ def benchmark(
         model = processor = None  # never two models at once
         mx.clear_cache()
         start = time.perf_counter()
-        model, processor = load(folder)
+        model, processor = load(folder, adapter=adapter)
         loads.append(time.perf_counter() - start)
         counter.tick()
     assert model is not None and processor is not None

@@ -28,7 +28,9 @@ from . import (
     doctor,
     explain,
     extract,
+    fuse,
     generate,
+    lora,
     models,
     point,
     read,
@@ -43,7 +45,7 @@ _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # of a stdout that
 COMMANDS = {
     **{"generate": generate, "chat": chat, "batch": batch, "explain": explain, "serve": serve},
     **{"detect": detect, "point": point, "read": read, "extract": extract, "describe": describe},
-    **{"convert": convert, "verify": verify, "upload": upload, "models": models},
+    **{"convert": convert, "lora": lora, "fuse": fuse, "verify": verify, "upload": upload, "models": models},
     **{"bench": bench, "doctor": doctor, "completion": completion},
 }
 

@@ -9,9 +9,8 @@ from typing import Any
 from ..errors import counted
 from .argument_types import whole
 from .decoding import add_decoding, with_draft
-from .inputs import DEFAULT_PROMPT, add_prompt, read_prompt
+from .inputs import DEFAULT_PROMPT, add_control_tokens, add_prompt, read_prompt
 from .options import (
-    add_control_tokens,
     add_model,
     add_pictures,
     add_sampling,
@@ -109,6 +108,7 @@ def _answer(args: argparse.Namespace) -> int:
     chosen |= {"control_tokens": True} if args.control_tokens else {}
     chosen |= {"kv_bits": args.kv_bits} if args.kv_bits else {}
     chosen |= {"task": args.task, "recipe": args.recipe} if args.task else {}
+    chosen |= {"adapter": settings(args.adapter, None, {})} if args.adapter else {}
     digest = settings(chosen_model(args), args.revision, chosen)
     with Output(args.output, args.overwrite, digest) as output, Interrupt() as interrupt, Bars() as bars:
         output.match(lambda: rows)

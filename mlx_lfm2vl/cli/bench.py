@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .argument_types import whole
 from .default_model import default_model
-from .options import add_revision, note
+from .options import add_adapter, add_revision, note
 
 SUMMARY = "measure a model's speed on this machine"
 DESCRIPTION = """\
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder, hub repository or 'demo', the small bundled model (default: as `generate`)",
     )
     model.add_argument("--model", metavar="MODEL", help="the same, by an option")
+    add_adapter(parser)
     add_revision(parser)
     parser.add_argument(
         "--sizes",
@@ -94,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         report = benchmark(
             name,
             plan,
+            adapter=args.adapter,
             revision=args.revision,
             progress=lambda done, total: bars("runs", done, total),
             stop=interrupt,

@@ -8,9 +8,9 @@ import contextlib
 from ..errors import Lfm2VlError
 from .chat_commands import Conversation
 from .decoding import add_decoding, with_draft
+from .inputs import add_control_tokens
 from .interrupt import terminable
 from .options import (
-    add_control_tokens,
     add_model,
     add_pictures,
     add_sampling,

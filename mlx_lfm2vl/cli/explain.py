@@ -7,9 +7,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from .generate import for_stdout
-from .inputs import DEFAULT_PROMPT, add_prompt, check_output, expand, load_pictures, read_prompt
+from .inputs import DEFAULT_PROMPT, add_control_tokens, add_prompt, check_output, expand, load_pictures, read_prompt
 from .options import (
-    add_control_tokens,
     add_model,
     add_pictures,
     add_sampling,

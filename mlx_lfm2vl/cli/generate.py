@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING, Any
 from ..errors import counted
 from .argument_types import real, whole
 from .decoding import add_decoding, with_draft
-from .inputs import DEFAULT_PROMPT, STDIN, add_prompt, expand, load_pictures, piped_prompt, read_prompt, source
-from .options import (
+from .inputs import (
+    DEFAULT_PROMPT,
+    STDIN,
     add_control_tokens,
+    add_prompt,
+    expand,
+    load_pictures,
+    piped_prompt,
+    read_prompt,
+    source,
+)
+from .options import (
     add_model,
     add_pictures,
     add_sampling,

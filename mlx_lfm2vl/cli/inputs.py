@@ -29,6 +29,15 @@ MAX_PROMPT_BYTES = 16 * 2**20  # a prompt that no model can take; devices such a
 _ADDRESS = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]*://)", re.I)
 
 
+def add_control_tokens(parser: argparse.ArgumentParser) -> None:
+    """--control-tokens, for commands that take prompts."""
+    parser.add_argument(
+        "--control-tokens",
+        action="store_true",
+        help="tokens such as <|im_end|> in prompts steer the model; without this they are text like any other",
+    )
+
+
 def add_prompt(parser: argparse.ArgumentParser, default: str) -> None:
     """--prompt or --prompt-file, and --system."""
     group = parser.add_mutually_exclusive_group()

@@ -89,7 +89,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="folder, hub repository such as LiquidAI/LFM2.5-VL-450M, or 'demo', the small bundled model "
         f"(default: what {MODEL_VARIABLE} or the configuration file names, else demo)",
     )
+    add_adapter(parser)
     add_revision(parser)
+
+
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    """--adapter, for commands that run a model."""
+    parser.add_argument("--adapter", metavar="FOLDER", help="LoRA or DoRA adapter of PEFT or mlx-lm for the model")
 
 
 def chosen_model(args: argparse.Namespace) -> str:
@@ -117,6 +123,7 @@ def load_model(args: argparse.Namespace) -> tuple[Lfm2VlForConditionalGeneration
 
         model, processor = load(
             name,
+            adapter=args.adapter,
             revision=args.revision,
             source_policy=source_policy(args),
             progress=tell,
@@ -185,15 +192,6 @@ def picture_overrides(args: argparse.Namespace) -> dict[str, Any]:
         "color_management": args.color_management,
     }
     return {name: value for name, value in given.items() if value is not None}
-
-
-def add_control_tokens(parser: argparse.ArgumentParser) -> None:
-    """--control-tokens, for commands that take prompts."""
-    parser.add_argument(
-        "--control-tokens",
-        action="store_true",
-        help="tokens such as <|im_end|> in prompts steer the model; without this they are text like any other",
-    )
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None = 512, *, form: bool = True) -> None:

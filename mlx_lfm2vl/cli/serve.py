@@ -10,7 +10,7 @@ from typing import Any
 from .argument_types import real, whole
 from .decoding import add_decoding
 from .default_model import MODEL_VARIABLE, default_model
-from .options import add_picture_policy, note, picture_overrides
+from .options import add_adapter, add_picture_policy, note, picture_overrides
 
 SUMMARY = "answer programs that speak OpenAI's or Anthropic's protocol"
 KEY_VARIABLE = "MLX_LFM2VL_API_KEY"  # of the environment: the key that callers must send
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help=f"folders, hub repositories or 'demo' (default: what {MODEL_VARIABLE} names, else demo)",
     )
+    add_adapter(parser)
     group = parser.add_argument_group("access")
     group.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
     group.add_argument("--port", type=whole(0, 65535), default=8080, help="port; 0 is one that is free (default: 8080)")
@@ -120,7 +121,14 @@ def run(args: argparse.Namespace) -> int:
         max_pages=max(limits.pictures, 1),
         max_pictures=max(limits.pictures, 1),
     )
-    load: dict[str, Any] = {"source_policy": policy, "kv_bits": args.kv_bits, **picture_overrides(args)}
+    if args.adapter is not None and len(args.models) > 1:
+        raise OptionError("--adapter is for one model; serve that one alone, or fuse both (mlx-lfm2vl fuse)")
+    load: dict[str, Any] = {
+        "source_policy": policy,
+        "adapter": args.adapter,
+        "kv_bits": args.kv_bits,
+        **picture_overrides(args),
+    }
     settings = Settings(
         models=args.models or [default_model()[0]],
         host=args.host,

@@ -125,9 +125,10 @@ def write_card(
     name: str,
     report: QuantizationReport | None = None,
     before: Mapping[str, Any] | None = None,
+    fused: bool = False,
 ) -> None:
     """Writes README.md for the finished weights in `folder`; `name` is how commands will call the model, `before` the
-    source's own record of what was quantised."""
+    source's own record of what was quantised, `fused` whether an adapter is in them."""
     config = config_of(read_json(folder / "config.json"), str(folder / "config.json"))
     head = {
         "library_name": "mlx",
@@ -135,7 +136,8 @@ def write_card(
         **_licence(folder, source),
         "language": _items(source.front_matter.get("language")) or ["en"],
         "base_model": source.base_model,
-        "base_model_relation": "quantized" if source.is_base else None,  # the hub's word for conversions, dense too
+        # the hub's words: a conversion is "quantized", dense too
+        "base_model_relation": ("finetune" if fused else "quantized") if source.is_base else None,
         "tags": _tags(source, config),
     }
     base = source.base_model
@@ -145,7 +147,8 @@ def write_card(
     origin = linked if source.is_base else f"a local checkpoint{made_from}"
     parts = [
         USES[0].format(name),
-        f"Converted from {origin} for Apple's MLX with mlx-lfm2vl {__version__}. {_described(config)}"
+        f"{'Fused with an adapter' if fused else 'Converted'} from {origin} for Apple's MLX with mlx-lfm2vl "
+        f"{__version__}. {_described(config)}"
         f"{_earlier(before)}",
         "## Use\n\n"
         f"{INSTALL}\n\n"

@@ -76,7 +76,8 @@ class Lfm2VlModel(nn.Module):
         tokens: list[mx.array] = [pixels] * len(grids)
         for part in vision_passes(grids):
             chosen = [grids[index] for index in part]
-            views = pixels if len(part) == len(grids) else mx.stack([pixels[index] for index in part])
+            in_order = part == list(range(len(grids)))
+            views = pixels if in_order else mx.stack([pixels[index] for index in part])
             hidden = self.vision_tower(pack_views(views, chosen), chosen)
             projected = self.multi_modal_projector(hidden, chosen)
             for out, array in ((features, hidden), (tokens, projected)):

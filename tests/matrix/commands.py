@@ -136,6 +136,23 @@ OPTIONS = [
     refused("generate --model folder --prompt x", "folder", "has no config.json", "not a model folder"),
     refused("generate --model {model} --revision main --prompt x", "revision 'main'", "a folder on this disk", "leave"),
 ]
+ADAPTERS = [
+    refused("generate --model {model} --prompt x --adapter no", "no", "no such folder of an adapter"),
+    refused("batch a.png --output o.jsonl --adapter folder", "folder", "has no adapter_config.json; it is no adapter"),
+    refused("serve demo {model} --adapter folder", "--adapter", "is for one model", "or fuse both"),
+    refused("fuse --model {model} --adapter no --mlx-path out", "no", "no such folder of an adapter"),
+    refused("fuse --adapter no", "--model", "are required", HELP),
+    refused("lora --output out", "--data", "are required", HELP),
+    refused("lora --data no.jsonl --output out", "no.jsonl", "no such file of rows", "give a .jsonl file"),
+    refused("lora --data rows.jsonl --output out", "rows.jsonl, line 1", 'has no "answer" to learn'),
+    refused("lora --data rows.jsonl --output out --rank 0", "--rank", f"'0' {BOUNDS}", HELP),
+    refused(
+        "lora --data rows.jsonl --output out --dropout 0.1 --grad-checkpoint",
+        "dropout",
+        "exclude each other",
+        "it would drop others",
+    ),
+]
 PROMPTS = [
     refused("generate --model {model} --prompt _", "prompt", "is empty and there is no picture", "give one of them"),
     refused("generate --prompt-file no.txt", "--prompt-file no.txt", "cannot be read (No such file"),
@@ -522,4 +539,4 @@ TASKS = [
     refused("batch a.png --output o.jsonl --recipe demo", "--recipe", "is for --task"),
 ]
 
-ROWS = [*OPTIONS, *TASKS, *PROMPTS, *PICTURES, *BATCHES, *CONVERSIONS, *WORKING]
+ROWS = [*OPTIONS, *ADAPTERS, *TASKS, *PROMPTS, *PICTURES, *BATCHES, *CONVERSIONS, *WORKING]
