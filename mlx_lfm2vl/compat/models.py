@@ -121,8 +121,8 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
                 dtype of the file; None is "auto", but float32 on the backend numpy, where quantised weights become
                 dense. `load_note` says what was done. `adapter`, `backend`, `progress` as for `load`. `revision`,
                 `token`, `cache_dir`, `local_files_only` for the hub; `subfolder`; `config`, whose fields must be the
-                folder's; `output_hidden_states`, `output_attentions`, `return_dict`; `generation_config`. What has no meaning
-                here (`device_map={...}`, `trust_remote_code` ...) is ignored with a warning.
+                folder's; `output_hidden_states`, `output_attentions`, `return_dict`; `generation_config`. What has no
+                meaning here (`device_map={...}`, `trust_remote_code` ...) is ignored with a warning.
 
         Raises:
             HubError, ConfigError, WeightsError, OptionError, OutOfMemoryError
