@@ -79,6 +79,16 @@ class Lfm3VlImageProcessorConfig:
         """The most tokens of a picture."""
         return self.max_pixels // self.cell**2
 
+    @property
+    def coarsest(self) -> dict[str, Any]:
+        """The overrides by which a picture is as few tokens as can be."""
+        return {"min_pixels": self.min_pixels, "max_pixels": self.min_pixels}
+
+    @property
+    def finest(self) -> dict[str, Any]:
+        """The overrides by which a picture is seen as finely as the checkpoint sees any: none."""
+        return {}
+
     @classmethod
     def options(cls) -> frozenset[str]:
         """The names that `with_overrides` takes."""

@@ -114,6 +114,17 @@ class ImageProcessorConfig:
         tile = (self.tile_size // self.encoder_patch_size) ** 2 if self.do_image_splitting else 0
         return max(self.max_image_tokens * self.downsample_factor**2, tile)
 
+    @property
+    def coarsest(self) -> dict[str, Any]:
+        """The overrides by which a picture is as few tokens as can be."""
+        least = self.min_image_tokens
+        return {"max_image_tokens": least, "min_image_tokens": least, "do_image_splitting": False}
+
+    @property
+    def finest(self) -> dict[str, Any]:
+        """The overrides by which a picture is seen as finely as the checkpoint sees any."""
+        return {"do_image_splitting": True}
+
     @classmethod
     def options(cls) -> frozenset[str]:
         """The names that `with_overrides` takes."""

@@ -78,7 +78,5 @@ class Pictures:
 
 def detail_overrides(detail: str, processor: Lfm2VlProcessor) -> dict[str, Any]:
     """The picture policy that OpenAI's `detail` means: as few tokens as the checkpoint gives a picture; or tiles."""
-    if detail == "low":
-        least = processor.image_processor.config.min_image_tokens
-        return {"max_image_tokens": least, "min_image_tokens": least, "do_image_splitting": False}
-    return {"do_image_splitting": True} if detail == "high" else {}
+    config = processor.image_processor.config
+    return dict({"low": config.coarsest, "high": config.finest}.get(detail, {}))

@@ -1,0 +1,135 @@
+"""LFM3-VL's folders, converted and saved; its policy, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, picture, read_tensors
+from test_lfm3 import FOLDER, GREEDY, assert_close, loaded
+
+from mlx_lfm2vl import (
+    Completion,
+    convert,
+    explain,
+    load,
+    stream_generate,
+)
+from mlx_lfm2vl.cli.models import described
+from mlx_lfm2vl.config import ImageProcessorConfig, Lfm3VlImageProcessorConfig
+from mlx_lfm2vl.conversion.plan import QuantizationOptions, make_plan
+from mlx_lfm2vl.errors import ConfigError, ImageError, InputError, OptionError, PromptError
+from mlx_lfm2vl.generation.arguments import PixelOverrides
+from mlx_lfm2vl.weights.load import open_model
+
+# Folders
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_converted_model_answers(bits, tmp_path, golden):
+    case = golden("lfm3-several")
+    folder = convert(FOLDER, tmp_path / "out", q_bits=bits, q_group_size=32, verify=False)
+    model, processor = load(folder)
+    out: Any = model(**case.inputs)
+    reference, ours = case.arrays["logits"], np.array(out.logits)[tuple(case.arrays["token_rows"].T)]
+    error = np.linalg.norm(ours - reference) / np.linalg.norm(reference)
+    assert 1e-4 < error < (0.05 if bits == 8 else 0.7)
+    responses = list(stream_generate(model, processor, case.conversations[0], options=GREEDY))
+    tokens = Completion.of(responses).tokens
+    made = np.array(model.generate(**case.inputs, max_new_tokens=24, do_sample=False))
+    assert list(tokens) == made[0, case.arrays["input_ids"].shape[1] :].tolist()[: len(tokens)]
+    assert described(folder, False) == f"LFM3-VL, {bits} bits"
+
+
+def test_a_dense_conversion_keeps_every_number(tmp_path, golden):
+    case = golden("lfm3-several")
+    model, _ = load(convert(FOLDER, tmp_path / "out"))
+    out: Any = model(**case.inputs)
+    assert_close(np.array(out.logits)[tuple(case.arrays["token_rows"].T)], case.arrays["logits"], "logits")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "lfm3_vl" in card and "mlx-vlm" not in card
+    assert (tmp_path / "out" / "processor_config.json").read_bytes() == (FOLDER / "processor_config.json").read_bytes()
+
+
+@pytest.mark.parametrize("hf", [False, True])
+def test_a_saved_model_is_the_same(hf, tmp_path, golden):
+    case = golden("lfm3-several")
+    model, processor = loaded()
+    model.save_pretrained(tmp_path, hf=hf)
+    processor.save_pretrained(tmp_path)
+    again: Any = load(tmp_path)[0](**case.inputs)
+    assert_close(np.array(again.logits)[tuple(case.arrays["token_rows"].T)], case.arrays["logits"], "logits")
+    if hf:
+        ours, makers = (read_tensors(folder / "model.safetensors") for folder in (tmp_path, FOLDER))
+        assert {name: each.shape for name, each in ours.items()} == {name: each.shape for name, each in makers.items()}
+
+
+def test_a_conversion_to_the_makers_layout_has_their_names(tmp_path):
+    folder = convert(FOLDER, tmp_path / "out", layout="hub")
+    ours, makers = (read_tensors(each / "model.safetensors") for each in (folder, FOLDER))
+    assert ours.keys() == makers.keys()
+    assert all(np.array_equal(ours[name], makers[name]) for name in makers)
+
+
+def test_a_recipe_spends_bits_on_narrow_and_last_layers():
+    model: Any = open_model(FOLDER)[0]
+    widths = {path: module.weight.shape[-1] for path, module in model.named_modules() if "weight" in module}
+    plan = make_plan(widths, 10**6, QuantizationOptions(recipe="mixed_4_8", group_size=32))
+    eight = {path for path, spec in plan.modules.items() if spec is not None and spec.bits == 8}
+    layer = "model.language_model.layers."
+    assert {f"{layer}1.self_attn.k_proj", f"{layer}1.self_attn.gate_proj", f"{layer}2.conv.out_proj"} <= eight
+    assert f"{layer}1.self_attn.q_proj" not in eight and f"{layer}1.self_attn.o_proj" not in eight
+
+
+# Bad input
+
+
+def test_a_picture_200_times_as_long_as_wide_is_refused():
+    model, processor = loaded()
+    with pytest.raises(ImageError, match="3x700 pixels is more than 200 times"):
+        list(stream_generate(model, processor, "What?", images=[picture("strip").resize((3, 700))]))
+
+
+def test_a_video_is_not_explained():
+    model, processor = loaded()
+    turns = [{"role": "user", "content": [{"type": "video", "path": GOLDEN / "videos" / "odd.png"}]}]
+    with pytest.raises(PromptError, match="a video, which is not explained"):
+        explain(model, processor, turns)
+
+
+def test_the_types_of_overrides_are_the_policys():
+    own = Lfm3VlImageProcessorConfig.options() - ImageProcessorConfig.options() - {"video"}
+    assert set(PixelOverrides.__annotations__) == own
+
+
+def test_tiles_are_refused_by_name():
+    model, processor = loaded()
+    with pytest.raises(OptionError, match="do_image_splitting is True"):
+        list(stream_generate(model, processor, "What?", images=[picture("small")], do_image_splitting=True))
+    with pytest.raises(OptionError, match="'tile_size' is neither"):
+        list(stream_generate(model, processor, "What?", images=[picture("small")], tile_size=64))
+
+
+def test_budgets_in_tokens_bound_the_picture(golden):
+    _, processor = loaded()
+    for most in (4, 9, 30):
+        made = processor.image_processor(picture("photo"), max_image_tokens=most)
+        assert made["image_grid_thw"].prod() / 4 <= most
+
+
+def test_patches_that_do_not_fit_their_grids_are_refused(golden):
+    case = golden("lfm3-small")
+    model, _ = loaded()
+    with pytest.raises(InputError, match=r"the patches have shape \(3, 1536\)"):
+        model(**{**case.inputs, "pixel_values": case.inputs["pixel_values"][:3]})
+    with pytest.raises(InputError, match=r"image_grid_thw has shape \(1, 2\)"):
+        model(**{**case.inputs, "image_grid_thw": np.array([[2, 2]])})
+
+
+def test_another_familys_class_refuses_the_folder():
+    from mlx_lfm2vl import Lfm2VlForConditionalGeneration, Lfm3VlForConditionalGeneration
+
+    with pytest.raises(ConfigError, match="model_type is 'lfm3_vl'"):
+        Lfm2VlForConditionalGeneration.from_pretrained(FOLDER)
+    with pytest.raises(ConfigError, match="model_type is 'lfm2_vl'"):
+        Lfm3VlForConditionalGeneration.from_pretrained(Path(GOLDEN / "gen2"))
