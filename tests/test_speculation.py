@@ -155,12 +155,19 @@ def test_states_behind_drafts_are_those_of_steps(name, rows):
     ids = np.random.default_rng(1).integers(500, 620, (3, 20))
     padding = np.array([0, 5, 2])
     mask = (np.arange(20) >= padding[:, None]).astype(np.int64)
-    cache = Cache(model.config.text_config)
-    greedy = UniformSampler(GREEDY.resolve(GenerationConfig()))
-    batch = GenerationBatch(model, cache, prefill(model, Prompt(ids, mask), cache), greedy, padding)
+
+    def begun() -> GenerationBatch:
+        cache = Cache(model.config.text_config)
+        greedy = UniformSampler(GREEDY.resolve(GenerationConfig()))
+        return GenerationBatch(model, cache, prefill(model, Prompt(ids, mask), cache), greedy, padding)
+
+    batch, plain = begun(), begun()
+    every = np.array([plain.step()[0] for _ in range(20)]).T.tolist()
     said = [[token] for token in batch.step()[0]]
-    for lengths in ((3, 1, 0), (0, 2, 5), (1, 1, 1)):
-        tokens = batch.verify([[9] * length for length in lengths])[0]
+    for right in ((3, 1, 0), (0, 2, 4), (1, 1, 1), (2, 0, 1)):
+        drafts = [[*row[len(own) : len(own) + n], 9] for row, own, n in zip(every, said, right, strict=True)]
+        tokens = batch.verify(drafts)[0]
+        assert [len(own) for own in tokens] == [1 + n for n in right]
         batch.keep(tokens)
         for own, more in zip(said, tokens, strict=True):
             own += more
@@ -337,9 +344,19 @@ def test_rows_with_drafts_and_without_answer_as_if_alone(rows, batch_size):
         same(made, own)
 
 
-def test_right_drafts_take_the_fewest_steps():
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"temperature": 0.0},
+        {"temperature": 0.8, "seed": 1, "top_p": 0.9, "repetition_penalty": 1.2},
+        {"temperature": 1.5, "seed": 2, "frequency_penalty": 0.5, "top_logprobs": 2},
+        {"temperature": 1.0, "seed": 3, "response_format": ResponseFormat.regex("[a-z]{200}"), "logprobs": True},
+    ],
+    ids=["greedy", "sampled", "counted", "formed"],
+)
+def test_right_drafts_take_the_fewest_steps(given):
     """The first token, a draft of 4 and the token behind it, then of 8."""
-    request = GenerationRequest("Hi", options=GREEDY)
+    request = GenerationRequest("Hi", options=GenerationOptions(max_tokens=60, **given))
     plain = answered(request)
     made = answered(knowing(request, plain, 0.0, None))
     same(made, plain)
