@@ -118,16 +118,16 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
             path_or_repo: the model's name.
             options: `dtype` (or `torch_dtype`): "float32", "float16", "bfloat16", torch's or MLX's, or "auto", the
                 dtype of the file; None is "auto", but float32 on the backend numpy, where quantised weights become
-                dense. `load_note` says what was done. `adapter`, `backend`, `progress` as for `load`. `revision`, `token`,
-                `cache_dir`, `local_files_only` for the hub; `subfolder`; `config`, whose fields must be the folder's;
-                `output_hidden_states`, `output_attentions`, `return_dict`; `generation_config`. What has no meaning
-                here (`device_map={...}`, `trust_remote_code` ...) is ignored with a warning.
+                dense. `load_note` says what was done. `adapter`, `backend`, `progress` as for `load`. `revision`,
+                `token`, `cache_dir`, `local_files_only` for the hub; `subfolder`; `config`, whose fields must be the
+                folder's; `output_hidden_states`, `output_attentions`, `return_dict`; `generation_config`. What has no
+                meaning here (`device_map={...}`, `trust_remote_code` ...) is ignored with a warning.
 
         Raises:
             HubError, ConfigError, WeightsError, OptionError, OutOfMemoryError
         """
-        given, adapter = options.pop("generation_config", None), options.pop("adapter", None)
-        change = None if adapter is None else read_adapter(adapter)
+        given, named = options.pop("generation_config", None), options.pop("adapter", None)
+        change = None if named is None else read_adapter(named)
         folder, known, others = _open(path_or_repo, options)
         known["adapt"] = None if change is None else change.apply
         model = load_model(folder, model_class=cls, **known).configured(others)
