@@ -11,9 +11,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import GOLDEN, logits_of, read_tensors
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from mlx_lfm2vl import HubError, Lfm2VlError, OptionError, WeightsError, convert, fuse, load
+from mlx_lfm2vl.adapters.adapter import Adapter, LoRAWeights
 from mlx_lfm2vl.adapters.layers import LoRALinear
 from mlx_lfm2vl.adapters.read import read_adapter
 from mlx_lfm2vl.adapters.save import save_adapter
@@ -202,6 +205,33 @@ def test_an_adapter_without_weights_names_both_files(tmp_path):
         read_adapter(folder)
 
 
+LAYERS = [f"model.language_model.layers.{at}.feed_forward.w{part}" for at in (0, 1, 10) for part in (1, 2)]
+SHAPES = st.tuples(st.integers(1, 4), st.floats(0.01, 100), st.booleans())
+
+
+@given(st.dictionaries(st.sampled_from(LAYERS), SHAPES, min_size=1))
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_ranks_and_scales_of_every_layer_are_kept_by_a_folder(tmp_path, layers):
+    """Also where one layer's name is the beginning of another's, as that of layers 1 and 10."""
+    rng = np.random.default_rng(0)
+
+    def drawn(*shape: int) -> mx.array:
+        return mx.array(rng.normal(size=shape).astype(np.float32))
+
+    made = {
+        path: LoRAWeights(drawn(5, rank), drawn(rank, 3), scale, drawn(3) if dora else None)
+        for path, (rank, scale, dora) in layers.items()
+    }
+    save_adapter(Adapter(tmp_path, (), made, base="somebody/model"), tmp_path)
+    read = read_adapter(tmp_path)
+    assert read.layers.keys() == made.keys() and read.base == "somebody/model"
+    for path, own in made.items():
+        back = read.layers[path]
+        assert np.array_equal(back.a, own.a) and np.array_equal(back.b, own.b)
+        assert back.scale == pytest.approx(own.scale, rel=1e-12)
+        assert (back.magnitude is None) == (own.magnitude is None)
+
+
 def stored(folder: Path) -> Tensors:
     return {
         name: np.array(array) for file in folder.glob("*.safetensors") for name, array in read_tensors(file).items()
@@ -212,6 +242,7 @@ def stored(folder: Path) -> Tensors:
 @pytest.mark.parametrize("name", ["lora", "dora"])
 def test_a_fused_folder_gives_what_the_adapter_gives(tmp_path, name, golden):
     fuse(GOLDEN / "gen25", ADAPTERS / name, tmp_path / "fused")
+    assert "Fused with an adapter from a local checkpoint" in (tmp_path / "fused" / "README.md").read_text()
     model, _ = load(tmp_path / "fused")
     fused = np.array(logits_of(model, **golden(CASE).inputs))
     assert np.array_equal(fused, adapted_logits(GOLDEN / "gen25", ADAPTERS / name, golden))

@@ -1,5 +1,6 @@
 """Training: the loss and gradients of PEFT, rows to arrays, and runs that go on to the bit."""
 
+import itertools
 import json
 import re
 import shutil
@@ -15,6 +16,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from hypothesis import given
+from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_unflatten
 from safetensors.numpy import load_file
 from test_adapters import ADAPTERS, CASE, expected
@@ -38,6 +41,7 @@ from mlx_lfm2vl.adapters.layers import DoRALinear, LoRALinear
 from mlx_lfm2vl.adapters.read import read_adapter
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.training.examples import TrainingBatch, collate, encode_row
+from mlx_lfm2vl.training.finetune import order
 from mlx_lfm2vl.training.loss import gradients, loss_sum
 from mlx_lfm2vl.training.prepare import CheckpointedDecoderLayer, chosen_modules, prepare, trainable
 from mlx_lfm2vl.training.rows import read_rows
@@ -183,6 +187,7 @@ def losses(result: TrainingResult) -> list[tuple[float, float | None]]:
     return [(entry["loss"], entry.get("valid_loss")) for entry in result.log]
 
 
+@pytest.mark.backends("mlx", "numpy")
 @pytest.mark.parametrize("dora", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_trained_adapter_is_what_load_gives(data, tmp_path, dora):
     write(data / "train.jsonl", ROWS[:1])
@@ -262,6 +267,15 @@ def test_a_quantised_model_is_trained_as_it_is(data, tmp_path):
     assert result.log[-1]["loss"] < 0.5 < 3 < result.log[0]["loss"]
     model, processor = load(tmp_path / "q", adapter=tmp_path / "out", **FEW)
     assert generate(model, processor, "Hello", system="Be kind.", max_tokens=16) == "Good day."
+
+
+@given(st.integers(1, 7), st.integers(0, 5), st.integers(0, 40))
+def test_rows_come_in_one_order_from_wherever_a_run_begins(rows, seed, start):
+    """Each pass has every row once; a run that goes on has the rows of one that nobody stopped."""
+    whole = list(itertools.islice(order(rows, seed, 0), start + 3 * rows))
+    assert list(itertools.islice(order(rows, seed, start), 3 * rows)) == whole[start:]
+    passes = [whole[at : at + rows] for at in range(0, len(whole) - rows, rows)]
+    assert all(sorted(each) == list(range(rows)) for each in passes)
 
 
 CONVERSATION = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
@@ -352,13 +366,13 @@ def test_a_training_of_other_settings_or_rows_is_refused(data, tmp_path):
 
 
 def test_files_and_folders_that_do_not_fit_are_refused(data, tmp_path):
-    for given, said in (
+    for files, said in (
         ((tmp_path / "absent.jsonl", None), "no such file of rows"),
         ((tmp_path, None), r"train\.jsonl: no such file of rows; give a \.jsonl file, or a folder with train\.jsonl"),
         ((data, tmp_path / "absent.jsonl"), "no such file of rows"),
     ):
         with pytest.raises(OptionError, match=said):
-            finetune(GOLDEN / "gen25", given[0], tmp_path / "out", valid=given[1])
+            finetune(GOLDEN / "gen25", files[0], tmp_path / "out", valid=files[1])
     with pytest.raises(OutputError, match="holds a model; give another folder"):
         finetune(GOLDEN / "gen25", data, shutil.copytree(GOLDEN / "gen25", tmp_path / "model"))
     write(data / "train.jsonl", [ROWS[1], {**ROWS[0], "image": "absent.png"}])
