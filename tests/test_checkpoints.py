@@ -368,7 +368,7 @@ def test_a_file_of_lora_layers_alone_is_left_alone(folder):
     save_file(lora, folder / "checkpoint.safetensors")
     assert "checkpoint.safetensors left alone (an adapter)" in loaded(folder).load_note
     (folder / "model.safetensors").unlink()
-    refused(folder, r"model: holds an adapter only \(checkpoint.safetensors\), not a model; merge it")
+    refused(folder, r"model: holds an adapter only \(checkpoint.safetensors\), not a model; load its base")
 
 
 BESIDE = {
