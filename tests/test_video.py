@@ -110,6 +110,15 @@ def test_a_damaged_file_is_refused(tmp_path):
         load_video(file)
 
 
+def test_a_playlist_opens_no_other_file(tmp_path, monkeypatch):
+    write_mp4(tmp_path / "other.mp4", [np.zeros((48, 64, 3), np.uint8)] * 8, 4)
+    monkeypatch.chdir(tmp_path)  # in which FFmpeg would look
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nother.mp4\n#EXT-X-ENDLIST\n"
+    for source in (playlist, "ffconcat version 1.0\nfile other.mp4\n"):
+        with pytest.raises(ImageError, match="is no video that can be read"):
+            load_video(source.encode())
+
+
 def test_a_policy_forbids_paths_and_bounds_frames():
     with pytest.raises(ImageError, match="local paths are not allowed here"):
         load_video(CLIP, policy=SourcePolicy(allow_paths=False))
