@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .compat.streamers import TextIteratorStreamer, TextStreamer
     from .constraints.response_format import ResponseFormat
     from .conversion.convert import convert
+    from .conversion.fuse import fuse
     from .doctor.checks import diagnose
     from .engine.chat import EngineChat
     from .engine.engine import Engine, MemoryUse
@@ -77,11 +78,13 @@ if TYPE_CHECKING:
     from .explanation.explanation import Explanation
     from .generation.batch import generate_batch
     from .generation.chat import Chat
+    from .generation.draft_model import DraftModel
     from .generation.logits_process import LogitsProcessor
     from .generation.options import GenerationOptions
     from .generation.prompt_cache import PromptCache
     from .generation.request import GenerationRequest
     from .generation.response import Completion, FinishReason, GenerationResponse, Statistics, TopLogprob
+    from .generation.speculation import Draft
     from .generation.stream import generate, stream_generate
     from .generation.tools import ToolCall, parse_tool_calls
     from .generation.vision_cache import VisionCache
@@ -98,6 +101,8 @@ if TYPE_CHECKING:
     from .tasks.recipes import RECIPES, Recipe
     from .tasks.results import Box, Point, Region
     from .tasks.run import describe, detect, extract, point, read, recipe_of
+    from .training.finetune import TrainingResult, finetune
+    from .training.options import TrainingOptions
 
 __all__ = [
     "RECIPES",
@@ -118,6 +123,8 @@ __all__ = [
     "ConstraintError",
     "DescribeTask",
     "DetectTask",
+    "Draft",
+    "DraftModel",
     "Engine",
     "EngineChat",
     "EngineClosedError",
@@ -176,6 +183,8 @@ __all__ = [
     "ToolCallError",
     "ToolCallWarning",
     "TopLogprob",
+    "TrainingOptions",
+    "TrainingResult",
     "Video",
     "VisionCache",
     "WeightsError",
@@ -188,6 +197,8 @@ __all__ = [
     "draw_points",
     "explain",
     "extract",
+    "finetune",
+    "fuse",
     "generate",
     "generate_batch",
     "load",
@@ -219,6 +230,7 @@ _HOMES = {
     "compat.streamers": ("TextIteratorStreamer", "TextStreamer"),
     "constraints.response_format": ("ResponseFormat",),
     "conversion.convert": ("convert",),
+    "conversion.fuse": ("fuse",),
     "doctor.checks": ("diagnose",),
     "errors": (
         "AnswerError",
@@ -251,12 +263,14 @@ _HOMES = {
     "engine.chat": ("EngineChat",),
     "engine.engine": ("Engine", "MemoryUse"),
     "generation.vision_cache": ("VisionCache",),
+    "generation.draft_model": ("DraftModel",),
     "generation.logits_process": ("LogitsProcessor",),
     "generation.options": ("GenerationOptions",),
     "generation.prompt_cache": ("PromptCache",),
     "engine.handle": ("Request",),
     "generation.request": ("GenerationRequest",),
     "generation.response": ("Completion", "FinishReason", "GenerationResponse", "Statistics", "TopLogprob"),
+    "generation.speculation": ("Draft",),
     "generation.stream": ("generate", "stream_generate"),
     "generation.tools": ("ToolCall", "parse_tool_calls"),
     "explanation.explain": ("explain",),
@@ -274,6 +288,8 @@ _HOMES = {
     "tasks.recipes": ("RECIPES", "Recipe"),
     "tasks.results": ("Box", "Point", "Region"),
     "tasks.run": ("describe", "detect", "extract", "point", "read", "recipe_of"),
+    "training.finetune": ("TrainingResult", "finetune"),
+    "training.options": ("TrainingOptions",),
 }
 _COMPUTING = (  # import MLX
     "compat.auto_models",
@@ -282,12 +298,14 @@ _COMPUTING = (  # import MLX
     "compat.models",
     "compat.seed",
     "conversion.convert",
+    "conversion.fuse",
     "doctor.checks",
     "generation.batch",
     "generation.chat",
     "engine.chat",
     "engine.engine",
     "generation.vision_cache",
+    "generation.draft_model",
     "generation.logits_process",
     "generation.prompt_cache",
     "engine.handle",
@@ -301,6 +319,7 @@ _COMPUTING = (  # import MLX
     "tasks.extraction",
     "tasks.reading",
     "tasks.run",
+    "training.finetune",
 )
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

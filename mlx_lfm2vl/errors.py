@@ -21,6 +21,12 @@ def short(name: str) -> str:
     return line if len(line) <= 120 else line[:100] + "..."
 
 
+def counted(number: int, noun: str, *, be: bool = False) -> str:
+    """A number and what it counts: "1 row", "2 rows"; with `be` and what these do: "1 row is", "2 rows are"."""
+    text = f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{text} {'is' if number == 1 else 'are'}" if be else text
+
+
 def first_line(error: BaseException, length: int = 200) -> str:
     """The words of a library on a file, for a message: their first line, printable, not longer than `length`
     characters."""

@@ -38,7 +38,8 @@ def only_child(folder: Path, name: str) -> str:
     except OSError as error:
         raise _unreadable(name, error) from None
     if not children and (folder / ADAPTER_CONFIG).is_file():
-        raise HubError(f"{name}: is {_adapter(folder / ADAPTER_CONFIG)}, not a whole model; merge it into that one")
+        what = _adapter(folder / ADAPTER_CONFIG)
+        raise HubError(f"{name}: is {what}, not a whole model; load that one with it (--adapter {name})")
     if not children:
         raise HubError(f"{name}: has no config.json; it is not a model folder")
     if len(children) > 1:

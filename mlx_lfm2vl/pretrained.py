@@ -13,18 +13,21 @@ from .compat.auto_processors import FAMILIES
 from .compat.models import Lfm2VlForConditionalGeneration
 from .compat.processors import Lfm2VlProcessor
 from .config import GenerationConfig, ModelConfig, config_of, read_json
-from .errors import ConfigError, LoadCancelledError
+from .errors import ConfigError, LoadCancelledError, OptionError
 from .generation.arguments import ProcessorArguments
 from .generation.watch import Stop, check_callable
 from .hub import Progress, resolve
+from .models.key_values import KV_BITS, group_size
 from .threads import cancellation
 
 
 def load(
     path_or_repo: str | os.PathLike[str],
     *,
+    adapter: str | os.PathLike[str] | None = None,
     dtype: str | mx.Dtype | None = None,
     backend: str | None = None,
+    kv_bits: int | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
@@ -36,11 +39,15 @@ def load(
 
     Args:
         path_or_repo: the folder, the repository, or `demo`.
+        adapter: a folder with an adapter of PEFT or mlx-lm (LoRA or DoRA) for this model. Dense weights are merged with
+            it; beside quantised ones it is computed.
         dtype: "float32", "float16", "bfloat16" or "auto", the dtype of the file. None is "auto", but float32 on the
             backend numpy.
         backend: "mlx" computes by MLX's own functions on its default device; "numpy" is faster where that is a CPU,
             and for inference only; "auto" is numpy on a CPU and mlx elsewhere. None is what the environment's
             `MLX_LFM2VL_BACKEND` says, or "auto".
+        kv_bits: 8 or 4 quantise the keys and values of answers, which take about a half or a quarter of the memory of
+            16 bits then; the states of convolutions stay exact. None leaves them as they are.
         revision: branch, tag or commit of the repository.
         token: for the hub.
         local_files_only: never ask the hub.
@@ -70,13 +77,25 @@ def load(
         expected = config_of(read_json(folder / "config.json"), str(folder / "config.json"))
         processor = FAMILIES[type(expected)].processor.from_pretrained(folder, **processor_arguments)
         _check_agreement(folder, expected, processor)
-        model = MODELS[type(expected)].from_pretrained(folder, dtype=dtype, backend=backend, progress=progress)
+        _check_kv_bits(kv_bits, expected)
+        model = MODELS[type(expected)].from_pretrained(
+            folder, adapter=adapter, dtype=dtype, backend=backend, progress=progress
+        )
+    model.kv_bits = kv_bits
     model.name_or_path = os.fspath(path_or_repo)
     file = folder / "generation_config.json"
     stated = GenerationConfig.from_dict(read_json(file), str(file)) if file.is_file() else GenerationConfig()
     if ids := stated.end_tokens(expected, processor.tokenizer.eos_token_id):
         model.generation_config.eos_token_id = ids[0] if len(ids) == 1 else ids
     return model, processor
+
+
+def _check_kv_bits(kv_bits: object, config: ModelConfig) -> None:
+    """Raises `OptionError` where keys and values cannot be quantised so."""
+    if kv_bits is not None and (isinstance(kv_bits, bool) or kv_bits not in KV_BITS):
+        raise OptionError(f"kv_bits is {kv_bits!r}, expected 8, 4 or None")
+    if kv_bits is not None and group_size(config.text_config.head_dim) is None:
+        raise OptionError(f"kv_bits needs heads of a multiple of 32, this model's are {config.text_config.head_dim}")
 
 
 def _check_agreement(folder: Path, config: ModelConfig, processor: Lfm2VlProcessor) -> None:

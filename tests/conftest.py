@@ -339,6 +339,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", marker.args, indirect=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before those are chosen that `-m` names
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the rows of a test that is marked `sampled(n)`, n, evenly chosen, run as it says, the others in the soak."""
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for rows in tests.values():
+        if (marker := rows[0].get_closest_marker("sampled")) is not None:
+            kept = {len(rows) * number // marker.args[0] for number in range(marker.args[0])}
+            for at, row in enumerate(rows):
+                if at not in kept:
+                    row.add_marker(pytest.mark.soak)
+
+
 @pytest.fixture(autouse=True)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The backend of models that the test loads, here and in other processes."""

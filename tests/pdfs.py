@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 RED_LEFT = "1 0 0 rg 0 0 36 72 re f"  # the left half of a page of 72 points
+RING = (  # black, in the middle of a page of 600 points
+    "0 0 0 RG 30 w 420 300 m 420 366 366 420 300 420 c 234 420 180 366 180 300 c "
+    "180 234 234 180 300 180 c 366 180 420 234 420 300 c s"
+)
 
 
 def document(*objects: str | bytes) -> bytes:

@@ -76,6 +76,7 @@ def test_a_model_is_let_go_though_requests_and_conversations_are_kept(how, tmp_p
             assert twin.ask("And now?") is not None and len(twin.messages) == 4
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("how", ["close", "unload", "reload"])
 @pytest.mark.parametrize("asked", ["submit", "turn", "count_tokens"])
 def test_a_model_is_let_go_though_a_picture_is_still_awaited(how, asked, slow_path):
@@ -333,6 +334,7 @@ def gone(what: Callable[[], object]) -> bool:
     return what() is None
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.backends("mlx", "numpy")
 @pytest.mark.parametrize("last", ["an answer", "an error", "nothing", "a model that loads"])
 def test_an_engine_that_nobody_holds_ends_after_its_requests(last):

@@ -132,7 +132,7 @@ def test_json_has_the_reports_fields(cli):  # noqa: F811
     made = json.loads(out)
     assert set(made) == {
         *("model", "machine", "bandwidth", "weights", "repeats", "import_seconds", "load_seconds"),
-        *("answers", "batches", "constraints", "complete"),
+        *("answers", "batches", "constraints", "drafts", "complete"),
     }
     assert made["model"] == "demo" and made["batches"] == [] and len(made["answers"]) == 1
     assert made["answers"][0]["generated_tokens"] == 4
@@ -146,6 +146,18 @@ def test_an_answer_of_six_fields_takes_fewer_steps_by_its_form(cli):  # noqa: F8
     assert made["complete"] and set(made["constraints"]) == {"step", "masked_step", "tokens", "model_steps"}
     assert made["constraints"]["tokens"] > 1.5 * made["constraints"]["model_steps"] > 9
     assert made["constraints"]["step"] > 0 and made["constraints"]["masked_step"] > 0
+
+
+def test_drafts_take_fewer_steps_where_a_question_is_asked_again(cli):  # noqa: F811
+    words = ("bench", "demo", "--sizes", "--batch-sizes", "--draft", "--json", "--repeats", 1, "--tokens", 64)
+    code, out, err = cli(*words)
+    assert (code, err) == (0, "")
+    first, again = json.loads(out)["drafts"]
+    assert (first["answer"], again["answer"]) == ("first", "again")
+    for made in (first, again):
+        assert made["tokens"] == 64 == made["model_steps"] + made["accepted_tokens"]
+        assert made["drafted_tokens"] >= made["accepted_tokens"] and min(made["plain"], made["drafting"]) > 0
+    assert again["model_steps"] <= 32
 
 
 def test_the_plot_is_a_picture(cli, tmp_path):  # noqa: F811

@@ -209,6 +209,7 @@ def test_a_turn_cancelled_within_a_picture_leaves_nothing_of_it(shift):
         np.testing.assert_allclose(np.array(one), np.array(other), atol=1e-4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.backends("mlx", "numpy")
 @pytest.mark.parametrize("images", [(), ("landscape", "portrait")])
 def test_a_turn_that_is_stopped_anywhere_leaves_nothing_of_it(images, backend, monkeypatch):
@@ -237,7 +238,7 @@ def test_a_turn_that_is_stopped_anywhere_leaves_nothing_of_it(images, backend, m
     while True:
         chat = begun()
         asked = 0
-        pieces = list(chat.stream("What is this? " * 20, [picture(name) for name in images], stop=stop))
+        pieces = list(chat.stream("What is this? " * 8, [picture(name) for name in images], stop=stop))
         assert pieces[-1].finish_reason == "cancelled" and asked == stopped + 1
         if statistics_of(pieces[-1]).generated_tokens:
             break

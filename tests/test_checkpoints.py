@@ -96,6 +96,7 @@ def test_a_quantised_head_that_differs_is_used(folder, tmp_path, bits):
     assert model.lm_head.bits == bits and "lm_head differs" in model.load_note
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("stored", ["none", "the same", "another"])
 @pytest.mark.parametrize("top", [None, True, False])
 @pytest.mark.parametrize("inner", [None, True, False])
@@ -448,7 +449,7 @@ def test_the_dtype_of_the_config_changes_no_uniform_folder(folder):
 def test_a_folder_of_an_adapter_is_told_from_a_model(tmp_path, config, said):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     save_file({"a.lora_A.weight": np.zeros(4, np.float32)}, tmp_path / "adapter_model.safetensors")
-    refused(tmp_path, rf"is {said}.*, not a whole model; merge it into that one", HubError)
+    refused(tmp_path, rf"is {said}.*, not a whole model; load that one with it \(--adapter ", HubError)
 
 
 def cached(folder: Path, *revisions: str, main: str | None = None) -> Path:

@@ -287,13 +287,26 @@ def test_errors_of_a_real_process_are_one_line_without_traceback(tmp_path):
             ["generate", "--prompt", "x", "--temp", "1e9"],
             r"argument --temp/--temperature: '1e9' is not a number of at least 0 and at most 100",
         ),
-        (["generate", "--top-p", "1.5"], r"--top-p: '1\.5' is not a number above 0 and at most 1"),
-        (["generate", "--top-p", "0"], r"--top-p: '0' is not a number above 0"),
+        (["generate", "--top-p", "1.5"], r"--top-p: '1\.5' is not a number of at least 0 and at most 1"),
+        (["generate", "--top-p", "-1"], r"--top-p: '-1' is not a number of at least 0"),
         (["generate", "--min-p", "2"], r"--min-p: '2' is not a number of at least 0 and at most 1"),
         (["generate", "--top-k", "-3"], r"--top-k: '-3' is not a whole number of at least 0"),
         (["generate", "--repetition-penalty", "0"], r"--repetition-penalty: '0' is not a number of at least 0.01"),
         (["generate", "--seed", "1.5"], r"--seed: '1\.5' is not a whole number"),
         (["generate", "--max-image-tokens", "0"], r"--max-image-tokens: '0'"),
+        (["generate", "--stop", ""], r"argument --stop: is empty; leave it out"),
+        (["generate", "--logit-bias", "5"], r"--logit-bias: '5' is no ID=BIAS, such as 42=-5"),
+        (
+            ["generate", "--prompt", "x", "--model", str(MODEL), "--logit-bias", "999999=1"],
+            r"error: --logit-bias names token 999999",
+        ),
+        (
+            ["generate", "--prompt", "x", "--model", str(MODEL), "--max-image-tokens", "1", "--min-image-tokens", "50"],
+            r"error: --min-image-tokens is 50, expected at most --max-image-tokens 1$",
+        ),
+        (["generate", "--prompt", "x", "--json-schema", "[1]"], r"is a list, expected a schema"),
+        (["generate", "--prompt", "x", "--json-schema", '"a"'], r'is "a", expected a schema'),
+        (["generate", "--prompt", "x", "--json-schema", "null"], r"is null, expected a schema"),
         (["generate", "--unheard-of"], r"unrecognized arguments: --unheard-of \(see `mlx-lfm2vl generate --help`\)"),
         (["generate", "--max-tok", "3"], r"unrecognized arguments: --max-tok 3"),
         (["generate", "--image"], r"--image: expected at least one argument"),
@@ -360,7 +373,7 @@ def test_placeholders_that_are_not_as_many_as_the_pictures(refused, prompt):
 
 def test_budgets_that_contradict_each_other(refused):
     line = refused(*generate("--image", PICTURE, "--max-image-tokens", 8, "--min-image-tokens", 9))
-    assert "min_image_tokens" in line and "9" in line and "8" in line
+    assert "--min-image-tokens" in line and "9" in line and "8" in line
 
 
 def damage(name: str):

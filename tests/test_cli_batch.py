@@ -239,7 +239,7 @@ def test_a_folder_that_grows_and_shrinks_goes_on(cli, tmp_path):  # noqa: F811
     before = output.read_bytes()
     (tmp_path / names[4]).unlink()
     code, _, err = cli(*words)
-    assert code == 0 and "1 rows that the input does not have are kept" in err
+    assert code == 0 and "1 row is kept that the input does not have" in err
     assert "all 3 rows are there already" in err and output.read_bytes() == before
     (tmp_path / names[0]).write_bytes(first)
     assert cli(*words)[0] == 0
@@ -284,6 +284,7 @@ def test_failed_rows_are_replaced_wherever_they_stand(cli, tmp_path):  # noqa: F
         assert result(row) == alone(row["prompt"], images), row
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_batch_that_was_killed_ends_whole_when_started_again(tmp_path, end):
     draw(tmp_path, 12)
@@ -396,7 +397,8 @@ def test_failed_rows_are_done_again_in_their_places(cli, refused, tmp_path):  # 
     assert "give one of them" in refused(*words, "--retry-failed", "--overwrite")
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_doing_failed_rows_again_may_be_stopped(tmp_path, end):
     rows, output, names = failing(tmp_path, 25)
     words = [*map(str, [*MODULE, "batch", rows, "--output", output, "--batch-size", 1, *FAST, "--max-tokens", 60])]
@@ -443,6 +445,7 @@ def test_what_a_killed_run_left_of_other_failed_rows_is_not_taken(cli, refused, 
     [
         (["nowhere/*.png"], "no file matches"),
         ([str(PICTURES / "small.png"), "nowhere"], "nowhere: no such folder or picture"),
+        (["nowhere.png", "no.pdf"], "no.pdf: no such folder or picture"),
         (["nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         (["a.jsonl", "b.png"], "a .jsonl file or - is the whole input"),
         (["."], "there is no picture in this folder"),
@@ -456,6 +459,20 @@ def test_bad_input_leaves_nothing_behind(refused, tmp_path, monkeypatch, words, 
     monkeypatch.chdir(tmp_path)
     assert says in refused("batch", "--output", "out.jsonl", *words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_not_there_is_a_row_with_an_error(cli, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    names = draw(tmp_path, 2)
+    words = ("batch", names[0], "gone.png", names[1], "--output", "out.jsonl", *FAST)
+    code, _, err = cli(*words)
+    assert code == 1 and err.endswith("out.jsonl: 3 rows, 1 with an error\n")
+    made = read(tmp_path / "out.jsonl")
+    assert [row["id"] for row in made] == [names[0], "gone.png", names[1]] and "text" in made[0] and "text" in made[2]
+    assert made[1]["error"] == "gone.png: no such picture"
+    shutil.copy(names[0], "gone.png")
+    assert cli(*words, "--retry-failed")[0] == 0
+    assert all("text" in row for row in read(tmp_path / "out.jsonl"))
 
 
 def test_progress_is_drawn_on_a_terminal_only(tmp_path):

@@ -16,7 +16,7 @@ from mlx_lfm2vl import Chat, GenerationOptions, ResponseFormat
 from mlx_lfm2vl.cli.chat_pictures import find_pictures
 from mlx_lfm2vl.cli.chat_settings import changed
 from mlx_lfm2vl.cli.chat_settings import shown as options_shown
-from mlx_lfm2vl.errors import OptionError
+from mlx_lfm2vl.errors import Lfm2VlError, OptionError
 
 SCENE = ROOT / "examples" / "scene.png"
 SHAPES = ROOT / "examples" / "shapes.png"
@@ -122,9 +122,14 @@ def test_set_changes_the_answers_that_follow(chat):
         "repetition_penalty  the model's own",
         "seed                3",
         "stop                none",
-        "response_format     none",
+        "json_schema         none",
+        "json_object         none",
+        "regex               none",
+        "choice              none",
+        "grammar             none",
         "frequency_penalty   0",
         "presence_penalty    0",
+        "draft               none",
     ]
     same = twin()
     assert person.say("Why?") == shown(same.ask("Why?"))
@@ -153,17 +158,16 @@ def test_set_takes_every_option_that_answers_show():
         ("seed", "None", None),
         ("stop", "The end.", ("The end.",)),
         ("stop", "none", ()),
-        ("response_format", '{"type": "null"}', ResponseFormat.json_schema({"type": "null"})),
-        ("response_format", "none", None),
         ("frequency_penalty", "0.5", 0.5),
         ("presence-penalty", "none", 0.0),
+        ("draft", "ngram", "ngram"),
+        ("draft", "none", None),
     ):
         options, line = changed(options, f"{name} {text}")
         assert getattr(options, name.replace("-", "_")) == value
         assert line in [": ".join(row.split(maxsplit=1)) for row in options_shown(options)]
-    assert (
-        len(options_shown(options)) == len(fields(options)) - 4
-    )  # log-probabilities, biases and functions are not shown
+    # log-probabilities, biases and functions are not shown; the form is by its five kinds
+    assert len(options_shown(options)) == len(fields(options)) - 5 + 5
     for wrong, words in (
         ("colour 3", "no such option; there are max_tokens, temperature"),
         ("logprobs true", "no such option"),
@@ -174,6 +178,44 @@ def test_set_takes_every_option_that_answers_show():
     ):
         with pytest.raises(OptionError, match=words):
             changed(options, wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "form", "line"),
+    [
+        ('json-schema {"type": "null"}', ResponseFormat.json_schema({"type": "null"}), 'json_schema: {"type": "null"}'),
+        ("json_schema true", ResponseFormat.json_schema(True), "json_schema: true"),
+        ("json-schema null.json", ResponseFormat.json_schema({"type": "null"}), 'json_schema: {"type": "null"}'),
+        ("json-object true", ResponseFormat.json_object(), "json_object: true"),
+        ("regex [0-9]+ cats", ResponseFormat.regex("[0-9]+ cats"), "regex: [0-9]+ cats"),
+        ("choice red 'dark green'", ResponseFormat.choice(["red", "dark green"]), "choice: red 'dark green'"),
+        ('grammar start: "a" | "b"', ResponseFormat.grammar('start: "a" | "b"'), 'grammar: start: "a" | "b"'),
+        ("regex none", None, "regex: none"),
+    ],
+)
+def test_set_takes_forms_as_the_command_line_does(given, form, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "null.json").write_text('{"type": "null"}')
+    before = GenerationOptions(response_format=ResponseFormat.choice(["a"]))
+    options, told = changed(before, given)
+    assert (options.response_format, told) == (form, line)
+    assert line in [": ".join(row.split(maxsplit=1)) for row in options_shown(options)]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("json-schema [1]", "is a list, expected a schema"),
+        ("json-object yes", '"json_object" is true or left out'),
+        ("regex (", "regex"),
+        ("choice 'red", "a quote is not closed"),
+        ("grammar nowhere", "nowhere: cannot be read"),
+        ("response_format {}", "no such option; there are .*, json_schema, json_object, regex, choice, grammar"),
+    ],
+)
+def test_set_refuses_what_is_no_form(given, words):
+    with pytest.raises(Lfm2VlError, match=words):
+        changed(GenerationOptions(), given)
 
 
 @pytest.fixture

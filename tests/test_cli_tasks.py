@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pdfs import pdf
+from pdfs import RING, pdf
 from PIL import Image
 from test_cli import ROOT, cli, refused  # noqa: F401
 
@@ -32,8 +32,10 @@ def demo(cli):  # noqa: F811
     return lambda words, *last: cli(words.split()[0], "--model", "demo", *words.split()[1:], *last)
 
 
-def boxes(name: str, what: str = "ring", image: int = 0) -> list[dict[str, Any]]:
-    found = [vars(box) for box in detect(*load("demo"), EXAMPLES / f"{name}.png", what)]
+def boxes(name: str | Path, what: str = "ring", image: int = 0) -> list[dict[str, Any]]:
+    found = [
+        vars(box) for box in detect(*load("demo"), EXAMPLES / f"{name}.png" if isinstance(name, str) else name, what)
+    ]
     rounded = [
         {key: round(value, 2) if isinstance(value, float) else value for key, value in box.items()} for box in found
     ]
@@ -145,9 +147,12 @@ def test_a_description_is_printed(demo, here):
         ("detect ring --image boxes.png --draw out", "out: its ending is no format of pictures"),
         ("detect ring --image boxes.png --coco a --csv a", "a: is given for two files"),
         ("detect ring --image boxes.png --coco no/a.json", "no/a.json: there is no folder no"),
-        ("detect ring --image boxes.png --recipe lfm3", "recipe is 'lfm3', expected a Recipe or one of demo, lfm2.5"),
+        ("detect ring --image boxes.png --recipe lfm3", "error: --recipe is 'lfm3', expected one of demo, lfm2.5"),
         ("detect ring --image boxes.png --recipe lfm2-vl", "the recipe lfm2-vl has no boxes"),
-        ("detect ring --image boxes.png --max-tokens 5", "error: answer, character"),
+        (
+            "detect ring --image boxes.png --max-tokens 5",
+            "error: the answer was cut off by --max-tokens; raise it (answer, ",
+        ),
         ("extract --image boxes.png --schema none.json", "none.json: cannot be read"),
         ("extract --image boxes.png --schema true", "schema: expected a JSON schema of an object"),
         ("read --image boxes.png --json-schema {}", "unrecognized arguments: --json-schema"),
@@ -173,6 +178,13 @@ def test_a_batch_of_a_task_has_its_results(demo, here):
     assert [row["prompt"] for row in made] == ["ring"] * 3 and str(made[0]["text"]).startswith('[{"image_id": 0')
     assert "all 3 rows are there already" in demo(words)[2]
     assert "was made with another model, prompt or other options" in demo(f"{words} --task point")[2]
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_a_batch_draws_pages_by_the_policy_of_the_model(demo, here):
+    (here / "ring.pdf").write_bytes(pdf([RING], "0 0 600 600"))
+    code, _, _ = demo("batch ring.pdf --task detect --prompt ring --output out.jsonl")
+    assert code == 0 and rows(here / "out.jsonl")[0]["result"] == boxes(here / "ring.pdf") != []
 
 
 def test_rows_of_a_batch_name_things_of_their_own(demo, here):

@@ -41,6 +41,7 @@ def greedy(count=8):
     return [row[:count] for row in CALLS["max_length"]["tokens"]]
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.backends("mlx", "numpy")
 @pytest.mark.filterwarnings("ignore:generate ends after 20 tokens")
 @pytest.mark.parametrize("name", [name for name, call in CALLS.items() if "tokens" in call])

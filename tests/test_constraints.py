@@ -135,6 +135,20 @@ def test_forced_tokens_take_one_step_together():
 
 
 @pytest.mark.backends("mlx", "numpy")
+def test_a_row_with_forced_tokens_runs_beside_one_without(monkeypatch):
+    """Their masks are of one size; a step that failed would be repeated for each alone, which nobody would see."""
+
+    def fail(self: Scheduler, rows: object, error: Exception) -> None:
+        raise error
+
+    monkeypatch.setattr(Scheduler, "_failed", fail)
+    forms = [ResponseFormat.choice(["this text is long and certain"]), ResponseFormat.regex("[a-z]{20}")]
+    rows = [GenerationRequest("Hi", options=GenerationOptions(response_format=form, logprobs=True)) for form in forms]
+    made = list(generate_batch(*load(GOLDEN / "gen2"), rows))  # whose 832 tokens fill all bits of their words
+    assert made[0].text == "this text is long and certain" and re.fullmatch("[a-z]{20}", made[1].text)
+
+
+@pytest.mark.backends("mlx", "numpy")
 def test_top_logprobs_are_those_of_the_model_itself():
     model, processor = random_model()
     options = GenerationOptions(temperature=1.5, seed=1, max_tokens=5, top_logprobs=4, logit_bias={9: 3.0})

@@ -59,7 +59,7 @@ def typed(draw, checkpoint: str) -> str:
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_typed_text_decodes_to_itself_without_control_tokens(checkpoint, data):
     text, system = data.draw(typed(checkpoint)), data.draw(typed(checkpoint))

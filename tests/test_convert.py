@@ -213,6 +213,7 @@ def large_folder(folder: Path) -> int:
     return (folder / "model.safetensors").stat().st_size
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "options",
     [{}, {"dtype": "float16"}, {"q_bits": 4}, {"q_bits": 8, "dtype": "bfloat16"}, {"q_recipe": "mixed_4_8"}],

@@ -82,6 +82,7 @@ def test_a_picture_beyond_the_budget_is_tiled():
 
 # Chance: a description at most 1 in 864 (size, colour, shape and place of one object), a count 1 in 10, a choice
 # between pictures 1 in 2 or 3; always the commonest answer ("Yes.") gets about an eighth of the questions.
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("task", "least"),
     [

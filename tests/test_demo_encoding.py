@@ -22,7 +22,7 @@ def processor(tmp_path_factory):
 
 
 @given(st.sampled_from(sorted(TASKS)), seeds)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_training_sees_the_processors_ids_and_pixels(processor, name, seed):
     sample = make(name, "train", seed)
     messages = sample.messages()

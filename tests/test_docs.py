@@ -26,6 +26,7 @@ from PIL import Image, ImageChops, ImageStat
 import mlx_lfm2vl
 from mlx_lfm2vl.cli import build_parser
 from mlx_lfm2vl.cli.chat_help import HELP
+from mlx_lfm2vl.cli.options import Parser, add_pictures
 from mlx_lfm2vl.compat.loading import REFUSED
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +34,7 @@ OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examp
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 
 
-OWN = ("transformers", "structured", "tasks", "server")  # pages whose Python has tests of its own
+OWN = ("transformers", "structured", "tasks", "server", "adapters")  # pages whose Python has tests of its own
 
 
 def blocks(page: str, *languages: str) -> list[tuple[str, str]]:
@@ -67,6 +68,7 @@ def without_counts(text: str) -> str:
     return re.sub(r'(_tokens": |"settings": )("\w+"|\d+)', r"\1...", text.strip())
 
 
+@pytest.mark.soak
 def test_the_command_lines_examples_run_and_print_what_is_shown(place):
     shown_outputs = 0
     for language, body in blocks("command-line", "console", "json"):
@@ -94,6 +96,41 @@ def test_the_examples_of_explain_run_and_print_what_is_shown(place):
             assert (done.stdout.strip(), done.returncode) == (shown.strip(), 2 if "error: " in shown else 0), command
 
 
+@pytest.mark.soak
+def test_the_examples_of_adapters_run_and_print_what_is_shown(place):
+    """What a command says of its progress, on stderr, is not shown."""
+    folder, environment = place
+    for language, body in blocks("adapters", "console", "json"):
+        if language == "json":
+            assert body == (ROOT / "examples" / "training.jsonl").read_text(encoding="utf-8")
+            continue
+        for part in body.removeprefix("$ ").split("\n$ "):
+            command, _, shown = part.strip().partition("\n")
+            done = subprocess.run(
+                ["sh", "-c", command], cwd=folder, env=environment, text=True, timeout=600, capture_output=True
+            )
+            assert (done.stdout.strip(), done.returncode) == (shown.strip(), 0), f"{command}\n{done.stderr}"
+    ((_, program),) = blocks("adapters", "python")
+    (shown,) = (body for _, body in blocks("adapters", "text") if "import" not in body)
+    assert run([sys.executable, "-c", program], place).stdout == shown
+
+
+def test_the_options_of_lora_are_on_its_page_with_their_defaults():
+    parsers = commands_of(build_parser())
+    rows = dict(re.findall(r"^\| `(--[\w-]+)` \| (.*?) \|", PAGES["adapters"], re.M))
+    pictures = Parser(add_help=False)
+    add_pictures(pictures)
+    elsewhere = {"-h", "--model", "--revision", *pictures._option_string_actions}
+    own = {action.option_strings[0]: action for action in parsers["lora"]._actions}
+    assert rows.keys() == {name for name in own if name not in elsewhere}
+    for name, said in rows.items():
+        if re.fullmatch(r"[\d.e-]+", said):
+            assert float(said) == own[name].default, name
+        else:
+            assert not own[name].default, name
+
+
+@pytest.mark.soak
 def test_the_performance_pages_examples_print_tables_of_that_form(place):
     """Measured numbers differ; the columns and what was measured do not."""
 

@@ -62,9 +62,9 @@ def test_every_row_is_within_its_bound(report):
 
 def test_the_table_can_be_pasted(report):
     lines = report.table().splitlines()
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
     table = [line.strip("| ").split("|") for line in lines if line.startswith("|")]
-    assert len(table) == len(report.rows) + 2 and {len(row) for row in table} == {10}
+    assert len(table) == len(report.rows) + 2 and {len(row) for row in table} == {8}
     text = " ".join(lines)
     for name, version in report.system.machine.versions.items():
         assert f"{name} {version}" in text
@@ -148,6 +148,7 @@ def tf32(patch):
     patch(mx, "addmm", lambda added, x, weight, of=mx.addmm: of(added, rounded(x), weight))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("damage", "width", "stages"),
     [
@@ -168,11 +169,12 @@ def test_wrong_numbers_are_named_and_end_with_1(damage, width, stages, quick, mo
     assert (code, err) == (1, "")
     found = re.search(r"- out of bounds: random, (.*) \(mlx\): (.*);\s+bound", out, re.S)
     assert found and found[1] == width.name
-    assert set(re.findall(r"(\w+) [\d.]+(?:e-\d+|x)", found[2])) == stages
+    assert set(re.findall(r"(\w+)\s+[\d.]+(?:e-\d+|x)", found[2])) == stages
     assert re.search(rf"^\| random \| {width.name} +\| .* OUT +\|$", out, re.M)
-    assert "1 of 1 rows out of bounds; " in out
+    assert "1 of 1 row out of bounds; " in out
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("damage", [damaged_weight, rope_a_hundredth_off, tf32, a_bad_group])
 def test_what_is_wrong_is_out_of_a_gpus_bounds_too(damage, quick, monkeypatch):
     width = bounds.BITS_8 if damage is a_bad_group else bounds.FLOAT32
@@ -216,7 +218,7 @@ def test_an_environment_with_tf32_is_named(quick, monkeypatch, cli):  # noqa: F8
     monkeypatch.setenv("MLX_ENABLE_TF32", "1")
     code, out, _ = cli("doctor")
     assert code == 0 and "- TF32 on; environment: MLX_ENABLE_TF32=1" in out
-    assert "run with MLX_ENABLE_TF32=0" in out
+    assert "run with MLX_ENABLE_TF32=0" in " ".join(out.split())
 
 
 def test_what_the_user_can_put_right(quick, monkeypatch, tmp_path, cli):  # noqa: F811
@@ -243,7 +245,7 @@ def test_a_gpu_has_a_row_more_and_the_table_still_fits(report):
     assert bounds.bound("random", bounds.BITS_4_BFLOAT16, "metal") == bounds.bound("demo", bounds.BFLOAT16, "metal")
     row = dataclasses.replace(report.rows[1], weights=bounds.BITS_4_BFLOAT16.name)
     text = dataclasses.replace(report, rows=(*report.rows, row)).table()
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_macs_settings_are_shown(report):
@@ -252,7 +254,7 @@ def test_a_macs_settings_are_shown(report):
     mac = dataclasses.replace(report.system, machine=machine, device_info=info, wired_limit_mb=0)
     assert "backend mlx on metal, device Apple M3 Max (applegpu_g15s)" in mac.facts()
     assert "recommended working set 48.0 GiB, wired while an answer is made; iogpu.wired_limit_mb 0" in mac.facts()
-    assert max(map(len, dataclasses.replace(report, system=mac).table().splitlines())) <= 100
+    assert max(map(len, dataclasses.replace(report, system=mac).table().splitlines())) <= 80
 
 
 def test_the_cache_is_measured_and_named_without_the_users_name(monkeypatch, tmp_path):
@@ -313,7 +315,8 @@ def test_the_page_shows_what_it_prints(report):
         lines = text.strip().splitlines()
         first = next(index for index, line in enumerate(lines) if line.startswith("|"))
         cells = [re.split(r" +\| +", line.strip("| ")) for line in lines[first:] if line.startswith("|")]
-        return cells[0], [row[:2] + row[-1:] for row in cells[2:]], lines[first + len(cells) : -1]
+        made = [[row[0], row[1].removesuffix(" numpy"), row[-1]] for row in cells[2:]]
+        return cells[0], made, lines[first + len(cells) : -1]
 
     if CPU:
         assert form(shown[1]) == form(report.table())

@@ -121,7 +121,7 @@ def test_answers_go_on_while_a_long_prompt_joins_them(engine):
         if len(tokens_at) == 3:
             assert doomed.done
 
-    text = "One after the other. " * 500
+    text = "One after the other. " * 350
     joined = engine.submit(text, options=SHORT, progress=progress)
     assert joined.result(60).tokens == alone(text, None, 6)
     assert doomed.result(60).finish_reason == "cancelled"

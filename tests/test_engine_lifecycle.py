@@ -139,6 +139,7 @@ print("here", flush=True)
     assert re.search(r"RuntimeWarning: the process ends before \d+ sinks of an engine took all responses", said)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", ["close", "exit", "close in a sink", "close, then exit"])
 def test_a_slow_sink_is_given_all_before_the_end(way):
     """While it takes no longer than closing may."""

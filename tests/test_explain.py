@@ -1,5 +1,6 @@
 """`explain`: the attention of an answer's tokens is the reference's, and lies over the pictures where it belongs."""
 
+import itertools
 import json
 from itertools import pairwise
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from test_cli import cli, refused  # noqa: F401
 
 from mlx_lfm2vl import GenerationOptions, explain, generate, load
 from mlx_lfm2vl.config import ImageProcessorConfig
-from mlx_lfm2vl.errors import ImageError, OptionError, PromptError
+from mlx_lfm2vl.errors import AnswerError, ImageError, OptionError, PromptError
 from mlx_lfm2vl.explanation import attention
 from mlx_lfm2vl.explanation.explain import _spoken
 from mlx_lfm2vl.explanation.overlay import above_mean, heat_map
@@ -36,6 +37,31 @@ def loaded(name: str) -> Loaded:
 @pytest.fixture(scope="module")
 def scene():
     return explain(*load("demo"), QUESTION, SCENE)
+
+
+# Long work
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_it_tells_how_far_it_is_and_stops_anywhere():
+    told: list[tuple[int, int]] = []
+    few = GenerationOptions(max_tokens=2, temperature=0)
+    explain(*loaded("demo"), f"{QUESTION} " * 150, SCENE, options=few, progress=lambda *pair: told.append(pair))
+    assert told == sorted(told) and {total for _, total in told} == {told[-1][0]}
+    assert any(2 * done > total for done, total in told[:-1])  # also as the prompt runs for the second time
+    made = explain(*loaded("demo"), QUESTION, SCENE, options=GREEDY)
+    asked = itertools.count()
+    assert explain(*loaded("demo"), QUESTION, SCENE, options=GREEDY, stop=lambda: next(asked) < 0).tokens == made.tokens
+    count = next(asked)
+    for number in (0, count // 2, count - 1):
+        stop = map(number.__le__, itertools.count()).__next__
+        with pytest.raises(AnswerError, match="the answer was stopped before it was explained"):
+            explain(*loaded("demo"), QUESTION, SCENE, options=GREEDY, stop=stop)
+    wrong: Any = 3
+    with pytest.raises(OptionError, match="stop is 3, expected a function"):
+        explain(*loaded("demo"), QUESTION, SCENE, stop=wrong)
+    with pytest.raises(OptionError, match="progress is 3, expected a function"):
+        explain(*loaded("demo"), QUESTION, SCENE, progress=wrong)
 
 
 # The weights

@@ -15,7 +15,7 @@ from test_convert import large_folder
 from mlx_lfm2vl.backends import memory
 from mlx_lfm2vl.config import Lfm2VlConfig
 from mlx_lfm2vl.errors import Lfm2VlError, OutOfMemoryError
-from mlx_lfm2vl.generation.decode import Prompt, prefill
+from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.weights import fit
 from mlx_lfm2vl.weights.load import load_model, open_model
@@ -171,6 +171,7 @@ def test_a_process_that_may_take_little_is_told_instead_of_ended(tmp_path):
     assert accepted.returncode == 0, accepted.stderr[-500:]
 
 
+@pytest.mark.sampled(2)
 @LINUX
 @pytest.mark.parametrize("room", [140_000_000, 300_000_000, 450_000_000, 800_000_000])
 def test_a_limit_that_would_be_met_half_way_is_told_before(tmp_path, room):

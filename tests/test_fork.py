@@ -82,6 +82,7 @@ WORKS = {
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("work", WORKS)
 def test_a_forked_process_works_or_says_that_it_cannot(work, backend):
     text, expected = WORKS[work]
@@ -96,6 +97,7 @@ def test_a_forked_process_works_or_says_that_it_cannot(work, backend):
     assert done.stdout.startswith(expected), done.stdout
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.parametrize("state", ["loading", "answering", "closed"])
 @pytest.mark.parametrize("where", ["the main thread", "a thread that computes"])

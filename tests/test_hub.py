@@ -223,6 +223,7 @@ def test_a_hub_that_answers_with_an_error(fetch, hub, status):
     assert NAME in message(fetch())
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("status", "says"),
     [

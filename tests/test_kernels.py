@@ -15,7 +15,7 @@ from kernels import Count
 from mlx.utils import tree_flatten
 
 from mlx_lfm2vl.config import Lfm2VlConfig
-from mlx_lfm2vl.generation.decode import Prompt, prefill
+from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model
@@ -105,6 +105,7 @@ def test_flops_of_a_picture_are_those_of_its_true_patches(height, width):
     assert picture(model, height, width, padded=1024).flops == tower + projector
 
 
+@pytest.mark.soak
 def test_flops_of_a_prompt_leave_out_what_no_answer_needs():
     """Behind the last attention only the last token and the two before it, which its convolution takes. (Counted are
     attention and the products that add the residual.)"""

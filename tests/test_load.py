@@ -52,6 +52,7 @@ def folder(tmp_path) -> Path:
 
 def config_of(folder: Path) -> Lfm2VlConfig:
     model: Lfm2VlForConditionalGeneration = load_model(folder)
+    assert isinstance(model.config, Lfm2VlConfig)
     return model.config
 
 

@@ -23,9 +23,12 @@ from mlx_lfm2vl.backends.memory import WiredLimit
 from mlx_lfm2vl.config import GenerationConfig, Lfm2Config, Lfm2VlConfig
 from mlx_lfm2vl.errors import OutOfMemoryError, WeightsError
 from mlx_lfm2vl.generation import decode as decoding
-from mlx_lfm2vl.generation.decode import Prompt, decode, prefill
+from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
+from mlx_lfm2vl.generation.decode import decode
 from mlx_lfm2vl.generation.sampler import UniformSampler
-from mlx_lfm2vl.models.cache import Cache, ConvCache
+from mlx_lfm2vl.models.bounded_states import ConvCache
+from mlx_lfm2vl.models.cache import Cache
+from mlx_lfm2vl.models.key_values import KeyValueCache
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.files import reading
 from mlx_lfm2vl.weights.load import load_model
@@ -75,7 +78,7 @@ def large_cache() -> Cache:
 def content(cache: Cache) -> list[np.ndarray]:
     """What the layers remember, without the room behind it."""
     return [
-        np.array(array if isinstance(layer, ConvCache) else array[..., : layer.offset, :])
+        np.array(array[..., : layer.offset, :] if isinstance(layer, KeyValueCache) else array)
         for layer in cache.layers
         for array in layer.arrays
     ]
@@ -204,6 +207,7 @@ def kept_while_decoding(tokens: int) -> tuple[list[int], int]:
     return kept, cache.nbytes
 
 
+@pytest.mark.soak
 def test_what_is_kept_for_reuse_stays_a_multiple_of_the_kv_cache(roomy, capfd):
     """Twice: attention on a CPU copies keys and values, each time of another size. A GPU's copies nothing."""
     kept, held = kept_while_decoding(2300)
@@ -211,6 +215,7 @@ def test_what_is_kept_for_reuse_stays_a_multiple_of_the_kv_cache(roomy, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.soak
 def test_without_clearing_what_is_kept_would_grow_as_the_square(roomy, monkeypatch):
     monkeypatch.setattr(decoding, "clear_outgrown", lambda *_: None)
     kept, held = kept_while_decoding(2300)
@@ -369,6 +374,7 @@ class Refusal:
             patch.setattr(mx, name, partial(self.evaluate, getattr(mx, name)))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "work",
     [lambda: load_model(GOLDEN / "gen2"), one_answer, a_batch, conversations, the_references_generate],

@@ -247,6 +247,7 @@ def expected_text(dim: int, dtype: mx.Dtype, gap: int = 0) -> np.ndarray:
     """The oracle's hidden states of a row behind so much padding."""
     _, exact = inputs(1, LONGEST, HIDDEN, dtype=dtype)
     model, weights = text_of(dim, dtype, "mlx")
+    assert isinstance(model.config, Lfm2Config)
     return text_oracle(model.config, weights, exact[0, gap:])
 
 
@@ -258,6 +259,7 @@ def test_a_prompt_is_the_plain_computations(dim, chunks, backend):
     assert_close(run(model, x, chunks)[0], expected_text(dim, mx.float32))
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
 @pytest.mark.parametrize("gaps", [(0, 5, 200), (3, 8)], ids=str)
@@ -285,6 +287,7 @@ def test_the_last_token_alone_is_the_plain_computations(dim, gaps, backend):
             assert_close(made[row, 0], expected_text(dim, mx.float32, gap)[end - 1 - gap], (gap, end))
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.backends("mlx")
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("dim", [64, 128])

@@ -6,6 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import CHECKPOINTS, GOLDEN, cache_by_backend, case_ids
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mlx_lfm2vl.errors import InputError
 from mlx_lfm2vl.models.cache import Cache
@@ -38,6 +40,7 @@ def patches_of(case) -> list[np.ndarray]:
     ]
 
 
+@pytest.mark.sampled(36)
 @pytest.mark.parametrize("case_id", case_ids(having="pictures"))
 def test_vision_stages(case_id, golden):
     case = golden(case_id)
@@ -90,6 +93,20 @@ def test_views_of_all_sizes_together_are_what_each_is_alone(monkeypatch):
             assert_close(ours, np.array(wanted), 2e-5, f"view {index}")
 
 
+@given(st.lists(st.sampled_from([(2, 2), (4, 2), (2, 4), (6, 4)]), min_size=1, max_size=6))
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_views_keep_their_order_whatever_their_grids(backend, grids):
+    """Views of one grid run beside each other, also where others stand between them."""
+    model = model_of("gen2")
+    width = 3 * model.config.vision_config.patch_size**2
+    pixels = np.random.default_rng(1).normal(size=(len(grids), 24, width)).astype(np.float32)
+    together = model.get_image_features(pixels, np.array(grids)).pooler_output
+    for index, grid in enumerate(grids):
+        (alone,) = model.get_image_features(pixels[index : index + 1], np.array([grid])).pooler_output
+        assert_close(together[index], np.array(alone), 2e-5, f"view {index}")
+
+
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("case_id", case_ids())
 def test_language_stages_logits_and_loss(case_id, golden):
     case = golden(case_id)

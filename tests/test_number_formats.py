@@ -213,6 +213,7 @@ def rows_alone(case: GoldenCase, factor: int) -> Iterator[dict[str, np.ndarray]]
 # Prompts
 
 
+@pytest.mark.sampled(8)
 def test_a_format_is_what_it_says(format):
     """Quantised are the modules whose rows groups divide. All floating-point numbers, those of pictures too, are of one
     type."""
@@ -238,6 +239,7 @@ def test_a_format_is_what_it_says(format):
     assert types == {number_type(format.model)}
 
 
+@pytest.mark.sampled(8)
 def test_prompts_with_pictures_are_the_dense_models(format, golden):
     """One view, and tiles; then single tokens."""
     for case_id in PICTURES[format.checkpoint]:
@@ -246,6 +248,7 @@ def test_prompts_with_pictures_are_the_dense_models(format, golden):
         assert off <= format.bound, f"{case_id}: {off:.1e}"
 
 
+@pytest.mark.sampled(8)
 def test_padded_batches_are_the_dense_models_and_each_row_alone(format, golden):
     case = golden(BATCHES[format.checkpoint])
     real, batch = real_tokens(case.inputs), logits_of(format.model, case.inputs)
@@ -298,6 +301,7 @@ def check(format: Format, messages: list[dict[str, Any]], answer: Answer) -> Non
         assert row[token] >= row.max() - bound
 
 
+@pytest.mark.sampled(8)
 def test_conversations_are_those_of_a_run_from_nothing(format):
     """A second turn, its retry, and what follows when it is taken back."""
     chat = Chat(format.model, format.processor, options=OPTIONS)

@@ -44,6 +44,7 @@ def like_metal(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(mx.fast, name, lifted(getattr(mx.fast, name)))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("checkpoint", ["gen2", "gen25"])
 def test_bfloat16_costs_no_more_than_it_costs_the_reference(checkpoint, golden, like_metal):
     model: Lfm2VlForConditionalGeneration = load_model(GOLDEN / checkpoint, dtype="bfloat16")

@@ -157,7 +157,7 @@ class TestConversations:
         first["image"] = a
         mixed = processor().apply_chat_template(conversation, images=b, tokenize=True, return_dict=True)
         np.testing.assert_array_equal(mixed["pixel_values"], both["pixel_values"])
-        with pytest.raises(PromptError, match="2 pictures in images= for 1 image items"):
+        with pytest.raises(PromptError, match="2 pictures in images= for 1 image item of"):
             processor().apply_chat_template(conversation, images=[a, b], tokenize=True)
         with pytest.raises(PromptError, match="2 <image> placeholders for 1 picture"):
             processor().apply_chat_template(conversation, tokenize=True)

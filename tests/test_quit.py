@@ -75,8 +75,9 @@ def leaves(hub: HubServer, home: Path, way: str) -> None:
         assert time.time() - begun < SECONDS + (way == "reload") and float(out) - begun < 1
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("how", ["paced", "silent"])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_download_is_left_at_once(way, how, tmp_path):
     with HubServer({NAME: Repository(dict(BIG))}) as hub:
         if how == "paced":
@@ -115,6 +116,7 @@ def xet_hub(tmp_path_factory) -> Iterator[SilentXetServer]:
         yield hub
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_download_through_xet_is_left_at_once(way, xet_hub, tmp_path):
     xet_hub.requests.clear()

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from schemas import KINDS
 
+import mlx_lfm2vl
 from mlx_lfm2vl import ConstraintError, GenerationOptions, OptionError, ResponseFormat
 from mlx_lfm2vl.constraints.compile import Grammar, compile_grammar
 from mlx_lfm2vl.constraints.response_format import embedded_schema
@@ -109,6 +111,15 @@ def test_names_of_a_schema_change_nothing_in_it():
         assert holds(form, "1") and holds(form, "5") and not holds(form, "293")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "held", "refused"),
+    [(r"\d", "3", "٣"), (r"\D", "٣", "3"), (r"[\dx]", "x", "٣"), (r"[^\d]", "٣", "3"), (r"\\d", r"\d", "3")],
+)
+def test_digits_are_those_of_ascii(pattern, held, refused):
+    form = ResponseFormat.regex(pattern)
+    assert holds(form, held) and not holds(form, refused)
+
+
 def test_separators_are_those_that_were_asked_for():
     for separators in ((", ", ": "), (",", ":")):
         form = ResponseFormat.json_schema({"type": "array", "items": NUMBER}, separators=separators)
@@ -144,13 +155,23 @@ def test_special_tokens_are_never_text():
         ({"not": {}}, '#/not: the keyword "not"'),
         ({"properties": {"a": {"items": {"uniqueItems": True}}}}, "#/properties/a/items/uniqueItems: the keyword"),
         ({"$defs": {"x/y": {"if": {}}}}, '#/$defs/x~1y/if: the keyword "if"'),
-        ({"anyOf": [{}, {"type": "text"}]}, "#/anyOf/1/type: is 'text', expected one or several of"),
-        ({"properties": {"ä b": {"pattern": "(?=a)"}}}, "#/properties/ä b: regex parse error"),
+        ({"anyOf": [{}, {"type": "text"}]}, '#/anyOf/1/type: is "text", expected one or several of'),
+        (
+            {"properties": {"ä b": {"pattern": "b(?=a)"}}},
+            "#/properties/ä b/pattern: the regex /b(?=a)/, column 2: look",
+        ),
+        ({"patternProperties": {"a(": {}}}, "#/patternProperties/a(: the regex /a(/, column 2: unclosed group"),
+        (
+            {"type": "string", "minLength": 3, "maxLength": 2},
+            "#/minLength: no JSON is valid under it: minLength (3) is",
+        ),
+        ({"type": "string", "format": "date", "maxLength": 3}, "#/format: no text is valid under it"),
+        ({"anyOf": [{"type": "null"}, {"pattern": r"a\b"}]}, r"#/anyOf/1/pattern: the regex /a\b/: word boundaries"),
         ({"properties": {"a": {"oneOf": [{}, {"type": "null"}]}}}, "#/properties/a: oneOf can be held only where"),
         ({"oneOf": [{"maximum": 3}, {"minimum": 5}]}, "#: oneOf can be held only where"),
         (
             {"items": {"$ref": "#/$defs/x"}, "$defs": {"x": {"type": "integer", "minimum": 2, "maximum": 1}}},
-            "#/$defs/x",
+            "#/$defs/x/minimum: no JSON is valid under it",
         ),
         ({"$ref": "https://example.org/schema"}, "#/$ref: is 'https://example.org/schema'; only places in the same"),
         ({"items": {"$ref": "#/$defs/x"}}, "#/items/$ref: names '#/$defs/x', which is not there"),
@@ -174,8 +195,27 @@ def test_special_tokens_are_never_text():
         ({"type": "json_schema"}, 'needs the field "json_schema"'),
         ({"type": "json_schema", "json_schema": {"schema": "/etc/passwd"}}, '"schema" is no object'),
         ({"type": "grammar", "grammar": "/etc/passwd"}, "the grammar cannot be held"),
-        ({"type": "regex", "regex": "("}, "the regex cannot be held"),
-        ({"type": "grammar", "grammar": "start: nix"}, 'unknown name: "nix"'),
+        ({"type": "regex", "regex": "é("}, "the regex cannot be held: /é(/, column 2: unclosed group; its syntax is"),
+        ({"type": "regex", "regex": "[" * 300}, "the regex cannot be held: /[[["),
+        ({"type": "regex", "regex": r"\ba"}, r"the regex cannot be held: /\ba/: word boundaries"),
+        ({"type": "regex", "regex": r"a[^\s\S]"}, "the regex cannot be held: it matches no text"),
+        (
+            {"type": "grammar", "grammar": "start: nix"},
+            'the grammar cannot be held: line 1, column 8: unknown name: "nix"; its syntax is',
+        ),
+        (
+            {"type": "grammar", "grammar": 'start: A\nA: "a" /(/'},
+            "the grammar cannot be held: line 2, column 4: the regex /(/, column 1: unclosed group",
+        ),
+        ({"type": "grammar", "grammar": 'start: "a" start'}, "the rule start derives no finite text; give it an"),
+        ({"type": "grammar", "grammar": 'root ::= "a" root'}, "the rule root derives no finite text; give it an"),
+        ({"type": "grammar", "grammar": 'start: "a" | b\nb: "b" b'}, "the rule b derives no finite text"),
+        ({"type": "grammar", "grammar": r'start: "a" | "b" /[^\s\S]/'}, r"the regex /[^\s\S]/ matches no text"),
+        ({"type": "grammar", "grammar": "start: A*\nA: /a/ & /b/"}, "the terminal A matches no text"),
+        (
+            {"type": "grammar", "grammar": 'start: %json {"type": "array", "minItems": 1, "items": {"$ref": "#"}}'},
+            "JSON schema, #: no finite JSON is valid under it",
+        ),
         ({"type": "grammar", "grammar": 'x ::= "a"'}, "the grammar cannot be held: No 'root' rule found"),
         ({"type": "grammar", "grammar": "root ::= " + "(" * 3000}, "the grammar cannot be held"),
         ({"type": "choice", "choice": []}, "choice has no texts"),
@@ -225,6 +265,39 @@ HOSTILE: dict[str, Any] = {
     "many counts": {"type": "array", "maxItems": 65536, "items": {"type": "array", "minItems": 65536}},
     "patterns": {"patternProperties": {f"a{n}.*b": {"type": "integer"} for n in range(200)}},
     "a long text": {"type": "string", "minLength": 65536},
+    **{
+        f"a terminal that takes all: {text}": {"type": "grammar", "grammar": text}
+        for text in (
+            'start: /a+/ "a"',
+            'start: ("b" | "c") / +/ " x"',
+            'start: "x" /(ab)*/ "abc"',
+            r'start: /\n{2,}/ "\n"',
+            'start: A "a"\nA: "a"+',
+            'start: A "a"\nA: "a" ~ 1..99999999',
+            'root ::= as "a"\nas ::= "a"+',
+            'start: /[a-a]+/ "a"',
+            'start: /[aa]*/ "a"',
+            r'start: /[\x61]+/ "a"',
+            r'start: /\x61+/ "a"',
+            r'start: /[^\x00-`b-\x{10FFFF}]+/ "a"',
+            'start: /(?x) [a ] +/ "a"',
+            'start: /[a-z&&[a]]+/ "a"',
+            r'start: /\p{Zl}+/ "\u2028"',
+            'start: A "a"\nA: /[ab]+/ & /[ac]+/',
+            'start: " x"\n%ignore / +/',
+            'start: " x"\n%ignore " "+',
+        )
+    },
+    "many rules": {
+        "type": "grammar",
+        "grammar": "\n".join(
+            ["start: r0", *(f"r{n}: r{n + 1} r{n + 1} /[a-z]{{{n}}}/" for n in range(2000)), "r2000: r0"]
+        ),
+    },
+    "many regexes": {
+        "type": "grammar",
+        "grammar": "\n".join(["start: " + " | ".join(f"/[a-z]{{{n}}}x*/" for n in range(2000))]),
+    },
     "all of many": {"allOf": [{"type": "string", "pattern": f"[{chr(97 + n % 26)}]{{{n}}}"} for n in range(40)]},
 }
 PROGRAM = """
@@ -239,7 +312,7 @@ compile_grammar(tokenizer, ResponseFormat.regex("a"), vocabulary, [7])
 for name, schema in json.load(sys.stdin).items():
     before = time.process_time()
     try:
-        matcher = compile_grammar(tokenizer, ResponseFormat.json_schema(schema), vocabulary, [7]).matcher()
+        matcher = compile_grammar(tokenizer, ResponseFormat.of(schema), vocabulary, [7]).matcher()
         for _ in range(20):
             words = matcher.mask()
             token = next(n for n in range(vocabulary) if words[n // 32] >> (n % 32) & 1)
@@ -254,7 +327,7 @@ for name, schema in json.load(sys.stdin).items():
 """
 
 
-def test_hostile_schemas_end_in_bounded_time_and_memory():
+def test_hostile_forms_end_in_bounded_time_and_memory():
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(GOLDEN / "gen25")],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
@@ -266,10 +339,98 @@ def test_hostile_schemas_end_in_bounded_time_and_memory():
     assert run.returncode == 0, run.stderr[-2000:]
 
 
+NAMES = ["start", "b", "c"]
+SYMBOLS = st.sampled_from([*NAMES, '"x"', "/[yz]+/", "b?", "c*", "start+", '("w" | c)'])
+RULES = st.fixed_dictionaries({name: st.lists(st.lists(SYMBOLS, max_size=3), min_size=1, max_size=3) for name in NAMES})
+
+
+@settings(deadline=None, max_examples=300)
+@given(RULES)
+def test_a_grammar_is_refused_just_where_it_has_no_end(rules):
+    """Against the definition: a rule ends if one of its alternatives has only rules that end."""
+
+    def ends(symbol: str) -> bool:
+        return symbol not in (*NAMES, "start+") or symbol.rstrip("+") in ending
+
+    ending: set[str] = set()
+    for _ in NAMES:
+        ending |= {name for name in NAMES if any(all(map(ends, each)) for each in rules[name])}
+    reached, waiting = set(), ["start"]
+    while waiting:
+        reached.add(name := waiting.pop())
+        used = {each for names in rules[name] for symbol in names for each in NAMES if each in symbol.split("(")[0]}
+        used |= {"c"} if any('("w" | c)' in names for names in rules[name]) else set()
+        waiting += used - reached
+    text = "\n".join(f"{name}: " + "\n  | ".join(map(" ".join, rules[name])) for name in NAMES)
+    if reached <= ending:
+        ResponseFormat.grammar(text)
+    else:
+        with pytest.raises(ConstraintError, match=f"the rule ({'|'.join(reached - ending)}) derives no finite text"):
+            ResponseFormat.grammar(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'start: a::0x0\na::_: "x" %if is_ones([0:1])\n  | "y" a::set_bit(0) %if bit_clear(0)\n  | "z" a::set_bit(1)',
+        'start: "a".."c" b{2,3} // start: start\n%ignore / +/\n?b[capture="b:"]: /\\// | <|im_end|> // c\n\n  | "\\"|"',
+        '%llguidance {"no_forcing": false}\nstart: x\n# x: x\nx[lazy]: /.*;/\n',
+        '%import common.INT\nstart: INT _b\n_b: %regex {"substring_words": "a b"} | %json\n {"type": "null"}',
+    ],
+)
+def test_what_lark_offers_is_taken(text):
+    assert ResponseFormat.grammar(text).grammar_text.endswith(text)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [".*", r"[^<\n]+", r'[^"\\\x00-\x1F\x7F]*', "[a-z_]+", r"\d*", r"[ \t\n]+", "(a|b){2,9}", "[0-9]{3,}", r"[\]a1]*"],
+)
+def test_a_pattern_of_many_texts_leaves_forced_tokens(pattern):
+    assert ResponseFormat.grammar(f'start: "first" /{pattern}/ ";" b\nb: "b"').grammar_text.startswith("start")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_schema_is_held(kind):
     for schema in KINDS[kind]:
         grammar_of(ResponseFormat.json_schema(schema))
+
+
+def texts_of(grammar: Grammar, tokenizer: Tokenizer) -> Iterator[str]:
+    """A few texts that hold to a form, by tokens at random."""
+    for seed in range(3):
+        rng, matcher = random.Random(seed), grammar.matcher()
+        tokens: list[int] = []
+        while not matcher.stopped and len(tokens) < 120:
+            allowed = np.flatnonzero(bits(matcher.mask()))
+            end = tokenizer.eos_token_id in allowed and rng.random() < 0.4
+            tokens.append(tokenizer.eos_token_id if end else int(rng.choice(allowed)))
+            matcher.consume(tokens[-1])
+        if matcher.stopped:
+            yield tokenizer.decode([token for token in tokens if token != tokenizer.eos_token_id])
+
+
+@pytest.mark.parametrize("folder", [GOLDEN / "gen25", Path(mlx_lfm2vl.__file__).parent / "demo"], ids=["gen25", "demo"])
+def test_forced_tokens_are_those_of_the_tokenizer(folder):
+    """Of the demo's, some stand before a space that its tokenizer takes into the token before; the text is the same."""
+    tokenizer = Tokenizer.from_folder(folder)
+    vocabulary = tokenizer.backend.get_vocab_size()
+    forced = others = 0
+    for schema in [schema for schemas in KINDS.values() for schema in schemas]:
+        grammar = compile_grammar(tokenizer, ResponseFormat.json_schema(schema), vocabulary, [tokenizer.eos_token_id])
+        for text in texts_of(grammar, tokenizer):
+            matcher = grammar.matcher()
+            tokens = tokenizer.encode(text, add_special_tokens=False)
+            for at, token in enumerate(tokens):
+                forced += bool(matcher.forced)
+                if matcher.forced and matcher.forced[0] != token:
+                    others += 1
+                    rest = tokenizer.decode(tokens[at:])
+                    assert rest.startswith(tokenizer.decode(list(matcher.forced)).rstrip())
+                    break
+                matcher.consume(token)
+                assert matcher.error is None, text
+    assert forced > 500 and (others == 0 if folder == GOLDEN / "gen25" else others < forced / 40)
 
 
 @settings(deadline=None, max_examples=50)

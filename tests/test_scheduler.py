@@ -311,7 +311,7 @@ def test_memory_that_runs_out_in_a_step_ends_nobody(at, given, monkeypatch):
 
     def scarce(self, last=False):
         nonlocal count
-        most.append(len(driven.scheduler._running))
+        most.append(len(driven.scheduler._running.rows))
         count += most[-1] > 2
         if most[-1] > 2 and count == at:
             raise OutOfMemoryError("no memory")
@@ -330,7 +330,7 @@ def test_a_row_too_large_even_alone_ends_with_the_error(monkeypatch):
     step = GenerationBatch.step
 
     def scarce(self, last=False):
-        if any(row.id == ids[1] for row in driven.scheduler._running):
+        if any(row.id == ids[1] for row in driven.scheduler._running.rows):
             raise OutOfMemoryError("no memory")
         return step(self, last)
 
@@ -407,7 +407,7 @@ def test_columns_of_a_long_row_that_has_left_are_given_up():
     while not driven.rows[long].generated or not driven.rows[short].generated:
         driven.step()
     driven.step(3)
-    batch = driven.scheduler._batch
+    batch = driven.scheduler._running.batch
     assert long not in driven.scheduler._rows and batch is not None and batch._cache.offset < 100
     driven.finish()
     assert driven.tokens(short) == alone("Hello.", None, GenerationOptions(max_tokens=40))

@@ -3,9 +3,9 @@
 import pytest
 from servers import serving, settings_of
 
-from mlx_lfm2vl import OptionError
+from mlx_lfm2vl import OptionError, OutputError
 from mlx_lfm2vl.server.access import Access
-from mlx_lfm2vl.server.run import Settings
+from mlx_lfm2vl.server.run import Settings, listening
 
 ORIGIN = "https://app.example"
 
@@ -133,6 +133,53 @@ def test_another_address_needs_a_key_or_a_flag(host):
         Settings(host=host)
     assert Settings(host=host, access=Access(api_key="a")).host == host
     assert Settings(host=host, open_to_all=True).host == host
+
+
+NO_ORIGINS = ["foo", "app.example", "https://app.example/", "https://App.example", "*", "null", "https://", ""]
+
+
+@pytest.mark.parametrize("origin", NO_ORIGINS)
+def test_what_is_no_origin_is_told_what_one_looks_like(origin):
+    with pytest.raises(OptionError, match=r"--allow-origin takes; give scheme, host .* https://app.example"):
+        Access(origins=(ORIGIN, origin))
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://localhost:3000", "http://[::1]:8080", "app://obsidian.md", "tauri://localhost"]
+)
+def test_origins_of_apps_may_be_named(origin):
+    assert Access(origins=(origin,)).origins == (origin,)
+
+
+@pytest.mark.parametrize("name", ["studio.local:8080", "http://studio.local", "Studio", "", "a@b"])
+def test_what_is_no_name_of_a_host_is_refused(name):
+    with pytest.raises(OptionError, match="no name that --allow-host takes"):
+        Access(hosts=(name,))
+
+
+@pytest.mark.parametrize("host", ["example.org", "300.1.1.1", "203.0.113.7", "2001:db8::1", "1.2.3", ""])
+def test_an_address_of_another_machine_is_said_to_be_none_of_this_one(host):
+    with pytest.raises(OptionError, match=r"^--host .* is no IP address of this machine; give one, such as 127"):
+        listening(Settings(host=host, access=Access(api_key="a")).host, 0)
+
+
+def test_a_port_that_is_taken_is_said_to_be():
+    with listening("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OutputError, match=rf"127\.0\.0\.1:{port} cannot be listened at .*; choose another --port"):
+            listening("127.0.0.1", port)
+
+
+def test_a_path_that_is_not_there_is_told_of_those_that_are(server):
+    status, _, body = server.raw("POST", "/chat/completions", "{}", content_type="application/json")
+    message = body["error"]["message"]
+    assert status == 404 and "/v1/detect" in message and message.endswith("did you mean /v1/chat/completions?")
+
+
+def test_a_method_that_a_path_lacks_is_told_the_one_it_has(server):
+    status, headers, body = server.raw("GET", "/v1/chat/completions")
+    assert (status, headers["allow"]) == (405, "POST")
+    assert body["error"]["message"] == "/v1/chat/completions takes POST, not GET"
 
 
 def test_a_body_must_be_declared_as_json(server):

@@ -119,7 +119,8 @@ def test_a_seed_repeats_an_answer_and_choices_differ(client):
 
 
 @pytest.mark.parametrize(
-    "option", [{"temperature": 0.0}, {"extra_body": {"top_k": 1}}, {"top_p": 0.01}, {"extra_body": {"min_p": 1.0}}]
+    "option",
+    [{"temperature": 0.0}, {"top_p": 0.01}, {"top_p": 0}, {"extra_body": {"top_k": 1}}, {"extra_body": {"min_p": 1.0}}],
 )
 def test_sampling_options_hold(client, option):
     made = create(client, **{"temperature": 5.0, "seed": 1, **option})
@@ -195,6 +196,11 @@ def test_tags_that_change_nothing_are_taken(client):
         user="me",
         metadata={"a": "b"},
         store=False,
+        functions=[],
+        function_call="none",
+        audio=None,
+        web_search_options=False,
+        prediction="",
         service_tier="auto",
         parallel_tool_calls=True,
         modalities=["text"],
@@ -243,7 +249,7 @@ REFUSED = [
     ({"temperature": "hot"}, 400, "temperature", "invalid_type"),
     ({"temperature": True}, 400, "temperature", "invalid_type"),
     ({"temperature": 101}, 400, "temperature", "invalid_value"),
-    ({"top_p": 0}, 400, None, "invalid_value"),
+    ({"top_p": -0.1}, 400, "top_p", "invalid_value"),
     ({"max_tokens": 0}, 400, "max_tokens", "invalid_value"),
     ({"max_tokens": 1.5}, 400, "max_tokens", "invalid_value"),
     ({"max_tokens": 1, "max_completion_tokens": 2}, 400, "max_completion_tokens", "invalid_value"),
@@ -255,7 +261,16 @@ REFUSED = [
     ({"tool_choice": "auto"}, 400, "tool_choice", "invalid_value"),
     ({"functions": [{}]}, 400, "functions", "unsupported_parameter"),
     ({"audio": {"voice": "x"}}, 400, "audio", "unsupported_parameter"),
-    ({"store": True}, 400, "store=True", "unsupported_parameter"),
+    ({"store": True}, 400, "store", "unsupported_parameter"),
+    ({"reasoning_effort": "high"}, 400, "reasoning_effort", "unsupported_parameter"),
+    ({"web_search_options": {}}, 400, "web_search_options", "unsupported_parameter"),
+    ({"function_call": {"name": "f"}}, 400, "function_call", "unsupported_parameter"),
+    (
+        {"messages": [*text("Hi"), {"role": "tool", "tool_call_id": "call_1", "content": "x"}]},
+        400,
+        "messages[1].tool_call_id",
+        "invalid_value",
+    ),
     ({"temprature": 1}, 400, "temprature", "unknown_parameter"),
     ({"detail": "high"}, 400, "detail", "unknown_parameter"),
     ({"max_image_tokens": 0}, 400, "max_image_tokens", "invalid_value"),
@@ -297,7 +312,18 @@ def test_a_picture_that_cannot_be_read_is_refused_by_status(client, url, words, 
     content = [{"type": "image_url", "image_url": {"url": url}}]
     with pytest.raises(openai.BadRequestError) as refused:
         create(client, text(content), stream=stream)
-    assert words in str(refused.value)
+    assert words in str(refused.value) and refused.value.param == "messages[0].content[0].image_url.url"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_bad_one_of_several_pictures_is_named(client, stream):
+    bad = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8="}}
+    messages = [*about("scene"), *text("A ring.", role="assistant"), *text([*about("scene")[0]["content"], bad])]
+    with pytest.raises(
+        openai.BadRequestError, match=r"400 - messages\[2\]\.content\[2\]\.image_url\.url: not a pict"
+    ) as refused:
+        create(client, messages, stream=stream)
+    assert refused.value.param == "messages[2].content[2].image_url.url"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -49,7 +49,7 @@ BODIES: dict[str, Any] = {
         "tools": [{"name": "f", "input_schema": SCHEMA}], "tool_choice": {"type": "auto"}, "stop_sequences": ["a"],
         "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}, "metadata": {"user_id": "u"},
     },
-    "/v1/extract": {"model": "demo", "images": [data_uri("digit")], "schema": SCHEMA, "max_tokens": 1},
+    "/v1/extract": {"model": "demo", "images": [data_uri("digit")], "schema": SCHEMA, "max_tokens": 16},
 }  # fmt: skip
 HOSTILE: list[Any] = [
     *(None, True, False, 0, -1, 1, 0.5, 1e308, -1e308, 2**64, 10**40, "", "a", "\0", "\ud83d\ude00", "<|im_end|>"),

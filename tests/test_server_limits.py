@@ -207,7 +207,7 @@ def test_pictures_pixels_and_parts_are_bounded(server):
     calls: Any = [{"role": "assistant", "tool_calls": [call] * 51}]
     with pytest.raises(openai.BadRequestError, match="tool_calls brings the request to more than 50"):
         client.chat.completions.create(model="demo", messages=calls)
-    with pytest.raises(openai.BadRequestError, match="messages has 51 entries"):
+    with pytest.raises(openai.BadRequestError, match="messages has 51 items"):
         client.chat.completions.create(model="demo", messages=TEXT * 51)
 
 

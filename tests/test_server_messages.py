@@ -145,7 +145,15 @@ REFUSED = [
     ({"temperature": -0.1}, 400, "temperature"),
     ({"tool_choice": {"type": "auto"}}, 400, "without tools"),
     ({"mcp_servers": [{}]}, 400, "mcp_servers is not supported"),
-    ({"colour": "red"}, 400, "colour is not known"),
+    ({"speed": "fast"}, 400, 'speed is \\"fast\\", which is not supported'),
+    ({"container": {}}, 400, "container is not supported"),
+    ({"colour": "red"}, 400, "colour is not known; leave it out"),
+    ({"temprature": 1}, 400, "did you mean temperature?"),
+    (
+        {"messages": user([{"type": "tool_result", "tool_use_id": "t", "content": "x"}])},
+        400,
+        'messages[0].content[0].tool_use_id is \\"t\\", which is the id of no tool call',
+    ),
 ]
 
 
@@ -162,8 +170,15 @@ def test_what_is_wrong_is_an_error_of_anthropic_s_shape(client, changes, status,
     assert words in json.dumps(shape) and shape["request_id"] == error.request_id
 
 
+def test_a_bad_picture_is_named_by_its_place(client):
+    bad = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGVsbG8="}}
+    with pytest.raises(anthropic.BadRequestError, match=r"'messages\[0\]\.content\[1\]\.source\.data: not a picture"):
+        create(client, messages=user([{"type": "text", "text": "a"}, bad]), max_tokens=1)
+
+
 def test_other_paths_and_methods_have_that_shape_too(server):
     status, _, error = server.raw("GET", "/v1/messages")
     assert status == 405 and error["type"] == "error"
+    assert error["error"]["message"] == "/v1/messages takes POST, not GET"
     status, _, error = server.raw("POST", "/v1/messages/batches", "{}", content_type="application/json")
     assert status == 404 and error["error"]["type"] == "not_found_error"

@@ -10,6 +10,10 @@ from servers import about, serving, settings_of
 from test_response_format import holds
 
 from mlx_lfm2vl import GenerationOptions, ResponseFormat, generate, load
+from mlx_lfm2vl.server import anthropic as anthropic_messages
+from mlx_lfm2vl.server import openai_chat, openai_responses
+from mlx_lfm2vl.server.api_request import Rules
+from mlx_lfm2vl.server.fields import Fields
 from mlx_lfm2vl.server.tools import Tool, _call
 
 PARAMETERS = {
@@ -80,6 +84,41 @@ def test_the_result_of_a_call_goes_back(client):
     made = chat(client, messages=[*TEXT, first.model_dump(exclude_none=True), result], max_tokens=5)
     assert made.choices[0].message.content
     assert made.usage.prompt_tokens > 20
+
+
+def openai_turns(order: str) -> list[Any]:
+    calls = [{"id": id, "type": "function", "function": {"name": "paint", "arguments": "{}"}} for id in "ab"]
+    results = [{"role": "tool", "tool_call_id": id, "content": f"result {id}"} for id in order]
+    return [*TEXT, {"role": "assistant", "tool_calls": calls}, *results]
+
+
+def responses_turns(order: str) -> list[Any]:
+    calls = [{"type": "function_call", "call_id": id, "name": "paint", "arguments": "{}"} for id in "ab"]
+    results = [{"type": "function_call_output", "call_id": id, "output": f"result {id}"} for id in order]
+    return [*TEXT, *calls, *results]
+
+
+def anthropic_turns(order: str) -> list[Any]:
+    calls = [{"type": "tool_use", "id": id, "name": "paint", "input": {}} for id in "ab"]
+    results = [{"type": "tool_result", "tool_use_id": id, "content": f"result {id}"} for id in order]
+    return [*TEXT, {"role": "assistant", "content": calls}, {"role": "user", "content": results}]
+
+
+@pytest.mark.parametrize(
+    ("parse", "name", "turns"),
+    [
+        (openai_chat.parse, "messages", openai_turns),
+        (openai_responses.parse, "input", responses_turns),
+        (anthropic_messages.parse, "messages", anthropic_turns),
+    ],
+    ids=["chat", "responses", "messages"],
+)
+def test_results_are_told_in_the_order_of_their_calls(parse, name, turns):
+    for order in ("ab", "ba"):
+        body: dict[str, Any] = {"model": "demo", name: [*turns("ab"), *turns(order)]}  # ids may come again
+        body |= {"max_tokens": 1} if parse is anthropic_messages.parse else {}
+        told = [each["content"] for each in parse(Fields(body), Rules()).messages if each["role"] == "tool"]
+        assert told == ["result a", "result b"] * 2
 
 
 def test_the_model_is_told_of_tools_unless_none_is_to_be_called(client):

@@ -26,9 +26,10 @@ from test_kernels import NARROW_TEXT, NARROW_VISION, TEXT, VISION, model_of
 from mlx_lfm2vl.config import GenerationConfig, Lfm2VlConfig
 from mlx_lfm2vl.generation import sampler as sampler_module
 from mlx_lfm2vl.generation import sampling
-from mlx_lfm2vl.generation.decode import GenerationBatch, Prompt, prefill
+from mlx_lfm2vl.generation.batched_sampler import make_sampler
+from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
+from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.options import GenerationOptions
-from mlx_lfm2vl.generation.sampler import make_sampler
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 

@@ -36,6 +36,7 @@ def loaded(checkpoint: str) -> Loaded:
 OPTIONS = GenerationOptions(max_tokens=24)
 
 
+@pytest.mark.sampled(24)
 @pytest.mark.backends("mlx", "numpy")
 @pytest.mark.backends("mlx", "numpy")
 @pytest.mark.parametrize("case_id", [i for i in case_ids(having="generated") if "batch" not in i])

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_response_format import holds
 
 from mlx_lfm2vl import (
     RECIPES,
@@ -26,6 +27,7 @@ from mlx_lfm2vl import (
 from mlx_lfm2vl.errors import HubError
 from mlx_lfm2vl.tasks.boxes import DetectTask, PointTask, parse_boxes
 from mlx_lfm2vl.tasks.description import DescribeTask
+from mlx_lfm2vl.tasks.export import plain
 from mlx_lfm2vl.tasks.extraction import ExtractTask
 from mlx_lfm2vl.tasks.forms import box_form, layout_form
 from mlx_lfm2vl.tasks.reading import ReadTask, parse_layout
@@ -205,9 +207,24 @@ def test_any_text_is_read_or_refused_in_one_line(text, recipe):
         requests = task.requests(Image.new("RGB", SIZE))
         with warnings.catch_warnings(record=True):
             try:
-                task.parse(requests, [text] * len(requests))
+                result = task.parse(requests, [text] * len(requests))
+                json.dumps(plain(result), ensure_ascii=False, allow_nan=False).encode()
             except AnswerError as error:
                 assert len(str(error).splitlines()) == 1
+
+
+def test_values_that_json_cannot_hold_are_no_result():
+    task = ExtractTask(BY_NAME["lfm2-vl"], {"properties": {"a": {}}})
+    assert task.result([SIZE], [r'{"a": ["\ud83d\ude00 \ud83d", "\\ud83d"]}']) == {
+        "a": ["\U0001f600 \ufffd", r"\ud83d"]
+    }
+    for text in ('{"a": 1e999}', '{"a": [-1e999]}', '{"a": NaN}'):
+        with pytest.raises(AnswerError, match="answer, character 0: expected a JSON value"):
+            task.result([SIZE], [text])
+    boxes = DetectTask(BY_NAME["lfm2.5-vl-450m"], "cat")
+    with pytest.warns(AnswerWarning, match="item 0: has no four numbers"):
+        found = boxes.result([SIZE], [r'[{"bbox": [0, 0, 1e999, 1]}, {"label": "\udc00", "bbox": [0, 0, 1, 1]}]'])
+    assert [box.label for box in found] == ["\ufffd"]
 
 
 # --- the forms that answers are held to
@@ -430,6 +447,21 @@ def test_a_schema_that_cannot_be_asked_for_is_refused(schema, message):
         ExtractTask(BY_NAME["demo"], schema)
 
 
+@pytest.mark.parametrize("name", ["lfm2-vl", "lfm2.5-vl-extract"])
+def test_a_model_asked_by_schema_is_held_to_its_keywords(name):
+    fields = {
+        "n": {"type": "integer", "maximum": 4},
+        "code": {"type": "string", "pattern": "^[A-Z]{2}$"},
+        "x": {"const": 1},
+    }
+    (request,) = ExtractTask(BY_NAME[name], {"properties": fields}).requests(Image.new("RGB", SIZE))
+    form = request.options.response_format
+    assert holds(form, '{"n": 4, "code": "AB", "x": 1}')
+    for wrong in ('{"n": 5, "code": "AB", "x": 1}', '{"n": 4, "code": "ab", "x": 1}', '{"n": 4, "code": "AB", "x": 2}'):
+        assert not holds(form, wrong)
+    assert not holds(form, '{"n": 4, "code": "AB"}')
+
+
 # --- requests and their answers
 
 
@@ -472,9 +504,9 @@ def test_a_failed_or_stopped_answer_is_no_result():
     with pytest.warns(AnswerWarning, match="cut off by max_tokens"):
         assert DescribeTask(BY_NAME["demo"]).parse(requests, [Completion("A cat", finish_reason="length")]) == "A cat"
     fields = ExtractTask(BY_NAME["demo"], {"properties": {"a": {"type": "string"}}})
-    with pytest.raises(AnswerError, match="cut off by max_tokens; raise it"):
+    with pytest.raises(AnswerError, match=r"cut off by max_tokens; raise it"):
         fields.parse(requests, [Completion("A cat", finish_reason="length")])
-    with pytest.raises(OptionError, match="2 answers for 1 requests"):
+    with pytest.raises(OptionError, match="2 answers for 1 request;"):
         task.parse(requests, ["[]", "[]"])
 
 

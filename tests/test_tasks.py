@@ -1,6 +1,7 @@
 """Tasks done by the demo model: from pictures, of whatever size and orientation, to typed results."""
 
 import contextlib
+import gc
 import re
 import warnings
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ from mlx_lfm2vl import (
     read,
     recipe_of,
 )
+from mlx_lfm2vl.processing.open_file import LabelledBytes
 from mlx_lfm2vl.tasks.recipes import choose
 from mlx_lfm2vl.tasks.run import run
 from mlx_lfm2vl.tasks.task import Task
@@ -156,11 +158,11 @@ def test_requests_may_be_answered_by_an_engine_or_a_batch(loaded: Loaded):
 
 
 @dataclass(frozen=True)
-class SizesTask(DescribeTask):
+class SizesTask(ReadTask):
     """The sizes of the pictures that are asked about."""
 
-    def parse(self, requests, answers):
-        return [item["image"].size for item in requests[0].prompt[-1]["content"] if item["type"] == "image"]
+    def result(self, sizes, found):
+        return list(sizes)
 
 
 def test_pages_are_drawn_by_the_policy_of_the_processor(loaded: Loaded):
@@ -173,7 +175,7 @@ def test_pages_are_drawn_by_the_policy_of_the_processor(loaded: Loaded):
         assert run(model, processor, job, page, options=options) == [(197, 279)]
         assert run(*loaded, job, page, options=options, image_overrides=few) == [(197, 279)]
         assert run(*loaded, job, page, options=options) != [(197, 279)]
-    assert job.parse(job.requests(page, image_overrides=few), ()) == [(197, 279)]
+    assert job.parse(job.requests(page, image_overrides=few), ["a text"]) == [(197, 279)]
     with pytest.raises(OptionError, match="max_image_tokens"):
         job.requests(page, image_overrides={"max_image_tokens": "many"})
 
@@ -188,13 +190,47 @@ def test_colours_are_read_by_the_policy_of_the_processor(loaded: Loaded):
     assert messages[-1]["content"][0]["image"].tobytes() == picture.convert("RGB").tobytes()
 
 
+@pytest.mark.backends("mlx", "numpy")
+def test_bytes_in_memory_wait_for_their_turn_undecoded(tmp_path: Path):
+    model, processor = load_demo()
+    picture = Image.open(EXAMPLES / "boxes.png").convert("RGB")
+    picture.getexif()[274] = 6  # to be turned
+    picture.save(tmp_path / "a.png", exif=picture.getexif())
+    held = LabelledBytes("images[0]", (tmp_path / "a.png").read_bytes())
+    job = DetectTask(recipe_of(model), "ring")
+    (request,) = job.requests(held, image_config=processor.image_processor.config)
+    (kept,) = request.images
+    assert kept.data is held.data and kept.size == picture.size[::-1]
+    answer = list(generate_batch(model, processor, [request]))
+    assert job.parse([request], answer) == detect(model, processor, tmp_path / "a.png", "ring") != []
+
+
 def test_an_answer_that_is_cut_off_is_said_to_be(loaded: Loaded):
     options = DescribeTask(recipe_of(loaded[0])).requests(EXAMPLES / "scene.png")[0].options
     short = replace(options, max_tokens=8)
-    with pytest.warns(AnswerWarning, match="cut off"), pytest.raises(AnswerError, match="answer, character"):
+    with pytest.raises(AnswerError, match=r"cut off by max_tokens; raise it \(answer, character"):
         detect(*loaded, EXAMPLES / "boxes.png", "ring", options=short)
     with pytest.warns(AnswerWarning, match="the answer was cut off by max_tokens"):
         assert describe(*loaded, EXAMPLES / "scene.png", options=short).startswith("At the left")
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_pictures_are_read_one_by_one(loaded: Loaded, tmp_path):
+    names = [tmp_path / f"{number}.png" for number in range(20)]
+    for name in names:
+        Image.new("RGB", (61, 53)).save(name)
+    alive = []
+
+    def look() -> bool:
+        alive.append(sum(isinstance(each, Image.Image) and each.size == (61, 53) for each in gc.get_objects()))
+        return False
+
+    options = GenerationOptions(max_tokens=2)
+    with pytest.raises(AnswerError, match="cut off by max_tokens"):
+        detect(*loaded, names, "ring", options=options, stop=look)
+    assert len(alive) > 20 and max(alive) <= 9  # a batch, and the next one
+    with pytest.raises(ImageError, match=r"no/such\.png"):
+        detect(*loaded, [*names, "no/such.png"], "ring", options=options)
 
 
 def test_a_stopped_task_is_an_error(loaded: Loaded):
@@ -250,7 +286,7 @@ def test_a_recipe_that_is_given_is_used(loaded: Loaded):
     assert recipe_of(loaded[0]).name == "demo" and recipe_of(loaded[0], "lfm2.5-vl-3b").name == "lfm2.5-vl-3b"
     mine = replace(recipe_of(loaded[0]), describe="Read the text.")
     assert describe(*loaded, EXAMPLES / "text.png", recipe=mine) == "FRIEND"
-    with pytest.raises(OptionError, match="recipe is 'demmo', expected a Recipe or one of demo, lfm2"):
+    with pytest.raises(OptionError, match="recipe is 'demmo', expected one of demo, lfm2"):
         recipe_of(loaded[0], "demmo")
 
 

@@ -28,8 +28,9 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.config import GenerationConfig
-from mlx_lfm2vl.generation.decode import GenerationBatch, Prompt, prefill
-from mlx_lfm2vl.generation.sampler import make_sampler
+from mlx_lfm2vl.generation.batched_sampler import make_sampler
+from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
+from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.models.cache import Cache
 
 pytestmark = pytest.mark.backends("mlx", "numpy")
@@ -96,6 +97,7 @@ def each_elsewhere(pieces: Iterator[T]) -> Iterator[T]:
         yield item  # type: ignore[misc]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED, FILTERED], ids=["greedy", "min-p and penalty", "top-k and top-p"])
 @pytest.mark.parametrize("images", [None, "photo"])
 def test_each_piece_of_an_answer_may_come_in_a_new_thread(model_and_processor: Loaded, options, images):
@@ -146,6 +148,7 @@ def test_rows_leave_and_join_in_new_threads(model_and_processor: Loaded):
     assert numbers(elsewhere) == numbers(lambda work: work())
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("text", ["What is this?", "Why?"])
 def test_what_one_thread_remembers_serves_another(model_and_processor: Loaded, text):
     """Beginnings of prompts and encoded pictures: filled in threads that have ended, used in others."""
@@ -244,6 +247,7 @@ def test_a_cache_is_copied_and_continued_in_other_threads(model_and_processor: L
     np.testing.assert_array_equal(elsewhere(lambda: logits_after(model, twin, more)), expected)
 
 
+@pytest.mark.sampled(2)
 def test_weights_outlive_the_thread_that_loaded_them(endless):
     """And those that used them first."""
 
@@ -257,6 +261,7 @@ def test_weights_outlive_the_thread_that_loaded_them(endless):
         assert elsewhere(lambda: answer(own)) == expected
 
 
+@pytest.mark.sampled(2)
 def test_a_process_may_compute_in_threads_that_end_only(endless, backend, cache_limit):
     """Functions are compiled in the first thread that calls them; the process's main thread never computes."""
     program = f"""

@@ -135,6 +135,7 @@ def test_xet_can_be_switched_off(hub, folder, tmp_path):
     assert hub.repositories[NAME].files == uploaded(folder)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("status", "says"),
     [(401, "the hub does not know you"), (403, "you may not write there"), (413, "the hub refuses files of this size")],

@@ -13,14 +13,16 @@ import numpy as np
 from PIL import Image
 
 from ..generation.batch import generate_batch
-from ..generation.decode import GenerationBatch, Prompt, prefill_in_pieces
+from ..generation.chunked_prefill import Prompt, prefill_in_pieces
+from ..generation.decode import GenerationBatch
 from ..generation.defaults import positions_left
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest, encode
 from ..generation.sampler import UniformSampler
 from ..generation.vision_cache import encode_views_in_pieces
 from ..generation.watch import Stop, check, whole
-from ..models.cache import Cache, KeyValueCache
+from ..models.cache import Cache
+from ..models.key_values import KeyValueCache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.load_image import load_image
 from ..processing.processor import Lfm2VlProcessor
@@ -87,7 +89,7 @@ def ask(
         images = whole(encode_views_in_pieces(model, encoded.take(), encoded.spatial_shapes), stop)
     del prompt, request, picture
     laps.append(time.perf_counter())
-    cache = Cache(model.config.text_config)
+    cache = model.make_cache()
     sampler = UniformSampler(GREEDY)
     logits = whole(prefill_in_pieces(model, Prompt(ids, images=images), cache), stop)
     steps = GenerationBatch(model, cache, logits, sampler)

@@ -27,10 +27,10 @@ from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..pretrained import load
 from ..weights.atomic_folder import scratch
 from ..weights.names import parameters
+from . import constraints, drafts
 from .ask import Run, ask, ask_together, draw
-from .constraints import measure
 from .machine import describe, import_seconds, memory_bandwidth
-from .report import PARTS, Answer, Batch, Constraints, Report
+from .report import PARTS, Answer, Batch, Constraints, Drafts, Report
 
 TEXT = "text"  # in place of a size: a question without a picture
 Size = tuple[int, int] | None  # (width, height), or None: no picture
@@ -43,13 +43,15 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Plan:
     """The measurements: questions of `sizes`, batches of `batch_sizes` pictures, what a form of the answer costs
-    (`constraints`), `tokens` an answer, each `repeats` times after one run to warm up. Raises `OptionError`."""
+    (`constraints`), what drafts save (`drafts`), `tokens` an answer, each `repeats` times after one run to warm up.
+    Raises `OptionError`."""
 
     sizes: tuple[Size, ...] = SIZES
     batch_sizes: tuple[int, ...] = BATCH_SIZES
     tokens: int = 64
     repeats: int = 3
     constraints: bool = False
+    drafts: bool = False
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -69,13 +71,14 @@ class Plan:
     @property
     def kinds(self) -> int:
         """How many kinds of runs there are."""
-        return len(self.sizes) + len(self.batch_sizes) + self.constraints
+        return len(self.sizes) + len(self.batch_sizes) + self.constraints + self.drafts
 
 
 def benchmark(
     path_or_repo: str,
     plan: Plan | None = None,
     *,
+    adapter: str | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
     stop: Stop | None = None,
@@ -96,7 +99,7 @@ def benchmark(
         model = processor = None  # never two models at once
         mx.clear_cache()
         start = time.perf_counter()
-        model, processor = load(folder)
+        model, processor = load(folder, adapter=adapter)
         loads.append(time.perf_counter() - start)
         counter.tick()
     assert model is not None and processor is not None
@@ -105,6 +108,7 @@ def benchmark(
     asked: list[tuple[Size, list[Run]]] = []
     batches: list[Batch] = []
     forms: Constraints | None = None
+    drafting: tuple[Drafts, ...] = ()
     with scratch() as folder, WiredLimit(), contextlib.suppress(Cancelled):
         for size in plan.sizes:
             file = None if size is None else draw(size, 0, folder)
@@ -116,7 +120,10 @@ def benchmark(
                 _medians(counter.all(partial(ask_together, model, processor, files, plan.tokens, counter.stopped)))
             )
         if plan.constraints:
-            forms = measure(model, processor, plan.tokens, counter.all, counter.stopped)
+            forms = constraints.measure(model, processor, plan.tokens, counter.all, counter.stopped)
+        if plan.drafts:
+            file = draw(BATCH_PICTURE, 0, folder)
+            drafting = drafts.measure(model, processor, file, plan.tokens, counter.all, counter.stopped)
     if not counter.stopped():
         bandwidth = max(bandwidth, memory_bandwidth())  # other work may have disturbed the first
     answers = [_answer(size, runs, before, bandwidth) for size, runs in asked]
@@ -131,7 +138,8 @@ def benchmark(
         answers=tuple(answers),
         batches=tuple(batches),
         constraints=forms,
-        complete=len(answers) + len(batches) + (forms is not None) == plan.kinds,
+        drafts=drafting,
+        complete=len(answers) + len(batches) + (forms is not None) + bool(drafting) == plan.kinds,
     )
 
 

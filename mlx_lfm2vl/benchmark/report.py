@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..errors import counted
 from .machine import Machine
 
 COLUMNS = 80  # of a terminal
@@ -14,6 +15,7 @@ PARTS = ("read", "preprocess", "vision", "prefill")
 TIMES = ("picture", "tokens", *PARTS, "peak memory")  # headings
 SPEEDS = ("picture", "first token", "from start", "tokens/s", "MB a token", "of bandwidth")
 FORMS = ("form", "ms a step", "with a mask", "ratio", "tokens", "model steps", "ratio")
+DRAFTS = ("answer", "tokens/s", "with drafts", "ratio", "tokens", "model steps", "right")
 TOGETHER = ("pictures at once", "pictures/s", "tokens/s", "peak memory")
 
 
@@ -77,6 +79,21 @@ class Constraints:
 
 
 @dataclass(frozen=True)
+class Drafts:
+    """Medians of an answer to a question that is asked "first", or "again" behind the answer. `plain` and `drafting`:
+    tokens a second without drafts and with n-grams. `model_steps` with them; `drafted_tokens` were proposed,
+    `accepted_tokens` were right."""
+
+    answer: str
+    plain: float
+    drafting: float
+    tokens: int
+    model_steps: int
+    drafted_tokens: int
+    accepted_tokens: int
+
+
+@dataclass(frozen=True)
 class Report:
     """`weights`: bytes by dtype, as the model is held in memory. `load_seconds`: with the files in the system's cache.
     `bandwidth`: bytes a second, measured. `complete`: false if it was stopped before all was measured."""
@@ -91,6 +108,7 @@ class Report:
     answers: tuple[Answer, ...]
     batches: tuple[Batch, ...]
     constraints: Constraints | None = None
+    drafts: tuple[Drafts, ...] = ()
     complete: bool = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,6 +125,8 @@ class Report:
             lines += ["", *aligned([TOGETHER, *map(_together, self.batches)])]
         if self.constraints is not None:
             lines += ["", *aligned([FORMS, _forms(self.constraints)])]
+        if self.drafts:
+            lines += ["", *aligned([DRAFTS, *map(_drafts, self.drafts)])]
         return "\n".join(lines)
 
     def _heading(self) -> list[str]:
@@ -117,14 +137,14 @@ class Report:
         held = ", ".join(f"{size / 1e9:.3f} GB {dtype}" for dtype, size in self.weights.items())
         versions = f"mlx-lfm2vl {machine.versions['mlx-lfm2vl']}, MLX {machine.versions.get('mlx', '?')}"
         tokens = max((answer.generated_tokens for answer in self.answers), default=0)
-        counted = f", {tokens} tokens an answer" if tokens else ""
+        length = f", {counted(tokens, 'token')} an answer" if tokens else ""
         return [
             f"{versions} {machine.device_type}{device}, backend {machine.backend}, Python {machine.python}",
-            f"{machine.name}, {machine.cores} cores, {machine.memory / 2**30:.0f} GiB, {machine.system}; "
+            f"{machine.name}, {counted(machine.cores, 'core')}, {machine.memory / 2**30:.0f} GiB, {machine.system}; "
             f"memory {self.bandwidth / 1e9:.1f} GB/s",
             f"model {self.model}: {held}",
             f"import {self.import_seconds:.3f} s, load {self.load_seconds:.3f} s; times in seconds, medians of "
-            f"{self.repeats} after a warm-up{counted}" + ("" if self.complete else "; stopped early"),
+            f"{self.repeats} after a warm-up{length}" + ("" if self.complete else "; stopped early"),
         ]
 
 
@@ -139,6 +159,12 @@ def _speeds(answer: Answer) -> tuple[str, ...]:
     return (answer.picture, *waits, f"{answer.bytes_per_token / 1e6:.1f}", share)
 
 
+def _drafts(drafts: Drafts) -> tuple[str, ...]:
+    speeds = (f"{drafts.plain:.1f}", f"{drafts.drafting:.1f}", f"{drafts.drafting / drafts.plain:.2f}")
+    right = f"{100 * drafts.accepted_tokens / max(1, drafts.drafted_tokens):.0f} %"
+    return (drafts.answer, *speeds, str(drafts.tokens), str(drafts.model_steps), right)
+
+
 def _together(batch: Batch) -> tuple[str, ...]:
     speeds = (f"{batch.pictures_per_second:.2f}", f"{batch.tokens_per_second:.1f}")
     return (f"{batch.size} of {batch.picture}", *speeds, f"{batch.peak_memory / 1e9:.2f} GB")
@@ -151,9 +177,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "| " + " | ".join("-" * size for size in sizes) + " |", *lines[1:]]
 
 
-def wrapped(text: str, indent: str = "", columns: int = COLUMNS) -> list[str]:
+def wrapped(text: str, indent: str = "") -> list[str]:
     """The lines of a text, broken at blanks only."""
-    return textwrap.wrap(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(text, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _forms(forms: Constraints) -> tuple[str, ...]:

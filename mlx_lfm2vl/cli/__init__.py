@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .. import __version__, backends
-from ..errors import AnswerWarning, ImageWarning, Lfm2VlError, OutputError
+from ..errors import AnswerError, AnswerWarning, ImageWarning, Lfm2VlError, OptionError, OutputError, PromptError
 from . import (
     batch,
     bench,
@@ -28,7 +28,9 @@ from . import (
     doctor,
     explain,
     extract,
+    fuse,
     generate,
+    lora,
     models,
     point,
     read,
@@ -37,13 +39,13 @@ from . import (
     verify,
 )
 from .interrupt import defer_sigint
-from .options import PROGRAM, Parser, note, print_error
+from .options import PROGRAM, Parser, as_typed, note, print_error
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # of a stdout that takes no more
 COMMANDS = {
     **{"generate": generate, "chat": chat, "batch": batch, "explain": explain, "serve": serve},
     **{"detect": detect, "point": point, "read": read, "extract": extract, "describe": describe},
-    **{"convert": convert, "verify": verify, "upload": upload, "models": models},
+    **{"convert": convert, "lora": lora, "fuse": fuse, "verify": verify, "upload": upload, "models": models},
     **{"bench": bench, "doctor": doctor, "completion": completion},
 }
 
@@ -85,12 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with defer_sigint():
             backends.require()
             importlib.import_module("numpy")
-        with _warnings_as_notes():
+        with _warnings_as_notes(args.parser):
             code = COMMANDS[args.command].run(args)
         sys.stdout.flush()  # here a full disk can still be told
         return code
     except Lfm2VlError as error:
-        print_error(str(error))
+        about_arguments = isinstance(error, (OptionError, PromptError, AnswerError))
+        print_error(as_typed(str(error), args.parser) if about_arguments else str(error))
         return 2
     except BrokenPipeError:
         # Python would fail once more when it flushes stdout at exit.
@@ -141,7 +144,7 @@ def _named(args: argparse.Namespace, option: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _warnings_as_notes() -> Iterator[None]:
+def _warnings_as_notes(parser: argparse.ArgumentParser) -> Iterator[None]:
     """Shows what the library says of pictures and answers that are read in part as lines of the program, each time."""
     with warnings.catch_warnings():
         for kind in _NOTED:
@@ -150,7 +153,7 @@ def _warnings_as_notes() -> Iterator[None]:
 
         def noted(message: Warning | str, category: type[Warning], *more: Any, **named: Any) -> None:
             if issubclass(category, _NOTED):
-                note(str(message))
+                note(as_typed(str(message), parser) if issubclass(category, AnswerWarning) else str(message))
             else:
                 show(message, category, *more, **named)
 
@@ -176,4 +179,5 @@ def build_parser() -> Parser:
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=module.SUMMARY, description=module.DESCRIPTION)
         module.add_arguments(command)
+        command.set_defaults(parser=command)
     return parser

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from .. import Completion, OptionError, OutputError
+from ..errors import counted
 from .options import note
 from .rows import RESULT, Row
 
@@ -94,9 +95,10 @@ class Output:
             self._check_torn(torn, rows())
             note(f"{self.path}: the last line is not complete and is done again")
         if self.rows:
-            note(f"{self.path}: {self.rows} rows are there already")
+            note(f"{self.path}: {counted(self.rows, 'row', be=True)} there already")
         if left:
-            note(f"{self.path}: {len(left)} rows that the input does not have are kept")
+            kept = counted(len(left), "row", be=True)
+            note(f"{self.path}: {kept} kept that the input does not have")
 
     def _read(self) -> tuple[dict[str, deque[tuple[int, int, dict[str, Any]]]], bytes]:
         """Number, place and what there is of settings and prompt of the lines of each id, and a torn last line."""

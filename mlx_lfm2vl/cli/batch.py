@@ -6,9 +6,11 @@ import argparse
 import os
 from typing import Any
 
-from .inputs import DEFAULT_PROMPT, add_prompt, read_prompt
+from ..errors import counted
+from .argument_types import whole
+from .decoding import add_decoding, with_draft
+from .inputs import DEFAULT_PROMPT, add_control_tokens, add_prompt, read_prompt
 from .options import (
-    add_control_tokens,
     add_model,
     add_pictures,
     add_sampling,
@@ -17,7 +19,6 @@ from .options import (
     note,
     picture_overrides,
     sampling_options,
-    whole,
 )
 from .tasks import add_recipe
 
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_control_tokens(parser)
     add_sampling(parser, None)
+    add_decoding(parser)
     add_pictures(parser)
 
 
@@ -104,7 +106,9 @@ def _answer(args: argparse.Namespace) -> int:
         raise OptionError(f"--output {args.output}: is the input itself")
     chosen: dict[str, Any] = {**sampling_options(args), **picture_overrides(args), "system": args.system}
     chosen |= {"control_tokens": True} if args.control_tokens else {}
+    chosen |= {"kv_bits": args.kv_bits} if args.kv_bits else {}
     chosen |= {"task": args.task, "recipe": args.recipe} if args.task else {}
+    chosen |= {"adapter": settings(args.adapter, None, {})} if args.adapter else {}
     digest = settings(chosen_model(args), args.revision, chosen)
     with Output(args.output, args.overwrite, digest) as output, Interrupt() as interrupt, Bars() as bars:
         output.match(lambda: rows)
@@ -116,9 +120,11 @@ def _answer(args: argparse.Namespace) -> int:
                 f"{min(output.lines[number] for number in output.failed)}; --retry-failed does them again"
             )
         if done == len(rows) and not again:
-            note(f"{args.output}: all {done} rows are there already")
+            every = "all " if done > 1 else ""
+            note(f"{args.output}: {every}{counted(done, 'row', be=True)} there already")
             return 1 if output.failed else 0
         model, processor = load_model(args)
+        rows.options = with_draft(rows.options, args)
         tasks = RowTasks(args, model, processor) if args.task else None
 
         def work(waiting: Waiting, into: Output, total: int, stage: str) -> bool:
@@ -147,9 +153,13 @@ def _answer(args: argparse.Namespace) -> int:
             if finished:
                 output.take_over(others)
         if not finished:
-            of = f"{others.rows} of {len(again)} failed rows" if others else f"{output.rows} of {len(rows)} rows"
+            of = (
+                f"{others.rows} of {counted(len(again), 'failed row')}"
+                if others
+                else f"{output.rows} of {counted(len(rows), 'row')}"
+            )
             note(f"stopped after {of}; the same command goes on from there")
             return 130
         failed = f", {len(output.failed)} with an error" if output.failed else ""
-        note(f"{args.output}: {output.rows} rows{failed}")
+        note(f"{args.output}: {counted(output.rows, 'row')}{failed}")
     return 1 if output.failed else 0

@@ -7,8 +7,9 @@ import json
 import re
 from pathlib import Path
 
+from .argument_types import whole
 from .default_model import default_model
-from .options import add_revision, note, whole
+from .options import add_adapter, add_revision, note
 
 SUMMARY = "measure a model's speed on this machine"
 DESCRIPTION = """\
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder, hub repository or 'demo', the small bundled model (default: as `generate`)",
     )
     model.add_argument("--model", metavar="MODEL", help="the same, by an option")
+    add_adapter(parser)
     add_revision(parser)
     parser.add_argument(
         "--sizes",
@@ -69,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--constraints", action="store_true", help="also what a form of the answer (a JSON schema) costs and saves"
     )
+    parser.add_argument("--draft", action="store_true", help="also what drafts of n-grams save, and cost")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--plot", metavar="FILE", help="also draw the times into a .png, .pdf or .svg file")
 
@@ -87,11 +90,12 @@ def run(args: argparse.Namespace) -> int:
     if name is None:
         name, remark = default_model()
         note(f"no model given: {remark}")
-    plan = Plan(tuple(args.sizes), tuple(args.batch_sizes), args.tokens, args.repeats, args.constraints)
+    plan = Plan(tuple(args.sizes), tuple(args.batch_sizes), args.tokens, args.repeats, args.constraints, args.draft)
     with Interrupt() as interrupt, Bars() as bars:
         report = benchmark(
             name,
             plan,
+            adapter=args.adapter,
             revision=args.revision,
             progress=lambda done, total: bars("runs", done, total),
             stop=interrupt,

@@ -7,9 +7,10 @@ import contextlib
 
 from ..errors import Lfm2VlError
 from .chat_commands import Conversation
+from .decoding import add_decoding, with_draft
+from .inputs import add_control_tokens
 from .interrupt import terminable
 from .options import (
-    add_control_tokens,
     add_model,
     add_pictures,
     add_sampling,
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="print counts, speeds and memory after each answer")
     add_control_tokens(parser)
     add_sampling(parser)
+    add_decoding(parser)
     add_pictures(parser)
 
 
@@ -54,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         from .generate import report_loading
 
         report_loading(model)
+    options = with_draft(options, args)
     chat = Chat(model, processor, system=args.system, options=options, control_tokens=args.control_tokens)
     conversation = Conversation(chat, terminal, waiting)
     terminal.hint("/help lists the commands")

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..weights.choices import DTYPES, MODES, RECIPES
-from .options import PROGRAM, add_revision, note, print_stderr, real, whole
+from .argument_types import real, whole
+from .options import PROGRAM, add_revision, note, print_stderr
 from .upload import add_options, send
 
 SUMMARY = "convert a model to MLX, quantised if asked"

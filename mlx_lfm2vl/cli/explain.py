@@ -7,9 +7,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from .generate import for_stdout
-from .inputs import DEFAULT_PROMPT, add_prompt, check_output, expand, load_pictures, read_prompt
+from .inputs import DEFAULT_PROMPT, add_control_tokens, add_prompt, check_output, expand, load_pictures, read_prompt
 from .options import (
-    add_control_tokens,
     add_model,
     add_pictures,
     add_sampling,
@@ -62,8 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import GenerationOptions, OptionError, explain
+    from .. import AnswerError, GenerationOptions, OptionError, explain
     from ..explanation import overlay
+    from .interrupt import Interrupt
 
     path = None if args.draw is None else overlay.check_file(args.draw, args.overwrite)
     if path is not None:
@@ -75,12 +75,19 @@ def run(args: argparse.Namespace) -> int:
     options = GenerationOptions(**sampling_options(args))
     loaded = load_pictures(expand(args.image), source_policy(args), args.color_management)
     model, processor = load_model(args)
-    made = explain(
-        *(model, processor, prompt, [picture for _, picture in loaded]),
-        system=args.system,
-        options=options,
-        control_tokens=args.control_tokens,
-    )
+    with Interrupt() as interrupt:
+        try:
+            made = explain(
+                *(model, processor, prompt, [picture for _, picture in loaded]),
+                system=args.system,
+                options=options,
+                stop=interrupt,
+                control_tokens=args.control_tokens,
+            )
+        except AnswerError:
+            if interrupt.happened:
+                return 130
+            raise
     if path is not None and args.word is not None:
         maps = [made.overlay(args.word, number) for number in range(len(made.pictures))]
         overlay.save(overlay.stacked(maps), path)

@@ -8,19 +8,29 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .inputs import DEFAULT_PROMPT, STDIN, add_prompt, expand, load_pictures, piped_prompt, read_prompt, source
-from .options import (
+from ..errors import counted
+from .argument_types import real, whole
+from .decoding import add_decoding, with_draft
+from .inputs import (
+    DEFAULT_PROMPT,
+    STDIN,
     add_control_tokens,
+    add_prompt,
+    expand,
+    load_pictures,
+    piped_prompt,
+    read_prompt,
+    source,
+)
+from .options import (
     add_model,
     add_pictures,
     add_sampling,
     chosen_model,
     load_model,
     note,
-    real,
     sampling_options,
     source_policy,
-    whole,
 )
 from .progress import Spinner
 
@@ -97,6 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_control_tokens(parser)
     add_sampling(parser)
+    add_decoding(parser)
     add_pictures(parser)
 
 
@@ -124,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load_model(args)
     if args.verbose:
         report_loading(model)
+    options = with_draft(options, args)
     request = GenerationRequest(
         *(prompt, pictures or None, args.system),
         options=options,
@@ -140,6 +152,8 @@ def run(args: argparse.Namespace) -> int:
             if answer.error is not None:
                 raise answer.error
             spinner.end()
+            if options.response_format is not None and answer.finish_reason == "length":
+                note("the answer was cut off by --max-tokens, so it may not hold to its form; raise it")
             if args.json:
                 images = [
                     {"source": name if len(name) <= 200 else f"{name[:200]}...", "tokens": tokens}
@@ -228,9 +242,14 @@ def report(statistics: Statistics) -> None:
     """Prints what a run took, on stderr."""
     cached = f", {statistics.cached_tokens} known from before" if statistics.cached_tokens else ""
     speed = f" at {rate:.1f} tokens/s" if (rate := statistics.prompt_tokens_per_second) else ""
-    note(f"prompt {statistics.prompt_tokens} tokens ({statistics.image_tokens} of pictures{cached}){speed}")
+    note(f"prompt {counted(statistics.prompt_tokens, 'token')} ({statistics.image_tokens} of pictures{cached}){speed}")
     note(
-        f"answer {statistics.generated_tokens} tokens at {statistics.tokens_per_second:.1f} tokens/s, "
+        f"answer {counted(statistics.generated_tokens, 'token')} at {statistics.tokens_per_second:.1f} tokens/s, "
         f"the first after {statistics.time_to_first_token:.2f} s"
     )
+    if statistics.drafted_tokens:
+        note(
+            f"drafts: {statistics.accepted_tokens} of {statistics.drafted_tokens} proposed tokens were right; "
+            f"{statistics.model_steps} runs of the model"
+        )
     note(f"peak memory {statistics.peak_memory / 1e9:.3f} GB")

@@ -29,6 +29,15 @@ MAX_PROMPT_BYTES = 16 * 2**20  # a prompt that no model can take; devices such a
 _ADDRESS = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]*://)", re.I)
 
 
+def add_control_tokens(parser: argparse.ArgumentParser) -> None:
+    """--control-tokens, for commands that take prompts."""
+    parser.add_argument(
+        "--control-tokens",
+        action="store_true",
+        help="tokens such as <|im_end|> in prompts steer the model; without this they are text like any other",
+    )
+
+
 def add_prompt(parser: argparse.ArgumentParser, default: str) -> None:
     """--prompt or --prompt-file, and --system."""
     group = parser.add_mutually_exclusive_group()
@@ -204,17 +213,21 @@ def _without_stderr() -> Iterator[None]:
 
 def pictures_in(names: Sequence[str], recursive: bool = False) -> list[str]:
     """All pictures of folders (by suffix, of their subfolders with `recursive`, with a note on what is left out; hidden
-    files and folders are not named), patterns and names; of a PDF file each page. Raises `OptionError`."""
+    files and folders are not named), patterns and names; of a PDF file each page. A file that is not there stands among
+    them, if others are. Raises `OptionError`."""
     from ..processing.formats import suffixes
     from ..processing.open_file import file_and_pages
 
     found: list[str] = []
+    missing: list[str] = []
     for given in names:
         name = os.path.expanduser(given)
         if not os.path.isdir(name):
             matching = expand([name])
             if matching == [name] and not _ADDRESS.match(name) and not os.path.exists(file_and_pages(name)[0]):
-                raise OptionError(f"{name}: no such folder or picture")
+                missing.append(name)
+                if len(missing) == len(names) or not name.lower().endswith((*suffixes(), ".pdf")):
+                    raise OptionError(f"{name}: no such folder or picture")
             found += [page for match in matching for page in _pages(match)]
             continue
         try:

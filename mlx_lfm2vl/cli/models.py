@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..errors import counted
 from .options import note
 
 SUMMARY = "list or remove downloaded models"
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     for line in table([("model", "size", "last used", "what it is"), *rows]) if rows else ():
         print(line)
-    note(f"{len(models)} models, {shown_size(sum(model.bytes for model in models))}, in {cache_folder()}")
+    note(f"{counted(len(models), 'model')}, {shown_size(sum(model.bytes for model in models))}, in {cache_folder()}")
     return 0
 
 

@@ -10,10 +10,10 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import did_you_mean, one_line
+from .argument_types import bias, nonempty, real, whole
 from .default_model import MODEL_VARIABLE, default_model
 from .forms import add_form, form_option
 from .progress import Bars, Spinner, above_progress
@@ -70,39 +70,15 @@ def note(message: str) -> None:
     print_stderr(f"{PROGRAM}: {one_line(message)}")
 
 
-def whole(low: int, high: int | None = None) -> Callable[[str], int]:
-    """An argparse type: an integer of at least `low` and at most `high`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low or (high is not None and value > high):
-            bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"{text[:50]!r} is not a whole number {bounds}")
-        return value
-
-    return parse
-
-
-def real(low: float, high: float | None = None, *, above: bool = False) -> Callable[[str], float]:
-    """An argparse type: a number from `low` (exclusive with `above`) to `high`. NaN and infinity are refused."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        good = (value > low if above else value >= low) and value <= (sys.float_info.max if high is None else high)
-        if not good:
-            bounds = f"above {low:g}" if above else f"of at least {low:g}"
-            raise argparse.ArgumentTypeError(
-                f"{text[:50]!r} is not a number {bounds}{'' if high is None else f' and at most {high:g}'}"
-            )
-        return value
-
-    return parse
+def as_typed(message: str, parser: argparse.ArgumentParser) -> str:
+    """A message of the library about its arguments, which are called as the command's options are."""
+    for action in parser._actions:
+        name, words = action.dest, [word for word in action.option_strings if word.startswith("--")]
+        typed = words[0] if words else action.metavar
+        if isinstance(typed, str):
+            places = rf"\b{name}\b" if words and "_" in name else rf"^{name}(?= is )|\b{name}=(?=[ ,])"
+            message = re.sub(places, typed, message)
+    return message.removeprefix("image processor: ").replace("do_image_splitting", "--tiling")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +89,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="folder, hub repository such as LiquidAI/LFM2.5-VL-450M, or 'demo', the small bundled model "
         f"(default: what {MODEL_VARIABLE} or the configuration file names, else demo)",
     )
+    add_adapter(parser)
     add_revision(parser)
+
+
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    """--adapter, for commands that run a model."""
+    parser.add_argument("--adapter", metavar="FOLDER", help="LoRA or DoRA adapter of PEFT or mlx-lm for the model")
 
 
 def chosen_model(args: argparse.Namespace) -> str:
@@ -141,9 +123,11 @@ def load_model(args: argparse.Namespace) -> tuple[Lfm2VlForConditionalGeneration
 
         model, processor = load(
             name,
+            adapter=args.adapter,
             revision=args.revision,
             source_policy=source_policy(args),
             progress=tell,
+            kv_bits=args.kv_bits if "kv_bits" in args else None,
             **picture_overrides(args),
         )
     for line in processor.notes:
@@ -210,21 +194,6 @@ def picture_overrides(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def add_control_tokens(parser: argparse.ArgumentParser) -> None:
-    """--control-tokens, for commands that take prompts."""
-    parser.add_argument(
-        "--control-tokens",
-        action="store_true",
-        help="tokens such as <|im_end|> in prompts steer the model; without this they are text like any other",
-    )
-
-
-def _bias(text: str) -> tuple[int, float]:
-    """An argparse type: the id of a token, and a number."""
-    token, _, bias = text.partition("=")
-    return whole(0)(token), real(-100, 100)(bias)
-
-
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None = 512, *, form: bool = True) -> None:
     """Length, sampling, seed and form, as `GenerationOptions` names them. None for `max_tokens`: it depends."""
     if form:
@@ -245,7 +214,7 @@ def add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None = 512, 
     group.add_argument(
         "--temp", "--temperature", type=real(0, 100), metavar="T", help="temperature, 0 to 100; 0 is greedy"
     )
-    group.add_argument("--top-p", type=real(0, 1, above=True), metavar="P", help="nucleus, above 0 to 1; 1 is off")
+    group.add_argument("--top-p", type=real(0, 1), metavar="P", help="nucleus, 0 to 1; 1 is off, 0 is greedy")
     group.add_argument(
         "--min-p", type=real(0, 1), metavar="P", help="least share of the top probability, 0 to 1; 0 is off"
     )
@@ -265,7 +234,7 @@ def add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None = 512, 
     group.add_argument(
         "--logit-bias",
         action="append",
-        type=_bias,
+        type=bias,
         default=[],
         metavar="ID=BIAS",
         help="added to the logit of a token, -100 to 100; may be given again",
@@ -274,6 +243,7 @@ def add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None = 512, 
     parser.add_argument(
         "--stop",
         action="append",
+        type=nonempty,
         default=[],
         metavar="TEXT",
         help="end the answer before this text; may be given again",

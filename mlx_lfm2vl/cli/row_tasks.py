@@ -93,9 +93,14 @@ class RowTasks:
             task = TASKS[self.args.task](self._recipe, question.prompt)
         else:
             task = TASKS[self.args.task](self._recipe)
-        policy = self.processor.image_processor.source_policy
-        overrides = picture_overrides(self.args)
-        return task, task.requests(question.images, options=options, image_overrides=overrides, source_policy=policy)
+        pictures = self.processor.image_processor
+        return task, task.requests(
+            question.images,
+            options=options,
+            image_overrides=picture_overrides(self.args),
+            source_policy=pictures.source_policy,
+            image_config=pictures.config,
+        )
 
 
 def finish(task: Task[Any], requests: Sequence[GenerationRequest], answers: Sequence[Completion]) -> Any:

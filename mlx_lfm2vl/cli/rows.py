@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sys
@@ -23,6 +22,7 @@ from .. import (
     OptionError,
     PromptError,
 )
+from ..config.files import finite_number, no_number
 from ..processing.addresses import is_base64_picture, scheme
 from ..processing.open_file import file_and_pages
 from ..processing.picture_keys import holding, misspelt, reads, unread
@@ -62,7 +62,7 @@ class Row:
 
 
 class Rows:
-    """All rows of an input, in order; each is read when it is needed."""
+    """All rows of an input, in order; each is read when it is needed. `options` are those of rows that say nothing."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Rows:
         task: str | None = None,
     ):
         self._prompt, self._system, self._task = prompt, system, task
-        self._how: dict[str, Any] = {"options": options, "control_tokens": control_tokens}
+        self.options, self._control_tokens = options, control_tokens
         self._file: Path | None = None
         self._stdin: BinaryIO | None = None
         self._pictures: list[str] = []
@@ -117,7 +117,7 @@ class Rows:
             for picture in self._pictures:
                 prompt = self._prompt or ("" if self._task else DEFAULT_PROMPT)
                 fields = {"id": picture, "image": picture} | ({"prompt": prompt} if prompt else {})
-                yield Row(fields, GenerationRequest(prompt, [picture], self._system, **self._how))
+                yield Row(fields, self._request(prompt, [picture], self._system, self.options))
             return
         for number, line in enumerate(self._lines(), 1):
             if line.strip():
@@ -144,7 +144,7 @@ class Rows:
     def _row(self, line: bytes, number: int) -> Row:
         fields: dict[str, Any] = {"id": number}
         try:
-            data = json.loads(line.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_number)
+            data = json.loads(line.decode("utf-8-sig"), parse_constant=no_number, parse_float=finite_number)
             if not isinstance(data, dict):
                 raise PromptError("is not an object")
             fields |= data
@@ -182,10 +182,13 @@ class Rows:
             raise PromptError('"prompt" and "system" must be strings')
         assert self._file is not None
         found = [self._source(image) for image in images]
-        how = self._how
+        options = self.options
         if (form := row_form(data, self._file.parent)) is not None:
-            how = how | {"options": replace(how["options"], response_format=form)}
-        return GenerationRequest(prompt, found or None, system, **how)
+            options = replace(options, response_format=form)
+        return self._request(prompt, found or None, system, options)
+
+    def _request(self, prompt: str, images: Any, system: str | None, options: GenerationOptions) -> GenerationRequest:
+        return GenerationRequest(prompt, images, system, options=options, control_tokens=self._control_tokens)
 
     def _source(self, image: str) -> str:
         if scheme(image) in ("data:", "file:") or "://" in image or is_base64_picture(image):
@@ -211,17 +214,6 @@ def _kept() -> BinaryIO:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is none")
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):  # would be written as what is no JSON
-        raise ValueError(f"{text[:50]} is too large a number")
-    return value
 
 
 @dataclass

@@ -7,8 +7,10 @@ import os
 import warnings
 from typing import Any
 
+from .argument_types import real, whole
+from .decoding import add_decoding
 from .default_model import MODEL_VARIABLE, default_model
-from .options import add_picture_policy, note, picture_overrides, real, whole
+from .options import add_adapter, add_picture_policy, note, picture_overrides
 
 SUMMARY = "answer programs that speak OpenAI's or Anthropic's protocol"
 KEY_VARIABLE = "MLX_LFM2VL_API_KEY"  # of the environment: the key that callers must send
@@ -29,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help=f"folders, hub repositories or 'demo' (default: what {MODEL_VARIABLE} names, else demo)",
     )
+    add_adapter(parser)
     group = parser.add_argument_group("access")
     group.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
     group.add_argument("--port", type=whole(0, 65535), default=8080, help="port; 0 is one that is free (default: 8080)")
@@ -56,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-batch", type=whole(1), default=8, metavar="N", help="requests answered together (8)")
     group.add_argument("--max-body", type=whole(1), default=64, metavar="MB", help="largest request, in MB (64)")
     group.add_argument(
-        "--max-pictures", type=whole(0), default=64, metavar="N", help="of a request, and pages of a PDF (64)"
+        "--max-pictures", type=whole(0), default=64, metavar="N", help="of a request, pages of PDFs counted (64)"
     )
     group.add_argument("--max-pixels", type=whole(1), default=50_000_000, metavar="N", help="of a picture (50 million)")
     group.add_argument("--max-connections", type=whole(1), default=512, metavar="N", help="at the same time (512)")
@@ -83,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="let go of a model that nobody has asked for so long (default: never)",
     )
+    add_decoding(group, model=False)
     add_picture_policy(parser)
 
 
@@ -115,8 +119,16 @@ def run(args: argparse.Namespace) -> int:
         max_pixels=args.max_pixels,
         max_bytes=limits.body_bytes,
         max_pages=max(limits.pictures, 1),
+        max_pictures=max(limits.pictures, 1),
     )
-    load: dict[str, Any] = {"source_policy": policy, **picture_overrides(args)}
+    if args.adapter is not None and len(args.models) > 1:
+        raise OptionError("--adapter is for one model; serve that one alone, or fuse both (mlx-lfm2vl fuse)")
+    load: dict[str, Any] = {
+        "source_policy": policy,
+        "adapter": args.adapter,
+        "kv_bits": args.kv_bits,
+        **picture_overrides(args),
+    }
     settings = Settings(
         models=args.models or [default_model()[0]],
         host=args.host,
@@ -132,6 +144,7 @@ def run(args: argparse.Namespace) -> int:
         ),
         deadline=args.deadline,
         shutdown_seconds=args.shutdown_seconds,
+        draft=args.draft,
     )
     log = StderrLog()
     server = Server(settings, log)

@@ -68,7 +68,7 @@ def add_files(parser: argparse.ArgumentParser, *names: str) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace these files if they are there")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sources:
     """The pictures of a command and their names. `given` are those of `load_pictures`, `pictures` the same with pages
     of PDF documents drawn, once the model is known."""
@@ -87,7 +87,7 @@ class Sources:
         """Fills `pictures`. Raises `ImageError`."""
         from ..processing.load_image import load_image
 
-        self.pictures[:] = [load_image(picture, source_policy(args), config) for picture in self.given]
+        self.pictures = [load_image(picture, source_policy(args), config) for picture in self.given]
 
     def finish(self, args: argparse.Namespace, results: Sequence[Any], drawn: Sequence[str], draw: Any) -> None:
         """Says which pictures had no result, and writes the drawings. Raises `OutputError`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..errors import counted
 from .options import note
 
 SUMMARY = "upload a model folder to the hub"
@@ -47,4 +48,4 @@ def send(folder: str, repo: str, args: argparse.Namespace) -> None:
         return
     for name, count in done.files:
         print(f"{name}  {size(count)}")
-    note(f"nothing uploaded; {len(done.files)} files would go to {done.repository}")
+    note(f"nothing uploaded; {counted(len(done.files), 'file')} would go to {done.repository}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import Field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -32,8 +32,10 @@ class ConfigMethods:
     `output_attentions`, `output_hidden_states` and `return_dict` are the defaults of the model's calls.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     base: ClassVar[Any]
     text_config: Any
+    image_token_id: int
     eos_token_ids: Any
     dtype: str | None
     tokens: ClassVar[dict[str, int]] = {}  # transformers', where a file is silent

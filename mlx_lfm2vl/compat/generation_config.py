@@ -217,8 +217,6 @@ def settings(model_config: Any, given: Any, keywords: dict[str, Any]) -> dict[st
     for name in _NUMBERS:
         chosen[name] = None if chosen[name] is None else number(name, chosen[name])
     checked = {name: plain(chosen[name]) for name in _CHECKED}
-    if checked["top_p"] == 0:  # the likeliest token alone, as in transformers
-        del checked["top_p"]
     try:
         config.GenerationConfig.from_dict(checked, "generate")
     except ConfigError as error:

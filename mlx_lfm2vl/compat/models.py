@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from ..adapters.read import read_adapter
 from ..backends import Backend
 from ..backends.thread_state import computing
 from ..config import read_json
@@ -118,17 +119,20 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
             path_or_repo: the model's name.
             options: `dtype` (or `torch_dtype`): "float32", "float16", "bfloat16", torch's or MLX's, or "auto", the
                 dtype of the file; None is "auto", but float32 on the backend numpy, where quantised weights become
-                dense. `load_note` says what was done. `backend` and `progress` as for `load`. `revision`, `token`,
-                `cache_dir`, `local_files_only` for the hub; `subfolder`; `config`, whose fields must be the folder's;
-                `output_hidden_states`, `output_attentions`, `return_dict`; `generation_config`. What has no meaning
-                here (`device_map={...}`, `trust_remote_code` ...) is ignored with a warning.
+                dense. `load_note` says what was done. `adapter`, `backend`, `progress` as for `load`. `revision`,
+                `token`, `cache_dir`, `local_files_only` for the hub; `subfolder`; `config`, whose fields must be the
+                folder's; `output_hidden_states`, `output_attentions`, `return_dict`; `generation_config`. What has no
+                meaning here (`device_map={...}`, `trust_remote_code` ...) is ignored with a warning.
 
         Raises:
             HubError, ConfigError, WeightsError, OptionError, OutOfMemoryError
         """
-        given = options.pop("generation_config", None)
+        given, adapter = options.pop("generation_config", None), options.pop("adapter", None)
+        change = None if adapter is None else read_adapter(adapter)
         folder, known, others = _open(path_or_repo, options, cls.config_class)
+        known["adapt"] = None if change is None else change.apply
         model = load_model(folder, model_class=cls, **known).configured(others)
+        model.checkpoint_key += "" if change is None else change.key
         model.name_or_path = os.fspath(path_or_repo)
         file = folder / "generation_config.json"
         if given is None and file.is_file():

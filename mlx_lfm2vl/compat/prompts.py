@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError, OptionError
-from ..generation.decode import Prompt, prefill
+from ..generation.chunked_prefill import Prompt, prefill
 from ..models import lfm2_vl
 from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..adapters.layers import LoRALinear
 from ..backends.thread_state import computing
 from ..errors import OptionError
 from ..weights.save import save_model
@@ -25,4 +26,6 @@ def save(model: Any, folder: Path, *, hf: bool = False) -> None:
     """
     if hf and model.config.quantization:
         raise OptionError("transformers cannot load quantised weights of MLX; load a dense checkpoint, or leave hf out")
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        raise OptionError("the model is quantised with an adapter beside it; `mlx_lfm2vl.fuse` writes both as one")
     save_model(model, folder, model.config.to_dict(), as_dict(model.generation_config), hf)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -114,6 +115,15 @@ def parse_json(text: str) -> Any:
 def no_number(name: str) -> NoReturn:
     """The `parse_constant` of `json` that refuses NaN and Infinity. Raises `ValueError`."""
     raise ValueError(f"{name} is no number of JSON")
+
+
+def finite_number(text: str) -> float:
+    """The `parse_float` of `json` that refuses what is too large, as it would be written as no JSON. Raises
+    `ValueError`."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:50]} is too large a number")
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

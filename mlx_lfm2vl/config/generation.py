@@ -67,10 +67,10 @@ class GenerationConfig:
         """Raises `ConfigError` for a value that makes no sense."""
         read = Fields(data, where)
 
-        def optional(name: str, high: float, low: float = 0.0, above: bool = False) -> float | None:
+        def optional(name: str, high: float, low: float = 0.0) -> float | None:
             if data.get(name) is None:
                 return None
-            value = read.number(name, default=0.0, low=low, above=above)
+            value = read.number(name, default=0.0, low=low, above=False)
             if value > high:
                 raise read.refuse(name, value, f"a number up to {high:g}")
             return value
@@ -81,7 +81,7 @@ class GenerationConfig:
             pad_token_id=read.token_id("pad_token_id"),
             do_sample=read.flag("do_sample", default=False),
             temperature=optional("temperature", 100),
-            top_p=optional("top_p", 1, above=True),
+            top_p=optional("top_p", 1),
             top_k=None if data.get("top_k") is None else read.integer("top_k", default=0, low=0),
             min_p=optional("min_p", 1),
             repetition_penalty=optional("repetition_penalty", 100, low=0.01),

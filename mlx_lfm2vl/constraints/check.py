@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 from urllib.parse import quote, unquote
 
+from ..config.files import no_number
 from ..errors import ConstraintError
 
 MAX_SCHEMA, MAX_GRAMMAR, MAX_PATTERN = 2**18, 2**18, 2**14  # characters
@@ -86,7 +87,7 @@ def checked_schema(text: str) -> dict[Pointer, Any]:
     """Every schema in the schema of a JSON text by its place, that of the whole first; `uniqueItems: false`, which
     says nothing, is left out. Raises `ConstraintError` naming the keyword and its place."""
     try:
-        schema = json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
+        schema = json.loads(text, parse_constant=no_number, object_pairs_hook=_object)
     except RecursionError:
         raise ConstraintError(f"the JSON schema has more than {MAX_DEPTH} levels") from None
     except ValueError as error:
@@ -237,7 +238,7 @@ _VALUES: dict[str, Callable[[Any], str | None]] = {
 def _kind(value: Any) -> str:
     if isinstance(value, (Mapping, list)):
         return ("an object" if isinstance(value, Mapping) else "a list") if value else "empty"
-    return repr(value)[:100]
+    return json.dumps(value, ensure_ascii=False)[:100]
 
 
 def _check_size(schema: Any) -> None:
@@ -264,7 +265,3 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise ConstraintError(f"the JSON schema has the key {twice[:100]!r} twice in one object")
     return made
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")

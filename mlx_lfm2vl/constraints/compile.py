@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConstraintError
 from ..processing.tokenizer import Tokenizer
-from .grammar import limits
+from .limits import limits
 from .matcher import Matcher
 from .response_format import ResponseFormat
 

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ..errors import ConstraintError, first_line
 from .check import Pointer, checked_schema, children, refuse
+from .compiler_message import compiler_message
+from .lark import check_finite, check_has_text, followable
+from .limits import limits
 from .references import Nodes, check_references, exclusive_places, place, rewritten
-
-if TYPE_CHECKING:
-    from llguidance import LLParserLimits
 
 _MOVED = "#/$defs/-"  # where `_innermost` looks at a schema
 _LEAST_READ, _MOST_READ = 50_000, 1_500_000  # characters: what a look counts for at least, and all looks together
+_SYNTAX = {
+    "regex": "its syntax is that of Rust's crate regex, without look-around, back references and word boundaries",
+    "grammar": "its syntax is llguidance's Lark, with a rule start, or llama.cpp's GBNF, with a rule root",
+}
+_BLAMED = (  # keywords that llguidance may find wrong, those first that are most likely meant
+    *("pattern", "format", "multipleOf", "minLength", "minItems", "minimum", "exclusiveMinimum"),
+    *("maxLength", "maxItems", "maximum", "exclusiveMaximum", "const", "enum"),
+)
 _EXCLUSIVE = "oneOf can be held only where its schemas exclude each other, by a type or a constant; use anyOf"
-
-
-def limits() -> LLParserLimits:
-    """Bounds of the cost of compiling and following a grammar. With llguidance's own limits a hostile one may take
-    seconds and gigabytes."""
-    from llguidance import LLParserLimits
-
-    return LLParserLimits(
-        max_grammar_size=100_000,
-        max_lexer_states=50_000,
-        verbose_errors=False,  # the parser's state in an error's text is for llguidance's developers
-    )
 
 
 class Form(Protocol):
@@ -53,8 +50,14 @@ def _checked(kind: str, value: str | tuple[str, ...], separators: tuple[str, str
         assert isinstance(value, str)
         return _of_schema(checked_schema(value), separators)
     text = _of_text(kind, value)
-    if (why := _wrong(text)) is not None:
-        raise ConstraintError(f"the {kind} cannot be held: {why}")
+    if (why := _wrong(text, place=text == value)) is not None:
+        hint = f"; {_SYNTAX[kind]}" if kind in _SYNTAX else ""
+        raise ConstraintError(f"the {kind} cannot be held: {why.removeprefix(f'the {kind} ')}{hint}")
+    if kind == "regex":
+        check_has_text(text)
+    elif kind == "grammar":
+        check_finite(text, start="start" if text == value else "root")
+        return followable(text)
     return text
 
 
@@ -65,11 +68,18 @@ def _of_text(kind: str, value: str | tuple[str, ...]) -> str:
     if isinstance(value, tuple):
         return LLMatcher.grammar_from_regex("|".join(map(_escaped, value)))
     if kind == "regex":
-        return LLMatcher.grammar_from_regex(value)
+        return LLMatcher.grammar_from_regex(_ascii_digits(value))
     try:
         return LLMatcher.grammar_from_lark(any_to_lark(value))
     except Exception as error:  # its parser raises just that
-        raise ConstraintError(f"the grammar cannot be held: {first_line(error)}") from None
+        raise ConstraintError(f"the grammar cannot be held: {first_line(error)}; {_SYNTAX['grammar']}") from None
+
+
+def _ascii_digits(pattern: str) -> str:
+    r"""The regular expression with `\d` as 0 to 9, as in a JSON schema's `pattern` and in JavaScript: not the digits of
+    every script, of which each version of Unicode knows others."""
+    classes = {r"\d": "[0-9]", r"\D": "[^0-9]"}
+    return re.sub(r"\\.", lambda escape: classes.get(escape[0], escape[0]), pattern, flags=re.DOTALL)
 
 
 def _escaped(text: str) -> str:
@@ -124,15 +134,30 @@ def _innermost(nodes: Nodes, why: str) -> tuple[Pointer, str]:
         if inner is None:
             break
         found, why = left[0], inner
-    return found, why
+    return (*found, *_keyword(nodes[found])), why
 
 
-def _wrong(grammar: str) -> str | None:
-    """Why llguidance cannot hold a grammar, on one line; None if it can."""
+def _keyword(node: Any) -> Pointer:
+    """The keyword of a schema that is wrong by itself, or with another one beside it; () where it is none."""
+    own = {name: value for name, value in node.items() if name in _BLAMED} if isinstance(node, dict) else {}
+    own |= {"type": node["type"]} if own and "type" in node else {}
+
+    def wrong(schema: dict[str, Any]) -> bool:
+        return _wrong(_json_grammar(schema, (",", ":"))) is not None
+
+    if wrong(own):
+        rests = {keyword: {name: value for name, value in own.items() if name != keyword} for keyword in own}
+        return next(((keyword,) for keyword in _BLAMED if keyword in own and not wrong(rests[keyword])), ())
+    names = node.get("patternProperties", {}) if isinstance(node, dict) else {}
+    return next((("patternProperties", name) for name in names if wrong({"type": "string", "pattern": name})), ())
+
+
+def _wrong(grammar: str, *, place: bool = False) -> str | None:
+    """Why llguidance cannot hold a grammar, on one line; None if it can. `place`: whether the user wrote its lines."""
     from llguidance import LLMatcher
 
     wrong, lines = LLMatcher.validate_grammar_with_warnings(grammar, limits=limits())
     if not wrong:
         return None
-    why = " ".join(" ".join(lines).split()).partition(" while processing json-schema:")[0][:300]
+    why = compiler_message("\n".join(lines), place=place)
     return _EXCLUSIVE if why.startswith("oneOf constraints") else why

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +25,7 @@ class Matcher:
     """
 
     def __init__(self, matcher: LLMatcher, vocabulary: int):
-        self._matcher, self._vocabulary = matcher, vocabulary
+        self._matcher, self._words = matcher, -(-vocabulary // 32)
         self.consumed = 0
         self.forced: deque[int] = deque()
         self.error: ConstraintError | None = None
@@ -47,12 +48,29 @@ class Matcher:
     def mask(self) -> np.ndarray:
         """The tokens that may follow, as bits: (ceil(vocabulary / 32),) uint32, the first token lowest."""
         if self.forced:
-            words = np.zeros(-(-self._vocabulary // 32), np.uint32)
+            words = np.zeros(self._words, np.uint32)
             words[self.forced[0] // 32] = np.uint32(1) << np.uint32(self.forced[0] % 32)
             return words
-        words = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
+        words = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)[: self._words]  # there may be one more
         self._check(not self._matcher.is_error())
         return words
+
+    def masks(self, draft: Sequence[int]) -> list[np.ndarray]:
+        """The mask of the next token, and those behind each token of a draft, up to the first that may not follow or
+        that ends the answer. The matcher stays where it is."""
+        before, forced, error = self.consumed, deque(self.forced), self.error
+        made = [self.mask()]
+        for token in draft:
+            if not made[-1][token // 32] >> np.uint32(token % 32) & 1:
+                break
+            self.consume(token)
+            if self.stopped or self.error is not None:
+                break
+            made.append(self.mask())
+        if self.consumed > before:
+            self._matcher.rollback(self.consumed - before)
+        self.consumed, self.forced, self.error = before, forced, error
+        return made
 
     def _look_ahead(self) -> None:
         self.forced.extend(self._matcher.compute_ff_tokens())

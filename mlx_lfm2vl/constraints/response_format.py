@@ -60,8 +60,8 @@ class ResponseFormat:
 
     @classmethod
     def regex(cls, pattern: str) -> Self:
-        """A text that a regular expression matches as a whole. Its syntax is that of Rust's crate regex: Python's
-        without look-around and back references. Raises `ConstraintError`."""
+        r"""A text that a regular expression matches as a whole. Its syntax is that of Rust's crate regex: Python's
+        without look-around and back references; `\d` is 0 to 9. Raises `ConstraintError`."""
         return cls("regex", pattern)
 
     @classmethod
@@ -108,7 +108,7 @@ class ResponseFormat:
             if not isinstance(value, Mapping) or "schema" not in value:
                 raise ConstraintError('response_format: "json_schema" needs an object with the field "schema"')
             schema = value["schema"]
-            if isinstance(schema, (str, os.PathLike)) and not _is_json(schema):  # a request names no file
+            if isinstance(schema, (str, os.PathLike)) and not is_json(schema):  # a request names no file
                 raise ConstraintError('response_format: "schema" is no object, expected a JSON schema')
             return cls.json_schema(schema)
         make = {"regex": cls.regex, "choice": cls.choice, "grammar": cls.grammar}[kind]
@@ -130,7 +130,7 @@ def _json_text(schema: Any) -> str:
     of_model = getattr(schema, "model_json_schema", None)  # pydantic's
     if isinstance(schema, type) and callable(of_model):
         schema = of_model()
-    if isinstance(schema, str) and not _is_json(schema):
+    if isinstance(schema, str) and not is_json(schema):
         schema = Path(schema)
     if isinstance(schema, os.PathLike):
         schema = read_text(schema)
@@ -147,9 +147,12 @@ def _json_text(schema: Any) -> str:
         raise ConstraintError(f"the JSON schema is no JSON: {first_line(error)}") from None
 
 
-def _is_json(schema: object) -> bool:
-    """Whether it is the text of a schema, and not the name of a file."""
-    return isinstance(schema, str) and schema.lstrip().startswith(("{", "true", "false"))
+def is_json(schema: object) -> bool:
+    """Whether it is a text of JSON, of a schema or not, and not the name of a file."""
+    if not isinstance(schema, str):
+        return False
+    text = schema.strip()
+    return text.startswith(("{", "[", '"')) or text in ("true", "false", "null")
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

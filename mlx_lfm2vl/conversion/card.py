@@ -17,7 +17,7 @@ from typing import Any
 from .. import __version__
 from ..config import ModelConfig, config_of, read_json
 from ..config.files import check_own, open_regular
-from ..errors import OutputError
+from ..errors import OutputError, counted
 from ..hub import card_metadata, is_repository, of_page, write_model_card
 from .families import RULES
 from .plot import CURVE_FILE, ERRORS_FILE
@@ -125,9 +125,10 @@ def write_card(
     name: str,
     report: QuantizationReport | None = None,
     before: Mapping[str, Any] | None = None,
+    fused: bool = False,
 ) -> None:
     """Writes README.md for the finished weights in `folder`; `name` is how commands will call the model, `before` the
-    source's own record of what was quantised."""
+    source's own record of what was quantised, `fused` whether an adapter is in them."""
     config = config_of(read_json(folder / "config.json"), str(folder / "config.json"))
     head = {
         "library_name": "mlx",
@@ -135,7 +136,8 @@ def write_card(
         **_licence(folder, source),
         "language": _items(source.front_matter.get("language")) or ["en"],
         "base_model": source.base_model,
-        "base_model_relation": "quantized" if source.is_base else None,  # the hub's word for conversions, dense too
+        # the hub's words: a conversion is "quantized", dense too
+        "base_model_relation": ("finetune" if fused else "quantized") if source.is_base else None,
         "tags": _tags(source, config),
     }
     base = source.base_model
@@ -145,7 +147,8 @@ def write_card(
     origin = linked if source.is_base else f"a local checkpoint{made_from}"
     parts = [
         USES[0].format(name),
-        f"Converted from {origin} for Apple's MLX with mlx-lfm2vl {__version__}. {_described(config)}"
+        f"{'Fused with an adapter' if fused else 'Converted'} from {origin} for Apple's MLX with mlx-lfm2vl "
+        f"{__version__}. {_described(config)}"
         f"{_earlier(before)}",
         "## Use\n\n"
         f"{INSTALL}\n\n"
@@ -231,9 +234,9 @@ def _described(config: ModelConfig) -> str:
 def _described_record(record: Mapping[str, Any]) -> str:
     others = [entry for entry in record.values() if isinstance(entry, Mapping)]
     mixed = sorted({f"{entry.get('bits')} bits" for entry in others})
-    also = f" ({len(others)} modules have {' or '.join(mixed)})" if others else ""
+    also = f" ({' or '.join(mixed)} in {counted(len(others), 'module')})" if others else ""
     if "bits" not in record:
-        return f"{len(others)} modules are quantised to {' or '.join(mixed)}."
+        return f"{counted(len(others), 'module', be=True)} quantised to {' or '.join(mixed)}."
     return (
         f"Quantised to {record['bits']} bits in groups of {record.get('group_size')}, mode "
         f"{record.get('mode', 'affine')}{also}."

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import read_json
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from ..weights.save import write_json
 
 FILE = "quantization_report.json"
@@ -90,7 +90,7 @@ class QuantizationReport:
             out.append(("weight error, mean of modules", f"{mean:.2%}"))
             out.append(("weight error, worst module", f"{worst.error:.2%} ({worst.name})"))
         computed = f", computed in {self.dtype}" if self.dtype else ""
-        where = f"{self.positions} tokens of {self.questions} answers ({self.calibration})"
+        where = f"{counted(self.positions, 'token')} of {counted(self.questions, 'answer')} ({self.calibration})"
         out.append(("measured on", where + computed))
         return out
 
@@ -130,7 +130,7 @@ class QuantizationReport:
         return "\n".join([f"{self._changed()}:", "", "| question | dense | quantised |", "| --- | --- | --- |", *lines])
 
     def _changed(self) -> str:
-        told = f"{self.differing} of {self.questions} answers changed within 64 tokens"
+        told = f"{self.differing} of {counted(self.questions, 'answer')} changed within 64 tokens"
         return told if self.differing == 1 else f"{told}; those that change first"
 
     def write(self, folder: Path) -> Path:

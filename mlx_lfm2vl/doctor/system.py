@@ -15,6 +15,7 @@ import mlx.core as mx
 from .. import backends
 from ..backends.memory import free_memory
 from ..benchmark.machine import Machine, describe
+from ..errors import counted
 from ..hub import cache_folder
 
 TF32 = "MLX_ENABLE_TF32"
@@ -52,7 +53,7 @@ class System:
         chosen = ", ".join(f"{name}={value}" for name, value in self.environment.items()) or "nothing"
         lines = [
             ", ".join([*versions, f"Python {machine.python}"]),
-            f"{machine.system}, {machine.name}, {machine.cores} cores, {_size(machine.memory)} memory{free}",
+            f"{machine.system}, {machine.name}, {counted(machine.cores, 'core')}, {_size(machine.memory)} memory{free}",
             f"backend {machine.backend} on {machine.device_type}, device {self._device()}",
         ]
         if "max_recommended_working_set_size" in self.device_info:

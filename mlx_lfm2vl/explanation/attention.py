@@ -7,19 +7,21 @@ reference returns for `output_attentions` with its eager attention. The softmax 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
 
 from ..backends.thread_state import computing
-from ..generation.decode import Prompt, prefill_in_pieces
+from ..generation.chunked_prefill import Prompt, prefill_in_pieces
 from ..generation.request import EncodedPrompt, take_views
 from ..generation.vision_cache import VisionCache, encode_views_in_pieces
-from ..generation.watch import whole
+from ..generation.watch import Pieces, Stop, check, whole
 from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 
+T = TypeVar("T")
 TOKENS_PER_PASS = 32  # whose weights over the whole prompt are held at a time
 
 
@@ -29,6 +31,9 @@ def answer_attentions(
     prompt: EncodedPrompt,
     tokens: Sequence[int],
     vision_cache: VisionCache,
+    *,
+    stop: Stop | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> list[np.ndarray]:
     """The attention with which each token of an answer was chosen, over the image tokens.
 
@@ -38,6 +43,8 @@ def answer_attentions(
         tokens: of the answer, at least one. The weights of a token are those of the position before it, which chooses
             it: the first token's are those of the prompt's last position.
         vision_cache: where the encoded pictures are found.
+        stop: asked between pieces of the work.
+        progress: told of the tokens of the prompt that have run.
 
     Returns:
         For each picture (attention layers, heads, tokens, image tokens of the picture) float32. The weights of a token
@@ -45,28 +52,43 @@ def answer_attentions(
 
     Raises:
         InputError, OutOfMemoryError, NotFiniteError
+        Cancelled: `stop` said so.
     """
     pixels, shapes = take_views(prompt.pictures)
     keys = [key for picture in prompt.pictures for key in picture.keys]
-    images = whole(encode_views_in_pieces(model, pixels, shapes, vision_cache, keys))
+    images = whole(encode_views_in_pieces(model, pixels, shapes, vision_cache, keys), stop)
     cache = Cache(model.config.text_config)
-    whole(prefill_in_pieces(model, Prompt(prompt.ids[None, :-1], images=images, answer=len(tokens)), cache))
+    asked = Prompt(prompt.ids[None, :-1], images=images, answer=len(tokens))
+    whole(_watched(prefill_in_pieces(model, asked, cache), progress), stop)
     image = np.isin(prompt.ids, model.config.placeholders)
     places = [start + np.flatnonzero(image[start:end]) for start, end in prompt.places]
     asking = np.concatenate([prompt.ids[-1:], np.asarray(tokens[:-1], prompt.ids.dtype)])
-    passes = list(_passes(model, asking, cache, np.concatenate(places)))
+    passes = list(_passes(model, asking, cache, np.concatenate(places), stop))
     weights = np.concatenate(passes, axis=2)
     ends = np.cumsum([len(each) for each in places])[:-1]
     return np.split(weights, ends, axis=-1)
 
 
+def _watched(pieces: Pieces[T], progress: Callable[[int], None] | None) -> Pieces[T]:
+    """The same pieces, of which `progress` is told."""
+    while True:
+        try:
+            done = next(pieces)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        if progress is not None:
+            progress(done)
+        yield done
+
+
 def _passes(
-    model: Lfm2VlForConditionalGeneration, asking: np.ndarray, cache: Cache, places: np.ndarray
+    model: Lfm2VlForConditionalGeneration, asking: np.ndarray, cache: Cache, places: np.ndarray, stop: Stop | None
 ) -> Iterator[np.ndarray]:
-    """(layers, heads, tokens of the pass, places) float32 each."""
+    """(layers, heads, tokens of the pass, places) float32 each. Raises `Cancelled`."""
     text = model.model.language_model
     columns = mx.array(places)
     for start in range(0, len(asking), TOKENS_PER_PASS):
+        check(stop)
         weights: list[mx.array] = []
         embeds = text.embed(mx.array(asking[None, start : start + TOKENS_PER_PASS]))
         text(embeds, cache=cache, attentions=weights)

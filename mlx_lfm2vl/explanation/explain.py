@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
-from ..errors import PromptError
+from ..errors import AnswerError, PromptError
 from ..generation.arguments import CallOverrides
 from ..generation.messages import conversation
 from ..generation.options import GenerationOptions
@@ -14,6 +14,7 @@ from ..generation.request import GenerationRequest, check_pair, encode
 from ..generation.response import Completion
 from ..generation.stream import stream_generate
 from ..generation.vision_cache import VisionCache
+from ..generation.watch import Cancelled, Progress, Stop, check_callable
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing import geometry
 from ..processing.conversation import pictures_of, with_page_items
@@ -22,6 +23,8 @@ from ..processing.processor import Lfm2VlProcessor
 from .attention import answer_attentions
 from .explanation import Explanation
 from .picture_map import picture_map
+
+_STOPPED = "the answer was stopped before it was explained"
 
 
 def explain(
@@ -33,6 +36,8 @@ def explain(
     system: str | None = None,
     options: GenerationOptions | None = None,
     per_head: bool = False,
+    stop: Stop | None = None,
+    progress: Progress | None = None,
     control_tokens: bool = False,
     **overrides: Unpack[CallOverrides],
 ) -> Explanation:
@@ -46,15 +51,21 @@ def explain(
         processor: the same.
         prompt, images, system, options, control_tokens, overrides: as for `stream_generate`.
         per_head: keep the attention of each head, not their mean.
+        stop: asked many times a second and between tokens; true ends the work with an `AnswerError`.
+        progress: told of the tokens of the prompt that have run and of all. The prompt runs twice, so they are twice as
+            many as it has.
 
     Returns:
         The answer with its attention, in the pictures' own coordinates.
 
     Raises:
         PromptError: there is no picture, or the answer is empty.
+        AnswerError: `stop` ended the work.
         Lfm2VlError: what `stream_generate` raises.
     """
     check_pair(model, processor)
+    check_callable("stop", stop)
+    check_callable("progress", progress)
     image_overrides: dict[str, Any] = {**overrides}
     chosen = GenerationOptions.of(options, image_overrides)
     config = processor.image_processor.configured(**image_overrides)
@@ -67,13 +78,26 @@ def explain(
         *(model, processor, messages),
         options=chosen,
         vision_cache=vision_cache,
+        stop=stop,
+        progress=None if progress is None else lambda done, count: progress(done, 2 * count),
         control_tokens=control_tokens,
         **image_overrides,
     )
-    tokens = Completion.of(list(responses)).tokens
+    completion = Completion.of(list(responses))
+    if completion.finish_reason == "cancelled":
+        raise AnswerError(_STOPPED)
+    tokens = completion.tokens
     if not tokens:
         raise PromptError("the answer is empty, so there is nothing to explain; ask otherwise")
-    weights = answer_attentions(model, encode(model, processor, request), tokens, vision_cache)
+    encoded = encode(model, processor, request)
+    count = len(encoded.ids)
+    again = None if progress is None else lambda done: progress(count + done, 2 * count)
+    try:
+        weights = answer_attentions(model, encoded, tokens, vision_cache, stop=stop, progress=again)
+    except Cancelled:
+        raise AnswerError(_STOPPED) from None
+    if progress is not None:
+        progress(2 * count, 2 * count)
     plans = [geometry.plan(picture.height, picture.width, config) for picture in pictures]
     maps = [
         picture_map(each if per_head else each.mean(axis=1), plan) for each, plan in zip(weights, plans, strict=True)

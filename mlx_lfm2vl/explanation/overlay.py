@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import OptionError, OutputError
+from ..errors import OptionError, OutputError, counted
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 COLOURS = np.array([(255, 247, 188), (254, 196, 79), (240, 100, 30), (165, 15, 30), (90, 0, 40)], np.float32)
@@ -73,7 +73,7 @@ def sheet(picture: Image.Image, title: str, whole: Panel, words: Sequence[Panel]
         pen.text((x, y + small[1] + 3), _fitted(word, small[0] - 50, fonts[15]), INK, fonts[15])
         pen.text((x + small[0], y + small[1] + 5), remark, GREY, fonts[13], anchor="ra")
     if len(words) > len(shown):
-        text = f"and {len(words) - len(shown)} more words"
+        text = f"and {counted(len(words) - len(shown), 'more word')}"
         pen.text((GAP, below + rows * (small[1] + 36)), text, GREY, fonts[13])
     _legend(canvas, height - 40, fonts[13])
     return canvas

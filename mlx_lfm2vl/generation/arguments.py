@@ -9,6 +9,7 @@ from ..processing.fetch import SourcePolicy
 from .logits_process import LogitsProcessor
 from .options import GenerationOptions
 from .prompt_cache import PromptCache
+from .speculation import Draft
 from .vision_cache import VisionCache
 from .watch import Progress, Stop
 
@@ -80,6 +81,7 @@ class OptionFields(TypedDict, total=False):
     frequency_penalty: float
     presence_penalty: float
     logits_processors: Sequence[LogitsProcessor]
+    draft: Literal["ngram"] | Draft | None
 
 
 class CallOverrides(PictureOverrides, OptionFields, total=False):

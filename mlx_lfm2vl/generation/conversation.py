@@ -20,7 +20,7 @@ from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing import geometry
 from ..processing.load_image import Picture, load_image
-from ..processing.pages import expand_pages
+from ..processing.pages import pages_of
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
 from . import saved
@@ -132,7 +132,7 @@ class Conversation:
         `stream_generate`. Raises `PromptError` and `ImageError`."""
         pictures = []
         policy = self.processor.image_processor.source_policy
-        for given in (page for each in checked_pictures(images) for page in expand_pages(each, policy)):
+        for given in pages_of(checked_pictures(images), policy):
             picture = load_image(given, policy, self.image_config)
             picture = picture.copy() if picture is given else picture  # the caller may go on drawing in it
             picture.info = {}  # what it says is obeyed; a saved conversation must not say it again

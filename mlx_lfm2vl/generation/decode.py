@@ -1,154 +1,31 @@
-"""One prefill and one decode loop, for single prompts, chats and padded batches alike.
+"""One decode loop, for single prompts, chats and padded batches alike.
 
 After the first token, which is told at once, the loop is one step ahead: the next step is dispatched before the last
-token is read, so that the device has work while Python has. Logits are computed for the last position only.
+token is read, so that the device has work while Python has. Where drafts say how answers may go on, `verify` runs them
+in one step, and is not ahead: what may follow is only known once its tokens are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
 from ..backends.memory import allocations
 from ..backends.thread_state import computing
-from ..errors import InputError, NotFiniteError, OutOfMemoryError
-from ..models.cache import GROWTH_STEP, Cache
+from ..errors import NotFiniteError, OutOfMemoryError
+from ..models.cache import Cache
 from ..models.context import Context
-from ..models.lfm2 import Lfm2Model
-from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
-from ..weights.fit import check_question, largest_pass, number_type
+from ..models.key_values import GROWTH_STEP
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from .batched_sampler import BatchedSampler
+from .chunked_prefill import Prompt, clear_outgrown
 from .finite import not_finite
 from .logprobs import Logprobs, RowLogprobs
-from .passes import prefill_chunk
-from .sampler import BatchedSampler, Sampler
+from .sampler import Sampler, UniformSampler
 from .sampling import NOT_FINITE
-from .vision_cache import VisionCache, encode_views_in_pieces
-from .watch import Cancelled, Pieces, completed
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The arrays of one call of the processor, ready to be prefilled.
-
-    `input_ids` (B, L); `attention_mask` (B, L), 1 at real tokens, padded on the left; the pictures' arrays or None, or
-    in their place `images`, the image tokens (n, hidden) that were made of them. `answer`: tokens that may follow, for
-    which there must be memory, too.
-    """
-
-    input_ids: np.ndarray
-    attention_mask: np.ndarray | None = None
-    pixel_values: Array | None = None
-    spatial_shapes: Array | None = None
-    images: mx.array | None = None
-    answer: int = 0
-
-    def __post_init__(self) -> None:
-        if self.attention_mask is None:
-            return
-        mask = np.asarray(self.attention_mask)
-        if mask.shape != self.input_ids.shape:
-            raise InputError(f"attention_mask has shape {mask.shape}, input_ids {self.input_ids.shape}")
-        if not mask[:, -1].all() or (np.diff(mask.astype(np.int8), axis=1) < 0).any():
-            raise InputError("attention_mask pads on the right; generation needs padding_side='left'")
-
-    @property
-    def padding(self) -> np.ndarray | None:
-        """Padding tokens before each row (B,), or None if there are none."""
-        if self.attention_mask is None or np.asarray(self.attention_mask).all():
-            return None
-        return self.input_ids.shape[1] - np.asarray(self.attention_mask).sum(axis=1)
-
-
-def prefill_in_pieces(
-    model: Lfm2VlForConditionalGeneration,
-    prompt: Prompt,
-    cache: Cache,
-    *,
-    chunk: int | None = None,
-    vision_cache: VisionCache | None = None,
-    pauses: Collection[int] = (),
-    paused: Callable[[int], None] | None = None,
-) -> Pieces[mx.array]:
-    """Runs the prompt through the model into `cache`; a pass of the vision tower, or a chunk of the text, at a time.
-
-    Pictures are encoded first and their buffers freed. Each chunk of the text is evaluated before the next. A single
-    unpadded prompt may continue what the cache holds. Chunks that were run stay in the cache when the work ends early.
-
-    Args:
-        model: the model.
-        prompt: ids and pictures of all rows.
-        cache: what stands before the prompt; takes the prompt's states.
-        chunk: tokens of a chunk. None is `passes.prefill_chunk`.
-        vision_cache: where encoded pictures are found and kept.
-        pauses: a chunk ends where the cache holds one of these numbers of tokens; more may be added meanwhile.
-        paused: told of each.
-
-    Returns:
-        Logits (B, vocabulary) of the last position. Yields the tokens that the cache holds.
-
-    Raises:
-        InputError, OutOfMemoryError, NotFiniteError
-    """
-    rows, length = prompt.input_ids.shape
-    answer = max(0, min(prompt.answer, model.config.text_config.max_position_embeddings - length))
-    check_question(model.config, number_type(model), length, answer, largest_pass(prompt.spatial_shapes), rows)
-    padding = prompt.padding
-    with allocations(f"a prompt of {length:,} tokens"):
-        embedding = _embed(model, prompt, vision_cache)
-        del prompt
-        embeds = yield from embedding
-        end = 0
-        while end < length:
-            start, before = end, cache.offset
-            end = min(start + (chunk or prefill_chunk(model.config.text_config, rows, before)), length)
-            end = min((pause - before + start for pause in pauses if 0 < pause - before < end - start), default=end)
-            hidden = _run_chunk(model.model.language_model, embeds[:, start:end], padding, cache)
-            if end == length:
-                break
-            mx.eval(cache.arrays)
-            clear_outgrown(cache, before)
-            if paused is not None and cache.offset in pauses:
-                paused(cache.offset)
-            yield cache.offset
-        logits = model.logits(hidden[:, -1:])[:, 0]
-        mx.async_eval(logits, cache.arrays)  # where memory is short, it is here that this shows
-        return logits
-
-
-prefill = completed(prefill_in_pieces)
-
-
-def _embed(model: Lfm2VlForConditionalGeneration, prompt: Prompt, vision_cache: VisionCache | None) -> Pieces[mx.array]:
-    """The embeddings (B, L, hidden) of text and pictures."""
-    images = prompt.images
-    if prompt.pixel_values is not None:
-        if prompt.spatial_shapes is None:
-            raise InputError("pixel_values is given without spatial_shapes")
-        images = yield from encode_views_in_pieces(model, prompt.pixel_values, prompt.spatial_shapes, vision_cache)
-        mx.eval(images)
-        mx.clear_cache()  # the tower's buffers are of sizes that the text does not use
-    return model.model.embed(prompt.input_ids, images)
-
-
-def _run_chunk(text_model: Lfm2Model, embeds: mx.array, padding: np.ndarray | None, cache: Cache) -> mx.array:
-    """The last hidden state (B, 1, hidden). Raises `Cancelled`, with the cache as it was."""
-    begun = cache.checkpoint(detach=False)
-    try:
-        return text_model(embeds, Context.following(embeds.shape[1], cache.offset, padding), cache, last_only=True)
-    except Cancelled:
-        cache.rewind(begun)
-        raise
-
-
-def clear_outgrown(cache: Cache, before: int) -> None:
-    """Frees what MLX keeps for reuse if the key-value buffers have grown since `before` tokens: the outgrown ones fit
-    nothing that comes later."""
-    if -(-before // GROWTH_STEP) < -(-cache.offset // GROWTH_STEP):
-        mx.clear_cache()
 
 
 class GenerationBatch:
@@ -169,9 +46,11 @@ class GenerationBatch:
         whether they are wanted, those of `top_logprobs` likeliest tokens too. `first`: whether the tokens are the
         answers' first, which are told before the step after them is dispatched."""
         self._model, self._cache, self._sampler, self._padding = model, cache, sampler, padding
+        self._gaps: np.ndarray | None = None  # (B, n): whether columns count, where drafts left some that do not
         self._top: int | None = top_logprobs if logprobs else None
         with allocations("the answer's first token"):
             self._next = self._chosen(logits)
+        self._blocks, self._start = np.zeros((0, 0), np.int32), 0  # of the drafts that are verified, and their column
         self._first, self._read = first, False  # `_read`: `_next` was returned, and the step after it not dispatched
 
     def _chosen(self, logits: mx.array) -> tuple[mx.array, Logprobs | None]:
@@ -184,13 +63,25 @@ class GenerationBatch:
         """Runs the model over the tokens of `_next`, and makes it those that follow them."""
         body, before = self._model.model, self._cache.offset
         embeds = body.language_model.embed(self._next[0][:, None])
-        hidden = body.language_model(embeds, Context.following(1, before, self._padding), self._cache)
+        hidden = body.language_model(embeds, self._context(1), self._cache)
         logits = self._model.logits(hidden)[:, 0]
         if self._sampler.reads_tokens and not self._read:
             mx.async_eval(logits, self._cache.arrays)  # the device has work while the host reads and looks ahead
             self._accept()
         self._next, self._read = self._chosen(logits), False
         clear_outgrown(self._cache, before)
+
+    def _context(self, length: int) -> Context:
+        if self._gaps is None:
+            return Context.following(length, self._cache.offset, self._padding)
+        return Context.among(self._columns(self._cache.offset + length), length)
+
+    def _columns(self, count: int) -> np.ndarray:
+        """Which of the first `count` columns of each row count, (B, count) bool. Those behind `_gaps` do."""
+        if self._gaps is None:
+            padding = np.zeros(self._next[0].shape[0], np.int64) if self._padding is None else self._padding
+            return np.arange(count) >= padding[:, None]
+        return np.pad(self._gaps, [(0, 0), (0, count - self._gaps.shape[1])], constant_values=True)
 
     def _accept(self) -> None:
         """Tells the sampler the tokens of `_next`."""
@@ -215,6 +106,79 @@ class GenerationBatch:
                 self._dispatch()
             return tokens.tolist(), None if logprobs is None else logprobs.rows()  # type: ignore[return-value]
 
+    @property
+    def ready(self) -> bool:
+        """Whether all tokens were returned that were chosen, so that `verify` can follow."""
+        return self._read
+
+    @computing
+    def verify(self, drafts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[RowLogprobs]] | None]:
+        """The next tokens of every row by one run of the model: those of its draft that it would have chosen, and the
+        one behind them, with their logprobs if wanted. `keep` must follow.
+
+        Every token is the one that steps would choose, by the row's own options and random numbers: a draft only says
+        what is computed together. (Drafts and tokens that share their random numbers: Daliri, Musco and Suresh,
+        "Coupling without Communication and Drafter-Invariant Speculative Decoding", 2024.)
+
+        Args:
+            drafts: for each row, tokens that may follow, or none; for one row at least one.
+        """
+        with allocations("the answer's next tokens"):
+            lengths = [len(draft) for draft in drafts]
+            shape = len(drafts), 1 + max(lengths)
+            self._blocks, self._start = np.zeros(shape, np.int32), self._cache.offset
+            self._blocks[:, 0] = self._next[0].tolist()
+            for block, draft in zip(self._blocks, drafts, strict=True):
+                block[1 : 1 + len(draft)] = draft
+            body = self._model.model
+            self._cache.record()
+            embeds = body.language_model.embed(mx.array(self._blocks))
+            logits = self._model.logits(body.language_model(embeds, self._context(shape[1]), self._cache))
+            mx.async_eval(logits, self._cache.arrays)  # the device has work while the host makes masks
+            assert isinstance(self._sampler, (UniformSampler, BatchedSampler))
+            chosen = self._sampler.verify(logits, self._blocks, lengths)
+            logprobs = None
+            if self._top is not None:
+                logprobs = Logprobs.of(logits.reshape(-1, logits.shape[2]), chosen.reshape(-1), self._top).rows()
+            tokens: list[list[int]] = chosen.tolist()  # type: ignore[assignment]
+        counts = [
+            1 + next((at for at, pair in enumerate(zip(draft, own, strict=False)) if pair[0] != pair[1]), len(draft))
+            for draft, own in zip(drafts, tokens, strict=True)
+        ]
+        tokens = [own[:count] for own, count in zip(tokens, counts, strict=True)]
+        rows = [at * shape[1] for at in range(shape[0])]
+        if logprobs is None:
+            return tokens, None
+        return tokens, [logprobs[at : at + count] for at, count in zip(rows, counts, strict=True)]
+
+    def keep(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Goes on behind these tokens of every row, the first that `verify` returned, at least one."""
+        counts, last = [len(own) for own in tokens], [own[-1] for own in tokens]
+        if min(counts) < max(counts):
+            gaps = self._columns(self._start + max(counts))
+            self._gaps = gaps & (np.arange(gaps.shape[1]) < self._start + np.array(counts)[:, None])
+        assert isinstance(self._sampler, (UniformSampler, BatchedSampler))
+        self._sampler.keep(self._blocks, counts, last)
+        self._cache.trim(self._start, counts)
+        self._next = mx.array(np.array(last, np.int32)), None
+        clear_outgrown(self._cache, self._start)
+        end = self._cache.offset
+        if self._gaps is not None and end - self._columns(end).sum(axis=1).max() >= GROWTH_STEP:
+            self._close_gaps()
+        self._evaluate()
+
+    def _close_gaps(self) -> None:
+        """Moves the columns that count to the right, where there is any that does not between them."""
+        if self._gaps is None:
+            return
+        columns = self._columns(self._cache.offset)
+        counts = columns.sum(axis=1)
+        padding = counts.max() - counts
+        self._cache.select(
+            np.stack([np.pad(np.flatnonzero(own), (before, 0)) for own, before in zip(columns, padding, strict=True)])
+        )
+        self._padding, self._gaps = padding if padding.any() else None, None
+
     def extend(self, other: GenerationBatch) -> None:
         """Goes on with the rows of another, of which nothing was read yet, behind one's own. Columns that are padding
         in all rows are given up. Goes on without them where it raises `OutOfMemoryError`."""
@@ -227,6 +191,7 @@ class GenerationBatch:
             except BaseException:
                 self._cache.rewind(begun)  # the rows go on from where they were
                 raise
+        self._close_gaps()
         counts = [part._next[0].shape[0] for part in parts]
         paddings = [
             np.zeros(count, np.int64) if part._padding is None else part._padding
@@ -251,6 +216,7 @@ class GenerationBatch:
 
     def row_cache(self, row: int) -> Cache:
         """The cache of a row, which goes on no longer. Of the only row it is the cache itself."""
+        self._close_gaps()
         padding = 0 if self._padding is None else int(self._padding[row])
         if self._next[0].shape[0] == 1 and not padding:
             mx.eval(self._cache.arrays)
@@ -259,6 +225,7 @@ class GenerationBatch:
 
     def filter(self, rows: list[int]) -> None:
         """Goes on with these rows only."""
+        self._close_gaps()
         index = mx.array(rows)
         tokens, logprobs = self._next
         self._next = (tokens[index], None if logprobs is None else logprobs.filter(index))

@@ -39,6 +39,7 @@ class RowState:
         self, processors: Iterable[LogitsProcessor] = (), tokens: Sequence[int] = (), matcher: Matcher | None = None
     ):
         self._processors = [_own(processor) for processor in processors]
+        self._ahead: list[list[LogitsProcessor]] = []  # the processors behind each token that may be accepted next
         self._tokens = [int(token) for token in tokens] if self._processors else []
         self.matcher = matcher
 
@@ -46,15 +47,24 @@ class RowState:
         """Takes the token that was chosen."""
         if self._processors:
             self._tokens.append(token)
+        if self._ahead:
+            self._processors = self._ahead.pop(0)
         if self.matcher is not None:
             self.matcher.consume(token)
 
-    def process(self, logits: mx.array) -> mx.array:
-        """Logits (1, vocabulary) float32 as the processors change them."""
-        tokens = mx.array(np.array(self._tokens, np.int32))
-        for processor in self._processors:
-            logits = processor(tokens, logits)
-        return logits.astype(mx.float32)
+    def process(self, logits: mx.array, draft: Sequence[int] = ()) -> mx.array:
+        """Logits (1 + n, vocabulary) float32 of the next token, and of those behind each of a draft of n tokens, as the
+        processors change them."""
+        self._ahead, processors, made = [], self._processors, []
+        for at in range(1 + len(draft)):
+            if draft:  # which may be wrong: processors that remember go on from the tokens that are accepted
+                processors = [_own(processor) for processor in processors]
+                self._ahead.append(processors)
+            tokens, scores = mx.array(np.array([*self._tokens, *draft[:at]], np.int32)), logits[at : at + 1]
+            for processor in processors:
+                scores = processor(tokens, scores)
+            made.append(scores.astype(mx.float32))
+        return made[0] if len(made) == 1 else mx.concatenate(made)
 
 
 def _own(processor: LogitsProcessor) -> LogitsProcessor:

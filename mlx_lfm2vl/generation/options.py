@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import GenerationConfig
 from ..constraints.response_format import ResponseFormat
@@ -14,6 +14,7 @@ from ..errors import OptionError
 
 if TYPE_CHECKING:
     from .logits_process import LogitsProcessor
+    from .speculation import Draft
 
 MAX_TOKENS = 2**31  # more than any model has positions
 MAX_TOP_LOGPROBS = 100
@@ -26,16 +27,19 @@ class GenerationOptions:
 
     `max_tokens`: at most so many new tokens; None is to the end of the model's positions. `temperature`: 0 is greedy.
     `top_k`: sample among the k likeliest (0: off). `top_p`: among the likeliest that together reach this probability
-    (1: off). `min_p`: among those at least this fraction as likely as the likeliest (0: off). `repetition_penalty`:
-    divides positive and multiplies negative logits of tokens seen in prompt or answer (1: off; Keskar et al. 2019).
-    `seed`: makes sampling repeatable. `stop`: texts at which the answer ends (a string or several, None is none), not
-    part of it; one that is a special token counts as its id. `logprobs`: pieces carry the natural logarithm of the
-    probability that the model itself gave each token, before all that is said here. `top_logprobs`: pieces carry the
-    same for so many of the likeliest tokens in each place (0: off, else `logprobs` too). `response_format`: the form
-    that the answer holds to, a `ResponseFormat` or what `ResponseFormat.of` takes. `logit_bias`: what is added to the
-    logit of a token, by its id. `frequency_penalty`, `presence_penalty`: what a token's logit loses, c times the first
-    and once the second where it is c > 0 times in the answer; logit - c * frequency - (c > 0) * presence (OpenAI's API
-    reference, "Frequency and presence penalties"). `logits_processors`: see `LogitsProcessor`.
+    (1: off, 0: the likeliest alone). `min_p`: among those at least this fraction as likely as the likeliest (0: off).
+    `repetition_penalty`: divides positive and multiplies negative logits of tokens seen in prompt or answer (1: off;
+    Keskar et al. 2019). `seed`: makes sampling repeatable. `stop`: texts at which the answer ends (a string or several,
+    None is none), not part of it; one that is a special token counts as its id. `logprobs`: pieces carry the natural
+    logarithm of the probability that the model itself gave each token, before all that is said here. `top_logprobs`:
+    pieces carry the same for so many of the likeliest tokens in each place (0: off, else `logprobs` too).
+    `response_format`: the form that the answer holds to, a `ResponseFormat` or what `ResponseFormat.of` takes.
+    `logit_bias`: what is added to the logit of a token, by its id. `frequency_penalty`, `presence_penalty`: what a
+    token's logit loses, c times the first and once the second where it is c > 0 times in the answer; logit - c *
+    frequency - (c > 0) * presence (OpenAI's API reference, "Frequency and presence penalties"). `logits_processors`:
+    see `LogitsProcessor`. `draft`: proposes tokens that are then computed in one run of the model: "ngram" (what
+    followed the last tokens before, in prompt, answer and earlier answers of a batch or an engine), a smaller model of
+    the family (or a `DraftModel` of it), or a `Draft`. It changes no token, only how many runs they take.
 
     The order: processors, bias, repetition penalty, frequency and presence penalty, the form, temperature, top-k,
     top-p, min-p; from the penalty on it is transformers'. Raises `OptionError` naming the option and its range, and
@@ -57,11 +61,12 @@ class GenerationOptions:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logits_processors: tuple[LogitsProcessor, ...] = ()
+    draft: Literal["ngram"] | Draft | None = None
 
     def __post_init__(self) -> None:
         self._number("max_tokens", 1, MAX_TOKENS, whole=True)
         self._number("temperature", 0, 100)
-        self._number("top_p", 0, 1, above=True)
+        self._number("top_p", 0, 1)
         self._number("min_p", 0, 1)
         self._number("top_k", 0, 2**31, whole=True)
         self._number("repetition_penalty", 0.01, 100)
@@ -85,9 +90,11 @@ class GenerationOptions:
         if not isinstance(processors, Iterable) or not all(map(callable, processors := tuple(processors))):
             raise OptionError(f"logits_processors is {self.logits_processors!r}, expected functions")
         object.__setattr__(self, "logits_processors", processors)
+        if not (self.draft is None or self.draft == "ngram" or callable(self.draft)):
+            raise OptionError(f'draft is {self.draft!r}, expected "ngram", a model or a function')
         object.__setattr__(self, "response_format", ResponseFormat.of(self.response_format))
 
-    def _number(self, name: str, low: float, high: float, whole: bool = False, above: bool = False) -> None:
+    def _number(self, name: str, low: float, high: float, whole: bool = False) -> None:
         """Checks a field and makes a plain number of it (NumPy has its own)."""
         value = getattr(self, name)
         if value is None:
@@ -98,10 +105,9 @@ class GenerationOptions:
                 number = operator.index(value) if whole else float(value) if isinstance(value, Real) else None
             except (TypeError, OverflowError):
                 number = None
-        if number is None or not low <= number <= high or (above and number == low):  # NaN is in no range
+        if number is None or not low <= number <= high:  # NaN is in no range
             kind = "an integer" if whole else "a number"
-            start = f"above {low:g}" if above else f"from {low:g}"
-            raise OptionError(f"{name} is {value!r}, expected {kind} {start} to {high:g}")
+            raise OptionError(f"{name} is {value!r}, expected {kind} from {low:g} to {high:g}")
         object.__setattr__(self, name, number)
 
     @property

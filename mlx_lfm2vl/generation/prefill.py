@@ -15,12 +15,14 @@ import numpy as np
 from ..backends.memory import allocations
 from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
-from .decode import GenerationBatch, Prompt, prefill_in_pieces
+from .batched_sampler import make_sampler
+from .chunked_prefill import Prompt, prefill_in_pieces
+from .decode import GenerationBatch
 from .defaults import generation_config
 from .prompt_cache import PromptCache
 from .prompt_entry import Recorder, checkpoint_places
 from .request import EncodedPicture, take_views
-from .sampler import Sampler, make_sampler
+from .sampler import Sampler
 from .sequence import Sequence
 from .vision_cache import VisionCache, encode_views_in_pieces
 from .watch import Cancelled, Pieces
@@ -131,7 +133,7 @@ def _prefill_row(
     """Runs a row from where it parts from its source, and keeps its states for others where there is a prompt cache.
     Cache and logits (1, vocabulary)."""
     ids, known, spans = row.tokens, row.known, row.prompt.spans if prompt_cache is not None else ()
-    cache = Cache(model.config.text_config)
+    cache = model.make_cache()
     if not row.generated:
         row.cached = known
     recorder = None
@@ -186,7 +188,7 @@ def _prefill_together(
         ids[at, padding[at] :] = row.ids
     mask = (np.arange(ids.shape[1]) >= padding[:, None]).astype(np.int64)
     prompt = Prompt(ids, mask, images=images, answer=max(row.options.token_limit for row in rows))
-    cache = Cache(model.config.text_config)
+    cache = model.make_cache()
     logits = yield from prefill_in_pieces(model, prompt, cache)
     return cache, logits, prompt.padding
 

@@ -21,7 +21,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import OptionError, OutputError, WeightsError, first_line
-from ..models.cache import Cache, CacheCheckpoint, KeyValueCache, state_shapes
+from ..models.cache import Cache, CacheCheckpoint, state_shapes
+from ..models.key_values import KeyValueCache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..weights.files import FLOATING, read_header
 from ..weights.fit import number_type
@@ -51,7 +52,9 @@ class PromptStore:
         if not key:
             raise OptionError("prompt_cache has a folder, for which the model must have been loaded from files")
         self.folder, self._limit, self._config = Path(folder), limit, model.config.text_config
+        self._kv_bits = model.kv_bits
         what = [FORMAT, key, backend, str(number_type(model)), version("mlx")]
+        what += [] if self._kv_bits is None else [f"keys and values of {self._kv_bits} bits"]
         self._prefix = hashlib.blake2b(json.dumps(what).encode(), digest_size=8).hexdigest()
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -77,8 +80,13 @@ class PromptStore:
             )
             if {name: info.shape for name, info in header.items()} != self._shapes(entry):
                 raise WeightsError("it does not hold the states that it should")
-            if any(info.dtype not in FLOATING for name, info in header.items() if name != "ids"):
+            packed = (
+                set() if self._kv_bits is None else {name for name in header if name.endswith((".keys", ".values"))}
+            )
+            if any(info.dtype not in FLOATING for name, info in header.items() if name not in packed and name != "ids"):
                 raise WeightsError("its states are not floating-point numbers")
+            if any(header[name].dtype != "U32" for name in packed):
+                raise WeightsError("its keys and values are not packed")
             if ids.dtype != np.int64 or (ids < 0).any() or (ids >= self._config.vocab_size).any():
                 raise WeightsError("its ids are none")
         except (WeightsError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -93,13 +101,13 @@ class PromptStore:
         if not length or not ends or ends != sorted(set(ends)) or not 0 < ends[0] <= ends[-1] <= length:
             raise ValueError("its checkpoints are none")
         shapes: dict[str, tuple[int, ...]] = {"ids": (length,)}
-        states = (1, config.num_key_value_heads, length, config.head_dim)
-        for number, kind in enumerate(config.layer_types):
-            if kind == "full_attention":
-                shapes |= {f"layer.{number}.keys": states, f"layer.{number}.values": states}
+        for number, layer in enumerate(Cache(config, self._kv_bits).layers):
+            if isinstance(layer, KeyValueCache):
+                for name, width in zip(layer.names, layer.widths(config.head_dim), strict=True):
+                    shapes[f"layer.{number}.{name}"] = (1, config.num_key_value_heads, length, width)
         for number, (at, logits) in enumerate(entry.ends):
-            for layer, kept in enumerate(state_shapes(config, at)):
-                shapes |= {f"checkpoint.{number}.{layer}.{index}": shape for index, shape in enumerate(kept)}
+            for bounded, kept in enumerate(state_shapes(config, at)):
+                shapes |= {f"checkpoint.{number}.{bounded}.{index}": shape for index, shape in enumerate(kept)}
             if logits:
                 shapes[f"checkpoint.{number}.logits"] = (1, config.vocab_size)
         return shapes
@@ -128,10 +136,10 @@ class PromptStore:
             )
             own = arrays[f"checkpoint.{number}.logits"] if logits else None
             points.append(Checkpoint(CacheCheckpoint(at, states), own))
-        cache = Cache(self._config)
+        cache = Cache(self._config, self._kv_bits)
         for number, layer in enumerate(cache.layers):
             if isinstance(layer, KeyValueCache):
-                layer.keys, layer.values = arrays[f"layer.{number}.keys"], arrays[f"layer.{number}.values"]
+                layer.states = tuple(arrays[f"layer.{number}.{name}"] for name in layer.names)
         cache.rewind(points[-1].state)
         return Entry(stored.ids, stored.pictures, cache, tuple(points))
 
@@ -140,9 +148,9 @@ class PromptStore:
         length = entry.checkpoints[-1].offset
         arrays: dict[str, mx.array] = {"ids": mx.array(entry.ids[:length].astype(np.int64))}
         for number, layer in enumerate(entry.cache.layers):
-            if isinstance(layer, KeyValueCache) and layer.keys is not None and layer.values is not None:
-                arrays[f"layer.{number}.keys"] = mx.contiguous(layer.keys[..., :length, :])
-                arrays[f"layer.{number}.values"] = mx.contiguous(layer.values[..., :length, :])
+            if isinstance(layer, KeyValueCache):
+                for name, array in zip(layer.names, layer.states, strict=True):
+                    arrays[f"layer.{number}.{name}"] = mx.contiguous(array[..., :length, :])
         for number, point in enumerate(entry.checkpoints):
             for at, inputs in enumerate(point.state.states):
                 arrays |= {f"checkpoint.{number}.{at}.{index}": array for index, array in enumerate(inputs)}

@@ -20,7 +20,7 @@ from ..constraints.compile import Grammar
 from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.control_tokens import Marked, control_pattern, mark
-from ..processing.conversation import CALL_END, CALL_START, normalised, pictures_of, with_page_items
+from ..processing.conversation import CALL_END, CALL_START, pictures_of, with_page_items
 from ..processing.processor import Lfm2VlProcessor, check_names
 from ..processing.tokenizer import Tokenizer
 from .defaults import Model, grammar_of, positions_left, resolved
@@ -91,6 +91,13 @@ class EncodedPicture:
     def key(self) -> bytes:
         """The key by which the picture is known."""
         return b"".join(self.keys)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The patches, which stay."""
+        if self._pixels is None:
+            self._pixels = self._encode()
+        return self._pixels
 
     def take(self) -> np.ndarray:
         """The patches, which are not kept."""
@@ -246,17 +253,16 @@ def rendered(
     answer: str = "",
     variables: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of a conversation up to its answer, and the beginning of the answer that is known. `variables`: more for
-    the template. Control tokens of the
+    """The text of a conversation up to its answer, and the beginning of the answer that is known. `messages`: in the
+    one spelling that `conversation` of messages.py gives. `variables`: more for the template. Control tokens of the
     caller's are marked as text (unless `control_tokens`), for `Tokenizer.encode_marked`. Raises `TemplateError`."""
-    given: Any = [normalised(message) for message in messages]  # a control token may be escaped in a text of JSON
     if not control_tokens:
         pattern = processor.tokenizer.control_tokens(processor.template.literal_text)
-        given = mark([_spoken(message, processor) for message in given], pattern)
+        messages = mark([_spoken(message, processor) for message in messages], pattern)
         tools, variables = mark(tools, pattern), mark(variables, pattern)
         answer = answer and _spoken({"role": "assistant", "content": answer}, processor)["content"]
     template = processor.template
-    return template.render(given, tools=tools, add_generation_prompt=True, **(variables or {})).text + answer
+    return template.render(messages, tools=tools, add_generation_prompt=True, **(variables or {})).text + answer
 
 
 def _spoken(message: Mapping[str, Any], processor: Lfm2VlProcessor) -> dict[str, Any]:

@@ -19,7 +19,8 @@ class Statistics:
     an `Engine` the time until its turn came is left out); `prompt_tokens_per_second` is the new tokens of the prompt
     over that time; `tokens_per_second` counts the tokens after the first. `peak_memory` is MLX's since the call.
     `model_steps` are the runs of the model that the answer took: one a token, but for tokens that a `response_format`
-    forces, which are run together.
+    forces, which are run together, and those of drafts. `drafted_tokens` were proposed (`GenerationOptions.draft`) and
+    run, `accepted_tokens` of them were those that the model chooses.
     """
 
     prompt_tokens: int
@@ -31,6 +32,8 @@ class Statistics:
     tokens_per_second: float
     peak_memory: int
     model_steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 NOTHING = Statistics(0, 0, 0, 0, 0.0, 0.0, 0.0, 0)

@@ -48,12 +48,14 @@ class _Row:
 
     def __init__(self, options: GenerationOptions, row: int, answer: Sequence[int], state: RowState | None):
         self.options, self.answer, self.state = options, answer, state
-        self._generator = np.random.PCG64(np.random.SeedSequence(options.seed, spawn_key=(row,)))
-        self._generator.advance(len(answer))
+        self.generator = np.random.PCG64(np.random.SeedSequence(options.seed, spawn_key=(row,)))
+        self.generator.advance(len(answer))
 
-    def key(self) -> int:
-        """64 random bits."""
-        return int(self._generator.random_raw())
+    def keys(self, count: int) -> np.ndarray:
+        """64 random bits for each of the next tokens, (count,) uint64. They stay the next ones."""
+        made = self.generator.random_raw(count)
+        self.generator.advance(-count)
+        return made
 
 
 class UniformSampler:
@@ -106,13 +108,51 @@ class UniformSampler:
         self.begin(logits.shape[0])
         kind = self.kind.within(logits.shape[1])
         step = compiled(kind) if on_gpu() else partial(sample, kind)
-        if self.kind.bias and "bias" not in self._numbers:
-            self._numbers["bias"] = bias_of([row.options for row in self._rows], logits.shape[1])
-        self._remember(logits.shape[1])
+        self._prepare(logits.shape[1])
         tokens, self._history = step(logits, self._numbers, self._inputs(logits), self._history)
+        self._advance([1] * len(self._rows))
         if self.kind.remembers:
             self._history["last"] = tokens
         return tokens
+
+    def verify(self, logits: mx.array, blocks: np.ndarray, lengths: Sequence[int]) -> mx.array:
+        """The tokens that calls one by one would choose, each behind those of its row's block before. None of them
+        counts until `keep` says so.
+
+        Args:
+            logits: (B, L, vocabulary), behind each token of the blocks.
+            blocks: (B, L): a row's last token, a draft, and anything behind.
+            lengths: tokens of each draft.
+
+        Returns:
+            (B, L) int32.
+        """
+        rows, length, vocabulary = logits.shape
+        flat = logits.reshape(rows * length, vocabulary)
+        self._prepare(vocabulary)
+        history: dict[str, mx.array] = {}
+        if self.kind.remembers:
+            before = mx.cumsum(_said(blocks, vocabulary), axis=1, inclusive=False)
+            history = {name: _added(self._history[name][:, None], before) for name in self._history if name != "last"}
+            history = {name: array.reshape(rows * length, vocabulary) for name, array in history.items()}
+            history["last"] = mx.array(blocks.astype(np.int32).reshape(-1))
+        numbers = {name: mx.repeat(array, length, axis=0) for name, array in self._numbers.items()}
+        kind = self.kind.within(vocabulary)
+        step = compiled(kind) if on_gpu() else partial(sample, kind)
+        drafts = [block[1 : 1 + count].tolist() for block, count in zip(blocks, lengths, strict=True)]
+        return step(flat, numbers, self._inputs(flat, drafts, length), history)[0].reshape(rows, length)
+
+    def keep(self, blocks: np.ndarray, counts: Sequence[int], last: Sequence[int]) -> None:
+        """Counts the first tokens of the blocks that were verified as said, `counts` of each row, and as chosen those
+        behind each of them, the `last` of a row among these."""
+        self._advance(counts)
+        if not self.kind.remembers:
+            return
+        for name in self._history.keys() - {"last"}:
+            said = _said(blocks, self._history[name].shape[1])
+            said = said * mx.array(np.arange(blocks.shape[1]) < np.array(counts)[:, None])[..., None]
+            self._history[name] = _added(self._history[name], said.sum(axis=1))
+        self._history["last"] = mx.array(np.array(last, np.int32))
 
     def filter(self, rows: list[int]) -> None:
         if self._rows:
@@ -131,8 +171,20 @@ class UniformSampler:
             }
         self._set_rows(self._rows + other._rows)
 
+    def _advance(self, counts: Sequence[int]) -> None:
+        """Goes on behind so many tokens of each row."""
+        if not self.kind.greedy:
+            for row, count in zip(self._rows, counts, strict=True):
+                row.generator.advance(count)
+
     def _set_rows(self, rows: list[_Row]) -> None:
         self._rows, self._numbers = rows, numbers_of(self.kind, [row.options for row in rows])
+
+    def _prepare(self, vocabulary: int) -> None:
+        """Makes what depends on the vocabulary."""
+        if self.kind.bias and "bias" not in self._numbers:
+            self._numbers["bias"] = bias_of([row.options for row in self._rows], vocabulary)
+        self._remember(vocabulary)
 
     def _remember(self, vocabulary: int) -> None:
         """Begins the history of a kind that remembers, where nothing is known."""
@@ -149,89 +201,38 @@ class UniformSampler:
         if "last" not in self._history:
             self._history["last"] = mx.array(np.full(len(self._rows), NOT_FINITE, np.int32))
 
-    def _inputs(self, logits: mx.array) -> dict[str, mx.array]:
-        """The arrays that the host gives to this step, as `sample` takes it."""
+    def _inputs(
+        self, logits: mx.array, drafts: Sequence[Sequence[int]] | None = None, length: int = 1
+    ) -> dict[str, mx.array]:
+        """The arrays that the host gives to this step, as `sample` takes it: for `length` places of each row, behind
+        the tokens of its draft."""
         made: dict[str, mx.array] = {}
+        drafts = [()] * len(self._rows) if drafts is None else drafts
         if not self.kind.greedy:
-            keys = np.array([row.key() for row in self._rows], np.uint64).view(np.uint32)
+            keys = np.stack([row.keys(length) for row in self._rows]).view(np.uint32)
             made["keys"] = mx.array(keys.reshape(-1, 2))
         states = [row.state for row in self._rows if row.state is not None]
         if self.kind.processed:
-            scores = logits.astype(mx.float32)
-            made["scores"] = mx.concatenate([state.process(scores[at : at + 1]) for at, state in enumerate(states)])
+            scores, parts = logits.astype(mx.float32), []
+            for at, (state, draft) in enumerate(zip(states, drafts, strict=True)):
+                own = scores[at * length : (at + 1) * length]
+                parts += [state.process(own, draft), own[1 + len(draft) :]]
+            made["scores"] = mx.concatenate(parts)
         if self.kind.masked:
-            made["mask"] = mx.array(np.stack([state.matcher.mask() for state in states if state.matcher is not None]))
+            masks: list[np.ndarray] = []
+            for state, draft in zip(states, drafts, strict=True):
+                assert state.matcher is not None
+                own_masks = state.matcher.masks(draft)
+                masks += own_masks + own_masks[-1:] * (length - len(own_masks))
+            made["mask"] = mx.array(np.stack(masks))
         return made
 
 
-class BatchedSampler:
-    """The choosers of several batches that became one, with the number of rows of each. The parts must not be used any
-    more."""
-
-    def __init__(self, parts: Sequence[tuple[Sampler, int]]):
-        self._parts: list[tuple[Sampler, list[int]]] = []  # each with the rows of the batch that are its own
-        start = 0
-        for part, count in parts:
-            for sampler, rows in part._parts if isinstance(part, BatchedSampler) else [(part, list(range(count)))]:
-                self._add(sampler, [start + row for row in rows])
-            start += count
-
-    def _add(self, sampler: Sampler, rows: list[int]) -> None:
-        """Adds a part, or its rows to the part of their kind."""
-        if isinstance(sampler, UniformSampler):
-            sampler.begin(len(rows))
-            for part, own in self._parts:
-                if isinstance(part, UniformSampler) and part.kind == sampler.kind:
-                    part.extend(sampler)
-                    own += rows
-                    return
-        self._parts.append((sampler, rows))
-
-    @property
-    def state(self) -> list[mx.array]:
-        return [array for part, _ in self._parts for array in part.state]
-
-    @property
-    def reads_tokens(self) -> bool:
-        return any(part.reads_tokens for part, _ in self._parts)
-
-    def accept(self, tokens: list[int]) -> None:
-        for part, rows in self._parts:
-            part.accept([tokens[row] for row in rows])
-
-    def observe(self, tokens: mx.array, vocabulary: int) -> None:
-        for part, rows in self._parts:
-            part.observe(tokens[mx.array(rows)], vocabulary)
-
-    def __call__(self, logits: mx.array) -> mx.array:
-        order = [row for _, rows in self._parts for row in rows]
-        if len(self._parts) == 1 and order == sorted(order):
-            return self._parts[0][0](logits)
-        tokens = mx.concatenate([part(logits[mx.array(rows)]) for part, rows in self._parts])
-        return tokens[mx.array(np.argsort(order))]
-
-    def filter(self, rows: list[int]) -> None:
-        parts = []
-        for part, own in self._parts:
-            kept = [row for row in rows if row in own]
-            if kept:
-                part.filter([own.index(row) for row in kept])
-                parts.append((part, [rows.index(row) for row in kept]))
-        self._parts = parts
+def _said(blocks: np.ndarray, vocabulary: int) -> mx.array:
+    """Whether a token of blocks (B, L) is each of the vocabulary, (B, L, vocabulary) int32."""
+    return (mx.arange(vocabulary) == mx.array(blocks)[..., None]).astype(mx.int32)
 
 
-def make_sampler(
-    options: Sequence[GenerationOptions],
-    answers: Sequence[Sequence[int]] | None = None,
-    states: Sequence[RowState | None] | None = None,
-) -> Sampler:
-    """For rows with these (resolved) options.
-
-    Args:
-        options: of each row.
-        answers: the tokens of each that were sampled before; None is none.
-        states: of the rows that the host has a part in.
-    """
-    answers, states = answers or [()] * len(options), states or [None] * len(options)
-    every = [UniformSampler(*row) for row in zip(options, answers, states, strict=True)]
-    return every[0] if len(every) == 1 else BatchedSampler([(each, 1) for each in every])
+def _added(history: mx.array, said: mx.array) -> mx.array:
+    """A history, "seen" (bool) or "counts", with how often each token was said since."""
+    return history | (said > 0) if history.dtype == mx.bool_ else history + said

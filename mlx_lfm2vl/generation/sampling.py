@@ -43,7 +43,7 @@ class SamplingKind:
             greedy,
             penalty=(options.repetition_penalty or 1.0) != 1,
             top_k=0 if greedy else options.top_k or 0,
-            top_p=not greedy and (options.top_p or 1.0) < 1,
+            top_p=not greedy and options.top_p is not None and options.top_p < 1,
             min_p=not greedy and (options.min_p or 0.0) > 0,
             processed=bool(options.logits_processors),
             bias=bool(options.logit_bias),
@@ -140,7 +140,7 @@ def numbers_of(kind: SamplingKind, options: Sequence[GenerationOptions]) -> dict
     if not kind.greedy:
         columns["temperature"] = [each.temperature or 1.0 for each in options]
     if kind.top_p:
-        columns["top_p"] = [each.top_p or 1.0 for each in options]
+        columns["top_p"] = [1.0 if each.top_p is None else each.top_p for each in options]
     if kind.min_p:
         columns["log_min_p"] = [math.log(each.min_p or 1.0) for each in options]
     return {name: mx.array(np.array(column, np.float32)[:, None]) for name, column in columns.items()}

@@ -25,12 +25,14 @@ from ..processing.tokenizer import Tokenizer
 from ..threads import cancellation
 from .decode import GenerationBatch
 from .defaults import generation_config, positions_left
+from .draft_model import make_speculation
+from .ngrams import KEPT, SHORTEST, Ngrams
 from .passes import prefill_chunk
 from .prefill import prefill_forced, prefill_rows
 from .prompt_cache import PromptCache
 from .request import EncodedPrompt
 from .response import FinishReason, GenerationResponse
-from .sampling import NOT_FINITE
+from .running import Running
 from .sequence import Sequence
 from .vision_cache import VisionCache
 from .waiting import shared_beginning, waits_for_beginning, waits_for_picture
@@ -74,8 +76,8 @@ class Scheduler:
         self._rows: dict[int, Sequence] = {}  # those that have not finished
         self._waiting: list[Sequence] = []
         self._prefilling: deque[_Prefill] = deque()
-        self._running: list[Sequence] = []  # in the order of `_batch`
-        self._batch: GenerationBatch | None = None
+        self._running = Running(model.config.text_config.vocab_size)
+        self._answers = Ngrams(KEPT)  # of rows with drafts
         self._most: int | None = None  # rows at a time, once a step of more has failed
         self._count = 0
 
@@ -89,10 +91,12 @@ class Scheduler:
 
         Raises:
             PromptError: if there is no room for an answer.
+            OptionError: for a draft model that does not fit.
         """
         ends = generation_config(self._model).eos_token_ids
         limit = min(prompt.options.token_limit, positions_left(self._model, len(prompt.ids), bool(prompt.pictures)))
-        row = Sequence(self._count, prompt, self._tokenizer, ends, limit, started)
+        speculation = make_speculation(self._model.config, prompt, self._answers)
+        row = Sequence(self._count, prompt, self._tokenizer, ends, limit, started, speculation)
         self._count += 1
         self._rows[row.id] = row
         self._waiting.append(row)
@@ -116,7 +120,7 @@ class Scheduler:
         """Runs a chunk of the prompt whose turn it is, and a token of every running row."""
         outputs = [*self._drop_cancelled()]
         self._begin_waiting()
-        outputs += [*self._step_prefill(), *self._drop_cancelled(), *self._step_batch()]
+        outputs += [*self._step_prefill(), *self._drop_cancelled(), *self._step_running()]
         if not self._rows:
             self._most = None
         return outputs
@@ -126,7 +130,7 @@ class Scheduler:
     def _begin_waiting(self) -> None:
         """Begins the rows that wait for no other: short ones together, the others by themselves."""
         begun = [row for prefill in self._prefilling for row in prefill.rows]
-        room = len(self._waiting) if self._most is None else self._most - len(begun) - len(self._running)
+        room = len(self._waiting) if self._most is None else self._most - len(begun) - len(self._running.rows)
         leaders = [prefill.rows[0] for prefill in self._prefilling if len(prefill.rows) == 1]
         short: list[Sequence] = []
         for row in list(self._waiting):
@@ -195,14 +199,9 @@ class Scheduler:
         try:
             if len(left) < len(rows):
                 batch.filter([rows.index(row) for row in left])
-            if self._batch is None:
-                self._batch = batch
-            else:
-                self._batch.extend(batch)
+            self._running.join(left, batch)
         except Exception as error:
             yield from self._failed(left, error)
-        else:
-            self._running += left
 
     def _failed(self, rows: List[Sequence], error: Exception) -> Iterator[Output]:
         """Begins rows again, each by itself, where that may help; a row that failed by itself ends."""
@@ -229,36 +228,35 @@ class Scheduler:
                 self._prefilling.remove(prefill)
                 with suppress(Cancelled, OutOfMemoryError):
                     prefill.work.throw(Cancelled())  # what was run goes to the prompt cache
-        cancelled = [row for row in self._running if row.cancelled]
+        cancelled = [row for row in self._running.rows if row.cancelled]
         for row in cancelled:
             yield self._last(row, row.detokenizer.finish(), "cancelled")
             self._remember(row)
-        self._keep([row for row in self._running if row not in cancelled])
+        self._running.keep([row for row in self._running.rows if row not in cancelled])
 
-    def _step_batch(self) -> Iterator[Output]:
-        if self._batch is None:
+    def _step_running(self) -> Iterator[Output]:
+        rows = self._running.rows
+        if not rows:
             return
-        rows, final = self._running, all(len(row.generated) + 1 >= row.limit for row in self._running)
         try:
-            tokens, logprobs = self._batch.step(last=final)
+            outcomes = self._running.step()
         except Exception as error:  # the states of the rows no longer agree
-            self._keep([])
+            self._running.keep([])
             if len(rows) > 1:
                 self._most = len(rows) - 1
             yield from self._failed(rows, error)
             return
         going_on: list[Sequence] = []
         forced: list[_Prefill] = []
-        for at, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            if (wrong := row.error(self._batch.error(at) if token == NOT_FINITE else None)) is not None:
+        for row, text, reason, wrong in outcomes:
+            if wrong is not None:
                 del self._rows[row.id]
                 yield row.id, wrong
                 continue
-            text, reason = row.push(token, logprobs[at] if logprobs else None)
             cache = None
             if reason is None and row.forced(FORCED_ALONE if len(rows) == 1 else FORCED_BESIDE):
                 with suppress(OutOfMemoryError), allocations("the answer's next tokens"):
-                    cache = self._batch.row_cache(at)
+                    cache = self._running.cache_of(row)
             if cache is not None:
                 more, reason = row.push_forced()
                 text += more
@@ -273,15 +271,18 @@ class Scheduler:
                 going_on.append(row)
             else:
                 forced.append(_Prefill([row], prefill_forced(self._model, row, cache)))
-        self._keep(going_on)
+        self._running.keep(going_on)
         self._prefilling += forced
 
     def _remember(self, row: Sequence) -> None:
-        """Gives the states of a row that has finished to the prompt cache; nothing where memory runs out."""
-        if row.recorder is None or self._batch is None or self._prompt_cache is None:
+        """Gives the states of a row that has finished to the prompt cache; nothing where memory runs out. Its answer is
+        looked at by later drafts."""
+        if row.speculation is not None:
+            self._answers.add_text([*row.ids[-SHORTEST:].tolist(), *row.generated])  # so that its beginning is found
+        if row.recorder is None or self._prompt_cache is None:
             return
         with suppress(OutOfMemoryError), allocations("the prompt cache"):
-            cache = self._batch.row_cache(self._running.index(row))
+            cache = self._running.cache_of(row)
             row.recorder.take(cache)
             self._prompt_cache.put(row.recorder.entry(cache, row.generated), lasting=True)
         row.recorder = None  # its checkpoints are the entry's now
@@ -289,11 +290,3 @@ class Scheduler:
     def _last(self, row: Sequence, text: str, reason: FinishReason) -> Output:
         del self._rows[row.id]
         return row.id, row.respond(text, reason, row.statistics(self._placeholders))
-
-    def _keep(self, rows: list[Sequence]) -> None:
-        """Goes on with these of the running rows, in their order."""
-        if not rows:
-            self._batch = None  # what it holds may be large
-        elif self._batch is not None and len(rows) < len(self._running):
-            self._batch.filter([self._running.index(row) for row in rows])
-        self._running = rows

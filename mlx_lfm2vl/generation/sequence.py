@@ -19,6 +19,7 @@ from .logprobs import RowLogprobs
 from .prompt_entry import Checkpoint, Entry, Recorder
 from .request import EncodedPrompt
 from .response import FinishReason, GenerationResponse, Statistics, TopLogprob
+from .speculation import Speculation
 
 
 class Sequence:
@@ -35,10 +36,19 @@ class Sequence:
         alone: to be prefilled with no other, since it failed beside others.
         rejoins: has left the batch to run tokens that its grammar forces.
         cancelled: to be ended at the next step.
+        speculation: its drafts, if it has any.
+        steps: runs of the model for the answer.
     """
 
     def __init__(
-        self, id: int, prompt: EncodedPrompt, tokenizer: Tokenizer, ends: List[int], limit: int, started: float
+        self,
+        id: int,
+        prompt: EncodedPrompt,
+        tokenizer: Tokenizer,
+        ends: List[int],
+        limit: int,
+        started: float,
+        speculation: Speculation | None = None,
     ):
         self.id, self.prompt, self.ids, self.options = id, prompt, prompt.ids, prompt.options
         self.ends, self.limit, self.started = ends, limit, started
@@ -54,7 +64,10 @@ class Sequence:
         self._first = 0.0  # seconds until the first token
         self._tokens: list[int] = []  # those not yet in a response
         self._logprobs: list[RowLogprobs] = []
-        self._steps = 0  # runs of the model
+        self.steps = 0
+        self.speculation = speculation
+        self._waited = False  # for tokens that a draft may follow
+        self._said: list[int] = [] if speculation is None else self.ids.tolist()  # prompt and answer, for drafts
 
     @property
     def tokens(self) -> np.ndarray:
@@ -84,20 +97,31 @@ class Sequence:
             return OptionError(f"logits_processors leave no token that is possible, or give NaN; else, {not_finite}")
         return not_finite or (None if self.matcher is None else self.matcher.error)
 
-    def push(self, token: int, logprobs: RowLogprobs | None) -> tuple[str, FinishReason | None]:
-        """Takes the next token: the text that it makes certain, and why the answer ends with it, if it does."""
-        self._steps += 1
-        return self._push(token, logprobs)
+    def propose(self, most: int, vocabulary: int, known: bool) -> list[int]:
+        """A draft of the next tokens, at most `most` of them, one less than are left. `known`: whether all tokens are
+        that were chosen; else the draft only says that one may be worth waiting for them. Raises `OptionError`."""
+        if self.speculation is None:
+            return []
+        draft = self.speculation.propose(self._said, min(most, self.limit - len(self.generated) - 1), vocabulary)
+        if known and self._waited and not draft:
+            self.speculation.pause(len(self._said))
+        self._waited = bool(draft) and not known
+        return draft
+
+    def count_draft(self, drafted: int, accepted: int) -> None:
+        """Takes note of how much of a draft was right."""
+        if self.speculation is not None and drafted:
+            self.speculation.count(drafted, accepted, len(self._said))
 
     def push_forced(self) -> tuple[str, FinishReason | None]:
         """Takes the tokens that the grammar forces, which the model is still to be run on."""
         assert self.state is not None and self.matcher is not None
-        self._steps += 1
+        self.steps += 1
         text, reason = "", None
         while self.matcher.forced and reason is None:
             token = self.matcher.forced[0]
             self.state.accept(token)
-            more, reason = self._push(token, None)
+            more, reason = self.push(token, None)
             text += more
         return text, reason
 
@@ -107,8 +131,11 @@ class Sequence:
         plain = not (self.options.logprobs or self.options.logits_processors)
         return plain and self.matcher is not None and len(self.matcher.forced) >= least
 
-    def _push(self, token: int, logprobs: RowLogprobs | None) -> tuple[str, FinishReason | None]:
+    def push(self, token: int, logprobs: RowLogprobs | None) -> tuple[str, FinishReason | None]:
+        """Takes the next token: the text that it makes certain, and why the answer ends with it, if it does."""
         self.generated.append(token)
+        if self.speculation is not None:
+            self._said.append(token)
         self._first = self._first or time.perf_counter() - self.started
         text = self.detokenizer.push(token)
         if token not in self.ends:
@@ -148,7 +175,9 @@ class Sequence:
             time_to_first_token=self._first,
             prompt_tokens_per_second=(len(self.ids) - self.cached) / self._first if self._first else 0.0,
             tokens_per_second=(count - 1) / rest if count > 1 and rest > 0 else 0.0,
-            model_steps=self._steps,
+            model_steps=self.steps,
+            drafted_tokens=0 if self.speculation is None else self.speculation.drafted,
+            accepted_tokens=0 if self.speculation is None else self.speculation.accepted,
         )
 
 

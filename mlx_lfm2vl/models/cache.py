@@ -1,180 +1,18 @@
-"""The states of a backbone between calls: keys and values of attention, and those of layers with a bounded past.
-
-Key-value buffers grow in steps, so that a token costs no copy of the past. A short convolution keeps its last inputs,
-an attention with a sliding window its last keys and values; these cannot be trimmed, so rewinding needs a copy of them
-(see `Cache.checkpoint`).
-"""
+"""The states of a backbone between calls: keys and values of attention, and those of layers with a bounded past."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import mlx.core as mx
+import numpy as np
 
 from ..config import Lfm3Config, TextConfig
-
-GROWTH_STEP = 256  # tokens
-
-
-class KeyValueCache:
-    """Keys and values (B, kv_heads, offset, head_dim) of one attention layer."""
-
-    def __init__(self) -> None:
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
-        self.offset = 0
-
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Appends (B, kv_heads, L, head_dim) and returns all so far, (B, kv_heads, offset, head_dim)."""
-        end = self.offset + keys.shape[2]
-        if self.keys is None or self.values is None or end > self.keys.shape[2]:
-            self._grow(keys, values, end)
-        assert self.keys is not None and self.values is not None
-        self.keys[..., self.offset : end, :] = keys
-        self.values[..., self.offset : end, :] = values
-        self.offset = end
-        return self.keys[..., :end, :], self.values[..., :end, :]
-
-    def _grow(self, keys: mx.array, values: mx.array, end: int) -> None:
-        batch, heads, _, head_dim = keys.shape
-        room = -(-end // GROWTH_STEP) * GROWTH_STEP - self.offset
-        new_keys = mx.zeros((batch, heads, room, head_dim), keys.dtype)
-        new_values = mx.zeros((batch, heads, room, values.shape[3]), values.dtype)
-        if self.keys is None or self.values is None:
-            self.keys, self.values = new_keys, new_values
-        else:
-            self.keys = mx.concatenate([self.keys[..., : self.offset, :], new_keys], axis=2)
-            self.values = mx.concatenate([self.values[..., : self.offset, :], new_values], axis=2)
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        return [array for array in (self.keys, self.values) if array is not None]
-
-    def filter(self, rows: mx.array) -> None:
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[rows], self.values[rows]
-
-    def row(self, index: int, padding: int, *, empty: bool = False) -> KeyValueCache:
-        """A row without its first `padding` columns; only its length if `empty`."""
-        twin = KeyValueCache()
-        twin.offset = self.offset - padding
-        if not empty and self.keys is not None and self.values is not None:
-            row, columns = slice(index, index + 1), slice(padding, self.offset)
-            twin.keys = mx.contiguous(self.keys[row, :, columns])
-            twin.values = mx.contiguous(self.values[row, :, columns])
-        return twin
-
-    def copy(self) -> KeyValueCache:
-        twin = KeyValueCache()
-        twin.offset = self.offset
-        if self.keys is not None and self.values is not None:
-            twin.keys, twin.values = self.keys[...], self.values[...]  # aliases, not copies
-        return twin
-
-    @staticmethod
-    def merge(layers: Sequence[KeyValueCache], cuts: Sequence[int]) -> KeyValueCache:
-        """The rows of several, aligned at the right, without the first `cuts` columns of each."""
-        twin = KeyValueCache()
-        counts = [layer.offset - cut for layer, cut in zip(layers, cuts, strict=True)]
-        twin.offset = max(counts)
-        used = [slice(layer.offset - count, layer.offset) for layer, count in zip(layers, counts, strict=True)]
-        pairs = list(zip(layers, used, strict=True))
-        twin.keys = mx.concatenate([_right_aligned(layer.keys, columns, twin.offset) for layer, columns in pairs])
-        twin.values = mx.concatenate([_right_aligned(layer.values, columns, twin.offset) for layer, columns in pairs])
-        return twin
-
-
-class BoundedState:
-    """The state of a layer with a bounded past: arrays whose first axis is the row, none before the first call."""
-
-    def __init__(self, length: int):
-        self.length = length
-        self.inputs: tuple[mx.array, ...] = ()
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        return list(self.inputs)
-
-    def filter(self, rows: mx.array) -> None:
-        self.inputs = tuple(array[rows] for array in self.inputs)
-
-    def copy(self) -> Self:
-        twin = type(self)(self.length)
-        twin.inputs = self.inputs
-        return twin
-
-
-class ConvCache(BoundedState):
-    """The last `length` gated inputs of one short convolution, oldest first, each (B, 1, hidden)."""
-
-    def shapes(self, config: TextConfig, offset: int) -> list[tuple[int, ...]]:
-        """The shapes of the arrays of a single row that has seen `offset` tokens."""
-        return [(1, 1, config.hidden_size)] * self.length
-
-    def row(self, index: int, offset: int) -> ConvCache:
-        twin = ConvCache(self.length)
-        twin.inputs = tuple(array[index : index + 1] for array in self.inputs)
-        return twin
-
-    @staticmethod
-    def merge(layers: Sequence[ConvCache], offsets: Sequence[int]) -> ConvCache:
-        twin = ConvCache(layers[0].length)
-        twin.inputs = tuple(
-            mx.concatenate(list(same)) for same in zip(*(layer.inputs for layer in layers), strict=True)
-        )
-        return twin
-
-
-class WindowCache(BoundedState):
-    """The last keys and values of one attention layer with a sliding window, each (B, kv_heads, up to `length`,
-    head_dim)."""
-
-    def shapes(self, config: TextConfig, offset: int) -> list[tuple[int, ...]]:
-        """The shapes of the arrays of a single row that has seen `offset` tokens."""
-        return [(1, config.num_key_value_heads, min(offset, self.length), config.head_dim)] * 2
-
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Appends (B, kv_heads, L, head_dim) and returns these behind those that were kept."""
-        if self.inputs:
-            known_keys, known_values = self.inputs
-            keys = mx.concatenate([known_keys, keys], axis=2)
-            values = mx.concatenate([known_values, values], axis=2)
-        self.inputs = (keys[:, :, -self.length :], values[:, :, -self.length :])
-        return keys, values
-
-    def row(self, index: int, offset: int) -> WindowCache:
-        """A row that has seen `offset` tokens."""
-        twin = WindowCache(self.length)
-        kept = min(offset, self.length)
-        twin.inputs = tuple(mx.contiguous(array[index : index + 1, :, -kept:]) for array in self.inputs)
-        return twin
-
-    @staticmethod
-    def merge(layers: Sequence[WindowCache], offsets: Sequence[int]) -> WindowCache:
-        """The rows of several, of which each has seen `offsets` tokens, aligned at the right."""
-        twin = WindowCache(layers[0].length)
-        counts = [min(offset, twin.length) for offset in offsets]
-        twin.inputs = tuple(
-            mx.concatenate(
-                [
-                    _right_aligned(array, slice(array.shape[2] - count, array.shape[2]), max(counts))
-                    for array, count in zip(same, counts, strict=True)
-                ]
-            )
-            for same in zip(*(layer.inputs for layer in layers), strict=True)
-        )
-        return twin
-
+from .bounded_states import BoundedState, ConvCache, WindowCache
+from .key_values import KeyValueCache, QuantizedKeyValueCache, group_size
 
 LayerCache = KeyValueCache | ConvCache | WindowCache
-
-
-def _right_aligned(buffer: mx.array | None, used: slice, length: int) -> mx.array:
-    """The used columns of a buffer (B, heads, room, dim), zeros before them, `length` in all."""
-    assert buffer is not None
-    return mx.pad(buffer[:, :, used], [(0, 0), (0, 0), (length - (used.stop - used.start), 0), (0, 0)])
 
 
 @dataclass(frozen=True)
@@ -186,10 +24,11 @@ class CacheCheckpoint:
 
 
 class Cache:
-    """The states of all layers of a backbone, for one batch of sequences; `offset` tokens have been seen."""
+    """The states of all layers of a backbone, for one batch of sequences; `offset` tokens have been seen. Keys and
+    values are quantised to `kv_bits`, bounded states never."""
 
-    def __init__(self, config: TextConfig):
-        self.layers: list[LayerCache] = [_new_layer(config, kind) for kind in config.layer_types]
+    def __init__(self, config: TextConfig, kv_bits: int | None = None):
+        self.layers: list[LayerCache] = [_new_layer(config, kind, kv_bits) for kind in config.layer_types]
         self.offset = 0
 
     @classmethod
@@ -279,14 +118,43 @@ class Cache:
                 layer.offset = checkpoint.offset
         self.offset = checkpoint.offset
 
+    def record(self) -> None:
+        """Lets `trim` cut the next call, which must be of several tokens."""
+        for layer in self.layers:
+            if isinstance(layer, BoundedState):
+                layer.records = True
 
-def _new_layer(config: TextConfig, kind: str) -> LayerCache:
+    def trim(self, start: int, counts: Sequence[int]) -> None:
+        """Keeps the first `counts[r]` tokens of each row r of the last call, which was recorded and began at `start`.
+        The rows still end at one column, that of the longest: the columns of shorter ones before it must be masked."""
+        length, self.offset = self.offset - start, start + max(counts)
+        for layer in self.layers:
+            if isinstance(layer, KeyValueCache):
+                layer.offset = self.offset
+            elif isinstance(layer, WindowCache):
+                layer.trim(counts, length)
+            else:
+                layer.trim(counts)
+
+    def select(self, columns: np.ndarray) -> None:
+        """Keeps these columns (B, n) of each row's keys and values, in this order: the last n, without gaps."""
+        self.offset = columns.shape[1]
+        index = mx.array(columns)[:, None, :, None]
+        for layer in self.layers:
+            if isinstance(layer, KeyValueCache):
+                layer.select(index)
+            elif isinstance(layer, WindowCache):
+                layer.inputs = tuple(array[:, :, -self.offset :] for array in layer.inputs)
+
+
+def _new_layer(config: TextConfig, kind: str, kv_bits: int | None = None) -> LayerCache:
     if kind == "conv":
         return ConvCache(config.conv_L_cache - 1)
     if kind == "sliding_attention":
         assert isinstance(config, Lfm3Config)
         return WindowCache(config.sliding_window - 1)
-    return KeyValueCache()
+    size = group_size(config.head_dim)
+    return KeyValueCache() if kv_bits is None or size is None else QuantizedKeyValueCache(kv_bits, size)
 
 
 def state_shapes(config: TextConfig, offset: int) -> list[list[tuple[int, ...]]]:

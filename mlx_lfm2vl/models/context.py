@@ -31,9 +31,15 @@ class Context:
         positions, so that a row of a batch sees just what it would see alone."""
         if padding is None:
             return cls(length, past, attention_mask="causal" if length > 1 else None)
-        real = np.arange(past + length)[None, :] >= padding[:, None]
+        return cls.among(np.arange(past + length)[None, :] >= padding[:, None], length)
+
+    @classmethod
+    def among(cls, real: np.ndarray, length: int) -> Context:
+        """The last `length` tokens of rows of which only the columns in `real` (B, past + length) bool count. A row's
+        last column is real."""
         mask, conv_mask = padding_masks(real, length)
-        return cls(length, mx.array((past - padding).astype(np.int32)), attention_mask=mask, conv_mask=conv_mask)
+        offset = mx.array((real.sum(axis=1) - length).astype(np.int32))
+        return cls(length, offset, attention_mask=mask, conv_mask=conv_mask)
 
     @classmethod
     def of(
@@ -90,6 +96,10 @@ class Context:
         mask = self.attention_mask
         if isinstance(mask, mx.array):
             mask = mask[..., -(kept + self.length) :]
+            if isinstance(self.offset, mx.array):  # of a row's own tokens the last are kept, without gaps
+                real = mx.arange(kept) >= (kept - self.offset)[:, None]
+                seen = mx.broadcast_to(real[:, None, None], (*mask.shape[:3], kept))
+                mask = mx.concatenate([seen, mask[..., kept:]], axis=-1)
         if kept + self.length > length:  # one query sees no more than is kept
             seen = mx.array(_band(self.length, kept, length)[None, None])
             mask = seen & mask if isinstance(mask, mx.array) else seen

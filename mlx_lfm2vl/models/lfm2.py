@@ -9,13 +9,17 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Lfm2Config, Lfm3Config
-from .cache import Cache, ConvCache, KeyValueCache, WindowCache
+from .bounded_states import ConvCache, WindowCache
+from .cache import Cache
 from .context import Context, rope_frequencies, rotation_for
+from .key_values import KeyValueCache, QuantizedKeyValueCache
 from .layers import add_linear, swiglu
 from .short_conv import Lfm2ShortConv
 
 
 class Lfm2Attention(nn.Module):
+    direct_queries = 16  # that attend to quantised keys as they are: more are faster, and smaller, with dense ones
+
     def __init__(self, config: Lfm2Config):
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -75,10 +79,13 @@ class Lfm2Attention(nn.Module):
         batch, length = queries.shape[:2]
         queries, keys, values = (y.transpose(0, 2, 1, 3) for y in (queries, keys, values))
         queries, keys = self._rotate(queries, query_context), self._rotate(keys, context)
-        if cache is not None:
-            keys, values = cache.update(keys, values)
         mask = query_context.attention_mask
-        if attentions is None:
+        direct = isinstance(cache, QuantizedKeyValueCache) and attentions is None and length <= self.direct_queries
+        if cache is not None and not direct:
+            keys, values = cache.update(keys, values)
+        if isinstance(cache, QuantizedKeyValueCache) and direct:
+            out = cache.attend(queries, keys, values, self._scale, mask)
+        elif attentions is None:
             out = self.scaled_dot_product_attention(queries, keys, values, mask)
         else:
             out, weights = _explicit_attention(queries, keys, values, self._scale, mask)

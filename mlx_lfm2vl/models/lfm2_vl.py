@@ -76,7 +76,8 @@ class Lfm2VlModel(nn.Module):
         tokens: list[mx.array] = [pixels] * len(grids)
         for part in vision_passes(grids):
             chosen = [grids[index] for index in part]
-            views = pixels if len(part) == len(grids) else mx.stack([pixels[index] for index in part])
+            in_order = part == list(range(len(grids)))
+            views = pixels if in_order else mx.stack([pixels[index] for index in part])
             hidden = self.vision_tower(pack_views(views, chosen), chosen)
             projected = self.multi_modal_projector(hidden, chosen)
             for out, array in ((features, hidden), (tokens, projected)):
@@ -219,6 +220,7 @@ class Lfm2VlForConditionalGeneration(nn.Module):
     """The model with its language-modelling head, tied to the embeddings or of its own."""
 
     model_class: ClassVar[type[Lfm2VlModel]] = Lfm2VlModel
+    kv_bits: int | None = None  # of the keys and values of answers, None where they are not quantised
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -236,6 +238,10 @@ class Lfm2VlForConditionalGeneration(nn.Module):
     def fuse(self) -> None:
         """As `Lfm2VlModel.fuse`."""
         self.model.fuse()
+
+    def make_cache(self) -> Cache:
+        """The states of an answer, none yet."""
+        return Cache(self.config.text_config, self.kv_bits)
 
     def logits(self, hidden_states: mx.array) -> mx.array:
         """(..., hidden) -> (..., vocabulary)."""

@@ -10,8 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Lfm3Config
-from .cache import ConvCache, KeyValueCache, WindowCache
+from .bounded_states import ConvCache, WindowCache
 from .context import Context, rope_frequencies
+from .key_values import KeyValueCache
 from .layers import swiglu
 from .lfm2 import Lfm2Attention, Lfm2Model
 from .short_conv import Lfm2ShortConv

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Lfm2Config, Lfm3Config
-from .cache import ConvCache
+from .bounded_states import ConvCache
 from .layers import add_linear
 
 
@@ -98,6 +98,8 @@ class Lfm2ShortConv(nn.Module):
             taps = [joined[:, k : k + length] for k in range(self.L_cache)]
             last = [joined[:, length + k : length + k + 1] for k in range(self.L_cache - 1)]
             mixed = _weighted_sum(gate_out, taps, kernel, bias)
+            if cache is not None and cache.records:
+                cache.block = (joined,)
         if cache is not None:
             cache.inputs = tuple(last)
         return mixed

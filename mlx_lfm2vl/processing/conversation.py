@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from ..config import parse_json
-from ..errors import PromptError
+from ..errors import PromptError, counted
 from .addresses import decode_base64
 from .fetch import SourcePolicy
-from .pages import expand_pages, flatten
+from .pages import check_number, expand_pages, flatten
 from .picture_keys import holding, unread
 from .video import Video, load_video
 
@@ -166,6 +166,7 @@ def with_page_items(
         return {**message, "content": [each for item in content for each in expanded(item)]}
 
     made = [[paged(message) for message in messages] for messages in conversations]
+    check_number(sum(len(_image_items(messages)) for messages in made), policy)
     return made, beside if len(beside) > len(given) else images
 
 
@@ -223,7 +224,8 @@ def pictures_of(conversations: Sequence[Sequence[Mapping[str, Any]]], images: An
         return [[source for source in own if source is not None] for own in slots] if images is None else images
     given = flatten(images)
     if len(given) != empty:
-        raise PromptError(f"{len(given)} pictures in images= for {empty} image items of the conversation without one")
+        empty_items = f"{counted(empty, 'image item')} of the conversation without one"
+        raise PromptError(f"{counted(len(given), 'picture')} in images= for {empty_items}")
     rest = iter(given)
     return [[next(rest) if source is None else source for source in own] for own in slots]
 

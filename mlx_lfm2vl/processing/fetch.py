@@ -43,7 +43,8 @@ class SourcePolicy:
     """A policy on what pictures may come from and how large they may be.
 
     `max_pixels` is the limit on height x width, `max_bytes` on what is downloaded or inlined, `max_pages` on the pages
-    of a PDF in one place, `timeout` in seconds on a whole download. URLs of hosts on private or loopback addresses are
+    of a PDF in one place, `max_pictures` on all pictures of a call, pages counted (None: any number), `timeout` in
+    seconds on a whole download. URLs of hosts on private or loopback addresses are
     refused unless `allow_private_addresses`. Raises `OptionError`.
     """
 
@@ -54,13 +55,16 @@ class SourcePolicy:
     max_bytes: int = 256 * 2**20
     timeout: float = 30.0
     max_pages: int = 100
+    max_pictures: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("allow_urls", "allow_paths", "allow_private_addresses"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}, expected True or False")
-        for name in ("max_pixels", "max_bytes", "max_pages", "timeout"):
+        for name in ("max_pixels", "max_bytes", "max_pages", "max_pictures", "timeout"):
             value = getattr(self, name)
+            if name == "max_pictures" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise OptionError(f"{name} is {value!r}, expected a number above 0")
 

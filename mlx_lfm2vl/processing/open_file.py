@@ -29,11 +29,13 @@ def is_remote(picture: Any) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Fetched:
-    """The bytes behind an address, and what they are called."""
+class LabelledBytes:
+    """The bytes of a picture file or PDF document, and what errors call them: an address, a place in a request. `size`:
+    (width, height) of the picture that `load_image` makes of them, where that is known."""
 
     label: str
     data: bytes = field(repr=False)
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def opened(picture: Any, policy: SourcePolicy) -> Iterator[OpenedFile]:
     elif isinstance(picture, os.PathLike):
         with _opened_path(os.fspath(picture), policy) as file:
             yield file
-    elif isinstance(picture, Fetched):
+    elif isinstance(picture, LabelledBytes):
         yield _held(picture.data, picture.label)
     elif isinstance(picture, (bytes, bytearray, memoryview)):
         yield _held(bytes(picture), "picture bytes")

@@ -8,11 +8,11 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import ImageError
+from ..errors import ImageError, counted
 from . import pdf
 from .arrays import is_array, to_numpy
 from .fetch import DEFAULT_POLICY, SourcePolicy
-from .open_file import Fetched, is_remote, opened
+from .open_file import LabelledBytes, is_remote, opened
 from .pdf import PdfPage
 
 MAX_DEPTH = 32  # of lists of pictures
@@ -33,8 +33,10 @@ def flatten(images: Any, depth: int = 0) -> list[Any]:
 def with_pages(images: Any, policy: SourcePolicy) -> Any:
     """The same pictures, in the same lists, each PDF document replaced by its pages. Raises `ImageError`."""
     if isinstance(images, (list, tuple)):
-        return _with_pages(images, policy, 0)
-    pages = expand_pages(images, policy)
+        made = _with_pages(images, policy, 0)
+        check_number(len(flatten(made)), policy)
+        return made
+    pages = pages_of([images], policy)
     return pages if len(pages) > 1 else pages[0]
 
 
@@ -48,6 +50,21 @@ def _with_pages(images: Sequence[Any], policy: SourcePolicy, depth: int) -> list
         else:
             made += expand_pages(entry, policy)
     return made
+
+
+def pages_of(images: Sequence[Any], policy: SourcePolicy) -> list[Any]:
+    """`expand_pages` of several pictures. Raises `ImageError`, also for more than the policy allows."""
+    pages = [page for picture in images for page in expand_pages(picture, policy)]
+    check_number(len(pages), policy)
+    return pages
+
+
+def check_number(pictures: int, policy: SourcePolicy) -> None:
+    """Raises `ImageError` for more pictures in a call than the policy allows; a page counts as one."""
+    if policy.max_pictures is not None and pictures > policy.max_pictures:
+        raise ImageError(
+            f"{counted(pictures, 'picture')} in one call, pages counted, but at most {policy.max_pictures}; give fewer"
+        )
 
 
 def expand_pages(picture: Any, policy: SourcePolicy) -> list[Any]:
@@ -67,7 +84,7 @@ def expand_pages(picture: Any, policy: SourcePolicy) -> list[Any]:
             if is_pdf:
                 return list(file.pages(policy))
             if isinstance(picture, str) and isinstance(file.file, io.BytesIO):
-                return [Fetched(file.label, file.file.getvalue())]  # is fetched and decoded once
+                return [LabelledBytes(file.label, file.file.getvalue())]  # is fetched and decoded once
     except ImageError:
         if is_pdf or is_remote(picture):
             raise

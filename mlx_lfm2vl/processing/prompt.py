@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import PromptError
+from ..errors import PromptError, counted
 from .control_tokens import unmarked
 from .geometry import ViewPlan
 from .pages import flatten
@@ -90,7 +90,8 @@ def assign_pictures(texts: Sequence[str], images: Any, *placeholders: str) -> li
         counts = [len(pictures)]
     if len(wanted) == len(counts) == 1:
         raise PromptError(
-            f"the text has {_many(wanted[0], image_token)} for {_many(counts[0], 'picture')}; one each is needed"
+            f"the text has {counted(wanted[0], f'{image_token} placeholder')} for {counted(counts[0], 'picture')}; "
+            "one each is needed"
         )
     raise PromptError(
         f"the texts have {wanted} {image_token} placeholders for {counts} pictures; each text needs one a picture"
@@ -118,8 +119,3 @@ def image_spans(
         spans.append((places[first] - before, places[first + plan.tokens - 1] + 1 + markers))
         first += plan.tokens
     return tuple(spans)
-
-
-def _many(count: int, noun: str) -> str:
-    plural = f"{noun} placeholders" if noun.startswith("<") else f"{noun}s"
-    return f"{count} {plural}" if count != 1 else f"1 {noun}{' placeholder' if noun.startswith('<') else ''}"

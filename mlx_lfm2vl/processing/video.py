@@ -21,7 +21,7 @@ from .arrays import is_array, to_numpy
 from .fetch import DEFAULT_POLICY, SourcePolicy
 from .formats import check_size, decode
 from .load_image import DEFAULT_CONFIG, load_image
-from .open_file import Fetched, is_remote, opened
+from .open_file import LabelledBytes, is_remote, opened
 
 USUAL_RATE = 24.0  # frames a second of frames that say none, as in the reference
 USUAL_DURATION = 100  # milliseconds of an animation's frame that says none
@@ -116,7 +116,7 @@ def _opened(video: Any, frame_rate: float | None, policy: SourcePolicy) -> Video
     with opened(video, policy) as file:
         start = file.file.read(16)
         file.file.seek(0)
-        source = Fetched(file.label, file.file.read()) if is_remote(video) or hasattr(video, "read") else video
+        source = LabelledBytes(file.label, file.file.read()) if is_remote(video) or hasattr(video, "read") else video
         file.file.seek(0)
         animated = start.startswith((b"GIF8", b"\x89PNG")) or start[8:12] == b"WEBP"
         of_kind = _animation if animated else _file

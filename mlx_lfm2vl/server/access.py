@@ -10,24 +10,41 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.types import Scope
 
+from ..errors import OptionError, short
 from .api_error import ApiError
 
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\sA-Z/?#@,*]+")  # as browsers send it
 OPEN = ("/", "/health")  # to callers without the key; and what lies below /static/
 
 
 @dataclass(frozen=True)
 class Access:
     """`api_key`: None asks for none. `hosts`: names of this machine beside localhost. `origins`: of web pages that may
-    ask, such as `https://app.example`."""
+    ask, such as `https://app.example`. Raises `OptionError`."""
 
     api_key: str | None = None
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.hosts:
+            if host_of(name) != name:
+                raise OptionError(
+                    f"{short(name)} is no name that --allow-host takes; give it in small letters "
+                    "without a port, such as studio.local"
+                )
+        for origin in self.origins:
+            if ORIGIN.fullmatch(origin) is None:
+                raise OptionError(
+                    f"{short(origin)} is no origin that --allow-origin takes; give scheme, host and maybe a port, in "
+                    "small letters and without a path, such as https://app.example or http://localhost:3000"
+                )
 
     def check(self, scope: Scope) -> None:
         """Raises `ApiError` unless the request may be answered."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from starlette.types import Receive, Scope, Send
 
@@ -50,11 +50,13 @@ class Protocol:
 
 @dataclass
 class Answering:
-    """Answers requests. `deadline`: seconds that an answer may take at most, whatever a request says."""
+    """Answers requests. `deadline`: seconds that an answer may take at most, whatever a request says. `draft`: as in
+    `GenerationOptions`, for all answers."""
 
     models: Models
     rules: Rules
     deadline: float | None = None
+    draft: Literal["ngram"] | None = None
     reader: BodyReader = field(init=False)
 
     def __post_init__(self) -> None:
@@ -116,9 +118,10 @@ class Answering:
     async def _do_task(self, asked: TaskRequest, record: RequestRecord, send: Send) -> None:
         async with until(self._end(asked, record)) as limit, self.models.use(asked.model) as model:
             assert model.processor is not None and model.config is not None
-            policy = model.processor.image_processor.source_policy
-            make = functools.partial(asked.made, model.config, model.source, policy)
+            pictures = model.processor.image_processor
+            make = functools.partial(asked.made, model.config, model.source, pictures.source_policy, pictures.config)
             task, requests = await asyncio.get_running_loop().run_in_executor(self._tasks, make)
+            requests = [replace(each, options=replace(each.options, draft=self.draft)) for each in requests]
             async with submitted(model, requests, limit) as running:
                 answers = [await request for request in running]
             if any(answer.finish_reason == "deadline" for answer in answers):
@@ -126,7 +129,7 @@ class Answering:
             if any(answer.finish_reason == "cancelled" for answer in answers):
                 raise EngineClosedError("the engine let go of its model before the result was whole")
             record.answers += [answer.statistics for answer in answers if answer.statistics is not None]
-            await send_json(send, task_requests.response(asked, task.parse(requests, answers), answers))
+            await send_json(send, task_requests.response(asked, task, requests, answers))
 
     def _end(self, asked: ApiRequest | TaskRequest, record: RequestRecord) -> float | None:
         """The time.monotonic() of the first of the deadlines, which count from when the body was here."""
@@ -143,7 +146,7 @@ class Answering:
                 GenerationRequest(
                     asked.messages,
                     tools=asked.tools,
-                    options=_of_choice(asked.options, choice),
+                    options=replace(_of_choice(asked.options, choice), draft=self.draft),
                     image_overrides=overrides,
                 )
                 for choice in range(asked.choices)

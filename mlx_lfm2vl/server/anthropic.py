@@ -8,14 +8,14 @@ from typing import Any
 
 from .api_error import unsupported
 from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, options, sampling, stops
-from .fields import Fields
+from .fields import Fields, shown
 from .pictures import Pictures
 from .response_format import json_schema
 from .tools import Tool, Tools, tool_of
 
 ROLES = ("user", "assistant")
 SOURCES = ("base64", "url")
-NOT_OFFERED = ("container", "diagnostics", "inference_geo", "mcp_servers", "prefill", "speed")
+NOT_OFFERED = ("container", "diagnostics", "inference_geo", "mcp_servers", "prefill")
 
 
 def parse(fields: Fields, rules: Rules) -> ApiRequest:
@@ -60,6 +60,7 @@ def _prompt(fields: Fields, rules: Rules) -> tuple[dict[str, Any], Tools]:
         thinking.only("type", "disabled")
         thinking.close()
     fields.refuse(NOT_OFFERED, "leave it out")
+    fields.only("speed", "standard")
     prompt = {"model": model, "messages": messages, "tools": tools.schemas, "image_overrides": overrides}
     return prompt | {"several_calls": tools.several}, tools
 
@@ -105,10 +106,10 @@ def _messages(fields: Fields, rules: Rules, parts: Parts, pictures: Pictures) ->
     if not listed:
         fields.fail("messages", "is empty, expected at least one message")
     parts.add(fields, "messages", len(listed))
-    made = [message for each in listed for message in _message(each, parts, pictures)]
+    made = parts.in_order([message for each in listed for message in _message(each, parts, pictures)])
     if made[-1]["role"] == "assistant":
         raise unsupported(
-            "messages", "the last one is the assistant's, and answers are not prefilled; end with a user's"
+            f"messages[{len(listed) - 1}]", "is the assistant's, and answers are not prefilled; end with a user's"
         )
     return made
 
@@ -131,7 +132,7 @@ def _message(fields: Fields, parts: Parts, pictures: Pictures) -> Iterator[dict[
         if kind == "tool_result" and role == "user":
             yield {"role": "tool", "content": _result(block, parts, pictures)}
         elif kind == "tool_use" and role == "assistant":
-            calls.append(_past_call(block))
+            calls.append(_past_call(block, parts))
         else:
             items.append(_item(block, kind, role, pictures))
     if items or calls:
@@ -151,7 +152,7 @@ def _item(block: Fields, kind: str, role: str, pictures: Pictures) -> dict[str, 
     if kind == "text":
         return {"type": "text", "text": _text(block)}
     if kind != "image" or role != "user":
-        block.fail("type", f"is {kind!r:.60}; a message of role {role} may not hold it")
+        block.fail("type", f"is {shown(kind)}; a message of role {role} may not hold it")
     source = block.object("source", required=True)
     if source.choice("type", SOURCES, required=True) == "base64":
         source.text("media_type", required=True)  # the bytes say what they are
@@ -166,7 +167,7 @@ def _item(block: Fields, kind: str, role: str, pictures: Pictures) -> dict[str, 
 
 
 def _result(block: Fields, parts: Parts, pictures: Pictures) -> Any:
-    block.text("tool_use_id", required=True)  # results are told apart by their order
+    parts.take_result(block, "tool_use_id")
     block.flag("is_error")  # which its text says
     content = block.take("content")
     _hint(block)
@@ -178,8 +179,8 @@ def _result(block: Fields, parts: Parts, pictures: Pictures) -> Any:
     return joined([_item(each, each.text("type", required=True), "user", pictures) for each in blocks])
 
 
-def _past_call(block: Fields) -> dict[str, Any]:
-    block.text("id", required=True)
+def _past_call(block: Fields, parts: Parts) -> dict[str, Any]:
+    parts.take_call(block, "id")
     name, given = block.text("name", required=True), block.schema("input", 10**9)
     _hint(block)
     block.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ..errors import (
@@ -23,23 +24,29 @@ OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_
 ANTHROPIC_TYPES = {**OPENAI_TYPES, 413: "request_too_large", 504: "timeout_error", 529: "overloaded_error"}
 # what a caller can put right
 CLIENTS_OWN = (PromptError, ImageError, OptionError, TemplateError, InputError, ConstraintError)
+PLACE = re.compile(r"((?:messages|input|images)\[[\w.\[\]]+): ")  # of a picture in a body, where its error begins
 RETRY_SECONDS = 1  # told with 429 and 503
 
 
 class ApiError(Exception):
     """An answer other than 200: its status, a line that names the thing and the way out, and where it is.
 
-    `param`: the field of the body, such as `messages[0].content`. `code`: OpenAI's word for the kind of error.
+    `param`: the field of the body, such as `messages[0].content`. `code`: OpenAI's word for the kind of error. `allow`:
+    the methods that the path takes, where it is another one.
     """
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, allow: str | None = None
+    ):
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, one_line(message), param, code
+        self._allow = allow
 
     @property
     def headers(self) -> dict[str, str]:
-        """Retry-After, where another try may do."""
-        return {"retry-after": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
+        """Retry-After, where another try may do; Allow, where another method would."""
+        retry = {"retry-after": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
+        return retry if self._allow is None else {"allow": self._allow}
 
     def body(self, anthropic: bool, request_id: str) -> dict[str, Any]:
         """The error as JSON, in the shape of Anthropic or of OpenAI."""
@@ -53,7 +60,7 @@ class ApiError(Exception):
 
 def unsupported(param: str, reason: str) -> ApiError:
     """The error of a field that the protocol has and this server does not offer."""
-    return ApiError(400, f"{param} is not supported here; {reason}", param=param, code="unsupported_parameter")
+    return ApiError(400, f"{param} {reason}", param=param, code="unsupported_parameter")
 
 
 def api_error(error: BaseException) -> ApiError:
@@ -62,7 +69,8 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, CLIENTS_OWN):
-        return ApiError(400, str(error))
+        place = PLACE.match(str(error))
+        return ApiError(400, str(error), param=place and place[1], code="invalid_value")
     if isinstance(error, AnswerError):
         return ApiError(500, str(error), code="unreadable_answer")
     if isinstance(error, QueueFullError):

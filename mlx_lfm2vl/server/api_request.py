@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import OptionError
 from ..generation.options import MAX_TOKENS, GenerationOptions
-from .api_error import ApiError
-from .fields import Fields
+from .fields import Fields, shown
 from .limits import Limits
 
 LONGEST_STOP = 1000
@@ -55,14 +54,11 @@ def sampling(fields: Fields) -> dict[str, Any]:
 
 
 def options(given: dict[str, Any], stop: Iterable[str], max_tokens: int | None) -> GenerationOptions:
-    """The options of an answer. Raises `ApiError`."""
+    """The options of an answer, from fields in their ranges."""
     seed = given.pop("seed", None)
-    try:
-        return GenerationOptions(
-            max_tokens=max_tokens, stop=tuple(stop), seed=None if seed is None else seed % 2**64, **given
-        )
-    except OptionError as error:
-        raise ApiError(400, str(error), code="invalid_value") from None
+    return GenerationOptions(
+        max_tokens=max_tokens, stop=tuple(stop), seed=None if seed is None else seed % 2**64, **given
+    )
 
 
 def max_tokens(fields: Fields, *names: str, required: bool = False) -> int | None:
@@ -85,12 +81,38 @@ def deadline(fields: Fields) -> float | None:
 
 
 class Parts:
-    """Counts messages, items of content and tool calls."""
+    """Counts messages, items of content and tool calls, and knows the ids of the calls."""
 
     def __init__(self, limits: Limits):
         self._most, self._count = limits.parts, 0
+        self._calls: dict[str, int] = {}
+        self._numbers = itertools.count()
+        self._results: list[int] = []  # which call each is of
 
     def add(self, fields: Fields, name: str, count: int) -> None:
         self._count += count
         if self._count > self._most:
             fields.fail(name, f"brings the request to more than {self._most} messages and parts")
+
+    def take_call(self, fields: Fields, name: str) -> None:
+        """Takes the id of a tool call, which stands in this field."""
+        self._calls[fields.text(name, required=True)] = next(self._numbers)
+
+    def take_result(self, fields: Fields, name: str) -> None:
+        """Takes the id of the call that a result is of. Raises `ApiError` where there was no such call."""
+        id = fields.text(name, required=True)
+        if id not in self._calls:
+            fields.fail(name, f"is {shown(id)}, which is the id of no tool call before it")
+        self._results.append(self._calls[id])
+
+    def in_order(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The messages of these parts, in which results that follow each other are in the order of their calls, as
+        templates do not show ids."""
+        calls = iter(self._results)
+        made: list[dict[str, Any]] = []
+        for is_result, some in itertools.groupby(messages, lambda message: message["role"] == "tool"):
+            group = list(some)
+            if is_result:
+                group = [result for result, _ in sorted(zip(group, calls, strict=False), key=lambda pair: pair[1])]
+            made += group
+        return made

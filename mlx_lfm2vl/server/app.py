@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -12,6 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..errors import did_you_mean
 from . import anthropic, anthropic_answer, openai_chat, openai_chat_answer, openai_responses, openai_responses_answer
 from .access import Access
 from .answering import GONE, Answering, Protocol, as_json, send_json
@@ -84,8 +86,8 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
         Route("/metrics", shown_metrics, methods=["GET"]),
         *page_routes(),
     ]
-    guarded = Guarded(Router(routes, redirect_slashes=False, default=not_found), access)
-    offered = frozenset(route.path for route in routes if isinstance(route, Route))
+    offered = [route.path for route in routes if isinstance(route, Route)]
+    guarded = Guarded(Router(routes, redirect_slashes=False, default=not_found(offered)), access)
     app = Recorded(guarded, offered, metrics, write)
     if not access.origins:
         return app
@@ -123,7 +125,7 @@ class Guarded:
 class Recorded:
     """Gives each request an id, makes responses of errors, and writes a line. `paths`: those that are offered."""
 
-    def __init__(self, app: ASGIApp, paths: frozenset[str], metrics: Metrics, write: Write):
+    def __init__(self, app: ASGIApp, paths: Collection[str], metrics: Metrics, write: Write):
         self._app, self._paths, self._metrics, self._write = app, paths, metrics, write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -153,7 +155,10 @@ class Recorded:
 
     async def _refuse(self, error: Exception, record: RequestRecord, send: Send, anthropic: bool) -> None:
         if isinstance(error, HTTPException):  # of Starlette's router
-            error = ApiError(error.status_code, f"{record.method} {record.path[:200]} is not offered here")
+            allowed = (error.headers or {}).get("Allow", "")
+            error = ApiError(
+                error.status_code, f"{record.path[:200]} takes {allowed}, not {record.method}", allow=allowed
+            )
         refusal = api_error(error)
         if refusal.status == 500:
             self._write(f"{record.id} {of_bug(error)}")
@@ -161,8 +166,16 @@ class Recorded:
             await send_json(send, refusal.body(anthropic, record.id), refusal.status, refusal.headers)
 
 
-async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    raise ApiError(404, f"there is nothing at {scope['path'][:200]}; the protocol's paths begin with /v1")
+def not_found(offered: Collection[str]) -> ASGIApp:
+    """The endpoint of all paths but these."""
+    paths = [path for path in offered if path != "/" and "{" not in path]
+
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"][:200]
+        near = did_you_mean([path if path.startswith("/v1/") else f"/v1{path}"], paths)
+        raise ApiError(404, f"there is nothing at {path}; there is {', '.join(paths)}{near}")
+
+    return endpoint
 
 
 def json_response(value: Any) -> Response:

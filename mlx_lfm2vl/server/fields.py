@@ -7,10 +7,12 @@ import math
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from ..config.files import parse_json, shown
+from ..config.files import parse_json
+from ..errors import counted, did_you_mean
 from .api_error import ApiError, unsupported
 
 MOST_DEPTH = 100  # of lists and objects in each other
+NOTHING: tuple[Any, ...] = (None, False, [], "")  # values of a field that ask for nothing
 TYPES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
 
 
@@ -22,6 +24,7 @@ class Fields:
         if not isinstance(value, dict):
             raise ApiError(400, f"{where or 'the body'} is {kind(value)}, expected an object", param=where or None)
         self._left = {name: item for name, item in value.items() if item is not None}
+        self._known: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self._left
@@ -44,6 +47,7 @@ class Fields:
 
     def take(self, name: str) -> Any:
         """A field of any type, None if it is absent."""
+        self._known.add(name)
         return self._left.pop(name, None)
 
     def _typed(self, name: str, expected: type | tuple[type, ...], words: str, required: bool) -> Any:
@@ -60,7 +64,7 @@ class Fields:
     def text(self, name: str, *, required: bool = False, longest: int | None = None) -> Any:
         value = self._typed(name, str, "a text", required)
         if value is not None and longest is not None and len(value) > longest:
-            self.fail(name, f"has {len(value)} characters, expected at most {longest}")
+            self.fail(name, f"has {counted(len(value), 'character')}, expected at most {longest}")
         return value
 
     def choice(self, name: str, choices: Iterable[str], *, required: bool = False) -> Any:
@@ -89,7 +93,7 @@ class Fields:
     def list(self, name: str, most: int, *, required: bool = False) -> Any:
         value = self._typed(name, list, "a list", required)
         if value is not None and len(value) > most:
-            self.fail(name, f"has {len(value)} entries, expected at most {most}")
+            self.fail(name, f"has {counted(len(value), 'item')}, expected at most {most}")
         return value
 
     def texts(self, name: str, most: int, longest: int) -> tuple[str, ...]:
@@ -118,23 +122,32 @@ class Fields:
         return value
 
     def refuse(self, names: Iterable[str], reason: str) -> None:
-        """Refuses fields that the protocol has and this server does not offer."""
+        """Refuses fields that the protocol has and this server does not offer, unless they ask for nothing."""
         for name in names:
-            if self.take(name) not in (None, [], {}, ""):
-                raise unsupported(self.path(name), reason)
+            if self._left.pop(name, None) not in NOTHING:
+                raise unsupported(self.path(name), f"is not supported here; {reason}")
 
     def only(self, name: str, *values: Any) -> None:
         """Refuses all values of a field but these, which are what happens anyway."""
         value = self.take(name)
-        if value is not None and value not in values:
-            said = " or ".join(json.dumps(each) for each in values)
-            raise unsupported(f"{self.path(name)}={shown(value)}", f"leave it out, or set it to {said}")
+        if value is not None and (type(value), value) not in [(type(each), each) for each in values]:
+            said = " or ".join(map(shown, values))
+            raise unsupported(
+                self.path(name), f"is {shown(value)}, which is not supported here; leave it out, or set it to {said}"
+            )
 
     def close(self) -> None:
         """Refuses what is left."""
         for name in self._left:
             param = self.path(name) if len(name) <= 100 else self.path(f"{name[:100]}...")
-            raise ApiError(400, f"{param} is not known; leave it out", param=param, code="unknown_parameter")
+            near = did_you_mean([name[:100]], self._known)
+            raise ApiError(400, f"{param} is not known; leave it out{near}", param=param, code="unknown_parameter")
+
+
+def shown(value: Any, length: int = 80) -> str:
+    """A value for a message, as JSON, not longer than `length` characters."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 
 def kind(value: Any) -> str:

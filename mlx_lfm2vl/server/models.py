@@ -23,6 +23,7 @@ from ..pretrained import load
 from ..processing.processor import Lfm2VlProcessor
 from ..threads import cancellation
 from .api_error import ApiError
+from .fields import shown
 
 CLOSE_SECONDS = 5.0
 LOOK_SECONDS = 1.0  # between looks for models that nobody asks for
@@ -86,7 +87,7 @@ class Models:
             known = ", ".join(self._models)
             raise ApiError(
                 404,
-                f"the model {id!r:.120} is not served here; there is {known}",
+                f"the model {shown(id, 120)} is not served here; there is {known}",
                 param="model",
                 code="model_not_found",
             )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, options, sampling, stops
-from .fields import Fields
+from .fields import Fields, shown
 from .logprobs import likeliest
 from .pictures import Pictures
 from .response_format import response_format
 from .tools import openai_tools
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-NOT_OFFERED = ("audio", "function_call", "functions", "moderation", "prediction", "web_search_options")
+NOT_OFFERED = ("audio", "functions", "moderation", "prediction", "prompt_cache_options", "web_search_options")
 TAGS = ("user", "safety_identifier", "prompt_cache_key")  # texts for the caller's own records
 
 
@@ -50,6 +50,7 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
     )
     tags(fields, TAGS)
     fields.refuse(NOT_OFFERED, "leave it out")
+    fields.only("function_call", "none", "auto")  # of functions, which it cannot have
     fields.only("modalities", ["text"])
     fields.only("reasoning_effort", "none")
     fields.only("service_tier", "auto", "default")
@@ -103,7 +104,7 @@ def _messages(fields: Fields, rules: Rules, pictures: Pictures) -> list[dict[str
         fields.fail("messages", "is empty, expected at least one message")
     parts = Parts(rules.limits)
     parts.add(fields, "messages", len(listed))
-    return [_message(message, parts, pictures) for message in listed]
+    return parts.in_order([_message(message, parts, pictures) for message in listed])
 
 
 def _message(fields: Fields, parts: Parts, pictures: Pictures) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def _message(fields: Fields, parts: Parts, pictures: Pictures) -> dict[str, Any]
     if calls:
         made["tool_calls"] = calls
     if role == "tool":
-        fields.text("tool_call_id", required=True)  # results are told apart by their order
+        parts.take_result(fields, "tool_call_id")
     if role == "assistant":
         fields.refuse(("audio", "function_call", "refusal", "annotations"), "leave it out")
     fields.refuse(("name",), "models know no names of speakers; put it into the text")
@@ -152,7 +153,7 @@ def _item(fields: Fields, role: str, pictures: Pictures) -> dict[str, Any]:
         pictures.set_detail(picture)
         picture.close()
     else:
-        fields.fail("type", f"is {kind!r:.60}; a message of role {role} may hold text{_and_pictures(role)}")
+        fields.fail("type", f"is {shown(kind)}; a message of role {role} may hold text{_and_pictures(role)}")
     fields.close()
     return made
 
@@ -166,7 +167,7 @@ def _past_calls(fields: Fields, parts: Parts) -> list[dict[str, Any]]:
     listed, calls = fields.objects("tool_calls", 10**6) or (), []
     parts.add(fields, "tool_calls", len(listed))
     for call in listed:
-        call.text("id", required=True)
+        parts.take_call(call, "id")
         call.choice("type", ("function",))
         function = call.object("function", required=True)
         name, arguments = function.text("name", required=True), function.text("arguments") or "{}"

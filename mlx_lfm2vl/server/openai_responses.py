@@ -6,7 +6,7 @@ from typing import Any
 
 from .api_error import unsupported
 from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, options, sampling
-from .fields import Fields
+from .fields import Fields, shown
 from .logprobs import likeliest
 from .openai_chat import system_role, tags
 from .pictures import Pictures
@@ -43,7 +43,7 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
     echo = {name: value for name in ECHOED if (value := fields.peek(name)) is not None}
     pictures, parts = Pictures(rules.limits, rules.allow_urls), Parts(rules.limits)
     if fields.take("previous_response_id") is not None:
-        raise unsupported("previous_response_id", "no answer is kept; send the conversation in input")
+        raise unsupported("previous_response_id", "is not known: no answer is kept; send the conversation in input")
     model = fields.text("model", required=True)
     instructions = fields.text("instructions")
     messages = [{"role": "system", "content": instructions}] if instructions else []
@@ -87,10 +87,10 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
 
 def _logprobs(fields: Fields) -> dict[str, Any]:
     included = fields.texts("include", 16, 100)
-    for name in included:
+    for number, name in enumerate(included):
         if name != LOGPROBS:
-            raise unsupported(f"include: {name!r}", f"only {LOGPROBS} is")
-    return {"logprobs": bool(included), "top_logprobs": likeliest(fields, bool(included), f"include: {LOGPROBS}")}
+            raise unsupported(f"include[{number}]", f"is {shown(name)}, of which only {LOGPROBS} is supported here")
+    return {"logprobs": bool(included), "top_logprobs": likeliest(fields, bool(included), f"{LOGPROBS} in include")}
 
 
 def _input(fields: Fields, parts: Parts, pictures: Pictures) -> list[dict[str, Any]]:
@@ -111,14 +111,14 @@ def _input(fields: Fields, parts: Parts, pictures: Pictures) -> list[dict[str, A
         elif kind == "function_call":
             if not made or made[-1]["role"] != "assistant":
                 made.append({"role": "assistant", "content": ""})
-            made[-1].setdefault("tool_calls", []).append(_call(item))
+            made[-1].setdefault("tool_calls", []).append(_call(item, parts))
         elif kind == "function_call_output":
-            item.text("call_id", required=True)  # results are told apart by their order
+            parts.take_result(item, "call_id")
             made.append({"role": "tool", "content": _content(item, "output", "user", parts, pictures)})
         else:
-            item.fail("type", f"is {kind!r:.60}, expected message, function_call or function_call_output")
+            item.fail("type", f"is {shown(kind)}, expected message, function_call or function_call_output")
         item.close()
-    return made
+    return parts.in_order(made)
 
 
 def _message(item: Fields, parts: Parts, pictures: Pictures) -> dict[str, Any]:
@@ -152,12 +152,12 @@ def _part(part: Fields, role: str, pictures: Pictures) -> dict[str, Any]:
         made = pictures.from_url(part, "image_url", part.text("image_url", required=True))
         pictures.set_detail(part)
     else:
-        part.fail("type", f"is {kind!r:.60}; a message of role {role} may not hold it")
+        part.fail("type", f"is {shown(kind)}; a message of role {role} may not hold it")
     part.close()
     return made
 
 
-def _call(item: Fields) -> dict[str, Any]:
-    item.text("call_id", required=True)
+def _call(item: Fields, parts: Parts) -> dict[str, Any]:
+    parts.take_call(item, "call_id")
     function = {"name": item.text("name", required=True), "arguments": item.text("arguments") or "{}"}
     return {"type": "function", "function": function}

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import ImageError
 from ..processing import addresses
 from ..processing.fetch import SourcePolicy
+from ..processing.open_file import LabelledBytes
 from ..processing.processor import Lfm2VlProcessor
 from .fields import Fields
 from .limits import Limits
@@ -31,7 +32,7 @@ class Pictures:
                 data = addresses.data_bytes(url, SourcePolicy(max_bytes=self._limits.body_bytes))
             except ImageError:
                 fields.fail(name, "is no data URI in base64, such as data:image/png;base64,iVBO...")
-            return {"type": "image", "image": data}
+            return {"type": "image", "image": LabelledBytes(fields.path(name), data)}
         if kind not in ("http:", "https:"):
             fields.fail(name, "is neither a data URI nor an http(s) address; send the picture as a data URI")
         if not self._allow_urls:
@@ -43,9 +44,10 @@ class Pictures:
         """The item of a picture in base64."""
         self._add(fields, name)
         try:
-            return {"type": "image", "image": addresses.decode_base64(text, label="")}
+            data = addresses.decode_base64(text)
         except ImageError:
             fields.fail(name, "is no base64; encode the bytes of a picture file")
+        return {"type": "image", "image": LabelledBytes(fields.path(name), data)}
 
     def set_detail(self, fields: Fields, name: str = "detail") -> None:
         """Takes OpenAI's `detail` of a picture. A request has one picture policy, so all its pictures have the same."""

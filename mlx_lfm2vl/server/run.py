@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import signal
@@ -11,11 +12,12 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import uvicorn
 
-from ..errors import OptionError, OutputError
-from .access import Access, is_loopback
+from ..errors import OptionError, OutputError, short
+from .access import Access, is_address, is_loopback
 from .answering import Answering
 from .api_request import Rules
 from .app import make_app
@@ -25,6 +27,7 @@ from .metrics import Metrics
 from .models import Models, ModelsSettings, check_name, name_of
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)  # of IPv6: no network, or not at all
 BACKLOG = 1024  # connections that the system holds until they are taken
 LAST_SECONDS = 5.0  # that connections have to close once all answers have ended
 
@@ -33,7 +36,8 @@ LAST_SECONDS = 5.0  # that connections have to close once all answers have ended
 class Settings:
     """Settings of a server. `port` 0: one that is free. `open_to_all`: other addresses than this machine's own may be
     used without an API key. `deadline`: seconds that an answer may take (None: any). `shutdown_seconds`: that answers
-    may still take once the server is told to stop. Raises `OptionError`."""
+    may still take once the server is told to stop. `draft`: as in `GenerationOptions`, for all answers. Raises
+    `OptionError`."""
 
     models: Sequence[str] = ("demo",)
     host: str = "127.0.0.1"
@@ -44,12 +48,15 @@ class Settings:
     model_settings: ModelsSettings = field(default_factory=ModelsSettings)
     deadline: float | None = None
     shutdown_seconds: float = 10.0
+    draft: Literal["ngram"] | None = None
 
     def __post_init__(self) -> None:
         for source in self.models:
             check_name(source)
         if len(set(map(name_of, self.models))) < len(self.models):
             raise OptionError("two of the models have the same name; rename one of the folders")
+        if self.host != "localhost" and not is_address(self.host):
+            raise no_address(self.host)
         if not is_loopback(self.host) and self.access.api_key is None and not self.open_to_all:
             raise OptionError(
                 f"{self.host} is reached from other machines, so it needs an API key (--api-key-file, "
@@ -86,7 +93,7 @@ class Server:
     async def _run(self) -> None:
         settings = self._settings
         models = Models(settings.models, settings.model_settings, self._write)
-        answering = Answering(models, settings.rules, settings.deadline)
+        answering = Answering(models, settings.rules, settings.deadline, settings.draft)
         limits = settings.rules.limits
         config = uvicorn.Config(
             make_app(answering, settings.access, Metrics(), self._write),
@@ -144,19 +151,28 @@ class _Uvicorn(uvicorn.Server):
         self.should_exit = True
 
 
+def no_address(host: str) -> OptionError:
+    return OptionError(
+        f"--host {short(host)!r} is no IP address of this machine; give one, such as 127.0.0.1 or 0.0.0.0"
+    )
+
+
 def listening(host: str, port: int) -> socket.socket:
-    """A socket at an address of this machine. Raises `OutputError`."""
-    try:
-        name = "127.0.0.1" if host == "localhost" else host
-        family = socket.AF_INET6 if ipaddress.ip_address(name).version == 6 else socket.AF_INET
-    except ValueError:
-        raise OptionError(f"{host} is no IP address of this machine; give one, such as 127.0.0.1 or 0.0.0.0") from None
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        made.bind((name, port))
-        made.listen(BACKLOG)
-    except OSError as error:
-        made.close()
-        raise OutputError(f"{host}:{port} cannot be listened at ({error.strerror}); choose another --port") from None
-    return made
+    """A socket at an IP address or localhost. Raises `OptionError` where that is none of this machine, and
+    `OutputError`."""
+    name = "127.0.0.1" if host == "localhost" else host
+    family = socket.AF_INET6 if ipaddress.ip_address(name).version == 6 else socket.AF_INET
+    with contextlib.ExitStack() as opened:
+        try:
+            made = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind((name, port))
+            made.listen(BACKLOG)
+        except OSError as error:
+            if error.errno in NO_ADDRESS:
+                raise no_address(host) from None
+            raise OutputError(
+                f"{host}:{port} cannot be listened at ({error.strerror}); choose another --port"
+            ) from None
+        opened.pop_all()
+        return made

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import ModelConfig
+from ..config import ImageProcessorConfig, ModelConfig
+from ..errors import AnswerError
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
 from ..generation.response import Completion
@@ -18,6 +19,7 @@ from ..tasks.extraction import ExtractTask
 from ..tasks.reading import ReadTask
 from ..tasks.recipes import Recipe, choose
 from ..tasks.task import Task
+from .api_error import ApiError
 from .api_request import Rules, deadline, max_tokens, options, sampling
 from .fields import Fields
 from .openai_chat_answer import usage
@@ -46,13 +48,20 @@ class TaskRequest:
     image_overrides: dict[str, Any]
     deadline: float | None
 
-    def made(self, config: ModelConfig, source: str, policy: SourcePolicy) -> tuple[Task[Any], list[GenerationRequest]]:
+    def made(
+        self, config: ModelConfig, source: str, policy: SourcePolicy, image_config: ImageProcessorConfig
+    ) -> tuple[Task[Any], list[GenerationRequest]]:
         """The task by the recipe of a model, and its requests; reads the pictures and checks the schema, which takes
         long. Raises `ImageError`, `OptionError` and `ConstraintError`."""
         task = MAKE[self.kind](choose(config, source), self.about)
         chosen: GenerationOptions = options(dict(self.given), (), self.longest or task.max_tokens)
-        overrides = self.image_overrides
-        return task, task.requests(self.images, options=chosen, image_overrides=overrides, source_policy=policy)
+        return task, task.requests(
+            self.images,
+            options=chosen,
+            image_overrides=self.image_overrides,
+            source_policy=policy,
+            image_config=image_config,
+        )
 
 
 def parse(kind: str) -> Callable[[Fields, Rules], TaskRequest]:
@@ -95,14 +104,24 @@ def _image(fields: Fields, number: int, url: str, pictures: Pictures) -> Any:
     return item["image"] if "image" in item else item["url"]
 
 
-def response(asked: TaskRequest, result: Any, answers: Sequence[Completion]) -> dict[str, Any]:
+def response(
+    asked: TaskRequest, task: Task[Any], requests: Sequence[GenerationRequest], answers: Sequence[Completion]
+) -> dict[str, Any]:
     """The body of a result: for `extract` and `describe` it is the data itself, for the others a list of objects. Its
-    `finish_reason` is "length" where an answer was cut off, else "stop"."""
+    `finish_reason` is "length" where an answer was cut off, else "stop". Raises `AnswerError`, and `ApiError` where an
+    answer was cut off before there was a result."""
+    cut = any(answer.finish_reason == "length" for answer in answers)
+    try:
+        result = task.parse(requests, answers)
+    except AnswerError as error:
+        if cut:
+            raise ApiError(422, str(error), param="max_tokens", code="answer_cut_off") from None
+        raise
     statistics = [answer.statistics for answer in answers if answer.statistics is not None]
     return {
         "object": asked.kind,
         "model": asked.model,
         "data": plain(result),
-        "finish_reason": "length" if any(answer.finish_reason == "length" for answer in answers) else "stop",
+        "finish_reason": "length" if cut else "stop",
         "usage": usage(statistics, prompts=True),
     }

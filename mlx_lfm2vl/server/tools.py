@@ -10,7 +10,7 @@ from typing import Any
 from ..constraints.response_format import ResponseFormat, embedded_schema
 from ..processing.conversation import CALL_END, CALL_START
 from .api_request import Rules
-from .fields import Fields
+from .fields import Fields, shown
 from .response_format import held
 
 MODES = ("auto", "none", "required")  # of OpenAI's tool_choice
@@ -51,7 +51,7 @@ class Tools:
             return replace(self, held=held(fields, "tools", lambda: text_or_calls(self.listed, self.several)))
         tools = [tool for tool in self.listed if mode == "required" or tool.schema["name"] == name]
         if not tools:
-            fields.fail("tool_choice", f"names {name!r:.120}, which is none of the tools")
+            fields.fail("tool_choice", f"names {shown(name, 120)}, which is none of the tools")
         return replace(self, several=False, held=held(fields, "tool_choice", lambda: a_call(tools)))
 
     def form(self, fields: Fields, name: str, asked: ResponseFormat | None) -> ResponseFormat | None:

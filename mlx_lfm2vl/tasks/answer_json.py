@@ -7,19 +7,19 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from ..config.files import no_number
+from ..config.files import finite_number, no_number
 from ..errors import AnswerError
 
 _SPACE = re.compile(r"\s*")
-
-
 _DECODER = json.JSONDecoder(parse_constant=no_number)
+_FINITE = json.JSONDecoder(parse_constant=no_number, parse_float=finite_number)
 
 
 def value(text: str, start: str = "{") -> Any:
-    """The first JSON value that begins with one of the characters `start`. Raises `AnswerError` naming the place."""
+    """The first JSON value that begins with one of the characters `start`, its numbers finite. Raises `AnswerError`
+    naming the place."""
     at = next((place for place, character in enumerate(text) if character in start), len(text))
-    return _value(text, at)[0]
+    return _value(text, at, _FINITE)[0]
 
 
 def items(text: str) -> Iterator[Any]:
@@ -45,11 +45,23 @@ def items(text: str) -> Iterator[Any]:
         at = _skip(text, at + 1)
 
 
-def _value(text: str, at: int) -> tuple[Any, int]:
+def _value(text: str, at: int, decoder: json.JSONDecoder = _DECODER) -> tuple[Any, int]:
     try:
-        return _DECODER.raw_decode(text, at)
+        found, end = decoder.raw_decode(text, at)
+        return _whole(found) if "\\u" in text[at:end] else found, end
     except (ValueError, RecursionError, OverflowError):
         _fail(text, at, "a JSON value")
+
+
+def _whole(value: Any) -> Any:
+    """The value, in whose texts U+FFFD stands for half of a surrogate pair, which is no character."""
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    if isinstance(value, dict):
+        return {_whole(name): _whole(each) for name, each in value.items()}
+    return value
 
 
 def _skip(text: str, at: int) -> int:

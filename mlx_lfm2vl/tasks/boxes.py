@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,13 +19,12 @@ from PIL import Image
 from ..errors import AnswerError, AnswerWarning, OptionError
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
-from ..generation.response import Completion
 from . import answer_json
 from .forms import box_form
 from .geometry import Size, to_box
 from .recipes import BoxRecipe
 from .results import Box, Point
-from .task import Result, Task, texts
+from .task import Result, Task
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,17 @@ class _BoxTask(Task[Result]):
             self._unknown("boxes")
         return self.recipe.boxes
 
-    def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
+    def questions(self, pictures: Iterable[Image.Image]) -> Iterator[GenerationRequest]:
         form = self._boxes()
         prompt = form.prompt.replace("{what}", self.what)
         options = GenerationOptions(response_format=box_form(form))
-        return [GenerationRequest(prompt, [picture], form.system, options=options) for picture in pictures]
+        return (GenerationRequest(prompt, [picture], form.system, options=options) for picture in pictures)
 
-    def found(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[Box]:
+    def found_boxes(self, sizes: Sequence[Size], found: Sequence[str]) -> list[Box]:
         """The boxes of all pictures, in the order of the answers."""
         boxes: list[Box] = []
-        for image, (request, text) in enumerate(zip(requests, texts(requests, answers), strict=True)):
-            boxes += parse_boxes(text, self._boxes(), request.images[0].size, image, self.what)
+        for image, (size, text) in enumerate(zip(sizes, found, strict=True)):
+            boxes += parse_boxes(text, self._boxes(), size, image, self.what)
         return boxes
 
 
@@ -63,16 +62,16 @@ class _BoxTask(Task[Result]):
 class DetectTask(_BoxTask[list[Box]]):
     """The boxes of all that `what` names, such as "red cars"."""
 
-    def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[Box]:
-        return self.found(requests, answers)
+    def result(self, sizes: Sequence[Size], found: Sequence[str]) -> list[Box]:
+        return self.found_boxes(sizes, found)
 
 
 @dataclass(frozen=True)
 class PointTask(_BoxTask[list[Point]]):
     """The middles of the boxes of all that `what` names. No card of the models has a recipe for points."""
 
-    def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[Point]:
-        return [Point(box.label, *box.center, box.image) for box in self.found(requests, answers)]
+    def result(self, sizes: Sequence[Size], found: Sequence[str]) -> list[Point]:
+        return [Point(box.label, *box.center, box.image) for box in self.found_boxes(sizes, found)]
 
 
 def parse_boxes(text: str, form: BoxRecipe, size: Size, image: int = 0, label: str = "") -> list[Box]:

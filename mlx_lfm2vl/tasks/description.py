@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from PIL import Image
 
 from ..generation.request import GenerationRequest
-from ..generation.response import Completion
-from .task import Task, texts, together
+from .geometry import Size
+from .task import Task, together
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class DescribeTask(Task[str]):
         if self.recipe.describe is None:
             self._unknown("description")
 
-    def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
-        return [together(pictures, self.recipe.describe or "")]
+    def questions(self, pictures: Iterable[Image.Image]) -> list[GenerationRequest]:
+        return [together(list(pictures), self.recipe.describe or "")]
 
-    def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> str:
-        return texts(requests, answers)[0].strip()
+    def result(self, sizes: Sequence[Size], found: Sequence[str]) -> str:
+        return found[0].strip()

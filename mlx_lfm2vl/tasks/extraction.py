@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,9 +17,9 @@ from PIL import Image
 from ..constraints.response_format import ResponseFormat
 from ..errors import AnswerError, OptionError
 from ..generation.request import GenerationRequest
-from ..generation.response import Completion
 from . import answer_json
-from .task import Task, texts, together
+from .geometry import Size
+from .task import Task, together
 
 Schema = Mapping[str, Any]
 _QUESTION = {"type", "enum", "description", "title", "default", "examples"}  # keywords of a field that is asked for
@@ -33,6 +33,7 @@ class ExtractTask(Task[dict[str, Any]]):
     are required, and no others may come."""
 
     max_tokens: ClassVar[int] = 2048
+    partial: ClassVar[bool] = False
 
     schema: Any
 
@@ -52,7 +53,8 @@ class ExtractTask(Task[dict[str, Any]]):
             for name, field in properties.items():
                 _check_question(name, field)
 
-    def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
+    def questions(self, pictures: Iterable[Image.Image]) -> list[GenerationRequest]:
+        pictures = list(pictures)
         properties = self.schema["properties"]
         if self.recipe.extract == "questions":
             fields = properties.items()
@@ -63,11 +65,8 @@ class ExtractTask(Task[dict[str, Any]]):
         asked = f"Fill in this JSON schema from the image. Answer with the JSON only.\n{form.value}"
         return [together(pictures, asked, form=form)]
 
-    def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> dict[str, Any]:
+    def result(self, sizes: Sequence[Size], found: Sequence[str]) -> dict[str, Any]:
         """The object. That it holds to the schema is what generation sees to; here it is an object of JSON."""
-        if any(isinstance(answer, Completion) and answer.finish_reason == "length" for answer in answers):
-            raise AnswerError("the answer was cut off by max_tokens; raise it")
-        found = texts(requests, answers)
         if self.recipe.extract == "questions":
             fields = self.schema["properties"].items()
             return {name: _answer(name, field, text) for (name, field), text in zip(fields, found, strict=True)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,12 +13,11 @@ from PIL import Image
 from ..errors import AnswerError, AnswerWarning
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
-from ..generation.response import Completion
 from .forms import layout_form
 from .geometry import Size, to_box
 from .recipes import LayoutRecipe
 from .results import Region
-from .task import Task, texts
+from .task import Task
 
 _NUMBER = r" *(-?\d{1,9}) *"
 _HEADER = re.compile(
@@ -38,18 +37,18 @@ class ReadTask(Task[list[Region]]):
         if self.recipe.layout is None and self.recipe.read is None:
             self._unknown("reading")
 
-    def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
+    def questions(self, pictures: Iterable[Image.Image]) -> Iterator[GenerationRequest]:
         layout = self.recipe.layout
         if layout is None:
-            return [GenerationRequest(self.recipe.read or "", [picture]) for picture in pictures]
+            return (GenerationRequest(self.recipe.read or "", [picture]) for picture in pictures)
         options = GenerationOptions(response_format=layout_form(layout))
-        return [GenerationRequest(layout.prompt, [picture], options=options) for picture in pictures]
+        return (GenerationRequest(layout.prompt, [picture], options=options) for picture in pictures)
 
-    def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[Region]:
+    def result(self, sizes: Sequence[Size], found: Sequence[str]) -> list[Region]:
         regions: list[Region] = []
-        for image, (request, text) in enumerate(zip(requests, texts(requests, answers), strict=True)):
+        for image, (size, text) in enumerate(zip(sizes, found, strict=True)):
             if self.recipe.layout is not None:
-                regions += parse_layout(text, self.recipe.layout, request.images[0].size, image)
+                regions += parse_layout(text, self.recipe.layout, size, image)
             elif text.strip():
                 regions.append(Region("text", text.strip(), None, image))
         return regions

@@ -176,8 +176,9 @@ def choose(config: ModelConfig, name: str = "", recipe: Recipe | str | None = No
         return _BY_NAME[recipe]
     known = ", ".join(_BY_NAME)
     if recipe is not None:
-        raise OptionError(f"recipe is {recipe!r}, expected a Recipe or one of {known}")
+        own = "" if isinstance(recipe, str) else "a Recipe or "
+        raise OptionError(f"recipe is {recipe!r}, expected {own}one of {known}")
     found = next((row for row in RECIPES if row.matches(config, name)), None)
     if found is None:
-        raise OptionError(f"no recipe is known for a model of this shape; give recipe=, one of {known}, or your own")
+        raise OptionError(f"no recipe is known for a model of this shape; give recipe=, one of {known}")
     return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from ..generation.batch import generate_batch
 from ..generation.options import GenerationOptions
 from ..generation.prompt_cache import PromptCache
-from ..generation.request import check_pair
+from ..generation.request import GenerationRequest, check_pair
 from ..generation.vision_cache import VisionCache
 from ..generation.watch import Stop
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
@@ -16,10 +16,11 @@ from ..processing.processor import Lfm2VlProcessor
 from .boxes import DetectTask, PointTask
 from .description import DescribeTask
 from .extraction import ExtractTask
+from .geometry import Size
 from .reading import ReadTask
 from .recipes import Recipe, choose
 from .results import Box, Point, Region
-from .task import Task
+from .task import Task, size
 
 Result = TypeVar("Result")
 
@@ -50,15 +51,22 @@ def run(
     """A task's result for pictures; arguments and errors as for `detect`."""
     check_pair(model, processor)
     others: dict[str, Any] = {**arguments}
-    requests = task.requests(
+    requests = task.iter_requests(
         images,
         options=others.pop("options", None),
         image_overrides=others.pop("image_overrides", None),
         source_policy=processor.image_processor.source_policy,
         image_config=processor.image_processor.config,
     )
-    answers = generate_batch(model, processor, requests, **others)
-    return task.parse(requests, list(answers))
+    sizes: list[Size] = []
+
+    def sized() -> Iterator[GenerationRequest]:
+        for request in requests:
+            sizes.append(size(request))
+            yield request
+
+    answers = list(generate_batch(model, processor, sized(), **others))
+    return task.parse_by_sizes(sizes, answers)
 
 
 def detect(

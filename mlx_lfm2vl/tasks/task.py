@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, NoReturn, TypeVar
+from typing import Any, ClassVar, Generic, NoReturn, TypedDict, TypeVar, Unpack
 
 from PIL import Image
 
 from ..config import ImageProcessorConfig
 from ..constraints.response_format import ResponseFormat
-from ..errors import AnswerError, AnswerWarning, OptionError, PromptError
+from ..errors import AnswerError, AnswerWarning, OptionError, PromptError, counted
 from ..generation.messages import checked_pictures
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
@@ -27,40 +27,80 @@ from ..generation.response import Completion
 from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
 from ..processing.image import Lfm2VlImageProcessor
 from ..processing.load_image import load_image
-from ..processing.pages import expand_pages
+from ..processing.open_file import LabelledBytes
+from ..processing.pages import pages_of
+from .geometry import Size
 from .recipes import Recipe
 
 Result = TypeVar("Result")
+CUT_OFF = "the answer was cut off by max_tokens; raise it"
 _SEEN = ("color_management", "exif", "min_image_tokens", "max_image_tokens", "do_image_splitting")
+
+
+class RequestArguments(TypedDict, total=False):
+    """Options of a task's requests."""
+
+    options: GenerationOptions | None
+    image_overrides: Mapping[str, Any] | None
+    source_policy: SourcePolicy
+    image_config: ImageProcessorConfig | None
 
 
 @dataclass(frozen=True)
 class Task(ABC, Generic[Result]):
     """Something to find out about pictures, asked by a recipe. `max_tokens` is the longest answer where the caller does
-    not say it."""
+    not say it; `partial` says whether the beginning of an answer that was cut off is a result."""
 
     max_tokens: ClassVar[int]
+    partial: ClassVar[bool] = True
 
     recipe: Recipe
 
     @abstractmethod
-    def questions(self, pictures: list[Image.Image]) -> list[GenerationRequest]:
-        """The requests for upright pictures, with no other option than the form of the answer."""
+    def questions(self, pictures: Iterable[Image.Image]) -> Iterable[GenerationRequest]:
+        """The requests for upright pictures, with no other option than the form of the answer. Where each picture is
+        asked about by itself, it is read as its request is taken."""
 
     @abstractmethod
+    def result(self, sizes: Sequence[Size], found: Sequence[str]) -> Result:
+        """The result of the texts of the answers. `sizes`: width and height of the first picture of each request, in
+        pixels. Raises `AnswerError`."""
+
     def parse(self, requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> Result:
-        """The result.
+        """The result. An `AnswerWarning` tells of an answer that was cut off by its length.
 
         Args:
             requests: what `requests` returned.
             answers: one for each, as text or as a `Completion`.
 
         Raises:
-            AnswerError: an answer cannot be read. Its message names the place.
+            AnswerError: an answer cannot be read. Its message names the place, and max_tokens where that cut it off.
             Lfm2VlError: the error of a `Completion`.
         """
+        return self.parse_by_sizes([size(request) for request in requests], answers)
 
-    def requests(
+    def parse_by_sizes(self, sizes: Sequence[Size], answers: Sequence[str | Completion]) -> Result:
+        """`parse`, where the requests are no longer kept. `sizes`: what `size` says of each."""
+        found = texts(sizes, answers)
+        cut = any(isinstance(answer, Completion) and answer.finish_reason == "length" for answer in answers)
+        if cut and not self.partial:
+            raise AnswerError(CUT_OFF)
+        try:
+            made = self.result(sizes, found)
+        except AnswerError as error:
+            if cut:
+                raise AnswerError(f"{CUT_OFF} ({error})") from None
+            raise
+        if cut:
+            warnings.warn(CUT_OFF, AnswerWarning, stacklevel=3)
+        return made
+
+    def requests(self, images: Any, **arguments: Unpack[RequestArguments]) -> list[GenerationRequest]:
+        """Asks about pictures: one request or several, for an engine or a server. Arguments and errors as for
+        `iter_requests`, which takes less memory where many pictures are asked about one by one."""
+        return list(self.iter_requests(images, **arguments))
+
+    def iter_requests(
         self,
         images: Any,
         *,
@@ -68,12 +108,12 @@ class Task(ABC, Generic[Result]):
         image_overrides: Mapping[str, Any] | None = None,
         source_policy: SourcePolicy = DEFAULT_POLICY,
         image_config: ImageProcessorConfig | None = None,
-    ) -> list[GenerationRequest]:
-        """Asks about pictures: one request or several, for `generate_batch`, an engine or a server.
+    ) -> Iterator[GenerationRequest]:
+        """Asks about pictures, for `generate_batch`: each picture is read as its request is taken.
 
         Args:
-            images: a picture or a list of them, as `generate` takes them. They are read here and are upright in the
-                requests, where `parse` finds their sizes.
+            images: a picture or a list of them, as `generate` takes them. They are upright in the requests, where
+                `parse` finds their sizes.
             options: how to generate. None is what the checkpoint recommends, with a length that suits the task.
             image_overrides: as for `Lfm2VlProcessor`.
             source_policy: where pictures may come from.
@@ -85,26 +125,37 @@ class Task(ABC, Generic[Result]):
         """
         overrides = dict(image_overrides or {})
         config = _configured(image_config, overrides)
-        given = [page for each in checked_pictures(images) for page in expand_pages(each, source_policy)]
-        pictures = [load_image(picture, source_policy, config) for picture in given]
-        if not pictures:
+        given = pages_of(checked_pictures(images), source_policy)
+        if not given:
             raise PromptError("there is no picture; give one or several")
         if options is not None and not isinstance(options, GenerationOptions):
             raise OptionError(f"options is {type(options).__name__}, expected GenerationOptions")
         chosen = options or GenerationOptions(max_tokens=self.max_tokens)
         if chosen.response_format is not None:
             raise OptionError("options have a response_format; a task holds its answers to its own")
-        asked = [(question, question.options.response_format) for question in self.questions(pictures)]
-        return [
-            replace(question, options=replace(chosen, response_format=form), image_overrides=overrides)
-            for question, form in asked
-        ]
+        pictures = (_read(picture, source_policy, config, image_config is not None) for picture in given)
+        return (
+            replace(
+                question,
+                options=replace(chosen, response_format=question.options.response_format),
+                image_overrides=overrides,
+            )
+            for question in self.questions(pictures)
+        )
 
     def _unknown(self, what: str) -> NoReturn:
         raise OptionError(
             f"the recipe {self.recipe.name} has no {what}: the model is not known to do it; recipe= takes that of "
             "another model"
         )
+
+
+def _read(picture: Any, policy: SourcePolicy, config: ImageProcessorConfig, known: bool) -> Any:
+    """A picture that has been read, for a request. Bytes in memory stay what they are, with the picture's size: decoded
+    they may be a thousand times as large, and the request may wait for long. Only where the processor's policy is
+    `known` they will be the same picture again. Raises `ImageError`."""
+    made = load_image(picture, policy, config)
+    return replace(picture, size=made.size) if known and isinstance(picture, LabelledBytes) else made
 
 
 def _configured(config: ImageProcessorConfig | None, overrides: Mapping[str, Any]) -> ImageProcessorConfig:
@@ -114,11 +165,16 @@ def _configured(config: ImageProcessorConfig | None, overrides: Mapping[str, Any
     return Lfm2VlImageProcessor(config, **chosen).config
 
 
-def texts(requests: Sequence[GenerationRequest], answers: Sequence[str | Completion]) -> list[str]:
-    """The texts of answers, one a request. An `AnswerWarning` tells of one that was cut off by its length. Raises the
-    error of one that has failed, and `AnswerError` for one that was stopped."""
-    if len(requests) != len(answers):
-        raise OptionError(f"there are {len(answers)} answers for {len(requests)} requests")
+def size(request: GenerationRequest) -> Size:
+    """Width and height of the first picture of a request; (0, 0) where its pictures stand in its messages."""
+    return request.images[0].size if request.images else (0, 0)
+
+
+def texts(sizes: Sequence[Size], answers: Sequence[str | Completion]) -> list[str]:
+    """The texts of answers, one a request. Raises the error of one that has failed, and `AnswerError` for one that was
+    stopped."""
+    if len(sizes) != len(answers):
+        raise OptionError(f"{counted(len(answers), 'answer')} for {counted(len(sizes), 'request')}; give one each")
     found = []
     for answer in answers:
         if isinstance(answer, Completion):
@@ -126,8 +182,6 @@ def texts(requests: Sequence[GenerationRequest], answers: Sequence[str | Complet
                 raise answer.error
             if answer.finish_reason in ("cancelled", "deadline"):
                 raise AnswerError(f"the answer was stopped ({answer.finish_reason}) before it was whole")
-            if answer.finish_reason == "length":
-                warnings.warn("the answer was cut off by max_tokens; raise it", AnswerWarning, stacklevel=3)
             answer = answer.text
         found.append(answer)
     return found

@@ -65,9 +65,10 @@ def state(files: Iterable[Path]) -> tuple[tuple[int, ...], ...]:
     return tuple(found)
 
 
-def key_of(folder: Path, weights: Iterable[Path]) -> str:
-    """The key that tells a folder's model from others: of config.json, and names, sizes and times of weight files."""
-    digest = hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=16)
+def key_of(folder: Path, weights: Iterable[Path], config: str = "config.json") -> str:
+    """The key that tells a folder's model or adapter from others: of its configuration, and names, sizes and times of
+    weight files."""
+    digest = hashlib.blake2b((folder / config).read_bytes(), digest_size=16)
     for file in weights:
         status = file.stat()
         digest.update(repr((file.name, status.st_size, status.st_mtime_ns)).encode())

@@ -22,7 +22,7 @@ import numpy as np
 from ..backends.memory import free_memory
 from ..config import ModelConfig, TextConfig
 from ..errors import OutOfMemoryError
-from ..models.cache import GROWTH_STEP
+from ..models.key_values import GROWTH_STEP, group_size
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration, vision_passes
 from .files import FLOATING, TensorInfo
 
@@ -72,39 +72,56 @@ def check_weights(where: str, infos: Mapping[str, TensorInfo], dtype: mx.Dtype |
     raise OutOfMemoryError(f"{where}: its weights take {_gb(needed)} and {_gb(free)} of memory are free; {way}")
 
 
-def token_bytes(config: ModelConfig, size: int) -> int:
+def token_bytes(config: ModelConfig, size: int, kv_bits: int | None = None) -> int:
     """Memory for the keys and values of a token that is one of many."""
     text = config.text_config
-    return text.layer_types.count("full_attention") * key_bytes(text, size)
+    return text.layer_types.count("full_attention") * key_bytes(text, size, kv_bits)
 
 
-def key_bytes(text: TextConfig, size: int) -> int:
-    """Memory for the keys and values of a token in a layer."""
-    return 2 * text.num_key_value_heads * text.head_dim * size
+def key_bytes(text: TextConfig, size: int, kv_bits: int | None = None) -> int:
+    """Memory for the keys and values of a token in a layer; a group of quantised ones has a scale and a bias."""
+    numbers = 2 * text.num_key_value_heads * text.head_dim
+    if kv_bits is None:
+        return numbers * size
+    return numbers * kv_bits // 8 + numbers // (group_size(text.head_dim) or 1) * 2 * size
 
 
-def question_bytes(config: ModelConfig, size: int, prompt: int, answer: int, patches: int = 0) -> int:
+def question_bytes(
+    config: ModelConfig, size: int, prompt: int, answer: int, patches: int = 0, kv_bits: int | None = None
+) -> int:
     """Memory that a prompt of so many tokens and its answer take beside the weights. `size`: bytes of a number;
-    `patches`: of the largest pass through the vision tower."""
+    `patches`: of the largest pass through the vision tower; `kv_bits`: of keys and values, if they are quantised."""
     text, vision = config.text_config, config.vision_config
     tokens = -(-(prompt + answer) // GROWTH_STEP) * GROWTH_STEP
     tower = patches * (4 * vision.hidden_size + vision.intermediate_size)
     chunk = min(prompt, LONGEST_CHUNK) * (2 * text.hidden_size + 3 * text.feed_forward_size)
     fixed = (prompt * text.hidden_size + max(tower, chunk)) * size + 4 * text.vocab_size
-    return text.keys_kept(tokens) * key_bytes(text, size) + fixed
+    if kv_bits is None:
+        return text.keys_kept(tokens) * key_bytes(text, size) + fixed
+    # a layer's keys and values are dense while a chunk of the prompt is run, those of a window always
+    full = tokens * text.layer_types.count("full_attention")
+    dense = text.keys_kept(tokens) - full + tokens
+    return full * key_bytes(text, size, kv_bits) + dense * key_bytes(text, size) + fixed
 
 
 def check_question(
-    config: ModelConfig, dtype: mx.Dtype, prompt: int, answer: int, patches: int = 0, rows: int = 1
+    config: ModelConfig,
+    dtype: mx.Dtype,
+    prompt: int,
+    answer: int,
+    patches: int = 0,
+    rows: int = 1,
+    kv_bits: int | None = None,
 ) -> None:
     """Raises `OutOfMemoryError` if `rows` questions of such a size will not fit beside the weights, saying how many
     tokens would. `dtype`: of the model's norms."""
     free, size = free_memory(), dtype.size
-    needed = rows * question_bytes(config, size, prompt, answer, patches)
+    needed = rows * question_bytes(config, size, prompt, answer, patches, kv_bits)
     if free is None or needed <= free:
         return
-    fixed = rows * question_bytes(config, size, min(prompt, LONGEST_CHUNK), 0, patches)
-    fitting = max(0, free - fixed) // (rows * (token_bytes(config, size) + config.text_config.hidden_size * size))
+    fixed = rows * question_bytes(config, size, min(prompt, LONGEST_CHUNK), 0, patches, kv_bits)
+    each = token_bytes(config, size, kv_bits) + config.text_config.hidden_size * size
+    fitting = max(0, free - fixed) // (rows * each)
     fewer = "fewer or smaller pictures (max_image_tokens, max_tiles), " if patches else ""
     raise OutOfMemoryError(
         f"a prompt of {prompt:,} tokens with an answer of {answer:,} takes {_gb(needed)} beside the model, and "

@@ -60,6 +60,7 @@ def load_model(
     backend: str | None = None,
     model_class: type[M] | None = None,
     prefix: str = "",
+    adapt: Callable[[nn.Module, dict[str, mx.array]], dict[str, mx.array]] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> M:
     """The model of a folder.
@@ -72,6 +73,7 @@ def load_model(
         backend: what computes it, see `backends.choose`.
         model_class: built from the configuration; None is that of the family, with its head.
         prefix: what stands before its parameters' names in the whole model.
+        adapt: puts an adapter into the model and its tensors before these are read (`Adapter.apply`).
         progress: told of the bytes of the "weights".
 
     Raises:
@@ -83,10 +85,10 @@ def load_model(
     mixed = stored.mixed_note if target is None else ""
     check_weights(str(folder), stored.infos, stored.dtype if mixed else target)
     tensors, note = stored.read(target), ""
-    if chosen == "numpy":
-        if dtype is None:
-            tensors, note = cpu.dequantize(model, tensors)
-        tensors = cpu.by_columns(tensors)
+    if chosen == "numpy" and dtype is None:
+        tensors, note = cpu.dequantize(model, tensors)
+    tensors = tensors if adapt is None else adapt(model, tensors)
+    tensors = cpu.by_columns(tensors) if chosen == "numpy" else tensors
     model.load_note = "; ".join(filter(None, (*stored.notes, mixed, note)))
     model.backend, model.checkpoint_key = chosen, key_of(folder, stored.files)
     model.load_weights(list(tensors.items()), strict=True)

@@ -57,7 +57,9 @@ def read_shards(folder: Path) -> Shards:
     beside = _beside(whole, folder / MODEL)
     whole = {file: header for file, header in whole.items() if file not in beside}
     if not whole:
-        raise WeightsError(f"{folder}: holds an adapter only ({left[0]}), not a model; merge it into its base model")
+        raise WeightsError(
+            f"{folder}: holds an adapter only ({left[0]}), not a model; load its base model with it (--adapter)"
+        )
     now, missing = tuple(before[file] for file in whole), _missing(found, index)
     notes = (*_note(left, "an adapter"), *_note([file.name for file in beside], f"{MODEL} holds the model"))
     return Shards(tuple(whole), joined(whole.values()), now, missing, notes=notes)

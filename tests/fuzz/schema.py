@@ -33,6 +33,14 @@ OTHERS: dict[str, Any] = {
     "regex": {"type": "regex", "regex": r"(a|b)*c{2,5}[^\d]?"},
     "choice": {"type": "choice", "choice": ["yes", "no", "é"]},
     "lark": {"type": "grammar", "grammar": 'start: item ("," item)*\nitem: /[a-z]+/ | "(" start ")"'},
+    "terminals": {
+        "type": "grammar",
+        "grammar": 'start: A (/ +/ b)* // c\nA: "a"+ | /x[^y]/ & ~"xx"\n?b: "b"\n  | "c" b',
+    },
+    "json in lark": {
+        "type": "grammar",
+        "grammar": 'start: "<" x ">"\nx: %json {"type": "array", "items": {"$ref": "#"}}',
+    },
     "gbnf": {"type": "grammar", "grammar": 'root ::= "a" [0-9]{1,3} | "b" root?'},
     "wrapped": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "boolean"}}},
 }

@@ -62,8 +62,14 @@ ROWS = [
     row("no JSON", b"hello", "line 2: is not JSON (Expecting value: line 1 column 1 (char 0))"),
     row("half a row", b'{"prompt": "a', "line 2: is not JSON ("),
     row("no UTF-8", b'{"prompt": "\xff"}', "line 2: is not JSON ('utf-8' codec can't decode byte 0xff in position 12"),
-    row("a number that JSON does not have", b'{"prompt": "a", "n": NaN}', "line 2: is not JSON (NaN is none)"),
-    row("an infinite number", b'{"prompt": "a", "n": -Infinity}', "line 2: is not JSON (-Infinity is none)"),
+    row(
+        "a number that JSON does not have",
+        b'{"prompt": "a", "n": NaN}',
+        "line 2: is not JSON (NaN is no number of JSON)",
+    ),
+    row(
+        "an infinite number", b'{"prompt": "a", "n": -Infinity}', "line 2: is not JSON (-Infinity is no number of JSON)"
+    ),
     row(
         "a number of 5000 digits",
         b'{"n": 1' + b"0" * 5000 + b"}",

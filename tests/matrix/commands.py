@@ -73,6 +73,9 @@ OPTIONS = [
         for command in ("generate", "batch a.png --output o.jsonl")
         for value in ("0", "-1", "1.5", "1e3", "many", "0x10", "nan")
     ),
+    refused("generate --prompt x --draft n-gram", "--draft", "invalid choice: 'n-gram'", HELP),
+    refused("generate --prompt x --draft ngram --draft-model demo", "--draft-model", "not allowed with", HELP),
+    refused("generate --prompt x --kv-bits 3", "--kv-bits", "invalid choice: 3", HELP),
     refused("generate --max-tokens _", "--max-tokens", f"'' {BOUNDS}", HELP),
     refused("chat --max-tokens 0", "--max-tokens", f"'0' {BOUNDS}", HELP),
     *(
@@ -83,8 +86,8 @@ OPTIONS = [
             ("--temp", "inf", "'inf' is not a number"),
             ("--temp", "warm", "'warm' is not a number"),
             ("--temp", "1e9", "'1e9' is not a number of at least 0 and at most 100"),
-            ("--top-p", "0", "'0' is not a number above 0"),
-            ("--top-p", "1.01", "'1.01' is not a number above 0 and at most 1"),
+            ("--top-p", "-0.1", "'-0.1' is not a number of at least 0"),
+            ("--top-p", "1.01", "'1.01' is not a number of at least 0 and at most 1"),
             ("--min-p", "-0.1", "'-0.1' is not a number of at least 0 and at most 1"),
             ("--min-p", "2", "'2' is not a number of at least 0 and at most 1"),
             ("--top-k", "-3", "'-3' is not a whole number of at least 0"),
@@ -94,7 +97,7 @@ OPTIONS = [
             ("--seed", "9223372036854775808", "is not a whole number from 0 to 9223372036854775807"),
             ("--frequency-penalty", "2.5", "'2.5' is not a number of at least -2 and at most 2"),
             ("--presence-penalty", "x", "'x' is not a number of at least -2 and at most 2"),
-            ("--logit-bias", "5", "'' is not a number of at least -100 and at most 100"),
+            ("--logit-bias", "5", "'5' is no ID=BIAS, such as 42=-5"),
             ("--logit-bias", "x=1", "'x' is not a whole number of at least 0"),
             ("--top-logprobs", "101", "'101' is not a whole number from 0 to 100"),
             ("-n", "0", "'0' is not a whole number from 1 to 256"),
@@ -108,7 +111,7 @@ OPTIONS = [
     refused("generate --prompt", "--prompt", "expected one argument", HELP),
     refused("bench demo --model demo", "--model", "not allowed with argument MODEL", HELP),
     refused("bench --model ./no", "./no", "no such folder"),
-    refused("generate --stop _ --prompt a --model {model}", "stop", "is ('',), expected texts that are not empty"),
+    refused("generate --stop _ --prompt a --model {model}", "argument --stop", "is empty", "leave it out"),
     refused("generate --prompt x --regex a --choice b", "--choice", "not allowed with argument --regex", HELP),
     refused("generate --prompt x --json-schema no.json", "no.json", "cannot be read as a schema or grammar (No such"),
     refused("generate --prompt x --json-schema folder", "folder", "cannot be read as a schema or grammar (Is a dir"),
@@ -116,7 +119,11 @@ OPTIONS = [
     refused("batch a.png --output o.jsonl --regex (", "the regex cannot be held", "unclosed group"),
     refused("generate --prompt x --grammar latin.txt", "latin.txt", "cannot be read as", "(is not UTF-8 text)"),
     refused("generate --prompt x --top-logprobs 2", "--top-logprobs", "needs --json, which prints them"),
-    refused("generate --prompt x --model {model} --logit-bias 99999999=1", "token 99999999", "but the model has"),
+    refused(
+        "generate --prompt x --model {model} --logit-bias 99999999=1",
+        "--logit-bias names token 99999999",
+        "but the model has",
+    ),
     refused("generate --tiling=no", "--tiling", "ignored explicit argument 'no'", HELP),
     refused("generate", "nothing to answer", "give --image, --prompt or both"),
     refused("generate --model ./no --prompt x", "./no", "no such folder"),
@@ -128,6 +135,23 @@ OPTIONS = [
     refused("generate --model text.txt --prompt x", "text.txt", "is a file", "give the folder that holds config.json"),
     refused("generate --model folder --prompt x", "folder", "has no config.json", "not a model folder"),
     refused("generate --model {model} --revision main --prompt x", "revision 'main'", "a folder on this disk", "leave"),
+]
+ADAPTERS = [
+    refused("generate --model {model} --prompt x --adapter no", "no", "no such folder of an adapter"),
+    refused("batch a.png --output o.jsonl --adapter folder", "folder", "has no adapter_config.json; it is no adapter"),
+    refused("serve demo {model} --adapter folder", "--adapter", "is for one model", "or fuse both"),
+    refused("fuse --model {model} --adapter no --mlx-path out", "no", "no such folder of an adapter"),
+    refused("fuse --adapter no", "--model", "are required", HELP),
+    refused("lora --output out", "--data", "are required", HELP),
+    refused("lora --data no.jsonl --output out", "no.jsonl", "no such file of rows", "give a .jsonl file"),
+    refused("lora --data rows.jsonl --output out", "rows.jsonl, line 1", 'has no "answer" to learn'),
+    refused("lora --data rows.jsonl --output out --rank 0", "--rank", f"'0' {BOUNDS}", HELP),
+    refused(
+        "lora --data rows.jsonl --output out --dropout 0.1 --grad-checkpoint",
+        "dropout",
+        "exclude each other",
+        "it would drop others",
+    ),
 ]
 PROMPTS = [
     refused("generate --model {model} --prompt _", "prompt", "is empty and there is no picture", "give one of them"),
@@ -184,7 +208,9 @@ PICTURES = [
     refused("chat --image no.png", "no.png", "no such picture"),
     refused("chat --image http://localhost:9/a.png", "localhost", "is a private address", "--allow-private-urls"),
     refused(
-        "generate --image a.png --model {model} --max-image-tokens 8 --min-image-tokens 9", "min_image_tokens", "8"
+        "generate --image a.png --model {model} --max-image-tokens 8 --min-image-tokens 9",
+        "--min-image-tokens is 9",
+        "8",
     ),
 ]
 BATCHES = [
@@ -495,10 +521,10 @@ TASKS = [
     refused("detect cars", "--image", "are required", HELP),
     refused("detect --image a.png", "WHAT", "are required", HELP),
     refused("detect cars --model {model} --image b.png", "b.png", "no such picture"),
-    refused("detect cars --model {model} --image a.png", "this shape", "no recipe is known", "give recipe=, one of"),
-    refused("detect cars --model {model} --image a.png --recipe x", "'x'", "expected a Recipe or one of demo"),
+    refused("detect cars --model {model} --image a.png", "this shape", "no recipe is known", "give --recipe, one of"),
+    refused("detect cars --model {model} --image a.png --recipe x", "--recipe is 'x'", "expected one of demo"),
     refused("detect cars --model {model} --image a.png --recipe lfm2-vl", "lfm2-vl", "has no boxes", "another model"),
-    refused("detect _ --model {model} --image a.png --recipe demo", "what is ''", "expected the name of something"),
+    refused("detect _ --model {model} --image a.png --recipe demo", "WHAT is ''", "expected the name of something"),
     refused("detect cars --image a.png --draw a.png", "a.png", "exists already", "--overwrite"),
     refused("detect cars --image a.png --csv mine.csv", "mine.csv", "exists already", "--overwrite"),
     refused("detect cars --image a.png --coco folder", "folder", "exists already", "--overwrite"),
@@ -513,4 +539,4 @@ TASKS = [
     refused("batch a.png --output o.jsonl --recipe demo", "--recipe", "is for --task"),
 ]
 
-ROWS = [*OPTIONS, *TASKS, *PROMPTS, *PICTURES, *BATCHES, *CONVERSIONS, *WORKING]
+ROWS = [*OPTIONS, *ADAPTERS, *TASKS, *PROMPTS, *PICTURES, *BATCHES, *CONVERSIONS, *WORKING]

@@ -105,10 +105,10 @@ REFUSED = [
         "it needs an 'image' item",
     ),
     refused(
-        "a video item",
-        content(ASK, {"type": "video", "video": "clip.mp4"}),
-        "item 1 of its content, is of type 'video' and has 'video', which is not read",
-        "it needs an 'image' item",
+        "a video item without a video",
+        content(ASK, {"type": "video", "film": "clip.mp4"}),
+        "item 1 of its content, is of type 'video' and has no 'video'",
+        "or 'url' or 'path'",
     ),
     refused(
         "an image item with another source",

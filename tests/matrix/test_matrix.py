@@ -56,6 +56,7 @@ def open_files(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.sampled(450)
 @pytest.mark.parametrize(
     "row", [pytest.param(row, id=f"{table}: {row.name}") for table, rows in TABLES.items() for row in rows]
 )

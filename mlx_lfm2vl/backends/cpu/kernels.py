@@ -74,10 +74,11 @@ def conv_layer(
     eps: float,
     parameters: dict[str, np.ndarray],
     mask: np.ndarray | None = None,
+    whole: bool = False,
 ) -> tuple[np.ndarray, ...]:
     """A layer of the backbone with a convolution of K taps: (B, L, width), the K - 1 taps before, (B, 1, width) each,
-    and `mask` (B, L, 1), false at padding -> the same shape, and the last taps. Parameters by their names in
-    `Lfm2DecoderLayer`."""
+    and `mask` (B, L, 1), false at padding -> the same shape, the last K - 1 taps, and, where the `whole` is asked for,
+    all K - 1 + L as one array. Parameters by their names in `Lfm2DecoderLayer`."""
     (_, length, width), of = x.shape, parameters
     normed = rms_norm(x, of["operator_norm.weight"], eps)
     if mask is not None:
@@ -91,7 +92,7 @@ def conv_layer(
         mixed += taps[:, k : k + length] * column
     mixed *= gate_out
     made = feed_forward(product(mixed, of["conv.out_proj.weight"], x), eps, of)
-    return made, *(taps[:, at : at + 1] for at in range(length, taps.shape[1]))
+    return made, *(taps[:, at : at + 1] for at in range(length, taps.shape[1])), *([taps] if whole else [])
 
 
 def attention_inputs(

@@ -15,8 +15,9 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ...models.cache import ConvCache, KeyValueCache
+from ...models.bounded_states import ConvCache
 from ...models.context import Context
+from ...models.key_values import KeyValueCache
 from ...models.layers import ACTIVATIONS, gelu_tanh
 from ...models.lfm2 import Lfm2Attention, Lfm2DecoderLayer
 from ...models.siglip2 import Groups, Siglip2EncoderLayer
@@ -82,6 +83,8 @@ class CpuRMSNorm(nn.RMSNorm):
 
 
 class CpuAttention(Lfm2Attention):
+    direct_queries = 0
+
     def scaled_dot_product_attention(
         self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None
     ) -> mx.array:
@@ -166,12 +169,14 @@ class CpuDecoderLayer(Lfm2DecoderLayer):
         self, x: mx.array, context: Context, cache: ConvCache | None, parameters: dict[str, mx.array]
     ) -> mx.array:
         mask = None if context.conv_mask is None else np.array(context.conv_mask)
+        records = cache is not None and cache.records
 
         def layer(x: np.ndarray, past: Sequence[np.ndarray], of: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-            return kernels.conv_layer(x, tuple(past), self.operator_norm.eps, of, mask)
+            return kernels.conv_layer(x, tuple(past), self.operator_norm.eps, of, mask, records)
 
         made, *taps = _with_parameters(layer, x, self.conv.past(x, cache), parameters)
         if cache is not None:
+            cache.block = (taps.pop(),) if records else ()
             cache.inputs = tuple(taps)
         return made
 

@@ -89,7 +89,7 @@ function speed({ usage, firstToken, seconds }) {
   const measured = usage.completion_tokens > 1 && seconds - firstToken > 0.05; // not where all of it came at once
   const rate = measured ? (usage.completion_tokens - 1) / (seconds - firstToken) : null;
   return [
-    `${usage.completion_tokens} tokens`,
+    `${usage.completion_tokens} ${usage.completion_tokens === 1 ? "token" : "tokens"}`,
     rate ? `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s` : null,
     firstToken ? `first after ${firstToken.toFixed(firstToken < 10 ? 2 : 0)} s` : null,
     `${usage.prompt_tokens} in the question${cached ? `, ${cached} cached` : ""}`,

@@ -1,0 +1,64 @@
+"""The worth of drafts: answers with and without them, to a question about a picture and to the same question, asked
+again behind its answer."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..generation.options import GenerationOptions
+from ..generation.response import Completion, Statistics
+from ..generation.stream import stream_generate
+from ..generation.watch import Stop, check
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from ..processing.processor import Lfm2VlProcessor
+from .ask import GREEDY, PROMPT
+from .report import Drafts
+
+
+def measure(
+    model: Lfm2VlForConditionalGeneration,
+    processor: Lfm2VlProcessor,
+    file: Path,
+    tokens: int,
+    several: Callable[[Callable[[], list[Statistics]]], list[list[Statistics]]],
+    stop: Stop | None = None,
+) -> tuple[Drafts, ...]:
+    """Measures a model whose answers do not end by themselves, as `constraints.measure` does. `file`: a picture's.
+    Raises `Cancelled`."""
+    plain = replace(GREEDY, max_tokens=tokens)
+
+    def answered(prompt: list[dict[str, Any]], options: GenerationOptions) -> Completion:
+        made = Completion.of(list(stream_generate(model, processor, prompt, options=options, stop=stop)))
+        check(stop)
+        return made
+
+    asked = {"type": "text", "text": PROMPT}
+    question = {"role": "user", "content": [{"type": "image", "image": file}, asked]}
+    answer = {"role": "assistant", "content": answered([question], plain).text}
+    kinds: dict[Literal["first", "again"], list[dict[str, Any]]] = {
+        "first": [question],
+        "again": [question, answer, {"role": "user", "content": [asked]}],
+    }
+
+    def every() -> list[Statistics]:
+        made = [answered(prompt, replace(plain, draft=draft)) for prompt in kinds.values() for draft in (None, "ngram")]
+        return [each.statistics for each in made if each.statistics is not None]
+
+    runs = list(zip(*several(every), strict=True))
+    speeds = [statistics.median(each.tokens_per_second for each in some) for some in runs]
+    return tuple(
+        Drafts(
+            kind,
+            speeds[2 * at],
+            speeds[2 * at + 1],
+            runs[2 * at + 1][0].generated_tokens,
+            runs[2 * at + 1][0].model_steps,
+            runs[2 * at + 1][0].drafted_tokens,
+            runs[2 * at + 1][0].accepted_tokens,
+        )
+        for at, kind in enumerate(kinds)
+    )

@@ -1,0 +1,20 @@
+"""Bounds of what llguidance may spend on a form."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llguidance import LLParserLimits
+
+
+def limits() -> LLParserLimits:
+    """Bounds of the cost of compiling and following a grammar. With llguidance's own limits a hostile one may take
+    seconds and gigabytes."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(
+        max_grammar_size=100_000,
+        max_lexer_states=50_000,
+        verbose_errors=False,  # the parser's state in an error's text is for llguidance's developers
+    )

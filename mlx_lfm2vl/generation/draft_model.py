@@ -1,0 +1,115 @@
+"""Drafts by a smaller model of the family, and the choice of what proposes an answer's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from ..backends.thread_state import computing
+from ..config import ModelConfig
+from ..errors import OptionError
+from ..models.cache import Cache, CacheCheckpoint
+from ..models.context import Context
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from .chunked_prefill import Prompt, prefill
+from .ngrams import NgramDraft, Ngrams
+from .request import EncodedPrompt
+from .speculation import Speculation
+from .vision_cache import encode_views
+
+
+class DraftModel:
+    """A `Draft` by another model: the tokens that are likeliest to it. It sees the pictures, too.
+
+    One is for one answer at a time; each answer gets a copy, with states of its own beside the same weights. The prompt
+    is run through it when the first draft is asked for.
+
+    Args:
+        model: smaller than the one that answers, with the same tokens.
+    """
+
+    def __init__(self, model: Lfm2VlForConditionalGeneration):
+        self._model = model
+        self._pictures: list[tuple[np.ndarray, np.ndarray]] = []
+        self._known: tuple[Cache, CacheCheckpoint, mx.array] | None = None  # with logits (1, vocabulary) behind it
+
+    def copy(self) -> DraftModel:
+        """One without states, with the same model."""
+        return DraftModel(self._model)
+
+    def begin(self, config: ModelConfig, prompt: EncodedPrompt) -> None:
+        """Holds the pictures of a prompt, until they are encoded. `config`: of the model that answers. Raises
+        `OptionError` where that has other tokens or pictures."""
+        own, its = (
+            {"vocab_size": of.text_config.vocab_size, **of.shared_numbers()} for of in (self._model.config, config)
+        )
+        for name, number in own.items():
+            if number != its.get(name, number):
+                raise OptionError(
+                    f"the draft model has {name} {number}, the model {its[name]}; use one of the same tokens"
+                )
+        if own.keys() != its.keys():
+            raise OptionError("the draft model is of another family than the model; use one of the same")
+        self._pictures = [(picture.pixels, picture.spatial_shapes) for picture in prompt.pictures]
+
+    @computing
+    def __call__(self, tokens: Sequence[int], count: int) -> list[int]:
+        if len(tokens) + count > self._model.config.text_config.max_position_embeddings:
+            return []
+        if self._known is None:
+            cache = self._model.make_cache()
+            logits = self._prefill(tokens, cache)
+        else:
+            cache, point, logits = self._known
+            cache.rewind(point)
+            if new := list(tokens[point.offset :]):
+                logits = self._run(mx.array([new]), cache)
+        point = cache.checkpoint(detach=False)
+        self._known = cache, point, logits
+        draft: list[mx.array] = []
+        for number in range(count):
+            draft.append(mx.argmax(logits, axis=-1))
+            if number + 1 < count:
+                logits = self._run(draft[-1][:, None], cache)
+        made = mx.concatenate(draft)
+        mx.eval(made, self._known[2], point.states, cache.arrays)  # any thread may go on from there
+        return made.tolist()  # type: ignore[return-value]
+
+    def _prefill(self, tokens: Sequence[int], cache: Cache) -> mx.array:
+        images = None
+        if self._pictures:
+            images = mx.concatenate([encode_views(self._model, *picture) for picture in self._pictures])
+            self._pictures = []
+        return prefill(self._model, Prompt(np.array([tokens], np.int64), images=images), cache)
+
+    def _run(self, tokens: mx.array, cache: Cache) -> mx.array:
+        """Logits (1, vocabulary) behind tokens (1, L)."""
+        body = self._model.model.language_model
+        context = Context.following(tokens.shape[1], cache.offset)
+        return self._model.logits(body(body.embed(tokens), context, cache, last_only=True))[:, 0]
+
+
+def make_speculation(config: ModelConfig, prompt: EncodedPrompt, earlier: Ngrams) -> Speculation | None:
+    """The drafts of an answer, as `GenerationOptions.draft` says; None for none.
+
+    Args:
+        config: of the model that answers.
+        prompt: with the options of the answer.
+        earlier: answers to similar questions.
+
+    Raises:
+        OptionError: for a draft model that does not fit.
+    """
+    draft = prompt.options.draft
+    if draft is None:
+        return None
+    if isinstance(draft, str):
+        return Speculation(NgramDraft(earlier))
+    if isinstance(draft, Lfm2VlForConditionalGeneration):
+        draft = DraftModel(draft)
+    own = draft.copy() if hasattr(draft, "copy") else draft
+    if isinstance(own, DraftModel):
+        own.begin(config, prompt)
+    return Speculation(own)

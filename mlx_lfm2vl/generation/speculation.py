@@ -1,0 +1,69 @@
+"""Tokens of an answer that are proposed before the model is asked, so that several are computed in one run.
+
+In: a `Draft` and the tokens so far. Out: proposals, as many as pay. They change no answer, only what it costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from ..errors import OptionError
+
+LEAST, FIRST, MOST = 2, 4, 8  # tokens of a draft: at least, of the first one, and at most
+BLOCK = 64  # tokens of all rows that are run together at most
+LONGEST_PAUSE = 128  # tokens without a draft, once many have been wrong
+
+
+@runtime_checkable
+class Draft(Protocol):
+    """Proposes how an answer goes on. A function is one.
+
+    One that remembers something between calls has a method `copy()`, which gives one in its present state: every answer
+    gets a copy of the one in the options.
+    """
+
+    def __call__(self, tokens: Sequence[int], count: int, /) -> Sequence[int]:
+        """At most `count` tokens that may follow those of prompt and answer so far, or none. A picture is a run of one
+        id. The tokens of one answer grow from call to call."""
+
+
+class Speculation:
+    """The drafts of one answer, as long as they pay: longer after one that was right; after one that was wrong for the
+    most part shorter, and none for some tokens, twice as many each time.
+
+    Attributes:
+        drafted: tokens that were proposed and run.
+        accepted: those of them that the model would have chosen.
+    """
+
+    def __init__(self, draft: Draft):
+        self._draft = draft
+        self.drafted = self.accepted = 0
+        self._length, self._pause, self._resume = FIRST, 0, 0
+
+    def propose(self, tokens: Sequence[int], most: int, vocabulary: int) -> list[int]:
+        """A draft of at most `most` tokens. Raises `OptionError` for one that the model does not have."""
+        count = min(self._length, most)
+        if count < 1 or len(tokens) < self._resume:
+            return []
+        draft = [int(token) for token in self._draft(tokens, count)][:count]
+        if wrong := [token for token in draft if not 0 <= token < vocabulary]:
+            raise OptionError(f"draft proposes token {wrong[0]}, but the model has {vocabulary}")
+        return draft
+
+    def count(self, drafted: int, accepted: int, tokens: int) -> None:
+        """Takes note of a draft and of how much of it was right; prompt and answer have so many tokens since."""
+        self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
+        if accepted == drafted:
+            self._length = min(MOST, max(self._length, 2 * drafted))
+        if 2 * accepted < drafted:
+            self._length = max(LEAST, 2 * accepted)
+            self.pause(tokens)
+        else:
+            self._pause = 0
+
+    def pause(self, tokens: int) -> None:
+        """Proposes none for some of the tokens that follow so many."""
+        self._pause = min(LONGEST_PAUSE, 2 * self._pause + 1)
+        self._resume = tokens + self._pause

@@ -1,0 +1,129 @@
+"""The states of layers with a bounded past: the last inputs of short convolutions, and the last keys and values of
+attention with a sliding window.
+
+They cannot be trimmed: rewinding needs a copy of them (see `Cache.checkpoint`), or all of a call (see `Cache.record`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import mlx.core as mx
+import numpy as np
+
+from ..config import TextConfig
+from .key_values import right_aligned
+
+
+class BoundedState:
+    """The state of a layer with a bounded past: arrays whose first axis is the row, none before the first call.
+
+    With `records` the next call leaves in `block` what it had and all of its own, of which `trim` keeps a beginning.
+    """
+
+    def __init__(self, length: int):
+        self.length = length
+        self.inputs: tuple[mx.array, ...] = ()
+        self.records = False
+        self.block: tuple[mx.array, ...] = ()
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return list(self.inputs)
+
+    def filter(self, rows: mx.array) -> None:
+        self.inputs = tuple(array[rows] for array in self.inputs)
+
+    def copy(self) -> Self:
+        twin = type(self)(self.length)
+        twin.inputs = self.inputs
+        return twin
+
+
+class ConvCache(BoundedState):
+    """The last `length` gated inputs of one short convolution, oldest first, each (B, 1, hidden)."""
+
+    def shapes(self, config: TextConfig, offset: int) -> list[tuple[int, ...]]:
+        """The shapes of the arrays of a single row that has seen `offset` tokens."""
+        return [(1, 1, config.hidden_size)] * self.length
+
+    def row(self, index: int, offset: int) -> ConvCache:
+        twin = ConvCache(self.length)
+        twin.inputs = tuple(array[index : index + 1] for array in self.inputs)
+        return twin
+
+    def trim(self, counts: Sequence[int]) -> None:
+        """Keeps the first tokens of each row of the last call, so many, which was recorded."""
+        (block,) = self.block
+        self.inputs = tuple(mx.split(_cut(block, counts, self.length, axis=1), self.length, axis=1))
+        self.records, self.block = False, ()
+
+    @staticmethod
+    def merge(layers: Sequence[ConvCache], offsets: Sequence[int]) -> ConvCache:
+        twin = ConvCache(layers[0].length)
+        twin.inputs = tuple(
+            mx.concatenate(list(same)) for same in zip(*(layer.inputs for layer in layers), strict=True)
+        )
+        return twin
+
+
+class WindowCache(BoundedState):
+    """The last keys and values of one attention layer with a sliding window, each (B, kv_heads, up to `length`,
+    head_dim)."""
+
+    def shapes(self, config: TextConfig, offset: int) -> list[tuple[int, ...]]:
+        """The shapes of the arrays of a single row that has seen `offset` tokens."""
+        return [(1, config.num_key_value_heads, min(offset, self.length), config.head_dim)] * 2
+
+    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Appends (B, kv_heads, L, head_dim) and returns these behind those that were kept."""
+        if self.inputs:
+            known_keys, known_values = self.inputs
+            keys = mx.concatenate([known_keys, keys], axis=2)
+            values = mx.concatenate([known_values, values], axis=2)
+        self.block = (keys, values) if self.records else ()
+        self.inputs = (keys[:, :, -self.length :], values[:, :, -self.length :])
+        return keys, values
+
+    def trim(self, counts: Sequence[int], length: int) -> None:
+        """Keeps the first tokens of each row of the last call, so many of its `length`, which was recorded. The rows
+        stay aligned at the right."""
+        before = self.block[0].shape[2] - length
+        kept = min(self.length, before + max(counts))
+        ends = [before + count - kept for count in counts]
+        self.inputs = tuple(_cut(array, ends, kept, axis=2) for array in self.block)
+        self.records, self.block = False, ()
+
+    def row(self, index: int, offset: int) -> WindowCache:
+        """A row that has seen `offset` tokens."""
+        twin = WindowCache(self.length)
+        kept = min(offset, self.length)
+        twin.inputs = tuple(mx.contiguous(array[index : index + 1, :, -kept:]) for array in self.inputs)
+        return twin
+
+    @staticmethod
+    def merge(layers: Sequence[WindowCache], offsets: Sequence[int]) -> WindowCache:
+        """The rows of several, of which each has seen `offsets` tokens, aligned at the right."""
+        twin = WindowCache(layers[0].length)
+        counts = [min(offset, twin.length) for offset in offsets]
+        twin.inputs = tuple(
+            mx.concatenate(
+                [
+                    right_aligned(array, slice(array.shape[2] - count, array.shape[2]), max(counts))
+                    for array, count in zip(same, counts, strict=True)
+                ]
+            )
+            for same in zip(*(layer.inputs for layer in layers), strict=True)
+        )
+        return twin
+
+
+def _cut(array: mx.array, starts: Sequence[int], length: int, axis: int) -> mx.array:
+    """The entries along an axis from `starts[r]` on, for each row r (where that is negative: the first one again)."""
+    if min(starts) == max(starts) >= 0:
+        return array[(slice(None),) * axis + (slice(starts[0], starts[0] + length),)]
+    places = np.maximum(np.add.outer(np.array(starts), np.arange(length)), 0)
+    shape = [len(starts)] + [1] * (array.ndim - 1)
+    shape[axis] = length
+    return mx.take_along_axis(array, mx.array(places).reshape(shape), axis=axis)

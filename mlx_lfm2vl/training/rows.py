@@ -1,0 +1,153 @@
+"""The rows that a model is trained on: JSON lines to conversations, nothing of a picture read.
+
+A row is one that `batch` reads, with the answer: {"image": "a.png", "prompt": "Why?", "answer": "So."}; or one that
+`batch` has written, whose answer is its "text"; or a conversation, {"messages": [...]}, with pictures in its items or
+in "images". Paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import parse_json
+from ..errors import OptionError, PromptError
+from ..generation.messages import conversation
+from ..processing.addresses import is_base64_picture, scheme
+from ..processing.picture_keys import holding, misspelt, reads, unread
+
+TRAIN, VALID = "train.jsonl", "valid.jsonl"
+ANSWER, WRITTEN = "answer", "text"  # fields of the answer: a user's, and that of rows which `batch` has written
+_KNOWN = ("prompt", "system", "messages", ANSWER)
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """A conversation whose turns of the assistant are learned, and the place that it stands at, for errors."""
+
+    messages: list[dict[str, Any]]
+    where: str
+
+
+def data_files(data: str | os.PathLike[str], valid: str | os.PathLike[str] | None) -> tuple[Path, Path | None]:
+    """The files of rows to train on and to validate on, None without.
+
+    Args:
+        data: a .jsonl file, or a folder with train.jsonl and maybe valid.jsonl.
+        valid: a .jsonl file that comes before the folder's.
+
+    Raises:
+        OptionError: there is no such file.
+    """
+    place = Path(data).expanduser()
+    chosen = None if valid is None else Path(valid).expanduser()
+    if place.is_dir():
+        if chosen is None and (place / VALID).is_file():
+            chosen = place / VALID
+        place = place / TRAIN
+    for file in (place, *([chosen] if chosen is not None else [])):
+        if not file.is_file():
+            raise OptionError(f"{file}: no such file of rows; give a .jsonl file, or a folder with {TRAIN}")
+    return place, chosen
+
+
+def read_rows(file: Path) -> list[TrainingRow]:
+    """All rows of a file. Raises `PromptError` naming the first line that is none, `OptionError` without any."""
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise OptionError(f"{file}: cannot be read ({error.strerror or error})") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            data = parse_json(line.decode("utf-8-sig"))
+        except ValueError as error:
+            raise PromptError(f"{where}: is not JSON ({error})") from None
+        try:
+            rows.append(TrainingRow(_messages(data, file.parent), where))
+        except PromptError as error:
+            raise PromptError(f"{where}: {error}") from None
+    if not rows:
+        raise OptionError(f"{file}: has no rows")
+    return rows
+
+
+def _messages(data: Any, folder: Path) -> list[dict[str, Any]]:
+    if not isinstance(data, Mapping):
+        raise PromptError("is not an object")
+    given = [key for key in data if reads(key)]
+    if len(given) > 1:
+        raise PromptError(f'has both "{given[0]}" and "{given[1]}"; give one of them')
+    if not given and (key := unread(data) or holding(data, (*_KNOWN, WRITTEN))):
+        raise PromptError(f'"{key}" names a picture and is not read; call it "image"')
+    if near := misspelt(data, _KNOWN):
+        raise PromptError(f'"{near[0]}" is not read; call it "{near[1]}"')
+    images = [image for key in given for image in _listed(data[key])]
+    if not all(isinstance(image, str) and image for image in images):
+        raise PromptError('"image" must be a path, a URL, a data URI or a list of them')
+    if "messages" in data:
+        if clash := [key for key in ("prompt", "system", ANSWER) if key in data]:
+            raise PromptError(f'has "messages" and "{clash[0]}"; give one of them')
+        return _conversation(data["messages"], images, folder)
+    answer = data.get(ANSWER, data.get(WRITTEN))
+    if not isinstance(answer, str) or not answer.strip():
+        raise PromptError(f'has no "{ANSWER}" to learn')
+    if not isinstance(data.get("prompt", ""), str):
+        raise PromptError('"prompt" must be a string')
+    asked = conversation(data.get("prompt", ""), [_source(image, folder) for image in images], data.get("system"))
+    return [*asked, {"role": "assistant", "content": answer}]
+
+
+def _conversation(messages: Any, images: list[str], folder: Path) -> list[dict[str, Any]]:
+    """The messages with a picture in each of their items."""
+    if not isinstance(messages, list):
+        raise PromptError('"messages" must be a list')
+    rest = list(images)
+    made = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        items = [_item(item, rest, folder) for item in content] if isinstance(content, list) else content
+        made.append({**message, "content": items} if isinstance(message, Mapping) else message)
+    if rest:
+        raise PromptError(f"has {len(images)} pictures beside its messages, {len(rest)} more than items without one")
+    checked = conversation(made)
+    if checked[-1].get("role") != "assistant":
+        raise PromptError("its last message is not the assistant's; the answer to learn comes last")
+    for message in checked:
+        if message.get("role") == "assistant" and not _is_text(message.get("content")):
+            raise PromptError("a message of the assistant's is empty or holds a picture; an answer is text")
+    return checked
+
+
+def _is_text(content: Any) -> bool:
+    if isinstance(content, str):
+        return bool(content.strip())
+    return bool(content) and all(item.get("type") == "text" for item in content)
+
+
+def _item(item: Any, rest: list[str], folder: Path) -> Any:
+    """An item with its picture: its own, or the next of those beside the messages."""
+    if not isinstance(item, Mapping) or item.get("type") != "image":
+        return item
+    own = [name for name in ("image", "url", "path") if isinstance(item.get(name), str)]
+    if not own and item.get("base64") is None:
+        if not rest:
+            raise PromptError("has more image items than pictures")
+        return {**item, "image": _source(rest.pop(0), folder)}
+    return {**item, **{name: _source(item[name], folder) for name in own}}
+
+
+def _source(image: str, folder: Path) -> str:
+    if scheme(image) in ("data:", "file:") or "://" in image or is_base64_picture(image):
+        return image
+    return str(folder / os.path.expanduser(image))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,0 +1,395 @@
+"""Training: the loss and gradients of PEFT, rows to arrays, and runs that go on to the bit."""
+
+import itertools
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from hypothesis import given
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten, tree_unflatten
+from safetensors.numpy import load_file
+from test_adapters import ADAPTERS, CASE, expected
+
+from mlx_lfm2vl import (
+    GenerationRequest,
+    ImageError,
+    Lfm2VlForConditionalGeneration,
+    NotFiniteError,
+    OptionError,
+    OutputError,
+    PromptError,
+    TrainingOptions,
+    TrainingResult,
+    convert,
+    finetune,
+    generate,
+    load,
+)
+from mlx_lfm2vl.adapters.layers import DoRALinear, LoRALinear
+from mlx_lfm2vl.adapters.read import read_adapter
+from mlx_lfm2vl.generation.request import encode
+from mlx_lfm2vl.training.examples import TrainingBatch, collate, encode_row
+from mlx_lfm2vl.training.finetune import order
+from mlx_lfm2vl.training.loss import gradients, loss_sum
+from mlx_lfm2vl.training.prepare import CheckpointedDecoderLayer, chosen_modules, prepare, trainable
+from mlx_lfm2vl.training.rows import read_rows
+
+
+def in_training(name: str) -> Lfm2VlForConditionalGeneration:
+    """The small checkpoint with a frozen adapter in training, at the values of its file."""
+    model, _ = load(GOLDEN / "gen25", backend="mlx")
+    model.freeze()
+    modules, adapter = dict(model.named_modules()), read_adapter(ADAPTERS / name)
+    placed: list[tuple[str, nn.Module]] = []
+    for path, own in adapter.layers.items():
+        kind = LoRALinear if own.magnitude is None else DoRALinear
+        layer = kind(modules[path], own.a, own.b, own.scale)
+        if own.magnitude is not None:
+            layer.m = own.magnitude
+        layer.unfreeze(recurse=False, keys=["lora_a", "lora_b", "m"])
+        placed.append((path, layer))
+    model.update_modules(tree_unflatten(placed))
+    model.load_weights(list(adapter.saved.items()), strict=False)
+    for key in adapter.saved:
+        modules[key.rpartition(".")[0]].unfreeze()
+    return model
+
+
+def flat(grads: dict[str, Any]) -> dict[str, mx.array]:
+    """A tree of gradients by the parameters' names."""
+    return dict(cast(list[tuple[str, mx.array]], tree_flatten(grads)))
+
+
+def named_as_peft(grads: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Gradients by PEFT's names, in its orientation."""
+    names = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector.weight"}
+    out = {}
+    for key, array in flat(grads).items():
+        path, _, leaf = key.rpartition(".")
+        turned = np.array(array).T if leaf in ("lora_a", "lora_b") else np.array(array)
+        saved = f"{path}.modules_to_save.{leaf}"
+        out[f"base_model.model.{f'{path}.{names[leaf]}' if leaf in names else saved}"] = turned
+    return out
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_loss_and_gradients_of_a_batch_are_those_of_peft(name, checkpointed, golden):
+    case, wanted = golden(CASE), expected(name)
+    model = in_training(name)
+    if checkpointed:
+        for layer in model.model.language_model.layers:
+            layer.__class__ = CheckpointedDecoderLayer
+    given = case.inputs
+    batch = TrainingBatch(
+        *(given["input_ids"], given["attention_mask"], case.arrays["labels"]),
+        *(given["pixel_values"], given["spatial_shapes"]),
+    )
+    loss, grads = gradients(model, [batch])
+    assert abs(loss.item() - wanted["loss"]) < 1e-4
+    ours = named_as_peft(grads)
+    theirs = {key.removeprefix("gradient."): array for key, array in wanted.items() if key.startswith("gradient.")}
+    assert ours.keys() == theirs.keys()
+    largest = max(np.abs(array).max() for array in theirs.values())
+    for key, array in theirs.items():
+        assert np.abs(ours[key] - array).max() < 1e-4 * largest, key
+
+
+PICTURES = GOLDEN / "pictures"
+ROWS: list[dict[str, Any]] = [
+    {"image": "small.png", "prompt": "What is it?", "answer": "a blue frog"},
+    {"prompt": "Hello", "system": "Be kind.", "answer": "Good day."},
+    {"image": ["strip.png", "small.png"], "prompt": "Two?", "text": "yes, two", "finish_reason": "stop"},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+            {"role": "assistant", "content": "one"},
+            {"role": "user", "content": "And?"},
+            {"role": "assistant", "content": "<|im_end|> is text"},
+        ],
+        "images": ["small.png"],
+    },
+]
+FEW: dict[str, Any] = {"max_image_tokens": 16, "min_image_tokens": 4}
+SMALL = TrainingOptions(rank=2, iters=6, batch_size=2, learning_rate=1e-2, steps_per_eval=3, save_every=2, dropout=0.1)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder of rows with their pictures: four to train on, two of them to validate on."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("small", "strip"):
+        shutil.copyfile(PICTURES / f"{name}.png", folder / f"{name}.png")
+    write(folder / "train.jsonl", ROWS)
+    write(folder / "valid.jsonl", ROWS[:2])
+    return folder
+
+
+def write(file: Path, rows: list[Any]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("number", range(len(ROWS)))
+def test_only_answers_are_learned_behind_the_prompt_of_inference(data, number):
+    """The ids before each answer are those that a model is asked with, the answer ends with its end token."""
+    model, processor = load(GOLDEN / "gen25", **FEW)
+    row = read_rows(data / "train.jsonl")[number]
+    example = encode_row(model, processor, row)
+    learned = example.labels != -100
+    assert np.array_equal(example.labels[learned], example.ids[learned])
+    at, said = 0, []
+    for turn, message in enumerate(row.messages):
+        if message["role"] != "assistant":
+            continue
+        asked = encode(model, processor, GenerationRequest(row.messages[:turn]))
+        before = example.ids[: len(asked.ids)]
+        assert np.array_equal(before, asked.ids) and not learned[at : len(before)].any()
+        end = len(before) + learned[len(before) :].tolist().index(False) if not learned[len(before) :].all() else None
+        said.append(processor.decode(example.ids[len(before) : end]))
+        at = len(before) if end is None else end
+    assert said == [f"{m['content']}<|im_end|>" for m in row.messages if m["role"] == "assistant"]
+    assert example.ids[-1] == processor.tokenizer.eos_token_id
+
+
+def test_a_batch_gives_the_gradients_of_its_rows(data):
+    """Padding, mixed pictures and accumulation change nothing: a mean over all answers' tokens."""
+    model, processor = load(GOLDEN / "gen25", backend="mlx", **FEW)
+    prepare(model, replace(SMALL, dropout=0.0, modules=("language_model.*", "vision_tower.*"), projector=True))
+    for name, array in trainable(model).items():
+        model.load_weights([(name, array + 0.01 * mx.random.normal(array.shape))], strict=False)
+    examples = [encode_row(model, processor, row) for row in read_rows(data / "train.jsonl")]
+    whole = gradients(model, [collate(examples, 0)])
+    parts = gradients(model, [collate(examples[:1], 0), collate(examples[1:], 0)])
+    alone = gradients(model, [collate([example], 0) for example in examples])
+    assert sum(name.startswith("model.vision_tower") for name in trainable(model)) > 4
+    for loss, grads in (parts, alone):
+        assert abs(float(loss) - float(whole[0])) < 2e-5
+        for name, wanted in flat(whole[1]).items():
+            array = flat(grads)[name]
+            assert mx.abs(wanted - array).max() < 1e-4 * max(float(mx.abs(wanted).max()), 1e-2), name
+
+
+def losses(result: TrainingResult) -> list[tuple[float, float | None]]:
+    return [(entry["loss"], entry.get("valid_loss")) for entry in result.log]
+
+
+@pytest.mark.backends("mlx", "numpy")
+@pytest.mark.parametrize("dora", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_a_trained_adapter_is_what_load_gives(data, tmp_path, dora):
+    write(data / "train.jsonl", ROWS[:1])
+    write(data / "valid.jsonl", ROWS[:1])
+    options = replace(SMALL, dora=dora, iters=20, dropout=0.0, projector=True, rank=8, batch_size=1, steps_per_eval=20)
+    result = finetune(GOLDEN / "gen25", data, tmp_path / "out", options=options, **FEW)
+    assert result.finished and result.log[-1]["loss"] < 0.5 < 3 < result.log[0]["loss"]
+    model, processor = load(GOLDEN / "gen25", adapter=tmp_path / "out", **FEW)
+    said = generate(model, processor, "What is it?", images=[data / "small.png"], max_tokens=12)
+    assert said == "a blue frog"
+    assert [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()] == [*result.log]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        ["adapter_config.json", "adapter_model.safetensors", "checkpoint.safetensors", "log.jsonl", "loss.png"]
+    )
+
+
+def test_the_best_adapter_of_a_validation_is_the_one_kept(data, tmp_path):
+    """Rows that contradict those trained on: the loss on them rises, so the first adapter stays."""
+    write(data / "valid.jsonl", [{**ROWS[1], "answer": "Quiet!"}])
+    write(data / "train.jsonl", [ROWS[1]])
+    options = replace(SMALL, iters=12, dropout=0.0, rank=8, batch_size=1)
+    result = finetune(GOLDEN / "gen25", data, tmp_path / "out", options=options, **FEW)
+    valid = {entry["step"]: entry["valid_loss"] for entry in result.log if "valid_loss" in entry}
+    assert result.best_step == min(valid, key=lambda step: valid[step]) < 12
+    model, processor = load(GOLDEN / "gen25", adapter=tmp_path / "out", **FEW)
+    batch = collate([encode_row(model, processor, row) for row in read_rows(data / "valid.jsonl")], 0)
+    assert abs(float(loss_sum(model, batch)) / len(batch.targets) - min(valid.values())) < 1e-4
+
+
+def test_a_stopped_training_goes_on_to_the_bit(data, tmp_path):
+    whole = finetune(GOLDEN / "gen25", data, tmp_path / "whole", options=SMALL, **FEW)
+    seen: list[int] = []
+    for stop in (1, 3, 9):  # the second and third calls go on
+        last = finetune(
+            GOLDEN / "gen25",
+            data,
+            tmp_path / "parts",
+            options=SMALL,
+            **FEW,
+            on_report=lambda entry: seen.append(entry["step"]),
+            stop=lambda: bool(seen) and seen[-1] >= stop,  # noqa: B023
+        )
+        assert last.step == min(stop, 6)
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert losses(last) == losses(whole)
+    for name in ("adapter_model.safetensors", "checkpoint.safetensors"):
+        one, other = (load_file(tmp_path / part / name) for part in ("whole", "parts"))
+        assert all(np.array_equal(one[key], other[key]) for key in one) and one.keys() == other.keys()
+
+
+@pytest.mark.soak
+def test_a_killed_training_goes_on_to_the_bit(data, tmp_path):
+    """kill -9 between two saves; the same command afterwards ends as a run that nobody disturbed."""
+    command = [sys.executable, "-m", "mlx_lfm2vl", "lora", "--model", str(GOLDEN / "gen25"), "--data", str(data)]
+    command += ["--iters", "14", "--batch-size", "2", "--rank", "2", "--save-every", "5", "--steps-per-eval", "4"]
+    command += ["--max-image-tokens", "16", "--min-image-tokens", "4", "--output"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, timeout=300)
+    killed = subprocess.Popen([*command, str(tmp_path / "parts")], stderr=subprocess.PIPE, text=True)
+    assert killed.stderr is not None
+    for line in killed.stderr:
+        if "step 7:" in line or "step 8:" in line:
+            killed.kill()
+            break
+    assert killed.wait(60) == -signal.SIGKILL
+    again = subprocess.run([*command, str(tmp_path / "parts")], check=True, capture_output=True, text=True, timeout=300)
+    assert "5 of 14 steps are there already" in again.stderr and again.stdout.strip() == str(tmp_path / "parts")
+    logs = [(tmp_path / part / "log.jsonl").read_text() for part in ("whole", "parts")]
+    assert logs[0] == logs[1] and logs[0].count("\n") == 14
+
+
+@pytest.mark.soak
+def test_a_quantised_model_is_trained_as_it_is(data, tmp_path):
+    convert(GOLDEN / "gen25", tmp_path / "q", q_bits=4, q_group_size=32, verify=False)
+    write(data / "train.jsonl", [ROWS[1]])
+    options = replace(SMALL, iters=25, rank=8, dropout=0.0)
+    result = finetune(tmp_path / "q", data, tmp_path / "out", options=options, **FEW)
+    assert result.log[-1]["loss"] < 0.5 < 3 < result.log[0]["loss"]
+    model, processor = load(tmp_path / "q", adapter=tmp_path / "out", **FEW)
+    assert generate(model, processor, "Hello", system="Be kind.", max_tokens=16) == "Good day."
+
+
+@given(st.integers(1, 7), st.integers(0, 5), st.integers(0, 40))
+def test_rows_come_in_one_order_from_wherever_a_run_begins(rows, seed, start):
+    """Each pass has every row once; a run that goes on has the rows of one that nobody stopped."""
+    whole = list(itertools.islice(order(rows, seed, 0), start + 3 * rows))
+    assert list(itertools.islice(order(rows, seed, start), 3 * rows)) == whole[start:]
+    passes = [whole[at : at + rows] for at in range(0, len(whole) - rows, rows)]
+    assert all(sorted(each) == list(range(rows)) for each in passes)
+
+
+CONVERSATION = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+SHOWN = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("nonsense", "line 2: is not JSON"),
+        ("[]", "line 2: is not an object"),
+        ({"prompt": "Hi"}, 'line 2: has no "answer" to learn'),
+        ({"prompt": "Hi", "answer": " "}, 'line 2: has no "answer" to learn'),
+        ({"prompt": "Hi", "answer": 3}, 'line 2: has no "answer" to learn'),
+        ({"answer": "Ho"}, "line 2: prompt is empty and there is no picture"),
+        ({"prompt": 3, "answer": "Ho"}, 'line 2: "prompt" must be a string'),
+        ({"prompt": "Hi", "anwser": "Ho"}, 'line 2: "anwser" is not read; call it "answer"'),
+        ({"image": "a.png", "images": ["b.png"], "answer": "Ho"}, 'line 2: has both "image" and "images"'),
+        ({"photo": "a.png", "prompt": "Hi", "answer": "Ho"}, '"photo" names a picture and is not read'),
+        ({"image": [3], "answer": "Ho"}, '"image" must be a path, a URL, a data URI or a list of them'),
+        ({"messages": CONVERSATION, "answer": "Ho"}, 'has "messages" and "answer"; give one of them'),
+        ({"messages": CONVERSATION[:1]}, "its last message is not the assistant's; the answer to learn comes last"),
+        ({"messages": "Hi"}, '"messages" must be a list'),
+        ({"messages": [*CONVERSATION[:1], {"role": "assistant", "content": ""}]}, "is empty or holds a picture"),
+        ({"messages": [SHOWN, CONVERSATION[1]]}, "has more image items than pictures"),
+        ({"messages": CONVERSATION, "images": ["a.png"]}, "has 1 pictures beside its messages, 1 more than items"),
+    ],
+)
+def test_a_row_that_cannot_be_learned_is_named_by_its_line(tmp_path, row, said):
+    text = row if isinstance(row, str) else json.dumps(row)
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "Hi", "answer": "Ho"}) + "\n" + text + "\n")
+    with pytest.raises(PromptError, match=re.escape(said)):
+        read_rows(file)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rank": 0}, "rank is 0, expected an integer of at least 1"),
+        ({"batch_size": True}, "batch_size is True, expected an integer of at least 1"),
+        ({"iters": 1.5}, r"iters is 1\.5, expected an integer of at least 1"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan, expected a number above 0"),
+        ({"dropout": 1}, "dropout is 1, expected a number from 0 to below 1"),
+        ({"dropout": 0.1, "grad_checkpoint": True}, "dropout and grad_checkpoint exclude each other"),
+        ({"modules": ()}, "modules is empty and projector is false; nothing would be trained"),
+        ({"modules": "*"}, r"modules is '\*', expected a tuple of patterns"),
+    ],
+)
+def test_options_outside_their_range_are_refused_by_name(given, said):
+    with pytest.raises(OptionError, match=said):
+        TrainingOptions(**given)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"modules": ("*.nothing",)}, r"modules '\*\.nothing' matches no linear layer; there are language_model"),
+        ({"modules": ("*.fc1",)}, r"modules '\*\.fc1' matches no linear layer"),  # of the tower, which is not named
+        ({"modules": ("multi_modal_projector.*",), "projector": True}, "trains .*linear_. whole, and modules names it"),
+    ],
+)
+def test_patterns_that_train_nothing_or_twice_are_refused(options, said):
+    model, _ = load(GOLDEN / "gen25", backend="mlx")
+    with pytest.raises(OptionError, match=said):
+        prepare(model, replace(SMALL, **options))
+
+
+def test_patterns_choose_the_layers_and_the_tower_only_by_name():
+    model, _ = load(GOLDEN / "gen25", backend="mlx")
+    assert [path.rpartition(".")[2] for path in chosen_modules(model, ("*.layers.0.*", "*.v_proj"))] == [
+        *("in_proj", "out_proj", "w1", "w2", "w3", "v_proj", "v_proj"),
+    ]
+    assert len(chosen_modules(model, ("vision_tower.*.fc?",))) == 4
+
+
+def test_a_training_of_other_settings_or_rows_is_refused(data, tmp_path):
+    finetune(GOLDEN / "gen25", data, tmp_path / "out", options=replace(SMALL, iters=1), **FEW)
+    once = replace(SMALL, iters=1)
+    for options, said in ((replace(once, rank=3), "rank 2, not 3"), (replace(once, seed=1), "seed 0, not 1")):
+        with pytest.raises(OptionError, match=f"holds a training with {said}; give another folder, or begin it anew"):
+            finetune(GOLDEN / "gen25", data, tmp_path / "out", options=options, **FEW)
+    write(data / "train.jsonl", ROWS[:3])
+    with pytest.raises(OptionError, match="holds a training with rows"):
+        finetune(GOLDEN / "gen25", data, tmp_path / "out", options=replace(SMALL, iters=1), **FEW)
+    again = finetune(GOLDEN / "gen25", data, tmp_path / "out", options=replace(SMALL, iters=1), overwrite=True, **FEW)
+    assert again.finished
+
+
+def test_files_and_folders_that_do_not_fit_are_refused(data, tmp_path):
+    for files, said in (
+        ((tmp_path / "absent.jsonl", None), "no such file of rows"),
+        ((tmp_path, None), r"train\.jsonl: no such file of rows; give a \.jsonl file, or a folder with train\.jsonl"),
+        ((data, tmp_path / "absent.jsonl"), "no such file of rows"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            finetune(GOLDEN / "gen25", files[0], tmp_path / "out", valid=files[1])
+    with pytest.raises(OutputError, match="holds a model; give another folder"):
+        finetune(GOLDEN / "gen25", data, shutil.copytree(GOLDEN / "gen25", tmp_path / "model"))
+    write(data / "train.jsonl", [ROWS[1], {**ROWS[0], "image": "absent.png"}])
+    with pytest.raises(ImageError, match=r"train\.jsonl, line 2: .*absent\.png: no such picture"):
+        finetune(GOLDEN / "gen25", data, tmp_path / "out")
+
+
+def test_a_loss_that_is_no_number_ends_the_training(data, tmp_path):
+    with pytest.raises(NotFiniteError, match=r"the loss of step . is nan; use a lower learning_rate"):
+        finetune(GOLDEN / "gen25", data, tmp_path / "out", options=replace(SMALL, learning_rate=1e38), **FEW)
+
+
+def test_the_memory_that_is_said_is_about_what_is_taken(data, tmp_path):
+    """Said 4 to 0.5 times the peak: allocations of the device come in steps."""
+    notes: list[str] = []
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    finetune("demo", data, tmp_path / "out", options=replace(SMALL, iters=2, rank=16), on_note=notes.append)
+    said = next(float(found[1]) for note in notes if (found := re.search(r"about ([\d.e-]+) GB", note)))
+    assert 0.5 < said * 1e9 / mx.get_peak_memory() < 4
