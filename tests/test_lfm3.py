@@ -1,5 +1,6 @@
 """LFM3-VL: every stage against the reference's frozen numbers, greedy tokens, caches, batches, the window."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -223,6 +224,24 @@ def test_the_window_keeps_no_more_than_its_length(golden):
         for kind, layer in zip(model.config.text_config.layer_types, cache.layers, strict=True):
             if kind == "sliding_attention":
                 assert [array.shape[2] for array in layer.arrays] == [min(at + 12, 23)] * 2
+
+
+@pytest.mark.parametrize("right", [0, 1, 3, 8])
+def test_drafts_change_no_answer_across_the_window(right, golden):
+    case = golden("lfm3-long")
+    model, processor = loaded()
+    expected, prompt = case.arrays["generated"][0].tolist(), case.arrays["input_ids"].shape[1]
+
+    def draft(tokens: Sequence[int], count: int) -> list[int]:
+        """The right tokens, of which those behind the first `right` are made wrong."""
+        following = expected[len(tokens) - prompt :][:count]
+        return [token if at < right else (token + 1) % 600 for at, token in enumerate(following)]
+
+    options = GenerationOptions(max_tokens=24, temperature=0, draft=draft)
+    answer = Completion.of(list(stream_generate(model, processor, case.conversations[0], options=options)))
+    assert answer.statistics is not None
+    assert list(answer.tokens) == expected
+    assert (answer.statistics.model_steps < 24) == (right > 0)
 
 
 def test_a_chat_answers_each_turn_as_the_whole_conversation():

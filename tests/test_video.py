@@ -17,6 +17,7 @@ from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.config import Lfm3VlVideoProcessorConfig
 from mlx_lfm2vl.errors import ImageError, ImageWarning, OptionError, PromptError
 from mlx_lfm2vl.generation.request import encode
+from mlx_lfm2vl.processing import video as video_module
 from mlx_lfm2vl.processing.lfm3_geometry import video_plan
 from mlx_lfm2vl.processing.video import Video
 
@@ -108,6 +109,21 @@ def test_a_damaged_file_is_refused(tmp_path):
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(ImageError, match=r"a\.mp4: is no video that can be read"):
         load_video(file)
+
+
+def test_a_playlist_opens_no_other_file(tmp_path, monkeypatch):
+    write_mp4(tmp_path / "other.mp4", [np.zeros((48, 64, 3), np.uint8)] * 8, 4)
+    monkeypatch.chdir(tmp_path)  # in which FFmpeg would look
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nother.mp4\n#EXT-X-ENDLIST\n"
+    for source in (playlist, "ffconcat version 1.0\nfile other.mp4\n"):
+        with pytest.raises(ImageError, match="is no video that can be read"):
+            load_video(source.encode())
+
+
+def test_an_animation_of_too_many_pixels_is_refused(monkeypatch):
+    monkeypatch.setattr(video_module, "MOST_PIXELS", 24 * 160 * 96 - 1)
+    with pytest.raises(ImageError, match="its 24 frames have more than 368,639 pixels together"):
+        load_video(CLIP)
 
 
 def test_a_policy_forbids_paths_and_bounds_frames():

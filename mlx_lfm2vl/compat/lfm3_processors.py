@@ -11,6 +11,7 @@ from ..errors import OptionError, PromptError
 from ..processing import lfm3_vl
 from ..processing.control_tokens import unmarked
 from ..processing.conversation import conversations_of, replace_videos
+from ..processing.load_image import Picture
 from ..processing.pages import flatten
 from ..processing.video import Video, load_video
 from .batch_feature import BatchFeature
@@ -127,5 +128,5 @@ def _listed(videos: Any) -> list[Any]:
     """The videos of a list of them, or one that is no list; a list of pictures is one video."""
     if not isinstance(videos, (list, tuple)):
         return [videos]
-    frames = all(hasattr(each, "getbands") or getattr(each, "ndim", 4) == 3 for each in videos)  # PIL's, arrays
+    frames = all(isinstance(each, Picture) or getattr(each, "ndim", 4) == 3 for each in videos)
     return [videos] if videos and frames else list(videos)

@@ -26,6 +26,7 @@ from .open_file import LabelledBytes, is_remote, opened
 USUAL_RATE = 24.0  # frames a second of frames that say none, as in the reference
 USUAL_DURATION = 100  # milliseconds of an animation's frame that says none
 MAX_FRAMES = 100_000  # of a list or an animation
+MOST_PIXELS = 2**32  # of all frames of an animation, all of which are decoded for their durations
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +139,8 @@ def _animation(file: BinaryIO, label: str, source: Any, policy: SourcePolicy) ->
             check_size(image.width, image.height, label, policy)
             count = int(getattr(image, "n_frames", 1))
             _check_count(count, label)
+            if count * image.width * image.height > MOST_PIXELS:
+                raise ImageError(f"{label}: its {count} frames have more than {MOST_PIXELS:,} pixels together; cut it")
             durations = []
             for frame in ImageSequence.Iterator(image):
                 frame.load()  # before it, WebP does not say

@@ -12,6 +12,10 @@ from .fetch import SourcePolicy
 from .formats import check_size
 
 INSTALL = "pip install av"
+OPTIONS = {  # of FFmpeg: containers that hold their pictures themselves, so that no file opens another or an address
+    "format_whitelist": "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,ivf",
+    "protocol_whitelist": "none",
+}
 
 
 class Probed(NamedTuple):
@@ -36,7 +40,7 @@ def probe(file: BinaryIO, label: str, policy: SourcePolicy) -> Probed:
     counted. Raises `ImageError`."""
     av = _av(label)
     try:
-        with av.open(file) as container:
+        with av.open(file, options=OPTIONS) as container:
             if not container.streams.video:
                 raise ImageError(f"{label}: has no pictures that move; give a video file")
             stream = container.streams.video[0]
@@ -57,7 +61,7 @@ def frames(file: BinaryIO, label: str, wanted: Sequence[int], policy: SourcePoli
     av = _av(label)
     rest, last = sorted(wanted), None
     try:
-        with av.open(file) as container:
+        with av.open(file, options=OPTIONS) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for number, frame in enumerate(container.decode(stream)):
