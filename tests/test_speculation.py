@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from mlx_lfm2vl import (
     DraftModel,
     GenerationOptions,
     GenerationRequest,
+    GenerationResponse,
     OptionError,
     PromptCache,
     ResponseFormat,
@@ -415,6 +417,23 @@ def test_the_next_turn_begins_behind_an_answer_with_drafts(length, name):
     warm = answered(turn, prompt_cache=cache)
     same(warm, answered(turn))
     assert statistics_of(warm).cached_tokens >= statistics_of(answered(turn, prompt_cache=cold)).cached_tokens - 1
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_each_step_with_drafts_may_be_in_another_thread(rows):
+    request = GenerationRequest("Hi", options=replace(GREEDY, temperature=0.7, seed=1, repetition_penalty=1.1))
+    plain = answered(request)
+    drafting = [knowing(request, plain, 0.2, seed) for seed in range(rows)]
+    model, processor = loaded()
+    scheduler, tokens = Scheduler(model, processor.tokenizer), dict[int, list[int]]()
+    for each in drafting:
+        tokens[scheduler.add(encode(model, processor, each), started=0.0).id] = []
+    while len(scheduler):
+        with ThreadPoolExecutor(1) as pool:
+            for id, item in pool.submit(scheduler.step).result():
+                assert isinstance(item, GenerationResponse)
+                tokens[id] += item.tokens
+    assert list(tokens.values()) == [list(plain.tokens)] * rows
 
 
 # N-grams
