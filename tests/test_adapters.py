@@ -20,6 +20,7 @@ from mlx_lfm2vl.adapters.adapter import Adapter, LoRAWeights
 from mlx_lfm2vl.adapters.layers import LoRALinear
 from mlx_lfm2vl.adapters.read import read_adapter
 from mlx_lfm2vl.adapters.save import save_adapter
+from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.weights.names import from_module
 
 ADAPTERS = Path(__file__).parent / "adapters"
@@ -300,3 +301,28 @@ def test_an_adapter_that_is_saved_is_the_one_that_was_read(tmp_path, name, golde
     ]
     before, after = (adapted_logits(GOLDEN / "gen25", folder, golden) for folder in (adapter, tmp_path / "saved"))
     assert np.array_equal(before, after)
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_commands_answer_with_an_adapter_as_with_its_fused_folder(tmp_path, capsys):
+    fuse(GOLDEN / "gen25", ADAPTERS / "lora", tmp_path / "fused")
+
+    def said(*arguments: object) -> str:
+        picture = GOLDEN / "pictures" / "small.png"
+        command = ["generate", "--prompt", "What?", "--image", picture, "--max-tokens", 12, *arguments]
+        assert main([str(each) for each in command]) == 0
+        return capsys.readouterr().out
+
+    adapted = said("--model", GOLDEN / "gen25", "--adapter", ADAPTERS / "lora")
+    assert adapted == said("--model", tmp_path / "fused") != said("--model", GOLDEN / "gen25")
+
+
+def test_a_batch_does_not_go_on_with_another_adapter(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Hi"}\n')
+    command = ["batch", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "out.jsonl"), "--max-tokens", "2"]
+    command += ["--model", str(GOLDEN / "gen25"), "--adapter"]
+    assert main([*command, str(ADAPTERS / "lora")]) == 0
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Hi"}\n{"prompt": "Ho"}\n')
+    assert main([*command, str(ADAPTERS / "dora")]) == 2
+    assert "out.jsonl" in capsys.readouterr().err
+    assert main([*command, str(ADAPTERS / "lora")]) == 0

@@ -102,7 +102,7 @@ def test_the_examples_of_adapters_run_and_print_what_is_shown(place):
     folder, environment = place
     for language, body in blocks("adapters", "console", "json"):
         if language == "json":
-            assert body == (ROOT / "examples" / "training.jsonl").read_text(encoding="utf-8")
+            assert body == (ROOT / "examples" / "training" / "train.jsonl").read_text(encoding="utf-8")
             continue
         for part in body.removeprefix("$ ").split("\n$ "):
             command, _, shown = part.strip().partition("\n")

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..weights.choices import DTYPES
-from .options import add_pictures, add_revision, chosen_model, note, picture_overrides, real, source_policy, whole
+from .default_model import default_model
+from .options import add_pictures, add_revision, note, picture_overrides, real, source_policy, whole
 
 SUMMARY = "train an adapter (LoRA, DoRA) on your own pictures and answers"
 DESCRIPTION = """\
@@ -89,9 +90,13 @@ def run(args: argparse.Namespace) -> int:
             valid = f", validation {entry['valid_loss']:.4g}" if "valid_loss" in entry else ""
             note(f"step {step}: loss {entry['loss']:.4g}{valid}")
 
+    model = args.model
+    if model is None:
+        model, remark = default_model()
+        note(f"no --model given: {remark}")
     with Interrupt() as interrupt, Bars() as bars:
         done = finetune(
-            chosen_model(args),
+            model,
             args.data,
             args.output,
             valid=args.valid,
