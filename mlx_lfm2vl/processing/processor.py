@@ -13,8 +13,6 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-import numpy as np
-
 from ..config import ProcessorConfig
 from ..config.files import writing
 from ..errors import OptionError, PromptError, did_you_mean
@@ -26,7 +24,7 @@ from .image import Lfm2VlImageProcessor
 from .image_processor import ImageProcessor
 from .load_image import DEFAULT_POLICY, SourcePolicy
 from .pages import with_pages
-from .prompt import Expanded
+from .prompt import assistant_mask
 from .prompt_encoder import PromptEncoder
 from .tokenizer import Tokenizer
 from .view_plan import ViewPlan
@@ -178,7 +176,7 @@ class Lfm2VlProcessor(PromptEncoder):
             encodings = self.tokenizer.encode_batch([sample.text for sample in expanded], options.add_special_tokens)
             rows = [list(encoding.ids) for encoding in encodings]
             for encoding, sample, spans in zip(encodings, expanded, generation_spans or (), strict=False):
-                masks.append(_assistant_mask(encoding.offsets, sample, spans))
+                masks.append(assistant_mask(encoding.offsets, sample, spans))
         output = ProcessorOutput(self.tokenizer.batch(rows, options, masks))
         output.plans = tuple(plans)
         output.image_spans = tuple(
@@ -299,12 +297,3 @@ class Lfm2VlProcessor(PromptEncoder):
     ) -> list[str]:
         """The answers as text."""
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens, **options)
-
-
-def _assistant_mask(offsets: Sequence[tuple[int, int]], text: Expanded, spans: Sequence[tuple[int, int]]) -> list[int]:
-    """1 for every token that overlaps one of the spans, which count characters of the text before its expansion."""
-    mask = np.zeros(len(offsets), dtype=np.int64)
-    starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
-    for start, end in spans:
-        mask |= (starts < text.position(end)) & (ends > text.position(start))
-    return [int(flag) for flag in mask]

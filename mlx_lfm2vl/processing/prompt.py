@@ -12,6 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..errors import PromptError, counted
 from .control_tokens import unmarked
 from .geometry import ViewPlan
@@ -119,3 +121,12 @@ def image_spans(
         spans.append((places[first] - before, places[first + plan.tokens - 1] + 1 + markers))
         first += plan.tokens
     return tuple(spans)
+
+
+def assistant_mask(offsets: Sequence[tuple[int, int]], text: Expanded, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """1 for every token that overlaps one of the spans, which count characters of the text before its expansion."""
+    mask = np.zeros(len(offsets), dtype=np.int64)
+    starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+    for start, end in spans:
+        mask |= (starts < text.position(end)) & (ends > text.position(start))
+    return [int(flag) for flag in mask]
