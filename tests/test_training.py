@@ -1,6 +1,7 @@
 """Training: the loss and gradients of PEFT, rows to arrays, and runs that go on to the bit."""
 
 import itertools
+import gc
 import json
 import re
 import shutil
@@ -388,8 +389,10 @@ def test_a_loss_that_is_no_number_ends_the_training(data, tmp_path):
 def test_the_memory_that_is_said_is_about_what_is_taken(data, tmp_path):
     """Said 4 to 0.5 times the peak: allocations of the device come in steps."""
     notes: list[str] = []
+    gc.collect()
     mx.clear_cache()
     mx.reset_peak_memory()
+    others = mx.get_active_memory()  # models of other tests
     finetune("demo", data, tmp_path / "out", options=replace(SMALL, iters=2, rank=16), on_note=notes.append)
     said = next(float(found[1]) for note in notes if (found := re.search(r"about ([\d.e-]+) GB", note)))
-    assert 0.5 < said * 1e9 / mx.get_peak_memory() < 4
+    assert 0.5 < said * 1e9 / (mx.get_peak_memory() - others) < 4
