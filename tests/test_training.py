@@ -1,7 +1,7 @@
 """Training: the loss and gradients of PEFT, rows to arrays, and runs that go on to the bit."""
 
-import itertools
 import gc
+import itertools
 import json
 import re
 import shutil
