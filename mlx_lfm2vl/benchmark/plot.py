@@ -51,6 +51,8 @@ def plot(report: Report, file: Path) -> None:
         batches.set_xticks(sizes)
         batches.set_xlabel("pictures at once")
         batches.set_ylabel("pictures/s")
+        batches.margins(y=0.12)  # room above the largest value
+        batches.autoscale_view()
         batches.set_ylim(bottom=0)
     machine = report.machine
     figure.suptitle(f"{report.model} on {machine.name} ({machine.device_type}, {machine.backend})", fontsize="medium")
