@@ -221,6 +221,7 @@ def test_the_plot_s_legend_and_labels_cover_no_bar(report, tmp_path, monkeypatch
         assert not box.overlaps(legend) and not any(box.shrunk(0.99, 0.99).overlaps(label) for label in labels)
     assert all(label.x1 <= times.get_window_extent().x1 for label in labels)
     assert list(batches.get_xticks()) == [2]
+    assert batches.get_ylim() == (0, pytest.approx(1.1 * report.batches[0].pictures_per_second))
 
 
 # Sends itself a Ctrl-C with the third question: nothing is printed before the end, so none can be timed from outside.

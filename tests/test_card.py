@@ -25,7 +25,7 @@ def test_the_card_is_read_by_the_hub_and_says_what_the_source_says(tmp_path):
     head = (
         'license: other\nlicense_name: lfm1.0\nlicense_link: LICENSE\nlanguage:\n- en\n- "no"\n- ja\n'
         "base_model: LiquidAI/LFM2.5-VL-450M\nlibrary_name: transformers\nmodel-index:\n- name: x\n  results: []\n"
-        "tags: [liquid, 'edge', transformers, safetensors, 4-bit]"
+        "datasets: [me/photos, them/charts]\ntags: [liquid, 'edge', transformers, safetensors, 4-bit]"
     )
     source = source_with_card(tmp_path / "source", head)
     (source / "LICENSE").write_text("the licence")
@@ -35,9 +35,8 @@ def test_the_card_is_read_by_the_hub_and_says_what_the_source_says(tmp_path):
     assert data["library_name"] == "mlx" and data["pipeline_tag"] == "image-text-to-text"
     assert (data["license"], data["license_name"], data["license_link"]) == ("other", "lfm1.0", "LICENSE")
     assert data["language"] == ["en", "no", "ja"]
-    assert data["base_model"] == "LiquidAI/LFM2.5-VL-450M" and "base_model_relation" not in data, (
-        "the source's own base"
-    )
+    assert (data["base_model"], data["base_model_relation"]) == ("LiquidAI/LFM2.5-VL-450M", "finetune")
+    assert data["datasets"] == ["me/photos", "them/charts"]
     assert data["tags"] == ["mlx", "mlx-lfm2vl", "lfm2_vl", "vision-language", "8-bit", "liquid", "edge"]
     text = (out / "README.md").read_text()
     assert "Converted from a local checkpoint, which was made from [LiquidAI/LFM2.5-VL-450M](" in text
@@ -53,6 +52,24 @@ def test_a_dense_conversion_of_a_repository_has_a_relation_too(tmp_path):
     write_card(tmp_path, CardSource("me/fine-tune", {"base_model": "LiquidAI/LFM2.5-VL-450M"}), "me/mine")
     data = ModelCard.load(tmp_path / "README.md").data.to_dict()
     assert (data["base_model"], data["base_model_relation"]) == ("me/fine-tune", "quantized")
+
+
+@pytest.mark.parametrize(
+    ("said", "fused", "relation"),
+    [
+        ({}, False, "finetune"),
+        ({}, True, "finetune"),
+        ({"base_model_relation": "merge"}, False, "merge"),
+        ({"base_model_relation": "adapter"}, True, "finetune"),
+        ({"tags": ["mlx"]}, False, "quantized"),
+    ],
+)
+def test_a_local_folder_has_a_relation_to_its_base(said, fused, relation, tmp_path):
+    shutil.copy(GOLDEN / "gen25" / "config.json", tmp_path)
+    source = CardSource(None, {"base_model": "LiquidAI/LFM2.5-VL-450M", **said})
+    write_card(tmp_path, source, "mine", fused=fused)
+    data = ModelCard.load(tmp_path / "README.md").data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ("LiquidAI/LFM2.5-VL-450M", relation)
 
 
 @pytest.mark.parametrize(("token", "said"), [(396, False), (390, True)])

@@ -13,10 +13,10 @@ from test_cli import ROOT
 from test_cli_chat import chat_program, demo, shown, twin  # noqa: F401  # a fixture
 
 from mlx_lfm2vl import Chat, GenerationOptions, ResponseFormat
-from mlx_lfm2vl.cli.chat_pictures import find_pictures
+from mlx_lfm2vl.cli.chat_pictures import Found, find_pictures
 from mlx_lfm2vl.cli.chat_settings import changed
 from mlx_lfm2vl.cli.chat_settings import shown as options_shown
-from mlx_lfm2vl.errors import Lfm2VlError, OptionError
+from mlx_lfm2vl.errors import ImageError, Lfm2VlError, OptionError
 
 SCENE = ROOT / "examples" / "scene.png"
 SHAPES = ROOT / "examples" / "shapes.png"
@@ -27,9 +27,10 @@ def files(tmp_path, monkeypatch):
     """Pictures with names that a shell would take apart, and a file that is none."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("a.png", "my (best) one's.JPG", "Screenshot 9.41\u202fAM.png", "sub/b.png", "notes.txt"):
+    for name in ("a.png", "my (best) one's.JPG", "Screenshot 9.41\u202fAM.png", "sub/b.png", "notes.txt", "scan"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(GOLDEN / "pictures" / "small.png", tmp_path / name)
+    (tmp_path / "README").write_text("no picture")
     return tmp_path
 
 
@@ -50,14 +51,65 @@ def files(tmp_path, monkeypatch):
         ("Is sub/b.png (not {0}/a.png) red?", ["sub/b.png", "{0}/a.png"], "Is b.png (not a.png) red?"),
         ("What is in ./a.png?", ["./a.png"], "What is in a.png?"),
         ("{0}/notes.txt", [], "{0}/notes.txt"),
-        ("What is  in {0}/gone.png or sub or notes.txt?", [], "What is  in {0}/gone.png or sub or notes.txt?"),
+        (
+            "What is in sub or notes.txt or .png and/or ~nobody/x?",
+            [],
+            "What is in sub or notes.txt or .png and/or ~nobody/x?",
+        ),
+        ("{0}/scan", ["{0}/scan"], ""),
+        ("scan", ["scan"], ""),
+        ("Is {0}/scan like scan?", ["{0}/scan"], "Is scan like scan?"),
+        ("https://a.org/b?c=d", ["https://a.org/b?c=d"], ""),
+        ("What is in https://a.org/b.JPG?w=9 ?", ["https://a.org/b.JPG?w=9"], "What is in b.JPG?w=9 ?"),
+        ("Look:\n {0}/a.png\n\nWhat is b.png?\n'sub/b.png' ", ["{0}/a.png", "sub/b.png"], "Look:\n\nWhat is b.png?"),
+        ("a.png\n{0}/my\\ \\(best\\)\\ one\\'s.JPG", ["a.png", "{0}/my (best) one's.JPG"], ""),
         ("don't \\", [], "don't \\"),
         ("", [], ""),
     ],
 )
 def test_paths_of_pictures_are_found_as_they_are_written(typed, names, rest, files):
     found = find_pictures(typed.format(files))
-    assert found == ([name.format(files) for name in names], rest.format(files))
+    assert found == Found([name.format(files) for name in names], rest.format(files), [])
+
+
+@pytest.mark.parametrize(
+    ("typed", "names", "unseen"),
+    [
+        ("What is  in {0}/gone.png?", [], ["{0}/gone.png: no such picture"]),
+        ("Compare a.png 'no such.JPG'.", ["a.png"], ["no such.JPG: no such picture"]),
+        ("What is in ./sub/?", [], ["./sub/: a folder, not a picture; name a file in it"]),
+        ("Read {0}/README and", [], ["{0}/README: not a picture"]),
+        (
+            "See https://a.org/b now",
+            [],
+            ["https://a.org/b: not opened, as it does not end like a picture's address"],
+        ),
+        ("What is this?\n{0}/no pe.png\na.png", ["a.png"], ["{0}/no pe.png: no such picture"]),
+    ],
+)
+def test_names_that_cannot_be_read_are_told(typed, names, unseen, files):
+    found = find_pictures(typed.format(files))
+    assert (found.names, found.unseen) == (names, [line.format(files) for line in unseen])
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("nope.png", "nope.png: no such picture"),
+        ("{0}/nope.png", "{0}/nope.png: no such picture"),
+        ("~/no pe.png", "~/no pe.png: no such picture"),
+        ("'{0}/no pe.png'", "{0}/no pe.png: no such picture"),
+        ("nope.pdf[2-3]", "nope.pdf[2-3]: no such picture"),
+        ("a.png nope.png", "nope.png: no such picture"),
+        ("a.png\n\nnope.png", "nope.png: no such picture"),
+        ("{0}/sub", "{0}/sub: a folder, not a picture; name a file in it"),
+        ("{0}/README", "{0}/README: not a picture"),
+    ],
+)
+def test_a_message_of_names_alone_is_refused_if_one_is_none(typed, told, files):
+    with pytest.raises(ImageError) as refused:
+        find_pictures(typed.format(files))
+    assert str(refused.value) == f"{told.format(files)}; a space before the message makes it text"
 
 
 def test_a_dropped_picture_comes_with_the_next_message(chat, tmp_path):
@@ -87,6 +139,43 @@ def test_a_picture_within_a_message_comes_with_it(chat, tmp_path):
     for line in ("/tmp/notes.txt", " shapes.png", '"""shapes.png"""'):
         assert person.say(line) == shown(twin().ask(line.strip(' "')))
         person.say("/reset")
+
+
+def test_a_name_that_cannot_be_read_is_said_before_the_answer(chat, tmp_path):
+    shutil.copyfile(SCENE, tmp_path / "scene.png")
+    person = chat()
+    refused = "mlx-lfm2vl: error: nope.png: no such picture; a space before the message makes it text"
+    assert person.say("nope.png") == shown(refused)
+    assert person.say("/imagee scene.png")[0].startswith("mlx-lfm2vl: error: /imagee is no command")
+    question = "What is in nope.png?"
+    said = "mlx-lfm2vl: nope.png: no such picture; the model reads its name only"
+    assert person.say(question) == [*shown(said), *shown(twin().ask(question))]
+    person.say("/reset")
+    person.paste(f"What is in this image?\n{tmp_path}/scene.png")
+    assert person.enter()[-3:] == [
+        "scene.png: 128x128, with this message",
+        *shown(twin().ask("What is in this image?", SCENE)),
+    ]
+
+
+def test_commands_take_nothing_that_they_do_not_read(chat):
+    person = chat("--image", SCENE, SHAPES)
+    for line in ("/undo 2", "/retry now", "/reset all", "/continue on", "/copy 1", "/help undo"):
+        command = line.split()[0]
+        told = f"mlx-lfm2vl: error: {command} stands alone; /help lists the commands and what they take"
+        assert person.say(line) == shown(told)
+    assert person.say("/images") == ["1  scene.png  128x128", "2  shapes.png  128x128"]
+    assert person.say("/images drop all") == ["scene.png: dropped", "shapes.png: dropped"]
+
+
+def test_piped_messages_name_pictures_as_typed_ones_do(tmp_path):
+    shutil.copyfile(SCENE, tmp_path / "scene.png")
+    text = f'{tmp_path}/scene.png\nnope.png\nWhat is in this image?\n/reset\n"""Why?\n{tmp_path}/scene.png\n"""\n'
+    words = [sys.executable, "-m", "mlx_lfm2vl", "chat", "--model", "demo", "--max-tokens", "40"]
+    done = subprocess.run(words, input=text, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    answers = [twin().ask(question, SCENE) for question in ("What is in this image?", "Why?")]
+    assert (done.returncode, done.stdout) == (2, "".join(answer + "\n" for answer in answers))
+    assert done.stderr == ("mlx-lfm2vl: error: nope.png: no such picture; a space before the message makes it text\n")
 
 
 def test_a_damaged_picture_in_a_message_is_one_line(chat, tmp_path):

@@ -116,3 +116,21 @@ def test_a_note_is_a_line_of_its_own_beside_progress(tmp_path):
     person.watch()
     notes = [line for line in person.lines() if "mlx-lfm2vl: " in line]
     assert len(notes) == 4 and all(line.startswith("mlx-lfm2vl: ") for line in notes)
+
+
+def test_without_a_terminal_only_our_own_lines_are_written(tmp_path, slow_hub):
+    slow_hub.pace = 0
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    own = {"HF_ENDPOINT": slow_hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-m", "mlx_lfm2vl", *words]
+        return subprocess.run(program, env=clean | own, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+    done = run("convert", "--hf-path", NAME, "--mlx-path", str(tmp_path / "out"), "--no-verify")
+    assert done.returncode == 0 and all(row.startswith("mlx-lfm2vl: ") for row in done.stderr.splitlines()), done.stderr
+    gone = run("convert", "--hf-path", "maker/gone", "--mlx-path", str(tmp_path / "other"))
+    assert gone.returncode == 2 and len(gone.stderr.splitlines()) == 1, gone.stderr
+    (tmp_path / "home" / "hub" / "models--maker--gone").mkdir(exist_ok=True)
+    listed = run("models")
+    assert listed.returncode == 0 and len(listed.stderr.splitlines()) == 1, listed.stderr

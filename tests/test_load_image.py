@@ -16,11 +16,12 @@ import pytest
 from conftest import load_array
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
+from profiles import DISPLAY_P3, rgb_profile
 
 from mlx_lfm2vl import Lfm2VlImageProcessor, Lfm2VlProcessor, load
 from mlx_lfm2vl.config import ImageProcessorConfig
-from mlx_lfm2vl.errors import ImageError, ImageWarning, OptionError
+from mlx_lfm2vl.errors import ConfigError, ImageError, ImageWarning, OptionError
 from mlx_lfm2vl.processing.addresses import decode_base64
 from mlx_lfm2vl.processing.fetch import fetch
 from mlx_lfm2vl.processing.load_image import SourcePolicy, load_image
@@ -99,9 +100,9 @@ class TestArrays:
         assert "uint8 in 0..255 or floats in 0..1" in message(RGB.astype(np.int64))
         assert "0..1, these run from 0 to 255" in message(np.array([[0.0, 255.0]]))
         assert "from -1 to 1" in message(np.array([[-1.0, 1.0]]))
-        assert "floats must lie in 0..1" in message(np.array([[np.nan, 0.5]]))
+        assert "1 of its values is NaN" in message(np.array([[np.nan, 0.5]]))
         assert "1, 3 or 4 channels" in message(np.zeros((5, 5, 2), np.uint8))
-        assert "1, 3 or 4 channels" in message(np.zeros((2, 5, 5, 3), np.uint8))
+        assert "is a batch of 2; give a list of its pictures" in message(np.zeros((2, 5, 5, 3), np.uint8))
         assert "nothing to see" in message(np.zeros((0, 5, 3), np.uint8))
         assert "more than 53 pixels" in message(RGB, SourcePolicy(max_pixels=53))
 
@@ -161,7 +162,7 @@ class TestModes:
         assert first_row([0.0, 99.6, 255.0], np.float32) == [0, 100, 255]
         assert "no known scale" in message(Image.fromarray(np.array([[-5, 5]], np.int32)))
         assert "no known scale" in message(Image.fromarray(np.array([[0, 1e9]], np.float32)))
-        assert "no known scale" in message(Image.fromarray(np.array([[0, np.nan]], np.float32)))
+        assert "1 of its values is NaN" in message(Image.fromarray(np.array([[0, np.nan]], np.float32)))
 
     @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "RGBX"])
     def test_other_colour_spaces(self, mode):
@@ -481,3 +482,15 @@ def test_what_is_no_policy_is_refused_at_once(policy):
     for loader in (load, Lfm2VlProcessor.from_pretrained):
         with pytest.raises(OptionError, match=f"source_policy is {type(policy).__name__}, expected a SourcePolicy"):
             loader("demo", source_policy=policy)
+
+
+def test_load_image_takes_the_fields_that_hold_for_it():
+    turned = Image.fromarray(RGB)
+    turned.getexif()[ExifTags.Base.Orientation] = 6
+    np.testing.assert_array_equal(np.asarray(load_image(turned)), np.rot90(RGB, -1))
+    assert load_image(turned, exif=False) is turned
+    turned.info["icc_profile"] = rgb_profile(DISPLAY_P3)
+    assert np.abs(np.asarray(load_image(turned, exif=False)).astype(int) - RGB).max() > 8
+    assert load_image(turned, exif=False, color_management=False) is turned
+    with pytest.raises(ConfigError, match="exif"):
+        load_image(turned, exif="no")  # type: ignore[arg-type]

@@ -295,6 +295,8 @@ SHOWN = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text":
         ({"prompt": 3, "answer": "Ho"}, 'line 2: "prompt" must be a string'),
         ({"prompt": "Hi", "anwser": "Ho"}, 'line 2: "anwser" is not read; call it "answer"'),
         ({"image": "a.png", "images": ["b.png"], "answer": "Ho"}, 'line 2: has both "image" and "images"'),
+        ({"image": "a.png", "mask": "b.png", "prompt": "Hi", "answer": "Ho"}, '"mask" names a picture and is not read'),
+        ({"image": "a.png", "question": "Hi", "answer": "Ho"}, '"question" is not read; call it "prompt"'),
         ({"photo": "a.png", "prompt": "Hi", "answer": "Ho"}, '"photo" names a picture and is not read'),
         ({"image": [3], "answer": "Ho"}, '"image" must be a path, a URL, a data URI or a list of them'),
         ({"messages": CONVERSATION, "answer": "Ho"}, 'has "messages" and "answer"; give one of them'),

@@ -47,11 +47,12 @@ def plot(report: Report, file: Path) -> None:
     if report.batches:
         batches = figure.add_subplot(grid[1])
         sizes = [batch.size for batch in report.batches]
-        batches.plot(sizes, [batch.pictures_per_second for batch in report.batches], marker="o")
+        speeds = [batch.pictures_per_second for batch in report.batches]
+        batches.plot(sizes, speeds, marker="o")
         batches.set_xticks(sizes)
         batches.set_xlabel("pictures at once")
         batches.set_ylabel("pictures/s")
-        batches.set_ylim(bottom=0)
+        batches.set_ylim(0, 1.1 * max(speeds) or 1)  # room above the largest
     machine = report.machine
     figure.suptitle(f"{report.model} on {machine.name} ({machine.device_type}, {machine.backend})", fontsize="medium")
     try:

@@ -11,6 +11,7 @@ import errno
 import importlib
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -81,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if args.command in MEASURING:
         os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 as TF32 has 10 bits; MLX reads it when it multiplies
+    _quiet_hub()
     try:
         if args.command not in LISTING:
             _check_temporary_folder()
@@ -118,7 +120,20 @@ def _check_temporary_folder() -> None:
 
 
 def _takes_files(folder: str) -> bool:
-    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+    """Whether a folder can be made there: of /proc and /sys the permissions say so, too."""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix="mlx-lfm2vl-", dir=folder))
+    except OSError:
+        return False
+    return True
+
+
+def _quiet_hub() -> None:
+    """Lets huggingface_hub say nothing by itself, and draw bars only for a person. It reads this when it is
+    imported."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _open_closed_streams() -> list[str]:

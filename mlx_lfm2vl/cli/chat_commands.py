@@ -13,11 +13,13 @@ from .chat_pictures import find_pictures
 from .chat_settings import changed, shown
 from .clipboard import copy
 from .inputs import dropped
-from .options import did_you_mean
+from .options import did_you_mean, note
 from .terminal import BLOCK, Terminal, unfinished
 
 if TYPE_CHECKING:
     from .. import Chat
+
+ALONE = ("/retry", "/continue", "/undo", "/reset", "/copy", "/help")  # commands that take nothing
 
 
 class Conversation:
@@ -36,10 +38,14 @@ class Conversation:
         if unfinished(line):
             raise OptionError(f"the message has no end; close it with {BLOCK}")
         if line.startswith(BLOCK):
-            self.say("".join(line.split(BLOCK, 2)[1:]).strip())
+            block = "".join(line.split(BLOCK, 2)[1:]).strip()
+            self._message(block) if "\n" in block else self.say(block)
             return True
-        if "\n" in line or text.startswith(" "):
+        if text.startswith(" "):
             self.say(line)
+            return True
+        if "\n" in line:
+            self._message(line)
             return True
         command, _, argument = line.partition(" ")
         if command in ("/exit", "/quit"):
@@ -59,19 +65,26 @@ class Conversation:
             "/help": self.help,
         }.get(command)
         if action is not None:
+            if argument.strip() and command in ALONE:
+                raise OptionError(f"{command} stands alone; /help lists the commands and what they take")
             action(argument.strip())
             return True
-        names, rest = find_pictures(line) if self.terminal.interactive else ([], line)
-        if names and not rest:
-            self.waiting += self.terminal.pictures(names)
-        elif names:
-            self.say(rest, self.terminal.pictures(names, "this message"))
-        elif line.startswith("/") and "/" not in command[1:]:
+        if line.startswith("/") and "/" not in command[1:] and not os.path.exists(command):
             way = "; /help lists them, and a space before it makes it a message"
             raise OptionError(f"{command} is no command{did_you_mean([command], COMMANDS) or way}")
-        else:
-            self.say(line)
+        self._message(line)
         return True
+
+    def _message(self, text: str) -> None:
+        """Sends a message with the pictures that it names; pictures alone wait for the next one."""
+        found = find_pictures(text)
+        if not found.rest:
+            self.waiting += self.terminal.pictures(found.names)
+            return
+        pictures = self.terminal.pictures(found.names, "this message")
+        for line in found.unseen:
+            note(f"{line}; the model reads its name only")
+        self.say(found.rest, pictures)
 
     def say(self, text: str, found: Sequence[tuple[str, Any]] = ()) -> None:
         """Sends a message with the pictures that wait for it and those that it names; an empty one is none."""
@@ -89,10 +102,11 @@ class Conversation:
         self.waiting += self.terminal.pictures(dropped(argument))
 
     def images(self, argument: str) -> None:
-        """Lists the pictures of the conversation and those that wait for the next message; `drop` and a number, or
-        `drop` alone, drops the latter."""
+        """Lists the pictures of the conversation and those that wait for the next message; `drop` and a number drops
+        one of the latter, `drop` or `drop all` all of them."""
         word, _, number = argument.partition(" ")
         if word == "drop":
+            number = "" if number == "all" else number
             if number and not (number.isdecimal() and 1 <= int(number) <= len(self.waiting)):
                 raise OptionError(f"/images drop {number}: no such number; /images lists the pictures")
             chosen = slice(int(number) - 1, int(number)) if number else slice(None)
@@ -103,9 +117,9 @@ class Conversation:
             raise OptionError("/images lists pictures, /images drop N drops one, and /images drop all of them")
         else:
             for turn, name, picture in self._sent():
-                print(f"message {turn}: {name}  {picture.width}x{picture.height}", flush=True)
+                print(f"message {turn}: {name}  {picture.width:.0f}x{picture.height:.0f}", flush=True)
             for place, (name, picture) in enumerate(self.waiting, 1):
-                print(f"{place}  {name}  {picture.width}x{picture.height}", flush=True)
+                print(f"{place}  {name}  {picture.width:.0f}x{picture.height:.0f}", flush=True)
             if not self.waiting:
                 self.terminal.hint("no picture waits for your next message")
 

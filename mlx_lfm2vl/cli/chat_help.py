@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 
 HELP = """\
-A picture file that is dropped here comes with the next message; a path to one
-within a message comes with that message.
+A picture file that is dropped here comes with the next message; a path or URL
+of one within a message, or alone on one of its lines, comes with that message.
 
 /image PICTURE  add a picture to the next message: a path (drop the file
                 here), pattern or URL; several at once too
@@ -27,8 +27,8 @@ within a message comes with that message.
 /copy           the last answer to the clipboard
 /help           this list
 /exit           end (as does Ctrl-D)
-Ctrl-C stops an answer and keeps what was said. A line that begins with a space
-is never a command."""
+Ctrl-C stops an answer and keeps what was said. A message that begins with a
+space is only text."""
 COMMANDS = tuple(line.split()[0] for line in HELP.splitlines() if line.startswith("/"))
 _LAST_WORD = re.compile(r"""(?<![^ ])['"][^'"]*$|(?:\\.|[^ \\])+$""")  # a quote that is open, or up to a blank
 FILE_COMMANDS = ("/image", "/save", "/load")

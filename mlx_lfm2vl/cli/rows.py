@@ -25,7 +25,7 @@ from .. import (
 from ..config.files import finite_number, no_number
 from ..processing.addresses import is_base64_picture, scheme
 from ..processing.open_file import file_and_pages
-from ..processing.picture_keys import holding, misspelt, reads, unread
+from ..processing.picture_keys import misspelt, passed_over, prompt_key, reads
 from ..tasks.task import Task
 from .forms import FIELDS, row_form
 from .inputs import DEFAULT_PROMPT, STDIN, pictures_in
@@ -149,7 +149,8 @@ class Rows:
                 raise PromptError("is not an object")
             fields |= data
             if clash := [name for name in RESULT if name in data]:
-                raise PromptError(f"the field {clash[0]!r} is the answer's; call it otherwise")
+                way = 'call it "prompt"' if self._asked_as(data) == clash[0] else "call it otherwise"
+                raise PromptError(f"the field {clash[0]!r} is the answer's; {way}")
             question = self._question(data)
             return Row(fields, question, prompt=None if "prompt" in data else str(question.prompt))
         except ValueError as error:  # of json, of UTF-8, and the library's own
@@ -163,12 +164,15 @@ class Rows:
         given = [key for key in data if reads(key)]
         if len(given) > 1:
             raise PromptError(f'has both "{given[0]}" and "{given[1]}"; give one of them')
-        if not given and (key := unread(data) or holding(data, ("prompt", "system"))):
-            raise PromptError(f'"{key}" names a picture and is not read; call it "image"')
+        if key := passed_over(data, ("prompt", "system", *FIELDS)):
+            way = "put all pictures into one list" if given else 'call it "image"'
+            raise PromptError(f'"{key}" names a picture and is not read; {way}')
         if not given and "prompt" not in data and "messages" in data:
             raise PromptError('"messages" is not read; give "prompt" and "image"')
         if near := misspelt(data, ("prompt", "system", *FIELDS)):
             raise PromptError(f'"{near[0]}" is not read; call it "{near[1]}"')
+        if key := self._asked_as(data):
+            raise PromptError(f'"{key}" is not read; call it "prompt"')
         if given and data[given[0]] in (None, []):
             raise PromptError(f'"{given[0]}" is empty; leave it out, or name a picture')
         images = [picture for key in given for picture in _listed(data[key])]
@@ -186,6 +190,10 @@ class Rows:
         if (form := row_form(data, self._file.parent)) is not None:
             options = replace(options, response_format=form)
         return self._request(prompt, found or None, system, options)
+
+    def _asked_as(self, data: Mapping[str, Any]) -> str | None:
+        """The key that holds a prompt under another name, where there is none."""
+        return None if self._task or self._prompt or "prompt" in data else prompt_key(data)
 
     def _request(self, prompt: str, images: Any, system: str | None, options: GenerationOptions) -> GenerationRequest:
         return GenerationRequest(prompt, images, system, options=options, control_tokens=self._control_tokens)

@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help=f"folders, hub repositories or 'demo' (default: what {MODEL_VARIABLE} names, else demo)",
     )
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="MODEL", help="the same, by an option; may be given again"
+    )
     add_adapter(parser)
     group = parser.add_argument_group("access")
     group.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
@@ -121,7 +124,8 @@ def run(args: argparse.Namespace) -> int:
         max_pages=max(limits.pictures, 1),
         max_pictures=max(limits.pictures, 1),
     )
-    if args.adapter is not None and len(args.models) > 1:
+    models = [*args.models, *args.model]
+    if args.adapter is not None and len(models) > 1:
         raise OptionError("--adapter is for one model; serve that one alone, or fuse both (mlx-lfm2vl fuse)")
     load: dict[str, Any] = {
         "source_policy": policy,
@@ -130,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         **picture_overrides(args),
     }
     settings = Settings(
-        models=args.models or [default_model()[0]],
+        models=models or [default_model()[0]],
         host=args.host,
         port=args.port,
         access=Access(_key(args), tuple(name.lower() for name in args.allow_host), tuple(args.allow_origin)),

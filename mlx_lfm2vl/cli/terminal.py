@@ -110,5 +110,5 @@ class Terminal:
             loaded = load_pictures(expand(names), self.policy, self.color_management)
         pictures = [(one_line(os.path.basename(name) or name), picture) for name, picture in loaded]
         for name, picture in pictures:
-            self.hint(f"{name}: {picture.width:g}x{picture.height:g}, with {message}")
+            self.hint(f"{name}: {picture.width:.0f}x{picture.height:.0f}, with {message}")
         return pictures

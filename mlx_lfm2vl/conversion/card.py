@@ -24,6 +24,7 @@ from .plot import CURVE_FILE, ERRORS_FILE
 from .report import QuantizationReport
 
 LICENCE_KEYS = ("license", "license_name", "license_link")
+RELATIONS = ("finetune", "merge", "quantized")  # the hub's words for how whole weights come from their base model
 DEFAULT_ORGANISATION = "LiquidAI/"  # whose models have the licence below, should their card not have come along
 HOUSE_LICENCE = {"license": "other", "license_name": "lfm1.0", "license_link": "LICENSE"}
 USES = (  # where a card says the model's name
@@ -92,6 +93,16 @@ class CardSource:
         """Whether `base_model` is what was converted, and not what that was made from."""
         return self.base_model is not None and (self.is_converted or self.repository is not None)
 
+    def relation(self, fused: bool) -> str | None:
+        """How the result comes from `base_model`, in the hub's words: a conversion is "quantized", dense too. A folder
+        without a name stands to its base as its card says, else as a fine-tune."""
+        if self.base_model is None:
+            return None
+        if self.is_base:
+            return "finetune" if fused else "quantized"
+        said = self.front_matter.get("base_model_relation")
+        return said if said in RELATIONS else "finetune"
+
 
 def front_matter(text: str) -> dict[str, Any]:
     """The strings and lists of strings of a card's metadata; what is nested is left out."""
@@ -136,8 +147,8 @@ def write_card(
         **_licence(folder, source),
         "language": _items(source.front_matter.get("language")) or ["en"],
         "base_model": source.base_model,
-        # the hub's words: a conversion is "quantized", dense too
-        "base_model_relation": ("finetune" if fused else "quantized") if source.is_base else None,
+        "base_model_relation": source.relation(fused),
+        "datasets": _items(source.front_matter.get("datasets")) or None,
         "tags": _tags(source, config),
     }
     base = source.base_model

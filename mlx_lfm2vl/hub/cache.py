@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import HubError, first_line
+
+_NOTHING = re.compile("Snapshots dir doesn't exist")  # of a repository of which nothing has been fetched
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ def cached_models() -> tuple[list[CachedModel], list[str]]:
             partial = any((repo.repo_path / "blobs").glob("*.incomplete"))
             folder = None if newest is None else newest.snapshot_path
             models.append(CachedModel(repo.repo_id, repo.size_on_disk, folder, repo.last_accessed, partial))
-    return sorted(models, key=lambda model: model.name.lower()), [first_line(each) for each in found.warnings]
+    remarks = [first_line(each) for each in found.warnings]
+    return sorted(models, key=lambda model: model.name.lower()), [each for each in remarks if not _NOTHING.match(each)]
 
 
 def remove_models(names: Collection[str]) -> int:

@@ -20,7 +20,7 @@ from ..errors import PromptError, counted
 from .addresses import decode_base64
 from .fetch import SourcePolicy
 from .pages import check_number, expand_pages, flatten
-from .picture_keys import holding, unread
+from .picture_keys import another, holding, unread
 from .video import Video, load_video
 
 BESIDE = ("images", "image")  # keys of a message, as Ollama has them; such pictures stand before its text
@@ -53,8 +53,8 @@ def normalised(message: Any, where: str = "a message") -> dict[str, Any]:
     if isinstance(content, (list, tuple)):
         plain["content"] = [_item(item, f"{where}, item {n} of its content,") for n, item in enumerate(content)]
     key = unread(plain, ("content", *BESIDE))
-    if key is None and plain.get("role") != "assistant" and not _shows_picture(plain):
-        key = holding(plain, KEYS)
+    if key is None and plain.get("role") != "assistant":
+        key = another(plain, (*KEYS, *BESIDE)) if _shows_picture(plain) else holding(plain, KEYS)
     if key is not None:
         raise PromptError(f"{where} has {key!r}, which is not read; put pictures into 'images' or into its content")
     beside = [image for name in BESIDE if name in plain for image in _listed(plain.pop(name))]

@@ -143,7 +143,8 @@ def check_size(width: int, height: int, label: str, policy: SourcePolicy) -> Non
     if width < 1 or height < 1:
         raise ImageError(f"{label}: is {width}x{height} pixels, so there is nothing to see")
     if width * height > policy.max_pixels:
-        raise ImageError(f"{label}: {width}x{height} is more than {policy.max_pixels:,} pixels; make it smaller")
+        size = f"{width}x{height} is more than {policy.max_pixels:,} pixels"
+        raise ImageError(f"{label}: {size}; make it smaller, or allow more (max_pixels of SourcePolicy)")
 
 
 @contextlib.contextmanager
@@ -253,7 +254,8 @@ def _has_more_frames(image: Image.Image) -> bool:
 
 def _damaged(error: Exception, label: str, how: str) -> ImageError:
     if isinstance(error, Image.DecompressionBombError):
-        return ImageError(f"{label}: has more pixels than Pillow decodes; make it smaller")
+        way = "make it smaller, or allow more (max_pixels of SourcePolicy)"
+        return ImageError(f"{label}: has more pixels than Pillow decodes; {way}")
     if isinstance(error, MemoryError):
         return ImageError(f"{label}: there is not enough memory for its pixels; make it smaller")
     return ImageError(f"{label}: {how} ({short(str(error)) or type(error).__name__}); save or download it again")

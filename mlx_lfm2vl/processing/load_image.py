@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -29,7 +30,12 @@ Picture = Image.Image  # as `load_image` returns it: of mode RGB
 
 
 def load_image(
-    picture: Any, policy: SourcePolicy = DEFAULT_POLICY, config: ImageConfig = DEFAULT_CONFIG
+    picture: Any,
+    policy: SourcePolicy = DEFAULT_POLICY,
+    config: ImageConfig = DEFAULT_CONFIG,
+    *,
+    exif: bool | None = None,
+    color_management: bool | None = None,
 ) -> Image.Image:
     """The picture as a PIL image of mode RGB.
 
@@ -43,10 +49,15 @@ def load_image(
         policy: what may be reached, and how large it may be.
         config: its `color_management` and `exif` hold, and a page of a PDF is drawn as large as it can be seen; nothing
             is resized.
+        exif, color_management: these fields of `config`, for this picture; None leaves them.
 
     Raises:
         ImageError: it cannot be read, or may not.
+        ConfigError: a field is neither True nor False.
     """
+    fields: dict[str, Any] = {"exif": exif, "color_management": color_management}
+    if given := {name: value for name, value in fields.items() if value is not None}:
+        config = replace(config, **given)
     if isinstance(picture, PdfPage):
         return picture.draw(policy, config)
     if isinstance(picture, Image.Image):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
-from .addresses import is_base64_picture
+from .addresses import is_base64_picture, scheme
 from .arrays import is_array
 from .formats import suffixes
 
@@ -22,6 +22,8 @@ _ABOUT = re.compile(  # what tells of a picture and holds none
 )
 _FILES = ("file", "media", "document", "path", "url", "uri", "src", "source", "upload", "asset", "page", "scan")
 _ENDS = (*suffixes(), ".pdf", ".svg", ".mp4", ".mov", ".webm")  # the last ones are said to be no pictures when read
+_ADDRESSES = ("url", "uri", "src")  # how keys of addresses end
+_ASKED = ("question", "instruction", "query", "text", "input", "request", "userprompt", "ask")  # for a prompt
 _PATHLIKE = {"image", "images", "imageurl", "imageurls", "imagepath", "imagepaths", "imagefile", "imagefiles"}
 
 
@@ -43,12 +45,47 @@ def unread(data: Mapping[str, Any], known: tuple[str, ...] = ()) -> str | None:
     return None
 
 
-def holding(data: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
-    """The first key, beside those known and "id", whose value is a picture, or a file's name with a picture's suffix,
-    whatever the key is called."""
+def passed_over(data: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
+    """The first key of a row, beside those known, that names a picture which is not read: where the row has pictures
+    that are read, another one than these."""
+    given = [key for key in data if reads(key)]
+    if not given:
+        return unread(data) or holding(data, known)
+    values = [value for key in given for value in (data[key] if isinstance(data[key], list) else [data[key]])]
+    return another(data, (*known, *given), [value for value in values if isinstance(value, str)])
+
+
+def another(data: Mapping[str, Any], known: tuple[str, ...], pictures: Sequence[str] = ()) -> str | None:
+    """The first key, beside those known, that names a picture beside those which are read. Their own names, and what
+    they are called in "file_name" and the like, are none."""
+    names = {os.path.basename(picture) for picture in pictures}
     for key, value in data.items():
         plain = _plain(key)
-        if key not in known and plain != "id" and _is_picture(value, any(stem in plain for stem in _FILES)):
+        if key in known or plain.endswith(("name", "names", "id")):
+            continue
+        if isinstance(value, str) and value and plain[-1:].isdigit() and reads(plain.rstrip("0123456789")):
+            return key  # image2
+        same = isinstance(value, str) and os.path.basename(value) in names
+        if not same and _is_picture(value, _names_picture(plain) or any(stem in plain for stem in _FILES)):
+            return key
+    return None
+
+
+def prompt_key(data: Mapping[str, Any], known: tuple[str, ...] = ()) -> str | None:
+    """The first key, beside those known, that people call a prompt by, whose value is text."""
+    asked = (key for key, value in data.items() if isinstance(value, str) and value.strip() and key not in known)
+    return next((key for key in asked if _plain(key) in (*_ASKED, *(f"{word}s" for word in _ASKED))), None)
+
+
+def holding(data: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
+    """The first key, beside those known and "id", whose value is a picture, or a file's name with a picture's suffix,
+    whatever the key is called; of one that is called an address, any of http(s)."""
+    for key, value in data.items():
+        plain = _plain(key)
+        if key in known or plain == "id":
+            continue
+        address = plain.endswith(_ADDRESSES) and scheme(value if isinstance(value, str) else "") in ("http:", "https:")
+        if address or _is_picture(value, any(stem in plain for stem in _FILES)):
             return key
     return None
 

@@ -2,7 +2,7 @@
 
 Contract: colours become sRGB by a function of the caller; transparency lies on white, rounded exactly; 16 bits of grey
 become 8 by rounding (of coloured pictures Pillow keeps the high byte); the wide modes I and F are scaled by the
-narrowest usual range that holds all values. What has no known meaning raises `ImageError` with one line that begins
+narrowest usual range that holds the values. What has no known meaning raises `ImageError` with one line that begins
 with the picture's label.
 """
 
@@ -18,6 +18,7 @@ from PIL import Image
 from ..errors import ImageError
 
 DIM = 16  # of 255; a picture that is nowhere brighter is black to the eye
+FRACTIONS = 0.9  # of all floats; where so many lie in 0..1 the others are highlights
 OVERSHOOT = 0.5  # of its range, by which floats of a picture may leave it
 STRIP = 1 << 24  # wide values that are turned to floats at a time
 
@@ -88,6 +89,7 @@ def from_array(array: np.ndarray, label: str) -> Image.Image:
     if array.dtype != np.uint8:
         if not np.issubdtype(array.dtype, np.floating):
             raise ImageError(f"{label}: expected uint8 in 0..255 or floats in 0..1")
+        _check_nan(array, label)
         low, high = float(array.min()), float(array.max())
         if not (low >= -0.5 / 255 and high < 255.5 / 255):
             raise ImageError(
@@ -105,6 +107,8 @@ def height_width(shape: tuple[int, ...], label: str) -> tuple[int, int]:
         return shape[1], shape[2]
     if len(shape) == 3 and shape[2] in (1, 3, 4):
         return shape[0], shape[1]
+    if len(shape) == 4 and (1 in shape[1:] or 3 in shape[1:] or 4 in shape[1:]):
+        raise ImageError(f"{label}: is a batch of {shape[0]}; give a list of its pictures, list(array)")
     raise ImageError(
         f"{label}: expected (height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 "
         "channels"
@@ -117,17 +121,19 @@ def _channels_first(shape: tuple[int, ...]) -> bool:
 
 def _scaled(values: np.ndarray, mode: str, label: str) -> np.ndarray:
     """Values of the wide modes I and F to uint8, by the narrowest usual range that holds them: 0..1 (F only), 0..255,
-    0..65535. Floats may overshoot it, as filters and exposure make them; they are clipped."""
+    0..65535. Floats may overshoot it, as filters and exposure make them; they are clipped. Floats that would be black
+    to the eye are refused."""
+    _check_nan(values, label)
     low, high = float(values.min()), float(values.max())
     over = OVERSHOOT if mode == "F" else 0.0
     if (mode == "F" and high <= 1 + over) or (low >= -over and _are_fractions(values, high)):
         top = 1
     else:
         top = 255 if high <= 255 * (1 + over) else 65535
-    if not (low >= -over * top and (high <= top * (1 + over) or (top == 1 and high < math.inf))):
-        raise ImageError(
-            f"{label}: values from {low:g} to {high:g} in mode {mode} have no known scale; convert to 8 bits"
-        )
+    black = mode == "F" and top > 1 and high * 255 <= DIM * top
+    if black or not (low >= -over * top and (high <= top * (1 + over) or (top == 1 and high < math.inf))):
+        way = "scale them to 0..1, or convert to 8 bits" if mode == "F" else "convert to 8 bits"
+        raise ImageError(f"{label}: values from {low:g} to {high:g} in mode {mode} have no known scale; {way}")
     scale = 255.0 if top == 1 else 1.0 if top == 255 else 1 / 257
     scaled = np.empty(values.shape, np.uint8)
     rows = max(1, STRIP // values.shape[1])
@@ -139,8 +145,16 @@ def _scaled(values: np.ndarray, mode: str, label: str) -> np.ndarray:
 
 def _are_fractions(values: np.ndarray, high: float) -> bool:
     """Whether floats above 1 are still those of a picture in 0..1 with bright lights: by 0..255 it would be all but
-    black."""
+    black. Most lie in 0..1 then, also of those that are not 0, or all up to `DIM`."""
     if values.dtype.kind != "f" or not math.isfinite(high):
         return False
-    few = np.count_nonzero(values > 1) <= values.size // 100
-    return (few or high <= DIM) and bool((values != np.rint(values)).any())
+    lights, dark = np.count_nonzero(values > 1), np.count_nonzero(values == 0)
+    most = lights <= (1 - FRACTIONS) * values.size and lights * 2 < values.size - dark
+    return (most or high <= DIM) and bool((values != np.rint(values)).any())
+
+
+def _check_nan(values: np.ndarray, label: str) -> None:
+    """Raises `ImageError` for floats some of which are no numbers."""
+    if values.dtype.kind == "f" and (count := int(np.count_nonzero(np.isnan(values)))):
+        which = "1 of its values is" if count == 1 else f"{count} of its values are"
+        raise ImageError(f"{label}: {which} NaN, which is no colour; replace NaN (numpy.nan_to_num)")

@@ -17,7 +17,7 @@ from ..config import parse_json
 from ..errors import OptionError, PromptError
 from ..generation.messages import conversation
 from ..processing.addresses import is_base64_picture, scheme
-from ..processing.picture_keys import holding, misspelt, reads, unread
+from ..processing.picture_keys import misspelt, passed_over, prompt_key, reads
 
 TRAIN, VALID = "train.jsonl", "valid.jsonl"
 ANSWER, WRITTEN = "answer", "text"  # fields of the answer: a user's, and that of rows which `batch` has written
@@ -84,10 +84,13 @@ def _messages(data: Any, folder: Path) -> list[dict[str, Any]]:
     given = [key for key in data if reads(key)]
     if len(given) > 1:
         raise PromptError(f'has both "{given[0]}" and "{given[1]}"; give one of them')
-    if not given and (key := unread(data) or holding(data, (*_KNOWN, WRITTEN))):
-        raise PromptError(f'"{key}" names a picture and is not read; call it "image"')
+    if key := passed_over(data, (*_KNOWN, WRITTEN)):
+        way = "put all pictures into one list" if given else 'call it "image"'
+        raise PromptError(f'"{key}" names a picture and is not read; {way}')
     if near := misspelt(data, _KNOWN):
         raise PromptError(f'"{near[0]}" is not read; call it "{near[1]}"')
+    if "prompt" not in data and "messages" not in data and (key := prompt_key(data, (WRITTEN,))):
+        raise PromptError(f'"{key}" is not read; call it "prompt"')
     images = [image for key in given for image in _listed(data[key])]
     if not all(isinstance(image, str) and image for image in images):
         raise PromptError('"image" must be a path, a URL, a data URI or a list of them')

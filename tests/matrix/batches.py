@@ -124,7 +124,46 @@ ROWS = [
     row("what tells of prompts", {"prompt": "a", "prompts": 7, "image": "a.png", "prompt_id": "x", "promt": "b"}, ""),
     row("other fields", {"image": "a.png", "prompt_id": "x", "systematic": 1, "note": "y", "profit": 3}, ""),
     row("what tells of pictures", {"prompt": "a", "image_id": "x", "image_width": 7, "picture": "", "photos": []}, ""),
-    row("beside a picture", {"image": "a.png", "prompt": "a", "image_source": "mine", "photo": "other.png"}, ""),
+    row("words beside a picture", {"image": "a.png", "prompt": "a", "image_source": "mine", "image_name": "mine"}, ""),
+    row(
+        "a picture's own name beside it",
+        {"image": "sub/a.png", "prompt": "a", "path": "data/a.png", "file_name": "b.png", "url": "https://a.org/7"},
+        "sub/a.png: no such picture",
+    ),
+    *(
+        row(
+            f"another picture as {key}",
+            {"image": "a.png", key: value, "prompt": "a"},
+            f'line 2: "{key}" names a picture and is not read; put all pictures into one list',
+        )
+        for key, value in (
+            ("photo", "other.png"),
+            ("image2", "https://example.org/7"),
+            ("image_2", "my scan.png"),
+            ("mask", "a_mask.png"),
+            ("src", "https://example.org/b.jpg"),
+            ("pairs", [{"url": "b.png"}]),
+        )
+    ),
+    *(
+        row(
+            f"an address as {key}",
+            {key: "https://example.org/7", "prompt": "a"},
+            f'line 2: "{key}" names a picture and is not read; call it "image"',
+        )
+        for key in ("url", "src", "file_uri")
+    ),
+    *(
+        row(f"a question as {key}", {"image": "a.png", key: "Why?"}, f'line 2: "{key}" is not read; call it "prompt"')
+        for key in ("question", "Instruction", "query", "input", "user-prompt")
+    ),
+    row(
+        "a question as text",
+        {"image": "a.png", "text": "b"},
+        "line 2: the field 'text' is the answer's; call it \"prompt\"",
+    ),
+    row("a question without a picture", {"question": "Why?"}, 'line 2: "question" is not read; call it "prompt"'),
+    row("a question beside the prompt", {"image": "a.png", "prompt": "a", "question": "Why?"}, ""),
     row("a file: address", {"image": "file:///no.png"}, "/no.png: no such picture"),
     row("base64 without an address", {"image": base64.b64encode(PNG).decode()}, ""),
     row("messages", {"messages": [{"role": "user"}]}, 'line 2: "messages" is not read; give "prompt" and "image"'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -139,6 +140,8 @@ OPTIONS = [
 ADAPTERS = [
     refused("generate --model {model} --prompt x --adapter no", "no", "no such folder of an adapter"),
     refused("batch a.png --output o.jsonl --adapter folder", "folder", "has no adapter_config.json; it is no adapter"),
+    refused("serve demo --model {model} --adapter folder", "--adapter", "is for one model", "or fuse both"),
+    refused("serve --model demo --model {model} --adapter folder", "--adapter", "is for one model", "or fuse both"),
     refused("serve demo {model} --adapter folder", "--adapter", "is for one model", "or fuse both"),
     refused("fuse --model {model} --adapter no --mlx-path out", "no", "no such folder of an adapter"),
     refused("fuse --adapter no", "--model", "are required", HELP),
@@ -453,6 +456,19 @@ WORKING = [
             ("TEMP", "gone", "nothing", ("bench", MODEL)),
         )
         if sys.platform != "darwin"
+    ),
+    *(
+        answered(
+            f"{words[0]} where TMPDIR is {folder}",
+            temporary("TMPDIR", folder, *words),
+            Exits(f"TMPDIR is {folder}", "no folder that can be written", "set it to one, or unset it"),
+        )
+        for folder, words in (
+            ("/proc", ("generate", "--model", MODEL, "--prompt", "Hi", "--max-tokens", 2)),
+            ("/sys", ("convert", "--hf-path", MODEL, "--mlx-path", "out", "-q")),
+            ("/proc", ("upload", MODEL, "me/model", "--dry-run")),
+        )
+        if os.path.isdir(folder)
     ),
     answered("a picture", picture("a.png", PNG), Answers()),
     answered("a picture in a format by another name", picture("a.jpg", PNG), Answers()),

@@ -73,6 +73,15 @@ def refused(name: str, messages: list[Any], what: str, way: str, error: type[Lfm
 REFUSED = [
     *(
         refused(
+            f"another picture as {key} of a message",
+            [{**RIGHT[0], key: value}],
+            f"prompt[0] has {key!r}, which is not read",
+            "put pictures into 'images' or into its content",
+        )
+        for key, value in (("src", "https://example.org/b.png"), ("mask", "a_mask.png"), ("frame", NOISE))
+    ),
+    *(
+        refused(
             f"{key} of a message",
             [{"role": "user", "content": "What?", key: [URI]}],
             f"prompt[0] has {key!r}, which is not read",
@@ -90,6 +99,7 @@ REFUSED = [
         for name, key, value in (
             ("files", "files", ["my scan.png"]),
             ("media with an address", "media", {"kind": "photo", "at": "https://example.org/a.JPG"}),
+            ("an address", "src", "https://example.org/7"),
             ("bytes", "data", PNG),
             ("an array", "frame", NOISE),
             ("base64 in a list", "content_parts", [{"blob": TEXT}]),

@@ -134,7 +134,14 @@ MODES = [
     Row(
         "mode F with NaN",
         lambda _: load_array(Image.fromarray(np.array([[np.nan, 5]], np.float32))),
-        Refused(ImageError, "PIL image F", "values from nan to nan in mode F have no known scale", "convert to 8 bits"),
+        Refused(
+            ImageError, "PIL image F", "1 of its values is NaN, which is no colour", "replace NaN (numpy.nan_to_num)"
+        ),
+    ),
+    Row(
+        "an array of several pictures",
+        lambda _: load_array(np.zeros((2, 5, 6, 3), np.uint8)),
+        Refused(ImageError, "array (2, 5, 6, 3) uint8", "is a batch of 2", "give a list of its pictures, list(array)"),
     ),
 ]
 
@@ -211,7 +218,12 @@ ARRAYS = [
                 "floats must lie in 0..1, these run from -1 to 1",
                 "give uint8",
             ),
-            ("with NaN", np.full((2, 2), np.nan), "floats must lie in 0..1, these run from nan", "give uint8"),
+            (
+                "with NaN",
+                np.full((2, 2), np.nan),
+                "values are NaN, which is no colour",
+                "replace NaN (numpy.nan_to_num)",
+            ),
             ("with infinity", np.full((2, 2), np.inf), "floats must lie in 0..1, these run from inf", "give uint8"),
             ("of one axis", GREY[0], "expected (height, width)", "with 1, 3 or 4 channels"),
             ("of two channels", NOISE[..., :2], "expected (height, width)", "with 1, 3 or 4 channels"),
@@ -296,19 +308,28 @@ BOMBS = [
     Row(
         "bomb: more pixels than allowed",
         reading(png_header(12_300)),
-        Refused(ImageError, "picture bytes", "12300x12300 is more than 150,000,000 pixels", "make it smaller"),
+        Refused(
+            ImageError,
+            "picture bytes",
+            "12300x12300 is more than 150,000,000 pixels",
+            "allow more (max_pixels of SourcePolicy)",
+        ),
         seconds=5,
     ),
     Row(
         "bomb: more pixels than Pillow allows",
         reading(png_header(30_000)),
-        Refused(ImageError, "picture bytes", "more pixels than Pillow decodes", "make it smaller"),
+        Refused(
+            ImageError, "picture bytes", "more pixels than Pillow decodes", "allow more (max_pixels of SourcePolicy)"
+        ),
         seconds=5,
     ),
     Row(
         "bomb: two billion pixels a side",
         reading(png_header(2**31 - 1)),
-        Refused(ImageError, "picture bytes", "more pixels than Pillow decodes", "make it smaller"),
+        Refused(
+            ImageError, "picture bytes", "more pixels than Pillow decodes", "allow more (max_pixels of SourcePolicy)"
+        ),
         seconds=5,
     ),
     Row(
@@ -320,13 +341,20 @@ BOMBS = [
             + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0)
             + b"\2\2L\1\0;"
         ),
-        Refused(ImageError, "picture bytes", "more pixels than Pillow decodes", "make it smaller"),
+        Refused(
+            ImageError, "picture bytes", "more pixels than Pillow decodes", "allow more (max_pixels of SourcePolicy)"
+        ),
         seconds=5,
     ),
     Row(
         "bomb: BMP of 13000x13000",
         reading(bmp_header(13_000)),
-        Refused(ImageError, "picture bytes", "13000x13000 is more than 150,000,000 pixels", "make it smaller"),
+        Refused(
+            ImageError,
+            "picture bytes",
+            "13000x13000 is more than 150,000,000 pixels",
+            "allow more (max_pixels of SourcePolicy)",
+        ),
         seconds=5,
     ),
     Row(

@@ -41,7 +41,31 @@ def seen(value: int) -> np.ndarray:
     return with_pixel(GREY, value)
 
 
+def with_lights(share: float, value: float, of: np.ndarray = FRACTIONS, scale: float = 255) -> tuple[Any, Any]:
+    """The same with its brightest part far above 1, and what is seen of it."""
+    lit = of.copy()
+    lit[np.unravel_index(np.argsort(of, axis=None)[of.size - int(share * of.size) :], of.shape)] = value
+    return lit, np.rint(np.clip(lit * scale, 0, 255)).astype(np.uint8)
+
+
+RAMP = np.linspace(0, 1, GREY.size, dtype=np.float32).reshape(GREY.shape)
+NIGHT, STARS = with_lights(0.08, 200.5, of=RAMP * 0, scale=1)  # of 0..255, though most is in 0..1
+UNKNOWN = Refused(ImageError, "picture bytes", "0 to 1000 in mode F have no known scale", "scale them to 0..1")
+
+
 FLOATS = [
+    floats("with 3 % of lights of 20", *with_lights(0.03, 20)),
+    floats("with 3 % of lights of 400", *with_lights(0.03, 400)),
+    floats("with 10 % of lights of 50", *with_lights(0.1, 50)),
+    floats("of a night with 8 % of stars", NIGHT, STARS),
+    floats("of a ramp to 20", RAMP * 20, np.rint(RAMP * 20).astype(np.uint8)),
+    floats("of a ramp to 255", RAMP * 255, np.rint(RAMP * 255).astype(np.uint8)),
+    floats("of a ramp to 1000", RAMP * 1000, UNKNOWN),
+    floats(
+        "with NaN",
+        with_pixel(FRACTIONS, np.nan),
+        Refused(ImageError, "picture bytes", "1 of its values is NaN", "nan_to_num"),
+    ),
     floats("of fractions", FRACTIONS, GREY),
     floats("just above 1", with_pixel(FRACTIONS, 1.0001), seen(255)),
     floats("a little below 0", with_pixel(FRACTIONS, -0.02), seen(0)),
