@@ -368,7 +368,7 @@ def test_a_file_of_lora_layers_alone_is_left_alone(folder):
     save_file(lora, folder / "checkpoint.safetensors")
     assert "checkpoint.safetensors left alone (an adapter)" in loaded(folder).load_note
     (folder / "model.safetensors").unlink()
-    refused(folder, r"model: holds an adapter only \(checkpoint.safetensors\), not a model; merge it")
+    refused(folder, r"model: holds an adapter only \(checkpoint.safetensors\), not a model; load its base model with it")
 
 
 BESIDE = {
@@ -498,12 +498,14 @@ def test_the_only_revision_of_the_hubs_cache_loads(folder):
         {"group_size": 64, "bits": 4},
     ],
 )
-@pytest.mark.parametrize("key", ["quantization_config", "text_config__quantization_config"])
+@pytest.mark.parametrize("key", ["quantization_config", "text_config__quantization_config", "compression_config"])
 def test_dense_conversions_carry_no_stale_record(folder, tmp_path, quantization_config, key):
     edit_json(folder / "config.json", **{key: quantization_config})
     np.testing.assert_array_equal(logits(folder), EXPECTED)
     out = convert(folder, tmp_path / "out")
-    assert "quantization" not in (out / "config.json").read_text()
+    AutoModelForImageTextToText.from_pretrained(folder).save_pretrained(tmp_path / "saved")
+    for file in (out / "config.json", tmp_path / "saved" / "config.json"):
+        assert not re.search("quantization|compression", file.read_text())
 
 
 TOLD = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "special_tokens_map_file", "cache_dir")
@@ -532,7 +534,10 @@ def test_no_path_of_a_disk_is_published(folder, tmp_path, key):
 
 
 @pytest.mark.parametrize("options", [{}, {"q_bits": 8, "q_group_size": 32}], ids=["dense", "8 bits"])
-@pytest.mark.parametrize("name", ["model.language_model.layers.0.feed_forward.w1.weight", NORM])
+@pytest.mark.parametrize(
+    "name",
+    ["model.language_model.layers.0.feed_forward.w1.weight", NORM, "model.multi_modal_projector.linear_1.bias"],
+)
 def test_float16_that_overflows_is_refused_by_name(folder, tmp_path, options, name):
     edit(folder, lambda t: {**t, name: np.where(np.arange(t[name].size).reshape(t[name].shape) == 5, 1e5, t[name])})
     edit(folder, lambda t: {n: x.astype(np.float32) for n, x in t.items()})

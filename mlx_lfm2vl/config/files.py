@@ -20,6 +20,7 @@ from ..errors import ConfigError, OutputError
 
 MAX_BYTES = 16 * 2**20  # of a configuration or template; the largest published one has 0.1 MB
 CODE = ("auto_map",)  # the key by which a file names classes in a repository's code
+QUANTISATION = ("quantization", "quantization_config", "compression_config")  # keys that record one
 # How keys end that say where a file came from, often a path of somebody's disk: _name_or_path, tokenizer_file, ...
 PLACES = ("name_or_path", "_file", "_path", "_dir", "_folder", "_checkpoint")
 AGAIN = "fetch the file again"
