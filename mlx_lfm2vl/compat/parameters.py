@@ -159,7 +159,11 @@ class ModelMethods(nn.Module):
     def to(self, *arguments: Any, **named: Any) -> Self:
         """Casts the model to a dtype; a device is checked and changes nothing, as memory is unified. Raises
         `OptionError`, and `NotFiniteError` for numbers beyond the range of float16."""
-        for value in (*arguments, *(named.pop(name, None) for name in ("device", "dtype"))):
+        given = [named.pop(name, None) for name in ("device", "dtype", "torch_dtype")]
+        named.pop("non_blocking", None)
+        if named:
+            raise OptionError(f"to() takes a device and a dtype, not {', '.join(named)}")
+        for value in (*arguments, *given):
             if value is None:
                 continue
             if not tensors.is_dtype(value):
