@@ -263,6 +263,9 @@ def test_the_backend_numpy_keeps_its_dtype(backend):
     assert model.to("float32").to("cpu").dtype == mx.float32
     with pytest.raises(OptionError, match="backend numpy computes in float32; load the model with dtype='bfloat16'"):
         model.to("bfloat16")
+    narrow, other = (fresh(dtype="bfloat16", backend=each) for each in ("numpy", "mlx"))
+    assert narrow.float().dtype == mx.float32 and narrow.config.dtype == "float32"
+    np.testing.assert_allclose(np.array(narrow(IDS).logits), np.array(other.float()(IDS).logits), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["gen2", "untied"])
