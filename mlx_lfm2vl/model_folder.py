@@ -30,6 +30,15 @@ def with_config(folder: Path) -> Path:
     return folder / only_child(folder, str(folder))
 
 
+def incomplete(path: Path) -> str:
+    """The end of a line on a file that is not there: the way out if it is of the hub's cache; else nothing."""
+    for place in (path, *path.absolute().parents):
+        if place.name.startswith("models--"):
+            repository = place.name.removeprefix("models--").replace("--", "/", 1)
+            return f"; if the download is incomplete, load {repository!r}, which fetches what is missing"
+    return ""
+
+
 def only_child(folder: Path, name: str) -> str:
     """The name of the folder below that holds a model. Raises `HubError`, which calls the folder `name`, unless there
     is just one."""
@@ -38,10 +47,9 @@ def only_child(folder: Path, name: str) -> str:
     except OSError as error:
         raise _unreadable(name, error) from None
     if not children and (folder / ADAPTER_CONFIG).is_file():
-        what = _adapter(folder / ADAPTER_CONFIG)
-        raise HubError(f"{name}: is {what}, not a whole model; load that one with it (--adapter {name})")
+        raise HubError(f"{name}: {only_adapter(folder)}")
     if not children:
-        raise HubError(f"{name}: has no config.json; it is not a model folder")
+        raise HubError(f"{name}: has no config.json; it is not a model folder{incomplete(folder)}")
     if len(children) > 1:
         raise HubError(f"{name}: holds several models; choose one of {', '.join(f'{name}/{c}' for c in children)}")
     return children[0]
@@ -55,22 +63,25 @@ def _snapshot(repository: Path) -> Path:
     commit = main.read_text(errors="replace").strip() if main.is_file() else ""
     if commit not in there and len(there) != 1:
         held = f"{len(there)} revisions" if there else "no revision"
-        way = f"choose one of {', '.join(str(snapshots / name) for name in there)}" if there else "download it again"
-        raise HubError(f"{repository}: is a folder of the hub's cache with {held}; {way}")
+        names = ", ".join(str(snapshots / name) for name in there)
+        way = f"; choose one of {names}" if there else incomplete(repository)
+        raise HubError(f"{repository}: is a folder of the hub's cache with {held}{way}")
     return snapshots / (commit if commit in there else there[0])
 
 
-def _adapter(file: Path) -> str:
-    """The model that an adapter is of, as its configuration (PEFT's or mlx-lm's) says."""
+def only_adapter(folder: Path) -> str:
+    """The refusal of an adapter's folder in place of a model's, with the model that its configuration (PEFT's or
+    mlx-lm's) names."""
     try:
-        with file.open("rb") as stream:
+        with (folder / ADAPTER_CONFIG).open("rb") as stream:
             data: Any = json.loads(stream.read(MOST_OF_AN_ADAPTER_CONFIG))
     except (OSError, ValueError, RecursionError):
         data = None
     said = data if isinstance(data, Mapping) else {}
     kind = str(said.get("peft_type") or said.get("fine_tune_type") or "")
     base = said.get("base_model_name_or_path") or said.get("model") or "a model that it does not name"
-    return f"{'a LoRA' if kind.lower() == 'lora' else 'an'} adapter of {base}"
+    what = f"{'a LoRA' if kind.lower() == 'lora' else 'an'} adapter of {base}"
+    return f"is {what}, not a whole model; load that one with it (--adapter {folder}, load(..., adapter=))"
 
 
 def _unreadable(name: str, error: OSError) -> HubError:

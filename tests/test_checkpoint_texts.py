@@ -13,7 +13,7 @@ from checkpoints import (
 )
 from conftest import GOLDEN
 
-from mlx_lfm2vl import AutoProcessor, GenerationOptions, convert, load
+from mlx_lfm2vl import AutoProcessor, AutoTokenizer, GenerationOptions, convert, load
 from mlx_lfm2vl.errors import TemplateError, TokenizerError
 from mlx_lfm2vl.generation.detokenizer import Detokenizer
 from mlx_lfm2vl.processing.tokenizer import Tokenizer
@@ -135,10 +135,10 @@ def test_end_tokens_of_all_files_add_up(folder, tmp_path, generation, config, to
         assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == list(expected)
 
 
-@pytest.mark.parametrize("place", ["tokenizer_config.json", "additional_chat_templates"])
-def test_templates_are_chosen_by_name(folder, place):
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.json", "additional_chat_templates"])
+def test_templates_are_chosen_by_name(folder, place, tmp_path):
     plain, tools = "Plain {{ messages[0].role }}", "Tools {{ messages[0].role }}"
-    if place == "tokenizer_config.json":
+    if place.endswith(".json"):
         (folder / "chat_template.jinja").unlink()
         named = [{"name": "default", "template": plain}, {"name": "tool_use", "template": tools}]
         edit_json(folder / place, chat_template=named)
@@ -147,7 +147,8 @@ def test_templates_are_chosen_by_name(folder, place):
         (folder / place).mkdir()
         (folder / place / "tool_use.jinja").write_text(tools)
     processor, messages = AutoProcessor.from_pretrained(folder), [{"role": "user", "content": "Hi"}]
-    for part in (processor, processor.tokenizer):
+    processor.tokenizer.save_pretrained(tmp_path / "saved")
+    for part in (processor, processor.tokenizer, AutoTokenizer.from_pretrained(tmp_path / "saved")):
         render = functools.partial(part.apply_chat_template, messages, tokenize=False)
         assert render() == "Plain user" and render(chat_template="tool_use") == "Tools user"
         assert render(chat_template="other") == "other" and render(chat_template="{{ 1 }}") == "1"

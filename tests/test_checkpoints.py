@@ -31,7 +31,7 @@ from safetensors.numpy import load_file, save_file
 from mlx_lfm2vl import AutoModelForImageTextToText, convert, load
 from mlx_lfm2vl.conversion.repair import repair
 from mlx_lfm2vl.conversion.upload import upload
-from mlx_lfm2vl.errors import HubError, NotFiniteError, OutputError
+from mlx_lfm2vl.errors import ConfigError, HubError, NotFiniteError, OutputError, TokenizerError, WeightsError
 from mlx_lfm2vl.weights.names import from_module, to_module
 
 
@@ -368,7 +368,7 @@ def test_a_file_of_lora_layers_alone_is_left_alone(folder):
     save_file(lora, folder / "checkpoint.safetensors")
     assert "checkpoint.safetensors left alone (an adapter)" in loaded(folder).load_note
     (folder / "model.safetensors").unlink()
-    refused(folder, r"model: holds an adapter only \(checkpoint.safetensors\), not a model; load its base")
+    refused(folder, r"holds an adapter only \(checkpoint.safetensors\), not a model; load its base model with it")
 
 
 BESIDE = {
@@ -449,7 +449,10 @@ def test_the_dtype_of_the_config_changes_no_uniform_folder(folder):
 def test_a_folder_of_an_adapter_is_told_from_a_model(tmp_path, config, said):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     save_file({"a.lora_A.weight": np.zeros(4, np.float32)}, tmp_path / "adapter_model.safetensors")
-    refused(tmp_path, rf"is {said}.*, not a whole model; load that one with it \(--adapter ", HubError)
+    line = rf"is {said}.*, not a whole model; load that one with it \(--adapter \S+, load\(\.\.\., adapter=\)\)"
+    refused(tmp_path, line, HubError)
+    shutil.copytree(GOLDEN / "gen2", tmp_path, ignore=shutil.ignore_patterns("model*"), dirs_exist_ok=True)
+    refused(tmp_path, line)  # beside the base's configuration and tokenizer
 
 
 def cached(folder: Path, *revisions: str, main: str | None = None) -> Path:
@@ -473,7 +476,7 @@ def test_a_folder_of_the_hubs_cache_loads_its_branch_main(folder):
 
 @pytest.mark.parametrize(
     ("revisions", "said"),
-    [(("aaa", "bbb"), r"with 2 revisions; choose one of \S+/aaa, \S+/bbb"), ((), "no revision; download it again")],
+    [(("aaa", "bbb"), r"with 2 revisions; choose one of \S+/aaa, \S+/bbb"), ((), "no revision; if the download")],
 )
 def test_a_folder_of_the_hubs_cache_without_main(folder, revisions, said):
     refused(
@@ -481,6 +484,24 @@ def test_a_folder_of_the_hubs_cache_without_main(folder, revisions, said):
         f"models--owner--name: is a folder of the hub's cache .*{said}",
         HubError,
     )
+
+
+@pytest.mark.parametrize("lost", ["snapshots", "config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("dangling", [False, True], ids=["absent", "a dangling link"])
+@pytest.mark.parametrize("named", ["repository", "snapshot"])
+def test_an_incomplete_download_is_said_with_its_way_out(folder, lost, dangling, named):
+    repository = cached(folder, "aaa")
+    snapshot = repository / "snapshots" / "aaa"
+    if lost == "snapshots":
+        shutil.rmtree(repository / "snapshots")
+        snapshot = repository
+    else:
+        (snapshot / lost).unlink()
+        if dangling:
+            (snapshot / lost).symlink_to("../../blobs/absent")
+    error = HubError if lost in ("snapshots", "config.json") else (WeightsError, ConfigError, TokenizerError)
+    with pytest.raises(error, match="if the download is incomplete, load 'owner/name', which fetches what is missing"):
+        load(repository if named == "repository" else snapshot)
 
 
 def test_the_only_revision_of_the_hubs_cache_loads(folder):
@@ -498,12 +519,14 @@ def test_the_only_revision_of_the_hubs_cache_loads(folder):
         {"group_size": 64, "bits": 4},
     ],
 )
-@pytest.mark.parametrize("key", ["quantization_config", "text_config__quantization_config"])
+@pytest.mark.parametrize("key", ["quantization_config", "text_config__quantization_config", "compression_config"])
 def test_dense_conversions_carry_no_stale_record(folder, tmp_path, quantization_config, key):
     edit_json(folder / "config.json", **{key: quantization_config})
     np.testing.assert_array_equal(logits(folder), EXPECTED)
     out = convert(folder, tmp_path / "out")
-    assert "quantization" not in (out / "config.json").read_text()
+    AutoModelForImageTextToText.from_pretrained(folder).save_pretrained(tmp_path / "saved")
+    for file in (out / "config.json", tmp_path / "saved" / "config.json"):
+        assert not re.search("quantization|compression", file.read_text())
 
 
 TOLD = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "special_tokens_map_file", "cache_dir")
@@ -532,7 +555,10 @@ def test_no_path_of_a_disk_is_published(folder, tmp_path, key):
 
 
 @pytest.mark.parametrize("options", [{}, {"q_bits": 8, "q_group_size": 32}], ids=["dense", "8 bits"])
-@pytest.mark.parametrize("name", ["model.language_model.layers.0.feed_forward.w1.weight", NORM])
+@pytest.mark.parametrize(
+    "name",
+    ["model.language_model.layers.0.feed_forward.w1.weight", NORM, "model.multi_modal_projector.linear_1.bias"],
+)
 def test_float16_that_overflows_is_refused_by_name(folder, tmp_path, options, name):
     edit(folder, lambda t: {**t, name: np.where(np.arange(t[name].size).reshape(t[name].shape) == 5, 1e5, t[name])})
     edit(folder, lambda t: {n: x.astype(np.float32) for n, x in t.items()})

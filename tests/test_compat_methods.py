@@ -225,6 +225,20 @@ def test_a_text_is_encoded_with_the_keywords_of_a_call():
     assert tokenizer.encode("a b c d", False) == ids[1:]
 
 
+@pytest.mark.parametrize("name", ["gen2", "gen25"])
+@pytest.mark.parametrize("given", [None, "{{ messages[0].content }}!"])
+def test_a_saved_tokenizer_keeps_its_chat_template(name, given, tmp_path):
+    tokenizer: Any = AutoTokenizer.from_pretrained(GOLDEN / name)
+    if given is not None:
+        tokenizer.chat_template = given
+    tokenizer.save_pretrained(tmp_path)
+    again: Any = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.get_chat_template() == tokenizer.get_chat_template()
+    assert given in (None, again.get_chat_template())
+    messages = [{"role": "user", "content": "Hi"}]
+    assert again.apply_chat_template(messages) == tokenizer.apply_chat_template(messages)
+
+
 def test_a_text_is_cut_to_the_length_that_the_files_say(tmp_path):
     tokenizer: Any = AutoTokenizer.from_pretrained(GOLDEN / "gen2")
     ids = tokenizer.encode("a b c d")

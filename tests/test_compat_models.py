@@ -31,6 +31,7 @@ from mlx_lfm2vl import (
 )
 from mlx_lfm2vl.compat.loading import _ANYWAY, _NO_MEANING, _SILENT, REFUSED
 from mlx_lfm2vl.errors import ConfigError, HubError, NotFiniteError, OptionError
+from mlx_lfm2vl.weights.files import read_header
 from mlx_lfm2vl.weights.names import parameters
 
 IDS = np.array([[1, 500, 501, 502]])
@@ -240,14 +241,18 @@ def test_a_model_is_moved_and_cast_in_every_spelling():
         ((mx.float16,), {}),
         (("cpu", "bfloat16"), {}),
         ((), {"dtype": "torch.float16"}),
+        (("bf16",), {}),
+        ((), {"torch_dtype": "fp16", "non_blocking": True}),
         ((), {"device": "mps", "dtype": mx.bfloat16}),
     ):
-        wanted = "float16" if "float16" in str((arguments, named)).replace("bfloat16", "") else "bfloat16"
+        wanted = "float16" if re.search(r"(?<!b)float16|fp16", str((arguments, named))) else "bfloat16"
         assert model.to(*arguments, **named) is model
         assert str(model.dtype) == f"mlx.core.{wanted}" and model.config.dtype == wanted
         assert str(model(IDS).logits.dtype) == f"mlx.core.{wanted}"
     with pytest.raises(OptionError, match="device is 'moon', expected one of"):
         model.to("moon")
+    with pytest.raises(OptionError, match="takes a device and a dtype, not precision"):
+        model.to(precision="bf16")
     with pytest.raises(OptionError, match="dtype is 'float64', expected one of"):
         model.to("float64")
 
@@ -258,6 +263,9 @@ def test_the_backend_numpy_keeps_its_dtype(backend):
     assert model.to("float32").to("cpu").dtype == mx.float32
     with pytest.raises(OptionError, match="backend numpy computes in float32; load the model with dtype='bfloat16'"):
         model.to("bfloat16")
+    narrow, other = (fresh(dtype="bfloat16", backend=each) for each in ("numpy", "mlx"))
+    assert narrow.float().dtype == mx.float32 and narrow.config.dtype == "float32"
+    np.testing.assert_allclose(np.array(narrow(IDS).logits), np.array(other.float()(IDS).logits), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["gen2", "untied"])
@@ -384,6 +392,27 @@ def test_the_layout_of_transformers_is_that_of_the_hub(tmp_path):
         model.save_pretrained(tmp_path, colour=1)
 
 
+@pytest.mark.parametrize(("size", "most"), [("100KB", 100_000), (50_000, 50_000), ("0.1 MiB", 104_857)])
+def test_a_saved_model_has_files_of_max_shard_size(size, most, tmp_path):
+    model = fresh()
+    model.save_pretrained(tmp_path, max_shard_size=size, state_dict=None)
+    files = [read_header(file) for file in tmp_path.glob("*.safetensors")]
+    assert len(files) > 2
+    assert all(len(file) == 1 or sum(info.nbytes for info in file.values()) <= most for file in files)
+    np.testing.assert_array_equal(
+        np.array(AutoModelForImageTextToText.from_pretrained(tmp_path)(IDS).logits), np.array(model(IDS).logits)
+    )
+
+
+@pytest.mark.parametrize("size", ["big", 0, -1, True, "5", None, 1.5])
+def test_a_max_shard_size_that_is_none_is_refused(size, tmp_path):
+    with pytest.raises(OptionError, match=r"max_shard_size is .*, expected bytes"):
+        fresh().save_pretrained(tmp_path / "out", max_shard_size=size)
+    with pytest.raises(OptionError, match="no option 'state_dict'; call load_weights"):
+        fresh().save_pretrained(tmp_path / "out", state_dict={})
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("hf", [True, False])
 @pytest.mark.parametrize("how", ["save_pretrained", "push_to_hub"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -450,7 +479,7 @@ def test_models_processors_and_configurations_are_pushed_to_the_hub(tmp_path):
         assert model | processor <= set(one.files) and model | processor <= set(two.files)
         assert two.private and not one.private
         parts = [set(hub.repositories[f"maker/{name}"].files) - {".gitattributes"} for name in ("three", "four")]
-        assert parts == [{"config.json", "generation_config.json"}, {"tokenizer.json", "tokenizer_config.json"}]
+        assert parts == [{"config.json", "generation_config.json"}, processor - {"processor_config.json"}]
         assert "the model" in hub.commits
         assert said["same"] and all(url.startswith(hub.url) for url in said["urls"])
         assert said["refused"] == "OptionError: push_to_hub has no option 'colour'"

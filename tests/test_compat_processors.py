@@ -192,6 +192,8 @@ CASTS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     (("mps", "bfloat16"), {}),
     (("cpu", mx.bfloat16), {}),
     ((), {"dtype": "bfloat16"}),
+    (("bf16",), {}),
+    ((), {"torch_dtype": "bf16"}),
     ((), {"dtype": mx.bfloat16, "device": "cuda:0"}),
     ((mx.Device(mx.cpu),), {"dtype": "torch.bfloat16", "non_blocking": True}),
 ]

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import GOLDEN
 
-from mlx_lfm2vl import GenerationRequest, Lfm2VlProcessor, PromptError, load, parse_tool_calls
+from mlx_lfm2vl import GenerationRequest, Lfm2VlProcessor, PromptError, ToolCall, load, parse_tool_calls
 from mlx_lfm2vl.generation.request import encode
 
 TURN = "{{ '<|im_start|>' + m.role + '\n' }}"
@@ -78,6 +78,63 @@ def test_calls_are_rendered_and_turns_closed(processor, shape, content, argument
         f"<|im_start|>assistant\n<|tool_call_start|>[w({inside})]<|tool_call_end|><|im_end|>\n"
         "<|im_start|>tool\n20<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+@pytest.mark.parametrize("shape", TEMPLATES)
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+@pytest.mark.parametrize("content", [{}, {"content": None}], ids=["absent", "null"])
+def test_a_turn_without_content_is_closed(processor, shape, role, content):
+    messages = [{"role": "user", "content": "Hi"}, {"role": role, **content}]
+    text = processor.apply_chat_template(messages, chat_template=TEMPLATES[shape], add_generation_prompt=True)
+    assert text == (f"{BOS}<|im_start|>user\nHi<|im_end|>\n<|im_start|>{role}\n<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_generation_takes_turns_whose_content_is_null():
+    model, processor = load(GOLDEN / "gen25")
+    messages = [*history(call("{}"), content=None)[:-1], {"role": "tool", "content": None}]
+    ids = encode(model, processor, GenerationRequest(messages)).ids.tolist()
+    assert ids.count(processor.tokenizer.convert_tokens_to_ids("<|im_end|>")) == 3
+
+
+@pytest.mark.parametrize("shape", TEMPLATES)
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"tool_calls": [{"name": "w", "arguments": {"a": 1}}]},
+        {"tool_calls": [{"id": "c1", "name": "w", "arguments": '{"a": 1}'}]},
+        {"tool_calls": [{"name": "w", "parameters": {"a": 1}}]},
+        {"tool_calls": [{"function": "w", "args": {"a": 1}}]},
+        {"tool_calls": [{"type": "function", "function": {"name": "w"}, "arguments": {"a": 1}}]},
+        {"tool_calls": [ToolCall("w", {"a": 1})]},
+        {"function_call": {"name": "w", "arguments": '{"a": 1}'}},
+        {"function_call": {"name": "w", "arguments": {"a": 1}}, "tool_calls": None},
+    ],
+    ids=["bare", "bare, as text", "parameters", "args", "arguments beside", "ToolCall", "older", "older, no others"],
+)
+def test_calls_of_every_form_are_rendered_alike(processor, shape, turn):
+    messages = [{"role": "assistant", "content": None, **turn}, {"role": "function", "name": "w", "content": "20"}]
+    text = processor.apply_chat_template(messages, chat_template=TEMPLATES[shape])
+    assert text == (
+        f"{BOS}<|im_start|>assistant\n<|tool_call_start|>[w(a=1)]<|tool_call_end|><|im_end|>\n"
+        "<|im_start|>tool\n20<|im_end|>\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"role": "user", "function_call": {"name": "w"}}, "'function_call' in a turn of the role 'user'"),
+        ({"function_call": {"name": "w"}, "tool_calls": [{"name": "w"}]}, "'function_call' beside tool_calls"),
+        ({"function_call": {"name": "w", "arguments": "{"}}, r"function_call.arguments is no JSON"),
+        ({"function_call": "auto"}, "function_call is str, expected a mapping"),
+        ({"tool_calls": [{"id": "c1"}]}, r"tool_calls\[0\] has the name None"),
+        ({"tool_calls": [{"function": {"arguments": {}}}]}, r"tool_calls\[0\].function has the name None"),
+        ({"tool_calls": [{"name": "w", "args": {}, "parameters": {"a": 1}}]}, "both 'parameters' and 'args'"),
+    ],
+)
+def test_calls_that_would_be_lost_are_refused(processor, message, says):
+    with pytest.raises(PromptError, match=says):
+        processor.apply_chat_template([{"role": "assistant", "content": "x", **message}])
 
 
 @pytest.mark.parametrize("shape", TEMPLATES)

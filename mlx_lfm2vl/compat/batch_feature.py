@@ -50,13 +50,14 @@ class BatchFeature(ProcessorOutput):
             arguments: a device, a dtype, or both in that order. A device is a name, or one of torch's or MLX's. MLX's
                 memory is one, so only tensors of torch move. A dtype is a name, or one of torch's, NumPy's or MLX's. It
                 is for floating-point arrays.
-            named: `device`, `dtype`, `non_blocking`.
+            named: `device`, `dtype` (or `torch_dtype`), `non_blocking`.
 
         Raises:
             OptionError: for what is neither.
         """
         named.pop("non_blocking", None)
         device, dtype = named.pop("device", None), named.pop("dtype", None)
+        dtype = named.pop("torch_dtype", None) if dtype is None else dtype
         if named or len(arguments) > 2:
             raise OptionError(f"to() takes a device and a dtype, not {', '.join(named) or len(arguments)}")
         for value in arguments:

@@ -11,15 +11,15 @@ from typing import Any, ClassVar, Self
 
 from .. import config
 from ..config import read_json
-from ..config.files import CODE, is_place, without, writing
+from ..config.files import CODE, QUANTISATION, is_place, without, writing
 from ..errors import ConfigError, OptionError
 from ..hub import resolve
 from .loading import hub_options
 from .sharing import push_folder
 
 _SPELLED = (  # of a file, which say what fields do, or nothing of the model
-    *("architectures", "image_token_index", "model_type", "quantization_config", "tie_embedding", "torch_dtype"),
-    *("transformers_version", *CODE),
+    *("architectures", "image_token_index", "model_type", "tie_embedding", "torch_dtype"),
+    *("transformers_version", *CODE, *QUANTISATION),
 )
 _OF_CALLS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True, "use_cache": True}
 OF_CALLS = tuple(_OF_CALLS)

@@ -18,13 +18,14 @@ from ..hub import Progress, resolve
 from ..models import lfm2_vl
 from ..models.outputs import ModelOutput
 from ..weights.load import load_model
+from ..weights.save import SHARD_BYTES
 from . import tensors
 from .configuration import OF_CALLS, ConfigMethods, Lfm2VlConfig
 from .generate import Callbacks, generate, transition_scores
 from .generation_config import GenerationConfig
 from .loading import OF_FROM_PRETRAINED, hub_options, no_more
 from .parameters import ModelMethods
-from .saving import save
+from .saving import save, shard_bytes
 from .sharing import push_folder
 
 
@@ -218,6 +219,7 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
         hf: bool = False,
         push_to_hub: bool = False,
         repo_id: str | None = None,
+        max_shard_size: int | str = SHARD_BYTES,
         **options: Any,
     ) -> None:
         """Writes weights, config.json and generation_config.json, in place of older ones in the folder. The processor
@@ -227,22 +229,31 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
             folder: made if it is not there.
             hf: in the layout that transformers loads, in place of MLX's. Quantised weights have none.
             push_to_hub, repo_id: also into this repository.
-            options: as for `push_to_hub`; what says how transformers writes (`max_shard_size` ...) is without effect.
+            max_shard_size: the bytes of a file, as a number or as "200MB". One tensor may have more.
+            options: as for `push_to_hub`; what says how transformers writes (`safe_serialization` ...) is without
+                effect. `state_dict` is None.
 
         Raises:
             OutputError, NotFiniteError, OptionError, HubError
         """
-        for name in ("max_shard_size", "safe_serialization", "is_main_process", "save_peft_format", "variant"):
+        if options.pop("state_dict", None) is not None:
+            raise OptionError("save_pretrained has no option 'state_dict'; call load_weights of the model before")
+        for name in ("safe_serialization", "is_main_process", "save_peft_format", "variant"):
             options.pop(name, None)
         if not push_to_hub:
             no_more(options, "save_pretrained")
-        save(self, Path(folder), hf=hf)
+        size = shard_bytes(max_shard_size)
+        save(self, Path(folder), hf=hf, size=size)
         if push_to_hub:
-            self.push_to_hub(repo_id or os.path.basename(os.path.normpath(folder)), hf=hf, **options)
+            name = repo_id or os.path.basename(os.path.normpath(folder))
+            self.push_to_hub(name, hf=hf, max_shard_size=size, **options)
 
-    def push_to_hub(self, repo_id: str, *, hf: bool = False, **options: Any) -> str:
+    def push_to_hub(
+        self, repo_id: str, *, hf: bool = False, max_shard_size: int | str = SHARD_BYTES, **options: Any
+    ) -> str:
         """Saves into a repository; see `push_folder`. `mlx_lfm2vl.convert` with `upload_repo` also checks the model."""
-        return push_folder(lambda folder: save(self, Path(folder), hf=hf), repo_id, **options)
+        size = shard_bytes(max_shard_size)
+        return push_folder(lambda folder: save(self, Path(folder), hf=hf, size=size), repo_id, **options)
 
 
 def _open(

@@ -157,9 +157,13 @@ class ModelMethods(nn.Module):
 
     @computing
     def to(self, *arguments: Any, **named: Any) -> Self:
-        """Casts the model to a dtype; a device is checked and changes nothing, as memory is unified. Raises
-        `OptionError`, and `NotFiniteError` for numbers beyond the range of float16."""
-        for value in (*arguments, *(named.pop(name, None) for name in ("device", "dtype"))):
+        """Casts the model to a dtype; a device is checked and changes nothing, as memory is unified. On the
+        backend numpy it casts to float32 alone. Raises `OptionError`, and `NotFiniteError` for numbers beyond the range of float16."""
+        given = [named.pop(name, None) for name in ("device", "dtype", "torch_dtype")]
+        named.pop("non_blocking", None)
+        if named:
+            raise OptionError(f"to() takes a device and a dtype, not {', '.join(named)}")
+        for value in (*arguments, *given):
             if value is None:
                 continue
             if not tensors.is_dtype(value):
@@ -169,7 +173,7 @@ class ModelMethods(nn.Module):
             if name not in DTYPES:
                 raise OptionError(f"dtype is {value!r}, expected one of {', '.join(DTYPES)}")
             if DTYPES[name] != self.dtype:
-                if getattr(self, "backend", None) == "numpy":
+                if getattr(self, "backend", None) == "numpy" and name != "float32":
                     raise OptionError(f"the backend numpy computes in float32; load the model with dtype={name!r}")
                 if name == "float16":
                     for each, array in parameters(self).items():

@@ -18,6 +18,10 @@ from ..processing.arrays import is_bfloat16, is_mlx, is_torch, to_numpy
 
 RETURN_TENSORS = ("np", "mlx", "pt")
 _FLOATING = ("float32", "float16", "bfloat16", "float64")
+_SHORT = {
+    **{"float": "float32", "fp32": "float32", "half": "float16", "fp16": "float16"},
+    **{"bf16": "bfloat16", "double": "float64"},
+}
 _DEVICES = ("auto", "cpu", "cuda", "gpu", "mlx", "mps", "xpu")  # all are one memory here
 
 
@@ -78,7 +82,7 @@ def dtype_name(dtype: Any) -> str:
     """The name of a floating-point dtype of torch, NumPy or MLX, or of a text. Raises `OptionError` for others."""
     name = dtype if isinstance(dtype, str) else str(dtype)
     name = name.rpartition(".")[2].rstrip("'>")
-    name = {"float": "float32", "half": "float16", "double": "float64"}.get(name, name)
+    name = _SHORT.get(name, name)
     if name not in _FLOATING:
         raise OptionError(f"dtype is {dtype!r}, expected one of {', '.join(_FLOATING[:3])}")
     return name

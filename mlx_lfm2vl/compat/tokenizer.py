@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from ..config.files import check_own, writing
 from ..errors import OptionError, TemplateError
 from ..hub import resolve
 from ..processing import tokenizer as processing
@@ -15,7 +18,7 @@ from ..processing.batch_feature import SIDES, TextOptions
 from ..processing.batch_feature import BatchFeature as PlainBatchFeature
 from ..processing.conversation import conversations_of
 from ..processing.special_tokens import IMAGE_TOKENS, NAMED_TOKENS
-from ..processing.template import ChatTemplate
+from ..processing.template import JINJA_FILE, JSON_FILES, MORE, ChatTemplate, find_template
 from . import tensors
 from .batch_feature import BatchFeature
 from .call_options import normalised
@@ -109,6 +112,25 @@ class Tokenizer(processing.Tokenizer):
     def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
         """The text of the template that `apply_chat_template` uses. Raises `TemplateError`."""
         return self._template(chat_template, bool(tools)).source
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the tokenizer's files, and the chat templates that it uses. Raises `OutputError`, `ConfigError`."""
+        super().save_pretrained(folder)
+        template, file = self.chat_template, Path()
+        if self.folder is not None and not isinstance(template, str):
+            template, file = find_template(self.folder, template) or (None, file)
+        with writing(folder) as target:
+            if isinstance(template, str):
+                (target / JINJA_FILE).write_text(template, encoding="utf-8")
+            elif template is not None and file.name in JSON_FILES:  # else tokenizer_config.json holds them
+                text = json.dumps({"chat_template": template}, indent=2, ensure_ascii=False)
+                (target / JSON_FILES[0]).write_text(text, encoding="utf-8")
+            for source in () if self.folder is None else self.folder.glob(MORE):
+                copy = target / source.parent.name / source.name
+                if source.resolve() != copy.resolve():
+                    check_own(source)
+                    copy.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(source, copy)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Saves into a repository; see `push_folder`."""

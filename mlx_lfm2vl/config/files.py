@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import ConfigError, OutputError
+from ..model_folder import incomplete
 
 MAX_BYTES = 16 * 2**20  # of a configuration or template; the largest published one has 0.1 MB
 CODE = ("auto_map",)  # the key by which a file names classes in a repository's code
+QUANTISATION = ("quantization", "quantization_config", "compression_config")  # keys that record one
 # How keys end that say where a file came from, often a path of somebody's disk: _name_or_path, tokenizer_file, ...
 PLACES = ("name_or_path", "_file", "_path", "_dir", "_folder", "_checkpoint")
 AGAIN = "fetch the file again"
@@ -72,7 +74,7 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
             size = os.fstat(stream.fileno()).st_size
             data = stream.read(size) if size <= limit else None
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; a model folder needs it") from None
+        raise ConfigError(f"{path}: no such file; a model folder needs it{incomplete(path)}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
     if data is None:

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..config import GenerationConfig, ModelConfig, config_of, read_json
-from ..config.files import CODE, check_own, without
+from ..config.files import CODE, QUANTISATION, check_own, without
 from ..hub import LICENCES
 from ..processing.tokenizer import Tokenizer
 from ..weights.head import TIED
@@ -28,7 +28,6 @@ NAMES = (
     *("preprocessor_config.json", "processor_config.json"),
 )
 
-QUANTISATION = ("quantization", "quantization_config")
 JSON_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "generation_config.json")
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 

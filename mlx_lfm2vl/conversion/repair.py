@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Lfm3VlProcessorConfig, ModelConfig, ProcessorConfig, config_of, read_json
-from ..config.files import CODE, place_in
+from ..config.files import CODE, QUANTISATION, place_in
 from ..errors import HubError, OutputError, WeightsError
 from ..hub import resolve, resolve_checked
 from ..weights.atomic_folder import check_target, finished
@@ -24,7 +24,7 @@ from ..weights.save import write_json
 from ..weights.shards import read_shards
 from .card import DEFAULT_ORGANISATION, CardSource
 from .check import TEMPLATES, check_index, check_result, has_template
-from .config_files import JSON_FILES, QUANTISATION, copy
+from .config_files import JSON_FILES, copy
 from .convert import check_architecture, write_model
 from .families import RULES, FileRules
 from .lfm2_files import PROCESSOR_FILES

@@ -73,13 +73,15 @@ def check_finite(stored: StoredTensors, dtype: mx.Dtype, name: str, array: mx.ar
     """
     if is_finite(array):
         return
-    path = (to_module(name) or name).rpartition(".")[0]
+    name = to_module(name) or name
+    path, _, leaf = name.rpartition(".")
+    whole = f"{path}.weight" if leaf in PARTS else name
     sources = [each for each in stored.read(mx.float32).items() if each[0].rpartition(".")[0] == path]
     for source, values in sources:
         if not is_finite(values):
             raise NotFiniteError(f"tensor {source} holds NaN or infinity; the model's files are damaged")
     kind = str(dtype).removeprefix("mlx.core.")
     raise NotFiniteError(
-        f"tensor {path}.weight holds numbers beyond the range of {kind} ({mx.finfo(dtype).max:.5g}); choose the dtype "
+        f"tensor {whole} holds numbers beyond the range of {kind} ({mx.finfo(dtype).max:.5g}); choose the dtype "
         "bfloat16 or float32"
     )

@@ -40,11 +40,12 @@ def _checked(message: Any, where: str) -> dict[str, Any]:
     """The message in one spelling."""
     if not isinstance(message, Mapping):
         raise PromptError(f"{where} is {type(message).__name__}, expected a message with 'role' and 'content'")
+    is_empty = "content" in message and message["content"] is None
     message = normalised(message, where)
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not role:
         raise PromptError(f"{where} has the role {role!r}, expected 'system', 'user', 'assistant' or 'tool'")
-    if isinstance(content, str) or (content is None and message.get("tool_calls")):
+    if isinstance(content, str) or (content is None and (is_empty or message.get("tool_calls"))):
         return message
     if not isinstance(content, (list, tuple)):
         raise PromptError(f"{where} has the content {type(content).__name__}, expected text or a list of items")

@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from ..errors import ToolCallError, ToolCallWarning
-from ..processing.conversation import CALL_END, CALL_START
+from ..processing.conversation import ARGUMENTS, CALL_END, CALL_START, NAMES
 
-NAMES, ARGUMENTS = ("name", "function"), ("arguments", "parameters", "args")  # keys of a call that is an object
 BESIDE = ("type", "id", "index")  # keys of one that say nothing of the call
 MAX_DEPTH = 64  # of lists and dictionaries in each other
 MAX_DIGITS = 1000

@@ -30,6 +30,7 @@ SOURCES = ("image", "url", "path", "base64")
 VIDEO_SOURCES = ("video", "url", "path")
 FRAMES = (2.0, 4, 32)  # of a video as pictures: frames of a second, least and most in all
 CALL_START, CALL_END = "<|tool_call_start|>", "<|tool_call_end|>"
+NAMES, ARGUMENTS = ("name", "function"), ("arguments", "parameters", "args")  # keys of a tool call that is an object
 
 
 def conversations_of(conversation: Any) -> tuple[list[list[dict[str, Any]]], bool]:
@@ -44,8 +45,8 @@ def conversations_of(conversation: Any) -> tuple[list[list[dict[str, Any]]], boo
 
 
 def normalised(message: Any, where: str = "a message") -> dict[str, Any]:
-    """A copy without entries that are None, as templates expect it: pictures of every spelling as `image` items, the
-    arguments of tool calls as mappings. `where` begins what is said of pictures. Raises `PromptError`."""
+    """A copy without entries that are None, as templates expect it: pictures of every spelling as `image` items, tool
+    calls by one name and with mappings of arguments. `where` begins what is said of it. Raises `PromptError`."""
     if not isinstance(message, Mapping):
         raise PromptError(f"a message must be a mapping with 'role' and 'content', got {type(message).__name__}")
     plain = {name: value for name, value in message.items() if value is not None}
@@ -62,13 +63,26 @@ def normalised(message: Any, where: str = "a message") -> dict[str, Any]:
         text = [{"type": "text", "text": content}] if isinstance(content, str) and content else plain.get("content")
         items = text if isinstance(text, list) else []
         plain["content"] = [*({"type": "image", "image": image} for image in beside), *items]
-    calls = plain.pop("tool_calls", None)
-    if isinstance(calls, (list, tuple)) and calls:
-        try:
-            plain["tool_calls"] = [_with_mapping(call, f"tool_calls[{number}]") for number, call in enumerate(calls)]
-        except RecursionError:
-            raise PromptError(f"{where} has tool calls that are nested too deeply") from None
-    return plain
+    try:
+        calls = _tool_calls(plain, where)
+    except RecursionError:
+        raise PromptError(f"{where} has tool calls that are nested too deeply") from None
+    if plain.get("role") == "function":  # of the answer to a `function_call`
+        plain["role"] = "tool"
+    return {**plain, "tool_calls": calls} if calls else plain
+
+
+def _tool_calls(message: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """Takes a message's tool calls out of it: `tool_calls`, and `function_call`, which OpenAI had before."""
+    calls, older = message.pop("tool_calls", None), message.pop("function_call", None)
+    if older is not None:
+        if calls or message.get("role") != "assistant":
+            reason = "beside tool_calls" if calls else f"in a turn of the role {message.get('role')!r}"
+            raise PromptError(f"{where} has 'function_call' {reason}; put the assistant's calls into its 'tool_calls'")
+        return [{"type": "function", "function": _tool_call(older, f"{where}: function_call")}]
+    if not isinstance(calls, (list, tuple)):
+        return []
+    return [_tool_call(call, f"tool_calls[{number}]") for number, call in enumerate(calls)]
 
 
 def _listed(images: Any) -> list[Any]:
@@ -119,22 +133,36 @@ def _picture(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"type": "image", **found}
 
 
-def _with_mapping(call: Any, where: str) -> Any:
-    """A tool call whose arguments are no text of JSON, as OpenAI's are, but what that says."""
+def _tool_call(call: Any, where: str) -> dict[str, Any]:
+    """A call as {"name", "arguments"}, or with "function" around these as OpenAI has it; arguments that are text of
+    JSON become what that says."""
     call = plain(call)
     if not isinstance(call, Mapping):
         raise PromptError(f"{where} is {type(call).__name__}, expected a mapping with 'function'")
-    if isinstance(call.get("function"), Mapping):
-        return {**call, "function": _with_mapping(call["function"], f"{where}.function")}
-    arguments = call.get("arguments")
+    said = {key: value for key, value in call.items() if value is not None}
+    inner = said.get("function")
+    if isinstance(inner, Mapping):
+        where = f"{where}.function"
+        del said["function"]
+        said |= {key: value for key, value in inner.items() if value is not None}
+    name = next((said[key] for key in NAMES if key in said), None)
+    if not isinstance(name, str) or not name:
+        raise PromptError(f"{where} has the name {name!r}, expected the name of a function")
+    given = [key for key in ARGUMENTS if key in said]
+    if len(given) > 1:
+        raise PromptError(f"{where} has both {given[0]!r} and {given[1]!r}; give the arguments once")
+    key = given[0] if given else ARGUMENTS[0]
+    arguments = said.get(key)
     if isinstance(arguments, str) or arguments is None:
         try:
             arguments = (parse_json(arguments) if arguments and arguments.strip() else None) or {}
         except ValueError as error:
-            raise PromptError(f"{where}.arguments is no JSON ({error}), expected an object of arguments") from None
+            raise PromptError(f"{where}.{key} is no JSON ({error}), expected an object of arguments") from None
     if not isinstance(arguments, Mapping):
-        raise PromptError(f"{where}.arguments is {type(arguments).__name__}, expected an object of arguments")
-    return {**call, "arguments": arguments}
+        raise PromptError(f"{where}.{key} is {type(arguments).__name__}, expected an object of arguments")
+    others = {key: value for key, value in call.items() if key not in (*NAMES, *ARGUMENTS)}
+    made = {"name": name, "arguments": arguments}
+    return others | ({"function": made} if isinstance(inner, Mapping) else made)
 
 
 def with_page_items(

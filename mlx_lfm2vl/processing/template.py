@@ -6,7 +6,6 @@ that takes too long or makes too large a text (limits.py) ends with `TemplateErr
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -24,6 +23,7 @@ MORE = "additional_chat_templates/*.jinja"
 JSON_FILES = ("chat_template.json", "processor_config.json")  # that may hold a template
 TURN_END = "<|im_end|>"
 _CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "
+_READS_FUNCTION = re.compile(r"""\.function\b|["']function["']""")  # of a tool call, as OpenAI nests it
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names in use for a message's reasoning
 
 
@@ -40,6 +40,7 @@ class ChatTemplate:
             self._program = compiled(source)
         except TemplateError as error:
             raise TemplateError(f"{where}: {error}") from None
+        self._needing_content: dict[str, bool] = {}  # roles, as they are asked for
         self.variables, self.literal_text = self._program.variables, self._program.literal_text
 
     @classmethod
@@ -149,13 +150,15 @@ class ChatTemplate:
         return Rendered(text, spans)
 
     def _message(self, message: Any) -> dict[str, Any]:
-        """A message as plain data, its reasoning under all names, and its tool calls in its content where the template
-        does not look for them."""
+        """A message as plain data, its reasoning under all names, and its tool calls as the template reads them, or in
+        its content where it does not."""
         data = plain(message)
         if not isinstance(data, dict):
             raise TemplateError(f"a message must be a mapping with 'role' and 'content', got {type(message).__name__}")
-        if data.get("role") == "assistant" and self._needs_content:
+        if "content" not in data and self._needs_content(data.get("role")):
             data.setdefault("content", "")
+        if "tool_calls" in data and _READS_FUNCTION.search(self.source):
+            data["tool_calls"] = [_nested(call) for call in data["tool_calls"]]
         if data.get("role") == "assistant" and "tool_calls" in data and "tool_calls" not in self.source:
             calls, content = _written(data.pop("tool_calls")), data.get("content", "")
             if isinstance(content, str):
@@ -166,21 +169,24 @@ class ChatTemplate:
         reasoning = next((data[name] for name in _REASONING if data.get(name) is not None), None)
         return data if reasoning is None else {"thinking": reasoning, **data, "reasoning_content": reasoning}
 
-    @functools.cached_property
-    def _needs_content(self) -> bool:
-        """Whether an assistant's turn that only calls tools is closed if it has a content, be it empty, and not without
-        one, as in the template of LFM2.5-VL-450M."""
+    def _needs_content(self, role: Any) -> bool:
+        """Whether a turn of this role is closed if it has a content, be it empty, and not without one, as in the
+        template of LFM2.5-VL-450M."""
 
         def closed(**content: str) -> int:
-            function = {"name": "f", "arguments": {}}
-            message = {"role": "assistant", "tool_calls": [{"type": "function", "function": function}], **content}
+            call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+            message = {"role": role, **({"tool_calls": [call]} if role == "assistant" else {}), **content}
             given = {**self.special_tokens, "messages": [{"role": "user", "content": "x"}, message]}
             try:
                 return self._program.render({**given, "tools": None, "documents": None})[0].count(TURN_END)
             except TemplateError:
                 return -1
 
-        return closed(content="") > closed()
+        if not isinstance(role, str):
+            return False
+        if role not in self._needing_content:
+            self._needing_content[role] = closed(content="") > closed()
+        return self._needing_content[role]
 
     def _mark_end(self, messages: list[dict[str, Any]], field: str) -> str:
         """Puts a mark behind the last message's text and returns that text."""
@@ -227,6 +233,14 @@ def _named(template: Any, file: Path) -> dict[str, str]:
         template = {entry["name"]: entry.get("template") for entry in entries}
     named = dict(template) if isinstance(template, Mapping) else {"default": template}
     return {name: text for name, text in named.items() if isinstance(text, str)}
+
+
+def _nested(call: dict[str, Any]) -> dict[str, Any]:
+    """A tool call with "function" around its name and arguments."""
+    if "function" in call:
+        return call
+    beside = {key: value for key, value in call.items() if key not in ("name", "arguments")}
+    return {"type": "function", **beside, "function": {"name": call["name"], "arguments": call["arguments"]}}
 
 
 def _written(calls: Sequence[Mapping[str, Any]]) -> str:

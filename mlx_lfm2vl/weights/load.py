@@ -194,7 +194,7 @@ def open_model(
     data = read_json(folder / "config.json")
     config = config_of(data, str(folder / "config.json"))
     shards = read_shards(folder)
-    method = data.get("quantization_config")
+    method = data.get("quantization_config") or data.get("compression_config")
     check_foreign(shards.tensors, method)
     with naming_method(method):
         names = module_names(shards.tensors)

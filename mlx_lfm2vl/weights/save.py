@@ -132,16 +132,23 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def save_model(
-    model: nn.Module, folder: Path, config: Mapping[str, Any], generation_config: Mapping[str, Any], hf: bool = False
+    model: nn.Module,
+    folder: Path,
+    config: Mapping[str, Any],
+    generation_config: Mapping[str, Any],
+    hf: bool = False,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a whole model into a folder that may hold other files, in place of an older model; `hf` as there.
+    """Writes a whole model into a folder that may hold other files, in place of an older model.
+
+    `hf` and `shard_bytes` as for `save_weights`.
 
     Older weights are removed once all new files are written and before the first takes its name, so that a process that
     ends there leaves a folder that lacks weights, never one that mixes two models. Raises `OutputError`, and
     `NotFiniteError` for weights of NaN or infinity.
     """
     with writing(folder) as target, beside(target / "model") as part:
-        save_weights(model, part, hf=hf, check=_check_finite)
+        save_weights(model, part, hf=hf, shard_bytes=shard_bytes, check=_check_finite)
         write_json(part / "config.json", config)
         write_json(part / "generation_config.json", generation_config)
         for old in target.glob("model*.safetensors"):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..config import read_json
 from ..errors import ConfigError, WeightsError
+from ..model_folder import ADAPTER_CONFIG, incomplete, only_adapter
 from .files import TensorInfo, joined, read_header, state
 from .names import to_module
 
@@ -43,6 +44,8 @@ def read_shards(folder: Path) -> Shards:
     index = _index(folder)
     if not found:
         raise _without_files(folder, index)
+    if gone := [file for file in found if not file.exists()]:
+        raise WeightsError(f"{gone[0]}: is a link to a file that is not there{incomplete(folder)}")
     before = dict(zip(found, state(found), strict=True))
     named = [file for file in found if file.name in index.values()]
     if named and {file.name for file in named} == set(index.values()):
@@ -57,6 +60,8 @@ def read_shards(folder: Path) -> Shards:
     beside = _beside(whole, folder / MODEL)
     whole = {file: header for file, header in whole.items() if file not in beside}
     if not whole:
+        if (folder / ADAPTER_CONFIG).is_file():
+            raise WeightsError(f"{folder}: {only_adapter(folder)}")
         raise WeightsError(
             f"{folder}: holds an adapter only ({left[0]}), not a model; load its base model with it (--adapter)"
         )
@@ -103,7 +108,8 @@ def _without_files(folder: Path, index: Mapping[str, str]) -> WeightsError:
     if index:
         named = sorted(set(index.values()))
         more = f" and {len(named) - 1} more" if len(named) > 1 else ""
-        return WeightsError(f"{folder / named[0]}: no such file{more}, which {INDEX} names; fetch what is missing")
+        way = f"fetch what is missing{incomplete(folder)}"
+        return WeightsError(f"{folder / named[0]}: no such file{more}, which {INDEX} names; {way}")
     others = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for p in folder.glob(pattern))
     hint = f" (it has {', '.join(others)}, which is not read)" if others else ""
-    return WeightsError(f"{folder}: has no .safetensors file{hint}")
+    return WeightsError(f"{folder}: has no .safetensors file{hint}{incomplete(folder)}")
