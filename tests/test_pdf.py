@@ -258,6 +258,8 @@ def test_brackets_choose_pages_and_stay_patterns_elsewhere(tmp_path, monkeypatch
 
 
 def test_a_document_that_is_dropped_on_a_chat_is_found_with_its_pages(document):
-    assert find_pictures(f"{document}[2-3] What is this?") == ([f"{document}[2-3]"], "What is this?")
-    assert find_pictures(f"Compare {document} and {document}[1]!")[0] == [str(document), f"{document}[1]"]
-    assert find_pictures(f"{document.with_name('none.pdf')}[1]")[0] == []
+    found = find_pictures(f"{document}[2-3] What is this?")
+    assert (found.names, found.rest) == ([f"{document}[2-3]"], "What is this?")
+    assert find_pictures(f"Compare {document} and {document}[1]!").names == [str(document), f"{document}[1]"]
+    with pytest.raises(ImageError, match=r"none.pdf\[1\]: no such picture"):
+        find_pictures(f"{document.with_name('none.pdf')}[1]")
