@@ -6,10 +6,8 @@ import os
 import re
 from dataclasses import dataclass
 
-from PIL import Image
-
 from ..errors import ImageError, short
-from ..processing.formats import suffixes
+from ..processing.formats import begins_as_picture, suffixes
 from ..processing.open_file import file_and_pages, is_remote
 from ..processing.pdf import split_selection
 from .inputs import dropped
@@ -102,17 +100,8 @@ def _named(word: str, alone: bool = False) -> tuple[str | None, str | None]:
     if os.path.isdir(path):
         return None, f"{short(bare)}: a folder, not a picture; name a file in it" if pathlike else None
     if os.path.isfile(path):
-        if pictured or (not suffix and _is_picture(path)):
+        if pictured or (not suffix and begins_as_picture(path)):
             return names[0], None
         return None, f"{short(bare)}: not a picture" if pathlike and not suffix else None
     whole = word[:1] in ("'", '"') or len(bare.replace("\\ ", "").split()) == 1 or (alone and _PATH.match(word))
     return None, f"{short(bare)}: no such picture" if pictured and suffix and whole else None
-
-
-def _is_picture(path: str | os.PathLike[str]) -> bool:
-    """Whether a file without a suffix begins as a picture."""
-    try:
-        with Image.open(path):
-            return True
-    except (OSError, Image.DecompressionBombError):
-        return False

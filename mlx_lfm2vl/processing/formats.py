@@ -10,6 +10,7 @@ is ever executed: PostScript is refused.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import struct
 import threading
@@ -69,6 +70,15 @@ def suffixes() -> tuple[str, ...]:
     """Suffixes of picture files in small letters: those that Pillow registers, HEIC's and PDF's."""
     known = Image.registered_extensions().items()
     return (*sorted(suffix for suffix, format in known if format not in UNREADABLE), ".heic", ".heif", ".pdf")
+
+
+def begins_as_picture(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as a picture that Pillow reads."""
+    try:
+        with _quietly(), Image.open(path):
+            return True
+    except (OSError, Image.DecompressionBombError):
+        return False
 
 
 def open_picture(file: BinaryIO, label: str, policy: SourcePolicy, config: ImageConfig) -> Image.Image:
