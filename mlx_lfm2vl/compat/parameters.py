@@ -157,8 +157,8 @@ class ModelMethods(nn.Module):
 
     @computing
     def to(self, *arguments: Any, **named: Any) -> Self:
-        """Casts the model to a dtype; a device is checked and changes nothing, as memory is unified. On the
-        backend numpy it casts to float32 alone. Raises `OptionError`, and `NotFiniteError` for numbers beyond the range of float16."""
+        """Casts the model to a dtype, on the backend numpy to float32 alone; a device is checked and changes nothing,
+        as memory is unified. Raises `OptionError`, and `NotFiniteError` for numbers beyond the range of float16."""
         given = [named.pop(name, None) for name in ("device", "dtype", "torch_dtype")]
         named.pop("non_blocking", None)
         if named:
