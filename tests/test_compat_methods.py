@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import re
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -296,6 +297,34 @@ def test_a_configuration_says_what_the_references_says(tmp_path):
         ConfigError, match=r"config: projector_bias cannot be set; make another by Lfm2VlConfig.from_dict"
     ):
         changed.update({"projector_bias": False})
+    assert config.architectures == ["Lfm2VlForConditionalGeneration"] and not config.is_encoder_decoder
+    whole = config.to_dict()
+    assert config.to_diff_dict() == whole
+    assert whole["text_config"] == config.text_config.to_dict() and whole["text_config"]["hidden_size"] == 64
+    assert whole["vision_config"] == config.vision_config.to_dict()
+
+
+@pytest.mark.parametrize("name", ["gen2", "lfm3"])
+def test_a_field_that_is_set_says_how_to_change_it(name):
+    config = AutoConfig.from_pretrained(GOLDEN / name)
+    for field, says in (
+        (
+            "image_token_id",
+            r"make another by \w+\.from_pretrained\(\.\.\., image_token_id=\.\.\.\) or datac",
+        ),
+        (
+            "eos_token_id",
+            r"make another by dataclasses.replace\(config, text_config=dataclasses.replace\(",
+        ),
+        ("architectures", "it follows from the fields"),
+    ):
+        with pytest.raises(AttributeError, match=rf"^{field} cannot be set, as configurations are immutable; {says}"):
+            setattr(config, field, 5)
+    assert AutoConfig.from_pretrained(GOLDEN / name, image_token_id=5).image_token_id == 5
+    assert replace(config, image_token_id=5).image_token_id == 5
+    assert replace(config, text_config=replace(config.text_config, eos_token_id=5)).eos_token_id == 5
+    config.own = 3
+    assert config.to_dict()["own"] == 3
 
 
 @pytest.mark.parametrize("name", sorted(not_offered.TOKENIZER))

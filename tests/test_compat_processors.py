@@ -39,6 +39,8 @@ def equal(found: Any, expected: Any) -> None:
         {"size": {"height": 64, "width": 64}},
         {"do_resize": False},
         {"do_convert_rgb": True},
+        {"do_convert_rgb": False},
+        {"images_kwargs": {"do_convert_rgb": False}},
         {"device": "cpu"},
         {"videos": None, "audio": None},
         {"disable_grouping": True, "data_format": "channels_first"},
@@ -78,12 +80,24 @@ def test_token_types_say_where_pictures_are(processor):
     np.testing.assert_array_equal(made["mm_token_type_ids"], made["input_ids"] == 396)
 
 
+@pytest.mark.parametrize("kind", ["L", "RGBA", "P", "path"])
+def test_pictures_that_are_not_rgb_are_not_left_so(kind, processor):
+    image: Any = "examples/scene.png" if kind == "path" else picture("large").convert(kind)
+    content = [{"type": "image", "image": image}]
+    for call in (
+        lambda **named: processor(images=image, text="<image>", **named),
+        lambda **named: processor.image_processor(image, **named),
+        lambda **named: processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True, **named),
+    ):
+        with pytest.raises(OptionError, match=r"do_convert_rgb is False, which is not offered; .* convert them"):
+            call(do_convert_rgb=False)
+
+
 @pytest.mark.parametrize(
     ("named", "words"),
     [
         ({"videos": [1]}, "videos is .*, which is not offered; these models take no videos; give frames as pictures"),
         ({"audio": [1]}, "audio is .*, which is not offered; these models hear nothing"),
-        ({"do_convert_rgb": False}, "do_convert_rgb is False, which is not offered; pictures are always RGB"),
         ({"return_tensors": "tf"}, r"return_tensors is 'tf', expected 'np', 'mlx', 'pt' \(torch\), or None"),
         ({"device": "moon"}, "device is 'moon', expected one of auto, cpu, cuda"),
         ({"images_kwargs": 3}, "images_kwargs is int, expected a mapping"),

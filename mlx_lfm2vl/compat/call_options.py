@@ -6,10 +6,12 @@ that shows in the result, is accepted. What would change the result and is not o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import OptionError
+from ..processing.arrays import is_array
+from ..processing.pages import flatten
 from . import tensors
 
 GROUPS = ("common_kwargs", "images_kwargs", "text_kwargs")
@@ -28,7 +30,7 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {  # the values that change noth
     "crop_size": ((None,), "crop the pictures before"),
     "data_format": ((None, "channels_first", "channels_last"), ""),
     "do_center_crop": ((None, False), "crop the pictures before"),
-    "do_convert_rgb": ((None, True), "pictures are always RGB"),
+    "do_convert_rgb": ((None, True), "pictures become RGB; convert them before"),
     "input_data_format": ((None, "channels_first", "channels_last"), ""),
     "is_split_into_words": ((None, False), "join the words"),
     "pad_size": ((None,), "views are padded to max_num_patches"),
@@ -46,7 +48,29 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {  # the values that change noth
     "videos": ((None,), "these models take no videos; give frames as pictures"),
     "videos_kwargs": ((None, {}), "these models take no videos; give frames as pictures"),
 }
+_RGB = "do_convert_rgb"
 _TRUNCATION = {"longest_first": True, "only_first": True, "do_not_truncate": False, None: False}
+
+
+def without_rgb(options: Mapping[str, Any], images: Callable[[], Any]) -> dict[str, Any]:
+    """The keywords without `do_convert_rgb=False` where it changes nothing: all pictures are images of PIL or arrays
+    that are RGB. Elsewhere `normalised` refuses it. `images` gives the pictures, and is called where it matters."""
+    nested = options.get("images_kwargs")
+    inner = dict(nested) if isinstance(nested, Mapping) else {}
+    if False not in (options.get(_RGB), inner.get(_RGB)):
+        return dict(options)
+    pictures = images()
+    if not all(map(_is_rgb, [] if pictures is None else flatten(pictures))):
+        return dict(options)
+    kept = {name: value for name, value in options.items() if name != _RGB}
+    inner.pop(_RGB, None)
+    return kept | ({"images_kwargs": inner} if isinstance(nested, Mapping) else {})
+
+
+def _is_rgb(picture: Any) -> bool:
+    if is_array(picture):
+        return len(picture.shape) == 3 and 3 in (picture.shape[0], picture.shape[-1])
+    return getattr(picture, "mode", None) == "RGB" and "transparency" not in picture.info
 
 
 def normalised(options: Mapping[str, Any]) -> dict[str, Any]:

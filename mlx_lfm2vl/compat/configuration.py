@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import Field, replace
+from dataclasses import Field, FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,6 +22,7 @@ _SPELLED = (  # of a file, which say what fields do, or nothing of the model
     *("transformers_version", *CODE, *QUANTISATION),
 )
 _OF_CALLS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True, "use_cache": True}
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of the text configuration
 OF_CALLS = tuple(_OF_CALLS)
 
 
@@ -63,6 +64,18 @@ class ConfigMethods:
             if not hasattr(type(self), name) or name in OF_CALLS:
                 object.__setattr__(self, name, value)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        said = f"{name} cannot be set, as configurations are immutable"
+        if name in self.base.__dataclass_fields__:
+            made = f"{type(self).__name__}.from_pretrained(..., {name}=...) or dataclasses.replace(config, {name}=...)"
+            raise FrozenInstanceError(f"{said}; make another by {made}")
+        if name in TOKENS:
+            made = f"text_config=dataclasses.replace(config.text_config, {name}=...)"
+            raise FrozenInstanceError(f"{said}; make another by dataclasses.replace(config, {made})")
+        if isinstance(getattr(type(self), name, None), property):
+            raise FrozenInstanceError(f"{said}; it follows from the fields")
+        super().__setattr__(name, value)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, self.base):
             return NotImplemented
@@ -83,6 +96,15 @@ class ConfigMethods:
     @property
     def pad_token_id(self) -> int | None:
         return self.text_config.pad_token_id
+
+    @property
+    def architectures(self) -> list[str]:
+        """The class of transformers that such a model is of."""
+        return list(self.base.to_dict(self)["architectures"])
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return False
 
     @property
     def torch_dtype(self) -> str | None:
@@ -129,6 +151,8 @@ class ConfigMethods:
         """config.json, with what it says beside its fields."""
         others = {name: value for name, value in self.others.items() if value != _OF_CALLS.get(name)}
         return {**without(others), **self.base.to_dict(self)}
+
+    to_diff_dict = to_dict
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:  # type: ignore[override]

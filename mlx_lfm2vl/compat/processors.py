@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Self
 
 from ..errors import OptionError
 from ..processing import image, processor
+from ..processing.conversation import conversations_of, pictures_of
 from ..processing.image_processor import ImageProcessor
 from ..processing.processor import TEXT_OPTIONS, check_names
 from . import tensors
 from .batch_feature import BatchFeature
-from .call_options import normalised
+from .call_options import normalised, without_rgb
 from .loading import hub_options, not_of_models
 from .sharing import push_folder
 from .tokenizer import Tokenizer
@@ -41,7 +42,7 @@ class ImageProcessorMethods(ImageProcessor):
         """As that of `processing`, with `return_tensors` "np", "mlx", "pt" or None (NumPy arrays), and with
         transformers' keywords. Raises `ImageError`, `OptionError`."""
         kind = tensors.check_return_tensors(return_tensors)
-        made = super().__call__(images, **self.known(normalised(overrides)))
+        made = super().__call__(images, **self.known(normalised(without_rgb(overrides, lambda: images))))
         return BatchFeature.of(made, kind)
 
     preprocess = __call__
@@ -133,6 +134,7 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
         Raises:
             PromptError, ImageError, OptionError, TokenizerError: naming what is wrong.
         """
+        options = without_rgb(options, lambda: images)
         options, kind, types = self._prepared({**options, "videos": videos, "audio": audio})
         made = super().__call__(images, text, return_tensors=None, **options)
         return self._finished(made, kind, types)
@@ -148,7 +150,11 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
         for name in nested:
             if name in extra:
                 raise OptionError(f"{name} is given twice: by itself and in processor_kwargs")
-        kwargs, kind, types = self._prepared({**extra, **nested})
+        policy = self.image_processor.source_policy
+        chosen = without_rgb(
+            {**extra, **nested}, lambda: pictures_of(conversations_of(conversation)[0], pictures, policy)
+        )
+        kwargs, kind, types = self._prepared(chosen)
         fixed = {name: options.pop(name, False) for name in ("tokenize", "return_dict")}
         made = super().apply_chat_template(
             conversation,

@@ -157,16 +157,6 @@ class Lfm2VlConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration in the spelling of transformers 5 (and of `from_dict`), ready for config.json."""
-        vision = {**asdict(self.vision_config), "model_type": self.vision_config.model_type, "vision_use_head": False}
-        text = {**asdict(self.text_config), "model_type": self.text_config.model_type}
-        text["rope_parameters"] = {"rope_theta": text.pop("rope_theta"), "rope_type": "default"}
-        text["layer_types"] = list(text["layer_types"])
-        if text["eos_token_id"] is not None:
-            ids = list(self.eos_token_ids)
-            text["eos_token_id"] = ids[0] if len(ids) == 1 else ids
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if text[name] is None:
-                del text[name]
         out: dict[str, Any] = {"architectures": ["Lfm2VlForConditionalGeneration"], "model_type": "lfm2_vl"}
         for f in fields(self):
             if f.name not in (
@@ -178,7 +168,7 @@ class Lfm2VlConfig:
                 "dtype",
             ):
                 out[f.name] = getattr(self, f.name)
-        out.update(text_config=text, vision_config=vision)
+        out.update(text_config=self.text_config.to_dict(), vision_config=self.vision_config.to_dict())
         if self.vision_feature_layer != -1:
             out["vision_feature_layer"] = self.vision_feature_layer
         if self.dtype:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -107,6 +107,19 @@ class Lfm2Config:
             wanted = f"a width that is 1 to {MAX_SIZE} after adjustment"
             raise read.refuse("intermediate_size", config.intermediate_size, wanted)
         return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the spelling of transformers 5, as a part of config.json."""
+        out = {**asdict(self), "model_type": self.model_type}
+        out["rope_parameters"] = {"rope_theta": out.pop("rope_theta"), "rope_type": "default"}
+        out["layer_types"] = list(self.layer_types)
+        if isinstance(self.eos_token_id, tuple):
+            ids = list(self.eos_token_id)
+            out["eos_token_id"] = ids[0] if len(ids) == 1 else ids
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if out[name] is None:
+                del out[name]
+        return out
 
 
 def _rope_theta(read: Fields) -> float:

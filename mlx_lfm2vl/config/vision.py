@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from .fields import ACTIVATIONS, Fields
@@ -66,3 +66,7 @@ class Siglip2VisionConfig:
         if config.position_table_side**2 != config.num_patches:
             raise read.refuse("num_patches", config.num_patches, "a square number")
         return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the spelling of transformers 5, as a part of config.json."""
+        return {**asdict(self), "model_type": self.model_type, "vision_use_head": False}
