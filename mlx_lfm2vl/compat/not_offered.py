@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _TRAINING = "this package is for inference; train with transformers, and load the saved folder"
-_ADAPTERS = "merge the adapter into its model (merge_and_unload of PEFT), and load the saved folder"
+_ADAPTERS = "give the adapter as the model is loaded: from_pretrained(..., adapter=FOLDER)"
 _HOOKS = "call the model with output_hidden_states=True, or its modules one by one"
 _QUANTISED = "mlx_lfm2vl.convert quantises a folder"
 _ATTENTION = "attention is always MLX's"
