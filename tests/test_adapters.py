@@ -135,6 +135,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors] | None, st
     "another kind": ({"peft_type": "IA3"}, None, "is an adapter of the kind IA3; LoRA and DoRA are read"),
     "pissa": ({"init_lora_weights": "pissa_niter_4"}, None, "began with pissa_niter_4, which changes the base model's"),
     "replication": ({"layer_replication": [[0, 2]]}, None, "has layer_replication, which is not read"),
+    "bias": ({"lora_bias": True}, None, "has lora_bias, which is not read"),
     "no alpha": ({"lora_alpha": "8"}, None, "lora_alpha is '8', expected a number"),
     "evil pattern": ({"alpha_pattern": {"(a+)+": 1}}, None, r"has '(a+)+', which repeats too much; name the layers"),
     "no pattern": ({"alpha_pattern": {"[": 1}}, None, "alpha_pattern has '[', which is no regular expression"),

@@ -333,6 +333,13 @@ def test_bad_arguments(refused, words, says, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_path_that_is_called_like_an_option_stays_as_it_is(refused, tmp_path):
+    said = refused(
+        "lora", "--model", "demo", "--data", tmp_path / "batch_size" / "train.jsonl", "--output", tmp_path / "a"
+    )
+    assert "batch_size/train.jsonl: " in said
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_is_its_own(cli, command):
     assert cli("help", command) == cli(command, "--help")

@@ -25,6 +25,7 @@ from test_adapters import ADAPTERS, CASE, expected
 
 from mlx_lfm2vl import (
     GenerationRequest,
+    HubError,
     ImageError,
     Lfm2VlForConditionalGeneration,
     NotFiniteError,
@@ -44,7 +45,7 @@ from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.training.examples import TrainingBatch, collate, encode_row
 from mlx_lfm2vl.training.finetune import order
 from mlx_lfm2vl.training.loss import gradients, loss_sum
-from mlx_lfm2vl.training.prepare import CheckpointedDecoderLayer, chosen_modules, prepare, trainable
+from mlx_lfm2vl.training.prepare import checkpointed, chosen_modules, prepare, trainable
 from mlx_lfm2vl.training.rows import read_rows
 
 
@@ -85,14 +86,14 @@ def named_as_peft(grads: dict[str, Any]) -> dict[str, np.ndarray]:
     return out
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "computed again"])
 @pytest.mark.parametrize("name", ["lora", "dora"])
-def test_loss_and_gradients_of_a_batch_are_those_of_peft(name, checkpointed, golden):
+def test_loss_and_gradients_of_a_batch_are_those_of_peft(name, again, golden):
     case, wanted = golden(CASE), expected(name)
     model = in_training(name)
-    if checkpointed:
+    if again:
         for layer in model.model.language_model.layers:
-            layer.__class__ = CheckpointedDecoderLayer
+            layer.__class__ = checkpointed(type(layer))
     given = case.inputs
     batch = TrainingBatch(
         *(given["input_ids"], given["attention_mask"], case.arrays["labels"]),
@@ -398,3 +399,34 @@ def test_the_memory_that_is_said_is_about_what_is_taken(data, tmp_path):
     finetune("demo", data, tmp_path / "out", options=replace(SMALL, iters=2, rank=16), on_note=notes.append)
     said = next(float(found[1]) for note in notes if (found := re.search(r"about ([\d.e-]+) GB", note)))
     assert 0.5 < said * 1e9 / (mx.get_peak_memory() - others) < 4
+
+
+def test_the_other_family_is_trained_too(data, tmp_path):
+    """Its layers are checkpointed, and its tower's may be named."""
+    chosen = ("language_model.model.layers.*", "vision_tower.*")
+    options = replace(SMALL, iters=2, dropout=0.0, grad_checkpoint=True, modules=chosen)
+    made = finetune(GOLDEN / "lfm3", data, tmp_path / "out", options=options)
+    assert made.steps == 2 and np.isfinite(made.log[-1]["loss"])
+    load(GOLDEN / "lfm3", adapter=tmp_path / "out")
+
+
+def test_an_adapter_of_somebody_else_is_not_replaced(data, tmp_path):
+    other = tmp_path / "out"
+    shutil.copytree(ADAPTERS / "lora", other)
+    before = {file.name: file.read_bytes() for file in other.iterdir()}
+    with pytest.raises(OutputError, match="out: holds an adapter of another training; give another folder"):
+        finetune(GOLDEN / "gen25", data, other, options=SMALL)
+    with pytest.raises(HubError):
+        finetune(tmp_path / "nothing", data, other, options=SMALL, overwrite=True)
+    assert {file.name: file.read_bytes() for file in other.iterdir()} == before
+
+
+def test_other_settings_of_pictures_do_not_go_on(data, tmp_path):
+    finetune(GOLDEN / "gen25", data, tmp_path / "out", options=replace(SMALL, iters=2), dtype="float32", **FEW)
+    with pytest.raises(OptionError, match="max_image_tokens"):
+        finetune(GOLDEN / "gen25", data, tmp_path / "out", options=replace(SMALL, iters=2), dtype=mx.float32)
+
+
+def test_a_seed_is_one_of_31_bits():
+    with pytest.raises(OptionError, match="seed is 4294967296, expected an integer of at least 0, at most 2147483647"):
+        TrainingOptions(seed=2**32)

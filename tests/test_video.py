@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mlx_lfm2vl import GenerationRequest, SourcePolicy, generate, load, load_video
+from mlx_lfm2vl import Engine, GenerationOptions, GenerationRequest, SourcePolicy, generate, load, load_video
 from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.config import Lfm3VlVideoProcessorConfig
 from mlx_lfm2vl.errors import ImageError, ImageWarning, OptionError, PromptError
@@ -262,3 +262,12 @@ def test_the_command_refuses_in_one_line(words, line, capsys):
         code = int(ended.code or 0)
     assert code == 2
     assert line in capsys.readouterr().err
+
+
+def test_an_engine_counts_the_tokens_of_videos():
+    frames = np.zeros((4, 48, 64, 3), np.uint8)
+    video = load_video(frames, fps=2)
+    with Engine(GOLDEN / "lfm3") as engine:
+        answer = engine.submit("Hi", videos=video, options=GenerationOptions(max_tokens=1)).result(60)
+        assert answer.statistics is not None
+        assert engine.count_tokens("Hi", videos=video) == answer.statistics.prompt_tokens

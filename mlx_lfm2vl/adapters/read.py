@@ -34,7 +34,7 @@ PARTS = {"lora_A": "a", "lora_a": "a", "lora_B": "b", "lora_b": "b", "lora_magni
 # Ways to begin a training that change the base model's weights, which an adapter file does not hold.
 CHANGING_BEGINNINGS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 NOT_READ = (
-    *("layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora"),
+    *("lora_bias", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora"),
     *("arrow_config", "kasa_config", "monteclora_config", "velora_config"),
 )
 

@@ -76,7 +76,11 @@ def as_typed(message: str, parser: argparse.ArgumentParser) -> str:
         name, words = action.dest, [word for word in action.option_strings if word.startswith("--")]
         typed = words[0] if words else action.metavar
         if isinstance(typed, str):
-            places = rf"\b{name}\b" if words and "_" in name else rf"^{name}(?= is )|\b{name}=(?=[ ,])"
+            places = (
+                rf"(?<![\w/\\.-]){name}(?![\w/\\-]|\.\w)"
+                if words and "_" in name
+                else rf"^{name}(?= is )|\b{name}=(?=[ ,])"
+            )
             message = re.sub(places, typed, message)
     return message.removeprefix("image processor: ").replace("do_image_splitting", "--tiling")
 

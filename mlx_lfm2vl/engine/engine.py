@@ -263,7 +263,8 @@ class Engine:
     ) -> int:
         """Tokens of a prompt, those of its pictures included, counted in the calling thread. Arguments and errors as
         for `submit`. Waits until the model is loaded."""
-        request = GenerationRequest(prompt, images, system, tools, GenerationOptions(), image_overrides, control_tokens)
+        options = GenerationOptions()
+        request = GenerationRequest(prompt, images, system, tools, options, image_overrides, control_tokens, videos)
         model, processor = self._worker.wait_until_ready(None)
         known = weakref.ref(model)
         del model  # it may be let go of while a picture is slow

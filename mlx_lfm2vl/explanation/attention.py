@@ -57,7 +57,7 @@ def answer_attentions(
     pixels, shapes = take_views(prompt.pictures)
     keys = [key for picture in prompt.pictures for key in picture.keys]
     images = whole(encode_views_in_pieces(model, pixels, shapes, vision_cache, keys), stop)
-    cache = Cache(model.config.text_config)
+    cache = model.make_cache()
     asked = Prompt(prompt.ids[None, :-1], images=images, answer=len(tokens))
     whole(_watched(prefill_in_pieces(model, asked, cache), progress), stop)
     image = np.isin(prompt.ids, model.config.placeholders)

@@ -81,8 +81,9 @@ class DraftModel:
         images = None
         if self._pictures:
             images = mx.concatenate([encode_views(self._model, *picture) for picture in self._pictures])
-            self._pictures = []
-        return prefill(self._model, Prompt(np.array([tokens], np.int64), images=images), cache)
+        logits = prefill(self._model, Prompt(np.array([tokens], np.int64), images=images), cache)
+        self._pictures = []
+        return logits
 
     def _run(self, tokens: mx.array, cache: Cache) -> mx.array:
         """Logits (1, vocabulary) behind tokens (1, L)."""

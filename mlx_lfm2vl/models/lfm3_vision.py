@@ -160,7 +160,7 @@ class Lfm3VlVisionModel(nn.Module):
 
     def embeddings(self, patches: mx.array, grids: Grids) -> mx.array:
         """(views, h*w, numbers of a patch) -> (views, h*w, hidden)."""
-        return self.embedding_norm(self.patchifier(patches.astype(self.patchifier.weight.dtype)))
+        return self.embedding_norm(self.patchifier(patches.astype(self.embedding_norm.weight.dtype)))
 
     def encode(self, x: mx.array, grids: Grids, layers: slice = slice(None)) -> mx.array:
         """Embedded patches through some of the layers, or all; the same shape."""

@@ -69,11 +69,12 @@ def load_checkpoint(
         state, before = parse_json(metadata["state"]), parse_json(metadata["settings"])
     except (RuntimeError, KeyError, ValueError) as error:
         raise WeightsError(f"{file}: is no checkpoint of a training ({first_line(error)}); {AGAIN}") from None
-    for name, value in settings.items():
-        if before.get(name) != value:
+    for name in {**settings, **before}:
+        known, value = before.get(name), settings.get(name)
+        if known != value:
             raise OptionError(
-                f"{folder}: holds a training with {name} {before.get(name)!r}, not {value!r}; give another folder, or "
-                "begin it anew (--overwrite)"
+                f"{folder}: holds a training with {name} {known!r}, not {value!r}; give another folder, or begin it "
+                "anew (--overwrite)"
             )
     model.load_weights(_part(arrays, _MODEL), strict=False)
     optimizer.init(model.trainable_parameters())

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
+from ..adapters.read import PEFT_WEIGHTS
 from ..adapters.save import save_adapter
 from ..backends.thread_state import computing
 from ..config.files import writing
@@ -104,20 +105,27 @@ def finetune(
     train_file, valid_file = data_files(data, valid)
     rows = read_rows(train_file)
     valid_rows = [] if valid_file is None else read_rows(valid_file)
-    settings = _settings(os.fspath(model), options, [train_file, *([valid_file] if valid_file else [])], dtype)
+    files = [train_file, *([valid_file] if valid_file else [])]
+    settings = _settings(os.fspath(model), options, files, dtype, {"revision": revision, **processor_arguments})
     with writing(output) as folder:
         if (folder / "config.json").is_file():
             raise OutputError(f"{folder}: holds a model; give another folder")
-        if overwrite:
-            (folder / FILE).unlink(missing_ok=True)
+        if not overwrite and not (folder / FILE).is_file() and (folder / PEFT_WEIGHTS).is_file():
+            raise OutputError(f"{folder}: holds an adapter of another training; give another folder, or overwrite it")
     loaded, processor = load(
         model, dtype=dtype, backend="mlx", revision=revision, progress=progress, **processor_arguments
     )
     run = _Run(loaded, processor, options, rows, valid_rows, folder, os.fspath(model))
     run.look_at_rows(progress, on_note, stop)
+    if overwrite:
+        with writing(folder):
+            (folder / FILE).unlink(missing_ok=True)
     way = load_checkpoint(folder, loaded, run.optimizer, settings)
     if way.step:
         on_note(f"{folder}: {way.step} of {run.steps} steps are there already")
+    else:
+        with writing(folder):  # from here on the folder is this training's
+            save_checkpoint(folder, loaded, run.optimizer, way, settings)
     while way.step < run.steps and not stop():
         entry = run.step(way)
         on_report(entry)
@@ -132,15 +140,25 @@ def finetune(
         if stopped:
             break
     if plot.available() and way.log:
-        plot.plot_loss(way.log, folder / plot.FILE)
+        with writing(folder):
+            plot.plot_loss(way.log, folder / plot.FILE)
     return TrainingResult(folder, way.step, run.steps, tuple(way.log), way.best_step)
 
 
-def _settings(model: str, options: TrainingOptions, files: list[Path], dtype: str | mx.Dtype | None) -> dict[str, Any]:
-    """The settings that a training which goes on must share with its beginning. save_every may differ."""
+def _settings(
+    model: str,
+    options: TrainingOptions,
+    files: list[Path],
+    dtype: str | mx.Dtype | None,
+    loading: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The settings that a training which goes on must share with its beginning. save_every may differ, and where
+    pictures may come from."""
     data = [hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest() for file in files]
     own = {name: value for name, value in options.as_dict().items() if name != "save_every"}
-    return {"model": model, "rows": data, "dtype": None if dtype is None else str(dtype), **own}
+    known = None if dtype is None else str(dtype).removeprefix("mlx.core.")
+    read = {name: value for name, value in loading.items() if name != "source_policy" and value is not None}
+    return {"model": model, "rows": data, "dtype": known, **own, **read}
 
 
 def order(rows: int, seed: int, start: int) -> Iterator[int]:
@@ -216,8 +234,9 @@ class _Run:
             tokens = self.model.get_image_features(example.pixel_values, example.spatial_shapes).pooler_output
             mx.eval(tokens)
         made = replace(example, pixel_values=example.pixel_values[:0]), tokens
-        self._room -= sum(array.nbytes for array in tokens)
-        if self._room > 0:
+        size = sum(array.nbytes for array in tokens)
+        if size < self._room:
+            self._room -= size
             self._kept[row.where] = made
         return made
 
@@ -261,6 +280,8 @@ class _Run:
             total += float(loss_sum(self.model, batch))
             count += len(batch.targets)
         self.model.train()
+        if not math.isfinite(total):
+            raise NotFiniteError("the loss of the rows to validate on is no number; use a lower learning_rate")
         return total / count
 
     def save(self, way: Progress) -> None:

@@ -33,7 +33,7 @@ def training_bytes(model: Lfm2VlForConditionalGeneration, options: TrainingOptio
     tokens = len(examples) * longest
     layer = tokens * (HIDDEN * text.hidden_size + FEED_FORWARD * text.feed_forward_size) * size
     scores = 2 * tokens * longest * text.num_attention_heads * 4
-    attentions = text.layer_types.count("full_attention")
+    attentions = text.attention_layers
     if options.grad_checkpoint:
         kept = text.num_hidden_layers * tokens * text.hidden_size * size + layer + scores
     else:

@@ -59,7 +59,7 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for name in ("rank", "batch_size", "grad_accumulation_steps", "steps_per_eval", "save_every"):
             self._whole(name, 1)
-        self._whole("seed", 0)
+        self._whole("seed", 0, 2**31 - 1)
         if self.iters is not None:
             self._whole("iters", 1)
         self._real("alpha", lambda value: value > 0, "a number above 0")
@@ -74,10 +74,11 @@ class TrainingOptions:
         if not self.modules and not self.projector:
             raise OptionError("modules is empty and projector is false; nothing would be trained")
 
-    def _whole(self, name: str, low: int) -> None:
+    def _whole(self, name: str, low: int, high: float = math.inf) -> None:
         value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise OptionError(f"{name} is {value!r}, expected an integer of at least {low}")
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            most = "" if high == math.inf else f", at most {high}"
+            raise OptionError(f"{name} is {value!r}, expected an integer of at least {low}{most}")
 
     def _real(self, name: str, good: Callable[[float], bool], what: str) -> None:
         value = getattr(self, name)

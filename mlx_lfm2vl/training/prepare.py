@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
@@ -13,9 +14,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..adapters.adapter import LINEAR, Adapter, LoRAWeights
 from ..adapters.layers import DoRALinear, LoRALinear, dense_weight, shape_of
 from ..errors import OptionError
-from ..models.cache import ConvCache, KeyValueCache
+from ..models.cache import LayerCache
 from ..models.context import Context
-from ..models.lfm2 import Lfm2DecoderLayer
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..weights.names import from_module
 from .options import TrainingOptions
@@ -23,20 +23,22 @@ from .options import TrainingOptions
 PROJECTOR, VISION = "model.multi_modal_projector", ("vision_tower.", "multi_modal_projector.")
 
 
-class CheckpointedDecoderLayer(Lfm2DecoderLayer):
-    """A layer that keeps its input alone for the way back, and computes the rest again (Chen et al., 2016)."""
+@functools.cache
+def checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
+    """The layers of a backbone, as ones that keep their input alone for the way back, and compute the rest again (Chen
+    et al., 2016)."""
 
-    def __call__(
-        self,
+    def call(
+        self: nn.Module,
         x: mx.array,
         context: Context,
-        cache: KeyValueCache | ConvCache | None = None,
+        cache: LayerCache | None = None,
         query_context: Context | None = None,
         attentions: list[mx.array] | None = None,
     ) -> mx.array:
+        plain = functools.partial(kind.__call__, self)
         if cache is not None or attentions is not None:
-            return super().__call__(x, context, cache, query_context, attentions)
-        plain = super().__call__
+            return plain(x, context, cache, query_context, attentions)
 
         def run(parameters: dict[str, Any], x: mx.array) -> mx.array:
             self.update(parameters)
@@ -44,6 +46,8 @@ class CheckpointedDecoderLayer(Lfm2DecoderLayer):
 
         made: mx.array = mx.checkpoint(run)(self.trainable_parameters(), x)
         return made
+
+    return type(f"Checkpointed{kind.__name__}", (kind,), {"__call__": call})
 
 
 def prepare(model: Lfm2VlForConditionalGeneration, options: TrainingOptions) -> None:
@@ -76,7 +80,7 @@ def prepare(model: Lfm2VlForConditionalGeneration, options: TrainingOptions) -> 
             layer.unfreeze()
     if options.grad_checkpoint:
         for layer in model.model.language_model.layers:
-            layer.__class__ = CheckpointedDecoderLayer
+            layer.__class__ = checkpointed(type(layer))
     model.train()
     mx.eval(model.parameters())
 
