@@ -123,6 +123,7 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
     """A checkpoint's `PromptEncoder`, called as the reference's `Lfm3VlProcessor` is."""
 
     image_processor_class = Lfm3VlImageProcessor
+    frames_as_pictures: ClassVar[bool] = False
 
     @property
     def image_token(self) -> str:
