@@ -90,18 +90,15 @@ class Lfm3VlProcessor(Lfm2VlProcessor, lfm3_vl.Lfm3VlProcessor):
                 found.append(self._video(video, next(said, None), **chosen))
                 return [{"type": "video", "video": found[-1]}]
 
-            conversations = [replace_videos(messages, policy, opened) for messages in conversations]
+            rates = iter([_known(each).get("fps") for each in metadata])
+            conversations = [replace_videos(messages, policy, opened, rates) for messages in conversations]
             if metadata and len(metadata) != len(found):
                 raise OptionError(f"video_metadata has {len(metadata)} entries for {len(found)} videos")
         return super().apply_chat_template(conversations if batched else conversations[0], chat_template, **options)
 
     def _video(self, video: Any, said: Any = None, do_sample_frames: bool | None = None, **sampling: Any) -> Video:
         """A video with what its metadata says of it."""
-        if not isinstance(said, Mapping | None):
-            raise OptionError(
-                f"video_metadata holds {type(said).__name__}, expected a mapping with 'fps' for each video"
-            )
-        known = {name: value for name, value in (said or {}).items() if value is not None}
+        known = _known(said)
         sampling = {name: value for name, value in sampling.items() if value is not None}
         policy = self.image_processor.source_policy
         made = load_video(video, frame_rate=known.get("fps"), policy=policy, **sampling)
@@ -137,6 +134,13 @@ def _take_video_options(options: dict[str, Any]) -> dict[str, Any]:
     for name in VIDEO_OPTIONS:
         options.pop(name, None)
     return {name: given[name] for name in VIDEO_OPTIONS if given.get(name) is not None}
+
+
+def _known(said: Any) -> dict[str, Any]:
+    """The entries of a video's metadata that say something. Raises `OptionError`."""
+    if not isinstance(said, Mapping | None):
+        raise OptionError(f"video_metadata holds {type(said).__name__}, expected a mapping with 'fps' for each video")
+    return {name: value for name, value in (said or {}).items() if value is not None}
 
 
 def _listed(videos: Any) -> list[Any]:

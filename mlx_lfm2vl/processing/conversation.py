@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -208,10 +208,10 @@ def with_page_items(
 
 
 def replace_videos(
-    messages: Sequence[Mapping[str, Any]], policy: SourcePolicy, made: Callable[[Video], list[dict[str, Any]]]
+    messages: Sequence[Mapping[str, Any]], policy: SourcePolicy, made: Callable[[Video], Any], rates: Iterator[Any]
 ) -> list[dict[str, Any]]:
-    """The messages with the items that are made of each video in place of its own. Raises `ImageError`,
-    `PromptError`."""
+    """The messages with the items that are made of each video in place of its own; `rates` are the frames a second of
+    videos that are lists or arrays. Raises `ImageError`, `PromptError`."""
 
     def replaced(item: Any) -> list[Any]:
         if not isinstance(item, Mapping) or item.get("type") != "video":
@@ -219,7 +219,8 @@ def replace_videos(
         sources = [item[name] for name in VIDEO_SOURCES if item.get(name) is not None]
         if len(sources) != 1:
             raise PromptError(f"a video item holds {len(sources)} videos, expected one under 'video', 'url' or 'path'")
-        return made(load_video(sources[0], policy=policy, **{name: item.get(name) for name in SAMPLING}))
+        sampling = {name: item.get(name) for name in SAMPLING}
+        return made(load_video(sources[0], policy=policy, frame_rate=next(rates, None), **sampling))
 
     return [
         {**message, "content": [each for item in message["content"] for each in replaced(item)]}
@@ -270,7 +271,7 @@ def _sources(item: Mapping[str, Any], policy: SourcePolicy) -> list[Any]:
     place."""
     if item.get("type") == "video":
         return [item["video"]]
-    found = [item[name] for name in ("image", "url", "path") if item.get(name) is not None]
+    found = [item[name] for name in SOURCES[:3] if item.get(name) is not None]
     if item.get("base64") is not None:
         text = str(item["base64"])
         found.append(text if text.startswith("data:") else decode_base64(text, policy))

@@ -140,7 +140,7 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
 
     def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
         """The messages with each video opened. Raises `ImageError`, `PromptError`."""
-        return replace_videos(messages, policy, lambda video: [{"type": "video", "video": video}])
+        return replace_videos(messages, policy, lambda video: [{"type": "video", "video": video}], iter(()))
 
     @property
     def video_token(self) -> str:

@@ -110,7 +110,7 @@ class PromptEncoder:
     def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
         """The messages with their videos as the model takes them: their frames as pictures, each behind "Media-1: " and
         so on. Raises `ImageError`, `PromptError`."""
-        return replace_videos(messages, policy, as_frames)
+        return replace_videos(messages, policy, as_frames, iter(()))
 
     def markup(self, use_image_special_tokens: bool | None = None) -> ImageMarkup:
         """The tokens that stand for pictures in this checkpoint's texts."""
