@@ -312,6 +312,11 @@ def test_a_model_of_a_configuration_has_random_weights():
     assert model.num_parameters() == loaded().num_parameters() and np.isfinite(np.array(model(IDS).logits)).all()
 
 
+def test_a_model_of_no_configuration_is_refused():
+    with pytest.raises(OptionError, match="config is dict, expected a Lfm2VlConfig or Lfm3VlConfig"):
+        AutoModelForImageTextToText.from_config({"model_type": "lfm2_vl"})
+
+
 # Configurations
 
 

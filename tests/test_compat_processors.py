@@ -96,7 +96,7 @@ def test_pictures_that_are_not_rgb_are_not_left_so(kind, processor):
 @pytest.mark.parametrize(
     ("named", "words"),
     [
-        ({"videos": [1]}, "videos is .*, which is not offered; these models take no videos; give frames as pictures"),
+        ({"videos": [1]}, "videos is .*, which is not offered; put videos into the messages"),
         ({"audio": [1]}, "audio is .*, which is not offered; these models hear nothing"),
         ({"return_tensors": "tf"}, r"return_tensors is 'tf', expected 'np', 'mlx', 'pt' \(torch\), or None"),
         ({"device": "moon"}, "device is 'moon', expected one of auto, cpu, cuda"),

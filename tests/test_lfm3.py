@@ -25,6 +25,7 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.config import Lfm3Config
+from mlx_lfm2vl.errors import OptionError, PromptError
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.weights.fit import key_bytes
 
@@ -158,6 +159,49 @@ def test_options_of_videos_reach_those_in_messages(golden):
         for more in ({}, {"fps": 4}, {"num_frames": 2}, {"processor_kwargs": {"videos_kwargs": {"fps": 8}}})
     ]
     assert counts == [3, 6, 1, 12]
+
+
+def test_the_sampling_of_a_video_item_is_obeyed(golden):
+    _, processor = loaded()
+    for sampling, groups in (({"fps": 4}, 6), ({"num_frames": 2}, 1), ({}, 3)):
+        item = {"type": "video", "video": GOLDEN / "videos" / "clip.png", **sampling}
+        made = processor.apply_chat_template([{"role": "user", "content": [item]}], tokenize=True, return_dict=True)
+        assert made["video_grid_thw"][0, 0] == groups
+
+
+def test_metadata_may_say_the_rate_alone():
+    processor: Any = loaded()[1]
+    frames = np.zeros((16, 32, 32, 3), np.uint8)
+    made = processor(text=processor.video_token, videos=[frames], video_metadata={"fps": 8})
+    messages = [{"role": "user", "content": [{"type": "video", "video": frames}]}]
+    other = processor.apply_chat_template(messages, tokenize=True, return_dict=True, video_metadata={"fps": 8})
+    assert made["video_grid_thw"][0, 0] == other["video_grid_thw"][0, 0] == 2
+    assert "<0.3 seconds>" in processor.decode(other["input_ids"][0])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"video_metadata": [{"fps": 8}] * 2}, "video_metadata has 2 entries for 1 videos"),
+        ({"video_metadata": [8]}, "video_metadata holds int, expected a mapping"),
+        (
+            {"processor_kwargs": {"videos_kwargs": {"num_frame": 1}}},
+            "'num_frame' is neither .*; did you mean num_frames",
+        ),
+        ({"processor_kwargs": {"videos_kwargs": [1]}}, "videos_kwargs is list, expected a mapping"),
+    ],
+)
+def test_options_of_videos_that_say_nothing_are_refused(options, says):
+    _, processor = loaded()
+    messages = [{"role": "user", "content": [{"type": "video", "video": GOLDEN / "videos" / "clip.png"}]}]
+    with pytest.raises(OptionError, match=says):
+        processor.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
+
+
+def test_more_arrays_than_tokens_of_pictures_are_refused():
+    _, processor = loaded()
+    with pytest.raises(PromptError, match="than the 2 pictures and 0 videos"):
+        processor([np.zeros((32, 32, 3), np.uint8)] * 2, processor.image_token, videos=[])
 
 
 def test_a_saved_processor_is_the_same(tmp_path, golden):

@@ -16,7 +16,8 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.cli.models import described
-from mlx_lfm2vl.config import ImageProcessorConfig, Lfm3VlImageProcessorConfig
+from mlx_lfm2vl.config import ImageProcessorConfig, Lfm3VlImageProcessorConfig, Lfm3VlProcessorConfig
+from mlx_lfm2vl.config.lfm3 import Lfm3Config
 from mlx_lfm2vl.conversion.plan import QuantizationOptions, make_plan
 from mlx_lfm2vl.errors import ConfigError, ImageError, InputError, OptionError, PromptError
 from mlx_lfm2vl.generation.arguments import PixelOverrides
@@ -82,6 +83,22 @@ def test_a_recipe_spends_bits_on_narrow_and_last_layers():
 
 
 # Bad input
+
+
+@pytest.mark.parametrize("name", ["patch_size", "temporal_patch_size", "merge_size"])
+def test_videos_cut_otherwise_than_pictures_are_refused(name):
+    video = {name: 1}
+    with pytest.raises(ConfigError, match=f"video processor: {name} is 1, expected the image processor's"):
+        Lfm3VlProcessorConfig.from_dicts({"video_processor": video})
+    config = Lfm3VlImageProcessorConfig().with_overrides(**video)
+    assert getattr(config.video, name) == getattr(config, name) == 1
+    assert Lfm3VlProcessorConfig.from_dicts({"image_processor": video}).image == config
+
+
+@pytest.mark.parametrize("name", ["rope_theta", "full"])
+def test_rope_parameters_of_no_kind_of_layers_are_refused(name):
+    with pytest.raises(ConfigError, match=f"text_config: rope_parameters: a key is '{name}', expected full_attention"):
+        Lfm3Config.from_dict({"rope_parameters": {name: 1.0}})
 
 
 def test_a_picture_200_times_as_long_as_wide_is_refused():

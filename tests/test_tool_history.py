@@ -127,6 +127,8 @@ def test_calls_of_every_form_are_rendered_alike(processor, shape, turn):
         ({"function_call": {"name": "w"}, "tool_calls": [{"name": "w"}]}, "'function_call' beside tool_calls"),
         ({"function_call": {"name": "w", "arguments": "{"}}, r"function_call.arguments is no JSON"),
         ({"function_call": "auto"}, "function_call is str, expected a mapping"),
+        ({"tool_calls": {"name": "w"}}, "a message has tool_calls of type dict, expected a list of calls"),
+        ({"tool_calls": '[{"name": "w"}]'}, "a message has tool_calls of type str, expected a list of calls"),
         ({"tool_calls": [{"id": "c1"}]}, r"tool_calls\[0\] has the name None"),
         ({"tool_calls": [{"function": {"arguments": {}}}]}, r"tool_calls\[0\].function has the name None"),
         ({"tool_calls": [{"name": "w", "args": {}, "parameters": {"a": 1}}]}, "both 'parameters' and 'args'"),

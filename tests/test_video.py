@@ -111,6 +111,18 @@ def test_a_damaged_file_is_refused(tmp_path):
         load_video(file)
 
 
+def test_a_file_without_pictures_says_so(tmp_path):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(ImageError, match=r"a\.mp4: has no pictures that move; give a video file$"):
+        load_video(tmp_path / "a.mp4")
+
+
 def test_a_playlist_opens_no_other_file(tmp_path, monkeypatch):
     write_mp4(tmp_path / "other.mp4", [np.zeros((48, 64, 3), np.uint8)] * 8, 4)
     monkeypatch.chdir(tmp_path)  # in which FFmpeg would look
@@ -205,6 +217,14 @@ def text(words: str) -> dict[str, Any]:
 
 def image(frame: Image.Image) -> dict[str, Any]:
     return {"type": "image", "image": frame}
+
+
+def test_a_text_without_ids_has_the_frames_of_a_video():
+    _, processor = loaded("gen2")
+    asked = [{"role": "user", "content": [{"type": "video", "video": CLIP, "num_frames": 2}, text("What?")]}]
+    written = processor.apply_chat_template(asked, tokenize=False)
+    token = processor.image_token
+    assert f"Media-1: {token}Media-2: {token}What?" in written
 
 
 @pytest.mark.backends("mlx", "numpy")

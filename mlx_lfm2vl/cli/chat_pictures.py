@@ -48,7 +48,7 @@ def find_pictures(text: str) -> Found:
 
 
 def _of_line(text: str) -> tuple[Found, str]:
-    """What is found in a line, and its words without all names."""
+    """The pictures named in a line, and its words without all names."""
     name, unseen = _named(text, alone=True)
     if name is not None:
         return Found([name], "", []), ""

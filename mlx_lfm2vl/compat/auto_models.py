@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ..backends.thread_state import computing
 from ..config import Lfm2VlConfig, Lfm3VlConfig, ModelConfig
+from ..errors import OptionError
 from .auto_processors import config_class
 from .lfm3_models import Lfm3VlForConditionalGeneration, Lfm3VlModel
 from .models import Lfm2VlForConditionalGeneration, Lfm2VlModel
@@ -40,7 +41,10 @@ class AutoModelForImageTextToText:
     @staticmethod
     @computing
     def from_config(config: Any) -> Lfm2VlForConditionalGeneration:
-        """A model with random weights."""
-        model = next(each for base, each in MODELS.items() if isinstance(config, base))(config)
+        """A model with random weights. Raises `OptionError` for what is no configuration."""
+        made = next((each for base, each in MODELS.items() if isinstance(config, base)), None)
+        if made is None:
+            raise OptionError(f"config is {type(config).__name__}, expected a Lfm2VlConfig or Lfm3VlConfig")
+        model = made(config)
         mx.eval(model.parameters())
         return model

@@ -44,9 +44,9 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {  # the values that change noth
     "text_pair": ((None,), "join the texts"),
     "text_pair_target": ((None,), "join the texts"),
     "text_target": ((None,), "join the texts"),
-    "video_fps": ((None,), "these models take no videos; give frames as pictures"),
-    "videos": ((None,), "these models take no videos; give frames as pictures"),
-    "videos_kwargs": ((None, {}), "these models take no videos; give frames as pictures"),
+    "video_fps": ((None,), "put videos into the messages"),
+    "videos": ((None,), "put videos into the messages"),
+    "videos_kwargs": ((None, {}), "put videos into the messages"),
 }
 _RGB = "do_convert_rgb"
 _TRUNCATION = {"longest_first": True, "only_first": True, "do_not_truncate": False, None: False}

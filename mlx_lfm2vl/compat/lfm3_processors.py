@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from ..processing.control_tokens import unmarked
 from ..processing.conversation import conversations_of, replace_videos
 from ..processing.load_image import Picture
 from ..processing.pages import flatten
+from ..processing.processor import check_names
 from ..processing.video import Video, load_video
 from .batch_feature import BatchFeature
 from .configuration import ConfigMethods
@@ -82,17 +83,22 @@ class Lfm3VlProcessor(Lfm2VlProcessor, lfm3_vl.Lfm3VlProcessor):
         conversations, batched = conversations_of(conversation)
         if chosen:
             policy = self.image_processor.source_policy
-            said = iter(_listed(chosen.pop("video_metadata", None) or ()))
+            metadata = _listed(chosen.pop("video_metadata", None) or ())
+            said, found = iter(metadata), list[Video]()
 
             def opened(video: Video) -> list[dict[str, Any]]:
-                return [{"type": "video", "video": self._video(video, next(said, None), **chosen)}]
+                found.append(self._video(video, next(said, None), **chosen))
+                return [{"type": "video", "video": found[-1]}]
 
-            conversations = [replace_videos(messages, policy, opened) for messages in conversations]
+            rates = iter([_known(each).get("fps") for each in metadata])
+            conversations = [replace_videos(messages, policy, opened, rates) for messages in conversations]
+            if metadata and len(metadata) != len(found):
+                raise OptionError(f"video_metadata has {len(metadata)} entries for {len(found)} videos")
         return super().apply_chat_template(conversations if batched else conversations[0], chat_template, **options)
 
     def _video(self, video: Any, said: Any = None, do_sample_frames: bool | None = None, **sampling: Any) -> Video:
         """A video with what its metadata says of it."""
-        known = {name: said[name] for name in ("fps", "frames_indices") if said is not None and said[name] is not None}
+        known = _known(said)
         sampling = {name: value for name, value in sampling.items() if value is not None}
         policy = self.image_processor.source_policy
         made = load_video(video, frame_rate=known.get("fps"), policy=policy, **sampling)
@@ -107,7 +113,9 @@ class Lfm3VlProcessor(Lfm2VlProcessor, lfm3_vl.Lfm3VlProcessor):
         """Pictures and videos of each text, in the order of their tokens."""
         rest = {self.image_token: iter([] if images is None else flatten(images)), self.video_token: iter(videos)}
         found = [[next(rest[token], None) for token in unmarked(*rest).findall(text)] for text in texts]
-        if any(each is None for group in found for each in group) or any(next(more, None) for more in rest.values()):
+        if any(each is None for group in found for each in group) or any(
+            next(more, None) is not None for more in rest.values()
+        ):
             count = 0 if images is None else len(flatten(images))
             raise PromptError(
                 f"the texts have other numbers of {self.image_token} and {self.video_token} than the {count} pictures "
@@ -117,11 +125,22 @@ class Lfm3VlProcessor(Lfm2VlProcessor, lfm3_vl.Lfm3VlProcessor):
 
 
 def _take_video_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Takes the options of videos from those of a call."""
-    given = {**options, **(options.pop("videos_kwargs", None) or {})}
+    """Takes the options of videos from those of a call. Raises `OptionError`."""
+    nested = options.pop("videos_kwargs", None) or {}
+    if not isinstance(nested, Mapping):
+        raise OptionError(f"videos_kwargs is {type(nested).__name__}, expected a mapping of options")
+    check_names(nested, VIDEO_OPTIONS)
+    given = {**options, **nested}
     for name in VIDEO_OPTIONS:
         options.pop(name, None)
     return {name: given[name] for name in VIDEO_OPTIONS if given.get(name) is not None}
+
+
+def _known(said: Any) -> dict[str, Any]:
+    """The entries of a video's metadata that say something. Raises `OptionError`."""
+    if not isinstance(said, Mapping | None):
+        raise OptionError(f"video_metadata holds {type(said).__name__}, expected a mapping with 'fps' for each video")
+    return {name: value for name, value in (said or {}).items() if value is not None}
 
 
 def _listed(videos: Any) -> list[Any]:

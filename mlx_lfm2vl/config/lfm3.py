@@ -8,7 +8,8 @@ from typing import Any
 
 from .fields import MAX_SIZE, Fields
 
-TEXT_LAYERS = ("conv", "full_attention", "sliding_attention")
+ROPES = ("full_attention", "sliding_attention")  # keys of rope_parameters
+TEXT_LAYERS = ("conv", *ROPES)
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,9 @@ class Lfm3Config:
         read, ids = Fields(data, where), Fields({**_IDS, **data}, where)
         layers = read.integer("num_hidden_layers", default=24, high=1024)
         ropes = Fields(read.section("rope_parameters"), f"{where}: rope_parameters")
+        for name in ropes.data:
+            if name not in ROPES:
+                raise ropes.refuse("a key", name, "full_attention or sliding_attention, an object of rope_theta each")
         config = cls(
             vocab_size=read.integer("vocab_size", default=128_000),
             hidden_size=read.integer("hidden_size", default=2048),

@@ -16,6 +16,7 @@ from .fields import Fields
 from .lfm3_video import SIZE, Lfm3VlVideoProcessorConfig
 from .processor import FILES, MAX_PIXELS, OF_READING, ImageProcessorConfig, check_normalisation, read_files
 
+SHARED = ("patch_size", "temporal_patch_size", "merge_size")  # by pictures and videos: one network takes both
 TOKEN_BUDGETS = {"min_image_tokens": "min_pixels", "max_image_tokens": "max_pixels"}
 
 
@@ -53,6 +54,11 @@ class Lfm3VlImageProcessorConfig:
             raise read.refuse("min_pixels", self.min_pixels, f"at most max_pixels {self.max_pixels}")
         if not isinstance(self.video, Lfm3VlVideoProcessorConfig):
             raise read.refuse("video", self.video, "a Lfm3VlVideoProcessorConfig")
+        for name in SHARED:
+            if getattr(self.video, name) != getattr(self, name):
+                raise Fields({}, "video processor").refuse(
+                    name, getattr(self.video, name), f"the image processor's {getattr(self, name)}"
+                )
 
     @property
     def cell(self) -> int:
@@ -110,7 +116,10 @@ class Lfm3VlImageProcessorConfig:
             if name not in SIZE:
                 raise read.refuse("size", size, "an object of shortest_edge and longest_edge")
             chosen.setdefault(SIZE[name], size[name])
-        sides = {name: chosen.get(name, getattr(self, name)) for name in ("patch_size", "merge_size")}
+        shared = {name: chosen[name] for name in SHARED if name in chosen}
+        if shared:
+            chosen.setdefault("video", replace(self.video, **shared))
+        sides = {name: chosen[name] for name in (*shared, "video") if name in chosen}
         cell = replace(self, **sides).cell
         for name, pixels in TOKEN_BUDGETS.items():
             if name in chosen:
@@ -155,6 +164,7 @@ class Lfm3VlProcessorConfig:
         for name in ("image_mean", "image_std"):
             if isinstance(merged.get(name), list):
                 merged[name] = tuple(merged[name])
+        videos = {name: merged[name] for name in SHARED if name in merged} | videos
         note = "no processor file says how pictures are resized; the defaults of transformers are used"
         image = Lfm3VlImageProcessorConfig(**merged, video=Lfm3VlVideoProcessorConfig.from_dict(videos))
         return cls(image, () if merged else (note,), bool(merged))

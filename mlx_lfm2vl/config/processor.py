@@ -39,7 +39,7 @@ def check_normalisation(read: Fields, config: Any) -> None:
 
 
 def read_files(folder: Path, from_dicts: Callable[..., T]) -> T:
-    """What `from_dicts` makes of whichever of `FILES` the folder has. Raises `ConfigError`."""
+    """The result of `from_dicts` for whichever of `FILES` the folder has. Raises `ConfigError`."""
     data = {name: read_json(folder / name) if (folder / name).is_file() else None for name in FILES}
     try:
         return from_dicts(*data.values())

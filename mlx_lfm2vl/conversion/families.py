@@ -17,7 +17,7 @@ def _as_it_is(data: dict[str, Any], config: Any) -> tuple[dict[str, Any], list[t
 
 @dataclass(frozen=True)
 class FileRules:
-    """What is done to a family's files beside copying them.
+    """Changes to a family's files beside copying them.
 
     `processor`: reads its processor files. `mended`: a processor file put right, and what was changed.
     `complete_processor`: completes the processor files of a folder. `spell_out`: completes config.json and its sections

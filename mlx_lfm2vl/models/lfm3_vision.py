@@ -171,7 +171,7 @@ class Lfm3VlVisionModel(nn.Module):
         return flat.reshape(x.shape)
 
     def post_layernorm(self, x: mx.array) -> mx.array:
-        """What the layers made, as it is: the projector norms it."""
+        """The layers' result as it is: the projector norms it."""
         return x
 
     def fuse(self) -> None:
@@ -181,12 +181,12 @@ class Lfm3VlVisionModel(nn.Module):
         """(views, h*w, numbers of a patch) -> (views, h*w, hidden). `hidden_states`, if given, gets the input of every
         layer and then the result of the last."""
         x = self.embeddings(patches, grids)
+        if hidden_states is None:
+            return self.encode(x, grids)
         for index in range(len(self.layers)):
-            if hidden_states is not None:
-                hidden_states.append(x)
-            x = self.encode(x, grids, slice(index, index + 1))
-        if hidden_states is not None:
             hidden_states.append(x)
+            x = self.encode(x, grids, slice(index, index + 1))
+        hidden_states.append(x)
         return x
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ KEYS = ("role", "content", "name", "tool_calls", "tool_call_id")  # of a message
 PICTURE_TYPES = ("image", "image_url", "input_image")
 SOURCES = ("image", "url", "path", "base64")
 VIDEO_SOURCES = ("video", "url", "path")
+SAMPLING = ("fps", "num_frames")  # of a video item, as `load_video` takes them
 FRAMES = (2.0, 4, 32)  # of a video as pictures: frames of a second, least and most in all
 CALL_START, CALL_END = "<|tool_call_start|>", "<|tool_call_end|>"
 NAMES, ARGUMENTS = ("name", "function"), ("arguments", "parameters", "args")  # keys of a tool call that is an object
@@ -80,9 +81,9 @@ def _tool_calls(message: dict[str, Any], where: str) -> list[dict[str, Any]]:
             reason = "beside tool_calls" if calls else f"in a turn of the role {message.get('role')!r}"
             raise PromptError(f"{where} has 'function_call' {reason}; put the assistant's calls into its 'tool_calls'")
         return [{"type": "function", "function": _tool_call(older, f"{where}: function_call")}]
-    if not isinstance(calls, (list, tuple)):
-        return []
-    return [_tool_call(call, f"tool_calls[{number}]") for number, call in enumerate(calls)]
+    if calls and not isinstance(calls, (list, tuple)):
+        raise PromptError(f"{where} has tool_calls of type {type(calls).__name__}, expected a list of calls")
+    return [_tool_call(call, f"tool_calls[{number}]") for number, call in enumerate(calls or ())]
 
 
 def _listed(images: Any) -> list[Any]:
@@ -108,7 +109,7 @@ def _item(item: Any, where: str) -> Any:
     if kind in PICTURE_TYPES:
         return _picture(item, where)
     if kind == "video":
-        return {"type": "video", **{name: item[name] for name in VIDEO_SOURCES if item.get(name) is not None}}
+        return _video(item, where)
     if key := unread(item, ("type", "text")) or holding(item, ("type", "text")):
         raise PromptError(f"{where} is of type {kind!r} and has {key!r}, which is not read; it needs an 'image' item")
     return item
@@ -131,6 +132,14 @@ def _picture(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     if key := unread(item, known) or (None if found else holding(item, known)):
         raise PromptError(f"{where} is of type {item['type']!r} and has {key!r}, which is not read; call it 'image'")
     return {"type": "image", **found}
+
+
+def _video(item: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A video's item with its sources and how its frames are sampled."""
+    known = (*VIDEO_SOURCES, *SAMPLING)
+    if key := unread(item, ("type", *known)) or another(item, ("type", *known)):
+        raise PromptError(f"{where} is of type 'video' and has {key!r}, which is not read; put videos under 'video'")
+    return {"type": "video", **{name: item[name] for name in known if item.get(name) is not None}}
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:
@@ -199,10 +208,10 @@ def with_page_items(
 
 
 def replace_videos(
-    messages: Sequence[Mapping[str, Any]], policy: SourcePolicy, made: Callable[[Video], list[dict[str, Any]]]
+    messages: Sequence[Mapping[str, Any]], policy: SourcePolicy, made: Callable[[Video], Any], rates: Iterator[Any]
 ) -> list[dict[str, Any]]:
-    """The messages with the items that are made of each video in place of its own. Raises `ImageError`,
-    `PromptError`."""
+    """The messages with the items that are made of each video in place of its own; `rates` are the frames a second of
+    videos that are lists or arrays. Raises `ImageError`, `PromptError`."""
 
     def replaced(item: Any) -> list[Any]:
         if not isinstance(item, Mapping) or item.get("type") != "video":
@@ -210,7 +219,8 @@ def replace_videos(
         sources = [item[name] for name in VIDEO_SOURCES if item.get(name) is not None]
         if len(sources) != 1:
             raise PromptError(f"a video item holds {len(sources)} videos, expected one under 'video', 'url' or 'path'")
-        return made(load_video(sources[0], policy=policy))
+        sampling = {name: item.get(name) for name in SAMPLING}
+        return made(load_video(sources[0], policy=policy, frame_rate=next(rates, None), **sampling))
 
     return [
         {**message, "content": [each for item in message["content"] for each in replaced(item)]}
@@ -244,9 +254,7 @@ def _image_items(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 def pictures_of(conversations: Sequence[Sequence[Mapping[str, Any]]], images: Any, policy: SourcePolicy) -> Any:
     """The pictures of the conversations, a list each: those in their items, and in empty items those of `images`."""
-    slots: list[list[Any]] = []
-    for messages in conversations:
-        slots.append([source for item in _image_items(messages) for source in _sources(item, policy)])
+    slots = [[source for item in _image_items(each) for source in _sources(item, policy)] for each in conversations]
     empty = sum(source is None for own in slots for source in own)
     if images is None or empty == sum(map(len, slots)):
         return [[source for source in own if source is not None] for own in slots] if images is None else images
@@ -263,7 +271,7 @@ def _sources(item: Mapping[str, Any], policy: SourcePolicy) -> list[Any]:
     place."""
     if item.get("type") == "video":
         return [item["video"]]
-    found = [item[name] for name in ("image", "url", "path") if item.get(name) is not None]
+    found = [item[name] for name in SOURCES[:3] if item.get(name) is not None]
     if item.get("base64") is not None:
         text = str(item["base64"])
         found.append(text if text.startswith("data:") else decode_base64(text, policy))

@@ -148,7 +148,7 @@ class ImageProcessor:
         raise NotImplementedError
 
     def model_inputs(self, arrays: BatchFeature, plans: Sequence[ViewPlan]) -> BatchFeature:
-        """What `encode` returned as the family's model takes it."""
+        """The arrays of `encode` as the family's model takes it."""
         return arrays
 
     def _arrays(self, views: Sequence[np.ndarray], shapes: np.ndarray, config: Any) -> BatchFeature:

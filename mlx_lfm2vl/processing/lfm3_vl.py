@@ -123,6 +123,7 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
     """A checkpoint's `PromptEncoder`, called as the reference's `Lfm3VlProcessor` is."""
 
     image_processor_class = Lfm3VlImageProcessor
+    frames_as_pictures: ClassVar[bool] = False
 
     @property
     def image_token(self) -> str:
@@ -139,7 +140,7 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
 
     def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
         """The messages with each video opened. Raises `ImageError`, `PromptError`."""
-        return replace_videos(messages, policy, lambda video: [{"type": "video", "video": video}])
+        return replace_videos(messages, policy, lambda video: [{"type": "video", "video": video}], iter(()))
 
     @property
     def video_token(self) -> str:

@@ -14,14 +14,15 @@ from .addresses import is_base64_picture, scheme
 from .arrays import is_array
 from .formats import suffixes
 
-_STEMS = ("image", "img", "picture", "photo", "screenshot", "attachment", "pixel")
+_STEMS = ("image", "img", "picture", "photo", "screenshot", "attachment", "pixel", "video")
 _WORDS = ("image", "images", "picture", "pictures", "photo", "photos", "pic", "pics")
 _ABOUT = re.compile(  # what tells of a picture and holds none
     r"(ids?|width|height|sizes?|tokens?|count|number|index|hash|md5|sha\d*|format|types?|mode|captions?|description|text"
     r"|labels?|alt|title|date|time|licen[cs]e|credits?|quality|details?|processor|splitting|source|author|tags?)$"
 )
 _FILES = ("file", "media", "document", "path", "url", "uri", "src", "source", "upload", "asset", "page", "scan")
-_ENDS = (*suffixes(), ".pdf", ".svg", ".mp4", ".mov", ".webm")  # the last ones are said to be no pictures when read
+_VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".flv", ".ogv", ".wmv")
+_ENDS = (*suffixes(), ".pdf", ".svg", *_VIDEOS)
 _ADDRESSES = ("url", "uri", "src")  # how keys of addresses end
 _ASKED = ("question", "instruction", "query", "text", "input", "request", "userprompt", "ask")  # for a prompt
 _PATHLIKE = {"image", "images", "imageurl", "imageurls", "imagepath", "imagepaths", "imagefile", "imagefiles"}

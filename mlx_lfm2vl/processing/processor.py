@@ -242,12 +242,12 @@ class Lfm2VlProcessor(PromptEncoder):
             raise OptionError("return_assistant_tokens_mask and continue_final_message exclude each other")
         conversations, batched = conversations_of(conversation)
         variables = {name: value for name, value in kwargs.items() if name in template.variables}
-        pictures = None
-        if tokenize:
-            policy = self.image_processor.source_policy
+        policy = self.image_processor.source_policy
+        if tokenize or self.frames_as_pictures:
             conversations = [self.with_videos(messages, policy) for messages in conversations]
+        if tokenize:
             conversations, images = with_page_items(conversations, images, policy)
-            pictures = pictures_of(conversations, images, policy)
+        pictures = pictures_of(conversations, images, policy) if tokenize else None
         if sanitize_control_tokens:
             if not tokenize or return_assistant_tokens_mask:
                 raise OptionError("sanitize_control_tokens needs tokenize=True, without return_assistant_tokens_mask")

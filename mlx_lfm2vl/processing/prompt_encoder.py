@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -49,6 +49,8 @@ class PromptEncoder:
     `notes` are remarks on what the checkpoint's files said and was not obeyed. Not changed by calls, so it is safe to
     share between threads.
     """
+
+    frames_as_pictures: ClassVar[bool] = True  # False where the model has tokens for videos
 
     def __init__(
         self,
@@ -108,7 +110,7 @@ class PromptEncoder:
     def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
         """The messages with their videos as the model takes them: their frames as pictures, each behind "Media-1: " and
         so on. Raises `ImageError`, `PromptError`."""
-        return replace_videos(messages, policy, as_frames)
+        return replace_videos(messages, policy, as_frames, iter(()))
 
     def markup(self, use_image_special_tokens: bool | None = None) -> ImageMarkup:
         """The tokens that stand for pictures in this checkpoint's texts."""

@@ -19,12 +19,10 @@ OPTIONS = {  # of FFmpeg: containers that hold their pictures themselves, so tha
 
 
 class Probed(NamedTuple):
-    """The number of frames of a file, frames a second, and their size in pixels as they are stored."""
+    """The number of frames of a file, and frames a second."""
 
     frames: int
     frame_rate: float
-    width: int
-    height: int
 
 
 def _av(label: str) -> Any:
@@ -36,7 +34,7 @@ def _av(label: str) -> Any:
 
 
 def probe(file: BinaryIO, label: str, policy: SourcePolicy) -> Probed:
-    """What a video file says of its first video stream; where it does not say the number of frames, its packets are
+    """The numbers of a video file's first video stream; where it does not say the number of frames, its packets are
     counted. Raises `ImageError`."""
     av = _av(label)
     try:
@@ -44,15 +42,16 @@ def probe(file: BinaryIO, label: str, policy: SourcePolicy) -> Probed:
             if not container.streams.video:
                 raise ImageError(f"{label}: has no pictures that move; give a video file")
             stream = container.streams.video[0]
-            width, height = stream.codec_context.width, stream.codec_context.height
-            check_size(width, height, label, policy)
+            check_size(stream.codec_context.width, stream.codec_context.height, label, policy)
             rate = float(stream.average_rate or stream.guessed_rate or 0)
             count = int(stream.frames) or sum(packet.size > 0 for packet in container.demux(stream))
+    except ImageError:
+        raise
     except (av.FFmpegError, ValueError, OSError) as error:
         raise ImageError(f"{label}: is no video that can be read ({first_line(error)})") from None
     if count < 1 or rate <= 0:
         raise ImageError(f"{label}: says neither how many frames it has nor how fast they follow; convert it to MP4")
-    return Probed(count, rate, width, height)
+    return Probed(count, rate)
 
 
 def frames(file: BinaryIO, label: str, wanted: Sequence[int], policy: SourcePolicy) -> Iterator[Image.Image]:
@@ -71,6 +70,8 @@ def frames(file: BinaryIO, label: str, wanted: Sequence[int], policy: SourcePoli
                     yield _upright(frame, label, policy)
                 if not rest:
                     return
+    except ImageError:
+        raise
     except (av.FFmpegError, ValueError, OSError) as error:
         raise ImageError(f"{label}: is damaged or truncated ({first_line(error)})") from None
     if last is None:

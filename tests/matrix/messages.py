@@ -106,6 +106,8 @@ REFUSED = [
             ("a data URI", "url", URI),
             ("a path", "where", Path("scan.tif")),
             ("a document", "documents", ["a.pdf"]),
+            ("a video", "video", "a.mkv"),
+            *((f"a file {end}", "clip", f"a{end}") for end in (".avi", ".mkv", ".m4v", ".mpg", ".wmv")),
         )
     ),
     refused(
@@ -117,8 +119,14 @@ REFUSED = [
     refused(
         "a video item without a video",
         content(ASK, {"type": "video", "film": "clip.mp4"}),
-        "item 1 of its content, is of type 'video' and has no 'video'",
-        "or 'url' or 'path'",
+        "item 1 of its content, is of type 'video' and has 'film', which is not read",
+        "put videos under 'video'",
+    ),
+    refused(
+        "a picture in a video item",
+        content(ASK, {"type": "video", "video": "clip.mp4", "fps": 1, "num_frames": 3, "image": "z.png"}),
+        "item 1 of its content, is of type 'video' and has 'image', which is not read",
+        "put videos under 'video'",
     ),
     refused(
         "an image item with another source",
