@@ -179,6 +179,7 @@ def test_a_stop_text_that_is_a_special_token_is_its_id(stop):
 def test_every_row_of_the_page_names_a_test():
     tests = Path(__file__).parent
     page = (tests.parent / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    page = re.sub(r"\n## Families\n.*?(?=\n## )", "", page, flags=re.DOTALL)  # whose last row names theirs
     cells = [line.strip("| ").split(" | ")[-1] for line in page.splitlines() if line.startswith("| ")]
     named = [cell for cell in cells if cell not in ("test", "---")]
     assert len(named) > 25

@@ -7,9 +7,6 @@ import re
 from dataclasses import dataclass
 
 from ..errors import ImageError, short
-from ..processing.formats import begins_as_picture, suffixes
-from ..processing.open_file import file_and_pages, is_remote
-from ..processing.pdf import split_selection
 from .inputs import dropped
 
 _WORD = re.compile(r"""'[^']+'|"[^"]+"|(?:\\.|[^ \t\\])+""")  # names of screenshots hold other blanks
@@ -84,6 +81,10 @@ def _blanked(text: str, places: list[tuple[int, int, str]]) -> str:
 def _named(word: str, alone: bool = False) -> tuple[str | None, str | None]:
     """The name of the picture that a word is, or else why it is none that can be read; neither for other words.
     `alone` says that the word is a whole line, which may be a path with blanks or an address of any kind."""
+    from ..processing.formats import begins_as_picture, suffixes
+    from ..processing.open_file import file_and_pages, is_remote
+    from ..processing.pdf import split_selection
+
     bare = word.strip("'\" ")
     base = split_selection(bare)[0]
     if is_remote(bare) and len(bare.split()) == 1:

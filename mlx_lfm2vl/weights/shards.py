@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import read_json
+from ..config.files import AGAIN
 from ..errors import ConfigError, WeightsError
 from ..model_folder import ADAPTER_CONFIG, incomplete, only_adapter
 from .files import TensorInfo, joined, read_header, state
@@ -45,7 +46,8 @@ def read_shards(folder: Path) -> Shards:
     if not found:
         raise _without_files(folder, index)
     if gone := [file for file in found if not file.exists()]:
-        raise WeightsError(f"{gone[0]}: is a link to a file that is not there{incomplete(folder)}")
+        way = incomplete(folder) or f"; {AGAIN}"
+        raise WeightsError(f"{gone[0]}: is a link to a file that is not there{way}")
     before = dict(zip(found, state(found), strict=True))
     named = [file for file in found if file.name in index.values()]
     if named and {file.name for file in named} == set(index.values()):

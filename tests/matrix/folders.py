@@ -336,7 +336,7 @@ WEIGHTS = [
     weights("an endless name", header(lambda data: data.update({"a" * 10**6: data.pop(NORM)})), "which is no name"),
     weights("a pipe", pipe("model.safetensors"), TEXT_REGULAR),
     weights("an endless device", link("model.safetensors", "/dev/zero"), TEXT_REGULAR),
-    weights("a dangling link", link("model.safetensors", "nowhere"), "No such file or directory"),
+    weights("a dangling link", link("model.safetensors", "nowhere"), "is a link to a file that is not there"),
     weights("a link to a secret", link("model.safetensors", "/etc/hostname"), "is truncated or not a safetensors file"),
     loading(
         "weights: none", lambda f: (f / "model.safetensors").unlink(), WeightsError, "", "has no .safetensors file"
