@@ -18,8 +18,7 @@ from mlx_lfm2vl.generation.passes import (
     token_flops,
 )
 from mlx_lfm2vl.models.lfm2 import Lfm2Model
-from mlx_lfm2vl.models.lfm2_vl import PATCHES_PER_PASS, vision_passes
-from mlx_lfm2vl.models.siglip2 import Siglip2EncoderLayer
+from mlx_lfm2vl.models.siglip2 import PATCHES_PER_PASS, Siglip2EncoderLayer, vision_passes
 from mlx_lfm2vl.weights.fit import LONGEST_CHUNK
 from mlx_lfm2vl.weights.names import parameters
 

@@ -495,6 +495,8 @@ def test_a_draft_model_that_errs_changes_no_answer(request_, seed):
     head.weight = head.weight + noise  # it agrees now and then
     plain = answered(request_)
     same(answered(replace(request_, options=replace(request_.options, draft=DraftModel(model)))), plain)
+    made = answered(GenerationRequest("What is this?", options=replace(GREEDY, draft=DraftModel(model))))
+    assert 0 < statistics_of(made).accepted_tokens < statistics_of(made).drafted_tokens
 
 
 def test_the_command_line_answers_with_drafts(cli, tmp_path):  # noqa: F811

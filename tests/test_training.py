@@ -427,6 +427,12 @@ def test_other_settings_of_pictures_do_not_go_on(data, tmp_path):
         finetune(GOLDEN / "gen25", data, tmp_path / "out", options=replace(SMALL, iters=2), dtype=mx.float32)
 
 
+def test_an_answer_that_was_cut_off_is_not_learned(tmp_path):
+    write(tmp_path / "rows.jsonl", [{"prompt": "Hi", "text": "Hello th", "finish_reason": "length"}])
+    with pytest.raises(PromptError, match='line 1: its "text" was not written to its end; leave the row out'):
+        finetune(GOLDEN / "gen25", tmp_path / "rows.jsonl", tmp_path / "out", options=SMALL)
+
+
 def test_a_seed_is_one_of_31_bits():
     with pytest.raises(OptionError, match="seed is 4294967296, expected an integer of at least 0, at most 2147483647"):
         TrainingOptions(seed=2**32)

@@ -123,8 +123,8 @@ def _answer(args: argparse.Namespace) -> int:
             every = "all " if done > 1 else ""
             note(f"{args.output}: {every}{counted(done, 'row', be=True)} there already")
             return 1 if output.failed else 0
-        model, processor = load_model(args)
         rows.options = with_draft(rows.options, args)
+        model, processor = load_model(args)
         tasks = RowTasks(args, model, processor) if args.task else None
 
         def work(waiting: Waiting, into: Output, total: int, stage: str) -> bool:

@@ -51,12 +51,12 @@ def run(args: argparse.Namespace) -> int:
     options = GenerationOptions(**sampling_options(args))
     terminal = Terminal(args.verbose, source_policy(args), args.color_management)
     waiting = terminal.pictures(args.image)
+    options = with_draft(options, args)
     model, processor = load_model(args)
     if args.verbose:
         from .generate import report_loading
 
         report_loading(model)
-    options = with_draft(options, args)
     chat = Chat(model, processor, system=args.system, options=options, control_tokens=args.control_tokens)
     conversation = Conversation(chat, terminal, waiting)
     terminal.hint("/help lists the commands")

@@ -132,10 +132,10 @@ def run(args: argparse.Namespace) -> int:
         loaded = load_pictures(expand(args.image), policy, args.color_management)
         videos = [load_video(source(name), fps=args.fps, policy=policy) for name in expand(args.video)]
     pictures = [picture for _, picture in loaded]
+    options = with_draft(options, args)
     model, processor = load_model(args)
     if args.verbose:
         report_loading(model)
-    options = with_draft(options, args)
     request = GenerationRequest(
         *(prompt, pictures or None, args.system),
         options=options,

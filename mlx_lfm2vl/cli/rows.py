@@ -23,9 +23,9 @@ from .. import (
     PromptError,
 )
 from ..config.files import finite_number, no_number
-from ..processing.addresses import is_base64_picture, scheme
+from ..processing.addresses import beside
 from ..processing.open_file import file_and_pages
-from ..processing.picture_keys import misspelt, passed_over, prompt_key, reads
+from ..processing.picture_keys import misspelt, pictures_key, prompt_key
 from ..tasks.task import Task
 from .forms import FIELDS, row_form
 from .inputs import DEFAULT_PROMPT, STDIN, pictures_in
@@ -161,21 +161,16 @@ class Rows:
             return Row(fields, error=f"line {number}: is nested too deeply")
 
     def _question(self, data: Mapping[str, Any]) -> GenerationRequest:
-        given = [key for key in data if reads(key)]
-        if len(given) > 1:
-            raise PromptError(f'has both "{given[0]}" and "{given[1]}"; give one of them')
-        if key := passed_over(data, ("prompt", "system", *FIELDS)):
-            way = "put all pictures into one list" if given else 'call it "image"'
-            raise PromptError(f'"{key}" names a picture and is not read; {way}')
+        given = pictures_key(data, ("prompt", "system", *FIELDS))
         if not given and "prompt" not in data and "messages" in data:
             raise PromptError('"messages" is not read; give "prompt" and "image"')
         if near := misspelt(data, ("prompt", "system", *FIELDS)):
             raise PromptError(f'"{near[0]}" is not read; call it "{near[1]}"')
         if key := self._asked_as(data):
             raise PromptError(f'"{key}" is not read; call it "prompt"')
-        if given and data[given[0]] in (None, []):
-            raise PromptError(f'"{given[0]}" is empty; leave it out, or name a picture')
-        images = [picture for key in given for picture in _listed(data[key])]
+        if given and data[given] in (None, []):
+            raise PromptError(f'"{given}" is empty; leave it out, or name a picture')
+        images = [] if given is None else _listed(data[given])
         prompt = data.get("prompt", self._prompt or (DEFAULT_PROMPT if images and not self._task else ""))
         if self._task is not None:
             check_row(self._task, data, prompt)
@@ -199,12 +194,10 @@ class Rows:
         return GenerationRequest(prompt, images, system, options=options, control_tokens=self._control_tokens)
 
     def _source(self, image: str) -> str:
-        if scheme(image) in ("data:", "file:") or "://" in image or is_base64_picture(image):
-            return image
         if not image:
             raise PromptError('"image" is empty; leave it out, or name a picture')
         assert self._file is not None
-        return str(self._file.parent / os.path.expanduser(image))
+        return beside(image, self._file.parent)
 
 
 def _kept() -> BinaryIO:

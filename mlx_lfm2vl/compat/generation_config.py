@@ -58,7 +58,7 @@ DEFAULTS: dict[str, Any] = {
 }
 _BEAMS = "leave it at 1, or take several answers by do_sample=True and num_return_sequences"
 _ASSISTED = "leave it out; the answer is the same"
-# What is not offered: the values that change nothing, and the way out.
+# Settings that are not offered: the values that change nothing, and the way out.
 _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "assistant_early_exit": ((None,), _ASSISTED),
     "constraints": ((None,), "use prefix_allowed_tokens_fn"),

@@ -37,8 +37,6 @@ class Lfm3VlVideoProcessorConfig:
     do_normalize: bool = True
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    color_management: bool = True
-    exif: bool = True
 
     def __post_init__(self) -> None:
         read = Fields({f.name: getattr(self, f.name) for f in fields(self)}, "video processor")
@@ -65,14 +63,14 @@ class Lfm3VlVideoProcessorConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> Lfm3VlVideoProcessorConfig:
         """Raises `ConfigError` for a value that makes no sense."""
         size = Fields(data, "video processor").section("size")
-        known = {f.name for f in fields(cls)} - {"color_management", "exif"}
+        known = {f.name for f in fields(cls)}
         values = {pixels: size[name] for name, pixels in SIZE.items() if size.get(name) is not None}
         values |= {name: data[name] for name in known if data.get(name) is not None}
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """In the reference's spelling."""
-        data = {name: value for name, value in asdict(self).items() if name not in ("color_management", "exif")}
+        data = asdict(self)
         data.update(
             image_mean=list(self.image_mean),
             image_std=list(self.image_std),

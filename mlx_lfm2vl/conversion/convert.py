@@ -239,7 +239,7 @@ def write_model(
     before = stored.widths
     widths: Widths = plan.modules if plan else dict.fromkeys(before) if dequantize else {}
     if plan:
-        # What was quantised and is not spoken of (a projector, say) stays as it is and is recorded by itself.
+        # Modules that were quantised and are not spoken of (a projector, say) stay as they are, with their own record.
         plan = Plan(plan.base, {**before, **plan.modules}, plan.notes)
     quantization = plan.record() if plan else None if dequantize else stored.config.quantization
     with reading(source, "start again"):

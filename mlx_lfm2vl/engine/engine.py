@@ -217,7 +217,7 @@ class Engine:
         `EngineClosedError` where `close`, `unload` or `reload` comes first."""
         self.generate(text, options=GenerationOptions(max_tokens=2))
 
-    # What it is doing
+    # State
 
     @property
     def ready(self) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..config import TextConfig, VisionConfig
-from ..models.lfm2_vl import PATCHES_PER_PASS
+from ..models.siglip2 import PATCHES_PER_PASS
 from ..weights.fit import LONGEST_CHUNK
 
 PIECE_FLOPS = 2.2e11

@@ -17,8 +17,8 @@ import numpy as np
 
 from ..backends.memory import check_bytes
 from ..errors import InputError, OptionError
-from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration, vision_passes
-from ..models.siglip2 import pack_views, split_views
+from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
+from ..models.siglip2 import pack_views, split_views, vision_passes
 from .finite import check_vision
 from .passes import layers_per_piece, patches_per_pass
 from .watch import Pieces, completed

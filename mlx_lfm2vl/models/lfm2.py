@@ -132,11 +132,11 @@ def _explicit_attention(
 
 
 class Lfm2MLP(nn.Module):
-    def __init__(self, config: Lfm2Config | Lfm3Config):
+    def __init__(self, hidden: int, width: int):
         super().__init__()
-        self.w1 = nn.Linear(config.hidden_size, config.feed_forward_size, bias=False)
-        self.w3 = nn.Linear(config.hidden_size, config.feed_forward_size, bias=False)
-        self.w2 = nn.Linear(config.feed_forward_size, config.hidden_size, bias=False)
+        self.w1 = nn.Linear(hidden, width, bias=False)
+        self.w3 = nn.Linear(hidden, width, bias=False)
+        self.w2 = nn.Linear(width, hidden, bias=False)
 
     def __call__(self, x: mx.array, residual: mx.array) -> mx.array:
         return add_linear(residual, swiglu(self.w1(x), self.w3(x)), self.w2)
@@ -153,7 +153,7 @@ class Lfm2DecoderLayer(nn.Module):
             self.conv = Lfm2ShortConv(config)
         self.operator_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.ffn_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.feed_forward = Lfm2MLP(config)
+        self.feed_forward = Lfm2MLP(config.hidden_size, config.feed_forward_size)
 
     def __call__(
         self,

@@ -22,25 +22,9 @@ from .lfm2 import Lfm2Model
 from .logits import keep_positions, next_token_loss
 from .outputs import ImageFeatures, Lfm2VlCausalLMOutputWithPast, Lfm2VlModelOutputWithPast
 from .projector import Lfm2VlMultiModalProjector
-from .siglip2 import Grids, Siglip2VisionModel, pack_views, split_views
+from .siglip2 import Siglip2VisionModel, pack_views, split_views, vision_passes
 
 Array = mx.array | np.ndarray
-PATCHES_PER_PASS = 4096  # bounds the tower's activations; four full tiles
-
-
-def vision_passes(grids: Grids, patches: int = PATCHES_PER_PASS) -> list[list[int]]:
-    """The views (by index) that go through the tower together: up to so many patches, or a single view; those of one
-    grid beside each other."""
-    passes: list[list[int]] = []
-    room = 0
-    for grid in dict.fromkeys(grids):
-        for index in (index for index, other in enumerate(grids) if other == grid):
-            if not passes or grid[0] * grid[1] > room:
-                passes.append([])
-                room = patches
-            passes[-1].append(index)
-            room -= grid[0] * grid[1]
-    return passes
 
 
 class Lfm2VlModel(nn.Module):

@@ -14,7 +14,7 @@ from .bounded_states import ConvCache, WindowCache
 from .context import Context, rope_frequencies
 from .key_values import KeyValueCache
 from .layers import swiglu
-from .lfm2 import Lfm2Attention, Lfm2Model
+from .lfm2 import Lfm2Attention, Lfm2MLP, Lfm2Model
 from .short_conv import Lfm2ShortConv
 
 
@@ -70,16 +70,10 @@ class Lfm3Attention(Lfm2Attention):
         return self.o_proj(out)
 
 
-class Lfm3MLP(nn.Module):
+class Lfm3MLP(Lfm2MLP):
     """SwiGLU, without a residual."""
 
-    def __init__(self, hidden: int, width: int):
-        super().__init__()
-        self.w1 = nn.Linear(hidden, width, bias=False)
-        self.w3 = nn.Linear(hidden, width, bias=False)
-        self.w2 = nn.Linear(width, hidden, bias=False)
-
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array) -> mx.array:  # type: ignore[override]
         return self.w2(swiglu(self.w1(x), self.w3(x)))
 
 

@@ -18,6 +18,7 @@ from ..config import Siglip2VisionConfig
 from .layers import ACTIVATIONS, FusedQKV
 
 Grids = Sequence[tuple[int, int]]  # (h, w) of each view
+PATCHES_PER_PASS = 4096  # bounds the tower's activations; four full tiles
 Groups = Sequence[tuple[int, int]]  # neighbours of equally many patches: how many views, of how many patches
 
 
@@ -58,6 +59,21 @@ def resize_table(table: mx.array, side: int, height: int, width: int) -> mx.arra
     rows = mx.array(resize_matrix(side, height)) @ table.astype(mx.float32).reshape(side, side * channels)
     grid = mx.array(resize_matrix(side, width)) @ rows.reshape(height, side, channels)
     return grid.reshape(height * width, channels).astype(table.dtype)
+
+
+def vision_passes(grids: Grids, patches: int = PATCHES_PER_PASS) -> list[list[int]]:
+    """The views (by index) that go through the tower together: up to so many patches, or a single view; those of one
+    grid beside each other."""
+    passes: list[list[int]] = []
+    room = 0
+    for grid in dict.fromkeys(grids):
+        for index in (index for index, other in enumerate(grids) if other == grid):
+            if not passes or grid[0] * grid[1] > room:
+                passes.append([])
+                room = patches
+            passes[-1].append(index)
+            room -= grid[0] * grid[1]
+    return passes
 
 
 def pack_views(pixels: mx.array, grids: Grids) -> mx.array:

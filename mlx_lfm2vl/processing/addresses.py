@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
 import urllib.parse
+from pathlib import Path
 
 from ..errors import ImageError, short
 from .fetch import DEFAULT_POLICY, SourcePolicy
@@ -74,3 +76,10 @@ def decode_base64(text: str, policy: SourcePolicy = DEFAULT_POLICY, label: str =
         return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise ImageError(f"{label}: is not base64; encode the bytes of a picture file") from None
+
+
+def beside(image: str, folder: Path) -> str:
+    """A picture as a file in `folder` names it: its path from there, or the address or base64 text that it is."""
+    if scheme(image) in ("data:", "file:") or "://" in image or is_base64_picture(image):
+        return image
+    return str(folder / os.path.expanduser(image))

@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from ..config import ImageConfig, ImageProcessorConfig, Lfm3VlImageProcessorConfig
 from . import lfm3_geometry
+from .area import within
 from .view_plan import ViewPlan
 
 
@@ -39,14 +40,7 @@ def smart_resize(
     least, most = min_image_tokens * cell**2, max_image_tokens * cell**2
     high = max(cell, round_by_factor(height, cell))
     wide = max(cell, round_by_factor(width, cell))
-    if high * wide > most:
-        shrink = math.sqrt(height * width / most)
-        high = max(cell, math.floor(height / shrink / cell) * cell)
-        wide = max(cell, math.floor(width / shrink / cell) * cell)
-    elif high * wide < least:
-        grow = math.sqrt(least / (height * width))
-        high = math.ceil(height * grow / cell) * cell
-        wide = math.ceil(width * grow / cell) * cell
+    high, wide = within((height, width), (high, wide), cell, least, most)
     return wide, high
 
 

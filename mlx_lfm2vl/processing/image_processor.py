@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
@@ -26,14 +27,14 @@ from ..errors import ConfigError, ImageError, OptionError
 from ..hub import resolve
 from ..threads import parallel_for
 from . import geometry
-from .batch_feature import BatchFeature
+from .batch_feature import BatchFeature, check_return_tensors
 from .load_image import DEFAULT_POLICY, SourcePolicy, load_image
-from .pages import flatten
+from .pages import flatten, with_pages
 from .resize import resize_rows
 from .view_plan import ViewPlan
 
 
-class ImageProcessor:
+class ImageProcessor(ABC):
     """Turns pictures into what a vision tower takes.
 
     `config` or keyword overrides of its fields set the policy; its fields read as attributes (`processor.tile_size`)
@@ -144,16 +145,18 @@ class ImageProcessor:
         return cut(picture, plan, config), plan
 
     def __call__(self, images: Any, *, return_tensors: str | None = "np", **overrides: Any) -> BatchFeature:
-        """The arrays that the family's model takes, of the pictures. Raises `ImageError`, `OptionError`."""
-        raise NotImplementedError
+        """The arrays of `model_inputs`, of all pictures in order. `images` as in `encode`, PDF documents too. Raises
+        `ImageError`, `OptionError`."""
+        check_return_tensors(return_tensors)
+        return self.model_inputs(*self.encode(with_pages(images, self.source_policy), **overrides))
 
     def model_inputs(self, arrays: BatchFeature, plans: Sequence[ViewPlan]) -> BatchFeature:
         """The arrays of `encode` as the family's model takes it."""
         return arrays
 
+    @abstractmethod
     def _arrays(self, views: Sequence[np.ndarray], shapes: np.ndarray, config: Any) -> BatchFeature:
         """The arrays of `encode`, of views (height, width, 3) uint8 with these patch grids."""
-        raise NotImplementedError
 
 
 def cut(picture: Image.Image, plan: ViewPlan, config: ImageConfig | Lfm3VlVideoProcessorConfig) -> list[np.ndarray]:

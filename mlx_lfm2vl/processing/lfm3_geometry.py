@@ -5,11 +5,11 @@ The numbers are those of transformers 5.23 (`Qwen2VLImageProcessor`, `Qwen3VLVid
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from ..config import Lfm3VlImageProcessorConfig, Lfm3VlVideoProcessorConfig
 from ..errors import ImageError
+from .area import within
 from .view_plan import VideoPlan, ViewPlan
 
 LONGEST = 200  # times as long as wide
@@ -31,16 +31,8 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     multiples allow. Raises `ImageError` for a picture that is more than `LONGEST` times as long as wide.
     """
     check_shape(height, width)
-    high, wide = round(height / factor) * factor, round(width / factor) * factor
-    if high * wide > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        high = max(factor, math.floor(height / shrink / factor) * factor)
-        wide = max(factor, math.floor(width / shrink / factor) * factor)
-    elif high * wide < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
-        high = math.ceil(height * grow / factor) * factor
-        wide = math.ceil(width * grow / factor) * factor
-    return high, wide
+    rounded = round(height / factor) * factor, round(width / factor) * factor
+    return within((height, width), rounded, factor, min_pixels, max_pixels)
 
 
 def plan(height: int, width: int, config: Lfm3VlImageProcessorConfig) -> ViewPlan:
@@ -63,15 +55,7 @@ def video_size(frames: int, height: int, width: int, config: Lfm3VlVideoProcesso
         height, width = int(height * scale), int(width * scale)
     check_shape(height, width)
     high, wide, long = (round(side / unit) * unit for side, unit in ((height, cell), (width, cell), (frames, group)))
-    if long * high * wide > most:
-        shrink = math.sqrt(frames * height * width / most)
-        high = max(cell, math.floor(height / shrink / cell) * cell)
-        wide = max(cell, math.floor(width / shrink / cell) * cell)
-    elif long * high * wide < least:
-        grow = math.sqrt(least / (frames * height * width))
-        high = math.ceil(height * grow / cell) * cell
-        wide = math.ceil(width * grow / cell) * cell
-    return high, wide
+    return within((height, width), (high, wide), cell, least, most, (frames, long))
 
 
 def video_plan(moments: Sequence[float], height: int, width: int, config: Lfm3VlVideoProcessorConfig) -> VideoPlan:

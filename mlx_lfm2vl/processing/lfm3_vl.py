@@ -16,11 +16,10 @@ import numpy as np
 from ..config import Lfm3VlImageProcessorConfig, Lfm3VlProcessorConfig
 from ..errors import ImageError, OptionError
 from . import lfm3_geometry
-from .batch_feature import BatchFeature, check_return_tensors
+from .batch_feature import BatchFeature
 from .conversation import replace_videos
 from .fetch import SourcePolicy
 from .image_processor import ImageProcessor, cut, write_patches
-from .pages import with_pages
 from .processor import Lfm2VlProcessor
 from .prompt import ImageMarkup
 from .video import Video
@@ -38,15 +37,9 @@ class Lfm3VlImageProcessor(ImageProcessor):
     files_class = Lfm3VlProcessorConfig
     model_input_names: ClassVar[list[str]] = ["pixel_values", "image_grid_thw"]
 
-    def __call__(self, images: Any, *, return_tensors: str | None = "np", **overrides: Any) -> BatchFeature:
-        """Patches of all pictures, one after the other, "pixel_values" (patches, numbers of a patch) float32, and their
-        grids, "image_grid_thw" (pictures, 3) int64: 1, rows, columns. `images` as in `encode`. Raises `ImageError`,
-        `OptionError`."""
-        check_return_tensors(return_tensors)
-        return self.model_inputs(*self.encode(with_pages(images, self.source_policy), **overrides))
-
     def model_inputs(self, arrays: BatchFeature, plans: Sequence[ViewPlan]) -> BatchFeature:
-        """The arrays of `encode` as `__call__` returns them, and those of videos: "pixel_values_videos" and
+        """Patches of all pictures, one after the other, "pixel_values" (patches, numbers of a patch) float32, and their
+        grids, "image_grid_thw" (pictures, 3) int64: 1, rows, columns. Of videos "pixel_values_videos" and
         "video_grid_thw" (videos, 3): groups of frames, rows, columns."""
         kinds = [isinstance(plan, VideoPlan) for plan in plans]
         of_views = np.repeat(kinds, [len(plan.spatial_shapes) for plan in plans])

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..errors import PromptError
 from .addresses import is_base64_picture, scheme
 from .arrays import is_array
 from .formats import suffixes
@@ -101,6 +102,18 @@ def misspelt(data: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, str]
         if close and key not in names and not _ABOUT.search(plain):
             return key, close[0]
     return None
+
+
+def pictures_key(data: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
+    """The key of a row whose pictures are read, beside those known. Raises `PromptError` for two of them, for another
+    one that names a picture, and for a misspelt one."""
+    given = [key for key in data if reads(key)]
+    if len(given) > 1:
+        raise PromptError(f'has both "{given[0]}" and "{given[1]}"; give one of them')
+    if key := passed_over(data, known):
+        way = "put all pictures into one list" if given else 'call it "image"'
+        raise PromptError(f'"{key}" names a picture and is not read; {way}')
+    return given[0] if given else None
 
 
 def _names_picture(plain: str) -> bool:

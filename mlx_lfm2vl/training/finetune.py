@@ -28,7 +28,7 @@ from . import plot
 from .checkpoint import FILE, Progress, load_checkpoint, save_checkpoint
 from .examples import Example, TrainingBatch, collate, encode_row
 from .loss import gradients, loss_sum
-from .memory import check_training, training_bytes
+from .memory import RowSize, check_training, training_bytes
 from .options import TrainingOptions
 from .prepare import learned, prepare, trainable
 from .rows import TrainingRow, data_files, read_rows
@@ -205,16 +205,15 @@ class _Run:
     ) -> None:
         """Encodes every row once, so that one which cannot be used, or a batch that will not fit, is told now. Leaves
         off where `stop` returns true."""
-        longest: list[Example] = []
+        sizes: list[RowSize] = []
         both = [*self.rows, *self.valid_rows]
         for number, row in enumerate(both, 1):
             if stop():
                 return
-            longest = sorted([*longest, encode_row(self.model, self.processor, row)], key=lambda e: -len(e.ids))
-            del longest[self.options.batch_size :]
+            sizes.append(RowSize.of(encode_row(self.model, self.processor, row)))
             if progress is not None:
                 progress("rows", number, len(both))
-        needed = training_bytes(self.model, self.options, longest)
+        needed = training_bytes(self.model, self.options, sizes)
         on_note(f"{self.steps} steps over {len(self.rows)} rows, about {needed / 1e9:.2g} GB of memory")
         check_training(needed)
 

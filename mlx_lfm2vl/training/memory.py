@@ -8,11 +8,14 @@ Three times the logits of the answers' tokens. A pass of the vision tower, which
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import mlx.core as mx
 
 from ..backends.memory import free_memory
 from ..errors import OutOfMemoryError
-from ..models.lfm2_vl import PATCHES_PER_PASS, Lfm2VlForConditionalGeneration
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from ..models.siglip2 import PATCHES_PER_PASS
 from ..weights.fit import number_type
 from ..weights.names import parameters
 from .examples import Example
@@ -23,14 +26,27 @@ TRAINED = 16  # bytes of a number that is trained
 HIDDEN, FEED_FORWARD = 12, 5  # arrays of a layer that are kept, of each width
 
 
-def training_bytes(model: Lfm2VlForConditionalGeneration, options: TrainingOptions, examples: list[Example]) -> int:
-    """About so much memory in all. `examples`: the longest ones, as many as run together."""
+class RowSize(NamedTuple):
+    """The tokens of a row, those of them that are learned, and the patches of its pictures."""
+
+    tokens: int
+    answers: int
+    patches: int
+
+    @classmethod
+    def of(cls, example: Example) -> RowSize:
+        return cls(len(example.ids), int((example.labels >= 0).sum()), example.patches)
+
+
+def training_bytes(model: Lfm2VlForConditionalGeneration, options: TrainingOptions, rows: list[RowSize]) -> int:
+    """About so much memory in all, for the largest batch that the rows may make."""
     text, vision = model.config.text_config, model.config.vision_config
     size = number_type(model).size
     weights = sum(array.nbytes for array in parameters(model).values())
     trained = trainable(model)
-    longest = max(len(example.ids) for example in examples)
-    tokens = len(examples) * longest
+    together = min(options.batch_size, len(rows))
+    longest = max(row.tokens for row in rows)
+    tokens = together * longest
     layer = tokens * (HIDDEN * text.hidden_size + FEED_FORWARD * text.feed_forward_size) * size
     scores = 2 * tokens * longest * text.num_attention_heads * 4
     attentions = text.attention_layers
@@ -38,12 +54,12 @@ def training_bytes(model: Lfm2VlForConditionalGeneration, options: TrainingOptio
         kept = text.num_hidden_layers * tokens * text.hidden_size * size + layer + scores
     else:
         kept = text.num_hidden_layers * layer + attentions * scores
-    answers = sum(int((example.labels >= 0).sum()) for example in examples)
-    patches = max(example.patches for example in examples)
-    one_pass = min(len(examples) * patches, PATCHES_PER_PASS)
+    answers = sum(sorted(row.answers for row in rows)[-together:])
+    patches = max(row.patches for row in rows)
+    one_pass = min(together * patches, PATCHES_PER_PASS)
     tower = one_pass * (4 * vision.hidden_size + vision.intermediate_size) * size
     if any(name.startswith("model.vision_tower.") for name in trained):
-        tower = len(examples) * patches * (HIDDEN * vision.hidden_size + 3 * vision.intermediate_size) * size
+        tower = together * patches * (HIDDEN * vision.hidden_size + 3 * vision.intermediate_size) * size
         tower *= vision.num_hidden_layers
     numbers = sum(array.size for array in trained.values())
     return weights + TRAINED * numbers + kept + 3 * answers * text.vocab_size * mx.float32.size + tower

@@ -16,8 +16,8 @@ from typing import Any
 from ..config import parse_json
 from ..errors import OptionError, PromptError
 from ..generation.messages import conversation
-from ..processing.addresses import is_base64_picture, scheme
-from ..processing.picture_keys import misspelt, passed_over, prompt_key, reads
+from ..processing.addresses import beside
+from ..processing.picture_keys import misspelt, pictures_key, prompt_key
 
 TRAIN, VALID = "train.jsonl", "valid.jsonl"
 ANSWER, WRITTEN = "answer", "text"  # fields of the answer: a user's, and that of rows which `batch` has written
@@ -81,17 +81,12 @@ def read_rows(file: Path) -> list[TrainingRow]:
 def _messages(data: Any, folder: Path) -> list[dict[str, Any]]:
     if not isinstance(data, Mapping):
         raise PromptError("is not an object")
-    given = [key for key in data if reads(key)]
-    if len(given) > 1:
-        raise PromptError(f'has both "{given[0]}" and "{given[1]}"; give one of them')
-    if key := passed_over(data, (*_KNOWN, WRITTEN)):
-        way = "put all pictures into one list" if given else 'call it "image"'
-        raise PromptError(f'"{key}" names a picture and is not read; {way}')
+    given = pictures_key(data, (*_KNOWN, WRITTEN))
     if near := misspelt(data, _KNOWN):
         raise PromptError(f'"{near[0]}" is not read; call it "{near[1]}"')
     if "prompt" not in data and "messages" not in data and (key := prompt_key(data, (WRITTEN,))):
         raise PromptError(f'"{key}" is not read; call it "prompt"')
-    images = [image for key in given for image in _listed(data[key])]
+    images = [] if given is None else _listed(data[given])
     if not all(isinstance(image, str) and image for image in images):
         raise PromptError('"image" must be a path, a URL, a data URI or a list of them')
     if "messages" in data:
@@ -101,9 +96,11 @@ def _messages(data: Any, folder: Path) -> list[dict[str, Any]]:
     answer = data.get(ANSWER, data.get(WRITTEN))
     if not isinstance(answer, str) or not answer.strip():
         raise PromptError(f'has no "{ANSWER}" to learn')
+    if ANSWER not in data and data.get("finish_reason") not in (None, "stop"):
+        raise PromptError(f'its "{WRITTEN}" was not written to its end; leave the row out, or give the "{ANSWER}"')
     if not isinstance(data.get("prompt", ""), str):
         raise PromptError('"prompt" must be a string')
-    asked = conversation(data.get("prompt", ""), [_source(image, folder) for image in images], data.get("system"))
+    asked = conversation(data.get("prompt", ""), [beside(image, folder) for image in images], data.get("system"))
     return [*asked, {"role": "assistant", "content": answer}]
 
 
@@ -142,14 +139,8 @@ def _item(item: Any, rest: list[str], folder: Path) -> Any:
     if not own and item.get("base64") is None:
         if not rest:
             raise PromptError("has more image items than pictures")
-        return {**item, "image": _source(rest.pop(0), folder)}
-    return {**item, **{name: _source(item[name], folder) for name in own}}
-
-
-def _source(image: str, folder: Path) -> str:
-    if scheme(image) in ("data:", "file:") or "://" in image or is_base64_picture(image):
-        return image
-    return str(folder / os.path.expanduser(image))
+        return {**item, "image": beside(rest.pop(0), folder)}
+    return {**item, **{name: beside(item[name], folder) for name in own}}
 
 
 def _listed(value: Any) -> list[Any]:

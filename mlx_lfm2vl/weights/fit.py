@@ -23,7 +23,8 @@ from ..backends.memory import free_memory
 from ..config import ModelConfig, TextConfig
 from ..errors import OutOfMemoryError
 from ..models.key_values import GROWTH_STEP, group_size
-from ..models.lfm2_vl import Lfm2VlForConditionalGeneration, vision_passes
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from ..models.siglip2 import vision_passes
 from .files import FLOATING, TensorInfo
 
 LONGEST_CHUNK = 512  # tokens of a prompt that are run together

@@ -18,25 +18,25 @@ import mlx.nn as nn
 from .. import backends
 from ..backends import cpu
 from ..backends.thread_state import computing, stop_at_exit
-from ..config import Lfm2VlConfig, ModelConfig, config_of, read_json
+from ..config import ModelConfig, config_of, read_json
 from ..config.files import AGAIN
 from ..errors import OptionError, WeightsError, first_line
 from ..models.families import NETWORKS
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration, Lfm2VlModel
 from ..threads import check_cancelled
 from . import choices, quantize
+from .corrections import drop_unused, fit_config
 from .files import DTYPES as FILE_DTYPES
 from .files import FLOATING, TensorInfo, key_of, reading, state
 from .finite import check_finite
 from .fit import check_weights
 from .foreign import check_foreign, check_layout, naming_method
-from .head import EMBEDDINGS, HEAD, fit_head, with_embeddings
+from .head import fit_head, with_embeddings
 from .names import is_conv_kernel, module_names, parameters
 from .shards import INDEX, Shards, read_shards
 
 DTYPES: dict[str, mx.Dtype] = {name: getattr(mx, name) for name in choices.DTYPES}
 PACKED = {mx.uint32: ("U32",), mx.uint8: ("U8",)}  # weights of quantised modules, scales of the fp4 and fp8 modes
-TOWER_LAYERS = "model.vision_tower.encoder.layers."
 M = TypeVar("M", bound=Lfm2VlModel | Lfm2VlForConditionalGeneration)
 
 
@@ -228,39 +228,6 @@ def stored_dtype(config: ModelConfig, tensors: Iterable[TensorInfo]) -> mx.Dtype
     (most, _), *others = counts.most_common()
     stated = DTYPES.get(config.dtype or "")
     return stated if stated is not None and any(count for _, count in others) else FILE_DTYPES[most]
-
-
-def fit_config(config: ModelConfig, tensors: dict[str, TensorInfo]) -> ModelConfig:
-    """The configuration with the two numbers that published files state wrongly taken from the weights: the layers of
-    the tower (LFM2-VL-1.6B has 26, its early configurations say 27, with or without `vision_feature_layer` -2) and the
-    width of the feed-forward. Those of LFM3-VL state none wrongly."""
-    if not isinstance(config, Lfm2VlConfig):
-        return config
-    indices = {
-        int(name[len(TOWER_LAYERS) :].split(".")[0])
-        for name in tensors
-        if name.startswith(TOWER_LAYERS) and name[len(TOWER_LAYERS) :].split(".")[0].isdigit()
-    }
-    stated = config.vision_config.num_hidden_layers
-    lacks_one = config.vision_feature_layer == -2 or stated == 27
-    if lacks_one and indices == set(range(stated - 1)):
-        config = replace(config, vision_config=replace(config.vision_config, num_hidden_layers=stated - 1))
-    first = tensors.get("model.language_model.layers.0.feed_forward.w1.weight")
-    if first and len(first.shape) == 2 and first.shape[0] not in (0, config.text_config.feed_forward_size):
-        config = replace(config, text_config=config.text_config.with_feed_forward_size(first.shape[0]))
-    return config
-
-
-def drop_unused(config: ModelConfig, tensors: dict[str, TensorInfo]) -> list[str]:
-    """Removes what some published files hold and the computation does not use: a LayerNorm of the projector that the
-    configuration switches off, a head that is the embeddings. Returns the names of what is lost so."""
-    stale = [name for name in tensors if name.startswith("model.multi_modal_projector.layer_norm.")]
-    stale = stale if isinstance(config, Lfm2VlConfig) and not config.projector_use_layernorm else []
-    tied = [name for name in tensors if config.tie_word_embeddings and name.startswith(HEAD)]
-    tied = [name for name in tied if EMBEDDINGS + name[len(HEAD) :] in tensors]
-    for name in (*stale, *tied):
-        del tensors[name]
-    return stale
 
 
 def check_shapes(model: nn.Module, tensors: dict[str, TensorInfo], folder: Path, shards: Shards) -> None:

@@ -49,7 +49,7 @@ LEAVES = {  # feed-forward names of some older ports
     "feed_forward.up_proj.": "feed_forward.w3.",
     "feed_forward.down_proj.": "feed_forward.w2.",
 }
-# What no forward pass needs: tables that are computed anew, heads for pooling, rewards and classes.
+# Tensors that no forward pass needs: tables that are computed anew, heads for pooling, rewards and classes.
 UNNEEDED = re.compile(
     r"(^|\.)(rotary_emb\..+|inv_freq|position_ids|masked_bias)$"
     r"|(^|\.)(v_head|value_head|score|reward_head|regression_head|classifier|pooler)\..+$"
