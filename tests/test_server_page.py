@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import GOLDEN
@@ -310,6 +311,18 @@ def test_settings_reach_the_server_and_stay(opened):
     body = sent.value.post_data_json
     assert (body["max_completion_tokens"], body["max_image_tokens"], body["model"]) == (5, 64, "demo")
     assert "The answer stopped at its longest length." in opened.page.inner_text(".answer .foot")
+
+
+def test_a_question_waits_for_the_list_of_models(opened):
+    held: list[Any] = []
+    opened.page.route("**/v1/models", lambda route: held.append(route))
+    opened.page.reload()
+    opened.ask(QUESTION, SCENE, wait=False)
+    until(lambda: opened.page.wait_for_timeout(20) or len(held) == 2)
+    for route in held:
+        route.continue_()
+    opened.page.wait_for_selector(".answer:last-child .message-tools")
+    assert opened.answer == ANSWER
 
 
 def test_an_error_of_the_server_is_shown_in_its_words(opened):

@@ -32,7 +32,7 @@ async function send({ text, pictures }) {
 /** Answers the last question of a conversation. */
 async function answer(conversation) {
   const message = { role: "assistant", text: "", pictures: [], running: true, schema: settings.hasSchema() };
-  const body = { model: byId("model").value, ...settings.body() };
+  const body = settings.body();
   const controller = new AbortController();
   running = { conversation, controller };
   conversation.messages.push(message);
@@ -43,6 +43,8 @@ async function answer(conversation) {
   const started = performance.now();
   const since = () => (performance.now() - started) / 1000;
   try {
+    if (!byId("model").value) await showModels(); // a question may come before their first list
+    body.model = byId("model").value;
     body.messages = await requestMessages(conversation.messages.slice(0, -1));
     for await (const event of chat(body, controller.signal)) {
       if (event.text) {
