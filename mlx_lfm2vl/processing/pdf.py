@@ -100,7 +100,8 @@ def pages(document: bytes, label: str, selection: str | None, policy: SourcePoli
     found = answer["pages"]
     if len(found) > policy.max_pages:
         few = f"{label}[{found[0][0]}-{found[0][0] + int(policy.max_pages) - 1}]"
-        raise ImageError(f"{label}: more than {policy.max_pages} pages at a time; name fewer, such as {few}")
+        way_out = f"name fewer, such as {few}" if has_suffix(label) else "give a document of fewer"
+        raise ImageError(f"{label}: more than {policy.max_pages} pages at a time; {way_out}")
     return [PdfPage(document, f"{label}[{number}]", number, width, height) for number, width, height in found]
 
 

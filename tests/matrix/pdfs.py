@@ -246,6 +246,11 @@ FAULTY = [
         Refused(ImageError, "{folder}/a.pdf[5]", "is missing or has no size", "leave it out"),
     ),
     faulty("more pages than allowed", THREE, "more than 2 pages at a time", "name fewer, such as", max_pages=2),
+    Row(
+        "faulty: more pages than allowed, without a name",
+        lambda b: pages(THREE, max_pages=2),
+        Refused(ImageError, "picture bytes", "more than 2 pages at a time", "give a document of fewer"),
+    ),
     faulty("more bytes than allowed", THREE, "more than 100 bytes", "make it smaller", max_bytes=100),
     Row(
         "faulty: a picture called so",
