@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import re
 import warnings
 from dataclasses import dataclass, replace
@@ -220,15 +221,17 @@ def test_pictures_are_read_one_by_one(loaded: Loaded, tmp_path):
     for name in names:
         Image.new("RGB", (61, 53)).save(name)
     alive = []
+    looks = itertools.count()
 
     def look() -> bool:
-        alive.append(sum(isinstance(each, Image.Image) and each.size == (61, 53) for each in gc.get_objects()))
+        if next(looks) % 4 == 0:  # to go through all objects takes longer than a token
+            alive.append(sum(isinstance(each, Image.Image) and each.size == (61, 53) for each in gc.get_objects()))
         return False
 
     options = GenerationOptions(max_tokens=2)
     with pytest.raises(AnswerError, match="cut off by max_tokens"):
         detect(*loaded, names, "ring", options=options, stop=look)
-    assert len(alive) > 20 and max(alive) <= 9  # a batch, and the next one
+    assert len(alive) > 5 and 0 < max(alive) <= 9  # a batch, and the next one
     with pytest.raises(ImageError, match=r"no/such\.png"):
         detect(*loaded, [*names, "no/such.png"], "ring", options=options)
 
