@@ -189,6 +189,7 @@ def test_special_tokens_are_never_text():
         ('{"a": 1, "a": 2}', "the key 'a' twice"),
         ('{"const": "\\ud800"}', "half of a surrogate pair"),
         ('{"maximum": NaN}', "NaN is no number of JSON"),
+        *((f'{{"{keyword}": 1e999}}', "1e999") for keyword in ("maximum", "const", "default", "unknown")),
         ("{", "the JSON schema is no JSON"),
         ("no/such.json", "no/such.json: cannot be read as a schema or grammar"),
         (3, "response_format is int, expected"),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 from urllib.parse import quote, unquote
 
-from ..config.files import no_number
+from ..config.files import finite_number, no_number
 from ..errors import ConstraintError
 
 MAX_SCHEMA, MAX_GRAMMAR, MAX_PATTERN = 2**18, 2**18, 2**14  # characters
@@ -87,7 +87,7 @@ def checked_schema(text: str) -> dict[Pointer, Any]:
     """Every schema in the schema of a JSON text by its place, that of the whole first; `uniqueItems: false`, which
     says nothing, is left out. Raises `ConstraintError` naming the keyword and its place."""
     try:
-        schema = json.loads(text, parse_constant=no_number, object_pairs_hook=_object)
+        schema = json.loads(text, parse_constant=no_number, parse_float=finite_number, object_pairs_hook=_object)
     except RecursionError:
         raise ConstraintError(f"the JSON schema has more than {MAX_DEPTH} levels") from None
     except ValueError as error:
