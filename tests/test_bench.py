@@ -126,6 +126,7 @@ def test_the_tables_fit_80_columns_with_a_row_a_measurement(report):
     assert max(map(len, dataclasses.replace(report, answers=(largest,)).table().splitlines())) <= COLUMNS == 80
 
 
+@pytest.mark.backends("numpy")
 def test_json_has_the_reports_fields(cli):  # noqa: F811
     code, out, err = cli("bench", "demo", "--sizes", "text", "--batch-sizes", "--json", *QUICK)
     assert (code, err) == (0, "")
@@ -138,6 +139,7 @@ def test_json_has_the_reports_fields(cli):  # noqa: F811
     assert made["answers"][0]["generated_tokens"] == 4
 
 
+@pytest.mark.backends("numpy")
 def test_an_answer_of_six_fields_takes_fewer_steps_by_its_form(cli):  # noqa: F811
     words = ("bench", "demo", "--sizes", "--batch-sizes", "--constraints", "--json", *QUICK)
     code, out, err = cli(*words)
@@ -148,6 +150,7 @@ def test_an_answer_of_six_fields_takes_fewer_steps_by_its_form(cli):  # noqa: F8
     assert made["constraints"]["step"] > 0 and made["constraints"]["masked_step"] > 0
 
 
+@pytest.mark.backends("numpy")
 def test_drafts_take_fewer_steps_where_a_question_is_asked_again(cli):  # noqa: F811
     words = ("bench", "demo", "--sizes", "--batch-sizes", "--draft", "--json", "--repeats", 1, "--tokens", 64)
     code, out, err = cli(*words)
@@ -160,6 +163,7 @@ def test_drafts_take_fewer_steps_where_a_question_is_asked_again(cli):  # noqa: 
     assert again["model_steps"] <= 32
 
 
+@pytest.mark.backends("numpy")
 def test_the_plot_is_a_picture(cli, tmp_path):  # noqa: F811
     pytest.importorskip("matplotlib")
     from PIL import Image

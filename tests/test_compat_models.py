@@ -418,6 +418,7 @@ def test_a_max_shard_size_that_is_none_is_refused(size, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("hf", [True, False])
 @pytest.mark.parametrize("how", ["save_pretrained", "push_to_hub"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

@@ -43,7 +43,7 @@ def greedy(model, prompt: Prompt, count: int, **prefill_options) -> np.ndarray:
     return np.array(list(decode(model, prompt, cache_, logits, UniformSampler(GREEDY), count))).T
 
 
-@pytest.mark.sampled(40)
+@pytest.mark.sampled(24)
 @pytest.mark.parametrize("case_id", case_ids(having="generated"))
 def test_greedy_tokens_are_the_references(case_id, golden):
     case = golden(case_id)
@@ -52,6 +52,7 @@ def test_greedy_tokens_are_the_references(case_id, golden):
     np.testing.assert_array_equal(ours, expected)
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("chunk", [1, 7, 64, 10_000])
 @pytest.mark.parametrize("case_id", ["gen2-several", "gen25-text", "gen2-batch-left"])
 def test_a_prompt_in_chunks_equals_the_whole(case_id, chunk, golden):

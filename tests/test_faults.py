@@ -246,7 +246,7 @@ def fetch_killed(hub: HubServer, home: Path, seconds: float) -> bool:
     return child.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("moments", [3, pytest.param(40, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("moments", [1, pytest.param(40, marks=pytest.mark.soak)])
 def test_a_download_that_is_killed_is_never_taken_for_whole(hub, tmp_path, moments):
     """Without the hub an answer is the true one or an error; with it, what is missing is fetched."""
     hub.pace = 400_000  # bytes a second: the weights take a while

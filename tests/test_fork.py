@@ -82,7 +82,7 @@ WORKS = {
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("work", WORKS)
 def test_a_forked_process_works_or_says_that_it_cannot(work, backend):
     text, expected = WORKS[work]

@@ -75,7 +75,7 @@ def leaves(hub: HubServer, home: Path, way: str) -> None:
         assert time.time() - begun < SECONDS + (way == "reload") and float(out) - begun < 1
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("how", ["paced", "silent"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_download_is_left_at_once(way, how, tmp_path):

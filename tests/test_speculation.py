@@ -116,6 +116,7 @@ def same(made: Completion, plain: Completion) -> None:
 # The batch
 
 
+@pytest.mark.sampled(24)
 @pytest.mark.parametrize("case_id", case_ids(having="generated"))
 def test_drafts_give_the_reference_s_tokens(case_id, golden):
     """Rows of a padded batch too, each with drafts of other lengths, right and wrong."""
@@ -395,6 +396,7 @@ def test_an_answer_is_cancelled_within_drafts(at):
     same(again, plain)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", [None, "landscape"])
 @pytest.mark.parametrize("length", [1, 5, 6, 12])
 def test_the_next_turn_begins_behind_an_answer_with_drafts(length, name):
