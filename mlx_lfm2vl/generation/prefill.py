@@ -134,6 +134,7 @@ def _prefill_row(
     Cache and logits (1, vocabulary)."""
     ids, known, spans = row.tokens, row.known, row.prompt.spans if prompt_cache is not None else ()
     cache = model.make_cache()
+    cache.follow(row.drafter)
     if not row.generated:
         row.cached = known
     recorder = None
@@ -141,6 +142,7 @@ def _prefill_row(
         entry, point = row.source
         row.source = None  # its arrays are the prompt cache's
         cache = entry.at(point)
+        cache.follow(row.drafter)
         recorder = Recorder(row.ids, spans, [each for each in entry.checkpoints if each.offset <= known])
         if known == len(ids):
             assert point.logits is not None
@@ -189,6 +191,7 @@ def _prefill_together(
     mask = (np.arange(ids.shape[1]) >= padding[:, None]).astype(np.int64)
     prompt = Prompt(ids, mask, images=images, answer=max(row.options.token_limit for row in rows))
     cache = model.make_cache()
+    cache.follow(next((row.drafter for row in rows if row.drafter is not None), None))
     logits = yield from prefill_in_pieces(model, prompt, cache)
     return cache, logits, prompt.padding
 
