@@ -103,9 +103,11 @@ def _encode_pictures(
     if not pictures:
         return None
     known: dict[int, mx.array] = {}
+    factor = model.config.downsample_factor**2
     if vision_cache is not None:
         for index, picture in enumerate(pictures):
-            views = [vision_cache.get(key) for key in picture.keys]
+            counts = (picture.spatial_shapes.prod(axis=1) // factor).tolist()
+            views = [vision_cache.get(key, count) for key, count in zip(picture.keys, counts, strict=True)]
             if all(view is not None for view in views):
                 known[index] = mx.concatenate(views)  # type: ignore[arg-type]
                 picture.drop()
@@ -117,7 +119,6 @@ def _encode_pictures(
         del pixels
         tokens = yield from work
         del work
-        factor = model.config.downsample_factor**2
         counts = [int(picture.spatial_shapes.prod(axis=1).sum()) // factor for picture in unknown]
         parts = iter(_split(tokens, counts))
         known |= {index: next(parts) for index in range(len(pictures)) if index not in known}
