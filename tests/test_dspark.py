@@ -35,6 +35,7 @@ from mlx_lfm2vl import (
     GenerationOptions,
     GenerationRequest,
     OptionError,
+    OutOfMemoryError,
     PromptCache,
     WeightsError,
     generate_batch,
@@ -47,6 +48,7 @@ from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.models.context import Context
+from mlx_lfm2vl.weights.fit import question_bytes
 
 pytestmark = pytest.mark.backends("mlx", "numpy")
 FOLDER = Path(__file__).parent / "dspark"
@@ -257,6 +259,21 @@ def test_the_next_turn_begins_where_the_drafter_has_read():
     for made, cached in ((first, False), (again, True), (without, True)):
         same(made, plain)
         assert bool(statistics_of(made).cached_tokens) == cached
+
+
+def test_memory_for_a_drafter_s_states_is_asked_for(monkeypatch):
+    """Which is what they take; a question that would not fit with them is refused before it runs."""
+    own, model = drafter(), gen25()[0]
+    cache = model.make_cache()
+    cache.follow(own)
+    mx.eval(prefill(model, Prompt(np.random.default_rng(1).integers(500, 800, (1, 256))), cache))
+    assert sum(array.nbytes for layer in cache.draft_layers for array in layer.states) == 256 * own.token_bytes
+    request = GenerationRequest("Hi", options=GREEDY)
+    needed = question_bytes(model.config, 4, len(encode(*gen25(), request).ids), 60)
+    monkeypatch.setattr("mlx_lfm2vl.weights.fit.free_memory", lambda: needed)
+    answered(request, gen25())
+    with pytest.raises(OutOfMemoryError):
+        answered(replace(request, options=replace(GREEDY, draft=own)), gen25())
 
 
 def test_drafters_side_by_side_are_one():

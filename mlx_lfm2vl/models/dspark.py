@@ -127,6 +127,12 @@ class DSparkDraftModel(nn.Module):
         """The layers of the model whose results `remember` takes."""
         return self.config.target_layer_ids
 
+    @property
+    def token_bytes(self) -> int:
+        """Memory for the keys and values of a token."""
+        config = self.config
+        return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * self._dtype.size
+
     def empty(self, batch: int = 0, length: int = 0) -> list[KeyValueCache]:
         """The states of `batch` rows, of whose first `length` tokens nothing is known."""
         config, layers = self.config, [KeyValueCache() for _ in self.layers]
