@@ -88,7 +88,8 @@ if TYPE_CHECKING:
     from .generation.stream import generate, stream_generate
     from .generation.tools import ToolCall, parse_tool_calls
     from .generation.vision_cache import VisionCache
-    from .pretrained import load
+    from .models.dspark import DSparkDraftModel
+    from .pretrained import load, load_draft
     from .processing.fetch import SourcePolicy
     from .processing.load_image import load_image
     from .processing.video import Video, load_video
@@ -121,6 +122,7 @@ __all__ = [
     "Completion",
     "ConfigError",
     "ConstraintError",
+    "DSparkDraftModel",
     "DescribeTask",
     "DetectTask",
     "Draft",
@@ -202,6 +204,7 @@ __all__ = [
     "generate",
     "generate_batch",
     "load",
+    "load_draft",
     "load_image",
     "load_video",
     "parse_tool_calls",
@@ -275,7 +278,8 @@ _HOMES = {
     "generation.tools": ("ToolCall", "parse_tool_calls"),
     "explanation.explain": ("explain",),
     "explanation.explanation": ("Explanation",),
-    "pretrained": ("load",),
+    "models.dspark": ("DSparkDraftModel",),
+    "pretrained": ("load", "load_draft"),
     "processing.fetch": ("SourcePolicy",),
     "processing.load_image": ("load_image",),
     "processing.video": ("Video", "load_video"),
@@ -313,6 +317,7 @@ _COMPUTING = (  # import MLX
     "generation.request",
     "generation.response",
     "generation.stream",
+    "models.dspark",
     "pretrained",
     "tasks.boxes",
     "tasks.description",

@@ -1,4 +1,4 @@
-"""`load`: model and processor of a checkpoint, by its name."""
+"""`load` and `load_draft`: model and processor of a checkpoint, and what drafts for it, by their names."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from .compat.auto_models import MODELS
 from .compat.auto_processors import FAMILIES
 from .compat.models import Lfm2VlForConditionalGeneration
 from .compat.processors import Lfm2VlProcessor
-from .config import GenerationConfig, ModelConfig, config_of, read_json
+from .config import GenerationConfig, ModelConfig, config_of, is_dspark, read_json
 from .errors import ConfigError, LoadCancelledError, OptionError
 from .generation.arguments import ProcessorArguments
+from .generation.draft_model import DraftModel
 from .generation.watch import Stop, check_callable
 from .hub import Progress, resolve
+from .models.dspark import DSparkDraftModel
 from .models.key_values import KV_BITS, group_size
 from .threads import cancellation
+from .weights.dspark import load_dspark
 
 
 def load(
@@ -88,6 +91,29 @@ def load(
     if ids := stated.end_tokens(expected, processor.tokenizer.eos_token_id):
         model.generation_config.eos_token_id = ids[0] if len(ids) == 1 else ids
     return model, processor
+
+
+def load_draft(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    progress: Progress | None = None,
+) -> DraftModel | DSparkDraftModel:
+    """What proposes tokens to a model (`GenerationOptions.draft`), of a folder, a hub repository, or `demo`.
+
+    Args:
+        path_or_repo: a smaller model of the same tokens, or a DSpark drafter, which its config.json tells apart.
+        revision, token, local_files_only, progress: as for `load`.
+
+    Raises:
+        Lfm2VlError: one of the library's typed errors.
+    """
+    folder = resolve(path_or_repo, revision=revision, token=token, local_files_only=local_files_only, progress=progress)
+    if is_dspark(read_json(folder / "config.json")):
+        return load_dspark(folder)
+    return DraftModel(load(folder, progress=progress)[0])
 
 
 def _check_kv_bits(kv_bits: object, config: ModelConfig) -> None:

@@ -15,7 +15,7 @@ from mlx_lfm2vl import GenerationOptions, load, stream_generate
 from mlx_lfm2vl.benchmark.ask import PROMPT, TEXT_PROMPT, ask, draw
 from mlx_lfm2vl.benchmark.measure import Plan, benchmark
 from mlx_lfm2vl.benchmark.plot import plot
-from mlx_lfm2vl.benchmark.report import COLUMNS, PARTS
+from mlx_lfm2vl.benchmark.report import COLUMNS, PARTS, Again
 from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.generation.decode import GenerationBatch
 
@@ -133,7 +133,7 @@ def test_json_has_the_reports_fields(cli):  # noqa: F811
     made = json.loads(out)
     assert set(made) == {
         *("model", "machine", "bandwidth", "weights", "repeats", "import_seconds", "load_seconds"),
-        *("answers", "batches", "constraints", "drafts", "complete"),
+        *("answers", "batches", "constraints", "drafts", "again", "complete"),
     }
     assert made["model"] == "demo" and made["batches"] == [] and len(made["answers"]) == 1
     assert made["answers"][0]["generated_tokens"] == 4
@@ -155,12 +155,52 @@ def test_drafts_take_fewer_steps_where_a_question_is_asked_again(cli):  # noqa: 
     words = ("bench", "demo", "--sizes", "--batch-sizes", "--draft", "--json", "--repeats", 1, "--tokens", 64)
     code, out, err = cli(*words)
     assert (code, err) == (0, "")
-    first, again = json.loads(out)["drafts"]
-    assert (first["answer"], again["answer"]) == ("first", "again")
-    for made in (first, again):
+    first, again, auto, wrong = json.loads(out)["drafts"]
+    assert [made["answer"] for made in (first, again, auto, wrong)] == ["first", "again", "again, auto", "all wrong"]
+    assert wrong["accepted_tokens"] == 0 and 1 <= wrong["drafted_tokens"] <= 16
+    for made in (first, again, auto, wrong):
         assert made["tokens"] == 64 == made["model_steps"] + made["accepted_tokens"]
         assert made["drafted_tokens"] >= made["accepted_tokens"] and min(made["plain"], made["drafting"]) > 0
     assert again["model_steps"] <= 32
+
+
+@pytest.mark.backends("numpy")
+def test_a_second_question_and_one_after_idling_are_timed(cli, report, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("mlx_lfm2vl.benchmark.again.IDLE", 0.2)
+    code, out, err = cli("bench", "demo", "--sizes", "--batch-sizes", "--again", "--json", *QUICK)
+    assert (code, err) == (0, "")
+    made = json.loads(out)
+    assert made["complete"] and set(made["again"]) == {"first", "second", "idle", "idle_seconds"}
+    assert made["again"]["idle_seconds"] == 0.2 and min(made["again"].values()) > 0
+    assert max(map(len, dataclasses.replace(report, again=Again(123.4, 123.4, 123.4, 5.0)).table().splitlines())) <= 80
+
+
+@pytest.mark.backends("numpy")
+def test_a_run_is_compared_with_an_earlier_one(cli, tmp_path):  # noqa: F811
+    words = ("bench", "demo", "--sizes", "text", "--batch-sizes", *QUICK)
+    earlier = json.loads(cli(*words, "--json")[1])
+    earlier["answers"][0]["tokens_per_second"] = 1e6
+    earlier["machine"]["name"] = "Another one"
+    file = tmp_path / "before.json"
+    file.write_text(json.dumps(earlier))
+    code, out, err = cli(*words, "--against", file)
+    assert (code, err) == (0, "")
+    shown = out.split("\n\n")[-2:]
+    assert shown[0] == "before: name Another one"
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in shown[1].splitlines()]
+    assert rows[0] == ["measured", "before", "now", "ratio"]
+    named = {row[0]: row[1:] for row in rows[2:]}
+    assert set(named) == {f"answers text {what}" for what in ("first token", "tokens per second", "peak memory")}
+    assert named["answers text tokens per second"][0] == "1000000"
+    assert named["answers text tokens per second"][2] == "0.00"
+
+
+@pytest.mark.parametrize("held", ["", "{}", "[1]", '{"model": "a", "machine": {}, "answers": [], "batches": []}'])
+def test_a_file_without_measurements_is_refused(cli, tmp_path, held):  # noqa: F811
+    file = tmp_path / "before.json"
+    file.write_text(held)
+    code, out, err = cli("bench", "demo", "--against", file, *QUICK)
+    assert (code, out) == (2, "") and str(file) in err and err.count("\n") == 1
 
 
 @pytest.mark.backends("numpy")

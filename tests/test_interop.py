@@ -14,8 +14,12 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, logits_of
 
+from mlx_lfm2vl import GenerationOptions, demo, load, load_draft
 from mlx_lfm2vl import convert as convert_and_measure
-from mlx_lfm2vl import demo, load
+from mlx_lfm2vl.config import GenerationConfig
+from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
+from mlx_lfm2vl.generation.decode import GenerationBatch
+from mlx_lfm2vl.generation.sampler import UniformSampler
 
 mlx_vlm = pytest.importorskip("mlx_vlm", reason="mlx-vlm is not installed")
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
@@ -204,3 +208,32 @@ def test_the_way_back_to_transformers(name, tmp_path):
     ids = np.array([[1, 6, 500, 501, 502, 503, 7]])
     expected = np.array(logits_of(load(GOLDEN / name)[0], ids, use_cache=False))[0, -1]
     np.testing.assert_allclose(found, expected, atol=5e-5 * np.abs(expected).max())
+
+
+def test_a_dspark_drafter_proposes_what_it_does_in_mlx_vlm(tmp_path):
+    """Its own loader, its own LFM2-VL; behind a prompt and behind tokens that follow it."""
+    from mlx_vlm.speculative.drafters import load_drafter
+    from mlx_vlm.utils import load_model
+
+    folder = Path(__file__).parent / "dspark"
+    out = convert(laid_out("LFM2.5-VL-3B", tmp_path / "source"), tmp_path / "out")
+    their_model, (their_drafter, _) = load_model(out), load_drafter(str(folder))
+    their_drafter.bind(their_model)
+    language, states = their_model.language_model, their_model.language_model.make_cache()
+    model, _ = load(out)
+    cache = model.make_cache()
+    cache.follow(load_draft(folder))
+    ids = np.random.default_rng(4).integers(500, 800, (1, 20))
+    greedy = UniformSampler(GenerationOptions(temperature=0.0).resolve(GenerationConfig()))
+    batch = GenerationBatch(model, cache, prefill(model, Prompt(ids), cache), greedy)
+    batch.step(last=True)
+    drafts, new = their_drafter.make_cache(), mx.array(ids)
+    for _ in range(4):
+        made = language(new, cache=states, capture_layer_ids=their_drafter.config.target_layer_ids)
+        chosen = int(mx.argmax(made.logits[0, -1]))
+        hidden = mx.concatenate(made.hidden_states, axis=-1)
+        block = their_drafter.draft_block(chosen, hidden, drafts, 10, lambda logits: mx.argmax(logits, axis=-1))
+        assert batch.draft()[0] == np.array(block).tolist()
+        (tokens,) = batch.verify([[9]])[0]  # a wrong draft: one token is taken
+        batch.keep([tokens[:1]])
+        new = mx.array([[chosen]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -36,6 +37,7 @@ from mlx_lfm2vl.config import GenerationConfig
 from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
 from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.defaults import generation_config
+from mlx_lfm2vl.generation.pace import NEEDED, Pace
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.generation.scheduler import Scheduler
@@ -46,6 +48,7 @@ from mlx_lfm2vl.models.key_values import KeyValueCache
 
 pytestmark = pytest.mark.backends("mlx", "numpy")
 GREEDY = GenerationOptions(temperature=0.0, max_tokens=60)
+PAYS = Pace.pays
 
 
 @cache_by_backend
@@ -56,6 +59,12 @@ def loaded(name: str = "gen2") -> Loaded:
 @cache_by_backend
 def demo() -> Loaded:
     return load("demo")
+
+
+@pytest.fixture(autouse=True)
+def by_acceptance_only(monkeypatch):
+    """Steps are counted here: no clock ends drafts."""
+    monkeypatch.setattr("mlx_lfm2vl.generation.pace.Pace.pays", lambda self, rows: True)
 
 
 @pytest.fixture(autouse=True)
@@ -545,12 +554,71 @@ def test_a_draft_model_of_other_tokens_is_refused():
         answered(GenerationRequest("Hi", options=options))
 
 
+# The clock
+
+
+class Timed(Knowing):
+    """A draft that ends by the clock."""
+
+    timed = True
+
+    def copy(self) -> Timed:
+        return Timed(self.prompt, self.answer, self.wrong, self.seed)
+
+
+def slowed(monkeypatch: pytest.MonkeyPatch, method: str, seconds: float) -> None:
+    """Makes a method of `GenerationBatch` take longer."""
+    own = getattr(GenerationBatch, method)
+
+    def slow(*given: Any, **named: Any) -> Any:
+        time.sleep(seconds)
+        return own(*given, **named)
+
+    monkeypatch.setattr(GenerationBatch, method, slow)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1.0])
+def test_drafts_that_cost_more_than_they_save_end(wrong, monkeypatch):
+    """Right ones too: a run with a draft takes as long as 50 without."""
+    monkeypatch.setattr(Pace, "pays", PAYS)
+    request = GenerationRequest("Hi", options=replace(GREEDY, max_tokens=100))
+    plain = answered(request)
+    slowed(monkeypatch, "verify", 0.25)
+    slowed(monkeypatch, "step", 0.005)
+    ends = generation_config(loaded()[0]).eos_token_ids
+    assert ends
+    draft = Timed(len(encode(*loaded(), request).ids), (*plain.tokens, ends[0]), wrong)
+    made = answered(replace(request, options=replace(request.options, draft=draft)))
+    same(made, plain)
+    assert 0 < statistics_of(made).drafted_tokens <= 8
+
+
+def test_drafts_that_save_time_go_on(monkeypatch):
+    monkeypatch.setattr(Pace, "pays", PAYS)
+    request = GenerationRequest("Hi", options=replace(GREEDY, max_tokens=100))
+    plain = answered(request)
+    slowed(monkeypatch, "step", 0.05)
+    slowed(monkeypatch, "verify", 0.05)
+    ends = generation_config(loaded()[0]).eos_token_ids
+    assert ends
+    draft = Timed(len(encode(*loaded(), request).ids), (*plain.tokens, ends[0]))
+    made = answered(replace(request, options=replace(request.options, draft=draft)))
+    same(made, plain)
+    assert statistics_of(made).model_steps <= 1 + NEEDED + 2 + 100 // MOST + 5
+
+
+def test_ngrams_by_the_clock_change_no_answer(cli, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(Pace, "pays", PAYS)
+    words = ("generate", "--model", "demo", "--prompt", "Where is the ring?", "--max-tokens", 40, "--temp", 0)
+    assert cli(*words, "--draft", "auto") == cli(*words)
+
+
 # What is refused
 
 
 @pytest.mark.parametrize("draft", ["n-gram", 3, ["ngram"]])
 def test_a_draft_that_is_none_is_refused(draft):
-    with pytest.raises(OptionError, match=r'draft is .*, expected "ngram", a model or a function'):
+    with pytest.raises(OptionError, match=r'draft is .*, expected "ngram", "auto", a model or a function'):
         GenerationOptions(draft=draft)
 
 

@@ -1,22 +1,35 @@
 """The worth of drafts: answers with and without them, to a question about a picture and to the same question, asked
-again behind its answer."""
+again behind its answer; and what wrong ones cost that end by the clock."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..generation.options import GenerationOptions
 from ..generation.response import Completion, Statistics
+from ..generation.speculation import Draft
 from ..generation.stream import stream_generate
 from ..generation.watch import Stop, check
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .ask import GREEDY, PROMPT
 from .report import Drafts
+
+
+class WrongDraft:
+    """A `Draft` of tokens that stand far from the last ones."""
+
+    timed = True
+
+    def __init__(self, vocabulary: int):
+        self._vocabulary = vocabulary
+
+    def __call__(self, tokens: Sequence[int], count: int) -> list[int]:
+        return [(tokens[-1] + self._vocabulary // 2 + at) % self._vocabulary for at in range(count)]
 
 
 def measure(
@@ -39,13 +52,18 @@ def measure(
     asked = {"type": "text", "text": PROMPT}
     question = {"role": "user", "content": [{"type": "image", "image": file}, asked]}
     answer = {"role": "assistant", "content": answered([question], plain).text}
-    kinds: dict[Literal["first", "again"], list[dict[str, Any]]] = {
-        "first": [question],
-        "again": [question, answer, {"role": "user", "content": [asked]}],
+    again = [question, answer, {"role": "user", "content": [asked]}]
+    kinds: dict[str, tuple[list[dict[str, Any]], Draft | Literal["ngram", "auto"]]] = {
+        "first": ([question], "ngram"),
+        "again": (again, "ngram"),
+        "again, auto": (again, "auto"),
+        "all wrong": ([question], WrongDraft(model.config.text_config.vocab_size)),
     }
 
     def every() -> list[Statistics]:
-        made = [answered(prompt, replace(plain, draft=draft)) for prompt in kinds.values() for draft in (None, "ngram")]
+        made = [
+            answered(prompt, replace(plain, draft=draft)) for prompt, own in kinds.values() for draft in (None, own)
+        ]
         return [each.statistics for each in made if each.statistics is not None]
 
     runs = list(zip(*several(every), strict=True))

@@ -27,10 +27,10 @@ from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..pretrained import load
 from ..weights.atomic_folder import scratch
 from ..weights.names import parameters
-from . import constraints, drafts
+from . import again, constraints, drafts
 from .ask import Run, ask, ask_together, draw
 from .machine import describe, import_seconds, memory_bandwidth
-from .report import PARTS, Answer, Batch, Constraints, Drafts, Report
+from .report import PARTS, Again, Answer, Batch, Constraints, Drafts, Report
 
 TEXT = "text"  # in place of a size: a question without a picture
 Size = tuple[int, int] | None  # (width, height), or None: no picture
@@ -43,8 +43,8 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Plan:
     """The measurements: questions of `sizes`, batches of `batch_sizes` pictures, what a form of the answer costs
-    (`constraints`), what drafts save (`drafts`), `tokens` an answer, each `repeats` times after one run to warm up.
-    Raises `OptionError`."""
+    (`constraints`), what drafts save (`drafts`), waits of second questions (`again`), `tokens` an answer, each
+    `repeats` times after one run to warm up. Raises `OptionError`."""
 
     sizes: tuple[Size, ...] = SIZES
     batch_sizes: tuple[int, ...] = BATCH_SIZES
@@ -52,6 +52,7 @@ class Plan:
     repeats: int = 3
     constraints: bool = False
     drafts: bool = False
+    again: bool = False
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -71,7 +72,7 @@ class Plan:
     @property
     def kinds(self) -> int:
         """How many kinds of runs there are."""
-        return len(self.sizes) + len(self.batch_sizes) + self.constraints + self.drafts
+        return len(self.sizes) + len(self.batch_sizes) + self.constraints + self.drafts + self.again
 
 
 def benchmark(
@@ -109,6 +110,7 @@ def benchmark(
     batches: list[Batch] = []
     forms: Constraints | None = None
     drafting: tuple[Drafts, ...] = ()
+    waits: Again | None = None
     with scratch() as folder, WiredLimit(), contextlib.suppress(Cancelled):
         for size in plan.sizes:
             file = None if size is None else draw(size, 0, folder)
@@ -124,6 +126,8 @@ def benchmark(
         if plan.drafts:
             file = draw(BATCH_PICTURE, 0, folder)
             drafting = drafts.measure(model, processor, file, plan.tokens, counter.all, counter.stopped)
+        if plan.again:
+            waits = again.measure(model, processor, draw(BATCH_PICTURE, 0, folder), counter.all, counter.stopped)
     if not counter.stopped():
         bandwidth = max(bandwidth, memory_bandwidth())  # other work may have disturbed the first
     answers = [_answer(size, runs, before, bandwidth) for size, runs in asked]
@@ -139,7 +143,8 @@ def benchmark(
         batches=tuple(batches),
         constraints=forms,
         drafts=drafting,
-        complete=len(answers) + len(batches) + (forms is not None) + bool(drafting) == plan.kinds,
+        again=waits,
+        complete=len(answers) + len(batches) + (forms is not None) + bool(drafting) + (waits is not None) == plan.kinds,
     )
 
 

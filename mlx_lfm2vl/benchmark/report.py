@@ -16,6 +16,7 @@ TIMES = ("picture", "tokens", *PARTS, "peak memory")  # headings
 SPEEDS = ("picture", "first token", "from start", "tokens/s", "MB a token", "of bandwidth")
 FORMS = ("form", "ms a step", "with a mask", "ratio", "tokens", "model steps", "ratio")
 DRAFTS = ("answer", "tokens/s", "with drafts", "ratio", "tokens", "model steps", "right")
+AGAIN = ("first token of", "a question", "a second one", "after idling", "idle for")
 TOGETHER = ("pictures at once", "pictures/s", "tokens/s", "peak memory")
 
 
@@ -80,9 +81,10 @@ class Constraints:
 
 @dataclass(frozen=True)
 class Drafts:
-    """Medians of an answer to a question that is asked "first", or "again" behind the answer. `plain` and `drafting`:
-    tokens a second without drafts and with n-grams. `model_steps` with them; `drafted_tokens` were proposed,
-    `accepted_tokens` were right."""
+    """Medians of an answer to a question asked "first", or "again" behind the answer (by n-grams), or "again, auto"
+    (these by the clock), or with drafts that are "all wrong" (by the clock). `plain` and `drafting`: tokens a second
+    without drafts and with them. `model_steps` with them; `drafted_tokens` were proposed, `accepted_tokens` were
+    right."""
 
     answer: str
     plain: float
@@ -91,6 +93,17 @@ class Drafts:
     model_steps: int
     drafted_tokens: int
     accepted_tokens: int
+
+
+@dataclass(frozen=True)
+class Again:
+    """Medians of seconds to the first token: of a `first` question about a picture, of a `second` one about the same,
+    and of a question after `idle_seconds` without work (`idle`). The picture's file is read for each."""
+
+    first: float
+    second: float
+    idle: float
+    idle_seconds: float
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,7 @@ class Report:
     batches: tuple[Batch, ...]
     constraints: Constraints | None = None
     drafts: tuple[Drafts, ...] = ()
+    again: Again | None = None
     complete: bool = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,6 +141,8 @@ class Report:
             lines += ["", *aligned([FORMS, _forms(self.constraints)])]
         if self.drafts:
             lines += ["", *aligned([DRAFTS, *map(_drafts, self.drafts)])]
+        if self.again is not None:
+            lines += ["", *aligned([AGAIN, _again(self.again)])]
         return "\n".join(lines)
 
     def _heading(self) -> list[str]:
@@ -163,6 +179,11 @@ def _drafts(drafts: Drafts) -> tuple[str, ...]:
     speeds = (f"{drafts.plain:.1f}", f"{drafts.drafting:.1f}", f"{drafts.drafting / drafts.plain:.2f}")
     right = f"{100 * drafts.accepted_tokens / max(1, drafts.drafted_tokens):.0f} %"
     return (drafts.answer, *speeds, str(drafts.tokens), str(drafts.model_steps), right)
+
+
+def _again(again: Again) -> tuple[str, ...]:
+    times = (f"{again.first:.3f}", f"{again.second:.3f}", f"{again.idle:.3f}")
+    return ("a picture", *times, f"{again.idle_seconds:.0f} s")
 
 
 def _together(batch: Batch) -> tuple[str, ...]:

@@ -72,25 +72,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--constraints", action="store_true", help="also what a form of the answer (a JSON schema) costs and saves"
     )
     parser.add_argument("--draft", action="store_true", help="also what drafts of n-grams save, and cost")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="also the wait for the first token of a second question about a picture, and after 5 seconds without work",
+    )
+    parser.add_argument(
+        "--against", metavar="FILE", help="also compare with an earlier run, which --json wrote into a file"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--plot", metavar="FILE", help="also draw the times into a .png, .pdf or .svg file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from ..benchmark import plot
+    from ..benchmark import against, plot
     from ..benchmark.measure import Plan, benchmark
+    from ..errors import OptionError
     from .interrupt import Interrupt
     from .progress import Bars
 
     file = None if args.plot is None else Path(args.plot).expanduser()
     if file is not None:
         plot.check_file(file)
+    earlier = None if args.against is None else against.read(Path(args.against).expanduser())
+    if earlier is not None and args.json:
+        raise OptionError("--against compares in the table; leave --json out")
     name = args.model
     if name is None:
         name, remark = default_model()
         note(f"no model given: {remark}")
-    plan = Plan(tuple(args.sizes), tuple(args.batch_sizes), args.tokens, args.repeats, args.constraints, args.draft)
+    plan = Plan(
+        tuple(args.sizes),
+        tuple(args.batch_sizes),
+        args.tokens,
+        args.repeats,
+        constraints=args.constraints,
+        drafts=args.draft,
+        again=args.again,
+    )
     with Interrupt() as interrupt, Bars() as bars:
         report = benchmark(
             name,
@@ -101,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
             stop=interrupt,
         )
     print(json.dumps(report.to_dict()) if args.json else report.table())
+    if earlier is not None:
+        print("", *against.comparison(earlier, report), sep="\n")
     if file is not None:
         plot.plot(report, file)
     if interrupt.happened:

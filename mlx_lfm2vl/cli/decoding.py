@@ -16,15 +16,17 @@ def add_decoding(parser: argparse.ArgumentParser | argparse._ArgumentGroup, *, m
     drafts = parser.add_mutually_exclusive_group()
     drafts.add_argument(
         "--draft",
-        choices=("ngram",),
+        choices=("ngram", "auto"),
         help="propose tokens and check several in one run of the model: what followed the last ones before, in prompt, "
-        "answer and earlier answers; for answers that copy or repeat, which stay the same",
+        "answer and earlier answers; for answers that copy or repeat, which stay the same; auto: only while it "
+        "saves time",
     )
     if model:
         drafts.add_argument(
             "--draft-model",
             metavar="MODEL",
-            help="let a smaller model of the same tokens propose them: folder, hub repository or 'demo'",
+            help="let a DSpark drafter of the model propose them, or a smaller model of the same tokens: folder, hub "
+            "repository or 'demo'",
         )
     parser.add_argument(
         "--kv-bits",
@@ -38,10 +40,10 @@ def with_draft(options: GenerationOptions, args: argparse.Namespace) -> Generati
     """The options with what --draft or --draft-model names, which is loaded. Raises `Lfm2VlError`."""
     from dataclasses import replace
 
-    from .. import DraftModel, load
+    from .. import load_draft
 
     draft: Any = args.draft
     if args.draft_model is not None:
         with Spinner("loading the draft model"):
-            draft = DraftModel(load(args.draft_model)[0])
+            draft = load_draft(args.draft_model)
     return replace(options, draft=draft)

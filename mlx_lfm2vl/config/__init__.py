@@ -3,6 +3,7 @@
 In: JSON files of a folder, of any generation. Out: frozen dataclasses with one spelling of each field.
 """
 
+from .dspark import DSparkConfig, is_dspark
 from .family import ModelConfig, TextConfig, VisionConfig, config_of
 from .files import parse_json, read_json, read_text, shown
 from .generation import GenerationConfig
@@ -17,6 +18,7 @@ from .text import Lfm2Config
 from .vision import Siglip2VisionConfig
 
 __all__ = [
+    "DSparkConfig",
     "GenerationConfig",
     "ImageConfig",
     "ImageProcessorConfig",
@@ -34,6 +36,7 @@ __all__ = [
     "TextConfig",
     "VisionConfig",
     "config_of",
+    "is_dspark",
     "parse_json",
     "read_json",
     "read_text",

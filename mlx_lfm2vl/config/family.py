@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from . import lfm3_vl, model
+from .dspark import is_dspark
 from .files import shown
 from .lfm3 import Lfm3Config
 from .lfm3_vision import Lfm3VlVisionConfig
@@ -27,6 +28,8 @@ FAMILIES: dict[str, type[Lfm2VlConfig] | type[Lfm3VlConfig]] = {
 def config_of(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     """The configuration that a config.json holds. Raises `ConfigError`."""
     model_type = data.get("model_type")
+    if is_dspark(data):
+        raise ConfigError(f"{where}: is a DSpark drafter, which proposes tokens to its model; give it as --draft-model")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
             f"{where}: model_type is {shown(model_type)}; this package runs 'lfm2_vl' (LFM2-VL and LFM2.5-VL) and "

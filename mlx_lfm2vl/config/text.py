@@ -83,7 +83,7 @@ class Lfm2Config:
             head_dim=read.integer("head_dim", default=max(1, hidden // heads)),
             max_position_embeddings=read.integer("max_position_embeddings", default=128_000, high=2**31),
             norm_eps=read.number("norm_eps", "block_norm_eps", default=1e-5),
-            rope_theta=_rope_theta(read),
+            rope_theta=rope_theta_of(read, default=1_000_000.0),
             conv_bias=read.flag("conv_bias", default=False),
             conv_L_cache=read.integer("conv_L_cache", default=3, low=2, high=64),
             block_multiple_of=read.integer("block_multiple_of", default=256),
@@ -122,15 +122,15 @@ class Lfm2Config:
         return out
 
 
-def _rope_theta(read: Fields) -> float:
+def rope_theta_of(read: Fields, default: float) -> float:
     """Both spellings: `rope_theta`, or `rope_parameters: {rope_theta, rope_type}`."""
     parameters = Fields(read.section("rope_parameters") or read.section("rope_scaling"), read.where)
     kind = parameters.get("rope_type", "type", default="default")[1]
     if kind != "default":
         raise read.refuse("rope_type", kind, "'default'")
     if parameters.data.get("rope_theta") is not None:
-        return parameters.number("rope_theta", default=1e6)
-    return read.number("rope_theta", "theta", default=1_000_000.0)
+        return parameters.number("rope_theta", default=default)
+    return read.number("rope_theta", "theta", default=default)
 
 
 def _layer_types(read: Fields, layers: int) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
+from ..models.dspark import DSparkDraftModel
 from ..processing.fetch import SourcePolicy
 from .logits_process import LogitsProcessor
 from .options import GenerationOptions
@@ -81,7 +82,7 @@ class OptionFields(TypedDict, total=False):
     frequency_penalty: float
     presence_penalty: float
     logits_processors: Sequence[LogitsProcessor]
-    draft: Literal["ngram"] | Draft | None
+    draft: Literal["ngram", "auto"] | Draft | DSparkDraftModel | None
 
 
 class CallOverrides(PictureOverrides, OptionFields, total=False):

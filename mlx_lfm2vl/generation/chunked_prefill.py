@@ -90,7 +90,8 @@ def prefill_in_pieces(
     rows, length = prompt.input_ids.shape
     answer = max(0, min(prompt.answer, model.config.text_config.max_position_embeddings - length))
     patches = largest_pass(prompt.spatial_shapes)
-    check_question(model.config, number_type(model), length, answer, patches, rows, model.kv_bits)
+    beside = 0 if cache.drafter is None else cache.drafter.token_bytes
+    check_question(model.config, number_type(model), length, answer, patches, rows, model.kv_bits, beside)
     padding = prompt.padding
     with allocations(f"a prompt of {length:,} tokens"):
         embedding = _embed(model, prompt, vision_cache)

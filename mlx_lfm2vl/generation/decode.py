@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -16,8 +17,9 @@ import numpy as np
 from ..backends.memory import allocations
 from ..backends.thread_state import computing
 from ..errors import NotFiniteError, OutOfMemoryError
-from ..models.cache import Cache
+from ..models.cache import Cache, Drafter
 from ..models.context import Context
+from ..models.dspark import DSparkDraftModel
 from ..models.key_values import GROWTH_STEP
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from .batched_sampler import BatchedSampler
@@ -110,6 +112,33 @@ class GenerationBatch:
     def ready(self) -> bool:
         """Whether all tokens were returned that were chosen, so that `verify` can follow."""
         return self._read
+
+    def follow(self, drafter: Drafter | None) -> None:
+        """Lets a drafter read along, or none."""
+        self._cache.follow(drafter)
+
+    @computing
+    def draft(self) -> tuple[list[list[int]], list[list[float]]]:
+        """The tokens that the drafter expects behind those that were chosen, a block for each row, and how likely each
+        of them is right where all before it are. To be called where `ready`."""
+        with allocations("a draft"):
+            drafter, past = self._cache.drafter, self._cache.offset
+            assert isinstance(drafter, DSparkDraftModel)
+            count, context = drafter.config.block_size, self._context(drafter.config.block_size)
+            mask = None
+            if self._padding is not None or self._gaps is not None:
+                mask = mx.array(np.pad(self._columns(past), [(0, 0), (0, count)], constant_values=True)[:, None, None])
+            body = self._model.model.language_model
+            tokens, confidence = drafter.propose(
+                self._next[0],
+                body.embed,
+                self._model.logits,
+                count,
+                replace(context, attention_mask=mask),
+                self._cache.draft_layers,
+            )
+            mx.eval(tokens, confidence)
+        return tokens.tolist(), confidence.tolist()  # type: ignore[return-value]
 
     @computing
     def verify(self, drafts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[RowLogprobs]] | None]:

@@ -12,11 +12,12 @@ from ..config import ModelConfig
 from ..errors import OptionError
 from ..models.cache import Cache, CacheCheckpoint
 from ..models.context import Context
+from ..models.dspark import DSparkDraftModel
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from .chunked_prefill import Prompt, prefill
 from .ngrams import NgramDraft, Ngrams
 from .request import EncodedPrompt
-from .speculation import Speculation
+from .speculation import BlockSpeculation, Speculation
 from .vision_cache import encode_views
 
 
@@ -29,6 +30,8 @@ class DraftModel:
     Args:
         model: smaller than the one that answers, with the same tokens.
     """
+
+    timed = True
 
     def __init__(self, model: Lfm2VlForConditionalGeneration):
         self._model = model
@@ -107,10 +110,25 @@ def make_speculation(config: ModelConfig, prompt: EncodedPrompt, earlier: Ngrams
     if draft is None:
         return None
     if isinstance(draft, str):
-        return Speculation(NgramDraft(earlier))
+        return Speculation(NgramDraft(earlier), timed=draft == "auto")
+    if isinstance(draft, DSparkDraftModel):
+        _check_drafter(config, draft)
+        return BlockSpeculation(draft)
     if isinstance(draft, Lfm2VlForConditionalGeneration):
         draft = DraftModel(draft)
     own = draft.copy() if hasattr(draft, "copy") else draft
     if isinstance(own, DraftModel):
         own.begin(config, prompt)
-    return Speculation(own)
+    return Speculation(own, timed=bool(getattr(own, "timed", False)))
+
+
+def _check_drafter(config: ModelConfig, drafter: DSparkDraftModel) -> None:
+    """Raises `OptionError` where a drafter is for another model."""
+    own, text = drafter.config, config.text_config
+    for name, wanted, there in (
+        ("hidden_size", own.hidden_size, text.hidden_size),
+        ("vocab_size", own.vocab_size, text.vocab_size),
+        ("num_target_layers", own.num_target_layers, text.num_hidden_layers),
+    ):
+        if wanted != there:
+            raise OptionError(f"the drafter is for a model with {name} {wanted}, this model has {there}")

@@ -22,7 +22,7 @@ def not_finite(model: Lfm2VlForConditionalGeneration, cache: Cache, row: int) ->
     damaged = damaged_parameter(model)
     if damaged is not None:
         return NotFiniteError(f"tensor {damaged} holds NaN or infinity; the model's files are damaged")
-    for index, layer in enumerate(cache.layers):
+    for index, layer in enumerate(cache.layers[: len(model.config.text_config.layer_types)]):
         arrays = layer.arrays
         if isinstance(layer, KeyValueCache):
             arrays = [array[:, :, : layer.offset] for array in arrays]

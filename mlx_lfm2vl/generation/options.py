@@ -13,6 +13,7 @@ from ..constraints.response_format import ResponseFormat
 from ..errors import OptionError
 
 if TYPE_CHECKING:
+    from ..models.dspark import DSparkDraftModel
     from .logits_process import LogitsProcessor
     from .speculation import Draft
 
@@ -38,8 +39,9 @@ class GenerationOptions:
     token's logit loses, c times the first and once the second where it is c > 0 times in the answer; logit - c *
     frequency - (c > 0) * presence (OpenAI's API reference, "Frequency and presence penalties"). `logits_processors`:
     see `LogitsProcessor`. `draft`: proposes tokens that are then computed in one run of the model: "ngram" (what
-    followed the last tokens before, in prompt, answer and earlier answers of a batch or an engine), a smaller model of
-    the family (or a `DraftModel` of it), or a `Draft`. It changes no token, only how many runs they take.
+    followed the last tokens before, in prompt, answer and earlier answers of a batch or an engine), "auto" (the same,
+    where the clock says that it pays), what `load_draft` reads (a DSpark drafter, a smaller model of the family), or a
+    `Draft`. It changes no token, only how many runs they take.
 
     The order: processors, bias, repetition penalty, frequency and presence penalty, the form, temperature, top-k,
     top-p, min-p; from the penalty on it is transformers'. Raises `OptionError` naming the option and its range, and
@@ -61,7 +63,7 @@ class GenerationOptions:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logits_processors: tuple[LogitsProcessor, ...] = ()
-    draft: Literal["ngram"] | Draft | None = None
+    draft: Literal["ngram", "auto"] | Draft | DSparkDraftModel | None = None
 
     def __post_init__(self) -> None:
         self._number("max_tokens", 1, MAX_TOKENS, whole=True)
@@ -90,8 +92,8 @@ class GenerationOptions:
         if not isinstance(processors, Iterable) or not all(map(callable, processors := tuple(processors))):
             raise OptionError(f"logits_processors is {self.logits_processors!r}, expected functions")
         object.__setattr__(self, "logits_processors", processors)
-        if not (self.draft is None or self.draft == "ngram" or callable(self.draft)):
-            raise OptionError(f'draft is {self.draft!r}, expected "ngram", a model or a function')
+        if not (self.draft is None or self.draft in ("ngram", "auto") or callable(self.draft)):
+            raise OptionError(f'draft is {self.draft!r}, expected "ngram", "auto", a model or a function')
         object.__setattr__(self, "response_format", ResponseFormat.of(self.response_format))
 
     def _number(self, name: str, low: float, high: float, whole: bool = False) -> None:

@@ -103,9 +103,11 @@ def _encode_pictures(
     if not pictures:
         return None
     known: dict[int, mx.array] = {}
+    factor = model.config.downsample_factor**2
     if vision_cache is not None:
         for index, picture in enumerate(pictures):
-            views = [vision_cache.get(key) for key in picture.keys]
+            counts = (picture.spatial_shapes.prod(axis=1) // factor).tolist()
+            views = [vision_cache.get(key, count) for key, count in zip(picture.keys, counts, strict=True)]
             if all(view is not None for view in views):
                 known[index] = mx.concatenate(views)  # type: ignore[arg-type]
                 picture.drop()
@@ -117,7 +119,6 @@ def _encode_pictures(
         del pixels
         tokens = yield from work
         del work
-        factor = model.config.downsample_factor**2
         counts = [int(picture.spatial_shapes.prod(axis=1).sum()) // factor for picture in unknown]
         parts = iter(_split(tokens, counts))
         known |= {index: next(parts) for index in range(len(pictures)) if index not in known}
@@ -134,6 +135,7 @@ def _prefill_row(
     Cache and logits (1, vocabulary)."""
     ids, known, spans = row.tokens, row.known, row.prompt.spans if prompt_cache is not None else ()
     cache = model.make_cache()
+    cache.follow(row.drafter)
     if not row.generated:
         row.cached = known
     recorder = None
@@ -141,6 +143,7 @@ def _prefill_row(
         entry, point = row.source
         row.source = None  # its arrays are the prompt cache's
         cache = entry.at(point)
+        cache.follow(row.drafter)
         recorder = Recorder(row.ids, spans, [each for each in entry.checkpoints if each.offset <= known])
         if known == len(ids):
             assert point.logits is not None
@@ -189,6 +192,7 @@ def _prefill_together(
     mask = (np.arange(ids.shape[1]) >= padding[:, None]).astype(np.int64)
     prompt = Prompt(ids, mask, images=images, answer=max(row.options.token_limit for row in rows))
     cache = model.make_cache()
+    cache.follow(next((row.drafter for row in rows if row.drafter is not None), None))
     logits = yield from prefill_in_pieces(model, prompt, cache)
     return cache, logits, prompt.padding
 

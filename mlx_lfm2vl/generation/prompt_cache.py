@@ -16,6 +16,7 @@ import numpy as np
 
 from ..backends.memory import check_bytes
 from ..errors import OptionError
+from ..models.cache import Drafter
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from . import prompt_store
 from .prompt_entry import Checkpoint, Entry, PictureSpan, continues, longest, shared_length
@@ -67,13 +68,18 @@ class PromptCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def find(self, ids: np.ndarray, pictures: Sequence[PictureSpan]) -> tuple[Entry, Checkpoint] | None:
-        """The entry and checkpoint with the longest beginning of a prompt (n,), or None."""
+    def find(
+        self, ids: np.ndarray, pictures: Sequence[PictureSpan], drafter: Drafter | None = None
+    ) -> tuple[Entry, Checkpoint] | None:
+        """The entry and checkpoint with the longest beginning of a prompt (n,), or None. `drafter`: has read along."""
         with self._lock:
             while True:
                 best: Entry | StoredEntry | None = None
                 number, offset = 0, 0
-                for entry in (*self._entries.values(), *(self._store.entries if self._store is not None else ())):
+                stored = self._store.entries if self._store is not None and drafter is None else ()
+                for entry in (*self._entries.values(), *stored):
+                    if drafter is not None and isinstance(entry, Entry) and entry.cache.drafter is not drafter:
+                        continue
                     limit = shared_length(entry.ids, entry.pictures, ids, pictures)
                     found = longest(entry.ends, limit, len(ids))
                     if found is not None and entry.ends[found][0] > offset:

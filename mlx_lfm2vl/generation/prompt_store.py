@@ -147,7 +147,7 @@ class PromptStore:
         """Keeps an entry, in place of those that it continues; a warning where it cannot be written."""
         length = entry.checkpoints[-1].offset
         arrays: dict[str, mx.array] = {"ids": mx.array(entry.ids[:length].astype(np.int64))}
-        for number, layer in enumerate(entry.cache.layers):
+        for number, layer in enumerate(entry.cache.layers[: len(self._config.layer_types)]):
             if isinstance(layer, KeyValueCache):
                 for name, array in zip(layer.names, layer.states, strict=True):
                     arrays[f"layer.{number}.{name}"] = mx.contiguous(array[..., :length, :])

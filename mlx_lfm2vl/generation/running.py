@@ -6,16 +6,18 @@ yet, since the batch is a step ahead, the step only reads them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as List
 from typing import NamedTuple
 
 from ..models.cache import Cache
 from .decode import GenerationBatch
 from .logprobs import RowLogprobs
+from .pace import Pace
 from .response import FinishReason
 from .sampling import NOT_FINITE
 from .sequence import Sequence
-from .speculation import BLOCK
+from .speculation import BLOCK, BlockSpeculation
 
 
 class Outcome(NamedTuple):
@@ -34,7 +36,7 @@ class Running:
     def __init__(self, vocabulary: int) -> None:
         self.rows: list[Sequence] = []
         self.batch: GenerationBatch | None = None
-        self._vocabulary = vocabulary
+        self._vocabulary, self._pace = vocabulary, Pace()
 
     def join(self, rows: List[Sequence], batch: GenerationBatch) -> None:
         """Goes on with other rows, of which nothing was read yet, too."""
@@ -51,6 +53,8 @@ class Running:
         elif self.batch is not None and len(rows) < len(self.rows):
             self.batch.filter([self.rows.index(row) for row in rows])
         self.rows = rows
+        if self.batch is not None and all(row.drafter is None for row in rows):
+            self.batch.follow(None)
 
     def cache_of(self, row: Sequence) -> Cache:
         """The states of a row, which goes on no longer."""
@@ -61,17 +65,42 @@ class Running:
         """The next token of every row, or several where drafts are right. After an error the rows' states no longer
         agree."""
         assert self.batch is not None
-        most = BLOCK // len(self.rows) - 1
-        ready = self.batch.ready
-        drafts = [row.propose(most, self._vocabulary, ready) for row in self.rows]
+        begun, drafting = time.perf_counter(), any(row.timed for row in self.rows)
+        before = sum(len(row.generated) for row in self.rows)
+        first = any(not row.generated for row in self.rows)
+        outcomes, plain = self._step(self.batch, drafting and not self._pace.pays(len(self.rows)))
+        if drafting and not first:  # the first token's step waits for the prompt
+            seconds, count = time.perf_counter() - begun, len(self.rows)
+            if plain:
+                self._pace.plain(count, seconds)
+            else:
+                tokens = sum(len(row.generated) for row in self.rows) - before
+                self._pace.drafted(count, seconds, tokens / count)
+        return outcomes
+
+    def _step(self, batch: GenerationBatch, late: bool) -> tuple[list[Outcome], bool]:
+        """A step, and whether drafts had no part in it. `late`: whether those that end by the clock have to."""
+        most, ready = BLOCK // len(self.rows) - 1, batch.ready
+        blocks = ready and not late and self._read_blocks(batch, most)
+        drafts = [[] if late and row.timed else row.propose(most, self._vocabulary, ready) for row in self.rows]
         if any(drafts) and ready:
-            return self._verify(self.batch, drafts)
+            return self._verify(batch, drafts), False
         last = any(drafts) or all(len(row.generated) + 1 >= row.limit for row in self.rows)
-        tokens, logprobs = self.batch.step(last=last)
-        return [
-            self._take(self.batch, at, [token], None if logprobs is None else [logprobs[at]])
+        tokens, logprobs = batch.step(last=last)
+        outcomes = [
+            self._take(batch, at, [token], None if logprobs is None else [logprobs[at]])
             for at, token in enumerate(tokens)
         ]
+        return outcomes, not (blocks or any(drafts))
+
+    def _read_blocks(self, batch: GenerationBatch, most: int) -> bool:
+        """Lets a drafter propose for its rows, if one of them wants a draft; whether it did."""
+        if not any(row.drafter is not None and row.wanted(most) for row in self.rows):
+            return False
+        for row, tokens, confidence in zip(self.rows, *batch.draft(), strict=True):
+            if isinstance(row.speculation, BlockSpeculation):
+                row.speculation.take(tokens, confidence)
+        return True
 
     def _verify(self, batch: GenerationBatch, drafts: List[List[int]]) -> list[Outcome]:
         tokens, logprobs = batch.verify(drafts)

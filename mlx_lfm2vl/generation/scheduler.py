@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from ..backends.memory import allocations
 from ..backends.thread_state import computing
-from ..errors import OutOfMemoryError
+from ..errors import OptionError, OutOfMemoryError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.tokenizer import Tokenizer
 from ..threads import cancellation
@@ -91,11 +91,15 @@ class Scheduler:
 
         Raises:
             PromptError: if there is no room for an answer.
-            OptionError: for a draft model that does not fit.
+            OptionError: for a draft model that does not fit, or a second drafter.
         """
         ends = generation_config(self._model).eos_token_ids
         limit = min(prompt.options.token_limit, positions_left(self._model, len(prompt.ids), bool(prompt.pictures)))
         speculation = make_speculation(self._model.config, prompt, self._answers)
+        drafter = None if speculation is None else speculation.drafter
+        others = [each.drafter for each in self._rows.values() if each.drafter is not None]
+        if drafter is not None and any(other is not drafter for other in others):
+            raise OptionError("answers side by side have one DSpark drafter; wait for those with the other one")
         row = Sequence(self._count, prompt, self._tokenizer, ends, limit, started, speculation)
         self._count += 1
         self._rows[row.id] = row
@@ -137,7 +141,7 @@ class Scheduler:
             if room <= 0:
                 break
             if self._prompt_cache is not None:
-                row.source = self._prompt_cache.find(row.tokens, row.prompt.spans)
+                row.source = self._prompt_cache.find(row.tokens, row.prompt.spans, row.drafter)
                 if waits_for_beginning(row, leaders):
                     row.source = None
                     continue

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..constraints.matcher import Matcher
 from ..errors import NotFiniteError, OptionError
+from ..models.dspark import DSparkDraftModel
 from ..processing.tokenizer import Tokenizer
 from .detokenizer import Detokenizer
 from .logits_process import RowState
@@ -70,6 +71,16 @@ class Sequence:
         self._said: list[int] = [] if speculation is None else self.ids.tolist()  # prompt and answer, for drafts
 
     @property
+    def drafter(self) -> DSparkDraftModel | None:
+        """What reads along to propose its tokens."""
+        return None if self.speculation is None else self.speculation.drafter
+
+    @property
+    def timed(self) -> bool:
+        """Whether it has drafts that end by the clock."""
+        return self.speculation is not None and self.speculation.timed
+
+    @property
     def tokens(self) -> np.ndarray:
         """Prompt and answer so far, (n,)."""
         return np.concatenate([self.ids, np.array(self.generated, self.ids.dtype)])
@@ -102,11 +113,23 @@ class Sequence:
         that were chosen; else the draft only says that one may be worth waiting for them. Raises `OptionError`."""
         if self.speculation is None:
             return []
-        draft = self.speculation.propose(self._said, min(most, self.limit - len(self.generated) - 1), vocabulary)
+        if self.drafter is not None and not known:  # which proposes once the tokens are
+            draft = [0] * self.wanted(most)
+        else:
+            draft = self.speculation.propose(self._said, min(most, self._left), vocabulary)
         if known and self._waited and not draft:
             self.speculation.pause(len(self._said))
         self._waited = bool(draft) and not known
         return draft
+
+    def wanted(self, most: int) -> int:
+        """The length of the next draft, at most `most`; 0 for none."""
+        return 0 if self.speculation is None else self.speculation.wanted(len(self._said), min(most, self._left))
+
+    @property
+    def _left(self) -> int:
+        """The tokens that a draft may have: one less than are left."""
+        return self.limit - len(self.generated) - 1
 
     def count_draft(self, drafted: int, accepted: int) -> None:
         """Takes note of how much of a draft was right."""

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from ..errors import OptionError
+from ..models.dspark import DSparkDraftModel
 
 LEAST, FIRST, MOST = 2, 4, 8  # tokens of a draft: at least, of the first one, and at most
 BLOCK = 64  # tokens of all rows that are run together at most
 LONGEST_PAUSE = 128  # tokens without a draft, once many have been wrong
+DOUBTED = 0.2  # a token of a block that is less likely to be right, with all before it, is not run
 
 
 @runtime_checkable
@@ -20,7 +22,8 @@ class Draft(Protocol):
     """Proposes how an answer goes on. A function is one.
 
     One that remembers something between calls has a method `copy()`, which gives one in its present state: every answer
-    gets a copy of the one in the options.
+    gets a copy of the one in the options. One with an attribute `timed` that is true is not asked while it costs more
+    time than it saves.
     """
 
     def __call__(self, tokens: Sequence[int], count: int, /) -> Sequence[int]:
@@ -33,19 +36,28 @@ class Speculation:
     most part shorter, and none for some tokens, twice as many each time.
 
     Attributes:
+        drafter: what proposes them for all rows of a batch at once (`BlockSpeculation`), or None.
+        timed: whether they end by the clock, too (`Pace`).
         drafted: tokens that were proposed and run.
         accepted: those of them that the model would have chosen.
     """
 
-    def __init__(self, draft: Draft):
-        self._draft = draft
+    drafter: DSparkDraftModel | None = None
+    longest, fair = MOST, 0.5  # tokens of a draft; the part that must be right, for the next to come at once
+
+    def __init__(self, draft: Draft, *, timed: bool = False):
+        self._draft, self.timed = draft, timed
         self.drafted = self.accepted = 0
         self._length, self._pause, self._resume = FIRST, 0, 0
 
+    def wanted(self, tokens: int, most: int) -> int:
+        """The length of a draft behind so many tokens, at most `most`; 0 for none."""
+        return 0 if tokens < self._resume else max(0, min(self._length, most))
+
     def propose(self, tokens: Sequence[int], most: int, vocabulary: int) -> list[int]:
         """A draft of at most `most` tokens. Raises `OptionError` for one that the model does not have."""
-        count = min(self._length, most)
-        if count < 1 or len(tokens) < self._resume:
+        count = self.wanted(len(tokens), most)
+        if not count:
             return []
         draft = [int(token) for token in self._draft(tokens, count)][:count]
         if wrong := [token for token in draft if not 0 <= token < vocabulary]:
@@ -56,8 +68,8 @@ class Speculation:
         """Takes note of a draft and of how much of it was right; prompt and answer have so many tokens since."""
         self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
         if accepted == drafted:
-            self._length = min(MOST, max(self._length, 2 * drafted))
-        if 2 * accepted < drafted:
+            self._length = min(self.longest, max(self._length, 2 * drafted))
+        if accepted < self.fair * drafted:
             self._length = max(LEAST, 2 * accepted)
             self.pause(tokens)
         else:
@@ -67,3 +79,24 @@ class Speculation:
         """Proposes none for some of the tokens that follow so many."""
         self._pause = min(LONGEST_PAUSE, 2 * self._pause + 1)
         self._resume = tokens + self._pause
+
+
+class BlockSpeculation(Speculation):
+    """Drafts of a DSpark drafter, which reads along in the cache of the batch and proposes for all its rows at once."""
+
+    fair = 0.01
+
+    def __init__(self, drafter: DSparkDraftModel):
+        super().__init__(lambda tokens, count: self._block[:count], timed=True)
+        self.drafter, self.longest = drafter, drafter.config.block_size
+        self._block: list[int] = []
+
+    def take(self, tokens: Sequence[int], confidence: Sequence[float]) -> None:
+        """Takes the block that comes next, up to the first token that is doubted. `confidence`: of each, where all
+        before it are right."""
+        sure, self._block = 1.0, []
+        for token, own in zip(tokens, confidence, strict=True):
+            sure *= own
+            if sure < DOUBTED:
+                break
+            self._block.append(token)

@@ -7,6 +7,7 @@ its grid; two grids of the same pixels are two views.
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -19,56 +20,95 @@ from ..backends.memory import check_bytes
 from ..errors import InputError, OptionError
 from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
 from ..models.siglip2 import pack_views, split_views, vision_passes
+from . import vision_store
 from .finite import check_vision
 from .passes import layers_per_piece, patches_per_pass
+from .vision_store import VisionStore
 from .watch import Pieces, completed
 
 DEFAULT_BYTES = 256 * 2**20
 
 
 class VisionCache:
-    """Image tokens of views seen lately, for one model, at most `limit` bytes of them; the oldest go first."""
+    """Image tokens of views seen lately, for one model; the oldest go first. Safe to use from any thread.
 
-    def __init__(self, limit: int = DEFAULT_BYTES):
+    Args:
+        limit: bytes of memory at most.
+        folder: where they are kept for the next process, too, for the same files of a model; None keeps nothing.
+        folder_limit: bytes of files at most.
+
+    Raises:
+        OptionError
+    """
+
+    def __init__(
+        self,
+        limit: int = DEFAULT_BYTES,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        folder_limit: int = vision_store.DEFAULT_BYTES,
+    ):
         self.limit = check_bytes("limit", limit)
+        self._folder, self._folder_limit = folder, check_bytes("folder_limit", folder_limit)
+        self._store: VisionStore | None = None
         self.nbytes = 0
         self._entries: OrderedDict[bytes, mx.array] = OrderedDict()
         self._lock = threading.Lock()
         self._model: weakref.ref[object] | None = None
 
-    def bind(self, model: object) -> None:
-        """Takes note of the model whose states it holds, until it is cleared. Raises `OptionError` for another."""
+    def bind(self, model: Lfm2VlForConditionalGeneration) -> None:
+        """Takes note of the model whose states it holds, until it is cleared. Raises `OptionError` for another, and
+        `OutputError` where the folder cannot be used."""
         with self._lock:
             bound = None if self._model is None else self._model()
-            if bound is not None and bound is not model:
+            if bound is model:
+                return
+            if bound is not None:
                 raise OptionError("vision_cache holds what another model made; use one for each model, or clear it")
+            self._store = None if self._folder is None else VisionStore(self._folder, self._folder_limit, model)
             self._model = weakref.ref(model)
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: bytes) -> mx.array | None:
-        """The tokens (n, hidden) of a view, or None."""
+    def __contains__(self, key: bytes) -> bool:
+        """Whether a view is in memory, or in the folder."""
+        with self._lock:
+            return key in self._entries or (self._store is not None and key in self._store)
+
+    def get(self, key: bytes, count: int) -> mx.array | None:
+        """The tokens (count, hidden) of a view, or None."""
         with self._lock:
             if key in self._entries:
                 self._entries.move_to_end(key)
+            elif self._store is not None and (kept := self._store.read(key, count)) is not None:
+                self._keep(key, kept)
+                return kept
             return self._entries.get(key)
 
     def put(self, key: bytes, tokens: mx.array) -> None:
         """Keeps the tokens of a view if they fit at all."""
         with self._lock:
-            if key in self._entries or tokens.nbytes > self.limit:
+            if key in self._entries:
                 return
             mx.eval(tokens)
-            self._entries[key] = tokens
-            self.nbytes += tokens.nbytes
-            while self.nbytes > self.limit:
-                self.nbytes -= self._entries.popitem(last=False)[1].nbytes
+            if self._store is not None:
+                self._store.write(key, tokens)
+            self._keep(key, tokens)
+
+    def _keep(self, key: bytes, tokens: mx.array) -> None:
+        if tokens.nbytes > self.limit:
+            return
+        self._entries[key] = tokens
+        self.nbytes += tokens.nbytes
+        while self.nbytes > self.limit:
+            self.nbytes -= self._entries.popitem(last=False)[1].nbytes
 
     def clear(self) -> None:
+        """Forgets what is in memory. Files in the folder stay."""
         with self._lock:
             self._entries.clear()
-            self.nbytes, self._model = 0, None
+            self.nbytes, self._model, self._store = 0, None, None
 
 
 def check_vision_cache(vision_cache: VisionCache | None) -> None:
@@ -106,7 +146,9 @@ def encode_views_in_pieces(
     names: Sequence[object] = keys if keys is not None else range(len(grids))
     tokens: dict[object, mx.array] = {}
     if vision_cache is not None and keys is not None:
-        tokens = {key: known for key in keys if (known := vision_cache.get(key)) is not None}
+        counts = [height * width // model.config.downsample_factor**2 for height, width in grids]
+        found = {key: vision_cache.get(key, count) for key, count in zip(keys, counts, strict=True)}
+        tokens = {key: known for key, known in found.items() if known is not None}
     firsts = {name: index for index, name in reversed(list(enumerate(names))) if name not in tokens}
     missing = sorted(firsts.values())
     room = patches_per_pass(model.config.vision_config, [grids[index] for index in missing])

@@ -33,6 +33,6 @@ def waits_for_picture(row: Sequence, others: List[Sequence], vision_cache: Visio
     """Whether one of these rows, which are prefilled, encodes a picture that the row needs."""
     pairs = zip(row.prompt.places, row.prompt.pictures, strict=True)
     needed = {key for (start, _), picture in pairs if start >= row.known for key in picture.keys}
-    unknown = {key for key in needed if vision_cache.get(key) is None}
+    unknown = {key for key in needed if key not in vision_cache}
     encoding = (picture for other in others if not other.encoded for picture in other.prompt.pictures)
     return any(not unknown.isdisjoint(picture.keys) for picture in encoding)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 
 from ..config import Lfm3Config, TextConfig
 from .bounded_states import BoundedState, ConvCache, WindowCache
+from .context import Context
 from .key_values import KeyValueCache, QuantizedKeyValueCache, group_size
 
 LayerCache = KeyValueCache | ConvCache | WindowCache
@@ -23,19 +25,52 @@ class CacheCheckpoint:
     states: tuple[tuple[mx.array, ...], ...]
 
 
+class Drafter(Protocol):
+    """What reads along with the backbone and keeps keys and values of its own (`DSparkDraftModel`)."""
+
+    @property
+    def target_layer_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def token_bytes(self) -> int: ...
+
+    def empty(self, batch: int = 0, length: int = 0) -> list[KeyValueCache]: ...
+
+    def remember(self, results: Sequence[mx.array], context: Context, past: Sequence[KeyValueCache]) -> None: ...
+
+
 class Cache:
     """The states of all layers of a backbone, for one batch of sequences; `offset` tokens have been seen. Keys and
-    values are quantised to `kv_bits`, bounded states never."""
+    values are quantised to `kv_bits`, bounded states never.
+
+    Attributes:
+        layers: the states of each layer; those of a drafter behind them.
+        drafter: what reads along, or None.
+    """
 
     def __init__(self, config: TextConfig, kv_bits: int | None = None):
         self.layers: list[LayerCache] = [_new_layer(config, kind, kv_bits) for kind in config.layer_types]
-        self.offset = 0
+        self.offset, self._depth = 0, len(self.layers)
+        self.drafter: Drafter | None = None
 
     @classmethod
-    def _of(cls, layers: list[LayerCache], offset: int) -> Cache:
+    def _of(cls, layers: list[LayerCache], offset: int, like: Cache) -> Cache:
         twin = cls.__new__(cls)
-        twin.layers, twin.offset = layers, offset
+        twin.layers, twin.offset, twin.drafter, twin._depth = layers, offset, like.drafter, like._depth
         return twin
+
+    def follow(self, drafter: Drafter | None) -> None:
+        """Lets a drafter read along from here on, or none. A new one knows nothing of the tokens so far."""
+        if drafter is self.drafter:
+            return
+        self.drafter = drafter
+        states = [] if drafter is None else drafter.empty(self.batch or 0, self.offset)
+        self.layers = [*self.layers[: self._depth], *states]
+
+    @property
+    def draft_layers(self) -> list[KeyValueCache]:
+        """The states of the drafter."""
+        return [layer for layer in self.layers[self._depth :] if isinstance(layer, KeyValueCache)]
 
     def get_seq_length(self) -> int:
         """Tokens seen so far (the reference's name)."""
@@ -58,6 +93,7 @@ class Cache:
                 for layer in self.layers
             ],
             offset,
+            self,
         )
         mx.eval(twin.arrays)
         return twin
@@ -65,14 +101,17 @@ class Cache:
     def copy(self) -> Cache:
         """An independent continuation of the same past, for any thread; buffers are shared until one side writes."""
         mx.eval(self.arrays)  # what is not computed yet belongs to the thread that asked for it
-        return self._of([layer.copy() for layer in self.layers], self.offset)
+        return self._of([layer.copy() for layer in self.layers], self.offset, self)
 
     @classmethod
     def merge(cls, caches: Sequence[Cache], cuts: Sequence[int] | None = None) -> Cache:
         """The rows of several caches of one model as one batch, in their order. Shorter pasts are moved to the right:
         they end where the longest ends, behind columns that must be masked as padding. The first `cuts` columns of each
-        cache are left out."""
+        cache are left out. A drafter of one reads along in all."""
         cuts = [0] * len(caches) if cuts is None else cuts
+        drafter = next((cache.drafter for cache in caches if cache.drafter is not None), None)
+        for cache in caches:
+            cache.follow(drafter)
         offsets = [cache.offset - cut for cache, cut in zip(caches, cuts, strict=True)]
         layers: list[LayerCache] = []
         for same in zip(*(cache.layers for cache in caches), strict=True):
@@ -80,7 +119,7 @@ class Cache:
                 layers.append(KeyValueCache.merge(same, cuts))
             else:
                 layers.append(type(same[0]).merge(same, offsets))
-        return cls._of(layers, max(offsets))
+        return cls._of(layers, max(offsets), caches[0])
 
     @property
     def arrays(self) -> list[mx.array]:

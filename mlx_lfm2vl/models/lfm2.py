@@ -213,7 +213,7 @@ class Lfm2Model(nn.Module):
             hidden_states: if given, gets the input of every layer and then the result, as the reference has it.
             attentions: if given, gets the weights of every attention layer.
             last_only: return the last token alone. From the last attention on, whose keys and values are those of all
-                tokens, only what it depends on is computed.
+                tokens, or behind the last layer that a drafter reads, only what it depends on is computed.
 
         Returns:
             (B, L, hidden), or (B, 1, hidden) with `last_only`.
@@ -225,15 +225,26 @@ class Lfm2Model(nn.Module):
         few = last_only and hidden_states is None and attentions is None
         queries = self._needed(length) if few else length
         contexts = self._contexts(context, cache.offset if cache else 0)
+        drafter = cache.drafter if cache is not None else None
+        read = drafter.target_layer_ids if drafter is not None else ()
+        results: list[mx.array] = []
+        narrow = max(self._last_attention or 0, *(each + 1 for each in read)) if read else self._last_attention
         for index, (layer, kind) in enumerate(zip(self.layers, self.config.layer_types, strict=True)):
             if hidden_states is not None:
                 hidden_states.append(x)
             state = cache.layers[index] if cache is not None else None
-            if queries < length and index == self._last_attention:
+            if queries < length and index == narrow:
                 all_tokens, contexts = contexts[kind], {each: of.last(queries) for each, of in contexts.items()}
-                x = layer(x, all_tokens, state, contexts[kind])
+                if kind == "conv":
+                    x = layer(x[:, -queries:], contexts[kind], state)
+                else:
+                    x = layer(x, all_tokens, state, contexts[kind])
             else:
                 x = layer(x, contexts[kind], state, attentions=attentions)
+            if index in read:
+                results.append(x)
+        if cache is not None and drafter is not None:
+            drafter.remember(results, context, cache.draft_layers)
         if last_only:
             x = x[:, -1:]
         if cache is not None:

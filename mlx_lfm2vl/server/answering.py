@@ -56,7 +56,7 @@ class Answering:
     models: Models
     rules: Rules
     deadline: float | None = None
-    draft: Literal["ngram"] | None = None
+    draft: Literal["ngram", "auto"] | None = None
     reader: BodyReader = field(init=False)
 
     def __post_init__(self) -> None:

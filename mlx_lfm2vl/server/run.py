@@ -48,7 +48,7 @@ class Settings:
     model_settings: ModelsSettings = field(default_factory=ModelsSettings)
     deadline: float | None = None
     shutdown_seconds: float = 10.0
-    draft: Literal["ngram"] | None = None
+    draft: Literal["ngram", "auto"] | None = None
 
     def __post_init__(self) -> None:
         for source in self.models:

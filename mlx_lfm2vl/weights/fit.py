@@ -113,15 +113,16 @@ def check_question(
     patches: int = 0,
     rows: int = 1,
     kv_bits: int | None = None,
+    drafter_bytes: int = 0,
 ) -> None:
     """Raises `OutOfMemoryError` if `rows` questions of such a size will not fit beside the weights, saying how many
-    tokens would. `dtype`: of the model's norms."""
+    tokens would. `dtype`: of the model's norms; `drafter_bytes`: that a drafter keeps of a token."""
     free, size = free_memory(), dtype.size
-    needed = rows * question_bytes(config, size, prompt, answer, patches, kv_bits)
+    needed = rows * (question_bytes(config, size, prompt, answer, patches, kv_bits) + (prompt + answer) * drafter_bytes)
     if free is None or needed <= free:
         return
     fixed = rows * question_bytes(config, size, min(prompt, LONGEST_CHUNK), 0, patches, kv_bits)
-    each = token_bytes(config, size, kv_bits) + config.text_config.hidden_size * size
+    each = token_bytes(config, size, kv_bits) + config.text_config.hidden_size * size + drafter_bytes
     fitting = max(0, free - fixed) // (rows * each)
     fewer = "fewer or smaller pictures (max_image_tokens, max_tiles), " if patches else ""
     raise OutOfMemoryError(

@@ -1,0 +1,70 @@
+"""Two results of a benchmark beside each other: what `bench --json` wrote, and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import read_json
+from ..errors import ConfigError, OptionError
+from .report import Report, aligned
+
+HEADINGS = ("measured", "before", "now", "ratio")
+FIELDS = {  # of each part of a report, and what a part is called by
+    "answers": ("picture", ("first_token", "tokens_per_second", "peak_memory")),
+    "batches": ("size", ("pictures_per_second", "peak_memory")),
+    "drafts": ("answer", ("plain", "drafting", "model_steps")),
+    "constraints": ("", ("step", "masked_step", "model_steps")),
+    "again": ("", ("first", "second", "idle")),
+}
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What `bench --json` wrote. Raises `OptionError` for another file."""
+    try:
+        data = read_json(file)
+    except ConfigError as error:
+        raise OptionError(str(error)) from None
+    if not {"model", "machine", "answers", "batches"} <= data.keys() or not dict(_measured(data)):
+        raise OptionError(f"{file}: holds no measurements; write them with mlx-lfm2vl bench --json > {file.name}")
+    return data
+
+
+def comparison(before: Mapping[str, Any], report: Report) -> list[str]:
+    """Lines of a table of what both hold, and of what differs between them beside."""
+    now = report.to_dict()
+    old, new = dict(_measured(before)), dict(_measured(now))
+    shared = [name for name in new if name in old]
+    rows = [(name, _number(old[name]), _number(new[name]), _ratio(old[name], new[name])) for name in shared]
+    lines = [f"before: {what}" for what in _others(before, now)]
+    return [*lines, *([""] if lines else []), *aligned([HEADINGS, *rows])] if rows else [*lines, "nothing is in both"]
+
+
+def _measured(data: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Numbers of a report by their names."""
+    for part, (by, fields) in FIELDS.items():
+        found = data.get(part) or ()
+        for each in found if isinstance(found, (list, tuple)) else [found]:
+            for field in fields:
+                value = each.get(field) if isinstance(each, Mapping) else None
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    yield " ".join(filter(None, (part, str(each.get(by, "")), field.replace("_", " ")))), float(value)
+
+
+def _others(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Circumstances of the first result that are not those of the second."""
+    if before["model"] != now["model"]:
+        yield f"model {before['model']}"
+    machine = before["machine"] if isinstance(before["machine"], Mapping) else {}
+    for name in ("name", "cores", "backend", "device_type", "versions"):
+        if machine.get(name) != now["machine"][name]:
+            yield f"{name.replace('_', ' ')} {machine.get(name)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"
+
+
+def _ratio(before: float, now: float) -> str:
+    return f"{now / before:.2f}" if before else "-"

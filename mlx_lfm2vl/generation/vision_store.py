@@ -1,0 +1,111 @@
+"""Image tokens of a `VisionCache` in a folder, for the next process: one safetensors file a view.
+
+A file's name is a key of the model's files and the key of the view, so that tokens of other weights, dtypes and
+versions are never read. A file is read like any foreign one: one that does not hold what it should is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import OptionError, OutputError, WeightsError, first_line
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from ..weights.files import DTYPES, read_header
+from ..weights.fit import number_type
+
+FORMAT = "mlx_lfm2vl image tokens 1"
+DEFAULT_BYTES = 2 * 2**30
+NAME = "tokens"  # of the one tensor of a file
+_NAMES = re.compile(r"[0-9a-f]{16}-view-[0-9a-f]{32}\.safetensors")  # what else lies there is never deleted
+
+
+class VisionStore:
+    """The views of one model in a folder, at most `limit` bytes of them; those not used for longest go first. To be
+    used with a lock held. Raises `OptionError` and `OutputError`."""
+
+    def __init__(self, folder: str | os.PathLike[str], limit: int, model: Lfm2VlForConditionalGeneration):
+        key, backend = getattr(model, "checkpoint_key", ""), getattr(model, "backend", "")
+        if not key:
+            raise OptionError("vision_cache has a folder, for which the model must have been loaded from files")
+        self.folder, self._limit = Path(folder), limit
+        self._hidden, self._dtype = model.config.text_config.hidden_size, number_type(model)
+        what = [FORMAT, key, backend, str(self._dtype), version("mlx")]
+        self._prefix = hashlib.blake2b(json.dumps(what).encode(), digest_size=8).hexdigest()
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            own = [file for file in self.folder.glob("*-view-*.safetensors") if _NAMES.fullmatch(file.name)]
+            self._sizes = {file: file.stat().st_size for file in sorted(own, key=_used)}
+        except OSError as error:
+            raise OutputError(f"{folder}: pictures cannot be kept there ({error.strerror or error})") from None
+
+    def _file(self, key: bytes) -> Path:
+        return self.folder / f"{self._prefix}-view-{key.hex()}.safetensors"
+
+    def __contains__(self, key: bytes) -> bool:
+        return self._file(key).is_file()
+
+    def read(self, key: bytes, count: int) -> mx.array | None:
+        """The tokens (count, hidden) of a view, evaluated. None where there are none, with a warning where they are
+        damaged."""
+        file = self._file(key)
+        if key not in self:
+            return None
+        try:
+            header = read_header(file)
+            info = header.get(NAME)
+            if info is None or info.shape != (count, self._hidden) or DTYPES.get(info.dtype) != self._dtype:
+                raise WeightsError("it does not hold the tokens of a view")
+            loaded: Any = mx.load(str(file))
+            tokens = loaded[NAME]
+            finite = mx.isfinite(tokens).all()
+            mx.eval(tokens, finite)
+            if not finite.item():
+                raise WeightsError("its numbers are not finite")
+            with suppress(OSError):
+                os.utime(file)
+        except (WeightsError, OSError, RuntimeError) as error:
+            self._sizes.pop(file, None)
+            _warn(f"{file}: is no kept picture and is left out ({first_line(error)})")
+            return None
+        self._sizes[file] = self._sizes.pop(file, file.stat().st_size)
+        return tokens
+
+    def write(self, key: bytes, tokens: mx.array) -> None:
+        """Keeps the tokens of a view; a warning where they cannot be written."""
+        file = self._file(key)
+        part = self.folder / f".{file.stem}-{os.getpid()}.safetensors"
+        try:
+            mx.save_safetensors(str(part), {NAME: mx.contiguous(tokens)}, {"format": FORMAT})
+            part.replace(file)
+            self._sizes.pop(file, None)
+            self._sizes[file] = file.stat().st_size
+        except (OSError, RuntimeError) as error:
+            part.unlink(missing_ok=True)
+            _warn(f"{file}: a picture cannot be kept ({first_line(error)})")
+            return
+        while sum(self._sizes.values()) > self._limit:
+            oldest = next(iter(self._sizes))
+            del self._sizes[oldest]
+            with suppress(OSError):  # another process may have deleted it
+                oldest.unlink(missing_ok=True)
+
+
+def _used(file: Path) -> float:
+    """The time of a file's last use; 0 where another process has deleted it."""
+    with suppress(FileNotFoundError):
+        return file.stat().st_mtime
+    return 0.0
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=3)

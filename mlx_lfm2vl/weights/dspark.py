@@ -1,0 +1,66 @@
+"""A folder with a DSpark drafter to the drafter in memory, checked against its configuration before it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..backends.thread_state import computing
+from ..config import DSparkConfig, read_json
+from ..errors import WeightsError
+from ..models.dspark import DSparkDraftModel
+from . import quantize
+from .files import DTYPES, FLOATING, TensorInfo, reading
+from .fit import check_weights
+from .load import check_shapes
+from .names import parameters
+from .shards import Shards, read_shards
+
+BORROWED = ("embed_tokens.", "lm_head.")  # copies of what a drafter takes from the model
+
+
+@computing
+def load_dspark(folder: Path) -> DSparkDraftModel:
+    """The drafter of a folder: the makers' layout, or one of mlx-vlm, dense or quantised. Raises `ConfigError`,
+    `WeightsError` and `OutOfMemoryError`."""
+    config = DSparkConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+    shards = read_shards(folder)
+    infos = _own_tensors(shards)
+    model = DSparkDraftModel(config)
+    quantize.prepare(model, infos)
+    missing = [name for name in parameters(model) if name not in infos]
+    if missing and not shards.missing:  # else the file is named that is
+        raise WeightsError(f"{folder}: tensor {missing[0]} is missing from the drafter's weight files")
+    check_shapes(model, infos, folder, shards)
+    check_weights(str(folder), infos)
+    dtype = next(DTYPES[info.dtype] for info in infos.values() if info.dtype in FLOATING)
+    with reading(folder):
+        arrays: dict[str, mx.array] = {}
+        for file in shards.files:
+            loaded = mx.load(str(file))
+            assert isinstance(loaded, dict)
+            for name, array in loaded.items():
+                if (own := _own(name)) in infos:
+                    arrays[own] = array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
+        model.load_weights(list(arrays.items()), strict=True)
+        mx.eval(model.parameters())
+    model.eval()
+    return model
+
+
+def _own(name: str) -> str:
+    return name.removeprefix("model.")
+
+
+def _own_tensors(shards: Shards) -> dict[str, TensorInfo]:
+    """The tensors by the names of the drafter's parameters."""
+    infos: dict[str, TensorInfo] = {}
+    for name, info in shards.tensors.items():
+        own = _own(name)
+        if own.startswith(BORROWED):
+            continue
+        if own in infos:
+            raise WeightsError(f"{info.file}: holds {own} twice, with 'model.' and without")
+        infos[own] = info
+    return infos

@@ -1,0 +1,117 @@
+"""Pictures that a folder keeps for the next process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from conftest import GOLDEN, Loaded, cache_by_backend, picture, read_tensors
+
+from mlx_lfm2vl import GenerationOptions, VisionCache, generate, load
+from mlx_lfm2vl.errors import OptionError, OutputError
+from mlx_lfm2vl.generation import vision_cache as encoding
+
+OPTIONS = GenerationOptions(max_tokens=6, temperature=0.0)
+
+
+@cache_by_backend
+def loaded() -> Loaded:
+    return load(GOLDEN / "gen2")
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[int]:
+    """The views of each pass of the vision tower."""
+    seen: list[int] = []
+    whole = encoding._encode_pass
+
+    def counted(model, pixels, shapes):
+        seen.append(len(shapes))
+        return whole(model, pixels, shapes)
+
+    monkeypatch.setattr(encoding, "_encode_pass", counted)
+    return seen
+
+
+def answer(folder: Path | None, name: str = "landscape", model: Loaded | None = None, limit: int = 2**30) -> str:
+    cache = None if folder is None else VisionCache(folder=folder, folder_limit=limit)
+    return generate(*(model or loaded()), "What is it?", picture(name), options=OPTIONS, vision_cache=cache)
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_the_next_process_encodes_no_picture_again(tmp_path, encoded):
+    first = answer(tmp_path / "kept")
+    views = sum(encoded)
+    again = answer(tmp_path / "kept", model=load(GOLDEN / "gen2"))
+    assert views > 0 and sum(encoded) == views
+    assert first == again == answer(None)
+    assert (tmp_path / "kept").stat().st_mode & 0o077 == 0
+
+
+def test_what_other_weights_and_dtypes_made_is_not_read(tmp_path, encoded):
+    answer(tmp_path)
+    other = shutil.copytree(GOLDEN / "gen2", tmp_path / "model")
+    os.utime(other / "model.safetensors")  # as if written anew
+    for model in (load(other), load(GOLDEN / "gen2", dtype="bfloat16")):
+        before = sum(encoded)
+        answer(tmp_path, model=model)
+        assert sum(encoded) > before
+
+
+def changed(change):
+    def damage(file: Path) -> None:
+        mx.save_safetensors(str(file), {name: change(array) for name, array in read_tensors(file).items()})
+
+    return damage
+
+
+DAMAGES = {
+    "truncated": lambda file: file.write_bytes(file.read_bytes()[:-100]),
+    "empty": lambda file: file.write_bytes(b""),
+    "no safetensors": lambda file: file.write_bytes(b"x" * 5000),
+    "not finite": changed(lambda array: mx.full(array.shape, mx.nan)),
+    "fewer tokens": changed(lambda array: array[:-1]),
+    "narrower": changed(lambda array: array[:, :-1]),
+    "whole numbers": changed(lambda array: array.astype(mx.int32)),
+    "another name": lambda file: mx.save_safetensors(str(file), {"other": mx.zeros((2, 2))}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_file_is_left_out_with_a_warning(damage, tmp_path, encoded):
+    expected = answer(tmp_path)
+    for file in tmp_path.glob("*"):
+        damage(file)
+    views = sum(encoded)
+    with pytest.warns(RuntimeWarning, match="is left out"):
+        assert answer(tmp_path) == expected
+    assert sum(encoded) == 2 * views
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert answer(tmp_path) == expected  # it was written anew
+    assert sum(encoded) == 2 * views
+
+
+def test_the_oldest_files_go_first_and_no_others(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 10**6)
+    (tmp_path / "my-view-1.safetensors").write_bytes(b"x" * 10**6)
+    answer(tmp_path)
+    first = {file.name for file in tmp_path.glob("*-view-*")}
+    size = sum(file.stat().st_size for file in tmp_path.glob("*-view-*") if file.name != "my-view-1.safetensors")
+    answer(tmp_path, "portrait", limit=size)
+    left = {file.name for file in tmp_path.glob("*")}
+    assert {"model.safetensors", "my-view-1.safetensors"} < left and not first <= left
+    kept = sum(file.stat().st_size for file in tmp_path.glob("*-view-*") if file.name != "my-view-1.safetensors")
+    assert 0 < kept <= size
+
+
+def test_a_folder_that_cannot_be_used_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="pictures cannot be kept there"):
+        answer(tmp_path / "file")
+    with pytest.raises(OptionError, match="folder_limit"):
+        VisionCache(folder=tmp_path, folder_limit=-1)
