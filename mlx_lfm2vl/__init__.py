@@ -28,7 +28,7 @@ if sys.platform == "linux":
 if TYPE_CHECKING:
     from . import demo
     from .backends import BackendError
-    from .compat.auto_models import AutoModel, AutoModelForImageTextToText
+    from .compat.auto_models import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
     from .compat.auto_processors import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
     from .compat.batch_feature import BatchFeature
     from .compat.configuration import Lfm2VlConfig
@@ -113,6 +113,7 @@ __all__ = [
     "AutoImageProcessor",
     "AutoModel",
     "AutoModelForImageTextToText",
+    "AutoModelForMultimodalLM",
     "AutoProcessor",
     "AutoTokenizer",
     "BackendError",
@@ -218,7 +219,7 @@ __all__ = [
 
 _HOMES = {
     "backends": ("BackendError",),
-    "compat.auto_models": ("AutoModel", "AutoModelForImageTextToText"),
+    "compat.auto_models": ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
     "compat.auto_processors": ("AutoConfig", "AutoImageProcessor", "AutoProcessor", "AutoTokenizer"),
     "compat.batch_feature": ("BatchFeature",),
     "compat.configuration": ("Lfm2VlConfig",),

@@ -69,6 +69,12 @@ def _snapshot(repository: Path) -> Path:
     return snapshots / (commit if commit in there else there[0])
 
 
+def holds_adapter_only(folder: Path) -> bool:
+    """Whether a folder has an adapter's configuration and no weights beside the adapter's."""
+    weights = (file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter"))
+    return (folder / ADAPTER_CONFIG).is_file() and next(weights, None) is None
+
+
 def only_adapter(folder: Path) -> str:
     """The refusal of an adapter's folder in place of a model's, with the model that its configuration (PEFT's or
     mlx-lm's) names."""

@@ -283,7 +283,7 @@ def test_what_cannot_be_fused_is_said_before_anything_is_written(tmp_path):
     before = sorted(tmp_path.iterdir())
     for source, options, said in (
         (GOLDEN / "gen25", {"dequantize": True}, "is not quantised; there is nothing to dequantise"),
-        (tmp_path / "q", {"layout": "hub"}, "the layout hub is for dense models, add dequantize"),
+        (tmp_path / "q", {"layout": "hub"}, "this layout for dense models; add --dequantize"),
         (GOLDEN / "gen25", {"layout": "gguf"}, "layout is 'gguf', expected one of mlx, hub"),
         (GOLDEN / "gen2", {}, "the adapter is of another model (gen25), load it with that one"),
     ):

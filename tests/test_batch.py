@@ -1,6 +1,7 @@
 """Rows of a batch against the same questions asked alone."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -90,6 +91,19 @@ def test_questions_are_read_as_needed_and_none_after_a_stop():
     assert read == [0, 1, 2, 3]
     stopped = list(generate_batch(*loaded(), questions(), batch_size=4, stop=lambda: True))
     assert [answer.finish_reason for answer in stopped] == ["cancelled"] * 4
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_progress_counts_the_prompts_that_were_read():
+    model, processor = loaded()
+    told: list[tuple[int, int]] = []
+    answers = list(generate_batch(model, processor, mixed(5), batch_size=2, progress=lambda *now: told.append(now)))
+    lengths = [answer.statistics.prompt_tokens for answer in answers]
+    assert told[-1] == (sum(lengths), sum(lengths))
+    assert all(before < after for (before, _), (after, _) in pairwise(told))
+    assert all(done <= read for done, read in told) and told[0][1] == sum(lengths[:2])
+    with pytest.raises(OptionError, match="progress is 3, expected a function"):
+        next(generate_batch(model, processor, mixed(1), progress=3))  # type: ignore[arg-type]
 
 
 def test_each_row_has_the_positions_that_it_would_have_alone():

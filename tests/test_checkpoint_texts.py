@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,41 @@ def test_a_template_in_processor_config_alone_counts(folder, tmp_path):
     edit_json(folder / "processor_config.json", chat_template=None)
     with pytest.raises(TemplateError, match="no such file"):
         load(folder)[1].apply_chat_template(messages)
+
+
+PLACES = ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json")
+
+
+def put_templates(folder: Path, places: Iterable[str]) -> None:
+    """Leaves a template, which is the file's name, in these files of a folder and no other."""
+    for name in PLACES:
+        file = folder / name
+        if name.startswith("chat_template"):
+            file.unlink(missing_ok=True)
+        if name == "chat_template.jinja" and name in places:
+            file.write_text(name)
+        elif name != "chat_template.jinja" and (file.exists() or name in places):
+            edit_json(file, chat_template=name if name in places else None)
+
+
+def test_of_several_templates_the_right_one_is_taken(folder, tmp_path):
+    messages = [{"role": "user", "content": "Hi"}]
+    for places in (PLACES, PLACES[1:], PLACES[2:], PLACES[3:]):
+        put_templates(folder, places)
+        processor = AutoProcessor.from_pretrained(folder)
+        assert processor.chat_template == processor.apply_chat_template(messages, tokenize=False) == places[0]
+        of_tokenizer = next(name for name in PLACES[2:] if name in places)
+        for tokenizer in (processor.tokenizer, AutoTokenizer.from_pretrained(folder)):
+            assert tokenizer.chat_template == tokenizer.get_chat_template() == of_tokenizer
+            assert tokenizer.apply_chat_template(messages, tokenize=False) == of_tokenizer
+        processor.save_pretrained(tmp_path / "saved")
+        assert AutoProcessor.from_pretrained(tmp_path / "saved").chat_template == places[0]
+    put_templates(folder, PLACES[1:3])
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.chat_template = processor.tokenizer.chat_template = "one's own"
+    assert processor.tokenizer.chat_template == processor.tokenizer.get_chat_template() == "one's own"
+    processor.save_pretrained(folder)
+    assert AutoProcessor.from_pretrained(folder).chat_template == "one's own"
 
 
 def test_a_template_file_without_a_template_is_none(folder, tmp_path):

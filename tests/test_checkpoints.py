@@ -451,6 +451,8 @@ def test_a_folder_of_an_adapter_is_told_from_a_model(tmp_path, config, said):
     save_file({"a.lora_A.weight": np.zeros(4, np.float32)}, tmp_path / "adapter_model.safetensors")
     line = rf"is {said}.*, not a whole model; load that one with it \(--adapter \S+, load\(\.\.\., adapter=\)\)"
     refused(tmp_path, line, HubError)
+    shutil.copy(GOLDEN / "gen2" / "config.json", tmp_path)  # as trainers leave it beside an adapter
+    refused(tmp_path, line, TokenizerError)
     shutil.copytree(GOLDEN / "gen2", tmp_path, ignore=shutil.ignore_patterns("model*"), dirs_exist_ok=True)
     refused(tmp_path, line)  # beside the base's configuration and tokenizer
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import replace
 
@@ -43,6 +44,11 @@ def shown(text: str) -> list[str]:
         for line in text.split("\n")
         for begin in range(0, len(line) or 1, COLUMNS)
     ]
+
+
+def noted(text: str) -> list[str]:
+    """A line of the program itself as rows of the screen."""
+    return textwrap.wrap(text, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 @pytest.fixture(name="chat")

@@ -10,7 +10,7 @@ from dataclasses import fields
 import pytest
 from conftest import GOLDEN
 from test_cli import ROOT
-from test_cli_chat import chat_program, demo, shown, twin  # noqa: F401  # a fixture
+from test_cli_chat import chat_program, demo, noted, shown, twin  # noqa: F401  # a fixture
 
 from mlx_lfm2vl import Chat, GenerationOptions, ResponseFormat
 from mlx_lfm2vl.cli.chat_pictures import Found, find_pictures
@@ -145,11 +145,11 @@ def test_a_name_that_cannot_be_read_is_said_before_the_answer(chat, tmp_path):
     shutil.copyfile(SCENE, tmp_path / "scene.png")
     person = chat()
     refused = "mlx-lfm2vl: error: nope.png: no such picture; a space before the message makes it text"
-    assert person.say("nope.png") == shown(refused)
+    assert person.say("nope.png") == noted(refused)
     assert person.say("/imagee scene.png")[0].startswith("mlx-lfm2vl: error: /imagee is no command")
     question = "What is in nope.png?"
     said = "mlx-lfm2vl: nope.png: no such picture; the model reads its name only"
-    assert person.say(question) == [*shown(said), *shown(twin().ask(question))]
+    assert person.say(question) == [*noted(said), *shown(twin().ask(question))]
     person.say("/reset")
     person.paste(f"What is in this image?\n{tmp_path}/scene.png")
     assert person.enter()[-3:] == [
@@ -163,7 +163,7 @@ def test_commands_take_nothing_that_they_do_not_read(chat):
     for line in ("/undo 2", "/retry now", "/reset all", "/continue on", "/copy 1", "/help undo"):
         command = line.split()[0]
         told = f"mlx-lfm2vl: error: {command} stands alone; /help lists the commands and what they take"
-        assert person.say(line) == shown(told)
+        assert person.say(line) == noted(told)
     assert person.say("/images") == ["1  scene.png  128x128", "2  shapes.png  128x128"]
     assert person.say("/images drop all") == ["scene.png: dropped", "shapes.png: dropped"]
 

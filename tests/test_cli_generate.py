@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 from conftest import GOLDEN, statistics_of
+from PIL import Image
 from test_cli import LARGE, MODEL, MODULE, PICTURE, ROOT, cli, generate, refused  # noqa: F401
 
 from mlx_lfm2vl import GenerationOptions, load, stream_generate
-from mlx_lfm2vl.cli.inputs import dropped, expand, pictures_in
+from mlx_lfm2vl.cli.inputs import dropped, expand
+from mlx_lfm2vl.cli.picture_folder import pictures_in
 from mlx_lfm2vl.errors import ImageError, OptionError
 
 SMALL = GOLDEN / "pictures" / "small.png"
@@ -65,18 +67,22 @@ def test_any_json_holds_to_the_schema_true(cli):  # noqa: F811
 
 
 def test_a_folder_gives_every_format_and_says_what_it_leaves_out(tmp_path, capsys):
-    pictures = ["a.PNG", "b.jfif", "c.jp2", "d.ppm", "e.qoi", "f.heic", "g.mpo", "h.tga"]
-    for name in (*pictures, "notes.txt", "film.mpg", "page.psd1", "print.eps", ".hidden.png"):
+    Image.init()
+    suffixes = sorted({*Image.EXTENSION, ".heic", ".HEIF"} - {".pdf"})
+    pictures = sorted(f"{number}{suffix}" for number, suffix in enumerate(suffixes))
+    for name in (*pictures, "a.txt", "film.mkv", "page.psd1", "print.svg", ".hidden.png", ".DS_Store"):
         (tmp_path / name).touch()
+    (tmp_path / ".git").mkdir()
     (tmp_path / "sub.png").mkdir()
     assert pictures_in([str(tmp_path)]) == [str(tmp_path / name) for name in pictures]
     assert capsys.readouterr().err == (
-        f"mlx-lfm2vl: {tmp_path}: left out, as no pictures by their names: film.mpg, notes.txt, page.psd1 and 2 more\n"
+        f"mlx-lfm2vl: {tmp_path}: left out, as no pictures by their names: a.txt, film.mkv, page.psd1 and 2 more\n"
+        f"mlx-lfm2vl: {tmp_path}: left out, as hidden: .hidden.png\n"
     )
 
 
 def test_subfolders_are_read_where_it_is_told(tmp_path, capsys):
-    for name in ("b.png", "a/z.png", "a/y/x.png", "a/.hidden/w.png", ".h/v.png", "a/notes.txt"):
+    for name in ("b.png", "a/z.png", "a/y/x.png", "a/.hidden/w.png", ".h/v.png", "a/notes.txt", "a/.b.png", "a/.c"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "loop").symlink_to(tmp_path)
@@ -84,7 +90,8 @@ def test_subfolders_are_read_where_it_is_told(tmp_path, capsys):
         str(tmp_path / n) for n in ("a/y/x.png", "a/z.png", "b.png")
     ]
     assert capsys.readouterr().err == (
-        f"mlx-lfm2vl: {tmp_path}: left out, as no pictures by their names: a/notes.txt\n"
+        f"mlx-lfm2vl: {tmp_path}: left out, as no pictures by their names: a/notes.txt, loop/\n"
+        f"mlx-lfm2vl: {tmp_path}: left out, as hidden: .h/, a/.b.png, a/.hidden/\n"
     )
     assert pictures_in([str(tmp_path)]) == [str(tmp_path / "b.png")]
 

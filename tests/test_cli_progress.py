@@ -77,6 +77,43 @@ def test_no_spinner_is_left_behind_the_answer_or_an_error(tmp_path, slow_picture
     assert person.lines()[0].startswith("mlx-lfm2vl: error: http://127.0.0.1")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("detect", "red squares"),
+        ("extract", "--schema", '{"type": "object", "properties": {"colour": {"type": "string"}}}'),
+        ("describe",),
+        ("explain",),
+        ("generate", "-n", 2),
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_question_about_pictures_has_a_spinner(tmp_path, slow_picture, words):
+    Image.new("RGB", (6000, 6000), "red").save(tmp_path / "large.png")
+    command, *rest = words
+    given = ["--image", slow_picture, "--image", "large.png", "--allow-private-urls", "--no-tiling", "--max-tokens", 40]
+    person = Typist(tmp_path, command, *rest, "--model", "demo", *given)
+    seen(person, "reading pictures")
+    seen(person, "reading the prompt")
+    person.watch()
+    assert not any(word in "\n".join(person.lines()) for word in ("reading", "answering"))
+
+
+def test_notes_are_broken_between_words(tmp_path):
+    name = "a folder whose name is long enough to be broken " + "三角形" * 5
+    (tmp_path / name).mkdir()
+    for picture in ("a.png", "first notes.txt", "second notes.txt", "third notes.txt"):
+        (tmp_path / name / picture).write_bytes(SCENE.read_bytes())
+    person = Typist(tmp_path, "batch", name, "--model", GOLDEN / "gen25", "--output", "out.jsonl", "--max-tokens", 2)
+    person.watch()
+    note = f"mlx-lfm2vl: {name}: left out, as no pictures by their names: first notes.txt, second notes.txt,"
+    assert " ".join(row.strip() for row in person.lines()).startswith(note)
+    long = "x" * 100 + ".png"
+    error = Typist(tmp_path, "generate", "--model", "demo", "--image", long)
+    error.watch()
+    assert error.lines()[:2] == [f"mlx-lfm2vl: error: {long[:61]}", f"{long[61:]}: no such picture"]
+
+
 def test_the_first_answer_of_a_chat_has_a_spinner(tmp_path, slow_picture):
     Image.new("RGB", (6000, 6000), "red").save(tmp_path / "large.png")
     person = Typist(tmp_path, "chat", "--model", "demo", "--allow-private-urls", "--max-tokens", 3, "--no-tiling")
@@ -111,7 +148,7 @@ def test_a_note_is_a_line_of_its_own_beside_progress(tmp_path):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     for number in range(3):
         frames[0].save(tmp_path / f"{number}.gif", save_all=True, append_images=frames[1:])
-    words = ["batch", tmp_path, "--model", GOLDEN / "gen25", "--output", "out.jsonl", "--max-tokens", 2]
+    words = ["batch", ".", "--model", GOLDEN / "gen25", "--output", "out.jsonl", "--max-tokens", 2]
     person = Typist(tmp_path, *words, "--batch-size", 1)
     person.watch()
     notes = [line for line in person.lines() if "mlx-lfm2vl: " in line]

@@ -323,8 +323,20 @@ def test_a_field_that_is_set_says_how_to_change_it(name):
     assert AutoConfig.from_pretrained(GOLDEN / name, image_token_id=5).image_token_id == 5
     assert replace(config, image_token_id=5).image_token_id == 5
     assert replace(config, text_config=replace(config.text_config, eos_token_id=5)).eos_token_id == 5
+    for part in ("text_config", "vision_config"):
+        says = rf"dataclasses.replace\(config, {part}=dataclasses.replace\(config.{part}, num_hidden_layers=\.\.\.\)\)"
+        with pytest.raises(AttributeError, match=rf"^num_hidden_layers cannot be set, .*; make another by {says}"):
+            getattr(config, part).num_hidden_layers = 5
     config.own = 3
     assert config.to_dict()["own"] == 3
+
+
+@pytest.mark.parametrize("name", sorted(not_offered.CONFIG))
+def test_attributes_that_configurations_lack_say_where_to_look(name):
+    config = AutoConfig.from_pretrained(GOLDEN / "gen2")
+    assert not hasattr(config, name)
+    with pytest.raises(AttributeError, match=re.escape(f"not offered: {not_offered.CONFIG[name]}")):
+        getattr(config, name)
 
 
 @pytest.mark.parametrize("name", sorted(not_offered.TOKENIZER))

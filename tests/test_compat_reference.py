@@ -6,12 +6,15 @@ What torch or transformers would say of a folder is asked of it here and now; te
 import copy
 import importlib
 import json
+import shutil
 from functools import cache
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import GOLDEN, picture
+from test_checkpoint_texts import PLACES, put_templates
 
 from mlx_lfm2vl import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, Lfm2VlConfig
 from mlx_lfm2vl.errors import Lfm2VlError
@@ -59,6 +62,22 @@ def same(found: Any, expected: Any, where: str = "") -> None:
             same(one, other, f"{where} {number}")
     else:
         assert found == expected, where
+
+
+def template_of(kind: Any, folder: Any) -> Any:
+    """What an `Auto` class takes for the template of a folder."""
+    return kind.from_pretrained(folder).chat_template
+
+
+def test_of_several_templates_the_references_is_taken(tmp_path):
+    shutil.copytree(GOLDEN / "gen2", tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    for count in range(1, len(PLACES) + 1):
+        for places in combinations(PLACES, count):
+            put_templates(tmp_path / "model", places)
+            for kind in ("AutoTokenizer", "AutoProcessor"):
+                expected = template_of(getattr(transformers, kind), tmp_path / "model")
+                found = template_of(AutoTokenizer if kind == "AutoTokenizer" else AutoProcessor, tmp_path / "model")
+                assert found == expected or (expected is None and found in places), (kind, places, found, expected)
 
 
 PICTURE = {"images": "landscape", "text": "a <image> b"}

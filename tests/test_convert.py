@@ -172,7 +172,7 @@ def test_only_a_model_folder_is_overwritten_and_never_the_source(tmp_path):
         ({"q_bits": 8, "dequantize": True}, OptionError, "exclude each other"),
         ({"dequantize": True}, OptionError, "is not quantised; there is nothing"),
         ({"layout": "gguf"}, OptionError, "layout is 'gguf'"),
-        ({"layout": "hub", "q_bits": 8}, OptionError, "is for dense models"),
+        ({"layout": "hub", "q_bits": 8}, OptionError, "this layout for dense models"),
         ({"q_bits": 8, "q_overrides": [("*.w9", 8)]}, OptionError, r"q_override '\*.w9' matches no module"),
         ({"q_bits": 8, "q_overrides": [("*.w1", 7)]}, OptionError, r"q_override \*.w1=7: expected dense or one of 2"),
         ({"q_bits": 8, "q_overrides": [("*.w2", 8)]}, OptionError, r"w2 has rows of 96, not a multiple of .* 64"),

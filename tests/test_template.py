@@ -19,7 +19,7 @@ from mlx_lfm2vl.errors import TemplateError
 from mlx_lfm2vl.processing import limits
 from mlx_lfm2vl.processing.processor import Lfm2VlProcessor
 from mlx_lfm2vl.processing.sandbox import tojson
-from mlx_lfm2vl.processing.template import ChatTemplate
+from mlx_lfm2vl.processing.template import TOKENIZER_PLACES, ChatTemplate
 
 TOKENS = {"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>"}
 # m39 calls m38 twice, which calls m37 twice, ...
@@ -161,10 +161,13 @@ class TestSources:
         named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "from config"}]
         assert ChatTemplate.from_folder(tmp_path, named).render(USER).text == "from config"
         assert ChatTemplate.from_folder(tmp_path, "as text").render(USER).text == "as text"
-        (tmp_path / "chat_template.json").write_text('{"chat_template": "from json"}')
-        assert ChatTemplate.from_folder(tmp_path, "as text").render(USER).text == "from json"
         (tmp_path / "chat_template.jinja").write_text("from jinja", encoding="utf-8")
         assert ChatTemplate.from_folder(tmp_path, "as text").render(USER).text == "from jinja"
+        for name in ("chat_template.json", "processor_config.json"):
+            (tmp_path / name).write_text(json.dumps({"chat_template": f"from {name}"}))
+            assert ChatTemplate.from_folder(tmp_path, "as text").render(USER).text == f"from {name}"
+        template = ChatTemplate.from_folder(tmp_path, "as text", places=TOKENIZER_PLACES)
+        assert template.render(USER).text == "from jinja"
 
     def test_missing_or_damaged(self, tmp_path):
         with pytest.raises(TemplateError, match=r"chat_template\.jinja: no such file, and tokenizer_config\.json"):

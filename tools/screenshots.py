@@ -103,7 +103,7 @@ def chat(terminal: Terminal) -> None:
 
 def batch(terminal: Terminal) -> None:
     terminal.type("mlx-lfm2vl batch examples --model demo --output answers.csv")
-    terminal.type("head -n 3 answers.csv")
+    terminal.type("head -n 4 answers.csv | cut -c -79")
     terminal.type("cp examples/scene.png examples/more.png")
     terminal.type("mlx-lfm2vl batch examples --model demo --output answers.csv")
 

@@ -18,6 +18,7 @@ from .options import (
     sampling_options,
     source_policy,
 )
+from .progress import Spinner
 
 if TYPE_CHECKING:
     from .. import Explanation
@@ -73,15 +74,19 @@ def run(args: argparse.Namespace) -> int:
     prompt = read_prompt(args, args.image)
     prompt = DEFAULT_PROMPT if prompt is None else prompt
     options = GenerationOptions(**sampling_options(args))
-    loaded = load_pictures(expand(args.image), source_policy(args), args.color_management)
+    with Spinner("reading pictures"):
+        loaded = load_pictures(expand(args.image), source_policy(args), args.color_management)
     model, processor = load_model(args)
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
         try:
             made = explain(
                 *(model, processor, prompt, [picture for _, picture in loaded]),
                 system=args.system,
                 options=options,
                 stop=interrupt,
+                progress=lambda done, total: spinner.count(
+                    done, total // 2
+                ),  # the prompt runs once more, behind the answer
                 control_tokens=args.control_tokens,
             )
         except AnswerError:

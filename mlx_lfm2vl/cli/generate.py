@@ -146,7 +146,9 @@ def run(args: argparse.Namespace) -> int:
         answers = (
             _streamed(model, processor, request, interrupt, spinner, args.json)
             if args.n == 1
-            else generate_batch(model, processor, request.repeat(args.n), batch_size=BATCH, stop=interrupt)
+            else generate_batch(
+                *(model, processor, request.repeat(args.n)), batch_size=BATCH, stop=interrupt, progress=spinner.count
+            )
         )
         for number, answer in enumerate(answers):
             if answer.error is not None:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import ImageError, ImageWarning, OptionError, OutputError, PromptError
+from ..errors import ImageError, ImageWarning, OutputError, PromptError
 from .options import note
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 STDIN = "-"
 DEFAULT_PROMPT = "What is in this image?"
 MAX_PROMPT_BYTES = 16 * 2**20  # a prompt that no model can take; devices such as /dev/zero have no end
-_ADDRESS = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]*://)", re.I)
+ADDRESS = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]*://)", re.I)
 
 
 def add_control_tokens(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +104,7 @@ def expand(pictures: Sequence[str]) -> list[str]:
         raise ImageError("-: stdin holds one picture, so - can be given once")
     names: list[str] = []
     for name in pictures:
-        if name == STDIN or _ADDRESS.match(name) or not glob.has_magic(name) or os.path.lexists(name):
+        if name == STDIN or ADDRESS.match(name) or not glob.has_magic(name) or os.path.lexists(name):
             names.append(name)
             continue
         base, pages = split_selection(name)
@@ -211,65 +211,6 @@ def _without_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def pictures_in(names: Sequence[str], recursive: bool = False) -> list[str]:
-    """All pictures of folders (by suffix, of their subfolders with `recursive`, with a note on what is left out; hidden
-    files and folders are not named), patterns and names; of a PDF file each page. A file that is not there stands among
-    them, if others are. Raises `OptionError`."""
-    from ..processing.formats import suffixes
-    from ..processing.open_file import file_and_pages
-
-    found: list[str] = []
-    missing: list[str] = []
-    for given in names:
-        name = os.path.expanduser(given)
-        if not os.path.isdir(name):
-            matching = expand([name])
-            if matching == [name] and not _ADDRESS.match(name) and not os.path.exists(file_and_pages(name)[0]):
-                missing.append(name)
-                if len(missing) == len(names) or not name.lower().endswith((*suffixes(), ".pdf")):
-                    raise OptionError(f"{name}: no such folder or picture")
-            found += [page for match in matching for page in _pages(match)]
-            continue
-        try:
-            shown = _walk(name) if recursive else sorted(entry for entry in os.listdir(name) if entry[0] != ".")
-        except OSError as error:
-            raise OptionError(f"{name}: cannot be listed ({error.strerror or error})") from None
-        inside = [entry for entry in shown if entry.lower().endswith(suffixes()) and not _is_folder(name, entry)]
-        if not inside:
-            raise OptionError(f"{name}: there is no picture in this folder (png, jpg, heic, whatever Pillow reads)")
-        if left := [entry + "/" * _is_folder(name, entry) for entry in shown if entry not in inside]:
-            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-            note(f"{name}: left out, as no pictures by their names: {', '.join(left[:3])}{more}")
-        found += [page for entry in inside for page in _pages(os.path.join(name, entry))]
-    return found
-
-
-def _pages(name: str) -> list[str]:
-    """A picture's name, or those of the pages of a PDF file."""
-    from ..processing.pages import page_names
-    from ..processing.pdf import has_suffix, split_selection
-
-    return page_names(name) if has_suffix(split_selection(name)[0]) and not _ADDRESS.match(name) else [name]
-
-
-def _walk(folder: str) -> list[str]:
-    """The files of a folder and its subfolders, as names within it, in their order. Links to folders are not followed.
-    Raises `OSError`."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    found = []
-    for path, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if name[0] != "."]
-        found += [os.path.relpath(os.path.join(path, name), folder) for name in files if name[0] != "."]
-    return sorted(found)
-
-
-def _is_folder(folder: str, name: str) -> bool:
-    return os.path.isdir(os.path.join(folder, name))
-
-
 def dropped(text: str) -> list[str]:
     """Names as a person types them or a terminal writes them when files are dropped on it: with spaces, in quotes, with
     backslashes before spaces, or as file: addresses; several in a row. Raises `ImageError` if there is none."""
@@ -283,7 +224,7 @@ def dropped(text: str) -> list[str]:
     except ValueError:  # a quote that is not closed is part of the name
         return [text]
     names = [_local(word) for word in words]
-    known = [_ADDRESS.match(name) or glob.has_magic(name) or os.path.lexists(name) for name in names]
+    known = [ADDRESS.match(name) or glob.has_magic(name) or os.path.lexists(name) for name in names]
     return names if all(known) or len(names) == 1 else [text]
 
 

@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import sys
+import unicodedata
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import did_you_mean, one_line
@@ -60,14 +61,37 @@ def print_stderr(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
+def wrapped(line: str) -> str:
+    """A line for stderr: where that is a terminal, in rows that end between words, else as it is."""
+    if not sys.stderr.isatty():
+        return line
+    columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    text, used = "", 0
+    for word in line.split(" "):
+        width = sum(map(_cells, word))
+        if used and used + 1 + width > columns >= 2 + width:  # a longer word is broken wherever it begins
+            text, used = f"{text}\n  {word}", 2 + width
+        else:
+            blank = " " if text else ""
+            text, used = text + blank + word, (used + len(blank) + width) % columns
+    return text
+
+
+def _cells(character: str) -> int:
+    """The columns of a terminal that a character takes."""
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
 def print_error(message: str) -> None:
     """Writes the program's error line to stderr."""
-    print_stderr(f"{PROGRAM}: error: {one_line(message)}")
+    print_stderr(wrapped(f"{PROGRAM}: error: {one_line(message)}"))
 
 
 def note(message: str) -> None:
     """Writes a line to stderr that the user should know of but that stops nothing."""
-    print_stderr(f"{PROGRAM}: {one_line(message)}")
+    print_stderr(wrapped(f"{PROGRAM}: {one_line(message)}"))
 
 
 def as_typed(message: str, parser: argparse.ArgumentParser) -> str:

@@ -28,7 +28,8 @@ from ..processing.open_file import file_and_pages
 from ..processing.picture_keys import misspelt, pictures_key, prompt_key
 from ..tasks.task import Task
 from .forms import FIELDS, row_form
-from .inputs import DEFAULT_PROMPT, STDIN, pictures_in
+from .inputs import DEFAULT_PROMPT, STDIN
+from .picture_folder import pictures_in
 from .row_tasks import RowTasks, check_row, finish, joined
 
 NO_TMPDIR = "a temporary folder; TMPDIR must name one that can be written"

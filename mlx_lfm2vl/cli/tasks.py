@@ -23,6 +23,7 @@ from .options import (
     sampling_options,
     source_policy,
 )
+from .progress import Spinner
 
 if TYPE_CHECKING:
     from ..config import ImageProcessorConfig
@@ -80,7 +81,8 @@ class Sources:
     @classmethod
     def of(cls, args: argparse.Namespace) -> Sources:
         """The pictures of --image. Raises `ImageError`."""
-        loaded = load_pictures(expand(args.image), source_policy(args), args.color_management)
+        with Spinner("reading pictures"):
+            loaded = load_pictures(expand(args.image), source_policy(args), args.color_management)
         return cls([name for name, _ in loaded], [picture for _, picture in loaded])
 
     def draw(self, args: argparse.Namespace, config: ImageProcessorConfig) -> None:
@@ -118,7 +120,7 @@ def do(args: argparse.Namespace, sources: Sources, make: Any) -> tuple[Any, dict
         Lfm2VlError: for whatever the user can put right.
     """
     from .. import GenerationOptions
-    from ..tasks.run import recipe_of, run
+    from ..tasks.run import TaskArguments, recipe_of, run
     from .interrupt import Interrupt
 
     options = GenerationOptions(**sampling_options(args))
@@ -126,9 +128,10 @@ def do(args: argparse.Namespace, sources: Sources, make: Any) -> tuple[Any, dict
     recipe: Recipe = recipe_of(model, args.recipe)
     task: Task[Any] = make(recipe)
     sources.draw(args, processor.image_processor.config)
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
         try:
-            found = run(model, processor, task, sources.pictures, options=options, stop=interrupt)
+            how: TaskArguments = {"options": options, "stop": interrupt, "progress": spinner.count}
+            found = run(model, processor, task, sources.pictures, **how)
         except AnswerError:
             if interrupt.happened:
                 return None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import one_line
 from .chat_help import completions
 from .inputs import expand, load_pictures
-from .options import print_stderr
+from .options import print_stderr, wrapped
 from .progress import Spinner
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Terminal:
 
     def hint(self, text: str) -> None:
         if self.interactive:
+            text = wrapped(text)
             print_stderr(f"\033[2m{text}\033[0m" if self._dim else text)
 
     def show(self, answer: Callable[..., Iterator[GenerationResponse]]) -> GenerationResponse | None:

@@ -48,3 +48,6 @@ class AutoModelForImageTextToText:
         model = made(config)
         mx.eval(model.parameters())
         return model
+
+
+AutoModelForMultimodalLM = AutoModelForImageTextToText  # another name of it, which transformers 5 has

@@ -15,6 +15,7 @@ from ..config.files import CODE, QUANTISATION, is_place, without, writing
 from ..errors import ConfigError, OptionError
 from ..hub import resolve
 from .loading import hub_options
+from .not_offered import CONFIG, way_out
 from .sharing import push_folder
 
 _SPELLED = (  # of a file, which say what fields do, or nothing of the model
@@ -75,6 +76,9 @@ class ConfigMethods:
         if isinstance(getattr(type(self), name, None), property):
             raise FrozenInstanceError(f"{said}; it follows from the fields")
         super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(way_out(self, name, CONFIG))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, self.base):

@@ -29,6 +29,15 @@ MODEL = {
     "set_output_embeddings": "use resize_token_embeddings, or from_pretrained of another folder",
     "type": "use to(dtype)",
 }
+CONFIG = {
+    **dict.fromkeys(
+        ("id2label", "label2id", "num_labels", "problem_type"), "these models write text, and have no labels"
+    ),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "rope_theta", "layer_types"), "it is in text_config"),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "num_hidden_layers"), "text_config and vision_config have it"),
+    **dict.fromkeys(("num_attention_heads",), "text_config and vision_config have it"),
+    **dict.fromkeys(("num_key_value_heads", "head_dim"), "it is in text_config"),
+}
 TOKENIZER = {
     **dict.fromkeys(("add_tokens", "add_special_tokens", "train_new_from_iterator"), _VOCABULARY),
     **dict.fromkeys(("encode_plus", "batch_encode_plus", "prepare_for_model"), "call the tokenizer itself"),

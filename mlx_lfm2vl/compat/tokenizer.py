@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from ..config.files import check_own, writing
-from ..errors import OptionError, TemplateError
+from ..config.files import writing
+from ..errors import ConfigError, OptionError, TemplateError
 from ..hub import resolve
 from ..processing import tokenizer as processing
 from ..processing.batch_feature import SIDES, TextOptions
 from ..processing.batch_feature import BatchFeature as PlainBatchFeature
 from ..processing.conversation import conversations_of
 from ..processing.special_tokens import IMAGE_TOKENS, NAMED_TOKENS
-from ..processing.template import JINJA_FILE, JSON_FILES, MORE, ChatTemplate, find_template
+from ..processing.template import JINJA_FILE, MORE, TOKENIZER_FILE, TOKENIZER_PLACES, ChatTemplate, named_templates
 from . import tensors
 from .batch_feature import BatchFeature
 from .call_options import normalised
@@ -109,6 +107,27 @@ class Tokenizer(processing.Tokenizer):
         """The text of tokens, those that are none left out."""
         return str(self.backend.decoder.decode(list(tokens)))
 
+    @property
+    def chat_template(self) -> str | dict[str, str] | None:
+        """The template, or several by name; None if there is none. Raises `TemplateError`."""
+        try:
+            named, _ = named_templates(*self._places())
+        except ConfigError as error:
+            raise TemplateError(str(error)) from None
+        return named.get("default") if not named.keys() - {"default"} else named
+
+    @chat_template.setter
+    def chat_template(self, template: Any) -> None:
+        self._chat_template = template
+
+    def _places(self) -> tuple[Path, Any, tuple[str, ...]]:
+        """Where templates are looked for: one that was set goes before those of the folder."""
+        own = self.folder is None or self._chat_template != self.config.get("chat_template")
+        return self.folder or Path(os.devnull), self._chat_template, (TOKENIZER_FILE,) if own else TOKENIZER_PLACES
+
+    def _state(self) -> dict[str, Any]:
+        return {**super()._state(), "chat_template": self._chat_template}
+
     def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
         """The text of the template that `apply_chat_template` uses. Raises `TemplateError`."""
         return self._template(chat_template, bool(tools)).source
@@ -116,21 +135,13 @@ class Tokenizer(processing.Tokenizer):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes the tokenizer's files, and the chat templates that it uses. Raises `OutputError`, `ConfigError`."""
         super().save_pretrained(folder)
-        template, file = self.chat_template, Path()
-        if self.folder is not None and not isinstance(template, str):
-            template, file = find_template(self.folder, template) or (None, file)
+        templates = self.chat_template
+        named = {"default": templates} if isinstance(templates, str) else templates or {}
         with writing(folder) as target:
-            if isinstance(template, str):
-                (target / JINJA_FILE).write_text(template, encoding="utf-8")
-            elif template is not None and file.name in JSON_FILES:  # else tokenizer_config.json holds them
-                text = json.dumps({"chat_template": template}, indent=2, ensure_ascii=False)
-                (target / JSON_FILES[0]).write_text(text, encoding="utf-8")
-            for source in () if self.folder is None else self.folder.glob(MORE):
-                copy = target / source.parent.name / source.name
-                if source.resolve() != copy.resolve():
-                    check_own(source)
-                    copy.parent.mkdir(exist_ok=True)
-                    shutil.copyfile(source, copy)
+            for name, template in named.items():
+                file = target / (JINJA_FILE if name == "default" else MORE.replace("*", os.path.basename(name)))
+                file.parent.mkdir(exist_ok=True)
+                file.write_text(template, encoding="utf-8")
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Saves into a repository; see `push_folder`."""
@@ -252,10 +263,7 @@ class Tokenizer(processing.Tokenizer):
         return made if return_dict else made["input_ids"]
 
     def _template(self, source: str | None, with_tools: bool = False) -> ChatTemplate:
-        if source is None and isinstance(self.chat_template, str):
-            source = self.chat_template
-        if source is None and self.folder is None and self.chat_template is None:
+        if source is None and self.folder is None and self._chat_template is None:
             raise TemplateError("this tokenizer has no chat template; pass chat_template=")
-        return ChatTemplate.from_folder(
-            self.folder or Path(), self.chat_template, self.special_tokens_map, source, with_tools
-        )
+        folder, template, places = self._places()
+        return ChatTemplate.from_folder(folder, template, self.special_tokens_map, source, with_tools, places)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import FrozenInstanceError
+from typing import Any, TypeVar
 
 from ..errors import ConfigError
 from .files import shown
@@ -11,6 +12,27 @@ from .files import shown
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "gelu_new", "silu", "relu")  # names of transformers' `ACT2FN`
 MAX_NUMBER = 1e30  # beyond it float32, in which the model computes, overflows soon
 MAX_SIZE = 2**24  # no dimension of a real checkpoint comes near; guards against absurd allocations
+
+
+Part = TypeVar("Part")
+
+
+def part_of(field: str) -> Callable[[type[Part]], type[Part]]:
+    """A decorator of the frozen dataclass that a configuration has in this field: the error of an assignment says how
+    another configuration is made."""
+
+    def refusing(cls: type[Part]) -> type[Part]:
+        def refuse(self: Part, name: str, value: Any) -> None:
+            made = f"dataclasses.replace(config, {field}=dataclasses.replace(config.{field}, {name}=...))"
+            raise FrozenInstanceError(
+                f"{name} cannot be set, as configurations are immutable; make another by {made}, and give it to "
+                "from_pretrained(..., config=...)"
+            )
+
+        cls.__setattr__ = refuse  # type: ignore[method-assign,assignment]
+        return cls
+
+    return refusing
 
 
 class Fields:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import ConfigError, OutputError
-from ..model_folder import incomplete
+from ..model_folder import holds_adapter_only, incomplete, only_adapter
 
 MAX_BYTES = 16 * 2**20  # of a configuration or template; the largest published one has 0.1 MB
 CODE = ("auto_map",)  # the key by which a file names classes in a repository's code
@@ -74,6 +74,8 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
             size = os.fstat(stream.fileno()).st_size
             data = stream.read(size) if size <= limit else None
     except FileNotFoundError:
+        if holds_adapter_only(path.parent):
+            raise ConfigError(f"{path.parent}: {only_adapter(path.parent)}") from None
         raise ConfigError(f"{path}: no such file; a model folder needs it{incomplete(path)}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None

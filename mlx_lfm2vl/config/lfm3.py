@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .fields import MAX_SIZE, Fields
+from .fields import MAX_SIZE, Fields, part_of
 
 ROPES = ("full_attention", "sliding_attention")  # keys of rope_parameters
 TEXT_LAYERS = ("conv", *ROPES)
@@ -45,6 +45,7 @@ class RopeParameters:
 FULL_ROPE, SLIDING_ROPE = RopeParameters(1_000_000.0, 0.5), RopeParameters(10_000.0)
 
 
+@part_of("text_config")
 @dataclass(frozen=True)
 class Lfm3Config:
     """The LFM3 backbone. `sliding_window`: tokens that a sliding attention layer sees, the asking one included."""

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .fields import Fields
+from .fields import Fields, part_of
 from .lfm3 import check_heads, read_layer_types
 
 VISION_LAYERS = ("conv", "full_attention")
 
 
+@part_of("vision_config")
 @dataclass(frozen=True)
 class Lfm3VlVisionConfig:
     """The LFM3-VL vision encoder. A patch is `temporal_patch_size` frames of `patch_size` x `patch_size` pixels;

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from .fields import MAX_SIZE, Fields
+from .fields import MAX_SIZE, Fields, part_of
 
 LAYER_TYPES = ("conv", "full_attention")
 
 
+@part_of("text_config")
 @dataclass(frozen=True)
 class Lfm2Config:
     """The LFM2 backbone. `intermediate_size` is the configured width; `feed_forward_size` is what the layers have."""

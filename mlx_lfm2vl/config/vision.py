@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from .fields import ACTIVATIONS, Fields
+from .fields import ACTIVATIONS, Fields, part_of
 
 
+@part_of("vision_config")
 @dataclass(frozen=True)
 class Siglip2VisionConfig:
     """The SigLIP2 NaFlex tower: sizes in channels, `patch_size` in pixels, `num_patches` in the position table."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..config import GenerationConfig, read_json, shown
 from ..errors import ConfigError, Lfm2VlError, OutputError, TemplateError, WeightsError
 from ..processing.processor import Lfm2VlProcessor
-from ..processing.template import find_template
+from ..processing.template import named_templates
 from ..weights.load import open_model
 from ..weights.shards import read_shards
 
@@ -50,7 +50,7 @@ def check_texts(folder: Path) -> list[str]:
 def has_template(folder: Path) -> bool:
     """Whether there is a chat template in any of the places where it may be. Raises `ConfigError`."""
     file = folder / "tokenizer_config.json"
-    return find_template(folder, read_json(file).get("chat_template") if file.is_file() else None) is not None
+    return named_templates(folder, read_json(file).get("chat_template") if file.is_file() else None)[1] is not None
 
 
 def check_index(folder: Path) -> None:

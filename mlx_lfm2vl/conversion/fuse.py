@@ -119,7 +119,7 @@ def fuse(
     if dequantize and not stored.widths:
         raise OptionError(f"{folder}: is not quantised; there is nothing to dequantise")
     if layout != "mlx" and stored.widths and not dequantize:
-        raise OptionError(f"{folder}: is quantised; the layout {layout} is for dense models, add dequantize")
+        raise OptionError(f"{folder}: is quantised, this layout for dense models; add --dequantize (dequantize=True)")
     for note in (*stored.notes, *([AGAIN] if stored.widths and not dequantize else [])):
         on_note(note)
     fused = FusedTensors.of(stored, change, dequantize)

@@ -19,8 +19,9 @@ from .prompt_cache import PromptCache, check_prompt_cache
 from .request import GenerationRequest, check_pair, encode
 from .response import Completion, GenerationResponse
 from .scheduler import Scheduler
+from .sequence import Sequence
 from .vision_cache import VisionCache, check_vision_cache
-from .watch import Stop, check_callable
+from .watch import Progress, Stop, check_callable
 
 BATCH_SIZE = 8
 PICTURE_BYTES, PROMPT_BYTES = 16 * 2**20, 256 * 2**20  # of a batch's own caches: its rows share little
@@ -36,6 +37,7 @@ def generate_batch(
     vision_cache: VisionCache | None = None,
     prompt_cache: PromptCache | None = None,
     stop: Stop | None = None,
+    progress: Progress | None = None,
 ) -> Generator[Completion, None, None]:
     """Answers in the order of the requests, `batch_size` of them at a time; requests are read as they are needed.
 
@@ -50,6 +52,7 @@ def generate_batch(
         vision_cache: where encoded pictures are kept. None is one of its own, of 16 MiB.
         prompt_cache: where beginnings are kept. None is one of its own, of 256 MiB.
         stop: asked between steps; true ends the requests that were read with "cancelled", and no other is read.
+        progress: told of the tokens that are done of the prompts that were read, and of all of these.
 
     Raises:
         OptionError
@@ -62,6 +65,7 @@ def generate_batch(
     check_vision_cache(vision_cache)
     check_prompt_cache(prompt_cache)
     check_callable("stop", stop)
+    check_callable("progress", progress)
     vision_cache = VisionCache(PICTURE_BYTES) if vision_cache is None else vision_cache
     prompt_cache = PromptCache(PROMPT_BYTES) if prompt_cache is None else prompt_cache
     scheduler = Scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
@@ -70,6 +74,8 @@ def generate_batch(
     responses: dict[int, list[GenerationResponse]] = {}
     answers: dict[int, Completion] = {}  # of requests that wait for an earlier one
     number, more = 0, True
+    prefilling: dict[int, Sequence] = {}  # rows whose prompts are not done, by their ids
+    done = read = told = 0  # tokens of prompts: of those that are done, of all, and what progress was told
     mx.reset_peak_memory()
     while more or len(scheduler):
         while more and len(scheduler) < batch_size:
@@ -80,13 +86,16 @@ def generate_batch(
                 break
             try:
                 row = scheduler.add(encode(model, processor, request), started=started)
-                numbers[row.id], responses[index] = index, []
+                numbers[row.id], responses[index], prefilling[row.id] = index, [], row
+                read += len(row.ids)
             except Lfm2VlError as error:
                 answers[index] = Completion(error=error)
                 break
             del request
         for id, item in step(scheduler, stop):
             index = numbers[id]
+            if id in prefilling:
+                done += len(prefilling.pop(id).ids)
             if isinstance(item, GenerationResponse):
                 responses[index].append(item)
                 if item.finish_reason is not None:
@@ -95,6 +104,10 @@ def generate_batch(
                 answers[index] = Completion(error=item)
             else:
                 raise item
+        now = done + sum(row.prefilled for row in prefilling.values())
+        if progress is not None and now > told:
+            told = now
+            progress(now, read)
         while number in answers:
             yield answers.pop(number)
             number += 1

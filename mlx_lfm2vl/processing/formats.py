@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageChops, TiffImagePlugin
+from PIL import ExifTags, Image, ImageChops, ImageFile, TiffImagePlugin
 
 from ..config import ImageConfig
 from ..errors import ImageError, ImageWarning, short
@@ -29,6 +29,15 @@ from .fetch import DEFAULT_POLICY, SourcePolicy
 from .pixels import Colours, as_srgb, rgb
 
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+UNKNOWN = "not a picture in a format that Pillow reads; convert it to PNG or JPEG"
+UNDRAWN = {  # formats that Pillow recognises; "EPS" it has drawn by ghostscript, others by a handler of the process
+    "BUFR": "BUFR data, which Pillow does not draw; draw them as PNG (with ecCodes or Metview, say)",
+    "EPS": "EPS is a program, which is not run here; convert it to PNG (with ghostscript, say)",
+    "GRIB": "GRIB data, which Pillow does not draw; draw them as PNG (with ecCodes or Metview, say)",
+    "HDF5": "HDF5 data, which Pillow does not draw; save the picture in them as PNG (with h5py, say)",
+    "MPEG": "not a picture but a video; ask about it with --video, or as an item of type video in a message",
+    "WMF": "a Windows metafile, which Pillow draws on Windows only; convert it to PNG (with LibreOffice, say)",
+}
 OTHERS = (  # how files begin that people take for pictures
     (
         rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg",
@@ -36,6 +45,8 @@ OTHERS = (  # how files begin that people take for pictures
     ),
     (rb"\s*(<!--.*?-->\s*)?<(!doctype )?html", "not a picture but a web page; give the address of the picture in it"),
     (rb"version https://git-lfs", "not a picture but a pointer of git-lfs; fetch it with `git lfs pull`"),
+    (rb"\0\0\x01\xba", UNDRAWN["MPEG"]),
+    (rb"GRIB", UNDRAWN["GRIB"]),
     (rb"....ftyp", "not a picture but a video, or in a format that Pillow does not read; convert it to PNG or JPEG"),
     (
         rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*",
@@ -43,7 +54,6 @@ OTHERS = (  # how files begin that people take for pictures
     ),
     (rb"(\xff\x0a|....JXL )", "in the format JPEG XL, which Pillow does not read; convert it to PNG or JPEG"),
 )
-UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}  # Pillow only knows or writes them
 FRAMES = {  # what is said of several frames; in other formats they are no more than previews or layers of one picture
     **dict.fromkeys(("GIF", "PNG", "WEBP", "AVIF", "FLI"), "is animated; only its first frame is read"),
     **dict.fromkeys(("TIFF", "DCX"), "has several pages; only the first is read"),
@@ -67,9 +77,9 @@ _WARNINGS = threading.RLock()
 
 
 def suffixes() -> tuple[str, ...]:
-    """Suffixes of picture files in small letters: those that Pillow registers, HEIC's and PDF's."""
-    known = Image.registered_extensions().items()
-    return (*sorted(suffix for suffix, format in known if format not in UNREADABLE), ".heic", ".heif", ".pdf")
+    """Suffixes of picture files in small letters: all that Pillow registers, and HEIC's. Of some formats the files are
+    refused, with the program that draws them."""
+    return (*sorted(Image.registered_extensions()), ".heic", ".heif")
 
 
 def begins_as_picture(path: str | os.PathLike[str]) -> bool:
@@ -90,6 +100,7 @@ def open_picture(file: BinaryIO, label: str, policy: SourcePolicy, config: Image
         raise
     except Exception as error:  # a damaged file can make a decoder raise anything
         raise _damaged(error, label, "damaged") from None
+    _check_format(image, label)
     scans, ends = jpeg.scans(file, image)
     if scans > jpeg.MAX_SCANS:
         raise ImageError(f"{label}: has more than {jpeg.MAX_SCANS} scans, which take too long to decode; save it anew")
@@ -106,9 +117,8 @@ def open_picture(file: BinaryIO, label: str, policy: SourcePolicy, config: Image
 def decode(image: Image.Image, label: str, policy: SourcePolicy, config: ImageConfig) -> Image.Image:
     """An image that the caller has opened, upright and as RGB of sRGB; of several frames the one that it stands at. The
     image itself if it is that already, else one without metadata, so that it is not turned or converted again."""
+    _check_format(image, label)
     check_size(image.width, image.height, label, policy)
-    if image.format == "EPS":
-        raise ImageError(f"{label}: EPS is a program, which is not run here; convert it to PNG")
     try:
         if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_preview(image):
             raise ImageError(f"{label}: is a camera's raw file, of which only a preview can be read; export it as JPEG")
@@ -133,6 +143,14 @@ def decode(image: Image.Image, label: str, policy: SourcePolicy, config: ImageCo
         raise
     except Exception as error:
         raise _damaged(error, label, "damaged or truncated") from None
+
+
+def _check_format(image: Image.Image, label: str) -> None:
+    """Raises `ImageError` for what Pillow recognises and does not draw, and for what it would have another program
+    draw."""
+    drawn = not isinstance(image, ImageFile.StubImageFile) or image._handler is not None
+    if image.format in ("EPS", "MPEG") or not drawn:
+        raise ImageError(f"{label}: {UNDRAWN.get(image.format or '', UNKNOWN)}")
 
 
 def _transparent(image: Image.Image) -> Any:
@@ -169,7 +187,7 @@ def _opened(file: BinaryIO, label: str, policy: SourcePolicy) -> Image.Image:
     start = file.read(1000)
     file.seek(0)
     if re.match(rb"(\xc5\xd0\xd3\xc6|%!PS)", start):
-        raise ImageError(f"{label}: EPS is a program, which is not run here; convert it to PNG")
+        raise ImageError(f"{label}: {UNDRAWN['EPS']}")
     if start.startswith(b"\0\0\1\0"):
         for width, height in _icons(file):
             check_size(width, height, label, policy)
@@ -194,7 +212,7 @@ def _opened(file: BinaryIO, label: str, policy: SourcePolicy) -> Image.Image:
     for pattern, known in OTHERS:
         if re.match(pattern, start, re.I | re.S):
             raise ImageError(f"{label}: {known}")
-    raise ImageError(f"{label}: not a picture in a format that Pillow reads; convert it to PNG or JPEG")
+    raise ImageError(f"{label}: {UNKNOWN}")
 
 
 def _beyond_pillows_limit(file: BinaryIO, start: bytes) -> Image.Image:

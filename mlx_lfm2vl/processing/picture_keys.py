@@ -23,7 +23,8 @@ _ABOUT = re.compile(  # what tells of a picture and holds none
 )
 _FILES = ("file", "media", "document", "path", "url", "uri", "src", "source", "upload", "asset", "page", "scan")
 _VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".flv", ".ogv", ".wmv")
-_ENDS = (*suffixes(), ".pdf", ".svg", *_VIDEOS)
+_DATA = {".bufr", ".grib", ".h5", ".hdf"}  # which a row may tell of
+_ENDS = (*(suffix for suffix in suffixes() if suffix not in _DATA), ".svg", *_VIDEOS)
 _ADDRESSES = ("url", "uri", "src")  # how keys of addresses end
 _ASKED = ("question", "instruction", "query", "text", "input", "request", "userprompt", "ask")  # for a prompt
 _PATHLIKE = {"image", "images", "imageurl", "imageurls", "imagepath", "imagepaths", "imagefile", "imagefiles"}

@@ -99,6 +99,7 @@ class Lfm2VlProcessor(PromptEncoder):
             self.tokenizer.save_pretrained(target)
             if self.chat_template is not None:
                 (target / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+                (target / "chat_template.json").unlink(missing_ok=True)  # which would go before it
 
     def to_dict(self) -> dict[str, Any]:
         """processor_config.json."""

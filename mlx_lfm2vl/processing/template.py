@@ -20,7 +20,9 @@ from .sandbox import Rendered, compiled
 
 JINJA_FILE = "chat_template.jinja"
 MORE = "additional_chat_templates/*.jinja"
-JSON_FILES = ("chat_template.json", "processor_config.json")  # that may hold a template
+TOKENIZER_FILE = "tokenizer_config.json"
+PROCESSOR_PLACES = ("processor_config.json", "chat_template.json", JINJA_FILE, TOKENIZER_FILE)  # in transformers' order
+TOKENIZER_PLACES = (JINJA_FILE, TOKENIZER_FILE, "chat_template.json", "processor_config.json")  # there the first two
 TURN_END = "<|im_end|>"
 _CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "
 _READS_FUNCTION = re.compile(r"""\.function\b|["']function["']""")  # of a tool call, as OpenAI nests it
@@ -51,9 +53,9 @@ class ChatTemplate:
         special_tokens: Mapping[str, str] | None = None,
         wanted: str | None = None,
         with_tools: bool = False,
+        places: Sequence[str] = PROCESSOR_PLACES,
     ) -> ChatTemplate:
-        """The template of a model folder: chat_template.jinja, else that in chat_template.json or
-        processor_config.json, else `tokenizer_template`.
+        """The template of a model folder: that of the first of `places` which holds one.
 
         Args:
             folder: the model folder.
@@ -62,6 +64,7 @@ class ChatTemplate:
             special_tokens: names such as "bos_token", and their tokens.
             wanted: a name of one of several templates, or a template's text, which is taken in place of the folder's.
             with_tools: take the one named "tool_use", if there is one.
+            places: names of files; that of a processor goes before that of its tokenizer, as in transformers.
 
         Raises:
             TemplateError: there is none, or it is no template.
@@ -69,20 +72,17 @@ class ChatTemplate:
         if wanted is not None and "{" in wanted:
             return cls(wanted, special_tokens)
         try:
-            found = find_template(Path(folder), tokenizer_template)
-            others = {file.stem: read_text(file) for file in sorted(Path(folder).glob(MORE))}
+            named, file = named_templates(Path(folder), tokenizer_template, places)
         except ConfigError as error:
             raise TemplateError(str(error)) from None
-        named = {**(_named(*found) if found else {}), **others}
         name = "tool_use" if wanted is None and with_tools and "tool_use" in named else wanted
         if name is not None:
             return cls(named.get(name, name), special_tokens)
-        if found is None:
+        if file is None:
             file = Path(folder) / JINJA_FILE
             raise TemplateError(
                 f"{file}: no such file, and tokenizer_config.json holds no chat_template either; pass chat_template="
             )
-        file = found[1]
         if "default" not in named:
             known = ", ".join(named) or "none"
             raise TemplateError(f"{file}: chat_template has no template named 'default' (there are: {known})")
@@ -214,19 +214,27 @@ class ChatTemplate:
         return kept if text.startswith(_CONTINUE, mark) else kept.rstrip()  # the template trimmed the message
 
 
-def find_template(folder: Path, tokenizer_template: Any) -> tuple[Any, Path] | None:
-    """The template of a model folder, or templates by name, and the file that holds it; see `ChatTemplate.from_folder`.
+def named_templates(
+    folder: Path, tokenizer_template: Any, places: Sequence[str] = PROCESSOR_PLACES
+) -> tuple[dict[str, str], Path | None]:
+    """The templates of a model folder by name, and the file that holds the one named "default"; see
+    `ChatTemplate.from_folder`. Raises `ConfigError`."""
+    named: dict[str, str] = {}
+    found = None
+    for file in (folder / name for name in places):
+        if file.name == TOKENIZER_FILE:
+            template = tokenizer_template
+        elif not file.is_file():
+            template = None
+        else:
+            template = read_text(file) if file.name == JINJA_FILE else read_json(file).get("chat_template")
+        if template is not None:
+            named, found = _named(template), file
+            break
+    return named | {file.stem: read_text(file) for file in sorted(folder.glob(MORE))}, found
 
-    Raises `ConfigError`."""
-    if (file := folder / JINJA_FILE).is_file():
-        return read_text(file), file
-    for file in (folder / name for name in JSON_FILES):
-        if file.is_file() and (template := read_json(file).get("chat_template")) is not None:
-            return template, file
-    return None if tokenizer_template is None else (tokenizer_template, folder / "tokenizer_config.json")
 
-
-def _named(template: Any, file: Path) -> dict[str, str]:
+def _named(template: Any) -> dict[str, str]:
     """The templates of an entry by name: one text is "default"; a mapping, or a list of {"name", "template"}."""
     if isinstance(template, list):
         entries = (entry for entry in template if isinstance(entry, Mapping) and isinstance(entry.get("name"), str))

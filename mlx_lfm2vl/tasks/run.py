@@ -10,7 +10,7 @@ from ..generation.options import GenerationOptions
 from ..generation.prompt_cache import PromptCache
 from ..generation.request import GenerationRequest, check_pair
 from ..generation.vision_cache import VisionCache
-from ..generation.watch import Stop
+from ..generation.watch import Progress, Stop
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .boxes import DetectTask, PointTask
@@ -33,6 +33,7 @@ class TaskArguments(TypedDict, total=False):
     vision_cache: VisionCache | None
     prompt_cache: PromptCache | None
     stop: Stop | None
+    progress: Progress | None
 
 
 def recipe_of(model: Lfm2VlForConditionalGeneration, recipe: Recipe | str | None = None) -> Recipe:
@@ -87,7 +88,7 @@ def detect(
         what: the name of things.
         recipe: how the model is asked, a row's name or a `Recipe`; None is the row that matches the model.
         arguments: `options` (None: what the checkpoint recommends, up to 2048 tokens), `image_overrides` as for
-            `Lfm2VlProcessor`; `vision_cache`, `prompt_cache` and `stop` as for `generate_batch`.
+            `Lfm2VlProcessor`; `vision_cache`, `prompt_cache`, `stop` and `progress` as for `generate_batch`.
 
     Returns:
         The boxes of all pictures, those of the first one first; `Box.image` counts the pictures from 0.

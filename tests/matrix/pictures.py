@@ -460,6 +460,30 @@ def missing(name: str, data: bytes | str, what: str, way: str) -> Row:
     return Row(f"file: {name}", file("a.png", data), Refused(ImageError, "{folder}/a.png", what, way))
 
 
+def metafile() -> bytes:
+    """A placeable Windows metafile of 1 x 0.5 inches that draws nothing."""
+    return struct.pack("<6s4hH6x4s", b"\xd7\xcd\xc6\x9a\0\0", 0, 0, 1440, 720, 1440, b"\x01\0\t\0") + bytes(50)
+
+
+UNDRAWN = [  # what Pillow registers suffixes of, and does not draw
+    ("HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5 data, which Pillow does not draw", "as PNG (with h5py, say)"),
+    (
+        "GRIB 1",
+        b"GRIB\0\0\0\1" + bytes(100),
+        "GRIB data, which Pillow does not draw",
+        "as PNG (with ecCodes",
+    ),
+    (
+        "GRIB 2",
+        b"GRIB\0\0\0\2" + bytes(100),
+        "GRIB data, which Pillow does not draw",
+        "as PNG (with ecCodes",
+    ),
+    ("BUFR", b"BUFR" + bytes(100), "BUFR data, which Pillow does not draw", "as PNG (with ecCodes"),
+    ("WMF", metafile(), "a Windows metafile, which Pillow draws on Windows only", "to PNG (with LibreOffice, say)"),
+    ("MPEG video", b"\0\0\1\xb3\x01\x20\x10" + bytes(100), "not a picture but a video", "ask about it with --video"),
+    ("MPEG program", b"\0\0\1\xba" + bytes(100), "not a picture but a video", "ask about it with --video"),
+]
 NO_PICTURE = "not a picture in a format that Pillow reads"
 FILES = [
     missing("empty", b"", "the file is empty", AGAIN),
@@ -476,6 +500,7 @@ FILES = [
     missing("a video", b"\0\0\0\x20ftypisom" + bytes(50), "not a picture but a video", "convert it to PNG or JPEG"),
     missing("JPEG XL", b"\xff\x0a" + bytes(50), "JPEG XL, which Pillow does not read", "convert it to PNG or JPEG"),
     missing("PostScript", "%!PS-Adobe-3.0 EPSF-3.0\n", "EPS is a program, which is not run here", "convert it to PNG"),
+    *(missing(name, data, what, way) for name, data, what, way in UNDRAWN),
     missing("a camera's raw file", preview(), "a camera's raw file", "export it as JPEG"),
     missing("a truncated PNG", PNG[: len(PNG) // 2], "damaged or truncated (", AGAIN),
     missing("a PNG that ends in its header", PNG[:20], "damaged (Truncated File Read)", AGAIN),
