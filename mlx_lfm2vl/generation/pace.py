@@ -28,12 +28,12 @@ class Pace:
     def plain(self, rows: int, seconds: float) -> None:
         """Takes note of a step without drafts."""
         self._plain[rows].append(seconds)
-        self._take(rows, SHARE * seconds)
+        self._take(rows, SHARE * min(seconds, median(self._plain[rows])))  # a step may have waited for other work
 
     def drafted(self, rows: int, seconds: float, tokens: float) -> None:
         """Takes note of a step with drafts. `tokens`: those that a row got, on average."""
         usual = median(self._plain[rows]) if self._plain[rows] else seconds
-        self._take(rows, SHARE * seconds + tokens * usual - seconds)
+        self._take(rows, (1 + SHARE) * tokens * usual - seconds)
 
     def _take(self, rows: int, seconds: float) -> None:
         self._left += seconds
