@@ -28,7 +28,7 @@ from ..weights.fit import number_type
 from ..weights.load import StoredTensors, open_model
 from ..weights.names import from_module
 from ..weights.quantize import LANGUAGE, parameter_count, widths
-from .calibration import Question, questions
+from .calibration import Question, questions, split
 from .report import KEPT, ChangedAnswer, ModuleError, QuantizationReport
 from .stream import dense_weight
 
@@ -38,14 +38,29 @@ Inputs = dict[str, Any]
 
 
 def measure(
-    dense: Path, quantised: Path, *, calibration: Path | None = None, progress: Progress | None = None
+    dense: Path,
+    quantised: Path,
+    *,
+    calibration: Path | None = None,
+    calibrated: bool = False,
+    progress: Progress | None = None,
 ) -> QuantizationReport:
-    """Compares two folders of one model. `calibration`: a folder of pictures instead of the bundled ones.
+    """Compares two folders of one model.
 
-    Raises `WeightsError` if the folders hold different models, `OptionError` for a calibration folder that cannot be
-    used, `OutOfMemoryError` before anything is loaded, and what loading and generating raise.
+    Args:
+        dense: the original.
+        quantised: what was made of it.
+        calibration: a folder or a .jsonl file instead of the bundled questions.
+        calibrated: ask only those of them that a calibration leaves out (`calibration.split`).
+        progress: told of tokens.
+
+    Raises:
+        WeightsError: the folders hold different models.
+        OptionError: the calibration cannot be used.
+        OutOfMemoryError: before anything is loaded.
+        Lfm2VlError: what loading and generating raise.
     """
-    asked = questions(calibration)
+    asked = split(questions(calibration))[1] if calibrated else questions(calibration)
     steps = Steps("measuring", 2 * len(asked), TOKENS + 2, progress)
     one: nn.Module
     other: nn.Module
@@ -79,9 +94,7 @@ def measure(
             comparisons.append(compare(before, after, answers[index], found))
             if (at := comparisons[-1].differs_at) is not None:
                 was, now = (processor.decode(tokens, skip_special_tokens=True) for tokens in (answers[index], found))
-                question = asked[index]
-                picture = None if question.picture is None else question.picture.name
-                changed.append(ChangedAnswer(question.prompt, picture, was, now, at))
+                changed.append(ChangedAnswer(asked[index].prompt, asked[index].names, was, now, at))
             steps.next()
     label = "bundled set" if calibration is None else calibration.resolve().name  # of a card that is published
     return replace(_summary(dense, quantised, label, comparisons, errors, changed), dtype=computed)
@@ -128,7 +141,7 @@ def load_to_measure(folder: Path, dtype: mx.Dtype | None) -> tuple[Lfm2VlForCond
 
 def encoded(processor: Lfm2VlProcessor, question: Question) -> Inputs:
     """The tokens and pixels of a question."""
-    messages = conversation(question.prompt, None if question.picture is None else str(question.picture))
+    messages = conversation(question.prompt, list(question.pictures), question.system)
     return dict(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True))
 
 

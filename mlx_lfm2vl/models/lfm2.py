@@ -224,7 +224,7 @@ class Lfm2Model(nn.Module):
         x = inputs_embeds
         few = last_only and hidden_states is None and attentions is None
         queries = self._needed(length) if few else length
-        contexts = self._contexts(context, cache.offset if cache else 0)
+        contexts = self.contexts(context, cache.offset if cache else 0)
         for index, (layer, kind) in enumerate(zip(self.layers, self.config.layer_types, strict=True)):
             if hidden_states is not None:
                 hidden_states.append(x)
@@ -243,7 +243,7 @@ class Lfm2Model(nn.Module):
             hidden_states.append(x)
         return x
 
-    def _contexts(self, context: Context, past: int) -> dict[str, Context]:
+    def contexts(self, context: Context, past: int = 0) -> dict[str, Context]:
         """The context of each type of layers, behind `past` tokens in the cache."""
         return dict.fromkeys(self.config.layer_types, context)
 
