@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -14,12 +15,12 @@ from hypothesis import strategies as st
 from mlx_lfm2vl import convert, load
 from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.conversion import gptq as g
-from mlx_lfm2vl.conversion.calibration import Question, questions, split
+from mlx_lfm2vl.conversion.calibration import Question, divided, questions
 from mlx_lfm2vl.conversion.report import QuantizationReport
 from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.weights.quantize import Quantization, decode, encode
 
-OPTIONS = {"q_group_size": 32, "q_method": "gptq", "verify": False}
+OPTIONS: dict[str, Any] = {"q_group_size": 32, "q_method": "gptq", "verify": False}
 BITS = st.sampled_from([2, 3, 4, 5, 6, 8])
 
 
@@ -123,7 +124,7 @@ def few(tmp_path_factory) -> Path:
 @pytest.mark.backends("mlx", "numpy")
 @pytest.mark.parametrize("checkpoint", ["gen25", "untied", "lfm3"])
 def test_a_folder_is_as_plain_rounding_makes_it_but_for_levels(checkpoint, few, tmp_path):
-    options = {**OPTIONS, "q_bits": 4, "q_vision": True}
+    options: dict[str, Any] = {**OPTIONS, "q_bits": 4, "q_vision": True}
     folders = [convert(GOLDEN / checkpoint, tmp_path / name, calibration=few, **options) for name in ("a", "b")]
     plain = convert(GOLDEN / checkpoint, tmp_path / "plain", **{**options, "q_method": "rtn"})
     first, again, rounded = (dict(mx.load(str(path / "model.safetensors"))) for path in (*folders, plain))
@@ -148,7 +149,7 @@ def _inputs(processor) -> dict:
 def test_modules_that_no_question_reaches_are_rounded_plainly(tmp_path):
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "prompts.txt").write_text("\tWhy?\n")
-    options = {**OPTIONS, "q_bits": 4, "q_vision": True}
+    options: dict[str, Any] = {**OPTIONS, "q_bits": 4, "q_vision": True}
     made = convert(GOLDEN / "gen25", tmp_path / "a", calibration=tmp_path / "words", **options)
     plain = convert(GOLDEN / "gen25", tmp_path / "b", **{**options, "q_method": "rtn"})
     one, other = (dict(mx.load(str(path / "model.safetensors"))) for path in (made, plain))
@@ -165,7 +166,7 @@ def test_a_recipe_is_calibrated_too(few, tmp_path):
 
 @pytest.mark.soak
 def test_widths_that_were_searched_are_calibrated_too(few, tmp_path):
-    options = {**OPTIONS, "target_kl": 0.5, "calibration": few}
+    options: dict[str, Any] = {**OPTIONS, "target_kl": 0.5, "calibration": few}
     folders = [convert(GOLDEN / "gen25", tmp_path / name, **{**options, "q_method": name}) for name in ("gptq", "rtn")]
     records = [json.loads((path / "config.json").read_text())["quantization"] for path in folders]
     assert records[0] == records[1], "the search finds the same widths"
@@ -175,7 +176,7 @@ def test_widths_that_were_searched_are_calibrated_too(few, tmp_path):
 
 def test_the_report_measures_questions_that_were_left_out(few, tmp_path):
     told: list[tuple[str, int, int]] = []
-    options = {**OPTIONS, "verify": True, "q_bits": 8, "calibration": few}
+    options: dict[str, Any] = {**OPTIONS, "verify": True, "q_bits": 8, "calibration": few}
     out = convert(GOLDEN / "gen25", tmp_path / "out", progress=lambda *step: told.append(step), **options)
     report = QuantizationReport.read(out)
     assert (report.method, report.questions, report.calibrated_on, report.dtype) == ("gptq", 1, 2, "float32")
@@ -185,12 +186,21 @@ def test_the_report_measures_questions_that_were_left_out(few, tmp_path):
         assert steps == sorted(steps) and steps[-1][1] == steps[-1][2]
 
 
-@given(st.integers(2, 50))
-def test_every_third_question_is_measured_and_no_other(count):
-    asked = [Question(str(number)) for number in range(count)]
-    fitted, held = split(asked)
-    assert fitted and held and len(held) == -(-count // 3)
-    assert sorted(map(asked.index, fitted + held)) == list(range(count))
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_every_third_question_is_measured_and_no_other(count, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{number}"}}\n' for number in range(count)))
+    fitted, held = divided(tmp_path / "rows.jsonl")
+    assert [question.prompt for question in held] == [str(number) for number in range(0, count, 3)]
+    left = [str(number) for number in range(count) if number % 3] or ["0"]
+    assert [question.prompt for question in fitted] == left
+
+
+def test_bundled_questions_to_calibrate_on_are_others_than_those_measured():
+    fitted, held = divided()
+    assert held == questions() and len(fitted) == 18 and sum(not question.pictures for question in fitted) == 2
+    pictures = {picture for question in fitted for picture in question.pictures}
+    assert len(pictures) == 9 and not pictures & {picture for question in held for picture in question.pictures}
+    assert sum(Path(picture).stat().st_size for picture in pictures) < 100_000
 
 
 def test_rows_are_questions_and_mistakes_in_them_are_named(few, tmp_path):

@@ -25,7 +25,7 @@ from ..weights.files import reading
 from ..weights.load import StoredTensors, dtype_of, open_model
 from ..weights.save import write_json, write_tensors
 from . import plot
-from .calibration import questions, split
+from .calibration import divided, questions
 from .card import CardSource, write_card
 from .check import check_result, check_texts
 from .config_files import config_json, write_config_files
@@ -190,7 +190,7 @@ def convert(
         quantised = quantize_layerwise(
             folder,
             {path: spec for path, spec in plan.modules.items() if spec is not None},
-            split(questions(pictures))[0],
+            divided(pictures)[0],
             type_ or stored.dtype,
             compute=compute,
             progress=progress,
@@ -248,8 +248,8 @@ def _measured(
     except (OutOfMemoryError, OutputError) as error:
         on_note(f"the quantization error was not measured: {error}")
         return None
-    fitted = len(split(questions(calibration))[0]) if method != "rtn" else 0
-    report = replace(report, method=method, calibrated_on=fitted)
+    if method != "rtn":
+        report = replace(report, method=method, calibrated_on=len(divided(calibration)[0]))
     if calibration is not None:
         report = replace(report, answers=())  # the folder is made to be published, the user's questions are not
     report.write(quantised)

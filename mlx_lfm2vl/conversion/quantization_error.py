@@ -28,7 +28,7 @@ from ..weights.fit import number_type
 from ..weights.load import StoredTensors, open_model
 from ..weights.names import from_module
 from ..weights.quantize import LANGUAGE, parameter_count, widths
-from .calibration import Question, questions, split
+from .calibration import Question, divided, questions
 from .report import KEPT, ChangedAnswer, ModuleError, QuantizationReport
 from .stream import dense_weight
 
@@ -51,7 +51,7 @@ def measure(
         dense: the original.
         quantised: what was made of it.
         calibration: a folder or a .jsonl file instead of the bundled questions.
-        calibrated: ask only those of them that a calibration leaves out (`calibration.split`).
+        calibrated: ask only those of them that a calibration leaves out (`calibration.divided`).
         progress: told of tokens.
 
     Raises:
@@ -60,7 +60,7 @@ def measure(
         OutOfMemoryError: before anything is loaded.
         Lfm2VlError: what loading and generating raise.
     """
-    asked = split(questions(calibration))[1] if calibrated else questions(calibration)
+    asked = divided(calibration)[1] if calibrated else questions(calibration)
     steps = Steps("measuring", 2 * len(asked), TOKENS + 2, progress)
     one: nn.Module
     other: nn.Module

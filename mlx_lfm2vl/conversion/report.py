@@ -52,8 +52,8 @@ class QuantizationReport:
     `identical_32`, `identical_64`: share of questions whose greedy answers are the same for so many tokens, or to their
     end. Sizes in bytes of weight files. `modules`: those that differ. `differing`: how many answers do;
     `answers`: those of them that do so first, `KEPT` at most. `dtype`: what both models computed in ("" in reports that
-    do not say). `method`: of `METHODS`, how levels were chosen ("" where that is not known); `calibrated_on`: how many
-    questions, of the same set and not among those measured, it was calibrated on.
+    do not say). `method`: "gptq" where levels were calibrated, else ""; `calibrated_on`: on how many questions, of the
+    same set and not among those measured.
     """
 
     calibration: str

@@ -8,7 +8,6 @@ question of every picture, one that begins with a tab asks without a picture. Th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from ...processing.picture_keys import misspelt, pictures_key, prompt_key
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 PROMPTS = "prompts.txt"
+FITTED = "calibrate.txt"  # the bundled questions to calibrate on; those in `PROMPTS` are measured
 DEFAULT_PROMPT = "Describe this image in detail."
-HELD_OUT = 3  # every so manieth question is measured and not calibrated on
+HELD_OUT = 3  # of a user's questions, one of so many is measured and not calibrated on
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,12 @@ def questions(place: Path | None = None) -> list[Question]:
     return asked
 
 
-def split(asked: Sequence[Question]) -> tuple[list[Question], list[Question]]:
-    """The questions to calibrate on, and those to measure on, which are others: every third. A single one is both."""
+def divided(place: Path | None = None) -> tuple[list[Question], list[Question]]:
+    """The questions to calibrate on, and those to measure on, which are others: of a user's, every third. A single one
+    is both. Raises `OptionError`, as `questions`."""
+    asked = questions(place)
+    if place is None:
+        return _listed(Path(__file__).resolve().parent / FITTED, []), asked
     if len(asked) == 1:
         return list(asked), list(asked)
     return [asked[index] for index in range(len(asked)) if index % HELD_OUT], list(asked[::HELD_OUT])
