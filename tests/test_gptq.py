@@ -12,13 +12,15 @@ from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_lfm2vl import convert, load
+from mlx_lfm2vl import convert, demo, load
 from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.conversion import gptq as g
 from mlx_lfm2vl.conversion.calibration import Question, divided, questions
+from mlx_lfm2vl.conversion.quantization_error import measure
 from mlx_lfm2vl.conversion.report import QuantizationReport
-from mlx_lfm2vl.errors import OptionError
+from mlx_lfm2vl.errors import OptionError, OutOfMemoryError
 from mlx_lfm2vl.weights.quantize import Quantization, decode, encode
+from tools.compare.search import draw
 
 OPTIONS: dict[str, Any] = {"q_group_size": 32, "q_method": "gptq", "verify": False}
 BITS = st.sampled_from([2, 3, 4, 5, 6, 8])
@@ -127,7 +129,7 @@ def test_a_folder_is_as_plain_rounding_makes_it_but_for_levels(checkpoint, few, 
     options: dict[str, Any] = {**OPTIONS, "q_bits": 4, "q_vision": True}
     folders = [convert(GOLDEN / checkpoint, tmp_path / name, calibration=few, **options) for name in ("a", "b")]
     plain = convert(GOLDEN / checkpoint, tmp_path / "plain", **{**options, "q_method": "rtn"})
-    first, again, rounded = (dict(mx.load(str(path / "model.safetensors"))) for path in (*folders, plain))
+    first, again, rounded = map(tensors, (*folders, plain))
     assert json.loads((folders[0] / "config.json").read_text()) == json.loads((plain / "config.json").read_text())
     assert {name: (array.shape, array.dtype) for name, array in first.items()} == {
         name: (array.shape, array.dtype) for name, array in rounded.items()
@@ -141,6 +143,12 @@ def test_a_folder_is_as_plain_rounding_makes_it_but_for_levels(checkpoint, few, 
     assert len(model.generate(**_inputs(processor), max_new_tokens=3, do_sample=False)[0]) > 3
 
 
+def tensors(folder: Path) -> dict[str, mx.array]:
+    loaded = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
 def _inputs(processor) -> dict:
     messages = [{"role": "user", "content": [{"type": "image", "path": str(GOLDEN / "pictures" / "small.png")}]}]
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
@@ -152,7 +160,7 @@ def test_modules_that_no_question_reaches_are_rounded_plainly(tmp_path):
     options: dict[str, Any] = {**OPTIONS, "q_bits": 4, "q_vision": True}
     made = convert(GOLDEN / "gen25", tmp_path / "a", calibration=tmp_path / "words", **options)
     plain = convert(GOLDEN / "gen25", tmp_path / "b", **{**options, "q_method": "rtn"})
-    one, other = (dict(mx.load(str(path / "model.safetensors"))) for path in (made, plain))
+    one, other = tensors(made), tensors(plain)
     same = {name for name in one if np.array_equal(np.array(one[name]), np.array(other[name]))}
     quantised = {name for name in one if one[name].dtype == mx.uint32}
     assert same & quantised == {name for name in quantised if "language_model." not in name}
@@ -261,3 +269,22 @@ def test_from_the_command_line(few, tmp_path, capsys):
     assert "--q-method gptq says how to quantise; add -q" in capsys.readouterr().err
     assert main([*words, "-q", "--q-group-size", "32", "--calibration", str(few), "--no-verify"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
+
+
+def test_a_model_that_leaves_no_room_is_refused_before_it_is_loaded(few, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlx_lfm2vl.weights.fit.free_memory", lambda: 10**6)
+    with pytest.raises(OutOfMemoryError, match="with --q-method rtn and --no-verify a model of any size is converted"):
+        convert(GOLDEN / "gen25", tmp_path / "out", q_bits=4, calibration=few, **OPTIONS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.soak
+def test_the_demo_model_loses_less_on_unseen_questions(tmp_path):
+    """Calibrated on pictures of another split than those that are measured."""
+    own, held = draw(tmp_path / "own", "validate", 5), draw(tmp_path / "held", "test", 8)
+    for bits, most in ((4, 0.85), (3, 0.6)):
+        options: dict[str, Any] = {"q_bits": bits, "q_group_size": 32, "verify": False, "calibration": own}
+        gptq = convert("demo", tmp_path / f"gptq{bits}", q_method="gptq", **options)
+        rtn = convert("demo", tmp_path / f"rtn{bits}", **{**options, "calibration": None})
+        reports = [measure(demo.path(), folder, calibration=held) for folder in (gptq, rtn)]
+        assert reports[0].bytes == reports[1].bytes and reports[0].kl_mean < most * reports[1].kl_mean

@@ -29,7 +29,7 @@ from .calibration import divided, questions
 from .card import CardSource, write_card
 from .check import check_result, check_texts
 from .config_files import config_json, write_config_files
-from .layerwise import Parts, quantize_layerwise
+from .layerwise import Parts, bytes_beside, quantize_layerwise
 from .plan import Plan, QuantizationOptions, make_plan
 from .quantization_error import check_memory, measure
 from .report import QuantizationReport
@@ -156,9 +156,10 @@ def convert(
     compute = None
     if searching or calibrating or (asked and verify):
         # said now: converting fits nearly everywhere, and measuring comes last
-        way = "with --q-bits or --q-recipe" if searching else ""
-        way += f"{' and ' if way else 'with '}--no-verify"
-        compute = check_memory(stored, f"{way} a model of any size is converted", searching)
+        without = ["--q-bits or --q-recipe"] * searching + ["--q-method rtn"] * calibrating + ["--no-verify"]
+        way = f"with {' and '.join(without)}"
+        beside = bytes_beside(stored, max(q.widths(model).values())) if calibrating else 0
+        compute = check_memory(stored, f"{way} a model of any size is converted", searching, beside)
         with scratch():  # and a place for temporary files too
             pass
     for note in (*stored.notes, *([stored.mixed_note] if type_ is None and stored.mixed_note else [])):

@@ -21,6 +21,7 @@ from mlx.utils import tree_unflatten
 from ..models.context import Context
 from ..models.siglip2 import pack_views, split_views, vision_passes
 from ..pretrained import Lfm2VlForConditionalGeneration
+from ..weights.load import StoredTensors
 from ..weights.quantize import Quantization, decode, encode
 from .calibration import Question
 from .gptq import gptq
@@ -83,6 +84,12 @@ def quantize_layerwise(
     for path in specs.keys() - walk.parts.keys():
         walk.round(path, None)
     return walk.parts
+
+
+def bytes_beside(stored: StoredTensors, widest: int) -> int:
+    """The memory beside the model: quantised modules, and of the widest input three matrices, its Hessian, that with
+    its rows turned round, and the factor."""
+    return sum(info.nbytes for info in stored.infos.values()) // 2 + 3 * 4 * widest**2
 
 
 class Input(nn.Module):

@@ -55,8 +55,7 @@ def measure(
         progress: told of tokens.
 
     Raises:
-        WeightsError: the folders hold different models.
-        OptionError: the calibration cannot be used.
+        WeightsError, OptionError: the folders hold different models; the calibration cannot be used.
         OutOfMemoryError: before anything is loaded.
         Lfm2VlError: what loading and generating raise.
     """
@@ -100,7 +99,7 @@ def measure(
     return replace(_summary(dense, quantised, label, comparisons, errors, changed), dtype=computed)
 
 
-def check_memory(stored: StoredTensors, way: str, search: bool = False) -> mx.Dtype | None:
+def check_memory(stored: StoredTensors, way: str, search: bool = False, beside: int = 0) -> mx.Dtype | None:
     """Chooses the dtype to measure in: float32 where the weights fit in it, else None, that of the files.
 
     What 8 bits cost is less than what rounding to 16 bits costs, so other dtypes measure the latter. The backend numpy
@@ -110,6 +109,7 @@ def check_memory(stored: StoredTensors, way: str, search: bool = False) -> mx.Dt
         stored: the tensors of the folder.
         way: ends the message of the error.
         search: count a second copy of the language model, which a search for bits holds.
+        beside: bytes of other arrays.
 
     Raises:
         OutOfMemoryError: if the weights do not fit.
@@ -118,7 +118,7 @@ def check_memory(stored: StoredTensors, way: str, search: bool = False) -> mx.Dt
     language = {name: info for name, info in stored.infos.items() if name.startswith(LANGUAGE)}
     dtypes = (mx.float32,) if backends.choose() == "numpy" else (mx.float32, None)
     for dtype in dtypes:
-        needed = fit.weight_bytes(stored.infos, dtype) + (fit.weight_bytes(language, dtype) if search else 0)
+        needed = fit.weight_bytes(stored.infos, dtype) + (fit.weight_bytes(language, dtype) if search else beside)
         if free is None or needed <= free:
             return dtype
     what = "finding bits by measurement" if search else "measuring what quantising costs"
