@@ -212,16 +212,16 @@ def test_the_report_is_kept_with_the_folder_and_in_its_card(measured):
 
 def test_the_bundled_questions_are_whole():
     asked = questions()
-    assert len(asked) == 8 and sum(question.picture is None for question in asked) == 2
-    assert sum(question.picture.stat().st_size for question in asked if question.picture) < 200_000
+    assert len(asked) == 8 and sum(not question.pictures for question in asked) == 2
+    assert sum(Path(picture).stat().st_size for question in asked for picture in question.pictures) < 200_000
 
 
 def test_a_folder_of_pictures_is_enough_and_mistakes_are_named(tmp_path, few):
     (tmp_path / "pictures").mkdir()
     shutil.copy(GOLDEN / "pictures" / "small.png", tmp_path / "pictures" / "b.PNG")
     shutil.copy(GOLDEN / "pictures" / "small.png", tmp_path / "pictures" / "a.png")
-    assert [question.picture for question in questions(tmp_path / "pictures")] == [
-        tmp_path / "pictures" / name for name in ("a.png", "b.PNG")
+    assert [question.pictures for question in questions(tmp_path / "pictures")] == [
+        (str(tmp_path / "pictures" / name),) for name in ("a.png", "b.PNG")
     ]
     (tmp_path / "pictures" / "prompts.txt").write_text("Of every picture?\na.png\tOf one?\n")
     assert [question.prompt for question in questions(tmp_path / "pictures")] == ["Of every picture?"] * 2 + ["Of one?"]

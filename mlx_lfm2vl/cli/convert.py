@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..weights.choices import DTYPES, MODES, RECIPES
+from ..weights.choices import DTYPES, METHODS, MODES, RECIPES
 from .argument_types import real, whole
 from .options import PROGRAM, add_revision, note, print_stderr
 from .upload import add_options, send
@@ -20,7 +20,7 @@ files.
   mlx-lfm2vl convert --hf-path LiquidAI/LFM2.5-VL-450M --mlx-path LFM2.5-VL-450M-mixed -q --q-recipe mixed_4_8
 """
 BITS, GROUP_SIZES = map(sorted, MODES["affine"])
-QUANTISING = ("q_bits", "q_group_size", "q_mode", "q_recipe", "q_override", "q_vision")
+QUANTISING = ("q_bits", "q_group_size", "q_mode", "q_recipe", "q_override", "q_vision", "q_method")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--calibration",
         metavar="FOLDER",
-        help="measure on these pictures (and prompts.txt) instead of the bundled ones",
+        help="calibrate and measure on these pictures (and prompts.txt), or on the rows of a .jsonl file, instead of "
+        "the bundled ones",
     )
 
 
@@ -110,6 +111,12 @@ def add_quantisation(parser: argparse.ArgumentParser) -> None:
         type=override,
         metavar="PATTERN=BITS",
         help="bits, 'dense' or a mode for the modules that match, as 'language_model.*.w2=8'; may be given again",
+    )
+    group.add_argument(
+        "--q-method",
+        choices=METHODS,
+        help="how levels are chosen: rtn rounds each weight to the nearest one, gptq fits them to the answers to the "
+        "calibration questions, which takes longer and loses less (default: rtn)",
     )
     group.add_argument("--q-vision", action="store_true", help="quantise vision tower and projector too")
     group.add_argument(
@@ -229,6 +236,7 @@ def run_convert(args: argparse.Namespace) -> int:
             q_recipe=args.q_recipe,
             q_overrides=args.q_override,
             q_vision=args.q_vision,
+            q_method=args.q_method,
             target_size=args.target_size,
             target_kl=args.target_kl,
             dequantize=args.dequantize,

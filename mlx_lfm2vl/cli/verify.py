@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dense", metavar="A", help="folder or hub repository of the dense model")
     parser.add_argument("quantised", metavar="B", help="folder or hub repository of the quantised model")
     parser.add_argument(
-        "--calibration", metavar="FOLDER", help="ask about these pictures (and prompts.txt) instead of the bundled ones"
+        "--calibration",
+        metavar="FOLDER",
+        help="ask about these pictures (and prompts.txt), or the rows of a .jsonl file, instead of the bundled ones",
     )
     parser.add_argument(
         "--report", metavar="FOLDER", help="also write quantization_report.json, and a plot, to a folder"

@@ -20,14 +20,16 @@ from ..errors import OptionError, OutOfMemoryError, OutputError, TemplateError
 from ..hub import resolve_checked
 from ..weights import quantize as q
 from ..weights.atomic_folder import check_space, check_target, finished, scratch
+from ..weights.choices import METHODS
 from ..weights.files import reading
 from ..weights.load import StoredTensors, dtype_of, open_model
 from ..weights.save import write_json, write_tensors
 from . import plot
-from .calibration import questions
+from .calibration import divided, questions
 from .card import CardSource, write_card
 from .check import check_result, check_texts
 from .config_files import config_json, write_config_files
+from .layerwise import Parts, bytes_beside, quantize_layerwise
 from .plan import Plan, QuantizationOptions, make_plan
 from .quantization_error import check_memory, measure
 from .report import QuantizationReport
@@ -51,6 +53,7 @@ def convert(
     q_recipe: str | None = None,
     q_overrides: Sequence[tuple[str, int | str]] = (),
     q_vision: bool = False,
+    q_method: str | None = None,
     target_size: float | None = None,
     target_kl: float | None = None,
     dequantize: bool = False,
@@ -68,7 +71,7 @@ def convert(
     """Writes a model into a new MLX folder, dense or quantised, complete with its other files.
 
     Memory: the largest tensor and its source; while measuring, one model, in float32 where it fits; while
-    searching, two.
+    searching, two; with `q_method` "gptq" one model and what `conversion.layerwise` says.
 
     Args:
         source: folder, hub repository or `demo`; dense or quantised. A quantised one is quantised anew from what it
@@ -82,6 +85,8 @@ def convert(
         q_recipe: two widths instead of `q_bits`, see `conversion.plan`.
         q_overrides: pairs of a pattern over module names and bits, "dense" or a mode.
         q_vision: quantise tower and projector too.
+        q_method: "rtn" rounds each weight to the nearest level; "gptq" so that the outputs of each module change
+            least on the answers to the calibration questions, in the mode affine. None is "rtn".
         target_size: find the bits of each module by measurement, for at most so many 10^9 bytes.
         target_kl: the same, for at most so many nats a token.
         dequantize: make a quantised source dense.
@@ -91,7 +96,8 @@ def convert(
         local_files_only: ask no hub.
         overwrite: replace an old model folder.
         verify: after quantising, measure the error; it goes into quantization_report.json and the model card.
-        calibration: a folder of pictures to measure on, instead of the bundled questions.
+        calibration: a folder of pictures, or a .jsonl file of rows as `batch` reads them, to calibrate and to measure
+            on, instead of the bundled questions. With "gptq" every third question is measured, the others calibrate.
         name: what the card calls the model. None is the target's name.
         progress: told of a stage, how much of it is done, and how much there is in all.
         on_note: told what the user should know.
@@ -104,6 +110,9 @@ def convert(
         OptionError, OutputError, HubError, and what loading raises. `NotFiniteError` names a tensor that holds NaN or
         infinity, or would in `dtype`. `OutOfMemoryError` comes before the work, if measuring will not fit.
     """
+    if q_method is not None and q_method not in METHODS:
+        raise OptionError(f"q_method is {q_method!r}, expected one of {', '.join(METHODS)}")
+    calibrating = q_method == "gptq"
     searching = target_size is not None or target_kl is not None
     asked = quantize or searching or q_bits is not None or q_mode is not None or q_recipe is not None
     if searching and (q_bits is not None or q_mode is not None or q_recipe is not None or q_overrides or q_vision):
@@ -114,8 +123,10 @@ def convert(
         raise OptionError("give one of target_size and target_kl")
     if searching and dtype is not None:
         raise OptionError("target_size and target_kl count the checkpoint's own dtype; leave dtype out")
-    if not asked and (q_group_size is not None or q_overrides or q_vision):
-        raise OptionError("q_group_size, q_overrides and q_vision say how to quantise; add quantize or q_bits")
+    if not asked and (q_group_size is not None or q_overrides or q_vision or q_method is not None):
+        raise OptionError("q_group_size, q_overrides, q_vision and q_method say how to quantise; add quantize")
+    if calibrating and q_mode not in (None, "affine"):
+        raise OptionError(f"q_method gptq is for the mode affine; leave q_mode {q_mode} out")
     if asked and dequantize:
         raise OptionError("dequantize and quantising exclude each other")
     if layout not in FORMATS:
@@ -124,7 +135,7 @@ def convert(
         raise OptionError(f"layout {layout} is for dense models; leave quantising out")
     pictures = None if calibration is None else Path(calibration).expanduser()
     if pictures is not None:
-        if not (asked and verify) and not searching:
+        if not (asked and verify) and not searching and not calibrating:
             raise OptionError("calibration is for measuring what quantising costs; nothing is quantised or measured")
         questions(pictures)
     options = QuantizationOptions(q_bits, q_group_size, q_mode or "affine", q_recipe, tuple(q_overrides), q_vision)
@@ -140,10 +151,15 @@ def convert(
     model: nn.Module
     model, stored = open_model(folder)
     check_texts(folder)  # what is damaged there is said of the source, and before the work
-    if searching or (asked and verify):
+    if calibrating and stored.widths:
+        raise OptionError(f"{folder}: is quantised already; calibrate the dense original (q_method gptq)")
+    compute = None
+    if searching or calibrating or (asked and verify):
         # said now: converting fits nearly everywhere, and measuring comes last
-        way = "with --q-bits or --q-recipe and --no-verify" if searching else "with --no-verify"
-        check_memory(stored, f"{way} a model of any size is converted", searching)
+        without = ["--q-bits or --q-recipe"] * searching + ["--q-method rtn"] * calibrating + ["--no-verify"]
+        way = f"with {' and '.join(without)}"
+        beside = bytes_beside(stored, max(q.widths(model).values())) if calibrating else 0
+        compute = check_memory(stored, f"{way} a model of any size is converted", searching, beside)
         with scratch():  # and a place for temporary files too
             pass
     for note in (*stored.notes, *([stored.mixed_note] if type_ is None and stored.mixed_note else [])):
@@ -170,10 +186,26 @@ def convert(
         raise OptionError(f"{folder}: is not quantised; there is nothing to dequantise")
     for note in plan.notes if plan else ():
         on_note(note)
+    quantised: Parts = {}
+    if calibrating and plan:
+        quantised = quantize_layerwise(
+            folder,
+            {path: spec for path, spec in plan.modules.items() if spec is not None},
+            divided(pictures)[0],
+            type_ or stored.dtype,
+            compute=compute,
+            progress=progress,
+        )
     if asked and before:
         on_note(f"{folder} is quantised already and its losses stay; the dense original would give a better model")
     with finished(target, overwrite) as part:
-        write_model(folder, stored, part, plan, dtype=type_, dequantize=dequantize, layout=layout, progress=progress)
+        write_model(
+            *(folder, stored, part, plan, quantised),
+            dtype=type_,
+            dequantize=dequantize,
+            layout=layout,
+            progress=progress,
+        )
         if found is not None:
             found.write(part)
             if plot.available():
@@ -181,7 +213,7 @@ def convert(
         report, interrupt = None, None
         if plan and verify:
             try:
-                report = _measured(folder, part, pictures, progress, on_note)
+                report = _measured(folder, part, pictures, q_method or "rtn", progress, on_note)
             except KeyboardInterrupt as error:
                 interrupt = error
                 on_note(f"interrupted while measuring; {target} is whole, without the numbers of what quantising cost")
@@ -204,18 +236,21 @@ def _measured(
     dense: Path,
     quantised: Path,
     calibration: Path | None,
+    method: str,
     progress: Progress | None,
     on_note: Note,
 ) -> QuantizationReport | None:
     """The quantization error, written beside the weights. None, with a note, of a model that answers no question."""
     try:
-        report = measure(dense, quantised, calibration=calibration, progress=progress)
+        report = measure(dense, quantised, calibration=calibration, calibrated=method != "rtn", progress=progress)
     except TemplateError as error:
         on_note(f"the quantization error was not measured, for no question can be asked of this model: {error}")
         return None
     except (OutOfMemoryError, OutputError) as error:
         on_note(f"the quantization error was not measured: {error}")
         return None
+    if method != "rtn":
+        report = replace(report, method=method, calibrated_on=len(divided(calibration)[0]))
     if calibration is not None:
         report = replace(report, answers=())  # the folder is made to be published, the user's questions are not
     report.write(quantised)
@@ -229,13 +264,14 @@ def write_model(
     stored: StoredTensors,
     target: Path,
     plan: Plan | None,
+    quantised: Parts | None = None,
     *,
     dtype: mx.Dtype | None = None,
     dequantize: bool = False,
     layout: str = "mlx",
     progress: Progress | None = None,
 ) -> None:
-    """Weights, config.json and all other files into the existing folder `target`."""
+    """Weights, config.json and all other files into the existing folder `target`. `quantised`: as for `translate`."""
     before = stored.widths
     widths: Widths = plan.modules if plan else dict.fromkeys(before) if dequantize else {}
     if plan:
@@ -244,7 +280,7 @@ def write_model(
     quantization = plan.record() if plan else None if dequantize else stored.config.quantization
     with reading(source, "start again"):
         write_tensors(
-            translate(stored, widths, dtype=dtype, layout=layout),
+            translate(stored, widths, dtype=dtype, layout=layout, quantised=quantised or {}),
             target,
             file_format=FORMATS[layout],
             check=partial(check_finite, stored, dtype or stored.dtype),

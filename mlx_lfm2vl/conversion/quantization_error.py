@@ -28,7 +28,7 @@ from ..weights.fit import number_type
 from ..weights.load import StoredTensors, open_model
 from ..weights.names import from_module
 from ..weights.quantize import LANGUAGE, parameter_count, widths
-from .calibration import Question, questions
+from .calibration import Question, divided, questions
 from .report import KEPT, ChangedAnswer, ModuleError, QuantizationReport
 from .stream import dense_weight
 
@@ -38,14 +38,28 @@ Inputs = dict[str, Any]
 
 
 def measure(
-    dense: Path, quantised: Path, *, calibration: Path | None = None, progress: Progress | None = None
+    dense: Path,
+    quantised: Path,
+    *,
+    calibration: Path | None = None,
+    calibrated: bool = False,
+    progress: Progress | None = None,
 ) -> QuantizationReport:
-    """Compares two folders of one model. `calibration`: a folder of pictures instead of the bundled ones.
+    """Compares two folders of one model.
 
-    Raises `WeightsError` if the folders hold different models, `OptionError` for a calibration folder that cannot be
-    used, `OutOfMemoryError` before anything is loaded, and what loading and generating raise.
+    Args:
+        dense: the original.
+        quantised: what was made of it.
+        calibration: a folder or a .jsonl file instead of the bundled questions.
+        calibrated: ask only those of them that a calibration leaves out (`calibration.divided`).
+        progress: told of tokens.
+
+    Raises:
+        WeightsError, OptionError: the folders hold different models; the calibration cannot be used.
+        OutOfMemoryError: before anything is loaded.
+        Lfm2VlError: what loading and generating raise.
     """
-    asked = questions(calibration)
+    asked = divided(calibration)[1] if calibrated else questions(calibration)
     steps = Steps("measuring", 2 * len(asked), TOKENS + 2, progress)
     one: nn.Module
     other: nn.Module
@@ -79,15 +93,13 @@ def measure(
             comparisons.append(compare(before, after, answers[index], found))
             if (at := comparisons[-1].differs_at) is not None:
                 was, now = (processor.decode(tokens, skip_special_tokens=True) for tokens in (answers[index], found))
-                question = asked[index]
-                picture = None if question.picture is None else question.picture.name
-                changed.append(ChangedAnswer(question.prompt, picture, was, now, at))
+                changed.append(ChangedAnswer(asked[index].prompt, asked[index].names, was, now, at))
             steps.next()
     label = "bundled set" if calibration is None else calibration.resolve().name  # of a card that is published
     return replace(_summary(dense, quantised, label, comparisons, errors, changed), dtype=computed)
 
 
-def check_memory(stored: StoredTensors, way: str, search: bool = False) -> mx.Dtype | None:
+def check_memory(stored: StoredTensors, way: str, search: bool = False, beside: int = 0) -> mx.Dtype | None:
     """Chooses the dtype to measure in: float32 where the weights fit in it, else None, that of the files.
 
     What 8 bits cost is less than what rounding to 16 bits costs, so other dtypes measure the latter. The backend numpy
@@ -97,6 +109,7 @@ def check_memory(stored: StoredTensors, way: str, search: bool = False) -> mx.Dt
         stored: the tensors of the folder.
         way: ends the message of the error.
         search: count a second copy of the language model, which a search for bits holds.
+        beside: bytes of other arrays.
 
     Raises:
         OutOfMemoryError: if the weights do not fit.
@@ -105,7 +118,7 @@ def check_memory(stored: StoredTensors, way: str, search: bool = False) -> mx.Dt
     language = {name: info for name, info in stored.infos.items() if name.startswith(LANGUAGE)}
     dtypes = (mx.float32,) if backends.choose() == "numpy" else (mx.float32, None)
     for dtype in dtypes:
-        needed = fit.weight_bytes(stored.infos, dtype) + (fit.weight_bytes(language, dtype) if search else 0)
+        needed = fit.weight_bytes(stored.infos, dtype) + (fit.weight_bytes(language, dtype) if search else beside)
         if free is None or needed <= free:
             return dtype
     what = "finding bits by measurement" if search else "measuring what quantising costs"
@@ -128,7 +141,7 @@ def load_to_measure(folder: Path, dtype: mx.Dtype | None) -> tuple[Lfm2VlForCond
 
 def encoded(processor: Lfm2VlProcessor, question: Question) -> Inputs:
     """The tokens and pixels of a question."""
-    messages = conversation(question.prompt, None if question.picture is None else str(question.picture))
+    messages = conversation(question.prompt, list(question.pictures), question.system)
     return dict(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True))
 
 

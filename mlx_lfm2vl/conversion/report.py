@@ -52,7 +52,8 @@ class QuantizationReport:
     `identical_32`, `identical_64`: share of questions whose greedy answers are the same for so many tokens, or to their
     end. Sizes in bytes of weight files. `modules`: those that differ. `differing`: how many answers do;
     `answers`: those of them that do so first, `KEPT` at most. `dtype`: what both models computed in ("" in reports that
-    do not say).
+    do not say). `method`: "gptq" where levels were calibrated, else ""; `calibrated_on`: on how many questions, of the
+    same set and not among those measured.
     """
 
     calibration: str
@@ -72,6 +73,8 @@ class QuantizationReport:
     differing: int = 0
     answers: tuple[ChangedAnswer, ...] = ()
     dtype: str = ""
+    method: str = ""
+    calibrated_on: int = 0
 
     def rows(self) -> list[tuple[str, str]]:
         """Labels and values, as tables show them."""
@@ -92,6 +95,9 @@ class QuantizationReport:
         computed = f", computed in {self.dtype}" if self.dtype else ""
         where = f"{counted(self.positions, 'token')} of {counted(self.questions, 'answer')} ({self.calibration})"
         out.append(("measured on", where + computed))
+        if self.calibrated_on:
+            others = counted(self.calibrated_on, "other question")
+            out.append(("method", f"{self.method.upper()}, calibrated on {others} of the same set"))
         return out
 
     def table(self) -> str:

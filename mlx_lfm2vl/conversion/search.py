@@ -140,7 +140,13 @@ class Bench:
 
     def divergences(self, assignment: Mapping[str, int]) -> list[np.ndarray]:
         """The KL divergence at every token of each question's answer with these widths, in nats."""
-        found = self._measure(assignment)
+        return self._of_answers(self._measure(assignment))
+
+    def divergences_of(self, weights: Mapping[str, mx.array]) -> list[np.ndarray]:
+        """As `divergences`, with these weights (out, in) in place of the modules' own."""
+        return self._of_answers(self._with(weights))
+
+    def _of_answers(self, found: list[np.ndarray]) -> list[np.ndarray]:
         return [row[-len(sample["answer"]) :] for row, sample in zip(found, self._samples, strict=True)]
 
     def sensitivity(self, path: str, bits: int) -> float:
@@ -149,15 +155,17 @@ class Bench:
 
     def _measure(self, assignment: Mapping[str, int]) -> list[np.ndarray]:
         """The divergence at the last `TAIL` positions, or all of the answer's, of each question."""
-        for path, bits in assignment.items():
-            self._modules[path].weight = self._rounded(path, bits)
-        mx.eval([self._modules[path].weight for path in assignment])
+        return self._with({path: self._rounded(path, bits) for path, bits in assignment.items()})
+
+    def _with(self, weights: Mapping[str, mx.array]) -> list[np.ndarray]:
+        for path, weight in weights.items():
+            self._modules[path].weight = weight
+        mx.eval([self._modules[path].weight for path in weights])
         try:
-            found = [self._divergence(sample) for sample in self._samples]
+            return [self._divergence(sample) for sample in self._samples]
         finally:
-            for path in assignment:
+            for path in weights:
                 self._modules[path].weight = self._weights[path]
-        return found
 
     def _divergence(self, sample: dict[str, Any]) -> np.ndarray:
         found = divergence(sample["dense"], _expected(self._model, sample))

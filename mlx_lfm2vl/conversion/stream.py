@@ -7,6 +7,7 @@ one, so that a conversion takes the memory of the largest tensor and its source.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import mlx.core as mx
 
@@ -29,12 +30,18 @@ def dense_weight(stored: StoredTensors, arrays: dict[str, mx.array], path: str) 
 
 
 def translate(
-    stored: StoredTensors, widths: Widths, *, dtype: mx.Dtype | None = None, layout: str = "mlx"
+    stored: StoredTensors,
+    widths: Widths,
+    *,
+    dtype: mx.Dtype | None = None,
+    layout: str = "mlx",
+    quantised: Mapping[str, dict[str, mx.array]] = MappingProxyType({}),
 ) -> dict[str, mx.array]:
     """The tensors under their names in `layout` (of `LAYOUTS`), not yet evaluated.
 
     `widths` says what becomes of modules; one that has just that width already is kept bit for bit. `dtype` casts what
-    is dense, and scales. In a layout of torch's, kernels are turned as torch has them.
+    is dense, and scales. In a layout of torch's, kernels are turned as torch has them. `quantised` has the tensors of
+    modules that are quantised already, by path; the others are rounded plainly.
     """
     assert layout in LAYOUTS
     before = stored.widths
@@ -51,7 +58,7 @@ def translate(
             parts |= {part: arrays.pop(f"{path}.{part}") for part in PARTS if f"{path}.{part}" in arrays}
             weight = parts["weight"] if then is None else decode(parts, then, stored.dtype)
             weight = weight if dtype is None else weight.astype(dtype)
-            made = {"weight": weight} if now is None else encode(weight, now)
+            made = {"weight": weight} if now is None else quantised.get(path) or encode(weight, now)
             made = {f"{path}.{part}": array for part, array in made.items()}
         for key, array in made.items():
             if dtype is not None and mx.issubdtype(array.dtype, mx.floating):

@@ -104,7 +104,7 @@ def check_publishable(folder: Path) -> None:
     if not (folder / CARD).is_file():
         raise OutputError(f"{folder}: is not fit to be published: it has no README.md, the model card")
     model, processor = load(folder)
-    asked = next(question for question in questions() if question.picture is not None)
+    asked = next(question for question in questions() if question.pictures)
     try:
         model.generate(**encoded(processor, asked), max_new_tokens=TOKENS, do_sample=False)
     except NotFiniteError as error:

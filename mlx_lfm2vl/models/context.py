@@ -26,7 +26,7 @@ class Context:
     conv_mask: mx.array | None = None
 
     @classmethod
-    def following(cls, length: int, past: int, padding: np.ndarray | None = None) -> Context:
+    def following(cls, length: int, past: int = 0, padding: np.ndarray | None = None) -> Context:
         """`length` tokens behind `past` others. The first of these are `padding` (B,), or none; padding shifts a row's
         positions, so that a row of a batch sees just what it would see alone."""
         if padding is None:

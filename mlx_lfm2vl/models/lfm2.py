@@ -224,7 +224,7 @@ class Lfm2Model(nn.Module):
         x = inputs_embeds
         few = last_only and hidden_states is None and attentions is None
         queries = self._needed(length) if few else length
-        contexts = self._contexts(context, cache.offset if cache else 0)
+        contexts = self.contexts(context, cache.offset if cache else 0)
         drafter = cache.drafter if cache is not None else None
         read = drafter.target_layer_ids if drafter is not None else ()
         results: list[mx.array] = []
@@ -254,7 +254,7 @@ class Lfm2Model(nn.Module):
             hidden_states.append(x)
         return x
 
-    def _contexts(self, context: Context, past: int) -> dict[str, Context]:
+    def contexts(self, context: Context, past: int = 0) -> dict[str, Context]:
         """The context of each type of layers, behind `past` tokens in the cache."""
         return dict.fromkeys(self.config.layer_types, context)
 

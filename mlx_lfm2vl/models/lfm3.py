@@ -122,8 +122,8 @@ class Lfm3Model(Lfm2Model):
     layer_class = Lfm3DecoderLayer
     config: Lfm3Config
 
-    def _contexts(self, context: Context, past: int) -> dict[str, Context]:
-        contexts = super()._contexts(context, past)
+    def contexts(self, context: Context, past: int = 0) -> dict[str, Context]:
+        contexts = super().contexts(context, past)
         if "sliding_attention" in contexts:
             contexts["sliding_attention"] = context.window(self.config.sliding_window, past)
         return contexts

@@ -1,4 +1,4 @@
-"""The forms that weights can have: dtypes, MLX's modes of quantisation, recipes of two widths.
+"""The forms that weights can have: dtypes, MLX's modes and methods of quantisation, recipes of two widths.
 
 Imports nothing, so that `--help` shows them without loading MLX. All other modules take them from here.
 """
@@ -12,6 +12,7 @@ MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {  # bits, group siz
     "mxfp8": ((8,), (32,)),
     "nvfp4": ((4,), (16,)),
 }
+METHODS = ("rtn", "gptq")  # how levels are chosen: to the nearest one each, or by calibration
 RECIPES = {  # bits of most modules, bits of those where rounding hurts most; which, says `conversion.plan`
     "mixed_2_6": (2, 6),
     "mixed_3_4": (3, 4),

@@ -262,6 +262,8 @@ CONVERSIONS = [
     refused("convert --hf-path x -q --q-bits 0", "--q-bits", f"'0' {BOUNDS}", HELP),
     refused("convert --hf-path x -q --q-group-size 48", "--q-group-size", "invalid choice: 48", "32, 64, 128"),
     refused("convert --hf-path x -q --q-mode int4", "--q-mode", "invalid choice: 'int4'", "mxfp4"),
+    refused("convert --hf-path x -q --q-method awq", "--q-method", "invalid choice: 'awq'", "gptq"),
+    refused("convert --hf-path x --q-method gptq", "--q-method gptq", "says how to quantise", "add -q"),
     refused("convert --hf-path x -q --q-recipe best", "--q-recipe", "invalid choice: 'best'", "mixed_4_8"),
     refused("convert --hf-path x -q --q-override w2", "--q-override", "'w2' is not PATTERN=BITS", HELP),
     refused("convert --hf-path x -q --q-override =8", "--q-override", "'=8' is not PATTERN=BITS", HELP),

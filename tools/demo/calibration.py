@@ -1,9 +1,10 @@
-"""Draws the pictures by which the error of a quantisation is measured (mlx_lfm2vl/conversion/calibration/).
+"""Draws the pictures on which a quantisation is calibrated and measured (mlx_lfm2vl/conversion/calibration/).
 
     python -m tools.demo.calibration mlx_lfm2vl/conversion/calibration
 
-Scenes of the kinds that vision-language models are asked about: shapes, a chart, printed text, a table, a textured
-landscape, and a plan large enough to be cut into tiles. The same files come out at every run.
+Scenes of the kinds that vision-language models are asked about. Measured is on shapes, a chart, printed text, a table,
+a textured landscape, and a plan large enough to be cut into tiles. Calibrated is on others: documents, screens and
+scenes with the light of photographs (`tools.demo.calibration_scenes`). The same files come out at every run.
 """
 
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from .calibration_scenes import PAGES, PHOTOGRAPHS
 
 INK = (25, 25, 30)
 
@@ -104,8 +107,10 @@ def plan() -> Image.Image:
 
 
 def main(folder: str) -> None:
-    for draw in (shapes, chart, notice, receipt, landscape, plan):
+    for draw in (shapes, chart, notice, receipt, landscape, plan, *PAGES):
         draw().quantize(64).save(Path(folder) / f"{draw.__name__}.png", optimize=True)
+    for draw in PHOTOGRAPHS:
+        draw().save(Path(folder) / f"{draw.__name__}.jpg", quality=85)
 
 
 if __name__ == "__main__":

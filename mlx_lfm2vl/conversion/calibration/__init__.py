@@ -1,43 +1,108 @@
-"""Pictures and questions by which a quantisation is measured: the bundled ones beside this file, or a user's folder.
+"""Pictures and questions by which a quantisation is calibrated and measured: the bundled ones beside this file, or a
+user's folder or .jsonl file.
 
 A folder holds pictures and, if wanted, prompts.txt with lines `PICTURE<tab>QUESTION`; a line without a tab asks its
-question of every picture, one that begins with a tab asks without a picture.
+question of every picture, one that begins with a tab asks without a picture. The rows of a file are those of `batch`,
+{"image": "a.png", "prompt": "Why?"}; answers in them are not read.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ...errors import OptionError
+from ...config import parse_json
+from ...errors import OptionError, PromptError
+from ...processing.addresses import beside
+from ...processing.picture_keys import misspelt, pictures_key, prompt_key
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 PROMPTS = "prompts.txt"
+FITTED = "calibrate.txt"  # the bundled questions to calibrate on; those in `PROMPTS` are measured
 DEFAULT_PROMPT = "Describe this image in detail."
+HELD_OUT = 3  # of a user's questions, one of so many is measured and not calibrated on
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question to a model, about a picture or about none."""
+    """A question to a model, about pictures (paths or addresses) or about none; `system` comes before it."""
 
     prompt: str
-    picture: Path | None = None
+    pictures: tuple[str, ...] = ()
+    system: str | None = None
+
+    @property
+    def names(self) -> str | None:
+        """The pictures' names, for a report, shortened where they are long; None without pictures."""
+        return ", ".join(Path(picture).name[-64:] for picture in self.pictures) or None
 
 
-def questions(folder: Path | None = None) -> list[Question]:
-    """The questions of a folder, or the bundled ones. Raises `OptionError` naming what cannot be used."""
-    folder = Path(__file__).resolve().parent if folder is None else folder
+def questions(place: Path | None = None) -> list[Question]:
+    """The questions of a folder or of a .jsonl file, or the bundled ones. Raises `OptionError` naming what cannot be
+    used."""
+    folder = Path(__file__).resolve().parent if place is None else place
+    if folder.suffix == ".jsonl" and folder.is_file():
+        return _rows(folder)
     if not folder.is_dir():
-        raise OptionError(f"calibration: {folder} is no folder")
+        raise OptionError(f"calibration: {folder} is no folder and no .jsonl file")
     pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     file = folder / PROMPTS
     if not file.is_file():
-        asked = [Question(DEFAULT_PROMPT, picture) for picture in pictures]
+        asked = [Question(DEFAULT_PROMPT, (str(picture),)) for picture in pictures]
     else:
         asked = _listed(file, pictures)
     if not asked:
         raise OptionError(f"calibration: {folder} has neither pictures nor a {PROMPTS} with questions")
     return asked
+
+
+def divided(place: Path | None = None) -> tuple[list[Question], list[Question]]:
+    """The questions to calibrate on, and those to measure on, which are others: of a user's, every third. A single one
+    is both. Raises `OptionError`, as `questions`."""
+    asked = questions(place)
+    if place is None:
+        return _listed(Path(__file__).resolve().parent / FITTED, []), asked
+    if len(asked) == 1:
+        return list(asked), list(asked)
+    return [asked[index] for index in range(len(asked)) if index % HELD_OUT], list(asked[::HELD_OUT])
+
+
+def _rows(file: Path) -> list[Question]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"calibration: {file} cannot be read ({error})") from None
+    out = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            out.append(_row(parse_json(line), file.parent))
+        except (ValueError, PromptError) as error:
+            raise OptionError(f"calibration: {file}, line {number}: {error}") from None
+    if not out:
+        raise OptionError(f"calibration: {file} has no rows")
+    return out
+
+
+def _row(data: Any, folder: Path) -> Question:
+    if not isinstance(data, dict):
+        raise PromptError("is not an object")
+    known = ("prompt", "system")
+    given = pictures_key(data, known)
+    if near := misspelt(data, known):
+        raise PromptError(f'"{near[0]}" is not read; call it "{near[1]}"')
+    if "prompt" not in data and (key := prompt_key(data)):
+        raise PromptError(f'"{key}" is not read; call it "prompt"')
+    value = data[given] if given is not None else None
+    images = value if isinstance(value, list) else [] if value is None else [value]
+    prompt, system = data.get("prompt", DEFAULT_PROMPT if images else None), data.get("system")
+    if not isinstance(prompt, str) or not (system is None or isinstance(system, str)):
+        raise PromptError('"prompt" and "system" must be strings, and a row has a "prompt" or an "image"')
+    if not all(isinstance(image, str) and image for image in images):
+        raise PromptError('"image" must be a path, a URL, a data URI or a list of them')
+    return Question(prompt, tuple(str(beside(image, folder)) for image in images), system)
 
 
 def _listed(file: Path, pictures: list[Path]) -> list[Question]:
@@ -51,11 +116,11 @@ def _listed(file: Path, pictures: list[Path]) -> list[Question]:
         if not prompt.strip():
             continue
         if not tab:
-            out += [Question(prompt.strip(), picture) for picture in pictures]
+            out += [Question(prompt.strip(), (str(picture),)) for picture in pictures]
         elif not name.strip():
             out.append(Question(prompt.strip()))
         elif not (file.parent / name.strip()).is_file():
             raise OptionError(f"calibration: {file}, line {number}: there is no picture {name.strip()}")
         else:
-            out.append(Question(prompt.strip(), file.parent / name.strip()))
+            out.append(Question(prompt.strip(), (str(file.parent / name.strip()),)))
     return out

@@ -1,0 +1,126 @@
+"""GPTQ: a weight rounded so that the output of its layer changes least on given inputs.
+
+Frantar et al., https://arxiv.org/abs/2210.17323. The columns of a weight W (out, in) are rounded one after the other,
+and what rounding one changes in the output is taken back by those that are not rounded yet. The result has MLX's affine
+format, so that every MLX program reads it.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+
+from ..weights.quantize import PARTS, Quantization
+
+DAMPING = 0.01  # of the mean diagonal, added to the diagonal
+CLIPPING = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)  # shares of a group's range that are tried
+
+
+def gptq(weight: mx.array, hessian: mx.array, spec: Quantization, dtype: mx.Dtype) -> dict[str, mx.array]:
+    """The tensors of a quantised module, as `quantize.encode` makes them by plain rounding.
+
+    Args:
+        weight: (out, in).
+        hessian: (in, in) float32, the sum of x xᵀ over the inputs x of the layer.
+        spec: an affine width; its groups divide `in`.
+        dtype: of scales and biases.
+
+    Returns:
+        `weight` uint32, `scales` and `biases`, evaluated.
+    """
+    assert spec.mode == "affine"
+    weight = weight.astype(mx.float32)
+    hessian = damped(hessian)
+    scales, biases = scales_and_biases(weight, mx.diag(hessian), spec)
+    scales, biases = scales.astype(dtype), biases.astype(dtype)
+    steps, zeros = (np.array(array.astype(mx.float32)) for array in (scales, biases))
+    levels = rounded(np.array(weight), np.array(inverse_factor(hessian)), steps, zeros, spec)
+    made = dict(zip(PARTS, (packed(levels, spec.bits), scales, biases), strict=True))
+    mx.eval(made)
+    return made
+
+
+def damped(hessian: mx.array) -> mx.array:
+    """A Hessian that has an inverse: of inputs that are always zero too."""
+    diagonal = mx.diag(hessian)
+    added = mx.where(diagonal > 0, DAMPING * diagonal.mean(), 1.0)
+    return hessian + mx.diag(added)
+
+
+def inverse_factor(hessian: mx.array) -> mx.array:
+    """The upper triangular U (in, in) of H⁻¹ = Uᵀ U. With the order of rows and columns turned round, H = R Rᵀ of an
+    upper triangular R, and U is its inverse. MLX factors on the CPU, whatever the device."""
+    turned = mx.linalg.cholesky(hessian[::-1, ::-1], stream=mx.cpu)
+    return mx.linalg.tri_inv(turned[::-1, ::-1], upper=True, stream=mx.cpu)
+
+
+def scales_and_biases(weight: mx.array, importance: mx.array, spec: Quantization) -> tuple[mx.array, mx.array]:
+    """Scale and bias of each group, (out, groups) float32: of the ranges in `CLIPPING`, each put right by least squares
+    for the levels that it gives, the one with the least squared error.
+
+    Args:
+        weight: (out, in) float32.
+        importance: (in,) the weight of each column's squared error.
+        spec: bits and group size.
+    """
+    groups = weight.reshape(weight.shape[0], -1, spec.group_size)
+    share = importance.reshape(1, -1, spec.group_size)
+    share = share / share.sum(axis=-1, keepdims=True)
+    low, high = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
+    mean = (share * groups).sum(axis=-1, keepdims=True)
+    found: list[mx.array] = []
+    for part in CLIPPING:
+        scale = mx.maximum(part * (high - low) / (2**spec.bits - 1), 1e-8)
+        levels = _levels(groups, scale, mean + part * (low - mean), spec)
+        centre = (share * levels).sum(axis=-1, keepdims=True)
+        spread = (share * (levels - centre) ** 2).sum(axis=-1, keepdims=True)
+        slope = (share * (levels - centre) * (groups - mean)).sum(axis=-1, keepdims=True) / mx.maximum(spread, 1e-12)
+        scale = mx.where(slope > 1e-8, slope, scale)
+        bias = mean - scale * centre
+        change = groups - scale * _levels(groups, scale, bias, spec) - bias
+        new = [(share * change**2).sum(axis=-1, keepdims=True), scale, bias]
+        better = new[0] < found[0] if found else None
+        found = new if better is None else [mx.where(better, a, b) for a, b in zip(new, found, strict=True)]
+        mx.eval(found)
+    return found[1].squeeze(-1), found[2].squeeze(-1)
+
+
+def _levels(groups: mx.array, scale: mx.array, bias: mx.array, spec: Quantization) -> mx.array:
+    return mx.clip(mx.round((groups - bias) / scale), 0, 2**spec.bits - 1)
+
+
+def rounded(
+    weight: np.ndarray, factor: np.ndarray, scales: np.ndarray, biases: np.ndarray, spec: Quantization
+) -> np.ndarray:
+    """The levels of a weight, with error feedback.
+
+    Args:
+        weight: (out, in) float32.
+        factor: (in, in) float32, `inverse_factor` of the damped Hessian.
+        scales: (out, groups) float32.
+        biases: (out, groups) float32.
+        spec: bits and group size.
+
+    Returns:
+        (out, in) uint8.
+    """
+    columns = np.ascontiguousarray(weight.T)  # a row for each column of the weight
+    levels = np.empty(columns.shape, np.uint8)
+    for start in range(0, len(columns), spec.group_size):
+        end, group = start + spec.group_size, start // spec.group_size
+        scale, bias = np.ascontiguousarray(scales[:, group]), np.ascontiguousarray(biases[:, group])
+        errors = np.empty_like(columns[start:end])
+        for at in range(start, end):
+            level = np.clip(np.rint((columns[at] - bias) / scale), 0, 2**spec.bits - 1)
+            error = (columns[at] - level * scale - bias) / factor[at, at]
+            columns[at + 1 : end] -= factor[at, at + 1 : end, None] * error
+            levels[at], errors[at - start] = level, error
+        columns[end:] -= factor[start:end, end:].T @ errors
+    return levels.T
+
+
+def packed(levels: np.ndarray, bits: int) -> mx.array:
+    """Levels (out, in) in MLX's format: (out, in * bits / 32) uint32, a stream of bits with the lowest first."""
+    lowest_first = (levels[..., None] >> np.arange(bits, dtype=np.uint8)) & 1
+    rows = np.packbits(lowest_first.reshape(len(levels), -1), axis=1, bitorder="little")
+    return mx.array(rows.view("<u4"))
