@@ -24,7 +24,7 @@ COLOURS = {
     "pink": (245, 130, 180),
     "black": (25, 25, 25),
 }
-UNKNOWN_COLOURS = {"brown": (122, 72, 35)}  # which the demo never saw: adapt.py teaches them
+UNKNOWN_COLOURS = {"BROWN": (122, 72, 35)}  # which the demo never saw: adapt.py teaches them
 SIZES = {"small": (10.5, 13.0), "large": (19.5, 23.0)}  # radius, pixels
 BACKGROUNDS = ((246, 246, 246), (226, 226, 226), (240, 234, 220), (222, 232, 242), (224, 238, 224))
 PLACES = (
@@ -70,7 +70,7 @@ def _outline(shape: str, scale: float, turn: float) -> list[tuple[float, float]]
         polar = [(1.0, -math.pi / 2 + k * 2 * math.pi / 3) for k in range(3)]
     elif shape == "star":
         polar = [(1.0 if k % 2 == 0 else 0.42, -math.pi / 2 + k * math.pi / 5) for k in range(10)]
-    elif shape == "heart":  # which the demo never saw: adapt.py teaches it
+    elif shape == "HEART":  # which the demo never saw: adapt.py teaches it
         polar = [(math.hypot(x, y), math.atan2(y, x)) for x, y in map(_heart, range(0, 360, 6))]
     else:  # a cross: twelve corners of two crossing bars
         a, b = 0.33, 0.94

@@ -1,5 +1,5 @@
 """Tasks of which the demo learned nothing: a colour's word, a shape, and letters written by hand; adapt.py teaches
-them.
+them. Names are in capitals, which the demo can spell: those of its tokens that its training never used are all alike.
 
 Importing this module registers them with tasks.py. The first turn of a sample is the one that is scored; the others
 are for training. Letters are ten capitals, as the strokes of a pen on a square, bent, slanted and turned at random.
@@ -69,15 +69,15 @@ def word(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -
 def shape(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -> Sample:
     """A scene with an object of a new shape: what shape it is, or the description."""
     while True:
-        drawn = _with(rng, size, level, shape="heart")
+        drawn = _with(rng, size, level, shape="HEART")
         one = drawn[1][drawn[3]]
         if _alone(drawn[1], one, "colour"):
             break
     asked = [
-        (f"What shape is the {one.colour} object?", "A heart."),
-        ("What colour is the heart?", capital(one.colour)),
-        ("Where is the heart?", capital(PLACES[one.place])),
-        (f"Is there a {one.colour} heart?", f"Yes, {PLACES[one.place]}."),
+        (f"What shape is the {one.colour} object?", "A HEART."),
+        ("What colour is the HEART?", capital(one.colour)),
+        ("Where is the HEART?", capital(PLACES[one.place])),
+        (f"Is there a {one.colour} HEART?", f"Yes, {PLACES[one.place]}."),
         (f"What is {PLACES[one.place]}?", capital(str(one))),
     ]
     return _sample("shape", drawn, asked, rng)
