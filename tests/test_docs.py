@@ -26,8 +26,11 @@ from PIL import Image, ImageChops, ImageStat
 import mlx_lfm2vl
 from mlx_lfm2vl.cli import build_parser
 from mlx_lfm2vl.cli.chat_help import HELP
+from mlx_lfm2vl.cli.evaluate import MAX_TOKENS
 from mlx_lfm2vl.cli.options import Parser, add_pictures
 from mlx_lfm2vl.compat.loading import REFUSED
+from mlx_lfm2vl.evaluation.benchmarks import FORMATS
+from mlx_lfm2vl.evaluation.scoring import RULES, TEXTS
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md", "tools/README.md")
@@ -131,6 +134,32 @@ def test_the_options_of_lora_are_on_its_page_with_their_defaults():
 
 
 @pytest.mark.soak
+def test_the_example_of_evaluate_runs_and_prints_what_is_shown(place):
+    ((_, shown),) = blocks("evaluate", "console")
+    command, _, wanted = shown.removeprefix("$ ").partition("\n")
+    done = run(["sh", "-c", command], place)
+    assert (done.stdout, done.returncode) == (wanted, 0)
+    ((_, rows),) = blocks("evaluate", "json")
+    assert rows == (ROOT / "examples" / "evaluation" / "rows.jsonl").read_text(encoding="utf-8")
+
+
+def test_the_tables_of_evaluate_are_those_of_the_code():
+    parsers = commands_of(build_parser())
+    pictures = Parser(add_help=False)
+    add_pictures(pictures)
+    elsewhere = {"-h", "--revision", *pictures._option_string_actions}
+    own = {action.option_strings[0]: action for action in parsers["evaluate"]._actions if action.option_strings}
+    rows = dict(re.findall(r"^\| `(--[\w-]+)` \| (\S*) ?.*?\|", PAGES["evaluate"], re.M))
+    del rows["--format"]
+    assert {*rows, "--format"} == {name for name in own if name not in elsewhere}
+    assert int(rows["--batch-size"]) == own["--batch-size"].default and int(rows["--max-tokens"]) == MAX_TOKENS
+    table = PAGES["evaluate"].split("## Rules")[1].split("## Models")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.M) == list(RULES)
+    table = PAGES["evaluate"].split("## Benchmarks")[1].split("## Options")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", table, re.M)) == tuple(FORMATS) == own["--format"].choices
+    assert set(own["--scoring"].choices) == TEXTS.keys() - {"formula"}
+
+
 def test_the_performance_pages_examples_print_tables_of_that_form(place):
     """Measured numbers differ; the columns and what was measured do not."""
 

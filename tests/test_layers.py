@@ -29,7 +29,7 @@ LAYERS = (
     ("pretrained",),
     ("engine",),
     ("conversion", "benchmark", "server", "training"),
-    ("doctor",),
+    ("doctor", "evaluation"),
     ("cli",),
     ("__main__",),
 )

@@ -27,6 +27,7 @@ from . import (
     describe,
     detect,
     doctor,
+    evaluate,
     explain,
     extract,
     fuse,
@@ -47,14 +48,14 @@ COMMANDS = {
     **{"generate": generate, "chat": chat, "batch": batch, "explain": explain, "serve": serve},
     **{"detect": detect, "point": point, "read": read, "extract": extract, "describe": describe},
     **{"convert": convert, "lora": lora, "fuse": fuse, "verify": verify, "upload": upload, "models": models},
-    **{"bench": bench, "doctor": doctor, "completion": completion},
+    **{"evaluate": evaluate, "bench": bench, "doctor": doctor, "completion": completion},
 }
 
 _NOTED = (ImageWarning, AnswerWarning)
 ANSWERING = ("generate", "chat", "verify", "explain", "detect", "point", "read", "extract", "describe")  # on stdout
 FROM_STDIN = ("image", "prompt", "prompt_file", "input")  # options whose value - is stdin
 LISTING = ("models", "completion")  # commands that compute nothing
-MEASURING = ("bench", "convert", "verify", "doctor")  # whose numbers are to be those of float32
+MEASURING = ("bench", "evaluate", "convert", "verify", "doctor")  # whose numbers are to be those of float32
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -30,7 +30,7 @@ from ..tasks.task import Task
 from .forms import FIELDS, row_form
 from .inputs import DEFAULT_PROMPT, STDIN
 from .picture_folder import pictures_in
-from .row_tasks import RowTasks, check_row, finish, joined
+from .row_tasks import check_row, finish, joined
 
 NO_TMPDIR = "a temporary folder; TMPDIR must name one that can be written"
 RESULT = (
@@ -224,7 +224,7 @@ class Waiting:
     requests of a row; without it a row is one request."""
 
     rows: Iterable[Row]
-    tasks: RowTasks | None = None
+    tasks: Callable[[GenerationRequest], tuple[Task[Any] | None, list[GenerationRequest]]] | None = None
     _begun: deque[Row] = field(default_factory=deque)
 
     def questions(self) -> Iterator[GenerationRequest]:

@@ -8,10 +8,10 @@ in "images". Paths are relative to the file.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config import parse_json
 from ..errors import OptionError, PromptError
@@ -21,6 +21,7 @@ from ..processing.picture_keys import misspelt, pictures_key, prompt_key
 
 TRAIN, VALID = "train.jsonl", "valid.jsonl"
 ANSWER, WRITTEN = "answer", "text"  # fields of the answer: a user's, and that of rows which `batch` has written
+Row = TypeVar("Row")
 _KNOWN = ("prompt", "system", "messages", ANSWER)
 
 
@@ -56,6 +57,12 @@ def data_files(data: str | os.PathLike[str], valid: str | os.PathLike[str] | Non
 
 def read_rows(file: Path) -> list[TrainingRow]:
     """All rows of a file. Raises `PromptError` naming the first line that is none, `OptionError` without any."""
+    return [TrainingRow(messages, f"{file}, line {number}") for number, messages in each_row(file, row_messages)]
+
+
+def each_row(file: Path, read: Callable[[Any, Path], Row]) -> list[tuple[int, Row]]:
+    """The line's number and what `read` makes of the JSON of each line and the file's folder. Raises `PromptError`
+    naming the first line that is none, `OptionError` without any."""
     try:
         lines = file.read_bytes().splitlines()
     except OSError as error:
@@ -70,7 +77,7 @@ def read_rows(file: Path) -> list[TrainingRow]:
         except ValueError as error:
             raise PromptError(f"{where}: is not JSON ({error})") from None
         try:
-            rows.append(TrainingRow(_messages(data, file.parent), where))
+            rows.append((number, read(data, file.parent)))
         except PromptError as error:
             raise PromptError(f"{where}: {error}") from None
     if not rows:
@@ -78,7 +85,8 @@ def read_rows(file: Path) -> list[TrainingRow]:
     return rows
 
 
-def _messages(data: Any, folder: Path) -> list[dict[str, Any]]:
+def row_messages(data: Any, folder: Path) -> list[dict[str, Any]]:
+    """The conversation of a row, the answer last; paths are relative to the folder. Raises `PromptError`."""
     if not isinstance(data, Mapping):
         raise PromptError("is not an object")
     given = pictures_key(data, (*_KNOWN, WRITTEN))

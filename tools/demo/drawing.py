@@ -24,6 +24,7 @@ COLOURS = {
     "pink": (245, 130, 180),
     "black": (25, 25, 25),
 }
+UNKNOWN_COLOURS = {"BROWN": (122, 72, 35)}  # which the demo never saw: adapt.py teaches them
 SIZES = {"small": (10.5, 13.0), "large": (19.5, 23.0)}  # radius, pixels
 BACKGROUNDS = ((246, 246, 246), (226, 226, 226), (240, 234, 220), (222, 232, 242), (224, 238, 224))
 PLACES = (
@@ -69,12 +70,21 @@ def _outline(shape: str, scale: float, turn: float) -> list[tuple[float, float]]
         polar = [(1.0, -math.pi / 2 + k * 2 * math.pi / 3) for k in range(3)]
     elif shape == "star":
         polar = [(1.0 if k % 2 == 0 else 0.42, -math.pi / 2 + k * math.pi / 5) for k in range(10)]
+    elif shape == "HEART":  # which the demo never saw: adapt.py teaches it
+        polar = [(math.hypot(x, y), math.atan2(y, x)) for x, y in map(_heart, range(0, 360, 6))]
     else:  # a cross: twelve corners of two crossing bars
         a, b = 0.33, 0.94
         arm = [(-a, -b), (a, -b), (a, -a)]
         corners = [(s * u, s * v) for s in (1, -1) for u, v in (*arm, *((-y, x) for x, y in arm))]
         polar = [(math.hypot(x, y), math.atan2(y, x)) for x, y in corners]
     return [(scale * r * math.cos(t + turn), scale * r * math.sin(t + turn)) for r, t in polar]
+
+
+def _heart(angle: int) -> tuple[float, float]:
+    t = math.radians(angle)
+    across = math.sin(t) ** 3
+    down = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
+    return 0.9 * across, -down / 17 - 0.08
 
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
@@ -110,7 +120,7 @@ def paint(
     picture = Image.new("RGB", (width, height), tuple(int(v) for v in base))
     extents = []
     for thing in things:
-        tint = np.clip(np.array(COLOURS[thing.colour]) + rng.integers(-12, 13, 3), 0, 255)
+        tint = np.clip(np.array((COLOURS | UNKNOWN_COLOURS)[thing.colour]) + rng.integers(-12, 13, 3), 0, 255)
         red, green, blue = (int(v) for v in tint)
         extents.append(_draw(picture, thing, (red, green, blue), float(rng.uniform(-0.12, 0.12))))
     slope = np.linspace(-1, 1, height)[:, None] * rng.uniform(-6, 6) + np.linspace(-1, 1, width)[None] * rng.uniform(
@@ -128,23 +138,31 @@ def scene(
     rng: np.random.Generator, size: tuple[int, int] | None, level: float
 ) -> tuple[Image.Image, tuple[Thing, ...], tuple[Box, ...]]:
     """A picture of one to three objects, each in its own ninth, in reading order, with their extents."""
+    size, things = place(rng, size, level)
+    picture, extents = paint(rng, size, things)
+    return picture, things, extents
+
+
+def place(
+    rng: np.random.Generator, size: tuple[int, int] | None, level: float
+) -> tuple[tuple[int, int], tuple[Thing, ...]]:
+    """The (height, width) of a scene and its objects, not drawn."""
     height, width = size or (GRIDS[0] if rng.random() < 0.7 else GRIDS[rng.integers(len(GRIDS))])
     weights = np.array([0.8, 0.2, 0.0]) * (1 - level) + np.array([0.2, 0.35, 0.45]) * level
     count = int(rng.choice(3, p=weights)) + 1
     things: list[Thing] = []
     while len(things) < count:
-        place = int(rng.integers(9))
+        ninth = int(rng.integers(9))
         kind = "small" if rng.random() < 0.5 else "large"
         radius = float(rng.uniform(*SIZES[kind]))
-        row, col = divmod(place, 3)
+        row, col = divmod(ninth, 3)
         y, x = (_within_third(rng, third, length, radius) for third, length in ((row, height), (col, width)))
         clear = all(math.hypot(x - o.x, y - o.y) > radius + o.radius + 3 for o in things)
-        if clear and all(o.place != place for o in things):
+        if clear and all(o.place != ninth for o in things):
             shape, colour = SHAPES[rng.integers(len(SHAPES))], list(COLOURS)[rng.integers(len(COLOURS))]
-            things.append(Thing(shape, colour, kind, x, y, radius, place))
+            things.append(Thing(shape, colour, kind, x, y, radius, ninth))
     things.sort(key=lambda o: o.place)
-    picture, extents = paint(rng, (height, width), tuple(things))
-    return picture, tuple(things), extents
+    return (height, width), tuple(things)
 
 
 def _within_third(rng: np.random.Generator, third: int, length: int, radius: float) -> float:

@@ -12,7 +12,8 @@ Runs on the CPU, or on a GPU where torch sees one. A batch is a function of its 
 never stopped. Evaluation and export use an exponential average of the weights.
 
 Limits: the loss is on the assistant's tokens (each answer and its ``<|im_end|>``). The rates printed here count answers
-that are right to the last token; `tools/demo/score.py` measures the exported folder with the shipped package.
+that are right to the last token; `mlx-lfm2vl evaluate` measures the exported folder on the rows of
+`tools/demo/rows.py`.
 """
 
 from __future__ import annotations
@@ -221,7 +222,9 @@ def main() -> None:
                 keep_state()
     model.load_state_dict(average)
     export(model, out)
-    print(f"measure it with: python -m tools.demo.score --model {out}", flush=True)
+    print(
+        f"measure it with: python -m tools.demo.rows rows; mlx-lfm2vl evaluate {out} --task rows/rows.jsonl", flush=True
+    )
 
 
 if __name__ == "__main__":

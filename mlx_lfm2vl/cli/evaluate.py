@@ -1,0 +1,211 @@
+"""`mlx-lfm2vl evaluate`: how often models are right on a task file, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import OptionError, OutputError, counted
+from .argument_types import whole
+from .options import add_pictures, add_revision, load_model, note, picture_overrides
+from .tasks import add_recipe
+
+if TYPE_CHECKING:
+    from .. import GenerationRequest, Lfm2VlForConditionalGeneration, Lfm2VlProcessor
+    from ..evaluation.rows import EvaluationRow
+    from ..tasks.task import Task
+    from .rows import Row
+
+SUMMARY = "measure how often models are right, on a task file or a benchmark"
+DESCRIPTION = """\
+Asks each model the questions of a task file, greedily, and prints how many answers are right, with 95 % intervals.
+Several models are compared with the first one, row by row.
+
+  mlx-lfm2vl evaluate LiquidAI/LFM2.5-VL-450M my-450m-4bit --task rows.jsonl --output answers
+  mlx-lfm2vl evaluate LiquidAI/LFM2.5-VL-450M --task OCRBench.json --format ocrbench --output answers
+
+A row has a question and what is accepted: {"image": "a.png", "prompt": "How many?", "answers": ["7", "seven"]}. Its
+"scoring" is exact, contains, number, anls, vqa or choice; a row with "boxes" is asked by `detect`, one with
+"json_schema" by `extract`. With --output the same command goes on where it was stopped.
+"""
+MAX_TOKENS = 256  # of an answer in text
+FORMATS = ("ocrbench", "docvqa", "textvqa", "refcoco", "screenspot", "mmstar")
+SCORINGS = ("exact", "contains", "number", "anls", "vqa", "choice")  # of rows in text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="folder, hub repository or 'demo'; may be several")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="also evaluate the one MODEL with this adapter, beside itself; may be given again",
+    )
+    add_revision(parser)
+    parser.add_argument("--task", required=True, metavar="FILE", help="JSONL file of rows, or a benchmark's file")
+    parser.add_argument("--format", choices=FORMATS, help="the benchmark that FILE is of (default: rows)")
+    parser.add_argument("--images", metavar="FOLDER", help="pictures of the benchmark (default: beside FILE)")
+    parser.add_argument("--scoring", choices=SCORINGS, help="the rule of rows that name none (default: exact)")
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="ask N rows only, evenly spread over the file")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="keep the answers, a file a model, and go on with those that are there"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="begin the answers anew")
+    parser.add_argument(
+        "--batch-size", type=whole(1), default=8, metavar="N", help="rows answered together, 1 or more (default: 8)"
+    )
+    parser.add_argument(
+        "--max-tokens",
+        "-m",
+        type=whole(1),
+        metavar="N",
+        help=f"longest answer in tokens (default: {MAX_TOKENS}, and what suits the task for boxes and fields)",
+    )
+    add_recipe(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    add_pictures(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns 1 where rows have an error. Raises `Lfm2VlError` for whatever the user can put right."""
+    from ..evaluation.benchmarks import read_task
+    from ..evaluation.report import Report, scores
+    from ..evaluation.rows import spread
+
+    if args.adapter and len(args.models) > 1:
+        raise OptionError("--adapter is for one MODEL; leave the others out")
+    if args.overwrite and args.output is None:
+        raise OptionError("--overwrite begins the answers of --output anew; give it")
+    task = Path(args.task).expanduser()
+    pictures = None if args.images is None else Path(args.images).expanduser()
+    rows = spread(read_task(task, args.format, pictures, args.scoring), args.limit)
+    asked = [(model, None) for model in args.models] + [(args.models[0], adapter) for adapter in args.adapter]
+    names = [model if adapter is None else f"{model} with {adapter}" for model, adapter in asked]
+    made = []
+    with _folder(args.output) as folder:
+        for (model, adapter), name, file in zip(asked, names, _files(folder, names), strict=True):
+            one = argparse.Namespace(**{**vars(args), "model": model, "adapter": adapter})
+            lines = _answers(one, rows, file)
+            if lines is None:
+                return 130
+            made.append(scores(name, rows, lines))
+    report = Report(tuple(rows), tuple(made))
+    print(json.dumps(report.to_dict()) if args.json else report.table())
+    for each in made:
+        if each.failed:
+            note(f"{each.model}: {counted(each.failed, 'row')} with an error, which count as wrong")
+        if each.cut_off:
+            note(f"{each.model}: {counted(each.cut_off, 'answer', be=True)} cut off; --max-tokens makes room")
+    return 1 if any(each.failed for each in made) else 0
+
+
+@contextlib.contextmanager
+def _folder(output: str | None) -> Iterator[Path]:
+    """The folder of the answers, which is kept only where it is named. Raises `OutputError`."""
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="mlx-lfm2vl-") as made:
+            yield Path(made)
+        return
+    folder = Path(output).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    yield folder
+
+
+def _files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """A file a model. Raises `OptionError` for two models of one file."""
+    files = [folder / (re.sub(r"[^\w.-]+", "-", name).strip("-.") + ".jsonl") for name in names]
+    for number, file in enumerate(files):
+        if file in files[:number]:
+            raise OptionError(f"{names[number]}: its answers would have the file of another model, {file.name}")
+    return files
+
+
+def _answers(args: argparse.Namespace, rows: Sequence[EvaluationRow], file: Path) -> list[dict[str, Any]] | None:
+    """The answers of a model as `batch` writes them, in the order of the rows; None where Ctrl-C came before the
+    last."""
+    from .. import generate_batch
+    from .answers import Output, settings
+    from .interrupt import Interrupt
+    from .progress import Bars
+    from .rows import Waiting
+
+    asked = [_row(row, number, args) for number, row in enumerate(rows, 1)]
+    chosen: dict[str, Any] = {**picture_overrides(args), "max_tokens": args.max_tokens, "recipe": args.recipe}
+    chosen |= {"adapter": settings(args.adapter, None, {})} if args.adapter else {}
+    digest = settings(args.model, args.revision, chosen)
+    with Output(str(file), args.overwrite, digest) as output, Interrupt() as interrupt, Bars() as bars:
+        output.match(lambda: asked)
+        stage = args.model if args.adapter is None else args.adapter
+        if output.rows < len(asked):
+            model, processor = load_model(args)
+            output.begin()
+            bars(stage, output.rows, len(asked))
+            waiting = Waiting(output.missing(asked), _Tasks(args, model, processor))
+            questions = waiting.questions()
+            for made in generate_batch(model, processor, questions, batch_size=args.batch_size, stop=interrupt):
+                if made.finish_reason == "cancelled":
+                    note(f"stopped after {output.rows} of {counted(len(asked), 'row')} of {stage}")
+                    return None
+                for row, answer in waiting.answered(made):
+                    output.write(row, answer)
+                bars(stage, output.rows, len(asked))
+            for row in waiting.rest():
+                output.write(row, None)
+        places = dict(output.lines)
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [json.loads(lines[places[row.number] - 1]) for row in asked]
+
+
+def _row(row: EvaluationRow, number: int, args: argparse.Namespace) -> Row:
+    """A row for `batch`'s machinery. The prompt of one that is a task's is what it names, in text; its options have the
+    schema."""
+    from .. import GenerationOptions, GenerationRequest
+    from ..evaluation.scoring import TEXTS
+    from .rows import Row
+
+    fields = {"id": row.id, "prompt": row.text}
+    options = GenerationOptions(max_tokens=args.max_tokens or MAX_TOKENS, temperature=0.0, repetition_penalty=1.0)
+    if row.scoring in TEXTS:
+        return Row(fields, GenerationRequest(row.messages, options=options), number=number)
+    if row.schema is not None:
+        form = {"type": "json_schema", "json_schema": {"schema": row.schema}}
+        options = replace(options, response_format=form)
+    return Row(fields, GenerationRequest(row.text, row.pictures, options=options), number=number)
+
+
+@dataclass
+class _Tasks:
+    """Makes the requests of a row: the question itself, or those of `detect` and `extract`."""
+
+    args: argparse.Namespace
+    model: Lfm2VlForConditionalGeneration
+    processor: Lfm2VlProcessor
+
+    def __call__(self, question: GenerationRequest) -> tuple[Task[Any] | None, list[GenerationRequest]]:
+        """Raises `Lfm2VlError` for what is wrong with the row, or where the model is not known to do the task."""
+        from .. import DetectTask, ExtractTask, recipe_of
+
+        if not isinstance(question.prompt, str):
+            return None, [question]
+        recipe, form = recipe_of(self.model, self.args.recipe), question.options.response_format
+        task = DetectTask(recipe, question.prompt) if form is None else ExtractTask(recipe, form.value)
+        pictures = self.processor.image_processor
+        options = replace(question.options, response_format=None)
+        return task, task.requests(
+            question.images,
+            options=replace(options, max_tokens=self.args.max_tokens or task.max_tokens),
+            image_overrides=picture_overrides(self.args),
+            source_policy=pictures.source_policy,
+            image_config=pictures.config,
+        )

@@ -1,0 +1,507 @@
+"""`mlx-lfm2vl evaluate`: the benchmarks' own rules, intervals, files of benchmarks, and the command on the demo."""
+
+import base64
+import io
+import json
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mlx_lfm2vl.cli import main
+from mlx_lfm2vl.errors import OptionError, PromptError
+from mlx_lfm2vl.evaluation.benchmarks import FORMATS, LETTER, SHORT, read_task
+from mlx_lfm2vl.evaluation.intervals import bootstrap, of_difference, of_mean, wilson
+from mlx_lfm2vl.evaluation.report import Report, Scores, score
+from mlx_lfm2vl.evaluation.rows import read_rows, spread
+from mlx_lfm2vl.evaluation.scoring import BOXES, RULES, TEXTS, edits, numbers
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+both = pytest.mark.backends("mlx", "numpy")
+
+
+def box(left: float, top: float, right: float, bottom: float) -> dict[str, object]:
+    return {"label": "", "left": left, "top": top, "right": right, "bottom": bottom, "image": 0}
+
+
+@pytest.mark.parametrize(
+    ("rule", "answer", "accepted", "wanted"),
+    [
+        ("exact", " Blue.\n", ["Blue."], 1.0),
+        ("exact", "blue.", ["Blue."], 0.0),
+        ("contains", "It says\nCENTRE street", ["centre"], 1.0),
+        ("contains", "It says center", ["centre", "middle"], 0.0),
+        ("formula", "x ^ 2 + \\frac { 1 } { y }", ["x^2+\\frac{1}{y}"], 1.0),
+        ("formula", "X^2", ["x^2"], 0.0),
+        ("number", "There are 1,234.50 of 7,000", ["7000"], 1.0),
+        ("number", "\N{MINUS SIGN}3", ["-3.0"], 1.0),
+        ("number", "seven", ["7"], 0.0),
+        ("anls", "1/8/93", ["1/8/93"], 1.0),
+        ("anls", "Blue  SKY", ["blue sky", "red"], 1.0),
+        ("anls", "abcd", ["abce"], 0.75),
+        ("anls", "abxy", ["abcd"], 0.5),  # one half still counts, as in the challenge's evaluation
+        ("anls", "axyz", ["abcd"], 0.0),
+        ("vqa", "STOP", ["stop"] * 10, 1.0),
+        ("vqa", "stop", ["stop"] * 3 + ["halt"] * 7, 0.9),  # of the three, two others said it
+        ("vqa", "stop", ["stop"] + ["halt"] * 9, 0.3),
+        ("vqa", "the two dont", ["2 don't"] * 10, 1.0),
+        ("vqa", "go", ["stop"] * 10, 0.0),
+        ("choice", "B: a red one", ["B"], 1.0),
+        ("choice", "(b)", ["B"], 1.0),
+        ("choice", "Option B", ["B"], 1.0),
+        ("choice", "The answer is B.", ["B"], 1.0),
+        ("choice", "It is B", ["B"], 0.0),
+        ("choice", "", ["A"], 0.0),
+    ],
+)
+def test_a_text_is_scored_by_the_rule_of_its_benchmark(rule, answer, accepted, wanted):
+    assert TEXTS[rule](answer, accepted) == pytest.approx(wanted)
+
+
+TEN = (0.0, 0.0, 10.0, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "found", "wanted", "right"),
+    [
+        ("boxes", [box(*TEN)], [TEN], 1.0),
+        ("boxes", [box(0, 0, 10, 5)], [TEN], 1.0),  # one half is enough
+        ("boxes", [box(0, 0, 10, 4.9)], [TEN], 0.0),
+        ("boxes", [box(*TEN), box(20, 20, 30, 30)], [TEN], 0.0),
+        ("boxes", [box(20, 0, 30, 10), box(*TEN)], [TEN, (20.0, 0.0, 30.0, 10.0)], 1.0),
+        ("boxes", [box(*TEN), box(0, 0, 10, 9)], [TEN, (50.0, 50.0, 60.0, 60.0)], 0.0),
+        ("boxes", [], [], 1.0),
+        ("box", [box(*TEN), box(50, 50, 60, 60)], [TEN], 1.0),
+        ("box", [box(50, 50, 60, 60), box(*TEN)], [TEN], 0.0),
+        ("box", [], [TEN], 0.0),
+        ("point", [box(8, 8, 12, 12)], [TEN], 1.0),
+        ("point", [box(8, 8, 13, 12)], [TEN], 0.0),
+        ("iou", [box(0, 0, 10, 5)], [TEN, (50.0, 50.0, 60.0, 60.0)], 0.25),
+        ("iou", [], [], 1.0),
+        ("iou", [box(*TEN)], [], 0.0),
+    ],
+)
+def test_boxes_are_scored_by_their_overlap(rule, found, wanted, right):
+    assert BOXES[rule](found, wanted) == pytest.approx(right)
+
+
+def test_fields_are_scored_by_the_share_that_is_equal():
+    assert RULES["fields"]({"a": 1, "b": "x"}, {"a": 1, "b": "y", "c": None}) == pytest.approx(1 / 3)
+
+
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@given(words, words, words)
+def test_edits_are_a_distance(one, two, three):
+    assert edits(one, two) == edits(two, one) <= max(len(one), len(two))
+    assert (edits(one, two) == 0) is (one == two)
+    assert edits(one, three) <= edits(one, two) + edits(two, three)
+
+
+@given(st.lists(words.filter(str.strip), min_size=1, max_size=4), st.randoms())
+def test_an_accepted_answer_is_right_by_every_rule_of_texts(accepted, chance):
+    said = chance.choice(accepted)
+    for rule in ("exact", "contains", "anls", "formula"):
+        assert TEXTS[rule](said, accepted) == 1.0, rule
+    assert TEXTS["vqa"](said, [said] * 10) == 1.0
+
+
+@given(st.floats(-1e12, 1e12, allow_nan=False))
+def test_a_number_is_found_however_it_is_written(value):
+    for text in (f"It is {value:.4f}.", f"{value:,.4f}", f"3 of {value:.4f} g"):
+        assert numbers(text)[-1] == pytest.approx(round(value, 4), abs=1e-4)
+
+
+def test_wilsons_interval_is_that_of_the_formula():
+    assert wilson(10, 100) == pytest.approx((0.0552, 0.1744), abs=1e-4)  # Newcombe 1998's worked form
+    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert wilson(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
+
+
+@given(st.integers(1, 2000).flatmap(lambda rows: st.tuples(st.integers(0, rows), st.just(rows))))
+def test_wilsons_interval_holds_the_share(counts):
+    right, rows = counts
+    low, high = wilson(right, rows)
+    assert 0 <= low <= right / rows + 1e-12 and right / rows - 1e-12 <= high <= 1
+
+
+def test_the_bootstraps_interval_is_near_the_normal_one():
+    values = np.random.default_rng(1).uniform(size=400)
+    low, high = bootstrap(values.tolist())
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=3e-3)
+    assert bootstrap(values.tolist()) == (low, high), "the same at every call"
+
+
+def test_right_or_wrong_gets_wilsons_interval_and_a_mean_the_bootstraps():
+    assert of_mean([1.0, 0.0, 1.0]) == wilson(2, 3)
+    assert of_mean([0.5, 1.0, 0.0]) == bootstrap([0.5, 1.0, 0.0])
+
+
+def test_a_difference_is_taken_row_by_row():
+    rng = random.Random(0)
+    hard = [float(rng.random() < 0.5) for _ in range(400)]
+    worse = [0.0 if number % 20 == 0 else one for number, one in enumerate(hard)]
+    low, high = of_difference(worse, hard)
+    assert low < np.mean(worse) - np.mean(hard) < high < 0, "far narrower than both intervals"
+    assert high - low < 0.04 < wilson(200, 400)[1] - wilson(200, 400)[0]
+
+
+# --- files
+
+
+def lines(tmp_path: Path, *rows: object) -> Path:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return file
+
+
+def test_a_row_says_its_question_rule_and_group(tmp_path):
+    file = lines(
+        tmp_path,
+        {"image": "a.png", "prompt": "Why?", "answers": ["So.", "Because."], "task": "reasons"},
+        {"id": "n", "image": "a.png", "prompt": "How many?", "answer": 7, "scoring": "number"},
+        {"images": ["a.png"], "prompt": "cats", "boxes": [[0, 1, 2, 3]]},
+        {"image": "a.png", "json_schema": {"properties": {"n": {}}}, "answer": {"n": 1}},
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
+    )
+    rows = read_rows(file, "contains")
+    assert [(row.id, row.text, row.scoring, row.accepted, row.group) for row in rows] == [
+        (1, "Why?", "contains", ("So.", "Because."), "reasons"),
+        ("n", "How many?", "number", ("7.0",), ""),
+        (3, "cats", "boxes", ((0.0, 1.0, 2.0, 3.0),), ""),
+        (4, "", "fields", {"n": 1}, ""),
+        (5, "Hi", "contains", ("Ho",), ""),
+    ]
+    assert rows[0].pictures == [str(tmp_path / "a.png")] and rows[4].pictures == []
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "is not an object"),
+        ({"image": "a.png", "prompt": "Why?"}, 'has no accepted "answer"'),
+        ({"image": "a.png", "prompt": "Why?", "answers": []}, 'has no accepted "answer"'),
+        ({"prompt": "Why?", "answer": "a", "answers": ["b"]}, 'both "answer" and "answers"'),
+        ({"prompt": "Why?", "answer": "a", "scoring": "exactly"}, "did you mean exact?"),
+        ({"prompt": "Why?", "answer": "many", "scoring": "number"}, "one number an answer"),
+        ({"prompt": "Why?", "answer": "a", "task": 3}, '"task" must be a string'),
+        ({"question": "Why?", "answer": "a"}, '"question" is not read; call it "prompt"'),
+        ({"img": "a.png", "prompt": "Why?", "answer": "a"}, '"img" names a picture'),
+        ({"image": "a.png", "prompt": "cat", "boxes": [[3, 0, 1, 1]]}, "[left, top, right, bottom]"),
+        ({"image": "a.png", "boxes": []}, 'names what to find as "prompt"'),
+        ({"prompt": "cat", "boxes": []}, 'has "image"'),
+        ({"image": "a.png", "json_schema": {}, "answer": "x"}, 'an object as "answer"'),
+    ],
+)
+def test_a_line_that_is_no_row_is_named(tmp_path, row, said):
+    file = lines(tmp_path, {"prompt": "Hi", "answer": "Ho"}, row)
+    with pytest.raises(PromptError, match=re.escape(said)) as error:
+        read_rows(file)
+    assert str(error.value).startswith(f"{file}, line 2: ")
+
+
+def test_a_limit_takes_rows_from_all_over_the_file(tmp_path):
+    rows = read_rows(lines(tmp_path, *({"prompt": str(n), "answer": "a"} for n in range(10))))
+    assert [row.text for row in spread(rows, 3)] == ["0", "3", "6"]
+    assert spread(rows, None) is rows and spread(rows, 99) is rows
+
+
+def jpeg() -> str:
+    made = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(made, "jpeg")
+    return base64.b64encode(made.getvalue()).decode()
+
+
+TEN_SAID = ("dakota",) * 10
+LADY = (103.93, 299.99, 342.15, 476.12)
+DETAILS = (42.0, 1102.0, 239.0, 1172.0)
+# An entry of each file as its makers publish it, and what it becomes: id, question, picture, rule, accepted, group.
+PUBLISHED = {
+    "ocrbench": (
+        "OCRBench.json",
+        [
+            {
+                "dataset_name": "IIIT5K",
+                "id": 0,
+                "question": "what is written in the image?",
+                "answers": ["CENTRE"],
+                "type": "Regular Text Recognition",
+                "image_path": "IIIT5K/1.png",
+            },
+            {
+                "dataset_name": "HME100k",
+                "id": 900,
+                "question": "Please write out the expression of the formula in the image using LaTeX format.",
+                "answers": "x ^ 2",
+                "type": "Handwritten Mathematical Expression Recognition",
+                "image_path": "HME100k/2.jpg",
+            },
+        ],
+        (0, "what is written in the image?", "OCRBench_Images/IIIT5K/1.png", "contains", ("CENTRE",)),
+        "Regular Text Recognition",
+    ),
+    "docvqa": (
+        "val_v1.0_withQT.json",
+        {
+            "dataset_name": "SP-DocVQA",
+            "dataset_split": "val",
+            "data": [
+                {
+                    "questionId": 49153,
+                    "question": "What is the date?",
+                    "question_types": ["form"],
+                    "image": "documents/pybv0228_81.png",
+                    "docId": 14465,
+                    "ucsf_document_id": "pybv0228",
+                    "ucsf_document_page_no": "81",
+                    "answers": ["0.28", "1/8/93"],
+                    "data_split": "val",
+                }
+            ],
+        },
+        (49153, f"What is the date?{SHORT}", "documents/pybv0228_81.png", "anls", ("0.28", "1/8/93")),
+        "",
+    ),
+    "textvqa": (
+        "TextVQA_0.5.1_val.json",
+        {
+            "dataset_type": "val",
+            "data": [
+                {
+                    "question": "what is the brand of this camera?",
+                    "image_id": "003a8ae2ef43b901",
+                    "image_classes": ["Camera"],
+                    "question_id": 34602,
+                    "answers": ["dakota"] * 10,
+                    "flickr_300k_url": "https://c5.staticflickr.com/6/5021/a.jpg",
+                }
+            ],
+        },
+        (
+            34602,
+            f"what is the brand of this camera?{SHORT}",
+            "train_images/003a8ae2ef43b901.jpg",
+            "vqa",
+            ("dakota",) * 10,
+        ),
+        "",
+    ),
+    "refcoco": (
+        "refcoco_testA.jsonl",
+        [
+            {
+                "image": "data/coco/train2014/COCO_train2014_000000581857.jpg",
+                "sent": "the lady with the blue shirt",
+                "bbox": [103.93, 299.99, 342.15, 476.12],
+                "height": 640,
+                "width": 480,
+            }
+        ],
+        (
+            1,
+            "the lady with the blue shirt",
+            "COCO_train2014_000000581857.jpg",
+            "box",
+            ((103.93, 299.99, 342.15, 476.12),),
+        ),
+        "",
+    ),
+    "screenspot": (
+        "screenspot_web.json",
+        [
+            {
+                "img_filename": "web_3b0ad239.png",
+                "bbox": [42, 1102, 197, 70],
+                "instruction": "view the details of the item",
+                "data_type": "text",
+                "data_source": "shop",
+            }
+        ],
+        (
+            1,
+            "view the details of the item",
+            "screenspot_imgs/web_3b0ad239.png",
+            "point",
+            ((42.0, 1102.0, 239.0, 1172.0),),
+        ),
+        "text",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", PUBLISHED)
+def test_the_files_of_a_benchmark_are_read(tmp_path, form):
+    name, content, wanted, group = PUBLISHED[form]
+    file = tmp_path / name
+    text = "\n".join(map(json.dumps, content)) if file.suffix == ".jsonl" else json.dumps(content)
+    file.write_text(text)
+    rows = read_task(file, form)
+    one = rows[0]
+    found = (one.id, one.text, str(Path(one.pictures[0]).relative_to(tmp_path)), one.scoring, one.accepted)
+    assert found == wanted and one.group == group
+    if form == "ocrbench":
+        assert rows[1].scoring == "formula" and rows[1].accepted == ("x ^ 2",)
+    elsewhere = read_task(file, form, tmp_path / "pictures")[0]
+    assert Path(elsewhere.pictures[0]).is_relative_to(tmp_path / "pictures")
+
+
+def test_the_table_of_mmstar_is_read_with_its_pictures(tmp_path):
+    file = tmp_path / "MMStar.tsv"
+    question = '"Which option describes the object?\nOptions: A: a cat, B: a ""dog"""'
+    file.write_text(
+        "index\tquestion\timage\tanswer\tcategory\tl2_category\tbench\n"
+        f"7\t{question}\t{jpeg()}\tB\tcoarse perception\timage scene and topic\tMMBench\n"
+    )
+    (row,) = read_task(file, "mmstar")
+    assert row.id == 7 and row.text == f'Which option describes the object?\nOptions: A: a cat, B: a "dog"{LETTER}'
+    assert (row.scoring, row.accepted, row.group) == ("choice", ("B",), "coarse perception")
+    assert row.pictures == [f"data:image/jpeg;base64,{jpeg()}"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_of_another_format_is_refused(tmp_path, form):
+    file = tmp_path / "a.json"
+    file.write_text('[{"some": "thing"}]')
+    with pytest.raises(PromptError, match=f"entry 1: is none of {form}"):
+        read_task(file, form)
+    file.write_text('{"some": ')
+    with pytest.raises(OptionError, match="none of this format"):
+        read_task(file, form)
+    with pytest.raises(OptionError, match="leave scoring out"):
+        read_task(file, form, scoring="exact")
+
+
+# --- the command
+
+
+ROWS = (
+    {"image": "scene.png", "prompt": "What is in this image?", "task": "say"}
+    | {"answer": "At the left there is a large black ring, and at the bottom right a large pink square."},
+    {"image": "count.png", "prompt": "How many stars are there?", "answers": ["7", "8"], "task": "say"},
+    {"image": "scene.png", "prompt": "What colour is the ring?", "answer": "Red.", "task": "say"},
+    {"image": "boxes.png", "prompt": "ring", "boxes": [[46, 77, 87, 118]], "task": "find"},
+    {"image": "scene.png", "task": "fill", "answer": {"colour": "black", "size": "small"}}
+    | {
+        "json_schema": {
+            "properties": {
+                "colour": {"enum": ["black", "red"], "description": "What colour is the ring?"},
+                "size": {"enum": ["small", "large"], "description": "How big is the ring?"},
+            }
+        }
+    },
+)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    return lines(tmp_path, *({**row, "image": str(EXAMPLES / str(row["image"]))} for row in ROWS))
+
+
+def evaluated(capsys, *words: object) -> tuple[int, str, str]:
+    code = main(["evaluate", *map(str, words)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@both
+def test_the_demo_is_scored_by_text_box_and_field(task, capsys):
+    code, out, _ = evaluated(capsys, "demo", "--task", task, "--json")
+    (model,) = json.loads(out)["models"]
+    rates = {name: (group["rows"], group["score"]) for name, group in model["groups"].items()}
+    assert code == 0 and rates == {
+        "say": (3, pytest.approx(2 / 3)),
+        "find": (1, 1.0),
+        "fill": (1, 0.5),
+        "all": (5, pytest.approx(3.5 / 5)),
+    }
+    assert model["groups"]["say"]["interval"] == pytest.approx(wilson(2, 3))
+
+
+def test_models_stand_side_by_side_with_their_difference(tmp_path, capsys):
+    file = lines(tmp_path, *({**row, "image": str(EXAMPLES / str(row["image"]))} for row in ROWS[:3]))
+    code, out, _ = evaluated(capsys, "demo", GOLDEN / "gen2", "--task", file, "--max-tokens", "4")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
+    assert code == 0 and all(len(line) <= 80 for line in out.splitlines() if line.startswith("|"))
+    assert rows[0] == ["task", "", "rows", "right", "95 %", "beside A"]
+    assert rows[2][:4] == ["say", "A", "3", "33.3"] and rows[2][5] == ""
+    assert rows[3][:4] == ["", "B", "3", "0.0"] and rows[3][5].startswith("-33.3 (-100.0 to 0.0)")
+
+
+def test_an_adapter_is_evaluated_beside_its_model(task, tmp_path, capsys):
+    from test_adapters import ADAPTERS
+
+    file = lines(tmp_path, {"prompt": "Hi", "answer": "x"})
+    adapter = ADAPTERS / "lora"
+    words = (GOLDEN / "gen25", "--adapter", adapter, "--task", file, "--max-tokens", "4", "--output", tmp_path / "o")
+    code, out, _ = evaluated(capsys, *words, "--json")
+    assert code == 0
+    names = [model["model"] for model in json.loads(out)["models"]]
+    assert names == [str(GOLDEN / "gen25"), f"{GOLDEN / 'gen25'} with {adapter}"]
+    plain, changed = (json.loads(each.read_text())["text"] for each in sorted((tmp_path / "o").iterdir()))
+    assert plain != changed
+
+
+def test_the_same_command_goes_on_where_it_was_stopped(task, tmp_path, capsys):
+    words = ("demo", "--task", task, "--output", tmp_path / "o")
+    _, whole, _ = evaluated(capsys, *words)
+    file = tmp_path / "o" / "demo.jsonl"
+    kept = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(kept[:2]) + kept[2][:9])
+    code, out, err = evaluated(capsys, *words)
+    assert code == 0 and out == whole and "2 rows are there already" in err
+    assert file.read_bytes().splitlines(keepends=True) == kept
+    code, out, err = evaluated(capsys, *words)
+    assert out == whole and "5 rows are there already" in err
+
+
+def test_answers_of_other_settings_are_refused(task, tmp_path, capsys):
+    words = ("demo", "--task", task, "--output", tmp_path / "o")
+    evaluated(capsys, *words)
+    code, _, err = evaluated(capsys, *words, "--max-tokens", "99")
+    assert code == 2 and "was made with another model, prompt or other options" in err
+    code, _, _ = evaluated(capsys, *words, "--max-tokens", "99", "--overwrite")
+    assert code == 0
+
+
+def test_a_row_that_cannot_be_asked_counts_as_wrong(tmp_path, capsys):
+    file = lines(
+        tmp_path,
+        {"image": "nowhere.png", "prompt": "Why?", "answer": "So."},
+        {"image": str(EXAMPLES / "count.png"), "prompt": "How many stars are there?", "answer": "7"},
+    )
+    code, out, err = evaluated(capsys, "demo", "--task", file, "--json")
+    (model,) = json.loads(out)["models"]
+    assert code == 1 and model["failed"] == 1 and model["groups"]["all"]["score"] == 0.5
+    assert "1 row with an error, which count as wrong" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("demo", "demo"), "would have the file of another model"),
+        (("demo", str(GOLDEN / "gen2"), "--adapter", "a"), "--adapter is for one MODEL"),
+        (("demo", "--overwrite"), "--overwrite begins the answers of --output anew"),
+        (("demo", "--images", "."), "are for the file of a benchmark"),
+        (("demo", "--format", "docvqa"), "rows.jsonl, entry 1: is none of docvqa"),
+        (("nowhere/./x",), "nowhere"),
+    ],
+)
+def test_options_that_do_not_belong_together_are_refused(task, capsys, words, said):
+    code, out, err = evaluated(capsys, *words, "--task", task)
+    assert code == 2 and not out and said in err and len(err.splitlines()) == 1
+
+
+def test_a_report_of_one_group_has_one_line(tmp_path):
+    rows = read_rows(lines(tmp_path, {"prompt": "a", "answer": "a"}, {"prompt": "b", "answer": "b"}))
+    report = Report(tuple(rows), (Scores("m", (1.0, 0.0)),))
+    assert [line.split("|")[1].strip() for line in report.table().splitlines() if line.startswith("|")][2:] == ["all"]
+    assert score(rows[0], {"error": "no"}) == 0.0 and score(rows[0], {"text": "a"}) == 1.0

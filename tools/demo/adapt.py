@@ -1,0 +1,80 @@
+"""Teaches the demo three things of which it learned nothing, by an adapter, and measures them and what it knew before.
+
+    python -m tools.demo.adapt FOLDER             # goes on where it was stopped
+    python -m tools.demo.adapt FOLDER --draw      # writes the rows only
+
+FOLDER gets train.jsonl, rows.jsonl with held-out rows of all tasks, the adapter, and the answers of the demo without
+and with it. Prints the table of `mlx-lfm2vl evaluate` and the CPU time of the training. Rows of the old tasks are among
+those to learn, so that nothing is forgotten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from . import tasks
+from .rows import SCORED, Row, row, scored, write_rows
+from .tasks_new import NEW
+
+# Rows to train on: of the new tasks, and of those that are to stay as they are.
+NEW_ROWS = {"word": 350, "shape": 350, "letter": 600}
+OLD_ROWS = {
+    **{"describe": 150, "ask": 250, "chat": 50, "count": 200, "read": 350, "digit": 150, "point": 100},
+    **{"compare": 60, "tiled": 60},
+}
+FIRST = 50_000_000  # seed of the first sample, by none of which the demo was trained
+NEW_HELD_OUT, HELD_OUT = 200, 500  # rows of each task
+TRAINING = (
+    *("--dtype", "float32", "--rank", "16", "--alpha", "32", "--learning-rate", "3e-3", "--iters", "150"),
+    *("--batch-size", "8", "--grad-accumulation-steps", "2", "--save-every", "10"),
+)
+
+
+def training_rows(numbers: Mapping[str, int]) -> Iterator[tuple[tasks.Sample, Row]]:
+    """So many samples of each task, and of each the turn to learn: by chance, of a new task the scored one every second
+    time, of a chat the last."""
+    for name, number in numbers.items():
+        for seed in range(FIRST, FIRST + number):
+            sample, rng = tasks.make(name, "train", seed), np.random.default_rng(seed)
+            turn = int(rng.integers(len(sample.turns)))
+            if name == "chat":
+                turn = len(sample.turns) - 1
+            elif name in NEW and rng.random() < 0.5:
+                turn = 0
+            yield sample, row(sample, turn)
+
+
+def run(*words: object) -> None:
+    """Runs the program, and shows what it says."""
+    subprocess.run([sys.executable, "-m", "mlx_lfm2vl", *map(str, words)], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--draw", action="store_true", help="write the rows only")
+    parser.add_argument("-n", type=int, default=HELD_OUT, help="held-out pictures of each old task")
+    args = parser.parse_args()
+    held_out = args.folder / "rows.jsonl"
+    write_rows(args.folder / "train.jsonl", training_rows(NEW_ROWS | OLD_ROWS))
+    numbers = {**dict.fromkeys(NEW, NEW_HELD_OUT), **dict.fromkeys(SCORED, args.n)}
+    write_rows(held_out, itertools.chain.from_iterable(scored(task, number) for task, number in numbers.items()))
+    if args.draw:
+        return
+    adapter = args.folder / "adapter"
+    run("lora", "--model", "demo", "--data", args.folder, "--output", adapter, *TRAINING)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run("evaluate", "demo", "--adapter", adapter, "--task", held_out, "--output", args.folder / "answers")
+    print(f"\n{used.ru_utime + used.ru_stime:.0f} s of one core for the training")
+
+
+if __name__ == "__main__":
+    main()
