@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from test_cli import ROOT
 
@@ -22,21 +23,20 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def start_ranks(
+def start(
     folder: Path,
     count: int,
-    *words: object,
+    command: Sequence[object],
     environment: dict[str, str] | None = None,
     folders: Sequence[Path] = (),
 ) -> list[subprocess.Popen[str]]:
-    """The program with these words in each of `count` ranks on this machine, `folder` for the hostfile; `folders` are
-    where each runs."""
+    """A command in each of `count` ranks on this machine, `folder` for the hostfile; `folders` are where each runs."""
     hostfile = folder / "ring.json"
-    hostfile.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]))
+    hostfile.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]) if count > 1 else "")
     environment = {**os.environ, **QUICK, "MLX_HOSTFILE": str(hostfile), "PYTHONPATH": str(ROOT), **(environment or {})}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "mlx_lfm2vl", *map(str, words)],
+            list(map(str, command)),
             env={**environment, "MLX_RANK": str(rank)},
             cwd=folders[rank] if folders else ROOT,
             stdin=subprocess.DEVNULL,
@@ -46,6 +46,11 @@ def start_ranks(
         )
         for rank in range(count)
     ]
+
+
+def start_ranks(folder: Path, count: int, *words: object, **options: Any) -> list[subprocess.Popen[str]]:
+    """The program with these words, see `start`."""
+    return start(folder, count, [sys.executable, "-m", "mlx_lfm2vl", *words], **options)
 
 
 def ended(ranks: list[subprocess.Popen[str]], timeout: float = 120) -> list[tuple[int, str, str]]:

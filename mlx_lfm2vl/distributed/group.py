@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +19,9 @@ def launched_group() -> mx.distributed.Group | None:
     """The group of this process, None where it is alone. Waits for the other ranks. Raises `DistributedError`."""
     if not any(name in os.environ for name in LAUNCHED):
         return None
+    hostfile = os.environ.get("MLX_HOSTFILE")
+    if hostfile is not None and not Path(hostfile).read_text().strip():
+        return None  # of `mlx.launch -n 1`, which MLX itself does not read
     try:
         group = mx.distributed.init(strict=False)
     except RuntimeError as error:
