@@ -126,6 +126,7 @@ __all__ = [
     "DetectTask",
     "DistributedError",
     "Draft",
+    "DistributedError",
     "DraftModel",
     "Engine",
     "EngineChat",

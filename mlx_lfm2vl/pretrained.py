@@ -57,7 +57,7 @@ def load(
         stop: asked in the calling thread, many times a second during a download and between tensors; if it returns
             true, all is left at once. What has been downloaded is taken up by the next call.
         group: of `mx.distributed.init()`, whose ranks hold and compute a part of the model each. All of them must make
-            the same calls, sampling with a seed ([several machines](docs/distributed.md)).
+            the same calls, sampling with a seed (docs/distributed.md).
         processor_arguments: change the checkpoint's picture policy for all calls (`max_image_tokens=128`,
             `do_image_splitting=False` ...); `source_policy`, `chat_template`, `padding_side` and
             `use_image_special_tokens` as for `Lfm2VlProcessor.from_pretrained`.

@@ -29,6 +29,7 @@ def start(
     command: Sequence[object],
     environment: dict[str, str] | None = None,
     folders: Sequence[Path] = (),
+    stdin: int = subprocess.DEVNULL,
 ) -> list[subprocess.Popen[str]]:
     """A command in each of `count` ranks on this machine, `folder` for the hostfile; `folders` are where each runs."""
     hostfile = folder / "ring.json"
@@ -39,7 +40,7 @@ def start(
             list(map(str, command)),
             env={**environment, "MLX_RANK": str(rank)},
             cwd=folders[rank] if folders else ROOT,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
