@@ -126,7 +126,6 @@ __all__ = [
     "DetectTask",
     "DistributedError",
     "Draft",
-    "DistributedError",
     "DraftModel",
     "Engine",
     "EngineChat",

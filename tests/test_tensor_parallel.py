@@ -116,7 +116,8 @@ def test_a_server_answers_and_names_a_lost_rank(tmp_path):
     (port,) = free_ports(1)
     ranks = start_ranks(tmp_path, 2, "serve", "demo", "--port", port)
     try:
-        body = json.dumps({"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 8, "temperature": 0})
+        asked = {"model": "demo", "messages": [{"role": "user", "content": "Why?"}], "max_tokens": 8, "temperature": 0}
+        body = json.dumps(asked)
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
         post = functools.partial(urllib.request.Request, url, body.encode(), {"Content-Type": "application/json"})
         limit = time.monotonic() + 300
@@ -124,7 +125,8 @@ def test_a_server_answers_and_names_a_lost_rank(tmp_path):
             try:
                 answer = json.loads(urllib.request.urlopen(post(), timeout=300).read())
                 break
-            except urllib.error.URLError as error:
+            except urllib.error.URLError as error:  # it does not listen yet
+                assert not isinstance(error, urllib.error.HTTPError), error.read()
                 assert time.monotonic() < limit and ranks[0].poll() is None, (error, ended(ranks, 1))
                 time.sleep(0.2)
         options = GenerationOptions(max_tokens=8, temperature=0)

@@ -41,9 +41,9 @@ def run_shared(args: argparse.Namespace, run: Callable[[argparse.Namespace], int
 
 
 def _name_one_model(args: argparse.Namespace) -> None:
-    """Leaves `args.model` as other commands have it. Raises `OptionError`."""
+    """In a rank that follows, leaves what `load_model` asks for as other commands have it. Raises `OptionError`."""
     models = [*args.models, *args.model]
     if len(models) > 1:
         raise OptionError("ranks of mlx.launch serve one model; name one")
     if args.group.rank():
-        args.model = models[0] if models else None
+        args.model, args.revision, args.allow_private_urls = models[0] if models else None, None, False

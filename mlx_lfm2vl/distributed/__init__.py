@@ -1,4 +1,4 @@
-"""Several processes, on one machine or more, that `mlx.launch` has started: MLX's group of them, and links beside it.
+"""Several processes, on one machine or more, that `mlx.launch` has started.
 
-Imports no other part of the library but errors and threads' state: what the ranks do together is said by who uses it.
+In: the environment of a rank. Out: MLX's group of the ranks; links of rank 0 and the others, which outlive a lost one.
 """
