@@ -110,6 +110,10 @@ class OutOfMemoryError(Lfm2VlError, MemoryError):
     """Work will not fit into memory, or an allocation failed; the message says what would fit."""
 
 
+class DistributedError(Lfm2VlError, RuntimeError):
+    """Ranks of `mlx.launch` do not reach each other, do not agree, or one of them is gone."""
+
+
 class QueueFullError(Lfm2VlError, RuntimeError):
     """An engine has as many requests waiting as it may; try again later."""
 

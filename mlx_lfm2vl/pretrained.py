@@ -36,6 +36,7 @@ def load(
     local_files_only: bool = False,
     progress: Progress | None = None,
     stop: Stop | None = None,
+    group: mx.distributed.Group | None = None,
     **processor_arguments: Unpack[ProcessorArguments],
 ) -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
     """Model and processor of a folder, a hub repository, or `demo`.
@@ -58,6 +59,8 @@ def load(
             other threads, and of the bytes of "weights" that are read.
         stop: asked in the calling thread, many times a second during a download and between tensors; if it returns
             true, all is left at once. What has been downloaded is taken up by the next call.
+        group: of `mx.distributed.init()`, whose ranks hold and compute a part of the model each. All of them must make
+            the same calls, sampling with a seed (docs/distributed.md).
         processor_arguments: change the checkpoint's picture policy for all calls (`max_image_tokens=128`,
             `do_image_splitting=False` ...); `source_policy`, `chat_template`, `padding_side` and
             `use_image_special_tokens` as for `Lfm2VlProcessor.from_pretrained`.
@@ -82,7 +85,7 @@ def load(
         _check_agreement(folder, expected, processor)
         _check_kv_bits(kv_bits, expected)
         model = MODELS[type(expected)].from_pretrained(
-            folder, adapter=adapter, dtype=dtype, backend=backend, progress=progress
+            folder, adapter=adapter, dtype=dtype, backend=backend, progress=progress, group=group
         )
     model.kv_bits = kv_bits
     model.name_or_path = os.fspath(path_or_repo)

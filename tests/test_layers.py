@@ -22,6 +22,7 @@ LAYERS = (
     ("config",),
     ("processing", "models"),
     ("backends", "constraints"),
+    ("distributed",),
     ("weights",),
     ("adapters",),
     ("generation",),
@@ -53,6 +54,7 @@ HOMES = {
     "PIL": {"processing", "benchmark", "tasks", "explanation"},
     "mlx": {
         *("models", "backends", "weights", "adapters", "generation", "explanation", "engine", "compat", "pretrained"),
+        *("distributed",),
         *("conversion", "benchmark", "doctor", "training"),
     },
     "mlx_lm": {"weights"},

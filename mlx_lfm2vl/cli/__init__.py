@@ -42,6 +42,7 @@ from . import (
 )
 from .interrupt import defer_sigint
 from .options import PROGRAM, Parser, as_typed, note, print_error
+from .shared_model import run_shared
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # of a stdout that takes no more
 COMMANDS = {
@@ -53,6 +54,7 @@ COMMANDS = {
 
 _NOTED = (ImageWarning, AnswerWarning)
 ANSWERING = ("generate", "chat", "verify", "explain", "detect", "point", "read", "extract", "describe")  # on stdout
+SHARED = ("generate", "chat", "serve", "detect", "point", "read", "extract", "describe")  # by ranks
 FROM_STDIN = ("image", "prompt", "prompt_file", "input")  # options whose value - is stdin
 LISTING = ("models", "completion")  # commands that compute nothing
 MEASURING = ("bench", "evaluate", "convert", "verify", "doctor")  # whose numbers are to be those of float32
@@ -91,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             backends.require()
             importlib.import_module("numpy")
         with _warnings_as_notes(args.parser):
-            code = COMMANDS[args.command].run(args)
+            run = COMMANDS[args.command].run
+            code = run_shared(args, run) if args.command in SHARED else run(args)
         sys.stdout.flush()  # here a full disk can still be told
         return code
     except Lfm2VlError as error:

@@ -42,6 +42,7 @@ class Output:
     def __init__(self, path: str, overwrite: bool, settings: str):
         self.path, self.settings, self._overwrite = path, settings, overwrite
         self.lines: dict[int, int] = {}  # of the rows that are there: a row's number, and its line's
+        self.starts: dict[int, int] = {}  # where these lines begin, by the row's number
         self.failed: list[int] = []  # numbers of the rows that have an error
         self._length = 0  # whole lines
         self._end = 0  # of the last whole line
@@ -64,8 +65,9 @@ class Output:
             self._file.close()
         except OSError as caught:  # of what `write` could not write either
             failure = caught
-        if not os.path.getsize(self.path):
-            os.unlink(self.path)  # nothing was written, so nothing is left
+        with contextlib.suppress(FileNotFoundError):  # after `remove` or `take_over`
+            if not os.path.getsize(self.path):
+                os.unlink(self.path)  # nothing was written, so nothing is left
         if failure is not None and error is None:
             raise OutputError(f"{self.path}: cannot be written ({failure.strerror or failure})")
 
@@ -151,23 +153,20 @@ class Output:
             both = {**fields, **row.fields}
             names = [name for name in both if fields.get(name, ...) != row.fields.get(name, ...)]
             raise OtherRowsError(f"{where} is of another row than the input's ({', '.join(names)}); {REMEDY}")
-        if made["settings"] != self._settings(row):
+        if made["settings"] != _row_settings(self.settings, row):
             raise OtherRowsError(f"{where} {OTHER_SETTINGS}; {REMEDY}")
-        self._count(made, row, number)
+        self._count(row.number, number, start, "error" in made)
 
-    def _count(self, made: Mapping[str, Any], row: Row, line: int) -> None:
-        self.lines[row.number] = line
-        if "error" in made:
-            self.failed.append(row.number)
-
-    def _settings(self, row: Row) -> str:
-        return self.settings if row.prompt is None else _digest([self.settings, row.prompt])
+    def _count(self, number: int, line: int, start: int, failed: bool) -> None:
+        self.lines[number], self.starts[number] = line, start
+        if failed:
+            self.failed.append(number)
 
     def _check_torn(self, line: bytes, rows: Iterable[Row]) -> None:
         """A last line without an end is cut off, so it must be the beginning of a missing row's answer, and not a text
         of the user's."""
         for row in self.missing(rows):
-            beginning = _encoded({**row.fields, "settings": self._settings(row)})[:-1]
+            beginning = _encoded({**row.fields, "settings": _row_settings(self.settings, row)})[:-2]
             if line.startswith(beginning) or beginning.startswith(line):
                 return
         remedy = REMEDY if self._length else "choose another --output"
@@ -175,37 +174,39 @@ class Output:
 
     def write(self, row: Row, answer: Completion | None) -> None:
         """Appends a row's answer, or its error, and hands it to the system."""
-        made: dict[str, Any] = {**row.fields, "settings": self._settings(row)}
-        if row.error is not None:
-            made["error"] = row.error
-        elif answer is not None and answer.error is not None:
-            made["error"] = str(answer.error)
-        elif answer is not None and answer.statistics is not None:
-            made["text"] = answer.text
-            if row.task is not None:
-                made["result"] = row.result
-            if answer.tool_text:
-                made["tool_text"] = answer.tool_text
-            made["finish_reason"] = answer.finish_reason
-            for name in ("prompt_tokens", "image_tokens", "generated_tokens"):
-                made[name] = getattr(answer.statistics, name)
+        self.append(row.number, *line_of(self.settings, row, answer))
+
+    def append(self, number: int, line: bytes, failed: bool) -> None:
+        """Appends the line of the row with this number, as `line_of` makes it."""
         try:
-            self._file.write(_encoded(made) + b"\n")
+            self._file.write(line)
             self._file.flush()
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written ({error.strerror or error})") from None
         self._length += 1
-        self._count(made, row, self._length)
+        self._count(number, self._length, self._end, failed)
+        self._end += len(line)
 
-    def beside(self, rows: Callable[[], Iterable[Row]]) -> Output:
-        """A further output for some of the rows, next to this one: as a run that was stopped has left it, if what lies
-        there is of these rows, else a new one."""
-        others = Output(f"{self.path}.retry", False, self.settings)
+    def taken(self, number: int) -> tuple[bytes, bool]:
+        """The line of a row that is there, and whether it holds an error."""
+        self._file.seek(self.starts[number])
+        return self._file.readline(), number in self.failed
+
+    @classmethod
+    def left(cls, path: str, overwrite: bool, settings: str, rows: Callable[[], Iterable[Row]]) -> Output:
+        """An output of some of an input's rows: as a run that was stopped has left it, if what lies there is of these
+        rows, else a new one."""
+        output = cls(path, overwrite, settings)
         try:
-            others.match(rows, others=False)
+            output.match(rows, others=False)
         except OtherRowsError:  # a run was killed in `take_over`, or other rows have failed since
-            others.lines, others.failed, others._length, others._end = {}, [], 0, 0
-        return others
+            output.lines, output.starts, output.failed, output._length, output._end = {}, {}, [], 0, 0
+        output.begin()
+        return output
+
+    def beside(self, suffix: str, rows: Callable[[], Iterable[Row]]) -> Output:
+        """A further output for some of the rows, next to this one."""
+        return self.left(self.path + suffix, self._overwrite, self.settings, rows)
 
     def take_over(self, others: Output) -> None:
         """Puts another output's lines of rows in place of this one's. Whatever happens, the file is as before or as
@@ -230,9 +231,37 @@ class Output:
             raise OutputError(f"{self.path}: cannot be written ({error.strerror or error})") from None
         self.failed = [row for row in self.failed if row not in others.lines] + others.failed
 
+    def remove(self) -> None:
+        """Takes the file away, whose lines are elsewhere."""
+        self._file.close()
+        os.unlink(self.path)
+
+
+def line_of(settings: str, row: Row, answer: Completion | None) -> tuple[bytes, bool]:
+    """A row's line in the output, and whether it holds an error."""
+    made: dict[str, Any] = {**row.fields, "settings": _row_settings(settings, row)}
+    if row.error is not None:
+        made["error"] = row.error
+    elif answer is not None and answer.error is not None:
+        made["error"] = str(answer.error)
+    elif answer is not None and answer.statistics is not None:
+        made["text"] = answer.text
+        if row.task is not None:
+            made["result"] = row.result
+        if answer.tool_text:
+            made["tool_text"] = answer.tool_text
+        made["finish_reason"] = answer.finish_reason
+        for name in ("prompt_tokens", "image_tokens", "generated_tokens"):
+            made[name] = getattr(answer.statistics, name)
+    return _encoded(made), "error" in made
+
+
+def _row_settings(settings: str, row: Row) -> str:
+    return settings if row.prompt is None else _digest([settings, row.prompt])
+
 
 def _encoded(made: Mapping[str, Any]) -> bytes:
-    return json.dumps(made, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return json.dumps(made, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def settings(model: str, revision: str | None, chosen: Mapping[str, Any]) -> str:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 from ..errors import counted
 from .argument_types import whole
-from .decoding import add_decoding, with_draft
+from .decoding import add_decoding
 from .inputs import DEFAULT_PROMPT, add_control_tokens, add_prompt, read_prompt
 from .options import (
     add_model,
     add_pictures,
     add_sampling,
     chosen_model,
-    load_model,
     note,
     picture_overrides,
     sampling_options,
 )
 from .tasks import add_recipe
+
+if TYPE_CHECKING:
+    from .ranks import Ranks
+    from .rows import Rows
 
 SUMMARY = "answer prompts about many pictures into a file"
 DESCRIPTION = """\
@@ -85,17 +89,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answer(args: argparse.Namespace) -> int:
-    from .. import GenerationOptions, OptionError, PromptError, generate_batch
-    from .answers import Output, settings
-    from .interrupt import Interrupt
-    from .progress import Bars
-    from .row_tasks import TASKS, RowTasks, check_task
-    from .rows import Rows, Waiting
+    from .. import GenerationOptions, OptionError, PromptError
+    from ..distributed.group import launched_group
+    from .answers import settings
+    from .row_tasks import TASKS, check_task
+    from .rows import Rows
 
     check_task(args, any(name == "-" or name.endswith(".jsonl") for name in args.input))
     if args.max_tokens is None:
         args.max_tokens = 512 if args.task is None else TASKS[args.task].max_tokens
     options = GenerationOptions(**sampling_options(args))
+    group = launched_group()
+    if group is not None and "-" in (*args.input, args.prompt_file):
+        raise OptionError("-: mlx.launch does not end what it gives to ranks on stdin; name a file")
     prompt = read_prompt(args, args.input, "INPUT")
     if prompt is not None and not prompt.strip():
         raise PromptError("--prompt is empty")
@@ -110,7 +116,37 @@ def _answer(args: argparse.Namespace) -> int:
     chosen |= {"task": args.task, "recipe": args.recipe} if args.task else {}
     chosen |= {"adapter": settings(args.adapter, None, {})} if args.adapter else {}
     digest = settings(chosen_model(args), args.revision, chosen)
-    with Output(args.output, args.overwrite, digest) as output, Interrupt() as interrupt, Bars() as bars:
+    if group is None:
+        return _write(args, rows, digest)
+    from ..distributed.links import Came, connect
+    from .dealt_rows import Dealer, answer_dealt
+    from .ranks import Ranks
+
+    came, check = Came(), rows.digest(chosen)
+    links = connect(group, came)
+    try:
+        if group.rank():
+            return answer_dealt(args, rows, Dealer(links[0], came, group.rank()), check)
+        ranks = Ranks(links, group.size(), came, check)
+        code = _write(args, rows, digest, ranks)
+        ranks.tell({"bye": True})
+        return code
+    finally:
+        for link in links.values():
+            link.close()
+
+
+def _write(args: argparse.Namespace, rows: Rows, digest: str, ranks: Ranks | None = None) -> int:
+    """Answers the rows that the output lacks, with the other ranks where there are any."""
+    from .answers import Output, line_of
+    from .in_order import InOrder
+    from .interrupt import Interrupt
+    from .progress import Bars
+    from .rank_interrupt import RankInterrupt
+    from .row_answers import RowAnswers
+
+    interrupt = Interrupt() if ranks is None else RankInterrupt(lambda: bool(ranks.lost))
+    with Output(args.output, args.overwrite, digest) as output, interrupt, Bars() as bars:
         output.match(lambda: rows)
         done = output.rows
         again = frozenset(output.failed) if args.retry_failed else frozenset()
@@ -123,42 +159,44 @@ def _answer(args: argparse.Namespace) -> int:
             every = "all " if done > 1 else ""
             note(f"{args.output}: {every}{counted(done, 'row', be=True)} there already")
             return 1 if output.failed else 0
-        rows.options = with_draft(rows.options, args)
-        model, processor = load_model(args)
-        tasks = RowTasks(args, model, processor) if args.task else None
+        answers = RowAnswers(args, rows)
 
-        def work(waiting: Waiting, into: Output, total: int, stage: str) -> bool:
+        def work(into: Output, numbers: Collection[int], what: str) -> bool:
             """Writes each row as it is answered. False where Ctrl-C came before the last."""
+            total = len(numbers)
             into.begin()
-            bars(stage, into.rows, total)
-            questions = waiting.questions()
-            for made in generate_batch(model, processor, questions, batch_size=args.batch_size, stop=interrupt):
-                if made.finish_reason == "cancelled":
-                    return False
-                for row, answer in waiting.answered(made):
-                    into.write(row, answer)
-                bars(stage, into.rows, total)
-            for row in waiting.rest():
-                into.write(row, None)
-            bars(stage, into.rows, total)
-            return into.rows == total
+            with InOrder(into, sorted(numbers), lambda: rows.only(numbers)) as order:
 
-        others: Output | None = None
-        finished = work(Waiting(output.missing(rows), tasks), output, len(rows), "rows")
+                def stop() -> bool:
+                    if ranks is not None:
+                        ranks.take(order)
+                    bars(f"{what}s", total - order.left, total)
+                    return interrupt()
+
+                bars(f"{what}s", total - order.left, total)
+                own = order.missing
+                if ranks is not None:
+                    own = ranks.deal(order, into.path.removeprefix(args.output), digest, answers.costs)
+                for row, answer in answers(own, stop):
+                    order.put(row.number, *line_of(digest, row, answer))
+                    bars(f"{what}s", total - order.left, total)
+                if ranks is not None and not ranks.wait(order, stop):
+                    ranks.tell({"stop": True})
+                if order.left and interrupt.happened:
+                    of = f"{total - order.left} of {counted(total, what)}"
+                    note(f"stopped after {of}; the same command goes on from there")
+                elif ranks is not None:
+                    ranks.check_complete(into.path, order)
+            return not order.left
+
+        finished = work(output, range(1, len(rows) + 1), "row")
         if finished and again:
             # Beside the output until all are there, so that a run which is stopped in between loses none.
-            with output.beside(lambda: rows.only(again)) as others:
-                waiting = Waiting(others.missing(rows.only(again)), tasks)
-                finished = work(waiting, others, len(again), "failed rows")
+            with output.beside(".retry", lambda: rows.only(again)) as others:
+                finished = work(others, again, "failed row")
             if finished:
                 output.take_over(others)
         if not finished:
-            of = (
-                f"{others.rows} of {counted(len(again), 'failed row')}"
-                if others
-                else f"{output.rows} of {counted(len(rows), 'row')}"
-            )
-            note(f"stopped after {of}; the same command goes on from there")
             return 130
         failed = f", {len(output.failed)} with an error" if output.failed else ""
         note(f"{args.output}: {counted(output.rows, 'row')}{failed}")

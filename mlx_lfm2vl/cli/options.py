@@ -156,8 +156,10 @@ def load_model(args: argparse.Namespace) -> tuple[Lfm2VlForConditionalGeneration
             source_policy=source_policy(args),
             progress=tell,
             kv_bits=args.kv_bits if "kv_bits" in args else None,
+            group=getattr(args, "group", None),
             **picture_overrides(args),
         )
+    model.lead = getattr(args, "lead", None)
     for line in processor.notes:
         if args.tiling is None or "do_image_splitting" not in line:  # who chose need not be told
             note(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -134,6 +135,13 @@ class Rows:
         while line := (self._stdin.seek(end), self._stdin.readline())[1]:
             end += len(line)
             yield line
+
+    def digest(self, chosen: Mapping[str, Any]) -> str:
+        """A digest of all rows and what was chosen for them, the same wherever the input is the same."""
+        made = hashlib.blake2b(json.dumps(sorted(chosen.items()), default=repr).encode(), digest_size=8)
+        for row in self:
+            made.update(json.dumps([row.fields, row.prompt, row.error]).encode())
+        return made.hexdigest()
 
     def only(self, numbers: Collection[int]) -> Iterator[Row]:
         """The rows with these numbers."""

@@ -131,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
         "source_policy": policy,
         "adapter": args.adapter,
         "kv_bits": args.kv_bits,
+        "group": args.group,
         **picture_overrides(args),
     }
     settings = Settings(
@@ -145,6 +146,7 @@ def run(args: argparse.Namespace) -> int:
             args.keep_alive,
             load,
             {"max_queue": args.max_queue, "max_batch": args.max_batch},
+            getattr(args, "lead", None),
         ),
         deadline=args.deadline,
         shutdown_seconds=args.shutdown_seconds,

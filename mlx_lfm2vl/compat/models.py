@@ -260,7 +260,7 @@ def _open(
     path_or_repo: str | os.PathLike[str], options: dict[str, Any], config_class: type[ConfigMethods]
 ) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """The folder of a model, the keywords of `load_model`, and what the configuration says beside its fields."""
-    known: dict[str, Any] = {name: options.pop(name, None) for name in ("backend", "progress")}
+    known: dict[str, Any] = {name: options.pop(name, None) for name in ("backend", "progress", "group")}
     if options.pop("chat_template", None) is not None:
         warnings.warn("from_pretrained ignores chat_template, which is the processor's", stacklevel=3)
     dtype, older = options.pop("dtype", None), options.pop("torch_dtype", None)

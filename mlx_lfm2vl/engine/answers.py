@@ -8,9 +8,9 @@ from functools import partial
 
 import mlx.core as mx
 
+from ..generation.lockstep import make_scheduler
 from ..generation.prompt_cache import PromptCache
 from ..generation.response import GenerationResponse
-from ..generation.scheduler import Scheduler
 from ..generation.vision_cache import VisionCache
 from ..threads import cancellation
 from .queue import Job, Loaded
@@ -21,7 +21,7 @@ class Answers:
 
     def __init__(self, loaded: Loaded, vision_cache: VisionCache, prompt_cache: PromptCache):
         self._loaded = loaded
-        self._scheduler = Scheduler(
+        self._scheduler = make_scheduler(
             loaded[0], loaded[1].tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache
         )
         self._present: dict[int, Job] = {}

@@ -15,10 +15,10 @@ from ..errors import Lfm2VlError, OptionError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .drive import step
+from .lockstep import make_scheduler
 from .prompt_cache import PromptCache, check_prompt_cache
 from .request import GenerationRequest, check_pair, encode
 from .response import Completion, GenerationResponse
-from .scheduler import Scheduler
 from .sequence import Sequence
 from .vision_cache import VisionCache, check_vision_cache
 from .watch import Progress, Stop, check_callable
@@ -68,7 +68,7 @@ def generate_batch(
     check_callable("progress", progress)
     vision_cache = VisionCache(PICTURE_BYTES) if vision_cache is None else vision_cache
     prompt_cache = PromptCache(PROMPT_BYTES) if prompt_cache is None else prompt_cache
-    scheduler = Scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
+    scheduler = make_scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
     waiting = enumerate(requests)
     numbers: dict[int, int] = {}  # of the requests, by the ids of their rows
     responses: dict[int, list[GenerationResponse]] = {}

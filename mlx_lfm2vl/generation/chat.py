@@ -19,12 +19,12 @@ from ..processing.processor import Lfm2VlProcessor
 from .arguments import PictureOverrides, Role, TurnArguments
 from .conversation import Conversation, Turn
 from .drive import drive
+from .lockstep import make_scheduler
 from .messages import user_content
 from .options import GenerationOptions
 from .prompt_cache import PromptCache, check_prompt_cache
 from .request import EncodedPrompt
 from .response import GenerationResponse
-from .scheduler import Scheduler
 from .vision_cache import VisionCache, check_vision_cache
 from .watch import Progress, Stop
 
@@ -212,7 +212,9 @@ class Chat:
     ) -> Generator[GenerationResponse, None, None]:
         mx.reset_peak_memory()
         tokenizer = self._conversation.processor.tokenizer
-        scheduler = Scheduler(self._model, tokenizer, vision_cache=self.vision_cache, prompt_cache=self.prompt_cache)
+        scheduler = make_scheduler(
+            self._model, tokenizer, vision_cache=self.vision_cache, prompt_cache=self.prompt_cache
+        )
         turn, prompt = begin(lambda: None)
         try:
             row = scheduler.add(prompt, started=started)

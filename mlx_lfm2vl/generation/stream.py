@@ -13,11 +13,11 @@ from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .arguments import CallOverrides, GenerateArguments
 from .drive import drive
+from .lockstep import make_scheduler
 from .options import GenerationOptions
 from .prompt_cache import PromptCache, check_prompt_cache
 from .request import GenerationRequest, check_pair, encode
 from .response import GenerationResponse
-from .scheduler import Scheduler
 from .vision_cache import VisionCache, check_vision_cache
 from .watch import Progress, Stop
 
@@ -78,7 +78,7 @@ def stream_generate(
     else:
         chosen = GenerationOptions.of(options, image_overrides)
         request = GenerationRequest(prompt, images, system, tools, chosen, image_overrides, control_tokens, videos)
-    scheduler = Scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
+    scheduler = make_scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
     row = scheduler.add(encode(model, processor, request), started=started)
     yield from drive(scheduler, row, stop, progress)
 

@@ -204,6 +204,7 @@ class Lfm2VlForConditionalGeneration(nn.Module):
     """The model with its language-modelling head, tied to the embeddings or of its own."""
 
     model_class: ClassVar[type[Lfm2VlModel]] = Lfm2VlModel
+    lead: Any = None  # a Lead, in rank 0 of several that share the model
     kv_bits: int | None = None  # of the keys and values of answers, None where they are not quantised
 
     def __init__(self, config: ModelConfig):

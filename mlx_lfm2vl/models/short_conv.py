@@ -75,7 +75,7 @@ class Lfm2ShortConv(nn.Module):
         """The K - 1 taps before those of `x`, oldest first, (B, 1, hidden) each."""
         if cache is not None and cache.inputs:
             return list(cache.inputs)
-        return [mx.zeros((x.shape[0], 1, x.shape[2]), x.dtype)] * (self.L_cache - 1)
+        return [mx.zeros((x.shape[0], 1, self.conv.weight.shape[0]), x.dtype)] * (self.L_cache - 1)
 
     def __call__(
         self, x: mx.array, residual: mx.array, conv_mask: mx.array | None = None, cache: ConvCache | None = None

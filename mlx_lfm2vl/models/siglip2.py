@@ -151,8 +151,8 @@ class Siglip2Attention(nn.Module):
             outputs.append(out.transpose(0, 2, 1, 3))
             start = end
         if len(outputs) > 1:
-            outputs = [mx.concatenate([out.reshape(1, -1, x.shape[2]) for out in outputs], axis=1)]
-        return self.out_proj(outputs[0].reshape(x.shape))
+            outputs = [mx.concatenate([out.reshape(1, -1, *out.shape[2:]) for out in outputs], axis=1)]
+        return self.out_proj(outputs[0].reshape(*x.shape[:2], -1))
 
 
 class Siglip2MLP(nn.Module):

@@ -91,6 +91,18 @@ def begins_as_picture(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def header_size(file: BinaryIO, label: str, policy: SourcePolicy) -> tuple[int, int]:
+    """(height, width) as the header of an open file says. Raises `ImageError`."""
+    try:
+        with _quietly():
+            width, height = _opened(file, label, policy).size
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _damaged(error, label, "damaged") from None
+    return height, width
+
+
 def open_picture(file: BinaryIO, label: str, policy: SourcePolicy, config: ImageConfig) -> Image.Image:
     """The picture in an open file. Raises `ImageError`."""
     try:

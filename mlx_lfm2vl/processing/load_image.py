@@ -19,9 +19,9 @@ from ..config import ImageConfig, ImageProcessorConfig
 from ..errors import ImageError, ImageWarning, short
 from .arrays import is_array, to_numpy
 from .fetch import DEFAULT_POLICY, SourcePolicy
-from .formats import check_size, decode, open_picture
+from .formats import check_size, decode, header_size, open_picture
 from .jpeg import with_end
-from .open_file import opened
+from .open_file import is_remote, opened
 from .pdf import PdfPage
 from .pixels import from_array, height_width
 
@@ -72,6 +72,18 @@ def load_image(
     if len(pages) > 1:
         warnings.warn(f"{file.label}: has several pages; only the first is read", ImageWarning, stacklevel=2)
     return pages[0].draw(policy, config)
+
+
+def stated_size(picture: Any, policy: SourcePolicy = DEFAULT_POLICY) -> tuple[int, int] | None:
+    """(height, width) that a picture file on this machine states; nothing is decoded. None for what would be fetched,
+    for a PDF document and for what cannot be read."""
+    if isinstance(picture, str) and is_remote(picture):
+        return None
+    try:
+        with opened(picture, policy) as file:
+            return None if file.is_pdf() else header_size(file.file, file.label, policy)
+    except ImageError:
+        return None
 
 
 def png_bytes(picture: Picture) -> bytes:

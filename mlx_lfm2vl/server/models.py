@@ -17,6 +17,7 @@ from ..config import ModelConfig
 from ..engine.engine import Engine
 from ..engine.queue import Loaded
 from ..errors import EngineClosedError, Lfm2VlError, OptionError, OutOfMemoryError
+from ..generation.lockstep import Lead
 from ..hub import resolve
 from ..hub.names import of_page, split
 from ..pretrained import load
@@ -33,12 +34,13 @@ LOOK_SECONDS = 1.0  # between looks for models that nobody asks for
 class ModelsSettings:
     """Settings of all models: `memory_budget`, bytes that the weight files of loaded models have together (None: what
     fits); `keep_alive`, seconds after the last answer until a model is let go of (None: never); arguments of `load` and
-    `Engine`."""
+    `Engine`; `lead`, of the other ranks that share them."""
 
     memory_budget: int | None = None
     keep_alive: float | None = None
     load: dict[str, Any] = field(default_factory=dict)
     engine: dict[str, Any] = field(default_factory=dict)
+    lead: Lead | None = None
 
 
 class Model:
@@ -196,6 +198,7 @@ class Models:
 
     def _read(self, model: Model, folder: Path) -> Loaded:
         loaded = load(folder, progress=model.told, **self._settings.load)
+        loaded[0].lead = self._settings.lead
         model.config, model.processor = loaded[0].config, loaded[1]
         return loaded
 

@@ -12,10 +12,11 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..backends.memory import allocations, free_memory
@@ -37,11 +38,13 @@ FLOATING = ("BF16", "F16", "F32")  # of weights that are not packed
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """The header's entry of a tensor: its file, its safetensors dtype (of `DTYPES` or `LOW_BITS`) and its shape."""
+    """The header's entry of a tensor: its file, its safetensors dtype (of `DTYPES` or `LOW_BITS`), its shape, and the
+    byte of the file where it begins."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    start: int = 0
 
     @property
     def size(self) -> int:
@@ -118,7 +121,9 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     try:
         with safe_open(file, framework="numpy") as opened:
             parts = {name: opened.get_slice(name) for name in header if name != "__metadata__"}
-            return {name: _tensor(file, name, part.get_dtype(), part.get_shape()) for name, part in parts.items()}
+            made = {name: _tensor(file, name, part.get_dtype(), part.get_shape()) for name, part in parts.items()}
+            starts = {name: 8 + length + header[name]["data_offsets"][0] for name in made}
+            return {name: replace(info, start=starts[name]) for name, info in made.items()}
     except MemoryError:  # the library maps the whole file, which a limit of the address space may forbid
         needed, free = size / 1e9, (free_memory() or 0) / 1e9
         raise OutOfMemoryError(
@@ -139,6 +144,18 @@ def _tensor(file: Path, name: str, dtype: str, shape: list[int]) -> TensorInfo:
     if len(shape) > MAX_AXES or max(shape, default=0) > MAX_AXIS:
         raise WeightsError(f"{file}: tensor {name} has shape {shown(shape)}, which is none; {AGAIN}")
     return TensorInfo(file, dtype, tuple(shape))
+
+
+def read_part(info: TensorInfo, axis: int, segments: int, rank: int, ranks: int) -> mx.array:
+    """A rank's part of a tensor, of which nothing else is read: along an axis, of each of its segments. Raises
+    `WeightsError`."""
+    width = np.dtype(f"u{DTYPES[info.dtype].size}")
+    try:
+        stored = np.memmap(info.file, width, "r", info.start, info.shape)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{info.file}: cannot be read ({first_line(error)}); {AGAIN}") from None
+    parts = [np.split(segment, ranks, axis)[rank] for segment in np.split(stored, segments, axis)]
+    return mx.array(np.concatenate(parts, axis)).view(DTYPES[info.dtype])
 
 
 @contextmanager

@@ -56,9 +56,9 @@ def quantised_bytes(infos: Mapping[str, TensorInfo], bits: int) -> int:
     return int(total)
 
 
-def check_weights(where: str, infos: Mapping[str, TensorInfo], dtype: mx.Dtype | None = None) -> None:
-    """Raises `OutOfMemoryError` if the weights will not fit, naming the widths that would."""
-    free, needed = free_memory(), weight_bytes(infos, dtype)
+def check_weights(where: str, infos: Mapping[str, TensorInfo], dtype: mx.Dtype | None = None, ranks: int = 1) -> None:
+    """Raises `OutOfMemoryError` if the weights, or a rank's part, will not fit, naming the widths that would."""
+    free, needed = free_memory(), weight_bytes(infos, dtype) // ranks
     if free is None or needed <= free:
         return
     fitting = []

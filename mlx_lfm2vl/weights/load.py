@@ -7,7 +7,7 @@ weights exists. All of them are evaluated before the model is returned: it can t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -23,11 +23,12 @@ from ..config.files import AGAIN
 from ..errors import OptionError, WeightsError, first_line
 from ..models.families import NETWORKS
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration, Lfm2VlModel
+from ..models.tensor_parallel import Cut, shard
 from ..threads import check_cancelled
 from . import choices, quantize
 from .corrections import drop_unused, fit_config
 from .files import DTYPES as FILE_DTYPES
-from .files import FLOATING, TensorInfo, key_of, reading, state
+from .files import FLOATING, TensorInfo, key_of, read_part, reading, state
 from .finite import check_finite
 from .fit import check_weights
 from .foreign import check_foreign, check_layout, naming_method
@@ -62,6 +63,7 @@ def load_model(
     prefix: str = "",
     adapt: Callable[[nn.Module, dict[str, mx.array]], dict[str, mx.array]] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    group: mx.distributed.Group | None = None,
 ) -> M:
     """The model of a folder.
 
@@ -75,16 +77,20 @@ def load_model(
         prefix: what stands before its parameters' names in the whole model.
         adapt: puts an adapter into the model and its tensors before these are read (`Adapter.apply`).
         progress: told of the bytes of the "weights".
+        group: ranks that compute the model together; each reads its part. Needs the backend mlx.
 
     Raises:
         ConfigError, WeightsError, OptionError, OutOfMemoryError
         NotFiniteError: for numbers beyond the range of float16, where that is asked for.
     """
-    target, chosen = dtype_of(dtype), backends.choose(backend)
+    target, chosen = dtype_of(dtype), backends.choose("mlx" if group is not None and backend is None else backend)
+    if group is not None and (chosen != "mlx" or adapt is not None):
+        what = "the backend mlx" if chosen != "mlx" else "an adapter that is fused into the model (mlx-lfm2vl fuse)"
+        raise OptionError(f"a model that several ranks share needs {what}")
     model, stored = open_model(folder, model_class=model_class, prefix=prefix)
     mixed = stored.mixed_note if target is None else ""
-    check_weights(str(folder), stored.infos, stored.dtype if mixed else target)
-    tensors, note = stored.read(target), ""
+    check_weights(str(folder), stored.infos, stored.dtype if mixed else target, 1 if group is None else group.size())
+    tensors, note = stored.read(target) if group is None else stored.read_shard(shard(model, group), group, target), ""
     if chosen == "numpy" and dtype is None:
         tensors, note = cpu.dequantize(model, tensors)
     tensors = tensors if adapt is None else adapt(model, tensors)
@@ -176,6 +182,18 @@ class StoredTensors:
                     continue
                 if module[len(self.prefix) :] in self.infos:
                     arrays[module[len(self.prefix) :]] = adapt(module, array, self.dtype if dtype is None else dtype)
+        return arrays
+
+    def read_shard(
+        self, cuts: Mapping[str, Cut], group: mx.distributed.Group, dtype: mx.Dtype | None = None
+    ) -> dict[str, mx.array]:
+        """As `read`, but of what is cut this rank's part only. Raises `WeightsError`."""
+        files = {module[len(self.prefix) :]: module for module in self.names.values()}
+        arrays = {name: array for name, array in self.read(dtype).items() if name not in cuts}
+        for name, cut in cuts.items():
+            part = read_part(self.infos[name], cut.axis, cut.segments, group.rank(), group.size())
+            arrays[name] = adapt(files[name], part, self.dtype if dtype is None else dtype)
+            mx.eval(arrays[name])
         return arrays
 
 

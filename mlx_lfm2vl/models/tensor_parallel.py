@@ -1,0 +1,131 @@
+"""Tensor parallelism: a network of which each rank of a group holds and computes a part, with the same result in all.
+
+Attention is cut by heads, feed-forwards and short convolutions by channels, embeddings and head by the vocabulary, each
+by layers of `mlx.nn.layers.distributed` where there are some. What does not divide by the ranks stays whole. A
+parameter that is cut is cut in the file, too: `shard` says where.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.nn.layers.distributed import shard_inplace, shard_linear
+
+from .lfm2 import Lfm2Attention, Lfm2MLP
+from .projector import Lfm2VlMultiModalProjector
+from .short_conv import Lfm2ShortConv
+from .siglip2 import Siglip2Attention, Siglip2MLP
+
+OUT, IN = "all-to-sharded", "sharded-to-all"  # cut by outputs, or by inputs, whose partial sums are added up
+LINEARS: dict[type[nn.Module], dict[str, str]] = {
+    Lfm2Attention: {"q_proj": OUT, "k_proj": OUT, "v_proj": OUT, "out_proj": IN},
+    Siglip2Attention: {"q_proj": OUT, "k_proj": OUT, "v_proj": OUT, "out_proj": IN},
+    Lfm2MLP: {"w1": OUT, "w3": OUT, "w2": IN},
+    Siglip2MLP: {"fc1": OUT, "fc2": IN},
+    Lfm2VlMultiModalProjector: {"linear_1": OUT, "linear_2": IN},
+    Lfm2ShortConv: {"in_proj": OUT, "out_proj": IN},
+}
+HEADS = ("num_heads", "num_kv_heads")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a parameter is cut: along an axis, in each of so many segments that lie behind each other on it."""
+
+    axis: int
+    segments: int = 1
+
+
+def shard(model: nn.Module, group: mx.distributed.Group) -> dict[str, Cut]:
+    """Makes a model that is not read yet this rank's part of it. Returns the cuts of its parameters, by name."""
+    cuts: dict[str, Cut] = {}
+    for path, module in model.named_modules():
+        if (linears := LINEARS.get(type(module))) is not None and _divides(module, linears, group.size()):
+            for name, sharding in linears.items():
+                segments = 3 if name == "in_proj" else 1
+                cuts |= _cuts(f"{path}.{name}", module[name], sharding, segments)
+                module[name] = shard_linear(module[name], sharding, segments=segments, group=group)
+            for name in HEADS:
+                if hasattr(module, name):
+                    setattr(module, name, getattr(module, name) // group.size())
+            if isinstance(module, Lfm2ShortConv):
+                cuts |= _cuts(f"{path}.conv", module.conv, OUT)
+                shard_inplace(module.conv, lambda *_: 0, group=group)
+        elif path.endswith(("embed_tokens", "lm_head")) and module.weight.shape[0] % group.size() == 0:
+            cuts |= _cuts(path, module, OUT)
+            shard_inplace(module, lambda *_: 0, group=group)
+            module.__class__ = BY_VOCABULARY[type(module)]
+            module.group = group
+    return cuts
+
+
+def _divides(module: nn.Module, linears: dict[str, str], ranks: int) -> bool:
+    """Whether all parameters of a block divide by the ranks, groups of quantised ones and heads too."""
+    sizes = [getattr(module, name) for name in HEADS if hasattr(module, name)]
+    for name, sharding in linears.items():
+        for parameter in ("weight", "scales"):
+            if parameter in module[name]:
+                shape = module[name][parameter].shape
+                sizes.append(shape[-1] if sharding == IN else shape[0] // 3 if name == "in_proj" else shape[0])
+    return all(size % ranks == 0 for size in sizes)
+
+
+def _cuts(path: str, module: nn.Module, sharding: str, segments: int = 1) -> dict[str, Cut]:
+    cut = Cut(0 if sharding == OUT else -1, segments)
+    return {f"{path}.{name}": cut for name in module if sharding == OUT or name != "bias"}
+
+
+class _ByVocabulary(nn.Module):
+    group: mx.distributed.Group
+
+    def _gather(self, x: mx.array) -> mx.array:
+        """(..., vocabulary / ranks) of each rank -> (..., vocabulary)."""
+        parts = mx.moveaxis(mx.distributed.all_gather(x[None], group=self.group), 0, -2)
+        return parts.reshape(*x.shape[:-1], -1)
+
+
+class _Embedding(_ByVocabulary):
+    def __call__(self, ids: mx.array) -> mx.array:
+        """(...) -> (..., hidden): of each token from the rank that has it, zeros from the others."""
+        count = self.weight.shape[0]
+        local = ids.astype(mx.int32) - self.group.rank() * count
+        own = (local >= 0) & (local < count)
+        rows: Any = super().__call__(mx.where(own, local, 0))  # type: ignore[misc]
+        return mx.distributed.all_sum(mx.where(own[..., None], rows, mx.zeros_like(rows)), group=self.group)
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """(..., hidden) -> (..., vocabulary)."""
+        return self._gather(super().as_linear(x))  # type: ignore[misc]
+
+
+class _Head(_ByVocabulary):
+    def __call__(self, x: mx.array) -> mx.array:
+        """(..., hidden) -> (..., vocabulary)."""
+        return self._gather(super().__call__(x))  # type: ignore[misc]
+
+
+class ShardedEmbedding(_Embedding, nn.Embedding):
+    """Rows of an embedding, cut by the vocabulary."""
+
+
+class QuantizedShardedEmbedding(_Embedding, nn.QuantizedEmbedding):
+    """Rows of a quantised embedding, cut by the vocabulary."""
+
+
+class ShardedHead(_Head, nn.Linear):
+    """Outputs of a language-modelling head, cut by the vocabulary and gathered in all ranks."""
+
+
+class QuantizedShardedHead(_Head, nn.QuantizedLinear):
+    """Outputs of a quantised language-modelling head, cut by the vocabulary and gathered in all ranks."""
+
+
+BY_VOCABULARY: dict[type[nn.Module], type[_ByVocabulary]] = {
+    nn.Embedding: ShardedEmbedding,
+    nn.QuantizedEmbedding: QuantizedShardedEmbedding,
+    nn.Linear: ShardedHead,
+    nn.QuantizedLinear: QuantizedShardedHead,
+}

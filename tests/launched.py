@@ -1,0 +1,64 @@
+"""Processes as `mlx.launch --backend ring` starts them, without its own process between."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from test_cli import ROOT
+
+QUICK = {"OPENBLAS_NUM_THREADS": "1", "MLX_LFM2VL_RANK_SILENCE": "20"}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def start(
+    folder: Path,
+    count: int,
+    command: Sequence[object],
+    environment: dict[str, str] | None = None,
+    folders: Sequence[Path] = (),
+    stdin: int = subprocess.DEVNULL,
+) -> list[subprocess.Popen[str]]:
+    """A command in each of `count` ranks on this machine, `folder` for the hostfile; `folders` are where each runs."""
+    hostfile = folder / "ring.json"
+    hostfile.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]) if count > 1 else "")
+    environment = {**os.environ, **QUICK, "MLX_HOSTFILE": str(hostfile), "PYTHONPATH": str(ROOT), **(environment or {})}
+    return [
+        subprocess.Popen(
+            list(map(str, command)),
+            env={**environment, "MLX_RANK": str(rank)},
+            cwd=folders[rank] if folders else ROOT,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+
+
+def start_ranks(folder: Path, count: int, *words: object, **options: Any) -> list[subprocess.Popen[str]]:
+    """The program with these words, see `start`."""
+    return start(folder, count, [sys.executable, "-m", "mlx_lfm2vl", *words], **options)
+
+
+def ended(ranks: list[subprocess.Popen[str]], timeout: float = 120) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each."""
+    try:
+        said = [rank.communicate(timeout=timeout) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [(rank.returncode, *texts) for rank, texts in zip(ranks, said, strict=True)]

@@ -1,0 +1,147 @@
+"""`batch` under `mlx.launch`: the output of one process, whatever becomes of the ranks."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN
+from hypothesis import given
+from hypothesis import strategies as st
+from launched import ended, free_ports, start_ranks
+from test_cli import MODEL, ROOT, cli  # noqa: F401
+
+from mlx_lfm2vl.cli.ranks import dealt_by_cost
+
+PICTURES = GOLDEN / "pictures"
+
+
+def inputs(folder: Path, count: int = 6) -> Path:
+    """`count` rows of several costs and four more; two are wrong."""
+    rows: list[object] = [{"id": n, "prompt": f"Count to {n}." * (1 + n % 3)} for n in range(count)]
+    rows[1:1] = [{"id": "p", "image": str(PICTURES / "large.png")}, {"id": "no", "image": "none.png"}]
+    rows[5:5] = ["{", {"id": "q", "image": str(PICTURES / "small.png"), "prompt": "What?"}]
+    path = folder / "rows.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def words(rows: Path, output: Path, *more: object, tokens: int = 4) -> tuple[object, ...]:
+    return ("batch", rows, "--model", MODEL, "--max-tokens", tokens, "--batch-size", 2, "--output", output, *more)
+
+
+def until(true: Callable[[], bool], ranks: list[subprocess.Popen[str]]) -> None:
+    limit = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < limit and None in [rank.poll() for rank in ranks], ended(ranks, 1)
+        time.sleep(0.01)
+
+
+def lines(*paths: Path) -> int:
+    return sum(len(path.read_bytes().splitlines()) for path in paths if path.exists())
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("out.jsonl*"))
+
+
+def test_ranks_write_the_output_of_one_process(cli, tmp_path):  # noqa: F811
+    rows, output = inputs(tmp_path), tmp_path / "out.jsonl"
+    assert cli(*words(rows, tmp_path / "alone.jsonl"))[0] == 1
+    whole = (tmp_path / "alone.jsonl").read_bytes()
+    output.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]) + b'{"id": 2, ')
+    (code, out, err), *others = ended(start_ranks(tmp_path, 4, *words(rows, output)))
+    assert (code, out) == (1, "") and "10 rows, 2 with an error" in err, err
+    assert [end for end in others if end != (0, "", "")] == []
+    assert output.read_bytes() == whole and left(tmp_path) == ["out.jsonl"]
+
+
+def test_ranks_do_failed_rows_again_in_their_places(cli, tmp_path):  # noqa: F811
+    rows, output = inputs(tmp_path), tmp_path / "out.jsonl"
+    assert cli(*words(rows, output))[0] == 1
+    shutil.copy(PICTURES / "small.png", tmp_path / "none.png")
+    shutil.copy(output, tmp_path / "alone.jsonl")
+    assert cli(*words(rows, tmp_path / "alone.jsonl", "--retry-failed"))[0] == 1
+    (code, _, err), *_ = ended(start_ranks(tmp_path, 2, *words(rows, output, "--retry-failed")))
+    assert code == 1 and "10 rows, 1 with an error" in err, err
+    assert output.read_bytes() == (tmp_path / "alone.jsonl").read_bytes() and left(tmp_path) == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_others_finish_and_the_same_command_completes(cli, tmp_path, victim):  # noqa: F811
+    """As `mlx.launch` does, the others get SIGTERM once one is killed."""
+    rows, output = inputs(tmp_path, 60), tmp_path / "out.jsonl"
+    ranks = start_ranks(tmp_path, 2, *words(rows, output, tokens=20))
+    until(lambda: lines(output, tmp_path / "out.jsonl.ahead") >= 2, ranks)
+    ranks[victim].kill()
+    ranks[1 - victim].send_signal(signal.SIGTERM)
+    code, _, err = ended(ranks)[1 - victim]
+    assert code == 2 and "the same command" in err, err
+    assert 25 <= lines(*tmp_path.glob("out.jsonl*")) < 64
+    code, _, err = cli(*words(rows, output, tokens=20))
+    assert code == 1 and "64 rows, 2 with an error" in err, err
+    assert cli(*words(rows, tmp_path / "alone.jsonl", tokens=20))[0] == 1
+    assert output.read_bytes() == (tmp_path / "alone.jsonl").read_bytes() and left(tmp_path) == ["out.jsonl"]
+
+
+@pytest.mark.soak
+def test_a_rank_that_falls_silent_is_given_up(tmp_path):
+    rows, output = inputs(tmp_path, 60), tmp_path / "out.jsonl"
+    environment = {"MLX_LFM2VL_RANK_SILENCE": "3"}
+    ranks = start_ranks(tmp_path, 2, *words(rows, output, tokens=20), environment=environment)
+    until(lambda: lines(output, tmp_path / "out.jsonl.ahead") >= 2, ranks)
+    ranks[1].send_signal(signal.SIGSTOP)
+    (code, _, err), *_ = ended(ranks[:1])
+    ranks[1].kill()
+    ended(ranks[1:])
+    assert code == 2 and "rank 1 did not finish; the same command answers them" in err
+
+
+def test_ranks_with_other_rows_are_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.jsonl").write_text(json.dumps({"prompt": f"Why {name}?"}) + "\n")
+    common = words(Path("rows.jsonl"), tmp_path / "out.jsonl")
+    code, _, err = ended(start_ranks(tmp_path, 2, *common, folders=[tmp_path / "a", tmp_path / "b"]))[0]
+    assert code == 2 and "rank 1 has other rows or options than rank 0" in err
+
+
+def test_mlx_launch_starts_the_ranks(cli, tmp_path):  # noqa: F811
+    rows, output = inputs(tmp_path), tmp_path / "out.jsonl"
+    launch = [Path(sys.executable).parent / "mlx.launch", "-n", 2, "--backend", "ring", "--starting-port"]
+    command = [*launch, free_ports(1)[0], "--", sys.executable, "-m", "mlx_lfm2vl", *words(rows, output)]
+    run = {"cwd": ROOT, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run(list(map(str, command)), **run)  # type: ignore[call-overload]
+    assert "10 rows, 2 with an error" in done.stderr, done.stderr
+    assert cli(*words(rows, tmp_path / "alone.jsonl"))[0] == 1
+    assert output.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+
+
+@given(st.dictionaries(st.integers(1, 300), st.integers(1, 5000), max_size=60), st.integers(1, 8))
+def test_dealing_gives_every_row_once_and_even_loads(costs, ranks):
+    dealt = dealt_by_cost(costs, ranks)
+    assert len(dealt) == ranks and all(numbers == sorted(numbers) for numbers in dealt)
+    assert sorted(number for numbers in dealt for number in numbers) == sorted(costs)
+    loads = [sum(map(costs.__getitem__, numbers)) for numbers in dealt]
+    assert max(loads) - min(loads) <= max(costs.values(), default=0)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("moment", range(20))
+def test_a_rank_that_is_killed_at_any_moment_loses_nothing(cli, tmp_path, moment):  # noqa: F811
+    rows, output, chance = inputs(tmp_path, 60), tmp_path / "out.jsonl", random.Random(moment)
+    ranks = start_ranks(tmp_path, 3, *words(rows, output, tokens=20))
+    time.sleep(chance.uniform(0.2, 8))
+    victim = chance.randrange(3)
+    ranks[victim].kill()
+    ended(ranks)
+    (code, _, err), *_ = ended(start_ranks(tmp_path, chance.choice((2, 3)), *words(rows, output, tokens=20)))
+    assert code == 1, err
+    assert cli(*words(rows, tmp_path / "alone.jsonl", tokens=20))[0] == 1
+    assert output.read_bytes() == (tmp_path / "alone.jsonl").read_bytes() and left(tmp_path) == ["out.jsonl"]
