@@ -211,13 +211,14 @@ def _without_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def pictures_in(names: Sequence[str], recursive: bool = False) -> list[str]:
-    """All pictures of folders (by suffix, of their subfolders with `recursive`, with a note on what is left out; hidden
-    files and folders are not named), patterns and names; of a PDF file each page. A file that is not there stands among
-    them, if others are. Raises `OptionError`."""
-    from ..processing.formats import suffixes
+def pictures_in(names: Sequence[str], recursive: bool = False, videos: bool = False) -> list[str]:
+    """All pictures (and with `videos`, videos) of folders (by suffix, of their subfolders with `recursive`, with a note
+    on what is left out; hidden files and folders are not named), patterns and names; of a PDF file each page. A file
+    that is not there stands among them, if others are. Raises `OptionError`."""
+    from ..processing.formats import VIDEO_SUFFIXES, suffixes
     from ..processing.open_file import file_and_pages
 
+    ends = (*suffixes(), *(VIDEO_SUFFIXES if videos else ()))
     found: list[str] = []
     missing: list[str] = []
     for given in names:
@@ -226,7 +227,7 @@ def pictures_in(names: Sequence[str], recursive: bool = False) -> list[str]:
             matching = expand([name])
             if matching == [name] and not _ADDRESS.match(name) and not os.path.exists(file_and_pages(name)[0]):
                 missing.append(name)
-                if len(missing) == len(names) or not name.lower().endswith((*suffixes(), ".pdf")):
+                if len(missing) == len(names) or not name.lower().endswith(ends):
                     raise OptionError(f"{name}: no such folder or picture")
             found += [page for match in matching for page in _pages(match)]
             continue
@@ -234,7 +235,7 @@ def pictures_in(names: Sequence[str], recursive: bool = False) -> list[str]:
             shown = _walk(name) if recursive else sorted(entry for entry in os.listdir(name) if entry[0] != ".")
         except OSError as error:
             raise OptionError(f"{name}: cannot be listed ({error.strerror or error})") from None
-        inside = [entry for entry in shown if entry.lower().endswith(suffixes()) and not _is_folder(name, entry)]
+        inside = [entry for entry in shown if entry.lower().endswith(ends) and not _is_folder(name, entry)]
         if not inside:
             raise OptionError(f"{name}: there is no picture in this folder (png, jpg, heic, whatever Pillow reads)")
         if left := [entry + "/" * _is_folder(name, entry) for entry in shown if entry not in inside]:

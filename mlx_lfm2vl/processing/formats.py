@@ -66,6 +66,9 @@ _BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _WARNINGS = threading.RLock()
 
 
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".flv", ".ogv", ".wmv")
+
+
 def suffixes() -> tuple[str, ...]:
     """Suffixes of picture files in small letters: those that Pillow registers, HEIC's and PDF's."""
     known = Image.registered_extensions().items()
