@@ -3,6 +3,7 @@
 In: JSON files of a folder, of any generation. Out: frozen dataclasses with one spelling of each field.
 """
 
+from .causal_lm import CausalLMConfig
 from .family import ModelConfig, TextConfig, VisionConfig, config_of
 from .files import parse_json, read_json, read_text, shown
 from .generation import GenerationConfig
@@ -17,6 +18,7 @@ from .text import Lfm2Config
 from .vision import Siglip2VisionConfig
 
 __all__ = [
+    "CausalLMConfig",
     "GenerationConfig",
     "ImageConfig",
     "ImageProcessorConfig",

@@ -127,8 +127,9 @@ def load_to_measure(folder: Path, dtype: mx.Dtype | None) -> tuple[Lfm2VlForCond
 
 
 def encoded(processor: Lfm2VlProcessor, question: Question) -> Inputs:
-    """The tokens and pixels of a question."""
-    messages = conversation(question.prompt, None if question.picture is None else str(question.picture))
+    """The tokens and pixels of a question; a text model is asked without the picture."""
+    picture = question.picture if processor.placeholder_ids else None
+    messages = conversation(question.prompt, None if picture is None else str(picture))
     return dict(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 
+from ..config import CausalLMConfig
 from ..errors import NotFiniteError
 from ..weights.finite import is_finite
 from ..weights.load import StoredTensors
@@ -58,7 +59,7 @@ def translate(
                 array = array.astype(dtype)
             if layout != "mlx" and is_conv_kernel(key):
                 array = turned(array)
-            out[from_module(key, layout)] = array
+            out[from_module(key, layout, isinstance(stored.config, CausalLMConfig))] = array
     return out
 
 

@@ -143,7 +143,7 @@ def language(inputs: Any, model: Any, rng: np.random.Generator) -> dict[str, np.
     """The arrays of a case that the backbone and the head make."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
     labels = ids.clone()
-    labels[~mask | (ids == model.config.image_token_id)] = -100
+    labels[~mask | (ids == getattr(model.config, "image_token_id", -1))] = -100
     labels[:, : ids.shape[1] // 4] = -100
     # The first token after padding would be predicted at a padding position, where nothing is defined.
     labels[torch.arange(len(ids)), mask.int().argmax(1)] = -100
