@@ -3,6 +3,9 @@
 import functools
 import io
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -338,6 +341,29 @@ def test_a_policy_bounds_the_frames_that_are_decoded(tmp_path):
     lying = load_video(file)  # as if its header had said less
     with pytest.raises(ImageError, match="its frames have more than 12,288 pixels together"):
         list(video_file.frames(file.open("rb"), lying.label, [7], SourcePolicy(max_video_pixels=4 * 48 * 64)))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("checkpoint", "most"), [("lfm3", 150), ("gen2", 700)])
+def test_a_video_of_20_seconds_takes_bounded_memory(checkpoint, most, tmp_path):
+    """In a process of its own, so that its peak is its own. All frames of it have 1.7 GB."""
+    light = np.linspace(0, 200, 1280 * 720).reshape(720, 1280, 1)
+    frames = (np.broadcast_to((light + n / 12).astype(np.uint8), (720, 1280, 3)) for n in range(600))
+    clip = write_video(tmp_path / "a.mp4", frames, 30)
+    program = f"""
+from mlx_lfm2vl import generate, load
+from peak import peak_memory
+model, processor = load({str(GOLDEN / checkpoint)!r})
+generate(model, processor, "Hi", {str(GOLDEN / "pictures" / "small.png")!r}, max_tokens=2)
+before = peak_memory()
+answer = generate(model, processor, "What moves?", videos={str(clip)!r}, max_tokens=8)
+print(bool(answer), peak_memory() - before)
+"""
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(GOLDEN.parent), *sys.path])}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=here)
+    answered, grown = run.stdout.split()
+    print(f"{checkpoint}: {int(grown) / 1e6:.0f} MB more at the peak")
+    assert answered == "True" and int(grown) < most * 1e6
 
 
 # The command

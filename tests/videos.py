@@ -1,7 +1,8 @@
 """Videos of tests: files that are written, and the golden clip."""
 
 import base64
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,16 @@ def clip_uri() -> str:
     return "data:image/png;base64," + base64.b64encode(CLIP.read_bytes()).decode()
 
 
-def write_video(path: Path, frames: Sequence[np.ndarray], rate: int, codec: str = "mpeg4") -> Path:
+def write_video(path: Path, frames: Iterable[np.ndarray], rate: int, codec: str = "mpeg4") -> Path:
     """A video file of frames (height, width, 3) uint8."""
     av = pytest.importorskip("av")
+    rest = iter(frames)
+    first = next(rest)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width = frames[0].shape[:2]
+        stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = "yuv420p"
-        for frame in frames:
+        for frame in itertools.chain([first], rest):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
     return path
