@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, cache_by_backend, case_ids, picture, read_tensors
+from conftest import GOLDEN, Loaded, cache_by_backend, case_ids, picture, read_tensors
 from servers import serving, settings_of
 
 from mlx_lfm2vl import (
@@ -32,7 +32,7 @@ REFUSAL = "this model reads text alone; for pictures and videos load LFM2-VL or 
 
 
 @cache_by_backend
-def loaded(name: str) -> Any:
+def loaded(name: str) -> Loaded:
     return load(GOLDEN / name)
 
 
@@ -91,7 +91,7 @@ def test_a_text_in_items_is_a_text(name, golden):
 @pytest.mark.parametrize("given", ["images", "videos"])
 def test_pictures_and_videos_are_refused_everywhere(name, given):
     model, processor = loaded(name)
-    source = {given: picture("small") if given == "images" else GOLDEN / "videos" / "clip.png"}
+    source: dict[str, Any] = {given: picture("small") if given == "images" else GOLDEN / "videos" / "clip.png"}
     item = {"type": given[:-1], given[:-1]: source[given]}
     with Engine(GOLDEN / name) as engine:
         for ask in (

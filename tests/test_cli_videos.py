@@ -25,7 +25,8 @@ def loaded() -> Any:
 
 
 def answered(question: str, video: Any, **more: Any) -> str:
-    return generate(*loaded(), question, videos=video, options=GREEDY, **more)
+    model, processor = loaded()
+    return generate(model, processor, question, videos=video, options=GREEDY, **more)
 
 
 @pytest.fixture(name="clip")

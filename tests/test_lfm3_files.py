@@ -114,7 +114,8 @@ def test_rope_theta_beside_rope_parameters_is_of_those_without():
 
 @pytest.mark.parametrize("name", ["bos_token_id", "eos_token_id", "pad_token_id"])
 def test_a_token_that_is_none_stays_none(name):
-    config = replace(Lfm3Config.from_dict({}), **{name: None})
+    none: dict[str, Any] = {name: None}
+    config = replace(Lfm3Config.from_dict({}), **none)
     assert Lfm3Config.from_dict(config.to_dict()) == config
 
 

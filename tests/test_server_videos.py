@@ -6,7 +6,7 @@ from typing import Any
 import anthropic
 import openai
 import pytest
-from conftest import GOLDEN, cache_by_backend
+from conftest import GOLDEN, Loaded, cache_by_backend
 from servers import SAFE, serving, settings_of
 from videos import CLIP, clip_uri
 
@@ -17,7 +17,7 @@ GREEDY = GenerationOptions(max_tokens=12, temperature=0)
 
 
 @cache_by_backend
-def loaded(name: str) -> Any:
+def loaded(name: str) -> Loaded:
     return load(GOLDEN / name)
 
 

@@ -51,9 +51,9 @@ def load(folder: str) -> tuple[Any, Any]:
     return load_as(folder, torch.float32, "eager"), AutoProcessor.from_pretrained(folder)
 
 
-def load_as(folder: str, dtype: torch.dtype, attention: str) -> Any:
+def load_as(folder: str, dtype: torch.dtype, attention: str, network: Any = Lfm2VlForConditionalGeneration) -> Any:
     """The reference's model of `folder` in `dtype`, with transformers' `attn_implementation`."""
-    model, report = Lfm2VlForConditionalGeneration.from_pretrained(
+    model, report = network.from_pretrained(
         folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
     )
     if any(report.values()):
