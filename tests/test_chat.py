@@ -27,8 +27,7 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.errors import ImageError, OptionError, OutOfMemoryError, OutputError, PromptError
-from mlx_lfm2vl.generation import conversation as conversation_module
-from mlx_lfm2vl.generation import passes
+from mlx_lfm2vl.generation import passes, turn_pictures
 from mlx_lfm2vl.generation.chat import Chat
 from mlx_lfm2vl.processing.load_image import load_image
 
@@ -399,7 +398,7 @@ def test_the_time_to_the_first_token_includes_reading_the_pictures(monkeypatch):
         time.sleep(0.3)
         return load_image(*arguments)
 
-    monkeypatch.setattr(conversation_module, "load_image", slow)
+    monkeypatch.setattr(turn_pictures, "load_image", slow)
     *_, last = Chat(*loaded(), options=SHORT).stream("What is this?", picture("small"))
     assert statistics_of(last).time_to_first_token > 0.3
 

@@ -13,7 +13,7 @@ import pytest
 from test_cli import MODULE, ROOT, cli, process  # noqa: F401
 
 from mlx_lfm2vl import diagnose
-from mlx_lfm2vl.doctor import bounds, checkpoint, checks, reference, system
+from mlx_lfm2vl.doctor import bounds, checkpoint, checks, lfm3_checkpoint, reference, system
 from mlx_lfm2vl.doctor.report import OF_LARGEST, OF_ROUNDING, Report, Row
 from mlx_lfm2vl.errors import OptionError, OutputError
 from mlx_lfm2vl.models import context, lfm2
@@ -50,12 +50,13 @@ def rows_of(report: Report, model: str) -> list[Row]:
 
 def test_every_row_is_within_its_bound(report):
     assert report.ok, report.table()
-    for model, stages in (("random", ["image", "prompt", "steps", "batch"]), ("demo", ["prompt"])):
+    whole = ["image", "prompt", "steps", "batch"]
+    for model, stages in (("random", whole), ("lfm3", whole), ("demo", ["prompt"])):
         rows = rows_of(report, model)
         assert [row.weights for row in rows][:4] == WIDTHS
         for row in rows:
             assert list(row.distances) == stages and row.failure is None and row.seconds > 0
-            assert row.answer is (None if model == "random" else True)
+            assert row.answer is (True if model == "demo" else None)
             assert row.unit == (OF_ROUNDING if row.weights in ("bfloat16", "4 bits bf16") else OF_LARGEST)
             assert row.backend == (report.system.machine.backend if row.weights == "float32" else "mlx")
 
@@ -284,8 +285,17 @@ def test_the_checkpoint_is_the_same_everywhere():
     assert images == prompts.spatial_shapes.prod(axis=1).sum() / 4 and (prompts.text != checkpoint.IMAGE_TOKEN).all()
 
 
-def test_bfloat16_and_bits_hold_its_weights_exactly():
-    for name, array in checkpoint.tensors().items():
+def test_a_wrong_window_of_lfm3_is_out_of_bounds(quick, monkeypatch):
+    quick({"lfm3": [bounds.FLOAT32]})
+    text = lfm3_checkpoint.CONFIG["text_config"] | {"sliding_window": 23}
+    monkeypatch.setattr(lfm3_checkpoint, "CONFIG", lfm3_checkpoint.CONFIG | {"text_config": text})
+    (row,) = diagnose("mlx").rows
+    assert not row.ok and row.distances["image"] < row.bound < row.distances["prompt"]
+
+
+@pytest.mark.parametrize("model", checks.CHECKPOINTS)
+def test_bfloat16_and_bits_hold_its_weights_exactly(model):
+    for name, array in checks.CHECKPOINTS[model].tensors().items():
         weight = mx.array(array)
         assert mx.array_equal(weight.astype(mx.bfloat16).astype(mx.float32), weight), name
         if not name.startswith("model.language_model.") or weight.ndim != 2:
@@ -297,8 +307,8 @@ def test_bfloat16_and_bits_hold_its_weights_exactly():
 
 def test_the_data_is_small_and_whole():
     assert sum(path.stat().st_size for path in reference.DATA.iterdir()) < 1_500_000
-    numbers = reference.random_numbers()
-    for part in (numbers.picture, numbers.text, numbers.image):
+    numbers = [reference.random_numbers(model) for model in checks.CHECKPOINTS]
+    for part in (part for each in numbers for part in (each.picture, each.text, each.image)):
         assert part.rounded is not None and part.exact.shape == part.rounded.shape == (len(part.rows), 512)
     demo = reference.demo_numbers()
     assert list(demo.answers) == list(demo.logits) == WIDTHS

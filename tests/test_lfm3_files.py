@@ -1,5 +1,8 @@
 """LFM3-VL's folders, converted and saved; its policy, and what is refused."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from mlx_lfm2vl import (
 )
 from mlx_lfm2vl.cli.models import described
 from mlx_lfm2vl.config import ImageProcessorConfig, Lfm3VlImageProcessorConfig, Lfm3VlProcessorConfig
-from mlx_lfm2vl.config.lfm3 import Lfm3Config
+from mlx_lfm2vl.config.lfm3 import Lfm3Config, RopeParameters
 from mlx_lfm2vl.conversion.plan import QuantizationOptions, make_plan
 from mlx_lfm2vl.errors import ConfigError, ImageError, InputError, OptionError, PromptError
 from mlx_lfm2vl.generation.arguments import PixelOverrides
@@ -80,6 +83,40 @@ def test_a_recipe_spends_bits_on_narrow_and_last_layers():
     layer = "model.language_model.layers."
     assert {f"{layer}1.self_attn.k_proj", f"{layer}1.self_attn.gate_proj", f"{layer}2.conv.out_proj"} <= eight
     assert f"{layer}1.self_attn.q_proj" not in eight and f"{layer}1.self_attn.o_proj" not in eight
+
+
+# Files
+
+
+def test_a_policy_of_videos_of_its_own_file_is_read_and_copied(tmp_path):
+    folder = Path(shutil.copytree(FOLDER, tmp_path / "in"))
+    processor = json.loads((folder / "processor_config.json").read_text())
+    pictures, videos = processor.pop("image_processor"), processor.pop("video_processor")
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(videos | {"max_frames": 9}))
+    made = load(convert(folder, tmp_path / "out"))[1].image_processor.config
+    expected = loaded()[1].image_processor.config
+    assert made == replace(expected, video=replace(expected.video, max_frames=9))
+    (folder / "video_preprocessor_config.json").unlink()  # then the reference takes that of pictures
+    assert Lfm3VlProcessorConfig.from_folder(folder).image.video.max_pixels == expected.max_pixels
+
+
+def test_rope_theta_beside_rope_parameters_is_of_those_without():
+    kinds = {"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25}, "sliding_attention": {}}
+    made = Lfm3Config.from_dict({"rope_theta": 5000.0, "rope_parameters": kinds})
+    assert (made.full_rope, made.sliding_rope) == (RopeParameters(5000.0, 0.25), RopeParameters(5000.0))
+    own = {"sliding_attention": {"rope_theta": 3.0}}
+    made = Lfm3Config.from_dict({"rope_parameters": {**kinds, **own}})
+    assert (made.full_rope, made.sliding_rope) == (RopeParameters(1e6, 0.25), RopeParameters(3.0))
+    assert Lfm3Config.from_dict({"rope_theta": 5000.0}) == Lfm3Config.from_dict({})
+
+
+@pytest.mark.parametrize("name", ["bos_token_id", "eos_token_id", "pad_token_id"])
+def test_a_token_that_is_none_stays_none(name):
+    none: dict[str, Any] = {name: None}
+    config = replace(Lfm3Config.from_dict({}), **none)
+    assert Lfm3Config.from_dict(config.to_dict()) == config
 
 
 # Bad input

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from conftest import GOLDEN
 from servers import ANSWER, EXAMPLES, serving, settings_of, until
+from videos import rising, write_video
 
+from mlx_lfm2vl import generate, load
 from mlx_lfm2vl.server.access import Access
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
@@ -141,10 +143,27 @@ def test_pictures_are_pasted_and_dropped(opened):
     assert opened.answer == ANSWER
 
 
+def test_a_video_is_shown_and_asked_about(opened, tmp_path):
+    clip = write_video(tmp_path / "clip.webm", rising(), 4, codec="libvpx-vp9")
+    opened.page.select_option("#model", "gen2")
+    opened.page.click("#open-settings")
+    opened.page.fill("#settings [name=max_completion_tokens]", "12")
+    opened.page.click("#settings .primary")
+    opened.page.set_input_files("#files", str(clip))
+    opened.page.wait_for_function("document.querySelector('#pictures video').duration === 2")
+    with opened.page.expect_request("**/chat/completions") as sent:
+        opened.ask("What moves?")
+    (part, _) = sent.value.post_data_json["messages"][0]["content"]
+    assert part["type"] == "video_url" and part["video_url"]["url"].startswith("data:video/webm;base64,")
+    expected = generate(*load(GOLDEN / "gen2"), "What moves?", videos=clip, max_tokens=12)
+    assert opened.answer == expected.strip()
+    opened.page.wait_for_selector(".question video[aria-label='clip.webm']")
+
+
 def test_a_file_that_is_no_picture_is_refused_with_its_name(opened, tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     opened.page.set_input_files("#files", str(tmp_path / "notes.txt"))
-    assert opened.page.inner_text("#notice") == "notes.txt is not a picture."
+    assert opened.page.inner_text("#notice") == "notes.txt is neither a picture nor a video."
     assert opened.page.is_hidden("#pictures")
 
 

@@ -93,7 +93,8 @@ def test_pages_of_all_documents_of_a_request_count_as_pictures(kind):
     body = {"images": uris} if kind == "describe" else {"messages": [{"role": "user", "content": content}]}
     with serving(settings) as server:
         status, answer = post(server, kind, **body, max_tokens=1)
-    assert status == 400 and "4 pictures in one call, pages counted, but at most 3" in answer["error"]["message"]
+    said = "4 pictures in one call, pages and frames counted, but at most 3"
+    assert status == 400 and said in answer["error"]["message"]
 
 
 REFUSED: list[tuple[str, dict[str, Any], int, str]] = [

@@ -1,8 +1,11 @@
 """Videos: files, animations, lists and arrays of frames; frames that are seen; models without video tokens."""
 
+import functools
 import io
 import json
-from pathlib import Path
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,17 +14,19 @@ from conftest import GOLDEN, cache_by_backend, picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from videos import CLIP, write_video
 
-from mlx_lfm2vl import Engine, GenerationOptions, GenerationRequest, SourcePolicy, generate, load, load_video
+from mlx_lfm2vl import Chat, Engine, GenerationOptions, GenerationRequest, SourcePolicy, generate, load, load_video
 from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.config import Lfm3VlVideoProcessorConfig
 from mlx_lfm2vl.errors import ImageError, ImageWarning, OptionError, PromptError
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.processing import video as video_module
+from mlx_lfm2vl.processing import video_file
 from mlx_lfm2vl.processing.lfm3_geometry import video_plan
 from mlx_lfm2vl.processing.video import Video
 
-CLIP = GOLDEN / "videos" / "clip.png"  # 24 frames of 160x96, 8 a second
+GREEDY = GenerationOptions(max_tokens=16, temperature=0)
 SAMPLING = (2.0, 4, 768)
 
 
@@ -32,18 +37,6 @@ def loaded(checkpoint: str) -> Any:
 
 def frames_of(video: Video) -> list[np.ndarray]:
     return [np.asarray(frame) for frame in video.read(range(video.count))]
-
-
-def write_mp4(path: Path, frames: list[np.ndarray], rate: int) -> Path:
-    av = pytest.importorskip("av")
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=rate)
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-    return path
 
 
 # Sources
@@ -69,7 +62,7 @@ def test_animations_in_memory_are_read(kind):
 
 def test_a_file_gives_its_frames_in_order(tmp_path):
     frames = [np.full((48, 64, 3), 30 * n, np.uint8) for n in range(8)]
-    video = load_video(write_mp4(tmp_path / "a.mp4", frames, 4))
+    video = load_video(write_video(tmp_path / "a.mp4", frames, 4))
     assert (video.count, video.frame_rate) == (8, 4.0)
     assert [round(frame.mean() / 30) for frame in frames_of(video)] == list(range(8))
     assert [round(np.asarray(frame).mean() / 30) for frame in video.read([1, 6])] == [1, 6]
@@ -105,7 +98,7 @@ def test_what_is_no_video_is_refused(source, words):
 
 
 def test_a_damaged_file_is_refused(tmp_path):
-    file = write_mp4(tmp_path / "a.mp4", [np.zeros((48, 64, 3), np.uint8)] * 8, 4)
+    file = write_video(tmp_path / "a.mp4", [np.zeros((48, 64, 3), np.uint8)] * 8, 4)
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(ImageError, match=r"a\.mp4: is no video that can be read"):
         load_video(file)
@@ -124,7 +117,7 @@ def test_a_file_without_pictures_says_so(tmp_path):
 
 
 def test_a_playlist_opens_no_other_file(tmp_path, monkeypatch):
-    write_mp4(tmp_path / "other.mp4", [np.zeros((48, 64, 3), np.uint8)] * 8, 4)
+    write_video(tmp_path / "other.mp4", [np.zeros((48, 64, 3), np.uint8)] * 8, 4)
     monkeypatch.chdir(tmp_path)  # in which FFmpeg would look
     playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nother.mp4\n#EXT-X-ENDLIST\n"
     for source in (playlist, "ffconcat version 1.0\nfile other.mp4\n"):
@@ -254,6 +247,124 @@ def test_a_video_item_without_a_single_source_is_refused():
     item = {"type": "video", "video": CLIP, "path": str(CLIP)}
     with pytest.raises(PromptError, match="holds 2 videos"):
         generate(model, processor, [{"role": "user", "content": [item]}])
+
+
+# Conversations
+
+
+@pytest.mark.backends("mlx", "numpy")
+@pytest.mark.parametrize("checkpoint", ["lfm3", "gen2"])
+def test_a_turn_with_a_video_is_answered_as_one_question(checkpoint):
+    model, processor = loaded(checkpoint)
+    chat = Chat(model, processor, options=GREEDY)
+    item = {"type": "video", "video": CLIP, "fps": 1}
+    asked: list[dict[str, Any]] = [{"role": "user", "content": [item, text("What moves?")]}]
+    first = chat.ask("What moves?", videos={"path": str(CLIP), "fps": 1})
+    assert first == generate(model, processor, asked, options=GREEDY)
+    asked += [{"role": "assistant", "content": first}, {"role": "user", "content": "And then?"}]
+    assert chat.ask("And then?") == generate(model, processor, asked, options=GREEDY)
+
+
+@pytest.mark.parametrize("checkpoint", ["lfm3", "gen2"])
+def test_a_saved_conversation_keeps_what_was_seen_of_a_video(checkpoint, tmp_path):
+    model, processor = loaded(checkpoint)
+    frames = np.random.default_rng(0).integers(0, 256, (9, 100, 150, 3), np.uint8)  # of an odd number of frames
+    chat = Chat(model, processor, options=GREEDY)
+    chat.ask("What moves?", picture("small"), videos=load_video(frames, frame_rate=3, num_frames=5))
+    chat.save(tmp_path / "a.json")
+    frames[:] = 0
+    other = Chat(model, processor, options=GREEDY)
+    other.load(tmp_path / "a.json")
+    again = [response.text for response in other.retry()]
+    assert "".join(again) == chat.messages[-1]["content"] == "".join(each.text for each in chat.retry())
+    (asked, _), (kept, _) = chat.messages, other.messages
+    assert [item["type"] for item in kept["content"]] == ["image", "video", "text"]
+    one, two = asked["content"][1]["video"], kept["content"][1]["video"]
+    assert (one.numbers, one.frame_rate, one.size) == (two.numbers, two.frame_rate, two.size)
+    np.testing.assert_array_equal(np.stack(frames_of(one)), np.stack(frames_of(two)))
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ({"frames": [], "frame_rate": 2, "numbers": []}, "a video without frames"),
+        ({"frames": ["a"], "frame_rate": 0, "numbers": [0]}, "a video without frames"),
+        ({"frames": ["a"], "frame_rate": 2, "numbers": [1, 0]}, "a video without frames"),
+        ({"frames": ["a"], "frame_rate": 2, "numbers": [0], "size": [0, 3]}, "of the size 0x3"),
+        ({"frames": ["a"], "frame_rate": 2, "numbers": [0], "size": [10**9, 10**9]}, "of the size 10000"),
+        ({"frames": ["a"], "frame_rate": 2, "numbers": [0], "size": "all"}, "a video whose size is 'all'"),
+        ({"frames": ["aGVsbG8="], "frame_rate": 2, "numbers": [0]}, "not a picture"),
+    ],
+)
+def test_a_saved_video_that_makes_no_sense_is_refused(item, words, tmp_path):
+    message = {"role": "user", "content": [{"type": "video", **item}]}
+    (tmp_path / "a.json").write_text(json.dumps({"format": 1, "messages": [message]}))
+    with pytest.raises(PromptError, match=words):
+        Chat(*loaded("gen2")).load(tmp_path / "a.json")
+
+
+def test_an_engine_s_conversation_sees_a_video():
+    model, processor = loaded("lfm3")
+    expected = generate(model, processor, "What moves?", videos=CLIP, options=GREEDY)
+    with Engine(GOLDEN / "lfm3") as engine:
+        chat = engine.chat(options=GREEDY)
+        assert chat.ask("What moves?", videos=CLIP) == expected
+        assert chat.ask("And then?") == engine.generate(
+            [*chat.messages[:2], {"role": "user", "content": "And then?"}], options=GREEDY
+        )
+
+
+@pytest.mark.parametrize(
+    ("video", "words"),
+    [
+        ({"path": "a.mp4", "film": "b.mp4"}, r"videos\[0\] is of type 'video' and has 'film', which is not read"),
+        ({"fps": 2}, "holds 0 videos"),
+    ],
+)
+def test_a_video_s_fields_are_refused_by_name(video, words):
+    model, processor = loaded("lfm3")
+    for ask in (Chat(model, processor).ask, functools.partial(generate, model, processor)):
+        with pytest.raises(PromptError, match=words):
+            ask("What?", videos=[video])
+
+
+def test_frames_that_are_pictures_are_bounded_together(monkeypatch):
+    monkeypatch.setattr(video_module, "MOST_PICTURES", 4 * 160 * 96 - 1)
+    with pytest.raises(ImageError, match="its frames of 160x96 have more than 61,439 pixels together; give fewer"):
+        answer: Any = generate
+        answer(*loaded("gen2"), "What?", videos=load_video(CLIP, num_frames=4))
+
+
+def test_a_policy_bounds_the_frames_that_are_decoded(tmp_path):
+    file = write_video(tmp_path / "a.mp4", [np.zeros((48, 64, 3), np.uint8)] * 8, 4)
+    with pytest.raises(ImageError, match=r"a\.mp4: its frames have more than 24,575 pixels together"):
+        load_video(file, policy=SourcePolicy(max_video_pixels=8 * 48 * 64 - 1))
+    lying = load_video(file)  # as if its header had said less
+    with pytest.raises(ImageError, match="its frames have more than 12,288 pixels together"):
+        list(video_file.frames(file.open("rb"), lying.label, [7], SourcePolicy(max_video_pixels=4 * 48 * 64)))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("checkpoint", "most"), [("lfm3", 150), ("gen2", 700)])
+def test_a_video_of_20_seconds_takes_bounded_memory(checkpoint, most, tmp_path):
+    """In a process of its own, so that its peak is its own. All frames of it have 1.7 GB."""
+    light = np.linspace(0, 200, 1280 * 720).reshape(720, 1280, 1)
+    frames = (np.broadcast_to((light + n / 12).astype(np.uint8), (720, 1280, 3)) for n in range(600))
+    clip = write_video(tmp_path / "a.mp4", frames, 30)
+    program = f"""
+from mlx_lfm2vl import generate, load
+from peak import peak_memory
+model, processor = load({str(GOLDEN / checkpoint)!r})
+generate(model, processor, "Hi", {str(GOLDEN / "pictures" / "small.png")!r}, max_tokens=2)
+before = peak_memory()
+answer = generate(model, processor, "What moves?", videos={str(clip)!r}, max_tokens=8)
+print(bool(answer), peak_memory() - before)
+"""
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(GOLDEN.parent), *sys.path])}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=here)
+    answered, grown = run.stdout.split()
+    print(f"{checkpoint}: {int(grown) / 1e6:.0f} MB more at the peak")
+    assert answered == "True" and int(grown) < most * 1e6
 
 
 # The command

@@ -21,22 +21,25 @@ from .options import (
     sampling_options,
 )
 from .tasks import add_recipe
+from .videos import add_fps
 
 if TYPE_CHECKING:
     from .ranks import Ranks
     from .rows import Rows
 
-SUMMARY = "answer prompts about many pictures into a file"
+SUMMARY = "answer prompts about many pictures and videos into a file"
 DESCRIPTION = """\
-Answers a prompt about each picture of a folder or pattern, or the rows of a JSONL file, and writes a line of JSON a
-row, in their order. If it is stopped, or the input has grown, the same command answers the rows that are missing.
+Answers a prompt about each picture and video of a folder or pattern, or the rows of a JSONL file, and writes a line of
+JSON a row, in their order. If it is stopped, or the input has grown, the same command answers the rows that are
+missing.
 
   mlx-lfm2vl batch photos --prompt "Describe the image." --output answers.jsonl
   mlx-lfm2vl batch rows.jsonl --output answers.jsonl --batch-size 16
   mlx-lfm2vl batch photos --task detect --prompt "red cars" --output boxes.jsonl
 
 A row of a JSONL file has "prompt" or a picture or both: {"id": 7, "image": "a.png", "prompt": "Why?"}. "image" may be a
-list; paths are relative to the file. "system" is the row's own system prompt. Other fields are copied to the answer.
+list, and so may "video", with "fps" beside it; paths are relative to the file. "system" is the row's own system prompt.
+Other fields are copied to the answer.
 """
 
 
@@ -45,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "input",
         nargs="+",
         metavar="INPUT",
-        help="folder, pattern, pictures, or one .jsonl file; - is its rows on stdin",
+        help="folder, pattern, pictures, videos, or one .jsonl file; - is its rows on stdin",
     )
     parser.add_argument(
         "--output",
@@ -61,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=whole(1), default=8, metavar="N", help="rows answered together, 1 or more (default: 8)"
     )
+    add_fps(parser)
     parser.add_argument(
         "--task",
         choices=("detect", "point", "read", "extract", "describe"),
@@ -107,12 +111,13 @@ def _answer(args: argparse.Namespace) -> int:
         raise PromptError("--prompt is empty")
     if args.overwrite and args.retry_failed:
         raise OptionError("--overwrite does all rows again, --retry-failed some; give one of them")
-    rows = Rows(args.input, prompt, args.system, options, args.control_tokens, args.recursive, args.task)
+    rows = Rows(args.input, prompt, args.system, options, args.control_tokens, args.recursive, args.task, args.fps)
     if args.overwrite and rows.reads(args.output):
         raise OptionError(f"--output {args.output}: is the input itself")
     chosen: dict[str, Any] = {**sampling_options(args), **picture_overrides(args), "system": args.system}
     chosen |= {"control_tokens": True} if args.control_tokens else {}
     chosen |= {"kv_bits": args.kv_bits} if args.kv_bits else {}
+    chosen |= {"fps": args.fps} if args.fps else {}
     chosen |= {"task": args.task, "recipe": args.recipe} if args.task else {}
     chosen |= {"adapter": settings(args.adapter, None, {})} if args.adapter else {}
     digest = settings(chosen_model(args), args.revision, chosen)

@@ -20,8 +20,9 @@ from .options import (
     source_policy,
 )
 from .terminal import Terminal
+from .videos import add_videos
 
-SUMMARY = "talk about pictures at the terminal"
+SUMMARY = "talk about pictures and videos at the terminal"
 DESCRIPTION = """\
 A conversation at the terminal. Lines go to the model; /help lists what else there is. Ctrl-C stops an answer, Ctrl-D
 ends the program.
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", nargs="+", action="extend", default=[], metavar="PICTURE", help="pictures of the first message"
     )
+    add_videos(parser, "videos of the first message")
     parser.add_argument("--system", "--system-prompt", metavar="TEXT", help="system prompt (default: none)")
     parser.add_argument("--verbose", action="store_true", help="print counts, speeds and memory after each answer")
     add_control_tokens(parser)
@@ -49,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     from .. import Chat, GenerationOptions
 
     options = GenerationOptions(**sampling_options(args))
-    terminal = Terminal(args.verbose, source_policy(args), args.color_management)
-    waiting = terminal.pictures(args.image)
+    terminal = Terminal(args.verbose, source_policy(args), args.color_management, args.fps)
+    waiting = [*terminal.pictures(args.image), *terminal.pictures(args.video, moving=True)]
     options = with_draft(options, args)
     model, processor = load_model(args)
     if args.verbose:

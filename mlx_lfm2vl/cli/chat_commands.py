@@ -15,10 +15,12 @@ from .clipboard import copy
 from .inputs import dropped
 from .options import did_you_mean, note
 from .terminal import BLOCK, Terminal, unfinished
+from .videos import size
 
 if TYPE_CHECKING:
     from .. import Chat
 
+KINDS = {"image": "picture", "video": "video"}
 ALONE = ("/retry", "/continue", "/undo", "/reset", "/copy", "/help")  # commands that take nothing
 
 
@@ -52,6 +54,7 @@ class Conversation:
             return False
         action = {
             "/image": self.image,
+            "/video": self.video,
             "/images": self.images,
             "/retry": self.retry,
             "/continue": self.continue_,
@@ -91,9 +94,12 @@ class Conversation:
         if not text:
             return
         turn = self._turns()
-        named = [*self.waiting, *found]
-        pictures = [picture for _, picture in named]
-        self.terminal.show(lambda **more: self.chat.stream(text, pictures or None, **more))
+        from .. import Video
+
+        named = sorted([*self.waiting, *found], key=lambda pair: isinstance(pair[1], Video))  # as in the message
+        videos = [each for _, each in named if isinstance(each, Video)]
+        pictures = [each for _, each in named[: len(named) - len(videos)]]
+        self.terminal.show(lambda **more: self.chat.stream(text, pictures or None, videos=videos or None, **more))
         if self._turns() > turn:  # a turn that was stopped before its first word is none
             self._names[turn] = [name for name, _ in named]
             self.waiting, self._retries = [], 0
@@ -101,9 +107,12 @@ class Conversation:
     def image(self, argument: str) -> None:
         self.waiting += self.terminal.pictures(dropped(argument))
 
+    def video(self, argument: str) -> None:
+        self.waiting += self.terminal.pictures(dropped(argument), moving=True)
+
     def images(self, argument: str) -> None:
-        """Lists the pictures of the conversation and those that wait for the next message; `drop` and a number drops
-        one of the latter, `drop` or `drop all` all of them."""
+        """Lists the pictures and videos of the conversation and those that wait for the next message; `drop` and a
+        number drops one of the latter, `drop` or `drop all` all of them."""
         word, _, number = argument.partition(" ")
         if word == "drop":
             number = "" if number == "all" else number
@@ -117,9 +126,9 @@ class Conversation:
             raise OptionError("/images lists pictures, /images drop N drops one, and /images drop all of them")
         else:
             for turn, name, picture in self._sent():
-                print(f"message {turn}: {name}  {picture.width:.0f}x{picture.height:.0f}", flush=True)
+                print(f"message {turn}: {name}  {size(picture)}", flush=True)
             for place, (name, picture) in enumerate(self.waiting, 1):
-                print(f"{place}  {name}  {picture.width:.0f}x{picture.height:.0f}", flush=True)
+                print(f"{place}  {name}  {size(picture)}", flush=True)
             if not self.waiting:
                 self.terminal.hint("no picture waits for your next message")
 
@@ -200,13 +209,14 @@ class Conversation:
         print(HELP, flush=True)
 
     def _sent(self) -> Iterator[tuple[int, str, Any]]:
-        """The pictures of the conversation with the numbers of their messages and their names."""
+        """The pictures and videos of the conversation with the numbers of their messages and their names."""
         turn = 0
         for message in self.chat.messages:
             content = message["content"]
-            items = [] if isinstance(content, str) else [item for item in content if item["type"] == "image"]
-            names = self._names.get(turn, [f"picture {number}" for number in range(1, len(items) + 1)])
-            yield from ((turn + 1, name, item["image"]) for name, item in zip(names, items, strict=False))
+            items = [] if isinstance(content, str) else [item for item in content if item["type"] != "text"]
+            known = (f"{KINDS[item['type']]} {number}" for number, item in enumerate(items, 1))
+            names = self._names.get(turn, list(known))
+            yield from ((turn + 1, name, item[item["type"]]) for name, item in zip(names, items, strict=False))
             turn += message["role"] == "assistant"
 
     def _turns(self) -> int:

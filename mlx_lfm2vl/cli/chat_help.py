@@ -8,11 +8,13 @@ import re
 from collections.abc import Iterator
 
 HELP = """\
-A picture file that is dropped here comes with the next message; a path or URL
-of one within a message, or alone on one of its lines, comes with that message.
+A picture or video file that is dropped here comes with the next message; a path
+or URL of one within a message, or alone on one of its lines, comes with that
+message.
 
 /image PICTURE  add a picture to the next message: a path (drop the file
                 here), pattern or URL; several at once too
+/video VIDEO    add a video, or all frames of an animation (GIF, WebP)
 /images         list the conversation's pictures and those of the next message;
                 /images drop N drops one of these
 /retry          answer the last message anew
@@ -31,13 +33,13 @@ Ctrl-C stops an answer and keeps what was said. A message that begins with a
 space is only text."""
 COMMANDS = tuple(line.split()[0] for line in HELP.splitlines() if line.startswith("/"))
 _LAST_WORD = re.compile(r"""(?<![^ ])['"][^'"]*$|(?:\\.|[^ \\])+$""")  # a quote that is open, or up to a blank
-FILE_COMMANDS = ("/image", "/save", "/load")
+FILE_COMMANDS = ("/image", "/video", "/save", "/load")
 
 
 def completions(line: str, begin: int) -> Iterator[str]:
     """Words for the place of `line[begin:]`, its last word: commands, and behind one that takes a file, names,
     with their folders, as they were begun (with spaces, in quotes, with backslashes before spaces). In a message,
-    folders and pictures."""
+    folders, pictures and videos."""
     command, space, argument = line.partition(" ")
     word = line[begin:]
     known = [each for each in COMMANDS if each.startswith(command)] if not space and line.startswith("/") else []
@@ -50,12 +52,12 @@ def completions(line: str, begin: int) -> Iterator[str]:
                 yield from (name[len(typed) - len(word) :] for name in found)
                 return
     elif command not in COMMANDS and line[:1] != " " and "\n" not in line:  # other messages are only text
-        from ..processing.formats import suffixes
+        from ..processing.formats import VIDEO_SUFFIXES, suffixes
 
         last = _LAST_WORD.search(line)
         typed = last[0] if last else ""
         for name in _names(typed) if typed else ():
-            if name.endswith("/") or name.lower().endswith(suffixes()):
+            if name.endswith("/") or name.lower().endswith((*suffixes(), *VIDEO_SUFFIXES)):
                 yield name[len(typed) - len(word) :]
 
 

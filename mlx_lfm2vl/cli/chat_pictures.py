@@ -1,4 +1,4 @@
-"""Pictures that a person's message names: files, typed or dropped on the terminal, and http(s) addresses."""
+"""Pictures and videos that a person's message names: files, typed or dropped on the terminal, and http(s) addresses."""
 
 from __future__ import annotations
 
@@ -81,17 +81,17 @@ def _blanked(text: str, places: list[tuple[int, int, str]]) -> str:
 def _named(word: str, alone: bool = False) -> tuple[str | None, str | None]:
     """The name of the picture that a word is, or else why it is none that can be read; neither for other words.
     `alone` says that the word is a whole line, which may be a path with blanks or an address of any kind."""
-    from ..processing.formats import begins_as_picture, suffixes
+    from ..processing.formats import VIDEO_SUFFIXES, begins_as_picture, suffixes
     from ..processing.open_file import file_and_pages, is_remote
     from ..processing.pdf import split_selection
 
-    bare = word.strip("'\" ")
+    bare, ends = word.strip("'\" "), (*suffixes(), *VIDEO_SUFFIXES)
     base = split_selection(bare)[0]
     if is_remote(bare) and len(bare.split()) == 1:
-        if alone or base.partition("?")[0].lower().endswith(suffixes()):
+        if alone or base.partition("?")[0].lower().endswith(ends):
             return bare, None
         return None, f"{short(bare)}: not opened, as it does not end like a picture's address"
-    pictured, suffix = base.lower().endswith(suffixes()), os.path.splitext(base)[1]
+    pictured, suffix = base.lower().endswith(ends), os.path.splitext(base)[1]
     if not bare or "\0" in bare or not (alone or pictured or "/" in bare):
         return None, None
     names = dropped(word)

@@ -7,9 +7,9 @@ import json
 
 SUMMARY = "check this machine's numbers; attach its output to a bug report"
 DESCRIPTION = """\
-Prints what matters of this machine and runs two small models on it, in float32, bfloat16, 8 bits and 4 bits, beside the
-numbers of transformers. Exit code 1 if one is out of bounds. Attach the output to a bug report. Takes seconds, and no
-network.
+Prints what matters of this machine and runs three small models on it, in float32, bfloat16, 8 bits and 4 bits, beside
+the numbers of transformers. Exit code 1 if one is out of bounds. Attach the output to a bug report. Takes seconds, and
+no network.
 
   mlx-lfm2vl doctor
   mlx-lfm2vl doctor --json

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import counted
-from .argument_types import real, whole
+from .argument_types import whole
 from .decoding import add_decoding, with_draft
 from .inputs import (
     DEFAULT_PROMPT,
@@ -20,7 +20,6 @@ from .inputs import (
     load_pictures,
     piped_prompt,
     read_prompt,
-    source,
 )
 from .options import (
     add_model,
@@ -33,6 +32,7 @@ from .options import (
     source_policy,
 )
 from .progress import Spinner
+from .videos import add_videos, default_prompt, load_videos
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,20 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="file, pattern such as '*.png', http(s) URL, data URI, or - for stdin; several here, or by --image again; "
         "all pages of a PDF, or those in brackets: 'doc.pdf[2-5]'",
     )
-    parser.add_argument(
-        "--video",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="VIDEO",
-        help="video file or animation (GIF, WebP); a model without video tokens sees its frames as pictures",
-    )
-    parser.add_argument(
-        "--fps",
-        type=real(0, above=True),
-        metavar="N",
-        help="frames of a second that are seen of each video (default: as the model's processor says, mostly 2)",
-    )
+    add_videos(parser, "video file or animation (GIF, WebP); a model without video tokens sees its frames as pictures")
     add_prompt(parser, f"{DEFAULT_PROMPT!r}; needed without a picture")
     parser.add_argument("--verbose", action="store_true", help="print counts, speeds and memory on stderr at the end")
     parser.add_argument(
@@ -113,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import GenerationOptions, GenerationRequest, OptionError, PromptError, generate_batch, load_video
+    from .. import GenerationOptions, GenerationRequest, OptionError, PromptError, generate_batch
     from .interrupt import Interrupt
 
     prompt = read_prompt(args, [*args.image, *args.video])
@@ -123,14 +110,14 @@ def run(args: argparse.Namespace) -> int:
         raise PromptError("nothing to answer: give --image, --prompt or both")
     if args.fps is not None and not args.video:
         raise OptionError("--fps needs --video, whose frames it counts")
-    prompt = DEFAULT_PROMPT if prompt is None else prompt
+    prompt = default_prompt(args.video, args.image) if prompt is None else prompt
     if args.top_logprobs and not args.json:
         raise OptionError("--top-logprobs needs --json, which prints them")
     options = GenerationOptions(**sampling_options(args), top_logprobs=args.top_logprobs)
     with Spinner("reading pictures"):  # a wrong name is said before a large model is loaded
         policy = source_policy(args)
         loaded = load_pictures(expand(args.image), policy, args.color_management)
-        videos = [load_video(source(name), fps=args.fps, policy=policy) for name in expand(args.video)]
+        videos = [video for _, video in load_videos(args.video, args.fps, policy)]
     pictures = [picture for _, picture in loaded]
     options = with_draft(options, args)
     model, processor = load_model(args)

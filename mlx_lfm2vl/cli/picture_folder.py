@@ -1,4 +1,4 @@
-"""Folders, patterns and names to the pictures of `batch`: one name a picture, or a page of a PDF document."""
+"""Folders, patterns and names to the pictures and videos of `batch`: one name each, or a page of a PDF document."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from .inputs import ADDRESS, expand
 from .options import note
 
 
-def pictures_in(names: Sequence[str], recursive: bool = False) -> list[str]:
-    """All pictures of folders (by suffix, of their subfolders with `recursive`, with notes on what is left out),
-    patterns and names; of a PDF file each page. A file that is not there stands among them, if others are. Raises
-    `OptionError`."""
-    from ..processing.formats import suffixes
+def pictures_in(names: Sequence[str], recursive: bool = False, videos: bool = False) -> list[str]:
+    """All pictures (and with `videos`, videos) of folders (by suffix, of their subfolders with `recursive`, with notes
+    on what is left out), patterns and names; of a PDF file each page. A file that is not there stands among them, if
+    others are. Raises `OptionError`."""
+    from ..processing.formats import VIDEO_SUFFIXES, suffixes
     from ..processing.open_file import file_and_pages
 
+    ends = (*suffixes(), *(VIDEO_SUFFIXES if videos else ()))
     found: list[str] = []
     missing: list[str] = []
     for given in names:
         name = os.path.expanduser(given)
         if os.path.isdir(name):
-            found += [page for entry in _inside(name, recursive) for page in _pages(os.path.join(name, entry))]
+            found += [page for entry in _inside(name, recursive, ends) for page in _pages(os.path.join(name, entry))]
             continue
         matching = expand([name])
         if matching == [name] and not ADDRESS.match(name) and not os.path.exists(file_and_pages(name)[0]):
             missing.append(name)
-            if len(missing) == len(names) or not name.lower().endswith(suffixes()):
+            if len(missing) == len(names) or not name.lower().endswith(ends):
                 raise OptionError(f"{name}: no such folder or picture")
         found += [page for match in matching for page in _pages(match)]
     return found
@@ -41,15 +42,13 @@ def _pages(name: str) -> list[str]:
     return page_names(name) if has_suffix(split_selection(name)[0]) and not ADDRESS.match(name) else [name]
 
 
-def _inside(folder: str, recursive: bool) -> list[str]:
-    """The pictures of a folder, as names within it, in their order. Raises `OptionError`."""
-    from ..processing.formats import suffixes
-
+def _inside(folder: str, recursive: bool, ends: tuple[str, ...]) -> list[str]:
+    """The names within a folder that end so, in their order. Raises `OptionError`."""
     pictures: list[str] = []
     others: list[str] = []
     hidden: list[str] = []
     for name in _entries(folder, recursive):
-        picture = name.lower().endswith(suffixes())
+        picture = name.lower().endswith(ends)
         if os.path.basename(name.rstrip("/")).startswith("."):
             hidden += [name] * (picture or (recursive and name.endswith("/")))
         else:

@@ -83,6 +83,8 @@ class RowTasks:
     def __call__(self, question: GenerationRequest) -> tuple[Task[Any], list[GenerationRequest]]:
         """The task of a row and its requests, pictures read. Raises `Lfm2VlError` for what is wrong with the row."""
         options = question.options
+        if question.videos:
+            raise OptionError(f"{self.args.task} is for pictures; ask about a video without --task")
         task: Task[Any]
         if self.args.task == "extract":
             if options.response_format is None or options.response_format.kind != "json_schema":

@@ -26,12 +26,13 @@ from .. import (
 from ..config.files import finite_number, no_number
 from ..processing.addresses import beside
 from ..processing.open_file import file_and_pages
-from ..processing.picture_keys import misspelt, pictures_key, prompt_key
+from ..processing.picture_keys import misspelt, pictures_key, prompt_key, videos_key
 from ..tasks.task import Task
 from .forms import FIELDS, row_form
-from .inputs import DEFAULT_PROMPT, STDIN
+from .inputs import STDIN
 from .picture_folder import pictures_in
 from .row_tasks import check_row, finish, joined
+from .videos import default_prompt, is_video
 
 NO_TMPDIR = "a temporary folder; TMPDIR must name one that can be written"
 RESULT = (
@@ -75,8 +76,9 @@ class Rows:
         control_tokens: bool = False,
         recursive: bool = False,
         task: str | None = None,
+        fps: float | None = None,
     ):
-        self._prompt, self._system, self._task = prompt, system, task
+        self._prompt, self._system, self._task, self._fps = prompt, system, task, fps
         self.options, self._control_tokens = options, control_tokens
         self._file: Path | None = None
         self._stdin: BinaryIO | None = None
@@ -96,7 +98,7 @@ class Rows:
             except OSError as error:
                 raise OptionError(f"{inputs[0]}: cannot be read ({error.strerror or error})") from None
         else:
-            self._pictures = pictures_in(inputs, recursive)
+            self._pictures = pictures_in(inputs, recursive, videos=task is None)
             self._length = len(self._pictures)
         if not self._length:
             raise OptionError(f"{inputs[0]}: has no rows")
@@ -117,9 +119,12 @@ class Rows:
     def _read(self) -> Iterator[Row]:
         if self._file is None:
             for picture in self._pictures:
-                prompt = self._prompt or ("" if self._task else DEFAULT_PROMPT)
-                fields = {"id": picture, "image": picture} | ({"prompt": prompt} if prompt else {})
-                yield Row(fields, self._request(prompt, [picture], self._system, self.options))
+                moving = self._task is None and is_video(picture)
+                prompt = self._prompt or ("" if self._task else default_prompt(moving, not moving))
+                fields = {"id": picture, "video" if moving else "image": picture}
+                fields |= {"prompt": prompt} if prompt else {}
+                images, videos = ([], [picture]) if moving else ([picture], [])
+                yield Row(fields, self._request(prompt, images, self._system, self.options, self._moving(videos)))
             return
         for number, line in enumerate(self._lines(), 1):
             if line.strip():
@@ -170,43 +175,52 @@ class Rows:
             return Row(fields, error=f"line {number}: is nested too deeply")
 
     def _question(self, data: Mapping[str, Any]) -> GenerationRequest:
-        given = pictures_key(data, ("prompt", "system", *FIELDS))
-        if not given and "prompt" not in data and "messages" in data:
+        moving = videos_key(data)
+        given = pictures_key(data, ("prompt", "system", *FIELDS, *([moving] if moving else [])))
+        if not given and not moving and "prompt" not in data and "messages" in data:
             raise PromptError('"messages" is not read; give "prompt" and "image"')
         if near := misspelt(data, ("prompt", "system", *FIELDS)):
             raise PromptError(f'"{near[0]}" is not read; call it "{near[1]}"')
         if key := self._asked_as(data):
             raise PromptError(f'"{key}" is not read; call it "prompt"')
-        if given and data[given] in (None, []):
-            raise PromptError(f'"{given}" is empty; leave it out, or name a picture')
-        images = [] if given is None else _listed(data[given])
-        prompt = data.get("prompt", self._prompt or (DEFAULT_PROMPT if images and not self._task else ""))
+        images = self._sources(data, given, "image")
+        videos = self._sources(data, moving, "video")
+        asks = (images or videos) and not self._task
+        prompt = data.get("prompt", self._prompt or (default_prompt(videos, images) if asks else ""))
         if self._task is not None:
             check_row(self._task, data, prompt)
         system = data.get("system", self._system)
-        if not all(isinstance(image, str) for image in images):
-            raise PromptError('"image" must be a path, a URL, a data URI or a list of them')
         if not isinstance(prompt, str) or not (system is None or isinstance(system, str)):
             raise PromptError('"prompt" and "system" must be strings')
         assert self._file is not None
-        found = [self._source(image) for image in images]
         options = self.options
         if (form := row_form(data, self._file.parent)) is not None:
             options = replace(options, response_format=form)
-        return self._request(prompt, found or None, system, options)
+        return self._request(prompt, images, system, options, self._moving(videos, data.get("fps")))
 
     def _asked_as(self, data: Mapping[str, Any]) -> str | None:
         """The key that holds a prompt under another name, where there is none."""
         return None if self._task or self._prompt or "prompt" in data else prompt_key(data)
 
-    def _request(self, prompt: str, images: Any, system: str | None, options: GenerationOptions) -> GenerationRequest:
-        return GenerationRequest(prompt, images, system, options=options, control_tokens=self._control_tokens)
+    def _request(
+        self, prompt: str, images: list[str], system: str | None, options: GenerationOptions, videos: list[Any]
+    ) -> GenerationRequest:
+        given = {"options": options, "control_tokens": self._control_tokens, "videos": videos or None}
+        return GenerationRequest(prompt, images or None, system, **given)  # type: ignore[arg-type]
 
-    def _source(self, image: str) -> str:
-        if not image:
-            raise PromptError('"image" is empty; leave it out, or name a picture')
+    def _moving(self, videos: list[str], fps: Any = None) -> list[Any]:
+        """The videos of a row, with the frames of a second that it says."""
+        return [{"video": video, "fps": self._fps if fps is None else fps} for video in videos]
+
+    def _sources(self, data: Mapping[str, Any], key: str | None, of: str) -> list[str]:
+        """The pictures or videos of a row's key. Raises `PromptError`."""
+        given = [] if key is None else data[key] if isinstance(data[key], list) else [data[key]]
+        if key is not None and (data[key] is None or not given or "" in given):
+            raise PromptError(f'"{key}" is empty; leave it out, or name a {"picture" if of == "image" else of}')
+        if not all(isinstance(each, str) for each in given):
+            raise PromptError(f'"{of}" must be a path, a URL, a data URI or a list of them')
         assert self._file is not None
-        return beside(image, self._file.parent)
+        return [beside(each, self._file.parent) for each in given]
 
 
 def _kept() -> BinaryIO:
@@ -220,10 +234,6 @@ def _kept() -> BinaryIO:
     except OSError as error:
         raise OptionError(f"-: rows cannot be kept in {NO_TMPDIR} ({error.strerror or error})") from None
     return file
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 @dataclass

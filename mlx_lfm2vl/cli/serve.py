@@ -55,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="web pages that may ask, such as https://app.example; may be given again",
     )
     group.add_argument(
-        "--allow-urls", action="store_true", help="fetch pictures from public http(s) addresses that callers name"
+        "--allow-urls",
+        action="store_true",
+        help="fetch pictures and videos from public http(s) addresses that callers name",
     )
     group = parser.add_argument_group("limits")
     group.add_argument("--max-queue", type=whole(1), default=128, metavar="N", help="requests that may wait (128)")
@@ -64,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-pictures", type=whole(0), default=64, metavar="N", help="of a request, pages of PDFs counted (64)"
     )
+    group.add_argument("--max-videos", type=whole(0), default=4, metavar="N", help="of a request (4)")
     group.add_argument("--max-pixels", type=whole(1), default=50_000_000, metavar="N", help="of a picture (50 million)")
     group.add_argument("--max-connections", type=whole(1), default=512, metavar="N", help="at the same time (512)")
     group.add_argument(
@@ -113,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
     limits = Limits(
         body_bytes=args.max_body * 2**20,
         pictures=args.max_pictures,
+        videos=args.max_videos,
         pixels=args.max_pixels,
         connections=args.max_connections,
     )
@@ -120,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
         allow_urls=args.allow_urls,
         allow_paths=False,
         max_pixels=args.max_pixels,
+        max_video_pixels=limits.video_pixels,
         max_bytes=limits.body_bytes,
         max_pages=max(limits.pictures, 1),
         max_pictures=max(limits.pictures, 1),

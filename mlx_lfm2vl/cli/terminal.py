@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from .chat_help import completions
 from .inputs import expand, load_pictures
 from .options import print_stderr, wrapped
 from .progress import Spinner
+from .videos import is_video, load_videos, size
 
 if TYPE_CHECKING:
     from .. import GenerationResponse, SourcePolicy
@@ -31,8 +32,10 @@ class Terminal:
     """Reads messages and shows answers. Prompts, hints and colours appear only where a person sees them; a person's
     keys are read within its `with` block."""
 
-    def __init__(self, verbose: bool, policy: SourcePolicy, color_management: bool | None = None):
-        self.verbose, self.policy, self.color_management = verbose, policy, color_management
+    def __init__(
+        self, verbose: bool, policy: SourcePolicy, color_management: bool | None = None, fps: float | None = None
+    ):
+        self.verbose, self.policy, self.color_management, self.fps = verbose, policy, color_management, fps
         self.interactive = sys.stdin.isatty()
         colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._colour, self._dim = sys.stdout.isatty() and colours, sys.stderr.isatty() and colours
@@ -100,16 +103,26 @@ class Terminal:
             report(last.statistics)
         return last
 
-    def pictures(self, names: list[str], message: str = "your next message") -> list[tuple[str, Any]]:
-        """The pictures of these names and patterns with what they are called. A hint names each, and the message that
-        it comes with. Raises `ImageError`."""
+    def pictures(
+        self, names: Sequence[str], message: str = "your next message", moving: bool = False
+    ) -> list[tuple[str, Any]]:
+        """The pictures and videos of these names and patterns with what they are called; all are videos if `moving`. A
+        hint names each, and the message that it comes with. Raises `ImageError`."""
         from .. import ImageError
 
         if "-" in names:
             raise ImageError("-: stdin is the conversation; name a file")
         with Spinner("reading pictures"):
-            loaded = load_pictures(expand(names), self.policy, self.color_management)
+            loaded = [
+                each
+                for name in expand(names)
+                for each in (
+                    load_videos([name], self.fps, self.policy)
+                    if moving or is_video(name)
+                    else load_pictures([name], self.policy, self.color_management)
+                )
+            ]
         pictures = [(one_line(os.path.basename(name) or name), picture) for name, picture in loaded]
         for name, picture in pictures:
-            self.hint(f"{name}: {picture.width:.0f}x{picture.height:.0f}, with {message}")
+            self.hint(f"{name}: {size(picture)}, with {message}")
         return pictures

@@ -8,16 +8,22 @@ from typing import Any
 import mlx.core as mx
 
 from ..backends.thread_state import computing
-from ..config import Lfm2VlConfig, Lfm3VlConfig, ModelConfig
+from ..config import CausalLMConfig, Lfm2VlConfig, Lfm3VlConfig, ModelConfig
 from ..errors import OptionError
 from .auto_processors import config_class
+from .causal_lm_models import CausalLMModel, ForCausalLM
 from .lfm3_models import Lfm3VlForConditionalGeneration, Lfm3VlModel
 from .models import Lfm2VlForConditionalGeneration, Lfm2VlModel
 
-BODIES: dict[type[ModelConfig], type[Lfm2VlModel]] = {Lfm2VlConfig: Lfm2VlModel, Lfm3VlConfig: Lfm3VlModel}
+BODIES: dict[type[ModelConfig], type[Lfm2VlModel]] = {
+    Lfm2VlConfig: Lfm2VlModel,
+    Lfm3VlConfig: Lfm3VlModel,
+    CausalLMConfig: CausalLMModel,
+}
 MODELS: dict[type[ModelConfig], type[Lfm2VlForConditionalGeneration]] = {
     Lfm2VlConfig: Lfm2VlForConditionalGeneration,
     Lfm3VlConfig: Lfm3VlForConditionalGeneration,
+    CausalLMConfig: ForCausalLM,
 }
 
 

@@ -3,6 +3,7 @@
 In: JSON files of a folder, of any generation. Out: frozen dataclasses with one spelling of each field.
 """
 
+from .causal_lm import CausalLMConfig
 from .dspark import DSparkConfig, is_dspark
 from .family import ModelConfig, TextConfig, VisionConfig, config_of
 from .files import parse_json, read_json, read_text, shown
@@ -18,6 +19,7 @@ from .text import Lfm2Config
 from .vision import Siglip2VisionConfig
 
 __all__ = [
+    "CausalLMConfig",
     "DSparkConfig",
     "GenerationConfig",
     "ImageConfig",

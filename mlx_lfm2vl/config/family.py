@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from . import lfm3_vl, model
+from .causal_lm import BACKBONES, CausalLMConfig
 from .dspark import is_dspark
 from .files import shown
 from .lfm3 import Lfm3Config
@@ -16,12 +17,13 @@ from .model import Lfm2VlConfig
 from .text import Lfm2Config
 from .vision import Siglip2VisionConfig
 
-ModelConfig = Lfm2VlConfig | Lfm3VlConfig
+ModelConfig = Lfm2VlConfig | Lfm3VlConfig | CausalLMConfig
 TextConfig = Lfm2Config | Lfm3Config
 VisionConfig = Siglip2VisionConfig | Lfm3VlVisionConfig
-FAMILIES: dict[str, type[Lfm2VlConfig] | type[Lfm3VlConfig]] = {
+FAMILIES: dict[str, type[ModelConfig]] = {
     **dict.fromkeys(model.MODEL_TYPES, Lfm2VlConfig),
     lfm3_vl.MODEL_TYPE: Lfm3VlConfig,
+    **dict.fromkeys(BACKBONES, CausalLMConfig),
 }
 
 
@@ -33,6 +35,6 @@ def config_of(data: Mapping[str, Any], where: str = "config.json") -> ModelConfi
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
             f"{where}: model_type is {shown(model_type)}; this package runs 'lfm2_vl' (LFM2-VL and LFM2.5-VL) and "
-            "'lfm3_vl' (LFM3-VL) models"
+            "'lfm3_vl' (LFM3-VL) models, and their text models 'lfm2' and 'lfm3'"
         )
     return FAMILIES[model_type].from_dict(data, where)

@@ -21,19 +21,16 @@ class RopeParameters:
     partial_rotary_factor: float = 1.0
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], where: str, default: RopeParameters) -> RopeParameters:
-        """Raises `ConfigError`."""
+    def from_dict(cls, data: Mapping[str, Any], where: str, rope_theta: float) -> RopeParameters:
+        """A section of rope_parameters; one without a base has this `rope_theta`. Raises `ConfigError`."""
         read = Fields(data, where)
         kind = read.choice("rope_type", "type", default="default", options=("default", "proportional"))
-        partial = read.number("partial_rotary_factor", default=default.partial_rotary_factor if not data else 1.0)
+        partial = read.number("partial_rotary_factor", default=1.0)
         if partial > 1:
             raise read.refuse("partial_rotary_factor", partial, "at most 1")
         if read.number("factor", default=1.0) != 1:
             raise read.refuse("factor", data["factor"], "1")
-        return cls(
-            read.number("rope_theta", default=default.rope_theta),
-            partial if kind == "proportional" or not data else 1.0,
-        )
+        return cls(read.number("rope_theta", default=rope_theta), partial if kind == "proportional" else 1.0)
 
     def to_dict(self) -> dict[str, Any]:
         """In the reference's spelling."""
@@ -42,6 +39,7 @@ class RopeParameters:
         return {**asdict(self), "rope_type": "proportional"}
 
 
+ROPE_THETA = 1_000_000.0
 FULL_ROPE, SLIDING_ROPE = RopeParameters(1_000_000.0, 0.5), RopeParameters(10_000.0)
 
 
@@ -105,6 +103,12 @@ class Lfm3Config:
         for name in ropes.data:
             if name not in ROPES:
                 raise ropes.refuse("a key", name, "full_attention or sliding_attention, an object of rope_theta each")
+        theta = read.number("rope_theta", default=ROPE_THETA)  # of sections that say none, as in the reference
+
+        def rope(kind: str, absent: RopeParameters) -> RopeParameters:
+            given = ropes.data.get(kind) is not None
+            return RopeParameters.from_dict(ropes.section(kind), ropes.where, theta) if given else absent
+
         config = cls(
             vocab_size=read.integer("vocab_size", default=128_000),
             hidden_size=read.integer("hidden_size", default=2048),
@@ -115,8 +119,8 @@ class Lfm3Config:
             head_dim=read.integer("head_dim", default=128),
             max_position_embeddings=read.integer("max_position_embeddings", default=128_000, high=2**31),
             norm_eps=read.number("norm_eps", default=1e-5),
-            full_rope=RopeParameters.from_dict(ropes.section("full_attention"), ropes.where, FULL_ROPE),
-            sliding_rope=RopeParameters.from_dict(ropes.section("sliding_attention"), ropes.where, SLIDING_ROPE),
+            full_rope=rope("full_attention", FULL_ROPE),
+            sliding_rope=rope("sliding_attention", SLIDING_ROPE),
             sliding_window=read.integer("sliding_window", default=256, low=2),
             conv_bias=read.flag("conv_bias", default=False),
             conv_L_cache=read.integer("conv_L_cache", default=7, low=2, high=64),
@@ -143,7 +147,7 @@ class Lfm3Config:
         if isinstance(self.eos_token_id, tuple):
             ids = list(self.eos_token_id)
             data["eos_token_id"] = ids[0] if len(ids) == 1 else ids
-        return {name: value for name, value in data.items() if value is not None}
+        return {name: value for name, value in data.items() if value is not None or name in _IDS}
 
 
 _IDS = {"bos_token_id": 124_894, "eos_token_id": 124_900, "pad_token_id": 124_893}

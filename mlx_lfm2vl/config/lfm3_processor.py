@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from .fields import Fields
+from .files import read_json
 from .lfm3_video import SIZE, Lfm3VlVideoProcessorConfig
 from .processor import FILES, MAX_PIXELS, OF_READING, ImageProcessorConfig, check_normalisation, read_files
 
+VIDEO_FILE = "video_preprocessor_config.json"
 SHARED = ("patch_size", "temporal_patch_size", "merge_size")  # by pictures and videos: one network takes both
 TOKEN_BUDGETS = {"min_image_tokens": "min_pixels", "max_image_tokens": "max_pixels"}
 
@@ -147,15 +150,18 @@ class Lfm3VlProcessorConfig:
         return False
 
     @classmethod
-    def from_dicts(cls, *sources: Mapping[str, Any] | None) -> Lfm3VlProcessorConfig:
-        """Merges preprocessor_config.json and processor_config.json (which wins; nested `image_processor` or flat).
-        Raises `ConfigError`."""
+    def from_dicts(
+        cls, *sources: Mapping[str, Any] | None, video: Mapping[str, Any] | None = None
+    ) -> Lfm3VlProcessorConfig:
+        """Merges preprocessor_config.json and processor_config.json (which wins; nested `image_processor` or flat). The
+        policy of videos is the latter's `video_processor`, else `video`, that of video_preprocessor_config.json, else
+        the former. Raises `ConfigError`."""
         known = {f.name for f in fields(Lfm3VlImageProcessorConfig)} - {*OF_READING, "video"}
         merged: dict[str, Any] = {}
-        videos: dict[str, Any] = {}
+        nested = [Fields(source or {}, "processor").section("video_processor") for source in sources[: len(FILES) - 1]]
+        videos = next((dict(each) for each in (*reversed(nested), video, *sources[:1]) if each), {})
         for source in sources[: len(FILES) - 1]:
             source = source or {}
-            videos |= Fields(source, "processor").section("video_processor")
             for part in (source, Fields(source, "processor").section("image_processor")):
                 size = Fields(part, "image processor").section("size")
                 for name, pixels in SIZE.items():
@@ -172,7 +178,8 @@ class Lfm3VlProcessorConfig:
     @classmethod
     def from_folder(cls, folder: Path) -> Lfm3VlProcessorConfig:
         """Reads whichever of the processor files the folder has. Raises `ConfigError`."""
-        return read_files(folder, cls.from_dicts)
+        file = folder / VIDEO_FILE
+        return read_files(folder, partial(cls.from_dicts, video=read_json(file) if file.is_file() else None))
 
     def to_dict(self) -> dict[str, Any]:
         """processor_config.json as transformers 5 writes it."""

@@ -32,6 +32,7 @@ USES = (  # where a card says the model's name
     'mlx-lfm2vl generate --model {} --image photo.jpg --prompt "What is in this picture?"',
     'load("{}")',
     'python -m mlx_vlm.generate --model {} --image photo.jpg --prompt "What is in this picture?"',
+    'mlx-lfm2vl generate --model {} --prompt "What is a neural network?"',  # of a text model
 )
 INSTALL = (  # until the package is on an index
     "mlx-lfm2vl is on no package index yet. In a clone of its repository:\n\n```console\n$ pip install .\n```"
@@ -143,7 +144,7 @@ def write_card(
     config = config_of(read_json(folder / "config.json"), str(folder / "config.json"))
     head = {
         "library_name": "mlx",
-        "pipeline_tag": "image-text-to-text",
+        "pipeline_tag": "image-text-to-text" if config.placeholders else "text-generation",
         **_licence(folder, source),
         "language": _items(source.front_matter.get("language")) or ["en"],
         "base_model": source.base_model,
@@ -151,7 +152,8 @@ def write_card(
         "datasets": _items(source.front_matter.get("datasets")) or None,
         "tags": _tags(source, config),
     }
-    base = source.base_model
+    base, pictures = source.base_model, bool(config.placeholders)
+    asked = '"What is in this picture?", images=["photo.jpg"]' if pictures else '"What is a neural network?"'
     elsewhere = RULES[type(config)].runs_elsewhere
     linked = f"[{base}](https://huggingface.co/{base})"
     made_from = f", which was made from {linked}," if base else ""
@@ -163,10 +165,10 @@ def write_card(
         f"{_earlier(before)}",
         "## Use\n\n"
         f"{INSTALL}\n\n"
-        f"```console\n$ {USES[1].format(name)}\n```\n\n"
+        f"```console\n$ {USES[1 if pictures else 4].format(name)}\n```\n\n"
         "```python\nfrom mlx_lfm2vl import generate, load\n\n"
         f"model, processor = {USES[2].format(name)}\n"
-        'print(generate(model, processor, "What is in this picture?", images=["photo.jpg"]))\n```',
+        f"print(generate(model, processor, {asked}))\n```",
         *([MLX_VLM.format(USES[3].format(name))] if elsewhere else []),
         CHECKED + (ELSEWHERE + _unfit_for_swift(config) if elsewhere else ""),
     ]
@@ -214,7 +216,8 @@ def _licence(folder: Path, source: CardSource) -> dict[str, str]:
 def _tags(source: CardSource, config: ModelConfig) -> list[str]:
     """Ours, and those of the source that say what the model is for, and not which program's files it had."""
     bits = (config.quantization or {}).get("bits")
-    own = ["mlx", "mlx-lfm2vl", config.model_type, "vision-language", *([f"{bits}-bit"] if bits else [])]
+    sees = ["vision-language"] if config.placeholders else []
+    own = ["mlx", "mlx-lfm2vl", config.model_type, *sees, *([f"{bits}-bit"] if bits else [])]
     kept = (tag for tag in _items(source.front_matter.get("tags")) if not _OF_FILES.fullmatch(tag))
     return list(dict.fromkeys([*own, *kept]))
 
@@ -229,7 +232,7 @@ def _earlier(before: Mapping[str, Any] | None) -> str:
 def renamed(card: str, name: str) -> str:
     """A card of `write_card` with the model's name in its heading and commands; another card as it is."""
     heading = re.search(r"^# (.+)$", card, re.M)
-    if heading is None or not all(use.format(heading[1]) in card for use in USES[:3]):
+    if heading is None or not all(use.format(heading[1]) in card for use in (USES[0], USES[2])):
         return card
     for use in USES:
         card = card.replace(use.format(heading[1]), use.format(name))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config import GenerationConfig, read_json, shown
+from ..config import GenerationConfig, config_of, read_json, shown
 from ..errors import ConfigError, Lfm2VlError, OutputError, TemplateError, WeightsError
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.template import named_templates
+from ..processing.text_only import TextProcessor
 from ..weights.load import open_model
 from ..weights.shards import read_shards
 
@@ -32,17 +33,19 @@ def check_texts(folder: Path) -> list[str]:
     any damaged file. Raises the library's typed errors."""
     if (file := folder / "generation_config.json").is_file():
         GenerationConfig.from_dict(read_json(file), str(file))
-    processor = Lfm2VlProcessor.from_pretrained(folder)
+    text_only = not config_of(read_json(folder / "config.json"), str(folder / "config.json")).placeholders
+    processor = (TextProcessor if text_only else Lfm2VlProcessor).from_pretrained(folder)
     remarks = list(processor.notes)
     if not has_template(folder):
         return [*remarks, f"no question can be asked of this model: {folder.name} has no chat template"]
     template = processor.template
-    content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    question = "What is this?"
+    content = question if text_only else [{"type": "image"}, {"type": "text", "text": question}]
     try:
         text = template.render([{"role": "user", "content": content}], add_generation_prompt=True).text
     except TemplateError as error:
         return [*remarks, f"no question can be asked of this model: {error}"]
-    if text.count(processor.image_token) != 1:
+    if not text_only and text.count(processor.image_token) != 1:
         remarks.append(f"the chat template writes {text.count(processor.image_token)} image tokens for one picture")
     return remarks
 

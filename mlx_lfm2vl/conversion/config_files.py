@@ -13,7 +13,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..config import GenerationConfig, ModelConfig, config_of, read_json
+from ..config import CausalLMConfig, GenerationConfig, ModelConfig, config_of, read_json
+from ..config.causal_lm import bare
 from ..config.files import CODE, QUANTISATION, check_own, without
 from ..hub import LICENCES
 from ..processing.tokenizer import Tokenizer
@@ -25,10 +26,13 @@ from .lfm2_files import PROCESSOR_FILES
 NAMES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json"),
-    *("preprocessor_config.json", "processor_config.json"),
+    *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
 )
 
-JSON_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "generation_config.json")
+JSON_FILES = (
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+    *("tokenizer_config.json", "generation_config.json"),
+)
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -48,7 +52,8 @@ def write_config_files(source: Path, target: Path, config: ModelConfig) -> None:
         if (target / name).is_file() and (data := read_json(target / name)) != (plain := without(data)):
             write_json(target / name, plain)
     rules = RULES[type(config)]
-    if not any((target / name).is_file() for name in PROCESSOR_FILES):
+    needed = not isinstance(config, CausalLMConfig)
+    if needed and not any((target / name).is_file() for name in PROCESSOR_FILES):
         write_json(target / "processor_config.json", rules.processor.from_folder(source).to_dict())
     rules.complete_processor(target)
     if (generation := generation_json(source, config)) is not None:
@@ -95,11 +100,11 @@ def config_json(
             section.update({key: name for key in ("dtype", "torch_dtype") if key in section})
     if "torch_dtype" not in out:
         out["dtype"] = name
+    if isinstance(config, CausalLMConfig):
+        return _text_json(out, original, config, quantization)
     vision, text = dict(out.get("vision_config") or {}), dict(out.get("text_config") or {})
     vision["num_hidden_layers"] = config.vision_config.num_hidden_layers
-    if config_of(original).text_config.feed_forward_size != config.text_config.feed_forward_size:
-        text.pop("block_ff_dim", None)
-        text.update(intermediate_size=config.text_config.feed_forward_size, block_auto_adjust_ff_dim=False)
+    _fit_width(text, original, config)
     tied = config.tie_word_embeddings
     if not tied or any(key in section for section in (out, text) for key in TIED):
         for section in (out, text):  # readers look into one or the other
@@ -111,4 +116,23 @@ def config_json(
         out.update(model_type=config.model_type, image_token_id=config.image_token_id)
     if quantization is not None:
         out["quantization"] = out["quantization_config"] = quantization
+    return out
+
+
+def _fit_width(text: dict[str, Any], original: dict[str, Any], config: ModelConfig) -> None:
+    if config_of(original).text_config.feed_forward_size != config.text_config.feed_forward_size:
+        text.pop("block_ff_dim", None)
+        text.update(intermediate_size=config.text_config.feed_forward_size, block_auto_adjust_ff_dim=False)
+
+
+def _text_json(
+    out: dict[str, Any], original: dict[str, Any], config: CausalLMConfig, quantization: dict[str, Any] | None
+) -> dict[str, Any]:
+    """config.json of a text model, of which all stands at the top level."""
+    _fit_width(out, original, config)
+    if not config.tie_word_embeddings or any(key in out for key in TIED):
+        out.update({key: config.tie_word_embeddings for key in TIED if key in out})
+        out[TIED[-1]] = config.tie_word_embeddings
+    if quantization is not None:
+        out["quantization"] = out["quantization_config"] = {bare(name): said for name, said in quantization.items()}
     return out

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import Lfm2VlConfig, Lfm3VlConfig, Lfm3VlProcessorConfig, ModelConfig, ProcessorConfig
+from ..config import (
+    CausalLMConfig,
+    Lfm2VlConfig,
+    Lfm3VlConfig,
+    Lfm3VlProcessorConfig,
+    ModelConfig,
+    ProcessorConfig,
+)
 from . import lfm2_files
 
 
@@ -36,4 +43,5 @@ RULES: dict[type[ModelConfig], FileRules] = {
         ProcessorConfig, lfm2_files.mended, lfm2_files.complete_processor, lfm2_files.spell_out, runs_elsewhere=True
     ),
     Lfm3VlConfig: FileRules(Lfm3VlProcessorConfig),
+    CausalLMConfig: FileRules(ProcessorConfig),
 }

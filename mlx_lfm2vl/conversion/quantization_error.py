@@ -140,8 +140,9 @@ def load_to_measure(folder: Path, dtype: mx.Dtype | None) -> tuple[Lfm2VlForCond
 
 
 def encoded(processor: Lfm2VlProcessor, question: Question) -> Inputs:
-    """The tokens and pixels of a question."""
-    messages = conversation(question.prompt, list(question.pictures), question.system)
+    """The tokens and pixels of a question; a text model is asked without the pictures."""
+    pictures = list(question.pictures) if processor.placeholder_ids else None
+    messages = conversation(question.prompt, pictures, question.system)
     return dict(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True))
 
 

@@ -162,6 +162,8 @@ def _missing(folder: Path, base: Path | None) -> list[Finding]:
     if not has_template(folder):
         from_config = base is not None and has_template(base)
         out += found("chat_template.jinja", False, (*TEMPLATES, *(("tokenizer_config.json",) if from_config else ())))
+    if not _said(folder).placeholders:  # a text model needs none
+        return out
     remedy = None
     if base is not None and _says_how_to_cut(base):
         remedy = f"taken from {base}"
@@ -179,7 +181,11 @@ def _has_processor(folder: Path) -> bool:
 
 
 def _rules(folder: Path) -> FileRules:
-    return RULES[type(config_of(read_json(folder / "config.json"), str(folder / "config.json")))]
+    return RULES[type(_said(folder))]
+
+
+def _said(folder: Path) -> ModelConfig:
+    return config_of(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def _processor_config(folder: Path) -> ProcessorConfig | Lfm3VlProcessorConfig:
@@ -217,7 +223,7 @@ def _config(folder: Path, fitted: ModelConfig) -> list[Finding]:
     data = read_json(folder / "config.json")
     said = config_of(data, str(folder / "config.json"))
     out: list[Finding] = []
-    layers = (said.vision_config.num_hidden_layers, fitted.vision_config.num_hidden_layers)
+    layers = [getattr(each.vision_config, "num_hidden_layers", 0) for each in (said, fitted)]  # a text model has none
     if layers[0] != layers[1]:
         out.append(Finding("config.json", f"says {layers[0]} layers of the tower", f"set to the {layers[1]} there are"))
     widths = (said.text_config.feed_forward_size, fitted.text_config.feed_forward_size)

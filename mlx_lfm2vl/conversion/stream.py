@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import mlx.core as mx
 
+from ..config import CausalLMConfig
 from ..errors import NotFiniteError
 from ..weights.finite import is_finite
 from ..weights.load import StoredTensors
@@ -65,7 +66,7 @@ def translate(
                 array = array.astype(dtype)
             if layout != "mlx" and is_conv_kernel(key):
                 array = turned(array)
-            out[from_module(key, layout)] = array
+            out[from_module(key, layout, isinstance(stored.config, CausalLMConfig))] = array
     return out
 
 

@@ -43,8 +43,8 @@ TURNED_LEVELS = {BITS_8: 1e-2, BITS_4: 1e-1}  # of the largest value
 
 
 def widths(model: str, device: str) -> tuple[Width, ...]:
-    """The rows of a model, "random" or "demo", on a device of the type "metal", "cuda" or "cpu"."""
-    more = (BITS_4_BFLOAT16,) if model == "random" and device != "cpu" else ()
+    """The rows of a model, "random", "lfm3" or "demo", on a device of the type "metal", "cuda" or "cpu"."""
+    more = (BITS_4_BFLOAT16,) if model != "demo" and device != "cpu" else ()
     return (FLOAT32, BFLOAT16, BITS_8, BITS_4, *more)
 
 

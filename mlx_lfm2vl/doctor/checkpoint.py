@@ -74,7 +74,7 @@ class Prompts:
     Args:
         picture: (1, T) token ids, with an image token for each four patches of the views.
         text: (1, shorter) token ids.
-        pixel_values: (views, most patches, 768) float32, padded with zeros.
+        pixel_values: (views, most patches, numbers of a patch) float32, padded with zeros.
         spatial_shapes: (views, 2) rows and columns of patches.
     """
 
@@ -90,15 +90,16 @@ class Prompts:
         return (np.arange(self.pixel_values.shape[1]) < counts).astype(np.int32)
 
 
-def prompts() -> Prompts:
-    """The prompts, the same on each machine."""
+def prompts(width: int = 768) -> Prompts:
+    """The prompts, the same on each machine. `width`: numbers of a patch."""
     images = sum(height * width for height, width in GRIDS) // 4
     picture = np.concatenate([_ids("before", 10), np.full(images, IMAGE_TOKEN), _ids("after", 19)])
     most = max(height * width for height, width in GRIDS)
-    pixels = np.zeros((len(GRIDS), most, 768), np.float32)
-    for view, (height, width) in enumerate(GRIDS):
-        halves = _nibbles(f"view {view}", 2 * height * width * 768).reshape(height * width, 768, 2).astype(np.float32)
-        pixels[view, : height * width] = (halves[..., 0] * 16 + halves[..., 1] - 127.5) / 127.5
+    pixels = np.zeros((len(GRIDS), most, width), np.float32)
+    for view, (rows, columns) in enumerate(GRIDS):
+        patches = rows * columns
+        halves = _nibbles(f"view {view}", 2 * patches * width).reshape(patches, width, 2).astype(np.float32)
+        pixels[view, :patches] = (halves[..., 0] * 16 + halves[..., 1] - 127.5) / 127.5
     return Prompts(picture[None], _ids("text", 43)[None], pixels, np.array(GRIDS))
 
 
@@ -109,8 +110,8 @@ def tensors() -> dict[str, np.ndarray]:
     head = hidden // text["num_attention_heads"]
     keys = head * text["num_key_value_heads"]
     made = {
-        "model.language_model.embed_tokens.weight": _matrix("embed", (VOCABULARY, hidden), gain=3.2),
-        "model.language_model.embedding_norm.weight": _vector("embedding_norm", hidden, 1.0),
+        "model.language_model.embed_tokens.weight": matrix("embed", (VOCABULARY, hidden), gain=3.2),
+        "model.language_model.embedding_norm.weight": vector("embedding_norm", hidden, 1.0),
     }
     for index, kind in enumerate(text["layer_types"]):
         layer = f"model.language_model.layers.{index}."
@@ -118,14 +119,14 @@ def tensors() -> dict[str, np.ndarray]:
         norms = {"operator_norm": hidden, "ffn_norm": hidden}
         if kind == "conv":
             shapes |= {"conv.in_proj": (3 * hidden, hidden), "conv.out_proj": (hidden, hidden)}
-            kernel = _matrix(f"{layer}conv.conv", (hidden, text["conv_L_cache"]))
+            kernel = matrix(f"{layer}conv.conv", (hidden, text["conv_L_cache"]))
             made[f"{layer}conv.conv.weight"] = kernel[:, None]
         else:
             shapes |= {f"self_attn.{name}_proj": (keys, hidden) for name in "kv"}
             shapes |= {"self_attn.q_proj": (hidden, hidden), "self_attn.out_proj": (hidden, hidden)}
             norms |= {"self_attn.q_layernorm": head, "self_attn.k_layernorm": head}
-        made |= {f"{layer}{name}.weight": _matrix(layer + name, shape) for name, shape in shapes.items()}
-        made |= {f"{layer}{name}.weight": _vector(layer + name, size, 1.0) for name, size in norms.items()}
+        made |= {f"{layer}{name}.weight": matrix(layer + name, shape) for name, shape in shapes.items()}
+        made |= {f"{layer}{name}.weight": vector(layer + name, size, 1.0) for name, size in norms.items()}
     wide = vision["num_channels"] * vision["patch_size"] ** 2
     dense = {"embeddings.patch_embedding": (seen, wide)}
     norms = {"post_layernorm": seen}
@@ -137,16 +138,16 @@ def tensors() -> dict[str, np.ndarray]:
         norms |= {f"{layer}layer_norm1": seen, f"{layer}layer_norm2": seen}
     tower, projector = "model.vision_tower.", "model.multi_modal_projector."
     table = (vision["num_patches"], seen)
-    made[f"{tower}embeddings.position_embedding.weight"] = _matrix("positions", table, gain=0.6 * math.sqrt(seen))
+    made[f"{tower}embeddings.position_embedding.weight"] = matrix("positions", table, gain=0.6 * math.sqrt(seen))
     for name, size in norms.items():
-        made[f"{tower}{name}.weight"] = _vector(tower + name, size, 1.0)
-        made[f"{tower}{name}.bias"] = _vector(f"{tower}{name} bias", size, 0.0)
+        made[f"{tower}{name}.weight"] = vector(tower + name, size, 1.0)
+        made[f"{tower}{name}.bias"] = vector(f"{tower}{name} bias", size, 0.0)
     middle = CONFIG["projector_hidden_size"]
     named = {tower + name: shape for name, shape in dense.items()}
     named |= {f"{projector}linear_1": (middle, 4 * seen), f"{projector}linear_2": (hidden, middle)}
     for name, shape in named.items():
-        made[f"{name}.weight"] = _matrix(name, shape)
-        made[f"{name}.bias"] = _vector(f"{name} bias", shape[0], 0.0)
+        made[f"{name}.weight"] = matrix(name, shape)
+        made[f"{name}.bias"] = vector(f"{name} bias", shape[0], 0.0)
     return made
 
 
@@ -167,7 +168,7 @@ def _ids(name: str, count: int) -> np.ndarray:
     return (digits @ (256, 16, 1)) % (VOCABULARY - 1)
 
 
-def _matrix(name: str, shape: tuple[int, int], gain: float = 1.2) -> np.ndarray:
+def matrix(name: str, shape: tuple[int, int], gain: float = 1.2) -> np.ndarray:
     """(out, in) of about `gain / sqrt(in)`, exact in bfloat16 and in groups of 4 or 8 bits."""
     scale = 2.0 ** round(math.log2(gain / math.sqrt(shape[1]) / LEVEL_DEVIATION))
     levels = _nibbles(name, math.prod(shape)).reshape(shape).astype(np.float32) - 8
@@ -179,6 +180,6 @@ def _matrix(name: str, shape: tuple[int, int], gain: float = 1.2) -> np.ndarray:
     return levels * np.float32(scale)
 
 
-def _vector(name: str, size: int, centre: float) -> np.ndarray:
+def vector(name: str, size: int, centre: float) -> np.ndarray:
     """(size,) about `centre`, in steps of 1/32."""
     return (centre + (_nibbles(name, size).astype(np.float32) - 8) / 32).astype(np.float32)

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..models.outputs import Lfm2VlCausalLMOutputWithPast
 from ..pretrained import load
 from ..weights.load import load_model
 from ..weights.quantize import parameter_count, widths
-from . import bounds, checkpoint, reference
+from . import bounds, checkpoint, lfm3_checkpoint, reference
 from .bounds import Width
 from .report import OF_LARGEST, OF_ROUNDING, Report, Row
 from .system import inspect
@@ -31,14 +32,15 @@ from .system import inspect
 Arrays = list[tuple[np.ndarray, reference.Numbers]]  # what was computed, and the reference's numbers for it
 Measured = tuple[dict[str, float], bool | None]  # distances by stage, and whether the answer is the same
 Progress = Callable[[int, int], None]
+CHECKPOINTS: dict[str, Any] = {"random": checkpoint, "lfm3": lfm3_checkpoint}  # by the names of their rows
 
 
 def diagnose(backend: str | None = None, *, progress: Progress | None = None) -> Report:
     """Describes this machine, and how far its numbers are from the reference's.
 
-    Runs a random checkpoint and the demo model in float32, bfloat16, 8 bits and 4 bits on MLX's default device; see
-    `doctor.bounds` for what is right. TF32 must be off for float32 rows where a device has it: set MLX_ENABLE_TF32=0
-    before anything is computed.
+    Runs a random checkpoint of each family and the demo model in float32, bfloat16, 8 bits and 4 bits on MLX's default
+    device; see `doctor.bounds` for what is right. TF32 must be off for float32 rows where a device has it: set
+    MLX_ENABLE_TF32=0 before anything is computed.
 
     Args:
         backend: what computes the float32 rows: "mlx", "numpy" or "auto"; None is the environment's MLX_LFM2VL_BACKEND.
@@ -59,7 +61,7 @@ def diagnose(backend: str | None = None, *, progress: Progress | None = None) ->
     rows: list[Row] = []
     with _checkpoint_folder() as folder:
         checks: dict[str, Callable[[Width, str], Measured]] = {
-            "random": lambda width, by: check_random(folder, width, by),
+            **{name: partial(check_random, folder / name, name) for name in CHECKPOINTS},
             "demo": check_demo,
         }
         planned = [(model, width) for model in checks for width in bounds.widths(model, device)]
@@ -86,39 +88,42 @@ def _row(model: str, width: Width, by: str, bound: float, check: Callable[[Width
 
 @contextmanager
 def _checkpoint_folder() -> Iterator[Path]:
-    """A temporary folder with the random checkpoint. Raises `OutputError`."""
+    """A temporary folder with a folder of each random checkpoint. Raises `OutputError`."""
     try:
         temporary = tempfile.TemporaryDirectory(prefix="mlx-lfm2vl-")
     except OSError as error:
         raise OutputError(f"there is no folder for temporary files ({first_line(error)}); set TMPDIR to one") from None
     with temporary as name:
-        write_checkpoint(Path(name))
+        for model in CHECKPOINTS:
+            write_checkpoint(Path(name) / model, model)
         yield Path(name)
 
 
-def write_checkpoint(folder: Path) -> None:
-    """Writes the random checkpoint, in bfloat16 and as published ones are. Raises `OutputError`."""
-    weights = {name: mx.array(array).astype(mx.bfloat16) for name, array in checkpoint.tensors().items()}
+def write_checkpoint(folder: Path, name: str = "random") -> None:
+    """Writes a random checkpoint of `CHECKPOINTS`, in bfloat16 and as published ones are. Raises `OutputError`."""
+    made = CHECKPOINTS[name]
+    weights = {name: mx.array(array).astype(mx.bfloat16) for name, array in made.tensors().items()}
     try:
-        (folder / "config.json").write_text(json.dumps(checkpoint.CONFIG), encoding="utf-8")
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(made.CONFIG), encoding="utf-8")
         mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
     except (OSError, RuntimeError) as error:
         raise OutputError(f"{folder}: cannot be written ({first_line(error)})") from None
 
 
-def check_random(folder: Path, width: Width, backend: str) -> Measured:
-    """Distances of the random checkpoint in `folder`: of the image tokens, of a prompt with pictures, of the tokens
-    behind it, and of both prompts in a batch."""
+def check_random(folder: Path, name: str, width: Width, backend: str) -> Measured:
+    """Distances of the random checkpoint `name` in `folder`: of the image tokens, of a prompt with pictures, of the
+    tokens behind it, and of both prompts in a batch."""
     model: Lfm2VlForConditionalGeneration = load_model(folder, dtype=width.dtype, backend=backend)
     _quantize(model, width.bits)
-    numbers, prompts = reference.random_numbers(), checkpoint.prompts()
+    numbers, prompts = reference.random_numbers(name), CHECKPOINTS[name].prompts()
     views = {"pixel_values": prompts.pixel_values, "spatial_shapes": prompts.spatial_shapes}
     padding = prompts.picture.shape[1] - prompts.text.shape[1]
     both = np.concatenate([prompts.picture, np.pad(prompts.text, ((0, 0), (padding, 0)))])
     mask = np.ones_like(both)
     mask[1, :padding] = 0
 
-    features = mx.concatenate(model.get_image_features(**views).pooler_output)
+    features = mx.concatenate(model.get_image_features(*views.values()).pooler_output)
     alone = _logits(model, prompts.picture, None, views)[0]
     first, second = _logits(model, both, mask, views)
     before, behind = (

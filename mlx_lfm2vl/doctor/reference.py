@@ -41,9 +41,9 @@ class DemoNumbers:
     logits: dict[str, np.ndarray]
 
 
-def random_numbers() -> RandomNumbers:
-    """Reads data/random.npz."""
-    with np.load(DATA / "random.npz") as stored:
+def random_numbers(model: str = "random") -> RandomNumbers:
+    """Reads data/random.npz or, for "lfm3", data/lfm3.npz."""
+    with np.load(DATA / f"{model}.npz") as stored:
         picture, text = (
             Numbers(stored[f"{name}/rows"], stored[f"{name}/logits"], stored[f"{name}/logits_bfloat16"])
             for name in ("picture", "text")

@@ -27,7 +27,7 @@ class Row:
     """One model in one width.
 
     Args:
-        model: "random" or "demo".
+        model: "random", "lfm3" (the random checkpoint of LFM3-VL) or "demo".
         weights: the width, such as "bfloat16" or "4 bits".
         backend: what computed it, "mlx" or "numpy".
         distances: from the reference's numbers, by stage.

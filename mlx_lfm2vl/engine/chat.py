@@ -11,11 +11,12 @@ from typing import Any, Protocol, TypeVar, Unpack
 
 from ..errors import PromptError
 from ..generation.arguments import RetryArguments, Role, TurnArguments
-from ..generation.conversation import Conversation, ReadPictures, Turn
+from ..generation.conversation import Conversation, Turn
 from ..generation.messages import is_remote, snapshot, user_content
 from ..generation.options import GenerationOptions
 from ..generation.request import EncodedPrompt
 from ..generation.response import GenerationResponse
+from ..generation.turn_pictures import ReadPictures
 from ..generation.watch import Progress, Stop, check_callable
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
@@ -68,6 +69,7 @@ class EngineChat:
         text: str,
         images: Any = None,
         *,
+        videos: Any = None,
         role: Role = "user",
         options: GenerationOptions | None = None,
         deadline: float | None = None,
@@ -78,16 +80,17 @@ class EngineChat:
     ) -> Request:
         """A turn as a request; `deadline`, `wait`, `sink`, `progress` as for `Engine.submit`, the others as for
         `Chat.stream` (a `stop` of one's own is asked in the engine's thread). It is asked after the turns that wait."""
-        given = None if images is None else snapshot(images)
+        given, moving = snapshot(images), snapshot(videos)
 
         def read() -> ReadPictures:
-            user_content(text, given)
-            return self._conversation.read(given)
+            user_content(text, given, moving)
+            return self._conversation.read(given, moving)
 
         def begin(pictures: ReadPictures, cancel: Callable[[], None]) -> tuple[Turn, EncodedPrompt]:
             return self._conversation.ask(text, pictures, role=role, options=options, cancel=cancel)
 
-        return self._submit(Request(deadline, sink, stop), read, begin, wait, progress, is_remote(None, images))
+        remote = is_remote(None, [images, videos])
+        return self._submit(Request(deadline, sink, stop), read, begin, wait, progress, remote)
 
     def stream(
         self, text: str, images: Any = None, **arguments: Unpack[AskArguments]

@@ -124,4 +124,5 @@ class RetryArguments(TypedDict, total=False):
 class TurnArguments(RetryArguments, total=False):
     """Options of a turn."""
 
+    videos: Any
     role: Role

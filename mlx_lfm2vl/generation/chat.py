@@ -112,13 +112,14 @@ class Chat:
         text: str,
         images: Any = None,
         *,
+        videos: Any = None,
         role: Role = "user",
         options: GenerationOptions | None = None,
         stop: Stop | None = None,
         progress: Progress | None = None,
     ) -> Generator[GenerationResponse, None, None]:
-        """Adds a turn and answers it, response by response. `images` as in `stream_generate`; `role` "tool" brings a
-        tool's result.
+        """Adds a turn and answers it, response by response. `images` and `videos` as in `stream_generate`; `role`
+        "tool" brings a tool's result.
 
         Turn and answer become part of the conversation when the stream ends, is cancelled or closed, the answer as far
         as it came; a turn that fails, or is cancelled before a word of answer, leaves the conversation as it was. Any
@@ -126,8 +127,8 @@ class Chat:
         """
         self._end_open()
         started = time.perf_counter()
-        user_content(text, images)  # what is wrong with them is said before they are read
-        read = self._conversation.read(images)
+        user_content(text, images, videos)  # what is wrong with them is said before they are read
+        read = self._conversation.read(images, videos)
 
         def begin(cancel: Callable[[], None]) -> tuple[Turn, EncodedPrompt]:
             return self._conversation.ask(text, read, role=role, options=options, cancel=cancel)

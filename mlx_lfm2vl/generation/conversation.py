@@ -11,33 +11,22 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Unpack
 
 import numpy as np
 
 from ..errors import OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
-from ..processing import geometry
-from ..processing.load_image import Picture, load_image
-from ..processing.pages import pages_of
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
 from . import saved
 from .arguments import PictureOverrides
 from .defaults import grammar_of, positions_left, resolved
-from .messages import check_tools, checked_pictures, user_content
+from .messages import check_tools, user_content
 from .options import GenerationOptions
-from .request import EncodedPicture, EncodedPrompt, check_pair, rendered, split_pictures
+from .request import EncodedPrompt, check_pair, rendered
 from .response import GenerationResponse
-
-
-@dataclass(frozen=True)
-class ReadPictures:
-    """The pictures of a turn, RGB, and what the model takes of each."""
-
-    pictures: list[Picture]
-    encoded: list[EncodedPicture]
+from .turn_pictures import ReadPictures, TurnPictures
 
 
 class Turn:
@@ -103,13 +92,17 @@ class Conversation:
         check_tools(tools)
         resolved(model, options)
         self.tools, self.options = tools, GenerationOptions() if options is None else options
-        self.control_tokens, self._overrides = control_tokens, image_overrides
+        self.control_tokens = control_tokens
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         self.lock = threading.RLock()
         self._turn: Turn | None = None  # the one that is open
-        self._encoded: dict[int, tuple[weakref.ref[Picture], EncodedPicture]] = {}  # of pictures, by their `id`
         self._model: weakref.ref[Lfm2VlForConditionalGeneration] = weakref.ref(model)
-        self.processor, self.image_config = processor, processor.image_processor.configured(**image_overrides)
+        processor.image_processor.configured(**image_overrides)  # raises
+        self._pictures = TurnPictures(processor, image_overrides)
+
+    @property
+    def processor(self) -> Lfm2VlProcessor:
+        return self._pictures.processor
 
     @property
     def model(self) -> Lfm2VlForConditionalGeneration:
@@ -122,36 +115,15 @@ class Conversation:
         """Goes on with a model, be it another one."""
         with self.lock:
             if self._model() is not model:
-                self._model, self.processor, self._encoded = weakref.ref(model), processor, {}
-                self.image_config = processor.image_processor.configured(**self._overrides)
+                self._model = weakref.ref(model)
+                self._pictures = TurnPictures(processor, self._pictures.overrides)
 
     # Turns
 
-    def read(self, images: Any) -> ReadPictures:
-        """Reads, resizes and cuts the pictures of a turn, without looking at the conversation. `images` as in
-        `stream_generate`. Raises `PromptError` and `ImageError`."""
-        pictures = []
-        policy = self.processor.image_processor.source_policy
-        for given in pages_of(checked_pictures(images), policy):
-            picture = load_image(given, policy, self.image_config)
-            picture = picture.copy() if picture is given else picture  # the caller may go on drawing in it
-            picture.info = {}  # what it says is obeyed; a saved conversation must not say it again
-            pictures.append(picture)
-        return ReadPictures(pictures, self._encode_pictures(pictures))
-
-    def _encode_pictures(self, pictures: list[Picture]) -> list[EncodedPicture]:
-        if not pictures:
-            return []
-        arrays, plans = self.processor.image_processor.encode(pictures, **self._overrides)
-        known = [weakref.ref(picture) for picture in pictures]
-
-        def again(number: int) -> np.ndarray:
-            """The patches of a picture that is still part of the conversation."""
-            picture = known[number]()
-            assert picture is not None
-            return self.processor.image_processor.encode([picture], **self._overrides)[0]["pixel_values"]
-
-        return split_pictures(arrays, [len(plan.spatial_shapes) for plan in plans], again)
+    def read(self, images: Any, videos: Any = None) -> ReadPictures:
+        """Reads, resizes and cuts the pictures and videos of a turn, without looking at the conversation. Arguments as
+        in `stream_generate`. Raises `PromptError` and `ImageError`."""
+        return self._pictures.read(images, videos)
 
     def ask(
         self,
@@ -165,14 +137,12 @@ class Conversation:
         """Begins a turn, in place of one that is open. `cancel` ends the work on its answer. Raises `PromptError`."""
         if role not in ("user", "tool"):
             raise PromptError(f"role is {role!r}, expected 'user' or 'tool'")
-        content = user_content(text, images.pictures)
+        content = user_content(text, images.pictures, images.videos)
         with self.lock:
             self.end_open()
-            for picture, encoded in zip(images.pictures, images.encoded, strict=True):
-                self._encoded[id(picture)] = weakref.ref(picture), encoded
-            return self._begin(
-                [*self.messages, {"role": role, "content": content if images.pictures else text}], options, cancel
-            )
+            self._pictures.add(images)
+            shown = content if images.encoded else text
+            return self._begin([*self.messages, {"role": role, "content": shown}], options, cancel)
 
     def ask_again(
         self, *, options: GenerationOptions | None = None, cancel: Callable[[], None]
@@ -246,7 +216,7 @@ class Conversation:
         with self.lock:
             twin = copy.copy(self)
             twin.lock, twin._turn = threading.RLock(), None
-            twin.messages, twin._encoded = list(self.messages), dict(self._encoded)
+            twin.messages, twin._pictures = list(self.messages), self._pictures.fork()
             return twin
 
     # On disk
@@ -270,30 +240,14 @@ class Conversation:
 
     def _encode(self, messages: list[dict[str, Any]], options: GenerationOptions, answer: str) -> EncodedPrompt:
         processor = self.processor
+        messages = processor.with_videos(messages, processor.image_processor.source_policy)
         text = rendered(processor, messages, self.tools, self.control_tokens, answer)
-        pictures: list[Picture] = [
-            item["image"]
-            for message in messages
-            if not isinstance(message["content"], str)
-            for item in message["content"]
-            if item["type"] == "image"
-        ]
+        encoded, plans = self._pictures.of(messages)
         markup = processor.markup()
-        assign_pictures([text], pictures, *markup.placeholders)
-        plans = [geometry.plan(picture.height, picture.width, self.image_config) for picture in pictures]
+        assign_pictures([text], encoded, *markup.placeholders)
         ids = processor.tokenizer.encode_marked(expand(text, plans, markup).text)
         places = image_spans(ids, plans, processor.placeholder_ids, markup.markers) if plans else ()
-        encoded = [self._encoded_picture(picture) for picture in pictures]
-        self._encoded = {
-            id(picture): (weakref.ref(picture), each) for picture, each in zip(pictures, encoded, strict=True)
-        }
         grammar = grammar_of(self.model, processor.tokenizer, options)
         if grammar is not None and answer:
             grammar = grammar.behind(processor.tokenizer.encode(answer, add_special_tokens=False))
         return EncodedPrompt(np.array(ids, np.int64), options, tuple(encoded), tuple(places), grammar)
-
-    def _encoded_picture(self, picture: Picture) -> EncodedPicture:
-        known, encoded = self._encoded.get(id(picture), (None, None))
-        if encoded is not None and known is not None and known() is picture:
-            return encoded
-        return self._encode_pictures([picture])[0]

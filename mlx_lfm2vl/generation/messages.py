@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import OptionError, PromptError
 from ..processing.arrays import is_array, to_numpy
-from ..processing.conversation import PICTURE_TYPES, SOURCES, VIDEO_SOURCES, normalised
+from ..processing.conversation import PICTURE_TYPES, SOURCES, VIDEO_SOURCES, normalised, video_item
 from ..processing.open_file import is_remote as is_remote_source
 
 _ITEMS = {"text": ("text",), "image": SOURCES, "video": VIDEO_SOURCES}
@@ -100,16 +100,27 @@ def is_remote(prompt: Any, images: Any) -> bool:
 
 def user_content(text: str, images: Any = None, videos: Any = None) -> list[dict[str, Any]]:
     """A user's turn: pictures first, then videos, then the text. Raises `PromptError` if there is none of them, or None
-    for a picture. A list of `videos` holds videos: one that is a list of frames stands in a list."""
+    for a picture. A list of `videos` holds videos: one that is a list of frames stands in a list. A mapping holds the
+    fields of a video's item, such as "path" and "fps"."""
     if not isinstance(text, str):
         raise PromptError(f"the text is {type(text).__name__}, expected str")
     pictures = checked_pictures(images)
-    moving = [{"type": "video", "video": video} for video in listed(videos)]
+    moving = video_items(videos)
     if not text and not pictures and not moving:
         raise PromptError("prompt is empty and there is no picture; give one of them")
     content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
     content += moving
     return [*content, {"type": "text", "text": text}] if text else content
+
+
+def video_items(videos: Any) -> list[dict[str, Any]]:
+    """The items of a `videos` argument. Raises `PromptError`."""
+    return [
+        video_item({"type": "video", **video}, f"videos[{number}]")
+        if isinstance(video, Mapping)
+        else {"type": "video", "video": video}
+        for number, video in enumerate(listed(videos))
+    ]
 
 
 def snapshot(value: Any) -> Any:

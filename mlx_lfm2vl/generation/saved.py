@@ -10,6 +10,7 @@ import base64
 import binascii
 import contextlib
 import json
+import math
 import os
 import re
 import secrets
@@ -20,7 +21,8 @@ from typing import Any
 from ..config.files import open_regular
 from ..errors import ImageError, OutputError, PromptError, short
 from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
-from ..processing.load_image import load_image, png_bytes
+from ..processing.load_image import Picture, load_image, png_bytes
+from ..processing.video import Video, held
 
 FORMAT = 1
 MAX_BYTES = 2**30
@@ -28,8 +30,8 @@ _BEGINNING = re.compile(rb'\s*\{\s*"format"\s*:\s*\d+\s*,\s*"messages"\s*:')
 
 
 def write(path: str | os.PathLike[str], messages: Sequence[Mapping[str, Any]]) -> None:
-    """Writes messages whose pictures are RGB PIL images; the file appears whole or not at all. Raises `OutputError`,
-    also for a path at which something else stands than a saved conversation."""
+    """Writes messages whose pictures are RGB PIL images and whose videos hold their frames; the file appears whole or
+    not at all. Raises `OutputError`, also for a path at which something else stands than a saved conversation."""
     target = _target(path)
     part = target.with_name(f".{secrets.token_hex(8)}.part")
     plain = [{**message, "content": _to_json(message["content"])} for message in messages]
@@ -117,9 +119,18 @@ def _to_json(content: Any) -> Any:
     items = []
     for item in content:
         if item["type"] == "image":
-            item = {"type": "image", "png": base64.b64encode(png_bytes(item["image"])).decode()}
+            item = {"type": "image", "png": _png(item["image"])}
+        elif item["type"] == "video":
+            video = item["video"]
+            frames = video.read(range(video.count))
+            item = {"type": "video", "frame_rate": video.frame_rate, "numbers": video.numbers, "size": video.size}
+            item |= {"frames": [_png(frame) for frame in frames]}
         items.append(item)
     return items
+
+
+def _png(image: Any) -> str:
+    return base64.b64encode(png_bytes(image)).decode()
 
 
 def _message(message: Any, policy: SourcePolicy, where: str) -> dict[str, Any]:
@@ -139,12 +150,39 @@ def _item(item: Any, policy: SourcePolicy, where: str) -> dict[str, Any]:
     kind = item.get("type") if isinstance(item, dict) else None
     if kind == "text" and isinstance(item.get("text"), str):
         return {"type": "text", "text": item["text"]}
-    if kind != "image" or not isinstance(item.get("png"), str):
-        raise PromptError(f"{where} has an item that is neither text nor picture)")
+    if kind == "video":
+        return {"type": "video", "video": _video(item, policy, where)}
+    if kind != "image":
+        raise PromptError(f"{where} has an item that is neither text, picture nor video)")
+    return {"type": "image", "image": _picture(item.get("png"), policy, where)}
+
+
+def _video(item: dict[str, Any], policy: SourcePolicy, where: str) -> Video:
+    said: list[Any] = [item.get(name) for name in ("frames", "frame_rate", "numbers", "size")]
+    frames, rate, numbers, size = said
+    is_rate = isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate < math.inf
+    if not (is_rate and isinstance(frames, list) and frames and _rise(numbers) and len(numbers) == len(frames)):
+        raise PromptError(f"{where} has a video without frames, their numbers or their rate)")
+    if size is not None and not (isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size)):
+        raise PromptError(f"{where} has a video whose size is {short(repr(size))})")
+    if size is not None and not (min(size) > 0 and size[0] * size[1] <= policy.max_pixels):
+        raise PromptError(f"{where} has a video of the size {size[0]}x{size[1]})")
+    pictures = [_picture(frame, policy, where) for frame in frames]
+    return held("a saved video", pictures, rate, numbers, None if size is None else (size[0], size[1]))
+
+
+def _rise(numbers: Any) -> bool:
+    whole = isinstance(numbers, list) and all(type(number) is int and 0 <= number < 2**53 for number in numbers)
+    return whole and numbers == sorted(numbers)
+
+
+def _picture(png: Any, policy: SourcePolicy, where: str) -> Picture:
     try:
-        if len(item["png"]) > policy.max_bytes * 4 // 3 + 4:
+        if not isinstance(png, str):
+            raise ImageError("there is none")
+        if len(png) > policy.max_bytes * 4 // 3 + 4:
             raise ImageError(f"more than {policy.max_bytes} bytes")
-        return {"type": "image", "image": load_image(base64.b64decode(item["png"], validate=True), policy)}
+        return load_image(base64.b64decode(png, validate=True), policy)
     except (ImageError, binascii.Error, ValueError) as error:
         reason = str(error) if isinstance(error, ImageError) else "is not base64"
         raise PromptError(f"{where}, a picture: {reason})") from None

@@ -139,6 +139,10 @@ class Lfm2VlModel(nn.Module):
         """Lets a GPU start fewer kernels for each token and picture. For weights that are loaded and stay; one that is
         replaced later counts."""
         self.vision_tower.fuse()
+        self.fuse_text()
+
+    def fuse_text(self) -> None:
+        """The same, of the backbone."""
         for layer in self.language_model.layers:
             if "conv" in layer:
                 layer.conv.conv.fuse()

@@ -159,5 +159,5 @@ def _rests(parts: list[str], length: int) -> list[str]:
 
 
 def unmarked(*tokens: str) -> re.Pattern[str]:
-    """Finds tokens where they are not marked."""
-    return re.compile(f"(?<!{START})(?:{'|'.join(map(re.escape, tokens))})")
+    """Finds tokens where they are not marked; without any, nothing."""
+    return re.compile(f"(?<!{START})(?:{'|'.join(map(re.escape, tokens)) or '(?!)'})")

@@ -21,7 +21,7 @@ from .addresses import decode_base64
 from .fetch import SourcePolicy
 from .pages import check_number, expand_pages, flatten
 from .picture_keys import another, holding, unread
-from .video import Video, load_video
+from .video import Video, frames_as_pictures, load_video
 
 BESIDE = ("images", "image")  # keys of a message, as Ollama has them; such pictures stand before its text
 KEYS = ("role", "content", "name", "tool_calls", "tool_call_id")  # of a message, besides
@@ -29,7 +29,6 @@ PICTURE_TYPES = ("image", "image_url", "input_image")
 SOURCES = ("image", "url", "path", "base64")
 VIDEO_SOURCES = ("video", "url", "path")
 SAMPLING = ("fps", "num_frames")  # of a video item, as `load_video` takes them
-FRAMES = (2.0, 4, 32)  # of a video as pictures: frames of a second, least and most in all
 CALL_START, CALL_END = "<|tool_call_start|>", "<|tool_call_end|>"
 NAMES, ARGUMENTS = ("name", "function"), ("arguments", "parameters", "args")  # keys of a tool call that is an object
 
@@ -109,7 +108,7 @@ def _item(item: Any, where: str) -> Any:
     if kind in PICTURE_TYPES:
         return _picture(item, where)
     if kind == "video":
-        return _video(item, where)
+        return video_item(item, where)
     if key := unread(item, ("type", "text")) or holding(item, ("type", "text")):
         raise PromptError(f"{where} is of type {kind!r} and has {key!r}, which is not read; it needs an 'image' item")
     return item
@@ -134,8 +133,8 @@ def _picture(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"type": "image", **found}
 
 
-def _video(item: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A video's item with its sources and how its frames are sampled."""
+def video_item(item: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A video's item with its sources and how its frames are sampled. Raises `PromptError`."""
     known = (*VIDEO_SOURCES, *SAMPLING)
     if key := unread(item, ("type", *known)) or another(item, ("type", *known)):
         raise PromptError(f"{where} is of type 'video' and has {key!r}, which is not read; put videos under 'video'")
@@ -233,7 +232,7 @@ def replace_videos(
 def as_frames(video: Video) -> list[dict[str, Any]]:
     """A video as pictures, each behind its number as the models learnt it for several pictures."""
     items: list[dict[str, Any]] = []
-    for number, frame in enumerate(video.read(video.indices(*FRAMES)), 1):
+    for number, frame in enumerate(frames_as_pictures(video), 1):
         items += [{"type": "text", "text": f"Media-{number}: "}, {"type": "image", "image": frame}]
     return items
 

@@ -42,10 +42,11 @@ _GLOBAL = ipaddress.IPv6Network("2000::/3")  # all that is given out of IPv6; el
 class SourcePolicy:
     """A policy on what pictures may come from and how large they may be.
 
-    `max_pixels` is the limit on height x width, `max_bytes` on what is downloaded or inlined, `max_pages` on the pages
-    of a PDF in one place, `max_pictures` on all pictures of a call, pages counted (None: any number), `timeout` in
-    seconds on a whole download. URLs of hosts on private or loopback addresses are
-    refused unless `allow_private_addresses`. Raises `OptionError`.
+    `max_pixels` is the limit on height x width, `max_video_pixels` on height x width x frames of a video file that are
+    decoded, `max_bytes` on what is downloaded or inlined, `max_pages` on the pages of a PDF in one place,
+    `max_pictures` on all pictures of a call, pages and frames that are seen as pictures counted (None: any number),
+    `timeout` in seconds on a whole download. URLs of hosts on private or loopback addresses are refused unless
+    `allow_private_addresses`. Raises `OptionError`.
     """
 
     allow_urls: bool = True
@@ -56,12 +57,13 @@ class SourcePolicy:
     timeout: float = 30.0
     max_pages: int = 100
     max_pictures: int | None = None
+    max_video_pixels: int = 2**40
 
     def __post_init__(self) -> None:
         for name in ("allow_urls", "allow_paths", "allow_private_addresses"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}, expected True or False")
-        for name in ("max_pixels", "max_bytes", "max_pages", "max_pictures", "timeout"):
+        for name in ("max_pixels", "max_bytes", "max_video_pixels", "max_pages", "max_pictures", "timeout"):
             value = getattr(self, name)
             if name == "max_pictures" and value is None:
                 continue

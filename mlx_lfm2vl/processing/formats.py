@@ -76,6 +76,9 @@ _BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _WARNINGS = threading.RLock()
 
 
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".flv", ".ogv", ".wmv")
+
+
 def suffixes() -> tuple[str, ...]:
     """Suffixes of picture files in small letters: all that Pillow registers, and HEIC's. Of some formats the files are
     refused, with the program that draws them."""

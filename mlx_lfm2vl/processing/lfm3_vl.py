@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..config import Lfm3VlImageProcessorConfig, Lfm3VlProcessorConfig
+from ..config import Lfm3VlImageProcessorConfig, Lfm3VlProcessorConfig, Lfm3VlVideoProcessorConfig
 from ..errors import ImageError, OptionError
 from . import lfm3_geometry
 from .batch_feature import BatchFeature
@@ -22,7 +22,7 @@ from .fetch import SourcePolicy
 from .image_processor import ImageProcessor, cut, write_patches
 from .processor import Lfm2VlProcessor
 from .prompt import ImageMarkup
-from .video import Video
+from .video import Video, held
 from .view_plan import VideoPlan, ViewPlan
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"  # the reference's, where the tokenizer names none
@@ -57,21 +57,10 @@ class Lfm3VlImageProcessor(ImageProcessor):
         """As `ImageProcessor`; of a video, (frames, height, width, 3) uint8 for each group of frames."""
         if not isinstance(source, Video):
             return super()._views(source, config)
-        video, views = config.video, list[np.ndarray]()
-        indices = source.indices(video.fps, video.min_frames, video.max_frames)
-        group, plan, resized = video.temporal_patch_size, None, list[np.ndarray]()
-        for frame in source.read(indices):
-            if plan is None:
-                plan = lfm3_geometry.video_plan(source.times(indices), frame.height, frame.width, video)
-            resized += cut(frame, plan, video)
-            if len(resized) == group:
-                views.append(np.stack(resized))
-                resized = []
-        if plan is None:
-            raise ImageError(f"{source.label}: has no frames")
-        if resized:
-            views.append(np.stack([*resized, *[resized[-1]] * (group - len(resized))]))
-        return views, plan
+        frames, _, plan = seen(source, config.video)
+        group = config.video.temporal_patch_size
+        frames += frames[-1:] * (-len(frames) % group)
+        return [np.stack(frames[n : n + group]) for n in range(0, len(frames), group)], plan
 
     def _arrays(self, views: Sequence[np.ndarray], shapes: np.ndarray, config: Lfm3VlImageProcessorConfig) -> Any:
         """Padded to the largest view."""
@@ -90,6 +79,21 @@ class Lfm3VlImageProcessor(ImageProcessor):
             chosen = [at for at, view in enumerate(views) if view.ndim == axes]
             write_patches([views[at] for at in chosen], patches, colours, policy, [pixels[at] for at in chosen])
         return BatchFeature(pixel_values=pixels, spatial_shapes=shapes)
+
+
+def seen(video: Video, config: Lfm3VlVideoProcessorConfig) -> tuple[list[np.ndarray], tuple[int, int], VideoPlan]:
+    """The frames of a video that are sampled, each resized to (height, width, 3) uint8 as it is read; the size (height,
+    width) from which theirs is computed; the plan. Raises `ImageError`."""
+    indices = video.indices(config.fps, config.min_frames, config.max_frames)
+    frames, size, plan = list[np.ndarray](), video.size, None
+    for frame in video.read(indices):
+        if plan is None:
+            size = size or (frame.height, frame.width)
+            plan = lfm3_geometry.video_plan(video.times(indices), *size, config)
+        frames += cut(frame, plan, config)
+    if size is None or plan is None:
+        raise ImageError(f"{video.label}: has no frames")
+    return frames, size, plan
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,14 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
     def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
         """The messages with each video opened. Raises `ImageError`, `PromptError`."""
         return replace_videos(messages, policy, lambda video: [{"type": "video", "video": video}], iter(()))
+
+    def held(self, video: Video, image_config: Any) -> Video:
+        """A video with the frames that the model sees, resized, which needs its source no longer. `image_config`: the
+        picture policy. Raises `ImageError`."""
+        config = image_config.video
+        frames, size, _ = seen(video, config)
+        numbers = video.numbers_of(video.indices(config.fps, config.min_frames, config.max_frames))
+        return held(video.label, frames, video.frame_rate, numbers, size)
 
     @property
     def video_token(self) -> str:

@@ -62,9 +62,8 @@ def pages_of(images: Sequence[Any], policy: SourcePolicy) -> list[Any]:
 def check_number(pictures: int, policy: SourcePolicy) -> None:
     """Raises `ImageError` for more pictures in a call than the policy allows; a page counts as one."""
     if policy.max_pictures is not None and pictures > policy.max_pictures:
-        raise ImageError(
-            f"{counted(pictures, 'picture')} in one call, pages counted, but at most {policy.max_pictures}; give fewer"
-        )
+        given = f"{counted(pictures, 'picture')} in one call, pages and frames counted"
+        raise ImageError(f"{given}, but at most {policy.max_pictures}; give fewer")
 
 
 def expand_pages(picture: Any, policy: SourcePolicy) -> list[Any]:

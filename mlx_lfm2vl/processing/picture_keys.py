@@ -13,7 +13,7 @@ from PIL import Image
 from ..errors import PromptError
 from .addresses import is_base64_picture, scheme
 from .arrays import is_array
-from .formats import suffixes
+from .formats import VIDEO_SUFFIXES, suffixes
 
 _STEMS = ("image", "img", "picture", "photo", "screenshot", "attachment", "pixel", "video")
 _WORDS = ("image", "images", "picture", "pictures", "photo", "photos", "pic", "pics")
@@ -22,12 +22,11 @@ _ABOUT = re.compile(  # what tells of a picture and holds none
     r"|labels?|alt|title|date|time|licen[cs]e|credits?|quality|details?|processor|splitting|source|author|tags?)$"
 )
 _FILES = ("file", "media", "document", "path", "url", "uri", "src", "source", "upload", "asset", "page", "scan")
-_VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".flv", ".ogv", ".wmv")
 _DATA = {".bufr", ".grib", ".h5", ".hdf"}  # which a row may tell of
-_ENDS = (*(suffix for suffix in suffixes() if suffix not in _DATA), ".svg", *_VIDEOS)
+_ENDS = (*(suffix for suffix in suffixes() if suffix not in _DATA), ".svg", *VIDEO_SUFFIXES)
 _ADDRESSES = ("url", "uri", "src")  # how keys of addresses end
 _ASKED = ("question", "instruction", "query", "text", "input", "request", "userprompt", "ask")  # for a prompt
-_PATHLIKE = {"image", "images", "imageurl", "imageurls", "imagepath", "imagepaths", "imagefile", "imagefiles"}
+_PATHLIKE = {f"image{of}{more}" for of in ("", "url", "path", "file") for more in ("", "s")}
 
 
 def _plain(key: Any) -> str:
@@ -53,7 +52,7 @@ def passed_over(data: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
     that are read, another one than these."""
     given = [key for key in data if reads(key)]
     if not given:
-        return unread(data) or holding(data, known)
+        return unread(data, known) or holding(data, known)
     values = [value for key in given for value in (data[key] if isinstance(data[key], list) else [data[key]])]
     return another(data, (*known, *given), [value for value in values if isinstance(value, str)])
 
@@ -114,6 +113,15 @@ def pictures_key(data: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
     if key := passed_over(data, known):
         way = "put all pictures into one list" if given else 'call it "image"'
         raise PromptError(f'"{key}" names a picture and is not read; {way}')
+    return given[0] if given else None
+
+
+def videos_key(data: Mapping[str, Any]) -> str | None:
+    """The key of a row whose videos are read: "video", "videos", "video_url", "video_path" and the like. Raises
+    `PromptError` for two of them."""
+    given = [key for key in data if _plain(key).startswith("video") and reads("image" + _plain(key)[len("video") :])]
+    if len(given) > 1:
+        raise PromptError(f'has both "{given[0]}" and "{given[1]}"; give one of them')
     return given[0] if given else None
 
 

@@ -77,7 +77,7 @@ def expand(text: str, plans: Sequence[ViewPlan], markup: ImageMarkup) -> Expande
 def assign_pictures(texts: Sequence[str], images: Any, *placeholders: str) -> list[list[Any]]:
     """The pictures of each text. `images` is None, one picture, a flat list, or a list a text; a flat list is dealt out
     by the texts' placeholders. Raises `PromptError` with both counts unless every placeholder has its picture."""
-    wanted, image_token = [len(unmarked(*placeholders).findall(text)) for text in texts], placeholders[0]
+    wanted, image_token = [len(unmarked(*placeholders).findall(text)) for text in texts], (*placeholders, "image")[0]
     nested = isinstance(images, (list, tuple)) and bool(images) and all(isinstance(i, (list, tuple)) for i in images)
     if nested:
         given = [flatten(entry) for entry in images]

@@ -21,6 +21,7 @@ from .image_processor import ImageProcessor
 from .prompt import Expanded, ImageMarkup, assign_pictures, expand, image_spans
 from .special_tokens import IMAGE_TOKENS
 from .tokenizer import Tokenizer
+from .video import PICTURES, Video, frames_as_pictures, held
 from .view_plan import ViewPlan
 
 if TYPE_CHECKING:
@@ -111,6 +112,12 @@ class PromptEncoder:
         """The messages with their videos as the model takes them: their frames as pictures, each behind "Media-1: " and
         so on. Raises `ImageError`, `PromptError`."""
         return replace_videos(messages, policy, as_frames, iter(()))
+
+    def held(self, video: Video, image_config: Any) -> Video:
+        """A video with copies of the frames that the model sees, which needs its source no longer. `image_config`: the
+        picture policy. Raises `ImageError`."""
+        frames = [frame.copy() for frame in frames_as_pictures(video)]
+        return held(video.label, frames, video.frame_rate, video.numbers_of(video.indices(*PICTURES)))
 
     def markup(self, use_image_special_tokens: bool | None = None) -> ImageMarkup:
         """The tokens that stand for pictures in this checkpoint's texts."""

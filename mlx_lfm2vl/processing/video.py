@@ -27,6 +27,8 @@ USUAL_RATE = 24.0  # frames a second of frames that say none, as in the referenc
 USUAL_DURATION = 100  # milliseconds of an animation's frame that says none
 MAX_FRAMES = 100_000  # of a list or an animation
 MOST_PIXELS = 2**32  # of all frames of an animation, all of which are decoded for their durations
+MOST_PICTURES = 2**29  # pixels of frames that are seen as pictures, which are in memory together
+PICTURES = (2.0, 4, 32)  # of a video as pictures: frames of a second, least and most in all
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,7 @@ class Video:
         fps: frames of a second that are sampled; None is what the model's processor says.
         num_frames: frames that are sampled in all, in place of `fps`.
         numbers: of the frames, in the video that they were taken out of; None where they are all of it.
+        size: (height, width) of the video whose frames were resized to what a model sees; None is that of the frames.
         read: the frames of these numbers, in rising order, as RGB images. Raises `ImageError`.
     """
 
@@ -49,6 +52,7 @@ class Video:
     fps: float | None = None
     num_frames: int | None = None
     numbers: tuple[int, ...] | None = None
+    size: tuple[int, int] | None = None
     read: Callable[[Sequence[int]], Iterator[Image.Image]] = field(repr=False, default=lambda wanted: iter(()))
 
     def indices(self, fps: float, min_frames: int, max_frames: int) -> list[int]:
@@ -62,7 +66,34 @@ class Video:
 
     def times(self, indices: Sequence[int]) -> list[float]:
         """The moments of frames, in seconds."""
-        return [(self.numbers[index] if self.numbers else index) / self.frame_rate for index in indices]
+        return [number / self.frame_rate for number in self.numbers_of(indices)]
+
+    def numbers_of(self, indices: Sequence[int]) -> tuple[int, ...]:
+        """The `numbers` of frames."""
+        return tuple(self.numbers[index] if self.numbers else index for index in indices)
+
+
+def held(label: str, frames: Sequence[Any], frame_rate: float, numbers: Sequence[int], size: Any = None) -> Video:
+    """A video of frames that are in memory, RGB images or arrays (height, width, 3) of uint8, all of which are seen."""
+
+    def read(wanted: Sequence[int]) -> Iterator[Image.Image]:
+        images = (frames[number] for number in wanted)
+        return (each if isinstance(each, Image.Image) else Image.fromarray(each) for each in images)
+
+    return Video(label, len(frames), frame_rate, None, len(frames), tuple(numbers), size, read)
+
+
+def frames_as_pictures(video: Video) -> list[Image.Image]:
+    """The frames of a video that a model without tokens for videos sees. Raises `ImageError`."""
+    frames: list[Image.Image] = []
+    pixels = 0
+    for frame in video.read(video.indices(*PICTURES)):
+        pixels += frame.width * frame.height
+        if pixels > MOST_PICTURES:
+            of = f"its frames of {frame.width}x{frame.height} have more than {MOST_PICTURES:,} pixels together"
+            raise ImageError(f"{video.label}: {of}; give fewer (num_frames), or make them smaller")
+        frames.append(frame)
+    return frames
 
 
 def load_video(
@@ -98,8 +129,7 @@ def load_video(
     made = video if isinstance(video, Video) else _opened(video, frame_rate, policy)
     if made.count < 1:
         raise ImageError(f"{made.label}: has no frames")
-    chosen = {} if fps is None and num_frames is None else {"fps": fps, "num_frames": num_frames}
-    return replace(made, **chosen)  # type: ignore[arg-type]
+    return made if fps is None and num_frames is None else replace(made, fps=fps, num_frames=num_frames)
 
 
 def _opened(video: Any, frame_rate: float | None, policy: SourcePolicy) -> Video:

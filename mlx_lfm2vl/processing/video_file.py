@@ -45,6 +45,7 @@ def probe(file: BinaryIO, label: str, policy: SourcePolicy) -> Probed:
             check_size(stream.codec_context.width, stream.codec_context.height, label, policy)
             rate = float(stream.average_rate or stream.guessed_rate or 0)
             count = int(stream.frames) or sum(packet.size > 0 for packet in container.demux(stream))
+            _check_all(count * stream.codec_context.width * stream.codec_context.height, label, policy)
     except ImageError:
         raise
     except (av.FFmpegError, ValueError, OSError) as error:
@@ -58,13 +59,14 @@ def frames(file: BinaryIO, label: str, wanted: Sequence[int], policy: SourcePoli
     """The frames of these numbers, in rising order, as RGB images, upright. A file that ends before the last of them
     gives its last frame in their place. Raises `ImageError`."""
     av = _av(label)
-    rest, last = sorted(wanted), None
+    rest, last, pixels = sorted(wanted), None, 0
     try:
         with av.open(file, options=OPTIONS) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for number, frame in enumerate(container.decode(stream)):
-                last = frame
+                last, pixels = frame, pixels + frame.width * frame.height
+                _check_all(pixels, label, policy)  # a file need not be as it says
                 while rest and number == rest[0]:
                     rest.pop(0)
                     yield _upright(frame, label, policy)
@@ -78,6 +80,12 @@ def frames(file: BinaryIO, label: str, wanted: Sequence[int], policy: SourcePoli
         raise ImageError(f"{label}: has no frame that can be read")
     for _ in rest:
         yield _upright(last, label, policy)
+
+
+def _check_all(pixels: int, label: str, policy: SourcePolicy) -> None:
+    if pixels > policy.max_video_pixels:
+        most = f"{int(policy.max_video_pixels):,}"
+        raise ImageError(f"{label}: its frames have more than {most} pixels together; cut it, or make it smaller")
 
 
 def _upright(frame: Any, label: str, policy: SourcePolicy) -> Image.Image:

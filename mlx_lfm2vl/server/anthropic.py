@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .api_error import unsupported
-from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, options, sampling, stops
+from .api_request import ApiRequest, Parts, Rules, deadline, joined, max_tokens, options, sampling, stops
 from .fields import Fields, shown
 from .pictures import Pictures
 from .response_format import json_schema
@@ -139,13 +139,6 @@ def _message(fields: Fields, parts: Parts, pictures: Pictures) -> Iterator[dict[
         yield {"role": role, "content": joined(items), **({"tool_calls": calls} if calls else {})}
     elif not blocks:
         fields.fail("content", "is empty, expected a text or blocks")
-
-
-def joined(items: list[dict[str, Any]]) -> Any:
-    """A text, or the items where there are pictures."""
-    if any(item["type"] == "image" for item in items):
-        return items
-    return "\n".join(item["text"] for item in items)
 
 
 def _item(block: Fields, kind: str, role: str, pictures: Pictures) -> dict[str, Any]:

@@ -80,6 +80,13 @@ def deadline(fields: Fields) -> float | None:
     return fields.number("deadline", 0, DEADLINES, above=True)
 
 
+def joined(items: list[dict[str, Any]]) -> Any:
+    """A text, or the items where there are pictures or videos."""
+    if any(item["type"] != "text" for item in items):
+        return items
+    return "\n".join(item["text"] for item in items)
+
+
 class Parts:
     """Counts messages, items of content and tool calls, and knows the ids of the calls."""
 

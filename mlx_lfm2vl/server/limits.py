@@ -12,15 +12,18 @@ from .api_error import ApiError
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one request: `body_bytes`, `pictures`, `pixels` of a picture, `parts` (messages and items of their
-    content), `tools`, `schema_characters` of each JSON schema, `choices` (OpenAI's n), `stops` (texts). Of a
-    connection, in seconds: `head_seconds` and `body_seconds` until a head or a body has come, `send_seconds` that a
-    client may take to read a piece, `keep_alive_seconds` between two requests. Of the server: `connections`;
-    `bodies_bytes` of the bodies of all requests that come or are being answered."""
+    """Limits of one request: `body_bytes`, `pictures`, `videos`, `pixels` of a picture, `video_pixels` of all frames of
+    a video file, `parts` (messages and items of their content), `tools`, `schema_characters` of each JSON schema,
+    `choices` (OpenAI's n), `stops` (texts). Of a connection, in seconds: `head_seconds` and `body_seconds` until a head
+    or a body has come, `send_seconds` that a client may take to read a piece, `keep_alive_seconds` between two
+    requests. Of the server: `connections`; `bodies_bytes` of the bodies of all requests that come or are being
+    answered."""
 
     body_bytes: int = 64 * 2**20
     pictures: int = 64
+    videos: int = 4
     pixels: int = 50_000_000
+    video_pixels: int = 2**35
     parts: int = 4096
     tools: int = 128
     schema_characters: int = 2**18

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, options, sampling, stops
+from .api_request import ApiRequest, Parts, Rules, deadline, joined, max_tokens, options, sampling, stops
 from .fields import Fields, shown
 from .logprobs import likeliest
 from .pictures import Pictures
@@ -131,16 +131,14 @@ def system_role(role: str) -> str:
 
 
 def _content(fields: Fields, role: str, parts: Parts, pictures: Pictures, required: bool) -> Any:
-    """A text, or a list of items where there are pictures."""
+    """A text, or a list of items where there are pictures or videos."""
     content = fields.take("content")
     if isinstance(content, str) or (content is None and not required):
         return content
     listed = Fields({"content": content}, fields.where).objects("content", 10**9, required=True)
     parts.add(fields, "content", len(listed))
     items = [_item(item, role, pictures) for item in listed]
-    if any(item["type"] == "image" for item in items):
-        return items
-    return "\n".join(item["text"] for item in items)
+    return joined(items)
 
 
 def _item(fields: Fields, role: str, pictures: Pictures) -> dict[str, Any]:
@@ -152,6 +150,11 @@ def _item(fields: Fields, role: str, pictures: Pictures) -> dict[str, Any]:
         made = pictures.from_url(picture, "url", picture.text("url", required=True))
         pictures.set_detail(picture)
         picture.close()
+    elif kind == "video_url" and role == "user":
+        video = fields.object("video_url", required=True)
+        made = pictures.from_url(video, "url", video.text("url", required=True), "video")
+        made["fps"] = video.number("fps", 0, 1000, above=True)
+        video.close()
     else:
         fields.fail("type", f"is {shown(kind)}; a message of role {role} may hold text{_and_pictures(role)}")
     fields.close()
@@ -159,7 +162,7 @@ def _item(fields: Fields, role: str, pictures: Pictures) -> dict[str, Any]:
 
 
 def _and_pictures(role: str) -> str:
-    return " and image_url" if role == "user" else ""
+    return ", image_url and video_url" if role == "user" else ""
 
 
 def _past_calls(fields: Fields, parts: Parts) -> list[dict[str, Any]]:

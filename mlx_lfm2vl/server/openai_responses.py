@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .api_error import unsupported
-from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, options, sampling
+from .api_request import ApiRequest, Parts, Rules, deadline, joined, max_tokens, options, sampling
 from .fields import Fields, shown
 from .logprobs import likeliest
 from .openai_chat import system_role, tags
@@ -134,10 +134,7 @@ def _content(item: Fields, name: str, role: str, parts: Parts, pictures: Picture
         return given
     listed = Fields({name: given}, item.where).objects(name, 10**6, required=True)
     parts.add(item, name, len(listed))
-    made = [_part(part, role, pictures) for part in listed]
-    if any(part["type"] == "image" for part in made):
-        return made
-    return "\n".join(part["text"] for part in made)
+    return joined([_part(part, role, pictures) for part in listed])
 
 
 def _part(part: Fields, role: str, pictures: Pictures) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The page at `/`, and its files below `/static/`, from the folder `page` of the package.
 
-The content security policy allows what the server itself serves, and pictures of the browser's own: no script within
-the page and no address elsewhere is ever used, whatever a model says.
+The content security policy allows what the server itself serves, and pictures and videos of the browser's own: no
+script within the page and no address elsewhere is ever used, whatever a model says.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 FOLDER = Path(__file__).parent / "page"
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 HEADERS = {
     "content-security-policy": POLICY,

@@ -1,8 +1,8 @@
-"""Pictures of a body: data URIs and base64 to bytes, http(s) addresses if they are allowed, never a path."""
+"""Pictures and videos of a body: data URIs and base64 to bytes, http(s) addresses if they are allowed, never a path."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import ImageError
 from ..processing import addresses
@@ -12,37 +12,40 @@ from ..processing.processor import Lfm2VlProcessor
 from .fields import Fields
 from .limits import Limits
 
+NAMES = {"image": "picture", "video": "video"}
+EXAMPLES = {"image": "data:image/png;base64,iVBO", "video": "data:video/mp4;base64,AAAA"}
 DETAILS = ("auto", "low", "high")
 
 
 class Pictures:
-    """The pictures of one request: an item of a message's content for each, and what is asked of all of them."""
+    """The pictures and videos of one request: an item of a message's content for each, and what is asked of all the
+    pictures."""
 
     def __init__(self, limits: Limits, allow_urls: bool):
         self._limits, self._allow_urls = limits, allow_urls
-        self._count = 0
+        self._counts = {"image": 0, "video": 0}
         self._detail: str | None = None
 
-    def from_url(self, fields: Fields, name: str, url: str) -> dict[str, Any]:
-        """The item of a picture at an address."""
+    def from_url(self, fields: Fields, name: str, url: str, of: Literal["image", "video"] = "image") -> dict[str, Any]:
+        """The item of a picture or video at an address."""
         kind = addresses.scheme(url)
         if kind == "data:":
-            self._add(fields, name)
+            self._add(fields, name, of)
             try:
                 data = addresses.data_bytes(url, SourcePolicy(max_bytes=self._limits.body_bytes))
             except ImageError:
-                fields.fail(name, "is no data URI in base64, such as data:image/png;base64,iVBO...")
-            return {"type": "image", "image": LabelledBytes(fields.path(name), data)}
+                fields.fail(name, f"is no data URI in base64, such as {EXAMPLES[of]}...")
+            return {"type": of, of: LabelledBytes(fields.path(name), data)}
         if kind not in ("http:", "https:"):
-            fields.fail(name, "is neither a data URI nor an http(s) address; send the picture as a data URI")
+            fields.fail(name, f"is neither a data URI nor an http(s) address; send the {NAMES[of]} as a data URI")
         if not self._allow_urls:
             fields.fail(name, "is an address, which this server does not fetch (--allow-urls); send a data URI")
-        self._add(fields, name)
-        return {"type": "image", "url": url}
+        self._add(fields, name, of)
+        return {"type": of, "url": url}
 
     def from_base64(self, fields: Fields, name: str, text: str) -> dict[str, Any]:
         """The item of a picture in base64."""
-        self._add(fields, name)
+        self._add(fields, name, "image")
         try:
             data = addresses.decode_base64(text)
         except ImageError:
@@ -70,10 +73,11 @@ class Pictures:
     def detail(self) -> str:
         return self._detail or "auto"
 
-    def _add(self, fields: Fields, name: str) -> None:
-        self._count += 1
-        if self._count > self._limits.pictures:
-            fields.fail(name, f"is picture {self._count}; a request may have {self._limits.pictures}")
+    def _add(self, fields: Fields, name: str, of: Literal["image", "video"]) -> None:
+        self._counts[of] += 1
+        most = self._limits.pictures if of == "image" else self._limits.videos
+        if self._counts[of] > most:
+            fields.fail(name, f"is {NAMES[of]} {self._counts[of]}; a request may have {most}")
 
 
 def detail_overrides(detail: str, processor: Lfm2VlProcessor) -> dict[str, Any]:

@@ -115,6 +115,8 @@ def finetune(
     loaded, processor = load(
         model, dtype=dtype, backend="mlx", revision=revision, progress=progress, **processor_arguments
     )
+    if not loaded.config.placeholders:
+        raise OptionError(f"{model}: is a text model; adapters are trained here for models with pictures")
     run = _Run(loaded, processor, options, rows, valid_rows, folder, os.fspath(model))
     run.look_at_rows(progress, on_note, stop)
     if overwrite:

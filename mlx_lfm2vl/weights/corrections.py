@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import Lfm2VlConfig, ModelConfig
+from ..config import Lfm2Config, Lfm2VlConfig, ModelConfig
 from .files import TensorInfo
 from .head import EMBEDDINGS, HEAD
 
@@ -14,9 +14,19 @@ TOWER_LAYERS = "model.vision_tower.encoder.layers."
 def fit_config(config: ModelConfig, tensors: dict[str, TensorInfo]) -> ModelConfig:
     """The configuration with the two numbers that published files state wrongly taken from the weights: the layers of
     the tower (LFM2-VL-1.6B has 26, its early configurations say 27, with or without `vision_feature_layer` -2) and the
-    width of the feed-forward. Those of LFM3-VL state none wrongly."""
-    if not isinstance(config, Lfm2VlConfig):
+    width of the feed-forward. Those of LFM3 state none wrongly."""
+    if isinstance(config, Lfm2VlConfig):
+        config = _fit_tower(config, tensors)
+    first = tensors.get("model.language_model.layers.0.feed_forward.w1.weight")
+    text = config.text_config
+    if not isinstance(text, Lfm2Config) or first is None or len(first.shape) != 2:
         return config
+    if first.shape[0] in (0, text.feed_forward_size):
+        return config
+    return replace(config, text_config=text.with_feed_forward_size(first.shape[0]))  # type: ignore[arg-type]
+
+
+def _fit_tower(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> Lfm2VlConfig:
     indices = {
         int(name[len(TOWER_LAYERS) :].split(".")[0])
         for name in tensors
@@ -25,10 +35,7 @@ def fit_config(config: ModelConfig, tensors: dict[str, TensorInfo]) -> ModelConf
     stated = config.vision_config.num_hidden_layers
     lacks_one = config.vision_feature_layer == -2 or stated == 27
     if lacks_one and indices == set(range(stated - 1)):
-        config = replace(config, vision_config=replace(config.vision_config, num_hidden_layers=stated - 1))
-    first = tensors.get("model.language_model.layers.0.feed_forward.w1.weight")
-    if first and len(first.shape) == 2 and first.shape[0] not in (0, config.text_config.feed_forward_size):
-        config = replace(config, text_config=config.text_config.with_feed_forward_size(first.shape[0]))
+        return replace(config, vision_config=replace(config.vision_config, num_hidden_layers=stated - 1))
     return config
 
 

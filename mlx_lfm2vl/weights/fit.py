@@ -94,7 +94,7 @@ def question_bytes(
     `patches`: of the largest pass through the vision tower; `kv_bits`: of keys and values, if they are quantised."""
     text, vision = config.text_config, config.vision_config
     tokens = -(-(prompt + answer) // GROWTH_STEP) * GROWTH_STEP
-    tower = patches * (4 * vision.hidden_size + vision.intermediate_size)
+    tower = patches * (4 * vision.hidden_size + vision.intermediate_size) if patches else 0
     chunk = min(prompt, LONGEST_CHUNK) * (2 * text.hidden_size + 3 * text.feed_forward_size)
     fixed = (prompt * text.hidden_size + max(tower, chunk)) * size + 4 * text.vocab_size
     if kv_bits is None:

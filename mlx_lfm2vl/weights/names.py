@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from ..config.causal_lm import bare
 from ..errors import WeightsError
 
 PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -90,8 +91,11 @@ def module_names(names: Iterable[str]) -> dict[str, str]:
     return out
 
 
-def from_module(name: str, layout: str) -> str:
-    """The name of a module parameter (or of a module path) in a layout of `LAYOUTS`."""
+def from_module(name: str, layout: str, text_only: bool = False) -> str:
+    """The name of a module parameter (or of a module path) in a layout of `LAYOUTS`; of a text model alone, the names
+    of all layouts are the same."""
+    if text_only:
+        return bare(name)
     for module, prefixes in PARTS:
         if name.startswith(module):
             return prefixes[LAYOUTS[layout]] + name[len(module) :]

@@ -17,6 +17,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..backends.thread_state import computing
+from ..config import CausalLMConfig
 from ..config.files import writing
 from ..errors import WeightsError
 from .atomic_folder import beside, check_space
@@ -35,10 +36,10 @@ def save_weights(
 ) -> None:
     """Writes the parameters of a whole model, which keeps them, as `write_tensors` does: in MLX's layout, or with `hf`
     as transformers names and turns them."""
-    tensors = {}
+    tensors, text_only = {}, isinstance(model.config, CausalLMConfig)
     for name, array in parameters(model).items():
         made = turned(array) if hf and is_conv_kernel(name) else array
-        tensors[from_module(name, "hub" if hf else "mlx")] = made
+        tensors[from_module(name, "hub" if hf else "mlx", text_only)] = made
     write_tensors(tensors, folder, shard_bytes=shard_bytes, file_format="pt" if hf else "mlx", check=check)
 
 

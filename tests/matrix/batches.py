@@ -139,7 +139,6 @@ ROWS = [
         for key, value in (
             ("photo", "other.png"),
             ("image2", "https://example.org/7"),
-            ("video", "a.mkv"),
             ("image_2", "my scan.png"),
             ("mask", "a_mask.png"),
             ("src", "https://example.org/b.jpg"),

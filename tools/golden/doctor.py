@@ -7,6 +7,7 @@ It needs the extra `reference` (torch, torchvision, transformers 5.23). The fold
 
     scene.png     the picture that the demo model is asked about
     random.npz    of the random checkpoint (mlx_lfm2vl/doctor/checkpoint.py), with P its prompts `picture` and `text`:
+    lfm3.npz      the same of LFM3-VL's (mlx_lfm2vl/doctor/lfm3_checkpoint.py)
                   P/rows                 which positions of the prompt are kept; the last `STEPS` always are
                   P/logits               (rows, vocabulary) float32: all positions in one pass, without a cache
                   P/logits_bfloat16      the same with weights and activations in bfloat16, as float32
@@ -40,14 +41,16 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoProcessor
+from transformers import AutoProcessor, Lfm2VlForConditionalGeneration, Lfm3VlForConditionalGeneration
 
 from mlx_lfm2vl import convert, demo
-from mlx_lfm2vl.doctor import checkpoint
+from mlx_lfm2vl.doctor.checkpoint import STEPS
+from mlx_lfm2vl.doctor.checks import CHECKPOINTS
 from mlx_lfm2vl.doctor.reference import DATA
 
 from .stages import load_as
 
+NETWORKS = {"random": Lfm2VlForConditionalGeneration, "lfm3": Lfm3VlForConditionalGeneration}
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "What is in this image?"
 SCENE = ROOT / "examples" / "scene.png"
@@ -63,14 +66,16 @@ def make(folder: Path) -> None:
     torch.set_num_threads(1)  # sums in one order
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(SCENE, folder / SCENE.name)
-    with tempfile.TemporaryDirectory() as temporary, torch.no_grad():
-        np.savez_compressed(folder / "random.npz", **random_arrays(Path(temporary)))
+    for name in CHECKPOINTS:
+        with tempfile.TemporaryDirectory() as temporary, torch.no_grad():
+            np.savez_compressed(folder / f"{name}.npz", **random_arrays(Path(temporary), name))
     with tempfile.TemporaryDirectory() as temporary, torch.no_grad():
         np.savez_compressed(folder / "demo.npz", **demo_arrays(Path(temporary)))
 
 
-def random_arrays(folder: Path) -> dict[str, Any]:
-    """Of the random checkpoint, which is written into `folder`."""
+def random_arrays(folder: Path, kind: str) -> dict[str, Any]:
+    """Of a random checkpoint, which is written into `folder`."""
+    checkpoint = CHECKPOINTS[kind]
     (folder / "config.json").write_text(json.dumps(checkpoint.CONFIG))
     weights = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in checkpoint.tensors().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -80,12 +85,17 @@ def random_arrays(folder: Path) -> dict[str, Any]:
         "spatial_shapes": torch.from_numpy(prompts.spatial_shapes),
         "pixel_attention_mask": torch.from_numpy(prompts.pixel_attention_mask),
     }
+    if kind == "lfm3":  # which takes the patches of all pictures one after the other
+        mask = pictures["pixel_attention_mask"].bool()
+        grids = torch.nn.functional.pad(pictures["spatial_shapes"], (1, 0), value=1)
+        pictures = {"pixel_values": pictures["pixel_values"][mask], "image_grid_thw": grids}
     arrays: dict[str, Any] = {}
     for suffix, dtype in (("", torch.float32), ("_bfloat16", torch.bfloat16)):
-        model = load_as(str(folder), dtype, "sdpa")
+        model = load_as(str(folder), dtype, "sdpa", NETWORKS[kind])
+        pictures["pixel_values"] = pictures["pixel_values"].to(dtype)
         for name, ids in (("picture", prompts.picture), ("text", prompts.text)):
-            before = np.linspace(0, ids.shape[1] - checkpoint.STEPS - 1, PROMPT_ROWS).astype(int)
-            rows = np.concatenate([before, np.arange(ids.shape[1] - checkpoint.STEPS, ids.shape[1])])
+            before = np.linspace(0, ids.shape[1] - STEPS - 1, PROMPT_ROWS).astype(int)
+            rows = np.concatenate([before, np.arange(ids.shape[1] - STEPS, ids.shape[1])])
             logits = model(input_ids=torch.from_numpy(ids), **(pictures if name == "picture" else {})).logits
             arrays[f"{name}/rows"] = rows
             arrays[f"{name}/logits{suffix}"] = logits[0, rows].float().numpy()
@@ -141,7 +151,7 @@ def _demo_inputs() -> dict[str, Any]:
 def differences(old: Path, new: Path) -> list[str]:
     """One line for each array in which the folder `old` differs from `new`."""
     found = [] if (old / SCENE.name).read_bytes() == (new / SCENE.name).read_bytes() else [f"{SCENE.name}: differs"]
-    for name in ("random.npz", "demo.npz"):
+    for name in (*(f"{name}.npz" for name in CHECKPOINTS), "demo.npz"):
         with np.load(old / name) as before, np.load(new / name) as after:
             found += [f"{name}: {key} only on one side" for key in set(before) ^ set(after)]
             for key in sorted(set(before) & set(after)):

@@ -7,6 +7,7 @@ It needs the extra `reference` (torch, torchvision, transformers 5.23). tests/go
 
     gen2/ gen25/ untied/      small random checkpoints in Hugging Face format   (checkpoints.py)
     lfm3/                     the same of LFM3-VL, with its cases               (lfm3.py)
+    lfm2_text/ lfm3_text/     the same of text models                           (causal_lm.py)
     pictures/NAME.png         the pictures                                     (pictures.py)
     videos/NAME.png           videos, as animations without loss               (lfm3.py)
     cases/CHECKPOINT-NAME.npz every stage of one call; the keys are described in stages.py
@@ -38,7 +39,7 @@ import transformers
 from PIL import Image
 from safetensors.numpy import load_file
 
-from . import lfm3
+from . import causal_lm, lfm3
 from .cases import CASES
 from .checkpoints import NAMES, SEEDS, write_checkpoint
 from .geometry import geometry
@@ -76,12 +77,12 @@ def make(folder: Path) -> None:
             arrays, texts = freeze(case, model, processor, rounded)
             np.savez_compressed(folder / "cases" / f"{case.id}.npz", **arrays)
             cases.append(_entry(case, texts))
-    cases += make_lfm3(folder)
+    cases += make_lfm3(folder) + make_text(folder)
     _write_json(folder / "templates.json", templates(processors["gen25"]))
     _write_json(folder / "tokens.json", {name: tokens(processors[name].tokenizer) for name in ("gen2", "gen25")})
     manifest = {
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "seeds": SEEDS | {lfm3.NAME: lfm3.SEED},
+        "seeds": SEEDS | {lfm3.NAME: lfm3.SEED} | causal_lm.SEEDS,
         "files": _sums(folder),
         "cases": cases,
     }
@@ -100,6 +101,19 @@ def make_lfm3(folder: Path) -> list[dict[str, Any]]:
         arrays, texts = lfm3.freeze(case, model, processor)
         np.savez_compressed(folder / "cases" / f"{case.id}.npz", **arrays)
         made.append(_entry(case, texts))
+    return made
+
+
+def make_text(folder: Path) -> list[dict[str, Any]]:
+    """Writes the text models' checkpoints and the arrays of their cases; the cases' entries of the manifest."""
+    made = []
+    for name in causal_lm.CONFIG:
+        causal_lm.write_checkpoint(name, folder / name)
+        model, tokenizer = causal_lm.load(folder / name)
+        for case in (case for case in causal_lm.CASES if case.checkpoint == name):
+            arrays, texts = causal_lm.freeze(case, model, tokenizer)
+            np.savez_compressed(folder / "cases" / f"{case.id}.npz", **arrays)
+            made.append(_entry(case, texts))
     return made
 
 

@@ -51,9 +51,9 @@ def load(folder: str) -> tuple[Any, Any]:
     return load_as(folder, torch.float32, "eager"), AutoProcessor.from_pretrained(folder)
 
 
-def load_as(folder: str, dtype: torch.dtype, attention: str) -> Any:
+def load_as(folder: str, dtype: torch.dtype, attention: str, network: Any = Lfm2VlForConditionalGeneration) -> Any:
     """The reference's model of `folder` in `dtype`, with transformers' `attn_implementation`."""
-    model, report = Lfm2VlForConditionalGeneration.from_pretrained(
+    model, report = network.from_pretrained(
         folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
     )
     if any(report.values()):
@@ -143,7 +143,7 @@ def language(inputs: Any, model: Any, rng: np.random.Generator) -> dict[str, np.
     """The arrays of a case that the backbone and the head make."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
     labels = ids.clone()
-    labels[~mask | (ids == model.config.image_token_id)] = -100
+    labels[~mask | (ids == getattr(model.config, "image_token_id", -1))] = -100
     labels[:, : ids.shape[1] // 4] = -100
     # The first token after padding would be predicted at a padding position, where nothing is defined.
     labels[torch.arange(len(ids)), mask.int().argmax(1)] = -100

@@ -118,6 +118,21 @@ LFM3_TEMPLATE = """{{- bos_token -}}
 """
 
 
+TEXT_TEMPLATE = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+    {%- set content = message["content"] -%}
+    {%- if content is not string -%}
+        {%- set content = content | tojson -%}
+    {%- endif -%}
+    {{- "<|im_start|>" + message["role"] + "\\n" + content + "<|im_end|>\\n" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- "<|im_start|>assistant\\n" -}}
+{%- endif -%}
+"""
+
+
 def write_tokenizer(name: str, vocab_size: int, folder: Path) -> None:
     """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja in the style of checkpoint `name`.
 
@@ -160,6 +175,18 @@ def write_lfm3_tokenizer(special_tokens: Sequence[str], vocab_size: int, folder:
         "vision_start_token": "<|vision_start|>",
     }
     _write(_trained(special_tokens, vocab_size), config, LFM3_TEMPLATE, folder)
+
+
+def write_text_tokenizer(special_tokens: Sequence[str], vocab_size: int, folder: Path) -> None:
+    """Writes the files of `write_tokenizer` in the style of text models, with these special tokens first."""
+    config = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|im_end|>",
+        "model_max_length": 1000000000000000019884624838656,
+        "pad_token": "<|pad|>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    _write(_trained(special_tokens, vocab_size), config, TEXT_TEMPLATE, folder)
 
 
 def _trained(special_tokens: Sequence[str], vocab_size: int) -> Tokenizer:

@@ -4,7 +4,7 @@
 import { ApiError, chat, listModels, setKey } from "./api.js";
 import { makeComposer } from "./composer.js";
 import { element, iconButton, notice } from "./dom.js";
-import { answerElement, forget, questionElement } from "./messages.js";
+import { answerElement, forget, isVideo, questionElement } from "./messages.js";
 import { makeSettings } from "./settings.js";
 import { deleteConversation, loadConversations, newConversation, saveConversation } from "./store.js";
 
@@ -76,7 +76,9 @@ async function requestMessages(messages) {
   for (const { role, text, pictures, error } of messages) {
     if (error && !text) continue;
     const urls = await Promise.all(pictures.map((picture) => dataUri(picture.blob)));
-    const parts = urls.map((url) => ({ type: "image_url", image_url: { url } }));
+    const parts = urls.map((url, index) => isVideo(pictures[index])
+      ? { type: "video_url", video_url: { url } }
+      : { type: "image_url", image_url: { url } });
     made.push({ role, content: parts.length ? [...parts, ...(text ? [{ type: "text", text }] : [])] : text });
   }
   return made;
@@ -146,7 +148,7 @@ function showMessages() {
   let pictures = [];
   const made = current.messages.map((message, index) => {
     if (message.role === "user") {
-      pictures = [...pictures, ...message.pictures];
+      pictures = [...pictures, ...message.pictures.filter((picture) => !isVideo(picture))];
       return questionElement(message, { edit: () => edit(index), open: openPicture });
     }
     const [row, show] = answerElement(message, pictures, { retry: () => retry(index) });

@@ -1,7 +1,8 @@
-// The field of the question and its pictures. It calls `send({text, pictures})`; pictures are {name, blob}.
+// The field of the question, its pictures and videos. It calls `send({text, pictures})`; pictures are {name, blob}, and
+// videos are among them.
 
 import { element, iconButton, notice } from "./dom.js";
-import { thumbnail } from "./messages.js";
+import { isVideo, thumbnail } from "./messages.js";
 
 const MOST_BYTES = 50 * 2 ** 20;
 
@@ -28,8 +29,8 @@ export function makeComposer({ send, open }) {
 
   function add(given) {
     for (const file of given) {
-      if (!looksLikePicture(file)) notice(`${file.name} is not a picture.`);
-      else if (file.size > MOST_BYTES) notice(`${file.name} has ${Math.round(file.size / 2 ** 20)} MB; pictures may have ${MOST_BYTES / 2 ** 20} MB.`);
+      if (!looksLikePicture(file) && !isVideo({ name: file.name, blob: file })) notice(`${file.name} is neither a picture nor a video.`);
+      else if (file.size > MOST_BYTES) notice(`${file.name} has ${Math.round(file.size / 2 ** 20)} MB; a file may have ${MOST_BYTES / 2 ** 20} MB.`);
       else pictures.push({ name: file.name || "pasted picture", blob: file });
     }
     show();

@@ -23,8 +23,16 @@ export function forget(blob) {
   addresses.delete(blob);
 }
 
-/** A small picture, or its name where the browser cannot show its format. */
+/** Whether a picture of a message is a video. */
+export function isVideo({ name, blob }) {
+  return blob.type.startsWith("video/") || /\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|ogv)$/i.test(name);
+}
+
+/** A small picture or a video; a picture's name where the browser cannot show its format. */
 export function thumbnail({ name, blob }, open) {
+  if (isVideo({ name, blob })) {
+    return element("video", { src: addressOf(blob), title: name, "aria-label": name, controls: true, muted: true, playsinline: true, preload: "metadata" });
+  }
   const picture = element("img", { src: addressOf(blob), alt: name, loading: "lazy" });
   const button = element("button", { type: "button", class: "thumbnail", title: name, onclick: () => open(picture) }, picture);
   picture.addEventListener("error", () => {

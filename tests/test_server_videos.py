@@ -1,0 +1,112 @@
+"""Videos of requests to a server: OpenAI's client with `video_url` parts; limits; other protocols and models."""
+
+from dataclasses import replace
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+from conftest import GOLDEN, Loaded, cache_by_backend
+from servers import SAFE, serving, settings_of
+from videos import CLIP, clip_uri
+
+from mlx_lfm2vl import GenerationOptions, generate, load, load_video
+
+URI = clip_uri()
+GREEDY = GenerationOptions(max_tokens=12, temperature=0)
+
+
+@cache_by_backend
+def loaded(name: str) -> Loaded:
+    return load(GOLDEN / name)
+
+
+@pytest.fixture(scope="module", name="client")
+def running():
+    with serving(settings_of(GOLDEN / "lfm3", GOLDEN / "gen2")) as server:
+        yield server.openai()
+
+
+def asked(url: str = URI, **more: Any) -> Any:
+    return [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": url, **more}}, words("What?")]}]
+
+
+def words(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def answer(client: openai.OpenAI, model: str, messages: Any) -> Any:
+    made = client.chat.completions.create(model=model, messages=messages, max_tokens=12, temperature=0)
+    return made.choices[0].message.content
+
+
+@pytest.mark.parametrize("model", ["lfm3", "gen2"])
+@pytest.mark.parametrize("fps", [None, 4])
+def test_a_video_of_a_request_is_answered_as_the_library_does(client, model, fps):
+    expected = generate(*loaded(model), "What?", videos=load_video(CLIP, fps=fps), options=GREEDY)
+    assert answer(client, model, asked(**({} if fps is None else {"fps": fps}))) == expected
+
+
+def test_a_video_and_a_picture_of_a_request_stand_in_their_order(client):
+    content = asked()[0]["content"]
+    picture = {"type": "image_url", "image_url": {"url": URI}}
+    ours = [{"type": "video", "video": CLIP}, {"type": "image", "image": CLIP}, words("What?")]
+    expected = generate(*loaded("lfm3"), [{"role": "user", "content": ours}], options=GREEDY)
+    assert answer(client, "lfm3", [{"role": "user", "content": [content[0], picture, content[1]]}]) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("clip.mp4", "neither a data URI nor an http(s) address; send the video as a data URI"),
+        ("file:///etc/passwd", "neither a data URI nor"),
+        ("https://example.org/a.mp4", "which this server does not fetch"),
+        ("data:video/mp4;base64,*", "no data URI in base64, such as data:video/mp4;base64"),
+        ("data:video/mp4;base64,aGVsbG8=", "is no video that can be read"),
+    ],
+)
+def test_a_video_that_cannot_be_read_is_refused_by_its_place(client, url, said):
+    with pytest.raises(openai.BadRequestError) as refused:
+        answer(client, "lfm3", asked(url))
+    assert said in str(refused.value) and refused.value.param == "messages[0].content[0].video_url.url"
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        (asked(fps=0), "messages[0].content[0].video_url.fps"),
+        (asked(detail="low"), "messages[0].content[0].video_url.detail"),
+        ([{"role": "system", "content": asked()[0]["content"]}], "messages[0].content[0].type"),
+        ([{"role": "user", "content": [asked()[0]["content"][0]] * 5}], "messages[0].content[4].video_url.url"),
+    ],
+)
+def test_fields_places_and_numbers_of_videos_are_checked(client, messages, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        answer(client, "lfm3", messages)
+    assert refused.value.param == param
+
+
+def test_frames_that_are_pictures_count_as_such():
+    settings = settings_of(GOLDEN / "gen2")
+    settings.model_settings.load["source_policy"] = replace(SAFE, max_pictures=5)
+    with (
+        serving(settings) as server,
+        pytest.raises(openai.BadRequestError, match="6 pictures in one call, pages and frames counted, but at most 5"),
+    ):
+        answer(server.openai(), "gen2", asked())
+
+
+def test_anthropic_s_messages_have_no_videos():
+    with serving(settings_of(GOLDEN / "lfm3")) as server:
+        source = {"type": "base64", "media_type": "video/mp4", "data": "AAAA"}
+        content: Any = [{"type": "video", "source": source}]
+        with pytest.raises(anthropic.BadRequestError, match=r"messages\[0\]\.content\[0\]\.type is"):
+            server.anthropic().messages.create(
+                model="lfm3", max_tokens=1, messages=[{"role": "user", "content": content}]
+            )
+
+
+def test_the_page_may_show_videos_of_the_browser():
+    with serving(settings_of(GOLDEN / "lfm3")) as server:
+        _, headers, _ = server.raw("GET", "/")
+    assert "media-src blob:" in headers["content-security-policy"]
