@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -566,45 +565,43 @@ class Timed(Knowing):
         return Timed(self.prompt, self.answer, self.wrong, self.seed)
 
 
-def slowed(monkeypatch: pytest.MonkeyPatch, method: str, seconds: float) -> None:
-    """Makes a method of `GenerationBatch` take longer."""
-    own = getattr(GenerationBatch, method)
+def timed(monkeypatch: pytest.MonkeyPatch, verified: float, wrong: float = 0.0) -> tuple[Completion, Completion]:
+    """An answer of 100 tokens without drafts, and with drafts that end by a clock, on which a step takes a second and
+    one with drafts `verified` seconds."""
+    request = GenerationRequest("Hi", options=replace(GREEDY, max_tokens=100))
+    plain = answered(request)
+    now = 0.0
 
-    def slow(*given: Any, **named: Any) -> Any:
-        time.sleep(seconds)
-        return own(*given, **named)
+    def slowed(own: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        def slow(*given: Any, **named: Any) -> Any:
+            nonlocal now
+            now += seconds
+            return own(*given, **named)
 
-    monkeypatch.setattr(GenerationBatch, method, slow)
+        return slow
+
+    for name, seconds in (("step", 1.0), ("verify", verified)):
+        monkeypatch.setattr(GenerationBatch, name, slowed(getattr(GenerationBatch, name), seconds))
+    monkeypatch.setattr(Pace, "pays", PAYS)
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    ends = generation_config(loaded()[0]).eos_token_ids
+    assert ends
+    draft = Timed(len(encode(*loaded(), request).ids), (*plain.tokens, ends[0]), wrong)
+    return answered(replace(request, options=replace(request.options, draft=draft))), plain
 
 
 @pytest.mark.parametrize("wrong", [0.0, 1.0])
 def test_drafts_that_cost_more_than_they_save_end(wrong, monkeypatch):
-    """Right ones too: a run with a draft takes as long as 50 without."""
-    monkeypatch.setattr(Pace, "pays", PAYS)
-    request = GenerationRequest("Hi", options=replace(GREEDY, max_tokens=100))
-    plain = answered(request)
-    slowed(monkeypatch, "verify", 0.25)
-    slowed(monkeypatch, "step", 0.005)
-    ends = generation_config(loaded()[0]).eos_token_ids
-    assert ends
-    draft = Timed(len(encode(*loaded(), request).ids), (*plain.tokens, ends[0]), wrong)
-    made = answered(replace(request, options=replace(request.options, draft=draft)))
+    """Right ones too."""
+    made, plain = timed(monkeypatch, 20.0, wrong)
     same(made, plain)
-    assert 0 < statistics_of(made).drafted_tokens <= 8
+    assert statistics_of(made).drafted_tokens == 4
 
 
 def test_drafts_that_save_time_go_on(monkeypatch):
-    monkeypatch.setattr(Pace, "pays", PAYS)
-    request = GenerationRequest("Hi", options=replace(GREEDY, max_tokens=100))
-    plain = answered(request)
-    slowed(monkeypatch, "step", 0.05)
-    slowed(monkeypatch, "verify", 0.05)
-    ends = generation_config(loaded()[0]).eos_token_ids
-    assert ends
-    draft = Timed(len(encode(*loaded(), request).ids), (*plain.tokens, ends[0]))
-    made = answered(replace(request, options=replace(request.options, draft=draft)))
+    made, plain = timed(monkeypatch, 1.5)
     same(made, plain)
-    assert statistics_of(made).model_steps <= 1 + NEEDED + 2 + 100 // MOST + 5
+    assert statistics_of(made).model_steps <= 1 + NEEDED + 2 + 100 // MOST + 2
 
 
 def test_ngrams_by_the_clock_change_no_answer(cli, monkeypatch):  # noqa: F811

@@ -52,7 +52,7 @@ def measure(
     asked = {"type": "text", "text": PROMPT}
     question = {"role": "user", "content": [{"type": "image", "image": file}, asked]}
     answer = {"role": "assistant", "content": answered([question], plain).text}
-    again = [question, answer, {"role": "user", "content": [asked]}]
+    again: list[dict[str, Any]] = [question, answer, {"role": "user", "content": [asked]}]
     kinds: dict[str, tuple[list[dict[str, Any]], Draft | Literal["ngram", "auto"]]] = {
         "first": ([question], "ngram"),
         "again": (again, "ngram"),

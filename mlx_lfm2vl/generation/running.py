@@ -91,7 +91,7 @@ class Running:
             self._take(batch, at, [token], None if logprobs is None else [logprobs[at]])
             for at, token in enumerate(tokens)
         ]
-        return outcomes, not (blocks or any(drafts))
+        return outcomes, not (ready or blocks or any(drafts))  # a step behind a draft begins two runs
 
     def _read_blocks(self, batch: GenerationBatch, most: int) -> bool:
         """Lets a drafter propose for its rows, if one of them wants a draft; whether it did."""
