@@ -18,6 +18,8 @@ does. The same command goes on with a training that was stopped or killed.
   mlx-lfm2vl lora --model LiquidAI/LFM2.5-VL-450M --data rows.jsonl --output adapter
   mlx-lfm2vl generate --model LiquidAI/LFM2.5-VL-450M --adapter adapter --image photo.jpg --prompt "What is it?"
 
+The loss is said every twentieth part of --iters, without it every --save-every steps, and at each validation.
+
 A row is one of `batch` with its answer: {"image": "a.png", "prompt": "What is it?", "answer": "A lathe."}. Paths are
 relative to the file. {"messages": [...]} with the pictures in its items, or in "images", is read too.
 """

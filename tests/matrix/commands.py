@@ -62,6 +62,8 @@ OPTIONS = [
     refused("convert --hf-pth x", "--hf-path", "are required", "; did you mean --hf-path? (see"),
     refused("convert --mdoel=x -q", "--model", "are required", "; did you mean --model? (see"),
     refused("batch a.png --outptu o.jsonl", "--output", "are required", "; did you mean --output? (see"),
+    refused("evaluate demo", "--task", "are required", "--task (see"),
+    refused("evaluate demo --task nowhere.jsonl", "nowhere.jsonl", "cannot be read"),
     refused("convert -q", "--hf-path/--model", "are required", "--model (see"),
     refused("upload folder", "OWNER/NAME", "are required", "OWNER/NAME (see"),
     refused("help --frobnicate", "--frobnicate", "unrecognized arguments", HELP),
