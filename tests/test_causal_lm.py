@@ -140,7 +140,7 @@ def test_generate_chat_and_batch_take_text_models(name, golden, capsys, tmp_path
 def test_a_server_answers_with_a_text_model(golden):
     short = golden("lfm3_text-short")
     with serving(settings_of(GOLDEN / "lfm3_text")) as server:
-        ask = {"model": "lfm3_text", "max_tokens": 24, "temperature": 0}
+        ask: dict[str, Any] = {"model": "lfm3_text", "max_tokens": 24, "temperature": 0}
         made = server.openai().chat.completions.create(**ask, messages=short.messages[0])
         assert made.choices[0].message.content == short.generated_text[0]
         url = "data:image/png;base64,iVBORw0KGgo="
