@@ -18,6 +18,7 @@ from launched import ended, free_ports, start_ranks
 from test_cli import MODEL, ROOT, cli  # noqa: F401
 
 from mlx_lfm2vl.cli.ranks import dealt_by_cost
+from mlx_lfm2vl.distributed.group import launched_group
 
 PICTURES = GOLDEN / "pictures"
 
@@ -62,6 +63,7 @@ def test_ranks_write_the_output_of_one_process(cli, tmp_path):  # noqa: F811
     assert output.read_bytes() == whole and left(tmp_path) == ["out.jsonl"]
 
 
+@pytest.mark.soak
 def test_ranks_do_failed_rows_again_in_their_places(cli, tmp_path):  # noqa: F811
     rows, output = inputs(tmp_path), tmp_path / "out.jsonl"
     assert cli(*words(rows, output))[0] == 1
@@ -121,6 +123,20 @@ def test_mlx_launch_starts_the_ranks(cli, tmp_path):  # noqa: F811
     assert "10 rows, 2 with an error" in done.stderr, done.stderr
     assert cli(*words(rows, tmp_path / "alone.jsonl"))[0] == 1
     assert output.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_one_rank_is_a_process_alone(monkeypatch, tmp_path, text):
+    """`mlx.launch -n 1` gives a hostfile without hosts, which MLX does not read."""
+    (tmp_path / "hosts").write_text(text)
+    monkeypatch.setenv("MLX_RANK", "0")
+    monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts"))
+    assert launched_group() is None
+
+
+def test_rows_on_stdin_are_refused_in_ranks(tmp_path):
+    for code, out, err in ended(start_ranks(tmp_path, 2, *words(Path("-"), tmp_path / "out.jsonl"))):
+        assert (code, out) == (2, "") and "mlx.launch does not end" in err, err
 
 
 @given(st.dictionaries(st.integers(1, 300), st.integers(1, 5000), max_size=60), st.integers(1, 8))

@@ -26,6 +26,7 @@ from mlx_lfm2vl import GenerationOptions, OptionError, convert, generate, load
 from mlx_lfm2vl.weights.files import read_header, read_part
 
 PROGRAM = Path(__file__).parent / "ranks_program.py"
+ADAPTERS = Path(__file__).parent / "adapters"
 SMALL = GOLDEN / "pictures" / "small.png"
 
 
@@ -81,6 +82,10 @@ def test_what_ranks_cannot_share_is_refused(tmp_path):
     group = mx.distributed.init()
     with pytest.raises(OptionError, match="needs the backend mlx"):
         load(GOLDEN / "gen25", backend="numpy", group=group)
+    with pytest.raises(OptionError, match="ranks share models of LFM2-VL only"):
+        load(GOLDEN / "lfm3", backend="mlx", group=group)
+    with pytest.raises(OptionError, match="an adapter that is fused"):
+        load(GOLDEN / "gen25", backend="mlx", adapter=next(ADAPTERS.glob("*/adapter_config.json")).parent, group=group)
 
 
 WORDS = ("--model", "demo", "--max-tokens", 12)

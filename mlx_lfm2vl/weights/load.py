@@ -18,7 +18,7 @@ import mlx.nn as nn
 from .. import backends
 from ..backends import cpu
 from ..backends.thread_state import computing, stop_at_exit
-from ..config import ModelConfig, config_of, read_json
+from ..config import Lfm2VlConfig, ModelConfig, config_of, read_json
 from ..config.files import AGAIN
 from ..errors import OptionError, WeightsError, first_line
 from ..models.families import NETWORKS
@@ -88,6 +88,8 @@ def load_model(
         what = "the backend mlx" if chosen != "mlx" else "an adapter that is fused into the model (mlx-lfm2vl fuse)"
         raise OptionError(f"a model that several ranks share needs {what}")
     model, stored = open_model(folder, model_class=model_class, prefix=prefix)
+    if group is not None and not isinstance(stored.config, Lfm2VlConfig):
+        raise OptionError(f"{folder}: ranks share models of LFM2-VL only; run it on one machine")
     mixed = stored.mixed_note if target is None else ""
     check_weights(str(folder), stored.infos, stored.dtype if mixed else target, 1 if group is None else group.size())
     tensors, note = stored.read(target) if group is None else stored.read_shard(shard(model, group), group, target), ""
