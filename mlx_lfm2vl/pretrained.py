@@ -104,7 +104,7 @@ def load_draft(
     local_files_only: bool = False,
     progress: Progress | None = None,
 ) -> DraftModel | DSparkDraftModel:
-    """What proposes tokens to a model (`GenerationOptions.draft`), of a folder, a hub repository, or `demo`.
+    """A draft, which proposes tokens to a model (`GenerationOptions.draft`), of a folder, a hub repository, or `demo`.
 
     Args:
         path_or_repo: a smaller model of the same tokens, or a DSpark drafter, which its config.json tells apart.

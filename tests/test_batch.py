@@ -98,7 +98,7 @@ def test_progress_counts_the_prompts_that_were_read():
     model, processor = loaded()
     told: list[tuple[int, int]] = []
     answers = list(generate_batch(model, processor, mixed(5), batch_size=2, progress=lambda *now: told.append(now)))
-    lengths = [answer.statistics.prompt_tokens for answer in answers]
+    lengths = [statistics_of(answer).prompt_tokens for answer in answers]
     assert told[-1] == (sum(lengths), sum(lengths))
     assert all(before < after for (before, _), (after, _) in pairwise(told))
     assert all(done <= read for done, read in told) and told[0][1] == sum(lengths[:2])

@@ -118,7 +118,9 @@ def test_a_drafter_reads_all_tokens_of_the_target_layers(read, chunk):
     np.testing.assert_allclose(
         np.array(logits), np.array(prefill(model, Prompt(ids), other, chunk=chunk)), rtol=1e-4, atol=1e-5
     )
-    states = model.model(input_ids=ids, output_hidden_states=True).hidden_states
+    made = model.model(input_ids=ids, output_hidden_states=True)
+    assert not isinstance(made, tuple) and made.hidden_states is not None
+    states = made.hidden_states
     last: list[mx.array] = []
     layer = model.model.language_model.layers[4]
     wanted = own.empty()
@@ -302,6 +304,7 @@ def test_a_quantised_drafter_is_read(bits, tmp_path):
     mx.save_safetensors(str(tmp_path / "model.safetensors"), arrays)
     shutil.copy(FOLDER / "config.json", tmp_path)
     read = load_draft(tmp_path)
+    assert isinstance(read, DSparkDraftModel)
     for name, array in dict(tree_flatten(read.parameters())).items():
         assert mx.array_equal(array, arrays[f"model.{name}"]), name
 
@@ -318,7 +321,7 @@ def test_the_published_configuration_is_read():
         **{"markov_rank": 256, "rope_is_neox_style": False, "enable_confidence_head": True},
     }
     made = DSparkDraftModel(DSparkConfig.from_dict(published))
-    assert sum(array.size for _, array in tree_flatten(made.parameters())) == 279_468_801
+    assert sum(array.size for array in dict(tree_flatten(made.parameters())).values()) == 279_468_801
 
 
 def without(name: str) -> Callable[[dict[str, Any]], None]:

@@ -20,6 +20,7 @@ from mlx_lfm2vl.config import GenerationConfig
 from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
 from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.sampler import UniformSampler
+from mlx_lfm2vl.models.dspark import DSparkDraftModel
 
 mlx_vlm = pytest.importorskip("mlx_vlm", reason="mlx-vlm is not installed")
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
@@ -222,7 +223,9 @@ def test_a_dspark_drafter_proposes_what_it_does_in_mlx_vlm(tmp_path):
     language, states = their_model.language_model, their_model.language_model.make_cache()
     model, _ = load(out)
     cache = model.make_cache()
-    cache.follow(load_draft(folder))
+    drafter = load_draft(folder)
+    assert isinstance(drafter, DSparkDraftModel)
+    cache.follow(drafter)
     ids = np.random.default_rng(4).integers(500, 800, (1, 20))
     greedy = UniformSampler(GenerationOptions(temperature=0.0).resolve(GenerationConfig()))
     batch = GenerationBatch(model, cache, prefill(model, Prompt(ids), cache), greedy)

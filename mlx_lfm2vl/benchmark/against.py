@@ -21,7 +21,7 @@ FIELDS = {  # of each part of a report, and what a part is called by
 
 
 def read(file: Path) -> dict[str, Any]:
-    """What `bench --json` wrote. Raises `OptionError` for another file."""
+    """The measurements that `bench --json` wrote. Raises `OptionError` for another file."""
     try:
         data = read_json(file)
     except ConfigError as error:

@@ -32,7 +32,7 @@ class Dealer:
         self._others_lost = self.stopped = False
 
     def receive(self, stop: Callable[[], bool]) -> dict[str, Any] | None:
-        """What rank 0 says next, None where it is lost or `stop` is true."""
+        """The next message of rank 0, None where it is lost or `stop` is true."""
         while not self._said and not self.link.lost.is_set() and not stop():
             self._look(WAIT)
         self._look()

@@ -51,7 +51,7 @@ class EvaluationRow:
 
     @property
     def pictures(self) -> list[Any]:
-        """What names the pictures of the question's last message."""
+        """The names of the pictures of the question's last message."""
         content = self.messages[-1]["content"]
         return [] if isinstance(content, str) else [item["image"] for item in content if item["type"] == "image"]
 

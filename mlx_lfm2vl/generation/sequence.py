@@ -72,7 +72,7 @@ class Sequence:
 
     @property
     def drafter(self) -> DSparkDraftModel | None:
-        """What reads along to propose its tokens."""
+        """The drafter, which reads along to propose its tokens."""
         return None if self.speculation is None else self.speculation.drafter
 
     @property

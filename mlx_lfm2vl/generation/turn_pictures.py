@@ -64,8 +64,8 @@ class TurnPictures:
         return TurnPictures(self.processor, self.overrides, dict(self._encoded))
 
     def of(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[EncodedPicture], list[ViewPlan]]:
-        """What the model takes of the pictures and videos in messages as `with_videos` has them, in their order. That
-        of others is forgotten."""
+        """The arrays that the model takes of the pictures and videos in messages, as `with_videos` has them, in their
+        order. Those of others are forgotten."""
         sources = list(sources_in(messages))
         known = {id(each): self._encoded[id(each)] for each in sources if self._is_known(each)}
         for source in sources:

@@ -26,7 +26,7 @@ class CacheCheckpoint:
 
 
 class Drafter(Protocol):
-    """What reads along with the backbone and keeps keys and values of its own (`DSparkDraftModel`)."""
+    """A model beside the backbone that reads along and keeps keys and values of its own (`DSparkDraftModel`)."""
 
     @property
     def target_layer_ids(self) -> tuple[int, ...]: ...

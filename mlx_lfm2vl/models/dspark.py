@@ -86,7 +86,7 @@ class DSparkDecoderLayer(nn.Module):
 
 
 class MarkovHead(nn.Module):
-    """What a token adds to the logits of the next one: a table of pairs, of low rank."""
+    """The addition of a token to the logits of the next one: a table of pairs, of low rank."""
 
     def __init__(self, config: DSparkConfig):
         super().__init__()

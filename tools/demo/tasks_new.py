@@ -8,6 +8,7 @@ are for training. Letters are ten capitals, as the strokes of a pen on a square,
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -26,7 +27,7 @@ STROKES = {
 LETTERS = tuple(STROKES)
 
 
-def _with(rng: np.random.Generator, size: tuple[int, int] | None, level: float, **unknown: str):
+def _with(rng: np.random.Generator, size: tuple[int, int] | None, level: float, **unknown: Any):
     """A scene in which one object has what is unknown: picture, objects, extents, and the number of that object."""
     size, things = place(rng, size, level)
     number = int(rng.integers(len(things)))
