@@ -170,7 +170,7 @@ def test_the_performance_pages_examples_print_tables_of_that_form(place):
 
     for _, body in blocks("performance", "console"):
         command, _, shown = body.removeprefix("$ ").partition("\n")
-        done = run(["sh", "-c", command], place)
+        done = run(["sh", "-c", re.sub(r"--repeats \d+", "--repeats 1", command)], place)
         assert done.returncode == 0, done.stdout
         assert form(done.stdout) == form(shown) and len(form(shown)) > 4
 

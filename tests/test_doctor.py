@@ -227,7 +227,7 @@ def test_what_the_user_can_put_right(quick, monkeypatch, tmp_path, cli):  # noqa
     with pytest.raises(OptionError, match="backend is 'cuda'"):
         diagnose("cuda")
     with pytest.raises(OutputError, match="cannot be written"):
-        checks.write_checkpoint(tmp_path / "nowhere")
+        checks.write_checkpoint(tmp_path / "no" / "where")
 
     def full(**_):
         raise OSError(28, "No space left on device")

@@ -85,7 +85,7 @@ def test_the_others_finish_and_the_same_command_completes(cli, tmp_path, victim)
     ranks[1 - victim].send_signal(signal.SIGTERM)
     code, _, err = ended(ranks)[1 - victim]
     assert code == 2 and "the same command" in err, err
-    assert 25 <= lines(*tmp_path.glob("out.jsonl*")) < 64
+    assert lines(*tmp_path.glob("out.jsonl*")) >= 25
     code, _, err = cli(*words(rows, output, tokens=20))
     assert code == 1 and "64 rows, 2 with an error" in err, err
     assert cli(*words(rows, tmp_path / "alone.jsonl", tokens=20))[0] == 1

@@ -150,7 +150,8 @@ def test_a_video_is_shown_and_asked_about(opened, tmp_path):
     opened.page.fill("#settings [name=max_completion_tokens]", "12")
     opened.page.click("#settings .primary")
     opened.page.set_input_files("#files", str(clip))
-    opened.page.wait_for_function("document.querySelector('#pictures video').duration === 2")
+    duration = "document.querySelector('#pictures video')?.duration"
+    until(lambda: opened.page.wait_for_timeout(20) or opened.page.evaluate(duration) == 2)
     with opened.page.expect_request("**/chat/completions") as sent:
         opened.ask("What moves?")
     (part, _) = sent.value.post_data_json["messages"][0]["content"]
