@@ -77,6 +77,16 @@ class Line:
         return int(head.split()[1]), json.loads(body)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_no_connection_holds_small_segments_back(host):
+    with serving(settings_of(host=host)) as running, socket.create_connection((host, running.server.port)) as line:
+        line.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200 OK" in line.recv(65536)
+        (connection,) = running.server._uvicorn.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET /v1/models HT", b"GET /v1/models HTTP/1.1\r\nHost: loc"])
 def test_a_head_that_is_slow_ends_the_connection(server, sent):
     with Line(server) as line:

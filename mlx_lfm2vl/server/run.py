@@ -164,7 +164,8 @@ def listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ipaddress.ip_address(name).version == 6 else socket.AF_INET
     with contextlib.ExitStack() as opened:
         try:
-            made = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            # asyncio sets TCP_NODELAY only where the protocol is named; without it a body waits for an acknowledgement
+            made = opened.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind((name, port))
             made.listen(BACKLOG)
