@@ -142,11 +142,20 @@ def test_private_addresses_are_never_fetched(url):
     base = settings_of(rules=Rules(allow_urls=True))
     base.model_settings.load.update(source_policy=SourcePolicy(allow_paths=False))
     with serving(base) as server:
-        messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
-        status, _, answer = server.raw(
-            "POST",
-            "/v1/chat/completions",
-            json.dumps({"model": "demo", "messages": messages}),
-            content_type="application/json",
-        )
-    assert status == 400 and "private address" in answer["error"]["message"]
+        picture = {"type": "image_url", "image_url": {"url": url}}
+        asked = {
+            "chat/completions": ({"messages": [{"role": "user", "content": [picture]}]}, "image_url.url"),
+            "responses": (
+                {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]},
+                "input[0].content[0].image_url",
+            ),
+            "describe": ({"images": [url]}, "images[0]"),
+        }
+        for path, (body, place) in asked.items():
+            status, _, answer = server.raw(
+                "POST", f"/v1/{path}", json.dumps({"model": "demo"} | body), content_type="application/json"
+            )
+            error = answer["error"]
+            assert status == 400 and "private address, which is not fetched from" in error["message"]
+            assert error["param"].endswith(place) and error["message"].startswith(f"{error['param']}: {url}")
+            assert "allow" not in error["message"]
