@@ -1,6 +1,7 @@
 """Limits of a server: what is too slow, too large, too much or no request ends in an error of the protocol's shape."""
 
 import contextlib
+import functools
 import json
 import socket
 import threading
@@ -379,3 +380,17 @@ def test_a_file_of_the_page_is_only_read(server):
     status, headers, body = server.raw("POST", "/static/index.html")
     assert status == 405 and headers["allow"] == "GET, HEAD"
     assert body["error"]["message"] == "/static/index.html takes GET, HEAD, not POST"
+
+
+def test_the_time_of_the_first_piece_counts_from_the_body(narrow):
+    client, known = narrow.openai(), len(narrow.lines)
+    with client.chat.completions.create(model="model", messages=TEXT, stream=True) as stream:
+        next(iter(stream))
+        ask = functools.partial(client.chat.completions.create, model="model", messages=TEXT, max_tokens=1)
+        waiting = threading.Thread(target=ask)
+        waiting.start()
+        until(lambda: 'queue_length{model="model"} 1' in narrow.raw("GET", "/metrics")[2])
+        time.sleep(0.3)
+    waiting.join(30)
+    line = until(lambda: next((line for line in narrow.lines[known:] if " 200 " in line and "answer=1 " in line), ""))
+    assert float(line.partition(" first=")[2].removesuffix("s")) >= 0.3

@@ -87,6 +87,7 @@ def test_answers_that_go_on_are_cut_after_a_time(endless):
             list(chunks)
         code, log = server.end()
     assert time.monotonic() - started < 20 and code == 0 and "Traceback" not in log
+    assert re.search(r"POST /v1/chat/completions 200 \S+s req_\w+ cut=503 model=model prompt=\d+ .*answer=[1-9]", log)
 
 
 def test_a_second_signal_ends_a_server_at_once(endless):

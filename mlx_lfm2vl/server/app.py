@@ -175,7 +175,9 @@ class Recorded:
         refusal = api_error(error, record.path)
         if refusal.status == 500:
             self._write(f"{record.id} {of_bug(error)}")
-        if record.status == 0:
+        if record.status:
+            record.cut = refusal.status
+        else:
             await send_json(send, refusal.body(anthropic, record.id), refusal.status, refusal.headers)
 
 
