@@ -346,7 +346,7 @@ def test_a_compressed_body_is_refused(server, coding):
     assert status == 415 and f"({coding.lower()})" in body["error"]["message"]
 
 
-def test_a_number_that_python_does_not_read_is_named_in_plain_words(server):
+def test_a_number_with_too_many_digits_is_told_in_plain_words(server):
     body = f'{{"model": "demo", "max_tokens": {"9" * 5000}}}'
     status, _, answer = server.raw("POST", "/v1/chat/completions", body, content_type="application/json")
     assert (

@@ -168,7 +168,7 @@ def test_the_progress_of_a_download_is_visible(tmp_path, monkeypatch):
     assert counts == sorted(counts) and len(set(counts)) > 5, json.dumps(seen[-3:])
 
 
-def test_a_model_that_cannot_be_loaded_says_why_and_is_tried_again(tmp_path):
+def test_a_model_that_failed_says_why_and_is_tried_again(tmp_path):
     folder = shutil.copytree(demo.path(), tmp_path / "broken")
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text("{")
