@@ -85,6 +85,10 @@ class PromptError(Lfm2VlError, ValueError):
     """Text and pictures of a call do not belong together (count of placeholders, roles, empty prompts)."""
 
 
+class ContextLengthError(PromptError):
+    """A prompt has more tokens than the model has positions."""
+
+
 class OptionError(Lfm2VlError, ValueError):
     """An argument or option has a value outside its range; the message names it."""
 

@@ -111,9 +111,11 @@ def test_no_page_may_ask_unless_one_is_named(keyed):
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/messages", "/v1/chat/completions", "/metrics", "/nothing"])
 def test_without_the_key_nothing_is_answered(keyed, headers, path):
     sent = {name: value.encode().decode("latin-1") for name, value in headers.items()}
-    status, _, body = keyed.raw("GET", path, **sent)
-    assert status == 401 and body["error"]["type"] == "authentication_error"
-    assert (body.get("type") == "error") == (path == "/v1/messages")
+    status, answered, body = keyed.raw("GET", path, **sent)
+    anthropic = path == "/v1/messages"
+    assert status == 401 and answered["www-authenticate"] == "Bearer"
+    assert body["error"]["type"] == ("authentication_error" if anthropic else "invalid_request_error")
+    assert (body.get("type") == "error") == anthropic
 
 
 @pytest.mark.parametrize("name", ["authorization", "x_api_key"])

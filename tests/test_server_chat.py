@@ -214,6 +214,7 @@ def test_tags_that_change_nothing_are_taken(client):
     assert made.usage.completion_tokens == 1
 
 
+TOOL = {"type": "function", "function": {"name": "paint"}}
 REFUSED = [
     ({"model": "gpt-4o"}, 404, "model", "model_not_found"),
     ({"model": None}, 400, "model", "missing_required_parameter"),
@@ -232,8 +233,28 @@ REFUSED = [
         {"messages": text([{"type": "input_audio", "input_audio": {}}])},
         400,
         "messages[0].content[0].type",
+        "unsupported_parameter",
+    ),
+    ({"messages": text([{"type": "file", "file": {}}])}, 400, "messages[0].content[0].type", "unsupported_parameter"),
+    ({"tools": [{"type": "web_search"}]}, 400, "tools[0].type", "unsupported_parameter"),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}},
+        400,
+        "tool_choice.type",
+        "unsupported_parameter",
+    ),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, 400, "tools[0].function.name", "invalid_value"),
+    ({"tools": [{"type": "function", "function": {"name": "a" * 65}}]}, 400, "tools[0].function.name", "invalid_value"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a.b", "schema": {}}}},
+        400,
+        "response_format.json_schema.name",
         "invalid_value",
     ),
+    ({"logit_bias": {"999999": 1}}, 400, "logit_bias", "invalid_value"),
+    ({"max_image_tokens": 4, "min_image_tokens": 9}, 400, "min_image_tokens", "invalid_value"),
+    ({"messages": text("a b " * 3000)}, 400, "messages", "context_length_exceeded"),
+    ({"messages": text("a" * 3_000_000)}, 400, "messages", "context_length_exceeded"),
     (
         {"messages": text([{"type": "text", "text": "a", "cache": 1}])},
         400,
@@ -288,7 +309,7 @@ def test_what_is_wrong_or_not_offered_is_an_error_of_openai_s_shape(client, chan
     assert isinstance(error.body, dict) and error.request_id is not None
     assert (error.status_code, error.param, error.code) == (status, param, code)
     assert set(error.body) == {"message", "type", "param", "code"} and "\n" not in error.body["message"]
-    assert error.type == ("not_found_error" if status == 404 else "invalid_request_error")
+    assert error.type == "invalid_request_error"
     assert error.request_id.startswith("req_")
 
 

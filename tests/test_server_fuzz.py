@@ -3,16 +3,19 @@
 MLX_LFM2VL_FUZZ=100000 in the environment runs so many of each test, in place of a few.
 """
 
+import contextlib
 import copy
 import json
 import os
 import random
 from typing import Any
 
+import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from servers import about, base64_of, data_uri, serving, settings_of
+from matrix import web
+from servers import EXAMPLES, about, base64_of, data_uri, serving, settings_of
 
 from mlx_lfm2vl import SourcePolicy
 from mlx_lfm2vl.server.api_request import Rules
@@ -142,11 +145,40 @@ def test_private_addresses_are_never_fetched(url):
     base = settings_of(rules=Rules(allow_urls=True))
     base.model_settings.load.update(source_policy=SourcePolicy(allow_paths=False))
     with serving(base) as server:
-        messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
-        status, _, answer = server.raw(
-            "POST",
-            "/v1/chat/completions",
-            json.dumps({"model": "demo", "messages": messages}),
-            content_type="application/json",
-        )
-    assert status == 400 and "private address" in answer["error"]["message"]
+        picture = {"type": "image_url", "image_url": {"url": url}}
+        asked = {
+            "chat/completions": ({"messages": [{"role": "user", "content": [picture]}]}, "image_url.url"),
+            "responses": (
+                {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]},
+                "input[0].content[0].image_url",
+            ),
+            "describe": ({"images": [url]}, "images[0]"),
+        }
+        for path, (body, place) in asked.items():
+            status, _, answer = server.raw(
+                "POST", f"/v1/{path}", json.dumps({"model": "demo"} | body), content_type="application/json"
+            )
+            error = answer["error"]
+            assert status == 400 and "private address, which is not fetched from" in error["message"]
+            assert error["param"].endswith(place) and error["message"].startswith(f"{error['param']}: {url}")
+            assert "allow" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("/bad.png", "not a picture"), ("/cut.png", "damaged"), ("/none.png", "the server answered 404")],
+)
+def test_a_bad_picture_at_an_address_is_named_by_its_place(path, words):
+    picture = (EXAMPLES / "scene.png").read_bytes()
+    pages = web.Server(
+        {"/bad.png": web.response("200 OK", b"hello"), "/cut.png": web.response("200 OK", picture[:300])}
+    )
+    base = settings_of(rules=Rules(allow_urls=True))
+    policy = SourcePolicy(allow_paths=False, allow_private_addresses=True)
+    base.model_settings.load.update(source_policy=policy)
+    with contextlib.closing(pages), serving(base) as server, pytest.raises(openai.BadRequestError) as refused:
+        content = [about("scene")[0]["content"][0], {"type": "image_url", "image_url": {"url": pages.url + path}}]
+        server.openai().chat.completions.create(model="demo", messages=[{"role": "user", "content": content}])
+    place = "messages[0].content[1].image_url.url"
+    assert refused.value.param == place and refused.value.body["message"].startswith(f"{place}: {pages.url}{path}: ")
+    assert words in refused.value.body["message"]

@@ -1,6 +1,7 @@
 """Limits of a server: what is too slow, too large, too much or no request ends in an error of the protocol's shape."""
 
 import contextlib
+import functools
 import json
 import socket
 import threading
@@ -11,7 +12,7 @@ import openai
 import pytest
 from servers import about, data_uri, serving, settings_of, until
 
-from mlx_lfm2vl import ConstraintError
+from mlx_lfm2vl import ConstraintError, SourcePolicy
 from mlx_lfm2vl.server import task_requests, tools
 from mlx_lfm2vl.server.api_request import Rules
 from mlx_lfm2vl.server.limits import Limits
@@ -75,6 +76,16 @@ class Line:
                 data += piece
         head, _, body = data.partition(b"\r\n\r\n")
         return int(head.split()[1]), json.loads(body)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_no_connection_holds_small_segments_back(host):
+    with serving(settings_of(host=host)) as running, socket.create_connection((host, running.server.port)) as line:
+        line.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200 OK" in line.recv(65536)
+        (connection,) = running.server._uvicorn.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /v1/models HT", b"GET /v1/models HTTP/1.1\r\nHost: loc"])
@@ -317,3 +328,69 @@ def test_a_body_counts_until_its_request_has_ended(endless):
         until(lambda: any(" 499 " in text for text in server.lines))
         short = body.replace(b'"stream": true', b'"max_tokens": 1')
         assert server.raw("POST", "/v1/chat/completions", short, content_type="application/json")[0] == 200
+
+
+def test_a_picture_with_too_many_pixels_is_to_be_made_smaller():
+    settings = settings_of(rules=Rules(SMALL))
+    settings.model_settings.load.update(source_policy=SourcePolicy(allow_paths=False, max_pixels=100))
+    with serving(settings) as running, pytest.raises(openai.BadRequestError) as refused:
+        running.openai().chat.completions.create(model="demo", messages=about("scene"))
+    assert refused.value.body["message"].endswith("is more than 100 pixels; make it smaller")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "Deflate"])
+def test_a_compressed_body_is_refused(server, coding):
+    status, _, body = server.raw(
+        "POST", "/v1/messages", b"\x1f\x8b", content_type="application/json", content_encoding=coding
+    )
+    assert status == 415 and f"({coding.lower()})" in body["error"]["message"]
+
+
+def test_a_number_with_too_many_digits_is_told_in_plain_words(server):
+    body = f'{{"model": "demo", "max_tokens": {"9" * 5000}}}'
+    status, _, answer = server.raw("POST", "/v1/chat/completions", body, content_type="application/json")
+    assert (
+        status == 400
+        and answer["error"]["message"] == "the body is no JSON (it holds a number of more than 4300 digits)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"Host: localhost\r\nHost: localhost\r\n", "multiple Host"),
+        (b"Accept: */*\r\n", "Host"),
+        (b"Host: localhost\r\nA b: c\r\n", "illegal header line"),
+    ],
+)
+def test_a_head_that_is_no_http_says_why(server, head, words):
+    with Line(server) as line:
+        line.send(b"GET /health HTTP/1.1\r\n" + head + b"\r\n")
+        status, body = line.response()
+    assert status == 400 and words in body["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/static/nope.js", "/v1/models/", "/nothing"])
+def test_a_path_that_is_not_there_is_named(server, path):
+    status, _, body = server.raw("GET", path)
+    assert status == 404 and body["error"]["message"].startswith(f"there is nothing at {path}; there is /v1/chat/")
+
+
+def test_a_file_of_the_page_is_only_read(server):
+    status, headers, body = server.raw("POST", "/static/index.html")
+    assert status == 405 and headers["allow"] == "GET, HEAD"
+    assert body["error"]["message"] == "/static/index.html takes GET, HEAD, not POST"
+
+
+def test_the_time_of_the_first_piece_counts_from_the_body(narrow):
+    client, known = narrow.openai(), len(narrow.lines)
+    with client.chat.completions.create(model="model", messages=TEXT, stream=True) as stream:
+        next(iter(stream))
+        ask = functools.partial(client.chat.completions.create, model="model", messages=TEXT, max_tokens=1)
+        waiting = threading.Thread(target=ask)
+        waiting.start()
+        until(lambda: 'queue_length{model="model"} 1' in narrow.raw("GET", "/metrics")[2])
+        time.sleep(0.3)
+    waiting.join(30)
+    line = until(lambda: next((line for line in narrow.lines[known:] if " 200 " in line and "answer=1 " in line), ""))
+    assert float(line.partition(" first=")[2].removesuffix("s")) >= 0.3

@@ -176,6 +176,18 @@ def test_a_bad_picture_is_named_by_its_place(client):
         create(client, messages=user([{"type": "text", "text": "a"}, bad]), max_tokens=1)
 
 
+def test_the_models_are_listed_as_anthropic_lists_them(client):
+    page = client.models.list()
+    (model,) = page
+    assert (model.id, model.type, model.display_name, model.lifecycle) == ("demo", "model", "demo", "active")
+    assert model.created_at.year >= 2026 and (page.has_more, page.first_id, page.last_id) == (False, "demo", "demo")
+    assert client.models.retrieve("demo").created_at == model.created_at
+    with pytest.raises(anthropic.NotFoundError) as refused:
+        client.models.retrieve("claude")
+    shape: Any = refused.value.body
+    assert shape["error"]["type"] == "not_found_error" and refused.value.request_id.startswith("req_")
+
+
 def test_other_paths_and_methods_have_that_shape_too(server):
     status, _, error = server.raw("GET", "/v1/messages")
     assert status == 405 and error["type"] == "error"

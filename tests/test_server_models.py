@@ -168,6 +168,26 @@ def test_the_progress_of_a_download_is_visible(tmp_path, monkeypatch):
     assert counts == sorted(counts) and len(set(counts)) > 5, json.dumps(seen[-3:])
 
 
+def test_a_model_that_failed_says_why_and_is_tried_again(tmp_path):
+    folder = shutil.copytree(demo.path(), tmp_path / "broken")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text("{")
+    with serving(settings_of(folder)) as server:
+        with pytest.raises(openai.InternalServerError, match="its JSON files are missing, damaged") as refused:
+            ask(server, "broken")
+        assert refused.value.status_code == 503 and refused.value.code == "model_not_loaded"
+        shown = server.raw("GET", "/v1/models/broken")[2]
+        assert (
+            shown["state"] == "failed"
+            and shown["error"].startswith("its JSON files")
+            and str(tmp_path) not in json.dumps(shown)
+        )
+        (folder / "config.json").write_text(config)
+        assert ask(server, "broken").usage.completion_tokens == 1
+        shown = server.raw("GET", "/v1/models/broken")[2]
+        assert shown["state"] == "loaded" and "error" not in shown
+
+
 def test_two_models_of_one_name_are_refused(tmp_path):
     shutil.copytree(GOLDEN / "gen2", tmp_path / "gen2")
     with pytest.raises(OptionError, match="same name"):

@@ -55,7 +55,7 @@ class Process:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_server_answers_and_ends_at_a_signal(number):
     with Process("--port", 0) as server:
-        assert "serving demo at http://127.0.0.1:" in server.first
+        assert f"serving demo at {server.url}/v1, with a page for people at {server.url}/ " in server.first
         made = server.openai().chat.completions.create(model="demo", messages=about("scene"))
         assert made.choices[0].message.content == ANSWER
         code, log = server.end(number)
@@ -87,6 +87,7 @@ def test_answers_that_go_on_are_cut_after_a_time(endless):
             list(chunks)
         code, log = server.end()
     assert time.monotonic() - started < 20 and code == 0 and "Traceback" not in log
+    assert re.search(r"POST /v1/chat/completions 200 \S+s req_\w+ cut=503 model=model prompt=\d+ .*answer=[1-9]", log)
 
 
 def test_a_second_signal_ends_a_server_at_once(endless):
@@ -103,10 +104,10 @@ def test_a_key_comes_from_a_file_or_the_environment(tmp_path):
     file.write_text("secret\n")
     for arguments, environment in ((("--api-key-file", file), {}), ((), {"MLX_LFM2VL_API_KEY": "secret"})):
         with Process("--port", 0, "--host", "0.0.0.0", *arguments, **environment) as server:
-            url = server.url.replace("0.0.0.0", "127.0.0.1") + "/v1"
+            assert server.url.startswith("http://127.0.0.1:") and "all addresses of this machine" in server.first
             with pytest.raises(openai.AuthenticationError):
-                server.openai(base_url=url).models.list()
-            assert server.openai(base_url=url, api_key="secret").models.list().data[0].id == "demo"
+                server.openai().models.list()
+            assert server.openai(api_key="secret").models.list().data[0].id == "demo"
 
 
 REFUSED = [
@@ -118,6 +119,8 @@ REFUSED = [
     (("--api-key-file", "/nowhere"), "/nowhere: cannot be read"),
     (("demo", "demo"), "have the same name"),
     (("--max-tokens", "5"), "unrecognized arguments"),
+    (("--adapter", "/nope"), "/nope: no such folder of an adapter"),
+    (("--adapter", str(GOLDEN)), "has no adapter_config.json"),
 ]
 
 

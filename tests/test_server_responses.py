@@ -154,3 +154,24 @@ def test_what_is_wrong_or_not_offered_is_refused(client, changes, status, param)
     with pytest.raises(openai.APIStatusError) as refused:
         client.post("/responses", body={"model": "demo", "input": "Hi"} | changes, cast_to=object)
     assert (refused.value.status_code, refused.value.param) == (status, param)
+
+
+REFUSED = [
+    ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0].type"),
+    ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0].type"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}}, "tool_choice.type"),
+]
+
+
+@pytest.mark.parametrize(("changes", "param"), REFUSED, ids=[row[1] for row in REFUSED])
+def test_what_is_not_offered_is_unsupported(client, changes, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.post("/responses", body={"model": "demo", "input": "Hi"} | changes, cast_to=object)
+    assert (refused.value.param, refused.value.code) == (param, "unsupported_parameter")
+
+
+def test_a_prompt_that_is_too_long_is_told_by_its_code(client):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model="demo", input="a b " * 3000)
+    assert (refused.value.param, refused.value.code) == ("input", "context_length_exceeded")

@@ -6,13 +6,16 @@ from typing import Any
 import anthropic
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from servers import about, serving, settings_of
 from test_response_format import holds
 
-from mlx_lfm2vl import GenerationOptions, ResponseFormat, generate, load
+from mlx_lfm2vl import GenerationOptions, GenerationResponse, ResponseFormat, generate, load
 from mlx_lfm2vl.server import anthropic as anthropic_messages
 from mlx_lfm2vl.server import openai_chat, openai_responses
-from mlx_lfm2vl.server.api_request import Rules
+from mlx_lfm2vl.server.answer import Call, _read
+from mlx_lfm2vl.server.api_request import ApiRequest, Rules
 from mlx_lfm2vl.server.fields import Fields
 from mlx_lfm2vl.server.tools import Tool, _call
 
@@ -62,12 +65,86 @@ def test_a_tool_that_is_demanded_is_called_with_valid_arguments(client, choice):
     is_valid(json.loads(call.function.arguments))
 
 
-def test_a_call_that_is_cut_off_is_no_text(client):
+def joined(chunks):
+    """The calls of a stream by their index, as (name, arguments), and its text."""
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    calls = [call.function for delta in deltas for call in delta.tool_calls or ()]
+    return [(call.name, call.arguments) for call in calls], "".join(delta.content or "" for delta in deltas)
+
+
+def test_a_call_that_is_cut_off_has_its_beginning(server, client):
+    whole = chat(client, tool_choice="required")
+    (call,) = whole.choices[0].message.tool_calls
+    written = call.function.arguments
+    found: dict[int, str] = {}
+    for most in range(9, whole.usage.completion_tokens):
+        (answer,) = chat(client, tool_choice="required", max_tokens=most).choices
+        assert answer.finish_reason == "length"
+        if answer.message.tool_calls:
+            (cut,) = answer.message.tool_calls
+            assert cut.function.name == call.function.name and answer.message.content is None
+            found[most] = cut.function.arguments
+    assert all(written.startswith(arguments) for arguments in found.values())
+    parts = {most: arguments for most, arguments in found.items() if arguments != written}
+    assert len(parts) >= 3 and len(found) > len(parts)  # the end of a call is more than its arguments
+
+    for most in (min(parts), max(parts)):
+        chunks = list(chat(client, tool_choice="required", max_tokens=most, stream=True))
+        assert joined(chunks) == ([(call.function.name, parts[most])], "")
+        assert chunks[-1].choices[0].finish_reason == "length"
+
+        messages = server.anthropic().messages
+        ask = {"model": "demo", "messages": TEXT, "tools": ANTHROPIC_TOOLS, "tool_choice": {"type": "any"}}
+        made = messages.create(**ask, max_tokens=most)
+        assert (made.stop_reason, made.content[0].name) == ("max_tokens", call.function.name)
+        assert made.content[0].input.items() <= json.loads(written).items()
+        with messages.stream(**ask, max_tokens=most) as stream:
+            pieces = [each.delta.partial_json for each in stream if each.type == "content_block_delta"]
+        assert "".join(pieces) == parts[most]
+
+        tools = [{"type": "function", **tool["function"]} for tool in OPENAI_TOOLS]
+        made = client.responses.create(
+            model="demo", input=TEXT, tools=tools, tool_choice="required", max_output_tokens=most
+        )
+        (item,) = made.output
+        assert (made.status, item.status, item.arguments) == ("incomplete", "incomplete", parts[most])
+
+
+def test_a_call_that_is_cut_off_before_its_arguments_is_text(client):
     (answer,) = chat(client, tool_choice="required", max_tokens=8).choices
-    assert (answer.finish_reason, answer.message.content, answer.message.tool_calls) == ("length", "", None)
+    assert answer.finish_reason == "length" and answer.message.tool_calls is None
+    assert answer.message.content.startswith('<|tool_call_start|>[{"name": "')
     chunks = list(chat(client, tool_choice="required", max_tokens=8, stream=True))
-    assert not any(chunk.choices[0].delta.content or chunk.choices[0].delta.tool_calls for chunk in chunks)
-    assert chunks[-1].choices[0].finish_reason == "length"
+    assert joined(chunks) == ([], answer.message.content) and chunks[-1].choices[0].finish_reason == "length"
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+
+
+@given(st.dictionaries(st.text(), LEAVES | st.lists(LEAVES) | st.dictionaries(st.text(), LEAVES)), st.data())
+def test_of_arguments_that_are_cut_off_whole_members_are_known(arguments, data):
+    text = json.dumps(arguments, ensure_ascii=data.draw(st.booleans()))
+    cut = text[: data.draw(st.integers(0, len(text) - 1))]
+    found = Call("", "f", cut, cut=True).members
+    assert list(found.items()) == list(arguments.items())[: len(found)]
+    assert len(found) >= len(arguments) - 1 or cut != text[:-1]
+
+
+def test_calls_before_one_that_is_cut_off_are_whole():
+    text = '<|tool_call_start|>[{"name": "a", "arguments": {"x": 1}}, {"name": "b", "arguments": {"y": "z'
+    asked = ApiRequest("demo", [], [{"name": "a"}], GenerationOptions(), {})
+    said, calls = _read(GenerationResponse("Yes.", (), "length", tool_text=text), asked)
+    assert said == "Yes." and [(call.name, call.arguments, call.cut) for call in calls] == [
+        ("a", '{"x": 1}', False),
+        ("b", '{"y": "z', True),
+    ]
+    said, calls = _read(GenerationResponse("", (), "stop", tool_text=text), asked)  # the model ended within it
+    assert (said, calls) == (text, ())
+    ended = text.partition(", {")[0]
+    (only,) = _read(GenerationResponse("", (), "length", tool_text=ended), asked)[1]
+    assert (only.name, only.arguments, only.cut) == ("a", '{"x": 1}', False)
+    for python in ("<|tool_call_start|>[b(y='z", "<|tool_call_start|>"):
+        assert _read(GenerationResponse("", (), "length", tool_text=python), asked) == (python, ())
 
 
 def test_a_call_streams_as_a_delta(client):

@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         from ..server.limits import Limits
         from ..server.log import StderrLog
         from ..server.models import ModelsSettings
-        from ..server.run import Server, Settings
+        from ..server.run import EVERYWHERE, Server, Settings
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("starlette", "uvicorn", "h11"):
@@ -159,7 +159,9 @@ def run(args: argparse.Namespace) -> int:
     )
     log = StderrLog()
     server = Server(settings, log)
-    note(f"serving {', '.join(settings.models)} at {server.url}/v1 (Ctrl-C ends it)")
+    others = f" and at all addresses of this machine, port {server.port}" if args.host in EVERYWHERE else ""
+    where = f"{server.url}/v1{others}, with a page for people at {server.url}/"
+    note(f"serving {', '.join(settings.models)} at {where} (Ctrl-C ends it)")
     warnings.simplefilter("ignore", AnswerWarning)  # it quotes the answer
     try:
         server.run()

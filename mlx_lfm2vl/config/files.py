@@ -12,6 +12,7 @@ import json
 import math
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -113,6 +114,10 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
     except UnicodeEncodeError:
         raise ValueError("it holds half a character, which is no Unicode") from None
+    except ValueError as error:
+        if isinstance(error, json.JSONDecodeError) or "int_max_str_digits" not in str(error):
+            raise
+        raise ValueError(f"it holds a number of more than {sys.get_int_max_str_digits()} digits") from None
     return data
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config import GenerationConfig, ModelConfig
 from ..constraints.compile import Grammar, compile_grammar
-from ..errors import OptionError, PromptError
+from ..errors import ContextLengthError, OptionError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.tokenizer import Tokenizer
 from .options import GenerationOptions
@@ -61,10 +61,10 @@ def grammar_of(model: Model, tokenizer: Tokenizer, options: GenerationOptions) -
 
 
 def positions_left(model: Model, length: int, pictures: bool) -> int:
-    """New tokens that fit behind a prompt of `length` tokens, with `pictures` or without. Raises `PromptError` if there
-    is no room for one."""
+    """New tokens that fit behind a prompt of `length` tokens, with `pictures` or without. Raises `ContextLengthError`
+    if there is no room for one."""
     limit = model.config.text_config.max_position_embeddings
     if length >= limit:
         way_out = "use fewer or smaller pictures, or less text" if pictures else "shorten the text"
-        raise PromptError(f"the prompt has {length} tokens, but the model has {limit} positions; {way_out}")
+        raise ContextLengthError(f"the prompt has {length} tokens, but the model has {limit} positions; {way_out}")
     return limit - length

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..constraints.compile import Grammar
-from ..errors import OptionError, PromptError
+from ..errors import ContextLengthError, OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.control_tokens import Marked, control_pattern, mark
 from ..processing.conversation import CALL_END, CALL_START, pictures_of, with_page_items
@@ -215,7 +215,7 @@ def _check_characters(
     # a template may leave texts out
     length = len(processor.template.render(messages, tools=tools, add_generation_prompt=True).text)
     if length >= positions * longest:
-        raise PromptError(
+        raise ContextLengthError(
             f"the prompt has {length} characters, so at least {-(-length // longest)} tokens, but the model has "
             f"{positions} positions; use a shorter text"
         )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
+ALLOW_PRIVATE = " unless that is allowed (allow_private_addresses, --allow-private-urls)"  # the way out of its owner
 _CREDENTIALS = re.compile(r"([^/?#]*//)[^/?#]*@")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _SPECIAL = tuple(  # IANA's special-purpose registries, of which Python's `is_global` lacks some in some versions
@@ -131,10 +132,7 @@ def _get(url: str, deadline: float, policy: SourcePolicy) -> Response:
         target += "?" + urllib.parse.quote(parts.query, safe="%/:=&?~+!$,;'@()*[]")
     addresses = _resolved(host, port or (443 if scheme == "https" else 80), deadline)
     if not policy.allow_private_addresses and not all(map(_is_public, addresses)):
-        raise ImageError(
-            f"{short(host)} is a private address, which is not fetched from unless that is allowed "
-            "(allow_private_addresses, --allow-private-urls)"
-        )
+        raise ImageError(f"{short(host)} is a private address, which is not fetched from{ALLOW_PRIVATE}")
     failures = []
     for address in addresses:
         try:

@@ -29,6 +29,7 @@ from .fetch import DEFAULT_POLICY, SourcePolicy
 from .pixels import Colours, as_srgb, rgb
 
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+ALLOW_LARGER = ", or allow more (max_pixels of SourcePolicy)"  # the way out of a policy's owner
 UNKNOWN = "not a picture in a format that Pillow reads; convert it to PNG or JPEG"
 UNDRAWN = {  # formats that Pillow recognises; "EPS" it has drawn by ghostscript, others by a handler of the process
     "BUFR": "BUFR data, which Pillow does not draw; draw them as PNG (with ecCodes or Metview, say)",
@@ -187,7 +188,7 @@ def check_size(width: int, height: int, label: str, policy: SourcePolicy) -> Non
         raise ImageError(f"{label}: is {width}x{height} pixels, so there is nothing to see")
     if width * height > policy.max_pixels:
         size = f"{width}x{height} is more than {policy.max_pixels:,} pixels"
-        raise ImageError(f"{label}: {size}; make it smaller, or allow more (max_pixels of SourcePolicy)")
+        raise ImageError(f"{label}: {size}; make it smaller{ALLOW_LARGER}")
 
 
 @contextlib.contextmanager
@@ -297,7 +298,7 @@ def _has_more_frames(image: Image.Image) -> bool:
 
 def _damaged(error: Exception, label: str, how: str) -> ImageError:
     if isinstance(error, Image.DecompressionBombError):
-        way = "make it smaller, or allow more (max_pixels of SourcePolicy)"
+        way = f"make it smaller{ALLOW_LARGER}"
         return ImageError(f"{label}: has more pixels than Pillow decodes; {way}")
     if isinstance(error, MemoryError):
         return ImageError(f"{label}: there is not enough memory for its pixels; make it smaller")

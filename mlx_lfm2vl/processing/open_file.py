@@ -14,7 +14,7 @@ import os
 import stat
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +25,8 @@ from .fetch import SourcePolicy, fetch
 
 def is_remote(picture: Any) -> bool:
     """Whether a picture is an http(s) address, which may be slow to answer."""
+    if isinstance(picture, LabelledAddress):
+        return True
     return isinstance(picture, str) and addresses.scheme(picture) in ("http:", "https:")
 
 
@@ -36,6 +38,14 @@ class LabelledBytes:
     label: str
     data: bytes = field(repr=False)
     size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class LabelledAddress:
+    """The http(s) address of a picture file or PDF document, and its place in a request, with which errors begin."""
+
+    label: str
+    url: str
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,13 @@ def opened(picture: Any, policy: SourcePolicy) -> Iterator[OpenedFile]:
     if isinstance(picture, str):
         with _opened_text(picture, policy) as file:
             yield file
+    elif isinstance(picture, LabelledAddress):
+        try:
+            with _opened_text(picture.url, policy) as file:
+                yield replace(file, label=f"{picture.label}: {file.label}")
+        except ImageError as error:
+            begun = str(error).startswith(f"{picture.label}: ")
+            raise error if begun else ImageError(f"{picture.label}: {error}") from None
     elif isinstance(picture, os.PathLike):
         with _opened_path(os.fspath(picture), policy) as file:
             yield file

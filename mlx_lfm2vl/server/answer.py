@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..engine.handle import Request
 from ..errors import EngineClosedError
 from ..generation.response import NOTHING, GenerationResponse, Statistics, TopLogprob
 from ..generation.tools import read_tool_calls
-from ..processing.conversation import CALL_END
+from ..processing.conversation import CALL_END, CALL_START
 from .api_error import ApiError
 from .api_request import ApiRequest
+
+STRING = r'"(?:[^"\\]|\\.)*"'
+MEMBER = re.compile(rf"\s*[{{,]\s*({STRING})\s*:\s*")  # of an object, up to its value
+CUT = re.compile(rf'\{{"name": ({STRING}), "arguments": (\{{.*)', re.S)  # a call in JSON without its end
+BETWEEN = re.compile(r"[\s,]*")  # two calls
 
 
 @dataclass(frozen=True)
 class Call:
-    """A tool call; `id` lacks the prefix of the protocol, `arguments` is an object as JSON."""
+    """A tool call; `id` lacks the prefix of the protocol, `arguments` is an object as JSON, of which the end is missing
+    where the call is `cut`."""
 
     id: str
     name: str
     arguments: str
+    cut: bool = False
+
+    @property
+    def members(self) -> dict[str, Any]:
+        """The arguments that are whole."""
+        if not self.cut:
+            return dict(json.loads(self.arguments))
+        found, at = {}, 0
+        while name := MEMBER.match(self.arguments, at):
+            try:
+                value, at = json.JSONDecoder().raw_decode(self.arguments, name.end())
+            except ValueError:
+                break
+            if at == len(self.arguments) and not isinstance(value, (str, dict, list)):
+                break  # a number may go on
+            found[json.loads(name[1])] = value
+        return found
 
 
 @dataclass(frozen=True)
@@ -84,7 +110,7 @@ async def _pieces(request: Request, asked: ApiRequest, choice: int) -> AsyncIter
         logprobs, top = response.logprobs or (), response.top_logprobs or ()
         piece = Piece(choice, text, calls, response.tokens, logprobs, top, stop_text=response.stop_text)
         if first:
-            piece, first = replace(piece, statistics=_so_far(request)), False
+            piece, first = replace(piece, statistics=statistics_of(request) or NOTHING), False
         if response.finish_reason is not None:
             statistics = response.statistics or NOTHING
             yield replace(piece, finish_reason=_reason(response, statistics, called), statistics=statistics)
@@ -92,10 +118,14 @@ async def _pieces(request: Request, asked: ApiRequest, choice: int) -> AsyncIter
             yield piece
 
 
-def _so_far(request: Request) -> Statistics:
-    """The statistics of a request that has begun."""
+def statistics_of(request: Request) -> Statistics | None:
+    """The statistics of a request until now; None for one that waits, or has ended with an error."""
     so_far = request.so_far  # the engine takes it away as the request ends
-    return so_far() if so_far is not None else request.result(0).statistics or NOTHING
+    if so_far is not None:
+        return so_far()
+    with contextlib.suppress(Exception):  # which is raised where the answer is read
+        return request.result(0).statistics
+    return None
 
 
 def _reason(response: GenerationResponse, statistics: Statistics, called: bool) -> str:
@@ -110,21 +140,34 @@ def _reason(response: GenerationResponse, statistics: Statistics, called: bool) 
 
 
 def _read(response: GenerationResponse, asked: ApiRequest) -> tuple[str, tuple[Call, ...]]:
-    """The text and the calls of a response. A call that cannot be read, or that nobody asked for, is text; what there
-    is of one that was cut off is neither."""
+    """The text and the calls of a response. A call that cannot be read, or that nobody asked for, is text. So is one
+    that was cut off before its arguments began."""
     if not response.tool_text:
         return response.text, ()
     if not asked.tools:
         return response.text + response.tool_text, ()
     found, errors = read_tool_calls(response.tool_text)
-    if errors or not found:
-        cut = response.finish_reason is not None and CALL_END not in response.tool_text
-        return response.text if cut else response.text + response.tool_text, ()
+    is_cut = response.finish_reason not in (None, "stop") and CALL_END not in response.tool_text
+    cut = _cut_call(response.tool_text) if is_cut else None
+    if (cut is None and not found) or (errors and not is_cut):
+        return response.text + response.tool_text, ()
     made = [
         Call(secrets.token_hex(12), call.name, json.dumps(call.arguments, ensure_ascii=False))
         for call in (found if asked.several_calls else found[:1])
     ]
-    return response.text, tuple(made)
+    return response.text, (*made, *([cut] if cut is not None and (asked.several_calls or not made) else ()))
+
+
+def _cut_call(text: str) -> Call | None:
+    """The last call of a block without an end, if its arguments have begun."""
+    at = text.rfind(CALL_START) + len(CALL_START)
+    at += text.startswith("[", at)
+    with contextlib.suppress(ValueError):
+        while True:
+            _, end = json.JSONDecoder().raw_decode(text, at)
+            at = BETWEEN.match(text, end).end()  # type: ignore[union-attr]  # matches nothing at least
+    begun = CUT.match(text, at)
+    return begun and Call(secrets.token_hex(12), json.loads(begun[1]), begun[2], cut=True)
 
 
 @dataclass(frozen=True)

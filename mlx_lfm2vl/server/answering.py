@@ -9,10 +9,10 @@ import functools
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
@@ -20,9 +20,10 @@ from ..engine.handle import Request
 from ..errors import EngineClosedError
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
+from ..generation.response import Completion
 from ..processing.tokenizer import Tokenizer
 from . import task_requests
-from .answer import Answer, Piece, pieces, whole
+from .answer import Answer, Piece, pieces, statistics_of, whole
 from .api_error import ApiError, api_error
 from .api_request import ApiRequest, Rules
 from .fields import Fields, parse_body
@@ -32,6 +33,7 @@ from .models import Model, Models
 from .pictures import detail_overrides
 from .task_requests import TaskRequest
 
+T = TypeVar("T")
 THREADS = 2  # that parse, as many that read the pictures of tasks, and as many that count tokens
 GONE = 499  # the status of a request whose client went away
 EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -122,13 +124,12 @@ class Answering:
             make = functools.partial(asked.made, model.config, model.source, pictures.source_policy, pictures.config)
             task, requests = await asyncio.get_running_loop().run_in_executor(self._tasks, make)
             requests = [replace(each, options=replace(each.options, draft=self.draft)) for each in requests]
-            async with submitted(model, requests, limit) as running:
-                answers = [await request for request in running]
+            async with submitted(model, requests, limit, record) as running:
+                answers = [Completion.of([piece async for piece in heard(request, record)]) for request in running]
             if any(answer.finish_reason == "deadline" for answer in answers):
                 raise ApiError(504, "the result was not whole before the deadline; give more time, or ask for less")
             if any(answer.finish_reason == "cancelled" for answer in answers):
                 raise EngineClosedError("the engine let go of its model before the result was whole")
-            record.answers += [answer.statistics for answer in answers if answer.statistics is not None]
             await send_json(send, task_requests.response(asked, task, requests, answers))
 
     def _end(self, asked: ApiRequest | TaskRequest, record: RequestRecord) -> float | None:
@@ -151,8 +152,8 @@ class Answering:
                 )
                 for choice in range(asked.choices)
             ]
-            async with submitted(model, questions, limit) as requests:
-                found = recorded(pieces(requests, asked), record)
+            async with submitted(model, questions, limit, record) as requests:
+                found = heard(pieces(requests, asked), record)
                 if asked.stream:
                     first = await anext(found)  # what is wrong with a request is told by its status
                     events = protocol.events(id, created, asked, chained(first, found), tokenizer)
@@ -178,10 +179,10 @@ async def until(end: float | None) -> AsyncIterator[asyncio.Timeout]:
 
 @contextlib.asynccontextmanager
 async def submitted(
-    model: Model, questions: Sequence[GenerationRequest], limit: asyncio.Timeout
+    model: Model, questions: Sequence[GenerationRequest], limit: asyncio.Timeout, record: RequestRecord
 ) -> AsyncIterator[list[Request]]:
     """Questions as requests of the engine, which end with the block, and when the limit would; from here on the engine
-    sees to it. Raises `QueueFullError`."""
+    sees to it. What they took is noted, also of those that are cut. Raises `QueueFullError`."""
     assert model.engine is not None
     end = limit.when()
     deadline = None if end is None else max(end - asyncio.get_running_loop().time(), 1e-6)
@@ -195,6 +196,7 @@ async def submitted(
             requests.append(model.engine.submit(**given, deadline=deadline, **overrides))
         yield requests
     finally:
+        record.answers += [taken for request in requests if (taken := statistics_of(request)) is not None]
         for request in requests:
             request.cancel()
 
@@ -230,11 +232,10 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def recorded(found: AsyncIterator[Piece], record: RequestRecord) -> AsyncIterator[Piece]:
-    """The same pieces, whose statistics are noted."""
+async def heard(found: AsyncIterable[T], record: RequestRecord) -> AsyncIterator[T]:
+    """The same pieces; the time of the first is noted."""
     async for piece in found:
-        if piece.finish_reason is not None:
-            record.answers.append(piece.statistics)
+        record.hear()
         yield piece
 
 

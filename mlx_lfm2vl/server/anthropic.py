@@ -195,7 +195,7 @@ def _tools(fields: Fields, rules: Rules) -> Tools:
 
 def _tool(tool: Fields, rules: Rules) -> Tool:
     tool.only("type", "custom")
-    made = tool_of(tool, rules, "input_schema")
+    made = tool_of(tool, rules, "input_schema", longest=128)
     _hint(tool)
     tool.only("defer_loading", False)
     tool.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -46,7 +45,7 @@ def _tool_use(call: Call) -> dict[str, Any]:
 def response(id: str, created: int, asked: ApiRequest, answers: list[Answer], tokenizer: Tokenizer) -> dict[str, Any]:
     """The body of a whole answer."""
     (answer,) = answers
-    calls = [_tool_use(call) | {"input": json.loads(call.arguments)} for call in answer.calls]
+    calls = [_tool_use(call) | {"input": call.members} for call in answer.calls]
     text = [{"type": "text", "text": answer.text}] if answer.text or not calls else []
     return message(id, asked, answer.statistics) | {"content": [*text, *calls]} | ending(answer)
 

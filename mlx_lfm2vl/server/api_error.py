@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from typing import Any
 
 from ..errors import (
     AnswerError,
     ConstraintError,
+    ContextLengthError,
     EngineClosedError,
     ImageError,
     InputError,
@@ -19,12 +21,28 @@ from ..errors import (
     TemplateError,
     one_line,
 )
+from ..generation.options import GenerationOptions
+from ..processing.fetch import ALLOW_PRIVATE
+from ..processing.formats import ALLOW_LARGER
 
-OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-ANTHROPIC_TYPES = {**OPENAI_TYPES, 413: "request_too_large", 504: "timeout_error", 529: "overloaded_error"}
+OPENAI_TYPES = {403: "permission_error", 429: "rate_limit_error"}
+ANTHROPIC_TYPES = {
+    **OPENAI_TYPES,
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
 # what a caller can put right
 CLIENTS_OWN = (PromptError, ImageError, OptionError, TemplateError, InputError, ConstraintError)
 PLACE = re.compile(r"((?:messages|input|images)\[[\w.\[\]]+): ")  # of a picture in a body, where its error begins
+OPTION = re.compile(r"(?:[^:]+: )?(\w+) ")  # of the library, at the beginning of an error
+OPTIONS = {
+    **{option.name: option.name for option in fields(GenerationOptions)},
+    **{"max_image_tokens": "max_image_tokens", "min_image_tokens": "min_image_tokens", "do_image_splitting": "tiling"},
+}  # and the fields of a body that set them
+PROMPTS = {"/v1/chat/completions": "messages", "/v1/responses": "input"}  # the field of a prompt, by the path
 RETRY_SECONDS = 1  # told with 429 and 503
 
 
@@ -44,9 +62,10 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Retry-After, where another try may do; Allow, where another method would."""
+        """Retry-After, where another try may do; Allow, where another method would; WWW-Authenticate, where a key."""
         retry = {"retry-after": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
-        return retry if self._allow is None else {"allow": self._allow}
+        key = {"www-authenticate": "Bearer"} if self.status == 401 else {}
+        return retry | key if self._allow is None else {"allow": self._allow}
 
     def body(self, anthropic: bool, request_id: str) -> dict[str, Any]:
         """The error as JSON, in the shape of Anthropic or of OpenAI."""
@@ -63,14 +82,20 @@ def unsupported(param: str, reason: str) -> ApiError:
     return ApiError(400, f"{param} {reason}", param=param, code="unsupported_parameter")
 
 
-def api_error(error: BaseException) -> ApiError:
-    """The error that a client is told for one of the library. The message of one that is not the client's own stays in
-    the server's log: it may name files of this machine."""
+def api_error(error: BaseException, path: str = "") -> ApiError:
+    """The error that a client is told for one of the library, in answer to a request of this path. The message of one
+    that is not the client's own stays in the server's log: it may name files of this machine."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, ContextLengthError):
+        return ApiError(400, str(error), param=PROMPTS.get(path), code="context_length_exceeded")
     if isinstance(error, CLIENTS_OWN):
-        place = PLACE.match(str(error))
-        return ApiError(400, str(error), param=place and place[1], code="invalid_value")
+        message = str(error)
+        place, option = PLACE.match(message), OPTION.match(message)
+        for advice in (ALLOW_PRIVATE, ALLOW_LARGER):  # for the owner of a policy
+            message = message.replace(advice, "")
+        param = place[1] if place else OPTIONS.get(option[1]) if option else None
+        return ApiError(400, message, param=param, code="invalid_value")
     if isinstance(error, AnswerError):
         return ApiError(500, str(error), code="unreadable_answer")
     if isinstance(error, QueueFullError):

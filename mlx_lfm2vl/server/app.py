@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Collection
 from typing import Any
 
@@ -63,9 +64,13 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
         return endpoint
 
     async def list_models(request: Request) -> Response:
-        return json_response({"object": "list", "data": [described(model) for model in models]})
+        listed = [described(model) for model in models]
+        ends = {"first_id": listed[0]["id"], "last_id": listed[-1]["id"], "has_more": False}
+        return json_response({"object": "list", "data": listed, **ends})
 
     async def one_model(request: Request) -> Response:
+        if not request.path_params["id"]:
+            raise HTTPException(404)
         return json_response(described(models.find(request.path_params["id"])))
 
     async def health(request: Request) -> Response:
@@ -87,7 +92,7 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
         *page_routes(),
     ]
     offered = [route.path for route in routes if isinstance(route, Route)]
-    guarded = Guarded(Router(routes, redirect_slashes=False, default=not_found(offered)), access)
+    guarded = Guarded(Router(routes, redirect_slashes=False), access)
     app = Recorded(guarded, offered, metrics, write)
     if not access.origins:
         return app
@@ -132,7 +137,9 @@ class Recorded:
         record = RequestRecord(scope["method"], scope["path"], f"req_{secrets.token_hex(8)}")
         record.route = record.path if record.path in self._paths else "other"
         scope["record"] = record
-        anthropic = scope["path"].startswith("/v1/messages")
+        anthropic = record.path.startswith("/v1/messages") or any(
+            n == b"anthropic-version" for n, _ in scope["headers"]
+        )
         id_header = (b"request-id" if anthropic else b"x-request-id", record.id.encode())
 
         async def noted(message: Message) -> None:
@@ -153,29 +160,25 @@ class Recorded:
                 self._metrics.add(record)
                 self._write(record.line())
 
+    def _no_route(self, error: HTTPException, record: RequestRecord) -> ApiError:
+        path = record.path[:200]
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "GET, HEAD")
+            return ApiError(405, f"{path} takes {allowed}, not {record.method}", allow=allowed)
+        paths = [path for path in self._paths if path != "/" and "{" not in path]
+        near = did_you_mean([path.rstrip("/") if path.startswith("/v1/") else f"/v1{path}"], paths)
+        return ApiError(404, f"there is nothing at {path}; there is {', '.join(paths)}{near}")
+
     async def _refuse(self, error: Exception, record: RequestRecord, send: Send, anthropic: bool) -> None:
-        if isinstance(error, HTTPException):  # of Starlette's router
-            allowed = (error.headers or {}).get("Allow", "")
-            error = ApiError(
-                error.status_code, f"{record.path[:200]} takes {allowed}, not {record.method}", allow=allowed
-            )
-        refusal = api_error(error)
+        if isinstance(error, HTTPException):  # of Starlette's router, and of its files
+            error = self._no_route(error, record)
+        refusal = api_error(error, record.path)
         if refusal.status == 500:
             self._write(f"{record.id} {of_bug(error)}")
-        if record.status == 0:
+        if record.status:
+            record.cut = refusal.status
+        else:
             await send_json(send, refusal.body(anthropic, record.id), refusal.status, refusal.headers)
-
-
-def not_found(offered: Collection[str]) -> ASGIApp:
-    """The endpoint of all paths but these."""
-    paths = [path for path in offered if path != "/" and "{" not in path]
-
-    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"][:200]
-        near = did_you_mean([path if path.startswith("/v1/") else f"/v1{path}"], paths)
-        raise ApiError(404, f"there is nothing at {path}; there is {', '.join(paths)}{near}")
-
-    return endpoint
 
 
 def json_response(value: Any) -> Response:
@@ -183,14 +186,20 @@ def json_response(value: Any) -> Response:
 
 
 def described(model: Model) -> dict[str, Any]:
-    """A model as OpenAI lists it, and what is known of its state."""
+    """A model as OpenAI and Anthropic list it, and what is known of its state."""
     made: dict[str, Any] = {
         "id": model.id,
         "object": "model",
         "created": model.created,
+        "type": "model",
+        "display_name": model.id,
+        "lifecycle": "active",
+        "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(model.created)),
         "owned_by": model.id.partition("/")[0] if "/" in model.id else "local",
         "state": model.state,
     }
+    if model.error is not None:
+        made["error"] = model.error
     if model.progress is not None:
         what, done, total = model.progress
         made["progress"] = {"what": what, "done": done, "total": total}

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..errors import first_line
 from .api_error import ApiError
 from .limits import Limits
 
@@ -54,7 +56,9 @@ def connection_type(limits: Limits) -> type[H11Protocol]:
                 self._unread = None
 
         def send_400_response(self, msg: str) -> None:
-            self._refuse(400, "this is no HTTP request, or its head is too long")
+            error = sys.exc_info()[1]  # uvicorn passes the words of h11 to its log only
+            reason = f" ({first_line(error)})" if isinstance(error, h11.RemoteProtocolError) else ""
+            self._refuse(400, f"this is no HTTP request, or its head is too long{reason}")
 
         def _await_head(self) -> None:
             self._timer = self.loop.call_later(limits.head_seconds, self._too_slow)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ from ..config.files import parse_json
 from ..errors import counted, did_you_mean
 from .api_error import ApiError, unsupported
 
+NAME = re.compile(r"[a-zA-Z0-9_-]+")
 MOST_DEPTH = 100  # of lists and objects in each other
 NOTHING: tuple[Any, ...] = (None, False, [], "")  # values of a field that ask for nothing
 TYPES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
@@ -71,6 +73,21 @@ class Fields:
         value = self._typed(name, str, "a text", required)
         if value is not None and value not in choices:
             self.fail(name, f"is {shown(value)}, expected one of {', '.join(choices)}")
+        return value
+
+    def name(self, name: str, longest: int) -> str:
+        """The name of a tool or a schema."""
+        value: str = self._typed(name, str, "a text", True)
+        if not NAME.fullmatch(value) or len(value) > longest:
+            self.fail(name, f"is {shown(value)}, expected 1 to {longest} of the characters a-z, A-Z, 0-9, _ and -")
+        return value
+
+    def type(self, choices: Iterable[str], *, required: bool = True) -> Any:
+        """The field `type` of a part, an item or a tool. Protocols have more of them than are offered here."""
+        value = self._typed("type", str, "a text", required)
+        if value is not None and value not in choices:
+            said = f"is {shown(value)}, which is not supported here; there is {', '.join(choices)}"
+            raise unsupported(self.path("type"), said)
         return value
 
     def flag(self, name: str) -> bool | None:

@@ -49,6 +49,9 @@ class BodyReader:
         headers = dict(scope["headers"])
         if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
             raise ApiError(415, "the body is not declared as JSON; send the header Content-Type: application/json")
+        coding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
+        if coding != "identity":
+            raise ApiError(415, f"the body is compressed ({coding[:40]}), which is not read here; send it as it is")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._limits.body_bytes:
             raise self._too_large()

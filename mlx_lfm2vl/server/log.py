@@ -59,9 +59,11 @@ class RequestRecord:
     started: float = field(default_factory=time.perf_counter)
     came: float = 0.0  # time.monotonic() when all of its body was here
     status: int = 0  # 499 where the client went away
+    cut: int = 0  # the status of the error that ended a stream which had begun
     route: str = "other"  # the path, if it is one that is offered
     model: str = ""
     stream: bool = False
+    first: float | None = None  # seconds from `came` to the first piece of an answer
     complete: bool = False  # whether all of the response has been sent
     answers: list[Statistics] = field(default_factory=list)
 
@@ -69,13 +71,21 @@ class RequestRecord:
     def seconds(self) -> float:
         return time.perf_counter() - self.started
 
+    def hear(self) -> None:
+        """Takes note of a piece of an answer."""
+        if self.first is None:
+            self.first = time.monotonic() - self.came
+
     def line(self) -> str:
         parts = [self.method, self.path[:200], str(self.status), f"{self.seconds:.3f}s", self.id]
+        if self.cut:
+            parts.append(f"cut={self.cut}")
         if self.model:
             parts.append(f"model={self.model[:200]}")
         if self.answers:
             first = self.answers[0]
             parts.append(f"prompt={first.prompt_tokens} cached={first.cached_tokens} images={first.image_tokens}")
             parts.append(f"answer={sum(each.generated_tokens for each in self.answers)}")
-            parts.append(f"first={first.time_to_first_token:.3f}s")
+        if self.first is not None:
+            parts.append(f"first={self.first:.3f}s")
         return " ".join(parts)

@@ -34,11 +34,13 @@ class Metrics:
 
     def add(self, record: RequestRecord) -> None:
         """Counts a request that has ended."""
-        self._requests[record.route, str(record.status)] += 1
+        status = record.cut or record.status
+        self._requests[record.route, str(status)] += 1
         if not record.answers:
             return
-        self._count, self._seconds = self._count + 1, self._seconds + record.seconds
-        self._buckets.update(bound for bound in SECONDS if record.seconds <= bound)
+        if status == 200:
+            self._count, self._seconds = self._count + 1, self._seconds + record.seconds
+            self._buckets.update(bound for bound in SECONDS if record.seconds <= bound)
         first = record.answers[0]
         self._tokens[record.model, "prompt"] += first.prompt_tokens
         self._tokens[record.model, "cached"] += first.cached_tokens
@@ -63,7 +65,7 @@ class Metrics:
         add(
             "requests_total",
             "counter",
-            "Requests that have ended, by path and status.",
+            "Requests that have ended, by path and status; streams that were cut by that of their error.",
             [({"path": path, "status": status}, count) for (path, status), count in sorted(self._requests.items())],
         )
         add("requests_in_flight", "gauge", "Requests that have not ended.", [({}, self._running)])
@@ -79,7 +81,7 @@ class Metrics:
                 f"Tokens {what}.",
                 [({"model": model}, count) for (model, of), count in sorted(self._tokens.items()) if of == kind],
             )
-        add("request_seconds", "histogram", "Seconds from a request to the end of its answer.", [])
+        add("request_seconds", "histogram", "Seconds from a request to the end of an answer that is whole.", [])
         bounds = [({"le": f"{bound:g}"}, float(self._buckets[bound])) for bound in SECONDS]
         add("request_seconds", "", "", [*bounds, ({"le": "+Inf"}, self._count)], "_bucket")
         add("request_seconds", "", "", [({}, self._seconds)], "_sum")

@@ -16,7 +16,17 @@ from typing import Any
 from ..config import ModelConfig
 from ..engine.engine import Engine
 from ..engine.queue import Loaded
-from ..errors import EngineClosedError, Lfm2VlError, OptionError, OutOfMemoryError
+from ..errors import (
+    ConfigError,
+    EngineClosedError,
+    HubError,
+    Lfm2VlError,
+    OptionError,
+    OutOfMemoryError,
+    TemplateError,
+    TokenizerError,
+    WeightsError,
+)
 from ..generation.lockstep import Lead
 from ..hub import resolve
 from ..hub.names import of_page, split
@@ -26,6 +36,14 @@ from ..threads import cancellation
 from .api_error import ApiError
 from .fields import shown
 
+REASONS = {
+    HubError: "it is not on the server's disk and cannot be fetched",
+    ConfigError: "its JSON files are missing, damaged or make no sense",
+    WeightsError: "its weight files are missing or damaged, or do not fit its configuration",
+    TokenizerError: "its tokenizer is missing or damaged",
+    TemplateError: "its chat template is missing or damaged",
+    OutOfMemoryError: "it does not fit into memory",
+}
 CLOSE_SECONDS = 5.0
 LOOK_SECONDS = 1.0  # between looks for models that nobody asks for
 
@@ -44,14 +62,16 @@ class ModelsSettings:
 
 
 class Model:
-    """A model that a server offers, by its name `id`. `state`: "unloaded", "downloading", "loading" or "loaded"; while
-    it is one of the two in the middle, `progress` says how much is done, and of what."""
+    """A model that a server offers, by its name `id`. `state`: "unloaded", "downloading", "loading", "loaded" or
+    "failed"; while it is one of the two in the middle, `progress` says how much is done, and of what. `error`: why it
+    has failed, without names of files; the next request tries again."""
 
     def __init__(self, source: str):
         self.source, self.id = source, name_of(source)
         self.created = int(time.time())
         self.state = "unloaded"
         self.progress: tuple[str, int, int] | None = None
+        self.error: str | None = None
         self.engine: Engine | None = None
         self.config: ModelConfig | None = None  # and its processor, while it is loaded
         self.processor: Lfm2VlProcessor | None = None
@@ -138,7 +158,7 @@ class Models:
 
     async def _open(self, model: Model) -> None:
         try:
-            model.state = "downloading"
+            model.state, model.error = "downloading", None
             folder = await asyncio.to_thread(self._fetch, model)
             model.state, model.progress = "loading", None
             model.bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -149,13 +169,15 @@ class Models:
             self._log(f"model {model.id} is loaded")
         except Lfm2VlError as error:
             self._log(f"model {model.id} cannot be loaded: {error}")
+            if not isinstance(error, EngineClosedError):
+                model.state, model.error = "failed", reason_of(error)
             if isinstance(error, (OutOfMemoryError, EngineClosedError)):
                 raise
             # the reason may name files of this machine
-            told = f"the model {model.id} cannot be loaded; the server's log says why"
+            told = f"the model {model.id} cannot be loaded: {model.error}; the server's log says more"
             raise ApiError(503, told, param="model", code="model_not_loaded") from error
         finally:
-            if model.state != "loaded":
+            if model.state not in ("loaded", "failed"):
                 model.state = "unloaded"
             model.opening = model.progress = None
 
@@ -221,6 +243,11 @@ class Models:
             with contextlib.suppress(EngineClosedError):  # it ends meanwhile
                 await asyncio.to_thread(model.engine.unload, CLOSE_SECONDS)
         self._log(f"model {model.id} is unloaded")
+
+
+def reason_of(error: Lfm2VlError) -> str:
+    """Why a model cannot be loaded, for callers, who are told no names of files."""
+    return next((reason for kind, reason in REASONS.items() if isinstance(error, kind)), "an error of its files")
 
 
 def check_name(source: str) -> None:

@@ -142,7 +142,7 @@ def _content(fields: Fields, role: str, parts: Parts, pictures: Pictures, requir
 
 
 def _item(fields: Fields, role: str, pictures: Pictures) -> dict[str, Any]:
-    kind = fields.text("type", required=True)
+    kind = fields.type(("text", "image_url"))
     if kind == "text":
         made: dict[str, Any] = {"type": "text", "text": fields.text("text", required=True)}
     elif kind == "image_url" and role == "user":
@@ -171,7 +171,7 @@ def _past_calls(fields: Fields, parts: Parts) -> list[dict[str, Any]]:
     parts.add(fields, "tool_calls", len(listed))
     for call in listed:
         parts.take_call(call, "id")
-        call.choice("type", ("function",))
+        call.type(("function",), required=False)
         function = call.object("function", required=True)
         name, arguments = function.text("name", required=True), function.text("arguments") or "{}"
         function.close()

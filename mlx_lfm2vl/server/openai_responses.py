@@ -13,6 +13,8 @@ from .pictures import Pictures
 from .response_format import response_format
 from .tools import openai_tools
 
+ITEMS = ("message", "function_call", "function_call_output")
+PARTS = ("input_text", "output_text", "input_image")
 ROLES = ("system", "developer", "user", "assistant")
 LOGPROBS = "message.output_text.logprobs"
 NOT_OFFERED = (
@@ -103,7 +105,7 @@ def _input(fields: Fields, parts: Parts, pictures: Pictures) -> list[dict[str, A
     parts.add(fields, "input", len(listed))
     made: list[dict[str, Any]] = []
     for item in listed:
-        kind = item.text("type") or "message"
+        kind = item.type(ITEMS, required=False) or "message"
         item.text("id")
         item.text("status")
         if kind == "message":
@@ -112,11 +114,9 @@ def _input(fields: Fields, parts: Parts, pictures: Pictures) -> list[dict[str, A
             if not made or made[-1]["role"] != "assistant":
                 made.append({"role": "assistant", "content": ""})
             made[-1].setdefault("tool_calls", []).append(_call(item, parts))
-        elif kind == "function_call_output":
+        else:
             parts.take_result(item, "call_id")
             made.append({"role": "tool", "content": _content(item, "output", "user", parts, pictures)})
-        else:
-            item.fail("type", f"is {shown(kind)}, expected message, function_call or function_call_output")
         item.close()
     return parts.in_order(made)
 
@@ -138,7 +138,7 @@ def _content(item: Fields, name: str, role: str, parts: Parts, pictures: Picture
 
 
 def _part(part: Fields, role: str, pictures: Pictures) -> dict[str, Any]:
-    kind = part.text("type", required=True)
+    kind = part.type(PARTS)
     if kind == ("output_text" if role == "assistant" else "input_text"):
         made = {"type": "text", "text": part.text("text", required=True)}
         if role == "assistant":

@@ -54,6 +54,11 @@ def text_item(id: str, text: str, status: str, logprobs: list[dict[str, Any]]) -
     return {"id": id, "type": "message", "role": "assistant", "status": status, "content": [part]}
 
 
+def whole_call(call: Call) -> dict[str, Any]:
+    """A call that has ended."""
+    return call_item(call, "incomplete" if call.cut else "completed", call.arguments)
+
+
 def call_item(call: Call, status: str, arguments: str) -> dict[str, Any]:
     ids = {"id": f"fc_{call.id}", "call_id": f"call_{call.id}"}
     return {"type": "function_call", **ids, "name": call.name, "arguments": arguments, "status": status}
@@ -67,7 +72,7 @@ def response(id: str, created: int, asked: ApiRequest, answers: list[Answer], to
     """The body of a whole answer."""
     (answer,) = answers
     status = "incomplete" if answer.finish_reason == "length" else "completed"
-    output = [call_item(call, "completed", call.arguments) for call in answer.calls]
+    output = [whole_call(call) for call in answer.calls]
     if answer.text or not output:
         output.insert(0, text_item(_message_id(id), answer.text, status, logprobs(asked, answer, tokenizer)))
     return ended(head(id, created, asked), output, answer)
@@ -116,7 +121,7 @@ class _Output:
         self.items.append(item)
 
     def call(self, call: Call) -> Iterator[Event]:
-        item, index = call_item(call, "completed", call.arguments), len(self.items)
+        item, index = whole_call(call), len(self.items)
         place = {"item_id": item["id"], "output_index": index}
         begun = call_item(call, "in_progress", "")
         yield self.event("response.output_item.added", output_index=index, item=begun)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ..errors import ImageError
 from ..processing import addresses
 from ..processing.fetch import SourcePolicy
-from ..processing.open_file import LabelledBytes
+from ..processing.open_file import LabelledAddress, LabelledBytes
 from ..processing.processor import Lfm2VlProcessor
 from .fields import Fields
 from .limits import Limits
@@ -41,7 +41,9 @@ class Pictures:
         if not self._allow_urls:
             fields.fail(name, "is an address, which this server does not fetch (--allow-urls); send a data URI")
         self._add(fields, name, of)
-        return {"type": of, "url": url}
+        if of == "video":
+            return {"type": of, "url": url}
+        return {"type": of, of: LabelledAddress(fields.path(name), url)}
 
     def from_base64(self, fields: Fields, name: str, text: str) -> dict[str, Any]:
         """The item of a picture in base64."""

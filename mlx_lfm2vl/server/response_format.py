@@ -24,7 +24,7 @@ def response_format(fields: Fields, name: str, rules: Rules, nested: bool = True
         made = ResponseFormat.json_object()
     elif kind == "json_schema":
         inner = format.object("json_schema", required=True) if nested else format
-        inner.text("name", required=True, longest=64)
+        inner.name("name", 64)
         inner.text("description")
         inner.flag("strict")  # an answer always holds to its schema
         made = json_schema(inner, "schema", rules)

@@ -16,6 +16,7 @@ from typing import Literal
 
 import uvicorn
 
+from ..adapters.read import read_adapter
 from ..errors import OptionError, OutputError, short
 from .access import Access, is_address, is_loopback
 from .answering import Answering
@@ -28,6 +29,7 @@ from .models import Models, ModelsSettings, check_name, name_of
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)  # of IPv6: no network, or not at all
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # all addresses of a machine, and its own
 BACKLOG = 1024  # connections that the system holds until they are taken
 LAST_SECONDS = 5.0  # that connections have to close once all answers have ended
 
@@ -37,7 +39,7 @@ class Settings:
     """Settings of a server. `port` 0: one that is free. `open_to_all`: other addresses than this machine's own may be
     used without an API key. `deadline`: seconds that an answer may take (None: any). `shutdown_seconds`: that answers
     may still take once the server is told to stop. `draft`: as in `GenerationOptions`, for all answers. Raises
-    `OptionError`."""
+    `OptionError`, and for an adapter what `read_adapter` raises."""
 
     models: Sequence[str] = ("demo",)
     host: str = "127.0.0.1"
@@ -53,6 +55,8 @@ class Settings:
     def __post_init__(self) -> None:
         for source in self.models:
             check_name(source)
+        if (adapter := self.model_settings.load.get("adapter")) is not None:
+            read_adapter(adapter)
         if len(set(map(name_of, self.models))) < len(self.models):
             raise OptionError("two of the models have the same name; rename one of the folders")
         if self.host != "localhost" and not is_address(self.host):
@@ -77,7 +81,8 @@ class Server:
 
     @property
     def url(self) -> str:
-        host = self._settings.host
+        """The address without a path. A server at all addresses of its machine is at that of the loopback, too."""
+        host = EVERYWHERE.get(self._settings.host, self._settings.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def run(self) -> None:
@@ -164,7 +169,8 @@ def listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ipaddress.ip_address(name).version == 6 else socket.AF_INET
     with contextlib.ExitStack() as opened:
         try:
-            made = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            # asyncio sets TCP_NODELAY only where the protocol is named; without it a body waits for an acknowledgement
+            made = opened.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind((name, port))
             made.listen(BACKLOG)

@@ -100,8 +100,7 @@ def _urls(fields: Fields, rules: Rules) -> tuple[str, ...]:
 
 
 def _image(fields: Fields, number: int, url: str, pictures: Pictures) -> Any:
-    item = pictures.from_url(fields, f"images[{number}]", url)
-    return item["image"] if "image" in item else item["url"]
+    return pictures.from_url(fields, f"images[{number}]", url)["image"]
 
 
 def response(

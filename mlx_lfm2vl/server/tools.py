@@ -74,7 +74,7 @@ def openai_tools(fields: Fields, rules: Rules, nested: bool) -> Tools:
     if isinstance(choice, str):
         return tools.chosen(fields, Fields({"tool_choice": choice}).choice("tool_choice", MODES))
     named = Fields(choice, "tool_choice")
-    named.choice("type", ("function",), required=True)
+    named.type(("function",))
     inner = named.object("function", required=True) if nested else named
     name = inner.text("name", required=True)
     inner.close()
@@ -83,7 +83,7 @@ def openai_tools(fields: Fields, rules: Rules, nested: bool) -> Tools:
 
 
 def _function(fields: Fields, rules: Rules, nested: bool) -> Tool:
-    fields.choice("type", ("function",), required=True)
+    fields.type(("function",))
     function = fields.object("function", required=True) if nested else fields
     made = tool_of(function, rules, "parameters")
     function.close()
@@ -91,11 +91,11 @@ def _function(fields: Fields, rules: Rules, nested: bool) -> Tool:
     return made
 
 
-def tool_of(fields: Fields, rules: Rules, parameters: str) -> Tool:
-    """A tool, whose JSON schema stands in the field `parameters`."""
+def tool_of(fields: Fields, rules: Rules, parameters: str, longest: int = 64) -> Tool:
+    """A tool, whose JSON schema stands in the field `parameters`, with a name of at most `longest` letters."""
     most = rules.limits.schema_characters
     made = {
-        "name": fields.text("name", required=True, longest=256),
+        "name": fields.name("name", longest),
         "description": fields.text("description", longest=most),
         "parameters": fields.schema(parameters, most),
     }

@@ -57,6 +57,11 @@ def ask_server(connection: http.client.HTTPConnection, question: bytes) -> int:
     return int(made["usage"]["completion_tokens"])
 
 
+def ask_health(connection: http.client.HTTPConnection) -> None:
+    connection.request("GET", "/health")
+    connection.getresponse().read()
+
+
 def ask_anew(connection: http.client.HTTPConnection, question: bytes) -> int:
     """The tokens of an answer over a new connection: the server ends one that says nothing for some seconds."""
     connection.close()
@@ -110,6 +115,9 @@ def main(arguments: list[str] | None = None) -> int:
         print("| an answer of one token | least | quartile | median |\n| --- | --- | --- | --- |")
         rows = {name: points(times) for name, times in (("engine", alone), ("server", beside))}
         rows["overhead"] = [one - other for one, other in zip(rows["server"], rows["engine"], strict=True)]
+        rows["`/health` over a kept-alive connection"] = points(
+            [timed(lambda: ask_health(lines[0])) for _ in range(args.samples)]
+        )
         for name, row in rows.items():
             print(f"| {name} | {' | '.join(f'{1e3 * seconds:.1f} ms' for seconds in row)} |")
     serial: list[float] = []
