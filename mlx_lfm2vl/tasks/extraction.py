@@ -24,17 +24,8 @@ from .task import Task, together
 
 Schema = Mapping[str, Any]
 _WORDS = ("description", "title", "default", "examples", "$comment")  # that restrict nothing
-_WHOLE = {
-    "type",
-    "properties",
-    "required",
-    "additionalProperties",
-    "$schema",
-    "$id",
-    "$defs",
-    *_WORDS,
-}  # and of the whole
-_QUESTION = {"type", "enum", *_WORDS}  # keywords of a field that is asked for
+_WHOLE = {"type", "properties", "required", "additionalProperties", "$schema", "$id", "$defs", *_WORDS}
+_QUESTION = {"type", "enum", *_WORDS}  # of a field that is asked for, and above of the schema around it
 _ARTICLE = re.compile(r"(an?|the) +")
 
 
