@@ -111,6 +111,45 @@ def test_names_of_a_schema_change_nothing_in_it():
         assert holds(form, "1") and holds(form, "5") and not holds(form, "293")
 
 
+@pytest.mark.parametrize("wrong", [3, None, 2.5, [1]])
+def test_a_schema_of_another_type_is_named_as_such(wrong):
+    with pytest.raises(
+        ConstraintError, match=f"^schema is {type(wrong).__name__}, expected a JSON schema as a mapping"
+    ):
+        ResponseFormat.json_schema(wrong)
+
+
+@pytest.mark.parametrize("schema", [{"format": "time"}, {"type": "string", "format": "time", "pattern": "Z$"}])
+def test_a_time_has_no_leap_second(schema):
+    """RFC 3339 has one at 23:59:60 UTC only."""
+    assert holds(schema, '"23:59:59Z"') and not holds(schema, '"23:59:60Z"') and not holds(schema, '"12:30:60Z"')
+
+
+def test_a_date_and_time_has_no_leap_second():
+    form = {"type": "string", "format": "date-time"}
+    assert holds(form, '"1998-12-31T23:59:59.5Z"') and not holds(form, '"1998-12-31T23:58:60Z"')
+
+
+NAME_OF_END = TOKENIZER.convert_ids_to_tokens([END])[0]
+
+
+@pytest.mark.parametrize("token", [NAME_OF_END, f"<[{END}]>", f"<[0,{END - 1}-{END + 1}]>", "<[*]>", f"<[^{END + 1}]>"])
+def test_a_grammar_with_an_end_token_is_refused(token):
+    form = ResponseFormat.grammar(f'start: "a" {token} "b"')
+    with pytest.raises(ConstraintError, match="which ends the answer; leave it out"):
+        grammar_of(form)
+
+
+def test_a_grammar_with_another_special_token_is_held():
+    matcher = grammar_of(ResponseFormat.grammar(f'start: "a" <[^{END}]> "b"')).matcher()
+    assert matcher.error is None and not bits(matcher.mask())[END]
+
+
+def test_an_object_of_a_thousand_optional_properties_is_held():
+    form = {"type": "object", "properties": {f"p{n}": {"type": "null"} for n in range(1000)}}
+    assert holds(form, '{"p0": null, "p999": null}') and holds(form, "{}") and not holds(form, '{"p1000": null}')
+
+
 @pytest.mark.parametrize(
     ("pattern", "held", "refused"),
     [(r"\d", "3", "٣"), (r"\D", "٣", "3"), (r"[\dx]", "x", "٣"), (r"[^\d]", "٣", "3"), (r"\\d", r"\d", "3")],
@@ -219,6 +258,19 @@ def test_special_tokens_are_never_text():
         ),
         ({"type": "grammar", "grammar": 'x ::= "a"'}, "the grammar cannot be held: No 'root' rule found"),
         ({"type": "grammar", "grammar": "root ::= " + "(" * 3000}, "the grammar cannot be held"),
+        (
+            {"type": "grammar", "grammar": 'start: "" | b\nb: ""'},
+            "the grammar cannot be held: it matches the empty text",
+        ),
+        *(
+            ({"type": "regex", "regex": empty}, "the regex cannot be held: it matches the empty text only")
+            for empty in ("", "()", "a{0}")
+        ),
+        (
+            {"oneOf": [{"type": "object", "properties": {"t": {"const": n}}, "required": ["t"]} for n in range(101)]},
+            "JSON schema, #/oneOf: has 101 schemas, at most 100 are held; use anyOf",
+        ),
+        ("", "schema is empty"),
         ({"type": "choice", "choice": []}, "choice has no texts"),
         ({"type": "choice", "choice": "ab"}, "choice is str"),
     ],

@@ -19,6 +19,7 @@ from mlx_lfm2vl import (
     AnswerWarning,
     Box,
     Completion,
+    ConstraintError,
     GenerationOptions,
     OptionError,
     Region,
@@ -424,14 +425,40 @@ def test_another_answer_than_the_fields_is_refused(field, text, message):
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
+        ("", "^schema is empty"),
+        (3, "^schema is int, expected a JSON schema"),
+        (None, "^schema is NoneType, expected a JSON schema"),
+        ({"properties": {"a": {"enum": ["x"]}}, "required": ["b"]}, "^JSON schema, #"),
+        (
+            {"properties": {"a": {"enum": ["x"]}}, "required": ["b"], "additionalProperties": True},
+            "^JSON schema, #/required: .* 'b' is none of the properties",
+        ),
+        *(
+            (
+                {"properties": {"a": {"type": "integer"}, "b": {"type": "string"}}, name: value},
+                f"^JSON schema, #/{name}: ",
+            )
+            for name, value in (
+                ("allOf", [{"properties": {"a": {"minimum": 3}}}]),
+                ("anyOf", [{"properties": {"a": {"minimum": 3}}}]),
+                ("patternProperties", {"^a": {"minimum": 3}}),
+                ("enum", [{"a": 1, "b": "x"}]),
+            )
+        ),
         ({"type": "array"}, 'schema: expected a JSON schema of an object, with "properties"'),
         ({"properties": {}}, "schema: expected"),
         ({"type": "string", "properties": {"a": {"type": "string"}}}, "schema: expected"),
-        ({"properties": {"a": True}}, "schema, /properties/a: is bool, expected an object"),
-        ({"properties": {"a": {"type": "array"}}}, "schema, /properties/a: this model answers a question a field"),
+        ({"properties": {"a": True}}, "^JSON schema, #/properties/a: is true, expected an object"),
+        (
+            {"properties": {"a": {"type": "array"}}},
+            "^JSON schema, #/properties/a: this model answers a question a field",
+        ),
         ({"properties": {"a": {"enum": [1]}}}, "or an enum of strings"),
         *(
-            ({"properties": {"a": {"type": kind, name: value}}}, f"/properties/a/{name}: .* cannot be held to it")
+            (
+                {"properties": {"a": {"type": kind, name: value}}},
+                f"^JSON schema, #/properties/a/{name}: .* cannot be held to it",
+            )
             for kind, name, value in (
                 ("integer", "minimum", 5),
                 ("integer", "maximum", 0),
@@ -443,7 +470,7 @@ def test_another_answer_than_the_fields_is_refused(field, text, message):
     ],
 )
 def test_a_schema_that_cannot_be_asked_for_is_refused(schema, message):
-    with pytest.raises(OptionError, match=message):
+    with pytest.raises((OptionError, ConstraintError), match=message):
         ExtractTask(BY_NAME["demo"], schema)
 
 

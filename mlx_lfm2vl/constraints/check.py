@@ -17,6 +17,7 @@ from ..errors import ConstraintError
 MAX_SCHEMA, MAX_GRAMMAR, MAX_PATTERN = 2**18, 2**18, 2**14  # characters
 MAX_DEPTH, MAX_NODES = 64, 20_000  # of a schema
 MAX_PROPERTIES = 1000  # of one object
+MAX_ONE_OF = 100  # schemas of a oneOf, which must exclude each other
 MAX_CHOICES = 4096
 MAX_COUNT = 2**16  # items, characters or properties that a bound may name
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
@@ -128,6 +129,10 @@ def children(pointer: Pointer, node: Any) -> Iterator[tuple[Pointer, Any]]:
         if keyword in node:
             if not isinstance(node[keyword], list) or not node[keyword]:
                 refuse((*pointer, keyword), f"is {_kind(node[keyword])}, expected a list of schemas, not empty")
+            if keyword == "oneOf" and len(node[keyword]) > MAX_ONE_OF:
+                refuse(
+                    (*pointer, keyword), f"has {len(node[keyword]):,} schemas, at most {MAX_ONE_OF} are held; use anyOf"
+                )
             yield from (((*pointer, keyword, str(number)), each) for number, each in enumerate(node[keyword]))
     for keyword in ("items", "additionalProperties"):
         if keyword in node:

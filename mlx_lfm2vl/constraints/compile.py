@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConstraintError
 from ..processing.tokenizer import Tokenizer
+from .lark import check_no_end
 from .limits import limits
 from .matcher import Matcher
 from .response_format import ResponseFormat
@@ -79,6 +80,7 @@ class _Compiler:
             self._tokenizer: LLTokenizer = LLTokenizer(_stated(tokenizer), vocabulary, list(ends) or None)
         except ValueError as error:
             raise ConstraintError(f"{tokenizer.where}: no answers of a form by this tokenizer: {error}") from None
+        self._ends = dict(zip(ends, tokenizer.convert_ids_to_tokens(list(ends)), strict=True))
         self._grammars: OrderedDict[ResponseFormat, Grammar] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -89,6 +91,8 @@ class _Compiler:
                 return self._grammars[form]
         from llguidance import LLMatcher
 
+        if form.kind == "grammar":
+            check_no_end(form.grammar_text, self._ends)
         start = LLMatcher(self._tokenizer, form.grammar_text, log_level=0, limits=limits())
         grammar = Grammar(start, self._vocabulary)
         first = grammar.matcher()

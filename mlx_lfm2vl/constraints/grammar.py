@@ -53,11 +53,10 @@ def _checked(kind: str, value: str | tuple[str, ...], separators: tuple[str, str
     if (why := _wrong(text, place=text == value)) is not None:
         hint = f"; {_SYNTAX[kind]}" if kind in _SYNTAX else ""
         raise ConstraintError(f"the {kind} cannot be held: {why.removeprefix(f'the {kind} ')}{hint}")
-    if kind == "regex":
-        check_has_text(text)
-    elif kind == "grammar":
+    if kind == "grammar":
         check_finite(text, start="start" if text == value else "root")
-        return followable(text)
+        text = followable(text)
+    check_has_text(kind, text)
     return text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -89,10 +89,34 @@ def _is_many(element: str) -> bool:
     return len(plain) > 1 or not parts.isdisjoint((r"\w", r"\s", r"\d"))
 
 
-def check_has_text(regex: str) -> None:
-    """Raises `ConstraintError` for a regular expression, as a grammar of llguidance, that matches no text."""
-    if not _has_text(regex):
-        raise ConstraintError("the regex cannot be held: it matches no text")
+def check_has_text(kind: str, grammar: str) -> None:
+    """Raises `ConstraintError` for a form, as a grammar of llguidance, that allows no text, or the empty one alone."""
+    matcher = _matcher(grammar)
+    first = matcher.compute_bitmask()
+    if _is_empty(matcher):
+        raise ConstraintError(f"the {kind} cannot be held: it matches no text")
+    if matcher.is_accepting() and not any(first[: 256 // 8]):
+        raise ConstraintError(f"the {kind} cannot be held: it matches the empty text only")
+
+
+def check_no_end(grammar: str, ends: Mapping[int, str]) -> None:
+    """Raises `ConstraintError` for a grammar that names a token which ends the answer: what is behind it never comes.
+    `ends`: the names of these tokens by their ids."""
+    for definition in _definitions(grammar):
+        for token in definition.body:
+            for end, name in ends.items() if token.kind == "special" else ():
+                if token.text == name or (token.text[:2] == "<[" and _has_id(token.text[2:-2], end)):
+                    raise ConstraintError(
+                        f"the grammar cannot be held: {token.text} stands for {name}, which ends the answer; leave it "
+                        "out, as the end comes by itself"
+                    )
+
+
+def _has_id(ids: str, token: int) -> bool:
+    """Whether a list of ids and ranges, as `1,5-8`, or with ^ all others, has a token."""
+    ranges = [part.partition("-") for part in ids.removeprefix("^").split(",")]
+    found = ids == "*" or any(int(first) <= token <= int(last or first) for first, _, last in ranges)
+    return found != ids.startswith("^")
 
 
 def check_finite(text: str, start: str) -> None:
@@ -227,7 +251,11 @@ def _has_text(grammar: str) -> bool:
     """Whether a first byte may come, or none need to."""
     matcher = _matcher(grammar)
     matcher.compute_bitmask()
-    return not (matcher.is_error() and matcher.get_error().startswith("NoExtensionBias"))
+    return not _is_empty(matcher)
+
+
+def _is_empty(matcher: LLMatcher) -> bool:
+    return matcher.is_error() and matcher.get_error().startswith("NoExtensionBias")
 
 
 def _matcher(grammar: str) -> LLMatcher:

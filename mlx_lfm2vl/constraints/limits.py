@@ -16,5 +16,6 @@ def limits() -> LLParserLimits:
     return LLParserLimits(
         max_grammar_size=100_000,
         max_lexer_states=50_000,
+        max_items_in_row=5_000,  # an object of 1,000 optional properties has 4,000
         verbose_errors=False,  # the parser's state in an error's text is for llguidance's developers
     )

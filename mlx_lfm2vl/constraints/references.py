@@ -10,10 +10,11 @@ from typing import Any
 
 from .check import MAX_DEPTH, Pointer, children, pointer_text, refuse, target
 
-MAX_EXPANDED, MAX_ALTERNATIVES, MAX_ONE_OF = 20_000, 1000, 100
+MAX_EXPANDED, MAX_ALTERNATIVES = 20_000, 1000
 SCALARS = frozenset(("null", "boolean", "integer", "number", "string"))
 _OF_OBJECTS = ("properties", "patternProperties", "additionalProperties", "required", "minProperties", "maxProperties")
 _OPEN = {"additionalProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf"}
+_NO_LEAP_SECOND = "^[^:]+:[^:]+:[0-5]"  # RFC 3339 has one at 23:59:60 UTC only, of whatever offset
 Nodes = Mapping[Pointer, Any]
 
 
@@ -61,6 +62,8 @@ def rewritten(nodes: Nodes, *, close: bool, base: str = "#") -> Any:
         plain = at not in combined and "properties" in made and not _OPEN & made.keys()
         if close and plain and made["properties"].keys() >= set(made.get("required", ())):
             made["additionalProperties"] = False
+        if made.get("format") in ("time", "date-time"):
+            made["allOf"] = [*made.get("allOf", ()), {"pattern": _NO_LEAP_SECOND}]
         return made
 
     return copied(nodes[()], ())
@@ -78,13 +81,13 @@ def place(exclusive: Set[Pointer], pointer: Pointer) -> str:
 
 def exclusive_places(nodes: Nodes) -> frozenset[Pointer]:
     """The places where the schemas of a oneOf exclude each other by their types, or by the constants of a property that
-    they require (a discriminator); then anyOf says the same. At most `MAX_ONE_OF` of a oneOf are looked at."""
+    they require (a discriminator); then anyOf says the same."""
     return frozenset(pointer for pointer in nodes if _is_exclusive(nodes, pointer))
 
 
 def _is_exclusive(nodes: Nodes, pointer: Pointer) -> bool:
     node = nodes[pointer]
-    if not isinstance(node, Mapping) or "oneOf" not in node or "anyOf" in node or len(node["oneOf"]) > MAX_ONE_OF:
+    if not isinstance(node, Mapping) or "oneOf" not in node or "anyOf" in node:
         return False
     seen = [_traits(nodes, (*pointer, "oneOf", str(number))) for number in range(len(node["oneOf"]))]
     return all(_exclude(one, other) for one, other in combinations(seen, 2))

@@ -94,6 +94,11 @@ class ResponseFormat:
         """
         if given is None or isinstance(given, cls):
             return given
+        if not isinstance(given, (Mapping, str, os.PathLike, bool, type)):
+            raise ConstraintError(
+                f"response_format is {type(given).__name__}, expected a ResponseFormat, a JSON schema as a mapping, "
+                "text or file, or a pydantic model"
+            )
         if not isinstance(given, Mapping) or given.get("type") not in _TYPES:
             return cls.json_schema(given)
         kind = given["type"]
@@ -130,6 +135,8 @@ def _json_text(schema: Any) -> str:
     of_model = getattr(schema, "model_json_schema", None)  # pydantic's
     if isinstance(schema, type) and callable(of_model):
         schema = of_model()
+    if isinstance(schema, str) and not schema.strip():
+        raise ConstraintError("schema is empty; give a JSON schema, or the name of a file")
     if isinstance(schema, str) and not is_json(schema):
         schema = Path(schema)
     if isinstance(schema, os.PathLike):
@@ -138,8 +145,7 @@ def _json_text(schema: Any) -> str:
         return schema
     if not isinstance(schema, (Mapping, bool)):
         raise ConstraintError(
-            f"response_format is {type(schema).__name__}, expected a ResponseFormat, a JSON schema as a mapping, text "
-            "or file, or a pydantic model"
+            f"schema is {type(schema).__name__}, expected a JSON schema as a mapping, text or file, or a pydantic model"
         )
     try:
         return json.dumps(schema if isinstance(schema, bool) else dict(schema), ensure_ascii=False, allow_nan=False)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
+from ..constraints.check import refuse
 from ..constraints.response_format import ResponseFormat
 from ..errors import AnswerError, OptionError
 from ..generation.request import GenerationRequest
@@ -22,7 +23,9 @@ from .geometry import Size
 from .task import Task, together
 
 Schema = Mapping[str, Any]
-_QUESTION = {"type", "enum", "description", "title", "default", "examples"}  # keywords of a field that is asked for
+_WORDS = ("description", "title", "default", "examples", "$comment")  # that restrict nothing
+_WHOLE = {"type", "properties", "required", "additionalProperties", "$schema", "$id", "$defs", *_WORDS}
+_QUESTION = {"type", "enum", *_WORDS}  # of a field that is asked for, and above of the schema around it
 _ARTICLE = re.compile(r"(an?|the) +")
 
 
@@ -48,10 +51,10 @@ class ExtractTask(Task[dict[str, Any]]):
         object.__setattr__(self, "schema", closed | given)
         for name, field in properties.items():
             if not isinstance(field, Mapping):
-                raise OptionError(f"schema, /properties/{name}: is {type(field).__name__}, expected an object")
+                refuse(("properties", name), f"is {json.dumps(field)}, expected an object")
+        ResponseFormat.json_schema(self.schema)
         if self.recipe.extract == "questions":
-            for name, field in properties.items():
-                _check_question(name, field)
+            _check_questions(self.schema)
 
     def questions(self, pictures: Iterable[Image.Image]) -> list[GenerationRequest]:
         pictures = list(pictures)
@@ -94,21 +97,31 @@ def _lines(properties: Mapping[str, Any], depth: int = 0) -> list[str]:
     return lines
 
 
+def _check_questions(schema: Schema) -> None:
+    """Raises `ConstraintError` for a schema that one question a field cannot fill."""
+    properties = schema["properties"]
+    if unheld := sorted(schema.keys() - _WHOLE):
+        refuse((unheld[0],), "this model answers a question a field, and cannot be held to it")
+    if unnamed := [name for name in schema["required"] if name not in properties]:
+        refuse(("required",), f"this model answers a question a field, and {unnamed[0]!r} is none of the properties")
+    for name, field in properties.items():
+        _check_question(name, field)
+
+
 def _check_question(name: str, field: Schema) -> None:
-    """Raises `OptionError` for a field that one question cannot fill."""
+    """Raises `ConstraintError` for a field that one question cannot fill."""
     if "enum" in field:
         good = isinstance(field["enum"], (list, tuple)) and all(isinstance(each, str) for each in field["enum"])
     else:
         good = field.get("type") in ("string", "integer", "number", "boolean")
     if not good:
-        raise OptionError(
-            f"schema, /properties/{name}: this model answers a question a field; expected the type string, integer, "
-            "number or boolean, or an enum of strings"
+        refuse(
+            ("properties", name),
+            "this model answers a question a field; expected the type string, integer, number or boolean, or an enum "
+            "of strings",
         )
     if unheld := sorted(field.keys() - _QUESTION):
-        raise OptionError(
-            f"schema, /properties/{name}/{unheld[0]}: this model answers a question a field, and cannot be held to it"
-        )
+        refuse(("properties", name, unheld[0]), "this model answers a question a field, and cannot be held to it")
 
 
 def _question_form(field: Schema) -> ResponseFormat | None:
