@@ -85,6 +85,9 @@ TEN = (0.0, 0.0, 10.0, 10.0)
         ("iou", [box(0, 0, 10, 5)], [TEN, (50.0, 50.0, 60.0, 60.0)], 0.25),
         ("iou", [], [], 1.0),
         ("iou", [box(*TEN)], [], 0.0),
+        ("recall", [box(0, 0, 10, 5), box(70, 70, 80, 80)], [TEN, (50.0, 50.0, 60.0, 60.0)], 0.5),
+        ("recall", [box(*TEN)], [TEN, (0.0, 0.0, 10.0, 9.0)], 0.5),  # a box meets one
+        ("recall", [box(*TEN)], [], 1.0),
     ],
 )
 def test_boxes_are_scored_by_their_overlap(rule, found, wanted, right):

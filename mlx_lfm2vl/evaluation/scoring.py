@@ -110,6 +110,13 @@ def iou(found: Sequence[Mapping[str, Any]], wanted: Sequence[Sequence[float]]) -
     return sum(best) / len(best) if best else float(not found)
 
 
+def recall(found: Sequence[Mapping[str, Any]], wanted: Sequence[Sequence[float]]) -> float:
+    """The share of the wanted boxes that one of its own meets by an overlap (IoU) of one half at least; 1 where none is
+    wanted. Boxes beyond those do not count."""
+    best = overlaps([_box(each) for each in found], [_wanted(edges) for edges in wanted])
+    return sum(value >= HALF for value in best) / len(best) if best else 1.0
+
+
 def overlaps(found: Sequence[Box], wanted: Sequence[Box]) -> list[float]:
     """For each wanted box the overlap (IoU) with its own found one: best pairs first, each box once."""
     pairs = sorted(((f.overlap(w), i, j) for i, f in enumerate(found) for j, w in enumerate(wanted)), reverse=True)
@@ -140,6 +147,6 @@ TEXTS: dict[str, Callable[[str, Sequence[str]], float]] = {
     **{"formula": formula},
 }
 BOXES: dict[str, Callable[[Sequence[Mapping[str, Any]], Sequence[Sequence[float]]], float]] = {
-    **{"boxes": boxes, "box": box, "point": point, "iou": iou}
+    **{"boxes": boxes, "box": box, "point": point, "iou": iou, "recall": recall}
 }
 RULES: dict[str, Callable[..., float]] = {**TEXTS, **BOXES, "fields": fields}

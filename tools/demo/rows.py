@@ -6,9 +6,11 @@
 
 Contract: FOLDER gets rows.jsonl and the pictures, which come from the split that training never draws. A row is right
 if its answer is the wanted one to the letter. Of a conversation (`chat`) the last question is asked, after the right
-earlier answers. `overlap` asks `detect` for the boxes of the pictures of `point`, and scores their mean overlap (IoU);
-`extract` fills a schema with the number of a shape (pictures of `count`), or with the colours and sizes of the shapes
-of a scene that have no other of their kind (pictures of `describe`). The same rows come out at every run.
+earlier answers. `detect` asks the task of that name for the boxes of the pictures of `point`: right if each wanted one
+is met and no other is told. `recall` and `overlap` ask the same where a box is wanted, and score the share that is met
+and the mean overlap (IoU). `extract` fills a schema with the number of a shape (pictures of `count`), or with the
+colours and sizes of the shapes of a scene that have no other of their kind (pictures of `describe`). The same rows come
+out at every run.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from .tasks import Sample
 
 FIRST = 10_000_000  # seed of the first held-out sample
 PICTURES = "pictures"
-OF_TASKS = {"overlap": ("point",), "extract": ("count", "describe")}  # tasks of the package, and of their pictures
+BOXES = {"detect": "boxes", "recall": "recall", "overlap": "iou"}  # what is asked of `detect`, and its rule
+OF_TASKS = {**dict.fromkeys(BOXES, ("point",)), "extract": ("count", "describe")}  # whose pictures they take
 SCORED = (*tasks.BASIC, *tasks_more.FURTHER, *OF_TASKS)
 Row = dict[str, Any]
 
@@ -65,9 +68,10 @@ def held_out(task: str, number: int, size: tuple[int, int] | None = None) -> Ite
 def scored(task: str, number: int) -> Iterator[tuple[Sample, Row]]:
     """Held-out samples of a task and the row by which each is scored."""
     for sample in held_out(task, number):
-        if task == "overlap":
+        if task in BOXES:
             boxes = wanted_boxes(sample)
-            yield sample, {"task": task, "scoring": "iou", "prompt": label_of(sample), "boxes": boxes}
+            if boxes or task == "detect":
+                yield sample, {"task": task, "scoring": BOXES[task], "prompt": label_of(sample), "boxes": boxes}
         elif task == "extract":
             schema, answer = schema_of(sample)
             if answer:  # of some scenes no shape is the only one of its kind
