@@ -156,7 +156,7 @@ def test_what_is_wrong_or_not_offered_is_refused(client, changes, status, param)
     assert (refused.value.status_code, refused.value.param) == (status, param)
 
 
-REFUSED = [
+NOT_OFFERED = [
     ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0].type"),
     ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0].type"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
@@ -164,7 +164,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "param"), REFUSED, ids=[row[1] for row in REFUSED])
+@pytest.mark.parametrize(("changes", "param"), NOT_OFFERED, ids=[row[1] for row in NOT_OFFERED])
 def test_what_is_not_offered_is_unsupported(client, changes, param):
     with pytest.raises(openai.BadRequestError) as refused:
         client.post("/responses", body={"model": "demo", "input": "Hi"} | changes, cast_to=object)

@@ -142,7 +142,7 @@ def _content(fields: Fields, role: str, parts: Parts, pictures: Pictures, requir
 
 
 def _item(fields: Fields, role: str, pictures: Pictures) -> dict[str, Any]:
-    kind = fields.type(("text", "image_url"))
+    kind = fields.type(("text", "image_url", "video_url"))
     if kind == "text":
         made: dict[str, Any] = {"type": "text", "text": fields.text("text", required=True)}
     elif kind == "image_url" and role == "user":
