@@ -21,6 +21,7 @@ from mlx_lfm2vl import (
     GenerationOptions,
     GenerationRequest,
     GenerationResponse,
+    OptionError,
     OutOfMemoryError,
     PromptCache,
     ResponseFormat,
@@ -227,6 +228,38 @@ def test_processors_that_leave_no_token_end_their_row_alone():
     made = list(generate_batch(model, processor, rows))
     assert [each.finish_reason for each in made] == ["error", "length"]
     assert "logits_processors" in str(made[0].error)
+
+
+def fewer(tokens: mx.array, logits: mx.array) -> mx.array:
+    return logits[:, :5]
+
+
+class Forgetful:
+    def __call__(self, tokens: mx.array, logits: mx.array) -> None:
+        pass
+
+
+@pytest.mark.backends("mlx", "numpy")
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        (fewer, r"logits processor fewer returned an array \(1, 5\), expected an mx.array of logits \(1, \d+\)"),
+        (Forgetful(), "logits processor Forgetful returned NoneType, expected"),
+        (lambda tokens, logits: np.array(logits), "<lambda> returned ndarray, expected"),
+        (lambda tokens, logits: logits[0], r"<lambda> returned an array \(\d+,\), expected"),
+    ],
+    ids=["fewer", "none", "numpy", "flat"],
+)
+def test_a_processor_without_logits_ends_its_row_alone(processor, message):
+    model, tokens = random_model()
+    wrong = GenerationOptions(max_tokens=4, logits_processors=(processor,))
+    rows = [GenerationRequest("Hi", options=each) for each in (wrong, GenerationOptions(max_tokens=4))]
+    made = list(generate_batch(model, tokens, rows))
+    assert [each.finish_reason for each in made] == ["error", "length"]
+    with pytest.raises(OptionError, match=message):
+        raise made[0].error
+    with pytest.raises(OptionError, match=message):
+        list(stream_generate(model, tokens, "Hi", options=wrong))
 
 
 @pytest.mark.backends("mlx", "numpy")

@@ -28,6 +28,43 @@ def test_an_answer_from_another_thread(engine):
     assert pieces[-1].statistics.image_tokens == completion.statistics.image_tokens > 0
 
 
+async def text_of(pieces) -> str:
+    return "".join([piece.text async for piece in pieces])
+
+
+def test_options_are_given_by_name_as_for_generate(engine):
+    named = {"max_tokens": 6, "temperature": 0.0}
+    request = engine.submit("What is this?", picture("small"), **named)
+    assert request.result(60).tokens == alone("What is this?", "small", 6)
+    whole = request.result().text
+    assert engine.generate("What is this?", picture("small"), **named) == whole
+    assert "".join(each.text for each in engine.stream("What is this?", picture("small"), **named)) == whole
+    assert asyncio.run(text_of(engine.astream("What is this?", picture("small"), **named))) == whole
+    over = {"options": GenerationOptions(max_tokens=1), "max_tokens": 2}
+    assert engine.submit("Hello.", **over).result(60).tokens == alone("Hello.", None, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_token": 2}, "did you mean max_tokens"),
+        ({"sytem": "x"}, "did you mean system"),
+        ({"max_image_token": 9}, "did you mean max_image_tokens"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"temperature": "warm"}, "temperature is 'warm'"),
+        ({"stop": lambda: False}, "`Request.cancel` ends an answer"),
+        ({"options": {"max_tokens": 2}}, "options is dict, expected GenerationOptions"),
+    ],
+    ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",
+)
+def test_a_wrong_option_is_refused_by_the_call(engine, given, message):
+    engine.wait_until_ready()
+    for call in (engine.submit, engine.generate, engine.stream):
+        with pytest.raises(OptionError, match=message):
+            call("Hello.", **given)
+    assert engine.queue_length == 0
+
+
 def test_many_threads_with_random_cancels(engine):
     """8 threads x 12 requests; those that are not cancelled get just what they would get alone."""
 

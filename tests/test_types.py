@@ -28,9 +28,9 @@ chat.stream("x").close()
 text: str = chat.ask("x", role="tool", options=GenerationOptions(max_tokens=3)) + generate(model, processor, "x")
 text = generate(model, processor, "x", max_tokens=None, temperature=0.1)
 engine = Engine("demo")
-engine.stream("x", deadline=3.0).close()
+engine.stream("x", deadline=3.0, max_tokens=3).close()
 def sink(item: GenerationResponse | BaseException) -> None: ...
-request: Request = engine.submit("x", sink=sink, max_image_tokens=64)
+request: Request = engine.submit("x", sink=sink, max_image_tokens=64, temperature=0.1)
 reason: FinishReason | None = next(iter(request)).finish_reason
 talk: EngineChat = engine.chat(system="x")
 memory: MemoryUse = engine.memory()
@@ -43,7 +43,8 @@ asyncio.run(work())
 """
 TYPOS = {
     "engine.chat(sistem='x')": "sistem",
-    "engine.generate('x', max_tokens=3)": "max_tokens",
+    "engine.generate('x', max_token=3)": "max_token",
+    "engine.submit('x', stop=lambda: False)": "stop",
     "engine.submit('x', sytem='x')": "sytem",
     "engine.stream('x', timeout=3)": "timeout",
     "talk.ask('x', optoins=None)": "optoins",

@@ -20,7 +20,7 @@ from ..backends.memory import CacheLimit, WiredLimit, check_bytes
 from ..backends.thread_state import check_fork
 from ..errors import OptionError
 from ..generation import prompt_cache, vision_cache
-from ..generation.arguments import ConversationArguments, PictureOverrides
+from ..generation.arguments import CallOverrides, ConversationArguments, PictureOverrides
 from ..generation.batch import BATCH_SIZE
 from ..generation.conversation import Conversation
 from ..generation.messages import is_remote, snapshot
@@ -37,7 +37,7 @@ from .handle import Request, Sink, check_seconds
 from .loader import Loader, named_loader
 from .memory_use import MemoryUse, memory_use
 from .queue import Job, Loaded, Read
-from .submit import SubmitArguments, placed, read_request, settings, whole
+from .submit import SubmitArguments, placed, read_request, settings, split_overrides, whole
 from .worker import Worker
 
 T = TypeVar("T")
@@ -118,9 +118,9 @@ class Engine:
         sink: Sink | None = None,
         progress: Progress | None = None,
         control_tokens: bool = False,
-        **image_overrides: Unpack[PictureOverrides],
+        **overrides: Unpack[CallOverrides],
     ) -> Request:
-        """Puts a question into the queue; arguments as for `stream_generate`.
+        """Puts a question into the queue; arguments as for `stream_generate`, without caches and `stop`.
 
         `deadline`: seconds from now after which the answer ends as "deadline". `wait`: seconds to wait for a place in
         the queue. `sink` gets pieces and errors as they come, in a thread of its own. `progress` is called in the
@@ -132,10 +132,11 @@ class Engine:
         at once; leave PIL images and files as they are until the first response.
 
         Raises `OptionError`, `QueueFullError` and `EngineClosedError`; what is wrong with the question itself is raised
-        by the request.
+        by the request, and so are unknown names of `overrides` while no model is loaded.
         """
         check_callable("progress", progress)
-        chosen = GenerationOptions() if options is None else options
+        loaded = self._worker.loaded
+        chosen, image_overrides = split_overrides(options, overrides, None if loaded is None else loaded[1])
         given = (snapshot(prompt), snapshot(images), system, snapshot(tools))
         question = GenerationRequest(*given, chosen, image_overrides, control_tokens, snapshot(videos))
         request = Request(deadline, sink)
@@ -215,7 +216,7 @@ class Engine:
     def warm_up(self, text: str = "Hello.") -> None:
         """Makes the first real answer as fast as the next ones: loads, compiles and allocates by answering `text`.
         `EngineClosedError` where `close`, `unload` or `reload` comes first."""
-        self.generate(text, options=GenerationOptions(max_tokens=2))
+        self.generate(text, max_tokens=2)
 
     # State
 

@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..constraints.matcher import Matcher
+from ..errors import OptionError
 
 
 @runtime_checkable
@@ -54,7 +55,7 @@ class RowState:
 
     def process(self, logits: mx.array, draft: Sequence[int] = ()) -> mx.array:
         """Logits (1 + n, vocabulary) float32 of the next token, and of those behind each of a draft of n tokens, as the
-        processors change them."""
+        processors change them. Raises `OptionError` for a processor that returns no logits."""
         self._ahead, processors, made = [], self._processors, []
         for at in range(1 + len(draft)):
             if draft:  # which may be wrong: processors that remember go on from the tokens that are accepted
@@ -62,9 +63,18 @@ class RowState:
                 self._ahead.append(processors)
             tokens, scores = mx.array(np.array([*self._tokens, *draft[:at]], np.int32)), logits[at : at + 1]
             for processor in processors:
-                scores = processor(tokens, scores)
+                scores = _checked(processor, processor(tokens, scores), scores.shape)
             made.append(scores.astype(mx.float32))
         return made[0] if len(made) == 1 else mx.concatenate(made)
+
+
+def _checked(processor: LogitsProcessor, made: object, shape: tuple[int, ...]) -> mx.array:
+    """The logits that a processor returned. Raises `OptionError` for anything else, or for another shape."""
+    if isinstance(made, mx.array) and made.shape == shape:
+        return made
+    kind = f"an array {made.shape}" if isinstance(made, mx.array) else type(made).__name__
+    name = getattr(processor, "__qualname__", type(processor).__qualname__)
+    raise OptionError(f"the logits processor {name} returned {kind}, expected an mx.array of logits {shape}")
 
 
 def _own(processor: LogitsProcessor) -> LogitsProcessor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any
@@ -165,14 +165,19 @@ def check_pair(model: object, processor: object) -> None:
             )
 
 
+def check_overrides(processor: Lfm2VlProcessor, names: Iterable[str]) -> None:
+    """Raises `OptionError` for a name of `image_overrides` that the processor and its template do not know."""
+    for name in _OF_THE_ANSWER.intersection(names):
+        raise OptionError(f"{name} is for the answer; give it as options=GenerationOptions({name}=...)")
+    known = processor.image_processor.config.options() | processor.template.variables
+    check_names(names, known | {"use_image_special_tokens"}, (*_OF_THE_ANSWER, *_OF_THE_CALL))
+
+
 def encode(model: Model, processor: Lfm2VlProcessor, request: GenerationRequest) -> EncodedPrompt:
     """Reads, resizes and tokenises one request. Raises the library's typed errors."""
     if not isinstance(request, GenerationRequest):
         raise PromptError(f"a request is {type(request).__name__}, expected a GenerationRequest")
-    for name in _OF_THE_ANSWER.intersection(request.image_overrides):
-        raise OptionError(f"{name} is for the answer; give it as options=GenerationOptions({name}=...)")
-    known = processor.image_processor.config.options() | processor.template.variables
-    check_names(request.image_overrides, known | {"use_image_special_tokens"}, (*_OF_THE_ANSWER, *_OF_THE_CALL))
+    check_overrides(processor, request.image_overrides)
     options = resolved(model, request.options)
     grammar = grammar_of(model, processor.tokenizer, options)
     check_tools(request.tools)
