@@ -97,15 +97,16 @@ def changed(body: Any, rng: random.Random) -> Any:
 
 def assert_answered(server, path, data) -> int:
     status, headers, answer = server.raw("POST", path, data, content_type="application/json")
+    may_be_late = isinstance(data, str) and '"deadline"' in data  # which the body chose
     if status != 200:
-        late = status == 504 and isinstance(data, str) and '"deadline"' in data  # which the body chose
-        assert 400 <= status < 500 or late, (status, answer, data[:2000])
+        assert 400 <= status < 500 or (status == 504 and may_be_late), (status, answer, data[:2000])
         error = answer["error"]
         anthropic = path.startswith("/v1/messages")
         assert set(error) == ({"type", "message"} if anthropic else {"message", "type", "param", "code"})
         assert "\n" not in error["message"] and len(error["message"]) < 2000
     elif headers.get_content_type() == "text/event-stream":
-        assert '"error"' not in answer, (answer, data[:2000])
+        late = may_be_late and "before the deadline" in answer  # one of several answers had not begun
+        assert late or '"error"' not in answer, (answer, data[:2000])
     return status
 
 
