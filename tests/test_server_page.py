@@ -290,6 +290,21 @@ def test_markdown_is_shown_as_what_it_is(opened):
         "a\n\n---\n\nb": "<p>a</p><hr><p>b</p>",
         "**not closed": "<p>**not closed</p>",
         "a < b & c": "<p>a &lt; b &amp; c</p>",
+        "One\n===\nTwo\nlines\n---": "<h3>One</h3><h4>Two<br>lines</h4>",
+        "&lt;b&gt; &amp;amp; &#233;&#x41; &nosuch; `&lt;`": "<p>&lt;b&gt; &amp;amp; éA &amp;nosuch; <code>&amp;lt;</code></p>",
+        "- [x] a\n- [ ] b": '<ul><li class="task"><input type="checkbox" disabled="" checked="" aria-label="done">a</li>'
+        '<li class="task"><input type="checkbox" disabled="" aria-label="to do">b</li></ul>',
+        "|a|b|c|\n|:-|:-:|--:|\n|1|2|3|4|\n|1|": '<div class="scroll" tabindex="0"><table><thead><tr><th>a</th>'
+        '<th class="centre">b</th><th class="right">c</th></tr></thead><tbody><tr><td>1</td><td class="centre">2</td>'
+        '<td class="right">3</td></tr><tr><td>1</td><td class="centre"></td><td class="right"></td></tr></tbody></table></div>',
+    }
+    links = {
+        "[a](https://x.org/b_(c)) d": ["https://x.org/b_(c)"],
+        "[a](https://x.org/b_(c(d)) 'title')": ["https://x.org/b_(c(d))"],
+        "[a](<https://x.org/b c>)": ["https://x.org/b%20c"],
+        "[a [b]](https://x.org/?c=1&amp;d=2)": ["https://x.org/?c=1&d=2"],
+        "(see https://x.org/b_(c)), https://y.org/.": ["https://x.org/b_(c)", "https://y.org/"],
+        "[a](java&#115;cript:alert(1)) [b](javascript&colon;alert(1))": [],
     }
     render = """async (text) => {
         const {markdown} = await import("/static/markdown.js");
@@ -298,6 +313,43 @@ def test_markdown_is_shown_as_what_it_is(opened):
         return place.innerHTML;
     }"""
     assert {text: opened.page.evaluate(render, text) for text in cases} == cases
+    addresses = render.replace("place.innerHTML", "[...place.querySelectorAll('a')].map((each) => each.href)")
+    assert {text: opened.page.evaluate(addresses, text) for text in links} == links
+    code = render.replace("place.innerHTML", "[...place.querySelectorAll('pre')].map((each) => each.textContent)")
+    assert opened.page.evaluate(code, "a\n    b\n\n    c\n\n      d\n\ne") == ["c\n\n  d"]
+
+
+SHOW = """async (text) => {
+    const {newConversation, saveConversation} = await import("/static/store.js");
+    const message = (role, text) => ({role, text, pictures: [], finish: "stop"});
+    await saveConversation({...newConversation(), title: "made", messages: [message("user", "?"), message("assistant", text)]});
+}"""
+
+
+def show(page, text):
+    """Opens a conversation whose answer is this text."""
+    page.evaluate(SHOW, text)
+    page.reload()
+    page.click(".conversation:text-is('made')")
+    page.wait_for_selector(".answer-body > *")
+
+
+def test_lists_of_an_answer_have_bullets_by_their_depth(opened):
+    show(opened.page, "- a\n  - b\n")
+    marks = "[...document.querySelectorAll('.answer-body ul')].map((each) => getComputedStyle(each).listStyleType)"
+    assert opened.page.evaluate(marks) == ["disc", "circle"]
+
+
+def test_a_wide_table_scrolls_and_keeps_its_words_on_a_phone(browser, server):
+    page = Page(browser, server.url)
+    row = "|".join(["measurement"] * 9)
+    show(page.page, f"|{row}|\n|{'|'.join(['-'] * 9)}|\n|{row}|")
+    page.page.set_viewport_size({"width": 360, "height": 700})
+    heights = "[...document.querySelectorAll('td')].map((each) => each.getClientRects()[0].height)"
+    assert max(page.page.evaluate(heights)) < 50  # one line each
+    assert page.page.evaluate("document.querySelector('.answer .scroll').scrollWidth") > 360
+    assert page.page.evaluate("document.getElementById('scroll').scrollWidth") <= 360
+    page.context.close()
 
 
 def test_settings_reach_the_server_and_stay(opened):
@@ -323,6 +375,69 @@ def test_a_question_waits_for_the_list_of_models(opened):
         route.continue_()
     opened.page.wait_for_selector(".answer:last-child .message-tools")
     assert opened.answer == ANSWER
+
+
+def test_a_suggested_question_keeps_the_pictures(opened):
+    opened.page.set_input_files("#files", SCENE)
+    opened.page.click("#ideas button >> nth=0")
+    opened.page.press("#prompt", "Enter")
+    opened.page.wait_for_selector(".answer .message-tools")
+    assert opened.page.locator(".question .thumbnail").count() == 1
+
+
+def test_a_picture_that_cannot_be_read_is_called_by_its_name(opened, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    opened.page.click("#open-settings")
+    opened.page.fill("#settings [name=system]", "Be short.")
+    opened.page.click("#settings .primary")
+    opened.ask("What is this?", SCENE, str(tmp_path / "broken.png"))
+    assert opened.page.inner_text(".answer .error").startswith("broken.png: not a picture")
+    opened.problems.clear()  # the browser notes a response of 400
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"type": "strng"}, '#/type is "strng", expected one or several of null, boolean'),
+        ({"properties": {"a": {"items": {"type": ["string", 3]}}}}, "#/properties/a/items/type is "),
+        ({"anyOf": []}, "#/anyOf is [], expected a list of schemas"),
+        ({"required": "a"}, '#/required is "a", expected a list of names'),
+        ({"enum": []}, "#/enum is [], expected a list that is not empty"),
+        ({"maxItems": -1}, "#/maxItems is -1, expected a whole number"),
+        ({"items": 3}, "#/items is 3, expected a schema"),
+        ([], "a schema is an object"),
+    ],
+)
+def test_a_bad_schema_is_refused_in_its_dialog(opened, schema, why):
+    opened.page.click("#open-form")
+    opened.page.fill("#form-schema", json.dumps(schema))
+    opened.page.click("#form-use")
+    assert why in opened.page.inner_text("#form-error")
+    assert opened.page.is_visible("#form") and not opened.page.is_visible("#form-state")
+
+
+def test_a_schema_that_the_server_refuses_is_called_a_schema(opened):
+    opened.page.click("#open-form")
+    opened.page.fill("#form-schema", '{"type": "string", "not": {}}')
+    opened.page.click("#form-use")
+    opened.ask("Hello.")
+    shown = opened.page.inner_text(".answer .error")
+    assert shown.startswith("The schema") and '"not" cannot be held' in shown and "response_format" not in shown
+    assert opened.page.locator(".answer pre").count() == 0
+    opened.problems.clear()  # the browser notes a response of 400
+
+
+def test_an_answer_by_a_schema_wraps_while_it_comes(opened):
+    opened.page.select_option("#model", "gen2")
+    opened.page.click("#open-form")
+    opened.page.fill("#form-schema", json.dumps({"type": "array", "minItems": 900, "items": {"type": "integer"}}))
+    opened.page.click("#form-use")
+    opened.ask("Go on.", wait=False)
+    until(lambda: opened.page.evaluate("document.querySelector('.answer pre')?.textContent.length > 300"))
+    assert opened.page.evaluate(
+        "(({scrollWidth, clientWidth}) => scrollWidth <= clientWidth)(document.querySelector('.answer pre'))"
+    )
+    opened.page.click("#stop")
 
 
 def test_an_error_of_the_server_is_shown_in_its_words(opened):
@@ -376,6 +491,11 @@ def test_a_server_with_a_key_asks_for_it(browser):
         context = browser.new_context()
         page = context.new_page()
         page.goto(running.url)
+        page.wait_for_selector("#key[open]")
+        assert page.inner_text("#key-error") == ""
+        page.fill("#key-text", "a guess")
+        page.press("#key-text", "Enter")
+        page.wait_for_selector("#key-error:text-is('The server refused this key.')")
         page.fill("#key-text", "a secret")
         page.press("#key-text", "Enter")
         page.wait_for_selector("#model option", state="attached")

@@ -1,9 +1,10 @@
 // The page: conversations, the one that is open, and the answer that is running. State lives here; the other modules
 // make elements of it.
 
-import { ApiError, chat, listModels, setKey } from "./api.js";
+import { ApiError, chat, hasKey, listModels, setKey } from "./api.js";
 import { makeComposer } from "./composer.js";
 import { element, iconButton, notice } from "./dom.js";
+import { inWords } from "./errors.js";
 import { answerElement, forget, questionElement } from "./messages.js";
 import { makeSettings } from "./settings.js";
 import { deleteConversation, loadConversations, newConversation, saveConversation } from "./store.js";
@@ -42,10 +43,13 @@ async function answer(conversation) {
   await keep(conversation); // a page that is closed meanwhile loses no question
   const started = performance.now();
   const since = () => (performance.now() - started) / 1000;
+  let sent = [];
   try {
     if (!byId("model").value) await showModels(); // a question may come before their first list
     body.model = byId("model").value;
-    body.messages = await requestMessages(conversation.messages.slice(0, -1));
+    const asked = answerable(conversation.messages.slice(0, -1));
+    sent = [...(settings.system() ? [[]] : []), ...asked.map(({ pictures }) => pictures.map(({ name }) => name))];
+    body.messages = await requestMessages(asked);
     for await (const event of chat(body, controller.signal)) {
       if (event.text) {
         message.firstToken ??= since();
@@ -58,7 +62,7 @@ async function answer(conversation) {
     }
   } catch (error) {
     if (error.name === "AbortError") message.finish = "cancelled";
-    else message.error = error.message;
+    else message.error = error instanceof ApiError ? inWords(error.message, sent) : error.message;
     if (error instanceof ApiError && error.status === 401) askForKey();
   }
   delete message.running;
@@ -71,10 +75,14 @@ async function answer(conversation) {
   showModels();
 }
 
+/** The messages that a request repeats: not those of which only an error came. */
+function answerable(messages) {
+  return messages.filter(({ text, error }) => text || !error);
+}
+
 async function requestMessages(messages) {
   const made = settings.system() ? [{ role: "system", content: settings.system() }] : [];
-  for (const { role, text, pictures, error } of messages) {
-    if (error && !text) continue;
+  for (const { role, text, pictures } of messages) {
     const urls = await Promise.all(pictures.map((picture) => dataUri(picture.blob)));
     const parts = urls.map((url) => ({ type: "image_url", image_url: { url } }));
     made.push({ role, content: parts.length ? [...parts, ...(text ? [{ type: "text", text }] : [])] : text });
@@ -227,6 +235,7 @@ function stateOf(model) {
 function askForKey() {
   const dialog = byId("key");
   if (dialog.open) return;
+  byId("key-error").textContent = hasKey() ? "The server refused this key." : "";
   dialog.addEventListener("close", () => { setKey(byId("key-text").value); showModels(); }, { once: true });
   dialog.showModal();
 }
@@ -240,7 +249,7 @@ for (const id of ["close-sidebar", "shade"]) byId(id).addEventListener("click", 
 byId("viewer-close").addEventListener("click", () => byId("viewer").close());
 byId("viewer").addEventListener("click", (event) => { if (event.target === byId("viewer")) byId("viewer").close(); });
 byId("model").addEventListener("change", () => { settings.setModel(byId("model").value); showModels(); });
-byId("ideas").append(...IDEAS.map((text) => element("button", { type: "button", text, onclick: () => composer.set(text, []) })));
+byId("ideas").append(...IDEAS.map((text) => element("button", { type: "button", text, onclick: () => composer.setText(text) })));
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) {
     if (document.body.hasAttribute("data-sidebar")) showSidebar(false);

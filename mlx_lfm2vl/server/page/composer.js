@@ -36,12 +36,16 @@ export function makeComposer({ send, open }) {
     prompt.focus();
   }
 
-  function set(text, chosen) {
+  function setText(text) {
     prompt.value = text;
-    pictures = [...chosen];
-    show();
     grow();
     prompt.focus();
+  }
+
+  function set(text, chosen) {
+    pictures = [...chosen];
+    show();
+    setText(text);
   }
 
   async function submit() {
@@ -71,7 +75,7 @@ export function makeComposer({ send, open }) {
   window.addEventListener("drop", (event) => { if (carriesFiles(event)) { event.preventDefault(); over(0); add(event.dataTransfer.files); } });
 
   show();
-  return { set, focus: () => prompt.focus() };
+  return { set, setText, focus: () => prompt.focus() };
 }
 
 function looksLikePicture(file) {

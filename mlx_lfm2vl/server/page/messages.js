@@ -75,7 +75,7 @@ function bodyOf(message, pictures) {
   }
   const table = message.schema ? jsonTable(message.text) : null;
   if (table) return element("div", {}, table, source(message.text));
-  if (message.schema) return element("pre", { tabindex: "0" }, element("code", { text: message.text }));
+  if (message.schema && message.text) return element("pre", { tabindex: "0" }, element("code", { text: message.text }));
   return markdown(message.text);
 }
 

@@ -1,6 +1,7 @@
 // Settings of all conversations, and the schema of the answers. `body()` gives what they add to a request.
 
 import { element } from "./dom.js";
+import { readSchema } from "./schema.js";
 import { loadSettings, saveSettings } from "./store.js";
 
 const NUMBERS = ["temperature", "top_p", "seed", "max_completion_tokens", "max_image_tokens"];
@@ -111,8 +112,7 @@ function makeForm(settings) {
   document.getElementById("form-off").addEventListener("click", () => { use(null); document.getElementById("prompt").focus(); });
   document.getElementById("form-use").addEventListener("click", () => {
     try {
-      const value = JSON.parse(text.value);
-      if (value === null || typeof value !== "object" || Array.isArray(value)) throw new SyntaxError("a schema is an object {...}");
+      const value = readSchema(text.value);
       settings.schema = text.value;
       saveSettings(settings);
       use(value);
