@@ -11,6 +11,7 @@ import pytest
 from conftest import GOLDEN
 from servers import ANSWER, EXAMPLES, serving, settings_of, until
 
+from mlx_lfm2vl import generate, load
 from mlx_lfm2vl.server.access import Access
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
@@ -35,6 +36,9 @@ HOSTILE = [
     "> " * 200 + "deep",
     "".join(f"{'  ' * depth}- item\n" for depth in range(60)),
     "*" * 3000 + "[" * 3000 + "`" * 3001,
+    "&lt;script&gt;document.title = 'owned'&lt;/script&gt; [x](java&#115;cript:alert(1)) [x](javascript&colon;alert(1))",
+    "\n".join(["[x](" + "(" * 9000, "[x](" + " " * 9000 + "x", "https://" + "(a" * 9000, "[x](" * 9000, "&" * 50_000]),
+    "a\n===\n" * 9000 + "    <script>alert(1)</script>\n- [x] <b onclick=alert(1)>x</b>",
     *(letter * 50_000 for letter in ("# ", "|-", "~`", "> ", "1. ")),
 ]
 
@@ -144,7 +148,7 @@ def test_pictures_are_pasted_and_dropped(opened):
 def test_a_file_that_is_no_picture_is_refused_with_its_name(opened, tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     opened.page.set_input_files("#files", str(tmp_path / "notes.txt"))
-    assert opened.page.inner_text("#notice") == "notes.txt is not a picture."
+    assert opened.page.inner_text("#notice") == "notes.txt is neither a picture nor a PDF document."
     assert opened.page.is_hidden("#pictures")
 
 
@@ -161,17 +165,140 @@ def test_stopping_ends_the_answer_on_the_server(opened, server, how):
     assert opened.page.is_visible("#send")
 
 
-def test_an_answer_is_given_again_and_a_question_edited(opened):
-    opened.ask(QUESTION, SCENE)
-    opened.page.click("[aria-label='Answer again']")
-    opened.page.wait_for_selector(".answer:last-child .message-tools")
+def test_an_answer_that_is_given_again_can_be_brought_back(opened):
+    for text in (QUESTION, "And what else?"):
+        opened.ask(text, *([SCENE] if text == QUESTION else []))
+    before = opened.page.inner_text("#messages")
+    opened.page.click("[aria-label='Answer again'] >> nth=0")
+    opened.page.wait_for_selector("#send:visible")
     assert opened.page.locator(".answer").count() == 1 and opened.answer == ANSWER
-    opened.page.hover(".question")
-    opened.page.click("[aria-label='Edit the question']")
-    assert opened.page.input_value("#prompt") == QUESTION
-    assert opened.page.locator("#pictures li").count() == 1 and opened.page.locator(".question").count() == 0
-    opened.ask(QUESTION)
-    assert opened.answer == ANSWER
+    opened.page.click("#notice button:text-is('Undo')")
+    assert opened.page.inner_text("#messages") == before
+    reloaded(opened.page)
+    assert opened.page.inner_text("#messages") == before
+
+
+def reloaded(page):
+    """The page anew, with the conversation that was open."""
+    page.wait_for_timeout(200)  # until it is kept
+    page.reload()
+    page.wait_for_selector(".question")
+
+
+def test_a_question_is_edited_in_its_place(opened):
+    for text in (QUESTION, "And what else?"):
+        opened.ask(text, *([SCENE] if text == QUESTION else []))
+    before = opened.page.inner_text("#messages")
+    edit = "[aria-label='Edit the question'] >> nth=0"
+    for leave in ("Escape", "Cancel"):
+        opened.page.click(edit)
+        assert opened.page.input_value(".edit textarea") == QUESTION
+        opened.page.fill(".edit textarea", "something else")
+        opened.page.press(".edit textarea", "Escape") if leave == "Escape" else opened.page.click(
+            ".edit >> text=Cancel"
+        )
+        assert opened.page.inner_text("#messages") == before
+    opened.page.click(edit)
+    reloaded(opened.page)
+    assert opened.page.inner_text("#messages") == before
+    opened.page.click(edit)
+    opened.page.fill(".edit textarea", BOXES)
+    opened.page.press(".edit textarea", "Enter")
+    opened.page.wait_for_selector("#send:visible")
+    assert opened.page.locator(".said").all_inner_texts() == [BOXES]
+    assert opened.page.locator(".question .thumbnail").count() == 1
+    assert opened.page.locator(".conversation").all_inner_texts() == [BOXES]
+    opened.page.wait_for_selector(".box-picture")
+    opened.page.click("#notice button:text-is('Undo')")
+    assert opened.page.inner_text("#messages") == before
+
+
+def test_windows_show_each_others_turns(opened, server):
+    opened.ask("One.")
+    other = opened.context.new_page()
+    other.goto(server.url)
+    other.click(".conversation")
+    opened.ask("Two.")
+    other.wait_for_selector(".answer:nth-of-type(4)")
+    other.fill("#prompt", "Three.")
+    other.press("#prompt", "Enter")
+    opened.page.wait_for_selector(".said:text-is('Three.')")
+    opened.page.wait_for_selector(".answer:nth-of-type(6) .message-tools")
+    reloaded(opened.page)
+    assert opened.page.locator(".said").all_inner_texts() == ["One.", "Two.", "Three."]
+    opened.page.on("dialog", lambda dialog: dialog.accept())
+    opened.page.hover("#conversations li")
+    opened.page.click("#conversations li .icon-button")
+    other.wait_for_selector("#welcome:visible")
+
+
+def test_a_conversation_that_two_windows_go_on_with_becomes_two(opened, server):
+    opened.ask("One.")
+    other = opened.context.new_page()
+    other.goto(server.url)
+    other.click(".conversation")
+    for page in (opened.page, other):
+        page.select_option("#model", "gen2")
+    for page, text in ((opened.page, "Left."), (other, "Right.")):
+        page.fill("#prompt", text)
+        page.press("#prompt", "Enter")
+        page.wait_for_selector("#stop:visible")
+    for page in (opened.page, other):
+        page.click("#stop")
+        page.wait_for_selector("#send:visible")
+    reloaded(opened.page)
+    opened.page.wait_for_selector(".conversation >> nth=1")
+    titles = opened.page.locator(".conversation").all_inner_texts()
+    assert sorted(titles) == ["One.", "One. (copy)"]
+    asked = set()
+    for title in titles:
+        opened.page.click(f".conversation:text-is('{title}')")
+        asked.update(opened.page.locator(".said").all_inner_texts())
+    assert asked == {"One.", "Left.", "Right."}
+
+
+def test_a_new_conversation_begins_empty(opened):
+    opened.page.click("#open-form")
+    opened.page.click("#form-use")
+    opened.ask("Hello.")
+    opened.page.set_input_files("#files", SCENE)
+    opened.page.fill("#prompt", "a draft")
+    opened.page.click("#new")
+    empty = (
+        opened.page.input_value("#prompt"),
+        opened.page.is_visible("#pictures"),
+        opened.page.is_visible("#form-state"),
+    )
+    assert empty == ("", False, False)
+    opened.page.click(".conversation")
+    assert opened.page.input_value("#prompt") == "a draft"
+    assert opened.page.is_visible("#pictures li") and opened.page.is_visible("#form-state")
+    opened.page.click("#new")
+    opened.page.fill("#prompt", "another")
+    opened.page.click("#new")
+    assert opened.page.input_value("#prompt") == ""
+    opened.page.click("#notice button:text-is('Undo')")
+    assert opened.page.input_value("#prompt") == "another"
+
+
+def test_a_notice_covers_nothing_of_the_composer(opened, tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    opened.page.click("#open-form")
+    opened.page.click("#form-use")
+    opened.page.set_input_files("#files", [SCENE, str(tmp_path / "notes.txt")])
+    opened.page.wait_for_selector("#notice:visible")
+    notice, composer = (opened.page.locator(name).bounding_box() for name in ("#notice", "#composer"))
+    assert notice["y"] + notice["height"] <= composer["y"]
+
+
+def test_a_pdf_document_is_asked_about(opened):
+    document = EXAMPLES / "documents" / "pages.pdf"
+    opened.page.set_input_files("#files", str(document))
+    assert opened.page.inner_text("#pictures .document") == "pages.pdf"
+    opened.ask("Which image shows a red triangle?")
+    expected = generate(*load("demo"), "Which image shows a red triangle?", document)
+    assert opened.answer == expected.strip()
+    assert opened.page.inner_text(".question .document") == "pages.pdf"
 
 
 def test_an_answer_is_copied(opened):
@@ -205,7 +332,7 @@ def test_a_question_outlives_a_page_that_is_closed_meanwhile(opened):
     opened.ask("Go on.", SCENE, wait=False)
     until(lambda: len(opened.answer) > 40)
     opened.page.reload()
-    opened.page.click(".conversation")
+    opened.page.wait_for_selector(".question")
     assert opened.page.inner_text(".question .said") == "Go on."
     assert "Stopped." in opened.page.inner_text(".answer .foot")
 
@@ -291,12 +418,15 @@ def test_markdown_is_shown_as_what_it_is(opened):
         "**not closed": "<p>**not closed</p>",
         "a < b & c": "<p>a &lt; b &amp; c</p>",
         "One\n===\nTwo\nlines\n---": "<h3>One</h3><h4>Two<br>lines</h4>",
-        "&lt;b&gt; &amp;amp; &#233;&#x41; &nosuch; `&lt;`": "<p>&lt;b&gt; &amp;amp; éA &amp;nosuch; <code>&amp;lt;</code></p>",
-        "- [x] a\n- [ ] b": '<ul><li class="task"><input type="checkbox" disabled="" checked="" aria-label="done">a</li>'
+        "&lt;b&gt; &amp;amp; &#233;&#x41; &nosuch; `&lt;`": "<p>&lt;b&gt; &amp;amp; éA &amp;nosuch; "
+        "<code>&amp;lt;</code></p>",
+        "- [x] a\n- [ ] b": '<ul><li class="task"><input type="checkbox" disabled="" checked="" '
+        'aria-label="done">a</li>'
         '<li class="task"><input type="checkbox" disabled="" aria-label="to do">b</li></ul>',
         "|a|b|c|\n|:-|:-:|--:|\n|1|2|3|4|\n|1|": '<div class="scroll" tabindex="0"><table><thead><tr><th>a</th>'
         '<th class="centre">b</th><th class="right">c</th></tr></thead><tbody><tr><td>1</td><td class="centre">2</td>'
-        '<td class="right">3</td></tr><tr><td>1</td><td class="centre"></td><td class="right"></td></tr></tbody></table></div>',
+        '<td class="right">3</td></tr><tr><td>1</td><td class="centre"></td><td class="right"></td></tr>'
+        "</tbody></table></div>",
     }
     links = {
         "[a](https://x.org/b_(c)) d": ["https://x.org/b_(c)"],
@@ -322,7 +452,8 @@ def test_markdown_is_shown_as_what_it_is(opened):
 SHOW = """async (text) => {
     const {newConversation, saveConversation} = await import("/static/store.js");
     const message = (role, text) => ({role, text, pictures: [], finish: "stop"});
-    await saveConversation({...newConversation(), title: "made", messages: [message("user", "?"), message("assistant", text)]});
+    const messages = [message("user", "?"), message("assistant", text)];
+    await saveConversation({...newConversation(), title: "made", messages});
 }"""
 
 
@@ -356,12 +487,17 @@ def test_settings_reach_the_server_and_stay(opened):
     opened.page.click("#open-settings")
     opened.page.fill("#settings [name=max_completion_tokens]", "5")
     opened.page.select_option("#settings [name=max_image_tokens]", "64")
+    opened.page.click("#settings summary")
+    more = {"top_k": 7, "min_p": 0.1, "repetition_penalty": 1.1, "frequency_penalty": 0.2, "presence_penalty": -0.3}
+    for name, value in more.items():
+        opened.page.fill(f"#settings [name={name}]", str(value))
     opened.page.click("#settings .primary")
     opened.page.reload()
     with opened.page.expect_request("**/v1/chat/completions") as sent:
         opened.ask(QUESTION, SCENE)
     body = sent.value.post_data_json
     assert (body["max_completion_tokens"], body["max_image_tokens"], body["model"]) == (5, 64, "demo")
+    assert {name: body[name] for name in more} == more
     assert "The answer stopped at its longest length." in opened.page.inner_text(".answer .foot")
 
 
@@ -455,6 +591,12 @@ def test_light_and_dark_follow_the_system_and_the_choice(browser, server):
     assert page.page.evaluate(background) == "rgb(23, 24, 28)"
     page.page.click("#theme")
     page.page.reload()
+    assert page.page.evaluate(background) == "rgb(255, 255, 255)"
+    page.page.click("#theme")
+    assert page.page.get_attribute("#theme", "aria-label") == "Theme: dark"
+    page.page.click("#theme")
+    assert page.page.get_attribute("#theme", "aria-label") == "Theme: as the system"
+    page.page.emulate_media(color_scheme="light")
     assert page.page.evaluate(background) == "rgb(255, 255, 255)"
     page.context.close()
 

@@ -1,7 +1,7 @@
 // The field of the question and its pictures. It calls `send({text, pictures})`; pictures are {name, blob}.
 
-import { element, iconButton, notice } from "./dom.js";
-import { thumbnail } from "./messages.js";
+import { notice } from "./dom.js";
+import { isDocument, removableItem } from "./messages.js";
 
 const MOST_BYTES = 50 * 2 ** 20;
 
@@ -15,9 +15,11 @@ export function makeComposer({ send, open }) {
   let pictures = [];
 
   function show() {
-    list.replaceChildren(...pictures.map((picture) => element("li", {},
-      thumbnail(picture, open),
-      iconButton("close", `Remove ${picture.name}`, () => { pictures = pictures.filter((other) => other !== picture); show(); prompt.focus(); }))));
+    list.replaceChildren(...pictures.map((picture) => removableItem(picture, open, () => {
+      pictures = pictures.filter((other) => other !== picture);
+      show();
+      prompt.focus();
+    })));
     list.hidden = !pictures.length;
   }
 
@@ -28,7 +30,7 @@ export function makeComposer({ send, open }) {
 
   function add(given) {
     for (const file of given) {
-      if (!looksLikePicture(file)) notice(`${file.name} is not a picture.`);
+      if (!looksLikePicture(file)) notice(`${file.name} is neither a picture nor a PDF document.`);
       else if (file.size > MOST_BYTES) notice(`${file.name} has ${Math.round(file.size / 2 ** 20)} MB; pictures may have ${MOST_BYTES / 2 ** 20} MB.`);
       else pictures.push({ name: file.name || "pasted picture", blob: file });
     }
@@ -75,9 +77,9 @@ export function makeComposer({ send, open }) {
   window.addEventListener("drop", (event) => { if (carriesFiles(event)) { event.preventDefault(); over(0); add(event.dataTransfer.files); } });
 
   show();
-  return { set, setText, focus: () => prompt.focus() };
+  return { set, setText, draft: () => ({ text: prompt.value, pictures }), focus: () => prompt.focus() };
 }
 
 function looksLikePicture(file) {
-  return file.type.startsWith("image/") || /\.(heic|heif|avif|tiff?)$/i.test(file.name);
+  return file.type.startsWith("image/") || /\.(heic|heif|avif|tiff?)$/i.test(file.name) || isDocument({ name: file.name, blob: file });
 }

@@ -158,7 +158,7 @@ function paragraph(lines, at, depth) {
 }
 
 // The part of a link behind its text: an address, in which brackets are in pairs, and maybe a title.
-const TARGET = String.raw`\(\s*(?:<([^<>\n]*)>|((?:[^\s()\\]|\\.|\((?:[^\s()\\]|\\.|\([^\s()]*\))*\))*))(?:\s+(?:"[^"]*"|'[^']*'|\([^()]*\)))?\s*\)`;
+const TARGET = String.raw`\(\s{0,9}(?:<([^<>\n]*)>|((?:[^\s()\\]|\\.|\((?:[^\s()\\]|\\.|\([^\s()]*\))*\))*))(?:\s+(?:"[^"]*"|'[^']*'|\([^()]*\)))?\s*\)`;
 const SPANS = [
   [/^\\([\\`*_{}[\]()#+\-.!|<>~])/, (match) => match[1]],
   [/^(`+)(?!`)([^]*?[^`])\1(?!`)/, (match) => element("code", { text: match[2].replace(/^ (.+) $/, "$1") })],
