@@ -36,9 +36,9 @@ HOSTILE = [
     "> " * 200 + "deep",
     "".join(f"{'  ' * depth}- item\n" for depth in range(60)),
     "*" * 3000 + "[" * 3000 + "`" * 3001,
-    "&lt;script&gt;document.title = 'owned'&lt;/script&gt; [x](java&#115;cript:alert(1)) [x](javascript&colon;alert(1))",
-    "\n".join(["[x](" + "(" * 9000, "[x](" + " " * 9000 + "x", "https://" + "(a" * 9000, "[x](" * 9000, "&" * 50_000]),
-    "a\n===\n" * 9000 + "    <script>alert(1)</script>\n- [x] <b onclick=alert(1)>x</b>",
+    "&lt;script&gt;document.title = 'owned'&lt;/script&gt; [x](java&#115;cript:alert(1)) [x](javascript&colon;x)",
+    "\n".join(["[x](" + "(" * 9000, "[x](" + " " * 9000 + "x", "https://" + "(a" * 9000, "[x](" * 900, "&" * 9000]),
+    "a\n===\n" * 500 + "    <script>alert(1)</script>\n- [x] <b onclick=alert(1)>x</b>",
     *(letter * 50_000 for letter in ("# ", "|-", "~`", "> ", "1. ")),
 ]
 

@@ -131,7 +131,10 @@ function replace(index, question) {
     if (conversation.messages !== after) return; // another window has changed it
     if (running?.conversation === conversation) stop();
     Object.assign(conversation, { messages: before, title });
-    if (conversation === current) showMessages();
+    if (conversation === current) {
+      editing = null;
+      showMessages();
+    }
     keep(conversation);
   });
 }
