@@ -37,6 +37,9 @@ HOSTILE = [
     "> " * 200 + "deep",
     "".join(f"{'  ' * depth}- item\n" for depth in range(60)),
     "*" * 3000 + "[" * 3000 + "`" * 3001,
+    "&lt;script&gt;document.title = 'owned'&lt;/script&gt; [x](java&#115;cript:alert(1)) [x](javascript&colon;x)",
+    "\n".join(["[x](" + "(" * 9000, "[x](" + " " * 9000 + "x", "https://" + "(a" * 9000, "[x](" * 900, "&" * 9000]),
+    "a\n===\n" * 500 + "    <script>alert(1)</script>\n- [x] <b onclick=alert(1)>x</b>",
     *(letter * 50_000 for letter in ("# ", "|-", "~`", "> ", "1. ")),
 ]
 
@@ -164,7 +167,7 @@ def test_a_video_is_shown_and_asked_about(opened, tmp_path):
 def test_a_file_that_is_no_picture_is_refused_with_its_name(opened, tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     opened.page.set_input_files("#files", str(tmp_path / "notes.txt"))
-    assert opened.page.inner_text("#notice") == "notes.txt is neither a picture nor a video."
+    assert opened.page.inner_text("#notice") == "notes.txt is no picture, video or PDF document."
     assert opened.page.is_hidden("#pictures")
 
 
@@ -181,17 +184,140 @@ def test_stopping_ends_the_answer_on_the_server(opened, server, how):
     assert opened.page.is_visible("#send")
 
 
-def test_an_answer_is_given_again_and_a_question_edited(opened):
-    opened.ask(QUESTION, SCENE)
-    opened.page.click("[aria-label='Answer again']")
-    opened.page.wait_for_selector(".answer:last-child .message-tools")
+def test_an_answer_that_is_given_again_can_be_brought_back(opened):
+    for text in (QUESTION, "And what else?"):
+        opened.ask(text, *([SCENE] if text == QUESTION else []))
+    before = opened.page.inner_text("#messages")
+    opened.page.click("[aria-label='Answer again'] >> nth=0")
+    opened.page.wait_for_selector("#send:visible")
     assert opened.page.locator(".answer").count() == 1 and opened.answer == ANSWER
-    opened.page.hover(".question")
-    opened.page.click("[aria-label='Edit the question']")
-    assert opened.page.input_value("#prompt") == QUESTION
-    assert opened.page.locator("#pictures li").count() == 1 and opened.page.locator(".question").count() == 0
-    opened.ask(QUESTION)
-    assert opened.answer == ANSWER
+    opened.page.click("#notice button:text-is('Undo')")
+    assert opened.page.inner_text("#messages") == before
+    reloaded(opened.page)
+    assert opened.page.inner_text("#messages") == before
+
+
+def reloaded(page):
+    """The page anew, with the conversation that was open."""
+    page.wait_for_timeout(200)  # until it is kept
+    page.reload()
+    page.wait_for_selector(".question")
+
+
+def test_a_question_is_edited_in_its_place(opened):
+    for text in (QUESTION, "And what else?"):
+        opened.ask(text, *([SCENE] if text == QUESTION else []))
+    before = opened.page.inner_text("#messages")
+    edit = "[aria-label='Edit the question'] >> nth=0"
+    for leave in ("Escape", "Cancel"):
+        opened.page.click(edit)
+        assert opened.page.input_value(".edit textarea") == QUESTION
+        opened.page.fill(".edit textarea", "something else")
+        opened.page.press(".edit textarea", "Escape") if leave == "Escape" else opened.page.click(
+            ".edit >> text=Cancel"
+        )
+        assert opened.page.inner_text("#messages") == before
+    opened.page.click(edit)
+    reloaded(opened.page)
+    assert opened.page.inner_text("#messages") == before
+    opened.page.click(edit)
+    opened.page.fill(".edit textarea", BOXES)
+    opened.page.press(".edit textarea", "Enter")
+    opened.page.wait_for_selector("#send:visible")
+    assert opened.page.locator(".said").all_inner_texts() == [BOXES]
+    assert opened.page.locator(".question .thumbnail").count() == 1
+    assert opened.page.locator(".conversation").all_inner_texts() == [BOXES]
+    opened.page.wait_for_selector(".box-picture")
+    opened.page.click("#notice button:text-is('Undo')")
+    assert opened.page.inner_text("#messages") == before
+
+
+def test_windows_show_each_others_turns(opened, server):
+    opened.ask("One.")
+    other = opened.context.new_page()
+    other.goto(server.url)
+    other.click(".conversation")
+    opened.ask("Two.")
+    other.wait_for_selector(".answer:nth-of-type(4)")
+    other.fill("#prompt", "Three.")
+    other.press("#prompt", "Enter")
+    opened.page.wait_for_selector(".said:text-is('Three.')")
+    opened.page.wait_for_selector(".answer:nth-of-type(6) .message-tools")
+    reloaded(opened.page)
+    assert opened.page.locator(".said").all_inner_texts() == ["One.", "Two.", "Three."]
+    opened.page.on("dialog", lambda dialog: dialog.accept())
+    opened.page.hover("#conversations li")
+    opened.page.click("#conversations li .icon-button")
+    other.wait_for_selector("#welcome:visible")
+
+
+def test_a_conversation_that_two_windows_go_on_with_becomes_two(opened, server):
+    opened.ask("One.")
+    other = opened.context.new_page()
+    other.goto(server.url)
+    other.click(".conversation")
+    for page in (opened.page, other):
+        page.select_option("#model", "gen2")
+    for page, text in ((opened.page, "Left."), (other, "Right.")):
+        page.fill("#prompt", text)
+        page.press("#prompt", "Enter")
+        page.wait_for_selector("#stop:visible")
+    for page in (opened.page, other):
+        page.click("#stop")
+        page.wait_for_selector("#send:visible")
+    reloaded(opened.page)
+    opened.page.wait_for_selector(".conversation >> nth=1")
+    titles = opened.page.locator(".conversation").all_inner_texts()
+    assert sorted(titles) == ["One.", "One. (copy)"]
+    asked = set()
+    for title in titles:
+        opened.page.click(f".conversation:text-is('{title}')")
+        asked.update(opened.page.locator(".said").all_inner_texts())
+    assert asked == {"One.", "Left.", "Right."}
+
+
+def test_a_new_conversation_begins_empty(opened):
+    opened.page.click("#open-form")
+    opened.page.click("#form-use")
+    opened.ask("Hello.")
+    opened.page.set_input_files("#files", SCENE)
+    opened.page.fill("#prompt", "a draft")
+    opened.page.click("#new")
+    empty = (
+        opened.page.input_value("#prompt"),
+        opened.page.is_visible("#pictures"),
+        opened.page.is_visible("#form-state"),
+    )
+    assert empty == ("", False, False)
+    opened.page.click(".conversation")
+    assert opened.page.input_value("#prompt") == "a draft"
+    assert opened.page.is_visible("#pictures li") and opened.page.is_visible("#form-state")
+    opened.page.click("#new")
+    opened.page.fill("#prompt", "another")
+    opened.page.click("#new")
+    assert opened.page.input_value("#prompt") == ""
+    opened.page.click("#notice button:text-is('Undo')")
+    assert opened.page.input_value("#prompt") == "another"
+
+
+def test_a_notice_covers_nothing_of_the_composer(opened, tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    opened.page.click("#open-form")
+    opened.page.click("#form-use")
+    opened.page.set_input_files("#files", [SCENE, str(tmp_path / "notes.txt")])
+    opened.page.wait_for_selector("#notice:visible")
+    notice, composer = (opened.page.locator(name).bounding_box() for name in ("#notice", "#composer"))
+    assert notice["y"] + notice["height"] <= composer["y"]
+
+
+def test_a_pdf_document_is_asked_about(opened):
+    document = EXAMPLES / "documents" / "pages.pdf"
+    opened.page.set_input_files("#files", str(document))
+    assert opened.page.inner_text("#pictures .document") == "pages.pdf"
+    opened.ask("Which image shows a red triangle?")
+    expected = generate(*load("demo"), "Which image shows a red triangle?", document)
+    assert opened.answer == expected.strip()
+    assert opened.page.inner_text(".question .document") == "pages.pdf"
 
 
 def test_an_answer_is_copied(opened):
@@ -225,7 +351,7 @@ def test_a_question_outlives_a_page_that_is_closed_meanwhile(opened):
     opened.ask("Go on.", SCENE, wait=False)
     until(lambda: len(opened.answer) > 40)
     opened.page.reload()
-    opened.page.click(".conversation")
+    opened.page.wait_for_selector(".question")
     assert opened.page.inner_text(".question .said") == "Go on."
     assert "Stopped." in opened.page.inner_text(".answer .foot")
 
@@ -310,6 +436,24 @@ def test_markdown_is_shown_as_what_it_is(opened):
         "a\n\n---\n\nb": "<p>a</p><hr><p>b</p>",
         "**not closed": "<p>**not closed</p>",
         "a < b & c": "<p>a &lt; b &amp; c</p>",
+        "One\n===\nTwo\nlines\n---": "<h3>One</h3><h4>Two<br>lines</h4>",
+        "&lt;b&gt; &amp;amp; &#233;&#x41; &nosuch; `&lt;`": "<p>&lt;b&gt; &amp;amp; éA &amp;nosuch; "
+        "<code>&amp;lt;</code></p>",
+        "- [x] a\n- [ ] b": '<ul><li class="task"><input type="checkbox" disabled="" checked="" '
+        'aria-label="done">a</li>'
+        '<li class="task"><input type="checkbox" disabled="" aria-label="to do">b</li></ul>',
+        "|a|b|c|\n|:-|:-:|--:|\n|1|2|3|4|\n|1|": '<div class="scroll" tabindex="0"><table><thead><tr><th>a</th>'
+        '<th class="centre">b</th><th class="right">c</th></tr></thead><tbody><tr><td>1</td><td class="centre">2</td>'
+        '<td class="right">3</td></tr><tr><td>1</td><td class="centre"></td><td class="right"></td></tr>'
+        "</tbody></table></div>",
+    }
+    links = {
+        "[a](https://x.org/b_(c)) d": ["https://x.org/b_(c)"],
+        "[a](https://x.org/b_(c(d)) 'title')": ["https://x.org/b_(c(d))"],
+        "[a](<https://x.org/b c>)": ["https://x.org/b%20c"],
+        "[a [b]](https://x.org/?c=1&amp;d=2)": ["https://x.org/?c=1&d=2"],
+        "(see https://x.org/b_(c)), https://y.org/.": ["https://x.org/b_(c)", "https://y.org/"],
+        "[a](java&#115;cript:alert(1)) [b](javascript&colon;alert(1))": [],
     }
     render = """async (text) => {
         const {markdown} = await import("/static/markdown.js");
@@ -318,18 +462,61 @@ def test_markdown_is_shown_as_what_it_is(opened):
         return place.innerHTML;
     }"""
     assert {text: opened.page.evaluate(render, text) for text in cases} == cases
+    addresses = render.replace("place.innerHTML", "[...place.querySelectorAll('a')].map((each) => each.href)")
+    assert {text: opened.page.evaluate(addresses, text) for text in links} == links
+    code = render.replace("place.innerHTML", "[...place.querySelectorAll('pre')].map((each) => each.textContent)")
+    assert opened.page.evaluate(code, "a\n    b\n\n    c\n\n      d\n\ne") == ["c\n\n  d"]
+
+
+SHOW = """async (text) => {
+    const {newConversation, saveConversation} = await import("/static/store.js");
+    const message = (role, text) => ({role, text, pictures: [], finish: "stop"});
+    const messages = [message("user", "?"), message("assistant", text)];
+    await saveConversation({...newConversation(), title: "made", messages});
+}"""
+
+
+def show(page, text):
+    """Opens a conversation whose answer is this text."""
+    page.evaluate(SHOW, text)
+    page.reload()
+    page.click(".conversation:text-is('made')")
+    page.wait_for_selector(".answer-body > *")
+
+
+def test_lists_of_an_answer_have_bullets_by_their_depth(opened):
+    show(opened.page, "- a\n  - b\n")
+    marks = "[...document.querySelectorAll('.answer-body ul')].map((each) => getComputedStyle(each).listStyleType)"
+    assert opened.page.evaluate(marks) == ["disc", "circle"]
+
+
+def test_a_wide_table_scrolls_and_keeps_its_words_on_a_phone(browser, server):
+    page = Page(browser, server.url)
+    row = "|".join(["measurement"] * 9)
+    show(page.page, f"|{row}|\n|{'|'.join(['-'] * 9)}|\n|{row}|")
+    page.page.set_viewport_size({"width": 360, "height": 700})
+    heights = "[...document.querySelectorAll('td')].map((each) => each.getClientRects()[0].height)"
+    assert max(page.page.evaluate(heights)) < 50  # one line each
+    assert page.page.evaluate("document.querySelector('.answer .scroll').scrollWidth") > 360
+    assert page.page.evaluate("document.getElementById('scroll').scrollWidth") <= 360
+    page.context.close()
 
 
 def test_settings_reach_the_server_and_stay(opened):
     opened.page.click("#open-settings")
     opened.page.fill("#settings [name=max_completion_tokens]", "5")
     opened.page.select_option("#settings [name=max_image_tokens]", "64")
+    opened.page.click("#settings summary")
+    more = {"top_k": 7, "min_p": 0.1, "repetition_penalty": 1.1, "frequency_penalty": 0.2, "presence_penalty": -0.3}
+    for name, value in more.items():
+        opened.page.fill(f"#settings [name={name}]", str(value))
     opened.page.click("#settings .primary")
     opened.page.reload()
     with opened.page.expect_request("**/v1/chat/completions") as sent:
         opened.ask(QUESTION, SCENE)
     body = sent.value.post_data_json
     assert (body["max_completion_tokens"], body["max_image_tokens"], body["model"]) == (5, 64, "demo")
+    assert {name: body[name] for name in more} == more
     assert "The answer stopped at its longest length." in opened.page.inner_text(".answer .foot")
 
 
@@ -343,6 +530,69 @@ def test_a_question_waits_for_the_list_of_models(opened):
         route.continue_()
     opened.page.wait_for_selector(".answer:last-child .message-tools")
     assert opened.answer == ANSWER
+
+
+def test_a_suggested_question_keeps_the_pictures(opened):
+    opened.page.set_input_files("#files", SCENE)
+    opened.page.click("#ideas button >> nth=0")
+    opened.page.press("#prompt", "Enter")
+    opened.page.wait_for_selector(".answer .message-tools")
+    assert opened.page.locator(".question .thumbnail").count() == 1
+
+
+def test_a_picture_that_cannot_be_read_is_called_by_its_name(opened, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    opened.page.click("#open-settings")
+    opened.page.fill("#settings [name=system]", "Be short.")
+    opened.page.click("#settings .primary")
+    opened.ask("What is this?", SCENE, str(tmp_path / "broken.png"))
+    assert opened.page.inner_text(".answer .error").startswith("broken.png: not a picture")
+    opened.problems.clear()  # the browser notes a response of 400
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"type": "strng"}, '#/type is "strng", expected one or several of null, boolean'),
+        ({"properties": {"a": {"items": {"type": ["string", 3]}}}}, "#/properties/a/items/type is "),
+        ({"anyOf": []}, "#/anyOf is [], expected a list of schemas"),
+        ({"required": "a"}, '#/required is "a", expected a list of names'),
+        ({"enum": []}, "#/enum is [], expected a list that is not empty"),
+        ({"maxItems": -1}, "#/maxItems is -1, expected a whole number"),
+        ({"items": 3}, "#/items is 3, expected a schema"),
+        ([], "a schema is an object"),
+    ],
+)
+def test_a_bad_schema_is_refused_in_its_dialog(opened, schema, why):
+    opened.page.click("#open-form")
+    opened.page.fill("#form-schema", json.dumps(schema))
+    opened.page.click("#form-use")
+    assert why in opened.page.inner_text("#form-error")
+    assert opened.page.is_visible("#form") and not opened.page.is_visible("#form-state")
+
+
+def test_a_schema_that_the_server_refuses_is_called_a_schema(opened):
+    opened.page.click("#open-form")
+    opened.page.fill("#form-schema", '{"type": "string", "not": {}}')
+    opened.page.click("#form-use")
+    opened.ask("Hello.")
+    shown = opened.page.inner_text(".answer .error")
+    assert shown.startswith("The schema") and '"not" cannot be held' in shown and "response_format" not in shown
+    assert opened.page.locator(".answer pre").count() == 0
+    opened.problems.clear()  # the browser notes a response of 400
+
+
+def test_an_answer_by_a_schema_wraps_while_it_comes(opened):
+    opened.page.select_option("#model", "gen2")
+    opened.page.click("#open-form")
+    opened.page.fill("#form-schema", json.dumps({"type": "array", "minItems": 900, "items": {"type": "integer"}}))
+    opened.page.click("#form-use")
+    opened.ask("Go on.", wait=False)
+    until(lambda: opened.page.evaluate("document.querySelector('.answer pre')?.textContent.length > 300"))
+    assert opened.page.evaluate(
+        "(({scrollWidth, clientWidth}) => scrollWidth <= clientWidth)(document.querySelector('.answer pre'))"
+    )
+    opened.page.click("#stop")
 
 
 def test_an_error_of_the_server_is_shown_in_its_words(opened):
@@ -360,6 +610,12 @@ def test_light_and_dark_follow_the_system_and_the_choice(browser, server):
     assert page.page.evaluate(background) == "rgb(23, 24, 28)"
     page.page.click("#theme")
     page.page.reload()
+    assert page.page.evaluate(background) == "rgb(255, 255, 255)"
+    page.page.click("#theme")
+    assert page.page.get_attribute("#theme", "aria-label") == "Theme: dark"
+    page.page.click("#theme")
+    assert page.page.get_attribute("#theme", "aria-label") == "Theme: as the system"
+    page.page.emulate_media(color_scheme="light")
     assert page.page.evaluate(background) == "rgb(255, 255, 255)"
     page.context.close()
 
@@ -396,6 +652,11 @@ def test_a_server_with_a_key_asks_for_it(browser):
         context = browser.new_context()
         page = context.new_page()
         page.goto(running.url)
+        page.wait_for_selector("#key[open]")
+        assert page.inner_text("#key-error") == ""
+        page.fill("#key-text", "a guess")
+        page.press("#key-text", "Enter")
+        page.wait_for_selector("#key-error:text-is('The server refused this key.')")
         page.fill("#key-text", "a secret")
         page.press("#key-text", "Enter")
         page.wait_for_selector("#model option", state="attached")

@@ -20,6 +20,7 @@ WIDE, PHONE = {"width": 1000, "height": 640}, {"width": 390, "height": 700}
 def opened(browser: Browser, url: str, size: dict[str, int], scheme: str) -> Page:
     """A page of its own, once it knows the models."""
     context = browser.new_context(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+    context.set_default_timeout(240_000)  # a machine that is busy
     page = context.new_page()
     page.goto(url)
     page.wait_for_selector("#model option", state="attached")

@@ -1,21 +1,30 @@
 // The page: conversations, the one that is open, and the answer that is running. State lives here; the other modules
 // make elements of it.
 
-import { ApiError, chat, listModels, setKey } from "./api.js";
+import { ApiError, chat } from "./api.js";
 import { makeComposer } from "./composer.js";
-import { element, iconButton, notice } from "./dom.js";
-import { answerElement, forget, isVideo, questionElement } from "./messages.js";
+import { makeConversations } from "./conversations.js";
+import { element, hideNotice, iconButton, notice } from "./dom.js";
+import { inWords } from "./errors.js";
+import { answerElement, editElement, isDocument, isVideo, questionElement } from "./messages.js";
+import { makeModels } from "./models.js";
 import { makeSettings } from "./settings.js";
-import { deleteConversation, loadConversations, newConversation, saveConversation } from "./store.js";
+import { lastOpen, newConversation, setOpen } from "./store.js";
 
 const IDEAS = ["What is in this picture?", "Read the text in this picture.", "Provide bounding boxes for every shape."];
 const byId = (id) => document.getElementById(id);
 const scroll = byId("scroll");
-const settings = makeSettings();
+const settings = makeSettings({ schemaChanged: (schema) => { current.schema = schema; } });
+const models = makeModels(settings);
 const composer = makeComposer({ send, open: openPicture });
-let conversations = [];
+const conversations = makeConversations({
+  changed: showChanged,
+  busy: (conversation) => running?.conversation === conversation || (conversation === current && editing !== null),
+});
+const drafts = new WeakMap(); // from conversations to {text, pictures} that were not sent
 let current = newConversation();
 let running = null; // {conversation, controller}
+let editing = null; // the question that is edited
 
 // Answering
 
@@ -23,16 +32,23 @@ let running = null; // {conversation, controller}
 async function send({ text, pictures }) {
   if (running) return false;
   const conversation = current;
+  editing = null;
+  hideNotice(); // what it offers to undo was before this
   conversation.messages.push({ role: "user", text, pictures });
-  if (conversation.messages.length === 1) conversation.title = (text || pictures[0].name).slice(0, 60);
+  if (conversation.messages.length === 1) conversation.title = titleOf({ text, pictures });
   answer(conversation);
   return true;
+}
+
+function titleOf({ text, pictures }) {
+  return (text || pictures[0].name).slice(0, 60);
 }
 
 /** Answers the last question of a conversation. */
 async function answer(conversation) {
   const message = { role: "assistant", text: "", pictures: [], running: true, schema: settings.hasSchema() };
   const body = settings.body();
+  const asked = answerable(conversation.messages);
   const controller = new AbortController();
   running = { conversation, controller };
   conversation.messages.push(message);
@@ -42,10 +58,12 @@ async function answer(conversation) {
   await keep(conversation); // a page that is closed meanwhile loses no question
   const started = performance.now();
   const since = () => (performance.now() - started) / 1000;
+  let sent = [];
   try {
-    if (!byId("model").value) await showModels(); // a question may come before their first list
-    body.model = byId("model").value;
-    body.messages = await requestMessages(conversation.messages.slice(0, -1));
+    if (!models.chosen()) await models.show(); // a question may come before their first list
+    body.model = models.chosen();
+    sent = [...(settings.system() ? [[]] : []), ...asked.map(({ pictures }) => pictures.map(({ name }) => name))];
+    body.messages = await requestMessages(asked);
     for await (const event of chat(body, controller.signal)) {
       if (event.text) {
         message.firstToken ??= since();
@@ -58,8 +76,8 @@ async function answer(conversation) {
     }
   } catch (error) {
     if (error.name === "AbortError") message.finish = "cancelled";
-    else message.error = error.message;
-    if (error instanceof ApiError && error.status === 401) askForKey();
+    else message.error = error instanceof ApiError ? inWords(error.message, sent) : error.message;
+    if (error instanceof ApiError && error.status === 401) models.askForKey();
   }
   delete message.running;
   running = null;
@@ -68,13 +86,17 @@ async function answer(conversation) {
   showBusy();
   byId("spoken").textContent = message.error ?? message.text;
   await keep(conversation);
-  showModels();
+  models.show();
+}
+
+/** The messages that a request repeats: not those of which only an error came. */
+function answerable(messages) {
+  return messages.filter(({ text, error }) => text || !error);
 }
 
 async function requestMessages(messages) {
   const made = settings.system() ? [{ role: "system", content: settings.system() }] : [];
-  for (const { role, text, pictures, error } of messages) {
-    if (error && !text) continue;
+  for (const { role, text, pictures } of messages) {
     const urls = await Promise.all(pictures.map((picture) => dataUri(picture.blob)));
     const parts = urls.map((url, index) => isVideo(pictures[index])
       ? { type: "video_url", video_url: { url } }
@@ -97,35 +119,44 @@ function stop() {
   running?.controller.abort();
 }
 
-/** Answers a question again, without what followed it. */
-function retry(index) {
+/** Answers anew from a place in the conversation, there by another question if one is given. It can be undone. */
+function replace(index, question) {
   if (running) return notice("Another answer is running. Stop it first.");
-  current.messages.length = index;
-  answer(current);
+  const conversation = current;
+  const before = conversation.messages;
+  const after = [...before.slice(0, index), ...(question ? [question] : [])];
+  const title = conversation.title;
+  editing = null;
+  Object.assign(conversation, { messages: after, title: index === 0 ? titleOf(after[0]) : title });
+  answer(conversation);
+  notice(before.length > after.length ? "What followed was replaced." : "The answer was replaced.", () => {
+    if (conversation.messages !== after) return; // another window has changed it
+    if (running?.conversation === conversation) stop();
+    Object.assign(conversation, { messages: before, title });
+    if (conversation === current) {
+      editing = null;
+      showMessages();
+    }
+    keep(conversation);
+  });
 }
 
-/** Takes a question back into the field, with what followed it. */
-function edit(index) {
+function edit(message) {
   if (running) return notice("Another answer is running. Stop it first.");
-  const { text, pictures } = current.messages[index];
-  current.messages.length = index;
-  composer.set(text, pictures);
+  editing = message;
   showMessages();
-  keep(current);
+  document.querySelector(".edit textarea").focus();
+}
+
+function leaveEdit() {
+  editing = null;
+  showMessages();
+  composer.focus();
+  if (current.revision) conversations.take(current.id); // another window may have gone on
 }
 
 async function keep(conversation) {
-  try {
-    if (conversation.messages.length) {
-      if (!conversations.includes(conversation)) conversations.push(conversation);
-      await saveConversation(conversation);
-    } else {
-      conversations = conversations.filter((other) => other !== conversation);
-      await deleteConversation(conversation.id);
-    }
-  } catch {
-    notice("This browser does not keep conversations here; this one is lost when the page is closed.");
-  }
+  await conversations.keep(conversation);
   showConversations();
 }
 
@@ -147,11 +178,13 @@ function showMessages() {
   shows.clear();
   let pictures = [];
   const made = current.messages.map((message, index) => {
+    if (message === editing) return editElement(message, { send: ({ text, pictures }) => replace(index, { role: "user", text, pictures }), cancel: leaveEdit, open: openPicture });
     if (message.role === "user") {
       pictures = [...pictures, ...message.pictures.filter((picture) => !isVideo(picture))];
-      return questionElement(message, { edit: () => edit(index), open: openPicture });
+      return questionElement(message, { edit: () => edit(message), open: openPicture });
     }
-    const [row, show] = answerElement(message, pictures, { retry: () => retry(index) });
+    const document = pictures.findIndex(isDocument); // the numbers behind it depend on its pages
+    const [row, show] = answerElement(message, document < 0 ? pictures : pictures.slice(0, document), { retry: () => replace(index) });
     shows.set(message, show);
     return row;
   });
@@ -161,14 +194,27 @@ function showMessages() {
 }
 
 function showConversations() {
-  conversations.sort((one, other) => other.changed - one.changed);
-  byId("conversations").replaceChildren(...conversations.map((conversation) => element("li", {},
+  if (current.messages.length) setOpen(current.id);
+  byId("conversations").replaceChildren(...conversations.sorted().map((conversation) => element("li", {},
     element("button", { type: "button", class: "conversation", "aria-current": conversation === current ? "true" : null, title: conversation.title, onclick: () => openConversation(conversation) }, conversation.title),
     iconButton("delete", `Delete ${conversation.title}`, () => remove(conversation)))));
 }
 
+/** Shows what another window has made of a conversation. */
+function showChanged(conversation) {
+  if (conversation !== current) showConversations();
+  else if (!current.messages.length) openConversation(newConversation());
+  else {
+    showMessages();
+    showConversations();
+  }
+}
+
 function openConversation(conversation) {
+  if (conversation !== current) exchangeDrafts(conversation);
   current = conversation;
+  editing = null;
+  setOpen(conversation.id);
   showMessages();
   showConversations();
   showSidebar(false);
@@ -176,13 +222,23 @@ function openConversation(conversation) {
   composer.focus();
 }
 
+/** Puts what was not sent aside, with its conversation, and brings back what the other conversation has. */
+function exchangeDrafts(conversation) {
+  const left = current;
+  const draft = composer.draft();
+  drafts.set(left, draft);
+  const { text, pictures } = drafts.get(conversation) ?? { text: "", pictures: [] };
+  composer.set(text, pictures);
+  settings.useSchema(conversation.schema ?? null);
+  if (!left.messages.length && (draft.text || draft.pictures.length)) notice("The question was put aside.", () => openConversation(left));
+}
+
 async function remove(conversation) {
   if (!window.confirm(`Delete "${conversation.title}"?`)) return;
   if (running?.conversation === conversation) stop();
-  for (const picture of conversation.messages.flatMap((message) => message.pictures)) forget(picture.blob);
-  conversation.messages = [];
+  await conversations.remove(conversation);
   if (conversation === current) openConversation(newConversation());
-  await keep(conversation);
+  else showConversations();
 }
 
 function showBusy() {
@@ -203,36 +259,6 @@ function openPicture(picture) {
   byId("viewer").showModal();
 }
 
-// Models
-
-async function showModels() {
-  const select = byId("model");
-  const state = byId("model-state");
-  try {
-    const models = await listModels();
-    const chosen = select.value || settings.model();
-    select.replaceChildren(...models.map(({ id }) => element("option", { value: id, text: id.split("/").at(-1) })));
-    if (models.some(({ id }) => id === chosen)) select.value = chosen;
-    state.textContent = stateOf(models.find(({ id }) => id === select.value));
-  } catch (error) {
-    state.textContent = error.message;
-    if (error.status === 401) askForKey();
-  }
-}
-
-function stateOf(model) {
-  const { state, progress } = model ?? {};
-  if (!["loading", "downloading"].includes(state)) return "";
-  return progress?.total ? `${state}, ${Math.round((100 * progress.done) / progress.total)} %` : state;
-}
-
-function askForKey() {
-  const dialog = byId("key");
-  if (dialog.open) return;
-  dialog.addEventListener("close", () => { setKey(byId("key-text").value); showModels(); }, { once: true });
-  dialog.showModal();
-}
-
 // Beginning
 
 byId("new").addEventListener("click", () => openConversation(newConversation()));
@@ -241,17 +267,21 @@ byId("open-sidebar").addEventListener("click", () => { showSidebar(true); byId("
 for (const id of ["close-sidebar", "shade"]) byId(id).addEventListener("click", () => { showSidebar(false); byId("open-sidebar").focus(); });
 byId("viewer-close").addEventListener("click", () => byId("viewer").close());
 byId("viewer").addEventListener("click", (event) => { if (event.target === byId("viewer")) byId("viewer").close(); });
-byId("model").addEventListener("change", () => { settings.setModel(byId("model").value); showModels(); });
-byId("ideas").append(...IDEAS.map((text) => element("button", { type: "button", text, onclick: () => composer.set(text, []) })));
+byId("ideas").append(...IDEAS.map((text) => element("button", { type: "button", text, onclick: () => composer.setText(text) })));
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) {
     if (document.body.hasAttribute("data-sidebar")) showSidebar(false);
     else stop();
   }
 });
-setInterval(() => { if (running && !document.hidden) showModels(); }, 1500); // the download of a model that is asked for first
+setInterval(() => { if (running && !document.hidden) models.show(); }, 1500); // the download of a model that is asked for first
 
 showMessages();
-showModels();
-loadConversations().then((loaded) => { conversations = loaded; showConversations(); }, () => notice("This browser keeps no conversations here."));
+models.show();
+conversations.load().then(() => {
+  const last = conversations.find(lastOpen());
+  const { text, pictures } = composer.draft();
+  if (last && !current.messages.length && !text && !pictures.length) openConversation(last);
+  showConversations();
+}, () => notice("This browser keeps no conversations here."));
 composer.focus();

@@ -1,8 +1,8 @@
 // The field of the question, its pictures and videos. It calls `send({text, pictures})`; pictures are {name, blob}, and
 // videos are among them.
 
-import { element, iconButton, notice } from "./dom.js";
-import { isVideo, thumbnail } from "./messages.js";
+import { notice } from "./dom.js";
+import { isDocument, isVideo, removableItem } from "./messages.js";
 
 const MOST_BYTES = 50 * 2 ** 20;
 
@@ -16,9 +16,11 @@ export function makeComposer({ send, open }) {
   let pictures = [];
 
   function show() {
-    list.replaceChildren(...pictures.map((picture) => element("li", {},
-      thumbnail(picture, open),
-      iconButton("close", `Remove ${picture.name}`, () => { pictures = pictures.filter((other) => other !== picture); show(); prompt.focus(); }))));
+    list.replaceChildren(...pictures.map((picture) => removableItem(picture, open, () => {
+      pictures = pictures.filter((other) => other !== picture);
+      show();
+      prompt.focus();
+    })));
     list.hidden = !pictures.length;
   }
 
@@ -29,7 +31,7 @@ export function makeComposer({ send, open }) {
 
   function add(given) {
     for (const file of given) {
-      if (!looksLikePicture(file) && !isVideo({ name: file.name, blob: file })) notice(`${file.name} is neither a picture nor a video.`);
+      if (!looksLikePicture(file) && !isVideo({ name: file.name, blob: file })) notice(`${file.name} is no picture, video or PDF document.`);
       else if (file.size > MOST_BYTES) notice(`${file.name} has ${Math.round(file.size / 2 ** 20)} MB; a file may have ${MOST_BYTES / 2 ** 20} MB.`);
       else pictures.push({ name: file.name || "pasted picture", blob: file });
     }
@@ -37,12 +39,16 @@ export function makeComposer({ send, open }) {
     prompt.focus();
   }
 
-  function set(text, chosen) {
+  function setText(text) {
     prompt.value = text;
-    pictures = [...chosen];
-    show();
     grow();
     prompt.focus();
+  }
+
+  function set(text, chosen) {
+    pictures = [...chosen];
+    show();
+    setText(text);
   }
 
   async function submit() {
@@ -72,9 +78,9 @@ export function makeComposer({ send, open }) {
   window.addEventListener("drop", (event) => { if (carriesFiles(event)) { event.preventDefault(); over(0); add(event.dataTransfer.files); } });
 
   show();
-  return { set, focus: () => prompt.focus() };
+  return { set, setText, draft: () => ({ text: prompt.value, pictures }), focus: () => prompt.focus() };
 }
 
 function looksLikePicture(file) {
-  return file.type.startsWith("image/") || /\.(heic|heif|avif|tiff?)$/i.test(file.name);
+  return file.type.startsWith("image/") || /\.(heic|heif|avif|tiff?)$/i.test(file.name) || isDocument({ name: file.name, blob: file });
 }

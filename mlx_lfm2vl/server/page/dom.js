@@ -21,21 +21,30 @@ function fill(made, properties, children) {
   return made;
 }
 
-/** A button with an icon of the sprite in index.html and a name for screen readers. */
-export function iconButton(icon, name, onclick, properties = {}) {
-  const picture = svg("svg", { class: "icon", "aria-hidden": "true" }, svg("use", { href: `#icon-${icon}` }));
-  return element("button", { type: "button", class: "icon-button", title: name, "aria-label": name, onclick, ...properties }, picture);
+/** An icon of the sprite in index.html. */
+export function icon(name) {
+  return svg("svg", { class: "icon", "aria-hidden": "true" }, svg("use", { href: `#icon-${name}` }));
+}
+
+/** A button with an icon and a name for screen readers. */
+export function iconButton(picture, name, onclick, properties = {}) {
+  return element("button", { type: "button", class: "icon-button", title: name, "aria-label": name, onclick, ...properties }, icon(picture));
 }
 
 let noticeTimer;
 
-/** Shows a line for some seconds, which screen readers say. */
-export function notice(text) {
+/** Shows a line for some seconds, which screen readers say. With `undo` it has a button that calls this. */
+export function notice(text, undo) {
   const place = document.getElementById("notice");
-  place.textContent = text;
+  const button = undo && element("button", { type: "button", text: "Undo", onclick: () => { hideNotice(); undo(); } });
+  place.replaceChildren(text, ...(button ? [button] : []));
   place.hidden = false;
   clearTimeout(noticeTimer);
-  noticeTimer = setTimeout(() => { place.hidden = true; }, 6000);
+  noticeTimer = setTimeout(hideNotice, undo ? 20_000 : 6000);
+}
+
+export function hideNotice() {
+  document.getElementById("notice").hidden = true;
 }
 
 /** Puts a text on the clipboard, and says so. */

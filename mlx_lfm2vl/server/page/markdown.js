@@ -5,6 +5,9 @@ import { element, copyText, iconButton } from "./dom.js";
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`\s]*)[^`]*$/;
 const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*$/;
+const UNDERLINE = /^ {0,3}(=+|-{2,})\s*$/; // of a heading
+const INDENTED = /^(?: {4}|\t)/;
+const TASK = /^\[([ xX])\]\s+/;
 const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 const QUOTE = /^ {0,3}> ?/;
@@ -38,6 +41,7 @@ function blocks(lines, depth) {
 function oneBlock(lines, at, depth) {
   const line = lines[at];
   if (!line.trim()) return [null, at + 1];
+  if (INDENTED.test(line)) return indented(lines, at);
   let match = FENCE.exec(line);
   if (match) return fenced(lines, at, match);
   match = HEADING.exec(line);
@@ -45,16 +49,25 @@ function oneBlock(lines, at, depth) {
   if (RULE.test(line)) return [element("hr"), at + 1];
   if (QUOTE.test(line) && depth < DEEPEST) return quote(lines, at, depth);
   if (ITEM.test(line) && depth < DEEPEST) return list(lines, at, depth);
-  if (line.includes("|") && at + 1 < lines.length && DIVIDER.test(lines[at + 1])) return table(lines, at);
+  if (beginsTable(lines, at)) return table(lines, at);
   return paragraph(lines, at, depth);
 }
 
 function fenced(lines, at, [, fence, language]) {
   let end = at + 1;
   while (end < lines.length && !(lines[end].trim().startsWith(fence) && !lines[end].trim().replaceAll(fence[0], ""))) end += 1;
-  const code = lines.slice(at + 1, end).join("\n");
+  return [figure(lines.slice(at + 1, end).join("\n"), language), end + 1];
+}
+
+function indented(lines, at) {
+  let end = at;
+  while (end < lines.length && (INDENTED.test(lines[end]) || !lines[end].trim())) end += 1;
+  return [figure(lines.slice(at, end).map((line) => line.replace(INDENTED, "")).join("\n").trimEnd()), end];
+}
+
+function figure(code, language) {
   const head = element("figcaption", {}, language || "text", iconButton("copy", "Copy the code", () => copyText(code)));
-  return [element("figure", { class: "code" }, head, element("pre", { tabindex: "0" }, element("code", { text: code }))), end + 1];
+  return element("figure", { class: "code" }, head, element("pre", { tabindex: "0" }, element("code", { text: code })));
 }
 
 function quote(lines, at, depth) {
@@ -87,17 +100,39 @@ function list(lines, at, depth) {
     }
     end += 1;
   }
-  const made = items.map((inner) => {
-    const parts = blocks(inner, depth + 1);
-    const first = parts[0];
-    return element("li", {}, ...(first?.tagName === "P" ? [...first.childNodes, ...parts.slice(1)] : parts));
+  const made = items.map(([start, ...others]) => {
+    const task = TASK.exec(start);
+    const parts = blocks([task ? start.slice(task[0].length) : start, ...others], depth + 1);
+    const inner = parts[0]?.tagName === "P" ? [...parts[0].childNodes, ...parts.slice(1)] : parts;
+    return task ? element("li", { class: "task" }, box(task[1] !== " "), ...inner) : element("li", {}, ...inner);
   });
   return [element(ordered ? "ol" : "ul", ordered ? { start: parseInt(marker, 10) } : {}, ...made), end];
 }
 
+function box(done) {
+  return element("input", { type: "checkbox", disabled: true, checked: done, "aria-label": done ? "done" : "to do" });
+}
+
+function cells(line) {
+  return line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
+}
+
+function beginsTable(lines, at) {
+  const next = lines[at + 1];
+  return lines[at].includes("|") && next !== undefined && DIVIDER.test(next) && cells(lines[at]).length === cells(next).length;
+}
+
+function alignment(cell) {
+  if (!cell.endsWith(":")) return null;
+  return cell.startsWith(":") ? "centre" : "right";
+}
+
 function table(lines, at) {
-  const cells = (line) => line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
-  const row = (line, tag) => element("tr", {}, ...cells(line).map((cell) => element(tag, {}, ...inline(cell))));
+  const aligned = cells(lines[at + 1]).map(alignment);
+  const row = (line, tag) => {
+    const given = cells(line);
+    return element("tr", {}, ...aligned.map((side, column) => element(tag, { class: side }, ...inline(given[column] ?? ""))));
+  };
   let end = at + 2;
   while (end < lines.length && lines[end].includes("|")) end += 1;
   const body = lines.slice(at + 2, end).map((line) => row(line, "td"));
@@ -111,23 +146,27 @@ function startsBlock(line) {
 
 function paragraph(lines, at, depth) {
   let end = at + 1;
-  const goesOn = (line) => line.trim() && (depth >= DEEPEST || !startsBlock(line));
-  while (end < lines.length && goesOn(lines[end]) && !(lines[end + 1] && DIVIDER.test(lines[end + 1]) && lines[end].includes("|"))) end += 1;
-  const made = element("p");
+  const goesOn = (line) => line.trim() && (depth >= DEEPEST || !(startsBlock(line) || UNDERLINE.test(line)));
+  while (end < lines.length && goesOn(lines[end]) && !beginsTable(lines, end)) end += 1;
+  const underline = depth < DEEPEST && end < lines.length ? UNDERLINE.exec(lines[end]) : null;
+  const made = element(!underline ? "p" : underline[1][0] === "=" ? "h3" : "h4");
   lines.slice(at, end).forEach((line, index) => {
     if (index) made.append(element("br"));
     made.append(...inline(line.trim()));
   });
-  return [made, end];
+  return [made, underline ? end + 1 : end];
 }
 
+// The part of a link behind its text: an address, in which brackets are in pairs, and maybe a title.
+const TARGET = String.raw`\(\s{0,9}(?:<([^<>\n]*)>|((?:[^\s()\\]|\\.|\((?:[^\s()\\]|\\.|\([^\s()]*\))*\))*))(?:\s+(?:"[^"]*"|'[^']*'|\([^()]*\)))?\s*\)`;
 const SPANS = [
   [/^\\([\\`*_{}[\]()#+\-.!|<>~])/, (match) => match[1]],
   [/^(`+)(?!`)([^]*?[^`])\1(?!`)/, (match) => element("code", { text: match[2].replace(/^ (.+) $/, "$1") })],
-  [/^!\[([^\]]*)\]\([^)\s]*(?:\s[^)]*)?\)/, (match) => element("em", { text: match[1] ? `[picture: ${match[1]}]` : "[picture]" })],
-  [/^\[([^\]]+)\]\(\s*<?([^)\s>]+)>?(?:\s[^)]*)?\)/, (match, depth) => link(match[2], inline(match[1], depth + 1))],
+  [/^&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[a-zA-Z][a-zA-Z\d]{1,31});/, (match) => decoded(match[0])],
+  [new RegExp(`^!\\[([^\\]]*)\\]${TARGET}`), (match) => element("em", { text: match[1] ? `[picture: ${match[1]}]` : "[picture]" })],
+  [new RegExp(`^\\[((?:[^[\\]]|\\[[^[\\]]*\\])+)\\]${TARGET}`), (match, depth) => link(match[2] ?? match[3], inline(match[1], depth + 1))],
   [/^<(https?:\/\/[^\s<>]+)>/, (match) => link(match[1], [match[1]])],
-  [/^https?:\/\/[^\s<>"'`]+[^\s<>"'`.,;:!?)\]]/, (match) => link(match[0], [match[0]])],
+  [/^https?:\/\/(?:[^\s<>"'`()]*(?:\([^\s<>"'`()]*\)|[^\s<>"'`()\].,;:!?]))+/, (match) => link(match[0], [match[0]])],
   [/^(\*\*|__)(?=\S)([^]*?\S)\1/, (match, depth) => element("strong", {}, ...inline(match[2], depth + 1))],
   [/^\*(?=\S)([^*]*[^*\s])\*(?!\*)/, (match, depth) => element("em", {}, ...inline(match[1], depth + 1))],
   [/^_(?=\S)([^_]*[^_\s])_(?!\w)/, (match, depth) => element("em", {}, ...inline(match[1], depth + 1))],
@@ -155,7 +194,7 @@ function inline(text, depth = 0) {
 
 function span(text, at, depth) {
   const letter = text[at];
-  if (!"\\`![<h*_~".includes(letter)) return null;
+  if (!"\\`![<h*_~&".includes(letter)) return null;
   if ((letter === "_" || letter === "h") && at && /\w/.test(text[at - 1])) return null;
   const rest = text.slice(at, at + 4000); // a longer span is text: no time grows with its square
   for (const [pattern, make] of SPANS) {
@@ -165,10 +204,15 @@ function span(text, at, depth) {
   return null;
 }
 
+/** The characters that an entity such as `&amp;` stands for. */
+function decoded(entity) {
+  return new DOMParser().parseFromString(entity, "text/html").body.textContent;
+}
+
 function link(address, children) {
   let url;
   try {
-    url = new URL(address);
+    url = new URL(address.replace(/\\([^\w\s])/g, "$1").replace(/&#?\w{2,32};/g, decoded));
   } catch {
     return element("span", {}, ...children);
   }

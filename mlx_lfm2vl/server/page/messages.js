@@ -1,13 +1,14 @@
 // Elements of a conversation's messages. What a message can do (retry, edit) is given by app.js.
 
 import { readBoxes, drawBoxes } from "./boxes.js";
-import { element, copyText, iconButton } from "./dom.js";
+import { element, copyText, icon, iconButton } from "./dom.js";
 import { markdown } from "./markdown.js";
 import { jsonTable } from "./table.js";
 
 const REASONS = {
   length: "The answer stopped at its longest length.",
   cancelled: "Stopped.",
+  elsewhere: "Asked in another window, where the answer comes.",
 };
 const addresses = new WeakMap(); // of pictures' blobs
 
@@ -28,11 +29,17 @@ export function isVideo({ name, blob }) {
   return blob.type.startsWith("video/") || /\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|ogv)$/i.test(name);
 }
 
-/** A small picture or a video; a picture's name where the browser cannot show its format. */
+/** Whether a picture of a message is a PDF document, of which the server makes pictures. */
+export function isDocument({ name, blob }) {
+  return blob.type === "application/pdf" || /\.pdf$/i.test(name);
+}
+
+/** A small picture or a video; a name for a document, and where the browser cannot show a picture's format. */
 export function thumbnail({ name, blob }, open) {
   if (isVideo({ name, blob })) {
     return element("video", { src: addressOf(blob), title: name, "aria-label": name, controls: true, muted: true, playsinline: true, preload: "metadata" });
   }
+  if (isDocument({ name, blob })) return element("span", { class: "thumbnail document", title: name }, icon("form"), name);
   const picture = element("img", { src: addressOf(blob), alt: name, loading: "lazy" });
   const button = element("button", { type: "button", class: "thumbnail", title: name, onclick: () => open(picture) }, picture);
   picture.addEventListener("error", () => {
@@ -40,6 +47,43 @@ export function thumbnail({ name, blob }, open) {
     button.disabled = true;
   });
   return button;
+}
+
+/** An item of a list of pictures that can be taken out. */
+export function removableItem(picture, open, remove) {
+  return element("li", {}, thumbnail(picture, open), iconButton("close", `Remove ${picture.name}`, remove));
+}
+
+/** A question while it is edited. `send` takes its text and pictures; `cancel` leaves it as it was. */
+export function editElement(message, { send, cancel, open }) {
+  let pictures = message.pictures;
+  const list = element("ul", { class: "picture-list", "aria-label": "Pictures of the edited question" });
+  const field = element("textarea", { rows: "3", "aria-label": "The edited question" });
+  const show = () => {
+    list.replaceChildren(...pictures.map((picture) => removableItem(picture, open, () => {
+      pictures = pictures.filter((other) => other !== picture);
+      show();
+      field.focus();
+    })));
+    list.hidden = !pictures.length;
+  };
+  const submit = (event) => {
+    event.preventDefault();
+    const text = field.value.trim();
+    if (text || pictures.length) send({ text, pictures });
+  };
+  field.value = message.text;
+  show();
+  return element("li", { class: "question" }, element("form", {
+    class: "edit",
+    onsubmit: submit,
+    onkeydown: (event) => {
+      if (event.key === "Escape") { event.stopPropagation(); cancel(); }
+      if (event.key === "Enter" && event.target === field && !event.shiftKey && !event.isComposing) submit(event);
+    },
+  }, list, field, element("div", { class: "actions" },
+    element("button", { type: "button", text: "Cancel", onclick: cancel }),
+    element("button", { class: "primary", text: "Send" }))));
 }
 
 /** A question as it stands in the conversation. */
@@ -83,7 +127,7 @@ function bodyOf(message, pictures) {
   }
   const table = message.schema ? jsonTable(message.text) : null;
   if (table) return element("div", {}, table, source(message.text));
-  if (message.schema) return element("pre", { tabindex: "0" }, element("code", { text: message.text }));
+  if (message.schema && message.text) return element("pre", { tabindex: "0" }, element("code", { text: message.text }));
   return markdown(message.text);
 }
 

@@ -1,9 +1,13 @@
 // Settings of all conversations, and the schema of the answers. `body()` gives what they add to a request.
 
-import { element } from "./dom.js";
+import { element, notice } from "./dom.js";
+import { readSchema } from "./schema.js";
 import { loadSettings, saveSettings } from "./store.js";
 
-const NUMBERS = ["temperature", "top_p", "seed", "max_completion_tokens", "max_image_tokens"];
+const NUMBERS = [
+  "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
+  "seed", "max_completion_tokens", "max_image_tokens",
+];
 const EXAMPLES = {
   "Things in the picture": {
     type: "object",
@@ -38,8 +42,8 @@ const EXAMPLES = {
   },
 };
 
-/** Makes the two dialogs work. */
-export function makeSettings() {
+/** Makes the two dialogs work. `schemaChanged` is called with a schema that a person has chosen, or null. */
+export function makeSettings({ schemaChanged }) {
   const settings = loadSettings();
   const dialog = document.getElementById("settings");
   const fields = [...dialog.querySelectorAll("[name]")];
@@ -52,6 +56,7 @@ export function makeSettings() {
     else settings[field.name] = field.value;
     saveSettings(settings);
   });
+  dialog.addEventListener("invalid", () => { dialog.querySelector("details").open = true; }, true);
   document.getElementById("open-settings").addEventListener("click", () => { show(); dialog.showModal(); });
   document.getElementById("reset-settings").addEventListener("click", () => {
     fields.forEach((field) => { delete settings[field.name]; });
@@ -60,7 +65,7 @@ export function makeSettings() {
   });
 
   makeTheme(settings);
-  const schema = makeForm(settings);
+  const { schema, useSchema } = makeForm(settings, schemaChanged);
 
   return {
     body() {
@@ -72,6 +77,7 @@ export function makeSettings() {
     },
     system: () => settings.system ?? "",
     hasSchema: () => Boolean(schema()),
+    useSchema,
     model: () => settings.model,
     setModel(name) { settings.model = name; saveSettings(settings); },
   };
@@ -79,17 +85,23 @@ export function makeSettings() {
 
 function makeTheme(settings) {
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const apply = () => { document.documentElement.dataset.theme = settings.theme ?? (dark.matches ? "dark" : "light"); };
+  const button = document.getElementById("theme");
+  const apply = () => {
+    document.documentElement.dataset.theme = settings.theme ?? (dark.matches ? "dark" : "light");
+    button.title = button.ariaLabel = settings.theme ? `Theme: ${settings.theme}` : "Theme: as the system";
+  };
   dark.addEventListener("change", apply);
-  document.getElementById("theme").addEventListener("click", () => {
-    settings.theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+  button.addEventListener("click", () => {
+    const round = dark.matches ? ["light", "dark"] : ["dark", "light"]; // and then the system's again
+    settings.theme = round[settings.theme ? round.indexOf(settings.theme) + 1 : 0];
     saveSettings(settings);
     apply();
+    notice(`${button.title}.`);
   });
   apply();
 }
 
-function makeForm(settings) {
+function makeForm(settings, changed) {
   const dialog = document.getElementById("form");
   const text = document.getElementById("form-schema");
   const error = document.getElementById("form-error");
@@ -97,29 +109,30 @@ function makeForm(settings) {
   const state = document.getElementById("form-state");
   let schema = null;
 
-  const use = (value) => { schema = value; state.hidden = value === null; };
+  const useSchema = (value) => { schema = value; state.hidden = value === null; };
+  const choose = (value) => { useSchema(value); changed(value); };
   const showExample = () => { text.value = JSON.stringify(EXAMPLES[example.value], null, 2); error.textContent = ""; };
   example.append(...Object.keys(EXAMPLES).map((name) => element("option", { text: name })));
   example.addEventListener("change", showExample);
   document.getElementById("open-form").addEventListener("click", () => {
-    if (settings.schema) text.value = settings.schema;
+    if (schema) text.value = JSON.stringify(schema, null, 2);
+    else if (settings.schema) text.value = settings.schema;
     else showExample();
     error.textContent = "";
     dialog.showModal();
   });
   document.getElementById("form-cancel").addEventListener("click", () => dialog.close());
-  document.getElementById("form-off").addEventListener("click", () => { use(null); document.getElementById("prompt").focus(); });
+  document.getElementById("form-off").addEventListener("click", () => { choose(null); document.getElementById("prompt").focus(); });
   document.getElementById("form-use").addEventListener("click", () => {
     try {
-      const value = JSON.parse(text.value);
-      if (value === null || typeof value !== "object" || Array.isArray(value)) throw new SyntaxError("a schema is an object {...}");
+      const value = readSchema(text.value);
       settings.schema = text.value;
       saveSettings(settings);
-      use(value);
+      choose(value);
       dialog.close();
     } catch (problem) {
       error.textContent = `This is not a JSON Schema: ${problem.message}`;
     }
   });
-  return () => schema;
+  return { schema: () => schema, useSchema };
 }
