@@ -94,16 +94,17 @@ def test_an_answer_ends_when_its_client_goes_away(unending, stream):
     whole = metric(unending, "request_seconds_count")
     body = {"model": "model", "messages": TEXT, "stream": stream}
 
-    def wait() -> None:
+    def answered():
         until(lambda: metric(unending, "batch_size") == 1)
         time.sleep(0.3)  # for some tokens
 
-    leave(unending, body, wait)
+    leave(unending, body, answered)
     gone = time.monotonic()
     until(lambda: metric(unending, "batch_size") == 0)
     assert time.monotonic() - gone < 2
     line = until(lambda: next((line for line in unending.lines if " 499 " in line and line not in known), ""))
-    (made,) = map(int, re.findall(r" prompt=\d+ cached=\d+ images=0 answer=(\d+)", line))
+    (tokens,) = re.findall(r" prompt=\d+ cached=\d+ images=0 answer=(\d+)", line)
+    made = int(tokens)
     assert made > 0 and metric(unending, "generated_tokens_total") == before + made
     assert metric(unending, "request_seconds_count") == whole
 

@@ -1,6 +1,7 @@
 """OpenAI's responses: the official client against a real server."""
 
 import json
+from typing import Any
 
 import openai
 import pytest
@@ -156,7 +157,7 @@ def test_what_is_wrong_or_not_offered_is_refused(client, changes, status, param)
     assert (refused.value.status_code, refused.value.param) == (status, param)
 
 
-NOT_OFFERED = [
+UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0].type"),
     ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0].type"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
@@ -164,7 +165,7 @@ NOT_OFFERED = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "param"), NOT_OFFERED, ids=[row[1] for row in NOT_OFFERED])
+@pytest.mark.parametrize(("changes", "param"), UNSUPPORTED, ids=[row[1] for row in UNSUPPORTED])
 def test_what_is_not_offered_is_unsupported(client, changes, param):
     with pytest.raises(openai.BadRequestError) as refused:
         client.post("/responses", body={"model": "demo", "input": "Hi"} | changes, cast_to=object)
