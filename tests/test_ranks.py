@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from test_cli import MODEL, ROOT, cli  # noqa: F401
 
 from mlx_lfm2vl.cli.ranks import dealt_by_cost
 from mlx_lfm2vl.distributed.group import launched_group
+from mlx_lfm2vl.distributed.links import greeted
 
 PICTURES = GOLDEN / "pictures"
 
@@ -146,6 +148,29 @@ def test_dealing_gives_every_row_once_and_even_loads(costs, ranks):
     assert sorted(number for numbers in dealt for number in numbers) == sorted(costs)
     loads = [sum(map(costs.__getitem__, numbers)) for numbers in dealt]
     assert max(loads) - min(loads) <= max(costs.values(), default=0)
+
+
+@pytest.mark.parametrize(
+    ("said", "rank"),
+    [
+        (b'["secret", 3]\nmore', 3),
+        *((line, None) for line in (b"1\n", b"{}\n", b"[1, 2]\n", b'["secret"]\n', b'["\xc3\xa4", 1]\n', b"\xff\n")),
+        *(
+            (line, None)
+            for line in (b'["other", 3]\n', b'["secret", "3"]\n', b"[" * 999 + b"\n", b"GET / HTTP/1.1\r\n")
+        ),
+        (b'["secret", 3]', None),  # and no more
+    ],
+)
+def test_only_who_knows_the_token_is_a_rank(said, rank):
+    near, far = socket.socketpair()
+    with near, far:
+        near.sendall(said)
+        started = time.monotonic()
+        assert greeted(far, "secret", started + 0.2) == rank
+        assert time.monotonic() - started < 2
+        if rank is not None:
+            assert far.recv(100) == b"more"
 
 
 @pytest.mark.soak
