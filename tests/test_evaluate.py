@@ -23,6 +23,7 @@ from mlx_lfm2vl.evaluation.rows import read_rows, spread
 from mlx_lfm2vl.evaluation.scoring import BOXES, RULES, TEXTS, edits, numbers
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+SEPARATORS = "\x85\u2028\u2029"  # at which `str.splitlines` parts, and which JSON leaves as they are
 both = pytest.mark.backends("mlx", "numpy")
 
 
@@ -42,6 +43,8 @@ def box(left: float, top: float, right: float, bottom: float) -> dict[str, objec
         ("number", "There are 1,234.50 of 7,000", ["7000"], 1.0),
         ("number", "\N{MINUS SIGN}3", ["-3.0"], 1.0),
         ("number", "seven", ["7"], 0.0),
+        ("number", "9" * 400, ["7"], 0.0),  # more than a float holds
+        ("number", "0", ["0"], 1.0),
         ("anls", "1/8/93", ["1/8/93"], 1.0),
         ("anls", "Blue  SKY", ["blue sky", "red"], 1.0),
         ("anls", "abcd", ["abce"], 0.75),
@@ -383,6 +386,22 @@ def test_a_file_of_another_format_is_refused(tmp_path, form):
         read_task(file, form, scoring="exact")
 
 
+def test_a_box_without_four_edges_is_refused(tmp_path):
+    for form in ("refcoco", "screenspot"):
+        _, (entry, *_), *_ = PUBLISHED[form]
+        file = tmp_path / "a.json"
+        file.write_text(json.dumps([{**entry, "bbox": [1, 2, 3]}]))
+        with pytest.raises(PromptError, match=f"entry 1: is none of {form}"):
+            read_task(file, form)
+
+
+def test_only_a_line_feed_ends_a_line_of_a_benchmark(tmp_path):
+    name, (entry, *_), *_ = PUBLISHED["refcoco"]
+    entries = [{**entry, "sent": f"the lady{mark}with the shirt"} for mark in SEPARATORS]
+    (tmp_path / name).write_text("\n".join(json.dumps(each, ensure_ascii=False) for each in entries))
+    assert [row.text for row in read_task(tmp_path / name, "refcoco")] == [each["sent"] for each in entries]
+
+
 # --- the command
 
 
@@ -464,6 +483,14 @@ def test_the_same_command_goes_on_where_it_was_stopped(task, tmp_path, capsys):
     assert file.read_bytes().splitlines(keepends=True) == kept
     code, out, err = evaluated(capsys, *words)
     assert out == whole and "5 rows are there already" in err
+
+
+@both
+def test_separators_within_a_text_do_not_part_its_line(tmp_path, capsys):
+    file = lines(tmp_path, *({"prompt": f"Say{mark}hi.", "answer": "x", "task": "a"} for mark in SEPARATORS))
+    words = (GOLDEN / "gen25", "--task", file, "--max-tokens", "2", "--output", tmp_path / "o", "--json")
+    code, out, err = evaluated(capsys, *words)
+    assert code == 0 and json.loads(out)["rows"] == len(SEPARATORS), err
 
 
 def test_answers_of_other_settings_are_refused(task, tmp_path, capsys):

@@ -112,6 +112,20 @@ def test_what_has_no_inverse_is_rounded_all_the_same(case):
     assert np.isfinite(found).all() and np.abs(found - weight).max() < np.abs(weight).max()
 
 
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
+@pytest.mark.parametrize("size", [0.0, 1e-9, 1e-7])
+def test_a_group_of_no_range_hurts_no_other_group(dtype, size):
+    weight, inputs = problem(2)
+    weight[:, :32] *= size
+    spec = Quantization(4, 32)
+    made = g.gptq(mx.array(weight), mx.array(inputs.T @ inputs), spec, dtype)
+    found, plain = (
+        np.array(decode(each, spec, mx.float32)) for each in (made, encode(mx.array(weight).astype(dtype), spec))
+    )
+    assert np.abs(found[:, :32] - weight[:, :32]).max() < 1e-5
+    assert np.square(found - weight).sum() < 4 * np.square(plain - weight).sum()
+
+
 @pytest.fixture(scope="module")
 def few(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("calibration")
@@ -213,6 +227,8 @@ def test_bundled_questions_to_calibrate_on_are_others_than_those_measured():
 
 def test_rows_are_questions_and_mistakes_in_them_are_named(few, tmp_path):
     picture = str(few.parent / "small.png")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Why\u2028so?"}\n')
+    assert questions(tmp_path / "rows.jsonl") == [Question("Why\u2028so?")]
     assert questions(few) == [
         Question("What is it?", (picture,)),
         Question("Why?"),

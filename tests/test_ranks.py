@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,8 +18,11 @@ from hypothesis import strategies as st
 from launched import ended, free_ports, start_ranks
 from test_cli import MODEL, ROOT, cli  # noqa: F401
 
-from mlx_lfm2vl.cli.ranks import dealt_by_cost
+from mlx_lfm2vl.cli.answers import Output
+from mlx_lfm2vl.cli.in_order import InOrder
+from mlx_lfm2vl.cli.ranks import Ranks, dealt_by_cost
 from mlx_lfm2vl.distributed.group import launched_group
+from mlx_lfm2vl.distributed.links import Came, Link, greeted
 
 PICTURES = GOLDEN / "pictures"
 
@@ -146,6 +150,42 @@ def test_dealing_gives_every_row_once_and_even_loads(costs, ranks):
     assert sorted(number for numbers in dealt for number in numbers) == sorted(costs)
     loads = [sum(map(costs.__getitem__, numbers)) for numbers in dealt]
     assert max(loads) - min(loads) <= max(costs.values(), default=0)
+
+
+def test_a_wait_for_ranks_that_load_can_be_stopped(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near, (far, _) = socket.create_connection(server.getsockname()), server.accept()
+    came = Came()
+    link = Link(1, near, came)
+    asked = iter([False, True])  # Ctrl-C comes at the second look
+    path = str(tmp_path / "out.jsonl")
+    with far, Output(path, False, "s") as output, InOrder(output, [1, 2], lambda: []) as order:
+        dealt = Ranks({1: link}, 2, came, "check").deal(order, "", "s", dict.fromkeys, lambda: next(asked))
+        assert dealt == [] and order.missing == [1, 2]
+        link.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "rank"),
+    [
+        (b'["secret", 3]\nmore', 3),
+        *((line, None) for line in (b"1\n", b"{}\n", b"[1, 2]\n", b'["secret"]\n', b'["\xc3\xa4", 1]\n', b"\xff\n")),
+        *(
+            (line, None)
+            for line in (b'["other", 3]\n', b'["secret", "3"]\n', b"[" * 999 + b"\n", b"GET / HTTP/1.1\r\n")
+        ),
+        (b'["secret", 3]', None),  # and no more
+    ],
+)
+def test_only_who_knows_the_token_is_a_rank(said, rank):
+    near, far = socket.socketpair()
+    with near, far:
+        near.sendall(said)
+        started = time.monotonic()
+        assert greeted(far, "secret", started + 0.2) == rank
+        assert time.monotonic() - started < 2
+        if rank is not None:
+            assert far.recv(100) == b"more"
 
 
 @pytest.mark.soak

@@ -4,12 +4,14 @@ import functools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from hypothesis import strategies as st
 from launched import ended, free_ports, start, start_ranks
 from test_cli import ROOT, cli  # noqa: F401
 
-from mlx_lfm2vl import GenerationOptions, OptionError, convert, generate, load
+from mlx_lfm2vl import GenerationOptions, GenerationRequest, OptionError, convert, generate, generate_batch, load
+from mlx_lfm2vl.distributed.links import Came, Link
+from mlx_lfm2vl.generation.lockstep import Lead, follow
 from mlx_lfm2vl.weights.files import read_header, read_part
 
 PROGRAM = Path(__file__).parent / "ranks_program.py"
@@ -86,6 +90,29 @@ def test_what_ranks_cannot_share_is_refused(tmp_path):
         load(GOLDEN / "lfm3", backend="mlx", group=group)
     with pytest.raises(OptionError, match="an adapter that is fused"):
         load(GOLDEN / "gen25", backend="mlx", adapter=next(ADAPTERS.glob("*/adapter_config.json")).parent, group=group)
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_a_batch_goes_on_after_another_answer_came_between():
+    """Its scheduler has no rows while the other one begins."""
+    (leading, processor), (following, _) = load(GOLDEN / "gen25"), load(GOLDEN / "gen25")
+    options = GenerationOptions(max_tokens=3, temperature=0.0)
+    requests = [GenerationRequest(prompt, options=options) for prompt in ("Why?", "And how?")]
+    alone = [answer.tokens for answer in generate_batch(leading, processor, requests)]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near, (far, _) = socket.create_connection(server.getsockname()), server.accept()
+    came = Came()
+    leading.lead = lead = Lead([Link(1, near, Came())])
+    Link(0, far, came)
+    with ThreadPoolExecutor(1) as other:
+        followed = other.submit(follow, following, processor, came)
+        batch = generate_batch(leading, processor, requests, batch_size=1)
+        answers = [next(batch)]
+        generate(leading, processor, "Who?", options=options)
+        answers += batch
+        lead.close()
+        followed.result(60)
+    assert [answer.tokens for answer in answers] == alone
 
 
 WORDS = ("--model", "demo", "--max-tokens", 12)

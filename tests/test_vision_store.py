@@ -109,6 +109,16 @@ def test_the_oldest_files_go_first_and_no_others(tmp_path):
     assert 0 < kept <= size
 
 
+def test_files_that_another_process_deletes_are_no_error(tmp_path, monkeypatch, encoded):
+    expected = answer(tmp_path / "kept")
+    views = sum(encoded)
+    gone = tmp_path / "kept" / f"{'0' * 16}-view-{'0' * 32}.safetensors"
+    gone.symlink_to(tmp_path / "nothing")  # is listed, and is not there
+    monkeypatch.setattr(os, "utime", lambda file: file.unlink())  # as another process might, just then
+    assert answer(tmp_path / "kept") == expected
+    assert sum(encoded) == views
+
+
 def test_a_folder_that_cannot_be_used_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="pictures cannot be kept there"):

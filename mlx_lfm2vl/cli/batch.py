@@ -181,7 +181,7 @@ def _write(args: argparse.Namespace, rows: Rows, digest: str, ranks: Ranks | Non
                 bars(f"{what}s", total - order.left, total)
                 own = order.missing
                 if ranks is not None:
-                    own = ranks.deal(order, into.path.removeprefix(args.output), digest, answers.costs)
+                    own = ranks.deal(order, into.path.removeprefix(args.output), digest, answers.costs, stop)
                 for row, answer in answers(own, stop):
                     order.put(row.number, *line_of(digest, row, answer))
                     bars(f"{what}s", total - order.left, total)

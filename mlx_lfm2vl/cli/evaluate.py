@@ -162,9 +162,7 @@ def _answers(args: argparse.Namespace, rows: Sequence[EvaluationRow], file: Path
                 bars(stage, output.rows, len(asked))
             for row in waiting.rest():
                 output.write(row, None)
-        places = dict(output.lines)
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return [json.loads(lines[places[row.number] - 1]) for row in asked]
+        return [json.loads(output.taken(row.number)[0]) for row in asked]
 
 
 def _row(row: EvaluationRow, number: int, args: argparse.Namespace) -> Row:

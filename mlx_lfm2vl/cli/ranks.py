@@ -32,14 +32,19 @@ class Ranks:
         self._busy: set[int] = set()
 
     def deal(
-        self, order: InOrder, output: str, settings: str, costs: Callable[[list[int]], dict[int, int]]
+        self,
+        order: InOrder,
+        output: str,
+        settings: str,
+        costs: Callable[[list[int]], dict[int, int]],
+        stop: Callable[[], bool],
     ) -> list[int]:
-        """Deals the rows that are missing, and returns the numbers of those of rank 0. `output`: what stands behind the
-        output's name. Raises `DistributedError` where a rank has another input."""
+        """Deals the rows that are missing, and returns the numbers of those of rank 0; none where `stop` ended that.
+        `output`: what stands behind the output's name. Raises `DistributedError` where a rank has another input."""
         self.tell({"output": output, "settings": settings})
         self._busy = {rank for rank in self._links if rank not in self.lost}
-        while self._busy:
-            self.take(order, WAIT)
+        if not self.wait(order, stop):
+            return []
         cost = costs(order.missing)
         self.take(order)
         present = [rank for rank in self._links if rank not in self.lost]
@@ -70,7 +75,7 @@ class Ranks:
             pass
 
     def wait(self, order: InOrder, stop: Callable[[], bool]) -> bool:
-        """Takes lines until every rank has sent its own or is lost. False where `stop` ended that."""
+        """Takes lines until every rank is ready, or done, or lost. False where `stop` ended that."""
         while self._busy:
             if stop():
                 return False

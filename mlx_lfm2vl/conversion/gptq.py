@@ -13,6 +13,7 @@ import numpy as np
 from ..weights.quantize import PARTS, Quantization
 
 DAMPING = 0.01  # of the mean diagonal, added to the diagonal
+LEAST = 1e-7  # of a scale, as MLX rounds; float16 has it
 CLIPPING = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)  # shares of a group's range that are tried
 
 
@@ -70,12 +71,12 @@ def scales_and_biases(weight: mx.array, importance: mx.array, spec: Quantization
     mean = (share * groups).sum(axis=-1, keepdims=True)
     found: list[mx.array] = []
     for part in CLIPPING:
-        scale = mx.maximum(part * (high - low) / (2**spec.bits - 1), 1e-8)
+        scale = mx.maximum(part * (high - low) / (2**spec.bits - 1), LEAST)
         levels = _levels(groups, scale, mean + part * (low - mean), spec)
         centre = (share * levels).sum(axis=-1, keepdims=True)
         spread = (share * (levels - centre) ** 2).sum(axis=-1, keepdims=True)
         slope = (share * (levels - centre) * (groups - mean)).sum(axis=-1, keepdims=True) / mx.maximum(spread, 1e-12)
-        scale = mx.where(slope > 1e-8, slope, scale)
+        scale = mx.where(slope > LEAST, slope, scale)
         bias = mean - scale * centre
         change = groups - scale * _levels(groups, scale, bias, spec) - bias
         new = [(share * change**2).sum(axis=-1, keepdims=True), scale, bias]

@@ -19,12 +19,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..config import parse_json
 from ..errors import DistributedError
 from .group import broadcast
 
 SILENCE = float(os.environ.get("MLX_LFM2VL_RANK_SILENCE", 60))  # seconds after which a rank that says nothing is lost
 BEATS = 6  # empty lines in that time
-MAX_HELLO = 1000  # bytes of a first line
+HELLO, MAX_HELLO = 5.0, 1000  # seconds for a first line, and its bytes
 Came = queue.Queue[tuple[int, dict[str, Any] | None]]  # a rank, and what it says; None once it is lost
 
 
@@ -59,12 +60,14 @@ class Link:
         return not self.lost.is_set()
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError, ValueError), self._socket.makefile("rb") as lines:
-            for line in lines:
-                if line.strip():
-                    self._came.put((self.rank, json.loads(line)))
-        self._end()
-        self._came.put((self.rank, None))
+        try:
+            with contextlib.suppress(OSError, ValueError), self._socket.makefile("rb") as lines:
+                for line in lines:
+                    if line.strip():
+                        self._came.put((self.rank, json.loads(line)))
+        finally:  # whatever comes, who waits for this rank learns that it is lost
+            self._end()
+            self._came.put((self.rank, None))
 
     def _beat(self) -> None:
         while not self._closed.wait(SILENCE / BEATS) and not self.lost.is_set():
@@ -96,15 +99,13 @@ def _listen(group: mx.distributed.Group, came: Came) -> dict[int, Link]:
         end = time.monotonic() + SILENCE
         while len(links) < group.size() - 1 and (left := end - time.monotonic()) > 0:
             server.settimeout(left)
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError):
                 connection, _ = server.accept()
-                connection.settimeout(min(left, 5))
-                said = _first_line(connection)
-                given, rank = json.loads(said)
-                if secrets.compare_digest(given, token) and rank not in links:
-                    links[rank] = Link(rank, connection, came)
-                else:
+                rank = greeted(connection, token, min(end, time.monotonic() + HELLO))
+                if rank is None or rank in links:
                     connection.close()
+                else:
+                    links[rank] = Link(rank, connection, came)
     return links
 
 
@@ -119,10 +120,26 @@ def _reach(group: mx.distributed.Group, came: Came) -> dict[int, Link]:
     return {0: Link(0, connection, came)}
 
 
-def _first_line(connection: socket.socket) -> bytes:
+def greeted(connection: socket.socket, token: str, end: float) -> int | None:
+    """The rank that a connection's first line names, beside the token; None for a stranger, and for one who has not
+    said it by `end`, in seconds of `time.monotonic`."""
+    try:
+        said = parse_json(_first_line(connection, end).decode())
+    except (OSError, ValueError):
+        return None
+    match said:
+        case [str(given), int(rank)] if secrets.compare_digest(given.encode(), token.encode()):
+            return rank
+    return None
+
+
+def _first_line(connection: socket.socket, end: float) -> bytes:
     """The bytes up to the first line break, read one by one: what follows is the link's."""
     line = b""
-    while not line.endswith(b"\n") and len(line) < MAX_HELLO and (byte := connection.recv(1)):
+    while not line.endswith(b"\n") and len(line) < MAX_HELLO:
+        connection.settimeout(max(0.001, end - time.monotonic()))
+        if not (byte := connection.recv(1)):
+            break
         line += byte
     return line
 

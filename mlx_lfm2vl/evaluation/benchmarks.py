@@ -50,8 +50,9 @@ def refcoco(entry: Entry, pictures: Path) -> EvaluationRow:
     """RefCOCO, RefCOCO+ and RefCOCOg (Yu et al., ECCV 2016) as JSON lines, such as refcoco_testA.jsonl of Qwen-VL:
     "image" (whose file's name is looked up among the pictures), "sent", and "bbox" as left, top, right, bottom. The
     share of first boxes whose IoU is at least one half. The pickled refs(unc).p is not read: it could run code."""
+    left, top, right, bottom = map(float, entry["bbox"])
     image = pictures / Path(entry["image"]).name
-    return _row(None, entry["sent"], image, "box", [[float(edge) for edge in entry["bbox"]]])
+    return _row(None, entry["sent"], image, "box", [[left, top, right, bottom]])
 
 
 def screenspot(entry: Entry, pictures: Path) -> EvaluationRow:
@@ -126,7 +127,7 @@ def _entries(file: Path) -> Iterator[Any]:
             return
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix.lower() == ".jsonl":
-            yield from (json.loads(line) for line in text.splitlines() if line.strip())
+            yield from (json.loads(line) for line in text.split("\n") if line.strip())
             return
         data = json.loads(text)
         yield from data["data"] if isinstance(data, dict) and isinstance(data.get("data"), list) else data

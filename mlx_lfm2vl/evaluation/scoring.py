@@ -6,6 +6,7 @@ the package's task, as JSON has it, and coordinates in pixels of the upright pic
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -39,7 +40,7 @@ def formula(text: str, answers: Sequence[str]) -> float:
 def number(text: str, answers: Sequence[str]) -> float:
     """1 where the last number of the answer is an accepted one. Commas between thousands are no part of it."""
     found = numbers(text)
-    return float(bool(found) and any(abs(found[-1] - float(answer)) <= 1e-6 * abs(found[-1]) for answer in answers))
+    return float(bool(found) and any(math.isclose(found[-1], float(answer), rel_tol=1e-6) for answer in answers))
 
 
 def numbers(text: str) -> list[float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import itertools
 import secrets
+import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
@@ -42,11 +43,13 @@ class Lead:
     def __init__(self, links: Iterable[Link]):
         self._links = list(links)
         self._numbers = itertools.count()
+        self._schedulers: weakref.WeakValueDictionary[int, Scheduler] = weakref.WeakValueDictionary()
 
-    def begin(self) -> int:
-        """Begins a scheduler in all ranks; returns its number."""
+    def begin(self, scheduler: Scheduler) -> int:
+        """Begins a scheduler in all ranks, which drop those that rank 0 has dropped; returns its number."""
         number = next(self._numbers)
-        self._say({"scheduler": number})
+        self._schedulers[number] = scheduler
+        self._say({"scheduler": number, "kept": [*self._schedulers]})
         return number
 
     def add(self, number: int, prompt: EncodedPrompt) -> None:
@@ -80,7 +83,7 @@ class LeadingScheduler(Scheduler):
     def __init__(self, model: Lfm2VlForConditionalGeneration, tokenizer: Tokenizer):
         super().__init__(model, tokenizer)
         self._lead: Lead = model.lead
-        self._number = self._lead.begin()
+        self._number = self._lead.begin(self)
         self._to_cancel: deque[int] = deque()  # at the next step
 
     def add(self, prompt: EncodedPrompt, *, started: float) -> Sequence:
@@ -141,7 +144,7 @@ def _do(
     processor: Lfm2VlProcessor,
 ) -> None:
     if "scheduler" in said:
-        for number in [number for number, each in schedulers.items() if not len(each)]:
+        for number in schedulers.keys() - said["kept"]:
             del schedulers[number]
         schedulers[said["scheduler"]] = Scheduler(model, processor.tokenizer)
     elif "add" in said:

@@ -1,4 +1,4 @@
-"""Whether drafts pay by the clock: steps with drafts are timed beside steps without."""
+"""Drafts that pay by the clock: steps with drafts are timed beside steps without."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Sequence:
 
     @property
     def timed(self) -> bool:
-        """Whether it has drafts that end by the clock."""
+        """True where its drafts end by the clock."""
         return self.speculation is not None and self.speculation.timed
 
     @property

@@ -44,7 +44,7 @@ class VisionStore:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             own = [file for file in self.folder.glob("*-view-*.safetensors") if _NAMES.fullmatch(file.name)]
-            self._sizes = {file: file.stat().st_size for file in sorted(own, key=_used)}
+            self._sizes = {file: _size(file) for file in sorted(own, key=_used)}
         except OSError as error:
             raise OutputError(f"{folder}: pictures cannot be kept there ({error.strerror or error})") from None
 
@@ -77,7 +77,7 @@ class VisionStore:
             self._sizes.pop(file, None)
             _warn(f"{file}: is no kept picture and is left out ({first_line(error)})")
             return None
-        self._sizes[file] = self._sizes.pop(file, file.stat().st_size)
+        self._sizes[file] = self._sizes.pop(file, 0) or _size(file)
         return tokens
 
     def write(self, key: bytes, tokens: mx.array) -> None:
@@ -88,7 +88,7 @@ class VisionStore:
             mx.save_safetensors(str(part), {NAME: mx.contiguous(tokens)}, {"format": FORMAT})
             part.replace(file)
             self._sizes.pop(file, None)
-            self._sizes[file] = file.stat().st_size
+            self._sizes[file] = _size(file)
         except (OSError, RuntimeError) as error:
             part.unlink(missing_ok=True)
             _warn(f"{file}: a picture cannot be kept ({first_line(error)})")
@@ -98,6 +98,13 @@ class VisionStore:
             del self._sizes[oldest]
             with suppress(OSError):  # another process may have deleted it
                 oldest.unlink(missing_ok=True)
+
+
+def _size(file: Path) -> int:
+    """The bytes of a file; 0 where another process has deleted it."""
+    with suppress(FileNotFoundError):
+        return file.stat().st_size
+    return 0
 
 
 def _used(file: Path) -> float:

@@ -70,7 +70,7 @@ def divided(place: Path | None = None) -> tuple[list[Question], list[Question]]:
 
 def _rows(file: Path) -> list[Question]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"calibration: {file} cannot be read ({error})") from None
     out = []
