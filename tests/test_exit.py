@@ -129,6 +129,15 @@ except SystemExit: pass
 """,
     "an engine that nobody holds": "Engine('demo').submit('Hi.', options=few).result()",
     "an engine that is loading and that nobody holds": "Engine('demo')",
+    "a daemon that compiles a form": DAEMON.format(
+        work="begun.set()\n    for n in range(9**9): ResponseFormat.choice([f'v{n}x{i}' for i in range(4000)])"
+    ),
+    "an engine that compiles a form": """
+engine = Engine("demo")
+engine.wait_until_ready()
+form = {"type": "array", "items": {"enum": [f"value{i}" for i in range(9000)]}}
+engine.submit("Hi.", options=GenerationOptions(response_format=form))
+""",
     "an engine whose loader sleeps": "engine = Engine(lambda: time.sleep(60))",
 }
 

@@ -20,6 +20,7 @@ from schemas import KINDS
 import mlx_lfm2vl
 from mlx_lfm2vl import ConstraintError, GenerationOptions, OptionError, ResponseFormat
 from mlx_lfm2vl.constraints.compile import Grammar, compile_grammar
+from mlx_lfm2vl.constraints.pattern_size import pattern_size
 from mlx_lfm2vl.constraints.response_format import embedded_schema
 from mlx_lfm2vl.processing.tokenizer import Tokenizer
 
@@ -271,6 +272,27 @@ def test_special_tokens_are_never_text():
             "JSON schema, #/oneOf: has 101 schemas, at most 100 are held; use anyOf",
         ),
         ("", "schema is empty"),
+        (
+            {"items": {"patternProperties": {f"^k{n}[a-z]+$": {} for n in range(101)}}},
+            "JSON schema, #/items/patternProperties: each pattern is compared with each other one, so at most 100",
+        ),
+        (
+            {"prefixItems": [{"patternProperties": {f"^k{n}[a-z]+$": {} for n in range(60)}}] * 3},
+            "#/prefixItems/2/patternProperties: each pattern is compared",
+        ),
+        ({"items": {"pattern": "(a{1000}){1000}"}}, "#/items/pattern: repeats parts more than 65,536 times in all"),
+        ({"patternProperties": {"(a{300}){300}": {}}}, "#/patternProperties/(a{300}){300}: repeats parts"),
+        ({"type": "regex", "regex": "((a|[b-d]){300}x){300}"}, "{300}/ cannot be held: it repeats parts more than"),
+        ({"type": "grammar", "grammar": "start: A\nA: /(a{1000}){1000}/"}, "{1000}/ cannot be held: it repeats parts"),
+        (
+            {"type": "integer", "multipleOf": 9973, "minimum": 1, "maximum": 1000000},
+            "JSON schema, #/multipleOf: it takes too much work to follow (lexer error: too many expressions",
+        ),
+        (
+            {"properties": {"a": {"type": "number", "multipleOf": 0.01, "minimum": 0.005, "maximum": 0.015}}},
+            "JSON schema, #/properties/a/multipleOf: it matches no text",
+        ),
+        ({"items": {"anyOf": [{"multipleOf": n} for n in range(1, 53)]}}, "/multipleOf: is one more than the 50"),
         ({"type": "choice", "choice": []}, "choice has no texts"),
         ({"type": "choice", "choice": "ab"}, "choice is str"),
     ],
@@ -390,6 +412,20 @@ def test_hostile_forms_end_in_bounded_time_and_memory():
         timeout=300,
     )
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "size"),
+    [
+        ("", 0),
+        (r"a\.[x{9}]", 3),
+        ("a{3}b{2,}c{1,4}d{0}", 10),
+        (r"(ab){3}|(?:\p{L}{2}){5,7}", 20),
+        ("(a(b{2}){3}){4}", 28),
+    ],
+)
+def test_a_pattern_has_the_size_that_its_counts_say(pattern, size):
+    assert pattern_size(pattern) == size
 
 
 NAMES = ["start", "b", "c"]

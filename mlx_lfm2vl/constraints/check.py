@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from math import comb
 from typing import Any, NoReturn
 from urllib.parse import quote, unquote
 
 from ..config.files import finite_number, no_number
 from ..errors import ConstraintError
+from .pattern_size import MAX_REPEATED, pattern_size
 
 MAX_SCHEMA, MAX_GRAMMAR, MAX_PATTERN = 2**18, 2**18, 2**14  # characters
 MAX_DEPTH, MAX_NODES = 64, 20_000  # of a schema
 MAX_PROPERTIES = 1000  # of one object
 MAX_ONE_OF = 100  # schemas of a oneOf, which must exclude each other
+MAX_PATTERNS = 100  # of one object; in the whole schema, as many pairs of them
+MAX_MULTIPLES = 50  # different ones in a schema
 MAX_CHOICES = 4096
 MAX_COUNT = 2**16  # items, characters or properties that a bound may name
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _BOUNDS = ("maxItems", "minItems", "maxLength", "minLength", "maxProperties", "minProperties")
-_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _UNHELD = frozenset(
     (
         *("not", "if", "then", "else", "contains", "minContains", "maxContains", "propertyNames"),
@@ -100,6 +104,7 @@ def checked_schema(text: str) -> dict[Pointer, Any]:
     schema = {} if schema is True else schema
     nodes: dict[Pointer, Any] = {}
     waiting: list[tuple[Pointer, Any]] = [((), schema)]
+    pairs = 0
     while waiting:
         pointer, node = waiting.pop()
         if pointer in nodes:
@@ -108,6 +113,14 @@ def checked_schema(text: str) -> dict[Pointer, Any]:
             refuse(pointer, f"is {_kind(node)}, expected a schema (an object, true or false)")
         nodes[pointer] = node
         _check_node(pointer, node)
+        if isinstance(node, dict) and isinstance(node.get("patternProperties"), dict):
+            pairs += comb(len(node["patternProperties"]), 2)
+            if pairs > comb(MAX_PATTERNS, 2):
+                refuse(
+                    (*pointer, "patternProperties"),
+                    f"each pattern is compared with each other one, so at most {MAX_PATTERNS} are held, or as many "
+                    "pairs in all objects",
+                )
         waiting.extend(reversed(list(children(pointer, node))))
         if isinstance(node, dict) and "$ref" in node:
             waiting.append(target(schema, pointer, node["$ref"]))  # it may be where no schema would be looked for
@@ -180,6 +193,9 @@ def _check_node(pointer: Pointer, node: Any) -> None:
             refuse((*pointer, keyword), f"is {_kind(node[keyword])}, expected {wrong}")
     if node.pop("uniqueItems", False):
         refuse((*pointer, "uniqueItems"), 'the keyword "uniqueItems" cannot be held')
+    for place, pattern in [(("pattern",), node.get("pattern", "")), *_names_of_patterns(node)]:
+        if pattern_size(pattern) > MAX_REPEATED:
+            refuse((*pointer, *place), f"repeats parts more than {MAX_REPEATED:,} times in all; use smaller counts")
     if "format" in node and node["format"] not in FORMATS:
         refuse((*pointer, "format"), f"the format {node['format']!r} cannot be held; those are {', '.join(FORMATS)}")
     if node.get("minProperties", 0) > len(node.get("required", ())):
@@ -187,6 +203,11 @@ def _check_node(pointer: Pointer, node: Any) -> None:
     for keyword in ("const", "enum"):
         if keyword in node and not _exact(node[keyword]):
             refuse((*pointer, keyword), "has a number beyond 2^53, which JSON does not hold exactly")
+
+
+def _names_of_patterns(node: Mapping[str, Any]) -> Iterator[tuple[Pointer, str]]:
+    patterns = node.get("patternProperties")
+    yield from ((("patternProperties", name), name) for name in (patterns if isinstance(patterns, Mapping) else ()))
 
 
 def _exact(value: Any) -> bool:
@@ -228,7 +249,7 @@ def _names(value: Any) -> str | None:
 
 _VALUES: dict[str, Callable[[Any], str | None]] = {
     **dict.fromkeys(_BOUNDS, _count),
-    **dict.fromkeys(_NUMBERS, _finite),
+    **dict.fromkeys(NUMBERS, _finite),
     "multipleOf": _positive,
     "type": _type,
     "required": _names,

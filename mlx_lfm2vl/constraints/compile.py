@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConstraintError
 from ..processing.tokenizer import Tokenizer
+from .finish import finished_at_exit
 from .lark import check_no_end
 from .limits import limits
 from .matcher import Matcher
@@ -84,6 +85,7 @@ class _Compiler:
         self._grammars: OrderedDict[ResponseFormat, Grammar] = OrderedDict()
         self._lock = threading.Lock()
 
+    @finished_at_exit
     def compile(self, form: ResponseFormat) -> Grammar:
         with self._lock:
             if form in self._grammars:

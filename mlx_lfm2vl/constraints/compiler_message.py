@@ -23,7 +23,7 @@ def compiler_message(raw: str, *, place: bool = True) -> str:
         raw: the message, with its excerpt of the source.
         place: whether lines and columns are those of a text that the user wrote.
     """
-    text = _EXCERPT.sub("", raw.partition(" while processing json-schema:")[0])
+    text = _EXCERPT.sub("", raw.removesuffix("\n<non-verbose/>").partition(" while processing json-schema:")[0])
     found = _PLACE.match(text)
     where = f"line {found[1]}, column {found[2]}: " if found and place else ""
     text = text[found.end() :] if found else text

@@ -9,10 +9,12 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from ..errors import ConstraintError, first_line
-from .check import Pointer, checked_schema, children, refuse
+from .check import MAX_MULTIPLES, NUMBERS, Pointer, checked_schema, children, refuse
 from .compiler_message import compiler_message
-from .lark import check_finite, check_has_text, followable
+from .finish import finished_at_exit
+from .lark import check_finite, check_has_text, first_error, followable
 from .limits import limits
+from .pattern_size import check_pattern
 from .references import Nodes, check_references, exclusive_places, place, rewritten
 
 _MOVED = "#/$defs/-"  # where `_innermost` looks at a schema
@@ -44,6 +46,7 @@ def checked_grammar(form: Form) -> str:
     return _checked(form.kind, form.value, form.separators)
 
 
+@finished_at_exit
 @lru_cache(maxsize=64)
 def _checked(kind: str, value: str | tuple[str, ...], separators: tuple[str, str]) -> str:
     if kind in ("json_schema", "json_object"):
@@ -67,6 +70,7 @@ def _of_text(kind: str, value: str | tuple[str, ...]) -> str:
     if isinstance(value, tuple):
         return LLMatcher.grammar_from_regex("|".join(map(_escaped, value)))
     if kind == "regex":
+        check_pattern(value)
         return LLMatcher.grammar_from_regex(_ascii_digits(value))
     try:
         return LLMatcher.grammar_from_lark(any_to_lark(value))
@@ -90,12 +94,31 @@ def _of_schema(nodes: Nodes, separators: tuple[str, str]) -> str:
     """A JSON schema's grammar. It must hold before objects are closed, too: only then do schemas of a oneOf exclude
     each other."""
     check_references(nodes)
-    if (why := _wrong(_json_grammar(rewritten(nodes, close=False), separators))) is not None:
+    _check_multiples(nodes)
+    if (why := _wrong_json(_json_grammar(rewritten(nodes, close=False), separators))) is not None:
         refuse(*_innermost(nodes, why))
     text = _json_grammar(rewritten(nodes, close=True), separators)
-    if (why := _wrong(text)) is not None:
+    if (why := _wrong_json(text)) is not None:
         refuse((), why)
     return text
+
+
+def _check_multiples(nodes: Nodes) -> None:
+    """Raises `ConstraintError` for a multipleOf that no number between its bounds is one of, or that costs too much.
+    An answer may come to its place late."""
+    seen: set[str] = set()
+    for pointer, node in nodes.items():
+        if isinstance(node, bool) or "multipleOf" not in node:
+            continue
+        own = {name: node[name] for name in NUMBERS if name in node}
+        grammar = _json_grammar({"type": "integer" if node.get("type") == "integer" else "number"} | own, (",", ":"))
+        if grammar in seen:
+            continue
+        seen.add(grammar)
+        if len(seen) > MAX_MULTIPLES:
+            refuse((*pointer, "multipleOf"), f"is one more than the {MAX_MULTIPLES} different ones that are held")
+        if (why := _wrong_json(grammar)) is not None:
+            refuse((*pointer, "multipleOf"), why)
 
 
 def _json_grammar(schema: Any, separators: tuple[str, str]) -> str:
@@ -119,7 +142,7 @@ def _innermost(nodes: Nodes, why: str) -> tuple[Pointer, str]:
         schema = parts[0] if len(parts) == 1 else {"type": "array", "prefixItems": parts, "minItems": len(parts)}
         text = _json_grammar({**schema, "$defs": {"-": copy}}, (",", ":"))
         read += max(len(text), _LEAST_READ)
-        return _wrong(text)
+        return _wrong_json(text)
 
     found: Pointer = ()
     while read < _MOST_READ:
@@ -142,13 +165,18 @@ def _keyword(node: Any) -> Pointer:
     own |= {"type": node["type"]} if own and "type" in node else {}
 
     def wrong(schema: dict[str, Any]) -> bool:
-        return _wrong(_json_grammar(schema, (",", ":"))) is not None
+        return _wrong_json(_json_grammar(schema, (",", ":"))) is not None
 
     if wrong(own):
         rests = {keyword: {name: value for name, value in own.items() if name != keyword} for keyword in own}
         return next(((keyword,) for keyword in _BLAMED if keyword in own and not wrong(rests[keyword])), ())
     names = node.get("patternProperties", {}) if isinstance(node, dict) else {}
     return next((("patternProperties", name) for name in names if wrong({"type": "string", "pattern": name})), ())
+
+
+def _wrong_json(grammar: str) -> str | None:
+    """Why the grammar of a JSON schema cannot be held, also in the first steps of an answer."""
+    return _wrong(grammar) or first_error(grammar)
 
 
 def _wrong(grammar: str, *, place: bool = False) -> str | None:

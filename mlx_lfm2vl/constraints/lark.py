@@ -8,12 +8,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ..errors import ConstraintError
 from .check import checked_schema
-from .compiler_message import quoted
+from .compiler_message import compiler_message, quoted
 from .limits import limits
+from .pattern_size import check_pattern
 from .references import check_references
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ _ELEMENT = re.compile(r"(\[\^?\]?(?:\\.|[^\]\\])*\]|\\.|.)([*+]|\{\d*,\})?", re.
 _PART = re.compile(r"\\x[0-7][0-9A-Fa-f]|\\.|.", re.S)  # of a class
 _FEW = re.compile(r"\\(?:x[0-7].|[nrtwsd]|[!-/:-@\[-`{-~])|[\0-\x7f]")  # parts of a class that leave others out
 Item = TypeVar("Item")
+_TRIED = 8  # steps of an answer
 _NO_FORCING = '%llguidance {"no_forcing": true}\n'
 
 
@@ -91,12 +94,32 @@ def _is_many(element: str) -> bool:
 
 def check_has_text(kind: str, grammar: str) -> None:
     """Raises `ConstraintError` for a form, as a grammar of llguidance, that allows no text, or the empty one alone."""
+    if (why := first_error(grammar)) is not None:
+        raise ConstraintError(f"the {kind} cannot be held: {why}")
     matcher = _matcher(grammar)
     first = matcher.compute_bitmask()
-    if _is_empty(matcher):
-        raise ConstraintError(f"the {kind} cannot be held: it matches no text")
     if matcher.is_accepting() and not any(first[: 256 // 8]):
         raise ConstraintError(f"the {kind} cannot be held: it matches the empty text only")
+
+
+def first_error(grammar: str) -> str | None:
+    """Why the first bytes of an answer cannot follow a grammar; None if they can."""
+    matcher = _matcher(grammar)
+    if matcher.is_error() and matcher.get_error().startswith("unknown special token"):
+        return None  # it is the model's tokenizer that has them
+    for _ in range(_TRIED):
+        allowed = matcher.compute_bitmask()
+        if _is_empty(matcher):
+            return "it matches no text"
+        forced = matcher.compute_ff_tokens()
+        if matcher.is_error():
+            return f"it takes too much work to follow ({compiler_message(matcher.get_error(), place=False)})"
+        bytes_ = (byte for byte in range(256) if allowed[byte // 8] >> byte % 8 & 1)
+        if not matcher.consume_tokens(forced or list(islice(bytes_, 1))):
+            return f"it takes too much work to follow ({compiler_message(matcher.get_error(), place=False)})"
+        if matcher.is_stopped():
+            break
+    return None
 
 
 def check_no_end(grammar: str, ends: Mapping[int, str]) -> None:
@@ -125,6 +148,10 @@ def check_finite(text: str, start: str) -> None:
     definitions = list(_definitions(text))
     rules = {each.name: each for each in definitions if each.name and not _is_terminal(each)}
     reached = _in_reach(rules)
+    for each in definitions:
+        for token in each.body:
+            if token.kind == "regex":
+                check_pattern(token.text[1 : token.text.rindex("/")])
     used = dict.fromkeys(token for name in reached for token in rules[name].body if token.kind in ("terminal", "regex"))
     rest = "\n".join(each.source for each in definitions if _is_terminal(each) or each.head == "%import")
     empty = _first_wrong(list(used), lambda some: _has_text(_sequence(some, rest)))

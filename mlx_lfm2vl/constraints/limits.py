@@ -16,6 +16,8 @@ def limits() -> LLParserLimits:
     return LLParserLimits(
         max_grammar_size=100_000,
         max_lexer_states=50_000,
+        initial_lexer_fuel=200_000,
+        step_lexer_fuel=100_000,
         max_items_in_row=5_000,  # an object of 1,000 optional properties has 4,000
         verbose_errors=False,  # the parser's state in an error's text is for llguidance's developers
     )

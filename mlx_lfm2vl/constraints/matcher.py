@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ConstraintError, first_line
+from .finish import finished_at_exit
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -36,6 +37,7 @@ class Matcher:
         """Whether the answer is whole, and nothing but its end can follow."""
         return self._matcher.is_stopped()
 
+    @finished_at_exit
     def consume(self, token: int) -> None:
         """Takes the next token, which `mask` must allow."""
         self.consumed += 1
@@ -45,6 +47,7 @@ class Matcher:
         elif self._check(self._matcher.consume_token(token)) and not self.forced:
             self._look_ahead()
 
+    @finished_at_exit
     def mask(self) -> np.ndarray:
         """The tokens that may follow, as bits: (ceil(vocabulary / 32),) uint32, the first token lowest."""
         if self.forced:
