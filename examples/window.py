@@ -8,6 +8,7 @@ waits: what is slow is the session's, whose events a timer draws. Needs tkinter,
 from __future__ import annotations
 
 import argparse
+import signal
 import tkinter as tk
 from collections.abc import Callable, Sequence
 from tkinter import font, ttk
@@ -276,6 +277,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo", help="folder, hub repository, or demo, the bundled model (default)")
     args = parser.parse_args()
     root = new_root()
+    signal.signal(signal.SIGINT, lambda number, frame: root.quit())  # Ctrl-C closes the window
     session = Session()
     window = Window(root, session, args.model)
     for picture in args.pictures:

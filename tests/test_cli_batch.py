@@ -127,6 +127,36 @@ def test_each_row_holds_to_a_form_of_its_own(cli, tmp_path):  # noqa: F811
     assert made[9]["text"].startswith("{")
 
 
+def test_each_row_has_options_of_its_own(cli, tmp_path):  # noqa: F811
+    rows = write(
+        tmp_path / "rows.jsonl",
+        {"prompt": "a", "max_tokens": 2},
+        {"prompt": "a"},
+        {"prompt": "a", "max_tokens": None, "seed": 7, "temperature": 2.0, "stop": ["zzz"]},
+        {"prompt": "a", "max_tokens": 0},
+        {"prompt": "a", "max_new_tokens": 2},
+        {"prompt": "a", "temprature": 1},
+        {"prompt": "a", "temp": 1},
+    )
+    code, _, _ = cli("batch", rows, "--output", tmp_path / "out.jsonl", *FAST)
+    made = read(tmp_path / "out.jsonl")
+    assert code == 1 and [each.get("generated_tokens") for each in made[:3]] == [2, 4, 4]
+    assert made[2]["text"] != made[1]["text"]
+    assert [each["error"] for each in made[3:]] == [
+        "line 4: max_tokens is 0, expected an integer from 1 to 2.14748e+09",
+        'line 5: "max_new_tokens" is not read; call it "max_tokens"',
+        'line 6: "temprature" is not read; call it "temperature"',
+        'line 7: "temp" is not read; call it "temperature"',
+    ]
+
+
+def test_forms_that_are_cut_off_are_counted(cli, tmp_path):  # noqa: F811
+    rows = write(tmp_path / "rows.jsonl", {"prompt": "a"}, {"prompt": "b", "regex": "[a-z]{50}"}, {"prompt": "c"})
+    code, _, notes = cli("batch", rows, "--output", tmp_path / "out.jsonl", *FAST)
+    wanted = "1 answer is cut off by the longest answer, so may not hold to a form (row 2 first); raise --max-tokens"
+    assert code == 0 and wanted in notes
+
+
 def test_rows_come_through_stdin_and_go_on(tmp_path):
     shutil.copyfile(PICTURES / "small.png", tmp_path / "small.png")
     rows = write(tmp_path / "rows.jsonl", {"prompt": "Hello."}, "", {"id": "x", "image": "small.png"})

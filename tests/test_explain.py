@@ -19,11 +19,13 @@ from mlx_lfm2vl.config import ImageProcessorConfig
 from mlx_lfm2vl.errors import AnswerError, ImageError, OptionError, PromptError
 from mlx_lfm2vl.explanation import attention
 from mlx_lfm2vl.explanation.explain import _spoken
+from mlx_lfm2vl.explanation.explanation import Explanation
 from mlx_lfm2vl.explanation.overlay import above_mean, heat_map
 from mlx_lfm2vl.explanation.picture_map import grid_of, mass_in, picture_map
 from mlx_lfm2vl.processing.geometry import plan
 
 SCENE = "examples/scene.png"
+SCALE = 5  # by which it is drawn enlarged
 QUESTION = "What is in this image?"
 GREEDY = GenerationOptions(max_tokens=24, temperature=0)
 ATTENDED = ("gen2-small", "gen2-tiled", "gen2-tiled-no-thumbnail", "gen2-several", "untied-landscape")
@@ -286,7 +288,7 @@ def test_explain_prints_the_answer_and_draws(cli, tmp_path, scene):  # noqa: F81
     assert (code, said, notes) == (0, f"{scene.text}\n", f"mlx-lfm2vl: {out}: the heat maps\n")
     assert Image.open(out).convert("RGB").tobytes() == scene.sheet().tobytes()
     assert cli("explain", "--model", "demo", "--image", SCENE, "--draw", out, "--word", "ring", "--overwrite")[0] == 0
-    assert Image.open(out).convert("RGB").tobytes() == scene.overlay("ring").tobytes()
+    assert Image.open(out).convert("RGB").tobytes() == scene.overlay("ring", scale=SCALE).tobytes()
 
 
 def test_explain_prints_words_with_their_maps_as_json(cli, scene):  # noqa: F811
@@ -310,6 +312,29 @@ def test_explain_refuses_drawings_before_it_loads_a_model(refused, tmp_path):  #
     assert "scene.png: exists already; choose another file, or --overwrite" in line("--draw", SCENE)
     assert "scene.png: is one of the pictures; choose another file" in line("--draw", SCENE, "--overwrite")
     assert "--word chooses what --draw draws" in line("--word", "ring")
+
+
+def test_explain_draws_each_word_that_is_given(cli, tmp_path, scene):  # noqa: F811
+    out, words = tmp_path / "out.png", ("--word", "ring", "--word", "left")
+    assert cli("explain", "--model", "demo", "--image", SCENE, "--draw", out, *words)[0] == 0
+    drawn, each = Image.open(out).convert("RGB"), [scene.overlay(word, scale=SCALE) for word in ("ring", "left")]
+    assert drawn.size == (each[0].width, 2 * each[0].height)
+    assert drawn.tobytes() == b"".join(part.tobytes() for part in each)
+
+
+def test_the_sheet_frames_a_white_picture():
+    attention = np.ones((1, 1, 1, 1), np.float32)
+    white = Image.new("RGB", (100, 80), "white")
+    pixels = np.asarray(Explanation("a", (1,), ((0, 1),), (2,), (white,), (attention,)).sheet())
+    rows, columns = np.nonzero((pixels == 190).all(-1))
+    assert (columns.min(), columns.max() - columns.min()) == (15, 481)
+    assert rows.max() - rows.min() == 385
+
+
+@pytest.mark.parametrize("scale", [0, 65, 1.5, True])
+def test_an_overlay_refuses_a_wrong_scale(scene, scale):
+    with pytest.raises(OptionError, match=r"scale is .* expected an integer from 1 to 64"):
+        scene.overlay("ring", scale=scale)
 
 
 def test_explain_refuses_a_word_that_is_not_said(refused, tmp_path):  # noqa: F811

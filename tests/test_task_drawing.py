@@ -1,12 +1,14 @@
 """Drawings of boxes: legible by measure on any picture, at their places, without covering each other's labels."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-from mlx_lfm2vl import Box, ImageError, OptionError, Point, Region, draw_boxes, draw_points, to_coco
+from mlx_lfm2vl import AnswerWarning, Box, ImageError, OptionError, Point, Region, draw_boxes, draw_points, to_coco
 from mlx_lfm2vl.tasks.drawing import COLOURS, contrast
 from mlx_lfm2vl.tasks.export import plain, to_rows
 from mlx_lfm2vl.tasks.labels import place_labels
@@ -93,6 +95,7 @@ def test_labels_of_one_text_have_one_colour():
     st.sampled_from([None, 1, 3]),
 )
 @settings(max_examples=30, deadline=None)
+@pytest.mark.filterwarnings("ignore::mlx_lfm2vl.AnswerWarning")  # for scripts without a font here
 def test_any_labels_and_boxes_can_be_drawn(told, size, scale):
     width, height = size
     boxes = [Box(label, a * width, b * height, c * width, d * height) for label, a, b, c, d in told]
@@ -132,6 +135,63 @@ def test_points_have_a_ring_around_them():
     rows, columns = np.nonzero((drawn != 128).any(-1))
     assert (columns.min() + columns.max()) / 2 == pytest.approx(350, abs=1.5)
     assert (rows.min() + rows.max()) / 2 == pytest.approx(250, abs=1.5) and columns.max() - columns.min() < 20
+
+
+@pytest.mark.parametrize("size", [(700, 500), (40, 900), (900, 40), (641, 30)], ids=str)
+@pytest.mark.parametrize("place", [(0, 0), (1, 0), (0.5, 0.5), (1, 1), (0, 1), (0.5, 0)], ids=str)
+def test_a_label_never_hides_the_ring_it_names(size, place):
+    at = Point("a long name", place[0] * (size[0] - 1), place[1] * (size[1] - 1))
+    picture = Image.new("RGB", size, "#808080")
+    ring = np.asarray(draw_points(picture, [Point("", at.x, at.y)]))
+    seen = (ring != 128).any(-1)
+    assert seen.any()
+    assert np.array_equal(np.asarray(draw_points(picture, [at]))[seen], ring[seen])
+
+
+def test_outlines_leave_most_of_a_box_in_wide_pictures():
+    grey = Image.new("RGB", (2000, 30), "#808080")
+    drawn = np.asarray(draw_boxes(grey, [Box("", 0, 0, 2000, 30), Box("", 900, 5, 950, 25)]))
+    assert (drawn[8:22, 5:895] == 128).all() and (drawn[10:20, 905:945] == 128).all()
+
+
+def test_one_box_or_point_may_stand_for_a_list():
+    box, point = Box("a", 20, 30, 90, 120), Point("a", 50, 60)
+    assert draw_boxes(NOISE, box).tobytes() == draw_boxes(NOISE, [box]).tobytes()
+    assert draw_points(NOISE, point).tobytes() == draw_points(NOISE, [point]).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("draw", "given", "message"),
+    [
+        (draw_boxes, [Box("a", float("nan"), 1, 2, 3)], r"Box\(label='a', left=nan.*no finite numbers"),
+        (draw_boxes, Box("a", 0, 1, float("inf"), 3), r"right=inf.*no finite numbers"),
+        (draw_points, [Point("a", 1, float("nan"))], r"Point\(label='a', x=1, y=nan.*no finite numbers"),
+        (draw_boxes, [Box("a", "1", 1, 2, 3)], r"left='1'.*no finite numbers"),
+        (draw_boxes, [Point("a", 1, 2)], "boxes holds Point, expected Box"),
+        (draw_points, [(1, 2)], "points holds tuple, expected Point"),
+        (draw_boxes, None, "boxes is NoneType, expected a list of Box"),
+    ],
+)
+def test_what_is_no_place_is_refused_by_name(draw, given, message):
+    with pytest.raises(OptionError, match=message):
+        draw(NOISE, given)
+
+
+def test_a_label_that_no_font_can_write_is_said():
+    with pytest.warns(AnswerWarning, match=r"label .* no font of this system that is known has its letters"):
+        draw_boxes(NOISE, Box("\U00013000", 20, 30, 90, 120))
+
+
+def test_a_font_of_the_system_writes_what_pillows_lacks():
+    """Armenian, which DejaVu Sans has, found by its name in the folders of the system."""
+    try:
+        ImageFont.truetype("DejaVuSans.ttf", 11)
+    except OSError:
+        pytest.skip("DejaVu Sans is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = draw_boxes(PLAIN[0], Box("\u0531\u0532", 200, 150, 500, 350))
+    assert drawn.tobytes() != draw_boxes(PLAIN[0], Box("\u0533\u0534", 200, 150, 500, 350)).tobytes()
 
 
 @pytest.mark.parametrize("scale", [0, -1, 65, 1.5, True, "2"])

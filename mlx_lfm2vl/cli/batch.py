@@ -38,7 +38,8 @@ missing.
   mlx-lfm2vl batch photos --task detect --prompt "red cars" --output boxes.jsonl
 
 A row of a JSONL file has "prompt" or a picture or both: {"id": 7, "image": "a.png", "prompt": "Why?"}. "image" may be a
-list, and so may "video", with "fps" beside it; paths are relative to the file. "system" is the row's own system prompt.
+list, and so may "video", with "fps" beside it; paths are relative to the file. "system" is the row's own system prompt;
+"max_tokens", "temperature", "seed", "stop" and the other options of sampling count for the row.
 Other fields are copied to the answer.
 """
 
@@ -164,7 +165,7 @@ def _write(args: argparse.Namespace, rows: Rows, digest: str, ranks: Ranks | Non
             every = "all " if done > 1 else ""
             note(f"{args.output}: {every}{counted(done, 'row', be=True)} there already")
             return 1 if output.failed else 0
-        answers = RowAnswers(args, rows)
+        answers, cut_off = RowAnswers(args, rows), []
 
         def work(into: Output, numbers: Collection[int], what: str) -> bool:
             """Writes each row as it is answered. False where Ctrl-C came before the last."""
@@ -184,6 +185,8 @@ def _write(args: argparse.Namespace, rows: Rows, digest: str, ranks: Ranks | Non
                     own = ranks.deal(order, into.path.removeprefix(args.output), digest, answers.costs, stop)
                 for row, answer in answers(own, stop):
                     order.put(row.number, *line_of(digest, row, answer))
+                    if answer is not None and answer.finish_reason == "length" and row.formed:
+                        cut_off.append(row.number)
                     bars(f"{what}s", total - order.left, total)
                 if ranks is not None and not ranks.wait(order, stop):
                     ranks.tell({"stop": True})
@@ -203,6 +206,9 @@ def _write(args: argparse.Namespace, rows: Rows, digest: str, ranks: Ranks | Non
                 output.take_over(others)
         if not finished:
             return 130
+        if cut_off:
+            many = f"{counted(len(cut_off), 'answer', be=True)} cut off by the longest answer"
+            note(f"{many}, so may not hold to a form (row {min(cut_off)} first); raise --max-tokens")
         failed = f", {len(output.failed)} with an error" if output.failed else ""
         note(f"{args.output}: {counted(output.rows, 'row')}{failed}")
     return 1 if output.failed else 0

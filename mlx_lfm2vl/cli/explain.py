@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from .argument_types import nonempty
 from .generate import for_stdout
 from .inputs import DEFAULT_PROMPT, add_control_tokens, add_prompt, check_output, expand, load_pictures, read_prompt
 from .options import (
@@ -49,8 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace this file if it is there")
     parser.add_argument(
         "--word",
+        action="append",
+        type=nonempty,
         metavar="WORD",
-        help="draw one heat map, of a word or longer text of the answer, as large as the picture",
+        help="draw one heat map, of a word or longer text of the answer, as large as the picture, which is enlarged "
+        "below 640 pixels; given again, one more below it",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object: answer, and of each word the share and the maps"
@@ -64,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
     from .. import AnswerError, GenerationOptions, OptionError, explain
     from ..explanation import overlay
+    from ..tasks.drawing import enlargement
     from .interrupt import Interrupt
 
     path = None if args.draw is None else overlay.check_file(args.draw, args.overwrite)
@@ -94,7 +99,11 @@ def run(args: argparse.Namespace) -> int:
                 return 130
             raise
     if path is not None and args.word is not None:
-        maps = [made.overlay(args.word, number) for number in range(len(made.pictures))]
+        maps = [
+            made.overlay(word, number, scale=enlargement(picture.size))
+            for word in args.word
+            for number, picture in enumerate(made.pictures)
+        ]
         overlay.save(overlay.stacked(maps), path)
     elif path is not None:
         overlay.save(made.sheet(), path)

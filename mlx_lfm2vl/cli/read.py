@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from .generate import for_stdout
 from .options import note
 from .tasks import Sources, add_files, add_task, check_files, do, print_json, shortened, targets, write_picture
+
+if TYPE_CHECKING:
+    from .. import ReadTask
+    from ..tasks.recipes import Recipe
 
 SUMMARY = "read the text of pictures"
 DESCRIPTION = """\
@@ -25,12 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import ReadTask, draw_boxes
+    from .. import OptionError, ReadTask, draw_boxes
 
     sources = Sources.of(args)
     drawn = targets(args.draw, len(sources.names))
     check_files(args, (), drawn)
-    done = do(args, sources, ReadTask)
+
+    def task(recipe: Recipe) -> ReadTask:
+        if drawn and recipe.layout is None:
+            raise OptionError(f"--draw: this model (recipe {recipe.name}) reads text without boxes; leave --draw out")
+        return ReadTask(recipe)
+
+    done = do(args, sources, task)
     if done is None:
         return 130
     regions, about = done

@@ -46,6 +46,15 @@ RESULT = (
     "generated_tokens",
     "error",
 )
+OPTIONS = (  # of `GenerationOptions`, which a row may have for itself
+    *("max_tokens", "temperature", "top_p", "min_p", "top_k", "repetition_penalty", "seed", "stop"),
+    *("frequency_penalty", "presence_penalty", "logit_bias"),
+)
+_LONG_OPTIONS = tuple(name for name in OPTIONS if len(name) > 8)  # short ones are near to other words
+_OTHER_NAMES = {
+    **dict.fromkeys(("max_token", "maxtokens", "max_new_tokens", "max_completion_tokens", "max_length"), "max_tokens"),
+    "temp": "temperature",
+}
 
 
 @dataclass
@@ -62,6 +71,11 @@ class Row:
     requests: list[GenerationRequest] = field(default_factory=list)
     answers: list[Completion] = field(default_factory=list)
     result: Any = None
+
+    @property
+    def formed(self) -> bool:
+        """Whether its answer is held to a form."""
+        return self.question is not None and self.question.options.response_format is not None
 
 
 class Rows:
@@ -168,7 +182,11 @@ class Rows:
             question = self._question(data)
             return Row(fields, question, prompt=None if "prompt" in data else str(question.prompt))
         except ValueError as error:  # of json, of UTF-8, and the library's own
-            known = str(error) if isinstance(error, (PromptError, ConstraintError)) else f"is not JSON ({error})"
+            known = (
+                str(error)
+                if isinstance(error, (PromptError, ConstraintError, OptionError))
+                else f"is not JSON ({error})"
+            )
             kept = {name: value for name, value in fields.items() if name not in RESULT}
             return Row(kept, error=f"line {number}: {known}")
         except RecursionError:
@@ -179,7 +197,9 @@ class Rows:
         given = pictures_key(data, ("prompt", "system", *FIELDS, *([moving] if moving else [])))
         if not given and not moving and "prompt" not in data and "messages" in data:
             raise PromptError('"messages" is not read; give "prompt" and "image"')
-        if near := misspelt(data, ("prompt", "system", *FIELDS)):
+        if other := next((key for key in data if key.lower().replace("-", "_") in _OTHER_NAMES), None):
+            raise PromptError(f'"{other}" is not read; call it "{_OTHER_NAMES[other.lower().replace("-", "_")]}"')
+        if near := misspelt(data, ("prompt", "system", *FIELDS, *_LONG_OPTIONS)):
             raise PromptError(f'"{near[0]}" is not read; call it "{near[1]}"')
         if key := self._asked_as(data):
             raise PromptError(f'"{key}" is not read; call it "prompt"')
@@ -196,6 +216,7 @@ class Rows:
         options = self.options
         if (form := row_form(data, self._file.parent)) is not None:
             options = replace(options, response_format=form)
+        options = replace(options, **{name: data[name] for name in OPTIONS if data.get(name) is not None})
         return self._request(prompt, images, system, options, self._moving(videos, data.get("fps")))
 
     def _asked_as(self, data: Mapping[str, Any]) -> str | None:

@@ -73,10 +73,14 @@ class Explanation:
         chosen = chosen[..., self.tokens_of(span), :, :]
         return chosen.mean(axis=tuple(range(chosen.ndim - 2)))
 
-    def overlay(self, span: Span = None, picture: int = 0, layers: Sequence[int] | None = None) -> Image.Image:
-        """A heat map of `map` over the picture, as large as it. Raises `OptionError`."""
-        attention = self.map(span, picture, layers)
-        return overlay.heat_map(self.pictures[picture], attention)
+    def overlay(
+        self, span: Span = None, picture: int = 0, layers: Sequence[int] | None = None, *, scale: int = 1
+    ) -> Image.Image:
+        """A heat map of `map` over the picture, `scale` times as large as it. Raises `OptionError`."""
+        if not isinstance(scale, int) or isinstance(scale, bool) or not 1 <= scale <= overlay.MOST_SCALE:
+            raise OptionError(f"scale is {scale!r}, expected an integer from 1 to {overlay.MOST_SCALE}")
+        attention, shown = self.map(span, picture, layers), self.pictures[picture]
+        return overlay.heat_map(shown, attention, (shown.width * scale, shown.height * scale))
 
     def sheet(self, title: str = "") -> Image.Image:
         """All pictures with the map of the whole answer and one of each of its words, and a legend."""

@@ -21,8 +21,9 @@ from ..errors import OptionError, OutputError, counted
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 COLOURS = np.array([(255, 247, 188), (254, 196, 79), (240, 100, 30), (165, 15, 30), (90, 0, 40)], np.float32)
 STRONGEST = 0.7  # opacity of the highest cell
-INK, PAPER, GREY = (25, 25, 25), (255, 255, 255), (110, 110, 110)
+INK, PAPER, GREY, FRAME = (25, 25, 25), (255, 255, 255), (110, 110, 110), (190, 190, 190)
 WIDE, NARROW, GAP, COLUMNS, MOST_WORDS = 480, 220, 16, 4, 40
+MOST_SCALE = 64  # times that a picture is enlarged
 LEGEND = ("even or less", "most attention")
 
 Panel = tuple[str, str, np.ndarray]  # a text of the answer, a remark on it, and its map
@@ -64,12 +65,12 @@ def sheet(picture: Image.Image, title: str, whole: Panel, words: Sequence[Panel]
     pen = ImageDraw.Draw(canvas)
     for number, line in enumerate(lines):
         pen.text((GAP, GAP + 24 * number), line, INK, fonts[17])
-    canvas.paste(heat_map(picture, whole[2], large), (GAP, top))
+    _paste(canvas, heat_map(picture, whole[2], large), (GAP, top))
     pen.text((GAP, top + large[1] + 6), f"{whole[0]}: {whole[1]}", GREY, fonts[13])
     for number, (word, remark, attention) in enumerate(shown):
         x = GAP + number % columns * (small[0] + GAP)
         y = below + number // columns * (small[1] + 36)
-        canvas.paste(heat_map(picture, attention, small), (x, y))
+        _paste(canvas, heat_map(picture, attention, small), (x, y))
         pen.text((x, y + small[1] + 3), _fitted(word, small[0] - 50, fonts[15]), INK, fonts[15])
         pen.text((x + small[0], y + small[1] + 5), remark, GREY, fonts[13], anchor="ra")
     if len(words) > len(shown):
@@ -133,6 +134,13 @@ def _fitted(word: str, width: int, font: Font) -> str:
     while word and font.getlength(f"{word}...") > width:
         word = word[:-1]
     return f"{word}..."
+
+
+def _paste(canvas: Image.Image, panel: Image.Image, at: tuple[int, int]) -> None:
+    """Puts a panel on the sheet, within a thin frame that shows where a white picture ends."""
+    canvas.paste(panel, at)
+    edges = (at[0] - 1, at[1] - 1, at[0] + panel.width, at[1] + panel.height)
+    ImageDraw.Draw(canvas).rectangle(edges, outline=FRAME)
 
 
 def _legend(canvas: Image.Image, top: int, font: Font) -> None:

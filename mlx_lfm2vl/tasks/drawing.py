@@ -4,13 +4,15 @@ stands on a plate of its colour, in black or white, whichever contrasts more."""
 from __future__ import annotations
 
 import functools
+import math
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import OptionError
+from ..errors import AnswerWarning, OptionError
 from ..processing.load_image import load_image
 from .labels import Rectangle, place_labels
 from .results import Box, Point
@@ -22,45 +24,82 @@ COLOURS = (  # Okabe and Ito's, which people with any colour vision tell apart, 
 LEAST_SIDE = 640  # pixels of the longer side up to which a picture is enlarged, as letters need room
 MOST_SCALE = 64
 LONGEST_LABEL = 48  # characters
-_FONTS = ("Arial Unicode.ttf", "Hiragino Sans GB.ttc", "NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "arial.ttf")
+_FONTS = (  # Pillow looks for these names in the folders of the system
+    *("Arial Unicode.ttf", "Hiragino Sans GB.ttc", "PingFang.ttc", "AppleSDGothicNeo.ttc"),  # macOS
+    *("NotoSansCJK-Regular.ttc", "DroidSansFallbackFull.ttf", "DroidSansFallback.ttf", "wqy-microhei.ttc", "ipag.ttf"),
+    *("NanumGothic.ttf", "NotoSans-Regular.ttf", "NotoSansArabic-Regular.ttf", "NotoSansDevanagari-Regular.ttf"),
+    *("NotoSansThai-Regular.ttf", "NotoSansHebrew-Regular.ttf", "DejaVuSans.ttf", "FreeSans.ttf"),
+    *("arial.ttf", "segoeui.ttf", "msgothic.ttc", "msyh.ttc", "malgun.ttf", "Nirmala.ttf", "LeelawUI.ttf"),  # Windows
+)
 _HIGH_AND_LOW = "Ég"  # letters as high and as low as there are
 _MISSING = "\U0010fffe"  # which no font has
 
 
-def draw_boxes(image: Any, boxes: Sequence[Box], *, scale: int | None = None) -> Image.Image:
+def draw_boxes(image: Any, boxes: Box | Sequence[Box], *, scale: int | None = None) -> Image.Image:
     """The picture with outlines and labels; labels of one text have one colour.
 
     Args:
         image: the picture, as `generate` takes it.
-        boxes: those of this picture, in its pixels.
+        boxes: those of this picture, in its pixels; or one.
         scale: how many times the picture is enlarged. None is the least number that makes a side 640 pixels long or
             longer, 1 for larger pictures.
 
     Returns:
-        A new image of mode RGB.
+        A new image of mode RGB. An `AnswerWarning` says which labels have letters that no font of the system has.
 
     Raises:
         ImageError, OptionError
     """
-    marks = [(box.label, box.edges) for box in boxes]
+    marks = [_mark(box, box.edges) for box in _several("boxes", boxes, Box)]
     return _drawn(image, marks, scale, round_marks=False)
 
 
-def draw_points(image: Any, points: Sequence[Point], *, scale: int | None = None) -> Image.Image:
-    """As `draw_boxes`, with a ring around each point and a dot on it."""
-    return _drawn(image, [(point.label, (point.x, point.y, point.x, point.y)) for point in points], scale, True)
+def draw_points(image: Any, points: Point | Sequence[Point], *, scale: int | None = None) -> Image.Image:
+    """As `draw_boxes`, with a ring around each point. Labels stand beside their rings."""
+    marks = [_mark(point, (point.x, point.y, point.x, point.y)) for point in _several("points", points, Point)]
+    return _drawn(image, marks, scale, round_marks=True)
 
 
-def _drawn(
-    image: Any, marks: list[tuple[str, tuple[float, float, float, float]]], scale: int | None, round_marks: bool
-) -> Image.Image:
+def enlargement(size: tuple[int, int]) -> int:
+    """How many times a picture (width, height) is enlarged to be drawn on: the least number that makes a side 640
+    pixels long or longer."""
+    return min(-(-LEAST_SIDE // max(size)), MOST_SCALE)
+
+
+Mark = tuple[str, tuple[float, float, float, float]]  # a label, and left, top, right, bottom
+Kind = TypeVar("Kind", Box, Point)
+
+
+def _several(name: str, given: Any, kind: type[Kind]) -> list[Kind]:
+    """What is to be drawn, of which there may be one. Raises `OptionError`."""
+    marks = [given] if isinstance(given, kind) else list(given) if isinstance(given, Iterable) else None
+    if marks is None:
+        raise OptionError(f"{name} is {type(given).__name__}, expected a list of {kind.__name__}")
+    for mark in marks:
+        if not isinstance(mark, kind):
+            raise OptionError(f"{name} holds {type(mark).__name__}, expected {kind.__name__}")
+    return marks
+
+
+def _mark(thing: Box | Point, edges: tuple[float, float, float, float]) -> Mark:
+    """Raises `OptionError` for a place that is no place."""
+    try:
+        finite = all(map(math.isfinite, edges))
+    except TypeError:
+        finite = False
+    if not finite:
+        raise OptionError(f"{thing!r} cannot be drawn: its place is no finite numbers")
+    return thing.label, edges
+
+
+def _drawn(image: Any, marks: list[Mark], scale: int | None, round_marks: bool) -> Image.Image:
     picture = load_image(image)
     if scale is None:
-        scale = min(-(-LEAST_SIDE // max(picture.size)), MOST_SCALE)
+        scale = enlargement(picture.size)
     if not isinstance(scale, int) or isinstance(scale, bool) or not 1 <= scale <= MOST_SCALE:
         raise OptionError(f"scale is {scale!r}, expected an integer from 1 to {MOST_SCALE}")
     canvas = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
-    line = max(1, round(max(canvas.size) / 320))
+    line = max(1, min(round(max(canvas.size) / 320), min(canvas.size) // 60))
     size = max(11, min(round(max(canvas.size) / 45), round(min(canvas.size) / 8)))
     names = list(dict.fromkeys(label for label, _ in marks))
     colours = [COLOURS[names.index(label) % len(COLOURS)] for label, _ in marks]
@@ -69,9 +108,11 @@ def _drawn(
     pen = ImageDraw.Draw(canvas)
     for number in sorted(range(len(marks)), key=lambda number: -_area(outlines[number])):  # small ones above large ones
         _outline(pen.ellipse if round_marks else pen.rectangle, outlines[number], colours[number], line)
-    texts = [_fitted(label, size, canvas.size) for label, _ in marks]
+    rims = [_rim(outline, line) for outline in outlines] if round_marks else outlines
+    room = canvas.width, canvas.height - 2 * (radius + line) * round_marks  # a plate finds place beside its ring
+    texts = [_fitted(label, size, room) for label, _ in marks]
     shown = [number for number, (text, _, _) in enumerate(texts) if text]
-    places = place_labels(canvas.size, [outlines[n] for n in shown], [texts[n][2] for n in shown])
+    places = place_labels(canvas.size, [rims[n] for n in shown], [texts[n][2] for n in shown], round_marks)
     for number, place in zip(shown, places, strict=True):
         text, font, _ = texts[number]
         ink = max(("#000000", "#ffffff"), key=lambda tint: contrast(tint, colours[number]))
@@ -110,6 +151,11 @@ def _on_canvas(edges: tuple[float, float, float, float], scale: int, radius: int
     return left, top, min(max(right + radius, left + 1), size[0]), min(max(bottom + radius, top + 1), size[1])
 
 
+def _rim(outline: Rectangle, line: int) -> Rectangle:
+    """An outline with its outermost line."""
+    return outline[0] - line, outline[1] - line, outline[2] + line, outline[3] + line
+
+
 def _area(box: Rectangle) -> int:
     return (box[2] - box[0]) * (box[3] - box[1])
 
@@ -117,6 +163,7 @@ def _area(box: Rectangle) -> int:
 def _outline(draw: Callable[..., None], box: Rectangle, colour: str, line: int) -> None:
     """Lines around a box by a method of `ImageDraw`, from outside in: black, its colour twice as wide, white."""
     left, top, right, bottom = box
+    line = max(1, min(line, min(right - left, bottom - top) // 8))  # small boxes keep what is in them
     for inset, width, tint in ((-line, line, "#000000"), (0, 2 * line, colour), (2 * line, line, "#ffffff")):
         if right - left > 2 * inset and bottom - top > 2 * inset:
             edges = (left + inset, top + inset, right - 1 - inset, bottom - 1 - inset)
@@ -152,7 +199,11 @@ def _font(text: str, size: int) -> Font:
     plain = ImageFont.load_default(float(size))
     if not isinstance(plain, ImageFont.FreeTypeFont) or _has(plain, text):
         return plain
-    return next((font for name in _FONTS if (font := _system_font(name, size)) and _has(font, text)), plain)
+    for name in _FONTS:
+        if (font := _system_font(name, size)) is not None and _has(font, text):
+            return font
+    warnings.warn(f"label {text!r}: no font of this system that is known has its letters", AnswerWarning, stacklevel=2)
+    return plain
 
 
 def _has(font: ImageFont.FreeTypeFont, text: str) -> bool:
@@ -160,7 +211,7 @@ def _has(font: ImageFont.FreeTypeFont, text: str) -> bool:
     return all(bytes(font.getmask(character)) != missing for character in set(text) if not character.isspace())
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=256)
 def _system_font(name: str, size: int) -> ImageFont.FreeTypeFont | None:
     try:
         return ImageFont.truetype(name, size)

@@ -8,7 +8,7 @@ Rectangle = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 
 def place_labels(
-    size: tuple[int, int], boxes: Sequence[Rectangle], plates: Sequence[tuple[int, int]]
+    size: tuple[int, int], boxes: Sequence[Rectangle], plates: Sequence[tuple[int, int]], beside: bool = False
 ) -> list[Rectangle]:
     """A place for each label's plate.
 
@@ -16,6 +16,7 @@ def place_labels(
         size: width and height of the picture.
         boxes: what is labelled, in the picture.
         plates: width and height of each label's plate, at most those of the picture.
+        beside: whether a plate must not cover what it labels, as of points.
 
     Returns:
         A rectangle for each, within the picture: one that covers none of the plates before it, or as little as may be;
@@ -24,13 +25,14 @@ def place_labels(
     placed: list[Rectangle] = []
     for number, (box, plate) in enumerate(zip(boxes, plates, strict=True)):
         near = [_within(size, place) for place in _at_box(box, plate)]
-        free = [place for place in near if not _covered(place, placed)]
+        own = [box] if beside else []
+        free = [place for place in near if not _covered(place, [*placed, *own])]
         if free:
             others = [*boxes[:number], *boxes[number + 1 :]]
             placed.append(min(free, key=lambda place, others=others: _covered(place, others)))  # type: ignore[misc]
         else:
             places = [*near, *(_within(size, place) for place in _beside(size, box, plate))]
-            placed.append(min(places, key=lambda place: _covered(place, placed)))
+            placed.append(min(places, key=lambda place: (_covered(place, own), _covered(place, placed))))
     return placed
 
 
