@@ -6,6 +6,7 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -231,7 +232,7 @@ TEN_SAID = ("dakota",) * 10
 LADY = (103.93, 299.99, 342.15, 476.12)
 DETAILS = (42.0, 1102.0, 239.0, 1172.0)
 # An entry of each file as its makers publish it, and what it becomes: id, question, picture, rule, accepted, group.
-PUBLISHED = {
+PUBLISHED: dict[str, tuple[Any, ...]] = {
     "ocrbench": (
         "OCRBench.json",
         [

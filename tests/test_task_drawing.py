@@ -166,7 +166,7 @@ def test_one_box_or_point_may_stand_for_a_list():
         (draw_boxes, [Box("a", float("nan"), 1, 2, 3)], r"Box\(label='a', left=nan.*no finite numbers"),
         (draw_boxes, Box("a", 0, 1, float("inf"), 3), r"right=inf.*no finite numbers"),
         (draw_points, [Point("a", 1, float("nan"))], r"Point\(label='a', x=1, y=nan.*no finite numbers"),
-        (draw_boxes, [Box("a", "1", 1, 2, 3)], r"left='1'.*no finite numbers"),
+        (draw_boxes, [Box("a", "1", 1, 2, 3)], r"left='1'.*no finite numbers"),  # type: ignore[arg-type]
         (draw_boxes, [Point("a", 1, 2)], "boxes holds Point, expected Box"),
         (draw_points, [(1, 2)], "points holds tuple, expected Point"),
         (draw_boxes, None, "boxes is NoneType, expected a list of Box"),

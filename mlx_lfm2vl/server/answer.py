@@ -46,7 +46,7 @@ class Call:
                 value, at = json.JSONDecoder().raw_decode(self.arguments, name.end())
             except ValueError:
                 break
-            if at == len(self.arguments) and not isinstance(value, (str, dict, list)):
+            if not isinstance(value, (str, dict, list)) and self.arguments[at : at + 1] not in (",", "}"):
                 break  # a number may go on
             found[json.loads(name[1])] = value
         return found
