@@ -256,14 +256,16 @@ def test_a_conversation_that_two_windows_go_on_with_becomes_two(opened, server):
     other = opened.context.new_page()
     other.goto(server.url)
     other.click(".conversation")
-    for page in (opened.page, other):
-        page.select_option("#model", "gen2")
+    held: list[Any] = []
     for page, text in ((opened.page, "Left."), (other, "Right.")):
+        page.route("**/v1/chat/completions", lambda route: held.append(route))
         page.fill("#prompt", text)
         page.press("#prompt", "Enter")
         page.wait_for_selector("#stop:visible")
+    until(lambda: other.wait_for_timeout(20) or len(held) == 2)
+    for route in held:
+        route.continue_()
     for page in (opened.page, other):
-        page.click("#stop")
         page.wait_for_selector("#send:visible")
     reloaded(opened.page)
     opened.page.wait_for_selector(".conversation >> nth=1")
@@ -616,7 +618,7 @@ def test_light_and_dark_follow_the_system_and_the_choice(browser, server):
     page.page.click("#theme")
     assert page.page.get_attribute("#theme", "aria-label") == "Theme: as the system"
     page.page.emulate_media(color_scheme="light")
-    assert page.page.evaluate(background) == "rgb(255, 255, 255)"
+    until(lambda: page.page.wait_for_timeout(20) or page.page.evaluate(background) == "rgb(255, 255, 255)")
     page.context.close()
 
 
