@@ -222,6 +222,15 @@ def test_special_tokens_are_never_text():
         ({"type": "string", "maxLength": 10**9}, "#/maxLength: is 1000000000, expected a whole number from 0"),
         ({"items": [{}]}, "#/items: is a list, which 2020-12 calls prefixItems"),
         ({"enum": [1, 2**60]}, "#/enum: has a number beyond 2^53"),
+        (
+            {"items": {"allOf": [{"pattern": f"a{n}.*b"} for n in range(17)]}},
+            "#/items: combines 17 patterns, at most 16",
+        ),
+        (
+            {"pattern": "a", "allOf": [{"$ref": "#/$defs/x"}] * 2, "$defs": {"x": {"allOf": [{"pattern": "b"}] * 8}}},
+            "#: combines 17",
+        ),
+        ({"allOf": [{"pattern": f"a{n}.*b{n}"} for n in range(8)]}, "#: its patterns together are too complex"),
         ({"properties": ["a"]}, "#/properties: is a list, expected an object of schemas"),
         ({"required": ["a", "a"]}, "#/required: is a list, expected a list of different names"),
         ({"x-guidance": {"lenient": True}}, '#/x-guidance: the keyword "x-guidance"'),
@@ -338,7 +347,8 @@ HOSTILE: dict[str, Any] = {
     "a large step": {"type": "integer", "multipleOf": 999_999_937},
     "a small step": {"type": "number", "multipleOf": 1e-14, "minimum": 0, "maximum": 1},
     "many counts": {"type": "array", "maxItems": 65536, "items": {"type": "array", "minItems": 65536}},
-    "patterns": {"patternProperties": {f"a{n}.*b": {"type": "integer"} for n in range(200)}},
+    "patterns": {"patternProperties": {f"a{n}.*b": {"type": "integer"} for n in range(100)}},
+    "patterns of one text": {"allOf": [{"pattern": f"^[a-z]*{letter}[a-z]*$"} for letter in "abcdefghijklmnop"]},
     "a long text": {"type": "string", "minLength": 65536},
     **{
         f"a terminal that takes all: {text}": {"type": "grammar", "grammar": text}

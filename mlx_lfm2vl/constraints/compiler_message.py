@@ -13,6 +13,7 @@ _PARSE_ERROR = re.compile(
 )
 _CARET = re.compile(r" {4}([^\n]*)\n {4}( *)\^[ ^]*")
 _LOOK_AROUND = re.compile(r".*lookarounds not supported yet; \w+ in regex /(.*)/", re.S)
+_TOO_COMPLEX = re.compile(r"(?:Unsatisfiable schema: )?Unable to determine if regex is empty: .*", re.S)
 _NO_TEXT = re.compile(r"(?:Unsatisfiable schema: )?Regex is empty: .*", re.S)
 
 
@@ -43,6 +44,8 @@ def _plain(text: str) -> str:
         return f"{before}the regex {quoted(caret[1])}, column {len(caret[2]) + 1}: {why}"
     if (error := _LOOK_AROUND.match(text)) is not None:
         return f"the regex {quoted(error[1])}: word boundaries, and ^ or $ within a pattern, are not supported"
+    if _TOO_COMPLEX.match(text):
+        return "its patterns together are too complex; use fewer, or simpler ones"
     if _NO_TEXT.match(text):
         return "no text is valid under it"
     return text.replace("Unsatisfiable schema: ", "no JSON is valid under it: ", 1)

@@ -11,6 +11,7 @@ from typing import Any
 from .check import MAX_DEPTH, Pointer, children, pointer_text, refuse, target
 
 MAX_EXPANDED, MAX_ALTERNATIVES = 20_000, 1000
+MAX_COMBINED_PATTERNS = 16  # of the same text: to find out whether one matches all takes time exponential in them
 SCALARS = frozenset(("null", "boolean", "integer", "number", "string"))
 _OF_OBJECTS = ("properties", "patternProperties", "additionalProperties", "required", "minProperties", "maxProperties")
 _OPEN = {"additionalProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf"}
@@ -20,17 +21,21 @@ Nodes = Mapping[Pointer, Any]
 
 def check_references(nodes: Nodes) -> None:
     """Raises `ConstraintError` for a schema that leads back to itself without a level of JSON between, combines too
-    many alternatives, or that no finite JSON is valid under. `nodes`: every schema by its place."""
+    many alternatives or patterns, or that no finite JSON is valid under. `nodes`: every schema by its place."""
     alternatives: dict[Pointer, int] = {}
+    patterns: dict[Pointer, int] = {}
     expanded: dict[Pointer, int] = {}
     for pointer in _in_order(nodes):
-        count, size = 1, 1
+        count, size, matching = 1, 1, int(isinstance(nodes[pointer], Mapping) and "pattern" in nodes[pointer])
         for group in _groups(nodes, pointer):
             count *= sum(alternatives[each] for each in group)
             size += sum(expanded[each] for each in group)
+            matching += max(patterns[each] for each in group)
+        if matching > MAX_COMBINED_PATTERNS:
+            refuse(pointer, f"combines {matching} patterns, at most {MAX_COMBINED_PATTERNS} are held")
         if count > MAX_ALTERNATIVES or size > MAX_EXPANDED:
             refuse(pointer, f"combines to more than {MAX_ALTERNATIVES:,} alternatives or {MAX_EXPANDED:,} schemas")
-        alternatives[pointer], expanded[pointer] = count, size
+        alternatives[pointer], expanded[pointer], patterns[pointer] = count, size, matching
     _check_finite(nodes)
 
 
