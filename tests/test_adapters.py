@@ -81,6 +81,7 @@ def test_logits_of_a_peft_adapter_are_those_of_peft(name, golden):
     assert np.abs(plain - wanted["logits"]).max() > 0.1  # the adapter does something
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.backends("mlx", "numpy")
 @pytest.mark.parametrize("name", ["lora", "dora"])
 @pytest.mark.parametrize("options", [{"q_bits": 8}, {"q_bits": 6, "q_vision": True}, {"q_mode": "mxfp4"}])

@@ -150,6 +150,7 @@ def test_a_server_answers_with_a_text_model(golden):
         assert (status, answer["error"]["message"]) == (400, REFUSAL)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_quantised_text_model_answers_and_is_measured(name, bits, tmp_path):

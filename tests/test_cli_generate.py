@@ -306,6 +306,7 @@ def test_closed_streams_are_no_traceback(tmp_path, command, code, says):
         assert (done.stdout, done.stderr) == ("", "")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("more", [[], ["--json"]])
 def test_no_terminal_obeys_what_a_model_says(endless, more):
     words = ["generate", "--model", endless, "--prompt", "Hi", "--temp", 5, "--seed", 1, "--max-tokens", 600, *more]

@@ -77,6 +77,7 @@ def test_no_spinner_is_left_behind_the_answer_or_an_error(tmp_path, slow_picture
     assert person.lines()[0].startswith("mlx-lfm2vl: error: http://127.0.0.1")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "words",
     [

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,6 +80,7 @@ def rate(capsys, file: Path, *words: str) -> list[float]:
     return [model["groups"]["word"]["score"] for model in json.loads(capsys.readouterr().out)["models"]]
 
 
+@pytest.mark.soak
 def test_an_adapter_teaches_the_demo_a_word(tmp_path, capsys):
     rows.write_rows(tmp_path / "train.jsonl", colours("train", 40))
     rows.write_rows(tmp_path / "rows.jsonl", colours("test", 30))

@@ -173,6 +173,7 @@ def test_rows_of_a_batch_are_drafted_as_if_alone():
 # Answers
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("case_id", case_ids("gen25", having="generated"))
 def test_a_drafter_gives_the_reference_s_tokens(case_id, golden):
     case = golden(case_id)

@@ -157,7 +157,7 @@ def ends(program: str, backend: str, times: int, at_once: int = 1) -> None:
             assert seconds < SECONDS
 
 
-@pytest.mark.parametrize("program", list(PROGRAMS)[::4])
+@pytest.mark.parametrize("program", list(PROGRAMS)[::7])
 def test_a_program_ends_with_its_own_exit_code(program, backend):
     ends(PROGRAMS[program], backend, times=1)
 

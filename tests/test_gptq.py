@@ -137,6 +137,7 @@ def few(tmp_path_factory) -> Path:
     return folder / "rows.jsonl"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.backends("mlx", "numpy")
 @pytest.mark.parametrize("checkpoint", ["gen25", "untied", "lfm3"])
 def test_a_folder_is_as_plain_rounding_makes_it_but_for_levels(checkpoint, few, tmp_path):

@@ -79,6 +79,7 @@ def test_ranks_do_failed_rows_again_in_their_places(cli, tmp_path):  # noqa: F81
     assert output.read_bytes() == (tmp_path / "alone.jsonl").read_bytes() and left(tmp_path) == ["out.jsonl"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_others_finish_and_the_same_command_completes(cli, tmp_path, victim):  # noqa: F811
     """As `mlx.launch` does, the others get SIGTERM once one is killed."""

@@ -14,6 +14,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", NAMES)
 def test_seeds_are_accepted_and_changed_ones_too_or_refused(name):
     chosen = entrance(name)
