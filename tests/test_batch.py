@@ -48,6 +48,7 @@ def mixed(count: int, seed: int = 0) -> list[GenerationRequest]:
     return questions
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_every_row_is_what_it_would_be_alone(batch_size):
     questions = mixed(17)

@@ -188,6 +188,7 @@ def test_a_second_turn_about_a_tiled_picture_runs_its_own_tokens_only():
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("shift", range(3))
 def test_a_turn_cancelled_within_a_picture_leaves_nothing_of_it(shift):
     """The prompt is run in chunks, whose ends may lie within a picture or before its end marker."""

@@ -322,6 +322,7 @@ def programs(tmp_path):
     return install
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "environment", "arguments"),
     [

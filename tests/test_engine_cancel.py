@@ -15,6 +15,7 @@ from mlx_lfm2vl.errors import QueueFullError
 from mlx_lfm2vl.generation import passes
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.backends("mlx", "numpy")
 @pytest.mark.parametrize("leaving", [1, 2])
 def test_answers_are_cancelled_while_another_s_picture_is_encoded(leaving, monkeypatch):

@@ -98,7 +98,7 @@ STAGES = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_killed_conversion_leaves_no_model_and_the_next_is_whole(large, tmp_path, stage):
     target = tmp_path / "out"

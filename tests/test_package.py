@@ -212,6 +212,7 @@ def test_the_wheel_holds_the_package_and_the_demo_model_only(wheel):
     assert wheel.stat().st_size < 9_000_000
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_the_wheel_in_a_bare_environment_answers_about_a_picture(wheel, tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)

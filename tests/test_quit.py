@@ -116,7 +116,7 @@ def xet_hub(tmp_path_factory) -> Iterator[SilentXetServer]:
         yield hub
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_download_through_xet_is_left_at_once(way, xet_hub, tmp_path):
     xet_hub.requests.clear()

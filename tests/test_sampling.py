@@ -171,7 +171,7 @@ def sample_on(device: str) -> Callable[..., tuple[mx.array, dict[str, mx.array]]
     return sample if device == "cpu" else lambda kind, *arrays: sampling.compiled(kind)(*arrays)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 @pytest.mark.parametrize("given", ALL, ids=str)
 def test_compiled_steps_choose_the_same_tokens(given, dtype, monkeypatch, tmp_path_factory):

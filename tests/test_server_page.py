@@ -552,6 +552,7 @@ def test_a_picture_that_cannot_be_read_is_called_by_its_name(opened, tmp_path):
     opened.problems.clear()  # the browser notes a response of 400
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("schema", "why"),
     [

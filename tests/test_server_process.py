@@ -124,6 +124,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("arguments", "words"), REFUSED, ids=[" ".join(row[0]) for row in REFUSED])
 def test_what_makes_no_sense_is_one_line_and_exit_code_2(arguments, words):
     done = subprocess.run(

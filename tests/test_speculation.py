@@ -236,6 +236,7 @@ def test_columns_that_drafts_leave_are_given_up():
 # Sampling
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "options", [{"temperature": 0.7}, {"temperature": 1.3, "top_k": 6}, {"temperature": 1.0, "min_p": 0.05}], ids=str
 )

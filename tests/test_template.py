@@ -212,6 +212,7 @@ class TestBounds:
     def test_endless_templates_end(self, source):
         refused(source)
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize(
         "source",
         [

@@ -159,6 +159,7 @@ def test_who_may_not_write(hub, publish):
     assert hub.repositories == {}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("token", "repo", "says"),
     [
