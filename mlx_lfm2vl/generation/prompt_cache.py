@@ -7,25 +7,21 @@ in it changes no answer.
 from __future__ import annotations
 
 import os
-import threading
-import weakref
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
 
-from ..backends.memory import check_bytes
 from ..errors import OptionError
 from ..models.cache import Drafter
-from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from . import prompt_store
+from .bound_cache import BoundCache
 from .prompt_entry import Checkpoint, Entry, PictureSpan, continues, longest, shared_length
 from .prompt_store import PromptStore, StoredEntry
 
 DEFAULT_BYTES = 2**30
 
 
-class PromptCache:
+class PromptCache(BoundCache[int, Entry, PromptStore]):
     """States of prompts and answers, for one model; those not used for longest go first. Safe to use from any thread.
 
     Args:
@@ -38,6 +34,8 @@ class PromptCache:
         OptionError
     """
 
+    NAME = "prompt_cache"
+
     def __init__(
         self,
         limit: int = DEFAULT_BYTES,
@@ -45,28 +43,7 @@ class PromptCache:
         folder: str | os.PathLike[str] | None = None,
         folder_limit: int = prompt_store.DEFAULT_BYTES,
     ):
-        self.limit = check_bytes("limit", limit)
-        self._folder, self._folder_limit = folder, check_bytes("folder_limit", folder_limit)
-        self.nbytes = 0
-        self._entries: OrderedDict[int, Entry] = OrderedDict()
-        self._store: PromptStore | None = None
-        self._lock = threading.Lock()
-        self._model: weakref.ref[object] | None = None
-
-    def bind(self, model: Lfm2VlForConditionalGeneration) -> None:
-        """Takes note of the model whose states it holds, until it is cleared. Raises `OptionError` for another, and
-        `OutputError` where the folder cannot be used."""
-        with self._lock:
-            bound = None if self._model is None else self._model()
-            if bound is model:
-                return
-            if bound is not None:
-                raise OptionError("prompt_cache holds what another model made; use one for each model, or clear it")
-            self._store = None if self._folder is None else PromptStore(self._folder, self._folder_limit, model)
-            self._model = weakref.ref(model)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+        super().__init__(limit, folder, folder_limit, PromptStore)
 
     def find(
         self, ids: np.ndarray, pictures: Sequence[PictureSpan], drafter: Drafter | None = None
@@ -117,12 +94,6 @@ class PromptCache:
         self.nbytes += entry.nbytes
         while self.nbytes > self.limit:
             self._drop(next(iter(self._entries)))
-
-    def clear(self) -> None:
-        """Forgets what is in memory. Files in the folder stay."""
-        with self._lock:
-            self._entries.clear()
-            self.nbytes, self._model, self._store = 0, None, None
 
     def _drop(self, key: int) -> None:
         self.nbytes -= self._entries.pop(key).nbytes

@@ -10,22 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..errors import OptionError, OutputError, WeightsError, first_line
+from ..errors import OutputError, WeightsError, first_line
 from ..models.cache import Cache, CacheCheckpoint, state_shapes
 from ..models.key_values import KeyValueCache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..weights.files import FLOATING, read_header
-from ..weights.fit import number_type
+from . import kept_files
 from .prompt_entry import Checkpoint, Ends, Entry, PictureSpan, continues
 
 FORMAT = "mlx_lfm2vl prompt states 1"
@@ -48,17 +46,13 @@ class PromptStore:
     used with a lock held. Raises `OptionError` and `OutputError`."""
 
     def __init__(self, folder: str | os.PathLike[str], limit: int, model: Lfm2VlForConditionalGeneration):
-        key, backend = getattr(model, "checkpoint_key", ""), getattr(model, "backend", "")
-        if not key:
-            raise OptionError("prompt_cache has a folder, for which the model must have been loaded from files")
         self.folder, self._limit, self._config = Path(folder), limit, model.config.text_config
         self._kv_bits = model.kv_bits
-        what = [FORMAT, key, backend, str(number_type(model)), version("mlx")]
-        what += [] if self._kv_bits is None else [f"keys and values of {self._kv_bits} bits"]
-        self._prefix = hashlib.blake2b(json.dumps(what).encode(), digest_size=8).hexdigest()
+        bits = [] if self._kv_bits is None else [f"keys and values of {self._kv_bits} bits"]
+        self._prefix = kept_files.model_key("prompt_cache", model, FORMAT, *bits)
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            files = sorted(self.folder.glob(f"{self._prefix}-*.safetensors"), key=_used)
+            files = sorted(self.folder.glob(f"{self._prefix}-*.safetensors"), key=kept_files.used)
         except OSError as error:
             raise OutputError(f"{folder}: prompts cannot be kept there ({error.strerror or error})") from None
         self.entries = [entry for file in files if (entry := self._look(file)) is not None]
@@ -90,7 +84,7 @@ class PromptStore:
             if ids.dtype != np.int64 or (ids < 0).any() or (ids >= self._config.vocab_size).any():
                 raise WeightsError("its ids are none")
         except (WeightsError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            _warn(f"{file}: is no kept prompt and is left out ({first_line(error)})")
+            kept_files.warn(f"{file}: is no kept prompt and is left out ({first_line(error)})")
             return None
         return entry
 
@@ -124,7 +118,7 @@ class PromptStore:
                 os.utime(stored.file)
         except RuntimeError as error:
             self._forget(stored)
-            _warn(f"{stored.file}: is left out ({first_line(error)})")
+            kept_files.warn(f"{stored.file}: is left out ({first_line(error)})")
             return None
         self.entries.remove(stored)
         self.entries.append(stored)
@@ -163,15 +157,9 @@ class PromptStore:
         }
         name = hashlib.blake2b(json.dumps(said).encode() + entry.ids[:length].tobytes(), digest_size=12).hexdigest()
         file = self.folder / f"{self._prefix}-{name}.safetensors"
-        part = self.folder / f".{file.stem}-{os.getpid()}.safetensors"
-        try:
-            mx.save_safetensors(str(part), arrays, {FORMAT: json.dumps(said)})
-            part.replace(file)
-            size = file.stat().st_size
-        except (OSError, RuntimeError) as error:
-            part.unlink(missing_ok=True)
-            _warn(f"{file}: a prompt cannot be kept ({first_line(error)})")
+        if not kept_files.write(file, arrays, {FORMAT: json.dumps(said)}, "a prompt"):
             return
+        size = kept_files.size(file)
         written = StoredEntry(file, size, entry.ids[:length], pictures, entry.ends)
         self.entries = [stored for stored in self.entries if stored.file != file]
         for stored in [stored for stored in self.entries if continues(written, stored)]:
@@ -183,20 +171,7 @@ class PromptStore:
     def remove(self, stored: StoredEntry) -> None:
         """Deletes an entry's file."""
         self._forget(stored)
-        with suppress(OSError):  # another process may have deleted it
-            stored.file.unlink(missing_ok=True)
+        kept_files.remove(stored.file)
 
     def _forget(self, stored: StoredEntry) -> None:
         self.entries = [other for other in self.entries if other is not stored]
-
-
-def _used(file: Path) -> float:
-    """The time of a file's last use; 0 where another process has deleted it."""
-    try:
-        return file.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, RuntimeWarning, stacklevel=3)

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
-import weakref
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
 
-from ..backends.memory import check_bytes
 from ..errors import InputError, OptionError
 from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
 from ..models.siglip2 import pack_views, split_views, vision_passes
 from . import vision_store
+from .bound_cache import BoundCache
 from .finite import check_vision
 from .passes import layers_per_piece, patches_per_pass
 from .vision_store import VisionStore
@@ -29,7 +26,7 @@ from .watch import Pieces, completed
 DEFAULT_BYTES = 256 * 2**20
 
 
-class VisionCache:
+class VisionCache(BoundCache[bytes, mx.array, VisionStore]):
     """Image tokens of views seen lately, for one model; the oldest go first. Safe to use from any thread.
 
     Args:
@@ -41,6 +38,8 @@ class VisionCache:
         OptionError
     """
 
+    NAME = "vision_cache"
+
     def __init__(
         self,
         limit: int = DEFAULT_BYTES,
@@ -48,28 +47,7 @@ class VisionCache:
         folder: str | os.PathLike[str] | None = None,
         folder_limit: int = vision_store.DEFAULT_BYTES,
     ):
-        self.limit = check_bytes("limit", limit)
-        self._folder, self._folder_limit = folder, check_bytes("folder_limit", folder_limit)
-        self._store: VisionStore | None = None
-        self.nbytes = 0
-        self._entries: OrderedDict[bytes, mx.array] = OrderedDict()
-        self._lock = threading.Lock()
-        self._model: weakref.ref[object] | None = None
-
-    def bind(self, model: Lfm2VlForConditionalGeneration) -> None:
-        """Takes note of the model whose states it holds, until it is cleared. Raises `OptionError` for another, and
-        `OutputError` where the folder cannot be used."""
-        with self._lock:
-            bound = None if self._model is None else self._model()
-            if bound is model:
-                return
-            if bound is not None:
-                raise OptionError("vision_cache holds what another model made; use one for each model, or clear it")
-            self._store = None if self._folder is None else VisionStore(self._folder, self._folder_limit, model)
-            self._model = weakref.ref(model)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+        super().__init__(limit, folder, folder_limit, VisionStore)
 
     def __contains__(self, key: bytes) -> bool:
         """Whether a view is in memory, or in the folder."""
@@ -103,12 +81,6 @@ class VisionCache:
         self.nbytes += tokens.nbytes
         while self.nbytes > self.limit:
             self.nbytes -= self._entries.popitem(last=False)[1].nbytes
-
-    def clear(self) -> None:
-        """Forgets what is in memory. Files in the folder stay."""
-        with self._lock:
-            self._entries.clear()
-            self.nbytes, self._model, self._store = 0, None, None
 
 
 def check_vision_cache(vision_cache: VisionCache | None) -> None:

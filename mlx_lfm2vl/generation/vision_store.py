@@ -6,22 +6,19 @@ versions are never read. A file is read like any foreign one: one that does not 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
-import warnings
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from ..errors import OptionError, OutputError, WeightsError, first_line
+from ..errors import OutputError, WeightsError, first_line
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..weights.files import DTYPES, read_header
 from ..weights.fit import number_type
+from . import kept_files
 
 FORMAT = "mlx_lfm2vl image tokens 1"
 DEFAULT_BYTES = 2 * 2**30
@@ -34,17 +31,13 @@ class VisionStore:
     used with a lock held. Raises `OptionError` and `OutputError`."""
 
     def __init__(self, folder: str | os.PathLike[str], limit: int, model: Lfm2VlForConditionalGeneration):
-        key, backend = getattr(model, "checkpoint_key", ""), getattr(model, "backend", "")
-        if not key:
-            raise OptionError("vision_cache has a folder, for which the model must have been loaded from files")
         self.folder, self._limit = Path(folder), limit
         self._hidden, self._dtype = model.config.text_config.hidden_size, number_type(model)
-        what = [FORMAT, key, backend, str(self._dtype), version("mlx")]
-        self._prefix = hashlib.blake2b(json.dumps(what).encode(), digest_size=8).hexdigest()
+        self._prefix = kept_files.model_key("vision_cache", model, FORMAT)
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             own = [file for file in self.folder.glob("*-view-*.safetensors") if _NAMES.fullmatch(file.name)]
-            self._sizes = {file: _size(file) for file in sorted(own, key=_used)}
+            self._sizes = {file: kept_files.size(file) for file in sorted(own, key=kept_files.used)}
         except OSError as error:
             raise OutputError(f"{folder}: pictures cannot be kept there ({error.strerror or error})") from None
 
@@ -75,44 +68,19 @@ class VisionStore:
                 os.utime(file)
         except (WeightsError, OSError, RuntimeError) as error:
             self._sizes.pop(file, None)
-            _warn(f"{file}: is no kept picture and is left out ({first_line(error)})")
+            kept_files.warn(f"{file}: is no kept picture and is left out ({first_line(error)})")
             return None
-        self._sizes[file] = self._sizes.pop(file, 0) or _size(file)
+        self._sizes[file] = self._sizes.pop(file, 0) or kept_files.size(file)
         return tokens
 
     def write(self, key: bytes, tokens: mx.array) -> None:
         """Keeps the tokens of a view; a warning where they cannot be written."""
         file = self._file(key)
-        part = self.folder / f".{file.stem}-{os.getpid()}.safetensors"
-        try:
-            mx.save_safetensors(str(part), {NAME: mx.contiguous(tokens)}, {"format": FORMAT})
-            part.replace(file)
-            self._sizes.pop(file, None)
-            self._sizes[file] = _size(file)
-        except (OSError, RuntimeError) as error:
-            part.unlink(missing_ok=True)
-            _warn(f"{file}: a picture cannot be kept ({first_line(error)})")
+        if not kept_files.write(file, {NAME: mx.contiguous(tokens)}, {"format": FORMAT}, "a picture"):
             return
+        self._sizes.pop(file, None)
+        self._sizes[file] = kept_files.size(file)
         while sum(self._sizes.values()) > self._limit:
             oldest = next(iter(self._sizes))
             del self._sizes[oldest]
-            with suppress(OSError):  # another process may have deleted it
-                oldest.unlink(missing_ok=True)
-
-
-def _size(file: Path) -> int:
-    """The bytes of a file; 0 where another process has deleted it."""
-    with suppress(FileNotFoundError):
-        return file.stat().st_size
-    return 0
-
-
-def _used(file: Path) -> float:
-    """The time of a file's last use; 0 where another process has deleted it."""
-    with suppress(FileNotFoundError):
-        return file.stat().st_mtime
-    return 0.0
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, RuntimeWarning, stacklevel=3)
+            kept_files.remove(oldest)

@@ -1,0 +1,61 @@
+"""The base of caches that hold states of one model, in memory and, where they have a folder, for the next process."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import ClassVar, Generic, TypeVar
+
+from ..backends.memory import check_bytes
+from ..errors import OptionError
+from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+
+Key = TypeVar("Key")
+State = TypeVar("State")
+Store = TypeVar("Store")
+
+
+class BoundCache(Generic[Key, State, Store]):
+    """States by their keys, the one not used for longest first, and the store of the folder once a model is bound."""
+
+    NAME: ClassVar[str]  # of the argument that takes such a cache, for errors
+
+    def __init__(
+        self,
+        limit: int,
+        folder: str | os.PathLike[str] | None,
+        folder_limit: int,
+        open_store: Callable[[str | os.PathLike[str], int, Lfm2VlForConditionalGeneration], Store],
+    ):
+        self.limit = check_bytes("limit", limit)
+        self._folder, self._folder_limit = folder, check_bytes("folder_limit", folder_limit)
+        self._open_store = open_store
+        self._store: Store | None = None
+        self.nbytes = 0
+        self._entries: OrderedDict[Key, State] = OrderedDict()
+        self._lock = threading.Lock()
+        self._model: weakref.ref[object] | None = None
+
+    def bind(self, model: Lfm2VlForConditionalGeneration) -> None:
+        """Takes note of the model whose states it holds, until it is cleared. Raises `OptionError` for another, and
+        `OutputError` where the folder cannot be used."""
+        with self._lock:
+            bound = None if self._model is None else self._model()
+            if bound is model:
+                return
+            if bound is not None:
+                raise OptionError(f"{self.NAME} holds what another model made; use one for each model, or clear it")
+            self._store = None if self._folder is None else self._open_store(self._folder, self._folder_limit, model)
+            self._model = weakref.ref(model)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def clear(self) -> None:
+        """Forgets what is in memory. Files in the folder stay."""
+        with self._lock:
+            self._entries.clear()
+            self.nbytes, self._model, self._store = 0, None, None
