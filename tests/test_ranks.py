@@ -22,7 +22,8 @@ from mlx_lfm2vl.cli.answers import Output
 from mlx_lfm2vl.cli.in_order import InOrder
 from mlx_lfm2vl.cli.ranks import Ranks, dealt_by_cost
 from mlx_lfm2vl.distributed.group import launched_group
-from mlx_lfm2vl.distributed.links import Came, Link, greeted
+from mlx_lfm2vl.distributed.links import SILENCE, Came, Link, greeted, silence
+from mlx_lfm2vl.errors import DistributedError
 
 PICTURES = GOLDEN / "pictures"
 
@@ -98,7 +99,7 @@ def test_the_others_finish_and_the_same_command_completes(cli, tmp_path, victim)
 
 
 @pytest.mark.soak
-def test_a_rank_that_falls_silent_is_given_up(tmp_path):
+def test_a_rank_that_falls_silent_is_secondsup(tmp_path):
     rows, output = inputs(tmp_path, 60), tmp_path / "out.jsonl"
     environment = {"MLX_LFM2VL_RANK_SILENCE": "3"}
     ranks = start_ranks(tmp_path, 2, *words(rows, output, tokens=20), environment=environment)
@@ -166,6 +167,27 @@ def test_a_wait_for_ranks_that_load_can_be_stopped(tmp_path):
         )
         assert dealt == [] and order.missing == [1, 2]
         link.close()
+
+
+def test_a_rank_with_another_input_writes_no_row(tmp_path):
+    """What it kept of an earlier run comes behind its check."""
+    came, path = Came(), str(tmp_path / "out.jsonl")
+    with Output(path, False, "s") as output, InOrder(output, [1, 2], lambda: []) as order:
+        ranks = Ranks({}, 2, came, "check")
+        for said in ({"check": "other"}, {"line": [1, "{}\n", False]}, {"ready": True}):
+            came.put((1, said))
+        with pytest.raises(DistributedError, match="rank 1 has other rows or options than rank 0"):
+            ranks.take(order)
+        assert order.missing == [1, 2]
+
+
+@pytest.mark.parametrize("seconds", ["", "a minute", "0", "nan", "-5", "1e9"])
+def test_a_silence_that_is_no_time_is_named(monkeypatch, seconds):
+    monkeypatch.setenv(SILENCE, seconds)
+    with pytest.raises(
+        DistributedError, match=f"{SILENCE} is '{seconds}', expected a number of seconds from 1 to 86400"
+    ):
+        silence()
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,9 @@ def answer_dealt(args: argparse.Namespace, rows: Rows, dealer: Dealer, check: st
 
         while (opening := dealer.receive(stop)) is not None and "output" in opening:
             path, settings = f"{args.output}{opening['output']}{KEPT}{dealer.rank}", opening["settings"]
+            dealer.link.send({"check": check})
             sent = _send_kept(path, rows, dealer, settings)
-            dealer.link.send({"ready": check})
+            dealer.link.send({"ready": True})
             if (dealt := dealer.receive(stop)) is None:
                 break
             if sent is not None:

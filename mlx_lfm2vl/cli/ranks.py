@@ -1,8 +1,9 @@
 """`batch` in rank 0 of `mlx.launch`: deals the rows by their cost, and takes the lines that the other ranks send.
 
 to a rank      {"output", "settings"}            what is answered, before its rows are known
-from a rank    {"line": [number, text, failed]}  each line, those that an earlier run has left before all others
-               {"ready": check}                  the check of its own input
+from a rank    {"check"}                         the check of its own input
+               {"line": [number, text, failed]}  each line, those that an earlier run has left before all others
+               {"ready"}                         those are sent
 to a rank      {"numbers"}                       its rows
 from a rank    {"end"}                           all of them are sent
 to a rank      {"lost": rank}, {"stop"}, {"bye"} another one is lost; Ctrl-C; there is no more to do
@@ -65,12 +66,12 @@ class Ranks:
                 elif "line" in said:
                     number, text, failed = said["line"]
                     order.put(number, text.encode(), failed)
-                else:
+                elif said.get("check", self._check) != self._check:
+                    raise DistributedError(
+                        f"rank {rank} has other rows or options than rank 0; the input must be the same everywhere"
+                    )
+                elif "check" not in said:
                     self._busy.discard(rank)
-                    if said.get("ready", self._check) != self._check:
-                        raise DistributedError(
-                            f"rank {rank} has other rows or options than rank 0; the input must be the same everywhere"
-                        )
         except queue.Empty:
             pass
 

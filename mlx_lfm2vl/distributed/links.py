@@ -23,10 +23,22 @@ from ..config import parse_json
 from ..errors import DistributedError
 from .group import broadcast
 
-SILENCE = float(os.environ.get("MLX_LFM2VL_RANK_SILENCE", 60))  # seconds after which a rank that says nothing is lost
+SILENCE = "MLX_LFM2VL_RANK_SILENCE"  # of the environment: seconds after which a rank that says nothing is lost
 BEATS = 6  # empty lines in that time
 HELLO, MAX_HELLO = 5.0, 1000  # seconds for a first line, and its bytes
 Came = queue.Queue[tuple[int, dict[str, Any] | None]]  # a rank, and what it says; None once it is lost
+
+
+def silence() -> float:
+    """The seconds after which a rank that says nothing is lost. Raises `DistributedError`."""
+    given = os.environ.get(SILENCE, "60")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 86_400:
+        raise DistributedError(f"{SILENCE} is {given!r}, expected a number of seconds from 1 to 86400")
+    return seconds
 
 
 class Link:
@@ -36,7 +48,8 @@ class Link:
         self.rank, self.lost = rank, threading.Event()
         self._socket, self._came, self._lock = connection, came, threading.Lock()
         self._closed = threading.Event()
-        connection.settimeout(SILENCE)
+        self._silence = silence()
+        connection.settimeout(self._silence)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for work in (self._read, self._beat):
             threading.Thread(target=work, name="mlx-lfm2vl link", daemon=True).start()
@@ -70,7 +83,7 @@ class Link:
             self._came.put((self.rank, None))
 
     def _beat(self) -> None:
-        while not self._closed.wait(SILENCE / BEATS) and not self.lost.is_set():
+        while not self._closed.wait(self._silence / BEATS) and not self.lost.is_set():
             self._write(b"\n")
 
     def _end(self) -> None:
@@ -81,7 +94,7 @@ class Link:
 
 def connect(group: mx.distributed.Group, came: Came) -> dict[int, Link]:
     """The links of rank 0 to the others, or of another one to rank 0, by rank. In rank 0 those are missing that do not
-    come within `SILENCE`. Raises `DistributedError`."""
+    come within `silence()`. Raises `DistributedError`."""
     return _listen(group, came) if group.rank() == 0 else _reach(group, came)
 
 
@@ -96,7 +109,7 @@ def _listen(group: mx.distributed.Group, came: Came) -> dict[int, Link]:
     links: dict[int, Link] = {}
     with server:
         broadcast(group, json.dumps([host, server.getsockname()[1], token]).encode())
-        end = time.monotonic() + SILENCE
+        end = time.monotonic() + silence()
         while len(links) < group.size() - 1 and (left := end - time.monotonic()) > 0:
             server.settimeout(left)
             with contextlib.suppress(OSError):
@@ -112,7 +125,7 @@ def _listen(group: mx.distributed.Group, came: Came) -> dict[int, Link]:
 def _reach(group: mx.distributed.Group, came: Came) -> dict[int, Link]:
     host, port, token = json.loads(broadcast(group))
     try:
-        connection = socket.create_connection((host, port), timeout=SILENCE)
+        connection = socket.create_connection((host, port), timeout=silence())
         connection.sendall(json.dumps([token, group.rank()]).encode() + b"\n")
     except OSError as error:
         reason = error.strerror or error
