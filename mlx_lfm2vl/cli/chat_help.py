@@ -52,7 +52,8 @@ def completions(line: str, begin: int) -> Iterator[str]:
                 yield from (name[len(typed) - len(word) :] for name in found)
                 return
     elif command not in COMMANDS and line[:1] != " " and "\n" not in line:  # other messages are only text
-        from ..processing.formats import VIDEO_SUFFIXES, suffixes
+        from ..processing.formats import suffixes
+        from ..processing.not_pictures import VIDEO_SUFFIXES
 
         last = _LAST_WORD.search(line)
         typed = last[0] if last else ""

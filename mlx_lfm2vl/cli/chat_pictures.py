@@ -81,7 +81,8 @@ def _blanked(text: str, places: list[tuple[int, int, str]]) -> str:
 def _named(word: str, alone: bool = False) -> tuple[str | None, str | None]:
     """The name of the picture that a word is, or else why it is none that can be read; neither for other words.
     `alone` says that the word is a whole line, which may be a path with blanks or an address of any kind."""
-    from ..processing.formats import VIDEO_SUFFIXES, begins_as_picture, suffixes
+    from ..processing.formats import begins_as_picture, suffixes
+    from ..processing.not_pictures import VIDEO_SUFFIXES
     from ..processing.open_file import file_and_pages, is_remote
     from ..processing.pdf import split_selection
 

@@ -14,7 +14,8 @@ def pictures_in(names: Sequence[str], recursive: bool = False, videos: bool = Fa
     """All pictures (and with `videos`, videos) of folders (by suffix, of their subfolders with `recursive`, with notes
     on what is left out), patterns and names; of a PDF file each page. A file that is not there stands among them, if
     others are. Raises `OptionError`."""
-    from ..processing.formats import VIDEO_SUFFIXES, suffixes
+    from ..processing.formats import suffixes
+    from ..processing.not_pictures import VIDEO_SUFFIXES
     from ..processing.open_file import file_and_pages
 
     ends = (*suffixes(), *(VIDEO_SUFFIXES if videos else ()))

@@ -41,7 +41,7 @@ def load_videos(names: Sequence[str], fps: float | None, policy: SourcePolicy) -
 
 def is_video(name: str) -> bool:
     """Whether a file or address is a video by its name's end."""
-    from ..processing.formats import VIDEO_SUFFIXES
+    from ..processing.not_pictures import VIDEO_SUFFIXES
 
     return name.partition("?")[0].lower().endswith(VIDEO_SUFFIXES)
 

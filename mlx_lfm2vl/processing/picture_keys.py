@@ -13,7 +13,8 @@ from PIL import Image
 from ..errors import PromptError
 from .addresses import is_base64_picture, scheme
 from .arrays import is_array
-from .formats import VIDEO_SUFFIXES, suffixes
+from .formats import suffixes
+from .not_pictures import VIDEO_SUFFIXES
 
 _STEMS = ("image", "img", "picture", "photo", "screenshot", "attachment", "pixel", "video")
 _WORDS = ("image", "images", "picture", "pictures", "photo", "photos", "pic", "pics")

@@ -71,7 +71,7 @@ Kind = TypeVar("Kind", Box, Point)
 
 
 def _several(name: str, given: Any, kind: type[Kind]) -> list[Kind]:
-    """What is to be drawn, of which there may be one. Raises `OptionError`."""
+    """The boxes or points to be drawn, of which one may be given alone. Raises `OptionError`."""
     marks = [given] if isinstance(given, kind) else list(given) if isinstance(given, Iterable) else None
     if marks is None:
         raise OptionError(f"{name} is {type(given).__name__}, expected a list of {kind.__name__}")

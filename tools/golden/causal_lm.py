@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Lfm2Config, Lfm2Fo
 from . import lfm3
 from .cases import Case
 from .checkpoints import CONFIGS, set_weights, write_json
-from .stages import greedy, language
+from .stages import greedy, language, load_as
 from .tokenizer import write_text_tokenizer
 
 _LFM2 = {key: value for key, value in CONFIGS["gen2"]["text_config"].items() if "dtype" not in key}
@@ -70,12 +70,7 @@ def write_checkpoint(name: str, folder: Path) -> None:
 
 def load(folder: Path) -> tuple[Any, Any]:
     """The reference's model (float32, eager attention) and tokenizer of `folder`."""
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    if any(report.values()):
-        raise ValueError(f"the reference does not take the weights of {folder} as they are: {report}")
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    return load_as(folder, torch.float32, "eager", AutoModelForCausalLM), AutoTokenizer.from_pretrained(folder)
 
 
 @torch.no_grad()

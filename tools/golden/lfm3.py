@@ -21,7 +21,7 @@ from transformers import AutoProcessor, Lfm3VlConfig, Lfm3VlForConditionalGenera
 from .cases import BATCH, TURNS, WHAT, Case, user
 from .checkpoints import set_weights, write_json
 from .pictures import draw
-from .stages import greedy, language, subset
+from .stages import greedy, language, load_as, subset
 from .tokenizer import write_lfm3_tokenizer
 
 NAME, SEED = "lfm3", 33
@@ -168,12 +168,8 @@ def write_checkpoint(folder: Path) -> None:
 
 def load(folder: Path) -> tuple[Any, Any]:
     """The reference's model (float32, eager attention) and processor of `folder`."""
-    model, report = Lfm3VlForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    if any(report.values()):
-        raise ValueError(f"the reference does not take the weights of {folder} as they are: {report}")
-    return model.eval(), AutoProcessor.from_pretrained(folder)
+    model = load_as(folder, torch.float32, "eager", Lfm3VlForConditionalGeneration)
+    return model, AutoProcessor.from_pretrained(folder)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ answer_attentions            (attention layers, heads, 8, image tokens): the wei
 generated                    (B, 24) int64: greedy tokens;  margins (B, 24): how far the second best logit was below
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,9 @@ def load(folder: str) -> tuple[Any, Any]:
     return load_as(folder, torch.float32, "eager"), AutoProcessor.from_pretrained(folder)
 
 
-def load_as(folder: str, dtype: torch.dtype, attention: str, network: Any = Lfm2VlForConditionalGeneration) -> Any:
+def load_as(
+    folder: str | Path, dtype: torch.dtype, attention: str, network: Any = Lfm2VlForConditionalGeneration
+) -> Any:
     """The reference's model of `folder` in `dtype`, with transformers' `attn_implementation`."""
     model, report = network.from_pretrained(
         folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
