@@ -156,6 +156,7 @@ def test_a_description_is_printed(demo, here):
         ("extract --image boxes.png --schema none.json", "none.json: cannot be read"),
         ("extract --image boxes.png --schema true", "schema: expected a JSON schema of an object"),
         ("read --image boxes.png --json-schema {}", "unrecognized arguments: --json-schema"),
+        ("read --image boxes.png --draw out.png", "--draw: this model (recipe demo) reads text without boxes"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(refused, here, words, message):  # noqa: F811

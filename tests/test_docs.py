@@ -37,7 +37,14 @@ OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examp
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 
 
-OWN = ("transformers", "structured", "tasks", "server", "adapters")  # pages whose Python has tests of its own
+OWN = (
+    "transformers",
+    "structured",
+    "tasks",
+    "server",
+    "adapters",
+    "distributed",
+)  # pages whose Python has tests of its own
 
 
 def blocks(page: str, *languages: str) -> list[tuple[str, str]]:
@@ -203,6 +210,12 @@ def test_the_python_of_a_page_is_one_program_that_runs(page, place):
     assert "At the left there is a large black ring, and at the bottom right a large pink square." in done.stdout
     assert "nowhere.png: no such picture" in done.stdout
     assert "cancelled\n" in done.stdout and "[ToolCall(name='place_of', arguments={'name': 'ring'})]" in done.stdout
+
+
+def test_the_program_for_several_machines_answers_on_one(place):
+    ((_, program),) = blocks("distributed", "python")
+    done = run([sys.executable, "-c", program], place)
+    assert done.stdout == "At the left there is a large black ring, and at the bottom right a large pink square.\n"
 
 
 def test_the_examples_of_the_page_on_tasks_print_what_is_shown(place):

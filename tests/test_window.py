@@ -412,3 +412,13 @@ def test_a_copied_picture_is_pasted_and_copied_text_stays_text(start):
     driven.window.question.delete(0, "end")
     driven.key("<Paste>")
     assert driven.window.question.get() == "Is there" and len(driven.window.tray.pictures) == 1
+
+
+def test_ctrl_c_closes_the_window(display):
+    program = "import os, signal, threading, window; "
+    program += "threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start(); window.main()"
+    environment = (
+        os.environ | {"PYTHONPATH": f"{EXAMPLES}{os.pathsep}{ROOT}"} | ({"DISPLAY": display} if display else {})
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
