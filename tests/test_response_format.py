@@ -100,6 +100,25 @@ def test_an_object_that_names_its_properties_has_no_others():
     assert holds(both, '{"a": null, "b": null}')
 
 
+@pytest.mark.parametrize(
+    ("schema", "held", "refused"),
+    [
+        ({"properties": {"a": {"enum": [1]}}}, ['{"a": 1}', "{}"], ["1", '"a"', "[]", "null"]),
+        ({"properties": {"a": True}, "additionalProperties": {"type": "null"}}, ['{"b": null}'], ["1"]),
+        ({"items": {"enum": [1]}}, ["[1, 1]", "[]"], ["1", "{}"]),
+        ({"prefixItems": [{"enum": [1]}], "items": False}, ["[1]"], ["1", "{}"]),
+        ({"properties": {}, "items": {"enum": [1]}}, ["{}", "[1]"], ["1", "null"]),
+        ({"type": "array", "items": {"properties": {"a": {"enum": [1]}}}}, ['[{"a": 1}]'], ["[1]"]),
+        ({"properties": {"a": {"enum": [1]}}, "type": ["object", "null"]}, ["null", "{}"], ["1"]),
+        ({"anyOf": [{"properties": {"a": {"enum": [1]}}}, {"type": "null"}]}, ["null", "{}"], ["3"]),
+        ({"allOf": [{"properties": {"a": {"enum": [1]}}}, {"type": ["null", "object"]}]}, ["null", "{}"], ["3"]),
+        ({"minimum": 3}, ["3", '"a"', "{}"], ["2"]),
+    ],
+)
+def test_words_of_objects_and_lists_are_held_without_a_type(schema, held, refused):
+    assert [text for text in (*held, *refused) if holds(schema, text)] == held
+
+
 def test_names_of_a_schema_change_nothing_in_it():
     """They would be looked up as addresses."""
     schema = {"$defs": {"low": {"type": "integer", "minimum": 3}}, "type": "integer", "maximum": 5}

@@ -15,6 +15,9 @@ MAX_COMBINED_PATTERNS = 16  # of the same text: to find out whether one matches 
 SCALARS = frozenset(("null", "boolean", "integer", "number", "string"))
 _OF_OBJECTS = ("properties", "patternProperties", "additionalProperties", "required", "minProperties", "maxProperties")
 _OPEN = {"additionalProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf"}
+# A schema with these words and without a type is meant for that type, though it lets every other value pass.
+_IMPLIED = {"object": ("properties",), "array": ("items", "prefixItems")}
+_SAY_WHAT = {"type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf"}
 _NO_LEAP_SECOND = "^[^:]+:[^:]+:[0-5]"  # RFC 3339 has one at 23:59:60 UTC only, of whatever offset
 Nodes = Mapping[Pointer, Any]
 
@@ -45,7 +48,8 @@ def rewritten(nodes: Nodes, *, close: bool, base: str = "#") -> Any:
     Args:
         nodes: every schema by its place.
         close: whether an object that names its properties has no others, unless `additionalProperties` or
-            `patternProperties` says so, or it is combined with other schemas.
+            `patternProperties` says so, or it is combined with other schemas; and whether a schema with `properties`
+            (`items`) that names no type, alone too, is one of objects (lists).
         base: where the copy will stand.
     """
     combined, exclusive = _combined(nodes), exclusive_places(nodes)
@@ -64,6 +68,9 @@ def rewritten(nodes: Nodes, *, close: bool, base: str = "#") -> Any:
             made["$ref"] = base + place(exclusive, target(nodes[()], at, made["$ref"])[0])[1:]
         if at in exclusive:
             made["anyOf"] = made.pop("oneOf")
+        if close and at not in combined and not _SAY_WHAT & made.keys():
+            kinds = [kind for kind, words in _IMPLIED.items() if any(word in made for word in words)]
+            made |= {"type": kinds[0] if len(kinds) == 1 else kinds} if kinds else {}
         plain = at not in combined and "properties" in made and not _OPEN & made.keys()
         if close and plain and made["properties"].keys() >= set(made.get("required", ())):
             made["additionalProperties"] = False
