@@ -134,16 +134,15 @@ def _prefill_row(
     """Runs a row from where it parts from its source, and keeps its states for others where there is a prompt cache.
     Cache and logits (1, vocabulary)."""
     ids, known, spans = row.tokens, row.known, row.prompt.spans if prompt_cache is not None else ()
-    cache = model.make_cache()
-    cache.follow(row.drafter)
+    cache = model.make_cache() if row.source is None else row.source[0].at(row.source[1])
+    if cache.drafter is not row.drafter:
+        cache.follow(row.drafter)
     if not row.generated:
         row.cached = known
     recorder = None
     if row.source is not None:
         entry, point = row.source
         row.source = None  # its arrays are the prompt cache's
-        cache = entry.at(point)
-        cache.follow(row.drafter)
         recorder = Recorder(row.ids, spans, [each for each in entry.checkpoints if each.offset <= known])
         if known == len(ids):
             assert point.logits is not None

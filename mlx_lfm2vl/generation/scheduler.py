@@ -77,7 +77,7 @@ class Scheduler:
         self._waiting: list[Sequence] = []
         self._prefilling: deque[_Prefill] = deque()
         self._running = Running(model.config.text_config.vocab_size)
-        self._answers = Ngrams(KEPT)  # of rows with drafts
+        self._answers: Ngrams | None = None  # of rows with drafts
         self._most: int | None = None  # rows at a time, once a step of more has failed
         self._count = 0
 
@@ -95,11 +95,13 @@ class Scheduler:
         """
         ends = generation_config(self._model).eos_token_ids
         limit = min(prompt.options.token_limit, positions_left(self._model, len(prompt.ids), bool(prompt.pictures)))
-        speculation = make_speculation(self._model.config, prompt, self._answers)
-        drafter = None if speculation is None else speculation.drafter
-        others = [each.drafter for each in self._rows.values() if each.drafter is not None]
-        if drafter is not None and any(other is not drafter for other in others):
-            raise OptionError("answers side by side have one DSpark drafter; wait for those with the other one")
+        speculation = None
+        if prompt.options.draft is not None:
+            self._answers = self._answers or Ngrams(KEPT)
+            speculation = make_speculation(self._model.config, prompt, self._answers)
+            drafter, others = speculation.drafter, [row.drafter for row in self._rows.values()]
+            if drafter is not None and any(each is not None and each is not drafter for each in others):
+                raise OptionError("answers side by side have one DSpark drafter; wait for those with the other one")
         row = Sequence(self._count, prompt, self._tokenizer, ends, limit, started, speculation)
         self._count += 1
         self._rows[row.id] = row
@@ -203,6 +205,8 @@ class Scheduler:
         try:
             if len(left) < len(rows):
                 batch.filter([rows.index(row) for row in left])
+                if all(row.drafter is None for row in left):
+                    batch.follow(None)
             self._running.join(left, batch)
         except Exception as error:
             yield from self._failed(left, error)
@@ -258,7 +262,8 @@ class Scheduler:
                 yield row.id, wrong
                 continue
             cache = None
-            if reason is None and row.forced(FORCED_ALONE if len(rows) == 1 else FORCED_BESIDE):
+            least = FORCED_ALONE if len(rows) == 1 else FORCED_BESIDE
+            if reason is None and row.matcher is not None and row.forced(row.matcher, least):
                 with suppress(OutOfMemoryError), allocations("the answer's next tokens"):
                     cache = self._running.cache_of(row)
             if cache is not None:
@@ -281,7 +286,7 @@ class Scheduler:
     def _remember(self, row: Sequence) -> None:
         """Gives the states of a row that has finished to the prompt cache; nothing where memory runs out. Its answer is
         looked at by later drafts."""
-        if row.speculation is not None:
+        if row.speculation is not None and self._answers is not None:
             self._answers.add_text([*row.ids[-SHORTEST:].tolist(), *row.generated])  # so that its beginning is found
         if row.recorder is None or self._prompt_cache is None:
             return
