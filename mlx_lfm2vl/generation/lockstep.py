@@ -27,11 +27,9 @@ from ..processing.processor import Lfm2VlProcessor
 from ..processing.tokenizer import Tokenizer
 from .defaults import grammar_of
 from .options import GenerationOptions
-from .prompt_cache import PromptCache
 from .request import EncodedPicture, EncodedPrompt
 from .scheduler import Output, Scheduler
 from .sequence import Sequence
-from .vision_cache import VisionCache
 
 NO_JSON = ("response_format", "logits_processors")
 PLAIN = [field.name for field in fields(GenerationOptions) if field.name not in NO_JSON]
@@ -111,19 +109,6 @@ class LeadingScheduler(Scheduler):
         if any(isinstance(item, Exception) for _, item in outputs):
             self._lead.check()
         return outputs
-
-
-def make_scheduler(
-    model: Lfm2VlForConditionalGeneration,
-    tokenizer: Tokenizer,
-    *,
-    vision_cache: VisionCache | None = None,
-    prompt_cache: PromptCache | None = None,
-) -> Scheduler:
-    """A scheduler for the model: of this process alone, or of rank 0 where others share the model."""
-    if model.lead is not None:
-        return LeadingScheduler(model, tokenizer)
-    return Scheduler(model, tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
 
 
 def follow(model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, came: Came) -> None:

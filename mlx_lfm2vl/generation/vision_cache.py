@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from ..errors import InputError, OptionError
+from ..errors import InputError
 from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
 from ..models.siglip2 import pack_views, split_views, vision_passes
 from . import vision_store
@@ -81,12 +81,6 @@ class VisionCache(BoundCache[bytes, mx.array, VisionStore]):
         self.nbytes += tokens.nbytes
         while self.nbytes > self.limit:
             self.nbytes -= self._entries.popitem(last=False)[1].nbytes
-
-
-def check_vision_cache(vision_cache: VisionCache | None) -> None:
-    """Raises `OptionError` for what is no `VisionCache`."""
-    if not (vision_cache is None or isinstance(vision_cache, VisionCache)):
-        raise OptionError(f"vision_cache is {type(vision_cache).__name__}, expected a VisionCache")
 
 
 def view_key(pixels: np.ndarray, grid: tuple[int, int]) -> bytes:
