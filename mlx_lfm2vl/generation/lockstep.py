@@ -134,8 +134,9 @@ def _do(
         schedulers[said["scheduler"]] = Scheduler(model, processor.tokenizer)
     elif "add" in said:
         prompt = _from_json(said["prompt"])
-        grammar = grammar_of(model, processor.tokenizer, prompt.options)
-        schedulers[said["add"]].add(replace(prompt, grammar=grammar), started=0.0)
+        if (form := prompt.options.response_format) is not None:
+            prompt = replace(prompt, grammar=grammar_of(model, processor.tokenizer, form))
+        schedulers[said["add"]].add(prompt, started=0.0)
     else:
         for id in said["cancel"]:
             schedulers[said["step"]].cancel(id)

@@ -13,7 +13,7 @@ import bisect
 import functools
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import PromptError
@@ -70,12 +70,7 @@ def _any_of(tokens: list[str], depth: int = 0) -> str:
     return f"{re.escape(alike)}(?:{'|'.join(ways)}){'?' if len(rest) < len(tokens) else ''}"
 
 
-def control_pattern(tokens: Iterable[str]) -> ControlTokens:
-    """A finder of any of the tokens."""
-    return _control_tokens(frozenset(tokens))
-
-
-_control_tokens = functools.lru_cache(maxsize=32)(ControlTokens)
+control_tokens_of = functools.lru_cache(maxsize=32)(ControlTokens)
 
 
 class Marked(str):
