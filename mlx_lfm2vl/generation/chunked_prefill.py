@@ -89,7 +89,7 @@ def prefill_in_pieces(
     """
     rows, length = prompt.input_ids.shape
     answer = max(0, min(prompt.answer, model.config.text_config.max_position_embeddings - length))
-    patches = largest_pass(prompt.spatial_shapes)
+    patches = 0 if prompt.spatial_shapes is None else largest_pass(prompt.spatial_shapes)
     beside = 0 if cache.drafter is None else cache.drafter.token_bytes
     check_question(model.config, number_type(model), length, answer, patches, rows, model.kv_bits, beside)
     padding = prompt.padding

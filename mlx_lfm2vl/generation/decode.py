@@ -69,7 +69,7 @@ class GenerationBatch:
         logits = self._model.logits(hidden)[:, 0]
         if self._sampler.reads_tokens and not self._read:
             mx.async_eval(logits, self._cache.arrays)  # the device has work while the host reads and looks ahead
-            self._accept()
+            self._sampler.accept(self._next[0].tolist())  # type: ignore[arg-type]
         self._next, self._read = self._chosen(logits), False
         clear_outgrown(self._cache, before)
 
@@ -85,11 +85,6 @@ class GenerationBatch:
             return np.arange(count) >= padding[:, None]
         return np.pad(self._gaps, [(0, 0), (0, count - self._gaps.shape[1])], constant_values=True)
 
-    def _accept(self) -> None:
-        """Tells the sampler the tokens of `_next`."""
-        if self._sampler.reads_tokens:
-            self._sampler.accept(self._next[0].tolist())  # type: ignore[arg-type]
-
     @computing
     def step(self, last: bool = False) -> tuple[list[int], list[RowLogprobs] | None]:
         """The next token of every row (`NOT_FINITE` where its logits were not), and its logprobs if wanted.
@@ -102,7 +97,8 @@ class GenerationBatch:
                 self._dispatch()
             tokens, logprobs = self._next
             if last or self._first:
-                self._accept()
+                if self._sampler.reads_tokens:
+                    self._sampler.accept(tokens.tolist())  # type: ignore[arg-type]
                 self._first, self._read = False, True
             else:
                 self._dispatch()

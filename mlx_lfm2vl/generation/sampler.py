@@ -71,6 +71,7 @@ class UniformSampler:
 
     def __init__(self, options: GenerationOptions, answer: Sequence[int] = (), state: RowState | None = None):
         self.kind = SamplingKind.of(options)
+        self.reads_tokens = self.kind.processed or self.kind.masked
         self._first = (options, answer, state)
         self._rows: list[_Row] = []
         self._numbers: dict[str, mx.array] = {}
@@ -79,10 +80,6 @@ class UniformSampler:
     @property
     def state(self) -> list[mx.array]:
         return list(self._history.values())
-
-    @property
-    def reads_tokens(self) -> bool:
-        return self.kind.processed or self.kind.masked
 
     def begin(self, count: int) -> None:
         """Makes the rows, unless they are there."""

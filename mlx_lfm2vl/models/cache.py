@@ -192,7 +192,7 @@ def _new_layer(config: TextConfig, kind: str, kv_bits: int | None = None) -> Lay
     if kind == "sliding_attention":
         assert isinstance(config, Lfm3Config)
         return WindowCache(config.sliding_window - 1)
-    size = group_size(config.head_dim)
+    size = None if kv_bits is None else group_size(config.head_dim)
     return KeyValueCache() if kv_bits is None or size is None else QuantizedKeyValueCache(kv_bits, size)
 
 

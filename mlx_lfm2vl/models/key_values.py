@@ -37,13 +37,9 @@ class KeyValueCache:
         """The last dimension of each state."""
         return head_dim, head_dim
 
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Appends (B, kv_heads, L, head_dim) and returns all so far, (B, kv_heads, offset, head_dim)."""
-        keys, values = self._append(keys, values)
-        return keys, values
-
-    def _append(self, *new: mx.array) -> tuple[mx.array, ...]:
-        """Appends to each of the states, (B, kv_heads, L, ...), and returns what is used of them."""
+    def update(self, *new: mx.array) -> tuple[mx.array, ...]:
+        """Appends keys and values, (B, kv_heads, L, ...) for each of the states, and returns what is used of them, (B,
+        kv_heads, offset, ...)."""
         end = self.offset + new[0].shape[2]
         if not self.states or end > self.states[0].shape[2]:
             room = -(-end // GROWTH_STEP) * GROWTH_STEP - self.offset
@@ -117,14 +113,10 @@ class QuantizedKeyValueCache(KeyValueCache):
     def widths(self, head_dim: int) -> tuple[int, ...]:
         return (head_dim * self.bits // 32, head_dim // self.group_size, head_dim // self.group_size) * 2
 
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """As `KeyValueCache.update`, dequantised."""
-        made = self._quantized(keys, values)
-        dense = [
-            mx.dequantize(packed, scales, biases, self.group_size, self.bits)
-            for packed, scales, biases in (made[:3], made[3:])
-        ]
-        return dense[0], dense[1]
+    def update(self, *new: mx.array) -> tuple[mx.array, ...]:
+        """Appends keys and values (B, kv_heads, L, head_dim), and returns all so far, dequantised."""
+        made = self._quantized(*new)
+        return tuple(mx.dequantize(*part, self.group_size, self.bits) for part in (made[:3], made[3:]))
 
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str | None
@@ -153,7 +145,7 @@ class QuantizedKeyValueCache(KeyValueCache):
         new = [
             part for array in (keys, values) for part in mx.quantize(array, group_size=self.group_size, bits=self.bits)
         ]
-        return self._append(*new)
+        return super().update(*new)
 
 
 def group_size(head_dim: int) -> int | None:

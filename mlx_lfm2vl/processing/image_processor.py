@@ -10,6 +10,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -64,7 +65,7 @@ class ImageProcessor(ABC):
     def __getattr__(self, name: str) -> Any:
         if name != "config" and (
             name in self.config_class.__dataclass_fields__
-            or isinstance(getattr(self.config_class, name, None), property)
+            or isinstance(getattr(self.config_class, name, None), (property, cached_property))
         ):
             return getattr(self.config, name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
