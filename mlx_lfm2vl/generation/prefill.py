@@ -84,7 +84,8 @@ def prefill_forced(model: Lfm2VlForConditionalGeneration, row: Sequence, cache: 
 def _sampler(model: Lfm2VlForConditionalGeneration, rows: List[Sequence]) -> Sampler:
     """For the tokens that follow those which the rows have."""
     sampler = make_sampler([row.options for row in rows], [row.generated for row in rows], [row.state for row in rows])
-    sampler.observe(mx.array(_right_aligned(rows)), model.config.text_config.vocab_size)
+    if any(row.options.repetition_penalty != 1 for row in rows):
+        sampler.observe(mx.array(_right_aligned(rows)), model.config.text_config.vocab_size)
     return sampler
 
 
