@@ -162,7 +162,7 @@ class UniformSampler:
         known = [array.shape[1] for part in (self, other) for array in part._history.values() if array.ndim == 2]
         if known:
             for part in (self, other):
-                part._remember(known[0])
+                part._prepare(known[0])
             self._history = {
                 name: mx.concatenate([array, other._history[name]]) for name, array in self._history.items()
             }
@@ -178,13 +178,10 @@ class UniformSampler:
         self._rows, self._numbers = rows, numbers_of(self.kind, [row.options for row in rows])
 
     def _prepare(self, vocabulary: int) -> None:
-        """Makes what depends on the vocabulary."""
+        """Makes what depends on the vocabulary: the bias, and the history of a kind that remembers where nothing is
+        known."""
         if self.kind.bias and "bias" not in self._numbers:
             self._numbers["bias"] = bias_of([row.options for row in self._rows], vocabulary)
-        self._remember(vocabulary)
-
-    def _remember(self, vocabulary: int) -> None:
-        """Begins the history of a kind that remembers, where nothing is known."""
         if not self.kind.remembers:
             return
         shape = (len(self._rows), vocabulary)

@@ -179,15 +179,15 @@ def with_page_items(
     """The conversations and the pictures of `images`, each PDF document replaced by an item, or a picture, a page.
     Raises `ImageError` and `PromptError`."""
     given = [] if images is None else flatten(images)
-    empty = sum(_is_empty(item) for messages in conversations for item in _image_items(messages))
+    empty = sum(_is_empty(item) for messages in conversations for item in _image_items(messages)) if given else 0
     rest = iter(given if len(given) == empty else ())  # another count is refused later
     beside: list[Any] = []
 
     def expanded(item: Any) -> list[Any]:
         if not _is_image(item) or item["type"] == "video":
             return [item]
-        if not _is_empty(item):
-            sources = _sources(item, policy)
+        sources = _sources(item, policy)
+        if sources[0] is not None:
             pages = [page for source in sources for page in expand_pages(source, policy)]
             same = len(pages) == len(sources) and all(map(operator.is_, pages, sources))
             return [item] if same else [{"type": "image", "image": page} for page in pages]

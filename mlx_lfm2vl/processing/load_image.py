@@ -61,7 +61,8 @@ def load_image(
     if isinstance(picture, PdfPage):
         return picture.draw(policy, config)
     if isinstance(picture, Image.Image):
-        name = f"PIL image {short(str(getattr(picture, 'filename', '') or picture.mode))}"
+        file = getattr(picture, "filename", "")
+        name = f"PIL image {short(str(file)) if file else picture.mode}"
         return decode(with_end(picture) if picture.format == "JPEG" else picture, name, policy, config)
     if is_array(picture):
         return _from_array(picture, policy)
