@@ -19,7 +19,7 @@ from .conversation import as_frames, replace_videos
 from .fetch import SourcePolicy
 from .image_processor import ImageProcessor
 from .prompt import Expanded, ImageMarkup, assign_pictures, expand, image_spans
-from .special_tokens import IMAGE_TOKENS
+from .special_tokens import IMAGE_TOKENS, image_token
 from .tokenizer import Tokenizer
 from .video import PICTURES, Video, frames_as_pictures, held
 from .view_plan import ViewPlan
@@ -122,7 +122,8 @@ class PromptEncoder:
     def markup(self, use_image_special_tokens: bool | None = None) -> ImageMarkup:
         """The tokens that stand for pictures in this checkpoint's texts."""
         markers = self.use_image_special_tokens if use_image_special_tokens is None else use_image_special_tokens
-        image, start, end, thumbnail = (str(getattr(self.tokenizer, name)) for name in IMAGE_TOKENS)
+        config, named = self.tokenizer.config, self.tokenizer.special_tokens_map
+        image, start, end, thumbnail = (str(image_token(name, config, named)) for name in IMAGE_TOKENS)
         return ImageMarkup(image, start, end, thumbnail, markers)
 
     def encode_text(
@@ -168,5 +169,7 @@ class PromptEncoder:
 
     def _spans(self, ids: Sequence[int], plans: Sequence[ViewPlan], markup: ImageMarkup) -> tuple[tuple[int, int], ...]:
         """Places of the pictures in the ids. Raises `TokenizerError` if there are any and no token for them."""
-        known = self.placeholder_ids if plans else self.tokenizer.convert_tokens_to_ids(markup.placeholders)
+        words, tokens = self.tokenizer, markup.placeholders
+        names = zip(tokens, ("image_token", "video_token"), strict=False)
+        known = [words.id_of(*each) for each in names] if plans else words.convert_tokens_to_ids(tokens)
         return image_spans(ids, plans, known, markup.markers)
