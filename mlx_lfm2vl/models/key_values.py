@@ -116,7 +116,10 @@ class QuantizedKeyValueCache(KeyValueCache):
     def update(self, *new: mx.array) -> tuple[mx.array, ...]:
         """Appends keys and values (B, kv_heads, L, head_dim), and returns all so far, dequantised."""
         made = self._quantized(*new)
-        return tuple(mx.dequantize(*part, self.group_size, self.bits) for part in (made[:3], made[3:]))
+        return tuple(
+            mx.dequantize(packed, scales, biases, self.group_size, self.bits)
+            for packed, scales, biases in (made[:3], made[3:])
+        )
 
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str | None
