@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from ..processing.conversation import CALL_END, CALL_START
 from ..processing.tokenizer import Tokenizer
+from ..processing.tokenizer_backend import DecodeStream
 from .options import GenerationOptions
 
 MAX_HELD = 16  # tokens without a whole character; a character has at most four
@@ -72,10 +73,10 @@ class Detokenizer:
 
     def _start(self, held: list[int]) -> None:
         """Decodes anew, from tokens on that make no whole character yet."""
-        self._stream, self._held = self._tokenizer.decode_stream(held), held
+        self._stream, self._held = DecodeStream(list(held), skip_special_tokens=True), held
 
     def _text(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        return self._tokenizer.backend.decode(tokens, skip_special_tokens=True)
 
     def _decode(self, token: int) -> str:
         if not self._text([token]):

@@ -58,7 +58,8 @@ def prefill_rows(
             if prompt_cache is not None:
                 _record_ends(rows, padding, cache, logits)
     for row in rows:
-        row.begin_state()
+        if row.prompt.grammar is not None or row.options.logits_processors:
+            row.begin_state()
     top = max(row.options.top_logprobs for row in rows)
     return GenerationBatch(
         model, cache, logits, _sampler(model, rows), padding, any(row.options.logprobs for row in rows), top
@@ -121,7 +122,7 @@ def _encode_pictures(
         tokens = yield from work
         del work
         counts = [int(picture.spatial_shapes.prod(axis=1).sum()) // factor for picture in unknown]
-        parts = iter(_split(tokens, counts))
+        parts = iter(mx.split(tokens, np.cumsum(counts)[:-1].tolist()))
         known |= {index: next(parts) for index in range(len(pictures)) if index not in known}
     images = mx.concatenate([known[index] for index in range(len(pictures))])
     mx.eval(images)
@@ -211,8 +212,3 @@ def _right_aligned(rows: List[Sequence]) -> np.ndarray:
     every = [row.tokens for row in rows]
     length = max(map(len, every))
     return np.stack([np.concatenate([np.full(length - len(ids), ids[-1]), ids]) for ids in every])
-
-
-def _split(tokens: mx.array, counts: List[int]) -> list[mx.array]:
-    ends = np.cumsum(counts).tolist()
-    return [tokens[end - count : end] for end, count in zip(ends, counts, strict=True)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from collections.abc import Sequence as List
-from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -88,9 +87,8 @@ class Sequence:
     def begin_state(self) -> None:
         """Makes `state` anew, behind the answer so far."""
         grammar, processors = self.prompt.grammar, self.options.logits_processors
-        if grammar is not None or processors:
-            self.matcher = None if grammar is None else grammar.matcher(self.generated)
-            self.state = RowState(processors, self.tokens.tolist(), self.matcher)
+        self.matcher = None if grammar is None else grammar.matcher(self.generated)
+        self.state = RowState(processors, self.tokens.tolist(), self.matcher)
 
     def error(self, not_finite: NotFiniteError) -> Exception:
         """Why the answer cannot go on where no token could be chosen."""
@@ -182,20 +180,16 @@ class Sequence:
     def statistics(self, placeholders: Collection[int]) -> Statistics:
         """The statistics of the row until now."""
         rest, count = time.perf_counter() - self.started - self._first, len(self.generated)
-        return replace(
-            prompt_statistics(self.ids, placeholders),
+        return Statistics(
+            prompt_tokens=len(self.ids),
             cached_tokens=self.cached,
+            image_tokens=int(np.count_nonzero(np.isin(self.ids, [*placeholders]))),
             generated_tokens=count,
             time_to_first_token=self._first,
             prompt_tokens_per_second=(len(self.ids) - self.cached) / self._first if self._first else 0.0,
             tokens_per_second=(count - 1) / rest if count > 1 and rest > 0 else 0.0,
+            peak_memory=mx.get_peak_memory(),
             model_steps=self.steps,
             drafted_tokens=0 if self.speculation is None else self.speculation.drafted,
             accepted_tokens=0 if self.speculation is None else self.speculation.accepted,
         )
-
-
-def prompt_statistics(ids: np.ndarray, placeholders: Collection[int]) -> Statistics:
-    """The statistics of a prompt (n,) that nothing was answered to."""
-    images = int(np.count_nonzero(np.isin(ids, [*placeholders])))
-    return Statistics(len(ids), 0, images, 0, 0.0, 0.0, 0.0, mx.get_peak_memory())

@@ -149,7 +149,7 @@ def _encode_pass(
     depth, step = model.config.vision_config.num_hidden_layers, layers_per_piece(model.config.vision_config, grids)
     hidden = tower.embeddings(pack_views(pixels, grids), grids)
     for first in range(0, depth, step):
-        hidden = tower.encode(hidden, grids, slice(first, first + step))
+        hidden = tower.encoder(hidden, grids, slice(first, first + step))
         if first + step < depth:
             mx.eval(hidden)
             yield 0

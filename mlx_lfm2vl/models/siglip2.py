@@ -184,8 +184,9 @@ class Siglip2Encoder(nn.Module):
         super().__init__()
         self.layers = [Siglip2EncoderLayer(config) for _ in range(config.num_hidden_layers)]
 
-    def __call__(self, x: mx.array, groups: Groups, layers: slice = slice(None)) -> mx.array:
-        """(views, patches, hidden) -> the same shape, through some of the layers or all."""
+    def __call__(self, x: mx.array, grids: Grids, layers: slice = slice(None)) -> mx.array:
+        """Embedded patches through some of the layers, or all; the same shape."""
+        groups = groups_of(grids)
         for layer in self.layers[layers]:
             x = layer(x, groups)
         return x
@@ -215,15 +216,11 @@ class Siglip2VisionModel(nn.Module):
         """
         x = self.embeddings(patches, grids)
         if hidden_states is None:
-            return self.post_layernorm(self.encode(x, grids))
+            return self.post_layernorm(self.encoder(x, grids))
         hidden_states.append(x)
         for index in range(len(self.encoder.layers)):
-            hidden_states.append(self.encode(hidden_states[-1], grids, slice(index, index + 1)))
+            hidden_states.append(self.encoder(hidden_states[-1], grids, slice(index, index + 1)))
         return self.post_layernorm(hidden_states[-1])
-
-    def encode(self, x: mx.array, grids: Grids, layers: slice = slice(None)) -> mx.array:
-        """Embedded patches through some of the layers, or all; the same shape."""
-        return self.encoder(x, groups_of(grids), layers)
 
     def fuse(self) -> None:
         """Lets a GPU start fewer kernels."""

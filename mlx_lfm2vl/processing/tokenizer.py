@@ -24,7 +24,7 @@ from . import tokenizer_backend
 from .batch_feature import SIDES, BatchFeature, TextOptions
 from .control_tokens import ControlTokens, control_tokens_of, pieces
 from .special_tokens import NAMED_TOKENS, image_token, named_tokens, restated, special_tokens
-from .tokenizer_backend import Backend, DecodeStream, Encoding, panics
+from .tokenizer_backend import Backend, Encoding, panics
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _OPTIONS = ("padding_side", "truncation_side", "chat_template", "model_max_length")  # of tokenizer_config.json
@@ -186,7 +186,7 @@ class Tokenizer:
         ids: list[int] = []
         for piece, is_text in pieces(text, self._control_tokens):
             if not is_text:
-                ids += self.encode(piece, add_special_tokens=False)
+                ids += self.encode_batch([piece], add_special_tokens=False)[0].ids
                 continue
             before, model = self.backend.pre_tokenizer, self.backend.model
             with panics(f"{self.where}: {piece!r} cannot be encoded"):
@@ -280,11 +280,6 @@ class Tokenizer:
             sequences = [row.tolist() if hasattr(row, "tolist") else row for row in sequences]
         texts = self.decode(sequences, skip_special_tokens)
         return [texts] if isinstance(texts, str) else texts
-
-    def decode_stream(self, token_ids: Sequence[int] = ()) -> DecodeStream:
-        """A stream of text that `step(backend, id)` goes on with, special tokens left out. Text of `token_ids` comes
-        with the next step if they make no whole character."""
-        return DecodeStream(list(token_ids), skip_special_tokens=True)
 
 
 def _write(file: Path, config: Mapping[str, Any]) -> None:
