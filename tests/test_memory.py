@@ -62,7 +62,7 @@ def append(cache: Cache, length: int, seed: int) -> None:
     for at, layer in enumerate(cache.layers):
         if isinstance(layer, ConvCache):
             taps = random(1, length + 2, 1024, seed=seed + at)
-            layer.inputs = (taps[:, -2:-1], taps[:, -1:])
+            layer.states = (taps[:, -2:-1], taps[:, -1:])
         else:
             layer.update(random(1, 8, length, 64, seed=seed + at), random(1, 8, length, 64, seed=seed - at))
     cache.offset += length
@@ -80,7 +80,7 @@ def content(cache: Cache) -> list[np.ndarray]:
     return [
         np.array(array[..., : layer.offset, :] if isinstance(layer, KeyValueCache) else array)
         for layer in cache.layers
-        for array in layer.arrays
+        for array in layer.states
     ]
 
 

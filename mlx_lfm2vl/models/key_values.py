@@ -57,10 +57,6 @@ class KeyValueCache:
         self.offset = end
         return tuple(array[..., :end, :] for array in self.states)
 
-    @property
-    def arrays(self) -> list[mx.array]:
-        return list(self.states)
-
     def filter(self, rows: mx.array) -> None:
         self.states = tuple(array[rows] for array in self.states)
 
