@@ -108,7 +108,7 @@ class UniformSampler:
         self._prepare(logits.shape[1])
         tokens, self._history = step(logits, self._numbers, self._inputs(logits), self._history)
         self._advance([1] * len(self._rows))
-        if self.kind.remembers:
+        if self._history:
             self._history["last"] = tokens
         return tokens
 
@@ -128,7 +128,7 @@ class UniformSampler:
         flat = logits.reshape(rows * length, vocabulary)
         self._prepare(vocabulary)
         history: dict[str, mx.array] = {}
-        if self.kind.remembers:
+        if self._history:
             before = mx.cumsum(_said(blocks, vocabulary), axis=1, inclusive=False)
             history = {name: _added(self._history[name][:, None], before) for name in self._history if name != "last"}
             history = {name: array.reshape(rows * length, vocabulary) for name, array in history.items()}
@@ -143,7 +143,7 @@ class UniformSampler:
         """Counts the first tokens of the blocks that were verified as said, `counts` of each row, and as chosen those
         behind each of them, the `last` of a row among these."""
         self._advance(counts)
-        if not self.kind.remembers:
+        if not self._history:
             return
         for name in self._history.keys() - {"last"}:
             said = _said(blocks, self._history[name].shape[1])
@@ -178,11 +178,11 @@ class UniformSampler:
         self._rows, self._numbers = rows, numbers_of(self.kind, [row.options for row in rows])
 
     def _prepare(self, vocabulary: int) -> None:
-        """Makes what depends on the vocabulary: the bias, and the history of a kind that remembers where nothing is
+        """Makes what depends on the vocabulary: the bias, and the history of a kind with penalties where nothing is
         known."""
         if self.kind.bias and "bias" not in self._numbers:
             self._numbers["bias"] = bias_of([row.options for row in self._rows], vocabulary)
-        if not self.kind.remembers:
+        if not (self.kind.penalty or self.kind.counts):
             return
         shape = (len(self._rows), vocabulary)
         if self.kind.penalty and "seen" not in self._history:

@@ -115,6 +115,8 @@ def _mark_text(text: str, tokens: ControlTokens) -> str:
 def pieces(text: str, tokens: ControlTokens) -> list[tuple[str, bool]]:
     """The text cut at its marks: (piece, whether it is a marked token). Lone marks vanish; where the sides would join
     to a token they part them."""
+    if START not in text and END not in text:
+        return [(text, False)] if text else []
     made: list[tuple[str, bool]] = []
     for part, is_token in _marked_tokens(text, tokens):
         if is_token:
