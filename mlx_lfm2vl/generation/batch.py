@@ -89,7 +89,7 @@ def generate_batch(
                     answers[index] = Completion(error=error)
                     break
                 del request
-            for id, item in step(scheduler, stop):
+            for id, item in scheduler.step() if stop is None else step(scheduler, stop):
                 index = numbers[id]
                 if id in prefilling:
                     done += len(prefilling.pop(id).ids)

@@ -15,14 +15,14 @@ import numpy as np
 from ..backends.memory import allocations
 from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
-from .batched_sampler import make_sampler
+from .batched_sampler import BatchedSampler
 from .chunked_prefill import Prompt, prefill_in_pieces
 from .decode import GenerationBatch
 from .defaults import generation_config
 from .prompt_cache import PromptCache
 from .prompt_entry import Recorder, checkpoint_places
 from .request import EncodedPicture, take_views
-from .sampler import Sampler
+from .sampler import Sampler, UniformSampler
 from .sequence import Sequence
 from .vision_cache import VisionCache, encode_views_in_pieces
 from .watch import Cancelled, Pieces
@@ -84,7 +84,8 @@ def prefill_forced(model: Lfm2VlForConditionalGeneration, row: Sequence, cache: 
 
 def _sampler(model: Lfm2VlForConditionalGeneration, rows: List[Sequence]) -> Sampler:
     """For the tokens that follow those which the rows have."""
-    sampler = make_sampler([row.options for row in rows], [row.generated for row in rows], [row.state for row in rows])
+    every = [UniformSampler(row.options, row.generated, row.state) for row in rows]
+    sampler: Sampler = every[0] if len(every) == 1 else BatchedSampler([(each, 1) for each in every])
     if any(row.options.repetition_penalty != 1 for row in rows):
         sampler.observe(mx.array(_right_aligned(rows)), model.config.text_config.vocab_size)
     return sampler

@@ -138,6 +138,7 @@ class Scheduler:
         begun = [row for prefill in self._prefilling for row in prefill.rows]
         room = len(self._waiting) if self._most is None else self._most - len(begun) - len(self._running.rows)
         leaders = [prefill.rows[0] for prefill in self._prefilling if len(prefill.rows) == 1]
+        alone: list[list[Sequence]] = []
         short: list[Sequence] = []
         for row in list(self._waiting):
             if room <= 0:
@@ -150,15 +151,17 @@ class Scheduler:
             if self._vision_cache is not None and waits_for_picture(row, begun, self._vision_cache):
                 continue
             self._waiting.remove(row)
+            row.prefilled = max(row.prefilled, row.known)
             room -= 1
             begun.append(row)
             if self._is_short(row):
                 short.append(row)
             else:
                 leaders.append(row)
-                self._begin([row])
-        if short:
-            self._begin(short)
+                alone.append([row])
+        for rows in (*alone, short) if short else alone:
+            work = prefill_rows(self._model, rows, self._vision_cache, self._prompt_cache)
+            self._prefilling.append(_Prefill(rows, work))
 
     def _is_short(self, row: Sequence) -> bool:
         """Whether a row is padded and run with others: its prompt is one chunk, no beginning of it is known, and no
@@ -167,12 +170,6 @@ class Scheduler:
         if row.alone or row.source is not None or len(row.ids) > chunk:
             return False
         return self._prompt_cache is None or not any(shared_beginning(row, other) for other in self._waiting)
-
-    def _begin(self, rows: list[Sequence]) -> None:
-        for row in rows:
-            row.prefilled = max(row.prefilled, row.known)
-        work = prefill_rows(self._model, rows, self._vision_cache, self._prompt_cache)
-        self._prefilling.append(_Prefill(rows, work))
 
     # Prefilling
 

@@ -115,11 +115,9 @@ def make_scheduler(
     return Scheduler(model, tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
 
 
-def step(scheduler: Scheduler, stop: Stop | None) -> list[Output]:
+def step(scheduler: Scheduler, stop: Stop) -> list[Output]:
     """One step. `stop` is asked before, and within a prompt's layers by a backend that computes when it is called; true
     cancels all rows."""
-    if stop is None:
-        return scheduler.step()
 
     def ask() -> None:
         if stop():
@@ -146,7 +144,7 @@ def drive(
     before = 0
     with WiredLimit():
         while len(scheduler):
-            outputs = step(scheduler, stop)
+            outputs = scheduler.step() if stop is None else step(scheduler, stop)
             if progress is not None and row.prefilled > before:
                 progress(row.prefilled, len(row.ids))
             before = row.prefilled
