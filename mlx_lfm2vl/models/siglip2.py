@@ -22,11 +22,6 @@ PATCHES_PER_PASS = 4096  # bounds the tower's activations; four full tiles
 Groups = Sequence[tuple[int, int]]  # neighbours of equally many patches: how many views, of how many patches
 
 
-def groups_of(grids: Grids) -> Groups:
-    """The views that attention can take together."""
-    return [(len(list(alike)), patches) for patches, alike in groupby(height * width for height, width in grids)]
-
-
 @lru_cache(maxsize=512)
 def resize_matrix(source: int, target: int) -> np.ndarray:
     """Weights (target, source) float32 of an antialiased bilinear resize of `source` samples to `target`.
@@ -186,7 +181,8 @@ class Siglip2Encoder(nn.Module):
 
     def __call__(self, x: mx.array, grids: Grids, layers: slice = slice(None)) -> mx.array:
         """Embedded patches through some of the layers, or all; the same shape."""
-        groups = groups_of(grids)
+        alike = groupby(height * width for height, width in grids)
+        groups = [(len(list(views)), patches) for patches, views in alike]
         for layer in self.layers[layers]:
             x = layer(x, groups)
         return x
