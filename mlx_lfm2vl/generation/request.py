@@ -19,7 +19,7 @@ import numpy as np
 from ..constraints.compile import Grammar
 from ..errors import ContextLengthError, OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
-from ..processing.control_tokens import Marked, control_tokens_of, mark
+from ..processing.control_tokens import ControlTokens, Marked, control_tokens_of, mark
 from ..processing.conversation import CALL_END, CALL_START, pictures_of, with_page_items
 from ..processing.processor import Lfm2VlProcessor, check_names
 from ..processing.tokenizer import Tokenizer
@@ -258,21 +258,17 @@ def rendered(
     one spelling that `conversation` of messages.py gives. `variables`: more for the template. Control tokens of the
     caller's are marked as text (unless `control_tokens`), for `Tokenizer.encode_marked`. Raises `TemplateError`."""
     if not control_tokens:
-        pattern = processor.tokenizer.control_tokens(processor.template.literal_text)
-        own = [_spoken(each, processor) if each.get("role") == "assistant" else each for each in messages]
-        messages = mark(own, pattern)
-        tools, variables = mark(tools, pattern), mark(variables, pattern)
-        answer = answer and _spoken({"content": answer}, processor)["content"]
+        tokens = processor.control_tokens
+        own = [_spoken(each, tokens) if each.get("role") == "assistant" else each for each in messages]
+        messages, tools, variables = mark(own, tokens), mark(tools, tokens), mark(variables, tokens)
+        answer = answer and _spoken({"content": answer}, tokens)["content"]
     template = processor.template
     return template.render(messages, tools=tools, add_generation_prompt=True, **(variables or {})).text + answer
 
 
-def _spoken(message: Mapping[str, Any], processor: Lfm2VlProcessor) -> dict[str, Any]:
+def _spoken(message: Mapping[str, Any], tokens: ControlTokens) -> dict[str, Any]:
     """The assistant's message, in which its own tokens will be left as they are."""
-    made = dict(message)
-    tokens = processor.tokenizer.control_tokens(processor.template.literal_text)
-    names = (token.content for token in processor.tokenizer.backend.get_added_tokens_decoder().values())
-    others = control_tokens_of(frozenset(name for name in names if name not in OWN_TOKENS and name in tokens.tokens))
+    made, others = dict(message), control_tokens_of(tokens.tokens - OWN_TOKENS)
 
     def own(content: Any) -> Any:
         return Marked(mark(content, others)) if isinstance(content, str) else content

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import TemplateError
 from .batch_feature import BatchFeature
+from .control_tokens import ControlTokens
 from .conversation import as_frames, replace_videos
 from .fetch import SourcePolicy
 from .image_processor import ImageProcessor
@@ -70,6 +71,12 @@ class PromptEncoder:
         """The compiled chat template. Raises `TemplateError` naming the file that is missing or damaged."""
         return self._compiled(self._chat_template)
 
+    @functools.cached_property
+    def control_tokens(self) -> ControlTokens:
+        """Finds the tokens that steer the model in texts for the template. Raises as `template`, and
+        `TokenizerError`."""
+        return self.tokenizer.control_tokens(self.template.literal_text)
+
     @property
     def chat_template(self) -> str | None:
         """The template's text, None if the checkpoint has none."""
@@ -81,7 +88,8 @@ class PromptEncoder:
     @chat_template.setter
     def chat_template(self, source: str | None) -> None:
         self._chat_template = source
-        self.__dict__.pop("template", None)
+        for made in ("template", "control_tokens"):
+            self.__dict__.pop(made, None)
 
     def _compiled(self, source: str | None) -> ChatTemplate:
         from .template import ChatTemplate  # jinja2, which those who only process pictures do not need
