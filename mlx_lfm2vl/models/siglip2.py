@@ -128,15 +128,11 @@ class Siglip2Attention(nn.Module):
         layers = (self.q_proj, self.k_proj, self.v_proj)
         self._fused = FusedQKV(layers) if FusedQKV.possible(layers) else None
 
-    def _project(self, x: mx.array) -> list[mx.array]:
-        layers = (self.q_proj, self.k_proj, self.v_proj)
-        if self._fused is not None and self._fused.fits(layers):
-            return self._fused(x)
-        return [layer(x) for layer in layers]
-
     def __call__(self, x: mx.array, groups: Groups) -> mx.array:
         """(views, patches, hidden) -> the same shape."""
-        projected, outputs, start = self._project(x), [], 0
+        layers, outputs, start = (self.q_proj, self.k_proj, self.v_proj), [], 0
+        fused = self._fused if self._fused is not None and self._fused.fits(layers) else None
+        projected = [layer(x) for layer in layers] if fused is None else fused(x)
         for views, patches in groups:
             end = start + views * patches
             parts = projected if len(groups) == 1 else [y[:, start:end] for y in projected]
