@@ -190,8 +190,8 @@ class Engine:
         remote: bool,
         line: object,
     ) -> None:
-        """Queues a request. `read` is called as that of a `Job`; `remote` says that it may wait for the network. Requests
-        of one `line` are answered one after the other. Raises `QueueFullError` and `EngineClosedError`."""
+        """Queues a request. `read` is called as that of a `Job`; `remote`: it may wait for the network. Requests of one
+        `line` are answered one after the other. Raises `QueueFullError` and `EngineClosedError`."""
         self._worker.put(Job(request, read, progress=progress, remote=remote, line=line), wait)
 
     def call(self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T]) -> T:
@@ -209,8 +209,6 @@ class Engine:
         """Makes the first real answer as fast as the next ones: loads, compiles and allocates by answering `text`.
         `EngineClosedError` where `close`, `unload` or `reload` comes first."""
         self.generate(text, max_tokens=2)
-
-    # State
 
     @property
     def ready(self) -> bool:

@@ -7,6 +7,7 @@ They cannot be trimmed: rewinding needs a copy of them (see `Cache.checkpoint`),
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import mlx.core as mx
@@ -16,25 +17,23 @@ from ..config import TextConfig
 from .key_values import right_aligned
 
 
+@dataclass(eq=False)
 class BoundedState:
     """The state of a layer with a bounded past: arrays whose first axis is the row, none before the first call.
 
     With `records` the next call leaves in `block` what it had and all of its own, of which `trim` keeps a beginning.
     """
 
-    def __init__(self, length: int):
-        self.length = length
-        self.states: tuple[mx.array, ...] = ()
-        self.records = False
-        self.block: tuple[mx.array, ...] = ()
+    length: int
+    states: tuple[mx.array, ...] = ()
+    records: bool = False
+    block: tuple[mx.array, ...] = ()
 
     def filter(self, rows: mx.array) -> None:
         self.states = tuple(array[rows] for array in self.states)
 
     def copy(self) -> Self:
-        twin = type(self)(self.length)
-        twin.states = self.states
-        return twin
+        return type(self)(self.length, self.states)
 
 
 class ConvCache(BoundedState):

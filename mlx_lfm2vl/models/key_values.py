@@ -6,6 +6,7 @@ Buffers grow in steps, so that a token costs no copy of the past.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ GROWTH_STEP = 256  # tokens
 KV_BITS = (8, 4)
 
 
+@dataclass(eq=False)
 class KeyValueCache:
     """Keys and values (B, kv_heads, offset, head_dim) of one attention layer.
 
@@ -24,10 +26,8 @@ class KeyValueCache:
     """
 
     names: ClassVar[tuple[str, ...]] = ("keys", "values")
-
-    def __init__(self) -> None:
-        self.states: tuple[mx.array, ...] = ()
-        self.offset = 0
+    states: tuple[mx.array, ...] = ()
+    offset: int = 0
 
     def empty(self) -> KeyValueCache:
         """A cache of the same kind, for another past."""

@@ -155,6 +155,7 @@ def _rests(parts: list[str], length: int) -> list[str]:
     return rests[::-1]
 
 
+@functools.lru_cache(maxsize=32)
 def unmarked(*tokens: str) -> re.Pattern[str]:
     """Finds tokens where they are not marked; without any, nothing."""
     return re.compile(f"(?<!{START})(?:{'|'.join(map(re.escape, tokens)) or '(?!)'})")

@@ -169,7 +169,7 @@ class PromptEncoder:
         patches, flat_plans = BatchFeature(), list[ViewPlan]()
         if any(pictures):
             patches, flat_plans = self.image_processor.encode(pictures, **image_overrides)
-        else:
+        elif image_overrides:
             self.image_processor.configured(**image_overrides)  # refuses bad options also where no picture is
         rest = iter(flat_plans)
         plans = [tuple(next(rest) for _ in sample) for sample in pictures]
