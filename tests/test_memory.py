@@ -24,7 +24,7 @@ from mlx_lfm2vl.config import GenerationConfig, Lfm2Config, Lfm2VlConfig
 from mlx_lfm2vl.errors import OutOfMemoryError, WeightsError
 from mlx_lfm2vl.generation import decode as decoding
 from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
-from mlx_lfm2vl.generation.decode import decode
+from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.models.bounded_states import ConvCache
 from mlx_lfm2vl.models.cache import Cache
@@ -202,7 +202,9 @@ def kept_while_decoding(tokens: int) -> tuple[list[int], int]:
     prompt = Prompt(np.array([[1, 2, 4]]))
     greedy = UniformSampler(GenerationOptions(temperature=0.0).resolve(GenerationConfig()))
     kept = []
-    for _ in decode(model, prompt, cache, prefill(model, prompt, cache), greedy, tokens):
+    steps = GenerationBatch(model, cache, prefill(model, prompt, cache), greedy)
+    for step in range(tokens):
+        steps.step(last=step + 1 == tokens)
         kept.append(mx.get_cache_memory())
     return kept, cache.nbytes
 
