@@ -131,8 +131,7 @@ class Siglip2Attention(nn.Module):
     def __call__(self, x: mx.array, groups: Groups) -> mx.array:
         """(views, patches, hidden) -> the same shape."""
         layers, outputs, start = (self.q_proj, self.k_proj, self.v_proj), [], 0
-        fused = self._fused if self._fused is not None and self._fused.fits(layers) else None
-        projected = [layer(x) for layer in layers] if fused is None else fused(x)
+        projected = [layer(x) for layer in layers] if self._fused is None else self._fused(x, layers)
         for views, patches in groups:
             end = start + views * patches
             parts = projected if len(groups) == 1 else [y[:, start:end] for y in projected]
