@@ -220,7 +220,6 @@ __all__ = [
     "stream_generate",
     "to_coco",
 ]
-
 _HOMES = {
     "backends": ("BackendError",),
     "compat.auto_models": ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
