@@ -21,8 +21,8 @@ if isinstance(__spec__.loader, zipimport.zipimporter):
     )
 
 if sys.platform == "linux":
-    # How long the threads of NumPy's OpenBLAS wait for the next product at full speed: 2^24 cycles, not 2^28, which is
-    # a tenth of a second in the way of ours. OpenBLAS reads it when NumPy is first imported.
+    # How long threads of NumPy's OpenBLAS wait for the next product at full speed: 2^24 cycles, not 2^28, a tenth of a
+    # second in the way of ours. OpenBLAS reads it when NumPy is first imported.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "24")
 
 if TYPE_CHECKING:
@@ -220,7 +220,6 @@ __all__ = [
     "stream_generate",
     "to_coco",
 ]
-
 _HOMES = {
     "backends": ("BackendError",),
     "compat.auto_models": ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
@@ -240,34 +239,7 @@ _HOMES = {
     "conversion.convert": ("convert",),
     "conversion.fuse": ("fuse",),
     "doctor.checks": ("diagnose",),
-    "errors": (
-        "AnswerError",
-        "AnswerWarning",
-        "ConfigError",
-        "ConstraintError",
-        "DistributedError",
-        "ContextLengthError",
-        "EngineClosedError",
-        "EngineThreadError",
-        "ForkError",
-        "HubError",
-        "ImageError",
-        "ImageWarning",
-        "InputError",
-        "Lfm2VlError",
-        "LoadCancelledError",
-        "NotFiniteError",
-        "OutOfMemoryError",
-        "OptionError",
-        "OutputError",
-        "PromptError",
-        "QueueFullError",
-        "TemplateError",
-        "TokenizerError",
-        "ToolCallError",
-        "ToolCallWarning",
-        "WeightsError",
-    ),
+    "errors": tuple(name for name in __all__ if name.endswith(("Error", "Warning")) and name != "BackendError"),
     "generation.batch": ("generate_batch",),
     "generation.chat": ("Chat",),
     "engine.chat": ("EngineChat",),
@@ -302,39 +274,13 @@ _HOMES = {
     "training.finetune": ("TrainingResult", "finetune"),
     "training.options": ("TrainingOptions",),
 }
-_COMPUTING = (  # import MLX
-    "compat.auto_models",
-    "compat.lfm3_models",
-    "compat.logits_process",
-    "compat.models",
-    "compat.seed",
-    "conversion.convert",
-    "conversion.fuse",
-    "doctor.checks",
-    "generation.batch",
-    "generation.chat",
-    "engine.chat",
-    "engine.engine",
-    "generation.vision_cache",
-    "generation.draft_model",
-    "generation.logits_process",
-    "generation.prompt_cache",
-    "engine.handle",
-    "explanation.explain",
-    "generation.request",
-    "generation.response",
-    "generation.stream",
-    "models.dspark",
-    "pretrained",
-    "tasks.boxes",
-    "tasks.description",
-    "tasks.extraction",
-    "tasks.reading",
-    "tasks.run",
-    "training.finetune",
+_WITHOUT_MLX = str.split(  # the modules that do not import it
+    "backends compat.auto_processors compat.batch_feature compat.configuration compat.generation_config"
+    " compat.lfm3_processors compat.processors compat.stopping compat.streamers constraints.response_format errors"
+    " explanation.explanation generation.options generation.speculation generation.tools processing.fetch"
+    " processing.load_image processing.video tasks.drawing tasks.export tasks.recipes tasks.results training.options"
 )
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-
 
 if not TYPE_CHECKING:  # for a type checker, a name that is not above is an error
 
@@ -343,10 +289,9 @@ if not TYPE_CHECKING:  # for a type checker, a name that is not above is an erro
             return import_module(".demo", __name__)
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        if _HOME[name] in _COMPUTING:
+        if _HOME[name] not in _WITHOUT_MLX:
             import_module(".backends", __name__).require()
-        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-        globals()[name] = value
+        globals()[name] = value = getattr(import_module(f".{_HOME[name]}", __name__), name)
         return value
 
 

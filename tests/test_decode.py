@@ -1,7 +1,7 @@
 """The prefill and the decode loop: the reference's greedy tokens, and what must not change them."""
 
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 
 import mlx.core as mx
 import numpy as np
@@ -11,9 +11,9 @@ from conftest import GOLDEN, cache_by_backend, case_ids, logits_of
 from mlx_lfm2vl.config import GenerationConfig, Lfm2Config
 from mlx_lfm2vl.errors import InputError
 from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill, prefill_in_pieces
-from mlx_lfm2vl.generation.decode import GenerationBatch, decode
+from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.options import GenerationOptions
-from mlx_lfm2vl.generation.sampler import UniformSampler
+from mlx_lfm2vl.generation.sampler import Sampler, UniformSampler
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.context import Context
 from mlx_lfm2vl.models.lfm2 import Lfm2Model
@@ -36,11 +36,25 @@ def prompt_of(case) -> Prompt:
     return Prompt(**inputs)
 
 
+def decode(
+    model: Lfm2VlForConditionalGeneration,
+    prompt: Prompt,
+    cache_: Cache,
+    sampler: Sampler,
+    count: int,
+    **prefill_options,
+) -> Iterator[list[int]]:
+    """The next token of every row, so many times."""
+    logits = prefill(model, prompt, cache_, **prefill_options)
+    steps = GenerationBatch(model, cache_, logits, sampler, prompt.padding)
+    for step in range(count):
+        yield steps.step(last=step + 1 == count)[0]
+
+
 def greedy(model, prompt: Prompt, count: int, **prefill_options) -> np.ndarray:
     """(B, count) greedy tokens."""
     cache_ = Cache(model.config.text_config)
-    logits = prefill(model, prompt, cache_, **prefill_options)
-    return np.array(list(decode(model, prompt, cache_, logits, UniformSampler(GREEDY), count))).T
+    return np.array(list(decode(model, prompt, cache_, UniformSampler(GREEDY), count, **prefill_options))).T
 
 
 @pytest.mark.sampled(24)
@@ -97,7 +111,7 @@ def test_the_loop_makes_no_more_tokens_than_asked(golden):
     model = model_of("gen25")
     cache_ = Cache(model.config.text_config)
     prompt = prompt_of(case)
-    steps = decode(model, prompt, cache_, prefill(model, prompt, cache_), UniformSampler(GREEDY), 5)
+    steps = decode(model, prompt, cache_, UniformSampler(GREEDY), 5)
     assert len(list(steps)) == 5
     # the last token is never run through the model
     assert cache_.offset == prompt.input_ids.shape[1] + 4
@@ -107,7 +121,7 @@ def test_a_token_is_read_once_the_next_step_is_dispatched(golden):
     case = golden("gen25-text")
     model, prompt = model_of("gen25"), prompt_of(case)
     cache_ = Cache(model.config.text_config)
-    steps = decode(model, prompt, cache_, prefill(model, prompt, cache_), UniformSampler(GREEDY), 9)
+    steps = decode(model, prompt, cache_, UniformSampler(GREEDY), 9)
     next(steps)
     assert cache_.offset == prompt.input_ids.shape[1]
     for count in range(2, 9):
@@ -212,8 +226,7 @@ def test_the_cache_grows_in_steps_and_stays_small(golden):
     model = model_of("gen2")
     cache_ = Cache(model.config.text_config)
     prompt = prompt_of(case)
-    for _ in islice(decode(model, prompt, cache_, prefill(model, prompt, cache_), UniformSampler(GREEDY), 200), 200):
-        pass
+    assert len(list(decode(model, prompt, cache_, UniformSampler(GREEDY), 200))) == 200
     tokens, config = 512, model.config.text_config  # 86 + 200 in steps of 256
     attention = config.layer_types.count("full_attention")
     per_token = 2 * config.num_key_value_heads * config.head_dim * 4
@@ -229,7 +242,7 @@ def test_sampling_is_repeatable_with_a_seed_and_differs_without(golden):
     def sampled(**options) -> list:
         sampler = UniformSampler(GenerationOptions(temperature=1.5, **options).resolve(GenerationConfig()))
         cache_ = Cache(model.config.text_config)
-        return list(decode(model, prompt, cache_, prefill(model, prompt, cache_), sampler, 30))
+        return list(decode(model, prompt, cache_, sampler, 30))
 
     mx.random.seed(1)  # the global state plays no part
     first = sampled(seed=5)
@@ -246,7 +259,7 @@ def test_a_likeliest_of_one_is_greedy(golden):
     for options in ({"top_k": 1}, {"top_p": 1e-6}, {"top_p": 0}, {"min_p": 1.0}):
         sampler = UniformSampler(GenerationOptions(temperature=2.0, **options).resolve(GenerationConfig()))
         cache_ = Cache(model.config.text_config)
-        tokens = list(decode(model, prompt, cache_, prefill(model, prompt, cache_), sampler, 24))
+        tokens = list(decode(model, prompt, cache_, sampler, 24))
         np.testing.assert_array_equal(np.array(tokens).T, case.arrays["generated"])
 
 

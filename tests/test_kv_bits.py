@@ -98,7 +98,7 @@ def test_states_take_the_memory_that_is_calculated(bits):
     cache = model.make_cache()
     logits_of(model, np.full((1, 300), 9), past_key_values=cache)
     mx.eval(cache.arrays)
-    convolutions = sum(array.nbytes for layer in cache.layers if isinstance(layer, ConvCache) for array in layer.arrays)
+    convolutions = sum(array.nbytes for layer in cache.layers if isinstance(layer, ConvCache) for array in layer.states)
     size = model.model.language_model.embedding_norm.weight.dtype.size
     assert cache.nbytes - convolutions == 2 * GROWTH_STEP * token_bytes(model.config, size, bits)
     assert token_bytes(model.config, size, bits) < token_bytes(model.config, size) * 0.65
@@ -110,8 +110,8 @@ def test_states_of_the_first_convolution_stay_exact():
         model = loaded(bits)[0]
         cache = model.make_cache()
         logits_of(model, np.arange(30)[None] + 9, past_key_values=cache)
-        assert all(mx.issubdtype(array.dtype, mx.floating) for array in cache.layers[0].arrays)
-        states.append(np.stack([np.array(array.astype(mx.float32)) for array in cache.layers[0].arrays]))
+        assert all(mx.issubdtype(array.dtype, mx.floating) for array in cache.layers[0].states)
+        states.append(np.stack([np.array(array.astype(mx.float32)) for array in cache.layers[0].states]))
     np.testing.assert_array_equal(states[0], states[1])
 
 

@@ -267,7 +267,7 @@ def test_the_window_keeps_no_more_than_its_length(golden):
         model(ids[:, at : at + 12], past_key_values=cache)
         for kind, layer in zip(model.config.text_config.layer_types, cache.layers, strict=True):
             if kind == "sliding_attention":
-                assert [array.shape[2] for array in layer.arrays] == [min(at + 12, 23)] * 2
+                assert [array.shape[2] for array in layer.states] == [min(at + 12, 23)] * 2
 
 
 @pytest.mark.parametrize("right", [0, 1, 3, 8])

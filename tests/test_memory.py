@@ -24,7 +24,7 @@ from mlx_lfm2vl.config import GenerationConfig, Lfm2Config, Lfm2VlConfig
 from mlx_lfm2vl.errors import OutOfMemoryError, WeightsError
 from mlx_lfm2vl.generation import decode as decoding
 from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
-from mlx_lfm2vl.generation.decode import decode
+from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.models.bounded_states import ConvCache
 from mlx_lfm2vl.models.cache import Cache
@@ -62,7 +62,7 @@ def append(cache: Cache, length: int, seed: int) -> None:
     for at, layer in enumerate(cache.layers):
         if isinstance(layer, ConvCache):
             taps = random(1, length + 2, 1024, seed=seed + at)
-            layer.inputs = (taps[:, -2:-1], taps[:, -1:])
+            layer.states = (taps[:, -2:-1], taps[:, -1:])
         else:
             layer.update(random(1, 8, length, 64, seed=seed + at), random(1, 8, length, 64, seed=seed - at))
     cache.offset += length
@@ -80,7 +80,7 @@ def content(cache: Cache) -> list[np.ndarray]:
     return [
         np.array(array[..., : layer.offset, :] if isinstance(layer, KeyValueCache) else array)
         for layer in cache.layers
-        for array in layer.arrays
+        for array in layer.states
     ]
 
 
@@ -202,7 +202,9 @@ def kept_while_decoding(tokens: int) -> tuple[list[int], int]:
     prompt = Prompt(np.array([[1, 2, 4]]))
     greedy = UniformSampler(GenerationOptions(temperature=0.0).resolve(GenerationConfig()))
     kept = []
-    for _ in decode(model, prompt, cache, prefill(model, prompt, cache), greedy, tokens):
+    steps = GenerationBatch(model, cache, prefill(model, prompt, cache), greedy)
+    for step in range(tokens):
+        steps.step(last=step + 1 == tokens)
         kept.append(mx.get_cache_memory())
     return kept, cache.nbytes
 

@@ -22,7 +22,7 @@ from mlx_lfm2vl.config import Lfm2Config, Siglip2VisionConfig
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.context import Context
 from mlx_lfm2vl.models.lfm2 import Lfm2Model
-from mlx_lfm2vl.models.siglip2 import Siglip2Encoder, groups_of
+from mlx_lfm2vl.models.siglip2 import Siglip2Encoder
 from mlx_lfm2vl.weights.names import parameters
 
 pytestmark = pytest.mark.backends("mlx", "numpy")
@@ -344,7 +344,7 @@ def check_views(dim: int, grids: list[tuple[int, int]], dtype: mx.Dtype, backend
     counts = [height * width for height, width in grids]
     x, exact = inputs(sum(counts), 2 * dim, dtype=dtype)
     shape = (len(grids), counts[0], -1) if len(set(grids)) == 1 else (1, sum(counts), -1)
-    made = encoder(x.reshape(shape), groups_of(grids)).reshape(sum(counts), -1)
+    made = encoder(x.reshape(shape), grids).reshape(sum(counts), -1)
     for end, count in zip(np.cumsum(counts), counts, strict=True):
         view = slice(int(end) - count, int(end))
         assert_close(made[view], tower_oracle(config, weights, exact[view]), f"{count} patches")

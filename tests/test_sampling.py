@@ -19,7 +19,7 @@ from mlx_lfm2vl.config import GenerationConfig
 from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.generation import sampler as sampler_module
 from mlx_lfm2vl.generation import sampling
-from mlx_lfm2vl.generation.batched_sampler import BatchedSampler, make_sampler
+from mlx_lfm2vl.generation.batched_sampler import BatchedSampler
 from mlx_lfm2vl.generation.options import GenerationOptions
 from mlx_lfm2vl.generation.sampler import Sampler, UniformSampler
 from mlx_lfm2vl.generation.sampling import (
@@ -71,6 +71,11 @@ def some_logits(*shape: int, seed: int = 0) -> mx.array:
 def tokens_of(sampler: Sampler, logits: mx.array, steps: int) -> list[list[int]]:
     """Tokens (steps, B) for the same logits, which the penalty changes."""
     return [np.array(sampler(logits)).tolist() for _ in range(steps)]
+
+
+def batched(rows: list[GenerationOptions]) -> BatchedSampler:
+    """The sampler of rows that were joined."""
+    return BatchedSampler([(UniformSampler(row), 1) for row in rows])
 
 
 # The choice
@@ -194,7 +199,7 @@ def test_a_row_that_is_not_finite_hurts_no_neighbour(given, value, device):
     for place in (0, 2500, 4999):
         bad = good.copy()
         bad[0, place] = value
-        both = [make_sampler([options(1, **given), options(2, **given)]) for _ in range(2)]
+        both = [batched([options(1, **given), options(2, **given)]) for _ in range(2)]
         expected = both[0](mx.array(np.concatenate([good, good])))
         assert both[1](mx.array(np.concatenate([good, bad]))).tolist() == [expected[0].item(), NOT_FINITE]
 
@@ -311,7 +316,7 @@ def test_a_row_of_a_batch_chooses_what_it_would_choose_alone(device):
     expected = alone(given, prompts, logits)
 
     def begun(rows: list[int]) -> Sampler:
-        part = make_sampler([given[row] for row in rows])
+        part = batched([given[row] for row in rows])
         part.observe(mx.array([prompts[row] for row in rows]), 60)
         return part
 
@@ -354,7 +359,7 @@ def test_a_caller_s_top_k_makes_no_more_than_some_compiled_steps(monkeypatch):
 
     monkeypatch.setattr(sampler_module, "compiled", compiled)
     for top_k in (3, 0, 30, 31, 2**31):
-        make_sampler([options(temperature=1.0, top_k=top_k)])(mx.zeros((1, 30)))
+        UniformSampler(options(temperature=1.0, top_k=top_k))(mx.zeros((1, 30)))
     assert [kind.top_k for kind in kinds] == [3, 0, 0, 0, 0]
     assert sampling.compiled.cache_info().maxsize is not None
 
@@ -363,9 +368,9 @@ def test_rows_of_one_kind_are_one_computation():
     given = [
         options(seed, **{**FAMILY, "temperature": 0.1 + seed / 10, "min_p": 0.01 * (seed + 1)}) for seed in range(9)
     ]
-    batch = make_sampler(given)
+    batch = batched(given)
     assert isinstance(batch, BatchedSampler) and len(batch._parts) == 1
-    mixed = make_sampler([*given, options(**GREEDY), options(**LARGE), options(**GREEDY)])
+    mixed = batched([*given, options(**GREEDY), options(**LARGE), options(**GREEDY)])
     assert isinstance(mixed, BatchedSampler) and [rows for _, rows in mixed._parts] == [list(range(9)), [9, 11], [10]]
 
 
@@ -389,7 +394,7 @@ def test_every_step_may_run_in_another_thread(device, evaluated):
     given = [options(seed, **FAMILY) for seed in range(2)]
 
     def run() -> Iterator[list[int]]:
-        batch = make_sampler(given)
+        batch = batched(given)
         batch.observe(mx.array([[1, 2], [3, 4]]), 200)
         yield []
         for n, step in enumerate(logits):
@@ -519,9 +524,9 @@ def test_rows_may_be_kept_in_another_order():
     logits = mx.array(np.random.default_rng(0).normal(size=(1, 500)).astype(np.float32))
     expected = []
     for one in each:
-        own = make_sampler([one])
+        own = UniformSampler(one)
         expected.append([own(logits).item() for _ in range(4)])
-    sampler = make_sampler(each)
+    sampler = batched(each)
     first = sampler(mx.repeat(logits, 3, axis=0)).tolist()
     sampler.filter([2, 0])
     rest = [sampler(mx.repeat(logits, 2, axis=0)).tolist() for _ in range(3)]
@@ -531,7 +536,7 @@ def test_rows_may_be_kept_in_another_order():
 
 def test_rows_that_stay_keep_the_tokens_they_have_seen(device):
     """Wherever they stand then: those of their own prompt, and of their own answer."""
-    sampler = make_sampler([options(temperature=0.0, repetition_penalty=100.0)] * 3)
+    sampler = batched([options(temperature=0.0, repetition_penalty=100.0)] * 3)
     sampler.observe(mx.array([[0], [1], [2]]), 6)
     logits = mx.broadcast_to(mx.array([6.0, 5, 4, 3, 2, 1]), (3, 6))
     assert sampler(logits).tolist() == [1, 0, 0]

@@ -203,7 +203,7 @@ def test_states_behind_drafts_are_those_of_steps(name, rows):
 
 
 def both(layer: LayerCache, other: LayerCache) -> list[tuple[mx.array, mx.array]]:
-    return list(zip(layer.arrays, other.arrays, strict=True))
+    return list(zip(layer.states, other.states, strict=True))
 
 
 def test_columns_that_drafts_leave_are_given_up():

@@ -26,10 +26,11 @@ from test_kernels import NARROW_TEXT, NARROW_VISION, TEXT, VISION, model_of
 from mlx_lfm2vl.config import GenerationConfig, Lfm2VlConfig
 from mlx_lfm2vl.generation import sampler as sampler_module
 from mlx_lfm2vl.generation import sampling
-from mlx_lfm2vl.generation.batched_sampler import make_sampler
+from mlx_lfm2vl.generation.batched_sampler import BatchedSampler
 from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
 from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.options import GenerationOptions
+from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 
@@ -63,7 +64,7 @@ def narrow(vocabulary: int = 65536, quantised: bool = False) -> Lfm2VlForConditi
 def step_of(model: Lfm2VlForConditionalGeneration, *given: dict, logprobs: bool = False) -> Count:
     """The third step of rows with these options: the loop is one step ahead then."""
     options = [GenerationOptions(seed=1, **each).resolve(GenerationConfig(do_sample=True)) for each in given]
-    sampler = make_sampler(options)
+    sampler = BatchedSampler([(UniformSampler(each), 1) for each in options])
     ids = np.array([[1, 2, 3, 4]] * len(given))
     sampler.observe(mx.array(ids), model.config.text_config.vocab_size)
     cache = Cache(model.config.text_config)

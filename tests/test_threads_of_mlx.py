@@ -28,9 +28,10 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.config import GenerationConfig
-from mlx_lfm2vl.generation.batched_sampler import make_sampler
+from mlx_lfm2vl.generation.batched_sampler import BatchedSampler
 from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
 from mlx_lfm2vl.generation.decode import GenerationBatch
+from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.models.cache import Cache
 
 pytestmark = pytest.mark.backends("mlx", "numpy")
@@ -129,7 +130,8 @@ def test_rows_leave_and_join_in_new_threads(model_and_processor: Loaded):
     ids = np.random.default_rng(0).integers(500, 800, (4, 20))
 
     def begun(rows: np.ndarray, *options: GenerationOptions) -> GenerationBatch:
-        sampler = make_sampler([each.resolve(GenerationConfig(do_sample=True)) for each in options])
+        resolved = [each.resolve(GenerationConfig(do_sample=True)) for each in options]
+        sampler = BatchedSampler([(UniformSampler(each), 1) for each in resolved])
         sampler.observe(mx.array(rows), model.config.text_config.vocab_size)
         cache = Cache(model.config.text_config)
         return GenerationBatch(model, cache, prefill(model, Prompt(rows), cache), sampler, logprobs=True)

@@ -209,11 +209,12 @@ def read(tokenizer, tokens, **options) -> tuple[list[tuple[str, str]], Detokeniz
     made = []
     for token in tokens:
         text = row.push(token)
-        made.append((text, row.take_tool_text()))
+        made.append((text, row.tool_text))
+        row.tool_text = ""
         if row.stopped:
             return made, row
     text = row.finish()
-    return [*made, (text, row.take_tool_text())], row
+    return [*made, (text, row.tool_text)], row
 
 
 def test_calls_are_no_text_but_are_there(tokenizer):

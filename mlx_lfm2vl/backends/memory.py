@@ -14,19 +14,16 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, ParamSpec, TypeVar
+from typing import ClassVar
 
 import mlx.core as mx
 
 from ..errors import OptionError, OutOfMemoryError, first_line
 
-P = ParamSpec("P")
-T = TypeVar("T")
 RESERVED, RESERVED_A_CORE = 384 * 2**20, 128 * 2**20  # bytes of the address space
 # Parts of the messages of MLX's allocators and Metal's command buffers, in small letters.
 OUT_OF_MEMORY = (
@@ -121,17 +118,6 @@ class WiredLimit:
                 WiredLimit._held.remove(self._own)
                 mx.set_wired_limit(max(WiredLimit._held, default=WiredLimit._before))
             self._own = None
-
-
-def wired(work: Callable[P, Iterator[T]]) -> Callable[P, Generator[T, None, None]]:
-    """Makes a generator function hold a `WiredLimit` while it runs."""
-
-    @wraps(work)
-    def run(*arguments: P.args, **named: P.kwargs) -> Generator[T, None, None]:
-        with WiredLimit():
-            yield from work(*arguments, **named)
-
-    return run
 
 
 class CacheLimit:

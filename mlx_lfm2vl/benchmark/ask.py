@@ -145,7 +145,7 @@ def bytes_per_token(model: Lfm2VlForConditionalGeneration, cache: Cache, length:
         weights += head - table + table // model.config.text_config.vocab_size
     states = 0
     for layer in cache.layers:
-        for array in layer.arrays:
+        for array in layer.states:
             states += array.nbytes * length // array.shape[2] if isinstance(layer, KeyValueCache) else array.nbytes
     return weights + states
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 from .family import ModelConfig
@@ -60,7 +61,11 @@ class GenerationConfig:
         names = [field.name for field in fields(cls) if field.name != "eos_token_ids"]
         values: dict[str, Any] = {name: getattr(settings, name, None) for name in (*names, "eos_token_id")}
         plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
-        return cls.from_dict(plain, where)
+        hashable = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+        try:
+            return _checked(where, **hashable)
+        except TypeError:  # of what is no value of any of them
+            return cls.from_dict(plain, where)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "generation_config.json") -> GenerationConfig:
@@ -86,3 +91,9 @@ class GenerationConfig:
             min_p=optional("min_p", 1),
             repetition_penalty=optional("repetition_penalty", 100, low=0.01),
         )
+
+
+@lru_cache(maxsize=32, typed=True)
+def _checked(where: str, **data: Any) -> GenerationConfig:
+    """`from_dict` of values that can be kept: a model's are asked for with each answer."""
+    return GenerationConfig.from_dict(data, where)

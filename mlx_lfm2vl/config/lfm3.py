@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from .fields import MAX_SIZE, Fields, part_of
@@ -80,7 +81,7 @@ class Lfm3Config:
         """Rows of `feed_forward.w1`."""
         return self.intermediate_size
 
-    @property
+    @cached_property
     def attention_layers(self) -> int:
         """Layers that keep keys and values; the others are short convolutions."""
         return len(self.layer_types) - self.layer_types.count("conv")

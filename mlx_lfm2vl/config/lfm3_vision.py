@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from .fields import Fields, part_of
@@ -40,12 +41,12 @@ class Lfm3VlVisionConfig:
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
-    @property
+    @cached_property
     def layer_weights(self) -> int:
         """Numbers of the matrices of a layer with a convolution, the larger kind."""
         return self.hidden_size * (4 * self.hidden_size + 3 * self.intermediate_size)
 
-    @property
+    @cached_property
     def patch_width(self) -> int:
         """Numbers of a patch."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,7 +109,7 @@ class ImageProcessorConfig:
                 "tile_size", self.tile_size, f"a multiple of {self.encoder_patch_size * self.downsample_factor}"
             )
 
-    @property
+    @cached_property
     def max_num_patches(self) -> int:
         """Patches that a view is padded to: the larger of the single-view budget and a tile."""
         tile = (self.tile_size // self.encoder_patch_size) ** 2 if self.do_image_splitting else 0

@@ -51,7 +51,7 @@ class Lfm2Config:
                 size = self.block_multiple_of * math.ceil(size / self.block_multiple_of)
         return size
 
-    @property
+    @cached_property
     def attention_layers(self) -> int:
         """Layers that keep keys and values; the others are short convolutions."""
         return self.layer_types.count("full_attention")

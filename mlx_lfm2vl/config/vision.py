@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from .fields import ACTIVATIONS, Fields, part_of
@@ -30,12 +31,12 @@ class Siglip2VisionConfig:
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
-    @property
+    @cached_property
     def layer_weights(self) -> int:
         """Numbers of the matrices of a layer."""
         return self.hidden_size * (4 * self.hidden_size + 2 * self.intermediate_size)
 
-    @property
+    @cached_property
     def patch_width(self) -> int:
         """Numbers of a patch."""
         return self.num_channels * self.patch_size**2

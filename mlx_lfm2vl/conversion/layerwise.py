@@ -172,7 +172,7 @@ class Walk:
         grids = [grid for _, grid in passes]
         states = self.block(tower, [partial(tower.embeddings, *each) for each in passes])
         for index, layer in enumerate(tower.encoder.layers if "encoder" in tower else tower.layers):
-            encode_one = partial(tower.encode, layers=slice(index, index + 1))
+            encode_one = partial(tower.encoder, layers=slice(index, index + 1))
             states = self.block(layer, [partial(encode_one, *each) for each in zip(states, grids, strict=True)])
         states = [tower.post_layernorm(x) for x in states]
         return self.block(projector, [partial(projector, *each) for each in zip(states, grids, strict=True)])

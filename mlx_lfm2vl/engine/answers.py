@@ -8,9 +8,9 @@ from functools import partial
 
 import mlx.core as mx
 
-from ..generation.lockstep import make_scheduler
 from ..generation.prompt_cache import PromptCache
 from ..generation.response import GenerationResponse
+from ..generation.stream import make_scheduler
 from ..generation.vision_cache import VisionCache
 from ..threads import cancellation
 from .queue import Job, Loaded

@@ -25,10 +25,8 @@ from ..generation.batch import BATCH_SIZE
 from ..generation.conversation import Conversation
 from ..generation.messages import is_remote, snapshot
 from ..generation.options import GenerationOptions
-from ..generation.prompt_cache import PromptCache
 from ..generation.request import GenerationRequest, encode
 from ..generation.response import GenerationResponse
-from ..generation.vision_cache import VisionCache
 from ..generation.watch import Progress, check_callable
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
@@ -36,7 +34,7 @@ from .chat import EngineChat
 from .handle import Request, Sink, check_seconds
 from .loader import Loader, named_loader
 from .memory_use import MemoryUse, memory_use
-from .queue import Job, Loaded, Read
+from .queue import Job, Read
 from .submit import SubmitArguments, placed, read_request, settings, split_overrides, whole
 from .worker import Worker
 
@@ -83,8 +81,8 @@ class Engine:
             max_batch,
             (CacheLimit(cache_limit), WiredLimit(wired_limit)),
             check_seconds("idle_seconds", idle_seconds),
-            VisionCache(check_bytes("vision_cache_bytes", vision_cache_bytes)),
-            PromptCache(check_bytes("prompt_cache_bytes", prompt_cache_bytes), folder=prompt_cache_folder),
+            vision_cache.VisionCache(check_bytes("vision_cache_bytes", vision_cache_bytes)),
+            prompt_cache.PromptCache(check_bytes("prompt_cache_bytes", prompt_cache_bytes), folder=prompt_cache_folder),
         )
         weakref.finalize(self, self._worker.retire).atexit = False
 
@@ -192,9 +190,8 @@ class Engine:
         remote: bool,
         line: object,
     ) -> None:
-        """Puts a request into the queue. `read` is called as that of a `Job`; `remote` says that it may wait for the
-        network. Requests of one `line` are answered one after the other. Raises
-        `QueueFullError` and `EngineClosedError`."""
+        """Queues a request. `read` is called as that of a `Job`; `remote`: it may wait for the network. Requests of one
+        `line` are answered one after the other. Raises `QueueFullError` and `EngineClosedError`."""
         self._worker.put(Job(request, read, progress=progress, remote=remote, line=line), wait)
 
     def call(self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T]) -> T:
@@ -203,13 +200,8 @@ class Engine:
         `EngineClosedError` where `close`, `unload` or `reload` comes first."""
         if threading.current_thread() is self._worker.thread:
             return function(*self._worker.wait_until_ready(0.0))
-        results: list[T] = []
-
-        def work(loaded: Loaded) -> None:
-            results.append(function(*loaded))
-
-        request = Request()
-        self._worker.put(Job(request, work=work), 0.0)
+        results, request = list[T](), Request()
+        self._worker.put(Job(request, work=lambda loaded: results.append(function(*loaded))), 0.0)
         whole(request, request.result())
         return results[0]
 
@@ -217,8 +209,6 @@ class Engine:
         """Makes the first real answer as fast as the next ones: loads, compiles and allocates by answering `text`.
         `EngineClosedError` where `close`, `unload` or `reload` comes first."""
         self.generate(text, max_tokens=2)
-
-    # State
 
     @property
     def ready(self) -> bool:

@@ -10,24 +10,22 @@ from collections.abc import Generator, Iterable
 
 import mlx.core as mx
 
-from ..backends.memory import wired
+from ..backends.memory import WiredLimit
 from ..errors import Lfm2VlError, OptionError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from .drive import step
-from .lockstep import make_scheduler
-from .prompt_cache import PromptCache, check_prompt_cache
+from .prompt_cache import PromptCache
 from .request import GenerationRequest, check_pair, encode
 from .response import Completion, GenerationResponse
 from .sequence import Sequence
-from .vision_cache import VisionCache, check_vision_cache
+from .stream import make_scheduler, step
+from .vision_cache import VisionCache
 from .watch import Progress, Stop, check_callable
 
 BATCH_SIZE = 8
 PICTURE_BYTES, PROMPT_BYTES = 16 * 2**20, 256 * 2**20  # of a batch's own caches: its rows share little
 
 
-@wired
 def generate_batch(
     model: Lfm2VlForConditionalGeneration,
     processor: Lfm2VlProcessor,
@@ -62,8 +60,6 @@ def generate_batch(
         raise OptionError(f"batch_size is {batch_size!r}, expected an integer of at least 1")
     if not isinstance(requests, Iterable) or isinstance(requests, (str, GenerationRequest)):
         raise OptionError(f"requests is {type(requests).__name__}, expected several GenerationRequests")
-    check_vision_cache(vision_cache)
-    check_prompt_cache(prompt_cache)
     check_callable("stop", stop)
     check_callable("progress", progress)
     vision_cache = VisionCache(PICTURE_BYTES) if vision_cache is None else vision_cache
@@ -77,38 +73,39 @@ def generate_batch(
     prefilling: dict[int, Sequence] = {}  # rows whose prompts are not done, by their ids
     done = read = told = 0  # tokens of prompts: of those that are done, of all, and what progress was told
     mx.reset_peak_memory()
-    while more or len(scheduler):
-        while more and len(scheduler) < batch_size:
-            started = time.perf_counter()
-            index, request = next(waiting, (-1, None))
-            if request is None:
-                more = False
-                break
-            try:
-                row = scheduler.add(encode(model, processor, request), started=started)
-                numbers[row.id], responses[index], prefilling[row.id] = index, [], row
-                read += len(row.ids)
-            except Lfm2VlError as error:
-                answers[index] = Completion(error=error)
-                break
-            del request
-        for id, item in step(scheduler, stop):
-            index = numbers[id]
-            if id in prefilling:
-                done += len(prefilling.pop(id).ids)
-            if isinstance(item, GenerationResponse):
-                responses[index].append(item)
-                if item.finish_reason is not None:
-                    answers[index] = Completion.of(responses.pop(index))
-            elif isinstance(item, Lfm2VlError):
-                answers[index] = Completion(error=item)
-            else:
-                raise item
-        now = done + sum(row.prefilled for row in prefilling.values())
-        if progress is not None and now > told:
-            told = now
-            progress(now, read)
-        while number in answers:
-            yield answers.pop(number)
-            number += 1
-        more = more and not (stop is not None and stop())
+    with WiredLimit():
+        while more or len(scheduler):
+            while more and len(scheduler) < batch_size:
+                started = time.perf_counter()
+                index, request = next(waiting, (-1, None))
+                if request is None:
+                    more = False
+                    break
+                try:
+                    row = scheduler.add(encode(model, processor, request), started=started)
+                    numbers[row.id], responses[index], prefilling[row.id] = index, [], row
+                    read += len(row.ids)
+                except Lfm2VlError as error:
+                    answers[index] = Completion(error=error)
+                    break
+                del request
+            for id, item in scheduler.step() if stop is None else step(scheduler, stop):
+                index = numbers[id]
+                if id in prefilling:
+                    done += len(prefilling.pop(id).ids)
+                if isinstance(item, GenerationResponse):
+                    responses[index].append(item)
+                    if item.finish_reason is not None:
+                        answers[index] = Completion.of(responses.pop(index))
+                elif isinstance(item, Lfm2VlError):
+                    answers[index] = Completion(error=item)
+                else:
+                    raise item
+            now = done + sum(row.prefilled for row in prefilling.values())
+            if progress is not None and now > told:
+                told = now
+                progress(now, read)
+            while number in answers:
+                yield answers.pop(number)
+                number += 1
+            more = more and not (stop is not None and stop())

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from .logits_process import RowState
-from .options import GenerationOptions
 from .sampler import Sampler, UniformSampler
 
 
@@ -82,20 +80,3 @@ class BatchedSampler:
                 part.filter([own.index(row) for row in kept])
                 parts.append((part, [rows.index(row) for row in kept]))
         self._parts = parts
-
-
-def make_sampler(
-    options: Sequence[GenerationOptions],
-    answers: Sequence[Sequence[int]] | None = None,
-    states: Sequence[RowState | None] | None = None,
-) -> Sampler:
-    """For rows with these (resolved) options.
-
-    Args:
-        options: of each row.
-        answers: the tokens of each that were sampled before; None is none.
-        states: of the rows that the host has a part in.
-    """
-    answers, states = answers or [()] * len(options), states or [None] * len(options)
-    every = [UniformSampler(*row) for row in zip(options, answers, states, strict=True)]
-    return every[0] if len(every) == 1 else BatchedSampler([(each, 1) for each in every])

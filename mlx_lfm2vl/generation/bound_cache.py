@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 from ..backends.memory import check_bytes
 from ..errors import OptionError
@@ -38,6 +38,13 @@ class BoundCache(Generic[Key, State, Store]):
         self._entries: OrderedDict[Key, State] = OrderedDict()
         self._lock = threading.Lock()
         self._model: weakref.ref[object] | None = None
+
+    @classmethod
+    def check(cls, cache: object) -> Self:
+        """The cache, where it is one of this kind. Raises `OptionError`."""
+        if not isinstance(cache, cls):
+            raise OptionError(f"{cls.NAME} is {type(cache).__name__}, expected a {cls.__name__}")
+        return cache
 
     def bind(self, model: Lfm2VlForConditionalGeneration) -> None:
         """Takes note of the model whose states it holds, until it is cleared. Raises `OptionError` for another, and

@@ -18,14 +18,13 @@ from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .arguments import PictureOverrides, Role, TurnArguments
 from .conversation import Conversation, Turn
-from .drive import drive
-from .lockstep import make_scheduler
 from .messages import user_content
 from .options import GenerationOptions
-from .prompt_cache import PromptCache, check_prompt_cache
+from .prompt_cache import PromptCache
 from .request import EncodedPrompt
 from .response import GenerationResponse
-from .vision_cache import VisionCache, check_vision_cache
+from .stream import drive, make_scheduler
+from .vision_cache import VisionCache
 from .watch import Progress, Stop
 
 
@@ -58,8 +57,6 @@ class Chat:
         control_tokens: bool = False,
         **image_overrides: Unpack[PictureOverrides],
     ):
-        check_vision_cache(vision_cache)
-        check_prompt_cache(prompt_cache)
         self._begin(
             model,
             Conversation(
@@ -71,8 +68,8 @@ class Chat:
                 control_tokens=control_tokens,
                 **image_overrides,
             ),
-            vision_cache if vision_cache is not None else VisionCache(),
-            prompt_cache if prompt_cache is not None else PromptCache(),
+            VisionCache() if vision_cache is None else VisionCache.check(vision_cache),
+            PromptCache() if prompt_cache is None else PromptCache.check(prompt_cache),
         )
 
     def _begin(

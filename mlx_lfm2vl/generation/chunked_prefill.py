@@ -6,7 +6,7 @@ Logits are computed for the last position only.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
@@ -16,7 +16,6 @@ from ..errors import InputError
 from ..models.cache import Cache
 from ..models.context import Context
 from ..models.key_values import GROWTH_STEP
-from ..models.lfm2 import Lfm2Model
 from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
 from ..weights.fit import check_question, largest_pass, number_type
 from .passes import prefill_chunk
@@ -30,7 +29,7 @@ class Prompt:
 
     `input_ids` (B, L); `attention_mask` (B, L), 1 at real tokens, padded on the left; the pictures' arrays or None, or
     in their place `images`, the image tokens (n, hidden) that were made of them. `answer`: tokens that may follow, for
-    which there must be memory, too.
+    which there must be memory, too. `padding`: tokens of it before each row (B,), None if there are none.
     """
 
     input_ids: np.ndarray
@@ -39,6 +38,7 @@ class Prompt:
     spatial_shapes: Array | None = None
     images: mx.array | None = None
     answer: int = 0
+    padding: np.ndarray | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.attention_mask is None:
@@ -48,13 +48,8 @@ class Prompt:
             raise InputError(f"attention_mask has shape {mask.shape}, input_ids {self.input_ids.shape}")
         if not mask[:, -1].all() or (np.diff(mask.astype(np.int8), axis=1) < 0).any():
             raise InputError("attention_mask pads on the right; generation needs padding_side='left'")
-
-    @property
-    def padding(self) -> np.ndarray | None:
-        """Padding tokens before each row (B,), or None if there are none."""
-        if self.attention_mask is None or np.asarray(self.attention_mask).all():
-            return None
-        return self.input_ids.shape[1] - np.asarray(self.attention_mask).sum(axis=1)
+        if not mask.all():
+            object.__setattr__(self, "padding", mask.shape[1] - mask.sum(axis=1))
 
 
 def prefill_in_pieces(
@@ -89,7 +84,7 @@ def prefill_in_pieces(
     """
     rows, length = prompt.input_ids.shape
     answer = max(0, min(prompt.answer, model.config.text_config.max_position_embeddings - length))
-    patches = largest_pass(prompt.spatial_shapes)
+    patches = 0 if prompt.spatial_shapes is None else largest_pass(prompt.spatial_shapes)
     beside = 0 if cache.drafter is None else cache.drafter.token_bytes
     check_question(model.config, number_type(model), length, answer, patches, rows, model.kv_bits, beside)
     padding = prompt.padding
@@ -102,7 +97,12 @@ def prefill_in_pieces(
             start, before = end, cache.offset
             end = min(start + (chunk or prefill_chunk(model.config.text_config, rows, before)), length)
             end = min((pause - before + start for pause in pauses if 0 < pause - before < end - start), default=end)
-            hidden = _run_chunk(model.model.language_model, embeds[:, start:end], padding, cache)
+            begun, context = cache.checkpoint(detach=False), Context.following(end - start, before, padding)
+            try:
+                hidden = model.model.language_model(embeds[:, start:end], context, cache, last_only=True)
+            except Cancelled:
+                cache.rewind(begun)
+                raise
             if end == length:
                 break
             mx.eval(cache.arrays)
@@ -128,16 +128,6 @@ def _embed(model: Lfm2VlForConditionalGeneration, prompt: Prompt, vision_cache: 
         mx.eval(images)
         mx.clear_cache()  # the tower's buffers are of sizes that the text does not use
     return model.model.embed(prompt.input_ids, images)
-
-
-def _run_chunk(text_model: Lfm2Model, embeds: mx.array, padding: np.ndarray | None, cache: Cache) -> mx.array:
-    """The last hidden state (B, 1, hidden). Raises `Cancelled`, with the cache as it was."""
-    begun = cache.checkpoint(detach=False)
-    try:
-        return text_model(embeds, Context.following(embeds.shape[1], cache.offset, padding), cache, last_only=True)
-    except Cancelled:
-        cache.rewind(begun)
-        raise
 
 
 def clear_outgrown(cache: Cache, before: int) -> None:

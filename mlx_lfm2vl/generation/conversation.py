@@ -89,7 +89,8 @@ class Conversation:
             raise PromptError(f"system is {type(system).__name__}, expected text")
         if not isinstance(control_tokens, bool):
             raise OptionError(f"control_tokens is {control_tokens!r}, expected True or False")
-        check_tools(tools)
+        if tools is not None:
+            check_tools(tools)
         resolved(model, options)
         self.tools, self.options = tools, GenerationOptions() if options is None else options
         self.control_tokens = control_tokens
@@ -247,7 +248,8 @@ class Conversation:
         assign_pictures([text], encoded, *markup.placeholders)
         ids = processor.tokenizer.encode_marked(expand(text, plans, markup).text)
         places = image_spans(ids, plans, processor.placeholder_ids, markup.markers) if plans else ()
-        grammar = grammar_of(self.model, processor.tokenizer, options)
+        form = options.response_format
+        grammar = None if form is None else grammar_of(self.model, processor.tokenizer, form)
         if grammar is not None and answer:
             grammar = grammar.behind(processor.tokenizer.encode(answer, add_special_tokens=False))
         return EncodedPrompt(np.array(ids, np.int64), options, tuple(encoded), tuple(places), grammar)

@@ -1,13 +1,13 @@
-"""One decode loop, for single prompts, chats and padded batches alike.
+"""The decode step of single prompts, chats and padded batches alike.
 
-After the first token, which is told at once, the loop is one step ahead: the next step is dispatched before the last
+After the first token, which is told at once, a batch is one step ahead: the next step is dispatched before the last
 token is read, so that the device has work while Python has. Where drafts say how answers may go on, `verify` runs them
 in one step, and is not ahead: what may follow is only known once its tokens are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -23,11 +23,10 @@ from ..models.dspark import DSparkDraftModel
 from ..models.key_values import GROWTH_STEP
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from .batched_sampler import BatchedSampler
-from .chunked_prefill import Prompt, clear_outgrown
+from .chunked_prefill import clear_outgrown
 from .finite import not_finite
 from .logprobs import Logprobs, RowLogprobs
 from .sampler import Sampler, UniformSampler
-from .sampling import NOT_FINITE
 
 
 class GenerationBatch:
@@ -69,7 +68,7 @@ class GenerationBatch:
         logits = self._model.logits(hidden)[:, 0]
         if self._sampler.reads_tokens and not self._read:
             mx.async_eval(logits, self._cache.arrays)  # the device has work while the host reads and looks ahead
-            self._accept()
+            self._sampler.accept(self._next[0].tolist())  # type: ignore[arg-type]
         self._next, self._read = self._chosen(logits), False
         clear_outgrown(self._cache, before)
 
@@ -85,11 +84,6 @@ class GenerationBatch:
             return np.arange(count) >= padding[:, None]
         return np.pad(self._gaps, [(0, 0), (0, count - self._gaps.shape[1])], constant_values=True)
 
-    def _accept(self) -> None:
-        """Tells the sampler the tokens of `_next`."""
-        if self._sampler.reads_tokens:
-            self._sampler.accept(self._next[0].tolist())  # type: ignore[arg-type]
-
     @computing
     def step(self, last: bool = False) -> tuple[list[int], list[RowLogprobs] | None]:
         """The next token of every row (`NOT_FINITE` where its logits were not), and its logprobs if wanted.
@@ -102,7 +96,8 @@ class GenerationBatch:
                 self._dispatch()
             tokens, logprobs = self._next
             if last or self._first:
-                self._accept()
+                if self._sampler.reads_tokens:
+                    self._sampler.accept(tokens.tolist())  # type: ignore[arg-type]
                 self._first, self._read = False, True
             else:
                 self._dispatch()
@@ -273,21 +268,3 @@ class GenerationBatch:
         with suppress(OutOfMemoryError), allocations("the answer's next token"):
             tokens, logprobs = self._next
             mx.async_eval(tokens, logprobs.arrays if logprobs else [], self._cache.arrays, self._sampler.state)
-
-
-def decode(
-    model: Lfm2VlForConditionalGeneration,
-    prompt: Prompt,
-    cache: Cache,
-    logits: mx.array,
-    sampler: Sampler,
-    max_tokens: int,
-) -> Iterator[list[int]]:
-    """Yields the next token of every row, at most `max_tokens` times; the caller stops when it has enough. Raises
-    `NotFiniteError`."""
-    steps = GenerationBatch(model, cache, logits, sampler, prompt.padding)
-    for step in range(max_tokens):
-        tokens = steps.step(last=step + 1 == max_tokens)[0]
-        if NOT_FINITE in tokens:
-            raise steps.error(tokens.index(NOT_FINITE))
-        yield tokens

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..config import GenerationConfig, ModelConfig
 from ..constraints.compile import Grammar, compile_grammar
+from ..constraints.response_format import ResponseFormat
 from ..errors import ContextLengthError, OptionError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.tokenizer import Tokenizer
@@ -52,12 +53,10 @@ def resolved(model: Model, options: GenerationOptions | None) -> GenerationOptio
     return chosen
 
 
-def grammar_of(model: Model, tokenizer: Tokenizer, options: GenerationOptions) -> Grammar | None:
-    """The grammar of the form that an answer holds to, if it holds to one. Raises `ConstraintError`."""
-    if options.response_format is None:
-        return None
+def grammar_of(model: Model, tokenizer: Tokenizer, form: ResponseFormat) -> Grammar:
+    """The grammar of the form that an answer holds to. Raises `ConstraintError`."""
     vocabulary, ends = model.config.text_config.vocab_size, generation_config(model).eos_token_ids
-    return compile_grammar(tokenizer, options.response_format, vocabulary, ends)
+    return compile_grammar(tokenizer, form, vocabulary, ends)
 
 
 def positions_left(model: Model, length: int, pictures: bool) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from ..processing.conversation import CALL_END, CALL_START
 from ..processing.tokenizer import Tokenizer
+from ..processing.tokenizer_backend import DecodeStream
 from .options import GenerationOptions
 
 MAX_HELD = 16  # tokens without a whole character; a character has at most four
@@ -17,8 +18,8 @@ MAX_HELD = 16  # tokens without a whole character; a character has at most four
 class Detokenizer:
     """The text of one answer as its tokens come. Pieces joined are the decoded answer, up to a stop text.
 
-    `tool_text` holds the tool calls, with their tokens, that are complete or at the end cut off. `stopped` says whether
-    an end token or a stop text has come, `stop_text` which text.
+    `tool_text` holds the tool calls, with their tokens, that are complete or at the end cut off; who reads it empties
+    it. `stopped` says whether an end token or a stop text has come, `stop_text` which text.
     """
 
     def __init__(self, tokenizer: Tokenizer, options: GenerationOptions, ends: Iterable[int]):
@@ -42,11 +43,6 @@ class Detokenizer:
         self.tool_text = ""
         self.stopped = False
         self.stop_text: str | None = None
-
-    def take_tool_text(self) -> str:
-        """Empties `tool_text` and returns what it held."""
-        text, self.tool_text = self.tool_text, ""
-        return text
 
     def push(self, token: int) -> str:
         """The text that this token makes certain. Sets `stopped` at an end token or a stop text."""
@@ -77,10 +73,10 @@ class Detokenizer:
 
     def _start(self, held: list[int]) -> None:
         """Decodes anew, from tokens on that make no whole character yet."""
-        self._stream, self._held = self._tokenizer.decode_stream(held), held
+        self._stream, self._held = DecodeStream(list(held), skip_special_tokens=True), held
 
     def _text(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        return self._tokenizer.backend.decode(tokens, skip_special_tokens=True)
 
     def _decode(self, token: int) -> str:
         if not self._text([token]):

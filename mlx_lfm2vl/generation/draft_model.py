@@ -95,20 +95,19 @@ class DraftModel:
         return self._model.logits(body(body.embed(tokens), context, cache, last_only=True))[:, 0]
 
 
-def make_speculation(config: ModelConfig, prompt: EncodedPrompt, earlier: Ngrams) -> Speculation | None:
-    """The drafts of an answer, as `GenerationOptions.draft` says; None for none.
+def make_speculation(config: ModelConfig, prompt: EncodedPrompt, earlier: Ngrams) -> Speculation:
+    """The drafts of an answer, as `GenerationOptions.draft` says.
 
     Args:
         config: of the model that answers.
-        prompt: with the options of the answer.
+        prompt: with the options of the answer, of which `draft` is not None.
         earlier: answers to similar questions.
 
     Raises:
         OptionError: for a draft model that does not fit.
     """
     draft = prompt.options.draft
-    if draft is None:
-        return None
+    assert draft is not None
     if isinstance(draft, str):
         return Speculation(NgramDraft(earlier), timed=draft == "auto")
     if isinstance(draft, DSparkDraftModel):

@@ -23,9 +23,9 @@ def not_finite(model: Lfm2VlForConditionalGeneration, cache: Cache, row: int) ->
     if damaged is not None:
         return NotFiniteError(f"tensor {damaged} holds NaN or infinity; the model's files are damaged")
     for index, layer in enumerate(cache.layers[: len(model.config.text_config.layer_types)]):
-        arrays = layer.arrays
+        arrays = layer.states
         if isinstance(layer, KeyValueCache):
-            arrays = [array[:, :, : layer.offset] for array in arrays]
+            arrays = tuple(array[:, :, : layer.offset] for array in arrays)
         if not all(mx.isfinite(array[row]).all().item() for array in arrays):
             kind = "self_attn" if isinstance(layer, KeyValueCache) else "conv"
             part = f"model.language_model.layers.{index}.{kind}"

@@ -27,11 +27,9 @@ from ..processing.processor import Lfm2VlProcessor
 from ..processing.tokenizer import Tokenizer
 from .defaults import grammar_of
 from .options import GenerationOptions
-from .prompt_cache import PromptCache
 from .request import EncodedPicture, EncodedPrompt
 from .scheduler import Output, Scheduler
 from .sequence import Sequence
-from .vision_cache import VisionCache
 
 NO_JSON = ("response_format", "logits_processors")
 PLAIN = [field.name for field in fields(GenerationOptions) if field.name not in NO_JSON]
@@ -113,19 +111,6 @@ class LeadingScheduler(Scheduler):
         return outputs
 
 
-def make_scheduler(
-    model: Lfm2VlForConditionalGeneration,
-    tokenizer: Tokenizer,
-    *,
-    vision_cache: VisionCache | None = None,
-    prompt_cache: PromptCache | None = None,
-) -> Scheduler:
-    """A scheduler for the model: of this process alone, or of rank 0 where others share the model."""
-    if model.lead is not None:
-        return LeadingScheduler(model, tokenizer)
-    return Scheduler(model, tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
-
-
 def follow(model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, came: Came) -> None:
     """Does what rank 0 says, until it lets this rank go. Raises `DistributedError` where it is lost."""
     schedulers: dict[int, Scheduler] = {}
@@ -149,8 +134,9 @@ def _do(
         schedulers[said["scheduler"]] = Scheduler(model, processor.tokenizer)
     elif "add" in said:
         prompt = _from_json(said["prompt"])
-        grammar = grammar_of(model, processor.tokenizer, prompt.options)
-        schedulers[said["add"]].add(replace(prompt, grammar=grammar), started=0.0)
+        if (form := prompt.options.response_format) is not None:
+            prompt = replace(prompt, grammar=grammar_of(model, processor.tokenizer, form))
+        schedulers[said["add"]].add(prompt, started=0.0)
     else:
         for id in said["cancel"]:
             schedulers[said["step"]].cancel(id)

@@ -65,10 +65,8 @@ def _checked(message: Any, where: str) -> dict[str, Any]:
 
 
 def check_tools(tools: Any) -> None:
-    """Raises `OptionError` unless `tools` is None or a list of JSON schemas."""
-    if tools is not None and not (
-        isinstance(tools, (list, tuple)) and all(isinstance(tool, Mapping) for tool in tools)
-    ):
+    """Raises `OptionError` unless `tools` is a list of JSON schemas."""
+    if not (isinstance(tools, (list, tuple)) and all(isinstance(tool, Mapping) for tool in tools)):
         raise OptionError("tools must be a list of JSON schemas (mappings), or None")
 
 
@@ -105,7 +103,7 @@ def user_content(text: str, images: Any = None, videos: Any = None) -> list[dict
     if not isinstance(text, str):
         raise PromptError(f"the text is {type(text).__name__}, expected str")
     pictures = checked_pictures(images)
-    moving = video_items(videos)
+    moving = [] if videos is None else video_items(videos)
     if not text and not pictures and not moving:
         raise PromptError("prompt is empty and there is no picture; give one of them")
     content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]

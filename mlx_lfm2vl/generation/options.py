@@ -87,14 +87,15 @@ class GenerationOptions:
         self._number("frequency_penalty", -2, 2)
         self._number("presence_penalty", -2, 2)
         object.__setattr__(self, "logprobs", self.logprobs or self.top_logprobs > 0)
-        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias) if self.logit_bias else ())
         processors: Any = () if self.logits_processors is None else self.logits_processors
         if not isinstance(processors, Iterable) or not all(map(callable, processors := tuple(processors))):
             raise OptionError(f"logits_processors is {self.logits_processors!r}, expected functions")
         object.__setattr__(self, "logits_processors", processors)
         if not (self.draft is None or self.draft in ("ngram", "auto") or callable(self.draft)):
             raise OptionError(f'draft is {self.draft!r}, expected "ngram", "auto", a model or a function')
-        object.__setattr__(self, "response_format", ResponseFormat.of(self.response_format))
+        if self.response_format is not None:
+            object.__setattr__(self, "response_format", ResponseFormat.of(self.response_format))
 
     def _number(self, name: str, low: float, high: float, whole: bool = False) -> None:
         """Checks a field and makes a plain number of it (NumPy has its own)."""
@@ -144,7 +145,7 @@ class GenerationOptions:
 def _biases(given: Any) -> tuple[tuple[int, float], ...]:
     """`logit_bias` as pairs; ids may be texts, as in JSON. Raises `OptionError`."""
     try:
-        pairs = [(int(token), bias) for token, bias in (given.items() if isinstance(given, Mapping) else given or ())]
+        pairs = [(int(token), bias) for token, bias in (given.items() if isinstance(given, Mapping) else given)]
     except (TypeError, ValueError):
         raise OptionError(f"logit_bias is {given!r}, expected token ids with a number each") from None
     for token, bias in pairs:

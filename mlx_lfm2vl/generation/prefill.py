@@ -15,14 +15,14 @@ import numpy as np
 from ..backends.memory import allocations
 from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
-from .batched_sampler import make_sampler
+from .batched_sampler import BatchedSampler
 from .chunked_prefill import Prompt, prefill_in_pieces
 from .decode import GenerationBatch
 from .defaults import generation_config
 from .prompt_cache import PromptCache
 from .prompt_entry import Recorder, checkpoint_places
 from .request import EncodedPicture, take_views
-from .sampler import Sampler
+from .sampler import Sampler, UniformSampler
 from .sequence import Sequence
 from .vision_cache import VisionCache, encode_views_in_pieces
 from .watch import Cancelled, Pieces
@@ -58,7 +58,8 @@ def prefill_rows(
             if prompt_cache is not None:
                 _record_ends(rows, padding, cache, logits)
     for row in rows:
-        row.begin_state()
+        if row.prompt.grammar is not None or row.options.logits_processors:
+            row.begin_state()
     top = max(row.options.top_logprobs for row in rows)
     return GenerationBatch(
         model, cache, logits, _sampler(model, rows), padding, any(row.options.logprobs for row in rows), top
@@ -83,8 +84,10 @@ def prefill_forced(model: Lfm2VlForConditionalGeneration, row: Sequence, cache: 
 
 def _sampler(model: Lfm2VlForConditionalGeneration, rows: List[Sequence]) -> Sampler:
     """For the tokens that follow those which the rows have."""
-    sampler = make_sampler([row.options for row in rows], [row.generated for row in rows], [row.state for row in rows])
-    sampler.observe(mx.array(_right_aligned(rows)), model.config.text_config.vocab_size)
+    every = [UniformSampler(row.options, row.generated, row.state) for row in rows]
+    sampler: Sampler = every[0] if len(every) == 1 else BatchedSampler([(each, 1) for each in every])
+    if any(row.options.repetition_penalty != 1 for row in rows):
+        sampler.observe(mx.array(_right_aligned(rows)), model.config.text_config.vocab_size)
     return sampler
 
 
@@ -120,7 +123,7 @@ def _encode_pictures(
         tokens = yield from work
         del work
         counts = [int(picture.spatial_shapes.prod(axis=1).sum()) // factor for picture in unknown]
-        parts = iter(_split(tokens, counts))
+        parts = iter(mx.split(tokens, np.cumsum(counts)[:-1].tolist()))
         known |= {index: next(parts) for index in range(len(pictures)) if index not in known}
     images = mx.concatenate([known[index] for index in range(len(pictures))])
     mx.eval(images)
@@ -134,16 +137,15 @@ def _prefill_row(
     """Runs a row from where it parts from its source, and keeps its states for others where there is a prompt cache.
     Cache and logits (1, vocabulary)."""
     ids, known, spans = row.tokens, row.known, row.prompt.spans if prompt_cache is not None else ()
-    cache = model.make_cache()
-    cache.follow(row.drafter)
+    cache = model.make_cache() if row.source is None else row.source[0].at(row.source[1])
+    if cache.drafter is not row.drafter:
+        cache.follow(row.drafter)
     if not row.generated:
         row.cached = known
     recorder = None
     if row.source is not None:
         entry, point = row.source
         row.source = None  # its arrays are the prompt cache's
-        cache = entry.at(point)
-        cache.follow(row.drafter)
         recorder = Recorder(row.ids, spans, [each for each in entry.checkpoints if each.offset <= known])
         if known == len(ids):
             assert point.logits is not None
@@ -211,8 +213,3 @@ def _right_aligned(rows: List[Sequence]) -> np.ndarray:
     every = [row.tokens for row in rows]
     length = max(map(len, every))
     return np.stack([np.concatenate([np.full(length - len(ids), ids[-1]), ids]) for ids in every])
-
-
-def _split(tokens: mx.array, counts: List[int]) -> list[mx.array]:
-    ends = np.cumsum(counts).tolist()
-    return [tokens[end - count : end] for end, count in zip(ends, counts, strict=True)]

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import OptionError
 from ..models.cache import Drafter
 from . import prompt_store
 from .bound_cache import BoundCache
@@ -97,9 +96,3 @@ class PromptCache(BoundCache[int, Entry, PromptStore]):
 
     def _drop(self, key: int) -> None:
         self.nbytes -= self._entries.pop(key).nbytes
-
-
-def check_prompt_cache(prompt_cache: PromptCache | None) -> None:
-    """Raises `OptionError` for what is no `PromptCache`."""
-    if not (prompt_cache is None or isinstance(prompt_cache, PromptCache)):
-        raise OptionError(f"prompt_cache is {type(prompt_cache).__name__}, expected a PromptCache")

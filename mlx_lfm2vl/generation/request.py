@@ -19,7 +19,7 @@ import numpy as np
 from ..constraints.compile import Grammar
 from ..errors import ContextLengthError, OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
-from ..processing.control_tokens import Marked, control_pattern, mark
+from ..processing.control_tokens import ControlTokens, Marked, control_tokens_of, mark
 from ..processing.conversation import CALL_END, CALL_START, pictures_of, with_page_items
 from ..processing.processor import Lfm2VlProcessor, check_names
 from ..processing.tokenizer import Tokenizer
@@ -177,10 +177,13 @@ def encode(model: Model, processor: Lfm2VlProcessor, request: GenerationRequest)
     """Reads, resizes and tokenises one request. Raises the library's typed errors."""
     if not isinstance(request, GenerationRequest):
         raise PromptError(f"a request is {type(request).__name__}, expected a GenerationRequest")
-    check_overrides(processor, request.image_overrides)
+    if request.image_overrides:
+        check_overrides(processor, request.image_overrides)
     options = resolved(model, request.options)
-    grammar = grammar_of(model, processor.tokenizer, options)
-    check_tools(request.tools)
+    form = options.response_format
+    grammar = None if form is None else grammar_of(model, processor.tokenizer, form)
+    if request.tools is not None:
+        check_tools(request.tools)
     policy = processor.image_processor.source_policy
     messages = conversation(request.prompt, request.images, request.system, request.videos)
     (messages,), _ = with_page_items([processor.with_videos(messages, policy)], None, policy)
@@ -213,9 +216,13 @@ def _check_characters(
     """Refuses texts that cannot fit, however well they tokenise, before much time goes into tokenising them. Raises
     `PromptError`."""
     positions = model.config.text_config.max_position_embeddings
-    if _characters(messages) < positions or (longest := longest_token(processor.tokenizer)) is None:
+    contents = (message.get("content") for message in messages)
+    lists = (content if isinstance(content, (list, tuple)) else [{"text": content}] for content in contents)
+    texts = (item.get("text") for items in lists for item in items)
+    characters = sum(len(text) for text in texts if isinstance(text, str))
+    if characters < positions or (longest := longest_token(processor.tokenizer)) is None:
         return
-    if _characters(messages) < positions * longest:
+    if characters < positions * longest:
         return
     # a template may leave texts out
     length = len(processor.template.render(messages, tools=tools, add_generation_prompt=True).text)
@@ -224,17 +231,6 @@ def _check_characters(
             f"the prompt has {length} characters, so at least {-(-length // longest)} tokens, but the model has "
             f"{positions} positions; use a shorter text"
         )
-
-
-def _characters(messages: Sequence[Mapping[str, Any]]) -> int:
-    """The number of characters in the texts of messages."""
-    total = 0
-    for message in messages:
-        content = message.get("content")
-        items = content if isinstance(content, (list, tuple)) else [{"text": content}]
-        texts = (item.get("text") for item in items)
-        total += sum(len(text) for text in texts if isinstance(text, str))
-    return total
 
 
 def longest_token(tokenizer: Tokenizer) -> int | None:
@@ -262,22 +258,17 @@ def rendered(
     one spelling that `conversation` of messages.py gives. `variables`: more for the template. Control tokens of the
     caller's are marked as text (unless `control_tokens`), for `Tokenizer.encode_marked`. Raises `TemplateError`."""
     if not control_tokens:
-        pattern = processor.tokenizer.control_tokens(processor.template.literal_text)
-        messages = mark([_spoken(message, processor) for message in messages], pattern)
-        tools, variables = mark(tools, pattern), mark(variables, pattern)
-        answer = answer and _spoken({"role": "assistant", "content": answer}, processor)["content"]
+        tokens = processor.control_tokens
+        own = [_spoken(each, tokens) if each.get("role") == "assistant" else each for each in messages]
+        messages, tools, variables = mark(own, tokens), mark(tools, tokens), mark(variables, tokens)
+        answer = answer and _spoken({"content": answer}, tokens)["content"]
     template = processor.template
     return template.render(messages, tools=tools, add_generation_prompt=True, **(variables or {})).text + answer
 
 
-def _spoken(message: Mapping[str, Any], processor: Lfm2VlProcessor) -> dict[str, Any]:
-    """A message in which the assistant's own tokens will be left as they are."""
-    made = dict(message)
-    if made.get("role") != "assistant":
-        return made
-    tokens = processor.tokenizer.control_tokens(processor.template.literal_text)
-    names = (token.content for token in processor.tokenizer.backend.get_added_tokens_decoder().values())
-    others = control_pattern(name for name in names if name not in OWN_TOKENS and name in tokens.tokens)
+def _spoken(message: Mapping[str, Any], tokens: ControlTokens) -> dict[str, Any]:
+    """The assistant's message, in which its own tokens will be left as they are."""
+    made, others = dict(message), control_tokens_of(tokens.tokens - OWN_TOKENS)
 
     def own(content: Any) -> Any:
         return Marked(mark(content, others)) if isinstance(content, str) else content

@@ -36,7 +36,8 @@ class Running:
     def __init__(self, vocabulary: int) -> None:
         self.rows: list[Sequence] = []
         self.batch: GenerationBatch | None = None
-        self._vocabulary, self._pace = vocabulary, Pace()
+        self._vocabulary = vocabulary
+        self._pace: Pace | None = None  # of rows whose drafts end by the clock
 
     def join(self, rows: List[Sequence], batch: GenerationBatch) -> None:
         """Goes on with other rows, of which nothing was read yet, too."""
@@ -52,9 +53,9 @@ class Running:
             self.batch = None  # what it holds may be large
         elif self.batch is not None and len(rows) < len(self.rows):
             self.batch.filter([self.rows.index(row) for row in rows])
+            if all(row.drafter is None for row in rows):
+                self.batch.follow(None)
         self.rows = rows
-        if self.batch is not None and all(row.drafter is None for row in rows):
-            self.batch.follow(None)
 
     def cache_of(self, row: Sequence) -> Cache:
         """The states of a row, which goes on no longer."""
@@ -65,24 +66,28 @@ class Running:
         """The next token of every row, or several where drafts are right. After an error the rows' states no longer
         agree."""
         assert self.batch is not None
-        begun, drafting = time.perf_counter(), any(row.timed for row in self.rows)
+        if not any(row.timed for row in self.rows):
+            return self._step(self.batch, late=False)[0]
+        self._pace = self._pace or Pace()
+        begun, count = time.perf_counter(), len(self.rows)
         before = sum(len(row.generated) for row in self.rows)
         first = any(not row.generated for row in self.rows)
-        outcomes, plain = self._step(self.batch, drafting and not self._pace.pays(len(self.rows)))
-        if drafting and not first:  # the first token's step waits for the prompt
-            seconds, count = time.perf_counter() - begun, len(self.rows)
-            if plain:
-                self._pace.plain(count, seconds)
-            else:
-                tokens = sum(len(row.generated) for row in self.rows) - before
-                self._pace.drafted(count, seconds, tokens / count)
+        outcomes, plain = self._step(self.batch, late=not self._pace.pays(count))
+        seconds = time.perf_counter() - begun
+        if plain and not first:  # the first token's step waits for the prompt
+            self._pace.plain(count, seconds)
+        elif not first:
+            tokens = sum(len(row.generated) for row in self.rows) - before
+            self._pace.drafted(count, seconds, tokens / count)
         return outcomes
 
     def _step(self, batch: GenerationBatch, late: bool) -> tuple[list[Outcome], bool]:
         """A step, and whether drafts had no part in it. `late`: whether those that end by the clock have to."""
-        most, ready = BLOCK // len(self.rows) - 1, batch.ready
-        blocks = ready and not late and self._read_blocks(batch, most)
-        drafts = [[] if late and row.timed else row.propose(most, self._vocabulary, ready) for row in self.rows]
+        blocks, ready, drafts = False, False, list[list[int]]()
+        if any(row.speculation is not None for row in self.rows):
+            most, ready = BLOCK // len(self.rows) - 1, batch.ready
+            blocks = ready and not late and self._read_blocks(batch, most)
+            drafts = [[] if late and row.timed else row.propose(most, self._vocabulary, ready) for row in self.rows]
         if any(drafts) and ready:
             return self._verify(batch, drafts), False
         last = any(drafts) or all(len(row.generated) + 1 >= row.limit for row in self.rows)
@@ -129,8 +134,10 @@ class Running:
         for number, token in enumerate(tokens):
             if token != NOT_FINITE and verified and row.state is not None:
                 row.state.accept(token)
-            if (wrong := row.error(batch.error(at) if token == NOT_FINITE else None)) is not None:
-                return Outcome(row, text, None, wrong)
+            if token == NOT_FINITE:
+                return Outcome(row, text, None, row.error(batch.error(at)))
+            if row.matcher is not None and row.matcher.error is not None:
+                return Outcome(row, text, None, row.matcher.error)
             more, reason = row.push(token, None if logprobs is None else logprobs[number])
             text += more
             if reason is not None:

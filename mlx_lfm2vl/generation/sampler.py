@@ -71,24 +71,21 @@ class UniformSampler:
 
     def __init__(self, options: GenerationOptions, answer: Sequence[int] = (), state: RowState | None = None):
         self.kind = SamplingKind.of(options)
+        self.reads_tokens = self.kind.processed or self.kind.masked
         self._first = (options, answer, state)
         self._rows: list[_Row] = []
-        self._numbers: dict[str, mx.array] = {}
+        self._numbers: dict[str, mx.array] | None = None  # of these rows
         self._history: dict[str, mx.array] = {}  # as `sample` takes it: "last" holds the last tokens
 
     @property
     def state(self) -> list[mx.array]:
         return list(self._history.values())
 
-    @property
-    def reads_tokens(self) -> bool:
-        return self.kind.processed or self.kind.masked
-
     def begin(self, count: int) -> None:
         """Makes the rows, unless they are there."""
         if not self._rows:
             options, answer, state = self._first
-            self._set_rows([_Row(options, row, answer, state) for row in range(count)])
+            self._rows = [_Row(options, row, answer, state) for row in range(count)]
 
     def observe(self, tokens: mx.array, vocabulary: int) -> None:
         if self.kind.penalty:
@@ -108,10 +105,10 @@ class UniformSampler:
         self.begin(logits.shape[0])
         kind = self.kind.within(logits.shape[1])
         step = compiled(kind) if on_gpu() else partial(sample, kind)
-        self._prepare(logits.shape[1])
-        tokens, self._history = step(logits, self._numbers, self._inputs(logits), self._history)
+        numbers = self._prepare(logits.shape[1])
+        tokens, self._history = step(logits, numbers, self._inputs(logits), self._history)
         self._advance([1] * len(self._rows))
-        if self.kind.remembers:
+        if self._history:
             self._history["last"] = tokens
         return tokens
 
@@ -129,14 +126,13 @@ class UniformSampler:
         """
         rows, length, vocabulary = logits.shape
         flat = logits.reshape(rows * length, vocabulary)
-        self._prepare(vocabulary)
+        numbers = {name: mx.repeat(array, length, axis=0) for name, array in self._prepare(vocabulary).items()}
         history: dict[str, mx.array] = {}
-        if self.kind.remembers:
+        if self._history:
             before = mx.cumsum(_said(blocks, vocabulary), axis=1, inclusive=False)
             history = {name: _added(self._history[name][:, None], before) for name in self._history if name != "last"}
             history = {name: array.reshape(rows * length, vocabulary) for name, array in history.items()}
             history["last"] = mx.array(blocks.astype(np.int32).reshape(-1))
-        numbers = {name: mx.repeat(array, length, axis=0) for name, array in self._numbers.items()}
         kind = self.kind.within(vocabulary)
         step = compiled(kind) if on_gpu() else partial(sample, kind)
         drafts = [block[1 : 1 + count].tolist() for block, count in zip(blocks, lengths, strict=True)]
@@ -146,7 +142,7 @@ class UniformSampler:
         """Counts the first tokens of the blocks that were verified as said, `counts` of each row, and as chosen those
         behind each of them, the `last` of a row among these."""
         self._advance(counts)
-        if not self.kind.remembers:
+        if not self._history:
             return
         for name in self._history.keys() - {"last"}:
             said = _said(blocks, self._history[name].shape[1])
@@ -156,7 +152,7 @@ class UniformSampler:
 
     def filter(self, rows: list[int]) -> None:
         if self._rows:
-            self._set_rows([self._rows[row] for row in rows])
+            self._rows, self._numbers = [self._rows[row] for row in rows], None
             index = mx.array(rows)
             self._history = {name: array[index] for name, array in self._history.items()}
 
@@ -165,11 +161,11 @@ class UniformSampler:
         known = [array.shape[1] for part in (self, other) for array in part._history.values() if array.ndim == 2]
         if known:
             for part in (self, other):
-                part._remember(known[0])
+                part._prepare(known[0])
             self._history = {
                 name: mx.concatenate([array, other._history[name]]) for name, array in self._history.items()
             }
-        self._set_rows(self._rows + other._rows)
+        self._rows, self._numbers = self._rows + other._rows, None
 
     def _advance(self, counts: Sequence[int]) -> None:
         """Goes on behind so many tokens of each row."""
@@ -177,19 +173,15 @@ class UniformSampler:
             for row, count in zip(self._rows, counts, strict=True):
                 row.generator.advance(count)
 
-    def _set_rows(self, rows: list[_Row]) -> None:
-        self._rows, self._numbers = rows, numbers_of(self.kind, [row.options for row in rows])
-
-    def _prepare(self, vocabulary: int) -> None:
-        """Makes what depends on the vocabulary."""
-        if self.kind.bias and "bias" not in self._numbers:
-            self._numbers["bias"] = bias_of([row.options for row in self._rows], vocabulary)
-        self._remember(vocabulary)
-
-    def _remember(self, vocabulary: int) -> None:
-        """Begins the history of a kind that remembers, where nothing is known."""
-        if not self.kind.remembers:
-            return
+    def _prepare(self, vocabulary: int) -> dict[str, mx.array]:
+        """The numbers of the rows. Begins the history of a kind with penalties, where nothing is known."""
+        if self._numbers is None:
+            options = [row.options for row in self._rows]
+            self._numbers = numbers_of(self.kind, options)
+            if self.kind.bias:
+                self._numbers["bias"] = bias_of(options, vocabulary)
+        if not (self.kind.penalty or self.kind.counts):
+            return self._numbers
         shape = (len(self._rows), vocabulary)
         if self.kind.penalty and "seen" not in self._history:
             self._history["seen"] = mx.array(np.zeros(shape, bool))
@@ -200,6 +192,7 @@ class UniformSampler:
             self._history["counts"] = mx.array(counts)
         if "last" not in self._history:
             self._history["last"] = mx.array(np.full(len(self._rows), NOT_FINITE, np.int32))
+        return self._numbers
 
     def _inputs(
         self, logits: mx.array, drafts: Sequence[Sequence[int]] | None = None, length: int = 1

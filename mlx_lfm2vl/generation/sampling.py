@@ -55,11 +55,6 @@ class SamplingKind:
         """The kind that does the same for so many tokens: a `top_k` of all of them is none."""
         return replace(self, top_k=0) if self.top_k >= vocabulary else self
 
-    @property
-    def remembers(self) -> bool:
-        """Whether what follows depends on the tokens before, by arithmetic on the device."""
-        return self.penalty or self.counts
-
 
 def on_gpu() -> bool:
     """Whether functions are compiled, and sorts kept small. On a CPU neither pays: MLX runs a C++ compiler for seconds,
@@ -87,7 +82,7 @@ def sample(
         numbers: as `numbers_of` makes them.
         inputs: of this step. "keys": random keys (B, 2) uint32, unless greedy. "scores": the logits (B, vocabulary)
             float32 that processors made of these. "mask": as `allowed` takes it.
-        history: of a kind that remembers. "seen": the tokens that the repetition penalty is for (B, vocabulary) bool.
+        history: of a kind with penalties. "seen": the tokens that the repetition penalty is for (B, vocabulary) bool.
             "counts": how often the answer has each (B, vocabulary) int32. "last": one more of both (B,) int32.
 
     Returns:
@@ -96,7 +91,7 @@ def sample(
     scores = inputs["scores"] if kind.processed else logits.astype(mx.float32)
     if kind.bias:
         scores = scores + numbers["bias"]
-    if kind.remembers:
+    if history:
         last = _ids(logits.shape[1]) == history["last"][:, None]
         history = {
             name: array + last if name == "counts" else array | last

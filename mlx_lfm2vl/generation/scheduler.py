@@ -77,7 +77,7 @@ class Scheduler:
         self._waiting: list[Sequence] = []
         self._prefilling: deque[_Prefill] = deque()
         self._running = Running(model.config.text_config.vocab_size)
-        self._answers = Ngrams(KEPT)  # of rows with drafts
+        self._answers: Ngrams | None = None  # of rows with drafts
         self._most: int | None = None  # rows at a time, once a step of more has failed
         self._count = 0
 
@@ -95,11 +95,13 @@ class Scheduler:
         """
         ends = generation_config(self._model).eos_token_ids
         limit = min(prompt.options.token_limit, positions_left(self._model, len(prompt.ids), bool(prompt.pictures)))
-        speculation = make_speculation(self._model.config, prompt, self._answers)
-        drafter = None if speculation is None else speculation.drafter
-        others = [each.drafter for each in self._rows.values() if each.drafter is not None]
-        if drafter is not None and any(other is not drafter for other in others):
-            raise OptionError("answers side by side have one DSpark drafter; wait for those with the other one")
+        speculation = None
+        if prompt.options.draft is not None:
+            self._answers = self._answers or Ngrams(KEPT)
+            speculation = make_speculation(self._model.config, prompt, self._answers)
+            drafter, others = speculation.drafter, [row.drafter for row in self._rows.values()]
+            if drafter is not None and any(each is not None and each is not drafter for each in others):
+                raise OptionError("answers side by side have one DSpark drafter; wait for those with the other one")
         row = Sequence(self._count, prompt, self._tokenizer, ends, limit, started, speculation)
         self._count += 1
         self._rows[row.id] = row
@@ -136,6 +138,7 @@ class Scheduler:
         begun = [row for prefill in self._prefilling for row in prefill.rows]
         room = len(self._waiting) if self._most is None else self._most - len(begun) - len(self._running.rows)
         leaders = [prefill.rows[0] for prefill in self._prefilling if len(prefill.rows) == 1]
+        alone: list[list[Sequence]] = []
         short: list[Sequence] = []
         for row in list(self._waiting):
             if room <= 0:
@@ -148,15 +151,17 @@ class Scheduler:
             if self._vision_cache is not None and waits_for_picture(row, begun, self._vision_cache):
                 continue
             self._waiting.remove(row)
+            row.prefilled = max(row.prefilled, row.known)
             room -= 1
             begun.append(row)
             if self._is_short(row):
                 short.append(row)
             else:
                 leaders.append(row)
-                self._begin([row])
-        if short:
-            self._begin(short)
+                alone.append([row])
+        for rows in (*alone, short) if short else alone:
+            work = prefill_rows(self._model, rows, self._vision_cache, self._prompt_cache)
+            self._prefilling.append(_Prefill(rows, work))
 
     def _is_short(self, row: Sequence) -> bool:
         """Whether a row is padded and run with others: its prompt is one chunk, no beginning of it is known, and no
@@ -165,12 +170,6 @@ class Scheduler:
         if row.alone or row.source is not None or len(row.ids) > chunk:
             return False
         return self._prompt_cache is None or not any(shared_beginning(row, other) for other in self._waiting)
-
-    def _begin(self, rows: list[Sequence]) -> None:
-        for row in rows:
-            row.prefilled = max(row.prefilled, row.known)
-        work = prefill_rows(self._model, rows, self._vision_cache, self._prompt_cache)
-        self._prefilling.append(_Prefill(rows, work))
 
     # Prefilling
 
@@ -203,6 +202,8 @@ class Scheduler:
         try:
             if len(left) < len(rows):
                 batch.filter([rows.index(row) for row in left])
+                if all(row.drafter is None for row in left):
+                    batch.follow(None)
             self._running.join(left, batch)
         except Exception as error:
             yield from self._failed(left, error)
@@ -258,7 +259,8 @@ class Scheduler:
                 yield row.id, wrong
                 continue
             cache = None
-            if reason is None and row.forced(FORCED_ALONE if len(rows) == 1 else FORCED_BESIDE):
+            least = FORCED_ALONE if len(rows) == 1 else FORCED_BESIDE
+            if reason is None and row.matcher is not None and row.forced(row.matcher, least):
                 with suppress(OutOfMemoryError), allocations("the answer's next tokens"):
                     cache = self._running.cache_of(row)
             if cache is not None:
@@ -281,7 +283,7 @@ class Scheduler:
     def _remember(self, row: Sequence) -> None:
         """Gives the states of a row that has finished to the prompt cache; nothing where memory runs out. Its answer is
         looked at by later drafts."""
-        if row.speculation is not None:
+        if row.speculation is not None and self._answers is not None:
             self._answers.add_text([*row.ids[-SHORTEST:].tolist(), *row.generated])  # so that its beginning is found
         if row.recorder is None or self._prompt_cache is None:
             return

@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from collections.abc import Sequence as List
-from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 
 from ..constraints.matcher import Matcher
 from ..errors import NotFiniteError, OptionError
-from ..models.dspark import DSparkDraftModel
 from ..processing.tokenizer import Tokenizer
 from .detokenizer import Detokenizer
 from .logits_process import RowState
@@ -38,6 +36,9 @@ class Sequence:
         rejoins: has left the batch to run tokens that its grammar forces.
         cancelled: to be ended at the next step.
         speculation: its drafts, if it has any.
+        drafter: what reads along to propose them, if anything does.
+        timed: whether they end by the clock.
+        matcher: where the answer stands in its grammar, if it has one.
         steps: runs of the model for the answer.
     """
 
@@ -61,24 +62,17 @@ class Sequence:
         self.points: dict[int, bool] = {}
         self.recorder: Recorder | None = None  # of what others may begin with
         self.state: RowState | None = None  # where the host has a part in its logits
+        self.matcher: Matcher | None = None
         self.encoded = self.alone = self.rejoins = self.cancelled = False
         self._first = 0.0  # seconds until the first token
         self._tokens: list[int] = []  # those not yet in a response
         self._logprobs: list[RowLogprobs] = []
         self.steps = 0
         self.speculation = speculation
+        self.drafter = None if speculation is None else speculation.drafter
+        self.timed = speculation is not None and speculation.timed
         self._waited = False  # for tokens that a draft may follow
         self._said: list[int] = [] if speculation is None else self.ids.tolist()  # prompt and answer, for drafts
-
-    @property
-    def drafter(self) -> DSparkDraftModel | None:
-        """The drafter, which reads along to propose its tokens."""
-        return None if self.speculation is None else self.speculation.drafter
-
-    @property
-    def timed(self) -> bool:
-        """True where its drafts end by the clock."""
-        return self.speculation is not None and self.speculation.timed
 
     @property
     def tokens(self) -> np.ndarray:
@@ -93,20 +87,14 @@ class Sequence:
     def begin_state(self) -> None:
         """Makes `state` anew, behind the answer so far."""
         grammar, processors = self.prompt.grammar, self.options.logits_processors
-        if grammar is not None or processors:
-            matcher = None if grammar is None else grammar.matcher(self.generated)
-            self.state = RowState(processors, self.tokens.tolist(), matcher)
+        self.matcher = None if grammar is None else grammar.matcher(self.generated)
+        self.state = RowState(processors, self.tokens.tolist(), self.matcher)
 
-    @property
-    def matcher(self) -> Matcher | None:
-        """Where the answer stands in its grammar, if it has one."""
-        return None if self.state is None else self.state.matcher
-
-    def error(self, not_finite: NotFiniteError | None) -> Exception | None:
-        """Why the answer cannot go on, if it cannot. `not_finite`: what is known where no token could be chosen."""
-        if not_finite is not None and self.options.logits_processors:
+    def error(self, not_finite: NotFiniteError) -> Exception:
+        """Why the answer cannot go on where no token could be chosen."""
+        if self.options.logits_processors:
             return OptionError(f"logits_processors leave no token that is possible, or give NaN; else, {not_finite}")
-        return not_finite or (None if self.matcher is None else self.matcher.error)
+        return not_finite
 
     def propose(self, most: int, vocabulary: int, known: bool) -> list[int]:
         """A draft of the next tokens, at most `most` of them, one less than are left. `known`: whether all tokens are
@@ -148,11 +136,11 @@ class Sequence:
             text += more
         return text, reason
 
-    def forced(self, least: int) -> bool:
-        """Whether at least so many tokens are forced that they can be run together: nobody asks for their logprobs or
-        wants to see them one by one."""
+    def forced(self, matcher: Matcher, least: int) -> bool:
+        """Whether its grammar forces at least so many tokens that they can be run together: nobody asks for their
+        logprobs or wants to see them one by one."""
         plain = not (self.options.logprobs or self.options.logits_processors)
-        return plain and self.matcher is not None and len(self.matcher.forced) >= least
+        return plain and len(matcher.forced) >= least
 
     def push(self, token: int, logprobs: RowLogprobs | None) -> tuple[str, FinishReason | None]:
         """Takes the next token: the text that it makes certain, and why the answer ends with it, if it does."""
@@ -178,7 +166,8 @@ class Sequence:
         """The text, and the tokens since the last response."""
         logprobs = tuple(each.own for each in self._logprobs) if self.options.logprobs else None
         top = tuple(map(self._top, self._logprobs)) if self.options.top_logprobs else None
-        tool_text, stop_text = self.detokenizer.take_tool_text(), self.detokenizer.stop_text
+        tool_text, stop_text = self.detokenizer.tool_text, self.detokenizer.stop_text
+        self.detokenizer.tool_text = ""
         made = GenerationResponse(text, tuple(self._tokens), reason, statistics, logprobs, tool_text, top, stop_text)
         self._tokens, self._logprobs = [], []
         return made
@@ -191,20 +180,16 @@ class Sequence:
     def statistics(self, placeholders: Collection[int]) -> Statistics:
         """The statistics of the row until now."""
         rest, count = time.perf_counter() - self.started - self._first, len(self.generated)
-        return replace(
-            prompt_statistics(self.ids, placeholders),
+        return Statistics(
+            prompt_tokens=len(self.ids),
             cached_tokens=self.cached,
+            image_tokens=int(np.count_nonzero(np.isin(self.ids, [*placeholders]))),
             generated_tokens=count,
             time_to_first_token=self._first,
             prompt_tokens_per_second=(len(self.ids) - self.cached) / self._first if self._first else 0.0,
             tokens_per_second=(count - 1) / rest if count > 1 and rest > 0 else 0.0,
+            peak_memory=mx.get_peak_memory(),
             model_steps=self.steps,
             drafted_tokens=0 if self.speculation is None else self.speculation.drafted,
             accepted_tokens=0 if self.speculation is None else self.speculation.accepted,
         )
-
-
-def prompt_statistics(ids: np.ndarray, placeholders: Collection[int]) -> Statistics:
-    """The statistics of a prompt (n,) that nothing was answered to."""
-    images = int(np.count_nonzero(np.isin(ids, [*placeholders])))
-    return Statistics(len(ids), 0, images, 0, 0.0, 0.0, 0.0, mx.get_peak_memory())

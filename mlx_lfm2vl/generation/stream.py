@@ -1,4 +1,5 @@
-"""One question, one answer: `stream_generate` piece by piece, `generate` all at once."""
+"""One question, one answer: `stream_generate` piece by piece, `generate` all at once; and the steps of a `Scheduler`,
+for all who drive one."""
 
 from __future__ import annotations
 
@@ -8,18 +9,22 @@ from typing import Any, Unpack
 
 import mlx.core as mx
 
+from ..backends.memory import WiredLimit
 from ..errors import OptionError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
+from ..processing.tokenizer import Tokenizer
+from ..threads import cancellation
 from .arguments import CallOverrides, GenerateArguments
-from .drive import drive
-from .lockstep import make_scheduler
+from .lockstep import LeadingScheduler
 from .options import GenerationOptions
-from .prompt_cache import PromptCache, check_prompt_cache
+from .prompt_cache import PromptCache
 from .request import GenerationRequest, check_pair, encode
 from .response import GenerationResponse
-from .vision_cache import VisionCache, check_vision_cache
-from .watch import Progress, Stop
+from .scheduler import Output, Scheduler
+from .sequence import Sequence as Row
+from .vision_cache import VisionCache
+from .watch import Progress, Stop, check_callable
 
 
 def stream_generate(
@@ -59,8 +64,6 @@ def stream_generate(
     started = time.perf_counter()
     mx.reset_peak_memory()
     check_pair(model, processor)
-    check_vision_cache(vision_cache)
-    check_prompt_cache(prompt_cache)
     image_overrides: dict[str, Any] = {**overrides}
     if isinstance(prompt, GenerationRequest):
         beside = {
@@ -93,3 +96,59 @@ def generate(
     """The whole text of `stream_generate`, with the same arguments and errors. Tool calls are no text; they are in the
     pieces of `stream_generate`."""
     return "".join(piece.text for piece in stream_generate(model, processor, prompt, images, **arguments))
+
+
+def make_scheduler(
+    model: Lfm2VlForConditionalGeneration,
+    tokenizer: Tokenizer,
+    *,
+    vision_cache: VisionCache | None = None,
+    prompt_cache: PromptCache | None = None,
+) -> Scheduler:
+    """A scheduler for the model: of this process alone, or of rank 0 where others share the model. Raises `OptionError`
+    for what is no cache, or one of another model."""
+    for cache, kind in ((vision_cache, VisionCache), (prompt_cache, PromptCache)):
+        if cache is not None:
+            kind.check(cache)
+    if model.lead is not None:
+        return LeadingScheduler(model, tokenizer)
+    return Scheduler(model, tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
+
+
+def step(scheduler: Scheduler, stop: Stop) -> list[Output]:
+    """One step. `stop` is asked before, and within a prompt's layers by a backend that computes when it is called; true
+    cancels all rows."""
+
+    def ask() -> None:
+        if stop():
+            scheduler.cancel_all()
+
+    ask()
+    with cancellation(ask):
+        return scheduler.step()
+
+
+def drive(
+    scheduler: Scheduler, row: Row, stop: Stop | None = None, progress: Progress | None = None
+) -> Generator[GenerationResponse, None, None]:
+    """The responses of the only row of a scheduler. Raises what went wrong with it.
+
+    Args:
+        scheduler: which holds no other row.
+        row: what `Scheduler.add` returned.
+        stop: as in `step`.
+        progress: told of the tokens of the prompt that are done, and of all.
+    """
+    check_callable("stop", stop)
+    check_callable("progress", progress)
+    before = 0
+    with WiredLimit():
+        while len(scheduler):
+            outputs = scheduler.step() if stop is None else step(scheduler, stop)
+            if progress is not None and row.prefilled > before:
+                progress(row.prefilled, len(row.ids))
+            before = row.prefilled
+            for _, item in outputs:
+                if isinstance(item, Exception):
+                    raise item
+                yield item

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from ..errors import InputError, OptionError
+from ..errors import InputError
 from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
 from ..models.siglip2 import pack_views, split_views, vision_passes
 from . import vision_store
@@ -83,12 +83,6 @@ class VisionCache(BoundCache[bytes, mx.array, VisionStore]):
             self.nbytes -= self._entries.popitem(last=False)[1].nbytes
 
 
-def check_vision_cache(vision_cache: VisionCache | None) -> None:
-    """Raises `OptionError` for what is no `VisionCache`."""
-    if not (vision_cache is None or isinstance(vision_cache, VisionCache)):
-        raise OptionError(f"vision_cache is {type(vision_cache).__name__}, expected a VisionCache")
-
-
 def view_key(pixels: np.ndarray, grid: tuple[int, int]) -> bytes:
     """Identity of a view: of its true patches (patches, channels*patch*patch) and its grid (h, w)."""
     digest = hashlib.blake2b(repr((grid, pixels.dtype.str)).encode(), digest_size=16)
@@ -155,7 +149,7 @@ def _encode_pass(
     depth, step = model.config.vision_config.num_hidden_layers, layers_per_piece(model.config.vision_config, grids)
     hidden = tower.embeddings(pack_views(pixels, grids), grids)
     for first in range(0, depth, step):
-        hidden = tower.encode(hidden, grids, slice(first, first + step))
+        hidden = tower.encoder(hidden, grids, slice(first, first + step))
         if first + step < depth:
             mx.eval(hidden)
             yield 0

@@ -7,6 +7,7 @@ They cannot be trimmed: rewinding needs a copy of them (see `Cache.checkpoint`),
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import mlx.core as mx
@@ -16,29 +17,23 @@ from ..config import TextConfig
 from .key_values import right_aligned
 
 
+@dataclass(eq=False)
 class BoundedState:
     """The state of a layer with a bounded past: arrays whose first axis is the row, none before the first call.
 
     With `records` the next call leaves in `block` what it had and all of its own, of which `trim` keeps a beginning.
     """
 
-    def __init__(self, length: int):
-        self.length = length
-        self.inputs: tuple[mx.array, ...] = ()
-        self.records = False
-        self.block: tuple[mx.array, ...] = ()
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        return list(self.inputs)
+    length: int
+    states: tuple[mx.array, ...] = ()
+    records: bool = False
+    block: tuple[mx.array, ...] = ()
 
     def filter(self, rows: mx.array) -> None:
-        self.inputs = tuple(array[rows] for array in self.inputs)
+        self.states = tuple(array[rows] for array in self.states)
 
     def copy(self) -> Self:
-        twin = type(self)(self.length)
-        twin.inputs = self.inputs
-        return twin
+        return type(self)(self.length, self.states)
 
 
 class ConvCache(BoundedState):
@@ -50,20 +45,20 @@ class ConvCache(BoundedState):
 
     def row(self, index: int, offset: int) -> ConvCache:
         twin = ConvCache(self.length)
-        twin.inputs = tuple(array[index : index + 1] for array in self.inputs)
+        twin.states = tuple(array[index : index + 1] for array in self.states)
         return twin
 
     def trim(self, counts: Sequence[int]) -> None:
         """Keeps the first tokens of each row of the last call, so many, which was recorded."""
         (block,) = self.block
-        self.inputs = tuple(mx.split(_cut(block, counts, self.length, axis=1), self.length, axis=1))
+        self.states = tuple(mx.split(_cut(block, counts, self.length, axis=1), self.length, axis=1))
         self.records, self.block = False, ()
 
     @staticmethod
     def merge(layers: Sequence[ConvCache], offsets: Sequence[int]) -> ConvCache:
         twin = ConvCache(layers[0].length)
-        twin.inputs = tuple(
-            mx.concatenate(list(same)) for same in zip(*(layer.inputs for layer in layers), strict=True)
+        twin.states = tuple(
+            mx.concatenate(list(same)) for same in zip(*(layer.states for layer in layers), strict=True)
         )
         return twin
 
@@ -78,12 +73,12 @@ class WindowCache(BoundedState):
 
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Appends (B, kv_heads, L, head_dim) and returns these behind those that were kept."""
-        if self.inputs:
-            known_keys, known_values = self.inputs
+        if self.states:
+            known_keys, known_values = self.states
             keys = mx.concatenate([known_keys, keys], axis=2)
             values = mx.concatenate([known_values, values], axis=2)
         self.block = (keys, values) if self.records else ()
-        self.inputs = (keys[:, :, -self.length :], values[:, :, -self.length :])
+        self.states = (keys[:, :, -self.length :], values[:, :, -self.length :])
         return keys, values
 
     def trim(self, counts: Sequence[int], length: int) -> None:
@@ -92,14 +87,14 @@ class WindowCache(BoundedState):
         before = self.block[0].shape[2] - length
         kept = min(self.length, before + max(counts))
         ends = [before + count - kept for count in counts]
-        self.inputs = tuple(_cut(array, ends, kept, axis=2) for array in self.block)
+        self.states = tuple(_cut(array, ends, kept, axis=2) for array in self.block)
         self.records, self.block = False, ()
 
     def row(self, index: int, offset: int) -> WindowCache:
         """A row that has seen `offset` tokens."""
         twin = WindowCache(self.length)
         kept = min(offset, self.length)
-        twin.inputs = tuple(mx.contiguous(array[index : index + 1, :, -kept:]) for array in self.inputs)
+        twin.states = tuple(mx.contiguous(array[index : index + 1, :, -kept:]) for array in self.states)
         return twin
 
     @staticmethod
@@ -107,14 +102,14 @@ class WindowCache(BoundedState):
         """The rows of several, of which each has seen `offsets` tokens, aligned at the right."""
         twin = WindowCache(layers[0].length)
         counts = [min(offset, twin.length) for offset in offsets]
-        twin.inputs = tuple(
+        twin.states = tuple(
             mx.concatenate(
                 [
                     right_aligned(array, slice(array.shape[2] - count, array.shape[2]), max(counts))
                     for array, count in zip(same, counts, strict=True)
                 ]
             )
-            for same in zip(*(layer.inputs for layer in layers), strict=True)
+            for same in zip(*(layer.states for layer in layers), strict=True)
         )
         return twin
 

@@ -124,7 +124,7 @@ class Cache:
     @property
     def arrays(self) -> list[mx.array]:
         """All state arrays, to be evaluated together."""
-        return [array for layer in self.layers for array in layer.arrays]
+        return [array for layer in self.layers for array in layer.states]
 
     @property
     def batch(self) -> int | None:
@@ -141,7 +141,7 @@ class Cache:
         Without `detach` nothing is computed, and the states may hold the larger arrays that they are cut from: for a
         point that is soon forgotten.
         """
-        states = tuple(layer.inputs for layer in self.layers if isinstance(layer, BoundedState))
+        states = tuple(layer.states for layer in self.layers if isinstance(layer, BoundedState))
         if detach:
             states = tuple(tuple(mx.contiguous(array) for array in inputs) for inputs in states)
             mx.eval(states)
@@ -152,7 +152,7 @@ class Cache:
         states = iter(checkpoint.states)
         for layer in self.layers:
             if isinstance(layer, BoundedState):
-                layer.inputs = next(states)
+                layer.states = next(states)
             else:
                 layer.offset = checkpoint.offset
         self.offset = checkpoint.offset
@@ -183,7 +183,7 @@ class Cache:
             if isinstance(layer, KeyValueCache):
                 layer.select(index)
             elif isinstance(layer, WindowCache):
-                layer.inputs = tuple(array[:, :, -self.offset :] for array in layer.inputs)
+                layer.states = tuple(array[:, :, -self.offset :] for array in layer.states)
 
 
 def _new_layer(config: TextConfig, kind: str, kv_bits: int | None = None) -> LayerCache:
@@ -192,7 +192,7 @@ def _new_layer(config: TextConfig, kind: str, kv_bits: int | None = None) -> Lay
     if kind == "sliding_attention":
         assert isinstance(config, Lfm3Config)
         return WindowCache(config.sliding_window - 1)
-    size = group_size(config.head_dim)
+    size = None if kv_bits is None else group_size(config.head_dim)
     return KeyValueCache() if kv_bits is None or size is None else QuantizedKeyValueCache(kv_bits, size)
 
 

@@ -6,6 +6,7 @@ Buffers grow in steps, so that a token costs no copy of the past.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ GROWTH_STEP = 256  # tokens
 KV_BITS = (8, 4)
 
 
+@dataclass(eq=False)
 class KeyValueCache:
     """Keys and values (B, kv_heads, offset, head_dim) of one attention layer.
 
@@ -24,10 +26,8 @@ class KeyValueCache:
     """
 
     names: ClassVar[tuple[str, ...]] = ("keys", "values")
-
-    def __init__(self) -> None:
-        self.states: tuple[mx.array, ...] = ()
-        self.offset = 0
+    states: tuple[mx.array, ...] = ()
+    offset: int = 0
 
     def empty(self) -> KeyValueCache:
         """A cache of the same kind, for another past."""
@@ -37,13 +37,9 @@ class KeyValueCache:
         """The last dimension of each state."""
         return head_dim, head_dim
 
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Appends (B, kv_heads, L, head_dim) and returns all so far, (B, kv_heads, offset, head_dim)."""
-        keys, values = self._append(keys, values)
-        return keys, values
-
-    def _append(self, *new: mx.array) -> tuple[mx.array, ...]:
-        """Appends to each of the states, (B, kv_heads, L, ...), and returns what is used of them."""
+    def update(self, *new: mx.array) -> tuple[mx.array, ...]:
+        """Appends keys and values, (B, kv_heads, L, ...) for each of the states, and returns what is used of them, (B,
+        kv_heads, offset, ...)."""
         end = self.offset + new[0].shape[2]
         if not self.states or end > self.states[0].shape[2]:
             room = -(-end // GROWTH_STEP) * GROWTH_STEP - self.offset
@@ -60,10 +56,6 @@ class KeyValueCache:
             array[..., self.offset : end, :] = own
         self.offset = end
         return tuple(array[..., :end, :] for array in self.states)
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        return list(self.states)
 
     def filter(self, rows: mx.array) -> None:
         self.states = tuple(array[rows] for array in self.states)
@@ -117,14 +109,13 @@ class QuantizedKeyValueCache(KeyValueCache):
     def widths(self, head_dim: int) -> tuple[int, ...]:
         return (head_dim * self.bits // 32, head_dim // self.group_size, head_dim // self.group_size) * 2
 
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """As `KeyValueCache.update`, dequantised."""
-        made = self._quantized(keys, values)
-        dense = [
+    def update(self, *new: mx.array) -> tuple[mx.array, ...]:
+        """Appends keys and values (B, kv_heads, L, head_dim), and returns all so far, dequantised."""
+        made = self._quantized(*new)
+        return tuple(
             mx.dequantize(packed, scales, biases, self.group_size, self.bits)
             for packed, scales, biases in (made[:3], made[3:])
-        ]
-        return dense[0], dense[1]
+        )
 
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str | None
@@ -153,7 +144,7 @@ class QuantizedKeyValueCache(KeyValueCache):
         new = [
             part for array in (keys, values) for part in mx.quantize(array, group_size=self.group_size, bits=self.bits)
         ]
-        return self._append(*new)
+        return super().update(*new)
 
 
 def group_size(head_dim: int) -> int | None:

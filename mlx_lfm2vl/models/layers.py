@@ -43,9 +43,9 @@ def add_linear(residual: mx.array, x: mx.array, layer: nn.Module) -> mx.array:
 class FusedQKV:
     """Dense linear layers of one input, with biases, as one product.
 
-    The layers' weights become views of one array, so nothing is held twice. It is valid for these very arrays: `fits`
-    is false once a layer's weight or bias is replaced (by `update`, a quantisation, a cast). Writing into one in place,
-    as in `layer.weight[0] = 0`, is not seen; replace it instead. A copy of a module has none.
+    The layers' weights become views of one array, so nothing is held twice. It is valid for these very arrays: once a
+    layer's weight or bias is replaced (by `update`, a quantisation, a cast), the layers are called. Writing into one in
+    place, as in `layer.weight[0] = 0`, is not seen; replace it instead. A copy of a module has none.
     """
 
     def __init__(self, layers: Sequence[nn.Linear]):
@@ -65,16 +65,13 @@ class FusedQKV:
         dense = all(type(layer) is nn.Linear and "bias" in layer for layer in layers)
         return dense and len({(layer.weight.dtype, layer.weight.shape[1]) for layer in layers}) == 1
 
-    def fits(self, layers: Sequence[nn.Module]) -> bool:
-        """Whether the layers still have the weights that were fused."""
-        return all(
-            layer.get("weight") is weight and layer.get("bias") is bias
-            for layer, (weight, bias) in zip(layers, self._parts, strict=True)
-        )
-
-    def __call__(self, x: mx.array) -> list[mx.array]:
-        """(..., in) -> the output of each layer, as views of one array."""
-        return list(mx.split(mx.addmm(self._bias, x, self._weight.T), self._ends, axis=-1))
+    def __call__(self, x: mx.array, layers: Sequence[nn.Module]) -> list[mx.array]:
+        """(..., in) -> the output of each layer, as views of one array if they still have the weights that were
+        fused."""
+        pairs = zip(layers, self._parts, strict=True)
+        if all(layer.get("weight") is weight and layer.get("bias") is bias for layer, (weight, bias) in pairs):
+            return list(mx.split(mx.addmm(self._bias, x, self._weight.T), self._ends, axis=-1))
+        return [layer(x) for layer in layers]
 
     def __deepcopy__(self, memo: object) -> None:
         return None  # a copied layer's arrays are its own

@@ -189,6 +189,10 @@ class Lfm2Model(nn.Module):
         self.embedding_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         attention = [index for index, kind in enumerate(config.layer_types) if kind != "conv"]
         self._last_attention = attention[-1] if attention else None
+        # The last tokens behind the last attention that decide the last one's result: itself and, for each
+        # convolution, the taps before.
+        convolutions = config.num_hidden_layers - 1 - (self._last_attention or 0)
+        self._deciding = 1 + convolutions * (config.conv_L_cache - 1)
 
     def embed(self, ids: mx.array) -> mx.array:
         """(B, L) -> (B, L, hidden), of the type that the layers compute in: MLX makes bfloat16 of some quantised
@@ -222,8 +226,8 @@ class Lfm2Model(nn.Module):
         if context is None:
             context = Context.following(length, cache.offset if cache else 0)
         x = inputs_embeds
-        few = last_only and hidden_states is None and attentions is None
-        queries = self._needed(length) if few else length
+        few = last_only and hidden_states is None and attentions is None and self._last_attention is not None
+        queries = min(length, self._deciding) if few else length
         contexts = self.contexts(context, cache.offset if cache else 0)
         drafter = cache.drafter if cache is not None else None
         read = drafter.target_layer_ids if drafter is not None else ()
@@ -257,11 +261,3 @@ class Lfm2Model(nn.Module):
     def contexts(self, context: Context, past: int = 0) -> dict[str, Context]:
         """The context of each type of layers, behind `past` tokens in the cache."""
         return dict.fromkeys(self.config.layer_types, context)
-
-    def _needed(self, length: int) -> int:
-        """The number of last tokens behind the last attention decide the last one's result: itself and, for each
-        convolution, the taps before. At most `length`."""
-        if self._last_attention is None:
-            return length
-        convolutions = self.config.num_hidden_layers - 1 - self._last_attention
-        return min(length, 1 + convolutions * (self.config.conv_L_cache - 1))

@@ -162,7 +162,7 @@ class Lfm3VlVisionModel(nn.Module):
         """(views, h*w, numbers of a patch) -> (views, h*w, hidden)."""
         return self.embedding_norm(self.patchifier(patches.astype(self.embedding_norm.weight.dtype)))
 
-    def encode(self, x: mx.array, grids: Grids, layers: slice = slice(None)) -> mx.array:
+    def encoder(self, x: mx.array, grids: Grids, layers: slice = slice(None)) -> mx.array:
         """Embedded patches through some of the layers, or all; the same shape."""
         neighbours, rotation = neighbours_of(grids), axial_rotation(self.config, grids)
         flat = x.reshape(-1, x.shape[-1])
@@ -182,10 +182,10 @@ class Lfm3VlVisionModel(nn.Module):
         layer and then the result of the last."""
         x = self.embeddings(patches, grids)
         if hidden_states is None:
-            return self.encode(x, grids)
+            return self.encoder(x, grids)
         for index in range(len(self.layers)):
             hidden_states.append(x)
-            x = self.encode(x, grids, slice(index, index + 1))
+            x = self.encoder(x, grids, slice(index, index + 1))
         hidden_states.append(x)
         return x
 

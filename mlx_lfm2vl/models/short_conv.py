@@ -73,8 +73,8 @@ class Lfm2ShortConv(nn.Module):
 
     def past(self, x: mx.array, cache: ConvCache | None) -> list[mx.array]:
         """The K - 1 taps before those of `x`, oldest first, (B, 1, hidden) each."""
-        if cache is not None and cache.inputs:
-            return list(cache.inputs)
+        if cache is not None and cache.states:
+            return list(cache.states)
         return [mx.zeros((x.shape[0], 1, self.conv.weight.shape[0]), x.dtype)] * (self.L_cache - 1)
 
     def __call__(
@@ -101,5 +101,5 @@ class Lfm2ShortConv(nn.Module):
             if cache is not None and cache.records:
                 cache.block = (joined,)
         if cache is not None:
-            cache.inputs = tuple(last)
+            cache.states = tuple(last)
         return mixed

@@ -22,11 +22,6 @@ PATCHES_PER_PASS = 4096  # bounds the tower's activations; four full tiles
 Groups = Sequence[tuple[int, int]]  # neighbours of equally many patches: how many views, of how many patches
 
 
-def groups_of(grids: Grids) -> Groups:
-    """The views that attention can take together."""
-    return [(len(list(alike)), patches) for patches, alike in groupby(height * width for height, width in grids)]
-
-
 @lru_cache(maxsize=512)
 def resize_matrix(source: int, target: int) -> np.ndarray:
     """Weights (target, source) float32 of an antialiased bilinear resize of `source` samples to `target`.
@@ -133,15 +128,10 @@ class Siglip2Attention(nn.Module):
         layers = (self.q_proj, self.k_proj, self.v_proj)
         self._fused = FusedQKV(layers) if FusedQKV.possible(layers) else None
 
-    def _project(self, x: mx.array) -> list[mx.array]:
-        layers = (self.q_proj, self.k_proj, self.v_proj)
-        if self._fused is not None and self._fused.fits(layers):
-            return self._fused(x)
-        return [layer(x) for layer in layers]
-
     def __call__(self, x: mx.array, groups: Groups) -> mx.array:
         """(views, patches, hidden) -> the same shape."""
-        projected, outputs, start = self._project(x), [], 0
+        layers, outputs, start = (self.q_proj, self.k_proj, self.v_proj), [], 0
+        projected = [layer(x) for layer in layers] if self._fused is None else self._fused(x, layers)
         for views, patches in groups:
             end = start + views * patches
             parts = projected if len(groups) == 1 else [y[:, start:end] for y in projected]
@@ -184,8 +174,10 @@ class Siglip2Encoder(nn.Module):
         super().__init__()
         self.layers = [Siglip2EncoderLayer(config) for _ in range(config.num_hidden_layers)]
 
-    def __call__(self, x: mx.array, groups: Groups, layers: slice = slice(None)) -> mx.array:
-        """(views, patches, hidden) -> the same shape, through some of the layers or all."""
+    def __call__(self, x: mx.array, grids: Grids, layers: slice = slice(None)) -> mx.array:
+        """Embedded patches through some of the layers, or all; the same shape."""
+        alike = groupby(height * width for height, width in grids)
+        groups = [(len(list(views)), patches) for patches, views in alike]
         for layer in self.layers[layers]:
             x = layer(x, groups)
         return x
@@ -215,15 +207,11 @@ class Siglip2VisionModel(nn.Module):
         """
         x = self.embeddings(patches, grids)
         if hidden_states is None:
-            return self.post_layernorm(self.encode(x, grids))
+            return self.post_layernorm(self.encoder(x, grids))
         hidden_states.append(x)
         for index in range(len(self.encoder.layers)):
-            hidden_states.append(self.encode(hidden_states[-1], grids, slice(index, index + 1)))
+            hidden_states.append(self.encoder(hidden_states[-1], grids, slice(index, index + 1)))
         return self.post_layernorm(hidden_states[-1])
-
-    def encode(self, x: mx.array, grids: Grids, layers: slice = slice(None)) -> mx.array:
-        """Embedded patches through some of the layers, or all; the same shape."""
-        return self.encoder(x, groups_of(grids), layers)
 
     def fuse(self) -> None:
         """Lets a GPU start fewer kernels."""

@@ -13,7 +13,7 @@ import bisect
 import functools
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import PromptError
@@ -70,12 +70,7 @@ def _any_of(tokens: list[str], depth: int = 0) -> str:
     return f"{re.escape(alike)}(?:{'|'.join(ways)}){'?' if len(rest) < len(tokens) else ''}"
 
 
-def control_pattern(tokens: Iterable[str]) -> ControlTokens:
-    """A finder of any of the tokens."""
-    return _control_tokens(frozenset(tokens))
-
-
-_control_tokens = functools.lru_cache(maxsize=32)(ControlTokens)
+control_tokens_of = functools.lru_cache(maxsize=32)(ControlTokens)
 
 
 class Marked(str):
@@ -120,6 +115,8 @@ def _mark_text(text: str, tokens: ControlTokens) -> str:
 def pieces(text: str, tokens: ControlTokens) -> list[tuple[str, bool]]:
     """The text cut at its marks: (piece, whether it is a marked token). Lone marks vanish; where the sides would join
     to a token they part them."""
+    if START not in text and END not in text:
+        return [(text, False)] if text else []
     made: list[tuple[str, bool]] = []
     for part, is_token in _marked_tokens(text, tokens):
         if is_token:
@@ -158,6 +155,7 @@ def _rests(parts: list[str], length: int) -> list[str]:
     return rests[::-1]
 
 
+@functools.lru_cache(maxsize=32)
 def unmarked(*tokens: str) -> re.Pattern[str]:
     """Finds tokens where they are not marked; without any, nothing."""
     return re.compile(f"(?<!{START})(?:{'|'.join(map(re.escape, tokens)) or '(?!)'})")

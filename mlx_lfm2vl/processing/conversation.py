@@ -179,15 +179,15 @@ def with_page_items(
     """The conversations and the pictures of `images`, each PDF document replaced by an item, or a picture, a page.
     Raises `ImageError` and `PromptError`."""
     given = [] if images is None else flatten(images)
-    empty = sum(_is_empty(item) for messages in conversations for item in _image_items(messages))
+    empty = sum(_is_empty(item) for messages in conversations for item in _image_items(messages)) if given else 0
     rest = iter(given if len(given) == empty else ())  # another count is refused later
     beside: list[Any] = []
 
     def expanded(item: Any) -> list[Any]:
-        if not _is_image(item) or item["type"] == "video":
+        if not isinstance(item, Mapping) or item.get("type") != "image":
             return [item]
-        if not _is_empty(item):
-            sources = _sources(item, policy)
+        sources = _sources(item, policy)
+        if sources[0] is not None:
             pages = [page for source in sources for page in expand_pages(source, policy)]
             same = len(pages) == len(sources) and all(map(operator.is_, pages, sources))
             return [item] if same else [{"type": "image", "image": page} for page in pages]
@@ -195,13 +195,7 @@ def with_page_items(
         beside.extend(pages)
         return [item] * max(1, len(pages))
 
-    def paged(message: Mapping[str, Any]) -> dict[str, Any]:
-        content = message.get("content")
-        if not isinstance(content, (list, tuple)):
-            return dict(message)
-        return {**message, "content": [each for item in content for each in expanded(item)]}
-
-    made = [[paged(message) for message in messages] for messages in conversations]
+    made = [_with_items(messages, expanded) for messages in conversations]
     check_number(sum(len(_image_items(messages)) for messages in made), policy)
     return made, beside if len(beside) > len(given) else images
 
@@ -221,8 +215,13 @@ def replace_videos(
         sampling = {name: item.get(name) for name in SAMPLING}
         return made(load_video(sources[0], policy=policy, frame_rate=next(rates, None), **sampling))
 
+    return _with_items(messages, replaced)
+
+
+def _with_items(messages: Sequence[Mapping[str, Any]], made: Callable[[Any], list[Any]]) -> list[dict[str, Any]]:
+    """The messages with the items that are made of each item of their contents in place of it."""
     return [
-        {**message, "content": [each for item in message["content"] for each in replaced(item)]}
+        {**message, "content": [each for item in message["content"] for each in made(item)]}
         if isinstance(message.get("content"), (list, tuple))
         else dict(message)
         for message in messages
@@ -237,10 +236,6 @@ def as_frames(video: Video) -> list[dict[str, Any]]:
     return items
 
 
-def _is_image(item: Any) -> bool:
-    return isinstance(item, Mapping) and item.get("type") in ("image", "video")
-
-
 def _is_empty(item: Mapping[str, Any]) -> bool:
     """Whether an image item only marks a place."""
     return all(item.get(name) is None for name in (*SOURCES, *VIDEO_SOURCES))
@@ -248,7 +243,8 @@ def _is_empty(item: Mapping[str, Any]) -> bool:
 
 def _image_items(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     contents = [message.get("content") for message in messages]
-    return [item for content in contents if isinstance(content, (list, tuple)) for item in content if _is_image(item)]
+    items = (item for content in contents if isinstance(content, (list, tuple)) for item in content)
+    return [item for item in items if isinstance(item, Mapping) and item.get("type") in ("image", "video")]
 
 
 def pictures_of(conversations: Sequence[Sequence[Mapping[str, Any]]], images: Any, policy: SourcePolicy) -> Any:

@@ -10,6 +10,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -59,12 +60,13 @@ class ImageProcessor(ABC):
             raise OptionError(f"source_policy is {type(source_policy).__name__}, expected a SourcePolicy")
         self.source_policy = source_policy
         self.config = config or self.config_class()
-        self.config = self.configured(**overrides)
+        if overrides:
+            self.config = self.configured(**overrides)
 
     def __getattr__(self, name: str) -> Any:
         if name != "config" and (
             name in self.config_class.__dataclass_fields__
-            or isinstance(getattr(self.config_class, name, None), property)
+            or isinstance(getattr(self.config_class, name, None), (property, cached_property))
         ):
             return getattr(self.config, name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
@@ -115,7 +117,7 @@ class ImageProcessor(ABC):
     def configured(self, **overrides: Any) -> Any:
         """The policy with the overrides of one call. Raises `OptionError`."""
         try:
-            return self.config.with_overrides(**overrides) if overrides else self.config
+            return self.config.with_overrides(**overrides)
         except ConfigError as error:
             raise OptionError(str(error)) from None
 
@@ -124,7 +126,7 @@ class ImageProcessor(ABC):
         expanded. "pixel_values" (views, patches, numbers of a patch) float32 and "spatial_shapes" (views, 2) int64, the
         patch grid of each view as (rows, columns). `images`: one picture or a (nested) list of whatever `load_image`
         reads; a PDF document is given as its pages. Raises `ImageError`, `OptionError`."""
-        config, pictures = self.configured(**overrides), flatten(images)
+        config, pictures = self.configured(**overrides) if overrides else self.config, flatten(images)
         if not config.do_rescale:  # which says of pictures of floats that they are in 0..1 already, as all are here
             floats = [isinstance(picture, np.ndarray) and picture.dtype.kind == "f" for picture in pictures]
             if any(floats) and not all(floats):

@@ -70,9 +70,9 @@ def ended(file: BinaryIO) -> Image.Image | None:
 
 def with_end(image: Image.Image) -> Image.Image:
     """A JPEG picture that a caller has opened and not read yet, as it is with its last marker, if that alone is
-    missing; any other image itself."""
+    missing; else the picture itself."""
     file: Any = getattr(image, "fp", None)
-    if file is None or image.format != "JPEG":
+    if file is None:
         return image
     try:
         at = file.tell()

@@ -61,8 +61,9 @@ def load_image(
     if isinstance(picture, PdfPage):
         return picture.draw(policy, config)
     if isinstance(picture, Image.Image):
-        name = f"PIL image {short(str(getattr(picture, 'filename', '') or picture.mode))}"
-        return decode(with_end(picture), name, policy, config)
+        file = getattr(picture, "filename", "")
+        name = f"PIL image {short(str(file)) if file else picture.mode}"
+        return decode(with_end(picture) if picture.format == "JPEG" else picture, name, policy, config)
     if is_array(picture):
         return _from_array(picture, policy)
     with opened(picture, policy) as file:

@@ -15,11 +15,12 @@ import numpy as np
 
 from ..errors import TemplateError
 from .batch_feature import BatchFeature
+from .control_tokens import ControlTokens
 from .conversation import as_frames, replace_videos
 from .fetch import SourcePolicy
 from .image_processor import ImageProcessor
 from .prompt import Expanded, ImageMarkup, assign_pictures, expand, image_spans
-from .special_tokens import IMAGE_TOKENS
+from .special_tokens import IMAGE_TOKENS, image_token
 from .tokenizer import Tokenizer
 from .video import PICTURES, Video, frames_as_pictures, held
 from .view_plan import ViewPlan
@@ -70,6 +71,12 @@ class PromptEncoder:
         """The compiled chat template. Raises `TemplateError` naming the file that is missing or damaged."""
         return self._compiled(self._chat_template)
 
+    @functools.cached_property
+    def control_tokens(self) -> ControlTokens:
+        """Finds the tokens that steer the model in texts for the template. Raises as `template`, and
+        `TokenizerError`."""
+        return self.tokenizer.control_tokens(self.template.literal_text)
+
     @property
     def chat_template(self) -> str | None:
         """The template's text, None if the checkpoint has none."""
@@ -81,7 +88,8 @@ class PromptEncoder:
     @chat_template.setter
     def chat_template(self, source: str | None) -> None:
         self._chat_template = source
-        self.__dict__.pop("template", None)
+        for made in ("template", "control_tokens"):
+            self.__dict__.pop(made, None)
 
     def _compiled(self, source: str | None) -> ChatTemplate:
         from .template import ChatTemplate  # jinja2, which those who only process pictures do not need
@@ -122,7 +130,8 @@ class PromptEncoder:
     def markup(self, use_image_special_tokens: bool | None = None) -> ImageMarkup:
         """The tokens that stand for pictures in this checkpoint's texts."""
         markers = self.use_image_special_tokens if use_image_special_tokens is None else use_image_special_tokens
-        image, start, end, thumbnail = (str(getattr(self.tokenizer, name)) for name in IMAGE_TOKENS)
+        config, named = self.tokenizer.config, self.tokenizer.special_tokens_map
+        image, start, end, thumbnail = (str(image_token(name, config, named)) for name in IMAGE_TOKENS)
         return ImageMarkup(image, start, end, thumbnail, markers)
 
     def encode_text(
@@ -160,7 +169,7 @@ class PromptEncoder:
         patches, flat_plans = BatchFeature(), list[ViewPlan]()
         if any(pictures):
             patches, flat_plans = self.image_processor.encode(pictures, **image_overrides)
-        else:
+        elif image_overrides:
             self.image_processor.configured(**image_overrides)  # refuses bad options also where no picture is
         rest = iter(flat_plans)
         plans = [tuple(next(rest) for _ in sample) for sample in pictures]
@@ -168,5 +177,7 @@ class PromptEncoder:
 
     def _spans(self, ids: Sequence[int], plans: Sequence[ViewPlan], markup: ImageMarkup) -> tuple[tuple[int, int], ...]:
         """Places of the pictures in the ids. Raises `TokenizerError` if there are any and no token for them."""
-        known = self.placeholder_ids if plans else self.tokenizer.convert_tokens_to_ids(markup.placeholders)
+        words, tokens = self.tokenizer, markup.placeholders
+        names = zip(tokens, ("image_token", "video_token"), strict=False)
+        known = [words.id_of(*each) for each in names] if plans else words.convert_tokens_to_ids(tokens)
         return image_spans(ids, plans, known, markup.markers)

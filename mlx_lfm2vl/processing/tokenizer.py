@@ -22,9 +22,9 @@ from ..config.files import check_own, without, writing
 from ..errors import TokenizerError
 from . import tokenizer_backend
 from .batch_feature import SIDES, BatchFeature, TextOptions
-from .control_tokens import ControlTokens, control_pattern, pieces
+from .control_tokens import ControlTokens, control_tokens_of, pieces
 from .special_tokens import NAMED_TOKENS, image_token, named_tokens, restated, special_tokens
-from .tokenizer_backend import Backend, DecodeStream, Encoding, panics
+from .tokenizer_backend import Backend, Encoding, panics
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _OPTIONS = ("padding_side", "truncation_side", "chat_template", "model_max_length")  # of tokenizer_config.json
@@ -55,7 +55,7 @@ class Tokenizer:
         tokenizer_backend.add_special(backend, special_tokens(self.config, self.special_tokens_map))
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(id for id, token in added.items() if token.special)
-        self._control_pattern = control_pattern(token.content for token in added.values())
+        self._control_tokens = control_tokens_of(frozenset(token.content for token in added.values()))
         self._as_read = self._state()
 
     @classmethod
@@ -184,9 +184,9 @@ class Tokenizer:
     def encode_marked(self, text: str) -> list[int]:
         """Ids of a text in which marked control tokens (control_tokens.py) are plain text. Adds no special tokens."""
         ids: list[int] = []
-        for piece, is_text in pieces(text, self._control_pattern):
+        for piece, is_text in pieces(text, self._control_tokens):
             if not is_text:
-                ids += self.encode(piece, add_special_tokens=False)
+                ids += self.encode_batch([piece], add_special_tokens=False)[0].ids
                 continue
             before, model = self.backend.pre_tokenizer, self.backend.model
             with panics(f"{self.where}: {piece!r} cannot be encoded"):
@@ -208,7 +208,7 @@ class Tokenizer:
             )
         if listed is None:
             listed = [t.content for t in added if t.content in template_text and not t.content.isspace()]
-        return control_pattern(token.content for token in added if token.special or token.content in listed)
+        return control_tokens_of(frozenset(t.content for t in added if t.special or t.content in listed))
 
     def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
         return list(self.encode_batch([text], add_special_tokens)[0].tokens)
@@ -280,11 +280,6 @@ class Tokenizer:
             sequences = [row.tolist() if hasattr(row, "tolist") else row for row in sequences]
         texts = self.decode(sequences, skip_special_tokens)
         return [texts] if isinstance(texts, str) else texts
-
-    def decode_stream(self, token_ids: Sequence[int] = ()) -> DecodeStream:
-        """A stream of text that `step(backend, id)` goes on with, special tokens left out. Text of `token_ids` comes
-        with the next step if they make no whole character."""
-        return DecodeStream(list(token_ids), skip_special_tokens=True)
 
 
 def _write(file: Path, config: Mapping[str, Any]) -> None:

@@ -133,8 +133,8 @@ def check_question(
 
 
 def largest_pass(spatial_shapes: Any) -> int:
-    """Patches of the largest pass through the vision tower for views of these grids (views, 2), or None for none."""
-    shapes = np.zeros((0, 2)) if spatial_shapes is None else np.array(spatial_shapes)
+    """Patches of the largest pass through the vision tower for views of these grids (views, 2)."""
+    shapes = np.array(spatial_shapes)
     if shapes.ndim != 2 or shapes.shape[1] != 2:  # what the model refuses
         return 0
     grids = [(int(height), int(width)) for height, width in shapes]

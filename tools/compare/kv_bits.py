@@ -32,7 +32,7 @@ def log_probabilities(model: Lfm2VlForConditionalGeneration, ids: np.ndarray) ->
         logits = model.logits(hidden)[0].astype(mx.float32)
         parts.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
         mx.eval(parts, cache.arrays)
-    held = sum(array.nbytes for layer in cache.layers if isinstance(layer, KeyValueCache) for array in layer.arrays)
+    held = sum(array.nbytes for layer in cache.layers if isinstance(layer, KeyValueCache) for array in layer.states)
     return mx.concatenate(parts), held
 
 

@@ -145,7 +145,7 @@ class CpuDecoderLayer(Lfm2DecoderLayer):
             return self._convolve(x, context, cache, parameters)
         assert not isinstance(cache, ConvCache)
         step = x.shape[1] == 1 and context.positions is None
-        if step and cache is not None and cache.offset and _is_float32(*cache.arrays):
+        if step and cache is not None and cache.offset and _is_float32(*cache.states):
             return self._attend_once(x, context, cache, parameters)
         return self._attend(x, context, cache, query_context or context, parameters)
 
@@ -177,7 +177,7 @@ class CpuDecoderLayer(Lfm2DecoderLayer):
         made, *taps = _with_parameters(layer, x, self.conv.past(x, cache), parameters)
         if cache is not None:
             cache.block = (taps.pop(),) if records else ()
-            cache.inputs = tuple(taps)
+            cache.states = tuple(taps)
         return made
 
     def _attend(
@@ -220,9 +220,9 @@ class CpuDecoderLayer(Lfm2DecoderLayer):
             keys, values = (states[:, :, :past] for states in both)
             return kernels.attention_step(x, keys, values, parameters=of_layer, **options)
 
-        made, key, value = _with_parameters(step, x, cache.arrays, parameters)
+        made, key, value = _with_parameters(step, x, cache.states, parameters)
         cache.update(key, value)
-        mx.async_eval(cache.arrays)  # so that the next token need not wait for them
+        mx.async_eval(cache.states)  # so that the next token need not wait for them
         return made
 
 
