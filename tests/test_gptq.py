@@ -40,11 +40,11 @@ def output_error(weight: np.ndarray, made: dict[str, mx.array], spec: Quantizati
 
 
 def textbook(weight: np.ndarray, hessian: np.ndarray, scales: np.ndarray, biases: np.ndarray, spec) -> np.ndarray:
-    """The weight that optimal brain quantisation in the order of the columns gives, in float64: after each column the
-    inverse of the Hessian loses it."""
+    """The weight that optimal brain quantisation gives, columns of large inputs first, in float64: after each column
+    the inverse of the Hessian loses it."""
     weight, inverse = weight.astype(np.float64), np.linalg.inv(hessian.astype(np.float64))
     out = np.empty_like(weight)
-    for column in range(weight.shape[1]):
+    for column in np.argsort(-np.diag(hessian), kind="stable"):
         scale, bias = (array[:, column // spec.group_size] for array in (scales, biases))
         level = np.clip(np.rint((weight[:, column] - bias) / scale), 0, 2**spec.bits - 1)
         out[:, column] = level * scale + bias

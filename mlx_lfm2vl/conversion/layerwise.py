@@ -87,9 +87,9 @@ def quantize_layerwise(
 
 
 def bytes_beside(stored: StoredTensors, widest: int) -> int:
-    """The memory beside the model: quantised modules, and of the widest input three matrices, its Hessian, that with
-    its rows turned round, and the factor."""
-    return sum(info.nbytes for info in stored.infos.values()) // 2 + 3 * 4 * widest**2
+    """The memory beside the model: quantised modules, and of the widest input four matrices, its Hessian, that with its
+    rows in order, that with its columns too, and the factor."""
+    return sum(info.nbytes for info in stored.infos.values()) // 2 + 4 * 4 * widest**2
 
 
 class Input(nn.Module):
