@@ -81,6 +81,29 @@ def test_levels_are_those_of_the_textbook(bits):
     assert errors[0] == pytest.approx(errors[1], rel=0.01)
 
 
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**32 - 1), BITS)
+def test_inputs_that_have_drifted_are_made_up_for(seed, bits):
+    weight, wanted = problem(seed)
+    rng = np.random.default_rng(seed)
+    given_ = (wanted @ (np.eye(64) + 0.05 * rng.normal(size=(64, 64)))).astype(np.float32)  # what layers before changed
+    hessian, drift = mx.array(given_.T @ given_), mx.array((wanted - given_).T @ given_)
+    spec = Quantization(bits, 32)
+    outputs = [
+        np.array(decode(g.gptq(mx.array(weight), hessian, spec, mx.float32, each), spec, mx.float32)) @ given_.T
+        for each in (None, drift)
+    ]
+    errors = [np.square(each - weight @ wanted.T).sum() for each in outputs]
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_without_drift_the_weight_is_what_it_was():
+    weight, inputs = problem(0)
+    hessian, spec = mx.array(inputs.T @ inputs), Quantization(4, 32)
+    made = [g.gptq(mx.array(weight), hessian, spec, mx.float32, each) for each in (None, mx.zeros((64, 64)))]
+    assert all(np.array_equal(np.array(made[0][name]), np.array(made[1][name])) for name in made[0])
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.data(), BITS)
 def test_packed_levels_are_read_by_mlx(data, bits):

@@ -3,7 +3,9 @@
 Frantar et al., https://arxiv.org/abs/2210.17323. The columns of a weight W (out, in) are rounded one after the other,
 and what rounding one changes in the output is taken back by those that are not rounded yet. Columns of large inputs
 come first, while most are left to take back what they change (the authors' `act-order`, with groups that stay where
-they are). The result has MLX's affine format, so that every MLX program reads it.
+they are). What is rounded is no W itself but a weight whose outputs on the given inputs are near those of W on the
+inputs of the dense model, which takes back what layers before have changed (asymmetric calibration, Li et al.,
+https://arxiv.org/abs/2504.02692). The result has MLX's affine format, so that every MLX program reads it.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from ..weights.quantize import PARTS, Quantization
 
 DAMPING = 0.01  # of the mean diagonal, added to the diagonal
 LEAST = 1e-7  # of a scale, as MLX rounds; float16 has it
+RIDGE = 0.3  # of the mean diagonal, against inputs that are too few to learn a weight from
 BLOCK = 32  # columns whose changes reach the columns after them in one product
 CLIPPING = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)  # shares of a group's range that are tried
 
 
-def gptq(weight: mx.array, hessian: mx.array, spec: Quantization, dtype: mx.Dtype) -> dict[str, mx.array]:
+def gptq(
+    weight: mx.array, hessian: mx.array, spec: Quantization, dtype: mx.Dtype, drift: mx.array | None = None
+) -> dict[str, mx.array]:
     """The tensors of a quantised module, as `quantize.encode` makes them by plain rounding.
 
     Args:
@@ -27,6 +32,8 @@ def gptq(weight: mx.array, hessian: mx.array, spec: Quantization, dtype: mx.Dtyp
         hessian: (in, in) float32, the sum of x xᵀ over the inputs x of the layer.
         spec: an affine width; its groups divide `in`.
         dtype: of scales and biases.
+        drift: (in, in) float32, the sum of (d - x) xᵀ, d the layer's inputs in the dense model. None where they are
+            the same.
 
     Returns:
         `weight` uint32, `scales` and `biases`, evaluated.
@@ -34,6 +41,8 @@ def gptq(weight: mx.array, hessian: mx.array, spec: Quantization, dtype: mx.Dtyp
     assert spec.mode == "affine"
     weight = weight.astype(mx.float32)
     hessian = damped(hessian)
+    if drift is not None:
+        weight = aimed(weight, hessian, drift)
     scales, biases = scales_and_biases(weight, mx.diag(hessian), spec)
     scales, biases = scales.astype(dtype), biases.astype(dtype)
     steps, zeros = (np.array(array.astype(mx.float32)) for array in (scales, biases))
@@ -43,6 +52,14 @@ def gptq(weight: mx.array, hessian: mx.array, spec: Quantization, dtype: mx.Dtyp
     made = dict(zip(PARTS, (packed(levels, spec.bits), scales, biases), strict=True))
     mx.eval(made)
     return made
+
+
+def aimed(weight: mx.array, hessian: mx.array, drift: mx.array) -> mx.array:
+    """The weight (out, in) whose outputs on the inputs x are nearest, by least squares, those of `weight` on the dense
+    model's: W + W D (H + λ)⁻¹. λ holds it where the inputs say little."""
+    ridge = RIDGE * mx.diag(hessian).mean()
+    factor = mx.linalg.cholesky(hessian + ridge * mx.eye(len(hessian)), stream=mx.cpu)
+    return weight + weight @ (drift @ mx.linalg.cholesky_inv(factor, stream=mx.cpu))
 
 
 def damped(hessian: mx.array) -> mx.array:
