@@ -7,7 +7,12 @@ The first, with the extra `reference`, writes LFM3-VL-2B's shape with seeded ran
 Face format; fewer layers of the same widths take less) and the reference's answers as FOLDER/reference.npz. The second
 loads FOLDER with mlx_lfm2vl and prints a table; its exit code is 1 where logits differ by more than 2e-5 or a token
 differs. Prompts are a picture, a video, and a text that is longer than the window of 256 tokens. `reference.py`
-says what stands in the table.
+says what stands in the table. With 5 layers and 2 of the encoder, the backend numpy gives
+
+      prompt    ids     pixels    logits  tokens   margin
+     picture   same  0.0 level   3.4e-06   16/16   0.0283
+       video   same  0.0 level   3.7e-06   16/16   0.0686
+        text   same  0.0 level   3.6e-06   16/16   0.0012
 """
 
 import argparse
