@@ -23,7 +23,7 @@ CLIPPING = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)  # shares of a grou
 
 
 def gptq(
-    weight: mx.array, hessian: mx.array, spec: Quantization, dtype: mx.Dtype, drift: mx.array | None = None
+    weight: mx.array, hessian: mx.array, spec: Quantization, dtype: mx.Dtype, correction: mx.array | None = None
 ) -> dict[str, mx.array]:
     """The tensors of a quantised module, as `quantize.encode` makes them by plain rounding.
 
@@ -32,17 +32,16 @@ def gptq(
         hessian: (in, in) float32, the sum of x xᵀ over the inputs x of the layer.
         spec: an affine width; its groups divide `in`.
         dtype: of scales and biases.
-        drift: (in, in) float32, the sum of (d - x) xᵀ, d the layer's inputs in the dense model. None where they are
-            the same.
+        correction: (in, in) float32, of `correction_of`: W + W C is rounded. None where there is none to make.
 
     Returns:
         `weight` uint32, `scales` and `biases`, evaluated.
     """
     assert spec.mode == "affine"
     weight = weight.astype(mx.float32)
+    if correction is not None:
+        weight = weight + weight @ correction
     hessian = damped(hessian)
-    if drift is not None:
-        weight = aimed(weight, hessian, drift)
     scales, biases = scales_and_biases(weight, mx.diag(hessian), spec)
     scales, biases = scales.astype(dtype), biases.astype(dtype)
     steps, zeros = (np.array(array.astype(mx.float32)) for array in (scales, biases))
@@ -54,12 +53,18 @@ def gptq(
     return made
 
 
-def aimed(weight: mx.array, hessian: mx.array, drift: mx.array) -> mx.array:
-    """The weight (out, in) whose outputs on the inputs x are nearest, by least squares, those of `weight` on the dense
-    model's: W + W D (H + λ)⁻¹. λ holds it where the inputs say little."""
+def correction_of(hessian: mx.array, drift: mx.array) -> mx.array:
+    """The C (in, in) with which W + W C gives on the inputs x, by least squares, what W gives on those of the dense
+    model: D (H + λ)⁻¹. λ holds it where the inputs say little.
+
+    Args:
+        hessian: (in, in) float32, H, the sum of x xᵀ.
+        drift: (in, in) float32, D, the sum of (d - x) xᵀ, d the inputs in the dense model.
+    """
+    hessian = damped(hessian)
     ridge = RIDGE * mx.diag(hessian).mean()
     factor = mx.linalg.cholesky(hessian + ridge * mx.eye(len(hessian)), stream=mx.cpu)
-    return weight + weight @ (drift @ mx.linalg.cholesky_inv(factor, stream=mx.cpu))
+    return drift @ mx.linalg.cholesky_inv(factor, stream=mx.cpu)
 
 
 def damped(hessian: mx.array) -> mx.array:

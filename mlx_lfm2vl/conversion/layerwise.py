@@ -25,7 +25,7 @@ from ..pretrained import Lfm2VlForConditionalGeneration
 from ..weights.load import StoredTensors
 from ..weights.quantize import Quantization, decode, encode
 from .calibration import Question
-from .gptq import gptq
+from .gptq import correction_of, gptq
 from .quantization_error import TOKENS, Inputs, Progress, Steps, embedded, encoded, greedy, load_to_measure
 
 LOOKUPS = 1.0  # the share of looking rows up in the error of embeddings that are the head too
@@ -91,9 +91,9 @@ def quantize_layerwise(
 
 
 def bytes_beside(stored: StoredTensors, widest: int) -> int:
-    """The memory beside the model: quantised modules, and of the widest input six matrices: its Hessian, the drift, the
-    damped Hessian, its factor and inverse, and the product of these."""
-    return sum(info.nbytes for info in stored.infos.values()) // 2 + 6 * 4 * widest**2
+    """The memory beside the model: quantised modules, and of the widest input seven matrices: its Hessian, the drift,
+    the correction, the damped Hessian, that in order, its factor, and the inverse of it."""
+    return sum(info.nbytes for info in stored.infos.values()) // 2 + 7 * 4 * widest**2
 
 
 class Input(nn.Module):
@@ -123,14 +123,14 @@ class Walk:
         self._modules: dict[str, Any] = dict(model.named_modules())
         self._dense: dict[str, mx.array] = {}  # weights of those modules of the block in hand that are rounded
 
-    def round(self, path: str, hessian: mx.array | None = None, drift: mx.array | None = None) -> None:
+    def round(self, path: str, hessian: mx.array | None = None, correction: mx.array | None = None) -> None:
         """Rounds one module; plainly without a Hessian."""
         module, spec = self._modules[path], self._specs[path]
         weight = module.weight
         if hessian is None or spec.mode != "affine":
             parts = encode(weight.astype(self._dtype), spec)
         else:
-            parts = gptq(weight, hessian, spec, self._dtype, drift)
+            parts = gptq(weight, hessian, spec, self._dtype, correction)
         module.weight = decode(parts, spec, weight.dtype)
         mx.eval(parts, module.weight)
         self.parts[path] = parts
@@ -147,9 +147,10 @@ class Walk:
         self._dense = {}
         while waiting and (found := self.first_inputs(waiting, calls, states)):
             names, hessian, drift = found
+            correction = evaluated(correction_of(hessian, drift))
             for path in names:
                 self._dense[path] = waiting.pop(path).weight
-                self.round(path, hessian, drift)
+                self.round(path, hessian, correction)
 
     def block(self, block: nn.Module, calls: Sequence[Call], states: Sequence[Pair]) -> list[Pair]:
         """What a block gives whose modules are rounded for what it is given."""
@@ -175,7 +176,7 @@ class Walk:
         self, modules: Mapping[str, nn.Module], calls: Sequence[Call], states: Sequence[Pair]
     ) -> tuple[list[str], mx.array, mx.array] | None:
         """The paths of those modules that are called first, with one input; over all calls its Hessian, and its drift
-        from that of the dense model, as `gptq` takes them. None if none is called."""
+        from that of the dense model, as `correction_of` takes them. None if none is called."""
         seen: list[tuple[str, mx.array]] = []
         hessian, drift, names = mx.array(0.0), mx.array(0.0), []
         self.model.update_modules(
