@@ -148,6 +148,13 @@ class GoldenCase:
         return any(self.picture_names)
 
 
+def jsonl(folder: Path, *rows: object) -> Path:
+    """A file of rows, of which those that are text stand in it as they are."""
+    file = folder / "rows.jsonl"
+    file.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return file
+
+
 def picture(name: str) -> Image.Image:
     """The picture tests/golden/pictures/NAME.png."""
     with Image.open(GOLDEN / "pictures" / f"{name}.png") as stored:

@@ -1,26 +1,19 @@
-"""`mlx-lfm2vl evaluate`: the benchmarks' own rules, intervals, files of benchmarks, and the command on the demo."""
+"""`mlx-lfm2vl evaluate`: the benchmarks' own rules, intervals, and the command on the demo."""
 
-import base64
-import io
 import json
 import random
-import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, jsonl
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from mlx_lfm2vl.cli import main
-from mlx_lfm2vl.errors import OptionError, PromptError
-from mlx_lfm2vl.evaluation.benchmarks import FORMATS, LETTER, SHORT, read_task
 from mlx_lfm2vl.evaluation.intervals import bootstrap, of_difference, of_mean, wilson
 from mlx_lfm2vl.evaluation.report import Report, Scores, score
-from mlx_lfm2vl.evaluation.rows import read_rows, spread
+from mlx_lfm2vl.evaluation.rows import read_rows
 from mlx_lfm2vl.evaluation.scoring import BOXES, RULES, TEXTS, edits, numbers
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -161,248 +154,6 @@ def test_a_difference_is_taken_row_by_row():
     assert high - low < 0.04 < wilson(200, 400)[1] - wilson(200, 400)[0]
 
 
-# --- files
-
-
-def lines(tmp_path: Path, *rows: object) -> Path:
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
-    return file
-
-
-def test_a_row_says_its_question_rule_and_group(tmp_path):
-    file = lines(
-        tmp_path,
-        {"image": "a.png", "prompt": "Why?", "answers": ["So.", "Because."], "task": "reasons"},
-        {"id": "n", "image": "a.png", "prompt": "How many?", "answer": 7, "scoring": "number"},
-        {"images": ["a.png"], "prompt": "cats", "boxes": [[0, 1, 2, 3]]},
-        {"image": "a.png", "json_schema": {"properties": {"n": {}}}, "answer": {"n": 1}},
-        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
-    )
-    rows = read_rows(file, "contains")
-    assert [(row.id, row.text, row.scoring, row.accepted, row.group) for row in rows] == [
-        (1, "Why?", "contains", ("So.", "Because."), "reasons"),
-        ("n", "How many?", "number", ("7.0",), ""),
-        (3, "cats", "boxes", ((0.0, 1.0, 2.0, 3.0),), ""),
-        (4, "", "fields", {"n": 1}, ""),
-        (5, "Hi", "contains", ("Ho",), ""),
-    ]
-    assert rows[0].pictures == [str(tmp_path / "a.png")] and rows[4].pictures == []
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ("{", "is not JSON"),
-        ("[1]", "is not an object"),
-        ({"image": "a.png", "prompt": "Why?"}, 'has no accepted "answer"'),
-        ({"image": "a.png", "prompt": "Why?", "answers": []}, 'has no accepted "answer"'),
-        ({"prompt": "Why?", "answer": "a", "answers": ["b"]}, 'both "answer" and "answers"'),
-        ({"prompt": "Why?", "answer": "a", "scoring": "exactly"}, "did you mean exact?"),
-        ({"prompt": "Why?", "answer": "many", "scoring": "number"}, "one number an answer"),
-        ({"prompt": "Why?", "answer": "a", "task": 3}, '"task" must be a string'),
-        ({"question": "Why?", "answer": "a"}, '"question" is not read; call it "prompt"'),
-        ({"img": "a.png", "prompt": "Why?", "answer": "a"}, '"img" names a picture'),
-        ({"image": "a.png", "prompt": "cat", "boxes": [[3, 0, 1, 1]]}, "[left, top, right, bottom]"),
-        ({"image": "a.png", "boxes": []}, 'names what to find as "prompt"'),
-        ({"prompt": "cat", "boxes": []}, 'has "image"'),
-        ({"image": "a.png", "json_schema": {}, "answer": "x"}, 'an object as "answer"'),
-    ],
-)
-def test_a_line_that_is_no_row_is_named(tmp_path, row, said):
-    file = lines(tmp_path, {"prompt": "Hi", "answer": "Ho"}, row)
-    with pytest.raises(PromptError, match=re.escape(said)) as error:
-        read_rows(file)
-    assert str(error.value).startswith(f"{file}, line 2: ")
-
-
-def test_a_limit_takes_rows_from_all_over_the_file(tmp_path):
-    rows = read_rows(lines(tmp_path, *({"prompt": str(n), "answer": "a"} for n in range(10))))
-    assert [row.text for row in spread(rows, 3)] == ["0", "3", "6"]
-    assert spread(rows, None) is rows and spread(rows, 99) is rows
-
-
-def jpeg() -> str:
-    made = io.BytesIO()
-    Image.new("RGB", (40, 30), "red").save(made, "jpeg")
-    return base64.b64encode(made.getvalue()).decode()
-
-
-TEN_SAID = ("dakota",) * 10
-LADY = (103.93, 299.99, 342.15, 476.12)
-DETAILS = (42.0, 1102.0, 239.0, 1172.0)
-# An entry of each file as its makers publish it, and what it becomes: id, question, picture, rule, accepted, group.
-PUBLISHED: dict[str, tuple[Any, ...]] = {
-    "ocrbench": (
-        "OCRBench.json",
-        [
-            {
-                "dataset_name": "IIIT5K",
-                "id": 0,
-                "question": "what is written in the image?",
-                "answers": ["CENTRE"],
-                "type": "Regular Text Recognition",
-                "image_path": "IIIT5K/1.png",
-            },
-            {
-                "dataset_name": "HME100k",
-                "id": 900,
-                "question": "Please write out the expression of the formula in the image using LaTeX format.",
-                "answers": "x ^ 2",
-                "type": "Handwritten Mathematical Expression Recognition",
-                "image_path": "HME100k/2.jpg",
-            },
-        ],
-        (0, "what is written in the image?", "OCRBench_Images/IIIT5K/1.png", "contains", ("CENTRE",)),
-        "Regular Text Recognition",
-    ),
-    "docvqa": (
-        "val_v1.0_withQT.json",
-        {
-            "dataset_name": "SP-DocVQA",
-            "dataset_split": "val",
-            "data": [
-                {
-                    "questionId": 49153,
-                    "question": "What is the date?",
-                    "question_types": ["form"],
-                    "image": "documents/pybv0228_81.png",
-                    "docId": 14465,
-                    "ucsf_document_id": "pybv0228",
-                    "ucsf_document_page_no": "81",
-                    "answers": ["0.28", "1/8/93"],
-                    "data_split": "val",
-                }
-            ],
-        },
-        (49153, f"What is the date?{SHORT}", "documents/pybv0228_81.png", "anls", ("0.28", "1/8/93")),
-        "",
-    ),
-    "textvqa": (
-        "TextVQA_0.5.1_val.json",
-        {
-            "dataset_type": "val",
-            "data": [
-                {
-                    "question": "what is the brand of this camera?",
-                    "image_id": "003a8ae2ef43b901",
-                    "image_classes": ["Camera"],
-                    "question_id": 34602,
-                    "answers": ["dakota"] * 10,
-                    "flickr_300k_url": "https://c5.staticflickr.com/6/5021/a.jpg",
-                }
-            ],
-        },
-        (
-            34602,
-            f"what is the brand of this camera?{SHORT}",
-            "train_images/003a8ae2ef43b901.jpg",
-            "vqa",
-            ("dakota",) * 10,
-        ),
-        "",
-    ),
-    "refcoco": (
-        "refcoco_testA.jsonl",
-        [
-            {
-                "image": "data/coco/train2014/COCO_train2014_000000581857.jpg",
-                "sent": "the lady with the blue shirt",
-                "bbox": [103.93, 299.99, 342.15, 476.12],
-                "height": 640,
-                "width": 480,
-            }
-        ],
-        (
-            1,
-            "the lady with the blue shirt",
-            "COCO_train2014_000000581857.jpg",
-            "box",
-            ((103.93, 299.99, 342.15, 476.12),),
-        ),
-        "",
-    ),
-    "screenspot": (
-        "screenspot_web.json",
-        [
-            {
-                "img_filename": "web_3b0ad239.png",
-                "bbox": [42, 1102, 197, 70],
-                "instruction": "view the details of the item",
-                "data_type": "text",
-                "data_source": "shop",
-            }
-        ],
-        (
-            1,
-            "view the details of the item",
-            "screenspot_imgs/web_3b0ad239.png",
-            "point",
-            ((42.0, 1102.0, 239.0, 1172.0),),
-        ),
-        "text",
-    ),
-}
-
-
-@pytest.mark.parametrize("form", PUBLISHED)
-def test_the_files_of_a_benchmark_are_read(tmp_path, form):
-    name, content, wanted, group = PUBLISHED[form]
-    file = tmp_path / name
-    text = "\n".join(map(json.dumps, content)) if file.suffix == ".jsonl" else json.dumps(content)
-    file.write_text(text)
-    rows = read_task(file, form)
-    one = rows[0]
-    found = (one.id, one.text, str(Path(one.pictures[0]).relative_to(tmp_path)), one.scoring, one.accepted)
-    assert found == wanted and one.group == group
-    if form == "ocrbench":
-        assert rows[1].scoring == "formula" and rows[1].accepted == ("x ^ 2",)
-    elsewhere = read_task(file, form, tmp_path / "pictures")[0]
-    assert Path(elsewhere.pictures[0]).is_relative_to(tmp_path / "pictures")
-
-
-def test_the_table_of_mmstar_is_read_with_its_pictures(tmp_path):
-    file = tmp_path / "MMStar.tsv"
-    question = '"Which option describes the object?\nOptions: A: a cat, B: a ""dog"""'
-    file.write_text(
-        "index\tquestion\timage\tanswer\tcategory\tl2_category\tbench\n"
-        f"7\t{question}\t{jpeg()}\tB\tcoarse perception\timage scene and topic\tMMBench\n"
-    )
-    (row,) = read_task(file, "mmstar")
-    assert row.id == 7 and row.text == f'Which option describes the object?\nOptions: A: a cat, B: a "dog"{LETTER}'
-    assert (row.scoring, row.accepted, row.group) == ("choice", ("B",), "coarse perception")
-    assert row.pictures == [f"data:image/jpeg;base64,{jpeg()}"]
-
-
-@pytest.mark.parametrize("form", FORMATS)
-def test_a_file_of_another_format_is_refused(tmp_path, form):
-    file = tmp_path / "a.json"
-    file.write_text('[{"some": "thing"}]')
-    with pytest.raises(PromptError, match=f"entry 1: is none of {form}"):
-        read_task(file, form)
-    file.write_text('{"some": ')
-    with pytest.raises(OptionError, match="none of this format"):
-        read_task(file, form)
-    with pytest.raises(OptionError, match="leave scoring out"):
-        read_task(file, form, scoring="exact")
-
-
-def test_a_box_without_four_edges_is_refused(tmp_path):
-    for form in ("refcoco", "screenspot"):
-        _, (entry, *_), *_ = PUBLISHED[form]
-        file = tmp_path / "a.json"
-        file.write_text(json.dumps([{**entry, "bbox": [1, 2, 3]}]))
-        with pytest.raises(PromptError, match=f"entry 1: is none of {form}"):
-            read_task(file, form)
-
-
-def test_only_a_line_feed_ends_a_line_of_a_benchmark(tmp_path):
-    name, (entry, *_), *_ = PUBLISHED["refcoco"]
-    entries = [{**entry, "sent": f"the lady{mark}with the shirt"} for mark in SEPARATORS]
-    (tmp_path / name).write_text("\n".join(json.dumps(each, ensure_ascii=False) for each in entries))
-    assert [row.text for row in read_task(tmp_path / name, "refcoco")] == [each["sent"] for each in entries]
-
-
 # --- the command
 
 
@@ -426,7 +177,7 @@ ROWS = (
 
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
-    return lines(tmp_path, *({**row, "image": str(EXAMPLES / str(row["image"]))} for row in ROWS))
+    return jsonl(tmp_path, *({**row, "image": str(EXAMPLES / str(row["image"]))} for row in ROWS))
 
 
 def evaluated(capsys, *words: object) -> tuple[int, str, str]:
@@ -450,7 +201,7 @@ def test_the_demo_is_scored_by_text_box_and_field(task, capsys):
 
 
 def test_models_stand_side_by_side_with_their_difference(tmp_path, capsys):
-    file = lines(tmp_path, *({**row, "image": str(EXAMPLES / str(row["image"]))} for row in ROWS[:3]))
+    file = jsonl(tmp_path, *({**row, "image": str(EXAMPLES / str(row["image"]))} for row in ROWS[:3]))
     code, out, _ = evaluated(capsys, "demo", GOLDEN / "gen2", "--task", file, "--max-tokens", "4")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
     assert code == 0 and all(len(line) <= 80 for line in out.splitlines() if line.startswith("|"))
@@ -462,7 +213,7 @@ def test_models_stand_side_by_side_with_their_difference(tmp_path, capsys):
 def test_an_adapter_is_evaluated_beside_its_model(task, tmp_path, capsys):
     from test_adapters import ADAPTERS
 
-    file = lines(tmp_path, {"prompt": "Hi", "answer": "x"})
+    file = jsonl(tmp_path, {"prompt": "Hi", "answer": "x"})
     adapter = ADAPTERS / "lora"
     words = (GOLDEN / "gen25", "--adapter", adapter, "--task", file, "--max-tokens", "4", "--output", tmp_path / "o")
     code, out, _ = evaluated(capsys, *words, "--json")
@@ -488,7 +239,7 @@ def test_the_same_command_goes_on_where_it_was_stopped(task, tmp_path, capsys):
 
 @both
 def test_separators_within_a_text_do_not_part_its_line(tmp_path, capsys):
-    file = lines(tmp_path, *({"prompt": f"Say{mark}hi.", "answer": "x", "task": "a"} for mark in SEPARATORS))
+    file = jsonl(tmp_path, *({"prompt": f"Say{mark}hi.", "answer": "x", "task": "a"} for mark in SEPARATORS))
     words = (GOLDEN / "gen25", "--task", file, "--max-tokens", "2", "--output", tmp_path / "o", "--json")
     code, out, err = evaluated(capsys, *words)
     assert code == 0 and json.loads(out)["rows"] == len(SEPARATORS), err
@@ -504,15 +255,45 @@ def test_answers_of_other_settings_are_refused(task, tmp_path, capsys):
 
 
 def test_a_row_that_cannot_be_asked_counts_as_wrong(tmp_path, capsys):
-    file = lines(
+    file = jsonl(
         tmp_path,
-        {"image": "nowhere.png", "prompt": "Why?", "answer": "So."},
         {"image": str(EXAMPLES / "count.png"), "prompt": "How many stars are there?", "answer": "7"},
+        {"image": "nowhere.png", "prompt": "Why?", "answer": "So."},
     )
     code, out, err = evaluated(capsys, "demo", "--task", file, "--json")
     (model,) = json.loads(out)["models"]
     assert code == 1 and model["failed"] == 1 and model["groups"]["all"]["score"] == 0.5
-    assert "1 row with an error, which count as wrong" in err
+    first = f"{file}, line 2: {tmp_path / 'nowhere.png'}: no such picture"
+    assert f"1 row with an error, which count as wrong; the first is {first}" in " ".join(err.split())
+
+
+POLICY = {
+    "http://127.0.0.1:9/a.png": "http://127.0.0.1:9/a.png: 127.0.0.1 is a private address",
+    "/dev/zero": "/dev/zero: is not a regular file but a device or pipe",
+    "../rows.jsonl": "rows.jsonl: not a picture in a format",
+    "data:image/png;base64,AAAA": "data:image/png;base64,AAAA: not a picture in a format",
+}
+
+
+@both
+@pytest.mark.parametrize("image", POLICY)
+@pytest.mark.parametrize("asked", [{"prompt": "Why?", "answer": "So."}, {"prompt": "cat", "boxes": []}])
+def test_pictures_of_rows_come_under_the_models_policy(tmp_path, capsys, image, asked):
+    (tmp_path / "in").mkdir()
+    jsonl(tmp_path, "no picture")
+    file = jsonl(tmp_path / "in", {"image": image, **asked})
+    code, out, err = evaluated(capsys, "demo", "--task", file, "--json")
+    assert code == 1 and json.loads(out)["models"][0]["failed"] == 1
+    assert f"the first is {file}, line 1: " in " ".join(err.split()) and POLICY[image] in " ".join(err.split())
+
+
+def test_answers_to_another_schema_are_not_taken(tmp_path, capsys):
+    row = {**ROWS[4], "image": str(EXAMPLES / "scene.png")}
+    words = ("demo", "--task", jsonl(tmp_path, row), "--output", tmp_path / "o")
+    assert evaluated(capsys, *words)[0] == 0
+    jsonl(tmp_path, {**row, "json_schema": {"properties": {"colour": {"enum": ["black", "red"]}}}})
+    code, _, err = evaluated(capsys, *words)
+    assert code == 2 and "was made with another model, prompt or other options" in err
 
 
 @pytest.mark.parametrize(
@@ -522,7 +303,7 @@ def test_a_row_that_cannot_be_asked_counts_as_wrong(tmp_path, capsys):
         (("demo", str(GOLDEN / "gen2"), "--adapter", "a"), "--adapter is for one MODEL"),
         (("demo", "--overwrite"), "--overwrite begins the answers of --output anew"),
         (("demo", "--images", "."), "are for the file of a benchmark"),
-        (("demo", "--format", "docvqa"), "rows.jsonl, entry 1: is none of docvqa"),
+        (("demo", "--format", "docvqa"), "rows.jsonl, line 1: is none of docvqa"),
         (("nowhere/./x",), "nowhere"),
     ],
 )
@@ -532,7 +313,7 @@ def test_options_that_do_not_belong_together_are_refused(task, capsys, words, sa
 
 
 def test_a_report_of_one_group_has_one_line(tmp_path):
-    rows = read_rows(lines(tmp_path, {"prompt": "a", "answer": "a"}, {"prompt": "b", "answer": "b"}))
+    rows = read_rows(jsonl(tmp_path, {"prompt": "a", "answer": "a"}, {"prompt": "b", "answer": "b"}))
     report = Report(tuple(rows), (Scores("m", (1.0, 0.0)),))
     assert [line.split("|")[1].strip() for line in report.table().splitlines() if line.startswith("|")][2:] == ["all"]
     assert score(rows[0], {"error": "no"}) == 0.0 and score(rows[0], {"text": "a"}) == 1.0

@@ -40,11 +40,11 @@ def output_error(weight: np.ndarray, made: dict[str, mx.array], spec: Quantizati
 
 
 def textbook(weight: np.ndarray, hessian: np.ndarray, scales: np.ndarray, biases: np.ndarray, spec) -> np.ndarray:
-    """The weight that optimal brain quantisation in the order of the columns gives, in float64: after each column the
-    inverse of the Hessian loses it."""
+    """The weight that optimal brain quantisation gives, columns of large inputs first, in float64: after each column
+    the inverse of the Hessian loses it."""
     weight, inverse = weight.astype(np.float64), np.linalg.inv(hessian.astype(np.float64))
     out = np.empty_like(weight)
-    for column in range(weight.shape[1]):
+    for column in np.argsort(-np.diag(hessian), kind="stable"):
         scale, bias = (array[:, column // spec.group_size] for array in (scales, biases))
         level = np.clip(np.rint((weight[:, column] - bias) / scale), 0, 2**spec.bits - 1)
         out[:, column] = level * scale + bias
@@ -79,6 +79,27 @@ def test_levels_are_those_of_the_textbook(bits):
     assert moved.mean() < 0.02, "but for ties, which float32 may break the other way"
     errors = [np.square(inputs @ (each - weight).T).sum() for each in (found, expected)]
     assert errors[0] == pytest.approx(errors[1], rel=0.01)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**32 - 1), BITS)
+def test_inputs_that_have_drifted_are_made_up_for(seed, bits):
+    weight, wanted = problem(seed)
+    rng = np.random.default_rng(seed)
+    given_ = (wanted @ (np.eye(64) + 0.05 * rng.normal(size=(64, 64)))).astype(np.float32)  # what layers before changed
+    hessian, drift = mx.array(given_.T @ given_), mx.array((wanted - given_).T @ given_)
+    spec = Quantization(bits, 32)
+    outputs = [
+        np.array(decode(g.gptq(mx.array(weight), hessian, spec, mx.float32, each), spec, mx.float32)) @ given_.T
+        for each in (None, g.correction_of(hessian, drift))
+    ]
+    errors = [np.square(each - weight @ wanted.T).sum() for each in outputs]
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_without_drift_the_weight_is_what_it_was():
+    _, inputs = problem(0)
+    assert not np.array(g.correction_of(mx.array(inputs.T @ inputs), mx.zeros((64, 64)))).any()
 
 
 @settings(deadline=None, max_examples=30)
@@ -299,7 +320,7 @@ def test_a_model_that_leaves_no_room_is_refused_before_it_is_loaded(few, tmp_pat
 def test_the_demo_model_loses_less_on_unseen_questions(tmp_path):
     """Calibrated on pictures of another split than those that are measured."""
     own, held = draw(tmp_path / "own", "validate", 5), draw(tmp_path / "held", "test", 8)
-    for bits, most in ((4, 0.9), (3, 0.65)):
+    for bits, most in ((4, 0.65), (3, 0.4)):
         options: dict[str, Any] = {"q_bits": bits, "q_group_size": 32, "verify": False, "calibration": own}
         gptq = convert("demo", tmp_path / f"gptq{bits}", q_method="gptq", **options)
         rtn = convert("demo", tmp_path / f"rtn{bits}", **{**options, "calibration": None})

@@ -32,6 +32,10 @@ CHIPS = {
     "M1": (67, "https://spy.macrumors.com/threads/apple-silicon-mac-chips.2471322"),
     "M1 Pro, M2 Pro": (200, "https://gigazine.net/gsc_news/en/20231101-apple-m3-pro-memory-bandwidth"),
     "M2": (100, "https://www.macrumors.com/2022/06/06/apple-announces-m2-chip-with-support-for-up-to-24gb-memory/"),
+    "M3": (
+        100,
+        "https://www.anandtech.com/show/21116/apple-announces-m3-soc-family-m3-m3-pro-and-m3-max-make-their-marks",
+    ),
     "M3 Pro": (150, "https://www.macrumors.com/2023/10/31/apple-m3-pro-less-memory-bandwidth/"),
     "M3 Max, 30 cores": (300, "https://www.macrumors.com/2023/10/31/apple-m3-pro-less-memory-bandwidth/"),
     "M3 Max, 40 cores": (400, "https://www.macrumors.com/2023/10/31/apple-m3-pro-less-memory-bandwidth/"),

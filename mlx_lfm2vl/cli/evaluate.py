@@ -101,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(report.to_dict()) if args.json else report.table())
     for each in made:
         if each.failed:
-            note(f"{each.model}: {counted(each.failed, 'row')} with an error, which count as wrong")
+            failed = f"{counted(each.failed, 'row')} with an error, which count as wrong"
+            note(f"{each.model}: {failed}; the first is {each.error}")
         if each.cut_off:
             note(f"{each.model}: {counted(each.cut_off, 'answer', be=True)} cut off; --max-tokens makes room")
     return 1 if any(each.failed for each in made) else 0
@@ -167,7 +168,7 @@ def _answers(args: argparse.Namespace, rows: Sequence[EvaluationRow], file: Path
 
 def _row(row: EvaluationRow, number: int, args: argparse.Namespace) -> Row:
     """A row for `batch`'s machinery. The prompt of one that is a task's is what it names, in text; its options have the
-    schema."""
+    schema. Answers to another schema are no answers to it."""
     from .. import GenerationOptions, GenerationRequest
     from ..evaluation.scoring import TEXTS
     from .rows import Row
@@ -179,7 +180,8 @@ def _row(row: EvaluationRow, number: int, args: argparse.Namespace) -> Row:
     if row.schema is not None:
         form = {"type": "json_schema", "json_schema": {"schema": row.schema}}
         options = replace(options, response_format=form)
-    return Row(fields, GenerationRequest(row.text, row.pictures, options=options), number=number)
+    asked = json.dumps(row.schema)
+    return Row(fields, GenerationRequest(row.text, row.pictures, options=options), prompt=asked, number=number)
 
 
 @dataclass

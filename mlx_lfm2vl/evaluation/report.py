@@ -19,12 +19,14 @@ BESIDE = "; beside A: what it has more, row by row"
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of a model, a row each, and how many rows have an error or an answer that was cut off."""
+    """The scores of a model, a row each, and how many rows have an error or an answer that was cut off; `error` is the
+    first one's, with its place."""
 
     model: str
     scores: tuple[float, ...]
     failed: int = 0
     cut_off: int = 0
+    error: str = ""
 
 
 def score(row: EvaluationRow, made: Mapping[str, Any]) -> float:
@@ -40,6 +42,9 @@ def scores(model: str, rows: Sequence[EvaluationRow], lines: Sequence[Mapping[st
         tuple(score(row, made) for row, made in zip(rows, lines, strict=True)),
         failed=sum("error" in made for made in lines),
         cut_off=sum(made.get("finish_reason") == "length" for made in lines),
+        error=next(
+            (f"{row.where}: {made['error']}" for row, made in zip(rows, lines, strict=True) if "error" in made), ""
+        ),
     )
 
 

@@ -8,14 +8,16 @@ with "json_schema" asks `extract`, and its answer is an object. Paths are relati
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import OptionError, PromptError, did_you_mean
-from ..training.rows import each_row, row_messages
+from ..errors import ConstraintError, OptionError, PromptError, did_you_mean
+from ..processing.json_lines import each_row
+from ..tasks.extraction import object_schema
+from ..training.rows import row_messages
 from .scoring import BOXES, RULES, TEXTS, numbers
 
 _OWN = ("id", "answers", "scoring", "task", "boxes", "json_schema")
@@ -32,6 +34,7 @@ class EvaluationRow:
         accepted: texts; for a rule of boxes their corners in pixels; for fields an object.
         group: in which the row is reported.
         schema: of the fields that are asked for.
+        where: the file and the place in it, for errors.
     """
 
     id: Any
@@ -40,14 +43,12 @@ class EvaluationRow:
     accepted: Any
     group: str = ""
     schema: Any = None
+    where: str = ""
 
     @property
     def text(self) -> str:
         """The words of the question."""
-        content = self.messages[-1]["content"]
-        if isinstance(content, str):
-            return content
-        return "".join(item["text"] for item in content if item["type"] == "text")
+        return _words(self.messages[-1])
 
     @property
     def pictures(self) -> list[Any]:
@@ -55,9 +56,9 @@ class EvaluationRow:
         content = self.messages[-1]["content"]
         return [] if isinstance(content, str) else [item["image"] for item in content if item["type"] == "image"]
 
-    def numbered(self, number: int) -> EvaluationRow:
-        """The row with a number as its id."""
-        return replace(self, id=number)
+    def placed(self, number: int, where: str) -> EvaluationRow:
+        """The row at a place of a file, with the place's number as its id where it has none."""
+        return replace(self, id=number if self.id is None else self.id, where=where)
 
 
 def read_rows(file: Path, scoring: str | None = None) -> list[EvaluationRow]:
@@ -72,7 +73,7 @@ def read_rows(file: Path, scoring: str | None = None) -> list[EvaluationRow]:
         OptionError: the file cannot be read or is empty.
     """
     rows = each_row(file, lambda data, folder: _row(data, folder, scoring))
-    return [row if row.id is not None else row.numbered(number) for number, row in rows]
+    return [row.placed(number, f"{file}, line {number}") for number, row in rows]
 
 
 def _row(data: Any, folder: Path, scoring: str | None) -> EvaluationRow:
@@ -88,13 +89,12 @@ def _row(data: Any, folder: Path, scoring: str | None) -> EvaluationRow:
     given = {name: value for name, value in data.items() if name not in _OWN}
     accepted: Any
     if rule in BOXES:
-        accepted = _boxes(data.get("boxes"))
+        accepted = boxes(data.get("boxes"))
     elif rule == "fields":
         accepted = given.pop("answer", None)
-        if not isinstance(accepted, dict) or not accepted or "json_schema" not in data:
-            raise PromptError('a row of fields has a "json_schema" and an object as "answer"')
+        _check_fields(data.get("json_schema"), accepted)
     else:
-        accepted = _texts(data, rule)
+        accepted = _accepted(data, rule)
     if "messages" not in given:
         given["answer"] = accepted[0] if rule in TEXTS else "-"  # which is not asked
     messages = row_messages(given, folder)
@@ -108,30 +108,57 @@ def _row(data: Any, folder: Path, scoring: str | None) -> EvaluationRow:
 
 def check_rule(rule: Any) -> None:
     """Raises `PromptError` for what is no rule."""
-    if rule not in RULES:
+    if not isinstance(rule, str) or rule not in RULES:
         near = did_you_mean([rule], RULES) if isinstance(rule, str) else ""
         raise PromptError(f'"scoring" is {rule!r}, expected one of {", ".join(RULES)}{near}')
 
 
-def _texts(data: Mapping[str, Any], rule: str) -> tuple[str, ...]:
-    """The accepted answers of a row."""
+def _check_fields(schema: Any, accepted: Any) -> None:
+    """Raises `PromptError` unless they are the schema of an object and an object."""
+    if not isinstance(schema, Mapping) or not isinstance(accepted, dict) or not accepted:
+        raise PromptError('a row of fields has a "json_schema" and an object as "answer"')
+    try:
+        object_schema(schema)
+    except (ConstraintError, OptionError) as error:
+        raise PromptError(str(error)) from None
+
+
+def _accepted(data: Mapping[str, Any], rule: str) -> tuple[str, ...]:
+    """The accepted answers of a row in text."""
     if "answers" in data and "answer" in data:
         raise PromptError('has both "answer" and "answers"; give one of them')
     if "messages" in data and not {"answer", "answers"} & set(data):
         last = data["messages"][-1] if isinstance(data["messages"], list) and data["messages"] else None
-        found = last.get("content") if isinstance(last, Mapping) and last.get("role") == "assistant" else None
+        found: Any = _words(last) if isinstance(last, Mapping) and last.get("role") == "assistant" else None
     else:
         found = data.get("answers", data.get("answer"))
-    found = found if isinstance(found, list) else [found]
-    texts = [str(each) if _is_number(each) else each for each in found]
-    if not texts or not all(isinstance(each, str) and each.strip() for each in texts):
-        raise PromptError('has no accepted "answer"; give a text, or a list of them as "answers"')
-    if rule == "number" and not all(len(numbers(each)) == 1 for each in texts):
+    given = texts(found)
+    if rule == "number" and not all(len(numbers(each)) == 1 for each in given):
         raise PromptError("a row of number accepts one number an answer")
-    return tuple(str(numbers(each)[0]) for each in texts) if rule == "number" else tuple(texts)
+    return tuple(str(numbers(each)[0]) for each in given) if rule == "number" else given
 
 
-def _boxes(given: Any) -> tuple[tuple[float, ...], ...]:
+def _words(message: Mapping[str, Any]) -> str:
+    """The text of a message, also of one that nobody has checked."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    items = [item for item in content if isinstance(item, Mapping)] if isinstance(content, list) else []
+    return "".join(item["text"] for item in items if isinstance(item.get("text"), str))
+
+
+def texts(given: Any, blanks: bool = False) -> tuple[str, ...]:
+    """Accepted answers as text: a text, a number, or a list of them. `blanks`: some may be empty, which people said.
+    Raises `PromptError`."""
+    found = [str(each) if _is_number(each) else each for each in (given if isinstance(given, list) else [given])]
+    good = [isinstance(each, str) and bool(each.strip()) for each in found]
+    if not any(good) or not (all(good) or (blanks and all(isinstance(each, str) for each in found))):
+        raise PromptError('has no accepted "answer"; give a text, or a list of them as "answers"')
+    return tuple(found)
+
+
+def boxes(given: Any) -> tuple[tuple[float, ...], ...]:
+    """Wanted boxes. Raises `PromptError`."""
     if not isinstance(given, list) or not all(map(_is_box, given)):
         raise PromptError('"boxes" must be a list of [left, top, right, bottom] in pixels')
     return tuple(tuple(map(float, each)) for each in given)
@@ -143,7 +170,7 @@ def _is_box(given: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def spread(rows: list[EvaluationRow], limit: int | None) -> list[EvaluationRow]:

@@ -43,16 +43,7 @@ class ExtractTask(Task[dict[str, Any]]):
     def __post_init__(self) -> None:
         if self.recipe.extract is None:
             self._unknown("extraction")
-        given = json.loads(str(ResponseFormat.json_schema(self.schema).value))
-        properties = given.get("properties") if isinstance(given, Mapping) else None
-        if not isinstance(properties, Mapping) or not properties or given.get("type", "object") != "object":
-            raise OptionError('schema: expected a JSON schema of an object, with "properties"')
-        closed = {"type": "object", "required": list(properties), "additionalProperties": False}
-        object.__setattr__(self, "schema", closed | given)
-        for name, field in properties.items():
-            if not isinstance(field, Mapping):
-                refuse(("properties", name), f"is {json.dumps(field)}, expected an object")
-        ResponseFormat.json_schema(self.schema)
+        object.__setattr__(self, "schema", object_schema(self.schema))
         if self.recipe.extract == "questions":
             _check_questions(self.schema)
 
@@ -74,6 +65,28 @@ class ExtractTask(Task[dict[str, Any]]):
             fields = self.schema["properties"].items()
             return {name: _answer(name, field, text) for (name, field), text in zip(fields, found, strict=True)}
         return answer_json.value(found[0])
+
+
+def object_schema(schema: Any) -> dict[str, Any]:
+    """The schema of an object as `ExtractTask` asks for it, closed where it says nothing of it.
+
+    Args:
+        schema: as for `ExtractTask`.
+
+    Raises:
+        OptionError: it is none of an object with properties.
+        ConstraintError: it cannot be held.
+    """
+    given = json.loads(str(ResponseFormat.json_schema(schema).value))
+    properties = given.get("properties") if isinstance(given, Mapping) else None
+    if not isinstance(properties, Mapping) or not properties or given.get("type", "object") != "object":
+        raise OptionError('schema: expected a JSON schema of an object, with "properties"')
+    made = {"type": "object", "required": list(properties), "additionalProperties": False} | given
+    for name, field in properties.items():
+        if not isinstance(field, Mapping):
+            refuse(("properties", name), f"is {json.dumps(field)}, expected an object")
+    ResponseFormat.json_schema(made)
+    return made
 
 
 def _described(name: str, field: Schema) -> str:

@@ -8,20 +8,19 @@ in "images". Paths are relative to the file.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from ..config import parse_json
 from ..errors import OptionError, PromptError
 from ..generation.messages import conversation
 from ..processing.addresses import beside
+from ..processing.json_lines import each_row
 from ..processing.picture_keys import misspelt, pictures_key, prompt_key
 
 TRAIN, VALID = "train.jsonl", "valid.jsonl"
 ANSWER, WRITTEN = "answer", "text"  # fields of the answer: a user's, and that of rows which `batch` has written
-Row = TypeVar("Row")
 _KNOWN = ("prompt", "system", "messages", ANSWER)
 
 
@@ -58,31 +57,6 @@ def data_files(data: str | os.PathLike[str], valid: str | os.PathLike[str] | Non
 def read_rows(file: Path) -> list[TrainingRow]:
     """All rows of a file. Raises `PromptError` naming the first line that is none, `OptionError` without any."""
     return [TrainingRow(messages, f"{file}, line {number}") for number, messages in each_row(file, row_messages)]
-
-
-def each_row(file: Path, read: Callable[[Any, Path], Row]) -> list[tuple[int, Row]]:
-    """The line's number and what `read` makes of the JSON of each line and the file's folder. Raises `PromptError`
-    naming the first line that is none, `OptionError` without any."""
-    try:
-        lines = file.read_bytes().splitlines()
-    except OSError as error:
-        raise OptionError(f"{file}: cannot be read ({error.strerror or error})") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        try:
-            data = parse_json(line.decode("utf-8-sig"))
-        except ValueError as error:
-            raise PromptError(f"{where}: is not JSON ({error})") from None
-        try:
-            rows.append((number, read(data, file.parent)))
-        except PromptError as error:
-            raise PromptError(f"{where}: {error}") from None
-    if not rows:
-        raise OptionError(f"{file}: has no rows")
-    return rows
 
 
 def row_messages(data: Any, folder: Path) -> list[dict[str, Any]]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...config import parse_json
 from ...errors import OptionError, PromptError
 from ...processing.addresses import beside
+from ...processing.json_lines import each_row
 from ...processing.picture_keys import misspelt, pictures_key, prompt_key
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -70,20 +70,9 @@ def divided(place: Path | None = None) -> tuple[list[Question], list[Question]]:
 
 def _rows(file: Path) -> list[Question]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"calibration: {file} cannot be read ({error})") from None
-    out = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            out.append(_row(parse_json(line), file.parent))
-        except (ValueError, PromptError) as error:
-            raise OptionError(f"calibration: {file}, line {number}: {error}") from None
-    if not out:
-        raise OptionError(f"calibration: {file} has no rows")
-    return out
+        return [question for _, question in each_row(file, _row)]
+    except (OptionError, PromptError) as error:
+        raise OptionError(f"calibration: {error}") from None
 
 
 def _row(data: Any, folder: Path) -> Question:
