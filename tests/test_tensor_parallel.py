@@ -22,6 +22,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from checkpoints import edit_json
 from conftest import GOLDEN, statistics_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,10 +104,13 @@ def test_four_ranks_give_the_tokens_of_one_process(tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a process's memory is limited as Linux does")
 def test_a_question_too_large_for_one_rank_fails_in_all(tmp_path):
     """The others of its batch are answered."""
-    model: Model = (GOLDEN / "gen25", None, 2**21)
-    ((alone,),) = answers(tmp_path, 1, model)
-    for (rank,) in answers(tmp_path, 2, model):
-        assert rank["tokens"] == [alone["tokens"][0], [], alone["tokens"][2]]
+    model = Path(shutil.copytree(GOLDEN / "gen25", tmp_path / "model"))
+    edit_json(model / "config.json", text_config__max_position_embeddings=500_000)
+    ((alone,),) = answers(tmp_path, 1, (model, None, None))
+    for (rank,) in answers(tmp_path, 2, (model, None, 2**26)):
+        assert len(rank["errors"]) == 1, rank["errors"]
+        first, none, last = rank["tokens"]
+        assert [first, last] == alone["tokens"] and none == []
         (error,) = rank["errors"]
         assert error.startswith("rank 1: a prompt of ") and "of memory are free" in error, error
 
@@ -260,7 +264,8 @@ def test_a_rank_that_is_lost_amid_an_answer_ends_the_others(tmp_path, endless, w
         started = time.monotonic()
         _, err = ranks[other].communicate(timeout=60)
         assert ranks[other].returncode == 2 and time.monotonic() - started < 30
-        assert f"error: rank {victim} is lost" in err and "start the command again" in err and len(err.splitlines()) < 4
+        (line,) = [line for line in err.splitlines() if not line.startswith("[ring]")]  # MLX's own
+        assert f"error: rank {victim} is lost" in line and "start the command again" in line
     finally:
         for rank in ranks:
             rank.kill()
