@@ -149,7 +149,8 @@ def test_one_rank_is_a_process_alone(monkeypatch, tmp_path, text):
         (b"\xff\xfe\x00", "MLX_HOSTFILE cannot be read .it is not text"),
         (b"[[", "MLX_HOSTFILE is not JSON"),
         *((text, "MLX_HOSTFILE is no list of ranks like") for text in (b"{}", b"[[], []]", b'["10.0.0.1:80"]')),
-        *((text, "MLX_HOSTFILE is no list of ranks like") for text in (b'[{"ssh": "a", "ips": []}]', b'[["10.0.0.1"]]')),
+        (b'[{"ssh": "a", "ips": ["10.0.0.1"]}]', "MLX_HOSTFILE is no list of ranks like"),
+        (b'[["10.0.0.1"]]', "MLX_HOSTFILE is no list of ranks like"),
         (b'[["127.0.0.1:1"], ["127.0.0.1:2"]]', "MLX_RANK is '2', but .* has 2 ranks"),
     ],
 )
@@ -170,7 +171,7 @@ def test_an_address_that_is_not_this_machines_is_named(monkeypatch, tmp_path):
     (tmp_path / "hosts").write_text('[["192.0.2.1:5000"], ["192.0.2.2:5000"]]')
     monkeypatch.setenv("MLX_RANK", "0")
     monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts"))
-    with pytest.raises(DistributedError, match="the ranks do not reach each other .*see the hostfile"):
+    with pytest.raises(DistributedError, match=r"the ranks do not reach each other .*see the hostfile"):
         launched_group()
 
 

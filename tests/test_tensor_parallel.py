@@ -241,8 +241,8 @@ def test_an_error_of_all_ends_an_answer_of_one_ends_all(where, monkeypatch):
             failed, last = batch
             assert str(failed.error) == "no memory" and last.tokens == alone[2]
         else:
-            match = "rank 1 has failed .no memory" if where == "rank 1" else "no memory; rank 1 does not have this error"
-            with pytest.raises(DistributedError, match=match):
+            said = {"rank 0": "no memory; rank 1 does not have this error", "rank 1": "rank 1 has failed .no memory"}
+            with pytest.raises(DistributedError, match=said[where]):
                 list(batch)
     if where == "both":
         followed.result(60)
@@ -301,7 +301,7 @@ def test_chat_answers_as_one_process(tmp_path):
 
 
 @pytest.mark.soak
-def test_a_server_answers_and_names_a_lost_rank(tmp_path):
+def test_a_server_answers_and_ends_with_a_lost_rank(tmp_path):
     (port,) = free_ports(1)
     ranks = start_ranks(tmp_path, 2, "serve", "demo", "--port", port)
     try:
@@ -321,10 +321,15 @@ def test_a_server_answers_and_names_a_lost_rank(tmp_path):
         options = GenerationOptions(max_tokens=8, temperature=0)
         alone = generate(*load("demo", backend="mlx"), "Why?", options=options)
         assert answer["choices"][0]["message"]["content"] == alone
+        assert json.loads(urllib.request.urlopen(post(), timeout=60).read())["usage"]["prompt_tokens_details"] == {
+            "cached_tokens": answer["usage"]["prompt_tokens"]
+        }
         ranks[1].kill()
         ranks[1].wait()
-        with pytest.raises(urllib.error.HTTPError):
+        with pytest.raises(urllib.error.URLError):
             urllib.request.urlopen(post(), timeout=60)
+        _, err = ranks[0].communicate(timeout=60)
+        assert ranks[0].returncode == 2 and "error: rank 1 is lost, and its part of the model" in err, err
     finally:
         ranks[0].kill()
         ended(ranks)

@@ -21,7 +21,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +40,7 @@ from .scheduler import Output, Scheduler
 from .sequence import Sequence
 from .vision_cache import VisionCache
 
+LOST = "rank 0 is lost; start the command again"
 CACHES = {"vision_cache": VisionCache, "prompt_cache": PromptCache}
 
 
@@ -175,7 +176,8 @@ class LeadingScheduler(Scheduler):
             for cache in self._caches.values():  # which another thread may clear between two steps only
                 held.enter_context(cache.lock)
             cancelled = [self._to_cancel.popleft() for _ in range(len(self._to_cancel))]
-            held.enter_context(self._lead.step(self._number, cancelled, [each.clears for each in self._caches.values()]))
+            clears = [cache.clears for cache in self._caches.values()]
+            held.enter_context(self._lead.step(self._number, cancelled, clears))
             for id in cancelled:
                 super().cancel(id)
             return super().step()
@@ -242,15 +244,19 @@ class Follower:
                 if "bye" in said:
                     return
                 self._do(said)
-        raise DistributedError("rank 0 is lost; start the command again")
+        raise DistributedError(LOST)
 
     def agree(self, error: Exception) -> None:
         """Waits until rank 0 has an error, too. Raises `DistributedError` where it has none."""
-        number, said = next(self._errors), None
+        number = next(self._errors)
         self._link.send({"wrong": number, "error": str(error)})
-        with suppress(queue.Empty):
+        try:
             said = self._came.get(timeout=patience())[1]
-        if said is None or said.get("wrong") != number:
+        except queue.Empty:
+            raise _differs(0, error) from None
+        if said is None:
+            raise DistributedError(LOST)
+        if said.get("wrong") != number:
             raise _differs(0, error)
 
     def _do(self, said: dict[str, Any]) -> None:
