@@ -41,7 +41,7 @@ from .sequence import Sequence
 from .vision_cache import VisionCache
 
 LOST = "rank 0 is lost; start the command again"
-CACHES = {"vision_cache": VisionCache, "prompt_cache": PromptCache}
+CACHES: dict[str, type[VisionCache] | type[PromptCache]] = {"vision_cache": VisionCache, "prompt_cache": PromptCache}
 
 
 class Lead:
