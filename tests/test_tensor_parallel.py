@@ -261,6 +261,8 @@ def test_a_rank_that_is_lost_amid_an_answer_ends_the_others(tmp_path, endless, w
         assert ranks[0].stdout is not None and ranks[0].stdout.read(1)
         victim, other = (0, 1) if what == "rank 0 killed" else (1, 0)
         ranks[victim].send_signal(signal.SIGSTOP if what == "silent" else signal.SIGKILL)
+        if what == "killed":  # as mlx.launch does
+            ranks[other].send_signal(signal.SIGTERM)
         started = time.monotonic()
         _, err = ranks[other].communicate(timeout=60)
         assert ranks[other].returncode == 2 and time.monotonic() - started < 30

@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import DistributedError, Lfm2VlError, OptionError
@@ -22,6 +24,7 @@ from .rank_interrupt import GRACE
 if TYPE_CHECKING:
     from ..distributed.links import Came, Link
 
+LOST = "is lost, and its part of the model; start the command again"
 LOOK = 0.2  # seconds between two looks at the links
 
 
@@ -38,6 +41,7 @@ def run_shared(args: argparse.Namespace, run: Callable[[argparse.Namespace], int
 
     came = Came()
     links = connect(args.group, came)
+    signal.signal(signal.SIGTERM, partial(_terminated, links.values()))
     try:
         return _follow(args, links[0], came) if args.group.rank() else _lead(args, run, links, came)
     except DistributedError as error:
@@ -84,16 +88,29 @@ def _watched(links: Collection[Link], waits: Callable[[], bool]) -> Iterator[Non
     def watch() -> None:
         since = None
         while not done.wait(LOOK):
-            lost = [link.rank for link in links if link.lost.is_set()]
-            since = (since or time.monotonic()) if lost and waits() else None
+            since = (since or time.monotonic()) if _lost(links) and waits() else None
             if since is not None and time.monotonic() > since + GRACE:
-                _end(f"rank {lost[0]} is lost, and its part of the model; start the command again")
+                _end(f"rank {_lost(links)[0]} {LOST}")
 
     threading.Thread(target=watch, name="mlx-lfm2vl lost ranks", daemon=True).start()
     try:
         yield
     finally:
         done.set()
+
+
+def _lost(links: Collection[Link]) -> list[int]:
+    return [link.rank for link in links if link.lost.is_set()]
+
+
+def _terminated(links: Collection[Link], number: int, frame: FrameType | None) -> None:
+    """Ends the process as SIGTERM does; with a line, where `mlx.launch` has sent it as another rank has failed."""
+    end = time.monotonic() + 5 * LOOK
+    while not _lost(links) and time.monotonic() < end:
+        time.sleep(LOOK / 4)
+    if lost := _lost(links):
+        _end(f"rank {lost[0]} {LOST}")
+    os._exit(128 + number)
 
 
 def _end(error: str) -> NoReturn:
