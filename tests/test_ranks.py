@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from launched import ended, free_ports, start_ranks
 from test_cli import MODEL, ROOT, cli  # noqa: F401
 
+from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.cli.answers import Output
 from mlx_lfm2vl.cli.in_order import InOrder
 from mlx_lfm2vl.cli.ranks import Ranks, dealt_by_cost
@@ -99,7 +101,7 @@ def test_the_others_finish_and_the_same_command_completes(cli, tmp_path, victim)
 
 
 @pytest.mark.soak
-def test_a_rank_that_falls_silent_is_secondsup(tmp_path):
+def test_a_silent_rank_counts_as_gone(tmp_path):
     rows, output = inputs(tmp_path, 60), tmp_path / "out.jsonl"
     environment = {"MLX_LFM2VL_RANK_SILENCE": "3"}
     ranks = start_ranks(tmp_path, 2, *words(rows, output, tokens=20), environment=environment)
@@ -138,6 +140,39 @@ def test_one_rank_is_a_process_alone(monkeypatch, tmp_path, text):
     monkeypatch.setenv("MLX_RANK", "0")
     monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts"))
     assert launched_group() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "MLX_HOSTFILE cannot be read .No such file or directory"),
+        (b"\xff\xfe\x00", "MLX_HOSTFILE cannot be read .it is not text"),
+        (b"[[", "MLX_HOSTFILE is not JSON"),
+        *((text, "MLX_HOSTFILE is no list of ranks like") for text in (b"{}", b"[[], []]", b'["10.0.0.1:80"]')),
+        (b'[{"ssh": "a", "ips": ["10.0.0.1"]}]', "MLX_HOSTFILE is no list of ranks like"),
+        (b'[["10.0.0.1"]]', "MLX_HOSTFILE is no list of ranks like"),
+        (b'[["127.0.0.1:1"], ["127.0.0.1:2"]]', "MLX_RANK is '2', but .* has 2 ranks"),
+    ],
+)
+def test_a_hostfile_of_ranks_that_is_none_is_named(monkeypatch, tmp_path, text, said, capsys):
+    """With exit code 2 and one line."""
+    if text is not None:
+        (tmp_path / "hosts").write_bytes(text)
+    monkeypatch.setenv("MLX_RANK", "2")
+    monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts"))
+    with pytest.raises(DistributedError, match=said):
+        launched_group()
+    assert main(["generate", "--model", "demo", "--prompt", "Why?"]) == 2
+    out, err = capsys.readouterr()
+    assert not out and re.search(said, " ".join(err.split())) and "mlx.launch" in err
+
+
+def test_an_address_that_is_not_this_machines_is_named(monkeypatch, tmp_path):
+    (tmp_path / "hosts").write_text('[["192.0.2.1:5000"], ["192.0.2.2:5000"]]')
+    monkeypatch.setenv("MLX_RANK", "0")
+    monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts"))
+    with pytest.raises(DistributedError, match=r"the ranks do not reach each other .*see the hostfile"):
+        launched_group()
 
 
 def test_rows_on_stdin_are_refused_in_ranks(tmp_path):
@@ -216,11 +251,18 @@ def test_only_who_knows_the_token_is_a_rank(said, rank):
 @pytest.mark.soak
 @pytest.mark.parametrize("moment", range(20))
 def test_a_rank_that_is_killed_at_any_moment_loses_nothing(cli, tmp_path, moment):  # noqa: F811
+    """While it starts, or with some rows answered. As `mlx.launch` does, the others get SIGTERM."""
     rows, output, chance = inputs(tmp_path, 60), tmp_path / "out.jsonl", random.Random(moment)
     ranks = start_ranks(tmp_path, 3, *words(rows, output, tokens=20))
-    time.sleep(chance.uniform(0.2, 8))
+    if moment % 4 == 0:
+        time.sleep(chance.uniform(0, 8))
+    else:
+        most = chance.randrange(60)
+        until(lambda: lines(output, tmp_path / "out.jsonl.ahead") >= most, ranks)
     victim = chance.randrange(3)
     ranks[victim].kill()
+    for rank in ranks:
+        rank.send_signal(signal.SIGTERM)
     ended(ranks)
     (code, _, err), *_ = ended(start_ranks(tmp_path, chance.choice((2, 3)), *words(rows, output, tokens=20)))
     assert code == 1, err

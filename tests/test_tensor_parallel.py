@@ -1,9 +1,11 @@
 """A model that several ranks share: the tokens of one process, a part of its memory in each."""
 
 import functools
+import itertools
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,22 +13,37 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from checkpoints import edit_json
+from conftest import GOLDEN, statistics_of
 from hypothesis import given
 from hypothesis import strategies as st
 from launched import ended, free_ports, start, start_ranks
 from test_cli import ROOT, cli  # noqa: F401
 
-from mlx_lfm2vl import GenerationOptions, GenerationRequest, OptionError, convert, generate, generate_batch, load
-from mlx_lfm2vl.distributed.links import Came, Link
-from mlx_lfm2vl.generation.lockstep import Lead, follow
+from mlx_lfm2vl import (
+    Chat,
+    GenerationOptions,
+    GenerationRequest,
+    OptionError,
+    PromptCache,
+    VisionCache,
+    convert,
+    generate,
+    generate_batch,
+    load,
+)
+from mlx_lfm2vl.distributed.links import SILENCE, Came, Link
+from mlx_lfm2vl.errors import DistributedError, OutOfMemoryError
+from mlx_lfm2vl.generation.lockstep import Follower, Lead
 from mlx_lfm2vl.weights.files import read_header, read_part
 
 PROGRAM = Path(__file__).parent / "ranks_program.py"
@@ -34,32 +51,68 @@ ADAPTERS = Path(__file__).parent / "adapters"
 SMALL = GOLDEN / "pictures" / "small.png"
 
 
-def answers(folder: Path, ranks: int, model: object) -> list[dict[str, Any]]:
-    processes = start(folder, ranks, [sys.executable, PROGRAM, model, SMALL])
+Model = tuple[object, object, int | None]  # its folder, an adapter's, and the bytes that the last rank has left
+
+
+def answers(folder: Path, ranks: int, *models: Model) -> list[list[dict[str, Any]]]:
+    """Of each rank, what `ranks_program.py` prints of each model."""
+    words = json.dumps(models, default=str)
+    processes = start(folder, ranks, [sys.executable, PROGRAM, words, SMALL])
     return [json.loads(out) if code == 0 else pytest.fail(err) for code, out, err in ended(processes)]
 
 
-@pytest.mark.parametrize(
-    ("name", "ranks"),
-    [
-        ("demo", 2),
-        *(pytest.param(*row, marks=pytest.mark.soak) for row in (("gen25", 2), ("gen25", 4), ("demo, 8 bits", 2))),
-    ],
-)
-def test_ranks_give_the_tokens_of_one_process(tmp_path, name, ranks):
-    """Greedy and sampled, about a picture; what does not divide by the ranks is whole in each."""
-    model: object = GOLDEN / name if name.startswith("gen") else name
-    if name == "demo, 8 bits":
-        convert("demo", tmp_path / "model", quantize=True, q_bits=8, q_group_size=32)
-        model = tmp_path / "model"
-    (alone,), shared = answers(tmp_path, 1, model), answers(tmp_path, ranks, model)
-    close = 0.2 if name.startswith("demo") else 1e-4  # the demo is of bfloat16
+def check_same(alone: dict[str, Any], shared: list[dict[str, Any]], close: float = 1e-4) -> None:
+    """Tokens greedy and sampled, about a picture, and logits."""
     for rank in shared:
         assert rank["tokens"] == alone["tokens"] and not rank["errors"]
         np.testing.assert_allclose(rank["logits"], alone["logits"], atol=close)
         assert rank["logits"] == shared[0]["logits"]
-        if ranks == 2:
-            assert rank["peak"] <= 0.6 * alone["peak"]
+
+
+def quantised(folder: Path, name: str | Path) -> Path:
+    convert(name, folder, quantize=True, q_bits=8, q_group_size=32)
+    return folder
+
+
+def test_ranks_give_the_tokens_of_one_process(tmp_path):
+    """Of both families, dense and quantised, with adapters; what does not divide by the ranks is whole in each."""
+    models: list[Model] = [
+        ("demo", None, None),
+        (GOLDEN / "lfm3", None, None),
+        (GOLDEN / "gen25", ADAPTERS / "lora", None),
+        (quantised(tmp_path / "gen25", GOLDEN / "gen25"), ADAPTERS / "dora", None),
+    ]
+    (alone,) = answers(tmp_path, 1, *models)
+    for (name, *_), expected, *shared in zip(models, alone, *answers(tmp_path, 2, *models), strict=True):
+        check_same(expected, shared, 0.2 if name == "demo" else 1e-4)  # the demo is of bfloat16
+        if name == "demo":
+            assert all(rank["peak"] <= 0.6 * expected["peak"] for rank in shared)
+
+
+@pytest.mark.soak
+def test_four_ranks_give_the_tokens_of_one_process(tmp_path):
+    models: list[Model] = [
+        (GOLDEN / "gen25", None, None),
+        (GOLDEN / "lfm3", None, None),
+        (quantised(tmp_path / "demo", "demo"), None, None),
+    ]
+    (alone,) = answers(tmp_path, 1, *models)
+    for expected, *shared in zip(alone, *answers(tmp_path, 4, *models), strict=True):
+        check_same(expected, shared, 0.2)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a process's memory is limited as Linux does")
+def test_a_question_too_large_for_one_rank_fails_in_all(tmp_path):
+    """The others of its batch are answered."""
+    model = Path(shutil.copytree(GOLDEN / "gen25", tmp_path / "model"))
+    edit_json(model / "config.json", text_config__max_position_embeddings=500_000)
+    ((alone,),) = answers(tmp_path, 1, (model, None, None))
+    for (rank,) in answers(tmp_path, 2, (model, None, 2**26)):
+        assert len(rank["errors"]) == 1, rank["errors"]
+        first, none, last = rank["tokens"]
+        assert [first, last] == alone["tokens"] and none == []
+        (error,) = rank["errors"]
+        assert error.startswith("rank 1: a prompt of ") and "of memory are free" in error, error
 
 
 @given(
@@ -86,33 +139,138 @@ def test_what_ranks_cannot_share_is_refused(tmp_path):
     group = mx.distributed.init()
     with pytest.raises(OptionError, match="needs the backend mlx"):
         load(GOLDEN / "gen25", backend="numpy", group=group)
-    with pytest.raises(OptionError, match="ranks share models of LFM2-VL only"):
-        load(GOLDEN / "lfm3", backend="mlx", group=group)
-    with pytest.raises(OptionError, match="an adapter that is fused"):
-        load(GOLDEN / "gen25", backend="mlx", adapter=next(ADAPTERS.glob("*/adapter_config.json")).parent, group=group)
+    model, processor = load(GOLDEN / "gen25", backend="mlx", group=group)
+    kept: dict[str, Any] = {"prompt_cache": PromptCache(folder=tmp_path), "vision_cache": VisionCache(folder=tmp_path)}
+    for name, cache in kept.items():
+        with pytest.raises(OptionError, match=f"{name} has a folder, which ranks that share a model do not keep"):
+            generate(model, processor, "Why?", **{name: cache})
+    model.lead = Lead([], Came())
+    with pytest.raises(OptionError, match="draft 'auto' goes by the clock"):
+        generate(model, processor, "Why?", draft="auto")
+    with pytest.raises(OptionError, match="takes no functions and draft models"):
+        generate(model, processor, "Why?", logits_processors=[lambda ids, logits: logits])
+
+
+@contextmanager
+def led(leading: Any, following: Any, processor: Any) -> Iterator[tuple[Follower, Future[None]]]:
+    """A model whose schedulers another one of this process follows; the follower, and its work."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near, (far, _) = socket.create_connection(server.getsockname()), server.accept()
+    heard, came = Came(), Came()
+    leading.lead = lead = Lead([Link(1, near, heard)], heard)
+    follower = Follower(following, processor, Link(0, far, came), came)
+    with ThreadPoolExecutor(1) as other:
+        followed = other.submit(follower.run)
+        try:
+            yield follower, followed
+        finally:
+            lead.close()
+
+
+SHORT = GenerationOptions(max_tokens=3, temperature=0.0)
+REQUESTS = [GenerationRequest(prompt, options=SHORT) for prompt in ("Why?", "And how?", "Where?")]
 
 
 @pytest.mark.backends("mlx", "numpy")
 def test_a_batch_goes_on_after_another_answer_came_between():
     """Its scheduler has no rows while the other one begins."""
     (leading, processor), (following, _) = load(GOLDEN / "gen25"), load(GOLDEN / "gen25")
-    options = GenerationOptions(max_tokens=3, temperature=0.0)
-    requests = [GenerationRequest(prompt, options=options) for prompt in ("Why?", "And how?")]
-    alone = [answer.tokens for answer in generate_batch(leading, processor, requests)]
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        near, (far, _) = socket.create_connection(server.getsockname()), server.accept()
-    came = Came()
-    leading.lead = lead = Lead([Link(1, near, Came())])
-    Link(0, far, came)
-    with ThreadPoolExecutor(1) as other:
-        followed = other.submit(follow, following, processor, came)
-        batch = generate_batch(leading, processor, requests, batch_size=1)
+    alone = [answer.tokens for answer in generate_batch(leading, processor, REQUESTS)]
+    with led(leading, following, processor) as (_, followed):
+        batch = generate_batch(leading, processor, REQUESTS, batch_size=1)
         answers = [next(batch)]
-        generate(leading, processor, "Who?", options=options)
+        generate(leading, processor, "Who?", options=SHORT)
         answers += batch
-        lead.close()
-        followed.result(60)
+    followed.result(60)
     assert [answer.tokens for answer in answers] == alone
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_ranks_keep_and_clear_the_same_beginnings():
+    (leading, processor), (following, _) = load(GOLDEN / "gen25"), load(GOLDEN / "gen25")
+
+    def held(*caches: Any) -> list[tuple[int, int]]:
+        return [(len(cache), cache.nbytes) for cache in caches]
+
+    with led(leading, following, processor) as (follower, followed):
+
+        def ask(chat: Chat, text: str, picture: object = None) -> int:
+            *_, last = chat.stream(text, picture, options=SHORT)
+            limit, caches = time.monotonic() + 20, (chat.vision_cache, chat.prompt_cache)
+            while held(*caches) != held(*follower.caches):  # it may be in its last step
+                assert time.monotonic() < limit, (held(*caches), held(*follower.caches))
+                time.sleep(0.01)
+            return statistics_of(last).cached_tokens
+
+        chat = Chat(leading, processor)
+        assert ask(chat, "What is this?", SMALL) == 0
+        assert ask(chat, "And what else?") > 50
+        chat.prompt_cache.clear()
+        assert ask(chat, "Who?") == 0
+        assert ask(chat, "Why?") > 50
+    followed.result(60)
+
+
+def fails(model: Any, call: int) -> None:
+    """Lets memory run out as the prompt of this number begins."""
+    make_cache, calls = model.make_cache, itertools.count(1)
+
+    def made() -> Any:
+        if next(calls) == call:
+            raise OutOfMemoryError("no memory")
+        return make_cache()
+
+    model.make_cache = made
+
+
+@pytest.mark.backends("mlx", "numpy")
+@pytest.mark.parametrize("where", ["both", "rank 0", "rank 1"])
+def test_an_error_of_all_ends_an_answer_of_one_ends_all(where, monkeypatch):
+    monkeypatch.setenv(SILENCE, "600" if where == "both" else "3")
+    (leading, processor), (following, _) = load(GOLDEN / "gen25"), load(GOLDEN / "gen25")
+    alone = [answer.tokens for answer in generate_batch(leading, processor, REQUESTS)]
+    if where != "rank 1":
+        fails(leading, 2)
+    if where != "rank 0":
+        fails(following, 2)
+    with led(leading, following, processor) as (_, followed):
+        batch = generate_batch(leading, processor, REQUESTS, batch_size=1)
+        assert next(batch).tokens == alone[0]
+        if where == "both":
+            failed, last = batch
+            assert str(failed.error) == "no memory" and last.tokens == alone[2]
+        else:
+            said = {"rank 0": "no memory; rank 1 does not have this error", "rank 1": "rank 1 has failed .no memory"}
+            with pytest.raises(DistributedError, match=said[where]):
+                list(batch)
+    if where == "both":
+        followed.result(60)
+    else:
+        with pytest.raises(DistributedError, match="no memory"):
+            followed.result(60)
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("what", ["killed", "silent", "rank 0 killed"])
+def test_a_rank_that_is_lost_amid_an_answer_ends_the_others(tmp_path, endless, what):
+    """Within the time of silence, and some seconds."""
+    words = ("generate", "--model", endless, "--prompt", "Why?", "--max-tokens", 100_000)
+    ranks = start_ranks(tmp_path, 2, *words, environment={SILENCE: "4"})
+    try:
+        assert ranks[0].stdout is not None and ranks[0].stdout.read(1)
+        victim, other = (0, 1) if what == "rank 0 killed" else (1, 0)
+        ranks[victim].send_signal(signal.SIGSTOP if what == "silent" else signal.SIGKILL)
+        if what == "killed":  # as mlx.launch does
+            ranks[other].send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        _, err = ranks[other].communicate(timeout=60)
+        assert ranks[other].returncode == 2 and time.monotonic() - started < 30
+        (line,) = [line for line in err.splitlines() if not line.startswith("[ring]")]  # MLX's own
+        assert f"error: rank {victim} is lost" in line and "start the command again" in line
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
 
 
 WORDS = ("--model", "demo", "--max-tokens", 12)
@@ -144,7 +302,7 @@ def test_chat_answers_as_one_process(tmp_path):
 
 
 @pytest.mark.soak
-def test_a_server_answers_and_names_a_lost_rank(tmp_path):
+def test_a_server_answers_and_ends_with_a_lost_rank(tmp_path):
     (port,) = free_ports(1)
     ranks = start_ranks(tmp_path, 2, "serve", "demo", "--port", port)
     try:
@@ -164,10 +322,15 @@ def test_a_server_answers_and_names_a_lost_rank(tmp_path):
         options = GenerationOptions(max_tokens=8, temperature=0)
         alone = generate(*load("demo", backend="mlx"), "Why?", options=options)
         assert answer["choices"][0]["message"]["content"] == alone
+        assert json.loads(urllib.request.urlopen(post(), timeout=60).read())["usage"]["prompt_tokens_details"] == {
+            "cached_tokens": answer["usage"]["prompt_tokens"]
+        }
         ranks[1].kill()
         ranks[1].wait()
-        with pytest.raises(urllib.error.HTTPError):
+        with pytest.raises(urllib.error.URLError):
             urllib.request.urlopen(post(), timeout=60)
+        _, err = ranks[0].communicate(timeout=60)
+        assert ranks[0].returncode == 2 and "error: rank 1 is lost, and its part of the model" in err, err
     finally:
         ranks[0].kill()
         ended(ranks)

@@ -46,7 +46,9 @@ def norms(weight: mx.array) -> mx.array:
 
 class LoRALinear(nn.Module):
     """`gain * (W x + scale B A x) + bias` of a linear layer. `gain` (out,) is that of a DoRA adapter that stays as it
-    is; a LoRA adapter has none."""
+    is; a LoRA adapter has none. `group`: ranks that have a part of the inputs each, if there are any."""
+
+    group: mx.distributed.Group | None = None
 
     def __init__(
         self, linear: nn.Module, lora_a: mx.array, lora_b: mx.array, scale: float, gain: mx.array | None = None
@@ -69,7 +71,10 @@ class LoRALinear(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         y = self.linear(x)
-        change = (self.scale * ((self.dropout(x) @ self.lora_a) @ self.lora_b)).astype(y.dtype)
+        low = self.dropout(x) @ self.lora_a
+        if self.group is not None:
+            low = mx.distributed.all_sum(low, group=self.group)
+        change = (self.scale * (low @ self.lora_b)).astype(y.dtype)
         gain = self._gain()
         if gain is None:
             return y + change

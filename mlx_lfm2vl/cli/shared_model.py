@@ -1,13 +1,31 @@
-"""A command whose model all ranks of `mlx.launch` share: rank 0 runs it, the others compute with it."""
+"""A command whose model all ranks of `mlx.launch` share: rank 0 runs it, the others compute with it.
+
+A rank that waits for a lost one within MLX cannot be told: after `GRACE` seconds its process ends as it is.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
-from collections.abc import Callable
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
-from ..errors import DistributedError, OptionError
-from .options import load_model
+from ..errors import DistributedError, Lfm2VlError, OptionError
+from .options import load_model, print_error
+from .rank_interrupt import GRACE
+
+if TYPE_CHECKING:
+    from ..distributed.links import Came, Link
+
+LOST = "is lost, and its part of the model; start the command again"
+LOOK = 0.2  # seconds between two looks at the links
 
 
 def run_shared(args: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
@@ -20,24 +38,85 @@ def run_shared(args: argparse.Namespace, run: Callable[[argparse.Namespace], int
     if args.command == "serve":
         _name_one_model(args)
     from ..distributed.links import Came, connect
-    from ..generation.lockstep import Lead, follow
 
     came = Came()
     links = connect(args.group, came)
-    if args.group.rank():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 ends all
-        try:
-            follow(*load_model(args), came)
-        finally:
-            links[0].close()
-        return 0
-    args.lead = Lead(links.values())
+    signal.signal(signal.SIGTERM, partial(_terminated, links.values()))
+    try:
+        return _follow(args, links[0], came) if args.group.rank() else _lead(args, run, links, came)
+    except DistributedError as error:
+        sys.stdout.flush()
+        _end(str(error))
+
+
+def _lead(
+    args: argparse.Namespace, run: Callable[[argparse.Namespace], int], links: dict[int, Link], came: Came
+) -> int:
+    from ..generation.lockstep import Lead
+
+    args.lead = lead = Lead(links.values(), came)
+    waits = (lambda: True) if args.command == "serve" else (lambda: lead.since is not None)
     try:
         if len(links) + 1 < args.group.size():
             raise DistributedError("not all ranks have come; start the command again")
-        return run(args)
+        with _watched(links.values(), waits):
+            return run(args)
     finally:
-        args.lead.close()
+        lead.close()
+
+
+def _follow(args: argparse.Namespace, link: Link, came: Came) -> int:
+    from ..generation.lockstep import Follower
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 ends all
+    try:
+        with _watched([link], lambda: True):
+            Follower(*load_model(args), link, came).run()
+    except Lfm2VlError as error:
+        link.send({"wrong": None, "error": str(error)})
+        raise
+    finally:
+        link.close()
+    return 0
+
+
+@contextmanager
+def _watched(links: Collection[Link], waits: Callable[[], bool]) -> Iterator[None]:
+    """Ends the process if the block goes on for `GRACE` seconds, and `waits` for the other ranks, when one is lost."""
+    done = threading.Event()
+
+    def watch() -> None:
+        since = None
+        while not done.wait(LOOK):
+            since = (since or time.monotonic()) if _lost(links) and waits() else None
+            if since is not None and time.monotonic() > since + GRACE:
+                _end(f"rank {_lost(links)[0]} {LOST}")
+
+    threading.Thread(target=watch, name="mlx-lfm2vl lost ranks", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _lost(links: Collection[Link]) -> list[int]:
+    return [link.rank for link in links if link.lost.is_set()]
+
+
+def _terminated(links: Collection[Link], number: int, frame: FrameType | None) -> None:
+    """Ends the process as SIGTERM does; with a line, where `mlx.launch` has sent it as another rank has failed."""
+    end = time.monotonic() + 5 * LOOK
+    while not _lost(links) and time.monotonic() < end:
+        time.sleep(LOOK / 4)
+    if lost := _lost(links):
+        _end(f"rank {lost[0]} {LOST}")
+    os._exit(128 + number)
+
+
+def _end(error: str) -> NoReturn:
+    """Ends the process with an error: MLX would wait for a rank that is gone."""
+    print_error(error)
+    os._exit(2)
 
 
 def _name_one_model(args: argparse.Namespace) -> None:

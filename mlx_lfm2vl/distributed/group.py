@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
 from ..backends.thread_state import computing
+from ..config import parse_json
 from ..errors import DistributedError, first_line
 
 LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")  # in the environment of a rank: of mlx.launch, and of mpirun below it
+_ADDRESS = re.compile(r"\S+:\d{1,5}")
 
 
 @computing
@@ -20,13 +23,42 @@ def launched_group() -> mx.distributed.Group | None:
     if not any(name in os.environ for name in LAUNCHED):
         return None
     hostfile = os.environ.get("MLX_HOSTFILE")
-    if hostfile is not None and not Path(hostfile).read_text().strip():
-        return None  # of `mlx.launch -n 1`, which MLX itself does not read
+    if hostfile is not None and len(hosts := addresses(hostfile)) < 2:
+        return None
+    rank = os.environ.get("MLX_RANK", "0")
+    if hostfile is not None and rank not in map(str, range(len(hosts))):
+        raise DistributedError(
+            f"MLX_RANK is {rank!r}, but {hostfile} has {len(hosts)} ranks; start them with mlx.launch, which sets both"
+        )
     try:
         group = mx.distributed.init(strict=False)
     except RuntimeError as error:
         raise DistributedError(f"the ranks do not reach each other ({first_line(error)}); see the hostfile") from None
     return group if group.size() > 1 else None
+
+
+def addresses(hostfile: str) -> list[list[str]]:
+    """The addresses (host:port) of each rank, as `mlx.launch` writes them for the back end ring; for one rank it writes
+    an empty file, which MLX itself does not read. Raises `DistributedError`."""
+    wrong = "start the ranks with mlx.launch, which writes it"
+    try:
+        text = Path(hostfile).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise DistributedError(f"{hostfile}: MLX_HOSTFILE cannot be read ({reason}); {wrong}") from None
+    if not text.strip():
+        return []
+    try:
+        hosts = parse_json(text)
+    except ValueError as error:
+        raise DistributedError(f"{hostfile}: MLX_HOSTFILE is not JSON ({first_line(error)}); {wrong}") from None
+    if not isinstance(hosts, list) or not all(map(_are_addresses, hosts)):
+        raise DistributedError(f'{hostfile}: MLX_HOSTFILE is no list of ranks like ["10.0.0.1:5000"]; {wrong}')
+    return hosts
+
+
+def _are_addresses(host: object) -> bool:
+    return isinstance(host, list) and bool(host) and all(_ADDRESS.fullmatch(str(each)) for each in host)
 
 
 @computing

@@ -21,7 +21,7 @@ import mlx.core as mx
 
 from ..config import parse_json
 from ..errors import DistributedError
-from .group import broadcast
+from .group import addresses, broadcast
 
 SILENCE = "MLX_LFM2VL_RANK_SILENCE"  # of the environment: seconds after which a rank that says nothing is lost
 BEATS = 6  # empty lines in that time
@@ -39,6 +39,11 @@ def silence() -> float:
     if not 1 <= seconds <= 86_400:
         raise DistributedError(f"{SILENCE} is {given!r}, expected a number of seconds from 1 to 86400")
     return seconds
+
+
+def patience() -> float:
+    """The seconds that a rank waits for another one that is at work. Raises `DistributedError`."""
+    return silence() / BEATS
 
 
 class Link:
@@ -161,8 +166,7 @@ def _own_address() -> str:
     """The address at which the others reach rank 0: what the hostfile of the ring, or jaccl's or nccl's coordinator,
     says."""
     if hostfile := os.environ.get("MLX_HOSTFILE"):
-        with open(hostfile, encoding="utf-8") as file:
-            return str(json.load(file)[0][0]).rpartition(":")[0]
+        return addresses(hostfile)[0][0].rpartition(":")[0]
     if coordinator := os.environ.get("MLX_JACCL_COORDINATOR"):
         return coordinator.rpartition(":")[0]
     return os.environ.get("NCCL_HOST_IP") or socket.gethostname()

@@ -19,7 +19,12 @@ Store = TypeVar("Store")
 
 
 class BoundCache(Generic[Key, State, Store]):
-    """States by their keys, the one not used for longest first, and the store of the folder once a model is bound."""
+    """States by their keys, the one not used for longest first, and the store of the folder once a model is bound.
+
+    Attributes:
+        lock: held by whoever needs the cache to stay as it is.
+        clears: how often it was cleared.
+    """
 
     NAME: ClassVar[str]  # of the argument that takes such a cache, for errors
 
@@ -36,7 +41,7 @@ class BoundCache(Generic[Key, State, Store]):
         self._store: Store | None = None
         self.nbytes = 0
         self._entries: OrderedDict[Key, State] = OrderedDict()
-        self._lock = threading.Lock()
+        self.lock, self.clears = threading.RLock(), 0
         self._model: weakref.ref[object] | None = None
 
     @classmethod
@@ -49,12 +54,14 @@ class BoundCache(Generic[Key, State, Store]):
     def bind(self, model: Lfm2VlForConditionalGeneration) -> None:
         """Takes note of the model whose states it holds, until it is cleared. Raises `OptionError` for another, and
         `OutputError` where the folder cannot be used."""
-        with self._lock:
+        with self.lock:
             bound = None if self._model is None else self._model()
             if bound is model:
                 return
             if bound is not None:
                 raise OptionError(f"{self.NAME} holds what another model made; use one for each model, or clear it")
+            if self._folder is not None and model.group is not None:
+                raise OptionError(f"{self.NAME} has a folder, which ranks that share a model do not keep; leave it out")
             self._store = None if self._folder is None else self._open_store(self._folder, self._folder_limit, model)
             self._model = weakref.ref(model)
 
@@ -63,6 +70,7 @@ class BoundCache(Generic[Key, State, Store]):
 
     def clear(self) -> None:
         """Forgets what is in memory. Files in the folder stay."""
-        with self._lock:
+        with self.lock:
             self._entries.clear()
+            self.clears += 1
             self.nbytes, self._model, self._store = 0, None, None

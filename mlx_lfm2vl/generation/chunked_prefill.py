@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..backends.memory import allocations
+from ..distributed.agreement import agreed
 from ..errors import InputError
 from ..models.cache import Cache
 from ..models.context import Context
@@ -86,7 +87,8 @@ def prefill_in_pieces(
     answer = max(0, min(prompt.answer, model.config.text_config.max_position_embeddings - length))
     patches = 0 if prompt.spatial_shapes is None else largest_pass(prompt.spatial_shapes)
     beside = 0 if cache.drafter is None else cache.drafter.token_bytes
-    check_question(model.config, number_type(model), length, answer, patches, rows, model.kv_bits, beside)
+    with agreed(model.group):
+        check_question(model.config, number_type(model), length, answer, patches, rows, model.kv_bits, beside)
     padding = prompt.padding
     with allocations(f"a prompt of {length:,} tokens"):
         embedding = _embed(model, prompt, vision_cache)

@@ -8,6 +8,7 @@ text is run. Out comes a `GenerationBatch`.
 from __future__ import annotations
 
 from collections.abc import Sequence as List
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -26,6 +27,19 @@ from .sampler import Sampler, UniformSampler
 from .sequence import Sequence
 from .vision_cache import VisionCache, encode_views_in_pieces
 from .watch import Cancelled, Pieces
+
+
+@dataclass(eq=False)
+class Prefill:
+    """Rows whose prompts are run together, and the work that is left."""
+
+    rows: list[Sequence]
+    work: Pieces[GenerationBatch]
+
+    def check(self) -> None:
+        """Raises `Cancelled` if nobody waits for the work."""
+        if all(row.cancelled for row in self.rows):
+            raise Cancelled
 
 
 def prefill_rows(

@@ -48,7 +48,7 @@ class PromptCache(BoundCache[int, Entry, PromptStore]):
         self, ids: np.ndarray, pictures: Sequence[PictureSpan], drafter: Drafter | None = None
     ) -> tuple[Entry, Checkpoint] | None:
         """The entry and checkpoint with the longest beginning of a prompt (n,), or None. `drafter`: has read along."""
-        with self._lock:
+        with self.lock:
             while True:
                 best: Entry | StoredEntry | None = None
                 number, offset = 0, 0
@@ -78,7 +78,7 @@ class PromptCache(BoundCache[int, Entry, PromptStore]):
         the folder, too."""
         if entry is None or not entry.checkpoints:
             return
-        with self._lock:
+        with self.lock:
             if lasting and self._store is not None:
                 self._store.write(entry)
             self._keep(entry)

@@ -14,8 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as List
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 
 from ..backends.memory import allocations
 from ..backends.thread_state import computing
@@ -28,7 +27,7 @@ from .defaults import generation_config, positions_left
 from .draft_model import make_speculation
 from .ngrams import KEPT, SHORTEST, Ngrams
 from .passes import prefill_chunk
-from .prefill import prefill_forced, prefill_rows
+from .prefill import Prefill, prefill_forced, prefill_rows
 from .prompt_cache import PromptCache
 from .request import EncodedPrompt
 from .response import FinishReason, GenerationResponse
@@ -36,23 +35,10 @@ from .running import Running
 from .sequence import Sequence
 from .vision_cache import VisionCache
 from .waiting import shared_beginning, waits_for_beginning, waits_for_picture
-from .watch import Cancelled, Pieces
+from .watch import Cancelled
 
 Output = tuple[int, GenerationResponse | Exception]
 FORCED_ALONE, FORCED_BESIDE = 2, 8  # tokens that are run together; to leave a batch and to join it again costs copies
-
-
-@dataclass(eq=False)
-class _Prefill:
-    """Rows whose prompts are run together, and the work that is left."""
-
-    rows: list[Sequence]
-    work: Pieces[GenerationBatch]
-
-    def check(self) -> None:
-        """Raises `Cancelled` if nobody waits for the work."""
-        if all(row.cancelled for row in self.rows):
-            raise Cancelled
 
 
 class Scheduler:
@@ -75,7 +61,7 @@ class Scheduler:
         self._placeholders = model.config.placeholders
         self._rows: dict[int, Sequence] = {}  # those that have not finished
         self._waiting: list[Sequence] = []
-        self._prefilling: deque[_Prefill] = deque()
+        self._prefilling: deque[Prefill] = deque()
         self._running = Running(model.config.text_config.vocab_size)
         self._answers: Ngrams | None = None  # of rows with drafts
         self._most: int | None = None  # rows at a time, once a step of more has failed
@@ -121,6 +107,18 @@ class Scheduler:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def agree(self, error: Exception) -> None:
+        """Told of an error before it is dealt with, for subclasses: whether this goes on."""
+
+    @contextmanager
+    def _spare(self, what: str) -> Iterator[None]:
+        """Lets work that can be done without end early where memory runs out."""
+        try:
+            with allocations(what):
+                yield
+        except OutOfMemoryError as error:
+            self.agree(error)
+
     @computing
     def step(self) -> list[Output]:
         """Runs a chunk of the prompt whose turn it is, and a token of every running row."""
@@ -161,7 +159,7 @@ class Scheduler:
                 alone.append([row])
         for rows in (*alone, short) if short else alone:
             work = prefill_rows(self._model, rows, self._vision_cache, self._prompt_cache)
-            self._prefilling.append(_Prefill(rows, work))
+            self._prefilling.append(Prefill(rows, work))
 
     def _is_short(self, row: Sequence) -> bool:
         """Whether a row is padded and run with others: its prompt is one chunk, no beginning of it is known, and no
@@ -210,6 +208,7 @@ class Scheduler:
 
     def _failed(self, rows: List[Sequence], error: Exception) -> Iterator[Output]:
         """Begins rows again, each by itself, where that may help; a row that failed by itself ends."""
+        self.agree(error)
         rows = [row for row in rows if row.id in self._rows]
         if len(rows) == 1 and not rows[0].rejoins:
             del self._rows[rows[0].id]
@@ -231,7 +230,7 @@ class Scheduler:
                     yield self._last(row, row.detokenizer.finish(), "cancelled")
             if all(row.cancelled for row in prefill.rows):
                 self._prefilling.remove(prefill)
-                with suppress(Cancelled, OutOfMemoryError):
+                with suppress(Cancelled), self._spare("the prompt cache"):
                     prefill.work.throw(Cancelled())  # what was run goes to the prompt cache
         cancelled = [row for row in self._running.rows if row.cancelled]
         for row in cancelled:
@@ -252,7 +251,7 @@ class Scheduler:
             yield from self._failed(rows, error)
             return
         going_on: list[Sequence] = []
-        forced: list[_Prefill] = []
+        forced: list[Prefill] = []
         for row, text, reason, wrong in outcomes:
             if wrong is not None:
                 del self._rows[row.id]
@@ -261,7 +260,7 @@ class Scheduler:
             cache = None
             least = FORCED_ALONE if len(rows) == 1 else FORCED_BESIDE
             if reason is None and row.matcher is not None and row.forced(row.matcher, least):
-                with suppress(OutOfMemoryError), allocations("the answer's next tokens"):
+                with self._spare("the answer's next tokens"):
                     cache = self._running.cache_of(row)
             if cache is not None:
                 more, reason = row.push_forced()
@@ -276,7 +275,7 @@ class Scheduler:
             if cache is None:
                 going_on.append(row)
             else:
-                forced.append(_Prefill([row], prefill_forced(self._model, row, cache)))
+                forced.append(Prefill([row], prefill_forced(self._model, row, cache)))
         self._running.keep(going_on)
         self._prefilling += forced
 
@@ -287,7 +286,7 @@ class Scheduler:
             self._answers.add_text([*row.ids[-SHORTEST:].tolist(), *row.generated])  # so that its beginning is found
         if row.recorder is None or self._prompt_cache is None:
             return
-        with suppress(OutOfMemoryError), allocations("the prompt cache"):
+        with self._spare("the prompt cache"):
             cache = self._running.cache_of(row)
             row.recorder.take(cache)
             self._prompt_cache.put(row.recorder.entry(cache, row.generated), lasting=True)

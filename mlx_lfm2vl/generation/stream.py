@@ -110,9 +110,8 @@ def make_scheduler(
     for cache, kind in ((vision_cache, VisionCache), (prompt_cache, PromptCache)):
         if cache is not None:
             kind.check(cache)
-    if model.lead is not None:
-        return LeadingScheduler(model, tokenizer)
-    return Scheduler(model, tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
+    made = Scheduler if model.lead is None else LeadingScheduler
+    return made(model, tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
 
 
 def step(scheduler: Scheduler, stop: Stop) -> list[Output]:

@@ -51,12 +51,12 @@ class VisionCache(BoundCache[bytes, mx.array, VisionStore]):
 
     def __contains__(self, key: bytes) -> bool:
         """Whether a view is in memory, or in the folder."""
-        with self._lock:
+        with self.lock:
             return key in self._entries or (self._store is not None and key in self._store)
 
     def get(self, key: bytes, count: int) -> mx.array | None:
         """The tokens (count, hidden) of a view, or None."""
-        with self._lock:
+        with self.lock:
             if key in self._entries:
                 self._entries.move_to_end(key)
             elif self._store is not None and (kept := self._store.read(key, count)) is not None:
@@ -66,7 +66,7 @@ class VisionCache(BoundCache[bytes, mx.array, VisionStore]):
 
     def put(self, key: bytes, tokens: mx.array) -> None:
         """Keeps the tokens of a view if they fit at all."""
-        with self._lock:
+        with self.lock:
             if key in self._entries:
                 return
             mx.eval(tokens)

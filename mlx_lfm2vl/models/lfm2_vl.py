@@ -208,7 +208,8 @@ class Lfm2VlForConditionalGeneration(nn.Module):
     """The model with its language-modelling head, tied to the embeddings or of its own."""
 
     model_class: ClassVar[type[Lfm2VlModel]] = Lfm2VlModel
-    lead: Any = None  # a Lead, in rank 0 of several that share the model
+    group: mx.distributed.Group | None = None  # of ranks that share the model, if several do
+    lead: Any = None  # a Lead, in rank 0 of them
     kv_bits: int | None = None  # of the keys and values of answers, None where they are not quantised
 
     def __init__(self, config: ModelConfig):

@@ -115,7 +115,7 @@ class Lfm3VlVisionShortConv(nn.Module):
         """(patches, hidden), normed, and the residual of the same shape -> the same shape."""
         gate_in, gate_out, value = mx.split(self.in_proj(x), 3, axis=-1)
         gated, weight, merge = gate_in * value, self.spatial_conv.weight, self._merge
-        hidden, padding = x.shape[-1], weight.shape[1] // 2
+        hidden, padding = gated.shape[-1], weight.shape[1] // 2
         made, end = [], 0
         for count, height, width in neighbours:
             start, end = end, end + count * height * width

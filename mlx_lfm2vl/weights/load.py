@@ -7,7 +7,7 @@ weights exists. All of them are evaluated before the model is returned: it can t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -18,12 +18,12 @@ import mlx.nn as nn
 from .. import backends
 from ..backends import cpu
 from ..backends.thread_state import computing, stop_at_exit
-from ..config import Lfm2VlConfig, ModelConfig, config_of, read_json
+from ..config import ModelConfig, config_of, read_json
 from ..config.files import AGAIN
 from ..errors import OptionError, WeightsError, first_line
 from ..models.families import NETWORKS
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration, Lfm2VlModel
-from ..models.tensor_parallel import Cut, shard
+from ..models.tensor_parallel import shard
 from ..threads import check_cancelled
 from . import choices, quantize
 from .corrections import drop_unused, fit_config
@@ -38,6 +38,7 @@ from .shards import INDEX, Shards, read_shards
 
 DTYPES: dict[str, mx.Dtype] = {name: getattr(mx, name) for name in choices.DTYPES}
 PACKED = {mx.uint32: ("U32",), mx.uint8: ("U8",)}  # weights of quantised modules, scales of the fp4 and fp8 modes
+Change = Callable[[nn.Module, dict[str, mx.array]], dict[str, mx.array]]  # tensors that a model will get, `apply`
 M = TypeVar("M", bound=Lfm2VlModel | Lfm2VlForConditionalGeneration)
 
 
@@ -61,7 +62,7 @@ def load_model(
     backend: str | None = None,
     model_class: type[M] | None = None,
     prefix: str = "",
-    adapt: Callable[[nn.Module, dict[str, mx.array]], dict[str, mx.array]] | None = None,
+    adapt: Change | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     group: mx.distributed.Group | None = None,
 ) -> M:
@@ -84,21 +85,18 @@ def load_model(
         NotFiniteError: for numbers beyond the range of float16, where that is asked for.
     """
     target, chosen = dtype_of(dtype), backends.choose("mlx" if group is not None and backend is None else backend)
-    if group is not None and (chosen != "mlx" or adapt is not None):
-        what = "the backend mlx" if chosen != "mlx" else "an adapter that is fused into the model (mlx-lfm2vl fuse)"
-        raise OptionError(f"a model that several ranks share needs {what}")
+    if group is not None and chosen != "mlx":
+        raise OptionError("a model that several ranks share needs the backend mlx")
     model, stored = open_model(folder, model_class=model_class, prefix=prefix)
-    if group is not None and not isinstance(stored.config, Lfm2VlConfig):
-        raise OptionError(f"{folder}: ranks share models of LFM2-VL only; run it on one machine")
     mixed = stored.mixed_note if target is None else ""
     check_weights(str(folder), stored.infos, stored.dtype if mixed else target, 1 if group is None else group.size())
-    tensors, note = stored.read(target) if group is None else stored.read_shard(shard(model, group), group, target), ""
+    tensors, note = stored.read(target) if group is None else stored.read_shard(model, group, target, adapt), ""
     if chosen == "numpy" and dtype is None:
         tensors, note = cpu.dequantize(model, tensors)
-    tensors = tensors if adapt is None else adapt(model, tensors)
+    tensors = adapt(model, tensors) if adapt is not None and group is None else tensors
     tensors = cpu.by_columns(tensors) if chosen == "numpy" else tensors
     model.load_note = "; ".join(filter(None, (*stored.notes, mixed, note)))
-    model.backend, model.checkpoint_key = chosen, key_of(folder, stored.files)
+    model.backend, model.group, model.checkpoint_key = chosen, group, key_of(folder, stored.files)
     model.load_weights(list(tensors.items()), strict=True)
     del tensors
     narrowed = target is not None and target == mx.float16 and stored.dtypes != {"F16"}
@@ -187,16 +185,24 @@ class StoredTensors:
         return arrays
 
     def read_shard(
-        self, cuts: Mapping[str, Cut], group: mx.distributed.Group, dtype: mx.Dtype | None = None
+        self, model: nn.Module, group: mx.distributed.Group, dtype: mx.Dtype | None, change: Change | None
     ) -> dict[str, mx.array]:
-        """As `read`, but of what is cut this rank's part only. Raises `WeightsError`."""
-        files = {module[len(self.prefix) :]: module for module in self.names.values()}
-        arrays = {name: array for name, array in self.read(dtype).items() if name not in cuts}
+        """As `read`, but of what is cut this rank's part only, which the model is made then. What an adapter changes
+        (`change`) is read as a whole, a tensor at a time. Raises `WeightsError`."""
+        whole = self.read(dtype)
+        tensors = whole if change is None else change(model, whole)
+        cuts = shard(model, group)
+        stored = {name: name.replace(".linear.", ".") for name in cuts}  # a quantised layer within an adapter
+        changed = {name for name in cuts if tensors[name] is not whole.get(stored[name])}
+        del whole
         for name, cut in cuts.items():
-            part = read_part(self.infos[name], cut.axis, cut.segments, group.rank(), group.size())
-            arrays[name] = adapt(files[name], part, self.dtype if dtype is None else dtype)
-            mx.eval(arrays[name])
-        return arrays
+            if name in changed:
+                tensors[name] = cut.part(tensors[name], group)
+            else:
+                part = read_part(self.infos[stored[name]], cut.axis, cut.segments, group.rank(), group.size())
+                tensors[name] = adapt(stored[name], part, self.dtype if dtype is None else dtype)
+            mx.eval(tensors[name])
+        return tensors
 
 
 @computing
