@@ -52,7 +52,7 @@ test soak bench: export MLX_ENABLE_TF32 = 0
 # One process a core: more threads would only wait for each other.
 test: export OPENBLAS_NUM_THREADS = 1
 test: $(TEST_READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not soak"
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not soak"
 
 soak: $(TEST_READY)
 	$(BIN)/python -m pytest -m soak

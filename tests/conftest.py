@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections import Counter
@@ -368,6 +369,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: children would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes start, and each would compile all modules
+    sys.dont_write_bytecode = False
     os.environ.setdefault(backends.VARIABLE, "mlx")
     os.environ.pop("MLX_LFM2VL_MODEL", None)  # a developer's own default model is none of the tests'
     os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="mlx-lfm2vl-tests-")

@@ -71,12 +71,16 @@ class HubServer:
     cut_uploads: int = 0  # so many uploads of large files break off in the middle
 
     def be_the_hub(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-        """Makes this the hub of the process that runs, which may have imported the client already."""
+        """Makes this the hub of the process that runs, which may have imported the client already, and forgets its
+        tokens."""
+        for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(variable, raising=False)
         address = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, self.url)
         for name, value in (
             ("ENDPOINT", self.url),
             ("HUGGINGFACE_CO_URL_TEMPLATE", address),
             ("HF_HUB_CACHE", str(cache)),
+            ("HF_TOKEN_PATH", str(cache.parent / "token")),
         ):
             monkeypatch.setattr(constants, name, value)
 

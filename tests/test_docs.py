@@ -24,6 +24,7 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 import mlx_lfm2vl
+from mlx_lfm2vl import backends
 from mlx_lfm2vl.cli import build_parser
 from mlx_lfm2vl.cli.chat_help import HELP
 from mlx_lfm2vl.cli.evaluate import MAX_TOKENS
@@ -54,7 +55,8 @@ def blocks(page: str, *languages: str) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder with what a clone has for examples, and an environment with the program on the path and no network."""
+    """A folder with what a clone has for examples, and an environment with the program on the path, no network and the
+    backend that a reader has."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     program = tmp_path / "bin" / "mlx-lfm2vl"
     program.parent.mkdir()
@@ -64,6 +66,7 @@ def place(tmp_path):
         "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
+        backends.VARIABLE: "auto",
     }
 
 
