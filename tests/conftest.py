@@ -15,6 +15,7 @@ def test_greedy(case_id, golden):
 
 import copy
 import functools
+import gc
 import json
 import os
 import shutil
@@ -352,6 +353,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for at, row in enumerate(rows):
                 if at not in kept:
                     row.add_marker(pytest.mark.soak)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Where tests collect garbage, or look through all objects, those of the session itself are left out."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

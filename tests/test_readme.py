@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from mlx_lfm2vl import backends
-
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.M | re.S)
@@ -26,8 +24,7 @@ def blocks(kind: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with what a clone has for examples, and an environment with the program on the path, no network and the
-    backend that a reader has."""
+    """A folder with what a clone has for examples, and an environment with the program on the path and no network."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     program = folder / "bin" / "mlx-lfm2vl"
@@ -38,7 +35,6 @@ def place(tmp_path_factory):
         "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
-        backends.VARIABLE: "auto",
     }
 
 
