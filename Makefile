@@ -49,10 +49,10 @@ doctor: $(DEMO_READY)
 # GPUs with units for TF32 (Apple M5, NVIDIA) multiply float32 in it by default: faster, with other numbers.
 test soak bench: export MLX_ENABLE_TF32 = 0
 
-# One process a core: more threads would only wait for each other.
+# One process a core: more threads would only wait for each other. One that has no tests left takes some of another.
 test: export OPENBLAS_NUM_THREADS = 1
 test: $(TEST_READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not soak"
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not soak"
 
 soak: $(TEST_READY)
 	$(BIN)/python -m pytest -m soak

@@ -15,10 +15,12 @@ def test_greedy(case_id, golden):
 
 import copy
 import functools
+import gc
 import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections import Counter
@@ -360,6 +362,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     row.add_marker(pytest.mark.soak)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Where tests collect garbage, or look through all objects, those of the session itself are left out."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The backend of models that the test loads, here and in other processes."""
@@ -375,6 +383,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: children would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes start, and each would compile all modules
+    sys.dont_write_bytecode = False
     os.environ.setdefault(backends.VARIABLE, "mlx")
     os.environ.pop("MLX_LFM2VL_MODEL", None)  # a developer's own default model is none of the tests'
     os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="mlx-lfm2vl-tests-")

@@ -8,6 +8,7 @@ the real client runs against it over real HTTP. `requests` is the log; faults ar
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -71,12 +72,16 @@ class HubServer:
     cut_uploads: int = 0  # so many uploads of large files break off in the middle
 
     def be_the_hub(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-        """Makes this the hub of the process that runs, which may have imported the client already."""
+        """Makes this the hub of the process that runs, which may have imported the client already, and forgets its
+        tokens."""
+        for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(variable, raising=False)
         address = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, self.url)
         for name, value in (
             ("ENDPOINT", self.url),
             ("HUGGINGFACE_CO_URL_TEMPLATE", address),
             ("HF_HUB_CACHE", str(cache)),
+            ("HF_TOKEN_PATH", str(cache.parent / "token")),
         ):
             monkeypatch.setattr(constants, name, value)
 
@@ -228,7 +233,7 @@ class _Handler(BaseHTTPRequestHandler):
         for entry in asked["files"]:
             mode = "lfs" if entry["path"].endswith(self.server_state.large) else "regular"
             data = self.server_state.repositories[key].files.get(entry["path"])
-            oid = None if data is None else hashlib.sha256(data).hexdigest() if mode == "lfs" else git_id(data)
+            oid = None if data is None else sha256(data) if mode == "lfs" else git_id(data)
             files.append({"path": entry["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self.json({"files": files})
 
@@ -280,7 +285,7 @@ class _Handler(BaseHTTPRequestHandler):
         size = self.server_state.sizes.get(name, len(data))
         entry: dict[str, Any] = {"type": "file", "path": name, "size": size, "oid": git_id(data)}
         if name.endswith(self.server_state.large):
-            entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": size, "pointerSize": 130}
+            entry["lfs"] = {"oid": sha256(data), "size": size, "pointerSize": 130}
         return entry
 
     def resolve(self, key: str, repo: Repository, name: str) -> None:
@@ -290,7 +295,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(404, "EntryNotFound", headers)
         elif name.endswith(self.server_state.large):
             headers |= {
-                "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"',
+                "X-Linked-Etag": f'"{sha256(data)}"',
                 "X-Linked-Size": str(self.server_state.sizes.get(name, len(data))),
                 "Location": f"{self.server_state.storage_url}/{key}/{name}",
             }
@@ -348,6 +353,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+@functools.lru_cache(64)  # asked for with each request
 def git_id(data: bytes) -> str:
     """The object id that git gives the file, which is the hub's etag of small files."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+@functools.lru_cache(64)
+def sha256(data: bytes) -> str:
+    """The name of a large file in the hub's storage."""
+    return hashlib.sha256(data).hexdigest()

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from conftest import statistics_of
 from test_cli import MODULE, ROOT, cli  # noqa: F401
 
 from mlx_lfm2vl import GenerationOptions, load, stream_generate
+from mlx_lfm2vl.benchmark import measure
 from mlx_lfm2vl.benchmark.ask import PROMPT, TEXT_PROMPT, ask, draw
+from mlx_lfm2vl.benchmark.machine import memory_bandwidth
 from mlx_lfm2vl.benchmark.measure import Plan, benchmark
 from mlx_lfm2vl.benchmark.plot import plot
 from mlx_lfm2vl.benchmark.report import COLUMNS, PARTS, Again
@@ -20,6 +23,12 @@ from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.generation.decode import GenerationBatch
 
 QUICK = ("--tokens", "4", "--repeats", "1")
+
+
+@pytest.fixture(autouse=True)
+def quick_bandwidth(monkeypatch):
+    """Of 16 MiB: those beyond any cache, with which `report` is made, take seconds."""
+    monkeypatch.setattr(measure, "memory_bandwidth", partial(memory_bandwidth, 2**24))
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +279,7 @@ def test_the_plot_s_legend_and_labels_cover_no_bar(report, tmp_path, monkeypatch
 
 # Sends itself a Ctrl-C with the third question: nothing is printed before the end, so none can be timed from outside.
 INTERRUPTED = f"""
-import os, sys
+import functools, os, sys
 from mlx_lfm2vl import backends
 backends.require()
 from mlx_lfm2vl.benchmark import measure
@@ -282,6 +291,7 @@ def watched(*arguments):
         os.kill(os.getpid(), {int(signal.SIGINT)})
     return ask(*arguments)
 measure.ask = watched
+measure.memory_bandwidth = functools.partial(measure.memory_bandwidth, 2**24)
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -63,7 +63,7 @@ def chat_program(tmp_path):
 
     yield start
     for typist in started:
-        typist.child.close(force=True)
+        typist.stop()
 
 
 def test_a_conversation_with_all_its_commands(chat, tmp_path):

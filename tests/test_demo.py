@@ -83,6 +83,7 @@ def test_a_picture_beyond_the_budget_is_tiled():
 
 # Chance: a description at most 1 in 864 (size, colour, shape and place of one object), a count 1 in 10, a choice
 # between pictures 1 in 2 or 3; always the commonest answer ("Yes.") gets about an eighth of the questions.
+@pytest.mark.backends("numpy")
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("task", "least"),
@@ -96,6 +97,7 @@ def test_held_out_pictures_are_answered_far_above_chance(tmp_path, capsys, task,
     assert rate(tmp_path, capsys, task) >= least
 
 
+@pytest.mark.backends("numpy")
 def test_tiles_show_what_the_whole_does_not(tmp_path, capsys):
     assert rate(tmp_path, capsys, "tiled", "--no-tiling") < rate(tmp_path, capsys, "tiled")
 

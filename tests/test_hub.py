@@ -15,7 +15,7 @@ from hub_server import HubServer, Repository
 
 from mlx_lfm2vl import HubError, demo
 from mlx_lfm2vl.download_check import NOTE
-from mlx_lfm2vl.hub import resolve
+from mlx_lfm2vl.hub import download, resolve
 
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB
 FILES = {
@@ -59,13 +59,20 @@ def surroundings(hub: HubServer, folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def fetch(tmp_path, hub):
-    """Runs `resolve` in a process of its own, whose hub is the server and whose cache is empty at first."""
+def fetch(tmp_path, hub, monkeypatch):
+    """Runs `resolve`, with `environment` in a process of its own. The hub is the server, the cache empty at first."""
+    hub.be_the_hub(monkeypatch, tmp_path / "home" / "hub")
+    monkeypatch.setattr(download, "WAITS", (0.01, 0.02, 0.04))
 
     def run(name: str = NAME, environment: dict[str, str] | None = None, **options: Any) -> dict[str, str]:
+        if environment is None:
+            try:
+                return {"folder": str(resolve(name, **options))}
+            except HubError as error:
+                return {"error": str(error)}
         process = subprocess.run(
             [sys.executable, "-c", SCRIPT, json.dumps([name, options])],
-            env=surroundings(hub, tmp_path) | (environment or {}),
+            env=surroundings(hub, tmp_path) | environment,
             capture_output=True,
             text=True,
             timeout=120,

@@ -185,9 +185,20 @@ def test_it_holds_no_more_bytes_than_it_may():
         PromptCache(-1)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_any_questions_in_any_batches_are_answered_as_alone(data):
+    check_questions(data)
+
+
+@pytest.mark.soak
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_500_batches_of_questions_are_answered_as_alone(data):
+    check_questions(data)
+
+
+def check_questions(data: st.DataObject) -> None:
     """Systems, pictures and texts that begin alike or not, in batches of any size, with one memory or little of it."""
     systems = st.sampled_from([None, "Be brief.", SYSTEM, SYSTEM + "Be brief.", SYSTEM[:100]])
     pictures = st.lists(st.sampled_from(["landscape", "small", "portrait"]), max_size=2)

@@ -527,7 +527,7 @@ def test_a_question_waits_for_the_list_of_models(opened):
     opened.page.route("**/v1/models", lambda route: held.append(route))
     opened.page.reload()
     opened.ask(QUESTION, SCENE, wait=False)
-    until(lambda: opened.page.wait_for_timeout(20) or len(held) == 2)
+    until(lambda: opened.page.wait_for_timeout(20) or len(held) >= 2)  # a third comes after 1.5 s
     for route in held:
         route.continue_()
     opened.page.wait_for_selector(".answer:last-child .message-tools")

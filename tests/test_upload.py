@@ -1,6 +1,5 @@
 """Folders to the hub through the real client over HTTP against tests/hub_server.py, with what goes wrong on the way."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,23 +10,15 @@ from typing import Any
 import pytest
 from conftest import GOLDEN, read_tensors
 from hub_server import HubServer, Repository
+from huggingface_hub import constants
 
 from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.conversion.convert import convert
 from mlx_lfm2vl.conversion.upload import check_publishable, upload
 from mlx_lfm2vl.errors import HubError, Lfm2VlError, OutputError
+from mlx_lfm2vl.hub import publish as publish_files
 
 NAME = "maker/tiny-8bit"
-SCRIPT = """
-import json, sys
-from mlx_lfm2vl import errors, hub
-folder, repo, files, options = json.loads(sys.argv[1])
-from pathlib import Path
-try:
-    print(json.dumps({"url": hub.publish({name: Path(folder) / name for name in files}, repo, wait=0.01, **options)}))
-except errors.HubError as error:
-    print(json.dumps({"error": str(error)}))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -44,32 +35,34 @@ def hub():
 
 @pytest.fixture
 def run(hub, tmp_path):
-    """Runs Python in a process of its own whose hub is the server."""
+    """Runs the program in a process of its own whose hub is the server."""
 
-    def start(*command: str, token: str | None = "hf_right") -> subprocess.CompletedProcess[str]:
+    def start(*words: str, token: str | None = "hf_right") -> subprocess.CompletedProcess[str]:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         environment = {
             **{"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
             **{"HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
             **({"HF_TOKEN": token} if token else {}),
         }
-        return subprocess.run(
-            [sys.executable, *command], env=clean | environment, capture_output=True, text=True, timeout=180
-        )
+        command = [sys.executable, "-m", "mlx_lfm2vl", *words]
+        return subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=180)
 
     return start
 
 
 @pytest.fixture
-def publish(run, folder):
-    """`hub.publish` of the folder."""
+def publish(hub, folder, monkeypatch, tmp_path):
+    """`hub.publish` of the folder, whose hub is the server."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
 
     def start(repo: str = NAME, token: str | None = "hf_right", **options: Any) -> dict[str, str]:
-        files = sorted(path.name for path in folder.iterdir())
-        words = json.dumps([str(folder), repo, files, {"message": "Add the model", **options}])
-        process = run("-c", SCRIPT, words, token=token)
-        assert process.returncode == 0, process.stderr
-        return json.loads(process.stdout)
+        hub.be_the_hub(monkeypatch, tmp_path / "home" / "hub")
+        files = {path.name: path for path in folder.iterdir()}
+        options = {"message": "Add the model", "wait": 0.01, **options}
+        try:
+            return {"url": publish_files(files, repo, token=token, **options)}
+        except HubError as error:
+            return {"error": str(error)}
 
     return start
 
@@ -181,7 +174,7 @@ def test_the_right_to_write_is_checked_before_the_work(command, token, repo, say
             *("--upload-repo", repo),
         ],
     }
-    done = run("-m", "mlx_lfm2vl", *words[command], token=token)
+    done = run(*words[command], token=token)
     (line,) = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (2, "") and line.startswith(f"mlx-lfm2vl: error: {repo}: {says}")
     assert not (tmp_path / "out").exists()
@@ -190,7 +183,7 @@ def test_the_right_to_write_is_checked_before_the_work(command, token, repo, say
 
 def test_a_mirror_that_knows_no_rights_gets_the_files(hub, run, folder):
     hub.busy = [(404, {})]
-    done = run("-m", "mlx_lfm2vl", "upload", str(folder), NAME)
+    done = run("upload", str(folder), NAME)
     assert done.returncode == 0, done.stderr
     assert hub.repositories[NAME].files.keys() == contents(folder).keys()
 
@@ -259,7 +252,7 @@ def test_only_what_belongs_to_a_model_is_sent_and_the_rest_is_listed(hub, run, f
     shutil.copy(GOLDEN / "gen2" / "model.safetensors", copy / "adapters.safetensors")
     (copy / "LICENSES").mkdir()
     (copy / "LICENSE").write_text("the licence")
-    done = run("-m", "mlx_lfm2vl", "upload", str(copy), NAME)
+    done = run("upload", str(copy), NAME)
     assert done.returncode == 0, done.stderr
     there = hub.repositories[NAME].files
     assert there.keys() == contents(folder).keys() | {"LICENSE"}
@@ -281,7 +274,7 @@ def test_a_name_that_the_hub_forbids_is_refused_before_the_work(folder, name, tm
 
 
 def test_convert_and_upload_from_the_command_line(hub, run, tmp_path):
-    words = ["-m", "mlx_lfm2vl", "convert", "--hf-path", str(GOLDEN / "gen25"), "--mlx-path", str(tmp_path / "out")]
+    words = ["convert", "--hf-path", str(GOLDEN / "gen25"), "--mlx-path", str(tmp_path / "out")]
     options = ["-q", "--q-bits", "8", "--q-group-size", "32", "--no-verify", "--upload-repo", NAME, "--private"]
     planned = run(*words, *options, "--dry-run")
     assert planned.returncode == 0, planned.stderr
@@ -296,10 +289,10 @@ def test_convert_and_upload_from_the_command_line(hub, run, tmp_path):
 
 def test_the_upload_command_goes_on_where_convert_stopped(hub, run, folder):
     hub.refusals = [(f"/api/models/{NAME}/commit", 400)]
-    failed = run("-m", "mlx_lfm2vl", "upload", str(folder), NAME)
+    failed = run("upload", str(folder), NAME)
     assert failed.returncode == 2 and failed.stderr.startswith(f"mlx-lfm2vl: error: {NAME}: the upload failed")
     assert sent(hub) == 1
-    done = run("-m", "mlx_lfm2vl", "upload", str(folder), NAME)
+    done = run("upload", str(folder), NAME)
     assert done.returncode == 0, done.stderr
     assert sent(hub) == 1 and hub.repositories[NAME].files.keys() == contents(folder).keys()
     assert hub.commits == ["Upload tiny-8bit"]
@@ -309,6 +302,6 @@ def test_a_published_model_can_be_fetched_and_answers(hub, run, publish):
     publish()
     picture = str(GOLDEN / "pictures" / "small.png")
     words = ("generate", "--model", NAME, "--image", picture, "--max-tokens", "4")
-    done = run("-m", "mlx_lfm2vl", *words)
+    done = run(*words)
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
     assert isinstance(hub.repositories[NAME], Repository)

@@ -254,7 +254,7 @@ def test_a_new_conversation_forgets_the_old_one_and_its_answer(start):
 
 
 def test_who_reads_further_up_is_left_there_while_the_answer_comes(start):
-    driven = start(GOLDEN / "gen25", max_tokens=400, temperature=3.0, seed=1)
+    driven = start(GOLDEN / "gen25", max_tokens=150, temperature=3.0, seed=1)
     driven.ready()
     talk = driven.window.talk
     while talk.yview()[0] == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -38,8 +39,10 @@ class Typist:
         )
 
     def lines(self) -> list[str]:
-        """The rows of the screen down to the cursor, without spaces at their ends."""
-        return [row.rstrip() for row in self._screen.display[: self._screen.cursor.y + 1]]
+        """The rows of the screen down to the cursor, without spaces at their ends. The second cell of a wide character
+        is empty."""
+        rows = (self._screen.buffer[number] for number in range(self._screen.cursor.y + 1))
+        return ["".join(row[column].data for column in range(COLUMNS)).rstrip() for row in rows]
 
     def wait(self, until: Callable[[], bool], seconds: float = 60) -> None:
         """Draws what the program writes until a condition holds."""
@@ -99,6 +102,13 @@ class Typist:
         rows = self.lines()[:-1]
         last = max(number for number, row in enumerate(rows) if row.startswith(">"))
         return rows[last + 1 :]
+
+    def stop(self) -> None:
+        """Ends the program, if it goes on."""
+        if self.child.isalive():
+            self.child.kill(signal.SIGKILL)
+            self.child.wait()
+        self.child.close()
 
     def end(self) -> int:
         """Waits for the end of the program; its exit code."""
