@@ -281,10 +281,10 @@ class Tokenizer:
         texts = self.decode(sequences, skip_special_tokens)
         return [texts] if isinstance(texts, str) else texts
 
-    def decode_stream(self, token_ids: Sequence[int] = ()) -> DecodeStream:
-        """A stream of text that `step(backend, id)` goes on with, special tokens left out. Text of `token_ids` comes
-        with the next step if they make no whole character."""
-        return DecodeStream(list(token_ids), skip_special_tokens=True)
+    def decode_stream(self, token_ids: Sequence[int] = (), skip_special_tokens: bool = True) -> DecodeStream:
+        """A stream of text that `step(backend, id)` goes on with. Text of `token_ids` comes with the next step if they
+        make no whole character."""
+        return DecodeStream(list(token_ids), skip_special_tokens=skip_special_tokens)
 
 
 def _write(file: Path, config: Mapping[str, Any]) -> None:
