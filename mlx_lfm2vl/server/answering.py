@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
@@ -58,7 +58,7 @@ class Answering:
     models: Models
     rules: Rules
     deadline: float | None = None
-    draft: Literal["ngram", "auto"] | None = None
+    draft: Any = None
     reader: BodyReader = field(init=False)
 
     def __post_init__(self) -> None:
