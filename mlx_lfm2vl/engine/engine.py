@@ -70,8 +70,8 @@ class Engine:
         wired_limit: int | None = None,
         idle_seconds: float = 5.0,
         vision_cache_bytes: int = vision_cache.DEFAULT_BYTES,
-        vision_cache_folder: str | os.PathLike[str] | None = None,
         prompt_cache_bytes: int = prompt_cache.DEFAULT_BYTES,
+        vision_cache_folder: str | os.PathLike[str] | None = None,
         prompt_cache_folder: str | os.PathLike[str] | None = None,
     ):
         function, self._name = named_loader(loader)
