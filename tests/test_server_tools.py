@@ -304,6 +304,12 @@ def test_a_call_that_cannot_be_read_is_not_to_be_run(writing, server, client):
             calls = [[call.function.name, call.function.arguments]]
         assert calls == [["paint", '{"colour": "pink", "count": ']] and reason == "stop"
         assert text == f"many)]{CALL_END}"
+    writing(f"{SAID}{block}")
+    tools = [{"type": "function", **tool["function"]} for tool in OPENAI_TOOLS]
+    with client.responses.stream(model="demo", input=TEXT, tools=tools) as stream:
+        first, call, last = stream.get_final_response().output
+    assert (call.status, call.arguments) == ("incomplete", '{"colour": "pink", "count": ')
+    assert (first.content[0].text, last.content[0].text) == (SAID, f"many)]{CALL_END}") and first.id != last.id
     writing(block)
     made = server.anthropic().messages.create(model="demo", max_tokens=99, messages=TEXT, tools=ANTHROPIC_TOOLS)
     assert made.stop_reason == "end_turn" and made.content[1].input == {"colour": "pink"}

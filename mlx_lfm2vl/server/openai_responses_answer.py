@@ -87,12 +87,17 @@ class _Output:
     """The items of a stream, in the events that make them."""
 
     def __init__(self, id: str, asked: ApiRequest, tokenizer: Tokenizer):
-        self._id, self._asked, self._tokenizer = _message_id(id), asked, tokenizer
+        self._message, self._asked, self._tokenizer = _message_id(id), asked, tokenizer
         self.items: list[dict[str, Any]] = []
         self._number = 0
         self._text: list[str] | None = None  # of the item that is open
         self._logprobs: list[dict[str, Any]] = []
         self._call: list[str] | None = None  # the arguments of the item that is open
+
+    @property
+    def _id(self) -> str:
+        """The id of the message that is, or would be, the next item: text behind calls is one of its own."""
+        return f"{self._message}_{len(self.items)}" if self.items else self._message
 
     def event(self, kind: str, **data: Any) -> Event:
         self._number += 1
