@@ -1,10 +1,13 @@
 """Bodies that are changed at random: the answer is one, or an error below 500 of the protocol's shape.
 
-MLX_LFM2VL_FUZZ=100000 in the environment runs so many of each test, in place of a few.
+MLX_LFM2VL_FUZZ=100000 in the environment runs so many of each test, in place of a few and of thousands in the soak.
 """
 
+import base64
 import contextlib
 import copy
+import http.client
+import io
 import json
 import os
 import random
@@ -12,22 +15,30 @@ from typing import Any
 
 import openai
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrix import web
-from servers import EXAMPLES, about, base64_of, data_uri, serving, settings_of
+from PIL import Image
+from servers import EXAMPLES, about, serving, settings_of
 
 from mlx_lfm2vl import SourcePolicy
 from mlx_lfm2vl.server.api_request import Rules
 
-RUNS = int(os.environ.get("MLX_LFM2VL_FUZZ", "50"))
+GIVEN = os.environ.get("MLX_LFM2VL_FUZZ")
+RUNS = pytest.mark.parametrize("runs", [int(GIVEN)] if GIVEN else [50, pytest.param(5000, marks=pytest.mark.soak)])
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 FUNCTION = {"name": "f", "description": "d", "parameters": SCHEMA}
-IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": base64_of("digit")}}
+PICTURE = io.BytesIO()
+Image.new("RGB", (8, 8), "red").save(PICTURE, "PNG")
+BASE64 = base64.b64encode(PICTURE.getvalue()).decode()
+URI = f"data:image/png;base64,{BASE64}"
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BASE64}}
 BODIES: dict[str, Any] = {
     "/v1/chat/completions": {
         "model": "demo", "max_tokens": 1, "temperature": 0.5, "top_p": 0.9, "seed": 1, "stop": ["a"], "n": 2,
-        "messages": [{"role": "system", "content": "s"}, *about("digit"), {"role": "assistant", "content": None,
+        "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": URI, "detail": "auto"}}, {"type": "text", "text": "t"}]},
+            {"role": "assistant", "content": None,
             "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]},
             {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "r"}]}],
         "tools": [{"type": "function", "function": FUNCTION}], "tool_choice": "auto", "logit_bias": {"5": 1},
@@ -37,7 +48,7 @@ BODIES: dict[str, Any] = {
     },
     "/v1/responses": {
         "model": "demo", "max_output_tokens": 1, "instructions": "i", "temperature": 0.5, "store": False,
-        "input": [{"role": "user", "content": [{"type": "input_image", "image_url": data_uri("digit"), "detail": "low"},
+        "input": [{"role": "user", "content": [{"type": "input_image", "image_url": URI, "detail": "low"},
             {"type": "input_text", "text": "t"}]},
             {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
             {"type": "function_call_output", "call_id": "c", "output": "o"}],
@@ -52,7 +63,7 @@ BODIES: dict[str, Any] = {
         "tools": [{"name": "f", "input_schema": SCHEMA}], "tool_choice": {"type": "auto"}, "stop_sequences": ["a"],
         "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}, "metadata": {"user_id": "u"},
     },
-    "/v1/extract": {"model": "demo", "images": [data_uri("digit")], "schema": SCHEMA, "max_tokens": 16},
+    "/v1/extract": {"model": "demo", "images": [URI], "schema": SCHEMA, "max_tokens": 16},
 }  # fmt: skip
 HOSTILE: list[Any] = [
     *(None, True, False, 0, -1, 1, 0.5, 1e308, -1e308, 2**64, 10**40, "", "a", "\0", "\ud83d\ude00", "<|im_end|>"),
@@ -65,8 +76,16 @@ HOSTILE: list[Any] = [
 @pytest.fixture(scope="module")
 def server():
     with serving(settings_of()) as running:
-        running.openai().chat.completions.create(model="demo", messages=about("digit"), max_tokens=1)
+        running.openai().chat.completions.create(model="demo", messages=about("scene"), max_tokens=1)
         yield running
+
+
+@pytest.fixture
+def connection(server):
+    """One connection for all bodies; it opens anew where the server has closed it."""
+    made = http.client.HTTPConnection("127.0.0.1", server.server.port, timeout=60)
+    with contextlib.closing(made):
+        yield made
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -95,8 +114,11 @@ def changed(body: Any, rng: random.Random) -> Any:
     return body
 
 
-def assert_answered(server, path, data) -> int:
-    status, headers, answer = server.raw("POST", path, data, content_type="application/json")
+def assert_answered(connection, path, data) -> int:
+    connection.request("POST", path, data, {"content-type": "application/json"})
+    response = connection.getresponse()
+    status, headers, body = response.status, response.headers, response.read()
+    answer = json.loads(body) if headers.get_content_type() == "application/json" else body.decode()
     may_be_late = isinstance(data, str) and '"deadline"' in data  # which the body chose
     if status != 200:
         assert 400 <= status < 500 or (status == 504 and may_be_late), (status, answer, data[:2000])
@@ -110,13 +132,14 @@ def assert_answered(server, path, data) -> int:
     return status
 
 
+@RUNS
 @pytest.mark.parametrize("path", BODIES)
-def test_changed_bodies_end_in_an_answer_or_the_client_s_error(server, path):
-    assert assert_answered(server, path, json.dumps(BODIES[path])) == 200
+def test_changed_bodies_end_in_an_answer_or_the_client_s_error(connection, path, runs):
+    assert assert_answered(connection, path, json.dumps(BODIES[path])) == 200
     statuses = set()
-    for seed in range(RUNS):
+    for seed in range(runs):
         data = json.dumps(changed(BODIES[path], random.Random(seed)))
-        statuses.add(assert_answered(server, path, data))
+        statuses.add(assert_answered(connection, path, data))
     assert statuses >= {200, 400}
 
 
@@ -127,16 +150,24 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=RUNS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(value=JSON, path=st.sampled_from(sorted(BODIES)))
-def test_any_json_ends_in_the_client_s_error(server, value, path):
-    assert 400 <= assert_answered(server, path, json.dumps(value)) < 500
+@RUNS
+def test_any_json_ends_in_the_client_s_error(connection, runs):
+    @settings(max_examples=runs, deadline=None)
+    @given(value=JSON, path=st.sampled_from(sorted(BODIES)))
+    def ask(value, path):
+        assert 400 <= assert_answered(connection, path, json.dumps(value)) < 500
+
+    ask()
 
 
-@settings(max_examples=RUNS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.binary(max_size=200), path=st.sampled_from(sorted(BODIES)))
-def test_any_bytes_end_in_the_client_s_error(server, data, path):
-    assert 400 <= assert_answered(server, path, data) < 500
+@RUNS
+def test_any_bytes_end_in_the_client_s_error(connection, runs):
+    @settings(max_examples=runs, deadline=None)
+    @given(data=st.binary(max_size=200), path=st.sampled_from(sorted(BODIES)))
+    def ask(data, path):
+        assert 400 <= assert_answered(connection, path, data) < 500
+
+    ask()
 
 
 @pytest.mark.parametrize(

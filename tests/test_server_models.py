@@ -11,9 +11,10 @@ import openai
 import pytest
 from conftest import GOLDEN
 from hub_server import HubServer, Repository
-from servers import serving, settings_of, until
+from servers import ANSWER, about, serving, settings_of, until
 
-from mlx_lfm2vl import Engine, OptionError, demo, load
+from mlx_lfm2vl import DraftModel, Engine, OptionError, demo, load, load_draft
+from mlx_lfm2vl.generation.pace import Pace
 
 TEXT: Any = [{"role": "user", "content": "Hi"}]
 
@@ -192,3 +193,29 @@ def test_two_models_of_one_name_are_refused(tmp_path):
     shutil.copytree(GOLDEN / "gen2", tmp_path / "gen2")
     with pytest.raises(OptionError, match="same name"):
         settings_of(GOLDEN / "gen2", tmp_path / "gen2")
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_a_draft_model_proposes_the_tokens_of_answers(monkeypatch):
+    drafts: list[int] = []
+    propose = DraftModel.__call__
+
+    def counted(self, tokens, count):
+        drafts.append(count)
+        return propose(self, tokens, count)
+
+    monkeypatch.setattr(DraftModel, "__call__", counted)
+    monkeypatch.setattr(Pace, "pays", lambda self, rows: True)  # no clock ends drafts
+    with serving(with_models("demo", draft=load_draft("demo"))) as server:
+        for _ in range(2):
+            made = server.openai().chat.completions.create(model="demo", messages=about("scene"))
+            assert made.choices[0].message.content == ANSWER
+            assert drafts
+            drafts.clear()
+
+
+def test_a_draft_model_of_other_tokens_is_said_when_the_model_loads():
+    with serving(with_models("demo", draft=load_draft(GOLDEN / "gen2"))) as server:
+        with pytest.raises(openai.InternalServerError, match="an option of the server does not fit it"):
+            server.openai().chat.completions.create(model="demo", messages=about("scene"))
+        assert any("the draft model has vocab_size" in line for line in server.lines)

@@ -14,7 +14,9 @@ import pytest
 from conftest import GOLDEN
 from servers import ANSWER, about
 
+from mlx_lfm2vl import DraftModel
 from mlx_lfm2vl.cli import main
+from mlx_lfm2vl.server.run import Server
 
 TEXT: Any = [{"role": "user", "content": "Tell me everything."}]
 
@@ -121,6 +123,7 @@ REFUSED = [
     (("--max-tokens", "5"), "unrecognized arguments"),
     (("--adapter", "/nope"), "/nope: no such folder of an adapter"),
     (("--adapter", str(GOLDEN)), "has no adapter_config.json"),
+    (("demo", str(GOLDEN / "gen2"), "--draft-model", "demo"), "--draft-model is for one model"),
 ]
 
 
@@ -187,3 +190,11 @@ def test_a_document_has_no_more_pages_than_a_request_may_have_pictures(monkeypat
 
     monkeypatch.setattr("mlx_lfm2vl.server.run.Server", Noted)
     assert main(["serve", "demo", "--max-pictures", pictures]) == 0 and given == [pages, pages]
+
+
+def test_a_draft_model_that_is_named_is_given_to_all_answers(monkeypatch):
+    given: list[object] = []
+    monkeypatch.setattr(Server, "run", lambda self: given.append(self._settings.model_settings.draft))
+    assert main(["serve", "demo", "--port", "0", "--draft-model", "demo"]) == 0
+    assert main(["serve", "demo", "--port", "0", "--draft", "auto"]) == 0
+    assert isinstance(given[0], DraftModel) and given[1:] == ["auto"]

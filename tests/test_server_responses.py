@@ -130,7 +130,7 @@ REFUSED = [
     ({"input": None}, 400, "input"),
     ({"input": []}, 400, "input"),
     ({"input": [{"type": "reasoning", "summary": []}]}, 400, "input[0].type"),
-    ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, 400, "input[0].content[0].type"),
+    ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, 400, "input[0].content[0].file_data"),
     (
         {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "a"}]}]},
         400,
@@ -158,7 +158,7 @@ def test_what_is_wrong_or_not_offered_is_refused(client, changes, status, param)
 
 
 UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
-    ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0].type"),
+    ({"input": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "input[0].content[0].type"),
     ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0].type"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}}, "tool_choice.type"),

@@ -1,5 +1,6 @@
 """Tools of both protocols: official clients, a real server, and calls that the demo model is held to."""
 
+import itertools
 import json
 from typing import Any
 
@@ -12,11 +13,12 @@ from servers import about, serving, settings_of
 from test_response_format import holds
 
 from mlx_lfm2vl import GenerationOptions, GenerationResponse, ResponseFormat, generate, load
+from mlx_lfm2vl.processing.conversation import CALL_END, CALL_START
 from mlx_lfm2vl.server import anthropic as anthropic_messages
 from mlx_lfm2vl.server import openai_chat, openai_responses
-from mlx_lfm2vl.server.answer import Call, _read
 from mlx_lfm2vl.server.api_request import ApiRequest, Rules
 from mlx_lfm2vl.server.fields import Fields
+from mlx_lfm2vl.server.tool_calls import Call, CallReader, joined_calls
 from mlx_lfm2vl.server.tools import Tool, _call
 
 PARAMETERS = {
@@ -66,10 +68,17 @@ def test_a_tool_that_is_demanded_is_called_with_valid_arguments(client, choice):
 
 
 def joined(chunks):
-    """The calls of a stream by their index, as (name, arguments), and its text."""
-    deltas = [chunk.choices[0].delta for chunk in chunks]
-    calls = [call.function for delta in deltas for call in delta.tool_calls or ()]
-    return [(call.name, call.arguments) for call in calls], "".join(delta.content or "" for delta in deltas)
+    """The calls of a stream, as [name, arguments], and its text."""
+    deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+    calls: list[list[str]] = []
+    for call in [call for delta in deltas for call in delta.tool_calls or ()]:
+        if call.id is not None:
+            assert call.index == len(calls) and call.type == "function"
+            calls.append([call.function.name, ""])
+        else:
+            assert call.index == len(calls) - 1 and call.function.name is None
+        calls[-1][1] += call.function.arguments
+    return calls, "".join(delta.content or "" for delta in deltas)
 
 
 def test_a_call_that_is_cut_off_has_its_beginning(server, client):
@@ -90,7 +99,7 @@ def test_a_call_that_is_cut_off_has_its_beginning(server, client):
 
     for most in (min(parts), max(parts)):
         chunks = list(chat(client, tool_choice="required", max_tokens=most, stream=True))
-        assert joined(chunks) == ([(call.function.name, parts[most])], "")
+        assert joined(chunks) == ([[call.function.name, parts[most]]], "")
         assert chunks[-1].choices[0].finish_reason == "length"
 
         messages = server.anthropic().messages
@@ -130,29 +139,180 @@ def test_of_arguments_that_are_cut_off_whole_members_are_known(arguments, data):
     assert len(found) >= len(arguments) - 1 or cut != text[:-1]
 
 
-def test_calls_before_one_that_is_cut_off_are_whole():
-    text = '<|tool_call_start|>[{"name": "a", "arguments": {"x": 1}}, {"name": "b", "arguments": {"y": "z'
-    asked = ApiRequest("demo", [], [{"name": "a"}], GenerationOptions(), {})
-    said, calls = _read(GenerationResponse("Yes.", (), "length", tool_text=text), asked)
-    assert said == "Yes." and [(call.name, call.arguments, call.cut) for call in calls] == [
-        ("a", '{"x": 1}', False),
-        ("b", '{"y": "z', True),
+def read_all(responses, several=True):
+    """The text and the calls, as (name, arguments, cut), of an answer; and whether a call is broken."""
+    reader = CallReader(ApiRequest("demo", [], [{"name": "a"}], GenerationOptions(), {}, several_calls=several))
+    parts = [part for response in responses for part in reader.read(response)]
+    calls = joined_calls([part for part in parts if not isinstance(part, str)])
+    text = "".join(part for part in parts if isinstance(part, str))
+    return text, [(call.name, call.arguments, call.cut) for call in calls], reader.broken
+
+
+def in_letters(text, reason, said=""):
+    """A block of calls as responses of a letter, behind a text."""
+    whole = text.endswith(CALL_END) or reason is not None
+    yield GenerationResponse(said, ())
+    for letter in text[:-1]:
+        yield GenerationResponse("", (), tool_delta=letter)
+    yield GenerationResponse("", (), reason, tool_text=text if whole else "", tool_delta=text[-1])
+
+
+@pytest.mark.parametrize("pieces", ["one", "letters"])
+@pytest.mark.parametrize(
+    ("block", "reason", "text", "calls", "broken"),
+    [
+        ('[a(x=1), b(y="z")]END', "stop", "", [("a", '{"x": 1}', False), ("b", '{"y": "z"}', False)], False),
+        ("[a(x=1)]", "stop", "", [("a", '{"x": 1}', False)], False),
+        ("[a(x=1), b(y='z", "length", "", [("a", '{"x": 1}', False), ("b", '{"y": "z', True)], False),
+        ("[a(x=1), b(y='z", "stop", "", [("a", '{"x": 1}', False), ("b", '{"y": "z', True)], True),
+        ("[a(x=1), b(y=12", "deadline", "", [("a", '{"x": 1}', False), ("b", '{"y": 12', True)], False),
+        ('[{"name": "a", "arguments": {"x": 1}}', "length", "", [("a", '{"x": 1}', False)], False),
+        ("[a(x=1), b", "length", " b", [("a", '{"x": 1}', False)], False),
+        ("[a(x=1), b(y=z), c()]END", "stop", "z), c()]END", [("a", '{"x": 1}', False), ("b", '{"y": ', True)], True),
+        ("[b", "length", "START[b", [], False),
+        ("", "length", "START", [], False),
+        ("[]END", "stop", "START[]END", [], False),
+        ("oops]END", "stop", "STARToops]END", [], False),
+    ],
+)
+def test_calls_are_read_as_far_as_they_can_be(block, reason, text, calls, broken, pieces):
+    block, text = (
+        each.replace("START", CALL_START).replace("END", CALL_END) for each in (f"START{block}", f"Yes.{text}")
+    )
+    one = [GenerationResponse("Yes.", (), reason, tool_text=block, tool_delta=block)]
+    assert read_all(in_letters(block, reason, "Yes.") if pieces == "letters" else one) == (text, calls, broken)
+
+
+def test_text_and_calls_of_one_response_stand_in_their_order():
+    first, second = (f"{CALL_START}[{name}()]{CALL_END}" for name in "ab")
+    responses = [
+        GenerationResponse("1", (), tool_delta=first[:-5]),
+        GenerationResponse("2", (), tool_text=first + second, tool_delta=first[-5:] + second + CALL_START),
+        GenerationResponse("", (), "stop", tool_text=f"{CALL_START}[]{CALL_END}", tool_delta=f"[]{CALL_END}"),
     ]
-    said, calls = _read(GenerationResponse("", (), "stop", tool_text=text), asked)  # the model ended within it
-    assert (said, calls) == (text, ())
-    ended = text.partition(", {")[0]
-    (only,) = _read(GenerationResponse("", (), "length", tool_text=ended), asked)[1]
-    assert (only.name, only.arguments, only.cut) == ("a", '{"x": 1}', False)
-    for python in ("<|tool_call_start|>[b(y='z", "<|tool_call_start|>"):
-        assert _read(GenerationResponse("", (), "length", tool_text=python), asked) == (python, ())
+    reader = CallReader(ApiRequest("demo", [], [{"name": "a"}], GenerationOptions(), {}))
+    parts = [part if isinstance(part, str) else part.name for each in responses for part in reader.read(each)]
+    assert parts == ["1", "a", "b", "2", f"{CALL_START}[]{CALL_END}"]
+    assert read_all(responses, several=False) == ("12", [("a", "{}", False)], False)
 
 
-def test_a_call_streams_as_a_delta(client):
+def test_a_forced_call_streams_piece_by_piece(server, client):
     whole = chat(client, tool_choice="required").choices[0].message.tool_calls[0].function
-    deltas = [chunk.choices[0] for chunk in chat(client, tool_choice="required", stream=True)]
-    (call,) = [call for delta in deltas for call in delta.delta.tool_calls or ()]
-    assert (call.index, call.function.name, call.function.arguments) == (0, whole.name, whole.arguments)
-    assert deltas[-1].finish_reason == "tool_calls" and not any(delta.delta.content for delta in deltas)
+    chunks = list(chat(client, tool_choice="required", stream=True))
+    assert joined(chunks) == ([[whole.name, whole.arguments]], "")
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    assert sum(bool(chunk.choices[0].delta.tool_calls) for chunk in chunks) >= 3
+
+
+SAID = "Hm."
+WRITTEN = """[paint(colour="pink", text='Gr\u00fc\xdfe "du"', sizes=(1, 2.5)), measure(count=3)]"""
+CALLED = [
+    ("paint", {"colour": "pink", "text": 'Grüße "du"', "sizes": [1, 2.5]}),
+    ("measure", {"count": 3}),
+]
+
+
+@pytest.fixture
+def writing(server, monkeypatch):
+    """Lets the model answer with a text: it calls nothing by itself."""
+    tokenizer = load("demo")[1].tokenizer
+    server.openai().chat.completions.create(model="demo", messages=TEXT, max_tokens=1)
+    answer: list[int] = []
+
+    def step(self, last=False):
+        return [answer.pop(0) if answer else tokenizer.eos_token_id], None
+
+    monkeypatch.setattr("mlx_lfm2vl.generation.decode.GenerationBatch.step", step)
+
+    def write(text: str) -> None:
+        answer[:] = tokenizer.encode(text, add_special_tokens=False)
+
+    return write
+
+
+def test_calls_in_python_s_manner_stream_by_argument(writing, client):
+    block = f"{SAID}{CALL_START}{WRITTEN}{CALL_END}"
+    writing(block)
+    whole = chat(client).choices[0]
+    calls = [call.function for call in whole.message.tool_calls]
+    assert [(call.name, json.loads(call.arguments)) for call in calls] == CALLED
+    assert (whole.message.content, whole.finish_reason) == (SAID, "tool_calls")
+    writing(block)
+    with client.chat.completions.stream(model="demo", messages=TEXT, tools=OPENAI_TOOLS) as stream:
+        deltas = [each for each in stream if each.type == "tool_calls.function.arguments.delta"]
+        final = stream.get_final_completion().choices[0]
+    assert [call.function.arguments for call in final.message.tool_calls] == [call.arguments for call in calls]
+    assert (final.message.content, final.finish_reason) == (SAID, "tool_calls")
+    seen = [delta.arguments for delta in deltas if delta.name == "paint"]
+    assert '{"colour": "pink"' in seen and len(seen) > 10
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(seen))
+
+
+def test_responses_stream_calls_as_they_are_written(writing, client):
+    tools = [{"type": "function", **tool["function"]} for tool in OPENAI_TOOLS]
+    block = f"{SAID}{CALL_START}{WRITTEN}{CALL_END}"
+    writing(block)
+    made = client.responses.create(model="demo", input=TEXT, tools=tools)
+    expected = [item.arguments for item in made.output if item.type == "function_call"]
+    assert [json.loads(each) for each in expected] == [arguments for _, arguments in CALLED]
+    writing(block)
+    with client.responses.stream(model="demo", input=TEXT, tools=tools) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert [item.type for item in final.output] == ["message", "function_call", "function_call"]
+    assert [(item.name, item.arguments) for item in final.output[1:]] == [
+        (name, arguments) for (name, _), arguments in zip(CALLED, expected, strict=True)
+    ]
+    for index, arguments in enumerate(expected, 1):
+        deltas = [e for e in events if e.type == "response.function_call_arguments.delta" and e.output_index == index]
+        assert "".join(delta.delta for delta in deltas) == arguments and len(deltas) >= 2
+        (done,) = [e for e in events if e.type == "response.function_call_arguments.done" and e.output_index == index]
+        assert done.arguments == arguments
+
+
+def test_anthropic_streams_calls_as_they_are_written(writing, server):
+    ask: Any = {"model": "demo", "max_tokens": 200, "messages": TEXT, "tools": ANTHROPIC_TOOLS}
+    block = f"{SAID}{CALL_START}{WRITTEN}{CALL_END}"
+    writing(block)
+    made = server.anthropic().messages.create(**ask)
+    assert [(each.name, each.input) for each in made.content[1:]] == CALLED and made.stop_reason == "tool_use"
+    writing(block)
+    with server.anthropic().messages.stream(**ask) as stream:
+        events = list(stream)
+        final = stream.get_final_message()
+    assert [(each.name, each.input) for each in final.content[1:]] == CALLED
+    assert (final.content[0].text, final.stop_reason) == (SAID, "tool_use")
+    pieces = [e.delta.partial_json for e in events if e.type == "content_block_delta" and e.index == 1]
+    assert json.loads("".join(pieces)) == CALLED[0][1] and len(pieces) >= 4
+
+
+def test_a_call_that_cannot_be_read_is_not_to_be_run(writing, server, client):
+    block = f"{CALL_START}[paint(colour='pink', count=many)]{CALL_END}"
+    for stream in (False, True):
+        writing(block)
+        made = chat(client, stream=stream)
+        if stream:
+            chunks = list(made)
+            calls, text = joined(chunks)
+            reason = chunks[-1].choices[0].finish_reason
+        else:
+            ((call,), text, reason) = (
+                made.choices[0].message.tool_calls,
+                made.choices[0].message.content,
+                made.choices[0].finish_reason,
+            )
+            calls = [[call.function.name, call.function.arguments]]
+        assert calls == [["paint", '{"colour": "pink", "count": ']] and reason == "stop"
+        assert text == f"many)]{CALL_END}"
+    writing(f"{SAID}{block}")
+    tools = [{"type": "function", **tool["function"]} for tool in OPENAI_TOOLS]
+    with client.responses.stream(model="demo", input=TEXT, tools=tools) as stream:
+        first, call, last = stream.get_final_response().output
+    assert (call.status, call.arguments) == ("incomplete", '{"colour": "pink", "count": ')
+    assert (first.content[0].text, last.content[0].text) == (SAID, f"many)]{CALL_END}") and first.id != last.id
+    writing(block)
+    made = server.anthropic().messages.create(model="demo", max_tokens=99, messages=TEXT, tools=ANTHROPIC_TOOLS)
+    assert made.stop_reason == "end_turn" and made.content[1].input == {"colour": "pink"}
 
 
 def test_the_result_of_a_call_goes_back(client):

@@ -1,5 +1,6 @@
 """Videos of requests to a server: OpenAI's client with `video_url` parts; limits; other protocols and models."""
 
+import base64
 from dataclasses import replace
 from typing import Any
 
@@ -7,6 +8,7 @@ import anthropic
 import openai
 import pytest
 from conftest import GOLDEN, Loaded, cache_by_backend
+from pdfs import RED_LEFT, pdf
 from servers import SAFE, serving, settings_of
 from videos import CLIP, clip_uri
 
@@ -94,6 +96,63 @@ def test_frames_that_are_pictures_count_as_such():
         pytest.raises(openai.BadRequestError, match="6 pictures in one call, pages and frames counted, but at most 5"),
     ):
         answer(server.openai(), "gen2", asked())
+
+
+FILE = {"type": "input_file", "filename": "clip.mp4", "file_data": URI.replace("image/png", "video/mp4")}
+
+
+def response(client: openai.OpenAI, model: str, *parts: dict[str, Any]) -> Any:
+    content: Any = [*parts, {"type": "input_text", "text": "What?"}]
+    return client.responses.create(
+        model=model, input=[{"role": "user", "content": content}], max_output_tokens=12, temperature=0
+    )
+
+
+@pytest.mark.parametrize("model", ["lfm3", "gen2"])
+@pytest.mark.parametrize("fps", [{}, {"fps": 4}], ids=["", "4 fps"])
+def test_responses_take_a_video_as_a_file(client, model, fps):
+    expected = generate(*loaded(model), "What?", videos=load_video(CLIP, **fps), options=GREEDY)
+    assert response(client, model, FILE | fps).output_text == expected
+
+
+def test_responses_take_a_document_as_a_file(client):
+    pytest.importorskip("pypdfium2")
+    data = pdf([RED_LEFT])
+    part = {"type": "input_file", "file_data": f"data:application/pdf;base64,{base64.b64encode(data).decode()}"}
+    assert response(client, "gen2", part).output_text == generate(*loaded("gen2"), "What?", data, options=GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("part", "place", "said"),
+    [
+        ({"file_data": URI}, "file_data", "neither a video nor a PDF document by its type"),
+        ({"file_data": "clip.txt"}, "file_data", "neither a video nor a PDF document by its type"),
+        ({"file_data": "clip.mp4"}, "file_data", "neither a data URI nor an http(s) address; send the video as"),
+        ({"file_data": "data:video/mp4;base64,aGVsbG8="}, "file_data", "is no video that can be read"),
+        ({"file_url": "https://example.org/a.mp4?b=c"}, "file_url", "which this server does not fetch"),
+        ({"file_url": "https://example.org/a.mp4", "file_data": URI}, "file_url", "give one of them"),
+        ({"file_id": "file-1"}, "file_id", "no files are kept"),
+        ({**FILE, "fps": 0}, "fps", "expected a number above 0"),
+        ({**FILE, "detail": "low"}, "detail", "which is not supported here"),
+        ({}, "file_data", "is missing"),
+    ],
+    ids=["picture", "text", "path", "damaged", "address", "both", "id", "fps", "detail", "nothing"],
+)
+def test_a_file_of_a_response_is_refused_by_its_place(client, part, place, said):
+    with pytest.raises(openai.BadRequestError) as refused:
+        response(client, "lfm3", {"type": "input_file", **part})
+    assert said in str(refused.value) and refused.value.param == f"input[0].content[0].{place}"
+
+
+@pytest.mark.parametrize("protocol", ["chat", "responses"])
+def test_text_models_take_no_videos(protocol):
+    with serving(settings_of(GOLDEN / "lfm2_text")) as server:
+        client = server.openai()
+        with pytest.raises(openai.BadRequestError, match="this model reads text alone"):
+            if protocol == "chat":
+                answer(client, "lfm2_text", asked())
+            else:
+                response(client, "lfm2_text", FILE)
 
 
 def test_anthropic_s_messages_have_no_videos():

@@ -238,6 +238,17 @@ def test_a_call_that_was_cut_off_is_kept_and_refused_by_the_parser(tokenizer):
     assert row.stopped and ended[-1] == ("", f"{CALL_START}[place(na")
 
 
+def test_what_comes_of_a_call_adds_up_to_it(tokenizer):
+    call = block('[place(name="Größe 漢字 👩‍👩‍👧", n=3)]')
+    row = Detokenizer(tokenizer, GenerationOptions(), (tokenizer.eos_token_id,))
+    deltas = []
+    for token in tokenizer.encode(f"One.{call} Done.", add_special_tokens=False):
+        row.push(token)
+        deltas.append(row.take_tool_delta())
+    assert "".join(deltas) == row.take_tool_text() == call
+    assert sum(map(bool, deltas)) > 10 and not any("\ufffd" in delta for delta in deltas)
+
+
 def test_stop_texts_look_at_the_text_only(tokenizer):
     tokens = tokenizer.encode(f"One{block('[stop()]')} two stop three", add_special_tokens=False)
     made, row = read(tokenizer, tokens, stop=("stop",))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import shutil
+import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+import openai
 import pytest
 from conftest import GOLDEN, Loaded, cache_by_backend, picture, read_tensors
+from test_cli import cli  # noqa: F401
 
-from mlx_lfm2vl import GenerationOptions, VisionCache, generate, load
+from mlx_lfm2vl import Engine, GenerationOptions, VisionCache, generate, load
 from mlx_lfm2vl.errors import OptionError, OutputError
 from mlx_lfm2vl.generation import vision_cache as encoding
+from mlx_lfm2vl.server.run import Server
 
 OPTIONS = GenerationOptions(max_tokens=6, temperature=0.0)
 
@@ -125,3 +132,56 @@ def test_a_folder_that_cannot_be_used_is_an_error(tmp_path):
         answer(tmp_path / "file")
     with pytest.raises(OptionError, match="folder_limit"):
         VisionCache(folder=tmp_path, folder_limit=-1)
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_an_engine_keeps_pictures_in_a_folder(tmp_path, encoded):
+    made = []
+    for _ in range(2):
+        with Engine(lambda: load(GOLDEN / "gen2"), vision_cache_folder=tmp_path) as engine:
+            text = engine.generate("What is it?", picture("landscape"), options=OPTIONS)
+        made.append((sum(encoded), text))
+    assert made[0][0] > 0 and made[0] == made[1] and text == answer(None)
+
+
+@pytest.mark.parametrize("command", ["generate", "generate -n 2", "chat", "batch", "serve"])
+def test_the_next_run_of_a_command_encodes_no_picture(cli, tmp_path, encoded, monkeypatch, command):  # noqa: F811
+    file = GOLDEN / "pictures" / "landscape.png"
+    options = ["--vision-cache", tmp_path / "kept"]
+    if command != "serve":
+        options += ["--model", GOLDEN / "gen2", "--max-tokens", 4]
+    words: list[object] = [*command.split(), *options, "--image", file, "--prompt", "What?"]
+    if command == "chat":
+        words = ["chat", *options, "--image", file]
+    elif command == "batch":
+        words = ["batch", file, *options, "--prompt", "What?", "--output", tmp_path / "made.jsonl", "--overwrite"]
+    elif command == "serve":
+        words = ["serve", GOLDEN / "gen2", *options, "--port", 0]
+        monkeypatch.setattr(Server, "run", asking(file, Server.run))
+    made = []
+    for _ in range(2):
+        monkeypatch.setattr("sys.stdin", io.StringIO("What?\n"))
+        code, out, err = cli(*words)
+        assert code == 0, err
+        made.append((sum(encoded), out))
+    assert made[0][0] > 0 and made[0] == made[1]
+    assert list((tmp_path / "kept").glob("*-view-*"))
+
+
+def asking(file: Path, run):
+    """`Server.run` that ends once a question about a picture is answered."""
+
+    def answered(self):
+        thread = threading.Thread(target=run, args=(self,))
+        thread.start()
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0)
+        url = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]
+        messages: Any = [{"role": "user", "content": content}]
+        try:
+            client.chat.completions.create(model="gen2", messages=messages, max_tokens=4)
+        finally:
+            self.stop()
+            thread.join(60)
+
+    return answered

@@ -22,6 +22,7 @@ from .options import (
 )
 from .tasks import add_recipe
 from .videos import add_fps
+from .vision_cache import add_vision_cache
 
 if TYPE_CHECKING:
     from .ranks import Ranks
@@ -75,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_control_tokens(parser)
     add_sampling(parser, None)
     add_decoding(parser)
+    add_vision_cache(parser)
     add_pictures(parser)
 
 

@@ -21,6 +21,7 @@ from .options import (
 )
 from .terminal import Terminal
 from .videos import add_videos
+from .vision_cache import add_vision_cache, chosen_vision_cache
 
 SUMMARY = "talk about pictures and videos at the terminal"
 DESCRIPTION = """\
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_control_tokens(parser)
     add_sampling(parser)
     add_decoding(parser)
+    add_vision_cache(parser)
     add_pictures(parser)
 
 
@@ -53,13 +55,21 @@ def run(args: argparse.Namespace) -> int:
     options = GenerationOptions(**sampling_options(args))
     terminal = Terminal(args.verbose, source_policy(args), args.color_management, args.fps)
     waiting = [*terminal.pictures(args.image), *terminal.pictures(args.video, moving=True)]
+    kept = chosen_vision_cache(args)
     options = with_draft(options, args)
     model, processor = load_model(args)
     if args.verbose:
         from .generate import report_loading
 
         report_loading(model)
-    chat = Chat(model, processor, system=args.system, options=options, control_tokens=args.control_tokens)
+    chat = Chat(
+        model,
+        processor,
+        system=args.system,
+        options=options,
+        control_tokens=args.control_tokens,
+        vision_cache=kept,
+    )
     conversation = Conversation(chat, terminal, waiting)
     terminal.hint("/help lists the commands")
     failed = False

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from .. import GenerationOptions
 
 
-def add_decoding(parser: argparse.ArgumentParser | argparse._ArgumentGroup, *, model: bool = True) -> None:
-    """The options of decoding; --draft-model with `model`."""
+def add_decoding(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The options of decoding."""
     drafts = parser.add_mutually_exclusive_group()
     drafts.add_argument(
         "--draft",
@@ -21,13 +21,12 @@ def add_decoding(parser: argparse.ArgumentParser | argparse._ArgumentGroup, *, m
         "answer and earlier answers; for answers that copy or repeat, which stay the same; auto: only while it "
         "saves time",
     )
-    if model:
-        drafts.add_argument(
-            "--draft-model",
-            metavar="MODEL",
-            help="let a DSpark drafter of the model propose them, or a smaller model of the same tokens: folder, hub "
-            "repository or 'demo'",
-        )
+    drafts.add_argument(
+        "--draft-model",
+        metavar="MODEL",
+        help="let a DSpark drafter of the model propose them, or a smaller model of the same tokens: folder, hub "
+        "repository or 'demo'",
+    )
     parser.add_argument(
         "--kv-bits",
         type=int,
@@ -36,14 +35,20 @@ def add_decoding(parser: argparse.ArgumentParser | argparse._ArgumentGroup, *, m
     )
 
 
+def chosen_draft(args: argparse.Namespace) -> Any:
+    """The draft that --draft or --draft-model names, loaded; None for none. Raises `Lfm2VlError`."""
+    from .. import OptionError, load_draft
+
+    if args.draft_model is None:
+        return args.draft
+    if getattr(args, "group", None) is not None:
+        raise OptionError("--draft-model: ranks of mlx.launch that share a model take none; leave it out")
+    with Spinner("loading the draft model"):
+        return load_draft(args.draft_model)
+
+
 def with_draft(options: GenerationOptions, args: argparse.Namespace) -> GenerationOptions:
-    """The options with what --draft or --draft-model names, which is loaded. Raises `Lfm2VlError`."""
+    """The options with the draft that is chosen. Raises `Lfm2VlError`."""
     from dataclasses import replace
 
-    from .. import load_draft
-
-    draft: Any = args.draft
-    if args.draft_model is not None:
-        with Spinner("loading the draft model"):
-            draft = load_draft(args.draft_model)
-    return replace(options, draft=draft)
+    return replace(options, draft=chosen_draft(args))

@@ -33,6 +33,7 @@ from .options import (
 )
 from .progress import Spinner
 from .videos import add_videos, default_prompt, load_videos
+from .vision_cache import add_vision_cache, chosen_vision_cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         Lfm2VlForConditionalGeneration,
         Lfm2VlProcessor,
         Statistics,
+        VisionCache,
     )
     from .interrupt import Interrupt
 
@@ -95,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_control_tokens(parser)
     add_sampling(parser)
     add_decoding(parser)
+    add_vision_cache(parser)
     add_pictures(parser)
 
 
@@ -119,6 +122,7 @@ def run(args: argparse.Namespace) -> int:
         loaded = load_pictures(expand(args.image), policy, args.color_management)
         videos = [video for _, video in load_videos(args.video, args.fps, policy)]
     pictures = [picture for _, picture in loaded]
+    kept = chosen_vision_cache(args)
     options = with_draft(options, args)
     model, processor = load_model(args)
     if args.verbose:
@@ -131,10 +135,14 @@ def run(args: argparse.Namespace) -> int:
     )
     with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
         answers = (
-            _streamed(model, processor, request, interrupt, spinner, args.json)
+            _streamed(model, processor, request, interrupt, spinner, args.json, kept)
             if args.n == 1
             else generate_batch(
-                *(model, processor, request.repeat(args.n)), batch_size=BATCH, stop=interrupt, progress=spinner.count
+                *(model, processor, request.repeat(args.n)),
+                batch_size=BATCH,
+                stop=interrupt,
+                progress=spinner.count,
+                vision_cache=kept,
             )
         )
         for number, answer in enumerate(answers):
@@ -164,12 +172,13 @@ def _streamed(
     interrupt: Interrupt,
     spinner: Spinner,
     quiet: bool,
+    kept: VisionCache | None,
 ) -> Iterator[Completion]:
     """The answer, printed as it comes unless `quiet`."""
     from .. import Completion, stream_generate
 
     pieces: list[GenerationResponse] = []
-    answer = stream_generate(model, processor, request, stop=interrupt, progress=spinner.count)
+    answer = stream_generate(model, processor, request, stop=interrupt, progress=spinner.count, vision_cache=kept)
     try:
         for piece in answer:
             pieces.append(piece)

@@ -17,12 +17,14 @@ from .decoding import with_draft
 from .options import load_model
 from .row_tasks import RowTasks
 from .rows import Row, Rows, Waiting
+from .vision_cache import chosen_vision_cache
 
 
 class RowAnswers:
     """Loads the model, then answers rows."""
 
     def __init__(self, args: argparse.Namespace, rows: Rows):
+        self._pictures = chosen_vision_cache(args)
         rows.options = with_draft(rows.options, args)
         self._rows, self._batch_size = rows, args.batch_size
         self._model, self._processor = load_model(args)
@@ -39,7 +41,8 @@ class RowAnswers:
         """Each of these rows and its answer, None where it asks nothing, in their order; none after a `stop`."""
         waiting = Waiting(self._rows.only(frozenset(numbers)), self._tasks)
         questions, size = waiting.questions(), self._batch_size
-        for made in generate_batch(self._model, self._processor, questions, batch_size=size, stop=stop):
+        model, processor, kept = self._model, self._processor, self._pictures
+        for made in generate_batch(model, processor, questions, batch_size=size, stop=stop, vision_cache=kept):
             if made.finish_reason == "cancelled":
                 return
             yield from waiting.answered(made)

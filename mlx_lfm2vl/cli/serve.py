@@ -8,9 +8,10 @@ import warnings
 from typing import Any
 
 from .argument_types import real, whole
-from .decoding import add_decoding
+from .decoding import add_decoding, chosen_draft
 from .default_model import MODEL_VARIABLE, default_model
 from .options import add_adapter, add_picture_policy, note, picture_overrides
+from .vision_cache import add_vision_cache, vision_cache_folder
 
 SUMMARY = "answer programs that speak OpenAI's or Anthropic's protocol"
 KEY_VARIABLE = "MLX_LFM2VL_API_KEY"  # of the environment: the key that callers must send
@@ -92,7 +93,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="let go of a model that nobody has asked for so long (default: never)",
     )
-    add_decoding(group, model=False)
+    add_decoding(group)
+    add_vision_cache(group)
     add_picture_policy(parser)
 
 
@@ -132,6 +134,13 @@ def run(args: argparse.Namespace) -> int:
     models = [*args.models, *args.model]
     if args.adapter is not None and len(models) > 1:
         raise OptionError("--adapter is for one model; serve that one alone, or fuse both (mlx-lfm2vl fuse)")
+    if args.draft_model is not None and len(models) > 1:
+        raise OptionError("--draft-model is for one model; serve that one alone, or use --draft")
+    engine = {
+        "max_queue": args.max_queue,
+        "max_batch": args.max_batch,
+        "vision_cache_folder": vision_cache_folder(args),
+    }
     load: dict[str, Any] = {
         "source_policy": policy,
         "adapter": args.adapter,
@@ -150,12 +159,12 @@ def run(args: argparse.Namespace) -> int:
             None if args.memory_budget is None else int(args.memory_budget * 1e9),
             args.keep_alive,
             load,
-            {"max_queue": args.max_queue, "max_batch": args.max_batch},
+            engine,
             getattr(args, "lead", None),
+            chosen_draft(args),
         ),
         deadline=args.deadline,
         shutdown_seconds=args.shutdown_seconds,
-        draft=args.draft,
     )
     log = StderrLog()
     server = Server(settings, log)

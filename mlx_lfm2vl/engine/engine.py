@@ -54,8 +54,8 @@ class Engine:
     without work. `wired_limit`: bytes that macOS must not page out (None: what Metal recommends, 0: none; without
     effect elsewhere). Both limits are those of the process, and as before once the engine is closed.
     `vision_cache_bytes`: encoded pictures that are kept; `prompt_cache_bytes`: states of prompts and answers that are;
-    `prompt_cache_folder`: where they are kept for the next process. Raises `OptionError`, and `ForkError` in a process
-    forked from one that had computed.
+    `vision_cache_folder`, `prompt_cache_folder`: where they are kept for the next process. Raises `OptionError`, and
+    `ForkError` in a process forked from one that had computed.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Engine:
         idle_seconds: float = 5.0,
         vision_cache_bytes: int = vision_cache.DEFAULT_BYTES,
         prompt_cache_bytes: int = prompt_cache.DEFAULT_BYTES,
+        vision_cache_folder: str | os.PathLike[str] | None = None,
         prompt_cache_folder: str | os.PathLike[str] | None = None,
     ):
         function, self._name = named_loader(loader)
@@ -81,7 +82,7 @@ class Engine:
             max_batch,
             (CacheLimit(cache_limit), WiredLimit(wired_limit)),
             check_seconds("idle_seconds", idle_seconds),
-            vision_cache.VisionCache(check_bytes("vision_cache_bytes", vision_cache_bytes)),
+            vision_cache.VisionCache(check_bytes("vision_cache_bytes", vision_cache_bytes), folder=vision_cache_folder),
             prompt_cache.PromptCache(check_bytes("prompt_cache_bytes", prompt_cache_bytes), folder=prompt_cache_folder),
         )
         weakref.finalize(self, self._worker.retire).atexit = False

@@ -15,70 +15,16 @@ from .options import GenerationOptions
 MAX_HELD = 16  # tokens without a whole character; a character has at most four
 
 
-class Detokenizer:
-    """The text of one answer as its tokens come. Pieces joined are the decoded answer, up to a stop text.
+class Decoder:
+    """The text of tokens as they come, in whole characters. Pieces joined are the decoded tokens."""
 
-    `tool_text` holds the tool calls, with their tokens, that are complete or at the end cut off; who reads it empties
-    it. `stopped` says whether an end token or a stop text has come, `stop_text` which text.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, options: GenerationOptions, ends: Iterable[int]):
-        """Without text so far.
-
-        Args:
-            tokenizer: the model's.
-            options: those of the answer, for its stop texts.
-            ends: ids of the tokens that end an answer.
-        """
-        self._tokenizer = tokenizer
-        self._stop = options.stop
-        added = tokenizer.backend.get_added_tokens_decoder()
-        stops = {id: token.content for id, token in added.items() if token.content in options.stop}
-        self._stop_ids = stops
-        self._ends = frozenset((*ends, *stops))  # special tokens are no text, in which a stop text is looked for
-        self._call_start, self._call_end = map(tokenizer.backend.token_to_id, (CALL_START, CALL_END))
-        self._call: list[int] = []  # tokens of the tool call that is being written
-        self._pending = ""  # text that may be the beginning of a stop text
+    def __init__(self, tokenizer: Tokenizer, special: bool):
+        """`special`: special tokens are text, too."""
+        self._tokenizer, self._special = tokenizer, special
         self._start([])
-        self.tool_text = ""
-        self.stopped = False
-        self.stop_text: str | None = None
 
     def push(self, token: int) -> str:
-        """The text that this token makes certain. Sets `stopped` at an end token or a stop text."""
-        if token in self._ends:
-            self.stopped, self.stop_text = True, self._stop_ids.get(token)
-            return self.finish()
-        if self._call:
-            self._call.append(token)
-            if token == self._call_end:
-                self._end_call()
-            return ""
-        if token == self._call_start:
-            text = self.finish()
-            self._call = [] if self.stopped else [token]
-            return text
-        self._pending += self._decode(token)
-        return self._release()
-
-    def finish(self) -> str:
-        """The rest, when no token follows."""
-        if self._call:
-            self._end_call()
-        self._pending += self._text(self._held)
-        self._start([])
-        text = self._release()
-        text, self._pending = text + self._pending, ""
-        return text
-
-    def _start(self, held: list[int]) -> None:
-        """Decodes anew, from tokens on that make no whole character yet."""
-        self._stream, self._held = DecodeStream(list(held), skip_special_tokens=True), held
-
-    def _text(self, tokens: list[int]) -> str:
-        return self._tokenizer.backend.decode(tokens, skip_special_tokens=True)
-
-    def _decode(self, token: int) -> str:
+        """The text that this token makes certain."""
         if not self._text([token]):
             return ""
         self._held.append(token)
@@ -96,9 +42,94 @@ class Detokenizer:
                     return text
         return text or ""
 
-    def _end_call(self) -> None:
-        self.tool_text += self._tokenizer.decode(self._call)
-        self._call = []
+    def finish(self) -> str:
+        """The rest. What follows is decoded anew."""
+        text = self._text(self._held)
+        self._start([])
+        return text
+
+    def _start(self, held: list[int]) -> None:
+        """Decodes anew, from tokens on that make no whole character yet."""
+        self._stream, self._held = DecodeStream(list(held), skip_special_tokens=not self._special), held
+
+    def _text(self, tokens: list[int]) -> str:
+        return self._tokenizer.backend.decode(tokens, skip_special_tokens=not self._special)
+
+
+class Detokenizer:
+    """The text of one answer as its tokens come. Pieces joined are the decoded answer, up to a stop text.
+
+    `tool_text` holds the tool calls, with their tokens, that are complete or at the end cut off; `tool_delta` what has
+    come of such calls. `stopped` says whether an end token or a stop text has come, `stop_text` which text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, options: GenerationOptions, ends: Iterable[int]):
+        """Without text so far.
+
+        Args:
+            tokenizer: the model's.
+            options: those of the answer, for its stop texts.
+            ends: ids of the tokens that end an answer.
+        """
+        self._tokenizer, self._decoder = tokenizer, Decoder(tokenizer, special=False)
+        self._stop = options.stop
+        added = tokenizer.backend.get_added_tokens_decoder()
+        stops = {id: token.content for id, token in added.items() if token.content in options.stop}
+        self._stop_ids = stops
+        self._ends = frozenset((*ends, *stops))  # special tokens are no text, in which a stop text is looked for
+        self._call_start, self._call_end = map(tokenizer.backend.token_to_id, (CALL_START, CALL_END))
+        self._call: Decoder | None = None  # of the tool call that is being written
+        self._call_text = ""
+        self._pending = ""  # text that may be the beginning of a stop text
+        self.tool_text = self.tool_delta = ""
+        self.stopped = False
+        self.stop_text: str | None = None
+
+    def take_tool_text(self) -> str:
+        """Empties `tool_text` and returns what it held."""
+        text, self.tool_text = self.tool_text, ""
+        return text
+
+    def take_tool_delta(self) -> str:
+        """Empties `tool_delta` and returns what it held."""
+        text, self.tool_delta = self.tool_delta, ""
+        return text
+
+    def push(self, token: int) -> str:
+        """The text that this token makes certain. Sets `stopped` at an end token or a stop text."""
+        if token in self._ends:
+            self.stopped, self.stop_text = True, self._stop_ids.get(token)
+            return self.finish()
+        if self._call is not None:
+            self._add_call_text(self._call.push(token))
+            if token == self._call_end:
+                self._end_call(self._call)
+            return ""
+        if token == self._call_start:
+            text = self.finish()
+            if not self.stopped:
+                self._call = Decoder(self._tokenizer, special=True)
+                self._add_call_text(self._call.push(token))
+            return text
+        self._pending += self._decoder.push(token)
+        return self._release()
+
+    def finish(self) -> str:
+        """The rest, when no token follows."""
+        if self._call is not None:
+            self._end_call(self._call)
+        self._pending += self._decoder.finish()
+        text = self._release()
+        text, self._pending = text + self._pending, ""
+        return text
+
+    def _end_call(self, call: Decoder) -> None:
+        self._add_call_text(call.finish())
+        self.tool_text, self._call, self._call_text = self.tool_text + self._call_text, None, ""
+
+    def _add_call_text(self, text: str) -> None:
+        self._call_text += text
+        self.tool_delta += text
 
     def _release(self) -> str:
         found = [(at, stop) for stop in self._stop if (at := self._pending.find(stop)) >= 0]

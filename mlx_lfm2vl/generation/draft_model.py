@@ -42,9 +42,8 @@ class DraftModel:
         """One without states, with the same model."""
         return DraftModel(self._model)
 
-    def begin(self, config: ModelConfig, prompt: EncodedPrompt) -> None:
-        """Holds the pictures of a prompt, until they are encoded. `config`: of the model that answers. Raises
-        `OptionError` where that has other tokens or pictures."""
+    def check(self, config: ModelConfig) -> None:
+        """Raises `OptionError` where the model that answers has other tokens or pictures."""
         own, its = (
             {"vocab_size": of.text_config.vocab_size, **of.shared_numbers()} for of in (self._model.config, config)
         )
@@ -55,6 +54,10 @@ class DraftModel:
                 )
         if own.keys() != its.keys():
             raise OptionError("the draft model is of another family than the model; use one of the same")
+
+    def begin(self, config: ModelConfig, prompt: EncodedPrompt) -> None:
+        """Holds the pictures of a prompt, until they are encoded. Raises as `check`."""
+        self.check(config)
         self._pictures = [(picture.pixels, picture.spatial_shapes) for picture in prompt.pictures]
 
     @computing
@@ -111,7 +114,7 @@ def make_speculation(config: ModelConfig, prompt: EncodedPrompt, earlier: Ngrams
     if isinstance(draft, str):
         return Speculation(NgramDraft(earlier), timed=draft == "auto")
     if isinstance(draft, DSparkDraftModel):
-        _check_drafter(config, draft)
+        check_draft(config, draft)
         return BlockSpeculation(draft)
     if isinstance(draft, Lfm2VlForConditionalGeneration):
         draft = DraftModel(draft)
@@ -121,9 +124,13 @@ def make_speculation(config: ModelConfig, prompt: EncodedPrompt, earlier: Ngrams
     return Speculation(own, timed=bool(getattr(own, "timed", False)))
 
 
-def _check_drafter(config: ModelConfig, drafter: DSparkDraftModel) -> None:
-    """Raises `OptionError` where a drafter is for another model."""
-    own, text = drafter.config, config.text_config
+def check_draft(config: ModelConfig, draft: object) -> None:
+    """Raises `OptionError` where a drafter or a draft model is for other models."""
+    if isinstance(draft, DraftModel):
+        draft.check(config)
+    if not isinstance(draft, DSparkDraftModel):
+        return
+    own, text = draft.config, config.text_config
     for name, wanted, there in (
         ("hidden_size", own.hidden_size, text.hidden_size),
         ("vocab_size", own.vocab_size, text.vocab_size),

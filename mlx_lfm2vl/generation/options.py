@@ -124,7 +124,7 @@ class GenerationOptions:
         if options is not None and not isinstance(options, cls):
             raise OptionError(f"options is {type(options).__name__}, expected GenerationOptions")
         own = {field.name: named.pop(field.name) for field in fields(cls) if field.name in named}
-        return replace(options or cls(), **own)
+        return replace(options or cls(), **own) if own or options is None else options
 
     def resolve(self, config: GenerationConfig) -> GenerationOptions:
         """Fills what was left open from a checkpoint's recommendation.

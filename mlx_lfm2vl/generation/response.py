@@ -56,7 +56,8 @@ class GenerationResponse:
     `finish_reason` is None but on the last response: "stop" (the model ended, or a stop text came), "length" (no tokens
     or positions were left), "cancelled", or "deadline" (of a request of an engine). The last response carries the
     statistics. `tool_text`: tool calls, for `parse_tool_calls`, when they are complete (on a last response, maybe cut
-    off); they are no part of `text`. `stop_text`: the one of the options' stop texts that ended the answer, if one did.
+    off); they are no part of `text`. `tool_delta`: what these tokens add to the calls, while they are written.
+    `stop_text`: the one of the options' stop texts that ended the answer, if one did.
     """
 
     text: str
@@ -67,6 +68,7 @@ class GenerationResponse:
     tool_text: str = ""
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] | None = None
     stop_text: str | None = None
+    tool_delta: str = ""
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,7 @@ class Scheduler:
                 yield self._last(row, text, reason)
                 self._remember(row)
                 continue
-            if text or row.detokenizer.tool_text:
+            if text or row.detokenizer.tool_delta:
                 yield row.id, row.respond(text)
             row.rejoins = cache is not None
             if cache is None:

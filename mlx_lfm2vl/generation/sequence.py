@@ -166,9 +166,10 @@ class Sequence:
         """The text, and the tokens since the last response."""
         logprobs = tuple(each.own for each in self._logprobs) if self.options.logprobs else None
         top = tuple(map(self._top, self._logprobs)) if self.options.top_logprobs else None
-        tool_text, stop_text = self.detokenizer.tool_text, self.detokenizer.stop_text
-        self.detokenizer.tool_text = ""
-        made = GenerationResponse(text, tuple(self._tokens), reason, statistics, logprobs, tool_text, top, stop_text)
+        row = self.detokenizer
+        tools, delta = row.take_tool_text(), row.take_tool_delta()
+        tokens = tuple(self._tokens)
+        made = GenerationResponse(text, tokens, reason, statistics, logprobs, tools, top, row.stop_text, delta)
         self._tokens, self._logprobs = [], []
         return made
 

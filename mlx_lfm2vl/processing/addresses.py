@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import os
 import re
 import urllib.parse
@@ -71,6 +72,8 @@ def decode_base64(text: str, policy: SourcePolicy = DEFAULT_POLICY, label: str =
     label = label or short(text)
     if len(text) > policy.max_bytes * 4 // 3 + 4:
         raise ImageError(f"{label}: more than {policy.max_bytes} bytes; make it smaller")
+    with contextlib.suppress(ValueError):  # of blanks, the other alphabet, or no padding
+        return base64.b64decode(text, validate=True)
     digits = "".join(text.split()).rstrip("=").translate(_URL_SAFE)
     try:
         return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)

@@ -1,66 +1,29 @@
-"""Answers of an engine as a server passes them on: pieces of text, tool calls that are read, how it ended."""
+"""Answers of an engine as a server passes them on: pieces of text and of tool calls, how it ended."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import re
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..engine.handle import Request
 from ..errors import EngineClosedError
 from ..generation.response import NOTHING, GenerationResponse, Statistics, TopLogprob
-from ..generation.tools import read_tool_calls
-from ..processing.conversation import CALL_END, CALL_START
 from .api_error import ApiError
 from .api_request import ApiRequest
-
-STRING = r'"(?:[^"\\]|\\.)*"'
-MEMBER = re.compile(rf"\s*[{{,]\s*({STRING})\s*:\s*")  # of an object, up to its value
-CUT = re.compile(rf'\{{"name": ({STRING}), "arguments": (\{{.*)', re.S)  # a call in JSON without its end
-BETWEEN = re.compile(r"[\s,]*")  # two calls
-
-
-@dataclass(frozen=True)
-class Call:
-    """A tool call; `id` lacks the prefix of the protocol, `arguments` is an object as JSON, of which the end is missing
-    where the call is `cut`."""
-
-    id: str
-    name: str
-    arguments: str
-    cut: bool = False
-
-    @property
-    def members(self) -> dict[str, Any]:
-        """The arguments that are whole."""
-        if not self.cut:
-            return dict(json.loads(self.arguments))
-        found, at = {}, 0
-        while name := MEMBER.match(self.arguments, at):
-            try:
-                value, at = json.JSONDecoder().raw_decode(self.arguments, name.end())
-            except ValueError:
-                break
-            if not isinstance(value, (str, dict, list)) and self.arguments[at : at + 1] not in (",", "}"):
-                break  # a number may go on
-            found[json.loads(name[1])] = value
-        return found
+from .tool_calls import Call, CallDelta, CallReader, joined_calls
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of one choice of a request. `finish_reason` is None but on its last piece: "stop", "length" (no tokens,
-    positions or seconds were left) or "tool_calls". `statistics` are those until then, on the first and the last piece.
-    `stop_text`: the stop text that ended the answer, if one did."""
+    """A part of one choice of a request, text or some of a call. `finish_reason` is None but on its last piece: "stop",
+    "length" (no tokens, positions or seconds were left) or "tool_calls". `statistics` are those until then, on the
+    first and the last piece. `stop_text`: the stop text that ended the answer, if one did."""
 
     choice: int
     text: str = ""
-    calls: tuple[Call, ...] = ()
+    call: CallDelta | None = None
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
@@ -101,20 +64,21 @@ async def pieces(requests: Sequence[Request], asked: ApiRequest) -> AsyncIterato
 
 
 async def _pieces(request: Request, asked: ApiRequest, choice: int) -> AsyncIterator[Piece]:
-    called, first = False, True
+    calls, first = CallReader(asked), True
     async for response in request:
-        text, calls = _read(response, asked)
-        if called and not asked.several_calls:
-            calls = ()
-        called = called or bool(calls)
+        parts = calls.read(response)
+        if not (parts or response.tokens or response.finish_reason):
+            continue
+        made = [Piece(choice, part) if isinstance(part, str) else Piece(choice, call=part) for part in parts or [""]]
         logprobs, top = response.logprobs or (), response.top_logprobs or ()
-        piece = Piece(choice, text, calls, response.tokens, logprobs, top, stop_text=response.stop_text)
+        made[0] = replace(made[0], tokens=response.tokens, logprobs=logprobs, top_logprobs=top)
         if first:
-            piece, first = replace(piece, statistics=statistics_of(request) or NOTHING), False
+            made[0], first = replace(made[0], statistics=statistics_of(request) or NOTHING), False
         if response.finish_reason is not None:
             statistics = response.statistics or NOTHING
-            yield replace(piece, finish_reason=_reason(response, statistics, called), statistics=statistics)
-        elif text or calls or response.tokens:
+            reason, stop = _reason(response, statistics, calls), response.stop_text
+            made[-1] = replace(made[-1], finish_reason=reason, statistics=statistics, stop_text=stop)
+        for piece in made:
             yield piece
 
 
@@ -128,46 +92,15 @@ def statistics_of(request: Request) -> Statistics | None:
     return None
 
 
-def _reason(response: GenerationResponse, statistics: Statistics, called: bool) -> str:
+def _reason(response: GenerationResponse, statistics: Statistics, calls: CallReader) -> str:
     """OpenAI's word for the end of an answer."""
     if response.finish_reason == "cancelled":
         raise EngineClosedError("the engine let go of its model before the answer was whole")
     if response.finish_reason == "deadline" and not statistics.generated_tokens:
         raise ApiError(504, "nothing was answered before the deadline; give more time, or ask for less")
     if response.finish_reason == "stop":
-        return "tool_calls" if called else "stop"
+        return "tool_calls" if calls.count and not calls.broken else "stop"
     return "length"
-
-
-def _read(response: GenerationResponse, asked: ApiRequest) -> tuple[str, tuple[Call, ...]]:
-    """The text and the calls of a response. A call that cannot be read, or that nobody asked for, is text. So is one
-    that was cut off before its arguments began."""
-    if not response.tool_text:
-        return response.text, ()
-    if not asked.tools:
-        return response.text + response.tool_text, ()
-    found, errors = read_tool_calls(response.tool_text)
-    is_cut = response.finish_reason not in (None, "stop") and CALL_END not in response.tool_text
-    cut = _cut_call(response.tool_text) if is_cut else None
-    if (cut is None and not found) or (errors and not is_cut):
-        return response.text + response.tool_text, ()
-    made = [
-        Call(secrets.token_hex(12), call.name, json.dumps(call.arguments, ensure_ascii=False))
-        for call in (found if asked.several_calls else found[:1])
-    ]
-    return response.text, (*made, *([cut] if cut is not None and (asked.several_calls or not made) else ()))
-
-
-def _cut_call(text: str) -> Call | None:
-    """The last call of a block without an end, if its arguments have begun."""
-    at = text.rfind(CALL_START) + len(CALL_START)
-    at += text.startswith("[", at)
-    with contextlib.suppress(ValueError):
-        while True:
-            _, end = json.JSONDecoder().raw_decode(text, at)
-            at = BETWEEN.match(text, end).end()  # type: ignore[union-attr]  # matches nothing at least
-    begun = CUT.match(text, at)
-    return begun and Call(secrets.token_hex(12), json.loads(begun[1]), begun[2], cut=True)
 
 
 @dataclass(frozen=True)
@@ -189,7 +122,7 @@ def whole(found: Sequence[Piece], choice: int) -> Answer:
     own = [piece for piece in found if piece.choice == choice]
     return Answer(
         "".join(piece.text for piece in own),
-        tuple(call for piece in own for call in piece.calls),
+        joined_calls([piece.call for piece in own if piece.call is not None]),
         tuple(token for piece in own for token in piece.tokens),
         tuple(value for piece in own for value in piece.logprobs),
         tuple(value for piece in own for value in piece.top_logprobs),

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
@@ -35,6 +35,8 @@ from .task_requests import TaskRequest
 
 T = TypeVar("T")
 THREADS = 2  # that parse, as many that read the pictures of tasks, and as many that count tokens
+SMALL = 2**17  # bytes of a body that is read at once
+FORMS = ("tools", "response_format", "text", "output_config", "schema")  # fields whose schemas may take seconds
 GONE = 499  # the status of a request whose client went away
 EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
@@ -58,7 +60,7 @@ class Answering:
     models: Models
     rules: Rules
     deadline: float | None = None
-    draft: Literal["ngram", "auto"] | None = None
+    draft: Any = None
     reader: BodyReader = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,16 +77,22 @@ class Answering:
 
     @contextlib.asynccontextmanager
     async def parsed(self, scope: Scope, receive: Receive, parse: Callable[[Fields, Rules], Any]) -> AsyncIterator[Any]:
-        """A body, read by `parse` beside the event loop, as a short schema may take seconds. It counts against the
-        limit of all bodies until the block ends. Raises `ApiError` and `ConnectionError`."""
+        """A body, read by `parse`; a large one, or one with schemas, beside the event loop. It counts against the limit
+        of all bodies until the block ends. Raises `ApiError` and `ConnectionError`."""
         body = await self.reader.read(scope, receive)
         size, scope["record"].came = len(body), time.monotonic()
         try:
-            work = functools.partial(_parse, body, parse, self.rules)
+            if size > SMALL:
+                work = functools.partial(_parse, body, parse, self.rules)
+            else:
+                work = functools.partial(parse, fields := parse_body(body), self.rules)
             del body  # it is not kept beside what is read of it
-            asked = asyncio.get_running_loop().run_in_executor(self._parsers, work)
-            del work
-            yield await asked
+            if size > SMALL or any(name in fields for name in FORMS):
+                asked = asyncio.get_running_loop().run_in_executor(self._parsers, work)
+                del work
+                yield await asked
+            else:
+                yield work()
         finally:
             self.reader.give_back(size)
 
@@ -147,7 +155,7 @@ class Answering:
                 GenerationRequest(
                     asked.messages,
                     tools=asked.tools,
-                    options=replace(_of_choice(asked.options, choice), draft=self.draft),
+                    options=_of_choice(asked.options, choice, self.draft),
                     image_overrides=overrides,
                 )
                 for choice in range(asked.choices)
@@ -205,11 +213,13 @@ def _parse(body: bytes, parse: Callable[[Fields, Rules], Any], rules: Rules) -> 
     return parse(parse_body(body), rules)
 
 
-def _of_choice(options: GenerationOptions, choice: int) -> GenerationOptions:
-    """The options of one of several answers: a seed of its own, so that they differ and can be repeated."""
-    if not choice or options.seed is None:
-        return options
-    return replace(options, seed=(options.seed + choice) % 2**64)
+def _of_choice(options: GenerationOptions, choice: int, draft: Any) -> GenerationOptions:
+    """The options of one of several answers: a seed of its own, so that they differ and can be repeated; and a
+    draft."""
+    changes: dict[str, Any] = {} if draft is None else {"draft": draft}
+    if choice and options.seed is not None:
+        changes["seed"] = (options.seed + choice) % 2**64
+    return replace(options, **changes) if changes else options
 
 
 async def while_connected(work: Coroutine[Any, Any, None], receive: Receive, record: RequestRecord) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 from ..generation.response import Statistics
 from ..processing.tokenizer import Tokenizer
-from .answer import Answer, Call, Piece
+from .answer import Answer, Piece
 from .api_error import ApiError
 from .api_request import ApiRequest
+from .tool_calls import Call, CallDelta
 
 REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 Event = tuple[str | None, Any]
@@ -38,7 +39,7 @@ def ending(part: Answer | Piece) -> dict[str, Any]:
     return {"stop_reason": REASONS[part.finish_reason or "stop"], "stop_sequence": None}
 
 
-def _tool_use(call: Call) -> dict[str, Any]:
+def _tool_use(call: Call | CallDelta) -> dict[str, Any]:
     return {"type": "tool_use", "id": f"toolu_{call.id}", "name": call.name, "input": {}}
 
 
@@ -59,28 +60,26 @@ async def events(
     def event(kind: str, **data: Any) -> Event:
         return kind, {"type": kind, **data}
 
-    def block(content: dict[str, Any], delta: dict[str, Any] | None) -> Iterator[Event]:
-        yield event("content_block_start", index=blocks, content_block=content)
-        if delta is not None:
-            yield event("content_block_delta", index=blocks, delta=delta)
-
     async for piece in pieces:
         if not begun:
             begun = True
             yield event("message_start", message=message(id, asked, piece.statistics))
         if piece.text and not open_text:
             open_text = True
-            for each in block({"type": "text", "text": ""}, None):
-                yield each
+            yield event("content_block_start", index=blocks, content_block={"type": "text", "text": ""})
         if piece.text:
             yield event("content_block_delta", index=blocks, delta={"type": "text_delta", "text": piece.text})
-        if open_text and (piece.calls or piece.finish_reason is not None):
+        call = piece.call
+        if open_text and (call is not None or piece.finish_reason is not None):
             open_text = False
             yield event("content_block_stop", index=blocks)
             blocks += 1
-        for call in piece.calls:
-            for each in block(_tool_use(call), {"type": "input_json_delta", "partial_json": call.arguments}):
-                yield each
+        if call is not None and call.first:
+            yield event("content_block_start", index=blocks, content_block=_tool_use(call))
+        if call is not None and call.arguments:
+            delta = {"type": "input_json_delta", "partial_json": call.arguments}
+            yield event("content_block_delta", index=blocks, delta=delta)
+        if call is not None and call.last:
             yield event("content_block_stop", index=blocks)
             blocks += 1
         if piece.finish_reason is not None:

@@ -27,6 +27,7 @@ from ..errors import (
     TokenizerError,
     WeightsError,
 )
+from ..generation.draft_model import check_draft
 from ..generation.lockstep import Lead
 from ..hub import resolve
 from ..hub.names import of_page, split
@@ -43,6 +44,7 @@ REASONS = {
     TokenizerError: "its tokenizer is missing or damaged",
     TemplateError: "its chat template is missing or damaged",
     OutOfMemoryError: "it does not fit into memory",
+    OptionError: "an option of the server does not fit it",
 }
 CLOSE_SECONDS = 5.0
 LOOK_SECONDS = 1.0  # between looks for models that nobody asks for
@@ -52,13 +54,14 @@ LOOK_SECONDS = 1.0  # between looks for models that nobody asks for
 class ModelsSettings:
     """Settings of all models: `memory_budget`, bytes that the weight files of loaded models have together (None: what
     fits); `keep_alive`, seconds after the last answer until a model is let go of (None: never); arguments of `load` and
-    `Engine`; `lead`, of the other ranks that share them."""
+    `Engine`; `lead`, of the other ranks that share them; `draft`, as in `GenerationOptions`, for all answers."""
 
     memory_budget: int | None = None
     keep_alive: float | None = None
     load: dict[str, Any] = field(default_factory=dict)
     engine: dict[str, Any] = field(default_factory=dict)
     lead: Lead | None = None
+    draft: Any = None
 
 
 class Model:
@@ -220,6 +223,7 @@ class Models:
 
     def _read(self, model: Model, folder: Path) -> Loaded:
         loaded = load(folder, progress=model.told, **self._settings.load)
+        check_draft(loaded[0].config, self._settings.draft)
         loaded[0].lead = self._settings.lead
         model.config, model.processor = loaded[0].config, loaded[1]
         return loaded

@@ -7,10 +7,11 @@ from typing import Any
 
 from ..generation.response import Statistics
 from ..processing.tokenizer import Tokenizer
-from .answer import Answer, Call, Piece
+from .answer import Answer, Piece
 from .api_error import ApiError
 from .api_request import ApiRequest
 from .logprobs import entries
+from .tool_calls import Call, CallDelta
 
 
 def head(kind: str, id: str, created: int, asked: ApiRequest) -> dict[str, Any]:
@@ -54,6 +55,12 @@ def _call(call: Call) -> dict[str, Any]:
     return {"id": f"call_{call.id}", "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
+def _delta(call: CallDelta) -> dict[str, Any]:
+    begin = {"id": f"call_{call.id}", "type": "function"} if call.first else {}
+    name = {"name": call.name} if call.first else {}
+    return {"index": call.index, **begin, "function": {**name, "arguments": call.arguments}}
+
+
 def _logprobs(asked: ApiRequest, part: Answer | Piece, tokenizer: Tokenizer) -> dict[str, Any] | None:
     if not asked.options.logprobs or not part.tokens:
         return None
@@ -67,7 +74,6 @@ async def events(
     top = head("chat.completion.chunk", id, created, asked)
     more = {"usage": None} if asked.stream_usage else {}
     begun: set[int] = set()
-    calls = [0] * asked.choices
     statistics: list[Statistics] = []
 
     def chunk(piece: Piece, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> Any:
@@ -81,9 +87,8 @@ async def events(
         logprobs = _logprobs(asked, piece, tokenizer)
         if piece.text or logprobs:
             yield chunk(piece, {"content": piece.text}, logprobs=logprobs)
-        for call in piece.calls:
-            yield chunk(piece, {"tool_calls": [{"index": calls[piece.choice], **_call(call)}]})
-            calls[piece.choice] += 1
+        if piece.call is not None and (piece.call.first or piece.call.arguments):
+            yield chunk(piece, {"tool_calls": [_delta(piece.call)]})
         if piece.finish_reason is not None:
             statistics.append(piece.statistics)
             yield chunk(piece, {}, piece.finish_reason)

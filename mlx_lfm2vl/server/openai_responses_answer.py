@@ -7,10 +7,11 @@ from typing import Any
 
 from ..generation.response import Statistics
 from ..processing.tokenizer import Tokenizer
-from .answer import Answer, Call, Piece
+from .answer import Answer, Piece
 from .api_error import ApiError
 from .api_request import ApiRequest
 from .logprobs import entries
+from .tool_calls import Call, CallDelta
 
 Event = tuple[str | None, Any]
 
@@ -59,7 +60,7 @@ def whole_call(call: Call) -> dict[str, Any]:
     return call_item(call, "incomplete" if call.cut else "completed", call.arguments)
 
 
-def call_item(call: Call, status: str, arguments: str) -> dict[str, Any]:
+def call_item(call: Call | CallDelta, status: str, arguments: str) -> dict[str, Any]:
     ids = {"id": f"fc_{call.id}", "call_id": f"call_{call.id}"}
     return {"type": "function_call", **ids, "name": call.name, "arguments": arguments, "status": status}
 
@@ -86,11 +87,17 @@ class _Output:
     """The items of a stream, in the events that make them."""
 
     def __init__(self, id: str, asked: ApiRequest, tokenizer: Tokenizer):
-        self._id, self._asked, self._tokenizer = _message_id(id), asked, tokenizer
+        self._message, self._asked, self._tokenizer = _message_id(id), asked, tokenizer
         self.items: list[dict[str, Any]] = []
         self._number = 0
         self._text: list[str] | None = None  # of the item that is open
         self._logprobs: list[dict[str, Any]] = []
+        self._call: list[str] | None = None  # the arguments of the item that is open
+
+    @property
+    def _id(self) -> str:
+        """The id of the message that is, or would be, the next item: text behind calls is one of its own."""
+        return f"{self._message}_{len(self.items)}" if self.items else self._message
 
     def event(self, kind: str, **data: Any) -> Event:
         self._number += 1
@@ -120,15 +127,22 @@ class _Output:
         yield self.event("response.output_item.done", output_index=len(self.items), item=item)
         self.items.append(item)
 
-    def call(self, call: Call) -> Iterator[Event]:
-        item, index = whole_call(call), len(self.items)
-        place = {"item_id": item["id"], "output_index": index}
+    def call(self, call: CallDelta) -> Iterator[Event]:
+        index = len(self.items)
         begun = call_item(call, "in_progress", "")
-        yield self.event("response.output_item.added", output_index=index, item=begun)
-        yield self.event("response.function_call_arguments.delta", **place, delta=call.arguments)
-        yield self.event("response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments)
-        yield self.event("response.output_item.done", output_index=index, item=item)
-        self.items.append(item)
+        place = {"item_id": begun["id"], "output_index": index}
+        if self._call is None:
+            self._call = []
+            yield self.event("response.output_item.added", output_index=index, item=begun)
+        if call.arguments:
+            self._call.append(call.arguments)
+            yield self.event("response.function_call_arguments.delta", **place, delta=call.arguments)
+        if call.last:
+            arguments, self._call = "".join(self._call), None
+            item = whole_call(Call(call.id, call.name, arguments, call.cut))
+            yield self.event("response.function_call_arguments.done", **place, name=call.name, arguments=arguments)
+            yield self.event("response.output_item.done", output_index=index, item=item)
+            self.items.append(item)
 
 
 async def events(
@@ -140,16 +154,15 @@ async def events(
     yield output.event("response.in_progress", response=top)
     async for piece in pieces:
         last = piece.finish_reason is not None
-        if piece.text or (asked.options.logprobs and piece.tokens) or (last and not output.items and not piece.calls):
+        if piece.call is not None:
+            for event in (*output.end_text("completed"), *output.call(piece.call)):
+                yield event
+        elif piece.text or (last and not output.items):
             for event in output.text(piece):
                 yield event
-        if piece.calls or last:
+        if last:
             for event in output.end_text("incomplete" if piece.finish_reason == "length" else "completed"):
                 yield event
-        for call in piece.calls:
-            for event in output.call(call):
-                yield event
-        if last:
             whole = ended(top, output.items, piece)
             yield output.event(f"response.{whole['status']}", response=whole)
 

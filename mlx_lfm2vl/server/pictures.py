@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from typing import Any, Literal
 
 from ..errors import ImageError
@@ -80,6 +81,14 @@ class Pictures:
         most = self._limits.pictures if of == "image" else self._limits.videos
         if self._counts[of] > most:
             fields.fail(name, f"is {NAMES[of]} {self._counts[of]}; a request may have {most}")
+
+
+def media_type(url: str) -> str:
+    """The type of a file that a data URI states, or the end of an address means; "" where neither does."""
+    if addresses.scheme(url) == "data:":
+        return url.strip().partition(":")[2].partition(",")[0].partition(";")[0].strip().lower()
+    path = addresses.split_pages(url)[0].partition("?")[0].partition("#")[0]
+    return mimetypes.guess_type(path.rpartition("/")[2])[0] or ""
 
 
 def detail_overrides(detail: str, processor: Lfm2VlProcessor) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import uvicorn
 
@@ -38,8 +37,8 @@ LAST_SECONDS = 5.0  # that connections have to close once all answers have ended
 class Settings:
     """Settings of a server. `port` 0: one that is free. `open_to_all`: other addresses than this machine's own may be
     used without an API key. `deadline`: seconds that an answer may take (None: any). `shutdown_seconds`: that answers
-    may still take once the server is told to stop. `draft`: as in `GenerationOptions`, for all answers. Raises
-    `OptionError`, and for an adapter what `read_adapter` raises."""
+    may still take once the server is told to stop. Raises `OptionError`, and for an adapter what `read_adapter`
+    raises."""
 
     models: Sequence[str] = ("demo",)
     host: str = "127.0.0.1"
@@ -50,7 +49,6 @@ class Settings:
     model_settings: ModelsSettings = field(default_factory=ModelsSettings)
     deadline: float | None = None
     shutdown_seconds: float = 10.0
-    draft: Literal["ngram", "auto"] | None = None
 
     def __post_init__(self) -> None:
         for source in self.models:
@@ -98,7 +96,7 @@ class Server:
     async def _run(self) -> None:
         settings = self._settings
         models = Models(settings.models, settings.model_settings, self._write)
-        answering = Answering(models, settings.rules, settings.deadline, settings.draft)
+        answering = Answering(models, settings.rules, settings.deadline, settings.model_settings.draft)
         limits = settings.rules.limits
         config = uvicorn.Config(
             make_app(answering, settings.access, Metrics(), self._write),
