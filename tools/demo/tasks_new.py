@@ -40,8 +40,7 @@ def _sample(name: str, drawn: tuple, asked: list[tuple[str, str]], rng: np.rando
     picture, things, extents, _ = drawn
     described = (DESCRIBE[rng.integers(len(DESCRIBE))], describe_things(things))
     first, *rest = asked
-    turns = (described, first, *rest) if rng.random() < 0.5 else (first, described, *rest)
-    return Sample(name, (picture,), turns, (things,), extents=(extents,), apart=True)
+    return Sample(name, (picture,), (first, described, *rest), (things,), extents=(extents,), apart=True)
 
 
 def _alone(things: tuple[Thing, ...], one: Thing, name: str) -> bool:
@@ -50,7 +49,7 @@ def _alone(things: tuple[Thing, ...], one: Thing, name: str) -> bool:
 
 @task
 def word(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -> Sample:
-    """A scene with an object of a colour that has no word yet: what colour it is, or the description."""
+    """A scene with an object of a colour that has no word yet: what colour it is."""
     (colour,) = UNKNOWN_COLOURS
     while True:
         drawn = _with(rng, size, level, colour=colour)
@@ -68,7 +67,7 @@ def word(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -
 
 @task
 def shape(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -> Sample:
-    """A scene with an object of a new shape: what shape it is, or the description."""
+    """A scene with an object of a new shape: what shape it is."""
     while True:
         drawn = _with(rng, size, level, shape="HEART")
         one = drawn[1][drawn[3]]
