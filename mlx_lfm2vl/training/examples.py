@@ -69,9 +69,10 @@ class TrainingBatch:
         return labels[labels != IGNORED_LABEL]
 
     @property
-    def kept_targets(self) -> np.ndarray | None:
-        """(n,) bool: which of `targets` are of rows to answer as before. None without one."""
-        return None if self.kept is None else self.kept[np.nonzero(self.predicting)[0]]
+    def kept_targets(self) -> np.ndarray:
+        """(n,) bool: which of `targets` are of rows to answer as before."""
+        kept = np.zeros(len(self.labels), bool) if self.kept is None else self.kept
+        return kept[np.nonzero(self.predicting)[0]]
 
 
 def encode_row(
