@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_lfm2vl import TrainingOptions, finetune
+from mlx_lfm2vl import GenerationOptions, GenerationRequest, TrainingOptions, finetune, fuse, generate_batch, load
 from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.evaluation.rows import read_rows
+from mlx_lfm2vl.evaluation.scoring import TEXTS
 from mlx_lfm2vl.training.rows import read_rows as read_training_rows
 from tools.demo import adapt, rows, tasks, vocabulary
 from tools.demo.tasks_new import LETTERS, NEW, smooth
@@ -29,7 +30,7 @@ def test_a_scene_shows_one_unknown_thing_and_tells_it(name, seed):
     told = dict(sample.turns)
     described = next(answer for question, answer in told.items() if question in tasks.DESCRIBE)
     assert known[0] in described and described.count(WORDS[name]) == 1
-    assert sample.turns[0][0] in tasks.DESCRIBE or WORDS[name] in sample.turns[0][1]
+    assert WORDS[name] in sample.turns[0][1] and WORDS[name] not in sample.turns[0][0]
 
 
 @given(seeds)
@@ -88,3 +89,33 @@ def test_an_adapter_teaches_the_demo_a_word(tmp_path, capsys):
     finetune("demo", tmp_path, tmp_path / "adapter", options=options, dtype="float32")
     before, after = rate(capsys, tmp_path / "rows.jsonl", "--adapter", str(tmp_path / "adapter"))
     assert before < 0.1 and after >= 0.9
+
+
+@pytest.mark.soak
+def test_the_demo_learns_three_things_and_forgets_none(tmp_path, capsys, monkeypatch):
+    """The whole of tools/demo/adapt.py. An old task may lose one point, and what 300 rows leave uncertain. The folder
+    that is fused gives the tokens of model and adapter."""
+    monkeypatch.setattr("sys.argv", ["adapt", str(tmp_path)])
+    adapt.main()
+    adapter, asked = tmp_path / "adapter", tmp_path / "rows.jsonl"
+    capsys.readouterr()
+    evaluated = ["evaluate", "demo", "--adapter", str(adapter), "--task", str(asked), "--json"]
+    assert main([*evaluated, "--output", str(tmp_path / "answers")]) == 0  # whose answers are there already
+    before, after = (model["groups"] for model in json.loads(capsys.readouterr().out)["models"])
+    for name in NEW:
+        assert before[name]["score"] < 0.1 and after[name]["score"] >= 0.9, name
+    for name in rows.SCORED:
+        low, high = after[name]["difference_interval"]
+        assert after[name]["difference"] >= -0.01 - (high - low) / 2, name
+    fuse("demo", adapter, tmp_path / "fused")
+    requests = [
+        GenerationRequest(row.messages, options=GenerationOptions(max_tokens=60, temperature=0))
+        for row in read_rows(asked)[::60]
+        if row.scoring in TEXTS
+    ]
+    for backend in ("mlx", "numpy"):
+        one, other = (
+            [made.tokens for made in generate_batch(*load(name, adapter=own, backend=backend), requests)]
+            for name, own in (("demo", adapter), (tmp_path / "fused", None))
+        )
+        assert len(set(one)) > 20 and one == other

@@ -44,7 +44,7 @@ from mlx_lfm2vl.adapters.read import read_adapter
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.training.examples import TrainingBatch, collate, encode_row
 from mlx_lfm2vl.training.finetune import order
-from mlx_lfm2vl.training.loss import gradients, loss_sum
+from mlx_lfm2vl.training.loss import answer_logits, gradients, loss_sum
 from mlx_lfm2vl.training.prepare import checkpointed, chosen_modules, prepare, trainable
 from mlx_lfm2vl.training.rows import read_rows
 
@@ -183,6 +183,57 @@ def test_a_batch_gives_the_gradients_of_its_rows(data):
         for name, wanted in flat(whole[1]).items():
             array = flat(grads)[name]
             assert mx.abs(wanted - array).max() < 1e-4 * max(float(mx.abs(wanted).max()), 1e-2), name
+
+
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    return np.asarray(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
+
+
+def test_the_loss_of_kept_rows_is_their_divergence_from_before(data):
+    """Kullback and Leibler's, of the whole vocabulary; with rows that are learned the mean over all answers' tokens."""
+    plain, processor = load(GOLDEN / "gen25", backend="mlx", **FEW)
+    model, _ = load(GOLDEN / "gen25", backend="mlx", **FEW)
+    untrained = prepare(model, replace(SMALL, dropout=0.0, projector=True, modules=("language_model.*",)))
+    rows = read_rows(data / "train.jsonl", kept=True)[:2] + read_rows(data / "train.jsonl")[2:]
+    batch = collate([encode_row(model, processor, row) for row in rows], 0)
+    kept = collate([encode_row(model, processor, row) for row in rows[:2]], 0)
+    loss, grads = gradients(model, [kept], untrained)
+    assert abs(float(loss)) < 1e-6 and max(float(mx.abs(array).max()) for array in flat(grads).values()) < 1e-5
+    for name, array in trainable(model).items():
+        model.load_weights([(name, array + 0.05 * mx.random.normal(array.shape))], strict=False)
+    before, after = (log_probabilities(np.array(answer_logits(each, batch))) for each in (plain, model))
+    assert np.abs(before - after).max() > 0.1
+    divergence = (np.exp(before) * (before - after)).sum(-1)
+    learned = -after[np.arange(len(after)), batch.targets]
+    chosen = np.repeat([True, True, False, False], [(labels[1:] != -100).sum() for labels in batch.labels])
+    for parts in ([batch], [kept, collate([encode_row(model, processor, row) for row in rows[2:]], 0)]):
+        loss, grads = gradients(model, parts, untrained)
+        assert abs(float(loss) - np.where(chosen, divergence, learned).mean()) < 1e-5
+        assert min(float(mx.abs(array).max()) for array in flat(grads).values()) > 0
+    after_all = log_probabilities(np.array(answer_logits(model, batch)))
+    assert np.array_equal(after, after_all)  # what was learned is back in its place
+
+
+@pytest.mark.parametrize("how", ["in the folder", "named"])
+def test_kept_rows_are_answered_as_before(data, tmp_path, how):
+    """An answer that the other rows would change stays as probable as it was."""
+    kept = [{"prompt": "Hello", "answer": "I am here."}]
+    write(data / "train.jsonl", [{"prompt": "Good day", "answer": "I was there."}])
+    (data / "valid.jsonl").unlink()
+    options = replace(SMALL, iters=10, dropout=0.0, rank=8)
+    finetune(GOLDEN / "gen25", data, tmp_path / "without", options=options)
+    write(tmp_path / "kept.jsonl" if how == "named" else data / "keep.jsonl", kept)
+    given = {"keep": tmp_path / "kept.jsonl"} if how == "named" else {}
+    finetune(GOLDEN / "gen25", data, tmp_path / "with", options=options, **given)
+    (row,) = read_rows(tmp_path / "kept.jsonl" if how == "named" else data / "keep.jsonl")
+    said = []
+    for adapter in (None, tmp_path / "without", tmp_path / "with"):
+        model, processor = load(GOLDEN / "gen25", adapter=adapter, backend="mlx")
+        batch = collate([encode_row(model, processor, row)], 0)
+        said.append(log_probabilities(np.array(answer_logits(model, batch))))
+    away = [np.abs(np.exp(each) - np.exp(said[0])).max() for each in said[1:]]
+    assert away[1] < 0.3 * away[0] and away[0] > 0.2
 
 
 def losses(result: TrainingResult) -> list[tuple[float, float | None]]:

@@ -32,10 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_revision(parser)
     parser.add_argument(
-        "--data", required=True, metavar="FILE", help=".jsonl file, or folder with train.jsonl and maybe valid.jsonl"
+        "--data",
+        required=True,
+        metavar="FILE",
+        help=".jsonl file, or folder with train.jsonl, maybe valid.jsonl and keep.jsonl",
     )
     parser.add_argument(
         "--valid", metavar="FILE", help=".jsonl file to validate on; the adapter that does best on it is kept"
+    )
+    parser.add_argument(
+        "--keep", metavar="FILE", help=".jsonl file of rows to go on answering as before, learned among the others"
     )
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="folder of the adapter, to write or go on with"
@@ -102,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
             args.data,
             args.output,
             valid=args.valid,
+            keep=args.keep,
             options=options,
             dtype=args.dtype,
             revision=args.revision,

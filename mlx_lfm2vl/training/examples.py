@@ -6,7 +6,7 @@ Prompt and answer are tokenised apart, as they are when a model answers: what it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -26,12 +26,13 @@ from .rows import TrainingRow
 @dataclass(frozen=True, eq=False)
 class Example:
     """A row as arrays: `ids` (n,), `labels` (n,) with -100 but at answers, `pixel_values` (views, patches, width) and
-    `spatial_shapes` (views, 2) of its pictures."""
+    `spatial_shapes` (views, 2) of its pictures; `kept` as in `TrainingRow`."""
 
     ids: np.ndarray
     labels: np.ndarray
     pixel_values: np.ndarray
     spatial_shapes: np.ndarray
+    kept: bool = False
 
     @property
     def patches(self) -> int:
@@ -43,7 +44,8 @@ class Example:
 class TrainingBatch:
     """Examples side by side, padded on the right. `input_ids`, `attention_mask` and `labels` are (B, L); the views of
     all pictures lie one after another, and the tower runs them without padding. `image_features` are their image
-    tokens, (tokens, hidden) each, where these are known already."""
+    tokens, (tokens, hidden) each, where these are known already. `kept` (B,) bool are rows to answer as before; None
+    without any."""
 
     input_ids: np.ndarray
     attention_mask: np.ndarray
@@ -51,6 +53,7 @@ class TrainingBatch:
     pixel_values: np.ndarray | None = None
     spatial_shapes: np.ndarray | None = None
     image_features: Sequence[mx.array] | None = None
+    kept: np.ndarray | None = None
 
     @property
     def predicting(self) -> np.ndarray:
@@ -64,6 +67,12 @@ class TrainingBatch:
         """(n,) ids of the answers' tokens, in the order of `predicting`."""
         labels: np.ndarray = self.labels[:, 1:]
         return labels[labels != IGNORED_LABEL]
+
+    @property
+    def kept_targets(self) -> np.ndarray:
+        """(n,) bool: which of `targets` are of rows to answer as before."""
+        kept = np.zeros(len(self.labels), bool) if self.kept is None else self.kept
+        return kept[np.nonzero(self.predicting)[0]]
 
 
 def encode_row(
@@ -112,6 +121,7 @@ def _encode(
         np.array(labels, np.int64),
         _stacked(pixels) if pixels else np.zeros((0, 0, model.config.vision_config.patch_width), np.float32),
         np.concatenate(shapes) if shapes else np.zeros((0, 2), np.int64),
+        row.kept,
     )
 
 
@@ -131,12 +141,14 @@ def collate(examples: Sequence[Example], pad: int, image_features: Sequence[mx.a
         count = len(example.ids)
         ids[row, :count], mask[row, :count], labels[row, :count] = example.ids, 1, example.labels
     shown = [example for example in examples if len(example.spatial_shapes)]
+    kept = np.array([example.kept for example in examples])
+    batch = TrainingBatch(ids, mask, labels, kept=kept if kept.any() else None)
     if image_features is not None:
-        return TrainingBatch(ids, mask, labels, image_features=image_features or None)
-    return TrainingBatch(
-        ids,
-        mask,
-        labels,
-        _stacked([example.pixel_values for example in shown]) if shown else None,
-        np.concatenate([example.spatial_shapes for example in shown]) if shown else None,
+        return replace(batch, image_features=image_features or None)
+    if not shown:
+        return batch
+    return replace(
+        batch,
+        pixel_values=_stacked([example.pixel_values for example in shown]),
+        spatial_shapes=np.concatenate([example.spatial_shapes for example in shown]),
     )

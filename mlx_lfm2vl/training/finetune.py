@@ -31,7 +31,7 @@ from .loss import gradients, loss_sum
 from .memory import RowSize, check_training, training_bytes
 from .options import TrainingOptions
 from .prepare import learned, prepare, trainable
-from .rows import TrainingRow, data_files, read_rows
+from .rows import DataFiles, TrainingRow, read_rows
 
 VISION = ("model.vision_tower.", "model.multi_modal_projector.")
 KEPT_BYTES = 2**30  # of image tokens, which are computed once
@@ -63,6 +63,7 @@ def finetune(
     output: str | os.PathLike[str],
     *,
     valid: str | os.PathLike[str] | None = None,
+    keep: str | os.PathLike[str] | None = None,
     options: TrainingOptions | None = None,
     dtype: str | mx.Dtype | None = None,
     revision: str | None = None,
@@ -77,9 +78,11 @@ def finetune(
 
     Args:
         model: folder, hub repository or `demo`; dense, or quantised (QLoRA).
-        data: a .jsonl file of rows, or a folder with train.jsonl and maybe valid.jsonl.
+        data: a .jsonl file of rows, or a folder with train.jsonl and maybe valid.jsonl and keep.jsonl.
         output: the folder to write: an adapter of PEFT, the log, and the checkpoint that the same call goes on from.
         valid: a .jsonl file of rows to validate on. The adapter with the lowest loss on them is the one that stays.
+        keep: a .jsonl file of rows that are to be answered as without the adapter. They are among those to train on,
+            and their loss is how far the probabilities of the answer's tokens have gone from those of the model.
         options: how it is trained.
         dtype: of the weights, as for `load`. None is that of the file.
         revision: branch, tag or commit of the repository.
@@ -102,11 +105,10 @@ def finetune(
         raise OptionError(f"options is {type(options).__name__}, expected TrainingOptions")
     stop = stop or (lambda: False)
     on_note, on_report = on_note or (lambda note: None), on_report or (lambda entry: None)
-    train_file, valid_file = data_files(data, valid)
-    rows = read_rows(train_file)
-    valid_rows = [] if valid_file is None else read_rows(valid_file)
-    files = [train_file, *([valid_file] if valid_file else [])]
-    settings = _settings(os.fspath(model), options, files, dtype, {"revision": revision, **processor_arguments})
+    files = DataFiles.of(data, valid, keep)
+    rows = [*read_rows(files.train), *([] if files.keep is None else read_rows(files.keep, kept=True))]
+    valid_rows = [] if files.valid is None else read_rows(files.valid)
+    settings = _settings(os.fspath(model), options, files.given, dtype, {"revision": revision, **processor_arguments})
     with writing(output) as folder:
         if (folder / "config.json").is_file():
             raise OutputError(f"{folder}: holds a model; give another folder")
@@ -183,7 +185,7 @@ class _Run:
     name: str
 
     def __post_init__(self) -> None:
-        prepare(self.model, self.options)
+        self.untrained = prepare(self.model, self.options)
         self.steps = self.options.steps(len(self.rows))
         warm = math.ceil(self.steps / WARM_UP)
         high = self.options.learning_rate
@@ -194,7 +196,7 @@ class _Run:
         )
         self.optimizer.init(self.model.trainable_parameters())
         self._vision_is_frozen = not any(name.startswith(VISION) for name in trainable(self.model))
-        self._kept: dict[str, tuple[Example, list[mx.array]]] = {}
+        self._known: dict[str, tuple[Example, list[mx.array]]] = {}
         self._room = KEPT_BYTES
         ids = self.processor.tokenizer
         self._pad = ids.pad_token_id if ids.pad_token_id is not None else ids.eos_token_id
@@ -219,17 +221,25 @@ class _Run:
         on_note(f"{self.steps} steps over {len(self.rows)} rows, about {needed / 1e9:.2g} GB of memory")
         check_training(needed)
 
-    def _batch(self, rows: list[TrainingRow]) -> TrainingBatch:
+    def _batches(self, rows: list[TrainingRow]) -> list[TrainingBatch]:
+        """The rows as batches, those of like length together: the shorter have the less padding."""
+        size = self.options.batch_size
         if not self._vision_is_frozen:
-            return collate([encode_row(self.model, self.processor, row) for row in rows], self._pad)
-        known = [self._encoded(row) for row in rows]
-        return collate([example for example, _ in known], self._pad, [array for _, own in known for array in own])
+            examples = [encode_row(self.model, self.processor, row) for row in rows]
+            examples.sort(key=lambda example: len(example.ids))
+            return [collate(examples[start : start + size], self._pad) for start in range(0, len(rows), size)]
+        known = sorted((self._encoded(row) for row in rows), key=lambda each: len(each[0].ids))
+        parts = [known[start : start + size] for start in range(0, len(rows), size)]
+        return [
+            collate([example for example, _ in part], self._pad, [array for _, own in part for array in own])
+            for part in parts
+        ]
 
     def _encoded(self, row: TrainingRow) -> tuple[Example, list[mx.array]]:
         """A row's arrays without patches, and its image tokens, which stay the same while tower and projector are
         frozen. They are kept as far as there is room, and computed alone: so they do not depend on the batch."""
-        if row.where in self._kept:
-            return self._kept[row.where]
+        if row.where in self._known:
+            return self._known[row.where]
         example, tokens = encode_row(self.model, self.processor, row), list[mx.array]()
         if len(example.spatial_shapes):
             tokens = self.model.get_image_features(example.pixel_values, example.spatial_shapes).pooler_output
@@ -238,19 +248,17 @@ class _Run:
         size = sum(array.nbytes for array in tokens)
         if size < self._room:
             self._room -= size
-            self._kept[row.where] = made
+            self._known[row.where] = made
         return made
 
     def step(self, way: Progress) -> dict[str, Any]:
         """One step of the optimiser, and a validation where it is its turn. Returns the step's entry of the log."""
-        options, size = self.options, self.options.batch_size
-        count = size * options.grad_accumulation_steps
-        chosen = list(itertools.islice(order(len(self.rows), options.seed, way.step * count), count))
-        batches = [
-            self._batch([self.rows[at] for at in chosen[start : start + size]]) for start in range(0, count, size)
-        ]
+        options = self.options
+        count = options.batch_size * options.grad_accumulation_steps
+        chosen = itertools.islice(order(len(self.rows), options.seed, way.step * count), count)
+        batches = self._batches([self.rows[at] for at in chosen])
         mx.random.seed(options.seed * 2**32 + way.step)  # of dropout: the same in a run that goes on
-        loss, grads = gradients(self.model, batches)
+        loss, grads = gradients(self.model, batches, self.untrained)
         grads, _ = optim.clip_grad_norm(grads, options.max_grad_norm)  # type: ignore[no-untyped-call]
         self.optimizer.update(self.model, grads)
         mx.eval(self.model.trainable_parameters(), self.optimizer.state, loss)
@@ -277,7 +285,7 @@ class _Run:
         self.model.eval()
         total, count, size = 0.0, 0, self.options.batch_size
         for start in range(0, len(self.valid_rows), size):
-            batch = self._batch(self.valid_rows[start : start + size])
+            (batch,) = self._batches(self.valid_rows[start : start + size])
             total += float(loss_sum(self.model, batch))
             count += len(batch.targets)
         self.model.train()

@@ -1,4 +1,5 @@
-"""The loss of a batch: cross-entropy of the answers' tokens, in float32."""
+"""The loss of a batch, of each answers' token and in float32: cross-entropy; of rows to answer as before the divergence
+from what the untrained model says there (Li and Hoiem, Learning without Forgetting, 2016)."""
 
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ from mlx.utils import tree_map
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..models.outputs import ImageFeatures
 from .examples import TrainingBatch
+from .prepare import Untrained
 
 Gradients = dict[str, Any]  # a tree, as the model's trainable parameters
 
 
-def loss_sum(model: Lfm2VlForConditionalGeneration, batch: TrainingBatch) -> mx.array:
-    """The sum over the answers' tokens: a mean would weigh the tokens of short batches more than those of long ones.
-    Only positions that predict one get logits."""
+def answer_logits(model: Lfm2VlForConditionalGeneration, batch: TrainingBatch) -> mx.array:
+    """(n, vocabulary) float32: logits of the positions that predict an answer's token, in the order of `targets`."""
     output: Any = model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -27,16 +28,44 @@ def loss_sum(model: Lfm2VlForConditionalGeneration, batch: TrainingBatch) -> mx.
         use_cache=False,
         logits_to_keep=batch.predicting,
     )
-    return nn.losses.cross_entropy(output.logits.astype(mx.float32), mx.array(batch.targets), reduction="sum")
+    logits: mx.array = output.logits.astype(mx.float32)
+    return logits
 
 
-def gradients(model: Lfm2VlForConditionalGeneration, batches: list[TrainingBatch]) -> tuple[mx.array, Gradients]:
-    """The mean loss of all answers' tokens of some batches, and its gradients: those of one batch of all their rows."""
-    compute = nn.value_and_grad(model, lambda batch: loss_sum(model, batch))
+def loss_sum(
+    model: Lfm2VlForConditionalGeneration, batch: TrainingBatch, untrained_logits: mx.array | None = None
+) -> mx.array:
+    """The sum over the answers' tokens: a mean would weigh the tokens of short batches more than those of long ones.
+
+    Args:
+        model: in training.
+        batch: its rows.
+        untrained_logits: (n, vocabulary) float32, those of the model before the training, where rows are kept.
+    """
+    logits = answer_logits(model, batch)
+    losses = nn.losses.cross_entropy(logits, mx.array(batch.targets))
+    if untrained_logits is None:
+        return losses.sum()
+    before, after = (each - mx.logsumexp(each, axis=-1, keepdims=True) for each in (untrained_logits, logits))
+    divergence = (mx.exp(before) * (before - after)).sum(axis=-1)
+    return mx.where(mx.array(batch.kept_targets), divergence, losses).sum()
+
+
+def gradients(
+    model: Lfm2VlForConditionalGeneration, batches: list[TrainingBatch], untrained: Untrained | None = None
+) -> tuple[mx.array, Gradients]:
+    """The mean loss of all answers' tokens of some batches, and its gradients: those of one batch of all their rows.
+    `untrained` (of `prepare`) is needed where rows are kept."""
+    compute = nn.value_and_grad(model, lambda batch, before: loss_sum(model, batch, before))
     total: mx.array | None = None
     summed: Gradients = {}
     for batch in batches:
-        loss, grads = compute(batch)
+        before: mx.array | None = None
+        if batch.kept is not None and untrained is not None:
+            with untrained:
+                before = answer_logits(model, batch)
+                mx.eval(before)
+        loss, grads = compute(batch, before)
         summed = grads if total is None else tree_map(mx.add, summed, grads)
         total = loss if total is None else total + loss
         mx.eval(total, summed)

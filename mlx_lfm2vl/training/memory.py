@@ -3,7 +3,8 @@
 Weights as they are loaded; of each number that is trained the weight, its gradient and AdamW's two moments, in float32.
 For the way back, of each token and layer: 12 hidden sizes and 5 feed-forward widths; with checkpointing one hidden
 size, and the rest of one layer at a time. The scores of attention, in float32, twice: the way back writes them down.
-Three times the logits of the answers' tokens. A pass of the vision tower, which keeps nothing while it is frozen.
+Three times the logits of the answers' tokens, five times those of kept rows. A pass of the vision tower, which keeps
+nothing while it is frozen.
 """
 
 from __future__ import annotations
@@ -27,15 +28,21 @@ HIDDEN, FEED_FORWARD = 12, 5  # arrays of a layer that are kept, of each width
 
 
 class RowSize(NamedTuple):
-    """The tokens of a row, those of them that are learned, and the patches of its pictures."""
+    """The tokens of a row, those of its answers, the patches of its pictures, and whether it is kept."""
 
     tokens: int
     answers: int
     patches: int
+    kept: bool = False
+
+    @property
+    def logits(self) -> int:
+        """As many logits of whole tokens are held at once."""
+        return (5 if self.kept else 3) * self.answers
 
     @classmethod
     def of(cls, example: Example) -> RowSize:
-        return cls(len(example.ids), int((example.labels >= 0).sum()), example.patches)
+        return cls(len(example.ids), int((example.labels >= 0).sum()), example.patches, example.kept)
 
 
 def training_bytes(model: Lfm2VlForConditionalGeneration, options: TrainingOptions, rows: list[RowSize]) -> int:
@@ -54,7 +61,7 @@ def training_bytes(model: Lfm2VlForConditionalGeneration, options: TrainingOptio
         kept = text.num_hidden_layers * tokens * text.hidden_size * size + layer + scores
     else:
         kept = text.num_hidden_layers * layer + attentions * scores
-    answers = sum(sorted(row.answers for row in rows)[-together:])
+    logits = sum(sorted(row.logits for row in rows)[-together:])
     patches = max(row.patches for row in rows)
     one_pass = min(together * patches, PATCHES_PER_PASS)
     tower = one_pass * (4 * vision.hidden_size + vision.intermediate_size) * size
@@ -62,7 +69,7 @@ def training_bytes(model: Lfm2VlForConditionalGeneration, options: TrainingOptio
         tower = together * patches * (HIDDEN * vision.hidden_size + 3 * vision.intermediate_size) * size
         tower *= vision.num_hidden_layers
     numbers = sum(array.size for array in trained.values())
-    return weights + TRAINED * numbers + kept + 3 * answers * text.vocab_size * mx.float32.size + tower
+    return weights + TRAINED * numbers + kept + logits * text.vocab_size * mx.float32.size + tower
 
 
 def check_training(needed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
@@ -50,12 +51,32 @@ def checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
     return type(f"Checkpointed{kind.__name__}", (kind,), {"__call__": call})
 
 
-def prepare(model: Lfm2VlForConditionalGeneration, options: TrainingOptions) -> None:
+@dataclass(frozen=True)
+class Untrained:
+    """A model in training without what it learns, while a `with` block runs."""
+
+    model: Lfm2VlForConditionalGeneration
+    layers: list[tuple[str, nn.Module]]
+    trained: list[tuple[str, nn.Module]]
+
+    def __enter__(self) -> None:
+        self.model.update_modules(tree_unflatten(self.layers))
+        self.model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self.model.update_modules(tree_unflatten(self.trained))
+        self.model.train()
+
+
+def prepare(model: Lfm2VlForConditionalGeneration, options: TrainingOptions) -> Untrained:
     """Freezes a model and puts LoRA or DoRA layers around the linear layers that the options name.
 
     Args:
         model: of the backend mlx, dense or quantised.
         options: what is trained. The first weights come of its seed.
+
+    Returns:
+        The model as it was.
 
     Raises:
         OptionError: a pattern matches no linear layer.
@@ -83,6 +104,7 @@ def prepare(model: Lfm2VlForConditionalGeneration, options: TrainingOptions) -> 
             layer.__class__ = checkpointed(type(layer))
     model.train()
     mx.eval(model.parameters())
+    return Untrained(model, [(path, modules[path]) for path, _ in placed], placed)
 
 
 def chosen_modules(model: Lfm2VlForConditionalGeneration, patterns: tuple[str, ...]) -> list[str]:
@@ -110,12 +132,13 @@ def _of_projector(path: str, module: nn.Module) -> bool:
 
 def _dense(module: nn.Module) -> nn.Module:
     """A module of the projector in float32, in which small steps are not lost."""
+    made: nn.Module
     if isinstance(module, nn.LayerNorm):
-        module.update({name: array.astype(mx.float32) for name, array in module.parameters().items()})
-        return module
-    rows, width = shape_of(module)
-    made = nn.Linear(width, rows, bias="bias" in module)
-    parts = {"weight": dense_weight(module), **({"bias": module.bias} if "bias" in module else {})}
+        made, parts = nn.LayerNorm(module.dims, eps=module.eps, bias="bias" in module), module.parameters()
+    else:
+        rows, width = shape_of(module)
+        made = nn.Linear(width, rows, bias="bias" in module)
+        parts = {"weight": dense_weight(module), **({"bias": module.bias} if "bias" in module else {})}
     made.update({name: array.astype(mx.float32) for name, array in parts.items()})
     return made
 

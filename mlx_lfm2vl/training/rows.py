@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import OptionError, PromptError
 from ..generation.messages import conversation
@@ -19,44 +19,67 @@ from ..processing.addresses import beside
 from ..processing.json_lines import each_row
 from ..processing.picture_keys import misspelt, pictures_key, prompt_key
 
-TRAIN, VALID = "train.jsonl", "valid.jsonl"
+TRAIN, VALID, KEEP = "train.jsonl", "valid.jsonl", "keep.jsonl"
 ANSWER, WRITTEN = "answer", "text"  # fields of the answer: a user's, and that of rows which `batch` has written
 _KNOWN = ("prompt", "system", "messages", ANSWER)
 
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """A conversation whose turns of the assistant are learned, and the place that it stands at, for errors."""
+    """A conversation whose turns of the assistant are learned, and the place that it stands at, for errors. `kept`: the
+    model is to answer as it does without the adapter."""
 
     messages: list[dict[str, Any]]
     where: str
+    kept: bool = False
 
 
-def data_files(data: str | os.PathLike[str], valid: str | os.PathLike[str] | None) -> tuple[Path, Path | None]:
-    """The files of rows to train on and to validate on, None without.
+class DataFiles(NamedTuple):
+    """The files of rows to train on, to validate on and to keep as they are answered, None without."""
 
-    Args:
-        data: a .jsonl file, or a folder with train.jsonl and maybe valid.jsonl.
-        valid: a .jsonl file that comes before the folder's.
+    train: Path
+    valid: Path | None = None
+    keep: Path | None = None
 
-    Raises:
-        OptionError: there is no such file.
-    """
-    place = Path(data).expanduser()
-    chosen = None if valid is None else Path(valid).expanduser()
-    if place.is_dir():
-        if chosen is None and (place / VALID).is_file():
-            chosen = place / VALID
-        place = place / TRAIN
-    for file in (place, *([chosen] if chosen is not None else [])):
-        if not file.is_file():
-            raise OptionError(f"{file}: no such file of rows; give a .jsonl file, or a folder with {TRAIN}")
-    return place, chosen
+    @classmethod
+    def of(
+        cls,
+        data: str | os.PathLike[str],
+        valid: str | os.PathLike[str] | None = None,
+        keep: str | os.PathLike[str] | None = None,
+    ) -> DataFiles:
+        """The files that are there.
+
+        Args:
+            data: a .jsonl file, or a folder with train.jsonl and maybe valid.jsonl and keep.jsonl.
+            valid, keep: .jsonl files that come before the folder's.
+
+        Raises:
+            OptionError: there is no such file.
+        """
+        place = Path(data).expanduser()
+        given = {VALID: valid, KEEP: keep}
+        found = {name: None if file is None else Path(file).expanduser() for name, file in given.items()}
+        if place.is_dir():
+            for name, file in found.items():
+                if file is None and (place / name).is_file():
+                    found[name] = place / name
+            place = place / TRAIN
+        files = cls(place, found[VALID], found[KEEP])
+        for each in files.given:
+            if not each.is_file():
+                raise OptionError(f"{each}: no such file of rows; give a .jsonl file, or a folder with {TRAIN}")
+        return files
+
+    @property
+    def given(self) -> list[Path]:
+        """Those that are no None."""
+        return [file for file in self if file is not None]
 
 
-def read_rows(file: Path) -> list[TrainingRow]:
+def read_rows(file: Path, kept: bool = False) -> list[TrainingRow]:
     """All rows of a file. Raises `PromptError` naming the first line that is none, `OptionError` without any."""
-    return [TrainingRow(messages, f"{file}, line {number}") for number, messages in each_row(file, row_messages)]
+    return [TrainingRow(messages, f"{file}, line {number}", kept) for number, messages in each_row(file, row_messages)]
 
 
 def row_messages(data: Any, folder: Path) -> list[dict[str, Any]]:

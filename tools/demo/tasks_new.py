@@ -2,7 +2,8 @@
 them. Names are in capitals, which the demo can spell: those of its tokens that its training never used are all alike.
 
 Importing this module registers them with tasks.py. The first turn of a sample is the one that is scored; the others
-are for training. Letters are ten capitals, as the strokes of a pen on a square, bent, slanted and turned at random.
+are for training. Letters are ten capitals of one hand: the strokes of a pen on a square, which lean to the right, each
+time bent and turned a little otherwise.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .drawing import GRIDS, PLACES, UNKNOWN_COLOURS, Thing, paint, place
-from .tasks import DESCRIBE, Sample, capital, describe_things, task
+from .tasks import DESCRIBE, Sample, article, capital, describe_things, task
 from .tasks_more import INK
 
 NEW = ("word", "shape", "letter")
@@ -40,8 +41,7 @@ def _sample(name: str, drawn: tuple, asked: list[tuple[str, str]], rng: np.rando
     picture, things, extents, _ = drawn
     described = (DESCRIBE[rng.integers(len(DESCRIBE))], describe_things(things))
     first, *rest = asked
-    turns = (described, first, *rest) if rng.random() < 0.5 else (first, described, *rest)
-    return Sample(name, (picture,), turns, (things,), extents=(extents,), apart=True)
+    return Sample(name, (picture,), (first, described, *rest), (things,), extents=(extents,), apart=True)
 
 
 def _alone(things: tuple[Thing, ...], one: Thing, name: str) -> bool:
@@ -50,7 +50,7 @@ def _alone(things: tuple[Thing, ...], one: Thing, name: str) -> bool:
 
 @task
 def word(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -> Sample:
-    """A scene with an object of a colour that has no word yet: what colour it is, or the description."""
+    """A scene with an object of a colour that has no word yet: what colour it is."""
     (colour,) = UNKNOWN_COLOURS
     while True:
         drawn = _with(rng, size, level, colour=colour)
@@ -63,12 +63,14 @@ def word(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -
         (f"Is there a {colour} {one.shape}?", f"Yes, {PLACES[one.place]}."),
         (f"What is {PLACES[one.place]}?", capital(str(one))),
     ]
+    others = [o for o in drawn[1] if o is not one and _alone(drawn[1], o, "shape")]
+    asked += [(f"What colour is the {o.shape}?", capital(o.colour)) for o in others]
     return _sample("word", drawn, asked, rng)
 
 
 @task
 def shape(rng: np.random.Generator, size: tuple[int, int] | None, level: float) -> Sample:
-    """A scene with an object of a new shape: what shape it is, or the description."""
+    """A scene with an object of a new shape: what shape it is."""
     while True:
         drawn = _with(rng, size, level, shape="HEART")
         one = drawn[1][drawn[3]]
@@ -81,6 +83,8 @@ def shape(rng: np.random.Generator, size: tuple[int, int] | None, level: float) 
         (f"Is there a {one.colour} HEART?", f"Yes, {PLACES[one.place]}."),
         (f"What is {PLACES[one.place]}?", capital(str(one))),
     ]
+    others = [o for o in drawn[1] if o is not one and _alone(drawn[1], o, "colour")]
+    asked += [(f"What shape is the {o.colour} object?", capital(article(o.shape))) for o in others]
     return _sample("shape", drawn, asked, rng)
 
 
@@ -91,14 +95,14 @@ def letter(rng: np.random.Generator, size: tuple[int, int] | None, level: float)
     answer = LETTERS[rng.integers(len(LETTERS))]
     side = int(rng.integers(60, min(height, width) - 7))
     zoom = 4
-    turn, slant = rng.uniform(-0.15, 0.15), rng.uniform(-0.25, 0.25)
+    turn, slant = rng.uniform(-0.1, 0.1), rng.uniform(-0.25, -0.1)
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ [[1, slant], [0, 1]]
-    matrix = matrix * rng.uniform(0.75, 1.0, 2)[:, None]
+    matrix = matrix * rng.uniform(0.85, 1.0, 2)[:, None]
     ink = Image.new("L", (side * zoom, side * zoom))
-    pen, thick = ImageDraw.Draw(ink), rng.uniform(0.06, 0.1) * side * zoom
+    pen, thick = ImageDraw.Draw(ink), rng.uniform(0.07, 0.09) * side * zoom
     for stroke in STROKES[answer].split(", "):
         corners = np.array([[int(c) for c in corner] for corner in stroke.split()]) / 9 - [4 / 9, 0.5]
-        bent = (corners + rng.normal(0, 0.03, corners.shape)) @ matrix.T * 0.8
+        bent = (corners + rng.normal(0, 0.025, corners.shape)) @ matrix.T * 0.8
         line = [tuple(p) for p in (smooth(bent) + 0.5) * side * zoom]
         pen.line(line, fill=255, width=round(thick), joint="curve")
         for x, y in (line[0], line[-1]):
