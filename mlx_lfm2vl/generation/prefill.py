@@ -59,6 +59,8 @@ def prefill_rows(
                 _record_ends(rows, padding, cache, logits)
     for row in rows:
         row.begin_state()
+        with allocations("the draft model's prompt"):
+            yield from row.begin_drafts()
     top = max(row.options.top_logprobs for row in rows)
     return GenerationBatch(
         model, cache, logits, _sampler(model, rows), padding, any(row.options.logprobs for row in rows), top

@@ -36,7 +36,8 @@ class Running:
     def __init__(self, vocabulary: int) -> None:
         self.rows: list[Sequence] = []
         self.batch: GenerationBatch | None = None
-        self._vocabulary, self._pace = vocabulary, Pace()
+        self._vocabulary, self._pace = vocabulary, Pace(time.perf_counter)
+        self._proposed = False  # in the last step, which only read the tokens before
 
     def join(self, rows: List[Sequence], batch: GenerationBatch) -> None:
         """Goes on with other rows, of which nothing was read yet, too."""
@@ -65,17 +66,17 @@ class Running:
         """The next token of every row, or several where drafts are right. After an error the rows' states no longer
         agree."""
         assert self.batch is not None
-        begun, drafting = time.perf_counter(), any(row.timed for row in self.rows)
+        drafting, count = any(row.timed for row in self.rows), len(self.rows)
         before = sum(len(row.generated) for row in self.rows)
         first = any(not row.generated for row in self.rows)
-        outcomes, plain = self._step(self.batch, drafting and not self._pace.pays(len(self.rows)))
+        late = drafting and not self._proposed and not self._pace.pays(count)
+        self._pace.begin()
+        outcomes, plain = self._step(self.batch, late)
         if drafting and not first:  # the first token's step waits for the prompt
-            seconds, count = time.perf_counter() - begun, len(self.rows)
             if plain:
-                self._pace.plain(count, seconds)
+                self._pace.plain(count)
             else:
-                tokens = sum(len(row.generated) for row in self.rows) - before
-                self._pace.drafted(count, seconds, tokens / count)
+                self._pace.drafted(count, (sum(len(row.generated) for row in self.rows) - before) / count)
         return outcomes
 
     def _step(self, batch: GenerationBatch, late: bool) -> tuple[list[Outcome], bool]:
@@ -83,6 +84,10 @@ class Running:
         most, ready = BLOCK // len(self.rows) - 1, batch.ready
         blocks = ready and not late and self._read_blocks(batch, most)
         drafts = [[] if late and row.timed else row.propose(most, self._vocabulary, ready) for row in self.rows]
+        if late and self._pace.lost:
+            for row in self.rows:
+                row.undrafted += row.timed
+        self._proposed = any(drafts) and not ready
         if any(drafts) and ready:
             return self._verify(batch, drafts), False
         last = any(drafts) or all(len(row.generated) + 1 >= row.limit for row in self.rows)
