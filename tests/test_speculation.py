@@ -712,8 +712,17 @@ def test_ngrams_by_the_clock_change_no_answer(cli, monkeypatch):  # noqa: F811
 
 @pytest.mark.parametrize("draft", ["n-gram", 3, ["ngram"]])
 def test_a_draft_that_is_none_is_refused(draft):
-    with pytest.raises(OptionError, match=r'draft is .*, expected "ngram", "auto", a model or a function'):
+    with pytest.raises(OptionError, match=r'draft is .*, expected "ngram", "auto", a model \(load_draft\('):
         GenerationOptions(draft=draft)
+
+
+@pytest.mark.parametrize("option", ["draft", "logits_processors"])
+def test_a_loaded_pair_as_an_option_is_refused_in_a_line(option):
+    """Which is what `load` gives."""
+    value: Any = {"draft": demo(), "logits_processors": [demo()]}[option]
+    with pytest.raises(OptionError, match=f"{option} is .*Lfm2VlForConditionalGeneration") as refused:
+        GenerationOptions(**{option: value})
+    assert len(str(refused.value)) < 300
 
 
 @pytest.mark.parametrize("token", [-1, 832, 10**9])

@@ -19,7 +19,7 @@ from .ngrams import NgramDraft, Ngrams
 from .request import EncodedPrompt
 from .speculation import BlockSpeculation, Speculation
 from .vision_cache import encode_views_in_pieces
-from .watch import Pieces, completed
+from .watch import Pieces, calling, completed
 
 
 class DraftModel:
@@ -110,7 +110,7 @@ def make_speculation(config: ModelConfig, prompt: EncodedPrompt, earlier: Ngrams
         earlier: answers to similar questions.
 
     Raises:
-        OptionError: for a draft model that does not fit.
+        OptionError: for a draft model that does not fit, and for a draft that raises as it is copied.
     """
     draft = prompt.options.draft
     if draft is None:
@@ -122,7 +122,8 @@ def make_speculation(config: ModelConfig, prompt: EncodedPrompt, earlier: Ngrams
         return BlockSpeculation(draft)
     if isinstance(draft, Lfm2VlForConditionalGeneration):
         draft = DraftModel(draft)
-    own = draft.copy() if hasattr(draft, "copy") else draft
+    with calling("draft", draft):
+        own = draft.copy() if hasattr(draft, "copy") else draft
     if isinstance(own, DraftModel):
         own.begin(config, prompt)
     return Speculation(own, timed=bool(getattr(own, "timed", False)))

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from ..errors import OptionError
+from ..errors import OptionError, short
 from ..models.dspark import DSparkDraftModel
-from .watch import Pieces
+from .watch import Pieces, calling, name_of
 
 LEAST, FIRST, MOST = 2, 4, 8  # tokens of a draft: at least, of the first one, and at most
 BLOCK = 64  # tokens of all rows that are run together at most
@@ -70,11 +70,19 @@ class Speculation:
         return 0 if tokens < self._resume else max(0, min(self._length, most))
 
     def propose(self, tokens: Sequence[int], most: int, vocabulary: int) -> list[int]:
-        """A draft of at most `most` tokens. Raises `OptionError` for one that the model does not have."""
+        """A draft of at most `most` tokens. Raises `OptionError` for a function that raises, and for tokens that the
+        model does not have."""
         count = self.wanted(len(tokens), most)
         if not count:
             return []
-        draft = [int(token) for token in self._draft(tokens, count)][:count]
+        with calling("draft", self._draft):
+            made = self._draft(tokens, count)
+        try:
+            draft = [int(token) for token in made][:count]
+        except (TypeError, ValueError):
+            raise OptionError(
+                f"the draft {name_of(self._draft)} gave {short(repr(made))}, expected token ids"
+            ) from None
         if wrong := [token for token in draft if not 0 <= token < vocabulary]:
             raise OptionError(f"draft proposes token {wrong[0]}, but the model has {vocabulary}")
         return draft
