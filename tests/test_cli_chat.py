@@ -421,7 +421,7 @@ def test_pictures_of_a_stopped_message_wait_for_the_next(capsys):
     class Impatient(Terminal):
         patience = 0
 
-        def show(self, answer):
+        def show(self, answer, drafts=False):
             asked = iter(range(self.patience))
             list(answer(stop=lambda: next(asked, None) is None))
 

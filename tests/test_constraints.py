@@ -234,6 +234,17 @@ def fewer(tokens: mx.array, logits: mx.array) -> mx.array:
     return logits[:, :5]
 
 
+def raising(tokens: object, given: object) -> Any:
+    raise ZeroDivisionError("division\nby zero")
+
+
+class Uncopied:
+    def copy(self) -> Any:
+        raise KeyError("state")
+
+    __call__ = staticmethod(raising)
+
+
 class Forgetful:
     def __call__(self, tokens: mx.array, logits: mx.array) -> None:
         pass
@@ -257,6 +268,33 @@ def test_a_processor_without_logits_ends_its_row_alone(processor, message):
     made = list(generate_batch(model, tokens, rows))
     assert [each.finish_reason for each in made] == ["error", "length"]
     assert isinstance(made[0].error, OptionError) and re.search(message, str(made[0].error))
+    with pytest.raises(OptionError, match=message):
+        list(stream_generate(model, tokens, "Hi", options=wrong))
+
+
+@pytest.mark.backends("mlx", "numpy")
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"logits_processors": (raising,)}, "the logits processor raising raised ZeroDivisionError: division"),
+        ({"logits_processors": (Uncopied(),)}, "the logits processor Uncopied raised KeyError: 'state'"),
+        ({"draft": raising}, "the draft raising raised ZeroDivisionError: division"),
+        ({"draft": Uncopied()}, "the draft Uncopied raised KeyError: 'state'"),
+        ({"draft": lambda tokens, count: None}, "the draft .*<lambda> gave None, expected token ids"),
+        ({"draft": lambda tokens, count: "ab"}, "the draft .*<lambda> gave 'ab', expected token ids"),
+    ],
+    ids=["processor", "processor-copy", "draft", "draft-copy", "draft-none", "draft-text"],
+)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_function_that_fails_ends_its_row_alone(option, message, batch_size):
+    model, tokens = random_model()
+    plain = GenerationOptions(max_tokens=6, temperature=0.0)
+    wrong = replace(plain, **option)
+    rows = [GenerationRequest("Hi", options=each) for each in (plain, wrong, plain)]
+    made = list(generate_batch(model, tokens, rows, batch_size=batch_size))
+    assert [each.finish_reason for each in made] == ["length", "error", "length"]
+    assert isinstance(made[1].error, OptionError) and re.fullmatch(message, str(made[1].error))
+    assert made[0].tokens == made[2].tokens == next(iter(generate_batch(model, tokens, rows[:1]))).tokens
     with pytest.raises(OptionError, match=message):
         list(stream_generate(model, tokens, "Hi", options=wrong))
 

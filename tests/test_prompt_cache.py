@@ -19,7 +19,8 @@ from mlx_lfm2vl import Engine, GenerationOptions, GenerationRequest, PromptCache
 from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.generation import request as request_module
 from mlx_lfm2vl.generation.prompt_entry import SHORTEST_PASS, checkpoint_places
-from mlx_lfm2vl.generation.vision_cache import VisionCache, encode_views
+from mlx_lfm2vl.generation.vision_cache import VisionCache, encode_views_in_pieces
+from mlx_lfm2vl.generation.watch import completed
 from mlx_lfm2vl.weights.fit import number_type
 
 SYSTEM = "You look at pictures, say what is in them, and add nothing that is not there. " * 4
@@ -234,10 +235,10 @@ def test_remembered_pictures_hold_what_they_count_and_no_more():
     arrays = processor.image_processor(pictures)
     one = 16 * model.config.text_config.hidden_size * number_type(model).size
     kept = VisionCache(2 * one)
-    mx.eval(encode_views(model, arrays["pixel_values"], arrays["spatial_shapes"]))
+    mx.eval(completed(encode_views_in_pieces)(model, arrays["pixel_values"], arrays["spatial_shapes"]))
     mx.clear_cache()
     before = mx.get_active_memory()
-    encode_views(model, arrays["pixel_values"], arrays["spatial_shapes"], kept)
+    completed(encode_views_in_pieces)(model, arrays["pixel_values"], arrays["spatial_shapes"], kept)
     assert kept.nbytes == 2 * one and len(kept) == 2
     assert mx.get_active_memory() - before <= 3 * one
 

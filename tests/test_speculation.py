@@ -33,6 +33,7 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.config import GenerationConfig
+from mlx_lfm2vl.generation import draft_model
 from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
 from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.defaults import generation_config
@@ -510,6 +511,37 @@ def test_a_draft_model_that_errs_changes_no_answer(request_, seed):
     assert 0 < statistics_of(made).accepted_tokens < statistics_of(made).drafted_tokens
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--draft-model", "demo"), " proposed tokens were right; 4 runs of the model\n"),
+        (("--draft", "auto", "--max-tokens", 4), "drafts: none were proposed"),
+        (("--max-tokens", 4), None),
+    ],
+    ids=["model", "none", "unwanted"],
+)
+def test_verbose_says_what_became_of_drafts(cli, words, told):  # noqa: F811
+    scene = GOLDEN.parent.parent / "examples" / "scene.png"
+    asked = ("--model", "demo", "--image", scene, "--prompt", "What is in this image?", "--temp", 0, "--verbose")
+    code, _, err = cli("generate", *asked, *words)
+    assert code == 0
+    assert told in err if told else "drafts" not in err
+
+
+def test_verbose_says_that_drafts_did_not_pay(cli, monkeypatch):  # noqa: F811
+    ticks = Ticks(monkeypatch)
+    ticks.cost(GenerationBatch, "step", lambda: 1.0)
+    ticks.cost(GenerationBatch, "verify", lambda: 8.0)
+    scene = GOLDEN.parent.parent / "examples" / "scene.png"
+    asked = ("--model", "demo", "--image", scene, "--prompt", "What is in this image?", "--temp", 0, "--verbose")
+    code, _, err = cli("generate", *asked, "--draft-model", "demo")
+    assert (
+        code == 0
+        and "drafts: 4 of 4 proposed tokens were right; 17 runs of the model, 10 without drafts, which did not pay\n"
+        in err
+    )
+
+
 def test_the_command_line_answers_with_drafts(cli, tmp_path):  # noqa: F811
     scene, question = GOLDEN.parent.parent / "examples" / "scene.png", "What is in this image?"
     said = "At the left there is a large black ring, and at the bottom right a large pink square."
@@ -539,7 +571,8 @@ def test_a_server_answers_with_drafts(monkeypatch):
     monkeypatch.setattr(GenerationBatch, "verify", counted)
     texts, counts = [], []
     for draft in (None, "ngram"):
-        with serving(settings_of(draft=draft)) as running:
+        base = settings_of()
+        with serving(replace(base, model_settings=replace(base.model_settings, draft=draft))) as running:
             for _ in range(2):
                 asked: Any = [{"role": "user", "content": "Where is the ring?"}]
                 made = running.openai().chat.completions.create(model="demo", messages=asked, temperature=0)
@@ -566,25 +599,33 @@ class Timed(Knowing):
         return Timed(self.prompt, self.answer, self.wrong, self.seed)
 
 
+class Ticks:
+    """The clock of steps, on which only what `cost` names takes time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.now, self._patch = 0.0, monkeypatch
+        monkeypatch.setattr(Pace, "pays", PAYS)
+        monkeypatch.setattr("time.perf_counter", lambda: self.now)
+
+    def cost(self, owner: type, name: str, seconds: Callable[[], float]) -> None:
+        """Lets each call of a method take so many seconds."""
+        own = getattr(owner, name)
+
+        def slow(*given: Any, **named: Any) -> Any:
+            self.now += seconds()
+            return own(*given, **named)
+
+        self._patch.setattr(owner, name, slow)
+
+
 def timed(monkeypatch: pytest.MonkeyPatch, verified: float, wrong: float = 0.0) -> tuple[Completion, Completion]:
     """An answer of 100 tokens without drafts, and with drafts that end by a clock, on which a step takes a second and
     one with drafts `verified` seconds."""
     request = GenerationRequest("Hi", options=replace(GREEDY, max_tokens=100))
     plain = answered(request)
-    now = 0.0
-
-    def slowed(own: Callable[..., Any], seconds: float) -> Callable[..., Any]:
-        def slow(*given: Any, **named: Any) -> Any:
-            nonlocal now
-            now += seconds
-            return own(*given, **named)
-
-        return slow
-
-    for name, seconds in (("step", 1.0), ("verify", verified)):
-        monkeypatch.setattr(GenerationBatch, name, slowed(getattr(GenerationBatch, name), seconds))
-    monkeypatch.setattr(Pace, "pays", PAYS)
-    monkeypatch.setattr("time.perf_counter", lambda: now)
+    ticks = Ticks(monkeypatch)
+    ticks.cost(GenerationBatch, "step", lambda: 1.0)
+    ticks.cost(GenerationBatch, "verify", lambda: verified)
     ends = generation_config(loaded()[0]).eos_token_ids
     assert ends
     draft = Timed(len(encode(*loaded(), request).ids), (*plain.tokens, ends[0]), wrong)
@@ -605,6 +646,62 @@ def test_drafts_that_save_time_go_on(monkeypatch):
     assert statistics_of(made).model_steps <= 1 + NEEDED + 2 + 100 // MOST + 2
 
 
+@pytest.mark.parametrize("slow", [0, 5])
+def test_one_slow_step_ends_drafts_for_150_tokens_at_most(slow, monkeypatch):
+    """A step that waits for other work, be it the first one with a draft."""
+    request = GenerationRequest("Hi", options=replace(GREEDY, max_tokens=250))
+    plain = answered(request)
+    ticks, verified = Ticks(monkeypatch), iter(range(10**6))
+    ticks.cost(GenerationBatch, "step", lambda: 1.0)
+    ticks.cost(GenerationBatch, "verify", lambda: 100.0 if next(verified) == slow else 2.0)
+    draft = Timed(len(encode(*loaded(), request).ids), plain.tokens)
+    made = answered(replace(request, options=replace(request.options, draft=draft)))
+    same(made, plain)
+    statistics = statistics_of(made)
+    assert len(made.tokens) == 250 and statistics.undrafted_steps <= 150 and statistics.accepted_tokens > 70
+
+
+def test_a_draft_model_reads_the_prompt_before_the_first_token(monkeypatch):
+    """Which takes none of the time that drafts may cost."""
+    scene = GOLDEN.parent.parent / "examples" / "scene.png"
+    options = replace(GREEDY, max_tokens=21)
+    request = GenerationRequest("What is in this image?", scene, options=options)
+    plain, model = answered(request, demo()), demo()[0]
+    ticks = Ticks(monkeypatch)
+    ticks.cost(GenerationBatch, "step", lambda: 1.0)
+    ticks.cost(GenerationBatch, "verify", lambda: 2.0)
+    ticks.cost(DraftModel, "_run", lambda: 0.1)
+    calls: list[str] = []
+
+    def told(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        def tell(*given: Any) -> Any:
+            calls.append(name)
+            return own(*given)
+
+        return tell
+
+    monkeypatch.setattr(Pace, "begin", told("step", Pace.begin))
+    monkeypatch.setattr(draft_model, "prefill_in_pieces", told("prompt", draft_model.prefill_in_pieces))
+    made = answered(replace(request, options=replace(options, draft=model)), demo())
+    same(made, plain)
+    assert calls[0] == "prompt" and calls.count("prompt") == 1
+    statistics = statistics_of(made)
+    assert statistics.accepted_tokens >= 12 and statistics.model_steps <= 10
+
+
+@pytest.mark.parametrize("slow", [0.0, 500.0])
+def test_what_was_proposed_is_verified(slow, monkeypatch):
+    """Also where to propose it took longer than drafts may."""
+    request = GenerationRequest("Hi", options=replace(GREEDY, max_tokens=30))
+    plain, ticks = answered(request), Ticks(monkeypatch)
+    ticks.cost(GenerationBatch, "step", lambda: 1.0)
+    ticks.cost(Timed, "__call__", lambda: slow)
+    draft = Timed(len(encode(*loaded(), request).ids), plain.tokens)
+    statistics = statistics_of(answered(replace(request, options=replace(request.options, draft=draft))))
+    assert statistics.accepted_tokens >= 4
+    assert bool(statistics.undrafted_steps) == bool(slow)
+
+
 def test_ngrams_by_the_clock_change_no_answer(cli, monkeypatch):  # noqa: F811
     monkeypatch.setattr(Pace, "pays", PAYS)
     words = ("generate", "--model", "demo", "--prompt", "Where is the ring?", "--max-tokens", 40, "--temp", 0)
@@ -616,8 +713,17 @@ def test_ngrams_by_the_clock_change_no_answer(cli, monkeypatch):  # noqa: F811
 
 @pytest.mark.parametrize("draft", ["n-gram", 3, ["ngram"]])
 def test_a_draft_that_is_none_is_refused(draft):
-    with pytest.raises(OptionError, match=r'draft is .*, expected "ngram", "auto", a model or a function'):
+    with pytest.raises(OptionError, match=r'draft is .*, expected "ngram", "auto", a model \(load_draft\('):
         GenerationOptions(draft=draft)
+
+
+@pytest.mark.parametrize("option", ["draft", "logits_processors"])
+def test_a_loaded_pair_as_an_option_is_refused_in_a_line(option):
+    """Which is what `load` gives."""
+    value: Any = {"draft": demo(), "logits_processors": [demo()]}[option]
+    with pytest.raises(OptionError, match=f"{option} is .*Lfm2VlForConditionalGeneration") as refused:
+        GenerationOptions(**{option: value})
+    assert len(str(refused.value)) < 300
 
 
 @pytest.mark.parametrize("token", [-1, 832, 10**9])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from .terminal import BLOCK, Terminal, unfinished
 from .videos import size
 
 if TYPE_CHECKING:
-    from .. import Chat
+    from .. import Chat, GenerationResponse
 
 KINDS = {"image": "picture", "video": "video"}
 ALONE = ("/retry", "/continue", "/undo", "/reset", "/copy", "/help")  # commands that take nothing
@@ -99,7 +99,7 @@ class Conversation:
         named = sorted([*self.waiting, *found], key=lambda pair: isinstance(pair[1], Video))  # as in the message
         videos = [each for _, each in named if isinstance(each, Video)]
         pictures = [each for _, each in named[: len(named) - len(videos)]]
-        self.terminal.show(lambda **more: self.chat.stream(text, pictures or None, videos=videos or None, **more))
+        self._show(lambda **more: self.chat.stream(text, pictures or None, videos=videos or None, **more))
         if self._turns() > turn:  # a turn that was stopped before its first word is none
             self._names[turn] = [name for name, _ in named]
             self.waiting, self._retries = [], 0
@@ -136,12 +136,15 @@ class Conversation:
         seed = self.chat.options.seed
         self._retries += 1  # the same seed would give the same answer
         options = self.chat.options if seed is None else replace(self.chat.options, seed=(seed + self._retries) % 2**63)
-        self.terminal.show(lambda **more: self.chat.retry(options=options, **more))
+        self._show(lambda **more: self.chat.retry(options=options, **more))
+
+    def _show(self, answer: Callable[..., Iterator[GenerationResponse]]) -> GenerationResponse | None:
+        return self.terminal.show(answer, drafts=self.chat.options.draft is not None)
 
     def continue_(self, argument: str) -> None:
         """Goes on with the last answer."""
         before = self.chat.messages
-        last = self.terminal.show(self.chat.continue_final_message)
+        last = self._show(self.chat.continue_final_message)
         if last is not None and last.finish_reason == "stop" and self.chat.messages[-1] == before[-1]:
             self.terminal.hint("the model adds nothing to its answer")
 

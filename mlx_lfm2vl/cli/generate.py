@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
             elif args.n > 1:
                 print(f"{number + 1}: {for_stdout(answer.text + answer.tool_text)}", flush=True)
             if args.verbose and answer.statistics is not None:
-                report(answer.statistics)
+                report(answer.statistics, options.draft is not None)
     return 130 if interrupt.happened else 0
 
 
@@ -236,8 +236,8 @@ def report_loading(model: Lfm2VlForConditionalGeneration) -> None:
         note("computing on the CPU by NumPy (backend numpy; MLX_LFM2VL_BACKEND=mlx has MLX compute)")
 
 
-def report(statistics: Statistics) -> None:
-    """Prints what a run took, on stderr."""
+def report(statistics: Statistics, drafts: bool = False) -> None:
+    """Prints what a run took, on stderr. `drafts`: whether it was to have some."""
     cached = f", {statistics.cached_tokens} known from before" if statistics.cached_tokens else ""
     speed = f" at {rate:.1f} tokens/s" if (rate := statistics.prompt_tokens_per_second) else ""
     note(f"prompt {counted(statistics.prompt_tokens, 'token')} ({statistics.image_tokens} of pictures{cached}){speed}")
@@ -245,9 +245,14 @@ def report(statistics: Statistics) -> None:
         f"answer {counted(statistics.generated_tokens, 'token')} at {statistics.tokens_per_second:.1f} tokens/s, "
         f"the first after {statistics.time_to_first_token:.2f} s"
     )
-    if statistics.drafted_tokens:
-        note(
-            f"drafts: {statistics.accepted_tokens} of {statistics.drafted_tokens} proposed tokens were right; "
-            f"{statistics.model_steps} runs of the model"
-        )
+    if drafts:
+        note(f"drafts: {_drafts(statistics)}")
     note(f"peak memory {statistics.peak_memory / 1e9:.3f} GB")
+
+
+def _drafts(statistics: Statistics) -> str:
+    steps, without = statistics.model_steps, statistics.undrafted_steps
+    if not statistics.drafted_tokens:
+        return "none, they did not pay" if without else "none were proposed"
+    right = f"{statistics.accepted_tokens} of {statistics.drafted_tokens} proposed tokens were right; "
+    return right + f"{steps} runs of the model" + (f", {without} without drafts, which did not pay" if without else "")

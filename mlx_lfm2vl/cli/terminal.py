@@ -77,9 +77,11 @@ class Terminal:
             text = wrapped(text)
             print_stderr(f"\033[2m{text}\033[0m" if self._dim else text)
 
-    def show(self, answer: Callable[..., Iterator[GenerationResponse]]) -> GenerationResponse | None:
+    def show(
+        self, answer: Callable[..., Iterator[GenerationResponse]], drafts: bool = False
+    ) -> GenerationResponse | None:
         """Prints `answer(stop=...)` as it comes; returns the last response. Ctrl-C stops it; where nobody types, the
-        program too."""
+        program too. `drafts`: whether it was to have some."""
         from .generate import for_stdout, report
         from .interrupt import Interrupt
 
@@ -100,7 +102,7 @@ class Terminal:
         elif last is not None and last.finish_reason == "length":
             self.hint("(cut off; /continue goes on)")
         if self.verbose and last is not None and last.statistics is not None:
-            report(last.statistics)
+            report(last.statistics, drafts)
         return last
 
     def pictures(

@@ -14,18 +14,19 @@ from ..models.cache import Cache, CacheCheckpoint
 from ..models.context import Context
 from ..models.dspark import DSparkDraftModel
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
-from .chunked_prefill import Prompt, prefill
+from .chunked_prefill import Prompt, prefill_in_pieces
 from .ngrams import NgramDraft, Ngrams
 from .request import EncodedPrompt
 from .speculation import BlockSpeculation, Speculation
-from .vision_cache import encode_views
+from .vision_cache import encode_views_in_pieces
+from .watch import Pieces, calling, completed
 
 
 class DraftModel:
     """A `Draft` by another model: the tokens that are likeliest to it. It sees the pictures, too.
 
     One is for one answer at a time; each answer gets a copy, with states of its own beside the same weights. The prompt
-    is run through it when the first draft is asked for.
+    is run through it behind the model's own, before the first token (`prefill`).
 
     Args:
         model: smaller than the one that answers, with the same tokens.
@@ -60,18 +61,31 @@ class DraftModel:
         self.check(config)
         self._pictures = [(picture.pixels, picture.spatial_shapes) for picture in prompt.pictures]
 
+    def prefill(self, tokens: Sequence[int]) -> Pieces[None]:
+        """Runs a prompt, a piece at a time, unless one was run. Raises `InputError`, `OutOfMemoryError`,
+        `NotFiniteError`."""
+        if self._known is not None or len(tokens) >= self._model.config.text_config.max_position_embeddings:
+            return
+        views = []
+        for picture in self._pictures:
+            views.append((yield from encode_views_in_pieces(self._model, *picture)))
+        cache = self._model.make_cache()
+        prompt = Prompt(np.array([tokens], np.int64), images=mx.concatenate(views) if views else None)
+        logits = yield from prefill_in_pieces(self._model, prompt, cache)
+        mx.eval(logits, cache.arrays)
+        self._known, self._pictures = (cache, cache.checkpoint(detach=False), logits), []
+
     @computing
     def __call__(self, tokens: Sequence[int], count: int) -> list[int]:
         if len(tokens) + count > self._model.config.text_config.max_position_embeddings:
             return []
         if self._known is None:
-            cache = self._model.make_cache()
-            logits = self._prefill(tokens, cache)
-        else:
-            cache, point, logits = self._known
-            cache.rewind(point)
-            if new := list(tokens[point.offset :]):
-                logits = self._run(mx.array([new]), cache)
+            completed(self.prefill)(tokens)
+        assert self._known is not None
+        cache, point, logits = self._known
+        cache.rewind(point)
+        if new := list(tokens[point.offset :]):
+            logits = self._run(mx.array([new]), cache)
         point = cache.checkpoint(detach=False)
         self._known = cache, point, logits
         draft: list[mx.array] = []
@@ -82,14 +96,6 @@ class DraftModel:
         made = mx.concatenate(draft)
         mx.eval(made, self._known[2], point.states, cache.arrays)  # any thread may go on from there
         return made.tolist()  # type: ignore[return-value]
-
-    def _prefill(self, tokens: Sequence[int], cache: Cache) -> mx.array:
-        images = None
-        if self._pictures:
-            images = mx.concatenate([encode_views(self._model, *picture) for picture in self._pictures])
-        logits = prefill(self._model, Prompt(np.array([tokens], np.int64), images=images), cache)
-        self._pictures = []
-        return logits
 
     def _run(self, tokens: mx.array, cache: Cache) -> mx.array:
         """Logits (1, vocabulary) behind tokens (1, L)."""
@@ -107,7 +113,7 @@ def make_speculation(config: ModelConfig, prompt: EncodedPrompt, earlier: Ngrams
         earlier: answers to similar questions.
 
     Raises:
-        OptionError: for a draft model that does not fit.
+        OptionError: for a draft model that does not fit, and for a draft that raises as it is copied.
     """
     draft = prompt.options.draft
     assert draft is not None
@@ -118,7 +124,8 @@ def make_speculation(config: ModelConfig, prompt: EncodedPrompt, earlier: Ngrams
         return BlockSpeculation(draft)
     if isinstance(draft, Lfm2VlForConditionalGeneration):
         draft = DraftModel(draft)
-    own = draft.copy() if hasattr(draft, "copy") else draft
+    with calling("draft", draft):
+        own = draft.copy() if hasattr(draft, "copy") else draft
     if isinstance(own, DraftModel):
         own.begin(config, prompt)
     return Speculation(own, timed=bool(getattr(own, "timed", False)))

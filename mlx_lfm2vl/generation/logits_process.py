@@ -13,6 +13,7 @@ import numpy as np
 
 from ..constraints.matcher import Matcher
 from ..errors import OptionError
+from .watch import calling, name_of
 
 
 @runtime_checkable
@@ -55,7 +56,7 @@ class RowState:
 
     def process(self, logits: mx.array, draft: Sequence[int] = ()) -> mx.array:
         """Logits (1 + n, vocabulary) float32 of the next token, and of those behind each of a draft of n tokens, as the
-        processors change them. Raises `OptionError` for a processor that returns no logits."""
+        processors change them. Raises `OptionError` for a processor that raises, or returns no logits."""
         self._ahead, processors, made = [], self._processors, []
         for at in range(1 + len(draft)):
             if draft:  # which may be wrong: processors that remember go on from the tokens that are accepted
@@ -63,7 +64,9 @@ class RowState:
                 self._ahead.append(processors)
             tokens, scores = mx.array(np.array([*self._tokens, *draft[:at]], np.int32)), logits[at : at + 1]
             for processor in processors:
-                scores = _checked(processor, processor(tokens, scores), scores.shape)
+                with calling("logits processor", processor):
+                    changed = processor(tokens, scores)
+                scores = _checked(processor, changed, scores.shape)
             made.append(scores.astype(mx.float32))
         return made[0] if len(made) == 1 else mx.concatenate(made)
 
@@ -73,9 +76,11 @@ def _checked(processor: LogitsProcessor, made: object, shape: tuple[int, ...]) -
     if isinstance(made, mx.array) and made.shape == shape:
         return made
     kind = f"an array {made.shape}" if isinstance(made, mx.array) else type(made).__name__
-    name = getattr(processor, "__qualname__", type(processor).__qualname__)
-    raise OptionError(f"the logits processor {name} returned {kind}, expected an mx.array of logits {shape}")
+    raise OptionError(
+        f"the logits processor {name_of(processor)} returned {kind}, expected an mx.array of logits {shape}"
+    )
 
 
 def _own(processor: LogitsProcessor) -> LogitsProcessor:
-    return processor.copy() if hasattr(processor, "copy") else processor  # type: ignore[no-any-return]
+    with calling("logits processor", processor):
+        return processor.copy() if hasattr(processor, "copy") else processor  # type: ignore[no-any-return]

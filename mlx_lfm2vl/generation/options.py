@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import GenerationConfig
 from ..constraints.response_format import ResponseFormat
-from ..errors import OptionError
+from ..errors import OptionError, short
 
 if TYPE_CHECKING:
     from ..models.dspark import DSparkDraftModel
@@ -90,10 +90,13 @@ class GenerationOptions:
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias) if self.logit_bias else ())
         processors: Any = () if self.logits_processors is None else self.logits_processors
         if not isinstance(processors, Iterable) or not all(map(callable, processors := tuple(processors))):
-            raise OptionError(f"logits_processors is {self.logits_processors!r}, expected functions")
+            raise OptionError(f"logits_processors is {short(repr(self.logits_processors))}, expected functions")
         object.__setattr__(self, "logits_processors", processors)
         if not (self.draft is None or self.draft in ("ngram", "auto") or callable(self.draft)):
-            raise OptionError(f'draft is {self.draft!r}, expected "ngram", "auto", a model or a function')
+            raise OptionError(
+                f"draft is {short(repr(self.draft))}, "
+                'expected "ngram", "auto", a model (load_draft("owner/name") reads one) or a function'
+            )
         if self.response_format is not None:
             object.__setattr__(self, "response_format", ResponseFormat.of(self.response_format))
 

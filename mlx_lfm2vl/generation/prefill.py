@@ -74,6 +74,9 @@ def prefill_rows(
     for row in rows:
         if row.prompt.grammar is not None or row.options.logits_processors:
             row.begin_state()
+        if row.speculation is not None:
+            with allocations("the draft model's prompt"):
+                yield from row.begin_drafts()
     top = max(row.options.top_logprobs for row in rows)
     return GenerationBatch(
         model, cache, logits, _sampler(model, rows), padding, any(row.options.logprobs for row in rows), top

@@ -20,7 +20,8 @@ class Statistics:
     over that time; `tokens_per_second` counts the tokens after the first. `peak_memory` is MLX's since the call.
     `model_steps` are the runs of the model that the answer took: one a token, but for tokens that a `response_format`
     forces, which are run together, and those of drafts. `drafted_tokens` were proposed (`GenerationOptions.draft`) and
-    run, `accepted_tokens` of them were those that the model chooses.
+    run, `accepted_tokens` of them were those that the model chooses. `undrafted_steps` are the runs for which no draft
+    was asked, since drafts had cost more time than they saved.
     """
 
     prompt_tokens: int
@@ -34,6 +35,7 @@ class Statistics:
     model_steps: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    undrafted_steps: int = 0
 
 
 NOTHING = Statistics(0, 0, 0, 0, 0.0, 0.0, 0.0, 0)

@@ -38,6 +38,7 @@ class Running:
         self.batch: GenerationBatch | None = None
         self._vocabulary = vocabulary
         self._pace: Pace | None = None  # of rows whose drafts end by the clock
+        self._proposed = False  # in the last step, which only read the tokens before
 
     def join(self, rows: List[Sequence], batch: GenerationBatch) -> None:
         """Goes on with other rows, of which nothing was read yet, too."""
@@ -68,17 +69,17 @@ class Running:
         assert self.batch is not None
         if not any(row.timed for row in self.rows):
             return self._step(self.batch, late=False)[0]
-        self._pace = self._pace or Pace()
-        begun, count = time.perf_counter(), len(self.rows)
+        self._pace = self._pace or Pace(time.perf_counter)
+        count = len(self.rows)
         before = sum(len(row.generated) for row in self.rows)
         first = any(not row.generated for row in self.rows)
-        outcomes, plain = self._step(self.batch, late=not self._pace.pays(count))
-        seconds = time.perf_counter() - begun
+        late = not self._proposed and not self._pace.pays(count)
+        self._pace.begin()
+        outcomes, plain = self._step(self.batch, late)
         if plain and not first:  # the first token's step waits for the prompt
-            self._pace.plain(count, seconds)
+            self._pace.plain(count)
         elif not first:
-            tokens = sum(len(row.generated) for row in self.rows) - before
-            self._pace.drafted(count, seconds, tokens / count)
+            self._pace.drafted(count, (sum(len(row.generated) for row in self.rows) - before) / count)
         return outcomes
 
     def _step(self, batch: GenerationBatch, late: bool) -> tuple[list[Outcome], bool]:
@@ -88,6 +89,10 @@ class Running:
             most, ready = BLOCK // len(self.rows) - 1, batch.ready
             blocks = ready and not late and self._read_blocks(batch, most)
             drafts = [[] if late and row.timed else row.propose(most, self._vocabulary, ready) for row in self.rows]
+        if late and self._pace is not None and self._pace.lost:
+            for row in self.rows:
+                row.undrafted += row.timed
+        self._proposed = any(drafts) and not ready
         if any(drafts) and ready:
             return self._verify(batch, drafts), False
         last = any(drafts) or all(len(row.generated) + 1 >= row.limit for row in self.rows)

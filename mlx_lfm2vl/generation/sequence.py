@@ -19,6 +19,7 @@ from .prompt_entry import Checkpoint, Entry, Recorder
 from .request import EncodedPrompt
 from .response import FinishReason, GenerationResponse, Statistics, TopLogprob
 from .speculation import Speculation
+from .watch import Pieces
 
 
 class Sequence:
@@ -40,6 +41,7 @@ class Sequence:
         timed: whether they end by the clock.
         matcher: where the answer stands in its grammar, if it has one.
         steps: runs of the model for the answer.
+        undrafted: those that had no draft since drafts cost more time than they save.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Sequence:
         self._first = 0.0  # seconds until the first token
         self._tokens: list[int] = []  # those not yet in a response
         self._logprobs: list[RowLogprobs] = []
-        self.steps = 0
+        self.steps = self.undrafted = 0
         self.speculation = speculation
         self.drafter = None if speculation is None else speculation.drafter
         self.timed = speculation is not None and speculation.timed
@@ -96,12 +98,17 @@ class Sequence:
             return OptionError(f"logits_processors leave no token that is possible, or give NaN; else, {not_finite}")
         return not_finite
 
+    def begin_drafts(self) -> Pieces[None]:
+        """Prepares drafts, if tokens are left that they may have."""
+        if self.speculation is not None and self._left > 0:
+            yield from self.speculation.begin(self._said)
+
     def propose(self, most: int, vocabulary: int, known: bool) -> list[int]:
         """A draft of the next tokens, at most `most` of them, one less than are left. `known`: whether all tokens are
         that were chosen; else the draft only says that one may be worth waiting for them. Raises `OptionError`."""
         if self.speculation is None:
             return []
-        if self.drafter is not None and not known:  # which proposes once the tokens are
+        if self.speculation.always and not known:
             draft = [0] * self.wanted(most)
         else:
             draft = self.speculation.propose(self._said, min(most, self._left), vocabulary)
@@ -191,6 +198,7 @@ class Sequence:
             tokens_per_second=(count - 1) / rest if count > 1 and rest > 0 else 0.0,
             peak_memory=mx.get_peak_memory(),
             model_steps=self.steps,
+            undrafted_steps=self.undrafted,
             drafted_tokens=0 if self.speculation is None else self.speculation.drafted,
             accepted_tokens=0 if self.speculation is None else self.speculation.accepted,
         )

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from ..errors import OptionError
+from ..errors import OptionError, short
 from ..models.dspark import DSparkDraftModel
+from .watch import Pieces, calling, name_of
 
 LEAST, FIRST, MOST = 2, 4, 8  # tokens of a draft: at least, of the first one, and at most
 BLOCK = 64  # tokens of all rows that are run together at most
@@ -23,12 +24,20 @@ class Draft(Protocol):
 
     One that remembers something between calls has a method `copy()`, which gives one in its present state: every answer
     gets a copy of the one in the options. One with an attribute `timed` that is true is not asked while it costs more
-    time than it saves.
+    time than it saves. One with a method `prefill` is given the prompt (`PrefilledDraft`).
     """
 
     def __call__(self, tokens: Sequence[int], count: int, /) -> Sequence[int]:
         """At most `count` tokens that may follow those of prompt and answer so far, or none. A picture is a run of one
         id. The tokens of one answer grow from call to call."""
+
+
+@runtime_checkable
+class PrefilledDraft(Draft, Protocol):
+    """A `Draft` that reads the prompt before the first token, in the prompt's time, and proposes when it is asked."""
+
+    def prefill(self, tokens: Sequence[int], /) -> Pieces[None]:
+        """Reads the tokens of the prompt, a piece at a time. Called again, it reads nothing."""
 
 
 class Speculation:
@@ -38,6 +47,7 @@ class Speculation:
     Attributes:
         drafter: what proposes them for all rows of a batch at once (`BlockSpeculation`), or None.
         timed: whether they end by the clock, too (`Pace`).
+        always: whether there is one whenever it is asked for.
         drafted: tokens that were proposed and run.
         accepted: those of them that the model would have chosen.
     """
@@ -46,20 +56,33 @@ class Speculation:
     longest, fair = MOST, 0.5  # tokens of a draft; the part that must be right, for the next to come at once
 
     def __init__(self, draft: Draft, *, timed: bool = False):
-        self._draft, self.timed = draft, timed
+        self._draft, self.timed, self.always = draft, timed, isinstance(draft, PrefilledDraft)
         self.drafted = self.accepted = 0
         self._length, self._pause, self._resume = FIRST, 0, 0
+
+    def begin(self, tokens: Sequence[int]) -> Pieces[None]:
+        """Lets a draft that wants to read the prompt."""
+        if isinstance(self._draft, PrefilledDraft):
+            yield from self._draft.prefill(tokens)
 
     def wanted(self, tokens: int, most: int) -> int:
         """The length of a draft behind so many tokens, at most `most`; 0 for none."""
         return 0 if tokens < self._resume else max(0, min(self._length, most))
 
     def propose(self, tokens: Sequence[int], most: int, vocabulary: int) -> list[int]:
-        """A draft of at most `most` tokens. Raises `OptionError` for one that the model does not have."""
+        """A draft of at most `most` tokens. Raises `OptionError` for a function that raises, and for tokens that the
+        model does not have."""
         count = self.wanted(len(tokens), most)
         if not count:
             return []
-        draft = [int(token) for token in self._draft(tokens, count)][:count]
+        with calling("draft", self._draft):
+            made = self._draft(tokens, count)
+        try:
+            draft = [int(token) for token in made][:count]
+        except (TypeError, ValueError):
+            raise OptionError(
+                f"the draft {name_of(self._draft)} gave {short(repr(made))}, expected token ids"
+            ) from None
         if wrong := [token for token in draft if not 0 <= token < vocabulary]:
             raise OptionError(f"draft proposes token {wrong[0]}, but the model has {vocabulary}")
         return draft
@@ -88,7 +111,7 @@ class BlockSpeculation(Speculation):
 
     def __init__(self, drafter: DSparkDraftModel):
         super().__init__(lambda tokens, count: self._block[:count], timed=True)
-        self.drafter, self.longest = drafter, drafter.config.block_size
+        self.drafter, self.longest, self.always = drafter, drafter.config.block_size, True
         self._block: list[int] = []
 
     def take(self, tokens: Sequence[int], confidence: Sequence[float]) -> None:

@@ -21,7 +21,7 @@ from .bound_cache import BoundCache
 from .finite import check_vision
 from .passes import layers_per_piece, patches_per_pass
 from .vision_store import VisionStore
-from .watch import Pieces, completed
+from .watch import Pieces
 
 DEFAULT_BYTES = 256 * 2**20
 
@@ -154,6 +154,3 @@ def _encode_pass(
             mx.eval(hidden)
             yield 0
     return split_views(body.multi_modal_projector(tower.post_layernorm(hidden), grids), grids)
-
-
-encode_views = completed(encode_views_in_pieces)

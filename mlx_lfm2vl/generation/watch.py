@@ -1,14 +1,16 @@
 """Ways to watch work, stop it, and do other work meanwhile: between passes of the vision tower, chunks of a
-prompt, and tokens."""
+prompt, and tokens; and calls of the caller's functions."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
+from ..backends.memory import is_out_of_memory
 from ..backends.thread_state import computing, stop_at_exit
-from ..errors import OptionError
+from ..errors import Lfm2VlError, OptionError, first_line, short
 from ..threads import cancellation
 
 Progress = Callable[[int, int], None]  # tokens of the prompt done, tokens in all
@@ -25,7 +27,25 @@ class Cancelled(Exception):
 def check_callable(name: str, value: object) -> None:
     """Raises `OptionError` for what is neither a function nor None."""
     if value is not None and not callable(value):
-        raise OptionError(f"{name} is {value!r}, expected a function")
+        raise OptionError(f"{name} is {short(repr(value))}, expected a function")
+
+
+@contextmanager
+def calling(what: str, function: object) -> Iterator[None]:
+    """Turns what a caller's function raises within a `with` block into an `OptionError` that names it: its request
+    ends, and no other. What the library raises, and memory that runs out, stays as it is. `what`: the function is."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (Lfm2VlError, Cancelled)) or is_out_of_memory(error):
+            raise
+        kind = type(error).__name__
+        raise OptionError(f"the {what} {name_of(function)} raised {kind}: {first_line(error)}") from error
+
+
+def name_of(function: object) -> str:
+    """The name of a function, or of the class of what is called like one."""
+    return getattr(function, "__qualname__", type(function).__qualname__)
 
 
 def check(stop: Stop | None) -> None:
