@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -14,7 +15,7 @@ from conftest import GOLDEN, cache_by_backend, picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from videos import CLIP, write_video
+from videos import CLIP, clip_uri, write_video
 
 from mlx_lfm2vl import Chat, Engine, GenerationOptions, GenerationRequest, SourcePolicy, generate, load, load_video
 from mlx_lfm2vl.cli import main
@@ -404,3 +405,72 @@ def test_an_engine_counts_the_tokens_of_videos():
         answer = engine.submit("Hi", videos=video, options=GenerationOptions(max_tokens=1)).result(60)
         assert answer.statistics is not None
         assert engine.count_tokens("Hi", videos=video) == answer.statistics.prompt_tokens
+
+
+# What is said of a video
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "video", "path": str(CLIP), "fps": 4},
+        {"type": "video_url", "video_url": {"url": str(CLIP), "fps": 4}},
+        {"type": "video_url", "video_url": str(CLIP), "fps": 4},
+        {"type": "video", "video_url": {"url": clip_uri()}, "num_frames": 12},
+    ],
+)
+def test_every_spelling_of_a_video_item_is_read(item):
+    model, processor = loaded("lfm3")
+    expected = encode(model, processor, GenerationRequest("What?", videos=load_video(CLIP, fps=4))).ids
+    asked = [{"role": "user", "content": [item, text("What?")]}]
+    np.testing.assert_array_equal(encode(model, processor, GenerationRequest(asked)).ids, expected)
+    both = processor.apply_chat_template(asked, tokenize=True, add_generation_prompt=True)
+    np.testing.assert_array_equal(both[0], expected)
+
+
+KNOWN = "'video', 'url', 'path', 'fps', 'num_frames'"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"fsp": 1}, f"is of type 'video' and has 'fsp', which is not read; it takes {KNOWN}"),
+        ({"nframes": 8}, "is of type 'video' and has 'nframes', which is not read; did you mean num_frames?"),
+        ({"video_url": {"fps": 2}}, "has 'video_url' without 'url'; give the video's address"),
+    ],
+)
+def test_no_field_of_a_video_is_passed_over(fields, words):
+    model, processor = loaded("gen2")
+    item = {"type": "video", "path": str(CLIP), **fields}
+    for request, where in (
+        (GenerationRequest("What?", videos={"path": str(CLIP), **fields}), "videos[0]"),
+        (GenerationRequest([{"role": "user", "content": [item]}]), "prompt[0], item 0 of its content,"),
+    ):
+        with pytest.raises(PromptError, match=f"^{re.escape(f'{where} {words}')}$"):
+            encode(model, processor, request)
+
+
+@pytest.mark.parametrize("checkpoint", ["lfm3", "gen2"])
+def test_a_processor_tells_the_frames_and_tokens_of_a_video(checkpoint):
+    model, processor = loaded(checkpoint)
+    for video in (load_video(CLIP), load_video(CLIP, fps=1), load_video(CLIP, num_frames=5)):
+        prompt = encode(model, processor, GenerationRequest("What?", videos=video))
+        assert processor.video_tokens(video) == np.isin(prompt.ids, processor.placeholder_ids).sum()
+    fps, least, most = processor.frame_sampling
+    assert (fps, least) == (2.0, 4) and most == {"lfm3": 24, "gen2": 32}[checkpoint]
+
+
+@pytest.mark.parametrize(("checkpoint", "most"), [("lfm3", 24), ("gen2", 32)])
+@pytest.mark.parametrize(
+    ("fps", "seen", "bounded"), [(None, 6, False), ("0.1", 4, True), ("4", 12, False), ("100", 24, False)]
+)
+def test_the_command_says_how_many_frames_are_seen(checkpoint, most, fps, seen, bounded, capsys):
+    words = ["generate", "--model", str(GOLDEN / checkpoint), "--video", str(CLIP), "--max-tokens", "1", "--json"]
+    assert main(words if fps is None else [*words, "--fps", fps]) == 0
+    out, err = capsys.readouterr()
+    made = json.loads(out)
+    assert made["images"] == []
+    assert made["videos"] == [{"source": str(CLIP), "frames": seen, "tokens": made["image_tokens"]}]
+    limits = f"; the model takes 4 to {most}" if bounded else ""
+    said = f"mlx-lfm2vl: {CLIP}: {seen} of 24 frames are seen{limits}\n"
+    assert err == ("" if seen == 24 else said)

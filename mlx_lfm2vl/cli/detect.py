@@ -7,6 +7,7 @@ import csv
 import io
 import json
 
+from .inputs import shortened
 from .tasks import (
     Sources,
     add_files,
@@ -15,7 +16,6 @@ from .tasks import (
     do,
     print_json,
     print_table,
-    shortened,
     targets,
     write_file,
 )

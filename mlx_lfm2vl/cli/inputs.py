@@ -150,6 +150,11 @@ def _pattern(name: str) -> str:
     return glob.escape(there) + rest
 
 
+def shortened(name: str) -> str:
+    """The name of a picture or video as output has it: of a long one, such as a data URI, the beginning."""
+    return name if len(name) <= 200 else f"{name[:200]}..."
+
+
 def source(name: str) -> str | bytes:
     """The source that `load_image` reads for a name: the name, or for `-` the bytes on stdin."""
     if name != STDIN:

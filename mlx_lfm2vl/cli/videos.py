@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import counted
 from .argument_types import real
-from .inputs import DEFAULT_PROMPT, expand, source
+from .inputs import DEFAULT_PROMPT, expand, shortened, source
+from .options import note
 
 if TYPE_CHECKING:
-    from .. import SourcePolicy, Video
+    from .. import Lfm2VlProcessor, SourcePolicy, Video
 
 DEFAULT_VIDEO_PROMPT = "What happens in this video?"
 
@@ -49,6 +50,31 @@ def is_video(name: str) -> bool:
 def default_prompt(videos: Any, images: Any) -> str:
     """The prompt of a question without one."""
     return DEFAULT_VIDEO_PROMPT if videos and not images else DEFAULT_PROMPT
+
+
+def as_objects(processor: Lfm2VlProcessor, videos: Sequence[tuple[str, Video]]) -> list[dict[str, Any]]:
+    """The videos as --json has them: what each is called, the frames of it that are seen, their tokens."""
+    return [
+        {
+            "source": shortened(name),
+            "frames": len(video.indices(*processor.frame_sampling)),
+            "tokens": processor.video_tokens(video),
+        }
+        for name, video in videos
+    ]
+
+
+def note_frames(processor: Lfm2VlProcessor, videos: Sequence[tuple[str, Video]]) -> None:
+    """Says how many frames of each video are seen, where these are not all; and what the model takes, where that
+    decides."""
+    for name, video in videos:
+        fps, least, most = processor.frame_sampling
+        seen = len(video.indices(fps, least, most))
+        if seen == video.count:
+            continue
+        bounded = seen != len(video.indices(fps, 1, video.count))
+        limits = f"; the model takes {least} to {most}" if bounded else ""
+        note(f"{shortened(name)}: {seen} of {counted(video.count, 'frame')} are seen{limits}")
 
 
 def size(picture: Any) -> str:

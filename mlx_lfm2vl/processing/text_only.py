@@ -48,6 +48,11 @@ class TextProcessor(Lfm2VlProcessor):
         """The ids of tokens in whose place pictures stand: none."""
         return ()
 
+    @property
+    def frame_sampling(self) -> tuple[float, int, int]:
+        """Raises `ImageError`."""
+        refuse()
+
     def shared_numbers(self) -> dict[str, int]:
         """The numbers that the model's configuration states too: none."""
         return {}
