@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from .argument_types import nonempty
@@ -115,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         ]
         overlay.save(overlay.stacked(maps), path)
     elif path is not None:
-        overlay.save(made.sheet(), path)
+        overlay.save(made.sheet(names=[shortened(os.path.basename(name) or name) for name, _ in loaded]), path)
     if args.json:
         names = [shortened(name) for name, _ in loaded]
         print(json.dumps(_as_object(chosen_model(args), made, names), ensure_ascii=False), flush=True)

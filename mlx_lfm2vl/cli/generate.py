@@ -33,7 +33,7 @@ from .options import (
     source_policy,
 )
 from .progress import Spinner
-from .videos import add_videos, as_objects, default_prompt, load_videos, note_frames
+from .videos import add_videos, as_objects, check_picture_options, default_prompt, load_videos, note_frames
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load_model(args)
     if args.verbose:
         report_loading(model)
+    if videos and not pictures:
+        check_picture_options(args, processor)
     note_frames(processor, videos)
     request = GenerationRequest(
         *(prompt, pictures or None, args.system),

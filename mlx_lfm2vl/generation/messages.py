@@ -87,7 +87,9 @@ def checked_pictures(images: Any) -> list[Any]:
         if picture is None:
             raise PromptError(f"images[{number}] is None, expected a picture; leave it out")
         if isinstance(picture, Video):
-            raise PromptError(f"images[{number}] is a video, {picture.label}; videos go into videos=")
+            raise PromptError(
+                f"images[{number}] is a video, {picture.label}; videos of generate and Chat go into videos="
+            )
         if is_array(picture) and picture.ndim == 4:
             shape = tuple(picture.shape)
             raise PromptError(

@@ -41,7 +41,7 @@ class TextProcessor(Lfm2VlProcessor):
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
-        self.use_image_special_tokens = False
+        self.use_image_special_tokens, self.notes = False, ()  # which are of pictures
 
     @property
     def placeholder_ids(self) -> tuple[int, ...]:
