@@ -104,7 +104,7 @@ def test_the_answer_is_that_of_the_library(cli):
 def test_statistics_go_to_stderr(cli):
     code, out, err = cli(*generate("--image", PICTURE, "--verbose", "--max-tokens", 3))
     assert code == 0 and "tokens/s" not in out
-    assert re.search(r"prompt \d+ tokens \(\d+ of pictures\) at [\d.]+ tokens/s", err)
+    assert re.search(r"prompt \d+ tokens \(\d+ of pictures and videos\) at [\d.]+ tokens/s", err)
     assert re.search(r"answer 3 tokens at [\d.]+ tokens/s, the first after [\d.]+ s", err)
     assert re.search(r"peak memory 0\.\d+ GB", err)
 
@@ -122,7 +122,7 @@ def test_verbose_says_what_became_of_the_weights_and_what_computes(cli):
 def picture_tokens(cli, *words: object) -> int:
     code, _, err = cli(*generate("--max-tokens", 1, "--verbose", *words))
     assert code == 0, err
-    return int(re.findall(r"\((\d+) of pictures\)", err)[0])
+    return int(re.findall(r"\((\d+) of pictures and videos\)", err)[0])
 
 
 def test_picture_options_change_what_the_model_sees(cli):

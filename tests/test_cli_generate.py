@@ -211,7 +211,7 @@ sys.exit(main(sys.argv[1:]))
     ("words", "says"),
     [
         (["--image", "nowhere/*.png"], "nowhere/*.png: no file matches"),
-        (["--image", "-", "-"], "-: stdin holds one picture"),
+        (["--image", "-", "-"], "-: stdin holds one file"),
         (["--image", "-", "--prompt-file", "-"], "cannot both be read from stdin"),
         (["--prompt-file", "nowhere.txt"], "--prompt-file nowhere.txt: cannot be read (No such file"),
         (["--prompt-file", str(PICTURE)], "is not UTF-8 (byte 0)"),

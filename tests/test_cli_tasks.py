@@ -12,6 +12,7 @@ from PIL import Image
 from test_cli import ROOT, cli, refused  # noqa: F401
 
 from mlx_lfm2vl import Box, detect, extract, load
+from mlx_lfm2vl.cli.detect import unasked
 
 EXAMPLES = ROOT / "examples"
 STARS = {"type": "object", "properties": {"stars": {"type": "integer", "description": "How many stars are there?"}}}
@@ -235,3 +236,25 @@ def test_a_batch_fills_a_schema(demo, here):
 def test_a_task_that_lacks_something_writes_nothing(refused, here, words, message):  # noqa: F811
     argv = ["batch", "boxes.png", "--model", "demo", "--output", "out.jsonl", *words.split()]
     assert message in refused(*argv) and not (here / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "labels", "others"),
+    [
+        ("zebra", ["black square", "black square", "zebras"], ["black square"]),
+        ("red cars", ["car", "red bus", "person"], ["person"]),
+        ("boxes and circles", ["box", "circle"], []),
+        ("every object", ["dog"], []),
+        ("all things", ["dog"], []),
+    ],
+)
+def test_labels_that_nobody_asked_for_are_found(what, labels, others):
+    assert unasked(what, labels) == others
+
+
+def test_detect_says_that_a_label_was_not_asked_for(demo):
+    code, out, err = demo("detect zebra --image", str(EXAMPLES / "shapes.png"))
+    assert code == 0 and "black square" in out
+    assert err == (
+        "mlx-lfm2vl: black square: labels of the model's own, where 'zebra' was asked for; look at the boxes\n"
+    )

@@ -111,8 +111,12 @@ def test_rows_with_videos_are_answered(tmp_path, clip):
         ({"video": 3, "prompt": "a"}, '"video" must be a path, a URL, a data URI or a list of them'),
         ({"video": [], "prompt": "a"}, '"video" is empty; leave it out, or name a video'),
         ({"video": "a.mp4", "videos": ["b.mp4"]}, 'has both "video" and "videos"; give one of them'),
-        ({"video": "a.mp4", "clip": "b.mp4"}, '"clip" names a picture and is not read'),
-        ({"video": "no.mp4"}, "no.mp4: no such picture"),
+        ({"video": "a.mp4", "clip": "b.mp4"}, '"clip" names a video and is not read; call it "video"'),
+        ({"vidoe": "a.mp4"}, '"vidoe" names a video and is not read; call it "video", with all videos in one list'),
+        ({"file": "a.mp4", "prompt": "a"}, '"file" names a video and is not read; call it "video"'),
+        ({"video": "a.mp4", "fsp": 2}, '"fsp" is not read; call it "fps"'),
+        ({"image": "a.png", "fps": 2}, '"fps" counts frames of a video, and the row has none; name one as "video"'),
+        ({"video": "no.mp4"}, "no.mp4: no such video"),
         ({"video": str(CLIP), "fps": "fast"}, "fps is 'fast', expected frames a second"),
     ],
 )
@@ -140,5 +144,22 @@ def test_a_task_of_a_batch_takes_no_videos(tmp_path, clip, capsys):
     code, (made,) = batch(tmp_path, str(tmp_path / "rows.jsonl"), *words)
     assert code == 1 and made["error"] == "detect is for pictures; ask about a video without --task"
     (tmp_path / "b.png").write_bytes((GOLDEN / "pictures" / "small.png").read_bytes())
+    code, (made,) = batch(tmp_path, str(clip), "--overwrite", *words)
+    assert code == 1 and made["error"] == "detect is for pictures; ask about a video without --task"
+    assert made["video"] == str(clip) and "image" not in made
     batch(tmp_path, str(tmp_path), "--overwrite", *words)
     assert "left out, as no pictures by their names: a clip.mp4" in capsys.readouterr().err
+
+
+def test_fps_without_a_video_is_refused(tmp_path, capsys):
+    (tmp_path / "b.png").write_bytes((GOLDEN / "pictures" / "small.png").read_bytes())
+    words = ["batch", str(tmp_path), "--fps", "2", "--output", str(tmp_path / "o.jsonl"), "--model", str(MODEL)]
+    assert main(words) == 2
+    assert capsys.readouterr().err == "mlx-lfm2vl: error: --fps counts frames of videos, and INPUT has none\n"
+
+
+def test_rows_of_evaluate_have_no_videos(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"video": "a.mp4", "prompt": "a", "answers": ["b"]}) + "\n")
+    assert main(["evaluate", "demo", "--task", str(tmp_path / "rows.jsonl")]) == 2
+    line = 'rows.jsonl, line 1: "video" names a video and is not read; rows have pictures only; leave it out\n'
+    assert capsys.readouterr().err.endswith(line)

@@ -292,7 +292,10 @@ def test_generation_ends_where_the_positions_end():
         refused = rf"the prompt has \d+ tokens, but the model has {limit} positions"
         with pytest.raises(PromptError, match=rf"{refused}; shorten the text"):
             generate(model, processor, "Hello." * 50, options=OPTIONS)
-        with pytest.raises(PromptError, match=rf"{refused}; use fewer or smaller pictures, or less text"):
+        with pytest.raises(
+            PromptError,
+            match=rf"{refused}; use fewer or smaller pictures, fewer frames",
+        ):
             generate(model, processor, "Hello.", picture("tall"), options=OPTIONS)
     finally:
         model.config = config

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -14,9 +15,21 @@ from conftest import GOLDEN, cache_by_backend, picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from videos import CLIP, write_video
+from videos import CLIP, clip_uri, write_video
 
-from mlx_lfm2vl import Chat, Engine, GenerationOptions, GenerationRequest, SourcePolicy, generate, load, load_video
+from mlx_lfm2vl import (
+    Chat,
+    Engine,
+    GenerationOptions,
+    GenerationRequest,
+    SourcePolicy,
+    detect,
+    explain,
+    generate,
+    load,
+    load_image,
+    load_video,
+)
 from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.config import Lfm3VlVideoProcessorConfig
 from mlx_lfm2vl.errors import ImageError, ImageWarning, OptionError, PromptError
@@ -86,7 +99,7 @@ def test_frames_without_a_rate_are_taken_for_24_a_second():
     [
         (np.zeros((6, 20, 30), np.uint8), r"expected \(frames, height, width, 3\)"),
         ([], "the list of frames: has no frames"),
-        ("nowhere.mp4", "nowhere.mp4: no such picture"),
+        ("nowhere.mp4", "nowhere.mp4: no such video"),
         (b"GIF89a broken", "is no animation that can be read"),
         (3, "of type int cannot be read"),
     ],
@@ -382,7 +395,7 @@ def test_the_command_answers_about_a_video(capsys):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--video", "nowhere.mp4"], "nowhere.mp4: no such picture"),
+        (["--video", "nowhere.mp4"], "nowhere.mp4: no such video"),
         (["--fps", "2"], "--fps needs --video"),
         (["--video", str(CLIP), "--fps", "0"], "'0' is not a number above 0"),
     ],
@@ -404,3 +417,177 @@ def test_an_engine_counts_the_tokens_of_videos():
         answer = engine.submit("Hi", videos=video, options=GenerationOptions(max_tokens=1)).result(60)
         assert answer.statistics is not None
         assert engine.count_tokens("Hi", videos=video) == answer.statistics.prompt_tokens
+
+
+# What is said of a video
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "video", "path": str(CLIP), "fps": 4},
+        {"type": "video_url", "video_url": {"url": str(CLIP), "fps": 4}},
+        {"type": "video_url", "video_url": str(CLIP), "fps": 4},
+        {"type": "video", "video_url": {"url": clip_uri()}, "num_frames": 12},
+    ],
+)
+def test_every_spelling_of_a_video_item_is_read(item):
+    model, processor = loaded("lfm3")
+    expected = encode(model, processor, GenerationRequest("What?", videos=load_video(CLIP, fps=4))).ids
+    asked = [{"role": "user", "content": [item, text("What?")]}]
+    np.testing.assert_array_equal(encode(model, processor, GenerationRequest(asked)).ids, expected)
+    both = processor.apply_chat_template(asked, tokenize=True, add_generation_prompt=True)
+    np.testing.assert_array_equal(both[0], expected)
+
+
+KNOWN = "'video', 'url', 'path', 'fps', 'num_frames'"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"fsp": 1}, f"is of type 'video' and has 'fsp', which is not read; it takes {KNOWN}"),
+        ({"nframes": 8}, "is of type 'video' and has 'nframes', which is not read; did you mean num_frames?"),
+        ({"video_url": {"fps": 2}}, "has 'video_url' without 'url'; give the video's address"),
+    ],
+)
+def test_no_field_of_a_video_is_passed_over(fields, words):
+    model, processor = loaded("gen2")
+    item = {"type": "video", "path": str(CLIP), **fields}
+    for request, where in (
+        (GenerationRequest("What?", videos={"path": str(CLIP), **fields}), "videos[0]"),
+        (GenerationRequest([{"role": "user", "content": [item]}]), "prompt[0], item 0 of its content,"),
+    ):
+        with pytest.raises(PromptError, match=f"^{re.escape(f'{where} {words}')}$"):
+            encode(model, processor, request)
+
+
+@pytest.mark.parametrize("checkpoint", ["lfm3", "gen2"])
+def test_a_processor_tells_the_frames_and_tokens_of_a_video(checkpoint):
+    model, processor = loaded(checkpoint)
+    for video in (load_video(CLIP), load_video(CLIP, fps=1), load_video(CLIP, num_frames=5)):
+        prompt = encode(model, processor, GenerationRequest("What?", videos=video))
+        assert processor.video_tokens(video) == np.isin(prompt.ids, processor.placeholder_ids).sum()
+    fps, least, most = processor.frame_sampling
+    assert (fps, least) == (2.0, 4) and most == {"lfm3": 24, "gen2": 32}[checkpoint]
+
+
+@pytest.mark.parametrize(("checkpoint", "most"), [("lfm3", 24), ("gen2", 32)])
+@pytest.mark.parametrize(
+    ("fps", "seen", "bounded"), [(None, 6, False), ("0.1", 4, True), ("4", 12, False), ("100", 24, False)]
+)
+def test_the_command_says_how_many_frames_are_seen(checkpoint, most, fps, seen, bounded, capsys):
+    words = ["generate", "--model", str(GOLDEN / checkpoint), "--video", str(CLIP), "--max-tokens", "1", "--json"]
+    assert main(words if fps is None else [*words, "--fps", fps]) == 0
+    out, err = capsys.readouterr()
+    made = json.loads(out)
+    assert made["images"] == []
+    assert made["videos"] == [{"source": str(CLIP), "frames": seen, "tokens": made["image_tokens"]}]
+    limits = f"; the model takes 4 to {most}" if bounded else ""
+    said = f"mlx-lfm2vl: {CLIP}: {seen} of 24 frames are seen{limits}\n"
+    assert err == ("" if seen == 24 else said)
+
+
+# What is no video, and videos in the place of pictures
+
+STILL = "a.jpg: is a picture, not a video; give it as one (--image, images=)"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.pdf", b"%PDF-1.4 a", "a.pdf: is a PDF document, not a video; give it as a picture (--image, images=)"),
+        ("a.jpg", b"\xff\xd8\xff\xe0" + bytes(99), STILL),
+        ("a.jpg", b"\0\0\0\x20ftypheic" + bytes(99), STILL),
+        (
+            "a.mp4",
+            b"hello\n" * 99,
+            "a.mp4: is no video that can be read (Invalid data found when processing input); convert it to MP4",
+        ),
+        ("a.mp4", b"", "a.mp4: the file is empty; save or download it again"),
+    ],
+)
+def test_a_file_that_is_no_video_says_what_it_is(name, data, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ImageError, match=f"^{re.escape(words)}$"):
+        load_video(name)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (".", ".: is a directory, not a video; name a file in it"),
+        ("", "the video's path is empty; name a file"),
+        (b"", "video bytes: there are no bytes in it; give those of a video file"),
+        (os.devnull, f"{os.devnull}: is not a regular file but a device or pipe; give a file, or the video's bytes"),
+        (
+            3,
+            "a video of type int cannot be read; give a list of pictures, an array of frames, a path, a URL, a data: "
+            "URI, an open file or the bytes of a video file",
+        ),
+    ],
+)
+def test_what_cannot_be_a_video_is_called_one(source, words):
+    with pytest.raises(ImageError, match=f"^{re.escape(words)}$"):
+        load_video(source)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".avi", ".mkv", ".flv", ".webm"])
+def test_a_video_in_the_place_of_a_picture_says_so(suffix, tmp_path):
+    codec = {".webm": "libvpx", ".flv": "flv"}.get(suffix, "mpeg4")
+    file = write_video(tmp_path / f"a{suffix}", [np.zeros((48, 64, 3), np.uint8)] * 2, 4, codec)
+    with pytest.raises(ImageError, match=r"not a picture but a video; ask about it with --video or videos=, or as an "):
+        load_image(file)
+
+
+NOTED = "videos of generate and Chat go into videos="
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ({"video": CLIP}, "video is not read; give a video in videos="),
+        ({"videos": CLIP, "fps": 1}, "fps is for a video; give it in videos=load_video(..., fps=...)"),
+        (
+            {"videos": CLIP, "num_frames": 1},
+            "num_frames is for a video; give it in videos=load_video(..., num_frames=...)",
+        ),
+        ({"images": Video("a.mp4", 1, 1)}, f"images[0] is a video, a.mp4; {NOTED}"),
+        (
+            {"images": np.zeros((4, 8, 8, 3), np.uint8)},
+            "images[0] is an array of the shape (4, 8, 8, 3), so several "
+            "pictures or the frames of a video; give a list of pictures, or load_video(array) in videos=",
+        ),
+    ],
+)
+@pytest.mark.parametrize("checkpoint", ["lfm3", "gen2"])
+def test_a_video_under_another_name_has_a_way_out(checkpoint, named, words):
+    model, processor = loaded(checkpoint)
+    with pytest.raises((OptionError, PromptError), match=f"^{re.escape(words)}$"):
+        generate(model, processor, "What?", **named)
+
+
+def test_explain_and_tasks_refuse_videos():
+    model, processor = loaded("gen2")
+    with pytest.raises(PromptError, match=r"^explain is for pictures; ask about a video with generate$"):
+        explain(model, processor, "What?", videos=CLIP)  # type: ignore[call-arg]
+    with pytest.raises(PromptError, match=rf"^images\[0\] is a video, .*; {NOTED}$"):
+        detect(model, processor, load_video(CLIP), "dogs", recipe="lfm2.5-vl-450m")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--max-image-tokens", "4"], "--max-image-tokens is for pictures"),
+        (["--no-tiling"], "--no-tiling is for pictures"),
+        (["--color-management"], "--color-management is for pictures"),
+    ],
+)
+def test_options_of_pictures_do_nothing_in_silence(options, line, capsys):
+    words = ["generate", "--video", str(CLIP), "--max-tokens", "1", "--model"]
+    assert main([*words, str(GOLDEN / "lfm3"), *options]) == 2
+    rest = ", which videos of this model are not; leave it out"
+    assert capsys.readouterr().err == f"mlx-lfm2vl: error: {line}{rest}\n"
+    assert main([*words, str(GOLDEN / "lfm3"), *options, "--image", str(GOLDEN / "pictures" / "small.png")]) == 0
+    assert main([*words, str(GOLDEN / "gen2"), *options]) == 0

@@ -83,7 +83,9 @@ class Output:
             self._check_own(rows())
             return
         there, torn = self._read()
+        total = 0
         for row in rows():
+            total += 1
             if lines := there.get(json.dumps(row.fields["id"])):
                 number, start, _ = lines.popleft()
                 self._check(number, start, row)
@@ -97,7 +99,8 @@ class Output:
             self._check_torn(torn, rows())
             note(f"{self.path}: the last line is not complete and is done again")
         if self.rows:
-            note(f"{self.path}: {counted(self.rows, 'row', be=True)} there already")
+            every = "all " if self.rows == total > 1 else ""
+            note(f"{self.path}: {every}{counted(self.rows, 'row', be=True)} there already")
         if left:
             kept = counted(len(left), "row", be=True)
             note(f"{self.path}: {kept} kept that the input does not have")

@@ -164,8 +164,6 @@ def _write(args: argparse.Namespace, rows: Rows, digest: str, ranks: Ranks | Non
                 f"{min(output.lines[number] for number in output.failed)}; --retry-failed does them again"
             )
         if done == len(rows) and not again:
-            every = "all " if done > 1 else ""
-            note(f"{args.output}: {every}{counted(done, 'row', be=True)} there already")
             return 1 if output.failed else 0
         answers, cut_off = RowAnswers(args, rows), []
 

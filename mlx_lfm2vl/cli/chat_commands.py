@@ -108,7 +108,7 @@ class Conversation:
         self.waiting += self.terminal.pictures(dropped(argument))
 
     def video(self, argument: str) -> None:
-        self.waiting += self.terminal.pictures(dropped(argument), moving=True)
+        self.waiting += self.terminal.pictures(dropped(argument, "video"), moving=True)
 
     def images(self, argument: str) -> None:
         """Lists the pictures and videos of the conversation and those that wait for the next message; `drop` and a

@@ -6,7 +6,11 @@ import argparse
 import csv
 import io
 import json
+import re
+from collections.abc import Iterable
 
+from .inputs import shortened
+from .options import note
 from .tasks import (
     Sources,
     add_files,
@@ -15,11 +19,11 @@ from .tasks import (
     do,
     print_json,
     print_table,
-    shortened,
     targets,
     write_file,
 )
 
+ANY = {"all", "any", "anything", "everything", "item", "object", "thing"}  # words that any label answers
 SUMMARY = "find things in pictures: boxes"
 DESCRIPTION = """\
 Finds all that WHAT names and prints a box for each, in pixels of the upright picture.
@@ -47,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     if done is None:
         return 130
     boxes, about = done
+    if others := unasked(args.what, [box.label for box in boxes]):
+        note(f"{', '.join(others)}: labels of the model's own, where {args.what!r} was asked for; look at the boxes")
     names = [shortened(name) for name in sources.names]
     if args.json:
         print_json({**about, "boxes": boxes})
@@ -63,3 +69,16 @@ def run(args: argparse.Namespace) -> int:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *to_rows(boxes, names)])
         write_file(args.csv, file.getvalue().encode("utf-8", "backslashreplace"), args.overwrite)
     return 0
+
+
+def unasked(what: str, labels: Iterable[str]) -> list[str]:
+    """The labels, each once, that have no word in common with what was asked for, plural or not. Whoever asks for
+    objects of any kind has asked for all."""
+    asked = _words(what)
+    if asked & ANY:
+        return []
+    return [label for label in dict.fromkeys(labels) if not _words(label) & asked]
+
+
+def _words(text: str) -> set[str]:
+    return {re.sub(r"(?<=..)e?s?$", "", word) for word in re.findall(r"\w+", text.lower())}

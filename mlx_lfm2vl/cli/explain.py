@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from .argument_types import nonempty
 from .generate import for_stdout
-from .inputs import DEFAULT_PROMPT, add_control_tokens, add_prompt, check_output, expand, load_pictures, read_prompt
+from .inputs import (
+    DEFAULT_PROMPT,
+    add_control_tokens,
+    add_prompt,
+    check_output,
+    expand,
+    load_pictures,
+    read_prompt,
+    shortened,
+)
 from .options import (
     add_model,
     add_pictures,
@@ -106,9 +116,9 @@ def run(args: argparse.Namespace) -> int:
         ]
         overlay.save(overlay.stacked(maps), path)
     elif path is not None:
-        overlay.save(made.sheet(), path)
+        overlay.save(made.sheet(names=[shortened(os.path.basename(name) or name) for name, _ in loaded]), path)
     if args.json:
-        names = [name if len(name) <= 200 else f"{name[:200]}..." for name, _ in loaded]
+        names = [shortened(name) for name, _ in loaded]
         print(json.dumps(_as_object(chosen_model(args), made, names), ensure_ascii=False), flush=True)
     else:
         print(for_stdout(made.text), flush=True)

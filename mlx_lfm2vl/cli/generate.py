@@ -20,6 +20,7 @@ from .inputs import (
     load_pictures,
     piped_prompt,
     read_prompt,
+    shortened,
 )
 from .options import (
     add_model,
@@ -32,7 +33,7 @@ from .options import (
     source_policy,
 )
 from .progress import Spinner
-from .videos import add_videos, default_prompt, load_videos
+from .videos import add_videos, as_objects, check_picture_options, default_prompt, load_videos, note_frames
 from .vision_cache import add_vision_cache, chosen_vision_cache
 
 if TYPE_CHECKING:
@@ -120,18 +121,21 @@ def run(args: argparse.Namespace) -> int:
     with Spinner("reading pictures"):  # a wrong name is said before a large model is loaded
         policy = source_policy(args)
         loaded = load_pictures(expand(args.image), policy, args.color_management)
-        videos = [video for _, video in load_videos(args.video, args.fps, policy)]
+        videos = load_videos(args.video, args.fps, policy)
     pictures = [picture for _, picture in loaded]
     kept = chosen_vision_cache(args)
     options = with_draft(options, args)
     model, processor = load_model(args)
     if args.verbose:
         report_loading(model)
+    if videos and not pictures:
+        check_picture_options(args, processor)
+    note_frames(processor, videos)
     request = GenerationRequest(
         *(prompt, pictures or None, args.system),
         options=options,
         control_tokens=args.control_tokens,
-        videos=videos or None,
+        videos=[video for _, video in videos] or None,
     )
     with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
         answers = (
@@ -153,10 +157,10 @@ def run(args: argparse.Namespace) -> int:
                 note("the answer was cut off by --max-tokens, so it may not hold to its form; raise it")
             if args.json:
                 images = [
-                    {"source": name if len(name) <= 200 else f"{name[:200]}...", "tokens": tokens}
+                    {"source": shortened(name), "tokens": tokens}
                     for (name, _), tokens in zip(loaded, image_tokens(processor, pictures), strict=True)
                 ]
-                made = as_object(chosen_model(args), answer, images)
+                made = as_object(chosen_model(args), answer, images, as_objects(processor, videos))
                 print(for_stdout(json.dumps(made, ensure_ascii=False)), flush=True)
             elif args.n > 1:
                 print(f"{number + 1}: {for_stdout(answer.text + answer.tool_text)}", flush=True)
@@ -207,7 +211,9 @@ def image_tokens(processor: Lfm2VlProcessor, pictures: list[Any]) -> list[int]:
     return [plan(height, width, config).tokens for width, height in sizes]
 
 
-def as_object(model: str, answer: Completion, images: list[dict[str, Any]]) -> dict[str, Any]:
+def as_object(
+    model: str, answer: Completion, images: list[dict[str, Any]], videos: list[dict[str, Any]]
+) -> dict[str, Any]:
     """The object that --json prints."""
     import dataclasses
 
@@ -218,6 +224,7 @@ def as_object(model: str, answer: Completion, images: list[dict[str, Any]]) -> d
         "tokens": list(answer.tokens),
         "finish_reason": answer.finish_reason,
         "images": images,
+        "videos": videos,
         **dataclasses.asdict(answer.statistics),
     }
     if answer.top_logprobs is not None:
@@ -240,7 +247,8 @@ def report(statistics: Statistics, drafts: bool = False) -> None:
     """Prints what a run took, on stderr. `drafts`: whether it was to have some."""
     cached = f", {statistics.cached_tokens} known from before" if statistics.cached_tokens else ""
     speed = f" at {rate:.1f} tokens/s" if (rate := statistics.prompt_tokens_per_second) else ""
-    note(f"prompt {counted(statistics.prompt_tokens, 'token')} ({statistics.image_tokens} of pictures{cached}){speed}")
+    seen = f"{statistics.image_tokens} of pictures and videos{cached}"
+    note(f"prompt {counted(statistics.prompt_tokens, 'token')} ({seen}){speed}")
     note(
         f"answer {counted(statistics.generated_tokens, 'token')} at {statistics.tokens_per_second:.1f} tokens/s, "
         f"the first after {statistics.time_to_first_token:.2f} s"

@@ -101,7 +101,7 @@ def expand(pictures: Sequence[str]) -> list[str]:
     from ..processing.pdf import has_suffix, split_selection
 
     if list(pictures).count(STDIN) > 1:
-        raise ImageError("-: stdin holds one picture, so - can be given once")
+        raise ImageError("-: stdin holds one file, so - can be given once")
     names: list[str] = []
     for name in pictures:
         if name == STDIN or ADDRESS.match(name) or not glob.has_magic(name) or os.path.lexists(name):
@@ -150,18 +150,23 @@ def _pattern(name: str) -> str:
     return glob.escape(there) + rest
 
 
-def source(name: str) -> str | bytes:
-    """The source that `load_image` reads for a name: the name, or for `-` the bytes on stdin."""
+def shortened(name: str) -> str:
+    """The name of a picture or video as output has it: of a long one, such as a data URI, the beginning."""
+    return name if len(name) <= 200 else f"{name[:200]}..."
+
+
+def source(name: str, of: str = "picture") -> str | bytes:
+    """The source that `load_image` or `load_video` reads for a name: the name, or for `-` the bytes on stdin."""
     if name != STDIN:
         return name
     if sys.stdin.isatty():
-        raise ImageError("-: stdin is the keyboard; pipe a picture into it, or name a file")
+        raise ImageError(f"-: stdin is the keyboard; pipe a {of} into it, or name a file")
     from ..processing.fetch import DEFAULT_POLICY
 
     most = int(DEFAULT_POLICY.max_bytes)
     data = sys.stdin.buffer.read(most + 1)
     if len(data) > most:
-        raise ImageError(f"-: more than {most} bytes on stdin; make the picture smaller")
+        raise ImageError(f"-: more than {most} bytes on stdin; make the {of} smaller")
     return data
 
 
@@ -211,12 +216,12 @@ def _without_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def dropped(text: str) -> list[str]:
+def dropped(text: str, of: str = "picture") -> list[str]:
     """Names as a person types them or a terminal writes them when files are dropped on it: with spaces, in quotes, with
     backslashes before spaces, or as file: addresses; several in a row. Raises `ImageError` if there is none."""
     text = text.strip()
     if not text:
-        raise ImageError("no picture is named")
+        raise ImageError(f"no {of} is named")
     if os.path.lexists(whole := _local(text)):
         return [whole]
     try:

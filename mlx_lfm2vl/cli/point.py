@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from .inputs import shortened
 from .tasks import (
     Sources,
     add_files,
@@ -12,7 +13,6 @@ from .tasks import (
     do,
     print_json,
     print_table,
-    shortened,
     targets,
 )
 

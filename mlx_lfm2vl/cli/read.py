@@ -6,8 +6,9 @@ import argparse
 from typing import TYPE_CHECKING
 
 from .generate import for_stdout
+from .inputs import shortened
 from .options import note
-from .tasks import Sources, add_files, add_task, check_files, do, print_json, shortened, targets, write_picture
+from .tasks import Sources, add_files, add_task, check_files, do, print_json, targets, write_picture
 
 if TYPE_CHECKING:
     from .. import ReadTask

@@ -14,15 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from .. import (
-    Completion,
-    ConstraintError,
-    GenerationOptions,
-    GenerationRequest,
-    Lfm2VlError,
-    OptionError,
-    PromptError,
-)
+from .. import Completion, ConstraintError, GenerationOptions, GenerationRequest, Lfm2VlError, OptionError, PromptError
 from ..config.files import finite_number, no_number
 from ..processing.addresses import beside
 from ..processing.open_file import file_and_pages
@@ -54,6 +46,7 @@ _LONG_OPTIONS = tuple(name for name in OPTIONS if len(name) > 8)  # short ones a
 _OTHER_NAMES = {
     **dict.fromkeys(("max_token", "maxtokens", "max_new_tokens", "max_completion_tokens", "max_length"), "max_tokens"),
     "temp": "temperature",
+    **dict.fromkeys(("fsp", "frames_per_second"), "fps"),
 }
 
 
@@ -114,6 +107,8 @@ class Rows:
         else:
             self._pictures = pictures_in(inputs, recursive, videos=task is None)
             self._length = len(self._pictures)
+            if fps is not None and not any(map(is_video, self._pictures)):
+                raise OptionError("--fps counts frames of videos, and INPUT has none")
         if not self._length:
             raise OptionError(f"{inputs[0]}: has no rows")
 
@@ -133,7 +128,7 @@ class Rows:
     def _read(self) -> Iterator[Row]:
         if self._file is None:
             for picture in self._pictures:
-                moving = self._task is None and is_video(picture)
+                moving = is_video(picture)
                 prompt = self._prompt or ("" if self._task else default_prompt(moving, not moving))
                 fields = {"id": picture, "video" if moving else "image": picture}
                 fields |= {"prompt": prompt} if prompt else {}
@@ -194,7 +189,9 @@ class Rows:
 
     def _question(self, data: Mapping[str, Any]) -> GenerationRequest:
         moving = videos_key(data)
-        given = pictures_key(data, ("prompt", "system", *FIELDS, *([moving] if moving else [])))
+        given = pictures_key(data, ("prompt", "system", *FIELDS, *([moving] if moving else [])), videos=True)
+        if moving is None and data.get("fps") is not None:
+            raise PromptError('"fps" counts frames of a video, and the row has none; name one as "video"')
         if not given and not moving and "prompt" not in data and "messages" in data:
             raise PromptError('"messages" is not read; give "prompt" and "image"')
         if other := next((key for key in data if key.lower().replace("-", "_") in _OTHER_NAMES), None):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import AnswerError, OptionError, OutputError
 from .generate import for_stdout
-from .inputs import check_output, expand, load_pictures
+from .inputs import check_output, expand, load_pictures, shortened
 from .options import (
     add_model,
     add_pictures,
@@ -103,11 +103,6 @@ class Sources:
     def as_objects(self) -> list[dict[str, Any]]:
         pairs = zip(self.names, self.pictures, strict=True)
         return [{"source": shortened(name), "width": each.width, "height": each.height} for name, each in pairs]
-
-
-def shortened(name: str) -> str:
-    """A picture's name for people; a data URI is long."""
-    return name if len(name) <= 200 else f"{name[:200]}..."
 
 
 def do(args: argparse.Namespace, sources: Sources, make: Any) -> tuple[Any, dict[str, Any]] | None:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import counted
 from .argument_types import real
-from .inputs import DEFAULT_PROMPT, expand, source
+from .inputs import DEFAULT_PROMPT, STDIN, expand, shortened, source
+from .options import note, picture_overrides
 
 if TYPE_CHECKING:
-    from .. import SourcePolicy, Video
+    from .. import Lfm2VlProcessor, SourcePolicy, Video
 
 DEFAULT_VIDEO_PROMPT = "What happens in this video?"
 
@@ -34,9 +35,17 @@ def add_fps(parser: argparse.ArgumentParser) -> None:
 
 def load_videos(names: Sequence[str], fps: float | None, policy: SourcePolicy) -> list[tuple[str, Video]]:
     """The videos of these names and patterns with what each is called. Raises `ImageError`."""
-    from .. import load_video
+    from .. import ImageError, load_video
 
-    return [(name, load_video(source(name), fps=fps, policy=policy)) for name in expand(names)]
+    loaded = []
+    for name in expand(names):
+        try:
+            loaded.append((name, load_video(source(name, "video"), fps=fps, policy=policy)))
+        except ImageError as error:
+            if name != STDIN:
+                raise
+            raise ImageError(str(error).replace("video bytes", "- (stdin)", 1)) from None
+    return loaded
 
 
 def is_video(name: str) -> bool:
@@ -49,6 +58,43 @@ def is_video(name: str) -> bool:
 def default_prompt(videos: Any, images: Any) -> str:
     """The prompt of a question without one."""
     return DEFAULT_VIDEO_PROMPT if videos and not images else DEFAULT_PROMPT
+
+
+def check_picture_options(args: argparse.Namespace, processor: Lfm2VlProcessor) -> None:
+    """Raises `OptionError` for an option of pictures where there are videos alone, and the model does not see their
+    frames as pictures."""
+    from .. import OptionError
+
+    given = [] if processor.frames_as_pictures else [*picture_overrides(args)]
+    if given:
+        typed = {"do_image_splitting": "--tiling" if args.tiling else "--no-tiling"}
+        option = typed.get(given[0], f"--{given[0].replace('_', '-')}")
+        raise OptionError(f"{option} is for pictures, which videos of this model are not; leave it out")
+
+
+def as_objects(processor: Lfm2VlProcessor, videos: Sequence[tuple[str, Video]]) -> list[dict[str, Any]]:
+    """The videos as --json has them: what each is called, the frames of it that are seen, their tokens."""
+    return [
+        {
+            "source": shortened(name),
+            "frames": len(video.indices(*processor.frame_sampling)),
+            "tokens": processor.video_tokens(video),
+        }
+        for name, video in videos
+    ]
+
+
+def note_frames(processor: Lfm2VlProcessor, videos: Sequence[tuple[str, Video]]) -> None:
+    """Says how many frames of each video are seen, where these are not all; and what the model takes, where that
+    decides."""
+    for name, video in videos:
+        fps, least, most = processor.frame_sampling
+        seen = len(video.indices(fps, least, most))
+        if seen == video.count:
+            continue
+        bounded = seen != len(video.indices(fps, 1, video.count))
+        limits = f"; the model takes {least} to {most}" if bounded else ""
+        note(f"{shortened(name)}: {seen} of {counted(video.count, 'frame')} are seen{limits}")
 
 
 def size(picture: Any) -> str:

@@ -67,6 +67,8 @@ def explain(
     check_callable("stop", stop)
     check_callable("progress", progress)
     image_overrides: dict[str, Any] = {**overrides}
+    if "videos" in image_overrides:
+        raise PromptError("explain is for pictures; ask about a video with generate")
     chosen = GenerationOptions.of(options, image_overrides)
     config = processor.image_processor.configured(**image_overrides)
     messages, pictures = _loaded(processor, conversation(prompt, images, system), image_overrides)

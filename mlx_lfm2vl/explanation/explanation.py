@@ -82,8 +82,9 @@ class Explanation:
         attention, shown = self.map(span, picture, layers), self.pictures[picture]
         return overlay.heat_map(shown, attention, (shown.width * scale, shown.height * scale))
 
-    def sheet(self, title: str = "") -> Image.Image:
-        """All pictures with the map of the whole answer and one of each of its words, and a legend."""
+    def sheet(self, title: str = "", names: Sequence[str] = ()) -> Image.Image:
+        """All pictures with the map of the whole answer and one of each of its words, and a legend. `title` stands for
+        the answer above them; several pictures are told apart by their numbers, as "Media-1", and their `names`."""
 
         def panel(name: str, span: Span, picture: int) -> overlay.Panel:
             attention = self.map(span, picture)
@@ -96,7 +97,11 @@ class Explanation:
             whole = (name, f"{share} of the attention lay on {of}", attention)
             words = [panel(word, tokens, number) for word, tokens in self.words()]
             words = words if len(words) > 1 else []
-            made.append(overlay.sheet(picture, title or self.text, whole, words))
+            head = title or self.text
+            if len(self.pictures) > 1:
+                called = f", {names[number]}" if number < len(names) else ""
+                head = f"Media-{number + 1}{called}. Answer: {head}"
+            made.append(overlay.sheet(picture, head, whole, words))
         return made[0] if len(made) == 1 else overlay.stacked(made)
 
     def _writing(self, start: int, end: int) -> list[int]:

@@ -64,6 +64,7 @@ def positions_left(model: Model, length: int, pictures: bool) -> int:
     if there is no room for one."""
     limit = model.config.text_config.max_position_embeddings
     if length >= limit:
-        way_out = "use fewer or smaller pictures, or less text" if pictures else "shorten the text"
+        way_out = "use fewer or smaller pictures, fewer frames of videos (fps), or less text"
+        way_out = way_out if pictures else "shorten the text"
         raise ContextLengthError(f"the prompt has {length} tokens, but the model has {limit} positions; {way_out}")
     return limit - length

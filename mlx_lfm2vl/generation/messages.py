@@ -10,11 +10,13 @@ import numpy as np
 
 from ..errors import OptionError, PromptError
 from ..processing.arrays import is_array, to_numpy
-from ..processing.conversation import PICTURE_TYPES, SOURCES, VIDEO_SOURCES, normalised, video_item
+from ..processing.conversation import PICTURE_TYPES, SOURCES, normalised
 from ..processing.open_file import is_remote as is_remote_source
+from ..processing.video import Video
+from ..processing.video_items import VIDEO_SOURCES, VIDEO_TYPES, video_item
 
 _ITEMS = {"text": ("text",), "image": SOURCES, "video": VIDEO_SOURCES}
-_TYPES = ("text", *PICTURE_TYPES, "video")
+_TYPES = ("text", *PICTURE_TYPES, *VIDEO_TYPES)
 
 
 def conversation(
@@ -76,11 +78,22 @@ def listed(images: Any) -> list[Any]:
 
 
 def checked_pictures(images: Any) -> list[Any]:
-    """The pictures of an `images` argument. Raises `PromptError` for None among several."""
+    """The pictures of an `images` argument. Raises `PromptError` for None among several, for a video, and for an array
+    of several pictures."""
     pictures = listed(images)
     for number, picture in enumerate(pictures):
         if picture is None:
             raise PromptError(f"images[{number}] is None, expected a picture; leave it out")
+        if isinstance(picture, Video):
+            raise PromptError(
+                f"images[{number}] is a video, {picture.label}; videos of generate and Chat go into videos="
+            )
+        if is_array(picture) and picture.ndim == 4:
+            shape = tuple(picture.shape)
+            raise PromptError(
+                f"images[{number}] is an array of the shape {shape}, so several pictures or the frames of a video; "
+                "give a list of pictures, or load_video(array) in videos="
+            )
     return pictures
 
 

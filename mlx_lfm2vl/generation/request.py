@@ -169,6 +169,11 @@ def check_overrides(processor: Lfm2VlProcessor, names: Iterable[str]) -> None:
     """Raises `OptionError` for a name of `image_overrides` that the processor and its template do not know."""
     for name in _OF_THE_ANSWER.intersection(names):
         raise OptionError(f"{name} is for the answer; give it as options=GenerationOptions({name}=...)")
+    for name in names:
+        if name == "video":
+            raise OptionError("video is not read; give a video in videos=")
+        if name in ("fps", "num_frames", "frame_rate"):
+            raise OptionError(f"{name} is for a video; give it in videos=load_video(..., {name}=...)")
     known = processor.image_processor.config.options() | processor.template.variables
     check_names(names, known | {"use_image_special_tokens"}, (*_OF_THE_ANSWER, *_OF_THE_CALL))
 

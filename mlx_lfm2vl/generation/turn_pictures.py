@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..processing.conversation import replace_videos
 from ..processing.load_image import Picture, load_image
 from ..processing.pages import pages_of
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.video import Video
+from ..processing.video_items import replace_videos
 from ..processing.view_plan import ViewPlan
 from .messages import checked_pictures, video_items
 from .request import EncodedPicture, split_pictures

@@ -2,7 +2,7 @@
 
 A conversation is a list of messages {"role", "content"}; content is a string or a list of items. Pictures stand in
 items {"type": "image"} under "image", "url", "path" or "base64", in the items of OpenAI and Anthropic, or under
-"images" of the message. What names a picture and is not read is refused.
+"images" of the message; videos in items of video_items.py. What names a picture and is not read is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,12 @@ from .addresses import decode_base64
 from .fetch import SourcePolicy
 from .pages import check_number, expand_pages, flatten
 from .picture_keys import another, holding, unread
-from .video import Video, frames_as_pictures, load_video
+from .video_items import VIDEO_SOURCES, VIDEO_TYPES, video_item, with_items
 
 BESIDE = ("images", "image")  # keys of a message, as Ollama has them; such pictures stand before its text
 KEYS = ("role", "content", "name", "tool_calls", "tool_call_id")  # of a message, besides
 PICTURE_TYPES = ("image", "image_url", "input_image")
 SOURCES = ("image", "url", "path", "base64")
-VIDEO_SOURCES = ("video", "url", "path")
-SAMPLING = ("fps", "num_frames")  # of a video item, as `load_video` takes them
 CALL_START, CALL_END = "<|tool_call_start|>", "<|tool_call_end|>"
 NAMES, ARGUMENTS = ("name", "function"), ("arguments", "parameters", "args")  # keys of a tool call that is an object
 
@@ -107,10 +105,11 @@ def _item(item: Any, where: str) -> Any:
         kind, item = "text", {**item, "type": "text"}
     if kind in PICTURE_TYPES:
         return _picture(item, where)
-    if kind == "video":
+    if kind in VIDEO_TYPES:
         return video_item(item, where)
     if key := unread(item, ("type", "text")) or holding(item, ("type", "text")):
-        raise PromptError(f"{where} is of type {kind!r} and has {key!r}, which is not read; it needs an 'image' item")
+        way = "it needs an item of type 'image' or 'video'"
+        raise PromptError(f"{where} is of type {kind!r} and has {key!r}, which is not read; {way}")
     return item
 
 
@@ -131,14 +130,6 @@ def _picture(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     if key := unread(item, known) or (None if found else holding(item, known)):
         raise PromptError(f"{where} is of type {item['type']!r} and has {key!r}, which is not read; call it 'image'")
     return {"type": "image", **found}
-
-
-def video_item(item: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A video's item with its sources and how its frames are sampled. Raises `PromptError`."""
-    known = (*VIDEO_SOURCES, *SAMPLING)
-    if key := unread(item, ("type", *known)) or another(item, ("type", *known)):
-        raise PromptError(f"{where} is of type 'video' and has {key!r}, which is not read; put videos under 'video'")
-    return {"type": "video", **{name: item[name] for name in known if item.get(name) is not None}}
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:
@@ -195,45 +186,9 @@ def with_page_items(
         beside.extend(pages)
         return [item] * max(1, len(pages))
 
-    made = [_with_items(messages, expanded) for messages in conversations]
+    made = [with_items(messages, expanded) for messages in conversations]
     check_number(sum(len(_image_items(messages)) for messages in made), policy)
     return made, beside if len(beside) > len(given) else images
-
-
-def replace_videos(
-    messages: Sequence[Mapping[str, Any]], policy: SourcePolicy, made: Callable[[Video], Any], rates: Iterator[Any]
-) -> list[dict[str, Any]]:
-    """The messages with the items that are made of each video in place of its own; `rates` are the frames a second of
-    videos that are lists or arrays. Raises `ImageError`, `PromptError`."""
-
-    def replaced(item: Any) -> list[Any]:
-        if not isinstance(item, Mapping) or item.get("type") != "video":
-            return [item]
-        sources = [item[name] for name in VIDEO_SOURCES if item.get(name) is not None]
-        if len(sources) != 1:
-            raise PromptError(f"a video item holds {len(sources)} videos, expected one under 'video', 'url' or 'path'")
-        sampling = {name: item.get(name) for name in SAMPLING}
-        return made(load_video(sources[0], policy=policy, frame_rate=next(rates, None), **sampling))
-
-    return _with_items(messages, replaced)
-
-
-def _with_items(messages: Sequence[Mapping[str, Any]], made: Callable[[Any], list[Any]]) -> list[dict[str, Any]]:
-    """The messages with the items that are made of each item of their contents in place of it."""
-    return [
-        {**message, "content": [each for item in message["content"] for each in made(item)]}
-        if isinstance(message.get("content"), (list, tuple))
-        else dict(message)
-        for message in messages
-    ]
-
-
-def as_frames(video: Video) -> list[dict[str, Any]]:
-    """A video as pictures, each behind its number as the models learnt it for several pictures."""
-    items: list[dict[str, Any]] = []
-    for number, frame in enumerate(frames_as_pictures(video), 1):
-        items += [{"type": "text", "text": f"Media-{number}: "}, {"type": "image", "image": frame}]
-    return items
 
 
 def _is_empty(item: Mapping[str, Any]) -> bool:

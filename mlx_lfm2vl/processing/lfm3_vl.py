@@ -17,12 +17,12 @@ from ..config import Lfm3VlImageProcessorConfig, Lfm3VlProcessorConfig, Lfm3VlVi
 from ..errors import ImageError, OptionError
 from . import lfm3_geometry
 from .batch_feature import BatchFeature
-from .conversation import replace_videos
 from .fetch import SourcePolicy
 from .image_processor import ImageProcessor, cut, write_patches
 from .processor import Lfm2VlProcessor
 from .prompt import ImageMarkup
 from .video import Video, held
+from .video_items import replace_videos
 from .view_plan import VideoPlan, ViewPlan
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"  # the reference's, where the tokenizer names none
@@ -84,7 +84,7 @@ class Lfm3VlImageProcessor(ImageProcessor):
 def seen(video: Video, config: Lfm3VlVideoProcessorConfig) -> tuple[list[np.ndarray], tuple[int, int], VideoPlan]:
     """The frames of a video that are sampled, each resized to (height, width, 3) uint8 as it is read; the size (height,
     width) from which theirs is computed; the plan. Raises `ImageError`."""
-    indices = video.indices(config.fps, config.min_frames, config.max_frames)
+    indices = video.indices(*_sampling(config))
     frames, size, plan = list[np.ndarray](), video.size, None
     for frame in video.read(indices):
         if plan is None:
@@ -94,6 +94,10 @@ def seen(video: Video, config: Lfm3VlVideoProcessorConfig) -> tuple[list[np.ndar
     if size is None or plan is None:
         raise ImageError(f"{video.label}: has no frames")
     return frames, size, plan
+
+
+def _sampling(config: Lfm3VlVideoProcessorConfig) -> tuple[float, int, int]:
+    return config.fps, config.min_frames, config.max_frames
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,16 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
         picture policy. Raises `ImageError`."""
         config = image_config.video
         frames, size, _ = seen(video, config)
-        numbers = video.numbers_of(video.indices(config.fps, config.min_frames, config.max_frames))
+        numbers = video.numbers_of(video.indices(*_sampling(config)))
         return held(video.label, frames, video.frame_rate, numbers, size)
+
+    @property
+    def frame_sampling(self) -> tuple[float, int, int]:
+        """Frames of a second, least and most in all, by the video policy."""
+        return _sampling(self.image_processor.config.video)
+
+    def _tokens_of_frames(self, moments: Sequence[float], height: int, width: int) -> int:
+        return lfm3_geometry.video_plan(moments, height, width, self.image_processor.config.video).tokens
 
     @property
     def video_token(self) -> str:

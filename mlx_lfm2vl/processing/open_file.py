@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import inspect
 import io
 import os
@@ -16,11 +17,13 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from ..errors import ImageError, short
 from . import addresses, pdf
 from .fetch import SourcePolicy, fetch
+
+Kind = Literal["picture", "video"]  # of what is opened, for errors
 
 
 def is_remote(picture: Any) -> bool:
@@ -75,76 +78,78 @@ class OpenedFile:
 
 
 @contextlib.contextmanager
-def opened(picture: Any, policy: SourcePolicy) -> Iterator[OpenedFile]:
-    """A file of whatever `load_image` reads that is no image yet. Raises `ImageError`, also for what reading raises."""
+def opened(picture: Any, policy: SourcePolicy, of: Kind = "picture") -> Iterator[OpenedFile]:
+    """A file of whatever `load_image` or `load_video` reads that is no image yet; errors call it a picture or a video.
+    Raises `ImageError`, also for what reading raises."""
     if isinstance(picture, str):
-        with _opened_text(picture, policy) as file:
+        with _opened_text(picture, policy, of) as file:
             yield file
     elif isinstance(picture, LabelledAddress):
         try:
-            with _opened_text(picture.url, policy) as file:
+            with _opened_text(picture.url, policy, of) as file:
                 yield replace(file, label=f"{picture.label}: {file.label}")
         except ImageError as error:
             begun = str(error).startswith(f"{picture.label}: ")
             raise error if begun else ImageError(f"{picture.label}: {error}") from None
     elif isinstance(picture, os.PathLike):
-        with _opened_path(os.fspath(picture), policy) as file:
+        with _opened_path(os.fspath(picture), policy, of) as file:
             yield file
     elif isinstance(picture, LabelledBytes):
-        yield _held(picture.data, picture.label)
+        yield _held(picture.data, picture.label, of)
     elif isinstance(picture, (bytes, bytearray, memoryview)):
-        yield _held(bytes(picture), "picture bytes")
-    elif callable(getattr(picture, "read", None)):
+        yield _held(bytes(picture), f"{of} bytes", of)
+    elif callable(getattr(picture, "read", None)) and not hasattr(picture, "frame_rate"):  # which a `Video` has
         label = f"file {short(str(getattr(picture, 'name', type(picture).__name__)))}"
-        yield _held(_content(picture, label, policy), label)
+        yield _held(_content(picture, label, policy), label, of)
     else:
+        more = {"picture": "a PIL image, a NumPy array,", "video": "a list of pictures, an array of frames,"}[of]
         raise ImageError(
-            f"a picture of type {type(picture).__name__} cannot be read; give a PIL image, a NumPy array, a path, a "
-            "URL, a data: URI, an open file or the bytes of a picture file"
+            f"a {of} of type {type(picture).__name__} cannot be read; give {more} a path, a URL, a data: URI, an open "
+            f"file or the bytes of a {of} file"
         )
 
 
 @contextlib.contextmanager
-def _opened_text(text: str, policy: SourcePolicy) -> Iterator[OpenedFile]:
+def _opened_text(text: str, policy: SourcePolicy, of: Kind) -> Iterator[OpenedFile]:
     kind = addresses.scheme(text)
     rest = text.strip()[len(kind) :]
     if is_remote(text):
         address, selection = addresses.split_pages(text.strip())
-        yield _held(fetch(address, policy), short(address), selection)
+        yield _held(fetch(address, policy), short(address), of, selection)
     elif kind == "data:":
-        yield _held(addresses.data_bytes(text, policy), short(text))
+        yield _held(addresses.data_bytes(text, policy), short(text), of)
     elif kind == "file:" and rest.startswith("/"):
-        with _opened_path(addresses.file_path(text), policy) as file:
+        with _opened_path(addresses.file_path(text), policy, of) as file:
             yield file
     elif kind and rest.startswith("//"):
         raise ImageError(f"{short(text)}: only http, https, file and data addresses and paths can be read")
     elif addresses.is_base64_picture(text):
-        yield _held(addresses.decode_base64(text, policy), "base64 text")
+        yield _held(addresses.decode_base64(text, policy), "base64 text", of)
     else:
-        with _opened_path(text, policy) as file:
+        with _opened_path(text, policy, of) as file:
             yield file
 
 
 @contextlib.contextmanager
-def _opened_path(name: str | bytes, policy: SourcePolicy) -> Iterator[OpenedFile]:
+def _opened_path(name: str | bytes, policy: SourcePolicy, of: Kind) -> Iterator[OpenedFile]:
     name = os.fsdecode(name)
     label = short(name)
     if not policy.allow_paths:
-        raise ImageError(f"{label}: local paths are not allowed here; give the picture itself")
+        raise ImageError(f"{label}: local paths are not allowed here; give the {of} itself")
     if not name:
-        raise ImageError("the picture's path is empty; name a file")
+        raise ImageError(f"the {of}'s path is empty; name a file")
     try:
         path, selection = file_and_pages(name)
         label = label if selection is None else short(pdf.split_selection(name)[0])
-        with open(path, "rb", opener=_opener) as file:
-            _check_file(os.fstat(file.fileno()), label)
+        with open(path, "rb", opener=functools.partial(_opener, of=of)) as file:
+            _check_file(os.fstat(file.fileno()), label, of)
             yield OpenedFile(file, label, selection)
     except FileNotFoundError:
         if os.path.islink(Path(name).expanduser()):
             raise ImageError(f"{label}: is a link to a file that is not there; name the file") from None
-        raise ImageError(f"{label}: no such picture") from None
+        raise ImageError(f"{label}: no such {of}") from None
     except IsADirectoryError:
-        raise ImageError(f"{label}: is a directory, not a picture; name a file in it") from None
+        raise ImageError(f"{label}: is a directory, not a {of}; name a file in it") from None
     except PermissionError:
         raise ImageError(f"{label}: permission denied; make it readable for you") from None
     except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, a loop of links, no home
@@ -181,24 +186,24 @@ def as_spelt(name: str | Path) -> Path:
     return path
 
 
-def _opener(name: str, flags: int) -> int:
+def _opener(name: str, flags: int, of: Kind) -> int:
     """Opens a regular file and nothing else: to open a pipe would wait for its writer, to open some devices acts."""
-    _check_file(os.stat(name), short(name))
+    _check_file(os.stat(name), short(name), of)
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # should it become a pipe in this very moment
 
 
-def _check_file(status: os.stat_result, label: str) -> None:
+def _check_file(status: os.stat_result, label: str, of: Kind) -> None:
     if stat.S_ISDIR(status.st_mode):
-        raise ImageError(f"{label}: is a directory, not a picture; name a file in it")
+        raise ImageError(f"{label}: is a directory, not a {of}; name a file in it")
     if not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"{label}: is not a regular file but a device or pipe; give a file, or the picture's bytes")
+        raise ImageError(f"{label}: is not a regular file but a device or pipe; give a file, or the {of}'s bytes")
     if not status.st_size:
         raise ImageError(f"{label}: the file is empty; save or download it again")
 
 
-def _held(data: bytes, label: str, selection: str | None = None) -> OpenedFile:
+def _held(data: bytes, label: str, of: Kind, selection: str | None = None) -> OpenedFile:
     if not data:
-        raise ImageError(f"{label}: there are no bytes in it; give those of a picture file")
+        raise ImageError(f"{label}: there are no bytes in it; give those of a {of} file")
     return OpenedFile(io.BytesIO(data), label, selection)
 
 

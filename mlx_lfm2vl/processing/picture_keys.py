@@ -105,13 +105,16 @@ def misspelt(data: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, str]
     return None
 
 
-def pictures_key(data: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
-    """The key of a row whose pictures are read, beside those known. Raises `PromptError` for two of them, for another
-    one that names a picture, and for a misspelt one."""
+def pictures_key(data: Mapping[str, Any], known: tuple[str, ...], videos: bool = False) -> str | None:
+    """The key of a row whose pictures are read, beside those known; `videos` says whether its videos are, too. Raises
+    `PromptError` for two of them, for another one that names a picture or video, and for a misspelt one."""
     given = [key for key in data if reads(key)]
     if len(given) > 1:
         raise PromptError(f'has both "{given[0]}" and "{given[1]}"; give one of them')
     if key := passed_over(data, known):
+        if _names_video(key, data[key]):
+            way = 'call it "video", with all videos in one list' if videos else "rows have pictures only; leave it out"
+            raise PromptError(f'"{key}" names a video and is not read; {way}')
         way = "put all pictures into one list" if given else 'call it "image"'
         raise PromptError(f'"{key}" names a picture and is not read; {way}')
     return given[0] if given else None
@@ -124,6 +127,13 @@ def videos_key(data: Mapping[str, Any]) -> str | None:
     if len(given) > 1:
         raise PromptError(f'has both "{given[0]}" and "{given[1]}"; give one of them')
     return given[0] if given else None
+
+
+def _names_video(key: str, value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    of_names = any(isinstance(each, str) and each.lower().endswith(VIDEO_SUFFIXES) for each in values)
+    plain = _plain(key)
+    return of_names or "video" in plain or bool(difflib.get_close_matches(plain, ("video", "videos"), 1, 0.79))
 
 
 def _names_picture(plain: str) -> bool:

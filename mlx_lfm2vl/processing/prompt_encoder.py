@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ..errors import TemplateError
+from ..errors import ImageError, TemplateError
 from .batch_feature import BatchFeature
 from .control_tokens import ControlTokens
-from .conversation import as_frames, replace_videos
 from .fetch import SourcePolicy
 from .image_processor import ImageProcessor
 from .prompt import Expanded, ImageMarkup, assign_pictures, expand, image_spans
 from .special_tokens import IMAGE_TOKENS, image_token
 from .tokenizer import Tokenizer
 from .video import PICTURES, Video, frames_as_pictures, held
+from .video_items import as_frames, replace_videos
 from .view_plan import ViewPlan
 
 if TYPE_CHECKING:
@@ -120,6 +120,24 @@ class PromptEncoder:
         """The messages with their videos as the model takes them: their frames as pictures, each behind "Media-1: " and
         so on. Raises `ImageError`, `PromptError`."""
         return replace_videos(messages, policy, as_frames, iter(()))
+
+    @property
+    def frame_sampling(self) -> tuple[float, int, int]:
+        """How the frames of a video that the model sees are sampled: frames of a second, least and most in all, as
+        `Video.indices` takes them."""
+        return PICTURES
+
+    def video_tokens(self, video: Video) -> int:
+        """The tokens of a video, without its times and markers. Its frames are as large as the first, the only one that
+        is read. Raises `ImageError`."""
+        indices = video.indices(*self.frame_sampling)
+        first = next(video.read(indices[:1]), None)
+        if first is None:
+            raise ImageError(f"{video.label}: has no frames")
+        return self._tokens_of_frames(video.times(indices), *(video.size or (first.height, first.width)))
+
+    def _tokens_of_frames(self, moments: Sequence[float], height: int, width: int) -> int:
+        return len(moments) * self.image_processor.plan(height, width).tokens
 
     def held(self, video: Video, image_config: Any) -> Video:
         """A video with copies of the frames that the model sees, which needs its source no longer. `image_config`: the

@@ -41,12 +41,17 @@ class TextProcessor(Lfm2VlProcessor):
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
-        self.use_image_special_tokens = False
+        self.use_image_special_tokens, self.notes = False, ()  # which are of pictures
 
     @property
     def placeholder_ids(self) -> tuple[int, ...]:
         """The ids of tokens in whose place pictures stand: none."""
         return ()
+
+    @property
+    def frame_sampling(self) -> tuple[float, int, int]:
+        """Raises `ImageError`."""
+        refuse()
 
     def shared_numbers(self) -> dict[str, int]:
         """The numbers that the model's configuration states too: none."""

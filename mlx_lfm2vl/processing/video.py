@@ -21,6 +21,7 @@ from .arrays import is_array, to_numpy
 from .fetch import DEFAULT_POLICY, SourcePolicy
 from .formats import check_size, decode
 from .load_image import DEFAULT_CONFIG, load_image
+from .not_pictures import is_still
 from .open_file import LabelledBytes, is_remote, opened
 
 USUAL_RATE = 24.0  # frames a second of frames that say none, as in the reference
@@ -143,11 +144,15 @@ def _opened(video: Any, frame_rate: float | None, policy: SourcePolicy) -> Video
             return (load_image(pictures[number], policy) for number in wanted)
 
         return Video("the list of frames", len(pictures), _rate(frame_rate, "the list of frames"), read=listed)
-    with opened(video, policy) as file:
+    with opened(video, policy, "video") as file:
+        if file.is_pdf():
+            raise ImageError(f"{file.label}: is a PDF document, not a video; give it as a picture (--image, images=)")
         start = file.file.read(16)
         file.file.seek(0)
         source = LabelledBytes(file.label, file.file.read()) if is_remote(video) or hasattr(video, "read") else video
         file.file.seek(0)
+        if is_still(start):
+            raise ImageError(f"{file.label}: is a picture, not a video; give it as one (--image, images=)")
         animated = start.startswith((b"GIF8", b"\x89PNG")) or start[8:12] == b"WEBP"
         of_kind = _animation if animated else _file
         return of_kind(file.file, file.label, source, policy)
@@ -157,7 +162,7 @@ def _file(file: BinaryIO, label: str, source: Any, policy: SourcePolicy) -> Vide
     known = video_file.probe(file, label, policy)
 
     def read(wanted: Sequence[int]) -> Iterator[Image.Image]:
-        with opened(source, policy) as again:
+        with opened(source, policy, "video") as again:
             yield from video_file.frames(again.file, label, wanted, policy)
 
     return Video(label, known.frames, known.frame_rate, read=read)
@@ -181,7 +186,7 @@ def _animation(file: BinaryIO, label: str, source: Any, policy: SourcePolicy) ->
         raise ImageError(f"{label}: is no animation that can be read ({error})") from None
 
     def read(wanted: Sequence[int]) -> Iterator[Image.Image]:
-        with opened(source, policy) as again, Image.open(again.file) as image:
+        with opened(source, policy, "video") as again, Image.open(again.file) as image:
             for number in wanted:
                 image.seek(number)
                 yield decode(image.copy(), label, policy, DEFAULT_CONFIG)

@@ -49,7 +49,7 @@ def probe(file: BinaryIO, label: str, policy: SourcePolicy) -> Probed:
     except ImageError:
         raise
     except (av.FFmpegError, ValueError, OSError) as error:
-        raise ImageError(f"{label}: is no video that can be read ({first_line(error)})") from None
+        raise ImageError(f"{label}: is no video that can be read ({_reason(error)}); convert it to MP4") from None
     if count < 1 or rate <= 0:
         raise ImageError(f"{label}: says neither how many frames it has nor how fast they follow; convert it to MP4")
     return Probed(count, rate)
@@ -75,11 +75,16 @@ def frames(file: BinaryIO, label: str, wanted: Sequence[int], policy: SourcePoli
     except ImageError:
         raise
     except (av.FFmpegError, ValueError, OSError) as error:
-        raise ImageError(f"{label}: is damaged or truncated ({first_line(error)})") from None
+        raise ImageError(f"{label}: is damaged or truncated ({_reason(error)}); save or download it again") from None
     if last is None:
         raise ImageError(f"{label}: has no frame that can be read")
     for _ in rest:
         yield _upright(last, label, policy)
+
+
+def _reason(error: Exception) -> str:
+    """The words of FFmpeg's error, without its number and its name of the file."""
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _check_all(pixels: int, label: str, policy: SourcePolicy) -> None:

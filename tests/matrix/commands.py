@@ -195,7 +195,7 @@ PICTURES = [
     refused("explain --image a.png --word x", "--word", "chooses what --draw draws", "give --draw, too"),
     refused("explain --image a.png --draw a.gif", "a.gif", "a drawing is written as png, jpg, jpeg, webp"),
     refused("explain --image a.png --draw no/a.png", "no", "no such folder"),
-    refused("generate --image - -", "-", "stdin holds one picture", "- can be given once"),
+    refused("generate --image - -", "-", "stdin holds one file", "- can be given once"),
     refused("generate --image -", "- (stdin)", "there are no bytes in it", "give those of a picture file"),
     refused("generate --image -", "- (stdin)", "damaged or truncated", "again", stdin=PNG[:-50]),
     refused(

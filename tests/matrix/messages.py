@@ -114,7 +114,7 @@ REFUSED = [
         "a file item of OpenAI's",
         content(ASK, {"type": "file", "file": {"filename": "a.png", "file_data": URI}}),
         "item 1 of its content, is of type 'file' and has 'file', which is not read",
-        "it needs an 'image' item",
+        "it needs an item of type 'image' or 'video'",
     ),
     refused(
         "a video item without a video",
@@ -139,7 +139,7 @@ REFUSED = [
             f"{key} of a text",
             content({**ASK, key: {"url": URI}}),
             f"item 0 of its content, is of type 'text' and has {key!r}, which is not read",
-            "it needs an 'image' item",
+            "it needs an item of type 'image' or 'video'",
         )
         for key in ("image_url", "image", "picture")
     ),

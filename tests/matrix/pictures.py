@@ -497,7 +497,7 @@ FILES = [
     missing(
         "a git-lfs pointer", "version https://git-lfs.github.com/spec/v1\n", "a pointer of git-lfs", "git lfs pull"
     ),
-    missing("a video", b"\0\0\0\x20ftypisom" + bytes(50), "not a picture but a video", "convert it to PNG or JPEG"),
+    missing("a video", b"\0\0\0\x20ftypisom" + bytes(50), "not a picture but a video", "ask about it with --video"),
     missing("JPEG XL", b"\xff\x0a" + bytes(50), "JPEG XL, which Pillow does not read", "convert it to PNG or JPEG"),
     missing("PostScript", "%!PS-Adobe-3.0 EPSF-3.0\n", "EPS is a program, which is not run here", "convert it to PNG"),
     *(missing(name, data, what, way) for name, data, what, way in UNDRAWN),
