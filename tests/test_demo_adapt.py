@@ -93,8 +93,8 @@ def test_an_adapter_teaches_the_demo_a_word(tmp_path, capsys):
 
 @pytest.mark.soak
 def test_the_demo_learns_three_things_and_forgets_none(tmp_path, capsys, monkeypatch):
-    """The whole of tools/demo/adapt.py. An old task may lose one point, and what 300 rows leave uncertain. The folder
-    that is fused gives the tokens of model and adapter."""
+    """The whole of tools/demo/adapt.py. Old tasks may lose a point on average, and each of them three, beside what 300
+    rows leave uncertain. The folder that is fused gives the tokens of model and adapter."""
     monkeypatch.setattr("sys.argv", ["adapt", str(tmp_path)])
     adapt.main()
     adapter, asked = tmp_path / "adapter", tmp_path / "rows.jsonl"
@@ -104,9 +104,11 @@ def test_the_demo_learns_three_things_and_forgets_none(tmp_path, capsys, monkeyp
     before, after = (model["groups"] for model in json.loads(capsys.readouterr().out)["models"])
     for name in NEW:
         assert before[name]["score"] < 0.1 and after[name]["score"] >= 0.9, name
-    for name in rows.SCORED:
-        low, high = after[name]["difference_interval"]
-        assert after[name]["difference"] >= -0.01 - (high - low) / 2, name
+    change = np.array([after[name]["difference"] for name in rows.SCORED])
+    low, high = np.array([after[name]["difference_interval"] for name in rows.SCORED]).T
+    error = (high - low) / 2
+    assert change.mean() >= -0.01 - np.sqrt((error**2).sum()) / len(error)
+    assert (change >= -0.03 - error).all()
     fuse("demo", adapter, tmp_path / "fused")
     requests = [
         GenerationRequest(row.messages, options=GenerationOptions(max_tokens=60, temperature=0))

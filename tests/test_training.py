@@ -428,6 +428,8 @@ def test_files_and_folders_that_do_not_fit_are_refused(data, tmp_path):
     ):
         with pytest.raises(OptionError, match=said):
             finetune(GOLDEN / "gen25", files[0], tmp_path / "out", valid=files[1])
+    with pytest.raises(OptionError, match=r"kept\.jsonl: no such file of rows"):
+        finetune(GOLDEN / "gen25", data, tmp_path / "out", keep=tmp_path / "kept.jsonl")
     with pytest.raises(OutputError, match="holds a model; give another folder"):
         finetune(GOLDEN / "gen25", data, shutil.copytree(GOLDEN / "gen25", tmp_path / "model"))
     write(data / "train.jsonl", [ROWS[1], {**ROWS[0], "image": "absent.png"}])
