@@ -293,11 +293,13 @@ def test_explain_prints_the_answer_and_draws(cli, tmp_path, scene):  # noqa: F81
 
 
 def test_heat_maps_of_several_pictures_name_them(cli, tmp_path, monkeypatch):  # noqa: F811
-    heads = []
-    drawn = overlay.sheet
-    monkeypatch.setattr(
-        overlay, "sheet", lambda picture, title, *rest: heads.append(title) or drawn(picture, title, *rest)
-    )
+    heads, drawn = [], overlay.sheet
+
+    def sheet(picture, title, *rest):
+        heads.append(title)
+        return drawn(picture, title, *rest)
+
+    monkeypatch.setattr(overlay, "sheet", sheet)
     pages, out = Path(SCENE).parent / "documents" / "pages.pdf", tmp_path / "out.png"
     question = "Which image shows a red triangle?"
     words = ["explain", "--model", "demo", "--image", pages, "--prompt", question, "--draw", out]

@@ -51,7 +51,7 @@ class TurnPictures:
             picture = load_image(given, policy, config)
             picture = picture.copy() if picture is given else picture  # the caller may go on drawing in it
             picture.info = {}  # what it says is obeyed; a saved conversation must not say it again
-            picture.filename = _file_name(given)  # type: ignore[attr-defined]  # as Pillow's own of files
+            picture.filename = _file_name(given)  # type: ignore[union-attr]  # as of Pillow's files
             pictures.append(picture)
         moving = {"content": video_items(videos)}
         (message,) = replace_videos([moving], policy, lambda video: [self.processor.held(video, config)], iter(()))
