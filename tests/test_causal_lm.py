@@ -41,6 +41,11 @@ def assert_close(ours: Any, reference: np.ndarray, what: str) -> None:
     assert error < CLOSE, f"{what}: relative error {error:.1e}"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_said_of_pictures_that_a_text_model_has_not(name):
+    assert loaded(name)[1].notes == ()
+
+
 # The reference's numbers
 
 

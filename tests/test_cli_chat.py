@@ -250,7 +250,7 @@ def test_undo_keeps_the_pictures_and_images_lists_and_drops_them(chat):
     assert person.say("/images") == ["message 1: shapes.png  128x128", "1  scene.png  128x128"]
     person.say("/save talk.json")
     person.say("/load talk.json")
-    assert person.say("/images")[0] == "message 1: picture 1  128x128"
+    assert person.say("/images")[0] == "message 1: shapes.png  128x128"
 
 
 def test_an_answer_that_is_cut_off_is_marked(chat):

@@ -69,6 +69,19 @@ def test_names_of_videos_are_found_and_completed(clip, monkeypatch):
     assert list(completions("See ./a", 4)) == ["./a clip.mp4"]
 
 
+def test_a_loaded_conversation_keeps_the_names_of_its_files(person, clip, capsys, tmp_path):
+    person.take(f"/image {GOLDEN / 'pictures' / 'small.png'}")
+    person.take(f"What moves in '{clip}'?")
+    person.take(f"/save {tmp_path / 'a.json'}")
+    other = Conversation(Chat(*loaded(), options=GREEDY), person.terminal, [])
+    other.take(f"/load {tmp_path / 'a.json'}")
+    capsys.readouterr()
+    other.take("/images")
+    names = [line.partition("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["message 1: small.png", "message 1: a clip.mp4"]
+    assert other.chat.messages[0]["content"][1]["video"].label == "a clip.mp4"
+
+
 def test_chat_takes_videos_of_its_first_message(clip, capsys, monkeypatch, tmp_path):
     (tmp_path / "said").write_text("What?\n")
     with open(tmp_path / "said") as stdin:

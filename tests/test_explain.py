@@ -3,6 +3,7 @@
 import itertools
 import json
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from test_cli import cli, refused  # noqa: F401
 from mlx_lfm2vl import GenerationOptions, explain, generate, load
 from mlx_lfm2vl.config import ImageProcessorConfig
 from mlx_lfm2vl.errors import AnswerError, ImageError, OptionError, PromptError
-from mlx_lfm2vl.explanation import attention
+from mlx_lfm2vl.explanation import attention, overlay
 from mlx_lfm2vl.explanation.explain import _spoken
 from mlx_lfm2vl.explanation.explanation import Explanation
 from mlx_lfm2vl.explanation.overlay import above_mean, heat_map
@@ -289,6 +290,21 @@ def test_explain_prints_the_answer_and_draws(cli, tmp_path, scene):  # noqa: F81
     assert Image.open(out).convert("RGB").tobytes() == scene.sheet().tobytes()
     assert cli("explain", "--model", "demo", "--image", SCENE, "--draw", out, "--word", "ring", "--overwrite")[0] == 0
     assert Image.open(out).convert("RGB").tobytes() == scene.overlay("ring", scale=SCALE).tobytes()
+
+
+def test_heat_maps_of_several_pictures_name_them(cli, tmp_path, monkeypatch):  # noqa: F811
+    heads, drawn = [], overlay.sheet
+
+    def sheet(picture, title, *rest):
+        heads.append(title)
+        return drawn(picture, title, *rest)
+
+    monkeypatch.setattr(overlay, "sheet", sheet)
+    pages, out = Path(SCENE).parent / "documents" / "pages.pdf", tmp_path / "out.png"
+    question = "Which image shows a red triangle?"
+    words = ["explain", "--model", "demo", "--image", pages, "--prompt", question, "--draw", out]
+    assert cli(*words)[:2] == (0, "Media-2.\n")
+    assert heads == [f"Media-{number}, pages.pdf[{number}]. Answer: Media-2." for number in (1, 2)]
 
 
 def test_explain_prints_words_with_their_maps_as_json(cli, scene):  # noqa: F811

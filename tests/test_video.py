@@ -1,5 +1,6 @@
 """Videos: files, animations, lists and arrays of frames; frames that are seen; models without video tokens."""
 
+import base64
 import functools
 import io
 import json
@@ -41,6 +42,7 @@ from mlx_lfm2vl.processing.video import Video
 
 GREEDY = GenerationOptions(max_tokens=16, temperature=0)
 SAMPLING = (2.0, 4, 768)
+PNG = base64.b64encode((GOLDEN / "pictures" / "small.png").read_bytes()).decode()
 
 
 @cache_by_backend
@@ -307,6 +309,7 @@ def test_a_saved_conversation_keeps_what_was_seen_of_a_video(checkpoint, tmp_pat
         ({"frames": ["a"], "frame_rate": 2, "numbers": [0], "size": [10**9, 10**9]}, "of the size 10000"),
         ({"frames": ["a"], "frame_rate": 2, "numbers": [0], "size": "all"}, "a video whose size is 'all'"),
         ({"frames": ["aGVsbG8="], "frame_rate": 2, "numbers": [0]}, "not a picture"),
+        ({"frames": [PNG], "frame_rate": 2, "numbers": [0], "name": 3}, r"a video whose name is 3\)"),
     ],
 )
 def test_a_saved_video_that_makes_no_sense_is_refused(item, words, tmp_path):

@@ -217,7 +217,7 @@ class Conversation:
         for message in self.chat.messages:
             content = message["content"]
             items = [] if isinstance(content, str) else [item for item in content if item["type"] != "text"]
-            known = (f"{KINDS[item['type']]} {number}" for number, item in enumerate(items, 1))
+            known = (_name(item[item["type"]]) or f"{KINDS[item['type']]} {n}" for n, item in enumerate(items, 1))
             names = self._names.get(turn, list(known))
             yield from ((turn + 1, name, item[item["type"]]) for name, item in zip(names, items, strict=False))
             turn += message["role"] == "assistant"
@@ -235,6 +235,11 @@ class Conversation:
             raise OptionError(f"{command} needs the name of a file")
         names = dropped(argument)
         return os.path.expanduser(names[0] if len(names) == 1 else argument)
+
+
+def _name(picture: Any) -> str:
+    """What a picture or video of a saved conversation was called; empty where that is not known."""
+    return str(getattr(picture, "filename", None) or getattr(picture, "label", ""))
 
 
 def _text(message: dict[str, Any]) -> str:

@@ -111,6 +111,7 @@ class Terminal:
         """The pictures and videos of these names and patterns with what they are called; all are videos if `moving`. A
         hint names each, and the message that it comes with. Raises `ImageError`."""
         from .. import ImageError
+        from ..processing.load_image import Picture
 
         if "-" in names:
             raise ImageError("-: stdin is the conversation; name a file")
@@ -126,5 +127,7 @@ class Terminal:
             ]
         pictures = [(one_line(os.path.basename(name) or name), picture) for name, picture in loaded]
         for name, picture in pictures:
+            if isinstance(picture, Picture):
+                picture.filename = name  # type: ignore[attr-defined]  # by which a saved conversation knows it
             self.hint(f"{name}: {size(picture)}, with {message}")
         return pictures

@@ -29,7 +29,7 @@ def add_fps(parser: argparse.ArgumentParser) -> None:
         "--fps",
         type=real(0, above=True),
         metavar="N",
-        help="frames of a second that are seen of each video (default: as the model's processor says, mostly 2)",
+        help="frames per second to sample of each video (default: as the model's processor says, mostly 2)",
     )
 
 

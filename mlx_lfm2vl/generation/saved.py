@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.files import open_regular
-from ..errors import ImageError, OutputError, PromptError, short
+from ..errors import ImageError, OutputError, PromptError, one_line, short
 from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
 from ..processing.load_image import Picture, load_image, png_bytes
 from ..processing.video import Video, held
@@ -119,12 +119,12 @@ def _to_json(content: Any) -> Any:
     items = []
     for item in content:
         if item["type"] == "image":
-            item = {"type": "image", "png": _png(item["image"])}
+            item = {"type": "image", "png": _png(item["image"]), "name": getattr(item["image"], "filename", "")}
         elif item["type"] == "video":
             video = item["video"]
             frames = video.read(range(video.count))
             item = {"type": "video", "frame_rate": video.frame_rate, "numbers": video.numbers, "size": video.size}
-            item |= {"frames": [_png(frame) for frame in frames]}
+            item |= {"frames": [_png(frame) for frame in frames], "name": os.path.basename(video.label)}
         items.append(item)
     return items
 
@@ -154,7 +154,17 @@ def _item(item: Any, policy: SourcePolicy, where: str) -> dict[str, Any]:
         return {"type": "video", "video": _video(item, policy, where)}
     if kind != "image":
         raise PromptError(f"{where} has an item that is neither text, picture nor video)")
-    return {"type": "image", "image": _picture(item.get("png"), policy, where)}
+    picture = _picture(item.get("png"), policy, where)
+    picture.filename = _name(item, where)  # type: ignore[attr-defined]  # as Pillow's own of files
+    return {"type": "image", "image": picture}
+
+
+def _name(item: dict[str, Any], where: str) -> str:
+    """The name of what was a picture or video file, empty where there was none."""
+    name = item.get("name") or ""
+    if not isinstance(name, str):
+        raise PromptError(f"{where} has a {item['type']} whose name is {short(repr(name))})")
+    return short(one_line(name))
 
 
 def _video(item: dict[str, Any], policy: SourcePolicy, where: str) -> Video:
@@ -168,7 +178,9 @@ def _video(item: dict[str, Any], policy: SourcePolicy, where: str) -> Video:
     if size is not None and not (min(size) > 0 and size[0] * size[1] <= policy.max_pixels):
         raise PromptError(f"{where} has a video of the size {size[0]}x{size[1]})")
     pictures = [_picture(frame, policy, where) for frame in frames]
-    return held("a saved video", pictures, rate, numbers, None if size is None else (size[0], size[1]))
+    return held(
+        _name(item, where) or "a saved video", pictures, rate, numbers, None if size is None else (size[0], size[1])
+    )
 
 
 def _rise(numbers: Any) -> bool:

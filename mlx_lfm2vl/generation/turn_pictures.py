@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import short
+from ..processing.addresses import is_base64_picture, scheme
 from ..processing.load_image import Picture, load_image
 from ..processing.pages import pages_of
+from ..processing.pdf import PdfPage
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.video import Video
 from ..processing.video_items import replace_videos
@@ -47,6 +51,7 @@ class TurnPictures:
             picture = load_image(given, policy, config)
             picture = picture.copy() if picture is given else picture  # the caller may go on drawing in it
             picture.info = {}  # what it says is obeyed; a saved conversation must not say it again
+            picture.filename = _file_name(given)  # type: ignore[union-attr]  # as of Pillow's files
             pictures.append(picture)
         moving = {"content": video_items(videos)}
         (message,) = replace_videos([moving], policy, lambda video: [self.processor.held(video, config)], iter(()))
@@ -91,6 +96,14 @@ class TurnPictures:
 
         encoded = split_pictures(arrays, [len(plan.spatial_shapes) for plan in plans], again)
         return {id(each): made for each, *made in zip(sources, known, encoded, plans, strict=True)}  # type: ignore[misc]
+
+
+def _file_name(given: Any) -> str:
+    """The name by which a person knows a picture that is a file, a page of one, or was read of one; else empty."""
+    if isinstance(given, str) and (scheme(given) == "data:" or is_base64_picture(given)):
+        return ""
+    named = given.label if isinstance(given, PdfPage) else getattr(given, "filename", given)
+    return short(os.path.basename(os.fsdecode(named))) if isinstance(named, (str, os.PathLike)) else ""
 
 
 def sources_in(messages: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
