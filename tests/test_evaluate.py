@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mlx_lfm2vl import GenerationOptions, GenerationRequest, generate_batch, load
 from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.errors import OptionError, PromptError
 from mlx_lfm2vl.evaluation.benchmarks import FORMATS, LETTER, SHORT, read_task
@@ -521,6 +522,20 @@ def test_an_adapter_is_evaluated_beside_its_model(task, tmp_path, capsys):
     assert plain != changed
 
 
+def test_kv_bits_are_evaluated_beside_the_model(task, tmp_path, capsys):
+    file = lines(tmp_path, {"prompt": "Where is the ring? " * 20, "answer": "x"})
+    words = ("demo", "--kv-bits", "8", "--kv-bits", "4", "--task", file, "--max-tokens", "9", "--output", tmp_path)
+    code, out, _ = evaluated(capsys, *words, "--json")
+    names = ["demo", "demo with kv-bits 8", "demo with kv-bits 4"]
+    assert code == 0 and [model["model"] for model in json.loads(out)["models"]] == names
+    question = GenerationRequest(
+        "Where is the ring? " * 20, options=GenerationOptions(max_tokens=9, temperature=0.0, repetition_penalty=1.0)
+    )
+    for bits, name in ((None, "demo"), (8, "demo-with-kv-bits-8"), (4, "demo-with-kv-bits-4")):
+        (answer,) = generate_batch(*load("demo", kv_bits=bits), [question])
+        assert json.loads((tmp_path / f"{name}.jsonl").read_text())["text"] == answer.text
+
+
 def test_the_same_command_goes_on_where_it_was_stopped(task, tmp_path, capsys):
     words = ("demo", "--task", task, "--output", tmp_path / "o")
     _, whole, _ = evaluated(capsys, *words)
@@ -568,6 +583,7 @@ def test_a_row_that_cannot_be_asked_counts_as_wrong(tmp_path, capsys):
     [
         (("demo", "demo"), "would have the file of another model"),
         (("demo", str(GOLDEN / "gen2"), "--adapter", "a"), "--adapter is for one MODEL"),
+        (("demo", str(GOLDEN / "gen2"), "--kv-bits", "8"), "--kv-bits is for one MODEL"),
         (("demo", "--overwrite"), "--overwrite begins the answers of --output anew"),
         (("demo", "--images", "."), "are for the file of a benchmark"),
         (("demo", "--format", "docvqa"), "rows.jsonl, entry 1: is none of docvqa"),
