@@ -13,13 +13,12 @@ from .compat.auto_processors import FAMILIES
 from .compat.models import Lfm2VlForConditionalGeneration
 from .compat.processors import Lfm2VlProcessor
 from .config import GenerationConfig, ModelConfig, config_of, is_dspark, read_json
-from .errors import ConfigError, LoadCancelledError, OptionError
+from .errors import ConfigError, LoadCancelledError
 from .generation.arguments import ProcessorArguments
 from .generation.draft_model import DraftModel
 from .generation.watch import Stop, check_callable
 from .hub import Progress, resolve
 from .models.dspark import DSparkDraftModel
-from .models.key_values import KV_BITS, group_size
 from .threads import cancellation
 from .weights.dspark import load_dspark
 
@@ -83,11 +82,9 @@ def load(
         expected = config_of(read_json(folder / "config.json"), str(folder / "config.json"))
         processor = FAMILIES[type(expected)].processor.from_pretrained(folder, **processor_arguments)
         _check_agreement(folder, expected, processor)
-        _check_kv_bits(kv_bits, expected)
         model = MODELS[type(expected)].from_pretrained(
-            folder, adapter=adapter, dtype=dtype, backend=backend, progress=progress, group=group
+            folder, adapter=adapter, dtype=dtype, backend=backend, progress=progress, group=group, kv_bits=kv_bits
         )
-    model.kv_bits = kv_bits
     model.name_or_path = os.fspath(path_or_repo)
     file = folder / "generation_config.json"
     stated = GenerationConfig.from_dict(read_json(file), str(file)) if file.is_file() else GenerationConfig()
@@ -117,14 +114,6 @@ def load_draft(
     if is_dspark(read_json(folder / "config.json")):
         return load_dspark(folder)
     return DraftModel(load(folder, progress=progress)[0])
-
-
-def _check_kv_bits(kv_bits: object, config: ModelConfig) -> None:
-    """Raises `OptionError` where keys and values cannot be quantised so."""
-    if kv_bits is not None and (isinstance(kv_bits, bool) or kv_bits not in KV_BITS):
-        raise OptionError(f"kv_bits is {kv_bits!r}, expected 8, 4 or None")
-    if kv_bits is not None and group_size(config.text_config.head_dim) is None:
-        raise OptionError(f"kv_bits needs heads of a multiple of 32, this model's are {config.text_config.head_dim}")
 
 
 def _check_agreement(folder: Path, config: ModelConfig, processor: Lfm2VlProcessor) -> None:

@@ -202,14 +202,25 @@ def test_a_run_is_compared_with_an_earlier_one(cli, tmp_path):  # noqa: F811
     assert set(named) == {f"answers text {what}" for what in ("first token", "tokens per second", "peak memory")}
     assert named["answers text tokens per second"][0] == "1000000"
     assert named["answers text tokens per second"][2] == "0.00"
+    assert named["answers text peak memory"][0] == f"{earlier['answers'][0]['peak_memory'] / 1e9:.3f} GB"
 
 
-@pytest.mark.parametrize("held", ["", "{}", "[1]", '{"model": "a", "machine": {}, "answers": [], "batches": []}'])
+@pytest.mark.parametrize(
+    "held", ["", "{}", "[1]", "\xff", '{"model": "a", "machine": {}, "answers": [], "batches": []}']
+)
 def test_a_file_without_measurements_is_refused(cli, tmp_path, held):  # noqa: F811
     file = tmp_path / "before.json"
     file.write_text(held)
     code, out, err = cli("bench", "demo", "--against", file, *QUICK)
     assert (code, out) == (2, "") and str(file) in err and err.count("\n") == 1
+    assert err.endswith("; mlx-lfm2vl bench --json > before.json writes one\n") and "model folder" not in err
+
+
+def test_a_file_to_compare_with_that_is_not_there_is_refused(cli, tmp_path):  # noqa: F811
+    for file, said in ((tmp_path / "nowhere.json", "No such file or directory"), (tmp_path, "Is a directory")):
+        code, out, err = cli("bench", "demo", "--against", file, *QUICK)
+        assert (code, out) == (2, "")
+        assert err.endswith(f"{file}: cannot be read ({said}); mlx-lfm2vl bench --json > {file.name} writes one\n")
 
 
 @pytest.mark.backends("numpy")

@@ -1,6 +1,7 @@
 """`mlx-lfm2vl evaluate`: the benchmarks' own rules, intervals, and the command on the demo."""
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from conftest import GOLDEN, jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_lfm2vl import GenerationOptions, GenerationRequest, generate_batch, load
 from mlx_lfm2vl.cli import main
-from mlx_lfm2vl.evaluation.intervals import bootstrap, of_difference, of_mean, wilson
+from mlx_lfm2vl.evaluation.intervals import Z, bootstrap, of_difference, of_mean, tango, wilson
 from mlx_lfm2vl.evaluation.report import Report, Scores, score
 from mlx_lfm2vl.evaluation.rows import read_rows
 from mlx_lfm2vl.evaluation.scoring import BOXES, RULES, TEXTS, edits, numbers
@@ -142,7 +144,54 @@ def test_the_bootstraps_interval_is_near_the_normal_one():
 
 def test_right_or_wrong_gets_wilsons_interval_and_a_mean_the_bootstraps():
     assert of_mean([1.0, 0.0, 1.0]) == wilson(2, 3)
-    assert of_mean([0.5, 1.0, 0.0]) == bootstrap([0.5, 1.0, 0.0])
+    several = [0.5, 1.0, 0.0] * 4
+    assert of_mean(several) == bootstrap(several) is not None
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.7] * 4, [0.5] * 20, [0.0] * 20], ids=["one", "few", "equal", "none"])
+def test_rows_that_do_not_tell_the_spread_have_no_interval(values):
+    assert bootstrap(values) is None
+    if values[0]:
+        assert of_mean(values) is None
+        assert of_difference(values, [0.25] * len(values)) is None
+
+
+PAIRS = st.integers(1, 60).flatmap(
+    lambda rows: st.integers(0, rows).flatmap(
+        lambda better: st.tuples(st.just(better), st.integers(0, rows - better), st.just(rows))
+    )
+)
+
+
+@given(PAIRS)
+def test_the_interval_of_a_difference_is_mcnemars_at_0(pairs):
+    """It holds 0 where (b - c)^2 / (b + c) is below z^2, holds the difference, and is mirrored as the models change
+    places."""
+    better, worse, rows = pairs
+    low, high = tango(better, worse, rows)
+    assert -1 <= low <= (better - worse) / rows <= high <= 1 and high - low > 0.01
+    assert (low <= 0 <= high) == ((better - worse) ** 2 <= Z**2 * (better + worse))
+    assert tango(worse, better, rows) == pytest.approx((-high, -low), abs=1e-9)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_up_to_three_rows_tell_no_difference(rows):
+    low, high = of_difference([0.0] * rows, [1.0] * rows)
+    assert low == pytest.approx(-1.0) and high > 0
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0.1, 0.1), (0.3, 0.05), (0.02, 0.0), (0.0, 0.5)])
+def test_the_interval_of_a_difference_holds_the_true_one(better, worse):
+    """In 92 of 100 cases at least, counted over all that can come of 30 rows."""
+    rows, held = 30, 0.0
+    for first in range(rows + 1):
+        for second in range(rows + 1 - first):
+            rest = rows - first - second
+            ways = math.comb(rows, first) * math.comb(rows - first, second)
+            chance = ways * better**first * worse**second * (1 - better - worse) ** rest
+            low, high = tango(first, second, rows)
+            held += chance * (low <= better - worse <= high)
+    assert held >= 0.92
 
 
 def test_a_difference_is_taken_row_by_row():
@@ -207,7 +256,7 @@ def test_models_stand_side_by_side_with_their_difference(tmp_path, capsys):
     assert code == 0 and all(len(line) <= 80 for line in out.splitlines() if line.startswith("|"))
     assert rows[0] == ["task", "", "rows", "right", "95 %", "beside A"]
     assert rows[2][:4] == ["say", "A", "3", "33.3"] and rows[2][5] == ""
-    assert rows[3][:4] == ["", "B", "3", "0.0"] and rows[3][5].startswith("-33.3 (-100.0 to 0.0)")
+    assert rows[3][:4] == ["", "B", "3", "0.0"] and rows[3][5].startswith("-33.3 (-79.2 to 41.5)")
 
 
 def test_an_adapter_is_evaluated_beside_its_model(task, tmp_path, capsys):
@@ -222,6 +271,20 @@ def test_an_adapter_is_evaluated_beside_its_model(task, tmp_path, capsys):
     assert names == [str(GOLDEN / "gen25"), f"{GOLDEN / 'gen25'} with {adapter}"]
     plain, changed = (json.loads(each.read_text())["text"] for each in sorted((tmp_path / "o").iterdir()))
     assert plain != changed
+
+
+def test_kv_bits_are_evaluated_beside_the_model(task, tmp_path, capsys):
+    file = lines(tmp_path, {"prompt": "Where is the ring? " * 20, "answer": "x"})
+    words = ("demo", "--kv-bits", "8", "--kv-bits", "4", "--task", file, "--max-tokens", "9", "--output", tmp_path)
+    code, out, _ = evaluated(capsys, *words, "--json")
+    names = ["demo", "demo with kv-bits 8", "demo with kv-bits 4"]
+    assert code == 0 and [model["model"] for model in json.loads(out)["models"]] == names
+    question = GenerationRequest(
+        "Where is the ring? " * 20, options=GenerationOptions(max_tokens=9, temperature=0.0, repetition_penalty=1.0)
+    )
+    for bits, name in ((None, "demo"), (8, "demo-with-kv-bits-8"), (4, "demo-with-kv-bits-4")):
+        (answer,) = generate_batch(*load("demo", kv_bits=bits), [question])
+        assert json.loads((tmp_path / f"{name}.jsonl").read_text())["text"] == answer.text
 
 
 def test_the_same_command_goes_on_where_it_was_stopped(task, tmp_path, capsys):
@@ -301,6 +364,7 @@ def test_answers_to_another_schema_are_not_taken(tmp_path, capsys):
     [
         (("demo", "demo"), "would have the file of another model"),
         (("demo", str(GOLDEN / "gen2"), "--adapter", "a"), "--adapter is for one MODEL"),
+        (("demo", str(GOLDEN / "gen2"), "--kv-bits", "8"), "--kv-bits is for one MODEL"),
         (("demo", "--overwrite"), "--overwrite begins the answers of --output anew"),
         (("demo", "--images", "."), "are for the file of a benchmark"),
         (("demo", "--format", "docvqa"), "rows.jsonl, line 1: is none of docvqa"),

@@ -16,6 +16,7 @@ from mlx_lfm2vl import (
     Completion,
     GenerationOptions,
     GenerationRequest,
+    Lfm2VlForConditionalGeneration,
     OptionError,
     PromptCache,
     generate_batch,
@@ -132,8 +133,26 @@ def test_a_folder_keeps_quantised_states_for_the_same_bits(bits, tmp_path: Path)
 @pytest.mark.backends("mlx")
 @pytest.mark.parametrize("bits", [0, 3, 16, True, "8"])
 def test_other_bits_are_refused(bits):
-    with pytest.raises(OptionError, match=r"kv_bits is .*, expected 8, 4 or None"):
-        load("demo", kv_bits=bits)
+    for read in (load, Lfm2VlForConditionalGeneration.from_pretrained):
+        with pytest.raises(OptionError, match=r"kv_bits is .*, expected 8, 4 or None"):
+            read("demo", kv_bits=bits)
+
+
+@pytest.mark.backends("mlx", "numpy")
+def test_from_pretrained_takes_kv_bits():
+    model = Lfm2VlForConditionalGeneration.from_pretrained("demo", kv_bits=8)
+    processor = loaded(8)[1]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": QUESTION}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="np",
+    )
+    made = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    own = answered(8, GenerationRequest(QUESTION, options=GenerationOptions(max_tokens=8, temperature=0.0)))
+    assert model.kv_bits == 8
+    assert tuple(np.array(made)[0, inputs["input_ids"].shape[1] :].tolist())[: len(own.tokens)] == own.tokens
 
 
 @pytest.mark.backends("mlx")

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import read_json
-from ..errors import ConfigError, OptionError
+from ..config.files import parse_json
+from ..errors import OptionError, first_line
 from .report import Report, aligned
 
 HEADINGS = ("measured", "before", "now", "ratio")
@@ -22,12 +22,19 @@ FIELDS = {  # of each part of a report, and what a part is called by
 
 def read(file: Path) -> dict[str, Any]:
     """The measurements that `bench --json` wrote. Raises `OptionError` for another file."""
+    way = f"mlx-lfm2vl bench --json > {file.name} writes one"
     try:
-        data = read_json(file)
-    except ConfigError as error:
-        raise OptionError(str(error)) from None
-    if not {"model", "machine", "answers", "batches"} <= data.keys() or not dict(_measured(data)):
-        raise OptionError(f"{file}: holds no measurements; write them with mlx-lfm2vl bench --json > {file.name}")
+        data = parse_json(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"{file}: cannot be read ({error.strerror or error}); {way}") from None
+    except ValueError as error:
+        raise OptionError(f"{file}: is no JSON ({first_line(error)}); {way}") from None
+    if (
+        not isinstance(data, dict)
+        or not {"model", "machine", "answers", "batches"} <= data.keys()
+        or not dict(_measured(data))
+    ):
+        raise OptionError(f"{file}: holds no measurements; {way}")
     return data
 
 
@@ -36,7 +43,7 @@ def comparison(before: Mapping[str, Any], report: Report) -> list[str]:
     now = report.to_dict()
     old, new = dict(_measured(before)), dict(_measured(now))
     shared = [name for name in new if name in old]
-    rows = [(name, _number(old[name]), _number(new[name]), _ratio(old[name], new[name])) for name in shared]
+    rows = [(name, _shown(name, old[name]), _shown(name, new[name]), _ratio(old[name], new[name])) for name in shared]
     lines = [f"before: {what}" for what in _others(before, now)]
     return [*lines, *([""] if lines else []), *aligned([HEADINGS, *rows])] if rows else [*lines, "nothing is in both"]
 
@@ -62,7 +69,9 @@ def _others(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name.replace('_', ' ')} {machine.get(name)}"
 
 
-def _number(value: float) -> str:
+def _shown(name: str, value: float) -> str:
+    if name.endswith("memory"):
+        return f"{value / 1e9:.3f} GB"
     return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"
 
 

@@ -49,6 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="also evaluate the one MODEL with this adapter, beside itself; may be given again",
     )
+    parser.add_argument(
+        "--kv-bits",
+        type=int,
+        choices=(8, 4),
+        action="append",
+        default=[],
+        help="also evaluate the one MODEL with keys and values quantised, beside itself; may be given again",
+    )
     add_revision(parser)
     parser.add_argument("--task", required=True, metavar="FILE", help="JSONL file of rows, or a benchmark's file")
     parser.add_argument("--format", choices=FORMATS, help="the benchmark that FILE is of (default: rows)")
@@ -80,19 +88,22 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.report import Report, scores
     from ..evaluation.rows import spread
 
-    if args.adapter and len(args.models) > 1:
-        raise OptionError("--adapter is for one MODEL; leave the others out")
+    for option, given in (("--adapter", args.adapter), ("--kv-bits", args.kv_bits)):
+        if given and len(args.models) > 1:
+            raise OptionError(f"{option} is for one MODEL; leave the others out")
     if args.overwrite and args.output is None:
         raise OptionError("--overwrite begins the answers of --output anew; give it")
     task = Path(args.task).expanduser()
     pictures = None if args.images is None else Path(args.images).expanduser()
     rows = spread(read_task(task, args.format, pictures, args.scoring), args.limit)
-    asked = [(model, None) for model in args.models] + [(args.models[0], adapter) for adapter in args.adapter]
-    names = [model if adapter is None else f"{model} with {adapter}" for model, adapter in asked]
+    asked = [(model, {}, model) for model in args.models]
+    asked += [(args.models[0], {"adapter": each}, f"{args.models[0]} with {each}") for each in args.adapter]
+    asked += [(args.models[0], {"kv_bits": each}, f"{args.models[0]} with kv-bits {each}") for each in args.kv_bits]
+    names = [name for *_, name in asked]
     made = []
     with _folder(args.output) as folder:
-        for (model, adapter), name, file in zip(asked, names, _files(folder, names), strict=True):
-            one = argparse.Namespace(**{**vars(args), "model": model, "adapter": adapter})
+        for (model, own, name), file in zip(asked, _files(folder, names), strict=True):
+            one = argparse.Namespace(**{**vars(args), "model": model, "adapter": None, "kv_bits": None, **own})
             lines = _answers(one, rows, file)
             if lines is None:
                 return 130
@@ -144,6 +155,7 @@ def _answers(args: argparse.Namespace, rows: Sequence[EvaluationRow], file: Path
     asked = [_row(row, number, args) for number, row in enumerate(rows, 1)]
     chosen: dict[str, Any] = {**picture_overrides(args), "max_tokens": args.max_tokens, "recipe": args.recipe}
     chosen |= {"adapter": settings(args.adapter, None, {})} if args.adapter else {}
+    chosen |= {"kv_bits": args.kv_bits} if args.kv_bits else {}
     digest = settings(args.model, args.revision, chosen)
     with Output(str(file), args.overwrite, digest) as output, Interrupt() as interrupt, Bars() as bars:
         output.match(lambda: asked)

@@ -16,6 +16,7 @@ from ..config import read_json
 from ..errors import ConfigError, OptionError
 from ..hub import Progress, resolve
 from ..models import lfm2_vl
+from ..models.key_values import check_kv_bits
 from ..models.outputs import ModelOutput
 from ..weights.load import load_model
 from ..weights.save import SHARD_BYTES
@@ -120,21 +121,23 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
             path_or_repo: the model's name.
             options: `dtype` (or `torch_dtype`): "float32", "float16", "bfloat16", torch's or MLX's, or "auto", the
                 dtype of the file; None is "auto", but float32 on the backend numpy, where quantised weights become
-                dense. `load_note` says what was done. `adapter`, `backend`, `progress` as for `load`. `revision`,
-                `token`, `cache_dir`, `local_files_only` for the hub; `subfolder`; `config`, whose fields must be the
-                folder's; `output_hidden_states`, `output_attentions`, `return_dict`; `generation_config`. What has no
-                meaning here (`device_map={...}`, `trust_remote_code` ...) is ignored with a warning.
+                dense. `load_note` says what was done. `adapter`, `backend`, `kv_bits`, `progress` as for `load`.
+                `revision`, `token`, `cache_dir`, `local_files_only` for the hub; `subfolder`; `config`, whose fields
+                must be the folder's; `output_hidden_states`, `output_attentions`, `return_dict`; `generation_config`.
+                What has no meaning here (`device_map={...}`, `trust_remote_code` ...) is ignored with a warning.
 
         Raises:
             HubError, ConfigError, WeightsError, OptionError, OutOfMemoryError
         """
         given, adapter = options.pop("generation_config", None), options.pop("adapter", None)
+        kv_bits = options.pop("kv_bits", None)
         change = None if adapter is None else read_adapter(adapter)
         folder, known, others = _open(path_or_repo, options, cls.config_class)
+        check_kv_bits(kv_bits, cls.config_class.from_pretrained(folder).text_config.head_dim)
         known["adapt"] = None if change is None else change.apply
         model = load_model(folder, model_class=cls, **known).configured(others)
         model.checkpoint_key += "" if change is None else change.key
-        model.name_or_path = os.fspath(path_or_repo)
+        model.name_or_path, model.kv_bits = os.fspath(path_or_repo), kv_bits
         file = folder / "generation_config.json"
         if given is None and file.is_file():
             given = GenerationConfig.from_dict(read_json(file), str(file))

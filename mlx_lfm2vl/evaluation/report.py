@@ -72,11 +72,11 @@ class Report:
             groups = {}
             for name, places in self.groups().items():
                 own = [model.scores[place] for place in places]
-                groups[name] = {"rows": len(own), "score": statistics.fmean(own), "interval": list(of_mean(own))}
+                groups[name] = {"rows": len(own), "score": statistics.fmean(own), "interval": of_mean(own)}
                 if model is not first:
                     other = [first.scores[place] for place in places]
                     groups[name]["difference"] = statistics.fmean(own) - statistics.fmean(other)
-                    groups[name]["difference_interval"] = list(of_difference(own, other))
+                    groups[name]["difference_interval"] = of_difference(own, other)
             made.append({"model": model.model, "failed": model.failed, "cut_off": model.cut_off, "groups": groups})
         return {"rows": len(self.rows), "models": made}
 
@@ -92,8 +92,9 @@ class Report:
                 row = [group if letter == "A" else "", *([letter] if several else []), str(found["rows"])]
                 row += [f"{100 * found['score']:.1f}", _interval(found["interval"])]
                 if several:
-                    beside = f"{100 * found.get('difference', 0):+.1f} ({_interval(found.get('difference_interval'))})"
-                    row.append(beside if "difference" in found else "")
+                    row.append(
+                        _beside(found["difference"], found["difference_interval"]) if "difference" in found else ""
+                    )
                 lines.append(tuple(row))
         caption = CAPTION + BESIDE if several else CAPTION
         named = [f"{letter}: {model.model}" for letter, model in zip(letters, self.models, strict=True)]
@@ -101,4 +102,8 @@ class Report:
 
 
 def _interval(interval: Interval | None) -> str:
-    return "" if interval is None else " to ".join(f"{100 * edge:.1f}" for edge in interval)
+    return "-" if interval is None else " to ".join(f"{100 * edge:.1f}" for edge in interval)
+
+
+def _beside(difference: float, interval: Interval | None) -> str:
+    return f"{100 * difference:+.1f} ({_interval(interval)})"

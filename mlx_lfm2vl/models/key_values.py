@@ -11,6 +11,8 @@ from typing import ClassVar
 
 import mlx.core as mx
 
+from ..errors import OptionError
+
 GROWTH_STEP = 256  # tokens
 KV_BITS = (8, 4)
 
@@ -150,6 +152,14 @@ class QuantizedKeyValueCache(KeyValueCache):
 def group_size(head_dim: int) -> int | None:
     """The largest group that divides a head; None where there is none."""
     return next((size for size in (64, 32) if head_dim % size == 0), None)
+
+
+def check_kv_bits(kv_bits: object, head_dim: int) -> None:
+    """Raises `OptionError` where keys and values of heads of so many numbers cannot be quantised so."""
+    if kv_bits is not None and (isinstance(kv_bits, bool) or kv_bits not in KV_BITS):
+        raise OptionError(f"kv_bits is {kv_bits!r}, expected 8, 4 or None")
+    if kv_bits is not None and group_size(head_dim) is None:
+        raise OptionError(f"kv_bits needs heads of a multiple of 32, this model's are {head_dim}")
 
 
 def right_aligned(buffer: mx.array, used: slice, length: int) -> mx.array:
