@@ -127,6 +127,11 @@ def test_wilsons_interval_is_that_of_the_formula():
     assert wilson(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
 
 
+def ends(interval: tuple[float, float] | None) -> tuple[float, float]:
+    assert interval is not None
+    return interval
+
+
 @given(st.integers(1, 2000).flatmap(lambda rows: st.tuples(st.integers(0, rows), st.just(rows))))
 def test_wilsons_interval_holds_the_share(counts):
     right, rows = counts
@@ -136,7 +141,7 @@ def test_wilsons_interval_holds_the_share(counts):
 
 def test_the_bootstraps_interval_is_near_the_normal_one():
     values = np.random.default_rng(1).uniform(size=400)
-    low, high = bootstrap(values.tolist())
+    low, high = ends(bootstrap(values.tolist()))
     half = 1.96 * values.std() / 20
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=3e-3)
     assert bootstrap(values.tolist()) == (low, high), "the same at every call"
@@ -176,7 +181,7 @@ def test_the_interval_of_a_difference_is_mcnemars_at_0(pairs):
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_up_to_three_rows_tell_no_difference(rows):
-    low, high = of_difference([0.0] * rows, [1.0] * rows)
+    low, high = ends(of_difference([0.0] * rows, [1.0] * rows))
     assert low == pytest.approx(-1.0) and high > 0
 
 
@@ -198,7 +203,7 @@ def test_a_difference_is_taken_row_by_row():
     rng = random.Random(0)
     hard = [float(rng.random() < 0.5) for _ in range(400)]
     worse = [0.0 if number % 20 == 0 else one for number, one in enumerate(hard)]
-    low, high = of_difference(worse, hard)
+    low, high = ends(of_difference(worse, hard))
     assert low < np.mean(worse) - np.mean(hard) < high < 0, "far narrower than both intervals"
     assert high - low < 0.04 < wilson(200, 400)[1] - wilson(200, 400)[0]
 
@@ -274,7 +279,7 @@ def test_an_adapter_is_evaluated_beside_its_model(task, tmp_path, capsys):
 
 
 def test_kv_bits_are_evaluated_beside_the_model(task, tmp_path, capsys):
-    file = lines(tmp_path, {"prompt": "Where is the ring? " * 20, "answer": "x"})
+    file = jsonl(tmp_path, {"prompt": "Where is the ring? " * 20, "answer": "x"})
     words = ("demo", "--kv-bits", "8", "--kv-bits", "4", "--task", file, "--max-tokens", "9", "--output", tmp_path)
     code, out, _ = evaluated(capsys, *words, "--json")
     names = ["demo", "demo with kv-bits 8", "demo with kv-bits 4"]

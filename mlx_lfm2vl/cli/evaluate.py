@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     task = Path(args.task).expanduser()
     pictures = None if args.images is None else Path(args.images).expanduser()
     rows = spread(read_task(task, args.format, pictures, args.scoring), args.limit)
-    asked = [(model, {}, model) for model in args.models]
+    asked: list[tuple[str, dict[str, Any], str]] = [(model, {}, model) for model in args.models]
     asked += [(args.models[0], {"adapter": each}, f"{args.models[0]} with {each}") for each in args.adapter]
     asked += [(args.models[0], {"kv_bits": each}, f"{args.models[0]} with kv-bits {each}") for each in args.kv_bits]
     names = [name for *_, name in asked]
