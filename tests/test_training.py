@@ -413,9 +413,13 @@ def test_a_training_of_other_settings_or_rows_is_refused(data, tmp_path):
     for options, said in ((replace(once, rank=3), "rank 2, not 3"), (replace(once, seed=1), "seed 0, not 1")):
         with pytest.raises(OptionError, match=f"holds a training with {said}; give another folder, or begin it anew"):
             finetune(GOLDEN / "gen25", data, tmp_path / "out", options=options, **FEW)
+    (data / "valid.jsonl").rename(data / "keep.jsonl")  # the same rows, for something else
+    with pytest.raises(OptionError, match="holds a training with keep rows None, not"):
+        finetune(GOLDEN / "gen25", data, tmp_path / "out", options=once, **FEW)
+    (data / "keep.jsonl").rename(data / "valid.jsonl")
     write(data / "train.jsonl", ROWS[:3])
-    with pytest.raises(OptionError, match="holds a training with rows"):
-        finetune(GOLDEN / "gen25", data, tmp_path / "out", options=replace(SMALL, iters=1), **FEW)
+    with pytest.raises(OptionError, match="holds a training with train rows"):
+        finetune(GOLDEN / "gen25", data, tmp_path / "out", options=once, **FEW)
     again = finetune(GOLDEN / "gen25", data, tmp_path / "out", options=replace(SMALL, iters=1), overwrite=True, **FEW)
     assert again.finished
 

@@ -269,7 +269,7 @@ class Engine:
 
     def clear_caches(self) -> None:
         """Forgets encoded pictures and beginnings of prompts, and gives back what MLX keeps for reuse. Waits for
-        nothing; answers stay the same."""
+        nothing but, where ranks share the model, the step that runs; answers stay the same."""
         check_fork()
         self._worker.clear_caches()
 

@@ -67,7 +67,7 @@ def explain(
     check_callable("stop", stop)
     check_callable("progress", progress)
     image_overrides: dict[str, Any] = {**overrides}
-    if "videos" in image_overrides:
+    if image_overrides.pop("videos", None) is not None:
         raise PromptError("explain is for pictures; ask about a video with generate")
     chosen = GenerationOptions.of(options, image_overrides)
     config = processor.image_processor.configured(**image_overrides)

@@ -33,9 +33,10 @@ HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"
 ALLOW_LARGER = ", or allow more (max_pixels of SourcePolicy)"  # the way out of a policy's owner
 FRAMES = {  # what is said of several frames; in other formats they are no more than previews or layers of one picture
     **dict.fromkeys(
-        ("GIF", "PNG", "WEBP", "AVIF", "FLI"),
+        ("GIF", "PNG", "WEBP", "FLI"),
         "is animated; only its first frame is read; --video or videos= reads all",
     ),
+    "AVIF": "is animated; only its first frame is read",
     **dict.fromkeys(("TIFF", "DCX"), "has several pages; only the first is read"),
     "HEIF": "holds several pictures; only the main one is read",
 }

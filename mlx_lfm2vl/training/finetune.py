@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import os
@@ -108,7 +107,7 @@ def finetune(
     files = DataFiles.of(data, valid, keep)
     rows = [*read_rows(files.train), *([] if files.keep is None else read_rows(files.keep, kept=True))]
     valid_rows = [] if files.valid is None else read_rows(files.valid)
-    settings = _settings(os.fspath(model), options, files.given, dtype, {"revision": revision, **processor_arguments})
+    settings = _settings(os.fspath(model), options, files, dtype, {"revision": revision, **processor_arguments})
     with writing(output) as folder:
         if (folder / "config.json").is_file():
             raise OutputError(f"{folder}: holds a model; give another folder")
@@ -152,17 +151,16 @@ def finetune(
 def _settings(
     model: str,
     options: TrainingOptions,
-    files: list[Path],
+    files: DataFiles,
     dtype: str | mx.Dtype | None,
     loading: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The settings that a training which goes on must share with its beginning. save_every may differ, and where
     pictures may come from."""
-    data = [hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest() for file in files]
     own = {name: value for name, value in options.as_dict().items() if name != "save_every"}
     known = None if dtype is None else str(dtype).removeprefix("mlx.core.")
     read = {name: value for name, value in loading.items() if name != "source_policy" and value is not None}
-    return {"model": model, "rows": data, "dtype": known, **own, **read}
+    return {"model": model, **files.digests, "dtype": known, **own, **read}
 
 
 def order(rows: int, seed: int, start: int) -> Iterator[int]:

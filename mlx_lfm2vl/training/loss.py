@@ -61,7 +61,8 @@ def gradients(
     summed: Gradients = {}
     for batch in batches:
         before: mx.array | None = None
-        if batch.kept is not None and untrained is not None:
+        if batch.kept is not None:
+            assert untrained is not None
             with untrained:
                 before = answer_logits(model, batch)
                 mx.eval(before)

@@ -7,6 +7,7 @@ in "images". Paths are relative to the file.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,6 +71,12 @@ class DataFiles(NamedTuple):
             if not each.is_file():
                 raise OptionError(f"{each}: no such file of rows; give a .jsonl file, or a folder with {TRAIN}")
         return files
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digests of what stands in them, by what they are."""
+        given = {f"{name} rows": file for name, file in self._asdict().items() if file is not None}
+        return {name: hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest() for name, file in given.items()}
 
     @property
     def given(self) -> list[Path]:
