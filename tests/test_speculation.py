@@ -16,6 +16,7 @@ import pytest
 from conftest import GOLDEN, Loaded, cache_by_backend, case_ids, picture, statistics_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from servers import serving, settings_of
 from test_cli import cli  # noqa: F401
 
@@ -25,7 +26,9 @@ from mlx_lfm2vl import (
     GenerationOptions,
     GenerationRequest,
     GenerationResponse,
+    NotFiniteError,
     OptionError,
+    OutOfMemoryError,
     PromptCache,
     ResponseFormat,
     generate_batch,
@@ -34,14 +37,14 @@ from mlx_lfm2vl import (
 )
 from mlx_lfm2vl.config import GenerationConfig
 from mlx_lfm2vl.generation import draft_model
-from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
+from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill, prefill_in_pieces
 from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.defaults import generation_config
 from mlx_lfm2vl.generation.pace import NEEDED, Pace
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.generation.scheduler import Scheduler
-from mlx_lfm2vl.generation.speculation import MOST, Draft
+from mlx_lfm2vl.generation.speculation import MOST, SHORTEST_ANSWER, Draft
 from mlx_lfm2vl.models.bounded_states import ConvCache, WindowCache
 from mlx_lfm2vl.models.cache import Cache, LayerCache
 from mlx_lfm2vl.models.key_values import KeyValueCache
@@ -674,9 +677,9 @@ def test_a_draft_model_reads_the_prompt_before_the_first_token(monkeypatch):
     calls: list[str] = []
 
     def told(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
-        def tell(*given: Any) -> Any:
+        def tell(*given: Any, **named: Any) -> Any:
             calls.append(name)
-            return own(*given)
+            return own(*given, **named)
 
         return tell
 
@@ -687,6 +690,96 @@ def test_a_draft_model_reads_the_prompt_before_the_first_token(monkeypatch):
     assert calls[0] == "prompt" and calls.count("prompt") == 1
     statistics = statistics_of(made)
     assert statistics.accepted_tokens >= 12 and statistics.model_steps <= 10
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[int]:
+    """The tokens that draft models run of each prompt."""
+    lengths: list[int] = []
+
+    def noted(model: Any, prompt: Prompt, *given: Any, **named: Any) -> Any:
+        lengths.append(prompt.input_ids.shape[1])
+        return prefill_in_pieces(model, prompt, *given, **named)
+
+    monkeypatch.setattr(draft_model, "prefill_in_pieces", noted)
+    return lengths
+
+
+def test_a_draft_model_reads_of_a_prompt_what_is_new(read):
+    """The same pictures and turns are not run again; other pictures are."""
+    scene = picture("small")
+    other = scene.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    options = replace(GREEDY, max_tokens=20)
+    drafted = replace(options, draft=DraftModel(loaded()[0]))
+
+    def asked(image: Any, turns: Sequence[str]) -> int:
+        said: list[dict[str, Any]] = [
+            {"role": ("user", "assistant")[number % 2], "content": turn} for number, turn in enumerate(turns)
+        ]
+        said[0]["content"] = [{"type": "image", "image": image}, {"type": "text", "text": turns[0]}]
+        plain = answered(GenerationRequest(said, options=options))
+        made = answered(GenerationRequest(said, options=drafted))
+        same(made, plain)
+        statistics = statistics_of(made)
+        assert statistics.accepted_tokens == statistics.drafted_tokens > 0
+        return statistics.prompt_tokens
+
+    first = asked(scene, ["What is this?"])
+    assert read == [first]
+    asked(scene, ["What is this?"])
+    assert read == [first]
+    second = asked(scene, ["What is this?", "A ring.", "Where?"])
+    assert read == [first, second - first]
+    asked(other, ["What is this?"])
+    assert read == [first, second - first, first]
+
+
+@pytest.mark.parametrize(("tokens", "reads"), [(SHORTEST_ANSWER - 1, False), (SHORTEST_ANSWER, True)])
+def test_of_a_short_answer_no_draft_reads_the_prompt(tokens, reads, read):
+    options = replace(GREEDY, max_tokens=tokens)
+    plain = answered(GenerationRequest("Hi", options=options))
+    made = answered(GenerationRequest("Hi", options=replace(options, draft=loaded()[0])))
+    same(made, plain)
+    assert bool(read) == reads == bool(statistics_of(made).drafted_tokens)
+
+
+@pytest.mark.parametrize(("verified", "reads"), [(1.5, 2), (50.0, 1)])
+def test_drafts_that_do_not_pay_read_no_prompt(verified, reads, read, monkeypatch):
+    """That of the next answer, while the loss is not paid for."""
+    options = replace(GREEDY, max_tokens=30)
+    rows = [GenerationRequest(prompt, options=options) for prompt in ("Hi", "What is this?")]
+    plain, ticks = [answered(row) for row in rows], Ticks(monkeypatch)
+    ticks.cost(GenerationBatch, "step", lambda: 1.0)
+    ticks.cost(GenerationBatch, "verify", lambda: verified)
+    drafted = [replace(row, options=replace(options, draft=DraftModel(loaded()[0]))) for row in rows]
+    made = list(generate_batch(*loaded(), drafted, batch_size=1))
+    for one, other in zip(made, plain, strict=True):
+        same(one, other)
+    assert len(read) == reads
+    assert bool(statistics_of(made[1]).drafted_tokens) == (reads == 2)
+    assert bool(statistics_of(made[1]).undrafted_steps) == (reads == 1)
+
+
+ENDS: list[tuple[str, Exception]] = [
+    ("prefill_in_pieces", OutOfMemoryError("of the prompt")),
+    ("prefill_in_pieces", RuntimeError("[metal::malloc] Unable to allocate 9 bytes.")),
+    ("encode_views_in_pieces", NotFiniteError("of a picture")),
+    ("DraftModel._run", OutOfMemoryError("of a draft")),
+]
+
+
+@pytest.mark.parametrize(("where", "error"), ENDS, ids=["prompt", "Metal", "picture", "draft"])
+def test_an_answer_goes_on_where_its_draft_model_cannot(where, error, monkeypatch):
+    request = GenerationRequest("What is this?", picture("small"), options=GREEDY)
+    plain = answered(request)
+
+    def fail(*given: Any, **named: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(f"mlx_lfm2vl.generation.draft_model.{where}", fail)
+    made = answered(replace(request, options=replace(GREEDY, draft=loaded()[0])))
+    same(made, plain)
+    assert statistics_of(made).drafted_tokens == 0
 
 
 @pytest.mark.parametrize("slow", [0.0, 500.0])

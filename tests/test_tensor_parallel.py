@@ -1,5 +1,6 @@
 """A model that several ranks share: the tokens of one process, a part of its memory in each."""
 
+import argparse
 import functools
 import itertools
 import json
@@ -41,6 +42,7 @@ from mlx_lfm2vl import (
     generate_batch,
     load,
 )
+from mlx_lfm2vl.cli.decoding import chosen_draft
 from mlx_lfm2vl.distributed.links import SILENCE, Came, Link
 from mlx_lfm2vl.errors import DistributedError, OutOfMemoryError
 from mlx_lfm2vl.generation.lockstep import Follower, Lead
@@ -146,6 +148,16 @@ def test_what_ranks_cannot_share_is_refused(tmp_path):
         generate(model, processor, "Why?", draft="auto")
     with pytest.raises(OptionError, match="takes no functions and draft models"):
         generate(model, processor, "Why?", logits_processors=[lambda ids, logits: logits])
+
+
+@pytest.mark.parametrize(("draft", "model"), [("auto", None), (None, "demo")])
+def test_drafts_that_ranks_cannot_have_are_refused_at_once(draft, model):
+    """Before a model is loaded."""
+    args = argparse.Namespace(draft=draft, draft_model=model, group=mx.distributed.init())
+    with pytest.raises(OptionError, match="--draft auto goes by the clock" if draft else "--draft-model: ranks"):
+        chosen_draft(args)
+    args.draft, args.draft_model = "ngram", None
+    assert chosen_draft(args) == "ngram"
 
 
 @contextmanager

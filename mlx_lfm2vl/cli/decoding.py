@@ -39,9 +39,12 @@ def chosen_draft(args: argparse.Namespace) -> Any:
     """The draft that --draft or --draft-model names, loaded; None for none. Raises `Lfm2VlError`."""
     from .. import OptionError, load_draft
 
+    shared = getattr(args, "group", None) is not None
+    if shared and args.draft == "auto":
+        raise OptionError("--draft auto goes by the clock, which ranks that share a model do not have; use ngram")
     if args.draft_model is None:
         return args.draft
-    if getattr(args, "group", None) is not None:
+    if shared:
         raise OptionError("--draft-model: ranks of mlx.launch that share a model take none; leave it out")
     with Spinner("loading the draft model"):
         return load_draft(args.draft_model)

@@ -15,18 +15,24 @@ from ..models.context import Context
 from ..models.dspark import DSparkDraftModel
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from .chunked_prefill import Prompt, prefill_in_pieces
+from .defaults import generation_config
 from .ngrams import NgramDraft, Ngrams
+from .prompt_cache import PromptCache
+from .prompt_entry import Checkpoint, Entry, PictureSpan, Recorder, checkpoint_places
 from .request import EncodedPrompt
 from .speculation import BlockSpeculation, Speculation
 from .vision_cache import encode_views_in_pieces
 from .watch import Pieces, calling, completed
+
+KEPT_BYTES = 2**28  # of the states of earlier prompts
 
 
 class DraftModel:
     """A `Draft` by another model: the tokens that are likeliest to it. It sees the pictures, too.
 
     One is for one answer at a time; each answer gets a copy, with states of its own beside the same weights. The prompt
-    is run through it behind the model's own, before the first token (`prefill`).
+    is run through it behind the model's own, before the first token (`prefill`). Copies keep the states of their last
+    prompts in common, so that of a conversation's next prompt only what is new is run.
 
     Args:
         model: smaller than the one that answers, with the same tokens.
@@ -36,12 +42,17 @@ class DraftModel:
 
     def __init__(self, model: Lfm2VlForConditionalGeneration):
         self._model = model
+        self._prompts = PromptCache(KEPT_BYTES)
+        self._spans: tuple[PictureSpan, ...] | None = None  # None: of a prompt that is not kept
+        self._source: tuple[Entry, Checkpoint] | None = None
         self._pictures: list[tuple[np.ndarray, np.ndarray]] = []
         self._known: tuple[Cache, CacheCheckpoint, mx.array] | None = None  # with logits (1, vocabulary) behind it
 
     def copy(self) -> DraftModel:
-        """One without states, with the same model."""
-        return DraftModel(self._model)
+        """One without states, with the same model and the same earlier prompts."""
+        made = DraftModel(self._model)
+        made._prompts = self._prompts
+        return made
 
     def check(self, config: ModelConfig) -> None:
         """Raises `OptionError` where the model that answers has other tokens or pictures."""
@@ -57,22 +68,42 @@ class DraftModel:
             raise OptionError("the draft model is of another family than the model; use one of the same")
 
     def begin(self, config: ModelConfig, prompt: EncodedPrompt) -> None:
-        """Holds the pictures of a prompt, until they are encoded. Raises as `check`."""
+        """Looks for the beginning of a prompt, and holds the pictures behind it until they are encoded. Raises as
+        `check`."""
         self.check(config)
-        self._pictures = [(picture.pixels, picture.spatial_shapes) for picture in prompt.pictures]
+        self._prompts.bind(self._model)
+        self._spans, self._source = prompt.spans, self._prompts.find(prompt.ids, prompt.spans)
+        known = 0 if self._source is None else self._source[1].offset
+        pairs = zip(prompt.places, prompt.pictures, strict=True)
+        self._pictures = [(each.pixels, each.spatial_shapes) for (start, _), each in pairs if start >= known]
 
     def prefill(self, tokens: Sequence[int]) -> Pieces[None]:
         """Runs a prompt, a piece at a time, unless one was run. Raises `InputError`, `OutOfMemoryError`,
         `NotFiniteError`."""
         if self._known is not None or len(tokens) >= self._model.config.text_config.max_position_embeddings:
             return
-        views = []
-        for picture in self._pictures:
-            views.append((yield from encode_views_in_pieces(self._model, *picture)))
-        cache = self._model.make_cache()
-        prompt = Prompt(np.array([tokens], np.int64), images=mx.concatenate(views) if views else None)
-        logits = yield from prefill_in_pieces(self._model, prompt, cache)
-        mx.eval(logits, cache.arrays)
+        ids, spans = np.array(tokens, np.int64), self._spans or ()
+        if self._source is None:
+            cache, earlier, logits = self._model.make_cache(), [], None
+        else:
+            (entry, point), self._source = self._source, None  # its arrays are the prompt cache's
+            cache, logits = entry.at(point), point.logits
+            earlier = [each for each in entry.checkpoints if each.offset <= point.offset]
+        if (known := cache.offset) < len(ids):
+            views = []
+            for picture in self._pictures:
+                views.append((yield from encode_views_in_pieces(self._model, *picture)))
+            recorder = Recorder(ids, spans, earlier)
+            prompt = Prompt(ids[None, known:], images=mx.concatenate(views) if views else None)
+            places = checkpoint_places(ids, spans, generation_config(self._model).eos_token_ids, known)
+            logits = yield from prefill_in_pieces(
+                self._model, prompt, cache, pauses=places, paused=lambda _: recorder.take(cache)
+            )
+            mx.eval(logits, cache.arrays)
+            recorder.take(cache, logits)
+            if self._spans is not None:
+                self._prompts.put(recorder.entry(cache.copy()))
+        assert logits is not None
         self._known, self._pictures = (cache, cache.checkpoint(detach=False), logits), []
 
     @computing

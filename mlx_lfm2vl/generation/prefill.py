@@ -47,6 +47,7 @@ def prefill_rows(
     rows: List[Sequence],
     vision_cache: VisionCache | None = None,
     prompt_cache: PromptCache | None = None,
+    lost: bool = False,
 ) -> Pieces[GenerationBatch]:
     """Runs the prompts of rows, a piece at a time.
 
@@ -55,6 +56,7 @@ def prefill_rows(
         rows: one, or several without a `source`. The patches of their pictures are taken.
         vision_cache: where encoded pictures are found and kept.
         prompt_cache: where states are kept: at the `points` of a single row, behind its pictures and turns.
+        lost: whether drafts have cost more time than they may.
 
     Raises:
         InputError, OutOfMemoryError, NotFiniteError
@@ -74,9 +76,7 @@ def prefill_rows(
     for row in rows:
         if row.prompt.grammar is not None or row.options.logits_processors:
             row.begin_state()
-        if row.speculation is not None:
-            with allocations("the draft model's prompt"):
-                yield from row.begin_drafts()
+        yield from row.begin_drafts(lost)
     top = max(row.options.top_logprobs for row in rows)
     return GenerationBatch(
         model, cache, logits, _sampler(model, rows), padding, any(row.options.logprobs for row in rows), top

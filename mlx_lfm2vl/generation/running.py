@@ -40,6 +40,11 @@ class Running:
         self._pace: Pace | None = None  # of rows whose drafts end by the clock
         self._proposed = False  # in the last step, which only read the tokens before
 
+    @property
+    def lost(self) -> bool:
+        """Whether drafts have cost more time than they may."""
+        return self._pace is not None and self._pace.lost
+
     def join(self, rows: List[Sequence], batch: GenerationBatch) -> None:
         """Goes on with other rows, of which nothing was read yet, too."""
         if self.batch is None:
@@ -89,7 +94,7 @@ class Running:
             most, ready = BLOCK // len(self.rows) - 1, batch.ready
             blocks = ready and not late and self._read_blocks(batch, most)
             drafts = [[] if late and row.timed else row.propose(most, self._vocabulary, ready) for row in self.rows]
-        if late and self._pace is not None and self._pace.lost:
+        if late and self.lost:
             for row in self.rows:
                 row.undrafted += row.timed
         self._proposed = any(drafts) and not ready

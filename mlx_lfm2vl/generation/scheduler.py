@@ -158,7 +158,7 @@ class Scheduler:
                 leaders.append(row)
                 alone.append([row])
         for rows in (*alone, short) if short else alone:
-            work = prefill_rows(self._model, rows, self._vision_cache, self._prompt_cache)
+            work = prefill_rows(self._model, rows, self._vision_cache, self._prompt_cache, self._running.lost)
             self._prefilling.append(Prefill(rows, work))
 
     def _is_short(self, row: Sequence) -> bool:

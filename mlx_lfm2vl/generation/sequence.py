@@ -9,8 +9,9 @@ from collections.abc import Sequence as List
 import mlx.core as mx
 import numpy as np
 
+from ..backends.memory import allocations
 from ..constraints.matcher import Matcher
-from ..errors import NotFiniteError, OptionError
+from ..errors import NotFiniteError, OptionError, OutOfMemoryError
 from ..processing.tokenizer import Tokenizer
 from .detokenizer import Detokenizer
 from .logits_process import RowState
@@ -18,7 +19,7 @@ from .logprobs import RowLogprobs
 from .prompt_entry import Checkpoint, Entry, Recorder
 from .request import EncodedPrompt
 from .response import FinishReason, GenerationResponse, Statistics, TopLogprob
-from .speculation import Speculation
+from .speculation import SHORTEST_ANSWER, Speculation
 from .watch import Pieces
 
 
@@ -98,10 +99,25 @@ class Sequence:
             return OptionError(f"logits_processors leave no token that is possible, or give NaN; else, {not_finite}")
         return not_finite
 
-    def begin_drafts(self) -> Pieces[None]:
-        """Prepares drafts, if tokens are left that they may have."""
-        if self.speculation is not None and self._left > 0:
-            yield from self.speculation.begin(self._said)
+    def begin_drafts(self, lost: bool) -> Pieces[None]:
+        """Lets a draft read the prompt, or ends it: for a short answer, where memory runs out, and where drafts have
+        cost more time than they may (`lost`)."""
+        if self.speculation is None or not self.speculation.reads:
+            return
+        if not self.generated and (self.limit < SHORTEST_ANSWER or (lost and self.timed)):
+            self.speculation.end()
+            return
+        try:
+            with allocations("the draft model's prompt"):
+                yield from self.speculation.begin(self._said)
+        except (OutOfMemoryError, NotFiniteError):
+            self._end_drafts()
+
+    def _end_drafts(self) -> None:
+        """Goes on without drafts."""
+        if self.speculation is not None:
+            self.speculation.end()
+        self.timed = False
 
     def propose(self, most: int, vocabulary: int, known: bool) -> list[int]:
         """A draft of the next tokens, at most `most` of them, one less than are left. `known`: whether all tokens are
@@ -111,11 +127,21 @@ class Sequence:
         if self.speculation.always and not known:
             draft = [0] * self.wanted(most)
         else:
-            draft = self.speculation.propose(self._said, min(most, self._left), vocabulary)
+            draft = self._proposed(self.speculation, min(most, self._left), vocabulary)
         if known and self._waited and not draft:
             self.speculation.pause(len(self._said))
         self._waited = bool(draft) and not known
         return draft
+
+    def _proposed(self, speculation: Speculation, most: int, vocabulary: int) -> list[int]:
+        try:
+            with allocations("a draft"):
+                return speculation.propose(self._said, most, vocabulary)
+        except OutOfMemoryError:
+            if not speculation.reads:
+                raise
+            self._end_drafts()
+            return []
 
     def wanted(self, most: int) -> int:
         """The length of the next draft, at most `most`; 0 for none."""

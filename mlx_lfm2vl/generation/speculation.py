@@ -5,6 +5,7 @@ In: a `Draft` and the tokens so far. Out: proposals, as many as pay. They change
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from .watch import Pieces, calling, name_of
 LEAST, FIRST, MOST = 2, 4, 8  # tokens of a draft: at least, of the first one, and at most
 BLOCK = 64  # tokens of all rows that are run together at most
 LONGEST_PAUSE = 128  # tokens without a draft, once many have been wrong
+SHORTEST_ANSWER = 8  # tokens: for an answer of fewer no draft reads the prompt
 DOUBTED = 0.2  # a token of a block that is less likely to be right, with all before it, is not run
 
 
@@ -65,6 +67,15 @@ class Speculation:
         if isinstance(self._draft, PrefilledDraft):
             yield from self._draft.prefill(tokens)
 
+    @property
+    def reads(self) -> bool:
+        """Whether the draft wants to read the prompt."""
+        return isinstance(self._draft, PrefilledDraft)
+
+    def end(self) -> None:
+        """Lets go of the draft: there are no proposals from here on."""
+        self._draft, self._resume = _nothing, sys.maxsize
+
     def wanted(self, tokens: int, most: int) -> int:
         """The length of a draft behind so many tokens, at most `most`; 0 for none."""
         return 0 if tokens < self._resume else max(0, min(self._length, most))
@@ -101,7 +112,11 @@ class Speculation:
     def pause(self, tokens: int) -> None:
         """Proposes none for some of the tokens that follow so many."""
         self._pause = min(LONGEST_PAUSE, 2 * self._pause + 1)
-        self._resume = tokens + self._pause
+        self._resume = max(self._resume, tokens + self._pause)
+
+
+def _nothing(tokens: Sequence[int], count: int) -> Sequence[int]:
+    return []
 
 
 class BlockSpeculation(Speculation):
