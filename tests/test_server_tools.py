@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from servers import about, serving, settings_of
+from steps import steps
 from test_response_format import holds
 
 from mlx_lfm2vl import GenerationOptions, GenerationResponse, ResponseFormat, generate, load
@@ -18,7 +19,7 @@ from mlx_lfm2vl.server import anthropic as anthropic_messages
 from mlx_lfm2vl.server import openai_chat, openai_responses
 from mlx_lfm2vl.server.api_request import ApiRequest, Rules
 from mlx_lfm2vl.server.fields import Fields
-from mlx_lfm2vl.server.tool_calls import Call, CallReader, joined_calls
+from mlx_lfm2vl.server.tool_calls import Call, CallDelta, CallReader, joined_calls
 from mlx_lfm2vl.server.tools import Tool, _call
 
 PARAMETERS = {
@@ -194,6 +195,30 @@ def test_text_and_calls_of_one_response_stand_in_their_order():
     parts = [part if isinstance(part, str) else part.name for each in responses for part in reader.read(each)]
     assert parts == ["1", "a", "b", "2", f"{CALL_START}[]{CALL_END}"]
     assert read_all(responses, several=False) == ("12", [("a", "{}", False)], False)
+
+
+SPELLED = f'[a()]{CALL_END}[b(x=1), a(text="{CALL_END}")]'
+
+
+@pytest.mark.parametrize("behind", [0, 1, 5])
+def test_an_end_that_a_block_spells_out_cuts_nothing(behind):
+    block = f"{CALL_START}{SPELLED}{CALL_END}"
+    rest, reason = f"{CALL_START}[b()]"[: len(CALL_START) + behind], "length"
+    last = GenerationResponse("", (), reason, tool_text=rest)
+    whole = read_all([GenerationResponse("", (), tool_text=block, tool_delta=block + rest), last])
+    assert [name for name, _, _ in whole[1]] == ["a", "b", "a", *["b"] * (behind > 2)]
+    for at in range(1, len(block)):
+        first = GenerationResponse("", (), tool_delta=block[:at])
+        second = GenerationResponse("", (), tool_text=block, tool_delta=block[at:] + rest)
+        assert read_all([first, second, last]) == whole
+
+
+def test_many_calls_are_joined_in_linear_time():
+    def join(count: int) -> object:
+        deltas = [CallDelta(index, "", "a", first=part == 0) for index in range(count) for part in range(2)]
+        return joined_calls(deltas)
+
+    assert steps(lambda: join(200)) < 2.2 * steps(lambda: join(100))
 
 
 def test_a_forced_call_streams_piece_by_piece(server, client):
