@@ -203,8 +203,8 @@ SPELLED = f'[a()]{CALL_END}[b(x=1), a(text="{CALL_END}")]'
 @pytest.mark.parametrize("behind", [0, 1, 5])
 def test_an_end_that_a_block_spells_out_cuts_nothing(behind):
     block = f"{CALL_START}{SPELLED}{CALL_END}"
-    rest, reason = f"{CALL_START}[b()]"[: len(CALL_START) + behind], "length"
-    last = GenerationResponse("", (), reason, tool_text=rest)
+    rest = f"{CALL_START}[b()]"[: len(CALL_START) + behind]
+    last = GenerationResponse("", (), "length", tool_text=rest)
     whole = read_all([GenerationResponse("", (), tool_text=block, tool_delta=block + rest), last])
     assert [name for name, _, _ in whole[1]] == ["a", "b", "a", *["b"] * (behind > 2)]
     for at in range(1, len(block)):
