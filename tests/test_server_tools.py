@@ -14,6 +14,7 @@ from steps import steps
 from test_response_format import holds
 
 from mlx_lfm2vl import GenerationOptions, GenerationResponse, ResponseFormat, generate, load
+from mlx_lfm2vl.generation.logprobs import RowLogprobs
 from mlx_lfm2vl.processing.conversation import CALL_END, CALL_START
 from mlx_lfm2vl.server import anthropic as anthropic_messages
 from mlx_lfm2vl.server import openai_chat, openai_responses
@@ -245,7 +246,7 @@ def writing(server, monkeypatch):
     answer: list[int] = []
 
     def step(self, last=False):
-        return [answer.pop(0) if answer else tokenizer.eos_token_id], None
+        return [answer.pop(0) if answer else tokenizer.eos_token_id], [RowLogprobs(-0.5)]
 
     monkeypatch.setattr("mlx_lfm2vl.generation.decode.GenerationBatch.step", step)
 
@@ -293,6 +294,50 @@ def test_responses_stream_calls_as_they_are_written(writing, client):
         assert "".join(delta.delta for delta in deltas) == arguments and len(deltas) >= 2
         (done,) = [e for e in events if e.type == "response.function_call_arguments.done" and e.output_index == index]
         assert done.arguments == arguments
+
+
+BLOCK = f"{CALL_START}{WRITTEN}{CALL_END}"
+
+
+SMILE = "\U0001f642"  # of several tokens
+
+
+@pytest.mark.parametrize("most", [200, 7], ids=["whole", "cut"])
+@pytest.mark.parametrize(
+    "written", [SAID, f"{SMILE} Hm {SMILE}", f"{SAID}{BLOCK} Done.", f"{BLOCK}{BLOCK}Done.", BLOCK]
+)
+def test_streamed_responses_have_the_items_of_whole_ones(writing, client, written, most):
+    ask: Any = {"model": "demo", "input": TEXT, "max_output_tokens": most}
+    ask["tools"] = [{"type": "function", **tool["function"]} for tool in OPENAI_TOOLS]
+    ask["include"] = ["message.output_text.logprobs"]
+    writing(written)
+    whole = client.responses.create(**ask)
+    writing(written)
+    events = list(client.responses.create(**ask, stream=True))
+    items, streamed = (
+        [item.model_dump(exclude={"id", "call_id"}) for item in made.output] for made in (whole, events[-1].response)
+    )
+    assert items == streamed
+    parts = [item["content"][0] for item in items if item["type"] == "message"]
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    assert "".join(delta.delta for delta in deltas) == "".join(part["text"] for part in parts)
+    logprobs = [[entry["token"] for entry in part["logprobs"]] for part in parts]
+    assert [entry.token for delta in deltas for entry in delta.logprobs] == [*itertools.chain(*logprobs)]
+    if most == 200:
+        assert [part["text"] for part in parts] == [text for text in written.split(BLOCK) if text]
+        tokenizer = load("demo")[1].tokenizer
+        tokens = [tokenizer.encode(part["text"], add_special_tokens=False) for part in parts]
+        assert logprobs == [[tokenizer.decode([token]) for token in each] for each in tokens]
+
+
+def test_logprobs_of_responses_are_of_text_outside_of_blocks(writing, client):
+    ask: Any = {"model": "demo", "input": TEXT, "include": ["message.output_text.logprobs"]}
+    written = f"{SAID}{CALL_START}[oops]{CALL_END}"
+    tools = [{"type": "function", **tool["function"]} for tool in OPENAI_TOOLS]
+    for more, expected in (({}, written), ({"tools": tools}, SAID)):
+        writing(written)
+        part = client.responses.create(**ask, **more).output[0].content[0]
+        assert part.text == written and "".join(entry.token for entry in part.logprobs) == expected
 
 
 def test_anthropic_streams_calls_as_they_are_written(writing, server):
