@@ -356,6 +356,25 @@ def test_anthropic_streams_calls_as_they_are_written(writing, server):
     assert json.loads("".join(pieces)) == CALLED[0][1] and len(pieces) >= 4
 
 
+def test_texts_around_calls_are_blocks_of_messages_in_order(writing, server):
+    ask: Any = {"model": "demo", "max_tokens": 200, "messages": TEXT, "tools": ANTHROPIC_TOOLS}
+    written = f"{SAID}{BLOCK}{BLOCK} Done."
+    writing(written)
+    made = server.anthropic().messages.create(**ask)
+    writing(written)
+    with server.anthropic().messages.stream(**ask) as stream:
+        final = stream.get_final_message()
+    whole, streamed = (
+        [each.model_dump(exclude={"id", "parsed_output"}) for each in some.content] for some in (made, final)
+    )
+    assert whole == streamed
+    assert [each.get("text", "call") for each in whole] == [SAID, *["call"] * 4, " Done."]
+    results = [{"type": "tool_result", "tool_use_id": each.id} for each in made.content if each.type == "tool_use"]
+    turns = [*TEXT, {"role": "assistant", "content": made.content}, {"role": "user", "content": results}]
+    writing("So be it.")
+    assert server.anthropic().messages.create(**ask | {"messages": turns}).content[0].text == "So be it."
+
+
 def test_a_call_that_cannot_be_read_is_not_to_be_run(writing, server, client):
     block = f"{CALL_START}[paint(colour='pink', count=many)]{CALL_END}"
     for stream in (False, True):
@@ -382,7 +401,8 @@ def test_a_call_that_cannot_be_read_is_not_to_be_run(writing, server, client):
     assert (first.content[0].text, last.content[0].text) == (SAID, f"many)]{CALL_END}") and first.id != last.id
     writing(block)
     made = server.anthropic().messages.create(model="demo", max_tokens=99, messages=TEXT, tools=ANTHROPIC_TOOLS)
-    assert made.stop_reason == "end_turn" and made.content[1].input == {"colour": "pink"}
+    call, text = made.content
+    assert made.stop_reason == "end_turn" and call.input == {"colour": "pink"} and text.text == f"many)]{CALL_END}"
 
 
 def test_the_result_of_a_call_goes_back(client):
