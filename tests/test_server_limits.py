@@ -1,12 +1,15 @@
 """Limits of a server: what is too slow, too large, too much or no request ends in an error of the protocol's shape."""
 
+import asyncio
 import contextlib
 import functools
 import json
 import socket
 import threading
 import time
-from typing import Any
+import weakref
+from types import SimpleNamespace
+from typing import Any, cast
 
 import openai
 import pytest
@@ -14,7 +17,9 @@ from servers import about, data_uri, serving, settings_of, until
 
 from mlx_lfm2vl import ConstraintError, SourcePolicy
 from mlx_lfm2vl.server import task_requests, tools
+from mlx_lfm2vl.server.answering import Answering
 from mlx_lfm2vl.server.api_request import Rules
+from mlx_lfm2vl.server.fields import Fields
 from mlx_lfm2vl.server.limits import Limits
 
 SMALL = Limits(
@@ -395,3 +400,30 @@ def test_the_time_of_the_first_piece_counts_from_the_body(narrow):
     waiting.join(30)
     line = until(lambda: next((line for line in narrow.lines[known:] if " 200 " in line and "answer=1 " in line), ""))
     assert float(line.partition(" first=")[2].removesuffix("s")) >= 0.3
+
+
+@pytest.mark.parametrize(
+    ("more", "beside"),
+    [({}, False), ({"tools": []}, True), ({"messages": [{}] * 5000}, True)],
+    ids=["small", "with a form", "large"],
+)
+def test_a_body_is_let_go_once_it_is_read(more, beside):
+    answering = Answering(cast(Any, None), Rules())  # no model is asked
+    body = json.dumps({"model": "demo", **more}).encode()
+    scope = {"headers": [(b"content-type", b"application/json")], "record": SimpleNamespace()}
+    held: list[weakref.ref[Fields]] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body}
+
+    def parse(fields: Fields, rules: Rules) -> Any:
+        held.append(weakref.ref(fields))
+        return threading.current_thread()
+
+    async def read() -> threading.Thread:
+        async with answering.parsed(scope, receive, parse) as thread:
+            until(lambda: held[0]() is None, seconds=5)
+            return thread
+
+    assert (asyncio.run(read()) is not threading.current_thread()) == beside
+    answering.close()

@@ -10,15 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from servers import about, serving, settings_of
+from steps import steps
 from test_response_format import holds
 
 from mlx_lfm2vl import GenerationOptions, GenerationResponse, ResponseFormat, generate, load
+from mlx_lfm2vl.generation.logprobs import RowLogprobs
 from mlx_lfm2vl.processing.conversation import CALL_END, CALL_START
 from mlx_lfm2vl.server import anthropic as anthropic_messages
 from mlx_lfm2vl.server import openai_chat, openai_responses
 from mlx_lfm2vl.server.api_request import ApiRequest, Rules
 from mlx_lfm2vl.server.fields import Fields
-from mlx_lfm2vl.server.tool_calls import Call, CallReader, joined_calls
+from mlx_lfm2vl.server.tool_calls import Call, CallDelta, CallReader, joined_calls
 from mlx_lfm2vl.server.tools import Tool, _call
 
 PARAMETERS = {
@@ -196,6 +198,30 @@ def test_text_and_calls_of_one_response_stand_in_their_order():
     assert read_all(responses, several=False) == ("12", [("a", "{}", False)], False)
 
 
+SPELLED = f'[a()]{CALL_END}[b(x=1), a(text="{CALL_END}")]'
+
+
+@pytest.mark.parametrize("behind", [0, 1, 5])
+def test_an_end_that_a_block_spells_out_cuts_nothing(behind):
+    block = f"{CALL_START}{SPELLED}{CALL_END}"
+    rest = f"{CALL_START}[b()]"[: len(CALL_START) + behind]
+    last = GenerationResponse("", (), "length", tool_text=rest)
+    whole = read_all([GenerationResponse("", (), tool_text=block, tool_delta=block + rest), last])
+    assert [name for name, _, _ in whole[1]] == ["a", "b", "a", *["b"] * (behind > 2)]
+    for at in range(1, len(block)):
+        first = GenerationResponse("", (), tool_delta=block[:at])
+        second = GenerationResponse("", (), tool_text=block, tool_delta=block[at:] + rest)
+        assert read_all([first, second, last]) == whole
+
+
+def test_many_calls_are_joined_in_linear_time():
+    def join(count: int) -> object:
+        deltas = [CallDelta(index, "", "a", first=part == 0) for index in range(count) for part in range(2)]
+        return joined_calls(deltas)
+
+    assert steps(lambda: join(200)) < 2.2 * steps(lambda: join(100))
+
+
 def test_a_forced_call_streams_piece_by_piece(server, client):
     whole = chat(client, tool_choice="required").choices[0].message.tool_calls[0].function
     chunks = list(chat(client, tool_choice="required", stream=True))
@@ -220,7 +246,7 @@ def writing(server, monkeypatch):
     answer: list[int] = []
 
     def step(self, last=False):
-        return [answer.pop(0) if answer else tokenizer.eos_token_id], None
+        return [answer.pop(0) if answer else tokenizer.eos_token_id], [RowLogprobs(-0.5)]
 
     monkeypatch.setattr("mlx_lfm2vl.generation.decode.GenerationBatch.step", step)
 
@@ -270,6 +296,50 @@ def test_responses_stream_calls_as_they_are_written(writing, client):
         assert done.arguments == arguments
 
 
+BLOCK = f"{CALL_START}{WRITTEN}{CALL_END}"
+
+
+SMILE = "\U0001f642"  # of several tokens
+
+
+@pytest.mark.parametrize("most", [200, 7], ids=["whole", "cut"])
+@pytest.mark.parametrize(
+    "written", [SAID, f"{SMILE} Hm {SMILE}", f"{SAID}{BLOCK} Done.", f"{BLOCK}{BLOCK}Done.", BLOCK]
+)
+def test_streamed_responses_have_the_items_of_whole_ones(writing, client, written, most):
+    ask: Any = {"model": "demo", "input": TEXT, "max_output_tokens": most}
+    ask["tools"] = [{"type": "function", **tool["function"]} for tool in OPENAI_TOOLS]
+    ask["include"] = ["message.output_text.logprobs"]
+    writing(written)
+    whole = client.responses.create(**ask)
+    writing(written)
+    events = list(client.responses.create(**ask, stream=True))
+    items, streamed = (
+        [item.model_dump(exclude={"id", "call_id"}) for item in made.output] for made in (whole, events[-1].response)
+    )
+    assert items == streamed
+    parts = [item["content"][0] for item in items if item["type"] == "message"]
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    assert "".join(delta.delta for delta in deltas) == "".join(part["text"] for part in parts)
+    logprobs = [[entry["token"] for entry in part["logprobs"]] for part in parts]
+    assert [entry.token for delta in deltas for entry in delta.logprobs] == [*itertools.chain(*logprobs)]
+    if most == 200:
+        assert [part["text"] for part in parts] == [text for text in written.split(BLOCK) if text]
+        tokenizer = load("demo")[1].tokenizer
+        tokens = [tokenizer.encode(part["text"], add_special_tokens=False) for part in parts]
+        assert logprobs == [[tokenizer.decode([token]) for token in each] for each in tokens]
+
+
+def test_logprobs_of_responses_are_of_text_outside_of_blocks(writing, client):
+    ask: Any = {"model": "demo", "input": TEXT, "include": ["message.output_text.logprobs"]}
+    written = f"{SAID}{CALL_START}[oops]{CALL_END}"
+    tools = [{"type": "function", **tool["function"]} for tool in OPENAI_TOOLS]
+    for more, expected in (({}, written), ({"tools": tools}, SAID)):
+        writing(written)
+        part = client.responses.create(**ask, **more).output[0].content[0]
+        assert part.text == written and "".join(entry.token for entry in part.logprobs) == expected
+
+
 def test_anthropic_streams_calls_as_they_are_written(writing, server):
     ask: Any = {"model": "demo", "max_tokens": 200, "messages": TEXT, "tools": ANTHROPIC_TOOLS}
     block = f"{SAID}{CALL_START}{WRITTEN}{CALL_END}"
@@ -284,6 +354,25 @@ def test_anthropic_streams_calls_as_they_are_written(writing, server):
     assert (final.content[0].text, final.stop_reason) == (SAID, "tool_use")
     pieces = [e.delta.partial_json for e in events if e.type == "content_block_delta" and e.index == 1]
     assert json.loads("".join(pieces)) == CALLED[0][1] and len(pieces) >= 4
+
+
+def test_texts_around_calls_are_blocks_of_messages_in_order(writing, server):
+    ask: Any = {"model": "demo", "max_tokens": 200, "messages": TEXT, "tools": ANTHROPIC_TOOLS}
+    written = f"{SAID}{BLOCK}{BLOCK} Done."
+    writing(written)
+    made = server.anthropic().messages.create(**ask)
+    writing(written)
+    with server.anthropic().messages.stream(**ask) as stream:
+        final = stream.get_final_message()
+    whole, streamed = (
+        [each.model_dump(exclude={"id", "parsed_output"}) for each in some.content] for some in (made, final)
+    )
+    assert whole == streamed
+    assert [each.get("text", "call") for each in whole] == [SAID, *["call"] * 4, " Done."]
+    results = [{"type": "tool_result", "tool_use_id": each.id} for each in made.content if each.type == "tool_use"]
+    turns = [*TEXT, {"role": "assistant", "content": made.content}, {"role": "user", "content": results}]
+    writing("So be it.")
+    assert server.anthropic().messages.create(**ask | {"messages": turns}).content[0].text == "So be it."
 
 
 def test_a_call_that_cannot_be_read_is_not_to_be_run(writing, server, client):
@@ -312,7 +401,8 @@ def test_a_call_that_cannot_be_read_is_not_to_be_run(writing, server, client):
     assert (first.content[0].text, last.content[0].text) == (SAID, f"many)]{CALL_END}") and first.id != last.id
     writing(block)
     made = server.anthropic().messages.create(model="demo", max_tokens=99, messages=TEXT, tools=ANTHROPIC_TOOLS)
-    assert made.stop_reason == "end_turn" and made.content[1].input == {"colour": "pink"}
+    call, text = made.content
+    assert made.stop_reason == "end_turn" and call.input == {"colour": "pink"} and text.text == f"many)]{CALL_END}"
 
 
 def test_the_result_of_a_call_goes_back(client):

@@ -1,6 +1,7 @@
 """Videos of requests to a server: OpenAI's client with `video_url` parts; limits; other protocols and models."""
 
 import base64
+import mimetypes
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from servers import SAFE, serving, settings_of
 from videos import CLIP, clip_uri
 
 from mlx_lfm2vl import GenerationOptions, generate, load, load_video
+from mlx_lfm2vl.processing.not_pictures import VIDEO_SUFFIXES
 
 URI = clip_uri()
 GREEDY = GenerationOptions(max_tokens=12, temperature=0)
@@ -142,6 +144,22 @@ def test_a_file_of_a_response_is_refused_by_its_place(client, part, place, said)
     with pytest.raises(openai.BadRequestError) as refused:
         response(client, "lfm3", {"type": "input_file", **part})
     assert said in str(refused.value) and refused.value.param == f"input[0].content[0].{place}"
+
+
+@pytest.fixture
+def bare_system(monkeypatch):
+    """A system without a list of types, as in slim containers."""
+    monkeypatch.setattr(mimetypes, "knownfiles", [])
+    mimetypes.init()
+    yield
+    monkeypatch.undo()
+    mimetypes.init()
+
+
+@pytest.mark.parametrize("suffix", [*VIDEO_SUFFIXES, ".pdf", ".PDF[2]"])
+def test_addresses_of_files_are_told_by_their_ends(client, bare_system, suffix):
+    with pytest.raises(openai.BadRequestError, match="which this server does not fetch"):
+        response(client, "lfm3", {"type": "input_file", "file_url": f"https://example.org/a{suffix}"})
 
 
 @pytest.mark.parametrize("protocol", ["chat", "responses"])

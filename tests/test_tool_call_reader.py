@@ -7,6 +7,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from steps import steps
 
 from mlx_lfm2vl import ToolCall, ToolCallError, parse_tool_calls
 from mlx_lfm2vl.generation.tool_call_reader import Begun, Event, ToolCallReader
@@ -133,3 +134,23 @@ def test_long_arguments_are_read_in_linear_time(inside):
     reader, started = ToolCallReader(), time.perf_counter()
     count = sum(len(reader.feed(letter)) for letter in CALL_START + inside)
     assert count > 40_000 and time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize(
+    "before", ["[f(a=", "[f(a=1, ", "[", "", "f(), ", "[f(a=[-", '{"name": "f", "arguments": {"a":']
+)
+@pytest.mark.parametrize("letter", ["1", "x"])
+def test_names_and_numbers_without_an_end_are_refused_soon(before, letter):
+    block = f"{CALL_START}{before}{letter * 1500}"
+    reader = ToolCallReader(f"{CALL_START}{before}")
+    events = [event for _ in range(1001) for event in reader.feed(letter)]
+    assert reader.ended and isinstance(events[-1], ToolCallError)
+    assert events_of(list(block)) == events_of([block])
+
+
+def test_an_object_of_many_keys_is_read_in_linear_time():
+    def read(keys: int) -> object:
+        members = "".join(f'"k{number}": 1, ' for number in range(keys))
+        return ToolCallReader(f'{CALL_START}{{{members}"name": "f"}}{CALL_END}').feed("", last=True)
+
+    assert steps(lambda: read(400)) < 2.2 * steps(lambda: read(200))

@@ -130,7 +130,7 @@ def test_several_blocks_and_none():
         (block('[{"arguments": {}}]'), 'expected an object with "name" and "arguments"'),
         (block('[{"name": "f", "arguments": "{"}]'), 'expected an object with "name" and "arguments"'),
         (block(f"[f(x={'[' * 10000}]"), "at most 64"),
-        (block(f"[f(x={'9' * 5000})]"), "at most 1000 digits"),
+        (block(f"[f(x={'9' * 5000})]"), "at most 1000 characters"),
         (block("[f(x=1_000__0)]"), r"expected a string, a number"),
     ],
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,6 @@ from ..processing.conversation import ARGUMENTS, CALL_END, CALL_START, NAMES
 from .tool_call_values import NAME, Steps, ValueReader, as_json, inside, value_of
 
 BESIDE = ("type", "id", "index")  # keys of one that say nothing of the call
-_BEGIN = re.compile(rf"{NAME.pattern}\s*\(|[\[{{]")  # of a list of calls, or of a call
-_MAY_BEGIN = re.compile(rf"(?:{NAME.pattern})?\s*\Z")
 _PART = re.compile(rf"""(["'])(?:(?!\1)[^\\]|\\.)*(?P<closed>\1|\Z)|[](){{}}[,\n]|{re.escape(CALL_END)}""", re.S)
 
 
@@ -88,17 +86,25 @@ class ToolCallReader(ValueReader[Event]):
                 return
             yield from self.take(",")
             self.taken = self.at
-            if not (yield from self.ahead(CALL_END)) and not (yield from self._begins()):  # one more list or call
-                try:
+            try:
+                if not (yield from self.ahead(CALL_END)) and not (yield from self._begins()):
                     self.fail(CALL_END)
-                except ToolCallError as error:
-                    self.events.append(error)
+            except ToolCallError as error:
+                self.events.append(error)
                 return
 
     def _begins(self) -> Steps[bool]:
-        while not self.last and _MAY_BEGIN.match(self.text, self.at):
-            yield
-        return _BEGIN.match(self.text, self.at) is not None
+        """Whether one more list of calls, or a call, comes."""
+        if (yield from self.ahead("[")) or (yield from self.ahead("{")):
+            return True
+        yield from self.run()
+        start, name = self.at, NAME.match(self.text, self.at)
+        if name is None:
+            return False
+        self.at = name.end()
+        there = yield from self.ahead("(")
+        self.at = start
+        return there
 
     def _pass_over(self, start: int, closing: str) -> bool:
         """Goes from `start` behind the next comma of a block (without brackets the next end of a line too), or to its
@@ -159,8 +165,8 @@ class ToolCallReader(ValueReader[Event]):
         begun = False
         while not (yield from self.take("}")):
             key = yield from self.key(made)
-            names = [value for key, value in made.items() if key in NAMES and isinstance(value, str)]
-            if key in ARGUMENTS and len(names) == 1 and not begun and (yield from self.take("{")):
+            names = _names(made.items()) if key in ARGUMENTS and not begun else []
+            if len(names) == 1 and (yield from self.take("{")):
                 begun = True
                 self._begin(names[0])
                 made[key] = yield from self.members(1)
@@ -170,7 +176,7 @@ class ToolCallReader(ValueReader[Event]):
             yield from self.comma("}")
         nested = made.pop("function") if isinstance(made.get("function"), dict) else {}
         parts = [*made.items(), *nested.items()]
-        found = {value for key, value in parts if key in NAMES and isinstance(value, str)}
+        found = set(_names(parts))
         given = [value for key, value in parts if key in ARGUMENTS and value not in (None, "")]
         if isinstance(given[0] if given else None, str):  # some models write the object as a string of JSON
             with contextlib.suppress(ToolCallError):  # what is no object is refused below
@@ -192,3 +198,8 @@ class ToolCallReader(ValueReader[Event]):
     def _end(self, call: ToolCall) -> None:
         self.events += ["}", call]
         self.shown, self.taken = False, self.at
+
+
+def _names(parts: Iterable[tuple[str, Any]]) -> list[str]:
+    """The names that the parts of an object give a function."""
+    return [value for key, value in parts if key in NAMES and isinstance(value, str)]

@@ -15,7 +15,7 @@ T = TypeVar("T")
 E = TypeVar("E")
 Steps = Generator[None, None, T]  # stops where more of the text is needed
 MAX_DEPTH = 64  # of lists and dictionaries in each other
-MAX_DIGITS = 1000
+MAX_RUN = 1000  # characters of a name or number
 NAME = re.compile(r"[^\W\d][\w.-]*")
 _SPACE = re.compile(r"\s*")
 _RUN = re.compile(r"[\w.+-]*")  # a name or a number, and what may belong to it
@@ -83,8 +83,6 @@ class ValueReader(Generic[E]):
 
     def _number(self) -> float:
         if number := _NUMBER.match(self.text, self.at):
-            if len(number[0]) > MAX_DIGITS:
-                self.fail(f"a number of at most {MAX_DIGITS} digits")
             for kind in (int, float):
                 with contextlib.suppress(ValueError):
                     value = kind(number[0])
@@ -207,7 +205,12 @@ class ValueReader(Generic[E]):
     def run(self) -> Steps[None]:
         """Waits until a name or number has ended."""
         yield from self.skip()
-        while not self.last and _RUN.match(self.text, self.at).end() == len(self.text):  # type: ignore[union-attr]
+        while True:
+            end = _RUN.match(self.text, self.at).end()  # type: ignore[union-attr]  # matches nothing at least
+            if end - self.at > MAX_RUN:
+                self.fail(f"a name or number of at most {MAX_RUN} characters")
+            if self.last or end < len(self.text):
+                return
             yield
 
     def name(self, what: str) -> Steps[str]:

@@ -2,7 +2,7 @@
 
 import re
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".flv", ".ogv", ".wmv")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".flv", ".ogv", ".wmv", ".3gp")
 UNKNOWN = "not a picture in a format that Pillow reads; convert it to PNG or JPEG"
 VIDEO = "not a picture but a video; ask about it with --video or videos=, or as an item of type video in a message"
 _STILL_BRANDS = rb"(?:hei|hev|mif|msf|avi[fs]|jpeg|jp2|jpx|crx)"  # of pictures in files that begin as MP4 does

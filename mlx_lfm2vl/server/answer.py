@@ -105,8 +105,9 @@ def _reason(response: GenerationResponse, statistics: Statistics, calls: CallRea
 
 @dataclass(frozen=True)
 class Answer:
-    """The whole of one choice."""
+    """The whole of one choice, and its `pieces`."""
 
+    pieces: tuple[Piece, ...]
     text: str
     calls: tuple[Call, ...]
     tokens: tuple[int, ...]
@@ -121,6 +122,7 @@ def whole(found: Sequence[Piece], choice: int) -> Answer:
     """A choice from all the pieces of a request."""
     own = [piece for piece in found if piece.choice == choice]
     return Answer(
+        tuple(own),
         "".join(piece.text for piece in own),
         joined_calls([piece.call for piece in own if piece.call is not None]),
         tuple(token for piece in own for token in piece.tokens),

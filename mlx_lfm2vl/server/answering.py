@@ -35,7 +35,7 @@ from .task_requests import TaskRequest
 
 T = TypeVar("T")
 THREADS = 2  # that parse, as many that read the pictures of tasks, and as many that count tokens
-SMALL = 2**17  # bytes of a body that is read at once
+SMALL = 2**14  # bytes of a body that is read at once
 FORMS = ("tools", "response_format", "text", "output_config", "schema")  # fields whose schemas may take seconds
 GONE = 499  # the status of a request whose client went away
 EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -82,17 +82,18 @@ class Answering:
         body = await self.reader.read(scope, receive)
         size, scope["record"].came = len(body), time.monotonic()
         try:
-            if size > SMALL:
+            beside = size > SMALL
+            if beside:
                 work = functools.partial(_parse, body, parse, self.rules)
             else:
-                work = functools.partial(parse, fields := parse_body(body), self.rules)
-            del body  # it is not kept beside what is read of it
-            if size > SMALL or any(name in fields for name in FORMS):
-                asked = asyncio.get_running_loop().run_in_executor(self._parsers, work)
-                del work
-                yield await asked
-            else:
-                yield work()
+                given = parse_body(body)
+                beside = any(name in given for name in FORMS)
+                work = functools.partial(parse, given, self.rules)
+                del given
+            del body
+            asked = await asyncio.get_running_loop().run_in_executor(self._parsers, work) if beside else work()
+            del work  # the body is not kept beside what is read of it
+            yield asked
         finally:
             self.reader.give_back(size)
 

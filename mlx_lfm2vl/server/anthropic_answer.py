@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -46,9 +47,16 @@ def _tool_use(call: Call | CallDelta) -> dict[str, Any]:
 def response(id: str, created: int, asked: ApiRequest, answers: list[Answer], tokenizer: Tokenizer) -> dict[str, Any]:
     """The body of a whole answer."""
     (answer,) = answers
-    calls = [_tool_use(call) | {"input": call.members} for call in answer.calls]
-    text = [{"type": "text", "text": answer.text}] if answer.text or not calls else []
-    return message(id, asked, answer.statistics) | {"content": [*text, *calls]} | ending(answer)
+    calls = iter(answer.calls)
+    begun = [piece for piece in answer.pieces if piece.text or (piece.call is not None and piece.call.first)]
+    content: list[dict[str, Any]] = []
+    for is_text, some in itertools.groupby(begun, lambda piece: piece.call is None):
+        if is_text:
+            content.append({"type": "text", "text": "".join(piece.text for piece in some)})
+        else:
+            content += [_tool_use(call) | {"input": call.members} for _, call in zip(some, calls, strict=False)]
+    content = content or [{"type": "text", "text": ""}]
+    return message(id, asked, answer.statistics) | {"content": content} | ending(answer)
 
 
 async def events(

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from ..generation.response import Statistics
+from ..processing.conversation import CALL_END, CALL_START
 from ..processing.tokenizer import Tokenizer
 from .answer import Answer, Piece
 from .api_error import ApiError
@@ -65,18 +66,14 @@ def call_item(call: Call | CallDelta, status: str, arguments: str) -> dict[str, 
     return {"type": "function_call", **ids, "name": call.name, "arguments": arguments, "status": status}
 
 
-def logprobs(asked: ApiRequest, part: Answer | Piece, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    return entries(part, tokenizer) if asked.options.logprobs else []
-
-
 def response(id: str, created: int, asked: ApiRequest, answers: list[Answer], tokenizer: Tokenizer) -> dict[str, Any]:
-    """The body of a whole answer."""
+    """The body of a whole answer. It has the items of a stream."""
     (answer,) = answers
-    status = "incomplete" if answer.finish_reason == "length" else "completed"
-    output = [whole_call(call) for call in answer.calls]
-    if answer.text or not output:
-        output.insert(0, text_item(_message_id(id), answer.text, status, logprobs(asked, answer, tokenizer)))
-    return ended(head(id, created, asked), output, answer)
+    output = _Output(id, asked, tokenizer)
+    for piece in answer.pieces:
+        for _ in output.read(piece):
+            pass
+    return ended(head(id, created, asked), output.items, answer)
 
 
 def _message_id(id: str) -> str:
@@ -92,6 +89,9 @@ class _Output:
         self._number = 0
         self._text: list[str] | None = None  # of the item that is open
         self._logprobs: list[dict[str, Any]] = []
+        self._waiting: list[dict[str, Any]] = []  # logprobs of tokens of which no text has come
+        self._marks = tuple(map(tokenizer.backend.token_to_id, (CALL_START, CALL_END)))
+        self._block = False  # whether calls are being written
         self._call: list[str] | None = None  # the arguments of the item that is open
 
     @property
@@ -103,7 +103,32 @@ class _Output:
         self._number += 1
         return kind, {"type": kind, "sequence_number": self._number - 1, **data}
 
-    def text(self, piece: Piece) -> Iterator[Event]:
+    def read(self, piece: Piece) -> Iterator[Event]:
+        """The events of a piece."""
+        last = piece.finish_reason is not None
+        self._waiting += self._of_text(piece)
+        if piece.call is not None:
+            yield from self._end_text("completed")
+            yield from self._add_call(piece.call)
+        elif piece.text or (self._waiting if self._text is not None else last and not self.items):
+            yield from self._add_text(piece.text)
+        if last:
+            yield from self._end_text("incomplete" if piece.finish_reason == "length" else "completed")
+
+    def _of_text(self, piece: Piece) -> list[dict[str, Any]]:
+        """The logprobs of the tokens that are in no block of calls."""
+        found: list[dict[str, Any]] = []
+        if not self._asked.options.logprobs:
+            return found
+        start, end = self._marks
+        for token, entry in zip(piece.tokens, entries(piece, self._tokenizer), strict=True):
+            self._block = self._block or (token == start and bool(self._asked.tools))
+            if not self._block:
+                found.append(entry)
+            self._block = self._block and token != end
+        return found
+
+    def _add_text(self, text: str) -> Iterator[Event]:
         place = {"item_id": self._id, "output_index": len(self.items), "content_index": 0}
         if self._text is None:
             self._text, self._logprobs = [], []
@@ -111,12 +136,12 @@ class _Output:
             (part,) = empty.pop("content")
             yield self.event("response.output_item.added", output_index=len(self.items), item={**empty, "content": []})
             yield self.event("response.content_part.added", **place, part=part)
-        self._text.append(piece.text)
-        found = logprobs(self._asked, piece, self._tokenizer)
+        self._text.append(text)
+        found, self._waiting = self._waiting, []
         self._logprobs += found
-        yield self.event("response.output_text.delta", **place, delta=piece.text, logprobs=found)
+        yield self.event("response.output_text.delta", **place, delta=text, logprobs=found)
 
-    def end_text(self, status: str) -> Iterator[Event]:
+    def _end_text(self, status: str) -> Iterator[Event]:
         if self._text is None:
             return
         place = {"item_id": self._id, "output_index": len(self.items), "content_index": 0}
@@ -127,7 +152,7 @@ class _Output:
         yield self.event("response.output_item.done", output_index=len(self.items), item=item)
         self.items.append(item)
 
-    def call(self, call: CallDelta) -> Iterator[Event]:
+    def _add_call(self, call: CallDelta) -> Iterator[Event]:
         index = len(self.items)
         begun = call_item(call, "in_progress", "")
         place = {"item_id": begun["id"], "output_index": index}
@@ -153,16 +178,9 @@ async def events(
     yield output.event("response.created", response=top)
     yield output.event("response.in_progress", response=top)
     async for piece in pieces:
-        last = piece.finish_reason is not None
-        if piece.call is not None:
-            for event in (*output.end_text("completed"), *output.call(piece.call)):
-                yield event
-        elif piece.text or (last and not output.items):
-            for event in output.text(piece):
-                yield event
-        if last:
-            for event in output.end_text("incomplete" if piece.finish_reason == "length" else "completed"):
-                yield event
+        for event in output.read(piece):
+            yield event
+        if piece.finish_reason is not None:
             whole = ended(top, output.items, piece)
             yield output.event(f"response.{whole['status']}", response=whole)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import mimetypes
 from typing import Any, Literal
 
 from ..errors import ImageError
 from ..processing import addresses
 from ..processing.fetch import SourcePolicy
+from ..processing.not_pictures import VIDEO_SUFFIXES
 from ..processing.open_file import LabelledAddress, LabelledBytes
 from ..processing.processor import Lfm2VlProcessor
 from .fields import Fields
@@ -84,11 +84,13 @@ class Pictures:
 
 
 def media_type(url: str) -> str:
-    """The type of a file that a data URI states, or the end of an address means; "" where neither does."""
+    """The type of a file that a data URI states, or that a video or PDF document has whose address ends so; else ""."""
     if addresses.scheme(url) == "data:":
         return url.strip().partition(":")[2].partition(",")[0].partition(";")[0].strip().lower()
-    path = addresses.split_pages(url)[0].partition("?")[0].partition("#")[0]
-    return mimetypes.guess_type(path.rpartition("/")[2])[0] or ""
+    path = addresses.split_pages(url)[0].partition("?")[0].partition("#")[0].lower()
+    if path.endswith(VIDEO_SUFFIXES):
+        return "video/*"
+    return "application/pdf" if path.endswith(".pdf") else ""
 
 
 def detail_overrides(detail: str, processor: Lfm2VlProcessor) -> dict[str, Any]:

@@ -61,9 +61,12 @@ class CallDelta:
 
 def joined_calls(deltas: Sequence[CallDelta]) -> tuple[Call, ...]:
     """The calls that these deltas are of."""
-    own = [[delta for delta in deltas if delta.index == first.index] for first in deltas if first.first]
+    own: dict[int, list[CallDelta]] = {}
+    for delta in deltas:
+        own.setdefault(delta.index, []).append(delta)
     return tuple(
-        Call(each[0].id, each[0].name, "".join(delta.arguments for delta in each), each[-1].cut) for each in own
+        Call(each[0].id, each[0].name, "".join(delta.arguments for delta in each), each[-1].cut)
+        for each in own.values()
     )
 
 
@@ -102,11 +105,11 @@ class CallReader:
         if inside:
             parts.append(response.text)
         if delta:
+            self._written += len(delta)
             parts += self._feed(delta)
         return parts + (self._end(cut) if reason is not None and self._written else [])
 
     def _feed(self, text: str) -> list[str | CallDelta]:
-        self._written += len(text)
         if self._failed:
             return [text]
         if self.count and not self._several and self._open is None:
