@@ -67,6 +67,25 @@ def test_a_tool_that_is_demanded_is_called_with_valid_arguments(client, choice):
     is_valid(json.loads(call.function.arguments))
 
 
+EMPTY: dict[str, Any] = {"type": "object", "properties": {}}
+
+
+@pytest.mark.parametrize("stated", [{}, {"parameters": EMPTY}, {"parameters": EMPTY | {"required": [], "title": "T"}}])
+def test_a_tool_without_parameters_is_called_with_none(server, client, stated):
+    tool: Any = {"type": "function", "function": {"name": "ping", **stated}}
+    made = client.chat.completions.create(model="demo", messages=TEXT, tools=[tool], tool_choice="required")
+    (answer,) = made.choices
+    assert answer.message.tool_calls[0].function.arguments == "{}"
+    tool = {"type": "function", "name": "ping", **stated}
+    (call,) = client.responses.create(model="demo", input=TEXT, tools=[tool], tool_choice="required").output
+    assert call.arguments == "{}"
+    tool = {"name": "ping", "input_schema": stated.get("parameters", EMPTY)}
+    message = server.anthropic().messages.create(
+        model="demo", max_tokens=99, messages=TEXT, tools=[tool], tool_choice={"type": "any"}
+    )
+    assert message.content[0].input == {}
+
+
 def joined(chunks):
     """The calls of a stream, as [name, arguments], and its text."""
     deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]

@@ -14,6 +14,8 @@ from .fields import Fields, shown
 from .response_format import held
 
 MODES = ("auto", "none", "required")  # of OpenAI's tool_choice
+NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}  # of a tool that states none
+NAMING_NONE = {"type", "title", "description", "$schema", "properties", "required"}  # keys of a schema without members
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,16 @@ def _call(tools: Sequence[Tool], all_strict: bool) -> str:
     """The rule `call` of a grammar, and those that it needs."""
     rules, calls = [], []
     for number, tool in enumerate(tools):
-        own = tool.schema.get("parameters", {}) if all_strict or tool.strict else {}
+        own = _parameters(tool) if all_strict or tool.strict else {}
         begin = f'{{"name": {json.dumps(tool.schema["name"])}, "arguments": '
         calls.append(f'{json.dumps(begin)} arguments_{number} "}}"')
         rules.append(f"arguments_{number}: %json {embedded_schema({'type': 'object', **own})}")
     return "\n".join([f"call: {' | '.join(calls)}", *rules, ""])
+
+
+def _parameters(tool: Tool) -> dict[str, Any]:
+    """The schema that calls hold to. Of a tool that states no parameters, or an object with an empty list of them, it
+    is the empty object: as a JSON schema such a list allows any members."""
+    stated: dict[str, Any] = tool.schema.get("parameters", NO_PARAMETERS)
+    lists_none = stated.get("properties") == {} and not stated.get("required") and stated.keys() <= NAMING_NONE
+    return NO_PARAMETERS if lists_none else stated
