@@ -342,6 +342,29 @@ def test_the_result_of_a_call_goes_back(client):
     assert made.usage.prompt_tokens > 20
 
 
+@pytest.mark.parametrize("arguments", ['{"colour": "pi', "[]", "0", '""', "false", '{"a": 1, "a": 2}'])
+def test_a_past_call_without_an_object_is_named(client, arguments):
+    call = {"id": "a", "type": "function", "function": {"name": "paint", "arguments": arguments}}
+    turns: Any = [*TEXT, {"role": "assistant", "tool_calls": [call]}, *TEXT]
+    with pytest.raises(openai.BadRequestError, match="expected an object of arguments; of a call that was cut") as seen:
+        client.chat.completions.create(model="demo", messages=turns)
+    assert (seen.value.param, seen.value.code) == ("messages[1].tool_calls[0].function.arguments", "invalid_value")
+    items: Any = [*TEXT, {"type": "function_call", "call_id": "a", "name": "paint", "arguments": arguments}]
+    with pytest.raises(openai.BadRequestError, match=r"input\[1\].arguments is") as seen:
+        client.responses.create(model="demo", input=items)
+    assert (seen.value.param, seen.value.code) == ("input[1].arguments", "invalid_value")
+
+
+@pytest.mark.parametrize("arguments", ["{}", "", " ", "null"])
+def test_a_past_call_may_have_no_arguments(client, arguments):
+    call = {"id": "a", "type": "function", "function": {"name": "paint", "arguments": arguments}}
+    turns: Any = [*TEXT, {"role": "assistant", "tool_calls": [call]}, *TEXT]
+    made = client.chat.completions.create(model="demo", messages=turns, max_tokens=1)
+    items: Any = [*TEXT, {"type": "function_call", "call_id": "a", "name": "paint", "arguments": arguments}, *TEXT]
+    again = client.responses.create(model="demo", input=items, max_output_tokens=1)
+    assert made.usage.prompt_tokens == again.usage.input_tokens
+
+
 def openai_turns(order: str) -> list[Any]:
     calls = [{"id": id, "type": "function", "function": {"name": "paint", "arguments": "{}"}} for id in "ab"]
     results = [{"role": "tool", "tool_call_id": id, "content": f"result {id}"} for id in order]

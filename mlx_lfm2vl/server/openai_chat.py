@@ -173,7 +173,7 @@ def _past_calls(fields: Fields, parts: Parts) -> list[dict[str, Any]]:
         parts.take_call(call, "id")
         call.type(("function",), required=False)
         function = call.object("function", required=True)
-        name, arguments = function.text("name", required=True), function.text("arguments") or "{}"
+        name, arguments = function.text("name", required=True), function.arguments("arguments")
         function.close()
         call.close()
         calls.append({"type": "function", "function": {"name": name, "arguments": arguments}})

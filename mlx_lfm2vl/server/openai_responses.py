@@ -178,5 +178,5 @@ def _file(part: Fields, pictures: Pictures) -> dict[str, Any]:
 
 def _call(item: Fields, parts: Parts) -> dict[str, Any]:
     parts.take_call(item, "call_id")
-    function = {"name": item.text("name", required=True), "arguments": item.text("arguments") or "{}"}
+    function = {"name": item.text("name", required=True), "arguments": item.arguments("arguments")}
     return {"type": "function", "function": function}
