@@ -120,7 +120,7 @@ def _message(fields: Fields, parts: Parts, pictures: Pictures) -> dict[str, Any]
         parts.take_result(fields, "tool_call_id")
     if role == "assistant":
         fields.refuse(("audio", "function_call", "refusal", "annotations"), "leave it out")
-    fields.refuse(("name",), "models know no names of speakers; put it into the text")
+    fields.text("name", longest=1000)  # of the speaker, which templates do not show
     fields.close()
     return made
 

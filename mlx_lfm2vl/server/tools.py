@@ -88,6 +88,10 @@ def _function(fields: Fields, rules: Rules, nested: bool) -> Tool:
     fields.type(("function",))
     function = fields.object("function", required=True) if nested else fields
     made = tool_of(function, rules, "parameters")
+    if not nested:
+        fields.only("defer_loading", False)
+        fields.only("allowed_callers", ["direct"])
+        fields.refuse(("output_schema",), "put what is told into the description")
     function.close()
     fields.close()
     return made
