@@ -215,6 +215,8 @@ def test_tags_that_change_nothing_are_taken(client):
 
 
 TOOL = {"type": "function", "function": {"name": "paint"}}
+
+
 def test_names_of_speakers_are_dropped(client):
     turns: list[Any] = [{"role": role, "content": "Hi"} for role in ("system", "user", "assistant", "user")]
     named = [turn | {"name": "Ann"} for turn in turns]
