@@ -86,6 +86,18 @@ def test_a_tool_without_parameters_is_called_with_none(server, client, stated):
     assert message.content[0].input == {}
 
 
+@pytest.mark.parametrize("choice", ["auto", "none", "required", None])
+def test_two_tools_of_one_name_are_refused(server, client, choice):
+    says = 'tools has two of the name "paint"; give each a name of its own'
+    with pytest.raises(openai.BadRequestError, match=says) as refused:
+        client.chat.completions.create(
+            model="demo", messages=TEXT, tools=[*OPENAI_TOOLS, OPENAI_TOOLS[0]], tool_choice=choice
+        )
+    assert refused.value.param == "tools"
+    with pytest.raises(anthropic.BadRequestError, match="two of the name"):
+        server.anthropic().messages.count_tokens(model="demo", messages=TEXT, tools=ANTHROPIC_TOOLS[:1] * 2)
+
+
 def joined(chunks):
     """The calls of a stream, as [name, arguments], and its text."""
     deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]

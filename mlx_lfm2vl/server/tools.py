@@ -43,6 +43,9 @@ class Tools:
     def chosen(self, fields: Fields, mode: str | None, name: str | None = None) -> Tools:
         """The same under the choice in the field `tool_choice`: "auto", "none", "required", "named", or None where it
         is absent. Raises `ApiError`."""
+        names = [tool.schema["name"] for tool in self.listed]
+        if twice := next((each for number, each in enumerate(names) if each in names[:number]), None):
+            fields.fail("tools", f"has two of the name {shown(twice, 140)}; give each a name of its own")
         if mode is not None and not self.listed:
             fields.fail("tool_choice", "is given without tools")
         if mode == "none":
