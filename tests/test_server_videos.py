@@ -204,4 +204,4 @@ def test_errors_of_media_say_what_a_caller_can_do(few, part, says):
     with pytest.raises(openai.BadRequestError) as refused:
         answer(few.openai(), "gen2", [{"role": "user", "content": [part, words("What?")]}])
     place = f"messages[0].content[0].{part['type']}.url"
-    assert refused.value.param == place and refused.value.body["message"].endswith(says)
+    assert refused.value.param == place and refused.value.message.endswith(says)
