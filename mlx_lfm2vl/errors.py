@@ -73,6 +73,10 @@ class ImageWarning(UserWarning):
     its colours are not known; the message names it. Issued through `warnings`, as it stops nothing."""
 
 
+class KeptFileWarning(RuntimeWarning):
+    """A file of a cache's folder cannot be read and is left out, or cannot be written; the message names it."""
+
+
 class TokenizerError(Lfm2VlError, ValueError):
     """The tokenizer files are missing, damaged or lack a token that the model needs."""
 

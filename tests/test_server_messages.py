@@ -120,6 +120,37 @@ def test_hints_of_caches_and_records_are_taken(client):
     assert made.usage.output_tokens == 1
 
 
+@pytest.mark.parametrize("thinking", [{"type": "adaptive"}, {"type": "adaptive", "display": "omitted"}])
+def test_thinking_is_the_model_s_choice(client, thinking):
+    ask: Any = {"messages": user("Hi"), "max_tokens": 1}
+    plain = create(client, **ask)
+    for effort in ("low", "high", "max"):
+        made = create(client, **ask, thinking=thinking, output_config={"effort": effort})
+        assert made.content == plain.content
+
+
+THOUGHTS: list[Any] = [
+    {"type": "thinking", "thinking": "A ring?", "signature": "c2ln"},
+    {"type": "redacted_thinking", "data": "ZGF0YQ=="},
+]
+
+
+def test_thoughts_of_another_model_are_dropped(client):
+    def count(blocks: list[Any]) -> int:
+        turns: Any = [*user("Hi"), {"role": "assistant", "content": blocks}, *user("Why?")]
+        return client.messages.count_tokens(model="demo", messages=turns).input_tokens
+
+    text = {"type": "text", "text": "A ring."}
+    assert count([*THOUGHTS, text]) == count([text]) > count(THOUGHTS) == count([{"type": "text", "text": ""}])
+
+
+def test_a_tool_may_say_what_holds_anyway(client):
+    tool: Any = {"name": "f", "input_schema": {"type": "object"}}
+    more = tool | {"allowed_callers": ["direct"], "eager_input_streaming": True, "defer_loading": False}
+    counts = [client.messages.count_tokens(model="demo", messages=user("Hi"), tools=[each]) for each in (tool, more)]
+    assert counts[0].input_tokens == counts[1].input_tokens
+
+
 REFUSED = [
     ({"model": "claude"}, 404, "not_found_error"),
     ({"max_tokens": None}, 400, "max_tokens is missing"),
@@ -145,6 +176,16 @@ REFUSED = [
     ({"temperature": -0.1}, 400, "temperature"),
     ({"tool_choice": {"type": "auto"}}, 400, "without tools"),
     ({"mcp_servers": [{}]}, 400, "mcp_servers is not supported"),
+    ({"context_management": {"edits": []}}, 400, "context_management is not supported"),
+    (
+        {"tools": [{"name": "f", "input_schema": {"type": "object"}, "input_examples": [{}]}]},
+        400,
+        "tools[0].input_examples is not supported here; put them into the description",
+    ),
+    ({"output_config": {"task_budget": {"total": 1}}}, 400, "output_config.task_budget is not supported"),
+    ({"messages": user(THOUGHTS)}, 400, "messages[0].content[0].type"),
+    ({"messages": [*user("Hi"), {"role": "assistant", "content": THOUGHTS}]}, 400, "not prefilled"),
+    ({"messages": [{"role": "assistant", "content": THOUGHTS}]}, 400, "not prefilled"),
     ({"speed": "fast"}, 400, 'speed is \\"fast\\", which is not supported'),
     ({"container": {}}, 400, "container is not supported"),
     ({"colour": "red"}, 400, "colour is not known; leave it out"),

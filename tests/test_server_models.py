@@ -47,6 +47,15 @@ def test_a_model_is_loaded_when_it_is_first_asked_for():
         assert server.raw("GET", "/health")[2]["models"] == states(server)
 
 
+def test_a_loaded_model_tells_how_long_its_context_is():
+    with serving(settings_of("demo")) as server:
+        assert "max_context_length" not in server.openai().models.retrieve("demo").to_dict()
+        ask(server, "demo")
+        length = load("demo")[0].config.text_config.max_position_embeddings
+        assert server.openai().models.retrieve("demo").to_dict()["max_context_length"] == length
+        assert server.anthropic().models.retrieve("demo").max_input_tokens == length
+
+
 def test_the_model_that_was_used_least_recently_goes_first():
     folders = [GOLDEN / name for name in ("gen2", "gen25", "untied")]
     budget = sum(map(size, folders)) - 1

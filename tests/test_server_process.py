@@ -12,6 +12,7 @@ from typing import Any
 import openai
 import pytest
 from conftest import GOLDEN
+from openai.types.responses import ResponseErrorEvent
 from servers import ANSWER, about
 
 from mlx_lfm2vl import DraftModel
@@ -90,6 +91,20 @@ def test_answers_that_go_on_are_cut_after_a_time(endless):
         code, log = server.end()
     assert time.monotonic() - started < 20 and code == 0 and "Traceback" not in log
     assert re.search(r"POST /v1/chat/completions 200 \S+s req_\w+ cut=503 model=model prompt=\d+ .*answer=[1-9]", log)
+
+
+def test_a_stream_of_a_response_that_is_cut_says_so(endless):
+    with Process(endless, "--port", 0, "--shutdown-seconds", 0.5) as server:
+        stream = server.openai().responses.create(model="model", input="Hi", stream=True)
+        assert stream.response.headers["x-accel-buffering"] == "no"
+        events = [next(iter(stream))]
+        server.process.send_signal(signal.SIGTERM)
+        events += stream
+        server.end()
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    last = events[-1]
+    assert isinstance(last, ResponseErrorEvent) and "about to stop" in last.message
+    assert last.to_dict().keys() == {"type", "sequence_number", "code", "message", "param"}
 
 
 def test_a_second_signal_ends_a_server_at_once(endless):

@@ -126,6 +126,14 @@ def test_sampling_and_logprobs(client):
     assert "".join(entry.token for entry in entries) == first.output_text and all(e.logprob <= 0 for e in entries)
 
 
+def test_encrypted_reasoning_is_asked_for_in_vain(client):
+    ask: Any = {"model": "demo", "input": "Hi", "max_output_tokens": 1, "store": False}
+    made = client.responses.create(**ask, include=["reasoning.encrypted_content"])
+    assert [item.type for item in made.output] == ["message"] and not made.output[0].content[0].logprobs
+    made = client.responses.create(**ask, include=["reasoning.encrypted_content", "message.output_text.logprobs"])
+    assert len(made.output[0].content[0].logprobs) == 1
+
+
 REFUSED = [
     ({"input": None}, 400, "input"),
     ({"input": []}, 400, "input"),
@@ -140,7 +148,8 @@ REFUSED = [
     ({"store": True}, 400, "store"),
     ({"background": True}, 400, "background"),
     ({"include": ["file_search_call.results"]}, 400, "include[0]"),
-    ({"include": ["message.output_text.logprobs", "reasoning.encrypted_content"]}, 400, "include[1]"),
+    ({"include": ["reasoning.encrypted_content", "file_search_call.results"]}, 400, "include[1]"),
+    ({"include": ["reasoning.encrypted_content"], "top_logprobs": 2}, 400, "top_logprobs"),
     ({"text": {"verbosity": "low"}}, 400, "text.verbosity"),
     ({"input": [{"type": "function_call_output", "call_id": "a", "output": "x"}]}, 400, "input[0].call_id"),
     ({"tools": [{"type": "web_search"}]}, 400, "tools[0].type"),
@@ -161,6 +170,8 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "input[0].content[0].type"),
     ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0].type"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"tools": [TOOL | {"output_schema": {"type": "object"}}]}, "tools[0].output_schema"),
+    ({"tools": [TOOL | {"defer_loading": True}]}, "tools[0].defer_loading"),
     ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}}, "tool_choice.type"),
 ]
 

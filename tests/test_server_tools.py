@@ -69,6 +69,37 @@ def test_a_tool_that_is_demanded_is_called_with_valid_arguments(client, choice):
     is_valid(json.loads(call.function.arguments))
 
 
+EMPTY: dict[str, Any] = {"type": "object", "properties": {}}
+
+
+@pytest.mark.parametrize("stated", [{}, {"parameters": EMPTY}, {"parameters": EMPTY | {"required": [], "title": "T"}}])
+def test_a_tool_without_parameters_is_called_with_none(server, client, stated):
+    tool: Any = {"type": "function", "function": {"name": "ping", **stated}}
+    made = client.chat.completions.create(model="demo", messages=TEXT, tools=[tool], tool_choice="required")
+    (answer,) = made.choices
+    assert answer.message.tool_calls[0].function.arguments == "{}"
+    tool = {"type": "function", "name": "ping", **stated}
+    (call,) = client.responses.create(model="demo", input=TEXT, tools=[tool], tool_choice="required").output
+    assert call.arguments == "{}"
+    tool = {"name": "ping", "input_schema": stated.get("parameters", EMPTY)}
+    message = server.anthropic().messages.create(
+        model="demo", max_tokens=99, messages=TEXT, tools=[tool], tool_choice={"type": "any"}
+    )
+    assert message.content[0].input == {}
+
+
+@pytest.mark.parametrize("choice", ["auto", "none", "required", None])
+def test_two_tools_of_one_name_are_refused(server, client, choice):
+    says = 'tools has two of the name "paint"; give each a name of its own'
+    with pytest.raises(openai.BadRequestError, match=says) as refused:
+        client.chat.completions.create(
+            model="demo", messages=TEXT, tools=[*OPENAI_TOOLS, OPENAI_TOOLS[0]], tool_choice=choice
+        )
+    assert refused.value.param == "tools"
+    with pytest.raises(anthropic.BadRequestError, match="two of the name"):
+        server.anthropic().messages.count_tokens(model="demo", messages=TEXT, tools=ANTHROPIC_TOOLS[:1] * 2)
+
+
 def joined(chunks):
     """The calls of a stream, as [name, arguments], and its text."""
     deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
@@ -411,6 +442,29 @@ def test_the_result_of_a_call_goes_back(client):
     made = chat(client, messages=[*TEXT, first.model_dump(exclude_none=True), result], max_tokens=5)
     assert made.choices[0].message.content
     assert made.usage.prompt_tokens > 20
+
+
+@pytest.mark.parametrize("arguments", ['{"colour": "pi', "[]", "0", '""', "false", '{"a": 1, "a": 2}'])
+def test_a_past_call_without_an_object_is_named(client, arguments):
+    call = {"id": "a", "type": "function", "function": {"name": "paint", "arguments": arguments}}
+    turns: Any = [*TEXT, {"role": "assistant", "tool_calls": [call]}, *TEXT]
+    with pytest.raises(openai.BadRequestError, match="expected an object of arguments; of a call that was cut") as seen:
+        client.chat.completions.create(model="demo", messages=turns)
+    assert (seen.value.param, seen.value.code) == ("messages[1].tool_calls[0].function.arguments", "invalid_value")
+    items: Any = [*TEXT, {"type": "function_call", "call_id": "a", "name": "paint", "arguments": arguments}]
+    with pytest.raises(openai.BadRequestError, match=r"input\[1\].arguments is") as seen:
+        client.responses.create(model="demo", input=items)
+    assert (seen.value.param, seen.value.code) == ("input[1].arguments", "invalid_value")
+
+
+@pytest.mark.parametrize("arguments", ["{}", "", " ", "null"])
+def test_a_past_call_may_have_no_arguments(client, arguments):
+    call = {"id": "a", "type": "function", "function": {"name": "paint", "arguments": arguments}}
+    turns: Any = [*TEXT, {"role": "assistant", "tool_calls": [call]}, *TEXT]
+    made = client.chat.completions.create(model="demo", messages=turns, max_tokens=1)
+    items: Any = [*TEXT, {"type": "function_call", "call_id": "a", "name": "paint", "arguments": arguments}, *TEXT]
+    again = client.responses.create(model="demo", input=items, max_output_tokens=1)
+    assert made.usage.prompt_tokens == again.usage.input_tokens
 
 
 def openai_turns(order: str) -> list[Any]:

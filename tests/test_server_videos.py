@@ -187,3 +187,39 @@ def test_the_page_may_show_videos_of_the_browser():
     with serving(settings_of(GOLDEN / "lfm3")) as server:
         _, headers, _ = server.raw("GET", "/")
     assert "media-src blob:" in headers["content-security-policy"]
+
+
+PDF = f"data:application/pdf;base64,{base64.b64encode(pdf([RED_LEFT] * 3)).decode()}"
+JPEG = "data:video/mp4;base64," + base64.b64encode(b"\xff\xd8\xff" + bytes(50)).decode()
+NO_PICTURE = "data:image/png;base64," + base64.b64encode(b"\0\0\0\x20ftypisom" + bytes(50)).decode()
+SHOWN = {"type": "image_url", "image_url": {"url": NO_PICTURE}}
+AS_VIDEO = "not a picture but a video; send it to /v1/chat/completions as video_url, or to /v1/responses as input_file"
+
+
+@pytest.fixture(scope="module")
+def few():
+    """A server whose documents may have two pages."""
+    settings = settings_of(GOLDEN / "gen2")
+    hosting = replace(settings.model_settings, load={"source_policy": replace(SAFE, max_pages=2)})
+    with serving(replace(settings, model_settings=hosting)) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        (SHOWN, AS_VIDEO),
+        (asked(PDF)[0]["content"][0], "PDF document, not a video; give it as a picture (image_url, input_image)"),
+        (asked(JPEG)[0]["content"][0], "is a picture, not a video; give it as one (image_url, input_image)"),
+        (
+            {"type": "image_url", "image_url": {"url": PDF}},
+            "more than 2 pages at a time (--max-pictures of the server); give a document of fewer",
+        ),
+    ],
+    ids=["video", "document", "picture", "pages"],
+)
+def test_errors_of_media_say_what_a_caller_can_do(few, part, says):
+    with pytest.raises(openai.BadRequestError) as refused:
+        answer(few.openai(), "gen2", [{"role": "user", "content": [part, words("What?")]}])
+    place = f"messages[0].content[0].{part['type']}.url"
+    assert refused.value.param == place and refused.value.message.endswith(says)

@@ -162,6 +162,7 @@ def test_a_turn_without_calls_shows_none(processor, shape, calls):
     [
         ([call("{")], r"tool_calls\[0\].function.arguments is no JSON \(.*\), expected an object of arguments"),
         ([call("{}"), call("[1]")], r"tool_calls\[1\].function.arguments is list, expected an object of arguments"),
+        ([call("[]")], r"tool_calls\[0\].function.arguments is list, expected an object of arguments"),
         ([call(5)], r"tool_calls\[0\].function.arguments is int, expected an object"),
         (["w()"], r"tool_calls\[0\] is str, expected a mapping with 'function'"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import shutil
 import threading
 import warnings
@@ -166,6 +167,22 @@ def test_the_next_run_of_a_command_encodes_no_picture(cli, tmp_path, encoded, mo
         made.append((sum(encoded), out))
     assert made[0][0] > 0 and made[0] == made[1]
     assert list((tmp_path / "kept").glob("*-view-*"))
+
+
+@pytest.mark.parametrize("command", ["generate", "serve"])
+def test_a_command_tells_of_a_broken_file_in_a_line(cli, tmp_path, monkeypatch, command):  # noqa: F811
+    file = GOLDEN / "pictures" / "landscape.png"
+    words = ["generate", "--model", GOLDEN / "gen2", "--max-tokens", 1, "--image", file, "--prompt", "What?"]
+    assert cli(*words, "--vision-cache", tmp_path)[0] == 0
+    for kept in (files := list(tmp_path.glob("*-view-*"))):
+        kept.write_bytes(b"broken")
+    if command == "serve":
+        words = ["serve", GOLDEN / "gen2", "--port", 0]
+        monkeypatch.setattr(Server, "run", asking(file, Server.run))
+    code, _, err = cli(*words, "--vision-cache", tmp_path)
+    told = [line for line in err.splitlines() if "Warning" in line or "is left out" in line or "warn" in line]
+    assert code == 0 and len(told) == len(files) > 0, err
+    assert all(re.fullmatch(r"mlx-lfm2vl: \S+: is no kept picture and is left out \(.+\)", line) for line in told)
 
 
 def asking(file: Path, run):

@@ -17,7 +17,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .. import __version__, backends
-from ..errors import AnswerError, AnswerWarning, ImageWarning, Lfm2VlError, OptionError, OutputError, PromptError
+from ..errors import (
+    AnswerError,
+    AnswerWarning,
+    ImageWarning,
+    KeptFileWarning,
+    Lfm2VlError,
+    OptionError,
+    OutputError,
+    PromptError,
+)
 from . import (
     batch,
     bench,
@@ -52,7 +61,7 @@ COMMANDS = {
     **{"evaluate": evaluate, "bench": bench, "doctor": doctor, "completion": completion},
 }
 
-_NOTED = (ImageWarning, AnswerWarning)
+_NOTED = (ImageWarning, AnswerWarning, KeptFileWarning)
 ANSWERING = ("generate", "chat", "verify", "explain", "detect", "point", "read", "extract", "describe")  # on stdout
 SHARED = ("generate", "chat", "serve", "detect", "point", "read", "extract", "describe")  # by ranks
 FROM_STDIN = ("image", "prompt", "prompt_file", "input")  # options whose value - is stdin
@@ -164,7 +173,8 @@ def _named(args: argparse.Namespace, option: str) -> list[str]:
 
 @contextlib.contextmanager
 def _warnings_as_notes(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Shows what the library says of pictures and answers that are read in part as lines of the program, each time."""
+    """Shows what the library says of pictures and answers that are read in part, and of files of caches, as lines of
+    the program, each time."""
     with warnings.catch_warnings():
         for kind in _NOTED:
             warnings.simplefilter("always", kind)

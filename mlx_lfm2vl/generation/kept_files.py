@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..errors import OptionError, first_line
+from ..errors import KeptFileWarning, OptionError, first_line
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..weights.fit import number_type
 
@@ -62,4 +62,4 @@ def used(file: Path) -> float:
 
 def warn(text: str) -> None:
     """Warns of a file that is left out or not written."""
-    warnings.warn(text, RuntimeWarning, stacklevel=4)
+    warnings.warn(text, KeptFileWarning, stacklevel=4)

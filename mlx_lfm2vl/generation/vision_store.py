@@ -34,6 +34,7 @@ class VisionStore:
         self.folder, self._limit = Path(folder), limit
         self._hidden, self._dtype = model.config.text_config.hidden_size, number_type(model)
         self._prefix = kept_files.model_key("vision_cache", model, FORMAT)
+        self._damaged: set[Path] = set()  # files of which a warning has told
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             own = [file for file in self.folder.glob("*-view-*.safetensors") if _NAMES.fullmatch(file.name)]
@@ -48,8 +49,8 @@ class VisionStore:
         return self._file(key).is_file()
 
     def read(self, key: bytes, count: int) -> mx.array | None:
-        """The tokens (count, hidden) of a view, evaluated. None where there are none, with a warning where they are
-        damaged."""
+        """The tokens (count, hidden) of a view, evaluated. None where there are none, with a warning, once for each
+        file, where they are damaged."""
         file = self._file(key)
         if key not in self:
             return None
@@ -68,7 +69,10 @@ class VisionStore:
                 os.utime(file)
         except (WeightsError, OSError, RuntimeError) as error:
             self._sizes.pop(file, None)
-            kept_files.warn(f"{file}: is no kept picture and is left out ({first_line(error)})")
+            if file not in self._damaged:
+                self._damaged.add(file)
+                reason = first_line(error).removeprefix(f"{file}: ")
+                kept_files.warn(f"{file}: is no kept picture and is left out ({reason})")
             return None
         self._sizes[file] = self._sizes.pop(file, 0) or kept_files.size(file)
         return tokens

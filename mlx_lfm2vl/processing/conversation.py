@@ -154,9 +154,10 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     arguments = said.get(key)
     if isinstance(arguments, str) or arguments is None:
         try:
-            arguments = (parse_json(arguments) if arguments and arguments.strip() else None) or {}
+            arguments = parse_json(arguments) if arguments and arguments.strip() else None
         except ValueError as error:
             raise PromptError(f"{where}.{key} is no JSON ({error}), expected an object of arguments") from None
+    arguments = {} if arguments is None else arguments
     if not isinstance(arguments, Mapping):
         raise PromptError(f"{where}.{key} is {type(arguments).__name__}, expected an object of arguments")
     others = {key: value for key, value in call.items() if key not in (*NAMES, *ARGUMENTS)}

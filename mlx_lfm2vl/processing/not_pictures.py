@@ -3,8 +3,10 @@
 import re
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".flv", ".ogv", ".wmv", ".3gp")
+AS_PICTURE = " (--image, images=)"  # how one is given
 UNKNOWN = "not a picture in a format that Pillow reads; convert it to PNG or JPEG"
-VIDEO = "not a picture but a video; ask about it with --video or videos=, or as an item of type video in a message"
+AS_VIDEO = "ask about it with --video or videos=, or as an item of type video in a message"  # the way out
+VIDEO = f"not a picture but a video; {AS_VIDEO}"
 _STILL_BRANDS = rb"(?:hei|hev|mif|msf|avi[fs]|jpeg|jp2|jpx|crx)"  # of pictures in files that begin as MP4 does
 UNDRAWN = {  # formats that Pillow recognises; "EPS" it has drawn by ghostscript, others by a handler of the process
     "BUFR": "BUFR data, which Pillow does not draw; draw them as PNG (with ecCodes or Metview, say)",

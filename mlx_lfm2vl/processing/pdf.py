@@ -40,6 +40,7 @@ MAX_MEMORY = 2 * 2**30  # of a process, in bytes
 WHOLE: Ranges = ((1, None),)
 _SIDE = 2**20  # pixels of a page's longer side that no model sees more of
 _INSTALL = "pip install pypdfium2"
+AT_A_TIME = " pages at a time"  # of a document, by the policy
 _SELECTION = re.compile(r"(.+)\[([^\[\]]*)\]", re.S)
 _RANGE = re.compile(r"\s*(\d{1,9})\s*(?:(-)\s*(\d{1,9})?)?\s*")
 
@@ -101,7 +102,7 @@ def pages(document: bytes, label: str, selection: str | None, policy: SourcePoli
     if len(found) > policy.max_pages:
         few = f"{label}[{found[0][0]}-{found[0][0] + int(policy.max_pages) - 1}]"
         way_out = f"name fewer, such as {few}" if has_suffix(label) else "give a document of fewer"
-        raise ImageError(f"{label}: more than {policy.max_pages} pages at a time; {way_out}")
+        raise ImageError(f"{label}: more than {policy.max_pages}{AT_A_TIME}; {way_out}")
     return [PdfPage(document, f"{label}[{number}]", number, width, height) for number, width, height in found]
 
 

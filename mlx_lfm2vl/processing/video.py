@@ -21,7 +21,7 @@ from .arrays import is_array, to_numpy
 from .fetch import DEFAULT_POLICY, SourcePolicy
 from .formats import check_size, decode
 from .load_image import DEFAULT_CONFIG, load_image
-from .not_pictures import is_still
+from .not_pictures import AS_PICTURE, is_still
 from .open_file import LabelledBytes, is_remote, opened
 
 USUAL_RATE = 24.0  # frames a second of frames that say none, as in the reference
@@ -146,13 +146,13 @@ def _opened(video: Any, frame_rate: float | None, policy: SourcePolicy) -> Video
         return Video("the list of frames", len(pictures), _rate(frame_rate, "the list of frames"), read=listed)
     with opened(video, policy, "video") as file:
         if file.is_pdf():
-            raise ImageError(f"{file.label}: is a PDF document, not a video; give it as a picture (--image, images=)")
+            raise ImageError(f"{file.label}: is a PDF document, not a video; give it as a picture{AS_PICTURE}")
         start = file.file.read(16)
         file.file.seek(0)
         source = LabelledBytes(file.label, file.file.read()) if is_remote(video) or hasattr(video, "read") else video
         file.file.seek(0)
         if is_still(start):
-            raise ImageError(f"{file.label}: is a picture, not a video; give it as one (--image, images=)")
+            raise ImageError(f"{file.label}: is a picture, not a video; give it as one{AS_PICTURE}")
         animated = start.startswith((b"GIF8", b"\x89PNG")) or start[8:12] == b"WEBP"
         of_kind = _animation if animated else _file
         return of_kind(file.file, file.label, source, policy)

@@ -38,7 +38,11 @@ THREADS = 2  # that parse, as many that read the pictures of tasks, and as many 
 SMALL = 2**14  # bytes of a body that is read at once
 FORMS = ("tools", "response_format", "text", "output_config", "schema")  # fields whose schemas may take seconds
 GONE = 499  # the status of a request whose client went away
-EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+EVENT_STREAM = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx passes each event on as it comes
+]
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Protocol:
     parse: Callable[[Fields, Rules], ApiRequest]
     response: Callable[[str, int, ApiRequest, list[Answer], Tokenizer], dict[str, Any]]
     events: Callable[[str, int, ApiRequest, AsyncIterator[Piece], Tokenizer], AsyncIterator[tuple[str | None, Any]]]
-    error_event: Callable[[ApiError, str], tuple[str | None, Any]]
+    error_event: Callable[[ApiError, str, int], tuple[str | None, Any]]
 
 
 @dataclass
@@ -166,7 +170,9 @@ class Answering:
                 if asked.stream:
                     first = await anext(found)  # what is wrong with a request is told by its status
                     events = protocol.events(id, created, asked, chained(first, found), tokenizer)
-                    await send_events(send, events, lambda error: protocol.error_event(error, record.id))
+                    await send_events(
+                        send, events, lambda error, number: protocol.error_event(error, record.id, number)
+                    )
                 else:
                     listed = [piece async for piece in found]
                     answers = [whole(listed, choice) for choice in range(asked.choices)]
@@ -272,15 +278,18 @@ async def send_json(send: Send, value: Any, status: int = 200, headers: dict[str
 async def send_events(
     send: Send,
     events: AsyncIterator[tuple[str | None, Any]],
-    of_error: Callable[[ApiError], tuple[str | None, Any]],
+    of_error: Callable[[ApiError, int], tuple[str | None, Any]],
 ) -> None:
-    """A stream of server-sent events. An error within it is its last event, and is raised."""
+    """A stream of server-sent events. An error within it is its last event, of which `of_error` is told the number
+    from 0 on, and is raised."""
+    number = 0
     await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
     try:
         async for event in events:
             await send({"type": "http.response.body", "body": _event(*event), "more_body": True})
+            number += 1
     except Exception as error:
-        await send({"type": "http.response.body", "body": _event(*of_error(api_error(error)))})
+        await send({"type": "http.response.body", "body": _event(*of_error(api_error(error), number))})
         raise
     await send({"type": "http.response.body", "body": b""})
 

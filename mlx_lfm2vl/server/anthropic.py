@@ -15,7 +15,18 @@ from .tools import Tool, Tools, tool_of
 
 ROLES = ("user", "assistant")
 SOURCES = ("base64", "url")
-NOT_OFFERED = ("container", "diagnostics", "inference_geo", "mcp_servers", "prefill")
+NOT_OFFERED = (
+    "compaction",
+    "container",
+    "context_management",
+    "diagnostics",
+    "fallbacks",
+    "inference_geo",
+    "mcp_servers",
+    "prefill",
+    "thread",
+)
+THOUGHTS = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",)}  # blocks, and their texts
 
 
 def parse(fields: Fields, rules: Rules) -> ApiRequest:
@@ -57,7 +68,8 @@ def _prompt(fields: Fields, rules: Rules) -> tuple[dict[str, Any], Tools]:
     _hint(fields)
     thinking = fields.object("thinking")
     if thinking is not None:
-        thinking.only("type", "disabled")
+        thinking.only("type", "disabled", "adaptive")  # how much a model thinks is its own choice: here none
+        thinking.choice("display", ("summarized", "omitted"))
         thinking.close()
     fields.refuse(NOT_OFFERED, "leave it out")
     fields.only("speed", "standard")
@@ -133,9 +145,13 @@ def _message(fields: Fields, parts: Parts, pictures: Pictures) -> Iterator[dict[
             yield {"role": "tool", "content": _result(block, parts, pictures)}
         elif kind == "tool_use" and role == "assistant":
             calls.append(_past_call(block, parts))
+        elif kind in THOUGHTS and role == "assistant":
+            for name in THOUGHTS[kind]:  # of another model
+                block.text(name)
+            block.close()
         else:
             items.append(_item(block, kind, role, pictures))
-    if items or calls:
+    if items or calls or (blocks and role == "assistant"):
         yield {"role": role, "content": joined(items), **({"tool_calls": calls} if calls else {})}
     elif not blocks:
         fields.fail("content", "is empty, expected a text or blocks")
@@ -198,6 +214,9 @@ def _tool(tool: Fields, rules: Rules) -> Tool:
     made = tool_of(tool, rules, "input_schema", longest=128)
     _hint(tool)
     tool.only("defer_loading", False)
+    tool.only("allowed_callers", ["direct"])
+    tool.flag("eager_input_streaming")  # calls stream as they are written anyway
+    tool.refuse(("input_examples",), "put them into the description")
     tool.close()
     return made
 
@@ -208,7 +227,8 @@ def _format(fields: Fields, rules: Rules) -> Any:
     if config is None:
         return None
     format = config.object("format")
-    config.refuse(("effort",), "leave it out")
+    config.text("effort", longest=100)  # of thinking, which is none
+    config.refuse(("task_budget",), "leave it out")
     config.close()
     if format is None:
         return None

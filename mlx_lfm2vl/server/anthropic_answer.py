@@ -95,6 +95,6 @@ async def events(
             yield event("message_stop")
 
 
-def error_event(error: ApiError, request_id: str) -> Event:
+def error_event(error: ApiError, request_id: str, number: int) -> Event:
     """The last event of a stream that breaks off."""
     return "error", error.body(True, request_id)

@@ -24,6 +24,8 @@ from ..errors import (
 from ..generation.options import GenerationOptions
 from ..processing.fetch import ALLOW_PRIVATE
 from ..processing.formats import ALLOW_LARGER
+from ..processing.not_pictures import AS_PICTURE, AS_VIDEO
+from ..processing.pdf import AT_A_TIME
 
 OPENAI_TYPES = {403: "permission_error", 429: "rate_limit_error"}
 ANTHROPIC_TYPES = {
@@ -36,6 +38,13 @@ ANTHROPIC_TYPES = {
 }
 # what a caller can put right
 CLIENTS_OWN = (PromptError, ImageError, OptionError, TemplateError, InputError, ConstraintError)
+ADVICE = {  # ways out for the command line and Python, and those of a caller
+    ALLOW_PRIVATE: "",  # for the owner of a policy
+    ALLOW_LARGER: "",
+    AS_PICTURE: " (image_url, input_image)",
+    AS_VIDEO: "send it to /v1/chat/completions as video_url, or to /v1/responses as input_file",
+    AT_A_TIME: f"{AT_A_TIME} (--max-pictures of the server)",
+}
 PLACE = re.compile(r"((?:messages|input|images)\[[\w.\[\]]+): ")  # of a picture in a body, where its error begins
 OPTION = re.compile(r"(?:[^:]+: )?(\w+) ")  # of the library, at the beginning of an error
 OPTIONS = {
@@ -92,8 +101,8 @@ def api_error(error: BaseException, path: str = "") -> ApiError:
     if isinstance(error, CLIENTS_OWN):
         message = str(error)
         place, option = PLACE.match(message), OPTION.match(message)
-        for advice in (ALLOW_PRIVATE, ALLOW_LARGER):  # for the owner of a policy
-            message = message.replace(advice, "")
+        for advice, of_caller in ADVICE.items():
+            message = message.replace(advice, of_caller)
         param = place[1] if place else OPTIONS.get(option[1]) if option else None
         return ApiError(400, message, param=param, code="invalid_value")
     if isinstance(error, AnswerError):

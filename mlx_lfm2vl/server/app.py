@@ -198,6 +198,9 @@ def described(model: Model) -> dict[str, Any]:
         "owned_by": model.id.partition("/")[0] if "/" in model.id else "local",
         "state": model.state,
     }
+    if model.config is not None:
+        length = model.config.text_config.max_position_embeddings
+        made |= {"max_context_length": length, "max_input_tokens": length}
     if model.error is not None:
         made["error"] = model.error
     if model.progress is not None:

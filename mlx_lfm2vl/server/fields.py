@@ -138,6 +138,20 @@ class Fields:
             self.fail(name, f"has more than {most} characters of JSON; make it smaller")
         return value
 
+    def arguments(self, name: str) -> str:
+        """The arguments of a tool call: a text that holds a JSON object, or none."""
+        value = self.text(name)
+        if not value or not value.strip():
+            return "{}"
+        way_out = "expected an object of arguments; of a call that was cut off, leave out the call or complete it"
+        try:
+            said = parse_json(value)
+        except ValueError as error:
+            self.fail(name, f"is no JSON ({error}), {way_out}")
+        if not isinstance(said, (dict, type(None))):
+            self.fail(name, f"is {kind(said)}, {way_out}")
+        return "{}" if said is None else str(value)
+
     def refuse(self, names: Iterable[str], reason: str) -> None:
         """Refuses fields that the protocol has and this server does not offer, unless they ask for nothing."""
         for name in names:

@@ -120,7 +120,7 @@ def _message(fields: Fields, parts: Parts, pictures: Pictures) -> dict[str, Any]
         parts.take_result(fields, "tool_call_id")
     if role == "assistant":
         fields.refuse(("audio", "function_call", "refusal", "annotations"), "leave it out")
-    fields.refuse(("name",), "models know no names of speakers; put it into the text")
+    fields.text("name", longest=1000)  # of the speaker, which templates do not show
     fields.close()
     return made
 
@@ -173,7 +173,7 @@ def _past_calls(fields: Fields, parts: Parts) -> list[dict[str, Any]]:
         parts.take_call(call, "id")
         call.type(("function",), required=False)
         function = call.object("function", required=True)
-        name, arguments = function.text("name", required=True), function.text("arguments") or "{}"
+        name, arguments = function.text("name", required=True), function.arguments("arguments")
         function.close()
         call.close()
         calls.append({"type": "function", "function": {"name": name, "arguments": arguments}})

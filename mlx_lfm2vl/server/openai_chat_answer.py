@@ -97,6 +97,6 @@ async def events(
     yield None, "[DONE]"
 
 
-def error_event(error: ApiError, request_id: str) -> tuple[str | None, Any]:
+def error_event(error: ApiError, request_id: str, number: int) -> tuple[str | None, Any]:
     """The last event of a stream that breaks off."""
     return None, error.body(False, request_id)

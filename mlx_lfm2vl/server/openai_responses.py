@@ -17,6 +17,7 @@ ITEMS = ("message", "function_call", "function_call_output")
 PARTS = ("input_text", "output_text", "input_image", "input_file")
 ROLES = ("system", "developer", "user", "assistant")
 LOGPROBS = "message.output_text.logprobs"
+REASONING = "reasoning.encrypted_content"  # of which there is never any
 NOT_OFFERED = (
     "context_management",
     "conversation",
@@ -90,9 +91,10 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
 def _logprobs(fields: Fields) -> dict[str, Any]:
     included = fields.texts("include", 16, 100)
     for number, name in enumerate(included):
-        if name != LOGPROBS:
+        if name not in (LOGPROBS, REASONING):
             raise unsupported(f"include[{number}]", f"is {shown(name)}, of which only {LOGPROBS} is supported here")
-    return {"logprobs": bool(included), "top_logprobs": likeliest(fields, bool(included), f"{LOGPROBS} in include")}
+    asked = LOGPROBS in included
+    return {"logprobs": asked, "top_logprobs": likeliest(fields, asked, f"{LOGPROBS} in include")}
 
 
 def _input(fields: Fields, parts: Parts, pictures: Pictures) -> list[dict[str, Any]]:
@@ -178,5 +180,5 @@ def _file(part: Fields, pictures: Pictures) -> dict[str, Any]:
 
 def _call(item: Fields, parts: Parts) -> dict[str, Any]:
     parts.take_call(item, "call_id")
-    function = {"name": item.text("name", required=True), "arguments": item.text("arguments") or "{}"}
+    function = {"name": item.text("name", required=True), "arguments": item.arguments("arguments")}
     return {"type": "function", "function": function}

@@ -185,6 +185,7 @@ async def events(
             yield output.event(f"response.{whole['status']}", response=whole)
 
 
-def error_event(error: ApiError, request_id: str) -> Event:
+def error_event(error: ApiError, request_id: str, number: int) -> Event:
     """The last event of a stream that breaks off."""
-    return "error", {"type": "error", **error.body(False, request_id)}
+    said = {"code": error.code, "message": error.message, "param": error.param}
+    return "error", {"type": "error", "sequence_number": number, **said}

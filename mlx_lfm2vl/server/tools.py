@@ -14,6 +14,8 @@ from .fields import Fields, shown
 from .response_format import held
 
 MODES = ("auto", "none", "required")  # of OpenAI's tool_choice
+NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}  # of a tool that states none
+NAMING_NONE = {"type", "title", "description", "$schema", "properties", "required"}  # keys of a schema without members
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Tools:
     def chosen(self, fields: Fields, mode: str | None, name: str | None = None) -> Tools:
         """The same under the choice in the field `tool_choice`: "auto", "none", "required", "named", or None where it
         is absent. Raises `ApiError`."""
+        names = [tool.schema["name"] for tool in self.listed]
+        if twice := next((each for number, each in enumerate(names) if each in names[:number]), None):
+            fields.fail("tools", f"has two of the name {shown(twice, 140)}; give each a name of its own")
         if mode is not None and not self.listed:
             fields.fail("tool_choice", "is given without tools")
         if mode == "none":
@@ -86,6 +91,10 @@ def _function(fields: Fields, rules: Rules, nested: bool) -> Tool:
     fields.type(("function",))
     function = fields.object("function", required=True) if nested else fields
     made = tool_of(function, rules, "parameters")
+    if not nested:
+        fields.only("defer_loading", False)
+        fields.only("allowed_callers", ["direct"])
+        fields.refuse(("output_schema",), "put what is told into the description")
     function.close()
     fields.close()
     return made
@@ -121,8 +130,16 @@ def _call(tools: Sequence[Tool], all_strict: bool) -> str:
     """The rule `call` of a grammar, and those that it needs."""
     rules, calls = [], []
     for number, tool in enumerate(tools):
-        own = tool.schema.get("parameters", {}) if all_strict or tool.strict else {}
+        own = _parameters(tool) if all_strict or tool.strict else {}
         begin = f'{{"name": {json.dumps(tool.schema["name"])}, "arguments": '
         calls.append(f'{json.dumps(begin)} arguments_{number} "}}"')
         rules.append(f"arguments_{number}: %json {embedded_schema({'type': 'object', **own})}")
     return "\n".join([f"call: {' | '.join(calls)}", *rules, ""])
+
+
+def _parameters(tool: Tool) -> dict[str, Any]:
+    """The schema that calls hold to. Of a tool that states no parameters, or an object with an empty list of them, it
+    is the empty object: as a JSON schema such a list allows any members."""
+    stated: dict[str, Any] = tool.schema.get("parameters", NO_PARAMETERS)
+    lists_none = stated.get("properties") == {} and not stated.get("required") and stated.keys() <= NAMING_NONE
+    return NO_PARAMETERS if lists_none else stated
