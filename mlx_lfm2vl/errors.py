@@ -73,7 +73,7 @@ class ImageWarning(UserWarning):
     its colours are not known; the message names it. Issued through `warnings`, as it stops nothing."""
 
 
-class KeptFileWarning(RuntimeWarning):
+class KeptFileWarning(UserWarning):
     """A file of a cache's folder cannot be read and is left out, or cannot be written; the message names it."""
 
 

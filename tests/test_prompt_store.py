@@ -14,7 +14,7 @@ import pytest
 from conftest import GOLDEN, Loaded, cache_by_backend, picture, read_tensors, statistics_of
 from safetensors import safe_open
 
-from mlx_lfm2vl import Chat, Engine, GenerationOptions, PromptCache, load, stream_generate
+from mlx_lfm2vl import Chat, Engine, GenerationOptions, KeptFileWarning, PromptCache, load, stream_generate
 from mlx_lfm2vl.errors import OptionError, OutputError
 from mlx_lfm2vl.generation.prompt_store import FORMAT
 from mlx_lfm2vl.models.key_values import KeyValueCache
@@ -130,7 +130,7 @@ def test_a_damaged_file_is_left_out_with_a_warning(damage, tmp_path):
     expected = answer(PromptCache(folder=tmp_path))
     (file,) = files(tmp_path)
     damage(file)
-    with pytest.warns(RuntimeWarning, match="is left out"):
+    with pytest.warns(KeptFileWarning, match="is left out"):
         assert answer(PromptCache(folder=tmp_path)) == expected
 
 
@@ -139,7 +139,7 @@ def test_a_file_that_disappears_is_no_error(tmp_path):
     cache = PromptCache(folder=tmp_path)
     cache.bind(loaded()[0])
     files(tmp_path)[0].unlink()
-    with pytest.warns(RuntimeWarning, match="is left out"):
+    with pytest.warns(KeptFileWarning, match="is left out"):
         assert answer(cache) == expected
 
 
@@ -196,7 +196,7 @@ def test_a_full_disk_costs_a_warning_and_no_answer(tmp_path, monkeypatch):
 
     expected = answer(None)
     monkeypatch.setattr(mx, "save_safetensors", full)
-    with pytest.warns(RuntimeWarning, match="cannot be kept"):
+    with pytest.warns(KeptFileWarning, match="cannot be kept"):
         assert answer(PromptCache(folder=tmp_path)) == expected
     assert files(tmp_path) == []
 

@@ -18,7 +18,7 @@ import pytest
 from conftest import GOLDEN, Loaded, cache_by_backend, picture, read_tensors
 from test_cli import cli  # noqa: F401
 
-from mlx_lfm2vl import Engine, GenerationOptions, VisionCache, generate, load
+from mlx_lfm2vl import Engine, GenerationOptions, KeptFileWarning, VisionCache, generate, load
 from mlx_lfm2vl.errors import OptionError, OutputError
 from mlx_lfm2vl.generation import vision_cache as encoding
 from mlx_lfm2vl.server.run import Server
@@ -95,7 +95,7 @@ def test_a_damaged_file_is_left_out_with_a_warning(damage, tmp_path, encoded):
     for file in tmp_path.glob("*"):
         damage(file)
     views = sum(encoded)
-    with pytest.warns(RuntimeWarning, match="is left out"):
+    with pytest.warns(KeptFileWarning, match="is left out"):
         assert answer(tmp_path) == expected
     assert sum(encoded) == 2 * views
     with warnings.catch_warnings():
