@@ -238,7 +238,7 @@ class Conversation:
 
 
 def _name(picture: Any) -> str:
-    """What a picture or video of a saved conversation was called; empty where that is not known."""
+    """The name that a picture or video of a saved conversation had; empty where it is not known."""
     return str(getattr(picture, "filename", None) or getattr(picture, "label", ""))
 
 

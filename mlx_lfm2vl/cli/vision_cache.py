@@ -23,7 +23,7 @@ def vision_cache_folder(args: argparse.Namespace) -> str | None:
 
     folder: str | None = args.vision_cache
     if folder is not None and getattr(args, "group", None) is not None:
-        raise OptionError("--vision-cache: ranks of mlx.launch that share a model keep no pictures; leave it out")
+        raise OptionError("--vision-cache: ranks of mlx.launch that share a model keep no folders; leave it out")
     return folder
 
 

@@ -153,7 +153,7 @@ class Walk:
                 self.round(path, hessian, correction)
 
     def block(self, block: nn.Module, calls: Sequence[Call], states: Sequence[Pair]) -> list[Pair]:
-        """What a block gives whose modules are rounded for what it is given."""
+        """The outputs of a block whose modules are rounded for these inputs, and of the dense one."""
         self.round_all(block, calls, states)
         given = [evaluated(call(x)) for call, (x, _) in zip(calls, states, strict=True)]
         with self.dense():

@@ -137,17 +137,10 @@ def _differs(rank: int, error: Exception) -> DistributedError:
 class LeadingScheduler(Scheduler):
     """A scheduler of rank 0, whose steps the others do, too."""
 
-    def __init__(
-        self,
-        model: Lfm2VlForConditionalGeneration,
-        tokenizer: Tokenizer,
-        *,
-        vision_cache: VisionCache | None = None,
-        prompt_cache: PromptCache | None = None,
-    ):
-        super().__init__(model, tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
+    def __init__(self, model: Lfm2VlForConditionalGeneration, tokenizer: Tokenizer, **caches: Any):
+        """`caches`: as of `Scheduler`."""
+        super().__init__(model, tokenizer, **caches)
         self._lead: Lead = model.lead
-        caches = {"vision_cache": vision_cache, "prompt_cache": prompt_cache}
         self._caches = {name: cache for name, cache in caches.items() if cache is not None}
         self._number = self._lead.begin(self, self._caches)
         self._to_cancel: deque[int] = deque()  # at the next step

@@ -54,7 +54,7 @@ class ToolCallReader(ValueReader[Event]):
         self._steps = self._block()
 
     def feed(self, text: str, last: bool = False) -> list[Event]:
-        """What more of the text tells: of each call that it begins, the arguments that became certain, which joined are
+        """The events of more text: of each call that it begins, the arguments that became certain, which joined are
         `json.dumps` of all of them, and the call. An error is what is wrong with a call. `last`: nothing follows."""
         self.text += text
         self.last = self.last or last

@@ -156,7 +156,7 @@ class ValueReader(Generic[E]):
         return "".join(parts)
 
     def _plain(self, quote: str) -> str:
-        """What stands in a string up to its end or an escape."""
+        """The characters of a string up to its end or an escape."""
         found = _PLAIN[quote].match(self.text, self.at)
         assert found is not None  # it matches nothing at least
         self.at = found.end()

@@ -67,8 +67,8 @@ class DataFiles(NamedTuple):
                     found[name] = place / name
             place = place / TRAIN
         files = cls(place, found[VALID], found[KEEP])
-        for each in files.given:
-            if not each.is_file():
+        for each in files:
+            if each is not None and not each.is_file():
                 raise OptionError(f"{each}: no such file of rows; give a .jsonl file, or a folder with {TRAIN}")
         return files
 
@@ -77,11 +77,6 @@ class DataFiles(NamedTuple):
         """Digests of what stands in them, by what they are."""
         given = {f"{name} rows": file for name, file in self._asdict().items() if file is not None}
         return {name: hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest() for name, file in given.items()}
-
-    @property
-    def given(self) -> list[Path]:
-        """Those that are no None."""
-        return [file for file in self if file is not None]
 
 
 def read_rows(file: Path, kept: bool = False) -> list[TrainingRow]:
