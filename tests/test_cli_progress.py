@@ -43,7 +43,7 @@ def slow_hub():
     """A hub with the demo model, which is busy at first, and sends slowly."""
     files = {file.name: file.read_bytes() for file in demo.path().iterdir() if file.suffix in (".json", ".safetensors")}
     files["chat_template.jinja"] = (demo.path() / "chat_template.jinja").read_bytes()
-    with HubServer({NAME: Repository(files)}, busy=[(503, {})], pace=6_000_000) as hub:
+    with HubServer({NAME: Repository(files)}, busy=[(503, {"Retry-After": "2"})], pace=6_000_000) as hub:
         yield hub
 
 
