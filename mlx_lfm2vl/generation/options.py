@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 MAX_TOKENS = 2**31  # more than any model has positions
 MAX_TOP_LOGPROBS = 100
 MAX_BIAS = 100  # as in OpenAI's API: such a token is always taken, or never
-_NUMBERS: dict[str, tuple[float, float, bool, int | None]] = {  # least, most, whether whole, what None becomes
+_NUMBERS: dict[str, tuple[float, float, bool, float | None]] = {  # least, most, whether whole, what None becomes
     "max_tokens": (1, MAX_TOKENS, True, None),
     "temperature": (0, 100, False, None),
     "top_p": (0, 1, False, None),
@@ -34,8 +33,8 @@ _NUMBERS: dict[str, tuple[float, float, bool, int | None]] = {  # least, most, w
     "repetition_penalty": (0.01, 100, False, None),
     "seed": (0, 2**64 - 1, True, None),
     "top_logprobs": (0, MAX_TOP_LOGPROBS, True, 0),
-    "frequency_penalty": (-2, 2, False, 0),
-    "presence_penalty": (-2, 2, False, 0),
+    "frequency_penalty": (-2, 2, False, 0.0),
+    "presence_penalty": (-2, 2, False, 0.0),
 }
 
 
@@ -84,13 +83,17 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         for name, (low, high, whole, default) in _NUMBERS.items():
-            said: Any = getattr(self, name)
-            value = default if said is None else said
+            value: Any = getattr(self, name)
+            if value is None:
+                object.__setattr__(self, name, default)
+                continue
             number: float | None = None
-            with suppress(TypeError, OverflowError):
+            try:
                 if not isinstance(value, bool):  # NumPy has numbers of its own, of which plain ones are made
                     number = operator.index(value) if whole else float(value) if isinstance(value, Real) else None
-            if value is not None and (number is None or not low <= number <= high):  # NaN is in no range
+            except (TypeError, OverflowError):
+                number = None
+            if number is None or not low <= number <= high:  # NaN is in no range
                 kind = "an integer" if whole else "a number"
                 raise OptionError(f"{name} is {value!r}, expected {kind} from {low:g} to {high:g}")
             object.__setattr__(self, name, number)

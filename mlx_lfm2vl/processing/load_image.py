@@ -67,7 +67,7 @@ def load_image(
         file = getattr(picture, "filename", "")
         name = f"PIL image {short(str(file)) if file else picture.mode}"
         return decode(with_end(picture) if picture.format == "JPEG" else picture, name, policy, config)
-    if not isinstance(picture, str) and is_array(picture):
+    if hasattr(picture, "ndim") and is_array(picture):
         return _from_array(picture, policy)
     with opened(picture, policy) as file:
         if not file.is_pdf():
@@ -166,7 +166,7 @@ def expand_pages(picture: Any, policy: SourcePolicy) -> list[Any]:
         ImageError: it cannot be fetched, or is a PDF document that cannot be read. What is wrong with another picture
             that is here `load_image` says.
     """
-    if isinstance(picture, (PdfPage, Image.Image)) or (not isinstance(picture, str) and is_array(picture)):
+    if isinstance(picture, (PdfPage, Image.Image)) or (hasattr(picture, "ndim") and is_array(picture)):
         return [picture]
     is_pdf = False
     try:
