@@ -49,7 +49,7 @@ from mlx_lfm2vl import (
     load,
 )
 from mlx_lfm2vl.backends.cpu.layers import CpuDecoderLayer
-from mlx_lfm2vl.generation.defaults import generation_config
+from mlx_lfm2vl.generation.options import generation_config
 from mlx_lfm2vl.models.lfm2 import Lfm2DecoderLayer
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration as Base
 from mlx_lfm2vl.models.lfm3 import Lfm3DecoderLayer

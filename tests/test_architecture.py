@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from test_layers import PACKAGE, RANK, ROOT
 
+from tools.entered import entered
+
 ARCHITECTURE, CONTRIBUTING = "docs/architecture.md", "CONTRIBUTING.md"
 RELEASING, TOOLS = "docs/releasing.md", "tools/README.md"
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in (ARCHITECTURE, CONTRIBUTING, RELEASING, TOOLS)}
@@ -158,6 +160,13 @@ def test_the_demo_weights_are_those_of_the_checklist():
     sums = re.findall(r"\b[0-9a-f]{64}\b", PAGES[RELEASING])
     file = PACKAGE / "demo" / "model.safetensors"
     assert sums == [hashlib.sha256(file.read_bytes()).hexdigest()]
+
+
+def test_an_answer_enters_no_more_files_than_the_page_says():
+    files, functions = map(int, re.search(r"enters (\d+) files and (\d+) functions", PAGES[ARCHITECTURE]).groups())
+    found = entered()
+    assert len(found) <= files, sorted(found)
+    assert sum(map(len, found.values())) <= functions + 4, found  # a machine may limit memory in more ways
 
 
 PROGRAMS = re.findall(r"^\| `(\w+(?:\.\w+)?)` \|.*\| (.*) \|$", PAGES[TOOLS], re.M)

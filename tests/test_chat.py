@@ -27,7 +27,7 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.errors import ImageError, OptionError, OutOfMemoryError, OutputError, PromptError
-from mlx_lfm2vl.generation import passes, turn_pictures
+from mlx_lfm2vl.generation import chunked_prefill, turn_pictures
 from mlx_lfm2vl.generation.chat import Chat
 from mlx_lfm2vl.processing.load_image import load_image
 
@@ -216,7 +216,7 @@ def test_a_turn_that_is_stopped_anywhere_leaves_nothing_of_it(images, backend, m
     """The answer is "cancelled" at the very question that says so, whether it is asked in the tower, the prompt or the
     answer; the next turn is to the last digit as if nothing had been. MLX is asked between small pieces of work, NumPy
     also within them."""
-    monkeypatch.setattr(passes, "PIECE_FLOPS", 1.0)
+    monkeypatch.setattr(chunked_prefill, "PIECE_FLOPS", 1.0)
     model, processor = load(GOLDEN / "gen2")
     options = GenerationOptions(max_tokens=5, logprobs=True)
     asked, stopped = 0, 0
@@ -246,7 +246,7 @@ def test_a_turn_that_is_stopped_anywhere_leaves_nothing_of_it(images, backend, m
         stopped += 1
     layers = model.config.vision_config.num_hidden_layers
     prompt = statistics_of(pieces[-1]).prompt_tokens - statistics_of(pieces[-1]).cached_tokens
-    pieces_of_work = len(images) * layers + -(-prompt // passes.GRANULE)
+    pieces_of_work = len(images) * layers + -(-prompt // chunked_prefill.GRANULE)
     assert stopped >= pieces_of_work * (2 if backend == "numpy" else 1)
 
 

@@ -12,7 +12,7 @@ from mlx_lfm2vl import GenerationOptions
 from mlx_lfm2vl.engine.engine import Engine
 from mlx_lfm2vl.engine.handle import Request
 from mlx_lfm2vl.errors import QueueFullError
-from mlx_lfm2vl.generation import passes
+from mlx_lfm2vl.generation import chunked_prefill
 
 
 @pytest.mark.sampled(2)
@@ -20,7 +20,7 @@ from mlx_lfm2vl.generation import passes
 @pytest.mark.parametrize("leaving", [1, 2])
 def test_answers_are_cancelled_while_another_s_picture_is_encoded(leaving, monkeypatch):
     """Not only after the pass of the tower or the piece of the prompt; the others go on as if nothing had been."""
-    monkeypatch.setattr(passes, "PIECE_FLOPS", 1.0)
+    monkeypatch.setattr(chunked_prefill, "PIECE_FLOPS", 1.0)
     model, processor = endless_model()
     layers = model.model.vision_tower.encoder.layers
     run_layer = type(layers[0]).__call__

@@ -196,7 +196,7 @@ def test_free_memory_is_what_the_tightest_limit_leaves(monkeypatch, tmp_path):
         "memory.swap.current": "1000\n",
     }.items():
         (tmp_path / name).write_text(content)
-    assert memory._group(tmp_path) == memory._groups(tmp_path, tmp_path / "none") == 11_002_000
+    assert memory._groups(tmp_path, tmp_path / "none") == (tmp_path,) and memory._group(tmp_path) == 11_002_000
     (tmp_path / "memory.max").write_text("max\n")
     assert memory._group(tmp_path) is None and memory._group(tmp_path / "none") is None
     old = tmp_path / "memory" / "user" / "mine"
@@ -205,9 +205,10 @@ def test_free_memory_is_what_the_tightest_limit_leaves(monkeypatch, tmp_path):
     (old / "memory.usage_in_bytes").write_text("4000000\n")
     (old / "memory.stat").write_text("cache 9\ninactive_file 1\ntotal_inactive_file 300000\n")
     (tmp_path / "own").write_text("3:cpu,cpuacct:/user/mine/job\n2:memory:/user/mine/job\n0::/\n")
-    assert memory._groups(tmp_path, tmp_path / "own") == 1_300_000
-    monkeypatch.setattr(memory, "_groups", lambda: 40_000_000)
-    assert memory.free_memory() == 40_000_007
+    groups = memory._groups(tmp_path, tmp_path / "own")
+    assert [memory._group(folder) for folder in groups] == [1_300_000]
+    monkeypatch.setattr(memory, "_groups", lambda: groups)
+    assert memory.free_memory() == 1_300_007
     monkeypatch.setattr(resource, "getrlimit", lambda _: (2**40, 2**40))
     room = memory._process()
     assert room is not None and 2**39 < room < 2**40 - memory.RESERVED

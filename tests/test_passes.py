@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_lfm2vl.config import Lfm2Config, Siglip2VisionConfig
-from mlx_lfm2vl.generation.passes import (
+from mlx_lfm2vl.generation.chunked_prefill import (
     GRANULE,
     PIECE_FLOPS,
     layer_flops,

@@ -23,8 +23,7 @@ from mlx_lfm2vl.errors import ImageError, PromptError
 from mlx_lfm2vl.processing import pdf as pdf_reader
 from mlx_lfm2vl.processing.fetch import DEFAULT_POLICY
 from mlx_lfm2vl.processing.geometry import plan
-from mlx_lfm2vl.processing.load_image import load_image
-from mlx_lfm2vl.processing.pages import expand_pages
+from mlx_lfm2vl.processing.load_image import expand_pages, load_image
 from mlx_lfm2vl.processing.pdf import PdfPage
 from mlx_lfm2vl.threads import cancellation
 

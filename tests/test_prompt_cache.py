@@ -18,8 +18,9 @@ from PIL import Image
 from mlx_lfm2vl import Engine, GenerationOptions, GenerationRequest, PromptCache, generate_batch, load, stream_generate
 from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.generation import request as request_module
+from mlx_lfm2vl.generation.chunked_prefill import encode_views_in_pieces
 from mlx_lfm2vl.generation.prompt_entry import SHORTEST_PASS, checkpoint_places
-from mlx_lfm2vl.generation.vision_cache import VisionCache, encode_views_in_pieces
+from mlx_lfm2vl.generation.vision_cache import VisionCache
 from mlx_lfm2vl.generation.watch import completed
 from mlx_lfm2vl.weights.fit import number_type
 

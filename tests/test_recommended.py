@@ -10,7 +10,7 @@ from conftest import GOLDEN
 from mlx_lfm2vl import ConfigError, GenerationOptions, Lfm2VlConfig, demo, load, stream_generate
 from mlx_lfm2vl.config import GenerationConfig
 from mlx_lfm2vl.config.generation import CARDS
-from mlx_lfm2vl.generation.defaults import resolved
+from mlx_lfm2vl.generation.options import resolved
 
 EMPTY = GenerationConfig(eos_token_ids=(7,), bos_token_id=1, pad_token_id=0)
 

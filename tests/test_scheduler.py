@@ -20,7 +20,7 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.errors import NotFiniteError, OutOfMemoryError
-from mlx_lfm2vl.generation import passes, sequence
+from mlx_lfm2vl.generation import chunked_prefill, sequence
 from mlx_lfm2vl.generation import prefill as prefill_module
 from mlx_lfm2vl.generation import scheduler as scheduler_module
 from mlx_lfm2vl.generation.decode import GenerationBatch
@@ -92,7 +92,7 @@ class Driven:
 @pytest.fixture
 def small_chunks(monkeypatch):
     """A piece of work is 32 tokens."""
-    monkeypatch.setattr(passes, "PIECE_FLOPS", 1.0)
+    monkeypatch.setattr(chunked_prefill, "PIECE_FLOPS", 1.0)
 
 
 def test_prompts_take_turns_chunk_by_chunk(small_chunks):

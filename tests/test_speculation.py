@@ -39,7 +39,7 @@ from mlx_lfm2vl.config import GenerationConfig
 from mlx_lfm2vl.generation import draft_model
 from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill, prefill_in_pieces
 from mlx_lfm2vl.generation.decode import GenerationBatch
-from mlx_lfm2vl.generation.defaults import generation_config
+from mlx_lfm2vl.generation.options import generation_config
 from mlx_lfm2vl.generation.pace import NEEDED, Pace
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.generation.sampler import UniformSampler

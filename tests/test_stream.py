@@ -25,7 +25,7 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.errors import ImageError, OptionError, OutputError, PromptError, TemplateError
-from mlx_lfm2vl.generation.defaults import generation_config
+from mlx_lfm2vl.generation.options import generation_config
 
 
 @cache_by_backend

@@ -17,7 +17,7 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_lfm2vl.config import ModelConfig, config_of
-from mlx_lfm2vl.generation.passes import layer_flops, token_flops
+from mlx_lfm2vl.generation.chunked_prefill import layer_flops, token_flops
 from mlx_lfm2vl.models.families import NETWORKS
 from mlx_lfm2vl.weights.fit import key_bytes, question_bytes
 from mlx_lfm2vl.weights.names import parameters

@@ -10,6 +10,7 @@ free, for what threads and allocators reserve and for activations that are not c
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import resource
 import sys
@@ -44,7 +45,11 @@ def free_memory() -> int | None:
         if "max_recommended_working_set_size" in info:
             return max(0, int(info["max_recommended_working_set_size"]) - mx.get_active_memory())
         return int(info["free_memory"]) + mx.get_cache_memory() if "free_memory" in info else None
-    known = [limit for limit in (_machine(), _groups(), _process()) if limit is not None]
+    limits = [_machine(), *map(_group, _groups())]
+    own = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    if own != [resource.RLIM_INFINITY] * 2:
+        limits.append(_process())
+    known = [limit for limit in limits if limit is not None]
     return max(0, min(known)) + mx.get_cache_memory() if known else None
 
 
@@ -170,8 +175,10 @@ def _machine() -> int | None:
     return free
 
 
-def _groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
-    """Bytes that the tightest of the process's control groups leaves: its own and those above, of either version."""
+@functools.lru_cache(maxsize=8)
+def _groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> tuple[Path, ...]:
+    """The control groups that limit the process's memory: its own and those above, of either version. Whether there are
+    any is looked up once."""
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
@@ -182,8 +189,7 @@ def _groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cg
     for top, path in paths:
         parts = [part for part in path.split("/") if part not in ("", "..")]
         folders |= {top.joinpath(*parts[:length]) for length in range(1, len(parts) + 1)}
-    known = [left for folder in folders if (left := _group(folder)) is not None]
-    return min(known, default=None)
+    return tuple(folder for folder in folders if _group(folder) is not None)
 
 
 def _group(folder: Path) -> int | None:

@@ -13,13 +13,11 @@ import numpy as np
 from PIL import Image
 
 from ..generation.batch import generate_batch
-from ..generation.chunked_prefill import Prompt, prefill_in_pieces
+from ..generation.chunked_prefill import Prompt, encode_views_in_pieces, prefill_in_pieces
 from ..generation.decode import GenerationBatch
-from ..generation.defaults import positions_left
-from ..generation.options import GenerationOptions
+from ..generation.options import GenerationOptions, positions_left
 from ..generation.request import GenerationRequest, encode
 from ..generation.sampler import UniformSampler
-from ..generation.vision_cache import encode_views_in_pieces
 from ..generation.watch import Stop, check, whole
 from ..models.cache import Cache
 from ..models.key_values import KeyValueCache

@@ -20,7 +20,7 @@ import mlx.core as mx
 
 from ..backends.memory import WiredLimit
 from ..errors import OptionError
-from ..generation.defaults import generation_config
+from ..generation.options import generation_config
 from ..generation.watch import Cancelled, Progress, Stop, check
 from ..hub import resolve
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration

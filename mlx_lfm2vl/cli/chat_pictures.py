@@ -83,8 +83,7 @@ def _named(word: str, alone: bool = False) -> tuple[str | None, str | None]:
     `alone` says that the word is a whole line, which may be a path with blanks or an address of any kind."""
     from ..processing.formats import begins_as_picture, suffixes
     from ..processing.not_pictures import VIDEO_SUFFIXES
-    from ..processing.open_file import file_and_pages, is_remote
-    from ..processing.pdf import split_selection
+    from ..processing.open_file import file_and_pages, is_remote, split_selection
 
     bare, ends = word.strip("'\" "), (*suffixes(), *VIDEO_SUFFIXES)
     base = split_selection(bare)[0]

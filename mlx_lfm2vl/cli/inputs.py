@@ -98,7 +98,7 @@ def expand(pictures: Sequence[str]) -> list[str]:
     A name that exists is never a pattern, and pages in brackets behind that of a PDF are no part of one. Raises
     `ImageError` for a pattern that nothing matches, and for a second `-`.
     """
-    from ..processing.pdf import has_suffix, split_selection
+    from ..processing.open_file import has_suffix, split_selection
 
     if list(pictures).count(STDIN) > 1:
         raise ImageError("-: stdin holds one file, so - can be given once")
@@ -125,7 +125,7 @@ def expand(pictures: Sequence[str]) -> list[str]:
 
 def check_output(path: str | os.PathLike[str], pictures: Sequence[str]) -> None:
     """Raises `OutputError` where a file that is to be written is one of the pictures."""
-    from ..processing.pdf import split_selection
+    from ..processing.open_file import split_selection
 
     file = os.path.expanduser(path)
     for picture in expand(pictures):
@@ -177,9 +177,9 @@ def load_pictures(
     are known. What is said of them becomes notes; what libtiff writes to stderr by itself about a damaged TIFF is left
     out, as the error says it. Raises `ImageError`."""
     from ..config import ImageProcessorConfig
-    from ..processing.load_image import load_image
-    from ..processing.pages import expand_pages
-    from ..processing.pdf import PdfPage, split_selection
+    from ..processing.load_image import expand_pages, load_image
+    from ..processing.open_file import split_selection
+    from ..processing.pdf import PdfPage
 
     config = ImageProcessorConfig(color_management=color_management is not False)
     loaded: list[tuple[str, Picture | PdfPage]] = []

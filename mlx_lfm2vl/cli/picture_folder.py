@@ -37,8 +37,8 @@ def pictures_in(names: Sequence[str], recursive: bool = False, videos: bool = Fa
 
 def _pages(name: str) -> list[str]:
     """A picture's name, or those of the pages of a PDF file."""
-    from ..processing.pages import page_names
-    from ..processing.pdf import has_suffix, split_selection
+    from ..processing.load_image import page_names
+    from ..processing.open_file import has_suffix, split_selection
 
     return page_names(name) if has_suffix(split_selection(name)[0]) and not ADDRESS.match(name) else [name]
 

@@ -12,6 +12,7 @@ from .. import (
     Lfm2VlProcessor,
     generate_batch,
 )
+from ..generation.options import MAX_TOKENS
 from ..processing.load_image import stated_size
 from .decoding import with_draft
 from .options import load_model
@@ -53,7 +54,7 @@ class RowAnswers:
 def _tokens(question: GenerationRequest, processor: Lfm2VlProcessor) -> int:
     """A picture that is fetched, a document and one that cannot be read count as one view."""
     images = processor.image_processor
-    total = question.options.token_limit + len(processor.tokenizer.encode(str(question.prompt)))
+    total = (question.options.max_tokens or MAX_TOKENS) + len(processor.tokenizer.encode(str(question.prompt)))
     for picture in question.images or ():
         size = stated_size(picture, images.source_policy)
         try:

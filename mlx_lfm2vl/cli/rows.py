@@ -16,8 +16,7 @@ from typing import Any, BinaryIO, cast
 
 from .. import Completion, ConstraintError, GenerationOptions, GenerationRequest, Lfm2VlError, OptionError, PromptError
 from ..config.files import finite_number, no_number
-from ..processing.addresses import beside
-from ..processing.open_file import file_and_pages
+from ..processing.open_file import beside, file_and_pages
 from ..processing.picture_keys import misspelt, pictures_key, prompt_key, videos_key
 from ..tasks.task import Task
 from .forms import FIELDS, row_form

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import OptionError
 from ..processing.arrays import is_array
-from ..processing.pages import flatten
+from ..processing.load_image import flatten
 from . import tensors
 
 GROUPS = ("common_kwargs", "images_kwargs", "text_kwargs")

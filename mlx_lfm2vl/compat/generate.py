@@ -13,7 +13,7 @@ import numpy as np
 from ..backends.memory import WiredLimit
 from ..errors import InputError, OptionError, did_you_mean
 from ..generation.decode import GenerationBatch
-from ..generation.defaults import positions_left
+from ..generation.options import positions_left
 from ..generation.sampling import NOT_FINITE, gumbel, random_bits
 from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration

@@ -11,11 +11,10 @@ from ..errors import OptionError, PromptError
 from ..processing import lfm3_vl
 from ..processing.control_tokens import unmarked
 from ..processing.conversation import conversations_of
-from ..processing.load_image import Picture
-from ..processing.pages import flatten
+from ..processing.load_image import Picture, flatten
 from ..processing.processor import check_names
+from ..processing.prompt import replace_videos
 from ..processing.video import Video, load_video
-from ..processing.video_items import replace_videos
 from .batch_feature import BatchFeature
 from .configuration import ConfigMethods
 from .processors import ImageProcessorMethods, Lfm2VlProcessor

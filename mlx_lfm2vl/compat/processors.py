@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Self
 
 from ..errors import OptionError
 from ..processing import image, processor
-from ..processing.conversation import conversations_of, pictures_of
+from ..processing.conversation import conversations_of
 from ..processing.image_processor import ImageProcessor
 from ..processing.processor import TEXT_OPTIONS, check_names
+from ..processing.prompt import pictures_of
 from . import tensors
 from .batch_feature import BatchFeature
 from .call_options import normalised, without_rgb

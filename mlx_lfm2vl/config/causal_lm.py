@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ..errors import ConfigError
@@ -72,7 +73,7 @@ class CausalLMConfig:
         """Patches to a side of an image token, of which there are none."""
         return 1
 
-    @property
+    @cached_property
     def placeholders(self) -> tuple[int, ...]:
         """The tokens in whose place pictures stand: none."""
         return ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from ..errors import ConfigError
@@ -72,7 +73,7 @@ class Lfm3VlConfig:
         """The makers' name of such models."""
         return "LFM3-VL"
 
-    @property
+    @cached_property
     def placeholders(self) -> tuple[int, ...]:
         """The tokens in whose place pictures and videos stand."""
         return self.image_token_id, self.video_token_id

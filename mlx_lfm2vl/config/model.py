@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class Lfm2VlConfig:
         """The makers' name of such models."""
         return "LFM2-VL" if self.projector_use_layernorm else "LFM2.5-VL"
 
-    @property
+    @cached_property
     def placeholders(self) -> tuple[int, ...]:
         """The tokens in whose place pictures stand."""
         return (self.image_token_id,)

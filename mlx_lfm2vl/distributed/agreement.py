@@ -14,19 +14,14 @@ LONGEST = 512  # bytes of a message
 
 
 @contextmanager
-def agreed(group: mx.distributed.Group | None) -> Iterator[None]:
+def agreed(group: mx.distributed.Group) -> Iterator[None]:
     """Lets all ranks of a group leave the block with an `OutOfMemoryError` where one of them has one, which it names.
-    All must come to the same blocks. Without a group the block's errors are its own. Raises `DistributedError` where a
-    rank is gone."""
+    All must come to the same blocks. Raises `DistributedError` where a rank is gone."""
     own: OutOfMemoryError | None = None
     try:
         yield
     except OutOfMemoryError as error:
-        if group is None:
-            raise
         own = error
-    if group is None:
-        return
     text = np.zeros(LONGEST, np.uint8)
     if own is not None:
         said = np.frombuffer(f"rank {group.rank()}: {own}".encode()[:LONGEST], np.uint8)

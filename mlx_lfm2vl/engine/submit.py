@@ -10,8 +10,7 @@ from typing import Any, TypedDict
 
 from ..errors import EngineClosedError, OptionError, QueueFullError
 from ..generation.arguments import CallOverrides, OptionFields, PromptArguments
-from ..generation.defaults import ModelSettings
-from ..generation.options import GenerationOptions
+from ..generation.options import GenerationOptions, ModelSettings
 from ..generation.request import EncodedPrompt, GenerationRequest, check_overrides, encode
 from ..generation.response import Completion
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration

@@ -14,9 +14,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..backends.thread_state import computing
-from ..generation.chunked_prefill import Prompt, prefill_in_pieces
+from ..generation.chunked_prefill import Prompt, encode_views_in_pieces, prefill_in_pieces
 from ..generation.request import EncodedPrompt, take_views
-from ..generation.vision_cache import VisionCache, encode_views_in_pieces
+from ..generation.vision_cache import VisionCache
 from ..generation.watch import Pieces, Stop, check, whole
 from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration

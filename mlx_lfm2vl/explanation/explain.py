@@ -17,9 +17,9 @@ from ..generation.vision_cache import VisionCache
 from ..generation.watch import Cancelled, Progress, Stop, check_callable
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing import geometry
-from ..processing.conversation import pictures_of, with_page_items
 from ..processing.load_image import Picture, load_image
 from ..processing.processor import Lfm2VlProcessor
+from ..processing.prompt import pictures_of, with_page_items
 from .attention import answer_attentions
 from .explanation import Explanation
 from .picture_map import picture_map

@@ -1,27 +1,37 @@
-"""A prompt through the model: a pass of the vision tower, or a chunk of the text, at a time.
+"""A prompt through the model in pieces: a pass or some layers of the vision tower, or a chunk of the text, at a time.
 
-Logits are computed for the last position only.
+On a GPU nothing waits for the device within a piece of work, so a cancel waits for the piece that was started. Its size
+follows from the model's arithmetic: two floating-point operations for each weight and token, four for each channel of a
+query and a key. It is at most `PIECE_FLOPS`, which an M1 takes about 110 ms for, by calculation: its GPU is published
+with 2.6 TFLOP/s in float32, of which three quarters, 2 TFLOP/s, are assumed. A faster GPU takes less. Logits are
+computed for the last position only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
 
 from ..backends.memory import allocations
+from ..config import TextConfig, VisionConfig
 from ..distributed.agreement import agreed
 from ..errors import InputError
 from ..models.cache import Cache
 from ..models.context import Context
 from ..models.key_values import GROWTH_STEP
 from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
-from ..weights.fit import check_question, largest_pass, number_type
-from .passes import prefill_chunk
-from .vision_cache import VisionCache, encode_views_in_pieces
+from ..models.siglip2 import PATCHES_PER_PASS, pack_views, split_views, vision_passes
+from ..weights.fit import LONGEST_CHUNK, check_question, largest_pass, number_type
+from .finite import check_vision
+from .vision_cache import VisionCache, view_key
 from .watch import Cancelled, Pieces, completed
+
+PIECE_FLOPS = 2.2e11
+GRANULE = 32  # tokens: chunks are multiples of it
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ def prefill_in_pieces(
         model: the model.
         prompt: ids and pictures of all rows.
         cache: what stands before the prompt; takes the prompt's states.
-        chunk: tokens of a chunk. None is `passes.prefill_chunk`.
+        chunk: tokens of a chunk. None is `prefill_chunk`.
         vision_cache: where encoded pictures are found and kept.
         pauses: a chunk ends where the cache holds one of these numbers of tokens; more may be added meanwhile.
         paused: told of each.
@@ -87,13 +97,22 @@ def prefill_in_pieces(
     answer = max(0, min(prompt.answer, model.config.text_config.max_position_embeddings - length))
     patches = 0 if prompt.spatial_shapes is None else largest_pass(prompt.spatial_shapes)
     beside = 0 if cache.drafter is None else cache.drafter.token_bytes
-    with agreed(model.group):
+    with nullcontext() if model.group is None else agreed(model.group):
         check_question(model.config, number_type(model), length, answer, patches, rows, model.kv_bits, beside)
     padding = prompt.padding
     with allocations(f"a prompt of {length:,} tokens"):
-        embedding = _embed(model, prompt, vision_cache)
+        ids, images, pixels, shapes = prompt.input_ids, prompt.images, prompt.pixel_values, prompt.spatial_shapes
         del prompt
-        embeds = yield from embedding
+        if pixels is not None:
+            if shapes is None:
+                raise InputError("pixel_values is given without spatial_shapes")
+            encoding = encode_views_in_pieces(model, pixels, shapes, vision_cache)
+            del pixels
+            images = yield from encoding
+            mx.eval(images)
+            mx.clear_cache()  # the tower's buffers are of sizes that the text does not use
+        embeds = model.model.embed(ids, images)
+        del images
         end = 0
         while end < length:
             start, before = end, cache.offset
@@ -120,20 +139,110 @@ def prefill_in_pieces(
 prefill = completed(prefill_in_pieces)
 
 
-def _embed(model: Lfm2VlForConditionalGeneration, prompt: Prompt, vision_cache: VisionCache | None) -> Pieces[mx.array]:
-    """The embeddings (B, L, hidden) of text and pictures."""
-    images = prompt.images
-    if prompt.pixel_values is not None:
-        if prompt.spatial_shapes is None:
-            raise InputError("pixel_values is given without spatial_shapes")
-        images = yield from encode_views_in_pieces(model, prompt.pixel_values, prompt.spatial_shapes, vision_cache)
-        mx.eval(images)
-        mx.clear_cache()  # the tower's buffers are of sizes that the text does not use
-    return model.model.embed(prompt.input_ids, images)
-
-
 def clear_outgrown(cache: Cache, before: int) -> None:
     """Frees what MLX keeps for reuse if the key-value buffers have grown since `before` tokens: the outgrown ones fit
     nothing that comes later."""
     if -(-before // GROWTH_STEP) < -(-cache.offset // GROWTH_STEP):
         mx.clear_cache()
+
+
+def token_flops(config: TextConfig, keys: int) -> float:
+    """Operations of the backbone for a token that sees so many keys."""
+    hidden, attention = config.hidden_size, config.attention_layers
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    convolutions = config.num_hidden_layers - attention
+    weights = config.num_hidden_layers * 3 * hidden * config.feed_forward_size
+    weights += convolutions * 4 * hidden * hidden
+    weights += attention * 2 * hidden * config.head_dim * (heads + kv_heads)
+    return 2.0 * weights + 4.0 * config.keys_kept(keys) * heads * config.head_dim
+
+
+def layer_flops(config: VisionConfig, patches: int, keys: int) -> float:
+    """Operations of a layer of the vision tower for patches that each see so many keys."""
+    return patches * (2.0 * config.layer_weights + 4.0 * keys * config.hidden_size)
+
+
+def prefill_chunk(config: TextConfig, rows: int, past: int) -> int:
+    """Tokens of each of `rows` prompts that are run together, behind `past` others."""
+    flops = rows * token_flops(config, past + LONGEST_CHUNK)
+    return max(GRANULE, min(LONGEST_CHUNK, int(PIECE_FLOPS / flops) // GRANULE * GRANULE))
+
+
+def patches_per_pass(config: VisionConfig, grids: Sequence[tuple[int, int]]) -> int:
+    """Patches of views that go through the tower together. A view is never cut."""
+    largest = max((height * width for height, width in grids), default=1)
+    flops = config.num_hidden_layers * layer_flops(config, 1, largest)
+    return max(1, min(PATCHES_PER_PASS, int(PIECE_FLOPS / flops)))
+
+
+def layers_per_piece(config: VisionConfig, grids: Sequence[tuple[int, int]]) -> int:
+    """Layers of the tower that are run together for the views of a pass."""
+    counts = [height * width for height, width in grids]
+    flops = sum(layer_flops(config, count, count) for count in counts)
+    return max(1, min(config.num_hidden_layers, int(PIECE_FLOPS / flops)))
+
+
+def encode_views_in_pieces(
+    model: Lfm2VlForConditionalGeneration,
+    pixel_values: Array,
+    spatial_shapes: Array,
+    vision_cache: VisionCache | None = None,
+    keys: Sequence[bytes] | None = None,
+) -> Pieces[mx.array]:
+    """Image tokens of all views in order, (tokens, hidden), evaluated; some views through some layers at a time.
+
+    `keys`: the views' `view_key`s, if they are known already; equal views are then encoded once. Raises
+    `InputError` and `NotFiniteError`.
+    """
+    shapes = np.array(spatial_shapes)
+    if shapes.ndim != 2 or shapes.shape[1] != 2 or len(shapes) != len(pixel_values) or not len(shapes):
+        raise InputError(f"spatial_shapes has shape {shapes.shape}, expected ({len(pixel_values)}, 2)")
+    grids = [(int(h), int(w)) for h, w in shapes]
+    if keys is None and vision_cache is not None:
+        pixels = pixel_values if isinstance(pixel_values, np.ndarray) else np.array(pixel_values.astype(mx.float32))
+        keys = [view_key(view, grid) for view, grid in zip(pixels, grids, strict=True)]
+    names: Sequence[object] = keys if keys is not None else range(len(grids))
+    tokens: dict[object, mx.array] = {}
+    if vision_cache is not None and keys is not None:
+        counts = [height * width // model.config.downsample_factor**2 for height, width in grids]
+        found = {key: vision_cache.get(key, count) for key, count in zip(keys, counts, strict=True)}
+        tokens = {key: known for key, known in found.items() if known is not None}
+    firsts = {name: index for index, name in reversed(list(enumerate(names))) if name not in tokens}
+    missing = sorted(firsts.values())
+    room = patches_per_pass(model.config.vision_config, [grids[index] for index in missing])
+    for part in vision_passes([grids[index] for index in missing], room):
+        views = [missing[index] for index in part]
+        whole = views == list(range(len(grids)))
+        chosen = (
+            pixel_values if whole else pixel_values[mx.array(views) if isinstance(pixel_values, mx.array) else views]
+        )
+        made = yield from _encode_pass(model, chosen, shapes[views])
+        finite = mx.stack([mx.isfinite(array).all() for array in made]).all()
+        mx.eval(made, finite)
+        if not finite.item():
+            check_vision(model, chosen, shapes[views])
+        for index, array in zip(views, made, strict=True):
+            tokens[names[index]] = array
+            if vision_cache is not None and keys is not None:
+                # a view of its pass would keep all of the pass
+                vision_cache.put(keys[index], array * 1 if len(views) > 1 else array)
+        yield 0
+    done = [tokens[name] for name in names]
+    return done[0] if len(done) == 1 else mx.concatenate(done)
+
+
+def _encode_pass(
+    model: Lfm2VlForConditionalGeneration, pixel_values: Array, spatial_shapes: np.ndarray
+) -> Pieces[list[mx.array]]:
+    """The image tokens of each view, not evaluated; as `get_image_features`, some layers at a time."""
+    body = model.model
+    pixels, grids = body.check_views(pixel_values, spatial_shapes)
+    tower = body.vision_tower
+    depth, step = model.config.vision_config.num_hidden_layers, layers_per_piece(model.config.vision_config, grids)
+    hidden = tower.embeddings(pack_views(pixels, grids), grids)
+    for first in range(0, depth, step):
+        hidden = tower.encoder(hidden, grids, slice(first, first + step))
+        if first + step < depth:
+            mx.eval(hidden)
+            yield 0
+    return split_views(body.multi_modal_projector(tower.post_layernorm(hidden), grids), grids)

@@ -21,9 +21,8 @@ from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
 from . import saved
 from .arguments import PictureOverrides
-from .defaults import grammar_of, positions_left, resolved
 from .messages import check_tools, user_content
-from .options import GenerationOptions
+from .options import GenerationOptions, grammar_of, positions_left, resolved
 from .request import EncodedPrompt, check_pair, rendered
 from .response import GenerationResponse
 from .turn_pictures import ReadPictures, TurnPictures

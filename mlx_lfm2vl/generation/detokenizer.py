@@ -85,16 +85,6 @@ class Detokenizer:
         self.stopped = False
         self.stop_text: str | None = None
 
-    def take_tool_text(self) -> str:
-        """Empties `tool_text` and returns what it held."""
-        text, self.tool_text = self.tool_text, ""
-        return text
-
-    def take_tool_delta(self) -> str:
-        """Empties `tool_delta` and returns what it held."""
-        text, self.tool_delta = self.tool_delta, ""
-        return text
-
     def push(self, token: int) -> str:
         """The text that this token makes certain. Sets `stopped` at an end token or a stop text."""
         if token in self._ends:
@@ -111,16 +101,17 @@ class Detokenizer:
                 self._call = Decoder(self._tokenizer, special=True)
                 self._add_call_text(self._call.push(token))
             return text
-        self._pending += self._decoder.push(token)
-        return self._release()
+        text = self._decoder.push(token)
+        return self._release(text) if self._stop else text
 
     def finish(self) -> str:
         """The rest, when no token follows."""
         if self._call is not None:
             self._end_call(self._call)
-        self._pending += self._decoder.finish()
-        text = self._release()
-        text, self._pending = text + self._pending, ""
+        text = self._decoder.finish()
+        if self._stop:
+            text = self._release(text)
+            text, self._pending = text + self._pending, ""
         return text
 
     def _end_call(self, call: Decoder) -> None:
@@ -131,7 +122,10 @@ class Detokenizer:
         self._call_text += text
         self.tool_delta += text
 
-    def _release(self) -> str:
+    def _release(self, text: str) -> str:
+        """What is certain of the text so far that was held back, and more: it holds no stop text, and ends in the
+        beginning of none."""
+        self._pending += text
         found = [(at, stop) for stop in self._stop if (at := self._pending.find(stop)) >= 0]
         if found:
             at, self.stop_text = min(found)

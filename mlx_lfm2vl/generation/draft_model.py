@@ -14,14 +14,13 @@ from ..models.cache import Cache, CacheCheckpoint
 from ..models.context import Context
 from ..models.dspark import DSparkDraftModel
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
-from .chunked_prefill import Prompt, prefill_in_pieces
-from .defaults import generation_config
+from .chunked_prefill import Prompt, encode_views_in_pieces, prefill_in_pieces
 from .ngrams import NgramDraft, Ngrams
+from .options import generation_config
 from .prompt_cache import PromptCache
 from .prompt_entry import Checkpoint, Entry, PictureSpan, Recorder, checkpoint_places
 from .request import EncodedPrompt
 from .speculation import BlockSpeculation, Speculation
-from .vision_cache import encode_views_in_pieces
 from .watch import Pieces, calling, completed
 
 KEPT_BYTES = 2**28  # of the states of earlier prompts

@@ -32,7 +32,7 @@ from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.tokenizer import Tokenizer
 from .bound_cache import BoundCache
-from .defaults import grammar_of
+from .options import grammar_of
 from .prompt_cache import PromptCache
 from .prompt_json import as_json, from_json
 from .request import EncodedPrompt

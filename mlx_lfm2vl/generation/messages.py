@@ -88,7 +88,7 @@ def checked_pictures(images: Any) -> list[Any]:
             raise PromptError(
                 f"images[{number}] is a video, {picture.label}; videos of generate and Chat go into videos="
             )
-        if is_array(picture) and picture.ndim == 4:
+        if getattr(picture, "ndim", None) == 4 and is_array(picture):
             shape = tuple(picture.shape)
             raise PromptError(
                 f"images[{number}] is an array of the shape {shape}, so several pictures or the frames of a video; "

@@ -1,4 +1,5 @@
-"""How to generate, as one frozen object."""
+"""How to generate, as one frozen object; and what a checkpoint says of it: its end tokens, its recommended sampling,
+the room of its context."""
 
 from __future__ import annotations
 
@@ -6,20 +7,35 @@ import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from ..config import GenerationConfig
+from ..config import GenerationConfig, ModelConfig
+from ..constraints.compile import Grammar, compile_grammar
 from ..constraints.response_format import ResponseFormat
-from ..errors import OptionError, short
+from ..errors import ContextLengthError, OptionError, short
+from ..processing.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from ..models.dspark import DSparkDraftModel
+    from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
     from .logits_process import LogitsProcessor
     from .speculation import Draft
 
 MAX_TOKENS = 2**31  # more than any model has positions
 MAX_TOP_LOGPROBS = 100
 MAX_BIAS = 100  # as in OpenAI's API: such a token is always taken, or never
+_NUMBERS: dict[str, tuple[float, float, bool, float | None]] = {  # least, most, whether whole, what None becomes
+    "max_tokens": (1, MAX_TOKENS, True, None),
+    "temperature": (0, 100, False, None),
+    "top_p": (0, 1, False, None),
+    "min_p": (0, 1, False, None),
+    "top_k": (0, 2**31, True, None),
+    "repetition_penalty": (0.01, 100, False, None),
+    "seed": (0, 2**64 - 1, True, None),
+    "top_logprobs": (0, MAX_TOP_LOGPROBS, True, 0),
+    "frequency_penalty": (-2, 2, False, 0.0),
+    "presence_penalty": (-2, 2, False, 0.0),
+}
 
 
 @dataclass(frozen=True)
@@ -66,13 +82,21 @@ class GenerationOptions:
     draft: Literal["ngram", "auto"] | Draft | DSparkDraftModel | None = None
 
     def __post_init__(self) -> None:
-        self._number("max_tokens", 1, MAX_TOKENS, whole=True)
-        self._number("temperature", 0, 100)
-        self._number("top_p", 0, 1)
-        self._number("min_p", 0, 1)
-        self._number("top_k", 0, 2**31, whole=True)
-        self._number("repetition_penalty", 0.01, 100)
-        self._number("seed", 0, 2**64 - 1, whole=True)
+        for name, (low, high, whole, default) in _NUMBERS.items():
+            value: Any = getattr(self, name)
+            if value is None:
+                object.__setattr__(self, name, default)
+                continue
+            number: float | None = None
+            try:
+                if not isinstance(value, bool):  # NumPy has numbers of its own, of which plain ones are made
+                    number = operator.index(value) if whole else float(value) if isinstance(value, Real) else None
+            except (TypeError, OverflowError):
+                number = None
+            if number is None or not low <= number <= high:  # NaN is in no range
+                kind = "an integer" if whole else "a number"
+                raise OptionError(f"{name} is {value!r}, expected {kind} from {low:g} to {high:g}")
+            object.__setattr__(self, name, number)
         given: Any = () if self.stop is None else self.stop
         stop = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (None,)
         if not all(isinstance(text, str) and text for text in stop):
@@ -80,12 +104,6 @@ class GenerationOptions:
         object.__setattr__(self, "stop", stop)
         if not isinstance(self.logprobs, bool):
             raise OptionError(f"logprobs is {self.logprobs!r}, expected True or False")
-        for name in ("top_logprobs", "frequency_penalty", "presence_penalty"):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, 0)
-        self._number("top_logprobs", 0, MAX_TOP_LOGPROBS, whole=True)
-        self._number("frequency_penalty", -2, 2)
-        self._number("presence_penalty", -2, 2)
         object.__setattr__(self, "logprobs", self.logprobs or self.top_logprobs > 0)
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias) if self.logit_bias else ())
         processors: Any = () if self.logits_processors is None else self.logits_processors
@@ -99,27 +117,6 @@ class GenerationOptions:
             )
         if self.response_format is not None:
             object.__setattr__(self, "response_format", ResponseFormat.of(self.response_format))
-
-    def _number(self, name: str, low: float, high: float, whole: bool = False) -> None:
-        """Checks a field and makes a plain number of it (NumPy has its own)."""
-        value = getattr(self, name)
-        if value is None:
-            return
-        number: float | None = None
-        if not isinstance(value, bool):
-            try:
-                number = operator.index(value) if whole else float(value) if isinstance(value, Real) else None
-            except (TypeError, OverflowError):
-                number = None
-        if number is None or not low <= number <= high:  # NaN is in no range
-            kind = "an integer" if whole else "a number"
-            raise OptionError(f"{name} is {value!r}, expected {kind} from {low:g} to {high:g}")
-        object.__setattr__(self, name, number)
-
-    @property
-    def token_limit(self) -> int:
-        """The most new tokens; more than any model has positions for None."""
-        return MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
     @classmethod
     def of(cls, options: GenerationOptions | None, named: dict[str, Any]) -> GenerationOptions:
@@ -155,3 +152,59 @@ def _biases(given: Any) -> tuple[tuple[int, float], ...]:
         if not isinstance(bias, Real) or isinstance(bias, bool) or not abs(float(bias)) <= MAX_BIAS or token < 0:
             raise OptionError(f"logit_bias of token {token} is {bias!r}, expected from {-MAX_BIAS} to {MAX_BIAS}")
     return tuple((token, float(bias)) for token, bias in pairs)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The part of a model that a prompt needs: all but its weights, which a reader of slow pictures must not keep."""
+
+    config: ModelConfig
+    generation_config: Any
+
+    @classmethod
+    def of(cls, model: Lfm2VlForConditionalGeneration) -> ModelSettings:
+        return cls(model.config, getattr(model, "generation_config", None))
+
+
+Model: TypeAlias = "Lfm2VlForConditionalGeneration | ModelSettings"
+
+
+def generation_config(model: Model) -> GenerationConfig:
+    """The checkpoint's, which `load` attaches; without one, the end tokens of config.json. Raises `ConfigError` for a
+    value that was set there and makes no sense."""
+    attached = getattr(model, "generation_config", None)
+    if attached is None:
+        return GenerationConfig(eos_token_ids=model.config.eos_token_ids)
+    if isinstance(attached, GenerationConfig):
+        return attached
+    return GenerationConfig.of(attached)
+
+
+def resolved(model: Model, options: GenerationOptions | None) -> GenerationOptions:
+    """The options with what was left open as the checkpoint, or else the makers' card, recommends. Raises
+    `OptionError`."""
+    if options is not None and not isinstance(options, GenerationOptions):
+        raise OptionError(f"options is {type(options).__name__}, expected GenerationOptions")
+    chosen = (options or GenerationOptions()).resolve(generation_config(model).recommended(model.config))
+    vocabulary = model.config.text_config.vocab_size
+    for token in dict(chosen.logit_bias):
+        if token >= vocabulary:
+            raise OptionError(f"logit_bias names token {token}, but the model has {vocabulary}")
+    return chosen
+
+
+def grammar_of(model: Model, tokenizer: Tokenizer, form: ResponseFormat) -> Grammar:
+    """The grammar of the form that an answer holds to. Raises `ConstraintError`."""
+    vocabulary, ends = model.config.text_config.vocab_size, generation_config(model).eos_token_ids
+    return compile_grammar(tokenizer, form, vocabulary, ends)
+
+
+def positions_left(model: Model, length: int, pictures: bool) -> int:
+    """New tokens that fit behind a prompt of `length` tokens, with `pictures` or without. Raises `ContextLengthError`
+    if there is no room for one."""
+    limit = model.config.text_config.max_position_embeddings
+    if length >= limit:
+        way_out = "use fewer or smaller pictures, fewer frames of videos (fps), or less text"
+        way_out = way_out if pictures else "shorten the text"
+        raise ContextLengthError(f"the prompt has {length} tokens, but the model has {limit} positions; {way_out}")
+    return limit - length

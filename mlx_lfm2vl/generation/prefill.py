@@ -17,15 +17,15 @@ from ..backends.memory import allocations
 from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from .batched_sampler import BatchedSampler
-from .chunked_prefill import Prompt, prefill_in_pieces
+from .chunked_prefill import Prompt, encode_views_in_pieces, prefill_in_pieces
 from .decode import GenerationBatch
-from .defaults import generation_config
+from .options import generation_config
 from .prompt_cache import PromptCache
 from .prompt_entry import Recorder, checkpoint_places
 from .request import EncodedPicture, take_views
 from .sampler import Sampler, UniformSampler
 from .sequence import Sequence
-from .vision_cache import VisionCache, encode_views_in_pieces
+from .vision_cache import VisionCache
 from .watch import Cancelled, Pieces
 
 
@@ -76,7 +76,8 @@ def prefill_rows(
     for row in rows:
         if row.prompt.grammar is not None or row.options.logits_processors:
             row.begin_state()
-        yield from row.begin_drafts(lost)
+        if row.speculation is not None:
+            yield from row.begin_drafts(row.speculation, lost)
     top = max(row.options.top_logprobs for row in rows)
     return GenerationBatch(
         model, cache, logits, _sampler(model, rows), padding, any(row.options.logprobs for row in rows), top
@@ -186,7 +187,7 @@ def _prefill_row(
         assert recorder is not None and prompt_cache is not None
         prompt_cache.put(recorder.entry(cache.copy(), row.generated))
 
-    text = Prompt(ids[None, known:], images=images, answer=row.options.token_limit)
+    text = Prompt(ids[None, known:], images=images, answer=row.limit)
     try:
         logits = yield from prefill_in_pieces(model, text, cache, pauses=row.points, paused=paused)
     except Cancelled:
@@ -209,7 +210,7 @@ def _prefill_together(
     for at, row in enumerate(rows):
         ids[at, padding[at] :] = row.ids
     mask = (np.arange(ids.shape[1]) >= padding[:, None]).astype(np.int64)
-    prompt = Prompt(ids, mask, images=images, answer=max(row.options.token_limit for row in rows))
+    prompt = Prompt(ids, mask, images=images, answer=max(row.limit for row in rows))
     cache = model.make_cache()
     cache.follow(next((row.drafter for row in rows if row.drafter is not None), None))
     logits = yield from prefill_in_pieces(model, prompt, cache)

@@ -107,7 +107,8 @@ class UniformSampler:
         step = compiled(kind) if on_gpu() else partial(sample, kind)
         numbers = self._prepare(logits.shape[1])
         tokens, self._history = step(logits, numbers, self._inputs(logits), self._history)
-        self._advance([1] * len(self._rows))
+        if not kind.greedy:
+            self._advance([1] * len(self._rows))
         if self._history:
             self._history["last"] = tokens
         return tokens
@@ -141,7 +142,8 @@ class UniformSampler:
     def keep(self, blocks: np.ndarray, counts: Sequence[int], last: Sequence[int]) -> None:
         """Counts the first tokens of the blocks that were verified as said, `counts` of each row, and as chosen those
         behind each of them, the `last` of a row among these."""
-        self._advance(counts)
+        if not self.kind.greedy:
+            self._advance(counts)
         if not self._history:
             return
         for name in self._history.keys() - {"last"}:
@@ -168,10 +170,9 @@ class UniformSampler:
         self._rows, self._numbers = self._rows + other._rows, None
 
     def _advance(self, counts: Sequence[int]) -> None:
-        """Goes on behind so many tokens of each row."""
-        if not self.kind.greedy:
-            for row, count in zip(self._rows, counts, strict=True):
-                row.generator.advance(count)
+        """Goes on behind so many random numbers of each row."""
+        for row, count in zip(self._rows, counts, strict=True):
+            row.generator.advance(count)
 
     def _prepare(self, vocabulary: int) -> dict[str, mx.array]:
         """The numbers of the rows. Begins the history of a kind with penalties, where nothing is known."""

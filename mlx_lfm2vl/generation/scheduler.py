@@ -22,11 +22,11 @@ from ..errors import OptionError, OutOfMemoryError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.tokenizer import Tokenizer
 from ..threads import cancellation
+from .chunked_prefill import prefill_chunk
 from .decode import GenerationBatch
-from .defaults import generation_config, positions_left
 from .draft_model import make_speculation
 from .ngrams import KEPT, SHORTEST, Ngrams
-from .passes import prefill_chunk
+from .options import generation_config, positions_left
 from .prefill import Prefill, prefill_forced, prefill_rows
 from .prompt_cache import PromptCache
 from .request import EncodedPrompt
@@ -80,7 +80,8 @@ class Scheduler:
             OptionError: for a draft model that does not fit, or a second drafter.
         """
         ends = generation_config(self._model).eos_token_ids
-        limit = min(prompt.options.token_limit, positions_left(self._model, len(prompt.ids), bool(prompt.pictures)))
+        limit = positions_left(self._model, len(prompt.ids), bool(prompt.pictures))
+        limit = min(limit, prompt.options.max_tokens or limit)
         speculation = None
         if prompt.options.draft is not None:
             self._answers = self._answers or Ngrams(KEPT)

@@ -99,17 +99,17 @@ class Sequence:
             return OptionError(f"logits_processors leave no token that is possible, or give NaN; else, {not_finite}")
         return not_finite
 
-    def begin_drafts(self, lost: bool) -> Pieces[None]:
+    def begin_drafts(self, speculation: Speculation, lost: bool) -> Pieces[None]:
         """Lets a draft read the prompt, or ends it: for a short answer, where memory runs out, and where drafts have
         cost more time than they may (`lost`)."""
-        if self.speculation is None or not self.speculation.reads:
+        if not speculation.reads:
             return
         if not self.generated and (self.limit < SHORTEST_ANSWER or (lost and self.timed)):
-            self.speculation.end()
+            speculation.end()
             return
         try:
             with allocations("the draft model's prompt"):
-                yield from self.speculation.begin(self._said)
+                yield from speculation.begin(self._said)
         except (OutOfMemoryError, NotFiniteError):
             self._end_drafts()
 
@@ -200,7 +200,7 @@ class Sequence:
         logprobs = tuple(each.own for each in self._logprobs) if self.options.logprobs else None
         top = tuple(map(self._top, self._logprobs)) if self.options.top_logprobs else None
         row = self.detokenizer
-        tools, delta = row.take_tool_text(), row.take_tool_delta()
+        (tools, row.tool_text), (delta, row.tool_delta) = (row.tool_text, ""), (row.tool_delta, "")
         tokens = tuple(self._tokens)
         made = GenerationResponse(text, tokens, reason, statistics, logprobs, tools, top, row.stop_text, delta)
         self._tokens, self._logprobs = [], []

@@ -138,8 +138,9 @@ def drive(
         stop: as in `step`.
         progress: told of the tokens of the prompt that are done, and of all.
     """
-    check_callable("stop", stop)
-    check_callable("progress", progress)
+    for name, function in (("stop", stop), ("progress", progress)):
+        if function is not None:
+            check_callable(name, function)
     before = 0
     with WiredLimit():
         while len(scheduler):

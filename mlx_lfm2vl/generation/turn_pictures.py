@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import short
-from ..processing.addresses import is_base64_picture, scheme
-from ..processing.load_image import Picture, load_image
-from ..processing.pages import pages_of
+from ..processing.load_image import Picture, load_image, pages_of
+from ..processing.open_file import is_base64_picture, scheme
 from ..processing.pdf import PdfPage
 from ..processing.processor import Lfm2VlProcessor
+from ..processing.prompt import replace_videos
 from ..processing.video import Video
-from ..processing.video_items import replace_videos
 from ..processing.view_plan import ViewPlan
 from .messages import checked_pictures, video_items
 from .request import EncodedPicture, split_pictures

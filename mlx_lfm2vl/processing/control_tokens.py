@@ -10,14 +10,16 @@ so none can be forged. A token that a template begins itself, and a caller's str
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from ..errors import PromptError
-from .conversation import plain
 
 START, END = "\U000f0000", "\U000f0001"
 DEEPEST = 20  # groups within groups of a pattern, which Python compiles recursively
@@ -110,6 +112,26 @@ def _mark_text(text: str, tokens: ControlTokens) -> str:
     if len(words) < len(made) and tokens.ends_in_beginning(words):
         made = words + END + made[len(words) :]
     return made
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON types only, so that a template finds no methods to call; pictures and the like become "<type>"."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind.__str__(value) if kind is str else kind(value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value] if isinstance(value, list) else tuple(plain(item) for item in value)
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if callable(getattr(value, "model_dump", None)):  # pydantic
+        return plain(value.model_dump())
+    return f"<{type(value).__name__}>"
 
 
 def pieces(text: str, tokens: ControlTokens) -> list[tuple[str, bool]]:

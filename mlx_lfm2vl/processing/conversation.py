@@ -7,21 +7,14 @@ items {"type": "image"} under "image", "url", "path" or "base64", in the items o
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from ..config import parse_json
-from ..errors import PromptError, counted
-from .addresses import decode_base64
-from .fetch import SourcePolicy
-from .pages import check_number, expand_pages, flatten
+from ..errors import PromptError
+from .control_tokens import plain
 from .picture_keys import another, holding, unread
-from .video_items import VIDEO_SOURCES, VIDEO_TYPES, video_item, with_items
+from .video_items import VIDEO_TYPES, video_item
 
 BESIDE = ("images", "image")  # keys of a message, as Ollama has them; such pictures stand before its text
 KEYS = ("role", "content", "name", "tool_calls", "tool_call_id")  # of a message, besides
@@ -163,87 +156,3 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     others = {key: value for key, value in call.items() if key not in (*NAMES, *ARGUMENTS)}
     made = {"name": name, "arguments": arguments}
     return others | ({"function": made} if isinstance(inner, Mapping) else made)
-
-
-def with_page_items(
-    conversations: Sequence[Sequence[Mapping[str, Any]]], images: Any, policy: SourcePolicy
-) -> tuple[list[list[dict[str, Any]]], Any]:
-    """The conversations and the pictures of `images`, each PDF document replaced by an item, or a picture, a page.
-    Raises `ImageError` and `PromptError`."""
-    given = [] if images is None else flatten(images)
-    empty = sum(_is_empty(item) for messages in conversations for item in _image_items(messages)) if given else 0
-    rest = iter(given if len(given) == empty else ())  # another count is refused later
-    beside: list[Any] = []
-
-    def expanded(item: Any) -> list[Any]:
-        if not isinstance(item, Mapping) or item.get("type") != "image":
-            return [item]
-        sources = _sources(item, policy)
-        if sources[0] is not None:
-            pages = [page for source in sources for page in expand_pages(source, policy)]
-            same = len(pages) == len(sources) and all(map(operator.is_, pages, sources))
-            return [item] if same else [{"type": "image", "image": page} for page in pages]
-        pages = [page for source in itertools.islice(rest, 1) for page in expand_pages(source, policy)]
-        beside.extend(pages)
-        return [item] * max(1, len(pages))
-
-    made = [with_items(messages, expanded) for messages in conversations]
-    check_number(sum(len(_image_items(messages)) for messages in made), policy)
-    return made, beside if len(beside) > len(given) else images
-
-
-def _is_empty(item: Mapping[str, Any]) -> bool:
-    """Whether an image item only marks a place."""
-    return all(item.get(name) is None for name in (*SOURCES, *VIDEO_SOURCES))
-
-
-def _image_items(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    contents = [message.get("content") for message in messages]
-    items = (item for content in contents if isinstance(content, (list, tuple)) for item in content)
-    return [item for item in items if isinstance(item, Mapping) and item.get("type") in ("image", "video")]
-
-
-def pictures_of(conversations: Sequence[Sequence[Mapping[str, Any]]], images: Any, policy: SourcePolicy) -> Any:
-    """The pictures of the conversations, a list each: those in their items, and in empty items those of `images`."""
-    slots = [[source for item in _image_items(each) for source in _sources(item, policy)] for each in conversations]
-    empty = sum(source is None for own in slots for source in own)
-    if images is None or empty == sum(map(len, slots)):
-        return [[source for source in own if source is not None] for own in slots] if images is None else images
-    given = flatten(images)
-    if len(given) != empty:
-        empty_items = f"{counted(empty, 'image item')} of the conversation without one"
-        raise PromptError(f"{counted(len(given), 'picture')} in images= for {empty_items}")
-    rest = iter(given)
-    return [[next(rest) if source is None else source for source in own] for own in slots]
-
-
-def _sources(item: Mapping[str, Any], policy: SourcePolicy) -> list[Any]:
-    """The sources that an image item holds, in the reference's order of names; [None] for an item that only marks a
-    place."""
-    if item.get("type") == "video":
-        return [item["video"]]
-    found = [item[name] for name in SOURCES[:3] if item.get(name) is not None]
-    if item.get("base64") is not None:
-        text = str(item["base64"])
-        found.append(text if text.startswith("data:") else decode_base64(text, policy))
-    return found or [None]
-
-
-def plain(value: Any) -> Any:
-    """Plain JSON types only, so that a template finds no methods to call; pictures and the like become "<type>"."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    for kind in (str, int, float):
-        if isinstance(value, kind):
-            return kind.__str__(value) if kind is str else kind(value)
-    if isinstance(value, Mapping):
-        return {plain(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value] if isinstance(value, list) else tuple(plain(item) for item in value)
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if callable(getattr(value, "model_dump", None)):  # pydantic
-        return plain(value.model_dump())
-    return f"<{type(value).__name__}>"

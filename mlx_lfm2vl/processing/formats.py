@@ -94,16 +94,20 @@ def open_picture(file: BinaryIO, label: str, policy: SourcePolicy, config: Image
     except Exception as error:  # a damaged file can make a decoder raise anything
         raise _damaged(error, label, "damaged") from None
     _check_format(image, label)
-    scans, ends = jpeg.scans(file, image)
-    if scans > jpeg.MAX_SCANS:
-        raise ImageError(f"{label}: has more than {jpeg.MAX_SCANS} scans, which take too long to decode; save it anew")
     check_size(image.width, image.height, label, policy)
-    if not ends:
-        image = jpeg.ended(file) or image
-    several = _has_more_frames(image)
+    if image.format in jpeg.FORMATS or "jpeg" in str(image.info.get("compression")):
+        scans, ends = jpeg.scans(file, image)
+        if scans > jpeg.MAX_SCANS:
+            reason = "which take too long to decode; save it anew"
+            raise ImageError(f"{label}: has more than {jpeg.MAX_SCANS} scans, {reason}")
+        if not ends:
+            image = jpeg.ended(file) or image
+    remark = FRAMES.get(image.format or "")
+    with contextlib.suppress(Exception):  # what follows the first frame is damaged; it is not read
+        remark = remark if getattr(image, "is_animated", False) else None
     picture = decode(image, label, policy, config)
-    if several and image.format in FRAMES:
-        _say(f"{label}: {FRAMES[image.format]}")
+    if remark:
+        _say(f"{label}: {remark}")
     return picture
 
 
@@ -115,7 +119,9 @@ def decode(image: Image.Image, label: str, policy: SourcePolicy, config: ImageCo
     try:
         if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_preview(image):
             raise ImageError(f"{label}: is a camera's raw file, of which only a preview can be read; export it as JPEG")
-        clear = _transparent(image)
+        clear = image.info.get("transparency")
+        if clear is not None and image.format == "PNG":
+            clear = _in_8_bits(clear, image)
         image.load()
         check_size(image.width, image.height, label, policy)
         profile = image.info.get("icc_profile") if config.color_management else None
@@ -128,7 +134,8 @@ def decode(image: Image.Image, label: str, policy: SourcePolicy, config: ImageCo
                 colours = partial(_inverted, colours=colours)
         if config.exif and (turn := TURNS.get(_orientation(image, label))) is not None:
             upright = upright.transpose(turn)
-        picture = rgb(upright, label, clear, colours)
+        plain = upright.mode == "RGB" and not profile and clear is None and "transparency" not in upright.info
+        picture = upright if plain else rgb(upright, label, clear, colours)
         if picture is not image:
             picture.info = {}
         return picture
@@ -146,12 +153,11 @@ def _check_format(image: Image.Image, label: str) -> None:
         raise ImageError(f"{label}: {UNDRAWN.get(image.format or '', UNKNOWN)}")
 
 
-def _transparent(image: Image.Image) -> Any:
-    """The colour of an opened image that is transparent, if one is, as the loaded pixels have it: Pillow keeps that of
-    a PNG file in the file's own depth, of which it makes 8 bits."""
-    clear = image.info.get("transparency")
+def _in_8_bits(clear: Any, image: Image.Image) -> Any:
+    """The transparent colour of an opened PNG file as the loaded pixels have it: Pillow keeps it in the file's own
+    depth, of which it makes 8 bits."""
     tiles: Any = getattr(image, "tile", None)
-    mode = tiles[0][3] if image.format == "PNG" and tiles else None
+    mode = tiles[0][3] if tiles else None
     if isinstance(clear, int) and mode in ("L;2", "L;4"):
         return clear * {"L;2": 85, "L;4": 17}[mode]
     if isinstance(clear, tuple) and mode == "RGB;16B":
@@ -264,13 +270,6 @@ def _is_preview(image: TiffImagePlugin.TiffImageFile) -> bool:
     as in raw files of cameras."""
     kind: Any = image.tag_v2.get(254, 0)
     return image.tell() == 0 and isinstance(kind, int) and bool(kind & 1)
-
-
-def _has_more_frames(image: Image.Image) -> bool:
-    try:
-        return bool(getattr(image, "is_animated", False))
-    except Exception:  # what follows the first frame is damaged; it is not read
-        return True
 
 
 def _damaged(error: Exception, label: str, how: str) -> ImageError:

@@ -18,8 +18,7 @@ from ..errors import OptionError
 from . import geometry
 from .batch_feature import BatchFeature, check_return_tensors
 from .image_processor import ImageProcessor, cut, write_patches
-from .load_image import load_image
-from .pages import with_pages
+from .load_image import load_image, with_pages
 
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 

@@ -29,8 +29,7 @@ from ..hub import resolve
 from ..threads import parallel_for
 from . import geometry
 from .batch_feature import BatchFeature, check_return_tensors
-from .load_image import DEFAULT_POLICY, SourcePolicy, load_image
-from .pages import flatten, with_pages
+from .load_image import DEFAULT_POLICY, SourcePolicy, flatten, load_image, with_pages
 from .resize import resize_rows
 from .view_plan import ViewPlan
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
+FORMATS = ("JPEG", "MPO", "BLP", "FPX", "MIC")  # JPEG files, and containers of them
 MAX_SCANS = 200  # usual are about ten; each goes over all pixels, however few bytes it has
 END = b"\xff\xd9"
 
@@ -28,10 +29,8 @@ def _filler(seed: int) -> bytes:
 
 def scans(file: BinaryIO, image: Image.Image) -> tuple[int, bool]:
     """The number of scans that the first JPEG picture in a file has, and whether it ends with its marker; of containers
-    that hold several, the most scans that any may have."""
-    inside = image.format in ("BLP", "FPX", "MIC") or "jpeg" in str(image.info.get("compression"))
-    if not inside and image.format not in ("JPEG", "MPO"):
-        return 0, True
+    that hold several, the most scans that any may have. `image`: of one of `FORMATS`, or a TIFF that holds JPEG."""
+    inside = image.format not in FORMATS[:2]
     file.seek(0)
     try:
         data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -20,9 +20,8 @@ from .batch_feature import BatchFeature
 from .fetch import SourcePolicy
 from .image_processor import ImageProcessor, cut, write_patches
 from .processor import Lfm2VlProcessor
-from .prompt import ImageMarkup
+from .prompt import ImageMarkup, replace_videos
 from .video import Video, held
-from .video_items import replace_videos
 from .view_plan import VideoPlan, ViewPlan
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"  # the reference's, where the tokenizer names none

@@ -6,12 +6,13 @@ Only regular files are opened, and only what a `SourcePolicy` allows. Pages in b
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
-import functools
 import inspect
 import io
 import os
+import re
 import stat
 import unicodedata
 from collections.abc import Iterator
@@ -24,13 +25,46 @@ from . import addresses, pdf
 from .fetch import SourcePolicy, fetch
 
 Kind = Literal["picture", "video"]  # of what is opened, for errors
+REMOTE = ("http:", "https:")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_SELECTION = re.compile(r"(.+)\[([^\[\]]*)\]", re.S)  # pages of a PDF document
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{60,}={0,2}\s*")  # shorter ones are names, or no picture
+_MAGIC = re.compile(  # how picture files begin
+    rb"%PDF-|\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|II\*\0|MM\0\*|BM.{4}\0{4}|....ftyp|\0\0\0\x0cjP|\xff\x0a|....JXL ",
+    re.S,
+)
+
+
+def scheme(text: str) -> str:
+    """An address's scheme with its colon, in small letters; "" for what is none. Blanks around an address count not."""
+    found = _SCHEME.match(text.strip())
+    return found.group().lower() if found else ""
+
+
+def is_base64_picture(text: str) -> bool:
+    """Whether a text is a picture file in base64 without an address around it."""
+    if not _BASE64.fullmatch(text):
+        return False
+    digits = "".join(text[:200].split())[:40].translate(addresses.URL_SAFE)
+    return _MAGIC.match(base64.b64decode(digits)) is not None
+
+
+def split_selection(name: str) -> tuple[str, str | None]:
+    """A name without the pages in brackets at its end, and these: ("a.pdf", "2-5") for "a.pdf[2-5]"."""
+    found = _SELECTION.fullmatch(name)
+    return (found[1], found[2]) if found else (name, None)
+
+
+def has_suffix(name: str) -> bool:
+    """Whether a name, without pages in brackets, is that of a PDF document."""
+    return name.lower().endswith(pdf.SUFFIX)
 
 
 def is_remote(picture: Any) -> bool:
     """Whether a picture is an http(s) address, which may be slow to answer."""
     if isinstance(picture, LabelledAddress):
         return True
-    return isinstance(picture, str) and addresses.scheme(picture) in ("http:", "https:")
+    return isinstance(picture, str) and scheme(picture) in REMOTE
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +94,11 @@ class OpenedFile:
     selection: str | None = None
 
     def is_pdf(self) -> bool:
-        """Raises `ImageError` where pages are chosen of another file."""
+        """Whether it is a PDF document; in one that is called so, something may stand before its header, as mail
+        programs leave it. Raises `ImageError` where pages are chosen of another file."""
         start = self.file.read(1024)
         self.file.seek(0)
-        if pdf.is_pdf(start, self.label):
+        if start.lstrip().startswith(b"%PDF-") or (b"%PDF-" in start and has_suffix(self.label)):
             return True
         if self.selection is not None:
             raise ImageError(f"{self.label}: is no PDF document, so it has no pages [{self.selection}]; name it alone")
@@ -111,10 +146,12 @@ def opened(picture: Any, policy: SourcePolicy, of: Kind = "picture") -> Iterator
 
 @contextlib.contextmanager
 def _opened_text(text: str, policy: SourcePolicy, of: Kind) -> Iterator[OpenedFile]:
-    kind = addresses.scheme(text)
+    kind = scheme(text)
     rest = text.strip()[len(kind) :]
-    if is_remote(text):
-        address, selection = addresses.split_pages(text.strip())
+    if kind in REMOTE:
+        address, selection = text.strip(), None
+        if "?" not in address:  # in a query brackets are the server's
+            address, selection = split_selection(address)
         yield _held(fetch(address, policy), short(address), of, selection)
     elif kind == "data:":
         yield _held(addresses.data_bytes(text, policy), short(text), of)
@@ -123,7 +160,7 @@ def _opened_text(text: str, policy: SourcePolicy, of: Kind) -> Iterator[OpenedFi
             yield file
     elif kind and rest.startswith("//"):
         raise ImageError(f"{short(text)}: only http, https, file and data addresses and paths can be read")
-    elif addresses.is_base64_picture(text):
+    elif is_base64_picture(text):
         yield _held(addresses.decode_base64(text, policy), "base64 text", of)
     else:
         with _opened_path(text, policy, of) as file:
@@ -140,8 +177,10 @@ def _opened_path(name: str | bytes, policy: SourcePolicy, of: Kind) -> Iterator[
         raise ImageError(f"the {of}'s path is empty; name a file")
     try:
         path, selection = file_and_pages(name)
-        label = label if selection is None else short(pdf.split_selection(name)[0])
-        with open(path, "rb", opener=functools.partial(_opener, of=of)) as file:
+        label = label if selection is None else short(split_selection(name)[0])
+        _check_file(os.stat(path), label, of)  # to open a pipe would wait for its writer, to open some devices acts
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # should it become a pipe just now
+        with open(descriptor, "rb") as file:
             _check_file(os.fstat(file.fileno()), label, of)
             yield OpenedFile(file, label, selection)
     except FileNotFoundError:
@@ -165,11 +204,11 @@ def file_and_pages(name: str) -> tuple[Path, str | None]:
     """The file of a path, and the pages that brackets at its end choose. A file that is called so itself comes
     first."""
     path = as_spelt(Path(name).expanduser())
-    base, selection = pdf.split_selection(name)
-    if selection is None or os.path.lexists(path):
+    base, selection = (name, None) if os.path.lexists(path) else split_selection(name)
+    if selection is None:
         return path, None
     whole = as_spelt(Path(base).expanduser())
-    return (whole, selection) if os.path.lexists(whole) or pdf.has_suffix(base) else (path, None)
+    return (whole, selection) if os.path.lexists(whole) or has_suffix(base) else (path, None)
 
 
 def as_spelt(name: str | Path) -> Path:
@@ -186,13 +225,8 @@ def as_spelt(name: str | Path) -> Path:
     return path
 
 
-def _opener(name: str, flags: int, of: Kind) -> int:
-    """Opens a regular file and nothing else: to open a pipe would wait for its writer, to open some devices acts."""
-    _check_file(os.stat(name), short(name), of)
-    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # should it become a pipe in this very moment
-
-
 def _check_file(status: os.stat_result, label: str, of: Kind) -> None:
+    """Raises `ImageError` for all but a regular file."""
     if stat.S_ISDIR(status.st_mode):
         raise ImageError(f"{label}: is a directory, not a {of}; name a file in it")
     if not stat.S_ISREG(status.st_mode):
@@ -225,3 +259,10 @@ def _content(file: Any, label: str, policy: SourcePolicy) -> bytes:
     if len(data) > policy.max_bytes:
         raise ImageError(f"{label}: more than {policy.max_bytes} bytes; make it smaller")
     return data
+
+
+def beside(image: str, folder: Path) -> str:
+    """A picture as a file in `folder` names it: its path from there, or the address or base64 text that it is."""
+    if scheme(image) in ("data:", "file:") or "://" in image or is_base64_picture(image):
+        return image
+    return str(folder / os.path.expanduser(image))

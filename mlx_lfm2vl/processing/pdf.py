@@ -41,7 +41,6 @@ WHOLE: Ranges = ((1, None),)
 _SIDE = 2**20  # pixels of a page's longer side that no model sees more of
 _INSTALL = "pip install pypdfium2"
 AT_A_TIME = " pages at a time"  # of a document, by the policy
-_SELECTION = re.compile(r"(.+)\[([^\[\]]*)\]", re.S)
 _RANGE = re.compile(r"\s*(\d{1,9})\s*(?:(-)\s*(\d{1,9})?)?\s*")
 
 
@@ -78,30 +77,13 @@ class PdfPage:
         return Image.frombytes("RGB", size, pixels, "raw", "RGBX")
 
 
-def split_selection(name: str) -> tuple[str, str | None]:
-    """A name without the pages in brackets at its end, and these: ("a.pdf", "2-5") for "a.pdf[2-5]"."""
-    found = _SELECTION.fullmatch(name)
-    return (found[1], found[2]) if found else (name, None)
-
-
-def has_suffix(name: str) -> bool:
-    """Whether a name, without pages in brackets, is that of a PDF document."""
-    return name.lower().endswith(SUFFIX)
-
-
-def is_pdf(start: bytes, name: str = "") -> bool:
-    """Whether a file that begins so is a PDF document; in one that is called so, something may stand before its
-    header, as mail programs leave it."""
-    return start.lstrip().startswith(b"%PDF-") or (has_suffix(name) and b"%PDF-" in start)
-
-
 def pages(document: bytes, label: str, selection: str | None, policy: SourcePolicy) -> list[PdfPage]:
     """The pages of a document that a selection names ("2-5", "1,3,7-"; None: all). Raises `ImageError`."""
     answer, _ = _read(document, label, _ranges(selection, label), int(policy.max_pages))
     found = answer["pages"]
     if len(found) > policy.max_pages:
         few = f"{label}[{found[0][0]}-{found[0][0] + int(policy.max_pages) - 1}]"
-        way_out = f"name fewer, such as {few}" if has_suffix(label) else "give a document of fewer"
+        way_out = f"name fewer, such as {few}" if label.lower().endswith(SUFFIX) else "give a document of fewer"
         raise ImageError(f"{label}: more than {policy.max_pages}{AT_A_TIME}; {way_out}")
     return [PdfPage(document, f"{label}[{number}]", number, width, height) for number, width, height in found]
 

@@ -11,10 +11,10 @@ from typing import Any
 from PIL import Image
 
 from ..errors import PromptError
-from .addresses import is_base64_picture, scheme
 from .arrays import is_array
 from .formats import suffixes
 from .not_pictures import VIDEO_SUFFIXES
+from .open_file import is_base64_picture, scheme
 
 _STEMS = ("image", "img", "picture", "photo", "screenshot", "attachment", "pixel", "video")
 _WORDS = ("image", "images", "picture", "pictures", "photo", "photos", "pic", "pics")

@@ -19,12 +19,11 @@ from ..errors import OptionError, PromptError, did_you_mean
 from ..hub import resolve
 from .batch_feature import BatchFeature, TextOptions, check_return_tensors
 from .control_tokens import mark
-from .conversation import conversations_of, pictures_of, with_page_items
+from .conversation import conversations_of
 from .image import Lfm2VlImageProcessor
 from .image_processor import ImageProcessor
-from .load_image import DEFAULT_POLICY, SourcePolicy
-from .pages import with_pages
-from .prompt import assistant_mask
+from .load_image import DEFAULT_POLICY, SourcePolicy, with_pages
+from .prompt import assistant_mask, pictures_of, with_page_items
 from .prompt_encoder import PromptEncoder
 from .tokenizer import Tokenizer
 from .view_plan import ViewPlan

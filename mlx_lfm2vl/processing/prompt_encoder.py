@@ -18,11 +18,11 @@ from .batch_feature import BatchFeature
 from .control_tokens import ControlTokens
 from .fetch import SourcePolicy
 from .image_processor import ImageProcessor
-from .prompt import Expanded, ImageMarkup, assign_pictures, expand, image_spans
+from .prompt import Expanded, ImageMarkup, assign_pictures, expand, image_spans, replace_videos
 from .special_tokens import IMAGE_TOKENS, image_token
 from .tokenizer import Tokenizer
 from .video import PICTURES, Video, frames_as_pictures, held
-from .video_items import as_frames, replace_videos
+from .video_items import as_frames
 from .view_plan import ViewPlan
 
 if TYPE_CHECKING:

@@ -197,7 +197,8 @@ def _metered(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
 @jinja2.pass_context
 def _show(context: Context, value: Any) -> Any:
     """Every value that is printed comes through here."""
-    _METER.get().count("printed characters", limits.size(value))
+    characters, values, _ = limits.measure(value)
+    _METER.get().count("printed characters", characters + 4 * values)
     return value
 
 

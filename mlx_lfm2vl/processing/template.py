@@ -15,7 +15,8 @@ from typing import Any
 
 from ..config import read_json, read_text
 from ..errors import ConfigError, TemplateError
-from .conversation import CALL_END, CALL_START, plain
+from .control_tokens import plain
+from .conversation import CALL_END, CALL_START
 from .sandbox import Rendered, compiled
 
 JINJA_FILE = "chat_template.jinja"

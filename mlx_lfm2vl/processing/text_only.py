@@ -10,7 +10,7 @@ from ..errors import ImageError
 from .batch_feature import BatchFeature
 from .fetch import SourcePolicy
 from .image import Lfm2VlImageProcessor
-from .pages import flatten
+from .load_image import flatten
 from .processor import Lfm2VlProcessor
 from .prompt import Expanded, ImageMarkup
 from .view_plan import ViewPlan

@@ -24,7 +24,7 @@ from . import tokenizer_backend
 from .batch_feature import SIDES, BatchFeature, TextOptions
 from .control_tokens import ControlTokens, control_tokens_of, pieces
 from .special_tokens import NAMED_TOKENS, image_token, named_tokens, restated, special_tokens
-from .tokenizer_backend import Backend, Encoding, panics
+from .tokenizer_backend import Backend, Encoding, check_panic, panics
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _OPTIONS = ("padding_side", "truncation_side", "chat_template", "model_max_length")  # of tokenizer_config.json
@@ -168,9 +168,8 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[Encoding]:
         """The `tokenizers` encodings (ids and character offsets) of several texts. Raises `TokenizerError`."""
         try:
-            with panics(f"{self.where}: this text cannot be encoded"):
-                # one by one: the library's own batch starts threads, and then warns on stderr when the process forks
-                return [self.backend.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+            # one by one: the library's own batch starts threads, and then warns on stderr when the process forks
+            return [self.backend.encode(text, add_special_tokens=add_special_tokens) for text in texts]
         except TypeError:
             for text in texts:
                 if not isinstance(text, str):
@@ -179,6 +178,9 @@ class Tokenizer:
                     raise TokenizerError(
                         f"the text holds half a character (U+{ord(half):04X}), which is no Unicode"
                     ) from None
+            raise
+        except BaseException as error:
+            check_panic(error, f"{self.where}: this text cannot be encoded")
             raise
 
     def encode_marked(self, text: str) -> list[int]:

@@ -22,7 +22,7 @@ from ..config.files import AGAIN
 from ..errors import ConfigError, TokenizerError, first_line
 from .tokenizer_checks import check_normalizer, check_patterns, check_post_processor
 
-__all__ = ["Backend", "DecodeStream", "Encoding", "add_special", "check", "panics", "read"]
+__all__ = ["Backend", "DecodeStream", "Encoding", "add_special", "check", "check_panic", "panics", "read"]
 
 Backend = tokenizers.Tokenizer
 MAX_BYTES = 128 * 2**20  # of tokenizer.json; one of 128,000 tokens has a tenth of that
@@ -118,8 +118,13 @@ def panics(what: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
+        check_panic(error, what)
+        raise
+
+
+def check_panic(error: BaseException, what: str) -> None:
+    """Raises `TokenizerError`, which begins with `what`, for a panic of the Rust library."""
+    if type(error).__name__ == "PanicException":
         raise TokenizerError(f"{what} (the tokenizers library gave up: {first_line(error)}); {AGAIN}") from None
 
 

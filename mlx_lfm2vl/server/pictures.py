@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ..errors import ImageError
-from ..processing import addresses
+from ..processing.addresses import data_bytes, decode_base64
 from ..processing.fetch import SourcePolicy
 from ..processing.not_pictures import VIDEO_SUFFIXES
-from ..processing.open_file import LabelledAddress, LabelledBytes
+from ..processing.open_file import LabelledAddress, LabelledBytes, scheme, split_selection
 from ..processing.processor import Lfm2VlProcessor
 from .fields import Fields
 from .limits import Limits
@@ -29,11 +29,11 @@ class Pictures:
 
     def from_url(self, fields: Fields, name: str, url: str, of: Literal["image", "video"] = "image") -> dict[str, Any]:
         """The item of a picture or video at an address."""
-        kind = addresses.scheme(url)
+        kind = scheme(url)
         if kind == "data:":
             self._add(fields, name, of)
             try:
-                data = addresses.data_bytes(url, SourcePolicy(max_bytes=self._limits.body_bytes))
+                data = data_bytes(url, SourcePolicy(max_bytes=self._limits.body_bytes))
             except ImageError:
                 fields.fail(name, f"is no data URI in base64, such as {EXAMPLES[of]}...")
             return {"type": of, of: LabelledBytes(fields.path(name), data)}
@@ -50,7 +50,7 @@ class Pictures:
         """The item of a picture in base64."""
         self._add(fields, name, "image")
         try:
-            data = addresses.decode_base64(text)
+            data = decode_base64(text)
         except ImageError:
             fields.fail(name, "is no base64; encode the bytes of a picture file")
         return {"type": "image", "image": LabelledBytes(fields.path(name), data)}
@@ -85,9 +85,9 @@ class Pictures:
 
 def media_type(url: str) -> str:
     """The type of a file that a data URI states, or that a video or PDF document has whose address ends so; else ""."""
-    if addresses.scheme(url) == "data:":
+    if scheme(url) == "data:":
         return url.strip().partition(":")[2].partition(",")[0].partition(";")[0].strip().lower()
-    path = addresses.split_pages(url)[0].partition("?")[0].partition("#")[0].lower()
+    path = split_selection(url.partition("?")[0])[0].partition("#")[0].lower()
     if path.endswith(VIDEO_SUFFIXES):
         return "video/*"
     return "application/pdf" if path.endswith(".pdf") else ""

@@ -26,9 +26,8 @@ from ..generation.request import GenerationRequest
 from ..generation.response import Completion
 from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
 from ..processing.image import Lfm2VlImageProcessor
-from ..processing.load_image import load_image
+from ..processing.load_image import load_image, pages_of
 from ..processing.open_file import LabelledBytes
-from ..processing.pages import pages_of
 from .geometry import Size
 from .recipes import Recipe
 

@@ -13,13 +13,13 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import Lfm2VlError, PromptError
-from ..generation.defaults import positions_left
+from ..generation.options import positions_left
 from ..generation.request import rendered
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..models.logits import IGNORED_LABEL
 from ..processing.control_tokens import unmarked
-from ..processing.conversation import pictures_of, with_page_items
 from ..processing.processor import Lfm2VlProcessor
+from ..processing.prompt import pictures_of, with_page_items
 from .rows import TrainingRow
 
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from ..errors import OptionError, PromptError
 from ..generation.messages import conversation
-from ..processing.addresses import beside
 from ..processing.json_lines import each_row
+from ..processing.open_file import beside
 from ..processing.picture_keys import misspelt, pictures_key, prompt_key
 
 TRAIN, VALID, KEEP = "train.jsonl", "valid.jsonl", "keep.jsonl"

@@ -18,7 +18,7 @@ from PIL import Image
 from mlx_lfm2vl import SourcePolicy
 from mlx_lfm2vl.errors import ImageError
 from mlx_lfm2vl.processing import pdf as pdf_module
-from mlx_lfm2vl.processing.pages import expand_pages
+from mlx_lfm2vl.processing.load_image import expand_pages
 from mlx_lfm2vl.processing.pdf import PdfPage
 
 from .bench import Bench

@@ -37,8 +37,7 @@ from PIL import Image
 
 from mlx_lfm2vl import Lfm2VlImageProcessor, SourcePolicy
 from mlx_lfm2vl.errors import ImageError, OptionError
-from mlx_lfm2vl.processing.load_image import load_image
-from mlx_lfm2vl.processing.pages import flatten
+from mlx_lfm2vl.processing.load_image import flatten, load_image
 
 from .bench import Bench
 from .row import Gives, Near, Refused, Row, without_bench

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import OptionError, PromptError
-from ...processing.addresses import beside
 from ...processing.json_lines import each_row
+from ...processing.open_file import beside
 from ...processing.picture_keys import misspelt, pictures_key, prompt_key
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
