@@ -8,7 +8,7 @@ from typing import Any
 from ..config import GenerationConfig, ModelConfig
 from ..constraints.compile import Grammar, compile_grammar
 from ..constraints.response_format import ResponseFormat
-from ..errors import ContextLengthError, OptionError
+from ..errors import FEWER_MEDIA, ContextLengthError, OptionError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.tokenizer import Tokenizer
 from .options import GenerationOptions
@@ -64,7 +64,7 @@ def positions_left(model: Model, length: int, pictures: bool) -> int:
     if there is no room for one."""
     limit = model.config.text_config.max_position_embeddings
     if length >= limit:
-        way_out = "use fewer or smaller pictures, fewer frames of videos (fps), or less text"
+        way_out = f"use {FEWER_MEDIA}, or less text"
         way_out = way_out if pictures else "shorten the text"
         raise ContextLengthError(f"the prompt has {length} tokens, but the model has {limit} positions; {way_out}")
     return limit - length
