@@ -7,6 +7,8 @@ instance of, so that code written for the reference implementation (`except Valu
 import difflib
 from collections.abc import Collection, Iterable
 
+FEWER_MEDIA = "fewer or smaller pictures, fewer frames of videos (fps)"  # the way out of a prompt that is too large
+
 
 def one_line(message: str) -> str:
     """The message on one line. File names and answers of servers can hold anything: line breaks become spaces, and what

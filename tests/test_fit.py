@@ -110,7 +110,7 @@ def test_a_question_that_does_not_fit_names_the_tokens_that_would(model, monkeyp
         OutOfMemoryError, match=r"a prompt of 5,000 tokens with an answer of 9,000 takes .*; use"
     ) as caught:
         fit.check_question(config, mx.float32, 5000, 9000, 1024)
-    assert "fewer or smaller pictures (max_image_tokens, max_tiles)" in str(caught.value)
+    assert "; use fewer or smaller pictures, fewer frames of videos (fps), a smaller max" in str(caught.value)
     said = int(str(caught.value).split("enough for about ")[1].split(" tokens")[0].replace(",", ""))
     fit.check_question(config, mx.float32, said - fit.LONGEST_CHUNK - 256, 0, 1024)
     with pytest.raises(OutOfMemoryError) as text:
@@ -137,7 +137,7 @@ def test_a_prompt_that_does_not_fit_is_refused_before_it_is_run(model, monkeypat
 )
 def test_a_failed_allocation_is_the_same_error(error):
     with (
-        pytest.raises(OutOfMemoryError, match=r"the work: memory ran out.*quantisation") as caught,
+        pytest.raises(OutOfMemoryError, match=r"the work: memory ran out.*videos \(fps\), or .*quantisation") as caught,
         memory.allocations("the work"),
     ):
         raise error

@@ -241,7 +241,7 @@ def test_a_call_that_was_cut_off_is_kept_and_refused_by_the_parser(tokenizer):
 def test_what_comes_of_a_call_adds_up_to_it(tokenizer):
     call = block('[place(name="Größe 漢字 👩‍👩‍👧", n=3)]')
     row = Detokenizer(tokenizer, GenerationOptions(), (tokenizer.eos_token_id,))
-    deltas = []
+    deltas: list[str] = []
     for token in tokenizer.encode(f"One.{call} Done.", add_special_tokens=False):
         row.push(token)
         deltas.append(row.tool_delta[sum(map(len, deltas)) :])

@@ -20,7 +20,7 @@ from test_cli import cli  # noqa: F401
 
 from mlx_lfm2vl import Engine, GenerationOptions, KeptFileWarning, VisionCache, generate, load
 from mlx_lfm2vl.errors import OptionError, OutputError
-from mlx_lfm2vl.generation import vision_cache as encoding
+from mlx_lfm2vl.generation import chunked_prefill as encoding
 from mlx_lfm2vl.server.run import Server
 
 OPTIONS = GenerationOptions(max_tokens=6, temperature=0.0)

@@ -23,7 +23,7 @@ from typing import ClassVar
 
 import mlx.core as mx
 
-from ..errors import OptionError, OutOfMemoryError, first_line
+from ..errors import FEWER_MEDIA, OptionError, OutOfMemoryError, first_line
 
 RESERVED, RESERVED_A_CORE = 384 * 2**20, 128 * 2**20  # bytes of the address space
 # Parts of the messages of MLX's allocators and Metal's command buffers, in small letters.
@@ -62,7 +62,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def allocations(what: str, remedy: str = "use fewer or smaller pictures, or a smaller quantisation") -> Iterator[None]:
+def allocations(what: str, remedy: str = f"use {FEWER_MEDIA}, or a smaller quantisation") -> Iterator[None]:
     """Turns an allocation that failed within a `with` block into an `OutOfMemoryError` that begins with `what`."""
     try:
         yield

@@ -106,12 +106,15 @@ class Lfm3VlImageProcessorConfig:
     def with_overrides(self, **overrides: Any) -> Lfm3VlImageProcessorConfig:
         """A copy with fields replaced; budgets may be given in tokens, too (`max_image_tokens`), or as the reference's
         `size` {"shortest_edge", "longest_edge"}, both of them areas in pixels. One that is set beyond
-        the other takes that along. Raises `ConfigError` naming an unknown field or a bad value."""
+        the other takes that along. `video` is a policy, or a mapping of fields of the present one to replace. Raises
+        `ConfigError` naming an unknown field or a bad value."""
         read = Fields(overrides, "image processor")
         for name in overrides:
             if name not in self.options():
                 raise ConfigError(f"image processor: no option {name!r}; there are {', '.join(sorted(self.options()))}")
         chosen = {name: value for name, value in overrides.items() if value is not None}
+        if isinstance(chosen.get("video"), Mapping):
+            chosen["video"] = self.video.with_overrides(**chosen["video"])
         if chosen.pop("do_image_splitting", False) is not False:
             raise read.refuse("do_image_splitting", overrides["do_image_splitting"], "False: pictures are not cut here")
         size = Fields({"size": chosen.pop("size", None)}, "image processor").section("size")

@@ -4,9 +4,10 @@ which LFM3-VL takes)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from ..errors import ConfigError
 from .fields import Fields
 from .processor import MAX_PIXELS, check_normalisation
 
@@ -67,6 +68,24 @@ class Lfm3VlVideoProcessorConfig:
         values = {pixels: size[name] for name, pixels in SIZE.items() if size.get(name) is not None}
         values |= {name: data[name] for name in known if data.get(name) is not None}
         return cls(**values)
+
+    def with_overrides(self, **overrides: Any) -> Lfm3VlVideoProcessorConfig:
+        """A copy with fields replaced, and `size` as the reference has it: {"shortest_edge", "longest_edge"}, both
+        areas. A least that is beyond the most becomes the most. Raises `ConfigError` naming an unknown field or a bad
+        value."""
+        read, chosen = Fields(overrides, "video processor"), dict(overrides)
+        size = Fields({"size": chosen.pop("size", None)}, "video processor").section("size")
+        for name in size:
+            if name not in SIZE:
+                raise read.refuse("size", size, "an object of shortest_edge and longest_edge")
+            chosen.setdefault(SIZE[name], size[name])
+        if unknown := next((name for name in chosen if name not in self.__dataclass_fields__), None):
+            raise ConfigError(f"video processor: no option {unknown!r}; there are size, {', '.join(asdict(self))}")
+        for least, most in (("min_pixels", "max_pixels"), ("min_frames", "max_frames")):
+            low, high = (chosen.get(name, getattr(self, name)) for name in (least, most))
+            if isinstance(low, int) and isinstance(high, int) and low > high >= 1:
+                chosen[least] = high
+        return replace(self, **chosen)
 
     def to_dict(self) -> dict[str, Any]:
         """In the reference's spelling."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from ..config import GenerationConfig, ModelConfig
 from ..constraints.compile import Grammar, compile_grammar
 from ..constraints.response_format import ResponseFormat
-from ..errors import ContextLengthError, OptionError, short
+from ..errors import FEWER_MEDIA, ContextLengthError, OptionError, short
 from ..processing.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def positions_left(model: Model, length: int, pictures: bool) -> int:
     if there is no room for one."""
     limit = model.config.text_config.max_position_embeddings
     if length >= limit:
-        way_out = "use fewer or smaller pictures, fewer frames of videos (fps), or less text"
+        way_out = f"use {FEWER_MEDIA}, or less text"
         way_out = way_out if pictures else "shorten the text"
         raise ContextLengthError(f"the prompt has {length} tokens, but the model has {limit} positions; {way_out}")
     return limit - length

@@ -61,7 +61,7 @@ def prefill_rows(
     Raises:
         InputError, OutOfMemoryError, NotFiniteError
     """
-    with allocations("the pictures"):
+    with allocations("the pictures and videos"):
         images = yield from _encode_pictures(model, rows, vision_cache, prompt_cache is not None)
     for row in rows:
         row.encoded = True

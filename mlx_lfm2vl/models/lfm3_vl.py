@@ -49,11 +49,10 @@ class Lfm3VlModel(Lfm2VlModel):
         views = self._views(pixel_values, image_grid_thw, "image_grid_thw")
         made = super().get_image_features(*_padded([view for each in views for view in each]))
         ends = np.cumsum([len(each) for each in views]).tolist()
-        together = [
-            [mx.concatenate(parts[end - len(each) : end]) for each, end in zip(views, ends, strict=True)]
-            for parts in (made.last_hidden_state, made.pooler_output)
+        tokens = [
+            mx.concatenate(made.pooler_output[end - len(each) : end]) for each, end in zip(views, ends, strict=True)
         ]
-        return ImageFeatures(*together)
+        return ImageFeatures(mx.concatenate([*made.last_hidden_state]), tokens)
 
     def get_video_features(self, pixel_values_videos: Array, video_grid_thw: Array) -> ImageFeatures:
         """Video tokens of every video; arguments and errors as those of `get_image_features`."""

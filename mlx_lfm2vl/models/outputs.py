@@ -53,9 +53,10 @@ class ModelOutput:
 @dataclass
 class ImageFeatures(ModelOutput):
     """The features of each view: `last_hidden_state`, the tower's output (h*w, vision hidden), not padded;
-    `pooler_output`, its image tokens (h*w / factor^2, text hidden)."""
+    `pooler_output`, its image tokens (h*w / factor^2, text hidden). Of LFM3-VL's grids (frames, rows, columns) these
+    are a picture's or video's, and the former is one array of all, as in the reference."""
 
-    last_hidden_state: list[mx.array]
+    last_hidden_state: list[mx.array] | mx.array
     pooler_output: list[mx.array]
 
 

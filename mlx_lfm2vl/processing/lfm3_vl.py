@@ -134,8 +134,7 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
         """The tokens that stand for pictures in this checkpoint's texts. Raises `OptionError`."""
         if use_image_special_tokens or self.use_image_special_tokens:
             raise OptionError("use_image_special_tokens is True; here the chat template writes them, leave it out")
-        named = self.tokenizer.special_tokens_map
-        start, end = (named.get(f"vision_{side}_token", f"<|vision_{side}|>") for side in ("start", "end"))
+        start, end = self.vision_start_token, self.vision_end_token
         return VideoMarkup(self.image_token, start, end, markers=False, video=self.video_token)
 
     def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
@@ -167,6 +166,26 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
     def video_token_id(self) -> int:
         """Raises `TokenizerError` if the tokenizer does not know the video token."""
         return self.tokenizer.id_of(self.video_token, "video_token")
+
+    @property
+    def vision_start_token(self) -> str:
+        """The token before a picture, and before each group of a video's frames."""
+        return self.tokenizer.special_tokens_map.get("vision_start_token", "<|vision_start|>")
+
+    @property
+    def vision_end_token(self) -> str:
+        """The token behind them."""
+        return self.tokenizer.special_tokens_map.get("vision_end_token", "<|vision_end|>")
+
+    @property
+    def vision_start_token_id(self) -> int:
+        """Raises `TokenizerError` if the tokenizer does not know the token."""
+        return self.tokenizer.id_of(self.vision_start_token, "vision_start_token")
+
+    @property
+    def vision_end_token_id(self) -> int:
+        """Raises `TokenizerError` if the tokenizer does not know the token."""
+        return self.tokenizer.id_of(self.vision_end_token, "vision_end_token")
 
     @property
     def placeholder_ids(self) -> tuple[int, ...]:

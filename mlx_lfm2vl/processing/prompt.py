@@ -84,7 +84,8 @@ def expand(text: str, plans: Sequence[ViewPlan], markup: ImageMarkup) -> Expande
 def assign_pictures(texts: Sequence[str], images: Any, *placeholders: str) -> list[list[Any]]:
     """The pictures of each text. `images` is None, one picture, a flat list, or a list a text; a flat list is dealt out
     by the texts' placeholders. Raises `PromptError` with both counts unless every placeholder has its picture."""
-    wanted, image_token = [len(unmarked(*placeholders).findall(text)) for text in texts], (*placeholders, "image")[0]
+    wanted = [len(unmarked(*placeholders).findall(text)) for text in texts]
+    tokens, videos = " or ".join(placeholders) or "image", " and videos" if len(placeholders) > 1 else ""
     nested = isinstance(images, (list, tuple)) and bool(images) and all(isinstance(i, (list, tuple)) for i in images)
     if nested:
         given = [flatten(entry) for entry in images]
@@ -99,11 +100,11 @@ def assign_pictures(texts: Sequence[str], images: Any, *placeholders: str) -> li
         counts = [len(pictures)]
     if len(wanted) == len(counts) == 1:
         raise PromptError(
-            f"the text has {counted(wanted[0], f'{image_token} placeholder')} for {counted(counts[0], 'picture')}; "
+            f"the text has {counted(wanted[0], f'{tokens} placeholder')} for {counted(counts[0], 'picture')}{videos}; "
             "one each is needed"
         )
     raise PromptError(
-        f"the texts have {wanted} {image_token} placeholders for {counts} pictures; each text needs one a picture"
+        f"the texts have {wanted} {tokens} placeholders for {counts} pictures{videos}; each text needs one a picture"
     )
 
 

@@ -109,7 +109,8 @@ def load_video(
 
     Args:
         video: a `Video`; a path, URL, `data:` URI, open file or bytes of a video file or an animation; a list of
-            pictures, each as `load_image` reads them; an array (frames, height, width, 3) of uint8 or floats in 0..1.
+            pictures, each as `load_image` reads them; an array (frames, height, width, 3) or (frames, 3, height,
+            width) of uint8 or floats in 0..1.
         fps: frames of a second that a model sees; None is what its processor says.
         num_frames: frames that a model sees in all, in place of `fps`.
         frame_rate: frames a second of a list or an array; 24, with an `ImageWarning`, where it is not given.
@@ -197,8 +198,8 @@ def _animation(file: BinaryIO, label: str, source: Any, policy: SourcePolicy) ->
 def _of_array(video: Any, frame_rate: float | None, policy: SourcePolicy) -> Video:
     array = to_numpy(video)
     label = f"array {array.shape} {array.dtype}"
-    if array.ndim != 4 or array.shape[3] != 3:
-        raise ImageError(f"{label}: expected (frames, height, width, 3)")
+    if array.ndim != 4 or 3 not in (array.shape[1], array.shape[3]):
+        raise ImageError(f"{label}: expected (frames, height, width, 3) or (frames, 3, height, width)")
 
     def read(wanted: Sequence[int]) -> Iterator[Image.Image]:
         return (load_image(array[number], policy) for number in wanted)

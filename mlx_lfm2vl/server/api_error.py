@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from ..errors import (
+    FEWER_MEDIA,
     AnswerError,
     ConstraintError,
     ContextLengthError,
@@ -110,7 +111,7 @@ def api_error(error: BaseException, path: str = "") -> ApiError:
     if isinstance(error, QueueFullError):
         return ApiError(429, str(error), code="queue_full")
     if isinstance(error, OutOfMemoryError):
-        return ApiError(503, "the server has too little memory for this request; ask with fewer or smaller pictures")
+        return ApiError(503, f"the server has too little memory for this request; ask with {FEWER_MEDIA}")
     if isinstance(error, EngineClosedError):
         return ApiError(503, "the server is about to stop, or let go of the model; ask again")
     kind = "of the model" if isinstance(error, Lfm2VlError) else "of the server"

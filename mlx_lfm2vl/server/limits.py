@@ -84,4 +84,5 @@ class BodyReader:
         self._held -= size
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body has more than {self._limits.body_bytes} bytes; send fewer or smaller pictures")
+        most = self._limits.body_bytes
+        return ApiError(413, f"the body has more than {most} bytes; send fewer or smaller pictures and videos")

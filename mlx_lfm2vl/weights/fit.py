@@ -21,7 +21,7 @@ import numpy as np
 
 from ..backends.memory import free_memory
 from ..config import ModelConfig, TextConfig
-from ..errors import OutOfMemoryError
+from ..errors import FEWER_MEDIA, OutOfMemoryError
 from ..models.key_values import GROWTH_STEP, group_size
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..models.siglip2 import vision_passes
@@ -125,7 +125,7 @@ def check_question(
     fixed = rows * question_bytes(config, size, min(prompt, LONGEST_CHUNK), 0, patches, kv_bits)
     each = token_bytes(config, size, kv_bits) + config.text_config.hidden_size * size + drafter_bytes
     fitting = max(0, free - fixed) // (rows * each)
-    fewer = "fewer or smaller pictures (max_image_tokens, max_tiles), " if patches else ""
+    fewer = f"{FEWER_MEDIA}, a smaller max_image_tokens, " if patches else ""
     raise OutOfMemoryError(
         f"a prompt of {prompt:,} tokens with an answer of {answer:,} takes {_gb(needed)} beside the model, and "
         f"{_gb(free)} of memory are free, enough for about {fitting:,} tokens; use {fewer}a shorter prompt or answer "

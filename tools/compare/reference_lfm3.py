@@ -1,21 +1,22 @@
-"""Shows that the shape of LFM3-VL-2B loads here and gives the reference's logits and tokens: two commands.
+"""Shows that the shape of LFM3-VL-2B loads here and gives the reference's logits and tokens: one command.
 
     python -m tools.compare.reference_lfm3 FOLDER [--layers N] [--vision-layers N]
-    python -m tools.compare.reference_lfm3 --compare FOLDER
 
-The first, with the extra `reference`, writes LFM3-VL-2B's shape with seeded random weights (float32, 7.7 GB, Hugging
-Face format; fewer layers of the same widths take less) and the reference's answers as FOLDER/reference.npz. The second
-loads FOLDER with mlx_lfm2vl and prints a table; its exit code is 1 where logits differ by more than 2e-5 or a token
-differs. Prompts are a picture, a video, and a text that is longer than the window of 256 tokens. `reference.py`
-says what stands in the table. With 5 layers and 2 of the encoder, the backend numpy gives
+It needs the extra `reference` and takes three steps, each in a process of its own, so that memory holds one model.
+`--step` does one alone.
 
-      prompt    ids     pixels    logits  tokens   margin
-     picture   same  0.0 level   3.4e-06   16/16   0.0283
-       video   same  0.0 level   3.7e-06   16/16   0.0686
-        text   same  0.0 level   3.6e-06   16/16   0.0012
+write      LFM3-VL-2B's shape with seeded random weights: float32, 7.7 GB in Hugging Face format; fewer layers of the
+           same widths take less
+reference  transformers' answers, as FOLDER/reference.npz
+compare    loads FOLDER with mlx_lfm2vl and prints a table; its exit code, and the command's, is 1 where a stage differs
+           by more than 2e-5 or a token differs
+
+Prompts are a picture, a video, and a text that is longer than the window of 256 tokens. `reference.py` says what stands
+in the table. TABLE
 """
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,24 +24,25 @@ from typing import Any
 
 import numpy as np
 
-from .reference import FILE, answered, compare
+from .reference import FILE, answered, compare, cost
 
-SIZE = (448, 320)  # of the picture and of the video's frames: width, height
+SIZE = (256, 192)  # of the picture and of the video's frames: width, height
 FRAMES, RATE = 12, 4
 WORDS = "Please read the text and write it down in one line: the small one is near the large one. " * 16
 PROMPTS = {"picture": "What is in this picture?", "video": "What moves?", "text": WORDS}
 NEW_TOKENS = 16
+STEPS = ("write", "reference", "compare")
 
 
-def make(folder: Path, layers: int, vision_layers: int) -> None:
-    """Writes the checkpoint and reference.npz into `folder`."""
+def write(folder: Path, layers: int, vision_layers: int) -> None:
+    """Writes the checkpoint into `folder`."""
     from ..golden import lfm3  # first, as it lets transformers load
     from ..golden.checkpoints import set_weights, write_json
-    from ..golden.pictures import draw
     from ..golden.tokenizer import write_lfm3_tokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     from transformers import Lfm3VlConfig, Lfm3VlForConditionalGeneration
+    from transformers.initialization import no_init_weights
 
     ids = {name: value for name, value in lfm3.CONFIG.items() if name.endswith("_token_id")}
     ends = {name: value for name, value in lfm3.CONFIG["text_config"].items() if name.endswith("_token_id")}
@@ -49,13 +51,21 @@ def make(folder: Path, layers: int, vision_layers: int) -> None:
         vision_config={"num_hidden_layers": vision_layers},
         **ids,
     )
-    model = Lfm3VlForConditionalGeneration(config).eval()
+    with no_init_weights():
+        model = Lfm3VlForConditionalGeneration(config).eval()
+    model.tie_weights()  # which is a part of what is not done above
     set_weights(model, 2000)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="1GB")
     write_json(folder / "generation_config.json", {"_from_model_config": True, **ends})
     write_lfm3_tokenizer(lfm3.TOKENS, config.text_config.vocab_size, folder)
     write_json(folder / "processor_config.json", lfm3.PROCESSOR)
-    del model
+
+
+def answer(folder: Path) -> None:
+    """Writes reference.npz into `folder`."""
+    from ..golden import lfm3  # first, as it lets transformers load
+    from ..golden.pictures import draw
+
     model, processor = lfm3.load(folder)
     whole = draw("lfm3", (SIZE[0] + 4 * FRAMES, SIZE[1]))
     frames = [whole.crop((4 * n, 0, 4 * n + SIZE[0], SIZE[1])) for n in range(FRAMES)]
@@ -86,14 +96,22 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--compare", action="store_true", help="compare mlx_lfm2vl with what FOLDER holds")
+    parser.add_argument("--step", choices=STEPS, help="do this step alone")
     parser.add_argument("--layers", type=int, default=24, metavar="N", help="of the language model (default: all 24)")
     parser.add_argument("--vision-layers", type=int, default=14, metavar="N", help="of the encoder (default: all 14)")
     args = parser.parse_args()
-    if args.compare:
-        return 0 if compare(args.folder, pictures) else 1
-    make(args.folder, args.layers, args.vision_layers)
-    return 0
+    if args.step is None:
+        command = [sys.executable, "-m", "tools.compare.reference_lfm3", *sys.argv[1:], "--step"]
+        return next((code for step in STEPS if (code := subprocess.run([*command, step]).returncode)), 0)
+    same = True
+    if args.step == "write":
+        write(args.folder, args.layers, args.vision_layers)
+    elif args.step == "reference":
+        answer(args.folder)
+    else:
+        same = compare(args.folder, pictures)
+    print(f"{args.step}: {cost()}", flush=True)
+    return 0 if same else 1
 
 
 if __name__ == "__main__":
