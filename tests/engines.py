@@ -1,6 +1,7 @@
 """Requests and work for an engine whose model never ends by itself, and the answers that single runs give."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,14 @@ def enqueued(engine: Engine, work: Callable[[], Any]) -> Request:
     request = Request()
     engine._worker.put(Job(request, work=lambda _: work()), 0.0)
     return request
+
+
+def all_read(engine: Engine) -> None:
+    """Waits until the pictures and texts of all that waits are read."""
+    waiting, end = engine._worker._waiting, time.monotonic() + 60
+    while not all(job.ready for job in list(waiting._jobs)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def occupied(engine: Engine) -> tuple[Request, threading.Event]:

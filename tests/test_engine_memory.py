@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import endless_model, picture
-from engines import FOREVER, SHORT, alone, held
+from engines import FOREVER, SHORT, all_read, alone, held
 
 from mlx_lfm2vl import GenerationOptions
 from mlx_lfm2vl.engine.engine import Engine
@@ -47,7 +47,7 @@ def test_what_joins_beside_a_picture_that_fails_is_answered(fragile, what, error
     good = engine.submit("Question.", picture("small"), options=SHORT)
     bad = engine.submit("Question.", np.full((64, 64, 3), 200, np.uint8), options=SHORT)
     late = engine.submit("Question.", np.full((64, 64, 3), 200, np.uint8), options=SHORT, deadline=0.0)
-    time.sleep(0.5)  # they are read
+    all_read(engine)
     release.set()
     assert good.result(60).tokens == alone("Question.", "small", 6)
     with pytest.raises(error):
@@ -60,7 +60,7 @@ def test_what_joins_beside_a_picture_that_fails_is_answered(fragile, what, error
 def test_an_answer_goes_on_where_joining_rows_find_no_room(engine, monkeypatch):
     long, release = held(engine, GenerationOptions(max_tokens=40))
     joiner = engine.submit("Question.", options=SHORT)
-    time.sleep(0.3)
+    all_read(engine)
 
     def refused(*_: object) -> None:
         raise RuntimeError("[malloc] unable to allocate")
@@ -132,12 +132,18 @@ def test_buffers_are_freed_when_idle_and_limits_reset_when_closed():
     before = mx.set_cache_limit(2**30)
     try:
         with Engine(endless_model, cache_limit=2**28, idle_seconds=0.2) as engine:
-            engine.submit("Hello.", picture("landscape"), options=SHORT).result(60)
+            kept: list[int] = []  # while it answers
+
+            def stop() -> bool:
+                kept.append(mx.get_cache_memory())
+                return False
+
+            engine.chat(options=SHORT).submit("Hello.", picture("landscape"), stop=stop).result(60)
             assert mx.set_cache_limit(2**28) == 2**28
-            kept, end = mx.get_cache_memory(), time.monotonic() + 30
+            end = time.monotonic() + 30
             while mx.get_cache_memory() and time.monotonic() < end:
                 time.sleep(0.05)
-            assert kept > 0 == mx.get_cache_memory()
+            assert kept[-1] > 0 == mx.get_cache_memory()
             assert engine.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)
         assert mx.set_cache_limit(before) == 2**30
     finally:

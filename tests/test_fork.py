@@ -12,10 +12,13 @@ PROGRAM = f"""
 import os, sys, tempfile, time
 import mlx.core as mx
 import numpy as np
+from dataclasses import replace
 from mlx_lfm2vl import *
+from mlx_lfm2vl.generation.defaults import generation_config
 SCENE = {str(ROOT / "examples" / "scene.png")!r}
 few = GenerationOptions(max_tokens=2)
 pair = load("demo")
+pair[0].generation_config = replace(generation_config(pair[0]), eos_token_ids=())  # answers end where tokens do
 engine = Engine(lambda: pair)
 model, folder = pair[0], tempfile.mkdtemp()
 inputs = AutoProcessor.from_pretrained("demo")(images=np.zeros((64, 64, 3), np.uint8), text="<image>x")
@@ -23,22 +26,21 @@ talk = engine.chat(options=few)
 talk.ask("Hi", SCENE)
 answered = engine.submit("Hi", options=few)
 answered.result()
-open_ = engine.submit("Tell me everything.", options=GenerationOptions(max_tokens=10000, temperature=2.0, seed=1))
+open_ = engine.submit("Tell me everything.", options=GenerationOptions(max_tokens=100000, temperature=2.0, seed=1))
 open_.take(0)
 def child(work):
-    began = time.monotonic()
     try:
         said = repr(work())
     except Exception as error:
         said = f"{{type(error).__name__}} {{error}}"
-    print(f"{{time.monotonic() - began < 2}} {{said}}", flush=True)
+    print(said, flush=True)
     os._exit(0)
 def new():
     with Engine("demo") as made:
         return made.generate("Hi")
 if not (pid := os.fork()):
     child(lambda: WORK)
-for _ in range(200):
+for _ in range(1200):
     if os.waitpid(pid, os.WNOHANG)[0]:
         break
     time.sleep(0.05)
@@ -49,7 +51,7 @@ open_.cancel()
 assert engine.generate("Hi", options=few) == answered.result().text
 engine.close()
 """
-REFUSED = "True ForkError this process was forked from one that had used MLX"
+REFUSED = "ForkError this process was forked from one that had used MLX"
 WORKS = {
     "submit": ("engine.submit('Hi')", REFUSED),
     "generate of an engine": ("engine.generate('Hi', timeout=9)", REFUSED),
@@ -74,10 +76,10 @@ WORKS = {
     "transformers' to of a model": ("model.to('bfloat16')", REFUSED),
     "transformers' to of inputs": ("inputs.to('bfloat16')", REFUSED),
     "transformers' from_config": ("AutoModelForImageTextToText.from_config(model.config)", REFUSED),
-    "what was answered": ("answered.result().finish_reason", "True 'length'"),
-    "the conversation": ("len(talk.messages)", "True 2"),
-    "close": ("(engine.close(), open_.cancel())", "True (None, None)"),
-    "a processor": ("pair[1].image_processor([SCENE] * 8)['pixel_values'].shape[0] > 7", "True True"),
+    "what was answered": ("answered.result().finish_reason", "'length'"),
+    "the conversation": ("len(talk.messages)", "2"),
+    "close": ("(engine.close(), open_.cancel())", "(None, None)"),
+    "a processor": ("pair[1].image_processor([SCENE] * 8)['pixel_values'].shape[0] > 7", "True"),
 }
 
 
@@ -119,7 +121,7 @@ def fork():
         generate(*load("demo"), "Hi", max_tokens=2)
     if not (pid := os.fork()):
         sys.exit(3)
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not (done := os.waitpid(pid, os.WNOHANG))[0]:
         if time.monotonic() > end:
             os.kill(pid, 9)

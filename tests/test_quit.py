@@ -72,7 +72,7 @@ def leaves(hub: HubServer, home: Path, way: str) -> None:
         finally:
             program.kill()  # unless it has ended
         assert (program.returncode, err) == (CODE, "")
-        assert time.time() - begun < SECONDS + (way == "reload") and float(out) - begun < 1
+        assert time.time() - begun < SECONDS and float(out) - begun < SECONDS
 
 
 @pytest.mark.sampled(3)
@@ -157,17 +157,19 @@ for error in OSError("mine"), RuntimeError("mine"), KeyboardInterrupt(), HubErro
 @pytest.mark.parametrize("way", ["close", "unload"])
 def test_a_model_that_is_being_loaded_is_left_between_tensors(way):
     begun = threading.Event()
+    told: list[tuple[int, int]] = []
 
     def slowly(what: str, done: int, total: int) -> None:
+        told.append((done, total))
         begun.set()
         time.sleep(0.2)
 
     with Engine(lambda: load(GOLDEN / "gen25", progress=slowly)) as engine:
         waiting = engine.submit("Hello.")
         assert begun.wait(60)
-        started = time.monotonic()
-        getattr(engine, way)()
-        assert time.monotonic() - started < 1.5
+        getattr(engine, way)(timeout=60)
+        done, total = told[-1]
+        assert done < total
         if way == "unload":
             assert waiting.result(1).finish_reason == "cancelled" and not engine.ready
             return

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -22,18 +23,16 @@ from mlx_lfm2vl.server.api_request import Rules
 from mlx_lfm2vl.server.fields import Fields
 from mlx_lfm2vl.server.limits import Limits
 
-SMALL = Limits(
+SMALL = Limits(  # no seconds that a client of a busy machine may need
     body_bytes=200_000,
     bodies_bytes=300_000,
     pictures=3,
     pixels=1_000_000,
     parts=50,
-    head_seconds=0.5,
-    body_seconds=0.5,
-    send_seconds=1.0,
     keep_alive_seconds=30.0,
     connections=8,
 )
+HASTY = replace(SMALL, head_seconds=0.5, body_seconds=0.5, send_seconds=1.0)
 TEXT: Any = [{"role": "user", "content": "Tell me everything."}]
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -41,6 +40,12 @@ HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: 
 @pytest.fixture(scope="module")
 def server():
     with serving(settings_of(rules=Rules(SMALL))) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def hasty():
+    with serving(settings_of(rules=Rules(HASTY))) as running:
         yield running
 
 
@@ -95,34 +100,30 @@ def test_no_connection_holds_small_segments_back(host):
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /v1/models HT", b"GET /v1/models HTTP/1.1\r\nHost: loc"])
-def test_a_head_that_is_slow_ends_the_connection(server, sent):
-    with Line(server) as line:
-        started = time.monotonic()
+def test_a_head_that_is_slow_ends_the_connection(hasty, sent):
+    with Line(hasty) as line:
         line.send(sent)
         status, body = line.response()
     assert status == 408 and "within 0.5 seconds" in body["error"]["message"]
-    assert 0.3 < time.monotonic() - started < 10
 
 
-def test_a_head_that_drips_ends_the_connection(server):
-    with Line(server) as line, contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        started = time.monotonic()
+def test_a_head_that_drips_ends_the_connection(hasty):
+    with Line(hasty) as line, pytest.raises((BrokenPipeError, ConnectionResetError)):
         for letter in b"GET /v1/models HTTP/1.1\r\n" + b"A: b\r\n" * 100:
             line.send(bytes([letter]))
             time.sleep(0.05)
-    assert time.monotonic() - started < 10
 
 
-def test_a_second_head_on_a_connection_may_not_be_slow_either(server):
-    with Line(server) as line:
+def test_a_second_head_on_a_connection_may_not_be_slow_either(hasty):
+    with Line(hasty) as line:
         line.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"200 OK" in line.socket.recv(65536)
         line.send(b"GET /hea")
         assert line.response()[0] == 408
 
 
-def test_a_body_that_is_slow_is_refused(server):
-    with Line(server) as line:
+def test_a_body_that_is_slow_is_refused(hasty):
+    with Line(hasty) as line:
         line.send(HEAD + b'Content-Length: 100\r\nConnection: close\r\n\r\n{"model"')
         status, body = line.response()
     assert status == 408 and set(body["error"]) == {"message", "type", "param", "code"}
@@ -165,7 +166,6 @@ def test_what_is_no_http_is_refused_as_json(server, sent):
 def test_too_many_connections_are_told_to_come_later(server):
     with contextlib.ExitStack() as stack:
         lines = [stack.enter_context(Line(server)) for _ in range(SMALL.connections)]
-        time.sleep(0.1)
         with Line(server) as line:
             status, body = line.response()
         assert status == 503 and "too many connections" in body["error"]["message"]
@@ -248,7 +248,7 @@ def test_a_full_queue_says_when_to_try_again(narrow):
 @pytest.mark.soak  # the system holds megabytes that nobody reads
 def test_an_answer_that_nobody_reads_is_given_up(endless):
     """The client keeps its connection and does not read on; its answer must not be kept for ever."""
-    with serving(settings_of(endless, rules=Rules(SMALL))) as server, Line(server, 4096) as line:
+    with serving(settings_of(endless, rules=Rules(HASTY))) as server, Line(server, 4096) as line:
         ask = {"model": "model", "messages": TEXT, "stream": True, "n": 8, "logprobs": True}
         body = json.dumps(ask).encode()
         line.send(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -258,17 +258,15 @@ def test_an_answer_that_nobody_reads_is_given_up(endless):
 
 
 def test_a_deadline_cuts_an_answer(narrow):
-    started = time.monotonic()
-    made = narrow.openai().chat.completions.create(model="model", messages=TEXT, extra_body={"deadline": 0.5})
+    made = narrow.openai().chat.completions.create(model="model", messages=TEXT, extra_body={"deadline": 2.0})
     assert made.choices[0].finish_reason == "length" and made.choices[0].message.content
-    assert time.monotonic() - started < 10
     with pytest.raises(openai.InternalServerError) as late:
         narrow.openai().chat.completions.create(model="model", messages=TEXT, extra_body={"deadline": 1e-6})
     assert late.value.status_code == 504
 
 
 def test_the_server_s_own_deadline_holds(endless):
-    with serving(settings_of(endless, deadline=0.5)) as server:
+    with serving(settings_of(endless, deadline=2.0)) as server:
         client = server.openai()
         assert client.chat.completions.create(model="model", messages=TEXT).choices[0].finish_reason == "length"
         made = client.chat.completions.create(model="model", messages=TEXT, extra_body={"deadline": 600})
@@ -298,11 +296,11 @@ STRICT = {"type": "function", "function": {"name": "a", "parameters": {"type": "
     ids=["extract", "tools"],
 )
 def test_a_schema_that_takes_long_to_check_stops_no_other_request(server, monkeypatch, path, body):
-    begun, go_on = threading.Event(), threading.Event()
+    begun, go_on, waited = threading.Event(), threading.Event(), []
 
     def slow(*_: Any) -> Any:
         begun.set()
-        go_on.wait(10)
+        waited.append(go_on.wait(30))
         raise ConstraintError("slow")
 
     monkeypatch.setitem(task_requests.MAKE, "extract", slow)
@@ -314,11 +312,10 @@ def test_a_schema_that_takes_long_to_check_stops_no_other_request(server, monkey
     )
     asking.start()
     assert begun.wait(30)
-    started = time.monotonic()
-    assert server.raw("GET", "/health")[0] == 200 and time.monotonic() - started < 5
+    assert server.raw("GET", "/health")[0] == 200
     go_on.set()
     asking.join(30)
-    assert found[0][0] == 400 and "slow" in found[0][2]["error"]["message"]
+    assert waited == [True] and found[0][0] == 400 and "slow" in found[0][2]["error"]["message"]
 
 
 def test_a_body_counts_until_its_request_has_ended(endless):
@@ -422,7 +419,7 @@ def test_a_body_is_let_go_once_it_is_read(more, beside):
 
     async def read() -> threading.Thread:
         async with answering.parsed(scope, receive, parse) as thread:
-            until(lambda: held[0]() is None, seconds=5)
+            until(lambda: held[0]() is None)
             return thread
 
     assert (asyncio.run(read()) is not threading.current_thread()) == beside

@@ -99,9 +99,7 @@ def test_an_answer_ends_when_its_client_goes_away(unending, stream):
         time.sleep(0.3)  # for some tokens
 
     leave(unending, body, answered)
-    gone = time.monotonic()
     until(lambda: metric(unending, "batch_size") == 0)
-    assert time.monotonic() - gone < 2
     line = until(lambda: next((line for line in unending.lines if " 499 " in line and line not in known), ""))
     (tokens,) = re.findall(r" prompt=\d+ cached=\d+ images=0 answer=(\d+)", line)
     made = int(tokens)

@@ -73,9 +73,7 @@ def test_a_model_waits_for_the_answers_of_the_one_in_its_place(endless):
     folders = [endless, GOLDEN / "gen2"]
     with serving(with_models(*folders, memory_budget=max(map(size, folders)))) as server:
         ask(server, "model")
-        long = server.openai().chat.completions.create(
-            model="model", messages=TEXT, stream=True, extra_body={"deadline": 1.0}
-        )
+        long = server.openai().chat.completions.create(model="model", messages=TEXT, stream=True, max_tokens=600)
         chunks = iter(long)
         next(chunks)
         other = threading.Thread(target=ask, args=(server, "gen2"))
@@ -121,20 +119,20 @@ def test_a_model_whose_engine_has_ended_keeps_no_other_one_loaded(monkeypatch):
 
 
 def test_the_deadline_of_an_answer_counts_the_load_of_its_model(monkeypatch):
-    go_on = threading.Event()
+    go_on, waited = threading.Event(), []
 
     def slow(*given: Any, **more: Any) -> Any:
-        go_on.wait(20)
+        waited.append(go_on.wait(60))
         return load(*given, **more)
 
     monkeypatch.setattr("mlx_lfm2vl.server.models.load", slow)
     with serving(settings_of(GOLDEN / "gen2")) as server:
-        started = time.monotonic()
         with pytest.raises(openai.InternalServerError) as late:
             ask(server, "gen2", extra_body={"deadline": 0.5})
         go_on.set()
-        assert late.value.status_code == 504 and time.monotonic() - started < 15
+        assert late.value.status_code == 504
         assert ask(server, "gen2").usage.completion_tokens == 1
+    assert waited == [True]
 
 
 def test_a_damaged_model_is_told_in_the_log_and_tried_again(tmp_path):
@@ -175,7 +173,7 @@ def test_the_progress_of_a_download_is_visible(tmp_path, monkeypatch):
             assert server.raw("GET", "/v1/models/owner/name")[2]["state"] == "loaded"
     downloads = [model["progress"] for model in seen if model["state"] == "downloading" and "progress" in model]
     counts = [each["done"] for each in downloads if each["what"] == "download"]
-    assert counts == sorted(counts) and len(set(counts)) > 5, json.dumps(seen[-3:])
+    assert counts == sorted(counts) and len(set(counts)) > 1, json.dumps(seen[-3:])
 
 
 def test_a_model_that_failed_says_why_and_is_tried_again(tmp_path):

@@ -131,9 +131,9 @@ def test_what_cannot_be_read_stands_behind_what_is_taken(inside, told, rest):
 
 @pytest.mark.parametrize("inside", ["[f(a='" + "x\\n" * 40_000, "[f(a=[" + "1, " * 40_000])
 def test_long_arguments_are_read_in_linear_time(inside):
-    reader, started = ToolCallReader(), time.perf_counter()
+    reader, started = ToolCallReader(), time.process_time()
     count = sum(len(reader.feed(letter)) for letter in CALL_START + inside)
-    assert count > 40_000 and time.perf_counter() - started < 10
+    assert count > 40_000 and time.process_time() - started < 10
 
 
 @pytest.mark.parametrize(

@@ -165,10 +165,10 @@ def test_a_bad_call_beside_a_good_one_is_said_and_the_good_one_kept(text, says):
 
 def test_passing_over_bad_calls_takes_linear_time():
     bad = ", ".join(['f(x="\\"\\"' + "'" * 9 + "1+)"] * 20_000)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ToolCallError):
         parse_tool_calls(block(f"[{bad}]"))
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 values = st.recursive(
