@@ -160,3 +160,14 @@ class AnswerError(Lfm2VlError, ValueError):
 class AnswerWarning(UserWarning):
     """Beside what could be read of a model's answer, something could not; the message names the place. Issued through
     `warnings`, as the rest is returned."""
+
+
+def drop_frames(error: BaseException) -> None:
+    """Takes away the frames behind an error, which hold the arrays of its batch for as long as the request is kept; the
+    library's own errors say all that there is to know."""
+    seen: set[int] = set()
+    behind: BaseException | None = error
+    while behind is not None and id(behind) not in seen:
+        seen.add(id(behind))
+        behind.__traceback__ = None
+        behind = behind.__cause__ or behind.__context__

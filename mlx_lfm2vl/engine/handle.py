@@ -7,13 +7,13 @@ import contextlib
 import threading
 import time
 import warnings
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from dataclasses import replace
 from numbers import Real
 from typing import Any, Protocol
 
 from ..backends.thread_state import check_fork, forked
-from ..errors import EngineThreadError, Lfm2VlError, OptionError
+from ..errors import EngineThreadError, Lfm2VlError, OptionError, drop_frames
 from ..generation.conversation import Turn
 from ..generation.response import NOTHING, Completion, GenerationResponse, Statistics
 from ..generation.watch import Stop, check_callable
@@ -54,7 +54,7 @@ class Request:
         self._items: list[Item] = []
         self._news = threading.Condition()
         self._listeners: list[Callable[[], None]] = []  # told of each item, of which they must make little
-        self._ended = self._heard = False
+        self._ended = self._heard = self._read = False
         self.started = False
         self.abandoned = False  # cancelled by the engine itself
         self.owner: Owner | None = None
@@ -118,31 +118,46 @@ class Request:
     async def _result(self) -> Completion:
         return Completion.of([piece async for piece in self._pieces()])
 
-    async def _pieces(self) -> AsyncGenerator[GenerationResponse, None]:
-        check_fork()
+    async def wait_until_read(self) -> bool:
+        """Waits in asyncio until the question has been read, or the request has ended. Whether it has been read."""
+        with self._listening() as news:
+            while not (self._read or self._ended):
+                await news.wait()
+                news.clear()
+        return self._read
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[asyncio.Event]:
+        """An event of asyncio that news set."""
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
 
         def tell() -> None:
             with contextlib.suppress(RuntimeError):  # the event loop was closed: nobody listens any more
                 loop.call_soon_threadsafe(news.set)
 
+        self._listeners.append(tell)
         try:
-            loop, news = asyncio.get_running_loop(), asyncio.Event()
-            self._listeners.append(tell)
-            number = 0
-            while True:
-                while number >= len(self._items):
-                    await news.wait()
-                    news.clear()
-                item = self._items[number]
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if item.finish_reason is not None:
-                    return
-                number += 1
+            yield news
         finally:
-            with contextlib.suppress(ValueError):  # no event loop is there
-                self._listeners.remove(tell)
+            self._listeners.remove(tell)
+
+    async def _pieces(self) -> AsyncGenerator[GenerationResponse, None]:
+        check_fork()
+        try:
+            with self._listening() as news:
+                number = 0
+                while True:
+                    while number >= len(self._items):
+                        await news.wait()
+                        news.clear()
+                    item = self._items[number]
+                    if isinstance(item, BaseException):
+                        raise item
+                    yield item
+                    if item.finish_reason is not None:
+                        return
+                    number += 1
+        finally:
             self.cancel()
 
     # For the worker
@@ -160,6 +175,12 @@ class Request:
         self._cancelled.set()
         if self.owner is not None and not self._ended:
             self.owner.notify()
+
+    def note_read(self) -> None:
+        """Takes note that the question has been read."""
+        self._read = True
+        for tell in list(self._listeners):
+            tell()
 
     def stopped(self) -> bool:
         """Whether the request was cancelled, or is past its deadline."""
@@ -242,17 +263,6 @@ class Request:
         with self._lock:
             if not self.started:
                 self._deliver(GenerationResponse("", (), "cancelled", known))
-
-
-def drop_frames(error: BaseException) -> None:
-    """Takes away the frames behind an error, which hold the arrays of its batch for as long as the request is kept; the
-    library's own errors say all that there is to know."""
-    seen: set[int] = set()
-    behind: BaseException | None = error
-    while behind is not None and id(behind) not in seen:
-        seen.add(id(behind))
-        behind.__traceback__ = None
-        behind = behind.__cause__ or behind.__context__
 
 
 def check_seconds(name: str, value: float) -> float:

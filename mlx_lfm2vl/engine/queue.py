@@ -294,3 +294,4 @@ class Waiting:
             if job in self._reading:
                 self._reading.remove(job)
             self._changed.notify_all()
+        job.request.note_read()

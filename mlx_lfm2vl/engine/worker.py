@@ -12,12 +12,12 @@ import mlx.core as mx
 
 from ..backends.memory import CacheLimit, WiredLimit
 from ..backends.thread_state import check_fork, forked, note_use
-from ..errors import EngineClosedError, EngineThreadError
+from ..errors import EngineClosedError, EngineThreadError, drop_frames
 from ..generation.prompt_cache import PromptCache
 from ..generation.vision_cache import VisionCache
 from ..threads import cancellation
 from .answers import Answers, answer_alone
-from .handle import Request, check_seconds, drop_frames
+from .handle import Request, check_seconds
 from .loader import Loader, checked
 from .queue import Job, Loaded, Waiting
 from .shutdown import close_at_exit

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from ..engine.handle import Request
 from ..errors import EngineClosedError
 from ..generation.response import NOTHING, GenerationResponse, Statistics, TopLogprob
+from ..processing.tokenizer import Tokenizer
 from .api_error import ApiError
 from .api_request import ApiRequest
+from .text_tokens import TextTokens
 from .tool_calls import Call, CallDelta, CallReader, joined_calls
 
 
@@ -32,18 +34,18 @@ class Piece:
     stop_text: str | None = None
 
 
-async def pieces(requests: Sequence[Request], asked: ApiRequest) -> AsyncIterator[Piece]:
+async def pieces(requests: Sequence[Request], asked: ApiRequest, tokenizer: Tokenizer) -> AsyncIterator[Piece]:
     """The pieces of all choices as they come. Raises what the engine raises, `EngineClosedError` where an answer was
     cut by the engine, and `ApiError` where nothing came before the deadline."""
     if len(requests) == 1:
-        async for piece in _pieces(requests[0], asked, 0):
+        async for piece in _pieces(requests[0], asked, tokenizer, 0):
             yield piece
         return
     queue: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
     async def feed(choice: int, request: Request) -> None:
         try:
-            async for piece in _pieces(request, asked, choice):
+            async for piece in _pieces(request, asked, tokenizer, choice):
                 queue.put_nowait(piece)
         except Exception as error:
             queue.put_nowait(error)
@@ -63,9 +65,12 @@ async def pieces(requests: Sequence[Request], asked: ApiRequest) -> AsyncIterato
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _pieces(request: Request, asked: ApiRequest, choice: int) -> AsyncIterator[Piece]:
+async def _pieces(request: Request, asked: ApiRequest, tokenizer: Tokenizer, choice: int) -> AsyncIterator[Piece]:
     calls, first = CallReader(asked), True
+    tokens = TextTokens(tokenizer) if asked.options.logprobs and asked.options.stop else None
     async for response in request:
+        if tokens is not None:
+            response = tokens.read(response)
         parts = calls.read(response)
         if not (parts or response.tokens or response.finish_reason):
             continue

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Sequence
@@ -24,36 +23,35 @@ from ..generation.response import Completion
 from ..processing.tokenizer import Tokenizer
 from . import task_requests
 from .answer import Answer, Piece, pieces, statistics_of, whole
-from .api_error import ApiError, api_error
+from .api_error import ApiError
 from .api_request import ApiRequest, Rules
 from .fields import Fields, parse_body
 from .limits import BodyReader
 from .log import RequestRecord
 from .models import Model, Models
 from .pictures import detail_overrides
+from .sending import Event, event_stream, send_json
 from .task_requests import TaskRequest
 
 T = TypeVar("T")
 THREADS = 2  # that parse, as many that read the pictures of tasks, and as many that count tokens
-SMALL = 2**14  # bytes of a body that is read at once
+SMALL, LARGE = 2**14, 2**18  # bytes of a body that is read at once: of any, and of one with few values
+VALUES = 1000
 FORMS = ("tools", "response_format", "text", "output_config", "schema")  # fields whose schemas may take seconds
 GONE = 499  # the status of a request whose client went away
-EVENT_STREAM = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx passes each event on as it comes
-]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a protocol reads a body, and writes an answer and its stream. `prefix` is that of the ids of answers."""
+    """How a protocol reads a body, and writes an answer and its stream. `prefix` is that of the ids of answers,
+    `heartbeat` a sign of life in a stream."""
 
     prefix: str
     parse: Callable[[Fields, Rules], ApiRequest]
     response: Callable[[str, int, ApiRequest, list[Answer], Tokenizer], dict[str, Any]]
-    events: Callable[[str, int, ApiRequest, AsyncIterator[Piece], Tokenizer], AsyncIterator[tuple[str | None, Any]]]
-    error_event: Callable[[ApiError, str, int], tuple[str | None, Any]]
+    events: Callable[[str, int, ApiRequest, AsyncIterator[Piece], Tokenizer], AsyncIterator[Event]]
+    error_event: Callable[[ApiError, str, int], Event]
+    heartbeat: bytes
 
 
 @dataclass
@@ -86,7 +84,7 @@ class Answering:
         body = await self.reader.read(scope, receive)
         size, scope["record"].came = len(body), time.monotonic()
         try:
-            beside = size > SMALL
+            beside = not is_light(body)
             if beside:
                 work = functools.partial(_parse, body, parse, self.rules)
             else:
@@ -150,11 +148,13 @@ class Answering:
         given = [seconds for seconds in (asked.deadline, self.deadline) if seconds is not None]
         return record.came + min(given) if given else None
 
-    async def _answer(self, asked: ApiRequest, record: RequestRecord, send: Send, protocol: Protocol) -> None:
+    @contextlib.asynccontextmanager
+    async def _submitted(
+        self, asked: ApiRequest, record: RequestRecord
+    ) -> AsyncIterator[tuple[list[Request], Tokenizer]]:
+        """The requests of the engine, one a choice, and the tokenizer of the model."""
         async with until(self._end(asked, record)) as limit, self.models.use(asked.model) as model:
             assert model.processor is not None
-            tokenizer = model.processor.tokenizer
-            id, created = f"{protocol.prefix}{secrets.token_hex(12)}", int(time.time())
             overrides = {**detail_overrides(asked.detail, model.processor), **asked.image_overrides}
             questions = [
                 GenerationRequest(
@@ -166,17 +166,35 @@ class Answering:
                 for choice in range(asked.choices)
             ]
             async with submitted(model, questions, limit, record) as requests:
-                found = heard(pieces(requests, asked), record)
-                if asked.stream:
-                    first = await anext(found)  # what is wrong with a request is told by its status
-                    events = protocol.events(id, created, asked, chained(first, found), tokenizer)
-                    await send_events(
-                        send, events, lambda error, number: protocol.error_event(error, record.id, number)
-                    )
-                else:
-                    listed = [piece async for piece in found]
-                    answers = [whole(listed, choice) for choice in range(asked.choices)]
-                    await send_json(send, protocol.response(id, created, asked, answers, tokenizer))
+                yield requests, model.processor.tokenizer
+
+    async def _answer(self, asked: ApiRequest, record: RequestRecord, send: Send, protocol: Protocol) -> None:
+        id, created = f"{protocol.prefix}{secrets.token_hex(12)}", int(time.time())
+        if asked.stream:
+            await self._stream(asked, record, send, protocol, (id, created))
+            return
+        async with self._submitted(asked, record) as (requests, tokenizer):
+            listed = [piece async for piece in heard(pieces(requests, asked, tokenizer), record)]
+            answers = [whole(listed, choice) for choice in range(asked.choices)]
+            await send_json(send, protocol.response(id, created, asked, answers, tokenizer))
+
+    async def _stream(
+        self, asked: ApiRequest, record: RequestRecord, send: Send, protocol: Protocol, head: tuple[str, int]
+    ) -> None:
+        def of_error(error: ApiError, number: int) -> Event:
+            return protocol.error_event(error, record.id, number)
+
+        seconds = self.rules.limits.heartbeat_seconds
+        async with (
+            event_stream(send, seconds, protocol.heartbeat, of_error) as stream,
+            self._submitted(asked, record) as (requests, tokenizer),
+        ):
+            found = heard(pieces(requests, asked, tokenizer), record)
+            if not all([await request.wait_until_read() for request in requests]):
+                found = chained(await anext(found), found)  # what is wrong with a request is told by its status
+            await stream.begin()
+            async for event in protocol.events(*head, asked, found, tokenizer):
+                await stream.add(event)
 
 
 @contextlib.asynccontextmanager
@@ -214,6 +232,12 @@ async def submitted(
         record.answers += [taken for request in requests if (taken := statistics_of(request)) is not None]
         for request in requests:
             request.cancel()
+
+
+def is_light(body: bytes) -> bool:
+    """Whether a body is read sooner than another thread gets it: a small one, or one of few values, as of a picture."""
+    size = len(body)
+    return size <= SMALL or (size <= LARGE and sum(map(body.count, (b",", b"[", b"{"))) <= VALUES)
 
 
 def _parse(body: bytes, parse: Callable[[Fields, Rules], Any], rules: Rules) -> Any:
@@ -260,40 +284,3 @@ async def chained(first: Piece, found: AsyncIterator[Piece]) -> AsyncIterator[Pi
     yield first
     async for piece in found:
         yield piece
-
-
-def as_json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-
-
-async def send_json(send: Send, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-    """A whole response."""
-    data = as_json(value)
-    head = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
-    head += [(name.encode(), text.encode()) for name, text in (headers or {}).items()]
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": data})
-
-
-async def send_events(
-    send: Send,
-    events: AsyncIterator[tuple[str | None, Any]],
-    of_error: Callable[[ApiError, int], tuple[str | None, Any]],
-) -> None:
-    """A stream of server-sent events. An error within it is its last event, of which `of_error` is told the number
-    from 0 on, and is raised."""
-    number = 0
-    await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
-    try:
-        async for event in events:
-            await send({"type": "http.response.body", "body": _event(*event), "more_body": True})
-            number += 1
-    except Exception as error:
-        await send({"type": "http.response.body", "body": _event(*of_error(api_error(error), number))})
-        raise
-    await send({"type": "http.response.body", "body": b""})
-
-
-def _event(name: str | None, data: Any) -> bytes:
-    text = data.encode() if isinstance(data, str) else as_json(data)
-    return (f"event: {name}\n".encode() if name else b"") + b"data: " + text + b"\n\n"

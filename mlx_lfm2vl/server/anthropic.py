@@ -39,7 +39,7 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
         metadata.text("user_id", longest=1000)
         metadata.close()
     fields.only("service_tier", "auto", "standard_only")
-    given = sampling(fields) | {"response_format": tools.form(fields, "output_config", _format(fields, rules))}
+    given = sampling(fields) | {"response_format": tools.form(fields, _format(fields, rules))}
     asked = ApiRequest(
         **prompt,
         options=options(given, stop, longest),

@@ -17,20 +17,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import did_you_mean
 from . import anthropic, anthropic_answer, openai_chat, openai_chat_answer, openai_responses, openai_responses_answer
 from .access import Access
-from .answering import GONE, Answering, Protocol, as_json, send_json
+from .answering import GONE, Answering, Protocol
 from .api_error import ApiError, api_error
 from .log import RequestRecord, Write, of_bug
 from .metrics import Metrics
 from .models import Model
 from .page_routes import page_routes
+from .sending import as_json, send_json
 from .task_requests import MAKE
 
+COMMENT = b": keep-alive\n\n"  # of server-sent events, which clients pass over
+PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 OPENAI_CHAT = Protocol(
     "chatcmpl-",
     openai_chat.parse,
     openai_chat_answer.response,
     openai_chat_answer.events,
     openai_chat_answer.error_event,
+    COMMENT,
 )
 OPENAI_RESPONSES = Protocol(
     "resp_",
@@ -38,9 +42,15 @@ OPENAI_RESPONSES = Protocol(
     openai_responses_answer.response,
     openai_responses_answer.events,
     openai_responses_answer.error_event,
+    COMMENT,
 )
 ANTHROPIC = Protocol(
-    "msg_", anthropic.parse, anthropic_answer.response, anthropic_answer.events, anthropic_answer.error_event
+    "msg_",
+    anthropic.parse,
+    anthropic_answer.response,
+    anthropic_answer.events,
+    anthropic_answer.error_event,
+    PING,
 )
 
 

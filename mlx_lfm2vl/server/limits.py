@@ -16,8 +16,8 @@ class Limits:
     a video file, `parts` (messages and items of their content), `tools`, `schema_characters` of each JSON schema,
     `choices` (OpenAI's n), `stops` (texts). Of a connection, in seconds: `head_seconds` and `body_seconds` until a head
     or a body has come, `send_seconds` that a client may take to read a piece, `keep_alive_seconds` between two
-    requests. Of the server: `connections`; `bodies_bytes` of the bodies of all requests that come or are being
-    answered."""
+    requests, `heartbeat_seconds` after which a stream that waits gives a sign of life. Of the server: `connections`;
+    `bodies_bytes` of the bodies of all requests that come or are being answered."""
 
     body_bytes: int = 64 * 2**20
     pictures: int = 64
@@ -33,6 +33,7 @@ class Limits:
     body_seconds: float = 120.0
     send_seconds: float = 60.0
     keep_alive_seconds: float = 75.0
+    heartbeat_seconds: float = 10.0
     connections: int = 512
     bodies_bytes: int = 512 * 2**20
 

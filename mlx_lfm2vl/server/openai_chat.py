@@ -33,7 +33,7 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
         "frequency_penalty": fields.number("frequency_penalty", -2, 2),
         "presence_penalty": fields.number("presence_penalty", -2, 2),
         "logit_bias": _biases(fields),
-        "response_format": tools.form(fields, "response_format", response_format(fields, "response_format", rules)),
+        "response_format": tools.form(fields, response_format(fields, "response_format", rules)),
     }
     asked = ApiRequest(
         model,

@@ -58,7 +58,7 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
         format = response_format(text, "format", rules, nested=False)
         text.only("verbosity", "medium")
         text.close()
-    given["response_format"] = tools.form(fields, "text", format)
+    given["response_format"] = tools.form(fields, format)
     asked = ApiRequest(
         model,
         messages,

@@ -72,7 +72,7 @@ def joined_calls(deltas: Sequence[CallDelta]) -> tuple[Call, ...]:
 
 class CallReader:
     """Reads one answer. A call that cannot be read, or that nobody asked for, is text. If its arguments have begun by
-    then, it is `cut` and what follows is text.
+    then, it is `cut` and what follows is text. Nothing is told of a call that the end of the answer cuts off before.
 
     Attributes:
         count: calls so far.
@@ -130,7 +130,7 @@ class CallReader:
         parts = []
         if reader is not None and not self._failed:
             parts = self._made(reader, reader.feed("", last=True), cut)
-            if self.count == self._before and not self._failed:
+            if self.count == self._before and not self._failed and not cut:
                 parts.append(reader.text)  # no calls at all
         self._reader, self._failed, self._written = None, False, 0
         return parts
@@ -160,11 +160,10 @@ class CallReader:
 
     def _fail(self, reader: ToolCallReader, cut: bool) -> list[str | CallDelta]:
         self._failed = True
-        rest = reader.text[reader.taken :]
+        rest = "" if cut else reader.text[reader.taken :]
         parts: list[str | CallDelta] = []
         if self._open is not None:
             parts.append(replace(self._open, last=True, cut=True))
             self._open = None
             self.broken = self.broken or not cut
-            rest = "" if cut else rest
         return [*parts, rest] if rest.strip() else parts

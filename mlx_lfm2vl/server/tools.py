@@ -29,11 +29,12 @@ class Tool:
 @dataclass(frozen=True)
 class Tools:
     """`listed`: what the model is told of. `several`: whether it may call more than one at once. `held`: the form that
-    holds its calls, None where they are free."""
+    holds its calls, None where they are free. `demanded`: whether the answer is a call."""
 
     listed: tuple[Tool, ...] = ()
     several: bool = True
     held: ResponseFormat | None = None
+    demanded: bool = False
 
     @property
     def schemas(self) -> list[dict[str, Any]] | None:
@@ -57,13 +58,15 @@ class Tools:
         tools = [tool for tool in self.listed if mode == "required" or tool.schema["name"] == name]
         if not tools:
             fields.fail("tool_choice", f"names {shown(name, 120)}, which is none of the tools")
-        return replace(self, several=False, held=held(fields, "tool_choice", lambda: a_call(tools)))
+        several = self.several and mode == "required"  # OpenAI's named function is called once
+        form = held(fields, "tool_choice", lambda: demanded_calls(tools, several))
+        return replace(self, several=several, held=form, demanded=True)
 
-    def form(self, fields: Fields, name: str, asked: ResponseFormat | None) -> ResponseFormat | None:
-        """The form of the answer, where the field `name` asks for one. Raises `ApiError` for two forms."""
-        if self.held is not None and asked is not None:
-            fields.fail(name, "asks for a form, and so do tools that are strict or demanded; give one of them")
-        return self.held or asked
+    def form(self, fields: Fields, asked: ResponseFormat | None) -> ResponseFormat | None:
+        """The form of the answer, where a field asks for the form of its text. Raises `ApiError`."""
+        if asked is None or not self.listed or self.demanded:  # an answer that is a call has no text
+            return self.held or asked
+        return held(fields, "tools", lambda: form_or_calls(asked, self.listed, self.several))
 
 
 def openai_tools(fields: Fields, rules: Rules, nested: bool) -> Tools:
@@ -112,18 +115,30 @@ def tool_of(fields: Fields, rules: Rules, parameters: str, longest: int = 64) ->
     return Tool(schema, fields.flag("strict") or False)
 
 
-def a_call(tools: Sequence[Tool]) -> ResponseFormat:
-    """The form of an answer that calls one of these tools, in JSON. Raises `ConstraintError` for parameters that cannot
-    be held."""
-    return ResponseFormat.grammar(f'start: {CALL_START} "[" call "]" {CALL_END}\n{_call(tools, all_strict=True)}')
+def demanded_calls(tools: Sequence[Tool], several: bool) -> ResponseFormat:
+    """The form of an answer that calls one of these tools, or `several` times some of them, in JSON. Raises
+    `ConstraintError` for parameters that cannot be held."""
+    return ResponseFormat.grammar(f"start: {_block(several)}\n{_call(tools, all_strict=True)}")
 
 
 def text_or_calls(tools: Sequence[Tool], several: bool) -> ResponseFormat:
     """The form of an answer that is text, calls, or both; calls of strict tools hold to their parameters. Raises
     `ConstraintError`."""
-    more = '("," " "? call)*' if several else ""
-    start = f'start: TEXT | TEXT? {CALL_START} "[" call {more} "]" {CALL_END}\nTEXT: /(.|\\n)+/\n'
+    start = f"start: TEXT | TEXT? {_block(several)}\nTEXT: /(.|\\n)+/\n"
     return ResponseFormat.grammar(start + _call(tools, all_strict=False))
+
+
+def form_or_calls(form: ResponseFormat, tools: Sequence[Tool], several: bool) -> ResponseFormat:
+    """The form of an answer that is JSON of this form, or calls; those of strict tools hold to their parameters. Raises
+    `ConstraintError`."""
+    start = f"start: form | {_block(several)}\nform: %json {embedded_schema(form.value)}\n"
+    return ResponseFormat.grammar(start + _call(tools, all_strict=False))
+
+
+def _block(several: bool) -> str:
+    """The block of calls in a grammar."""
+    more = '("," " "? call)*' if several else ""
+    return f'{CALL_START} "[" call {more} "]" {CALL_END}'
 
 
 def _call(tools: Sequence[Tool], all_strict: bool) -> str:

@@ -2,23 +2,26 @@
 
     python -m tools.compare.server [--model MODEL] [--clients 16] [--rounds 3]
 
-The server and an engine of the same model answer the same questions about pictures, turn by turn, in one process; no
-question is asked twice, so no cache answers. The processor time is that of the whole process, the client's too. Where
-other programs compute, it and the least times say most.
+The server and an engine of the same model answer questions of the same kind in turn, in one process: a text, and a
+picture as a data URI, which both are given. No question is asked twice, so no cache answers. The overhead is that of
+pairs, the client's share contained: the processor time is that of the whole process. Where other programs compute, it
+and the least times say most. `--rounds 0` leaves out the clients that ask at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import functools
 import http.client
 import io
+import itertools
 import json
 import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,11 +46,17 @@ def png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def body(model: str, picture: bytes, tokens: int) -> bytes:
+def question(text: str, picture: bytes | None) -> list[dict[str, Any]]:
+    """The messages of a question in OpenAI's spelling, which an engine takes, too."""
+    content: list[dict[str, Any]] = [{"type": "text", "text": text}]
+    if picture is not None:
+        url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        content.insert(0, {"type": "image_url", "image_url": {"url": url}})
+    return [{"role": "user", "content": content}]
+
+
+def body(model: str, messages: list[dict[str, Any]], tokens: int) -> bytes:
     """A question as a chat completion."""
-    url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
-    messages = [{"role": "user", "content": content}]
     return json.dumps({"model": model, "messages": messages, "max_tokens": tokens, "temperature": 0}).encode()
 
 
@@ -69,24 +78,55 @@ def ask_anew(connection: http.client.HTTPConnection, question: bytes) -> int:
     return ask_server(connection, question)
 
 
-def ask_engine(engine: Engine, picture: bytes, tokens: int) -> int:
+def ask_engine(engine: Engine, messages: list[dict[str, Any]], tokens: int) -> int:
     options = GenerationOptions(max_tokens=tokens, temperature=0)
-    answer = engine.submit("What is this?", picture, options=options).result()
-    return len(answer.tokens)
+    return len(engine.submit(messages, options=options).result().tokens)
 
 
-def points(times: list[tuple[float, float]]) -> list[float]:
+Times = list[tuple[float, float]]  # seconds, and those of the processor
+
+
+def points(times: Times) -> list[float]:
     """The least, the first quartile and the median of seconds, and the median of processor time."""
     seconds, processor = zip(*times, strict=True)
     quartile, median, _ = statistics.quantiles(seconds, n=4)
     return [min(seconds), quartile, median, statistics.median(processor)]
 
 
-def timed(ask: Any) -> tuple[float, float]:
+def overhead(beside: Times, alone: Times) -> list[float]:
+    """The points of the differences in pairs; for the least time the difference of the least."""
+    pairs = zip(beside, alone, strict=True)
+    differences = [(one[0] - other[0], one[1] - other[1]) for one, other in pairs]
+    least = min(seconds for seconds, _ in beside) - min(seconds for seconds, _ in alone)
+    return [least, *points(differences)[1:]]
+
+
+def timed(ask: Callable[[], object]) -> tuple[float, float]:
     """The seconds that it takes, and those of the processor, of all threads of the process."""
     started, used = time.perf_counter(), time.process_time()
     ask()
     return time.perf_counter() - started, time.process_time() - used
+
+
+def in_turn(
+    line: http.client.HTTPConnection, engine: Engine, model: str, questions: Iterator[Any], samples: int
+) -> tuple[Times, Times]:
+    """The times of both for answers of one token. Which comes first alternates."""
+    beside: Times = []
+    alone: Times = []
+    for sample in range(samples):
+        data, messages = body(model, next(questions), 1), next(questions)
+        asked = [
+            (beside, functools.partial(ask_server, line, data)),
+            (alone, functools.partial(ask_engine, engine, messages, 1)),
+        ]
+        for times, ask in asked if sample % 2 else reversed(asked):
+            times.append(timed(ask))
+    return beside, alone
+
+
+def shown(name: str, row: list[float]) -> str:
+    return f"| {name} | {' | '.join(f'{1e3 * seconds:.1f} ms' for seconds in row)} |"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,37 +145,33 @@ def main(arguments: list[str] | None = None) -> int:
     threading.Thread(target=server.run, daemon=True).start()
     model = name_of(args.model)
     lines = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in range(args.clients)]
-    made = pictures(args.side)
+    texts = (question(f"What is {number}?", None) for number in itertools.count())
+    made = (question("What is this?", png(picture)) for picture in pictures(args.side))
+    print("| an answer of one token | least | quartile | median | processor |\n| --- | --- | --- | --- | --- |")
     with Engine(args.model, max_batch=args.clients) as engine:
-        ask_server(lines[0], body(model, png(next(made)), 2))
-        ask_engine(engine, png(next(made)), 2)
-        beside: list[tuple[float, float]] = []
-        alone: list[tuple[float, float]] = []
-        for _ in range(args.samples):
-            picture, other = body(model, png(next(made)), 1), png(next(made))
-            beside.append(timed(lambda picture=picture: ask_server(lines[0], picture)))
-            alone.append(timed(lambda other=other: ask_engine(engine, other, 1)))
-        print("| an answer of one token | least | quartile | median | processor |\n| --- | --- | --- | --- | --- |")
-        rows = {name: points(times) for name, times in (("engine", alone), ("server", beside))}
-        rows["overhead"] = [one - other for one, other in zip(rows["server"], rows["engine"], strict=True)]
-        rows["`/health` over a kept-alive connection"] = points(
-            [timed(lambda: ask_health(lines[0])) for _ in range(args.samples)]
-        )
-        for name, row in rows.items():
-            print(f"| {name} | {' | '.join(f'{1e3 * seconds:.1f} ms' for seconds in row)} |")
+        ask_server(lines[0], body(model, next(made), 2))
+        ask_engine(engine, next(made), 2)
+        for kind, questions in (("text", texts), ("picture", made)):
+            beside, alone = in_turn(lines[0], engine, model, questions, args.samples)
+            print(shown(f"{kind}: engine", points(alone)))
+            print(shown(f"{kind}: server", points(beside)))
+            print(shown(f"{kind}: overhead", overhead(beside, alone)), flush=True)
+        health = [timed(lambda: ask_health(lines[0])) for _ in range(args.samples)]
+        print(shown("`/health` over a kept-alive connection", points(health)), flush=True)
     serial: list[float] = []
     together: list[float] = []
     with ThreadPoolExecutor(args.clients) as pool:
         for _ in range(args.rounds):
             for rates, map_ in ((serial, map), (together, pool.map)):
-                questions = [body(model, png(next(made)), args.tokens) for _ in lines]
+                bodies = [body(model, next(made), args.tokens) for _ in lines]
                 started = time.perf_counter()
-                tokens = sum(map_(ask_anew, lines, questions))
+                tokens = sum(map_(ask_anew, lines, bodies))
                 rates.append(tokens / (time.perf_counter() - started))
-    print(f"\n| {args.clients} questions, answers of up to {args.tokens} tokens | tokens/s |\n| --- | --- |")
-    print(f"| one after the other | {statistics.median(serial):.1f} |")
-    print(f"| {args.clients} clients at once | {statistics.median(together):.1f} |")
-    print(f"| ratio | {statistics.median(together) / statistics.median(serial):.2f} |")
+    if args.rounds:
+        print(f"\n| {args.clients} questions, answers of up to {args.tokens} tokens | tokens/s |\n| --- | --- |")
+        print(f"| one after the other | {statistics.median(serial):.1f} |")
+        print(f"| {args.clients} clients at once | {statistics.median(together):.1f} |")
+        print(f"| ratio | {statistics.median(together) / statistics.median(serial):.2f} |")
     server.stop()
     return 0
 
