@@ -22,7 +22,7 @@ from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.control_tokens import ControlTokens, Marked, control_tokens_of, mark
 from ..processing.conversation import CALL_END, CALL_START
 from ..processing.processor import Lfm2VlProcessor, check_names
-from ..processing.prompt import picture_items, pictures_of, with_page_items
+from ..processing.prompt import pictures_of, with_page_items
 from ..processing.tokenizer import Tokenizer
 from .messages import check_tools, conversation
 from .options import GenerationOptions, Model, grammar_of, positions_left, resolved
@@ -191,9 +191,7 @@ def encode(model: Model, processor: Lfm2VlProcessor, request: GenerationRequest)
         check_tools(request.tools)
     policy = processor.image_processor.source_policy
     messages = conversation(request.prompt, request.images, request.system, request.videos)
-    if any(item["type"] == "video" for item in picture_items(messages)):
-        messages = processor.with_videos(messages, policy)
-    (messages,), _ = with_page_items([messages], None, policy)
+    (messages,), _ = with_page_items([processor.with_videos(messages, policy)], None, policy)
     if not isinstance(request.control_tokens, bool):
         raise OptionError(f"control_tokens is {request.control_tokens!r}, expected True or False")
     _check_characters(model, processor, messages, request.tools)

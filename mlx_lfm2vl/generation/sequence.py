@@ -200,7 +200,8 @@ class Sequence:
         logprobs = tuple(each.own for each in self._logprobs) if self.options.logprobs else None
         top = tuple(map(self._top, self._logprobs)) if self.options.top_logprobs else None
         row = self.detokenizer
-        (tools, row.tool_text), (delta, row.tool_delta) = (row.tool_text, ""), (row.tool_delta, "")
+        tools, delta = row.tool_text, row.tool_delta
+        row.tool_text = row.tool_delta = ""
         tokens = tuple(self._tokens)
         made = GenerationResponse(text, tokens, reason, statistics, logprobs, tools, top, row.stop_text, delta)
         self._tokens, self._logprobs = [], []

@@ -179,8 +179,8 @@ def _opened_path(name: str | bytes, policy: SourcePolicy, of: Kind) -> Iterator[
         path, selection = file_and_pages(name)
         label = label if selection is None else short(split_selection(name)[0])
         _check_file(os.stat(path), label, of)  # to open a pipe would wait for its writer, to open some devices acts
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # should it become a pipe just now
-        with open(descriptor, "rb") as file:
+        at_once = getattr(os, "O_NONBLOCK", 0)  # should it become a pipe in this very moment
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once)) as file:
             _check_file(os.fstat(file.fileno()), label, of)
             yield OpenedFile(file, label, selection)
     except FileNotFoundError:

@@ -18,7 +18,7 @@ from .batch_feature import BatchFeature
 from .control_tokens import ControlTokens
 from .fetch import SourcePolicy
 from .image_processor import ImageProcessor
-from .prompt import Expanded, ImageMarkup, assign_pictures, expand, image_spans, replace_videos
+from .prompt import Expanded, ImageMarkup, assign_pictures, expand, image_spans, picture_items, replace_videos
 from .special_tokens import IMAGE_TOKENS, image_token
 from .tokenizer import Tokenizer
 from .video import PICTURES, Video, frames_as_pictures, held
@@ -119,6 +119,8 @@ class PromptEncoder:
     def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
         """The messages with their videos as the model takes them: their frames as pictures, each behind "Media-1: " and
         so on. Raises `ImageError`, `PromptError`."""
+        if not any(item["type"] == "video" for item in picture_items(messages)):
+            return [dict(message) for message in messages]
         return replace_videos(messages, policy, as_frames, iter(()))
 
     @property

@@ -117,9 +117,8 @@ def check_question(
 ) -> None:
     """Raises `OutOfMemoryError` if `rows` questions of such a size will not fit beside the weights, saying how many
     tokens would. `dtype`: of the model's norms; `drafter_bytes`: that a drafter keeps of a token."""
-    size = dtype.size
+    free, size = free_memory(), dtype.size
     needed = rows * (question_bytes(config, size, prompt, answer, patches, kv_bits) + (prompt + answer) * drafter_bytes)
-    free = free_memory()
     if free is None or needed <= free:
         return
     fixed = rows * question_bytes(config, size, min(prompt, LONGEST_CHUNK), 0, patches, kv_bits)
