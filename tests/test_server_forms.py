@@ -75,6 +75,7 @@ def messages_form(**more):
 def test_demanded_calls_are_one_or_as_many_as_allowed(form, several):
     assert holds(form, block(PAINT))
     assert holds(form, block(PAINT, PAINT)) == several
+    assert holds(form, block(*[PAINT] * 16)) == several and not holds(form, block(*[PAINT] * 17))
     assert not holds(form, "Hm.") and not holds(form, block()) and not holds(form, block(WRONG))
 
 

@@ -28,6 +28,7 @@ def about(name):
     return [{"role": "user", "content": content}]
 
 
+ONE: Any = {"tool_choice": "required", "parallel_tool_calls": False}  # call, which is demanded
 TOOL = {
     "type": "function",
     "name": "paint",
@@ -90,11 +91,11 @@ def test_a_conversation_is_sent_anew(client):
 
 
 def test_a_call_and_its_result(client):
-    first = client.responses.create(model="demo", input="Paint.", tools=[TOOL], tool_choice="required")
+    first = client.responses.create(model="demo", input="Paint.", tools=[TOOL], **ONE)
     (call,) = first.output
     assert call.type == "function_call" and call.name == "paint"
     assert json.loads(call.arguments)["colour"] in ("black", "pink")
-    with client.responses.stream(model="demo", input="Paint.", tools=[TOOL], tool_choice="required") as stream:
+    with client.responses.stream(model="demo", input="Paint.", tools=[TOOL], **ONE) as stream:
         kinds = [event.type for event in stream]
         streamed = stream.get_final_response().output[0]
     assert "response.function_call_arguments.done" in kinds and streamed.arguments == call.arguments

@@ -37,6 +37,8 @@ OPENAI_TOOLS: list[dict[str, Any]] = [
 ]
 ANTHROPIC_TOOLS = [{"name": name, "description": f"Can {name}.", "input_schema": PARAMETERS} for name in NAMES]
 TEXT = [{"role": "user", "content": "Paint the ring."}]
+ONE: Any = {"tool_choice": "required", "parallel_tool_calls": False}  # call, which is demanded
+ONE_USE = {"type": "any", "disable_parallel_tool_use": True}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def is_valid(arguments):
 
 @pytest.mark.parametrize("choice", ["required", *({"type": "function", "function": {"name": name}} for name in NAMES)])
 def test_a_tool_that_is_demanded_is_called_with_valid_arguments(client, choice):
-    (answer,) = chat(client, tool_choice=choice).choices
+    (answer,) = chat(client, tool_choice=choice, parallel_tool_calls=False).choices
     (call,) = answer.message.tool_calls
     assert answer.finish_reason == "tool_calls" and answer.message.content is None
     assert call.type == "function" and call.id.startswith("call_")
@@ -75,15 +77,15 @@ EMPTY: dict[str, Any] = {"type": "object", "properties": {}}
 @pytest.mark.parametrize("stated", [{}, {"parameters": EMPTY}, {"parameters": EMPTY | {"required": [], "title": "T"}}])
 def test_a_tool_without_parameters_is_called_with_none(server, client, stated):
     tool: Any = {"type": "function", "function": {"name": "ping", **stated}}
-    made = client.chat.completions.create(model="demo", messages=TEXT, tools=[tool], tool_choice="required")
+    made = client.chat.completions.create(model="demo", messages=TEXT, tools=[tool], **ONE)
     (answer,) = made.choices
     assert answer.message.tool_calls[0].function.arguments == "{}"
     tool = {"type": "function", "name": "ping", **stated}
-    (call,) = client.responses.create(model="demo", input=TEXT, tools=[tool], tool_choice="required").output
+    (call,) = client.responses.create(model="demo", input=TEXT, tools=[tool], **ONE).output
     assert call.arguments == "{}"
     tool = {"name": "ping", "input_schema": stated.get("parameters", EMPTY)}
     message = server.anthropic().messages.create(
-        model="demo", max_tokens=99, messages=TEXT, tools=[tool], tool_choice={"type": "any"}
+        model="demo", max_tokens=99, messages=TEXT, tools=[tool], tool_choice=ONE_USE
     )
     assert message.content[0].input == {}
 
@@ -115,12 +117,12 @@ def joined(chunks):
 
 
 def test_a_call_that_is_cut_off_has_its_beginning(server, client):
-    whole = chat(client, tool_choice="required")
+    whole = chat(client, **ONE)
     (call,) = whole.choices[0].message.tool_calls
     written = call.function.arguments
     found: dict[int, str] = {}
     for most in range(9, whole.usage.completion_tokens):
-        (answer,) = chat(client, tool_choice="required", max_tokens=most).choices
+        (answer,) = chat(client, **ONE, max_tokens=most).choices
         assert answer.finish_reason == "length"
         if answer.message.tool_calls:
             (cut,) = answer.message.tool_calls
@@ -131,12 +133,12 @@ def test_a_call_that_is_cut_off_has_its_beginning(server, client):
     assert len(parts) >= 3 and len(found) > len(parts)  # the end of a call is more than its arguments
 
     for most in (min(parts), max(parts)):
-        chunks = list(chat(client, tool_choice="required", max_tokens=most, stream=True))
+        chunks = list(chat(client, **ONE, max_tokens=most, stream=True))
         assert joined(chunks) == ([[call.function.name, parts[most]]], "")
         assert chunks[-1].choices[0].finish_reason == "length"
 
         messages = server.anthropic().messages
-        ask = {"model": "demo", "messages": TEXT, "tools": ANTHROPIC_TOOLS, "tool_choice": {"type": "any"}}
+        ask = {"model": "demo", "messages": TEXT, "tools": ANTHROPIC_TOOLS, "tool_choice": ONE_USE}
         made = messages.create(**ask, max_tokens=most)
         assert (made.stop_reason, made.content[0].name) == ("max_tokens", call.function.name)
         assert made.content[0].input.items() <= json.loads(written).items()
@@ -145,9 +147,7 @@ def test_a_call_that_is_cut_off_has_its_beginning(server, client):
         assert "".join(pieces) == parts[most]
 
         tools = [{"type": "function", **tool["function"]} for tool in OPENAI_TOOLS]
-        made = client.responses.create(
-            model="demo", input=TEXT, tools=tools, tool_choice="required", max_output_tokens=most
-        )
+        made = client.responses.create(model="demo", input=TEXT, tools=tools, **ONE, max_output_tokens=most)
         (item,) = made.output
         assert (made.status, item.status, item.arguments) == ("incomplete", "incomplete", parts[most])
 
@@ -246,8 +246,8 @@ def test_many_calls_are_joined_in_linear_time():
 
 
 def test_a_forced_call_streams_piece_by_piece(server, client):
-    whole = chat(client, tool_choice="required").choices[0].message.tool_calls[0].function
-    chunks = list(chat(client, tool_choice="required", stream=True))
+    whole = chat(client, **ONE).choices[0].message.tool_calls[0].function
+    chunks = list(chat(client, **ONE, stream=True))
     assert joined(chunks) == ([[whole.name, whole.arguments]], "")
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
     assert sum(bool(chunk.choices[0].delta.tool_calls) for chunk in chunks) >= 3
@@ -429,7 +429,7 @@ def test_a_call_that_cannot_be_read_is_not_to_be_run(writing, server, client):
 
 
 def test_the_result_of_a_call_goes_back(client):
-    first = chat(client, tool_choice="required").choices[0].message
+    first = chat(client, **ONE).choices[0].message
     result = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "Done."}
     made = chat(client, messages=[*TEXT, first.model_dump(exclude_none=True), result], max_tokens=5)
     assert made.choices[0].message.content
@@ -569,7 +569,7 @@ def test_tools_that_make_no_sense_are_refused(client, changes, param):
     assert refused.value.param == param
 
 
-@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "measure"}])
+@pytest.mark.parametrize("choice", [ONE_USE, {"type": "tool", "name": "measure"}])
 def test_anthropic_s_tool_use_has_its_input(server, choice):
     client = server.anthropic()
     ask = {"model": "demo", "max_tokens": 100, "messages": TEXT, "tools": ANTHROPIC_TOOLS, "tool_choice": choice}

@@ -160,19 +160,24 @@ def _message(fields: Fields, parts: Parts, pictures: Pictures) -> Iterator[dict[
 def _item(block: Fields, kind: str, role: str, pictures: Pictures) -> dict[str, Any]:
     if kind == "text":
         return {"type": "text", "text": _text(block)}
-    if kind != "image" or role != "user":
+    if kind not in ("image", "document") or role != "user":
         block.fail("type", f"is {shown(kind)}; a message of role {role} may not hold it")
-    source = block.object("source", required=True)
-    if source.choice("type", SOURCES, required=True) == "base64":
-        source.text("media_type", required=True)  # the bytes say what they are
-        made = pictures.from_base64(source, "data", source.text("data", required=True))
-    else:
-        made = pictures.from_url(source, "url", source.text("url", required=True))
-    source.close()
+    made = pictures.from_source(block.object("source", required=True), SOURCES)
+    if kind == "document":
+        _document(block)
     block.refuse(("transformations",), "leave it out")
     _hint(block)
     block.close()
     return made
+
+
+def _document(block: Fields) -> None:
+    """Takes what else may stand in a document, which is a PDF: its pages are seen as pictures, and none is cited."""
+    block.refuse(("title", "context"), "put it into a text")
+    citations = block.object("citations")
+    if citations is not None:
+        citations.only("enabled", False)
+        citations.close()
 
 
 def _result(block: Fields, parts: Parts, pictures: Pictures) -> Any:

@@ -142,7 +142,7 @@ def _content(fields: Fields, role: str, parts: Parts, pictures: Pictures, requir
 
 
 def _item(fields: Fields, role: str, pictures: Pictures) -> dict[str, Any]:
-    kind = fields.type(("text", "image_url", "video_url"))
+    kind = fields.type(("text", "image_url", "video_url", "file"))
     if kind == "text":
         made: dict[str, Any] = {"type": "text", "text": fields.text("text", required=True)}
     elif kind == "image_url" and role == "user":
@@ -155,6 +155,10 @@ def _item(fields: Fields, role: str, pictures: Pictures) -> dict[str, Any]:
         made = pictures.from_url(video, "url", video.text("url", required=True), "video")
         made["fps"] = video.number("fps", 0, 1000, above=True)
         video.close()
+    elif kind == "file" and role == "user":
+        file = fields.object("file", required=True)
+        made = pictures.from_file(file, by_address=False)
+        file.close()
     else:
         fields.fail("type", f"is {shown(kind)}; a message of role {role} may hold text{_and_pictures(role)}")
     fields.close()
@@ -162,7 +166,7 @@ def _item(fields: Fields, role: str, pictures: Pictures) -> dict[str, Any]:
 
 
 def _and_pictures(role: str) -> str:
-    return ", image_url and video_url" if role == "user" else ""
+    return ", image_url, video_url and file" if role == "user" else ""
 
 
 def _past_calls(fields: Fields, parts: Parts) -> list[dict[str, Any]]:

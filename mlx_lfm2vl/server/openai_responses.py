@@ -9,7 +9,7 @@ from .api_request import ApiRequest, Parts, Rules, deadline, joined, max_tokens,
 from .fields import Fields, shown
 from .logprobs import likeliest
 from .openai_chat import system_role, tags
-from .pictures import Pictures, media_type
+from .pictures import Pictures
 from .response_format import response_format
 from .tools import openai_tools
 
@@ -151,30 +151,10 @@ def _part(part: Fields, role: str, pictures: Pictures) -> dict[str, Any]:
         made = pictures.from_url(part, "image_url", part.text("image_url", required=True))
         pictures.set_detail(part)
     elif kind == "input_file" and role == "user":
-        made = _file(part, pictures)
+        made = pictures.from_file(part, by_address=True)
     else:
         part.fail("type", f"is {shown(kind)}; a message of role {role} may not hold it")
     part.close()
-    return made
-
-
-def _file(part: Fields, pictures: Pictures) -> dict[str, Any]:
-    """The item of a video, or of a PDF document."""
-    part.refuse(("file_id",), "no files are kept; send the content as a data URI")
-    part.text("filename", longest=1000)  # the content says what it is
-    url = part.text("file_url")
-    if url is not None and "file_data" in part:
-        part.fail("file_url", "and file_data are two files; give one of them")
-    name = "file_data" if url is None else "file_url"
-    url = part.text(name, required=True) if url is None else url
-    kind = media_type(url)
-    if kind.startswith("video/"):
-        part.only("detail", "auto")
-        return pictures.from_url(part, name, url, "video") | {"fps": part.number("fps", 0, 1000, above=True)}
-    if kind != "application/pdf":
-        part.fail(name, "is neither a video nor a PDF document by its type; send a picture as input_image")
-    made = pictures.from_url(part, name, url)
-    pictures.set_detail(part)
     return made
 
 

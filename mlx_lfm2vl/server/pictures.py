@@ -15,6 +15,7 @@ from .limits import Limits
 
 NAMES = {"image": "picture", "video": "video"}
 EXAMPLES = {"image": "data:image/png;base64,iVBO", "video": "data:video/mp4;base64,AAAA"}
+PDF = "application/pdf"
 DETAILS = ("auto", "low", "high")
 
 
@@ -55,6 +56,36 @@ class Pictures:
             fields.fail(name, "is no base64; encode the bytes of a picture file")
         return {"type": "image", "image": LabelledBytes(fields.path(name), data)}
 
+    def from_file(self, fields: Fields, by_address: bool) -> dict[str, Any]:
+        """The item of OpenAI's file: a video, or a PDF document. `by_address`: `file_url` may name it."""
+        fields.refuse(("file_id",), "no files are kept; send the content as a data URI")
+        fields.text("filename", longest=1000)  # the content says what it is
+        url = fields.text("file_url") if by_address else None
+        if url is not None and "file_data" in fields:
+            fields.fail("file_url", "and file_data are two files; give one of them")
+        name = "file_data" if url is None else "file_url"
+        url = fields.text(name, required=True) if url is None else url
+        kind = media_type(url)
+        if kind.startswith("video/"):
+            fields.only("detail", "auto")
+            return self.from_url(fields, name, url, "video") | {"fps": fields.number("fps", 0, 1000, above=True)}
+        if kind != PDF:
+            picture = "input_image" if by_address else "image_url"
+            fields.fail(name, f"is neither a video nor a PDF document by its type; send a picture as {picture}")
+        made = self.from_url(fields, name, url)
+        self.set_detail(fields)
+        return made
+
+    def from_source(self, source: Fields, kinds: tuple[str, ...]) -> dict[str, Any]:
+        """The item of Anthropic's source of a picture or document, of one of these kinds."""
+        if source.choice("type", kinds, required=True) == "base64":
+            source.text("media_type", required=True)  # the bytes say what they are
+            made = self.from_base64(source, "data", source.text("data", required=True))
+        else:
+            made = self.from_url(source, "url", source.text("url", required=True))
+        source.close()
+        return made
+
     def set_detail(self, fields: Fields, name: str = "detail") -> None:
         """Takes OpenAI's `detail` of a picture. A request has one picture policy, so all its pictures have the same."""
         detail = fields.choice(name, DETAILS) or "auto"
@@ -90,7 +121,7 @@ def media_type(url: str) -> str:
     path = split_selection(url.partition("?")[0])[0].partition("#")[0].lower()
     if path.endswith(VIDEO_SUFFIXES):
         return "video/*"
-    return "application/pdf" if path.endswith(".pdf") else ""
+    return PDF if path.endswith(".pdf") else ""
 
 
 def detail_overrides(detail: str, processor: Lfm2VlProcessor) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from .api_request import Rules
 from .fields import Fields, shown
 from .response_format import held
 
+MOST_CALLS = 16  # of an answer whose calls are held to a form
 MODES = ("auto", "none", "required")  # of OpenAI's tool_choice
 NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}  # of a tool that states none
 NAMING_NONE = {"type", "title", "description", "$schema", "properties", "required"}  # keys of a schema without members
@@ -136,8 +137,8 @@ def form_or_calls(form: ResponseFormat, tools: Sequence[Tool], several: bool) ->
 
 
 def _block(several: bool) -> str:
-    """The block of calls in a grammar."""
-    more = '("," " "? call)*' if several else ""
+    """The block of calls in a grammar. A weak model would go on for ever."""
+    more = f'("," " "? call){{0,{MOST_CALLS - 1}}}' if several else ""
     return f'{CALL_START} "[" call {more} "]" {CALL_END}'
 
 
