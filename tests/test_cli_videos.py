@@ -169,6 +169,16 @@ def test_fps_without_a_video_is_refused(tmp_path, capsys):
     words = ["batch", str(tmp_path), "--fps", "2", "--output", str(tmp_path / "o.jsonl"), "--model", str(MODEL)]
     assert main(words) == 2
     assert capsys.readouterr().err == "mlx-lfm2vl: error: --fps counts frames of videos, and INPUT has none\n"
+    (tmp_path / "rows.jsonl").write_text('{"image": "b.png"}\n{"image": "no.png", "prompt": 3}\n')
+    assert main(["batch", str(tmp_path / "rows.jsonl"), *words[2:]]) == 2
+    assert capsys.readouterr().err == "mlx-lfm2vl: error: --fps counts frames of videos, and INPUT has none\n"
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_fps_beside_a_row_with_a_bad_video_is_kept(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"video": "a.mp4", "videos": ["b.mp4"]}\n')
+    code, made = batch(tmp_path, str(tmp_path / "rows.jsonl"), "--fps", "2")
+    assert code == 1 and "error" not in made[0] and "give one of them" in made[1]["error"]
 
 
 def test_rows_of_evaluate_have_no_videos(tmp_path, capsys):

@@ -313,7 +313,7 @@ def test_a_model_of_a_configuration_has_random_weights():
 
 
 def test_a_model_of_no_configuration_is_refused():
-    with pytest.raises(OptionError, match="config is dict, expected a Lfm2VlConfig or Lfm3VlConfig"):
+    with pytest.raises(OptionError, match="config is dict, expected one of Lfm2VlConfig, Lfm3VlConfig, CausalLMConfig"):
         AutoModelForImageTextToText.from_config({"model_type": "lfm2_vl"})
 
 

@@ -66,6 +66,13 @@ HOMES = {
     "uvicorn": {"server"},
     "h11": {"server"},
 }
+# Outside the parts that families have files in: tables by family, and what says of whom it speaks.
+NAME_A_FAMILY = {
+    *("__init__", "doctor/checks", "doctor/reference", "doctor/report", "doctor/bounds", "doctor/lfm3_checkpoint"),
+    *("compat/auto_models", "compat/auto_processors", "compat/lfm3_models", "compat/lfm3_processors"),
+    *("conversion/families", "conversion/plan", "generation/arguments", "tasks/recipes"),
+    *("weights/names", "weights/corrections"),
+}
 NEVER = {"torchvision", "transformers", "mlx_vlm", "pickle", "requests"}
 
 
@@ -171,3 +178,9 @@ def test_models_name_no_device_and_no_backend(path):
 def test_no_grab_bag_modules():
     bags = {"utils", "util", "common", "helpers", "helper", "misc"}
     assert not [path for path in MODULES if path.stem in bags or bags & set(path.parts)]
+
+
+def test_few_files_name_a_family():
+    outside = [path for path in MODULES if path.parts[1] not in ("models", "config", "processing")]
+    naming = [path for path in outside if "lfm3" in (ROOT / path).read_text(encoding="utf-8").lower()]
+    assert {str(path.relative_to("mlx_lfm2vl").with_suffix("").as_posix()) for path in naming} == NAME_A_FAMILY

@@ -1,5 +1,6 @@
 """LFM3-VL: every stage against the reference's frozen numbers, greedy tokens, caches, batches, the window."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ CLOSE = 2e-5  # of the largest number of an array
 PICTURES = case_ids("lfm3", having="pictures")
 GENERATED = case_ids("lfm3", having="generated")
 GREEDY = GenerationOptions(max_tokens=24, temperature=0)
+POLICY = ("size", "min_frames", "max_frames", "cap_pixels_per_frame", "max_video_tokens")
 
 pytestmark = pytest.mark.backends("mlx", "numpy")
 
@@ -196,6 +198,70 @@ def test_options_of_videos_that_say_nothing_are_refused(options, says):
     messages = [{"role": "user", "content": [{"type": "video", "video": GOLDEN / "videos" / "clip.png"}]}]
     with pytest.raises(OptionError, match=says):
         processor.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
+
+
+@pytest.mark.parametrize(
+    "videos", ["channels first", "an array of both", "a list a text"], ids=lambda name: name.replace(" ", "-")
+)
+def test_videos_are_the_same_however_their_arrays_lie(videos, golden):
+    processor: Any = loaded()[1]
+    clip = np.stack([np.asarray(each) for each in load_video(GOLDEN / "videos" / "clip.png").read(range(8))])
+    said = {"fps": 4}
+    texts, given = [processor.video_token] * 2, [clip, clip[::-1]]
+    expected = processor(text=texts, videos=given, video_metadata=[said] * 2)
+    other, metadata = {
+        "channels first": ([each.transpose(0, 3, 1, 2) for each in given], [said] * 2),
+        "an array of both": (np.stack(given), [said] * 2),
+        "a list a text": ([[each] for each in given], [[said]] * 2),
+    }[videos]
+    made = processor(text=texts, videos=other, video_metadata=metadata)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(made[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "grid"),
+    [
+        ({}, [3, 6, 10]),
+        ({"max_frames": 2}, [1, 6, 10]),
+        ({"videos_kwargs": {"min_frames": 8}}, [4, 4, 8]),
+        ({"min_frames": 8, "max_frames": 4}, [2, 6, 10]),
+        ({"videos_kwargs": {"size": {"shortest_edge": 1024, "longest_edge": 6 * 4096}}}, [3, 2, 4]),
+        ({"size": {"shortest_edge": 1024, "longest_edge": 6 * 4096}}, [3, 2, 4]),
+        ({"cap_pixels_per_frame": True, "max_video_tokens": 4}, [3, 4, 6]),
+    ],
+)
+def test_a_call_may_set_fields_of_the_video_policy(options, grid):
+    processor: Any = AutoProcessor.from_pretrained(FOLDER)
+    video = load_video(GOLDEN / "videos" / "clip.png")
+    made = processor(text=processor.video_token, videos=video, **options)
+    assert made["video_grid_thw"].tolist() == [grid]
+    flat = {name: value for name, value in (options | options.get("videos_kwargs", {})).items() if name in POLICY}
+    for name, value in flat.items():
+        setattr(processor.video_processor, name, value)
+    assert processor(text=processor.video_token, videos=video)["video_grid_thw"].tolist() == [grid]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("fps", 0, "fps"),
+        ("frames", 4, "no option 'frames'"),
+        ("size", {"height": 4}, "an object of shortest_edge and longest_edge"),
+        ("patch_size", 8, "patch_size"),
+    ],
+)
+def test_a_video_policy_refuses_what_makes_no_sense(name, value, says):
+    processor: Any = AutoProcessor.from_pretrained(FOLDER)
+    with pytest.raises(OptionError, match=says):
+        setattr(processor.video_processor, name, value)
+
+
+def test_a_token_without_a_video_is_refused():
+    processor: Any = loaded()[1]
+    tokens = re.escape(f"{processor.image_token} or {processor.video_token}")
+    with pytest.raises(PromptError, match=f"1 {tokens} placeholder for 0 pictures and videos; one each"):
+        processor(text=processor.video_token)
 
 
 def test_more_arrays_than_tokens_of_pictures_are_refused():

@@ -104,7 +104,7 @@ def test_messages_with_videos(video, options):
 
 @pytest.mark.parametrize("name", ["size", "fps", "min_frames", "max_frames"])
 def test_the_video_processor_obeys_what_is_set(name):
-    value = {"size": SIZE, "fps": 1, "min_frames": 6, "max_frames": 2}[name]
+    value = {"size": SIZE, "fps": 1, "min_frames": 8, "max_frames": 2}[name]
     made = []
     for kind in (mlx_lfm2vl.AutoProcessor, transformers.AutoProcessor):
         processor: Any = kind.from_pretrained(FOLDER)
@@ -137,7 +137,7 @@ def models(name: str) -> tuple[Any, Any]:
 def assert_close(ours: Any, theirs: Any) -> None:
     found, expected = np.array(ours), theirs.detach().numpy()
     assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, atol=4e-5 * np.abs(expected).max())  # of pictures that are noise
 
 
 @torch.no_grad()

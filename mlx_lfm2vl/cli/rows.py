@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 from .. import Completion, ConstraintError, GenerationOptions, GenerationRequest, Lfm2VlError, OptionError, PromptError
 from ..config.files import finite_number, no_number
 from ..processing.open_file import beside, file_and_pages
-from ..processing.picture_keys import misspelt, pictures_key, prompt_key, videos_key
+from ..processing.picture_keys import misspelt, names_video, pictures_key, prompt_key, videos_key
 from ..tasks.task import Task
 from .forms import FIELDS, row_form
 from .inputs import STDIN
@@ -106,10 +106,10 @@ class Rows:
         else:
             self._pictures = pictures_in(inputs, recursive, videos=task is None)
             self._length = len(self._pictures)
-            if fps is not None and not any(map(is_video, self._pictures)):
-                raise OptionError("--fps counts frames of videos, and INPUT has none")
         if not self._length:
             raise OptionError(f"{inputs[0]}: has no rows")
+        if fps is not None and not any(names_video(*each) for row in self._read() for each in row.fields.items()):
+            raise OptionError("--fps counts frames of videos, and INPUT has none")
 
     def __len__(self) -> int:
         return self._length

@@ -50,7 +50,8 @@ class AutoModelForImageTextToText:
         """A model with random weights. Raises `OptionError` for what is no configuration."""
         made = next((each for base, each in MODELS.items() if isinstance(config, base)), None)
         if made is None:
-            raise OptionError(f"config is {type(config).__name__}, expected a Lfm2VlConfig or Lfm3VlConfig")
+            names = ", ".join(base.__name__ for base in MODELS)
+            raise OptionError(f"config is {type(config).__name__}, expected one of {names}")
         model = made(config)
         mx.eval(model.parameters())
         return model

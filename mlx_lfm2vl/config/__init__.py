@@ -9,7 +9,7 @@ from .family import ModelConfig, TextConfig, VisionConfig, config_of
 from .files import parse_json, read_json, read_text, shown
 from .generation import GenerationConfig
 from .lfm3 import Lfm3Config
-from .lfm3_processor import ImageConfig, Lfm3VlImageProcessorConfig, Lfm3VlProcessorConfig
+from .lfm3_processor import ImageConfig, Lfm3VlImageProcessorConfig, Lfm3VlProcessorConfig, ProcessorFiles
 from .lfm3_video import Lfm3VlVideoProcessorConfig
 from .lfm3_vision import Lfm3VlVisionConfig
 from .lfm3_vl import Lfm3VlConfig
@@ -34,6 +34,7 @@ __all__ = [
     "Lfm3VlVisionConfig",
     "ModelConfig",
     "ProcessorConfig",
+    "ProcessorFiles",
     "Siglip2VisionConfig",
     "TextConfig",
     "VisionConfig",

@@ -16,7 +16,15 @@ from ..errors import ConfigError
 from .fields import Fields
 from .files import read_json
 from .lfm3_video import SIZE, Lfm3VlVideoProcessorConfig
-from .processor import FILES, MAX_PIXELS, OF_READING, ImageProcessorConfig, check_normalisation, read_files
+from .processor import (
+    FILES,
+    MAX_PIXELS,
+    OF_READING,
+    ImageProcessorConfig,
+    ProcessorConfig,
+    check_normalisation,
+    read_files,
+)
 
 VIDEO_FILE = "video_preprocessor_config.json"
 SHARED = ("patch_size", "temporal_patch_size", "merge_size")  # by pictures and videos: one network takes both
@@ -202,3 +210,4 @@ class Lfm3VlProcessorConfig:
 
 
 ImageConfig = ImageProcessorConfig | Lfm3VlImageProcessorConfig
+ProcessorFiles = ProcessorConfig | Lfm3VlProcessorConfig  # what the processor files of a family hold

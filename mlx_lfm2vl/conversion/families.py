@@ -14,6 +14,7 @@ from ..config import (
     Lfm3VlProcessorConfig,
     ModelConfig,
     ProcessorConfig,
+    ProcessorFiles,
 )
 from . import lfm2_files
 
@@ -31,7 +32,7 @@ class FileRules:
     of text and vision for other MLX programs. `runs_elsewhere`: whether other MLX programs run the family.
     """
 
-    processor: type[ProcessorConfig] | type[Lfm3VlProcessorConfig]
+    processor: type[ProcessorFiles]
     mended: Callable[[dict[str, Any], Any], tuple[dict[str, Any], list[tuple[str, str]]]] = _as_it_is
     complete_processor: Callable[[Path], None] = lambda target: None
     spell_out: Callable[[dict[str, Any], dict[str, Any], dict[str, Any], Any], None] = lambda *sections: None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import Lfm3VlProcessorConfig, ModelConfig, ProcessorConfig, config_of, read_json
+from ..config import ModelConfig, ProcessorFiles, config_of, read_json
 from ..config.files import CODE, QUANTISATION, place_in
 from ..errors import HubError, OutputError, WeightsError
 from ..hub import resolve, resolve_checked
@@ -188,7 +188,7 @@ def _said(folder: Path) -> ModelConfig:
     return config_of(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
-def _processor_config(folder: Path) -> ProcessorConfig | Lfm3VlProcessorConfig:
+def _processor_config(folder: Path) -> ProcessorFiles:
     return _rules(folder).processor.from_folder(folder)
 
 

@@ -114,16 +114,17 @@ def _band(length: int, past: int, window: int) -> np.ndarray:
 
 def rope_frequencies(head_dim: int, theta: float, rotated: float = 1.0) -> mx.array:
     """Wavelengths over 2 pi, (head_dim / 2,) float32: position p turns pair i by the angle p / frequency i. Only the
-    fraction `rotated` of the pairs turns; of the others the wavelength is infinite."""
+    fraction `rotated` of the pairs turns; of the others the wavelength is infinite. Powers are rounded once, as torch's
+    are: a position multiplies their error."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = np.float32(theta) ** exponents
+    frequencies = (theta ** exponents.astype(np.float64)).astype(np.float32)
     frequencies[int(rotated * head_dim // 2) :] = np.inf
     return mx.array(frequencies)
 
 
 def rotation_for(position_ids: mx.array, frequencies: mx.array, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
     """Cosines and sines (B, 1, L, head_dim) for arbitrary positions (B, L)."""
-    angles = position_ids.astype(mx.float32)[:, None, :, None] / frequencies
+    angles = position_ids.astype(mx.float32)[:, None, :, None] * (1 / frequencies)
     angles = mx.concatenate([angles, angles], axis=-1)
     return mx.cos(angles).astype(dtype), mx.sin(angles).astype(dtype)
 

@@ -16,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import Lfm3VlConfig, Lfm3VlVisionConfig
+from .context import rope_frequencies
 from .layers import ACTIVATIONS, add_linear
 from .lfm3 import Lfm3MLP
 from .siglip2 import Grids
@@ -42,9 +43,7 @@ def axial_rotation(config: Lfm3VlVisionConfig, grids: Grids) -> tuple[mx.array, 
     """Cosines and sines (patches, 1, head_dim) float32: of each half of a head, a half turns by the patch's row, the
     other by its column (the reference's "axial" rotary positions)."""
     half = config.head_dim // 2
-    inverse = (1.0 / np.float32(config.rope_theta) ** (np.arange(0, half, 2, dtype=np.float32) / half)).astype(
-        np.float32
-    )
+    inverse = np.float32(1) / np.array(rope_frequencies(half, config.rope_theta))
     angles = patch_positions(grids, config.spatial_merge_size).astype(np.float32)[..., None] * inverse
     angles = angles.reshape(len(angles), 1, half)
     every = mx.array(np.concatenate([angles, angles], axis=-1))

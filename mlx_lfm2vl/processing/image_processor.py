@@ -19,9 +19,9 @@ from PIL import Image
 from ..config import (
     ImageConfig,
     ImageProcessorConfig,
-    Lfm3VlProcessorConfig,
     Lfm3VlVideoProcessorConfig,
     ProcessorConfig,
+    ProcessorFiles,
 )
 from ..config.files import writing
 from ..errors import ConfigError, ImageError, OptionError
@@ -45,7 +45,7 @@ class ImageProcessor(ABC):
     model_input_names: ClassVar[list[str]]
     config: Any  # an ImageConfig of the family
     config_class: ClassVar[type[ImageConfig]] = ImageProcessorConfig
-    files_class: ClassVar[type[ProcessorConfig] | type[Lfm3VlProcessorConfig]] = ProcessorConfig  # of the family
+    files_class: ClassVar[type[ProcessorFiles]] = ProcessorConfig  # of the family
 
     def __init__(
         self,

@@ -112,7 +112,7 @@ def pictures_key(data: Mapping[str, Any], known: tuple[str, ...], videos: bool =
     if len(given) > 1:
         raise PromptError(f'has both "{given[0]}" and "{given[1]}"; give one of them')
     if key := passed_over(data, known):
-        if _names_video(key, data[key]):
+        if names_video(key, data[key]):
             way = 'call it "video", with all videos in one list' if videos else "rows have pictures only; leave it out"
             raise PromptError(f'"{key}" names a video and is not read; {way}')
         way = "put all pictures into one list" if given else 'call it "image"'
@@ -129,7 +129,8 @@ def videos_key(data: Mapping[str, Any]) -> str | None:
     return given[0] if given else None
 
 
-def _names_video(key: str, value: Any) -> bool:
+def names_video(key: str, value: Any) -> bool:
+    """Whether a row's field names a video, by its key, misspelt or not, or by its value."""
     values = value if isinstance(value, list) else [value]
     of_names = any(isinstance(each, str) and each.lower().endswith(VIDEO_SUFFIXES) for each in values)
     plain = _plain(key)
