@@ -87,16 +87,16 @@ def test_ranks_do_failed_rows_again_in_their_places(cli, tmp_path):  # noqa: F81
 def test_the_others_finish_and_the_same_command_completes(cli, tmp_path, victim):  # noqa: F811
     """As `mlx.launch` does, the others get SIGTERM once one is killed."""
     rows, output = inputs(tmp_path, 60), tmp_path / "out.jsonl"
-    ranks = start_ranks(tmp_path, 2, *words(rows, output, tokens=20))
+    ranks = start_ranks(tmp_path, 2, *words(rows, output, tokens=60))
     until(lambda: lines(output, tmp_path / "out.jsonl.ahead") >= 2, ranks)
     ranks[victim].kill()
     ranks[1 - victim].send_signal(signal.SIGTERM)
     code, _, err = ended(ranks)[1 - victim]
     assert code == 2 and "the same command" in err, err
     assert lines(*tmp_path.glob("out.jsonl*")) >= 25
-    code, _, err = cli(*words(rows, output, tokens=20))
+    code, _, err = cli(*words(rows, output, tokens=60))
     assert code == 1 and "64 rows, 2 with an error" in err, err
-    assert cli(*words(rows, tmp_path / "alone.jsonl", tokens=20))[0] == 1
+    assert cli(*words(rows, tmp_path / "alone.jsonl", tokens=60))[0] == 1
     assert output.read_bytes() == (tmp_path / "alone.jsonl").read_bytes() and left(tmp_path) == ["out.jsonl"]
 
 
