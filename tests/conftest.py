@@ -35,7 +35,7 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")  # some GPUs multiply float32 with
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from mlx_lfm2vl import (
@@ -56,8 +56,11 @@ from mlx_lfm2vl.models.lfm3 import Lfm3DecoderLayer
 from mlx_lfm2vl.models.outputs import Lfm2VlCausalLMOutputWithPast
 from mlx_lfm2vl.processing.load_image import DEFAULT_POLICY, SourcePolicy, load_image
 
-settings.register_profile("any machine", deadline=None)  # one that is busy takes longer over a case
-settings.load_profile("any machine")
+# On a busy machine a case takes longer. The same cases are drawn each time, in the soak new ones.
+settings.register_profile(
+    "the same cases", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("new cases", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 BACKENDS = ("mlx", "numpy")
 GOLDEN = Path(__file__).parent / "golden"
@@ -381,6 +384,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("new cases" if config.option.markexpr == "soak" else "the same cases")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: children would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes start, and each would compile all modules

@@ -1,7 +1,9 @@
 """Processes as `mlx.launch --backend ring` starts them, without its own process between."""
 
+import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -15,12 +17,13 @@ QUICK = {"OPENBLAS_NUM_THREADS": "1", "MLX_LFM2VL_RANK_SILENCE": "20"}
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports that nobody listens at, below those that systems give to connections: no other test gets one meanwhile."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        port = 20_000 + secrets.randbelow(12_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.add(port)
+    return list(ports)
 
 
 def start(
@@ -54,7 +57,7 @@ def start_ranks(folder: Path, count: int, *words: object, **options: Any) -> lis
     return start(folder, count, [sys.executable, "-m", "mlx_lfm2vl", *words], **options)
 
 
-def ended(ranks: list[subprocess.Popen[str]], timeout: float = 120) -> list[tuple[int, str, str]]:
+def ended(ranks: list[subprocess.Popen[str]], timeout: float = 300) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each."""
     try:
         said = [rank.communicate(timeout=timeout) for rank in ranks]

@@ -67,7 +67,7 @@ class Running:
         assert not self._thread.is_alive()
 
 
-def until(value: Any, seconds: float = 30.0) -> Any:
+def until(value: Any, seconds: float = 120.0) -> Any:
     """What the function returns, once it is true."""
     end = time.monotonic() + seconds
     while not (found := value()):

@@ -213,7 +213,7 @@ SHAPES = st.tuples(st.integers(1, 4), st.floats(0.01, 100), st.booleans())
 
 
 @given(st.dictionaries(st.sampled_from(LAYERS), SHAPES, min_size=1))
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_ranks_and_scales_of_every_layer_are_kept_by_a_folder(tmp_path, layers):
     """Also where one layer's name is the beginning of another's, as that of layers 1 and 10."""
     rng = np.random.default_rng(0)

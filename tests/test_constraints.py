@@ -113,7 +113,9 @@ def alone(request: GenerationRequest) -> tuple[str, tuple[int, ...], str]:
 
 
 @pytest.mark.backends("mlx", "numpy")
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.lists(requests(), min_size=2, max_size=5), st.integers(2, 4))
 def test_rows_with_forms_and_free_ones_answer_as_if_alone(rows, batch_size):
     model, processor = random_model()

@@ -402,7 +402,7 @@ def server():
     httpd.shutdown()
 
 
-OPEN = SourcePolicy(allow_private_addresses=True, timeout=5)
+OPEN = SourcePolicy(allow_private_addresses=True, timeout=60)
 
 
 class TestUrls:
@@ -423,7 +423,7 @@ class TestUrls:
         assert "cannot be fetched" in message(server + "/silent", SourcePolicy(allow_private_addresses=True, timeout=9))
 
     def test_size_and_time_are_limited_while_streaming(self, server):
-        limited = SourcePolicy(allow_private_addresses=True, max_bytes=100_000, timeout=5)
+        limited = SourcePolicy(allow_private_addresses=True, max_bytes=100_000, timeout=60)
         assert "more than 100000 bytes" in message(server + "/endless", limited)
         hasty = SourcePolicy(allow_private_addresses=True, timeout=0.3)
         assert "within 0.3 seconds" in message(server + "/slow", hasty)

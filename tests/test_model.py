@@ -94,7 +94,7 @@ def test_views_of_all_sizes_together_are_what_each_is_alone(monkeypatch):
 
 
 @given(st.lists(st.sampled_from([(2, 2), (4, 2), (2, 4), (6, 4)]), min_size=1, max_size=6))
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_views_keep_their_order_whatever_their_grids(backend, grids):
     """Views of one grid run beside each other, also where others stand between them."""
     model = model_of("gen2")

@@ -43,7 +43,9 @@ PENALTY = {"temperature": 0.0, "repetition_penalty": 1.2}
 GREEDY: Given = {"temperature": 0.0}
 ALL = (FAMILY, LARGE, NUCLEUS, EVERYTHING, PENALTY, GREEDY)
 
-both_devices = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+both_devices = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 logit_rows = st.lists(st.integers(-40, 40), min_size=2, max_size=40).map(lambda xs: np.array(xs) / 4)
 top_ks = st.integers(0, 45)
 top_ps = st.sampled_from([1.0, 0.95, 0.71, 0.3, 0.01, 0.0])

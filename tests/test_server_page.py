@@ -53,11 +53,11 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def server():
-    """The demo, and random weights, whose answers are long."""
+def server(endless):
+    """The demo, random weights, and some whose answers do not end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLX_LFM2VL_BACKEND", "numpy")
-        with serving(settings_of("demo", GOLDEN / "gen2")) as running:
+        with serving(settings_of("demo", GOLDEN / "gen2", endless)) as running:
             yield running
 
 
@@ -107,7 +107,7 @@ def test_an_answer_is_the_librarys(opened):
 
 
 def test_an_answer_grows_while_it_comes(opened):
-    opened.page.select_option("#model", "gen2")
+    opened.page.select_option("#model", "model")
     opened.ask("Go on.", wait=False)
     shown: set[str] = set()
 
@@ -173,14 +173,14 @@ def test_a_file_that_is_no_picture_is_refused_with_its_name(opened, tmp_path):
 
 @pytest.mark.parametrize("how", ["button", "escape"])
 def test_stopping_ends_the_answer_on_the_server(opened, server, how):
-    opened.page.select_option("#model", "gen2")
+    opened.page.select_option("#model", "model")
     earlier = len(server.lines)
     opened.ask("Go on.", wait=False)
     until(lambda: len(opened.answer) > 40)
     opened.page.click("#stop") if how == "button" else opened.page.keyboard.press("Escape")
     opened.page.wait_for_selector(".answer .message-tools")
     assert "Stopped." in opened.page.inner_text(".answer .foot")
-    asked = until(lambda: [line for line in server.lines[earlier:] if "POST" in line and "model=gen2" in line])
+    asked = until(lambda: [line for line in server.lines[earlier:] if "POST" in line and "model=model" in line])
     assert " 499 " in asked[-1]  # the client went away
     assert opened.page.is_visible("#send")
 
@@ -200,7 +200,8 @@ def test_an_answer_that_is_given_again_can_be_brought_back(opened):
 
 def reloaded(page):
     """The page anew, with the conversation that was open."""
-    page.wait_for_timeout(200)  # until it is kept
+    page.wait_for_timeout(200)  # until it is being kept; what is read comes behind what is written
+    page.evaluate("import('/static/store.js').then((store) => store.loadConversations())")
     page.reload()
     page.wait_for_selector(".question")
 
@@ -350,7 +351,7 @@ def test_conversations_are_kept_and_deleted(opened):
 
 
 def test_a_question_outlives_a_page_that_is_closed_meanwhile(opened):
-    opened.page.select_option("#model", "gen2")
+    opened.page.select_option("#model", "model")
     opened.ask("Go on.", SCENE, wait=False)
     until(lambda: len(opened.answer) > 40)
     opened.page.reload()
@@ -587,7 +588,7 @@ def test_a_schema_that_the_server_refuses_is_called_a_schema(opened):
 
 
 def test_an_answer_by_a_schema_wraps_while_it_comes(opened):
-    opened.page.select_option("#model", "gen2")
+    opened.page.select_option("#model", "model")
     opened.page.click("#open-form")
     opened.page.fill("#form-schema", json.dumps({"type": "array", "minItems": 900, "items": {"type": "integer"}}))
     opened.page.click("#form-use")

@@ -44,7 +44,7 @@ class Typist:
         rows = (self._screen.buffer[number] for number in range(self._screen.cursor.y + 1))
         return ["".join(row[column].data for column in range(COLUMNS)).rstrip() for row in rows]
 
-    def wait(self, until: Callable[[], bool], seconds: float = 60) -> None:
+    def wait(self, until: Callable[[], bool], seconds: float = 180) -> None:
         """Draws what the program writes until a condition holds."""
         end = time.monotonic() + seconds
         while not until():
@@ -66,7 +66,7 @@ class Typist:
         """Draws what the program writes until it ends."""
         with contextlib.suppress(pexpect.EOF):
             while True:
-                self._draw(self.child.read_nonblocking(4096, 60))
+                self._draw(self.child.read_nonblocking(4096, 180))
 
     def wait_for(self, text: str) -> None:
         """Waits until the screen shows a text."""
@@ -112,7 +112,7 @@ class Typist:
 
     def end(self) -> int:
         """Waits for the end of the program; its exit code."""
-        self.child.expect(pexpect.EOF, timeout=30)
+        self.child.expect(pexpect.EOF, timeout=180)
         self.child.close()
         assert self.child.exitstatus is not None, f"killed by signal {self.child.signalstatus}"
         return self.child.exitstatus

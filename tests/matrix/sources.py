@@ -59,7 +59,7 @@ ADDRESSES = [
         "file: that is a device",
         without_bench(load_array, "file:///dev/zero"),
         Refused(ImageError, "/dev/zero", "is not a regular file", "give a file"),
-        seconds=5,
+        seconds=30,
     ),
     Row(
         "file: with a zero byte",
@@ -269,7 +269,7 @@ OPEN_FILES = [
         "/dev/zero, opened",
         endless,
         Refused(ImageError, "/dev/zero", "more than 1000 bytes", "make it smaller"),
-        seconds=5,
+        seconds=30,
     ),
 ]
 

@@ -91,9 +91,9 @@ def slow(name: str, reply: Reply) -> Row:
     """A server that drips faster than any single wait may last and never ends."""
     return Row(
         f"slow: {name}",
-        in_time(served(reply, timeout=0.5), 5),
+        in_time(served(reply, timeout=0.5), 20),
         Refused(ImageError, "http://127.0.0.1:", "no whole answer within 0.5 seconds"),
-        seconds=20,
+        seconds=60,
     )
 
 
@@ -270,7 +270,7 @@ def closed_port(bench: Bench) -> Any:
 
 def wrong(name: str, reply: Reply, what: str, way: str = "", **policy: Any) -> Row:
     return Row(
-        f"server: {name}", served(reply, **policy), Refused(ImageError, "http://127.0.0.1:", what, way), seconds=20
+        f"server: {name}", served(reply, **policy), Refused(ImageError, "http://127.0.0.1:", what, way), seconds=60
     )
 
 
