@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from conftest import statistics_of
+from conftest import GOLDEN, statistics_of
 from test_cli import MODULE, ROOT, cli  # noqa: F401
 
 from mlx_lfm2vl import GenerationOptions, load, stream_generate
@@ -142,7 +142,7 @@ def test_json_has_the_reports_fields(cli):  # noqa: F811
     made = json.loads(out)
     assert set(made) == {
         *("model", "machine", "bandwidth", "weights", "repeats", "import_seconds", "load_seconds"),
-        *("answers", "batches", "constraints", "drafts", "again", "complete"),
+        *("answers", "batches", "constraints", "drafts", "draft_model", "again", "complete"),
     }
     assert made["model"] == "demo" and made["batches"] == [] and len(made["answers"]) == 1
     assert made["answers"][0]["generated_tokens"] == 4
@@ -171,6 +171,28 @@ def test_drafts_take_fewer_steps_where_a_question_is_asked_again(cli):  # noqa: 
         assert made["tokens"] == 64 == made["model_steps"] + made["accepted_tokens"]
         assert made["drafted_tokens"] >= made["accepted_tokens"] and min(made["plain"], made["drafting"]) > 0
     assert again["model_steps"] <= 32
+
+
+@pytest.mark.backends("numpy")
+def test_drafts_of_a_model_are_measured(cli):  # noqa: F811
+    """Of the model itself, which is right until the clock ends them."""
+    words = ("bench", "demo", "--sizes", "--batch-sizes", "--draft-model", "demo", *QUICK, "--tokens", 16)
+    code, out, err = cli(*words, "--json")
+    assert (code, err) == (0, "")
+    made = json.loads(out)
+    assert [each["answer"] for each in made["drafts"]] == ["first, model", "again, model"] and made["complete"]
+    for each in made["drafts"]:
+        assert each["tokens"] == 16 == each["model_steps"] + each["accepted_tokens"]
+        assert each["accepted_tokens"] == each["drafted_tokens"] > 0
+    code, out, err = cli(*words)
+    assert code == 0 and "; draft model demo\n" in out and "| again, model |" in out
+
+
+@pytest.mark.backends("numpy")
+def test_a_draft_model_that_does_not_fit_is_told_first(cli, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("mlx_lfm2vl.benchmark.measure.ask", None)  # is not called
+    code, out, err = cli("bench", "demo", "--draft-model", GOLDEN / "gen2", *QUICK)
+    assert (code, out) == (2, "") and "the draft model has vocab_size 832, the model 1380" in err
 
 
 @pytest.mark.backends("numpy")

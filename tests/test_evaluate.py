@@ -17,6 +17,7 @@ from mlx_lfm2vl.evaluation.intervals import Z, bootstrap, of_difference, of_mean
 from mlx_lfm2vl.evaluation.report import Report, Scores, score
 from mlx_lfm2vl.evaluation.rows import read_rows
 from mlx_lfm2vl.evaluation.scoring import BOXES, RULES, TEXTS, edits, numbers
+from mlx_lfm2vl.generation.decode import GenerationBatch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SEPARATORS = "\x85\u2028\u2029"  # at which `str.splitlines` parts, and which JSON leaves as they are
@@ -290,6 +291,24 @@ def test_kv_bits_are_evaluated_beside_the_model(task, tmp_path, capsys):
     for bits, name in ((None, "demo"), (8, "demo-with-kv-bits-8"), (4, "demo-with-kv-bits-4")):
         (answer,) = generate_batch(*load("demo", kv_bits=bits), [question])
         assert json.loads((tmp_path / f"{name}.jsonl").read_text())["text"] == answer.text
+
+
+@pytest.mark.parametrize("draft", [("--draft", "ngram"), ("--draft-model", "demo")], ids=["ngram", "model"])
+def test_drafts_change_no_score(task, tmp_path, capsys, monkeypatch, draft):
+    """The answers may go on from those without."""
+    verify, verified = GenerationBatch.verify, []
+
+    def noted(self, *given, **named):
+        verified.append(self)
+        return verify(self, *given, **named)
+
+    monkeypatch.setattr(GenerationBatch, "verify", noted)
+    words = ("demo", "--task", task, "--json", "--output")
+    plain = evaluated(capsys, *words, tmp_path / "a")
+    assert plain[0] == 0 and not verified
+    assert evaluated(capsys, *words, tmp_path / "b", *draft)[:2] == plain[:2] and verified
+    one, other = (tmp_path / name / "demo.jsonl" for name in "ab")
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_the_same_command_goes_on_where_it_was_stopped(task, tmp_path, capsys):

@@ -22,8 +22,9 @@ from test_cli import MODEL, ROOT, cli  # noqa: F401
 from mlx_lfm2vl.cli import main
 from mlx_lfm2vl.cli.answers import Output
 from mlx_lfm2vl.cli.in_order import InOrder
+from mlx_lfm2vl.cli.joining import said_late
 from mlx_lfm2vl.cli.ranks import Ranks, dealt_by_cost
-from mlx_lfm2vl.distributed.group import launched_group
+from mlx_lfm2vl.distributed.group import launch, launched_group
 from mlx_lfm2vl.distributed.links import SILENCE, Came, Link, greeted, silence
 from mlx_lfm2vl.errors import DistributedError
 
@@ -173,6 +174,55 @@ def test_an_address_that_is_not_this_machines_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts"))
     with pytest.raises(DistributedError, match=r"the ranks do not reach each other .*see the hostfile"):
         launched_group()
+
+
+def test_a_long_wait_is_said_and_a_short_one_is_not(capfd):
+    line, limit, err = "rank 0 waits", time.monotonic() + 60, ""
+    with said_late(line, 0.05):
+        while not err:
+            assert time.monotonic() < limit
+            err = capfd.readouterr().err
+            time.sleep(0.01)
+    with said_late("rank 1 waits", 20):
+        pass
+    assert err + capfd.readouterr().err == f"mlx-lfm2vl: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        (
+            {"MLX_HOSTFILE": "ring.json"},
+            "rank 1 waits for the other ranks of the back end ring, at 10.0.0.1:5000, ",
+        ),
+        ({"MLX_JACCL_COORDINATOR": "10.0.0.1:80"}, "back end jaccl, and the coordinator at 10.0.0.1:80"),
+        ({"NCCL_HOST_IP": "10.0.0.1"}, "the other ranks of the back end nccl;"),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, "the other ranks of the back end mpi;"),
+    ],
+)
+def test_a_rank_says_for_whom_it_waits(monkeypatch, tmp_path, environment, said):
+    (tmp_path / "ring.json").write_text(json.dumps([[f"10.0.0.{host}:5000"] for host in (1, 2, 3)]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLX_RANK", "1")
+    for name, text in environment.items():
+        monkeypatch.setenv(name, text)
+    launched = launch()
+    assert launched is not None and said in launched.waits_for and "10.0.0.2" not in launched.waits_for
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_wait_for_a_rank_that_never_comes_can_be_ended(tmp_path, rank):
+    """One end of MLX's ring accepts a connection, the other one makes it."""
+    ranks = start_ranks(tmp_path, 2, "generate", "--model", "demo", "--prompt", "Why?")
+    ranks[1 - rank].kill()  # Python has not begun
+    try:
+        stderr = ranks[rank].stderr
+        assert stderr is not None and f"rank {rank} waits for the other ranks" in stderr.readline()
+        ranks[rank].send_signal(signal.SIGINT)
+        assert ranks[rank].wait(60) == -signal.SIGINT
+    finally:
+        ended(ranks)
 
 
 def test_rows_on_stdin_are_refused_in_ranks(tmp_path):

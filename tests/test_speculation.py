@@ -738,11 +738,22 @@ def test_a_draft_model_reads_of_a_prompt_what_is_new(read):
     assert read == [first, second - first, first]
 
 
+def test_a_model_as_a_draft_reads_a_prompt_once(read):
+    """Each answer has its own options; the states live as long as the model."""
+    own = load(GOLDEN / "gen2")[0]
+    made = [
+        answered(GenerationRequest("What is this?", options=GenerationOptions(max_tokens=20, temperature=0, draft=own)))
+        for _ in range(2)
+    ]
+    same(*made)
+    assert read == [statistics_of(made[0]).prompt_tokens] and statistics_of(made[1]).accepted_tokens > 0
+
+
 @pytest.mark.parametrize(("tokens", "reads"), [(SHORTEST_ANSWER - 1, False), (SHORTEST_ANSWER, True)])
 def test_of_a_short_answer_no_draft_reads_the_prompt(tokens, reads, read):
     options = replace(GREEDY, max_tokens=tokens)
     plain = answered(GenerationRequest("Hi", options=options))
-    made = answered(GenerationRequest("Hi", options=replace(options, draft=loaded()[0])))
+    made = answered(GenerationRequest("Hi", options=replace(options, draft=DraftModel(loaded()[0]))))
     same(made, plain)
     assert bool(read) == reads == bool(statistics_of(made).drafted_tokens)
 

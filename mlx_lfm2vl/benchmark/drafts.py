@@ -9,12 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..generation.draft_model import DraftModel, check_draft
 from ..generation.options import GenerationOptions
 from ..generation.response import Completion, Statistics
 from ..generation.speculation import Draft
 from ..generation.stream import stream_generate
 from ..generation.watch import Stop, check
+from ..models.dspark import DSparkDraftModel
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from ..pretrained import load_draft
 from ..processing.processor import Lfm2VlProcessor
 from .ask import GREEDY, PROMPT
 from .report import Drafts
@@ -32,6 +35,13 @@ class WrongDraft:
         return [(tokens[-1] + self._vocabulary // 2 + at) % self._vocabulary for at in range(count)]
 
 
+def load_for(model: Lfm2VlForConditionalGeneration, path_or_repo: str) -> DraftModel | DSparkDraftModel:
+    """A draft model for a model. Raises `OptionError` where it does not fit, and what `load_draft` raises."""
+    made = load_draft(path_or_repo)
+    check_draft(model.config, made)
+    return made
+
+
 def measure(
     model: Lfm2VlForConditionalGeneration,
     processor: Lfm2VlProcessor,
@@ -39,9 +49,13 @@ def measure(
     tokens: int,
     several: Callable[[Callable[[], list[Statistics]]], list[list[Statistics]]],
     stop: Stop | None = None,
+    *,
+    ngrams: bool = True,
+    draft_model: DraftModel | DSparkDraftModel | None = None,
 ) -> tuple[Drafts, ...]:
-    """Measures a model whose answers do not end by themselves, as `constraints.measure` does. `file`: a picture's.
-    Raises `Cancelled`."""
+    """Measures a model whose answers do not end by themselves, as `constraints.measure` does. `file`: a picture's;
+    `ngrams`: whether drafts of these are measured, and wrong ones, `draft_model`: those of a model. Raises
+    `Cancelled`."""
     plain = replace(GREEDY, max_tokens=tokens)
 
     def answered(prompt: list[dict[str, Any]], options: GenerationOptions) -> Completion:
@@ -53,12 +67,16 @@ def measure(
     question = {"role": "user", "content": [{"type": "image", "image": file}, asked]}
     answer = {"role": "assistant", "content": answered([question], plain).text}
     again: list[dict[str, Any]] = [question, answer, {"role": "user", "content": [asked]}]
-    kinds: dict[str, tuple[list[dict[str, Any]], Draft | Literal["ngram", "auto"]]] = {
-        "first": ([question], "ngram"),
-        "again": (again, "ngram"),
-        "again, auto": (again, "auto"),
-        "all wrong": ([question], WrongDraft(model.config.text_config.vocab_size)),
-    }
+    kinds: dict[str, tuple[list[dict[str, Any]], Draft | DSparkDraftModel | Literal["ngram", "auto"]]] = {}
+    if ngrams:
+        kinds = {
+            "first": ([question], "ngram"),
+            "again": (again, "ngram"),
+            "again, auto": (again, "auto"),
+            "all wrong": ([question], WrongDraft(model.config.text_config.vocab_size)),
+        }
+    if draft_model is not None:
+        kinds |= {"first, model": ([question], draft_model), "again, model": (again, draft_model)}
 
     def every() -> list[Statistics]:
         made = [

@@ -43,8 +43,8 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Plan:
     """The measurements: questions of `sizes`, batches of `batch_sizes` pictures, what a form of the answer costs
-    (`constraints`), what drafts save (`drafts`), waits of second questions (`again`), `tokens` an answer, each
-    `repeats` times after one run to warm up. Raises `OptionError`."""
+    (`constraints`), what drafts of n-grams save (`drafts`) and those of a `draft_model`, waits of second questions
+    (`again`), `tokens` an answer, each `repeats` times after one run to warm up. Raises `OptionError`."""
 
     sizes: tuple[Size, ...] = SIZES
     batch_sizes: tuple[int, ...] = BATCH_SIZES
@@ -52,6 +52,7 @@ class Plan:
     repeats: int = 3
     constraints: bool = False
     drafts: bool = False
+    draft_model: str | None = None
     again: bool = False
 
     def __post_init__(self) -> None:
@@ -72,7 +73,8 @@ class Plan:
     @property
     def kinds(self) -> int:
         """How many kinds of runs there are."""
-        return len(self.sizes) + len(self.batch_sizes) + self.constraints + self.drafts + self.again
+        drafting = self.drafts or self.draft_model is not None
+        return len(self.sizes) + len(self.batch_sizes) + self.constraints + drafting + self.again
 
 
 def benchmark(
@@ -104,6 +106,9 @@ def benchmark(
         loads.append(time.perf_counter() - start)
         counter.tick()
     assert model is not None and processor is not None
+    if plan.draft_model is not None:  # one that does not fit is told before the work; its memory is not held meanwhile
+        drafts.load_for(model, plan.draft_model)
+        mx.clear_cache()
     model.generation_config = replace(generation_config(model), eos_token_ids=())
     before = imports + statistics.median(loads)
     asked: list[tuple[Size, list[Run]]] = []
@@ -123,9 +128,20 @@ def benchmark(
             )
         if plan.constraints:
             forms = constraints.measure(model, processor, plan.tokens, counter.all, counter.stopped)
-        if plan.drafts:
+        if plan.drafts or plan.draft_model is not None:
             file = draw(BATCH_PICTURE, 0, folder)
-            drafting = drafts.measure(model, processor, file, plan.tokens, counter.all, counter.stopped)
+            own = None if plan.draft_model is None else drafts.load_for(model, plan.draft_model)
+            drafting = drafts.measure(
+                model,
+                processor,
+                file,
+                plan.tokens,
+                counter.all,
+                counter.stopped,
+                ngrams=plan.drafts,
+                draft_model=own,
+            )
+            del own
         if plan.again:
             waits = again.measure(model, processor, draw(BATCH_PICTURE, 0, folder), counter.all, counter.stopped)
     if not counter.stopped():
@@ -143,6 +159,7 @@ def benchmark(
         batches=tuple(batches),
         constraints=forms,
         drafts=drafting,
+        draft_model=plan.draft_model,
         again=waits,
         complete=len(answers) + len(batches) + (forms is not None) + bool(drafting) + (waits is not None) == plan.kinds,
     )

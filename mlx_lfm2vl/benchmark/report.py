@@ -82,7 +82,8 @@ class Constraints:
 @dataclass(frozen=True)
 class Drafts:
     """Medians of an answer to a question asked "first", or "again" behind the answer (by n-grams), or "again, auto"
-    (these by the clock), or with drafts that are "all wrong" (by the clock). `plain` and `drafting`: tokens a second
+    (these by the clock), or with drafts that are "all wrong" (by the clock), or of a model ("first, model" and "again,
+    model"). `plain` and `drafting`: tokens a second
     without drafts and with them. `model_steps` with them; `drafted_tokens` were proposed, `accepted_tokens` were
     right."""
 
@@ -122,6 +123,7 @@ class Report:
     batches: tuple[Batch, ...]
     constraints: Constraints | None = None
     drafts: tuple[Drafts, ...] = ()
+    draft_model: str | None = None
     again: Again | None = None
     complete: bool = True
 
@@ -158,7 +160,7 @@ class Report:
             f"{versions} {machine.device_type}{device}, backend {machine.backend}, Python {machine.python}",
             f"{machine.name}, {counted(machine.cores, 'core')}, {machine.memory / 2**30:.0f} GiB, {machine.system}; "
             f"memory {self.bandwidth / 1e9:.1f} GB/s",
-            f"model {self.model}: {held}",
+            f"model {self.model}: {held}" + (f"; draft model {self.draft_model}" if self.draft_model else ""),
             f"import {self.import_seconds:.3f} s, load {self.load_seconds:.3f} s; times in seconds, medians of "
             f"{self.repeats} after a warm-up{length}" + ("" if self.complete else "; stopped early"),
         ]

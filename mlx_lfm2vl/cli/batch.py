@@ -97,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _answer(args: argparse.Namespace) -> int:
     from .. import GenerationOptions, OptionError, PromptError
-    from ..distributed.group import launched_group
     from .answers import settings
+    from .joining import joined_group
     from .row_tasks import TASKS, check_task
     from .rows import Rows
 
@@ -106,7 +106,7 @@ def _answer(args: argparse.Namespace) -> int:
     if args.max_tokens is None:
         args.max_tokens = 512 if args.task is None else TASKS[args.task].max_tokens
     options = GenerationOptions(**sampling_options(args))
-    group = launched_group()
+    group = joined_group()
     if group is not None and "-" in (*args.input, args.prompt_file):
         raise OptionError("-: mlx.launch does not end what it gives to ranks on stdin; name a file")
     prompt = read_prompt(args, args.input, "INPUT")

@@ -73,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--draft", action="store_true", help="also what drafts of n-grams save, and cost")
     parser.add_argument(
+        "--draft-model",
+        metavar="MODEL",
+        help="also what drafts of this model save: a DSpark drafter, or a smaller model of the same tokens",
+    )
+    parser.add_argument(
         "--again",
         action="store_true",
         help="also the wait for the first token of a second question about a picture, and after 5 seconds without work",
@@ -109,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
         args.repeats,
         constraints=args.constraints,
         drafts=args.draft,
+        draft_model=args.draft_model,
         again=args.again,
     )
     with Interrupt() as interrupt, Bars() as bars:

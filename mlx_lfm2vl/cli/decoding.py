@@ -13,6 +13,17 @@ if TYPE_CHECKING:
 
 def add_decoding(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """The options of decoding."""
+    add_drafts(parser)
+    parser.add_argument(
+        "--kv-bits",
+        type=int,
+        choices=(8, 4),
+        help="quantise keys and values, for long prompts and answers in less memory; answers may change a little",
+    )
+
+
+def add_drafts(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """--draft and --draft-model."""
     drafts = parser.add_mutually_exclusive_group()
     drafts.add_argument(
         "--draft",
@@ -26,12 +37,6 @@ def add_decoding(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
         metavar="MODEL",
         help="let a DSpark drafter of the model propose them, or a smaller model of the same tokens: folder, hub "
         "repository or 'demo'",
-    )
-    parser.add_argument(
-        "--kv-bits",
-        type=int,
-        choices=(8, 4),
-        help="quantise keys and values, for long prompts and answers in less memory; answers may change a little",
     )
 
 

@@ -7,13 +7,15 @@ import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, OutputError, counted
 from .argument_types import whole
+from .decoding import add_drafts, chosen_draft
 from .options import add_pictures, add_revision, load_model, note, picture_overrides
 from .tasks import add_recipe
 
@@ -78,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"longest answer in tokens (default: {MAX_TOKENS}, and what suits the task for boxes and fields)",
     )
     add_recipe(parser)
+    add_drafts(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     add_pictures(parser)
 
@@ -101,10 +104,11 @@ def run(args: argparse.Namespace) -> int:
     asked += [(args.models[0], {"kv_bits": each}, f"{args.models[0]} with kv-bits {each}") for each in args.kv_bits]
     names = [name for *_, name in asked]
     made = []
+    draft = cache(lambda: chosen_draft(args))
     with _folder(args.output) as folder:
         for (model, own, name), file in zip(asked, _files(folder, names), strict=True):
             one = argparse.Namespace(**{**vars(args), "model": model, "adapter": None, "kv_bits": None, **own})
-            lines = _answers(one, rows, file)
+            lines = _answers(one, rows, file, draft)
             if lines is None:
                 return 130
             made.append(scores(name, rows, lines))
@@ -143,9 +147,11 @@ def _files(folder: Path, names: Sequence[str]) -> list[Path]:
     return files
 
 
-def _answers(args: argparse.Namespace, rows: Sequence[EvaluationRow], file: Path) -> list[dict[str, Any]] | None:
+def _answers(
+    args: argparse.Namespace, rows: Sequence[EvaluationRow], file: Path, draft: Callable[[], Any]
+) -> list[dict[str, Any]] | None:
     """The answers of a model as `batch` writes them, in the order of the rows; None where Ctrl-C came before the
-    last."""
+    last. `draft`: loads what proposes tokens, where a row has no answer yet."""
     from .. import generate_batch
     from .answers import Output, settings
     from .interrupt import Interrupt
@@ -164,7 +170,7 @@ def _answers(args: argparse.Namespace, rows: Sequence[EvaluationRow], file: Path
             model, processor = load_model(args)
             output.begin()
             bars(stage, output.rows, len(asked))
-            waiting = Waiting(output.missing(asked), _Tasks(args, model, processor))
+            waiting = Waiting(output.missing(asked), _Tasks(args, model, processor, draft()))
             questions = waiting.questions()
             for made in generate_batch(model, processor, questions, batch_size=args.batch_size, stop=interrupt):
                 if made.finish_reason == "cancelled":
@@ -203,11 +209,13 @@ class _Tasks:
     args: argparse.Namespace
     model: Lfm2VlForConditionalGeneration
     processor: Lfm2VlProcessor
+    draft: Any  # as of `GenerationOptions`
 
     def __call__(self, question: GenerationRequest) -> tuple[Task[Any] | None, list[GenerationRequest]]:
         """Raises `Lfm2VlError` for what is wrong with the row, or where the model is not known to do the task."""
         from .. import DetectTask, ExtractTask, recipe_of
 
+        question = replace(question, options=replace(question.options, draft=self.draft))
         if not isinstance(question.prompt, str):
             return None, [question]
         recipe, form = recipe_of(self.model, self.args.recipe), question.options.response_format

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import DistributedError, Lfm2VlError, OptionError
+from .joining import joined_group
 from .options import load_model, print_error
 from .rank_interrupt import GRACE
 
@@ -30,9 +31,7 @@ LOOK = 0.2  # seconds between two looks at the links
 
 def run_shared(args: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
     """Runs a command in rank 0, or alone; in another rank loads the model, and follows. Raises `Lfm2VlError`."""
-    from ..distributed.group import launched_group
-
-    args.group = launched_group()
+    args.group = joined_group()
     if args.group is None:
         return run(args)
     if args.command == "serve":
@@ -55,25 +54,34 @@ def _lead(
     from ..generation.lockstep import Lead
 
     args.lead = lead = Lead(links.values(), came)
-    waits = (lambda: True) if args.command == "serve" else (lambda: lead.since is not None)
+
+    def over() -> str:
+        """A lost rank is an error where a step waits for it; a server waits for all."""
+        lost = _lost(links.values()) if args.command == "serve" or lead.since is not None else ""
+        return lead.failure or lost
+
     try:
         if len(links) + 1 < args.group.size():
             raise DistributedError("not all ranks have come; start the command again")
-        with _watched(links.values(), waits):
+        with _watched(over):
             return run(args)
+    except Exception as error:
+        if not isinstance(error, (Lfm2VlError, OSError)):  # these end this command only
+            lead.fail(error)
+        raise
     finally:
         lead.close()
 
 
 def _follow(args: argparse.Namespace, link: Link, came: Came) -> int:
-    from ..generation.lockstep import Follower
+    from ..generation.lockstep import Follower, text_of
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 ends all
     try:
-        with _watched([link], lambda: True):
+        with _watched(lambda: _lost([link])):
             Follower(*load_model(args), link, came).run()
-    except Lfm2VlError as error:
-        link.send({"wrong": None, "error": str(error)})
+    except Exception as error:
+        link.send({"wrong": None, "error": text_of(error)})
         raise
     finally:
         link.close()
@@ -81,16 +89,17 @@ def _follow(args: argparse.Namespace, link: Link, came: Came) -> int:
 
 
 @contextmanager
-def _watched(links: Collection[Link], waits: Callable[[], bool]) -> Iterator[None]:
-    """Ends the process if the block goes on for `GRACE` seconds, and `waits` for the other ranks, when one is lost."""
+def _watched(over: Callable[[], str]) -> Iterator[None]:
+    """Ends the process if the block goes on for `GRACE` seconds while `over` gives an error, as no step can end."""
     done = threading.Event()
 
     def watch() -> None:
         since = None
         while not done.wait(LOOK):
-            since = (since or time.monotonic()) if _lost(links) and waits() else None
+            error = over()
+            since = (since or time.monotonic()) if error else None
             if since is not None and time.monotonic() > since + GRACE:
-                _end(f"rank {_lost(links)[0]} {LOST}")
+                _end(error)
 
     threading.Thread(target=watch, name="mlx-lfm2vl lost ranks", daemon=True).start()
     try:
@@ -99,8 +108,9 @@ def _watched(links: Collection[Link], waits: Callable[[], bool]) -> Iterator[Non
         done.set()
 
 
-def _lost(links: Collection[Link]) -> list[int]:
-    return [link.rank for link in links if link.lost.is_set()]
+def _lost(links: Collection[Link]) -> str:
+    """The error of a rank that is lost, empty where none is."""
+    return next((f"rank {link.rank} {LOST}" for link in links if link.lost.is_set()), "")
 
 
 def _terminated(links: Collection[Link], number: int, frame: FrameType | None) -> None:
@@ -109,7 +119,7 @@ def _terminated(links: Collection[Link], number: int, frame: FrameType | None) -
     while not _lost(links) and time.monotonic() < end:
         time.sleep(LOOK / 4)
     if lost := _lost(links):
-        _end(f"rank {lost[0]} {LOST}")
+        _end(lost)
     os._exit(128 + number)
 
 

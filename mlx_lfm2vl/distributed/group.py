@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,25 +12,55 @@ import numpy as np
 
 from ..backends.thread_state import computing
 from ..config import parse_json
-from ..errors import DistributedError, first_line
+from ..errors import DistributedError, first_line, short
 
 LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")  # in the environment of a rank: of mlx.launch, and of mpirun below it
 _ADDRESS = re.compile(r"\S+:\d{1,5}")
 
 
-@computing
-def launched_group() -> mx.distributed.Group | None:
-    """The group of this process, None where it is alone. Waits for the other ranks. Raises `DistributedError`."""
-    if not any(name in os.environ for name in LAUNCHED):
+@dataclass(frozen=True)
+class Launch:
+    """How this process was started. `hosts`: the addresses of each rank of the back end ring, None of another one."""
+
+    rank: str
+    hosts: list[list[str]] | None
+
+    @property
+    def waits_for(self) -> str:
+        """What `launched_group` waits for."""
+        if self.hosts is not None:
+            others = [each for rank, host in enumerate(self.hosts) if str(rank) != self.rank for each in host[:1]]
+            which = f"of the back end ring, at {short(', '.join(others))}"
+        elif coordinator := os.environ.get("MLX_JACCL_COORDINATOR"):
+            which = f"of the back end jaccl, and the coordinator at {coordinator}"
+        else:
+            which = f"of the back end {'nccl' if 'NCCL_HOST_IP' in os.environ else 'mpi'}"
+        return f"rank {self.rank} waits for the other ranks {which}; all must be started, with the same hostfile"
+
+
+def launch() -> Launch | None:
+    """What the environment says, None for a process alone. Raises `DistributedError`."""
+    rank = next((os.environ[name] for name in LAUNCHED if name in os.environ), None)
+    if rank is None:
         return None
     hostfile = os.environ.get("MLX_HOSTFILE")
-    if hostfile is not None and len(hosts := addresses(hostfile)) < 2:
+    if hostfile is None:
+        return Launch(rank, None)
+    if len(hosts := addresses(hostfile)) < 2:
         return None
     rank = os.environ.get("MLX_RANK", "0")
-    if hostfile is not None and rank not in map(str, range(len(hosts))):
+    if rank not in map(str, range(len(hosts))):
         raise DistributedError(
             f"MLX_RANK is {rank!r}, but {hostfile} has {len(hosts)} ranks; start them with mlx.launch, which sets both"
         )
+    return Launch(rank, hosts)
+
+
+@computing
+def launched_group() -> mx.distributed.Group | None:
+    """The group of this process, None where it is alone. Waits for the other ranks. Raises `DistributedError`."""
+    if launch() is None:
+        return None
     try:
         group = mx.distributed.init(strict=False)
     except RuntimeError as error:

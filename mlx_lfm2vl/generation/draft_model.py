@@ -47,6 +47,15 @@ class DraftModel:
         self._pictures: list[tuple[np.ndarray, np.ndarray]] = []
         self._known: tuple[Cache, CacheCheckpoint, mx.array] | None = None  # with logits (1, vocabulary) behind it
 
+    @classmethod
+    def of(cls, model: Lfm2VlForConditionalGeneration) -> DraftModel:
+        """One that has its earlier prompts in common with all others of this model."""
+        made = cls(model)
+        if model.draft_prompts is None:
+            model.draft_prompts = made._prompts
+        made._prompts = model.draft_prompts
+        return made
+
     def copy(self) -> DraftModel:
         """One without states, with the same model and the same earlier prompts."""
         made = DraftModel(self._model)
@@ -153,7 +162,7 @@ def make_speculation(config: ModelConfig, prompt: EncodedPrompt, earlier: Ngrams
         check_draft(config, draft)
         return BlockSpeculation(draft)
     if isinstance(draft, Lfm2VlForConditionalGeneration):
-        draft = DraftModel(draft)
+        draft = DraftModel.of(draft)
     with calling("draft", draft):
         own = draft.copy() if hasattr(draft, "copy") else draft
     if isinstance(own, DraftModel):

@@ -9,7 +9,7 @@ to a rank      {"scheduler", "caches", "kept"}   a scheduler begins; the numbers
                {"add", "prompt"}                 a prompt, to a scheduler
                {"step", "cancel", "clears"}      a step of a scheduler
                {"bye"}                           there is no more to do
-both ways      {"wrong": number, "error"}        the error of this number
+both ways      {"wrong": number, "error"}        the error of this number, None of the last one
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 from ..backends.memory import WiredLimit
 from ..distributed.links import Came, Link, patience
-from ..errors import DistributedError, OptionError
+from ..errors import DistributedError, Lfm2VlError, OptionError, first_line
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.tokenizer import Tokenizer
@@ -40,7 +40,8 @@ from .scheduler import Output, Scheduler
 from .sequence import Sequence
 from .vision_cache import VisionCache
 
-LOST = "rank 0 is lost; start the command again"
+AGAIN = "start the command again"
+LOST = f"rank 0 is lost; {AGAIN}"
 CACHES: dict[str, type[VisionCache] | type[PromptCache]] = {"vision_cache": VisionCache, "prompt_cache": PromptCache}
 
 
@@ -49,6 +50,7 @@ class Lead:
 
     Attributes:
         since: when the step that runs began, by `time.monotonic()`; None between steps.
+        failure: why no step is possible any more; empty while they are.
     """
 
     def __init__(self, links: Iterable[Link], came: Came):
@@ -57,7 +59,7 @@ class Lead:
         self._count, self._errors = itertools.count(), itertools.count()
         self._numbers: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()  # schedulers and caches
         self.since: float | None = None
-        self._failure = ""  # why no step is possible any more
+        self.failure = ""
 
     def begin(self, scheduler: Scheduler, caches: Mapping[str, BoundCache[Any, Any, Any]]) -> int:
         """Begins a scheduler in all ranks, which drop what rank 0 has dropped; returns its number."""
@@ -73,12 +75,15 @@ class Lead:
     @contextmanager
     def step(self, number: int, cancelled: list[int], clears: list[int]) -> Iterator[None]:
         """While the block does a step, so do the others; before, they cancel these rows, and clear their caches if
-        these counts say so. Raises `DistributedError` as `check`."""
+        these counts say so. An error of the block ends the others. Raises `DistributedError` as `check`."""
         self._say({"step": number, "cancel": cancelled, "clears": clears})
         self.since = time.monotonic()
         try:
             yield
             self.check()
+        except Exception as error:
+            self.fail(error)
+            raise
         finally:
             self.since = None
 
@@ -101,10 +106,20 @@ class Lead:
                 self._hear(rank, said)
             missing.discard(rank)
 
+    def fail(self, error: Exception) -> None:
+        """Ends the others, as rank 0 has an error that they do not have."""
+        self.failure = self.failure or (
+            str(error) if isinstance(error, DistributedError) else f"rank 0 has failed ({text_of(error)}); {AGAIN}"
+        )
+        for link in self._links.values():
+            link.send({"wrong": None, "error": self.failure})
+            link.close()
+
     def close(self) -> None:
         """Lets the others go."""
         for link in self._links.values():
-            link.send({"bye": True})
+            if not self.failure:
+                link.send({"bye": True})
             link.close()
 
     def _number(self, thing: object) -> int:
@@ -118,20 +133,25 @@ class Lead:
         self._check_links()
 
     def _check_links(self) -> None:
-        if not self._failure and any(link.lost.is_set() for link in self._links.values()):
+        if not self.failure and any(link.lost.is_set() for link in self._links.values()):
             self._hear(*self._came.get())  # the last that a link gives is None
-        if self._failure:
-            raise DistributedError(self._failure)
+        if self.failure:
+            raise DistributedError(self.failure)
 
     def _hear(self, rank: int, said: dict[str, Any] | None) -> None:
         """Raises `DistributedError` for what is no answer."""
         what = "is lost, and its part of the model" if said is None else f"has failed ({said['error']})"
-        self._failure = f"rank {rank} {what}; start the command again"
-        raise DistributedError(self._failure)
+        self.failure = f"rank {rank} {what}; {AGAIN}"
+        raise DistributedError(self.failure)
+
+
+def text_of(error: Exception) -> str:
+    """The words of an error for other ranks; with its type, where it is none of this library."""
+    return str(error) if isinstance(error, Lfm2VlError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _differs(rank: int, error: Exception) -> DistributedError:
-    return DistributedError(f"{error}; rank {rank} does not have this error, so start the command again")
+    return DistributedError(f"{error}; rank {rank} does not have this error, so {AGAIN}")
 
 
 class LeadingScheduler(Scheduler):
@@ -251,7 +271,7 @@ class Follower:
         elif "step" in said:
             self._schedulers[said["step"]].follow(said["cancel"], said["clears"])
         else:
-            raise DistributedError(f"rank 0 has an error that this rank does not have ({said['error']})")
+            raise DistributedError(said["error"])
 
     def _begin(self, number: int, caches: dict[str, list[int]], kept: set[int]) -> None:
         held: tuple[dict[int, Any], ...] = (self._schedulers, self._caches)

@@ -210,6 +210,7 @@ class Lfm2VlForConditionalGeneration(nn.Module):
     model_class: ClassVar[type[Lfm2VlModel]] = Lfm2VlModel
     group: mx.distributed.Group | None = None  # of ranks that share the model, if several do
     lead: Any = None  # a Lead, in rank 0 of them
+    draft_prompts: Any = None  # a PromptCache of earlier prompts, where it proposes tokens to another model
     kv_bits: int | None = None  # of the keys and values of answers, None where they are not quantised
 
     def __init__(self, config: ModelConfig):
