@@ -192,6 +192,8 @@ def test_metadata_may_say_the_rate_alone():
             "'num_frame' is neither .*; did you mean num_frames",
         ),
         ({"processor_kwargs": {"videos_kwargs": [1]}}, "videos_kwargs is list, expected a mapping"),
+        ({"return_metadata": True}, "return_metadata is True, which is not offered; a video of"),
+        ({"processor_kwargs": {"videos_kwargs": {"return_metadata": True}}}, "return_metadata is True, which is not"),
     ],
 )
 def test_options_of_videos_that_say_nothing_are_refused(options, says):
