@@ -63,7 +63,7 @@ def test_a_repaired_folder_has_its_policy_again(tmp_path):
 
 def test_an_answer_about_a_video_holds_to_its_form():
     form = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-    asked = {"videos": GOLDEN / "videos" / "clip.png", "max_tokens": 60, "response_format": form}
+    asked: dict[str, Any] = {"videos": GOLDEN / "videos" / "clip.png", "max_tokens": 60, "response_format": form}
     assert isinstance(json.loads(generate(*loaded(), "Answer.", **asked))["a"], int)
 
 
