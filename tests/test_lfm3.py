@@ -17,6 +17,7 @@ from mlx_lfm2vl import (
     Engine,
     GenerationOptions,
     GenerationRequest,
+    Lfm3VlProcessor,
     PromptCache,
     explain,
     generate,
@@ -191,6 +192,8 @@ def test_metadata_may_say_the_rate_alone():
             "'num_frame' is neither .*; did you mean num_frames",
         ),
         ({"processor_kwargs": {"videos_kwargs": [1]}}, "videos_kwargs is list, expected a mapping"),
+        ({"return_metadata": True}, "return_metadata is True, which is not offered; a video of"),
+        ({"processor_kwargs": {"videos_kwargs": {"return_metadata": True}}}, "return_metadata is True, which is not"),
     ],
 )
 def test_options_of_videos_that_say_nothing_are_refused(options, says):
@@ -240,6 +243,17 @@ def test_a_call_may_set_fields_of_the_video_policy(options, grid):
     for name, value in flat.items():
         setattr(processor.video_processor, name, value)
     assert processor(text=processor.video_token, videos=video)["video_grid_thw"].tolist() == [grid]
+
+
+def test_a_processor_is_made_of_its_parts():
+    whole, fewer = (Lfm3VlProcessor.from_pretrained(FOLDER) for _ in range(2))
+    fewer.video_processor.max_frames = 2
+    parts = (whole.image_processor, whole.tokenizer, fewer.video_processor)
+    made = Lfm3VlProcessor(*parts, chat_template=whole.chat_template)
+    video = load_video(GOLDEN / "videos" / "clip.png")
+    asked = {"text": made.video_token, "videos": video}
+    assert made(**asked)["video_grid_thw"].tolist() == fewer(**asked)["video_grid_thw"].tolist() == [[1, 6, 10]]
+    assert made.chat_template == whole.chat_template
 
 
 @pytest.mark.parametrize(

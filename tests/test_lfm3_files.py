@@ -15,6 +15,7 @@ from mlx_lfm2vl import (
     Completion,
     convert,
     explain,
+    generate,
     load,
     stream_generate,
 )
@@ -22,6 +23,7 @@ from mlx_lfm2vl.cli.models import described
 from mlx_lfm2vl.config import ImageProcessorConfig, Lfm3VlImageProcessorConfig, Lfm3VlProcessorConfig
 from mlx_lfm2vl.config.lfm3 import Lfm3Config, RopeParameters
 from mlx_lfm2vl.conversion.plan import QuantizationOptions, make_plan
+from mlx_lfm2vl.conversion.repair import repair
 from mlx_lfm2vl.errors import ConfigError, ImageError, InputError, OptionError, PromptError
 from mlx_lfm2vl.generation.arguments import PixelOverrides
 from mlx_lfm2vl.weights.load import open_model
@@ -43,6 +45,26 @@ def test_a_converted_model_answers(bits, tmp_path, golden):
     made = np.array(model.generate(**case.inputs, max_new_tokens=24, do_sample=False))
     assert list(tokens) == made[0, case.arrays["input_ids"].shape[1] :].tolist()[: len(tokens)]
     assert described(folder, False) == f"LFM3-VL, {bits} bits"
+
+
+def test_a_target_size_finds_bits_that_fit(tmp_path, golden):
+    folder = convert(FOLDER, tmp_path / "out", target_size=0.0011, q_group_size=32)
+    assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= 1.1e6
+    out: Any = load(folder)[0](**golden("lfm3-videos").inputs)
+    assert np.isfinite(np.array(out.logits)).all()
+
+
+def test_a_repaired_folder_has_its_policy_again(tmp_path):
+    shutil.copytree(FOLDER, tmp_path / "broken", ignore=shutil.ignore_patterns("processor_config.json"))
+    findings = repair(tmp_path / "broken", tmp_path / "out", base=FOLDER)
+    assert "processor_config.json: is missing; taken from" in "\n".join(map(str, findings))
+    assert load(tmp_path / "out")[1].image_processor.config == loaded()[1].image_processor.config
+
+
+def test_an_answer_about_a_video_holds_to_its_form():
+    form = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    asked: dict[str, Any] = {"videos": GOLDEN / "videos" / "clip.png", "max_tokens": 60, "response_format": form}
+    assert isinstance(json.loads(generate(*loaded(), "Answer.", **asked))["a"], int)
 
 
 def test_a_dense_conversion_keeps_every_number(tmp_path, golden):

@@ -113,6 +113,15 @@ def test_the_video_processor_obeys_what_is_set(name):
     assert_same(*made)
 
 
+def test_a_processor_of_parts_is_the_references():
+    made = []
+    for package, whole in zip((mlx_lfm2vl, transformers), processors(), strict=True):
+        parts = {name: getattr(whole, name) for name in ("image_processor", "tokenizer", "video_processor")}
+        made.append(package.Lfm3VlProcessor(**parts, chat_template=whole.chat_template))
+    assert_same(*(each(**ASKED, return_tensors="pt") for each in made))
+    assert made[0].chat_template == made[1].chat_template
+
+
 def test_names_of_the_processor_are_the_references():
     ours, theirs = processors()
     kinds = ("image", "video", "vision_start", "vision_end")

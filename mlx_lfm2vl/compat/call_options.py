@@ -36,6 +36,7 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {  # the values that change noth
     "pad_size": ((None,), "views are padded to max_num_patches"),
     "return_attention_mask": ((None, True), "leave the mask out of the call"),
     "return_length": ((None, False), "take the length of input_ids"),
+    "return_metadata": ((None, False), "a video of `load_video` tells its frames and their rate"),
     "return_offsets_mapping": ((None, False), "use tokenizer.encode_batch, which has offsets"),
     "return_overflowing_tokens": ((None, False), "leave out what does not fit"),
     "return_special_tokens_mask": ((None, False), "compare input_ids with tokenizer.all_special_ids"),

@@ -56,9 +56,14 @@ class Lfm3VlVideoProcessor:
         """The bounds of the area of all sampled frames together, in pixels."""
         return dict(self.to_dict()["size"])
 
+    @property
+    def config(self) -> config.Lfm3VlVideoProcessorConfig:
+        """The policy."""
+        return self._image_processor.config.video  # type: ignore[no-any-return]
+
     def __getattr__(self, name: str) -> Any:
         if name in config.Lfm3VlVideoProcessorConfig.__dataclass_fields__:
-            return getattr(self._image_processor.config.video, name)
+            return getattr(self.config, name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -67,7 +72,7 @@ class Lfm3VlVideoProcessor:
 
     def to_dict(self) -> dict[str, Any]:
         """video_preprocessor_config.json."""
-        return dict(self._image_processor.config.video.to_dict())
+        return self.config.to_dict()
 
 
 class Lfm3VlProcessor(Lfm2VlProcessor, lfm3_vl.Lfm3VlProcessor):
@@ -77,6 +82,21 @@ class Lfm3VlProcessor(Lfm2VlProcessor, lfm3_vl.Lfm3VlProcessor):
     image_processor: Any
     image_processor_class: ClassVar[Any] = Lfm3VlImageProcessor
     attributes: ClassVar[list[str]] = ["image_processor", "tokenizer", "video_processor"]
+
+    def __init__(
+        self,
+        image_processor: Any,
+        tokenizer: Any,
+        video_processor: Lfm3VlVideoProcessor | None = None,
+        chat_template: str | None = None,
+        *,
+        use_image_special_tokens: bool = False,
+        notes: tuple[str, ...] = (),
+    ):
+        """`video_processor`: whose policy the image processor takes; None leaves its own."""
+        super().__init__(image_processor, tokenizer, chat_template, use_image_special_tokens, notes)
+        if video_processor is not None:
+            image_processor.video = video_processor.config
 
     @property
     def video_processor(self) -> Lfm3VlVideoProcessor:

@@ -87,7 +87,8 @@ class Lfm2VlProcessor(PromptEncoder):
         config = cls.image_processor_class.files_class.from_folder(folder)
         special = config.use_image_special_tokens if use_image_special_tokens is None else use_image_special_tokens
         image_processor = cls.image_processor_class(config.image, source_policy=source_policy, **image_overrides)
-        return cls(image_processor, cls.tokenizer_class.from_folder(folder), None, special, config.notes)
+        tokenizer = cls.tokenizer_class.from_folder(folder)
+        return cls(image_processor, tokenizer, use_image_special_tokens=special, notes=config.notes)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes processor_config.json, the tokenizer's files and chat_template.jinja into `folder`. Raises

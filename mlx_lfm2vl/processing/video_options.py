@@ -20,6 +20,7 @@ SAMPLING = ("fps", "num_frames", "do_sample_frames", "video_metadata")
 POLICY = ("size", *(each.name for each in fields(Lfm3VlVideoProcessorConfig) if each.name not in (*SAMPLING, *SHARED)))
 OWN = ("min_frames", "max_frames", "cap_pixels_per_frame", "max_video_tokens")  # of these, what pictures have not
 WITHOUT_EFFECT = ("do_resize", "do_convert_rgb", "default_to_square", "device", "input_data_format", "return_tensors")
+METADATA = "return_metadata"  # which the call refuses, wherever it stands
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class VideoOptions:
             nested = options.pop("videos_kwargs", None) or {}
             if not isinstance(nested, Mapping):
                 raise OptionError(f"videos_kwargs is {type(nested).__name__}, expected a mapping of options")
-            check_names(nested, (*SAMPLING, *POLICY, *WITHOUT_EFFECT))
+            check_names(nested, (*SAMPLING, *POLICY, *WITHOUT_EFFECT, METADATA))
+            options |= {METADATA: nested[METADATA]} if METADATA in nested else {}
             given |= {name: value for name, value in {**options, **nested}.items() if value is not None}
             for name in (*SAMPLING, *OWN):
                 options.pop(name, None)
