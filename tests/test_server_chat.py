@@ -240,7 +240,7 @@ REFUSED = [
         "messages[0].content[0].type",
         "unsupported_parameter",
     ),
-    ({"messages": text([{"type": "file", "file": {}}])}, 400, "messages[0].content[0].type", "unsupported_parameter"),
+    ({"messages": text([{"type": "input_audio"}])}, 400, "messages[0].content[0].type", "unsupported_parameter"),
     ({"tools": [{"type": "web_search"}]}, 400, "tools[0].type", "unsupported_parameter"),
     (
         {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}},

@@ -18,7 +18,7 @@ from servers import about, data_uri, serving, settings_of, until
 
 from mlx_lfm2vl import ConstraintError, SourcePolicy
 from mlx_lfm2vl.server import task_requests, tools
-from mlx_lfm2vl.server.answering import Answering
+from mlx_lfm2vl.server.answering import Answering, is_light
 from mlx_lfm2vl.server.api_request import Rules
 from mlx_lfm2vl.server.fields import Fields
 from mlx_lfm2vl.server.limits import Limits
@@ -316,6 +316,15 @@ def test_a_schema_that_takes_long_to_check_stops_no_other_request(server, monkey
     go_on.set()
     asking.join(30)
     assert waited == [True] and found[0][0] == 400 and "slow" in found[0][2]["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "light"),
+    [("a" * 100_000, True), ("a" * 300_000, False), ([0] * 20_000, False), ([[]] * 2000, True), ([[]] * 9000, False)],
+    ids=["a text", "a long text", "numbers", "few lists", "lists"],
+)
+def test_a_body_of_few_values_is_read_at_once(content, light):
+    assert is_light(json.dumps({"content": content}).encode()) == light
 
 
 def test_a_body_counts_until_its_request_has_ended(endless):

@@ -158,7 +158,7 @@ REFUSED = [
     ({"messages": [{"role": "assistant", "content": "The answer is"}]}, 400, "not prefilled"),
     ({"messages": [{"role": "system", "content": "x"}]}, 400, "messages[0].role"),
     ({"messages": user([])}, 400, "messages[0].content is empty"),
-    ({"messages": user([{"type": "document"}])}, 400, "messages[0].content[0].type"),
+    ({"messages": user([{"type": "search_result"}])}, 400, "messages[0].content[0].type"),
     ({"messages": user([{"type": "image", "source": {"type": "file", "file_id": "a"}}])}, 400, "source.type"),
     ({"messages": user([{"type": "image", "source": {"type": "url", "url": "/etc/passwd"}}])}, 400, "source.url"),
     (

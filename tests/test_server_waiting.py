@@ -106,7 +106,8 @@ def test_a_stream_that_waits_too_long_ends_with_an_error_event(busy):
         list(chat.create(model="model", messages=TEXT, stream=True, extra_body=late))
     with pytest.raises(anthropic.APIStatusError, match="nothing was answered before the deadline") as refused:
         list(messages.create(model="model", max_tokens=5, messages=TEXT, stream=True, extra_body=late))
-    assert refused.value.body["error"]["type"] == "timeout_error"
+    said: Any = refused.value.body
+    assert said["error"]["type"] == "timeout_error"
 
 
 def test_official_clients_pass_over_signs_of_life(endless):

@@ -34,8 +34,8 @@ class TextTokens:
     def read(self, response: GenerationResponse) -> GenerationResponse:
         """The response with the tokens of its text."""
         tops = response.top_logprobs or ((),) * len(response.tokens)
-        for token, logprob, top in zip(response.tokens, response.logprobs or (), tops, strict=True):
-            self._waiting.append(_Token(token, logprob, top, self._place(token)))
+        for id, logprob, top in zip(response.tokens, response.logprobs or (), tops, strict=True):
+            self._waiting.append(_Token(id, logprob, top, self._place(id)))
         self._told += len(response.text)
         whole = response.finish_reason is not None and response.stop_text is None
         count = 0
