@@ -35,7 +35,7 @@ def build(folder: Path, program: str, *options: str) -> Path:
         cwd=folder / "made",
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3000,
     )
     assert done.returncode == 0, done.stderr
     return Path(shutil.move(folder / "made" / "dist" / "app", folder / "app"))
