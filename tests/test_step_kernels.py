@@ -54,10 +54,11 @@ def gpu(monkeypatch, tmp_path):
 
 
 def narrow(
-    vocabulary: int = 65536, quantised: bool = False, layer_types: Sequence[str] = TEXT["layer_types"]
+    vocabulary: int = 65536, quantised: bool = False, layer_types: Sequence[str] | None = None
 ) -> Lfm2VlForConditionalGeneration:
-    text = {**TEXT, **NARROW_TEXT, "intermediate_size": 96, "vocab_size": vocabulary}
-    text |= {"num_hidden_layers": len(layer_types), "layer_types": list(layer_types)}
+    text: dict[str, object] = {**TEXT, **NARROW_TEXT, "intermediate_size": 96, "vocab_size": vocabulary}
+    if layer_types is not None:
+        text |= {"num_hidden_layers": len(layer_types), "layer_types": list(layer_types)}
     model = model_of(text, {**VISION, **NARROW_VISION}, 64)
     model.set_dtype(mx.bfloat16)
     if quantised:
