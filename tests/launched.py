@@ -57,7 +57,7 @@ def start_ranks(folder: Path, count: int, *words: object, **options: Any) -> lis
     return start(folder, count, [sys.executable, "-m", "mlx_lfm2vl", *words], **options)
 
 
-def ended(ranks: list[subprocess.Popen[str]], timeout: float = 300) -> list[tuple[int, str, str]]:
+def ended(ranks: list[subprocess.Popen[str]], timeout: float = 600) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each."""
     try:
         said = [rank.communicate(timeout=timeout) for rank in ranks]

@@ -46,7 +46,7 @@ def words(rows: Path, output: Path, *more: object, tokens: int = 4) -> tuple[obj
 
 
 def until(true: Callable[[], bool], ranks: list[subprocess.Popen[str]]) -> None:
-    limit = time.monotonic() + 300
+    limit = time.monotonic() + 600
     while not true():
         assert time.monotonic() < limit and None in [rank.poll() for rank in ranks], ended(ranks, 1)
         time.sleep(0.01)
@@ -127,7 +127,7 @@ def test_mlx_launch_starts_the_ranks(cli, tmp_path):  # noqa: F811
     rows, output = inputs(tmp_path), tmp_path / "out.jsonl"
     launch = [Path(sys.executable).parent / "mlx.launch", "-n", 2, "--backend", "ring", "--starting-port"]
     command = [*launch, free_ports(1)[0], "--", sys.executable, "-m", "mlx_lfm2vl", *words(rows, output)]
-    run = {"cwd": ROOT, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 300}
+    run = {"cwd": ROOT, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 600}
     done = subprocess.run(list(map(str, command)), **run)  # type: ignore[call-overload]
     assert "10 rows, 2 with an error" in done.stderr, done.stderr
     assert cli(*words(rows, tmp_path / "alone.jsonl"))[0] == 1

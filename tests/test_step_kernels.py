@@ -16,6 +16,8 @@ do not take the residual along. The rest is the choice:
 | together | 4 | 6 | 8 | 10 | 21 |
 """
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -33,6 +35,7 @@ from mlx_lfm2vl.generation.options import GenerationOptions
 from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
+from tools import roofline
 
 MODEL, QUANTISED = 195, 227
 GREEDY = {"temperature": 0.0}
@@ -50,8 +53,12 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
 
-def narrow(vocabulary: int = 65536, quantised: bool = False) -> Lfm2VlForConditionalGeneration:
-    text = {**TEXT, **NARROW_TEXT, "intermediate_size": 96, "vocab_size": vocabulary}
+def narrow(
+    vocabulary: int = 65536, quantised: bool = False, layer_types: Sequence[str] | None = None
+) -> Lfm2VlForConditionalGeneration:
+    text: dict[str, object] = {**TEXT, **NARROW_TEXT, "intermediate_size": 96, "vocab_size": vocabulary}
+    if layer_types is not None:
+        text |= {"num_hidden_layers": len(layer_types), "layer_types": list(layer_types)}
     model = model_of(text, {**VISION, **NARROW_VISION}, 64)
     model.set_dtype(mx.bfloat16)
     if quantised:
@@ -79,6 +86,15 @@ def step_of(model: Lfm2VlForConditionalGeneration, *given: dict, logprobs: bool 
 
     sampling.compiled.cache_clear()
     return Count(step)
+
+
+@pytest.mark.parametrize("name", roofline.CHECKPOINTS)
+@pytest.mark.parametrize("quantised", [False, True])
+def test_a_greedy_step_of_a_checkpoint_has_these_kernels(name, quantised):
+    """Those by which docs/performance.md computes the share of the bandwidth that can be reached."""
+    text = roofline.CHECKPOINTS[name].text_config
+    count = step_of(narrow(text.vocab_size, quantised, text.layer_types), GREEDY)
+    assert count.total == roofline.KERNELS[text.num_hidden_layers][quantised], count.kernels
 
 
 def test_step_with_the_recommended_sampling():

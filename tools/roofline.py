@@ -27,6 +27,10 @@ GROUP = 64  # weights that share a scale and a bias of 16 bits
 WIDTHS = (16, 8, 4)
 CONTEXT, PROMPT, LONG = 1024, 1024, 32768
 M1_FLOPS = 2.6e12  # float32, as published
+# Kernels of a greedy token in 16 bits and with quantised layers, by layers, as tests/test_step_kernels.py counts them.
+KERNELS = {16: (199, 231), 30: (341, 401)}
+LAUNCH = 2e-6  # seconds that a GPU idles before a kernel: assumed
+FAST = (67, 273, 546)  # GB/s
 # GB/s as published, and where that was read
 CHIPS = {
     "M1": (67, "https://spy.macrumors.com/threads/apple-silicon-mac-chips.2471322"),
@@ -119,6 +123,21 @@ def ceilings() -> Iterator[str]:
         yield f"| [{chip}]({source}): {bandwidth} | {' | '.join(cells)} |\n"
 
 
+def shares() -> Iterator[str]:
+    yield f"| checkpoint | kernels a token, dense, quantised | {' | '.join(f'{each} GB/s' for each in FAST)} |\n"
+    yield f"| --- | --- |{' --- |' * len(FAST)}\n"
+    for name, config in CHECKPOINTS.items():
+        body, states = NETWORKS[type(config)](config).model.language_model, state_bytes(config, CONTEXT)
+        kernels, cells = KERNELS[config.text_config.num_hidden_layers], []
+        for bandwidth in FAST:
+            percents = []
+            for bits in WIDTHS:
+                read = (weight_bytes(body, bits) + states) / (bandwidth * 1e9)
+                percents.append(f"{100 * read / (read + kernels[bits < 16] * LAUNCH):.0f}")
+            cells.append(" / ".join(percents) + " %")
+        yield f"| {name} | {kernels[0]}, {kernels[1]} | {' | '.join(cells)} |\n"
+
+
 def long_context() -> Iterator[str]:
     yield f"| checkpoint, bits | weights | keys and values of {LONG:,} tokens at 16 / 8 / 4 bits | all, at most |\n"
     yield "| --- | --- | --- | --- |\n"
@@ -134,7 +153,7 @@ def long_context() -> Iterator[str]:
 
 
 def tables() -> str:
-    return "\n".join("".join(table()) for table in (costs, ceilings, long_context))
+    return "\n".join("".join(table()) for table in (costs, ceilings, shares, long_context))
 
 
 def main() -> None:
