@@ -407,3 +407,20 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     ran = ", ".join(f"{_counts[name]} on {name}" for name in BACKENDS)
     terminalreporter.write_line(f"tests that ran a decoder layer: {ran}")
+
+
+@pytest.fixture
+def by_acceptance_only(monkeypatch):
+    """Steps are counted here: no clock ends drafts."""
+    monkeypatch.setattr("mlx_lfm2vl.generation.pace.Pace.pays", lambda self, rows: True)
+
+
+@pytest.fixture
+def nothing_fails(monkeypatch):
+    """A row that begins again would hide an error: it gives the same tokens."""
+
+    def fail(self: object, rows: object, error: Exception) -> Iterator[None]:
+        raise error
+        yield
+
+    monkeypatch.setattr("mlx_lfm2vl.generation.scheduler.Scheduler._failed", fail)

@@ -31,7 +31,7 @@ from safetensors.numpy import load_file, save_file
 from mlx_lfm2vl import AutoModelForImageTextToText, convert, load
 from mlx_lfm2vl.conversion.repair import repair
 from mlx_lfm2vl.conversion.upload import upload
-from mlx_lfm2vl.errors import ConfigError, HubError, NotFiniteError, OutputError, TokenizerError, WeightsError
+from mlx_lfm2vl.errors import HubError, NotFiniteError, OutputError, TokenizerError
 from mlx_lfm2vl.weights.names import from_module, to_module
 
 
@@ -455,60 +455,6 @@ def test_a_folder_of_an_adapter_is_told_from_a_model(tmp_path, config, said):
     refused(tmp_path, line, TokenizerError)
     shutil.copytree(GOLDEN / "gen2", tmp_path, ignore=shutil.ignore_patterns("model*"), dirs_exist_ok=True)
     refused(tmp_path, line)  # beside the base's configuration and tokenizer
-
-
-def cached(folder: Path, *revisions: str, main: str | None = None) -> Path:
-    """The folder as revisions of a repository in the hub's cache."""
-    repository = folder.parent / "models--owner--name"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "snapshots").mkdir()
-    for revision in revisions:
-        shutil.copytree(folder, repository / "snapshots" / revision)
-    if main is not None:
-        (repository / "refs" / "main").write_text(main)
-    return repository
-
-
-def test_a_folder_of_the_hubs_cache_loads_its_branch_main(folder):
-    repository = cached(folder, "aaa", "bbb", main="bbb")
-    (repository / "snapshots" / "aaa" / "config.json").write_text("{")
-    model, _ = load(repository)
-    np.testing.assert_array_equal(logits_of(model), EXPECTED)
-
-
-@pytest.mark.parametrize(
-    ("revisions", "said"),
-    [(("aaa", "bbb"), r"with 2 revisions; choose one of \S+/aaa, \S+/bbb"), ((), "no revision; if the download")],
-)
-def test_a_folder_of_the_hubs_cache_without_main(folder, revisions, said):
-    refused(
-        cached(folder, *revisions, main="ccc"),
-        f"models--owner--name: is a folder of the hub's cache .*{said}",
-        HubError,
-    )
-
-
-@pytest.mark.parametrize("lost", ["snapshots", "config.json", "model.safetensors", "tokenizer.json"])
-@pytest.mark.parametrize("dangling", [False, True], ids=["absent", "a dangling link"])
-@pytest.mark.parametrize("named", ["repository", "snapshot"])
-def test_an_incomplete_download_is_said_with_its_way_out(folder, lost, dangling, named):
-    repository = cached(folder, "aaa")
-    snapshot = repository / "snapshots" / "aaa"
-    if lost == "snapshots":
-        shutil.rmtree(repository / "snapshots")
-        snapshot = repository
-    else:
-        (snapshot / lost).unlink()
-        if dangling:
-            (snapshot / lost).symlink_to("../../blobs/absent")
-    error = HubError if lost in ("snapshots", "config.json") else (WeightsError, ConfigError, TokenizerError)
-    with pytest.raises(error, match="if the download is incomplete, load 'owner/name', which fetches what is missing"):
-        load(repository if named == "repository" else snapshot)
-
-
-def test_the_only_revision_of_the_hubs_cache_loads(folder):
-    model, _ = load(cached(folder, "aaa"))
-    np.testing.assert_array_equal(logits_of(model), EXPECTED)
 
 
 # What a conversion carries on

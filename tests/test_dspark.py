@@ -15,19 +15,11 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import GOLDEN, Loaded, cache_by_backend, case_ids, picture, statistics_of
+from drafts import GREEDY, answered, requests, same, some
 from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 from test_cli import cli  # noqa: F401
-from test_speculation import (
-    GREEDY,
-    answered,
-    by_acceptance_only,  # noqa: F401
-    nothing_fails,  # noqa: F401
-    requests,
-    same,
-    some,
-)
 
 from mlx_lfm2vl import (
     ConfigError,
@@ -50,7 +42,7 @@ from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.models.context import Context
 from mlx_lfm2vl.weights.fit import question_bytes
 
-pytestmark = pytest.mark.backends("mlx", "numpy")
+pytestmark = [pytest.mark.backends("mlx", "numpy"), pytest.mark.usefixtures("by_acceptance_only", "nothing_fails")]
 FOLDER = Path(__file__).parent / "dspark"
 
 

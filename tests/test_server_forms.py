@@ -1,5 +1,5 @@
 """Forms of answers with tools: how many calls, calls beside a form of the text, calls that the length cuts off. And the
-logprobs of answers that a stop text ends."""
+logprobs of answers that a stop text ends, and biases of tokens."""
 
 import json
 from typing import Any
@@ -204,3 +204,15 @@ def test_calls_whose_form_cannot_be_held_name_the_tools(client):
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="demo", messages=TEXT, tools=[tool], response_format=CHAT_SCHEMA)
     assert refused.value.param == "tools"
+
+
+def test_biases_of_tokens_hold(client):
+    def ask(bias):
+        asked = {"model": "demo", "messages": about("scene"), "max_tokens": 4}
+        return client.chat.completions.create(**asked, logit_bias=bias).choices[0].message.content
+
+    ring = load("demo")[1].tokenizer.encode(" ring", add_special_tokens=False)[0]
+    assert ask({str(ring): 100}) == " ring" * 4
+    for wrong in ({"ring": 1}, {"5": 101}, {"5": "a"}):
+        with pytest.raises(openai.BadRequestError, match="logit_bias"):
+            ask(wrong)

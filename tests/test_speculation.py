@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -13,116 +13,34 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, Loaded, cache_by_backend, case_ids, picture, statistics_of
-from hypothesis import HealthCheck, given, settings
+from conftest import GOLDEN, case_ids, picture, statistics_of
+from drafts import GREEDY, answered, demo, knowing, loaded, requests, same, some
+from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from servers import serving, settings_of
 from test_cli import cli  # noqa: F401
 
 from mlx_lfm2vl import (
-    Completion,
-    DraftModel,
     GenerationOptions,
     GenerationRequest,
     GenerationResponse,
-    NotFiniteError,
     OptionError,
-    OutOfMemoryError,
     PromptCache,
     ResponseFormat,
     generate_batch,
-    load,
-    stream_generate,
 )
 from mlx_lfm2vl.config import GenerationConfig
-from mlx_lfm2vl.generation import draft_model
-from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill, prefill_in_pieces
+from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
 from mlx_lfm2vl.generation.decode import GenerationBatch
-from mlx_lfm2vl.generation.options import generation_config
-from mlx_lfm2vl.generation.pace import NEEDED, Pace
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.generation.scheduler import Scheduler
-from mlx_lfm2vl.generation.speculation import MOST, SHORTEST_ANSWER, Draft
+from mlx_lfm2vl.generation.speculation import MOST, Draft
 from mlx_lfm2vl.models.bounded_states import ConvCache, WindowCache
 from mlx_lfm2vl.models.cache import Cache, LayerCache
 from mlx_lfm2vl.models.key_values import KeyValueCache
 
-pytestmark = pytest.mark.backends("mlx", "numpy")
-GREEDY = GenerationOptions(temperature=0.0, max_tokens=60)
-PAYS = Pace.pays
-
-
-@cache_by_backend
-def loaded(name: str = "gen2") -> Loaded:
-    return load(GOLDEN / name)
-
-
-@cache_by_backend
-def demo() -> Loaded:
-    return load("demo")
-
-
-@pytest.fixture(autouse=True)
-def by_acceptance_only(monkeypatch):
-    """Steps are counted here: no clock ends drafts."""
-    monkeypatch.setattr("mlx_lfm2vl.generation.pace.Pace.pays", lambda self, rows: True)
-
-
-@pytest.fixture(autouse=True)
-def nothing_fails(monkeypatch):
-    """A row that begins again would hide an error: it gives the same tokens."""
-
-    def fail(self: Scheduler, rows: object, error: Exception) -> Iterator[None]:
-        raise error
-        yield
-
-    monkeypatch.setattr(Scheduler, "_failed", fail)
-
-
-class Knowing:
-    """A draft that knows the answer, and is wrong where its random numbers say so."""
-
-    def __init__(self, prompt: int, answer: Sequence[int], wrong: float = 0.0, seed: int | None = None):
-        self.prompt, self.answer, self.wrong, self.seed = prompt, answer, wrong, seed
-        self.random = random.Random(seed)
-        self.calls = 0
-
-    def copy(self) -> Knowing:
-        return Knowing(self.prompt, self.answer, self.wrong, self.seed)
-
-    def __call__(self, tokens: Sequence[int], count: int) -> list[int]:
-        at = len(tokens) - self.prompt
-        assert tuple(tokens[self.prompt :]) == tuple(self.answer[:at])
-        if self.seed is not None:
-            count = self.random.randint(0, count)
-        return [
-            (token + 1) % 500 if self.random.random() < self.wrong else token for token in self.answer[at : at + count]
-        ]
-
-
-def answered(request: GenerationRequest, model: Loaded | None = None, **more: Any) -> Completion:
-    return Completion.of(list(stream_generate(*(model or loaded()), request, **more)))
-
-
-def knowing(request: GenerationRequest, plain: Completion, wrong: float, seed: int | None) -> GenerationRequest:
-    """The same request with a draft that knows its answer, the end token too."""
-    ends = generation_config(loaded()[0]).eos_token_ids
-    assert ends
-    prompt = len(encode(*loaded(), request).ids)
-    draft = Knowing(prompt, (*plain.tokens, ends[0]), wrong, seed)
-    return replace(request, options=replace(request.options, draft=draft))
-
-
-def same(made: Completion, plain: Completion) -> None:
-    assert (made.tokens, made.text, made.finish_reason) == (plain.tokens, plain.text, plain.finish_reason)
-    if plain.logprobs is not None:
-        assert made.logprobs == pytest.approx(plain.logprobs, abs=1e-4)
-    if plain.top_logprobs is not None:
-        assert made.top_logprobs is not None
-        for ours, theirs in zip(made.top_logprobs, plain.top_logprobs, strict=True):
-            assert [each.id for each in ours] == [each.id for each in theirs]
+pytestmark = [pytest.mark.backends("mlx", "numpy"), pytest.mark.usefixtures("by_acceptance_only", "nothing_fails")]
 
 
 # The batch
@@ -273,64 +191,6 @@ def probabilities(logits: np.ndarray, options: GenerationOptions) -> np.ndarray:
         weights[weights < np.sort(weights)[-options.top_k]] = 0
     weights[weights < (options.min_p or 0.0)] = 0
     return weights / weights.sum()
-
-
-# Answers
-
-
-FORMS: list[Any] = [
-    None,
-    None,
-    ResponseFormat.regex("[a-z]{1,3}(, [a-z]{2}){9}"),
-    ResponseFormat.choice(["a long text that is forced", "a long text that is not", "b"]),
-    {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 9},
-]
-
-
-class Turning:
-    """A processor that remembers how often it was asked."""
-
-    def __init__(self, count: int = 0):
-        self.count = count
-
-    def copy(self) -> Turning:
-        return Turning(self.count)
-
-    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        self.count += 1
-        return logits + 2.0 * ((mx.arange(logits.shape[1]) + self.count) % 7 == 0)
-
-
-def shifted(tokens: mx.array, logits: mx.array) -> mx.array:
-    """A processor that depends on all tokens."""
-    return logits + 2.0 * ((mx.arange(logits.shape[1]) + tokens.sum()) % 5 == 0)
-
-
-@st.composite
-def requests(draw: st.DrawFn) -> GenerationRequest:
-    options = GenerationOptions(
-        temperature=draw(st.sampled_from([0.0, 0.0, 0.7, 2.0])),
-        max_tokens=draw(st.integers(1, 50)),
-        seed=draw(st.integers(0, 99)),
-        repetition_penalty=draw(st.sampled_from([None, 1.3])),
-        frequency_penalty=draw(st.sampled_from([0.0, 0.5])),
-        top_k=draw(st.sampled_from([None, 4])),
-        top_p=draw(st.sampled_from([None, 0.8])),
-        top_logprobs=draw(st.sampled_from([0, 0, 3])),
-        logit_bias=draw(st.sampled_from([{}, {40: 5.0, 50: -3.0}])),
-        response_format=draw(st.sampled_from(FORMS)),
-        logits_processors=draw(st.sampled_from([(), (), (shifted,), (Turning(), shifted)])),
-        stop=draw(st.sampled_from([(), ("e", "o")])),
-    )
-    return GenerationRequest(draw(st.sampled_from(["Hi", "Who is that over there?", "Why? " * 20])), options=options)
-
-
-def some(examples: int) -> settings:
-    return settings(
-        max_examples=examples,
-        deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    )
 
 
 @some(10)
@@ -486,38 +346,6 @@ def test_answers_to_like_pictures_are_drafts_of_each_other():
     assert 2 * sum(steps) <= sum(len(answer.tokens) + 1 for answer in made[2:])
 
 
-# A draft model
-
-
-def test_a_draft_model_that_agrees_takes_the_fewest_steps():
-    """The model itself, which sees the same picture; beside others in a batch, too."""
-    scene = GOLDEN.parent.parent / "examples" / "scene.png"
-    model = demo()[0]
-    greedy = GenerationRequest("What is in this image?", scene, options=GenerationOptions(temperature=0.0))
-    text = replace(greedy, prompt="Where is the ring?", images=None)
-    plain = [answered(each, demo()) for each in (greedy, text)]
-    with_draft = [replace(each, options=replace(each.options, draft=model)) for each in (greedy, text)]
-    for made, own in zip(generate_batch(*demo(), with_draft), plain, strict=True):
-        same(made, own)
-        statistics = statistics_of(made)
-        assert statistics.accepted_tokens >= statistics.drafted_tokens - MOST  # all but what is behind the end
-    made = answered(with_draft[0], demo())
-    assert len(made.tokens) == 20 and statistics_of(made).model_steps == 1 + 1 + 2
-
-
-@some(4)
-@given(requests(), st.integers(0, 9))
-def test_a_draft_model_that_errs_changes_no_answer(request_, seed):
-    model = load(GOLDEN / "gen2")[0]
-    head = model.model.language_model.embedding_norm
-    noise = mx.random.normal(head.weight.shape, key=mx.random.key(seed)) * 0.2
-    head.weight = head.weight + noise  # it agrees now and then
-    plain = answered(request_)
-    same(answered(replace(request_, options=replace(request_.options, draft=DraftModel(model)))), plain)
-    made = answered(GenerationRequest("What is this?", options=replace(GREEDY, draft=DraftModel(model))))
-    assert 0 < statistics_of(made).accepted_tokens < statistics_of(made).drafted_tokens
-
-
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -533,20 +361,6 @@ def test_verbose_says_what_became_of_drafts(cli, words, told):  # noqa: F811
     code, _, err = cli("generate", *asked, *words)
     assert code == 0
     assert told in err if told else "drafts" not in err
-
-
-def test_verbose_says_that_drafts_did_not_pay(cli, monkeypatch):  # noqa: F811
-    ticks = Ticks(monkeypatch)
-    ticks.cost(GenerationBatch, "step", lambda: 1.0)
-    ticks.cost(GenerationBatch, "verify", lambda: 8.0)
-    scene = GOLDEN.parent.parent / "examples" / "scene.png"
-    asked = ("--model", "demo", "--image", scene, "--prompt", "What is in this image?", "--temp", 0, "--verbose")
-    code, _, err = cli("generate", *asked, "--draft-model", "demo")
-    assert (
-        code == 0
-        and "drafts: 4 of 4 proposed tokens were right; 17 runs of the model, 10 without drafts, which did not pay\n"
-        in err
-    )
 
 
 def test_the_command_line_answers_with_drafts(cli, tmp_path):  # noqa: F811
@@ -586,234 +400,6 @@ def test_a_server_answers_with_drafts(monkeypatch):
                 texts.append(made.choices[0].message.content)
         counts.append(len(verified))
     assert len(set(texts)) == 1 and counts[0] == 0 < counts[1]
-
-
-def test_a_draft_model_of_other_tokens_is_refused():
-    options = replace(GREEDY, draft=DraftModel(demo()[0]))
-    with pytest.raises(OptionError, match="the draft model has vocab_size 1380, the model 832"):
-        answered(GenerationRequest("Hi", options=options))
-
-
-# The clock
-
-
-class Timed(Knowing):
-    """A draft that ends by the clock."""
-
-    timed = True
-
-    def copy(self) -> Timed:
-        return Timed(self.prompt, self.answer, self.wrong, self.seed)
-
-
-class Ticks:
-    """The clock of steps, on which only what `cost` names takes time."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self.now, self._patch = 0.0, monkeypatch
-        monkeypatch.setattr(Pace, "pays", PAYS)
-        monkeypatch.setattr("time.perf_counter", lambda: self.now)
-
-    def cost(self, owner: type, name: str, seconds: Callable[[], float]) -> None:
-        """Lets each call of a method take so many seconds."""
-        own = getattr(owner, name)
-
-        def slow(*given: Any, **named: Any) -> Any:
-            self.now += seconds()
-            return own(*given, **named)
-
-        self._patch.setattr(owner, name, slow)
-
-
-def timed(monkeypatch: pytest.MonkeyPatch, verified: float, wrong: float = 0.0) -> tuple[Completion, Completion]:
-    """An answer of 100 tokens without drafts, and with drafts that end by a clock, on which a step takes a second and
-    one with drafts `verified` seconds."""
-    request = GenerationRequest("Hi", options=replace(GREEDY, max_tokens=100))
-    plain = answered(request)
-    ticks = Ticks(monkeypatch)
-    ticks.cost(GenerationBatch, "step", lambda: 1.0)
-    ticks.cost(GenerationBatch, "verify", lambda: verified)
-    ends = generation_config(loaded()[0]).eos_token_ids
-    assert ends
-    draft = Timed(len(encode(*loaded(), request).ids), (*plain.tokens, ends[0]), wrong)
-    return answered(replace(request, options=replace(request.options, draft=draft))), plain
-
-
-@pytest.mark.parametrize("wrong", [0.0, 1.0])
-def test_drafts_that_cost_more_than_they_save_end(wrong, monkeypatch):
-    """Right ones too."""
-    made, plain = timed(monkeypatch, 20.0, wrong)
-    same(made, plain)
-    assert statistics_of(made).drafted_tokens == 4
-
-
-def test_drafts_that_save_time_go_on(monkeypatch):
-    made, plain = timed(monkeypatch, 1.5)
-    same(made, plain)
-    assert statistics_of(made).model_steps <= 1 + NEEDED + 2 + 100 // MOST + 2
-
-
-@pytest.mark.parametrize("slow", [0, 5])
-def test_one_slow_step_ends_drafts_for_150_tokens_at_most(slow, monkeypatch):
-    """A step that waits for other work, be it the first one with a draft."""
-    request = GenerationRequest("Hi", options=replace(GREEDY, max_tokens=250))
-    plain = answered(request)
-    ticks, verified = Ticks(monkeypatch), iter(range(10**6))
-    ticks.cost(GenerationBatch, "step", lambda: 1.0)
-    ticks.cost(GenerationBatch, "verify", lambda: 100.0 if next(verified) == slow else 2.0)
-    draft = Timed(len(encode(*loaded(), request).ids), plain.tokens)
-    made = answered(replace(request, options=replace(request.options, draft=draft)))
-    same(made, plain)
-    statistics = statistics_of(made)
-    assert len(made.tokens) == 250 and statistics.undrafted_steps <= 150 and statistics.accepted_tokens > 70
-
-
-def test_a_draft_model_reads_the_prompt_before_the_first_token(monkeypatch):
-    """Which takes none of the time that drafts may cost."""
-    scene = GOLDEN.parent.parent / "examples" / "scene.png"
-    options = replace(GREEDY, max_tokens=21)
-    request = GenerationRequest("What is in this image?", scene, options=options)
-    plain, model = answered(request, demo()), demo()[0]
-    ticks = Ticks(monkeypatch)
-    ticks.cost(GenerationBatch, "step", lambda: 1.0)
-    ticks.cost(GenerationBatch, "verify", lambda: 2.0)
-    ticks.cost(DraftModel, "_run", lambda: 0.1)
-    calls: list[str] = []
-
-    def told(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
-        def tell(*given: Any, **named: Any) -> Any:
-            calls.append(name)
-            return own(*given, **named)
-
-        return tell
-
-    monkeypatch.setattr(Pace, "begin", told("step", Pace.begin))
-    monkeypatch.setattr(draft_model, "prefill_in_pieces", told("prompt", draft_model.prefill_in_pieces))
-    made = answered(replace(request, options=replace(options, draft=model)), demo())
-    same(made, plain)
-    assert calls[0] == "prompt" and calls.count("prompt") == 1
-    statistics = statistics_of(made)
-    assert statistics.accepted_tokens >= 12 and statistics.model_steps <= 10
-
-
-@pytest.fixture
-def read(monkeypatch) -> list[int]:
-    """The tokens that draft models run of each prompt."""
-    lengths: list[int] = []
-
-    def noted(model: Any, prompt: Prompt, *given: Any, **named: Any) -> Any:
-        lengths.append(prompt.input_ids.shape[1])
-        return prefill_in_pieces(model, prompt, *given, **named)
-
-    monkeypatch.setattr(draft_model, "prefill_in_pieces", noted)
-    return lengths
-
-
-def test_a_draft_model_reads_of_a_prompt_what_is_new(read):
-    """The same pictures and turns are not run again; other pictures are."""
-    scene = picture("small")
-    other = scene.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    options = replace(GREEDY, max_tokens=20)
-    drafted = replace(options, draft=DraftModel(loaded()[0]))
-
-    def asked(image: Any, turns: Sequence[str]) -> int:
-        said: list[dict[str, Any]] = [
-            {"role": ("user", "assistant")[number % 2], "content": turn} for number, turn in enumerate(turns)
-        ]
-        said[0]["content"] = [{"type": "image", "image": image}, {"type": "text", "text": turns[0]}]
-        plain = answered(GenerationRequest(said, options=options))
-        made = answered(GenerationRequest(said, options=drafted))
-        same(made, plain)
-        statistics = statistics_of(made)
-        assert statistics.accepted_tokens == statistics.drafted_tokens > 0
-        return statistics.prompt_tokens
-
-    first = asked(scene, ["What is this?"])
-    assert read == [first]
-    asked(scene, ["What is this?"])
-    assert read == [first]
-    second = asked(scene, ["What is this?", "A ring.", "Where?"])
-    assert read == [first, second - first]
-    asked(other, ["What is this?"])
-    assert read == [first, second - first, first]
-
-
-def test_a_model_as_a_draft_reads_a_prompt_once(read):
-    """Each answer has its own options; the states live as long as the model."""
-    own = load(GOLDEN / "gen2")[0]
-    made = [
-        answered(GenerationRequest("What is this?", options=GenerationOptions(max_tokens=20, temperature=0, draft=own)))
-        for _ in range(2)
-    ]
-    same(*made)
-    assert read == [statistics_of(made[0]).prompt_tokens] and statistics_of(made[1]).accepted_tokens > 0
-
-
-@pytest.mark.parametrize(("tokens", "reads"), [(SHORTEST_ANSWER - 1, False), (SHORTEST_ANSWER, True)])
-def test_of_a_short_answer_no_draft_reads_the_prompt(tokens, reads, read):
-    options = replace(GREEDY, max_tokens=tokens)
-    plain = answered(GenerationRequest("Hi", options=options))
-    made = answered(GenerationRequest("Hi", options=replace(options, draft=DraftModel(loaded()[0]))))
-    same(made, plain)
-    assert bool(read) == reads == bool(statistics_of(made).drafted_tokens)
-
-
-@pytest.mark.parametrize(("verified", "reads"), [(1.5, 2), (50.0, 1)])
-def test_drafts_that_do_not_pay_read_no_prompt(verified, reads, read, monkeypatch):
-    """That of the next answer, while the loss is not paid for."""
-    options = replace(GREEDY, max_tokens=30)
-    rows = [GenerationRequest(prompt, options=options) for prompt in ("Hi", "What is this?")]
-    plain, ticks = [answered(row) for row in rows], Ticks(monkeypatch)
-    ticks.cost(GenerationBatch, "step", lambda: 1.0)
-    ticks.cost(GenerationBatch, "verify", lambda: verified)
-    drafted = [replace(row, options=replace(options, draft=DraftModel(loaded()[0]))) for row in rows]
-    made = list(generate_batch(*loaded(), drafted, batch_size=1))
-    for one, other in zip(made, plain, strict=True):
-        same(one, other)
-    assert len(read) == reads
-    assert bool(statistics_of(made[1]).drafted_tokens) == (reads == 2)
-    assert bool(statistics_of(made[1]).undrafted_steps) == (reads == 1)
-
-
-ENDS: list[tuple[str, Exception]] = [
-    ("prefill_in_pieces", OutOfMemoryError("of the prompt")),
-    ("prefill_in_pieces", RuntimeError("[metal::malloc] Unable to allocate 9 bytes.")),
-    ("encode_views_in_pieces", NotFiniteError("of a picture")),
-    ("DraftModel._run", OutOfMemoryError("of a draft")),
-]
-
-
-@pytest.mark.parametrize(("where", "error"), ENDS, ids=["prompt", "Metal", "picture", "draft"])
-def test_an_answer_goes_on_where_its_draft_model_cannot(where, error, monkeypatch):
-    request = GenerationRequest("What is this?", picture("small"), options=GREEDY)
-    plain = answered(request)
-
-    def fail(*given: Any, **named: Any) -> Any:
-        raise error
-
-    monkeypatch.setattr(f"mlx_lfm2vl.generation.draft_model.{where}", fail)
-    made = answered(replace(request, options=replace(GREEDY, draft=loaded()[0])))
-    same(made, plain)
-    assert statistics_of(made).drafted_tokens == 0
-
-
-@pytest.mark.parametrize("slow", [0.0, 500.0])
-def test_what_was_proposed_is_verified(slow, monkeypatch):
-    """Also where to propose it took longer than drafts may."""
-    request = GenerationRequest("Hi", options=replace(GREEDY, max_tokens=30))
-    plain, ticks = answered(request), Ticks(monkeypatch)
-    ticks.cost(GenerationBatch, "step", lambda: 1.0)
-    ticks.cost(Timed, "__call__", lambda: slow)
-    draft = Timed(len(encode(*loaded(), request).ids), plain.tokens)
-    statistics = statistics_of(answered(replace(request, options=replace(request.options, draft=draft))))
-    assert statistics.accepted_tokens >= 4
-    assert bool(statistics.undrafted_steps) == bool(slow)
-
-
-def test_ngrams_by_the_clock_change_no_answer(cli, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(Pace, "pays", PAYS)
-    words = ("generate", "--model", "demo", "--prompt", "Where is the ring?", "--max-tokens", 40, "--temp", 0)
-    assert cli(*words, "--draft", "auto") == cli(*words)
 
 
 # What is refused
