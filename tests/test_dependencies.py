@@ -11,7 +11,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 MODULE = {"pillow": "PIL"}  # of the packages that are imported by another name
 OPTIONAL = ("plot", "heic", "pdf", "video", "server", "reference")  # extras without which a part is missing
 CALLERS = {"PyInstaller"}  # what imports it runs within it
-UNUSED = {"mlx_lm": "adapters and calibrated quantisers will use it lazily"}
 IMPORTED = frozenset().union(*map(foreign, MODULES))
 
 
@@ -23,7 +22,7 @@ def modules(requirements: list[str]) -> set[str]:
 DECLARED = modules(PROJECT["dependencies"])
 
 
-@pytest.mark.parametrize("module", sorted(DECLARED - UNUSED.keys()))
+@pytest.mark.parametrize("module", sorted(DECLARED))
 def test_every_declared_dependency_is_imported(module):
     assert module in IMPORTED
     assert find_spec(module)
@@ -32,7 +31,3 @@ def test_every_declared_dependency_is_imported(module):
 def test_every_library_that_is_imported_is_a_declared_dependency():
     extras = [modules(PROJECT["optional-dependencies"][extra]) for extra in OPTIONAL]
     assert DECLARED.union(CALLERS, *extras) >= IMPORTED
-
-
-def test_an_exception_is_declared_and_not_imported():
-    assert UNUSED.keys() <= DECLARED - IMPORTED

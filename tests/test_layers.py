@@ -57,7 +57,6 @@ HOMES = {
         *("distributed",),
         *("conversion", "benchmark", "doctor", "training"),
     },
-    "mlx_lm": {"weights"},
     "llguidance": {"constraints"},
     "safetensors": {"weights"},
     "matplotlib": {"conversion", "benchmark", "training"},

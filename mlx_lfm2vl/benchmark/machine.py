@@ -20,7 +20,7 @@ from ..backends.cpu.layers import CpuLinear
 from ..errors import OptionError
 
 BANDWIDTH_BYTES = 2**28  # beyond any cache
-PACKAGES = ("mlx", "mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-lm", "numpy", "pillow", "tokenizers")
+PACKAGES = ("mlx", "mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "numpy", "pillow", "tokenizers")
 
 
 @dataclass(frozen=True)
