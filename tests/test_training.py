@@ -191,7 +191,8 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def test_the_loss_of_kept_rows_is_their_divergence_from_before(data):
-    """Kullback and Leibler's, of the whole vocabulary; with rows that are learned the mean over all answers' tokens."""
+    """Kullback and Leibler's, of the whole vocabulary, times its weight; with rows that are learned the mean over all
+    answers' tokens."""
     plain, processor = load(GOLDEN / "gen25", backend="mlx", **FEW)
     model, _ = load(GOLDEN / "gen25", backend="mlx", **FEW)
     untrained = prepare(model, replace(SMALL, dropout=0.0, projector=True, modules=("language_model.*",)))
@@ -207,9 +208,10 @@ def test_the_loss_of_kept_rows_is_their_divergence_from_before(data):
     divergence = (np.exp(before) * (before - after)).sum(-1)
     learned = -after[np.arange(len(after)), batch.targets]
     chosen = np.repeat([True, True, False, False], [(labels[1:] != -100).sum() for labels in batch.labels])
-    for parts in ([batch], [kept, collate([encode_row(model, processor, row) for row in rows[2:]], 0)]):
-        loss, grads = gradients(model, parts, untrained)
-        assert abs(float(loss) - np.where(chosen, divergence, learned).mean()) < 1e-5
+    halves = [kept, collate([encode_row(model, processor, row) for row in rows[2:]], 0)]
+    for parts, weight in (([batch], 1.0), (halves, 1.0), (halves, 2.5)):
+        loss, grads = gradients(model, parts, untrained, weight)
+        assert abs(float(loss) - np.where(chosen, weight * divergence, learned).mean()) < 1e-5
         assert min(float(mx.abs(array).max()) for array in flat(grads).values()) > 0
     after_all = log_probabilities(np.array(answer_logits(model, batch)))
     assert np.array_equal(after, after_all)  # what was learned is back in its place
@@ -374,6 +376,7 @@ def test_a_row_that_cannot_be_learned_is_named_by_its_line(tmp_path, row, said):
         ({"batch_size": True}, "batch_size is True, expected an integer of at least 1"),
         ({"iters": 1.5}, r"iters is 1\.5, expected an integer of at least 1"),
         ({"learning_rate": float("nan")}, "learning_rate is nan, expected a number above 0"),
+        ({"keep_weight": 0}, "keep_weight is 0, expected a number above 0"),
         ({"dropout": 1}, "dropout is 1, expected a number from 0 to below 1"),
         ({"dropout": 0.1, "grad_checkpoint": True}, "dropout and grad_checkpoint exclude each other"),
         ({"modules": ()}, "modules is empty and projector is false; nothing would be trained"),

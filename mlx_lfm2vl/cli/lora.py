@@ -73,6 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--weight-decay", type=real(0), default=0.0, metavar="X", help="of AdamW (0)")
     group.add_argument("--max-grad-norm", type=real(0, above=True), default=1.0, metavar="X", help="of a step (1)")
+    group.add_argument(
+        "--keep-weight", type=real(0, above=True), default=1.0, metavar="X", help="of the loss of rows of --keep (1)"
+    )
     group.add_argument("--steps-per-eval", type=whole(1), default=50, metavar="N", help="between validations (50)")
     group.add_argument(
         "--save-every", type=whole(1), default=50, metavar="N", help="steps between two states to go on from (50)"

@@ -81,7 +81,8 @@ def finetune(
         output: the folder to write: an adapter of PEFT, the log, and the checkpoint that the same call goes on from.
         valid: a .jsonl file of rows to validate on. The adapter with the lowest loss on them is the one that stays.
         keep: a .jsonl file of rows that are to be answered as without the adapter. They are among those to train on,
-            and their loss is how far the probabilities of the answer's tokens have gone from those of the model.
+            and their loss is how far the probabilities of the answer's tokens have gone from those of the model,
+            times `keep_weight` of the options.
         options: how it is trained.
         dtype: of the weights, as for `load`. None is that of the file.
         revision: branch, tag or commit of the repository.
@@ -256,7 +257,7 @@ class _Run:
         chosen = itertools.islice(order(len(self.rows), options.seed, way.step * count), count)
         batches = self._batches([self.rows[at] for at in chosen])
         mx.random.seed(options.seed * 2**32 + way.step)  # of dropout: the same in a run that goes on
-        loss, grads = gradients(self.model, batches, self.untrained)
+        loss, grads = gradients(self.model, batches, self.untrained, options.keep_weight)
         grads, _ = optim.clip_grad_norm(grads, options.max_grad_norm)  # type: ignore[no-untyped-call]
         self.optimizer.update(self.model, grads)
         mx.eval(self.model.trainable_parameters(), self.optimizer.state, loss)

@@ -33,7 +33,10 @@ def answer_logits(model: Lfm2VlForConditionalGeneration, batch: TrainingBatch) -
 
 
 def loss_sum(
-    model: Lfm2VlForConditionalGeneration, batch: TrainingBatch, untrained_logits: mx.array | None = None
+    model: Lfm2VlForConditionalGeneration,
+    batch: TrainingBatch,
+    untrained_logits: mx.array | None = None,
+    keep_weight: float = 1.0,
 ) -> mx.array:
     """The sum over the answers' tokens: a mean would weigh the tokens of short batches more than those of long ones.
 
@@ -41,6 +44,7 @@ def loss_sum(
         model: in training.
         batch: its rows.
         untrained_logits: (n, vocabulary) float32, those of the model before the training, where rows are kept.
+        keep_weight: how much the divergence counts beside cross-entropy.
     """
     logits = answer_logits(model, batch)
     losses = nn.losses.cross_entropy(logits, mx.array(batch.targets))
@@ -48,15 +52,18 @@ def loss_sum(
         return losses.sum()
     before, after = (each - mx.logsumexp(each, axis=-1, keepdims=True) for each in (untrained_logits, logits))
     divergence = (mx.exp(before) * (before - after)).sum(axis=-1)
-    return mx.where(mx.array(batch.kept_targets), divergence, losses).sum()
+    return mx.where(mx.array(batch.kept_targets), keep_weight * divergence, losses).sum()
 
 
 def gradients(
-    model: Lfm2VlForConditionalGeneration, batches: list[TrainingBatch], untrained: Untrained | None = None
+    model: Lfm2VlForConditionalGeneration,
+    batches: list[TrainingBatch],
+    untrained: Untrained | None = None,
+    keep_weight: float = 1.0,
 ) -> tuple[mx.array, Gradients]:
     """The mean loss of all answers' tokens of some batches, and its gradients: those of one batch of all their rows.
-    `untrained` (of `prepare`) is needed where rows are kept."""
-    compute = nn.value_and_grad(model, lambda batch, before: loss_sum(model, batch, before))
+    `untrained` (of `prepare`) is needed where rows are kept, whose loss counts `keep_weight` times."""
+    compute = nn.value_and_grad(model, lambda batch, before: loss_sum(model, batch, before, keep_weight))
     total: mx.array | None = None
     summed: Gradients = {}
     for batch in batches:

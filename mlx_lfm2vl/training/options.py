@@ -31,6 +31,7 @@ class TrainingOptions:
         learning_rate: the highest. It rises over the first twentieth of the steps and falls to 0 as a cosine.
         weight_decay: of AdamW.
         max_grad_norm: the gradient's length is cut to it.
+        keep_weight: how much a token of a row to keep counts beside one of a row to learn.
         steps_per_eval: steps between two validations, where there are rows for it.
         save_every: steps after which a run that is killed goes on.
         seed: of the order of rows, the first weights and dropout.
@@ -52,6 +53,7 @@ class TrainingOptions:
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    keep_weight: float = 1.0
     steps_per_eval: int = 50
     save_every: int = 50
     seed: int = 0
@@ -65,6 +67,7 @@ class TrainingOptions:
         self._real("alpha", lambda value: value > 0, "a number above 0")
         self._real("learning_rate", lambda value: value > 0, "a number above 0")
         self._real("max_grad_norm", lambda value: value > 0, "a number above 0")
+        self._real("keep_weight", lambda value: value > 0, "a number above 0")
         self._real("weight_decay", lambda value: value >= 0, "a number of at least 0")
         self._real("dropout", lambda value: 0 <= value < 1, "a number from 0 to below 1")
         if self.dropout and self.grad_checkpoint:
