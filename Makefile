@@ -55,7 +55,7 @@ test: $(TEST_READY)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not soak"
 
 soak: $(TEST_READY)
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m "soak or hypothesis"
 
 check: $(TEST_READY)
 	$(BIN)/ruff check

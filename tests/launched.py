@@ -64,4 +64,9 @@ def ended(ranks: list[subprocess.Popen[str]], timeout: float = 600) -> list[tupl
     finally:
         for rank in ranks:
             rank.kill()
-    return [(rank.returncode, *texts) for rank, texts in zip(ranks, said, strict=True)]
+    return [(rank.returncode, out, without_waits(err)) for rank, (out, err) in zip(ranks, said, strict=True)]
+
+
+def without_waits(err: str) -> str:
+    """What a rank said, but that it waited for the others: one may begin long after another."""
+    return "".join(line for line in err.splitlines(keepends=True) if " waits for " not in line)

@@ -167,11 +167,12 @@ def test_a_task_of_a_batch_takes_no_videos(tmp_path, clip, capsys):
 def test_fps_without_a_video_is_refused(tmp_path, capsys):
     (tmp_path / "b.png").write_bytes((GOLDEN / "pictures" / "small.png").read_bytes())
     words = ["batch", str(tmp_path), "--fps", "2", "--output", str(tmp_path / "o.jsonl"), "--model", str(MODEL)]
+    said = '--fps counts frames of videos, and INPUT has none; rows name animations as "video"'
     assert main(words) == 2
-    assert capsys.readouterr().err == "mlx-lfm2vl: error: --fps counts frames of videos, and INPUT has none\n"
+    assert capsys.readouterr().err == f"mlx-lfm2vl: error: {said}\n"
     (tmp_path / "rows.jsonl").write_text('{"image": "b.png"}\n{"image": "no.png", "prompt": 3}\n')
     assert main(["batch", str(tmp_path / "rows.jsonl"), *words[2:]]) == 2
-    assert capsys.readouterr().err == "mlx-lfm2vl: error: --fps counts frames of videos, and INPUT has none\n"
+    assert capsys.readouterr().err == f"mlx-lfm2vl: error: {said}\n"
     assert not (tmp_path / "o.jsonl").exists()
 
 

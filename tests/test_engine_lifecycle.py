@@ -169,6 +169,8 @@ elif {way == "close in a sink"}:
     while not engine.closed:
         time.sleep(0.01)
 elif {way == "close, then exit"}:
+    while len(heard) < 3:
+        time.sleep(0.01)
     engine.close(timeout=0.1)
     assert len(heard) == 3
     closed.set()

@@ -55,6 +55,7 @@ def test_where_no_thread_can_be_had_the_engine_reads_by_itself(engine, monkeypat
         short.setattr(threading.Thread, "start", start)
         for _ in range(waiting.MOST_READERS + 1):
             request = engine.submit("Question.", picture("small"), options=SHORT)
+            assert asyncio.run(request.wait_until_read())
             assert request.result(60).tokens == alone("Question.", "small", 6)
     assert engine.submit("Question.", options=SHORT).result(60).tokens == alone("Question.", None, 6)
 

@@ -312,6 +312,13 @@ def test_drafts_change_no_score(tmp_path, capsys, monkeypatch, draft):
     assert one.read_bytes() == other.read_bytes()
 
 
+def test_a_draft_model_that_does_not_fit_is_refused_first(tmp_path, capsys):
+    words = ("demo", "--task", jsonl(tmp_path, *ROWS), "--draft-model", GOLDEN / "gen2", "--output", tmp_path / "o")
+    code, out, err = evaluated(capsys, *words)
+    assert (code, out) == (2, "") and "the draft model has vocab_size 832, the model 1380" in err
+    assert not any((tmp_path / "o").glob("*.jsonl"))
+
+
 def test_the_same_command_goes_on_where_it_was_stopped(task, tmp_path, capsys):
     words = ("demo", "--task", task, "--output", tmp_path / "o")
     _, whole, _ = evaluated(capsys, *words)

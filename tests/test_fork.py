@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 from dataclasses import replace
 from mlx_lfm2vl import *
-from mlx_lfm2vl.generation.defaults import generation_config
+from mlx_lfm2vl.generation.options import generation_config
 SCENE = {str(ROOT / "examples" / "scene.png")!r}
 few = GenerationOptions(max_tokens=2)
 pair = load("demo")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, Loaded, cache_by_backend, case_ids, picture
 from servers import EXAMPLES, about, serving, settings_of
+from videos import write_video
 
 from mlx_lfm2vl import (
     AutoProcessor,
@@ -204,19 +205,22 @@ def test_options_of_videos_that_say_nothing_are_refused(options, says):
 
 
 @pytest.mark.parametrize(
-    "videos", ["channels first", "an array of both", "a list a text"], ids=lambda name: name.replace(" ", "-")
+    "videos", ["channels first", "an array of both", "a list a text", "files"], ids=lambda name: name.replace(" ", "-")
 )
-def test_videos_are_the_same_however_their_arrays_lie(videos, golden):
+def test_videos_are_the_same_however_their_arrays_lie(videos, golden, tmp_path):
     processor: Any = loaded()[1]
     clip = np.stack([np.asarray(each) for each in load_video(GOLDEN / "videos" / "clip.png").read(range(8))])
     said = {"fps": 4}
-    texts, given = [processor.video_token] * 2, [clip, clip[::-1]]
+    texts, given = [processor.video_token] * 2, list[Any]([clip, clip[::-1]])
+    if videos == "files":
+        given = [write_video(tmp_path / f"{at}.mp4", each, 4) for at, each in enumerate(given)]
     expected = processor(text=texts, videos=given, video_metadata=[said] * 2)
     other, metadata = {
-        "channels first": ([each.transpose(0, 3, 1, 2) for each in given], [said] * 2),
-        "an array of both": (np.stack(given), [said] * 2),
-        "a list a text": ([[each] for each in given], [[said]] * 2),
-    }[videos]
+        "channels first": lambda: ([each.transpose(0, 3, 1, 2) for each in given], [said] * 2),
+        "an array of both": lambda: (np.stack(given), [said] * 2),
+        "a list a text": lambda: ([[each] for each in given], [[said]] * 2),
+        "files": lambda: ([[str(each)] for each in given], [[said]] * 2),
+    }[videos]()
     made = processor(text=texts, videos=other, video_metadata=metadata)
     for name, value in expected.items():
         np.testing.assert_array_equal(made[name], value, err_msg=name)

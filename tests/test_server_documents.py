@@ -77,7 +77,7 @@ def test_pages_of_documents_count_as_pictures(server):
     [
         ({"file_id": "file-1"}, "file_id", "no files are kept; send the content as a data URI"),
         ({"filename": "a.pdf"}, "file_data", "is missing"),
-        ({"file_data": DATA}, "file_data", "neither a video nor a PDF document by its type"),
+        ({"file_data": DATA}, "file_data", "is no data URI, such as data:application/pdf;base64"),
         ({"file_data": data_uri("scene")}, "file_data", "send a picture as image_url"),
         ({"file_data": "https://example.org/a.pdf"}, "file_data", "which this server does not fetch"),
         ({"file_data": URI[:200]}, "file_data", "PDFium cannot open it"),

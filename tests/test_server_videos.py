@@ -128,7 +128,7 @@ def test_responses_take_a_document_as_a_file(client):
     ("part", "place", "said"),
     [
         ({"file_data": URI}, "file_data", "neither a video nor a PDF document by its type"),
-        ({"file_data": "clip.txt"}, "file_data", "neither a video nor a PDF document by its type"),
+        ({"file_data": "clip.txt"}, "file_data", "is no data URI, such as data:application/pdf;base64"),
         ({"file_data": "clip.mp4"}, "file_data", "neither a data URI nor an http(s) address; send the video as"),
         ({"file_data": "data:video/mp4;base64,aGVsbG8="}, "file_data", "is no video that can be read"),
         ({"file_url": "https://example.org/a.mp4?b=c"}, "file_url", "which this server does not fetch"),

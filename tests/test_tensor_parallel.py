@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -26,7 +27,7 @@ from checkpoints import edit_json
 from conftest import GOLDEN, statistics_of
 from hypothesis import given
 from hypothesis import strategies as st
-from launched import ended, free_ports, start, start_ranks
+from launched import ended, free_ports, start, start_ranks, without_waits
 from test_cli import ROOT, cli  # noqa: F401
 
 from mlx_lfm2vl import (
@@ -44,7 +45,7 @@ from mlx_lfm2vl import (
 from mlx_lfm2vl.cli.decoding import chosen_draft
 from mlx_lfm2vl.distributed.links import SILENCE, Came, Link
 from mlx_lfm2vl.errors import DistributedError, OutOfMemoryError
-from mlx_lfm2vl.generation.lockstep import Follower, Lead
+from mlx_lfm2vl.generation.lockstep import Follower, FollowingScheduler, Lead
 from mlx_lfm2vl.weights.files import read_header, read_part
 
 PROGRAM = Path(__file__).parent / "ranks_program.py"
@@ -237,15 +238,30 @@ def no_memory() -> NoReturn:
 
 
 @pytest.mark.backends("mlx", "numpy")
-@pytest.mark.parametrize("where", ["both", "rank 0", "rank 1"])
+@pytest.mark.parametrize("where", ["both", "rank 0", "rank 0, behind the other", "rank 1"])
 def test_an_error_of_all_ends_an_answer_of_one_ends_all(where, monkeypatch):
     monkeypatch.setenv(SILENCE, "600" if where == "both" else "3")
     (leading, processor), (following, _) = load(GOLDEN / "gen25"), load(GOLDEN / "gen25")
     alone = [answer.tokens for answer in generate_batch(leading, processor, REQUESTS)]
-    if where != "rank 1":
+    if where in ("both", "rank 0"):
         second(leading, no_memory)
-    if where != "rank 0":
+    if where in ("both", "rank 1"):
         second(following, no_memory)
+    if where == "rank 0, behind the other":
+        begun, done, own = threading.Event(), threading.Event(), FollowingScheduler.follow
+
+        def follow(self: FollowingScheduler, *given: Any) -> None:
+            own(self, *given)
+            if begun.is_set():
+                done.set()
+
+        def behind() -> None:
+            assert done.wait(60)
+            no_memory()
+
+        monkeypatch.setattr(FollowingScheduler, "follow", follow)
+        second(following, begun.set)
+        second(leading, behind)
     with led(leading, following, processor) as (_, followed, heard):
         if where == "rank 1":  # ranks that share a model do not run ahead
 
@@ -262,19 +278,19 @@ def test_an_error_of_all_ends_an_answer_of_one_ends_all(where, monkeypatch):
             failed, last = batch
             assert str(failed.error) == "no memory" and last.tokens == alone[2]
         else:
-            said = {"rank 0": "no memory; rank 1 does not have this error", "rank 1": "rank 1 has failed .no memory"}
-            with pytest.raises(DistributedError, match=said[where]):
+            of_one = "rank 1 has failed .no memory" if where == "rank 1" else "no memory; rank 1 does not have this"
+            with pytest.raises(DistributedError, match=f"{of_one}.*start the command again"):
                 list(batch)
     if where == "both":
         followed.result(60)
     else:
-        with pytest.raises(DistributedError, match="no memory"):
+        with pytest.raises(DistributedError, match=r"no memory.*start the command again"):
             followed.result(60)
 
 
 def only_line(err: str) -> str:
     """The line of the program, beside MLX's own."""
-    (line,) = [line for line in err.splitlines() if not line.startswith("[ring]")]
+    (line,) = [line for line in without_waits(err).splitlines() if not line.startswith("[ring]")]
     return line
 
 
@@ -330,6 +346,21 @@ def test_generate_answers_as_one_process(tmp_path, monkeypatch, cli):  # noqa: F
     shutil.copy(SMALL, picture)
     first, second = ended(start_ranks(tmp_path, 2, *words, "small.png", folders=[picture.parent, tmp_path]))
     assert first[:2] == (0, alone) and second == (0, "", ""), (first, second)
+
+
+def test_a_stdin_that_does_not_end_is_not_read(tmp_path, cli):  # noqa: F811
+    """As `mlx.launch` gives one to its ranks."""
+    first, second = ended(start_ranks(tmp_path, 2, "generate", *WORDS, "--image", SMALL, stdin=subprocess.PIPE))
+    assert first[0] == 0 and first[1] and second == (0, "", ""), (first, second)
+    for words in (("--image", "-"), ("--image", SMALL, "--prompt", "-"), ("--prompt-file", "-")):
+        for code, out, err in ended(start_ranks(tmp_path, 2, "generate", *WORDS, *words, stdin=subprocess.PIPE)):
+            assert (code, out) == (2, "") and "-: mlx.launch does not end what it gives" in only_line(err)
+
+
+def test_a_user_s_error_is_told_by_rank_0_alone(tmp_path):
+    first, second = ended(start_ranks(tmp_path, 2, "generate", *WORDS, "--image", "nowhere.png"))
+    assert first[0] == 2 and only_line(first[2]) == "mlx-lfm2vl: error: nowhere.png: no such picture"
+    assert second == (0, "", "")
 
 
 @pytest.mark.soak

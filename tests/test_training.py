@@ -388,6 +388,14 @@ def test_options_outside_their_range_are_refused_by_name(given, said):
         TrainingOptions(**given)
 
 
+def test_a_weight_of_rows_to_keep_needs_such_rows(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "Hi", "answer": "Ho"}) + "\n")
+    with pytest.raises(OptionError, match="keep_weight is of rows to keep, and there are none"):
+        finetune("demo", file, tmp_path / "o", options=TrainingOptions(keep_weight=2.0))
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

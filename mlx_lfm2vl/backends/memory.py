@@ -177,8 +177,8 @@ def _machine() -> int | None:
 
 @functools.lru_cache(maxsize=8)
 def _groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> tuple[Path, ...]:
-    """The control groups that limit the process's memory: its own and those above, of either version. Whether there are
-    any is looked up once."""
+    """The control groups that limit the process's memory: its own and those above, of either version. They are
+    looked up once: a limit that a group without one gets later is not seen."""
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:

@@ -63,6 +63,8 @@ def _others(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Circumstances of the first result that are not those of the second."""
     if before["model"] != now["model"]:
         yield f"model {before['model']}"
+    if before.get("draft_model") != now.get("draft_model"):
+        yield f"draft model {before.get('draft_model')}"
     machine = before["machine"] if isinstance(before["machine"], Mapping) else {}
     for name in ("name", "cores", "backend", "device_type", "versions"):
         if machine.get(name) != now["machine"][name]:

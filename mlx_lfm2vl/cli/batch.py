@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 def _answer(args: argparse.Namespace) -> int:
     from .. import GenerationOptions, OptionError, PromptError
     from .answers import settings
-    from .joining import joined_group
+    from .joining import joined_group, refuse_stdin
     from .row_tasks import TASKS, check_task
     from .rows import Rows
 
@@ -107,8 +107,8 @@ def _answer(args: argparse.Namespace) -> int:
         args.max_tokens = 512 if args.task is None else TASKS[args.task].max_tokens
     options = GenerationOptions(**sampling_options(args))
     group = joined_group()
-    if group is not None and "-" in (*args.input, args.prompt_file):
-        raise OptionError("-: mlx.launch does not end what it gives to ranks on stdin; name a file")
+    if group is not None:
+        refuse_stdin(*args.input, args.prompt_file)
     prompt = read_prompt(args, args.input, "INPUT")
     if prompt is not None and not prompt.strip():
         raise PromptError("--prompt is empty")

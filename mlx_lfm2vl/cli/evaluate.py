@@ -153,6 +153,7 @@ def _answers(
     """The answers of a model as `batch` writes them, in the order of the rows; None where Ctrl-C came before the
     last. `draft`: loads what proposes tokens, where a row has no answer yet."""
     from .. import generate_batch
+    from ..generation.draft_model import check_draft
     from .answers import Output, settings
     from .interrupt import Interrupt
     from .progress import Bars
@@ -168,9 +169,11 @@ def _answers(
         stage = args.model if args.adapter is None else args.adapter
         if output.rows < len(asked):
             model, processor = load_model(args)
+            proposing = draft()
+            check_draft(model.config, proposing)
             output.begin()
             bars(stage, output.rows, len(asked))
-            waiting = Waiting(output.missing(asked), _Tasks(args, model, processor, draft()))
+            waiting = Waiting(output.missing(asked), _Tasks(args, model, processor, proposing))
             questions = waiting.questions()
             for made in generate_batch(model, processor, questions, batch_size=args.batch_size, stop=interrupt):
                 if made.finish_reason == "cancelled":

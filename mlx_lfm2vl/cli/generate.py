@@ -108,7 +108,8 @@ def run(args: argparse.Namespace) -> int:
     from .interrupt import Interrupt
 
     prompt = read_prompt(args, [*args.image, *args.video])
-    if prompt is None and STDIN not in (*args.image, *args.video):
+    alone = getattr(args, "group", None) is None  # what mlx.launch gives on stdin has no end
+    if alone and prompt is None and STDIN not in (*args.image, *args.video):
         prompt = piped_prompt()
     if prompt is None and not args.image and not args.video:
         raise PromptError("nothing to answer: give --image, --prompt or both")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from ..errors import one_line
+from ..errors import OptionError, one_line
 from .options import PROGRAM
 
 PATIENCE = 10  # seconds before the line
@@ -32,6 +32,12 @@ def joined_group() -> Any:
         return launched_group()
 
 
+def refuse_stdin(*names: str | None) -> None:
+    """Raises `OptionError` where one of these inputs of a rank is stdin."""
+    if "-" in names:
+        raise OptionError("-: mlx.launch does not end what it gives to ranks on stdin; name a file")
+
+
 @contextmanager
 def said_late(line: str, seconds: float = PATIENCE) -> Iterator[None]:
     """Writes a line to stderr if the block takes longer than so many seconds."""
@@ -47,8 +53,12 @@ def said_late(line: str, seconds: float = PATIENCE) -> Iterator[None]:
 
 @contextmanager
 def ended_by_sigint() -> Iterator[None]:
-    """While the block runs, Ctrl-C ends the process as it ends programs of C, unless it is ignored."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    """While the block runs, Ctrl-C ends the process as it ends programs of C, unless it is ignored or is dealt with
+    outside of Python."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) in (
+        signal.SIG_IGN,
+        None,
+    ):
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -109,7 +109,7 @@ class Rows:
         if not self._length:
             raise OptionError(f"{inputs[0]}: has no rows")
         if fps is not None and not any(names_video(*each) for row in self._read() for each in row.fields.items()):
-            raise OptionError("--fps counts frames of videos, and INPUT has none")
+            raise OptionError('--fps counts frames of videos, and INPUT has none; rows name animations as "video"')
 
     def __len__(self) -> int:
         return self._length

@@ -18,14 +18,16 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import DistributedError, Lfm2VlError, OptionError
-from .joining import joined_group
+from .joining import joined_group, refuse_stdin
 from .options import load_model, print_error
 from .rank_interrupt import GRACE
 
 if TYPE_CHECKING:
     from ..distributed.links import Came, Link
 
+ENDED = "rank 0 has ended"  # by an error that it has told
 LOST = "is lost, and its part of the model; start the command again"
+PROMPTS = ("prompt", "prompt_file")  # options that name one
 LOOK = 0.2  # seconds between two looks at the links
 
 
@@ -36,11 +38,13 @@ def run_shared(args: argparse.Namespace, run: Callable[[argparse.Namespace], int
         return run(args)
     if args.command == "serve":
         _name_one_model(args)
+    named = (getattr(args, name, None) or () for name in ("image", "video"))
+    refuse_stdin(*(each for names in named for each in names), *(getattr(args, name, None) for name in PROMPTS))
     from ..distributed.links import Came, connect
 
     came = Came()
     links = connect(args.group, came)
-    signal.signal(signal.SIGTERM, partial(_terminated, links.values()))
+    signal.signal(signal.SIGTERM, partial(_terminated, links.values(), came))
     try:
         return _follow(args, links[0], came) if args.group.rank() else _lead(args, run, links, came)
     except DistributedError as error:
@@ -66,7 +70,7 @@ def _lead(
         with _watched(over):
             return run(args)
     except Exception as error:
-        if not isinstance(error, (Lfm2VlError, OSError)):  # these end this command only
+        if isinstance(error, DistributedError) or not isinstance(error, (Lfm2VlError, OSError)):  # which end this alone
             lead.fail(error)
         raise
     finally:
@@ -78,7 +82,7 @@ def _follow(args: argparse.Namespace, link: Link, came: Came) -> int:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 ends all
     try:
-        with _watched(lambda: _lost([link])):
+        with _watched(lambda: ENDED if _is_over(came) else _lost([link])):
             Follower(*load_model(args), link, came).run()
     except Exception as error:
         link.send({"wrong": None, "error": text_of(error)})
@@ -113,8 +117,16 @@ def _lost(links: Collection[Link]) -> str:
     return next((f"rank {link.rank} {LOST}" for link in links if link.lost.is_set()), "")
 
 
-def _terminated(links: Collection[Link], number: int, frame: FrameType | None) -> None:
+def _is_over(came: Came) -> bool:
+    """Whether rank 0 has said its last word, which this rank has not come to, as it waits within MLX."""
+    heard = came.queue.copy()  # its lock may be held by what a signal's handler has interrupted
+    return any(said is not None and "bye" in said for _, said in heard)
+
+
+def _terminated(links: Collection[Link], came: Came, number: int, frame: FrameType | None) -> None:
     """Ends the process as SIGTERM does; with a line, where `mlx.launch` has sent it as another rank has failed."""
+    if _is_over(came):
+        os._exit(2)
     end = time.monotonic() + 5 * LOOK
     while not _lost(links) and time.monotonic() < end:
         time.sleep(LOOK / 4)

@@ -70,6 +70,7 @@ class Answers:
             assert job.read is not None
             model, processor = self._loaded
             prompt = job.read(weakref.ref(model), processor) if job.prompt is None else job.prompt
+            job.request.note_read()
             row = self._scheduler.add(prompt, started=started)
         except BaseException as error:
             job.request.deliver(error)

@@ -10,6 +10,7 @@ to a rank      {"scheduler", "caches", "kept"}   a scheduler begins; the numbers
                {"step", "cancel", "clears"}      a step of a scheduler
                {"bye"}                           there is no more to do
 both ways      {"wrong": number, "error"}        the error of this number, None of the last one
+from a rank    {"wrong": number, "lacks"}        it does not have rank 0's error of this number
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from .vision_cache import VisionCache
 
 AGAIN = "start the command again"
 LOST = f"rank 0 is lost; {AGAIN}"
+Agree = Callable[[Exception], None]
 CACHES: dict[str, type[VisionCache] | type[PromptCache]] = {"vision_cache": VisionCache, "prompt_cache": PromptCache}
 
 
@@ -102,6 +104,8 @@ class Lead:
                 rank, said = self._came.get(timeout=max(0.0, end - time.monotonic()))
             except queue.Empty:
                 raise _differs(min(missing), error) from None
+            if said is not None and "lacks" in said:
+                raise _differs(rank, error)
             if said is None or said["wrong"] != number:
                 self._hear(rank, said)
             missing.discard(rank)
@@ -199,13 +203,8 @@ class LeadingScheduler(Scheduler):
 class FollowingScheduler(Scheduler):
     """A scheduler of another rank, with caches that do as those of rank 0."""
 
-    def __init__(
-        self,
-        model: Lfm2VlForConditionalGeneration,
-        tokenizer: Tokenizer,
-        caches: Mapping[str, Any],
-        agree: Callable[[Exception], None],
-    ):
+    def __init__(self, model: Lfm2VlForConditionalGeneration, tokenizer: Tokenizer, caches: Any, agree: Agree):
+        """`caches`: by name, as of `Scheduler`."""
         super().__init__(model, tokenizer, **caches)
         self._caches, self._agree = list(caches.values()), agree
 
@@ -255,8 +254,8 @@ class Follower:
             said = self._came.get(timeout=patience())[1]
         except queue.Empty:
             raise _differs(0, error) from None
-        if said is None:
-            raise DistributedError(LOST)
+        if said is None or said.get("wrong", number) is None:
+            raise DistributedError(LOST if said is None else said["error"])
         if said.get("wrong") != number:
             raise _differs(0, error)
 
@@ -270,8 +269,11 @@ class Follower:
             self._schedulers[said["add"]].add(prompt, started=0.0)
         elif "step" in said:
             self._schedulers[said["step"]].follow(said["cancel"], said["clears"])
-        else:
+        elif said["wrong"] is None:
             raise DistributedError(said["error"])
+        else:  # rank 0 waits for this error here, too
+            self._link.send({"wrong": said["wrong"], "lacks": True})
+            raise DistributedError(f"rank 0 has failed ({said['error']}); {AGAIN}")
 
     def _begin(self, number: int, caches: dict[str, list[int]], kept: set[int]) -> None:
         held: tuple[dict[int, Any], ...] = (self._schedulers, self._caches)
@@ -294,6 +296,5 @@ def _prepared(prompt: EncodedPrompt) -> EncodedPrompt:
         raise OptionError("draft 'auto' goes by the clock, which ranks that share a model do not have; use 'ngram'")
     if options.logits_processors or options.draft not in (None, "ngram"):
         raise OptionError("a model that several ranks share takes no functions and draft models as options")
-    if options.seed is None:
-        options = replace(options, seed=secrets.randbits(63))
-    return replace(prompt, options=options)
+    seed = secrets.randbits(63) if options.seed is None else options.seed
+    return replace(prompt, options=replace(options, seed=seed))

@@ -1,6 +1,8 @@
 """Files that Pillow makes no pictures of, though people take them for some: how they end and begin, what reads them."""
 
+import os
 import re
+from typing import Any
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".flv", ".ogv", ".wmv", ".3gp")
 AS_PICTURE = " (--image, images=)"  # how one is given
@@ -32,6 +34,16 @@ OTHERS = (  # how files begin that people take for pictures
     ),
     (rb"(\xff\x0a|....JXL )", "in the format JPEG XL, which Pillow does not read; convert it to PNG or JPEG"),
 )
+
+
+def names_video_file(value: Any) -> bool:
+    """Whether a path, an address or a data URI says that it is a video: by its suffix, or by its type."""
+    if not isinstance(value, (str, os.PathLike)):
+        return False
+    name = os.fspath(value)
+    if not isinstance(name, str):
+        return False
+    return name[:11].lower() == "data:video/" or name.partition("?")[0].lower().endswith(VIDEO_SUFFIXES)
 
 
 def is_still(start: bytes) -> bool:

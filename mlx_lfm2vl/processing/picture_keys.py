@@ -13,7 +13,7 @@ from PIL import Image
 from ..errors import PromptError
 from .arrays import is_array
 from .formats import suffixes
-from .not_pictures import VIDEO_SUFFIXES
+from .not_pictures import VIDEO_SUFFIXES, names_video_file
 from .open_file import is_base64_picture, scheme
 
 _STEMS = ("image", "img", "picture", "photo", "screenshot", "attachment", "pixel", "video")
@@ -131,9 +131,10 @@ def videos_key(data: Mapping[str, Any]) -> str | None:
 
 def names_video(key: str, value: Any) -> bool:
     """Whether a row's field names a video, by its key, misspelt or not, or by its value."""
-    values = value if isinstance(value, list) else [value]
-    of_names = any(isinstance(each, str) and each.lower().endswith(VIDEO_SUFFIXES) for each in values)
     plain = _plain(key)
+    if _ABOUT.search(plain):
+        return False
+    of_names = any(map(names_video_file, value if isinstance(value, list) else [value]))
     return of_names or "video" in plain or bool(difflib.get_close_matches(plain, ("video", "videos"), 1, 0.79))
 
 

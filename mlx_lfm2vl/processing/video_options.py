@@ -13,6 +13,7 @@ from ..errors import OptionError
 from .arrays import is_array, to_numpy
 from .fetch import SourcePolicy
 from .load_image import Picture
+from .not_pictures import names_video_file
 from .processor import check_names
 from .video import Video, load_video
 
@@ -103,5 +104,8 @@ def _is_frame(value: Any) -> bool:
 
 def _holds_videos(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
-        return any(isinstance(each, (list, tuple, Video)) or (is_array(each) and each.ndim > 3) for each in value)
+        return any(
+            isinstance(each, (list, tuple, Video)) or (is_array(each) and each.ndim > 3) or names_video_file(each)
+            for each in value
+        )
     return is_array(value) and value.ndim == 5

@@ -11,10 +11,10 @@ from ..processing.tokenizer import Tokenizer
 from .answer import Answer, Piece
 from .api_error import ApiError
 from .api_request import ApiRequest
+from .sending import Event
 from .tool_calls import Call, CallDelta
 
 REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
-Event = tuple[str | None, Any]
 
 
 def usage(statistics: Statistics) -> dict[str, int]:

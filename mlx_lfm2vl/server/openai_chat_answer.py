@@ -11,6 +11,7 @@ from .answer import Answer, Piece
 from .api_error import ApiError
 from .api_request import ApiRequest
 from .logprobs import entries
+from .sending import Event
 from .tool_calls import Call, CallDelta
 
 
@@ -69,7 +70,7 @@ def _logprobs(asked: ApiRequest, part: Answer | Piece, tokenizer: Tokenizer) -> 
 
 async def events(
     id: str, created: int, asked: ApiRequest, pieces: AsyncIterator[Piece], tokenizer: Tokenizer
-) -> AsyncIterator[tuple[str | None, Any]]:
+) -> AsyncIterator[Event]:
     """The chunks of a stream: an event's name, if it has one, and its data."""
     top = head("chat.completion.chunk", id, created, asked)
     more = {"usage": None} if asked.stream_usage else {}
@@ -97,6 +98,6 @@ async def events(
     yield None, "[DONE]"
 
 
-def error_event(error: ApiError, request_id: str, number: int) -> tuple[str | None, Any]:
+def error_event(error: ApiError, request_id: str, number: int) -> Event:
     """The last event of a stream that breaks off."""
     return None, error.body(False, request_id)

@@ -12,9 +12,8 @@ from .answer import Answer, Piece
 from .api_error import ApiError
 from .api_request import ApiRequest
 from .logprobs import entries
+from .sending import Event
 from .tool_calls import Call, CallDelta
-
-Event = tuple[str | None, Any]
 
 
 def head(id: str, created: int, asked: ApiRequest) -> dict[str, Any]:

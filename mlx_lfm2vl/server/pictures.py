@@ -70,6 +70,8 @@ class Pictures:
             fields.only("detail", "auto")
             return self.from_url(fields, name, url, "video") | {"fps": fields.number("fps", 0, 1000, above=True)}
         if kind != PDF:
+            if name == "file_data" and ":" not in url[:32]:
+                fields.fail(name, f"is no data URI, such as data:{PDF};base64,...")
             picture = "input_image" if by_address else "image_url"
             fields.fail(name, f"is neither a video nor a PDF document by its type; send a picture as {picture}")
         made = self.from_url(fields, name, url)

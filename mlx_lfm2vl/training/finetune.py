@@ -106,6 +106,8 @@ def finetune(
     stop = stop or (lambda: False)
     on_note, on_report = on_note or (lambda note: None), on_report or (lambda entry: None)
     files = DataFiles.of(data, valid, keep)
+    if files.keep is None and options.keep_weight != 1:
+        raise OptionError("keep_weight is of rows to keep, and there are none; give keep")
     rows = [*read_rows(files.train), *([] if files.keep is None else read_rows(files.keep, kept=True))]
     valid_rows = [] if files.valid is None else read_rows(files.valid)
     settings = _settings(os.fspath(model), options, files, dtype, {"revision": revision, **processor_arguments})
