@@ -4,6 +4,7 @@ Skipped where PyInstaller is not installed. The Metal kernels of a Mac are stood
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def test_what_a_user_can_put_right_is_one_line(app):
 def test_doctor_finds_its_numbers_and_the_versions(app):
     done = run(app, "doctor")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "All 8 rows within bounds" in done.stdout
+    assert re.search(r"All \d+ rows within bounds", done.stdout), done.stdout
     for name in ("mlx", "numpy", "pillow", "tokenizers"):
         assert f" {name} " in done.stdout.replace("\n", " ")
 
