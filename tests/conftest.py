@@ -424,3 +424,18 @@ def nothing_fails(monkeypatch):
         yield
 
     monkeypatch.setattr("mlx_lfm2vl.generation.scheduler.Scheduler._failed", fail)
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server of the demo model. Files that need another one have a fixture of this name."""
+    from servers import serving, settings_of
+
+    with serving(settings_of()) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server):
+    """OpenAI's client of the server."""
+    return server.openai()

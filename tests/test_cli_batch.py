@@ -25,6 +25,7 @@ from PIL import Image
 from test_cli import MODEL, MODULE, ROOT, cli, refused  # noqa: F401
 
 from mlx_lfm2vl import GenerationOptions, load, stream_generate
+from mlx_lfm2vl.cli.answers import Output
 
 PICTURES = GOLDEN / "pictures"
 FAST = ("--model", MODEL, "--max-tokens", 4)
@@ -284,6 +285,17 @@ def test_a_second_run_goes_on_where_the_first_was_torn(cli, tmp_path):  # noqa: 
     assert (tmp_path / "a.jsonl").stat().st_mtime_ns == before
     assert cli(*words, "--overwrite")[0] == 0
     assert (tmp_path / "a.jsonl").read_bytes() == whole
+
+
+def test_an_output_has_one_run_at_a_time(cli, tmp_path):  # noqa: F811
+    """What the other run has written stays as it is."""
+    output = tmp_path / "out.jsonl"
+    words = ("batch", PICTURES / "small.png", "--prompt", "Hi", "--output", output, *FAST)
+    with Output(str(output), False, "other"):
+        code, _, err = cli(*words)
+        assert (code, output.read_bytes()) == (2, b"")
+        assert f"{output}: another run writes it; wait for its end, or choose another --output" in err
+    assert cli(*words)[0] == 0 and len(output.read_text().splitlines()) == 1
 
 
 def test_a_folder_that_grows_and_shrinks_goes_on(cli, tmp_path):  # noqa: F811
@@ -562,9 +574,11 @@ def test_progress_is_drawn_on_a_terminal_only(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, 1])
 def test_an_output_that_can_grow_no_further_is_named(tmp_path, limit):
-    """Of 0 and 1 blocks of 1,024 bytes: nothing is left of none, and all whole lines of the other are kept."""
+    """Of 0 and 1 blocks of 1,024 bytes: nothing is left of none, and all whole lines of the other are kept. A first run
+    without a limit compiles MLX's kernels, and Python writes none of its own files."""
     out = tmp_path / "answers.jsonl"
-    line = f"ulimit -f {limit}; exec {sys.executable} -m mlx_lfm2vl batch examples examples --model demo --output {out}"
+    program = f"{sys.executable} -Bm mlx_lfm2vl batch examples examples --model demo --output"
+    line = f"{program} {tmp_path / 'first'} 2> /dev/null && ulimit -f {limit} && exec {program} {out}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == f"mlx-lfm2vl: error: {out}: cannot be written (File too large)"

@@ -103,7 +103,7 @@ def test_the_others_finish_and_the_same_command_completes(cli, tmp_path, victim)
 
 @pytest.mark.soak
 def test_a_silent_rank_counts_as_gone(tmp_path):
-    rows, output = inputs(tmp_path, 60), tmp_path / "out.jsonl"
+    rows, output = inputs(tmp_path, 300), tmp_path / "out.jsonl"
     environment = {"MLX_LFM2VL_RANK_SILENCE": "3"}
     ranks = start_ranks(tmp_path, 2, *words(rows, output, tokens=20), environment=environment)
     until(lambda: lines(output, tmp_path / "out.jsonl.ahead") >= 2, ranks)

@@ -33,11 +33,6 @@ def server(request):
             yield running
 
 
-@pytest.fixture
-def client(server):
-    return server.openai()
-
-
 def text(content, role="user"):
     return [{"role": role, "content": content}]
 

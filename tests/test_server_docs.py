@@ -8,19 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from servers import ANSWER, serving, settings_of
+from servers import ANSWER
 
 from mlx_lfm2vl.cli import serve
 from mlx_lfm2vl.cli.options import Parser
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving(settings_of()) as running:
-        yield running
 
 
 @pytest.fixture

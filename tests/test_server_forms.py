@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from servers import ANSWER, about, serving, settings_of
+from servers import ANSWER, about
 from test_response_format import holds
 from test_server_tools import ANTHROPIC_TOOLS, OPENAI_TOOLS, SCHEMA, TEXT, chat, is_valid, joined
 
@@ -22,17 +22,6 @@ WRONG = '{"name": "paint", "arguments": {"colour": "red"}}'
 FORM = '{"shape": "ring", "large": true}'
 FLAT_TOOLS = [{"type": "function", **tool["function"]} for tool in OPENAI_TOOLS]
 NAMED: dict[str, Any] = {"type": "function", "function": {"name": "paint"}}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving(settings_of()) as running:
-        yield running
-
-
-@pytest.fixture
-def client(server):
-    return server.openai()
 
 
 def block(*calls: str) -> str:

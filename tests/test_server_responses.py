@@ -18,11 +18,6 @@ def server(request):
             yield running
 
 
-@pytest.fixture
-def client(server):
-    return server.openai()
-
-
 def about(name):
     content = [{"type": "input_image", "image_url": data_uri(name)}, {"type": "input_text", "text": QUESTION}]
     return [{"role": "user", "content": content}]

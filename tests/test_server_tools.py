@@ -7,7 +7,7 @@ from typing import Any
 import anthropic
 import openai
 import pytest
-from servers import about, serving, settings_of
+from servers import about
 from test_response_format import holds
 
 from mlx_lfm2vl import GenerationOptions, ResponseFormat, generate, load
@@ -35,17 +35,6 @@ ANTHROPIC_TOOLS = [{"name": name, "description": f"Can {name}.", "input_schema":
 TEXT = [{"role": "user", "content": "Paint the ring."}]
 ONE: Any = {"tool_choice": "required", "parallel_tool_calls": False}  # call, which is demanded
 ONE_USE = {"type": "any", "disable_parallel_tool_use": True}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving(settings_of()) as running:
-        yield running
-
-
-@pytest.fixture
-def client(server):
-    return server.openai()
 
 
 def chat(client, **more):

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from .. import Completion, OptionError, OutputError
+from ..config.files import lock
 from ..errors import counted
 from .options import note
 from .rows import RESULT, Row
@@ -36,7 +37,7 @@ class OtherRowsError(OptionError):
 class Output:
     """A file of answers. What a run that was killed left behind is kept up to its last whole line.
 
-    Raises `OutputError` where it cannot be written and `OptionError` where it is of other rows or settings.
+    Raises `OutputError` where it cannot be written, as by another run, and `OptionError` where it is of other rows.
     """
 
     def __init__(self, path: str, overwrite: bool, settings: str):
@@ -44,8 +45,7 @@ class Output:
         self.lines: dict[int, int] = {}  # of the rows that are there: a row's number, and its line's
         self.starts: dict[int, int] = {}  # where these lines begin, by the row's number
         self.failed: list[int] = []  # numbers of the rows that have an error
-        self._length = 0  # whole lines
-        self._end = 0  # of the last whole line
+        self._length = self._end = 0  # number of whole lines, and the last one's end
         if path == "-":
             raise OutputError("-: answers are not written to stdout; name a file, which a second run goes on with")
         if os.path.exists(path) and not os.path.isfile(path):
@@ -55,6 +55,11 @@ class Output:
             self._file = open(path, "a+b")  # noqa: SIM115  # closed by __exit__
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        try:
+            lock(self._file.fileno())
+        except BlockingIOError:
+            self._file.close()
+            raise OutputError(f"{path}: another run writes it; wait for its end, or choose another --output") from None
 
     def __enter__(self) -> Output:
         return self

@@ -55,13 +55,11 @@ def said_late(line: str, seconds: float = PATIENCE) -> Iterator[None]:
 def ended_by_sigint() -> Iterator[None]:
     """While the block runs, Ctrl-C ends the process as it ends programs of C, unless it is ignored or is dealt with
     outside of Python."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) in (
-        signal.SIG_IGN,
-        None,
-    ):
+    before = signal.getsignal(signal.SIGINT)
+    if before in (signal.SIG_IGN, None) or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:

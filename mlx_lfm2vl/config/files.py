@@ -8,6 +8,7 @@ the hub's cache is made of them.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -175,3 +176,15 @@ def shown(value: object, length: int = 80) -> str:
     """A value of a file for a message: one line, not longer than `length` characters."""
     text = repr(value)
     return text if len(text) <= length else f"{text[: length - 4]} ..."
+
+
+def lock(descriptor: int) -> bool:
+    """Locks an open file or folder until it is closed; False on a file system that knows no locks. Raises
+    `BlockingIOError` if another process holds the lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import ConfigError
 from .fields import Fields
 from .files import read_json
-from .lfm3_video import SIZE, Lfm3VlVideoProcessorConfig
+from .lfm3_video import SIZE, Lfm3VlVideoProcessorConfig, with_areas
 from .processor import (
     FILES,
     MAX_PIXELS,
@@ -120,16 +120,12 @@ class Lfm3VlImageProcessorConfig:
         for name in overrides:
             if name not in self.options():
                 raise ConfigError(f"image processor: no option {name!r}; there are {', '.join(sorted(self.options()))}")
-        chosen = {name: value for name, value in overrides.items() if value is not None}
+        given = {name: value for name, value in overrides.items() if value is not None}
+        chosen = with_areas(given, "image processor")
         if isinstance(chosen.get("video"), Mapping):
             chosen["video"] = self.video.with_overrides(**chosen["video"])
         if chosen.pop("do_image_splitting", False) is not False:
             raise read.refuse("do_image_splitting", overrides["do_image_splitting"], "False: pictures are not cut here")
-        size = Fields({"size": chosen.pop("size", None)}, "image processor").section("size")
-        for name in size:
-            if name not in SIZE:
-                raise read.refuse("size", size, "an object of shortest_edge and longest_edge")
-            chosen.setdefault(SIZE[name], size[name])
         shared = {name: chosen[name] for name in SHARED if name in chosen}
         if shared:
             chosen.setdefault("video", replace(self.video, **shared))

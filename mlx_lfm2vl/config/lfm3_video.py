@@ -73,12 +73,7 @@ class Lfm3VlVideoProcessorConfig:
         """A copy with fields replaced, and `size` as the reference has it: {"shortest_edge", "longest_edge"}, both
         areas. A least that is beyond the most becomes the most. Raises `ConfigError` naming an unknown field or a bad
         value."""
-        read, chosen = Fields(overrides, "video processor"), dict(overrides)
-        size = Fields({"size": chosen.pop("size", None)}, "video processor").section("size")
-        for name in size:
-            if name not in SIZE:
-                raise read.refuse("size", size, "an object of shortest_edge and longest_edge")
-            chosen.setdefault(SIZE[name], size[name])
+        chosen = with_areas(overrides, "video processor")
         if unknown := next((name for name in chosen if name not in self.__dataclass_fields__), None):
             raise ConfigError(f"video processor: no option {unknown!r}; there are size, {', '.join(asdict(self))}")
         for least, most in (("min_pixels", "max_pixels"), ("min_frames", "max_frames")):
@@ -100,3 +95,16 @@ class Lfm3VlVideoProcessorConfig:
             video_processor_type="Qwen3VLVideoProcessor",
         )
         return data
+
+
+def with_areas(options: Mapping[str, Any], of: str) -> dict[str, Any]:
+    """The options with the reference's `size` as the fields of areas that it stands for. Raises `ConfigError` naming
+    the processor they are `of`."""
+    chosen = dict(options)
+    read = Fields({"size": chosen.pop("size", None)}, of)
+    size = read.section("size")
+    for name in size:
+        if name not in SIZE:
+            raise read.refuse("size", size, "an object of shortest_edge and longest_edge")
+        chosen.setdefault(SIZE[name], size[name])
+    return chosen

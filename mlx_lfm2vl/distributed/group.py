@@ -27,7 +27,7 @@ class Launch:
 
     @property
     def waits_for(self) -> str:
-        """What `launched_group` waits for."""
+        """A line that says which ranks `launched_group` waits for."""
         if self.hosts is not None:
             others = [each for rank, host in enumerate(self.hosts) if str(rank) != self.rank for each in host[:1]]
             which = f"of the back end ring, at {short(', '.join(others))}"
@@ -39,7 +39,7 @@ class Launch:
 
 
 def launch() -> Launch | None:
-    """What the environment says, None for a process alone. Raises `DistributedError`."""
+    """How the environment says that this process was started, None for a process alone. Raises `DistributedError`."""
     rank = next((os.environ[name] for name in LAUNCHED if name in os.environ), None)
     if rank is None:
         return None

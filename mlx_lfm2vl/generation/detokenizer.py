@@ -123,7 +123,7 @@ class Detokenizer:
         self.tool_delta += text
 
     def _release(self, text: str) -> str:
-        """What is certain of the text so far that was held back, and more: it holds no stop text, and ends in the
+        """The part of the held-back text and this one that is certain: it holds no stop text, and ends in the
         beginning of none."""
         self._pending += text
         found = [(at, stop) for stop in self._stop if (at := self._pending.find(stop)) >= 0]

@@ -1,4 +1,4 @@
-"""What a text holds or names on this machine: data: URIs and base64 to bytes, file: addresses to paths."""
+"""Texts that hold a file or name one on this machine: data: URIs and base64 to bytes, file: addresses to paths."""
 
 from __future__ import annotations
 

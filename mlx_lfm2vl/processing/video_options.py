@@ -1,4 +1,4 @@
-"""What a processor's call says of its videos, in transformers' spelling: which they are, what is known of each, how
+"""The options of videos in a processor's call, in transformers' spelling: which they are, what is known of each, how
 their frames are sampled and resized."""
 
 from __future__ import annotations

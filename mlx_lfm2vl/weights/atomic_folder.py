@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..config.files import lock
 from ..errors import Lfm2VlError, OutputError
 from ..hub import free_bytes
 
@@ -129,15 +130,13 @@ def _lock(folder: Path) -> int | None:
     """The descriptor that holds a folder's lock until it is closed, None on a file system that knows no locks. Raises
     `BlockingIOError` if another process holds it."""
     descriptor = os.open(folder, os.O_RDONLY)
+    held = False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        held = lock(descriptor)
+    finally:
+        if not held:
+            os.close(descriptor)
+    return descriptor if held else None
 
 
 @contextmanager
