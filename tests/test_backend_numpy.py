@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from mlx_lfm2vl.backends.cpu import accelerate, arrays, by_columns, kernels
 from mlx_lfm2vl.config import Lfm2Config, Siglip2VisionConfig
 from mlx_lfm2vl.models.cache import Cache
-from mlx_lfm2vl.models.context import Context
+from mlx_lfm2vl.models.layers import Context
 from mlx_lfm2vl.models.lfm2 import Lfm2Model
 from mlx_lfm2vl.models.siglip2 import Siglip2EncoderLayer
 from mlx_lfm2vl.threads import blas_on_one_thread, cancellation, check_cancelled, parallel_for

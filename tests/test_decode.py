@@ -15,7 +15,7 @@ from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.options import GenerationOptions
 from mlx_lfm2vl.generation.sampler import Sampler, UniformSampler
 from mlx_lfm2vl.models.cache import Cache
-from mlx_lfm2vl.models.context import Context
+from mlx_lfm2vl.models.layers import Context
 from mlx_lfm2vl.models.lfm2 import Lfm2Model
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.load import load_model

@@ -17,7 +17,7 @@ from mlx_lfm2vl import diagnose
 from mlx_lfm2vl.doctor import bounds, checkpoint, checks, lfm3_checkpoint, reference, system
 from mlx_lfm2vl.doctor.report import OF_LARGEST, OF_ROUNDING, Report, Row
 from mlx_lfm2vl.errors import OptionError, OutputError
-from mlx_lfm2vl.models import context, lfm2
+from mlx_lfm2vl.models import layers, lfm2
 from mlx_lfm2vl.weights.quantize import Quantization, decode, encode
 
 CPU = mx.default_device() == mx.Device(mx.cpu)
@@ -137,10 +137,10 @@ def rope_of_another_base(patch):
 
 
 def padding_that_is_seen(patch):
-    def masks(real, length, of=context.padding_masks):
+    def masks(real, length, of=layers.padding_masks):
         return of(np.ones_like(real), length)[0], of(real, length)[1]
 
-    patch(context, "padding_masks", masks)
+    patch(layers, "padding_masks", masks)
 
 
 def a_bad_group(patch):

@@ -39,7 +39,7 @@ from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
 from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.generation.sampler import UniformSampler
-from mlx_lfm2vl.models.context import Context
+from mlx_lfm2vl.models.layers import Context
 from mlx_lfm2vl.weights.fit import question_bytes
 
 pytestmark = [pytest.mark.backends("mlx", "numpy"), pytest.mark.usefixtures("by_acceptance_only", "nothing_fails")]

@@ -24,8 +24,8 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.models.bounded_states import ConvCache
-from mlx_lfm2vl.models.context import Context
-from mlx_lfm2vl.models.key_values import GROWTH_STEP, KV_BITS, QuantizedKeyValueCache
+from mlx_lfm2vl.models.cache import GROWTH_STEP, KV_BITS, QuantizedKeyValueCache
+from mlx_lfm2vl.models.layers import Context
 from mlx_lfm2vl.weights.fit import token_bytes
 
 pytestmark = pytest.mark.backends("mlx", "numpy")

@@ -27,8 +27,7 @@ from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
 from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.models.bounded_states import ConvCache
-from mlx_lfm2vl.models.cache import Cache
-from mlx_lfm2vl.models.key_values import KeyValueCache
+from mlx_lfm2vl.models.cache import Cache, KeyValueCache
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 from mlx_lfm2vl.weights.files import reading
 from mlx_lfm2vl.weights.load import load_model

@@ -20,7 +20,7 @@ from mlx_lfm2vl import generate, load
 from mlx_lfm2vl.backends import cpu
 from mlx_lfm2vl.config import Lfm2Config, Siglip2VisionConfig
 from mlx_lfm2vl.models.cache import Cache
-from mlx_lfm2vl.models.context import Context
+from mlx_lfm2vl.models.layers import Context
 from mlx_lfm2vl.models.lfm2 import Lfm2Model
 from mlx_lfm2vl.models.siglip2 import Siglip2Encoder
 from mlx_lfm2vl.weights.names import parameters

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from mlx_lfm2vl import Chat, Engine, GenerationOptions, KeptFileWarning, PromptCache, load, stream_generate
 from mlx_lfm2vl.errors import OptionError, OutputError
 from mlx_lfm2vl.generation.prompt_store import FORMAT
-from mlx_lfm2vl.models.key_values import KeyValueCache
+from mlx_lfm2vl.models.cache import KeyValueCache
 
 OPTIONS = GenerationOptions(max_tokens=8, logprobs=True)
 LONG = "Tell me all that there is in the picture. " * 4

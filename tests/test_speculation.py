@@ -37,8 +37,7 @@ from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.generation.scheduler import Scheduler
 from mlx_lfm2vl.generation.speculation import MOST, Draft
 from mlx_lfm2vl.models.bounded_states import ConvCache, WindowCache
-from mlx_lfm2vl.models.cache import Cache, LayerCache
-from mlx_lfm2vl.models.key_values import KeyValueCache
+from mlx_lfm2vl.models.cache import Cache, KeyValueCache, LayerCache
 
 pytestmark = [pytest.mark.backends("mlx", "numpy"), pytest.mark.usefixtures("by_acceptance_only", "nothing_fails")]
 

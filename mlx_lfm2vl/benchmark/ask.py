@@ -19,8 +19,7 @@ from ..generation.options import GenerationOptions, positions_left
 from ..generation.request import GenerationRequest, encode
 from ..generation.sampler import UniformSampler
 from ..generation.watch import Stop, check, whole
-from ..models.cache import Cache
-from ..models.key_values import KeyValueCache
+from ..models.cache import Cache, KeyValueCache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.load_image import load_image
 from ..processing.processor import Lfm2VlProcessor

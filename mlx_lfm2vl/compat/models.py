@@ -16,7 +16,7 @@ from ..config import read_json
 from ..errors import ConfigError, OptionError
 from ..hub import Progress, resolve
 from ..models import lfm2_vl
-from ..models.key_values import check_kv_bits
+from ..models.cache import check_kv_bits
 from ..models.outputs import ModelOutput
 from ..weights.load import load_model
 from ..weights.save import SHARD_BYTES

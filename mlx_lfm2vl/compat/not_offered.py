@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 _TRAINING = "this package is for inference; train with transformers, and load the saved folder"
 _ADAPTERS = "give the adapter as the model is loaded: from_pretrained(..., adapter=FOLDER)"
@@ -50,3 +50,13 @@ def way_out(owner: Any, name: str, names: Mapping[str, str]) -> str:
     """The text of an `AttributeError`, with what to do where `names` holds it."""
     text = f"{type(owner).__name__!r} object has no attribute {name!r}"
     return f"{text}, as it is not offered: {names[name]}" if name in names else text
+
+
+class NotOffered:
+    """A method that a class does not offer: an `AttributeError` with what to do, where it is asked for."""
+
+    def __init__(self, name: str, names: Mapping[str, str]):
+        self._name, self._names = name, names
+
+    def __get__(self, owner: object | None, kind: type) -> NoReturn:
+        raise AttributeError(way_out(kind if owner is None else owner, self._name, self._names))

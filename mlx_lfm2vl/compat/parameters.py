@@ -16,7 +16,7 @@ from ..weights.load import DTYPES
 from ..weights.names import is_conv_kernel, parameters, turned
 from . import tensors
 from .embeddings import Embeddings, InputEmbeddings, OutputEmbeddings
-from .not_offered import MODEL, way_out
+from .not_offered import MODEL, NotOffered, way_out
 
 INITIAL_SCALE = 0.02  # of new embeddings, where they are random
 
@@ -29,13 +29,12 @@ class ModelMethods(nn.Module):
     config: Any
     backend: str
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "lm_head" and (head := self.get_output_embeddings()) is not None:
-            return head
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            raise AttributeError(way_out(self, name, MODEL)) from None
+    @property
+    def lm_head(self) -> OutputEmbeddings:
+        """As `get_output_embeddings`."""
+        if (head := self.get_output_embeddings()) is None:
+            raise AttributeError(way_out(self, "lm_head", MODEL))
+        return head
 
     def __delattr__(self, name: str) -> None:
         if name != "lm_head" or name in self:  # MLX deletes an attribute that is no item before it sets the item
@@ -210,6 +209,10 @@ class ModelMethods(nn.Module):
     def _set_config(self, config: Any) -> None:
         self.config = self.base_model.config = config
         self._backbone().config = config.text_config
+
+
+for _name in MODEL:
+    setattr(ModelMethods, _name, NotOffered(_name, MODEL))
 
 
 def _numbers(module: nn.Module) -> int:

@@ -19,7 +19,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from ..models.context import Context
+from ..models.layers import Context
 from ..models.siglip2 import pack_views, split_views, vision_passes
 from ..pretrained import Lfm2VlForConditionalGeneration
 from ..weights.load import StoredTensors

@@ -20,9 +20,8 @@ from ..backends.memory import allocations
 from ..config import TextConfig, VisionConfig
 from ..distributed.agreement import agreed
 from ..errors import InputError
-from ..models.cache import Cache
-from ..models.context import Context
-from ..models.key_values import GROWTH_STEP
+from ..models.cache import GROWTH_STEP, Cache
+from ..models.layers import Context
 from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
 from ..models.siglip2 import PATCHES_PER_PASS, pack_views, split_views, vision_passes
 from ..weights.fit import LONGEST_CHUNK, check_question, largest_pass, number_type

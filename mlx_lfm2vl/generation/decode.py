@@ -17,10 +17,9 @@ import numpy as np
 from ..backends.memory import allocations
 from ..backends.thread_state import computing
 from ..errors import NotFiniteError, OutOfMemoryError
-from ..models.cache import Cache, Drafter
-from ..models.context import Context
+from ..models.cache import GROWTH_STEP, Cache, Drafter
 from ..models.dspark import DSparkDraftModel
-from ..models.key_values import GROWTH_STEP
+from ..models.layers import Context
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from .batched_sampler import BatchedSampler
 from .chunked_prefill import clear_outgrown

@@ -11,8 +11,8 @@ from ..backends.thread_state import computing
 from ..config import ModelConfig
 from ..errors import OptionError
 from ..models.cache import Cache, CacheCheckpoint
-from ..models.context import Context
 from ..models.dspark import DSparkDraftModel
+from ..models.layers import Context
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from .chunked_prefill import Prompt, encode_views_in_pieces, prefill_in_pieces
 from .ngrams import NgramDraft, Ngrams

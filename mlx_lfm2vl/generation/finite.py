@@ -10,8 +10,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..errors import NotFiniteError
-from ..models.cache import Cache
-from ..models.key_values import KeyValueCache
+from ..models.cache import Cache, KeyValueCache
 from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
 
 REMEDY = "the weights are damaged, or their dtype is too small for them (try dtype float32)"

@@ -19,8 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import OutputError, WeightsError, first_line
-from ..models.cache import Cache, CacheCheckpoint, state_shapes
-from ..models.key_values import KeyValueCache
+from ..models.cache import Cache, CacheCheckpoint, KeyValueCache, state_shapes
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..weights.files import FLOATING, read_header
 from . import kept_files

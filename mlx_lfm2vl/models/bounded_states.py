@@ -14,7 +14,6 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import TextConfig
-from .key_values import right_aligned
 
 
 @dataclass(eq=False)
@@ -122,3 +121,8 @@ def _cut(array: mx.array, starts: Sequence[int], length: int, axis: int) -> mx.a
     shape = [len(starts)] + [1] * (array.ndim - 1)
     shape[axis] = length
     return mx.take_along_axis(array, mx.array(places).reshape(shape), axis=axis)
+
+
+def right_aligned(buffer: mx.array, used: slice, length: int) -> mx.array:
+    """The used columns of a buffer (B, heads, room, dim), zeros before them, `length` in all."""
+    return mx.pad(buffer[:, :, used], [(0, 0), (0, 0), (length - (used.stop - used.start), 0), (0, 0)])

@@ -14,9 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import DSparkConfig
-from .context import Context, rope_frequencies
-from .key_values import KeyValueCache
-from .layers import swiglu
+from .cache import KeyValueCache
+from .layers import Context, rope_frequencies, swiglu
 
 
 class DSparkAttention(nn.Module):

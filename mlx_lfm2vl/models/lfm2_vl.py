@@ -8,23 +8,61 @@ through the tower together.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..config import ModelConfig
+from ..config import Lfm2VlConfig, ModelConfig
 from ..errors import InputError
 from .cache import Cache
-from .context import Context
+from .layers import ACTIVATIONS, Context
 from .lfm2 import Lfm2Model
 from .logits import keep_positions, next_token_loss
 from .outputs import ImageFeatures, Lfm2VlCausalLMOutputWithPast, Lfm2VlModelOutputWithPast
-from .projector import Lfm2VlMultiModalProjector
-from .siglip2 import Siglip2VisionModel, pack_views, split_views, vision_passes
+from .siglip2 import Grids, Siglip2VisionModel, pack_views, split_views, vision_passes
 
 Array = mx.array | np.ndarray
+
+
+def pixel_unshuffle(features: mx.array, grid: tuple[int, int], factor: int) -> mx.array:
+    """(views, h*w, d) of grid (h, w) -> (views, (h/factor)*(w/factor), factor*factor*d).
+
+    A token holds its patches row by row; the order is that of the reference's `Lfm2VlMultiModalProjector`.
+    """
+    views, _, channels = features.shape
+    height, width = grid
+    blocks = features.reshape(views, height // factor, factor, width // factor, factor * channels)
+    return blocks.transpose(0, 1, 3, 2, 4).reshape(views, -1, factor * factor * channels)
+
+
+class Lfm2VlMultiModalProjector(nn.Module):
+    def __init__(self, config: Lfm2VlConfig):
+        super().__init__()
+        width = config.vision_config.hidden_size * config.downsample_factor**2
+        self.factor = config.downsample_factor
+        self.hidden_act = config.projector_hidden_act
+        if config.projector_use_layernorm:
+            self.layer_norm = nn.LayerNorm(width, eps=1e-5)  # torch.nn.LayerNorm's default, as in the reference
+        self.linear_1 = nn.Linear(width, config.projector_hidden_size, bias=config.projector_bias)
+        self.linear_2 = nn.Linear(
+            config.projector_hidden_size, config.text_config.hidden_size, bias=config.projector_bias
+        )
+
+    def __call__(self, features: mx.array, grids: Grids) -> mx.array:
+        """(views, h*w, vision hidden) -> (views, image tokens, text hidden), or both (1, all of them, ...) of several
+        grids."""
+        if len(set(grids)) == 1:
+            x = pixel_unshuffle(features, grids[0], self.factor)
+        else:
+            ends = list(accumulate(height * width for height, width in grids))
+            parts = zip(mx.split(features, ends[:-1], axis=1), grids, strict=True)
+            x = mx.concatenate([pixel_unshuffle(part, grid, self.factor) for part, grid in parts], axis=1)
+        if "layer_norm" in self:
+            x = self.layer_norm(x)
+        return self.linear_2(ACTIVATIONS[self.hidden_act](self.linear_1(x)))
 
 
 class Lfm2VlModel(nn.Module):
@@ -218,7 +256,7 @@ class Lfm2VlForConditionalGeneration(nn.Module):
         self.config = config
         self.model = self.model_class(config)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+            self["lm_head"] = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
 
     def get_image_features(
         self, pixel_values: Array, spatial_shapes: Array, pixel_attention_mask: Array | None = None

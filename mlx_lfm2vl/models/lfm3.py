@@ -11,11 +11,9 @@ import mlx.nn as nn
 
 from ..config import Lfm3Config
 from .bounded_states import ConvCache, WindowCache
-from .context import Context, rope_frequencies
-from .key_values import KeyValueCache
-from .layers import swiglu
-from .lfm2 import Lfm2Attention, Lfm2MLP, Lfm2Model
-from .short_conv import Lfm2ShortConv
+from .cache import KeyValueCache
+from .layers import Context, rope_frequencies, swiglu
+from .lfm2 import Lfm2Attention, Lfm2MLP, Lfm2Model, Lfm2ShortConv
 
 
 class Lfm3Attention(Lfm2Attention):

@@ -16,8 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import Lfm3VlConfig, Lfm3VlVisionConfig
-from .context import rope_frequencies
-from .layers import ACTIVATIONS, add_linear
+from .layers import ACTIVATIONS, add_linear, rope_frequencies
 from .lfm3 import Lfm3MLP
 from .siglip2 import Grids
 

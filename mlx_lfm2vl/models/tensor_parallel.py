@@ -15,11 +15,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.nn.layers.distributed import shard_inplace, shard_linear
 
-from .lfm2 import Lfm2Attention, Lfm2MLP
+from .lfm2 import Lfm2Attention, Lfm2MLP, Lfm2ShortConv
+from .lfm2_vl import Lfm2VlMultiModalProjector
 from .lfm3 import Lfm3Attention, Lfm3MLP
 from .lfm3_vision import Lfm3VlMultiModalProjector, Lfm3VlVisionAttention, Lfm3VlVisionShortConv
-from .projector import Lfm2VlMultiModalProjector
-from .short_conv import Lfm2ShortConv
 from .siglip2 import Siglip2Attention, Siglip2MLP
 
 OUT, IN = "all-to-sharded", "sharded-to-all"  # cut by outputs, or by inputs, whose partial sums are added up

@@ -16,7 +16,7 @@ from ..adapters.adapter import LINEAR, Adapter, LoRAWeights
 from ..adapters.layers import DoRALinear, LoRALinear, dense_weight, shape_of
 from ..errors import OptionError
 from ..models.cache import LayerCache
-from ..models.context import Context
+from ..models.layers import Context
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..weights.names import from_module
 from .options import TrainingOptions

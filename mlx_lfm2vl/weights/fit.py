@@ -22,7 +22,7 @@ import numpy as np
 from ..backends.memory import free_memory
 from ..config import ModelConfig, TextConfig
 from ..errors import FEWER_MEDIA, OutOfMemoryError
-from ..models.key_values import GROWTH_STEP, group_size
+from ..models.cache import GROWTH_STEP, group_size
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..models.siglip2 import vision_passes
 from .files import FLOATING, TensorInfo

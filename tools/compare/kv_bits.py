@@ -15,7 +15,7 @@ import numpy as np
 
 from mlx_lfm2vl import load
 from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
-from mlx_lfm2vl.models.key_values import KV_BITS, KeyValueCache
+from mlx_lfm2vl.models.cache import KV_BITS, KeyValueCache
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[2]

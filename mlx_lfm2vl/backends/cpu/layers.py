@@ -16,9 +16,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ...models.bounded_states import ConvCache
-from ...models.context import Context
-from ...models.key_values import KeyValueCache
-from ...models.layers import ACTIVATIONS, gelu_tanh
+from ...models.cache import KeyValueCache
+from ...models.layers import ACTIVATIONS, Context, gelu_tanh
 from ...models.lfm2 import Lfm2Attention, Lfm2DecoderLayer
 from ...models.siglip2 import Groups, Siglip2EncoderLayer
 from . import arrays, kernels
