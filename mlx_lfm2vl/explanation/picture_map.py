@@ -17,14 +17,6 @@ import numpy as np
 from ..processing.geometry import ViewPlan
 
 
-def grid_of(plan: ViewPlan) -> tuple[int, int]:
-    """(rows, columns) of a picture's map."""
-    if not plan.tiled:
-        return _whole(plan)
-    side = math.isqrt(plan.tokens_per_tile)
-    return plan.rows * side, plan.cols * side
-
-
 def picture_map(values: np.ndarray, plan: ViewPlan) -> np.ndarray:
     """Numbers of a picture's image tokens (..., tokens) as a map (..., rows, columns), float32, of the same sum."""
     if not plan.tiled:
