@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 FILE = "loss.png"
 
 
@@ -16,19 +18,24 @@ def available() -> bool:
 
 
 def plot_loss(log: Sequence[dict[str, Any]], file: Path) -> Path:
-    """The loss of each step, and of the validations, as a PNG."""
+    """The loss of each step, its mean over the last twentieth of the steps, and that of the validations, as a PNG."""
     from matplotlib.figure import Figure  # type: ignore[import-not-found]
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot([entry["step"] for entry in log], [entry["loss"] for entry in log], linewidth=1, label="training")
+    numbers, losses = [entry["step"] for entry in log], np.array([entry["loss"] for entry in log])
+    axes.plot(numbers, losses, linewidth=1, alpha=0.3, color="tab:blue", label="training, each step")
+    width = max(1, len(log) // 20)
+    if width > 1:
+        means = np.convolve(losses, np.full(width, 1 / width), mode="valid")
+        axes.plot(numbers[width - 1 :], means, color="tab:blue", label=f"training, mean of {width} steps")
     valid = [entry for entry in log if "valid_loss" in entry]
     if valid:
-        steps, losses = [entry["step"] for entry in valid], [entry["valid_loss"] for entry in valid]
-        axes.plot(steps, losses, marker="o", label="validation")
+        steps, values = [entry["step"] for entry in valid], [entry["valid_loss"] for entry in valid]
+        axes.plot(steps, values, marker="o", color="tab:orange", label="validation")
+    axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token")
-    axes.set_ylim(bottom=0)
     axes.legend()
     figure.savefig(file, dpi=120, metadata={"Software": None})
     return file
