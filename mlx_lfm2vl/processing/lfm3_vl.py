@@ -8,7 +8,6 @@ of a video token the times of its frames and their tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -99,23 +98,15 @@ def _sampling(config: Lfm3VlVideoProcessorConfig) -> tuple[float, int, int]:
     return config.fps, config.min_frames, config.max_frames
 
 
-@dataclass(frozen=True)
 class VideoMarkup(ImageMarkup):
-    """Beside what stands for pictures, the tokens of videos: before each group of frames its time, then its tokens
-    between `start` and `end`."""
-
-    video: str = VIDEO_TOKEN
-
-    @property
-    def placeholders(self) -> tuple[str, ...]:
-        """The tokens in whose place pictures and videos stand."""
-        return self.image, self.video
+    """The second placeholder is that of videos, which are written so: before each group of frames its time, then its
+    tokens between `start` and `end`."""
 
     def expand(self, plan: ViewPlan) -> str:
         """The text of one picture or video."""
         if not isinstance(plan, VideoPlan):
             return super().expand(plan)
-        tokens = f"{self.start}{self.video * plan.tokens_for_image}{self.end}"
+        tokens = f"{self.start}{self.placeholders[1] * plan.tokens_for_image}{self.end}"
         return "".join(f"<{time:.1f} seconds>{tokens}" for time in plan.times)
 
 
@@ -135,7 +126,7 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
         if use_image_special_tokens or self.use_image_special_tokens:
             raise OptionError("use_image_special_tokens is True; here the chat template writes them, leave it out")
         start, end = self.vision_start_token, self.vision_end_token
-        return VideoMarkup(self.image_token, start, end, markers=False, video=self.video_token)
+        return VideoMarkup((self.image_token, self.video_token), start, end, markers=False)
 
     def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
         """The messages with each video opened. Raises `ImageError`, `PromptError`."""
