@@ -65,17 +65,16 @@ class Lfm3VlImageProcessor(ImageProcessor):
         frames, side, merge = config.temporal_patch_size, config.patch_size, config.merge_size
         width = 3 * frames * side**2
         pixels = np.zeros((len(shapes), int(shapes.prod(axis=1).max()), width), dtype=np.float32)
-
-        def patches(view: np.ndarray) -> np.ndarray:
+        patches = []
+        for view in views:
             moving = view if view.ndim == 4 else np.broadcast_to(view, (frames, *view.shape))
             rows, columns = view.shape[-3] // config.cell, view.shape[-2] // config.cell
             blocks = moving.reshape(frames, rows, merge, side, columns, merge, side, 3)
-            return blocks.transpose(1, 4, 2, 5, 7, 0, 3, 6).reshape(-1, 3, frames, side, side)
-
+            patches.append(blocks.transpose(1, 4, 2, 5, 7, 0, 3, 6))
         colours = np.repeat(np.arange(3), frames * side**2)
         for axes, policy in ((3, config), (4, config.video)):
             chosen = [at for at, view in enumerate(views) if view.ndim == axes]
-            write_patches([views[at] for at in chosen], patches, colours, policy, [pixels[at] for at in chosen])
+            write_patches([patches[at] for at in chosen], colours, policy, [pixels[at] for at in chosen])
         return BatchFeature(pixel_values=pixels, spatial_shapes=shapes)
 
 

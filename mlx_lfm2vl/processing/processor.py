@@ -2,7 +2,7 @@
 
 Named after and behaving like the reference's class, with NumPy arrays by default. Deliberate differences: an unknown
 keyword is an error, a flat list of pictures is dealt out over several texts by their placeholders, and what geometry.py
-and image.py name.
+and image_processor.py name.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from ..hub import resolve
 from .batch_feature import BatchFeature, TextOptions, check_return_tensors
 from .control_tokens import mark
 from .conversation import conversations_of
-from .image import Lfm2VlImageProcessor
-from .image_processor import ImageProcessor
+from .image_processor import ImageProcessor, Lfm2VlImageProcessor
 from .load_image import DEFAULT_POLICY, SourcePolicy, with_pages
 from .prompt import Expanded, PromptEncoder, image_spans, pictures_of, with_page_items
 from .tokenizer import Tokenizer

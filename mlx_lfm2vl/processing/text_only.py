@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from ..errors import ImageError
 from .batch_feature import BatchFeature
 from .fetch import SourcePolicy
-from .image import Lfm2VlImageProcessor
+from .image_processor import Lfm2VlImageProcessor
 from .load_image import flatten
 from .processor import Lfm2VlProcessor
 from .prompt import Expanded, ImageMarkup
