@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from .template import ChatTemplate
 
 
+SEEN = ("image", "video")  # types of items
+
+
 class EncodedText(NamedTuple):
     """A text with its pictures as arrays.
 
@@ -55,11 +58,8 @@ class EncodedText(NamedTuple):
 
 
 class PromptEncoder:
-    """Image processor, tokenizer and chat template of a checkpoint.
-
-    `notes` are remarks on what the checkpoint's files said and was not obeyed. Not changed by calls, so it is safe to
-    share between threads.
-    """
+    """Image processor, tokenizer and chat template of a checkpoint. `notes` are remarks on what the checkpoint's files
+    said and was not obeyed. Not changed by calls, so it is safe to share between threads."""
 
     frames_as_pictures: ClassVar[bool] = True  # False where the model has tokens for videos
 
@@ -82,8 +82,7 @@ class PromptEncoder:
 
     @functools.cached_property
     def control_tokens(self) -> ControlTokens:
-        """Finds the tokens that steer the model in texts for the template. Raises as `template`, and
-        `TokenizerError`."""
+        """Finds the tokens that steer the model in texts for the template. Raises as `template`; `TokenizerError`."""
         return self.tokenizer.control_tokens(self.template.literal_text)
 
     @property
@@ -106,9 +105,7 @@ class PromptEncoder:
         words = self.tokenizer
         if source is None and words.folder is None and words.chat_template is None:
             raise TemplateError("this processor has no chat template; pass chat_template=")
-        return ChatTemplate.from_folder(
-            words.folder or Path(), words.chat_template, words.special_tokens_map, wanted=source
-        )
+        return ChatTemplate.from_folder(words.folder or Path(), words.chat_template, words.special_tokens_map, source)
 
     @property
     def image_token(self) -> str:
@@ -134,8 +131,7 @@ class PromptEncoder:
 
     @property
     def frame_sampling(self) -> tuple[float, int, int]:
-        """How the frames of a video that the model sees are sampled: frames of a second, least and most in all, as
-        `Video.indices` takes them."""
+        """The frames of a video that the model sees, as `Video.indices` takes them: of a second, least and most."""
         return PICTURES
 
     def video_tokens(self, video: Video) -> int:
@@ -185,8 +181,8 @@ class PromptEncoder:
         """
         markup = self.markup(use_image_special_tokens)
         images, (plans,), (expanded,), known = self._expand([text], [pictures], markup, image_overrides)
-        tokenizer = self.tokenizer
-        ids = tokenizer.encode_marked(expanded.text) if marked else tokenizer.encode(expanded.text, False)
+        words = self.tokenizer
+        ids = words.encode_marked(expanded.text) if marked else words.encode(expanded.text, add_special_tokens=False)
         return EncodedText(np.array(ids, np.int64), images, plans, image_spans(ids, plans, known, markup.markers))
 
     def _expand(
@@ -320,20 +316,23 @@ def with_page_items(
     empty = sum(all(item.get(name) is None for name in (*SOURCES, *VIDEO_SOURCES)) for item in items)
     rest = iter(given if len(given) == empty else ())  # another count is refused later
     beside: list[Any] = []
-
-    def expanded(item: Any) -> list[Any]:
-        if not isinstance(item, Mapping) or item.get("type") != "image":
-            return [item]
-        sources = _sources(item, policy)
-        if sources[0] is not None:
-            pages = [page for source in sources for page in expand_pages(source, policy)]
-            same = len(pages) == len(sources) and all(map(operator.is_, pages, sources))
-            return [item] if same else [{"type": "image", "image": page} for page in pages]
-        pages = [page for source in itertools.islice(rest, 1) for page in expand_pages(source, policy)]
-        beside.extend(pages)
-        return [item] * max(1, len(pages))
-
-    made = [with_items(messages, expanded) for messages in conversations]
+    made: list[list[dict[str, Any]]] = []
+    for messages in conversations:
+        replaced: list[list[Any]] = []
+        for item in picture_items(messages):
+            if item["type"] == "video":
+                replaced.append([item])
+                continue
+            sources = _sources(item, policy)
+            chosen = itertools.islice(rest, 1) if sources[0] is None else sources
+            pages = [page for source in chosen for page in expand_pages(source, policy)]
+            if sources[0] is None:
+                beside += pages
+                replaced.append([item] * max(1, len(pages)))
+            else:
+                same = len(pages) == len(sources) and all(map(operator.is_, pages, sources))
+                replaced.append([item] if same else [{"type": "image", "image": page} for page in pages])
+        made.append(with_items(messages, replaced))
     check_number(sum(len(picture_items(messages)) for messages in made), policy)
     return made, beside if len(beside) > len(given) else images
 
@@ -342,7 +341,7 @@ def picture_items(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, An
     """The items of pictures and videos in messages."""
     contents = [message.get("content") for message in messages]
     items = (item for content in contents if isinstance(content, (list, tuple)) for item in content)
-    return [item for item in items if isinstance(item, Mapping) and item.get("type") in ("image", "video")]
+    return [item for item in items if isinstance(item, Mapping) and item.get("type") in SEEN]
 
 
 def pictures_of(conversations: Sequence[Sequence[Mapping[str, Any]]], images: Any, policy: SourcePolicy) -> Any:
@@ -376,24 +375,26 @@ def replace_videos(
 ) -> list[dict[str, Any]]:
     """The messages with the items that are made of each video in place of its own; `rates` are the frames a second of
     videos that are lists or arrays. Raises `ImageError`, `PromptError`."""
-
-    def replaced(item: Any) -> list[Any]:
-        if not isinstance(item, Mapping) or item.get("type") != "video":
-            return [item]
+    replaced: list[list[Any]] = []
+    for item in picture_items(messages):
+        if item["type"] != "video":
+            replaced.append([item])
+            continue
         sources = [item[name] for name in VIDEO_SOURCES if item.get(name) is not None]
         if len(sources) != 1:
             raise PromptError(f"a video item holds {len(sources)} videos, expected one under 'video', 'url' or 'path'")
         sampling = {name: item.get(name) for name in SAMPLING}
-        return made(load_video(sources[0], policy=policy, frame_rate=next(rates, None), **sampling))
-
+        replaced.append(made(load_video(sources[0], policy=policy, frame_rate=next(rates, None), **sampling)))
     return with_items(messages, replaced)
 
 
-def with_items(messages: Sequence[Mapping[str, Any]], made: Callable[[Any], list[Any]]) -> list[dict[str, Any]]:
-    """The messages with the items that are made of each item of their contents in place of it."""
-    return [
-        {**message, "content": [each for item in message["content"] for each in made(item)]}
-        if isinstance(message.get("content"), (list, tuple))
-        else dict(message)
-        for message in messages
-    ]
+def with_items(messages: Sequence[Mapping[str, Any]], replaced: Sequence[list[Any]]) -> list[dict[str, Any]]:
+    """The messages with others in place of each of their `picture_items`, in order."""
+    made, rest = [dict(message) for message in messages], iter(replaced)
+    for message in made:
+        if isinstance(message.get("content"), (list, tuple)):
+            content, message["content"] = message["content"], []
+            for item in content:
+                seen = isinstance(item, Mapping) and item.get("type") in SEEN
+                message["content"] += next(rest) if seen else [item]
+    return made

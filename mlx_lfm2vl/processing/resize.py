@@ -59,7 +59,8 @@ def resize(picture: Image.Image, sizes: Sequence[tuple[int, int]], resample: int
 
     _shared(across, rows, rows * source)
     pairs = zip(passed, sizes, strict=True)
-    return [_down(planes, height, resample).transpose(1, 2, 0) for planes, (height, _) in pairs]
+    made = [planes if height == rows else _down(planes, height, resample) for planes, (height, _) in pairs]
+    return [planes.transpose(1, 2, 0) for planes in made]
 
 
 def _shared(work: Callable[[int, int], None], units: int, numbers: int) -> None:
@@ -214,8 +215,6 @@ class _Across:
 def _down(planes: np.ndarray, height: int, resample: int) -> np.ndarray:
     """(channels, source, columns) to (channels, height, columns), in strips of columns."""
     channels, source, columns = planes.shape
-    if source == height:
-        return planes
     filter = _weights(source, height, resample)
     out = np.empty((channels, height, columns), np.uint8)
 

@@ -322,6 +322,7 @@ def _metered(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     """A filter or test that counts as a call and is measured before and after. While a template is compiled there is no
     meter, so that jinja2 computes nothing beforehand."""
     skipped = int(hasattr(original, "jinja_pass_arg"))  # a context or the like comes first
+    growth = GROWTH.get(name)
 
     @functools.wraps(original)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -332,7 +333,8 @@ def _metered(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
             raise TemplateError(f"gives a text of more than {MAX_VALUES:,} characters to {name!r}")
         if name == "join":
             value = list(value)
-        foresee(name, value, *given, **kwargs)
+        if growth is not None:
+            check_size(growth(value, *given, **kwargs))
         return meter.made(original(*args[:skipped], value, *given, **kwargs))
 
     return run
