@@ -164,6 +164,9 @@ def test_attributes_of_text_are_obeyed_when_set(processor):
     processor.tokenizer.truncation_side = "left"
     cut = processor(text="a b c", truncation=True, max_length=1)["input_ids"]
     assert cut[0, 0] == processor(text="a b c")["input_ids"][0, -1]
+    assert 499 in processor(**CALL)["input_ids"]
+    processor.tokenizer.image_end_token = "<|im_end|>"
+    assert 499 not in processor(**CALL)["input_ids"]
     processor.use_image_special_tokens = False
     assert 498 not in processor(**CALL)["input_ids"]
     processor.chat_template = "{{ messages | length }} messages"

@@ -18,7 +18,7 @@ from PIL import Image
 from mlx_lfm2vl.config import ImageProcessorConfig, ProcessorConfig
 from mlx_lfm2vl.errors import ImageError, OptionError
 from mlx_lfm2vl.processing.fetch import SourcePolicy
-from mlx_lfm2vl.processing.image import Lfm2VlImageProcessor
+from mlx_lfm2vl.processing.image_processor import Lfm2VlImageProcessor
 from mlx_lfm2vl.processing.load_image import load_image
 
 SMALL = ImageProcessorConfig(tile_size=64, min_image_tokens=1, max_image_tokens=4)

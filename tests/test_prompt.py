@@ -27,7 +27,7 @@ class TestMarkup:
         assert ImageMarkup(markers=False).expand(TILED) == "<image>" * 26
 
     def test_tokens_under_other_names(self):
-        markup = ImageMarkup(image="[i]", start="[s]", end="[e]", thumbnail="[t]")
+        markup = ImageMarkup(("[i]",), start="[s]", end="[e]", thumbnail="[t]")
         assert markup.expand(SINGLE) == "[s][i][i][e]"
         assert markup.expand(TILED).endswith("[t][i][i][e]")
 

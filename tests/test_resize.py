@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from mlx_lfm2vl.processing.resize import resize_rows
+from mlx_lfm2vl.processing.resize import resize as to_sizes
 
 _FROZEN = np.load(GOLDEN / "resize.npz")
 sides = st.integers(1, 90)
@@ -16,12 +16,8 @@ filters = st.sampled_from([2, 3])
 
 
 def resize(pixels: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
-    """The whole picture in memory, at one size."""
-
-    def take(top: int, bottom: int) -> list[np.ndarray]:
-        return list(pixels[top:bottom].transpose(2, 0, 1))
-
-    return resize_rows(take, pixels.shape, [(height, width)], resample)[0]
+    """At one size."""
+    return to_sizes(Image.fromarray(pixels), [(height, width)], resample)[0]
 
 
 @pytest.mark.parametrize("number", range(len(_FROZEN["cases"])))

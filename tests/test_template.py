@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_lfm2vl.errors import TemplateError
-from mlx_lfm2vl.processing import limits
+from mlx_lfm2vl.processing import sandbox
 from mlx_lfm2vl.processing.processor import Lfm2VlProcessor
 from mlx_lfm2vl.processing.sandbox import tojson
 from mlx_lfm2vl.processing.template import TOKENIZER_PLACES, ChatTemplate
@@ -226,7 +226,7 @@ class TestBounds:
         ids=["a test of each value", "filters of filters", "comparisons", "rounds left out", "large keys"],
     )
     def test_work_without_loops_ends_in_time(self, source, monkeypatch):
-        monkeypatch.setattr(limits, "MAX_SECONDS", 0.5)
+        monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.5)
         template = ChatTemplate(source)
         started = time.process_time()
         with pytest.raises(TemplateError, match="it may never end"):
@@ -361,7 +361,7 @@ for source in json.load(sys.stdin):
         source = "{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}"
         messages = [{"role": "user", "content": [{"type": "text", "text": "word " * 50}] * 10}] * 2000
         assert len(render(source, messages)) == 2000 * 10 * 250
-        assert limits.TOTALS["steps"] > 20 * 2000
+        assert sandbox.TOTALS["steps"] > 20 * 2000
 
 
 json_values = st.recursive(

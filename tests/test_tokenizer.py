@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_lfm2vl.errors import OptionError, OutputError, TokenizerError
-from mlx_lfm2vl.processing.image import Lfm2VlImageProcessor
+from mlx_lfm2vl.processing.image_processor import Lfm2VlImageProcessor
 from mlx_lfm2vl.processing.tokenizer import Tokenizer
 
 GEN2, GEN25 = Tokenizer.from_folder(GOLDEN / "gen2"), Tokenizer.from_folder(GOLDEN / "gen25")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from ..errors import OptionError
-from ..processing import image, processor
+from ..processing import image_processor, processor
 from ..processing.conversation import conversations_of
 from ..processing.image_processor import ImageProcessor
 from ..processing.processor import TEXT_OPTIONS, check_names
@@ -65,7 +65,7 @@ class ImageProcessorMethods(ImageProcessor):
         return push_folder(self.save_pretrained, repo_id, **options)
 
 
-class Lfm2VlImageProcessor(ImageProcessorMethods, image.Lfm2VlImageProcessor):
+class Lfm2VlImageProcessor(ImageProcessorMethods, image_processor.Lfm2VlImageProcessor):
     """`processing.Lfm2VlImageProcessor` with transformers' keywords and tensors."""
 
     @property

@@ -66,6 +66,7 @@ class Tokenizer(processing.Tokenizer):
                 raise OptionError(f"{name} is {value!r}, which the tokenizer does not have")
             known = {key: each for key, each in self.special_tokens_map.items() if key != token}
             name, value = "special_tokens_map", known if text is None else {**known, token: text}
+            self.__dict__.pop("image_tokens", None)  # which are made of it
         elif name in ("padding_side", "truncation_side") and value not in SIDES:
             raise OptionError(f"{name} is {value!r}, expected 'left' or 'right'")
         elif name == "model_max_length":

@@ -82,36 +82,25 @@ class Marked(str):
 def mark(value: Any, tokens: ControlTokens) -> Any:
     """`value` with the tokens marked in all its strings (of lists and mappings too, and in their keys). What is no
     plain JSON becomes so, as a template sees it. Raises `PromptError` for what is nested too deeply."""
-    try:
-        return _mark(value, tokens)
-    except RecursionError:
-        raise PromptError("the conversation is nested too deeply") from None
-
-
-def _mark(value: Any, tokens: ControlTokens) -> Any:
-    if isinstance(value, Marked):
+    if value is None or isinstance(value, (int, float, Marked)):
         return value
     if isinstance(value, str):
-        return _mark_text(value, tokens)
-    if isinstance(value, Mapping):
-        return {_mark(key, tokens): _mark(item, tokens) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_mark(item, tokens) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    if value is None or isinstance(value, (int, float)):
-        return value
-    return _mark(plain(value), tokens)
-
-
-def _mark_text(text: str, tokens: ControlTokens) -> str:
-    text = text.replace(START, "").replace(END, "")
-    made = tokens.pattern.sub(f"{START}\\g<0>{END}", text)
-    if tokens.ends_in_beginning(made):
-        made += END
-    words = made.rstrip()  # templates trim
-    if len(words) < len(made) and tokens.ends_in_beginning(words):
-        made = words + END + made[len(words) :]
-    return made
+        made = tokens.pattern.sub(f"{START}\\g<0>{END}", value.replace(START, "").replace(END, ""))
+        if tokens.ends_in_beginning(made):
+            made += END
+        words = made.rstrip()  # templates trim
+        if len(words) < len(made) and tokens.ends_in_beginning(words):
+            made = words + END + made[len(words) :]
+        return made
+    try:
+        if isinstance(value, Mapping):
+            return {mark(key, tokens): mark(item, tokens) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            items = [mark(item, tokens) for item in value]
+            return items if isinstance(value, list) else tuple(items)
+        return mark(plain(value), tokens)
+    except RecursionError:
+        raise PromptError("the conversation is nested too deeply") from None
 
 
 def plain(value: Any) -> Any:

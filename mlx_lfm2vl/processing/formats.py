@@ -4,7 +4,7 @@ Contract: the number of pixels is checked before anything is decoded, and again 
 size and hold another. EXIF orientation is applied, and colours of an ICC profile become sRGB. Of an animation or a file
 of several pages the first is read, of several pictures in a HEIC file the main one, and an `ImageWarning` says so. What
 cannot be read raises `ImageError` with one line that begins with the picture's label and ends with the way out. Nothing
-is ever executed: PostScript is refused.
+is ever executed: PostScript is refused. A label is whatever says by `str` what errors call a picture.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def begins_as_picture(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def header_size(file: BinaryIO, label: str, policy: SourcePolicy) -> tuple[int, int]:
+def header_size(file: BinaryIO, label: object, policy: SourcePolicy) -> tuple[int, int]:
     """(height, width) as the header of an open file says. Raises `ImageError`."""
     try:
         with _quietly():
@@ -84,7 +84,7 @@ def header_size(file: BinaryIO, label: str, policy: SourcePolicy) -> tuple[int, 
     return height, width
 
 
-def open_picture(file: BinaryIO, label: str, policy: SourcePolicy, config: ImageConfig) -> Image.Image:
+def open_picture(file: BinaryIO, label: object, policy: SourcePolicy, config: ImageConfig) -> Image.Image:
     """The picture in an open file. Raises `ImageError`."""
     try:
         with _quietly():
@@ -111,7 +111,7 @@ def open_picture(file: BinaryIO, label: str, policy: SourcePolicy, config: Image
     return picture
 
 
-def decode(image: Image.Image, label: str, policy: SourcePolicy, config: ImageConfig) -> Image.Image:
+def decode(image: Image.Image, label: object, policy: SourcePolicy, config: ImageConfig) -> Image.Image:
     """An image that the caller has opened, upright and as RGB of sRGB; of several frames the one that it stands at. The
     image itself if it is that already, else one without metadata, so that it is not turned or converted again."""
     _check_format(image, label)
@@ -135,7 +135,7 @@ def decode(image: Image.Image, label: str, policy: SourcePolicy, config: ImageCo
         if config.exif and (turn := TURNS.get(_orientation(image, label))) is not None:
             upright = upright.transpose(turn)
         plain = upright.mode == "RGB" and not profile and clear is None and "transparency" not in upright.info
-        picture = upright if plain else rgb(upright, label, clear, colours)
+        picture = upright if plain else rgb(upright, str(label), clear, colours)
         if picture is not image:
             picture.info = {}
         return picture
@@ -145,7 +145,7 @@ def decode(image: Image.Image, label: str, policy: SourcePolicy, config: ImageCo
         raise _damaged(error, label, "damaged or truncated") from None
 
 
-def _check_format(image: Image.Image, label: str) -> None:
+def _check_format(image: Image.Image, label: object) -> None:
     """Raises `ImageError` for what Pillow recognises and does not draw, and for what it would have another program
     draw."""
     drawn = not isinstance(image, ImageFile.StubImageFile) or image._handler is not None
@@ -165,7 +165,7 @@ def _in_8_bits(clear: Any, image: Image.Image) -> Any:
     return clear
 
 
-def check_size(width: int, height: int, label: str, policy: SourcePolicy) -> None:
+def check_size(width: int, height: int, label: object, policy: SourcePolicy) -> None:
     """Raises `ImageError` for a picture without pixels or with too many."""
     if width < 1 or height < 1:
         raise ImageError(f"{label}: is {width}x{height} pixels, so there is nothing to see")
@@ -182,7 +182,7 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _opened(file: BinaryIO, label: str, policy: SourcePolicy) -> Image.Image:
+def _opened(file: BinaryIO, label: object, policy: SourcePolicy) -> Image.Image:
     start = file.read(1000)
     file.seek(0)
     if re.match(rb"(\xc5\xd0\xd3\xc6|%!PS)", start):
@@ -237,7 +237,7 @@ def _icons(file: BinaryIO) -> Iterator[tuple[int, int]]:
             yield abs(width), abs(height) // 2  # with its mask below it
 
 
-def _orientation(image: Image.Image, label: str) -> Any:
+def _orientation(image: Image.Image, label: object) -> Any:
     try:
         with _quietly():
             return image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -250,7 +250,7 @@ def _inverted(grey: Image.Image, colours: Colours) -> Image.Image:
     return colours(ImageChops.invert(grey))
 
 
-def _to_srgb(image: Image.Image, profile: Any, label: str) -> Image.Image:
+def _to_srgb(image: Image.Image, profile: Any, label: object) -> Image.Image:
     from .color import ProfileError, to_srgb
 
     try:
@@ -272,7 +272,7 @@ def _is_preview(image: TiffImagePlugin.TiffImageFile) -> bool:
     return image.tell() == 0 and isinstance(kind, int) and bool(kind & 1)
 
 
-def _damaged(error: Exception, label: str, how: str) -> ImageError:
+def _damaged(error: Exception, label: object, how: str) -> ImageError:
     if isinstance(error, Image.DecompressionBombError):
         way = f"make it smaller{ALLOW_LARGER}"
         return ImageError(f"{label}: has more pixels than Pillow decodes; {way}")

@@ -1,9 +1,10 @@
 """The views that a picture of a given size is cut into, and the image tokens that they make. Integers only, no pixels.
 
-`plan` is the single source of both the pixels (image.py) and the text (prompt.py), so that they cannot disagree. The
-numbers are those of transformers 5.23 (`Lfm2VlImageProcessor`) with two deliberate differences, each at sizes where the
-reference itself fails: a 1x1 grid counts as not split (there the reference stretches the picture to a tile but counts
-the tokens of the smart-resized one), and a strip whose resized form would exceed `max_num_patches` is shortened to fit.
+`plan` is the single source of both the pixels (image_processor.py) and the text (prompt.py), so that they cannot
+disagree. The numbers are those of transformers 5.23 (`Lfm2VlImageProcessor`) with two deliberate differences, each at
+sizes where the reference itself fails: a 1x1 grid counts as not split (there the reference stretches the picture to a
+tile but counts the tokens of the smart-resized one), and a strip whose resized form would exceed `max_num_patches` is
+shortened to fit.
 """
 
 from __future__ import annotations

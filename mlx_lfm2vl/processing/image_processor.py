@@ -1,7 +1,12 @@
-"""`ImageProcessor`: the part of an image processor that is the same in all families.
+"""Pictures to padded patches, with the numbers of the reference's `Lfm2VlImageProcessor`.
 
 Pictures are read, resized in 8 bits with antialiasing (resize.py) to the views of their plan (geometry.py), normalised
-to float32 and cut into patches. Floats of an input array are rounded to 8 bits first, which the reference does not do.
+to float32 and cut into patches; `ImageProcessor` is what is the same in all families. Floats of an input array are
+rounded to 8 bits first, which the reference does not do.
+
+In `Lfm2VlImageProcessor` a picture becomes one view, or tiles and a thumbnail. Each view is cut into patches of
+`encoder_patch_size` squared pixels, row by row; a patch is flattened as (y, x, channel). Views are padded with zeros to
+`max_num_patches`.
 """
 
 from __future__ import annotations
@@ -9,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -30,7 +36,7 @@ from ..threads import parallel_for
 from . import geometry
 from .batch_feature import BatchFeature, check_return_tensors
 from .load_image import DEFAULT_POLICY, SourcePolicy, flatten, load_image, with_pages
-from .resize import resize_rows
+from .resize import resize
 from .view_plan import ViewPlan
 
 
@@ -160,18 +166,113 @@ class ImageProcessor(ABC):
         """The arrays of `encode`, of views (height, width, 3) uint8 with these patch grids."""
 
 
+class Lfm2VlImageProcessor(ImageProcessor):
+    """Turns pictures into what the vision tower takes; its policy is an `ImageProcessorConfig`."""
+
+    model_input_names: ClassVar[list[str]] = ["pixel_values", "pixel_attention_mask", "spatial_shapes"]
+
+    def smart_resize(
+        self,
+        height: int,
+        width: int,
+        downsample_factor: int | None = None,
+        min_image_tokens: int | None = None,
+        max_image_tokens: int | None = None,
+        encoder_patch_size: int | None = None,
+    ) -> tuple[int, int]:
+        """(width, height) of a picture as a single view; see `geometry.smart_resize`. None means this processor's."""
+        config = self.config
+        return geometry.smart_resize(
+            height,
+            width,
+            downsample_factor or config.downsample_factor,
+            min_image_tokens or config.min_image_tokens,
+            max_image_tokens or config.max_image_tokens,
+            encoder_patch_size or config.encoder_patch_size,
+        )
+
+    def crop_image_to_patches(
+        self,
+        image: Any,
+        min_tiles: int | None = None,
+        max_tiles: int | None = None,
+        tile_size: int | None = None,
+        use_thumbnail: bool | None = None,
+        thumbnail_size: tuple[int, int] | None = None,
+        resample: int | None = None,
+    ) -> tuple[list[np.ndarray], int, int]:
+        """Splits one picture of any size into tiles: ([tiles row by row, then the thumbnail], columns, rows), the views
+        as uint8 (height, width, 3). `thumbnail_size` is (height, width); None of the arguments means this processor's.
+        """
+        config = self.configured(
+            min_tiles=min_tiles,
+            max_tiles=max_tiles,
+            tile_size=tile_size,
+            use_thumbnail=use_thumbnail,
+            resample=resample,
+        )
+        picture = load_image(image, self.source_policy, config)
+        columns, rows = geometry.grid_layout(
+            picture.height, picture.width, config.min_tiles, config.max_tiles, config.tile_size
+        )
+        plan = geometry.plan(picture.height, picture.width, config)
+        thumbnail = config.use_thumbnail and rows * columns != 1
+        high, wide = (thumbnail and thumbnail_size) or (plan.height, plan.width)
+        plan = replace(plan, rows=rows, cols=columns, tiled=True, height=high, width=wide, thumbnail=thumbnail)
+        return cut(picture, plan, config), columns, rows
+
+    def __call__(
+        self,
+        images: Any,
+        *,
+        return_row_col_info: bool = False,
+        return_tensors: str | None = "np",
+        **overrides: Any,
+    ) -> BatchFeature:
+        """Patches of all views of all pictures, in order.
+
+        `images`: one picture or a (nested) list of whatever `load_image` reads. Keyword overrides of the policy
+        hold for this call. Returns "pixel_values" (views, max_num_patches, patch_size**2 * 3) float32,
+        "pixel_attention_mask" (views, max_num_patches) int32, "spatial_shapes" (views, 2) int64, the patch grid of each
+        view as (rows, columns); with `return_row_col_info` also "image_rows", "image_cols" (pictures,) and
+        "image_sizes" (pictures, 2), height and width of the resized picture. With `do_pad=False` all views must have as
+        many patches.
+        Raises `ImageError`, `OptionError`.
+        """
+        check_return_tensors(return_tensors)
+        features, plans = self.encode(with_pages(images, self.source_policy), **overrides)
+        if return_row_col_info:
+            info = {
+                "image_rows": [plan.rows for plan in plans],
+                "image_cols": [plan.cols for plan in plans],
+                "image_sizes": [[plan.height, plan.width] for plan in plans],
+            }
+            features.update({k: np.array(v, dtype=np.int64) for k, v in info.items()} if return_tensors else info)
+        return features
+
+    def _arrays(self, views: Sequence[np.ndarray], shapes: np.ndarray, config: ImageProcessorConfig) -> BatchFeature:
+        """Padded to `max_num_patches`, and "pixel_attention_mask"."""
+        counts, side = shapes.prod(axis=1), config.encoder_patch_size
+        length = config.max_num_patches if config.do_pad else int(counts.max())
+        if not config.do_pad and int(counts.min()) != length:
+            raise OptionError("do_pad=False needs views of equally many patches; process such pictures one at a time")
+        pixels = np.zeros((len(shapes), length, side**2 * 3), dtype=np.float32)
+        patches = []
+        for view in views:
+            rows, columns = view.shape[0] // side, view.shape[1] // side
+            patches.append(view.reshape(rows, side, columns, side, 3).swapaxes(1, 2))
+        write_patches(patches, np.tile(np.arange(3), side**2), config, pixels)
+        mask = (np.arange(length) < counts[:, None]).astype(np.int32)
+        return BatchFeature(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=shapes)
+
+
 def cut(picture: Image.Image, plan: ViewPlan, config: ImageConfig | Lfm3VlVideoProcessorConfig) -> list[np.ndarray]:
     """Views of the RGB picture: its tiles, row by row, then all of it, as the plan says."""
-    width, height = picture.size
     sizes = [] if plan.tiled and not plan.thumbnail else [(plan.height, plan.width)]
     if plan.tiled:
         sizes.insert(0, (plan.rows * plan.tile_size, plan.cols * plan.tile_size))
 
-    def take(top: int, bottom: int) -> list[np.ndarray]:
-        bands = picture.crop((0, top, width, bottom)).split()  # which Pillow hands over faster than its pixels
-        return [np.asarray(band) for band in bands]
-
-    views = resize_rows(take, (height, width, 3), sizes, config.resample)
+    views = resize(picture, sizes, config.resample)
     if plan.tiled:
         rows, columns = plan.rows, plan.cols
         views[:1] = [tile for row in np.split(views[0], rows) for tile in np.split(row, columns, axis=1)]
@@ -179,8 +280,7 @@ def cut(picture: Image.Image, plan: ViewPlan, config: ImageConfig | Lfm3VlVideoP
 
 
 def write_patches(
-    views: Sequence[np.ndarray],
-    patches: Callable[[np.ndarray], np.ndarray],
+    patches: Sequence[np.ndarray],
     channels: np.ndarray,
     config: ImageConfig | Lfm3VlVideoProcessorConfig,
     out: Sequence[np.ndarray] | np.ndarray,
@@ -189,8 +289,7 @@ def write_patches(
     rescale fused into mean and deviation.
 
     Args:
-        views: uint8, whose last axis are the colours.
-        patches: cuts a view into the numbers of its patches, (patches, ...), which flattened are (patches, width).
+        patches: of each view, uint8, in whatever order in memory; flattened they are (patches, width).
         channels: the colour of each number of a patch, (width,).
         config: the policy.
         out: (most patches, width) float32 of each view.
@@ -200,16 +299,16 @@ def write_patches(
     mean, deviation = ((np.array(each, np.float32) * fused)[channels] for each in (config.image_mean, config.image_std))
 
     def write(start: int, end: int) -> None:
-        for view, target in zip(views[start:end], out[start:end], strict=True):
-            cut = patches(view)
-            target = target[: len(cut)]
+        for view, target in zip(patches[start:end], out[start:end], strict=True):
+            numbers = view.reshape(-1, len(channels))
+            target = target[: len(numbers)]
             if config.do_normalize:
-                np.subtract(cut.reshape(target.shape), mean, out=target)
+                np.subtract(numbers, mean, out=target)
                 np.divide(target, deviation, out=target)
             else:
-                np.multiply(cut.reshape(target.shape), factor, out=target)
+                np.multiply(numbers, factor, out=target)
 
-    if len(views) > 1:
-        parallel_for(write, len(views))
+    if len(patches) > 1:
+        parallel_for(write, len(patches))
     else:
-        write(0, len(views))
+        write(0, len(patches))

@@ -8,7 +8,6 @@ of a video token the times of its frames and their tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -66,17 +65,16 @@ class Lfm3VlImageProcessor(ImageProcessor):
         frames, side, merge = config.temporal_patch_size, config.patch_size, config.merge_size
         width = 3 * frames * side**2
         pixels = np.zeros((len(shapes), int(shapes.prod(axis=1).max()), width), dtype=np.float32)
-
-        def patches(view: np.ndarray) -> np.ndarray:
+        patches = []
+        for view in views:
             moving = view if view.ndim == 4 else np.broadcast_to(view, (frames, *view.shape))
             rows, columns = view.shape[-3] // config.cell, view.shape[-2] // config.cell
             blocks = moving.reshape(frames, rows, merge, side, columns, merge, side, 3)
-            return blocks.transpose(1, 4, 2, 5, 7, 0, 3, 6).reshape(-1, 3, frames, side, side)
-
+            patches.append(blocks.transpose(1, 4, 2, 5, 7, 0, 3, 6))
         colours = np.repeat(np.arange(3), frames * side**2)
         for axes, policy in ((3, config), (4, config.video)):
             chosen = [at for at, view in enumerate(views) if view.ndim == axes]
-            write_patches([views[at] for at in chosen], patches, colours, policy, [pixels[at] for at in chosen])
+            write_patches([patches[at] for at in chosen], colours, policy, [pixels[at] for at in chosen])
         return BatchFeature(pixel_values=pixels, spatial_shapes=shapes)
 
 
@@ -99,23 +97,15 @@ def _sampling(config: Lfm3VlVideoProcessorConfig) -> tuple[float, int, int]:
     return config.fps, config.min_frames, config.max_frames
 
 
-@dataclass(frozen=True)
 class VideoMarkup(ImageMarkup):
-    """Beside what stands for pictures, the tokens of videos: before each group of frames its time, then its tokens
-    between `start` and `end`."""
-
-    video: str = VIDEO_TOKEN
-
-    @property
-    def placeholders(self) -> tuple[str, ...]:
-        """The tokens in whose place pictures and videos stand."""
-        return self.image, self.video
+    """The second placeholder is that of videos, which are written so: before each group of frames its time, then its
+    tokens between `start` and `end`."""
 
     def expand(self, plan: ViewPlan) -> str:
         """The text of one picture or video."""
         if not isinstance(plan, VideoPlan):
             return super().expand(plan)
-        tokens = f"{self.start}{self.video * plan.tokens_for_image}{self.end}"
+        tokens = f"{self.start}{self.placeholders[1] * plan.tokens_for_image}{self.end}"
         return "".join(f"<{time:.1f} seconds>{tokens}" for time in plan.times)
 
 
@@ -135,7 +125,7 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
         if use_image_special_tokens or self.use_image_special_tokens:
             raise OptionError("use_image_special_tokens is True; here the chat template writes them, leave it out")
         start, end = self.vision_start_token, self.vision_end_token
-        return VideoMarkup(self.image_token, start, end, markers=False, video=self.video_token)
+        return VideoMarkup((self.image_token, self.video_token), start, end, markers=False)
 
     def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
         """The messages with each video opened. Raises `ImageError`, `PromptError`."""

@@ -86,11 +86,21 @@ class LabelledAddress:
 
 
 @dataclass(frozen=True)
+class PathLabel:
+    """What errors call the file of a path, made when there is one."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return short(self.name)
+
+
+@dataclass(frozen=True)
 class OpenedFile:
     """An open file of a picture or PDF, at its start; what it is called, without the pages that are chosen of it."""
 
     file: BinaryIO
-    label: str
+    label: str | PathLabel
     selection: str | None = None
 
     def is_pdf(self) -> bool:
@@ -98,7 +108,7 @@ class OpenedFile:
         programs leave it. Raises `ImageError` where pages are chosen of another file."""
         start = self.file.read(1024)
         self.file.seek(0)
-        if start.lstrip().startswith(b"%PDF-") or (b"%PDF-" in start and has_suffix(self.label)):
+        if start.lstrip().startswith(b"%PDF-") or (b"%PDF-" in start and has_suffix(str(self.label))):
             return True
         if self.selection is not None:
             raise ImageError(f"{self.label}: is no PDF document, so it has no pages [{self.selection}]; name it alone")
@@ -109,7 +119,7 @@ class OpenedFile:
         data = self.file.read(int(policy.max_bytes) + 1)
         if len(data) > policy.max_bytes:
             raise ImageError(f"{self.label}: more than {policy.max_bytes} bytes; make it smaller")
-        return pdf.pages(data, self.label, self.selection, policy)
+        return pdf.pages(data, str(self.label), self.selection, policy)
 
 
 @contextlib.contextmanager
@@ -170,14 +180,14 @@ def _opened_text(text: str, policy: SourcePolicy, of: Kind) -> Iterator[OpenedFi
 @contextlib.contextmanager
 def _opened_path(name: str | bytes, policy: SourcePolicy, of: Kind) -> Iterator[OpenedFile]:
     name = os.fsdecode(name)
-    label = short(name)
+    label = PathLabel(name)
     if not policy.allow_paths:
         raise ImageError(f"{label}: local paths are not allowed here; give the {of} itself")
     if not name:
         raise ImageError(f"the {of}'s path is empty; name a file")
     try:
         path, selection = file_and_pages(name)
-        label = label if selection is None else short(split_selection(name)[0])
+        label = label if selection is None else PathLabel(split_selection(name)[0])
         _check_file(os.stat(path), label, of)  # to open a pipe would wait for its writer, to open some devices acts
         at_once = getattr(os, "O_NONBLOCK", 0)  # should it become a pipe in this very moment
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once)) as file:
@@ -203,9 +213,11 @@ def _opened_path(name: str | bytes, policy: SourcePolicy, of: Kind) -> Iterator[
 def file_and_pages(name: str) -> tuple[Path, str | None]:
     """The file of a path, and the pages that brackets at its end choose. A file that is called so itself comes
     first."""
-    path = as_spelt(Path(name).expanduser())
-    base, selection = (name, None) if os.path.lexists(path) else split_selection(name)
-    if selection is None:
+    path = Path(name).expanduser()
+    if os.path.lexists(path):
+        return path, None
+    path, (base, selection) = as_spelt(path), split_selection(name)
+    if selection is None or os.path.lexists(path):
         return path, None
     whole = as_spelt(Path(base).expanduser())
     return (whole, selection) if os.path.lexists(whole) or has_suffix(base) else (path, None)
@@ -225,7 +237,7 @@ def as_spelt(name: str | Path) -> Path:
     return path
 
 
-def _check_file(status: os.stat_result, label: str, of: Kind) -> None:
+def _check_file(status: os.stat_result, label: PathLabel, of: Kind) -> None:
     """Raises `ImageError` for all but a regular file."""
     if stat.S_ISDIR(status.st_mode):
         raise ImageError(f"{label}: is a directory, not a {of}; name a file in it")

@@ -2,7 +2,7 @@
 
 Named after and behaving like the reference's class, with NumPy arrays by default. Deliberate differences: an unknown
 keyword is an error, a flat list of pictures is dealt out over several texts by their placeholders, and what geometry.py
-and image.py name.
+and image_processor.py name.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from ..config import ProcessorConfig
 from ..config.files import writing
 from ..errors import OptionError, PromptError, did_you_mean
@@ -20,11 +22,9 @@ from ..hub import resolve
 from .batch_feature import BatchFeature, TextOptions, check_return_tensors
 from .control_tokens import mark
 from .conversation import conversations_of
-from .image import Lfm2VlImageProcessor
-from .image_processor import ImageProcessor
+from .image_processor import ImageProcessor, Lfm2VlImageProcessor
 from .load_image import DEFAULT_POLICY, SourcePolicy, with_pages
-from .prompt import assistant_mask, pictures_of, with_page_items
-from .prompt_encoder import PromptEncoder
+from .prompt import Expanded, PromptEncoder, image_spans, pictures_of, with_page_items
 from .tokenizer import Tokenizer
 from .view_plan import ViewPlan
 
@@ -39,6 +39,15 @@ def check_names(names: Iterable[str], known: Collection[str], others: Collection
             meant = did_you_mean([name], (*known, *others))
             text = f"{name!r} is neither a variable of the chat template nor an option of the processor"
             raise OptionError(text + meant)
+
+
+def assistant_mask(offsets: Sequence[tuple[int, int]], text: Expanded, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """1 for every token that overlaps one of the spans, which count characters of the text before its expansion."""
+    mask = np.zeros(len(offsets), dtype=np.int64)
+    starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+    for start, end in spans:
+        mask |= (starts < text.position(end)) & (ends > text.position(start))
+    return [int(flag) for flag in mask]
 
 
 class ProcessorOutput(BatchFeature):
@@ -169,7 +178,7 @@ class Lfm2VlProcessor(PromptEncoder):
         if not texts or not all(isinstance(sample, str) for sample in texts):
             raise PromptError("text must be a string or a list of strings, with at least one")
         markup = self.markup(options.use_image_special_tokens)
-        patches, plans, expanded = self._expand(texts, images, markup, image_overrides)
+        patches, plans, expanded, known = self._expand(texts, images, markup, image_overrides)
         masks: list[list[int]] = []
         if marked:
             rows = [self.tokenizer.encode_marked(sample.text) for sample in expanded]
@@ -181,7 +190,7 @@ class Lfm2VlProcessor(PromptEncoder):
         output = ProcessorOutput(self.tokenizer.batch(rows, options, masks))
         output.plans = tuple(plans)
         output.image_spans = tuple(
-            self._spans(row, plan, markup) for row, plan in zip(output["input_ids"], plans, strict=True)
+            image_spans(row, plan, known, markup.markers) for row, plan in zip(output["input_ids"], plans, strict=True)
         )
         output.update(self.image_processor.model_inputs(patches, [plan for sample in plans for plan in sample]))
         return output

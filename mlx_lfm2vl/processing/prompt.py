@@ -1,4 +1,7 @@
-"""Pictures of a prompt: those in its messages, which belongs to which `<image>`, what it expands to, where it ends up.
+"""`PromptEncoder`: a rendered prompt and its pictures in, ids and patches out, by the parts of one checkpoint.
+
+This is the whole way of a single question: the pictures in its messages, which belongs to which `<image>`, what that
+becomes, where it ends up. processor.py adds what transformers' processors do beside it: several texts, padding, masks.
 
 A placeholder becomes, with markers, `<|image_start|>`, then for each tile `<|img_row_r_col_c|>` and its image tokens,
 then `<|img_thumbnail|>` and the thumbnail's, then `<|image_end|>`; a picture seen as one view has no inner markers. The
@@ -8,48 +11,220 @@ counts come from the same `ViewPlan` as the pixels. A marked `<image>` (control_
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ..errors import PromptError, counted
+from ..errors import ImageError, PromptError, TemplateError, counted
 from .addresses import decode_base64
-from .control_tokens import unmarked
+from .batch_feature import BatchFeature
+from .control_tokens import ControlTokens, unmarked
 from .conversation import SOURCES
 from .fetch import SourcePolicy
-from .geometry import ViewPlan
+from .image_processor import ImageProcessor
 from .load_image import check_number, expand_pages, flatten
-from .video import Video, load_video
-from .video_items import SAMPLING, VIDEO_SOURCES
+from .tokenizer import Tokenizer
+from .video import PICTURES, Video, frames_as_pictures, held, load_video
+from .video_items import SAMPLING, VIDEO_SOURCES, as_frames
+from .view_plan import ViewPlan
+
+if TYPE_CHECKING:
+    from .template import ChatTemplate
+
+
+SEEN = ("image", "video")  # types of items
+
+
+class EncodedText(NamedTuple):
+    """A text with its pictures as arrays.
+
+    Attributes:
+        ids: (n,) int64.
+        images: what `ImageProcessor.encode` makes of the pictures; empty without any.
+        plans: the `ViewPlan` of each picture.
+        spans: (start, end) of each picture in `ids`, markers included.
+    """
+
+    ids: np.ndarray
+    images: BatchFeature
+    plans: tuple[ViewPlan, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
+class PromptEncoder:
+    """Image processor, tokenizer and chat template of a checkpoint. `notes` are remarks on what the checkpoint's files
+    said and was not obeyed. Not changed by calls, so it is safe to share between threads."""
+
+    frames_as_pictures: ClassVar[bool] = True  # False where the model has tokens for videos
+
+    def __init__(
+        self,
+        image_processor: ImageProcessor,
+        tokenizer: Tokenizer,
+        chat_template: str | None = None,
+        use_image_special_tokens: bool = True,
+        notes: tuple[str, ...] = (),
+    ):
+        self.image_processor, self.tokenizer = image_processor, tokenizer
+        self.use_image_special_tokens, self.notes = use_image_special_tokens, notes
+        self._chat_template = chat_template
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate:
+        """The compiled chat template. Raises `TemplateError` naming the file that is missing or damaged."""
+        return self._compiled(self._chat_template)
+
+    @functools.cached_property
+    def control_tokens(self) -> ControlTokens:
+        """Finds the tokens that steer the model in texts for the template. Raises as `template`; `TokenizerError`."""
+        return self.tokenizer.control_tokens(self.template.literal_text)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template's text, None if the checkpoint has none."""
+        try:
+            return self.template.source
+        except TemplateError:
+            return None
+
+    @chat_template.setter
+    def chat_template(self, source: str | None) -> None:
+        self._chat_template = source
+        for made in ("template", "control_tokens"):
+            self.__dict__.pop(made, None)
+
+    def _compiled(self, source: str | None) -> ChatTemplate:
+        from .template import ChatTemplate  # jinja2, which those who only process pictures do not need
+
+        words = self.tokenizer
+        if source is None and words.folder is None and words.chat_template is None:
+            raise TemplateError("this processor has no chat template; pass chat_template=")
+        return ChatTemplate.from_folder(words.folder or Path(), words.chat_template, words.special_tokens_map, source)
+
+    @property
+    def image_token(self) -> str:
+        """The token that stands for a picture."""
+        return str(self.tokenizer.image_token)
+
+    @property
+    def image_token_id(self) -> int:
+        """Raises `TokenizerError` if the tokenizer does not know the image token."""
+        return self.tokenizer.id_of(self.image_token, "image_token")
+
+    @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """The ids of the tokens in whose place pictures and videos stand. Raises `TokenizerError`."""
+        return (self.image_token_id,)
+
+    def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
+        """The messages with their videos as the model takes them: their frames as pictures, each behind "Media-1: " and
+        so on. Raises `ImageError`, `PromptError`."""
+        if not any(item["type"] == "video" for item in picture_items(messages)):
+            return [dict(message) for message in messages]
+        return replace_videos(messages, policy, as_frames, iter(()))
+
+    @property
+    def frame_sampling(self) -> tuple[float, int, int]:
+        """The frames of a video that the model sees, as `Video.indices` takes them: of a second, least and most."""
+        return PICTURES
+
+    def video_tokens(self, video: Video) -> int:
+        """The tokens of a video, without its times and markers. Its frames are as large as the first, the only one that
+        is read. Raises `ImageError`."""
+        indices = video.indices(*self.frame_sampling)
+        first = next(video.read(indices[:1]), None)
+        if first is None:
+            raise ImageError(f"{video.label}: has no frames")
+        return self._tokens_of_frames(video.times(indices), *(video.size or (first.height, first.width)))
+
+    def _tokens_of_frames(self, moments: Sequence[float], height: int, width: int) -> int:
+        return len(moments) * self.image_processor.plan(height, width).tokens
+
+    def held(self, video: Video, image_config: Any) -> Video:
+        """A video with copies of the frames that the model sees, which needs its source no longer. `image_config`: the
+        picture policy. Raises `ImageError`."""
+        frames = [frame.copy() for frame in frames_as_pictures(video)]
+        return held(video.label, frames, video.frame_rate, video.numbers_of(video.indices(*PICTURES)))
+
+    def markup(self, use_image_special_tokens: bool | None = None) -> ImageMarkup:
+        """The tokens that stand for pictures in this checkpoint's texts."""
+        markers = self.use_image_special_tokens if use_image_special_tokens is None else use_image_special_tokens
+        image, start, end, thumbnail = self.tokenizer.image_tokens.values()
+        return ImageMarkup((image,), start, end, thumbnail, markers)
+
+    def encode_text(
+        self,
+        text: str,
+        pictures: Sequence[Any],
+        *,
+        marked: bool,
+        use_image_special_tokens: bool | None = None,
+        **image_overrides: Any,
+    ) -> EncodedText:
+        """Arrays of one text with one image token a picture.
+
+        Args:
+            text: a rendered chat template, which writes all special tokens itself.
+            pictures: whatever `load_image` reads.
+            marked: whether control tokens in the text may be marked as plain text (control_tokens.py).
+            use_image_special_tokens: whether markers stand around pictures; None means as the checkpoint says.
+            image_overrides: fields of `ImageProcessorConfig`.
+
+        Raises:
+            PromptError, ImageError, OptionError, TokenizerError: naming what is wrong.
+        """
+        markup = self.markup(use_image_special_tokens)
+        images, (plans,), (expanded,), known = self._expand([text], [pictures], markup, image_overrides)
+        words = self.tokenizer
+        ids = words.encode_marked(expanded.text) if marked else words.encode(expanded.text, add_special_tokens=False)
+        return EncodedText(np.array(ids, np.int64), images, plans, image_spans(ids, plans, known, markup.markers))
+
+    def _expand(
+        self, texts: Sequence[str], images: Any, markup: ImageMarkup, image_overrides: Mapping[str, Any]
+    ) -> tuple[BatchFeature, list[tuple[ViewPlan, ...]], list[Expanded], Sequence[int | None]]:
+        """The arrays of all pictures; of each text the plans of its pictures, and the text with them expanded; the ids
+        of the placeholders. Raises `TokenizerError` if there are pictures and no token for them."""
+        pictures, words = assign_pictures(texts, images, *markup.placeholders), self.tokenizer
+        patches, flat_plans = BatchFeature(), list[ViewPlan]()
+        if any(pictures):
+            patches, flat_plans = self.image_processor.encode(pictures, **image_overrides)
+            names = zip(markup.placeholders, ("image_token", "video_token"), strict=False)
+            known = [words.id_of(*each) for each in names]
+        else:
+            if image_overrides:
+                self.image_processor.configured(**image_overrides)  # refuses bad options also where no picture is
+            known = words.convert_tokens_to_ids(markup.placeholders)
+        rest = iter(flat_plans)
+        plans = [tuple(next(rest) for _ in sample) for sample in pictures]
+        return patches, plans, [expand(text, plan, markup) for text, plan in zip(texts, plans, strict=True)], known
 
 
 @dataclass(frozen=True)
 class ImageMarkup:
-    """The tokens that stand for pictures in text. `markers` False leaves the image tokens alone in the text."""
+    """The tokens that stand for pictures in text. In the place of `placeholders` stand pictures, and videos where there
+    is a second one. `markers` False leaves the image tokens alone in the text."""
 
-    image: str = "<image>"
+    placeholders: tuple[str, ...] = ("<image>",)
     start: str = "<|image_start|>"
     end: str = "<|image_end|>"
     thumbnail: str = "<|img_thumbnail|>"
     markers: bool = True
 
-    @property
-    def placeholders(self) -> tuple[str, ...]:
-        """The tokens in whose place pictures and videos stand."""
-        return (self.image,)
-
     def expand(self, plan: ViewPlan) -> str:
         """The text of one picture."""
-        whole = self.image * plan.tokens_for_image
+        image = self.placeholders[0]
         if not self.markers:
-            return self.image * plan.tokens
+            return image * plan.tokens
+        whole = image * plan.tokens_for_image
         if not plan.tiled:
             return f"{self.start}{whole}{self.end}"
-        tile = self.image * plan.tokens_per_tile
+        tile = image * plan.tokens_per_tile
         tiles = (f"<|img_row_{r}_col_{c}|>{tile}" for r in range(1, plan.rows + 1) for c in range(1, plan.cols + 1))
         return "".join([self.start, *tiles, *([self.thumbnail, whole] if plan.thumbnail else []), self.end])
 
@@ -109,7 +284,7 @@ def assign_pictures(texts: Sequence[str], images: Any, *placeholders: str) -> li
 
 
 def image_spans(
-    input_ids: Sequence[int], plans: Sequence[ViewPlan], placeholders: Collection[int], markers: bool
+    input_ids: Sequence[int], plans: Sequence[ViewPlan], placeholders: Collection[int | None], markers: bool
 ) -> tuple[tuple[int, int], ...]:
     """(start, end) of each picture in the ids, markers included, so that `ids[start:end]` is the picture.
     `placeholders`: the ids that stand for pictures and videos.
@@ -131,52 +306,42 @@ def image_spans(
     return tuple(spans)
 
 
-def assistant_mask(offsets: Sequence[tuple[int, int]], text: Expanded, spans: Sequence[tuple[int, int]]) -> list[int]:
-    """1 for every token that overlaps one of the spans, which count characters of the text before its expansion."""
-    mask = np.zeros(len(offsets), dtype=np.int64)
-    starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
-    for start, end in spans:
-        mask |= (starts < text.position(end)) & (ends > text.position(start))
-    return [int(flag) for flag in mask]
-
-
 def with_page_items(
     conversations: Sequence[Sequence[Mapping[str, Any]]], images: Any, policy: SourcePolicy
 ) -> tuple[list[list[dict[str, Any]]], Any]:
     """The conversations and the pictures of `images`, each PDF document replaced by an item, or a picture, a page.
     Raises `ImageError` and `PromptError`."""
     given = [] if images is None else flatten(images)
-    empty = sum(_is_empty(item) for messages in conversations for item in picture_items(messages)) if given else 0
+    items = [item for messages in conversations for item in picture_items(messages)] if given else []
+    empty = sum(all(item.get(name) is None for name in (*SOURCES, *VIDEO_SOURCES)) for item in items)
     rest = iter(given if len(given) == empty else ())  # another count is refused later
     beside: list[Any] = []
-
-    def expanded(item: Any) -> list[Any]:
-        if not isinstance(item, Mapping) or item.get("type") != "image":
-            return [item]
-        sources = _sources(item, policy)
-        if sources[0] is not None:
-            pages = [page for source in sources for page in expand_pages(source, policy)]
-            same = len(pages) == len(sources) and all(map(operator.is_, pages, sources))
-            return [item] if same else [{"type": "image", "image": page} for page in pages]
-        pages = [page for source in itertools.islice(rest, 1) for page in expand_pages(source, policy)]
-        beside.extend(pages)
-        return [item] * max(1, len(pages))
-
-    made = [with_items(messages, expanded) for messages in conversations]
+    made: list[list[dict[str, Any]]] = []
+    for messages in conversations:
+        replaced: list[list[Any]] = []
+        for item in picture_items(messages):
+            if item["type"] == "video":
+                replaced.append([item])
+                continue
+            sources = _sources(item, policy)
+            chosen = itertools.islice(rest, 1) if sources[0] is None else sources
+            pages = [page for source in chosen for page in expand_pages(source, policy)]
+            if sources[0] is None:
+                beside += pages
+                replaced.append([item] * max(1, len(pages)))
+            else:
+                same = len(pages) == len(sources) and all(map(operator.is_, pages, sources))
+                replaced.append([item] if same else [{"type": "image", "image": page} for page in pages])
+        made.append(with_items(messages, replaced))
     check_number(sum(len(picture_items(messages)) for messages in made), policy)
     return made, beside if len(beside) > len(given) else images
-
-
-def _is_empty(item: Mapping[str, Any]) -> bool:
-    """Whether an image item only marks a place."""
-    return all(item.get(name) is None for name in (*SOURCES, *VIDEO_SOURCES))
 
 
 def picture_items(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The items of pictures and videos in messages."""
     contents = [message.get("content") for message in messages]
     items = (item for content in contents if isinstance(content, (list, tuple)) for item in content)
-    return [item for item in items if isinstance(item, Mapping) and item.get("type") in ("image", "video")]
+    return [item for item in items if isinstance(item, Mapping) and item.get("type") in SEEN]
 
 
 def pictures_of(conversations: Sequence[Sequence[Mapping[str, Any]]], images: Any, policy: SourcePolicy) -> Any:
@@ -210,24 +375,26 @@ def replace_videos(
 ) -> list[dict[str, Any]]:
     """The messages with the items that are made of each video in place of its own; `rates` are the frames a second of
     videos that are lists or arrays. Raises `ImageError`, `PromptError`."""
-
-    def replaced(item: Any) -> list[Any]:
-        if not isinstance(item, Mapping) or item.get("type") != "video":
-            return [item]
+    replaced: list[list[Any]] = []
+    for item in picture_items(messages):
+        if item["type"] != "video":
+            replaced.append([item])
+            continue
         sources = [item[name] for name in VIDEO_SOURCES if item.get(name) is not None]
         if len(sources) != 1:
             raise PromptError(f"a video item holds {len(sources)} videos, expected one under 'video', 'url' or 'path'")
         sampling = {name: item.get(name) for name in SAMPLING}
-        return made(load_video(sources[0], policy=policy, frame_rate=next(rates, None), **sampling))
-
+        replaced.append(made(load_video(sources[0], policy=policy, frame_rate=next(rates, None), **sampling)))
     return with_items(messages, replaced)
 
 
-def with_items(messages: Sequence[Mapping[str, Any]], made: Callable[[Any], list[Any]]) -> list[dict[str, Any]]:
-    """The messages with the items that are made of each item of their contents in place of it."""
-    return [
-        {**message, "content": [each for item in message["content"] for each in made(item)]}
-        if isinstance(message.get("content"), (list, tuple))
-        else dict(message)
-        for message in messages
-    ]
+def with_items(messages: Sequence[Mapping[str, Any]], replaced: Sequence[list[Any]]) -> list[dict[str, Any]]:
+    """The messages with others in place of each of their `picture_items`, in order."""
+    made, rest = [dict(message) for message in messages], iter(replaced)
+    for message in made:
+        if isinstance(message.get("content"), (list, tuple)):
+            content, message["content"] = message["content"], []
+            for item in content:
+                seen = isinstance(item, Mapping) and item.get("type") in SEEN
+                message["content"] += next(rest) if seen else [item]
+    return made

@@ -17,6 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
+from PIL import Image
 
 from ..threads import parallel_for
 
@@ -28,34 +29,28 @@ STRIP = 1 << 19  # pixels that a thread takes from a picture at a time
 SHARE = 64  # rows or columns of a large picture that a thread gets at least
 
 
-def resize_rows(
-    take: Callable[[int, int], Sequence[np.ndarray]],
-    shape: tuple[int, ...],
-    sizes: Sequence[tuple[int, int]],
-    resample: int,
-) -> list[np.ndarray]:
+def resize(picture: Image.Image, sizes: Sequence[tuple[int, int]], resample: int) -> list[np.ndarray]:
     """A picture in each of `sizes`.
 
     Args:
-        take: `take(top, bottom)` gives rows, a uint8 (bottom - top, w) of each channel; it is asked from several
-            threads, for few rows at a time, so that no second copy of a large picture is held.
-        shape: (h, w, channels) of the picture.
+        picture: of mode RGB. A few of its rows are taken at a time, so that no second copy of a large one is held.
         sizes: (height, width) of each result.
         resample: 2 is bilinear, 3 bicubic (Pillow's numbers).
 
     Returns:
-        An array (height, width, channels) uint8 of each size.
+        An array (height, width, 3) uint8 of each size.
     """
-    rows, source, channels = shape
+    source, rows = picture.size
     filters = [_weights(source, width, resample) if width != source else None for _, width in sizes]
-    passed = [np.empty((channels, rows, width), np.uint8) for _, width in sizes]
+    passed = [np.empty((3, rows, width), np.uint8) for _, width in sizes]
     strip = max(1, min(STRIP // source, *(filter.strip for filter in filters if filter is not None), rows))
 
     def across(start: int, end: int) -> None:
         works = [None if filter is None else _Across(filter, source, strip) for filter in filters]
         for top in range(start, end, strip):
             bottom = min(top + strip, end)
-            for channel, plane in enumerate(take(top, bottom)):
+            bands = picture.crop((0, top, source, bottom)).split()  # which Pillow hands over faster than its pixels
+            for channel, plane in enumerate(map(np.asarray, bands)):
                 for work, out in zip(works, passed, strict=True):
                     if work is None:
                         out[channel, top:bottom] = plane
@@ -64,7 +59,8 @@ def resize_rows(
 
     _shared(across, rows, rows * source)
     pairs = zip(passed, sizes, strict=True)
-    return [_down(planes, height, resample).transpose(1, 2, 0) for planes, (height, _) in pairs]
+    made = [planes if height == rows else _down(planes, height, resample) for planes, (height, _) in pairs]
+    return [planes.transpose(1, 2, 0) for planes in made]
 
 
 def _shared(work: Callable[[int, int], None], units: int, numbers: int) -> None:
@@ -219,8 +215,6 @@ class _Across:
 def _down(planes: np.ndarray, height: int, resample: int) -> np.ndarray:
     """(channels, source, columns) to (channels, height, columns), in strips of columns."""
     channels, source, columns = planes.shape
-    if source == height:
-        return planes
     filter = _weights(source, height, resample)
     out = np.empty((channels, height, columns), np.uint8)
 

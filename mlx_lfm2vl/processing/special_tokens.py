@@ -45,12 +45,11 @@ def restated(config: Mapping[str, Any], changed: Mapping[str, str | None]) -> di
     return out | {name: value for name, value in changed.items() if value is not None}
 
 
-def image_token(name: str, config: Mapping[str, Any], named: Mapping[str, str]) -> str | None:
-    """The token for pictures of that name, in the spelling of the files or the family's; None for another name."""
+def image_tokens(config: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, str]:
+    """The tokens for pictures by the names of `IMAGE_TOKENS`, in the spelling of the files or the family's."""
     thumbnail = named.get("image_thumbnail") or _text(config.get("image_thumbnail"))
-    if name == "image_thumbnail_token" and thumbnail and name not in named:
-        return thumbnail
-    return named.get(name) or IMAGE_TOKENS.get(name)
+    known = IMAGE_TOKENS | ({"image_thumbnail_token": thumbnail} if thumbnail else {})
+    return {name: named.get(name) or token for name, token in known.items()}
 
 
 def special_tokens(config: Mapping[str, Any], named: Mapping[str, str]) -> list[str]:

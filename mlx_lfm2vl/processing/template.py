@@ -1,7 +1,7 @@
 """Chat templates: a conversation to one string.
 
 Templates come with model folders and are not trusted. They run in a sandbox (sandbox.py) and see plain data only. One
-that takes too long or makes too large a text (limits.py) ends with `TemplateError`.
+that takes too long or makes too large a text ends with `TemplateError`.
 """
 
 from __future__ import annotations

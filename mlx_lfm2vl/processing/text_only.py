@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ..errors import ImageError
 from .batch_feature import BatchFeature
 from .fetch import SourcePolicy
-from .image import Lfm2VlImageProcessor
+from .image_processor import Lfm2VlImageProcessor
 from .load_image import flatten
 from .processor import Lfm2VlProcessor
 from .prompt import Expanded, ImageMarkup
@@ -22,16 +21,6 @@ class TextOnlyImageProcessor(Lfm2VlImageProcessor):
     def encode(self, images: Any, **overrides: Any) -> tuple[BatchFeature, list[ViewPlan]]:
         """Raises `ImageError`."""
         refuse()
-
-
-@dataclass(frozen=True)
-class NoMarkup(ImageMarkup):
-    """Marks of pictures where there are none."""
-
-    @property
-    def placeholders(self) -> tuple[str, ...]:
-        """No token stands for a picture."""
-        return ()
 
 
 class TextProcessor(Lfm2VlProcessor):
@@ -59,7 +48,7 @@ class TextProcessor(Lfm2VlProcessor):
 
     def markup(self, use_image_special_tokens: bool | None = None) -> ImageMarkup:
         """The tokens that stand for pictures: none."""
-        return NoMarkup(markers=False)
+        return ImageMarkup((), markers=False)
 
     def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
         """The messages with each content as a text, which is what templates of text models take. Raises `ImageError`
@@ -68,7 +57,7 @@ class TextProcessor(Lfm2VlProcessor):
 
     def _expand(
         self, texts: Sequence[str], images: Any, markup: ImageMarkup, image_overrides: Mapping[str, Any]
-    ) -> tuple[BatchFeature, list[tuple[ViewPlan, ...]], list[Expanded]]:
+    ) -> tuple[BatchFeature, list[tuple[ViewPlan, ...]], list[Expanded], Sequence[int | None]]:
         if images is not None and flatten(images):
             refuse()
         return super()._expand(texts, None, markup, image_overrides)

@@ -7,6 +7,7 @@ has no effect, as transformers ignores it for BPE. Ids that the tokenizer does n
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from ..errors import TokenizerError
 from . import tokenizer_backend
 from .batch_feature import SIDES, BatchFeature, TextOptions
 from .control_tokens import ControlTokens, control_tokens_of, pieces
-from .special_tokens import NAMED_TOKENS, image_token, named_tokens, restated, special_tokens
+from .special_tokens import NAMED_TOKENS, image_tokens, named_tokens, restated, special_tokens
 from .tokenizer_backend import Backend, Encoding, check_panic, panics
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -95,6 +96,11 @@ class Tokenizer:
 
     # Named tokens
 
+    @functools.cached_property
+    def image_tokens(self) -> dict[str, str]:
+        """The tokens for pictures by name: image, start, end, thumbnail."""
+        return image_tokens(self.config, self.special_tokens_map)
+
     def _choice(self, name: str, default: str) -> str:
         value = self.config.get(name) or default
         if value not in SIDES:
@@ -113,7 +119,7 @@ class Tokenizer:
         # bos_token, pad_token_id, image_token, image_start_token_id, ...
         if not name.startswith("_") and (name.endswith("_token") or name.endswith("_token_id")):
             base = name.removesuffix("_id")
-            token = self.special_tokens_map.get(base) or image_token(base, self.config, self.special_tokens_map)
+            token = self.special_tokens_map.get(base) or self.image_tokens.get(base)
             if token is not None:
                 return token if name == base else self.id_of(token, base)
             if base in NAMED_TOKENS:

@@ -146,17 +146,18 @@ def _opened(video: Any, frame_rate: float | None, policy: SourcePolicy) -> Video
 
         return Video("the list of frames", len(pictures), _rate(frame_rate, "the list of frames"), read=listed)
     with opened(video, policy, "video") as file:
+        label = str(file.label)
         if file.is_pdf():
-            raise ImageError(f"{file.label}: is a PDF document, not a video; give it as a picture{AS_PICTURE}")
+            raise ImageError(f"{label}: is a PDF document, not a video; give it as a picture{AS_PICTURE}")
         start = file.file.read(16)
         file.file.seek(0)
-        source = LabelledBytes(file.label, file.file.read()) if is_remote(video) or hasattr(video, "read") else video
+        source = LabelledBytes(label, file.file.read()) if is_remote(video) or hasattr(video, "read") else video
         file.file.seek(0)
         if is_still(start):
-            raise ImageError(f"{file.label}: is a picture, not a video; give it as one{AS_PICTURE}")
+            raise ImageError(f"{label}: is a picture, not a video; give it as one{AS_PICTURE}")
         animated = start.startswith((b"GIF8", b"\x89PNG")) or start[8:12] == b"WEBP"
         of_kind = _animation if animated else _file
-        return of_kind(file.file, file.label, source, policy)
+        return of_kind(file.file, label, source, policy)
 
 
 def _file(file: BinaryIO, label: str, source: Any, policy: SourcePolicy) -> Video:

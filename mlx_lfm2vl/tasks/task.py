@@ -25,7 +25,7 @@ from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
 from ..generation.response import Completion
 from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
-from ..processing.image import Lfm2VlImageProcessor
+from ..processing.image_processor import Lfm2VlImageProcessor
 from ..processing.load_image import load_image, pages_of
 from ..processing.open_file import LabelledBytes
 from .geometry import Size

@@ -11,11 +11,12 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 from tokenizers import Tokenizer
 
 from mlx_lfm2vl.config import ProcessorConfig
 from mlx_lfm2vl.processing import geometry
-from mlx_lfm2vl.processing.resize import resize_rows
+from mlx_lfm2vl.processing.resize import resize
 
 from . import files, vocabulary
 from .drawing import COLOURS, SHAPES, SIZES
@@ -94,11 +95,7 @@ def views(picture: np.ndarray) -> list[np.ndarray]:
     if (plan.rows * side, plan.cols * side) != (height, width):
         raise ValueError(f"a picture of {width}x{height} is not cut into whole tiles")
     tiles = picture.reshape(plan.rows, side, plan.cols, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
-
-    def take(top: int, bottom: int) -> list[np.ndarray]:
-        return list(picture[top:bottom].transpose(2, 0, 1))
-
-    return [*tiles, *resize_rows(take, picture.shape, [(plan.height, plan.width)], PROCESSOR.resample)]
+    return [*tiles, *resize(Image.fromarray(picture), [(plan.height, plan.width)], PROCESSOR.resample)]
 
 
 def patchify(picture: np.ndarray) -> np.ndarray:
