@@ -110,7 +110,7 @@ def test_these_are_the_recommendations(layers, width, vocabulary, given):
     config = Lfm2VlConfig.from_dict(
         {"model_type": "lfm2_vl", "text_config": {**text, "layer_types": ["conv"] * layers}, "vision_config": VISION}
     )
-    card = GenerationConfig().recommended(config)
+    card = GenerationConfig().recommended(config.text_config)
     assert card.do_sample and {name: getattr(card, name) for name in given} == given
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
@@ -146,6 +147,7 @@ def clear_outgrown(cache: Cache, before: int) -> None:
         mx.clear_cache()
 
 
+@lru_cache(maxsize=256)
 def token_flops(config: TextConfig, keys: int) -> float:
     """Operations of the backbone for a token that sees so many keys."""
     hidden, attention = config.hidden_size, config.attention_layers

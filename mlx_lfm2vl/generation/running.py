@@ -38,12 +38,8 @@ class Running:
         self.batch: GenerationBatch | None = None
         self._vocabulary = vocabulary
         self._pace: Pace | None = None  # of rows whose drafts end by the clock
+        self.lost = False  # whether drafts have cost more time than they may
         self._proposed = False  # in the last step, which only read the tokens before
-
-    @property
-    def lost(self) -> bool:
-        """Whether drafts have cost more time than they may."""
-        return self._pace is not None and self._pace.lost
 
     def join(self, rows: List[Sequence], batch: GenerationBatch) -> None:
         """Goes on with other rows, of which nothing was read yet, too."""
@@ -85,6 +81,7 @@ class Running:
             self._pace.plain(count)
         elif not first:
             self._pace.drafted(count, (sum(len(row.generated) for row in self.rows) - before) / count)
+        self.lost = self._pace.lost
         return outcomes
 
     def _step(self, batch: GenerationBatch, late: bool) -> tuple[list[Outcome], bool]:

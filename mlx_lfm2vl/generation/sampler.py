@@ -6,7 +6,8 @@ Rows come and go. A row's tokens depend on its own logits, options and seed, not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Protocol
 
 import mlx.core as mx
@@ -42,14 +43,21 @@ class Sampler(Protocol):
         call its tokens depend on all of them, after `filter` they are lazy."""
 
 
+@dataclass(eq=False)
 class _Row:
-    """One row's options, what the host knows of it, and the generator of its keys: one for each token, made on the
-    host, so that no kernel makes them. `answer`: tokens before."""
+    """One row's options, its number among those of a sampler, the tokens before, what the host knows of it, and the
+    generator of its keys: one for each token, made on the host, so that no kernel makes them."""
 
-    def __init__(self, options: GenerationOptions, row: int, answer: Sequence[int], state: RowState | None):
-        self.options, self.answer, self.state = options, answer, state
-        self.generator = np.random.PCG64(np.random.SeedSequence(options.seed, spawn_key=(row,)))
-        self.generator.advance(len(answer))
+    options: GenerationOptions
+    number: int
+    answer: Sequence[int]
+    state: RowState | None
+
+    @cached_property
+    def generator(self) -> np.random.PCG64:
+        made = np.random.PCG64(np.random.SeedSequence(self.options.seed, spawn_key=(self.number,)))
+        made.advance(len(self.answer))
+        return made
 
     def keys(self, count: int) -> np.ndarray:
         """64 random bits for each of the next tokens, (count,) uint64. They stay the next ones."""
