@@ -1,5 +1,5 @@
 """How to generate, as one frozen object; and what a checkpoint says of it: its end tokens, its recommended sampling,
-the room of its context."""
+the room of its context, its numbers' type."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from ..errors import FEWER_MEDIA, ContextLengthError, OptionError, short
 from ..processing.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from ..models.dspark import DSparkDraftModel
     from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
     from .logits_process import LogitsProcessor
@@ -182,7 +184,7 @@ def generation_config(model: Model) -> GenerationConfig:
     if isinstance(attached, GenerationConfig):
         return attached
     # an object with such attributes, as transformers' is, where arrays count as their numbers
-    values = {name: getattr(attached, name, None) for name in _STATED}
+    values: dict[str, Any] = {name: getattr(attached, name, None) for name in _STATED}
     plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
     hashable = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
     try:
@@ -208,6 +210,12 @@ def grammar_of(model: Model, tokenizer: Tokenizer, form: ResponseFormat) -> Gram
     """The grammar of the form that an answer holds to. Raises `ConstraintError`."""
     vocabulary, ends = model.config.text_config.vocab_size, generation_config(model).eos_token_ids
     return compile_grammar(tokenizer, form, vocabulary, ends)
+
+
+def number_type(model: Lfm2VlForConditionalGeneration) -> mx.Dtype:
+    """The type that a model computes in: that of its last norm."""
+    dtype: mx.Dtype = model.model.language_model.embedding_norm.weight.dtype
+    return dtype
 
 
 def positions_left(model: Model, length: int, pictures: bool) -> int:
