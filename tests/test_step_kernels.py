@@ -49,7 +49,7 @@ def gpu(monkeypatch, tmp_path):
     """Compiles steps as on a GPU, and anew, so that they are traced while they are counted."""
     monkeypatch.setattr(sampling, "on_gpu", lambda: True)
     monkeypatch.setattr(sampler_module, "on_gpu", lambda: True)
-    sampling.compiled.cache_clear()
+    sampler_module.compiled.cache_clear()
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
 
@@ -84,7 +84,7 @@ def step_of(model: Lfm2VlForConditionalGeneration, *given: dict, logprobs: bool 
         assert len(tokens) == len(given)
         return []
 
-    sampling.compiled.cache_clear()
+    sampler_module.compiled.cache_clear()
     return Count(step)
 
 

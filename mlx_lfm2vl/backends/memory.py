@@ -38,9 +38,14 @@ OUT_OF_MEMORY = (
 )
 
 
+def on_gpu() -> bool:
+    """Whether MLX's device is a GPU, of Metal or CUDA."""
+    return mx.default_device() != mx.Device(mx.cpu)
+
+
 def free_memory() -> int | None:
     """Bytes that may still be taken, None where that is not known. What MLX keeps for reuse counts as free."""
-    if mx.default_device() != mx.Device(mx.cpu):
+    if on_gpu():
         info = mx.device_info()
         if "max_recommended_working_set_size" in info:
             return max(0, int(info["max_recommended_working_set_size"]) - mx.get_active_memory())

@@ -14,7 +14,8 @@ from ..backends.memory import WiredLimit
 from ..errors import InputError, OptionError, did_you_mean
 from ..generation.decode import GenerationBatch
 from ..generation.options import positions_left
-from ..generation.sampling import NOT_FINITE, gumbel, random_bits
+from ..generation.sampler import NOT_FINITE
+from ..generation.sampling import gumbel, random_bits
 from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..models.outputs import ModelOutput

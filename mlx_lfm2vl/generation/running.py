@@ -15,7 +15,7 @@ from .decode import GenerationBatch
 from .logprobs import RowLogprobs
 from .pace import Pace
 from .response import FinishReason
-from .sampling import NOT_FINITE
+from .sampler import NOT_FINITE
 from .sequence import Sequence
 from .speculation import BLOCK, BlockSpeculation
 
