@@ -17,8 +17,8 @@ import numpy as np
 
 from .. import backends
 from ..errors import OutOfMemoryError, WeightsError
-from ..generation.messages import conversation
 from ..generation.options import number_type
+from ..generation.request import conversation
 from ..models.outputs import Lfm2VlCausalLMOutputWithPast
 from ..pretrained import Lfm2VlForConditionalGeneration, load
 from ..processing.processor import Lfm2VlProcessor

@@ -18,8 +18,7 @@ from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import replace_videos
 from ..processing.video import Video
 from ..processing.view_plan import ViewPlan
-from .messages import checked_pictures, video_items
-from .request import EncodedPicture, split_pictures
+from .request import EncodedPicture, checked_pictures, split_pictures, video_items
 
 Encoded = tuple[weakref.ref[Any], EncodedPicture, ViewPlan]  # what of a picture or video, which the first knows
 
