@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..backends.memory import WiredLimit
+from ..backends.memory import wired_limit
 from ..errors import InputError, OptionError, did_you_mean
 from ..generation.decode import GenerationBatch
 from ..generation.options import positions_left
@@ -210,7 +210,7 @@ def _answer(
     selector.ended = ended if waits and ends else None
 
     streamer = callbacks.streamer
-    with WiredLimit():
+    with wired_limit():
         if streamer is not None:
             streamer.put(tensors.of_numpy(like, ids))
         limit = min(new, positions_left(model, prompt.cache.offset + prompt.new, prompt.has_pictures))

@@ -74,14 +74,14 @@ class GenerationRequest:
         return [replace(self, options=replace(self.options, seed=each)) for each in seeds]
 
 
+@dataclass(eq=False)
 class EncodedPicture:
     """A picture of a prompt: the grids of its views, `spatial_shapes` (views, 2), and their patches (views, patches,
-    channels*patch*patch) until these are taken. `encode` makes the patches again, should they be needed again."""
+    channels*patch*patch) until these are taken. `_encode` makes the patches again, should they be needed again."""
 
-    def __init__(self, spatial_shapes: np.ndarray, pixels: np.ndarray, encode: Callable[[], np.ndarray]):
-        self.spatial_shapes = spatial_shapes
-        self._pixels: np.ndarray | None = pixels
-        self._encode = encode
+    spatial_shapes: np.ndarray
+    _pixels: np.ndarray | None
+    _encode: Callable[[], np.ndarray]
 
     @cached_property
     def keys(self) -> tuple[bytes, ...]:
@@ -255,19 +255,14 @@ def video_items(videos: Any) -> list[dict[str, Any]]:
         video_item({"type": "video", **video}, f"videos[{number}]")
         if isinstance(video, Mapping)
         else {"type": "video", "video": video}
-        for number, video in enumerate(listed(videos))
+        for number, video in enumerate(videos if isinstance(videos, (list, tuple)) else [videos])
     ]
-
-
-def listed(images: Any) -> list[Any]:
-    """The pictures of an `images` argument: several, one, or none."""
-    return [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
 
 
 def checked_pictures(images: Any) -> list[Any]:
     """The pictures of an `images` argument. Raises `PromptError` for None among several, for a video, and for an array
     of several pictures."""
-    pictures = listed(images)
+    pictures = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
     for number, picture in enumerate(pictures):
         if picture is None:
             raise PromptError(f"images[{number}] is None, expected a picture; leave it out")

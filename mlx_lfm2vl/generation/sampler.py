@@ -151,11 +151,10 @@ class UniformSampler:
 
     def __call__(self, logits: mx.array) -> mx.array:
         self.begin(logits.shape[0])
-        kind = self.kind.within(logits.shape[1])
-        step = compiled(kind) if on_gpu() else partial(sample, kind)
+        step = compiled(self.kind.within(logits.shape[1])) if on_gpu() else partial(sample, self.kind)
         numbers = self._prepare(logits.shape[1])
         tokens, self._history = step(logits, numbers, self._inputs(logits), self._history)
-        if not kind.greedy:
+        if not self.kind.greedy:
             self._advance([1] * len(self._rows))
         if self._history:
             self._history["last"] = tokens
@@ -182,8 +181,7 @@ class UniformSampler:
             history = {name: _added(self._history[name][:, None], before) for name in self._history if name != "last"}
             history = {name: array.reshape(rows * length, vocabulary) for name, array in history.items()}
             history["last"] = mx.array(blocks.astype(np.int32).reshape(-1))
-        kind = self.kind.within(vocabulary)
-        step = compiled(kind) if on_gpu() else partial(sample, kind)
+        step = compiled(self.kind.within(vocabulary)) if on_gpu() else partial(sample, self.kind)
         drafts = [block[1 : 1 + count].tolist() for block, count in zip(blocks, lengths, strict=True)]
         return step(flat, numbers, self._inputs(flat, drafts, length), history)[0].reshape(rows, length)
 

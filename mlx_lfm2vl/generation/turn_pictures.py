@@ -51,7 +51,7 @@ class TurnPictures:
             picture.info = {}  # what it says is obeyed; a saved conversation must not say it again
             picture.filename = _file_name(given)  # type: ignore[union-attr]  # as of Pillow's files
             pictures.append(picture)
-        moving = {"content": video_items(videos)}
+        moving = {"content": [] if videos is None else video_items(videos)}
         (message,) = replace_videos([moving], policy, lambda video: [self.processor.held(video, config)], iter(()))
         kept: list[Video] = message["content"]
         content = [{"type": "image", "image": picture} for picture in pictures]
