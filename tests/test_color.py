@@ -13,7 +13,7 @@ from profiles import ADOBE_RGB, DISPLAY_P3, SRGB, cmyk_profile, grey_profile, p3
 from mlx_lfm2vl import Lfm2VlImageProcessor, load
 from mlx_lfm2vl.config import ImageProcessorConfig, ProcessorConfig
 from mlx_lfm2vl.errors import ImageWarning
-from mlx_lfm2vl.generation.messages import conversation
+from mlx_lfm2vl.generation.request import conversation
 from mlx_lfm2vl.processing.fetch import DEFAULT_POLICY
 from mlx_lfm2vl.processing.load_image import load_image
 

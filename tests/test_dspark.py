@@ -35,12 +35,11 @@ from mlx_lfm2vl import (
     load_draft,
 )
 from mlx_lfm2vl.config import DSparkConfig, GenerationConfig
-from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
+from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill, question_bytes
 from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.generation.sampler import UniformSampler
 from mlx_lfm2vl.models.layers import Context
-from mlx_lfm2vl.weights.fit import question_bytes
 
 pytestmark = [pytest.mark.backends("mlx", "numpy"), pytest.mark.usefixtures("by_acceptance_only", "nothing_fails")]
 FOLDER = Path(__file__).parent / "dspark"
@@ -265,7 +264,7 @@ def test_memory_for_a_drafter_s_states_is_asked_for(monkeypatch):
     assert sum(array.nbytes for layer in cache.draft_layers for array in layer.states) == 256 * own.token_bytes
     request = GenerationRequest("Hi", options=GREEDY)
     needed = question_bytes(model.config, 4, len(encode(*gen25(), request).ids), 60)
-    monkeypatch.setattr("mlx_lfm2vl.weights.fit.free_memory", lambda: needed)
+    monkeypatch.setattr("mlx_lfm2vl.generation.chunked_prefill.free_memory", lambda: needed)
     answered(request, gen25())
     with pytest.raises(OutOfMemoryError):
         answered(replace(request, options=replace(GREEDY, draft=own)), gen25())

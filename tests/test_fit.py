@@ -15,6 +15,7 @@ from test_convert import large_folder
 from mlx_lfm2vl.backends import memory
 from mlx_lfm2vl.config import Lfm2VlConfig
 from mlx_lfm2vl.errors import Lfm2VlError, OutOfMemoryError
+from mlx_lfm2vl.generation import chunked_prefill
 from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill
 from mlx_lfm2vl.models.cache import Cache
 from mlx_lfm2vl.weights import fit
@@ -29,7 +30,8 @@ def model():
 
 
 def with_free(monkeypatch, size: float | None) -> None:
-    monkeypatch.setattr(fit, "free_memory", lambda: None if size is None else int(size))
+    for module in (fit, chunked_prefill):
+        monkeypatch.setattr(module, "free_memory", lambda: None if size is None else int(size))
 
 
 def test_the_bytes_of_the_weights_are_those_that_mlx_holds():
@@ -58,7 +60,7 @@ def test_a_question_is_counted_below_what_it_takes(model, length, monkeypatch):
     mx.reset_peak_memory()
     mx.eval(prefill(model, Prompt(ids), Cache(model.config.text_config)))
     taken = mx.get_peak_memory() - before
-    counted = fit.question_bytes(model.config, 4, length, 0)
+    counted = chunked_prefill.question_bytes(model.config, 4, length, 0)
     assert counted < taken
 
 
@@ -104,17 +106,17 @@ def test_a_quantised_size_is_that_of_a_conversion(tmp_path):
 
 def test_a_question_that_does_not_fit_names_the_tokens_that_would(model, monkeypatch):
     config = model.config
-    with_free(monkeypatch, fit.question_bytes(config, 4, 5000, 1000, 1024))
-    fit.check_question(config, mx.float32, 5000, 1000, 1024)
+    with_free(monkeypatch, chunked_prefill.question_bytes(config, 4, 5000, 1000, 1024))
+    chunked_prefill.check_question(config, mx.float32, 5000, 1000, 1024)
     with pytest.raises(
         OutOfMemoryError, match=r"a prompt of 5,000 tokens with an answer of 9,000 takes .*; use"
     ) as caught:
-        fit.check_question(config, mx.float32, 5000, 9000, 1024)
+        chunked_prefill.check_question(config, mx.float32, 5000, 9000, 1024)
     assert "; use fewer or smaller pictures, fewer frames of videos (fps), a smaller max" in str(caught.value)
     said = int(str(caught.value).split("enough for about ")[1].split(" tokens")[0].replace(",", ""))
-    fit.check_question(config, mx.float32, said - fit.LONGEST_CHUNK - 256, 0, 1024)
+    chunked_prefill.check_question(config, mx.float32, said - chunked_prefill.LONGEST_CHUNK - 256, 0, 1024)
     with pytest.raises(OutOfMemoryError) as text:
-        fit.check_question(config, mx.float32, 5000, 1000, 0, rows=2)
+        chunked_prefill.check_question(config, mx.float32, 5000, 1000, 0, rows=2)
     assert "pictures" not in str(text.value)
 
 
@@ -231,5 +233,5 @@ def test_published_sizes():
             },
         }
     )
-    assert fit.token_bytes(config, 2) == 16384
-    assert fit.question_bytes(config, 2, 30_000, 2_768) == pytest.approx(0.54e9 + 0.12e9 + 0.04e9, rel=0.05)
+    assert chunked_prefill.token_bytes(config, 2) == 16384
+    assert chunked_prefill.question_bytes(config, 2, 30_000, 2_768) == pytest.approx(0.54e9 + 0.12e9 + 0.04e9, rel=0.05)

@@ -23,10 +23,10 @@ from mlx_lfm2vl import (
     load,
     stream_generate,
 )
+from mlx_lfm2vl.generation.chunked_prefill import token_bytes
 from mlx_lfm2vl.models.bounded_states import ConvCache
 from mlx_lfm2vl.models.cache import GROWTH_STEP, KV_BITS, QuantizedKeyValueCache
 from mlx_lfm2vl.models.layers import Context
-from mlx_lfm2vl.weights.fit import token_bytes
 
 pytestmark = pytest.mark.backends("mlx", "numpy")
 SCENE = GOLDEN.parent.parent / "examples" / "scene.png"

@@ -29,8 +29,8 @@ from mlx_lfm2vl import (
 )
 from mlx_lfm2vl.config import Lfm3Config
 from mlx_lfm2vl.errors import OptionError, PromptError
+from mlx_lfm2vl.generation.chunked_prefill import key_bytes
 from mlx_lfm2vl.models.cache import Cache
-from mlx_lfm2vl.weights.fit import key_bytes
 
 FOLDER = GOLDEN / "lfm3"
 CLOSE = 2e-5  # of the largest number of an array

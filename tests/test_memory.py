@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mlx_lfm2vl import Chat, Engine, GenerationOptions, GenerationRequest, PromptCache, generate, generate_batch, load
 from mlx_lfm2vl import stream_generate as stream
 from mlx_lfm2vl.backends import memory
-from mlx_lfm2vl.backends.memory import WiredLimit
+from mlx_lfm2vl.backends.memory import wired_limit
 from mlx_lfm2vl.config import GenerationConfig, Lfm2Config, Lfm2VlConfig
 from mlx_lfm2vl.errors import OutOfMemoryError, WeightsError
 from mlx_lfm2vl.generation import decode as decoding
@@ -496,7 +496,7 @@ def test_blocks_of_two_threads_open_and_close_in_any_order(steps):
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         (mac := Mac()).install(patch)
         threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2)]
-        open_blocks: list[list[tuple[WiredLimit, int]]] = [[], []]
+        open_blocks: list[list[tuple[AbstractContextManager[None], int]]] = [[], []]
 
         def check() -> None:
             assert mac.limit == max([own for blocks in open_blocks for _, own in blocks], default=BEFORE)
@@ -514,7 +514,7 @@ def test_blocks_of_two_threads_open_and_close_in_any_order(steps):
                 continue
             around = [own for blocks in open_blocks for _, own in blocks]
             own = max(around, default=MOST) if what is None else min(what, MOST)
-            block = WiredLimit(what)
+            block = wired_limit(what)
             threads[thread].submit(block.__enter__).result()
             open_blocks[thread].append((block, own))
             check()
@@ -536,7 +536,7 @@ def test_blocks_of_many_threads_leave_the_limit_as_it_was(mac, monkeypatch):
     def work(number: int) -> None:
         barrier.wait()
         for turn in range(10):
-            with WiredLimit(number * 10 + turn), WiredLimit(None if turn % 2 else turn):
+            with wired_limit(number * 10 + turn), wired_limit(None if turn % 2 else turn):
                 assert mac.limit >= number * 10 + turn
 
     with ThreadPoolExecutor(8) as threads:
@@ -568,10 +568,10 @@ def test_a_device_that_fails_gives_its_limit_back(mac, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(mx, "synchronize", broken)
-        with pytest.raises(RuntimeError, match="the device is gone"), WiredLimit():
+        with pytest.raises(RuntimeError, match="the device is gone"), wired_limit():
             pass
     assert mac.limit == BEFORE
-    with WiredLimit(5):
+    with wired_limit(5):
         assert mac.limit == 5, "nothing is held any longer"
 
 
@@ -589,6 +589,6 @@ def test_where_there_is_no_metal_nothing_is_set(monkeypatch):
     mac = Mac()
     mac.install(monkeypatch)
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)
-    with WiredLimit(), WiredLimit(5):
+    with wired_limit(), wired_limit(5):
         pass
     assert mac.calls == []

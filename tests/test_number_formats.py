@@ -23,8 +23,8 @@ from conftest import GOLDEN, GoldenCase, picture
 
 from mlx_lfm2vl import Chat, GenerationOptions, GenerationResponse, load
 from mlx_lfm2vl.conversion.convert import convert
+from mlx_lfm2vl.generation.options import number_type
 from mlx_lfm2vl.models.cache import Cache
-from mlx_lfm2vl.weights.fit import number_type
 from mlx_lfm2vl.weights.load import load_model
 from mlx_lfm2vl.weights.names import parameters
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mlx_lfm2vl.config import Lfm2Config, Siglip2VisionConfig
 from mlx_lfm2vl.generation.chunked_prefill import (
     GRANULE,
+    LONGEST_CHUNK,
     PIECE_FLOPS,
     layer_flops,
     layers_per_piece,
@@ -19,7 +20,6 @@ from mlx_lfm2vl.generation.chunked_prefill import (
 )
 from mlx_lfm2vl.models.lfm2 import Lfm2Model
 from mlx_lfm2vl.models.siglip2 import PATCHES_PER_PASS, Siglip2EncoderLayer, vision_passes
-from mlx_lfm2vl.weights.fit import LONGEST_CHUNK
 from mlx_lfm2vl.weights.names import parameters
 
 

@@ -19,10 +19,10 @@ from mlx_lfm2vl import Engine, GenerationOptions, GenerationRequest, PromptCache
 from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.generation import request as request_module
 from mlx_lfm2vl.generation.chunked_prefill import encode_views_in_pieces
+from mlx_lfm2vl.generation.options import number_type
 from mlx_lfm2vl.generation.prompt_entry import SHORTEST_PASS, checkpoint_places
 from mlx_lfm2vl.generation.vision_cache import VisionCache
 from mlx_lfm2vl.generation.watch import completed
-from mlx_lfm2vl.weights.fit import number_type
 
 SYSTEM = "You look at pictures, say what is in them, and add nothing that is not there. " * 4
 OPTIONS = GenerationOptions(max_tokens=6)

@@ -25,10 +25,10 @@ from mlx_lfm2vl.conversion.quantization_error import (
 )
 from mlx_lfm2vl.conversion.report import FILE, ModuleError, QuantizationReport, escaped
 from mlx_lfm2vl.errors import OptionError, OutOfMemoryError, WeightsError
-from mlx_lfm2vl.generation.messages import conversation
+from mlx_lfm2vl.generation.options import number_type
+from mlx_lfm2vl.generation.request import conversation
 from mlx_lfm2vl.pretrained import load
 from mlx_lfm2vl.weights import fit
-from mlx_lfm2vl.weights.fit import number_type
 from mlx_lfm2vl.weights.load import open_model
 
 

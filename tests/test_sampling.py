@@ -21,17 +21,8 @@ from mlx_lfm2vl.generation import sampler as sampler_module
 from mlx_lfm2vl.generation import sampling
 from mlx_lfm2vl.generation.batched_sampler import BatchedSampler
 from mlx_lfm2vl.generation.options import GenerationOptions
-from mlx_lfm2vl.generation.sampler import Sampler, UniformSampler
-from mlx_lfm2vl.generation.sampling import (
-    NOT_FINITE,
-    SamplingKind,
-    filter_logits,
-    gumbel,
-    largest,
-    penalize,
-    random_bits,
-    sample,
-)
+from mlx_lfm2vl.generation.sampler import NOT_FINITE, Sampler, SamplingKind, UniformSampler, penalize, sample
+from mlx_lfm2vl.generation.sampling import filter_logits, gumbel, largest, random_bits
 
 # The sampling that the makers recommend, and others that together use every option
 Given = dict[str, Any]  # fields of GenerationOptions
@@ -99,14 +90,14 @@ def allowed(logits: np.ndarray, top_k: int, top_p: float, min_p: float) -> set[i
 
 def kind_and_numbers(top_k: int, top_p: float, min_p: float, temperature: float = 1.0) -> tuple[SamplingKind, dict]:
     given = options(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    return SamplingKind.of(given), sampling.numbers_of(SamplingKind.of(given), [given])
+    return SamplingKind.of(given), sampler_module.numbers_of(SamplingKind.of(given), [given])
 
 
 @both_devices
 @given(logit_rows, top_ks, top_ps, min_ps, st.sampled_from([1.0, 0.5, 1.7]))
 def test_filters(device, row, top_k, top_p, min_p, temperature):
     kind, numbers = kind_and_numbers(top_k, top_p, min_p, temperature)
-    filtered, top = filter_logits(kind, mx.array(row[None].astype(np.float32)), numbers)
+    filtered, top = filter_logits(mx.array(row[None].astype(np.float32)), numbers, kind.within(len(row)).top_k)
     kept = np.array(filtered)[0]
     ids = set(np.flatnonzero(np.isfinite(kept)).tolist())
     scaled = (row - row.max()) / temperature
@@ -118,16 +109,16 @@ def test_filters(device, row, top_k, top_p, min_p, temperature):
 def test_tokens_as_likely_as_the_last_of_top_k_count_for_top_p(device):
     """Of six that stay, the first has e / (e + 5) = 35%, less than half; of two it would have 73%."""
     kind, numbers = kind_and_numbers(2, 0.5, 0.0)
-    filtered, _ = filter_logits(kind, mx.array([[1.0, 0, 0, 0, 0, 0, -9]]), numbers)
+    filtered, _ = filter_logits(mx.array([[1.0, 0, 0, 0, 0, 0, -9]]), numbers, kind.top_k)
     assert np.isfinite(np.array(filtered)).tolist() == [[True] * 6 + [False]]
 
 
 def test_filters_of_a_row_do_not_depend_on_the_others(device):
     kind, numbers = kind_and_numbers(10, 0.8, 0.05)
     rows = some_logits(5, 30)
-    together = np.array(filter_logits(kind, rows, numbers)[0])
+    together = np.array(filter_logits(rows, numbers, kind.top_k)[0])
     for row, ours in zip(rows, together, strict=True):
-        np.testing.assert_array_equal(ours, np.array(filter_logits(kind, row[None], numbers)[0])[0])
+        np.testing.assert_array_equal(ours, np.array(filter_logits(row[None], numbers, kind.top_k)[0])[0])
 
 
 @both_devices
@@ -165,7 +156,7 @@ def test_the_token_is_that_of_the_definition(device, row, given_, seen_ids, key)
     tokens, history = sample_on(device)(
         kind,
         mx.array(row[None].astype(np.float32)),
-        sampling.numbers_of(kind, [given]),
+        sampler_module.numbers_of(kind, [given]),
         {} if kind.greedy else {"keys": keys},
         {"seen": mx.array(seen[None]), "last": mx.array([NOT_FINITE])} if kind.penalty else {},
     )
@@ -175,7 +166,7 @@ def test_the_token_is_that_of_the_definition(device, row, given_, seen_ids, key)
 
 
 def sample_on(device: str) -> Callable[..., tuple[mx.array, dict[str, mx.array]]]:
-    return sample if device == "cpu" else lambda kind, *arrays: sampling.compiled(kind)(*arrays)
+    return sample if device == "cpu" else lambda kind, *arrays: sampler_module.compiled(kind)(*arrays)
 
 
 @pytest.mark.sampled(2)
@@ -352,18 +343,18 @@ def test_a_row_of_a_batch_chooses_what_it_would_choose_alone(device):
 
 
 def test_a_caller_s_top_k_makes_no_more_than_some_compiled_steps(monkeypatch):
+    assert sampler_module.compiled.cache_info().maxsize is not None
     monkeypatch.setattr(sampler_module, "on_gpu", lambda: True)
     kinds = []
 
     def compiled(kind):
         kinds.append(kind)
-        return partial(sampling.sample, kind)
+        return partial(sampler_module.sample, kind)
 
     monkeypatch.setattr(sampler_module, "compiled", compiled)
     for top_k in (3, 0, 30, 31, 2**31):
         UniformSampler(options(temperature=1.0, top_k=top_k))(mx.zeros((1, 30)))
     assert [kind.top_k for kind in kinds] == [3, 0, 0, 0, 0]
-    assert sampling.compiled.cache_info().maxsize is not None
 
 
 def test_rows_of_one_kind_are_one_computation():

@@ -49,7 +49,7 @@ def gpu(monkeypatch, tmp_path):
     """Compiles steps as on a GPU, and anew, so that they are traced while they are counted."""
     monkeypatch.setattr(sampling, "on_gpu", lambda: True)
     monkeypatch.setattr(sampler_module, "on_gpu", lambda: True)
-    sampling.compiled.cache_clear()
+    sampler_module.compiled.cache_clear()
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
 
@@ -84,7 +84,7 @@ def step_of(model: Lfm2VlForConditionalGeneration, *given: dict, logprobs: bool 
         assert len(tokens) == len(given)
         return []
 
-    sampling.compiled.cache_clear()
+    sampler_module.compiled.cache_clear()
     return Count(step)
 
 
@@ -110,7 +110,7 @@ def test_these_are_the_recommendations(layers, width, vocabulary, given):
     config = Lfm2VlConfig.from_dict(
         {"model_type": "lfm2_vl", "text_config": {**text, "layer_types": ["conv"] * layers}, "vision_config": VISION}
     )
-    card = GenerationConfig().recommended(config)
+    card = GenerationConfig().recommended(config.text_config)
     assert card.do_sample and {name: getattr(card, name) for name in given} == given
 
 

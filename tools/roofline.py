@@ -17,9 +17,8 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_lfm2vl.config import ModelConfig, config_of
-from mlx_lfm2vl.generation.chunked_prefill import layer_flops, token_flops
+from mlx_lfm2vl.generation.chunked_prefill import key_bytes, layer_flops, question_bytes, token_flops
 from mlx_lfm2vl.models.families import NETWORKS
-from mlx_lfm2vl.weights.fit import key_bytes, question_bytes
 from mlx_lfm2vl.weights.names import parameters
 
 SIZE = 2  # bytes of a number of 16 bits

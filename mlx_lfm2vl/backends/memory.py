@@ -18,8 +18,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import ClassVar
 
 import mlx.core as mx
 
@@ -38,9 +36,14 @@ OUT_OF_MEMORY = (
 )
 
 
+def on_gpu() -> bool:
+    """Whether MLX's device is a GPU, of Metal or CUDA."""
+    return mx.default_device() != mx.Device(mx.cpu)
+
+
 def free_memory() -> int | None:
     """Bytes that may still be taken, None where that is not known. What MLX keeps for reuse counts as free."""
-    if mx.default_device() != mx.Device(mx.cpu):
+    if on_gpu():
         info = mx.device_info()
         if "max_recommended_working_set_size" in info:
             return max(0, int(info["max_recommended_working_set_size"]) - mx.get_active_memory())
@@ -80,7 +83,20 @@ def check_bytes(name: str, value: int) -> int:
     return value
 
 
-class WiredLimit:
+class _Limit:
+    """A limit of the process while blocks are open that set it: theirs, and what was before the first."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.held: list[int] = []
+        self.before = 0
+
+
+_wired, _cached = _Limit(), _Limit()
+
+
+@contextmanager
+def wired_limit(limit: int | None = None) -> Iterator[None]:
     """Keeps weights resident while a `with` block runs, so that macOS does not page them out between answers.
 
     Args:
@@ -88,69 +104,50 @@ class WiredLimit:
             for the device. Only Metal has such a limit.
 
     The limit is the process's. Of several blocks at once the largest counts, and the last one that ends sets back what
-    was before the first. Raises `OptionError`.
+    was before the first.
     """
-
-    _lock = threading.Lock()
-    _held: ClassVar[list[int]] = []
-    _before = 0
-
-    def __init__(self, limit: int | None = None):
-        self._limit = None if limit is None else check_bytes("wired_limit", limit)
-        self._own: int | None = None
-
-    def __enter__(self) -> WiredLimit:
-        if mx.metal.is_available():
-            most = int(mx.device_info().get("max_recommended_working_set_size", 0))
-            own = most if self._limit is None else min(self._limit, most)
-            with WiredLimit._lock:
-                if self._limit is None and WiredLimit._held:
-                    own = max(WiredLimit._held)
-                before = mx.set_wired_limit(max([own, *WiredLimit._held]))
-                if not WiredLimit._held:
-                    WiredLimit._before = before
-                WiredLimit._held.append(own)
-            self._own = own
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._own is None:
-            return
+    if not mx.metal.is_available():
+        yield
+        return
+    most = int(mx.device_info().get("max_recommended_working_set_size", 0))
+    own = most if limit is None else min(limit, most)
+    with _wired.lock:
+        if limit is None and _wired.held:
+            own = max(_wired.held)
+        before = mx.set_wired_limit(max([own, *_wired.held]))
+        if not _wired.held:
+            _wired.before = before
+        _wired.held.append(own)
+    try:
+        yield
+    finally:
         try:
             mx.synchronize()  # the limit must not change under work that runs
         finally:
-            with WiredLimit._lock:
-                WiredLimit._held.remove(self._own)
-                mx.set_wired_limit(max(WiredLimit._held, default=WiredLimit._before))
-            self._own = None
+            with _wired.lock:
+                _wired.held.remove(own)
+                mx.set_wired_limit(max(_wired.held, default=_wired.before))
 
 
-class CacheLimit:
+@contextmanager
+def cache_limit(limit: int | None = None) -> Iterator[None]:
     """Bounds the freed buffers that MLX keeps for reuse while a `with` block runs. `limit` in bytes; None leaves it as
     it is. Of several blocks at once the smallest limit counts, and the last one that ends sets back what was before the
-    first. Raises `OptionError`."""
-
-    _lock = threading.Lock()
-    _held: ClassVar[list[int]] = []
-    _before = 0
-
-    def __init__(self, limit: int | None = None):
-        self._limit = None if limit is None else check_bytes("cache_limit", limit)
-
-    def __enter__(self) -> CacheLimit:
-        if self._limit is not None:
-            with CacheLimit._lock:
-                before = mx.set_cache_limit(min([self._limit, *CacheLimit._held]))
-                if not CacheLimit._held:
-                    CacheLimit._before = before
-                CacheLimit._held.append(self._limit)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._limit is not None:
-            with CacheLimit._lock:
-                CacheLimit._held.remove(self._limit)
-                mx.set_cache_limit(min(CacheLimit._held, default=CacheLimit._before))
+    first."""
+    if limit is None:
+        yield
+        return
+    with _cached.lock:
+        before = mx.set_cache_limit(min([limit, *_cached.held]))
+        if not _cached.held:
+            _cached.before = before
+        _cached.held.append(limit)
+    try:
+        yield
+    finally:
+        with _cached.lock:
+            _cached.held.remove(limit)
+            mx.set_cache_limit(min(_cached.held, default=_cached.before))
 
 
 def _meminfo() -> dict[str, int]:

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import mlx.core as mx
 
-from ..backends.memory import WiredLimit
+from ..backends.memory import wired_limit
 from ..errors import OptionError
 from ..generation.options import generation_config
 from ..generation.watch import Cancelled, Progress, Stop, check
@@ -116,7 +116,7 @@ def benchmark(
     forms: Constraints | None = None
     drafting: tuple[Drafts, ...] = ()
     waits: Again | None = None
-    with scratch() as folder, WiredLimit(), contextlib.suppress(Cancelled):
+    with scratch() as folder, wired_limit(), contextlib.suppress(Cancelled):
         for size in plan.sizes:
             file = None if size is None else draw(size, 0, folder)
             once = partial(ask, model, processor, file, plan.tokens, counter.stopped)

@@ -10,11 +10,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..backends.memory import WiredLimit
+from ..backends.memory import wired_limit
 from ..errors import InputError, OptionError, did_you_mean
 from ..generation.decode import GenerationBatch
 from ..generation.options import positions_left
-from ..generation.sampling import NOT_FINITE, gumbel, random_bits
+from ..generation.sampler import NOT_FINITE
+from ..generation.sampling import gumbel, random_bits
 from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..models.outputs import ModelOutput
@@ -209,7 +210,7 @@ def _answer(
     selector.ended = ended if waits and ends else None
 
     streamer = callbacks.streamer
-    with WiredLimit():
+    with wired_limit():
         if streamer is not None:
             streamer.put(tensors.of_numpy(like, ids))
         limit = min(new, positions_left(model, prompt.cache.offset + prompt.new, prompt.has_pictures))

@@ -7,11 +7,11 @@ other sizes) have no recommendation and are greedy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from .family import ModelConfig
+from .family import ModelConfig, TextConfig
 from .fields import Fields
 
 _FAMILY = {"temperature": 0.1, "min_p": 0.15, "repetition_penalty": 1.05}
@@ -45,27 +45,12 @@ class GenerationConfig:
         ids = (*self.eos_token_ids, *config.eos_token_ids, of_tokenizer)
         return [id for id in dict.fromkeys(ids) if id is not None]
 
-    def recommended(self, config: ModelConfig) -> GenerationConfig:
-        """The same if it says anything of sampling, else with what the model's card says."""
-        text = config.text_config
+    def recommended(self, text: TextConfig) -> GenerationConfig:
+        """The same if it says anything of sampling, else with what the card of a model of this shape says."""
         card = CARDS.get((text.hidden_size, text.num_hidden_layers, text.vocab_size))
         if card is None or self.do_sample or any(getattr(self, name) is not None for name in _SAMPLING):
             return self
         return replace(self, do_sample=True, **card)  # type: ignore[arg-type]
-
-    @classmethod
-    def of(cls, settings: object, where: str = "generation_config") -> GenerationConfig:
-        """The configuration of an object with such attributes, as transformers' is; arrays count as their numbers.
-
-        Raises `ConfigError`."""
-        names = [field.name for field in fields(cls) if field.name != "eos_token_ids"]
-        values: dict[str, Any] = {name: getattr(settings, name, None) for name in (*names, "eos_token_id")}
-        plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
-        hashable = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
-        try:
-            return _checked(where, **hashable)
-        except TypeError:  # of what is no value of any of them
-            return cls.from_dict(plain, where)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "generation_config.json") -> GenerationConfig:
@@ -94,6 +79,6 @@ class GenerationConfig:
 
 
 @lru_cache(maxsize=32, typed=True)
-def _checked(where: str, **data: Any) -> GenerationConfig:
-    """`from_dict` of values that can be kept: a model's are asked for with each answer."""
+def checked(where: str, **data: Any) -> GenerationConfig:
+    """`from_dict` of values that can be hashed: a model's are asked for with each answer."""
     return GenerationConfig.from_dict(data, where)

@@ -77,7 +77,7 @@ def generation_json(source: Path, config: ModelConfig) -> dict[str, Any] | None:
     if len(ends) > 1:  # all that any file names, for readers of this one alone
         out["eos_token_id"] = ends
     if all(out.get(name) is None for name in SAMPLING):
-        makers = GenerationConfig().recommended(config)
+        makers = GenerationConfig().recommended(text)
         if makers.do_sample:
             out |= {name: getattr(makers, name) for name in SAMPLING if getattr(makers, name) is not None}
     return out if out != before else None

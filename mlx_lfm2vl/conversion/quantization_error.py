@@ -17,14 +17,14 @@ import numpy as np
 
 from .. import backends
 from ..errors import OutOfMemoryError, WeightsError
-from ..generation.messages import conversation
+from ..generation.options import number_type
+from ..generation.request import conversation
 from ..models.outputs import Lfm2VlCausalLMOutputWithPast
 from ..pretrained import Lfm2VlForConditionalGeneration, load
 from ..processing.processor import Lfm2VlProcessor
 from ..weights import fit
 from ..weights.atomic_folder import scratch
 from ..weights.files import reading
-from ..weights.fit import number_type
 from ..weights.load import StoredTensors, open_model
 from ..weights.names import from_module
 from ..weights.quantize import LANGUAGE, parameter_count, widths

@@ -12,9 +12,9 @@ from typing import Any, Protocol, TypeVar, Unpack
 from ..errors import PromptError
 from ..generation.arguments import RetryArguments, Role, TurnArguments
 from ..generation.conversation import Conversation, Turn
-from ..generation.messages import is_remote, snapshot, user_content
+from ..generation.messages import is_remote, snapshot
 from ..generation.options import GenerationOptions
-from ..generation.request import EncodedPrompt
+from ..generation.request import EncodedPrompt, user_content
 from ..generation.response import GenerationResponse
 from ..generation.turn_pictures import ReadPictures
 from ..generation.watch import Progress, Stop, check_callable

@@ -16,7 +16,8 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar, Unpack
 
-from ..backends.memory import CacheLimit, WiredLimit, check_bytes
+from ..backends import memory
+from ..backends.memory import check_bytes
 from ..backends.thread_state import check_fork
 from ..errors import OptionError
 from ..generation import prompt_cache, vision_cache
@@ -76,11 +77,14 @@ class Engine:
         for name, value in (("max_queue", max_queue), ("max_batch", max_batch)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise OptionError(f"{name} is {value!r}, expected an integer of at least 1")
+        for name, limit in (("cache_limit", cache_limit), ("wired_limit", wired_limit)):
+            if limit is not None:
+                check_bytes(name, limit)
         self._worker = Worker(
             function,
             max_queue,
             max_batch,
-            (CacheLimit(cache_limit), WiredLimit(wired_limit)),
+            (memory.cache_limit(cache_limit), memory.wired_limit(wired_limit)),
             check_seconds("idle_seconds", idle_seconds),
             vision_cache.VisionCache(check_bytes("vision_cache_bytes", vision_cache_bytes), folder=vision_cache_folder),
             prompt_cache.PromptCache(check_bytes("prompt_cache_bytes", prompt_cache_bytes), folder=prompt_cache_folder),

@@ -10,7 +10,6 @@ from types import TracebackType
 
 import mlx.core as mx
 
-from ..backends.memory import CacheLimit, WiredLimit
 from ..backends.thread_state import check_fork, forked, note_use
 from ..errors import EngineClosedError, EngineThreadError, drop_frames
 from ..generation.prompt_cache import PromptCache
@@ -37,7 +36,7 @@ class Worker:
         loader: Loader,
         max_queue: int,
         max_batch: int,
-        limits: Sequence[CacheLimit | WiredLimit],
+        limits: Sequence[contextlib.AbstractContextManager[None]],
         idle_seconds: float,
         vision_cache: VisionCache,
         prompt_cache: PromptCache,

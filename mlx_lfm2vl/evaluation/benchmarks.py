@@ -16,7 +16,7 @@ from typing import Any
 
 from ..config import parse_json
 from ..errors import OptionError, PromptError
-from ..generation.messages import conversation
+from ..generation.request import conversation
 from ..processing.json_lines import each_row
 from .rows import EvaluationRow, boxes, check_rule, read_rows, texts
 from .scoring import BOXES

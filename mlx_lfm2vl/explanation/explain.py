@@ -8,9 +8,8 @@ from typing import Any, Unpack
 
 from ..errors import AnswerError, PromptError
 from ..generation.arguments import CallOverrides
-from ..generation.messages import conversation
 from ..generation.options import GenerationOptions
-from ..generation.request import GenerationRequest, check_pair, encode
+from ..generation.request import GenerationRequest, check_pair, conversation, encode
 from ..generation.response import Completion
 from ..generation.stream import stream_generate
 from ..generation.vision_cache import VisionCache

@@ -10,14 +10,14 @@ from collections.abc import Generator, Iterable
 
 import mlx.core as mx
 
-from ..backends.memory import WiredLimit
+from ..backends.memory import wired_limit
 from ..errors import Lfm2VlError, OptionError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .prompt_cache import PromptCache
 from .request import GenerationRequest, check_pair, encode
 from .response import Completion, GenerationResponse
-from .sequence import Sequence
+from .running import Sequence
 from .stream import make_scheduler, step
 from .vision_cache import VisionCache
 from .watch import Progress, Stop, check_callable
@@ -73,7 +73,7 @@ def generate_batch(
     prefilling: dict[int, Sequence] = {}  # rows whose prompts are not done, by their ids
     done = read = told = 0  # tokens of prompts: of those that are done, of all, and what progress was told
     mx.reset_peak_memory()
-    with WiredLimit():
+    with wired_limit():
         while more or len(scheduler):
             while more and len(scheduler) < batch_size:
                 started = time.perf_counter()

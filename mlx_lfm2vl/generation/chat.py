@@ -18,10 +18,9 @@ from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from .arguments import PictureOverrides, Role, TurnArguments
 from .conversation import Conversation, Turn
-from .messages import user_content
 from .options import GenerationOptions
 from .prompt_cache import PromptCache
-from .request import EncodedPrompt
+from .request import EncodedPrompt, user_content
 from .response import GenerationResponse
 from .stream import drive, make_scheduler
 from .vision_cache import VisionCache

@@ -5,6 +5,13 @@ follows from the model's arithmetic: two floating-point operations for each weig
 query and a key. It is at most `PIECE_FLOPS`, which an M1 takes about 110 ms for, by calculation: its GPU is published
 with 2.6 TFLOP/s in float32, of which three quarters, 2 TFLOP/s, are assumed. A faster GPU takes less. Logits are
 computed for the last position only.
+
+A question that will not fit into memory is refused before, with what would fit. Counted is what cannot do without, so
+that nothing is refused that might have worked. Of L tokens with an answer of N, beside the weights (attention's scores,
+which the fused kernels never write down, are left out): keys and values, (L + N) rounded up to 256, in a sliding window
+at most its length, x attention layers x 2 x key-value heads x head size; embeddings L x hidden; the larger of one pass
+of the vision tower, patches x (4 x hidden + MLP width), and one chunk of the prompt, min(L, 512) x (2 x hidden + 3 x
+feed-forward width); logits, 4 bytes x vocabulary. Numbers are of the weights' type, float32 or 16 bits.
 """
 
 from __future__ import annotations
@@ -12,25 +19,29 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..backends.memory import allocations
-from ..config import TextConfig, VisionConfig
+from ..backends.memory import allocations, free_memory
+from ..config import ModelConfig, TextConfig, VisionConfig
 from ..distributed.agreement import agreed
-from ..errors import InputError
-from ..models.cache import GROWTH_STEP, Cache
+from ..errors import FEWER_MEDIA, InputError, OutOfMemoryError
+from ..models.cache import GROWTH_STEP, Cache, group_size
 from ..models.layers import Context
 from ..models.lfm2_vl import Array, Lfm2VlForConditionalGeneration
 from ..models.siglip2 import PATCHES_PER_PASS, pack_views, split_views, vision_passes
-from ..weights.fit import LONGEST_CHUNK, check_question, largest_pass, number_type
+from ..weights.fit import gb
 from .finite import check_vision
+from .options import number_type
 from .vision_cache import VisionCache, view_key
 from .watch import Cancelled, Pieces, completed
 
 PIECE_FLOPS = 2.2e11
 GRANULE = 32  # tokens: chunks are multiples of it
+LONGEST_CHUNK = 512  # tokens of a prompt that are run together
 
 
 @dataclass(frozen=True)
@@ -145,6 +156,81 @@ def clear_outgrown(cache: Cache, before: int) -> None:
         mx.clear_cache()
 
 
+def token_bytes(config: ModelConfig, size: int, kv_bits: int | None = None) -> int:
+    """Memory for the keys and values of a token that is one of many."""
+    text = config.text_config
+    return text.layer_types.count("full_attention") * key_bytes(text, size, kv_bits)
+
+
+def key_bytes(text: TextConfig, size: int, kv_bits: int | None = None) -> int:
+    """Memory for the keys and values of a token in a layer; a group of quantised ones has a scale and a bias."""
+    numbers = 2 * text.num_key_value_heads * text.head_dim
+    if kv_bits is None:
+        return numbers * size
+    return numbers * kv_bits // 8 + numbers // (group_size(text.head_dim) or 1) * 2 * size
+
+
+@lru_cache(maxsize=256)
+def states_bytes(text: TextConfig, tokens: int, size: int, kv_bits: int | None) -> int:
+    """Memory for the keys and values of so many tokens, a multiple of `GROWTH_STEP`."""
+    if kv_bits is None:
+        return text.keys_kept(tokens) * key_bytes(text, size)
+    # a layer's keys and values are dense while a chunk of the prompt is run, those of a window always
+    full = tokens * text.layer_types.count("full_attention")
+    dense = text.keys_kept(tokens) - full + tokens
+    return full * key_bytes(text, size, kv_bits) + dense * key_bytes(text, size)
+
+
+def question_bytes(
+    config: ModelConfig, size: int, prompt: int, answer: int, patches: int = 0, kv_bits: int | None = None
+) -> int:
+    """Memory that a prompt of so many tokens and its answer take beside the weights. `size`: bytes of a number;
+    `patches`: of the largest pass through the vision tower; `kv_bits`: of keys and values, if they are quantised."""
+    text, vision = config.text_config, config.vision_config
+    tokens = -(-(prompt + answer) // GROWTH_STEP) * GROWTH_STEP
+    tower = patches * (4 * vision.hidden_size + vision.intermediate_size) if patches else 0
+    chunk = min(prompt, LONGEST_CHUNK) * (2 * text.hidden_size + 3 * text.feed_forward_size)
+    fixed = (prompt * text.hidden_size + max(tower, chunk)) * size + 4 * text.vocab_size
+    return states_bytes(text, tokens, size, kv_bits) + fixed
+
+
+def check_question(
+    config: ModelConfig,
+    dtype: mx.Dtype,
+    prompt: int,
+    answer: int,
+    patches: int = 0,
+    rows: int = 1,
+    kv_bits: int | None = None,
+    drafter_bytes: int = 0,
+) -> None:
+    """Raises `OutOfMemoryError` if `rows` questions of such a size will not fit beside the weights, saying how many
+    tokens would. `dtype`: of the model's norms; `drafter_bytes`: that a drafter keeps of a token."""
+    free, size = free_memory(), dtype.size
+    needed = rows * (question_bytes(config, size, prompt, answer, patches, kv_bits) + (prompt + answer) * drafter_bytes)
+    if free is None or needed <= free:
+        return
+    fixed = rows * question_bytes(config, size, min(prompt, LONGEST_CHUNK), 0, patches, kv_bits)
+    each = token_bytes(config, size, kv_bits) + config.text_config.hidden_size * size + drafter_bytes
+    fitting = max(0, free - fixed) // (rows * each)
+    fewer = f"{FEWER_MEDIA}, a smaller max_image_tokens, " if patches else ""
+    raise OutOfMemoryError(
+        f"a prompt of {prompt:,} tokens with an answer of {answer:,} takes {gb(needed)} beside the model, and "
+        f"{gb(free)} of memory are free, enough for about {fitting:,} tokens; use {fewer}a shorter prompt or answer "
+        "(max_tokens), or a smaller quantisation"
+    )
+
+
+def largest_pass(spatial_shapes: Any) -> int:
+    """Patches of the largest pass through the vision tower for views of these grids (views, 2)."""
+    shapes = np.array(spatial_shapes)
+    if shapes.ndim != 2 or shapes.shape[1] != 2:  # what the model refuses
+        return 0
+    grids = [(int(height), int(width)) for height, width in shapes]
+    return max((sum(grids[at][0] * grids[at][1] for at in part) for part in vision_passes(grids)), default=0)
+
+
+@lru_cache(maxsize=256)
 def token_flops(config: TextConfig, keys: int) -> float:
     """Operations of the backbone for a token that sees so many keys."""
     hidden, attention = config.hidden_size, config.attention_layers

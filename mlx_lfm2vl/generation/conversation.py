@@ -21,9 +21,9 @@ from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import assign_pictures, expand, image_spans
 from . import saved
 from .arguments import PictureOverrides
-from .messages import check_tools, user_content
+from .messages import check_tools
 from .options import GenerationOptions, grammar_of, positions_left, resolved
-from .request import EncodedPrompt, check_pair, rendered
+from .request import EncodedPrompt, check_pair, rendered, user_content
 from .response import GenerationResponse
 from .turn_pictures import ReadPictures, TurnPictures
 

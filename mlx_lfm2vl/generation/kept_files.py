@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from ..errors import KeptFileWarning, OptionError, first_line
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
-from ..weights.fit import number_type
+from .options import number_type
 
 
 def model_key(cache: str, model: Lfm2VlForConditionalGeneration, *more: str) -> str:

@@ -26,7 +26,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..backends.memory import WiredLimit
+from ..backends.memory import wired_limit
 from ..distributed.links import Came, Link, patience
 from ..errors import DistributedError, Lfm2VlError, OptionError, first_line
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
@@ -37,8 +37,8 @@ from .options import grammar_of
 from .prompt_cache import PromptCache
 from .prompt_json import as_json, from_json
 from .request import EncodedPrompt
+from .running import Sequence
 from .scheduler import Output, Scheduler
-from .sequence import Sequence
 from .vision_cache import VisionCache
 
 AGAIN = "start the command again"
@@ -239,7 +239,7 @@ class Follower:
     def run(self) -> None:
         """Does what rank 0 says, until it lets this rank go. Raises `DistributedError` where it is lost, or an error is
         not its own, too."""
-        with WiredLimit():
+        with wired_limit():
             while (said := self._came.get()[1]) is not None:
                 if "bye" in said:
                     return

@@ -1,9 +1,9 @@
-"""The messages of a question, checked before anything is read."""
+"""What callers hand in as messages, tools and pictures: one spelling of it, whether it names addresses, and copies."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence, ValuesView
+from collections.abc import Mapping, ValuesView
 from typing import Any
 
 import numpy as np
@@ -12,33 +12,13 @@ from ..errors import OptionError, PromptError
 from ..processing.arrays import is_array, to_numpy
 from ..processing.conversation import PICTURE_TYPES, SOURCES, normalised
 from ..processing.open_file import is_remote as is_remote_source
-from ..processing.video import Video
-from ..processing.video_items import VIDEO_SOURCES, VIDEO_TYPES, video_item
+from ..processing.video_items import VIDEO_SOURCES, VIDEO_TYPES
 
 _ITEMS = {"text": ("text",), "image": SOURCES, "video": VIDEO_SOURCES}
 _TYPES = ("text", *PICTURE_TYPES, *VIDEO_TYPES)
 
 
-def conversation(
-    prompt: str | Sequence[Mapping[str, Any]], images: Any = None, system: str | None = None, videos: Any = None
-) -> list[dict[str, Any]]:
-    """The messages of one question: the system's text if any, then the user's pictures, videos and text; or those
-    given, if they are such. Raises `PromptError` naming what is not."""
-    if isinstance(prompt, str):
-        if not (system is None or isinstance(system, str)):
-            raise PromptError(f"system is {type(system).__name__}, expected text")
-        messages: list[dict[str, Any]] = [{"role": "user", "content": user_content(prompt, images, videos)}]
-        return [{"role": "system", "content": system}, *messages] if system else messages
-    if not isinstance(prompt, (list, tuple)):
-        raise PromptError(f"prompt is {type(prompt).__name__}, expected text or a list of messages")
-    if images is not None or system is not None or videos is not None:
-        raise PromptError("prompt is a conversation; put pictures, videos and the system's text into its messages")
-    if not prompt:
-        raise PromptError("prompt is a conversation without a message")
-    return [_checked(message, f"prompt[{number}]") for number, message in enumerate(prompt)]
-
-
-def _checked(message: Any, where: str) -> dict[str, Any]:
+def checked_message(message: Any, where: str) -> dict[str, Any]:
     """The message in one spelling."""
     if not isinstance(message, Mapping):
         raise PromptError(f"{where} is {type(message).__name__}, expected a message with 'role' and 'content'")
@@ -72,31 +52,6 @@ def check_tools(tools: Any) -> None:
         raise OptionError("tools must be a list of JSON schemas (mappings), or None")
 
 
-def listed(images: Any) -> list[Any]:
-    """The pictures of an `images` argument: several, one, or none."""
-    return [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
-
-
-def checked_pictures(images: Any) -> list[Any]:
-    """The pictures of an `images` argument. Raises `PromptError` for None among several, for a video, and for an array
-    of several pictures."""
-    pictures = listed(images)
-    for number, picture in enumerate(pictures):
-        if picture is None:
-            raise PromptError(f"images[{number}] is None, expected a picture; leave it out")
-        if isinstance(picture, Video):
-            raise PromptError(
-                f"images[{number}] is a video, {picture.label}; videos of generate and Chat go into videos="
-            )
-        if getattr(picture, "ndim", None) == 4 and is_array(picture):
-            shape = tuple(picture.shape)
-            raise PromptError(
-                f"images[{number}] is an array of the shape {shape}, so several pictures or the frames of a video; "
-                "give a list of pictures, or load_video(array) in videos="
-            )
-    return pictures
-
-
 def is_remote(prompt: Any, images: Any) -> bool:
     """Whether pictures of a question, which need not have been checked, are at http(s) addresses."""
     values, depth = [prompt if isinstance(prompt, (list, tuple)) else None, images], 0
@@ -107,31 +62,6 @@ def is_remote(prompt: Any, images: Any) -> bool:
         values = [each for some in inner if isinstance(some, (list, tuple, ValuesView)) for each in some]
         depth += 1
     return False
-
-
-def user_content(text: str, images: Any = None, videos: Any = None) -> list[dict[str, Any]]:
-    """A user's turn: pictures first, then videos, then the text. Raises `PromptError` if there is none of them, or None
-    for a picture. A list of `videos` holds videos: one that is a list of frames stands in a list. A mapping holds the
-    fields of a video's item, such as "path" and "fps"."""
-    if not isinstance(text, str):
-        raise PromptError(f"the text is {type(text).__name__}, expected str")
-    pictures = checked_pictures(images)
-    moving = [] if videos is None else video_items(videos)
-    if not text and not pictures and not moving:
-        raise PromptError("prompt is empty and there is no picture; give one of them")
-    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
-    content += moving
-    return [*content, {"type": "text", "text": text}] if text else content
-
-
-def video_items(videos: Any) -> list[dict[str, Any]]:
-    """The items of a `videos` argument. Raises `PromptError`."""
-    return [
-        video_item({"type": "video", **video}, f"videos[{number}]")
-        if isinstance(video, Mapping)
-        else {"type": "video", "video": video}
-        for number, video in enumerate(listed(videos))
-    ]
 
 
 def snapshot(value: Any) -> Any:

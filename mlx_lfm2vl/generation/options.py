@@ -1,21 +1,25 @@
 """How to generate, as one frozen object; and what a checkpoint says of it: its end tokens, its recommended sampling,
-the room of its context."""
+the room of its context, its numbers' type."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..config import GenerationConfig, ModelConfig
+from ..config.generation import checked
 from ..constraints.compile import Grammar, compile_grammar
 from ..constraints.response_format import ResponseFormat
 from ..errors import FEWER_MEDIA, ContextLengthError, OptionError, short
 from ..processing.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from ..models.dspark import DSparkDraftModel
     from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
     from .logits_process import LogitsProcessor
@@ -166,6 +170,8 @@ class ModelSettings:
         return cls(model.config, getattr(model, "generation_config", None))
 
 
+_STATED = ("eos_token_id", *(each.name for each in fields(GenerationConfig) if each.name != "eos_token_ids"))
+_recommended = lru_cache(maxsize=32)(GenerationConfig.recommended)  # the same for all answers of a model
 Model: TypeAlias = "Lfm2VlForConditionalGeneration | ModelSettings"
 
 
@@ -177,7 +183,14 @@ def generation_config(model: Model) -> GenerationConfig:
         return GenerationConfig(eos_token_ids=model.config.eos_token_ids)
     if isinstance(attached, GenerationConfig):
         return attached
-    return GenerationConfig.of(attached)
+    # an object with such attributes, as transformers' is, where arrays count as their numbers
+    values: dict[str, Any] = {name: getattr(attached, name, None) for name in _STATED}
+    plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
+    hashable = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+    try:
+        return checked("generation_config", **hashable)
+    except TypeError:  # of what is no value of any of them
+        return GenerationConfig.from_dict(plain, "generation_config")
 
 
 def resolved(model: Model, options: GenerationOptions | None) -> GenerationOptions:
@@ -185,7 +198,7 @@ def resolved(model: Model, options: GenerationOptions | None) -> GenerationOptio
     `OptionError`."""
     if options is not None and not isinstance(options, GenerationOptions):
         raise OptionError(f"options is {type(options).__name__}, expected GenerationOptions")
-    chosen = (options or GenerationOptions()).resolve(generation_config(model).recommended(model.config))
+    chosen = (options or GenerationOptions()).resolve(_recommended(generation_config(model), model.config.text_config))
     vocabulary = model.config.text_config.vocab_size
     for token in dict(chosen.logit_bias):
         if token >= vocabulary:
@@ -197,6 +210,12 @@ def grammar_of(model: Model, tokenizer: Tokenizer, form: ResponseFormat) -> Gram
     """The grammar of the form that an answer holds to. Raises `ConstraintError`."""
     vocabulary, ends = model.config.text_config.vocab_size, generation_config(model).eos_token_ids
     return compile_grammar(tokenizer, form, vocabulary, ends)
+
+
+def number_type(model: Lfm2VlForConditionalGeneration) -> mx.Dtype:
+    """The type that a model computes in: that of its last norm."""
+    dtype: mx.Dtype = model.model.language_model.embedding_norm.weight.dtype
+    return dtype
 
 
 def positions_left(model: Model, length: int, pictures: bool) -> int:

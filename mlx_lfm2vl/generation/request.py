@@ -19,12 +19,15 @@ import numpy as np
 from ..constraints.compile import Grammar
 from ..errors import ContextLengthError, OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from ..processing.arrays import is_array
 from ..processing.control_tokens import ControlTokens, Marked, control_tokens_of, mark
 from ..processing.conversation import CALL_END, CALL_START
 from ..processing.processor import Lfm2VlProcessor, check_names
 from ..processing.prompt import pictures_of, with_page_items
 from ..processing.tokenizer import Tokenizer
-from .messages import check_tools, conversation
+from ..processing.video import Video
+from ..processing.video_items import video_item
+from .messages import check_tools, checked_message
 from .options import GenerationOptions, Model, grammar_of, positions_left, resolved
 from .prompt_entry import PictureSpan
 from .vision_cache import view_key
@@ -71,14 +74,14 @@ class GenerationRequest:
         return [replace(self, options=replace(self.options, seed=each)) for each in seeds]
 
 
+@dataclass(eq=False)
 class EncodedPicture:
     """A picture of a prompt: the grids of its views, `spatial_shapes` (views, 2), and their patches (views, patches,
-    channels*patch*patch) until these are taken. `encode` makes the patches again, should they be needed again."""
+    channels*patch*patch) until these are taken. `_encode` makes the patches again, should they be needed again."""
 
-    def __init__(self, spatial_shapes: np.ndarray, pixels: np.ndarray, encode: Callable[[], np.ndarray]):
-        self.spatial_shapes = spatial_shapes
-        self._pixels: np.ndarray | None = pixels
-        self._encode = encode
+    spatial_shapes: np.ndarray
+    _pixels: np.ndarray | None
+    _encode: Callable[[], np.ndarray]
 
     @cached_property
     def keys(self) -> tuple[bytes, ...]:
@@ -212,6 +215,70 @@ def encode(model: Model, processor: Lfm2VlProcessor, request: GenerationRequest)
     return EncodedPrompt(encoded.ids, options, own, encoded.spans, grammar)
 
 
+def conversation(
+    prompt: str | Sequence[Mapping[str, Any]], images: Any = None, system: str | None = None, videos: Any = None
+) -> list[dict[str, Any]]:
+    """The messages of one question: the system's text if any, then the user's pictures, videos and text; or those
+    given, if they are such. Raises `PromptError` naming what is not."""
+    if isinstance(prompt, str):
+        if not (system is None or isinstance(system, str)):
+            raise PromptError(f"system is {type(system).__name__}, expected text")
+        messages: list[dict[str, Any]] = [{"role": "user", "content": user_content(prompt, images, videos)}]
+        return [{"role": "system", "content": system}, *messages] if system else messages
+    if not isinstance(prompt, (list, tuple)):
+        raise PromptError(f"prompt is {type(prompt).__name__}, expected text or a list of messages")
+    if images is not None or system is not None or videos is not None:
+        raise PromptError("prompt is a conversation; put pictures, videos and the system's text into its messages")
+    if not prompt:
+        raise PromptError("prompt is a conversation without a message")
+    return [checked_message(message, f"prompt[{number}]") for number, message in enumerate(prompt)]
+
+
+def user_content(text: str, images: Any = None, videos: Any = None) -> list[dict[str, Any]]:
+    """A user's turn: pictures first, then videos, then the text. Raises `PromptError` if there is none of them, or None
+    for a picture. A list of `videos` holds videos: one that is a list of frames stands in a list. A mapping holds the
+    fields of a video's item, such as "path" and "fps"."""
+    if not isinstance(text, str):
+        raise PromptError(f"the text is {type(text).__name__}, expected str")
+    pictures = checked_pictures(images)
+    moving = [] if videos is None else video_items(videos)
+    if not text and not pictures and not moving:
+        raise PromptError("prompt is empty and there is no picture; give one of them")
+    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+    content += moving
+    return [*content, {"type": "text", "text": text}] if text else content
+
+
+def video_items(videos: Any) -> list[dict[str, Any]]:
+    """The items of a `videos` argument. Raises `PromptError`."""
+    return [
+        video_item({"type": "video", **video}, f"videos[{number}]")
+        if isinstance(video, Mapping)
+        else {"type": "video", "video": video}
+        for number, video in enumerate(videos if isinstance(videos, (list, tuple)) else [videos])
+    ]
+
+
+def checked_pictures(images: Any) -> list[Any]:
+    """The pictures of an `images` argument. Raises `PromptError` for None among several, for a video, and for an array
+    of several pictures."""
+    pictures = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+    for number, picture in enumerate(pictures):
+        if picture is None:
+            raise PromptError(f"images[{number}] is None, expected a picture; leave it out")
+        if isinstance(picture, Video):
+            raise PromptError(
+                f"images[{number}] is a video, {picture.label}; videos of generate and Chat go into videos="
+            )
+        if getattr(picture, "ndim", None) == 4 and is_array(picture):
+            shape = tuple(picture.shape)
+            raise PromptError(
+                f"images[{number}] is an array of the shape {shape}, so several pictures or the frames of a video; "
+                "give a list of pictures, or load_video(array) in videos="
+            )
+    return pictures
+
+
 def _check_characters(
     model: Model,
     processor: Lfm2VlProcessor,
@@ -260,7 +327,7 @@ def rendered(
     variables: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of a conversation up to its answer, and the beginning of the answer that is known. `messages`: in the
-    one spelling that `conversation` of messages.py gives. `variables`: more for the template. Control tokens of the
+    one spelling that `conversation` gives. `variables`: more for the template. Control tokens of the
     caller's are marked as text (unless `control_tokens`), for `Tokenizer.encode_marked`. Raises `TemplateError`."""
     if not control_tokens:
         tokens = processor.control_tokens

@@ -1,20 +1,27 @@
 """Samplers: they choose the next tokens of a batch, row by row, and remember each row's past.
 
-Rows come and go. A row's tokens depend on its own logits, options and seed, not on the rows beside it.
+Rows come and go. A row's tokens depend on its own logits, options and seed, not on the rows beside it. A step goes from
+logits (B, vocabulary) of 16 or 32 bits to tokens (B,) int32, `NOT_FINITE` in a row whose logits are not all finite,
+and is not read back, so that steps can be queued ahead; on a GPU it is one compiled function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 
+from ..backends.memory import on_gpu
 from .logits_process import RowState
 from .options import GenerationOptions
-from .sampling import NOT_FINITE, SamplingKind, bias_of, compiled, numbers_of, on_gpu, sample
+from .sampling import LEAST_TEMPERATURE, filter_logits, gumbel, random_bits
+
+NOT_FINITE = -1  # in place of a token that no logits could be chosen by
 
 
 class Sampler(Protocol):
@@ -42,14 +49,55 @@ class Sampler(Protocol):
         call its tokens depend on all of them, after `filter` they are lazy."""
 
 
-class _Row:
-    """One row's options, what the host knows of it, and the generator of its keys: one for each token, made on the
-    host, so that no kernel makes them. `answer`: tokens before."""
+@dataclass(frozen=True)
+class SamplingKind:
+    """The options that shape the computation. Rows of one kind share it, with numbers of their own."""
 
-    def __init__(self, options: GenerationOptions, row: int, answer: Sequence[int], state: RowState | None):
-        self.options, self.answer, self.state = options, answer, state
-        self.generator = np.random.PCG64(np.random.SeedSequence(options.seed, spawn_key=(row,)))
-        self.generator.advance(len(answer))
+    greedy: bool
+    penalty: bool
+    top_k: int = 0
+    top_p: bool = False
+    min_p: bool = False
+    processed: bool = False  # by the caller's processors
+    bias: bool = False
+    counts: bool = False  # frequency or presence penalty
+    masked: bool = False  # by a grammar
+
+    @classmethod
+    def of(cls, options: GenerationOptions) -> SamplingKind:
+        greedy = (options.temperature or 0.0) < LEAST_TEMPERATURE
+        return cls(
+            greedy,
+            penalty=(options.repetition_penalty or 1.0) != 1,
+            top_k=0 if greedy else options.top_k or 0,
+            top_p=not greedy and options.top_p is not None and options.top_p < 1,
+            min_p=not greedy and (options.min_p or 0.0) > 0,
+            processed=bool(options.logits_processors),
+            bias=bool(options.logit_bias),
+            counts=bool(options.frequency_penalty or options.presence_penalty),
+            masked=options.response_format is not None,
+        )
+
+    def within(self, vocabulary: int) -> SamplingKind:
+        """The kind that does the same for so many tokens: a `top_k` of all of them is none."""
+        return replace(self, top_k=0) if self.top_k >= vocabulary else self
+
+
+@dataclass(eq=False)
+class _Row:
+    """One row's options, its number among those of a sampler, the tokens before, what the host knows of it, and the
+    generator of its keys: one for each token, made on the host, so that no kernel makes them."""
+
+    options: GenerationOptions
+    number: int
+    answer: Sequence[int]
+    state: RowState | None
+
+    @cached_property
+    def generator(self) -> np.random.PCG64:
+        made = np.random.PCG64(np.random.SeedSequence(self.options.seed, spawn_key=(self.number,)))
+        made.advance(len(self.answer))
+        return made
 
     def keys(self, count: int) -> np.ndarray:
         """64 random bits for each of the next tokens, (count,) uint64. They stay the next ones."""
@@ -103,11 +151,10 @@ class UniformSampler:
 
     def __call__(self, logits: mx.array) -> mx.array:
         self.begin(logits.shape[0])
-        kind = self.kind.within(logits.shape[1])
-        step = compiled(kind) if on_gpu() else partial(sample, kind)
+        step = compiled(self.kind.within(logits.shape[1])) if on_gpu() else partial(sample, self.kind)
         numbers = self._prepare(logits.shape[1])
         tokens, self._history = step(logits, numbers, self._inputs(logits), self._history)
-        if not kind.greedy:
+        if not self.kind.greedy:
             self._advance([1] * len(self._rows))
         if self._history:
             self._history["last"] = tokens
@@ -134,8 +181,7 @@ class UniformSampler:
             history = {name: _added(self._history[name][:, None], before) for name in self._history if name != "last"}
             history = {name: array.reshape(rows * length, vocabulary) for name, array in history.items()}
             history["last"] = mx.array(blocks.astype(np.int32).reshape(-1))
-        kind = self.kind.within(vocabulary)
-        step = compiled(kind) if on_gpu() else partial(sample, kind)
+        step = compiled(self.kind.within(vocabulary)) if on_gpu() else partial(sample, self.kind)
         drafts = [block[1 : 1 + count].tolist() for block, count in zip(blocks, lengths, strict=True)]
         return step(flat, numbers, self._inputs(flat, drafts, length), history)[0].reshape(rows, length)
 
@@ -230,3 +276,103 @@ def _said(blocks: np.ndarray, vocabulary: int) -> mx.array:
 def _added(history: mx.array, said: mx.array) -> mx.array:
     """A history, "seen" (bool) or "counts", with how often each token was said since."""
     return history | (said > 0) if history.dtype == mx.bool_ else history + said
+
+
+@lru_cache(maxsize=64)  # top_k is the caller's
+def compiled(kind: SamplingKind) -> Callable[..., tuple[mx.array, dict[str, mx.array]]]:
+    """`sample` for a GPU. On a CPU that does not pay: MLX would run a C++ compiler for seconds."""
+    return mx.compile(partial(sample, kind))
+
+
+def sample(
+    kind: SamplingKind,
+    logits: mx.array,
+    numbers: dict[str, mx.array],
+    inputs: dict[str, mx.array],
+    history: dict[str, mx.array],
+) -> tuple[mx.array, dict[str, mx.array]]:
+    """One step, a pure function: bias, penalties, mask, temperature, top-k, top-p, min-p.
+
+    Args:
+        kind: which of them are in force.
+        logits: (B, vocabulary), 16 or 32 bits; computed with in float32.
+        numbers: as `numbers_of` makes them.
+        inputs: of this step. "keys": random keys (B, 2) uint32, unless greedy. "scores": the logits (B, vocabulary)
+            float32 that processors made of these. "mask": as `allowed` takes it.
+        history: of a kind with penalties. "seen": the tokens that the repetition penalty is for (B, vocabulary) bool.
+            "counts": how often the answer has each (B, vocabulary) int32. "last": one more of both (B,) int32.
+
+    Returns:
+        The tokens (B,) int32, the first of several that are as likely if greedy, and the history with `last` in it.
+    """
+    scores = inputs["scores"] if kind.processed else logits.astype(mx.float32)
+    if kind.bias:
+        scores = scores + numbers["bias"]
+    if history:
+        last = _ids(logits.shape[1]) == history["last"][:, None]
+        history = {
+            name: array + last if name == "counts" else array | last
+            for name, array in history.items()
+            if name != "last"
+        }
+    if kind.penalty:
+        scores = penalize(scores, history["seen"], numbers["penalty"])
+    if kind.counts:
+        counts = history["counts"]
+        scores = scores - (counts * numbers["frequency"] + (counts > 0) * numbers["presence"])
+    if kind.masked:
+        scores = mx.where(allowed(inputs["mask"], logits.shape[1]), scores, -mx.inf)
+    # x - x is 0, or NaN where x is not finite; and the largest score of a row with a NaN is NaN
+    scores = scores + (logits - logits)
+    if kind.greedy:
+        top = scores.max(axis=-1, keepdims=True)
+    else:
+        scores, top = filter_logits(scores, numbers, kind.within(logits.shape[1]).top_k)
+        # A row of a batch differs from its single run by rounding. Between the two likeliest that hardly ever
+        # decides; the sums that `mx.random.categorical` draws from have as many edges as there are tokens.
+        scores = scores + gumbel(random_bits(inputs["keys"], logits.shape[1]))
+    tokens = mx.argmax(scores, axis=-1).astype(mx.int32)
+    return mx.where(mx.isfinite(top[:, 0]), tokens, NOT_FINITE), history
+
+
+def allowed(mask: mx.array, vocabulary: int) -> mx.array:
+    """The bits of a mask (B, words) uint32, the first token lowest, as (B, vocabulary) bool."""
+    bits = (mask[:, :, None] >> mx.arange(32, dtype=mx.uint32)) & 1
+    return bits.reshape(mask.shape[0], -1)[:, :vocabulary] != 0
+
+
+def numbers_of(kind: SamplingKind, options: Sequence[GenerationOptions]) -> dict[str, mx.array]:
+    """The numbers that a kind needs, (B, 1) float32 each, but for the bias."""
+    columns: dict[str, list[float]] = {}
+    if kind.penalty:
+        columns["penalty"] = [each.repetition_penalty or 1.0 for each in options]
+    if kind.counts:
+        columns["frequency"] = [each.frequency_penalty for each in options]
+        columns["presence"] = [each.presence_penalty for each in options]
+    if not kind.greedy:
+        columns["temperature"] = [each.temperature or 1.0 for each in options]
+    if kind.top_p:
+        columns["top_p"] = [1.0 if each.top_p is None else each.top_p for each in options]
+    if kind.min_p:
+        columns["log_min_p"] = [math.log(each.min_p or 1.0) for each in options]
+    return {name: mx.array(np.array(column, np.float32)[:, None]) for name, column in columns.items()}
+
+
+def bias_of(options: Sequence[GenerationOptions], vocabulary: int) -> mx.array:
+    """The bias that `logit_bias` adds to each logit, (B, vocabulary) float32."""
+    made = np.zeros((len(options), vocabulary), np.float32)
+    for row, each in zip(made, options, strict=True):
+        for token, bias in dict(each.logit_bias).items():
+            row[token] += bias
+    return mx.array(made)
+
+
+def penalize(logits: mx.array, seen: mx.array, penalty: float | mx.array) -> mx.array:
+    """Makes tokens in `seen` (B, vocabulary) less likely: positive logits divided, negative ones multiplied."""
+    return mx.where(seen, mx.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+@lru_cache(maxsize=4)
+def _ids(vocabulary: int) -> mx.array:
+    """All tokens, int32, never lazy: any thread can use them."""
+    return mx.array(np.arange(vocabulary, dtype=np.int32))

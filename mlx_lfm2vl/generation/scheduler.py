@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as List
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 from ..backends.memory import allocations
 from ..backends.thread_state import computing
@@ -31,8 +31,7 @@ from .prefill import Prefill, prefill_forced, prefill_rows
 from .prompt_cache import PromptCache
 from .request import EncodedPrompt
 from .response import FinishReason, GenerationResponse
-from .running import Running
-from .sequence import Sequence
+from .running import Running, Sequence
 from .vision_cache import VisionCache
 from .waiting import shared_beginning, waits_for_beginning, waits_for_picture
 from .watch import Cancelled
@@ -65,6 +64,8 @@ class Scheduler:
         self._running = Running(model.config.text_config.vocab_size)
         self._answers: Ngrams | None = None  # of rows with drafts
         self._most: int | None = None  # rows at a time, once a step of more has failed
+        self._cancels = False  # whether rows were cancelled that have not been ended
+        self._asks = getattr(model, "backend", None) == "numpy"  # `check_cancelled` within its layers
         self._count = 0
 
     def add(self, prompt: EncodedPrompt, *, started: float) -> Sequence:
@@ -98,12 +99,12 @@ class Scheduler:
     def cancel(self, id: int) -> None:
         """Ends a row at the next step. May be called from any thread; an id that has finished is nothing."""
         if (row := self._rows.get(id)) is not None:
-            row.cancelled = True
+            row.cancelled = self._cancels = True
 
     def cancel_all(self) -> None:
         """Ends all rows at the next step."""
         for row in self._rows.values():
-            row.cancelled = True
+            row.cancelled = self._cancels = True
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -123,9 +124,12 @@ class Scheduler:
     @computing
     def step(self) -> list[Output]:
         """Runs a chunk of the prompt whose turn it is, and a token of every running row."""
-        outputs = [*self._drop_cancelled()]
+        outputs = [*self._drop_cancelled()] if self._cancels else []
         self._begin_waiting()
-        outputs += [*self._step_prefill(), *self._drop_cancelled(), *self._step_running()]
+        outputs += self._step_prefill()
+        if self._cancels:
+            outputs += self._drop_cancelled()
+        outputs += self._step_running()
         if not self._rows:
             self._most = None
         return outputs
@@ -178,7 +182,7 @@ class Scheduler:
         prefill = self._prefilling.popleft()
         length = max(len(row.tokens) for row in prefill.rows)
         try:
-            with cancellation(prefill.check):
+            with cancellation(prefill.check) if self._asks else nullcontext():
                 done = next(prefill.work)
         except StopIteration as end:
             yield from self._join(prefill.rows, end.value)
@@ -222,6 +226,7 @@ class Scheduler:
     # Running
 
     def _drop_cancelled(self) -> Iterator[Output]:
+        self._cancels = False  # before rows are looked at: one may be cancelled meanwhile
         for row in [row for row in self._waiting if row.cancelled]:
             self._waiting.remove(row)
             yield self._last(row, row.detokenizer.finish(), "cancelled")

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 import mlx.core as mx
 
-from ..backends.memory import WiredLimit
+from ..backends.memory import wired_limit
 from ..errors import OptionError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
@@ -21,8 +21,8 @@ from .options import GenerationOptions
 from .prompt_cache import PromptCache
 from .request import GenerationRequest, check_pair, encode
 from .response import GenerationResponse
+from .running import Sequence as Row
 from .scheduler import Output, Scheduler
-from .sequence import Sequence as Row
 from .vision_cache import VisionCache
 from .watch import Progress, Stop, check_callable
 
@@ -142,7 +142,7 @@ def drive(
         if function is not None:
             check_callable(name, function)
     before = 0
-    with WiredLimit():
+    with wired_limit():
         while len(scheduler):
             outputs = scheduler.step() if stop is None else step(scheduler, stop)
             if progress is not None and row.prefilled > before:

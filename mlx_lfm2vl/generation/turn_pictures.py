@@ -18,8 +18,7 @@ from ..processing.processor import Lfm2VlProcessor
 from ..processing.prompt import replace_videos
 from ..processing.video import Video
 from ..processing.view_plan import ViewPlan
-from .messages import checked_pictures, video_items
-from .request import EncodedPicture, split_pictures
+from .request import EncodedPicture, checked_pictures, split_pictures, video_items
 
 Encoded = tuple[weakref.ref[Any], EncodedPicture, ViewPlan]  # what of a picture or video, which the first knows
 
@@ -52,7 +51,7 @@ class TurnPictures:
             picture.info = {}  # what it says is obeyed; a saved conversation must not say it again
             picture.filename = _file_name(given)  # type: ignore[union-attr]  # as of Pillow's files
             pictures.append(picture)
-        moving = {"content": video_items(videos)}
+        moving = {"content": [] if videos is None else video_items(videos)}
         (message,) = replace_videos([moving], policy, lambda video: [self.processor.held(video, config)], iter(()))
         kept: list[Video] = message["content"]
         content = [{"type": "image", "image": picture} for picture in pictures]

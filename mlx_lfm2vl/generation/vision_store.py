@@ -17,8 +17,8 @@ import mlx.core as mx
 from ..errors import OutputError, WeightsError, first_line
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..weights.files import DTYPES, read_header
-from ..weights.fit import number_type
 from . import kept_files
+from .options import number_type
 
 FORMAT = "mlx_lfm2vl image tokens 1"
 DEFAULT_BYTES = 2 * 2**30

@@ -20,9 +20,8 @@ from PIL import Image
 from ..config import ImageProcessorConfig
 from ..constraints.response_format import ResponseFormat
 from ..errors import AnswerError, AnswerWarning, OptionError, PromptError, counted
-from ..generation.messages import checked_pictures
 from ..generation.options import GenerationOptions
-from ..generation.request import GenerationRequest
+from ..generation.request import GenerationRequest, checked_pictures
 from ..generation.response import Completion
 from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
 from ..processing.image_processor import Lfm2VlImageProcessor

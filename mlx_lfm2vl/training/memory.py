@@ -15,9 +15,9 @@ import mlx.core as mx
 
 from ..backends.memory import free_memory
 from ..errors import OutOfMemoryError
+from ..generation.options import number_type
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..models.siglip2 import PATCHES_PER_PASS
-from ..weights.fit import number_type
 from ..weights.names import parameters
 from .examples import Example
 from .options import TrainingOptions

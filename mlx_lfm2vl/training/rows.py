@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import OptionError, PromptError
-from ..generation.messages import conversation
+from ..generation.request import conversation
 from ..processing.json_lines import each_row
 from ..processing.open_file import beside
 from ..processing.picture_keys import misspelt, pictures_key, prompt_key
