@@ -186,6 +186,8 @@ def test_padding_without_a_mask_is_found_by_its_token():
     assert np.array(model.generate(rows, max_new_tokens=6))[0, 5:].tolist() == alone[0, 3:].tolist()
     with pytest.raises(InputError, match="pads on the right; generation needs padding_side='left'"):
         model.generate(rows, attention_mask=np.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]), max_new_tokens=2)
+    with pytest.raises(InputError, match=r"attention_mask has shape \(2, 4\), input_ids \(2, 5\)"):
+        model.generate(rows, attention_mask=np.ones((2, 4)), max_new_tokens=2)
 
 
 def test_the_prompt_may_be_left_out():

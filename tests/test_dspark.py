@@ -34,6 +34,7 @@ from mlx_lfm2vl import (
     load,
     load_draft,
 )
+from mlx_lfm2vl.compat.prompts import left_padding
 from mlx_lfm2vl.config import DSparkConfig, GenerationConfig
 from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill, question_bytes
 from mlx_lfm2vl.generation.decode import GenerationBatch
@@ -135,10 +136,10 @@ def test_rows_of_a_batch_are_drafted_as_if_alone():
     def begun(rows: list[np.ndarray]) -> GenerationBatch:
         longest = max(map(len, rows))
         ids = np.stack([np.pad(row, (longest - len(row), 0)) for row in rows])
-        mask = (np.arange(longest) >= longest - np.array([len(row) for row in rows])[:, None]).astype(np.int64)
+        padding = longest - np.array([len(row) for row in rows])
         cache = model.make_cache()
         cache.follow(own)
-        prompt = Prompt(ids, mask)
+        prompt = Prompt(ids, padding if padding.any() else None)
         greedy = UniformSampler(GREEDY.resolve(GenerationConfig()))
         batch = GenerationBatch(model, cache, prefill(model, prompt, cache), greedy, prompt.padding)
         batch.step(last=True)
@@ -169,7 +170,9 @@ def test_rows_of_a_batch_are_drafted_as_if_alone():
 def test_a_drafter_gives_the_reference_s_tokens(case_id, golden):
     case = golden(case_id)
     model, own = gen25()[0], drafter()
-    prompt = Prompt(**{name: array for name, array in case.inputs.items() if name != "pixel_attention_mask"})
+    inputs = {name: array for name, array in case.inputs.items() if name != "pixel_attention_mask"}
+    mask = inputs.pop("attention_mask", None)
+    prompt = Prompt(**inputs, padding=None if mask is None else left_padding(mask))
     expected = case.arrays["generated"].tolist()
     cache = model.make_cache()
     cache.follow(own)

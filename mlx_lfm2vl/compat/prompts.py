@@ -44,15 +44,16 @@ class GivenPrompt:
 
     @property
     def padding(self) -> np.ndarray | None:
-        """Padding tokens before each row (B,), or None. Raises `InputError` for padding elsewhere."""
-        return None if self.mask is None else Prompt(np.zeros(self.mask.shape, np.int64), self.mask).padding
+        """As `left_padding`."""
+        return None if self.mask is None else left_padding(self.mask)
 
     def run(self, model: Lfm2VlForConditionalGeneration, answer: int) -> mx.array:
         """Runs the prompt into the cache: the logits (B, vocabulary) of its last position."""
         padding, past, new_ids = self.padding, self.cache.offset, self.ids[:, -self.new :]
         if self.embeds is None and (past == 0 or (len(self.ids) == 1 and padding is None)):
-            mask = self.mask if past == 0 else None
-            prompt = Prompt(new_ids, mask, self.pixel_values, self.spatial_shapes, self.images, answer)
+            if past == 0 and self.mask is not None and self.mask.shape != new_ids.shape:
+                raise InputError(f"attention_mask has shape {self.mask.shape}, input_ids {new_ids.shape}")
+            prompt = Prompt(new_ids, padding, self.pixel_values, self.spatial_shapes, self.images, answer)
             return prefill(model, prompt, self.cache)
         positions = None
         if padding is not None and self.mask is not None:
@@ -151,6 +152,14 @@ def take_prompt(
         shapes,
         None if images is None else mx.concatenate([tensors.to_mlx(each) for each in images.pooler_output]),
     )
+
+
+def left_padding(mask: np.ndarray) -> np.ndarray | None:
+    """Tokens of padding before each row (B,), None if there are none, by a mask (B, L) that is 1 at real tokens. Raises
+    `InputError` for padding elsewhere."""
+    if not mask[:, -1].all() or (np.diff(mask.astype(np.int8), axis=1) < 0).any():
+        raise InputError("attention_mask pads on the right; generation needs padding_side='left'")
+    return None if mask.all() else mask.shape[1] - mask.sum(axis=1)
 
 
 def _mask_of(ids: np.ndarray, pad: int | None) -> np.ndarray | None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -48,29 +48,17 @@ LONGEST_CHUNK = 512  # tokens of a prompt that are run together
 class Prompt:
     """The arrays of one call of the processor, ready to be prefilled.
 
-    `input_ids` (B, L); `attention_mask` (B, L), 1 at real tokens, padded on the left; the pictures' arrays or None, or
-    in their place `images`, the image tokens (n, hidden) that were made of them. `answer`: tokens that may follow, for
-    which there must be memory, too. `padding`: tokens of it before each row (B,), None if there are none.
+    `input_ids` (B, L); `padding`: tokens of it before each row (B,), None if there are none; the pictures' arrays or
+    None, or in their place `images`, the image tokens (n, hidden) that were made of them. `answer`: tokens that may
+    follow, for which there must be memory, too.
     """
 
     input_ids: np.ndarray
-    attention_mask: np.ndarray | None = None
+    padding: np.ndarray | None = None
     pixel_values: Array | None = None
     spatial_shapes: Array | None = None
     images: mx.array | None = None
     answer: int = 0
-    padding: np.ndarray | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        if self.attention_mask is None:
-            return
-        mask = np.asarray(self.attention_mask)
-        if mask.shape != self.input_ids.shape:
-            raise InputError(f"attention_mask has shape {mask.shape}, input_ids {self.input_ids.shape}")
-        if not mask[:, -1].all() or (np.diff(mask.astype(np.int8), axis=1) < 0).any():
-            raise InputError("attention_mask pads on the right; generation needs padding_side='left'")
-        if not mask.all():
-            object.__setattr__(self, "padding", mask.shape[1] - mask.sum(axis=1))
 
 
 def prefill_in_pieces(

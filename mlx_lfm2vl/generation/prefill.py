@@ -206,15 +206,14 @@ def _prefill_together(
     """Runs padded rows. Cache, logits (B, vocabulary), and padding tokens before each row (B,) or None."""
     lengths = np.array([len(row.ids) for row in rows])
     ids = np.full((len(rows), lengths.max()), generation_config(model).pad_token_id or 0, np.int64)
-    padding = ids.shape[1] - lengths
     for at, row in enumerate(rows):
-        ids[at, padding[at] :] = row.ids
-    mask = (np.arange(ids.shape[1]) >= padding[:, None]).astype(np.int64)
-    prompt = Prompt(ids, mask, images=images, answer=max(row.limit for row in rows))
+        ids[at, len(ids[at]) - len(row.ids) :] = row.ids
+    padding = ids.shape[1] - lengths if (lengths < ids.shape[1]).any() else None
+    prompt = Prompt(ids, padding, images=images, answer=max(row.limit for row in rows))
     cache = model.make_cache()
     cache.follow(next((row.drafter for row in rows if row.drafter is not None), None))
     logits = yield from prefill_in_pieces(model, prompt, cache)
-    return cache, logits, prompt.padding
+    return cache, logits, padding
 
 
 def _record_ends(rows: List[Sequence], padding: np.ndarray | None, cache: Cache, logits: mx.array) -> None:
