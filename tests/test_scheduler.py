@@ -20,14 +20,14 @@ from mlx_lfm2vl import (
     stream_generate,
 )
 from mlx_lfm2vl.errors import NotFiniteError, OutOfMemoryError
-from mlx_lfm2vl.generation import chunked_prefill, running
+from mlx_lfm2vl.generation import chunked_prefill, sequence
 from mlx_lfm2vl.generation import prefill as prefill_module
 from mlx_lfm2vl.generation import scheduler as scheduler_module
 from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.generation.response import Completion, GenerationResponse
-from mlx_lfm2vl.generation.running import Sequence
 from mlx_lfm2vl.generation.scheduler import Scheduler
+from mlx_lfm2vl.generation.sequence import Sequence
 from mlx_lfm2vl.threads import cancellation
 
 GREEDY = GenerationOptions(max_tokens=12)
@@ -215,7 +215,7 @@ def test_each_row_keeps_its_own_sampler_when_others_leave():
 def test_speeds_count_from_the_first_token(monkeypatch):
     """A clock that goes on by one second each time a step begins."""
     now = 100.0
-    monkeypatch.setattr(running.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(sequence.time, "perf_counter", lambda: now)
     model, processor = loaded()
     scheduler = Scheduler(model, processor.tokenizer)
     prompt = encode(model, processor, GenerationRequest("Hello.", options=GenerationOptions(max_tokens=6)))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ..errors import QueueFullError
 from ..generation.request import EncodedPrompt
-from ..generation.running import Sequence
+from ..generation.sequence import Sequence
 from ..generation.watch import Progress
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor

@@ -17,7 +17,7 @@ from ..processing.processor import Lfm2VlProcessor
 from .prompt_cache import PromptCache
 from .request import GenerationRequest, check_pair, encode
 from .response import Completion, GenerationResponse
-from .running import Sequence
+from .sequence import Sequence
 from .stream import make_scheduler, step
 from .vision_cache import VisionCache
 from .watch import Progress, Stop, check_callable

@@ -37,8 +37,8 @@ from .options import grammar_of
 from .prompt_cache import PromptCache
 from .prompt_json import as_json, from_json
 from .request import EncodedPrompt
-from .running import Sequence
 from .scheduler import Output, Scheduler
+from .sequence import Sequence
 from .vision_cache import VisionCache
 
 AGAIN = "start the command again"

@@ -23,8 +23,8 @@ from .options import generation_config
 from .prompt_cache import PromptCache
 from .prompt_entry import Recorder, checkpoint_places
 from .request import EncodedPicture, take_views
-from .running import Sequence
 from .sampler import Sampler, UniformSampler
+from .sequence import Sequence
 from .vision_cache import VisionCache
 from .watch import Cancelled, Pieces
 

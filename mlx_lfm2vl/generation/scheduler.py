@@ -31,7 +31,8 @@ from .prefill import Prefill, prefill_forced, prefill_rows
 from .prompt_cache import PromptCache
 from .request import EncodedPrompt
 from .response import FinishReason, GenerationResponse
-from .running import Running, Sequence
+from .running import Running
+from .sequence import Sequence
 from .vision_cache import VisionCache
 from .waiting import shared_beginning, waits_for_beginning, waits_for_picture
 from .watch import Cancelled

@@ -21,8 +21,8 @@ from .options import GenerationOptions
 from .prompt_cache import PromptCache
 from .request import GenerationRequest, check_pair, encode
 from .response import GenerationResponse
-from .running import Sequence as Row
 from .scheduler import Output, Scheduler
+from .sequence import Sequence as Row
 from .vision_cache import VisionCache
 from .watch import Progress, Stop, check_callable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as List
 
 from .prompt_entry import SHORTEST_PASS, shared_length
-from .running import Sequence
+from .sequence import Sequence
 from .vision_cache import VisionCache
 
 
