@@ -66,7 +66,7 @@ class Scheduler:
         self._answers: Ngrams | None = None  # of rows with drafts
         self._most: int | None = None  # rows at a time, once a step of more has failed
         self._cancels = False  # whether rows were cancelled that have not been ended
-        self._asks = getattr(model, "backend", None) == "numpy"  # `check_cancelled` within its layers
+        self._numpy = getattr(model, "backend", None) == "numpy"  # whose layers ask whether they are cancelled
         self._count = 0
 
     def add(self, prompt: EncodedPrompt, *, started: float) -> Sequence:
@@ -183,7 +183,7 @@ class Scheduler:
         prefill = self._prefilling.popleft()
         length = max(len(row.tokens) for row in prefill.rows)
         try:
-            with cancellation(prefill.check) if self._asks else nullcontext():
+            with cancellation(prefill.check) if self._numpy else nullcontext():
                 done = next(prefill.work)
         except StopIteration as end:
             yield from self._join(prefill.rows, end.value)
