@@ -93,8 +93,8 @@ def test_an_adapter_teaches_the_demo_a_word(tmp_path, capsys):
 
 @pytest.mark.soak
 def test_the_demo_learns_three_things_and_forgets_none(tmp_path, capsys, monkeypatch):
-    """The whole of tools/demo/adapt.py. Old tasks may lose a point on average, and each of them three, beside what 300
-    rows leave uncertain. The folder that is fused gives the tokens of model and adapter."""
+    """The whole of tools/demo/adapt.py. Each old task may lose a point, beside what 500 rows leave uncertain, and all of
+    them a point on average. The folder that is fused gives the tokens of model and adapter."""
     monkeypatch.setattr("sys.argv", ["adapt", str(tmp_path)])
     adapt.main()
     adapter, asked = tmp_path / "adapter", tmp_path / "rows.jsonl"
@@ -107,8 +107,7 @@ def test_the_demo_learns_three_things_and_forgets_none(tmp_path, capsys, monkeyp
     change = np.array([after[name]["difference"] for name in rows.SCORED])
     low, high = np.array([after[name]["difference_interval"] for name in rows.SCORED]).T
     error = (high - low) / 2
-    assert change.mean() >= -0.01 - np.sqrt((error**2).sum()) / len(error)
-    assert (change >= -0.03 - error).all()
+    assert change.mean() >= -0.01 and (change >= -0.01 - error).all()
     fuse("demo", adapter, tmp_path / "fused")
     requests = [
         GenerationRequest(row.messages, options=GenerationOptions(max_tokens=60, temperature=0))

@@ -4,9 +4,9 @@
     python -m tools.demo.adapt FOLDER --draw      # writes the rows only
 
 FOLDER gets train.jsonl, keep.jsonl with rows of the old tasks, which are to be answered as before, rows.jsonl with
-held-out rows of all tasks, the adapter, and the answers of the demo without and with it. Prints the table of
-`mlx-lfm2vl evaluate` and the time of the training. On Linux MLX gets the system's OpenBLAS for it, if that is there
-(Debian: libopenblas0): without it a step takes several times as long.
+held-out rows of all tasks, samples.png with some of the new ones, the adapter, and the answers of the demo without and
+with it. Prints the table of `mlx-lfm2vl evaluate` and the time of the training. On Linux MLX gets the system's OpenBLAS
+for it, if that is there (Debian: libopenblas0): without it a step takes several times as long.
 """
 
 from __future__ import annotations
@@ -23,24 +23,26 @@ from ctypes.util import find_library
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from . import tasks
 from .rows import SCORED, Row, row, scored, write_rows
 from .tasks_new import NEW
 
 # Rows to train on: of the new tasks, and of those that are to stay as they are.
-NEW_ROWS = {"word": 400, "shape": 400, "letter": 1200}
+NEW_ROWS = {"word": 750, "shape": 780, "letter": 850}
 OLD_ROWS = {
-    **{"describe": 200, "ask": 500, "quiz": 900, "chat": 600, "count": 400, "read": 600, "digit": 300, "point": 120},
-    **{"compare": 120, "tiled": 260},
+    **{"describe": 450, "ask": 850, "quiz": 600, "chat": 1200, "count": 800, "read": 1800, "digit": 500, "point": 600},
+    **{"compare": 170, "tiled": 900},
 }
 ALIKE = ("What colo", "What shape")  # questions that the new rows ask too
 FIRST = 50_000_000  # seed of the first sample, by none of which the demo was trained
-NEW_HELD_OUT, HELD_OUT = 200, 300  # rows of each task
+NEW_HELD_OUT, HELD_OUT = 200, 500  # rows of each task
+ACROSS, SIDE, GAP = 6, 112, 8  # of samples.png: samples a row, and pixels
 TRAINING = (
-    *("--dtype", "float32", "--rank", "16", "--alpha", "32", "--learning-rate", "2e-3", "--iters", "500"),
+    *("--dtype", "float32", "--rank", "16", "--alpha", "32", "--learning-rate", "1.5e-3", "--iters", "780"),
     *("--modules", "language_model.model.layers.*", "--modules", "vision_tower.*"),
-    *("--batch-size", "8", "--grad-accumulation-steps", "2"),
+    *("--batch-size", "8", "--grad-accumulation-steps", "2", "--keep-weight", "4"),
 )
 
 
@@ -61,6 +63,16 @@ def training_rows(numbers: Mapping[str, int]) -> Iterator[tuple[tasks.Sample, Ro
             yield sample, row(sample, turn)
 
 
+def draw_samples(file: Path) -> None:
+    """Held-out samples of the new tasks, a row each."""
+    sheet = Image.new("RGB", (ACROSS * (SIDE + GAP) - GAP, len(NEW) * (SIDE + GAP) - GAP), "white")
+    for down, name in enumerate(NEW):
+        for across in range(ACROSS):
+            (picture,) = tasks.make(name, "test", FIRST + across, (SIDE, SIDE), 0.0).images
+            sheet.paste(picture, (across * (SIDE + GAP), down * (SIDE + GAP)))
+    sheet.quantize(128).save(file, optimize=True)
+
+
 def run(*words: object, **variables: str) -> None:
     """Runs the program, with further variables of the environment, and shows what it says."""
     subprocess.run([sys.executable, "-m", "mlx_lfm2vl", *map(str, words)], check=True, env={**os.environ, **variables})
@@ -77,6 +89,7 @@ def main() -> None:
     write_rows(args.folder / "keep.jsonl", training_rows(OLD_ROWS))
     numbers = {**dict.fromkeys(NEW, NEW_HELD_OUT), **dict.fromkeys(SCORED, args.n)}
     write_rows(held_out, itertools.chain.from_iterable(scored(task, number) for task, number in numbers.items()))
+    draw_samples(args.folder / "samples.png")
     if args.draw:
         return
     adapter = args.folder / "adapter"
