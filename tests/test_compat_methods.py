@@ -109,6 +109,9 @@ def test_methods_of_models_that_are_not_offered_say_what_to_do(name):
             AttributeError, match=re.escape(f"{name!r}, as it is not offered: {not_offered.MODEL[name]}")
         ):
             getattr(model, name)
+        of = f"^type object {type(model).__name__!r}"
+        with pytest.raises(AttributeError, match=f"{of} has no attribute {name!r}, as "):
+            getattr(type(model), name)
     with pytest.raises(AttributeError, match=r"object has no attribute 'colour'$"):
         loaded().colour  # noqa: B018
 

@@ -167,6 +167,9 @@ def test_attributes_of_text_are_obeyed_when_set(processor):
     assert 499 in processor(**CALL)["input_ids"]
     processor.tokenizer.image_end_token = "<|im_end|>"
     assert 499 not in processor(**CALL)["input_ids"]
+    named = processor.tokenizer.special_tokens_map
+    processor.tokenizer.special_tokens_map = {**named, "image_end_token": "<|image_end|>"}
+    assert 499 in processor(**CALL)["input_ids"]
     processor.use_image_special_tokens = False
     assert 498 not in processor(**CALL)["input_ids"]
     processor.chat_template = "{{ messages | length }} messages"

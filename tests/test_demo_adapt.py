@@ -93,8 +93,8 @@ def test_an_adapter_teaches_the_demo_a_word(tmp_path, capsys):
 
 @pytest.mark.soak
 def test_the_demo_learns_three_things_and_forgets_none(tmp_path, capsys, monkeypatch):
-    """The whole of tools/demo/adapt.py. Each old task may lose a point, beside what 500 rows leave uncertain, and all of
-    them a point on average. The folder that is fused gives the tokens of model and adapter."""
+    """The whole of tools/demo/adapt.py. Each old task may lose a point, beside what 500 rows leave uncertain, and all
+    together one on average. The folder that is fused gives the tokens of model and adapter."""
     monkeypatch.setattr("sys.argv", ["adapt", str(tmp_path)])
     adapt.main()
     adapter, asked = tmp_path / "adapter", tmp_path / "rows.jsonl"

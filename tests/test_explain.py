@@ -165,7 +165,9 @@ def test_a_map_has_the_sum_of_its_tokens_and_its_views_places(width, height, thu
     views = plan(height, width, config)
     values = np.random.default_rng(width * height).random((2, views.tokens), np.float32)
     made = picture_map(values, views)
-    assert made.shape == (2, 4 * views.rows, 4 * views.cols) or not views.tiled  # 4 x 4 tokens a tile
+    side = 4 if views.tiled else 1 / 32  # tokens of a tile, or of a pixel of the only view
+    rows, columns = (views.rows, views.cols) if views.tiled else (views.height, views.width)
+    assert made.shape == (2, rows * side, columns * side)
     np.testing.assert_allclose(made.sum(axis=(1, 2)), values.sum(axis=1), rtol=1e-5)
     assert mass_in(made, (0, 0, 1, 1)) == pytest.approx(values.sum(axis=1), rel=1e-5)
 

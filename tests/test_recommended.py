@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from conftest import GOLDEN
 
-from mlx_lfm2vl import ConfigError, GenerationOptions, Lfm2VlConfig, demo, load, stream_generate
+from mlx_lfm2vl import ConfigError, GenerationOptions, Lfm2VlConfig, demo, generate, load, stream_generate
 from mlx_lfm2vl.config import GenerationConfig
 from mlx_lfm2vl.config.generation import CARDS
 from mlx_lfm2vl.generation import options as options_module
@@ -53,6 +53,15 @@ def test_what_is_asked_for_and_what_the_checkpoint_says_come_first():
     own = replace(EMPTY, do_sample=True, temperature=0.5, top_p=0.9)
     assert sampling(model, own) == (0.5, 0.0, 0, 0.9, 1.0)
     assert sampling(model, replace(EMPTY, repetition_penalty=1.2)) == (*GREEDY[:4], 1.2)
+
+
+def test_configurations_may_be_made_with_lists():
+    model, processor = load(demo.path())
+    text = replace(model.config.text_config, layer_types=list(model.config.text_config.layer_types), eos_token_id=[7])
+    model.config = replace(model.config, text_config=text)
+    model.generation_config = GenerationConfig(eos_token_ids=[7])  # type: ignore[arg-type]
+    assert resolved(model, None).temperature == 0
+    assert generate(model, processor, "Hello.", max_tokens=4)
 
 
 def test_the_bundled_model_is_greedy():

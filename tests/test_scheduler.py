@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,18 @@ def test_rows_that_are_cancelled_together_all_end():
     assert [driven.responses(id)[-1].finish_reason for id in ids[:2]] == ["cancelled", "cancelled"]
     driven.finish()
     assert driven.tokens(ids[2]) == alone("What?")
+
+
+def test_rows_are_cancelled_by_the_next_step_where_one_is_interrupted(monkeypatch):
+    driven = Driven()
+    ids = [driven.add(text) for text in ("Hello.", "Why?")]
+    driven.step(6)
+    driven.scheduler.cancel_all()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(driven.rows[ids[0]].detokenizer, "finish", lambda: signal.raise_signal(signal.SIGINT))
+        driven.step()
+    driven.finish()
+    assert [driven.responses(id)[-1].finish_reason for id in ids] == ["cancelled", "cancelled"]
 
 
 def test_a_row_that_is_not_finite_leaves_the_others(monkeypatch):

@@ -47,8 +47,9 @@ TOKENIZER = {
 
 
 def way_out(owner: Any, name: str, names: Mapping[str, str]) -> str:
-    """The text of an `AttributeError`, with what to do where `names` holds it."""
-    text = f"{type(owner).__name__!r} object has no attribute {name!r}"
+    """The text of an `AttributeError` of an object or a class, with what to do where `names` holds it."""
+    of = f"type object {owner.__name__!r}" if isinstance(owner, type) else f"{type(owner).__name__!r} object"
+    text = f"{of} has no attribute {name!r}"
     return f"{text}, as it is not offered: {names[name]}" if name in names else text
 
 
@@ -59,4 +60,4 @@ class NotOffered:
         self._name, self._names = name, names
 
     def __get__(self, owner: object | None, kind: type) -> NoReturn:
-        raise AttributeError(way_out(kind if owner is None else owner, self._name, self._names))
+        raise AttributeError(way_out(owner or kind, self._name, self._names))

@@ -66,7 +66,6 @@ class Tokenizer(processing.Tokenizer):
                 raise OptionError(f"{name} is {value!r}, which the tokenizer does not have")
             known = {key: each for key, each in self.special_tokens_map.items() if key != token}
             name, value = "special_tokens_map", known if text is None else {**known, token: text}
-            self.__dict__.pop("image_tokens", None)  # which are made of it
         elif name in ("padding_side", "truncation_side") and value not in SIDES:
             raise OptionError(f"{name} is {value!r}, expected 'left' or 'right'")
         elif name == "model_max_length":
@@ -74,6 +73,8 @@ class Tokenizer(processing.Tokenizer):
         elif not name.startswith("_") and name not in (*_OWN, *_SETTABLE):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r} that can be set")
         object.__setattr__(self, name, value)
+        if name == "special_tokens_map":
+            self.__dict__.pop("image_tokens", None)  # which are made of it
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields
 from typing import Any, TypeVar
 
 from ..errors import ConfigError
@@ -33,6 +33,13 @@ def part_of(field: str) -> Callable[[type[Part]], type[Part]]:
         return cls
 
     return refusing
+
+
+def freeze_lists(config: Any) -> None:
+    """Makes tuples of the lists in a frozen dataclass, so that it can be hashed. For its `__post_init__`."""
+    for field in fields(config):
+        if isinstance(value := getattr(config, field.name), list):
+            object.__setattr__(config, field.name, tuple(value))
 
 
 class Fields:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from .family import ModelConfig, TextConfig
-from .fields import Fields
+from .fields import Fields, freeze_lists
 
 _FAMILY = {"temperature": 0.1, "min_p": 0.15, "repetition_penalty": 1.05}
 # (hidden size, layers, vocabulary) of the language model
@@ -38,6 +38,9 @@ class GenerationConfig:
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+
+    def __post_init__(self) -> None:
+        freeze_lists(self)
 
     def end_tokens(self, config: ModelConfig, of_tokenizer: int | None) -> list[int]:
         """The end tokens of all files: this one's, those of config.json, and the tokenizer's, where fine-tunes name

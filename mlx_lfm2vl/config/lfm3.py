@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from .fields import MAX_SIZE, Fields, part_of
+from .fields import MAX_SIZE, Fields, freeze_lists, part_of
 
 ROPES = ("full_attention", "sliding_attention")  # keys of rope_parameters
 TEXT_LAYERS = ("conv", *ROPES)
@@ -75,6 +75,7 @@ class Lfm3Config:
     def __post_init__(self) -> None:
         if not self.layer_types:
             object.__setattr__(self, "layer_types", _default_layers(self.num_hidden_layers))
+        freeze_lists(self)
 
     @property
     def feed_forward_size(self) -> int:

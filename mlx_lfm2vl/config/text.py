@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from .fields import MAX_SIZE, Fields, part_of
+from .fields import MAX_SIZE, Fields, freeze_lists, part_of
 
 LAYER_TYPES = ("conv", "full_attention")
 
@@ -39,6 +39,9 @@ class Lfm2Config:
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        freeze_lists(self)
 
     @cached_property
     def feed_forward_size(self) -> int:

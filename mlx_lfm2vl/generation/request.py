@@ -74,7 +74,7 @@ class GenerationRequest:
         return [replace(self, options=replace(self.options, seed=each)) for each in seeds]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class EncodedPicture:
     """A picture of a prompt: the grids of its views, `spatial_shapes` (views, 2), and their patches (views, patches,
     channels*patch*patch) until these are taken. `_encode` makes the patches again, should they be needed again."""
@@ -327,8 +327,8 @@ def rendered(
     variables: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of a conversation up to its answer, and the beginning of the answer that is known. `messages`: in the
-    one spelling that `conversation` gives. `variables`: more for the template. Control tokens of the
-    caller's are marked as text (unless `control_tokens`), for `Tokenizer.encode_marked`. Raises `TemplateError`."""
+    one spelling that `conversation` gives. `variables`: more for the template. Control tokens of the caller's are
+    marked as text (unless `control_tokens`), for `Tokenizer.encode_marked`. Raises `TemplateError`."""
     if not control_tokens:
         tokens = processor.control_tokens
         own = [_spoken(each, tokens) if each.get("role") == "assistant" else each for each in messages]

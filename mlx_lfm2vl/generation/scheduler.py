@@ -228,6 +228,13 @@ class Scheduler:
 
     def _drop_cancelled(self) -> Iterator[Output]:
         self._cancels = False  # before rows are looked at: one may be cancelled meanwhile
+        try:
+            yield from self._end_cancelled()
+        except BaseException:
+            self._cancels = True  # rows may be left that were not ended
+            raise
+
+    def _end_cancelled(self) -> Iterator[Output]:
         for row in [row for row in self._waiting if row.cancelled]:
             self._waiting.remove(row)
             yield self._last(row, row.detokenizer.finish(), "cancelled")

@@ -256,6 +256,7 @@ class Lfm2VlForConditionalGeneration(nn.Module):
         self.config = config
         self.model = self.model_class(config)
         if not config.tie_word_embeddings:
+            # an item, as compat's property of that name gives a tied head too
             self["lm_head"] = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
 
     def get_image_features(
