@@ -200,7 +200,7 @@ def convert(
         on_note(f"{folder} is quantised already and its losses stay; the dense original would give a better model")
     with finished(target, overwrite) as part:
         write_model(
-            *(folder, stored, part, plan, quantised),
+            *(stored, part, plan, quantised),
             dtype=type_,
             dequantize=dequantize,
             layout=layout,
@@ -260,7 +260,6 @@ def _measured(
 
 
 def write_model(
-    source: Path,
     stored: StoredTensors,
     target: Path,
     plan: Plan | None,
@@ -272,7 +271,7 @@ def write_model(
     progress: Progress | None = None,
 ) -> None:
     """Weights, config.json and all other files into the existing folder `target`. `quantised`: as for `translate`."""
-    before = stored.widths
+    source, before = stored.files[0].parent, stored.widths
     widths: Widths = plan.modules if plan else dict.fromkeys(before) if dequantize else {}
     if plan:
         # Modules that were quantised and are not spoken of (a projector, say) stay as they are, with their own record.

@@ -124,7 +124,7 @@ def fuse(
         on_note(note)
     fused = FusedTensors.of(stored, change, dequantize)
     with finished(target, overwrite) as part:
-        write_model(folder, fused, part, None, dequantize=dequantize, layout=layout, progress=progress)
+        write_model(fused, part, None, dequantize=dequantize, layout=layout, progress=progress)
         if layout == "mlx":
             write_card(part, CardSource.of(source, folder), name or target.name, fused=True)
         for remark in check_result(part, target):

@@ -102,7 +102,7 @@ def repair(
         raise OutputError(f"{folder}: {lost[0]}")
     _, stored = open_model(folder)
     with finished(target, overwrite) as part:
-        write_model(folder, stored, part, None, progress=progress)
+        write_model(stored, part, None, progress=progress)
         if (folder / "README.md").is_file():
             copy(folder / "README.md", part / "README.md")
         if original is not None:
