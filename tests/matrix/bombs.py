@@ -1,4 +1,4 @@
-"""Pictures that are too large, or become so, as `load_array` and the image processor refuse them."""
+"""Pictures that are too large, become so, or are programs, as `load_array` and the image processor refuse them."""
 
 from __future__ import annotations
 
