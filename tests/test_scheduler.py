@@ -126,6 +126,16 @@ def test_answers_go_on_beside_a_prompt(small_chunks):
     assert driven.tokens(prompt) == alone("Why? " * 200)
 
 
+def test_prompts_of_just_one_chunk_are_run_together(small_chunks):
+    texts = (f"Why? {'x' * count}" for count in range(40))
+    text = next(text for text in texts if len(encode(*loaded(), GenerationRequest(text)).ids) == 32)
+    driven = Driven()
+    ids = [driven.add(text), driven.add(text)]
+    driven.finish()
+    assert driven.first(ids[0]) == driven.first(ids[1])
+    assert driven.tokens(ids[0]) == driven.tokens(ids[1]) == alone(text)
+
+
 @pytest.mark.parametrize("at", range(0, 40, 3))
 def test_a_cancel_at_any_step_leaves_the_others_alone(small_chunks, at):
     driven = Driven(PromptCache())
