@@ -49,6 +49,8 @@ from mlx_lfm2vl import (
     load,
 )
 from mlx_lfm2vl.backends.cpu.layers import CpuDecoderLayer
+from mlx_lfm2vl.compat.prompts import left_padding
+from mlx_lfm2vl.generation.chunked_prefill import Prompt
 from mlx_lfm2vl.generation.options import generation_config
 from mlx_lfm2vl.models.lfm2 import Lfm2DecoderLayer
 from mlx_lfm2vl.models.lfm2_vl import Lfm2VlForConditionalGeneration as Base
@@ -246,6 +248,12 @@ def statistics_of(response: GenerationResponse | Completion) -> Statistics:
     """Those of a last response or of a whole answer, which has them."""
     assert response.statistics is not None
     return response.statistics
+
+
+def prompt_of(case: GoldenCase) -> Prompt:
+    """The arrays of a frozen case."""
+    mask, pictures = case.inputs.get("attention_mask"), map(case.inputs.get, ("pixel_values", "spatial_shapes"))
+    return Prompt(case.inputs["input_ids"], None if mask is None else left_padding(mask), *pictures)
 
 
 def logits_of(model: Base, *arguments: Any, **named: Any) -> mx.array:

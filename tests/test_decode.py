@@ -6,9 +6,8 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, cache_by_backend, case_ids, logits_of
+from conftest import GOLDEN, cache_by_backend, case_ids, logits_of, prompt_of
 
-from mlx_lfm2vl.compat.prompts import left_padding
 from mlx_lfm2vl.config import GenerationConfig, Lfm2Config
 from mlx_lfm2vl.errors import InputError
 from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill, prefill_in_pieces
@@ -30,12 +29,6 @@ pytestmark = pytest.mark.backends("mlx", "numpy")
 @cache_by_backend
 def model_of(checkpoint: str) -> Lfm2VlForConditionalGeneration:
     return load_model(GOLDEN / checkpoint)
-
-
-def prompt_of(case) -> Prompt:
-    inputs = {name: array for name, array in case.inputs.items() if name != "pixel_attention_mask"}
-    mask = inputs.pop("attention_mask", None)
-    return Prompt(**inputs, padding=None if mask is None else left_padding(mask))
 
 
 def decode(

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import GOLDEN, Loaded, cache_by_backend, case_ids, picture, statistics_of
+from conftest import GOLDEN, Loaded, cache_by_backend, case_ids, picture, prompt_of, statistics_of
 from drafts import GREEDY, answered, requests, same, some
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +34,6 @@ from mlx_lfm2vl import (
     load,
     load_draft,
 )
-from mlx_lfm2vl.compat.prompts import left_padding
 from mlx_lfm2vl.config import DSparkConfig, GenerationConfig
 from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill, question_bytes
 from mlx_lfm2vl.generation.decode import GenerationBatch
@@ -170,9 +169,7 @@ def test_rows_of_a_batch_are_drafted_as_if_alone():
 def test_a_drafter_gives_the_reference_s_tokens(case_id, golden):
     case = golden(case_id)
     model, own = gen25()[0], drafter()
-    inputs = {name: array for name, array in case.inputs.items() if name != "pixel_attention_mask"}
-    mask = inputs.pop("attention_mask", None)
-    prompt = Prompt(**inputs, padding=None if mask is None else left_padding(mask))
+    prompt = prompt_of(case)
     expected = case.arrays["generated"].tolist()
     cache = model.make_cache()
     cache.follow(own)

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, case_ids, picture, statistics_of
+from conftest import GOLDEN, case_ids, picture, prompt_of, statistics_of
 from drafts import GREEDY, answered, demo, knowing, loaded, requests, same, some
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,7 +51,7 @@ def test_drafts_give_the_reference_s_tokens(case_id, golden):
     """Rows of a padded batch too, each with drafts of other lengths, right and wrong."""
     case = golden(case_id)
     model = loaded(case.checkpoint)[0]
-    prompt = Prompt(**{name: array for name, array in case.inputs.items() if name != "pixel_attention_mask"})
+    prompt = prompt_of(case)
     expected = case.arrays["generated"].tolist()
     cache = Cache(model.config.text_config)
     greedy = UniformSampler(GREEDY.resolve(GenerationConfig()))
@@ -85,12 +85,11 @@ def test_states_behind_drafts_are_those_of_steps(name, rows):
     model = loaded(name)[0]
     ids = np.random.default_rng(1).integers(500, 620, (3, 20))
     padding = np.array([0, 5, 2])
-    mask = (np.arange(20) >= padding[:, None]).astype(np.int64)
 
     def begun() -> GenerationBatch:
         cache = Cache(model.config.text_config)
         greedy = UniformSampler(GREEDY.resolve(GenerationConfig()))
-        return GenerationBatch(model, cache, prefill(model, Prompt(ids, mask), cache), greedy, padding)
+        return GenerationBatch(model, cache, prefill(model, Prompt(ids, padding), cache), greedy, padding)
 
     batch, plain = begun(), begun()
     every = np.array([plain.step()[0] for _ in range(20)]).T.tolist()
