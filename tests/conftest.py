@@ -252,8 +252,8 @@ def statistics_of(response: GenerationResponse | Completion) -> Statistics:
 
 def prompt_of(case: GoldenCase) -> Prompt:
     """The arrays of a frozen case."""
-    mask, pictures = case.inputs.get("attention_mask"), map(case.inputs.get, ("pixel_values", "spatial_shapes"))
-    return Prompt(case.inputs["input_ids"], None if mask is None else left_padding(mask), *pictures)
+    mask, pixels, shapes = map(case.inputs.get, ("attention_mask", "pixel_values", "spatial_shapes"))
+    return Prompt(case.inputs["input_ids"], None if mask is None else left_padding(mask), pixels, shapes)
 
 
 def logits_of(model: Base, *arguments: Any, **named: Any) -> mx.array:

@@ -179,10 +179,13 @@ def test_it_holds_no_more_bytes_than_it_may():
         assert ask(prefixes, n) == 0
         assert 0 < prefixes.nbytes <= room
     assert ask(prefixes, 8) > 0 and ask(prefixes, 0) == 0
+    asked = request_module.encode(*loaded(), GenerationRequest("?", system=f"7: {SYSTEM}"))
+    assert prefixes.find(asked.ids, asked.spans) is not None  # so 8 is now the longest unused, not 7
+    assert ask(prefixes, 1) == 0 and ask(prefixes, 7) > 0 and ask(prefixes, 8) == 0
     nothing = PromptCache(0)
     assert ask(nothing, 0) == ask(nothing, 0) == len(nothing) == nothing.nbytes == 0
     prefixes.clear()
-    assert ask(prefixes, 8) == 0
+    assert ask(prefixes, 7) == 0
     with pytest.raises(OptionError, match="limit is -1"):
         PromptCache(-1)
 
