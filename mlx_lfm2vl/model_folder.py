@@ -70,8 +70,8 @@ def _snapshot(repository: Path) -> Path:
 
 
 def holds_adapter_only(folder: Path) -> bool:
-    """Whether a folder has an adapter's configuration and no weights beside the adapter's."""
-    weights = (file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter"))
+    """Whether a folder has an adapter's configuration and no weights beside the adapter's and its training's."""
+    weights = (file for file in folder.glob("*.safetensors") if not file.name.startswith(("adapter", "checkpoint")))
     return (folder / ADAPTER_CONFIG).is_file() and next(weights, None) is None
 
 

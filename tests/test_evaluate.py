@@ -359,7 +359,7 @@ def test_a_row_that_cannot_be_asked_counts_as_wrong(tmp_path, capsys):
     (model,) = json.loads(out)["models"]
     assert code == 1 and model["failed"] == 1 and model["groups"]["all"]["score"] == 0.5
     first = f"{file}, line 2: {tmp_path / 'nowhere.png'}: no such picture"
-    assert f"1 row with an error, which count as wrong; the first is {first}" in " ".join(err.split())
+    assert f"1 row with an error, counted as wrong; the first is {first}" in " ".join(err.split())
 
 
 POLICY = {

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -259,6 +260,22 @@ def test_a_trained_adapter_is_what_load_gives(data, tmp_path, dora):
     )
 
 
+def test_a_folder_has_one_training_at_a_time(data, tmp_path):
+    """The second is refused; one that is refused for its rows leaves no folder."""
+    out = tmp_path / "out"
+
+    def again(entry: Mapping[str, Any]) -> None:
+        if entry["step"] == 1:
+            with pytest.raises(OutputError, match="another run writes it; wait for its end, or give another folder"):
+                finetune(GOLDEN / "gen25", data, out, options=SMALL, **FEW)
+
+    assert finetune(GOLDEN / "gen25", data, out, options=SMALL, on_report=again, **FEW).finished
+    write(data / "train.jsonl", [{"image": "none.png", "prompt": "What is it?", "answer": "A frog."}])
+    with pytest.raises(ImageError, match=r"none\.png"):
+        finetune(GOLDEN / "gen25", data, tmp_path / "other", options=SMALL, **FEW)
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_best_adapter_of_a_validation_is_the_one_kept(data, tmp_path):
     """Rows that contradict those trained on: the loss on them rises, so the first adapter stays."""
     write(data / "valid.jsonl", [{**ROWS[1], "answer": "Quiet!"}])
@@ -344,7 +361,7 @@ SHOWN = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text":
         ("[]", "line 2: is not an object"),
         ({"prompt": "Hi"}, 'line 2: has no "answer" to learn'),
         ({"prompt": "Hi", "answer": " "}, 'line 2: has no "answer" to learn'),
-        ({"prompt": "Hi", "answer": 3}, 'line 2: has no "answer" to learn'),
+        ({"prompt": "Hi", "answer": 3}, 'line 2: "answer" must be a text'),
         ({"answer": "Ho"}, "line 2: prompt is empty and there is no picture"),
         ({"prompt": 3, "answer": "Ho"}, 'line 2: "prompt" must be a string'),
         ({"prompt": "Hi", "anwser": "Ho"}, 'line 2: "anwser" is not read; call it "answer"'),

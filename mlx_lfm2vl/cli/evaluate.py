@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(report.to_dict()) if args.json else report.table())
     for each in made:
         if each.failed:
-            failed = f"{counted(each.failed, 'row')} with an error, which count as wrong"
+            failed = f"{counted(each.failed, 'row')} with an error, counted as wrong"
             note(f"{each.model}: {failed}; the first is {each.error}")
         if each.cut_off:
             note(f"{each.model}: {counted(each.cut_off, 'answer', be=True)} cut off; --max-tokens makes room")

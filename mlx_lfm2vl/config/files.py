@@ -178,6 +178,24 @@ def shown(value: object, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 
+@contextlib.contextmanager
+def one_run(folder: Path) -> Iterator[None]:
+    """Keeps a folder to this process while a `with` block works in it; one that is left empty goes. Raises
+    `OutputError` where another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        lock(descriptor)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise OutputError(f"{folder}: another run writes it; wait for its end, or give another folder") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+        with contextlib.suppress(OSError):  # of what is in it
+            folder.rmdir()
+
+
 def lock(descriptor: int) -> bool:
     """Locks an open file or folder until it is closed; False on a file system that knows no locks. Raises
     `BlockingIOError` if another process holds the lock."""

@@ -26,6 +26,8 @@ def each_row(file: Path, read: Callable[[Any, Path], Row]) -> list[tuple[int, Ro
         PromptError: a line is no row; it names the first.
         OptionError: the file cannot be read or has no rows.
     """
+    if file.is_dir():
+        raise OptionError(f"{file}: is a folder; give a .jsonl file")
     try:
         lines = file.read_bytes().splitlines()
     except OSError as error:

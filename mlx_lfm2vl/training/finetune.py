@@ -17,8 +17,8 @@ import numpy as np
 from ..adapters.read import PEFT_WEIGHTS
 from ..adapters.save import save_adapter
 from ..backends.thread_state import computing
-from ..config.files import writing
-from ..errors import NotFiniteError, OptionError, OutputError
+from ..config.files import one_run, writing
+from ..errors import NotFiniteError, OptionError, OutputError, counted
 from ..generation.arguments import ProcessorArguments
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..pretrained import load
@@ -116,39 +116,40 @@ def finetune(
             raise OutputError(f"{folder}: holds a model; give another folder")
         if not overwrite and not (folder / FILE).is_file() and (folder / PEFT_WEIGHTS).is_file():
             raise OutputError(f"{folder}: holds an adapter of another training; give another folder, or overwrite it")
-    loaded, processor = load(
-        model, dtype=dtype, backend="mlx", revision=revision, progress=progress, **processor_arguments
-    )
-    if not loaded.config.placeholders:
-        raise OptionError(f"{model}: is a text model; adapters are trained here for models with pictures")
-    run = _Run(loaded, processor, options, rows, valid_rows, folder, os.fspath(model))
-    run.look_at_rows(progress, on_note, stop)
-    if overwrite:
-        with writing(folder):
-            (folder / FILE).unlink(missing_ok=True)
-    way = load_checkpoint(folder, loaded, run.optimizer, settings)
-    if way.step:
-        on_note(f"{folder}: {way.step} of {run.steps} steps are there already")
-    else:
-        with writing(folder):  # from here on the folder is this training's
-            save_checkpoint(folder, loaded, run.optimizer, way, settings)
-    while way.step < run.steps and not stop():
-        entry = run.step(way)
-        on_report(entry)
-        if progress is not None:
-            progress("training", way.step, run.steps)
-        stopped = stop()
-        if way.step % options.save_every == 0 or way.step == run.steps or stopped:
-            if not valid_rows:
-                run.save(way)
+    with one_run(folder):
+        loaded, processor = load(
+            model, dtype=dtype, backend="mlx", revision=revision, progress=progress, **processor_arguments
+        )
+        if not loaded.config.placeholders:
+            raise OptionError(f"{model}: is a text model; adapters are trained here for models with pictures")
+        run = _Run(loaded, processor, options, rows, valid_rows, folder, os.fspath(model))
+        run.look_at_rows(progress, on_note, stop)
+        if overwrite:
             with writing(folder):
+                (folder / FILE).unlink(missing_ok=True)
+        way = load_checkpoint(folder, loaded, run.optimizer, settings)
+        if way.step:
+            on_note(f"{folder}: {way.step} of {run.steps} steps are there already")
+        else:
+            with writing(folder):  # from here on the folder is this training's
                 save_checkpoint(folder, loaded, run.optimizer, way, settings)
-        if stopped:
-            break
-    if plot.available() and way.log:
-        with writing(folder):
-            plot.plot_loss(way.log, folder / plot.FILE)
-    return TrainingResult(folder, way.step, run.steps, tuple(way.log), way.best_step)
+        while way.step < run.steps and not stop():
+            entry = run.step(way)
+            on_report(entry)
+            if progress is not None:
+                progress("training", way.step, run.steps)
+            stopped = stop()
+            if way.step % options.save_every == 0 or way.step == run.steps or stopped:
+                if not valid_rows:
+                    run.save(way)
+                with writing(folder):
+                    save_checkpoint(folder, loaded, run.optimizer, way, settings)
+            if stopped:
+                break
+        if plot.available() and way.log:
+            with writing(folder):
+                plot.plot_loss(way.log, folder / plot.FILE)
+        return TrainingResult(folder, way.step, run.steps, tuple(way.log), way.best_step)
 
 
 def _settings(
@@ -219,7 +220,8 @@ class _Run:
             if progress is not None:
                 progress("rows", number, len(both))
         needed = training_bytes(self.model, self.options, sizes)
-        on_note(f"{self.steps} steps over {len(self.rows)} rows, about {needed / 1e9:.2g} GB of memory")
+        work = f"{counted(self.steps, 'step')} over {counted(len(self.rows), 'row')}"
+        on_note(f"{work}, about {needed / 1e9:.2g} GB of memory")
         check_training(needed)
 
     def _batches(self, rows: list[TrainingRow]) -> list[TrainingBatch]:

@@ -102,7 +102,8 @@ def row_messages(data: Any, folder: Path) -> list[dict[str, Any]]:
         return _conversation(data["messages"], images, folder)
     answer = data.get(ANSWER, data.get(WRITTEN))
     if not isinstance(answer, str) or not answer.strip():
-        raise PromptError(f'has no "{ANSWER}" to learn')
+        none = answer is None or isinstance(answer, str)
+        raise PromptError(f'has no "{ANSWER}" to learn' if none else f'"{ANSWER}" must be a text')
     if ANSWER not in data and data.get("finish_reason") not in (None, "stop"):
         raise PromptError(f'its "{WRITTEN}" was not written to its end; leave the row out, or give the "{ANSWER}"')
     if not isinstance(data.get("prompt", ""), str):
