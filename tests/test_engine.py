@@ -11,7 +11,7 @@ import pytest
 from conftest import picture
 from engines import FOREVER, SHORT, all_read, alone, loaded, occupied
 
-from mlx_lfm2vl import GenerationOptions, GenerationRequest, GenerationResponse, load, stream_generate
+from mlx_lfm2vl import GenerationOptions, GenerationRequest, load, stream_generate
 from mlx_lfm2vl.errors import ConfigError, ImageError, OptionError, PromptError
 from mlx_lfm2vl.generation.request import encode, longest_token
 
@@ -144,17 +144,17 @@ def test_a_question_joins_those_that_are_being_answered(engine, monkeypatch):
 
 
 def test_answers_go_on_while_a_long_prompt_joins_them(engine):
-    said: list[GenerationResponse] = []
     tokens_at: list[int] = []
     wild = GenerationOptions(max_tokens=100_000, temperature=1.5, seed=2)
-    running = engine.submit("Tell me everything.", options=wild, sink=said.append)
+    running = engine.submit("Tell me everything.", options=wild)
     doomed = engine.submit("Tell me nothing.", options=FOREVER)
     readers = iter(running), iter(doomed)
     for reader in readers:
         next(reader)
 
     def progress(done: int, total: int) -> None:
-        tokens_at.append(sum(len(piece.tokens) for piece in said))
+        """In the engine's thread, which has delivered what the others have said so far."""
+        tokens_at.append(sum(len(piece.tokens) for piece in running._items))
         if len(tokens_at) == 2:
             doomed.cancel()
         if len(tokens_at) == 3:
@@ -162,12 +162,14 @@ def test_answers_go_on_while_a_long_prompt_joins_them(engine):
 
     text = "One after the other. " * 350
     joined = engine.submit(text, options=SHORT, progress=progress)
-    assert joined.result(300).tokens == alone(text, None, 6)
+    try:
+        assert joined.result(300).tokens == alone(text, None, 6)
+    finally:
+        running.cancel()  # else nobody after this test has a turn
     assert doomed.result(60).finish_reason == "cancelled"
     assert len(tokens_at) > 8
     # one token for each piece of the prompt; a few of them wait for the rest of their character
     assert tokens_at[-1] - tokens_at[0] >= len(tokens_at) / 2
-    running.cancel()
 
 
 def test_a_short_question_does_not_wait_for_a_long_prompt(engine):

@@ -224,6 +224,7 @@ def without_pypdfium2(bench: Bench) -> Any:
 def with_a_broken_pypdfium2(bench: Bench) -> Any:
     bench.write("broken/pypdfium2/__init__.py", "import no_such_module")
     bench.monkeypatch.syspath_prepend(str(bench.folder / "broken"))
+    bench.monkeypatch.delitem(sys.modules, "pypdfium2", raising=False)  # another test may have imported it
     return pages(bench.write("a.pdf", THREE))
 
 
