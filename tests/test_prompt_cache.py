@@ -256,6 +256,8 @@ def test_a_long_conversation_is_not_run_in_tiny_pieces():
     assert len(points) <= 4000 // 256 + 3
     assert points[0] == 40 and points[-1] == 3960
     assert min(np.diff([0, *points])) >= 32
+    for known, expected in ((8, [40, 3960]), (9, [3960])):  # 32 tokens before the first turn's end, and 31
+        assert checkpoint_places(np.where(np.isin(np.arange(4000), (39, 3959)), end, 1), (), (end,), known) == expected
 
 
 # Held in 16 bits, where MLX computes lazily as on a GPU: what is cut from an array keeps all of it. In processes of
