@@ -535,3 +535,25 @@ def test_rows_that_stay_keep_the_tokens_they_have_seen(device):
     assert sampler(logits).tolist() == [1, 0, 0]
     sampler.filter([2, 0])
     assert tokens_of(sampler, logits[:2], 2) == [[1, 2], [3, 3]]
+
+
+def test_rows_that_join_keep_their_own_numbers():
+    logits = mx.array(np.random.default_rng(3).normal(0, 3, (1, 50)).astype(np.float32))
+
+    def begun(temperature: float, seed: int) -> UniformSampler:
+        sampler = UniformSampler(options(temperature=temperature, seed=seed))
+        sampler(logits)
+        return sampler
+
+    alone, together = (begun(0.2, 1), begun(3.0, 2)), begun(0.2, 1)
+    together.extend(begun(3.0, 2))
+    for _ in range(20):
+        expected = [sampler(logits).item() for sampler in alone]
+        assert together(mx.concatenate([logits, logits])).tolist() == expected
+
+
+def test_tokens_before_count_for_the_penalties_of_an_answer():
+    logits = mx.array([[0.0, 1.0, 3.0]])
+    for answer, expected in (([], 2), ([2], 2), ([2, 2], 1)):
+        sampler = UniformSampler(options(temperature=0.0, frequency_penalty=1.5), answer)
+        assert sampler(logits).item() == expected
