@@ -20,9 +20,10 @@ from mlx_lfm2vl.errors import OptionError
 from mlx_lfm2vl.generation import request as request_module
 from mlx_lfm2vl.generation.chunked_prefill import encode_views_in_pieces
 from mlx_lfm2vl.generation.options import number_type
-from mlx_lfm2vl.generation.prompt_entry import SHORTEST_PASS, checkpoint_places
+from mlx_lfm2vl.generation.prompt_entry import SHORTEST_PASS, PictureSpan, Recorder, checkpoint_places
 from mlx_lfm2vl.generation.vision_cache import VisionCache
 from mlx_lfm2vl.generation.watch import completed
+from mlx_lfm2vl.models.cache import Cache
 
 SYSTEM = "You look at pictures, say what is in them, and add nothing that is not there. " * 4
 OPTIONS = GenerationOptions(max_tokens=6)
@@ -258,6 +259,15 @@ def test_a_long_conversation_is_not_run_in_tiny_pieces():
     assert min(np.diff([0, *points])) >= 32
     for known, expected in ((8, [40, 3960]), (9, [3960])):  # 32 tokens before the first turn's end, and 31
         assert checkpoint_places(np.where(np.isin(np.arange(4000), (39, 3959)), end, 1), (), (end,), known) == expected
+
+
+def test_a_beginning_that_ends_within_a_picture_has_no_span_of_it():
+    span = PictureSpan(2, 6, b"key")
+    for offset, expected in ((5, ()), (6, (span,))):
+        cache = Cache(loaded()[0].config.text_config)
+        cache.offset = offset
+        entry = Recorder(np.arange(10), [span]).entry(cache)
+        assert entry is not None and entry.pictures == expected
 
 
 # Held in 16 bits, where MLX computes lazily as on a GPU: what is cut from an array keeps all of it. In processes of
