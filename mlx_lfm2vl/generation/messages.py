@@ -1,4 +1,4 @@
-"""What callers hand in as messages, tools and pictures: one spelling of it, whether it names addresses, and copies."""
+"""Messages, tools and pictures of callers: their one spelling, whether they name addresses, and copies of them."""
 
 from __future__ import annotations
 

@@ -65,7 +65,6 @@ class Scheduler:
         self._running = Running(model.config.text_config.vocab_size)
         self._answers: Ngrams | None = None  # of rows with drafts
         self._most: int | None = None  # rows at a time, once a step of more has failed
-        self._cancels = False  # whether rows were cancelled that have not been ended
         self._numpy = getattr(model, "backend", None) == "numpy"  # whose layers ask whether they are cancelled
         self._count = 0
 
@@ -100,12 +99,12 @@ class Scheduler:
     def cancel(self, id: int) -> None:
         """Ends a row at the next step. May be called from any thread; an id that has finished is nothing."""
         if (row := self._rows.get(id)) is not None:
-            row.cancelled = self._cancels = True
+            row.cancelled = True
 
     def cancel_all(self) -> None:
         """Ends all rows at the next step."""
         for row in self._rows.values():
-            row.cancelled = self._cancels = True
+            row.cancelled = True
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -125,10 +124,10 @@ class Scheduler:
     @computing
     def step(self) -> list[Output]:
         """Runs a chunk of the prompt whose turn it is, and a token of every running row."""
-        outputs = [*self._drop_cancelled()] if self._cancels else []
+        outputs = [*self._drop_cancelled()] if any(row.cancelled for row in self._rows.values()) else []
         self._begin_waiting()
         outputs += self._step_prefill()
-        if self._cancels:
+        if any(row.cancelled for row in self._rows.values()):
             outputs += self._drop_cancelled()
         outputs += self._step_running()
         if not self._rows:
@@ -227,14 +226,6 @@ class Scheduler:
     # Running
 
     def _drop_cancelled(self) -> Iterator[Output]:
-        self._cancels = False  # before rows are looked at: one may be cancelled meanwhile
-        try:
-            yield from self._end_cancelled()
-        except BaseException:
-            self._cancels = True  # rows may be left that were not ended
-            raise
-
-    def _end_cancelled(self) -> Iterator[Output]:
         for row in [row for row in self._waiting if row.cancelled]:
             self._waiting.remove(row)
             yield self._last(row, row.detokenizer.finish(), "cancelled")

@@ -87,7 +87,7 @@ class LabelledAddress:
 
 @dataclass(frozen=True)
 class PathLabel:
-    """What errors call the file of a path, made when there is one."""
+    """The name by which errors call the file of a path. Its text is made where an error needs it."""
 
     name: str
 

@@ -85,7 +85,7 @@ class Meter:
 
 
 class Size(NamedTuple):
-    """Of a value as the tree that it prints as. `printed`: about how many characters that are."""
+    """Counts of a value as the tree that it prints as. `printed`: about how many characters that are."""
 
     characters: int
     values: int

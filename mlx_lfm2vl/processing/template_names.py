@@ -1,4 +1,4 @@
-"""What of Python and jinja2 a chat template may call, by name."""
+"""Names of the filters of jinja2 and the methods of Python that a chat template may call."""
 
 TEXT_FILTERS = str.split(
     "abs attr capitalize center count d default e escape filesizeformat first float forceescape format indent int"
