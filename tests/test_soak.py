@@ -120,7 +120,10 @@ def test_ten_thousand_texts():
 
 
 def test_a_batch_of_two_thousand_rows(tmp_path):
-    """Each with a picture of its own of any size, read from disk as it is needed; some rows wrong."""
+    """Each with a picture of its own, read from disk as it is needed; some rows wrong.
+
+    Memory is looked at where a hundred's last rows run: their pictures have one size, so that rows at work count alike.
+    """
     model, processor = load("demo")
     rng = np.random.default_rng(2)
     watch, errors = Watch(), 0
@@ -128,18 +131,19 @@ def test_a_batch_of_two_thousand_rows(tmp_path):
     def questions():
         for n in range(2000):
             name = tmp_path / f"{n}.png"
-            if n % 40 != 3:
-                noise(rng, 260).save(name)
-            yield GenerationRequest(f"What is {n}?", name, options=GenerationOptions(max_tokens=2))
+            if n % 50 != 3:
+                height, width = rng.integers(1, 260, 2) if n % 100 < 60 else (130, 130)
+                Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(name)
+            yield GenerationRequest(f"What is {n:04}?", name, options=GenerationOptions(max_tokens=2))
 
     prompts, pictures = PromptCache(4 * 2**20), VisionCache(2**20)  # full after the warm-up
     made = generate_batch(model, processor, questions(), prompt_cache=prompts, vision_cache=pictures)
     for n, completion in enumerate(made):
         errors += completion.error is not None
-        if n % 100 == 99:
+        if n % 100 == 79:
             watch.look()
     watch.check("batch", 2000)
-    assert errors == 50
+    assert errors == 40
 
 
 def test_eight_threads_send_200_requests_each_and_cancel_at_random():
