@@ -35,7 +35,7 @@ from .chat import EngineChat
 from .handle import Request, Sink, check_seconds
 from .loader import Loader, named_loader
 from .memory_use import MemoryUse, memory_use
-from .queue import Job, Read
+from .queue import Job
 from .submit import SubmitArguments, placed, read_request, settings, split_overrides, whole
 from .worker import Worker
 
@@ -183,21 +183,11 @@ class Engine:
     def chat(self, **arguments: Unpack[ConversationArguments]) -> EngineChat:
         """A conversation in this engine; arguments as for `Chat` without model, processor and caches, which are the
         engine's. Waits until the model is loaded, for nothing else."""
-        return EngineChat(self, Conversation(*self._worker.wait_until_ready(None), **arguments))
+        return EngineChat(self._put, Conversation(*self._worker.wait_until_ready(None), **arguments))
 
-    def put(
-        self,
-        request: Request,
-        read: Read,
-        wait: float,
-        *,
-        progress: Progress | None,
-        remote: bool,
-        line: object,
-    ) -> None:
-        """Queues a request. `read` is called as that of a `Job`; `remote`: it may wait for the network. Requests of one
-        `line` are answered one after the other. Raises `QueueFullError` and `EngineClosedError`."""
-        self._worker.put(Job(request, read, progress=progress, remote=remote, line=line), wait)
+    def _put(self, job: Job, wait: float) -> None:
+        """Queues a job for a conversation, which keeps the engine by this. Raises as `submit`."""
+        self._worker.put(job, wait)
 
     def call(self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T]) -> T:
         """Runs a function of model and processor in the engine's thread, after the answers that wait for it there (at

@@ -130,8 +130,8 @@ class Conversation:
         text: str,
         images: ReadPictures,
         *,
-        role: str = "user",
-        options: GenerationOptions | None = None,
+        role: str,
+        options: GenerationOptions | None,
         cancel: Callable[[], None],
     ) -> tuple[Turn, EncodedPrompt]:
         """Begins a turn, in place of one that is open. `cancel` ends the work on its answer. Raises `PromptError`."""
@@ -145,25 +145,15 @@ class Conversation:
             return self._begin([*self.messages, {"role": role, "content": shown}], options, cancel)
 
     def ask_again(
-        self, *, options: GenerationOptions | None = None, cancel: Callable[[], None]
+        self, *, continued: bool = False, options: GenerationOptions | None = None, cancel: Callable[[], None]
     ) -> tuple[Turn, EncodedPrompt]:
-        """Begins the last turn anew, in place of its answer. Raises `PromptError` if there is none."""
+        """Begins the last turn anew: in place of its answer, or with it, if it is `continued`. Raises `PromptError` if
+        there is none, or one to continue is no text."""
         with self.lock:
             self.end_open()
             if not self.messages or self.messages[-1]["role"] != "assistant":
-                raise PromptError("there is no answer to try again")
-            return self._begin(self.messages[:-1], options, cancel)
-
-    def continue_final_message(
-        self, *, options: GenerationOptions | None = None, cancel: Callable[[], None]
-    ) -> tuple[Turn, EncodedPrompt]:
-        """Begins the last turn with its answer, which goes on. Raises `PromptError` if there is none, or it is no
-        text."""
-        with self.lock:
-            self.end_open()
-            if not self.messages or self.messages[-1]["role"] != "assistant":
-                raise PromptError("there is no answer to continue")
-            answer = self.messages[-1]["content"]
+                raise PromptError(f"there is no answer to {'continue' if continued else 'try again'}")
+            answer = self.messages[-1]["content"] if continued else ""
             if not isinstance(answer, str):
                 raise PromptError("the last answer is a list of items; only a text can be continued")
             answer = answer.rstrip("\N{REPLACEMENT CHARACTER}")  # of a character that was cut
@@ -193,8 +183,7 @@ class Conversation:
                 self._turn.close()
 
     def undo(self) -> None:
-        """Takes the last turn and its answer back, or the one that is being answered. Raises `PromptError` if there is
-        none."""
+        """As `Chat.undo`; of the turn that is being answered, if one is."""
         with self.lock:
             if self._turn is not None:
                 before = self.messages
@@ -206,13 +195,13 @@ class Conversation:
             self.messages = self.messages[:-2]
 
     def reset(self) -> None:
-        """Begins anew; the system's text stays."""
+        """As `Chat.reset`."""
         with self.lock:
             self.end_open()
             self.messages = [message for message in self.messages[:1] if message["role"] == "system"]
 
     def fork(self) -> Conversation:
-        """A second conversation with the past as it stands; neither sees what the other does from here on."""
+        """As `Chat.fork`, with the past as it stands."""
         with self.lock:
             twin = copy.copy(self)
             twin.lock, twin._turn = threading.RLock(), None
@@ -222,15 +211,13 @@ class Conversation:
     # On disk
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the conversation as it stands, pictures included, as one JSON file; over a saved conversation, never
-        over another file. Raises `OutputError`."""
+        """As `Chat.save`, as the conversation stands."""
         with self.lock:
             messages = list(self.messages)
         saved.write(path, messages)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Takes up a saved conversation in place of this one, which stays where that fails. Raises `PromptError` if it
-        is none, or holds a picture that the processor's `SourcePolicy` refuses."""
+        """As `Chat.load`."""
         messages = saved.read(path, self.processor.image_processor.source_policy)
         with self.lock:
             self.end_open()
