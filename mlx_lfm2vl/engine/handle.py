@@ -285,22 +285,18 @@ class Request:
         if self._sink is not None and self.owner is not None and not self._heard:
             self._heard = True
             try:
-                self.owner.sinks.start(self._sink, self.take, self._sink_failed)
+                self.owner.sinks.start(self._sink, self.take, self._fail)
             except RuntimeError as error:  # the system gives no more threads
                 self._fail(error)
 
-    def _sink_failed(self, error: BaseException) -> None:
-        with self._lock:
-            self._fail(error)
-        self.cancel()
-
     def _fail(self, error: BaseException) -> None:
         """The error is the sink's own: it must reach nobody but who asked."""
-        if not self._ended:  # an answer that is whole may have been read
-            self._cancelled.set()
-            if self.turn is not None:
-                self.turn.fail()
-            self._keep(error)
+        with self._lock:
+            if not self._ended:  # an answer that is whole may have been read
+                self._cancelled.set()
+                if self.turn is not None:
+                    self.turn.fail()
+                self._keep(error)
         with contextlib.suppress(Exception):  # a filter may make it an error, which `result` raises anyway
             warnings.warn(f"the sink of a request failed and gets no more ({error!r})", RuntimeWarning, stacklevel=3)
 
