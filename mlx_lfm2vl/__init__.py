@@ -89,7 +89,7 @@ if TYPE_CHECKING:
     from .generation.response import Completion, FinishReason, GenerationResponse, Statistics, TopLogprob
     from .generation.speculation import Draft
     from .generation.stream import generate, stream_generate
-    from .generation.tools import ToolCall, parse_tool_calls
+    from .generation.tool_call_reader import ToolCall, parse_tool_calls
     from .generation.vision_cache import VisionCache
     from .models.dspark import DSparkDraftModel
     from .pretrained import load, load_draft
@@ -256,7 +256,7 @@ _HOMES = {
     "generation.response": ("Completion", "FinishReason", "GenerationResponse", "Statistics", "TopLogprob"),
     "generation.speculation": ("Draft",),
     "generation.stream": ("generate", "stream_generate"),
-    "generation.tools": ("ToolCall", "parse_tool_calls"),
+    "generation.tool_call_reader": ("ToolCall", "parse_tool_calls"),
     "explanation.explain": ("explain",),
     "explanation.explanation": ("Explanation",),
     "models.dspark": ("DSparkDraftModel",),
@@ -279,7 +279,7 @@ _HOMES = {
 _WITHOUT_MLX = str.split(  # the modules that do not import it
     "backends compat.auto_processors compat.batch_feature compat.configuration compat.generation_config"
     " compat.lfm3_processors compat.processors compat.stopping compat.streamers constraints.response_format errors"
-    " explanation.explanation generation.options generation.speculation generation.tools processing.fetch"
+    " explanation.explanation generation.options generation.speculation generation.tool_call_reader processing.fetch"
     " processing.load_image processing.video tasks.drawing tasks.export tasks.recipes tasks.results training.options"
 )
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

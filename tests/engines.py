@@ -38,7 +38,7 @@ def enqueued(engine: Engine, work: Callable[[], Any]) -> Request:
 
 def all_read(engine: Engine) -> None:
     """Waits until the pictures and texts of all that waits are read."""
-    waiting, end = engine._worker._waiting, time.monotonic() + 60
+    waiting, end = engine._worker.waiting, time.monotonic() + 60
     while not all(job.ready for job in list(waiting._jobs)):
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -367,7 +367,7 @@ def test_aclose_returns_though_all_threads_of_asyncio_wait_for_answers(endless):
         await asyncio.to_thread(engine.wait_until_ready)
         threads = range(min(32, (os.cpu_count() or 1) + 4))
         waiting = [asyncio.create_task(asyncio.to_thread(engine.generate, "Hello.", options=LONG)) for _ in threads]
-        while engine._worker._waiting.idle:
+        while engine._worker.waiting.idle:
             await asyncio.sleep(0.01)
         await asyncio.wait_for(engine.aclose(), 60)
         return await asyncio.gather(*waiting, return_exceptions=True)
@@ -394,7 +394,7 @@ def test_who_leaves_async_for_early_leaves_no_work(how, endless):
 
     with Engine(endless) as engine:
         asyncio.run(main(engine))
-        assert gone(lambda: None if engine._worker._waiting.idle else engine)
+        assert gone(lambda: None if engine._worker.waiting.idle else engine)
 
 
 @pytest.mark.parametrize("how", ["astream", "await", "aask"])
@@ -412,7 +412,7 @@ def test_without_an_event_loop_of_asyncio_nothing_is_asked(how, engine):
     }[how]()
     with pytest.raises(RuntimeError, match="no running event loop"):
         work.send(None)
-    assert gone(lambda: None if engine._worker._waiting.idle else engine)
+    assert gone(lambda: None if engine._worker.waiting.idle else engine)
 
 
 def test_a_request_is_read_by_event_loops_in_several_threads(engine):
@@ -436,7 +436,7 @@ def test_streams_in_cycles_are_ended_by_the_collector(endless):
             cycle["self"] = cycle
         del cycle
         gc.collect()
-        assert gone(lambda: None if engine._worker._waiting.idle else engine)
+        assert gone(lambda: None if engine._worker.waiting.idle else engine)
 
 
 @pytest.mark.backends("mlx", "numpy")

@@ -48,8 +48,9 @@ def decode(
 
 def greedy(model, prompt: Prompt, count: int, **prefill_options) -> np.ndarray:
     """(B, count) greedy tokens."""
+    sampler = UniformSampler(GREEDY, count=len(prompt.input_ids))
     cache_ = Cache(model.config.text_config)
-    return np.array(list(decode(model, prompt, cache_, UniformSampler(GREEDY), count, **prefill_options))).T
+    return np.array(list(decode(model, prompt, cache_, sampler, count, **prefill_options))).T
 
 
 @pytest.mark.sampled(24)

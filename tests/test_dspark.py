@@ -139,7 +139,7 @@ def test_rows_of_a_batch_are_drafted_as_if_alone():
         cache = model.make_cache()
         cache.follow(own)
         prompt = Prompt(ids, padding if padding.any() else None)
-        greedy = UniformSampler(GREEDY.resolve(GenerationConfig()))
+        greedy = UniformSampler(GREEDY.resolve(GenerationConfig()), count=len(rows))
         batch = GenerationBatch(model, cache, prefill(model, prompt, cache), greedy, prompt.padding)
         batch.step(last=True)
         return batch
@@ -173,7 +173,7 @@ def test_a_drafter_gives_the_reference_s_tokens(case_id, golden):
     expected = case.arrays["generated"].tolist()
     cache = model.make_cache()
     cache.follow(own)
-    greedy = UniformSampler(GREEDY.resolve(GenerationConfig()))
+    greedy = UniformSampler(GREEDY.resolve(GenerationConfig()), count=len(prompt.input_ids))
     batch = GenerationBatch(model, cache, prefill(model, prompt, cache), greedy, prompt.padding)
     made = [[token] for token in batch.step(last=True)[0]]
     while min(map(len, made)) < len(expected[0]):

@@ -113,7 +113,7 @@ def test_questions_join_before_work_that_waits_but_not_for_long(engine, monkeypa
     running.take(0, 60)
     called = threading.Thread(target=engine.call, args=(lambda *_: None,))
     called.start()
-    while len(engine._worker._waiting._jobs) < 1:
+    while len(engine._worker.waiting._jobs) < 1:
         time.sleep(0.01)
     assert engine.submit("Hello.", options=SHORT).result(60).tokens == alone("Hello.", None, 6)
     assert called.is_alive() and not running.done
@@ -132,7 +132,7 @@ def test_waiting_for_a_place_ends_at_the_deadline(engine):
         running.take(0, 60)
         caller = threading.Thread(target=lambda: small.call(lambda *_: None))
         caller.start()
-        while len(small._worker._waiting._jobs) < 1:
+        while len(small._worker.waiting._jobs) < 1:
             time.sleep(0.01)
         with pytest.raises(QueueFullError):
             small.submit("Hello.", deadline=0.2, wait=600)
@@ -195,7 +195,7 @@ def test_a_submit_that_is_interrupted_leaves_no_request(engine, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._worker._waiting, "_news", interrupted)
+        patch.setattr(engine._worker.waiting, "_news", interrupted)
         with pytest.raises(KeyboardInterrupt):
             engine.submit("Hello.", options=FOREVER)
     assert engine.queue_length == 0

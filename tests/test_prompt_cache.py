@@ -243,7 +243,8 @@ def test_remembered_pictures_hold_what_they_count_and_no_more():
     mx.eval(completed(encode_views_in_pieces)(model, arrays["pixel_values"], arrays["spatial_shapes"]))
     mx.clear_cache()
     before = mx.get_active_memory()
-    completed(encode_views_in_pieces)(model, arrays["pixel_values"], arrays["spatial_shapes"], kept)
+    keys = [bytes([number]) for number in range(len(pictures))]
+    completed(encode_views_in_pieces)(model, arrays["pixel_values"], arrays["spatial_shapes"], kept, keys)
     assert kept.nbytes == 2 * one and len(kept) == 2
     assert mx.get_active_memory() - before <= 3 * one
 

@@ -68,7 +68,7 @@ def tokens_of(sampler: Sampler, logits: mx.array, steps: int) -> list[list[int]]
 
 def batched(rows: list[GenerationOptions]) -> BatchedSampler:
     """The sampler of rows that were joined."""
-    return BatchedSampler([(UniformSampler(row), 1) for row in rows])
+    return BatchedSampler([UniformSampler(row) for row in rows])
 
 
 # The choice
@@ -179,7 +179,7 @@ def test_compiled_steps_choose_the_same_tokens(given, dtype, monkeypatch, tmp_pa
         monkeypatch.setattr(sampling, "on_gpu", lambda gpu=gpu: gpu)
         monkeypatch.setattr(sampler_module, "on_gpu", lambda gpu=gpu: gpu)
         monkeypatch.setenv("TMPDIR", str(tmp_path_factory.getbasetemp()))
-        sampler = UniformSampler(options(3, **given))
+        sampler = UniformSampler(options(3, **given), count=3)
         sampler.observe(mx.array([[1, 2], [3, 4], [5, 5]]), 5000)
         answers.append(tokens_of(sampler, logits, 6))
     assert answers[0] == answers[1]
@@ -271,7 +271,8 @@ def test_random_bits_of_a_key_do_not_depend_on_the_others():
 def test_a_seed_repeats_itself_and_differs_from_others(device):
     logits = some_logits(2, 300) / 8
     answers = [
-        tokens_of(UniformSampler(options(seed, temperature=1.0)), logits, 10) for seed in (5, 5, 6, 2**64 - 1, None)
+        tokens_of(UniformSampler(options(seed, temperature=1.0), count=2), logits, 10)
+        for seed in (5, 5, 6, 2**64 - 1, None)
     ]
     assert answers[0] == answers[1]
     assert len({str(answer) for answer in answers}) == 4
@@ -282,7 +283,7 @@ def test_a_seed_repeats_itself_and_differs_from_others(device):
 def test_rows_sampled_alike_differ():
     """A batch of one prompt has as many answers as rows."""
     logits = mx.broadcast_to(some_logits(1, 300) / 8, (4, 300))
-    rows = list(zip(*tokens_of(UniformSampler(options(5, temperature=1.0)), logits, 10), strict=True))
+    rows = list(zip(*tokens_of(UniformSampler(options(5, temperature=1.0), count=4), logits, 10), strict=True))
     assert len(set(rows)) == 4
 
 
@@ -325,13 +326,13 @@ def test_a_row_of_a_batch_chooses_what_it_would_choose_alone(device):
     step(first, [3, 0, 1, 2])
     for _ in range(2):
         step(second, [4, 5, 6])
-    batch, rows = BatchedSampler([(first, 4), (second, 3)]), [3, 0, 1, 2, 4, 5, 6]
+    batch, rows = BatchedSampler([first, second]), [3, 0, 1, 2, 4, 5, 6]
     step(batch, rows)
     batch.filter([6, 1, 5, 0, 2])
     rows = [6, 0, 5, 3, 1]
     for _ in range(3):
         step(batch, rows)
-    batch = BatchedSampler([(batch, 5), (begun([7]), 1), (begun([8, 9, 10, 11]), 4)])
+    batch = BatchedSampler([batch, begun([7]), begun([8, 9, 10, 11])])
     rows += [7, 8, 9, 10, 11]
     for _ in range(3):
         step(batch, rows)
@@ -368,10 +369,10 @@ def test_rows_of_one_kind_are_one_computation():
 
 
 def test_a_row_beside_two_thousand_others_is_sampled_as_alone():
-    long = BatchedSampler([(UniformSampler(GenerationOptions(temperature=1.0, seed=3)), 1)])
+    long = BatchedSampler([UniformSampler(GenerationOptions(temperature=1.0, seed=3))])
     alone = UniformSampler(GenerationOptions(temperature=1.0, seed=3))
     for _ in range(2000):
-        long = BatchedSampler([(long, 1), (UniformSampler(GenerationOptions(temperature=0.0)), 1)])
+        long = BatchedSampler([long, UniformSampler(GenerationOptions(temperature=0.0))])
         long.filter([0])
     logits = mx.array(np.random.default_rng(0).normal(size=(20, 50)).astype(np.float32))
     assert [long(row[None]).item() for row in logits] == [alone(row[None]).item() for row in logits]
@@ -397,7 +398,7 @@ def test_every_step_may_run_in_another_thread(device, evaluated):
                 yield []
                 mx.eval(other(step[2:]))
                 yield []
-                batch = BatchedSampler([(batch, 2), (other, 1)])
+                batch = BatchedSampler([batch, other])
                 mx.eval(batch.state)
                 yield []
             if n == 5:
@@ -456,7 +457,7 @@ def test_the_smallest_temperature_is_greedy_and_not_garbage():
 
 
 def test_samples_follow_the_distribution():
-    sampler = UniformSampler(GenerationOptions(temperature=0.5, seed=3).resolve(GenerationConfig()))
+    sampler = UniformSampler(GenerationOptions(temperature=0.5, seed=3).resolve(GenerationConfig()), count=20_000)
     logits = mx.broadcast_to(mx.log(mx.array([0.5, 0.3, 0.2])), (20_000, 3))
     counts = np.bincount(np.array(sampler(logits)), minlength=3) / 20_000
     np.testing.assert_allclose(counts, np.array([0.25, 0.09, 0.04]) / 0.38, atol=0.015)
@@ -508,7 +509,7 @@ def test_numbers_may_be_numpys_and_no_stop_may_be_none():
 def test_the_least_temperatures_are_greedy(temperature):
     options = GenerationOptions(temperature=temperature, seed=1).resolve(GenerationConfig(do_sample=True))
     logits = mx.array([[0.5, 3.0, 2.99, -1e4], [7.0, -2.0, 0.0, 6.999]])
-    assert UniformSampler(options)(logits).tolist() == [1, 0]
+    assert UniformSampler(options, count=2)(logits).tolist() == [1, 0]
 
 
 def test_rows_may_be_kept_in_another_order():

@@ -54,7 +54,7 @@ def test_drafts_give_the_reference_s_tokens(case_id, golden):
     prompt = prompt_of(case)
     expected = case.arrays["generated"].tolist()
     cache = Cache(model.config.text_config)
-    greedy = UniformSampler(GREEDY.resolve(GenerationConfig()))
+    greedy = UniformSampler(GREEDY.resolve(GenerationConfig()), count=len(prompt.input_ids))
     batch = GenerationBatch(model, cache, prefill(model, prompt, cache), greedy, prompt.padding)
     chance = random.Random(case_id)
     made = [[token] for token in batch.step()[0]]
@@ -88,7 +88,7 @@ def test_states_behind_drafts_are_those_of_steps(name, rows):
 
     def begun() -> GenerationBatch:
         cache = Cache(model.config.text_config)
-        greedy = UniformSampler(GREEDY.resolve(GenerationConfig()))
+        greedy = UniformSampler(GREEDY.resolve(GenerationConfig()), count=3)
         return GenerationBatch(model, cache, prefill(model, Prompt(ids, padding), cache), greedy, padding)
 
     batch, plain = begun(), begun()
@@ -131,7 +131,7 @@ def test_columns_that_drafts_leave_are_given_up():
     model = loaded()[0]
     cache = Cache(model.config.text_config)
     ids = np.random.default_rng(1).integers(500, 800, (2, 20))
-    greedy = UniformSampler(GREEDY.resolve(GenerationConfig()))
+    greedy = UniformSampler(GREEDY.resolve(GenerationConfig()), count=2)
     steps = GenerationBatch(model, cache, prefill(model, Prompt(ids), cache), greedy)
     every = [[token] for token in steps.step()[0]]
     for _ in range(270):
@@ -166,8 +166,7 @@ def test_drafts_do_not_change_the_distribution(options):
     logits = np.random.default_rng(3).normal(0, 1.5, (2, vocabulary)).astype(np.float32)
     logits[0, draft] += 2
     chosen = GenerationOptions(seed=5, **options).resolve(GenerationConfig(do_sample=True))
-    sampler = UniformSampler(chosen)
-    sampler.begin(rows)
+    sampler = UniformSampler(chosen, count=rows)
     blocks = np.tile(np.array([[0, draft]], np.int32), (rows, 1))
     tokens = np.array(sampler.verify(mx.broadcast_to(mx.array(logits), (rows, 2, vocabulary)), blocks, [1] * rows))
     first, second = (probabilities(each, chosen) for each in logits)

@@ -71,11 +71,13 @@ def narrow(
 def step_of(model: Lfm2VlForConditionalGeneration, *given: dict, logprobs: bool = False) -> Count:
     """The third step of rows with these options: the loop is one step ahead then."""
     options = [GenerationOptions(seed=1, **each).resolve(GenerationConfig(do_sample=True)) for each in given]
-    sampler = BatchedSampler([(UniformSampler(each), 1) for each in options])
+    sampler = BatchedSampler([UniformSampler(each) for each in options])
     ids = np.array([[1, 2, 3, 4]] * len(given))
     sampler.observe(mx.array(ids), model.config.text_config.vocab_size)
     cache = Cache(model.config.text_config)
-    steps = GenerationBatch(model, cache, prefill(model, Prompt(ids), cache), sampler, logprobs=logprobs)
+    steps = GenerationBatch(
+        model, cache, prefill(model, Prompt(ids), cache), sampler, top_logprobs=0 if logprobs else None
+    )
     steps.step()
     steps.step()
 

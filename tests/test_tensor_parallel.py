@@ -45,7 +45,7 @@ from mlx_lfm2vl import (
 from mlx_lfm2vl.cli.decoding import chosen_draft
 from mlx_lfm2vl.distributed.links import SILENCE, Came, Link
 from mlx_lfm2vl.errors import DistributedError, OutOfMemoryError
-from mlx_lfm2vl.generation.lockstep import Follower, FollowingScheduler, Lead
+from mlx_lfm2vl.generation.lockstep import Follower, Lead
 from mlx_lfm2vl.weights.files import read_header, read_part
 
 PROGRAM = Path(__file__).parent / "ranks_program.py"
@@ -207,8 +207,8 @@ def test_ranks_keep_and_clear_the_same_beginnings():
         def ask(chat: Chat, text: str, picture: object = None) -> int:
             *_, last = chat.stream(text, picture, options=SHORT)
             limit, caches = time.monotonic() + 60, (chat.vision_cache, chat.prompt_cache)
-            while held(*caches) != held(*follower.caches):  # it may be in its last step
-                assert time.monotonic() < limit, (held(*caches), held(*follower.caches))
+            while held(*caches) != held(*follower._caches.values()):  # it may be in its last step
+                assert time.monotonic() < limit, (held(*caches), held(*follower._caches.values()))
                 time.sleep(0.01)
             return statistics_of(last).cached_tokens
 
@@ -248,9 +248,9 @@ def test_an_error_of_all_ends_an_answer_of_one_ends_all(where, monkeypatch):
     if where in ("both", "rank 1"):
         second(following, no_memory)
     if where == "rank 0, behind the other":
-        begun, done, own = threading.Event(), threading.Event(), FollowingScheduler.follow
+        begun, done, own = threading.Event(), threading.Event(), Follower._step
 
-        def follow(self: FollowingScheduler, *given: Any) -> None:
+        def follow(self: Follower, *given: Any) -> None:
             own(self, *given)
             if begun.is_set():
                 done.set()
@@ -259,7 +259,7 @@ def test_an_error_of_all_ends_an_answer_of_one_ends_all(where, monkeypatch):
             assert done.wait(60)
             no_memory()
 
-        monkeypatch.setattr(FollowingScheduler, "follow", follow)
+        monkeypatch.setattr(Follower, "_step", follow)
         second(following, begun.set)
         second(leading, behind)
     with led(leading, following, processor) as (_, followed, heard):

@@ -1,9 +1,12 @@
-"""The group of the processes that `mlx.launch` started, and bytes from its first one to all."""
+"""The group of the processes that `mlx.launch` started, bytes from its first one to all, and errors of one as those of
+all."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +15,10 @@ import numpy as np
 
 from ..backends.thread_state import computing
 from ..config import parse_json
-from ..errors import DistributedError, first_line, short
+from ..errors import DistributedError, OutOfMemoryError, first_line, short
 
 LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")  # in the environment of a rank: of mlx.launch, and of mpirun below it
+MESSAGE = 512  # bytes of an error's, for other ranks
 _ADDRESS = re.compile(r"\S+:\d{1,5}")
 
 
@@ -102,3 +106,26 @@ def broadcast(group: mx.distributed.Group, data: bytes = b"") -> bytes:
         return np.array(mx.distributed.all_sum(sent, group=group)).tobytes()
     except RuntimeError as error:
         raise DistributedError(f"a rank is gone ({first_line(error)}); start the command again") from None
+
+
+@contextmanager
+def agreed(group: mx.distributed.Group) -> Iterator[None]:
+    """Lets all ranks of a group leave the block with an `OutOfMemoryError` where one of them has one, which it names.
+    All must come to the same blocks. Raises `DistributedError` where a rank is gone."""
+    own: OutOfMemoryError | None = None
+    try:
+        yield
+    except OutOfMemoryError as error:
+        own = error
+    text = np.zeros(MESSAGE, np.uint8)
+    if own is not None:
+        said = np.frombuffer(f"rank {group.rank()}: {own}".encode()[:MESSAGE], np.uint8)
+        text[: len(said)] = said
+    try:
+        if not mx.distributed.all_sum(mx.array(int(own is not None)), group=group).item():
+            return
+        every = np.array(mx.distributed.all_gather(mx.array(text)[None], group=group))
+    except RuntimeError as error:
+        raise DistributedError(f"a rank is gone ({first_line(error)}); start the command again") from None
+    first = next(each for each in every if each.any())
+    raise OutOfMemoryError(first[first > 0].tobytes().decode(errors="replace"))

@@ -7,7 +7,7 @@ import functools
 import os
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator
-from typing import Any, Protocol, TypeVar, Unpack
+from typing import Any, Unpack
 
 from ..errors import PromptError
 from ..generation.arguments import RetryArguments, Role, TurnArguments
@@ -17,14 +17,12 @@ from ..generation.options import GenerationOptions
 from ..generation.request import EncodedPrompt, user_content
 from ..generation.response import GenerationResponse
 from ..generation.turn_pictures import ReadPictures
-from ..generation.watch import Progress, Stop, check_callable
+from ..generation.watch import Progress, check_callable
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from .handle import Request, Sink
-from .queue import Read
+from .handle import Request
+from .queue import Job
 from .submit import RequestArguments, placed, whole
-
-T = TypeVar("T")
 
 
 class AskArguments(TurnArguments, RequestArguments, total=False):
@@ -35,29 +33,15 @@ class AskAgainArguments(RetryArguments, RequestArguments, total=False):
     """Options of `EngineChat.submit_retry` and `submit_continue_final_message`."""
 
 
-class Host(Protocol):
-    """The part of an engine that a conversation needs."""
-
-    def put(
-        self,
-        request: Request,
-        read: Read,
-        wait: float,
-        *,
-        progress: Progress | None,
-        remote: bool,
-        line: object,
-    ) -> None: ...
-
-
 class EngineChat:
     """A `Chat` in an engine; methods are those of `Chat`. Its turns are answered in the order in which they are asked
     for, beside other requests. All methods may be called from any thread, and none but `ask` waits for an answer: one
     that changes the conversation ends the turn that is being answered, as it stands, and leaves turns that wait. It
     holds no model: once the engine is closed it can be read and saved."""
 
-    def __init__(self, engine: Host, conversation: Conversation):
-        self._engine, self._conversation = engine, conversation
+    def __init__(self, put: Callable[[Job, float], None], conversation: Conversation):
+        """`put`: the engine's method that queues a job, after at most so many seconds."""
+        self._put, self._conversation = put, conversation
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -71,12 +55,7 @@ class EngineChat:
         *,
         videos: Any = None,
         role: Role = "user",
-        options: GenerationOptions | None = None,
-        deadline: float | None = None,
-        wait: float = 0.0,
-        sink: Sink | None = None,
-        stop: Stop | None = None,
-        progress: Progress | None = None,
+        **arguments: Unpack[AskAgainArguments],
     ) -> Request:
         """A turn as a request; `deadline`, `wait`, `sink`, `progress` as for `Engine.submit`, the others as for
         `Chat.stream` (a `stop` of one's own is asked in the engine's thread). It is asked after the turns that wait."""
@@ -86,11 +65,8 @@ class EngineChat:
             user_content(text, given, moving)
             return self._conversation.read(given, moving)
 
-        def begin(pictures: ReadPictures, cancel: Callable[[], None]) -> tuple[Turn, EncodedPrompt]:
-            return self._conversation.ask(text, pictures, role=role, options=options, cancel=cancel)
-
-        remote = is_remote(None, [images, videos])
-        return self._submit(Request(deadline, sink, stop), read, begin, wait, progress, remote)
+        begin = functools.partial(self._conversation.ask, text, role=role)
+        return self._submit(begin, read, is_remote(None, [images, videos]), **arguments)
 
     def stream(
         self, text: str, images: Any = None, **arguments: Unpack[AskArguments]
@@ -120,42 +96,16 @@ class EngineChat:
         request = await placed(functools.partial(self.submit, text, images), **arguments)
         return whole(request, await request).text
 
-    def submit_retry(
-        self,
-        *,
-        options: GenerationOptions | None = None,
-        deadline: float | None = None,
-        wait: float = 0.0,
-        sink: Sink | None = None,
-        stop: Stop | None = None,
-        progress: Progress | None = None,
-    ) -> Request:
+    def submit_retry(self, **arguments: Unpack[AskAgainArguments]) -> Request:
         """The last turn anew, as a request."""
-
-        def begin(_: None, cancel: Callable[[], None]) -> tuple[Turn, EncodedPrompt]:
-            return self._conversation.ask_again(options=options, cancel=cancel)
-
-        return self._submit(Request(deadline, sink, stop), lambda: None, begin, wait, progress, remote=False)
+        return self._submit(self._conversation.ask_again, **arguments)
 
     def retry(self, **arguments: Unpack[AskAgainArguments]) -> Generator[GenerationResponse, None, None]:
         return iter(self.submit_retry(**arguments))
 
-    def submit_continue_final_message(
-        self,
-        *,
-        options: GenerationOptions | None = None,
-        deadline: float | None = None,
-        wait: float = 0.0,
-        sink: Sink | None = None,
-        stop: Stop | None = None,
-        progress: Progress | None = None,
-    ) -> Request:
+    def submit_continue_final_message(self, **arguments: Unpack[AskAgainArguments]) -> Request:
         """The rest of the last answer, as a request."""
-
-        def begin(_: None, cancel: Callable[[], None]) -> tuple[Turn, EncodedPrompt]:
-            return self._conversation.continue_final_message(options=options, cancel=cancel)
-
-        return self._submit(Request(deadline, sink, stop), lambda: None, begin, wait, progress, remote=False)
+        return self._submit(functools.partial(self._conversation.ask_again, continued=True), **arguments)
 
     def continue_final_message(
         self, **arguments: Unpack[AskAgainArguments]
@@ -169,7 +119,7 @@ class EngineChat:
         self._conversation.reset()
 
     def fork(self) -> EngineChat:
-        return EngineChat(self._engine, self._conversation.fork())
+        return EngineChat(self._put, self._conversation.fork())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         self._conversation.save(path)
@@ -179,13 +129,18 @@ class EngineChat:
 
     def _submit(
         self,
-        request: Request,
-        read: Callable[[], T],
-        begin: Callable[[T, Callable[[], None]], tuple[Turn, EncodedPrompt]],
-        wait: float,
-        progress: Progress | None,
-        remote: bool,
+        begin: Callable[..., tuple[Turn, EncodedPrompt]],
+        read: Callable[[], ReadPictures] | None = None,
+        remote: bool = False,
+        *,
+        options: GenerationOptions | None = None,
+        wait: float = 0.0,
+        progress: Progress | None = None,
+        **named: Any,
     ) -> Request:
+        """A request for the turn that `begin` begins with what `read` returns, if anything is to be read. `remote`: it
+        may wait for the network. `named`: arguments of `Request`."""
+        request = Request(**named)
         check_callable("progress", progress)
         begun: list[EncodedPrompt] = []
 
@@ -195,17 +150,17 @@ class EngineChat:
             if (known := model()) is not None:
                 self._conversation.use(known, processor)
             del known  # it may be let go of while a picture is slow
-            pictures = read()
+            pictures = [] if read is None else [read()]
             with self._conversation.lock:
                 known = model()
                 if known is None or request.stopped() or request.done:  # another turn may have begun since
                     raise PromptError("the turn was cancelled before it began")
-                request.turn, prompt = begin(pictures, request.cancel)
+                request.turn, prompt = begin(*pictures, options=options, cancel=request.cancel)
             _ = prompt.spans  # goes through all patches
             begun.append(prompt)
             if request.done:
                 request.turn.fail()
             return prompt
 
-        self._engine.put(request, encode, wait, progress=progress, remote=remote, line=self._conversation)
+        self._put(Job(request, encode, progress=progress, remote=remote, line=self._conversation), wait)
         return request

@@ -14,7 +14,10 @@ import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, Unpack
+
+import mlx.core as mx
 
 from ..backends import memory
 from ..backends.memory import check_bytes
@@ -26,22 +29,34 @@ from ..generation.batch import BATCH_SIZE
 from ..generation.conversation import Conversation
 from ..generation.messages import is_remote, snapshot
 from ..generation.options import GenerationOptions
-from ..generation.request import GenerationRequest, encode
+from ..generation.request import GenerationRequest, check_overrides, encode
 from ..generation.response import GenerationResponse
 from ..generation.watch import Progress, check_callable
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from ..pretrained import load
 from ..processing.processor import Lfm2VlProcessor
 from .chat import EngineChat
 from .handle import Request, Sink, check_seconds
-from .loader import Loader, named_loader
-from .memory_use import MemoryUse, memory_use
-from .queue import Job, Read
-from .submit import SubmitArguments, placed, read_request, settings, split_overrides, whole
+from .queue import Job, Loader
+from .submit import SubmitArguments, placed, read_request, settings, whole
 from .worker import Worker
 
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, Any]]
 CLOSE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes. `active`, `cache` (kept for reuse) and `peak` are MLX's in the whole process; `vision_cache` and
+    `prompt_cache` are parts of `active`; `free` is what may still be taken, None where that is not known."""
+
+    active: int
+    cache: int
+    peak: int
+    vision_cache: int
+    prompt_cache: int
+    free: int | None
 
 
 class Engine:
@@ -73,7 +88,7 @@ class Engine:
         vision_cache_folder: str | os.PathLike[str] | None = None,
         prompt_cache_folder: str | os.PathLike[str] | None = None,
     ):
-        function, self._name = named_loader(loader)
+        function, self._name = _named_loader(loader)
         for name, value in (("max_queue", max_queue), ("max_batch", max_batch)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise OptionError(f"{name} is {value!r}, expected an integer of at least 1")
@@ -139,9 +154,16 @@ class Engine:
         """
         check_callable("progress", progress)
         loaded = self._worker.loaded
-        chosen, image_overrides = split_overrides(options, overrides, None if loaded is None else loaded[1])
+        named: dict[str, Any] = {**overrides}
+        if "stop" in named:  # of `stream_generate` it is a function
+            raise OptionError(
+                "stop is no argument here: `Request.cancel` ends an answer, GenerationOptions(stop=) has texts"
+            )
+        chosen = GenerationOptions.of(options, named)
+        if loaded is not None:
+            check_overrides(loaded[1], named)
         given = (snapshot(prompt), snapshot(images), system, snapshot(tools))
-        question = GenerationRequest(*given, chosen, image_overrides, control_tokens, snapshot(videos))
+        question = GenerationRequest(*given, chosen, named, control_tokens, snapshot(videos))
         request = Request(deadline, sink)
         read = functools.partial(read_request, request=question)
         remote = is_remote(question.prompt, [question.images, question.videos])
@@ -183,21 +205,11 @@ class Engine:
     def chat(self, **arguments: Unpack[ConversationArguments]) -> EngineChat:
         """A conversation in this engine; arguments as for `Chat` without model, processor and caches, which are the
         engine's. Waits until the model is loaded, for nothing else."""
-        return EngineChat(self, Conversation(*self._worker.wait_until_ready(None), **arguments))
+        return EngineChat(self._put, Conversation(*self._worker.wait_until_ready(None), **arguments))
 
-    def put(
-        self,
-        request: Request,
-        read: Read,
-        wait: float,
-        *,
-        progress: Progress | None,
-        remote: bool,
-        line: object,
-    ) -> None:
-        """Queues a request. `read` is called as that of a `Job`; `remote`: it may wait for the network. Requests of one
-        `line` are answered one after the other. Raises `QueueFullError` and `EngineClosedError`."""
-        self._worker.put(Job(request, read, progress=progress, remote=remote, line=line), wait)
+    def _put(self, job: Job, wait: float) -> None:
+        """Queues a job for a conversation, which keeps the engine by this. Raises as `submit`."""
+        self._worker.put(job, wait)
 
     def call(self, function: Callable[[Lfm2VlForConditionalGeneration, Lfm2VlProcessor], T]) -> T:
         """Runs a function of model and processor in the engine's thread, after the answers that wait for it there (at
@@ -228,12 +240,12 @@ class Engine:
     @property
     def queue_length(self) -> int:
         """Requests that wait for their turn."""
-        return self._worker.queue_length
+        return len(self._worker.waiting)
 
     @property
     def batch_length(self) -> int:
         """Requests that are being answered."""
-        return self._worker.batch_length
+        return self._worker.waiting.running
 
     @property
     def model_name(self) -> str | None:
@@ -269,7 +281,14 @@ class Engine:
     def memory(self) -> MemoryUse:
         """The memory that is held now."""
         check_fork()
-        return memory_use(self._worker.vision_cache, self._worker.prompt_cache)
+        return MemoryUse(
+            mx.get_active_memory(),
+            mx.get_cache_memory(),
+            mx.get_peak_memory(),
+            self._worker.vision_cache.nbytes,
+            self._worker.prompt_cache.nbytes,
+            memory.free_memory(),
+        )
 
     def clear_caches(self) -> None:
         """Forgets encoded pictures and beginnings of prompts, and gives back what MLX keeps for reuse. Waits for
@@ -285,7 +304,7 @@ class Engine:
     def reload(self, loader: Loader | str | os.PathLike[str]) -> None:
         """Cancels all requests, gives the model's memory back and loads another one. Returns at once: requests wait for
         the new model. Conversations go on with it. Raises `EngineClosedError` and `OptionError`."""
-        function, name = named_loader(loader)
+        function, name = _named_loader(loader)
         self._worker.switch(function, 0.0)
         self._name = name
 
@@ -301,3 +320,13 @@ class Engine:
         check_seconds("timeout", timeout)
         self._worker.begin_close()  # here: the threads of asyncio may all wait for answers
         await asyncio.to_thread(self.close, timeout)
+
+
+def _named_loader(model: Any) -> tuple[Loader, str | None]:
+    """The function that loads a model, and the model's name if it has one. Raises `OptionError`."""
+    if isinstance(model, (str, os.PathLike)):
+        return functools.partial(load, model), os.fspath(model)
+    if not callable(model) or isinstance(model, Lfm2VlForConditionalGeneration):
+        given = type(model).__name__ if callable(model) else f"{model!r:.60}"
+        raise OptionError(f"loader is {given}, expected a model's name, or a function such as `lambda: load('demo')`")
+    return model, None

@@ -17,9 +17,66 @@ from ..errors import EngineThreadError, Lfm2VlError, OptionError, drop_frames
 from ..generation.conversation import Turn
 from ..generation.response import NOTHING, Completion, GenerationResponse, Statistics
 from ..generation.watch import Stop, check_callable
-from .sinks import Item, Sink, SinkThreads, is_last
 
 MOST_SECONDS = 1e9  # what the system's clocks and locks still take
+Item = GenerationResponse | BaseException
+Sink = Callable[[Item], None]
+
+
+def is_last(item: Item) -> bool:
+    """Whether nothing follows: an error, or a response with a finish reason."""
+    return isinstance(item, BaseException) or item.finish_reason is not None
+
+
+class SinkThreads:
+    """Requests of one engine that have not given their sink all yet. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._threads: set[threading.Thread] = set()
+
+    @property
+    def behind(self) -> int:
+        """Sinks that have not been given all yet."""
+        return len(self._threads)
+
+    def start(self, sink: Sink, take: Callable[[int], Item], failed: Callable[[BaseException], None]) -> None:
+        """Gives a sink what comes, in a thread of its own: what `take` returns for 0, 1 and so on to the last. `failed`
+        is told what the sink raises, after which it gets no more. Raises `RuntimeError` where the system gives no more
+        threads."""
+
+        def feed() -> None:
+            number, ended = 0, False
+            try:
+                while not ended:
+                    item = take(number)
+                    sink(item)
+                    number, ended = number + 1, is_last(item)
+            except BaseException as error:
+                failed(error)
+            finally:
+                self._remove(thread)
+
+        thread = threading.Thread(target=feed, name="mlx-lfm2vl sink", daemon=True)
+        with self._changed:
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._remove(thread)
+            raise
+
+    def wait(self, end: float) -> None:
+        """Waits until all sinks but that of the thread which calls have been given all, until `end` of
+        `time.monotonic` at the latest."""
+        with self._changed:
+            others = self._threads - {threading.current_thread()}
+            self._changed.wait_for(lambda: not others & self._threads, max(0.0, end - time.monotonic()))
+
+    def _remove(self, thread: threading.Thread) -> None:
+        with self._changed:
+            self._threads.discard(thread)
+            self._changed.notify_all()
 
 
 class Owner(Protocol):
@@ -84,7 +141,8 @@ class Request:
         if len(self._items) <= number and not self._ended:
             check_fork()
         with self._news:
-            if len(self._items) <= number and not self._ended and self._in_own_thread():
+            own = self.owner is not None and threading.current_thread() is self.owner.thread
+            if len(self._items) <= number and not self._ended and own:
                 raise EngineThreadError("the engine's own thread would wait for an answer that it has to make itself")
             if not self._news.wait_for(lambda: len(self._items) > number or self._ended, timeout):
                 raise TimeoutError
@@ -162,9 +220,6 @@ class Request:
 
     # For the worker
 
-    def _in_own_thread(self) -> bool:
-        return self.owner is not None and threading.current_thread() is self.owner.thread
-
     def abandon(self) -> None:
         """`cancel`, for an engine that lets go of its model."""
         self.abandoned = True
@@ -179,6 +234,9 @@ class Request:
     def note_read(self) -> None:
         """Takes note that the question has been read."""
         self._read = True
+        self._tell()
+
+    def _tell(self) -> None:
         for tell in list(self._listeners):
             tell()
 
@@ -223,27 +281,22 @@ class Request:
             if self._ended:
                 self.so_far = None  # it holds the states of the row
             self._news.notify_all()
-        for tell in list(self._listeners):
-            tell()
+        self._tell()
         if self._sink is not None and self.owner is not None and not self._heard:
             self._heard = True
             try:
-                self.owner.sinks.start(self._sink, self.take, self._sink_failed)
+                self.owner.sinks.start(self._sink, self.take, self._fail)
             except RuntimeError as error:  # the system gives no more threads
                 self._fail(error)
 
-    def _sink_failed(self, error: BaseException) -> None:
-        with self._lock:
-            self._fail(error)
-        self.cancel()
-
     def _fail(self, error: BaseException) -> None:
         """The error is the sink's own: it must reach nobody but who asked."""
-        if not self._ended:  # an answer that is whole may have been read
-            self._cancelled.set()
-            if self.turn is not None:
-                self.turn.fail()
-            self._keep(error)
+        with self._lock:
+            if not self._ended:  # an answer that is whole may have been read
+                self._cancelled.set()
+                if self.turn is not None:
+                    self.turn.fail()
+                self._keep(error)
         with contextlib.suppress(Exception):  # a filter may make it an error, which `result` raises anyway
             warnings.warn(f"the sink of a request failed and gets no more ({error!r})", RuntimeWarning, stacklevel=3)
 
@@ -257,12 +310,11 @@ class Request:
             tokens = sum(len(item.tokens) for item in self._items if isinstance(item, GenerationResponse))
             self._deliver(GenerationResponse("", (), "cancelled", replace(statistics, generated_tokens=tokens)))
 
-    def give_up(self, statistics: Statistics | None = None) -> None:
-        """Delivers the end of a cancelled request, if nothing has come of it; `statistics` if its prompt is known."""
-        known = statistics if statistics is not None else NOTHING
+    def give_up(self) -> None:
+        """Delivers the end of a cancelled request, if nothing has come of it."""
         with self._lock:
             if not self.started:
-                self._deliver(GenerationResponse("", (), "cancelled", known))
+                self._deliver(GenerationResponse("", (), "cancelled", NOTHING))
 
 
 def check_seconds(name: str, value: float) -> float:

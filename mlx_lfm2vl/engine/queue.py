@@ -26,6 +26,7 @@ READERS = 4  # questions with addresses that are read at a time, and as many oth
 MOST_READERS = 32  # with those whose questions have been given up while an address was slow
 PATIENCE = 5.0  # seconds that work of its own lets questions go before it, to join those that are being answered
 Loaded = tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]
+Loader = Callable[[], Loaded]
 Read = Callable[[weakref.ref[Lfm2VlForConditionalGeneration], Lfm2VlProcessor], EncodedPrompt]
 
 
@@ -94,7 +95,7 @@ class Waiting:
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
         with self._changed:
-            return not self._jobs and all(job.request.done for job in self._running)
+            return not self._jobs and not self.running
 
     def put(self, job: Job, wait: float) -> bool:
         """Adds a job, after at most `wait` seconds; False where the queue is closed. Raises `QueueFullError`."""
@@ -150,9 +151,7 @@ class Waiting:
         with self._changed:
             if self._shut:
                 return None
-            jobs = [] if not room else self._next(room, time.monotonic() - PATIENCE)
-            if not jobs:
-                return []
+            jobs = self._next(room, time.monotonic() - PATIENCE) if room else []
             self._running += jobs
             self._remove(jobs)
             return jobs
@@ -168,7 +167,7 @@ class Waiting:
         answered, and the next deadline of the others."""
         with self._changed:
             for job in [job for job in self._jobs if job.request.stopped()]:
-                self._free(job.request)
+                self.free(job.request)
             gone, self._gone = self._gone, []
             running = [job.request for job in self._running if not job.request.done]
             cut = [request for request in running if request.stopped()]
@@ -179,7 +178,9 @@ class Waiting:
     def free(self, request: Request) -> None:
         """Takes a request that was cancelled out; `take_stopped` gives it."""
         with self._changed:
-            self._free(request)
+            jobs = [job for job in self._jobs if job.request is request]
+            self._gone += [job.request for job in jobs]
+            self._remove(jobs)
 
     def close(self) -> tuple[list[Request], list[Request]]:
         """Takes all out and no more in; the requests that waited, and those that run."""
@@ -194,11 +195,6 @@ class Waiting:
     @property
     def _shut(self) -> bool:
         return self.closed or self._held
-
-    def _free(self, request: Request) -> None:
-        jobs = [job for job in self._jobs if job.request is request]
-        self._gone += [job.request for job in jobs]
-        self._remove(jobs)
 
     def _next(self, most: int, before: float | None = None) -> list[Job]:
         """The first job that can be done, and as many questions as can be done with it before other work; or, with
@@ -266,32 +262,25 @@ class Waiting:
         while True:
             with self._changed:
                 job = self._unread()
-                if job is None or self._loaded is None:
+                if job is None or job.read is None or self._loaded is None:
                     self._readers -= 1
                     return
                 job.begun, model, processor = True, weakref.ref(self._loaded[0]), self._loaded[1]
                 self._reading.append(job)
                 if self._unread() is not None:
                     self._news()
-            self._read_one(job, model, processor)
-            del job  # what it holds may be large
-
-    def _read_one(
-        self, job: Job, model: weakref.ref[Lfm2VlForConditionalGeneration], processor: Lfm2VlProcessor
-    ) -> None:
-        assert job.read is not None
-        started = time.perf_counter()
-        try:
-            job.prompt = job.read(model, processor)
-        except BaseException as error:  # of a picture's own reader, too
+            started = time.perf_counter()
+            try:
+                job.prompt = job.read(model, processor)
+            except BaseException as error:  # of a picture's own reader, too
+                with self._changed:
+                    if job in self._jobs:
+                        self._remove([job])
+                job.request.deliver(error)
+                continue
             with self._changed:
-                if job in self._jobs:
-                    self._remove([job])
-            job.request.deliver(error)
-            return
-        with self._changed:
-            job.seconds, job.ready = time.perf_counter() - started, True
-            if job in self._reading:
-                self._reading.remove(job)
-            self._changed.notify_all()
-        job.request.note_read()
+                job.seconds, job.ready = time.perf_counter() - started, True
+                if job in self._reading:
+                    self._reading.remove(job)
+                self._changed.notify_all()
+            job.request.note_read()

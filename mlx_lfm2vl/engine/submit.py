@@ -8,10 +8,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypedDict
 
-from ..errors import EngineClosedError, OptionError, QueueFullError
-from ..generation.arguments import CallOverrides, OptionFields, PromptArguments
-from ..generation.options import GenerationOptions, ModelSettings
-from ..generation.request import EncodedPrompt, GenerationRequest, check_overrides, encode
+from ..errors import EngineClosedError, QueueFullError
+from ..generation.arguments import OptionFields, PromptArguments
+from ..generation.options import ModelSettings
+from ..generation.request import EncodedPrompt, GenerationRequest, encode
 from ..generation.response import Completion
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
@@ -30,26 +30,6 @@ class RequestArguments(TypedDict, total=False):
 
 class SubmitArguments(PromptArguments, OptionFields, RequestArguments, total=False):
     """Options of `Engine.submit`."""
-
-
-def split_overrides(
-    options: GenerationOptions | None, overrides: CallOverrides, processor: Lfm2VlProcessor | None
-) -> tuple[GenerationOptions, dict[str, Any]]:
-    """The options of an answer with those that are given by name, and the other names, which are for the processor.
-
-    Raises:
-        OptionError: for a value out of its range, and for a name that `processor` does not know. Without one, as the
-            model is not loaded yet, reading the request says that.
-    """
-    named: dict[str, Any] = {**overrides}
-    if "stop" in named:  # of `stream_generate` it is a function
-        raise OptionError(
-            "stop is no argument here: `Request.cancel` ends an answer, GenerationOptions(stop=) has texts"
-        )
-    chosen = GenerationOptions.of(options, named)
-    if processor is not None:
-        check_overrides(processor, named)
-    return chosen, named
 
 
 def settings(model: weakref.ref[Lfm2VlForConditionalGeneration]) -> ModelSettings:

@@ -66,12 +66,10 @@ def generate_batch(
     prompt_cache = PromptCache(PROMPT_BYTES) if prompt_cache is None else prompt_cache
     scheduler = make_scheduler(model, processor.tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
     waiting = enumerate(requests)
-    numbers: dict[int, int] = {}  # of the requests, by the ids of their rows
-    responses: dict[int, list[GenerationResponse]] = {}
+    rows: dict[int, tuple[int, Sequence, list[GenerationResponse]]] = {}  # by id, with the numbers of their requests
     answers: dict[int, Completion] = {}  # of requests that wait for an earlier one
     number, more = 0, True
-    prefilling: dict[int, Sequence] = {}  # rows whose prompts are not done, by their ids
-    done = read = told = 0  # tokens of prompts: of those that are done, of all, and what progress was told
+    read = told = 0  # tokens of prompts: of all, and what progress was told
     mx.reset_peak_memory()
     with wired_limit():
         while more or len(scheduler):
@@ -83,25 +81,25 @@ def generate_batch(
                     break
                 try:
                     row = scheduler.add(encode(model, processor, request), started=started)
-                    numbers[row.id], responses[index], prefilling[row.id] = index, [], row
+                    rows[row.id] = index, row, []
                     read += len(row.ids)
                 except Lfm2VlError as error:
                     answers[index] = Completion(error=error)
                     break
                 del request
-            for id, item in scheduler.step() if stop is None else step(scheduler, stop):
-                index = numbers[id]
-                if id in prefilling:
-                    done += len(prefilling.pop(id).ids)
+            for id, item in step(scheduler, stop):
+                index, _, responses = rows[id]
                 if isinstance(item, GenerationResponse):
-                    responses[index].append(item)
+                    responses.append(item)
                     if item.finish_reason is not None:
-                        answers[index] = Completion.of(responses.pop(index))
+                        answers[index] = Completion.of(responses)
                 elif isinstance(item, Lfm2VlError):
                     answers[index] = Completion(error=item)
                 else:
                     raise item
-            now = done + sum(row.prefilled for row in prefilling.values())
+                if index in answers:
+                    del rows[id]
+            now = read - sum(len(row.ids) - row.prefilled for _, row, _ in rows.values())
             if progress is not None and now > told:
                 told = now
                 progress(now, read)

@@ -11,21 +11,22 @@ from .sampler import Sampler, UniformSampler
 
 
 class BatchedSampler:
-    """The choosers of several batches that became one, with the number of rows of each. The parts must not be used any
-    more."""
+    """The choosers of several batches that became one. The parts must not be used any more."""
 
-    def __init__(self, parts: Sequence[tuple[Sampler, int]]):
+    def __init__(self, parts: Sequence[Sampler]):
         self._parts: list[tuple[UniformSampler, list[int]]] = []  # each with the rows of the batch that are its own
         start = 0
-        for part, count in parts:
-            for sampler, rows in part._parts if isinstance(part, BatchedSampler) else [(part, list(range(count)))]:
+        for part in parts:
+            assert isinstance(part, (UniformSampler, BatchedSampler))
+            for sampler, rows in part._parts if isinstance(part, BatchedSampler) else [(part, range(len(part)))]:
                 self._add(sampler, [start + row for row in rows])
-            start += count
+            start += len(part)
 
-    def _add(self, sampler: Sampler, rows: list[int]) -> None:
+    def __len__(self) -> int:
+        return sum(len(rows) for _, rows in self._parts)
+
+    def _add(self, sampler: UniformSampler, rows: list[int]) -> None:
         """Adds a part, or its rows to the part of their kind."""
-        assert isinstance(sampler, UniformSampler)
-        sampler.begin(len(rows))
         for part, own in self._parts:
             if part.kind == sampler.kind:
                 part.extend(sampler)

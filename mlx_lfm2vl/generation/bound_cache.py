@@ -9,12 +9,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import ClassVar, Generic, Self, TypeVar
 
+import mlx.core as mx
+
 from ..backends.memory import check_bytes
 from ..errors import OptionError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
+from .prompt_entry import Entry
 
 Key = TypeVar("Key")
-State = TypeVar("State")
+State = TypeVar("State", bound="mx.array | Entry")
 Store = TypeVar("Store")
 
 
@@ -64,6 +67,15 @@ class BoundCache(Generic[Key, State, Store]):
                 raise OptionError(f"{self.NAME} has a folder, which ranks that share a model do not keep; leave it out")
             self._store = None if self._folder is None else self._open_store(self._folder, self._folder_limit, model)
             self._model = weakref.ref(model)
+
+    def _keep(self, key: Key, state: State) -> None:
+        """Keeps a state if it fits at all, in place of those not used for longest."""
+        if state.nbytes > self.limit:
+            return
+        self._entries[key] = state
+        self.nbytes += state.nbytes
+        while self.nbytes > self.limit:
+            self.nbytes -= self._entries.popitem(last=False)[1].nbytes
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -6,9 +6,11 @@ several threads at once (see `Engine` for that).
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import Any, Unpack
 
 import mlx.core as mx
@@ -16,7 +18,7 @@ import mlx.core as mx
 from ..errors import PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from .arguments import PictureOverrides, Role, TurnArguments
+from .arguments import PictureOverrides, RetryArguments, Role, TurnArguments
 from .conversation import Conversation, Turn
 from .options import GenerationOptions
 from .prompt_cache import PromptCache
@@ -56,30 +58,18 @@ class Chat:
         control_tokens: bool = False,
         **image_overrides: Unpack[PictureOverrides],
     ):
-        self._begin(
+        self._model = model
+        self._conversation = Conversation(
             model,
-            Conversation(
-                model,
-                processor,
-                system=system,
-                tools=tools,
-                options=options,
-                control_tokens=control_tokens,
-                **image_overrides,
-            ),
-            VisionCache() if vision_cache is None else VisionCache.check(vision_cache),
-            PromptCache() if prompt_cache is None else PromptCache.check(prompt_cache),
+            processor,
+            system=system,
+            tools=tools,
+            options=options,
+            control_tokens=control_tokens,
+            **image_overrides,
         )
-
-    def _begin(
-        self,
-        model: Lfm2VlForConditionalGeneration,
-        conversation: Conversation,
-        vision_cache: VisionCache,
-        prompt_cache: PromptCache,
-    ) -> None:
-        self._model, self._conversation = model, conversation
-        self.vision_cache, self.prompt_cache = vision_cache, prompt_cache
+        self.vision_cache = VisionCache() if vision_cache is None else VisionCache.check(vision_cache)
+        self.prompt_cache = PromptCache() if prompt_cache is None else PromptCache.check(prompt_cache)
         self._close: Callable[[], None] | None = None  # ends the answer that is open
 
     @property
@@ -121,15 +111,13 @@ class Chat:
         as it came; a turn that fails, or is cancelled before a word of answer, leaves the conversation as it was. Any
         other call closes the stream that is open. Raises `PromptError` within `stop` or `progress` of another turn.
         """
-        self._end_open()
-        started = time.perf_counter()
-        user_content(text, images, videos)  # what is wrong with them is said before they are read
-        read = self._conversation.read(images, videos)
 
-        def begin(cancel: Callable[[], None]) -> tuple[Turn, EncodedPrompt]:
-            return self._conversation.ask(text, read, role=role, options=options, cancel=cancel)
+        def begin(**named: Any) -> tuple[Turn, EncodedPrompt]:
+            user_content(text, images, videos)  # what is wrong with them is said before they are read
+            read = self._conversation.read(images, videos)
+            return self._conversation.ask(text, read, role=role, **named)
 
-        yield from self._answer(begin, started, stop, progress)
+        return self._answer(begin, options=options, stop=stop, progress=progress)
 
     def ask(self, text: str, images: Any = None, **arguments: Unpack[TurnArguments]) -> str:
         """The whole answer of `stream`, with the same arguments. Raises `PromptError` where another thread's call ends
@@ -139,37 +127,14 @@ class Chat:
             raise PromptError("another thread's call ended the answer; use `Engine.chat`, which takes turns of several")
         return "".join(response.text for response in responses)
 
-    def retry(
-        self,
-        *,
-        options: GenerationOptions | None = None,
-        stop: Stop | None = None,
-        progress: Progress | None = None,
-    ) -> Generator[GenerationResponse, None, None]:
+    def retry(self, **arguments: Unpack[RetryArguments]) -> Generator[GenerationResponse, None, None]:
         """Answers the last turn anew, in place of its answer. Raises `PromptError` if there is none."""
-        self._end_open()
-        started = time.perf_counter()
-        yield from self._answer(
-            lambda cancel: self._conversation.ask_again(options=options, cancel=cancel), started, stop, progress
-        )
+        return self._answer(self._conversation.ask_again, **arguments)
 
-    def continue_final_message(
-        self,
-        *,
-        options: GenerationOptions | None = None,
-        stop: Stop | None = None,
-        progress: Progress | None = None,
-    ) -> Generator[GenerationResponse, None, None]:
+    def continue_final_message(self, **arguments: Unpack[RetryArguments]) -> Generator[GenerationResponse, None, None]:
         """Goes on with the last answer, such as one that `max_tokens` cut off. The responses are what is new; in the
         conversation it stands behind what was there. Raises `PromptError` if there is no answer."""
-        self._end_open()
-        started = time.perf_counter()
-        yield from self._answer(
-            lambda cancel: self._conversation.continue_final_message(options=options, cancel=cancel),
-            started,
-            stop,
-            progress,
-        )
+        return self._answer(partial(self._conversation.ask_again, continued=True), **arguments)
 
     def undo(self) -> None:
         """Takes the last turn and its answer back. Raises `PromptError` if there is none."""
@@ -184,8 +149,8 @@ class Chat:
     def fork(self) -> Chat:
         """A second conversation with the same past; neither sees what the other does from here on."""
         self._end_open()
-        twin = Chat.__new__(Chat)
-        twin._begin(self._model, self._conversation.fork(), self.vision_cache, self.prompt_cache)
+        twin = copy.copy(self)
+        twin._conversation = self._conversation.fork()
         return twin
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -202,17 +167,21 @@ class Chat:
 
     def _answer(
         self,
-        begin: Callable[[Callable[[], None]], tuple[Turn, EncodedPrompt]],
-        started: float,
-        stop: Stop | None,
-        progress: Progress | None,
+        begin: Callable[..., tuple[Turn, EncodedPrompt]],
+        *,
+        options: GenerationOptions | None = None,
+        stop: Stop | None = None,
+        progress: Progress | None = None,
     ) -> Generator[GenerationResponse, None, None]:
+        """Answers the turn that `begin` begins, in place of one that is open."""
+        self._end_open()
+        started = time.perf_counter()
         mx.reset_peak_memory()
         tokenizer = self._conversation.processor.tokenizer
         scheduler = make_scheduler(
             self._model, tokenizer, vision_cache=self.vision_cache, prompt_cache=self.prompt_cache
         )
-        turn, prompt = begin(lambda: None)
+        turn, prompt = begin(options=options, cancel=lambda: None)
         try:
             row = scheduler.add(prompt, started=started)
         except BaseException:

@@ -27,7 +27,7 @@ import numpy as np
 
 from ..backends.memory import allocations, free_memory
 from ..config import ModelConfig, TextConfig, VisionConfig
-from ..distributed.agreement import agreed
+from ..distributed.group import agreed
 from ..errors import FEWER_MEDIA, InputError, OutOfMemoryError
 from ..models.cache import GROWTH_STEP, Cache, group_size
 from ..models.layers import Context
@@ -36,7 +36,7 @@ from ..models.siglip2 import PATCHES_PER_PASS, pack_views, split_views, vision_p
 from ..weights.fit import gb
 from .finite import check_vision
 from .options import number_type
-from .vision_cache import VisionCache, view_key
+from .vision_cache import VisionCache
 from .watch import Cancelled, Pieces, completed
 
 PIECE_FLOPS = 2.2e11
@@ -67,7 +67,6 @@ def prefill_in_pieces(
     cache: Cache,
     *,
     chunk: int | None = None,
-    vision_cache: VisionCache | None = None,
     pauses: Collection[int] = (),
     paused: Callable[[int], None] | None = None,
 ) -> Pieces[mx.array]:
@@ -81,7 +80,6 @@ def prefill_in_pieces(
         prompt: ids and pictures of all rows.
         cache: what stands before the prompt; takes the prompt's states.
         chunk: tokens of a chunk. None is `prefill_chunk`.
-        vision_cache: where encoded pictures are found and kept.
         pauses: a chunk ends where the cache holds one of these numbers of tokens; more may be added meanwhile.
         paused: told of each.
 
@@ -104,7 +102,7 @@ def prefill_in_pieces(
         if pixels is not None:
             if shapes is None:
                 raise InputError("pixel_values is given without spatial_shapes")
-            encoding = encode_views_in_pieces(model, pixels, shapes, vision_cache)
+            encoding = encode_views_in_pieces(model, pixels, shapes)
             del pixels
             images = yield from encoding
             mx.eval(images)
@@ -264,16 +262,13 @@ def encode_views_in_pieces(
 ) -> Pieces[mx.array]:
     """Image tokens of all views in order, (tokens, hidden), evaluated; some views through some layers at a time.
 
-    `keys`: the views' `view_key`s, if they are known already; equal views are then encoded once. Raises
+    `keys`: the views' `view_key`s, by which equal ones are encoded once, and found and kept in `vision_cache`. Raises
     `InputError` and `NotFiniteError`.
     """
     shapes = np.array(spatial_shapes)
     if shapes.ndim != 2 or shapes.shape[1] != 2 or len(shapes) != len(pixel_values) or not len(shapes):
         raise InputError(f"spatial_shapes has shape {shapes.shape}, expected ({len(pixel_values)}, 2)")
     grids = [(int(h), int(w)) for h, w in shapes]
-    if keys is None and vision_cache is not None:
-        pixels = pixel_values if isinstance(pixel_values, np.ndarray) else np.array(pixel_values.astype(mx.float32))
-        keys = [view_key(view, grid) for view, grid in zip(pixels, grids, strict=True)]
     names: Sequence[object] = keys if keys is not None else range(len(grids))
     tokens: dict[object, mx.array] = {}
     if vision_cache is not None and keys is not None:

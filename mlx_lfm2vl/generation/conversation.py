@@ -37,12 +37,15 @@ class Turn:
     ):
         self._conversation, self._messages, self._cancel = conversation, messages, cancel
         self._said = [answer]
-        self.open = True
+
+    @property
+    def _open(self) -> bool:
+        return self._conversation.turn is self
 
     def hear(self, response: GenerationResponse) -> None:
         """Takes a response; the last one ends the turn."""
         with self._conversation.lock:
-            if not self.open:
+            if not self._open:
                 return
             self._said.append(response.text + response.tool_text)  # a model must find its calls in its past
             if response.finish_reason is not None:
@@ -51,20 +54,18 @@ class Turn:
     def fail(self) -> None:
         """Leaves the conversation as it was before the turn."""
         with self._conversation.lock:
-            if self.open:
-                self.open = False
-                self._conversation.forget(self)
+            if self._open:
+                self._conversation.turn = None
 
     def close(self) -> None:
         """Ends the turn with the answer as far as it came; without a word of it, nothing of the turn stays."""
         with self._conversation.lock:
-            if self.open:
+            if self._open:
                 self._cancel()
                 self._end(False)
 
     def _end(self, finished: bool) -> None:
-        self.open = False
-        self._conversation.forget(self)
+        self._conversation.turn = None
         if finished or any(self._said):
             self._conversation.messages = [*self._messages, {"role": "assistant", "content": "".join(self._said)}]
 
@@ -95,7 +96,7 @@ class Conversation:
         self.control_tokens = control_tokens
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         self.lock = threading.RLock()
-        self._turn: Turn | None = None  # the one that is open
+        self.turn: Turn | None = None  # the one that is open
         self._model: weakref.ref[Lfm2VlForConditionalGeneration] = weakref.ref(model)
         processor.image_processor.configured(**image_overrides)  # raises
         self._pictures = TurnPictures(processor, image_overrides)
@@ -130,8 +131,8 @@ class Conversation:
         text: str,
         images: ReadPictures,
         *,
-        role: str = "user",
-        options: GenerationOptions | None = None,
+        role: str,
+        options: GenerationOptions | None,
         cancel: Callable[[], None],
     ) -> tuple[Turn, EncodedPrompt]:
         """Begins a turn, in place of one that is open. `cancel` ends the work on its answer. Raises `PromptError`."""
@@ -145,25 +146,15 @@ class Conversation:
             return self._begin([*self.messages, {"role": role, "content": shown}], options, cancel)
 
     def ask_again(
-        self, *, options: GenerationOptions | None = None, cancel: Callable[[], None]
+        self, *, continued: bool = False, options: GenerationOptions | None = None, cancel: Callable[[], None]
     ) -> tuple[Turn, EncodedPrompt]:
-        """Begins the last turn anew, in place of its answer. Raises `PromptError` if there is none."""
+        """Begins the last turn anew: in place of its answer, or with it, if it is `continued`. Raises `PromptError` if
+        there is none, or one to continue is no text."""
         with self.lock:
             self.end_open()
             if not self.messages or self.messages[-1]["role"] != "assistant":
-                raise PromptError("there is no answer to try again")
-            return self._begin(self.messages[:-1], options, cancel)
-
-    def continue_final_message(
-        self, *, options: GenerationOptions | None = None, cancel: Callable[[], None]
-    ) -> tuple[Turn, EncodedPrompt]:
-        """Begins the last turn with its answer, which goes on. Raises `PromptError` if there is none, or it is no
-        text."""
-        with self.lock:
-            self.end_open()
-            if not self.messages or self.messages[-1]["role"] != "assistant":
-                raise PromptError("there is no answer to continue")
-            answer = self.messages[-1]["content"]
+                raise PromptError(f"there is no answer to {'continue' if continued else 'try again'}")
+            answer = self.messages[-1]["content"] if continued else ""
             if not isinstance(answer, str):
                 raise PromptError("the last answer is a list of items; only a text can be continued")
             answer = answer.rstrip("\N{REPLACEMENT CHARACTER}")  # of a character that was cut
@@ -178,25 +169,19 @@ class Conversation:
     ) -> tuple[Turn, EncodedPrompt]:
         prompt = self._encode(messages, resolved(self.model, options or self.options), answer)
         positions_left(self.model, len(prompt.ids), bool(prompt.pictures))  # raises if there is no room for an answer
-        self._turn = Turn(self, messages, answer, cancel)
-        return self._turn, prompt
-
-    def forget(self, turn: Turn) -> None:
-        """Takes note that a turn has ended."""
-        if self._turn is turn:
-            self._turn = None
+        self.turn = Turn(self, messages, answer, cancel)
+        return self.turn, prompt
 
     def end_open(self) -> None:
         """Ends the turn that is open, as closing its stream does."""
         with self.lock:
-            if self._turn is not None:
-                self._turn.close()
+            if self.turn is not None:
+                self.turn.close()
 
     def undo(self) -> None:
-        """Takes the last turn and its answer back, or the one that is being answered. Raises `PromptError` if there is
-        none."""
+        """As `Chat.undo`; of the turn that is being answered, if one is."""
         with self.lock:
-            if self._turn is not None:
+            if self.turn is not None:
                 before = self.messages
                 self.end_open()
                 if self.messages is before:  # without a word of answer it is no part of the conversation
@@ -206,31 +191,29 @@ class Conversation:
             self.messages = self.messages[:-2]
 
     def reset(self) -> None:
-        """Begins anew; the system's text stays."""
+        """As `Chat.reset`."""
         with self.lock:
             self.end_open()
             self.messages = [message for message in self.messages[:1] if message["role"] == "system"]
 
     def fork(self) -> Conversation:
-        """A second conversation with the past as it stands; neither sees what the other does from here on."""
+        """As `Chat.fork`, with the past as it stands."""
         with self.lock:
             twin = copy.copy(self)
-            twin.lock, twin._turn = threading.RLock(), None
+            twin.lock, twin.turn = threading.RLock(), None
             twin.messages, twin._pictures = list(self.messages), self._pictures.fork()
             return twin
 
     # On disk
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the conversation as it stands, pictures included, as one JSON file; over a saved conversation, never
-        over another file. Raises `OutputError`."""
+        """As `Chat.save`, as the conversation stands."""
         with self.lock:
             messages = list(self.messages)
         saved.write(path, messages)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Takes up a saved conversation in place of this one, which stays where that fails. Raises `PromptError` if it
-        is none, or holds a picture that the processor's `SourcePolicy` refuses."""
+        """As `Chat.load`."""
         messages = saved.read(path, self.processor.image_processor.source_policy)
         with self.lock:
             self.end_open()
@@ -247,8 +230,7 @@ class Conversation:
         assign_pictures([text], encoded, *markup.placeholders)
         ids = processor.tokenizer.encode_marked(expand(text, plans, markup).text)
         places = image_spans(ids, plans, processor.placeholder_ids, markup.markers) if plans else ()
-        form = options.response_format
-        grammar = None if form is None else grammar_of(self.model, processor.tokenizer, form)
+        grammar = grammar_of(self.model, processor.tokenizer, options)
         if grammar is not None and answer:
             grammar = grammar.behind(processor.tokenizer.encode(answer, add_special_tokens=False))
         return EncodedPrompt(np.array(ids, np.int64), options, tuple(encoded), tuple(places), grammar)

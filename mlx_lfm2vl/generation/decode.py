@@ -29,7 +29,12 @@ from .sampler import Sampler, UniformSampler
 
 
 class GenerationBatch:
-    """Rows that are being decoded, one step ahead of what was read once the first tokens were."""
+    """Rows that are being decoded, one step ahead of what was read once the first tokens were.
+
+    Attributes:
+        ready: whether all tokens were returned that were chosen, and the step behind them is not dispatched, so that
+            `verify` can follow.
+    """
 
     def __init__(
         self,
@@ -38,20 +43,19 @@ class GenerationBatch:
         logits: mx.array,
         sampler: Sampler,
         padding: np.ndarray | None = None,
-        logprobs: bool = False,
-        top_logprobs: int = 0,
+        top_logprobs: int | None = None,
         first: bool = True,
     ):
-        """Chooses the tokens behind logits (B, vocabulary). `padding`: tokens of it before each row (B,). `logprobs`:
-        whether they are wanted, those of `top_logprobs` likeliest tokens too. `first`: whether the tokens are the
-        answers' first, which are told before the step after them is dispatched."""
+        """Chooses the tokens behind logits (B, vocabulary). `padding`: tokens of it before each row (B,).
+        `top_logprobs`: how many likeliest tokens' logprobs are wanted beside the chosen ones'; None is none at all.
+        `first`: whether the tokens are the answers' first, which are told before the step after them is dispatched."""
         self._model, self._cache, self._sampler, self._padding = model, cache, sampler, padding
         self._gaps: np.ndarray | None = None  # (B, n): whether columns count, where drafts left some that do not
-        self._top: int | None = top_logprobs if logprobs else None
+        self._top = top_logprobs
         with allocations("the answer's first token"):
             self._next = self._chosen(logits)
         self._blocks, self._start = np.zeros((0, 0), np.int32), 0  # of the drafts that are verified, and their column
-        self._first, self._read = first, False  # `_read`: `_next` was returned, and the step after it not dispatched
+        self._first, self.ready = first, False
 
     def _chosen(self, logits: mx.array) -> tuple[mx.array, Logprobs | None]:
         tokens = self._sampler(logits)
@@ -65,10 +69,10 @@ class GenerationBatch:
         embeds = body.language_model.embed(self._next[0][:, None])
         hidden = body.language_model(embeds, self._context(1), self._cache)
         logits = self._model.logits(hidden)[:, 0]
-        if self._sampler.reads_tokens and not self._read:
+        if self._sampler.reads_tokens and not self.ready:
             mx.async_eval(logits, self._cache.arrays)  # the device has work while the host reads and looks ahead
             self._sampler.accept(self._next[0].tolist())  # type: ignore[arg-type]
-        self._next, self._read = self._chosen(logits), False
+        self._next, self.ready = self._chosen(logits), False
         clear_outgrown(self._cache, before)
 
     def _context(self, length: int) -> Context:
@@ -91,21 +95,16 @@ class GenerationBatch:
         returned.
         """
         with allocations("the answer's next token"):
-            if self._read:
+            if self.ready:
                 self._dispatch()
             tokens, logprobs = self._next
             if last or self._first:
                 if self._sampler.reads_tokens:
                     self._sampler.accept(tokens.tolist())  # type: ignore[arg-type]
-                self._first, self._read = False, True
+                self._first, self.ready = False, True
             else:
                 self._dispatch()
             return tokens.tolist(), None if logprobs is None else logprobs.rows()  # type: ignore[return-value]
-
-    @property
-    def ready(self) -> bool:
-        """Whether all tokens were returned that were chosen, so that `verify` can follow."""
-        return self._read
 
     def follow(self, drafter: Drafter | None) -> None:
         """Lets a drafter read along, or none."""
@@ -206,7 +205,7 @@ class GenerationBatch:
         """Goes on with the rows of another, of which nothing was read yet, behind one's own. Columns that are padding
         in all rows are given up. Goes on without them where it raises `OutOfMemoryError`."""
         parts = (self, other)
-        if self._read:
+        if self.ready:
             begun = self._cache.checkpoint(detach=False)
             try:
                 with allocations("the answer's next token"):
@@ -227,7 +226,7 @@ class GenerationBatch:
         moved = [padding + merged.offset - part._cache.offset for part, padding in zip(parts, paddings, strict=True)]
         padding = np.concatenate(moved)
         self._cache, self._padding = merged, padding if padding.any() else None
-        self._sampler = BatchedSampler([(part._sampler, count) for part, count in zip(parts, counts, strict=True)])
+        self._sampler = BatchedSampler([part._sampler for part in parts])
         self._top = max((part._top for part in parts if part._top is not None), default=None)
         logprobs = Logprobs.merge([part._next[1] for part in parts], counts)
         self._next, self._first = (mx.concatenate([part._next[0] for part in parts]), logprobs), False

@@ -18,7 +18,7 @@ from .chunked_prefill import Prompt, encode_views_in_pieces, prefill_in_pieces
 from .ngrams import NgramDraft, Ngrams
 from .options import generation_config
 from .prompt_cache import PromptCache
-from .prompt_entry import Checkpoint, Entry, PictureSpan, Recorder, checkpoint_places
+from .prompt_entry import PictureSpan, Recorder, Source, checkpoint_places
 from .request import EncodedPrompt
 from .speculation import BlockSpeculation, Speculation
 from .watch import Pieces, calling, completed
@@ -43,7 +43,7 @@ class DraftModel:
         self._model = model
         self._prompts = PromptCache(KEPT_BYTES)
         self._spans: tuple[PictureSpan, ...] | None = None  # None: of a prompt that is not kept
-        self._source: tuple[Entry, Checkpoint] | None = None
+        self._source: Source | None = None
         self._pictures: list[tuple[np.ndarray, np.ndarray]] = []
         self._known: tuple[Cache, CacheCheckpoint, mx.array] | None = None  # with logits (1, vocabulary) behind it
 
@@ -91,17 +91,14 @@ class DraftModel:
         if self._known is not None or len(tokens) >= self._model.config.text_config.max_position_embeddings:
             return
         ids, spans = np.array(tokens, np.int64), self._spans or ()
-        if self._source is None:
-            cache, earlier, logits = self._model.make_cache(), [], None
-        else:
-            (entry, point), self._source = self._source, None  # its arrays are the prompt cache's
-            cache, logits = entry.at(point), point.logits
-            earlier = [each for each in entry.checkpoints if each.offset <= point.offset]
+        source, self._source = self._source, None  # its arrays are the prompt cache's
+        cache = self._model.make_cache() if source is None else source[0].at(source[1])
+        logits = None if source is None else source[1].logits
         if (known := cache.offset) < len(ids):
             views = []
             for picture in self._pictures:
                 views.append((yield from encode_views_in_pieces(self._model, *picture)))
-            recorder = Recorder(ids, spans, earlier)
+            recorder = Recorder(ids, spans, source)
             prompt = Prompt(ids[None, known:], images=mx.concatenate(views) if views else None)
             places = checkpoint_places(ids, spans, generation_config(self._model).eos_token_ids, known)
             logits = yield from prefill_in_pieces(
@@ -143,31 +140,32 @@ class DraftModel:
         return self._model.logits(body(body.embed(tokens), context, cache, last_only=True))[:, 0]
 
 
-def make_speculation(config: ModelConfig, prompt: EncodedPrompt, earlier: Ngrams) -> Speculation:
+def make_speculation(config: ModelConfig, prompt: EncodedPrompt, earlier: Ngrams, limit: int) -> Speculation:
     """The drafts of an answer, as `GenerationOptions.draft` says.
 
     Args:
         config: of the model that answers.
         prompt: with the options of the answer, of which `draft` is not None.
         earlier: answers to similar questions.
+        limit: tokens of the answer, at most.
 
     Raises:
         OptionError: for a draft model that does not fit, and for a draft that raises as it is copied.
     """
-    draft = prompt.options.draft
+    draft, ids = prompt.options.draft, prompt.ids.tolist()
     assert draft is not None
     if isinstance(draft, str):
-        return Speculation(NgramDraft(earlier), timed=draft == "auto")
+        return Speculation(NgramDraft(earlier), ids, limit, timed=draft == "auto")
     if isinstance(draft, DSparkDraftModel):
         check_draft(config, draft)
-        return BlockSpeculation(draft)
+        return BlockSpeculation(draft, ids, limit)
     if isinstance(draft, Lfm2VlForConditionalGeneration):
         draft = DraftModel.of(draft)
     with calling("draft", draft):
         own = draft.copy() if hasattr(draft, "copy") else draft
     if isinstance(own, DraftModel):
         own.begin(config, prompt)
-    return Speculation(own, timed=bool(getattr(own, "timed", False)))
+    return Speculation(own, ids, limit, timed=bool(getattr(own, "timed", False)))
 
 
 def check_draft(config: ModelConfig, draft: object) -> None:

@@ -18,9 +18,8 @@ REMEDY = "the weights are damaged, or their dtype is too small for them (try dty
 
 def not_finite(model: Lfm2VlForConditionalGeneration, cache: Cache, row: int) -> NotFiniteError:
     """The error for a row of a batch whose logits are not finite."""
-    damaged = damaged_parameter(model)
-    if damaged is not None:
-        return NotFiniteError(f"tensor {damaged} holds NaN or infinity; the model's files are damaged")
+    if (damaged := _damaged(model)) is not None:
+        return damaged
     for index, layer in enumerate(cache.layers[: len(model.config.text_config.layer_types)]):
         arrays = layer.states
         if isinstance(layer, KeyValueCache):
@@ -34,9 +33,8 @@ def not_finite(model: Lfm2VlForConditionalGeneration, cache: Cache, row: int) ->
 
 def check_vision(model: Lfm2VlForConditionalGeneration, pixel_values: Array, spatial_shapes: Array) -> None:
     """Raises `NotFiniteError` naming the first part of the vision tower whose output of these views is not finite."""
-    damaged = damaged_parameter(model)
-    if damaged is not None:
-        raise NotFiniteError(f"tensor {damaged} holds NaN or infinity; the model's files are damaged")
+    if (damaged := _damaged(model)) is not None:
+        raise damaged
     pixels = mx.array(pixel_values)
     if not mx.isfinite(pixels).all().item():
         raise NotFiniteError("pixel_values hold NaN or infinity")
@@ -44,18 +42,16 @@ def check_vision(model: Lfm2VlForConditionalGeneration, pixel_values: Array, spa
         states: list[mx.array] = []
         grid = (int(height), int(width))
         states.append(model.model.vision_tower(view[None, : grid[0] * grid[1]], [grid], states))
-        for index, state in enumerate(states):
+        layers = [f"encoder.layers.{index}" for index in range(len(states) - 2)]
+        for place, state in zip(["embeddings", *layers, "post_layernorm"], states, strict=True):
             if not mx.isfinite(state).all().item():
-                layers = len(states) - 2
-                place = "embeddings" if index == 0 else f"encoder.layers.{index - 1}"
-                place = "post_layernorm" if index > layers else place
                 raise NotFiniteError(f"NaN or infinity first comes from model.vision_tower.{place}; {REMEDY}")
     raise NotFiniteError(f"NaN or infinity first comes from model.multi_modal_projector; {REMEDY}")
 
 
-def damaged_parameter(model: Lfm2VlForConditionalGeneration) -> str | None:
-    """The name of the first parameter that is not finite."""
+def _damaged(model: Lfm2VlForConditionalGeneration) -> NotFiniteError | None:
+    """The error for the first parameter that is not finite, if one is not."""
     for name, array in dict(tree_flatten(model.parameters())).items():
         if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
-            return name
+            return NotFiniteError(f"tensor {name} holds NaN or infinity; the model's files are damaged")
     return None

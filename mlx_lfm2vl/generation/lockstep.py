@@ -15,36 +15,42 @@ from a rank    {"wrong": number, "lacks"}        it does not have rank 0's error
 
 from __future__ import annotations
 
+import base64
 import itertools
 import queue
 import secrets
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
+
 from ..backends.memory import wired_limit
+from ..constraints.response_format import ResponseFormat
 from ..distributed.links import Came, Link, patience
 from ..errors import DistributedError, Lfm2VlError, OptionError, first_line
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.tokenizer import Tokenizer
 from .bound_cache import BoundCache
-from .options import grammar_of
+from .options import GenerationOptions, grammar_of
 from .prompt_cache import PromptCache
-from .prompt_json import as_json, from_json
-from .request import EncodedPrompt
+from .request import EncodedPicture, EncodedPrompt
 from .scheduler import Output, Scheduler
 from .sequence import Sequence
 from .vision_cache import VisionCache
 
 AGAIN = "start the command again"
 LOST = f"rank 0 is lost; {AGAIN}"
-Agree = Callable[[Exception], None]
 CACHES: dict[str, type[VisionCache] | type[PromptCache]] = {"vision_cache": VisionCache, "prompt_cache": PromptCache}
+
+NO_JSON = ("response_format", "logits_processors")
+PLAIN = [field.name for field in fields(GenerationOptions) if field.name not in NO_JSON]
 
 
 class Lead:
@@ -72,7 +78,7 @@ class Lead:
 
     def add(self, number: int, prompt: EncodedPrompt) -> None:
         """Adds a prompt to a scheduler of the others."""
-        self._say({"add": number, "prompt": as_json(prompt)})
+        self._say({"add": number, "prompt": _as_json(prompt)})
 
     @contextmanager
     def step(self, number: int, cancelled: list[int], clears: list[int]) -> Iterator[None]:
@@ -168,6 +174,7 @@ class LeadingScheduler(Scheduler):
         self._caches = {name: cache for name, cache in caches.items() if cache is not None}
         self._number = self._lead.begin(self, self._caches)
         self._to_cancel: deque[int] = deque()  # at the next step
+        self.agree = self._lead.agree
 
     def add(self, prompt: EncodedPrompt, *, started: float) -> Sequence:
         """As `Scheduler.add`. Raises `OptionError` for options that are Python's own, too."""
@@ -179,13 +186,6 @@ class LeadingScheduler(Scheduler):
     def cancel(self, id: int) -> None:
         """As `Scheduler.cancel`."""
         self._to_cancel.append(id)
-
-    def cancel_all(self) -> None:
-        """As `Scheduler.cancel_all`."""
-        self._to_cancel.extend(list(self._rows))
-
-    def agree(self, error: Exception) -> None:
-        self._lead.agree(error)
 
     def step(self) -> list[Output]:
         """As `Scheduler.step`. Raises `DistributedError` where a rank is lost, or has an error of its own."""
@@ -200,41 +200,15 @@ class LeadingScheduler(Scheduler):
             return super().step()
 
 
-class FollowingScheduler(Scheduler):
-    """A scheduler of another rank, with caches that do as those of rank 0."""
-
-    def __init__(self, model: Lfm2VlForConditionalGeneration, tokenizer: Tokenizer, caches: Any, agree: Agree):
-        """`caches`: by name, as of `Scheduler`."""
-        super().__init__(model, tokenizer, **caches)
-        self._caches, self._agree = list(caches.values()), agree
-
-    def agree(self, error: Exception) -> None:
-        self._agree(error)
-
-    def follow(self, cancelled: Iterable[int], clears: Iterable[int]) -> None:
-        """Does a step of rank 0's."""
-        for cache, count in zip(self._caches, clears, strict=True):
-            if cache.clears != count:
-                cache.clear()
-                cache.clears = count
-        for id in cancelled:
-            self.cancel(id)
-        self.step()
-
-
 class Follower:
     """Another rank than 0, which does what that says. `caches`: those of its schedulers."""
 
     def __init__(self, model: Lfm2VlForConditionalGeneration, processor: Lfm2VlProcessor, link: Link, came: Came):
         """`link`: to rank 0; `came`: what it hears."""
         self._model, self._processor, self._link, self._came = model, processor, link, came
-        self._schedulers: dict[int, FollowingScheduler] = {}
+        self._schedulers: dict[int, tuple[Scheduler, list[VisionCache | PromptCache]]] = {}  # with their caches
         self._caches: dict[int, VisionCache | PromptCache] = {}
         self._errors = itertools.count()
-
-    @property
-    def caches(self) -> list[VisionCache | PromptCache]:
-        return list(self._caches.values())
 
     def run(self) -> None:
         """Does what rank 0 says, until it lets this rank go. Raises `DistributedError` where it is lost, or an error is
@@ -263,12 +237,12 @@ class Follower:
         if "scheduler" in said:
             self._begin(said["scheduler"], said["caches"], set(said["kept"]))
         elif "add" in said:
-            prompt = from_json(said["prompt"])
-            if (form := prompt.options.response_format) is not None:
-                prompt = replace(prompt, grammar=grammar_of(self._model, self._processor.tokenizer, form))
-            self._schedulers[said["add"]].add(prompt, started=0.0)
+            prompt = _from_json(said["prompt"])
+            grammar = grammar_of(self._model, self._processor.tokenizer, prompt.options)
+            prompt = replace(prompt, grammar=grammar)
+            self._schedulers[said["add"]][0].add(prompt, started=0.0)
         elif "step" in said:
-            self._schedulers[said["step"]].follow(said["cancel"], said["clears"])
+            self._step(*self._schedulers[said["step"]], said)
         elif said["wrong"] is None:
             raise DistributedError(said["error"])
         else:  # rank 0 waits for this error here, too
@@ -280,13 +254,25 @@ class Follower:
         for things in held:
             for gone in things.keys() - kept:
                 del things[gone]
-        own = {}
+        own: dict[str, Any] = {}
         for name, (at, limit, clears) in caches.items():
             if at not in self._caches:
                 self._caches[at] = CACHES[name](limit)
                 self._caches[at].clears = clears
             own[name] = self._caches[at]
-        self._schedulers[number] = FollowingScheduler(self._model, self._processor.tokenizer, own, self.agree)
+        scheduler = Scheduler(self._model, self._processor.tokenizer, **own)
+        scheduler.agree = self.agree
+        self._schedulers[number] = scheduler, list(own.values())
+
+    def _step(self, scheduler: Scheduler, caches: list[VisionCache | PromptCache], said: dict[str, Any]) -> None:
+        """Does a step of rank 0's."""
+        for cache, count in zip(caches, said["clears"], strict=True):
+            if cache.clears != count:
+                cache.clear()
+                cache.clears = count
+        for id in said["cancel"]:
+            scheduler.cancel(id)
+        scheduler.step()
 
 
 def _prepared(prompt: EncodedPrompt) -> EncodedPrompt:
@@ -298,3 +284,34 @@ def _prepared(prompt: EncodedPrompt) -> EncodedPrompt:
         raise OptionError("a model that several ranks share takes no functions and draft models as options")
     seed = secrets.randbits(63) if options.seed is None else options.seed
     return replace(prompt, options=replace(options, seed=seed))
+
+
+def _as_json(prompt: EncodedPrompt) -> dict[str, Any]:
+    """The prompt without its grammar, as JSON, with the arrays of its pictures, for `_from_json` in another process."""
+    options = {name: getattr(prompt.options, name) for name in PLAIN}
+    if (form := prompt.options.response_format) is not None:
+        options["response_format"] = [form.kind, form.value, form.separators]
+    pictures = [[_packed(picture.spatial_shapes), _packed(picture.pixels)] for picture in prompt.pictures]
+    return {"ids": _packed(prompt.ids), "options": options, "pictures": pictures, "places": prompt.places}
+
+
+def _from_json(data: dict[str, Any]) -> EncodedPrompt:
+    """A prompt of `_as_json`."""
+    options = dict(data["options"])
+    if (form := options.pop("response_format", None)) is not None:
+        kind, value, separators = form
+        value = tuple(value) if isinstance(value, list) else value
+        options["response_format"] = ResponseFormat(kind, value, tuple(separators))
+    pairs = [tuple(map(_unpacked, pair)) for pair in data["pictures"]]
+    pictures = tuple(EncodedPicture(shapes, pixels, partial(np.asarray, pixels)) for shapes, pixels in pairs)
+    places = tuple((start, end) for start, end in data["places"])
+    return EncodedPrompt(_unpacked(data["ids"]), GenerationOptions(**options), pictures, places)
+
+
+def _packed(array: np.ndarray) -> list[Any]:
+    return [array.dtype.str, array.shape, base64.b64encode(array.tobytes()).decode()]
+
+
+def _unpacked(packed: list[Any]) -> np.ndarray:
+    kind, shape, data = packed
+    return np.frombuffer(base64.b64decode(data), kind).reshape(shape)

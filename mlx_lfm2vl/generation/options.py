@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from numbers import Real
@@ -92,11 +93,9 @@ class GenerationOptions:
                 object.__setattr__(self, name, default)
                 continue
             number: float | None = None
-            try:
+            with suppress(TypeError, OverflowError):
                 if not isinstance(value, bool):  # NumPy has numbers of its own, of which plain ones are made
                     number = operator.index(value) if whole else float(value) if isinstance(value, Real) else None
-            except (TypeError, OverflowError):
-                number = None
             if number is None or not low <= number <= high:  # NaN is in no range
                 kind = "an integer" if whole else "a number"
                 raise OptionError(f"{name} is {value!r}, expected {kind} from {low:g} to {high:g}")
@@ -136,13 +135,11 @@ class GenerationOptions:
         A checkpoint that does not say do_sample: true is greedy. An explicit temperature here leaves its other
         recommendations in force.
         """
-        off = {"temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "top_k": 0, "repetition_penalty": 1.0}
-        recommended = {name: getattr(config, name) for name in off if getattr(config, name) is not None}
-        if not config.do_sample:
-            recommended = {k: v for k, v in recommended.items() if k == "repetition_penalty"}
+        temperature = 1.0 if config.do_sample else 0.0
+        off = {"temperature": temperature, "top_p": 1.0, "min_p": 0.0, "top_k": 0, "repetition_penalty": 1.0}
+        names = off if config.do_sample else ("repetition_penalty",)
+        recommended = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
         chosen = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        if config.do_sample and "temperature" not in recommended:
-            recommended["temperature"] = 1.0
         return replace(self, **{**off, **recommended, **chosen})
 
 
@@ -206,10 +203,12 @@ def resolved(model: Model, options: GenerationOptions | None) -> GenerationOptio
     return chosen
 
 
-def grammar_of(model: Model, tokenizer: Tokenizer, form: ResponseFormat) -> Grammar:
-    """The grammar of the form that an answer holds to. Raises `ConstraintError`."""
+def grammar_of(model: Model, tokenizer: Tokenizer, options: GenerationOptions) -> Grammar | None:
+    """The grammar of the form that an answer holds to, if it does. Raises `ConstraintError`."""
+    if options.response_format is None:
+        return None
     vocabulary, ends = model.config.text_config.vocab_size, generation_config(model).eos_token_ids
-    return compile_grammar(tokenizer, form, vocabulary, ends)
+    return compile_grammar(tokenizer, options.response_format, vocabulary, ends)
 
 
 def number_type(model: Lfm2VlForConditionalGeneration) -> mx.Dtype:
@@ -223,7 +222,6 @@ def positions_left(model: Model, length: int, pictures: bool) -> int:
     if there is no room for one."""
     limit = model.config.text_config.max_position_embeddings
     if length >= limit:
-        way_out = f"use {FEWER_MEDIA}, or less text"
-        way_out = way_out if pictures else "shorten the text"
+        way_out = f"use {FEWER_MEDIA}, or less text" if pictures else "shorten the text"
         raise ContextLengthError(f"the prompt has {length} tokens, but the model has {limit} positions; {way_out}")
     return limit - length

@@ -77,11 +77,9 @@ def prefill_rows(
         if row.prompt.grammar is not None or row.options.logits_processors:
             row.begin_state()
         if row.speculation is not None:
-            yield from row.begin_drafts(row.speculation, lost)
-    top = max(row.options.top_logprobs for row in rows)
-    return GenerationBatch(
-        model, cache, logits, _sampler(model, rows), padding, any(row.options.logprobs for row in rows), top
-    )
+            yield from row.speculation.prefill(lost)
+    top = max((row.options.top_logprobs for row in rows if row.options.logprobs), default=None)
+    return GenerationBatch(model, cache, logits, _sampler(model, rows), padding, top)
 
 
 def prefill_forced(model: Lfm2VlForConditionalGeneration, row: Sequence, cache: Cache) -> Pieces[GenerationBatch]:
@@ -103,7 +101,7 @@ def prefill_forced(model: Lfm2VlForConditionalGeneration, row: Sequence, cache: 
 def _sampler(model: Lfm2VlForConditionalGeneration, rows: List[Sequence]) -> Sampler:
     """For the tokens that follow those which the rows have."""
     every = [UniformSampler(row.options, row.generated, row.state) for row in rows]
-    sampler: Sampler = every[0] if len(every) == 1 else BatchedSampler([(each, 1) for each in every])
+    sampler: Sampler = every[0] if len(every) == 1 else BatchedSampler(every)
     if any(row.options.repetition_penalty != 1 for row in rows):
         sampler.observe(mx.array(_right_aligned(rows)), model.config.text_config.vocab_size)
     return sampler
@@ -155,23 +153,16 @@ def _prefill_row(
     """Runs a row from where it parts from its source, and keeps its states for others where there is a prompt cache.
     Cache and logits (1, vocabulary)."""
     ids, known, spans = row.tokens, row.known, row.prompt.spans if prompt_cache is not None else ()
-    cache = model.make_cache() if row.source is None else row.source[0].at(row.source[1])
+    source, row.source = row.source, None  # its arrays are the prompt cache's
+    cache = model.make_cache() if source is None else source[0].at(source[1])
     if cache.drafter is not row.drafter:
         cache.follow(row.drafter)
     if not row.generated:
         row.cached = known
-    recorder = None
-    if row.source is not None:
-        entry, point = row.source
-        row.source = None  # its arrays are the prompt cache's
-        recorder = Recorder(row.ids, spans, [each for each in entry.checkpoints if each.offset <= known])
-        if known == len(ids):
-            assert point.logits is not None
-            row.recorder = recorder
-            return cache, point.logits
-    elif prompt_cache is not None:
-        recorder = Recorder(row.ids, spans)
-    row.recorder = recorder
+    row.recorder = recorder = None if prompt_cache is None else Recorder(row.ids, spans, source)
+    if source is not None and known == len(ids):
+        assert source[1].logits is not None
+        return cache, source[1].logits
     if recorder is not None:
         places = checkpoint_places(ids, spans, row.ends, known)
         row.points = {**dict.fromkeys(places[:-1], False), **dict.fromkeys(places[-1:], True), **row.points}

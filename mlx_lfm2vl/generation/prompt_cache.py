@@ -14,8 +14,8 @@ import numpy as np
 from ..models.cache import Drafter
 from . import prompt_store
 from .bound_cache import BoundCache
-from .prompt_entry import Checkpoint, Entry, PictureSpan, continues, longest, shared_length
-from .prompt_store import PromptStore, StoredEntry
+from .prompt_entry import Entry, PictureSpan, Source, StoredEntry, continues, longest, shared_length
+from .prompt_store import PromptStore
 
 DEFAULT_BYTES = 2**30
 
@@ -44,9 +44,7 @@ class PromptCache(BoundCache[int, Entry, PromptStore]):
     ):
         super().__init__(limit, folder, folder_limit, PromptStore)
 
-    def find(
-        self, ids: np.ndarray, pictures: Sequence[PictureSpan], drafter: Drafter | None = None
-    ) -> tuple[Entry, Checkpoint] | None:
+    def find(self, ids: np.ndarray, pictures: Sequence[PictureSpan], drafter: Drafter | None = None) -> Source | None:
         """The entry and checkpoint with the longest beginning of a prompt (n,), or None. `drafter`: has read along."""
         with self.lock:
             while True:
@@ -65,7 +63,7 @@ class PromptCache(BoundCache[int, Entry, PromptStore]):
                     whole = self._store.read(best)
                     if whole is None:
                         continue  # it is left out now
-                    self._keep(whole)
+                    self._keep_instead(whole)
                     return whole, whole.checkpoints[number]
                 if best is None:
                     return None
@@ -81,18 +79,11 @@ class PromptCache(BoundCache[int, Entry, PromptStore]):
         with self.lock:
             if lasting and self._store is not None:
                 self._store.write(entry)
-            self._keep(entry)
+            self._keep_instead(entry)
 
-    def _keep(self, entry: Entry) -> None:
-        if entry.nbytes > self.limit:
-            return
-        for key, held in list(self._entries.items()):
-            if continues(entry, held):
-                self._drop(key)
-        self._entries[id(entry)] = entry
-        self.nbytes += entry.nbytes
-        while self.nbytes > self.limit:
-            self._drop(next(iter(self._entries)))
-
-    def _drop(self, key: int) -> None:
-        self.nbytes -= self._entries.pop(key).nbytes
+    def _keep_instead(self, entry: Entry) -> None:
+        """Keeps an entry, if it fits at all, in place of those that it continues."""
+        continued = [key for key, held in self._entries.items() if continues(entry, held)]
+        if entry.nbytes <= self.limit:
+            self.nbytes -= sum(self._entries.pop(key).nbytes for key in continued)
+        self._keep(id(entry), entry)

@@ -6,9 +6,9 @@ of the prompt, and at the end of the answer. Image tokens all have one id, so a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -72,26 +72,28 @@ class Entry:
         return cache
 
 
-class HasEnds(Protocol):
-    """A stand-in for the states of some tokens, read or not."""
+@dataclass(frozen=True, eq=False)
+class StoredEntry:
+    """An entry in a file, whose states are not read yet."""
 
-    @property
-    def ids(self) -> np.ndarray: ...
+    file: Path
+    nbytes: int
+    ids: np.ndarray
+    pictures: tuple[PictureSpan, ...]
+    ends: Ends
 
-    @property
-    def pictures(self) -> tuple[PictureSpan, ...]: ...
 
-    @property
-    def ends(self) -> Ends: ...
+Source = tuple[Entry, Checkpoint]  # an entry, and the point from which a prompt continues it
 
 
 class Recorder:
-    """Takes the checkpoints of a row while its prompt is prefilled, and when it has finished. `earlier`: checkpoints
-    within the beginning that it continues."""
+    """Takes the checkpoints of a row while its prompt is prefilled, and when it has finished. `source`: what its
+    beginning is, whose checkpoints are its own, too."""
 
-    def __init__(self, ids: np.ndarray, pictures: Sequence[PictureSpan], earlier: Iterable[Checkpoint] = ()):
+    def __init__(self, ids: np.ndarray, pictures: Sequence[PictureSpan], source: Source | None = None):
         self._ids, self._pictures = ids, tuple(pictures)
-        self.checkpoints = list(earlier)
+        earlier = () if source is None else source[0].checkpoints
+        self.checkpoints = [point for point in earlier if source is not None and point.offset <= source[1].offset]
 
     def take(self, cache: Cache, logits: mx.array | None = None) -> None:
         """Takes a checkpoint where `cache`, which holds this row alone, stands. `logits` (1, vocabulary) at the end of
@@ -151,7 +153,7 @@ def checkpoint_places(ids: np.ndarray, pictures: Sequence[PictureSpan], ends: Se
     return points
 
 
-def continues(entry: HasEnds, held: HasEnds) -> bool:
+def continues(entry: Entry | StoredEntry, held: Entry | StoredEntry) -> bool:
     """Whether every prompt that could continue `held` can continue `entry`."""
     alike = shared_length(held.ids, held.pictures, entry.ids, entry.pictures)
     offsets = {offset for offset, _ in entry.ends}

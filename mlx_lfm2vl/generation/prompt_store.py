@@ -10,34 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..errors import OutputError, WeightsError, first_line
+from ..errors import WeightsError, first_line
 from ..models.cache import Cache, CacheCheckpoint, KeyValueCache, state_shapes
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..weights.files import FLOATING, read_header
 from . import kept_files
-from .prompt_entry import Checkpoint, Ends, Entry, PictureSpan, continues
+from .prompt_entry import Checkpoint, Entry, PictureSpan, StoredEntry, continues
 
 FORMAT = "mlx_lfm2vl prompt states 1"
 DEFAULT_BYTES = 4 * 2**30
-
-
-@dataclass(frozen=True, eq=False)
-class StoredEntry:
-    """An entry whose states are not read yet."""
-
-    file: Path
-    nbytes: int
-    ids: np.ndarray
-    pictures: tuple[PictureSpan, ...]
-    ends: Ends
 
 
 class PromptStore:
@@ -45,15 +32,11 @@ class PromptStore:
     used with a lock held. Raises `OptionError` and `OutputError`."""
 
     def __init__(self, folder: str | os.PathLike[str], limit: int, model: Lfm2VlForConditionalGeneration):
-        self.folder, self._limit, self._config = Path(folder), limit, model.config.text_config
+        self._folder, self._limit, self._config = Path(folder), limit, model.config.text_config
         self._kv_bits = model.kv_bits
         bits = [] if self._kv_bits is None else [f"keys and values of {self._kv_bits} bits"]
         self._prefix = kept_files.model_key("prompt_cache", model, FORMAT, *bits)
-        try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            files = sorted(self.folder.glob(f"{self._prefix}-*.safetensors"), key=kept_files.used)
-        except OSError as error:
-            raise OutputError(f"{folder}: prompts cannot be kept there ({error.strerror or error})") from None
+        files = kept_files.listed(self._folder, f"{self._prefix}-*.safetensors", "prompts")
         self.entries = [entry for file in files if (entry := self._look(file)) is not None]
 
     def _look(self, file: Path) -> StoredEntry | None:
@@ -108,15 +91,9 @@ class PromptStore:
     def read(self, stored: StoredEntry) -> Entry | None:
         """The whole entry. None, with a warning, where the file is gone or its numbers are none."""
         try:
-            arrays: Any = mx.load(str(stored.file))
-            finite = mx.stack([mx.isfinite(array).all() for array in arrays.values()]).all()
-            mx.eval(arrays, finite)
-            if not finite.item():
-                raise RuntimeError("its states are not finite")
-            with suppress(FileNotFoundError):
-                os.utime(stored.file)
-        except RuntimeError as error:
-            self._forget(stored)
+            arrays = kept_files.read(stored.file, "states")
+        except (WeightsError, RuntimeError) as error:
+            self.entries.remove(stored)
             kept_files.warn(f"{stored.file}: is left out ({first_line(error)})")
             return None
         self.entries.remove(stored)
@@ -155,22 +132,15 @@ class PromptStore:
             "ends": [point.offset for point in entry.checkpoints],
         }
         name = hashlib.blake2b(json.dumps(said).encode() + entry.ids[:length].tobytes(), digest_size=12).hexdigest()
-        file = self.folder / f"{self._prefix}-{name}.safetensors"
+        file = self._folder / f"{self._prefix}-{name}.safetensors"
         if not kept_files.write(file, arrays, {FORMAT: json.dumps(said)}, "a prompt"):
             return
         size = kept_files.size(file)
         written = StoredEntry(file, size, entry.ids[:length], pictures, entry.ends)
-        self.entries = [stored for stored in self.entries if stored.file != file]
-        for stored in [stored for stored in self.entries if continues(written, stored)]:
-            self.remove(stored)
-        self.entries.append(written)
+        others = [stored for stored in self.entries if stored.file != file]
+        gone = [stored for stored in others if continues(written, stored)]
+        self.entries = [stored for stored in others if stored not in gone] + [written]
         while sum(stored.nbytes for stored in self.entries) > self._limit:
-            self.remove(self.entries[0])
-
-    def remove(self, stored: StoredEntry) -> None:
-        """Deletes an entry's file."""
-        self._forget(stored)
-        kept_files.remove(stored.file)
-
-    def _forget(self, stored: StoredEntry) -> None:
-        self.entries = [other for other in self.entries if other is not stored]
+            gone.append(self.entries.pop(0))
+        for stored in gone:
+            kept_files.remove(stored.file)

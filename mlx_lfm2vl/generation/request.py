@@ -188,8 +188,7 @@ def encode(model: Model, processor: Lfm2VlProcessor, request: GenerationRequest)
     if request.image_overrides:
         check_overrides(processor, request.image_overrides)
     options = resolved(model, request.options)
-    form = options.response_format
-    grammar = None if form is None else grammar_of(model, processor.tokenizer, form)
+    grammar = grammar_of(model, processor.tokenizer, options)
     if request.tools is not None:
         check_tools(request.tools)
     policy = processor.image_processor.source_policy

@@ -90,7 +90,12 @@ class Running:
         if any(row.speculation is not None for row in self.rows):
             most, ready = BLOCK // len(self.rows) - 1, batch.ready
             blocks = ready and not late and self._read_blocks(batch, most)
-            drafts = [[] if late and row.timed else row.propose(most, self._vocabulary, ready) for row in self.rows]
+            drafts = [
+                []
+                if row.speculation is None or (late and row.timed)
+                else row.speculation.propose(most, self._vocabulary, ready)
+                for row in self.rows
+            ]
         if late and self.lost:
             for row in self.rows:
                 row.undrafted += row.timed
@@ -107,11 +112,12 @@ class Running:
 
     def _read_blocks(self, batch: GenerationBatch, most: int) -> bool:
         """Lets a drafter propose for its rows, if one of them wants a draft; whether it did."""
-        if not any(row.drafter is not None and row.wanted(most) for row in self.rows):
+        drafting = [row.speculation for row in self.rows]
+        if not any(isinstance(each, BlockSpeculation) and each.wanted(most) for each in drafting):
             return False
-        for row, tokens, confidence in zip(self.rows, *batch.draft(), strict=True):
-            if isinstance(row.speculation, BlockSpeculation):
-                row.speculation.take(tokens, confidence)
+        for each, tokens, confidence in zip(drafting, *batch.draft(), strict=True):
+            if isinstance(each, BlockSpeculation):
+                each.take(tokens, confidence)
         return True
 
     def _verify(self, batch: GenerationBatch, drafts: List[List[int]]) -> list[Outcome]:
@@ -122,7 +128,8 @@ class Running:
             made.append(self._take(batch, at, own, None if logprobs is None else logprobs[at], verified=True))
             taken = len(row.generated) - before
             kept.append(own[: max(1, taken)])
-            row.count_draft(len(draft), min(taken, len(own) - 1))
+            if row.speculation is not None and draft:
+                row.speculation.count(len(draft), min(taken, len(own) - 1))
         batch.keep(kept)
         return made
 

@@ -107,7 +107,7 @@ class _Row:
 
 
 class UniformSampler:
-    """Rows of one kind: as many as the first call has, sampled alike, or one, which others are joined to.
+    """Rows of one kind, sampled alike, which others are joined to.
 
     Holds each row's random generator and which tokens it has seen; use one for one generation.
 
@@ -115,13 +115,15 @@ class UniformSampler:
         options: resolved (no None left but the seed).
         answer: tokens that the rows have sampled before.
         state: of the only row, where the host has a part in it.
+        count: of the rows.
     """
 
-    def __init__(self, options: GenerationOptions, answer: Sequence[int] = (), state: RowState | None = None):
+    def __init__(
+        self, options: GenerationOptions, answer: Sequence[int] = (), state: RowState | None = None, count: int = 1
+    ):
         self.kind = SamplingKind.of(options)
         self.reads_tokens = self.kind.processed or self.kind.masked
-        self._first = (options, answer, state)
-        self._rows: list[_Row] = []
+        self._rows = [_Row(options, row, answer, state) for row in range(count)]
         self._numbers: dict[str, mx.array] | None = None  # of these rows
         self._history: dict[str, mx.array] = {}  # as `sample` takes it: "last" holds the last tokens
 
@@ -129,15 +131,11 @@ class UniformSampler:
     def state(self) -> list[mx.array]:
         return list(self._history.values())
 
-    def begin(self, count: int) -> None:
-        """Makes the rows, unless they are there."""
-        if not self._rows:
-            options, answer, state = self._first
-            self._rows = [_Row(options, row, answer, state) for row in range(count)]
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def observe(self, tokens: mx.array, vocabulary: int) -> None:
         if self.kind.penalty:
-            self.begin(tokens.shape[0])
             seen = np.zeros((tokens.shape[0], vocabulary), bool)
             np.put_along_axis(seen, np.array(tokens), True, axis=1)  # a prompt is on the host
             known = self._history.get("seen")
@@ -150,7 +148,6 @@ class UniformSampler:
                     row.state.accept(token)
 
     def __call__(self, logits: mx.array) -> mx.array:
-        self.begin(logits.shape[0])
         step = compiled(self.kind.within(logits.shape[1])) if on_gpu() else partial(sample, self.kind)
         numbers = self._prepare(logits.shape[1])
         tokens, self._history = step(logits, numbers, self._inputs(logits), self._history)
@@ -199,10 +196,9 @@ class UniformSampler:
         self._history["last"] = mx.array(np.array(last, np.int32))
 
     def filter(self, rows: list[int]) -> None:
-        if self._rows:
-            self._rows, self._numbers = [self._rows[row] for row in rows], None
-            index = mx.array(rows)
-            self._history = {name: array[index] for name, array in self._history.items()}
+        self._rows, self._numbers = [self._rows[row] for row in rows], None
+        index = mx.array(rows)
+        self._history = {name: array[index] for name, array in self._history.items()}
 
     def extend(self, other: UniformSampler) -> None:
         """Adds the rows of another sampler of the same kind. The other must not be used any more."""

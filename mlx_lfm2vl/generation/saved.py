@@ -53,11 +53,7 @@ def write(path: str | os.PathLike[str], messages: Sequence[Mapping[str, Any]]) -
 
 def _target(path: Any) -> Path:
     """The file to write, links followed. Raises `OutputError` where none can be or another one is."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise OutputError(f"{path!r} is no path to write to")
-    name = os.fsdecode(path)
-    if not name or "\0" in name:
-        raise OutputError(f"{short(name) or 'the empty name'}: is no name of a file")
+    name = _file_name(path, "write to", OutputError)
     try:
         target = Path(os.path.realpath(name))
         if target.is_dir() or name.endswith(os.sep):
@@ -81,11 +77,7 @@ def _target(path: Any) -> Path:
 
 def read(path: str | os.PathLike[str], policy: SourcePolicy = DEFAULT_POLICY) -> list[dict[str, Any]]:
     """The messages of a file. Raises `PromptError` if it holds none, or a picture that `policy` refuses."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise PromptError(f"{path!r} is no path to read from")
-    name = os.fsdecode(path)
-    if not name or "\0" in name:
-        raise PromptError(f"{short(name) or 'the empty name'}: is no name of a file")
+    name = _file_name(path, "read from", PromptError)
     try:
         with os.fdopen(open_regular(Path(name)), "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -111,6 +103,15 @@ def read(path: str | os.PathLike[str], policy: SourcePolicy = DEFAULT_POLICY) ->
         _message(message, policy, f"{name}: is not a saved conversation (message {number}")
         for number, message in enumerate(data["messages"], 1)
     ]
+
+
+def _file_name(path: Any, purpose: str, error: type[Exception]) -> str:
+    if not isinstance(path, (str, os.PathLike)):
+        raise error(f"{path!r} is no path to {purpose}")
+    name = os.fsdecode(path)
+    if not name or "\0" in name:
+        raise error(f"{short(name) or 'the empty name'}: is no name of a file")
+    return name
 
 
 def _to_json(content: Any) -> Any:

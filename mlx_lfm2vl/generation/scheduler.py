@@ -12,9 +12,9 @@ its answer so far. One that fails by itself ends with its error. After a token t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as List
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 
 from ..backends.memory import allocations
 from ..backends.thread_state import computing
@@ -29,12 +29,12 @@ from .ngrams import KEPT, SHORTEST, Ngrams
 from .options import generation_config, positions_left
 from .prefill import Prefill, prefill_forced, prefill_rows
 from .prompt_cache import PromptCache
+from .prompt_entry import SHORTEST_PASS, shared_length
 from .request import EncodedPrompt
 from .response import FinishReason, GenerationResponse
 from .running import Running
 from .sequence import Sequence
 from .vision_cache import VisionCache
-from .waiting import shared_beginning, waits_for_beginning, waits_for_picture
 from .watch import Cancelled
 
 Output = tuple[int, GenerationResponse | Exception]
@@ -65,8 +65,8 @@ class Scheduler:
         self._running = Running(model.config.text_config.vocab_size)
         self._answers: Ngrams | None = None  # of rows with drafts
         self._most: int | None = None  # rows at a time, once a step of more has failed
-        self._numpy = getattr(model, "backend", None) == "numpy"  # whose layers ask whether they are cancelled
         self._count = 0
+        self.agree: Callable[[Exception], None] = lambda _: None  # told of each error before it is dealt with
 
     def add(self, prompt: EncodedPrompt, *, started: float) -> Sequence:
         """Takes a prompt, which begins at the next step. Short prompts that were added since the last step are run
@@ -86,7 +86,7 @@ class Scheduler:
         speculation = None
         if prompt.options.draft is not None:
             self._answers = self._answers or Ngrams(KEPT)
-            speculation = make_speculation(self._model.config, prompt, self._answers)
+            speculation = make_speculation(self._model.config, prompt, self._answers, limit)
             drafter, others = speculation.drafter, [row.drafter for row in self._rows.values()]
             if drafter is not None and any(each is not None and each is not drafter for each in others):
                 raise OptionError("answers side by side have one DSpark drafter; wait for those with the other one")
@@ -103,14 +103,11 @@ class Scheduler:
 
     def cancel_all(self) -> None:
         """Ends all rows at the next step."""
-        for row in self._rows.values():
-            row.cancelled = True
+        for id in list(self._rows):
+            self.cancel(id)
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    def agree(self, error: Exception) -> None:
-        """Told of an error before it is dealt with, for subclasses: whether this goes on."""
 
     @contextmanager
     def _spare(self, what: str) -> Iterator[None]:
@@ -148,10 +145,10 @@ class Scheduler:
                 break
             if self._prompt_cache is not None:
                 row.source = self._prompt_cache.find(row.tokens, row.prompt.spans, row.drafter)
-                if waits_for_beginning(row, leaders):
+                if _waits_for_beginning(row, leaders):
                     row.source = None
                     continue
-            if self._vision_cache is not None and waits_for_picture(row, begun, self._vision_cache):
+            if self._vision_cache is not None and _waits_for_picture(row, begun, self._vision_cache):
                 continue
             self._waiting.remove(row)
             row.prefilled = max(row.prefilled, row.known)
@@ -172,7 +169,7 @@ class Scheduler:
         chunk = prefill_chunk(self._model.config.text_config, 1, 0)
         if row.alone or row.source is not None or len(row.ids) > chunk:
             return False
-        return self._prompt_cache is None or not any(shared_beginning(row, other) for other in self._waiting)
+        return self._prompt_cache is None or not any(_shared_beginning(row, other) for other in self._waiting)
 
     # Prefilling
 
@@ -182,7 +179,7 @@ class Scheduler:
         prefill = self._prefilling.popleft()
         length = max(len(row.tokens) for row in prefill.rows)
         try:
-            with cancellation(prefill.check) if self._numpy else nullcontext():
+            with cancellation(prefill.check):  # which a backend asks within its layers that computes when called
                 done = next(prefill.work)
         except StopIteration as end:
             yield from self._join(prefill.rows, end.value)
@@ -300,3 +297,32 @@ class Scheduler:
     def _last(self, row: Sequence, text: str, reason: FinishReason) -> Output:
         del self._rows[row.id]
         return row.id, row.respond(text, reason, row.statistics(self._placeholders))
+
+
+def _shared_beginning(one: Sequence, other: Sequence) -> int:
+    """The number of tokens that two prompts begin with alike, where they are worth a pass of their own; else 0. Neither
+    prompt ends with them, nor does a picture contain their end."""
+    shared = shared_length(one.ids, one.prompt.spans, other.ids, other.prompt.spans)
+    shared = min(shared, len(one.ids) - 1, len(other.ids) - 1)
+    shared = next((start for start, end in other.prompt.places if start < shared < end), shared)
+    return shared if shared >= SHORTEST_PASS else 0
+
+
+def _waits_for_beginning(row: Sequence, others: List[Sequence]) -> bool:
+    """Whether one of these rows, which are prefilled by themselves, computes what the row begins with. It will take a
+    checkpoint there."""
+    for other in others:
+        shared = _shared_beginning(other, row)
+        if shared > max(row.known, other.prefilled):
+            other.points[shared] = True
+            return True
+    return False
+
+
+def _waits_for_picture(row: Sequence, others: List[Sequence], vision_cache: VisionCache) -> bool:
+    """Whether one of these rows, which are prefilled, encodes a picture that the row needs."""
+    pairs = zip(row.prompt.places, row.prompt.pictures, strict=True)
+    needed = {key for (start, _), picture in pairs if start >= row.known for key in picture.keys}
+    unknown = {key for key in needed if key not in vision_cache}
+    encoding = (picture for other in others if not other.encoded for picture in other.prompt.pictures)
+    return any(not unknown.isdisjoint(picture.keys) for picture in encoding)

@@ -9,18 +9,16 @@ from collections.abc import Sequence as List
 import mlx.core as mx
 import numpy as np
 
-from ..backends.memory import allocations
 from ..constraints.matcher import Matcher
-from ..errors import NotFiniteError, OptionError, OutOfMemoryError
+from ..errors import NotFiniteError, OptionError
 from ..processing.tokenizer import Tokenizer
 from .detokenizer import Detokenizer
 from .logits_process import RowState
 from .logprobs import RowLogprobs
-from .prompt_entry import Checkpoint, Entry, Recorder
+from .prompt_entry import Recorder, Source
 from .request import EncodedPrompt
 from .response import FinishReason, GenerationResponse, Statistics, TopLogprob
-from .speculation import SHORTEST_ANSWER, Speculation
-from .watch import Pieces
+from .speculation import Speculation
 
 
 class Sequence:
@@ -39,7 +37,6 @@ class Sequence:
         cancelled: to be ended at the next step.
         speculation: its drafts, if it has any.
         drafter: what reads along to propose them, if anything does.
-        timed: whether they end by the clock.
         matcher: where the answer stands in its grammar, if it has one.
         steps: runs of the model for the answer.
         undrafted: those that had no draft since drafts cost more time than they save.
@@ -61,7 +58,7 @@ class Sequence:
         self.detokenizer = Detokenizer(tokenizer, prompt.options, ends)
         self.generated: list[int] = []
         self.prefilled = self.cached = 0
-        self.source: tuple[Entry, Checkpoint] | None = None
+        self.source: Source | None = None
         self.points: dict[int, bool] = {}
         self.recorder: Recorder | None = None  # of what others may begin with
         self.state: RowState | None = None  # where the host has a part in its logits
@@ -73,14 +70,16 @@ class Sequence:
         self.steps = self.undrafted = 0
         self.speculation = speculation
         self.drafter = None if speculation is None else speculation.drafter
-        self.timed = speculation is not None and speculation.timed
-        self._waited = False  # for tokens that a draft may follow
-        self._said: list[int] = [] if speculation is None else self.ids.tolist()  # prompt and answer, for drafts
 
     @property
     def tokens(self) -> np.ndarray:
         """Prompt and answer so far, (n,)."""
         return np.concatenate([self.ids, np.array(self.generated, self.ids.dtype)])
+
+    @property
+    def timed(self) -> bool:
+        """Whether it has drafts that end by the clock."""
+        return self.speculation is not None and self.speculation.timed
 
     @property
     def known(self) -> int:
@@ -98,64 +97,6 @@ class Sequence:
         if self.options.logits_processors:
             return OptionError(f"logits_processors leave no token that is possible, or give NaN; else, {not_finite}")
         return not_finite
-
-    def begin_drafts(self, speculation: Speculation, lost: bool) -> Pieces[None]:
-        """Lets a draft read the prompt, or ends it: for a short answer, where memory runs out, and where drafts have
-        cost more time than they may (`lost`)."""
-        if not speculation.reads:
-            return
-        if not self.generated and (self.limit < SHORTEST_ANSWER or (lost and self.timed)):
-            speculation.end()
-            return
-        try:
-            with allocations("the draft model's prompt"):
-                yield from speculation.begin(self._said)
-        except (OutOfMemoryError, NotFiniteError):
-            self._end_drafts()
-
-    def _end_drafts(self) -> None:
-        """Goes on without drafts."""
-        if self.speculation is not None:
-            self.speculation.end()
-        self.timed = False
-
-    def propose(self, most: int, vocabulary: int, known: bool) -> list[int]:
-        """A draft of the next tokens, at most `most` of them, one less than are left. `known`: whether all tokens are
-        that were chosen; else the draft only says that one may be worth waiting for them. Raises `OptionError`."""
-        if self.speculation is None:
-            return []
-        if self.speculation.always and not known:
-            draft = [0] * self.wanted(most)
-        else:
-            draft = self._proposed(self.speculation, min(most, self._left), vocabulary)
-        if known and self._waited and not draft:
-            self.speculation.pause(len(self._said))
-        self._waited = bool(draft) and not known
-        return draft
-
-    def _proposed(self, speculation: Speculation, most: int, vocabulary: int) -> list[int]:
-        try:
-            with allocations("a draft"):
-                return speculation.propose(self._said, most, vocabulary)
-        except OutOfMemoryError:
-            if not speculation.reads:
-                raise
-            self._end_drafts()
-            return []
-
-    def wanted(self, most: int) -> int:
-        """The length of the next draft, at most `most`; 0 for none."""
-        return 0 if self.speculation is None else self.speculation.wanted(len(self._said), min(most, self._left))
-
-    @property
-    def _left(self) -> int:
-        """The tokens that a draft may have: one less than are left."""
-        return self.limit - len(self.generated) - 1
-
-    def count_draft(self, drafted: int, accepted: int) -> None:
-        """Takes note of how much of a draft was right."""
-        if self.speculation is not None and drafted:
-            self.speculation.count(drafted, accepted, len(self._said))
 
     def push_forced(self) -> tuple[str, FinishReason | None]:
         """Takes the tokens that the grammar forces, which the model is still to be run on."""
@@ -179,7 +120,7 @@ class Sequence:
         """Takes the next token: the text that it makes certain, and why the answer ends with it, if it does."""
         self.generated.append(token)
         if self.speculation is not None:
-            self._said.append(token)
+            self.speculation.said.append(token)
         self._first = self._first or time.perf_counter() - self.started
         text = self.detokenizer.push(token)
         if token not in self.ends:

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from ..errors import OptionError, short
+from ..backends.memory import allocations
+from ..errors import NotFiniteError, OptionError, OutOfMemoryError, short
 from ..models.dspark import DSparkDraftModel
 from .watch import Pieces, calling, name_of
 
@@ -46,10 +47,15 @@ class Speculation:
     """The drafts of one answer, as long as they pay: longer after one that was right; after one that was wrong for the
     most part shorter, and none for some tokens, twice as many each time.
 
+    Args:
+        draft: what proposes them.
+        prompt: its tokens.
+        limit: tokens of the answer, at most.
+        timed: whether they end by the clock, too (`Pace`).
+
     Attributes:
         drafter: what proposes them for all rows of a batch at once (`BlockSpeculation`), or None.
-        timed: whether they end by the clock, too (`Pace`).
-        always: whether there is one whenever it is asked for.
+        said: prompt and answer so far.
         drafted: tokens that were proposed and run.
         accepted: those of them that the model would have chosen.
     """
@@ -57,37 +63,62 @@ class Speculation:
     drafter: DSparkDraftModel | None = None
     longest, fair = MOST, 0.5  # tokens of a draft; the part that must be right, for the next to come at once
 
-    def __init__(self, draft: Draft, *, timed: bool = False):
-        self._draft, self.timed, self.always = draft, timed, isinstance(draft, PrefilledDraft)
+    def __init__(self, draft: Draft, prompt: Sequence[int], limit: int, *, timed: bool = False):
+        self._draft, self.timed, self.said = draft, timed, list(prompt)
+        self._prompt, self._limit = len(self.said), limit
+        self._always = isinstance(draft, PrefilledDraft)  # there is one whenever it is asked for
         self.drafted = self.accepted = 0
         self._length, self._pause, self._resume = FIRST, 0, 0
+        self._waited = False  # for tokens that a draft may follow
 
-    def begin(self, tokens: Sequence[int]) -> Pieces[None]:
-        """Lets a draft that wants to read the prompt."""
-        if isinstance(self._draft, PrefilledDraft):
-            yield from self._draft.prefill(tokens)
+    def prefill(self, lost: bool) -> Pieces[None]:
+        """Lets a draft that wants to read the prompt, or ends it: for a short answer, where memory runs out, and where
+        drafts have cost more time than they may (`lost`)."""
+        if not isinstance(self._draft, PrefilledDraft):
+            return
+        if len(self.said) == self._prompt and (self._limit < SHORTEST_ANSWER or (lost and self.timed)):
+            self._end()
+            return
+        try:
+            with allocations("the draft model's prompt"):
+                yield from self._draft.prefill(self.said)
+        except (OutOfMemoryError, NotFiniteError):
+            self._end()
+            self.timed = False
 
-    @property
-    def reads(self) -> bool:
-        """Whether the draft wants to read the prompt."""
-        return isinstance(self._draft, PrefilledDraft)
-
-    def end(self) -> None:
+    def _end(self) -> None:
         """Lets go of the draft: there are no proposals from here on."""
         self._draft, self._resume = _nothing, sys.maxsize
 
-    def wanted(self, tokens: int, most: int) -> int:
-        """The length of a draft behind so many tokens, at most `most`; 0 for none."""
-        return 0 if tokens < self._resume else max(0, min(self._length, most))
+    def wanted(self, most: int) -> int:
+        """The length of the next draft, at most `most` and one less than tokens are left; 0 for none."""
+        left = self._limit - (len(self.said) - self._prompt) - 1
+        return 0 if len(self.said) < self._resume else max(0, min(self._length, most, left))
 
-    def propose(self, tokens: Sequence[int], most: int, vocabulary: int) -> list[int]:
-        """A draft of at most `most` tokens. Raises `OptionError` for a function that raises, and for tokens that the
-        model does not have."""
-        count = self.wanted(len(tokens), most)
-        if not count:
-            return []
+    def propose(self, most: int, vocabulary: int, known: bool) -> list[int]:
+        """A draft of the next tokens, at most `most`. `known`: whether all tokens are that were chosen; else the draft
+        only says that one may be worth waiting for them. Raises `OptionError` for a function that raises, and for
+        tokens that the model does not have."""
+        count = self.wanted(most)
+        if not count or (self._always and not known):
+            draft = [0] * count
+        else:
+            try:
+                with allocations("a draft"):
+                    draft = self._asked(count, vocabulary)
+            except OutOfMemoryError:
+                if not isinstance(self._draft, PrefilledDraft):
+                    raise
+                self._end()
+                self.timed, draft = False, []
+        if known and self._waited and not draft:
+            self._wait()
+        self._waited = bool(draft) and not known
+        return draft
+
+    def _asked(self, count: int, vocabulary: int) -> list[int]:
         with calling("draft", self._draft):
-            made = self._draft(tokens, count)
+            made = self._draft(self.said, count)
         try:
             draft = [int(token) for token in made][:count]
         except (TypeError, ValueError):
@@ -98,21 +129,21 @@ class Speculation:
             raise OptionError(f"draft proposes token {wrong[0]}, but the model has {vocabulary}")
         return draft
 
-    def count(self, drafted: int, accepted: int, tokens: int) -> None:
-        """Takes note of a draft and of how much of it was right; prompt and answer have so many tokens since."""
+    def count(self, drafted: int, accepted: int) -> None:
+        """Takes note of a draft that was run, and of how much of it was right."""
         self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
         if accepted == drafted:
             self._length = min(self.longest, max(self._length, 2 * drafted))
         if accepted < self.fair * drafted:
             self._length = max(LEAST, 2 * accepted)
-            self.pause(tokens)
+            self._wait()
         else:
             self._pause = 0
 
-    def pause(self, tokens: int) -> None:
-        """Proposes none for some of the tokens that follow so many."""
+    def _wait(self) -> None:
+        """Proposes none for some of the tokens that follow."""
         self._pause = min(LONGEST_PAUSE, 2 * self._pause + 1)
-        self._resume = max(self._resume, tokens + self._pause)
+        self._resume = max(self._resume, len(self.said) + self._pause)
 
 
 def _nothing(tokens: Sequence[int], count: int) -> Sequence[int]:
@@ -124,9 +155,9 @@ class BlockSpeculation(Speculation):
 
     fair = 0.01
 
-    def __init__(self, drafter: DSparkDraftModel):
-        super().__init__(lambda tokens, count: self._block[:count], timed=True)
-        self.drafter, self.longest, self.always = drafter, drafter.config.block_size, True
+    def __init__(self, drafter: DSparkDraftModel, prompt: Sequence[int], limit: int):
+        super().__init__(lambda tokens, count: self._block[:count], prompt, limit, timed=True)
+        self.drafter, self.longest, self._always = drafter, drafter.config.block_size, True
         self._block: list[int] = []
 
     def take(self, tokens: Sequence[int], confidence: Sequence[float]) -> None:

@@ -176,13 +176,9 @@ class ValueReader(Generic[E]):
 
     def ahead(self, what: str) -> Steps[bool]:
         yield from self.skip()
-        while not self.last and self._left < len(what) and what.startswith(self.text[self.at :]):
+        while not self.last and len(self.text) - self.at < len(what) and what.startswith(self.text[self.at :]):
             yield
         return self.text.startswith(what, self.at)
-
-    @property
-    def _left(self) -> int:
-        return len(self.text) - self.at
 
     def take(self, what: str) -> Steps[bool]:
         there = yield from self.ahead(what)

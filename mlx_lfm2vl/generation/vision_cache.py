@@ -67,14 +67,6 @@ class VisionCache(BoundCache[bytes, mx.array, VisionStore]):
                 self._store.write(key, tokens)
             self._keep(key, tokens)
 
-    def _keep(self, key: bytes, tokens: mx.array) -> None:
-        if tokens.nbytes > self.limit:
-            return
-        self._entries[key] = tokens
-        self.nbytes += tokens.nbytes
-        while self.nbytes > self.limit:
-            self.nbytes -= self._entries.popitem(last=False)[1].nbytes
-
 
 def view_key(pixels: np.ndarray, grid: tuple[int, int]) -> bytes:
     """Identity of a view: of its true patches (patches, channels*patch*patch) and its grid (h, w)."""

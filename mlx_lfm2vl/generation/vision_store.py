@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
-from ..errors import OutputError, WeightsError, first_line
+from ..errors import WeightsError, first_line
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..weights.files import DTYPES, read_header
 from . import kept_files
@@ -31,19 +29,15 @@ class VisionStore:
     used with a lock held. Raises `OptionError` and `OutputError`."""
 
     def __init__(self, folder: str | os.PathLike[str], limit: int, model: Lfm2VlForConditionalGeneration):
-        self.folder, self._limit = Path(folder), limit
+        self._folder, self._limit = Path(folder), limit
         self._hidden, self._dtype = model.config.text_config.hidden_size, number_type(model)
         self._prefix = kept_files.model_key("vision_cache", model, FORMAT)
         self._damaged: set[Path] = set()  # files of which a warning has told
-        try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            own = [file for file in self.folder.glob("*-view-*.safetensors") if _NAMES.fullmatch(file.name)]
-            self._sizes = {file: kept_files.size(file) for file in sorted(own, key=kept_files.used)}
-        except OSError as error:
-            raise OutputError(f"{folder}: pictures cannot be kept there ({error.strerror or error})") from None
+        files = kept_files.listed(self._folder, "*-view-*.safetensors", "pictures")
+        self._sizes = {file: kept_files.size(file) for file in files if _NAMES.fullmatch(file.name)}
 
     def _file(self, key: bytes) -> Path:
-        return self.folder / f"{self._prefix}-view-{key.hex()}.safetensors"
+        return self._folder / f"{self._prefix}-view-{key.hex()}.safetensors"
 
     def __contains__(self, key: bytes) -> bool:
         return self._file(key).is_file()
@@ -59,14 +53,7 @@ class VisionStore:
             info = header.get(NAME)
             if info is None or info.shape != (count, self._hidden) or DTYPES.get(info.dtype) != self._dtype:
                 raise WeightsError("it does not hold the tokens of a view")
-            loaded: Any = mx.load(str(file))
-            tokens = loaded[NAME]
-            finite = mx.isfinite(tokens).all()
-            mx.eval(tokens, finite)
-            if not finite.item():
-                raise WeightsError("its numbers are not finite")
-            with suppress(OSError):
-                os.utime(file)
+            tokens = kept_files.read(file, "numbers")[NAME]
         except (WeightsError, OSError, RuntimeError) as error:
             self._sizes.pop(file, None)
             if file not in self._damaged:
