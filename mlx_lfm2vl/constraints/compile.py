@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ..errors import ConstraintError
@@ -18,13 +18,12 @@ from .matcher import Matcher
 from .response_format import ResponseFormat
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher
 
 KEPT = 64  # grammars of one tokenizer
 _lock = threading.Lock()
-_compilers: weakref.WeakKeyDictionary[Tokenizer, dict[tuple[int, tuple[int, ...]], _Compiler]] = (
-    weakref.WeakKeyDictionary()
-)
+_Compilers = dict[tuple[int, tuple[int, ...]], Callable[[ResponseFormat], "Grammar"]]  # by vocabulary and ends
+_compilers: weakref.WeakKeyDictionary[Tokenizer, _Compilers] = weakref.WeakKeyDictionary()
 
 
 class Grammar:
@@ -65,47 +64,34 @@ def compile_grammar(tokenizer: Tokenizer, form: ResponseFormat, vocabulary: int,
     with _lock:
         compilers = _compilers.setdefault(tokenizer, {})
         if (vocabulary, known) not in compilers:
-            compilers[vocabulary, known] = _Compiler(tokenizer, vocabulary, known)
-        compiler = compilers[vocabulary, known]
-    return compiler.compile(form)
+            compilers[vocabulary, known] = _compiler(tokenizer, vocabulary, known)
+        compiled = compilers[vocabulary, known]
+    return compiled(form)
 
 
-class _Compiler:
-    """The tokenizer as llguidance knows it, and the grammars that were compiled for it."""
+def _compiler(tokenizer: Tokenizer, vocabulary: int, ends: Sequence[int]) -> Callable[[ResponseFormat], Grammar]:
+    """What compiles forms for a tokenizer, as llguidance knows it, and keeps their grammars."""
+    from llguidance import LLMatcher, LLTokenizer
 
-    def __init__(self, tokenizer: Tokenizer, vocabulary: int, ends: Sequence[int]):
-        from llguidance import LLTokenizer
-
-        self._vocabulary = vocabulary
-        try:
-            self._tokenizer: LLTokenizer = LLTokenizer(_stated(tokenizer), vocabulary, list(ends) or None)
-        except ValueError as error:
-            raise ConstraintError(f"{tokenizer.where}: no answers of a form by this tokenizer: {error}") from None
-        self._ends = dict(zip(ends, tokenizer.convert_ids_to_tokens(list(ends)), strict=True))
-        self._grammars: OrderedDict[ResponseFormat, Grammar] = OrderedDict()
-        self._lock = threading.Lock()
+    try:
+        known = LLTokenizer(_stated(tokenizer), vocabulary, list(ends) or None)
+    except ValueError as error:
+        raise ConstraintError(f"{tokenizer.where}: no answers of a form by this tokenizer: {error}") from None
+    names = dict(zip(ends, tokenizer.convert_ids_to_tokens(list(ends)), strict=True))
 
     @finished_at_exit
-    def compile(self, form: ResponseFormat) -> Grammar:
-        with self._lock:
-            if form in self._grammars:
-                self._grammars.move_to_end(form)
-                return self._grammars[form]
-        from llguidance import LLMatcher
-
+    @lru_cache(maxsize=KEPT)
+    def compiled(form: ResponseFormat) -> Grammar:
         if form.kind == "grammar":
-            check_no_end(form.grammar_text, self._ends)
-        start = LLMatcher(self._tokenizer, form.grammar_text, log_level=0, limits=limits())
-        grammar = Grammar(start, self._vocabulary)
+            check_no_end(form.grammar_text, names)
+        grammar = Grammar(LLMatcher(known, form.grammar_text, log_level=0, limits=limits()), vocabulary)
         first = grammar.matcher()
         first.mask()
         if first.error is not None:
             raise ConstraintError(f"response_format cannot be held: {first.error}")
-        with self._lock:
-            self._grammars[form] = grammar
-            while len(self._grammars) > KEPT:
-                self._grammars.popitem(last=False)
         return grammar
+
+    return compiled
 
 
 def _stated(tokenizer: Tokenizer) -> str:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import ConstraintError, first_line
 from .check import MAX_MULTIPLES, NUMBERS, Pointer, checked_schema, children, refuse
@@ -30,25 +30,11 @@ _BLAMED = (  # keywords that llguidance may find wrong, those first that are mos
 _EXCLUSIVE = "oneOf can be held only where its schemas exclude each other, by a type or a constant; use anyOf"
 
 
-class Form(Protocol):
-    """A `ResponseFormat`."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def value(self) -> str | tuple[str, ...]: ...
-    @property
-    def separators(self) -> tuple[str, str]: ...
-
-
-def checked_grammar(form: Form) -> str:
-    """The grammar of a form. Raises `ConstraintError` where llguidance cannot hold it."""
-    return _checked(form.kind, form.value, form.separators)
-
-
 @finished_at_exit
 @lru_cache(maxsize=64)
-def _checked(kind: str, value: str | tuple[str, ...], separators: tuple[str, str]) -> str:
+def checked_grammar(kind: str, value: str | tuple[str, ...], separators: tuple[str, str]) -> str:
+    """The grammar of a form, of the fields of a `ResponseFormat`. Raises `ConstraintError` where llguidance cannot hold
+    it."""
     if kind in ("json_schema", "json_object"):
         assert isinstance(value, str)
         return _of_schema(checked_schema(value), separators)

@@ -33,12 +33,12 @@ class ResponseFormat:
 
     def __post_init__(self) -> None:
         check.check_form(self.kind, self.value, self.separators)
-        checked_grammar(self)
+        _ = self.grammar_text
 
     @property
     def grammar_text(self) -> str:
         """The form as llguidance's grammar."""
-        return checked_grammar(self)
+        return checked_grammar(self.kind, self.value, self.separators)
 
     @classmethod
     def json_schema(cls, schema: Any, *, separators: tuple[str, str] = SEPARATORS) -> Self:

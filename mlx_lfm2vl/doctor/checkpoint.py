@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from ..config import config_of
+from ..models.families import NETWORKS
+from ..weights.names import is_conv_kernel, parameters
 
 GROUP = 64  # weights of a row that share a scale when quantised
 IMAGE_TOKEN = 511
@@ -64,6 +69,11 @@ CONFIG: dict[str, Any] = {
         "vision_use_head": False,
     },
 }
+SEEDS = {  # by the ends of names; of others it is the name
+    "embed_tokens.weight": "embed",
+    "embedding_norm.weight": "embedding_norm",
+    "position_embedding.weight": "positions",
+}
 GRIDS = ((8, 8), (8, 8), (6, 10))  # patches of each view: two tiles and a thumbnail
 
 
@@ -104,50 +114,34 @@ def prompts(width: int = 768) -> Prompts:
 
 
 def tensors() -> dict[str, np.ndarray]:
-    """The weights as float32, by the names that published checkpoints have."""
-    text, vision = CONFIG["text_config"], CONFIG["vision_config"]
-    hidden, ffn, seen = text["hidden_size"], text["intermediate_size"], vision["hidden_size"]
-    head = hidden // text["num_attention_heads"]
-    keys = head * text["num_key_value_heads"]
-    made = {
-        "model.language_model.embed_tokens.weight": matrix("embed", (VOCABULARY, hidden), gain=3.2),
-        "model.language_model.embedding_norm.weight": vector("embedding_norm", hidden, 1.0),
-    }
-    for index, kind in enumerate(text["layer_types"]):
-        layer = f"model.language_model.layers.{index}."
-        shapes = {"feed_forward.w1": (ffn, hidden), "feed_forward.w3": (ffn, hidden), "feed_forward.w2": (hidden, ffn)}
-        norms = {"operator_norm": hidden, "ffn_norm": hidden}
-        if kind == "conv":
-            shapes |= {"conv.in_proj": (3 * hidden, hidden), "conv.out_proj": (hidden, hidden)}
-            kernel = matrix(f"{layer}conv.conv", (hidden, text["conv_L_cache"]))
-            made[f"{layer}conv.conv.weight"] = kernel[:, None]
-        else:
-            shapes |= {f"self_attn.{name}_proj": (keys, hidden) for name in "kv"}
-            shapes |= {"self_attn.q_proj": (hidden, hidden), "self_attn.out_proj": (hidden, hidden)}
-            norms |= {"self_attn.q_layernorm": head, "self_attn.k_layernorm": head}
-        made |= {f"{layer}{name}.weight": matrix(layer + name, shape) for name, shape in shapes.items()}
-        made |= {f"{layer}{name}.weight": vector(layer + name, size, 1.0) for name, size in norms.items()}
-    wide = vision["num_channels"] * vision["patch_size"] ** 2
-    dense = {"embeddings.patch_embedding": (seen, wide)}
-    norms = {"post_layernorm": seen}
-    for index in range(vision["num_hidden_layers"]):
-        layer = f"encoder.layers.{index}."
-        dense |= {f"{layer}self_attn.{name}_proj": (seen, seen) for name in ("q", "k", "v", "out")}
-        dense |= {f"{layer}mlp.fc1": (vision["intermediate_size"], seen)}
-        dense |= {f"{layer}mlp.fc2": (seen, vision["intermediate_size"])}
-        norms |= {f"{layer}layer_norm1": seen, f"{layer}layer_norm2": seen}
-    tower, projector = "model.vision_tower.", "model.multi_modal_projector."
-    table = (vision["num_patches"], seen)
-    made[f"{tower}embeddings.position_embedding.weight"] = matrix("positions", table, gain=0.6 * math.sqrt(seen))
-    for name, size in norms.items():
-        made[f"{tower}{name}.weight"] = vector(tower + name, size, 1.0)
-        made[f"{tower}{name}.bias"] = vector(f"{tower}{name} bias", size, 0.0)
-    middle = CONFIG["projector_hidden_size"]
-    named = {tower + name: shape for name, shape in dense.items()}
-    named |= {f"{projector}linear_1": (middle, 4 * seen), f"{projector}linear_2": (hidden, middle)}
-    for name, shape in named.items():
-        made[f"{name}.weight"] = matrix(name, shape)
-        made[f"{name}.bias"] = vector(f"{name} bias", shape[0], 0.0)
+    """The weights as float32, by the names that transformers gives them."""
+    return weights(CONFIG, _seed)
+
+
+def _seed(name: str) -> str:
+    if (known := next((seed for end, seed in SEEDS.items() if name.endswith(end)), None)) is not None:
+        return known
+    return f"{name.removesuffix('.bias')} bias" if name.endswith(".bias") else name.removesuffix(".weight")
+
+
+def weights(config: dict[str, Any], seed: Callable[[str], str]) -> dict[str, np.ndarray]:
+    """The weights of a configuration as float32, by the names that transformers gives them, as modules here have them;
+    `seed` makes of a name what its numbers belong to. The shapes are those of the network, which holds no arrays."""
+    parsed = config_of(config)
+    made: dict[str, np.ndarray] = {}
+    for name, array in parameters(NETWORKS[type(parsed)](parsed)).items():
+        shape = tuple(array.shape)
+        if is_conv_kernel(name):
+            shape = (shape[0], 1, *shape[1:-1])
+        if len(shape) == 1:
+            made[name] = _vector(seed(name), shape[0], 0.0 if name.endswith("bias") else 1.0)
+            continue
+        gain = 1.2
+        if name.endswith("embed_tokens.weight"):
+            gain = 3.2
+        elif name.endswith("position_embedding.weight"):
+            gain = 0.6 * math.sqrt(shape[1])
+        made[name] = _matrix(seed(name), (shape[0], math.prod(shape[1:])), gain).reshape(shape)
     return made
 
 
@@ -168,7 +162,7 @@ def _ids(name: str, count: int) -> np.ndarray:
     return (digits @ (256, 16, 1)) % (VOCABULARY - 1)
 
 
-def matrix(name: str, shape: tuple[int, int], gain: float = 1.2) -> np.ndarray:
+def _matrix(name: str, shape: tuple[int, int], gain: float) -> np.ndarray:
     """(out, in) of about `gain / sqrt(in)`, exact in bfloat16 and in groups of 4 or 8 bits."""
     scale = 2.0 ** round(math.log2(gain / math.sqrt(shape[1]) / LEVEL_DEVIATION))
     levels = _nibbles(name, math.prod(shape)).reshape(shape).astype(np.float32) - 8
@@ -180,6 +174,6 @@ def matrix(name: str, shape: tuple[int, int], gain: float = 1.2) -> np.ndarray:
     return levels * np.float32(scale)
 
 
-def vector(name: str, size: int, centre: float) -> np.ndarray:
+def _vector(name: str, size: int, centre: float) -> np.ndarray:
     """(size,) about `centre`, in steps of 1/32."""
     return (centre + (_nibbles(name, size).astype(np.float32) - 8) / 32).astype(np.float32)

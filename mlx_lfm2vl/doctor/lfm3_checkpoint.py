@@ -3,16 +3,12 @@ and prompts that are longer than its window."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
-from ..config import config_of
-from ..models.families import NETWORKS
-from ..weights.names import from_module, is_conv_kernel, parameters
 from . import checkpoint
-from .checkpoint import IMAGE_TOKEN, VOCABULARY, Prompts, matrix, vector
+from .checkpoint import IMAGE_TOKEN, VOCABULARY, Prompts
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Lfm3VlForConditionalGeneration"],
@@ -57,17 +53,5 @@ def prompts() -> Prompts:
 
 
 def tensors() -> dict[str, np.ndarray]:
-    """The weights as float32, by the names that published checkpoints have. The shapes are those of the network, which
-    holds no arrays."""
-    config = config_of(CONFIG)
-    made: dict[str, np.ndarray] = {}
-    for name, array in parameters(NETWORKS[type(config)](config)).items():
-        stored, shape = from_module(name, "hub"), tuple(array.shape)
-        if is_conv_kernel(name):
-            shape = (shape[0], 1, *shape[1:-1])
-        if len(shape) == 1:
-            made[stored] = vector(stored, shape[0], 0.0 if name.endswith("bias") else 1.0)
-        else:
-            gain = 3.2 if name.endswith("embed_tokens.weight") else 1.2
-            made[stored] = matrix(stored, (shape[0], math.prod(shape[1:])), gain).reshape(shape)
-    return made
+    """The weights as float32, by the names that transformers gives them."""
+    return checkpoint.weights(CONFIG, str)

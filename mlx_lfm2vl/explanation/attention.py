@@ -8,7 +8,6 @@ reference returns for `output_attentions` with its eager attention. The softmax 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -17,11 +16,10 @@ from ..backends.thread_state import computing
 from ..generation.chunked_prefill import Prompt, encode_views_in_pieces, prefill_in_pieces
 from ..generation.request import EncodedPrompt, take_views
 from ..generation.vision_cache import VisionCache
-from ..generation.watch import Pieces, Stop, check, whole
+from ..generation.watch import Stop, check, whole
 from ..models.cache import Cache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 
-T = TypeVar("T")
 TOKENS_PER_PASS = 32  # whose weights over the whole prompt are held at a time
 
 
@@ -59,7 +57,7 @@ def answer_attentions(
     images = whole(encode_views_in_pieces(model, pixels, shapes, vision_cache, keys), stop)
     cache = model.make_cache()
     asked = Prompt(prompt.ids[None, :-1], images=images, answer=len(tokens))
-    whole(_watched(prefill_in_pieces(model, asked, cache), progress), stop)
+    whole(prefill_in_pieces(model, asked, cache), stop, progress)
     image = np.isin(prompt.ids, model.config.placeholders)
     places = [start + np.flatnonzero(image[start:end]) for start, end in prompt.places]
     asking = np.concatenate([prompt.ids[-1:], np.asarray(tokens[:-1], prompt.ids.dtype)])
@@ -67,18 +65,6 @@ def answer_attentions(
     weights = np.concatenate(passes, axis=2)
     ends = np.cumsum([len(each) for each in places])[:-1]
     return np.split(weights, ends, axis=-1)
-
-
-def _watched(pieces: Pieces[T], progress: Callable[[int], None] | None) -> Pieces[T]:
-    """The same pieces, of which `progress` is told."""
-    while True:
-        try:
-            done = next(pieces)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        if progress is not None:
-            progress(done)
-        yield done
 
 
 def _passes(

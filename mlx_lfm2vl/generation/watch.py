@@ -55,17 +55,19 @@ def check(stop: Stop | None) -> None:
 
 
 @computing
-def whole(pieces: Pieces[T], stop: Stop | None = None) -> T:
+def whole(pieces: Pieces[T], stop: Stop | None = None, progress: Callable[[int], None] | None = None) -> T:
     """The result of all pieces, one after the other. `stop` is asked between them, and within a layer by a backend that
-    computes when it is called. Raises `Cancelled`."""
+    computes when it is called; `progress` is told of what is done. Raises `Cancelled`."""
     with cancellation(lambda: check(stop)):
         while True:
             stop_at_exit()
             check(stop)
             try:
-                next(pieces)
+                done = next(pieces)
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
+            if progress is not None:
+                progress(done)
 
 
 def completed(work: Callable[P, Pieces[T]]) -> Callable[P, T]:

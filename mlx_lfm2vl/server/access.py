@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from ..errors import OptionError, short
@@ -48,10 +49,8 @@ class Access:
 
     def check(self, scope: Scope) -> None:
         """Raises `ApiError` unless the request may be answered."""
-        headers: dict[bytes, list[str]] = {}
-        for name, value in scope["headers"]:
-            headers.setdefault(name, []).append(value.decode("latin-1"))
-        self._check_host(headers.get(b"host", []))
+        headers = Headers(scope=scope)
+        self._check_host(headers.getlist("host"))
         self._check_origin(headers)
         if self.api_key is not None and scope["path"] not in OPEN and not scope["path"].startswith("/static/"):
             self._check_key(headers)
@@ -66,22 +65,19 @@ class Access:
                 code="host_not_allowed",
             )
 
-    def _check_origin(self, headers: dict[bytes, list[str]]) -> None:
-        for origin in headers.get(b"origin", []):
-            if origin not in self.origins and origin.partition("://")[2].lower() != headers[b"host"][0].lower():
+    def _check_origin(self, headers: Headers) -> None:
+        for origin in headers.getlist("origin"):
+            if origin not in self.origins and origin.partition("://")[2].lower() != headers["host"].lower():
                 raise ApiError(
                     403,
                     "web pages of other origins may not ask this server; start it with --allow-origin ORIGIN",
                     code="origin_not_allowed",
                 )
 
-    def _check_key(self, headers: dict[bytes, list[str]]) -> None:
+    def _check_key(self, headers: Headers) -> None:
         assert self.api_key is not None
-        given = [
-            value.partition(" ")[2].strip()
-            for value in headers.get(b"authorization", [])
-            if value[:7].lower() == "bearer "
-        ] + headers.get(b"x-api-key", [])
+        bearers = [value for value in headers.getlist("authorization") if value[:7].lower() == "bearer "]
+        given = [value.partition(" ")[2].strip() for value in bearers] + headers.getlist("x-api-key")
         expected = self.api_key.encode()
         right = [hmac.compare_digest(key.encode("latin-1"), expected) for key in given]
         if not right or not all(right):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..engine.handle import Request
 from ..errors import EngineClosedError
+from ..generation.detokenizer import Decoder
 from ..generation.response import NOTHING, GenerationResponse, Statistics, TopLogprob
+from ..processing.conversation import CALL_END, CALL_START
 from ..processing.tokenizer import Tokenizer
 from .api_error import ApiError
 from .api_request import ApiRequest
-from .text_tokens import TextTokens
+from .logprobs import entries
 from .tool_calls import Call, CallDelta, CallReader, joined_calls
 
 
@@ -21,14 +24,13 @@ from .tool_calls import Call, CallDelta, CallReader, joined_calls
 class Piece:
     """A part of one choice of a request, text or some of a call. `finish_reason` is None but on its last piece: "stop",
     "length" (no tokens, positions or seconds were left) or "tool_calls". `statistics` are those until then, on the
-    first and the last piece. `stop_text`: the stop text that ended the answer, if one did."""
+    first and the last piece. `stop_text`: the stop text that ended the answer, if one did. `logprobs`: `entries` of its
+    tokens."""
 
     choice: int
     text: str = ""
     call: CallDelta | None = None
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-    top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
     statistics: Statistics = NOTHING
     stop_text: str | None = None
@@ -75,8 +77,7 @@ async def _pieces(request: Request, asked: ApiRequest, tokenizer: Tokenizer, cho
         if not (parts or response.tokens or response.finish_reason):
             continue
         made = [Piece(choice, part) if isinstance(part, str) else Piece(choice, call=part) for part in parts or [""]]
-        logprobs, top = response.logprobs or (), response.top_logprobs or ()
-        made[0] = replace(made[0], tokens=response.tokens, logprobs=logprobs, top_logprobs=top)
+        made[0] = replace(made[0], logprobs=entries(response, tokenizer))
         if first:
             made[0], first = replace(made[0], statistics=statistics_of(request) or NOTHING), False
         if response.finish_reason is not None:
@@ -108,32 +109,60 @@ def _reason(response: GenerationResponse, statistics: Statistics, calls: CallRea
     return "length"
 
 
+def calls_of(answer: Sequence[Piece]) -> tuple[Call, ...]:
+    """The tool calls of a whole choice."""
+    return joined_calls([piece.call for piece in answer if piece.call is not None])
+
+
 @dataclass(frozen=True)
-class Answer:
-    """The whole of one choice, and its `pieces`."""
+class _Token:
+    """A token, and where its text begins in that of the answer: None for one of a block of calls."""
 
-    pieces: tuple[Piece, ...]
-    text: str
-    calls: tuple[Call, ...]
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    top_logprobs: tuple[tuple[TopLogprob, ...], ...]
-    finish_reason: str
-    statistics: Statistics
-    stop_text: str | None
+    id: int
+    logprob: float
+    top: tuple[TopLogprob, ...]
+    start: int | None
 
 
-def whole(found: Sequence[Piece], choice: int) -> Answer:
-    """A choice from all the pieces of a request."""
-    own = [piece for piece in found if piece.choice == choice]
-    return Answer(
-        tuple(own),
-        "".join(piece.text for piece in own),
-        joined_calls([piece.call for piece in own if piece.call is not None]),
-        tuple(token for piece in own for token in piece.tokens),
-        tuple(value for piece in own for value in piece.logprobs),
-        tuple(value for piece in own for value in piece.top_logprobs),
-        own[-1].finish_reason or "stop",
-        own[-1].statistics,
-        own[-1].stop_text,
-    )
+class TextTokens:
+    """The tokens of one answer with stop texts and logprobs. Each comes with the response that tells its first
+    character; at the end of an answer that no stop text ends, the rest comes, too."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._decoder = Decoder(tokenizer, special=False)
+        self._marks = tuple(map(tokenizer.backend.token_to_id, (CALL_START, CALL_END)))
+        self._block = False  # whether calls are being written
+        self._written = self._told = 0  # characters
+        self._waiting: list[_Token] = []
+
+    def read(self, response: GenerationResponse) -> GenerationResponse:
+        """The response with the tokens of its text."""
+        tops = response.top_logprobs or ((),) * len(response.tokens)
+        for id, logprob, top in zip(response.tokens, response.logprobs or (), tops, strict=True):
+            self._waiting.append(_Token(id, logprob, top, self._place(id)))
+        self._told += len(response.text)
+        whole = response.finish_reason is not None and response.stop_text is None
+        count = 0
+        for token in self._waiting:
+            if not whole and token.start is not None and token.start >= self._told:
+                break
+            count += 1
+        ready, self._waiting = self._waiting[:count], self._waiting[count:]
+        return replace(
+            response,
+            tokens=tuple(token.id for token in ready),
+            logprobs=tuple(token.logprob for token in ready),
+            top_logprobs=None if response.top_logprobs is None else tuple(token.top for token in ready),
+        )
+
+    def _place(self, token: int) -> int | None:
+        start, end = self._marks
+        if token == start and not self._block:
+            self._block = True
+            self._written += len(self._decoder.finish())
+        if self._block:
+            self._block = token != end
+            return None
+        place = self._written
+        self._written += len(self._decoder.push(token))
+        return place

@@ -10,19 +10,18 @@ import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
 from ..engine.handle import Request
 from ..errors import EngineClosedError
-from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
 from ..generation.response import Completion
 from ..processing.tokenizer import Tokenizer
 from . import task_requests
-from .answer import Answer, Piece, pieces, statistics_of, whole
+from .answer import Piece, pieces, statistics_of
 from .api_error import ApiError
 from .api_request import ApiRequest, Rules
 from .fields import Fields, parse_body
@@ -34,6 +33,8 @@ from .sending import Event, event_stream, send_json
 from .task_requests import TaskRequest
 
 T = TypeVar("T")
+Parse = Callable[[Fields, Rules], Any]  # of a body
+Work = Callable[[Any, RequestRecord, Send], Coroutine[Any, Any, None]]
 THREADS = 2  # that parse, as many that read the pictures of tasks, and as many that count tokens
 SMALL, LARGE = 2**14, 2**18  # bytes of a body that is read at once: of any, and of one with few values
 VALUES = 1000
@@ -41,17 +42,18 @@ FORMS = ("tools", "response_format", "text", "output_config", "schema")  # field
 GONE = 499  # the status of a request whose client went away
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How a protocol reads a body, and writes an answer and its stream. `prefix` is that of the ids of answers,
-    `heartbeat` a sign of life in a stream."""
+class Writer(Protocol):
+    """A module that writes the answers of a protocol, and their streams. `PREFIX` is that of the ids of answers,
+    `HEARTBEAT` a sign of life in a stream."""
 
-    prefix: str
-    parse: Callable[[Fields, Rules], ApiRequest]
-    response: Callable[[str, int, ApiRequest, list[Answer], Tokenizer], dict[str, Any]]
-    events: Callable[[str, int, ApiRequest, AsyncIterator[Piece], Tokenizer], AsyncIterator[Event]]
-    error_event: Callable[[ApiError, str, int], Event]
-    heartbeat: bytes
+    PREFIX: str
+    HEARTBEAT: bytes
+
+    def response(self, id: str, created: int, asked: ApiRequest, answers: list[list[Piece]]) -> dict[str, Any]: ...
+    def events(
+        self, id: str, created: int, asked: ApiRequest, pieces: AsyncIterator[Piece]
+    ) -> AsyncIterator[Event]: ...
+    def error_event(self, error: ApiError, request_id: str, number: int) -> Event: ...
 
 
 @dataclass
@@ -78,12 +80,11 @@ class Answering:
             pool.shutdown(wait=False, cancel_futures=True)
 
     @contextlib.asynccontextmanager
-    async def parsed(self, scope: Scope, receive: Receive, parse: Callable[[Fields, Rules], Any]) -> AsyncIterator[Any]:
+    async def parsed(self, scope: Scope, receive: Receive, parse: Parse) -> AsyncIterator[Any]:
         """A body, read by `parse`; a large one, or one with schemas, beside the event loop. It counts against the limit
         of all bodies until the block ends. Raises `ApiError` and `ConnectionError`."""
-        body = await self.reader.read(scope, receive)
-        size, scope["record"].came = len(body), time.monotonic()
-        try:
+        async with self.reader.body(scope, receive) as body:
+            scope["record"].came = time.monotonic()
             beside = not is_light(body)
             if beside:
                 work = functools.partial(_parse, body, parse, self.rules)
@@ -96,23 +97,14 @@ class Answering:
             asked = await asyncio.get_running_loop().run_in_executor(self._parsers, work) if beside else work()
             del work  # the body is not kept beside what is read of it
             yield asked
-        finally:
-            self.reader.give_back(size)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send, protocol: Protocol) -> None:
-        record: RequestRecord = scope["record"]
-        async with self.parsed(scope, receive, protocol.parse) as asked:
-            record.model, record.stream = self.models.find(asked.model).id, asked.stream
-            await while_connected(self._answer(asked, record, send, protocol), receive, record)
-
-    async def count_tokens(
-        self, scope: Scope, receive: Receive, send: Send, parse: Callable[[Fields, Rules], ApiRequest]
-    ) -> None:
-        """Answers with the number of tokens of a prompt."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, parse: Parse, work: Work) -> None:
+        """Reads a body and does the work that it asks for, `answer`, `count_tokens` or `do_task`."""
         async with self.parsed(scope, receive, parse) as asked:
-            await while_connected(self._count_tokens(asked, send), receive, scope["record"])
+            await while_connected(work(asked, scope["record"], send), receive, scope["record"])
 
-    async def _count_tokens(self, asked: ApiRequest, send: Send) -> None:
+    async def count_tokens(self, asked: ApiRequest, record: RequestRecord, send: Send) -> None:
+        """Sends the number of tokens of a prompt."""
         async with self.models.use(asked.model) as model:
             assert model.engine is not None
             count = functools.partial(
@@ -121,14 +113,9 @@ class Answering:
             tokens = await asyncio.get_running_loop().run_in_executor(self._counters, count)
         await send_json(send, {"input_tokens": tokens})
 
-    async def do_task(self, scope: Scope, receive: Receive, send: Send, kind: str) -> None:
-        """Answers with the result of a task."""
-        record: RequestRecord = scope["record"]
-        async with self.parsed(scope, receive, task_requests.parse(kind)) as asked:
-            record.model = self.models.find(asked.model).id
-            await while_connected(self._do_task(asked, record, send), receive, record)
-
-    async def _do_task(self, asked: TaskRequest, record: RequestRecord, send: Send) -> None:
+    async def do_task(self, asked: TaskRequest, record: RequestRecord, send: Send) -> None:
+        """Sends the result of a task."""
+        record.model = self.models.find(asked.model).id
         async with until(self._end(asked, record)) as limit, self.models.use(asked.model) as model:
             assert model.processor is not None and model.config is not None
             pictures = model.processor.image_processor
@@ -156,44 +143,39 @@ class Answering:
         async with until(self._end(asked, record)) as limit, self.models.use(asked.model) as model:
             assert model.processor is not None
             overrides = {**detail_overrides(asked.detail, model.processor), **asked.image_overrides}
-            questions = [
-                GenerationRequest(
-                    asked.messages,
-                    tools=asked.tools,
-                    options=_of_choice(asked.options, choice, self.draft),
-                    image_overrides=overrides,
-                )
-                for choice in range(asked.choices)
-            ]
-            async with submitted(model, questions, limit, record) as requests:
+            options = replace(asked.options, draft=self.draft)
+            question = GenerationRequest(asked.messages, tools=asked.tools, options=options, image_overrides=overrides)
+            async with submitted(model, question.repeat(asked.choices), limit, record) as requests:
                 yield requests, model.processor.tokenizer
 
-    async def _answer(self, asked: ApiRequest, record: RequestRecord, send: Send, protocol: Protocol) -> None:
-        id, created = f"{protocol.prefix}{secrets.token_hex(12)}", int(time.time())
+    async def answer(self, writer: Writer, asked: ApiRequest, record: RequestRecord, send: Send) -> None:
+        """Sends an answer, or its stream, in a protocol."""
+        record.model = self.models.find(asked.model).id
+        id, created = f"{writer.PREFIX}{secrets.token_hex(12)}", int(time.time())
         if asked.stream:
-            await self._stream(asked, record, send, protocol, (id, created))
+            await self._stream(asked, record, send, writer, (id, created))
             return
         async with self._submitted(asked, record) as (requests, tokenizer):
             listed = [piece async for piece in heard(pieces(requests, asked, tokenizer), record)]
-            answers = [whole(listed, choice) for choice in range(asked.choices)]
-            await send_json(send, protocol.response(id, created, asked, answers, tokenizer))
+            answers = [[piece for piece in listed if piece.choice == choice] for choice in range(asked.choices)]
+            await send_json(send, writer.response(id, created, asked, answers))
 
     async def _stream(
-        self, asked: ApiRequest, record: RequestRecord, send: Send, protocol: Protocol, head: tuple[str, int]
+        self, asked: ApiRequest, record: RequestRecord, send: Send, writer: Writer, head: tuple[str, int]
     ) -> None:
         def of_error(error: ApiError, number: int) -> Event:
-            return protocol.error_event(error, record.id, number)
+            return writer.error_event(error, record.id, number)
 
         seconds = self.rules.limits.heartbeat_seconds
         async with (
-            event_stream(send, seconds, protocol.heartbeat, of_error) as stream,
+            event_stream(send, seconds, writer.HEARTBEAT, of_error) as stream,
             self._submitted(asked, record) as (requests, tokenizer),
         ):
             found = heard(pieces(requests, asked, tokenizer), record)
             if not all([await request.wait_until_read() for request in requests]):
                 found = chained(await anext(found), found)  # what is wrong with a request is told by its status
             await stream.begin()
-            async for event in protocol.events(*head, asked, found, tokenizer):
+            async for event in writer.events(*head, asked, found):
                 await stream.add(event)
 
 
@@ -224,7 +206,7 @@ async def submitted(
     requests: list[Request] = []
     try:
         for question in questions:
-            given = {field.name: getattr(question, field.name) for field in fields(question)}
+            given = dict(vars(question))
             overrides = given.pop("image_overrides")
             requests.append(model.engine.submit(**given, deadline=deadline, **overrides))
         yield requests
@@ -240,17 +222,8 @@ def is_light(body: bytes) -> bool:
     return size <= SMALL or (size <= LARGE and sum(map(body.count, (b",", b"[", b"{"))) <= VALUES)
 
 
-def _parse(body: bytes, parse: Callable[[Fields, Rules], Any], rules: Rules) -> Any:
+def _parse(body: bytes, parse: Parse, rules: Rules) -> Any:
     return parse(parse_body(body), rules)
-
-
-def _of_choice(options: GenerationOptions, choice: int, draft: Any) -> GenerationOptions:
-    """The options of one of several answers: a seed of its own, so that they differ and can be repeated; and a
-    draft."""
-    changes: dict[str, Any] = {} if draft is None else {"draft": draft}
-    if choice and options.seed is not None:
-        changes["seed"] = (options.seed + choice) % 2**64
-    return replace(options, **changes) if changes else options
 
 
 async def while_connected(work: Coroutine[Any, Any, None], receive: Receive, record: RequestRecord) -> None:

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ..generation.response import Statistics
-from ..processing.tokenizer import Tokenizer
-from .answer import Answer, Piece
+from .answer import Piece, calls_of
 from .api_error import ApiError
 from .api_request import ApiRequest
 from .sending import Event
 from .tool_calls import Call, CallDelta
 
+PREFIX, HEARTBEAT = "msg_", b'event: ping\ndata: {"type":"ping"}\n\n'
 REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -33,22 +33,22 @@ def message(id: str, asked: ApiRequest, statistics: Statistics) -> dict[str, Any
     return made | {"stop_reason": None, "stop_sequence": None, "usage": usage(statistics)}
 
 
-def ending(part: Answer | Piece) -> dict[str, Any]:
+def ending(last: Piece) -> dict[str, Any]:
     """Why an answer ended, in Anthropic's words."""
-    if part.stop_text is not None and part.finish_reason == "stop":
-        return {"stop_reason": "stop_sequence", "stop_sequence": part.stop_text}
-    return {"stop_reason": REASONS[part.finish_reason or "stop"], "stop_sequence": None}
+    if last.stop_text is not None and last.finish_reason == "stop":
+        return {"stop_reason": "stop_sequence", "stop_sequence": last.stop_text}
+    return {"stop_reason": REASONS[last.finish_reason or "stop"], "stop_sequence": None}
 
 
 def _tool_use(call: Call | CallDelta) -> dict[str, Any]:
     return {"type": "tool_use", "id": f"toolu_{call.id}", "name": call.name, "input": {}}
 
 
-def response(id: str, created: int, asked: ApiRequest, answers: list[Answer], tokenizer: Tokenizer) -> dict[str, Any]:
+def response(id: str, created: int, asked: ApiRequest, answers: list[list[Piece]]) -> dict[str, Any]:
     """The body of a whole answer."""
     (answer,) = answers
-    calls = iter(answer.calls)
-    begun = [piece for piece in answer.pieces if piece.text or (piece.call is not None and piece.call.first)]
+    calls = iter(calls_of(answer))
+    begun = [piece for piece in answer if piece.text or (piece.call is not None and piece.call.first)]
     content: list[dict[str, Any]] = []
     for is_text, some in itertools.groupby(begun, lambda piece: piece.call is None):
         if is_text:
@@ -56,12 +56,10 @@ def response(id: str, created: int, asked: ApiRequest, answers: list[Answer], to
         else:
             content += [_tool_use(call) | {"input": call.members} for _, call in zip(some, calls, strict=False)]
     content = content or [{"type": "text", "text": ""}]
-    return message(id, asked, answer.statistics) | {"content": content} | ending(answer)
+    return message(id, asked, answer[-1].statistics) | {"content": content} | ending(answer[-1])
 
 
-async def events(
-    id: str, created: int, asked: ApiRequest, pieces: AsyncIterator[Piece], tokenizer: Tokenizer
-) -> AsyncIterator[Event]:
+async def events(id: str, created: int, asked: ApiRequest, pieces: AsyncIterator[Piece]) -> AsyncIterator[Event]:
     """The events of a stream."""
     blocks, open_text, begun = 0, False, False
 

@@ -87,11 +87,6 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-def unsupported(param: str, reason: str) -> ApiError:
-    """The error of a field that the protocol has and this server does not offer."""
-    return ApiError(400, f"{param} {reason}", param=param, code="unsupported_parameter")
-
-
 def api_error(error: BaseException, path: str = "") -> ApiError:
     """The error that a client is told for one of the library, in answer to a request of this path. The message of one
     that is not the client's own stays in the server's log: it may name files of this machine."""

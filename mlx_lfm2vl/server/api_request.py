@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..generation.options import MAX_TOKENS, GenerationOptions
 from .fields import Fields, shown
 from .limits import Limits
+from .pictures import Pictures
 
 LONGEST_STOP = 1000
+MOST = 10**6  # objects that are made of one list
 DEADLINES = 86400.0  # seconds
 
 
@@ -87,19 +89,45 @@ def joined(items: list[dict[str, Any]]) -> Any:
     return "\n".join(item["text"] for item in items)
 
 
-class Parts:
-    """Counts messages, items of content and tool calls, and knows the ids of the calls."""
+def past_call(name: str, arguments: str) -> dict[str, Any]:
+    """A call of an assistant's message, as templates know it."""
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
-    def __init__(self, limits: Limits):
-        self._most, self._count = limits.parts, 0
+
+class Parts:
+    """The messages of a request: counts them, items of their content and tool calls, has their `pictures`, and knows
+    the ids of the calls."""
+
+    def __init__(self, rules: Rules):
+        self.pictures = Pictures(rules.limits, rules.allow_urls)
+        self._most, self._count = rules.limits.parts, 0
         self._calls: dict[str, int] = {}
         self._numbers = itertools.count()
         self._results: list[int] = []  # which call each is of
 
-    def add(self, fields: Fields, name: str, count: int) -> None:
-        self._count += count
+    def objects(self, fields: Fields, name: str, most: int = MOST, *, required: bool = True) -> list[Fields]:
+        """The fields of each object of a list, which count."""
+        listed = fields.objects(name, most, required=required) or []
+        self._count += len(listed)
         if self._count > self._most:
             fields.fail(name, f"brings the request to more than {self._most} messages and parts")
+        return listed
+
+    def messages(self, fields: Fields) -> list[Fields]:
+        """The fields of each of the messages, of which there is one at least."""
+        listed = self.objects(fields, "messages", self._most)
+        if not listed:
+            fields.fail("messages", "is empty, expected at least one message")
+        return listed
+
+    def content(
+        self, fields: Fields, name: str, item: Callable[[Fields], dict[str, Any]], *, required: bool = True
+    ) -> Any:
+        """A text, or a list of items, each read by `item`, where there are pictures or videos; None if it is absent."""
+        given = fields.peek(name)
+        if isinstance(given, str) or (given is None and not required):
+            return fields.take(name)
+        return joined([item(each) for each in self.objects(fields, name)])
 
     def take_call(self, fields: Fields, name: str) -> None:
         """Takes the id of a tool call, which stands in this field."""

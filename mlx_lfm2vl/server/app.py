@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -15,63 +15,32 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import did_you_mean
-from . import anthropic, anthropic_answer, openai_chat, openai_chat_answer, openai_responses, openai_responses_answer
+from . import (
+    anthropic,
+    anthropic_answer,
+    openai_chat,
+    openai_chat_answer,
+    openai_responses,
+    openai_responses_answer,
+    task_requests,
+)
 from .access import Access
-from .answering import GONE, Answering, Protocol
+from .answering import GONE, Answering, Parse, Work
 from .api_error import ApiError, api_error
 from .log import RequestRecord, Write, of_bug
 from .metrics import Metrics
 from .models import Model
 from .page_routes import page_routes
 from .sending import as_json, send_json
-from .task_requests import MAKE
-
-COMMENT = b": keep-alive\n\n"  # of server-sent events, which clients pass over
-PING = b'event: ping\ndata: {"type":"ping"}\n\n'
-OPENAI_CHAT = Protocol(
-    "chatcmpl-",
-    openai_chat.parse,
-    openai_chat_answer.response,
-    openai_chat_answer.events,
-    openai_chat_answer.error_event,
-    COMMENT,
-)
-OPENAI_RESPONSES = Protocol(
-    "resp_",
-    openai_responses.parse,
-    openai_responses_answer.response,
-    openai_responses_answer.events,
-    openai_responses_answer.error_event,
-    COMMENT,
-)
-ANTHROPIC = Protocol(
-    "msg_",
-    anthropic.parse,
-    anthropic_answer.response,
-    anthropic_answer.events,
-    anthropic_answer.error_event,
-    PING,
-)
 
 
 def make_app(answering: Answering, access: Access, metrics: Metrics, write: Write) -> ASGIApp:
     """The whole server as an ASGI application."""
     models = answering.models
 
-    def answers(protocol: Protocol) -> ASGIApp:
-        async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
-            await answering(scope, receive, send, protocol)
-
-        return endpoint
-
-    async def count_tokens(scope: Scope, receive: Receive, send: Send) -> None:
-        await answering.count_tokens(scope, receive, send, anthropic.parse_count)
-
-    def task(kind: str) -> ASGIApp:
-        async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
-            await answering.do_task(scope, receive, send, kind)
-
-        return endpoint
+    def post(path: str, parse: Parse, work: Work) -> Route:
+        # Starlette takes what is no function as an ASGI application
+        return Route(path, partial(answering, parse=parse, work=work), methods=["POST"])
 
     async def list_models(request: Request) -> Response:
         listed = [described(model) for model in models]
@@ -90,20 +59,18 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
         return PlainTextResponse(metrics.text(models), media_type="text/plain; version=0.0.4")
 
     routes = [
-        Route("/v1/chat/completions", _App(answers(OPENAI_CHAT)), methods=["POST"]),
-        Route("/v1/responses", _App(answers(OPENAI_RESPONSES)), methods=["POST"]),
-        Route("/v1/messages", _App(answers(ANTHROPIC)), methods=["POST"]),
-        Route("/v1/messages/count_tokens", _App(count_tokens), methods=["POST"]),
-        *(Route(f"/v1/{kind}", _App(task(kind)), methods=["POST"]) for kind in MAKE),
-        Route("/v1/models", list_models, methods=["GET"]),
-        Route("/v1/models/{id:path}", one_model, methods=["GET"]),
-        Route("/health", health, methods=["GET"]),
-        Route("/metrics", shown_metrics, methods=["GET"]),
+        post("/v1/chat/completions", openai_chat.parse, partial(answering.answer, openai_chat_answer)),
+        post("/v1/responses", openai_responses.parse, partial(answering.answer, openai_responses_answer)),
+        post("/v1/messages", anthropic.parse, partial(answering.answer, anthropic_answer)),
+        post("/v1/messages/count_tokens", anthropic.parse_count, answering.count_tokens),
+        *(post(f"/v1/{kind}", partial(task_requests.parse, kind), answering.do_task) for kind in task_requests.MAKE),
+        Route("/v1/models", list_models),
+        Route("/v1/models/{id:path}", one_model),
+        Route("/health", health),
+        Route("/metrics", shown_metrics),
         *page_routes(),
     ]
-    offered = [route.path for route in routes if isinstance(route, Route)]
-    guarded = Guarded(Router(routes, redirect_slashes=False), access)
-    app = Recorded(guarded, offered, metrics, write)
+    app = Recorded(Router(routes, redirect_slashes=False), access, metrics, write)
     if not access.origins:
         return app
     return CORSMiddleware(
@@ -115,33 +82,13 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
     )
 
 
-class _App:
-    """An endpoint that is an ASGI application, which Starlette tells from a function of a request by its type."""
-
-    def __init__(self, app: ASGIApp):
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
-
-
-class Guarded:
-    """Refuses requests that may not be answered."""
-
-    def __init__(self, app: ASGIApp, access: Access):
-        self._app, self._access = app, access
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._access.check(scope)
-        scope["app"] = self  # for Starlette: a method that is not allowed is an exception
-        await self._app(scope, receive, send)
-
-
 class Recorded:
-    """Gives each request an id, makes responses of errors, and writes a line. `paths`: those that are offered."""
+    """Gives each request an id, refuses those that may not be answered, makes responses of errors, and writes a
+    line."""
 
-    def __init__(self, app: ASGIApp, paths: Collection[str], metrics: Metrics, write: Write):
-        self._app, self._paths, self._metrics, self._write = app, paths, metrics, write
+    def __init__(self, router: Router, access: Access, metrics: Metrics, write: Write):
+        self._router, self._access, self._metrics, self._write = router, access, metrics, write
+        self._paths = [route.path for route in router.routes if isinstance(route, Route)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = RequestRecord(scope["method"], scope["path"], f"req_{secrets.token_hex(8)}")
@@ -161,7 +108,9 @@ class Recorded:
 
         with self._metrics.in_flight():
             try:
-                await self._app(scope, receive, noted)
+                self._access.check(scope)
+                scope["app"] = self  # for Starlette: a method that is not allowed is an exception
+                await self._router(scope, receive, noted)
             except ConnectionError:
                 record.status = GONE
             except Exception as error:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from ..config.files import parse_json
 from ..errors import counted, did_you_mean
-from .api_error import ApiError, unsupported
+from .api_error import ApiError
 
 NAME = re.compile(r"[a-zA-Z0-9_-]+")
 MOST_DEPTH = 100  # of lists and objects in each other
@@ -19,7 +19,8 @@ TYPES = {dict: "an object", list: "a list", str: "a text", bool: "true or false"
 
 
 class Fields:
-    """The members of a JSON object. Each is taken once, by its name; null is as if absent. `close` refuses the rest."""
+    """The members of a JSON object. Each is taken once, by its name; null is as if absent. `close` refuses the rest, of
+    the objects within, too."""
 
     def __init__(self, value: Any, where: str = ""):
         self.where = where
@@ -27,6 +28,7 @@ class Fields:
             raise ApiError(400, f"{where or 'the body'} is {kind(value)}, expected an object", param=where or None)
         self._left = {name: item for name, item in value.items() if item is not None}
         self._known: set[str] = set()
+        self._inner: list[Fields] = []  # of the objects within
 
     def __contains__(self, name: str) -> bool:
         return name in self._left
@@ -43,6 +45,10 @@ class Fields:
         """Raises the error of a field."""
         raise ApiError(400, f"{self.path(name)} {message}", param=self.path(name), code=code)
 
+    def unsupported(self, name: str, message: str) -> NoReturn:
+        """Raises the error of a field that the protocol has and this server does not offer."""
+        self.fail(name, message, "unsupported_parameter")
+
     def peek(self, name: str) -> Any:
         """A field that is still to be taken."""
         return self._left.get(name)
@@ -52,49 +58,47 @@ class Fields:
         self._known.add(name)
         return self._left.pop(name, None)
 
-    def _typed(self, name: str, expected: type | tuple[type, ...], words: str, required: bool) -> Any:
+    def _typed(self, name: str, expected: type, required: bool = False, words: str = "") -> Any:
         value = self.take(name)
         if value is None and required:
-            raise ApiError(
-                400, f"{self.path(name)} is missing", param=self.path(name), code="missing_required_parameter"
-            )
-        wrong = not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)
-        if value is not None and wrong:
-            self.fail(name, f"is {kind(value)}, expected {words}", "invalid_type")
+            self.fail(name, "is missing", "missing_required_parameter")
+        right = isinstance(value, (int, float) if expected is float else expected)
+        if value is not None and (not right or (isinstance(value, bool) and expected is not bool)):
+            self.fail(name, f"is {kind(value)}, expected {words or TYPES[expected]}", "invalid_type")
         return value
 
     def text(self, name: str, *, required: bool = False, longest: int | None = None) -> Any:
-        value = self._typed(name, str, "a text", required)
+        value = self._typed(name, str, required)
         if value is not None and longest is not None and len(value) > longest:
             self.fail(name, f"has {counted(len(value), 'character')}, expected at most {longest}")
         return value
 
     def choice(self, name: str, choices: Iterable[str], *, required: bool = False) -> Any:
-        value = self._typed(name, str, "a text", required)
+        value = self._typed(name, str, required)
         if value is not None and value not in choices:
             self.fail(name, f"is {shown(value)}, expected one of {', '.join(choices)}")
         return value
 
     def name(self, name: str, longest: int) -> str:
         """The name of a tool or a schema."""
-        value: str = self._typed(name, str, "a text", True)
+        value: str = self._typed(name, str, True)
         if not NAME.fullmatch(value) or len(value) > longest:
             self.fail(name, f"is {shown(value)}, expected 1 to {longest} of the characters a-z, A-Z, 0-9, _ and -")
         return value
 
     def type(self, choices: Iterable[str], *, required: bool = True) -> Any:
         """The field `type` of a part, an item or a tool. Protocols have more of them than are offered here."""
-        value = self._typed("type", str, "a text", required)
+        value = self._typed("type", str, required)
         if value is not None and value not in choices:
             said = f"is {shown(value)}, which is not supported here; there is {', '.join(choices)}"
-            raise unsupported(self.path("type"), said)
+            self.unsupported("type", said)
         return value
 
     def flag(self, name: str) -> bool | None:
-        return self._typed(name, bool, "true or false", False)
+        return self._typed(name, bool)
 
     def whole(self, name: str, low: int, high: int, *, required: bool = False) -> Any:
-        value = self._typed(name, (int, float), "a whole number", required)
+        value = self._typed(name, float, required, "a whole number")
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if value is not None and (isinstance(value, float) or not low <= value <= high):
@@ -102,13 +106,13 @@ class Fields:
         return value
 
     def number(self, name: str, low: float, high: float, *, above: bool = False) -> float | None:
-        value = self._typed(name, (int, float), "a number", False)
+        value = self._typed(name, float)
         if value is not None and (not low <= value <= high or (above and value == low)):
             self.fail(name, f"is {shown(value)}, expected a number {'above' if above else 'from'} {low:g} to {high:g}")
         return value
 
     def list(self, name: str, most: int, *, required: bool = False) -> Any:
-        value = self._typed(name, list, "a list", required)
+        value = self._typed(name, list, required)
         if value is not None and len(value) > most:
             self.fail(name, f"has {counted(len(value), 'item')}, expected at most {most}")
         return value
@@ -123,17 +127,25 @@ class Fields:
 
     def object(self, name: str, *, required: bool = False) -> Any:
         """The fields of an object, None if it is absent."""
-        value = self._typed(name, dict, "an object", required)
-        return None if value is None else Fields(value, self.path(name))
+        value = self._typed(name, dict, required)
+        return None if value is None else self._within(value, self.path(name))
+
+    def inside(self, name: str) -> Fields:
+        """The fields of an object, of which there are none if it is absent."""
+        return self.object(name) or Fields({}, self.path(name))
 
     def objects(self, name: str, most: int, *, required: bool = False) -> Any:
         """The fields of each object of a list, None if it is absent."""
         values = self.list(name, most, required=required)
-        return values and [Fields(value, f"{self.path(name)}[{n}]") for n, value in enumerate(values)]
+        return values and [self._within(value, f"{self.path(name)}[{n}]") for n, value in enumerate(values)]
+
+    def _within(self, value: Any, where: str) -> Fields:
+        self._inner.append(Fields(value, where))
+        return self._inner[-1]
 
     def schema(self, name: str, most: int, *, required: bool = False) -> dict[str, Any] | None:
         """An object of free JSON, of at most `most` characters as JSON."""
-        value = self._typed(name, dict, "an object", required)
+        value = self._typed(name, dict, required)
         if value is not None and len(json.dumps(value)) > most:
             self.fail(name, f"has more than {most} characters of JSON; make it smaller")
         return value
@@ -156,23 +168,23 @@ class Fields:
         """Refuses fields that the protocol has and this server does not offer, unless they ask for nothing."""
         for name in names:
             if self._left.pop(name, None) not in NOTHING:
-                raise unsupported(self.path(name), f"is not supported here; {reason}")
+                self.unsupported(name, f"is not supported here; {reason}")
 
     def only(self, name: str, *values: Any) -> None:
         """Refuses all values of a field but these, which are what happens anyway."""
         value = self.take(name)
         if value is not None and (type(value), value) not in [(type(each), each) for each in values]:
             said = " or ".join(map(shown, values))
-            raise unsupported(
-                self.path(name), f"is {shown(value)}, which is not supported here; leave it out, or set it to {said}"
-            )
+            self.unsupported(name, f"is {shown(value)}, which is not supported here; leave it out, or set it to {said}")
 
     def close(self) -> None:
         """Refuses what is left."""
+        for inner in self._inner:
+            inner.close()
         for name in self._left:
-            param = self.path(name) if len(name) <= 100 else self.path(f"{name[:100]}...")
             near = did_you_mean([name[:100]], self._known)
-            raise ApiError(400, f"{param} is not known; leave it out{near}", param=param, code="unknown_parameter")
+            called = name if len(name) <= 100 else f"{name[:100]}..."
+            self.fail(called, f"is not known; leave it out{near}", "unknown_parameter")
 
 
 def shown(value: Any, length: int = 80) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from starlette.types import Receive, Scope
@@ -39,13 +41,14 @@ class Limits:
 
 
 class BodyReader:
-    """Reads the bodies of requests, all together within the limits until each is given back."""
+    """Reads the bodies of requests, all together within the limits."""
 
     def __init__(self, limits: Limits):
         self._limits, self._held = limits, 0
 
-    async def read(self, scope: Scope, receive: Receive) -> bytes:
-        """The body of a request, which counts until `give_back`. Raises `ApiError` for one that is too large or too
+    @contextlib.asynccontextmanager
+    async def body(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
+        """The body of a request, which counts within the block. Raises `ApiError` for one that is too large or too
         slow, and `ConnectionError` where the client goes away."""
         headers = dict(scope["headers"])
         if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
@@ -57,32 +60,28 @@ class BodyReader:
         if not length.isdigit() or int(length) > self._limits.body_bytes:
             raise self._too_large()
         pieces: list[bytes] = []
-        size, whole = 0, False
+        size, more = 0, True
         try:
-            async with asyncio.timeout(self._limits.body_seconds):
-                while True:
+            async with asyncio.timeout(self._limits.body_seconds) as limit:
+                while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ConnectionError
-                    piece = message.get("body", b"")
+                    piece, more = message.get("body", b""), message.get("more_body", False)
                     size, self._held = size + len(piece), self._held + len(piece)
                     if size > self._limits.body_bytes:
                         raise self._too_large()
                     if self._held > self._limits.bodies_bytes:
                         raise ApiError(429, "too many large requests are here at the same time; try again later")
                     pieces.append(piece)
-                    if not message.get("more_body", False):
-                        whole = True
-                        return b"".join(pieces)
+            pieces = [b"".join(pieces)]
+            yield pieces.pop()
         except TimeoutError:
+            if not limit.expired():
+                raise
             raise ApiError(408, f"the body has not come within {self._limits.body_seconds:g} seconds") from None
         finally:
-            if not whole:
-                self._held -= size
-
-    def give_back(self, size: int) -> None:
-        """Counts a body of so many bytes no more."""
-        self._held -= size
+            self._held -= size
 
     def _too_large(self) -> ApiError:
         most = self._limits.body_bytes

@@ -62,7 +62,6 @@ class RequestRecord:
     cut: int = 0  # the status of the error that ended a stream which had begun
     route: str = "other"  # the path, if it is one that is offered
     model: str = ""
-    stream: bool = False
     first: float | None = None  # seconds from `came` to the first piece of an answer
     complete: bool = False  # whether all of the response has been sent
     answers: list[Statistics] = field(default_factory=list)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..generation.response import GenerationResponse
 from ..processing.tokenizer import Tokenizer
-from .answer import Answer, Piece
 from .fields import Fields
 
 MOST = 20  # likeliest tokens in each place
@@ -19,11 +19,13 @@ def likeliest(fields: Fields, asked: bool, flag: str) -> int:
     return count
 
 
-def entries(part: Answer | Piece, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """An entry for each token."""
+def entries(response: GenerationResponse, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """An entry for each token; none for an answer without logprobs."""
+    if response.logprobs is None:
+        return []
     found = []
-    for number, (token, logprob) in enumerate(zip(part.tokens, part.logprobs, strict=True)):
-        top = part.top_logprobs[number] if part.top_logprobs else ()
+    tops = response.top_logprobs or ((),) * len(response.tokens)
+    for token, logprob, top in zip(response.tokens, response.logprobs, tops, strict=True):
         likely = [_entry(each.text, each.logprob) for each in top]
         found.append(_entry(tokenizer.decode([token]), logprob) | {"top_logprobs": likely})
     return found

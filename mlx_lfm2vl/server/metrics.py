@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from .log import RequestRecord
-from .models import Model, Models
+from .models import Models
 
 PREFIX = "mlx_lfm2vl_"
-Sample = tuple[dict[str, str], float]
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+METRICS = {  # kinds and descriptions, in the order in which they are told
+    "requests_total": (
+        "counter",
+        "Requests that have ended, by path and status; streams that were cut by that of their error.",
+    ),
+    "requests_in_flight": ("gauge", "Requests that have not ended."),
+    "prompt_tokens_total": ("counter", "Tokens of prompts."),
+    "cached_tokens_total": ("counter", "Tokens of prompts that were known from before."),
+    "image_tokens_total": ("counter", "Tokens of pictures."),
+    "generated_tokens_total": ("counter", "Tokens of answers."),
+    "request_seconds": ("histogram", "Seconds from a request to the end of an answer that is whole."),
+    "model_loaded": ("gauge", "Whether a model is loaded."),
+    "queue_length": ("gauge", "Requests that wait for their turn."),
+    "batch_size": ("gauge", "Requests that are answered together."),
+    "memory_bytes": ("gauge", "Bytes that MLX holds in the whole process."),
+    "cache_bytes": ("gauge", "Bytes of encoded pictures and of prompts that are kept."),
+}
 
 
 class Metrics:
@@ -49,90 +65,37 @@ class Metrics:
 
     def text(self, models: Models) -> str:
         """All samples, and the state of the models."""
-        lines: list[str] = []
-
-        def add(name: str, kind: str, help: str, samples: Iterable[Sample], suffixed: str = "") -> None:
-            if not suffixed:
-                lines.extend((f"# HELP {PREFIX}{name} {help}", f"# TYPE {PREFIX}{name} {kind}"))
-            for labels, value in samples:
-                inner = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-                lines.append(
-                    f"{PREFIX}{name}{suffixed}{{{inner}}} {_number(value)}"
-                    if inner
-                    else f"{PREFIX}{name}{suffixed} {_number(value)}"
-                )
-
-        add(
-            "requests_total",
-            "counter",
-            "Requests that have ended, by path and status; streams that were cut by that of their error.",
-            [({"path": path, "status": status}, count) for (path, status), count in sorted(self._requests.items())],
-        )
-        add("requests_in_flight", "gauge", "Requests that have not ended.", [({}, self._running)])
-        for kind, what in (
-            ("prompt", "of prompts"),
-            ("cached", "of prompts that were known from before"),
-            ("image", "of pictures"),
-            ("generated", "of answers"),
-        ):
-            add(
-                f"{kind}_tokens_total",
-                "counter",
-                f"Tokens {what}.",
-                [({"model": model}, count) for (model, of), count in sorted(self._tokens.items()) if of == kind],
-            )
-        add("request_seconds", "histogram", "Seconds from a request to the end of an answer that is whole.", [])
-        bounds = [({"le": f"{bound:g}"}, float(self._buckets[bound])) for bound in SECONDS]
-        add("request_seconds", "", "", [*bounds, ({"le": "+Inf"}, self._count)], "_bucket")
-        add("request_seconds", "", "", [({}, self._seconds)], "_sum")
-        add("request_seconds", "", "", [({}, self._count)], "_count")
-        listed = list(models)
-        engines = [(model, model.engine) for model in listed if model.engine is not None]
-        add(
-            "model_loaded",
-            "gauge",
-            "Whether a model is loaded.",
-            [(_label(model), float(model.state == "loaded")) for model in listed],
-        )
-        add(
-            "queue_length",
-            "gauge",
-            "Requests that wait for their turn.",
-            [(_label(model), engine.queue_length) for model, engine in engines],
-        )
-        add(
-            "batch_size",
-            "gauge",
-            "Requests that are answered together.",
-            [(_label(model), engine.batch_length) for model, engine in engines],
-        )
-        for _, engine in engines[:1]:
-            memory = engine.memory()
-            add(
-                "memory_bytes",
-                "gauge",
-                "Bytes that MLX holds in the whole process.",
-                [
-                    ({"kind": "active"}, memory.active),
-                    ({"kind": "cache"}, memory.cache),
-                    ({"kind": "peak"}, memory.peak),
-                ],
-            )
-        add(
-            "cache_bytes",
-            "gauge",
-            "Bytes of encoded pictures and of prompts that are kept.",
-            [
-                (_label(model) | {"kind": kind}, size)
-                for model, engine in engines
-                for kind, size in (("vision", engine.memory().vision_cache), ("prompt", engine.memory().prompt_cache))
-            ],
-        )
+        engines = {model.id: model.engine for model in models if model.engine is not None}
+        memories = {id: engine.memory() for id, engine in engines.items()}
+        samples: dict[str, dict[str, float]] = {name: {} for name in METRICS}  # by what is behind the metric's name
+        for (path, status), count in sorted(self._requests.items()):
+            samples["requests_total"][_labels(path=path, status=status)] = count
+        samples["requests_in_flight"][""] = self._running
+        for (id, kind), count in sorted(self._tokens.items()):
+            samples[f"{kind}_tokens_total"][_labels(model=id)] = count
+        buckets = {f"_bucket{_labels(le=f'{bound:g}')}": self._buckets[bound] for bound in SECONDS}
+        ends = {f"_bucket{_labels(le='+Inf')}": self._count, "_sum": self._seconds, "_count": self._count}
+        samples["request_seconds"] = {**buckets, **ends}
+        samples["model_loaded"] = {_labels(model=model.id): model.state == "loaded" for model in models}
+        samples["queue_length"] = {_labels(model=id): engine.queue_length for id, engine in engines.items()}
+        samples["batch_size"] = {_labels(model=id): engine.batch_length for id, engine in engines.items()}
+        for id, memory in memories.items():
+            for kind in ("vision", "prompt"):
+                samples["cache_bytes"][_labels(model=id, kind=kind)] = getattr(memory, f"{kind}_cache")
+            for kind in ("active", "cache", "peak"):
+                samples["memory_bytes"].setdefault(_labels(kind=kind), getattr(memory, kind))
+        if not memories:
+            del samples["memory_bytes"]
+        lines = []
+        for name, values in samples.items():
+            kind, help = METRICS[name]
+            lines += [f"# HELP {PREFIX}{name} {help}", f"# TYPE {PREFIX}{name} {kind}"]
+            lines += [f"{PREFIX}{name}{rest} {_number(value)}" for rest, value in values.items()]
         return "\n".join([*lines, ""])
 
 
-def _label(model: Model) -> dict[str, str]:
-    return {"model": model.id}
+def _labels(**labels: str) -> str:
+    return "{" + ",".join(f'{name}="{_escaped(text)}"' for name, text in labels.items()) + "}"
 
 
 def _number(value: float) -> str:

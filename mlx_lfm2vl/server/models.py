@@ -97,9 +97,8 @@ class Models:
         self._models = {model.id: model for model in map(Model, sources)}
         self._order = asyncio.Lock()  # who makes room for a model
         self._idle = asyncio.Event()  # set where a model may have no more users
-        self._room = (
-            asyncio.Event()
-        )  # not set while a model waits for the memory of others: new requests come behind it
+        # not set while a model waits for the memory of others: new requests come behind it
+        self._room = asyncio.Event()
         self._room.set()
         self._closed = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .api_request import ApiRequest, Parts, Rules, deadline, joined, max_tokens, options, sampling, stops
+from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, options, past_call, sampling, stops
 from .fields import Fields, shown
 from .logprobs import likeliest
 from .pictures import Pictures
@@ -18,10 +18,9 @@ TAGS = ("user", "safety_identifier", "prompt_cache_key")  # texts for the caller
 
 def parse(fields: Fields, rules: Rules) -> ApiRequest:
     """The request of a body. Raises `ApiError`."""
-    limits = rules.limits
-    pictures = Pictures(limits, rules.allow_urls)
+    limits, parts = rules.limits, Parts(rules)
     model = fields.text("model", required=True)
-    messages = _messages(fields, rules, pictures)
+    messages = parts.in_order([_message(message, parts) for message in parts.messages(fields)])
     logprobs = fields.flag("logprobs") or False
     top_logprobs = likeliest(fields, logprobs, "logprobs")
     stream = fields.flag("stream") or False
@@ -40,24 +39,20 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
         messages,
         tools.schemas,
         options(given, _stops(fields, rules), max_tokens(fields, "max_completion_tokens", "max_tokens")),
-        pictures.overrides(fields),
-        pictures.detail,
+        parts.pictures.overrides(fields),
+        parts.pictures.detail,
         choices=fields.whole("n", 1, limits.choices) or 1,
         several_calls=tools.several,
         deadline=deadline(fields),
         stream=stream,
         stream_usage=usage,
     )
-    tags(fields, TAGS)
     fields.refuse(NOT_OFFERED, "leave it out")
     fields.only("function_call", "none", "auto")  # of functions, which it cannot have
     fields.only("modalities", ["text"])
     fields.only("reasoning_effort", "none")
-    fields.only("service_tier", "auto", "default")
-    fields.only("store", False)
     fields.only("verbosity", "medium")
-    fields.only("prompt_cache_retention", "in_memory")
-    fields.close()
+    close(fields)
     return asked
 
 
@@ -69,49 +64,41 @@ def _stops(fields: Fields, rules: Rules) -> tuple[str, ...]:
 
 def _biases(fields: Fields) -> dict[int, float]:
     """Token ids, which are texts in JSON, and what is added to their logits."""
-    given = fields.object("logit_bias")
-    names = [] if given is None else given.names()
+    given: Any = fields.inside("logit_bias")
+    names = given.names()
     for name in names:
         if not name.isdecimal() or len(name) > 9:
             given.fail(name, "is no token id")
     return {int(name): given.number(name, -100, 100) for name in names}
 
 
-def tags(fields: Fields, names: tuple[str, ...]) -> None:
-    """Takes what a caller may send for its own records, and what changes no answer."""
-    for name in names:
+def close(fields: Fields) -> None:
+    """Takes what both protocols of OpenAI have for a caller's own records, and what changes no answer. Refuses the
+    rest."""
+    for name in TAGS:
         fields.text(name, longest=1000)
-    metadata = fields.object("metadata")
-    for name in list(metadata.names()) if metadata is not None else ():
+    metadata = fields.inside("metadata")
+    for name in metadata.names():
         metadata.text(name, longest=1000)
+    fields.only("service_tier", "auto", "default")
+    fields.only("store", False)
+    fields.only("prompt_cache_retention", "in_memory")
+    fields.close()
 
 
 def _stream_usage(fields: Fields, stream: bool) -> bool:
-    given = fields.object("stream_options")
-    if given is None:
-        return False
-    if not stream:
+    if "stream_options" in fields and not stream:
         fields.fail("stream_options", "is for streams; set stream to true")
-    usage = given.flag("include_usage") or False
+    given = fields.inside("stream_options")
     given.only("include_obfuscation", False)
-    given.close()
-    return usage
+    return given.flag("include_usage") or False
 
 
-def _messages(fields: Fields, rules: Rules, pictures: Pictures) -> list[dict[str, Any]]:
-    listed = fields.objects("messages", rules.limits.parts, required=True)
-    if not listed:
-        fields.fail("messages", "is empty, expected at least one message")
-    parts = Parts(rules.limits)
-    parts.add(fields, "messages", len(listed))
-    return parts.in_order([_message(message, parts, pictures) for message in listed])
-
-
-def _message(fields: Fields, parts: Parts, pictures: Pictures) -> dict[str, Any]:
+def _message(fields: Fields, parts: Parts) -> dict[str, Any]:
     role = fields.choice("role", ROLES, required=True)
     made: dict[str, Any] = {"role": system_role(role)}
-    calls = _past_calls(fields, parts) if role == "assistant" else None
-    content = _content(fields, role, parts, pictures, required=not calls)
+    calls = _past_calls(fields, parts) if role == "assistant" else []
+    content = parts.content(fields, "content", lambda item: _item(item, role, parts.pictures), required=not calls)
     if content is not None:
         made["content"] = content
     if calls:
@@ -121,7 +108,6 @@ def _message(fields: Fields, parts: Parts, pictures: Pictures) -> dict[str, Any]
     if role == "assistant":
         fields.refuse(("audio", "function_call", "refusal", "annotations"), "leave it out")
     fields.text("name", longest=1000)  # of the speaker, which templates do not show
-    fields.close()
     return made
 
 
@@ -130,55 +116,29 @@ def system_role(role: str) -> str:
     return "system" if role == "developer" else role
 
 
-def _content(fields: Fields, role: str, parts: Parts, pictures: Pictures, required: bool) -> Any:
-    """A text, or a list of items where there are pictures or videos."""
-    content = fields.take("content")
-    if isinstance(content, str) or (content is None and not required):
-        return content
-    listed = Fields({"content": content}, fields.where).objects("content", 10**9, required=True)
-    parts.add(fields, "content", len(listed))
-    items = [_item(item, role, pictures) for item in listed]
-    return joined(items)
-
-
 def _item(fields: Fields, role: str, pictures: Pictures) -> dict[str, Any]:
     kind = fields.type(("text", "image_url", "video_url", "file"))
     if kind == "text":
-        made: dict[str, Any] = {"type": "text", "text": fields.text("text", required=True)}
-    elif kind == "image_url" and role == "user":
-        picture = fields.object("image_url", required=True)
-        made = pictures.from_url(picture, "url", picture.text("url", required=True))
-        pictures.set_detail(picture)
-        picture.close()
-    elif kind == "video_url" and role == "user":
-        video = fields.object("video_url", required=True)
-        made = pictures.from_url(video, "url", video.text("url", required=True), "video")
-        made["fps"] = video.number("fps", 0, 1000, above=True)
-        video.close()
-    elif kind == "file" and role == "user":
-        file = fields.object("file", required=True)
-        made = pictures.from_file(file, by_address=False)
-        file.close()
-    else:
-        fields.fail("type", f"is {shown(kind)}; a message of role {role} may hold text{_and_pictures(role)}")
-    fields.close()
+        return {"type": "text", "text": fields.text("text", required=True)}
+    if role != "user":
+        fields.fail("type", f"is {shown(kind)}; a message of role {role} may hold text")
+    inner = fields.object(kind, required=True)
+    if kind == "file":
+        return pictures.from_file(inner, by_address=False)
+    url = inner.text("url", required=True)
+    if kind == "video_url":
+        return pictures.from_url(inner, "url", url, "video") | {"fps": inner.number("fps", 0, 1000, above=True)}
+    made = pictures.from_url(inner, "url", url)
+    pictures.set_detail(inner)
     return made
 
 
-def _and_pictures(role: str) -> str:
-    return ", image_url, video_url and file" if role == "user" else ""
-
-
 def _past_calls(fields: Fields, parts: Parts) -> list[dict[str, Any]]:
-    """The calls of an assistant's message, as templates know them."""
-    listed, calls = fields.objects("tool_calls", 10**6) or (), []
-    parts.add(fields, "tool_calls", len(listed))
-    for call in listed:
+    """The calls of an assistant's message."""
+    calls = []
+    for call in parts.objects(fields, "tool_calls", required=False):
         parts.take_call(call, "id")
         call.type(("function",), required=False)
         function = call.object("function", required=True)
-        name, arguments = function.text("name", required=True), function.arguments("arguments")
-        function.close()
-        call.close()
-        calls.append({"type": "function", "function": {"name": name, "arguments": arguments}})
+        calls.append(past_call(function.text("name", required=True), function.arguments("arguments")))
     return calls

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ..generation.response import Statistics
-from ..processing.tokenizer import Tokenizer
-from .answer import Answer, Piece
+from .answer import Piece, calls_of
 from .api_error import ApiError
 from .api_request import ApiRequest
-from .logprobs import entries
-from .sending import Event
+from .sending import COMMENT, Event
 from .tool_calls import Call, CallDelta
+
+PREFIX, HEARTBEAT = "chatcmpl-", COMMENT
 
 
 def head(kind: str, id: str, created: int, asked: ApiRequest) -> dict[str, Any]:
@@ -32,24 +32,18 @@ def usage(answers: list[Statistics], prompts: bool = False) -> dict[str, Any]:
     }
 
 
-def response(id: str, created: int, asked: ApiRequest, answers: list[Answer], tokenizer: Tokenizer) -> dict[str, Any]:
+def response(id: str, created: int, asked: ApiRequest, answers: list[list[Piece]]) -> dict[str, Any]:
     """The body of a whole answer."""
-    choices = [
-        {
-            "index": number,
-            "message": {
-                "role": "assistant",
-                "content": answer.text if answer.text or not answer.calls else None,
-                "refusal": None,
-                **({"tool_calls": [_call(call) for call in answer.calls]} if answer.calls else {}),
-            },
-            "logprobs": _logprobs(asked, answer, tokenizer),
-            "finish_reason": answer.finish_reason,
-        }
-        for number, answer in enumerate(answers)
-    ]
+    choices = []
+    for number, answer in enumerate(answers):
+        text, calls = "".join(piece.text for piece in answer), calls_of(answer)
+        message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
+        if calls:
+            message["tool_calls"] = [_call(call) for call in calls]
+        logprobs, reason = _logprobs(answer), answer[-1].finish_reason
+        choices.append({"index": number, "message": message, "logprobs": logprobs, "finish_reason": reason})
     made = head("chat.completion", id, created, asked)
-    return made | {"choices": choices, "usage": usage([answer.statistics for answer in answers])}
+    return made | {"choices": choices, "usage": usage([answer[-1].statistics for answer in answers])}
 
 
 def _call(call: Call) -> dict[str, Any]:
@@ -62,15 +56,12 @@ def _delta(call: CallDelta) -> dict[str, Any]:
     return {"index": call.index, **begin, "function": {**name, "arguments": call.arguments}}
 
 
-def _logprobs(asked: ApiRequest, part: Answer | Piece, tokenizer: Tokenizer) -> dict[str, Any] | None:
-    if not asked.options.logprobs or not part.tokens:
-        return None
-    return {"content": entries(part, tokenizer), "refusal": None}
+def _logprobs(pieces: list[Piece]) -> dict[str, Any] | None:
+    found = [entry for piece in pieces for entry in piece.logprobs]
+    return {"content": found, "refusal": None} if found else None
 
 
-async def events(
-    id: str, created: int, asked: ApiRequest, pieces: AsyncIterator[Piece], tokenizer: Tokenizer
-) -> AsyncIterator[Event]:
+async def events(id: str, created: int, asked: ApiRequest, pieces: AsyncIterator[Piece]) -> AsyncIterator[Event]:
     """The chunks of a stream: an event's name, if it has one, and its data."""
     top = head("chat.completion.chunk", id, created, asked)
     more = {"usage": None} if asked.stream_usage else {}
@@ -85,7 +76,7 @@ async def events(
         if piece.choice not in begun:
             begun.add(piece.choice)
             yield chunk(piece, {"role": "assistant", "content": "", "refusal": None})
-        logprobs = _logprobs(asked, piece, tokenizer)
+        logprobs = _logprobs([piece])
         if piece.text or logprobs:
             yield chunk(piece, {"content": piece.text}, logprobs=logprobs)
         if piece.call is not None and (piece.call.first or piece.call.arguments):

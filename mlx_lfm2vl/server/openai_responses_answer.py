@@ -7,29 +7,23 @@ from typing import Any
 
 from ..generation.response import Statistics
 from ..processing.conversation import CALL_END, CALL_START
-from ..processing.tokenizer import Tokenizer
-from .answer import Answer, Piece
+from .answer import Piece
 from .api_error import ApiError
 from .api_request import ApiRequest
-from .logprobs import entries
-from .sending import Event
-from .tool_calls import Call, CallDelta
+from .sending import COMMENT, Event
+from .tool_calls import CallDelta
+
+PREFIX, HEARTBEAT = "resp_", COMMENT
 
 
 def head(id: str, created: int, asked: ApiRequest) -> dict[str, Any]:
     """A response that has not ended."""
-    defaults: dict[str, Any] = {
-        "instructions": None,
-        "metadata": {},
-        "temperature": None,
-        "top_p": None,
-        "max_output_tokens": None,
-    }
-    defaults |= {"tools": [], "tool_choice": "auto", "text": {"format": {"type": "text"}}}
-    fixed: dict[str, Any] = {"error": None, "incomplete_details": None, "previous_response_id": None, "store": False}
-    fixed |= {"truncation": "disabled", "background": False, "usage": None, "output": [], "status": "in_progress"}
-    top = {"id": id, "object": "response", "created_at": created, "model": asked.model}
-    return top | fixed | defaults | asked.echo
+    made: dict[str, Any] = {"id": id, "object": "response", "created_at": created, "model": asked.model}
+    made |= {"error": None, "incomplete_details": None, "previous_response_id": None, "store": False}
+    made |= {"truncation": "disabled", "background": False, "usage": None, "output": [], "status": "in_progress"}
+    made |= {"instructions": None, "metadata": {}, "temperature": None, "top_p": None, "max_output_tokens": None}
+    made |= {"tools": [], "tool_choice": "auto", "text": {"format": {"type": "text"}}}
+    return made | asked.echo
 
 
 def usage(statistics: Statistics) -> dict[str, Any]:
@@ -42,12 +36,12 @@ def usage(statistics: Statistics) -> dict[str, Any]:
     }
 
 
-def ended(top: dict[str, Any], output: list[dict[str, Any]], part: Answer | Piece) -> dict[str, Any]:
+def ended(top: dict[str, Any], output: list[dict[str, Any]], last: Piece) -> dict[str, Any]:
     """The response with its output, once it has ended."""
-    cut = part.finish_reason == "length"
+    cut = last.finish_reason == "length"
     details = {"reason": "max_output_tokens"} if cut else None
     status = "incomplete" if cut else "completed"
-    return top | {"output": output, "status": status, "incomplete_details": details, "usage": usage(part.statistics)}
+    return top | {"output": output, "status": status, "incomplete_details": details, "usage": usage(last.statistics)}
 
 
 def text_item(id: str, text: str, status: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -55,41 +49,31 @@ def text_item(id: str, text: str, status: str, logprobs: list[dict[str, Any]]) -
     return {"id": id, "type": "message", "role": "assistant", "status": status, "content": [part]}
 
 
-def whole_call(call: Call) -> dict[str, Any]:
-    """A call that has ended."""
-    return call_item(call, "incomplete" if call.cut else "completed", call.arguments)
-
-
-def call_item(call: Call | CallDelta, status: str, arguments: str) -> dict[str, Any]:
+def call_item(call: CallDelta, status: str, arguments: str) -> dict[str, Any]:
     ids = {"id": f"fc_{call.id}", "call_id": f"call_{call.id}"}
     return {"type": "function_call", **ids, "name": call.name, "arguments": arguments, "status": status}
 
 
-def response(id: str, created: int, asked: ApiRequest, answers: list[Answer], tokenizer: Tokenizer) -> dict[str, Any]:
+def response(id: str, created: int, asked: ApiRequest, answers: list[list[Piece]]) -> dict[str, Any]:
     """The body of a whole answer. It has the items of a stream."""
     (answer,) = answers
-    output = _Output(id, asked, tokenizer)
-    for piece in answer.pieces:
+    output = _Output(id, asked)
+    for piece in answer:
         for _ in output.read(piece):
             pass
-    return ended(head(id, created, asked), output.items, answer)
-
-
-def _message_id(id: str) -> str:
-    return f"msg_{id.removeprefix('resp_')}"
+    return ended(head(id, created, asked), output.items, answer[-1])
 
 
 class _Output:
     """The items of a stream, in the events that make them."""
 
-    def __init__(self, id: str, asked: ApiRequest, tokenizer: Tokenizer):
-        self._message, self._asked, self._tokenizer = _message_id(id), asked, tokenizer
+    def __init__(self, id: str, asked: ApiRequest):
+        self._message, self._tools = f"msg_{id.removeprefix(PREFIX)}", bool(asked.tools)
         self.items: list[dict[str, Any]] = []
         self._number = 0
         self._text: list[str] | None = None  # of the item that is open
         self._logprobs: list[dict[str, Any]] = []
         self._waiting: list[dict[str, Any]] = []  # logprobs of tokens of which no text has come
-        self._marks = tuple(map(tokenizer.backend.token_to_id, (CALL_START, CALL_END)))
         self._block = False  # whether calls are being written
         self._call: list[str] | None = None  # the arguments of the item that is open
 
@@ -117,14 +101,11 @@ class _Output:
     def _of_text(self, piece: Piece) -> list[dict[str, Any]]:
         """The logprobs of the tokens that are in no block of calls."""
         found: list[dict[str, Any]] = []
-        if not self._asked.options.logprobs:
-            return found
-        start, end = self._marks
-        for token, entry in zip(piece.tokens, entries(piece, self._tokenizer), strict=True):
-            self._block = self._block or (token == start and bool(self._asked.tools))
+        for entry in piece.logprobs:
+            self._block = self._block or (self._tools and entry["token"] == CALL_START)
             if not self._block:
                 found.append(entry)
-            self._block = self._block and token != end
+            self._block = self._block and entry["token"] != CALL_END
         return found
 
     def _add_text(self, text: str) -> Iterator[Event]:
@@ -163,17 +144,15 @@ class _Output:
             yield self.event("response.function_call_arguments.delta", **place, delta=call.arguments)
         if call.last:
             arguments, self._call = "".join(self._call), None
-            item = whole_call(Call(call.id, call.name, arguments, call.cut))
+            item = call_item(call, "incomplete" if call.cut else "completed", arguments)
             yield self.event("response.function_call_arguments.done", **place, name=call.name, arguments=arguments)
             yield self.event("response.output_item.done", output_index=index, item=item)
             self.items.append(item)
 
 
-async def events(
-    id: str, created: int, asked: ApiRequest, pieces: AsyncIterator[Piece], tokenizer: Tokenizer
-) -> AsyncIterator[Event]:
+async def events(id: str, created: int, asked: ApiRequest, pieces: AsyncIterator[Piece]) -> AsyncIterator[Event]:
     """The events of a stream."""
-    top, output = head(id, created, asked), _Output(id, asked, tokenizer)
+    top, output = head(id, created, asked), _Output(id, asked)
     yield output.event("response.created", response=top)
     yield output.event("response.in_progress", response=top)
     async for piece in pieces:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Scope
 
 FOLDER = Path(__file__).parent / "page"
 POLICY = (
@@ -32,14 +32,10 @@ HEADERS = {
 class PageFiles(StaticFiles):
     """The files of the page, with its headers."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message["headers"] = [*message["headers"], *own]
-            await send(message)
-
-        await super().__call__(scope, receive, with_headers)
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(HEADERS)
+        return response
 
 
 async def page(request: Request) -> Response:
@@ -48,4 +44,4 @@ async def page(request: Request) -> Response:
 
 def page_routes() -> list[BaseRoute]:
     """The routes of the page and its files."""
-    return [Route("/", page, methods=["GET"]), Mount("/static", PageFiles(directory=FOLDER))]
+    return [Route("/", page), Mount("/static", PageFiles(directory=FOLDER))]

@@ -47,15 +47,6 @@ class Pictures:
             return {"type": of, "url": url}
         return {"type": of, of: LabelledAddress(fields.path(name), url)}
 
-    def from_base64(self, fields: Fields, name: str, text: str) -> dict[str, Any]:
-        """The item of a picture in base64."""
-        self._add(fields, name, "image")
-        try:
-            data = decode_base64(text)
-        except ImageError:
-            fields.fail(name, "is no base64; encode the bytes of a picture file")
-        return {"type": "image", "image": LabelledBytes(fields.path(name), data)}
-
     def from_file(self, fields: Fields, by_address: bool) -> dict[str, Any]:
         """The item of OpenAI's file: a video, or a PDF document. `by_address`: `file_url` may name it."""
         fields.refuse(("file_id",), "no files are kept; send the content as a data URI")
@@ -78,30 +69,32 @@ class Pictures:
         self.set_detail(fields)
         return made
 
-    def from_source(self, source: Fields, kinds: tuple[str, ...]) -> dict[str, Any]:
-        """The item of Anthropic's source of a picture or document, of one of these kinds."""
-        if source.choice("type", kinds, required=True) == "base64":
-            source.text("media_type", required=True)  # the bytes say what they are
-            made = self.from_base64(source, "data", source.text("data", required=True))
-        else:
-            made = self.from_url(source, "url", source.text("url", required=True))
-        source.close()
-        return made
+    def from_source(self, source: Fields) -> dict[str, Any]:
+        """The item of Anthropic's source of a picture or document."""
+        if source.choice("type", ("base64", "url"), required=True) == "url":
+            return self.from_url(source, "url", source.text("url", required=True))
+        source.text("media_type", required=True)  # the bytes say what they are
+        text = source.text("data", required=True)
+        self._add(source, "data", "image")
+        try:
+            data = decode_base64(text)
+        except ImageError:
+            source.fail("data", "is no base64; encode the bytes of a picture file")
+        return {"type": "image", "image": LabelledBytes(source.path("data"), data)}
 
-    def set_detail(self, fields: Fields, name: str = "detail") -> None:
+    def set_detail(self, fields: Fields) -> None:
         """Takes OpenAI's `detail` of a picture. A request has one picture policy, so all its pictures have the same."""
-        detail = fields.choice(name, DETAILS) or "auto"
+        detail = fields.choice("detail", DETAILS) or "auto"
         if self._detail not in (None, detail):
-            fields.fail(name, f"is {detail}, but {self._detail} before; all pictures of a request need the same")
+            fields.fail("detail", f"is {detail}, but {self._detail} before; all pictures of a request need the same")
         self._detail = detail
 
     def overrides(self, fields: Fields) -> dict[str, Any]:
         """The picture policy of the request: fields that neither protocol has."""
-        tiling = fields.flag("tiling")
         given = {
             "max_image_tokens": fields.whole("max_image_tokens", 1, 2**16),
             "min_image_tokens": fields.whole("min_image_tokens", 1, 2**16),
-            "do_image_splitting": tiling,
+            "do_image_splitting": fields.flag("tiling"),
         }
         return {name: value for name, value in given.items() if value is not None}
 

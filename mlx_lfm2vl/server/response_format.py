@@ -27,16 +27,14 @@ def response_format(fields: Fields, name: str, rules: Rules, nested: bool = True
         inner.name("name", 64)
         inner.text("description")
         inner.flag("strict")  # an answer always holds to its schema
-        made = json_schema(inner, "schema", rules)
-        inner.close()
-    format.close()
+        made = json_schema(inner, rules)
     return made
 
 
-def json_schema(fields: Fields, name: str, rules: Rules) -> ResponseFormat:
-    """The form of a JSON schema, which stands in this field. Raises `ApiError`."""
-    schema = fields.schema(name, rules.limits.schema_characters, required=True)
-    return held(fields, name, lambda: ResponseFormat.json_schema(schema))
+def json_schema(fields: Fields, rules: Rules) -> ResponseFormat:
+    """The form of the JSON schema in the field `schema`. Raises `ApiError`."""
+    schema = fields.schema("schema", rules.limits.schema_characters, required=True)
+    return held(fields, "schema", lambda: ResponseFormat.json_schema(schema))
 
 
 def held(fields: Fields, name: str, make: Callable[[], ResponseFormat]) -> ResponseFormat:

@@ -14,6 +14,7 @@ from starlette.types import Send
 from .api_error import ApiError, api_error
 
 Event = tuple[str | None, Any]  # its name, if it has one, and its data
+COMMENT = b": keep-alive\n\n"  # which clients pass over
 EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),

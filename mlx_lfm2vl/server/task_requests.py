@@ -64,43 +64,30 @@ class TaskRequest:
         )
 
 
-def parse(kind: str) -> Callable[[Fields, Rules], TaskRequest]:
-    """The function that reads the bodies of a task. It raises `ApiError`."""
-
-    def read(fields: Fields, rules: Rules) -> TaskRequest:
-        pictures = Pictures(rules.limits, rules.allow_urls)
-        model = fields.text("model", required=True)
-        about: Any = None
-        if kind in ("detect", "point"):
-            about = fields.text("what", required=True, longest=1000)
-        elif kind == "extract":
-            about = fields.schema("schema", rules.limits.schema_characters, required=True)
-        images = [_image(fields, n, url, pictures) for n, url in enumerate(_urls(fields, rules))]
-        made = TaskRequest(
-            kind,
-            model,
-            images,
-            about,
-            sampling(fields),
-            max_tokens(fields, "max_tokens"),
-            pictures.overrides(fields),
-            deadline(fields),
-        )
-        fields.close()
-        return made
-
-    return read
-
-
-def _urls(fields: Fields, rules: Rules) -> tuple[str, ...]:
+def parse(kind: str, fields: Fields, rules: Rules) -> TaskRequest:
+    """The request of the body of a task. Raises `ApiError`."""
+    pictures = Pictures(rules.limits, rules.allow_urls)
+    model = fields.text("model", required=True)
+    about: Any = None
+    if kind in ("detect", "point"):
+        about = fields.text("what", required=True, longest=1000)
+    elif kind == "extract":
+        about = fields.schema("schema", rules.limits.schema_characters, required=True)
     urls = fields.texts("images", rules.limits.pictures, rules.limits.body_bytes)
     if not urls:
         fields.fail("images", "is empty, expected pictures as data URIs")
-    return urls
-
-
-def _image(fields: Fields, number: int, url: str, pictures: Pictures) -> Any:
-    return pictures.from_url(fields, f"images[{number}]", url)["image"]
+    made = TaskRequest(
+        kind,
+        model,
+        [pictures.from_url(fields, f"images[{n}]", url)["image"] for n, url in enumerate(urls)],
+        about,
+        sampling(fields),
+        max_tokens(fields, "max_tokens"),
+        pictures.overrides(fields),
+        deadline(fields),
+    )
+    fields.close()
+    return made
 
 
 def response(

@@ -86,7 +86,6 @@ def openai_tools(fields: Fields, rules: Rules, nested: bool) -> Tools:
     named.type(("function",))
     inner = named.object("function", required=True) if nested else named
     name = inner.text("name", required=True)
-    inner.close()
     named.close()
     return tools.chosen(fields, "named", name)
 
@@ -99,8 +98,6 @@ def _function(fields: Fields, rules: Rules, nested: bool) -> Tool:
         fields.only("defer_loading", False)
         fields.only("allowed_callers", ["direct"])
         fields.refuse(("output_schema",), "put what is told into the description")
-    function.close()
-    fields.close()
     return made
 
 
