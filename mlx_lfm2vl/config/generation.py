@@ -69,7 +69,7 @@ class GenerationConfig:
             return value
 
         return cls(
-            eos_token_ids=read.token_ids("eos_token_id"),
+            eos_token_ids=read.token_ids("eos_token_id") or (),
             bos_token_id=read.token_id("bos_token_id"),
             pad_token_id=read.token_id("pad_token_id"),
             do_sample=read.flag("do_sample", default=False),
