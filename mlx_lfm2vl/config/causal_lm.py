@@ -51,8 +51,7 @@ class CausalLMConfig(WholeModel):
             raise ConfigError(f"config: model_type is {shown(self.model_type)}; expected {known}")
         backbone = BACKBONES[self.model_type]
         if not isinstance(self.text_config, (Lfm2Config, Lfm3Config)):
-            given = Fields({"text_config": self.text_config}, "config").section("text_config")
-            object.__setattr__(self, "text_config", backbone.from_dict(given))
+            self.make_section("text_config", backbone)
         if not isinstance(self.text_config, backbone):
             made = type(self.text_config).__name__
             raise ConfigError(f"config: text_config is {made}, expected {backbone.__name__} of {self.model_type!r}")

@@ -75,6 +75,15 @@ class Fields:
             )
         return float(value)
 
+    def optional(self, name: str, *, default: None, high: float, low: float = 0.0) -> float | None:
+        """A number up to `high` that may be absent."""
+        if self.data.get(name) is None:
+            return default
+        value = self.number(name, default=high, low=low, above=False)
+        if value > high:
+            raise self.refuse(name, value, f"a number up to {high:g}")
+        return value
+
     def flag(self, *names: str, default: bool) -> bool:
         name, value = self.get(*names, default=default)
         if not isinstance(value, bool):
@@ -152,6 +161,7 @@ def declare(read: Callable[..., Any], default: Any, *names: str, **bounds: Any) 
 
 
 integer, number = partial(declare, Fields.integer), partial(declare, Fields.number)
+optional = partial(declare, Fields.optional, None)
 flag, choice = partial(declare, Fields.flag), partial(declare, Fields.choice)
 token_id, token_ids = partial(declare, Fields.token_id), partial(declare, Fields.token_ids)
 
@@ -181,6 +191,12 @@ class WholeModel:
         """The end tokens that the text configuration names; empty if it names none."""
         eos = self.text_config.eos_token_id
         return (eos,) if isinstance(eos, int) else tuple(eos or ())
+
+    def make_section(self, name: str, kind: Any) -> None:
+        """Makes a configuration of the kind of a field that was given as a mapping or None. Raises `ConfigError`."""
+        if not isinstance(given := getattr(self, name), kind):
+            section = Fields({name: given}, "config").section(name)
+            object.__setattr__(self, name, kind.from_dict(section))
 
     @staticmethod
     def quantization_in(read: Fields) -> dict[str, Any] | None:

@@ -23,8 +23,8 @@ from .processor import (
     ImageProcessorConfig,
     PicturePolicy,
     ProcessorConfig,
-    image_mean,
-    image_std,
+    deviation,
+    mean,
     read_files,
     written,
 )
@@ -51,8 +51,8 @@ class Lfm3VlImageProcessorConfig(PicturePolicy):
     do_rescale: bool = flag(True)
     rescale_factor: float = number(1 / 255)
     do_normalize: bool = flag(True)
-    image_mean: tuple[float, float, float] = image_mean((0.48145466, 0.4578275, 0.40821073))
-    image_std: tuple[float, float, float] = image_std((0.26862954, 0.26130258, 0.27577711))
+    image_mean: tuple[float, float, float] = mean((0.48145466, 0.4578275, 0.40821073))
+    image_std: tuple[float, float, float] = deviation((0.26862954, 0.26130258, 0.27577711))
     color_management: bool = flag(True)
     exif: bool = flag(True)
     video: Lfm3VlVideoProcessorConfig = field(default_factory=Lfm3VlVideoProcessorConfig)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .fields import Fields, choice, flag, integer, number
-from .processor import MAX_PIXELS, RESAMPLE_FILTERS, PicturePolicy, image_mean, image_std, written
+from .processor import MAX_PIXELS, RESAMPLE_FILTERS, PicturePolicy, deviation, mean, written
 
 SIZE = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}  # the reference's names in `size`
 MAX_FRAMES = 4096
@@ -37,8 +37,8 @@ class Lfm3VlVideoProcessorConfig(PicturePolicy):
     do_rescale: bool = flag(True)
     rescale_factor: float = number(1 / 255)
     do_normalize: bool = flag(True)
-    image_mean: tuple[float, float, float] = image_mean((0.5, 0.5, 0.5))
-    image_std: tuple[float, float, float] = image_std((0.5, 0.5, 0.5))
+    image_mean: tuple[float, float, float] = mean((0.5, 0.5, 0.5))
+    image_std: tuple[float, float, float] = deviation((0.5, 0.5, 0.5))
 
     def __post_init__(self) -> None:
         self.check_order(self.checked("video processor"), *BOUNDS)

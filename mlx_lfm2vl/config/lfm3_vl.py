@@ -45,12 +45,8 @@ class Lfm3VlConfig(WholeModel):
     model_type: str = MODEL_TYPE
 
     def __post_init__(self) -> None:
-        given = Fields({"vision_config": self.vision_config, "text_config": self.text_config}, "config")
-        if not isinstance(self.vision_config, Lfm3VlVisionConfig):
-            vision = Lfm3VlVisionConfig.from_dict(given.section("vision_config"))
-            object.__setattr__(self, "vision_config", vision)
-        if not isinstance(self.text_config, Lfm3Config):
-            object.__setattr__(self, "text_config", Lfm3Config.from_dict(given.section("text_config")))
+        self.make_section("vision_config", Lfm3VlVisionConfig)
+        self.make_section("text_config", Lfm3Config)
         read = check_declared(self, "config")
         for name in TOKENS:
             read.integer(name, default=0, low=0, high=self.text_config.vocab_size - 1)

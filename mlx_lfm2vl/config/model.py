@@ -6,30 +6,17 @@ Defaults are those of transformers 5.23 (`Lfm2VlConfig`). Unknown keys are ignor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..hub import resolve
 from .fields import ACTIVATIONS, MAX_SIZE, Fields, WholeModel, check_declared, choice, flag, integer
-from .files import read_json, shown
+from .files import shown
 from .text import Lfm2Config
 from .vision import Siglip2VisionConfig
 
 MODEL_TYPES = ("lfm2_vl", "lfm2-vl")
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    """A section given as a dataclass, a mapping or nothing, as a dict."""
-    if value is None:
-        return {}
-    if isinstance(value, (Siglip2VisionConfig, Lfm2Config)):
-        return asdict(value)
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"config: expected an object for a sub-configuration, got {shown(value)}")
-    return dict(value)
 
 
 @dataclass(frozen=True)
@@ -57,10 +44,8 @@ class Lfm2VlConfig(WholeModel):
     model_type: str = "lfm2_vl"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.vision_config, Siglip2VisionConfig):
-            object.__setattr__(self, "vision_config", Siglip2VisionConfig.from_dict(_plain(self.vision_config)))
-        if not isinstance(self.text_config, Lfm2Config):
-            object.__setattr__(self, "text_config", Lfm2Config.from_dict(_plain(self.text_config)))
+        self.make_section("vision_config", Siglip2VisionConfig)
+        self.make_section("text_config", Lfm2Config)
         read = check_declared(self, "config")
         if self.image_token_id >= self.text_config.vocab_size:
             raise read.refuse(
@@ -124,12 +109,6 @@ class Lfm2VlConfig(WholeModel):
         except ConfigError as error:  # what the fields say together is checked by the class, which knows no file
             said = str(error)
             raise ConfigError(f"{where}{said[6:]}" if said.startswith("config: ") else said) from None
-
-    @classmethod
-    def from_pretrained(cls, path_or_repo: str | Path, **hub: Any) -> Lfm2VlConfig:
-        """From a folder or a hub repository (`revision=`, `token=` ... as `hub.resolve` takes them)."""
-        folder = resolve(path_or_repo, patterns=("*.json",), **hub)
-        return cls.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration in the spelling of transformers 5 (and of `from_dict`), ready for config.json."""

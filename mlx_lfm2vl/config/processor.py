@@ -21,7 +21,7 @@ OF_READING = ("color_management", "exif")  # neither read from a checkpoint nor 
 MAX_PIXELS = 2**27  # of one picture after resizing, 1.6 GB as float32; the published policies make 2.6 million
 T = TypeVar("T")
 RESAMPLE_FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which the checkpoints use
-image_mean, image_std = partial(declare, Fields.triple, low=-MAX_NUMBER), partial(declare, Fields.triple, low=0.0)
+mean, deviation = partial(declare, Fields.triple, low=-MAX_NUMBER), partial(declare, Fields.triple, low=0.0)
 
 
 class PicturePolicy:
@@ -106,8 +106,8 @@ class ImageProcessorConfig(PicturePolicy):
     do_rescale: bool = flag(True)
     rescale_factor: float = number(1 / 255)
     do_normalize: bool = flag(True)
-    image_mean: tuple[float, float, float] = image_mean((0.5, 0.5, 0.5))
-    image_std: tuple[float, float, float] = image_std((0.5, 0.5, 0.5))
+    image_mean: tuple[float, float, float] = mean((0.5, 0.5, 0.5))
+    image_std: tuple[float, float, float] = deviation((0.5, 0.5, 0.5))
     do_pad: bool = flag(True)
     color_management: bool = flag(True)
     exif: bool = flag(True)

@@ -100,7 +100,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         OutOfMemoryError: where the address space has no room for the file.
     """
     try:
-        with os.fdopen(open_regular(file), "rb") as stream:
+        with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
             start = stream.read(len(LFS_POINTER))
             if start == LFS_POINTER:
