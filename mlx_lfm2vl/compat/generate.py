@@ -21,7 +21,7 @@ from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..models.outputs import ModelOutput
 from . import stopping, tensors
 from .generation_config import DEFAULTS, KNOWN, settings, token_ids
-from .logits_process import Process, later_processors, make_processors
+from .logits_process import Process, make_processors
 from .logits_warp import make_warpers, normalise
 from .prompts import ARGUMENTS, GivenPrompt, take_prompt
 from .seed import seed_of_call
@@ -174,12 +174,11 @@ def _answer(
     ids = np.repeat(prompt.ids, repeats, axis=0)
     begin, padding = ids.shape[1], prompt.padding
     padding = None if padding is None else np.repeat(padding, repeats)
-    end = begin + new
     vocabulary = model.config.text_config.vocab_size
     if len(ids) > 1:
         token_ids("pad_token_id", pad, vocabulary)  # which rows that have ended go on with
-    processors = make_processors(chosen, begin, vocabulary, ends, padding)
-    processors += later_processors(chosen, begin, end, vocabulary, ends, _of_caller_allowed(callbacks.allowed, like))
+    allowed = _of_caller_allowed(callbacks.allowed, like)
+    processors = make_processors(chosen, (begin, begin + new), vocabulary, ends, padding, allowed)
     processors += [_of_caller(process, like) for process in callbacks.processors]
     if chosen["do_sample"]:
         processors += make_warpers(chosen)

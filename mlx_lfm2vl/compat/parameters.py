@@ -14,6 +14,7 @@ from ..errors import OptionError
 from ..weights.finite import check_finite
 from ..weights.load import DTYPES
 from ..weights.names import is_conv_kernel, parameters, turned
+from ..weights.quantize import parameter_count
 from . import tensors
 from .embeddings import Embeddings, InputEmbeddings, OutputEmbeddings
 from .not_offered import MODEL, NotOffered, way_out
@@ -66,9 +67,7 @@ class ModelMethods(nn.Module):
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """How many numbers the parameters are; packed ones count as what they stand for."""
-        left_out = (nn.Embedding, nn.QuantizedEmbedding) if exclude_embeddings else ()
-        modules = [module for _, module in self.named_modules()]
-        return sum(_numbers(module) for module in modules if not isinstance(module, left_out))
+        return parameter_count(self, (nn.Embedding, nn.QuantizedEmbedding) if exclude_embeddings else ())
 
     @computing
     def state_dict(self) -> dict[str, mx.array]:
@@ -213,15 +212,6 @@ class ModelMethods(nn.Module):
 
 for _name in MODEL:
     setattr(ModelMethods, _name, NotOffered(_name, MODEL))
-
-
-def _numbers(module: nn.Module) -> int:
-    """The numbers of a module itself, without its children."""
-    own = {name: array for name, array in module.items() if isinstance(array, mx.array) and not name.startswith("_")}
-    if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
-        packed = module.scales.size * module.group_size
-        return packed + sum(array.size for name, array in own.items() if name not in ("weight", "scales", "biases"))
-    return sum(array.size for array in own.values())
 
 
 def _resized(weight: mx.array, size: int, mean: bool) -> mx.array:

@@ -18,7 +18,7 @@ from typing import Any
 from .. import demo
 from ..download_check import DownloadCheck
 from ..download_thread import Progress, in_thread
-from ..errors import HubError, first_line
+from ..errors import HubError, first_line, short
 from ..model_folder import CONFIG, only_child, with_config
 from .cache import cache_folder, free_bytes
 from .names import of_page, split
@@ -70,8 +70,7 @@ def resolve(
         raise HubError(f"{name}: is a file; give the folder that holds config.json")
     parts = split(name)
     if parts is None:
-        shown = name if len(name) <= 120 else f"{name[:100]}..."
-        raise HubError(f"{shown}: no such folder, and not a hub repository name like 'LiquidAI/LFM2-VL-450M'")
+        raise HubError(f"{short(name)}: no such folder, and not a hub repository name like 'LiquidAI/LFM2-VL-450M'")
     repo, child = parts
     snapshot = _Snapshot(name, repo, revision, token, cache_dir, local_files_only)
     fetch = partial(snapshot.fetch, progress=progress)
