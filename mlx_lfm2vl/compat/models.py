@@ -39,10 +39,7 @@ def with_tensors(call: Callable[..., Any]) -> Callable[..., Any]:
     @computing
     @functools.wraps(call)
     def with_tensors(self: Any, *arguments: Any, cache: Any = None, **named: Any) -> Any:
-        first = arguments[0] if arguments else None
-        like = next(
-            (each for each in (first, *map(named.get, ("input_ids", "inputs_embeds"))) if each is not None), None
-        )
+        like = tensors.first_given(*arguments[:1], named.get("input_ids"), named.get("inputs_embeds"))
         given = named.pop("mm_encoder_outputs", None)
         if given is not None and (images := given.get("image")) is not None:
             named["image_outputs"] = lfm2_vl.ImageFeatures([], [tensors.to_mlx(each) for each in images.pooler_output])
@@ -283,8 +280,7 @@ def _open(
     known: dict[str, Any] = {name: options.pop(name, None) for name in ("backend", "progress", "group")}
     if options.pop("chat_template", None) is not None:
         warnings.warn("from_pretrained ignores chat_template, which is the processor's", stacklevel=3)
-    dtype, older = options.pop("dtype", None), options.pop("torch_dtype", None)
-    dtype = older if dtype is None else dtype
+    dtype = tensors.first_given(options.pop("dtype", None), options.pop("torch_dtype", None))
     known["dtype"] = tensors.dtype_name(dtype) if tensors.is_dtype(dtype) else dtype
     config = options.pop("config", None)
     of_calls = {name: options.pop(name) for name in OF_CALLS if name in options}

@@ -70,7 +70,7 @@ def widths(model: nn.Module) -> dict[str, int]:
 
 
 def parameter_count(model: nn.Module, without: tuple[type[nn.Module], ...] = ()) -> int:
-    """Numbers in the model's parameters when nothing is quantised, but those of modules of the types `without`. Computes
+    """Numbers in the model's parameters when nothing is quantised, without those of modules of some types. Computes
     nothing."""
     count = 0
     for _, module in model.named_modules():
