@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import demo
-from ..download_check import DownloadCheck
-from ..download_thread import Progress, in_thread
 from ..errors import HubError, first_line, short
 from ..model_folder import CONFIG, only_child, with_config
 from .cache import cache_folder, free_bytes
+from .download_check import checked_download
+from .download_thread import Progress, in_thread
 from .names import of_page, split
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -140,25 +140,17 @@ class _Snapshot:
 
     def fetch(self, folder: str, wanted: tuple[str, ...], progress: Progress | None = None) -> Path:
         """Downloads what is wanted of one folder of the repository, and returns the root. Raises `HubError`."""
-        with DownloadCheck(self.repo, self._cached(), downloading=not self.local_files_only) as check:
-            found = in_thread(
-                lambda bars: Path(self._ask(folder, wanted, tqdm_class=bars)),
-                progress,
-                drawn=_drawn_bars,
-                leave=_abort_xet,
-            )
-            check.check()
-        return found
+        with checked_download(self.repo, self._cached(), downloading=not self.local_files_only):
+            return in_thread(lambda bars: Path(self._ask(folder, wanted, tqdm_class=bars)), progress)
 
     def check_space(self, folder: str) -> None:
         """Raises `HubError` if what is not in the cache yet of one folder of the repository would not fit there."""
         from huggingface_hub.errors import DryRunError
 
-        def ask(bars: type[Any]) -> list[Any]:
-            return list(self._ask(folder, DATA_PATTERNS, dry_run=True, tqdm_class=bars))
-
         try:
-            files = in_thread(ask, lambda *_: None, drawn=_drawn_bars, leave=_abort_xet)
+            files = in_thread(
+                lambda bars: self._ask(folder, DATA_PATTERNS, dry_run=True, tqdm_class=bars), lambda *_: None
+            )
         except HubError as error:
             if isinstance(error.__cause__, DryRunError):  # the hub cannot be reached: nothing will come either
                 return
@@ -242,16 +234,3 @@ class _Snapshot:
                 cause = error.__cause__ if said is not None and error.__cause__ is not None else error
                 reason = f"the download failed ({first_line(cause)}); run it again to resume"
             raise HubError(f"{self.name}: {reason}") from error
-
-
-def _drawn_bars() -> type[Any]:
-    from huggingface_hub.utils import tqdm
-
-    return tqdm
-
-
-def _abort_xet() -> None:
-    """Ends what the client transfers by Xet in this process, as it does itself at Ctrl-C."""
-    from huggingface_hub.utils._xet import abort_xet_session
-
-    abort_xet_session()
