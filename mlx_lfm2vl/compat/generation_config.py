@@ -179,16 +179,9 @@ def as_dict(given: Any) -> dict[str, Any]:
 
 
 def settings(model_config: Any, given: Any, keywords: dict[str, Any]) -> dict[str, Any]:
-    """All of `DEFAULTS`, each from the first place that has it. Takes from `keywords` what is a setting.
-
-    Args:
-        model_config: the model's configuration.
-        given: that of the call, or None.
-        keywords: of the call. None in them is None, not the default.
-
-    Raises:
-        OptionError: for what is not offered, with the way out.
-    """
+    """All of `DEFAULTS`, each from the first place that has it: `keywords`, from which settings are taken and in which
+    None is None, not the default; the configuration `given` with the call; the model's. Raises `OptionError` for what
+    is not offered, with the way out."""
     chosen = dict(DEFAULTS)
     sources = [as_dict(model_config), {} if given is None else as_dict(given)]
     for source in sources:

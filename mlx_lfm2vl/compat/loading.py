@@ -78,20 +78,9 @@ OF_FROM_PRETRAINED = (*HUB, *_SILENT, *_NO_MEANING, "dtype", "generation_config"
 def hub_options(
     path_or_repo: str | os.PathLike[str], options: Mapping[str, Any]
 ) -> tuple[str | os.PathLike[str], dict[str, Any], dict[str, Any]]:
-    """Sorts the keywords of a call of `from_pretrained`.
-
-    Args:
-        path_or_repo: the model's name.
-        options: all other keywords of the call.
-
-    Returns:
-        The name with `subfolder` behind it; the keywords for the hub; and those that are neither the hub's nor without
-        meaning here.
-
-    Raises:
-        HubError: for a subfolder that cannot be one.
-        OptionError: for what would change the model and is not offered, with the way out.
-    """
+    """Sorts the keywords of a call of `from_pretrained`: the model's name with `subfolder` behind it; the keywords for
+    the hub; and those that are neither the hub's nor without meaning here. Raises `HubError` for a subfolder that
+    cannot be one, and `OptionError` for what would change the model and is not offered, with the way out."""
     for name, instead in REFUSED.items():
         if options.get(name) not in (None, False):
             raise OptionError(f"from_pretrained has no option {name!r}; {instead}")

@@ -39,16 +39,9 @@ def make_processors(
 ) -> list[Process]:
     """The processors that the settings ask for, which go before those of the caller.
 
-    Args:
-        chosen: as `settings` gives them.
-        lengths: tokens in the rows that are given, and tokens in them at most.
-        vocabulary: tokens that the model has.
-        ends: the end tokens.
-        padding: padding before each row (B,), which no penalty is for.
-        allowed: the caller's `prefix_allowed_tokens_fn`.
-
-    Raises:
-        OptionError: for a value that makes no sense, and a token that the model does not have.
+    `chosen`: as `settings` gives them. `lengths`: tokens in the rows that are given, and in them at most. `ends`: the
+    end tokens. `padding`: before each row (B,), which no penalty is for. `allowed`: the caller's
+    `prefix_allowed_tokens_fn`. Raises `OptionError` for a value that makes no sense, and a token that the model lacks.
     """
     prompt, end = lengths
     made: list[Process] = []

@@ -79,18 +79,9 @@ class GivenPrompt:
 def take_prompt(
     model: Lfm2VlForConditionalGeneration, inputs: Any, keywords: dict[str, Any], bos: int | None, pad: int | None
 ) -> GivenPrompt:
-    """Takes from `keywords` what is the prompt.
-
-    Args:
-        model: the model.
-        inputs: the first argument of `generate`, which is `input_ids`.
-        keywords: of the call.
-        bos: the token that an answer to nothing begins with.
-        pad: the token that pads where there is no mask; None where it ends answers, too.
-
-    Raises:
-        InputError, OptionError: for arrays that do not fit each other.
-    """
+    """Takes from the `keywords` of a call of `generate` what is the prompt; `inputs` is its first argument, the ids.
+    `bos`: the token that an answer to nothing begins with. `pad`: the token that pads where there is no mask; None
+    where it ends answers, too. Raises `InputError` and `OptionError` for arrays that do not fit each other."""
 
     def take(name: str) -> Any:
         return tensors.to_mlx(keywords.pop(name, None))

@@ -97,16 +97,9 @@ def resolve_checked(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """As `resolve`, but what cannot be used is refused before gigabytes are fetched.
-
-    Args:
-        path_or_repo: as `resolve` takes it, like all that follows.
-        check: called with the folder when its config.json is there, and maybe nothing else.
-
-    Raises:
-        HubError: as `resolve`, and if the files that are not here yet would not fit on the disk; and what `check`
-            raises.
-    """
+    """As `resolve`, but what cannot be used is refused before gigabytes are fetched: by `check`, called with the folder
+    when its config.json is there, and maybe nothing else; and by a `HubError` if the files that are not here yet would
+    not fit on the disk."""
     options: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     folder = resolve(path_or_repo, revision=revision, patterns=(CONFIG,), **options)
     check(folder)

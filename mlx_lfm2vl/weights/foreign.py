@@ -40,12 +40,8 @@ _LORA = re.compile(r"\.(lora_\w+|base_layer)(\.|$)")
 
 
 def check_foreign(tensors: Mapping[str, TensorInfo], quantization_config: object) -> None:
-    """Raises `WeightsError` for a tensor that is none of a plain or MLX model, naming what wrote it and the way out.
-
-    Args:
-        tensors: those of the files.
-        quantization_config: config.json's, which names the method.
-    """
+    """Raises `WeightsError` for a tensor of the files that is none of a plain or MLX model, naming what wrote it and
+    the way out. `quantization_config` is config.json's, which names the method."""
     for name, info in tensors.items():
         if _LORA.search(name):
             raise WeightsError(

@@ -70,10 +70,8 @@ def load_model(
 
     Args:
         folder: with config.json and safetensors files, of any public layout.
-        dtype: "float32", "float16", "bfloat16", or "auto" for that of the file, quantised where that is. None is
-            "auto", but on the backend numpy: there the weights are made float32 and dense, if memory allows;
-            `load_note` of the model says so.
-        backend: what computes it, see `backends.choose`.
+        dtype, backend: as for `mlx_lfm2vl.load`. On the backend numpy and without a dtype, weights are made float32 and
+            dense, if memory allows; `load_note` of the model says so.
         model_class: built from the configuration; None is that of the family, with its head.
         prefix: what stands before its parameters' names in the whole model.
         adapt: puts an adapter into the model and its tensors before these are read (`Adapter.apply`).
