@@ -49,7 +49,7 @@ class ModelMethods(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """The dtype that the layers compute in."""
-        return self._backbone().embedding_norm.weight.dtype  # type: ignore[no-any-return]
+        return self.get_decoder().embedding_norm.weight.dtype  # type: ignore[no-any-return]
 
     def configured(self, others: Mapping[str, Any]) -> Self:
         """Itself, with a configuration that says `others`, and its dtype, as transformers' does of loaded weights."""
@@ -96,24 +96,24 @@ class ModelMethods(nn.Module):
         """Whether it has `generate`."""
         return hasattr(self, "generate")
 
-    def get_decoder(self) -> nn.Module:
+    def get_decoder(self) -> Any:
         """The language model, MLX's module."""
-        return self._backbone()  # type: ignore[no-any-return]
+        return self.base_model.language_model
 
     def get_input_embeddings(self) -> InputEmbeddings:
         """The table of embeddings; a call with ids (B, L) gives (B, L, hidden)."""
-        return InputEmbeddings(self._backbone().embed_tokens)
+        return InputEmbeddings(self.get_decoder().embed_tokens)
 
     def set_input_embeddings(self, table: Embeddings | nn.Module) -> None:
         """Puts another table in its place."""
-        self._backbone().embed_tokens = table.module if isinstance(table, Embeddings) else table
+        self.get_decoder().embed_tokens = table.module if isinstance(table, Embeddings) else table
 
     def get_output_embeddings(self) -> OutputEmbeddings | None:
         """The head, of its own or tied to the table of embeddings; None for a model without one. Also `lm_head`."""
         if "model" not in self:
             return None
         tied = "lm_head" not in self
-        return OutputEmbeddings(self._backbone().embed_tokens if tied else self["lm_head"])
+        return OutputEmbeddings(self.get_decoder().embed_tokens if tied else self["lm_head"])
 
     def tie_weights(self) -> None:
         """Nothing: a head that is tied has no weights of its own."""
@@ -202,12 +202,9 @@ class ModelMethods(nn.Module):
         """Itself; see `cpu`."""
         return self
 
-    def _backbone(self) -> Any:
-        return self.base_model.language_model
-
     def _set_config(self, config: Any) -> None:
         self.config = self.base_model.config = config
-        self._backbone().config = config.text_config
+        self.get_decoder().config = config.text_config
 
 
 for _name in MODEL:

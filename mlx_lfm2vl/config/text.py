@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -85,10 +85,6 @@ class Lfm2Config:
     def keys_kept(self, tokens: int) -> int:
         """The keys that all layers together keep of so many tokens, of each key-value head."""
         return self.attention_layers * tokens
-
-    def with_feed_forward_size(self, size: int) -> Lfm2Config:
-        """The same configuration with the width taken as it is, without the automatic adjustment."""
-        return replace(self, intermediate_size=size, block_auto_adjust_ff_dim=False)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "text_config") -> Lfm2Config:

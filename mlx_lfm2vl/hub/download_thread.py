@@ -47,11 +47,6 @@ class _Download:
             self.failure, self.left = self.failure or failure, True
             raise
 
-    def let_go(self) -> None:
-        """Lets the process exit while the client's threads, daemons as the one that made them, wait for the network."""
-        for thread in list(self.workers):
-            pools._threads_queues.pop(thread, None)  # type: ignore[attr-defined]
-
 
 def in_thread(fetch: Callable[[type[Any]], T], progress: Progress | None) -> T:
     """Calls `fetch` with a class of progress bars, in a thread of its own, and returns its result.
@@ -72,7 +67,10 @@ def in_thread(fetch: Callable[[type[Any]], T], progress: Progress | None) -> T:
     while True:
         try:
             check_cancelled()
-            download.let_go()
+            for thread in list(
+                download.workers
+            ):  # the client's, daemons as this one; the process may exit without them
+                pools._threads_queues.pop(thread, None)  # type: ignore[attr-defined]
             result, error = ended.get(timeout=POLL_SECONDS)
             break
         except queue.Empty:
