@@ -5,7 +5,7 @@ instance of, so that code written for the reference implementation (`except Valu
 """
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sized
 
 FEWER_MEDIA = "fewer or smaller pictures, fewer frames of videos (fps)"  # the way out of a prompt that is too large
 
@@ -27,6 +27,11 @@ def counted(number: int, noun: str, *, be: bool = False) -> str:
     """A number and what it counts: "1 row", "2 rows"; with `be` and what these do: "1 row is", "2 rows are"."""
     text = f"{number} {noun}" if number == 1 else f"{number} {noun}s"
     return f"{text} {'is' if number == 1 else 'are'}" if be else text
+
+
+def and_more(things: Sized) -> str:
+    """What stands behind the first of some things: " and 2 more"; nothing where it is the only one."""
+    return f" and {len(things) - 1} more" if len(things) > 1 else ""
 
 
 def first_line(error: BaseException, length: int = 200) -> str:

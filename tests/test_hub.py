@@ -14,8 +14,8 @@ import pytest
 from hub_server import HubServer, Repository
 
 from mlx_lfm2vl import HubError, demo
-from mlx_lfm2vl.download_check import NOTE
 from mlx_lfm2vl.hub import download, resolve
+from mlx_lfm2vl.hub.download_check import NOTE
 
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB
 FILES = {

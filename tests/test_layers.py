@@ -17,7 +17,6 @@ MODULES = sorted(path.relative_to(ROOT) for path in PACKAGE.rglob("*.py"))
 LAYERS = (
     ("errors", "__pyinstaller"),
     ("demo", "model_folder", "threads"),
-    ("download_check", "download_thread"),
     ("hub",),
     ("config",),
     ("processing", "models"),

@@ -10,9 +10,8 @@ from conftest import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_lfm2vl import demo
+from mlx_lfm2vl import Lfm2VlConfig, demo
 from mlx_lfm2vl.cli import main
-from mlx_lfm2vl.config import Lfm2VlConfig
 from mlx_lfm2vl.conversion import plot
 from mlx_lfm2vl.conversion.convert import convert
 from mlx_lfm2vl.conversion.quantization_error import measure

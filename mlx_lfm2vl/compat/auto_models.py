@@ -11,15 +11,9 @@ from ..backends.thread_state import computing
 from ..config import CausalLMConfig, Lfm2VlConfig, Lfm3VlConfig, ModelConfig
 from ..errors import OptionError
 from .auto_processors import config_class
-from .causal_lm_models import CausalLMModel, ForCausalLM
-from .lfm3_models import Lfm3VlForConditionalGeneration, Lfm3VlModel
-from .models import Lfm2VlForConditionalGeneration, Lfm2VlModel
+from .lfm3_models import Lfm3VlForConditionalGeneration
+from .models import ForCausalLM, Lfm2VlForConditionalGeneration, Lfm2VlModel
 
-BODIES: dict[type[ModelConfig], type[Lfm2VlModel]] = {
-    Lfm2VlConfig: Lfm2VlModel,
-    Lfm3VlConfig: Lfm3VlModel,
-    CausalLMConfig: CausalLMModel,
-}
 MODELS: dict[type[ModelConfig], type[Lfm2VlForConditionalGeneration]] = {
     Lfm2VlConfig: Lfm2VlForConditionalGeneration,
     Lfm3VlConfig: Lfm3VlForConditionalGeneration,
@@ -33,7 +27,7 @@ class AutoModel:
     @staticmethod
     def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> Lfm2VlModel:
         """As `Lfm2VlModel.from_pretrained`, of the checkpoint's family."""
-        return BODIES[config_class(path_or_repo, options)].from_pretrained(path_or_repo, **options)
+        return MODELS[config_class(path_or_repo, options)].model_class.from_pretrained(path_or_repo, **options)
 
 
 class AutoModelForImageTextToText:

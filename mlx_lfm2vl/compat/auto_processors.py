@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..config import CausalLMConfig, Lfm2VlConfig, Lfm3VlConfig, ModelConfig, config_of, read_json
 from ..hub import resolve
-from . import causal_lm_processors, configuration, lfm3_processors, processors
+from . import configuration, lfm3_processors, processors
 from .configuration import ConfigMethods
 from .loading import place_of
 from .processors import ImageProcessorMethods, Lfm2VlProcessor
@@ -33,11 +33,7 @@ FAMILIES: dict[type[ModelConfig], Family] = {
     Lfm3VlConfig: Family(
         lfm3_processors.Lfm3VlConfig, lfm3_processors.Lfm3VlImageProcessor, lfm3_processors.Lfm3VlProcessor
     ),
-    CausalLMConfig: Family(
-        causal_lm_processors.CausalLMConfig,
-        causal_lm_processors.TextOnlyImageProcessor,
-        causal_lm_processors.TextProcessor,
-    ),
+    CausalLMConfig: Family(configuration.CausalLMConfig, processors.TextOnlyImageProcessor, processors.TextProcessor),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import Field, FrozenInstanceError, replace
@@ -16,7 +15,7 @@ from ..errors import ConfigError, OptionError
 from ..hub import resolve
 from .loading import hub_options
 from .not_offered import CONFIG, way_out
-from .sharing import push_folder
+from .sharing import SharedFile
 
 _SPELLED = (  # of a file, which say what fields do, or nothing of the model
     *("architectures", "image_token_index", "model_type", "tie_embedding", "torch_dtype"),
@@ -27,7 +26,7 @@ TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of the text configu
 OF_CALLS = tuple(_OF_CALLS)
 
 
-class ConfigMethods:
+class ConfigMethods(SharedFile):
     """The extra keywords, methods and defaults, for a configuration of `mlx_lfm2vl.config`, which `base` is.
 
     Immutable: another configuration is another object. Keywords that are no fields become attributes, as there.
@@ -172,18 +171,10 @@ class ConfigMethods:
         """The backbone's part."""
         return self.text_config
 
-    def to_json_string(self, use_diff: bool = True) -> str:
-        """config.json."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
-
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes config.json. Raises `OutputError`."""
         with writing(folder) as target:
             (Path(target) / "config.json").write_text(self.to_json_string(), encoding="utf-8")
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Saves into a repository; see `push_folder`."""
-        return push_folder(self.save_pretrained, repo_id, **options)
 
 
 class Lfm2VlConfig(ConfigMethods, config.Lfm2VlConfig):  # type: ignore[misc]
@@ -191,3 +182,9 @@ class Lfm2VlConfig(ConfigMethods, config.Lfm2VlConfig):  # type: ignore[misc]
 
     base = config.Lfm2VlConfig
     tokens: ClassVar[dict[str, int]] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+class CausalLMConfig(ConfigMethods, config.CausalLMConfig):  # type: ignore[misc]
+    """config.json of a text model; see `mlx_lfm2vl.config.CausalLMConfig`."""
+
+    base = config.CausalLMConfig

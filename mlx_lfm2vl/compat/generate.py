@@ -21,7 +21,7 @@ from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..models.outputs import ModelOutput
 from . import stopping, tensors
 from .generation_config import DEFAULTS, KNOWN, settings, token_ids
-from .logits_process import Process, later_processors, make_processors
+from .logits_process import Process, make_processors
 from .logits_warp import make_warpers, normalise
 from .prompts import ARGUMENTS, GivenPrompt, take_prompt
 from .seed import seed_of_call
@@ -174,35 +174,32 @@ def _answer(
     ids = np.repeat(prompt.ids, repeats, axis=0)
     begin, padding = ids.shape[1], prompt.padding
     padding = None if padding is None else np.repeat(padding, repeats)
-    end = begin + new
     vocabulary = model.config.text_config.vocab_size
     if len(ids) > 1:
         token_ids("pad_token_id", pad, vocabulary)  # which rows that have ended go on with
-    processors = make_processors(chosen, begin, vocabulary, ends, padding)
-    processors += later_processors(chosen, begin, end, vocabulary, ends, _of_caller_allowed(callbacks.allowed, like))
+    allowed = callbacks.allowed and (lambda row, ids: callbacks.allowed(row, tensors.as_kind_of(like, ids)))
+    processors = make_processors(chosen, (begin, begin + new), vocabulary, ends, padding, allowed)
     processors += [_of_caller(process, like) for process in callbacks.processors]
     if chosen["do_sample"]:
         processors += make_warpers(chosen)
     if chosen["renormalize_logits"]:
         processors.append(normalise)
-    keys = None
-    if chosen["do_sample"]:
-        seeds = seed_of_call(callbacks.seed).spawn(len(ids))
-        keys = [np.random.PCG64(seed) for seed in seeds]
+    seeds = seed_of_call(callbacks.seed).spawn(len(ids)) if chosen["do_sample"] else ()
+    keys = [np.random.PCG64(seed) for seed in seeds] or None
     wanted = bool(chosen["return_dict_in_generate"])
     selector = Selector(mx.array(ids), processors, keys, not chosen["remove_invalid_values"], pad)
     selector.scores = [] if wanted and chosen["output_scores"] else None
     selector.logits = [] if wanted and chosen["output_logits"] else None
 
-    def scores() -> tuple[Any, ...] | None:
-        return None if selector.scores is None else tensors.as_kind_of(like, tuple(selector.scores))
+    def given(kept: list[mx.array] | None) -> tuple[Any, ...] | None:
+        return None if kept is None else tensors.as_kind_of(like, tuple(kept))
 
     criteria = [stopping.end_token(ends)] if ends else []
     if chosen["max_time"] is not None:
         criteria.append(stopping.max_time(chosen["max_time"]))
     if chosen["stop_strings"] is not None:
         criteria.append(stopping.stop_strings(chosen["stop_strings"], callbacks.tokenizer))
-    criteria += stopping.of_caller(callbacks.criteria, like, scores)
+    criteria += stopping.of_caller(callbacks.criteria, like, lambda: given(selector.scores))
     # One token at a time where a function of the caller runs or the cache outlives the call; else one step ahead.
     waits = wanted or prompt.cache.offset > 0 or bool(callbacks.criteria or callbacks.processors)
     waits = waits or any(hasattr(process, "reads_ids") for process in processors)
@@ -239,12 +236,8 @@ def _answer(
     sequences = tensors.of_numpy(like, ids)
     if not wanted:
         return sequences
-    made = [
-        None if kept is None else tensors.as_kind_of(like, tuple(kept)) for kept in (selector.scores, selector.logits)
-    ]
-    return GenerateDecoderOnlyOutput(
-        sequences, made[0], made[1], past_key_values=prompt.cache if chosen["use_cache"] else None
-    )
+    cache = prompt.cache if chosen["use_cache"] else None
+    return GenerateDecoderOnlyOutput(sequences, given(selector.scores), given(selector.logits), past_key_values=cache)
 
 
 def _of_caller(process: Any, like: Any) -> Process:
@@ -254,10 +247,6 @@ def _of_caller(process: Any, like: Any) -> Process:
         return mx.array(tensors.to_mlx(process(tensors.as_kind_of(like, ids), tensors.as_kind_of(like, scores))))
 
     return call
-
-
-def _of_caller_allowed(allowed: Any, like: Any) -> Any:
-    return None if allowed is None else lambda row, ids: allowed(row, tensors.as_kind_of(like, ids))
 
 
 def transition_scores(

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from ..errors import ConfigError, OptionError
 from ..hub import resolve
 from ..processing.arrays import is_array, to_numpy
 from .loading import hub_options
-from .sharing import push_folder
+from .sharing import SharedFile
 
 # Settings that `generate` obeys, with transformers' defaults.
 DEFAULTS: dict[str, Any] = {
@@ -96,7 +95,7 @@ KNOWN = (*DEFAULTS, *_ONLY, *_NO_EFFECT)
 _META = ("_from_model_config", "transformers_version", "_commit_hash")
 
 
-class GenerationConfig:
+class GenerationConfig(SharedFile):
     """Settings of `generate` as attributes; None is what the model's own, or else transformers' default, says."""
 
     if TYPE_CHECKING:  # every name of KNOWN
@@ -147,17 +146,10 @@ class GenerationConfig:
         """The settings that are not None, as generation_config.json has them."""
         return {name: plain(value) for name, value in sorted(vars(self).items()) if value is not None}
 
-    def to_json_string(self) -> str:
-        return json.dumps(self.to_dict(), indent=2) + "\n"
-
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes generation_config.json. Raises `OutputError`."""
         with writing(folder) as target:
             (target / "generation_config.json").write_text(self.to_json_string(), encoding="utf-8")
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Saves into a repository; see `push_folder`."""
-        return push_folder(self.save_pretrained, repo_id, **options)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, GenerationConfig) and self.to_dict() == other.to_dict()
@@ -187,16 +179,9 @@ def as_dict(given: Any) -> dict[str, Any]:
 
 
 def settings(model_config: Any, given: Any, keywords: dict[str, Any]) -> dict[str, Any]:
-    """All of `DEFAULTS`, each from the first place that has it. Takes from `keywords` what is a setting.
-
-    Args:
-        model_config: the model's configuration.
-        given: that of the call, or None.
-        keywords: of the call. None in them is None, not the default.
-
-    Raises:
-        OptionError: for what is not offered, with the way out.
-    """
+    """All of `DEFAULTS`, each from the first place that has it: `keywords`, from which settings are taken and in which
+    None is None, not the default; the configuration `given` with the call; the model's. Raises `OptionError` for what
+    is not offered, with the way out."""
     chosen = dict(DEFAULTS)
     sources = [as_dict(model_config), {} if given is None else as_dict(given)]
     for source in sources:

@@ -27,35 +27,23 @@ _SILENT = (  # the values mean what is done here anyway
     "_from_pipeline",
 )
 _NO_MEANING = {  # why; said once a call
-    "_attn_implementation": "attention is MLX's",
-    "adapter_kwargs": "adapters are merged before",
-    "adapter_name": "adapters are merged before",
-    "allow_all_kernels": "kernels are MLX's",
-    "attn_implementation": "attention is MLX's",
-    "code_revision": "no code of a checkpoint is ever run",
-    "device_map": "MLX's memory is unified",
-    "device_mesh": "a model runs on one device",
+    **dict.fromkeys(("_attn_implementation", "attn_implementation", "use_flash_attention_2"), "attention is MLX's"),
+    **dict.fromkeys(("adapter_kwargs", "adapter_name"), "adapters are merged before"),
+    **dict.fromkeys(("allow_all_kernels", "kernel_config", "use_kernels"), "kernels are MLX's"),
+    **dict.fromkeys(("code_revision", "trust_remote_code"), "no code of a checkpoint is ever run"),
+    **dict.fromkeys(("device_map", "max_memory", "offload_buffers", "offload_folder"), "MLX's memory is unified"),
+    **dict.fromkeys(("device_mesh", "distributed_config", "tp_plan", "tp_size"), "a model runs on one device"),
     "disable_mmap": "files are read tensor by tensor",
-    "distributed_config": "a model runs on one device",
     "experts_implementation": "there are no experts",
     "fusion_config": "layers are fused anyway",
     "force_download": "the hub's cache compares checksums",
     "ignore_mismatched_sizes": "weights of other shapes are always an error",
-    "kernel_config": "kernels are MLX's",
     "key_mapping": "all published names are known",
-    "max_memory": "MLX's memory is unified",
     "mirror": "huggingface_hub has HF_ENDPOINT for it",
-    "offload_buffers": "MLX's memory is unified",
-    "offload_folder": "MLX's memory is unified",
     "offload_state_dict": "MLX's memory is unified",
     "proxies": "the environment's proxies are used",
     "resume_download": "downloads always resume",
     "torchscript": "MLX traces nothing",
-    "tp_plan": "a model runs on one device",
-    "tp_size": "a model runs on one device",
-    "trust_remote_code": "no code of a checkpoint is ever run",
-    "use_flash_attention_2": "attention is MLX's",
-    "use_kernels": "kernels are MLX's",
     "variant": "all published layouts are known",
 }
 _QUANTISED = "convert the model (mlx_lfm2vl.convert with q_bits, or mlx-lfm2vl convert -q), and load that folder"
@@ -90,20 +78,9 @@ OF_FROM_PRETRAINED = (*HUB, *_SILENT, *_NO_MEANING, "dtype", "generation_config"
 def hub_options(
     path_or_repo: str | os.PathLike[str], options: Mapping[str, Any]
 ) -> tuple[str | os.PathLike[str], dict[str, Any], dict[str, Any]]:
-    """Sorts the keywords of a call of `from_pretrained`.
-
-    Args:
-        path_or_repo: the model's name.
-        options: all other keywords of the call.
-
-    Returns:
-        The name with `subfolder` behind it; the keywords for the hub; and those that are neither the hub's nor without
-        meaning here.
-
-    Raises:
-        HubError: for a subfolder that cannot be one.
-        OptionError: for what would change the model and is not offered, with the way out.
-    """
+    """Sorts the keywords of a call of `from_pretrained`: the model's name with `subfolder` behind it; the keywords for
+    the hub; and those that are neither the hub's nor without meaning here. Raises `HubError` for a subfolder that
+    cannot be one, and `OptionError` for what would change the model and is not offered, with the way out."""
     for name, instead in REFUSED.items():
         if options.get(name) not in (None, False):
             raise OptionError(f"from_pretrained has no option {name!r}; {instead}")

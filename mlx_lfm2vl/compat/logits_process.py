@@ -30,20 +30,20 @@ class LogitsProcessorList(list[Any]):
 
 
 def make_processors(
-    chosen: dict[str, Any], prompt: int, vocabulary: int, ends: Sequence[int] | None, padding: np.ndarray | None
+    chosen: dict[str, Any],
+    lengths: tuple[int, int],
+    vocabulary: int,
+    ends: Sequence[int] | None,
+    padding: np.ndarray | None,
+    allowed: Any,
 ) -> list[Process]:
-    """The processors that the settings ask for, up to those of the caller.
+    """The processors that the settings ask for, which go before those of the caller.
 
-    Args:
-        chosen: as `settings` gives them.
-        prompt: tokens in the rows that are given.
-        vocabulary: tokens that the model has.
-        ends: the end tokens.
-        padding: padding before each row (B,), which no penalty is for.
-
-    Raises:
-        OptionError: for a value that makes no sense, and a token that the model does not have.
+    `chosen`: as `settings` gives them. `lengths`: tokens in the rows that are given, and in them at most. `ends`: the
+    end tokens. `padding`: before each row (B,), which no penalty is for. `allowed`: the caller's
+    `prefix_allowed_tokens_fn`. Raises `OptionError` for a value that makes no sense, and a token that the model lacks.
     """
+    prompt, end = lengths
     made: list[Process] = []
     bias = _sequences("sequence_bias", chosen["sequence_bias"], vocabulary)
     if bias:
@@ -61,15 +61,6 @@ def make_processors(
         made.append(_before(int(least), ends))
     if ends and (least := chosen["min_new_tokens"] or 0) > 0:
         made.append(_before(prompt + int(least), ends))
-    return made
-
-
-def later_processors(
-    chosen: dict[str, Any], prompt: int, end: int, vocabulary: int, ends: Sequence[int] | None, allowed: Any
-) -> list[Process]:
-    """Processors that follow those of `make_processors`. `end`: tokens in the rows at most; `allowed` is the caller's
-    `prefix_allowed_tokens_fn`."""
-    made: list[Process] = []
     if allowed is not None:
         made.append(_allowed_only(allowed))
     if (first := token_ids("forced_bos_token_id", chosen["forced_bos_token_id"], vocabulary)) is not None:

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from ..adapters.layers import LoRALinear
 from ..adapters.read import read_adapter
 from ..backends import Backend
 from ..backends.thread_state import computing
 from ..config import read_json
 from ..errors import ConfigError, OptionError
 from ..hub import Progress, resolve
-from ..models import lfm2_vl
+from ..models import causal_lm, lfm2_vl
 from ..models.cache import check_kv_bits
 from ..models.outputs import ModelOutput
 from ..weights.load import load_model
-from ..weights.save import SHARD_BYTES
+from ..weights.save import SHARD_BYTES, save_model
 from . import tensors
-from .configuration import OF_CALLS, ConfigMethods, Lfm2VlConfig
+from .configuration import OF_CALLS, TOKENS, CausalLMConfig, ConfigMethods, Lfm2VlConfig
 from .generate import Callbacks, generate, transition_scores
-from .generation_config import GenerationConfig
+from .generation_config import GenerationConfig, as_dict
 from .loading import OF_FROM_PRETRAINED, hub_options, no_more
 from .parameters import ModelMethods
-from .saving import save, shard_bytes
 from .sharing import push_folder
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def with_tensors(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,10 +39,7 @@ def with_tensors(call: Callable[..., Any]) -> Callable[..., Any]:
     @computing
     @functools.wraps(call)
     def with_tensors(self: Any, *arguments: Any, cache: Any = None, **named: Any) -> Any:
-        first = arguments[0] if arguments else None
-        like = next(
-            (each for each in (first, *map(named.get, ("input_ids", "inputs_embeds"))) if each is not None), None
-        )
+        like = tensors.first_given(*arguments[:1], named.get("input_ids"), named.get("inputs_embeds"))
         given = named.pop("mm_encoder_outputs", None)
         if given is not None and (images := given.get("image")) is not None:
             named["image_outputs"] = lfm2_vl.ImageFeatures([], [tensors.to_mlx(each) for each in images.pooler_output])
@@ -109,7 +109,8 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
 
     def __init__(self, config: Any):
         super().__init__(self.config_class.of(config))  # type: ignore[arg-type]
-        self.generation_config = _of_model(self.config)
+        ids = {name: getattr(self.config, name) for name in TOKENS}
+        self.generation_config = GenerationConfig(**ids)
 
     __call__ = forward = with_tensors(lfm2_vl.Lfm2VlForConditionalGeneration.__call__)
 
@@ -245,8 +246,8 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
             options.pop(name, None)
         if not push_to_hub:
             no_more(options, "save_pretrained")
-        size = shard_bytes(max_shard_size)
-        save(self, Path(folder), hf=hf, size=size)
+        size = _shard_bytes(max_shard_size)
+        _save(self, Path(folder), hf, size)
         if push_to_hub:
             name = repo_id or os.path.basename(os.path.normpath(folder))
             self.push_to_hub(name, hf=hf, max_shard_size=size, **options)
@@ -255,8 +256,21 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
         self, repo_id: str, *, hf: bool = False, max_shard_size: int | str = SHARD_BYTES, **options: Any
     ) -> str:
         """Saves into a repository; see `push_folder`. `mlx_lfm2vl.convert` with `upload_repo` also checks the model."""
-        size = shard_bytes(max_shard_size)
-        return push_folder(lambda folder: save(self, Path(folder), hf=hf, size=size), repo_id, **options)
+        size = _shard_bytes(max_shard_size)
+        return push_folder(lambda folder: _save(self, Path(folder), hf, size), repo_id, **options)
+
+
+class CausalLMModel(Lfm2VlModel, causal_lm.CausalLMModel):
+    """The backbone of a text model without its head; see `models.causal_lm`. Arrays as those of `Lfm2VlModel`."""
+
+    config_class = CausalLMConfig
+
+
+class ForCausalLM(Lfm2VlForConditionalGeneration, causal_lm.ForCausalLM):
+    """A text model with its head; see `models.causal_lm`. Arrays as those of `Lfm2VlModel`."""
+
+    config_class = CausalLMConfig
+    model_class = CausalLMModel
 
 
 def _open(
@@ -266,8 +280,7 @@ def _open(
     known: dict[str, Any] = {name: options.pop(name, None) for name in ("backend", "progress", "group")}
     if options.pop("chat_template", None) is not None:
         warnings.warn("from_pretrained ignores chat_template, which is the processor's", stacklevel=3)
-    dtype, older = options.pop("dtype", None), options.pop("torch_dtype", None)
-    dtype = older if dtype is None else dtype
+    dtype = tensors.first_given(options.pop("dtype", None), options.pop("torch_dtype", None))
     known["dtype"] = tensors.dtype_name(dtype) if tensors.is_dtype(dtype) else dtype
     config = options.pop("config", None)
     of_calls = {name: options.pop(name) for name in OF_CALLS if name in options}
@@ -285,7 +298,20 @@ def _open(
     return folder, known, {**given.others, "_name_or_path": os.fspath(path_or_repo), **of_calls}
 
 
-def _of_model(config: ConfigMethods) -> GenerationConfig:
-    return GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
-    )
+def _shard_bytes(size: int | str) -> int:
+    """The bytes that transformers' `max_shard_size` says, a number or a text such as "5GB". Raises `OptionError`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", str(size).strip().upper())
+    made = int(float(found[1]) * _UNITS[found[2]]) if found else size
+    if isinstance(made, bool) or not isinstance(made, int) or made < 1:
+        raise OptionError(f"max_shard_size is {size!r}, expected bytes, or a text such as '5GB' or '200MB'")
+    return made
+
+
+@computing
+def _save(model: Any, folder: Path, hf: bool, size: int) -> None:
+    """Writes weights, in files of this size, config.json and generation_config.json in place of older ones."""
+    if hf and model.config.quantization:
+        raise OptionError("transformers cannot load quantised weights of MLX; load a dense checkpoint, or leave hf out")
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        raise OptionError("the model is quantised with an adapter beside it; `mlx_lfm2vl.fuse` writes both as one")
+    save_model(model, folder, model.config.to_dict(), as_dict(model.generation_config), hf, size)

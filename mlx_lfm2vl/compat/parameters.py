@@ -14,6 +14,7 @@ from ..errors import OptionError
 from ..weights.finite import check_finite
 from ..weights.load import DTYPES
 from ..weights.names import is_conv_kernel, parameters, turned
+from ..weights.quantize import parameter_count
 from . import tensors
 from .embeddings import Embeddings, InputEmbeddings, OutputEmbeddings
 from .not_offered import MODEL, NotOffered, way_out
@@ -48,7 +49,7 @@ class ModelMethods(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """The dtype that the layers compute in."""
-        return self._backbone().embedding_norm.weight.dtype  # type: ignore[no-any-return]
+        return self.get_decoder().embedding_norm.weight.dtype  # type: ignore[no-any-return]
 
     def configured(self, others: Mapping[str, Any]) -> Self:
         """Itself, with a configuration that says `others`, and its dtype, as transformers' does of loaded weights."""
@@ -66,9 +67,7 @@ class ModelMethods(nn.Module):
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """How many numbers the parameters are; packed ones count as what they stand for."""
-        left_out = (nn.Embedding, nn.QuantizedEmbedding) if exclude_embeddings else ()
-        modules = [module for _, module in self.named_modules()]
-        return sum(_numbers(module) for module in modules if not isinstance(module, left_out))
+        return parameter_count(self, (nn.Embedding, nn.QuantizedEmbedding) if exclude_embeddings else ())
 
     @computing
     def state_dict(self) -> dict[str, mx.array]:
@@ -97,24 +96,24 @@ class ModelMethods(nn.Module):
         """Whether it has `generate`."""
         return hasattr(self, "generate")
 
-    def get_decoder(self) -> nn.Module:
+    def get_decoder(self) -> Any:
         """The language model, MLX's module."""
-        return self._backbone()  # type: ignore[no-any-return]
+        return self.base_model.language_model
 
     def get_input_embeddings(self) -> InputEmbeddings:
         """The table of embeddings; a call with ids (B, L) gives (B, L, hidden)."""
-        return InputEmbeddings(self._backbone().embed_tokens)
+        return InputEmbeddings(self.get_decoder().embed_tokens)
 
     def set_input_embeddings(self, table: Embeddings | nn.Module) -> None:
         """Puts another table in its place."""
-        self._backbone().embed_tokens = table.module if isinstance(table, Embeddings) else table
+        self.get_decoder().embed_tokens = table.module if isinstance(table, Embeddings) else table
 
     def get_output_embeddings(self) -> OutputEmbeddings | None:
         """The head, of its own or tied to the table of embeddings; None for a model without one. Also `lm_head`."""
         if "model" not in self:
             return None
         tied = "lm_head" not in self
-        return OutputEmbeddings(self._backbone().embed_tokens if tied else self["lm_head"])
+        return OutputEmbeddings(self.get_decoder().embed_tokens if tied else self["lm_head"])
 
     def tie_weights(self) -> None:
         """Nothing: a head that is tied has no weights of its own."""
@@ -203,25 +202,13 @@ class ModelMethods(nn.Module):
         """Itself; see `cpu`."""
         return self
 
-    def _backbone(self) -> Any:
-        return self.base_model.language_model
-
     def _set_config(self, config: Any) -> None:
         self.config = self.base_model.config = config
-        self._backbone().config = config.text_config
+        self.get_decoder().config = config.text_config
 
 
 for _name in MODEL:
     setattr(ModelMethods, _name, NotOffered(_name, MODEL))
-
-
-def _numbers(module: nn.Module) -> int:
-    """The numbers of a module itself, without its children."""
-    own = {name: array for name, array in module.items() if isinstance(array, mx.array) and not name.startswith("_")}
-    if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
-        packed = module.scales.size * module.group_size
-        return packed + sum(array.size for name, array in own.items() if name not in ("weight", "scales", "biases"))
-    return sum(array.size for array in own.values())
 
 
 def _resized(weight: mx.array, size: int, mean: bool) -> mx.array:

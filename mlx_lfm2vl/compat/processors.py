@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from ..errors import OptionError
-from ..processing import image_processor, processor
+from ..processing import image_processor, processor, text_only
 from ..processing.conversation import conversations_of
 from ..processing.image_processor import ImageProcessor
 from ..processing.processor import TEXT_OPTIONS, check_names
@@ -17,7 +16,7 @@ from . import tensors
 from .batch_feature import BatchFeature
 from .call_options import normalised, without_rgb
 from .loading import hub_options, not_of_models
-from .sharing import push_folder
+from .sharing import SharedFile
 from .tokenizer import Tokenizer
 
 _TEMPLATE_OPTIONS = {  # keywords of `apply_chat_template` that are not for `__call__`
@@ -26,7 +25,7 @@ _TEMPLATE_OPTIONS = {  # keywords of `apply_chat_template` that are not for `__c
 }
 
 
-class ImageProcessorMethods(ImageProcessor):
+class ImageProcessorMethods(SharedFile, ImageProcessor):
     """transformers' keywords and tensors, for an image processor of `processing`."""
 
     do_resize: ClassVar[bool] = True
@@ -57,13 +56,6 @@ class ImageProcessorMethods(ImageProcessor):
         """preprocessor_config.json."""
         return dict(self.files_class(image=self.config).to_dict()["image_processor"])
 
-    def to_json_string(self) -> str:
-        return json.dumps(self.to_dict(), indent=2) + "\n"
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Saves into a repository; see `push_folder`."""
-        return push_folder(self.save_pretrained, repo_id, **options)
-
 
 class Lfm2VlImageProcessor(ImageProcessorMethods, image_processor.Lfm2VlImageProcessor):
     """`processing.Lfm2VlImageProcessor` with transformers' keywords and tensors."""
@@ -77,7 +69,7 @@ class Lfm2VlImageProcessor(ImageProcessorMethods, image_processor.Lfm2VlImagePro
 Lfm2VlImageProcessorFast = Lfm2VlImageProcessor
 
 
-class Lfm2VlProcessor(processor.Lfm2VlProcessor):
+class Lfm2VlProcessor(SharedFile, processor.Lfm2VlProcessor):
     """`processing.Lfm2VlProcessor` with transformers' keywords and tensors.
 
     `image_processor`, `tokenizer`, `chat_template` and `use_image_special_tokens` can be set, as can the attributes of
@@ -187,9 +179,6 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
             made["mm_token_type_ids"] = [[kinds.get(int(id), 0) for id in row] for row in made["input_ids"]]
         return BatchFeature.of(made, kind)
 
-    def to_json_string(self) -> str:
-        return json.dumps(self.to_dict(), indent=2) + "\n"
-
     def save_pretrained(
         self, folder: str | os.PathLike[str], push_to_hub: bool = False, repo_id: str | None = None, **options: Any
     ) -> None:
@@ -199,10 +188,6 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
         if push_to_hub:
             self.push_to_hub(repo_id or os.path.basename(os.path.normpath(folder)), **options)
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Saves into a repository; see `push_folder`."""
-        return push_folder(self.save_pretrained, repo_id, **options)
-
     def post_process_multimodal_output(
         self, generated_outputs: Any, skip_special_tokens: bool = True, generation_mode: str | None = None, **o: Any
     ) -> list[str]:
@@ -210,3 +195,13 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
         if generation_mode not in (None, "text"):
             raise OptionError(f"generation_mode is {generation_mode!r}; these models write 'text' only")
         return self.post_process_image_text_to_text(generated_outputs, skip_special_tokens, **o)
+
+
+class TextOnlyImageProcessor(ImageProcessorMethods, text_only.TextOnlyImageProcessor):  # type: ignore[misc]
+    """That of a text model: refuses pictures."""
+
+
+class TextProcessor(Lfm2VlProcessor, text_only.TextProcessor):  # type: ignore[misc]
+    """Tokenizer and chat template of a text model."""
+
+    image_processor_class: ClassVar[Any] = TextOnlyImageProcessor

@@ -79,25 +79,14 @@ class GivenPrompt:
 def take_prompt(
     model: Lfm2VlForConditionalGeneration, inputs: Any, keywords: dict[str, Any], bos: int | None, pad: int | None
 ) -> GivenPrompt:
-    """Takes from `keywords` what is the prompt.
-
-    Args:
-        model: the model.
-        inputs: the first argument of `generate`, which is `input_ids`.
-        keywords: of the call.
-        bos: the token that an answer to nothing begins with.
-        pad: the token that pads where there is no mask; None where it ends answers, too.
-
-    Raises:
-        InputError, OptionError: for arrays that do not fit each other.
-    """
+    """Takes from the `keywords` of a call of `generate` what is the prompt; `inputs` is its first argument, the ids.
+    `bos`: the token that an answer to nothing begins with. `pad`: the token that pads where there is no mask; None
+    where it ends answers, too. Raises `InputError` and `OptionError` for arrays that do not fit each other."""
 
     def take(name: str) -> Any:
         return tensors.to_mlx(keywords.pop(name, None))
 
-    like = next(
-        (each for each in (inputs, *map(keywords.get, ("input_ids", "inputs_embeds"))) if each is not None), None
-    )
+    like = tensors.first_given(inputs, keywords.get("input_ids"), keywords.get("inputs_embeds"))
     for name in _NOT_NEEDED:
         keywords.pop(name, None)
     if keywords.pop("position_ids", None) is not None:
@@ -119,17 +108,14 @@ def take_prompt(
     vocabulary = model.config.text_config.vocab_size
     if (wrong := rows[(rows < 0) | (rows >= vocabulary)]).size:  # where embeddings are given, no one else looks
         raise InputError(f"input_ids holds {wrong[0]}; the model's vocabulary has ids 0 to {vocabulary - 1}")
-    cache = next(
-        (held for name in ("past_key_values", "cache") if (held := keywords.pop(name, None)) is not None), None
-    )
-    if cache is None:
-        cache = Cache(model.config.text_config)
+    cache = keywords.pop("cache" if keywords.get("past_key_values") is None else "past_key_values", None)
+    cache = Cache(model.config.text_config) if cache is None else cache
     if not isinstance(cache, Cache):
         raise InputError(f"past_key_values is {type(cache).__name__}, expected a Cache of an earlier output")
     mask = take("attention_mask")
     mask = _mask_of(rows, pad) if mask is None and embeds is None and not cache.offset else mask
     mask = None if mask is None else np.array(mask).astype(np.int64)
-    images = next((out for name in ("mm_encoder_outputs", "image_outputs") if (out := keywords.pop(name, None))), None)
+    images = keywords.pop("mm_encoder_outputs", None) or keywords.pop("image_outputs", None)
     images = images.get("image") if isinstance(images, dict) else images
     arrays = {name: take(name) for name in model.model.view_arguments}
     pixels, shapes = model.model.views_of(arrays, None if embeds is not None else rows)

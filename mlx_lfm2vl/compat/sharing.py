@@ -1,7 +1,8 @@
-"""`push_to_hub` of models, processors and configurations."""
+"""`push_to_hub` of models, processors and configurations, and the text of their JSON files."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -42,3 +43,23 @@ def push_folder(
         files: dict[str, Path | bytes] = {each.name: each for each in sorted(Path(folder).iterdir()) if each.is_file()}
         message = commit_message or f"Upload {', '.join(files)}"
         return publish(files, repo_id, message=message, private=bool(private), token=token)
+
+
+class Shared:
+    """What is saved in a folder by `save_pretrained`, and so in a repository."""
+
+    save_pretrained: Any
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Saves into a repository; see `push_folder`."""
+        return push_folder(self.save_pretrained, repo_id, **options)
+
+
+class SharedFile(Shared):
+    """What is a JSON file, as `to_dict` gives it."""
+
+    to_dict: Any
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """The text of the file."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"

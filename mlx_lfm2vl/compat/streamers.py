@@ -40,7 +40,8 @@ class TextStreamer:
             return
         self._ids += ids.reshape(-1).tolist()
         text = self.tokenizer.decode(self._ids, **self.decode_kwargs)
-        end = len(text) if _is_complete(text) else text.rfind(" ") + 1
+        whole = text.endswith("\n") or unicodedata.name(text[-1:] or " ", "").startswith(_NO_SPACES)
+        end = len(text) if whole else text.rfind(" ") + 1
         self.on_finalized_text(text[self._given : end])
         self._given = max(self._given, end)
         if text.endswith("\n"):
@@ -55,10 +56,6 @@ class TextStreamer:
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Prints it, and a line break at the end."""
         print(text, end="\n" if stream_end else "", flush=True)
-
-
-def _is_complete(text: str) -> bool:
-    return text.endswith("\n") or unicodedata.name(text[-1:] or " ", "").startswith(_NO_SPACES)
 
 
 class TextIteratorStreamer(TextStreamer):

@@ -71,6 +71,11 @@ def as_kind_of(like: Any, value: Any) -> Any:
     return to_torch(value).to(like.device) if is_torch(like) and is_mlx(value) else value
 
 
+def first_given(*values: Any) -> Any:
+    """The first that is not None; None if there is none."""
+    return next((value for value in values if value is not None), None)
+
+
 def of_numpy(like: Any, value: np.ndarray) -> Any:
     """A NumPy array as an MLX array, or as a tensor of torch where `like` is one."""
     import mlx.core as mx
@@ -135,14 +140,8 @@ def _cast_by_mlx(value: Any, name: str) -> Any:
 
 def move(value: Any, device: Any) -> Any:
     """A tensor of torch on another device; every other value as it is, and tensors where the device is MLX's."""
-    if (
-        is_torch(value)
-        and not isinstance(device, Device)
-        and not _is_mlx_device(device)
-        and device not in ("auto", "gpu", "mlx")
-    ):
-        return value.to(device)
-    return value
+    own = isinstance(device, Device) or type(device).__module__ == "mlx.core" or device in ("auto", "gpu", "mlx")
+    return value.to(device) if is_torch(value) and not own else value
 
 
 def check_return_tensors(return_tensors: Any) -> str | None:
@@ -175,7 +174,3 @@ def _warn_without_torch() -> None:
     warnings.warn(
         "return_tensors='pt' gives MLX arrays here, as torch is not installed; the models take them", stacklevel=5
     )
-
-
-def _is_mlx_device(device: Any) -> bool:
-    return type(device).__module__ == "mlx.core"

@@ -23,7 +23,7 @@ from .call_options import normalised
 from .generation_config import count
 from .loading import OF_FROM_PRETRAINED, hub_options, no_more, not_of_models
 from .not_offered import TOKENIZER, way_out
-from .sharing import push_folder
+from .sharing import Shared
 
 _FILES = ("*.json", "*.jinja", "*.txt")
 _OWN = ("backend", "config", "where", "folder", "special_tokens_map")  # set by the constructor
@@ -32,7 +32,7 @@ _NO_LIMIT = int(1e30)  # transformers', where no file says how long a prompt may
 _SETTABLE = ("padding_side", "truncation_side", "chat_template", "model_max_length")
 
 
-class Tokenizer(processing.Tokenizer):
+class Tokenizer(Shared, processing.Tokenizer):
     """`processing.Tokenizer` with the calls of transformers' fast tokenizers."""
 
     is_fast: ClassVar[bool] = True
@@ -144,10 +144,6 @@ class Tokenizer(processing.Tokenizer):
                 file = target / (JINJA_FILE if name == "default" else MORE.replace("*", os.path.basename(name)))
                 file.parent.mkdir(exist_ok=True)
                 file.write_text(template, encoding="utf-8")
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Saves into a repository; see `push_folder`."""
-        return push_folder(self.save_pretrained, repo_id, **options)
 
     @property
     def all_special_tokens(self) -> list[str]:

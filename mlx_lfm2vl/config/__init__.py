@@ -17,31 +17,3 @@ from .model import Lfm2VlConfig
 from .processor import ImageProcessorConfig, ProcessorConfig
 from .text import Lfm2Config
 from .vision import Siglip2VisionConfig
-
-__all__ = [
-    "CausalLMConfig",
-    "DSparkConfig",
-    "GenerationConfig",
-    "ImageConfig",
-    "ImageProcessorConfig",
-    "Lfm2Config",
-    "Lfm2VlConfig",
-    "Lfm3Config",
-    "Lfm3VlConfig",
-    "Lfm3VlImageProcessorConfig",
-    "Lfm3VlProcessorConfig",
-    "Lfm3VlVideoProcessorConfig",
-    "Lfm3VlVisionConfig",
-    "ModelConfig",
-    "ProcessorConfig",
-    "ProcessorFiles",
-    "Siglip2VisionConfig",
-    "TextConfig",
-    "VisionConfig",
-    "config_of",
-    "is_dspark",
-    "parse_json",
-    "read_json",
-    "read_text",
-    "shown",
-]

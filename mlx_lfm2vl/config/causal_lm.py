@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import ConfigError
-from .fields import Fields
+from .fields import Fields, WholeModel
 from .files import shown
 from .lfm3 import Lfm3Config
 from .text import Lfm2Config
@@ -31,7 +31,7 @@ def bare(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class CausalLMConfig:
+class CausalLMConfig(WholeModel):
     """A text model: a backbone and its head (the reference's `Lfm2Config` and `Lfm3Config`, for their `ForCausalLM`).
 
     `text_config` may be given as a mapping; `model_type` is then that of the backbone. `quantization` as in
@@ -51,17 +51,10 @@ class CausalLMConfig:
             raise ConfigError(f"config: model_type is {shown(self.model_type)}; expected {known}")
         backbone = BACKBONES[self.model_type]
         if not isinstance(self.text_config, (Lfm2Config, Lfm3Config)):
-            given = Fields({"text_config": self.text_config}, "config").section("text_config")
-            object.__setattr__(self, "text_config", backbone.from_dict(given))
+            self.make_section("text_config", backbone)
         if not isinstance(self.text_config, backbone):
             made = type(self.text_config).__name__
             raise ConfigError(f"config: text_config is {made}, expected {backbone.__name__} of {self.model_type!r}")
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """The end tokens that config.json names; empty if it names none."""
-        eos = self.text_config.eos_token_id
-        return (eos,) if isinstance(eos, int) else tuple(eos or ())
 
     @property
     def image_token_id(self) -> int:
@@ -91,13 +84,11 @@ class CausalLMConfig:
     def from_dict(cls, data: Mapping[str, Any], where: str = "config.json") -> CausalLMConfig:
         """Raises `ConfigError` for a value that makes no sense."""
         read, model_type = Fields(data, where), str(data.get("model_type"))
-        backbone = BACKBONES.get(model_type, Lfm2Config)
-        text = backbone.from_dict(data, where)
-        method = read.section("quantization_config")  # of another program where it says so
+        text = BACKBONES.get(model_type, Lfm2Config).from_dict(data, where)
         return cls(
             text_config=text,
             tie_word_embeddings=text.tie_word_embeddings,
-            quantization=read.section("quantization") or ({} if "quant_method" in method else method) or None,
+            quantization=cls.quantization_in(read),
             dtype=read.word("dtype", "torch_dtype"),
             model_type=model_type,
         )
@@ -106,8 +97,7 @@ class CausalLMConfig:
         """In the spelling of transformers 5, ready for config.json."""
         data = {"architectures": [ARCHITECTURES[self.model_type]], **self.text_config.to_dict()}
         data |= {"model_type": self.model_type, "tie_word_embeddings": self.tie_word_embeddings}
-        if self.dtype:
-            data["dtype"] = self.dtype
+        data = self.with_weights(data)
         if self.quantization:
             data["quantization"] = data["quantization_config"] = {
                 bare(name): value for name, value in self.quantization.items()

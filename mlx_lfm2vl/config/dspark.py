@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .fields import Fields
+from .fields import Fields, declare, flag, integer, number
 from .text import rope_theta_of
 
 
@@ -19,23 +19,23 @@ class DSparkConfig:
     `block_size`: the tokens that it proposes at once; `mask_token_id`: stands for those behind the first.
     `rope_is_neox_style`: whether rotary embeddings turn pairs of a head's two halves, not of neighbours."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
-    rms_norm_eps: float
-    rope_theta: float
-    rope_is_neox_style: bool
-    block_size: int
-    mask_token_id: int
     target_layer_ids: tuple[int, ...]
-    num_target_layers: int
-    markov_rank: int
-    enable_confidence_head: bool
-    confidence_head_with_markov: bool
+    mask_token_id: int
+    hidden_size: int = integer(2048)
+    intermediate_size: int = integer(6144)
+    num_hidden_layers: int = integer(5, high=1024)
+    num_attention_heads: int = integer(32)
+    num_key_value_heads: int = integer(8)
+    head_dim: int = integer(64)
+    vocab_size: int = integer(128_000)
+    rms_norm_eps: float = number(1e-5)
+    rope_theta: float = declare(rope_theta_of, 10_000_000.0)
+    rope_is_neox_style: bool = flag(True)
+    block_size: int = integer(9, high=64)
+    num_target_layers: int = integer(30, high=1024)
+    markov_rank: int = integer(256)
+    enable_confidence_head: bool = flag(False)
+    confidence_head_with_markov: bool = flag(True)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "config.json") -> DSparkConfig:
@@ -49,32 +49,13 @@ class DSparkConfig:
                 raise read.refuse(name, True, "false")
         if not read.flag("sample_from_anchor", default=True):
             raise read.refuse("sample_from_anchor", False, "true")
-        heads = read.integer("num_attention_heads", default=32)
-        vocabulary = read.integer("vocab_size", default=128_000)
-        target = read.integer("num_target_layers", default=30, high=1024)
+        values = read.declared(cls)
         config = cls(
-            hidden_size=read.integer("hidden_size", default=2048),
-            intermediate_size=read.integer("intermediate_size", default=6144),
-            num_hidden_layers=read.integer("num_hidden_layers", default=5, high=1024),
-            num_attention_heads=heads,
-            num_key_value_heads=read.integer("num_key_value_heads", default=8),
-            head_dim=read.integer("head_dim", default=64),
-            vocab_size=vocabulary,
-            rms_norm_eps=read.number("rms_norm_eps", default=1e-5),
-            rope_theta=rope_theta_of(read, default=10_000_000.0),
-            rope_is_neox_style=read.flag("rope_is_neox_style", default=True),
-            block_size=read.integer("block_size", default=9, high=64),
-            mask_token_id=read.integer("mask_token_id", default=-1, low=0, high=vocabulary - 1),
-            target_layer_ids=_target_layers(read, target),
-            num_target_layers=target,
-            markov_rank=read.integer("markov_rank", default=256),
-            enable_confidence_head=read.flag("enable_confidence_head", default=False),
-            confidence_head_with_markov=read.flag("confidence_head_with_markov", default=True),
+            _target_layers(read, values["num_target_layers"]),
+            read.integer("mask_token_id", default=-1, low=0, high=values["vocab_size"] - 1),
+            **values,
         )
-        if heads % config.num_key_value_heads:
-            raise read.refuse("num_key_value_heads", config.num_key_value_heads, f"a divisor of {heads} heads")
-        if config.head_dim % 2:
-            raise read.refuse("head_dim", config.head_dim, "an even number (rotary embeddings turn pairs)")
+        read.check_heads(config)
         kinds = read.get("layer_types", default=[])[1]
         if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
             raise read.refuse("layer_types", kinds, "'full_attention' for every layer")

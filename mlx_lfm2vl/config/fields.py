@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, field, fields
+from functools import partial
 from typing import Any, TypeVar
 
 from ..errors import ConfigError
@@ -12,7 +13,6 @@ from .files import shown
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "gelu_new", "silu", "relu")  # names of transformers' `ACT2FN`
 MAX_NUMBER = 1e30  # beyond it float32, in which the model computes, overflows soon
 MAX_SIZE = 2**24  # no dimension of a real checkpoint comes near; guards against absurd allocations
-
 
 Part = TypeVar("Part")
 
@@ -37,9 +37,9 @@ def part_of(field: str) -> Callable[[type[Part]], type[Part]]:
 
 def freeze_lists(config: Any) -> None:
     """Makes tuples of the lists in a frozen dataclass, so that it can be hashed. For its `__post_init__`."""
-    for field in fields(config):
-        if isinstance(value := getattr(config, field.name), list):
-            object.__setattr__(config, field.name, tuple(value))
+    for each in fields(config):
+        if isinstance(value := getattr(config, each.name), list):
+            object.__setattr__(config, each.name, tuple(value))
 
 
 class Fields:
@@ -75,6 +75,15 @@ class Fields:
             )
         return float(value)
 
+    def optional(self, name: str, *, default: None, high: float, low: float = 0.0) -> float | None:
+        """A number up to `high` that may be absent."""
+        if self.data.get(name) is None:
+            return default
+        value = self.number(name, default=high, low=low, above=False)
+        if value > high:
+            raise self.refuse(name, value, f"a number up to {high:g}")
+        return value
+
     def flag(self, *names: str, default: bool) -> bool:
         name, value = self.get(*names, default=default)
         if not isinstance(value, bool):
@@ -102,15 +111,103 @@ class Fields:
             raise self.refuse(name, value, "an object")
         return dict(value)
 
-    def token_id(self, name: str) -> int | None:
-        return None if self.data.get(name) is None else self.integer(name, default=0, low=0)
+    def triple(self, name: str, *, default: Any, low: float) -> tuple[float, float, float]:
+        """Three numbers, one for each colour."""
+        value = self.data.get(name, default)
+        good = isinstance(value, (list, tuple)) and len(value) == 3
+        if not good or not all(isinstance(x, (int, float)) and low < x < MAX_NUMBER for x in value):
+            listed = list(value) if isinstance(value, tuple) else value
+            raise self.refuse(name, listed, f"three numbers above {low:g} and below {MAX_NUMBER:g}")
+        return float(value[0]), float(value[1]), float(value[2])
 
-    def token_ids(self, name: str) -> tuple[int, ...]:
-        """A token id or a list of them; empty if absent."""
-        value = self.data.get(name)
+    def token_id(self, name: str, *, default: int | None = None) -> int | None:
+        """A token id, or null."""
+        value = self.data.get(name, default)
+        return None if value is None else self.integer(name, default=value, low=0)
+
+    def token_ids(self, name: str, *, default: int | None = None) -> tuple[int, ...] | None:
+        """A token id, a list of them, or null."""
+        value = self.data.get(name, default)
         if value is None:
-            return ()
+            return None
         ids = value if isinstance(value, (list, tuple)) else [value]
         if not ids or not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i <= MAX_SIZE for i in ids):
             raise self.refuse(name, value, "a token id or a list of token ids")
         return tuple(ids)
+
+    def declared(self, kind: Any) -> dict[str, Any]:
+        """The values of the fields of a dataclass that are declared by `integer`, `number` and so on."""
+        values = {}
+        for each in fields(kind):
+            if read := each.metadata.get("read"):
+                values[each.name] = read(self, *(each.metadata["names"] or (each.name,)), default=each.default)
+        return values
+
+    def check_heads(self, config: Any) -> None:
+        """Raises `ConfigError` for numbers of attention heads that do not fit each other."""
+        heads, groups, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        if heads % groups:
+            raise self.refuse("num_key_value_heads", groups, f"a divisor of {heads} heads")
+        if width % 2:
+            raise self.refuse("head_dim", width, "an even number (rotary embeddings turn pairs)")
+        if heads * width > MAX_SIZE:
+            raise self.refuse("head_dim", width, f"at most {MAX_SIZE} with all {heads} heads together")
+
+
+def declare(read: Callable[..., Any], default: Any, *names: str, **bounds: Any) -> Any:
+    """A field of a dataclass that `Fields.declared` reads by `read`, under the first of `names` that is there; without
+    any, under its own."""
+    return field(default=default, metadata={"read": partial(read, **bounds), "names": names})
+
+
+integer, number = partial(declare, Fields.integer), partial(declare, Fields.number)
+optional = partial(declare, Fields.optional, None)
+flag, choice = partial(declare, Fields.flag), partial(declare, Fields.choice)
+token_id, token_ids = partial(declare, Fields.token_id), partial(declare, Fields.token_ids)
+
+
+def check_declared(config: Any, where: str) -> Fields:
+    """Checks the declared fields of a dataclass, in its `__post_init__`, and returns what reads all. Raises
+    `ConfigError`."""
+    read = Fields({each.name: getattr(config, each.name) for each in fields(config)}, where)
+    read.declared(config)
+    return read
+
+
+def one_or_list(ids: tuple[int, ...]) -> int | list[int]:
+    """Token ids as files have them: a single one by itself."""
+    return ids[0] if len(ids) == 1 else list(ids)
+
+
+class WholeModel:
+    """What the configurations of whole models have in common."""
+
+    text_config: Any
+    quantization: Mapping[str, Any] | None
+    dtype: str | None
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The end tokens that the text configuration names; empty if it names none."""
+        eos = self.text_config.eos_token_id
+        return (eos,) if isinstance(eos, int) else tuple(eos or ())
+
+    def make_section(self, name: str, kind: Any) -> None:
+        """Makes a configuration of the kind of a field that was given as a mapping or None. Raises `ConfigError`."""
+        if not isinstance(given := getattr(self, name), kind):
+            section = Fields({name: given}, "config").section(name)
+            object.__setattr__(self, name, kind.from_dict(section))
+
+    @staticmethod
+    def quantization_in(read: Fields) -> dict[str, Any] | None:
+        """MLX's record of what is quantised; `quantization_config` may be another program's, where it says so."""
+        method = read.section("quantization_config")
+        return read.section("quantization") or ({} if "quant_method" in method else method) or None
+
+    def with_weights(self, data: dict[str, Any]) -> dict[str, Any]:
+        """The data of a config.json, with what it says of the weights."""
+        if self.dtype:
+            data["dtype"] = self.dtype
+        if self.quantization:
+            data["quantization"] = data["quantization_config"] = dict(self.quantization)
+        return data

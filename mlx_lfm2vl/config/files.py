@@ -16,7 +16,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from ..errors import ConfigError, OutputError
 from ..model_folder import holds_adapter_only, incomplete, only_adapter
@@ -31,17 +31,17 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # what stands in plac
 FETCH_LFS = "is a Git LFS pointer, not the file itself; fetch the file (git lfs pull)"
 
 
-def open_regular(path: Path) -> int:
-    """A descriptor for reading. Raises `OSError`, also for what is no regular file."""
+def open_regular(path: Path) -> BinaryIO:
+    """A file that is open for reading. Raises `OSError`, also for what is no regular file."""
     # without O_NONBLOCK opening a fifo that nobody writes to never returns
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError("is not a regular file")
+        return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
 
 
 def check_own(file: Path) -> None:
@@ -72,7 +72,7 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
 def read_text(path: Path, limit: int = MAX_BYTES) -> str:
     """A text file in UTF-8. Raises `ConfigError` naming the file, what is wrong with it and the way out."""
     try:
-        with os.fdopen(open_regular(path), "rb") as stream:
+        with open_regular(path) as stream:
             size = os.fstat(stream.fileno()).st_size
             data = stream.read(size) if size <= limit else None
     except FileNotFoundError:
@@ -150,17 +150,14 @@ def is_place(key: str, value: Any) -> bool:
     return key.endswith(PLACES) and (value is None or isinstance(value, str))
 
 
-def without(data: dict[str, Any], keys: tuple[str, ...] = CODE) -> dict[str, Any]:
+def without(data: Any, keys: tuple[str, ...] = CODE) -> Any:
     """The same without these keys and those of places, in its objects too: without what a published file must not say,
     unless given."""
-    inner = ((key, _without(value, keys)) for key, value in data.items() if key not in keys)
-    return {key: value for key, value in inner if not is_place(key, value)}
-
-
-def _without(value: Any, keys: tuple[str, ...]) -> Any:
-    if isinstance(value, dict):
-        return without(value, keys)
-    return [_without(each, keys) for each in value] if isinstance(value, list) else value
+    if isinstance(data, list):
+        return [without(each, keys) for each in data]
+    if not isinstance(data, dict):
+        return data
+    return {key: without(value, keys) for key, value in data.items() if key not in keys and not is_place(key, value)}
 
 
 def place_in(data: Any) -> str | None:

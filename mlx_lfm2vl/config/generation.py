@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from .family import ModelConfig, TextConfig
-from .fields import Fields, freeze_lists
+from .fields import Fields, flag, freeze_lists, optional, token_id
 
 _FAMILY = {"temperature": 0.1, "min_p": 0.15, "repetition_penalty": 1.05}
 # (hidden size, layers, vocabulary) of the language model
@@ -30,14 +30,14 @@ class GenerationConfig:
     """End tokens, and the sampling that the checkpoint recommends (None where it recommends none)."""
 
     eos_token_ids: tuple[int, ...] = ()
-    bos_token_id: int | None = None
-    pad_token_id: int | None = None
-    do_sample: bool = False
-    temperature: float | None = None
-    top_p: float | None = None
+    bos_token_id: int | None = token_id(None)
+    pad_token_id: int | None = token_id(None)
+    do_sample: bool = flag(False)
+    temperature: float | None = optional(high=100)
+    top_p: float | None = optional(high=1)
     top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
+    min_p: float | None = optional(high=1)
+    repetition_penalty: float | None = optional(high=100, low=0.01)
 
     def __post_init__(self) -> None:
         freeze_lists(self)
@@ -59,25 +59,10 @@ class GenerationConfig:
     def from_dict(cls, data: Mapping[str, Any], where: str = "generation_config.json") -> GenerationConfig:
         """Raises `ConfigError` for a value that makes no sense."""
         read = Fields(data, where)
-
-        def optional(name: str, high: float, low: float = 0.0) -> float | None:
-            if data.get(name) is None:
-                return None
-            value = read.number(name, default=0.0, low=low, above=False)
-            if value > high:
-                raise read.refuse(name, value, f"a number up to {high:g}")
-            return value
-
         return cls(
-            eos_token_ids=read.token_ids("eos_token_id"),
-            bos_token_id=read.token_id("bos_token_id"),
-            pad_token_id=read.token_id("pad_token_id"),
-            do_sample=read.flag("do_sample", default=False),
-            temperature=optional("temperature", 100),
-            top_p=optional("top_p", 1),
+            **read.declared(cls),
+            eos_token_ids=read.token_ids("eos_token_id") or (),
             top_k=None if data.get("top_k") is None else read.integer("top_k", default=0, low=0),
-            min_p=optional("min_p", 1),
-            repetition_penalty=optional("repetition_penalty", 100, low=0.01),
         )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from .fields import MAX_SIZE, Fields, freeze_lists, part_of
+from .fields import Fields, flag, freeze_lists, integer, number, one_or_list, part_of, token_id, token_ids
 
 ROPES = ("full_attention", "sliding_attention")  # keys of rope_parameters
 TEXT_LAYERS = ("conv", *ROPES)
@@ -49,28 +49,28 @@ FULL_ROPE, SLIDING_ROPE = RopeParameters(1_000_000.0, 0.5), RopeParameters(10_00
 class Lfm3Config:
     """The LFM3 backbone. `sliding_window`: tokens that a sliding attention layer sees, the asking one included."""
 
-    vocab_size: int = 128_000
-    hidden_size: int = 2048
-    intermediate_size: int = 7680
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 16
-    num_key_value_heads: int = 4
-    head_dim: int = 128
-    max_position_embeddings: int = 128_000
-    norm_eps: float = 1e-5
+    vocab_size: int = integer(128_000)
+    hidden_size: int = integer(2048)
+    intermediate_size: int = integer(7680)
+    num_hidden_layers: int = integer(24, high=1024)
+    num_attention_heads: int = integer(16)
+    num_key_value_heads: int = integer(4)
+    head_dim: int = integer(128)
+    max_position_embeddings: int = integer(128_000, high=2**31)
+    norm_eps: float = number(1e-5)
     full_rope: RopeParameters = FULL_ROPE
     sliding_rope: RopeParameters = SLIDING_ROPE
-    sliding_window: int = 256
-    conv_bias: bool = False
-    conv_L_cache: int = 7
-    layer_types: tuple[str, ...] = field(default=())
-    use_sandwich_norm: bool = True
-    use_attention_gate: bool = True
-    attention_bias: bool = False
-    tie_word_embeddings: bool = True
-    bos_token_id: int | None = 124_894
-    eos_token_id: int | tuple[int, ...] | None = 124_900
-    pad_token_id: int | None = 124_893
+    sliding_window: int = integer(256, low=2)
+    conv_bias: bool = flag(False)
+    conv_L_cache: int = integer(7, low=2, high=64)
+    layer_types: tuple[str, ...] = ()
+    use_sandwich_norm: bool = flag(True)
+    use_attention_gate: bool = flag(True)
+    attention_bias: bool = flag(False)
+    tie_word_embeddings: bool = flag(True)
+    bos_token_id: int | None = token_id(124_894)
+    eos_token_id: int | tuple[int, ...] | None = token_ids(124_900)
+    pad_token_id: int | None = token_id(124_893)
 
     def __post_init__(self) -> None:
         if not self.layer_types:
@@ -99,8 +99,7 @@ class Lfm3Config:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "text_config") -> Lfm3Config:
         """Raises `ConfigError` for a value that makes no sense."""
-        read, ids = Fields(data, where), Fields({**_IDS, **data}, where)
-        layers = read.integer("num_hidden_layers", default=24, high=1024)
+        read = Fields(data, where)
         ropes = Fields(read.section("rope_parameters"), f"{where}: rope_parameters")
         for name in ropes.data:
             if name not in ROPES:
@@ -111,31 +110,15 @@ class Lfm3Config:
             given = ropes.data.get(kind) is not None
             return RopeParameters.from_dict(ropes.section(kind), ropes.where, theta) if given else absent
 
+        values = read.declared(cls)
+        layers = values["num_hidden_layers"]
         config = cls(
-            vocab_size=read.integer("vocab_size", default=128_000),
-            hidden_size=read.integer("hidden_size", default=2048),
-            intermediate_size=read.integer("intermediate_size", default=7680),
-            num_hidden_layers=layers,
-            num_attention_heads=read.integer("num_attention_heads", default=16),
-            num_key_value_heads=read.integer("num_key_value_heads", default=4),
-            head_dim=read.integer("head_dim", default=128),
-            max_position_embeddings=read.integer("max_position_embeddings", default=128_000, high=2**31),
-            norm_eps=read.number("norm_eps", default=1e-5),
+            **values,
             full_rope=rope("full_attention", FULL_ROPE),
             sliding_rope=rope("sliding_attention", SLIDING_ROPE),
-            sliding_window=read.integer("sliding_window", default=256, low=2),
-            conv_bias=read.flag("conv_bias", default=False),
-            conv_L_cache=read.integer("conv_L_cache", default=7, low=2, high=64),
             layer_types=read_layer_types(read, layers, TEXT_LAYERS, _default_layers(layers)),
-            use_sandwich_norm=read.flag("use_sandwich_norm", default=True),
-            use_attention_gate=read.flag("use_attention_gate", default=True),
-            attention_bias=read.flag("attention_bias", default=False),
-            tie_word_embeddings=read.flag("tie_word_embeddings", default=True),
-            bos_token_id=ids.token_id("bos_token_id"),
-            eos_token_id=ids.token_ids("eos_token_id") or None,
-            pad_token_id=ids.token_id("pad_token_id"),
         )
-        check_heads(read, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        read.check_heads(config)
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,12 +130,8 @@ class Lfm3Config:
             "sliding_attention": self.sliding_rope.to_dict(),
         }
         if isinstance(self.eos_token_id, tuple):
-            ids = list(self.eos_token_id)
-            data["eos_token_id"] = ids[0] if len(ids) == 1 else ids
-        return {name: value for name, value in data.items() if value is not None or name in _IDS}
-
-
-_IDS = {"bos_token_id": 124_894, "eos_token_id": 124_900, "pad_token_id": 124_893}
+            data["eos_token_id"] = one_or_list(self.eos_token_id)
+        return data
 
 
 def _default_layers(layers: int) -> tuple[str, ...]:
@@ -171,13 +150,3 @@ def read_layer_types(read: Fields, layers: int, known: tuple[str, ...], default:
     if len(kinds) != layers:
         raise read.refuse("layer_types", f"{len(kinds)} entries", f"one for each of num_hidden_layers {layers}")
     return tuple(kinds)
-
-
-def check_heads(read: Fields, heads: int, kv_heads: int, head_dim: int) -> None:
-    """Raises `ConfigError` for heads that do not fit each other."""
-    if heads % kv_heads:
-        raise read.refuse("num_key_value_heads", kv_heads, f"a divisor of {heads} heads")
-    if head_dim % 2:
-        raise read.refuse("head_dim", head_dim, "an even number (rotary embeddings turn pairs)")
-    if heads * head_dim > MAX_SIZE:
-        raise read.refuse("head_dim", head_dim, f"at most {MAX_SIZE} with all {heads} heads together")

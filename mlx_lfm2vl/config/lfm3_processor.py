@@ -7,23 +7,26 @@ network's (`Lfm3VlVisionConfig`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
-from .fields import Fields
+from .fields import Fields, choice, flag, integer, number
 from .files import read_json
 from .lfm3_video import SIZE, Lfm3VlVideoProcessorConfig, with_areas
 from .processor import (
     FILES,
     MAX_PIXELS,
     OF_READING,
+    RESAMPLE_FILTERS,
     ImageProcessorConfig,
+    PicturePolicy,
     ProcessorConfig,
-    check_normalisation,
+    deviation,
+    mean,
     read_files,
+    written,
 )
 
 VIDEO_FILE = "video_preprocessor_config.json"
@@ -32,37 +35,31 @@ TOKEN_BUDGETS = {"min_image_tokens": "min_pixels", "max_image_tokens": "max_pixe
 
 
 @dataclass(frozen=True)
-class Lfm3VlImageProcessorConfig:
+class Lfm3VlImageProcessorConfig(PicturePolicy):
     """The picture policy of an LFM3-VL checkpoint. `min_pixels` and `max_pixels` bound the area of a resized picture;
     `merge_size` x `merge_size` patches become one token. `color_management` and `exif` as in `ImageProcessorConfig`.
     `video` is the policy for videos.
     Raises `ConfigError` for values that contradict each other.
     """
 
-    patch_size: int = 16
-    temporal_patch_size: int = 2
-    merge_size: int = 2
-    min_pixels: int = 56 * 56
-    max_pixels: int = 28 * 28 * 1280
-    resample: int = 3
-    do_rescale: bool = True
-    rescale_factor: float = 1 / 255
-    do_normalize: bool = True
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    color_management: bool = True
-    exif: bool = True
+    patch_size: int = integer(16, high=1024)
+    temporal_patch_size: int = integer(2, high=64)
+    merge_size: int = integer(2, high=64)
+    min_pixels: int = integer(56 * 56, high=MAX_PIXELS)
+    max_pixels: int = integer(28 * 28 * 1280, high=MAX_PIXELS)
+    resample: int = choice(3, options=tuple(RESAMPLE_FILTERS))
+    do_rescale: bool = flag(True)
+    rescale_factor: float = number(1 / 255)
+    do_normalize: bool = flag(True)
+    image_mean: tuple[float, float, float] = mean((0.48145466, 0.4578275, 0.40821073))
+    image_std: tuple[float, float, float] = deviation((0.26862954, 0.26130258, 0.27577711))
+    color_management: bool = flag(True)
+    exif: bool = flag(True)
     video: Lfm3VlVideoProcessorConfig = field(default_factory=Lfm3VlVideoProcessorConfig)
 
     def __post_init__(self) -> None:
-        read = Fields({f.name: getattr(self, f.name) for f in fields(self)}, "image processor")
-        for name, high in (("patch_size", 1024), ("temporal_patch_size", 64), ("merge_size", 64)):
-            read.integer(name, default=1, high=high)
-        for name in ("min_pixels", "max_pixels"):
-            read.integer(name, default=1, high=MAX_PIXELS)
-        check_normalisation(read, self)
-        if self.min_pixels > self.max_pixels:
-            raise read.refuse("min_pixels", self.min_pixels, f"at most max_pixels {self.max_pixels}")
+        read = self.checked("image processor")
+        self.check_order(read, ("min_pixels", "max_pixels"))
         if not isinstance(self.video, Lfm3VlVideoProcessorConfig):
             raise read.refuse("video", self.video, "a Lfm3VlVideoProcessorConfig")
         for name in SHARED:
@@ -109,7 +106,7 @@ class Lfm3VlImageProcessorConfig:
     @classmethod
     def options(cls) -> frozenset[str]:
         """The names that `with_overrides` takes."""
-        return frozenset((*cls.__dataclass_fields__, *TOKEN_BUDGETS, "size", "do_image_splitting"))
+        return super().options() | {*TOKEN_BUDGETS, "size", "do_image_splitting"}
 
     def with_overrides(self, **overrides: Any) -> Lfm3VlImageProcessorConfig:
         """A copy with fields replaced; budgets may be given in tokens, too (`max_image_tokens`), or as the reference's
@@ -117,11 +114,7 @@ class Lfm3VlImageProcessorConfig:
         the other takes that along. `video` is a policy, or a mapping of fields of the present one to replace. Raises
         `ConfigError` naming an unknown field or a bad value."""
         read = Fields(overrides, "image processor")
-        for name in overrides:
-            if name not in self.options():
-                raise ConfigError(f"image processor: no option {name!r}; there are {', '.join(sorted(self.options()))}")
-        given = {name: value for name, value in overrides.items() if value is not None}
-        chosen = with_areas(given, "image processor")
+        chosen = with_areas(self.chosen(overrides), "image processor")
         if isinstance(chosen.get("video"), Mapping):
             chosen["video"] = self.video.with_overrides(**chosen["video"])
         if chosen.pop("do_image_splitting", False) is not False:
@@ -135,11 +128,7 @@ class Lfm3VlImageProcessorConfig:
             if name in chosen:
                 chosen[pixels] = read.integer(name, default=1, high=max(1, MAX_PIXELS // cell**2)) * cell**2
                 del chosen[name]
-        least, most = chosen.get("min_pixels"), chosen.get("max_pixels")
-        if isinstance(most, int) and least is None and most >= 1:
-            chosen["min_pixels"] = min(self.min_pixels, most)
-        elif isinstance(least, int) and most is None:
-            chosen["max_pixels"] = max(self.max_pixels, least)
+        self.take_along(chosen, "min_pixels", "max_pixels")
         return replace(self, **chosen)
 
 
@@ -174,9 +163,6 @@ class Lfm3VlProcessorConfig:
                 for name, pixels in SIZE.items():
                     merged.update({pixels: size[name]} if size.get(name) is not None else {})
                 merged.update({name: part[name] for name in known if part.get(name) is not None})
-        for name in ("image_mean", "image_std"):
-            if isinstance(merged.get(name), list):
-                merged[name] = tuple(merged[name])
         videos = {name: merged[name] for name in SHARED if name in merged} | videos
         note = "no processor file says how pictures are resized; the defaults of transformers are used"
         image = Lfm3VlImageProcessorConfig(**merged, video=Lfm3VlVideoProcessorConfig.from_dict(videos))
@@ -190,17 +176,10 @@ class Lfm3VlProcessorConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """processor_config.json as transformers 5 writes it."""
-        image = {name: value for name, value in asdict(self.image).items() if name not in OF_READING}
+        image = written(self.image)
         del image["video"]
         size = {name: image.pop(pixels) for name, pixels in SIZE.items()}
-        image.update(
-            image_mean=list(self.image.image_mean),
-            image_std=list(self.image.image_std),
-            do_convert_rgb=True,
-            do_resize=True,
-            size=size,
-            image_processor_type="Qwen2VLImageProcessor",
-        )
+        image.update(do_convert_rgb=True, do_resize=True, size=size, image_processor_type="Qwen2VLImageProcessor")
         video = self.image.video.to_dict()
         return {"image_processor": image, "processor_class": "Lfm3VlProcessor", "video_processor": video}
 

@@ -8,52 +8,40 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..errors import ConfigError
-from .fields import Fields
-from .processor import MAX_PIXELS, check_normalisation
+from .fields import Fields, choice, flag, integer, number
+from .processor import MAX_PIXELS, RESAMPLE_FILTERS, PicturePolicy, deviation, mean, written
 
 SIZE = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}  # the reference's names in `size`
 MAX_FRAMES = 4096
+BOUNDS = ("min_pixels", "max_pixels"), ("min_frames", "max_frames")
 
 
 @dataclass(frozen=True)
-class Lfm3VlVideoProcessorConfig:
+class Lfm3VlVideoProcessorConfig(PicturePolicy):
     """The video policy of an LFM3-VL checkpoint. `min_pixels` and `max_pixels` bound the area of all sampled frames
     together, as they are resized; with `cap_pixels_per_frame` a frame has at most `max_video_tokens` tokens. `fps`
     frames of a second are sampled, `min_frames` to `max_frames` in all. Raises `ConfigError`.
     """
 
-    patch_size: int = 16
-    temporal_patch_size: int = 2
-    merge_size: int = 2
-    min_pixels: int = 128 * 32 * 32
-    max_pixels: int = 768 * 32 * 32
-    fps: float = 2.0
-    min_frames: int = 4
-    max_frames: int = 768
-    cap_pixels_per_frame: bool = False
-    max_video_tokens: int = 768
-    resample: int = 3
-    do_rescale: bool = True
-    rescale_factor: float = 1 / 255
-    do_normalize: bool = True
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    patch_size: int = integer(16, high=1024)
+    temporal_patch_size: int = integer(2, high=64)
+    merge_size: int = integer(2, high=64)
+    min_pixels: int = integer(128 * 32 * 32, high=MAX_PIXELS)
+    max_pixels: int = integer(768 * 32 * 32, high=MAX_PIXELS)
+    fps: float = number(2.0)
+    min_frames: int = integer(4, high=MAX_FRAMES)
+    max_frames: int = integer(768, high=MAX_FRAMES)
+    cap_pixels_per_frame: bool = flag(False)
+    max_video_tokens: int = integer(768)
+    resample: int = choice(3, options=tuple(RESAMPLE_FILTERS))
+    do_rescale: bool = flag(True)
+    rescale_factor: float = number(1 / 255)
+    do_normalize: bool = flag(True)
+    image_mean: tuple[float, float, float] = mean((0.5, 0.5, 0.5))
+    image_std: tuple[float, float, float] = deviation((0.5, 0.5, 0.5))
 
     def __post_init__(self) -> None:
-        read = Fields({f.name: getattr(self, f.name) for f in fields(self)}, "video processor")
-        for name, high in (("patch_size", 1024), ("temporal_patch_size", 64), ("merge_size", 64)):
-            read.integer(name, default=1, high=high)
-        for name in ("min_pixels", "max_pixels"):
-            read.integer(name, default=1, high=MAX_PIXELS)
-        for name in ("min_frames", "max_frames"):
-            read.integer(name, default=1, high=MAX_FRAMES)
-        read.integer("max_video_tokens", default=768)
-        read.number("fps", default=2.0)
-        read.flag("cap_pixels_per_frame", default=False)
-        check_normalisation(read, self)
-        for least, most in (("min_pixels", "max_pixels"), ("min_frames", "max_frames")):
-            if getattr(self, least) > getattr(self, most):
-                raise read.refuse(least, getattr(self, least), f"at most {most} {getattr(self, most)}")
+        self.check_order(self.checked("video processor"), *BOUNDS)
 
     @property
     def cell(self) -> int:
@@ -76,7 +64,7 @@ class Lfm3VlVideoProcessorConfig:
         chosen = with_areas(overrides, "video processor")
         if unknown := next((name for name in chosen if name not in self.__dataclass_fields__), None):
             raise ConfigError(f"video processor: no option {unknown!r}; there are size, {', '.join(asdict(self))}")
-        for least, most in (("min_pixels", "max_pixels"), ("min_frames", "max_frames")):
+        for least, most in BOUNDS:
             low, high = (chosen.get(name, getattr(self, name)) for name in (least, most))
             if isinstance(low, int) and isinstance(high, int) and low > high >= 1:
                 chosen[least] = high
@@ -84,10 +72,8 @@ class Lfm3VlVideoProcessorConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """In the reference's spelling."""
-        data = asdict(self)
+        data = written(self)
         data.update(
-            image_mean=list(self.image_mean),
-            image_std=list(self.image_std),
             do_convert_rgb=True,
             do_resize=True,
             do_sample_frames=True,

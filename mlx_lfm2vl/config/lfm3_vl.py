@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from ..errors import ConfigError
-from .fields import ACTIVATIONS, MAX_SIZE, Fields
+from .fields import ACTIVATIONS, MAX_SIZE, Fields, WholeModel, check_declared, choice, flag, integer
 from .files import shown
 from .lfm3 import Lfm3Config
 from .lfm3_vision import Lfm3VlVisionConfig
@@ -23,7 +23,7 @@ TOKENS = {
 
 
 @dataclass(frozen=True)
-class Lfm3VlConfig:
+class Lfm3VlConfig(WholeModel):
     """A whole model, with the arguments of the reference's `Lfm3VlConfig`.
 
     `vision_config` and `text_config` may be given as mappings; they are normalised. `quantization` as in
@@ -36,37 +36,23 @@ class Lfm3VlConfig:
     video_token_id: int = TOKENS["video_token_id"]
     vision_start_token_id: int = TOKENS["vision_start_token_id"]
     vision_end_token_id: int = TOKENS["vision_end_token_id"]
-    projector_hidden_act: str = "gelu"
-    projector_hidden_size: int = 4096
-    projector_bias: bool = True
-    tie_word_embeddings: bool = True
+    projector_hidden_act: str = choice("gelu", options=ACTIVATIONS)
+    projector_hidden_size: int = integer(4096)
+    projector_bias: bool = flag(True)
+    tie_word_embeddings: bool = flag(True)
     quantization: Mapping[str, Any] | None = None
     dtype: str | None = None
     model_type: str = MODEL_TYPE
 
     def __post_init__(self) -> None:
-        given = Fields({"vision_config": self.vision_config, "text_config": self.text_config}, "config")
-        if not isinstance(self.vision_config, Lfm3VlVisionConfig):
-            vision = Lfm3VlVisionConfig.from_dict(given.section("vision_config"))
-            object.__setattr__(self, "vision_config", vision)
-        if not isinstance(self.text_config, Lfm3Config):
-            object.__setattr__(self, "text_config", Lfm3Config.from_dict(given.section("text_config")))
-        read = Fields({f.name: getattr(self, f.name) for f in fields(self)}, "config")
-        read.integer("projector_hidden_size", default=4096)
-        read.choice("projector_hidden_act", default="gelu", options=ACTIVATIONS)
-        for name in ("projector_bias", "tie_word_embeddings"):
-            read.flag(name, default=True)
+        self.make_section("vision_config", Lfm3VlVisionConfig)
+        self.make_section("text_config", Lfm3Config)
+        read = check_declared(self, "config")
         for name in TOKENS:
             read.integer(name, default=0, low=0, high=self.text_config.vocab_size - 1)
         merged = self.vision_config.hidden_size * self.downsample_factor**2
         if merged > MAX_SIZE:
             raise read.refuse("spatial_merge_size", merged, f"at most {MAX_SIZE} channels together")
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """The end tokens that the text configuration names; empty if it names none."""
-        eos = self.text_config.eos_token_id
-        return (eos,) if isinstance(eos, int) else tuple(eos or ())
 
     @property
     def family(self) -> str:
@@ -90,18 +76,17 @@ class Lfm3VlConfig:
         if data.get("model_type") != MODEL_TYPE:
             raise ConfigError(f"{where}: model_type is {shown(data.get('model_type'))}; expected 'lfm3_vl' (LFM3-VL)")
         text = Lfm3Config.from_dict(read.section("text_config"), f"{where}: text_config")
-        method = read.section("quantization_config")  # of another program where it says so
         last = text.vocab_size - 1
         ids: dict[str, Any] = {name: read.integer(name, default=id, low=0, high=last) for name, id in TOKENS.items()}
+        values = read.declared(cls)
+        if data.get("tie_word_embeddings") is None:
+            values["tie_word_embeddings"] = text.tie_word_embeddings
         return cls(
             Lfm3VlVisionConfig.from_dict(read.section("vision_config"), f"{where}: vision_config"),
             text,
             **ids,
-            projector_hidden_act=read.choice("projector_hidden_act", default="gelu", options=ACTIVATIONS),
-            projector_hidden_size=read.integer("projector_hidden_size", default=4096),
-            projector_bias=read.flag("projector_bias", default=True),
-            tie_word_embeddings=read.flag("tie_word_embeddings", default=text.tie_word_embeddings),
-            quantization=read.section("quantization") or ({} if "quant_method" in method else method) or None,
+            **values,
+            quantization=cls.quantization_in(read),
             dtype=read.word("dtype", "torch_dtype"),
         )
 
@@ -121,8 +106,4 @@ class Lfm3VlConfig:
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
         data.update(text_config=self.text_config.to_dict(), vision_config=self.vision_config.to_dict())
         del data["dtype"], data["quantization"]
-        if self.dtype:
-            data["dtype"] = self.dtype
-        if self.quantization:
-            data["quantization"] = data["quantization_config"] = dict(self.quantization)
-        return {"architectures": ["Lfm3VlForConditionalGeneration"], **data}
+        return self.with_weights({"architectures": ["Lfm3VlForConditionalGeneration"], **data})

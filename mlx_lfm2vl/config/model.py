@@ -6,34 +6,21 @@ Defaults are those of transformers 5.23 (`Lfm2VlConfig`). Unknown keys are ignor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..hub import resolve
-from .fields import ACTIVATIONS, MAX_SIZE, Fields
-from .files import read_json, shown
+from .fields import ACTIVATIONS, MAX_SIZE, Fields, WholeModel, check_declared, choice, flag, integer
+from .files import shown
 from .text import Lfm2Config
 from .vision import Siglip2VisionConfig
 
 MODEL_TYPES = ("lfm2_vl", "lfm2-vl")
 
 
-def _plain(value: Any) -> dict[str, Any]:
-    """A section given as a dataclass, a mapping or nothing, as a dict."""
-    if value is None:
-        return {}
-    if isinstance(value, (Siglip2VisionConfig, Lfm2Config)):
-        return asdict(value)
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"config: expected an object for a sub-configuration, got {shown(value)}")
-    return dict(value)
-
-
 @dataclass(frozen=True)
-class Lfm2VlConfig:
+class Lfm2VlConfig(WholeModel):
     """A whole model, with the arguments of the reference's `Lfm2VlConfig`.
 
     `vision_config` and `text_config` may be given as mappings; they are normalised. `quantization` is the MLX record of
@@ -44,47 +31,29 @@ class Lfm2VlConfig:
 
     vision_config: Siglip2VisionConfig = None  # type: ignore[assignment]  # None: the reference's defaults
     text_config: Lfm2Config = None  # type: ignore[assignment]
-    image_token_id: int = 396
-    projector_hidden_act: str = "gelu"
-    projector_hidden_size: int = 2560
-    projector_bias: bool = True
-    projector_use_layernorm: bool = True
-    downsample_factor: int = 2
-    tie_word_embeddings: bool = True
+    image_token_id: int = integer(396, "image_token_index", "image_token_id", low=0)
+    projector_hidden_act: str = choice("gelu", options=ACTIVATIONS)
+    projector_hidden_size: int = integer(2560)
+    projector_bias: bool = flag(True)
+    projector_use_layernorm: bool = flag(True)
+    downsample_factor: int = integer(2, high=64)
+    tie_word_embeddings: bool = flag(True, "tie_embedding", "tie_word_embeddings")
     vision_feature_layer: int = -1
     quantization: Mapping[str, Any] | None = None
     dtype: str | None = None
     model_type: str = "lfm2_vl"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.vision_config, Siglip2VisionConfig):
-            object.__setattr__(self, "vision_config", Siglip2VisionConfig.from_dict(_plain(self.vision_config)))
-        if not isinstance(self.text_config, Lfm2Config):
-            object.__setattr__(self, "text_config", Lfm2Config.from_dict(_plain(self.text_config)))
-        read = Fields(
-            {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("vision_config", "text_config")},
-            "config",
-        )
-        read.integer("projector_hidden_size", default=2560)
-        read.integer("downsample_factor", default=2, high=64)
-        read.choice("projector_hidden_act", default="gelu", options=ACTIVATIONS)
-        for name in ("projector_bias", "projector_use_layernorm", "tie_word_embeddings"):
-            read.flag(name, default=True)
-        read.integer("image_token_id", default=396, low=0)
+        self.make_section("vision_config", Siglip2VisionConfig)
+        self.make_section("text_config", Lfm2Config)
+        read = check_declared(self, "config")
         if self.image_token_id >= self.text_config.vocab_size:
             raise read.refuse(
                 "image_token_id", self.image_token_id, f"an id below vocab_size {self.text_config.vocab_size}"
             )
-
         merged = self.vision_config.hidden_size * self.downsample_factor**2
         if merged > MAX_SIZE:
             raise read.refuse("downsample_factor", self.downsample_factor, f"at most {MAX_SIZE} channels, not {merged}")
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """The end tokens that the text configuration names; empty if it names none."""
-        eos = self.text_config.eos_token_id
-        return (eos,) if isinstance(eos, int) else tuple(eos or ())
 
     @property
     def family(self) -> str:
@@ -122,58 +91,30 @@ class Lfm2VlConfig:
         for name in ("eos_token_id", "bos_token_id", "pad_token_id"):  # LFM2.5-VL-3B keeps them on the top level
             if text.get(name) is None and data.get(name) is not None:
                 text[name] = data[name]
-        # One of the two places may hold null or nothing; the reference ties unless the top level says otherwise.
-        tied = Fields(data, where).flag(
-            "tie_embedding",
-            "tie_word_embeddings",
-            default=Fields(text, f"{where}: text_config").flag("tie_embedding", "tie_word_embeddings", default=True),
-        )
-        method = read.section("quantization_config")  # of another program where it says so
-        quantization = read.section("quantization") or ({} if "quant_method" in method else method) or None
+        inner = Fields(text, f"{where}: text_config")
+        values = read.declared(cls)
+        if (
+            read.get("tie_embedding", "tie_word_embeddings")[1] is None
+        ):  # one of the two places may hold null or nothing
+            values["tie_word_embeddings"] = inner.flag("tie_embedding", "tie_word_embeddings", default=True)
         try:
             return cls(
-                vision_config=Siglip2VisionConfig.from_dict(read.section("vision_config"), f"{where}: vision_config"),
-                text_config=Lfm2Config.from_dict(text, f"{where}: text_config"),
-                image_token_id=read.integer("image_token_index", "image_token_id", default=396, low=0),
-                projector_hidden_act=read.choice("projector_hidden_act", default="gelu", options=ACTIVATIONS),
-                projector_hidden_size=read.integer("projector_hidden_size", default=2560),
-                projector_bias=read.flag("projector_bias", default=True),
-                projector_use_layernorm=read.flag("projector_use_layernorm", default=True),
-                downsample_factor=read.integer("downsample_factor", default=2, high=64),
-                tie_word_embeddings=tied,
+                Siglip2VisionConfig.from_dict(read.section("vision_config"), f"{where}: vision_config"),
+                Lfm2Config.from_dict(text, inner.where),
+                **values,
                 vision_feature_layer=read.choice("vision_feature_layer", default=-1, options=(-1, -2)),
-                quantization=quantization,
-                dtype=read.word("dtype", "torch_dtype")
-                or Fields(text, f"{where}: text_config").word("dtype", "torch_dtype"),
+                quantization=cls.quantization_in(read),
+                dtype=read.word("dtype", "torch_dtype") or inner.word("dtype", "torch_dtype"),
             )
         except ConfigError as error:  # what the fields say together is checked by the class, which knows no file
             said = str(error)
             raise ConfigError(f"{where}{said[6:]}" if said.startswith("config: ") else said) from None
 
-    @classmethod
-    def from_pretrained(cls, path_or_repo: str | Path, **hub: Any) -> Lfm2VlConfig:
-        """From a folder or a hub repository (`revision=`, `token=` ... as `hub.resolve` takes them)."""
-        folder = resolve(path_or_repo, patterns=("*.json",), **hub)
-        return cls.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
-
     def to_dict(self) -> dict[str, Any]:
         """The configuration in the spelling of transformers 5 (and of `from_dict`), ready for config.json."""
         out: dict[str, Any] = {"architectures": ["Lfm2VlForConditionalGeneration"], "model_type": "lfm2_vl"}
-        for f in fields(self):
-            if f.name not in (
-                "vision_config",
-                "text_config",
-                "vision_feature_layer",
-                "quantization",
-                "model_type",
-                "dtype",
-            ):
-                out[f.name] = getattr(self, f.name)
+        out.update({each.name: getattr(self, each.name) for each in fields(self) if "read" in each.metadata})
         out.update(text_config=self.text_config.to_dict(), vision_config=self.vision_config.to_dict())
         if self.vision_feature_layer != -1:
             out["vision_feature_layer"] = self.vision_feature_layer
-        if self.dtype:
-            out["dtype"] = self.dtype
-        if self.quantization:
-            out["quantization"] = out["quantization_config"] = dict(self.quantization)
-        return out
+        return self.with_weights(out)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import ConfigError
-from .fields import MAX_NUMBER, Fields
+from .fields import MAX_NUMBER, Fields, check_declared, choice, declare, flag, integer, number
 from .files import read_json
 
 FILES = ("preprocessor_config.json", "processor_config.json", "config.json")
@@ -21,22 +21,49 @@ OF_READING = ("color_management", "exif")  # neither read from a checkpoint nor 
 MAX_PIXELS = 2**27  # of one picture after resizing, 1.6 GB as float32; the published policies make 2.6 million
 T = TypeVar("T")
 RESAMPLE_FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which the checkpoints use
+mean, deviation = partial(declare, Fields.triple, low=-MAX_NUMBER), partial(declare, Fields.triple, low=0.0)
 
 
-def check_normalisation(read: Fields, config: Any) -> None:
-    """Checks the fields that every family has: how pictures are read, resampled and normalised; makes mean and
-    deviation tuples. Raises `ConfigError`."""
-    for name in ("do_rescale", "do_normalize", *OF_READING):
-        read.flag(name, default=True)
-    read.number("rescale_factor", default=1 / 255)
-    read.choice("resample", default=2, options=tuple(RESAMPLE_FILTERS))
-    for name, low in (("image_mean", -MAX_NUMBER), ("image_std", 0.0)):
-        value = getattr(config, name)
-        good = isinstance(value, (list, tuple)) and len(value) == 3
-        if not good or not all(isinstance(x, (int, float)) and low < x < MAX_NUMBER for x in value):
-            listed = list(value) if isinstance(value, tuple) else value
-            raise read.refuse(name, listed, f"three numbers above {low:g} and below {MAX_NUMBER:g}")
-        object.__setattr__(config, name, tuple(float(x) for x in value))
+class PicturePolicy:
+    """What the policies for pictures and videos of every family have in common."""
+
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+    def checked(self, where: str) -> Fields:
+        """Checks the declared fields of the dataclass that this is, and makes mean and deviation tuples of floats.
+        Returns what reads the fields. Raises `ConfigError`."""
+        read = check_declared(self, where)
+        for name in ("image_mean", "image_std"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        return read
+
+    def check_order(self, read: Fields, *pairs: tuple[str, str]) -> None:
+        """Raises `ConfigError` for a least that is above the most."""
+        for least, most in pairs:
+            if getattr(self, least) > getattr(self, most):
+                raise read.refuse(least, getattr(self, least), f"at most {most} {getattr(self, most)}")
+
+    @classmethod
+    def options(cls) -> frozenset[str]:
+        """The names that `with_overrides` takes."""
+        return frozenset(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+
+    def chosen(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """The overrides that are not None. Raises `ConfigError` naming an unknown one."""
+        for name in overrides:
+            if name not in self.options():
+                raise ConfigError(f"image processor: no option {name!r}; there are {', '.join(sorted(self.options()))}")
+        return {name: value for name, value in overrides.items() if value is not None}
+
+    def take_along(self, chosen: dict[str, Any], least: str, most: str) -> None:
+        """Moves one of two bounds to the other where that alone is chosen, beyond it: `max_image_tokens=32` alone means
+        at most 32, whatever the checkpoint's least is."""
+        low, high = chosen.get(least), chosen.get(most)
+        if isinstance(high, int) and low is None and high >= 1:
+            chosen[least] = min(getattr(self, least), high)
+        elif isinstance(low, int) and high is None:
+            chosen[most] = max(getattr(self, most), low)
 
 
 def read_files(folder: Path, from_dicts: Callable[..., T]) -> T:
@@ -49,8 +76,14 @@ def read_files(folder: Path, from_dicts: Callable[..., T]) -> T:
         raise ConfigError(f"{folder}/{', '.join(names)}: {error}") from None
 
 
+def written(policy: Any) -> dict[str, Any]:
+    """The fields of a policy, as JSON has them, without those of the caller's."""
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(policy).items()}
+    return {name: value for name, value in plain.items() if name not in OF_READING}
+
+
 @dataclass(frozen=True)
-class ImageProcessorConfig:
+class ImageProcessorConfig(PicturePolicy):
     """The picture policy of a checkpoint. Sizes in pixels, budgets in image tokens (after pixel unshuffle).
 
     `max_num_patches` is derived, never read: some published files hold a stale 256. `do_resize` is not a field:
@@ -59,44 +92,31 @@ class ImageProcessorConfig:
     Raises `ConfigError` for values that contradict each other.
     """
 
-    downsample_factor: int = 2
-    do_image_splitting: bool = True
-    min_tiles: int = 2
-    max_tiles: int = 10
-    use_thumbnail: bool = True
-    min_image_tokens: int = 64
-    max_image_tokens: int = 256
-    encoder_patch_size: int = 16
-    tile_size: int = 512
-    max_pixels_tolerance: float = 2.0
-    resample: int = 2
-    do_rescale: bool = True
-    rescale_factor: float = 1 / 255
-    do_normalize: bool = True
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    do_pad: bool = True
-    color_management: bool = True
-    exif: bool = True
+    downsample_factor: int = integer(2, high=1024)
+    do_image_splitting: bool = flag(True)
+    min_tiles: int = integer(2, high=256)
+    max_tiles: int = integer(10, high=256)
+    use_thumbnail: bool = flag(True)
+    min_image_tokens: int = integer(64, high=2**20)
+    max_image_tokens: int = integer(256, high=2**20)
+    encoder_patch_size: int = integer(16, high=1024)
+    tile_size: int = integer(512, high=2**20)
+    max_pixels_tolerance: float = number(2.0)
+    resample: int = choice(2, options=tuple(RESAMPLE_FILTERS))
+    do_rescale: bool = flag(True)
+    rescale_factor: float = number(1 / 255)
+    do_normalize: bool = flag(True)
+    image_mean: tuple[float, float, float] = mean((0.5, 0.5, 0.5))
+    image_std: tuple[float, float, float] = deviation((0.5, 0.5, 0.5))
+    do_pad: bool = flag(True)
+    color_management: bool = flag(True)
+    exif: bool = flag(True)
 
     def __post_init__(self) -> None:
-        read = Fields({f.name: getattr(self, f.name) for f in fields(self)}, "image processor")
-        for name in ("downsample_factor", "encoder_patch_size"):
-            read.integer(name, default=1, high=1024)
-        for name in ("min_tiles", "max_tiles"):
-            read.integer(name, default=1, high=256)
-        for name in ("min_image_tokens", "max_image_tokens", "tile_size"):
-            read.integer(name, default=1, high=2**20)
-        for name in ("do_image_splitting", "use_thumbnail", "do_pad"):
-            read.flag(name, default=True)
-        read.number("max_pixels_tolerance", default=2.0)
-        check_normalisation(read, self)
-        if self.do_image_splitting and self.min_tiles > self.max_tiles:
-            raise read.refuse("min_tiles", self.min_tiles, f"at most max_tiles {self.max_tiles}")
-        if self.min_image_tokens > self.max_image_tokens:
-            raise read.refuse(
-                "min_image_tokens", self.min_image_tokens, f"at most max_image_tokens {self.max_image_tokens}"
-            )
+        read = self.checked("image processor")
+        if self.do_image_splitting:
+            self.check_order(read, ("min_tiles", "max_tiles"))
+        self.check_order(read, ("min_image_tokens", "max_image_tokens"))
         side = self.downsample_factor * self.encoder_patch_size  # pixels of an image token
         for name, count, pixels in (
             ("max_image_tokens", self.max_image_tokens, side**2),
@@ -104,10 +124,8 @@ class ImageProcessorConfig:
         ):
             if count * pixels > MAX_PIXELS:
                 raise read.refuse(name, getattr(self, name), f"at most {MAX_PIXELS:,} pixels of a resized picture")
-        if self.tile_size % (self.encoder_patch_size * self.downsample_factor):
-            raise read.refuse(
-                "tile_size", self.tile_size, f"a multiple of {self.encoder_patch_size * self.downsample_factor}"
-            )
+        if self.tile_size % side:
+            raise read.refuse("tile_size", self.tile_size, f"a multiple of {side}")
 
     @cached_property
     def max_num_patches(self) -> int:
@@ -126,25 +144,11 @@ class ImageProcessorConfig:
         """The overrides by which a picture is seen as finely as the checkpoint sees any."""
         return {"do_image_splitting": True}
 
-    @classmethod
-    def options(cls) -> frozenset[str]:
-        """The names that `with_overrides` takes."""
-        return frozenset(cls.__dataclass_fields__)
-
     def with_overrides(self, **overrides: Any) -> ImageProcessorConfig:
-        """A copy with fields replaced. A budget set beyond the other one takes that along: `max_image_tokens=32` alone
-        means at most 32, whatever the checkpoint's least is. Raises `ConfigError` naming an unknown field or a bad
-        value."""
-        known = self.options()
-        for name in overrides:
-            if name not in known:
-                raise ConfigError(f"image processor: no option {name!r}; there are {', '.join(sorted(known))}")
-        chosen = {name: value for name, value in overrides.items() if value is not None}
-        least, most = chosen.get("min_image_tokens"), chosen.get("max_image_tokens")
-        if isinstance(most, int) and least is None and most >= 1:
-            chosen["min_image_tokens"] = min(self.min_image_tokens, most)
-        elif isinstance(least, int) and most is None:
-            chosen["max_image_tokens"] = max(self.max_image_tokens, least)
+        """A copy with fields replaced. A budget set beyond the other one takes that along. Raises `ConfigError` naming
+        an unknown field or a bad value."""
+        chosen = self.chosen(overrides)
+        self.take_along(chosen, "min_image_tokens", "max_image_tokens")
         return replace(self, **chosen)
 
 
@@ -197,10 +201,6 @@ class ProcessorConfig:
                 "the processor file switches tiling off (do_image_splitting: false), as converters did by mistake in "
                 "published folders; tiling stays on. Pass do_image_splitting=False (--no-tiling) if it is meant"
             )
-        if isinstance(merged.get("image_mean"), list):
-            merged["image_mean"] = tuple(merged["image_mean"])
-        if isinstance(merged.get("image_std"), list):
-            merged["image_std"] = tuple(merged["image_std"])
         special = Fields({"use_image_special_tokens": special}, "processor").flag(
             "use_image_special_tokens", default=True
         )
@@ -215,10 +215,8 @@ class ProcessorConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """processor_config.json as transformers 5 writes it; a key of our own says where tiling off is meant."""
-        image = asdict(self.image)
+        image = written(self.image)
         image.update(
-            image_mean=list(self.image.image_mean),
-            image_std=list(self.image.image_std),
             do_resize=True,
             max_num_patches=self.image.max_num_patches,
             size={"height": self.image.tile_size, "width": self.image.tile_size},
@@ -226,8 +224,6 @@ class ProcessorConfig:
         )
         if not self.image.do_image_splitting:
             image[SPLITTING_IS_MEANT] = True
-        for name in OF_READING:
-            del image[name]
         return {
             "image_processor": image,
             "processor_class": "Lfm2VlProcessor",

@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from .fields import MAX_SIZE, Fields, freeze_lists, part_of
+from .fields import (
+    MAX_SIZE,
+    Fields,
+    declare,
+    flag,
+    freeze_lists,
+    integer,
+    number,
+    one_or_list,
+    part_of,
+    token_id,
+    token_ids,
+)
 
 LAYER_TYPES = ("conv", "full_attention")
+
+
+def rope_theta_of(read: Fields, *names: str, default: float) -> float:
+    """Both spellings: `rope_theta`, or `rope_parameters: {rope_theta, rope_type}`."""
+    parameters = Fields(read.section("rope_parameters") or read.section("rope_scaling"), read.where)
+    kind = parameters.get("rope_type", "type", default="default")[1]
+    if kind != "default":
+        raise read.refuse("rope_type", kind, "'default'")
+    if parameters.data.get("rope_theta") is not None:
+        return parameters.number("rope_theta", default=default)
+    return read.number("rope_theta", "theta", default=default)
 
 
 @part_of("text_config")
@@ -19,26 +42,26 @@ class Lfm2Config:
     """The LFM2 backbone. `intermediate_size` is the configured width; `feed_forward_size` is what the layers have."""
 
     model_type: ClassVar[str] = "lfm2"
-    vocab_size: int = 65536
-    hidden_size: int = 2560
-    intermediate_size: int = 12288
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 8
-    head_dim: int = 80
-    max_position_embeddings: int = 128_000
-    norm_eps: float = 1e-5
-    rope_theta: float = 1_000_000.0
-    conv_bias: bool = False
-    conv_L_cache: int = 3
-    block_multiple_of: int = 256
-    block_ffn_dim_multiplier: float | None = 1.0
-    block_auto_adjust_ff_dim: bool = True
-    layer_types: tuple[str, ...] = field(default=("full_attention",) * 32)
-    tie_word_embeddings: bool = True
-    bos_token_id: int | None = None
-    eos_token_id: int | tuple[int, ...] | None = None
-    pad_token_id: int | None = None
+    vocab_size: int = integer(65536)
+    hidden_size: int = integer(2560, "hidden_size", "block_dim")
+    intermediate_size: int = integer(12288, "block_ff_dim", "intermediate_size")
+    num_hidden_layers: int = integer(32, high=1024)
+    num_attention_heads: int = integer(32, "num_attention_heads", "num_heads")
+    num_key_value_heads: int = integer(8)
+    head_dim: int = integer(80)
+    max_position_embeddings: int = integer(128_000, high=2**31)
+    norm_eps: float = number(1e-5, "norm_eps", "block_norm_eps")
+    rope_theta: float = declare(rope_theta_of, 1_000_000.0)
+    conv_bias: bool = flag(False)
+    conv_L_cache: int = integer(3, low=2, high=64)
+    block_multiple_of: int = integer(256)
+    block_ffn_dim_multiplier: float | None = number(1.0)
+    block_auto_adjust_ff_dim: bool = flag(True)
+    layer_types: tuple[str, ...] = ("full_attention",) * 32
+    tie_word_embeddings: bool = flag(True, "tie_embedding", "tie_word_embeddings")
+    bos_token_id: int | None = token_id(None)
+    eos_token_id: int | tuple[int, ...] | None = token_ids(None)
+    pad_token_id: int | None = token_id(None)
 
     def __post_init__(self) -> None:
         freeze_lists(self)
@@ -63,50 +86,20 @@ class Lfm2Config:
         """The keys that all layers together keep of so many tokens, of each key-value head."""
         return self.attention_layers * tokens
 
-    def with_feed_forward_size(self, size: int) -> Lfm2Config:
-        """The same configuration with the width taken as it is, without the automatic adjustment."""
-        return replace(self, intermediate_size=size, block_auto_adjust_ff_dim=False)
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "text_config") -> Lfm2Config:
         """Raises `ConfigError` for a value that makes no sense."""
         read = Fields(data, where)
-        hidden = read.integer("hidden_size", "block_dim", default=2560)
-        heads = read.integer("num_attention_heads", "num_heads", default=32)
-        layers = read.integer("num_hidden_layers", default=32, high=1024)
-        if hidden % heads and data.get("head_dim") is None:
-            raise read.refuse("num_attention_heads", heads, f"a divisor of hidden_size {hidden}")
-        multiplier = data.get("block_ffn_dim_multiplier", 1.0)
-        config = cls(
-            vocab_size=read.integer("vocab_size", default=65536),
-            hidden_size=hidden,
-            intermediate_size=read.integer("block_ff_dim", "intermediate_size", default=12288),
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=read.integer("num_key_value_heads", default=8),
-            head_dim=read.integer("head_dim", default=max(1, hidden // heads)),
-            max_position_embeddings=read.integer("max_position_embeddings", default=128_000, high=2**31),
-            norm_eps=read.number("norm_eps", "block_norm_eps", default=1e-5),
-            rope_theta=rope_theta_of(read, default=1_000_000.0),
-            conv_bias=read.flag("conv_bias", default=False),
-            conv_L_cache=read.integer("conv_L_cache", default=3, low=2, high=64),
-            block_multiple_of=read.integer("block_multiple_of", default=256),
-            block_ffn_dim_multiplier=None
-            if multiplier is None
-            else read.number("block_ffn_dim_multiplier", default=1.0),
-            block_auto_adjust_ff_dim=read.flag("block_auto_adjust_ff_dim", default=True),
-            layer_types=_layer_types(read, layers),
-            tie_word_embeddings=read.flag("tie_embedding", "tie_word_embeddings", default=True),
-            bos_token_id=read.token_id("bos_token_id"),
-            eos_token_id=read.token_ids("eos_token_id") or None,
-            pad_token_id=read.token_id("pad_token_id"),
-        )
-        if config.num_attention_heads % config.num_key_value_heads:
-            raise read.refuse("num_key_value_heads", config.num_key_value_heads, f"a divisor of {heads} heads")
-        if config.head_dim % 2:
-            raise read.refuse("head_dim", config.head_dim, "an even number (rotary embeddings turn pairs)")
-        if config.num_attention_heads * config.head_dim > MAX_SIZE:
-            raise read.refuse("head_dim", config.head_dim, f"at most {MAX_SIZE} with all {heads} heads together")
+        values = read.declared(cls)
+        hidden, heads = values["hidden_size"], values["num_attention_heads"]
+        if data.get("head_dim") is None:
+            if hidden % heads:
+                raise read.refuse("num_attention_heads", heads, f"a divisor of hidden_size {hidden}")
+            values["head_dim"] = hidden // heads
+        if data.get("block_ffn_dim_multiplier", 1.0) is None:
+            values["block_ffn_dim_multiplier"] = None
+        config = cls(**values, layer_types=_layer_types(read, values["num_hidden_layers"]))
+        read.check_heads(config)
         if not 1 <= config.feed_forward_size <= MAX_SIZE:
             wanted = f"a width that is 1 to {MAX_SIZE} after adjustment"
             raise read.refuse("intermediate_size", config.intermediate_size, wanted)
@@ -118,23 +111,11 @@ class Lfm2Config:
         out["rope_parameters"] = {"rope_theta": out.pop("rope_theta"), "rope_type": "default"}
         out["layer_types"] = list(self.layer_types)
         if isinstance(self.eos_token_id, tuple):
-            ids = list(self.eos_token_id)
-            out["eos_token_id"] = ids[0] if len(ids) == 1 else ids
+            out["eos_token_id"] = one_or_list(self.eos_token_id)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if out[name] is None:
                 del out[name]
         return out
-
-
-def rope_theta_of(read: Fields, default: float) -> float:
-    """Both spellings: `rope_theta`, or `rope_parameters: {rope_theta, rope_type}`."""
-    parameters = Fields(read.section("rope_parameters") or read.section("rope_scaling"), read.where)
-    kind = parameters.get("rope_type", "type", default="default")[1]
-    if kind != "default":
-        raise read.refuse("rope_type", kind, "'default'")
-    if parameters.data.get("rope_theta") is not None:
-        return parameters.number("rope_theta", default=default)
-    return read.number("rope_theta", "theta", default=default)
 
 
 def _layer_types(read: Fields, layers: int) -> tuple[str, ...]:

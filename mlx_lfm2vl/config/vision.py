@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from .fields import ACTIVATIONS, Fields, part_of
+from .fields import ACTIVATIONS, Fields, choice, integer, number, part_of
 
 
 @part_of("vision_config")
@@ -17,15 +17,15 @@ class Siglip2VisionConfig:
     """The SigLIP2 NaFlex tower: sizes in channels, `patch_size` in pixels, `num_patches` in the position table."""
 
     model_type: ClassVar[str] = "siglip2_vision_model"
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    num_channels: int = 3
-    patch_size: int = 16
-    num_patches: int = 256
-    hidden_act: str = "gelu_pytorch_tanh"
-    layer_norm_eps: float = 1e-6
+    hidden_size: int = integer(768)
+    intermediate_size: int = integer(3072)
+    num_hidden_layers: int = integer(12, high=1024)
+    num_attention_heads: int = integer(12)
+    num_channels: int = choice(3, options=(3,))
+    patch_size: int = integer(16, high=1024)
+    num_patches: int = integer(256)
+    hidden_act: str = choice("gelu_pytorch_tanh", options=ACTIVATIONS)
+    layer_norm_eps: float = number(1e-6)
 
     @property
     def head_dim(self) -> int:
@@ -50,17 +50,7 @@ class Siglip2VisionConfig:
     def from_dict(cls, data: Mapping[str, Any], where: str = "vision_config") -> Siglip2VisionConfig:
         """Raises `ConfigError` for a value that makes no sense."""
         read = Fields(data, where)
-        config = cls(
-            hidden_size=read.integer("hidden_size", default=768),
-            intermediate_size=read.integer("intermediate_size", default=3072),
-            num_hidden_layers=read.integer("num_hidden_layers", default=12, high=1024),
-            num_attention_heads=read.integer("num_attention_heads", default=12),
-            num_channels=read.choice("num_channels", default=3, options=(3,)),
-            patch_size=read.integer("patch_size", default=16, high=1024),
-            num_patches=read.integer("num_patches", default=256),
-            hidden_act=read.choice("hidden_act", default="gelu_pytorch_tanh", options=ACTIVATIONS),
-            layer_norm_eps=read.number("layer_norm_eps", default=1e-6),
-        )
+        config = cls(**read.declared(cls))
         if config.hidden_size % config.num_attention_heads:
             raise read.refuse(
                 "num_attention_heads", config.num_attention_heads, f"a divisor of hidden_size {config.hidden_size}"

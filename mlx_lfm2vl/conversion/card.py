@@ -121,7 +121,7 @@ def _beginning(readme: Path) -> str:
         return ""
     check_own(readme)
     try:
-        with os.fdopen(open_regular(readme), "rb") as stream:
+        with open_regular(readme) as stream:
             return stream.read(MOST_OF_A_CARD).decode("utf-8", "replace")
     except OSError as error:
         raise OutputError(f"{readme}: cannot be read ({error.strerror or error})") from None

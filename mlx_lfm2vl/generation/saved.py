@@ -64,7 +64,7 @@ def _target(path: Any) -> Path:
             return target
         if not target.is_file():
             raise OutputError(f"{name}: is a device or pipe; name a file")
-        with os.fdopen(open_regular(target), "rb") as file:
+        with open_regular(target) as file:
             beginning = file.read(200)
     except (OSError, ValueError) as error:
         if isinstance(error, OutputError):
@@ -79,7 +79,7 @@ def read(path: str | os.PathLike[str], policy: SourcePolicy = DEFAULT_POLICY) ->
     """The messages of a file. Raises `PromptError` if it holds none, or a picture that `policy` refuses."""
     name = _file_name(path, "read from", PromptError)
     try:
-        with os.fdopen(open_regular(Path(name)), "rb") as file:
+        with open_regular(Path(name)) as file:
             size = os.fstat(file.fileno()).st_size
             text = file.read(size) if size <= MAX_BYTES else None
     except OSError as error:

@@ -8,23 +8,3 @@ from .cards import card_metadata, write_model_card
 from .download import LICENCES, Progress, is_local, resolve, resolve_checked
 from .names import check_new_name, is_repository, of_page
 from .upload import check_writable, publish
-
-__all__ = [
-    "LICENCES",
-    "CachedModel",
-    "Progress",
-    "cache_folder",
-    "cached_models",
-    "card_metadata",
-    "check_new_name",
-    "check_writable",
-    "free_bytes",
-    "is_local",
-    "is_repository",
-    "of_page",
-    "publish",
-    "remove_models",
-    "resolve",
-    "resolve_checked",
-    "write_model_card",
-]

@@ -11,14 +11,9 @@ _ANCHOR = re.compile(r"(?<![A-Za-z0-9])&[\w-]")  # by which a few bytes of YAML 
 
 
 def card_metadata(text: str) -> dict[str, Any]:
-    """The metadata of a model card by its keys, read by safe YAML.
-
-    Args:
-        text: the beginning of the card. Its length bounds the work: YAML takes about 10 seconds a megabyte.
-
-    Returns:
-        What the card's head says. Empty for a card without a head, or with one that is damaged or has anchors.
-    """
+    """What the head of a model card says, by its keys, read by safe YAML; nothing for a card without a head, or with
+    one that is damaged or has anchors. `text` is the beginning of the card, whose length bounds the work: YAML takes
+    about 10 seconds a megabyte."""
     from huggingface_hub import RepoCard
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 

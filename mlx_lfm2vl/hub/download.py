@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import demo
-from ..download_check import DownloadCheck
-from ..download_thread import Progress, in_thread
-from ..errors import HubError, first_line
+from ..errors import HubError, first_line, short
 from ..model_folder import CONFIG, only_child, with_config
 from .cache import cache_folder, free_bytes
+from .download_check import checked_download
+from .download_thread import Progress, in_thread
 from .names import of_page, split
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -70,8 +70,7 @@ def resolve(
         raise HubError(f"{name}: is a file; give the folder that holds config.json")
     parts = split(name)
     if parts is None:
-        shown = name if len(name) <= 120 else f"{name[:100]}..."
-        raise HubError(f"{shown}: no such folder, and not a hub repository name like 'LiquidAI/LFM2-VL-450M'")
+        raise HubError(f"{short(name)}: no such folder, and not a hub repository name like 'LiquidAI/LFM2-VL-450M'")
     repo, child = parts
     snapshot = _Snapshot(name, repo, revision, token, cache_dir, local_files_only)
     fetch = partial(snapshot.fetch, progress=progress)
@@ -98,16 +97,9 @@ def resolve_checked(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """As `resolve`, but what cannot be used is refused before gigabytes are fetched.
-
-    Args:
-        path_or_repo: as `resolve` takes it, like all that follows.
-        check: called with the folder when its config.json is there, and maybe nothing else.
-
-    Raises:
-        HubError: as `resolve`, and if the files that are not here yet would not fit on the disk; and what `check`
-            raises.
-    """
+    """As `resolve`, but what cannot be used is refused before gigabytes are fetched: by `check`, called with the folder
+    when its config.json is there, and maybe nothing else; and by a `HubError` if the files that are not here yet would
+    not fit on the disk."""
     options: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     folder = resolve(path_or_repo, revision=revision, patterns=(CONFIG,), **options)
     check(folder)
@@ -141,25 +133,17 @@ class _Snapshot:
 
     def fetch(self, folder: str, wanted: tuple[str, ...], progress: Progress | None = None) -> Path:
         """Downloads what is wanted of one folder of the repository, and returns the root. Raises `HubError`."""
-        with DownloadCheck(self.repo, self._cached(), downloading=not self.local_files_only) as check:
-            found = in_thread(
-                lambda bars: Path(self._ask(folder, wanted, tqdm_class=bars)),
-                progress,
-                drawn=_drawn_bars,
-                leave=_abort_xet,
-            )
-            check.check()
-        return found
+        with checked_download(self.repo, self._cached(), downloading=not self.local_files_only):
+            return in_thread(lambda bars: Path(self._ask(folder, wanted, tqdm_class=bars)), progress)
 
     def check_space(self, folder: str) -> None:
         """Raises `HubError` if what is not in the cache yet of one folder of the repository would not fit there."""
         from huggingface_hub.errors import DryRunError
 
-        def ask(bars: type[Any]) -> list[Any]:
-            return list(self._ask(folder, DATA_PATTERNS, dry_run=True, tqdm_class=bars))
-
         try:
-            files = in_thread(ask, lambda *_: None, drawn=_drawn_bars, leave=_abort_xet)
+            files = in_thread(
+                lambda bars: self._ask(folder, DATA_PATTERNS, dry_run=True, tqdm_class=bars), lambda *_: None
+            )
         except HubError as error:
             if isinstance(error.__cause__, DryRunError):  # the hub cannot be reached: nothing will come either
                 return
@@ -243,16 +227,3 @@ class _Snapshot:
                 cause = error.__cause__ if said is not None and error.__cause__ is not None else error
                 reason = f"the download failed ({first_line(cause)}); run it again to resume"
             raise HubError(f"{self.name}: {reason}") from error
-
-
-def _drawn_bars() -> type[Any]:
-    from huggingface_hub.utils import tqdm
-
-    return tqdm
-
-
-def _abort_xet() -> None:
-    """Ends what the client transfers by Xet in this process, as it does itself at Ctrl-C."""
-    from huggingface_hub.utils._xet import abort_xet_session
-
-    abort_xet_session()

@@ -26,15 +26,9 @@ def split(name: str) -> tuple[str, str | None] | None:
 
 
 def of_page(name: str, revision: str | None = None) -> tuple[str, str | None]:
-    """The name and revision that a page's address stands for; any other name as it is.
-
-    Args:
-        name: may be `https://huggingface.co/owner/name`, with `/tree/REVISION` and a folder behind it.
-        revision: what is asked for beside the name.
-
-    Raises:
-        HubError: for an address that is of no model's page, or one of another revision than `revision`.
-    """
+    """The name and revision that a page's address stands for, `https://huggingface.co/owner/name`, with
+    `/tree/REVISION` and a folder behind it; any other name as it is. Raises `HubError` for an address that is of no
+    model's page, or one of another revision than is asked for beside the name."""
     if not _ADDRESS.match(name.strip()):
         return name, revision
     address = urlsplit(name.strip() if "://" in name else f"https://{name.strip()}")

@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..errors import HubError, first_line
+from .download import PASSING
 from .names import check_new_name
 
-PASSING = (408, 429, 500, 502, 503, 504)  # what a hub answers that may be well again in a moment
 REFUSALS = {
     401: "the hub does not know you; log in with `hf auth login`, with a token that may write",
     403: "you may not write there; choose your own name or organisation, or a token that may write",

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..config.files import lock
@@ -33,11 +33,10 @@ def check_target(target: Path, source: Path | None, overwrite: bool) -> None:
     with _alone(target.parent):
         for left in _parts(target):
             try:
-                _unlock(_lock(left))
+                with suppress(FileNotFoundError), _locked(left):  # its process has just ended and removed it
+                    pass
             except BlockingIOError:
                 raise _being_written(target) from None
-            except FileNotFoundError:  # its process has just ended and removed it
-                pass
     if not target.exists() and not target.is_symlink():
         return
     if not overwrite:
@@ -72,25 +71,20 @@ def finished(target: Path, overwrite: bool = False) -> Iterator[Path]:
 def beside(target: Path) -> Iterator[Path]:
     """A new hidden folder next to `target`, on the same file system, that is removed at the end. Raises `OutputError`
     as `finished` does, errors of the block included."""
-    part: Path | None = None
-    lock: int | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target.parent):
-            _clear(target)
-            part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-            lock = _lock(part)
-        yield part
+        with ExitStack() as held:
+            with _alone(target.parent):
+                _clear(target)
+                part = held.enter_context(_hidden(target))
+            held.callback(shutil.rmtree, part, ignore_errors=True)
+            yield part
     except Lfm2VlError:
         raise
     except BlockingIOError:
         raise _being_written(target) from None
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
-    finally:
-        if part is not None:
-            shutil.rmtree(part, ignore_errors=True)
-        _unlock(lock)
 
 
 def check_space(target: Path, needed: int) -> None:
@@ -126,17 +120,23 @@ def _parts(target: Path) -> list[Path]:
         return []
 
 
-def _lock(folder: Path) -> int | None:
-    """The descriptor that holds a folder's lock until it is closed, None on a file system that knows no locks. Raises
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Holds a folder's lock while a block runs; gives False on a file system that knows no locks. Raises
     `BlockingIOError` if another process holds it."""
     descriptor = os.open(folder, os.O_RDONLY)
-    held = False
     try:
-        held = lock(descriptor)
+        yield lock(descriptor)
     finally:
-        if not held:
-            os.close(descriptor)
-    return descriptor if held else None
+        os.close(descriptor)
+
+
+@contextmanager
+def _hidden(target: Path) -> Iterator[Path]:
+    """A new hidden folder beside a target, locked while a block runs."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    with _locked(folder):
+        yield folder
 
 
 @contextmanager
@@ -156,27 +156,15 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _unlock(descriptor: int | None) -> None:
-    if descriptor is not None:
-        os.close(descriptor)
-
-
 def _clear(target: Path) -> None:
     """Removes what dead processes left of their work on a target, once an old target is back in its place. Where there
     are no locks nobody knows whether they are dead, and their folders stay. Raises `BlockingIOError`."""
     for left in _parts(target):
-        try:
-            lock = _lock(left)
-        except FileNotFoundError:  # its process has just ended and removed it
-            continue
-        if lock is None:
-            continue
-        try:
-            if (left / _OLD).exists() and not target.exists():
+        with suppress(FileNotFoundError), _locked(left) as held:  # its process has just ended and removed it
+            if held and (left / _OLD).exists() and not target.exists():
                 (left / _OLD).rename(target)
-            shutil.rmtree(left, ignore_errors=True)
-        finally:
-            _unlock(lock)
+            if held:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _to_disk(folder: Path) -> None:
@@ -197,19 +185,17 @@ def _put(part: Path, target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise _exists(target)
-    with _alone(target.parent):
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-        lock = _lock(aside)
-    try:
-        target.rename(aside / _OLD)
-        part.rename(target)
-    except BaseException:
-        if (aside / _OLD).exists():
-            (aside / _OLD).rename(target)
-        aside.rmdir()
-        raise
-    finally:
-        _unlock(lock)
+    with ExitStack() as held:
+        with _alone(target.parent):
+            aside = held.enter_context(_hidden(target))
+        try:
+            target.rename(aside / _OLD)
+            part.rename(target)
+        except BaseException:
+            if (aside / _OLD).exists():
+                (aside / _OLD).rename(target)
+            aside.rmdir()
+            raise
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -23,7 +23,8 @@ def fit_config(config: ModelConfig, tensors: dict[str, TensorInfo]) -> ModelConf
         return config
     if first.shape[0] in (0, text.feed_forward_size):
         return config
-    return replace(config, text_config=text.with_feed_forward_size(first.shape[0]))  # type: ignore[arg-type]
+    text = replace(text, intermediate_size=first.shape[0], block_auto_adjust_ff_dim=False)
+    return replace(config, text_config=text)  # type: ignore[arg-type]
 
 
 def _fit_tower(config: Lfm2VlConfig, tensors: dict[str, TensorInfo]) -> Lfm2VlConfig:

@@ -11,9 +11,9 @@ from ..config import DSparkConfig, read_json
 from ..errors import WeightsError
 from ..models.dspark import DSparkDraftModel
 from . import quantize
-from .files import DTYPES, FLOATING, TensorInfo, reading
+from .files import DTYPES, FLOATING, reading
 from .fit import check_weights
-from .load import check_shapes
+from .load import check_shapes, read_tensors
 from .names import parameters
 from .shards import Shards, read_shards
 
@@ -26,7 +26,8 @@ def load_dspark(folder: Path) -> DSparkDraftModel:
     `WeightsError` and `OutOfMemoryError`."""
     config = DSparkConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
     shards = read_shards(folder)
-    infos = _own_tensors(shards)
+    names = _own_names(shards)
+    infos = {own: shards.tensors[name] for name, own in names.items()}
     model = DSparkDraftModel(config)
     quantize.prepare(model, infos)
     missing = [name for name in parameters(model) if name not in infos]
@@ -36,31 +37,19 @@ def load_dspark(folder: Path) -> DSparkDraftModel:
     check_weights(str(folder), infos)
     dtype = next(DTYPES[info.dtype] for info in infos.values() if info.dtype in FLOATING)
     with reading(folder):
-        arrays: dict[str, mx.array] = {}
-        for file in shards.files:
-            loaded = mx.load(str(file))
-            assert isinstance(loaded, dict)
-            for name, array in loaded.items():
-                if (own := _own(name)) in infos:
-                    arrays[own] = array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
-        model.load_weights(list(arrays.items()), strict=True)
+        model.load_weights(list(read_tensors(shards.files, names, dtype).items()), strict=True)
         mx.eval(model.parameters())
     model.eval()
     return model
 
 
-def _own(name: str) -> str:
-    return name.removeprefix("model.")
-
-
-def _own_tensors(shards: Shards) -> dict[str, TensorInfo]:
-    """The tensors by the names of the drafter's parameters."""
-    infos: dict[str, TensorInfo] = {}
+def _own_names(shards: Shards) -> dict[str, str]:
+    """The names of the drafter's own tensors in the files, to those of its parameters."""
+    names: dict[str, str] = {}
     for name, info in shards.tensors.items():
-        own = _own(name)
-        if own.startswith(BORROWED):
-            continue
-        if own in infos:
+        own = name.removeprefix("model.")
+        if own in names.values():
             raise WeightsError(f"{info.file}: holds {own} twice, with 'model.' and without")
-        infos[own] = info
-    return infos
+        if not own.startswith(BORROWED):
+            names[name] = own
+    return names

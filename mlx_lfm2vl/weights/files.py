@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -100,20 +100,18 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         OutOfMemoryError: where the address space has no room for the file.
     """
     try:
-        with os.fdopen(open_regular(file), "rb") as stream:
+        with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
             start = stream.read(len(LFS_POINTER))
-            if start == LFS_POINTER:
-                raise WeightsError(f"{file}: {FETCH_LFS}")
             length = int.from_bytes(start[:8], "little")
             stream.seek(8)
             if 2 <= length <= min(size - 8, MAX_HEADER):
                 header = parse_json(stream.read(length).decode("utf-8"))  # refuses a name twice; the library takes it
-    except WeightsError:
-        raise
     except (OSError, ValueError) as error:
         reason = error.strerror or error if isinstance(error, OSError) else error
         raise WeightsError(f"{file}: its safetensors header cannot be read ({reason}); {AGAIN}") from None
+    if start == LFS_POINTER:
+        raise WeightsError(f"{file}: {FETCH_LFS}")
     if not 2 <= length <= size - 8:
         raise WeightsError(f"{file}: is truncated or not a safetensors file ({size} bytes); {AGAIN}")
     if length > MAX_HEADER:
@@ -121,9 +119,12 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     try:
         with safe_open(file, framework="numpy") as opened:
             parts = {name: opened.get_slice(name) for name in header if name != "__metadata__"}
-            made = {name: _tensor(file, name, part.get_dtype(), part.get_shape()) for name, part in parts.items()}
-            starts = {name: 8 + length + header[name]["data_offsets"][0] for name in made}
-            return {name: replace(info, start=starts[name]) for name, info in made.items()}
+            return {
+                name: _tensor(
+                    file, name, part.get_dtype(), part.get_shape(), 8 + length + header[name]["data_offsets"][0]
+                )
+                for name, part in parts.items()
+            }
     except MemoryError:  # the library maps the whole file, which a limit of the address space may forbid
         needed, free = size / 1e9, (free_memory() or 0) / 1e9
         raise OutOfMemoryError(
@@ -135,7 +136,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         raise WeightsError(f"{file}: is truncated or its safetensors header is not true ({reason}); {AGAIN}") from None
 
 
-def _tensor(file: Path, name: str, dtype: str, shape: list[int]) -> TensorInfo:
+def _tensor(file: Path, name: str, dtype: str, shape: list[int], start: int) -> TensorInfo:
     if len(name) > MAX_NAME or not name.isprintable():
         raise WeightsError(f"{file}: has a tensor called {shown(name)}, which is no name; {AGAIN}")
     if dtype not in DTYPES and not dtype.startswith(LOW_BITS):
@@ -143,7 +144,7 @@ def _tensor(file: Path, name: str, dtype: str, shape: list[int]) -> TensorInfo:
         raise WeightsError(f"{file}: tensor {name} has dtype {dtype}, which MLX does not read; {wanted}")
     if len(shape) > MAX_AXES or max(shape, default=0) > MAX_AXIS:
         raise WeightsError(f"{file}: tensor {name} has shape {shown(shape)}, which is none; {AGAIN}")
-    return TensorInfo(file, dtype, tuple(shape))
+    return TensorInfo(file, dtype, tuple(shape), start)
 
 
 def read_part(info: TensorInfo, axis: int, segments: int, rank: int, ranks: int) -> mx.array:

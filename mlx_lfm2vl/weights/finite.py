@@ -15,13 +15,8 @@ def is_finite(array: mx.array) -> bool:
 
 
 def check_finite(name: str, array: mx.array, way: str = "") -> None:
-    """Raises `NotFiniteError` for a tensor of NaN or infinity, as numbers beyond the range of its type become.
-
-    Args:
-        name: the tensor's.
-        array: the tensor.
-        way: the way out; the dtypes to load the model with by default.
-    """
+    """Raises `NotFiniteError` for a tensor of NaN or infinity, as numbers beyond the range of its type become. `way`:
+    the way out; the dtypes to load the model with by default."""
     if not is_finite(array):
         kind = str(array.dtype).removeprefix("mlx.core.")
         way = way or "load the model with dtype 'bfloat16' or 'float32'"

@@ -19,15 +19,11 @@ OFFERED = (8, 6, 4)  # bits that a conversion is advised to
 
 def weight_bytes(infos: Mapping[str, TensorInfo], dtype: mx.Dtype | None = None) -> int:
     """Memory for the tensors, floating-point ones in `dtype` (None: as they are)."""
-    cast = dtype is not None
-    sizes = [_bytes(info, dtype) for info in infos.values()]
-    return sum(sizes) + (max(sizes, default=0) if cast else 0)
-
-
-def _bytes(info: TensorInfo, dtype: mx.Dtype | None) -> int:
-    if dtype is None or info.dtype not in FLOATING:
-        return info.nbytes
-    return info.size * dtype.size
+    sizes = [
+        info.nbytes if dtype is None or info.dtype not in FLOATING else info.size * dtype.size
+        for info in infos.values()
+    ]
+    return sum(sizes) + (0 if dtype is None else max(sizes, default=0))
 
 
 def quantised_bytes(infos: Mapping[str, TensorInfo], bits: int) -> int:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..errors import WeightsError
+from ..errors import WeightsError, and_more
 from .files import LOW_BITS, TensorInfo
 from .names import UNNEEDED, to_module
 
@@ -40,12 +40,8 @@ _LORA = re.compile(r"\.(lora_\w+|base_layer)(\.|$)")
 
 
 def check_foreign(tensors: Mapping[str, TensorInfo], quantization_config: object) -> None:
-    """Raises `WeightsError` for a tensor that is none of a plain or MLX model, naming what wrote it and the way out.
-
-    Args:
-        tensors: those of the files.
-        quantization_config: config.json's, which names the method.
-    """
+    """Raises `WeightsError` for a tensor of the files that is none of a plain or MLX model, naming what wrote it and
+    the way out. `quantization_config` is config.json's, which names the method."""
     for name, info in tensors.items():
         if _LORA.search(name):
             raise WeightsError(
@@ -69,12 +65,10 @@ def naming_method(quantization_config: object) -> Iterator[None]:
     try:
         yield
     except WeightsError as error:
-        stated = quantization_config if isinstance(quantization_config, Mapping) else {}
-        if not isinstance(method := stated.get("quant_method"), str):
+        if (method := _stated_method(quantization_config)) is None:
             raise
-        known = METHODS.get(method.lower(), method)
         raise WeightsError(
-            f"{error}; config.json says that the weights are quantised by {known}: if so, take the model that was "
+            f"{error}; config.json says that the weights are quantised by {method}: if so, take the model that was "
             "quantised, or save it dequantised"
         ) from None
 
@@ -88,8 +82,7 @@ def check_layout(tensors: Mapping[str, TensorInfo]) -> None:
         for at in range(1, len(parts)):
             if to_module(".".join(parts[at:])) is not None:
                 raise _wrapped(name, tensors[name], ".".join(parts[:at]), "a wrapper")
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise WeightsError(f"tensor {name}{more} has a name that no LFM2-VL layout has")
+        raise WeightsError(f"tensor {name}{and_more(unknown)} has a name that no LFM2-VL layout has")
 
 
 def _wrapped(name: str, info: TensorInfo, wrapper: str, writer: str) -> WeightsError:
@@ -105,12 +98,15 @@ def _quantised(name: str, info: TensorInfo) -> str | None:
     return "bitsandbytes" if ".quant_state." in name else QUANTISED.get(name.rpartition(".")[2])
 
 
+def _stated_method(quantization_config: object) -> str | None:
+    """The method that config.json names."""
+    stated = quantization_config.get("quant_method") if isinstance(quantization_config, Mapping) else None
+    return METHODS.get(stated.lower(), stated) if isinstance(stated, str) else None
+
+
 def _method(quantization_config: Any, family: str) -> str:
     """The method's name in config.json, and the one that the tensors' names tell where that is more."""
-    stated = quantization_config if isinstance(quantization_config, Mapping) else {}
-    method = stated.get("quant_method")
-    if not isinstance(method, str):
+    if (method := _stated_method(quantization_config)) is None:
         return family
-    method = METHODS.get(method.lower(), method)
-    says_more = method.lower() not in family.lower() and "int" not in str(stated.get("format"))
+    says_more = method.lower() not in family.lower() and "int" not in str(quantization_config.get("format"))
     return f"{method} ({family})" if says_more else method

@@ -34,14 +34,9 @@ def fit_head(
     config: ModelConfig, data: Mapping[str, Any], infos: Mapping[str, TensorInfo], names: Mapping[str, str]
 ) -> tuple[ModelConfig, tuple[str, ...]]:
     """The configuration with `tie_word_embeddings` as the files have it, in its text_config too, and a note where
-    config.json says otherwise.
-
-    Args:
-        config: as `data` gives it.
-        data: config.json. What it says at the top wins over its text_config; without a head in the files, what ties.
-        infos: the tensors, by the names of the model's parameters.
-        names: names in the files to those.
-    """
+    config.json says otherwise. What config.json (`data`) says at the top wins over its text_config; without a head in
+    the files, what ties. `infos`: the tensors, by the names of the model's parameters; `names`: those in the files to
+    these."""
     stored = HEAD + "weight" in infos
     top = next((data[key] for key in TIED if data.get(key) is not None), None)
     inner = [(data.get("text_config") or {}).get(key) for key in TIED]
@@ -67,8 +62,7 @@ def _differs(infos: Mapping[str, TensorInfo], names: Mapping[str, str]) -> bool:
         with reading(head[leaf].file):
             arrays = []
             for module in (HEAD + leaf, EMBEDDINGS + leaf):
-                loaded = mx.load(str(infos[module].file))
-                assert isinstance(loaded, dict)
+                loaded: Any = mx.load(str(infos[module].file))
                 arrays.append(loaded[sources[module]])
             if not mx.array_equal(arrays[0], arrays[1], equal_nan=True).item():
                 return True

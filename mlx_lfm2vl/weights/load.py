@@ -7,10 +7,10 @@ weights exists. All of them are evaluated before the model is returned: it can t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,7 +20,7 @@ from ..backends import cpu
 from ..backends.thread_state import computing, stop_at_exit
 from ..config import ModelConfig, config_of, read_json
 from ..config.files import AGAIN
-from ..errors import OptionError, WeightsError, first_line
+from ..errors import OptionError, WeightsError, and_more, first_line
 from ..models.families import NETWORKS
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration, Lfm2VlModel
 from ..models.tensor_parallel import shard
@@ -70,10 +70,8 @@ def load_model(
 
     Args:
         folder: with config.json and safetensors files, of any public layout.
-        dtype: "float32", "float16", "bfloat16", or "auto" for that of the file, quantised where that is. None is
-            "auto", but on the backend numpy: there the weights are made float32 and dense, if memory allows;
-            `load_note` of the model says so.
-        backend: what computes it, see `backends.choose`.
+        dtype, backend: as for `mlx_lfm2vl.load`. On the backend numpy and without a dtype, weights are made float32 and
+            dense, if memory allows; `load_note` of the model says so.
         model_class: built from the configuration; None is that of the family, with its head.
         prefix: what stands before its parameters' names in the whole model.
         adapt: puts an adapter into the model and its tensors before these are read (`Adapter.apply`).
@@ -169,20 +167,11 @@ class StoredTensors:
     def read(self, dtype: mx.Dtype | None = None) -> dict[str, mx.array]:
         """The tensors, not yet evaluated, in MLX's orientation and cast to `dtype`, or else to the folder's. Only the
         result refers to them: what is cast is freed as it is cast. Raises `WeightsError`."""
-        arrays: dict[str, mx.array] = {}
-        for file in self.files:
-            try:
-                loaded = mx.load(str(file))
-            except RuntimeError as error:
-                raise WeightsError(f"{file}: cannot be read ({first_line(error)}); {AGAIN}") from None
-            assert isinstance(loaded, dict)
-            for name, array in loaded.items():
-                module = self.names.get(name)
-                if module is None or not module.startswith(self.prefix):
-                    continue
-                if module[len(self.prefix) :] in self.infos:
-                    arrays[module[len(self.prefix) :]] = adapt(module, array, self.dtype if dtype is None else dtype)
-        return arrays
+        inner = {
+            name: module[len(self.prefix) :] for name, module in self.names.items() if module.startswith(self.prefix)
+        }
+        wanted = {name: module for name, module in inner.items() if module in self.infos}
+        return read_tensors(self.files, wanted, self.dtype if dtype is None else dtype)
 
     def read_shard(
         self, model: nn.Module, group: mx.distributed.Group, dtype: mx.Dtype | None, change: Change | None
@@ -238,11 +227,25 @@ def open_model(
     for part in (model, *(inner for inner in (model.get("model"),) if inner is not None)):
         part.config = replace(part.config, quantization=config.quantization)  # of the model's own class
     if unused:
-        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-        notes += (f"tensor {unused[0]}{more} left out, which the model does not use",)
+        notes += (f"tensor {unused[0]}{and_more(unused)} left out, which the model does not use",)
     dtype = stored_dtype(config, plain.values())
     notes = (*shards.notes, *notes)
     return model, StoredTensors(config, shards.files, names, plain, prefix, shards.state, widths, dtype, notes)
+
+
+def read_tensors(files: Iterable[Path], names: Mapping[str, str], dtype: mx.Dtype) -> dict[str, mx.array]:
+    """The tensors of files by the names of their parameters, not yet evaluated, as modules have them. `names`: in the
+    files to those of parameters; others are left out. Raises `WeightsError`."""
+    arrays: dict[str, mx.array] = {}
+    for file in files:
+        try:
+            loaded: Any = mx.load(str(file))
+        except RuntimeError as error:
+            raise WeightsError(f"{file}: cannot be read ({first_line(error)}); {AGAIN}") from None
+        for name, array in loaded.items():
+            if (module := names.get(name)) is not None:
+                arrays[module] = adapt(module, array, dtype)
+    return arrays
 
 
 def stored_dtype(config: ModelConfig, tensors: Iterable[TensorInfo]) -> mx.Dtype:
@@ -262,7 +265,7 @@ def check_shapes(model: nn.Module, tensors: dict[str, TensorInfo], folder: Path,
     arrays = parameters(model)
     expected = {name: tuple(array.shape) for name, array in arrays.items()}
     if missing := [name for name in expected if name not in tensors]:
-        what = f"tensor {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+        what = f"tensor {missing[0]}{and_more(missing)}"
         if shards.missing:
             raise WeightsError(f"{folder / shards.missing[0]}: no such file, and {what} is missing; fetch it")
         check_layout(shards.tensors)
@@ -273,8 +276,8 @@ def check_shapes(model: nn.Module, tensors: dict[str, TensorInfo], folder: Path,
             )
         raise WeightsError(f"{what} is missing from the weight files")
     if unknown := [name for name in tensors if name not in expected]:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise WeightsError(f"{tensors[unknown[0]].file}: tensor {unknown[0]}{more} has no place in this model")
+        what = f"tensor {unknown[0]}{and_more(unknown)}"
+        raise WeightsError(f"{tensors[unknown[0]].file}: {what} has no place in this model")
     for name, info in tensors.items():
         shapes = {expected[name]}
         if is_conv_kernel(name):  # (hidden, 1, K) is torch's orientation, (hidden, K, 1) MLX's

@@ -69,10 +69,13 @@ def widths(model: nn.Module) -> dict[str, int]:
     return out
 
 
-def parameter_count(model: nn.Module) -> int:
-    """Numbers in the model's parameters when nothing is quantised. Computes nothing."""
+def parameter_count(model: nn.Module, without: tuple[type[nn.Module], ...] = ()) -> int:
+    """Numbers in the model's parameters when nothing is quantised, without those of modules of some types. Computes
+    nothing."""
     count = 0
     for _, module in model.named_modules():
+        if isinstance(module, without):
+            continue
         quantised = isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding))
         for name, array in module.items():
             if not isinstance(array, mx.array) or name.startswith("_") or (quantised and name in ("scales", "biases")):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..config import read_json
 from ..config.files import AGAIN
-from ..errors import ConfigError, WeightsError
+from ..errors import ConfigError, WeightsError, and_more
 from ..model_folder import ADAPTER_CONFIG, incomplete, only_adapter
 from .files import TensorInfo, joined, read_header, state
 from .names import to_module
@@ -109,9 +109,8 @@ def _missing(found: list[Path], index: Mapping[str, str]) -> tuple[str, ...]:
 def _without_files(folder: Path, index: Mapping[str, str]) -> WeightsError:
     if index:
         named = sorted(set(index.values()))
-        more = f" and {len(named) - 1} more" if len(named) > 1 else ""
         way = f"fetch what is missing{incomplete(folder)}"
-        return WeightsError(f"{folder / named[0]}: no such file{more}, which {INDEX} names; {way}")
+        return WeightsError(f"{folder / named[0]}: no such file{and_more(named)}, which {INDEX} names; {way}")
     others = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for p in folder.glob(pattern))
     hint = f" (it has {', '.join(others)}, which is not read)" if others else ""
     return WeightsError(f"{folder}: has no .safetensors file{hint}{incomplete(folder)}")

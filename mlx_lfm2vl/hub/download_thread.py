@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import thread as pools
 from typing import Any, TypeVar
 
-from .threads import check_cancelled
+from ..threads import check_cancelled
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]  # of what, done, in all
@@ -47,37 +47,19 @@ class _Download:
             self.failure, self.left = self.failure or failure, True
             raise
 
-    def let_go(self) -> None:
-        """Lets the process exit while the client's threads, daemons as the one that made them, wait for the network."""
-        for thread in list(self.workers):
-            pools._threads_queues.pop(thread, None)  # type: ignore[attr-defined]
 
-
-def in_thread(
-    fetch: Callable[[type[Any]], T],
-    progress: Progress | None,
-    *,
-    drawn: Callable[[], type[Any]],
-    leave: Callable[[], None],
-) -> T:
+def in_thread(fetch: Callable[[type[Any]], T], progress: Progress | None) -> T:
     """Calls `fetch` with a class of progress bars, in a thread of its own, and returns its result.
 
-    Args:
-        fetch: what downloads.
-        progress: told of "files" and of bytes ("download"), from several threads, in place of bars that are drawn.
-        drawn: gives the class of bars that are drawn where there is no `progress`.
-        leave: called where the download is left.
-
-    Raises:
-        BaseException: what `fetch` or `progress` raises; and `KeyboardInterrupt`, or what `check_cancelled` raises,
-            at once.
+    `progress` is told of "files" and of bytes ("download"), from several threads, in place of bars that are drawn.
+    Raises what `fetch` or `progress` raises; and `KeyboardInterrupt`, or what `check_cancelled` raises, at once.
     """
     download = _Download(progress)
     ended: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
     def work() -> None:
         try:
-            ended.put((fetch(_bars(download, drawn)), None))
+            ended.put((fetch(_bars(download)), None))
         except BaseException as error:
             ended.put((None, error))
 
@@ -85,25 +67,31 @@ def in_thread(
     while True:
         try:
             check_cancelled()
-            download.let_go()
+            for thread in list(
+                download.workers
+            ):  # the client's, daemons as this one; the process may exit without them
+                pools._threads_queues.pop(thread, None)  # type: ignore[attr-defined]
             result, error = ended.get(timeout=POLL_SECONDS)
             break
         except queue.Empty:
             continue
         except BaseException:
+            from huggingface_hub.utils._xet import abort_xet_session
+
             download.left = True
-            leave()
+            abort_xet_session()  # what the client transfers by Xet in this process, as it does itself at Ctrl-C
             raise
     if error is not None:
         raise download.failure or error
     return result  # type: ignore[return-value]
 
 
-def _bars(download: _Download, drawn: Callable[[], type[Any]]) -> type[Any]:
+def _bars(download: _Download) -> type[Any]:
+    from huggingface_hub.utils import tqdm as drawn
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     seen = download.progress is None and sys.stderr is not None  # a windowed app may have no stderr
-    base: type[Any] = drawn() if seen else tqdm
+    base: type[Any] = drawn if seen else tqdm
 
     class Bars(base):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **keywords: Any):
