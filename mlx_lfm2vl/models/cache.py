@@ -16,7 +16,7 @@ import numpy as np
 from ..config import Lfm3Config, TextConfig
 from ..errors import OptionError
 from .bounded_states import BoundedState, ConvCache, WindowCache, right_aligned
-from .layers import Context
+from .layers import Context, seen_scores
 
 GROWTH_STEP = 256  # tokens
 KV_BITS = (8, 4)
@@ -119,13 +119,7 @@ class QuantizedKeyValueCache(KeyValueCache):
         grouped = (queries * scale).reshape(batch, keys.shape[1], -1, length, depth)
         packed, scales, biases = made[:3]
         scores = mx.quantized_matmul(grouped, packed, scales, biases, True, self.group_size, self.bits)
-        if isinstance(mask, str):
-            total = scores.shape[-1]
-            mask = mx.arange(total)[None, :] <= mx.arange(total - length, total)[:, None]
-        elif mask is not None:
-            mask = mask[:, :, None]
-        if mask is not None:
-            scores = mx.where(mask, scores, mx.array(-mx.inf, scores.dtype))
+        scores = seen_scores(scores, mask[:, :, None] if isinstance(mask, mx.array) else mask)
         weights = mx.softmax(scores, axis=-1, precise=True)
         packed, scales, biases = made[3:]
         out = mx.quantized_matmul(weights, packed, scales, biases, False, self.group_size, self.bits)
