@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,7 +19,6 @@ from .. import backends
 from ..errors import OutOfMemoryError, WeightsError
 from ..generation.options import number_type
 from ..generation.request import conversation
-from ..models.outputs import Lfm2VlCausalLMOutputWithPast
 from ..pretrained import Lfm2VlForConditionalGeneration, load
 from ..processing.processor import Lfm2VlProcessor
 from ..weights import fit
@@ -177,15 +176,19 @@ def greedy(model: Lfm2VlForConditionalGeneration, inputs: Inputs, streamer: Step
     return np.array(out)[0, np.array(inputs["input_ids"]).shape[1] :]
 
 
-def log_probabilities(model: Lfm2VlForConditionalGeneration, inputs: Inputs, answer: np.ndarray) -> np.ndarray:
-    """(tokens of the answer, vocabulary) float32: what the model expected at each of them."""
-    images = image_features(model, inputs)
-    embeds = embedded(model, np.array(inputs["input_ids"]), images, answer)
-    result = model(inputs_embeds=embeds, logits_to_keep=len(answer), use_cache=False)
-    logits = cast(mx.array, cast(Lfm2VlCausalLMOutputWithPast, result).logits)[0].astype(mx.float32)
-    out = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    mx.eval(out)
-    return np.array(out)
+def log_probabilities(
+    model: Lfm2VlForConditionalGeneration,
+    inputs: Inputs,
+    answer: np.ndarray,
+    images: mx.array | None = None,
+    least: int = 0,
+) -> np.ndarray:
+    """(tokens, vocabulary) float32: what the model expected at each token of the answer, or at `least` of them and of
+    the question's last ones. `images`: the image tokens, where they are known."""
+    images = image_features(model, inputs) if images is None else images
+    hidden = model.model.language_model(embedded(model, np.array(inputs["input_ids"]), images, answer))
+    logits = model.logits(hidden[:, -max(least, len(answer)) :])[0].astype(mx.float32)
+    return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
 
 
 def image_features(model: Lfm2VlForConditionalGeneration, inputs: Inputs) -> mx.array | None:
