@@ -7,7 +7,7 @@ that the dense folder's processor makes, so that only the weights differ.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from .report import KEPT, ChangedAnswer, ModuleError, QuantizationReport
 from .stream import dense_weight
 
 TOKENS = 64  # of an answer at most
-Progress = Callable[[str, int, int], None]  # "measuring", tokens done, tokens in all
+Progress = Callable[[str, int, int], None]  # stage ("weights" in bytes, "measuring" in tokens ...), done, in all
 Inputs = dict[str, Any]
 
 
@@ -95,7 +95,27 @@ def measure(
                 changed.append(ChangedAnswer(asked[index].prompt, asked[index].names, was, now, at))
             steps.next()
     label = "bundled set" if calibration is None else calibration.resolve().name  # of a card that is published
-    return replace(_summary(dense, quantised, label, comparisons, errors, changed), dtype=computed)
+    divergences = np.concatenate([part.divergence for part in comparisons])
+    size = sum(file.stat().st_size for file in restored.files)
+    return QuantizationReport(
+        calibration=label,
+        questions=len(comparisons),
+        positions=len(divergences),
+        top1_agreement=float(np.concatenate([part.agree for part in comparisons]).mean()),
+        kl_mean=float(divergences.mean()),
+        kl_p99=float(np.quantile(divergences, 0.99)),
+        perplexity_dense=float(np.exp(-np.concatenate([part.expected_dense for part in comparisons]).mean())),
+        perplexity=float(np.exp(-np.concatenate([part.expected for part in comparisons]).mean())),
+        identical_32=float(np.mean([part.same[32] for part in comparisons])),
+        identical_64=float(np.mean([part.same[64] for part in comparisons])),
+        bytes_dense=sum(file.stat().st_size for file in stored.files),
+        bytes=size,
+        bits_per_weight=8 * size / parameter_count(other),
+        modules=errors,
+        differing=len(changed),
+        answers=tuple(sorted(changed, key=lambda answer: answer.first_difference)[:KEPT]),
+        dtype=computed,
+    )
 
 
 def check_memory(stored: StoredTensors, way: str, search: bool = False, beside: int = 0) -> mx.Dtype | None:
@@ -242,38 +262,6 @@ def divergence(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """KL(before || after) in nats of log-probabilities (positions, vocabulary), a number a position."""
     found = (np.exp(before) * (before - after)).sum(axis=-1, dtype=np.float64)
     return np.maximum(found, 0.0)  # rounding can leave it a hair below
-
-
-def _summary(
-    dense: Path,
-    quantised: Path,
-    calibration: str,
-    parts: list[Comparison],
-    errors: tuple[ModuleError, ...],
-    changed: list[ChangedAnswer],
-) -> QuantizationReport:
-    divergences = np.concatenate([part.divergence for part in parts])
-    model: nn.Module
-    (model, after), (_, before) = open_model(quantised), open_model(dense)
-    stored = sum(file.stat().st_size for file in after.files)
-    return QuantizationReport(
-        calibration=calibration,
-        questions=len(parts),
-        positions=len(divergences),
-        top1_agreement=float(np.concatenate([part.agree for part in parts]).mean()),
-        kl_mean=float(divergences.mean()),
-        kl_p99=float(np.quantile(divergences, 0.99)),
-        perplexity_dense=float(np.exp(-np.concatenate([part.expected_dense for part in parts]).mean())),
-        perplexity=float(np.exp(-np.concatenate([part.expected for part in parts]).mean())),
-        identical_32=float(np.mean([part.same[32] for part in parts])),
-        identical_64=float(np.mean([part.same[64] for part in parts])),
-        bytes_dense=sum(file.stat().st_size for file in before.files),
-        bytes=stored,
-        bits_per_weight=8 * stored / parameter_count(model),
-        modules=errors,
-        differing=len(changed),
-        answers=tuple(sorted(changed, key=lambda answer: answer.first_difference)[:KEPT]),
-    )
 
 
 def module_errors(dense: Path, quantised: Path) -> Iterator[ModuleError]:

@@ -31,6 +31,7 @@ from ..weights.save import write_json
 from .calibration import Question, questions
 from .plan import Plan
 from .quantization_error import (
+    Progress,
     Steps,
     check_memory,
     divergence,
@@ -47,7 +48,6 @@ TAIL = 64  # positions at least, at the end of a question and its answer, over w
 CURVE = 6  # points of the curve that are measured, beside the uniform widths
 FILE = "quantization_search.json"
 Assignment = dict[str, int]  # module path: bits
-Progress = Callable[[str, int, int], None]  # "searching", questions measured, questions expected
 
 
 @dataclass(frozen=True)

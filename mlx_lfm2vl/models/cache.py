@@ -7,6 +7,7 @@ Buffers of keys and values grow in steps, so that a token costs no copy of the p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, Self
 
@@ -187,8 +188,8 @@ class Cache:
 
     @classmethod
     def _of(cls, layers: list[LayerCache], offset: int, like: Cache) -> Cache:
-        twin = cls.__new__(cls)
-        twin.layers, twin.offset, twin.drafter, twin._depth = layers, offset, like.drafter, like._depth
+        twin = copy(like)
+        twin.layers, twin.offset = layers, offset
         return twin
 
     def follow(self, drafter: Drafter | None) -> None:
