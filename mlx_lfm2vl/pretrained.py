@@ -12,7 +12,7 @@ from .compat.auto_models import MODELS
 from .compat.auto_processors import FAMILIES
 from .compat.models import Lfm2VlForConditionalGeneration
 from .compat.processors import Lfm2VlProcessor
-from .config import GenerationConfig, ModelConfig, config_of, is_dspark, read_json
+from .config import GenerationConfig, ModelConfig, config_in, is_dspark, read_json
 from .errors import ConfigError, LoadCancelledError
 from .generation.arguments import ProcessorArguments
 from .generation.draft_model import DraftModel
@@ -79,7 +79,7 @@ def load(
         folder = resolve(
             path_or_repo, revision=revision, token=token, local_files_only=local_files_only, progress=progress
         )
-        expected = config_of(read_json(folder / "config.json"), str(folder / "config.json"))
+        expected = config_in(folder)
         processor = FAMILIES[type(expected)].processor.from_pretrained(folder, **processor_arguments)
         _check_agreement(folder, expected, processor)
         model = MODELS[type(expected)].from_pretrained(

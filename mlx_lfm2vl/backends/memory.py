@@ -15,7 +15,7 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,15 +84,33 @@ def check_bytes(name: str, value: int) -> int:
 
 
 class _Limit:
-    """A limit of the process while blocks are open that set it: theirs, and what was before the first."""
+    """A limit of the process while blocks are open that set it: of theirs the one that `choose` finds counts, and the
+    last block that ends sets back what was before the first."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.held: list[int] = []
-        self.before = 0
+    def __init__(self, choose: Callable[[Sequence[int]], int]) -> None:
+        self._choose, self._lock = choose, threading.Lock()
+        self._held: list[int] = []
+        self._before = 0
+
+    @contextmanager
+    def block(self, own: int, put: Callable[[int], int], inherit: bool = False) -> Iterator[None]:
+        """A block with the limit `own`, or with `inherit` that of the blocks around it, if there are any. `put` sets
+        the process's and returns the one before."""
+        with self._lock:
+            own = self._choose(self._held) if inherit and self._held else own
+            before = put(self._choose([own, *self._held]))
+            if not self._held:
+                self._before = before
+            self._held.append(own)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held.remove(own)
+                put(self._choose(self._held or [self._before]))
 
 
-_wired, _cached = _Limit(), _Limit()
+_wired, _cached = _Limit(max), _Limit(min)
 
 
 @contextmanager
@@ -110,23 +128,11 @@ def wired_limit(limit: int | None = None) -> Iterator[None]:
         yield
         return
     most = int(mx.device_info().get("max_recommended_working_set_size", 0))
-    own = most if limit is None else min(limit, most)
-    with _wired.lock:
-        if limit is None and _wired.held:
-            own = max(_wired.held)
-        before = mx.set_wired_limit(max([own, *_wired.held]))
-        if not _wired.held:
-            _wired.before = before
-        _wired.held.append(own)
-    try:
-        yield
-    finally:
+    with _wired.block(most if limit is None else min(limit, most), mx.set_wired_limit, inherit=limit is None):
         try:
-            mx.synchronize()  # the limit must not change under work that runs
+            yield
         finally:
-            with _wired.lock:
-                _wired.held.remove(own)
-                mx.set_wired_limit(max(_wired.held, default=_wired.before))
+            mx.synchronize()  # the limit must not change under work that runs
 
 
 @contextmanager
@@ -134,20 +140,8 @@ def cache_limit(limit: int | None = None) -> Iterator[None]:
     """Bounds the freed buffers that MLX keeps for reuse while a `with` block runs. `limit` in bytes; None leaves it as
     it is. Of several blocks at once the smallest limit counts, and the last one that ends sets back what was before the
     first."""
-    if limit is None:
+    with contextlib.nullcontext() if limit is None else _cached.block(limit, mx.set_cache_limit):
         yield
-        return
-    with _cached.lock:
-        before = mx.set_cache_limit(min([limit, *_cached.held]))
-        if not _cached.held:
-            _cached.before = before
-        _cached.held.append(limit)
-    try:
-        yield
-    finally:
-        with _cached.lock:
-            _cached.held.remove(limit)
-            mx.set_cache_limit(min(_cached.held, default=_cached.before))
 
 
 def _meminfo() -> dict[str, int]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..config import CausalLMConfig, Lfm2VlConfig, Lfm3VlConfig, ModelConfig, config_of, read_json
+from ..config import CausalLMConfig, Lfm2VlConfig, Lfm3VlConfig, ModelConfig, config_in, read_json
 from ..hub import resolve
 from . import configuration, lfm3_processors, processors
 from .configuration import ConfigMethods
@@ -42,8 +42,8 @@ def config_class(path_or_repo: str | os.PathLike[str], options: Mapping[str, Any
     `ConfigError`."""
     place, hub = place_of(path_or_repo, options)
     folder = resolve(place, patterns=("*.json", "*.jinja", "*.txt"), enough=ALONE, **hub)
-    if (file := folder / "config.json").is_file():
-        return type(config_of(read_json(file), str(file)))
+    if (folder / "config.json").is_file():
+        return type(config_in(folder))
     named = (read_json(folder / name).get("processor_class") for name in ALONE if (folder / name).is_file())
     return next(
         (kind for name in named for kind, own in FAMILIES.items() if name == own.processor.__name__), Lfm2VlConfig

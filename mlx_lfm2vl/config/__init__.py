@@ -5,7 +5,7 @@ In: JSON files of a folder, of any generation. Out: frozen dataclasses with one 
 
 from .causal_lm import CausalLMConfig
 from .dspark import DSparkConfig, is_dspark
-from .family import ModelConfig, TextConfig, VisionConfig, config_of
+from .family import ModelConfig, TextConfig, VisionConfig, config_in, config_of
 from .files import parse_json, read_json, read_text, shown
 from .generation import GenerationConfig
 from .lfm3 import Lfm3Config

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from . import lfm3_vl, model
 from .causal_lm import BACKBONES, CausalLMConfig
 from .dspark import is_dspark
-from .files import shown
+from .files import read_json, shown
 from .lfm3 import Lfm3Config
 from .lfm3_vision import Lfm3VlVisionConfig
 from .lfm3_vl import Lfm3VlConfig
@@ -38,3 +39,9 @@ def config_of(data: Mapping[str, Any], where: str = "config.json") -> ModelConfi
             "'lfm3_vl' (LFM3-VL) models, and their text models 'lfm2' and 'lfm3'"
         )
     return FAMILIES[model_type].from_dict(data, where)
+
+
+def config_in(folder: Path) -> ModelConfig:
+    """The configuration of a model folder. Raises `ConfigError`."""
+    file = folder / "config.json"
+    return config_of(read_json(file), str(file))

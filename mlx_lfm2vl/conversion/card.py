@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import ModelConfig, config_of, read_json
+from ..config import ModelConfig, config_in
 from ..config.files import check_own, open_regular
 from ..errors import OutputError, counted
 from ..hub import card_metadata, is_repository, of_page, write_model_card
@@ -141,7 +141,7 @@ def write_card(
 ) -> None:
     """Writes README.md for the finished weights in `folder`; `name` is how commands will call the model, `before` the
     source's own record of what was quantised, `fused` whether an adapter is in them."""
-    config = config_of(read_json(folder / "config.json"), str(folder / "config.json"))
+    config = config_in(folder)
     head = {
         "library_name": "mlx",
         "pipeline_tag": "image-text-to-text" if config.placeholders else "text-generation",

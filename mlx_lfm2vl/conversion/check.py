@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config import GenerationConfig, config_of, read_json, shown
+from ..config import GenerationConfig, config_in, read_json, shown
 from ..errors import ConfigError, Lfm2VlError, OutputError, TemplateError, WeightsError
 from ..processing.processor import Lfm2VlProcessor
 from ..processing.template import named_templates
@@ -33,7 +33,7 @@ def check_texts(folder: Path) -> list[str]:
     any damaged file. Raises the library's typed errors."""
     if (file := folder / "generation_config.json").is_file():
         GenerationConfig.from_dict(read_json(file), str(file))
-    text_only = not config_of(read_json(folder / "config.json"), str(folder / "config.json")).placeholders
+    text_only = not config_in(folder).placeholders
     processor = (TextProcessor if text_only else Lfm2VlProcessor).from_pretrained(folder)
     remarks = list(processor.notes)
     if not has_template(folder):

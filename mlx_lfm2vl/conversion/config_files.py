@@ -100,39 +100,24 @@ def config_json(
             section.update({key: name for key in ("dtype", "torch_dtype") if key in section})
     if "torch_dtype" not in out:
         out["dtype"] = name
-    if isinstance(config, CausalLMConfig):
-        return _text_json(out, original, config, quantization)
-    vision, text = dict(out.get("vision_config") or {}), dict(out.get("text_config") or {})
-    vision["num_hidden_layers"] = config.vision_config.num_hidden_layers
-    _fit_width(text, original, config)
-    tied = config.tie_word_embeddings
-    if not tied or any(key in section for section in (out, text) for key in TIED):
-        for section in (out, text):  # readers look into one or the other
-            section.update({key: tied for key in TIED if key in section} | {TIED[-1]: tied})
-    if layout == "mlx":
-        RULES[type(config)].spell_out(out, text, vision, config)
-    out.update(vision_config=vision, text_config=text)
-    if layout != "mlx":
-        out.update(model_type=config.model_type, image_token_id=config.image_token_id)
-    if quantization is not None:
-        out["quantization"] = out["quantization_config"] = quantization
-    return out
-
-
-def _fit_width(text: dict[str, Any], original: dict[str, Any], config: ModelConfig) -> None:
-    if config_of(original).text_config.feed_forward_size != config.text_config.feed_forward_size:
+    alone = isinstance(config, CausalLMConfig)  # all of a text model stands at the top level
+    text = out if alone else dict(out.get("text_config") or {})
+    width, tied = config.text_config.feed_forward_size, config.tie_word_embeddings
+    if config_of(original).text_config.feed_forward_size != width:
         text.pop("block_ff_dim", None)
-        text.update(intermediate_size=config.text_config.feed_forward_size, block_auto_adjust_ff_dim=False)
-
-
-def _text_json(
-    out: dict[str, Any], original: dict[str, Any], config: CausalLMConfig, quantization: dict[str, Any] | None
-) -> dict[str, Any]:
-    """config.json of a text model, of which all stands at the top level."""
-    _fit_width(out, original, config)
-    if not config.tie_word_embeddings or any(key in out for key in TIED):
-        out.update({key: config.tie_word_embeddings for key in TIED if key in out})
-        out[TIED[-1]] = config.tie_word_embeddings
+        text.update(intermediate_size=width, block_auto_adjust_ff_dim=False)
+    sections = [out] if alone else [out, text]  # readers look into one or the other
+    if not tied or any(key in section for section in sections for key in TIED):
+        for section in sections:
+            section.update({key: tied for key in TIED if key in section} | {TIED[-1]: tied})
+    if not isinstance(config, CausalLMConfig):
+        vision = {**(out.get("vision_config") or {}), "num_hidden_layers": config.vision_config.num_hidden_layers}
+        if layout == "mlx":
+            RULES[type(config)].spell_out(out, text, vision, config)
+        out.update(vision_config=vision, text_config=text)
+        if layout != "mlx":
+            out.update(model_type=config.model_type, image_token_id=config.image_token_id)
     if quantization is not None:
-        out["quantization"] = out["quantization_config"] = {bare(name): said for name, said in quantization.items()}
+        said = {bare(name): value for name, value in quantization.items()} if alone else quantization
+        out["quantization"] = out["quantization_config"] = said
     return out

@@ -15,7 +15,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import config_of, read_json
+from ..config import config_in, read_json
 from ..errors import OptionError, OutOfMemoryError, OutputError, TemplateError
 from ..hub import resolve_checked
 from ..weights import quantize as q
@@ -31,12 +31,11 @@ from .check import check_result, check_texts
 from .config_files import config_json, write_config_files
 from .layerwise import Parts, bytes_beside, quantize_layerwise
 from .plan import Plan, QuantizationOptions, make_plan
-from .quantization_error import check_memory, measure
+from .quantization_error import Progress, check_memory, measure
 from .report import QuantizationReport
 from .search import search
 from .stream import Widths, check_finite, translate
 
-Progress = Callable[[str, int, int], None]  # stage ("weights" in bytes, "measuring" in tokens ...), done, in all
 Note = Callable[[str], None]
 FORMATS = {"mlx": "mlx", "hub": "pt"}
 
@@ -142,9 +141,7 @@ def convert(
     type_ = dtype_of(dtype)
     target = Path(target).expanduser()
     check_target(target, None, overwrite)  # before anything is fetched
-    folder = resolve_checked(
-        source, check_architecture, revision=revision, token=token, local_files_only=local_files_only
-    )
+    folder = resolve_checked(source, config_in, revision=revision, token=token, local_files_only=local_files_only)
     check_target(target, folder, overwrite)
 
     on_note = on_note or (lambda note: None)
@@ -225,11 +222,6 @@ def convert(
     if interrupt is not None:
         raise interrupt
     return target
-
-
-def check_architecture(folder: Path) -> None:
-    """Raises `ConfigError` unless a folder's config.json is that of a model which runs here."""
-    config_of(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def _measured(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import mlx.nn as nn
 
 from ..adapters.adapter import Adapter
 from ..adapters.read import read_adapter
+from ..config import config_in
 from ..errors import OptionError
 from ..hub import resolve_checked
 from ..weights import quantize as q
@@ -19,7 +19,7 @@ from ..weights.atomic_folder import check_target, finished
 from ..weights.load import StoredTensors, open_model
 from .card import CardSource, write_card
 from .check import check_result, check_texts
-from .convert import FORMATS, Progress, check_architecture, write_model
+from .convert import FORMATS, Note, Progress, write_model
 from .stream import dense_weight
 
 AGAIN = "the fused weights are quantised again, which rounds the adapter too; --dequantize keeps it as it is"
@@ -77,7 +77,7 @@ def fuse(
     overwrite: bool = False,
     name: str | None = None,
     progress: Progress | None = None,
-    on_note: Callable[[str], None] | None = None,
+    on_note: Note | None = None,
 ) -> Path:
     """Writes a model with an adapter in its weights into a new folder, complete with its other files.
 
@@ -108,9 +108,7 @@ def fuse(
     on_note = on_note or (lambda note: None)
     change, target = read_adapter(adapter), Path(target).expanduser()
     check_target(target, None, overwrite)  # before anything is fetched
-    folder = resolve_checked(
-        source, check_architecture, revision=revision, token=token, local_files_only=local_files_only
-    )
+    folder = resolve_checked(source, config_in, revision=revision, token=token, local_files_only=local_files_only)
     check_target(target, folder, overwrite)
     model: nn.Module
     model, stored = open_model(folder)

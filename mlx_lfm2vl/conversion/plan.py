@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -77,7 +77,7 @@ class Plan:
 
     base: Quantization
     modules: dict[str, Quantization | None]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """config.json's `quantization`, see `quantize.record`."""

@@ -7,7 +7,6 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from ..errors import OptionError
 from .report import QuantizationReport
 from .search import SearchResult
 
@@ -22,8 +21,6 @@ def available() -> bool:
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
     """A figure of so many inches, and its axes."""
-    if not available():
-        raise OptionError("plots need matplotlib (pip install matplotlib)")
     from matplotlib.figure import Figure  # type: ignore[import-not-found]
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -31,8 +28,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def plot_errors(report: QuantizationReport, file: Path) -> Path:
-    """The relative weight error of each kind of module over the layers, as a PNG. Raises `OptionError` without
-    matplotlib."""
+    """The relative weight error of each kind of module over the layers, as a PNG."""
     lines: dict[str, list[tuple[int, float]]] = {}
     alone: list[tuple[str, float]] = []
     for module in report.modules:
@@ -64,8 +60,7 @@ def plot_errors(report: QuantizationReport, file: Path) -> Path:
 
 
 def plot_search(result: SearchResult, file: Path) -> Path:
-    """Size against divergence: uniform widths, the search's curve, and what was chosen, as a PNG. Raises `OptionError`
-    without matplotlib."""
+    """Size against divergence: uniform widths, the search's curve, and what was chosen, as a PNG."""
     figure, axes = _figure(6, 4)
     uniform = [point for point in result.curve if point.label.endswith("bits")]
     found = sorted((point for point in result.curve if point.label == "search"), key=lambda point: point.size)

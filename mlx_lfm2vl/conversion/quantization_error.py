@@ -7,9 +7,9 @@ that the dense folder's processor makes, so that only the weights differ.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,7 +19,6 @@ from .. import backends
 from ..errors import OutOfMemoryError, WeightsError
 from ..generation.options import number_type
 from ..generation.request import conversation
-from ..models.outputs import Lfm2VlCausalLMOutputWithPast
 from ..pretrained import Lfm2VlForConditionalGeneration, load
 from ..processing.processor import Lfm2VlProcessor
 from ..weights import fit
@@ -33,7 +32,7 @@ from .report import KEPT, ChangedAnswer, ModuleError, QuantizationReport
 from .stream import dense_weight
 
 TOKENS = 64  # of an answer at most
-Progress = Callable[[str, int, int], None]  # "measuring", tokens done, tokens in all
+Progress = Callable[[str, int, int], None]  # stage ("weights" in bytes, "measuring" in tokens ...), done, in all
 Inputs = dict[str, Any]
 
 
@@ -96,7 +95,27 @@ def measure(
                 changed.append(ChangedAnswer(asked[index].prompt, asked[index].names, was, now, at))
             steps.next()
     label = "bundled set" if calibration is None else calibration.resolve().name  # of a card that is published
-    return replace(_summary(dense, quantised, label, comparisons, errors, changed), dtype=computed)
+    divergences = np.concatenate([part.divergence for part in comparisons])
+    size = sum(file.stat().st_size for file in restored.files)
+    return QuantizationReport(
+        calibration=label,
+        questions=len(comparisons),
+        positions=len(divergences),
+        top1_agreement=float(np.concatenate([part.agree for part in comparisons]).mean()),
+        kl_mean=float(divergences.mean()),
+        kl_p99=float(np.quantile(divergences, 0.99)),
+        perplexity_dense=float(np.exp(-np.concatenate([part.expected_dense for part in comparisons]).mean())),
+        perplexity=float(np.exp(-np.concatenate([part.expected for part in comparisons]).mean())),
+        identical_32=float(np.mean([part.same[32] for part in comparisons])),
+        identical_64=float(np.mean([part.same[64] for part in comparisons])),
+        bytes_dense=sum(file.stat().st_size for file in stored.files),
+        bytes=size,
+        bits_per_weight=8 * size / parameter_count(other),
+        modules=errors,
+        differing=len(changed),
+        answers=tuple(sorted(changed, key=lambda answer: answer.first_difference)[:KEPT]),
+        dtype=computed,
+    )
 
 
 def check_memory(stored: StoredTensors, way: str, search: bool = False, beside: int = 0) -> mx.Dtype | None:
@@ -177,15 +196,19 @@ def greedy(model: Lfm2VlForConditionalGeneration, inputs: Inputs, streamer: Step
     return np.array(out)[0, np.array(inputs["input_ids"]).shape[1] :]
 
 
-def log_probabilities(model: Lfm2VlForConditionalGeneration, inputs: Inputs, answer: np.ndarray) -> np.ndarray:
-    """(tokens of the answer, vocabulary) float32: what the model expected at each of them."""
-    images = image_features(model, inputs)
-    embeds = embedded(model, np.array(inputs["input_ids"]), images, answer)
-    result = model(inputs_embeds=embeds, logits_to_keep=len(answer), use_cache=False)
-    logits = cast(mx.array, cast(Lfm2VlCausalLMOutputWithPast, result).logits)[0].astype(mx.float32)
-    out = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    mx.eval(out)
-    return np.array(out)
+def log_probabilities(
+    model: Lfm2VlForConditionalGeneration,
+    inputs: Inputs,
+    answer: np.ndarray,
+    images: mx.array | None = None,
+    least: int = 0,
+) -> np.ndarray:
+    """(tokens, vocabulary) float32: what the model expected at each token of the answer, or at `least` of them and of
+    the question's last ones. `images`: the image tokens, where they are known."""
+    images = image_features(model, inputs) if images is None else images
+    hidden = model.model.language_model(embedded(model, np.array(inputs["input_ids"]), images, answer))
+    logits = model.logits(hidden[:, -max(least, len(answer)) :])[0].astype(mx.float32)
+    return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
 
 
 def image_features(model: Lfm2VlForConditionalGeneration, inputs: Inputs) -> mx.array | None:
@@ -239,38 +262,6 @@ def divergence(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """KL(before || after) in nats of log-probabilities (positions, vocabulary), a number a position."""
     found = (np.exp(before) * (before - after)).sum(axis=-1, dtype=np.float64)
     return np.maximum(found, 0.0)  # rounding can leave it a hair below
-
-
-def _summary(
-    dense: Path,
-    quantised: Path,
-    calibration: str,
-    parts: list[Comparison],
-    errors: tuple[ModuleError, ...],
-    changed: list[ChangedAnswer],
-) -> QuantizationReport:
-    divergences = np.concatenate([part.divergence for part in parts])
-    model: nn.Module
-    (model, after), (_, before) = open_model(quantised), open_model(dense)
-    stored = sum(file.stat().st_size for file in after.files)
-    return QuantizationReport(
-        calibration=calibration,
-        questions=len(parts),
-        positions=len(divergences),
-        top1_agreement=float(np.concatenate([part.agree for part in parts]).mean()),
-        kl_mean=float(divergences.mean()),
-        kl_p99=float(np.quantile(divergences, 0.99)),
-        perplexity_dense=float(np.exp(-np.concatenate([part.expected_dense for part in parts]).mean())),
-        perplexity=float(np.exp(-np.concatenate([part.expected for part in parts]).mean())),
-        identical_32=float(np.mean([part.same[32] for part in parts])),
-        identical_64=float(np.mean([part.same[64] for part in parts])),
-        bytes_dense=sum(file.stat().st_size for file in before.files),
-        bytes=stored,
-        bits_per_weight=8 * stored / parameter_count(model),
-        modules=errors,
-        differing=len(changed),
-        answers=tuple(sorted(changed, key=lambda answer: answer.first_difference)[:KEPT]),
-    )
 
 
 def module_errors(dense: Path, quantised: Path) -> Iterator[ModuleError]:

@@ -8,12 +8,12 @@ the weights contradict; code. What is missing comes from the base model, which t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import ModelConfig, ProcessorFiles, config_of, read_json
+from ..config import ModelConfig, ProcessorFiles, config_in, read_json
 from ..config.files import CODE, QUANTISATION, place_in
 from ..errors import HubError, OutputError, WeightsError
 from ..hub import resolve, resolve_checked
@@ -25,14 +25,13 @@ from ..weights.shards import read_shards
 from .card import DEFAULT_ORGANISATION, CardSource
 from .check import TEMPLATES, check_index, check_result, has_template
 from .config_files import JSON_FILES, copy
-from .convert import check_architecture, write_model
+from .convert import Note, Progress, write_model
 from .families import RULES, FileRules
 from .lfm2_files import PROCESSOR_FILES
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.md")
 LOST = "cannot be repaired from here; name the original model (--base)"
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def repair(
     dry_run: bool = False,
     overwrite: bool = False,
     revision: str | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     on_note: Note | None = None,
 ) -> list[Finding]:
     """Writes a repaired copy of a folder. If nothing is wrong, nothing is written.
@@ -91,7 +90,7 @@ def repair(
     """
     on_note = on_note or (lambda note: None)
     target = Path(target).expanduser()
-    folder = resolve_checked(source, check_architecture, revision=revision)
+    folder = resolve_checked(source, config_in, revision=revision)
     if not dry_run:
         check_target(target, folder, overwrite)
     original = _base(folder, source, base, on_note) if _missing(folder, None) else None
@@ -150,23 +149,18 @@ def _sources_of(folder: Path, base: Path) -> list[str]:
 
 
 def _missing(folder: Path, base: Path | None) -> list[Finding]:
-    def found(file: str, have: bool, others: tuple[str, ...] = ()) -> list[Finding]:
-        if have:
-            return []
-        there = base is not None and any((base / name).is_file() for name in (file, *others))
-        return [Finding(file, "is missing", f"taken from {base}" if there else None)]
-
-    out: list[Finding] = []
-    for name in TOKENIZER_FILES:
-        out += found(name, (folder / name).is_file())
+    taken = f"taken from {base}"
+    out = [
+        Finding(name, "is missing", taken if base is not None and (base / name).is_file() else None)
+        for name in TOKENIZER_FILES
+        if not (folder / name).is_file()
+    ]
     if not has_template(folder):
-        from_config = base is not None and has_template(base)
-        out += found("chat_template.jinja", False, (*TEMPLATES, *(("tokenizer_config.json",) if from_config else ())))
-    if not _said(folder).placeholders:  # a text model needs none
+        there = base is not None and (has_template(base) or any((base / name).is_file() for name in TEMPLATES))
+        out.append(Finding("chat_template.jinja", "is missing", taken if there else None))
+    if not config_in(folder).placeholders:  # a text model needs none
         return out
-    remedy = None
-    if base is not None and _says_how_to_cut(base):
-        remedy = f"taken from {base}"
+    remedy = taken if base is not None and _says_how_to_cut(base) else None
     if not _has_processor(folder):
         made = "written from config.json and the defaults of these models"
         out.append(Finding(PROCESSOR_FILES[0], "is missing", remedy or made))
@@ -181,11 +175,7 @@ def _has_processor(folder: Path) -> bool:
 
 
 def _rules(folder: Path) -> FileRules:
-    return RULES[type(_said(folder))]
-
-
-def _said(folder: Path) -> ModelConfig:
-    return config_of(read_json(folder / "config.json"), str(folder / "config.json"))
+    return RULES[type(config_in(folder))]
 
 
 def _processor_config(folder: Path) -> ProcessorFiles:
@@ -220,8 +210,7 @@ def _weights(folder: Path, stored: StoredTensors) -> list[Finding]:
 
 
 def _config(folder: Path, fitted: ModelConfig) -> list[Finding]:
-    data = read_json(folder / "config.json")
-    said = config_of(data, str(folder / "config.json"))
+    data, said = read_json(folder / "config.json"), config_in(folder)
     out: list[Finding] = []
     layers = [getattr(each.vision_config, "num_hidden_layers", 0) for each in (said, fitted)]  # a text model has none
     if layers[0] != layers[1]:

@@ -12,41 +12,42 @@ model, which gives the numbers of the quantised one up to the last digits; memor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from ..errors import OptionError
-from ..pretrained import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
 from ..weights.load import open_model
 from ..weights.names import from_module
-from ..weights.quantize import Quantization, decode, encode
+from ..weights.quantize import LANGUAGE, Quantization, decode, encode, widths
 from ..weights.save import write_json
 from .calibration import Question, questions
 from .plan import Plan
 from .quantization_error import (
+    Progress,
     Steps,
     check_memory,
     divergence,
-    embedded,
     encoded,
     greedy,
     image_features,
     load_to_measure,
+    log_probabilities,
 )
-from .sizes import WIDTHS, Sizes
 
+WIDTHS = (3, 4, 5, 6, 8)  # bits that a search chooses from
 PROBES = (3, 5)
 TAIL = 64  # positions at least, at the end of a question and its answer, over which sensitivity is measured
 CURVE = 6  # points of the curve that are measured, beside the uniform widths
 FILE = "quantization_search.json"
 Assignment = dict[str, int]  # module path: bits
-Progress = Callable[[str, int, int], None]  # "searching", questions measured, questions expected
 
 
 @dataclass(frozen=True)
@@ -105,18 +106,49 @@ def search(
     way = "free memory, or choose a width (--q-bits)"
     dtype = check_memory(open_model(folder)[1], way, search=True)
     bench = Bench(folder, sizes, calibration, dtype)
-    bench.expect(len(PROBES) * len(bench.paths) + len(WIDTHS) + CURVE + steps, progress)
+    bench.expect(len(PROBES) * len(sizes.paths) + len(WIDTHS) + CURVE + steps, progress)
     return bench.choose(None if target_size is None else target_size * 1e9, target_kl)
+
+
+class Sizes:
+    """The bytes that the language model's modules take in each of `WIDTHS`, from the weights' headers alone. `paths`:
+    those that can be quantised; `unsupported`: those whose rows the groups do not divide. Raises `OptionError`."""
+
+    def __init__(self, folder: Path, group_size: int | None = None):
+        self.specs = {bits: Quantization.checked(bits, group_size) for bits in WIDTHS}
+        group = self.specs[WIDTHS[0]].group_size
+        model: nn.Module
+        model, stored = open_model(folder)
+        if stored.config.quantization:
+            raise OptionError(f"{folder}: is quantised already; search from the dense original")
+        rows = {path: width for path, width in widths(model).items() if path.startswith(LANGUAGE)}
+        self.unsupported = [path for path, width in rows.items() if width % group]
+        self.paths = [path for path, width in rows.items() if not width % group]
+        if not self.paths:
+            raise OptionError("no module would be quantised; choose a smaller q_group_size")
+        self._infos = {path: stored.infos[f"{path}.weight"] for path in self.paths}
+        self._rest = sum(i.nbytes for i in stored.infos.values()) - sum(i.nbytes for i in self._infos.values())
+
+    def size(self, assignment: Mapping[str, int]) -> int:
+        """Bytes of all weights with these widths; modules that are not named are dense."""
+        total = self._rest
+        for path, info in self._infos.items():
+            if path not in assignment:
+                total += info.nbytes
+                continue
+            spec = self.specs[assignment[path]]
+            total += math.prod(info.shape) * spec.bits // 8 + 2 * info.nbytes // spec.group_size  # and their scales
+        return total
 
 
 class Bench:
     """The dense model with its answers, in which weights are rounded and the divergence is measured."""
 
     def __init__(self, folder: Path, sizes: Sizes, calibration: Path | None, dtype: mx.Dtype | None = mx.float32):
-        self._specs, self._unsupported, self.paths, self.size = sizes.specs, sizes.unsupported, sizes.paths, sizes.size
+        self.sizes = sizes
         self._model, processor = load_to_measure(folder, dtype)
         self._modules: dict[str, Any] = dict(self._model.named_modules())
-        self._weights = {path: self._modules[path].weight for path in self.paths}
+        self._weights = {path: self._modules[path].weight for path in sizes.paths}
         self._samples = [self._sample(processor, question) for question in questions(calibration)]
         self._predictions: dict[str, list[float]] = {}
         self._steps = Steps("searching", 0, 1, None)
@@ -131,65 +163,56 @@ class Bench:
         images = image_features(self._model, inputs)
         if images is not None:
             mx.eval(images)
-        sample = {"ids": np.array(inputs["input_ids"]), "images": images, "answer": answer}
-        return {**sample, "dense": _expected(self._model, sample)}
+        place = ({"input_ids": inputs["input_ids"]}, answer, images, TAIL)
+        return {"place": place, "answer": answer, "dense": log_probabilities(self._model, *place)}
 
     def divergence(self, assignment: Mapping[str, int]) -> float:
         """Mean KL divergence of the answers with these widths, in nats a token."""
-        return float(np.concatenate(self.divergences(assignment)).mean())
+        return _mean(self.divergences(self.rounded(assignment)))
 
-    def divergences(self, assignment: Mapping[str, int]) -> list[np.ndarray]:
-        """The KL divergence at every token of each question's answer with these widths, in nats."""
-        return self._of_answers(self._measure(assignment))
-
-    def divergences_of(self, weights: Mapping[str, mx.array]) -> list[np.ndarray]:
-        """As `divergences`, with these weights (out, in) in place of the modules' own."""
-        return self._of_answers(self._with(weights))
-
-    def _of_answers(self, found: list[np.ndarray]) -> list[np.ndarray]:
+    def divergences(self, weights: Mapping[str, mx.array]) -> list[np.ndarray]:
+        """The KL divergence at every token of each question's answer, in nats, with these weights (out, in) in place of
+        the modules' own."""
+        found = self.measure(weights)
         return [row[-len(sample["answer"]) :] for row, sample in zip(found, self._samples, strict=True)]
 
-    def sensitivity(self, path: str, bits: int) -> float:
-        """Mean divergence over all measured positions if this module alone is quantised."""
-        return float(np.concatenate(self._measure({path: bits})).mean())
-
-    def _measure(self, assignment: Mapping[str, int]) -> list[np.ndarray]:
-        """The divergence at the last `TAIL` positions, or all of the answer's, of each question."""
-        return self._with({path: self._rounded(path, bits) for path, bits in assignment.items()})
-
-    def _with(self, weights: Mapping[str, mx.array]) -> list[np.ndarray]:
+    def measure(self, weights: Mapping[str, mx.array]) -> list[np.ndarray]:
+        """The same at the last `TAIL` positions, or all of the answer's, of each question."""
         for path, weight in weights.items():
             self._modules[path].weight = weight
         mx.eval([self._modules[path].weight for path in weights])
+        found = []
         try:
-            return [self._divergence(sample) for sample in self._samples]
+            for sample in self._samples:
+                found.append(divergence(sample["dense"], log_probabilities(self._model, *sample["place"])))
+                self._steps.next()
         finally:
             for path in weights:
                 self._modules[path].weight = self._weights[path]
-
-    def _divergence(self, sample: dict[str, Any]) -> np.ndarray:
-        found = divergence(sample["dense"], _expected(self._model, sample))
-        self._steps.next()
         return found
 
-    def _rounded(self, path: str, bits: int) -> mx.array:
-        weight, spec = self._weights[path], self._specs[bits]
-        return decode(encode(weight, spec), spec, weight.dtype)
+    def rounded(self, assignment: Mapping[str, int]) -> dict[str, mx.array]:
+        """The weights of modules in these widths, dense; not yet evaluated."""
+        made = {}
+        for path, bits in assignment.items():
+            weight, spec = self._weights[path], self.sizes.specs[bits]
+            made[path] = decode(encode(weight, spec), spec, weight.dtype)
+        return made
 
     def _squared_error(self, path: str, bits: int) -> float:
-        change = (self._rounded(path, bits) - self._weights[path]).astype(mx.float32)
+        change = (self.rounded({path: bits})[path] - self._weights[path]).astype(mx.float32)
         return float(np.array((change * change).sum()))
 
     def choose(self, target_bytes: float | None, target_kl: float | None) -> SearchResult:
         """See `search`."""
-        lowest, highest = (dict.fromkeys(self.paths, bits) for bits in (WIDTHS[0], WIDTHS[-1]))
+        lowest, highest = (dict.fromkeys(self.sizes.paths, bits) for bits in (WIDTHS[0], WIDTHS[-1]))
         alone = self.probe()
-        uniform = [self._point(f"{bits} bits", dict.fromkeys(self.paths, bits)) for bits in WIDTHS]
+        uniform = [self._point(f"{bits} bits", dict.fromkeys(self.sizes.paths, bits)) for bits in WIDTHS]
         if target_kl is not None and uniform[-1].kl > target_kl:
             raise OptionError(
                 f"target_kl {target_kl:g} cannot be reached: {WIDTHS[-1]} bits everywhere leave {uniform[-1].kl:.2g}"
             )
-        steps = list(greedy_upgrades(lowest, self._predictions, self.size))
+        steps = list(greedy_upgrades(lowest, self._predictions, self.sizes.size))
         chosen, point = highest, uniform[-1]
         if target_bytes is not None:
             chosen, point = self.fit(target_bytes)
@@ -203,18 +226,20 @@ class Bench:
                 else:
                     low = middle + 1
         spread = [steps[round(index)] for index in np.linspace(0, len(steps) - 1, CURVE)]
-        curve = [*uniform, *(self._point("search", step) for step in spread), Point("chosen", point.size, point.kl)]
+        point = replace(point, label="chosen")
         return SearchResult(
             plan=self._plan(chosen),
-            point=Point("chosen", point.size, point.kl),
-            curve=tuple(curve),
+            point=point,
+            curve=(*uniform, *(self._point("search", step) for step in spread), point),
             sensitivities={from_module(path, "mlx"): value for path, value in alone.items()},
         )
 
     def probe(self) -> dict[str, list[float]]:
         """Each module's divergence when it alone is quantised to each of `PROBES`; `fit` goes by them."""
-        alone = {path: [self.sensitivity(path, bits) for bits in PROBES] for path in self.paths}
-        self._predictions = {path: self._predicted(path, alone[path]) for path in self.paths}
+        alone = {
+            path: [_mean(self.measure(self.rounded({path: bits}))) for bits in PROBES] for path in self.sizes.paths
+        }
+        self._predictions = {path: self._predicted(path, alone[path]) for path in self.sizes.paths}
         return alone
 
     def fit(self, target_bytes: float) -> tuple[Assignment, Point]:
@@ -224,13 +249,12 @@ class Bench:
         """
         candidates: list[Assignment] = []
         for bits in WIDTHS:
-            start = dict.fromkeys(self.paths, bits)
-            if self.size(start) <= target_bytes:
-                *_, last = greedy_upgrades(start, self._predictions, self.size, limit=target_bytes)
+            start = dict.fromkeys(self.sizes.paths, bits)
+            if self.sizes.size(start) <= target_bytes:
+                *_, last = greedy_upgrades(start, self._predictions, self.sizes.size, limit=target_bytes)
                 candidates.append(last)
-        found = [self._measure(candidate) for candidate in candidates]
-        best = min(range(len(found)), key=lambda index: float(np.concatenate(found[index]).mean()))
-        return candidates[best], self._point("chosen", candidates[best])
+        best = min(candidates, key=lambda candidate: _mean(self.measure(self.rounded(candidate))))
+        return best, self._point("chosen", best)
 
     def _predicted(self, path: str, probes: list[float]) -> list[float]:
         """A module's divergence at each of `WIDTHS`, from those at `PROBES`."""
@@ -246,13 +270,13 @@ class Bench:
         return out
 
     def _point(self, label: str, assignment: Mapping[str, int]) -> Point:
-        return Point(label, self.size(assignment), self.divergence(assignment))
+        return Point(label, self.sizes.size(assignment), self.divergence(assignment))
 
     def _plan(self, assignment: Assignment) -> Plan:
         counts = list(assignment.values())
         base = max(WIDTHS, key=lambda bits: (counts.count(bits), bits))
-        modules: dict[str, Quantization | None] = {path: self._specs[bits] for path, bits in assignment.items()}
-        return Plan(self._specs[base], {**modules, **dict.fromkeys(self._unsupported)})
+        modules: dict[str, Quantization | None] = {path: self.sizes.specs[bits] for path, bits in assignment.items()}
+        return Plan(self.sizes.specs[base], {**modules, **dict.fromkeys(self.sizes.unsupported)})
 
 
 def greedy_upgrades(
@@ -282,10 +306,5 @@ def greedy_upgrades(
         yield dict(state)
 
 
-def _expected(model: Lfm2VlForConditionalGeneration, sample: Mapping[str, Any]) -> np.ndarray:
-    """(`TAIL` or more positions at the end, vocabulary) float32 log-probabilities; pictures are encoded already."""
-    body = model.model
-    embeds = embedded(model, sample["ids"], sample["images"], sample["answer"])
-    hidden = body.language_model(embeds)
-    logits = model.logits(hidden[:, -max(TAIL, len(sample["answer"])) :])[0].astype(mx.float32)
-    return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+def _mean(rows: Sequence[np.ndarray]) -> float:
+    return float(np.concatenate(rows).mean())

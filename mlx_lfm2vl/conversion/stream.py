@@ -53,14 +53,14 @@ def translate(
             continue  # went with its module's weight
         path, _, leaf = name.rpartition(".")
         now, then = widths.get(path, before.get(path)), before.get(path)
-        made = {name: arrays.pop(name)}
         if leaf in PARTS and now != then:
-            parts = {leaf: made.pop(name)}
-            parts |= {part: arrays.pop(f"{path}.{part}") for part in PARTS if f"{path}.{part}" in arrays}
-            weight = parts["weight"] if then is None else decode(parts, then, stored.dtype)
+            weight = dense_weight(stored, arrays, path)
+            assert weight is not None  # a module with other parts has one
             weight = weight if dtype is None else weight.astype(dtype)
             made = {"weight": weight} if now is None else quantised.get(path) or encode(weight, now)
             made = {f"{path}.{part}": array for part, array in made.items()}
+        else:
+            made = {name: arrays.pop(name)}
         for key, array in made.items():
             if dtype is not None and mx.issubdtype(array.dtype, mx.floating):
                 array = array.astype(dtype)
@@ -71,14 +71,8 @@ def translate(
 
 
 def check_finite(stored: StoredTensors, dtype: mx.Dtype, name: str, array: mx.array) -> None:
-    """Raises `NotFiniteError` for a tensor of NaN or infinity that would be written.
-
-    Args:
-        stored: what it was made of.
-        dtype: what it was made in.
-        name: the tensor's, in any layout.
-        array: the tensor, evaluated.
-    """
+    """Raises `NotFiniteError` for a tensor of NaN or infinity that would be written: the evaluated one that was made of
+    `stored` in `dtype`, by its name in any layout."""
     if is_finite(array):
         return
     name = to_module(name) or name

@@ -90,7 +90,7 @@ def resolve(
 
 def resolve_checked(
     path_or_repo: str | os.PathLike[str],
-    check: Callable[[Path], None],
+    check: Callable[[Path], object],
     *,
     revision: str | None = None,
     token: str | bool | None = None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
@@ -31,6 +31,9 @@ class BoundedState:
     def filter(self, rows: mx.array) -> None:
         self.states = tuple(array[rows] for array in self.states)
 
+    def select(self, columns: mx.array) -> None:
+        """Keeps as many columns as `KeyValueCache.select`, the last ones."""
+
     def copy(self) -> Self:
         return type(self)(self.length, self.states)
 
@@ -42,24 +45,19 @@ class ConvCache(BoundedState):
         """The shapes of the arrays of a single row that has seen `offset` tokens."""
         return [(1, 1, config.hidden_size)] * self.length
 
-    def row(self, index: int, offset: int) -> ConvCache:
-        twin = ConvCache(self.length)
-        twin.states = tuple(array[index : index + 1] for array in self.states)
-        return twin
+    def row(self, index: int, padding: int, offset: int, states_only: bool = False) -> ConvCache:
+        return ConvCache(self.length, tuple(array[index : index + 1] for array in self.states))
 
-    def trim(self, counts: Sequence[int]) -> None:
-        """Keeps the first tokens of each row of the last call, so many, which was recorded."""
+    def trim(self, counts: Sequence[int], length: int) -> None:
+        """As `WindowCache.trim`."""
         (block,) = self.block
         self.states = tuple(mx.split(_cut(block, counts, self.length, axis=1), self.length, axis=1))
         self.records, self.block = False, ()
 
     @staticmethod
-    def merge(layers: Sequence[ConvCache], offsets: Sequence[int]) -> ConvCache:
-        twin = ConvCache(layers[0].length)
-        twin.states = tuple(
-            mx.concatenate(list(same)) for same in zip(*(layer.states for layer in layers), strict=True)
-        )
-        return twin
+    def merge(layers: Sequence[ConvCache], cuts: Sequence[int], offsets: Sequence[int]) -> ConvCache:
+        states = zip(*(layer.states for layer in layers), strict=True)
+        return ConvCache(layers[0].length, tuple(mx.concatenate(list(same)) for same in states))
 
 
 class WindowCache(BoundedState):
@@ -89,28 +87,21 @@ class WindowCache(BoundedState):
         self.states = tuple(_cut(array, ends, kept, axis=2) for array in self.block)
         self.records, self.block = False, ()
 
-    def row(self, index: int, offset: int) -> WindowCache:
+    def select(self, columns: mx.array) -> None:
+        self.states = tuple(array[:, :, -columns.shape[2] :] for array in self.states)
+
+    def row(self, index: int, padding: int, offset: int, states_only: bool = False) -> WindowCache:
         """A row that has seen `offset` tokens."""
-        twin = WindowCache(self.length)
         kept = min(offset, self.length)
-        twin.states = tuple(mx.contiguous(array[index : index + 1, :, -kept:]) for array in self.states)
-        return twin
+        states = (mx.contiguous(array[index : index + 1, :, -kept:]) for array in self.states)
+        return WindowCache(self.length, tuple(states))
 
     @staticmethod
-    def merge(layers: Sequence[WindowCache], offsets: Sequence[int]) -> WindowCache:
+    def merge(layers: Sequence[WindowCache], cuts: Sequence[int], offsets: Sequence[int]) -> WindowCache:
         """The rows of several, of which each has seen `offsets` tokens, aligned at the right."""
-        twin = WindowCache(layers[0].length)
-        counts = [min(offset, twin.length) for offset in offsets]
-        twin.states = tuple(
-            mx.concatenate(
-                [
-                    right_aligned(array, slice(array.shape[2] - count, array.shape[2]), max(counts))
-                    for array, count in zip(same, counts, strict=True)
-                ]
-            )
-            for same in zip(*(layer.states for layer in layers), strict=True)
-        )
-        return twin
+        length = layers[0].length
+        counts = [min(offset, length) for offset in offsets]
+        return WindowCache(length, right_aligned(layers, [slice(-count, None) for count in counts], max(counts)))
 
 
 def _cut(array: mx.array, starts: Sequence[int], length: int, axis: int) -> mx.array:
@@ -123,6 +114,13 @@ def _cut(array: mx.array, starts: Sequence[int], length: int, axis: int) -> mx.a
     return mx.take_along_axis(array, mx.array(places).reshape(shape), axis=axis)
 
 
-def right_aligned(buffer: mx.array, used: slice, length: int) -> mx.array:
-    """The used columns of a buffer (B, heads, room, dim), zeros before them, `length` in all."""
-    return mx.pad(buffer[:, :, used], [(0, 0), (0, 0), (length - (used.stop - used.start), 0), (0, 0)])
+def right_aligned(layers: Sequence[Any], used: Sequence[slice], length: int) -> tuple[mx.array, ...]:
+    """The rows of several layers in one: the used columns of their states (B, heads, room, dim), zeros before them,
+    `length` in all."""
+
+    def padded(array: mx.array, columns: slice) -> mx.array:
+        part = array[:, :, columns]
+        return mx.pad(part, [(0, 0), (0, 0), (length - part.shape[2], 0), (0, 0)])
+
+    every = zip(*(layer.states for layer in layers), strict=True)
+    return tuple(mx.concatenate([*map(padded, same, used)]) for same in every)

@@ -7,8 +7,9 @@ Buffers of keys and values grow in steps, so that a token costs no copy of the p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, Self
 
 import mlx.core as mx
 import numpy as np
@@ -16,13 +17,13 @@ import numpy as np
 from ..config import Lfm3Config, TextConfig
 from ..errors import OptionError
 from .bounded_states import BoundedState, ConvCache, WindowCache, right_aligned
-from .layers import Context
+from .layers import Context, seen_scores
 
 GROWTH_STEP = 256  # tokens
 KV_BITS = (8, 4)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class KeyValueCache:
     """Keys and values (B, kv_heads, offset, head_dim) of one attention layer.
 
@@ -35,10 +36,6 @@ class KeyValueCache:
     names: ClassVar[tuple[str, ...]] = ("keys", "values")
     states: tuple[mx.array, ...] = ()
     offset: int = 0
-
-    def empty(self) -> KeyValueCache:
-        """A cache of the same kind, for another past."""
-        return KeyValueCache()
 
     def widths(self, head_dim: int) -> tuple[int, ...]:
         """The last dimension of each state."""
@@ -72,46 +69,35 @@ class KeyValueCache:
         self.states = tuple(mx.take_along_axis(array, columns, axis=2) for array in self.states)
         self.offset = columns.shape[2]
 
-    def row(self, index: int, padding: int, *, empty: bool = False) -> KeyValueCache:
-        """A row without its first `padding` columns; only its length if `empty`."""
-        twin = self.empty()
-        twin.offset = self.offset - padding
-        if not empty:
-            row, columns = slice(index, index + 1), slice(padding, self.offset)
-            twin.states = tuple(mx.contiguous(array[row, :, columns]) for array in self.states)
-        return twin
+    def trim(self, counts: Sequence[int], length: int) -> None:
+        """As `WindowCache.trim`."""
+        self.offset += max(counts) - length
 
-    def copy(self) -> KeyValueCache:
-        twin = self.empty()
-        twin.offset = self.offset
-        twin.states = tuple(array[...] for array in self.states)  # aliases, not copies
-        return twin
+    def row(self, index: int, padding: int, offset: int, states_only: bool = False) -> Self:
+        """A row without its first `padding` columns, `offset` are left; with `states_only` no more than this length."""
+        row, columns = slice(index, index + 1), slice(padding, self.offset)
+        states = () if states_only else tuple(mx.contiguous(array[row, :, columns]) for array in self.states)
+        return replace(self, states=states, offset=offset)
+
+    def copy(self) -> Self:
+        return replace(self, states=tuple(array[...] for array in self.states))  # aliases, not copies
 
     @staticmethod
-    def merge(layers: Sequence[KeyValueCache], cuts: Sequence[int]) -> KeyValueCache:
-        """The rows of several, aligned at the right, without the first `cuts` columns of each."""
-        twin = layers[0].empty()
-        twin.offset = max(layer.offset - cut for layer, cut in zip(layers, cuts, strict=True))
-        pasts = [
-            [right_aligned(array, slice(cut, layer.offset), twin.offset) for array in layer.states]
-            for layer, cut in zip(layers, cuts, strict=True)
-        ]
-        twin.states = tuple(mx.concatenate(list(same)) for same in zip(*pasts, strict=True))
-        return twin
+    def merge(layers: Sequence[KeyValueCache], cuts: Sequence[int], offsets: Sequence[int]) -> KeyValueCache:
+        """The rows of several, aligned at the right, without the first `cuts` columns of each; `offsets` are left."""
+        used = [slice(cut, layer.offset) for layer, cut in zip(layers, cuts, strict=True)]
+        return replace(layers[0], states=right_aligned(layers, used, max(offsets)), offset=max(offsets))
 
 
+@dataclass(eq=False)
 class QuantizedKeyValueCache(KeyValueCache):
     """Keys and values quantised to `bits`, in groups along each head's numbers: the states are packed numbers, scales
     and biases of both, as `mx.quantize` makes them. A token's do not depend on others."""
 
     names = ("keys", "key_scales", "key_biases", "values", "value_scales", "value_biases")
 
-    def __init__(self, bits: int, group_size: int):
-        super().__init__()
-        self.bits, self.group_size = bits, group_size
-
-    def empty(self) -> KeyValueCache:
-        return QuantizedKeyValueCache(self.bits, self.group_size)
+    bits: int
+    group_size: int
 
     def widths(self, head_dim: int) -> tuple[int, ...]:
         return (head_dim * self.bits // 32, head_dim // self.group_size, head_dim // self.group_size) * 2
@@ -134,13 +120,7 @@ class QuantizedKeyValueCache(KeyValueCache):
         grouped = (queries * scale).reshape(batch, keys.shape[1], -1, length, depth)
         packed, scales, biases = made[:3]
         scores = mx.quantized_matmul(grouped, packed, scales, biases, True, self.group_size, self.bits)
-        if isinstance(mask, str):
-            total = scores.shape[-1]
-            mask = mx.arange(total)[None, :] <= mx.arange(total - length, total)[:, None]
-        elif mask is not None:
-            mask = mask[:, :, None]
-        if mask is not None:
-            scores = mx.where(mask, scores, mx.array(-mx.inf, scores.dtype))
+        scores = seen_scores(scores, mask[:, :, None] if isinstance(mask, mx.array) else mask)
         weights = mx.softmax(scores, axis=-1, precise=True)
         packed, scales, biases = made[3:]
         out = mx.quantized_matmul(weights, packed, scales, biases, False, self.group_size, self.bits)
@@ -208,8 +188,8 @@ class Cache:
 
     @classmethod
     def _of(cls, layers: list[LayerCache], offset: int, like: Cache) -> Cache:
-        twin = cls.__new__(cls)
-        twin.layers, twin.offset, twin.drafter, twin._depth = layers, offset, like.drafter, like._depth
+        twin = copy(like)
+        twin.layers, twin.offset = layers, offset
         return twin
 
     def follow(self, drafter: Drafter | None) -> None:
@@ -238,16 +218,7 @@ class Cache:
         """One row as a cache of its own, without the first `padding` columns. With `states_only` the keys and values
         that a checkpoint does not need are left out."""
         offset = self.offset - padding
-        twin = self._of(
-            [
-                layer.row(index, padding, empty=states_only)
-                if isinstance(layer, KeyValueCache)
-                else layer.row(index, offset)
-                for layer in self.layers
-            ],
-            offset,
-            self,
-        )
+        twin = self._of([layer.row(index, padding, offset, states_only) for layer in self.layers], offset, self)
         mx.eval(twin.arrays)
         return twin
 
@@ -266,13 +237,8 @@ class Cache:
         for cache in caches:
             cache.follow(drafter)
         offsets = [cache.offset - cut for cache, cut in zip(caches, cuts, strict=True)]
-        layers: list[LayerCache] = []
-        for same in zip(*(cache.layers for cache in caches), strict=True):
-            if isinstance(same[0], KeyValueCache):
-                layers.append(KeyValueCache.merge(same, cuts))
-            else:
-                layers.append(type(same[0]).merge(same, offsets))
-        return cls._of(layers, max(offsets), caches[0])
+        every = zip(*(cache.layers for cache in caches), strict=True)
+        return cls._of([same[0].merge(same, cuts, offsets) for same in every], max(offsets), caches[0])
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -321,22 +287,14 @@ class Cache:
         The rows still end at one column, that of the longest: the columns of shorter ones before it must be masked."""
         length, self.offset = self.offset - start, start + max(counts)
         for layer in self.layers:
-            if isinstance(layer, KeyValueCache):
-                layer.offset = self.offset
-            elif isinstance(layer, WindowCache):
-                layer.trim(counts, length)
-            else:
-                layer.trim(counts)
+            layer.trim(counts, length)
 
     def select(self, columns: np.ndarray) -> None:
         """Keeps these columns (B, n) of each row's keys and values, in this order: the last n, without gaps."""
         self.offset = columns.shape[1]
         index = mx.array(columns)[:, None, :, None]
         for layer in self.layers:
-            if isinstance(layer, KeyValueCache):
-                layer.select(index)
-            elif isinstance(layer, WindowCache):
-                layer.states = tuple(array[:, :, -self.offset :] for array in layer.states)
+            layer.select(index)
 
 
 def _new_layer(config: TextConfig, kind: str, kv_bits: int | None = None) -> LayerCache:

@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from ..config import DSparkConfig
 from .cache import KeyValueCache
-from .layers import Context, rope_frequencies, swiglu
+from .layers import Context, rope_frequencies, rotated, swiglu
 
 
 class DSparkAttention(nn.Module):
@@ -50,15 +50,7 @@ class DSparkAttention(nn.Module):
         return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3)
 
     def _rotated(self, x: mx.array, offset: int | mx.array) -> mx.array:
-        return mx.fast.rope(
-            x,
-            self.head_dim,
-            traditional=self._traditional,
-            base=None,
-            scale=1.0,
-            offset=offset,
-            freqs=self._frequencies,
-        )
+        return rotated(x, offset, self._frequencies, self._traditional)
 
 
 class DSparkMLP(nn.Module):

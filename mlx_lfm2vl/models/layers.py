@@ -133,6 +133,19 @@ def rotation_for(position_ids: mx.array, frequencies: mx.array, dtype: mx.Dtype)
     return mx.cos(angles).astype(dtype), mx.sin(angles).astype(dtype)
 
 
+def rotated(x: mx.array, offset: int | mx.array, frequencies: mx.array, traditional: bool = False) -> mx.array:
+    """(B, heads, L, head_dim) from position `offset` on, or one a row (B,)."""
+    return mx.fast.rope(x, x.shape[-1], traditional=traditional, base=None, scale=1.0, offset=offset, freqs=frequencies)
+
+
+def seen_scores(scores: mx.array, mask: mx.array | str | None) -> mx.array:
+    """Scores of attention (..., L, S), minus infinity where a mask as that of `Context` lets a query not see a key."""
+    if isinstance(mask, str):
+        length, total = scores.shape[-2:]
+        mask = mx.arange(total)[None, :] <= mx.arange(total - length, total)[:, None]
+    return scores if mask is None else mx.where(mask, scores, mx.array(-mx.inf, scores.dtype))
+
+
 def padding_masks(real: np.ndarray, length: int) -> tuple[mx.array, mx.array | None]:
     """Masks for padded prompts.
 

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from ..config import Lfm2Config, Lfm3Config
 from .bounded_states import ConvCache, WindowCache
 from .cache import Cache, KeyValueCache, QuantizedKeyValueCache
-from .layers import Context, add_linear, rope_frequencies, rotation_for, swiglu
+from .layers import Context, add_linear, rope_frequencies, rotated, rotation_for, seen_scores, swiglu
 
 
 class Lfm2Attention(nn.Module):
@@ -98,15 +98,7 @@ class Lfm2Attention(nn.Module):
 
     def _rotate(self, x: mx.array, context: Context) -> mx.array:
         if context.positions is None:
-            return mx.fast.rope(
-                x,
-                self.head_dim,
-                traditional=False,
-                base=None,
-                scale=1.0,
-                offset=context.offset,
-                freqs=self._frequencies,
-            )
+            return rotated(x, context.offset, self._frequencies)
         cos, sin = rotation_for(context.positions, self._frequencies, x.dtype)
         half = self.head_dim // 2
         turned = mx.concatenate([-x[..., half:], x[..., :half]], axis=-1)
@@ -119,12 +111,7 @@ def _explicit_attention(
     """Attention with its weights (B, heads, L, S), for whoever asks to see them."""
     groups = queries.shape[1] // keys.shape[1]
     keys, values = mx.repeat(keys, groups, axis=1), mx.repeat(values, groups, axis=1)
-    scores = (queries @ keys.swapaxes(-1, -2)) * scale
-    if isinstance(mask, str):
-        length, total = scores.shape[-2:]
-        mask = mx.arange(total)[None, :] <= mx.arange(total - length, total)[:, None]
-    if mask is not None:
-        scores = mx.where(mask, scores, mx.array(-mx.inf, scores.dtype))
+    scores = seen_scores((queries @ keys.swapaxes(-1, -2)) * scale, mask)
     weights = mx.softmax(scores, axis=-1, precise=True)
     return weights @ values, weights
 

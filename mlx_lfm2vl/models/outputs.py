@@ -24,8 +24,7 @@ class ModelOutput:
         return getattr(self, "past_key_values", None)
 
     def to_tuple(self) -> tuple[Any, ...]:
-        values = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
-        return tuple(value for value in values if value is not None)
+        return tuple(getattr(self, name) for name in self.keys())
 
     def keys(self) -> list[str]:
         return [f.name for f in fields(self) if getattr(self, f.name) is not None]  # type: ignore[arg-type]

@@ -119,6 +119,8 @@ def _cuts(path: str, module: nn.Module, sharding: str, segments: int = 1) -> dic
 
 
 class _ByVocabulary(nn.Module):
+    """What is cut by the vocabulary, dense or quantised."""
+
     group: mx.distributed.Group
 
     def _gather(self, x: mx.array) -> mx.array:
@@ -147,25 +149,8 @@ class _Head(_ByVocabulary):
         return self._gather(super().__call__(x))  # type: ignore[misc]
 
 
-class ShardedEmbedding(_Embedding, nn.Embedding):
-    """Rows of an embedding, cut by the vocabulary."""
-
-
-class QuantizedShardedEmbedding(_Embedding, nn.QuantizedEmbedding):
-    """Rows of a quantised embedding, cut by the vocabulary."""
-
-
-class ShardedHead(_Head, nn.Linear):
-    """Outputs of a language-modelling head, cut by the vocabulary and gathered in all ranks."""
-
-
-class QuantizedShardedHead(_Head, nn.QuantizedLinear):
-    """Outputs of a quantised language-modelling head, cut by the vocabulary and gathered in all ranks."""
-
-
 BY_VOCABULARY: dict[type[nn.Module], type[_ByVocabulary]] = {
-    nn.Embedding: ShardedEmbedding,
-    nn.QuantizedEmbedding: QuantizedShardedEmbedding,
-    nn.Linear: ShardedHead,
-    nn.QuantizedLinear: QuantizedShardedHead,
+    kind: type(f"Sharded{kind.__name__}", (part, kind), {})
+    for part, kinds in ((_Embedding, (nn.Embedding, nn.QuantizedEmbedding)), (_Head, (nn.Linear, nn.QuantizedLinear)))
+    for kind in kinds
 }

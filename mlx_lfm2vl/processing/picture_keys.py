@@ -120,6 +120,32 @@ def pictures_key(data: Mapping[str, Any], known: tuple[str, ...], videos: bool =
     return given[0] if given else None
 
 
+def row_pictures(data: Mapping[str, Any], known: tuple[str, ...], others: tuple[str, ...] = ()) -> list[str]:
+    """The names of a row's pictures: paths, addresses or data URIs.
+
+    Args:
+        data: the row's JSON.
+        known: the keys that are read beside them.
+        others: keys that may stand there too, and are not taken for misspelt ones.
+
+    Raises:
+        PromptError: as `pictures_key`, and for any other key that is misspelt, or what names no picture.
+    """
+    if not isinstance(data, Mapping):
+        raise PromptError("is not an object")
+    given = pictures_key(data, (*known, *others))
+    if near := misspelt(data, known):
+        raise PromptError(f'"{near[0]}" is not read; call it "{near[1]}"')
+    asked = any(key in data for key in ("prompt", "messages") if key in known)
+    if not asked and (key := prompt_key(data, others)):
+        raise PromptError(f'"{key}" is not read; call it "prompt"')
+    value = None if given is None else data[given]
+    images = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(image, str) and image for image in images):
+        raise PromptError('"image" must be a path, a URL, a data URI or a list of them')
+    return images
+
+
 def videos_key(data: Mapping[str, Any]) -> str | None:
     """The key of a row whose videos are read: "video", "videos", "video_url", "video_path" and the like. Raises
     `PromptError` for two of them."""

@@ -27,9 +27,9 @@ class Progress:
     """The way of a training so far: steps done, what each reported, and the lowest validation loss with its step."""
 
     step: int = 0
-    log: list[dict[str, Any]] = field(default_factory=list)
     best: float | None = None
     best_step: int | None = None
+    log: list[dict[str, Any]] = field(default_factory=list)
 
 
 def save_checkpoint(
@@ -43,8 +43,7 @@ def save_checkpoint(
     tensors = {_MODEL + name: array for name, array in trainable(model).items()}
     states = cast(list[tuple[str, mx.array]], tree_flatten(optimizer.state))
     tensors |= {_OPTIMIZER + name: array for name, array in states}
-    state = {"step": progress.step, "best": progress.best, "best_step": progress.best_step, "log": progress.log}
-    replace_tensors(folder / FILE, tensors, {"state": json.dumps(state), "settings": json.dumps(settings)})
+    replace_tensors(folder / FILE, tensors, {"state": json.dumps(vars(progress)), "settings": json.dumps(settings)})
     part = folder / f".{LOG}.part"
     part.write_text("".join(json.dumps(entry) + "\n" for entry in progress.log), encoding="utf-8")
     part.replace(folder / LOG)
@@ -80,7 +79,7 @@ def load_checkpoint(
     optimizer.init(model.trainable_parameters())
     optimizer.state = tree_unflatten(_part(arrays, _OPTIMIZER))
     mx.eval(model.parameters(), optimizer.state)
-    return Progress(state["step"], state["log"], state["best"], state["best_step"])
+    return Progress(**state)
 
 
 def _part(arrays: dict[str, mx.array], prefix: str) -> list[tuple[str, mx.array]]:

@@ -64,10 +64,8 @@ class TrainingOptions:
         self._whole("seed", 0, 2**31 - 1)
         if self.iters is not None:
             self._whole("iters", 1)
-        self._real("alpha", lambda value: value > 0, "a number above 0")
-        self._real("learning_rate", lambda value: value > 0, "a number above 0")
-        self._real("max_grad_norm", lambda value: value > 0, "a number above 0")
-        self._real("keep_weight", lambda value: value > 0, "a number above 0")
+        for name in ("alpha", "learning_rate", "max_grad_norm", "keep_weight"):
+            self._real(name, lambda value: value > 0, "a number above 0")
         self._real("weight_decay", lambda value: value >= 0, "a number of at least 0")
         self._real("dropout", lambda value: 0 <= value < 1, "a number from 0 to below 1")
         if self.dropout and self.grad_checkpoint:

@@ -18,7 +18,7 @@ from ..errors import OptionError, PromptError
 from ..generation.request import conversation
 from ..processing.json_lines import each_row
 from ..processing.open_file import beside
-from ..processing.picture_keys import misspelt, pictures_key, prompt_key
+from ..processing.picture_keys import row_pictures
 
 TRAIN, VALID, KEEP = "train.jsonl", "valid.jsonl", "keep.jsonl"
 ANSWER, WRITTEN = "answer", "text"  # fields of the answer: a user's, and that of rows which `batch` has written
@@ -86,16 +86,7 @@ def read_rows(file: Path, kept: bool = False) -> list[TrainingRow]:
 
 def row_messages(data: Any, folder: Path) -> list[dict[str, Any]]:
     """The conversation of a row, the answer last; paths are relative to the folder. Raises `PromptError`."""
-    if not isinstance(data, Mapping):
-        raise PromptError("is not an object")
-    given = pictures_key(data, (*_KNOWN, WRITTEN))
-    if near := misspelt(data, _KNOWN):
-        raise PromptError(f'"{near[0]}" is not read; call it "{near[1]}"')
-    if "prompt" not in data and "messages" not in data and (key := prompt_key(data, (WRITTEN,))):
-        raise PromptError(f'"{key}" is not read; call it "prompt"')
-    images = [] if given is None else _listed(data[given])
-    if not all(isinstance(image, str) and image for image in images):
-        raise PromptError('"image" must be a path, a URL, a data URI or a list of them')
+    images = row_pictures(data, _KNOWN, (WRITTEN,))
     if "messages" in data:
         if clash := [key for key in ("prompt", "system", ANSWER) if key in data]:
             raise PromptError(f'has "messages" and "{clash[0]}"; give one of them')
@@ -149,7 +140,3 @@ def _item(item: Any, rest: list[str], folder: Path) -> Any:
             raise PromptError("has more image items than pictures")
         return {**item, "image": beside(rest.pop(0), folder)}
     return {**item, **{name: beside(item[name], folder) for name in own}}
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]

@@ -22,8 +22,7 @@ import numpy as np
 from mlx_lfm2vl import demo
 from mlx_lfm2vl.conversion.calibration import Question, questions
 from mlx_lfm2vl.conversion.layerwise import quantize_layerwise
-from mlx_lfm2vl.conversion.search import Assignment, Bench
-from mlx_lfm2vl.conversion.sizes import Sizes
+from mlx_lfm2vl.conversion.search import Assignment, Bench, Sizes
 from mlx_lfm2vl.weights.quantize import Quantization, decode
 
 from ..demo import tasks_more  # noqa: F401  # registers its tasks
@@ -52,8 +51,8 @@ def main() -> None:
         own = draw(Path(scratch) / "own", "validate", args.each)
         sizes = Sizes(model, args.group)
         bench = Bench(model, sizes, held)
-        everywhere = {bits: dict.fromkeys(bench.paths, bits) for bits in args.bits}
-        plain = {bits: bench.divergences(assignment) for bits, assignment in everywhere.items()}
+        everywhere = {bits: dict.fromkeys(bench.sizes.paths, bits) for bits in args.bits}
+        plain = {bits: bench.divergences(bench.rounded(assignment)) for bits, assignment in everywhere.items()}
         tokens = sum(map(len, plain[args.bits[0]]))
         print(
             f"\n{len(TASKS) * args.each} questions to calibrate on; {tokens} tokens of {len(TASKS) * args.held} others"
@@ -70,16 +69,16 @@ def main() -> None:
         for bits, assignment in everywhere.items():
             row(bits, "rtn", sizes.size(assignment), plain[bits])
             weights = calibrated(model, sizes, assignment, asked)
-            row(bits, "gptq", sizes.size(assignment), bench.divergences_of(weights))
+            row(bits, "gptq", sizes.size(assignment), bench.divergences(weights))
         if args.no_search:
             return
         search = Bench(model, sizes, own)
         search.probe()
         for bits, assignment in everywhere.items():
             chosen, point = search.fit(sizes.size(assignment))
-            row(bits, "rtn, by measurement", point.size, bench.divergences(chosen))
+            row(bits, "rtn, by measurement", point.size, bench.divergences(bench.rounded(chosen)))
             weights = calibrated(model, sizes, chosen, asked)
-            row(bits, "gptq, by measurement", point.size, bench.divergences_of(weights))
+            row(bits, "gptq, by measurement", point.size, bench.divergences(weights))
 
 
 if __name__ == "__main__":

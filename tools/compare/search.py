@@ -23,8 +23,7 @@ import numpy as np
 import tools.demo.tasks_more  # noqa: F401  # registers its tasks
 from mlx_lfm2vl import demo
 from mlx_lfm2vl.conversion.plan import QuantizationOptions, make_plan
-from mlx_lfm2vl.conversion.search import Assignment, Bench
-from mlx_lfm2vl.conversion.sizes import Sizes
+from mlx_lfm2vl.conversion.search import Assignment, Bench, Sizes
 from mlx_lfm2vl.weights.load import open_model
 from mlx_lfm2vl.weights.quantize import parameter_count, widths
 
@@ -58,7 +57,10 @@ def recipes(model: Path, held: Path) -> None:
             options = QuantizationOptions(group_size=group, recipe=recipe)
             plan = make_plan(widths(module), parameter_count(module), options)
             bits = {path: spec.bits for path, spec in plan.modules.items() if spec is not None}
-            print(f"| `{recipe}`, {group} | {bench.size(bits) / 1e6:.2f} | {bench.divergence(bits):.2g} |", flush=True)
+            print(
+                f"| `{recipe}`, {group} | {bench.sizes.size(bits) / 1e6:.2f} | {bench.divergence(bits):.2g} |",
+                flush=True,
+            )
 
 
 def interval(one: list[np.ndarray], other: list[np.ndarray]) -> tuple[float, float]:
@@ -73,8 +75,8 @@ def interval(one: list[np.ndarray], other: list[np.ndarray]) -> tuple[float, flo
 def searches(model: Path, group: int, calibrations: dict[str, Path | None], held: Path) -> None:
     """The search at the sizes of the same bits everywhere, measured on the questions it used and on others."""
     bench = Bench(model, Sizes(model, group), held)
-    everywhere: dict[int, Assignment] = {bits: dict.fromkeys(bench.paths, bits) for bits in (3, 4, 5, 6)}
-    uniform = {bits: bench.divergences(assignment) for bits, assignment in everywhere.items()}
+    everywhere: dict[int, Assignment] = {bits: dict.fromkeys(bench.sizes.paths, bits) for bits in (3, 4, 5, 6)}
+    uniform = {bits: bench.divergences(bench.rounded(assignment)) for bits, assignment in everywhere.items()}
     count, tokens = len(uniform[4]), sum(map(len, uniform[4]))
     print(f"\nGroups of {group}; measured on {count} held-out questions, {tokens} tokens of answers\n")
     print("| at the size of | weights, MB | everywhere | searched on | its questions | held out | ratio |")
@@ -84,9 +86,9 @@ def searches(model: Path, group: int, calibrations: dict[str, Path | None], held
         own = Bench(model, Sizes(model, group), folder)
         own.probe()
         for bits, assignment in everywhere.items():
-            size = bench.size(assignment)
+            size = bench.sizes.size(assignment)
             chosen, point = own.fit(size)
-            found = bench.divergences(chosen)
+            found = bench.divergences(bench.rounded(chosen))
             means = [float(np.concatenate(rows).mean()) for rows in (uniform[bits], found)]
             low, high = interval(found, uniform[bits])
             fitted = f"{point.kl:.2g} / {own.divergence(assignment):.2g}"

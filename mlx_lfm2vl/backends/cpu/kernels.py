@@ -123,19 +123,21 @@ def attention_step(
     keys: np.ndarray,
     values: np.ndarray,
     *,
+    past: int,
     offset: np.ndarray,
     mask: np.ndarray | None,
     frequencies: np.ndarray,
     eps: float,
     parameters: dict[str, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All of that layer for one token a row: (B, 1, width), with `keys` and `values` (B, kv_heads, past, dim), the
-    token's position `offset` (or one a row), and `mask` (B, 1, 1, past + 1), true where it sees a key -> the same
-    shape, and the token's own key and value (B, kv_heads, 1, dim).
+    """All of that layer for one token a row: (B, 1, width), with `keys` and `values` (B, kv_heads, room, dim), of which
+    the first `past` columns are used, the token's position `offset` (or one a row), and `mask` (B, 1, 1, past + 1),
+    true where it sees a key -> the same shape, and the token's own key and value (B, kv_heads, 1, dim).
 
     In a single token's attention there is so little to do that waiting for MLX's thread would take most of the time.
     """
-    (batch, kv_heads, past, depth) = keys.shape
+    keys, values = keys[:, :, :past], values[:, :, :past]
+    batch, kv_heads, _, depth = keys.shape
     queries, key, value = attention_inputs(x, 1, eps, parameters)
     queries, key = (_rotated(y, offset, frequencies) for y in (queries, key))
     key, value = (y.reshape(batch, kv_heads, 1, depth) for y in (key, value))

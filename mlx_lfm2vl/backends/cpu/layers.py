@@ -28,15 +28,24 @@ SMALL = 2**14  # attention of fewer scores is MLX's, which takes fewer steps
 
 
 def _computed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a function of NumPy's arrays one of MLX's. Memory is shared on the way in and copied on the way out.
-    Results are one or a tuple."""
+    """Makes a function of NumPy's arrays one of MLX's, alone or in tuples and dictionaries. Memory is shared on the way
+    in and copied on the way out. Results are one or a tuple."""
 
-    def computed(*given: mx.array) -> Any:
+    def computed(*given: Any, **named: Any) -> Any:
         with np.errstate(all="ignore"):  # what is not finite is found where an answer is
-            results = function(*(np.array(array, copy=False) for array in given))
+            results = function(*_shared(given), **_shared(named))
         return tuple(map(mx.array, results)) if isinstance(results, tuple) else mx.array(results)
 
     return computed
+
+
+def _shared(value: Any) -> Any:
+    """The same with NumPy's arrays in the memory of MLX's."""
+    if isinstance(value, mx.array):
+        return np.array(value, copy=False)
+    if isinstance(value, tuple):
+        return tuple(map(_shared, value))
+    return {name: _shared(each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 def _without_gradients(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,7 +65,11 @@ def _is_float32(*given: mx.array) -> bool:
 
 
 _product = _without_gradients(arrays.product)
-_biased_product = _without_gradients(lambda bias, x, weight: arrays.product(x, weight, bias))
+_encoder_layer = _without_gradients(kernels.encoder_layer)
+_conv_layer = _computed(kernels.conv_layer)
+_attention_inputs = _computed(kernels.attention_inputs)
+_attention_output = _computed(kernels.attention_output)
+_attention_step = _computed(kernels.attention_step)
 
 
 class CpuLinear(nn.Linear):
@@ -64,7 +77,7 @@ class CpuLinear(nn.Linear):
         weight = self["weight"]
         if not _is_float32(x, weight):
             return super().__call__(x)
-        return _biased_product(self["bias"], x, weight) if "bias" in self else _product(x, weight)
+        return _product(x, weight, self["bias"]) if "bias" in self else _product(x, weight)
 
 
 class CpuEmbedding(nn.Embedding):
@@ -112,15 +125,10 @@ class CpuEncoderLayer(Siglip2EncoderLayer):
         linears = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, mlp.fc1, mlp.fc2)
         if not _dense(x, linears) or ACTIVATIONS[mlp.hidden_act] is not gelu_tanh:
             return super().__call__(x, groups)
-        parameters = dict(tree_flatten(self.parameters()))
         eps = self.layer_norm1.eps, self.layer_norm2.eps
-
-        def layer(x: np.ndarray, *values: np.ndarray) -> np.ndarray:
-            return kernels.encoder_layer(
-                x, groups, attention.num_heads, eps, dict(zip(parameters, values, strict=True))
-            )
-
-        return _without_gradients(layer)(x, *parameters.values())  # type: ignore[no-any-return]
+        parameters = dict(tree_flatten(self.parameters()))
+        made: mx.array = _encoder_layer(x, groups, attention.num_heads, eps, parameters)
+        return made
 
 
 class CpuDecoderLayer(Lfm2DecoderLayer):
@@ -167,17 +175,13 @@ class CpuDecoderLayer(Lfm2DecoderLayer):
     def _convolve(
         self, x: mx.array, context: Context, cache: ConvCache | None, parameters: dict[str, mx.array]
     ) -> mx.array:
-        mask = None if context.conv_mask is None else np.array(context.conv_mask)
         records = cache is not None and cache.records
-
-        def layer(x: np.ndarray, past: Sequence[np.ndarray], of: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-            return kernels.conv_layer(x, tuple(past), self.operator_norm.eps, of, mask, records)
-
-        made, *taps = _with_parameters(layer, x, self.conv.past(x, cache), parameters)
+        past = tuple(self.conv.past(x, cache))
+        made, *taps = _conv_layer(x, past, self.operator_norm.eps, parameters, context.conv_mask, records)
         if cache is not None:
             cache.block = (taps.pop(),) if records else ()
             cache.states = tuple(taps)
-        return made
+        return made  # type: ignore[no-any-return]
 
     def _attend(
         self,
@@ -188,56 +192,31 @@ class CpuDecoderLayer(Lfm2DecoderLayer):
         parameters: dict[str, mx.array],
     ) -> mx.array:
         """Several tokens: MLX rotates and keeps the cache."""
-        of, eps, queries = self.self_attn, self.operator_norm.eps, query_context.length
-
-        def inputs(x: np.ndarray, _: Sequence[np.ndarray], of_layer: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-            return kernels.attention_inputs(x, queries, eps, of_layer)
-
-        def output(
-            residual: np.ndarray, mixed: Sequence[np.ndarray], of_layer: dict[str, np.ndarray]
-        ) -> tuple[np.ndarray, ...]:
-            return (kernels.attention_output(residual, mixed[0], eps, of_layer),)
-
-        asking, keys, values = _with_parameters(inputs, x, (), parameters)
-        mixed = of.attend(asking, keys, values, context, cache, query_context)
-        return _with_parameters(output, x[:, -queries:], (mixed,), parameters)[0]
+        eps, queries = self.operator_norm.eps, query_context.length
+        asking, keys, values = _attention_inputs(x, queries, eps, parameters)
+        mixed = self.self_attn.attend(asking, keys, values, context, cache, query_context)
+        return _attention_output(x[:, -queries:], mixed, eps, parameters)  # type: ignore[no-any-return]
 
     def _attend_once(
         self, x: mx.array, context: Context, cache: KeyValueCache, parameters: dict[str, mx.array]
     ) -> mx.array:
         """One token a row, which sees all before it, "causal" or not. There is so little to do that waiting for MLX's
         thread would take most of the time."""
-        mask, past = context.attention_mask, cache.offset
-        options: dict[str, Any] = {
-            "offset": np.array(context.offset),
-            "mask": np.array(mask) if isinstance(mask, mx.array) else None,
-            "frequencies": np.array(self.self_attn._frequencies),
-            "eps": self.operator_norm.eps,
-        }
-
-        def step(x: np.ndarray, both: Sequence[np.ndarray], of_layer: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-            keys, values = (states[:, :, :past] for states in both)
-            return kernels.attention_step(x, keys, values, parameters=of_layer, **options)
-
-        made, key, value = _with_parameters(step, x, cache.states, parameters)
+        keys, values = cache.states
+        made, key, value = _attention_step(
+            x,
+            keys,
+            values,
+            past=cache.offset,
+            offset=np.array(context.offset),
+            mask=context.attention_mask if isinstance(context.attention_mask, mx.array) else None,
+            frequencies=self.self_attn._frequencies,
+            eps=self.operator_norm.eps,
+            parameters=parameters,
+        )
         cache.update(key, value)
         mx.async_eval(cache.states)  # so that the next token need not wait for them
-        return made
-
-
-def _with_parameters(
-    function: Callable[..., tuple[np.ndarray, ...]],
-    x: mx.array,
-    others: Sequence[mx.array],
-    parameters: dict[str, mx.array],
-) -> Any:
-    """`function(x, others, parameters)` of NumPy's arrays."""
-    count = len(others)
-
-    def unpacked(x: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, ...]:
-        return function(x, values[:count], dict(zip(parameters, values[count:], strict=True)))
-
-    return _computed(unpacked)(x, *others, *parameters.values())
+        return made  # type: ignore[no-any-return]
 
 
 REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {

@@ -15,7 +15,7 @@ from typing import Any
 from ...errors import OptionError, PromptError
 from ...processing.json_lines import each_row
 from ...processing.open_file import beside
-from ...processing.picture_keys import misspelt, pictures_key, prompt_key
+from ...processing.picture_keys import row_pictures
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 PROMPTS = "prompts.txt"
@@ -76,21 +76,10 @@ def _rows(file: Path) -> list[Question]:
 
 
 def _row(data: Any, folder: Path) -> Question:
-    if not isinstance(data, dict):
-        raise PromptError("is not an object")
-    known = ("prompt", "system")
-    given = pictures_key(data, known)
-    if near := misspelt(data, known):
-        raise PromptError(f'"{near[0]}" is not read; call it "{near[1]}"')
-    if "prompt" not in data and (key := prompt_key(data)):
-        raise PromptError(f'"{key}" is not read; call it "prompt"')
-    value = data[given] if given is not None else None
-    images = value if isinstance(value, list) else [] if value is None else [value]
+    images = row_pictures(data, ("prompt", "system"))
     prompt, system = data.get("prompt", DEFAULT_PROMPT if images else None), data.get("system")
     if not isinstance(prompt, str) or not (system is None or isinstance(system, str)):
         raise PromptError('"prompt" and "system" must be strings, and a row has a "prompt" or an "image"')
-    if not all(isinstance(image, str) and image for image in images):
-        raise PromptError('"image" must be a path, a URL, a data URI or a list of them')
     return Question(prompt, tuple(str(beside(image, folder)) for image in images), system)
 
 
